@@ -1,0 +1,283 @@
+"""A job file: its sections, their defaults, and error messages that say what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
+from pydantic.fields import FieldInfo
+
+from .errors import ConfigurationError
+from .sampling_params import SamplingParams
+
+JOB_SAMPLING = SamplingParams(max_tokens=256, seed=0)
+"""What a job samples with where its file says nothing."""
+
+Count = Annotated[int, Field(ge=1)]
+
+
+def _setting(expected: str, default: Any = ...) -> Any:
+    """A field whose description completes the sentence "got X, expected …"."""
+    return Field(default, description=expected)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSection(Section):
+    path: str = _setting("'demo', a .pth or .safetensors file, a folder, or hf://owner/repo/file@revision")
+    tokenizer: str | None = _setting("auto, world, bytes, a vocabulary or tokenizer.json file, or null", "auto")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = _setting("auto, float32, float16 or bfloat16", "auto")
+    quantization: str | None = _setting("the name of a weight format, or null", None)
+    strategy: str | None = _setting("a ChatRWKV strategy such as 'cuda fp16 *10 -> cpu fp32', or null", None)
+    init_state: str | None = _setting("a file with an initial state, or null", None)
+    ln_x_eps: Annotated[float, Field(gt=0)] | None = _setting("a number above 0, or null", None)
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = _setting("64 hexadecimal digits, or null", None)
+
+
+class EngineSection(Section):
+    device: str = _setting("auto, cpu, cuda or cuda:<index>", "auto")
+    backend: Literal["auto", "triton", "cuda", "cpu", "reference"] = _setting(
+        "auto, triton, cuda, cpu or reference", "auto"
+    )
+    max_batch_size: Literal["auto"] | Count = _setting("auto or an integer from 1", "auto")
+    max_batch_tokens: Literal["auto"] | Count = _setting("auto or an integer from 1", "auto")
+    state_dtype: Literal["float32", "float16"] = _setting("float32 or float16", "float32")
+    prefix_sharing: bool = _setting("true or false", True)
+    batch_invariant: bool = _setting("true or false", False)
+
+
+class InputSection(Section):
+    path: str | Annotated[list[str], Field(min_length=1)] = _setting("a file, folder, glob or URL, or a list of them")
+    format: Literal["auto", "parquet", "jsonl", "openai-batch"] = _setting(
+        "auto, parquet, jsonl or openai-batch", "auto"
+    )
+    columns: dict[str, str | None] = _setting("a mapping from a column's part to its name, or to null: not used", {})
+    template: str | None = _setting("a Jinja template, a file that holds one, or null", None)
+    limit: Count | None = _setting("a number of rows from 1, or null", None)
+    max_prompt_tokens: Count | None = _setting("an integer from 1, or null", None)
+
+
+class OutputSection(Section):
+    path: str = _setting("a folder on a local disk")
+    rows_per_part: Count = _setting("an integer from 1", 20000)
+    flush_seconds: Annotated[float, Field(ge=0, le=86400)] = _setting("a number of seconds from 0 to 86400", 30.0)
+    input_columns: Literal["all", "none"] | list[str] = _setting("all, none, or a list of column names", "all")
+    token_ids: bool = _setting("true or false", False)
+    logprobs: bool = _setting("true or false", False)
+
+
+class RunSection(Section):
+    state_dir: str | None = _setting("a folder, or null for the output folder's name with .rwkv_batch added", None)
+    on_row_error: Literal["continue", "stop"] = _setting("continue or stop", "continue")
+    backend: Literal["local"] = _setting("local", "local")
+
+
+class JobConfig(Section):
+    """One job: every setting with its default filled in.
+
+    Read one with `load_job`; the sections are attributes of the same names as in the file.
+    """
+
+    task: Literal["generate", "score"] = _setting("generate or score", "generate")
+    model: ModelSection
+    engine: EngineSection = EngineSection()
+    input: InputSection
+    sampling: InstanceOf[SamplingParams] = JOB_SAMPLING
+    output: OutputSection
+    run: RunSection = RunSection()
+
+
+def load_job(path: str, overrides: Sequence[str] = ()) -> JobConfig:
+    """Read and check a job file.
+
+    Args:
+        path: a YAML file.
+        overrides: settings that replace the file's, each as "section.key=value" with a YAML value.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or settings are wrong: one line for each of them.
+    """
+    settings = _read_yaml(path)
+    origins = {dotted: f"-o {text}" for text in overrides for dotted in [_override(settings, text)]}
+    settings = {key: value for key, value in settings.items() if value is not None}
+    problems = list(_check_sampling(settings))
+    try:
+        job = JobConfig.model_validate(settings)
+    except ValidationError as error:
+        problems += _explain(error, settings)
+    else:
+        problems += _check_together(job)
+    if problems:
+        lines = [f"{origins[where]}: {what}" if where in origins else f"{path}: {where}: {what}" for where, what in problems]
+        raise ConfigurationError("\n".join(lines))
+    return job
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, strict about repeated keys and reading 1e-5 as the number it looks like."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key_node.value!r} is given twice", key_node.start_mark)
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            settings = yaml.load(file, _Loader)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}; expected a job file in YAML") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ConfigurationError(f"{path}: got {_shown(settings)}, expected a mapping with {_names(JobConfig.model_fields)}")
+    return settings
+
+
+def _override(settings: dict[str, Any], text: str) -> str:
+    """Apply "a.b=value" to `settings` in place and return "a.b"."""
+    dotted, equals, value = text.partition("=")
+    if not equals or not dotted:
+        raise ConfigurationError(f"-o {text}: expected section.key=value, for example sampling.temperature=0.7")
+    *sections, key = dotted.split(".")
+    target = settings
+    for name in sections:
+        if target.get(name) is None:
+            target[name] = {}
+        if not isinstance(target[name], dict):
+            raise ConfigurationError(f"-o {text}: {name} is {_shown(target[name])}, not a section")
+        target = target[name]
+    try:
+        target[key] = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"-o {text}: not a YAML value: {error}") from error
+    return dotted
+
+
+def _check_sampling(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Replace the sampling section by `SamplingParams`, yielding what is wrong with it."""
+    section = settings.pop("sampling", {})
+    known = SamplingParams.field_names()
+    if not isinstance(section, dict):
+        yield "sampling", f"got {_shown(section)}, expected a mapping with {_names(known)}"
+        return
+    good = {}
+    for key, value in section.items():
+        if key not in known:
+            yield f"sampling.{key}", _unknown(str(key), known)
+            continue
+        try:
+            sampling_with(SamplingParams(max_tokens=2**31 - 1), {key: value})
+        except ValueError as error:
+            yield f"sampling.{key}", str(error).partition(": ")[2]
+        else:
+            good[key] = value
+    try:
+        settings["sampling"] = sampling_with(JOB_SAMPLING, good)
+    except ValueError as error:
+        where, _, what = str(error).partition(": ")
+        yield where.replace("SamplingParams", "sampling"), what
+
+
+def sampling_with(base: SamplingParams, values: Mapping[str, Any]) -> SamplingParams:
+    """`base` with some fields replaced; a `seed` of None keeps the base's.
+
+    Raises:
+        ValueError: a value is of the wrong type or out of range; "SamplingParams.<field>: got …, expected …".
+    """
+    values = {name: value for name, value in values.items() if name != "seed" or value is not None}
+    if isinstance(values.get("logit_bias"), dict):
+        values["logit_bias"] = {_token_id(key): bias for key, bias in values["logit_bias"].items()}
+    try:
+        return replace(base, **values)
+    except (TypeError, AttributeError) as error:
+        name = next(iter(values))
+        raise ValueError(f"SamplingParams.{name}: got {_shown(values[name])}, which has the wrong type") from error
+
+
+def _token_id(key: Any) -> Any:
+    """JSON has no integer keys: there a token id is a string of digits."""
+    return int(key) if isinstance(key, str) and key.isdecimal() else key
+
+
+def _check_together(job: JobConfig) -> Iterator[tuple[str, str]]:
+    if job.task == "score":
+        for name in ("token_ids", "logprobs"):
+            if getattr(job.output, name):
+                yield f"output.{name}", "got true, expected false: task score has fixed columns"
+        if job.input.template is not None:
+            yield "input.template", "got a template, expected null: task score reads context and continuations from columns"
+
+
+def _explain(error: ValidationError, settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """One (where, what) for each setting that pydantic refused."""
+    seen = set()
+    for problem in error.errors(include_url=False):
+        keys, field, siblings = _locate(problem["loc"])
+        where = ".".join(keys)
+        if where in seen:
+            continue
+        seen.add(where)
+        if problem["type"] == "extra_forbidden":
+            yield where, _unknown(keys[-1], siblings)
+        elif problem["type"] == "missing":
+            yield where, f"missing, expected {_expected(field)}"
+        else:
+            yield where, f"got {_shown(_value(settings, keys))}, expected {_expected(field)}"
+
+
+def _locate(location: tuple[int | str, ...]) -> tuple[list[str], FieldInfo | None, list[str]]:
+    """Follow pydantic's location to the setting: its keys, its field, and the names beside it."""
+    section: Any = JobConfig
+    keys: list[str] = []
+    field, siblings = None, list(JobConfig.model_fields)
+    for key in location:
+        siblings = list(section.model_fields)
+        keys.append(str(key))
+        field = section.model_fields.get(key)
+        section = field.annotation if field is not None else None
+        if not (isinstance(section, type) and issubclass(section, Section)):
+            break
+    return keys, field, siblings
+
+
+def _expected(field: FieldInfo | None) -> str:
+    if field is None:
+        return "a mapping"
+    if field.description is None and isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+        return f"a mapping with {_names(field.annotation.model_fields)}"
+    return str(field.description)
+
+
+def _value(settings: Any, keys: list[str]) -> Any:
+    for key in keys:
+        settings = settings[key]
+    return settings
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"unknown key (did you mean {close[0]!r}?)" if close else f"unknown key (known: {_names(known)})"
+
+
+def _names(names: Any) -> str:
+    return ", ".join(names)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,131 @@
+"""Where a job's files live: each appears whole or not at all, and stays after a power cut."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import uuid
+from contextlib import suppress
+from typing import BinaryIO, Protocol
+
+import pyarrow as pa
+
+Data = bytes | memoryview | pa.Buffer
+
+
+class Storage(Protocol):
+    """The four verbs that the commit protocol needs. An object store serves them with LIST, PUT, GET and DELETE."""
+
+    def list(self, folder: str) -> list[str]:
+        """Names in `folder`, sorted; none where there is no such folder."""
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a whole file for reading at random. Raises FileNotFoundError."""
+
+    def atomic_write(self, path: str, data: Data, *, exclusive: bool = False) -> bool:
+        """Make `path` hold `data`, durably, in one step that other processes see entirely or not at all.
+
+        Returns:
+            False where `exclusive` was asked for and the file existed: it is left as it was.
+
+        Raises:
+            OSError: the data did not reach the disk; nothing has changed under `path`.
+        """
+
+    def remove(self, path: str) -> None:
+        """Remove a file, and its folder with the last file in it. A file that is not there is no error."""
+
+
+class LocalStorage:
+    """A POSIX file system: temporary file, fsync, rename, fsync of the folder.
+
+    Args:
+        temporary_folder: where files are written before they get their name; on the file system of all of them.
+    """
+
+    def __init__(self, temporary_folder: str) -> None:
+        self.temporary_folder = temporary_folder
+
+    def list(self, folder: str) -> list[str]:
+        try:
+            return sorted(os.listdir(folder))
+        except FileNotFoundError:
+            return []
+
+    def open(self, path: str) -> BinaryIO:
+        return open(path, "rb")
+
+    def atomic_write(self, path: str, data: Data, *, exclusive: bool = False) -> bool:
+        temporary = os.path.join(self.temporary_folder, f"{os.path.basename(path)}.{uuid.uuid4().hex}.tmp")
+        file = self._create_locked(temporary)
+        try:
+            with file:
+                self._write(file, data)
+                if not self._rename(temporary, path, exclusive):
+                    return False
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+        self._sync_folder(os.path.dirname(path))
+        return True
+
+    def remove(self, path: str) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        with suppress(OSError):
+            os.rmdir(os.path.dirname(path))
+
+    def make_folder(self, folder: str) -> None:
+        """Create `folder` and what is missing above it, durably."""
+        if os.path.isdir(folder):
+            return
+        parent = os.path.dirname(os.path.abspath(folder))
+        self.make_folder(parent)
+        with suppress(FileExistsError):
+            os.mkdir(folder)
+        self._sync_folder(parent)
+
+    def sweep(self) -> int:
+        """Remove the temporary files of processes that died, and return how many there were."""
+        swept = 0
+        for name in self.list(self.temporary_folder):
+            path = os.path.join(self.temporary_folder, name)
+            with suppress(OSError), open(path, "rb") as file:
+                # A living writer holds this lock, and loses it only with its life.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
+                swept += 1
+        return swept
+
+    def _create_locked(self, path: str) -> BinaryIO:
+        self.make_folder(self.temporary_folder)
+        while True:
+            file = open(path, "xb")
+            with suppress(OSError):  # a file system without locks: nothing is ever swept there
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_nlink:
+                return file
+            file.close()  # swept between its creation and its lock
+
+    def _write(self, file: BinaryIO, data: Data) -> None:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+    def _rename(self, temporary: str, path: str, exclusive: bool) -> bool:
+        move = os.link if exclusive else os.replace
+        try:
+            move(temporary, path)
+        except FileNotFoundError:  # no such folder yet, or another process has just removed the emptied one
+            self.make_folder(os.path.dirname(path))
+            move(temporary, path)
+        except FileExistsError:
+            return False
+        return True
+
+    def _sync_folder(self, folder: str) -> None:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,179 @@
+"""Continuous batching: requests in, completions out, in the order they finish.
+
+The engine knows token ids only: no text, no files. It pulls the next requests when a slot is free, so memory is
+bounded by the slots, whatever the number of requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from ..models.model import Model
+from .logprobs import score
+from .prefix import Prefix, plan_prefixes
+from .request import Completion, Request
+from .sampler import Sampled, Sampler, Vocabulary
+from .scheduler import PlannedRow, Scheduler
+from .sequence import Sequence
+from .state_pool import StateLayout, StatePool
+from .stats import EngineStats
+from .step_input import StepInput, build
+
+
+class Engine:
+    """Runs one model over any number of requests.
+
+    Args:
+        max_batch_size: slots; sequences that run at the same time.
+        max_batch_tokens: tokens of one step, prompts and decode rows together.
+        init_state: a state file that every sequence starts from; None takes the checkpoint's own.
+        prefix_sharing: compute prefixes that several rows share once. Samples of one row always share theirs.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        vocabulary: Vocabulary,
+        *,
+        max_batch_size: int,
+        max_batch_tokens: int,
+        init_state: str | None = None,
+        prefix_sharing: bool = True,
+    ) -> None:
+        self.model = model
+        layout = StateLayout(model.file.state_fields(model.placement), model.sizes["L"])
+        record = layout.initial_record(model.file.initial_states(init_state), model.device)
+        self.pool = StatePool(layout, max_batch_size, record)
+        self.scheduler = Scheduler(max_batch_tokens)
+        self.sampler = Sampler(max_batch_size, vocabulary, model.device)
+        self.stats = EngineStats(max_batch_size)
+        self._prefix_sharing = prefix_sharing
+        self._window = max(4 * max_batch_size, 256)
+
+    @torch.inference_mode()
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Complete every request; one caller at a time.
+
+        Requests are pulled in windows, within which shared prefixes are found. Closing the iterator early frees
+        everything that was running.
+        """
+        source = iter(requests)
+        try:
+            while True:
+                self._admit(source)
+                if self.scheduler.is_idle:
+                    return
+                yield from self.step()
+        finally:
+            self._abandon()
+
+    def step(self) -> list[Completion]:
+        """One forward pass; returns what has finished in it."""
+        clock = self.stats.clock()
+        num_decoding = len(self.scheduler.decoding)
+        plan = self.scheduler.plan()
+        step_input = build(plan, self.model.device)
+        self.stats.count(step_input, num_decoding)
+        clock.lap("schedule_seconds")
+        hidden = self.model.forward(step_input.token_ids, step_input.rows, self.pool.layers)
+        logits = self._sampled_logits(step_input, hidden)
+        self._score(step_input, hidden)
+        clock.lap("model_seconds")
+        sampled = self._sample(step_input, logits)
+        clock.lap("sample_seconds")
+        finished = self._commit(plan, step_input, sampled)
+        clock.lap("commit_seconds")
+        return finished
+
+    def check_integrity(self) -> None:
+        """Assert that every slot is free or belongs to exactly one running sequence."""
+        self.pool.check_integrity(sequence.slot for sequence in self.scheduler.running)
+
+    def _admit(self, source: Iterator[Request]) -> None:
+        while self.pool.num_free:
+            if not self.scheduler.waiting and not self._refill(source):
+                return
+            sequence = self.scheduler.next_waiting()
+            parent = sequence.parent
+            sequence.slot = self.pool.allocate(parent.record if parent else None)
+            if parent:
+                parent.num_waiting -= 1
+                if not parent.num_waiting:
+                    parent.record = None
+            if isinstance(sequence.work, Request):
+                new_constraint = sequence.work.new_constraint
+                self.sampler.assign(sequence.slot, sequence.work, new_constraint() if new_constraint else None)
+            self.scheduler.start(sequence)
+
+    def _refill(self, source: Iterator[Request]) -> bool:
+        window = list(islice(source, self._window))
+        self.stats.requested_tokens += sum(len(request.prompt_token_ids) for request in window)
+        self.scheduler.add(Sequence(work, None) for work in plan_prefixes(window, self._prefix_sharing))
+        return bool(window)
+
+    def _sampled_logits(self, step_input: StepInput, hidden: Tensor) -> Tensor | None:
+        """[n, V] float32 for the n rows that get a token."""
+        if not step_input.sampled:
+            return None
+        if len(step_input.sampled) == len(hidden):
+            return self.model.logits(hidden)
+        return self.model.logits(hidden[[index for _, index in step_input.sampled]])
+
+    def _sample(self, step_input: StepInput, logits: Tensor | None) -> Sampled | None:
+        if logits is None:
+            return None
+        return self.sampler.sample(logits, [sequence.slot for sequence, _ in step_input.sampled])
+
+    def _score(self, step_input: StepInput, hidden: Tensor) -> None:
+        scored = step_input.scored
+        if not scored:
+            return
+        found = score(
+            hidden[[token.packed_index for token in scored]],
+            [token.target for token in scored],
+            [token.num_alternatives for token in scored],
+            self.model.logits,
+        )
+        for token, result in zip(scored, found, strict=True):
+            assert token.sequence.completion is not None
+            token.sequence.completion.prompt_scores.append(result)
+
+    def _commit(self, plan: list[PlannedRow], step_input: StepInput, sampled: Sampled | None) -> list[Completion]:
+        done: list[Sequence] = []
+        for sequence, num_tokens in plan:
+            if sequence.is_decoding:
+                continue
+            sequence.num_computed += num_tokens
+            if not sequence.is_decoding:
+                continue
+            if isinstance(sequence.work, Prefix):
+                self._publish(sequence.work, sequence.slot)
+                done.append(sequence)
+            elif sequence.work.params.max_tokens == 0:
+                done.append(sequence)
+        if sampled is not None:
+            rows = zip(step_input.sampled, sampled.token_ids, sampled.logprobs, sampled.alternatives, strict=True)
+            for (sequence, _), token_id, logprob, alternatives in rows:
+                if alternatives is not None and sequence.completion is not None:
+                    sequence.completion.logprobs.append(alternatives)
+                if sequence.append(token_id, logprob):
+                    done.append(sequence)
+        for sequence in done:
+            self.pool.free(sequence.slot)
+        self.scheduler.settle({id(sequence) for sequence in done})
+        return [sequence.completion for sequence in done if sequence.completion is not None]
+
+    def _publish(self, prefix: Prefix, slot: int) -> None:
+        """A prefix is computed: its children can start from its state."""
+        prefix.record = self.pool.snapshot(slot)
+        prefix.num_waiting = len(prefix.children)
+        self.scheduler.add_first(Sequence(work, prefix) for work in prefix.children)
+
+    def _abandon(self) -> None:
+        for sequence in self.scheduler.running:
+            self.pool.free(sequence.slot)
+        self.scheduler = Scheduler(self.scheduler.max_batch_tokens)

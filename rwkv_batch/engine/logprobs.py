@@ -1,0 +1,76 @@
+"""Log-probabilities under the model's own distribution, without ever holding [tokens, V] for all tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ROWS_AT_ONCE = 64
+"""Positions whose logits exist at the same time while scoring."""
+
+
+class Logprobs(NamedTuple):
+    """One token at one position, and the most likely tokens there."""
+
+    logprob: float
+    is_greedy: bool
+    """The token is the most likely one (the first of those with the largest logit)."""
+    rank: int
+    """1 is the most likely token; 0 where no alternatives were asked for."""
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+def log_normalizer(logits: Tensor) -> Tensor:
+    """log sum exp of each row: [B, V] float32 → [B] float64."""
+    peak = logits.amax(1, keepdim=True)
+    return peak[:, 0].double() + (logits - peak).exp_().sum(1).double().log()
+
+
+def top_logprobs(logits: Tensor, normalizer: Tensor, token_ids: Tensor, counts: Sequence[int]) -> list[Logprobs]:
+    """Log-probabilities of `token_ids` [B], each with the `counts[i]` most likely tokens of its row."""
+    own = logits.gather(1, token_ids[:, None])
+    position = torch.arange(logits.shape[1], device=logits.device)
+    rank = 1 + ((logits > own) | ((logits == own) & (position < token_ids[:, None]))).sum(1)
+    top = logits.topk(min(max(counts), logits.shape[1]), dim=1)
+    columns = (
+        (own[:, 0].double() - normalizer).tolist(),
+        rank.tolist(),
+        top.indices.tolist(),
+        (top.values.double() - normalizer[:, None]).tolist(),
+        counts,
+    )
+    return [
+        Logprobs(logprob, rank == 1, rank, ids[:count], values[:count])
+        for logprob, rank, ids, values, count in zip(*columns, strict=True)
+    ]
+
+
+def score(
+    hidden: Tensor, targets: Sequence[int], counts: Sequence[int | None], head: Callable[[Tensor], Tensor]
+) -> list[Logprobs]:
+    """Score one target per position.
+
+    Args:
+        hidden: [n, C], what the head turns into logits.
+        targets: n token ids.
+        counts: for each position how many alternatives to return; None also leaves out the rank.
+        head: [m, C] → [m, V] float32.
+    """
+    found: list[Logprobs] = []
+    for start in range(0, len(targets), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        logits = head(hidden[part])
+        ids = torch.tensor(targets[part], dtype=torch.int64, device=logits.device)
+        normalizer = log_normalizer(logits)
+        wanted = [count or 0 for count in counts[part]]
+        if any(count is not None for count in counts[part]):
+            found += top_logprobs(logits, normalizer, ids, wanted)
+            continue
+        own = logits.gather(1, ids[:, None])[:, 0].double() - normalizer
+        greedy = logits.argmax(1) == ids
+        found += [Logprobs(p, g, 0, [], []) for p, g in zip(own.tolist(), greedy.tolist(), strict=True)]
+    return found

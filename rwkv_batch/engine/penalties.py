@@ -1,0 +1,90 @@
+"""Tokens seen so far in each slot, and what they subtract from the logits.
+
+Sparse: a slot lists the distinct ids it has seen, never the vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..sampling_params import SamplingParams
+
+_PRESENCE, _FREQUENCY, _REPETITION, _DECAY = range(4)
+
+
+class Penalties:
+    """Presence, frequency and repetition penalties with decay, for P slots.
+
+    Args:
+        uncounted: [V] bool, tokens whose occurrences ChatRWKV does not count (digits, spaces, tabs).
+    """
+
+    def __init__(self, num_slots: int, uncounted: Tensor) -> None:
+        device = uncounted.device
+        self._uncounted = uncounted
+        self._settings = torch.zeros(num_slots, 4, device=device)
+        self._skips_uncounted = torch.zeros(num_slots, dtype=torch.bool, device=device)
+        self._length = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._ids = torch.zeros(num_slots, 64, dtype=torch.int64, device=device)
+        self._count = torch.zeros(num_slots, 64, device=device)
+        self._generated = torch.zeros(num_slots, 64, dtype=torch.bool, device=device)
+        self._active: set[int] = set()
+
+    def assign(self, slot: int, params: SamplingParams, prompt_token_ids: list[int]) -> None:
+        """Start a new sequence in `slot`: nothing generated; the prompt counts for the repetition penalty only."""
+        self._active.discard(slot)
+        penalties = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty, params.penalty_decay)
+        if penalties[:3] == (0.0, 0.0, 1.0):
+            return
+        self._active.add(slot)
+        seen = sorted(set(prompt_token_ids)) if params.repetition_penalty != 1 else []
+        self._reserve(len(seen) + 1)
+        self._settings[slot] = torch.tensor(penalties)
+        self._skips_uncounted[slot] = params.top_p_order == "rwkv"
+        self._length[slot] = len(seen)
+        self._ids[slot] = 0
+        self._ids[slot, : len(seen)] = torch.tensor(seen, dtype=torch.int64)
+        self._count[slot] = 0
+        self._generated[slot] = False
+
+    def is_active(self, slots: list[int]) -> bool:
+        """Whether any of these slots has a penalty."""
+        return not self._active.isdisjoint(slots)
+
+    def apply(self, logits: Tensor, slots: Tensor) -> None:
+        """Penalise logits [B, V] in place."""
+        width = int(self._length[slots].max())
+        ids, count, generated = (table[slots, :width] for table in (self._ids, self._count, self._generated))
+        settings = self._settings[slots]
+        seen = torch.arange(width, device=ids.device) < self._length[slots][:, None]
+        old = logits.gather(1, ids)
+        repetition = torch.where(seen, settings[:, _REPETITION, None], torch.ones_like(old))
+        new = torch.where(old > 0, old / repetition, old * repetition)
+        new -= count * settings[:, _FREQUENCY, None] + generated * settings[:, _PRESENCE, None]
+        logits.scatter_add_(1, ids, torch.where(seen, new - old, torch.zeros_like(old)))
+
+    def count(self, token_ids: Tensor, slots: Tensor) -> None:
+        """Decay all counts, then count the tokens [B] just sampled."""
+        self._reserve(int(self._length[slots].max()) + 1)
+        ids, length = self._ids[slots], self._length[slots]
+        listed = torch.arange(ids.shape[1], device=ids.device) < length[:, None]
+        match = (ids == token_ids[:, None]) & listed
+        is_new = ~match.any(1)
+        entry = torch.where(is_new, length, match.int().argmax(1))
+        weight = torch.where(self._skips_uncounted[slots] & self._uncounted[token_ids], 0.0, 1.0)
+        self._count[slots] *= self._settings[slots, _DECAY, None]
+        self._ids[slots, entry] = token_ids
+        self._count[slots, entry] += weight
+        self._generated[slots, entry] = True
+        self._length[slots] += is_new
+
+    def _reserve(self, width: int) -> None:
+        capacity = self._ids.shape[1]
+        while capacity < width:
+            capacity *= 2
+        extra = capacity - self._ids.shape[1]
+        if extra:
+            pad = torch.nn.functional.pad
+            self._ids, self._count = pad(self._ids, (0, extra)), pad(self._count, (0, extra))
+            self._generated = pad(self._generated, (0, extra))

@@ -1,0 +1,93 @@
+"""Prompt prefixes that several requests share: found in a window of requests, each computed once.
+
+A prefix is computed as a sequence of its own; a snapshot of its state is then copied into the slot of each child.
+Children follow their parent at once (depth first), so few snapshots live at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from .request import Request
+
+MIN_SHARED_TOKENS = 8
+"""Below this, computing the tokens again is cheaper than copying a state."""
+
+
+@dataclass(eq=False)
+class Prefix:
+    """Prompt tokens that all children start with.
+
+    Args:
+        token_ids: from the beginning of the prompt, the parent's tokens included.
+        record: the state after `token_ids`, from when it is computed until every child has a copy.
+    """
+
+    token_ids: list[int]
+    parent: Prefix | None
+    children: list[Request | Prefix] = field(default_factory=list)
+    record: Tensor | None = None
+    num_waiting: int = 0
+    """Children that have not copied the state yet."""
+
+    @property
+    def length(self) -> int:
+        return len(self.token_ids)
+
+
+def plan_prefixes(window: SequenceOf[Request], share_between_rows: bool = True) -> Iterator[Request | Prefix]:
+    """The window's work: prefixes with their children below them, and the requests that share nothing.
+
+    Args:
+        share_between_rows: False shares only between the samples of one row.
+    """
+    groups: dict[Hashable, list[Request]] = {}
+    for request in window:
+        groups.setdefault(None if share_between_rows else request.row, []).append(request)
+    for group in groups.values():
+        yield from _plan_group(group) if len(group) > 1 else group
+
+
+def _plan_group(group: list[Request]) -> list[Request | Prefix]:
+    arrays = [np.asarray(request.prompt_token_ids, dtype=">u4") for request in group]
+    order = sorted(range(len(group)), key=lambda i: arrays[i].tobytes())
+    requests = [group[i] for i in order]
+    shared = _shared_lengths([arrays[i] for i in order], [_shareable(request) for request in requests])
+    roots: list[Request | Prefix] = []
+    pending: list[tuple[int, int, Prefix | None]] = [(0, len(requests), None)]
+    while pending:
+        start, end, parent = pending.pop()
+        siblings = parent.children if parent else roots
+        if end - start == 1:
+            siblings.append(requests[start])
+            continue
+        common = int(shared[start + 1 : end].min())
+        if common - (parent.length if parent else 0) >= MIN_SHARED_TOKENS:
+            node = Prefix(requests[start].prompt_token_ids[:common], parent)
+            siblings.append(node)
+            parent = node
+        cuts = start + 1 + np.flatnonzero(shared[start + 1 : end] == common)
+        bounds = [start, *cuts.tolist(), end]
+        pending += [(a, b, parent) for a, b in reversed(list(zip(bounds, bounds[1:], strict=False)))]
+    return roots
+
+
+def _shareable(request: Request) -> int:
+    """Tokens whose hidden states nobody needs: all but the last, and none from which a score is taken."""
+    last = len(request.prompt_token_ids) - 1
+    return last if request.score_start is None else max(min(last, request.score_start - 1), 0)
+
+
+def _shared_lengths(arrays: list[np.ndarray], limits: list[int]) -> np.ndarray:
+    """[n]: how many leading tokens each prompt shares with the one before it, within both limits."""
+    lengths = np.zeros(len(arrays), dtype=np.int64)
+    for i in range(1, len(arrays)):
+        limit = min(limits[i - 1], limits[i])
+        differs = np.flatnonzero(arrays[i - 1][:limit] != arrays[i][:limit])
+        lengths[i] = differs[0] if len(differs) else limit
+    return lengths

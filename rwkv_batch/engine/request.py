@@ -1,0 +1,77 @@
+"""What goes into the engine and what comes out: token ids only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..outputs import FinishReason
+from ..sampling_params import SamplingParams
+from .logprobs import Logprobs
+
+END_OF_TEXT = 0
+"""Token 0 ends every RWKV text; it has no bytes."""
+
+
+class StopMonitor(Protocol):
+    """Watches one sequence's tokens for a stop string."""
+
+    def push(self, token_id: int) -> str | None:
+        """Take the next sampled token; returns the stop string that now ends the text, if one does."""
+
+
+class Constraint(Protocol):
+    """Says which tokens may come next in one sequence."""
+
+    def allowed(self, mask: Tensor) -> None:
+        """Fill `mask` [V] bool: True where a token may come next."""
+
+    def accept(self, token_id: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sample of one row. Immutable.
+
+    Args:
+        key: comes back with the completion.
+        prompt_token_ids: at least one id, each in [0, V).
+        seed, row, sample: key the random stream, together with the position of the sampled token.
+        score_start: prompt positions from here on are scored, with the log-probability of each given those before it;
+            None scores nothing.
+        new_monitor, new_constraint: make what watches and what restricts one run of this request.
+    """
+
+    key: Hashable
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    seed: int = 0
+    row: int = 0
+    sample: int = 0
+    score_start: int | None = None
+    new_monitor: Callable[[], StopMonitor] | None = None
+    new_constraint: Callable[[], Constraint] | None = None
+
+
+@dataclass
+class Completion:
+    """The finished result of a request."""
+
+    request: Request
+    token_ids: list[int] = field(default_factory=list)
+    token_logprobs: list[float] = field(default_factory=list)
+    logprobs: list[Logprobs] = field(default_factory=list)
+    """One per token, where `params.logprobs` asks for them."""
+    prompt_scores: list[Logprobs] = field(default_factory=list)
+    """One per prompt position from `score_start` on."""
+    finish_reason: FinishReason = "length"
+    stop_reason: str | int | None = None
+    monitor: StopMonitor | None = None
+    """What has watched the tokens; None where the request has none."""
+
+    @property
+    def key(self) -> Any:
+        return self.request.key

@@ -1,0 +1,152 @@
+"""Matrices as the model sees them: called with [M, C_in], they return [M, C_out], however the weight is stored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ConfigurationError
+from .mm8 import Mm8Weight
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+
+Quantization = Literal["int8"]
+
+_SCRATCH_BYTES = 4 << 20
+"""Size of a dequantised block: small enough for a CPU's cache, large enough for a full-speed product."""
+
+
+class Linear(Protocol):
+    """A weight [C_out, C_in] applied to rows: x [M, C_in] → [M, C_out], in the dtype of x."""
+
+    @property
+    def in_features(self) -> int: ...
+
+    @property
+    def out_features(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes the weight takes where it is kept."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class DenseLinear:
+    """A weight [C_out, C_in] of any float dtype. The product is in that dtype, the result in the dtype of x."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self.weight.dtype), self.weight).to(x.dtype)
+
+
+class Mm8Linear:
+    """A weight kept at one byte each, multiplied in the dtype of x without ever being dequantised as a whole.
+
+    With c = q - 128, a whole number that every float dtype holds exactly, the product is taken apart into
+
+        y[m, n] = rx[n] * (sum_j x[m, j] ry[j] c[j, n] + 128.5 S2[m]) + mx[n] S0[m] + S1[m]
+        S0 = sum_j x[m, j],   S1 = sum_j x[m, j] my[j],   S2 = sum_j x[m, j] ry[j]
+
+    so that the dtype of x rounds `x ry` and the sum over c only: the row sums, and what is made of them, are float32.
+    Each row of `x ry` is scaled by a power of two that keeps the sum within float16.
+
+    Args:
+        weight: its metadata are converted to float32.
+
+    Attributes:
+        centred: [C_out, C_in], int8, contiguous: q - 128.
+        mx, rx: [C_out], my, ry: [C_in], float32, as in `Mm8Weight`.
+    """
+
+    def __init__(self, weight: Mm8Weight, device: torch.device | str = "cpu") -> None:
+        self.centred = (weight.q.t().contiguous().to(device) ^ 0x80).view(torch.int8)
+        self.mx, self.rx, self.my, self.ry = (
+            vector.to(device, torch.float32) for vector in (weight.mx, weight.rx, weight.my, weight.ry)
+        )
+
+    @property
+    def in_features(self) -> int:
+        return self.centred.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.centred.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (self.centred, self.mx, self.rx, self.my, self.ry))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        exact = x.float()
+        s0, s1 = exact.sum(1, keepdim=True), (exact @ self.my)[:, None]
+        scaled = exact * self.ry
+        s2 = scaled.sum(1, keepdim=True)
+        # |c| <= 128 and |inputs| <= 256 / C_in keep the sum within 2**15, half of float16's range.
+        unit = _power_of_two_above(scaled.abs().amax(1, keepdim=True) * (self.in_features / 256))
+        inputs = (scaled / unit).to(x.dtype)
+        y = torch.empty(len(x), self.out_features, dtype=x.dtype, device=x.device)
+        rows = max(1, min(_SCRATCH_BYTES // (self.in_features * x.element_size()), self.out_features))
+        scratch = torch.empty(rows, self.in_features, dtype=x.dtype, device=x.device)
+        for start in range(0, self.out_features, rows):
+            columns = slice(start, min(start + rows, self.out_features))
+            block = scratch[: columns.stop - start].copy_(self.centred[columns])
+            product = F.linear(inputs, block).float().mul_(unit).add_(128.5 * s2)
+            y[:, columns] = product.mul_(self.rx[columns]).add_(s0 * self.mx[columns]).add_(s1)
+        return y
+
+
+def make_linear(
+    checkpoint: Checkpoint,
+    name: str,
+    *,
+    dtype: torch.dtype,
+    quantization: Quantization | str | None,
+    device: torch.device | str = "cpu",
+    scale: float = 1.0,
+) -> Linear:
+    """Load one matrix.
+
+    Args:
+        name: a matrix [C_out, C_in] of the checkpoint. If the file holds it in 8-bit form, that form is taken as it is
+            for "int8", and dequantised once for None.
+        dtype: of a dense weight; the 8-bit form follows the dtype of its input.
+        quantization: None or "int8".
+        scale: multiplies the weight; exact where it is a power of two that neither overflows nor underflows `dtype`.
+
+    Raises:
+        ConfigurationError: an unknown `quantization`.
+        CheckpointError: the matrix can't be quantised.
+    """
+    if quantization not in (None, "int8"):
+        raise ConfigurationError(f"quantization: got {quantization!r}, expected null or 'int8'")
+    if quantization == "int8":
+        return Mm8Linear(checkpoint.as_mm8(name).scaled(scale), device)
+    weight = checkpoint.tensor(name)
+    if scale != 1.0:
+        weight = weight * scale
+    return DenseLinear(weight.to(device, dtype).contiguous())
+
+
+def _power_of_two_above(x: Tensor) -> Tensor:
+    """The smallest power of two above each x > 0; 1 for 0."""
+    return torch.ldexp(torch.ones_like(x), torch.frexp(x).exponent)

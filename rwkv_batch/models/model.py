@@ -1,0 +1,111 @@
+"""A checkpoint, loaded and placed: token ids in, logits out, state in a pool that somebody else owns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..ops import OpTable, resolve
+from .architecture import DEFAULT_LN_X_EPS, Architecture, LayerState, StateField, identify
+from .blocks import layer_norm
+from .checkpoint import Checkpoint, load_state_file
+from .placement import Placement
+from .rows import Rows
+from .weights import Weights
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """What a checkpoint is, known without reading its weights."""
+
+    checkpoint: Checkpoint
+    architecture: type[Architecture]
+    sizes: dict[str, int]
+
+    @classmethod
+    def open(cls, checkpoint: Checkpoint) -> ModelFile:
+        """Identify the version; raises CheckpointError where none matches."""
+        return cls(checkpoint, *identify(checkpoint))
+
+    def state_fields(self, placement: Placement) -> tuple[StateField, ...]:
+        return self.architecture.state_fields(self.sizes, placement.dtype)
+
+    def initial_states(self, init_state: str | Path | None) -> dict[str, Sequence[Tensor]]:
+        """State fields that do not start at their default: the checkpoint's `time_state`, or that of a separate file.
+
+        Raises:
+            CheckpointError: the file's tensors do not fit this model.
+        """
+        name = "blocks.{}.att.time_state"
+        names = [name.format(i) for i in range(self.sizes["L"])]
+        stored: Mapping[str, Tensor]
+        if init_state is None:
+            if names[0] not in self.checkpoint.names:
+                return {}
+            stored = {n: self.checkpoint.tensor(n) for n in names}
+        else:
+            stored = load_state_file(init_state)
+            self._check_states(stored, names, init_state)
+        return {"wkv": [self.architecture.initial_wkv(stored[n]) for n in names]}
+
+    def _check_states(self, stored: Mapping[str, Tensor], names: Sequence[str], path: str | Path) -> None:
+        if "H" not in self.sizes:
+            raise CheckpointError(f"{path}: {self.architecture.name} has no matrix state to start from; use v5, v6 or v7")
+        shape = (self.sizes["H"], self.sizes["N"], self.sizes["N"])
+        wrong = [n for n in names if n not in stored or tuple(stored[n].shape) != shape]
+        extra = sorted(set(stored) - set(names))
+        if wrong or extra:
+            found = f"{wrong[0]} {list(stored[wrong[0]].shape) if wrong[0] in stored else 'missing'}" if wrong else extra[0]
+            raise CheckpointError(
+                f"{path}: this state does not fit the model: found {found}, expected {len(names)} tensors "
+                f"blocks.N.att.time_state of shape {list(shape)}; use a state tuned for a model of this size"
+            )
+
+
+class Model:
+    """One loaded checkpoint.
+
+    Args:
+        ln_x_eps: epsilon of the group norm over heads; None takes the checkpoint's own, or 64e-5.
+    """
+
+    def __init__(self, file: ModelFile, placement: Placement, backend: str = "auto", ln_x_eps: float | None = None) -> None:
+        checkpoint = file.checkpoint
+        self.file = file
+        self.placement = placement
+        self.sizes = file.sizes
+        self.ln_x_eps = ln_x_eps or checkpoint.ln_x_eps or DEFAULT_LN_X_EPS
+        self.ops: OpTable = resolve(
+            file.architecture.ops, backend, placement.device, placement.dtype, file.sizes
+        )
+        weights = Weights(checkpoint, placement.dtype, placement.quantization, placement.device)
+        self.architecture = file.architecture(weights, file.sizes, self.ln_x_eps)
+        self._norm = weights.norm("ln_out")
+        self._head = weights.linear("head.weight")
+        self.matrix_bytes = weights.matrix_bytes
+
+    @property
+    def device(self) -> torch.device:
+        return self.placement.device
+
+    @torch.inference_mode()
+    def forward(self, token_ids: Tensor, rows: Rows, layers: list[LayerState]) -> Tensor:
+        """Advance every row through its tokens; the layers' states are updated in place.
+
+        Args:
+            token_ids: [M] int64, each in [0, V).
+
+        Returns:
+            [M, C]: what `logits` takes.
+        """
+        return self.architecture.step(token_ids, rows, layers, self.ops)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, C] → [n, V] float32."""
+        return self._head(layer_norm(hidden, self._norm)).float()

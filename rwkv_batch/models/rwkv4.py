@@ -1,0 +1,148 @@
+"""RWKV-4: a scalar recurrence per channel, kept in the log domain so that it never overflows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..ops import OpSpec, OpTable
+from .architecture import Architecture, LayerState, StateField
+from .blocks import SHIFT_LERP, Norm
+from .channel_mix import ChannelMix, output_scale, previous_share, rescaled
+from .linear import Linear
+from .rows import Index, Rows
+from .schema import Schema
+from .weights import Weights
+
+def wkv4(
+    r: Tensor, k: Tensor, v: Tensor, decay: Tensor, bonus: Tensor, aa: Tensor, bb: Tensor, pp: Tensor, rows: Rows
+) -> Tensor:
+    """Advance the RWKV-4 state of each row through its tokens, and read it out. Elementwise over channels:
+
+        y_t = (e^{p-q} a + e^{u+k_t-q} v_t) / (e^{p-q} b + e^{u+k_t-q}),   q = max(p, u + k_t)
+        a, b ← e^{p+w-q} a + e^{k_t-q} v_t, e^{p+w-q} b + e^{k_t-q};   p ← q,   q = max(p + w, k_t)
+
+    Args:
+        r, k, v: [M, A].
+        decay: w, [A] float32, negative (log of the factor per token).
+        bonus: u, [A] float32, added to the current token's key.
+        aa, bb, pp: [P, A] float32: a, b and the exponent p they are scaled by. **Updated in place** in the rows' slots.
+
+    Returns:
+        sigmoid(r) * y: [M, A], dtype of `r`; 0 for padding rows.
+    """
+    keys, values = k.float(), v.float()
+    out = torch.zeros_like(keys)
+
+    def advance(tokens: Index, a: Tensor, b: Tensor, p: Tensor) -> None:
+        key, value = keys[tokens], values[tokens]
+        boosted = bonus + key
+        q = torch.maximum(p, boosted)
+        past, now = torch.exp(p - q), torch.exp(boosted - q)
+        out[tokens] = (past * a + now * value) / (past * b + now)
+        decayed = p + decay
+        q = torch.maximum(decayed, key)
+        past, now = torch.exp(decayed - q), torch.exp(key - q)
+        a.mul_(past).addcmul_(now, value)
+        b.mul_(past).add_(now)
+        p.copy_(q)
+
+    rows.scan((aa, bb, pp), advance)
+    return out.mul_(torch.sigmoid(r.float())).to(r.dtype)
+
+
+class TimeMix(NamedTuple):
+    """The recurrent half of a v4 layer."""
+
+    norm: Norm
+    mix: Tensor
+    """[3, C]: share of the previous token, for key, value, receptance."""
+    decay: Tensor
+    bonus: Tensor
+    receptance: Linear
+    key: Linear
+    value: Linear
+    output: Linear
+
+
+class Rwkv4(Architecture):
+    """RWKV-4 (Raven, Pile, early World)."""
+
+    name = "rwkv4"
+    ops = (SHIFT_LERP, OpSpec("wkv4", wkv4))
+    schema = Schema(
+        top={"emb.weight": ("V", "C"), "ln_out.weight": "C", "ln_out.bias": "C", "head.weight": ("V", "C")},
+        layer={
+            "ln1.weight": "C",
+            "ln1.bias": "C",
+            "ln2.weight": "C",
+            "ln2.bias": "C",
+            "att.time_mix_k": "C",
+            "att.time_mix_v": "C",
+            "att.time_mix_r": "C",
+            "att.key.weight": ("A", "C"),
+            "att.value.weight": ("A", "C"),
+            "att.receptance.weight": ("A", "C"),
+            "att.output.weight": ("C", "A"),
+            "att.time_decay": "A",
+            "att.time_first": "A",
+            "ffn.time_mix_k": "C",
+            "ffn.time_mix_r": "C",
+            "ffn.key.weight": ("F", "C"),
+            "ffn.value.weight": ("C", "F"),
+            "ffn.receptance.weight": ("C", "C"),
+        },
+        first_only={"ln0.weight": "C", "ln0.bias": "C"},
+    )
+
+    def __init__(self, weights: Weights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
+        super().__init__(weights, sizes, ln_x_eps)
+        self.embedding = weights.embedding()
+        self.layers = [self._load_layer(weights, i) for i in range(sizes["L"])]
+
+    @classmethod
+    def state_fields(cls, sizes: Mapping[str, int], dtype: torch.dtype) -> tuple[StateField, ...]:
+        shift, channel = (sizes["C"],), (sizes["A"],)
+        return (
+            StateField("aa", channel, torch.float32),
+            StateField("bb", channel, torch.float32),
+            StateField("pp", channel, torch.float32, initial_value=-1e30),
+            StateField("att_shift", shift, dtype),
+            StateField("ffn_shift", shift, dtype),
+        )
+
+    @staticmethod
+    def _load_layer(weights: Weights, i: int) -> tuple[TimeMix, ChannelMix]:
+        p = f"blocks.{i}.att."
+        scale = output_scale(weights.dtype, i)
+        time_mix = TimeMix(
+            norm=weights.norm(f"blocks.{i}.ln1"),
+            mix=previous_share(weights, *(p + "time_mix_" + c for c in "kvr")),
+            decay=-torch.exp(weights.float_vector(p + "time_decay")),
+            bonus=weights.float_vector(p + "time_first"),
+            receptance=weights.linear(p + "receptance.weight"),
+            key=weights.linear(p + "key.weight"),
+            value=weights.linear(p + "value.weight"),
+            output=weights.linear(p + "output.weight", scale),
+        )
+        mix = previous_share(weights, f"blocks.{i}.ffn.time_mix_k", f"blocks.{i}.ffn.time_mix_r")
+        return time_mix, ChannelMix.load(weights, i, mix, scale)
+
+    def step(self, token_ids: Tensor, rows: Rows, state: list[LayerState], ops: OpTable) -> Tensor:
+        x = self.embedding[token_ids]
+        for i, ((time_mix, channel_mix), s) in enumerate(zip(self.layers, state, strict=True)):
+            x = x + self._time_mix(x, time_mix, s, rows, ops)
+            x = rescaled(x + channel_mix(x, s.ffn_shift, rows, ops), i)
+        return x
+
+    @staticmethod
+    def _time_mix(x: Tensor, p: TimeMix, s: LayerState, rows: Rows, ops: OpTable) -> Tensor:
+        xk, xv, xr = ops.shift_lerp(x, p.norm, p.mix, s.att_shift, rows).mixed
+        r, k, v = p.receptance(xr), p.key(xk), p.value(xv)
+        return p.output(ops.wkv4(r, k, v, p.decay, p.bonus, s.aa, s.bb, s.pp, rows))
+
+
+ARCHITECTURES = (Rwkv4,)

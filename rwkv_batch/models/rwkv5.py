@@ -1,0 +1,225 @@
+"""RWKV-5: a matrix state per head. Told apart by their tensors (the names are ChatRWKV's):
+
+    5.0   no gate          one decay per head
+    5.1   gate             one decay per head
+    5.2   gate             one decay per key channel
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops import OpSpec, OpTable
+from .architecture import Architecture, LayerState, StateField
+from .blocks import SHIFT_LERP, Norm, head_norm
+from .channel_mix import ChannelMix, output_scale, previous_share, rescaled
+from .linear import Linear
+from .rows import Index, Rows
+from .schema import Schema
+from .weights import Weights
+
+
+class Head5(NamedTuple):
+    """Per-head parameters of a v5 or v6 layer, float32."""
+
+    decay: Tensor
+    """[H, K]: factor per token on each key channel, in (0, 1). v6 has its logarithm's inner term instead."""
+    bonus: Tensor
+    """[H, K]: weight of the current token's own product."""
+    norm: Norm
+    """Group norm over heads, [A]."""
+    eps: float
+
+
+def wkv5(
+    r: Tensor, k: Tensor, v: Tensor, g: Tensor | None, head: Head5, state: Tensor, rows: Rows
+) -> Tensor:
+    """Advance the RWKV-5 state of each row through its tokens, and read it out.
+
+    For each head, with the state S of shape [K, V] (row = key channel, column = value channel):
+
+        y_t = r_t (S + diag(u) k_t^T v_t),   S ← diag(w) S + k_t^T v_t
+
+    Args:
+        r, k, v: [M, A], A = H * N.
+        g: [M, A] gate before its SiLU, or None (5.0).
+        state: [P, H, K, V] float32. **Updated in place** in the rows' slots.
+
+    Returns:
+        group_norm(y) * silu(g): [M, A], dtype of `r`.
+    """
+    num_heads, size = head.bonus.shape
+    r_, k_, v_ = (x.float().view(-1, num_heads, size) for x in (r, k, v))
+    out = torch.zeros_like(r_)
+    decay = head.decay[..., None]
+
+    def advance(tokens: Index, s: Tensor) -> None:
+        rt, kt, vt = r_[tokens], k_[tokens], v_[tokens]
+        own = (rt * head.bonus * kt).sum(-1, keepdim=True)
+        out[tokens] = torch.matmul(rt[:, :, None], s)[:, :, 0] + own * vt
+        s.mul_(decay).add_(kt[..., None] * vt[:, :, None])
+
+    rows.scan((state,), advance)
+    y = head_norm(out.flatten(1), head.norm, num_heads, head.eps)
+    return (y if g is None else y * F.silu(g.float())).to(r.dtype)
+
+
+class TimeMix(NamedTuple):
+    """The recurrent half of a v5 layer."""
+
+    norm: Norm
+    mix: Tensor
+    """[3 or 4, C]: share of the previous token, for key, value, receptance and, from 5.1 on, the gate."""
+    head: Head5
+    receptance: Linear
+    key: Linear
+    value: Linear
+    gate: Linear | None
+    output: Linear
+
+
+_LAYER = {
+    "ln1.weight": "C",
+    "ln1.bias": "C",
+    "ln2.weight": "C",
+    "ln2.bias": "C",
+    "att.time_mix_k": "C",
+    "att.time_mix_v": "C",
+    "att.time_mix_r": "C",
+    "att.key.weight": ("A", "C"),
+    "att.value.weight": ("A", "C"),
+    "att.receptance.weight": ("A", "C"),
+    "att.output.weight": ("C", "A"),
+    "att.ln_x.weight": "A",
+    "att.ln_x.bias": "A",
+    "att.time_state": ("H", "N", "N"),
+    "ffn.time_mix_k": "C",
+    "ffn.time_mix_r": "C",
+    "ffn.key.weight": ("F", "C"),
+    "ffn.value.weight": ("C", "F"),
+    "ffn.receptance.weight": ("C", "C"),
+}
+_PER_HEAD = {"att.time_decay": "H", "att.time_first": "H", "att.time_faaaa": "H"}
+_PER_CHANNEL = {name: ("H", "N") for name in _PER_HEAD}
+_GATE = {"att.gate.weight": ("A", "C"), "att.time_mix_g": "C"}
+
+
+def _schema(*extra: Mapping[str, Any]) -> Schema:
+    layer = dict(_LAYER)
+    for tensors in extra:
+        layer.update(tensors)
+    return Schema(
+        top={"emb.weight": ("V", "C"), "ln_out.weight": "C", "ln_out.bias": "C", "head.weight": ("V", "C")},
+        layer=layer,
+        optional=frozenset({"att.time_state"}),
+        one_of=(("att.time_first", "att.time_faaaa"),),
+        first_only={"ln0.weight": "C", "ln0.bias": "C"},
+    )
+
+
+class Rwkv50(Architecture):
+    """RWKV-5.0: matrix state, one decay per head, no gate."""
+
+    name = "rwkv5.0"
+    ops = (SHIFT_LERP, OpSpec("wkv5", wkv5))
+    schema = _schema(_PER_HEAD)
+    mixed = "kvr"
+
+    def __init__(self, weights: Weights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
+        super().__init__(weights, sizes, ln_x_eps)
+        self.embedding = weights.embedding()
+        self.layers = [self._load_layer(weights, i) for i in range(sizes["L"])]
+
+    @classmethod
+    def refine_sizes(cls, sizes: dict[str, int]) -> str | None:
+        return head_size_complaint(sizes)
+
+    @classmethod
+    def state_fields(cls, sizes: Mapping[str, int], dtype: torch.dtype) -> tuple[StateField, ...]:
+        return matrix_state_fields(sizes, dtype)
+
+    def _load_layer(self, weights: Weights, i: int) -> tuple[TimeMix, ChannelMix]:
+        p = f"blocks.{i}.att."
+        scale = output_scale(weights.dtype, i)
+        gate = p + "gate.weight"
+        time_mix = TimeMix(
+            norm=weights.norm(f"blocks.{i}.ln1"),
+            mix=previous_share(weights, *(p + "time_mix_" + c for c in self.mixed)),
+            head=self._load_head(weights, p),
+            receptance=weights.linear(p + "receptance.weight"),
+            key=weights.linear(p + "key.weight"),
+            value=weights.linear(p + "value.weight"),
+            gate=weights.linear(gate) if gate in weights else None,
+            output=weights.linear(p + "output.weight", scale),
+        )
+        mix = previous_share(weights, f"blocks.{i}.ffn.time_mix_k", f"blocks.{i}.ffn.time_mix_r")
+        return time_mix, ChannelMix.load(weights, i, mix, scale)
+
+    def _load_head(self, weights: Weights, p: str) -> Head5:
+        num_heads, size = self.sizes["H"], self.sizes["N"]
+        decay = torch.exp(-torch.exp(weights.float_vector(p + "time_decay")))
+        return Head5(
+            decay=decay.view(num_heads, -1).expand(num_heads, size),
+            bonus=load_bonus(weights, p).view(num_heads, -1).expand(num_heads, size),
+            norm=weights.norm(p + "ln_x", torch.float32),
+            eps=self.ln_x_eps,
+        )
+
+    def step(self, token_ids: Tensor, rows: Rows, state: list[LayerState], ops: OpTable) -> Tensor:
+        x = self.embedding[token_ids]
+        for i, ((time_mix, channel_mix), s) in enumerate(zip(self.layers, state, strict=True)):
+            x = x + self._time_mix(x, time_mix, s, rows, ops)
+            x = rescaled(x + channel_mix(x, s.ffn_shift, rows, ops), i)
+        return x
+
+    @staticmethod
+    def _time_mix(x: Tensor, p: TimeMix, s: LayerState, rows: Rows, ops: OpTable) -> Tensor:
+        xk, xv, xr, *xg = ops.shift_lerp(x, p.norm, p.mix, s.att_shift, rows).mixed
+        g = p.gate(xg[0]) if p.gate is not None else None
+        return p.output(ops.wkv5(p.receptance(xr), p.key(xk), p.value(xv), g, p.head, s.wkv, rows))
+
+
+class Rwkv51(Rwkv50):
+    """RWKV-5.1: 5.0 with a gate."""
+
+    name = "rwkv5.1"
+    schema = _schema(_PER_HEAD, _GATE)
+    mixed = "kvrg"
+
+
+class Rwkv52(Rwkv51):
+    """RWKV-5.2: 5.1 with a decay per key channel."""
+
+    name = "rwkv5.2"
+    schema = _schema(_PER_CHANNEL, _GATE)
+
+
+def load_bonus(weights: Weights, p: str) -> Tensor:
+    """`time_first` is stored as a logarithm, `time_faaaa` as it is used."""
+    name = p + "time_faaaa"
+    return weights.float_vector(name) if name in weights else torch.exp(weights.float_vector(p + "time_first"))
+
+
+def matrix_state_fields(sizes: Mapping[str, int], dtype: torch.dtype) -> tuple[StateField, ...]:
+    """The state of v5, v6 and v7: one matrix [K, V] per head and two token-shift rows."""
+    head_size = sizes["N"]
+    return (
+        StateField("wkv", (sizes["H"], head_size, head_size), torch.float32),
+        StateField("att_shift", (sizes["C"],), dtype),
+        StateField("ffn_shift", (sizes["C"],), dtype),
+    )
+
+
+def head_size_complaint(sizes: dict[str, int]) -> str | None:
+    """Set N = A / H where no tensor has it as an axis; heads must tile the attention width."""
+    width, heads = sizes["A"], sizes["H"]
+    size = sizes.setdefault("N", max(width // heads, 1))
+    return None if heads * size == width else f"{heads} heads of {size} do not make an attention width of {width}"
+
+
+ARCHITECTURES = (Rwkv50, Rwkv51, Rwkv52)

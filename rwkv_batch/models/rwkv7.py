@@ -1,0 +1,320 @@
+"""RWKV-7: a matrix state that removes what it replaces; and its variant with DeepEmbed in the channel mix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops import OpSpec, OpTable
+from .architecture import Architecture, LayerState, StateField
+from .blocks import SHIFT_LERP, Norm, head_norm, squared_relu
+from .linear import Linear
+from .rows import Index, Rows
+from .rwkv5 import head_size_complaint, matrix_state_fields
+from .schema import Schema
+from .weights import Weights
+
+MAX_LOG_DECAY = math.exp(-0.5)
+"""The decay's logarithm is -MAX_LOG_DECAY * sigmoid(·): a channel keeps more than 0.545 of itself per token."""
+
+
+class Head7(NamedTuple):
+    """Per-channel parameters of a v7 time mix, float32, [A] unless said otherwise."""
+
+    w0: Tensor
+    """Added to the decay's low-rank output."""
+    a0: Tensor
+    """Added to the in-context rate's low-rank output."""
+    v0: Tensor | None
+    """Added to the value residual's low-rank output; None in layer 0."""
+    k_k: Tensor
+    """Scales the key that is removed, before its normalisation."""
+    k_a: Tensor
+    """How much the in-context rate scales the key that is written."""
+    r_k: Tensor
+    """[H, N]: weight of the current token's own product."""
+    norm: Norm
+    eps: float
+
+
+def wkv7(
+    r: Tensor,
+    w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    g: Tensor,
+    v_first: Tensor | None,
+    v_gate: Tensor | None,
+    head: Head7,
+    state: Tensor,
+    rows: Rows,
+) -> Tensor:
+    """Advance the RWKV-7 state of each row through its tokens, and read it out.
+
+    For each head, with the state S of shape [K, V] (row = key channel, column = value channel), all vectors rows:
+
+        d = exp(-e^{-1/2} sigmoid(w0 + w)),   α = sigmoid(a0 + a),   v ← v + (v_first - v) sigmoid(v0 + v_gate)
+        κ = k * k_k / |k * k_k|,              k ← k * (1 + (α - 1) * k_a)
+        S ← diag(d) S - (κ * α)^T (κ S) + k^T v,   y = r S
+        out = (group_norm(y) + (Σ r * k * r_k) v) * g
+
+    Args:
+        r, k, v, g: [M, A], A = H * N.
+        w, a: [M, A], low-rank outputs, before bias and nonlinearity.
+        v_first: [M, A], layer 0's v; None in layer 0.
+        v_gate: [M, A], low-rank output of the value residual; None in layer 0.
+        state: [P, H, K, V] float32. **Updated in place** in the rows' slots.
+
+    Returns:
+        [M, A], dtype of `r`.
+    """
+    num_heads, size = head.r_k.shape
+
+    def heads(x: Tensor) -> Tensor:
+        return x.view(-1, num_heads, size)
+
+    decay = heads(torch.exp(-MAX_LOG_DECAY * torch.sigmoid(head.w0 + w.float())))[..., None]
+    rate = torch.sigmoid(head.a0 + a.float())
+    key, value = k.float(), v.float()
+    if v_first is not None and v_gate is not None and head.v0 is not None:
+        value = torch.lerp(value, v_first.float(), torch.sigmoid(head.v0 + v_gate.float()))
+    removal = F.normalize(heads(key * head.k_k), dim=-1)
+    key = key * (1 + (rate - 1) * head.k_a)
+    r_, k_, v_ = heads(r.float()), heads(key), heads(value)
+    written = torch.stack((-removal * heads(rate), k_), dim=-1)
+    out = torch.zeros_like(r_)
+
+    def advance(tokens: Index, s: Tensor) -> None:
+        removed = torch.matmul(removal[tokens][:, :, None], s)[:, :, 0]
+        added = torch.stack((removed, v_[tokens]), dim=2).flatten(0, 1)
+        s.mul_(decay[tokens])
+        s.flatten(0, 1).baddbmm_(written[tokens].flatten(0, 1), added)
+        out[tokens] = torch.matmul(r_[tokens][:, :, None], s)[:, :, 0]
+
+    rows.scan((state,), advance)
+    y = head_norm(out.flatten(1), head.norm, num_heads, head.eps)
+    own = (r_ * k_ * head.r_k).sum(-1, keepdim=True) * v_
+    return ((y + own.flatten(1)) * g.float()).to(r.dtype)
+
+
+class TimeMix(NamedTuple):
+    """The recurrent half of a v7 layer. Suffixes as in the checkpoint: 1 is C → R, 2 is R → A."""
+
+    norm: Norm
+    mix: Tensor
+    """[6, C]: share of the previous token, for r, w, k, v, a, g."""
+    head: Head7
+    receptance: Linear
+    key: Linear
+    value: Linear
+    output: Linear
+    w1: Linear
+    w2: Linear
+    a1: Linear
+    a2: Linear
+    g1: Linear
+    g2: Linear
+    v1: Linear | None
+    v2: Linear | None
+
+
+class ChannelMix(NamedTuple):
+    """The feed-forward half of a v7 layer."""
+
+    norm: Norm
+    mix: Tensor
+    """[1, C]."""
+    key: Linear
+    value: Linear
+
+
+_LAYER = {
+    "ln1.weight": "C",
+    "ln1.bias": "C",
+    "ln2.weight": "C",
+    "ln2.bias": "C",
+    **{"att.x_" + c: "C" for c in "rwkvag"},
+    "att.w0": "A",
+    "att.w1": ("C", "Rw"),
+    "att.w2": ("Rw", "A"),
+    "att.a0": "A",
+    "att.a1": ("C", "Ra"),
+    "att.a2": ("Ra", "A"),
+    "att.v0": "A",
+    "att.v1": ("C", "Rv"),
+    "att.v2": ("Rv", "A"),
+    "att.g1": ("C", "Rg"),
+    "att.g2": ("Rg", "A"),
+    "att.k_k": "A",
+    "att.k_a": "A",
+    "att.r_k": ("H", "N"),
+    "att.key.weight": ("A", "C"),
+    "att.value.weight": ("A", "C"),
+    "att.receptance.weight": ("A", "C"),
+    "att.output.weight": ("C", "A"),
+    "att.ln_x.weight": "A",
+    "att.ln_x.bias": "A",
+    "ffn.x_k": "C",
+    "ffn.key.weight": ("F", "C"),
+    "ffn.value.weight": ("C", "F"),
+}
+_TOP = {"emb.weight": ("V", "C"), "ln_out.weight": "C", "ln_out.bias": "C", "head.weight": ("V", "C")}
+_NOT_IN_FIRST = frozenset({"att.v0", "att.v1", "att.v2"})
+_LN0 = {"ln0.weight": "C", "ln0.bias": "C"}
+
+
+class Rwkv7(Architecture):
+    """RWKV-7 (Goose)."""
+
+    name = "rwkv7"
+    ops = (SHIFT_LERP, OpSpec("wkv7", wkv7))
+    schema = Schema(top=_TOP, layer=_LAYER, not_in_first=_NOT_IN_FIRST, first_only=_LN0)
+
+    def __init__(self, weights: Weights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
+        super().__init__(weights, sizes, ln_x_eps)
+        self.embedding = weights.embedding()
+        self.layers = [(self._load_time_mix(weights, i), self._load_channel_mix(weights, i)) for i in range(sizes["L"])]
+
+    @classmethod
+    def refine_sizes(cls, sizes: dict[str, int]) -> str | None:
+        return head_size_complaint(sizes)
+
+    @classmethod
+    def state_fields(cls, sizes: Mapping[str, int], dtype: torch.dtype) -> tuple[StateField, ...]:
+        return matrix_state_fields(sizes, dtype)
+
+    def _load_time_mix(self, weights: Weights, i: int) -> TimeMix:
+        p = f"blocks.{i}.att."
+        return TimeMix(
+            norm=weights.norm(f"blocks.{i}.ln1"),
+            mix=weights.vectors(*(p + "x_" + c for c in "rwkvag")),
+            head=Head7(
+                w0=weights.float_vector(p + "w0"),
+                a0=weights.float_vector(p + "a0"),
+                v0=weights.float_vector(p + "v0") if i else None,
+                k_k=weights.float_vector(p + "k_k"),
+                k_a=weights.float_vector(p + "k_a"),
+                r_k=weights.tensor(p + "r_k", torch.float32),
+                norm=weights.norm(p + "ln_x", torch.float32),
+                eps=self.ln_x_eps,
+            ),
+            receptance=weights.linear(p + "receptance.weight"),
+            key=weights.linear(p + "key.weight"),
+            value=weights.linear(p + "value.weight"),
+            output=weights.linear(p + "output.weight"),
+            w1=weights.low_rank(p + "w1"),
+            w2=weights.low_rank(p + "w2"),
+            a1=weights.low_rank(p + "a1"),
+            a2=weights.low_rank(p + "a2"),
+            g1=weights.low_rank(p + "g1"),
+            g2=weights.low_rank(p + "g2"),
+            v1=weights.low_rank(p + "v1") if i else None,
+            v2=weights.low_rank(p + "v2") if i else None,
+        )
+
+    @staticmethod
+    def _load_channel_mix(weights: Weights, i: int) -> ChannelMix:
+        p = f"blocks.{i}.ffn."
+        return ChannelMix(
+            norm=weights.norm(f"blocks.{i}.ln2"),
+            mix=weights.vectors(p + "x_k"),
+            key=weights.linear(p + "key.weight"),
+            value=weights.linear(p + "value.weight"),
+        )
+
+    def step(self, token_ids: Tensor, rows: Rows, state: list[LayerState], ops: OpTable) -> Tensor:
+        x = self.embedding[token_ids]
+        v_first: Tensor | None = None
+        for i, ((time_mix, channel_mix), s) in enumerate(zip(self.layers, state, strict=True)):
+            out, v_first = self._time_mix(x, v_first, time_mix, s, rows, ops)
+            x = x + out
+            x = x + self._channel_mix(x, i, channel_mix, token_ids, s, rows, ops)
+        return x
+
+    @staticmethod
+    def _time_mix(
+        x: Tensor, v_first: Tensor | None, p: TimeMix, s: LayerState, rows: Rows, ops: OpTable
+    ) -> tuple[Tensor, Tensor]:
+        xr, xw, xk, xv, xa, xg = ops.shift_lerp(x, p.norm, p.mix, s.att_shift, rows).mixed
+        r, k, v = p.receptance(xr), p.key(xk), p.value(xv)
+        w = p.w2(torch.tanh(p.w1(xw)))
+        a = p.a2(p.a1(xa))
+        g = p.g2(torch.sigmoid(p.g1(xg)))
+        v_gate = p.v2(p.v1(xv)) if p.v1 is not None and p.v2 is not None else None
+        y = ops.wkv7(r, w, k, v, a, g, v_first, v_gate, p.head, s.wkv, rows)
+        return p.output(y), v if v_first is None else v_first
+
+    def _channel_mix(
+        self, x: Tensor, i: int, p: ChannelMix, token_ids: Tensor, s: LayerState, rows: Rows, ops: OpTable
+    ) -> Tensor:
+        (xk,) = ops.shift_lerp(x, p.norm, p.mix, s.ffn_shift, rows).mixed
+        return p.value(squared_relu(p.key(xk)))
+
+
+class DeepEmbed(NamedTuple):
+    """A per-token gate on the channel mix's hidden layer, of rank R."""
+
+    table: Tensor
+    """[V, R * R]: a square matrix for each token of the vocabulary."""
+    s1: Linear
+    """C → R."""
+    s2: Linear
+    """R → F."""
+    s0: Tensor
+    """[F]."""
+
+
+class Rwkv7DeepEmbed(Rwkv7):
+    """RWKV-7 with DeepEmbed: the channel mix is gated by a low-rank product that depends on the token itself."""
+
+    name = "rwkv7-deepembed"
+    schema = Schema(
+        top=_TOP,
+        layer={
+            **_LAYER,
+            "ffn.s_emb.weight": ("V", "RR"),
+            "ffn.s_emb_x.weight": ("RR", "C"),
+            "ffn.s1": ("C", "R"),
+            "ffn.s2": ("R", "F"),
+            "ffn.s0": "F",
+        },
+        not_in_first=_NOT_IN_FIRST,
+        first_only=_LN0,
+    )
+
+    def __init__(self, weights: Weights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
+        super().__init__(weights, sizes, ln_x_eps)
+        self.deep_embeds = [self._load_deep_embed(weights, i) for i in range(sizes["L"])]
+
+    @classmethod
+    def refine_sizes(cls, sizes: dict[str, int]) -> str | None:
+        if sizes["RR"] != sizes["R"] ** 2:
+            return f"ffn.s_emb.weight has {sizes['RR']} columns, expected {sizes['R']} squared"
+        return super().refine_sizes(sizes)
+
+    def _load_deep_embed(self, weights: Weights, i: int) -> DeepEmbed:
+        p = f"blocks.{i}.ffn."
+        return DeepEmbed(
+            table=weights.tensor(p + "s_emb.weight") + F.linear(self.embedding, weights.tensor(p + "s_emb_x.weight")),
+            s1=weights.low_rank(p + "s1"),
+            s2=weights.low_rank(p + "s2"),
+            s0=weights.vector(p + "s0"),
+        )
+
+    def _channel_mix(
+        self, x: Tensor, i: int, p: ChannelMix, token_ids: Tensor, s: LayerState, rows: Rows, ops: OpTable
+    ) -> Tensor:
+        normed, _, (xk,) = ops.shift_lerp(x, p.norm, p.mix, s.ffn_shift, rows)
+        deep = self.deep_embeds[i]
+        rank = self.sizes["R"]
+        low = torch.bmm(deep.s1(normed)[:, None], deep.table[token_ids].view(-1, rank, rank))[:, 0]
+        return p.value(squared_relu(p.key(xk)) * (deep.s2(low) + deep.s0))
+
+
+ARCHITECTURES = (Rwkv7, Rwkv7DeepEmbed)

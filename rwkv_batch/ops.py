@@ -1,0 +1,114 @@
+"""Which implementation serves which operation: chosen once, when the engine is built, and said aloud.
+
+An op is a name, a signature and a docstring; op name = module name = function name. Its definition is the float32
+reference beside the model that owns it; fast twins live in the kernel packages. A twin's module also has
+`unsupported_reason(device, dtype, sizes) -> str | None`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from .errors import BackendError, ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "triton", "cuda", "cpu", "reference")
+_PACKAGES = {"triton": "rwkv_batch.triton_kernels", "cuda": "rwkv_batch.cuda_kernels", "cpu": "rwkv_batch.cpu_kernels"}
+_AUTO = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")}
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """An operation and its definition."""
+
+    name: str
+    reference: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class OpChoice:
+    """Which backend serves an op, and why the ones before it do not."""
+
+    op: str
+    backend: str
+    refused: tuple[str, ...]
+
+
+class OpTable:
+    """The chosen implementations, as attributes: `ops.wkv7(...)`."""
+
+    def __init__(self, functions: Mapping[str, Callable[..., Any]], choices: Iterable[OpChoice]) -> None:
+        self._functions = dict(functions)
+        self.choices = tuple(choices)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        try:
+            return self.__dict__["_functions"][name]
+        except KeyError:
+            raise AttributeError(f"no op {name!r} was resolved for this model") from None
+
+    def __str__(self) -> str:
+        lines = [f"{'op':<14} {'backend':<10} not used"]
+        lines += [f"{c.op:<14} {c.backend:<10} {' · '.join(c.refused)}".rstrip() for c in self.choices]
+        return "\n".join(lines)
+
+
+def resolve(
+    specs: Iterable[OpSpec], backend: str, device: torch.device, dtype: torch.dtype, sizes: Mapping[str, int]
+) -> OpTable:
+    """Choose an implementation for each op.
+
+    Args:
+        backend: "auto" takes the fastest that works; a named backend must serve every op that it has.
+        sizes: letters of the architecture (C, H, N, ...) → values, for the kernels' own checks.
+
+    Raises:
+        ConfigurationError: no backend of that name.
+        BackendError: the named backend refuses an op; every reason is listed.
+    """
+    if backend not in BACKENDS:
+        raise ConfigurationError(f"engine.backend: got {backend!r}, expected one of {', '.join(BACKENDS)}")
+    candidates = _AUTO.get(device.type, ("reference",)) if backend == "auto" else (backend, "reference")
+    functions: dict[str, Callable[..., Any]] = {}
+    choices = []
+    failures = []
+    for spec in specs:
+        refused = []
+        for name in candidates:
+            function, reason = _implementation(spec, name, device, dtype, sizes)
+            if function is not None:
+                functions[spec.name] = function
+                choices.append(OpChoice(spec.name, name, tuple(refused)))
+                break
+            refused.append(f"{name}: {reason}")
+            if name == backend:
+                failures.append(f"{spec.name}: {reason}")
+    if failures:
+        raise BackendError(f"backend {backend!r} cannot serve this model:\n  " + "\n  ".join(failures))
+    table = OpTable(functions, choices)
+    logger.info("ops\n%s", table)
+    return table
+
+
+def _implementation(
+    spec: OpSpec, backend: str, device: torch.device, dtype: torch.dtype, sizes: Mapping[str, int]
+) -> tuple[Callable[..., Any] | None, str]:
+    if backend == "reference":
+        return spec.reference, ""
+    name = f"{_PACKAGES[backend]}.{spec.name}"
+    if find_spec(_PACKAGES[backend]) is None or find_spec(name) is None:
+        return None, "no such kernel"
+    try:
+        module = import_module(name)
+    except ImportError as error:
+        return None, str(error)
+    reason = module.unsupported_reason(device, dtype, sizes)
+    return (None, reason) if reason else (getattr(module, spec.name), "")

@@ -1,0 +1,77 @@
+"""Fixtures and settings of all tests."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy
+import pytest
+import torch
+from checkpoints import make_checkpoint, write_checkpoint
+from oracle import Oracle, OraclePool
+
+CheckpointFile = Callable[..., Path]
+OracleFactory = Callable[..., Oracle]
+
+torch.set_num_threads(1)
+
+hypothesis.settings.register_profile("gate", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.load_profile("gate")
+
+# Importing it would set switches of torch for every test that follows; `oracle.Worker` runs it elsewhere.
+sys.modules["rwkv.model"] = None  # type: ignore[assignment]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Every test starts from the same random numbers, alone or after any other."""
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def checkpoint_file(tmp_path_factory: pytest.TempPathFactory) -> CheckpointFile:
+    """`checkpoint_file(version, **sizes)`: the .pth file of `make_checkpoint` with these arguments, written once."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    written: dict[Any, Path] = {}
+
+    def get(version: str, **sizes: Any) -> Path:
+        key = (version, *sorted(sizes.items()))
+        if key not in written:
+            path = folder / f"v{version}-{len(written)}.pth"
+            written[key] = write_checkpoint(make_checkpoint(version, **sizes), path)
+        return written[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def oracle(checkpoint_file: CheckpointFile) -> Iterator[OracleFactory]:
+    """`oracle(version, path=None, strategy="cpu fp32")`: the `rwkv` package with a checkpoint, loaded once.
+
+    Where `path` is None it is `checkpoint_file(version)`.
+    """
+    pool = OraclePool()
+
+    def get(version: str, path: Path | None = None, strategy: str = "cpu fp32") -> Oracle:
+        return pool.get(checkpoint_file(version) if path is None else path, version, strategy)
+
+    yield get
+    pool.close()

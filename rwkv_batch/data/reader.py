@@ -6,29 +6,16 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import ConfigurationError
 from .files import EXTENSIONS, InputFile, find_files
-from .jsonl import JsonlTable
+from .jsonl import JsonlTable, Kind
 from .openai_batch import OpenAIBatchTable
-
-BATCH_ROWS = 512
-READ_ERROR = "__read_error__"
-"""A column that readers may add: why a row could not be read, "code: sentence", or null."""
-
-
-class Table(Protocol):
-    """One input file."""
-
-    schema: pa.Schema
-    num_rows: int
-
-    def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Rows from `start` to before `stop` in batches of at most `BATCH_ROWS`."""
+from .table import BATCH_ROWS, READ_ERROR, Table
 
 
 @dataclass(frozen=True)
@@ -78,13 +65,13 @@ class Source:
         return pa.RecordBatch.from_arrays(arrays, names=names)
 
 
-def open_source(paths: str | Sequence[str], file_format: str, expected: Mapping[str, pa.DataType]) -> Source:
+def open_source(paths: str | Sequence[str], file_format: str, expected: Mapping[str, Kind]) -> Source:
     """Find and open the input.
 
     Args:
         paths: files, folders, globs or URLs.
         file_format: auto, parquet, jsonl or openai-batch.
-        expected: for JSON Lines, types of columns whose cells are checked one by one instead of refusing the file.
+        expected: for JSON Lines, kinds of columns in which a value of another kind spoils its row only.
 
     Raises:
         ConfigurationError: nothing is there, a file cannot be read, or files or lines contradict each other.
@@ -98,7 +85,7 @@ def open_source(paths: str | Sequence[str], file_format: str, expected: Mapping[
     return Source(tuple(files), tables, _merged_schema(files, tables))
 
 
-def _open_table(file: InputFile, kind: str, expected: Mapping[str, pa.DataType]) -> Table:
+def _open_table(file: InputFile, kind: str, expected: Mapping[str, Kind]) -> Table:
     try:
         if kind == "parquet":
             return ParquetTable(file)

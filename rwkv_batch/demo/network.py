@@ -19,16 +19,14 @@ GROUP_NORM_EPS = 64e-5
 
 
 class LayerState(NamedTuple):
-    """What one layer remembers: the last row that each mix saw, [B, C], and the matrices, [B, H, N (key), N (value)]."""
+    """One layer's memory: the last row that each mix saw, [B, C], and matrices [B, H, N (key), N (value)]."""
 
     att_shift: Tensor
     ffn_shift: Tensor
     wkv: Tensor
 
 
-def wkv7(
-    r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
+def wkv7(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Run the RWKV-7 recurrence over T tokens, chunk by chunk, with matrix products only.
 
     Per head, with row vectors and the state S of shape [N (key), N (value)]:
@@ -78,7 +76,7 @@ def wkv7(
 
 
 def _causal_mask(device: torch.device) -> Tensor:
-    """[2 CHUNK, 2 CHUNK] of 0 and 1: a token's `a` meets what earlier tokens wrote, its `r` also what it wrote itself."""
+    """[2 CHUNK, 2 CHUNK] of 0 and 1: `a` meets what earlier tokens wrote, `r` also what its own token did."""
     ones = torch.ones(CHUNK, CHUNK, device=device)
     return torch.cat([ones.tril(-1), ones.tril()]).repeat(1, 2)
 

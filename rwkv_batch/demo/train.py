@@ -1,19 +1,20 @@
 """Train the bundled demo model: a byte-level RWKV-7 on the Python standard library's own source.
 
-    python -m rwkv_batch.demo.train --out model.safetensors
+python -m rwkv_batch.demo.train --out model.safetensors
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, distributed
 
 from .corpus import END_OF_TEXT, VOCAB_SIZE, Document, encode, stdlib_documents
 from .network import LayerState, Network
@@ -21,11 +22,11 @@ from .network import LayerState, Network
 RANKS = {"w": 32, "a": 32, "v": 16, "g": 64}
 RESTART_PROBABILITY = 1 / 16
 WARM_UP_STEPS = 100
-FINAL_LEARNING_RATE = 0.02  # of the peak
+DESCENT = 0.3  # of all steps
 
 
 class Windows:
-    """Batches of consecutive windows: each row goes on where it was, or now and then restarts anywhere, empty-minded."""
+    """Batches of consecutive windows: each row goes on where it was, or sometimes restarts anywhere."""
 
     def __init__(self, stream: Tensor, rows: int, tokens: int, generator: torch.Generator) -> None:
         self.stream, self.rows, self.tokens, self.generator = stream, rows, tokens, generator
@@ -43,9 +44,9 @@ class Windows:
         return window[:, :-1], window[:, 1:], restart
 
 
-def training_stream(documents: list[Document], generator: torch.Generator) -> Tensor:
+def training_stream(documents: list[Document]) -> Tensor:
     """All training documents in a shuffled order, an end-of-text token before each and after the last."""
-    order = torch.randperm(len(documents), generator=generator).tolist()
+    order = torch.randperm(len(documents)).tolist()
     token_ids = [END_OF_TEXT]
     for index in order:
         token_ids += [*encode(documents[index].text), END_OF_TEXT]
@@ -62,12 +63,10 @@ def carried(state: list[LayerState], restart: Tensor) -> list[LayerState]:
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up, then a cosine down to a small share of the peak."""
-    if step < WARM_UP_STEPS:
-        return peak * (step + 1) / WARM_UP_STEPS
-    progress = (step - WARM_UP_STEPS) / max(steps - WARM_UP_STEPS, 1)
-    share = FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * (1 + math.cos(math.pi * progress)) / 2
-    return peak * share
+    """Linear warm-up, a plateau, and a straight descent to zero over the last part of the run."""
+    warm_up = (step + 1) / WARM_UP_STEPS
+    descent = (steps - step) / (steps * DESCENT)
+    return peak * min(warm_up, 1.0, descent)
 
 
 def make_optimizer(network: Network, weight_decay: float) -> torch.optim.AdamW:
@@ -76,6 +75,16 @@ def make_optimizer(network: Network, weight_decay: float) -> torch.optim.AdamW:
     vectors = [p for p in network.parameters() if p.squeeze().dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-12)
+
+
+def average_gradients(network: Network) -> None:
+    """Replace every gradient by its mean over the processes, in one message."""
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 @torch.no_grad()
@@ -101,62 +110,71 @@ def held_out_bits_per_byte(network: Network, documents: list[Document], rows: in
     return nats / math.log(2) / sum(map(len, texts))
 
 
-def train(args: argparse.Namespace) -> Network:
-    """The whole run: data, network, steps, log."""
-    torch.set_num_threads(args.threads)
+def train(rank: int, args: argparse.Namespace, rendezvous: str) -> None:
+    """One of `args.processes` equal workers: same network and data, own rows, averaged gradients; worker 0 reports."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=args.processes)
     torch.manual_seed(args.seed)
-    generator = torch.Generator().manual_seed(args.seed)
     documents = stdlib_documents()
-    held_out = [document for document in documents if document.held_out]
-    stream = training_stream([document for document in documents if not document.held_out], generator)
+    stream = training_stream([document for document in documents if not document.held_out])
     network = Network(VOCAB_SIZE, args.layers, args.width, 4 * args.width, RANKS)
-    parameters = sum(p.numel() for p in network.parameters())
-    print(f"{len(stream)} training tokens, {len(held_out)} held-out files, {parameters} parameters", flush=True)
-
     optimizer = make_optimizer(network, args.weight_decay)
-    windows = Windows(stream, args.rows, args.tokens, generator)
-    state = network.empty_state(args.rows)
+    rows = args.rows // args.processes
+    windows = Windows(stream, rows, args.tokens, torch.Generator().manual_seed(args.seed + 1 + rank))
+    state = network.empty_state(rows)
+    if rank == 0:
+        parameters = sum(p.numel() for p in network.parameters())
+        print(f"{len(stream)} training tokens, {parameters} parameters", flush=True)
+
     began, recent = time.monotonic(), 0.0
     for step in range(args.steps):
         inputs, targets, restart = windows.next()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.learning_rate)
         with torch.autocast("cpu", torch.bfloat16):
             logits, state = network(inputs, carried(state, restart))
         loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
-        optimizer.zero_grad()
+        network.zero_grad()
         loss.backward()
+        average_gradients(network)
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0, error_if_nonfinite=True)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.steps, args.learning_rate)
         optimizer.step()
 
         recent += loss.item() / math.log(2) / args.log_every
-        if (step + 1) % args.log_every == 0:
+        if rank == 0 and (step + 1) % args.log_every == 0:
             seconds = time.monotonic() - began
             speed = (step + 1) * args.rows * args.tokens / seconds
             print(f"step {step + 1:6d}  {recent:.4f} bits/byte  {seconds:6.0f} s  {speed:6.0f} tokens/s", flush=True)
             recent = 0.0
-    print(f"held-out: {held_out_bits_per_byte(network, held_out):.4f} bits per byte, whole files", flush=True)
-    return network
+        elif (step + 1) % args.log_every == 0:
+            recent = 0.0
+
+    if rank == 0:
+        tensors = {name: tensor.detach().to(torch.bfloat16) for name, tensor in network.state_dict().items()}
+        save_file(tensors, args.out, metadata={"format": "pt"})
+        network.load_state_dict(tensors)
+        bits = held_out_bits_per_byte(network, [document for document in documents if document.held_out])
+        print(f"held-out, whole files, weights as saved: {bits:.4f} bits/byte", flush=True)
+        print(f"{args.out}: {args.out.stat().st_size} bytes", flush=True)
+    distributed.destroy_process_group()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("model.safetensors"))
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--layers", type=int, default=5)
-    parser.add_argument("--width", type=int, default=192)
-    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--width", type=int, default=192, help="channels, a multiple of 64")
+    parser.add_argument("--rows", type=int, default=8, help="rows of a step, over all processes")
     parser.add_argument("--tokens", type=int, default=256, help="tokens of a row in one step, a multiple of 16")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--log-every", type=int, default=100)
+    parser.add_argument("--processes", type=int, default=2, help="one thread each; a divisor of --rows")
+    parser.add_argument("--log-every", type=int, default=50)
     args = parser.parse_args()
-    network = train(args)
-    tensors = {name: tensor.detach().to(torch.bfloat16) for name, tensor in network.state_dict().items()}
-    save_file(tensors, args.out, metadata={"format": "pt"})
-    print(f"{args.out}: {args.out.stat().st_size} bytes")
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(train, (args, f"{folder}/rendezvous"), nprocs=args.processes)
 
 
 if __name__ == "__main__":

@@ -52,11 +52,12 @@ class Engine:
         self.sampler = Sampler(max_batch_size, vocabulary, model.device)
         self.stats = EngineStats(max_batch_size)
         self._prefix_sharing = prefix_sharing
+        self._passed: list[Completion] = []
         self._window = max(4 * max_batch_size, 256)
 
     @torch.inference_mode()
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Complete every request; one caller at a time.
+    def generate(self, requests: Iterable[Request | Completion]) -> Iterator[Completion]:
+        """Complete every request; one caller at a time. A completion among the requests passes straight through.
 
         Requests are pulled in windows, within which shared prefixes are found. Closing the iterator early frees
         everything that was running.
@@ -64,10 +65,12 @@ class Engine:
         source = iter(requests)
         try:
             while True:
-                self._admit(source)
-                if self.scheduler.is_idle:
+                is_exhausted = self._admit(source)
+                yield from self._take_passed()
+                if not self.scheduler.is_idle:
+                    yield from self.step()
+                elif is_exhausted:
                     return
-                yield from self.step()
         finally:
             self._abandon()
 
@@ -93,10 +96,18 @@ class Engine:
         """Assert that every slot is free or belongs to exactly one running sequence."""
         self.pool.check_integrity(sequence.slot for sequence in self.scheduler.running)
 
-    def _admit(self, source: Iterator[Request]) -> None:
+    def _take_passed(self) -> list[Completion]:
+        passed, self._passed = self._passed, []
+        return passed
+
+    def _admit(self, source: Iterator[Request | Completion]) -> bool:
+        """Give every free slot to a sequence; returns whether the requests have come to their end."""
         while self.pool.num_free:
-            if not self.scheduler.waiting and not self._refill(source):
-                return
+            if not self.scheduler.waiting:
+                if not self._refill(source):
+                    return True
+                if not self.scheduler.waiting:
+                    return False
             sequence = self.scheduler.next_waiting()
             parent = sequence.parent
             sequence.slot = self.pool.allocate(parent.record if parent else None)
@@ -108,11 +119,15 @@ class Engine:
                 new_constraint = sequence.work.new_constraint
                 self.sampler.assign(sequence.slot, sequence.work, new_constraint() if new_constraint else None)
             self.scheduler.start(sequence)
+        return False
 
-    def _refill(self, source: Iterator[Request]) -> bool:
+    def _refill(self, source: Iterator[Request | Completion]) -> bool:
+        """Queue the next window of requests; returns whether there was one."""
         window = list(islice(source, self._window))
-        self.stats.requested_tokens += sum(len(request.prompt_token_ids) for request in window)
-        self.scheduler.add(Sequence(work, None) for work in plan_prefixes(window, self._prefix_sharing))
+        self._passed += [item for item in window if isinstance(item, Completion)]
+        requests = [item for item in window if isinstance(item, Request)]
+        self.stats.requested_tokens += sum(len(request.prompt_token_ids) for request in requests)
+        self.scheduler.add(Sequence(work, None) for work in plan_prefixes(requests, self._prefix_sharing))
         return bool(window)
 
     def _sampled_logits(self, step_input: StepInput, hidden: Tensor) -> Tensor | None:
@@ -177,3 +192,4 @@ class Engine:
         for sequence in self.scheduler.running:
             self.pool.free(sequence.slot)
         self.scheduler = Scheduler(self.scheduler.max_batch_tokens)
+        self._passed = []

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..sampling_params import SamplingParams
 
-_PRESENCE, _FREQUENCY, _REPETITION, _DECAY = range(4)
+_DECAY = 3
+"""Column of the settings: presence, frequency, repetition, decay."""
 
 
 class Penalties:
@@ -52,32 +53,39 @@ class Penalties:
         """Whether any of these slots has a penalty."""
         return not self._active.isdisjoint(slots)
 
-    def apply(self, logits: Tensor, slots: Tensor) -> None:
-        """Penalise logits [B, V] in place."""
-        width = int(self._length[slots].max())
-        ids, count, generated = (table[slots, :width] for table in (self._ids, self._count, self._generated))
-        settings = self._settings[slots]
-        seen = torch.arange(width, device=ids.device) < self._length[slots][:, None]
-        old = logits.gather(1, ids)
-        repetition = torch.where(seen, settings[:, _REPETITION, None], torch.ones_like(old))
-        new = torch.where(old > 0, old / repetition, old * repetition)
-        new -= count * settings[:, _FREQUENCY, None] + generated * settings[:, _PRESENCE, None]
-        logits.scatter_add_(1, ids, torch.where(seen, new - old, torch.zeros_like(old)))
+    def apply(self, logits: Tensor, slots: list[int]) -> None:
+        """Penalise logits [B, V] in place; row i belongs to slots[i]."""
+        rows, index = self._penalized(slots)
+        length = self._length[index][:, None]
+        width = int(length.max())
+        ids, count, generated = (table[index, :width] for table in (self._ids, self._count, self._generated))
+        presence, frequency, repetition, _ = self._settings[index, :, None].unbind(1)
+        old = logits[rows[:, None], ids]
+        new = torch.where(old > 0, old / repetition, old * repetition) - count * frequency - generated * presence
+        listed = torch.arange(width, device=ids.device) < length
+        logits.index_put_((rows[:, None], ids), torch.where(listed, new - old, 0.0), accumulate=True)
 
-    def count(self, token_ids: Tensor, slots: Tensor) -> None:
+    def count(self, token_ids: Tensor, slots: list[int]) -> None:
         """Decay all counts, then count the tokens [B] just sampled."""
-        self._reserve(int(self._length[slots].max()) + 1)
-        ids, length = self._ids[slots], self._length[slots]
+        rows, index = self._penalized(slots)
+        token_ids, length = token_ids[rows], self._length[index]
+        self._reserve(int(length.max()) + 1)
+        ids = self._ids[index]
         listed = torch.arange(ids.shape[1], device=ids.device) < length[:, None]
         match = (ids == token_ids[:, None]) & listed
         is_new = ~match.any(1)
         entry = torch.where(is_new, length, match.int().argmax(1))
-        weight = torch.where(self._skips_uncounted[slots] & self._uncounted[token_ids], 0.0, 1.0)
-        self._count[slots] *= self._settings[slots, _DECAY, None]
-        self._ids[slots, entry] = token_ids
-        self._count[slots, entry] += weight
-        self._generated[slots, entry] = True
-        self._length[slots] += is_new
+        self._count[index] *= self._settings[index, _DECAY, None]
+        self._ids[index, entry] = token_ids
+        self._count[index, entry] += torch.where(self._skips_uncounted[index] & self._uncounted[token_ids], 0.0, 1.0)
+        self._generated[index, entry] = True
+        self._length[index] += is_new
+
+    def _penalized(self, slots: list[int]) -> tuple[Tensor, Tensor]:
+        """The rows whose slots have penalties, and those slots."""
+        rows = [row for row, slot in enumerate(slots) if slot in self._active]
+        device = self._ids.device
+        return torch.tensor(rows, device=device), torch.tensor([slots[row] for row in rows], device=device)
 
     def _reserve(self, width: int) -> None:
         capacity = self._ids.shape[1]

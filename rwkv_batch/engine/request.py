@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,6 +22,9 @@ class StopMonitor(Protocol):
     def push(self, token_id: int) -> str | None:
         """Take the next sampled token; returns the stop string that now ends the text, if one does."""
 
+    def text(self) -> str:
+        """The text so far, cut at the stop string."""
+
 
 class Constraint(Protocol):
     """Says which tokens may come next in one sequence."""
@@ -38,6 +41,7 @@ class Request:
 
     Args:
         key: comes back with the completion.
+        prompt: the prompt's text, passed through.
         prompt_token_ids: at least one id, each in [0, V).
         seed, row, sample: key the random stream, together with the position of the sampled token.
         score_start: prompt positions from here on are scored, with the log-probability of each given those before it;
@@ -45,9 +49,10 @@ class Request:
         new_monitor, new_constraint: make what watches and what restricts one run of this request.
     """
 
-    key: Hashable
+    key: Any
     prompt_token_ids: list[int]
     params: SamplingParams
+    prompt: str | None = None
     seed: int = 0
     row: int = 0
     sample: int = 0

@@ -101,7 +101,7 @@ class Sampler:
         token_ids = select(shaped, filters, uniform(integers[:, _STREAM:], integers[:, _POSITION]))
         self._integers[index, _POSITION] += 1
         if self._penalties.is_active(slots):
-            self._penalties.count(token_ids, index)
+            self._penalties.count(token_ids, slots)
         logprobs = logits.gather(1, token_ids[:, None])[:, 0].double() - normalizer
         ids = token_ids.tolist()
         for row in _rows_with(self._constraints, slots):
@@ -118,7 +118,7 @@ class Sampler:
             return logits
         shaped = logits.clone()
         if penalized:
-            self._penalties.apply(shaped, index)
+            self._penalties.apply(shaped, slots)
         for row in _rows_with(self._biases, slots):
             ids, values = self._biases[slots[row]]
             shaped[row, ids] += values

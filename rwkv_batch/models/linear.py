@@ -115,6 +115,34 @@ class Mm8Linear:
         return y
 
 
+class FixedRowsLinear:
+    """Always multiplies the same number of rows at once, so that a row's result cannot depend on how many there are.
+
+    A matrix product's order of summation depends on its shape, hence, without this, on the size of the batch.
+    """
+
+    ROWS = 32
+
+    def __init__(self, linear: Linear) -> None:
+        self._linear = linear
+
+    @property
+    def in_features(self) -> int:
+        return self._linear.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self._linear.out_features
+
+    @property
+    def nbytes(self) -> int:
+        return self._linear.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        padded = F.pad(x, (0, 0, 0, -len(x) % self.ROWS))
+        return torch.cat([self._linear(block) for block in padded.split(self.ROWS)])[: len(x)]
+
+
 def make_linear(
     checkpoint: Checkpoint,
     name: str,

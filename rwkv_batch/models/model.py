@@ -72,9 +72,17 @@ class Model:
 
     Args:
         ln_x_eps: epsilon of the group norm over heads; None takes the checkpoint's own, or 64e-5.
+        batch_invariant: a row's results do not depend, bit for bit, on what else is in the step.
     """
 
-    def __init__(self, file: ModelFile, placement: Placement, backend: str = "auto", ln_x_eps: float | None = None) -> None:
+    def __init__(
+        self,
+        file: ModelFile,
+        placement: Placement,
+        backend: str = "auto",
+        ln_x_eps: float | None = None,
+        batch_invariant: bool = False,
+    ) -> None:
         checkpoint = file.checkpoint
         self.file = file
         self.placement = placement
@@ -83,7 +91,7 @@ class Model:
         self.ops: OpTable = resolve(
             file.architecture.ops, backend, placement.device, placement.dtype, file.sizes
         )
-        weights = Weights(checkpoint, placement.dtype, placement.quantization, placement.device)
+        weights = Weights(checkpoint, placement.dtype, placement.quantization, placement.device, batch_invariant)
         self.architecture = file.architecture(weights, file.sizes, self.ln_x_eps)
         self._norm = weights.norm("ln_out")
         self._head = weights.linear("head.weight")

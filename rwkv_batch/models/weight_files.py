@@ -62,9 +62,9 @@ def read_pth(path: Path) -> dict[str, Any]:
         entries = torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_unpickling_complaint(path, str(error))) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(
-            f"{path}: not a readable PyTorch file ({_first_line(error)}); expected a .pth of named tensors. "
+            f"{path}: not a readable PyTorch file of named tensors (nor a TorchScript archive, which is not supported). "
             "If a download or copy was cut short, fetch the file again"
         ) from error
     if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries):
@@ -86,7 +86,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(
-            f"{path}: not a readable safetensors file ({_first_line(error)}). If a download or copy was cut short, "
+            f"{path}: not a readable safetensors file ({error}). If a download or copy was cut short, "
             "fetch the file again"
         ) from error
 
@@ -137,7 +137,3 @@ def _unpickling_complaint(path: Path, reason: str) -> str:
         f"{path}: holds the Python object {found[1]}; expected plain tensors, nothing else is ever unpickled. "
         "Save its tensors alone, as a dict, or use a .safetensors file"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

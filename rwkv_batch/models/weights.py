@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .blocks import LAYER_NORM_EPS, Norm
 from .checkpoint import Checkpoint
-from .linear import DenseLinear, Linear, make_linear
+from .linear import DenseLinear, FixedRowsLinear, Linear, make_linear
 
 
 class Weights:
@@ -17,13 +17,22 @@ class Weights:
     Args:
         dtype: of activations and dense matrices.
         quantization: None or "int8" (mm8) for the large matrices.
+        batch_invariant: matrix products whose rows do not depend on how many others there are.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, quantization: str | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        quantization: str | None,
+        device: torch.device,
+        batch_invariant: bool = False,
+    ) -> None:
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.quantization = quantization
         self.device = device
+        self._batch_invariant = batch_invariant
         self._linears: list[Linear] = []
 
     def __contains__(self, name: str) -> bool:
@@ -56,14 +65,15 @@ class Weights:
             device=self.device,
             scale=scale,
         )
-        self._linears.append(linear)
-        return linear
+        return self._keep(linear)
 
     def low_rank(self, name: str) -> Linear:
         """A low-rank factor stored [C_in, C_out], never quantised."""
-        linear = DenseLinear(self.tensor(name).t().contiguous())
+        return self._keep(DenseLinear(self.tensor(name).t().contiguous()))
+
+    def _keep(self, linear: Linear) -> Linear:
         self._linears.append(linear)
-        return linear
+        return FixedRowsLinear(linear) if self._batch_invariant else linear
 
     def embedding(self) -> Tensor:
         """[V, C], already layer-normed (ln0), which is computed in float32."""

@@ -1,0 +1,302 @@
+"""The embedded API: text in, text out. Names and shapes follow vLLM's offline API."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .constraint import ConstraintCompiler
+from .engine.engine import Engine
+from .engine.logprobs import Logprobs
+from .engine.request import END_OF_TEXT, Completion, Request
+from .engine.sampler import Vocabulary
+from .engine.stats import EngineStats
+from .errors import RowError
+from .model_summary import ModelSummary, inspect_model
+from .models.model import Model
+from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
+from .prefetch import Prefetch
+from .rows import GenerateRow, Prompt, RequestBuilder, ScoreRow, TextOrIds, passed_through
+from .sampling_params import SamplingParams
+from .tokenizer import Tokenizer
+
+__all__ = ["LLM", "GenerateRow", "ModelSummary", "ScoreRow", "inspect_model"]
+
+UNCOUNTED = b" \t0123456789"
+"""Tokens that are a part of this text are not counted by ChatRWKV's penalties."""
+
+logger = logging.getLogger(__name__)
+
+
+class LLM:
+    """One loaded model and the engine that runs it.
+
+    Args:
+        model: "demo", a .pth or .safetensors file, a folder in Hugging Face layout, or hf://owner/repo/file@revision.
+        tokenizer: "auto", "world", "bytes", a vocabulary file, a tokenizer.json, or None for token ids only.
+        device: "auto", "cpu", "cuda", "cuda:N", "mps".
+        dtype: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
+        quantization: None, or "int8" for 8-bit matrices.
+        backend: "auto", "triton", "cuda", "cpu", "reference".
+        max_batch_size: sequences that run at the same time; None takes what is useful and fits.
+        max_batch_tokens: tokens of one step; None likewise.
+        state_dtype: "float32".
+        init_state: a file of tuned initial states; None starts from the checkpoint's own.
+        strategy: ChatRWKV's strategy string, instead of device, dtype and quantization.
+        prefix_sharing: compute prompt prefixes that several prompts share once.
+        batch_invariant: results do not depend, bit for bit, on what else is in the batch.
+        ln_x_eps: epsilon of the group norm over heads; None takes the checkpoint's, or 64e-5.
+        seed: of the random streams of requests that have none of their own.
+
+    Raises:
+        ConfigurationError: a setting is wrong.
+        CheckpointError: the model file cannot be used.
+        CapacityError: the device is missing or too small.
+        BackendError: the backend that was named cannot serve this model.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "demo",
+        tokenizer: str | None = "auto",
+        device: str = "auto",
+        dtype: str = "auto",
+        quantization: str | None = None,
+        backend: str = "auto",
+        max_batch_size: int | None = None,
+        max_batch_tokens: int | None = None,
+        state_dtype: str = "float32",
+        init_state: str | Path | None = None,
+        strategy: str | None = None,
+        prefix_sharing: bool = True,
+        batch_invariant: bool = False,
+        ln_x_eps: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.summary = inspect_model(
+            model,
+            tokenizer=tokenizer,
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            max_batch_size=max_batch_size,
+            max_batch_tokens=max_batch_tokens,
+            state_dtype=state_dtype,
+            init_state=init_state,
+            strategy=strategy,
+            ln_x_eps=ln_x_eps,
+        )
+        file, plan = self.summary.file, self.summary.memory
+        logger.info("%s", plan)
+        self.tokenizer: Tokenizer | None = self.summary.tokenizer
+        self._model = Model(file, self.summary.placement, backend, ln_x_eps, batch_invariant)
+        vocab_size = file.sizes["V"]
+        self._engine = Engine(
+            self._model,
+            _vocabulary(self.tokenizer, vocab_size),
+            max_batch_size=plan.max_batch_size,
+            max_batch_tokens=plan.max_batch_tokens,
+            init_state=init_state,
+            prefix_sharing=prefix_sharing,
+        )
+        constraints = ConstraintCompiler(self.tokenizer.token_bytes, vocab_size) if self.tokenizer else None
+        self._builder = RequestBuilder(self.tokenizer, vocab_size, seed, constraints)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete every prompt; results are in the order of the prompts.
+
+        Args:
+            prompts: a list of prompts: text, token ids, {"prompt_token_ids": [...]} or {"messages": [...]}. One text or
+                mapping stands for a list of one.
+            sampling_params: for all prompts, or one for each.
+
+        Raises:
+            ValueError: a prompt cannot be served; the message names it.
+        """
+        if isinstance(prompts, (str, dict)):
+            prompts = [prompts]
+        prompt_list: list[Any] = list(prompts)
+        if isinstance(sampling_params, Sequence) and len(sampling_params) != len(prompt_list):
+            raise ValueError(f"got {len(sampling_params)} sampling_params for {len(prompt_list)} prompts, expected as many")
+        outputs: list[RequestOutput | None] = [None] * len(prompt_list)
+        for index, output in self.generate_iter(prompt_list, sampling_params):
+            if output.error is not None:
+                raise ValueError(f"prompt {index}: {output.error}")
+            outputs[index] = output
+        return [output for output in outputs if output is not None]
+
+    def generate_iter(
+        self, prompts: Iterable[Prompt], sampling_params: SamplingParams | Iterable[SamplingParams] | None = None
+    ) -> Iterator[tuple[int, RequestOutput]]:
+        """Complete any number of prompts in bounded memory: (index, result) in the order in which they finish.
+
+        A prompt that cannot be served gives a result with `error_code` and `error`.
+        """
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            shared = sampling_params or SamplingParams()
+            rows = (GenerateRow(i, i, prompt, shared) for i, prompt in enumerate(prompts))
+        else:
+            pairs = zip(prompts, sampling_params, strict=True)
+            rows = (GenerateRow(i, i, prompt, params) for i, (prompt, params) in enumerate(pairs))
+        return self.serve(rows)
+
+    def score(self, pairs: Iterable[tuple[TextOrIds, TextOrIds]]) -> list[ScoreOutput]:
+        """The log-likelihood of each continuation given its context; results are in the order of the pairs.
+
+        Args:
+            pairs: (context, continuation), both text or both token ids; each is encoded by itself. An empty context
+                is the beginning of a document, token 0.
+
+        Raises:
+            ValueError: a pair cannot be scored; the message names it.
+        """
+        scores: dict[int, ScoreOutput] = {}
+        rows = (ScoreRow(i, i, context, [continuation]) for i, (context, continuation) in enumerate(pairs))
+        for index, (output,) in self.serve_scores(rows):
+            if output.error is not None:
+                raise ValueError(f"pair {index}: {output.error}")
+            scores[index] = output
+        return [scores[index] for index in sorted(scores)]
+
+    def serve(self, rows: Iterable[GenerateRow]) -> Iterator[tuple[Any, RequestOutput]]:
+        """Complete rows as they come: (key, result) in the order in which they finish.
+
+        Rows are pulled and tokenised on a thread of their own, a bounded number ahead. A bad row gives a result with
+        `error_code` and `error`; it never stops the others.
+        """
+        return self._serve(rows, self._builder.generate, self._request_output, _failed_request)
+
+    def serve_scores(self, rows: Iterable[ScoreRow]) -> Iterator[tuple[Any, list[ScoreOutput]]]:
+        """Score rows as they come: (key, one result for each continuation) in the order in which they finish."""
+        return self._serve(rows, self._builder.score, _score_outputs, _failed_score)
+
+    def stats(self) -> EngineStats:
+        """Counters since the model was loaded."""
+        return self._engine.stats
+
+    def describe(self) -> dict[str, Any]:
+        """What was loaded and how it runs, for reports."""
+        choices = [
+            {"op": c.op, "backend": c.backend, "not_used": list(c.refused)} for c in self._model.ops.choices
+        ]
+        return {**self.summary.describe(), "backends": choices, "matrix_bytes": self._model.matrix_bytes}
+
+    def check_integrity(self) -> None:
+        """Assert that no slot has leaked."""
+        self._engine.check_integrity()
+
+    def _serve(
+        self,
+        rows: Iterable[Any],
+        build: Callable[[Any, Any], list[Request]],
+        finish: Callable[[list[Completion]], Any],
+        fail: Callable[[Any, RowError], Any],
+    ) -> Iterator[tuple[Any, Any]]:
+        def requests() -> Iterator[Request | Completion]:
+            for row in rows:
+                group = _Group(row.key)
+                try:
+                    built = build(row, group)
+                    group.samples = [None] * len(built)
+                except RowError as error:
+                    built, group.result = [], fail(row, error)
+                yield from built or [passed_through(group)]
+
+        ahead = Prefetch(requests(), ahead=4 * self._engine.pool.num_slots)
+        try:
+            for completion in self._engine.generate(ahead):
+                group: _Group = completion.key
+                if group.samples:
+                    group.samples[completion.request.sample] = completion
+                finished = [sample for sample in group.samples if sample is not None]
+                if len(finished) == len(group.samples):
+                    yield group.key, finish(finished) if group.result is None else group.result
+        finally:
+            ahead.close()
+
+    def _request_output(self, completions: list[Completion]) -> RequestOutput:
+        first = completions[0]
+        prompt = first.request.prompt_token_ids
+        prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+        if first.request.score_start is not None:
+            scored = zip(prompt[1:], first.prompt_scores, strict=True)
+            prompt_logprobs = [None, *(self._logprob_dict(token_id, found) for token_id, found in scored)]
+        outputs = [self._completion_output(i, completion) for i, completion in enumerate(completions)]
+        return RequestOutput(first.request.prompt, prompt, prompt_logprobs, outputs)
+
+    def _completion_output(self, index: int, completion: Completion) -> CompletionOutput:
+        logprobs = None
+        if completion.request.params.logprobs is not None:
+            found = zip(completion.token_ids, completion.logprobs, strict=True)
+            logprobs = [self._logprob_dict(token_id, entry) for token_id, entry in found]
+        return CompletionOutput(
+            index=index,
+            text=completion.monitor.text() if completion.monitor else "",
+            token_ids=completion.token_ids,
+            cumulative_logprob=math.fsum(completion.token_logprobs),
+            logprobs=logprobs,
+            finish_reason=completion.finish_reason,
+            stop_reason=completion.stop_reason,
+            token_logprobs=completion.token_logprobs,
+        )
+
+    def _logprob_dict(self, token_id: int, found: Logprobs) -> dict[int, Logprob]:
+        """The most likely tokens, most likely first, and the token itself."""
+        entries = {i: (value, rank) for rank, (i, value) in enumerate(zip(found.top_ids, found.top_logprobs), 1)}
+        entries[token_id] = (found.logprob, found.rank)
+        decode = self.tokenizer.decode if self.tokenizer else None
+        return {i: Logprob(value, rank, decode([i]) if decode else None) for i, (value, rank) in entries.items()}
+
+
+@dataclass(eq=False)
+class _Group:
+    """The requests of one row, on their way to one result."""
+
+    key: Any
+    samples: list[Completion | None] = field(default_factory=list)
+    result: Any = None
+    """Set where the row could not be served."""
+
+
+def _failed_request(row: GenerateRow, error: RowError) -> RequestOutput:
+    prompt = row.prompt if isinstance(row.prompt, str) else None
+    return RequestOutput(prompt, [], None, [], error_code=error.code, error=error.message)
+
+
+def _score_outputs(completions: list[Completion]) -> list[ScoreOutput]:
+    return [_score_output(completion.prompt_scores) for completion in completions]
+
+
+def _score_output(scores: list[Logprobs]) -> ScoreOutput:
+    token_logprobs = [score.logprob for score in scores]
+    return ScoreOutput(
+        logprob=math.fsum(token_logprobs),
+        is_greedy=all(score.is_greedy for score in scores),
+        token_logprobs=token_logprobs,
+        num_tokens=len(scores),
+    )
+
+
+def _failed_score(row: ScoreRow, error: RowError) -> list[ScoreOutput]:
+    failed = ScoreOutput(math.nan, False, [], 0, error_code=error.code, error=error.message)
+    return [failed] * max(len(row.continuations), 1)
+
+
+def _vocabulary(tokenizer: Tokenizer | None, vocab_size: int) -> Vocabulary:
+    """Ids without bytes are never sampled; ChatRWKV's penalties do not count digits, spaces and tabs."""
+    if tokenizer is None:
+        return Vocabulary.plain(vocab_size)
+    table = [tokenizer.token_bytes[i] if i < len(tokenizer.token_bytes) else None for i in range(vocab_size)]
+    unsampleable = torch.tensor([not data and i != END_OF_TEXT for i, data in enumerate(table)])
+    uncounted = torch.tensor([data is not None and data in UNCOUNTED for data in table])
+    return Vocabulary(unsampleable, uncounted)

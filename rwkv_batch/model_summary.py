@@ -1,0 +1,114 @@
+"""What a model is and how it would run, known without reading its weights: for dry runs, fingerprints and loading."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .engine.sizing import MemoryPlan, plan_memory
+from .errors import CheckpointError, ConfigurationError
+from .models.architecture import describe_sizes
+from .models.checkpoint import open_checkpoint
+from .models.model import ModelFile
+from .models.placement import Placement, place
+from .tokenizer import Tokenizer, load_tokenizer
+
+DEMO_MODEL = Path(__file__).parent / "demo" / "model.safetensors"
+
+_STATE_DTYPES = ("float32",)
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """One model with its tokenizer, placement and memory plan."""
+
+    file: ModelFile
+    tokenizer: Tokenizer | None
+    placement: Placement
+    memory: MemoryPlan
+    init_state: Path | None
+    ln_x_eps: float | None
+
+    @property
+    def memory_plan(self) -> str:
+        return str(self.memory)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the bytes of the model's files and of the initial state, in hexadecimal."""
+        digest = hashlib.sha256(self.file.checkpoint.fingerprint().encode())
+        if self.init_state is not None:
+            digest.update(self.init_state.read_bytes())
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """For reports: everything is plain JSON."""
+        return {
+            "model": str(self.file.checkpoint.path),
+            "format": self.file.checkpoint.format,
+            "version": self.file.architecture.name,
+            "sizes": describe_sizes(self.file.sizes),
+            "tokenizer": self.tokenizer.name if self.tokenizer else None,
+            "device": str(self.placement.device),
+            "dtype": self.placement.dtype_name,
+            "quantization": self.placement.quantization,
+            "max_batch_size": self.memory.max_batch_size,
+            "max_batch_tokens": self.memory.max_batch_tokens,
+            "memory_plan": str(self.memory),
+            "torch": torch.__version__,
+        }
+
+
+def inspect_model(
+    model: str | Path,
+    *,
+    tokenizer: str | None = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    quantization: str | None = None,
+    max_batch_size: int | None = None,
+    max_batch_tokens: int | None = None,
+    state_dtype: str = "float32",
+    init_state: str | Path | None = None,
+    strategy: str | None = None,
+    ln_x_eps: float | None = None,
+) -> ModelSummary:
+    """Open a model, choose its placement and size the engine. The arguments are those of `LLM`.
+
+    Raises:
+        ConfigurationError, CheckpointError, CapacityError: as `LLM` does.
+    """
+    if state_dtype not in _STATE_DTYPES:
+        raise ConfigurationError(f"engine.state_dtype: got {state_dtype!r}, expected {' or '.join(_STATE_DTYPES)}")
+    if ln_x_eps is not None and not 0 < ln_x_eps < 1:
+        raise ConfigurationError(f"model.ln_x_eps: got {ln_x_eps!r}, expected a number between 0 and 1, or null")
+    checkpoint = open_checkpoint(DEMO_MODEL if str(model) == "demo" else model)
+    file = ModelFile.open(checkpoint)
+    if init_state is not None:
+        if not Path(init_state).is_file():
+            raise CheckpointError(f"model.init_state: {init_state} is not a file; expected a state-tuning .pth or .safetensors")
+        file.initial_states(init_state)
+    placement = place(
+        device=device,
+        dtype=dtype,
+        quantization=quantization,
+        strategy=strategy,
+        stored_dtype=_stored_dtype(file),
+    )
+    return ModelSummary(
+        file=file,
+        tokenizer=load_tokenizer(tokenizer, vocab_size=file.sizes["V"], model_path=checkpoint.path),
+        placement=placement,
+        memory=plan_memory(file, placement, max_batch_size, max_batch_tokens),
+        init_state=None if init_state is None else Path(init_state),
+        ln_x_eps=ln_x_eps,
+    )
+
+
+def _stored_dtype(file: ModelFile) -> torch.dtype:
+    return file.checkpoint.dtype("emb.weight")

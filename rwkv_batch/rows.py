@@ -1,0 +1,156 @@
+"""Rows of text or token ids → requests: text becomes token ids here, and never later."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from .chat import render_messages
+from .constraint import ConstraintCompiler
+from .detokenizer import Detokenizer
+from .engine.request import END_OF_TEXT, Completion, Request
+from .errors import RowError
+from .sampling_params import SamplingParams
+from .tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+TextOrIds = str | Sequence[int]
+
+NO_SAMPLING = SamplingParams(max_tokens=0)
+
+
+@dataclass(frozen=True)
+class GenerateRow:
+    """One prompt to complete.
+
+    Args:
+        key: comes back with the result.
+        row: keys the random stream; the same row gives the same tokens wherever it runs.
+        prompt: text, token ids, {"prompt_token_ids": [...]}, {"prompt": text} or {"messages": [{"role", "content"}]};
+            an empty one is the beginning of a document, token 0.
+    """
+
+    key: Hashable
+    row: int
+    prompt: Prompt
+    params: SamplingParams
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """Continuations of one context whose log-likelihoods are wanted; all text, or all token ids."""
+
+    key: Hashable
+    row: int
+    context: TextOrIds
+    continuations: Sequence[TextOrIds]
+
+
+class RequestBuilder:
+    """Turns rows into requests for one model.
+
+    Args:
+        vocab_size: V; every token id must lie in [0, V).
+        seed: of rows whose sampling parameters have none.
+        constraints: compiles JSON schemas, regular expressions and grammars.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer | None, vocab_size: int, seed: int, constraints: ConstraintCompiler | None
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        self.seed = seed
+        self._constraints = constraints
+
+    def generate(self, row: GenerateRow, key: Any) -> list[Request]:
+        """One request for each sample; raises RowError for a bad row."""
+        params = row.params
+        self._check_params(params)
+        text = self._text(row.prompt)
+        stops = params.stop_strings
+        if stops and self.tokenizer is None:
+            raise RowError("no_tokenizer", "stop strings need a tokenizer; pass stop_token_ids, or load one")
+        scored = params.prompt_logprobs is not None
+        request = Request(
+            key=key,
+            prompt_token_ids=self.token_ids(text, "prompt") or [END_OF_TEXT],
+            prompt=text if isinstance(text, str) else None,
+            params=params,
+            seed=self.seed if params.seed is None else params.seed,
+            row=row.row,
+            score_start=1 if scored else None,
+            new_monitor=partial(
+                Detokenizer,
+                self.tokenizer.token_bytes,
+                stops,
+                params.include_stop_str_in_output,
+                params.min_tokens,
+            )
+            if self.tokenizer
+            else None,
+            new_constraint=self._constraint(params),
+        )
+        return [request, *(replace(request, sample=i, score_start=None) for i in range(1, params.n))]
+
+    def score(self, row: ScoreRow, key: Any) -> list[Request]:
+        """One request for each continuation; raises RowError for a bad row."""
+        context = self.token_ids(row.context, "context")
+        start = context or [END_OF_TEXT]
+        requests = []
+        for i, continuation in enumerate(row.continuations):
+            ids = start + self.token_ids(continuation, "continuation")
+            requests.append(Request(key, ids, NO_SAMPLING, row=row.row, sample=i, score_start=len(start)))
+        return requests
+
+    def token_ids(self, value: object, name: str) -> list[int]:
+        """Text or ids → ids, each in [0, V)."""
+        if isinstance(value, str):
+            if self.tokenizer is None:
+                raise RowError("no_tokenizer", f"the {name} is text, but this model was loaded with tokenizer=None")
+            return self.tokenizer.encode(value)
+        if isinstance(value, (bytes, bytearray)) or not isinstance(value, Sequence):
+            raise RowError("bad_type", f"the {name} is {type(value).__name__}, expected text or a list of token ids")
+        ids = list(value)
+        for token_id in ids:
+            if isinstance(token_id, bool) or not isinstance(token_id, int):
+                raise RowError("bad_type", f"the {name} holds {token_id!r}, expected token ids (integers)")
+            if not 0 <= token_id < self.vocab_size:
+                raise RowError("token_out_of_range", f"the {name} holds id {token_id}, expected 0 to {self.vocab_size - 1}")
+        return ids
+
+    @staticmethod
+    def _text(prompt: Prompt) -> TextOrIds:
+        if not isinstance(prompt, Mapping):
+            return prompt
+        for key in ("prompt_token_ids", "prompt"):
+            if key in prompt:
+                return prompt[key]
+        if "messages" in prompt:
+            return render_messages(prompt["messages"])
+        raise RowError("bad_type", f"the prompt has keys {sorted(prompt)}, expected prompt, prompt_token_ids or messages")
+
+    def _check_params(self, params: SamplingParams) -> None:
+        for name in ("stop_token_ids", "allowed_token_ids", "bad_token_ids", "logit_bias"):
+            beyond = [i for i in getattr(params, name) or () if i >= self.vocab_size]
+            if beyond:
+                raise RowError("bad_sampling", f"{name} holds id {beyond[0]}, expected ids below {self.vocab_size}")
+
+    def _constraint(self, params: SamplingParams) -> Any:
+        if params.json_schema is None and params.regex is None and params.grammar is None:
+            return None
+        if self._constraints is None:
+            raise RowError("no_tokenizer", "json_schema, regex and grammar need a tokenizer")
+        compile_one = partial(self._constraints.compile, params.json_schema, params.regex, params.grammar)
+        try:
+            compile_one()
+        except ValueError as error:
+            raise RowError("bad_sampling", str(error)) from error
+        return compile_one
+
+
+def passed_through(key: Any) -> Completion:
+    """A finished result for a row that has nothing to compute."""
+    return Completion(Request(key, [], NO_SAMPLING), finish_reason="error")

@@ -38,7 +38,9 @@ class ModelSection(Section):
     strategy: str | None = _setting("a ChatRWKV strategy such as 'cuda fp16 *10 -> cpu fp32', or null", None)
     init_state: str | None = _setting("a file with an initial state, or null", None)
     ln_x_eps: Annotated[float, Field(gt=0)] | None = _setting("a number above 0, or null", None)
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = _setting("64 hexadecimal digits, or null", None)
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = _setting(
+        "64 hexadecimal digits, or null", None
+    )
 
 
 class EngineSection(Section):
@@ -115,7 +117,9 @@ def load_job(path: str, overrides: Sequence[str] = ()) -> JobConfig:
     else:
         problems += _check_together(job)
     if problems:
-        lines = [f"{origins[where]}: {what}" if where in origins else f"{path}: {where}: {what}" for where, what in problems]
+        lines = [
+            f"{origins[where]}: {what}" if where in origins else f"{path}: {where}: {what}" for where, what in problems
+        ]
         raise ConfigurationError("\n".join(lines))
     return job
 
@@ -127,12 +131,16 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key_node.value!r} is given twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key_node.value!r} is given twice", key_node.start_mark
+                )
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -144,7 +152,9 @@ def _read_yaml(path: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(settings, dict):
-        raise ConfigurationError(f"{path}: got {_shown(settings)}, expected a mapping with {_names(JobConfig.model_fields)}")
+        raise ConfigurationError(
+            f"{path}: got {_shown(settings)}, expected a mapping with {_names(JobConfig.model_fields)}"
+        )
     return settings
 
 
@@ -220,7 +230,10 @@ def _check_together(job: JobConfig) -> Iterator[tuple[str, str]]:
             if getattr(job.output, name):
                 yield f"output.{name}", "got true, expected false: task score has fixed columns"
         if job.input.template is not None:
-            yield "input.template", "got a template, expected null: task score reads context and continuations from columns"
+            yield (
+                "input.template",
+                "got a template, expected null: task score reads context and continuations from columns",
+            )
 
 
 def _explain(error: ValidationError, settings: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -22,7 +22,7 @@ from .model_summary import ModelSummary, inspect_model
 from .models.model import Model
 from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
 from .prefetch import Prefetch
-from .rows import GenerateRow, Prompt, RequestBuilder, ScoreRow, TextOrIds, passed_through
+from .requests import GenerateRow, Prompt, RequestBuilder, ScoreRow, TextOrIds, passed_through
 from .sampling_params import SamplingParams
 from .tokenizer import Tokenizer
 

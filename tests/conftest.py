@@ -18,6 +18,7 @@ from oracle import Oracle, OraclePool
 CheckpointFile = Callable[..., Path]
 OracleFactory = Callable[..., Oracle]
 
+# Small tensors gain nothing from more, and lose much where other processes share the cores.
 torch.set_num_threads(1)
 
 hypothesis.settings.register_profile("gate", deadline=None, max_examples=25, derandomize=True)

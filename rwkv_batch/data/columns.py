@@ -84,8 +84,12 @@ def bind_columns(job: JobConfig, schema: pa.Schema) -> Columns:
     for part, name in parts.items():
         _check_type(schema, name, _PARTS[part], f"input.columns.{part}", problems)
     sampling, struct = ({}, None) if job.task == "score" else _sampling_columns(schema, given, problems)
-    if job.model.tokenizer is None and (template or not all(_is_token_ids(schema.field(name).type) for name in parts.values())):
-        problems.append("model.tokenizer: got null, which serves token ids only; expected a tokenizer, because prompts are text")
+    if job.model.tokenizer is None and (
+        template or not all(_is_token_ids(schema.field(name).type) for name in parts.values())
+    ):
+        problems.append(
+            "model.tokenizer: got null, which serves token ids only; expected a tokenizer, because prompts are text"
+        )
     passed = _passed_columns(job, schema, problems)
     if problems:
         raise ConfigurationError("\n".join(problems))
@@ -151,7 +155,9 @@ def _sampling_columns(
     inner = pa.schema(list(kind))
     for name in inner.names:
         if name not in fields:
-            problems.append(f"input.columns.sampling: {struct}.{name} is no sampling field{_did_you_mean(name, fields)}")
+            problems.append(
+                f"input.columns.sampling: {struct}.{name} is no sampling field{_did_you_mean(name, fields)}"
+            )
         elif name in sampling:
             problems.append(f"input.columns.sampling: {name} is a column and in {struct!r} too, expected one of them")
         else:
@@ -165,7 +171,9 @@ def _passed_columns(job: JobConfig, schema: pa.Schema, problems: list[str]) -> l
         return list(schema.names) if wanted == "all" else []
     for name in wanted:
         if name not in schema.names:
-            problems.append(f"output.input_columns: the input has no column {name!r}{_did_you_mean(name, schema.names)}")
+            problems.append(
+                f"output.input_columns: the input has no column {name!r}{_did_you_mean(name, schema.names)}"
+            )
     return [name for name in schema.names if name in wanted]
 
 

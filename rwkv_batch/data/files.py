@@ -64,7 +64,9 @@ def find_files(paths: str | Sequence[str]) -> list[InputFile]:
         except (OSError, pa.ArrowInvalid, ImportError, ValueError) as error:
             raise ConfigurationError(f"input.path: cannot read {path!r}: {error}") from error
         if not matches:
-            raise ConfigurationError(f"input.path: got {path!r}, expected an existing file, folder or glob with files in it")
+            raise ConfigurationError(
+                f"input.path: got {path!r}, expected an existing file, folder or glob with files in it"
+            )
         found.update((file.name, file) for file in matches)
     return [found[name] for name in sorted(found)]
 

@@ -17,9 +17,7 @@ FORMAT = 1
 """Raised when the meaning of segments, parts or random streams changes."""
 
 
-def result_settings(
-    job: JobConfig, columns: Columns, schema: pa.Schema, model: Mapping[str, Any]
-) -> dict[str, Any]:
+def result_settings(job: JobConfig, columns: Columns, schema: pa.Schema, model: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that changes a row's results, by dotted name. Slots, device, flush interval and shards don't.
 
     Args:

@@ -76,7 +76,9 @@ def parse_shard(text: str | None, environment: Mapping[str, str]) -> Shard:
     if match[2] is not None:
         count = int(match[2])
     if count is None:
-        raise ConfigurationError("--shard auto: JOB_COMPLETION_INDEX gives no count, expected auto/n, for example auto/8")
+        raise ConfigurationError(
+            "--shard auto: JOB_COMPLETION_INDEX gives no count, expected auto/n, for example auto/8"
+        )
     if not 0 <= index < count:
         raise ConfigurationError(f"--shard: got shard {index} of {count}, expected 0 to {count - 1}")
     return Shard(index, count)

@@ -104,7 +104,9 @@ def _merged_schema(files: Sequence[InputFile], tables: Sequence[Table]) -> pa.Sc
         try:
             schema = pa.unify_schemas([schema, table.schema.remove_metadata()])
         except pa.ArrowInvalid as error:
-            raise ConfigurationError(f"input.path: {file.name}: its columns differ from the other files': {error}") from error
+            raise ConfigurationError(
+                f"input.path: {file.name}: its columns differ from the other files': {error}"
+            ) from error
     return schema
 
 
@@ -118,7 +120,9 @@ def _sniff(file: InputFile) -> str:
     if kind is None and head[:4] == b"PAR1":
         return "parquet"
     if kind is None and not head.lstrip().startswith(b"{"):
-        raise ConfigurationError(f"input.path: {file.name}: unknown format, expected Parquet or JSON Lines (set input.format)")
+        raise ConfigurationError(
+            f"input.path: {file.name}: unknown format, expected Parquet or JSON Lines (set input.format)"
+        )
     return "openai-batch" if _is_openai_batch(head) else "jsonl"
 
 

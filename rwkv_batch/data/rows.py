@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -28,8 +28,8 @@ class Request:
     """A row that the engine can serve: a prompt to complete, or with `continuations` a context to score them after."""
 
     prompt: Prompt
-    params: SamplingParams | None
-    continuations: list[Any] | None = None
+    params: SamplingParams
+    continuations: Sequence[Prompt] = ()
 
 
 class RowMaker:
@@ -71,7 +71,7 @@ class RowMaker:
             code, _, message = reason.partition(": ")
             raise RowError(code, message)
         if self._task == "score":
-            request = Request(self._score_text(record, "context"), None, self._continuations(record))
+            request = Request(self._score_text(record, "context"), self._params, self._continuations(record))
         else:
             request = Request(self._prompt(record), self._sampling(record))
         self._check_length(request.prompt)
@@ -99,7 +99,7 @@ class RowMaker:
             raise RowError("null_prompt", f"the column {column!r} is null")
         return value if isinstance(value, str) else _ids(column, value)
 
-    def _continuations(self, record: dict[str, Any]) -> list[Any]:
+    def _continuations(self, record: dict[str, Any]) -> list[Prompt]:
         column = self._columns.parts.get("choices")
         if column is None:
             return [self._score_text(record, "continuation")]

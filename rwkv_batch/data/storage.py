@@ -6,11 +6,11 @@ import fcntl
 import os
 import uuid
 from contextlib import suppress
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeAlias
 
 import pyarrow as pa
 
-Data = bytes | memoryview | pa.Buffer
+Data: TypeAlias = bytes | pa.Buffer
 
 
 class Storage(Protocol):
@@ -100,7 +100,7 @@ class LocalStorage:
     def _create_locked(self, path: str) -> BinaryIO:
         self.make_folder(self.temporary_folder)
         while True:
-            file = open(path, "xb")
+            file = open(path, "xb")  # noqa: SIM115 - the caller closes it, and with it gives up the lock
             with suppress(OSError):  # a file system without locks: nothing is ever swept there
                 fcntl.flock(file, fcntl.LOCK_EX)
             if os.fstat(file.fileno()).st_nlink:

@@ -57,7 +57,7 @@ def wkv7(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, s
     v = chunks(v)
 
     scores = torch.cat([a_from_start, r_from_start], -2) @ writes.mT * _causal_mask(r.device)
-    (a_b, a_k), (r_b, r_k) = (half.split(CHUNK, -1) for half in scores.split(CHUNK, -2))
+    (a_b, a_k), (r_b, r_k) = (torch.split(half, CHUNK, -1) for half in torch.split(scores, CHUNK, -2))
     solve = _inverse_of_one_minus(a_b)
     u_from_state = solve @ a_from_start
     u_local = solve @ (a_k @ v)
@@ -97,6 +97,21 @@ def shifted(x: Tensor, previous: Tensor) -> Tensor:
 
 class TimeMix(nn.Module):
     """Attention's place in RWKV-7: reads and writes a matrix state per head."""
+
+    x_r: nn.Parameter
+    x_w: nn.Parameter
+    x_k: nn.Parameter
+    x_v: nn.Parameter
+    x_a: nn.Parameter
+    x_g: nn.Parameter
+    w1: nn.Parameter
+    w2: nn.Parameter
+    a1: nn.Parameter
+    a2: nn.Parameter
+    g1: nn.Parameter
+    g2: nn.Parameter
+    v1: nn.Parameter  # v1 and v2: not in the first layer
+    v2: nn.Parameter
 
     def __init__(self, layer: int, layers: int, width: int, ranks: dict[str, int]) -> None:
         super().__init__()
@@ -164,7 +179,9 @@ class ChannelMix(nn.Module):
         self.value = _linear(hidden, width, gain=0.0)
 
     def forward(self, x: Tensor, shift: Tensor) -> Tensor:
-        return self.value(torch.relu(self.key(torch.addcmul(x, shifted(x, shift) - x, self.x_k))) ** 2)
+        key = self.key(torch.addcmul(x, shifted(x, shift) - x, self.x_k))
+        value: Tensor = self.value(torch.relu(key) ** 2)
+        return value
 
 
 class Block(nn.Module):
@@ -172,14 +189,14 @@ class Block(nn.Module):
 
     def __init__(self, layer: int, layers: int, width: int, hidden: int, ranks: dict[str, int]) -> None:
         super().__init__()
-        if layer == 0:
-            self.ln0 = nn.LayerNorm(width)
+        self.ln0 = nn.LayerNorm(width) if layer == 0 else nn.Identity()
         self.ln1 = nn.LayerNorm(width)
         self.ln2 = nn.LayerNorm(width)
         self.att = TimeMix(layer, layers, width, ranks)
         self.ffn = ChannelMix(layer, layers, width, hidden)
 
     def forward(self, x: Tensor, state: LayerState, v_first: Tensor | None) -> tuple[Tensor, LayerState, Tensor]:
+        x = self.ln0(x)
         att_in = self.ln1(x)
         mixed, wkv, v_first = self.att(att_in, state.att_shift, state.wkv, v_first)
         x = x + mixed
@@ -208,7 +225,7 @@ class Network(nn.Module):
         return [LayerState(shift, shift, wkv) for _ in self.blocks]
 
     def forward(self, token_ids: Tensor, state: list[LayerState]) -> tuple[Tensor, list[LayerState]]:
-        x = self.blocks[0].ln0(self.emb(token_ids))
+        x = self.emb(token_ids)
         v_first, after = None, []
         for block, layer_state in zip(self.blocks, state, strict=True):
             x, layer_state, v_first = block(x, layer_state, v_first)

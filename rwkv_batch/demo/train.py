@@ -14,14 +14,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+from torch.multiprocessing.spawn import spawn
 
 from .corpus import END_OF_TEXT, VOCAB_SIZE, Document, encode, stdlib_documents
-from .network import LayerState, Network
+from .network import CHUNK, HEAD_SIZE, LayerState, Network
 
 RANKS = {"w": 32, "a": 32, "v": 16, "g": 64}
 RESTART_PROBABILITY = 1 / 16
-WARM_UP_STEPS = 100
+WARM_UP_STEPS = 60
 DESCENT = 0.3  # of all steps
 
 
@@ -44,8 +45,8 @@ class Windows:
         return window[:, :-1], window[:, 1:], restart
 
 
-def training_stream(documents: list[Document]) -> Tensor:
-    """All training documents in a shuffled order, an end-of-text token before each and after the last."""
+def token_stream(documents: list[Document]) -> Tensor:
+    """The documents in a shuffled order, an end-of-text token before each and after the last."""
     order = torch.randperm(len(documents)).tolist()
     token_ids = [END_OF_TEXT]
     for index in order:
@@ -69,12 +70,24 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * min(warm_up, 1.0, descent)
 
 
-def make_optimizer(network: Network, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW that decays matrices only: vectors are offsets and scales with a meaning of their own."""
-    matrices = [p for p in network.parameters() if p.squeeze().dim() == 2]
-    vectors = [p for p in network.parameters() if p.squeeze().dim() < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-12)
+def make_optimizers(network: Network, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, scaled to share AdamW's learning rate; AdamW for the rest. No vector decays.
+
+    Muon needs about two thirds of AdamW's steps for the same loss here, at a seventh more time a step.
+    """
+    hidden: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        if name in ("emb.weight", "head.weight"):
+            continue
+        is_matrix = parameter.dim() == 2 and not name.endswith("r_k")  # r_k is a vector, folded by head
+        (hidden if is_matrix else vectors).append(parameter)
+    muon = torch.optim.Muon(hidden, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    groups = [
+        {"params": [network.emb.weight, network.head.weight], "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-12)]
 
 
 def average_gradients(network: Network) -> None:
@@ -83,31 +96,22 @@ def average_gradients(network: Network) -> None:
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(flat)
     flat /= distributed.get_world_size()
-    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+    for gradient, mean in zip(gradients, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
 
 
 @torch.no_grad()
-def held_out_bits_per_byte(network: Network, documents: list[Document], rows: int = 16, tokens: int = 512) -> float:
-    """Bits per byte over whole files, state carried from the first byte to the last; end of text is predicted too."""
-    texts = sorted((encode(document.text) for document in documents), key=len)
-    nats = 0.0
-    for first in range(0, len(texts), rows):
-        group = texts[first : first + rows]
-        columns = math.ceil((len(group[-1]) + 1) / tokens) * tokens
-        padded = torch.full((len(group), columns + 1), END_OF_TEXT)
-        counted = torch.zeros(len(group), columns)
-        for row, text in enumerate(group):
-            padded[row, 1 : len(text) + 1] = torch.tensor(text)
-            counted[row, : len(text) + 1] = 1
-        state = network.empty_state(len(group))
-        for start in range(0, columns, tokens):
-            window = padded[:, start : start + tokens + 1]
-            with torch.autocast("cpu", torch.bfloat16):
-                logits, state = network(window[:, :-1], state)
-            loss = F.cross_entropy(logits.float().mT, window[:, 1:], reduction="none")
-            nats += (loss * counted[:, start : start + tokens]).sum().item()
-    return nats / math.log(2) / sum(map(len, texts))
+def bits_per_byte(network: Network, stream: Tensor, rows: int = 16, tokens: int = 256) -> float:
+    """Mean over `stream`, cut into equal rows; each row starts empty and carries its state to the end."""
+    length = (len(stream) - 1) // rows // tokens * tokens
+    starts = torch.arange(rows)[:, None] * length
+    state, nats = network.empty_state(rows), 0.0
+    for start in range(0, length, tokens):
+        window = stream[starts + start + torch.arange(tokens + 1)]
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, state = network(window[:, :-1], state)
+        nats += F.cross_entropy(logits.float().mT, window[:, 1:], reduction="sum").item()
+    return nats / math.log(2) / (rows * length)
 
 
 def train(rank: int, args: argparse.Namespace, rendezvous: str) -> None:
@@ -116,9 +120,9 @@ def train(rank: int, args: argparse.Namespace, rendezvous: str) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=args.processes)
     torch.manual_seed(args.seed)
     documents = stdlib_documents()
-    stream = training_stream([document for document in documents if not document.held_out])
+    stream = token_stream([document for document in documents if not document.held_out])
     network = Network(VOCAB_SIZE, args.layers, args.width, 4 * args.width, RANKS)
-    optimizer = make_optimizer(network, args.weight_decay)
+    optimizers = make_optimizers(network, args.weight_decay)
     rows = args.rows // args.processes
     windows = Windows(stream, rows, args.tokens, torch.Generator().manual_seed(args.seed + 1 + rank))
     state = network.empty_state(rows)
@@ -133,30 +137,36 @@ def train(rank: int, args: argparse.Namespace, rendezvous: str) -> None:
             logits, state = network(inputs, carried(state, restart))
         loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
         network.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         average_gradients(network)
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0, error_if_nonfinite=True)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.learning_rate)
-        optimizer.step()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0, error_if_nonfinite=True)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, args.steps, args.learning_rate)
+            optimizer.step()
 
         recent += loss.item() / math.log(2) / args.log_every
-        if rank == 0 and (step + 1) % args.log_every == 0:
+        if (step + 1) % args.log_every == 0:
             seconds = time.monotonic() - began
             speed = (step + 1) * args.rows * args.tokens / seconds
-            print(f"step {step + 1:6d}  {recent:.4f} bits/byte  {seconds:6.0f} s  {speed:6.0f} tokens/s", flush=True)
-            recent = 0.0
-        elif (step + 1) % args.log_every == 0:
+            line = f"step {step + 1:6d}  {recent:.4f} bits/byte  {seconds:6.0f} s  {speed:6.0f} tokens/s"
+            if rank == 0:
+                print(line, flush=True)
             recent = 0.0
 
     if rank == 0:
-        tensors = {name: tensor.detach().to(torch.bfloat16) for name, tensor in network.state_dict().items()}
-        save_file(tensors, args.out, metadata={"format": "pt"})
-        network.load_state_dict(tensors)
-        bits = held_out_bits_per_byte(network, [document for document in documents if document.held_out])
-        print(f"held-out, whole files, weights as saved: {bits:.4f} bits/byte", flush=True)
-        print(f"{args.out}: {args.out.stat().st_size} bytes", flush=True)
+        save(network, args.out)
+        held_out = token_stream([document for document in documents if document.held_out])
+        print(f"held-out, weights as saved: {bits_per_byte(network, held_out):.4f} bits/byte", flush=True)
     distributed.destroy_process_group()
+
+
+def save(network: Network, path: Path) -> None:
+    """Write the weights as bfloat16 safetensors, and leave the network with exactly those values."""
+    tensors = {name: tensor.detach().to(torch.bfloat16) for name, tensor in network.state_dict().items()}
+    save_file(tensors, path)
+    network.load_state_dict(tensors)
+    print(f"{path}: {path.stat().st_size} bytes", flush=True)
 
 
 def main() -> None:
@@ -167,14 +177,20 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=192, help="channels, a multiple of 64")
     parser.add_argument("--rows", type=int, default=8, help="rows of a step, over all processes")
     parser.add_argument("--tokens", type=int, default=256, help="tokens of a row in one step, a multiple of 16")
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2, help="one thread each; a divisor of --rows")
     parser.add_argument("--log-every", type=int, default=50)
     args = parser.parse_args()
+    if args.rows % args.processes:
+        parser.error(f"--rows {args.rows} cannot be shared equally by --processes {args.processes}: choose a multiple")
+    if args.tokens % CHUNK:
+        parser.error(f"--tokens {args.tokens} is not a multiple of {CHUNK}")
+    if args.width % HEAD_SIZE:
+        parser.error(f"--width {args.width} is not a multiple of the head size {HEAD_SIZE}")
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(train, (args, f"{folder}/rendezvous"), nprocs=args.processes)
+        spawn(train, (args, f"{folder}/rendezvous"), nprocs=args.processes)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

@@ -73,3 +73,13 @@ def head_norm(y: Tensor, norm: Norm, num_heads: int, eps: float) -> Tensor:
 def squared_relu(x: Tensor) -> Tensor:
     """max(x, 0)^2, in place."""
     return F.relu(x, inplace=True).square_()
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + e^{-x}). Unlike torch's own, each element's bits do not depend on its place in the tensor."""
+    return torch.exp(-x).add_(1).reciprocal_()
+
+
+def silu(x: Tensor) -> Tensor:
+    """x * sigmoid(x)."""
+    return x * sigmoid(x)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops import OpTable
-from .blocks import Norm, squared_relu
+from .blocks import Norm, sigmoid, squared_relu
 from .linear import Linear
 from .rows import Rows
 from .weights import Weights
@@ -41,7 +41,7 @@ class ChannelMix(NamedTuple):
     def __call__(self, x: Tensor, shift: Tensor, rows: Rows, ops: OpTable) -> Tensor:
         """[M, C] → [M, C]: sigmoid(R x_r) * (V max(K x_k, 0)^2)."""
         key, receptance = ops.shift_lerp(x, self.norm, self.mix, shift, rows).mixed
-        return torch.sigmoid(self.receptance(receptance)) * self.value(squared_relu(self.key(key)))
+        return sigmoid(self.receptance(receptance)) * self.value(squared_relu(self.key(key)))
 
 
 def previous_share(weights: Weights, *names: str) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .mm8 import Mm8Weight
-from .weight_files import StoredTensor, require_tensors
+from .weight_files import Restore, StoredTensor, require_tensors, same
 
 _MARKERS = ("_strategy", "_version", "_rescale_layer")
 _OLDEST_VERSION = 0.7
@@ -68,13 +68,15 @@ def restore_converted(path: Path, entries: Mapping[str, Any]) -> tuple[dict[str,
         if tensor.dtype == torch.uint8:
             quantized[name] = StoredMm8(_mm8(path, name, tensors), scale)
         elif name.endswith(_MATRICES):
-            dense[name] = StoredTensor(tensor, partial(_matrix, scale=scale))
+            dense[name] = StoredTensor(
+                tensor, Restore(Tensor.t, same if scale == 1.0 else partial(torch.mul, other=scale))
+            )
         elif name.endswith(".time_decay"):
-            dense[name] = StoredTensor(tensor, _decay_v4 if is_v4 else _row if is_v6 else _decay_v5)
+            dense[name] = StoredTensor(tensor, _DECAY_V4 if is_v4 else _ROW if is_v6 else _DECAY_V5)
         elif name.endswith(".time_first") and not is_v4:
-            dense[name.replace("time_first", "time_faaaa")] = StoredTensor(tensor, _per_head)
+            dense[name.replace("time_first", "time_faaaa")] = StoredTensor(tensor, Restore(_per_head))
         elif ".time_mix_" in name or (".time_maa_" in name and tensor.dim() == 1):
-            dense[name] = StoredTensor(tensor, _row)
+            dense[name] = StoredTensor(tensor, _ROW)
         else:
             dense[name] = StoredTensor(tensor)
     return dense, quantized
@@ -106,11 +108,6 @@ def _mm8(path: Path, name: str, tensors: Mapping[str, Tensor]) -> Mm8Weight:
         raise CheckpointError(f"{path}: {name}: {error}") from error
 
 
-def _matrix(stored: Tensor, scale: float) -> Tensor:
-    """[C_in, C_out], divided by `scale` → [C_out, C_in]."""
-    return stored.t() if scale == 1.0 else stored.t() * scale
-
-
 def _row(stored: Tensor) -> Tensor:
     """[C], or [H, N, 1] → [1, 1, C]."""
     return stored.reshape(1, 1, -1)
@@ -121,11 +118,16 @@ def _per_head(stored: Tensor) -> Tensor:
     return stored[:, 0, 0] if stored.shape[1] == 1 else stored[..., 0]
 
 
-def _decay_v4(stored: Tensor) -> Tensor:
+def _log_of_negative(values: Tensor) -> Tensor:
     """-exp(d) → d."""
-    return torch.log(-stored)
+    return torch.log(-values)
 
 
-def _decay_v5(stored: Tensor) -> Tensor:
+def _log_of_negative_log(values: Tensor) -> Tensor:
     """exp(-exp(d)) → d. Near 1 a float32 logarithm would lose half of its digits."""
-    return _per_head(torch.log(-torch.log(stored.double())).to(stored.dtype))
+    return torch.log(-torch.log(values.double())).to(values.dtype)
+
+
+_ROW = Restore(_row)
+_DECAY_V4 = Restore(values=_log_of_negative)
+_DECAY_V5 = Restore(_per_head, _log_of_negative_log)

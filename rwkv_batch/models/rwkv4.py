@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..ops import OpSpec, OpTable
 from .architecture import Architecture, LayerState, StateField
-from .blocks import SHIFT_LERP, Norm
+from .blocks import SHIFT_LERP, Norm, sigmoid
 from .channel_mix import ChannelMix, output_scale, previous_share, rescaled
 from .linear import Linear
 from .rows import Index, Rows
@@ -51,7 +51,7 @@ def wkv4(
         p.copy_(q)
 
     rows.scan((aa, bb, pp), advance)
-    return out.mul_(torch.sigmoid(r.float())).to(r.dtype)
+    return out.mul_(sigmoid(r.float())).to(r.dtype)
 
 
 class TimeMix(NamedTuple):

@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import OpSpec, OpTable
 from .architecture import Architecture, LayerState, StateField
-from .blocks import SHIFT_LERP, Norm, head_norm
+from .blocks import SHIFT_LERP, Norm, head_norm, silu
 from .channel_mix import ChannelMix, output_scale, previous_share, rescaled
 from .linear import Linear
 from .rows import Index, Rows
@@ -66,7 +65,7 @@ def wkv5(
 
     rows.scan((state,), advance)
     y = head_norm(out.flatten(1), head.norm, num_heads, head.eps)
-    return (y if g is None else y * F.silu(g.float())).to(r.dtype)
+    return (y if g is None else y * silu(g.float())).to(r.dtype)
 
 
 class TimeMix(NamedTuple):

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import OpSpec, OpTable
 from .architecture import Architecture, LayerState, StateField
-from .blocks import SHIFT_LERP, Norm, head_norm
+from .blocks import SHIFT_LERP, Norm, head_norm, silu
 from .channel_mix import ChannelMix, output_scale, rescaled
 from .linear import Linear
 from .rows import Index, Rows
@@ -49,7 +48,7 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, g: Tensor, w: Tensor, head: Head5, sta
 
     rows.scan((state,), advance)
     y = head_norm(out.flatten(1), head.norm, num_heads, head.eps)
-    return (y * F.silu(g.float())).to(r.dtype)
+    return (y * silu(g.float())).to(r.dtype)
 
 
 class TimeMix(NamedTuple):
@@ -62,8 +61,8 @@ class TimeMix(NamedTuple):
     """[5, 1, C]: constant part of the previous token's share, for decay, key, value, receptance, gate."""
     mix_in: Linear
     """C → 5 R."""
-    mix_out: Tensor
-    """[5, R, C]."""
+    mix_out: tuple[Linear, ...]
+    """R → C, five times."""
     decay_in: Linear
     decay_out: Linear
     head: Head5
@@ -137,7 +136,7 @@ class Rwkv6(Architecture):
             mix_x=weights.vectors(p + "time_maa_x"),
             mix=weights.vectors(*(p + "time_maa_" + c for c in "wkvrg"))[:, None],
             mix_in=weights.low_rank(p + "time_maa_w1"),
-            mix_out=weights.tensor(p + "time_maa_w2"),
+            mix_out=weights.low_ranks(p + "time_maa_w2"),
             decay_in=weights.low_rank(p + "time_decay_w1"),
             decay_out=weights.low_rank(p + "time_decay_w2"),
             head=Head5(
@@ -165,8 +164,9 @@ class Rwkv6(Architecture):
     @staticmethod
     def _time_mix(x: Tensor, p: TimeMix, s: LayerState, rows: Rows, ops: OpTable) -> Tensor:
         normed, delta, mixed = ops.shift_lerp(x, p.norm, p.mix_x, s.att_shift, rows)
-        low = torch.tanh(p.mix_in(mixed[0])).view(len(x), 5, -1).transpose(0, 1)
-        xw, xk, xv, xr, xg = torch.addcmul(normed, delta, p.mix + torch.bmm(low, p.mix_out))
+        low = torch.tanh(p.mix_in(mixed[0])).chunk(5, dim=1)
+        share = torch.stack([linear(part) for linear, part in zip(p.mix_out, low, strict=True)])
+        xw, xk, xv, xr, xg = torch.addcmul(normed, delta, share.add_(p.mix))
         w = p.decay_out(torch.tanh(p.decay_in(xw)))
         return p.output(
             ops.wkv6(p.receptance(xr), p.key(xk), p.value(xv), p.gate(xg), w, p.head, s.wkv, rows)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..ops import OpSpec, OpTable
 from .architecture import Architecture, LayerState, StateField
-from .blocks import SHIFT_LERP, Norm, head_norm, squared_relu
+from .blocks import SHIFT_LERP, Norm, head_norm, sigmoid, squared_relu
 from .linear import Linear
 from .rows import Index, Rows
 from .rwkv5 import head_size_complaint, matrix_state_fields
@@ -79,11 +79,11 @@ def wkv7(
     def heads(x: Tensor) -> Tensor:
         return x.view(-1, num_heads, size)
 
-    decay = heads(torch.exp(-MAX_LOG_DECAY * torch.sigmoid(head.w0 + w.float())))[..., None]
-    rate = torch.sigmoid(head.a0 + a.float())
+    decay = heads(torch.exp(-MAX_LOG_DECAY * sigmoid(head.w0 + w.float())))[..., None]
+    rate = sigmoid(head.a0 + a.float())
     key, value = k.float(), v.float()
     if v_first is not None and v_gate is not None and head.v0 is not None:
-        value = torch.lerp(value, v_first.float(), torch.sigmoid(head.v0 + v_gate.float()))
+        value = torch.lerp(value, v_first.float(), sigmoid(head.v0 + v_gate.float()))
     removal = F.normalize(heads(key * head.k_k), dim=-1)
     key = key * (1 + (rate - 1) * head.k_a)
     r_, k_, v_ = heads(r.float()), heads(key), heads(value)
@@ -245,7 +245,7 @@ class Rwkv7(Architecture):
         r, k, v = p.receptance(xr), p.key(xk), p.value(xv)
         w = p.w2(torch.tanh(p.w1(xw)))
         a = p.a2(p.a1(xa))
-        g = p.g2(torch.sigmoid(p.g1(xg)))
+        g = p.g2(sigmoid(p.g1(xg)))
         v_gate = p.v2(p.v1(xv)) if p.v1 is not None and p.v2 is not None else None
         y = ops.wkv7(r, w, k, v, a, g, v_first, v_gate, p.head, s.wkv, rows)
         return p.output(y), v if v_first is None else v_first

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,27 +21,34 @@ _LFS_POINTER = b"version https://git-lfs"
 _ZIP = b"PK\x03\x04"
 
 
+def same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class Restore(NamedTuple):
+    """How a canonical tensor is got from a stored one: by a view of it, then by new values of the same shape."""
+
+    view: Callable[[Tensor], Tensor] = same
+    values: Callable[[Tensor], Tensor] = same
+
+
+AS_STORED = Restore()
+
+
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """One tensor as a file stores it.
-
-    Args:
-        stored: memory-mapped; not to be written to.
-        restore: makes the canonical tensor from it, a view where possible; None where it is stored as it should be.
-    """
+    """One tensor as a file stores it: memory-mapped, not to be written to."""
 
     stored: Tensor
-    restore: Callable[[Tensor], Tensor] | None = None
+    restore: Restore = AS_STORED
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The canonical shape, found without reading the data."""
-        if self.restore is None:
-            return tuple(self.stored.shape)
-        return tuple(self.restore(self.stored.to("meta")).shape)
+        return tuple(self.restore.view(self.stored).shape)
 
     def tensor(self) -> Tensor:
-        return self.stored if self.restore is None else self.restore(self.stored)
+        return self.restore.values(self.restore.view(self.stored))
 
 
 def read_pth(path: Path) -> dict[str, Any]:
@@ -64,7 +71,7 @@ def read_pth(path: Path) -> dict[str, Any]:
         raise CheckpointError(_unpickling_complaint(path, str(error))) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(
-            f"{path}: not a readable PyTorch file of named tensors (nor a TorchScript archive, which is not supported). "
+            f"{path}: not a readable PyTorch file; expected a .pth of named tensors (a TorchScript archive is none). "
             "If a download or copy was cut short, fetch the file again"
         ) from error
     if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries):

@@ -71,6 +71,10 @@ class Weights:
         """A low-rank factor stored [C_in, C_out], never quantised."""
         return self._keep(DenseLinear(self.tensor(name).t().contiguous()))
 
+    def low_ranks(self, name: str) -> tuple[Linear, ...]:
+        """Low-rank factors stored one after the other, [n, C_in, C_out]."""
+        return tuple(self._keep(DenseLinear(factor.t().contiguous())) for factor in self.tensor(name))
+
     def _keep(self, linear: Linear) -> Linear:
         self._linears.append(linear)
         return FixedRowsLinear(linear) if self._batch_invariant else linear

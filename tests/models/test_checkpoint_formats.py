@@ -270,7 +270,7 @@ def test_hub_failures(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("404 Client Error")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
-    with pytest.raises(CheckpointError, match="hf://a/b/c.pth.*404"):
+    with pytest.raises(CheckpointError, match=r"hf://a/b/c\.pth.*404"):
         open_checkpoint("hf://a/b/c.pth")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(MissingExtraError, match=r"rwkv_batch\[hub\]"):

@@ -1,4 +1,4 @@
-"""Weight matrices: the 8-bit form against its own definition, dense and 8-bit products, and what they take in memory."""
+"""Weight matrices: the 8-bit form against its definition, dense and 8-bit products, and the memory they take."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import make_checkpoint, write_checkpoint
+from mm8_reference import definition
 from tolerances import TOLERANCES, assert_close
 from torch import Tensor
 
@@ -22,12 +23,6 @@ SHAPES = [(96, 160), (160, 96), (128, 128), (1, 40), (40, 1)]
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def definition(w: Mm8Weight) -> Tensor:
-    """The weight [C_out, C_in] that an 8-bit form stands for, in float64."""
-    q, mx, rx, my, ry = (tensor.double() for tensor in (w.q, w.mx, w.rx, w.my, w.ry))
-    return ((q + 0.5) * ry[:, None] * rx + my[:, None] + mx).t()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

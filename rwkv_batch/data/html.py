@@ -1,0 +1,118 @@
+"""report.html: one file without scripts or links, with charts drawn as SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+WIDTH, HEIGHT, MARGIN = 640, 200, 46
+COLOURS = ("#2a6f97", "#e07a5f", "#6a994e", "#9d4edd")
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse } td, th { text-align: left; vertical-align: top; padding: .15rem .8rem .15rem 0 }
+th { font-weight: 600; white-space: nowrap } td { overflow-wrap: anywhere } svg { max-width: 100%; height: auto }
+svg text { font: 11px system-ui, sans-serif; fill: #555 } .charts { display: flex; flex-wrap: wrap; gap: 1rem }
+"""
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The report as a page."""
+    time = report["timeline"]
+    occupancy = [
+        used / slots if slots else 0.0 for used, slots in zip(time["slots_in_use"], time["slots"], strict=True)
+    ]
+    throughput = {
+        "completion": time["completion_tokens_per_second"],
+        "prompt": time["prompt_tokens_per_second"],
+    }
+    charts = [line_chart("tokens per second", time["seconds"], throughput)]
+    charts.append(line_chart("slots in use, share", time["seconds"], {"occupancy": occupancy}))
+    for name, histogram in report["length_histograms"].items():
+        charts.append(bar_chart(name.replace("_", " "), histogram))
+    for name in ("finish_reasons", "errors"):
+        if report[name]:
+            charts.append(bar_chart(name.replace("_", " "), report[name]))
+    summary = {
+        "output": report["output"],
+        "complete": report["complete"],
+        "parts": f"{report['parts']['published']} of {report['parts']['planned']}",
+        "input rows": report["rows_planned"],
+        "output rows": report["rows"],
+        "tokens": report["tokens"],
+    }
+    sections = [
+        ("Summary", _table(summary)),
+        ("Charts", f'<div class="charts">{"".join(charts)}</div>'),
+        *((f"Run {index}", _table(run)) for index, run in enumerate(report["runs"], 1)),
+        ("Job", _table(report["job"])),
+    ]
+    body = "".join(f"<h2>{escape(title)}</h2>{content}" for title, content in sections)
+    head = f'<meta charset="utf-8"><title>{escape(report["output"])}</title><style>{_STYLE}</style>'
+    return f"<!doctype html><html><head>{head}</head><body><h1>rwkv_batch report</h1>{body}</body></html>\n"
+
+
+def line_chart(title: str, x: Sequence[float], series: Mapping[str, Sequence[float]]) -> str:
+    """Lines over seconds, all from zero, with the highest value as the top of the scale."""
+    top = max((value for values in series.values() for value in values), default=0.0) or 1.0
+    end = (x[-1] if x else 0.0) or 1.0
+    shapes = [_axes(title, _number(top), f"{_number(end)} s")]
+    for index, (name, values) in enumerate(series.items()):
+        across = (MARGIN + seconds / end * (WIDTH - 2 * MARGIN) for seconds in x)
+        down = (HEIGHT - MARGIN - value / top * (HEIGHT - 2 * MARGIN) for value in values)
+        points = " ".join(f"{left:.1f},{y:.1f}" for left, y in zip(across, down, strict=True))
+        colour = COLOURS[index % len(COLOURS)]
+        shapes.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        right = WIDTH - MARGIN - 90 * index
+        shapes.append(f'<text x="{right}" y="16" text-anchor="end" style="fill:{colour}">{escape(name)}</text>')
+    return _svg(shapes)
+
+
+def bar_chart(title: str, counts: Mapping[str, int]) -> str:
+    """A bar for each name, in the given order, with its count above it."""
+    top = max(counts.values(), default=0) or 1
+    step = (WIDTH - 2 * MARGIN) / max(1, len(counts))
+    shapes = [_axes(title, _number(top), "")]
+    for index, (name, count) in enumerate(counts.items()):
+        left, height = MARGIN + index * step, count / top * (HEIGHT - 2 * MARGIN)
+        middle, y = left + step / 2, HEIGHT - MARGIN - height
+        bar = f'x="{left + step * 0.1:.1f}" y="{y:.1f}" width="{step * 0.8:.1f}" height="{height:.1f}"'
+        shapes.append(f'<rect {bar} fill="{COLOURS[0]}"/>')
+        shapes.append(f'<text x="{middle:.1f}" y="{y - 4:.1f}" text-anchor="middle">{count:,}</text>')
+        shapes.append(
+            f'<text x="{middle:.1f}" y="{HEIGHT - MARGIN + 14}" text-anchor="middle">{escape(str(name))}</text>'
+        )
+    return _svg(shapes)
+
+
+def _svg(shapes: Sequence[str]) -> str:
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img">{"".join(shapes)}</svg>'
+
+
+def _axes(title: str, top: str, end: str) -> str:
+    left, right, bottom = MARGIN, WIDTH - MARGIN, HEIGHT - MARGIN
+    return (
+        f'<text x="{left}" y="16" style="font-weight:600">{escape(title)}</text>'
+        f'<path d="M{left} {MARGIN}V{bottom}H{right}" fill="none" stroke="#999"/>'
+        f'<text x="{left - 4}" y="{MARGIN + 4}" text-anchor="end">{top}</text>'
+        f'<text x="{left - 4}" y="{bottom}" text-anchor="end">0</text>'
+        f'<text x="{right}" y="{bottom + 14}" text-anchor="end">{end}</text>'
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.3g}"
+
+
+def _table(value: Any) -> str:
+    """Mappings as tables, lists of mappings as tables one under the other, everything else as text."""
+    if isinstance(value, Mapping):
+        rows = (f"<tr><th>{escape(str(name))}</th><td>{_table(item)}</td></tr>" for name, item in value.items())
+        return f"<table>{''.join(rows)}</table>"
+    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        return "".join(_table(item) for item in value)
+    if isinstance(value, list):
+        return escape(", ".join(map(str, value)))
+    return escape(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))

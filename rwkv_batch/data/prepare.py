@@ -1,0 +1,167 @@
+"""Everything that can be settled, and refused, before a model is loaded."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from .. import __version__
+from ..config import JobConfig
+from ..errors import ConfigurationError, RowError
+from .columns import Columns, bind_columns, expected_kinds
+from .commit import OutputFormat
+from .files import sha256_of
+from .fingerprint import fingerprint, result_settings
+from .plan import Plan, Unit
+from .reader import Source, open_source
+from .results import output_schema, result_schema
+from .rows import RowMaker
+from .state import Folders, check_folders
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that has passed every check but the model's.
+
+    Args:
+        document: what job.json says: settings, plan, input manifest, fingerprint.
+        model: `ModelSummary` of the model that will serve it.
+    """
+
+    job: JobConfig
+    source: Source
+    columns: Columns
+    maker: RowMaker
+    plan: Plan
+    form: OutputFormat
+    folders: Folders
+    document: dict[str, Any]
+    model: Any
+
+    def read_passed(self, unit: Unit) -> Iterator[pa.RecordBatch]:
+        """A unit's rows with the columns that its part repeats."""
+        return self.source.read(unit.start, unit.stop, self.columns.passed)
+
+
+def model_arguments(job: JobConfig) -> dict[str, Any]:
+    """What `LLM` and `inspect_model` both take."""
+    model, engine = job.model, job.engine
+    return {
+        "model": model.path,
+        "tokenizer": model.tokenizer,
+        "device": engine.device,
+        "dtype": model.dtype,
+        "quantization": model.quantization,
+        "max_batch_size": None if engine.max_batch_size == "auto" else engine.max_batch_size,
+        "max_batch_tokens": None if engine.max_batch_tokens == "auto" else engine.max_batch_tokens,
+        "state_dtype": engine.state_dtype,
+        "init_state": model.init_state,
+        "strategy": model.strategy,
+        "ln_x_eps": model.ln_x_eps,
+    }
+
+
+def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
+    """Check the job against its input, its folders and its model file.
+
+    Args:
+        inspect_model: reads sizes, tokenizer, memory plan and fingerprint of a model without its weights.
+
+    Raises:
+        ConfigurationError, CheckpointError, CapacityError: something is wrong; nothing has been written.
+    """
+    source = open_source(job.input.path, job.input.format, expected_kinds(job))
+    columns = bind_columns(job, source.schema)
+    results = result_schema(job, columns)
+    schema = output_schema(source.schema, columns, results)
+    folders = Folders.of(job)
+    check_folders(job, folders, source.files)
+    _check_pin(job)
+    model = inspect_model(**model_arguments(job))
+    maker = RowMaker(job, columns, model.tokenizer)
+    plan = Plan(min(source.num_rows, job.input.limit or source.num_rows), job.output.rows_per_part)
+    identity = {
+        "fingerprint": model.fingerprint,
+        "tokenizer": None if model.tokenizer is None else model.tokenizer.fingerprint,
+        "dtype": model.describe().get("dtype", job.model.dtype),
+    }
+    settings = result_settings(job, columns, schema, identity)
+    identifier = fingerprint(settings)
+    document = {
+        "version": __version__,
+        "fingerprint": identifier,
+        "settings": settings,
+        "plan": {
+            "output.path": os.path.relpath(folders.output, folders.state),
+            "rows": plan.num_rows,
+            "output.rows_per_part": plan.rows_per_part,
+            "units": plan.num_units,
+            "input.limit": job.input.limit,
+        },
+        "input": source.manifest(),
+    }
+    footer = {"version": __version__, "fingerprint": identifier, "seed": str(job.sampling.seed)}
+    passed = pa.schema([source.schema.field(name) for name in columns.passed])
+    form = OutputFormat(results, passed, footer)
+    return Prepared(job, source, columns, maker, plan, form, folders, document, model)
+
+
+def describe(prepared: Prepared) -> Iterator[str]:
+    """What the job would do, in lines for a terminal, with the first prompt that can be served."""
+    job, source, columns, plan = prepared.job, prepared.source, prepared.columns, prepared.plan
+    yield f"task      {job.task}"
+    yield f"input     {len(source.files)} files, {source.num_rows:,} rows"
+    yield from (f"          {field.name}: {field.type}" for field in source.schema)
+    yield f"prompts   from {'input.template' if columns.template else ', '.join(columns.parts.values())}"
+    if columns.sampling or columns.sampling_struct:
+        names = [*columns.sampling.values(), *([columns.sampling_struct] if columns.sampling_struct else [])]
+        yield f"          sampled as the columns {', '.join(names)} say, where they are not null"
+    yield f"output    {prepared.folders.output}: {plan.num_rows:,} rows in {plan.num_units:,} parts"
+    yield from (f"          {field.name}: {field.type}" for field in prepared.form.schema(plan.unit(0)))
+    yield f"state     {prepared.folders.state}"
+    yield f"settings  fingerprint {prepared.document['fingerprint'][:16]}"
+    yield f"model     {job.model.path}"
+    yield from (f"          {line}" for line in str(prepared.model.memory_plan).splitlines())
+    yield from _first_prompt(prepared)
+
+
+def hardware() -> dict[str, Any]:
+    """The machine, for the report."""
+    return {"machine": platform.machine(), "cpus": os.cpu_count(), "system": platform.platform()}
+
+
+def software() -> dict[str, str]:
+    """Versions that may matter when results are compared, for the report."""
+    return {"rwkv_batch": __version__, "python": platform.python_version(), "pyarrow": pa.__version__}
+
+
+def _first_prompt(prepared: Prepared) -> Iterator[str]:
+    for batch in prepared.source.read(0, min(prepared.plan.num_rows, 512), prepared.columns.read):
+        for row, request in enumerate(prepared.maker.requests(batch)):
+            if isinstance(request, RowError):
+                yield f"row {row}     error {request.code}: {request.message}"
+                continue
+            yield f"row {row}     {request.prompt!r}"
+            if isinstance(request.prompt, str):
+                token_ids = prepared.model.tokenizer.encode(request.prompt)
+                yield f"          {len(token_ids)} tokens: {token_ids}"
+            yield from (f"          continuation {item!r}" for item in request.continuations)
+            return
+
+
+def _check_pin(job: JobConfig) -> None:
+    """Compare `model.sha256` before anything reads the file."""
+    expected, path = job.model.sha256, job.model.path
+    if expected is None:
+        return
+    if not os.path.isfile(path):
+        raise ConfigurationError(f"model.sha256: pins a single local file, and {path!r} is none")
+    with open(path, "rb") as file:
+        found = sha256_of(file)
+    if found != expected.lower():
+        raise ConfigurationError(f"model.sha256: {path} has {found}, expected {expected}: this is another file")

@@ -1,0 +1,200 @@
+"""How far the run is: a bar or a line for people, events for the report, metrics.prom for Prometheus."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .plan import Shard
+from .writer import Counts
+
+logger = logging.getLogger(__name__)
+
+LINE_SECONDS = 30.0
+METRICS_SECONDS = 15.0
+STALL_SECONDS = 1800.0
+"""An engine that makes no step for so long has failed without saying so."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at one moment; steps and tokens are this process's since it started."""
+
+    seconds: float = 0.0
+    rows_total: int = 0
+    rows_resumed: int = 0
+    rows_done: int = 0
+    rows_committed: int = 0
+    errors: int = 0
+    slots_in_use: int = 0
+    slots: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Progress:
+    """Watches a run from a thread of its own while its `with` block runs.
+
+    Args:
+        rows_total: rows of this process's units.
+        counts: kept up to date by the writer.
+        stats: the engine's counters: steps, running, max_batch_size, prompt_tokens, completion_tokens.
+        log: takes events.
+        write_metrics: takes the text of metrics.prom.
+        shard: labels the metrics.
+    """
+
+    def __init__(
+        self,
+        rows_total: int,
+        counts: Counts,
+        stats: Callable[[], Any],
+        log: Callable[..., None],
+        write_metrics: Callable[[bytes], object],
+        shard: Shard,
+    ) -> None:
+        self._rows_total = rows_total
+        self._counts = counts
+        self._stats = stats
+        self._log = log
+        self._write_metrics = write_metrics
+        self._shard = shard
+        self._start = time.monotonic()
+        self._recent = deque([Snapshot()])
+        self._due = {"line": LINE_SECONDS, "metrics": 0.0}
+        self._progressed_at = 0.0
+        self._bar = _open_bar(rows_total) if sys.stderr.isatty() else None
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="rwkv_batch-progress", daemon=True)
+
+    def __enter__(self) -> Progress:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        self._thread.join()
+        self._due = dict.fromkeys(self._due, 0.0)
+        self._show(self._take())
+        if self._bar is not None:
+            self._bar.close()
+
+    def _watch(self) -> None:
+        seconds = 0.0
+        # Every second at first, then ever more rarely: a month of samples still fits a report.
+        while not self._ending.wait(max(1.0, seconds / 300)):
+            snapshot = self._take()
+            seconds = snapshot.seconds
+            self._show(snapshot)
+            if seconds - self._progressed_at > STALL_SECONDS:
+                self._give_up(seconds - self._progressed_at)
+
+    def _take(self) -> Snapshot:
+        stats = self._stats()
+        snapshot = Snapshot(
+            seconds=time.monotonic() - self._start,
+            rows_total=self._rows_total,
+            rows_resumed=self._counts.resumed,
+            rows_done=self._counts.done,
+            rows_committed=self._counts.committed,
+            errors=self._counts.errors,
+            slots_in_use=stats.running,
+            slots=stats.max_batch_size,
+            steps=stats.steps,
+            prompt_tokens=stats.prompt_tokens,
+            completion_tokens=stats.completion_tokens,
+        )
+        last = self._recent[-1]
+        if (last.steps, last.rows_committed) != (snapshot.steps, snapshot.rows_committed):
+            self._progressed_at = snapshot.seconds
+        self._recent.append(snapshot)
+        while snapshot.seconds - self._recent[0].seconds > LINE_SECONDS and len(self._recent) > 2:
+            self._recent.popleft()
+        self._log("progress", **asdict(snapshot))
+        return snapshot
+
+    def _show(self, snapshot: Snapshot) -> None:
+        text = describe(snapshot, self._recent[0])
+        if self._bar is not None:
+            self._bar.n = snapshot.rows_done
+            self._bar.set_postfix_str(text)
+        elif snapshot.seconds >= self._due["line"]:
+            self._due["line"] = snapshot.seconds + LINE_SECONDS
+            share = snapshot.rows_done / max(1, snapshot.rows_total)
+            rows = f"rows {snapshot.rows_done:,}/{snapshot.rows_total:,} ({share:.1%})"
+            print(time.strftime("%H:%M:%S"), rows, "|", text, file=sys.stderr, flush=True)
+        if snapshot.seconds >= self._due["metrics"]:
+            self._due["metrics"] = snapshot.seconds + METRICS_SECONDS
+            try:
+                self._write_metrics(prometheus(snapshot, self._shard))
+            except OSError as error:
+                logger.warning("the metrics were not written: %s", error)
+
+    def _give_up(self, seconds: float) -> None:
+        message = f"the engine has made no step for {seconds:.0f} s; committed rows are safe, start the job again"
+        self._log("failure", type="Stall", message=message)
+        logger.error(message)
+        os._exit(1)  # the thread that hangs cannot be asked to end
+
+
+def describe(snapshot: Snapshot, earlier: Snapshot) -> str:
+    """Errors, slots, token rates since `earlier`, time to go, and rows that no crash can lose."""
+    seconds = max(snapshot.seconds - earlier.seconds, 1e-9)
+    prompt = (snapshot.prompt_tokens - earlier.prompt_tokens) / seconds
+    completion = (snapshot.completion_tokens - earlier.completion_tokens) / seconds
+    return (
+        f"errors {snapshot.errors:,} | slots {snapshot.slots_in_use}/{snapshot.slots} | prompt {prompt:,.0f} tok/s | "
+        f"completion {completion:,.0f} tok/s | eta {_eta(snapshot)} | committed {snapshot.rows_committed:,}"
+    )
+
+
+def prometheus(snapshot: Snapshot, shard: Shard) -> bytes:
+    """The snapshot in Prometheus' text format."""
+    label = f'shard="{shard}"'
+    samples: list[tuple[str, str, str, list[tuple[str, float]]]] = [
+        ("rows", "gauge", "Rows of this process's units.", [(label, snapshot.rows_total)]),
+        ("rows_done", "gauge", "Rows finished, earlier runs included.", [(label, snapshot.rows_done)]),
+        ("rows_committed", "gauge", "Rows that no crash can lose.", [(label, snapshot.rows_committed)]),
+        ("row_errors_total", "counter", "Rows that this run finished as errors.", [(label, snapshot.errors)]),
+        (
+            "tokens_total",
+            "counter",
+            "Tokens that this run has computed.",
+            [
+                (f'{label},kind="prompt"', snapshot.prompt_tokens),
+                (f'{label},kind="completion"', snapshot.completion_tokens),
+            ],
+        ),
+        ("steps_total", "counter", "Forward passes of this run.", [(label, snapshot.steps)]),
+        ("slots", "gauge", "Sequences that fit at once.", [(label, snapshot.slots)]),
+        ("slots_in_use", "gauge", "Sequences running now.", [(label, snapshot.slots_in_use)]),
+        ("run_seconds", "gauge", "Time since the model was ready.", [(label, round(snapshot.seconds, 3))]),
+    ]
+    lines = []
+    for name, kind, meaning, values in samples:
+        lines += [f"# HELP rwkv_batch_{name} {meaning}", f"# TYPE rwkv_batch_{name} {kind}"]
+        lines += [f"rwkv_batch_{name}{{{labels}}} {value}" for labels, value in values]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _eta(snapshot: Snapshot) -> str:
+    made = snapshot.rows_done - snapshot.rows_resumed
+    if not made:
+        return "?"
+    seconds = int((snapshot.rows_total - snapshot.rows_done) * snapshot.seconds / made)
+    hours, minutes = seconds // 3600, seconds // 60 % 60
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds % 60:02d}s"
+
+
+def _open_bar(rows_total: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=rows_total, unit="row", dynamic_ncols=True)

@@ -1,0 +1,173 @@
+"""The report of a job, made from what the job left on disk: its parts, job.json and the logs of all its runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ..errors import ConfigurationError
+from .commit import part_name
+from .events import read_events
+from .html import render
+from .state import Folders
+from .storage import Storage
+
+TIMELINE_BINS = 120
+LABELS = ("status", "error_code", "finish_reason")
+LENGTHS = ("prompt_tokens", "completion_tokens", "num_tokens")
+
+Report = dict[str, Any]
+
+
+def write_report(storage: Storage, folders: Folders) -> Report:
+    """Write report.json and report.html into the state folder, and return what they say."""
+    report = collect(storage, folders)
+    storage.atomic_write(folders.file("report.json"), json.dumps(report, indent=1, ensure_ascii=False).encode())
+    storage.atomic_write(folders.file("report.html"), render(report).encode())
+    return report
+
+
+def find_job(path: str) -> Folders:
+    """The folders of a job, from its output folder or its state folder.
+
+    Raises:
+        ConfigurationError: `path` belongs to no job.
+    """
+    for state in (path, path.rstrip("/") + ".rwkv_batch"):
+        try:
+            with open(os.path.join(state, "job.json"), encoding="utf-8") as file:
+                output = json.load(file)["plan"]["output.path"]
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        return Folders(os.path.normpath(os.path.join(state, output)), state)
+    raise ConfigurationError(f"got {path!r}, expected a job's output folder or state folder (job.json is missing)")
+
+
+def collect(storage: Storage, folders: Folders) -> Report:
+    """The report's numbers. Parts that are not published yet are not in them."""
+    with storage.open(folders.file("job.json")) as file:
+        job = json.load(file)
+    names = [part_name(index, job["plan"]["units"]) for index in range(job["plan"]["units"])]
+    present = set(storage.list(folders.output))
+    published = [name for name in names if name in present]
+    runs = _runs(read_events(storage, folders.state))
+    return {
+        "output": folders.output,
+        "complete": len(published) == len(names),
+        "parts": {"published": len(published), "planned": len(names)},
+        "rows_planned": job["plan"]["rows"],
+        **_results(storage, [os.path.join(folders.output, name) for name in published]),
+        "runs": [{key: value for key, value in run.items() if key != "samples"} for run in runs],
+        "timeline": timeline([run["samples"] for run in runs]),
+        "job": job,
+    }
+
+
+def timeline(runs: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, list[float]]:
+    """Throughput and slots over the job's wall-clock time, summed over runs and shards.
+
+    Args:
+        runs: progress events of each run, in order of time.
+
+    Returns:
+        "seconds" (the middle of each bin, from the first event), "prompt_tokens_per_second",
+        "completion_tokens_per_second", "slots_in_use" and "slots" (means over the bin).
+    """
+    runs = [run for run in runs if len(run) > 1]
+    names = ("prompt_tokens", "completion_tokens", "slots_in_use", "slots")
+    if not runs:
+        return {
+            name: [] for name in ("seconds", "prompt_tokens_per_second", "completion_tokens_per_second", *names[2:])
+        }
+    start, end = min(run[0]["time"] for run in runs), max(run[-1]["time"] for run in runs)
+    edges = np.linspace(start, max(end, start + 1e-3), TIMELINE_BINS + 1)
+    totals = {name: np.zeros(TIMELINE_BINS) for name in names}
+    for run in runs:
+        times = np.array([sample["time"] for sample in run])
+        for name in names:
+            values = np.array([sample[name] for sample in run], dtype=float)
+            if name in ("slots_in_use", "slots"):  # a level: its integral over time is what adds up
+                values = np.concatenate([[0.0], np.cumsum((values[1:] + values[:-1]) / 2 * np.diff(times))])
+            totals[name] += np.diff(np.interp(edges, times, values))
+    width = edges[1] - edges[0]
+    rates = {name: [round(float(value), 3) for value in total / width] for name, total in totals.items()}
+    return {
+        "seconds": [round(float(edge - start), 3) for edge in (edges[1:] + edges[:-1]) / 2],
+        "prompt_tokens_per_second": rates["prompt_tokens"],
+        "completion_tokens_per_second": rates["completion_tokens"],
+        "slots_in_use": rates["slots_in_use"],
+        "slots": rates["slots"],
+    }
+
+
+def _runs(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One entry for each run, in order of start, with its progress events as "samples"."""
+    runs: dict[str, dict[str, Any]] = {}
+    for event in sorted(events, key=lambda event: event.get("time", 0.0)):
+        run = runs.setdefault(
+            event.get("run", ""), {"shard": event.get("shard"), "samples": [], "outcome": "killed, or still running"}
+        )
+        run.setdefault("started", event.get("time"))
+        run["ended"] = event.get("time")
+        if event["event"] == "progress":
+            run["samples"].append(event)
+        elif event["event"] == "failure":
+            run["outcome"] = f"{event['type']}: {event['message']}"
+        elif event["event"] in ("start", "model", "stopped", "end"):
+            run["outcome"] = {"stopped": "stopped by a signal", "end": "finished"}.get(event["event"], run["outcome"])
+            run |= {name: value for name, value in event.items() if name not in ("time", "shard", "run", "event")}
+    for run in runs.values():
+        last = run["samples"][-1] if run["samples"] else {}
+        run["serving_seconds"] = last.get("seconds", 0.0)
+        run["rows"] = last.get("rows_done", 0) - last.get("rows_resumed", 0)
+        run["prompt_tokens"], run["completion_tokens"] = last.get("prompt_tokens", 0), last.get("completion_tokens", 0)
+    return list(runs.values())
+
+
+def _results(storage: Storage, paths: Iterable[str]) -> dict[str, Any]:
+    """What the parts' rows say, counted column by column."""
+    counts: dict[str, Counter[Any]] = {name: Counter() for name in (*LABELS, *LENGTHS)}
+    for path in paths:
+        with storage.open(path) as file:
+            parquet = pq.ParquetFile(file)
+            names = [name for name in (*LABELS, *LENGTHS, "sample_index") if name in parquet.schema_arrow.names]
+            for batch in parquet.iter_batches(columns=names):
+                for name in counts.keys() & set(names):
+                    counts[name].update(_value_counts(batch, name))
+    return {
+        "rows": dict(counts["status"]),
+        "errors": dict(counts["error_code"]),
+        "finish_reasons": dict(counts["finish_reason"]),
+        "tokens": {name: sum(length * times for length, times in counts[name].items()) for name in LENGTHS},
+        "length_histograms": {name: _histogram(counts[name]) for name in LENGTHS if counts[name]},
+    }
+
+
+def _value_counts(batch: pa.RecordBatch, name: str) -> dict[Any, int]:
+    column = batch[name]
+    if name == "prompt_tokens":  # the samples of a row share its prompt
+        column = column.filter(pc.equal(batch["sample_index"], 0))
+    if pa.types.is_list(column.type):
+        column = column.flatten()
+    return {entry["values"]: entry["counts"] for entry in column.drop_null().value_counts().to_pylist()}
+
+
+def _histogram(lengths: Counter[int]) -> dict[str, int]:
+    """Counts in bins that double in width: 0, 1, 2-3, 4-7, …"""
+    bins: Counter[int] = Counter()
+    for length, count in lengths.items():
+        bins[length.bit_length()] += count
+    return {_bin_name(size): bins[size] for size in range(min(bins), max(bins) + 1)}
+
+
+def _bin_name(bits: int) -> str:
+    low, high = (1 << bits) >> 1, (1 << bits) - 1
+    return str(low) if low >= high else f"{low}-{high}"

@@ -1,0 +1,110 @@
+"""python -m rwkv_batch.run JOB.yaml: the command line of a job, and what its exit codes mean."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .errors import BackendError, CapacityError, CheckpointError, ConfigurationError, MissingExtraError, ResumeError
+
+if TYPE_CHECKING:
+    from .job import Outcome
+
+logger = logging.getLogger(__name__)
+
+EXIT_OK = 0
+EXIT_INTERNAL = 1
+EXIT_USAGE = 2
+EXIT_ROW_ERRORS = 3
+EXIT_REFUSED = 4
+EXIT_DEVICE = 5
+EXIT_STOPPED = 75
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m rwkv_batch.run", description="Run a batch inference job.")
+    add_arguments(parser)
+    return execute(parser.parse_args(arguments))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of a run, for this command and for `rwkv-batch run`."""
+    parser.add_argument("job", metavar="JOB.yaml", help="the job file")
+    parser.add_argument(
+        "-o", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="a setting: sampling.top_p=0.7"
+    )
+    parser.add_argument(
+        "--shard", metavar="I/N", help="make units I, I+N, …; I from 0; auto or auto/N: from the scheduler's variables"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows, as input.limit")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, show the first prompt, run nothing")
+    parser.add_argument("--allow-errors", action="store_true", help="exit with 0 even where rows are errors")
+    parser.add_argument("--verbose", action="store_true", help="log more")
+
+
+def execute(options: argparse.Namespace, task: str | None = None) -> int:
+    """Run the job that the command line names.
+
+    Args:
+        task: replaces the job's task where it is given.
+
+    Returns:
+        The exit code: 0 all rows ok, 1 internal error, 2 usage or configuration, 3 some rows are errors,
+        4 refused to resume, 5 device or memory preflight failed, 75 stopped by a signal.
+    """
+    from .config import load_job
+    from .data.plan import parse_shard
+    from .data.stopping import Stopped, StopSignals
+    from .job import check_job, run_job
+
+    level = logging.DEBUG if options.verbose else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    limit = [] if options.limit is None else [f"input.limit={options.limit}"]
+    try:
+        job = load_job(options.job, [*options.overrides, *limit, *([f"task={task}"] if task else [])])
+        # The one place where the environment is read: which shard a scheduler has made this process.
+        shard = parse_shard(options.shard, os.environ)
+        with StopSignals() as stop:
+            if options.dry_run:
+                print(check_job(job, stop))
+                return EXIT_OK
+            outcome = run_job(job, shard, stop)
+    except Stopped:
+        return _fail(EXIT_STOPPED, "stopped; start the same command again to go on")
+    except ResumeError as error:
+        return _fail(EXIT_REFUSED, f"refused to resume: {error}")
+    except CapacityError as error:
+        return _fail(EXIT_DEVICE, str(error))
+    except (ConfigurationError, CheckpointError, BackendError, MissingExtraError) as error:
+        return _fail(EXIT_USAGE, str(error))
+    except Exception as error:  # the last place where a failure can become a message and a code
+        logger.debug("the failure in full", exc_info=True)
+        advice = "what was committed is safe; start the same command again to go on"
+        return _fail(EXIT_INTERNAL, f"{type(error).__name__}: {error}\n{advice}")
+    _summarise(outcome)
+    return EXIT_OK if outcome.is_finished and (not outcome.errors or options.allow_errors) else EXIT_ROW_ERRORS
+
+
+def _summarise(outcome: Outcome) -> None:
+    folders = outcome.folders
+    print(f"{folders.output}: {outcome.rows:,} rows, {outcome.errors:,} of them errors")
+    if not outcome.is_finished:
+        print("stopped at a bad row (run.on_row_error: stop); start the same command again to go on")
+    elif not outcome.is_complete:
+        print("this shard is done; other shards are not")
+    else:
+        print(f"report: {folders.file('report.html')}")
+        print(f"look:   rwkv-batch report {os.path.relpath(folders.output)} --show 3")
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"rwkv-batch: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""Text to token ids and back."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from .errors import ConfigurationError, RowError
+from .vocabulary import ByteTrie, read_vocabulary
+
+# The vocabulary of RWKV's World and G1 models, by BlinkDL (github.com/BlinkDL/ChatRWKV), Apache License 2.0.
+WORLD_VOCABULARY = Path(__file__).parent / "data_files" / "rwkv_vocab_v20230424.txt"
+_WORLD_FINGERPRINT = "e8e7025bfbfa9c6e071fa66e7539d655133c2cfabe9b1a9c72a98e2114b35dc5"
+
+_CHOICES = (
+    "choose 'world', 'bytes', a vocabulary file in RWKV's format, a tokenizer.json, "
+    "or null for token ids in, token ids out"
+)
+
+
+class Tokenizer(ABC):
+    """Text ↔ token ids. Immutable: threads may share it.
+
+    Args:
+        name: for reports: "world", "bytes" or a file's name.
+        tokens: id → bytes, of the ids that have bytes.
+        max_token_id: the largest id that `encode` may return.
+    """
+
+    def __init__(self, name: str, tokens: Mapping[int, bytes], max_token_id: int) -> None:
+        self.name = name
+        self.max_token_id = max_token_id
+        self._tokens = tokens
+
+    @abstractmethod
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Token ids of any byte string.
+
+        Raises:
+            RowError: this tokenizer cannot express `data`.
+        """
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`.
+
+        Raises:
+            RowError: code "invalid_text" for a lone surrogate, "unencodable_text" where the vocabulary lacks a byte.
+        """
+        try:
+            return self.encode_bytes(text.encode("utf-8"))
+        except UnicodeEncodeError as error:
+            raise _lone_surrogate(error) from error
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """The bytes of `ids`; an id without bytes (0, undefined, out of range) adds nothing."""
+        get = self._tokens.get
+        return b"".join([get(token_id, b"") for token_id in ids])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    @cached_property
+    def token_bytes(self) -> list[bytes | None]:
+        """Bytes by id, from 0 to `max_token_id`; None for an id without bytes, which is never to be sampled."""
+        return [self._tokens.get(token_id) for token_id in range(self.max_token_id + 1)]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of what decides which ids a text gets."""
+        parts = [b"%d %d %b" % (token_id, len(token), token) for token_id, token in sorted(self._tokens.items())]
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+class BytesTokenizer(Tokenizer):
+    """One id for each byte: its value plus 1. Id 0 is the end of text."""
+
+    def __init__(self) -> None:
+        super().__init__("bytes", {byte + 1: bytes([byte]) for byte in range(256)}, max_token_id=256)
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        return [byte + 1 for byte in data]
+
+
+class RwkvTokenizer(Tokenizer):
+    """Greedy longest match with a vocabulary file in RWKV's format.
+
+    The World vocabulary, whichever file it comes from, is encoded by `pyrwkv-tokenizer` where that is installed.
+
+    Raises:
+        ConfigurationError: see `read_vocabulary`.
+    """
+
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        tokens = read_vocabulary(path)
+        super().__init__(name or path.name, tokens, max(tokens))
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        return self._trie.encode(data)
+
+    def encode(self, text: str) -> list[int]:
+        if self._native_encode is None:
+            return super().encode(text)
+        try:
+            return self._native_encode(text)
+        except UnicodeEncodeError as error:
+            raise _lone_surrogate(error) from error
+
+    @cached_property
+    def _trie(self) -> ByteTrie:
+        return ByteTrie(self._tokens)
+
+    @cached_property
+    def _native_encode(self) -> Callable[[str], list[int]] | None:
+        # Only encoding: the decoder of pyrwkv-tokenizer aborts on invalid UTF-8 and on ids without bytes.
+        if self.fingerprint != _WORLD_FINGERPRINT:
+            return None
+        try:
+            from pyrwkv_tokenizer import RWKVTokenizer
+        except ImportError:
+            return None
+        encode: Callable[[str], list[int]] = RWKVTokenizer(vocab_filepath=str(WORLD_VOCABULARY)).encode
+        return encode
+
+
+def load_tokenizer(spec: str | None, *, vocab_size: int, model_path: Path | None) -> Tokenizer | None:
+    """The tokenizer that `spec` names.
+
+    Args:
+        spec: "auto", "world", "bytes", the path of a vocabulary file in RWKV's format or of a tokenizer.json, or None.
+            "auto" takes the first vocabulary file beside the model whose ids fit; where there is none, a
+            vocabulary of 65529 to 65536 ids is World's and one of 257 is "bytes".
+        vocab_size: rows of the model's head; every id must be below it.
+        model_path: the model's file or folder; None where it has none.
+
+    Returns:
+        None where `spec` is None: token ids in, token ids out.
+
+    Raises:
+        ConfigurationError: no such tokenizer, a malformed file, or ids that the model does not have.
+    """
+    if spec is None:
+        return None
+    if spec == "auto":
+        return _choose(vocab_size, model_path)
+    tokenizer = _open(spec)
+    if tokenizer.max_token_id >= vocab_size:
+        raise ConfigurationError(
+            f"tokenizer {spec!r}: its largest id is {tokenizer.max_token_id}, but the model's vocabulary has "
+            f"{vocab_size} ids (0 to {vocab_size - 1}); use the tokenizer that the model was trained with"
+        )
+    return tokenizer
+
+
+def _choose(vocab_size: int, model_path: Path | None) -> Tokenizer:
+    passed_over = []
+    for path in _files_beside(model_path, vocab_size):
+        tokenizer = _open(str(path))
+        if tokenizer.max_token_id < vocab_size:
+            return tokenizer
+        passed_over.append(f"{path} has ids up to {tokenizer.max_token_id}")
+    if 65529 <= vocab_size <= 65536:
+        return _open("world")
+    if vocab_size == 257:
+        return _open("bytes")
+    found = "; ".join(passed_over) or "no vocabulary file beside the model"
+    raise ConfigurationError(
+        f"tokenizer 'auto': cannot tell from the model's vocabulary of {vocab_size} ids ({found}); {_CHOICES}"
+    )
+
+
+def _files_beside(model_path: Path | None, vocab_size: int) -> Iterator[Path]:
+    if model_path is None:
+        return
+    folder = model_path if model_path.is_dir() else model_path.parent
+    yield from sorted(folder.glob("rwkv_vocab*.txt"))
+    names = ["vocab.txt", "tokenizer.json"]
+    if vocab_size == 50277:  # RWKV-4 "Pile" models
+        names.append("20B_tokenizer.json")
+    yield from (folder / name for name in names if (folder / name).is_file())
+
+
+def _open(spec: str) -> Tokenizer:
+    if spec == "world":
+        return RwkvTokenizer(WORLD_VOCABULARY, name="world")
+    if spec == "bytes":
+        return BytesTokenizer()
+    path = Path(spec)
+    if not path.is_file():
+        raise ConfigurationError(f"tokenizer {spec!r}: no such file; {_CHOICES}, or 'auto'")
+    if path.suffix == ".json":
+        from .tokenizer_json import JsonTokenizer
+
+        return JsonTokenizer(path)
+    return RwkvTokenizer(path)
+
+
+def _lone_surrogate(error: UnicodeEncodeError) -> RowError:
+    code_point = ord(error.object[error.start])
+    message = f"the text has a lone surrogate, U+{code_point:04X}, at character {error.start}; UTF-8 cannot express it"
+    return RowError("invalid_text", message)

@@ -1,0 +1,160 @@
+"""The whole engine over a fake model: whatever the company, the order and the sizes, a request gives the same tokens."""
+
+import itertools
+
+import pytest
+import torch
+from fake_model import VOCAB, HashModel
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rwkv_batch.engine.engine import Engine
+from rwkv_batch.engine.request import END_OF_TEXT, Completion, Request
+from rwkv_batch.engine.sampler import Vocabulary
+from rwkv_batch.sampling_params import SamplingParams
+
+
+def run(requests, **settings):
+    engine = Engine(HashModel(), Vocabulary.plain(VOCAB), **{"max_batch_size": 4, "max_batch_tokens": 16} | settings)
+    completions = {}
+    for completion in engine.generate(iter(requests)):
+        engine.check_integrity()
+        assert completion.key not in completions
+        completions[completion.key] = completion
+    engine.check_integrity()
+    assert engine.pool.num_free == engine.pool.num_slots
+    return completions
+
+
+def outcome(completion):
+    return (
+        completion.token_ids,
+        completion.token_logprobs,
+        completion.finish_reason,
+        completion.stop_reason,
+        [entry.logprob for entry in completion.prompt_scores],
+        [entry.top_ids for entry in completion.logprobs],
+    )
+
+
+PARAMS = [
+    SamplingParams(max_tokens=6),
+    SamplingParams(max_tokens=9, temperature=0.0),
+    SamplingParams(max_tokens=5, top_p=0.7, presence_penalty=0.4, penalty_decay=0.9),
+    SamplingParams(max_tokens=7, top_k=3, logprobs=2),
+    SamplingParams(max_tokens=12, min_tokens=6, stop_token_ids=[7, 9, 11]),
+    SamplingParams(max_tokens=4, logit_bias={3: 5.0}, bad_token_ids=[1, 2], repetition_penalty=1.3),
+    SamplingParams(max_tokens=0),
+    SamplingParams(max_tokens=8, allowed_token_ids=[4, 5, 6], top_p=0.5, top_p_order="rwkv", temperature=1.4),
+]
+
+REQUESTS = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 3), min_size=1, max_size=30),
+        st.sampled_from(range(len(PARAMS))),
+        st.integers(1, 3),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(
+    rows=REQUESTS,
+    slots=st.integers(1, 9),
+    extra_tokens=st.integers(0, 20),
+    sharing=st.booleans(),
+    order=st.randoms(use_true_random=False),
+)
+def test_company_does_not_change_results(rows, slots, extra_tokens, sharing, order):
+    requests = [
+        Request((row, sample), prompt, PARAMS[which], row=row, sample=sample, score_start=1 if scored else None)
+        for row, (prompt, which, n, scored) in enumerate(rows)
+        for sample in range(n)
+    ]
+    alone = {request.key: outcome(run([request])[request.key]) for request in requests}
+    order.shuffle(requests)
+    together = run(requests, max_batch_size=slots, max_batch_tokens=slots + extra_tokens, prefix_sharing=sharing)
+    assert {key: outcome(completion) for key, completion in together.items()} == alone
+
+
+def test_samples_of_a_row_differ_and_repeat():
+    requests = [Request(i, [1, 2, 3], SamplingParams(max_tokens=8), row=0, sample=i) for i in range(5)]
+    first, second = run(requests), run(requests)
+    assert len({tuple(c.token_ids) for c in first.values()}) == 5
+    assert {k: c.token_ids for k, c in first.items()} == {k: c.token_ids for k, c in second.items()}
+
+
+def test_prompts_of_several_samples_are_computed_once(make_engine):
+    engine = make_engine()
+    requests = [Request(i, list(range(40)), SamplingParams(max_tokens=2), row=0, sample=i) for i in range(6)]
+    list(engine.generate(requests))
+    assert engine.stats.requested_tokens == 240
+    assert engine.stats.prompt_tokens == 39 + 6
+
+
+def test_requests_are_pulled_when_slots_are_free(make_engine):
+    engine = make_engine()
+    pulled = itertools.count()
+
+    def endless():
+        for row in pulled:
+            yield Request(row, [1, 2], SamplingParams(max_tokens=3), row=row)
+
+    completions = engine.generate(endless())
+    for _ in range(1000):
+        next(completions)
+    completions.close()
+    assert next(pulled) <= 1000 + 2 * engine._window
+    engine.check_integrity()
+    assert engine.pool.num_free == engine.pool.num_slots
+
+
+def test_an_engine_serves_again_after_being_closed_early(make_engine):
+    engine = make_engine()
+    requests = [Request(row, [row], SamplingParams(max_tokens=5), row=row) for row in range(9)]
+    completions = engine.generate(requests)
+    next(completions)
+    completions.close()
+    again = {c.key: c.token_ids for c in engine.generate(requests)}
+    assert again == {c.key: c.token_ids for c in run(requests).values()}
+
+
+def test_windows_without_requests_pass_completions_through(make_engine):
+    engine = make_engine()
+    bad = [Completion(Request(("bad", i), [], SamplingParams()), finish_reason="error") for i in range(700)]
+    good = Request("good", [3], SamplingParams(max_tokens=2))
+    keys = [completion.key for completion in engine.generate([*bad, good, *bad])]
+    assert len(keys) == 1401
+    assert "good" in keys
+
+
+def test_end_of_text_stops_unless_ignored():
+    params = dict(max_tokens=5, logit_bias={END_OF_TEXT: 100.0})
+    stopped = run([Request(0, [1], SamplingParams(**params))])[0]
+    assert (stopped.token_ids, stopped.finish_reason, stopped.stop_reason) == ([0], "stop", END_OF_TEXT)
+    ignored = run([Request(0, [1], SamplingParams(**params, ignore_eos=True))])[0]
+    assert (ignored.token_ids, ignored.finish_reason, ignored.stop_reason) == ([0] * 5, "length", None)
+    delayed = run([Request(0, [1], SamplingParams(**params, min_tokens=3))])[0]
+    assert len(delayed.token_ids) == 4
+    assert 0 not in delayed.token_ids[:3]
+
+
+def test_stop_tokens_are_reported():
+    completion = run([Request(0, [1], SamplingParams(max_tokens=5, stop_token_ids=[8], logit_bias={8: 100.0}))])[0]
+    assert (completion.token_ids, completion.finish_reason, completion.stop_reason) == ([8], "stop", 8)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_scores_do_not_depend_on_chunks(chunk):
+    request = Request(0, list(range(20)), SamplingParams(max_tokens=0), score_start=5)
+    scores = run([request], max_batch_tokens=max(chunk, 4))[0].prompt_scores
+    model = HashModel()
+    engine_free = []
+    state = 0
+    for token_id, following in itertools.pairwise(range(20)):
+        state = (state * 1103515245 + token_id + 12345) % 2**31
+        logits = model.logits(torch.tensor([[state]]))[0].double()
+        engine_free.append((logits - logits.logsumexp(0))[following].item())
+    assert [entry.logprob for entry in scores] == pytest.approx(engine_free[4:], abs=1e-6)

@@ -1,0 +1,73 @@
+"""Shared prefixes: nothing is lost, nothing shared that must not be, and sharing pays."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rwkv_batch.engine.prefix import MIN_SHARED_TOKENS, Prefix, plan_prefixes
+from rwkv_batch.engine.request import Request
+from rwkv_batch.sampling_params import SamplingParams
+
+
+def request(row, prompt, sample=0, score_start=None):
+    return Request((row, sample), prompt, SamplingParams(), row=row, sample=sample, score_start=score_start)
+
+
+def walk(roots):
+    """Every request below `roots` with the prefixes above it, and every prefix."""
+    found, prefixes = [], []
+
+    def visit(work, above):
+        if isinstance(work, Prefix):
+            prefixes.append(work)
+            assert work.parent is (above[-1] if above else None)
+            for child in work.children:
+                visit(child, [*above, work])
+        else:
+            found.append((work, above))
+
+    for root in roots:
+        visit(root, [])
+    return found, prefixes
+
+
+PROMPTS = st.lists(st.integers(0, 2), min_size=1, max_size=40)
+
+
+@given(prompts=st.lists(st.tuples(PROMPTS, st.none() | st.integers(1, 40)), min_size=1, max_size=25))
+def test_every_request_appears_once_below_its_own_prefixes(prompts):
+    requests = [request(i, prompt, score_start=start) for i, (prompt, start) in enumerate(prompts)]
+    found, prefixes = walk(plan_prefixes(requests))
+    assert sorted(work.row for work, _ in found) == list(range(len(requests)))
+    for work, above in found:
+        length = 0
+        for prefix in above:
+            assert prefix.length - length >= MIN_SHARED_TOKENS
+            length = prefix.length
+            assert work.prompt_token_ids[:length] == prefix.token_ids
+        assert length < len(work.prompt_token_ids)  # the last token is always the request's own
+        if work.score_start is not None:
+            assert length <= max(work.score_start - 1, 0)  # every scored position is computed by the request
+    assert all(len(prefix.children) >= 2 for prefix in prefixes)
+
+
+def test_few_shot_headers_are_computed_once():
+    header = list(range(100))
+    questions = [[200 + q] * 20 for q in range(5)]
+    requests = [
+        request(q, header + question + [choice] * 3, score_start=120)
+        for q, question in enumerate(questions)
+        for choice in (300, 301, 302, 303)
+    ]
+    found, prefixes = walk(plan_prefixes(requests))
+    computed = sum(p.length - (p.parent.length if p.parent else 0) for p in prefixes)
+    computed += sum(len(work.prompt_token_ids) - above[-1].length for work, above in found)
+    assert computed == 100 + 5 * 19 + 20 * 4
+    assert len(prefixes) == 6
+
+
+def test_sharing_within_rows_only():
+    prompt = list(range(30))
+    requests = [request(row, prompt, sample) for row in (0, 1) for sample in (0, 1, 2)]
+    _, prefixes = walk(plan_prefixes(requests, share_between_rows=False))
+    assert [len(prefix.children) for prefix in prefixes] == [3, 3]
+    assert all(prefix.length == 29 for prefix in prefixes)

@@ -1,0 +1,131 @@
+"""Filters and draws against a plain implementation that sorts the whole vocabulary, one row at a time."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rwkv_batch.engine.selection import Filters, select
+
+
+def expected_probabilities(logits, temperature, top_p, top_k, min_p, untempered):
+    """The distribution that a row is drawn from, in float64 [V], by sorting everything."""
+    logits = logits.double().numpy()
+    if temperature == 0:
+        return np.eye(len(logits))[int(np.argmax(logits))]
+    filter_logits = logits if untempered else logits / temperature
+    p = np.exp(filter_logits - filter_logits.max())
+    p /= p.sum()
+    order = sorted(range(len(p)), key=lambda i: (-logits[i], i))
+    keep = [i for i in order if p[i] >= min_p * p.max()]
+    if top_k > 0:
+        keep = keep[:top_k]
+    if top_p < 1:
+        ranked = p if untempered else np.where(np.isin(np.arange(len(p)), keep), p, 0) / p[keep].sum()
+        mass, nucleus = 0.0, []
+        for i in order:
+            mass += ranked[i]
+            nucleus.append(i)
+            if mass >= top_p:
+                break
+        nucleus = {i for i in order if logits[i] >= logits[nucleus[-1]]}
+        keep = [i for i in keep if i in nucleus]
+    weights = np.zeros_like(p)
+    weights[keep] = np.exp((logits[keep] - logits.max()) / temperature)
+    return weights / weights.sum()
+
+
+def filters(n, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, untempered=False):
+    return Filters(
+        temperature=torch.full((n,), temperature),
+        top_p=torch.full((n,), top_p, dtype=torch.float64),
+        top_k=torch.full((n,), top_k),
+        min_p=torch.full((n,), min_p, dtype=torch.float64),
+        untempered=torch.full((n,), untempered),
+    )
+
+
+def inverse_cdf_support(logits, n=2001, **settings):
+    """Frequencies of each token when the uniform number sweeps [0, 1)."""
+    sweep = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    drawn = select(logits.expand(n, -1).clone(), filters(n, **settings), sweep)
+    return torch.bincount(drawn, minlength=logits.shape[-1]).double().numpy() / n
+
+
+SETTINGS = [
+    dict(),
+    dict(temperature=0.7),
+    dict(temperature=1.8),
+    dict(temperature=0.0),
+    dict(top_p=0.85),
+    dict(top_p=0.3, temperature=1.5),
+    dict(top_p=0.0),
+    dict(top_k=1),
+    dict(top_k=5, temperature=0.5),
+    dict(top_k=64),
+    dict(top_k=10**6),
+    dict(min_p=0.1),
+    dict(min_p=0.05, temperature=2.0, top_p=0.9),
+    dict(top_p=0.9, top_k=20),
+    dict(top_p=0.7, temperature=2.0, untempered=True),
+    dict(top_p=0.85, top_k=7, temperature=0.6, untempered=True),
+]
+
+
+@pytest.mark.parametrize("vocab_size", [7, 257, 1000])
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_distribution(vocab_size, settings):
+    logits = torch.randn(vocab_size) * 3
+    got = inverse_cdf_support(logits, **settings)
+    want = expected_probabilities(
+        logits, **{"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "untempered": False} | settings
+    )
+    # A sweep of n points through the inverse of a distribution hits each token within one point of its share.
+    assert np.abs(got - want).max() < 2 / 2001
+
+
+def test_nearly_flat_rows_need_every_round():
+    """The kept set is larger than the first rounds' candidates, so that the whole vocabulary is sorted."""
+    logits = torch.randn(5000) * 0.01
+    got = inverse_cdf_support(logits, n=20001, top_p=0.9)
+    want = expected_probabilities(logits, 1.0, 0.9, 0, 0.0, False)
+    assert (got > 0).sum() > 4000
+    assert np.abs(got - want).max() < 2 / 20001
+
+
+def test_ties_with_the_last_token_of_the_nucleus_are_kept():
+    logits = torch.tensor([2.0, 1.0, 1.0, 1.0, 0.0, -1.0])
+    got = inverse_cdf_support(logits, top_p=0.5)
+    assert (got > 0).tolist() == [True, True, True, True, False, False]
+
+
+def test_greedy_takes_the_first_of_equal_logits():
+    logits = torch.zeros(3, 500)
+    logits[0, [400, 77, 78]] = 3.0
+    logits[2] = -1e30
+    assert select(logits, filters(3, temperature=0.0), torch.full((3,), 0.99, dtype=torch.float64)).tolist() == [77, 0, 0]
+
+
+def test_banned_tokens_are_never_drawn():
+    logits = torch.randn(300)
+    logits[::2] = -torch.inf
+    for settings in (dict(), dict(top_p=0.99), dict(temperature=50.0, min_p=1e-9)):
+        assert inverse_cdf_support(logits, **settings)[::2].sum() == 0
+
+
+@given(
+    rows=st.lists(st.sampled_from(range(len(SETTINGS))), min_size=1, max_size=9),
+    vocab_size=st.integers(2, 400),
+    seed=st.integers(0, 2**16),
+)
+def test_a_row_does_not_depend_on_its_neighbours(rows, vocab_size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(len(rows), vocab_size, generator=generator) * 4
+    uniform = torch.rand(len(rows), generator=generator, dtype=torch.float64)
+    each = [filters(1, **SETTINGS[i]) for i in rows]
+    together = object.__new__(Filters)
+    together.__dict__.update({name: torch.cat([f.__dict__[name] for f in each]) for name in each[0].__dict__})
+    drawn = select(logits.clone(), together, uniform).tolist()
+    alone = [select(logits[i : i + 1].clone(), each[i], uniform[i : i + 1]).item() for i in range(len(rows))]
+    assert drawn == alone

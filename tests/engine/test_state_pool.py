@@ -1,0 +1,82 @@
+"""Slots: given out reset, copied whole, never lost."""
+
+import pytest
+import torch
+
+from rwkv_batch.engine.state_pool import StateLayout, StatePool
+from rwkv_batch.models.architecture import StateField
+
+FIELDS = (
+    StateField("wkv", (2, 3, 3), torch.float32),
+    StateField("shift", (5,), torch.bfloat16),
+    StateField("pp", (7,), torch.float32, initial_value=-1e30),
+)
+
+
+def make_pool(num_slots=4, overrides=None):
+    layout = StateLayout(FIELDS, num_layers=2)
+    return StatePool(layout, num_slots, layout.initial_record(overrides or {}, torch.device("cpu")))
+
+
+def dirty(pool, slot):
+    for layer in pool.layers:
+        for field in FIELDS:
+            getattr(layer, field.name)[slot] = 3.0
+
+
+def test_a_reused_slot_is_as_new():
+    pool = make_pool()
+    slot = pool.allocate()
+    dirty(pool, slot)
+    pool.free(slot)
+    assert pool.allocate() == slot
+    for layer in pool.layers:
+        assert (layer.wkv[slot] == 0).all()
+        assert (layer.shift[slot] == 0).all()
+        assert (layer.pp[slot] == -1e30).all()
+
+
+def test_fields_and_slots_do_not_overlap():
+    pool = make_pool()
+    for i, layer in enumerate(pool.layers):
+        for j, field in enumerate(FIELDS):
+            view = getattr(layer, field.name)
+            for slot in range(4):
+                view[slot] = 100 * i + 10 * j + slot
+    for i, layer in enumerate(pool.layers):
+        for j, field in enumerate(FIELDS):
+            view = getattr(layer, field.name)
+            assert view.shape == (4, *field.shape)
+            for slot in range(4):
+                assert (view[slot] == 100 * i + 10 * j + slot).all()
+
+
+def test_a_snapshot_starts_another_slot():
+    pool = make_pool()
+    source = pool.allocate()
+    dirty(pool, source)
+    record = pool.snapshot(source)
+    pool.layers[0].wkv[source] = 9.0
+    copy = pool.allocate(record)
+    assert (pool.layers[0].wkv[copy] == 3).all()
+    assert (pool.layers[1].pp[copy] == 3).all()
+
+
+def test_overrides_become_the_initial_state():
+    states = [torch.randn(2, 3, 3), torch.randn(2, 3, 3)]
+    pool = make_pool(overrides={"wkv": states})
+    slot = pool.allocate()
+    for layer, state in zip(pool.layers, states, strict=True):
+        assert torch.equal(layer.wkv[slot], state)
+
+
+def test_integrity_names_what_is_wrong():
+    pool = make_pool()
+    slots = [pool.allocate() for _ in range(3)]
+    pool.check_integrity(slots)
+    with pytest.raises(AssertionError, match=r"neither used nor free: \[2\]"):
+        pool.check_integrity(slots[:2])
+    with pytest.raises(AssertionError, match=r"both used and free: \[3\]"):
+        pool.check_integrity([*slots, 3])
+    with pytest.raises(AssertionError, match="used twice"):
+        pool.check_integrity([0, 0, 1, 2])

@@ -1,0 +1,37 @@
+"""A fake model: its logits are a function of the tokens a slot has seen, so that any mix-up of slots shows."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+
+from rwkv_batch.models.architecture import StateField
+
+VOCAB = 64
+
+
+class HashModel:
+    """State: a running hash of the tokens. Logits: pseudo-random numbers drawn from that hash."""
+
+    device = torch.device("cpu")
+    placement = SimpleNamespace(dtype=torch.float32, device=device)
+    sizes = {"L": 1, "V": VOCAB}
+    file = SimpleNamespace(
+        state_fields=lambda placement: (StateField("hash", (1,), torch.int64),),
+        initial_states=lambda init_state: {},
+    )
+
+    def forward(self, token_ids, rows, layers):
+        hidden = torch.zeros(len(token_ids), 1, dtype=torch.int64)
+
+        def advance(tokens, state):
+            state[:] = (state * 1103515245 + token_ids[tokens][:, None] + 12345) % (2**31)
+            hidden[tokens] = state
+
+        rows.scan((layers[0].hash,), advance)
+        return hidden
+
+    def logits(self, hidden):
+        mixed = (hidden * 2654435761 + torch.arange(VOCAB) * 40503 * (hidden % 1009 + 1)) % 65521
+        return mixed.float() / 65521 * 6

@@ -1,0 +1,54 @@
+"""One loaded model with a few slots, fed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rwkv_batch.engine.state_pool import StateLayout, StatePool
+from rwkv_batch.models.checkpoint import open_checkpoint
+from rwkv_batch.models.model import Model, ModelFile
+from rwkv_batch.models.placement import place
+from rwkv_batch.models.rows import Rows
+
+
+class Session:
+    """A model and a state pool whose slots are all in use.
+
+    Args:
+        settings: of `place`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        num_slots: int = 5,
+        init_state: Path | None = None,
+        ln_x_eps: float | None = None,
+        batch_invariant: bool = False,
+        **settings: Any,
+    ) -> None:
+        file = ModelFile.open(open_checkpoint(path))
+        placement = place(**{"device": "cpu", "dtype": "float32"} | settings)
+        self.model = Model(file, placement, ln_x_eps=ln_x_eps, batch_invariant=batch_invariant)
+        layout = StateLayout(file.state_fields(placement), file.sizes["L"])
+        record = layout.initial_record(file.initial_states(init_state), placement.device)
+        self.pool = StatePool(layout, num_slots, record)
+        for _ in range(num_slots):
+            self.pool.allocate()
+
+    def feed(self, tokens: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
+        """One step: slot → token ids, in the order given. Returns slot → logits [T, V] of all its tokens."""
+        rows = Rows(tuple(tokens), tuple(len(ids) for ids in tokens.values()), self.model.device)
+        packed = torch.tensor([token_id for ids in tokens.values() for token_id in ids])
+        logits = self.model.logits(self.model.forward(packed, rows, self.pool.layers))
+        return dict(zip(tokens, logits.split(list(rows.lengths)), strict=True))
+
+    def state(self, slot: int) -> dict[str, Tensor]:
+        """The slot's state: field name → [L, *shape]."""
+        fields = self.pool.layout.fields
+        return {f.name: torch.stack([getattr(layer, f.name)[slot] for layer in self.pool.layers]) for f in fields}

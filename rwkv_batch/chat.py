@@ -11,6 +11,8 @@ from typing import Any
 from .errors import ConfigurationError, RowError
 
 _LABELS = {"system": "System", "user": "User", "assistant": "Assistant"}
+# A template is a small program over a row's data, and may fail as programs do.
+_PROGRAM_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
 
 def render_messages(messages: Sequence[Mapping[str, str]]) -> str:
@@ -35,11 +37,14 @@ def render_messages(messages: Sequence[Mapping[str, str]]) -> str:
 
 
 def _turn(number: int, message: Mapping[str, str]) -> str:
+    if not isinstance(message, Mapping):
+        raise RowError("bad_messages", f"message {number} is a {type(message).__name__}; expected role and content")
     role, content = message.get("role"), message.get("content")
-    if role not in _LABELS:
+    if not isinstance(role, str) or role not in _LABELS:
         raise RowError("bad_messages", f"message {number} has role {role!r}; expected one of {', '.join(_LABELS)}")
     if not isinstance(content, str):
-        raise RowError("bad_messages", f"message {number} (role {role!r}) has content {content!r}; expected a string")
+        found = type(content).__name__
+        raise RowError("bad_messages", f"message {number} (role {role!r}) has content of type {found}; expected a string")
     text = re.sub(r"\n{2,}", "\n", content.replace("\r\n", "\n")).strip()
     return f"{_LABELS[role]}: {text}" if text else f"{_LABELS[role]}:"
 
@@ -64,17 +69,6 @@ class Template:
             self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ConfigurationError(f"template, line {error.lineno}: {error.message}") from error
-        # A template is a small program over a row's data, and may fail as programs do.
-        self._failures = (
-            jinja2.TemplateError,
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            MemoryError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        )
 
     def render(self, columns: Mapping[str, Any]) -> str:
         """The prompt of one row.
@@ -85,8 +79,10 @@ class Template:
         Raises:
             RowError: code "template_error": an unknown column, an operation that fails, or one the sandbox forbids.
         """
+        from jinja2 import TemplateError
+
         try:
             return self._template.render(columns)
-        except self._failures as error:
+        except (TemplateError, *_PROGRAM_ERRORS) as error:
             message = f"template: {type(error).__name__}: {error} (columns: {', '.join(columns) or 'none'})"
             raise RowError("template_error", message) from error

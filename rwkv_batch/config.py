@@ -292,5 +292,5 @@ def _names(names: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = yaml.safe_dump(value)[:-5] if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -98,7 +98,8 @@ def _summarise(outcome: Outcome) -> None:
         print("this shard is done; other shards are not")
     else:
         print(f"report: {folders.file('report.html')}")
-        print(f"look:   rwkv-batch report {os.path.relpath(folders.output)} --show 3")
+        path = min(folders.output, os.path.relpath(folders.output), key=len)
+        print(f"look:   rwkv-batch report {path} --show 3")
 
 
 def _fail(code: int, message: str) -> int:

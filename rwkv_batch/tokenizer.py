@@ -144,12 +144,10 @@ def load_tokenizer(spec: str | None, *, vocab_size: int, model_path: Path | None
     """
     if spec is None:
         return None
-    if spec == "auto":
-        return _choose(vocab_size, model_path)
-    tokenizer = _open(spec)
+    tokenizer = _choose(vocab_size, model_path) if spec == "auto" else _open(spec)
     if tokenizer.max_token_id >= vocab_size:
         raise ConfigurationError(
-            f"tokenizer {spec!r}: its largest id is {tokenizer.max_token_id}, but the model's vocabulary has "
+            f"tokenizer {tokenizer.name!r}: its largest id is {tokenizer.max_token_id}, but the model's vocabulary has "
             f"{vocab_size} ids (0 to {vocab_size - 1}); use the tokenizer that the model was trained with"
         )
     return tokenizer

@@ -76,6 +76,7 @@ class Progress:
         self._thread = threading.Thread(target=self._watch, name="rwkv_batch-progress", daemon=True)
 
     def __enter__(self) -> Progress:
+        self._take()
         self._thread.start()
         return self
 
@@ -157,31 +158,10 @@ def describe(snapshot: Snapshot, earlier: Snapshot) -> str:
 
 
 def prometheus(snapshot: Snapshot, shard: Shard) -> bytes:
-    """The snapshot in Prometheus' text format."""
-    label = f'shard="{shard}"'
-    samples: list[tuple[str, str, str, list[tuple[str, float]]]] = [
-        ("rows", "gauge", "Rows of this process's units.", [(label, snapshot.rows_total)]),
-        ("rows_done", "gauge", "Rows finished, earlier runs included.", [(label, snapshot.rows_done)]),
-        ("rows_committed", "gauge", "Rows that no crash can lose.", [(label, snapshot.rows_committed)]),
-        ("row_errors_total", "counter", "Rows that this run finished as errors.", [(label, snapshot.errors)]),
-        (
-            "tokens_total",
-            "counter",
-            "Tokens that this run has computed.",
-            [
-                (f'{label},kind="prompt"', snapshot.prompt_tokens),
-                (f'{label},kind="completion"', snapshot.completion_tokens),
-            ],
-        ),
-        ("steps_total", "counter", "Forward passes of this run.", [(label, snapshot.steps)]),
-        ("slots", "gauge", "Sequences that fit at once.", [(label, snapshot.slots)]),
-        ("slots_in_use", "gauge", "Sequences running now.", [(label, snapshot.slots_in_use)]),
-        ("run_seconds", "gauge", "Time since the model was ready.", [(label, round(snapshot.seconds, 3))]),
-    ]
+    """The snapshot in Prometheus' text format: one gauge for each of its fields."""
     lines = []
-    for name, kind, meaning, values in samples:
-        lines += [f"# HELP rwkv_batch_{name} {meaning}", f"# TYPE rwkv_batch_{name} {kind}"]
-        lines += [f"rwkv_batch_{name}{{{labels}}} {value}" for labels, value in values]
+    for name, value in asdict(snapshot).items():
+        lines += [f"# TYPE rwkv_batch_{name} gauge", f'rwkv_batch_{name}{{shard="{shard}"}} {value!r}']
     return ("\n".join(lines) + "\n").encode()
 
 

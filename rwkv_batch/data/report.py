@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,34 @@ def collect(storage: Storage, folders: Folders) -> Report:
         "timeline": timeline([run["samples"] for run in runs]),
         "job": job,
     }
+
+
+def summarise(report: Report) -> list[str]:
+    """The report in a few lines for a terminal."""
+    parts, rows, tokens = report["parts"], report["rows"], report["tokens"]
+    seconds = sum(run["serving_seconds"] for run in report["runs"])
+    made = sum(run["completion_tokens"] for run in report["runs"])
+    lines = [
+        f"{report['output']}: {parts['published']} of {parts['planned']} parts, {sum(rows.values()):,} rows",
+        f"rows    {', '.join(f'{status} {count:,}' for status, count in rows.items()) or 'none yet'}",
+        f"tokens  {', '.join(f'{name} {count:,}' for name, count in tokens.items() if count)}",
+        f"speed   {made / seconds if seconds else 0.0:,.0f} completion tokens/s over {seconds:,.1f} s of serving",
+    ]
+    if report["errors"]:
+        lines.append(f"errors  {', '.join(f'{code} {count:,}' for code, count in report['errors'].items())}")
+    return lines
+
+
+def first_rows(storage: Storage, folders: Folders, count: int) -> Iterator[dict[str, Any]]:
+    """The first rows of the published parts."""
+    for name in storage.list(folders.output):
+        with storage.open(os.path.join(folders.output, name)) as file:
+            for batch in pq.ParquetFile(file).iter_batches(max(1, count)):
+                for record in batch.slice(0, count).to_pylist():
+                    yield record
+                    count -= 1
+                if count <= 0:
+                    return
 
 
 def timeline(runs: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, list[float]]:

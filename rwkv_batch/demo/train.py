@@ -73,7 +73,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 def make_optimizers(network: Network, weight_decay: float) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, scaled to share AdamW's learning rate; AdamW for the rest. No vector decays.
 
-    Muon needs about two thirds of AdamW's steps for the same loss here, at a seventh more time a step.
+    Muon needs about two thirds of AdamW's steps for the same loss here, at a quarter more time a step.
     """
     hidden: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []

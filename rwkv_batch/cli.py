@@ -1,0 +1,87 @@
+"""rwkv-batch: every command of the project. A command's packages are imported when it is chosen."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+from .errors import RwkvBatchError
+from .run import EXIT_USAGE, add_arguments, execute
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["bench"]:  # it has arguments of its own
+        from .bench import main as bench
+
+        return bench(given[1:])
+    options = _parser().parse_args(given)
+    try:
+        return int(options.command(options))
+    except RwkvBatchError as error:
+        print(f"rwkv-batch: {error}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rwkv-batch", description="Batch inference for RWKV language models.")
+    parser.add_argument("--version", action="version", version=f"rwkv_batch {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a job, or what is left of it")
+    add_arguments(run)
+    run.set_defaults(command=execute)
+
+    validate = commands.add_parser("validate", help="check a job without running it; the same as run --dry-run")
+    add_arguments(validate)
+    validate.set_defaults(command=execute, dry_run=True)
+
+    score = commands.add_parser("score", help="run a job with task: score")
+    add_arguments(score)
+    score.set_defaults(command=lambda options: execute(options, task="score"))
+
+    convert = commands.add_parser("convert", help="write a checkpoint as safetensors")
+    convert.add_argument("source", help="a .pth or .safetensors file, or a folder in Hugging Face layout")
+    convert.add_argument("target", help="the .safetensors file to write")
+    convert.add_argument("--quantization", help="store matrices in this format")
+    convert.set_defaults(command=_convert)
+
+    commands.add_parser("bench", help="measure this machine", add_help=False)
+
+    report = commands.add_parser("report", help="write a job's report again, and show what it made")
+    report.add_argument("path", help="the job's output folder or state folder")
+    report.add_argument("--show", type=int, default=0, metavar="N", help="print the first N rows of the output")
+    report.set_defaults(command=_report)
+
+    doctor = commands.add_parser("doctor", help="what this machine offers: versions, devices, compilers, memory")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from .models.checkpoint import convert
+
+    convert(options.source, options.target, quantization=options.quantization)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from .data.report import find_job, first_rows, summarise, write_report
+    from .data.storage import LocalStorage
+
+    folders = find_job(options.path)
+    storage = LocalStorage(folders.file("tmp"))
+    print("\n".join(summarise(write_report(storage, folders))))
+    for record in first_rows(storage, folders, options.show):
+        print()
+        print("\n".join(f"{name}: {value}" for name, value in record.items() if value is not None))
+    return 0
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from .doctor import findings
+
+    print("\n".join(f"{name:<12}{finding}" for name, finding in findings()))
+    return 0

@@ -1,0 +1,74 @@
+"""What a machine offers, for bug reports and for choosing a backend."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from . import __version__
+
+PACKAGES = ("torch", "triton", "pyarrow", "pydantic", "tokenizers", "xgrammar", "huggingface_hub")
+CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "sve")
+
+
+def findings() -> Iterator[tuple[str, str]]:
+    """Names and what was found under them, one line each."""
+    yield "rwkv_batch", __version__
+    yield "python", f"{platform.python_version()} on {platform.platform()}"
+    for package in PACKAGES:
+        yield package, _installed(package)
+    yield "cpu", f"{os.cpu_count()} cores; {_cpu_flags()}"
+    yield "memory", _memory()
+    yield from _devices()
+    for compiler in ("g++", "nvcc", "ninja"):
+        yield compiler, _first_line(compiler)
+    demo = Path(__file__).parent / "demo" / "model.safetensors"
+    yield "demo model", f"{demo.stat().st_size / 2**20:.1f} MiB" if demo.is_file() else "missing: install the package again"
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_flags() -> str:
+    path = Path("/proc/cpuinfo")
+    words = set(path.read_text().split()) if path.is_file() else set()
+    return " ".join(flag for flag in CPU_FLAGS if flag in words) or "features unknown"
+
+
+def _memory() -> str:
+    path = Path("/proc/meminfo")
+    if not path.is_file():
+        return "unknown"
+    sizes = dict(line.split(":") for line in path.read_text().splitlines())
+    total, free = (int(sizes[name].split()[0]) / 2**20 for name in ("MemTotal", "MemAvailable"))
+    return f"{total:.1f} GiB, {free:.1f} GiB of it available"
+
+
+def _devices() -> Iterator[tuple[str, str]]:
+    import torch
+
+    yield "cuda", f"version {torch.version.cuda}" if torch.cuda.is_available() else "no device that torch can use"
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        capability = f"compute capability {device.major}.{device.minor}"
+        yield f"cuda:{index}", f"{device.name}, {device.total_memory / 2**30:.1f} GiB, {capability}"
+
+
+def _first_line(program: str) -> str:
+    path = shutil.which(program)
+    if path is None:
+        return "not found"
+    try:
+        output = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{path}: {error}"
+    return f"{path}: {output.strip().splitlines()[-1] if program == 'nvcc' else output.strip().splitlines()[0]}"

@@ -1,0 +1,130 @@
+"""The sampler as a whole against ChatRWKV's, and its settings one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from rwkv_batch.engine.request import Request
+from rwkv_batch.engine.sampler import Sampler, Vocabulary
+from rwkv_batch.sampling_params import SamplingParams
+
+VOCAB = 97
+
+
+def draw(logits, params, count=1, vocabulary=None, num_steps=1, constraint=None):
+    """Sample `count` rows of equal logits with different streams; returns ids [count, num_steps] and the last result."""
+    sampler = Sampler(count, vocabulary or Vocabulary.plain(logits.shape[-1]), torch.device("cpu"))
+    for slot in range(count):
+        sampler.assign(slot, Request(slot, [1], params, seed=3, row=slot), constraint)
+    columns = []
+    for _ in range(num_steps):
+        result = sampler.sample(logits.expand(count, -1).clone(), range(count))
+        columns.append(result.token_ids)
+    return np.array(columns).T, result
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(temperature=1.0, top_p=0.85, top_k=0),
+        dict(temperature=0.6, top_p=0.5, top_k=0),
+        dict(temperature=2.0, top_p=0.9, top_k=5),
+        dict(temperature=1.3, top_p=0.999, top_k=7),
+        dict(temperature=0.0, top_p=0.3, top_k=0),
+    ],
+    ids=str,
+)
+def test_frequencies_follow_chatrwkv(settings, oracle):
+    """A chi-square test of 4000 draws against the distribution that the `rwkv` package would draw from."""
+    logits = torch.randn(VOCAB) * 2.5
+    want = oracle("4").sample(logits, **settings).double().numpy()
+    ids, _ = draw(logits, SamplingParams(**settings, top_p_order="rwkv"), count=4000)
+    counts = np.bincount(ids[:, 0], minlength=VOCAB)
+    assert counts[want == 0].sum() == 0
+    expected = 4000 * want
+    common = expected >= 5
+    observed = np.append(counts[common], counts[~common].sum())
+    expected = np.append(expected[common], expected[~common].sum())
+    expected[-1] = max(expected[-1], 1e-9)
+    chi_square = ((observed - expected) ** 2 / expected)[expected > 1e-6].sum()
+    freedom = max((expected > 1e-6).sum() - 1, 1)
+    assert chi_square < freedom + 4 * np.sqrt(2 * freedom) + 4
+
+
+def test_logprobs_are_those_of_the_model():
+    """Whatever shapes the choice, the reported numbers are the model's own distribution."""
+    logits = torch.randn(1, VOCAB) * 3
+    params = SamplingParams(
+        temperature=0.3, top_k=2, presence_penalty=1.0, logit_bias={5: 50.0}, logprobs=4, bad_token_ids=[7]
+    )
+    ids, result = draw(logits, params)
+    exact = logits[0].double().log_softmax(0)
+    assert ids[0, 0] == 5
+    assert result.logprobs[0] == pytest.approx(exact[5].item(), abs=1e-6)
+    entry = result.alternatives[0]
+    assert entry.logprob == pytest.approx(exact[5].item(), abs=1e-6)
+    assert entry.rank == 1 + int((exact > exact[5]).sum())
+    assert entry.top_ids == exact.topk(4).indices.tolist()
+    assert entry.top_logprobs == pytest.approx(exact.topk(4).values.tolist(), abs=1e-6)
+
+
+def test_ids_without_bytes_are_never_sampled():
+    unsampleable = torch.arange(VOCAB) % 2 == 1
+    vocabulary = Vocabulary(unsampleable, torch.zeros(VOCAB, dtype=torch.bool))
+    logits = torch.where(unsampleable, 10.0, 0.0)[None]
+    for params in (SamplingParams(), SamplingParams(temperature=0.0), SamplingParams(top_p=0.5)):
+        ids, _ = draw(logits, params, count=50, vocabulary=vocabulary)
+        assert (ids % 2 == 0).all()
+
+
+def test_allowed_tokens_only():
+    ids, _ = draw(torch.zeros(1, VOCAB), SamplingParams(allowed_token_ids=[3, 50]), count=60)
+    assert set(ids[:, 0]) == {3, 50}
+
+
+def test_presence_penalty_applies_to_digits_but_they_are_not_counted():
+    """ChatRWKV lists a digit once it was generated, with an occurrence of zero."""
+    uncounted = torch.arange(VOCAB) == 9
+    vocabulary = Vocabulary(torch.zeros(VOCAB, dtype=torch.bool), uncounted)
+    logits = torch.zeros(1, VOCAB)
+    logits[0, 9] = 50.0
+    logits[0, 10] = 45.0
+    only_frequency = SamplingParams(temperature=0.0, frequency_penalty=6.0, top_p_order="rwkv")
+    ids, _ = draw(logits, only_frequency, vocabulary=vocabulary, num_steps=3)
+    assert ids[0].tolist() == [9, 9, 9]
+    standard = SamplingParams(temperature=0.0, frequency_penalty=6.0)
+    assert draw(logits, standard, vocabulary=vocabulary, num_steps=2)[0][0].tolist() == [9, 10]
+    presence = SamplingParams(temperature=0.0, presence_penalty=6.0, top_p_order="rwkv")
+    assert draw(logits, presence, vocabulary=vocabulary, num_steps=2)[0][0].tolist() == [9, 10]
+
+
+def test_min_tokens_delays_every_stop():
+    logits = torch.zeros(1, VOCAB)
+    logits[0, [0, 13]] = 100.0
+    logits[0, 20] = 50.0
+    params = SamplingParams(temperature=0.0, min_tokens=2, stop_token_ids=[13])
+    assert draw(logits, params, num_steps=3)[0][0].tolist() == [20, 20, 0]
+
+
+def test_a_new_sequence_inherits_nothing_from_its_slot():
+    sampler = Sampler(1, Vocabulary.plain(VOCAB), torch.device("cpu"))
+    heavy = SamplingParams(
+        temperature=0.0,
+        presence_penalty=9.0,
+        logit_bias={4: 30.0},
+        min_tokens=9,
+        allowed_token_ids=[4, 5],
+        stop_token_ids=[2],
+        logprobs=3,
+    )
+    logits = torch.randn(1, VOCAB)
+    plain = Request(0, [1], SamplingParams(), seed=11, row=2)
+    sampler.assign(0, plain)
+    want = [sampler.sample(logits.clone(), [0]) for _ in range(4)]
+    sampler.assign(0, Request(0, [1], heavy))
+    for _ in range(3):
+        sampler.sample(logits.clone(), [0])
+    sampler.assign(0, plain)
+    assert [sampler.sample(logits.clone(), [0]) for _ in range(4)] == want

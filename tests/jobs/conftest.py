@@ -1,0 +1,99 @@
+"""A small job in a temporary folder, run in this process with the fake engine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import fake_llm  # noqa: E402
+
+from rwkv_batch import run  # noqa: E402
+
+
+@dataclass
+class Job:
+    """A job file with its folders; `settings` may be changed before each run."""
+
+    folder: Path
+    settings: dict[str, Any]
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "job.yaml"
+
+    @property
+    def output(self) -> Path:
+        return Path(self.settings["output"]["path"])
+
+    @property
+    def state(self) -> Path:
+        return Path(f"{self.output}.rwkv_batch")
+
+    def set(self, **dotted: Any) -> Job:
+        """set(sampling__n=2) sets sampling.n."""
+        for name, value in dotted.items():
+            section, _, key = name.partition("__")
+            self.settings.setdefault(section, {})[key] = value
+        return self
+
+    def write(self) -> str:
+        self.file.write_text(yaml.safe_dump(self.settings))
+        return str(self.file)
+
+    def input(self, name: str = "prompts.parquet", **columns: Any) -> Job:
+        pq.write_table(pa.table(columns), self.folder / name)
+        return self.set(input__path=str(self.folder / name))
+
+    def lines(self, *lines: str, name: str = "prompts.jsonl") -> Job:
+        (self.folder / name).write_text("\n".join(lines) + "\n")
+        return self.set(input__path=str(self.folder / name))
+
+    def run(self, *arguments: str) -> int:
+        return run.main([self.write(), *arguments])
+
+    def table(self) -> pa.Table:
+        """All parts, in the order of their names."""
+        return pa.concat_tables([pq.read_table(path) for path in sorted(self.output.iterdir())])
+
+    def rows(self) -> list[dict[str, Any]]:
+        return self.table().to_pylist()
+
+    def parts(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in sorted(self.output.iterdir())}
+
+    def start(self, *arguments: str, delay: float = 0.0) -> subprocess.Popen[str]:
+        """The real command in a process of its own."""
+        environment = {**os.environ, "FAKE_DELAY": str(delay), "PYTHONPATH": str(HERE.parent.parent)}
+        command = [sys.executable, str(HERE / "fake_run.py"), self.write(), *arguments]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(autouse=True)
+def fake_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rwkv_batch.llm", fake_llm)
+    monkeypatch.setattr(fake_llm.LLM, "loaded", 0)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """30 rows in parts of 10."""
+    settings = {
+        "model": {"path": "demo"},
+        "input": {},
+        "sampling": {"max_tokens": 8},
+        "output": {"path": str(tmp_path / "out"), "rows_per_part": 10},
+    }
+    job = Job(tmp_path, settings)
+    return job.input(id=[f"row-{i}" for i in range(30)], prompt=[f"prompt {i}" for i in range(30)])

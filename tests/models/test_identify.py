@@ -1,0 +1,133 @@
+"""Which version a checkpoint is, and what is said when it is none."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from checkpoints import VERSIONS, make_checkpoint, write_checkpoint
+
+from rwkv_batch.errors import CheckpointError, ConfigurationError
+from rwkv_batch.models.architecture import architectures
+from rwkv_batch.models.checkpoint import open_checkpoint
+from rwkv_batch.models.model import ModelFile
+from rwkv_batch.models.placement import place
+
+NAMES = {
+    "4": "rwkv4",
+    "5.0": "rwkv5.0",
+    "5.1": "rwkv5.1",
+    "5.2": "rwkv5.2",
+    "6.0": "rwkv6",
+    "7.0": "rwkv7",
+    "7.0de": "rwkv7-deepembed",
+}
+
+
+def identify(tensors, tmp_path):
+    return ModelFile.open(open_checkpoint(write_checkpoint(tensors, tmp_path / "model.pth")))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_exactly_one_version_matches(version, tmp_path):
+    tensors = make_checkpoint(version, n_layer=1, n_embd=96, n_ffn=40, head_size=32, vocab=31)
+    file = identify(tensors, tmp_path)
+    assert file.architecture.name == NAMES[version]
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    matching = []
+    for architecture in architectures():
+        match = architecture.schema.match(shapes, shapes.__getitem__)
+        if not match.describe() and not architecture.refine_sizes(match.sizes):
+            matching.append(architecture.name)
+    assert matching == [NAMES[version]]
+    expected = {"L": 1, "C": 96, "A": 96, "F": 40, "V": 31} | ({} if version == "4" else {"H": 3, "N": 32})
+    assert {letter: file.sizes[letter] for letter in expected} == expected
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_missing_tensor_is_named(version, tmp_path):
+    tensors = make_checkpoint(version)
+    del tensors["blocks.1.ffn.key.weight"]
+    with pytest.raises(CheckpointError, match=rf"{NAMES[version]}: missing: blocks.1.ffn.key.weight\n"):
+        identify(tensors, tmp_path)
+
+
+def test_an_unexpected_tensor_is_named(tmp_path):
+    tensors = make_checkpoint("7.0") | {"blocks.2.att.mystery": torch.zeros(3)}
+    with pytest.raises(CheckpointError, match=r"rwkv7: not expected: blocks.2.att.mystery"):
+        identify(tensors, tmp_path)
+
+
+def test_a_misshapen_tensor_is_named_with_both_shapes(tmp_path):
+    tensors = make_checkpoint("6.0")
+    tensors["blocks.1.att.key.weight"] = torch.zeros(128, 64)
+    complaint = r"rwkv6: shape: blocks.1.att.key.weight: is \[128, 64\], expected C = 128"
+    with pytest.raises(CheckpointError, match=complaint):
+        identify(tensors, tmp_path)
+
+
+def test_heads_must_tile_the_attention_width(tmp_path):
+    tensors = make_checkpoint("7.0")
+    for i in range(3):
+        tensors[f"blocks.{i}.att.r_k"] = torch.zeros(3, 64)
+    with pytest.raises(CheckpointError, match="3 heads of 64 do not make an attention width of 128"):
+        identify(tensors, tmp_path)
+
+
+def test_growing_caches_are_refused_by_name(tmp_path):
+    tensors = make_checkpoint("7.0de") | {"blocks.0.qkv.k_emb.weight": torch.zeros(97, 8)}
+    with pytest.raises(CheckpointError, match="RWKV-7b.*grows with every token"):
+        identify(tensors, tmp_path)
+
+
+def test_something_else_entirely_lists_the_nearest_versions(tmp_path):
+    with pytest.raises(CheckpointError) as caught:
+        identify({"model.embed.weight": torch.zeros(4, 4)}, tmp_path)
+    assert len(re.findall(r"^  rwkv", str(caught.value), re.M)) == 3
+    assert "BlinkDL" in str(caught.value)
+
+
+def test_layer_0_of_v7_may_carry_the_unused_value_residual(tmp_path):
+    tensors = make_checkpoint("7.0")
+    for name in ("v0", "v1", "v2"):
+        tensors[f"blocks.0.att.{name}"] = tensors[f"blocks.1.att.{name}"]
+    assert identify(tensors, tmp_path).architecture.name == "rwkv7"
+
+
+def test_states_of_another_size_are_refused(tmp_path):
+    file = identify(make_checkpoint("6.0"), tmp_path)
+    torch.save({f"blocks.{i}.att.time_state": torch.zeros(2, 32, 32) for i in range(3)}, tmp_path / "state.pth")
+    with pytest.raises(CheckpointError, match=r"time_state \[2, 32, 32\], expected 3 tensors .*\[2, 64, 64\]"):
+        file.initial_states(tmp_path / "state.pth")
+
+
+def test_v4_has_no_matrix_state_to_tune(tmp_path):
+    file = identify(make_checkpoint("4"), tmp_path)
+    torch.save({"blocks.0.att.time_state": torch.zeros(2, 64, 64)}, tmp_path / "state.pth")
+    with pytest.raises(CheckpointError, match="rwkv4 has no matrix state"):
+        file.initial_states(tmp_path / "state.pth")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "dtype", "quantization"),
+    [("cpu fp32", torch.float32, None), ("cpu bf16", torch.bfloat16, None), ("cpu fp16i8", torch.float16, "int8")],
+)
+def test_strategies(strategy, dtype, quantization):
+    placement = place(strategy=strategy)
+    assert (placement.device.type, placement.dtype, placement.quantization) == ("cpu", dtype, quantization)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(strategy="cpu fp8"), "model.strategy: got 'cpu fp8'"),
+        (dict(strategy="cpu fp32", dtype="float32"), "leave those three unset"),
+        (dict(dtype="int4"), "model.dtype: got 'int4', expected auto, float32, bfloat16 or float16"),
+        (dict(quantization="int4"), "model.quantization: got 'int4'"),
+        (dict(device="gpu"), "engine.device: got 'gpu'"),
+    ],
+)
+def test_wrong_placements_are_refused(settings, message):
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        place(**settings)

@@ -1,0 +1,215 @@
+"""The embedded API over a tiny random model with byte tokens."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from checkpoints import make_checkpoint, write_checkpoint
+
+from rwkv_batch import LLM, SamplingParams
+from rwkv_batch.errors import CapacityError, CheckpointError, ConfigurationError
+
+VOCAB = 257
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write_checkpoint(make_checkpoint("7.0", vocab=VOCAB), tmp_path_factory.mktemp("llm") / "model.pth")
+
+
+@pytest.fixture(scope="module")
+def llm(path):
+    return LLM(path, max_batch_size=4, max_batch_tokens=24)
+
+
+@pytest.fixture(autouse=True)
+def no_slot_leaks(llm):
+    yield
+    llm.check_integrity()
+
+
+def test_results_are_in_the_order_of_the_prompts(llm):
+    prompts = [f"prompt {i}" * (1 + i % 5) for i in range(30)]
+    params = [SamplingParams(max_tokens=1 + i % 7) for i in range(30)]
+    outputs = llm.generate(prompts, params)
+    assert [output.prompt for output in outputs] == prompts
+    for output, p in zip(outputs, params, strict=True):
+        assert output.prompt_token_ids == [byte + 1 for byte in output.prompt.encode()]
+        assert 1 <= len(output.outputs[0].token_ids) <= p.max_tokens
+
+
+def test_kinds_of_prompts(llm):
+    ids = [66, 67, 68]
+    params = SamplingParams(max_tokens=4)
+    text, listed, mapped = (llm.generate([p], params)[0] for p in ("ABC", ids, {"prompt_token_ids": ids}))
+    assert text.outputs[0].token_ids == listed.outputs[0].token_ids == mapped.outputs[0].token_ids
+    assert (text.prompt, listed.prompt) == ("ABC", None)
+    chat = llm.generate({"messages": [{"role": "user", "content": "Hi"}]}, params)[0]
+    assert chat.prompt == "User: Hi\n\nAssistant:"
+    assert llm.generate("", params)[0].prompt_token_ids == [0]
+
+
+def test_text_is_what_the_tokens_say(llm):
+    output = llm.generate(["x"], SamplingParams(max_tokens=20, ignore_eos=True))[0].outputs[0]
+    data = bytes(i - 1 for i in output.token_ids if i)
+    assert output.text == data.decode(errors="replace")
+    assert output.cumulative_logprob == pytest.approx(math.fsum(output.token_logprobs))
+    assert output.finish_reason == "length"
+
+
+def test_stop_strings_cut_the_text(llm):
+    free = llm.generate(["y"], SamplingParams(max_tokens=40, ignore_eos=True))[0].outputs[0]
+    readable = [i for i, token_id in enumerate(free.token_ids) if 33 < token_id - 1 < 127]
+    at = readable[len(readable) // 2]
+    stop = bytes([free.token_ids[at] - 1]).decode()
+    first = free.text.index(stop)
+    for include in (False, True):
+        params = SamplingParams(max_tokens=40, ignore_eos=True, stop=[stop, "never"], include_stop_str_in_output=include)
+        cut = llm.generate(["y"], params)[0].outputs[0]
+        assert cut.text == free.text[: first + include]
+        assert (cut.finish_reason, cut.stop_reason) == ("stop", stop)
+
+
+def test_samples_share_their_prompt(llm):
+    before = llm.stats().prompt_tokens
+    output = llm.generate(["a prompt of some length"], SamplingParams(n=6, max_tokens=5))[0]
+    assert [sample.index for sample in output.outputs] == list(range(6))
+    assert len({tuple(sample.token_ids) for sample in output.outputs}) == 6
+    assert llm.stats().prompt_tokens - before == len("a prompt of some length") - 1 + 6
+
+
+def test_logprobs(llm):
+    output = llm.generate(["abcd"], SamplingParams(max_tokens=3, logprobs=2, prompt_logprobs=1, n=2))[0]
+    assert output.prompt_logprobs[0] is None
+    scores = llm.score([("a", "bcd")])[0]
+    own = [entry[token_id] for entry, token_id in zip(output.prompt_logprobs[1:], output.prompt_token_ids[1:], strict=True)]
+    assert [entry.logprob for entry in own] == pytest.approx(scores.token_logprobs, abs=1e-5)
+    assert [entry.decoded_token for entry in own] == ["b", "c", "d"]
+    for sample in output.outputs:
+        for token_id, logprob, entry in zip(sample.token_ids, sample.token_logprobs, sample.logprobs, strict=True):
+            assert entry[token_id].logprob == pytest.approx(logprob, abs=1e-6)
+            assert [v.rank for v in entry.values()][:2] == [1, 2]
+            assert 2 <= len(entry) <= 3
+
+
+def test_scores_equal_the_rwkv_package(path, llm, oracle):
+    pairs = [([5, 6, 7], [8, 9]), ([1], [2]), (list(range(1, 60)), list(range(60, 90))), ([0], [256] * 40)]
+    for (context, continuation), got in zip(pairs, llm.score(pairs), strict=True):
+        total, each, is_greedy = oracle("7.0", path).loglikelihood(context, continuation)
+        assert got.logprob == pytest.approx(total, abs=1e-3)
+        assert got.token_logprobs == pytest.approx(each, abs=1e-4)
+        assert (got.is_greedy, got.num_tokens) == (is_greedy, len(continuation))
+
+
+def test_greedy_continuations_are_found(llm):
+    greedy = llm.generate(["qrs"], SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True))[0].outputs[0]
+    context = [byte + 1 for byte in b"qrs"]
+    assert llm.score([(context, greedy.token_ids)])[0].is_greedy
+    other = [*greedy.token_ids[:-1], (greedy.token_ids[-1] + 1) % VOCAB]
+    assert not llm.score([(context, other)])[0].is_greedy
+
+
+def test_empty_contexts_start_a_document_and_empty_continuations_are_certain(llm):
+    assert llm.score([("", "ab")])[0].token_logprobs == pytest.approx(llm.score([([0], [98, 99])])[0].token_logprobs)
+    empty = llm.score([("ab", "")])[0]
+    assert (empty.logprob, empty.is_greedy, empty.num_tokens) == (0.0, True, 0)
+
+
+def test_scoring_shares_contexts_without_changing_results(path):
+    pairs = [("a long shared context " * 3 + str(q), choice) for q in range(4) for choice in ("yes", "no", "may be")]
+    shared, single = LLM(path), LLM(path, prefix_sharing=False)
+    want = single.score(pairs)
+    got = shared.score(pairs)
+    assert [score.logprob for score in got] == pytest.approx([score.logprob for score in want], abs=1e-4)
+    assert shared.stats().prompt_tokens < 0.3 * single.stats().prompt_tokens
+
+
+def test_bad_prompts_do_not_stop_the_others(llm):
+    prompts = ["ok", [1, 999], None, {"messages": [{"role": "alien", "content": ""}]}, [True], {"text": "x"}, "ok too"]
+    outputs = dict(llm.generate_iter(prompts, SamplingParams(max_tokens=2)))
+    codes = [outputs[i].error_code for i in range(7)]
+    assert codes == [None, "token_out_of_range", "bad_type", "bad_messages", "bad_type", "bad_type", None]
+    assert "999" in outputs[1].error
+    with pytest.raises(ValueError, match="prompt 1: the prompt holds id 999, expected 0 to 256"):
+        llm.generate(prompts, SamplingParams(max_tokens=2))
+    with pytest.raises(ValueError, match="pair 0: the continuation holds id 300"):
+        llm.score([([1], [300])])
+
+
+def test_ids_beyond_the_vocabulary_in_sampling_params(llm):
+    (_, output), *_ = llm.generate_iter(["a"], SamplingParams(stop_token_ids=[400]))
+    assert (output.error_code, "stop_token_ids holds id 400" in output.error) == ("bad_sampling", True)
+
+
+def test_the_iterator_pulls_as_it_goes(llm):
+    pulled = 0
+
+    def endless():
+        nonlocal pulled
+        while True:
+            pulled += 1
+            yield "abc"
+
+    outputs = llm.generate_iter(endless(), SamplingParams(max_tokens=2))
+    for _ in range(50):
+        next(outputs)
+    outputs.close()
+    assert pulled < 2000
+
+
+def test_a_row_gives_the_same_tokens_in_any_company(path, llm):
+    params = SamplingParams(max_tokens=8, temperature=1.2, top_p=0.9)
+    prompts = [f"{i} prompt" * (i % 4 + 1) for i in range(12)]
+    together = [output.outputs[0].token_ids for output in llm.generate(prompts, params)]
+    large = LLM(path, max_batch_size=16, batch_invariant=True)
+    assert [output.outputs[0].token_ids for output in large.generate(prompts, params)] == together
+    assert [output.outputs[0].token_ids for output in LLM(path, seed=1).generate(prompts, params)] != together
+
+
+def test_without_a_tokenizer_ids_go_in_and_out(path):
+    bare = LLM(path, tokenizer=None)
+    output = bare.generate([[1, 2]], SamplingParams(max_tokens=3))[0]
+    assert output.outputs[0].text == ""
+    assert len(output.outputs[0].token_ids) == 3
+    with pytest.raises(ValueError, match="loaded with tokenizer=None"):
+        bare.generate(["text"])
+    with pytest.raises(ValueError, match="stop strings need a tokenizer"):
+        bare.generate([[1]], SamplingParams(stop="x"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (dict(state_dtype="bfloat16"), ConfigurationError, "engine.state_dtype: got 'bfloat16'"),
+        (dict(ln_x_eps=-1.0), ConfigurationError, "model.ln_x_eps: got -1.0"),
+        (dict(max_batch_size=0), ConfigurationError, "engine.max_batch_size: got 0"),
+        (dict(max_batch_size=8, max_batch_tokens=4), ConfigurationError, "expected at least max_batch_size"),
+        (dict(max_batch_size=10**9), CapacityError, "not enough memory"),
+        (dict(init_state="nowhere.pth"), CheckpointError, "nowhere.pth is not a file"),
+        (dict(backend="triton"), Exception, "backend 'triton' cannot serve this model"),
+        (dict(tokenizer="world"), ConfigurationError, "257"),
+    ],
+)
+def test_wrong_settings_are_refused(path, settings, error, message):
+    with pytest.raises(error, match=message):
+        LLM(path, **settings)
+
+
+def test_structured_text(llm):
+    pytest.importorskip("xgrammar", reason="structured output needs the extra `structured`")
+    outputs = llm.generate(["a", "b"], SamplingParams(max_tokens=40, regex="[a-c]{3,9}!"))
+    for output in outputs:
+        assert output.outputs[0].text[-1] == "!"
+        assert set(output.outputs[0].text[:-1]) <= set("abc")
+    with pytest.raises(ValueError, match="regex"):
+        llm.generate(["a"], SamplingParams(regex="(unclosed"))
+
+
+def test_int8_and_half_precision_run(path):
+    for settings in (dict(quantization="int8"), dict(dtype="bfloat16"), dict(strategy="cpu fp16i8")):
+        small = LLM(path, **settings)
+        assert len(small.generate(["abc"], SamplingParams(max_tokens=4, ignore_eos=True))[0].outputs[0].token_ids) == 4
+        assert small.describe()["dtype"] in ("float32", "bfloat16", "float16")
+    assert torch.get_num_threads() >= 1

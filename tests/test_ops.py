@@ -1,0 +1,73 @@
+"""An op's implementation is chosen once, and the choice says why."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from rwkv_batch import ops
+from rwkv_batch.errors import BackendError, ConfigurationError
+from rwkv_batch.ops import OpSpec, resolve
+
+CPU = torch.device("cpu")
+
+
+def reference(x):
+    return x + 1
+
+
+def resolve_one(backend, name="fake_op", device=CPU):
+    return resolve([OpSpec(name, reference)], backend, device, torch.float32, {})
+
+
+@pytest.fixture
+def twin(monkeypatch):
+    """A kernel package with one op, whose refusal can be set."""
+    package, module = ModuleType("fake_kernels"), ModuleType("fake_kernels.fake_op")
+    package.__path__ = []
+    module.fake_op = lambda x: x + 2
+    module.reason = None
+    module.unsupported_reason = lambda device, dtype, sizes: module.reason
+    monkeypatch.setitem(sys.modules, "fake_kernels", package)
+    monkeypatch.setitem(sys.modules, "fake_kernels.fake_op", module)
+    monkeypatch.setattr(ops, "find_spec", lambda name: object() if name in sys.modules else None)
+    monkeypatch.setitem(ops._PACKAGES, "cpu", "fake_kernels")
+    return module
+
+
+def test_the_reference_serves_where_nothing_faster_is_written():
+    table = resolve_one("auto", "no_such_op")
+    assert table.no_such_op is reference
+    assert table.choices[0].refused == ("cpu: no such kernel",)
+
+
+def test_auto_takes_the_fast_twin(twin):
+    assert resolve_one("auto").fake_op(1) == 3
+    assert resolve_one("reference").fake_op(1) == 2
+
+
+def test_a_refusal_is_shown_and_auto_falls_back(twin):
+    twin.reason = "head size 48 is not a power of two"
+    table = resolve_one("auto")
+    assert table.fake_op(1) == 2
+    assert "fake_op        reference  cpu: head size 48 is not a power of two" in str(table)
+
+
+def test_a_named_backend_works_or_raises_with_every_reason(twin):
+    assert resolve_one("cpu").fake_op(1) == 3
+    twin.reason = "no"
+    with pytest.raises(BackendError, match=r"backend 'cpu' cannot serve this model:\n  fake_op: no"):
+        resolve_one("cpu")
+
+
+def test_unknown_backends_are_refused():
+    with pytest.raises(ConfigurationError, match="got 'tpu', expected one of auto, triton"):
+        resolve_one("tpu")
+
+
+def test_an_op_that_was_not_resolved_is_named():
+    with pytest.raises(AttributeError, match="no op 'wkv9'"):
+        _ = resolve_one("auto").wkv9

@@ -1,0 +1,56 @@
+"""Wrong sampling values are refused by field, value and range."""
+
+import re
+
+import pytest
+
+from rwkv_batch import SamplingParams
+
+WRONG = [
+    ("n", 0, "an integer from 1 to 65536"),
+    ("n", 1.5, "an integer from 1"),
+    ("n", True, "an integer from 1"),
+    ("temperature", -0.1, "a number from 0 to 100"),
+    ("temperature", float("nan"), "a number from 0 to 100"),
+    ("temperature", "hot", "a number from 0 to 100"),
+    ("top_p", 1.01, "a number from 0 to 1"),
+    ("top_k", -2, "an integer from -1"),
+    ("min_p", 2, "a number from 0 to 1"),
+    ("presence_penalty", 1e9, "a number from -100 to 100"),
+    ("frequency_penalty", None, "a number from -100 to 100"),
+    ("repetition_penalty", 0, "a number above 0 up to 100"),
+    ("penalty_decay", 1.1, "a number from 0 to 1"),
+    ("max_tokens", -1, "an integer from 0"),
+    ("min_tokens", 17, "at most max_tokens (16)"),
+    ("stop", "", "a non-empty string or a list of non-empty strings"),
+    ("stop", ["a", 3], "a non-empty string or a list of non-empty strings"),
+    ("stop_token_ids", [-1], "a list of token ids"),
+    ("stop_token_ids", "12", "a list of token ids"),
+    ("bad_token_ids", [1.0], "a list of token ids"),
+    ("allowed_token_ids", [], "at least one token id"),
+    ("ignore_eos", 1, "true or false"),
+    ("include_stop_str_in_output", "yes", "true or false"),
+    ("logit_bias", {1: float("inf")}, "a map from token id to a finite number"),
+    ("logit_bias", {"a": 1.0}, "a map from token id to a finite number"),
+    ("logprobs", -1, "an integer from 0"),
+    ("prompt_logprobs", 1.5, "an integer from 0"),
+    ("seed", 2**64, "an integer from"),
+    ("top_p_order", "reverse", "'standard' or 'rwkv'"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), WRONG)
+def test_wrong_values(name, value, expected):
+    with pytest.raises(ValueError, match=re.escape(f"SamplingParams.{name}: got {value!r}, expected {expected}")):
+        SamplingParams(**{name: value})
+
+
+def test_one_constraint_at_a_time():
+    with pytest.raises(ValueError, match="at most one of json_schema, regex, grammar"):
+        SamplingParams(regex="a", json_schema={})
+
+
+def test_stop_strings_are_always_a_tuple():
+    assert SamplingParams().stop_strings == ()
+    assert SamplingParams(stop="x").stop_strings == ("x",)
+    assert SamplingParams(stop=["x", "y"]).stop_strings == ("x", "y")

@@ -1,0 +1,84 @@
+"""The shape of the code: imports go one way, importing is cheap, and no variable of the environment changes results."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "rwkv_batch"
+
+LAYERS = {
+    "data": {"engine", "models", "triton_kernels", "cuda_kernels"},
+    "engine": {"data", "llm", "run", "cli", "config", "tokenizer", "detokenizer", "chat", "constraint", "integrations"},
+    "models": {"data", "engine", "llm", "run", "cli", "config", "tokenizer", "integrations"},
+}
+"""Folder → what its modules must not import."""
+
+
+def imported(path: Path) -> set[str]:
+    """Names below rwkv_batch that a module imports, as their first component."""
+    package = path.relative_to(PACKAGE).parent.parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            module = (node.module or "").split(".")
+            if node.level:
+                parts = [*package[: len(package) - node.level + 1], *(module if node.module else [])]
+                found |= {parts[0]} if parts else {alias.name for alias in node.names}
+            elif module[0] == "rwkv_batch":
+                found |= {module[1]} if len(module) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("rwkv_batch.")}
+    return found
+
+
+@pytest.mark.parametrize("folder", LAYERS)
+def test_imports_follow_the_arrows(folder):
+    for path in (PACKAGE / folder).rglob("*.py"):
+        backwards = imported(path) & LAYERS[folder]
+        assert not backwards, f"{path.relative_to(ROOT)} imports {sorted(backwards)}"
+
+
+@pytest.mark.parametrize("folder", ["triton_kernels", "cuda_kernels"])
+def test_kernels_import_nothing_of_the_library(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        assert imported_anything(path) <= {"rwkv_batch.triton_kernels", "rwkv_batch.cuda_kernels"}, path
+
+
+def imported_anything(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("rwkv_batch"):
+            names.add(node.module)
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names if alias.name.startswith("rwkv_batch")}
+    return names
+
+
+@pytest.mark.parametrize("module", ["rwkv_batch", "rwkv_batch.cli", "rwkv_batch.sampling_params"])
+def test_importing_is_cheap(module):
+    code = f"import sys, {module}; sys.exit(bool({{'torch', 'triton', 'pyarrow', 'numpy'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_public_names_are_there():
+    import rwkv_batch
+
+    assert all(hasattr(rwkv_batch, name) for name in rwkv_batch.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        _ = rwkv_batch.Nonsense
+
+
+def test_the_environment_is_read_in_one_place_only():
+    """`--shard auto` reads the variables of the launcher; nothing else looks at the environment."""
+    readers = set()
+    for path in PACKAGE.rglob("*.py"):
+        if re.search(r"os\.environ|getenv", path.read_text()):
+            readers.add(path.relative_to(PACKAGE).as_posix())
+    assert len(readers) <= 1, readers

@@ -150,7 +150,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror}; expected a job file in YAML") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: not valid YAML: {error}") from error
+        raise ConfigurationError(f"{path}: not valid YAML: {_one_line(error)}") from error
     if not isinstance(settings, dict):
         raise ConfigurationError(
             f"{path}: got {_shown(settings)}, expected a mapping with {_names(JobConfig.model_fields)}"
@@ -174,7 +174,7 @@ def _override(settings: dict[str, Any], text: str) -> str:
     try:
         target[key] = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
-        raise ConfigurationError(f"-o {text}: not a YAML value: {error}") from error
+        raise ConfigurationError(f"-o {text}: not a YAML value: {_one_line(error)}") from error
     return dotted
 
 
@@ -287,10 +287,14 @@ def _unknown(name: str, known: Sequence[str]) -> str:
     return f"unknown key (did you mean {close[0]!r}?)" if close else f"unknown key (known: {_names(known)})"
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def _names(names: Any) -> str:
     return ", ".join(names)
 
 
 def _shown(value: Any) -> str:
-    text = yaml.safe_dump(value)[:-5] if value is None or isinstance(value, bool) else repr(value)
+    text = {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
     return text if len(text) <= 80 else text[:77] + "..."

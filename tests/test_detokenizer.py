@@ -56,7 +56,9 @@ def test_equals_the_naive_definition_however_tokens_divide_the_bytes(tokens, sto
     assert "".join(deltas) == detokenizer.text()
 
 
-@given(data=st.binary(max_size=60), cuts=st.lists(st.integers(0, 60), max_size=10), stop=st.text(min_size=1, max_size=3))
+@given(
+    data=st.binary(max_size=60), cuts=st.lists(st.integers(0, 60), max_size=10), stop=st.text(min_size=1, max_size=3)
+)
 def test_one_stop_string_cuts_where_find_does(data: bytes, cuts: list[int], stop: str):
     data += stop.encode() + data
     bounds = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]

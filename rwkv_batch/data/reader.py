@@ -103,7 +103,7 @@ def _merged_schema(files: Sequence[InputFile], tables: Sequence[Table]) -> pa.Sc
             raise ConfigurationError(f"input.path: {file.name}: has two columns named {twice[0]!r}, expected one")
         try:
             schema = pa.unify_schemas([schema, table.schema.remove_metadata()])
-        except pa.ArrowInvalid as error:
+        except pa.ArrowException as error:
             raise ConfigurationError(
                 f"input.path: {file.name}: its columns differ from the other files': {error}"
             ) from error

@@ -12,6 +12,10 @@ from typing import NamedTuple
 from .sequence import Sequence
 
 
+MIN_CHUNK = 64
+"""Prompt tokens that a row is fed at a time, where it has them: enough to make moving its state in and out cheap."""
+
+
 class PlannedRow(NamedTuple):
     """One row of a step."""
 
@@ -23,8 +27,9 @@ class Scheduler:
     """Waiting → running → finished.
 
     Args:
-        max_batch_tokens: tokens a step may have. Decode rows come first, one token each, and always all of them;
-            prompts share the rest in order of admission, so that a long prompt is fed in chunks.
+        max_batch_tokens: tokens a step may have. Decode rows come first, one token each, and always all of them.
+            Prompts share the rest, in order of admission: a recurrence runs token by token, so many rows with short
+            chunks keep a machine busier than one row with a long chunk.
     """
 
     def __init__(self, max_batch_tokens: int) -> None:
@@ -53,10 +58,11 @@ class Scheduler:
         """The rows of the next step."""
         rows = [PlannedRow(sequence, 1) for sequence in self.decoding]
         budget = max(self.max_batch_tokens - len(rows), 1)
-        for sequence in self.prefilling:
+        for i, sequence in enumerate(self.prefilling):
             if budget <= 0:
                 break
-            num_tokens = min(sequence.num_uncomputed, budget)
+            share = max(budget // (len(self.prefilling) - i), MIN_CHUNK)
+            num_tokens = min(sequence.num_uncomputed, share, budget)
             rows.append(PlannedRow(sequence, num_tokens))
             budget -= num_tokens
         return rows

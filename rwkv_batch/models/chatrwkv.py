@@ -124,8 +124,8 @@ def _log_of_negative(values: Tensor) -> Tensor:
 
 
 def _log_of_negative_log(values: Tensor) -> Tensor:
-    """exp(-exp(d)) → d. Near 1 a float32 logarithm would lose half of its digits."""
-    return torch.log(-torch.log(values.double())).to(values.dtype)
+    """exp(-exp(d)) → d."""
+    return torch.log(-torch.log(values))
 
 
 _ROW = Restore(_row)

@@ -105,7 +105,11 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
         ]
         assert files[-1].stat().st_size > 400 * MEBIBYTE
     output = subprocess.run(
-        [sys.executable, "-c", _RESIDENT, *map(str, files)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", _RESIDENT, *map(str, files)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
     ).stdout
     for line in output.splitlines():
         opened, touched = map(int, line.split())

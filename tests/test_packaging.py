@@ -1,0 +1,73 @@
+"""A wheel, an editable install and a plain checkout all find the same modules, and a wheel brings one package only."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+USE = (
+    "import rwkv_batch.triton_kernels, rwkv_batch.cuda_kernels, rwkv_batch\n"
+    "from rwkv_batch.model_summary import inspect_model\n"
+    "print(rwkv_batch.__file__); print(inspect_model('demo').tokenizer.name)\n"
+    "from rwkv_batch.tokenizer import load_tokenizer\n"
+    "print(load_tokenizer('world', vocab_size=65536, model_path=None).encode('ok'))"
+)
+
+
+def use(path: Path, cwd: Path) -> list[str]:
+    """What the library prints when it is found in `path` first."""
+    code = f"import sys; sys.path.insert(0, {str(path)!r})\n{USE}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy of the checkout, as the build leaves folders behind."""
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(["git", "checkout-index", "--all", f"--prefix={folder}/source/"], cwd=ROOT, check=True)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), f"{folder}/source"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(folder.glob("*.whl"))
+
+
+def test_a_wheel_installs_one_package(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"rwkv_batch"}
+    assert "rwkv_batch/triton_kernels/__init__.py" in names
+    assert "rwkv_batch/cuda_kernels/__init__.py" in names
+    assert "rwkv_batch/demo/model.safetensors" in names
+
+
+def test_a_wheel_works_elsewhere(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    location, *rest = use(path=tmp_path, cwd=tmp_path)
+    assert location == str(tmp_path / "rwkv_batch" / "__init__.py")
+    assert rest == ["bytes", "[2095]"]
+
+
+def test_a_plain_checkout_works():
+    location, *rest = use(path=ROOT, cwd=ROOT)
+    assert location == str(ROOT / "rwkv_batch" / "__init__.py")
+    assert rest == ["bytes", "[2095]"]
+
+
+def test_an_editable_install_works(tmp_path):
+    """In an environment of its own that borrows this one's dependencies."""
+    source, venv = tmp_path / "source", tmp_path / "venv"
+    subprocess.run(["git", "checkout-index", "--all", f"--prefix={source}/"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    site = next(venv.glob("lib/python*/site-packages"))
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
+    python = venv / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--editable", source], check=True)
+    done = subprocess.run([python, "-c", USE], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str(source / "rwkv_batch" / "__init__.py"), "bytes", "[2095]"]

@@ -150,7 +150,9 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        )
         for line in lines
     )
 
@@ -186,8 +188,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="rwkv-batch bench",
         description="Measure a model on random prompts of token ids, sampled with temperature 1.0 and top_p 0.85.",
     )
-    parser.add_argument("model", metavar="MODEL", help="as LLM(model=...): demo, a file, a folder, hf://owner/repo/file")
-    parser.add_argument("--batch-sizes", type=positive_ints, default=[1, 8, 32], metavar="N,N,…", help="default: 1,8,32")
+    parser.add_argument(
+        "model", metavar="MODEL", help="as LLM(model=...): demo, a file, a folder, hf://owner/repo/file"
+    )
+    parser.add_argument(
+        "--batch-sizes", type=positive_ints, default=[1, 8, 32], metavar="N,N,…", help="default: 1,8,32"
+    )
     parser.add_argument("--input-len", type=positive_int, default=128, metavar="N", help="tokens of a prompt (128)")
     parser.add_argument("--output-len", type=positive_int, default=64, metavar="N", help="tokens of a completion (64)")
     parser.add_argument("--num-prompts", type=positive_int, metavar="N", help="default: twice the batch size")

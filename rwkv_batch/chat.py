@@ -44,7 +44,9 @@ def _turn(number: int, message: Mapping[str, str]) -> str:
         raise RowError("bad_messages", f"message {number} has role {role!r}; expected one of {', '.join(_LABELS)}")
     if not isinstance(content, str):
         found = type(content).__name__
-        raise RowError("bad_messages", f"message {number} (role {role!r}) has content of type {found}; expected a string")
+        raise RowError(
+            "bad_messages", f"message {number} (role {role!r}) has content of type {found}; expected a string"
+        )
     text = re.sub(r"\n{2,}", "\n", content.replace("\r\n", "\n")).strip()
     return f"{_LABELS[role]}: {text}" if text else f"{_LABELS[role]}:"
 

@@ -28,7 +28,10 @@ def findings() -> Iterator[tuple[str, str]]:
     for compiler in ("g++", "nvcc", "ninja"):
         yield compiler, _first_line(compiler)
     demo = Path(__file__).parent / "demo" / "model.safetensors"
-    yield "demo model", f"{demo.stat().st_size / 2**20:.1f} MiB" if demo.is_file() else "missing: install the package again"
+    yield (
+        "demo model",
+        f"{demo.stat().st_size / 2**20:.1f} MiB" if demo.is_file() else "missing: install the package again",
+    )
 
 
 def _installed(package: str) -> str:

@@ -127,7 +127,9 @@ class LLM:
             prompts = [prompts]
         prompt_list: list[Any] = list(prompts)
         if isinstance(sampling_params, Sequence) and len(sampling_params) != len(prompt_list):
-            raise ValueError(f"got {len(sampling_params)} sampling_params for {len(prompt_list)} prompts, expected as many")
+            raise ValueError(
+                f"got {len(sampling_params)} sampling_params for {len(prompt_list)} prompts, expected as many"
+            )
         outputs: list[RequestOutput | None] = [None] * len(prompt_list)
         for index, output in self.generate_iter(prompt_list, sampling_params):
             if output.error is not None:
@@ -186,9 +188,7 @@ class LLM:
 
     def describe(self) -> dict[str, Any]:
         """What was loaded and how it runs, for reports."""
-        choices = [
-            {"op": c.op, "backend": c.backend, "not_used": list(c.refused)} for c in self._model.ops.choices
-        ]
+        choices = [{"op": c.op, "backend": c.backend, "not_used": list(c.refused)} for c in self._model.ops.choices]
         return {**self.summary.describe(), "backends": choices, "matrix_bytes": self._model.matrix_bytes}
 
     def check_integrity(self) -> None:
@@ -210,7 +210,9 @@ class LLM:
                     group.samples = [None] * len(built)
                 except RowError as error:
                     built, group.result = [], fail(row, error)
-                yield from built or [passed_through(group)]
+                if not built:
+                    yield passed_through(group)
+                yield from built
 
         ahead = Prefetch(requests(), ahead=4 * self._engine.pool.num_slots)
         try:
@@ -252,7 +254,8 @@ class LLM:
 
     def _logprob_dict(self, token_id: int, found: Logprobs) -> dict[int, Logprob]:
         """The most likely tokens, most likely first, and the token itself."""
-        entries = {i: (value, rank) for rank, (i, value) in enumerate(zip(found.top_ids, found.top_logprobs), 1)}
+        top = zip(found.top_ids, found.top_logprobs, strict=True)
+        entries = {i: (value, rank) for rank, (i, value) in enumerate(top, 1)}
         entries[token_id] = (found.logprob, found.rank)
         decode = self.tokenizer.decode if self.tokenizer else None
         return {i: Logprob(value, rank, decode([i]) if decode else None) for i, (value, rank) in entries.items()}

@@ -91,7 +91,9 @@ def inspect_model(
     file = ModelFile.open(checkpoint)
     if init_state is not None:
         if not Path(init_state).is_file():
-            raise CheckpointError(f"model.init_state: {init_state} is not a file; expected a state-tuning .pth or .safetensors")
+            raise CheckpointError(
+                f"model.init_state: {init_state} is not a file; expected a state-tuning .pth or .safetensors"
+            )
         file.initial_states(init_state)
     placement = place(
         device=device,

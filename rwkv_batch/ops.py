@@ -78,10 +78,10 @@ def resolve(
         raise ConfigurationError(f"engine.backend: got {backend!r}, expected one of {', '.join(BACKENDS)}")
     candidates = _AUTO.get(device.type, ("reference",)) if backend == "auto" else (backend, "reference")
     functions: dict[str, Callable[..., Any]] = {}
-    choices = []
-    failures = []
+    choices: list[OpChoice] = []
+    failures: list[str] = []
     for spec in specs:
-        refused = []
+        refused: list[str] = []
         for name in candidates:
             function, reason = _implementation(spec, name, device, dtype, sizes)
             if function is not None:

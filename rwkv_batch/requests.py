@@ -118,7 +118,9 @@ class RequestBuilder:
             if isinstance(token_id, bool) or not isinstance(token_id, int):
                 raise RowError("bad_type", f"the {name} holds {token_id!r}, expected token ids (integers)")
             if not 0 <= token_id < self.vocab_size:
-                raise RowError("token_out_of_range", f"the {name} holds id {token_id}, expected 0 to {self.vocab_size - 1}")
+                raise RowError(
+                    "token_out_of_range", f"the {name} holds id {token_id}, expected 0 to {self.vocab_size - 1}"
+                )
         return ids
 
     @staticmethod
@@ -130,7 +132,9 @@ class RequestBuilder:
                 return prompt[key]
         if "messages" in prompt:
             return render_messages(prompt["messages"])
-        raise RowError("bad_type", f"the prompt has keys {sorted(prompt)}, expected prompt, prompt_token_ids or messages")
+        raise RowError(
+            "bad_type", f"the prompt has keys {sorted(prompt)}, expected prompt, prompt_token_ids or messages"
+        )
 
     def _check_params(self, params: SamplingParams) -> None:
         for name in ("stop_token_ids", "allowed_token_ids", "bad_token_ids", "logit_bias"):

@@ -35,7 +35,7 @@ class SamplingParams:
         logit_bias: token id → value added to its logit.
         allowed_token_ids: sample only these.
         bad_token_ids: never sample these.
-        logprobs: also return this many most likely tokens at each step (the sampled token is always there); None is off.
+        logprobs: also return this many most likely tokens at each step, and the sampled one; None is off.
         prompt_logprobs: the same for each prompt token after the first.
         seed: overrides the engine's seed for this request.
         top_p_order: "standard" applies temperature first. "rwkv" is ChatRWKV's: top-p and top-k on the untempered
@@ -146,4 +146,6 @@ class SamplingParams:
     def _constraints(self) -> None:
         given = [name for name in ("json_schema", "regex", "grammar") if getattr(self, name) is not None]
         if len(given) > 1:
-            _reject(given[1], getattr(self, given[1]), f"at most one of json_schema, regex, grammar ({given[0]} is set too)")
+            _reject(
+                given[1], getattr(self, given[1]), f"at most one of json_schema, regex, grammar ({given[0]} is set too)"
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import torch
 
@@ -16,7 +16,7 @@ class HashModel:
 
     device = torch.device("cpu")
     placement = SimpleNamespace(dtype=torch.float32, device=device)
-    sizes = {"L": 1, "V": VOCAB}
+    sizes = MappingProxyType({"L": 1, "V": VOCAB})
     file = SimpleNamespace(
         state_fields=lambda placement: (StateField("hash", (1,), torch.int64),),
         initial_states=lambda init_state: {},

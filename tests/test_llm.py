@@ -66,7 +66,9 @@ def test_stop_strings_cut_the_text(llm):
     stop = bytes([free.token_ids[at] - 1]).decode()
     first = free.text.index(stop)
     for include in (False, True):
-        params = SamplingParams(max_tokens=40, ignore_eos=True, stop=[stop, "never"], include_stop_str_in_output=include)
+        params = SamplingParams(
+            max_tokens=40, ignore_eos=True, stop=[stop, "never"], include_stop_str_in_output=include
+        )
         cut = llm.generate(["y"], params)[0].outputs[0]
         assert cut.text == free.text[: first + include]
         assert (cut.finish_reason, cut.stop_reason) == ("stop", stop)
@@ -84,7 +86,9 @@ def test_logprobs(llm):
     output = llm.generate(["abcd"], SamplingParams(max_tokens=3, logprobs=2, prompt_logprobs=1, n=2))[0]
     assert output.prompt_logprobs[0] is None
     scores = llm.score([("a", "bcd")])[0]
-    own = [entry[token_id] for entry, token_id in zip(output.prompt_logprobs[1:], output.prompt_token_ids[1:], strict=True)]
+    own = [
+        entry[token_id] for entry, token_id in zip(output.prompt_logprobs[1:], output.prompt_token_ids[1:], strict=True)
+    ]
     assert [entry.logprob for entry in own] == pytest.approx(scores.token_logprobs, abs=1e-5)
     assert [entry.decoded_token for entry in own] == ["b", "c", "d"]
     for sample in output.outputs:

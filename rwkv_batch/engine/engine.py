@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ class Engine:
         *,
         max_batch_size: int,
         max_batch_tokens: int,
-        init_state: str | None = None,
+        init_state: str | Path | None = None,
         prefix_sharing: bool = True,
     ) -> None:
         self.model = model

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from torch import Tensor
@@ -73,7 +74,7 @@ def _plan_group(group: list[Request]) -> list[Request | Prefix]:
             parent = node
         cuts = start + 1 + np.flatnonzero(shared[start + 1 : end] == common)
         bounds = [start, *cuts.tolist(), end]
-        pending += [(a, b, parent) for a, b in reversed(list(zip(bounds, bounds[1:], strict=False)))]
+        pending += [(a, b, parent) for a, b in reversed(list(pairwise(bounds)))]
     return roots
 
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from .sequence import Sequence
 
-
 MIN_CHUNK = 64
 """Prompt tokens that a row is fed at a time, where it has them: enough to make moving its state in and out cheap."""
 
@@ -68,7 +67,7 @@ class Scheduler:
         return rows
 
     def settle(self, finished: set[int]) -> None:
-        """After a step: drop the sequences whose `id` is in `finished`; prompts that are complete decode from now on."""
+        """After a step: drop the sequences whose `id` is in `finished`; complete prompts decode from now on."""
         self.decoding = [s for s in self.decoding if id(s) not in finished]
         if self.prefilling:
             running = [s for s in self.prefilling if id(s) not in finished]

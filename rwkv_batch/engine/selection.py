@@ -55,7 +55,7 @@ def select(logits: Tensor, filters: Filters, uniform: Tensor) -> Tensor:
     """
     missing = -logits.shape[1] % TILE
     padded = F.pad(logits, (0, missing), value=-torch.inf) if missing else logits
-    tiles = padded.unflatten(1, (-1, TILE))
+    tiles = padded.view(len(padded), -1, TILE)
     tile_max = tiles.amax(-1)
     token_ids = _argmax(tiles, tile_max)
     if filters.free.any():

@@ -75,8 +75,8 @@ def plan_memory(
     tokens = max_batch_tokens or slots + prompt_tokens
     if max_batch_size and max_batch_tokens and max_batch_tokens < max_batch_size:
         raise ConfigurationError(
-            f"engine.max_batch_tokens: got {max_batch_tokens}, expected at least max_batch_size ({max_batch_size}): every "
-            "running sequence needs one token of each step"
+            f"engine.max_batch_tokens: got {max_batch_tokens}, expected at least max_batch_size ({max_batch_size}): "
+            "every running sequence needs one token of each step"
         )
     room = int(available * MEMORY_SHARE) - weights - workspace(tokens)
     fitting = room // slot

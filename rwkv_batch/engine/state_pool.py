@@ -38,7 +38,7 @@ class StateLayout:
             size = self.num_layers * math.prod(field.shape) * field.dtype.itemsize
             start = self.offsets[field.name]
             flat = block[:, start : start + size].view(field.dtype)
-            views[field.name] = flat.unflatten(1, (self.num_layers, *field.shape))
+            views[field.name] = flat.view(len(block), self.num_layers, *field.shape)
         return views
 
     def initial_record(self, overrides: Mapping[str, Sequence[Tensor]], device: torch.device) -> Tensor:
@@ -67,9 +67,7 @@ class StatePool:
         self.layout = layout
         self.num_slots = num_slots
         self._initial_record = initial_record
-        self._block = torch.zeros(
-            num_slots, layout.record_bytes, dtype=torch.uint8, device=initial_record.device
-        )
+        self._block = torch.zeros(num_slots, layout.record_bytes, dtype=torch.uint8, device=initial_record.device)
         self._free = list(range(num_slots))
         views = layout.views(self._block)
         self.layers = [

@@ -126,5 +126,13 @@ def _size_complaint(architecture: type[Architecture], match: Match) -> str | Non
 
 def describe_sizes(sizes: Mapping[str, int]) -> dict[str, Any]:
     """The sizes by name, for reports."""
-    names = {"L": "n_layer", "C": "n_embd", "A": "n_att", "H": "n_head", "N": "head_size", "F": "n_ffn", "V": "vocab_size"}
+    names = {
+        "L": "n_layer",
+        "C": "n_embd",
+        "A": "n_att",
+        "H": "n_head",
+        "N": "head_size",
+        "F": "n_ffn",
+        "V": "vocab_size",
+    }
     return {name: sizes[letter] for letter, name in names.items() if letter in sizes}

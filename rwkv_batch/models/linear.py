@@ -140,7 +140,7 @@ class FixedRowsLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         padded = F.pad(x, (0, 0, 0, -len(x) % self.ROWS))
-        return torch.cat([self._linear(block) for block in padded.split(self.ROWS)])[: len(x)]
+        return torch.cat([self._linear(block) for block in torch.split(padded, self.ROWS)])[: len(x)]
 
 
 def make_linear(

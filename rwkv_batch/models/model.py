@@ -55,12 +55,16 @@ class ModelFile:
 
     def _check_states(self, stored: Mapping[str, Tensor], names: Sequence[str], path: str | Path) -> None:
         if "H" not in self.sizes:
-            raise CheckpointError(f"{path}: {self.architecture.name} has no matrix state to start from; use v5, v6 or v7")
+            raise CheckpointError(
+                f"{path}: {self.architecture.name} has no matrix state to start from; use v5, v6 or v7"
+            )
         shape = (self.sizes["H"], self.sizes["N"], self.sizes["N"])
         wrong = [n for n in names if n not in stored or tuple(stored[n].shape) != shape]
         extra = sorted(set(stored) - set(names))
         if wrong or extra:
-            found = f"{wrong[0]} {list(stored[wrong[0]].shape) if wrong[0] in stored else 'missing'}" if wrong else extra[0]
+            found = (
+                f"{wrong[0]} {list(stored[wrong[0]].shape) if wrong[0] in stored else 'missing'}" if wrong else extra[0]
+            )
             raise CheckpointError(
                 f"{path}: this state does not fit the model: found {found}, expected {len(names)} tensors "
                 f"blocks.N.att.time_state of shape {list(shape)}; use a state tuned for a model of this size"
@@ -88,9 +92,7 @@ class Model:
         self.placement = placement
         self.sizes = file.sizes
         self.ln_x_eps = ln_x_eps or checkpoint.ln_x_eps or DEFAULT_LN_X_EPS
-        self.ops: OpTable = resolve(
-            file.architecture.ops, backend, placement.device, placement.dtype, file.sizes
-        )
+        self.ops: OpTable = resolve(file.architecture.ops, backend, placement.device, placement.dtype, file.sizes)
         weights = Weights(checkpoint, placement.dtype, placement.quantization, placement.device, batch_invariant)
         self.architecture = file.architecture(weights, file.sizes, self.ln_x_eps)
         self._norm = weights.norm("ln_out")

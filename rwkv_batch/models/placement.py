@@ -34,7 +34,11 @@ class Placement:
 
 
 def place(
-    *, device: str = "auto", dtype: str = "auto", quantization: str | None = None, strategy: str | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantization: str | None = None,
+    strategy: str | None = None,
     stored_dtype: torch.dtype = torch.float32,
 ) -> Placement:
     """Choose device and dtype.
@@ -51,7 +55,9 @@ def place(
     """
     if strategy is not None:
         if (device, dtype, quantization) != ("auto", "auto", None):
-            raise ConfigurationError("model.strategy says device, dtype and quantization; leave those three unset beside it")
+            raise ConfigurationError(
+                "model.strategy says device, dtype and quantization; leave those three unset beside it"
+            )
         match = _STRATEGY.match(strategy.strip())
         if match is None:
             raise ConfigurationError(
@@ -75,8 +81,8 @@ def _device(name: str) -> torch.device:
         raise ConfigurationError(f"engine.device: got {name!r}, expected auto, cpu, cuda, cuda:N or mps") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise CapacityError(
-            f"engine.device: {name} is not there; this torch ({torch.__version__}) sees {torch.cuda.device_count()} CUDA "
-            "devices. Use device: cpu, or install a CUDA build of torch and check nvidia-smi"
+            f"engine.device: {name} is not there; this torch ({torch.__version__}) sees {torch.cuda.device_count()} "
+            "CUDA devices. Use device: cpu, or install a CUDA build of torch and check nvidia-smi"
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise CapacityError("engine.device: mps is not there; it needs macOS on Apple silicon. Use device: cpu")

@@ -17,6 +17,7 @@ from .rows import Index, Rows
 from .schema import Schema
 from .weights import Weights
 
+
 def wkv4(
     r: Tensor, k: Tensor, v: Tensor, decay: Tensor, bonus: Tensor, aa: Tensor, bb: Tensor, pp: Tensor, rows: Rows
 ) -> Tensor:

@@ -1,14 +1,14 @@
 """RWKV-5: a matrix state per head. Told apart by their tensors (the names are ChatRWKV's):
 
-    5.0   no gate          one decay per head
-    5.1   gate             one decay per head
-    5.2   gate             one decay per key channel
+5.0   no gate          one decay per head
+5.1   gate             one decay per head
+5.2   gate             one decay per key channel
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from .blocks import SHIFT_LERP, Norm, head_norm, silu
 from .channel_mix import ChannelMix, output_scale, previous_share, rescaled
 from .linear import Linear
 from .rows import Index, Rows
-from .schema import Schema
+from .schema import Schema, Shapes
 from .weights import Weights
 
 
@@ -35,9 +35,7 @@ class Head5(NamedTuple):
     eps: float
 
 
-def wkv5(
-    r: Tensor, k: Tensor, v: Tensor, g: Tensor | None, head: Head5, state: Tensor, rows: Rows
-) -> Tensor:
+def wkv5(r: Tensor, k: Tensor, v: Tensor, g: Tensor | None, head: Head5, state: Tensor, rows: Rows) -> Tensor:
     """Advance the RWKV-5 state of each row through its tokens, and read it out.
 
     For each head, with the state S of shape [K, V] (row = key channel, column = value channel):
@@ -82,7 +80,7 @@ class TimeMix(NamedTuple):
     output: Linear
 
 
-_LAYER = {
+_LAYER: Shapes = {
     "ln1.weight": "C",
     "ln1.bias": "C",
     "ln2.weight": "C",
@@ -103,12 +101,12 @@ _LAYER = {
     "ffn.value.weight": ("C", "F"),
     "ffn.receptance.weight": ("C", "C"),
 }
-_PER_HEAD = {"att.time_decay": "H", "att.time_first": "H", "att.time_faaaa": "H"}
-_PER_CHANNEL = {name: ("H", "N") for name in _PER_HEAD}
-_GATE = {"att.gate.weight": ("A", "C"), "att.time_mix_g": "C"}
+_PER_HEAD: Shapes = {"att.time_decay": "H", "att.time_first": "H", "att.time_faaaa": "H"}
+_PER_CHANNEL: Shapes = dict.fromkeys(_PER_HEAD, ("H", "N"))
+_GATE: Shapes = {"att.gate.weight": ("A", "C"), "att.time_mix_g": "C"}
 
 
-def _schema(*extra: Mapping[str, Any]) -> Schema:
+def _schema(*extra: Shapes) -> Schema:
     layer = dict(_LAYER)
     for tensors in extra:
         layer.update(tensors)

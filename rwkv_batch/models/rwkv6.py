@@ -168,9 +168,7 @@ class Rwkv6(Architecture):
         share = torch.stack([linear(part) for linear, part in zip(p.mix_out, low, strict=True)])
         xw, xk, xv, xr, xg = torch.addcmul(normed, delta, share.add_(p.mix))
         w = p.decay_out(torch.tanh(p.decay_in(xw)))
-        return p.output(
-            ops.wkv6(p.receptance(xr), p.key(xk), p.value(xv), p.gate(xg), w, p.head, s.wkv, rows)
-        )
+        return p.output(ops.wkv6(p.receptance(xr), p.key(xk), p.value(xv), p.gate(xg), w, p.head, s.wkv, rows))
 
 
 ARCHITECTURES = (Rwkv6,)

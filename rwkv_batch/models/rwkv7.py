@@ -16,7 +16,7 @@ from .blocks import SHIFT_LERP, Norm, head_norm, sigmoid, squared_relu
 from .linear import Linear
 from .rows import Index, Rows
 from .rwkv5 import head_size_complaint, matrix_state_fields
-from .schema import Schema
+from .schema import Schema, Shapes
 from .weights import Weights
 
 MAX_LOG_DECAY = math.exp(-0.5)
@@ -134,7 +134,7 @@ class ChannelMix(NamedTuple):
     value: Linear
 
 
-_LAYER = {
+_LAYER: Shapes = {
     "ln1.weight": "C",
     "ln1.bias": "C",
     "ln2.weight": "C",
@@ -164,9 +164,9 @@ _LAYER = {
     "ffn.key.weight": ("F", "C"),
     "ffn.value.weight": ("C", "F"),
 }
-_TOP = {"emb.weight": ("V", "C"), "ln_out.weight": "C", "ln_out.bias": "C", "head.weight": ("V", "C")}
+_TOP: Shapes = {"emb.weight": ("V", "C"), "ln_out.weight": "C", "ln_out.bias": "C", "head.weight": ("V", "C")}
 _NOT_IN_FIRST = frozenset({"att.v0", "att.v1", "att.v2"})
-_LN0 = {"ln0.weight": "C", "ln0.bias": "C"}
+_LN0: Shapes = {"ln0.weight": "C", "ln0.bias": "C"}
 
 
 class Rwkv7(Architecture):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 Shape = str | tuple[str | int, ...]
+Shapes = Mapping[str, Shape]
 ShapeOf = Callable[[str], tuple[int, ...]]
 
 _LAYER = re.compile(r"^blocks\.(\d+)\.(.+)$")
@@ -30,12 +31,12 @@ class Schema:
         first_only: layer tensors that only layer 0 has; absent where the embedding is already normalised.
     """
 
-    top: Mapping[str, Shape]
-    layer: Mapping[str, Shape]
+    top: Shapes
+    layer: Shapes
     optional: frozenset[str] = frozenset()
     one_of: tuple[tuple[str, str], ...] = ()
     not_in_first: frozenset[str] = frozenset()
-    first_only: Mapping[str, Shape] = field(default_factory=dict)
+    first_only: Shapes = field(default_factory=dict)
 
     def match(self, names: Iterable[str], shape_of: ShapeOf, embedding_is_normalized: bool = False) -> Match:
         """Compare a checkpoint's tensors with this schema."""

@@ -1,4 +1,4 @@
-"""The whole engine over a fake model: whatever the company, the order and the sizes, a request gives the same tokens."""
+"""The whole engine over a fake model: a request gives the same tokens in any company, order and size of batch."""
 
 import itertools
 

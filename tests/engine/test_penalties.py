@@ -42,7 +42,9 @@ PARAMS = [
 
 
 @given(
-    rows=st.lists(st.tuples(st.sampled_from(range(len(PARAMS))), st.lists(st.integers(0, VOCAB - 1))), min_size=1, max_size=6),
+    rows=st.lists(
+        st.tuples(st.sampled_from(range(len(PARAMS))), st.lists(st.integers(0, VOCAB - 1))), min_size=1, max_size=6
+    ),
     num_steps=st.integers(1, 90),
     seed=st.integers(0, 1000),
 )

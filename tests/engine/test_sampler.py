@@ -14,7 +14,7 @@ VOCAB = 97
 
 
 def draw(logits, params, count=1, vocabulary=None, num_steps=1, constraint=None):
-    """Sample `count` rows of equal logits with different streams; returns ids [count, num_steps] and the last result."""
+    """Sample rows of equal logits from different streams; returns ids [count, num_steps] and the last result."""
     sampler = Sampler(count, vocabulary or Vocabulary.plain(logits.shape[-1]), torch.device("cpu"))
     for slot in range(count):
         sampler.assign(slot, Request(slot, [1], params, seed=3, row=slot), constraint)

@@ -104,7 +104,11 @@ def test_greedy_takes_the_first_of_equal_logits():
     logits = torch.zeros(3, 500)
     logits[0, [400, 77, 78]] = 3.0
     logits[2] = -1e30
-    assert select(logits, filters(3, temperature=0.0), torch.full((3,), 0.99, dtype=torch.float64)).tolist() == [77, 0, 0]
+    assert select(logits, filters(3, temperature=0.0), torch.full((3,), 0.99, dtype=torch.float64)).tolist() == [
+        77,
+        0,
+        0,
+    ]
 
 
 def test_banned_tokens_are_never_drawn():

@@ -77,7 +77,7 @@ def test_heads_must_tile_the_attention_width(tmp_path):
 
 def test_growing_caches_are_refused_by_name(tmp_path):
     tensors = make_checkpoint("7.0de") | {"blocks.0.qkv.k_emb.weight": torch.zeros(97, 8)}
-    with pytest.raises(CheckpointError, match="RWKV-7b.*grows with every token"):
+    with pytest.raises(CheckpointError, match=r"RWKV-7b.*grows with every token"):
         identify(tensors, tmp_path)
 
 

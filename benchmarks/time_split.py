@@ -1,0 +1,100 @@
+"""Where the time of a decode step goes. Clocks are put around parts of the library from here; it has no hooks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median_low
+from time import perf_counter
+from typing import Any
+from unittest.mock import patch
+
+from rwkv_batch import LLM
+from rwkv_batch.bench import PHASES, Measurement, Workload, difference, measure
+from rwkv_batch.detokenizer import Detokenizer
+from rwkv_batch.engine.engine import Engine
+
+STOP = "\n\nUser:"
+
+Split = dict[str, float]
+"""Part of a step → milliseconds."""
+
+
+class _Clocks:
+    """Time spent in some functions. What a timed function calls counts as its own, whether timed or not."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._is_running = False
+
+    def around(self, function: Callable[..., Any], name: Callable[..., str]) -> Callable[..., Any]:
+        """`function`, timed; `name` is called with its arguments and says where the time belongs."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if self._is_running:
+                return function(*args, **kwargs)
+            self._is_running = True
+            start = perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[name(*args)] += perf_counter() - start
+                self._is_running = False
+
+        return timed
+
+
+def split_step(engine: Engine, workload: Workload, repeats: int) -> Split:
+    """Milliseconds of one decode step, by part: the run whose total is the median of `repeats`."""
+    runs = [_split_once(engine, workload) for _ in range(repeats)]
+    return next(run for run in runs if sum(run.values()) == median_low(sum(run.values()) for run in runs))
+
+
+def split_text(checkpoint: Path, workload: Workload, dtype: str) -> Split:
+    """The same through `LLM`, phases only: every sequence becomes text and looks for a stop string."""
+    llm = LLM(checkpoint, tokenizer="world", device="cpu", dtype=dtype, max_batch_size=workload.num_prompts)
+    prompts = workload.prompts(llm.summary.file.sizes["V"])
+    llm.generate(prompts, replace(workload.params, max_tokens=2))
+    before, clocks = replace(llm.stats()), _Clocks()
+    start = perf_counter()
+    with patch.object(Detokenizer, "push", clocks.around(Detokenizer.push, lambda *_: "detokenise")):
+        llm.generate(prompts, replace(workload.params, stop=STOP))
+    seconds = perf_counter() - start
+    run = Measurement(len(prompts), seconds, difference(llm.stats(), before))
+    parts = run.phase_seconds | {"detokenise": clocks.seconds["detokenise"], "between steps": run.rest_seconds}
+    parts["commit"] -= parts["detokenise"]
+    return _per_step(parts, run)
+
+
+def own_python(split: Split) -> str:
+    """The engine's own part of a step, in words."""
+    own, total = split["schedule"] + split["commit"], sum(split.values())
+    return f"{own:.2f} of {total:.1f} ms a step, {own / total:.2%}"
+
+
+def split_rows(splits: Sequence[Split]) -> list[list[str]]:
+    """One line for each part, milliseconds and share for each split; all splits have the same parts."""
+    totals = [sum(split.values()) for split in splits]
+    rows = [
+        [part, *(f"{split[part]:.2f} {split[part] / total:6.1%}" for split, total in zip(splits, totals, strict=True))]
+        for part in splits[0]
+    ]
+    return [*rows, ["total", *(f"{total:.2f} {1:6.1%}" for total in totals)]]
+
+
+def _split_once(engine: Engine, workload: Workload) -> Split:
+    clocks = _Clocks()
+    measure(engine, replace(workload, output_len=1))
+    with _clocks_in(engine.model, clocks):
+        run = measure(engine, workload)
+    inside = {part: clocks.seconds[part] for part in _MODEL_PARTS}
+    phases = run.phase_seconds
+    parts = {
+        **inside,
+        "rest of the model": phases["model"] - sum(inside.values()),
+        **{phase: phases[phase] for phase in PHASES if phase != "model"},
+        "between steps": run.rest_seconds,
+    }
+    return _per_step(parts, run)

@@ -1,0 +1,81 @@
+"""What the engine is measured on: a random checkpoint of a published size, and points of decoding and prefill."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from rwkv_batch.bench import Workload
+from tests.checkpoints import HEAD_GAIN, make_checkpoint, write_checkpoint
+
+VOCAB_SIZE = 65536
+LOGIT_STD = 4.0
+"""A top_p of 0.85 then keeps some 100 tokens: more than most texts need, far fewer than flat logits would."""
+
+
+class Point(NamedTuple):
+    """One thing to measure, in tokens/s."""
+
+    kind: str
+    """ "decode": sampled tokens, one for each row and step; "prefill": prompt tokens."""
+    batch_size: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} B={self.batch_size}"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of a RWKV-7 checkpoint and of what is run on it.
+
+    Args:
+        ranks: of the low-rank products w, a, v and g.
+    """
+
+    n_layer: int
+    n_embd: int
+    n_ffn: int
+    ranks: tuple[int, int, int, int]
+    decode_steps: int
+    prompt_len: int
+
+    def workload(self, point: Point) -> Workload:
+        """A decode step is the same with every state, so prompts have one token; prefill samples one token a row."""
+        if point.kind == "decode":
+            return Workload(point.batch_size, 1, self.decode_steps)
+        return Workload(point.batch_size, self.prompt_len, 1)
+
+
+FULL = Scale(n_layer=12, n_embd=768, n_ffn=3072, ranks=(64, 64, 32, 128), decode_steps=16, prompt_len=512)
+"""The published RWKV-7 0.1B."""
+QUICK = Scale(n_layer=2, n_embd=128, n_ffn=256, ranks=(16, 16, 8, 16), decode_steps=4, prompt_len=16)
+"""For rehearsals; its figures mean nothing."""
+
+
+def checkpoint(scale: Scale, folder: Path) -> Path:
+    """A random bfloat16 .pth with tokens of the World vocabulary, written if `folder` does not hold it yet."""
+    path = folder / f"rwkv7-{scale.n_layer}x{scale.n_embd}.pth"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished.pth")
+        write_checkpoint(_tensors(scale), unfinished)
+        unfinished.rename(path)
+    return path
+
+
+def _tensors(scale: Scale) -> dict[str, torch.Tensor]:
+    tensors = make_checkpoint(
+        "7.0", n_layer=scale.n_layer, n_embd=scale.n_embd, n_ffn=scale.n_ffn, vocab=VOCAB_SIZE, dtype=torch.bfloat16
+    )
+    tensors["head.weight"] *= LOGIT_STD / HEAD_GAIN
+    generator = torch.Generator().manual_seed(0)
+    for letter, rank in zip("wavg", scale.ranks, strict=True):
+        for i in range(scale.n_layer):
+            down, up = (f"blocks.{i}.att.{letter}{half}" for half in (1, 2))
+            if down in tensors:
+                tensors[down] = (torch.randn(scale.n_embd, rank, generator=generator) / scale.n_embd**0.5).bfloat16()
+                tensors[up] = (torch.randn(rank, scale.n_embd, generator=generator) / rank**0.5).bfloat16()
+    return tensors

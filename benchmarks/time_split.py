@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import median_low
@@ -12,11 +13,17 @@ from typing import Any
 from unittest.mock import patch
 
 from rwkv_batch import LLM
-from rwkv_batch.bench import PHASES, Measurement, Workload, difference, measure
+from rwkv_batch.bench import Measurement, Workload, difference, measure, warm_up
 from rwkv_batch.detokenizer import Detokenizer
 from rwkv_batch.engine.engine import Engine
+from rwkv_batch.models.linear import DenseLinear, Linear, Mm8Linear
+from rwkv_batch.models.model import Model
+from rwkv_batch.ops import OpTable
 
 STOP = "\n\nUser:"
+
+_OPS = {"wkv7": "state update", "shift_lerp": "shift and lerp"}
+_MODEL_PARTS = ("matrix products", "low-rank products", "head", *_OPS.values())
 
 Split = dict[str, float]
 """Part of a step → milliseconds."""
@@ -85,16 +92,37 @@ def split_rows(splits: Sequence[Split]) -> list[list[str]]:
 
 
 def _split_once(engine: Engine, workload: Workload) -> Split:
-    clocks = _Clocks()
-    measure(engine, replace(workload, output_len=1))
-    with _clocks_in(engine.model, clocks):
+    warm_up(engine)
+    with _clocks_in(engine.model) as clocks:
         run = measure(engine, workload)
     inside = {part: clocks.seconds[part] for part in _MODEL_PARTS}
-    phases = run.phase_seconds
     parts = {
         **inside,
-        "rest of the model": phases["model"] - sum(inside.values()),
-        **{phase: phases[phase] for phase in PHASES if phase != "model"},
+        "rest of the model": run.phase_seconds["model"] - sum(inside.values()),
+        **{phase: seconds for phase, seconds in run.phase_seconds.items() if phase != "model"},
         "between steps": run.rest_seconds,
     }
     return _per_step(parts, run)
+
+
+@contextmanager
+def _clocks_in(model: Model) -> Iterator[_Clocks]:
+    """Clocks around the model's head, its other matrix products and its ops."""
+    clocks = _Clocks()
+
+    def product(linear: Linear, *_: Any) -> str:
+        is_large = min(linear.in_features, linear.out_features) >= model.sizes["C"]
+        return "matrix products" if is_large else "low-rank products"
+
+    functions = {choice.op: getattr(model.ops, choice.op) for choice in model.ops.choices}
+    ops = {op: clocks.around(function, lambda *_, op=op: _OPS[op]) for op, function in functions.items()}
+    with ExitStack() as stack:
+        for linear in (DenseLinear, Mm8Linear):
+            stack.enter_context(patch.object(linear, "__call__", clocks.around(linear.__call__, product)))
+        stack.enter_context(patch.object(model, "ops", OpTable(ops, model.ops.choices)))
+        stack.enter_context(patch.object(model, "logits", clocks.around(model.logits, lambda *_: "head")))
+        yield clocks
+
+
+def _per_step(parts: dict[str, float], run: Measurement) -> Split:
+    return {part: 1000 * seconds / run.stats.steps for part, seconds in parts.items()}

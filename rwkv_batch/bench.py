@@ -41,9 +41,9 @@ class Workload:
     def params(self) -> SamplingParams:
         return SamplingParams(max_tokens=self.output_len, temperature=1.0, top_p=0.85, ignore_eos=True)
 
-    def prompts(self, vocab_size: int, seed: int = 0) -> list[list[int]]:
-        """Token ids, uniform over the vocabulary but for the end of text."""
-        draw = random.Random(seed)
+    def prompts(self, vocab_size: int) -> list[list[int]]:
+        """Token ids, uniform over the vocabulary but for the end of text; the same ones at every call."""
+        draw = random.Random(0)
         return [draw.choices(range(1, vocab_size), k=self.input_len) for _ in range(self.num_prompts)]
 
 
@@ -126,17 +126,16 @@ class Measurement:
         return self.seconds - sum(self.phase_seconds.values())
 
 
-def measure(engine: Engine, workload: Workload, seed: int = 0) -> Measurement:
-    """Run a workload, after a short one that warms caches and allocators up."""
-    vocab_size = engine.model.sizes["V"]
-    warm_up = replace(workload, num_prompts=engine.pool.num_slots, input_len=1, output_len=_WARM_UP_TOKENS)
-    _complete(engine, warm_up, warm_up.prompts(vocab_size, seed))
-    prompts = workload.prompts(vocab_size, seed)
+def warm_up(engine: Engine) -> None:
+    """Run every slot for a few steps, so that caches and allocators are as they are later."""
+    _complete(engine, Workload(engine.pool.num_slots, 1, _WARM_UP_TOKENS))
+
+
+def measure(engine: Engine, workload: Workload) -> Measurement:
+    """Run a workload on an engine that is idle and warm."""
     before = replace(engine.stats)
-    start = perf_counter()
-    _complete(engine, workload, prompts)
-    seconds = perf_counter() - start
-    return Measurement(len(prompts), seconds, difference(engine.stats, before))
+    seconds = _complete(engine, workload)
+    return Measurement(workload.num_prompts, seconds, difference(engine.stats, before))
 
 
 def difference(after: EngineStats, before: EngineStats) -> EngineStats:
@@ -217,7 +216,9 @@ def _bench(options: argparse.Namespace) -> None:
     rows = []
     for batch_size in options.batch_sizes:
         workload = Workload(options.num_prompts or 2 * batch_size, options.input_len, options.output_len)
-        rows.append(_row(batch_size, measure(model.engine(batch_size), workload)))
+        engine = model.engine(batch_size)
+        warm_up(engine)
+        rows.append(_row(batch_size, measure(engine, workload)))
     print(f"random prompts of {options.input_len} tokens, {options.output_len} tokens each\n")
     header = ["batch", "requests", "seconds", "requests/s", "total tokens/s", "output tokens/s", "occupancy"]
     print(format_table([*header, *PHASES, "rest"], rows))
@@ -238,8 +239,11 @@ def _row(batch_size: int, run: Measurement) -> list[str]:
     ]
 
 
-def _complete(engine: Engine, workload: Workload, prompts: list[list[int]]) -> None:
-    params = workload.params
+def _complete(engine: Engine, workload: Workload) -> float:
+    """Seconds from the first request to the last completion."""
+    prompts, params = workload.prompts(engine.model.sizes["V"]), workload.params
     requests = [Request(index, prompt, params, row=index) for index, prompt in enumerate(prompts)]
+    start = perf_counter()
     for _ in engine.generate(requests):
         pass
+    return perf_counter() - start

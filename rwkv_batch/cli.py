@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from .models.checkpoint import convert
+    from .models.convert import convert
 
     convert(options.source, options.target, quantization=options.quantization)
     return 0

@@ -54,7 +54,7 @@ def check_job(job: JobConfig, stop: StopSignals) -> str:
         return "\n".join(describe(prepared))
 
 
-def run_job(job: JobConfig, shard: Shard, stop: StopSignals, storage: LocalStorage | None = None) -> Outcome:
+def run_job(job: JobConfig, shard: Shard, stop: StopSignals) -> Outcome:
     """Make this shard's parts of a job, or what earlier runs have left of them.
 
     Raises:
@@ -67,7 +67,7 @@ def run_job(job: JobConfig, shard: Shard, stop: StopSignals, storage: LocalStora
     with stop.interruptible():
         prepared = prepare(job, _inspect_model)
     folders = prepared.folders
-    storage = storage or LocalStorage(folders.file("tmp"))
+    storage = LocalStorage(folders.file("tmp"))
     open_job(storage, folders, prepared.document)
     storage.sweep()
     files = JobFiles(storage, folders.output, folders.state, prepared.plan, prepared.form)

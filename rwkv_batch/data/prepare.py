@@ -97,7 +97,7 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
         "fingerprint": identifier,
         "settings": settings,
         "plan": {
-            "output.path": os.path.relpath(folders.output, folders.state),
+            "output.path": os.path.relpath(folders.output, folders.state) if job.run.state_dir else None,
             "rows": plan.num_rows,
             "output.rows_per_part": plan.rows_per_part,
             "units": plan.num_units,

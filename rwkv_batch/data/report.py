@@ -47,6 +47,8 @@ def find_job(path: str) -> Folders:
                 output = json.load(file)["plan"]["output.path"]
         except (FileNotFoundError, NotADirectoryError):
             continue
+        if output is None:
+            return Folders(state.rstrip("/").removesuffix(".rwkv_batch"), state)
         return Folders(os.path.normpath(os.path.join(state, output)), state)
     raise ConfigurationError(f"got {path!r}, expected a job's output folder or state folder (job.json is missing)")
 

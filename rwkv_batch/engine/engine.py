@@ -6,6 +6,7 @@ bounded by the slots, whatever the number of requests.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..errors import CapacityError
 from ..models.model import Model
 from .logprobs import score
 from .prefix import Prefix, plan_prefixes
@@ -23,6 +25,9 @@ from .sequence import Sequence
 from .state_pool import StateLayout, StatePool
 from .stats import EngineStats
 from .step_input import StepInput, build
+
+
+logger = logging.getLogger(__name__)
 
 
 class Engine:
@@ -46,6 +51,7 @@ class Engine:
         prefix_sharing: bool = True,
     ) -> None:
         self.model = model
+        self._vocabulary = vocabulary
         layout = StateLayout(model.file.state_fields(model.placement), model.sizes["L"])
         record = layout.initial_record(model.file.initial_states(init_state), model.device)
         self.pool = StatePool(layout, max_batch_size, record)
@@ -69,7 +75,7 @@ class Engine:
                 is_exhausted = self._admit(source)
                 yield from self._take_passed()
                 if not self.scheduler.is_idle:
-                    yield from self.step()
+                    yield from self._step_within_memory()
                 elif is_exhausted:
                     return
         finally:
@@ -97,6 +103,27 @@ class Engine:
         """Assert that every slot is free or belongs to exactly one running sequence."""
         self.pool.check_integrity(sequence.slot for sequence in self.scheduler.running)
 
+    def _step_within_memory(self) -> list[Completion]:
+        try:
+            return self.step()
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0]
+        self._halve(reason)
+        return []
+
+    def _halve(self, reason: str) -> None:
+        """Go on with half the slots. What was running starts again; its random streams give the same tokens."""
+        num_slots = self.pool.num_slots // 2
+        if not num_slots:
+            raise CapacityError(f"out of memory with a single sequence running: {reason}. Use a smaller model or dtype")
+        logger.warning("out of memory: going on with %d slots instead of %d (%s)", num_slots, 2 * num_slots, reason)
+        self.scheduler.restart()
+        self.pool = self.pool.resized(num_slots)
+        self.sampler = Sampler(num_slots, self._vocabulary, self.model.device)
+        self.stats.max_batch_size = num_slots
+
     def _take_passed(self) -> list[Completion]:
         passed, self._passed = self._passed, []
         return passed
@@ -110,12 +137,7 @@ class Engine:
                 if not self.scheduler.waiting:
                     return False
             sequence = self.scheduler.next_waiting()
-            parent = sequence.parent
-            sequence.slot = self.pool.allocate(parent.record if parent else None)
-            if parent:
-                parent.num_waiting -= 1
-                if not parent.num_waiting:
-                    parent.record = None
+            sequence.slot = self.pool.allocate(sequence.parent.take_record() if sequence.parent else None)
             if isinstance(sequence.work, Request):
                 new_constraint = sequence.work.new_constraint
                 self.sampler.assign(sequence.slot, sequence.work, new_constraint() if new_constraint else None)
@@ -194,3 +216,8 @@ class Engine:
             self.pool.free(sequence.slot)
         self.scheduler = Scheduler(self.scheduler.max_batch_tokens)
         self._passed = []
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """torch has a class of its own for a device, and only a sentence for a CPU."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -40,6 +40,15 @@ class Prefix:
     def length(self) -> int:
         return len(self.token_ids)
 
+    def take_record(self) -> Tensor:
+        """The state, for one more child; the last child's taking releases it."""
+        record = self.record
+        assert record is not None
+        self.num_waiting -= 1
+        if not self.num_waiting:
+            self.record = None
+        return record
+
 
 def plan_prefixes(window: SequenceOf[Request], share_between_rows: bool = True) -> Iterator[Request | Prefix]:
     """The window's work: prefixes with their children below them, and the requests that share nothing.

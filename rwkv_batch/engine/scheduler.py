@@ -74,6 +74,12 @@ class Scheduler:
             self.decoding += [s for s in running if s.is_decoding]
             self.prefilling = [s for s in running if not s.is_decoding]
 
+    def restart(self) -> None:
+        """Everything that runs goes back to the head of the queue, as if it had not started."""
+        again = [Sequence(sequence.work, None) for sequence in self.running]
+        self.prefilling, self.decoding = [], []
+        self.add_first(again)
+
     @property
     def running(self) -> list[Sequence]:
         return self.prefilling + self.decoding

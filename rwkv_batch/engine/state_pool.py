@@ -92,6 +92,14 @@ class StatePool:
         """A copy of the slot's record, [record_bytes] uint8, to start other sequences from."""
         return self._block[slot].clone()
 
+    def resized(self, num_slots: int) -> StatePool:
+        """A pool of the same layout whose slots are all free; this one gives up its memory first."""
+        self._block = torch.empty(0, dtype=torch.uint8)
+        self.layers = []
+        if self._initial_record.is_cuda:
+            torch.cuda.empty_cache()
+        return StatePool(self.layout, num_slots, self._initial_record)
+
     def check_integrity(self, used: Iterable[int]) -> None:
         """Assert that free and used slots partition the pool.
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Quantization = Literal["int8"]
 
+_FEW_ROWS = 8
+"""Up to so many rows, turning bytes into floats takes longer than the product, which may then as well be float32."""
+
 _SCRATCH_BYTES = 4 << 20
 """Size of a dequantised block: small enough for a CPU's cache, large enough for a full-speed product."""
 
@@ -60,14 +63,14 @@ class DenseLinear:
 
 
 class Mm8Linear:
-    """A weight kept at one byte each, multiplied in the dtype of x without ever being dequantised as a whole.
+    """A weight kept at one byte each, multiplied without ever being dequantised as a whole.
 
     With c = q - 128, a whole number that every float dtype holds exactly, the product is taken apart into
 
         y[m, n] = rx[n] * (sum_j x[m, j] ry[j] c[j, n] + 128.5 S2[m]) + mx[n] S0[m] + S1[m]
         S0 = sum_j x[m, j],   S1 = sum_j x[m, j] my[j],   S2 = sum_j x[m, j] ry[j]
 
-    so that the dtype of x rounds `x ry` and the sum over c only: the row sums, and what is made of them, are float32.
+    so that the dtype of x rounds `x ry` and the sum over c only, and for few rows not even those: all else is float32.
     Each row of `x ry` is scaled by a power of two that keeps the sum within float16.
 
     Args:
@@ -97,16 +100,16 @@ class Mm8Linear:
         return sum(tensor.nbytes for tensor in (self.centred, self.mx, self.rx, self.my, self.ry))
 
     def __call__(self, x: Tensor) -> Tensor:
-        exact = x.float()
+        exact, dtype = x.float(), torch.float32 if len(x) <= _FEW_ROWS else x.dtype
         s0, s1 = exact.sum(1, keepdim=True), (exact @ self.my)[:, None]
         scaled = exact * self.ry
         s2 = scaled.sum(1, keepdim=True)
         # |c| <= 128 and |inputs| <= 256 / C_in keep the sum within 2**15, half of float16's range.
         unit = _power_of_two_above(scaled.abs().amax(1, keepdim=True) * (self.in_features / 256))
-        inputs = (scaled / unit).to(x.dtype)
+        inputs = (scaled / unit).to(dtype)
         y = torch.empty(len(x), self.out_features, dtype=x.dtype, device=x.device)
-        rows = max(1, min(_SCRATCH_BYTES // (self.in_features * x.element_size()), self.out_features))
-        scratch = torch.empty(rows, self.in_features, dtype=x.dtype, device=x.device)
+        rows = max(1, min(_SCRATCH_BYTES // (self.in_features * dtype.itemsize), self.out_features))
+        scratch = torch.empty(rows, self.in_features, dtype=dtype, device=x.device)
         for start in range(0, self.out_features, rows):
             columns = slice(start, min(start + rows, self.out_features))
             block = scratch[: columns.stop - start].copy_(self.centred[columns])

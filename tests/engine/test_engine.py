@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import END_OF_TEXT, Completion, Request
 from rwkv_batch.engine.sampler import Vocabulary
+from rwkv_batch.errors import CapacityError
 from rwkv_batch.sampling_params import SamplingParams
 
 
@@ -128,6 +129,50 @@ def test_windows_without_requests_pass_completions_through(make_engine):
     keys = [completion.key for completion in engine.generate([*bad, good, *bad])]
     assert len(keys) == 1401
     assert "good" in keys
+
+
+class Crowded(HashModel):
+    """Runs out of memory with more than `limit` rows in a step, after some steps have gone well."""
+
+    def __init__(self, limit, error):
+        self.limit, self.error, self.steps = limit, error, 0
+
+    def forward(self, token_ids, rows, layers):
+        self.steps += 1
+        if self.steps > 3 and rows.num_rows > self.limit:
+            layers[0].hash.fill_(99)  # a failed step leaves half-written states behind
+            raise self.error
+        return super().forward(token_ids, rows, layers)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[enforce] can't allocate memory: 9 bytes")]
+)
+def test_out_of_memory_halves_the_slots_and_loses_nothing(error, caplog):
+    requests = [
+        Request((row, sample), [row % 3] * 20 + [row], PARAMS[row % len(PARAMS)], row=row, sample=sample)
+        for row in range(20)
+        for sample in range(2)
+    ]
+    engine = Engine(Crowded(5, error), Vocabulary.plain(VOCAB), max_batch_size=16, max_batch_tokens=64)
+    found = {completion.key: outcome(completion) for completion in engine.generate(requests)}
+    assert found == {key: outcome(completion) for key, completion in run(requests).items()}
+    assert engine.pool.num_slots == engine.stats.max_batch_size == 4
+    engine.check_integrity()
+    assert sum("out of memory" in message for message in caplog.messages) == 2
+
+
+def test_out_of_memory_with_one_slot_is_said():
+    engine = Engine(Crowded(0, MemoryError("no")), Vocabulary.plain(VOCAB), max_batch_size=2, max_batch_tokens=8)
+    with pytest.raises(CapacityError, match="single sequence"):
+        list(engine.generate([Request(0, [1], SamplingParams(max_tokens=9, ignore_eos=True))]))
+
+
+def test_other_failures_pass_through():
+    engine = Engine(Crowded(0, RuntimeError("shape")), Vocabulary.plain(VOCAB), max_batch_size=2, max_batch_tokens=8)
+    with pytest.raises(RuntimeError, match="shape"):
+        list(engine.generate([Request(0, [1], SamplingParams(max_tokens=9, ignore_eos=True))]))
+    engine.check_integrity()
 
 
 def test_end_of_text_stops_unless_ignored():

@@ -104,10 +104,11 @@ def inputs(kind: str, rows: int, columns: int) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["normal", "squared_relu", "outliers", "small"])
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 9, 30])
 @pytest.mark.parametrize("shape", [(96, 320), (320, 96)])
-def test_product_of_the_8_bit_form(shape: tuple[int, int], dtype: torch.dtype, kind: str) -> None:
+def test_product_of_the_8_bit_form(shape: tuple[int, int], rows: int, dtype: torch.dtype, kind: str) -> None:
     w = quantize_mm8(random(*shape) / shape[1] ** 0.5)
-    x = inputs(kind, 9, shape[1]).to(dtype)
+    x = inputs(kind, rows, shape[1]).to(dtype)
     y = Mm8Linear(w)(x)
     assert y.dtype == dtype
     assert_close(f"Mm8Linear of {kind}", y, x.double() @ definition(w).t(), dtype)
@@ -116,7 +117,7 @@ def test_product_of_the_8_bit_form(shape: tuple[int, int], dtype: torch.dtype, k
 def test_product_stays_within_float16() -> None:
     """Large inputs and one-sided weights: the result is in range, the sum over q - 128 by itself would not be."""
     weight = torch.where(random(64, 4096) > 2, -1e-3, 1e-3)
-    x = torch.full((2, 4096), 10000.0, dtype=torch.float16)
+    x = torch.full((20, 4096), 10000.0, dtype=torch.float16)
     w = quantize_mm8(weight)
     assert (w.q[:, 0].double() - 128) @ w.ry.double() * 10000 > torch.finfo(torch.float16).max
     assert_close("Mm8Linear", Mm8Linear(w)(x), x.double() @ definition(w).t(), torch.float16)

@@ -15,8 +15,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,9 @@ class EngineContender:
         model = BenchModel(path, sizes, device="cpu", dtype=dtype, quantization=quantization)
         self.name = f"rwkv_batch {variant}"
         self.about = str(model)
-        self.points = [Point("decode", size) for size in batch_sizes] + [Point("prefill", size) for size in prefill_sizes]
+        self.points = [Point("decode", size) for size in batch_sizes] + [
+            Point("prefill", size) for size in prefill_sizes
+        ]
         self.engines = {size: model.engine(size) for size in sizes}
         self._scale = scale
 
@@ -66,13 +67,17 @@ class EngineContender:
         return split_step(self.engines[batch_size], workload, SPLIT_REPEATS)
 
 
+def _points(kind: str, batch_sizes: Sequence[int]) -> list[Point]:
+    return [Point(kind, size) for size in batch_sizes]
+
+
 def main() -> None:
     options = _parser().parse_args()
     scale, rounds = (QUICK, 1) if options.quick else (FULL, options.rounds)
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(options.threads)
     about = machine()
-    with _cache(options.cache) as cache:
-        path = checkpoint(scale, cache)
+    with tempfile.TemporaryDirectory() as temporary:
+        path = checkpoint(scale, options.cache or Path(temporary))
         ours = [EngineContender(path, name, scale, options.batch_sizes) for name in options.dtypes]
         peers = [] if options.no_rwkv else [RwkvPackage(path, strategy, scale) for strategy in STRATEGIES]
         rates = interleave([*peers, *ours], rounds, _say)
@@ -81,7 +86,7 @@ def main() -> None:
         _say("time of a decode step")
         splits = {one.name: {size: one.split(size) for size in options.batch_sizes} for one in ours}
         largest = scale.workload(Point("decode", max(options.batch_sizes)))
-        text = split_text(path, largest, dtype=VARIANTS[options.dtypes[-1]][0])
+        text = split_text(path, largest, *VARIANTS[options.dtypes[-1]])
     print("\n".join(f"{name}: {_words(value)}" for name, value in about.items()))
     print("\n".join(one.about for one in ours))
     _print_rates(rates, [*peers, *ours], rounds)
@@ -94,12 +99,13 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=positive_int, default=5, metavar="N", help="each runs every contender once (5)")
+    parser.add_argument("--rounds", type=positive_int, default=5, metavar="N", help="each runs all contenders once (5)")
     parser.add_argument("--batch-sizes", type=positive_ints, default=[1, 8, 32, 128], metavar="N,N,…")
     parser.add_argument("--dtypes", type=_variants, default=["float32", "bfloat16"], help=",".join(VARIANTS))
+    parser.add_argument("--threads", type=positive_int, default=os.cpu_count(), metavar="N", help="default: all cores")
     parser.add_argument("--quick", action="store_true", help="a tiny model, one round: a rehearsal")
     parser.add_argument("--no-rwkv", action="store_true", help="without the rwkv package")
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keeps the checkpoint; default: a temporary folder")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keeps the checkpoint; default: a temporary one")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
     return parser
 
@@ -110,15 +116,6 @@ def _variants(text: str) -> list[str]:
     if unknown:
         raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected some of {', '.join(VARIANTS)}")
     return names
-
-
-@contextmanager
-def _cache(folder: Path | None) -> Iterator[Path]:
-    if folder is not None:
-        yield folder
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        yield Path(temporary)
 
 
 def _print_rates(rates: Rates, contenders: Sequence[Contender], rounds: int) -> None:
@@ -132,7 +129,7 @@ def _print_rates(rates: Rates, contenders: Sequence[Contender], rounds: int) -> 
 def _rate(rates: Rates, name: str, point: Point) -> str:
     if point not in rates[name]:
         return ""
-    found = ratios(rates, name, point, BASE)
+    found = [] if name == BASE else ratios(rates, name, point, BASE)
     return spread(rates[name][point]) + (f" × {spread(found, 2)}" if found else "")
 
 

@@ -59,9 +59,16 @@ def split_step(engine: Engine, workload: Workload, repeats: int) -> Split:
     return next(run for run in runs if sum(run.values()) == median_low(sum(run.values()) for run in runs))
 
 
-def split_text(checkpoint: Path, workload: Workload, dtype: str) -> Split:
+def split_text(checkpoint: Path, workload: Workload, dtype: str, quantization: str | None) -> Split:
     """The same through `LLM`, phases only: every sequence becomes text and looks for a stop string."""
-    llm = LLM(checkpoint, tokenizer="world", device="cpu", dtype=dtype, max_batch_size=workload.num_prompts)
+    llm = LLM(
+        checkpoint,
+        tokenizer="world",
+        device="cpu",
+        dtype=dtype,
+        quantization=quantization,
+        max_batch_size=workload.num_prompts,
+    )
     prompts = workload.prompts(llm.summary.file.sizes["V"])
     llm.generate(prompts, replace(workload.params, max_tokens=2))
     before, clocks = replace(llm.stats()), _Clocks()

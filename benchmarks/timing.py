@@ -47,7 +47,7 @@ def interleave(contenders: Sequence[Contender], rounds: int, say: Callable[[str]
 
 
 def ratios(rates: Rates, name: str, point: Point, base: str) -> list[float]:
-    """To the base contender in the same round, which has measured one sequence at a time; empty where it has not run."""
+    """To the base contender in the same round, which runs one sequence at a time; empty where it is not there."""
     base_rates = rates.get(base, {}).get(Point(point.kind, 1), [])
     return [own / other for own, other in zip(rates[name][point], base_rates, strict=False)]
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 
 class Detokenizer:
@@ -32,11 +35,9 @@ class Detokenizer:
         min_tokens: int = 0,
     ) -> None:
         self._table = token_bytes
+        self._stops = _compile(stop_strings) if stop_strings else None
         self._include = include_stop_str_in_output
         self._ignored_tokens = min_tokens
-        # Longest first, so that the first of several matches with the same end is the one that counts.
-        patterns = sorted(((stop.encode("utf-8"), stop) for stop in stop_strings), key=lambda stop: -len(stop[0]))
-        self._stops = [(pattern, len(pattern), stop) for pattern, stop in patterns]
         self._data = bytearray()
         self._end: int | None = None  # where the text ends; None until a stop string is found
         self._sent = 0  # bytes that `delta` has handed to its decoder
@@ -48,25 +49,31 @@ class Detokenizer:
         Returns:
             The stop string that ends the text with this token; None while there is none.
         """
-        data = self._data
+        data, stops = self._data, self._stops
         old_length = len(data)
         if token_id < len(self._table):
             data += self._table[token_id] or b""
-        if not self._stops:
+        if stops is None:
             return None
         if self._ignored_tokens > 0:
             self._ignored_tokens -= 1
             return None
-        found = None
-        first_end = len(data) + 1
-        for pattern, length, stop in self._stops:
-            # A match must end in the new bytes.
-            start = data.find(pattern, max(0, old_length - length + 1))
-            if start >= 0 and start + length < first_end:
-                first_end = start + length
-                self._end = first_end if self._include else start
-                found = stop
-        return found
+        # A match ends in the new bytes, so it begins at most one byte less than a stop string before them.
+        if stops.search(data, old_length - stops.reach if old_length > stops.reach else 0) is None:
+            return None
+        return self._cut(stops, old_length)
+
+    def _cut(self, stops: _Stops, old_length: int) -> str | None:
+        matches = []
+        for pattern, stop in stops.patterns:
+            start = self._data.find(pattern, max(0, old_length - len(pattern) + 1))
+            if start >= 0:
+                matches.append((start + len(pattern), start, stop))
+        if not matches:
+            return None
+        end, start, stop = min(matches)
+        self._end = end if self._include else start
+        return stop
 
     def text(self) -> str:
         """The text so far, cut at the stop string; bytes that are not UTF-8 become U+FFFD."""
@@ -90,9 +97,24 @@ class Detokenizer:
 
     def _undecided(self) -> int:
         """Length of the longest end of the data with which a stop string may begin."""
-        longest = self._stops[0][1] if self._stops else 1
-        for length in range(min(longest - 1, len(self._data)), 0, -1):
+        if self._stops is None:
+            return 0
+        for length in range(min(self._stops.reach, len(self._data)), 0, -1):
             tail = self._data[-length:]
-            if any(pattern.startswith(tail) for pattern, _, _ in self._stops):
+            if any(pattern.startswith(tail) for pattern, _ in self._stops.patterns):
                 return length
         return 0
+
+
+class _Stops(NamedTuple):
+    patterns: list[tuple[bytes, str]]
+    reach: int  # one less than the longest
+    search: Callable[[bytearray, int], object]  # a match of any of them; None: there is none
+
+
+@lru_cache(maxsize=256)
+def _compile(stop_strings: tuple[str, ...]) -> _Stops:
+    patterns = [(stop.encode("utf-8"), stop) for stop in stop_strings]
+    # One search for all is several times faster than one for each, and nearly all tokens end here.
+    search = re.compile(b"|".join(re.escape(pattern) for pattern, _ in patterns)).search
+    return _Stops(patterns, max(len(pattern) for pattern, _ in patterns) - 1, search)

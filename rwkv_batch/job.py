@@ -108,7 +108,7 @@ def _serve(
     job, folders = prepared.job, prepared.folders
     with stop.interruptible():
         llm = _load_model(job)
-    log("model", description=llm.describe())
+    log("model", model=llm.describe())
     missing = [unit for unit, part in published.items() if part is None]
     writer = Writer(files, prepared.read_passed, job.output.flush_seconds, log)
     writer.counts.resume(sum(part.rows for part in published.values() if part is not None))

@@ -30,11 +30,12 @@ class Session:
         init_state: Path | None = None,
         ln_x_eps: float | None = None,
         batch_invariant: bool = False,
+        backend: str = "auto",
         **settings: Any,
     ) -> None:
         file = ModelFile.open(open_checkpoint(path))
         placement = place(**{"device": "cpu", "dtype": "float32"} | settings)
-        self.model = Model(file, placement, ln_x_eps=ln_x_eps, batch_invariant=batch_invariant)
+        self.model = Model(file, placement, backend, ln_x_eps, batch_invariant)
         layout = StateLayout(file.state_fields(placement), file.sizes["L"])
         record = layout.initial_record(file.initial_states(init_state), placement.device)
         self.pool = StatePool(layout, num_slots, record)

@@ -147,6 +147,13 @@ def test_texts_are_json_that_satisfies_the_schema(compiler: ConstraintCompiler, 
         assert is_valid(json.loads(text)), text
 
 
+def test_json_is_written_on_one_line_as_json_dumps_does(compiler: ConstraintCompiler):
+    numbers = {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 3}
+    schema = {"type": "object", "properties": {"a": numbers, "b": numbers}, "required": ["a", "b"]}
+    for text in samples(compiler, 20, json_schema=schema):
+        assert text == json.dumps(json.loads(text))
+
+
 def test_schema_may_be_a_string_of_json(compiler: ConstraintCompiler):
     assert set(samples(compiler, 8, json_schema='{"enum": [7]}')) == {"7"}
 
@@ -184,6 +191,7 @@ def test_wrong_constraint_names_field_and_reason(compiler: ConstraintCompiler, k
             "'patternProperties'",
         ),
         ({"type": "object", "additionalProperties": True, "minProperties": 1}, "'minProperties'"),
+        ({"type": "object", "additionalProperties": {}, "minProperties": 1}, "'minProperties'"),
         ({"type": "string", "pattern": "a*", "maxLength": 2}, "'pattern' and 'maxLength'"),
         ({"type": "string", "pattern": 'a"'}, "quotes"),
         ({"type": "string", "pattern": "(a|b\\n)"}, "quotes"),
@@ -230,7 +238,7 @@ def test_token_that_is_not_allowed_leaves_only_the_end(compiler: ConstraintCompi
 
 
 def test_dead_end_of_a_poor_vocabulary_allows_the_end():
-    constraint = ConstraintCompiler([None, b"a"], 2).compile(regex="ab")
+    constraint = ConstraintCompiler([None, b"a", b"b"], vocab_size=2).compile(regex="ab")
     constraint.accept(1)
     mask = torch.zeros(2, dtype=torch.bool)
     constraint.allowed(mask)

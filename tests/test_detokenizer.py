@@ -54,6 +54,7 @@ def test_equals_the_naive_definition_however_tokens_divide_the_bytes(tokens, sto
     assert found == stop
     assert detokenizer.text() == data.decode("utf-8", errors="replace")
     assert "".join(deltas) == detokenizer.text()
+    assert found is None or deltas[-1] == "", "a stop string decides everything"
 
 
 @given(

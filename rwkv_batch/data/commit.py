@@ -10,7 +10,6 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +21,9 @@ from .results import Record
 from .storage import Storage
 
 logger = logging.getLogger(__name__)
+
+UNREADABLE = (OSError, pa.ArrowException, ValueError, KeyError)
+"""What reading a damaged Parquet file raises."""
 
 ROW_GROUP_ROWS = 4096
 ROW_GROUP_BYTES = 64 << 20
@@ -73,6 +75,7 @@ class JobFiles:
         self._state_folder = state_folder
         self._plan = plan
         self._form = form
+        self._segment_schema = form.results.insert(0, pa.field("row", pa.int64()))
         self._next_segment = 0
         self._run = os.urandom(4).hex()
         self.damaged: set[str] = set()
@@ -83,11 +86,11 @@ class JobFiles:
         path = self._part_path(unit)
         try:
             with self._storage.open(path) as file:
-                values = _footer(file)
+                values = _footer(pq.ParquetFile(file))
                 size = file.seek(0, os.SEEK_END)
         except FileNotFoundError:
             return None
-        except (OSError, pa.ArrowException) as error:
+        except UNREADABLE as error:
             self._report_damage(path, error)
             return None
         if values.get("fingerprint") != self._form.footer["fingerprint"] or values.get("unit") != str(unit.index):
@@ -96,8 +99,8 @@ class JobFiles:
 
     def commit(self, unit: Unit, records: Sequence[Record]) -> None:
         """Make finished rows durable in a new segment. Each record has its "row" beside the results."""
-        schema = self._form.results.insert(0, pa.field("row", pa.int64()))
-        table = pa.Table.from_pylist(list(records), schema.with_metadata(self._form.schema(unit).metadata))
+        schema = self._segment_schema.with_metadata(self._form.schema(unit).metadata)
+        table = pa.Table.from_pylist(list(records), schema)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         path = os.path.join(self._unit_folder(unit), f"seg-{self._next_segment:06d}-{self._run}.seg")
@@ -135,7 +138,7 @@ class JobFiles:
         """The committed results in row and sample order; where two segments hold a row, the first one's."""
         segments = list(self._segments(unit))
         if not segments:
-            return self._form.results.insert(0, pa.field("row", pa.int64())).empty_table()
+            return self._segment_schema.empty_table()
         table = pa.concat_tables(segments)
         rows = np.asarray(table["row"])
         segment_of = np.repeat(np.arange(len(segments)), [len(segment) for segment in segments])
@@ -182,15 +185,16 @@ class JobFiles:
         for path in self._segment_paths(unit):
             try:
                 with self._storage.open(path) as file:
-                    values = _footer(file)
-                    table = pq.read_table(file, columns=columns, page_checksum_verification=True)
+                    parquet = pq.ParquetFile(file, page_checksum_verification=True)
+                    if _footer(parquet).get("fingerprint") != self._form.footer["fingerprint"]:
+                        continue
+                    table = parquet.read(columns).select(columns or self._segment_schema.names)
             except FileNotFoundError:  # another process has just published the unit
                 continue
-            except (OSError, pa.ArrowException) as error:
+            except UNREADABLE as error:
                 self._report_damage(path, error)
                 continue
-            if values.get("fingerprint") == self._form.footer["fingerprint"]:
-                yield table.replace_schema_metadata(None)
+            yield table.replace_schema_metadata(None)
 
     def _segment_paths(self, unit: Unit) -> list[str]:
         folder = self._unit_folder(unit)
@@ -212,9 +216,9 @@ def part_name(index: int, count: int) -> str:
     return f"part-{index:05d}-of-{count:05d}.parquet"
 
 
-def _footer(file: BinaryIO) -> dict[str, str]:
+def _footer(parquet: pq.ParquetFile) -> dict[str, str]:
     """This project's key-values in a Parquet file's footer, without their prefix."""
-    metadata = pq.ParquetFile(file).metadata.metadata or {}
+    metadata = parquet.metadata.metadata or {}
     pairs = ((key.decode(), value.decode()) for key, value in metadata.items())
     return {key.removeprefix("rwkv_batch."): value for key, value in pairs if key.startswith("rwkv_batch.")}
 

@@ -114,17 +114,22 @@ class LocalStorage:
 
     def _rename(self, temporary: str, path: str, exclusive: bool) -> bool:
         move = os.link if exclusive else os.replace
-        try:
-            move(temporary, path)
-        except FileNotFoundError:  # no such folder yet, or another process has just removed the emptied one
-            self.make_folder(os.path.dirname(path))
-            move(temporary, path)
-        except FileExistsError:
-            return False
-        return True
+        while True:
+            try:
+                move(temporary, path)
+                return True
+            except FileExistsError:
+                return False
+            except FileNotFoundError:  # no such folder yet, or another process has just removed the emptied one
+                if not os.path.exists(temporary):
+                    raise
+                self.make_folder(os.path.dirname(path))
 
     def _sync_folder(self, folder: str) -> None:
-        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # another process has removed it with everything in it: nothing to keep
+            return
         try:
             os.fsync(descriptor)
         finally:

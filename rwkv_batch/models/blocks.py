@@ -21,23 +21,12 @@ class Norm(NamedTuple):
     bias: Tensor
 
 
-class ShiftLerp(NamedTuple):
-    """What `shift_lerp` returns."""
-
-    normed: Tensor
-    """[M, C]: the layer-normed input."""
-    delta: Tensor
-    """[M, C]: previous token's normed input minus this token's."""
-    mixed: Tensor
-    """[n, M, C]: normed + delta * mix[j], for each of the n interpolations."""
-
-
 def layer_norm(x: Tensor, norm: Norm) -> Tensor:
     """[M, C] → [M, C]."""
     return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, LAYER_NORM_EPS)
 
 
-def shift_lerp(x: Tensor, norm: Norm, mix: Tensor, shift: Tensor, rows: Rows) -> ShiftLerp:
+def shift_lerp(x: Tensor, norm: Norm, mix: Tensor, shift: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
     """Layer norm, then interpolate each token with the one before it in its sequence.
 
         z_t = layer_norm(x_t),   d_t = z_{t-1} - z_t,   mixed[j]_t = z_t + d_t * mix[j]
@@ -46,6 +35,9 @@ def shift_lerp(x: Tensor, norm: Norm, mix: Tensor, shift: Tensor, rows: Rows) ->
         x: [M, C].
         mix: [n, C], the share of the previous token in each of n interpolations.
         shift: [P, C]. z of each slot's latest token. **Updated in place**, only in rows' slots.
+
+    Returns:
+        z [M, C], d [M, C], and the interpolations [n, M, C].
     """
     normed = layer_norm(x, norm)
     previous = torch.empty_like(normed)
@@ -59,7 +51,7 @@ def shift_lerp(x: Tensor, norm: Norm, mix: Tensor, shift: Tensor, rows: Rows) ->
         previous[rows.first[rows.live]] = shift[rows.live_slots]
         shift[rows.live_slots] = normed[rows.last[rows.live]]
     delta = previous.sub_(normed)
-    return ShiftLerp(normed, delta, torch.addcmul(normed, delta, mix[:, None]))
+    return normed, delta, torch.addcmul(normed, delta, mix[:, None])
 
 
 SHIFT_LERP = OpSpec("shift_lerp", shift_lerp)

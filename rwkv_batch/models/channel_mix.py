@@ -40,7 +40,7 @@ class ChannelMix(NamedTuple):
 
     def __call__(self, x: Tensor, shift: Tensor, rows: Rows, ops: OpTable) -> Tensor:
         """[M, C] → [M, C]: sigmoid(R x_r) * (V max(K x_k, 0)^2)."""
-        key, receptance = ops.shift_lerp(x, self.norm, self.mix, shift, rows).mixed
+        _, _, (key, receptance) = ops.shift_lerp(x, self.norm, self.mix, shift, rows)
         return sigmoid(self.receptance(receptance)) * self.value(squared_relu(self.key(key)))
 
 

@@ -65,24 +65,28 @@ class DenseLinear:
 class Mm8Linear:
     """A weight kept at one byte each, multiplied without ever being dequantised as a whole.
 
-    With c = q - 128, a whole number that every float dtype holds exactly, the product is taken apart into
+    With c = q - 128, a whole number that every float dtype holds exactly, z[m, j] = x[m, j] ry[j] and any u[m], the
+    product is taken apart into
 
-        y[m, n] = rx[n] * (sum_j x[m, j] ry[j] c[j, n] + 128.5 S2[m]) + mx[n] S0[m] + S1[m]
-        S0 = sum_j x[m, j],   S1 = sum_j x[m, j] my[j],   S2 = sum_j x[m, j] ry[j]
+        y[m, n] = rx[n] * (sum_j (z[m, j] - u[m]) c[j, n] + u[m] S[n] + 128.5 S2[m]) + mx[n] S0[m] + S1[m]
+        S = sum_j c[j, n],   S0 = sum_j x[m, j],   S1 = sum_j x[m, j] my[j],   S2 = sum_j z[m, j]
 
-    so that the dtype of x rounds `x ry` and the sum over c only, and for few rows not even those: all else is float32.
-    Each row of `x ry` is scaled by a power of two that keeps the sum within float16.
+    so that the dtype of x rounds z - u and the first sum only, and for few rows not even those: all else is float32.
+    With u near the mean of z the first sum stays small where all inputs have one sign, as those of `ffn.value` do.
+    Each row of z is scaled by a power of two that keeps the sum within float16.
 
     Args:
         weight: its metadata are converted to float32.
 
     Attributes:
         centred: [C_out, C_in], int8, contiguous: q - 128.
+        sums: [C_out], float32: S above.
         mx, rx: [C_out], my, ry: [C_in], float32, as in `Mm8Weight`.
     """
 
     def __init__(self, weight: Mm8Weight, device: torch.device | str = "cpu") -> None:
         self.centred = (weight.q.t().contiguous().to(device) ^ 0x80).view(torch.int8)
+        self.sums = self.centred.sum(1, dtype=torch.int32).float()
         self.mx, self.rx, self.my, self.ry = (
             vector.to(device, torch.float32) for vector in (weight.mx, weight.rx, weight.my, weight.ry)
         )
@@ -97,24 +101,26 @@ class Mm8Linear:
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (self.centred, self.mx, self.rx, self.my, self.ry))
+        return sum(tensor.nbytes for tensor in (self.centred, self.sums, self.mx, self.rx, self.my, self.ry))
 
     def __call__(self, x: Tensor) -> Tensor:
         exact, dtype = x.float(), torch.float32 if len(x) <= _FEW_ROWS else x.dtype
         s0, s1 = exact.sum(1, keepdim=True), (exact @ self.my)[:, None]
-        scaled = exact * self.ry
-        s2 = scaled.sum(1, keepdim=True)
-        # |c| <= 128 and |inputs| <= 256 / C_in keep the sum within 2**15, half of float16's range.
-        unit = _power_of_two_above(scaled.abs().amax(1, keepdim=True) * (self.in_features / 256))
-        inputs = (scaled / unit).to(dtype)
+        z = exact * self.ry
+        s2 = z.sum(1, keepdim=True)
+        # |c| <= 128 and |z / unit| <= 128 / C_in keep the sum within 2**15, half of float16's range.
+        unit = _power_of_two_above(z.abs().amax(1, keepdim=True) * (self.in_features / 128))
+        z /= unit
+        inputs = (z - z.mean(1, keepdim=True)).to(dtype)
+        u = (z - inputs).mean(1, keepdim=True)  # with the mean of the rounding errors in it
         y = torch.empty(len(x), self.out_features, dtype=x.dtype, device=x.device)
         rows = max(1, min(_SCRATCH_BYTES // (self.in_features * dtype.itemsize), self.out_features))
         scratch = torch.empty(rows, self.in_features, dtype=dtype, device=x.device)
         for start in range(0, self.out_features, rows):
             columns = slice(start, min(start + rows, self.out_features))
             block = scratch[: columns.stop - start].copy_(self.centred[columns])
-            product = F.linear(inputs, block).float().mul_(unit).add_(128.5 * s2)
-            y[:, columns] = product.mul_(self.rx[columns]).add_(s0 * self.mx[columns]).add_(s1)
+            total = F.linear(inputs, block).float().add_(u * self.sums[columns]).mul_(unit).add_(128.5 * s2)
+            y[:, columns] = total.mul_(self.rx[columns]).add_(s0 * self.mx[columns]).add_(s1)
         return y
 
 

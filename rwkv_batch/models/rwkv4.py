@@ -141,7 +141,7 @@ class Rwkv4(Architecture):
 
     @staticmethod
     def _time_mix(x: Tensor, p: TimeMix, s: LayerState, rows: Rows, ops: OpTable) -> Tensor:
-        xk, xv, xr = ops.shift_lerp(x, p.norm, p.mix, s.att_shift, rows).mixed
+        _, _, (xk, xv, xr) = ops.shift_lerp(x, p.norm, p.mix, s.att_shift, rows)
         r, k, v = p.receptance(xr), p.key(xk), p.value(xv)
         return p.output(ops.wkv4(r, k, v, p.decay, p.bonus, s.aa, s.bb, s.pp, rows))
 

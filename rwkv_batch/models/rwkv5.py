@@ -161,8 +161,8 @@ class Rwkv50(Architecture):
         num_heads, size = self.sizes["H"], self.sizes["N"]
         decay = torch.exp(-torch.exp(weights.float_vector(p + "time_decay")))
         return Head5(
-            decay=decay.view(num_heads, -1).expand(num_heads, size),
-            bonus=load_bonus(weights, p).view(num_heads, -1).expand(num_heads, size),
+            decay=decay.view(num_heads, -1).expand(num_heads, size).contiguous(),
+            bonus=load_bonus(weights, p).view(num_heads, -1).expand(num_heads, size).contiguous(),
             norm=weights.norm(p + "ln_x", torch.float32),
             eps=self.ln_x_eps,
         )
@@ -176,7 +176,7 @@ class Rwkv50(Architecture):
 
     @staticmethod
     def _time_mix(x: Tensor, p: TimeMix, s: LayerState, rows: Rows, ops: OpTable) -> Tensor:
-        xk, xv, xr, *xg = ops.shift_lerp(x, p.norm, p.mix, s.att_shift, rows).mixed
+        _, _, (xk, xv, xr, *xg) = ops.shift_lerp(x, p.norm, p.mix, s.att_shift, rows)
         g = p.gate(xg[0]) if p.gate is not None else None
         return p.output(ops.wkv5(p.receptance(xr), p.key(xk), p.value(xv), g, p.head, s.wkv, rows))
 

@@ -241,7 +241,7 @@ class Rwkv7(Architecture):
     def _time_mix(
         x: Tensor, v_first: Tensor | None, p: TimeMix, s: LayerState, rows: Rows, ops: OpTable
     ) -> tuple[Tensor, Tensor]:
-        xr, xw, xk, xv, xa, xg = ops.shift_lerp(x, p.norm, p.mix, s.att_shift, rows).mixed
+        _, _, (xr, xw, xk, xv, xa, xg) = ops.shift_lerp(x, p.norm, p.mix, s.att_shift, rows)
         r, k, v = p.receptance(xr), p.key(xk), p.value(xv)
         w = p.w2(torch.tanh(p.w1(xw)))
         a = p.a2(p.a1(xa))
@@ -253,7 +253,7 @@ class Rwkv7(Architecture):
     def _channel_mix(
         self, x: Tensor, i: int, p: ChannelMix, token_ids: Tensor, s: LayerState, rows: Rows, ops: OpTable
     ) -> Tensor:
-        (xk,) = ops.shift_lerp(x, p.norm, p.mix, s.ffn_shift, rows).mixed
+        _, _, (xk,) = ops.shift_lerp(x, p.norm, p.mix, s.ffn_shift, rows)
         return p.value(squared_relu(p.key(xk)))
 
 

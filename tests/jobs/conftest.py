@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,17 +75,33 @@ class Job:
     def parts(self) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in sorted(self.output.iterdir())}
 
-    def start(self, *arguments: str, delay: float = 0.0) -> subprocess.Popen[str]:
-        """The real command in a process of its own."""
-        environment = {**os.environ, "FAKE_DELAY": str(delay), "PYTHONPATH": str(HERE.parent.parent)}
+    def start(self, *arguments: str, **environment: object) -> subprocess.Popen[str]:
+        """The real command, with the fake engine, in a process of its own."""
+        variables = {name: str(value) for name, value in environment.items()}
         command = [sys.executable, str(HERE / "fake_run.py"), self.write(), *arguments]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONPATH": str(HERE.parent.parent), **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
 
 @pytest.fixture(autouse=True)
 def fake_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rwkv_batch.llm", fake_llm)
     monkeypatch.setattr(fake_llm.LLM, "loaded", 0)
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: these tests sync thousands of files, and pull no plugs."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="rwkv_batch-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

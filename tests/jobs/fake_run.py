@@ -1,12 +1,21 @@
-"""The real command with the fake engine: python fake_run.py JOB.yaml …"""
+"""The real command with the fake engine: python fake_run.py JOB.yaml …; prints its peak memory when it ends."""
 
+import os
 import sys
+import time
 
 import fake_llm
 
 sys.modules["rwkv_batch.llm"] = fake_llm
 
+from rwkv_batch.data.storage import LocalStorage  # noqa: E402
 from rwkv_batch.run import main  # noqa: E402
 
+if "STUCK_DISK" in os.environ:
+    LocalStorage._write = lambda *_: time.sleep(60)
+
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    with open("/proc/self/status") as file:
+        print(next(line for line in file if line.startswith("VmHWM")))
+    sys.exit(code)

@@ -24,12 +24,8 @@ class SteppingStorage(LocalStorage):
             super().make_folder(folder)
             self.at_step("after mkdir")
 
-    def _create_locked(self, path: str) -> BinaryIO:
-        file = super()._create_locked(path)
-        self.at_step("created")
-        return file
-
     def _write(self, file: BinaryIO, data: Data) -> None:
+        self.at_step("created")
         half = memoryview(data)[: len(memoryview(data)) // 2]
         file.write(half)
         file.flush()

@@ -114,6 +114,15 @@ def test_product_of_the_8_bit_form(shape: tuple[int, int], rows: int, dtype: tor
     assert_close(f"Mm8Linear of {kind}", y, x.double() @ definition(w).t(), dtype)
 
 
+@pytest.mark.parametrize("kind", ["normal", "squared_relu"])
+def test_rounding_errors_do_not_add_up(kind: str) -> None:
+    """Three roundings to bfloat16 (inputs, sum, result) of 1.7e-3 each, if they are independent."""
+    w = quantize_mm8(random(1024, 512))
+    x = inputs(kind, 32, 512).bfloat16()
+    exact = x.double() @ definition(w).t()
+    assert (Mm8Linear(w)(x) - exact).norm() / exact.norm() < 3.3e-3
+
+
 def test_product_stays_within_float16() -> None:
     """Large inputs and one-sided weights: the result is in range, the sum over q - 128 by itself would not be."""
     weight = torch.where(random(64, 4096) > 2, -1e-3, 1e-3)
@@ -156,7 +165,7 @@ def test_dense_product(dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
 def test_memory_is_one_byte_a_weight() -> None:
     dense, packed = DenseLinear(random(300, 200).to(torch.bfloat16)), Mm8Linear(quantize_mm8(random(300, 200)))
     assert dense.nbytes == 2 * 300 * 200
-    assert packed.nbytes == 300 * 200 + 2 * (300 + 200) * 4
+    assert packed.nbytes == 300 * 200 + (3 * 300 + 2 * 200) * 4
     for layer in (dense, packed):
         assert (layer.in_features, layer.out_features) == (200, 300)
 

@@ -10,6 +10,8 @@ from oracle import canonical_state
 from running import Session
 from tolerances import TOLERANCES, assert_close
 
+from rwkv_batch.cpu_kernels.build import unavailable
+
 VOCAB = 97
 MODEL_FACTOR = 20
 """Roundings of a whole model (3 layers of about a dozen operations each) against those of one operation."""
@@ -24,11 +26,18 @@ def assert_states(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -
         assert_close(name, got[name].float(), expected.reshape(got[name].shape), "float32", MODEL_FACTOR)
 
 
+@pytest.fixture(params=["reference", "cpu"])
+def backend(request):
+    if request.param == "cpu" and (reason := unavailable()):
+        pytest.skip(f"native kernels: {reason}")
+    return request.param
+
+
 @pytest.mark.parametrize("version", VERSIONS)
-def test_equals_the_rwkv_package(version, oracle, checkpoint_file):
+def test_equals_the_rwkv_package(version, backend, oracle, checkpoint_file):
     ids = tokens(13)
     want, state = oracle(version).forward(ids, full_output=True)
-    session = Session(checkpoint_file(version))
+    session = Session(checkpoint_file(version), backend=backend)
     whole = session.feed({3: ids})[3]
     assert_close("logits of the whole prompt", whole, want, "float32", MODEL_FACTOR)
     assert_states(session.state(3), canonical_state(version, state))
@@ -37,12 +46,12 @@ def test_equals_the_rwkv_package(version, oracle, checkpoint_file):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_chunks_and_strangers_change_nothing(version, checkpoint_file):
+def test_chunks_and_strangers_change_nothing(version, backend, checkpoint_file):
     """Three sequences of different lengths, in shuffled slots, prompt chunks beside decode rows and padding."""
     path = checkpoint_file(version)
     reference = Float64Model(torch.load(path))
     sequences = {4: tokens(17, 1), 0: tokens(9, 2), 2: tokens(12, 3)}
-    session = Session(path)
+    session = Session(path, backend=backend)
     untouched = {slot: session.state(slot) for slot in (1, 3)}
     got = {slot: [] for slot in sequences}
     done = dict.fromkeys(sequences, 0)
@@ -67,14 +76,15 @@ def test_chunks_and_strangers_change_nothing(version, checkpoint_file):
 
 
 @pytest.mark.parametrize("version", ["4", "5.0", "5.1", "5.2", "6.0"])
-def test_attention_narrower_than_the_model(version, checkpoint_file):
+def test_attention_narrower_than_the_model(version, backend, checkpoint_file):
     path = checkpoint_file(version, n_embd=128, n_att=96, head_size=32, n_ffn=80, vocab=53, n_layer=2)
     ids = [i % 53 for i in tokens(8)]
     reference = Float64Model(torch.load(path))
     state = reference.initial_state(1)
     for token_id in ids:
         want, state = reference.step(torch.tensor([token_id]), state)
-    assert_close("logits", Session(path).feed({0: ids})[0][-1], want[0], "float32", MODEL_FACTOR)
+    got = Session(path, backend=backend).feed({0: ids})[0][-1]
+    assert_close("logits", got, want[0], "float32", MODEL_FACTOR)
 
 
 def test_ln_x_eps_overrides_the_default(checkpoint_file):
@@ -115,12 +125,12 @@ def test_a_state_file_starts_every_sequence(checkpoint_file, tmp_path):
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_stays_near(version, dtype, checkpoint_file):
+def test_half_precision_stays_near(version, dtype, backend, checkpoint_file):
     """Random models amplify roundings, and differently in each position; what counts is their mean size."""
     path = checkpoint_file(version)
     ids = tokens(10)
     exact = Session(path).feed({0: ids})[0]
-    session = Session(path, dtype=dtype)
+    session = Session(path, dtype=dtype, backend=backend)
     got = session.feed({0: ids})[0]
     assert session.state(0)["ffn_shift"].dtype == getattr(torch, dtype)
     assert (got - exact).pow(2).mean().sqrt() < MODEL_FACTOR * TOLERANCES[dtype] * exact.std()
@@ -152,9 +162,9 @@ def test_int8_stays_near(version, checkpoint_file):
 @pytest.mark.parametrize("quantization", [None, "int8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("version", ["4", "5.2", "6.0", "7.0", "7.0de"])
-def test_batch_invariant_rows_are_bit_identical(version, dtype, quantization, checkpoint_file):
+def test_batch_invariant_rows_are_bit_identical(version, dtype, quantization, backend, checkpoint_file):
     path = checkpoint_file(version)
-    settings = dict(dtype=dtype, quantization=quantization, batch_invariant=True, num_slots=40)
+    settings = dict(dtype=dtype, quantization=quantization, batch_invariant=True, num_slots=40, backend=backend)
     ids = tokens(12)
     alone = Session(path, **settings)
     want = torch.cat([alone.feed({7: [token_id]})[7] for token_id in ids])

@@ -1,0 +1,117 @@
+"""Build and load the native library: once for each source, compiler and processor, under a lock, in a private folder.
+
+The sources have no torch headers, so a build takes a few seconds. It goes to a temporary folder that is renamed when it
+is complete: a killed build leaves nothing that the next one could trip over.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from filelock import FileLock
+
+SOURCES = Path(__file__).with_name("csrc")
+CACHE = Path.home() / ".cache" / "rwkv_batch" / "cpu_kernels"
+FLAGS = "-std=c++17 -O3 -march=native -fopenmp -fPIC -fno-math-errno -fno-trapping-math"
+LIBRARY = "kernels.so"
+
+
+class BuildError(RuntimeError):
+    """The library cannot be built; the message says why."""
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The loaded library, built if need be.
+
+    Raises:
+        BuildError: no compiler, or it failed; the message holds its own words.
+    """
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        raise BuildError("no C++ compiler (g++) on this machine")
+    try:
+        folder = CACHE / _key(compiler)
+        CACHE.mkdir(parents=True, exist_ok=True)
+        CACHE.chmod(0o700)
+        with FileLock(folder.with_suffix(".lock")):
+            if not (folder / LIBRARY).exists():
+                _build(compiler, folder)
+        return ctypes.CDLL(str(folder / LIBRARY))
+    except OSError as error:
+        raise BuildError(f"cannot build in {CACHE}: {error}") from error
+
+
+def unavailable() -> str | None:
+    """Why the library cannot be had on this machine, if so."""
+    try:
+        library()
+    except BuildError as error:
+        return str(error)
+    return None
+
+
+def _build(compiler: str, folder: Path) -> None:
+    work = Path(tempfile.mkdtemp(dir=CACHE))
+    try:
+        (work / "build.ninja").write_text(_ninja_file(compiler))
+        ninja = _ninja()
+        done = subprocess.run([ninja, "-C", str(work), "-j", "2"], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BuildError(f"{compiler} failed:\n{done.stdout[-2000:]}")
+        shutil.rmtree(folder, ignore_errors=True)
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _ninja_file(compiler: str) -> str:
+    sources = sorted(SOURCES.glob("*.cpp"))
+    lines = [
+        f"rule compile\n  command = {compiler} {FLAGS} -MMD -c $in -o $out",
+        f"rule link\n  command = {compiler} -shared -fopenmp $in -o $out",
+    ]
+    lines += [f"build {source.stem}.o: compile {_escape(source)}" for source in sources]
+    lines += [f"build {LIBRARY}: link {' '.join(source.stem + '.o' for source in sources)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _escape(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def _ninja() -> str:
+    found = shutil.which("ninja")
+    if found is None:
+        import ninja
+
+        found = str(Path(ninja.BIN_DIR) / "ninja")
+    return found
+
+
+def _key(compiler: str) -> str:
+    """What the binary depends on: the sources, the flags, the compiler and the processor."""
+    digest = hashlib.sha256(FLAGS.encode())
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.read_bytes())
+    digest.update(subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout)
+    digest.update(_processor().encode())
+    return f"{platform.machine()}-{digest.hexdigest()[:24]}"
+
+
+def _processor() -> str:
+    """The instructions that this processor has."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if os.name == "posix" and cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return line
+    return platform.processor()

@@ -1,0 +1,81 @@
+"""From tensors to a C struct: checks, pointers, and the call."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .build import library, unavailable
+
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+MAX_HEAD_SIZE = 256
+
+
+class RowsStruct(ctypes.Structure):
+    """`Rows` of csrc/common.h."""
+
+    _fields_ = (("num_rows", ctypes.c_int64), ("slot", ctypes.c_void_p), ("start", ctypes.c_void_p))
+
+
+def struct(name: str, *fields: tuple[str, Any]) -> type[ctypes.Structure]:
+    """A C struct whose first field is the rows."""
+    return type(name, (ctypes.Structure,), {"_fields_": [("rows", RowsStruct), *fields]})
+
+
+INT, FLOAT, POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+
+
+def pointers(*names: str) -> list[tuple[str, Any]]:
+    return [(name, POINTER) for name in names]
+
+
+def unsupported(device: torch.device, dtype: torch.dtype, sizes: Mapping[str, int]) -> str | None:
+    """Why these kernels cannot serve, if so."""
+    if device.type != "cpu":
+        return f"runs on a CPU, not on {device}"
+    if dtype not in DTYPES:
+        return f"no kernel for {dtype}"
+    if sizes.get("N", 0) > MAX_HEAD_SIZE:
+        return f"head size {sizes['N']} is above {MAX_HEAD_SIZE}"
+    return unavailable()
+
+
+def address(name: str, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> int | None:
+    """The address of a contiguous tensor of exactly this shape and dtype; None stays None.
+
+    Raises:
+        ValueError: the message names the tensor, what was given and what was expected.
+    """
+    if tensor is None:
+        return None
+    if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype or not tensor.is_contiguous():
+        raise ValueError(
+            f"{name}: got {tensor.dtype} {list(tensor.shape)} with strides {tensor.stride()}, expected a contiguous "
+            f"{dtype} {list(shape)}"
+        )
+    return tensor.data_ptr()
+
+
+def pool_address(name: str, state: Tensor, shape: Sequence[int], dtype: torch.dtype) -> tuple[int, int]:
+    """Address and slot stride, in elements, of one layer's state [P, *shape], contiguous but for its first axis."""
+    strides: list[int] = []
+    size = 1
+    for axis in reversed(shape):
+        strides.insert(0, size)
+        size *= axis
+    if tuple(state.shape[1:]) != tuple(shape) or list(state.stride()[1:]) != strides or state.dtype != dtype:
+        raise ValueError(
+            f"{name}: got {state.dtype} {list(state.shape)} with strides {state.stride()}, expected {dtype} "
+            f"[P, {', '.join(map(str, shape))}] whose slots are contiguous"
+        )
+    return state.data_ptr(), state.stride(0)
+
+
+def call(name: str, dtype: torch.dtype, kind: type[ctypes.Structure], rows: Any, **fields: Any) -> None:
+    """Run a kernel. The tensors behind the addresses must live until it returns, which it does when it is done."""
+    rows_struct = RowsStruct(rows.num_rows, rows.slot_index.data_ptr(), rows.cu_seqlens.data_ptr())
+    getattr(library(), f"{name}_{DTYPES[dtype]}")(ctypes.byref(kind(rows=rows_struct, **fields)))

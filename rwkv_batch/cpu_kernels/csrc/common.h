@@ -1,0 +1,87 @@
+// Types and vectorisable mathematics that all kernels share. No torch headers.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+struct bf16 { uint16_t bits; };
+struct f16 { _Float16 value; };
+
+static inline float to_float(float x) { return x; }
+static inline float to_float(bf16 x) {
+  uint32_t bits = (uint32_t)x.bits << 16;
+  float y;
+  std::memcpy(&y, &bits, 4);
+  return y;
+}
+static inline float to_float(f16 x) { return (float)x.value; }
+
+template <typename T> static inline T from_float(float x);
+template <> inline float from_float<float>(float x) { return x; }
+template <> inline bf16 from_float<bf16>(float x) {  // round to nearest even; NaN stays NaN
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return bf16{(uint16_t)(x == x ? rounded : 0x7fc0)};
+}
+template <> inline f16 from_float<f16>(float x) { return f16{(_Float16)x}; }
+
+// e^x with an error of about one unit in the last place, in operations that compilers vectorise.
+static inline float fast_exp(float x) {
+  x = x < -87.3f ? -87.3f : x;
+  x = x > 88.7f ? 88.7f : x;
+  const float n = __builtin_floorf(x * 1.44269504088896341f + 0.5f);
+  float r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const int32_t shifted = ((int32_t)n + 127) << 23;
+  float scale;
+  std::memcpy(&scale, &shifted, 4);
+  return p * scale;
+}
+
+static inline float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
+
+// Which tokens belong to a row, and where its state lives; slot -1 is padding.
+struct Rows {
+  int64_t num_rows;
+  const int32_t* slot;   // [B]
+  const int32_t* start;  // [B + 1]
+};
+
+constexpr int MAX_HEAD = 256;
+
+// The sum of n numbers in a fixed order: 16 partial sums, then those.
+static inline float sum_of(const float* x, int n) {
+  float partial[16] = {};
+  int i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int j = 0; j < 16; ++j) partial[j] += x[i + j];
+  for (int j = 0; j < 16 && i + j < n; ++j) partial[j] += x[i + j];
+  float total = 0;
+  for (int j = 0; j < 16; ++j) total += partial[j];
+  return total;
+}
+
+// Group norm of one head's output, in place.
+static inline void head_norm(float* y, int n, const float* weight, const float* bias, float eps) {
+  float squares[MAX_HEAD];
+  const float mean = sum_of(y, n) / n;
+  for (int i = 0; i < n; ++i) {
+    y[i] -= mean;
+    squares[i] = y[i] * y[i];
+  }
+  const float scale = 1.0f / std::sqrt(sum_of(squares, n) / n + eps);
+  for (int i = 0; i < n; ++i) y[i] = y[i] * scale * weight[i] + bias[i];
+}
+
+#define FOR_EACH_DTYPE(DEFINE, NAME) \
+  DEFINE(NAME##_float32, float)      \
+  DEFINE(NAME##_bfloat16, bf16)      \
+  DEFINE(NAME##_float16, f16)

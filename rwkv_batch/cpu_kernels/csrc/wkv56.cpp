@@ -1,0 +1,68 @@
+// RWKV-5 and 6: y = r (S + diag(u) k^T v), S <- diag(w) S + k^T v, then group norm and, where there is one, a SiLU gate.
+// The state is [K, V] with V contiguous. v5's decay is one factor per key channel; v6's is exp(-exp(d + w)) per token.
+#include "common.h"
+
+struct Wkv56 {
+  Rows rows;
+  int64_t num_heads, size, slot_stride;
+  const void *r, *k, *v, *g, *w;  // [M, A]; g null in 5.0, w null in v5
+  const float *decay, *bonus, *norm_weight, *norm_bias;  // [H, K], [H, K], [A], [A]
+  float eps;
+  float* state;
+  void* out;
+};
+
+template <typename T, int SIZE>
+static void advance(const Wkv56& p, int64_t token, int64_t head, float* __restrict state) {
+  const int n = SIZE ? SIZE : (int)p.size;
+  const int64_t at = (token * p.num_heads + head) * n, own = head * n;
+  const T *r_ = (const T*)p.r + at, *k_ = (const T*)p.k + at, *v_ = (const T*)p.v + at;
+  alignas(64) float r[MAX_HEAD], key[MAX_HEAD], value[MAX_HEAD], decay[MAX_HEAD], scratch[MAX_HEAD], y[MAX_HEAD];
+  for (int i = 0; i < n; ++i) {
+    r[i] = to_float(r_[i]);
+    key[i] = to_float(k_[i]);
+    value[i] = to_float(v_[i]);
+    decay[i] = p.decay[own + i];
+    scratch[i] = r[i] * p.bonus[own + i] * key[i];
+  }
+  if (p.w) {
+    const T* w = (const T*)p.w + at;
+    for (int i = 0; i < n; ++i) decay[i] = fast_exp(-fast_exp(decay[i] + to_float(w[i])));
+  }
+  const float bonus = sum_of(scratch, n);
+  for (int v = 0; v < n; ++v) y[v] = bonus * value[v];
+  for (int k = 0; k < n; ++k) {
+    const float d = decay[k], w = key[k], q = r[k];
+    float* s = state + k * n;
+    for (int v = 0; v < n; ++v) {
+      y[v] += s[v] * q;
+      s[v] = s[v] * d + value[v] * w;
+    }
+  }
+  head_norm(y, n, p.norm_weight + own, p.norm_bias + own, p.eps);
+  T* out = (T*)p.out + at;
+  if (p.g) {
+    const T* g = (const T*)p.g + at;
+    for (int i = 0; i < n; ++i) y[i] *= to_float(g[i]) * sigmoid(to_float(g[i]));
+  }
+  for (int i = 0; i < n; ++i) out[i] = from_float<T>(y[i]);
+}
+
+template <typename T>
+static void run(const Wkv56& p) {
+#pragma omp parallel for collapse(2) schedule(dynamic, 4)
+  for (int64_t row = 0; row < p.rows.num_rows; ++row)
+    for (int64_t head = 0; head < p.num_heads; ++head) {
+      const int32_t slot = p.rows.slot[row];
+      if (slot < 0) continue;
+      float* state = p.state + slot * p.slot_stride + head * p.size * p.size;
+      for (int32_t token = p.rows.start[row]; token < p.rows.start[row + 1]; ++token) {
+        if (p.size == 64) advance<T, 64>(p, token, head, state);
+        else advance<T, 0>(p, token, head, state);
+      }
+    }
+}
+
+#define DEFINE(NAME, T) \
+  extern "C" void NAME(const Wkv56* p) { run<T>(*p); }
+FOR_EACH_DTYPE(DEFINE, wkv56)

@@ -1,0 +1,17 @@
+"""RWKV-5's recurrence; see `wkv5` in models/rwkv5.py for the definition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .call import unsupported as unsupported_reason
+from .wkv56 import wkv56
+
+__all__ = ["unsupported_reason", "wkv5"]
+
+
+def wkv5(r: Tensor, k: Tensor, v: Tensor, g: Tensor | None, head: Any, state: Tensor, rows: Any) -> Tensor:
+    """As the reference; products and state in float32."""
+    return wkv56(r, k, v, g, None, head, state, rows)

@@ -1,0 +1,228 @@
+"""What a run tells people and machines: progress, metrics, log, report."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import fake_llm
+import pytest
+
+from rwkv_batch import cli
+from rwkv_batch.data import html, progress
+from rwkv_batch.data.events import EventLog, read_events
+from rwkv_batch.data.plan import Shard
+from rwkv_batch.data.progress import Progress, Snapshot
+from rwkv_batch.data.report import timeline
+from rwkv_batch.data.storage import LocalStorage
+from rwkv_batch.data.writer import Counts
+
+from .conftest import Job
+
+
+@pytest.fixture
+def mixed(job: Job) -> Job:
+    """28 good rows of two samples, two bad ones."""
+    prompts: list[str | None] = [f"secret {i}" for i in range(30)]
+    prompts[3] = prompts[21] = None
+    return job.input(prompt=prompts).set(sampling__n=2)
+
+
+def report_of(job: Job) -> dict[str, Any]:
+    return json.loads((job.state / "report.json").read_text())
+
+
+def test_report_counts_what_the_parts_hold(mixed: Job) -> None:
+    assert mixed.run() == 3
+    report, rows = report_of(mixed), mixed.rows()
+    assert report["rows"] == {"ok": 56, "error": 2}
+    assert report["errors"] == {"null_prompt": 2}
+    reasons = [row["finish_reason"] for row in rows]
+    assert report["finish_reasons"] == {reason: reasons.count(reason) for reason in set(reasons)}
+    assert report["tokens"]["completion_tokens"] == sum(row["completion_tokens"] or 0 for row in rows)
+    assert report["tokens"]["prompt_tokens"] == sum(row["prompt_tokens"] or 0 for row in rows) // 2
+    assert sum(report["length_histograms"]["prompt_tokens"].values()) == 28
+    assert report["length_histograms"]["prompt_tokens"] == {"8-15": 28}
+    assert (report["complete"], report["parts"]) == (True, {"published": 3, "planned": 3})
+    (run,) = report["runs"]
+    assert run["model"]["backends"] == [{"op": "wkv7", "backend": "cpu", "not_used": []}]
+    assert run["config"]["sampling"]["n"] == 2
+    assert {"software", "hardware", "host"} <= set(run)
+    assert run["outcome"] == "finished"
+    assert (run["rows"], run["completion_tokens"]) == (30, report["tokens"]["completion_tokens"])
+
+
+def test_report_of_a_score_job(job: Job) -> None:
+    job.settings["task"] = "score"
+    assert job.input(context=["a", "b"], choices=[["x"], ["y", "z"]]).run() == 0
+    assert report_of(job)["length_histograms"] == {"num_tokens": {"2-3": 3}}
+
+
+def test_report_covers_all_runs(job: Job) -> None:
+    prompts = [f"prompt {i}" for i in range(30)]
+    prompts[22] = "explode"
+    job.input(prompt=prompts)
+    assert job.run() == 1
+    original, fake_llm.LLM._generate = fake_llm.LLM._generate, generate_quietly
+    try:
+        assert job.run() == 0
+    finally:
+        fake_llm.LLM._generate = original
+    failed, finished = report_of(job)["runs"]
+    assert failed["outcome"] == "RuntimeError: the engine exploded"
+    assert finished["outcome"] == "finished"
+    assert failed["rows"] + finished["rows"] == 30
+
+
+def generate_quietly(self: fake_llm.LLM, row: fake_llm.GenerateRow) -> Any:
+    outputs = [self._sample(row, sample, 0) for sample in range(row.params.n)]
+    return fake_llm.RequestOutput(None, [1], None, outputs)
+
+
+def test_the_page_is_one_file_with_charts(mixed: Job) -> None:
+    assert mixed.run() == 3
+    page = (mixed.state / "report.html").read_text()
+    assert "<script" not in page and "http" not in page
+    charts = re.findall(r"<svg.*?</svg>", page)
+    titles = [ElementTree.fromstring(chart).find("text").text for chart in charts]  # type: ignore[union-attr]
+    assert titles == [
+        "tokens per second",
+        "slots in use, share",
+        "prompt tokens",
+        "completion tokens",
+        "finish reasons",
+        "errors",
+    ]
+
+
+def test_the_page_escapes_what_it_shows() -> None:
+    chart = html.bar_chart("<title>", {"<script>": 3})
+    assert "<script>" not in chart and "<title>" not in chart
+    assert "<b>" not in html._table({"<b>": ["<b>", {"x": "<b>"}]})
+
+
+def test_no_prompt_is_written_outside_the_parts(mixed: Job, capfd: pytest.CaptureFixture[str]) -> None:
+    assert mixed.run("--verbose") == 3
+    for path in (path for path in mixed.state.rglob("*") if path.is_file()):
+        assert b"secret" not in path.read_bytes(), path
+    assert "secret" not in "".join(capfd.readouterr())
+
+
+def test_timeline_sums_runs_over_time() -> None:
+    def run(start: float, tokens: int) -> list[dict[str, float]]:
+        return [
+            {"time": start, "prompt_tokens": 0, "completion_tokens": 0, "slots_in_use": 2, "slots": 4},
+            {"time": start + 60, "prompt_tokens": 0, "completion_tokens": tokens, "slots_in_use": 2, "slots": 4},
+        ]
+
+    found = timeline([run(0, 600), run(60, 1200), [run(0, 9)[0]]])
+    assert found["seconds"][0] == 0.5 and found["seconds"][-1] == 119.5
+    assert found["completion_tokens_per_second"] == pytest.approx([10] * 60 + [20] * 60)
+    assert found["slots_in_use"] == pytest.approx([2] * 120)
+    assert timeline([])["slots"] == []
+
+
+def test_metrics(mixed: Job) -> None:
+    assert mixed.run() == 3
+    lines = (mixed.state / "metrics.prom").read_text().splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert values['rwkv_batch_rows_done{shard="0/1"}'] == "30"
+    assert values['rwkv_batch_rows_committed{shard="0/1"}'] == "30"
+    assert values['rwkv_batch_errors{shard="0/1"}'] == "2"
+    assert values['rwkv_batch_slots{shard="0/1"}'] == "8"
+
+
+def test_a_line_says_everything() -> None:
+    before = Snapshot(seconds=70, prompt_tokens=1000, completion_tokens=500)
+    now = Snapshot(
+        seconds=100,
+        rows_total=5000,
+        rows_resumed=1000,
+        rows_done=2000,
+        rows_committed=1900,
+        errors=7,
+        slots_in_use=318,
+        slots=320,
+        prompt_tokens=301_000,
+        completion_tokens=90_500,
+    )
+    assert progress.describe(now, before) == (
+        "errors 7 | slots 318/320 | prompt 10,000 tok/s | completion 3,000 tok/s | eta 5m00s | committed 1,900"
+    )
+    assert "eta ?" in progress.describe(Snapshot(), Snapshot())
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, counts: Counts, **constants: float) -> tuple[Progress, list[tuple[str, Any]]]:
+    for name, value in constants.items():
+        monkeypatch.setattr(progress, name, value)
+    events: list[tuple[str, Any]] = []
+    log = lambda event, **fields: events.append((event, fields))  # noqa: E731
+    return Progress(40, counts, fake_llm.Stats, log, lambda text: None, Shard()), events
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with watch(monkeypatch, Counts(done=10))[0]:
+        pass
+    assert re.search(r"25%.*10/40.*slots 0/8", capsys.readouterr().err)
+
+
+def test_an_engine_that_hangs_ends_the_process(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(progress.os, "_exit", codes.append)
+    watching, events = watch(monkeypatch, Counts(), STALL_SECONDS=0.5)
+    with watching:
+        watching._ending.wait(1.6)
+    assert codes and set(codes) == {1}
+    assert ("failure", "Stall") in [(event, fields.get("type")) for event, fields in events]
+    assert "made no step" in caplog.text
+
+
+def test_an_engine_at_work_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(progress.os, "_exit", codes.append)
+    counts = Counts()
+    watching, _ = watch(monkeypatch, counts, STALL_SECONDS=1.4)
+    with watching:
+        for _ in range(6):
+            counts.committed += 1
+            watching._ending.wait(0.4)
+    assert not codes
+
+
+def test_a_log_survives_a_full_disk_and_a_torn_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = EventLog(str(tmp_path / "log.jsonl"), shard="0/1")
+    log("one", value=1)
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"event": "to')
+    events = list(read_events(LocalStorage(str(tmp_path)), str(tmp_path)))
+    assert [event["event"] for event in events] == ["one"]
+    broken = EventLog(str(tmp_path / "nowhere" / "log.jsonl"))
+    broken("one")
+    broken("two")
+    assert caplog.text.count("no more events are logged") == 1
+
+
+def test_the_report_command(mixed: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mixed.run() == 3
+    before = report_of(mixed)
+    (mixed.state / "report.json").unlink()
+    capsys.readouterr()
+    for path in (mixed.output, mixed.state, f"{mixed.output}/"):
+        assert cli.main(["report", str(path), "--show", "2"]) == 0
+        out = capsys.readouterr().out
+        assert "3 of 3 parts, 58 rows" in out and "errors  null_prompt 2" in out
+        assert out.count("prompt: secret 0") == 2 and "secret 1" not in out
+    assert report_of(mixed) == before
+    assert cli.main(["report", str(mixed.folder)]) == 2
+    assert "expected a job's output folder" in capsys.readouterr().err
+
+
+def test_the_report_of_a_state_folder_elsewhere(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job.set(run__state_dir=str(job.folder / "states" / "one")).run() == 0
+    assert cli.main(["report", str(job.folder / "states" / "one")]) == 0
+    assert f"{job.output}: 3 of 3 parts" in capsys.readouterr().out

@@ -1,0 +1,81 @@
+"""The bench command and the engine benchmark run, and count what they say they count. Speed is never asserted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rwkv_batch.bench import BenchModel, Workload, format_table, main, measure, warm_up
+from rwkv_batch.run import EXIT_OK, EXIT_USAGE
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint_file) -> Path:
+    return checkpoint_file("7.0")
+
+
+def test_the_command_prints_a_line_for_each_batch_size(model, capsys):
+    code = main([str(model), "--batch-sizes", "2,1", "--input-len", "5", "--output-len", "3", "--dtype", "float32"])
+    lines = capsys.readouterr().out.splitlines()
+    assert code == EXIT_OK
+    assert "rwkv7, cpu float32" in lines[0]
+    header = next(i for i, line in enumerate(lines) if "requests/s" in line)
+    assert [line.split()[:2] for line in lines[header + 1 : header + 3]] == [["1", "2"], ["2", "4"]]
+
+
+def test_a_wrong_model_is_a_usage_error(tmp_path, capsys):
+    assert main([str(tmp_path / "missing.pth")]) == EXIT_USAGE
+    assert "missing.pth" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sizes", ["0", "1,,2", "-1", "many"])
+def test_batch_sizes_are_whole_numbers(model, sizes, capsys):
+    with pytest.raises(SystemExit):
+        main([str(model), f"--batch-sizes={sizes}"])
+    assert "expected a whole number from 1" in capsys.readouterr().err
+
+
+def test_a_measurement_counts_its_own_run_only(model):
+    engine = BenchModel(model, [2], device="cpu").engine(2)
+    warm_up(engine)
+    for _ in range(2):
+        run = measure(engine, Workload(num_prompts=3, input_len=4, output_len=5))
+        assert (run.stats.prompt_tokens, run.stats.completion_tokens, run.total_tokens) == (12, 15, 27)
+        # Two rows for five steps, then the third one alone for five.
+        assert (run.stats.steps, run.occupancy) == (10, 0.75)
+        assert 0 < sum(run.phase_seconds.values()) < run.seconds
+        assert run.rest_seconds > 0
+
+
+def test_prompts_are_the_same_at_every_call_and_free_of_the_end_of_text():
+    workload = Workload(num_prompts=50, input_len=8, output_len=1)
+    prompts = workload.prompts(4)
+    assert prompts == workload.prompts(4)
+    assert {token for prompt in prompts for token in prompt} == {1, 2, 3}
+
+
+def test_table_columns_line_up():
+    assert format_table(["", "speed"], [["a", "1"], ["long", "1234567"]]).splitlines() == [
+        "        speed",
+        "a           1",
+        "long  1234567",
+    ]
+
+
+def test_the_engine_benchmark_rehearses(tmp_path):
+    out = tmp_path / "result.json"
+    command = [sys.executable, "-m", "benchmarks.engine", "--quick", "--no-rwkv", "--threads", "1"]
+    command += ["--batch-sizes", "1,2", "--dtypes", "float32", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert set(result["tokens_per_second"]["rwkv_batch float32"]) == {"decode B=1", "decode B=2", "prefill B=1"}
+    for parts in result["decode_step_milliseconds"]["rwkv_batch float32"].values():
+        assert all(milliseconds > 0 for milliseconds in parts.values()), parts
+    assert result["llm_step_milliseconds"]["detokenise"] > 0

@@ -26,7 +26,7 @@ class Contender(Protocol):
     """Something that can be measured at some points."""
 
     name: str
-    points: Sequence[Point]
+    points: list[Point]
 
     def measure(self, point: Point) -> float:
         """Tokens per second."""

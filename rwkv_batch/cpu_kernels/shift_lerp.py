@@ -23,7 +23,7 @@ _Struct = struct(
 
 
 def shift_lerp(x: Tensor, norm: Any, mix: Tensor, shift: Tensor, rows: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """As the reference. Statistics in float32; normed and delta are rounded to the dtype of `x` before they are used."""
+    """As the reference; statistics in float32, normed and delta rounded to the dtype of `x` before use."""
     num_tokens, width = x.shape
     dtype, count = x.dtype, len(mix)
     normed, delta = torch.empty_like(x), torch.empty_like(x)

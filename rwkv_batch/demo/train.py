@@ -172,7 +172,7 @@ def save(network: Network, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("model.safetensors"))
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2250)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--width", type=int, default=192, help="channels, a multiple of 64")
     parser.add_argument("--rows", type=int, default=8, help="rows of a step, over all processes")

@@ -26,7 +26,6 @@ from .state_pool import StateLayout, StatePool
 from .stats import EngineStats
 from .step_input import StepInput, build
 
-
 logger = logging.getLogger(__name__)
 
 

@@ -112,7 +112,12 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
 
 
 def test_overrides_are_yaml_and_make_sections(tmp_path: Path) -> None:
-    overrides = ("sampling.temperature=0.7", "sampling.stop=[a, b]", "run.state_dir=s", "sampling.logit_bias={'7': -1e1}")
+    overrides = (
+        "sampling.temperature=0.7",
+        "sampling.stop=[a, b]",
+        "run.state_dir=s",
+        "sampling.logit_bias={'7': -1e1}",
+    )
     job = load(tmp_path, GOOD, *overrides)
     assert (job.sampling.temperature, job.sampling.stop, job.run.state_dir) == (0.7, ["a", "b"], "s")
     assert job.sampling.logit_bias == {7: -10.0}

@@ -281,7 +281,9 @@ def test_of_two_segments_with_a_row_the_first_one_wins(small: Job) -> None:
     blank = {"finish_reason": "stop", "status": "ok"}
     one.commit(unit, [{"row": 0, "sample_index": 0, "completion": "first", **blank}])
     two.commit(unit, [])
-    two.commit(unit, [{"row": r, "sample_index": s, "completion": "second", **blank} for r in (2, 1, 0) for s in (0, 1)])
+    two.commit(
+        unit, [{"row": r, "sample_index": s, "completion": "second", **blank} for r in (2, 1, 0) for s in (0, 1)]
+    )
     two.publish(unit, ready.read_passed(unit))
     rows = [(row["id"], row["sample_index"], row["completion"]) for row in small.rows()]
     second = [(row, sample, "second") for row in (1, 2) for sample in (0, 1)]

@@ -156,7 +156,9 @@ def test_a_line_says_everything() -> None:
     assert "eta ?" in progress.describe(Snapshot(), Snapshot())
 
 
-def watch(monkeypatch: pytest.MonkeyPatch, counts: Counts, **constants: float) -> tuple[Progress, list[tuple[str, Any]]]:
+def watch(
+    monkeypatch: pytest.MonkeyPatch, counts: Counts, **constants: float
+) -> tuple[Progress, list[tuple[str, Any]]]:
     for name, value in constants.items():
         monkeypatch.setattr(progress, name, value)
     events: list[tuple[str, Any]] = []

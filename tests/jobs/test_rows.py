@@ -148,7 +148,9 @@ def test_a_column_can_be_kept_out_of_sampling(job: Job) -> None:
 
 
 def test_wrong_cells_in_jsonl(job: Job) -> None:
-    job.lines('{"prompt": "a"}', '{"prompt": 5}', "", "{", '{"prompt": "b", "temperature": "hot"}', '{"temperature": 1}')
+    job.lines(
+        '{"prompt": "a"}', '{"prompt": 5}', "", "{", '{"prompt": "b", "temperature": "hot"}', '{"temperature": 1}'
+    )
     assert job.run() == 3
     assert codes(job) == [None, "bad_type", "bad_json", "bad_type", "null_prompt"]
 

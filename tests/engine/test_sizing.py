@@ -1,0 +1,69 @@
+"""The memory plan: what fits, what does not, and what is said."""
+
+import pytest
+import torch
+from checkpoints import make_checkpoint, write_checkpoint
+
+from rwkv_batch.engine import sizing
+from rwkv_batch.engine.sizing import available_memory, plan_memory
+from rwkv_batch.engine.state_pool import StateLayout
+from rwkv_batch.errors import CapacityError, ConfigurationError
+from rwkv_batch.models.checkpoint import open_checkpoint
+from rwkv_batch.models.model import ModelFile
+from rwkv_batch.models.placement import place
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sizing") / "model.safetensors"
+    return ModelFile.open(open_checkpoint(write_checkpoint(make_checkpoint("7.0"), path)))
+
+
+def plan(file, monkeypatch, available, *sizes):
+    monkeypatch.setattr(sizing, "available_memory", lambda device: available)
+    return plan_memory(file, place(device="cpu", dtype="float32"), *sizes)
+
+
+def test_plenty_of_memory_gives_as_many_slots_as_help(file, monkeypatch):
+    found = plan(file, monkeypatch, 64 << 30)
+    assert (found.max_batch_size, found.max_batch_tokens) == (128, 640)
+    assert found.total <= found.available
+    assert f"{found.max_batch_size} slots" in str(found)
+
+
+def test_little_memory_gives_fewer_slots(file, monkeypatch):
+    generous = plan(file, monkeypatch, 64 << 30)
+    tight = generous.weights + generous.workspace + 10 * generous.slot
+    found = plan(file, monkeypatch, int(tight / sizing.MEMORY_SHARE) + 1)
+    assert found.max_batch_size == 10
+    assert found.max_batch_tokens == 10 + 512
+
+
+def test_sizes_that_were_asked_for_are_kept_or_refused(file, monkeypatch):
+    assert plan(file, monkeypatch, 64 << 30, 7, 30).max_batch_tokens == 30
+    assert plan(file, monkeypatch, 64 << 30, None, 30).max_batch_size == 30
+    with pytest.raises(CapacityError, match=r"not enough memory: .* \+ 4000 slots .* of 64.0 MiB available"):
+        plan(file, monkeypatch, 64 << 20, 4000)
+    with pytest.raises(CapacityError, match="Use fewer slots"):
+        plan(file, monkeypatch, 1 << 20)
+    with pytest.raises(ConfigurationError, match="max_batch_tokens: got -1"):
+        plan(file, monkeypatch, 64 << 30, None, -1)
+
+
+def test_the_slot_is_what_the_pool_allocates(file, monkeypatch):
+    placement = place(device="cpu", dtype="float32")
+    layout = StateLayout(file.state_fields(placement), file.sizes["L"])
+    per_layer = 2 * 64 * 64 * 4 + 2 * 128 * 4
+    assert layout.record_bytes == 3 * per_layer
+    assert plan(file, monkeypatch, 64 << 30).slot >= layout.record_bytes
+
+
+def test_a_control_group_limits_what_is_available(monkeypatch):
+    """What the group uses counts, but for file pages that the kernel gives back."""
+    numbers = {"memory.max": 3 << 30, "memory.current": 2 << 30}
+    monkeypatch.setattr(sizing, "_meminfo_available", lambda: 8 << 30)
+    monkeypatch.setattr(sizing, "_number", lambda path: numbers.get(path.name))
+    monkeypatch.setattr(sizing, "_fields", lambda path: {"inactive_file": 1 << 29})
+    assert available_memory(torch.device("cpu")) == (1 << 30) + (1 << 29)
+    numbers.clear()
+    assert available_memory(torch.device("cpu")) == 8 << 30

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from rwkv_batch.bench import BenchModel, format_table, measure, positive_int, positive_ints, warm_up
+from rwkv_batch.bench import BenchModel, backends, format_table, measure, positive_int, positive_ints, warm_up
 
 from .rwkv_package import RwkvPackage
 from .time_split import Split, own_python, split_rows, split_step, split_text
@@ -45,11 +45,9 @@ class EngineContender:
         sizes = sorted({*batch_sizes, *prefill_sizes})
         model = BenchModel(path, sizes, device="cpu", dtype=dtype, quantization=quantization)
         self.name = f"rwkv_batch {variant}"
-        self.about = str(model)
-        self.points = [Point("decode", size) for size in batch_sizes] + [
-            Point("prefill", size) for size in prefill_sizes
-        ]
+        self.points = [*_points("decode", batch_sizes), *_points("prefill", prefill_sizes)]
         self.engines = {size: model.engine(size) for size in sizes}
+        self.about = f"{model}; {backends(self.engines[sizes[0]])}"
         self._scale = scale
 
     def measure(self, point: Point) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -22,9 +22,6 @@ from rwkv_batch.ops import OpTable
 
 STOP = "\n\nUser:"
 
-_OPS = {"wkv7": "state update", "shift_lerp": "shift and lerp"}
-_MODEL_PARTS = ("matrix products", "low-rank products", "head", *_OPS.values())
-
 Split = dict[str, float]
 """Part of a step → milliseconds."""
 
@@ -33,7 +30,7 @@ class _Clocks:
     """Time spent in some functions. What a timed function calls counts as its own, whether timed or not."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._is_running = False
 
     def around(self, function: Callable[..., Any], name: Callable[..., str]) -> Callable[..., Any]:
@@ -102,7 +99,8 @@ def _split_once(engine: Engine, workload: Workload) -> Split:
     warm_up(engine)
     with _clocks_in(engine.model) as clocks:
         run = measure(engine, workload)
-    inside = {part: clocks.seconds[part] for part in _MODEL_PARTS}
+    ops = [f"op {choice.op}" for choice in engine.model.ops.choices]
+    inside = {part: clocks.seconds[part] for part in ("matrix products", "low-rank products", "head", *ops)}
     parts = {
         **inside,
         "rest of the model": run.phase_seconds["model"] - sum(inside.values()),
@@ -121,8 +119,10 @@ def _clocks_in(model: Model) -> Iterator[_Clocks]:
         is_large = min(linear.in_features, linear.out_features) >= model.sizes["C"]
         return "matrix products" if is_large else "low-rank products"
 
-    functions = {choice.op: getattr(model.ops, choice.op) for choice in model.ops.choices}
-    ops = {op: clocks.around(function, lambda *_, op=op: _OPS[op]) for op, function in functions.items()}
+    def op(name: str) -> Callable[..., Any]:
+        return clocks.around(getattr(model.ops, name), lambda *_: f"op {name}")
+
+    ops = {choice.op: op(choice.op) for choice in model.ops.choices}
     with ExitStack() as stack:
         for linear in (DenseLinear, Mm8Linear):
             stack.enter_context(patch.object(linear, "__call__", clocks.around(linear.__call__, product)))

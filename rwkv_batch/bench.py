@@ -86,11 +86,16 @@ class BenchModel:
     def __str__(self) -> str:
         about = self.summary.describe()
         quantization = f" {about['quantization']}" if about["quantization"] else ""
-        backends = ", ".join(f"{choice.op} {choice.backend}" for choice in self.model.ops.choices)
         return (
-            f"{about['model']}: {about['version']}, {about['device']} {about['dtype']}{quantization}; {backends}; "
+            f"{about['model']}: {about['version']}, {about['device']} {about['dtype']}{quantization}; "
             f"torch {torch.__version__}, {torch.get_num_threads()} threads"
         )
+
+
+def backends(engine: Engine) -> str:
+    """Which backend serves each op, on one line."""
+    choices = (*engine.model.ops.choices, *engine.ops.choices)
+    return "ops: " + ", ".join(f"{choice.op} {choice.backend}" for choice in choices)
 
 
 @dataclass(frozen=True)
@@ -219,6 +224,7 @@ def _bench(options: argparse.Namespace) -> None:
         engine = model.engine(batch_size)
         warm_up(engine)
         rows.append(_row(batch_size, measure(engine, workload)))
+    print(backends(engine))
     print(f"random prompts of {options.input_len} tokens, {options.output_len} tokens each\n")
     header = ["batch", "requests", "seconds", "requests/s", "total tokens/s", "output tokens/s", "occupancy"]
     print(format_table([*header, *PHASES, "rest"], rows))

@@ -85,3 +85,7 @@ def _doctor(_: argparse.Namespace) -> int:
 
     print("\n".join(f"{name:<12}{finding}" for name, finding in findings()))
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -101,7 +101,7 @@ class Detokenizer:
             return 0
         for length in range(min(self._stops.reach, len(self._data)), 0, -1):
             tail = self._data[-length:]
-            if any(pattern.startswith(tail) for pattern, _ in self._stops.patterns):
+            if any(len(pattern) > length and pattern.startswith(tail) for pattern, _ in self._stops.patterns):
                 return length
         return 0
 

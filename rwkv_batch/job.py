@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import socket
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from .config import JobConfig
 from .data.commit import JobFiles, Part
-from .data.events import EventLog
+from .data.dry_run import describe
+from .data.events import EventLog, machine
 from .data.plan import Shard, Unit
-from .data.prepare import Prepared, describe, hardware, model_arguments, prepare, software
+from .data.prepare import Prepared, model_arguments, prepare
 from .data.progress import Progress
-from .data.report import write_report
+from .data.report import summarise, write_report
 from .data.state import Folders, compare_job, open_job
 from .data.stopping import StopSignals
 from .data.storage import LocalStorage, Storage
@@ -33,6 +34,7 @@ class Outcome:
         rows, errors: of this shard's published parts, whichever run made them.
         is_finished: this shard has nothing left to do.
         is_complete: nor has any other.
+        summary: the report in a few lines; none where other shards are still at work.
     """
 
     folders: Folders
@@ -40,6 +42,7 @@ class Outcome:
     errors: int
     is_finished: bool
     is_complete: bool
+    summary: tuple[str, ...] = ()
 
 
 def check_job(job: JobConfig, stop: StopSignals) -> str:
@@ -70,84 +73,90 @@ def run_job(job: JobConfig, shard: Shard, stop: StopSignals) -> Outcome:
     storage = LocalStorage(folders.file("tmp"))
     open_job(storage, folders, prepared.document)
     storage.sweep()
-    files = JobFiles(storage, folders.output, folders.state, prepared.plan, prepared.form)
     with EventLog(folders.file(shard.file_name("log", "jsonl")), shard=str(shard)) as log:
-        log("start", config=_shown(job), host=socket.gethostname(), software=software(), hardware=hardware())
-        published = _published(files, prepared, shard)
-        if None in published.values():
-            storage.remove(folders.file(SUCCESS))
-            _serve(prepared, files, published, shard, stop, storage, log)
-        outcome = _finish(prepared, files, shard, storage)
-        log(
-            "end", rows=outcome.rows, errors=outcome.errors, complete=outcome.is_complete, damaged=sorted(files.damaged)
+        run = _Run(prepared, shard, stop, storage, log)
+        missing = run.survey()
+        if missing:
+            run.serve(missing)
+        return run.finish()
+
+
+class _Run:
+    """One process's share of a job."""
+
+    def __init__(self, prepared: Prepared, shard: Shard, stop: StopSignals, storage: Storage, log: EventLog) -> None:
+        self._prepared = prepared
+        self._plan, self._folders = prepared.plan, prepared.folders
+        self._shard = shard
+        self._stop = stop
+        self._storage = storage
+        self._log = log
+        self._files = JobFiles(storage, self._folders.output, self._folders.state, prepared.plan, prepared.form)
+        log("start", config=_shown(prepared.job), machine=machine())
+
+    def survey(self) -> list[Unit]:
+        """The shard's units that have no part yet. What a crash left beside a part is swept."""
+        missing = []
+        for unit in self._shard.units(self._plan):
+            if self._files.part(unit) is None:
+                missing.append(unit)
+            else:
+                self._files.drop_segments(unit)
+        if missing:
+            self._storage.remove(self._folders.file(SUCCESS))
+        return missing
+
+    def serve(self, missing: Sequence[Unit]) -> None:
+        """Load the model and make the parts of these units."""
+        job = self._prepared.job
+        with self._stop.interruptible():
+            llm = _load_model(job)
+        self._log("model", model=llm.describe())
+        writer = Writer(self._files, self._prepared.read_passed, job.output.flush_seconds, self._log)
+        with self._progress(missing, writer, llm), writer, self._stop.interruptible():
+            requests = missing_rows(self._prepared, self._files, missing, writer)
+            with closing(served_rows(self._prepared, llm, requests)) as served:
+                for key, records in served:
+                    writer.add(key.unit, key.row, records)
+                    if records[0]["status"] == "error" and job.run.on_row_error == "stop":
+                        break
+
+    def finish(self) -> Outcome:
+        """Look at all parts, and where none is missing say so: whoever is last finds the job complete."""
+        parts = [self._files.part(self._plan.unit(index)) for index in range(self._plan.num_units)]
+        mine = [parts[unit.index] for unit in self._shard.units(self._plan)]
+        finished = [part for part in mine if part is not None]
+        outcome = Outcome(
+            self._folders,
+            rows=sum(part.rows for part in finished),
+            errors=sum(part.errors for part in finished),
+            is_finished=None not in mine,
+            is_complete=None not in parts,
         )
-        if outcome.is_complete or shard.count == 1:
-            write_report(storage, folders)
-    return outcome
+        if outcome.is_complete:
+            self._storage.atomic_write(self._folders.file(SUCCESS), self._success([part for part in parts if part]))
+        self._log("end", rows=outcome.rows, errors=outcome.errors, damaged=sorted(self._files.damaged))
+        if outcome.is_complete or self._shard.count == 1:
+            report = write_report(self._storage, self._folders)
+            outcome = replace(outcome, summary=tuple(summarise(report)))
+        return outcome
 
+    def _progress(self, missing: Sequence[Unit], writer: Writer, llm: Any) -> Progress:
+        total = sum(unit.num_rows for unit in self._shard.units(self._plan))
+        writer.counts.resume(total - sum(unit.num_rows for unit in missing))
+        metrics_path = self._folders.file(self._shard.file_name("metrics", "prom"))
+        write_metrics = partial(self._storage.atomic_write, metrics_path)
+        return Progress(total, writer.counts, llm.stats, self._log, write_metrics, self._shard)
 
-def _published(files: JobFiles, prepared: Prepared, shard: Shard) -> dict[Unit, Part | None]:
-    """The shard's units with their parts; what a crash left beside a part is swept."""
-    published = {unit: files.part(unit) for unit in shard.units(prepared.plan)}
-    for unit, part in published.items():
-        if part is not None:
-            files.drop_segments(unit)
-    return published
-
-
-def _serve(
-    prepared: Prepared,
-    files: JobFiles,
-    published: Mapping[Unit, Part | None],
-    shard: Shard,
-    stop: StopSignals,
-    storage: Storage,
-    log: EventLog,
-) -> None:
-    """Load the model and make the parts that are missing."""
-    job, folders = prepared.job, prepared.folders
-    with stop.interruptible():
-        llm = _load_model(job)
-    log("model", model=llm.describe())
-    missing = [unit for unit, part in published.items() if part is None]
-    writer = Writer(files, prepared.read_passed, job.output.flush_seconds, log)
-    writer.counts.resume(sum(part.rows for part in published.values() if part is not None))
-    metrics_path = folders.file(shard.file_name("metrics", "prom"))
-    progress = Progress(
-        rows_total=sum(unit.num_rows for unit in published),
-        counts=writer.counts,
-        stats=llm.stats,
-        log=log,
-        write_metrics=lambda text: storage.atomic_write(metrics_path, text),
-        shard=shard,
-    )
-    with progress, writer, stop.interruptible():
-        requests = missing_rows(prepared, files, missing, writer)
-        with closing(served_rows(prepared, llm, requests)) as served:
-            for key, records in served:
-                writer.add(key.unit, key.row, records)
-                if records[0]["status"] == "error" and job.run.on_row_error == "stop":
-                    break
-
-
-def _finish(prepared: Prepared, files: JobFiles, shard: Shard, storage: Storage) -> Outcome:
-    """Look at all parts, and where none is missing say so in _SUCCESS.json: whoever is last finds them complete."""
-    plan, folders = prepared.plan, prepared.folders
-    parts = [files.part(plan.unit(index)) for index in range(plan.num_units)]
-    present = [part for part in parts if part is not None]
-    is_complete = len(present) == plan.num_units
-    if is_complete:
-        totals = {"rows": sum(part.rows for part in present), "errors": sum(part.errors for part in present)}
-        success = {
-            "fingerprint": prepared.document["fingerprint"],
-            **totals,
-            "parts": [asdict(part) for part in present],
+    def _success(self, parts: Sequence[Part]) -> bytes:
+        """A function of the parts alone: two processes that end together write the same."""
+        content = {
+            "fingerprint": self._prepared.document["fingerprint"],
+            "rows": sum(part.rows for part in parts),
+            "errors": sum(part.errors for part in parts),
+            "parts": [asdict(part) for part in parts],
         }
-        storage.atomic_write(folders.file(SUCCESS), json.dumps(success, indent=1).encode())
-    mine = [parts[unit.index] for unit in shard.units(plan)]
-    finished = [part for part in mine if part is not None]
-    rows, errors = sum(part.rows for part in finished), sum(part.errors for part in finished)
-    return Outcome(folders, rows, errors, len(finished) == len(mine), is_complete)
+        return json.dumps(content, indent=1).encode()
 
 
 def _inspect_model(**arguments: Any) -> Any:

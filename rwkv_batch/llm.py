@@ -188,8 +188,9 @@ class LLM:
 
     def describe(self) -> dict[str, Any]:
         """What was loaded and how it runs, for reports."""
-        choices = [{"op": c.op, "backend": c.backend, "not_used": list(c.refused)} for c in self._model.ops.choices]
-        return {**self.summary.describe(), "backends": choices, "matrix_bytes": self._model.matrix_bytes}
+        choices = (*self._model.ops.choices, *self._engine.ops.choices)
+        backends = [{"op": c.op, "backend": c.backend, "not_used": list(c.refused)} for c in choices]
+        return {**self.summary.describe(), "backends": backends, "matrix_bytes": self._model.matrix_bytes}
 
     def check_integrity(self) -> None:
         """Assert that no slot has leaked."""

@@ -90,16 +90,15 @@ def execute(options: argparse.Namespace, task: str | None = None) -> int:
 
 
 def _summarise(outcome: Outcome) -> None:
-    folders = outcome.folders
-    print(f"{folders.output}: {outcome.rows:,} rows, {outcome.errors:,} of them errors")
+    output = min(outcome.folders.output, os.path.relpath(outcome.folders.output), key=len)
+    print("\n".join(outcome.summary or [f"{output}: {outcome.rows:,} rows, {outcome.errors:,} of them errors"]))
     if not outcome.is_finished:
         print("stopped at a bad row (run.on_row_error: stop); start the same command again to go on")
     elif not outcome.is_complete:
         print("this shard is done; other shards are not")
     else:
-        print(f"report: {folders.file('report.html')}")
-        path = min(folders.output, os.path.relpath(folders.output), key=len)
-        print(f"look:   rwkv-batch report {path} --show 3")
+        print(f"report  {outcome.folders.file('report.html')}")
+        print(f"look    rwkv-batch report {output} --show 3")
 
 
 def _fail(code: int, message: str) -> int:

@@ -15,6 +15,7 @@ class HashModel:
     """State: a running hash of the tokens. Logits: pseudo-random numbers drawn from that hash."""
 
     device = torch.device("cpu")
+    backend = "auto"
     placement = SimpleNamespace(dtype=torch.float32, device=device)
     sizes = MappingProxyType({"L": 1, "V": VOCAB})
     file = SimpleNamespace(

@@ -93,8 +93,9 @@ def test_the_match_that_ends_first_counts_then_the_longest():
 
 
 def test_stop_string_within_the_first_tokens_is_text():
-    detokenizer = Detokenizer([b"a.", b".", b"b", b"."], (".",), False, 2)
-    assert [detokenizer.push(i) for i in range(4)] == [None, None, None, "."]
+    detokenizer = Detokenizer([b"a.", b".", b"b", b"."], (".", "!!!!"), min_tokens=2)
+    deltas = [(detokenizer.push(i), detokenizer.delta()) for i in range(4)]
+    assert deltas == [(None, "a."), (None, "."), (None, "b"), (".", "")]
     assert detokenizer.text() == "a..b"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
+import socket
 import threading
 import time
 import traceback
@@ -12,6 +14,9 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
+import pyarrow as pa
+
+from .. import __version__
 from .storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -52,6 +57,18 @@ class EventLog:
             self("failure", type=type(error).__name__, message=str(error), traceback=details)
         elif error is not None:
             self("stopped")
+
+
+def machine() -> dict[str, Any]:
+    """Where a run takes place, and the versions that may matter when results are compared."""
+    return {
+        "host": socket.gethostname(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "pyarrow": pa.__version__,
+        "rwkv_batch": __version__,
+    }
 
 
 def read_events(storage: Storage, state_folder: str) -> Iterator[dict[str, Any]]:

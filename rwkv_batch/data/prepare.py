@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ import pyarrow as pa
 
 from .. import __version__
 from ..config import JobConfig
-from ..errors import ConfigurationError, RowError
+from ..errors import ConfigurationError
 from .columns import Columns, bind_columns, expected_kinds
 from .commit import OutputFormat
 from .files import sha256_of
@@ -109,49 +108,6 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
     passed = pa.schema([source.schema.field(name) for name in columns.passed])
     form = OutputFormat(results, passed, footer)
     return Prepared(job, source, columns, maker, plan, form, folders, document, model)
-
-
-def describe(prepared: Prepared) -> Iterator[str]:
-    """What the job would do, in lines for a terminal, with the first prompt that can be served."""
-    job, source, columns, plan = prepared.job, prepared.source, prepared.columns, prepared.plan
-    yield f"task      {job.task}"
-    yield f"input     {len(source.files)} files, {source.num_rows:,} rows"
-    yield from (f"          {field.name}: {field.type}" for field in source.schema)
-    yield f"prompts   from {'input.template' if columns.template else ', '.join(columns.parts.values())}"
-    if columns.sampling or columns.sampling_struct:
-        names = [*columns.sampling.values(), *([columns.sampling_struct] if columns.sampling_struct else [])]
-        yield f"          sampled as the columns {', '.join(names)} say, where they are not null"
-    yield f"output    {prepared.folders.output}: {plan.num_rows:,} rows in {plan.num_units:,} parts"
-    yield from (f"          {field.name}: {field.type}" for field in prepared.form.schema(plan.unit(0)))
-    yield f"state     {prepared.folders.state}"
-    yield f"settings  fingerprint {prepared.document['fingerprint'][:16]}"
-    yield f"model     {job.model.path}"
-    yield from (f"          {line}" for line in str(prepared.model.memory_plan).splitlines())
-    yield from _first_prompt(prepared)
-
-
-def hardware() -> dict[str, Any]:
-    """The machine, for the report."""
-    return {"machine": platform.machine(), "cpus": os.cpu_count(), "system": platform.platform()}
-
-
-def software() -> dict[str, str]:
-    """Versions that may matter when results are compared, for the report."""
-    return {"rwkv_batch": __version__, "python": platform.python_version(), "pyarrow": pa.__version__}
-
-
-def _first_prompt(prepared: Prepared) -> Iterator[str]:
-    for batch in prepared.source.read(0, min(prepared.plan.num_rows, 512), prepared.columns.read):
-        for row, request in enumerate(prepared.maker.requests(batch)):
-            if isinstance(request, RowError):
-                yield f"row {row}     error {request.code}: {request.message}"
-                continue
-            yield f"row {row}     {request.prompt!r}"
-            if isinstance(request.prompt, str):
-                token_ids = prepared.model.tokenizer.encode(request.prompt)
-                yield f"          {len(token_ids)} tokens: {token_ids}"
-            yield from (f"          continuation {item!r}" for item in request.continuations)
-            return
 
 
 def _check_pin(job: JobConfig) -> None:

@@ -110,6 +110,7 @@ class Writer:
         while True:
             if self._thread.done():
                 self._thread.result()
+                raise RuntimeError("the writer is closed")
             try:
                 return self._queue.put(action, timeout=1.0)
             except queue.Full:

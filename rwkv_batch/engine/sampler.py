@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from ..ops import OpSpec, OpTable
 from .logprobs import Logprobs, log_normalizer, top_logprobs
 from .penalties import Penalties
 from .philox import stream_words, uniform
@@ -49,9 +50,15 @@ class Sampler:
     """Sampling settings and history of P slots.
 
     `assign` resets everything a slot holds: settings, penalties, random stream, position.
+
+    Args:
+        ops: implementations of `OPS`.
     """
 
-    def __init__(self, num_slots: int, vocabulary: Vocabulary, device: torch.device) -> None:
+    OPS = (OpSpec("select", select), OpSpec("log_normalizer", log_normalizer))
+
+    def __init__(self, num_slots: int, vocabulary: Vocabulary, device: torch.device, ops: OpTable) -> None:
+        self._ops = ops
         self._size = len(vocabulary.unsampleable)
         self._unsampleable = vocabulary.unsampleable.nonzero()[:, 0].to(device)
         self._penalties = Penalties(num_slots, vocabulary.uncounted.to(device))
@@ -88,17 +95,20 @@ class Sampler:
         """
         slots = list(slots)
         index = torch.tensor(slots, dtype=torch.int64, device=self._device)
-        normalizer = log_normalizer(logits)
+        normalizer = self._ops.log_normalizer(logits)
+        sampleable = self._without_unsampleable(logits, normalizer)
         shaped = self._shape(logits, slots, index)
-        integers, floats = self._integers[index], self._floats[index]
+        integers = self._integers[index]
+        floats = self._floats[index].t().contiguous()
         filters = Filters(
-            temperature=floats[:, _TEMPERATURE].float(),
-            top_p=floats[:, _TOP_P],
+            temperature=floats[_TEMPERATURE].float(),
+            top_p=floats[_TOP_P],
             top_k=integers[:, _TOP_K],
-            min_p=floats[:, _MIN_P],
-            untempered=floats[:, _UNTEMPERED] > 0,
+            min_p=floats[_MIN_P],
+            untempered=floats[_UNTEMPERED] > 0,
         )
-        token_ids = select(shaped, filters, uniform(integers[:, _STREAM:], integers[:, _POSITION]))
+        draws = uniform(integers[:, _STREAM:], integers[:, _POSITION])
+        token_ids = self._ops.select(shaped, filters, draws, sampleable if shaped is logits else None)
         self._integers[index, _POSITION] += 1
         if self._penalties.is_active(slots):
             self._penalties.count(token_ids, slots)
@@ -107,6 +117,13 @@ class Sampler:
         for row in _rows_with(self._constraints, slots):
             self._constraints[slots[row]].accept(ids[row])
         return Sampled(ids, logprobs.tolist(), self._alternatives(logits, normalizer, token_ids, slots))
+
+    def _without_unsampleable(self, logits: Tensor, normalizer: Tensor) -> Tensor | None:
+        """The normaliser of what can be sampled, [B]; None where too little is left to know it by subtraction."""
+        if not len(self._unsampleable):
+            return normalizer
+        share = torch.exp(logits[:, self._unsampleable].double() - normalizer[:, None]).sum(1)
+        return normalizer + torch.log1p(-share) if bool((share < 0.5).all()) else None
 
     def _shape(self, logits: Tensor, slots: list[int], index: Tensor) -> Tensor:
         """Penalties, biases and bans; the model's logits stay as they are except for unsampleable ids."""

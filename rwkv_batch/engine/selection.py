@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TILE = 64
+KEEP_ALL = 2**62
+"""top_k where it is off."""
 _ROUNDS = (64, 1024)
 """Candidates considered before the whole vocabulary is."""
 
@@ -31,7 +33,7 @@ class Filters:
         self.temperature = torch.where(self.greedy, torch.ones_like(temperature), temperature)
         self.filter_temperature = torch.where(untempered, torch.ones_like(temperature), self.temperature)
         self.top_p, self.min_p = top_p, min_p
-        self.top_k = torch.where(top_k <= 0, torch.full_like(top_k, 2**62), top_k)
+        self.top_k = torch.where(top_k <= 0, torch.full_like(top_k, KEEP_ALL), top_k)
         self.untempered = untempered
         self.active = ((top_p < 1) | (top_k > 0) | (min_p > 0)) & ~self.greedy
         self.free = ~self.active & ~self.greedy
@@ -43,12 +45,13 @@ class Filters:
         return part
 
 
-def select(logits: Tensor, filters: Filters, uniform: Tensor) -> Tensor:
+def select(logits: Tensor, filters: Filters, uniform: Tensor, normalizer: Tensor | None = None) -> Tensor:
     """One token id for each row.
 
     Args:
         logits: [B, V] float32; -inf where a token must not be sampled.
         uniform: [B] float64 in [0, 1).
+        normalizer: [B] float64, log sum exp of each row, where the caller has it: spares a pass over the logits.
 
     Returns:
         [B] int64.
@@ -62,10 +65,11 @@ def select(logits: Tensor, filters: Filters, uniform: Tensor) -> Tensor:
         rows = filters.free.nonzero()[:, 0]
         token_ids[rows] = _draw_from_all(tiles[rows], tile_max[rows], filters.temperature[rows], uniform[rows])
     if filters.active.any():
+        total = _total_mass(tiles, tile_max, filters, normalizer)
         rows = filters.active.nonzero()[:, 0]
         if len(rows) == len(token_ids):
-            return _draw_filtered(tiles, tile_max, filters, uniform)
-        token_ids[rows] = _draw_filtered(tiles[rows], tile_max[rows], filters.at(rows), uniform[rows])
+            return _draw_filtered(tiles, tile_max, filters, total, uniform)
+        token_ids[rows] = _draw_filtered(tiles[rows], tile_max[rows], filters.at(rows), total[rows], uniform[rows])
     return token_ids
 
 
@@ -88,16 +92,23 @@ def _draw_from_all(tiles: Tensor, tile_max: Tensor, temperature: Tensor, uniform
     return tile * TILE + _rank(inside, target - before)
 
 
-def _draw_filtered(tiles: Tensor, tile_max: Tensor, filters: Filters, uniform: Tensor) -> Tensor:
-    total = torch.full_like(uniform, torch.inf)
-    if (filters.top_p < 1).any():
-        total = _mass(tiles, tile_max, filters.filter_temperature).sum(-1).double().sum(1)
+def _total_mass(tiles: Tensor, tile_max: Tensor, filters: Filters, normalizer: Tensor | None) -> Tensor:
+    """What top-p takes its share of, relative to the most likely token: [B] float64."""
+    if normalizer is not None and bool((filters.filter_temperature == 1).all()):
+        return torch.exp(normalizer - tile_max.amax(1).double())
+    if not (filters.top_p < 1).any():
+        return torch.full_like(filters.top_p, torch.inf)
+    return _mass(tiles, tile_max, filters.filter_temperature).sum(-1).double().sum(1)
+
+
+def _draw_filtered(tiles: Tensor, tile_max: Tensor, filters: Filters, total: Tensor, uniform: Tensor) -> Tensor:
     token_ids = torch.empty(len(tiles), dtype=torch.int64, device=tiles.device)
     rows = torch.arange(len(tiles), device=tiles.device)
     size = tiles.shape[1] * TILE
     for count in (*(n for n in _ROUNDS if n < size), size):
         values, ids = _most_likely(tiles, tile_max, count)
-        chosen, complete = _draw_ranked(values, ids, filters, total, uniform, is_all=count == size)
+        cuts = (filters.top_k < size) | (filters.min_p > 0)
+        chosen, complete = _draw_ranked(values, ids, filters, total, uniform, cuts, is_all=count == size)
         token_ids[rows[complete]] = chosen[complete]
         if complete.all():
             break
@@ -108,11 +119,12 @@ def _draw_filtered(tiles: Tensor, tile_max: Tensor, filters: Filters, uniform: T
 
 
 def _draw_ranked(
-    values: Tensor, ids: Tensor, filters: Filters, total: Tensor, uniform: Tensor, is_all: bool
+    values: Tensor, ids: Tensor, filters: Filters, total: Tensor, uniform: Tensor, cuts: Tensor, is_all: bool
 ) -> tuple[Tensor, Tensor]:
     """Draw from each row's candidates, [B, K], most likely first.
 
-    Every filter keeps a prefix of that order, so a filter is a number of candidates.
+    Every filter keeps a prefix of that order, so a filter is a number of candidates. `cuts` says where top-k or min-p
+    may drop tokens.
 
     Returns:
         Token ids [B], and [B] bool: whether the kept set is known to lie within the candidates.
@@ -126,13 +138,14 @@ def _draw_ranked(
     is_cut = (by_min_p < count) | (filters.top_k <= count)
     # In the standard order top-p sees the distribution that top-k and min-p have left, as if renormalised.
     left = cumulative.gather(1, (keep - 1)[:, None])[:, 0]
-    reference = torch.where(is_cut & ~filters.untempered, left, total)
+    renormalised = cuts & ~filters.untempered
+    reference = torch.where(renormalised, left, total)
     needed = filters.top_p * reference
     first = torch.minimum((cumulative < needed[:, None]).sum(1), torch.full_like(keep, count - 1))
     ties = (values >= values.gather(1, first[:, None])).sum(1)
     by_top_p = torch.where(filters.top_p < 1, ties, torch.full_like(keep, count))
     keep = torch.minimum(keep, by_top_p)
-    complete = is_cut | (by_top_p < count) | is_all
+    complete = is_cut | ((by_top_p < count) & ~renormalised) | is_all
     weights = torch.exp(relative / filters.temperature[:, None])
     weights = weights.masked_fill(torch.arange(count, device=keep.device) >= keep[:, None], 0.0).cumsum(1)
     rank = torch.minimum(_rank(weights, uniform * weights[:, -1]), keep - 1)

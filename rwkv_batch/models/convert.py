@@ -45,12 +45,14 @@ def convert(source: str | Path, destination: str | Path, quantization: str | Non
         The path of the file written.
 
     Raises:
-        ConfigurationError: `destination` is no .safetensors file or is `source`, or an unknown quantization.
+        ConfigurationError: `destination` is no .safetensors file, in no folder, or is `source`; unknown quantization.
         CheckpointError: `source` cannot be opened, or holds a value that is not finite.
     """
     destination = Path(destination)
     if destination.suffix != ".safetensors":
         raise ConfigurationError(f"destination: got {str(destination)!r}, expected a path that ends in .safetensors")
+    if not destination.parent.is_dir():
+        raise ConfigurationError(f"destination: {destination.parent} is not a folder; create it first")
     if quantization not in (None, "int8"):
         raise ConfigurationError(f"quantization: got {quantization!r}, expected null or 'int8'")
     checkpoint = open_checkpoint(source)

@@ -73,23 +73,24 @@ class Mm8Linear:
 
     so that the dtype of x rounds z - u and the first sum only, and for few rows not even those: all else is float32.
     With u near the mean of z the first sum stays small where all inputs have one sign, as those of `ffn.value` do.
-    Each row of z is scaled by a power of two that keeps the sum within float16.
+    Each row is divided by a power of two that keeps the sum within float16.
 
     Args:
         weight: its metadata are converted to float32.
 
     Attributes:
         centred: [C_out, C_in], int8, contiguous: q - 128.
-        sums: [C_out], float32: S above.
-        mx, rx: [C_out], my, ry: [C_in], float32, as in `Mm8Weight`.
+        rx: [C_out], my, ry: [C_in], float32, as in `Mm8Weight`.
+        corrections: [4, C_out], float32: what u, S2, S0 and S1 are multiplied by.
     """
 
     def __init__(self, weight: Mm8Weight, device: torch.device | str = "cpu") -> None:
         self.centred = (weight.q.t().contiguous().to(device) ^ 0x80).view(torch.int8)
-        self.sums = self.centred.sum(1, dtype=torch.int32).float()
-        self.mx, self.rx, self.my, self.ry = (
+        mx, self.rx, self.my, self.ry = (
             vector.to(device, torch.float32) for vector in (weight.mx, weight.rx, weight.my, weight.ry)
         )
+        sums = self.centred.sum(1, dtype=torch.int32)
+        self.corrections = torch.stack((sums * self.rx, 128.5 * self.rx, mx, torch.ones_like(mx)))
 
     @property
     def in_features(self) -> int:
@@ -101,26 +102,26 @@ class Mm8Linear:
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (self.centred, self.sums, self.mx, self.rx, self.my, self.ry))
+        return sum(tensor.nbytes for tensor in (self.centred, self.rx, self.my, self.ry, self.corrections))
 
     def __call__(self, x: Tensor) -> Tensor:
         exact, dtype = x.float(), torch.float32 if len(x) <= _FEW_ROWS else x.dtype
-        s0, s1 = exact.sum(1, keepdim=True), (exact @ self.my)[:, None]
         z = exact * self.ry
-        s2 = z.sum(1, keepdim=True)
         # |c| <= 128 and |z / unit| <= 128 / C_in keep the sum within 2**15, half of float16's range.
         unit = _power_of_two_above(z.abs().amax(1, keepdim=True) * (self.in_features / 128))
         z /= unit
         inputs = (z - z.mean(1, keepdim=True)).to(dtype)
         u = (z - inputs).mean(1, keepdim=True)  # with the mean of the rounding errors in it
+        s0, s1 = exact.sum(1, keepdim=True) / unit, (exact @ self.my)[:, None] / unit
+        row_sums = torch.cat((u, z.sum(1, keepdim=True), s0, s1), 1)
         y = torch.empty(len(x), self.out_features, dtype=x.dtype, device=x.device)
         rows = max(1, min(_SCRATCH_BYTES // (self.in_features * dtype.itemsize), self.out_features))
         scratch = torch.empty(rows, self.in_features, dtype=dtype, device=x.device)
         for start in range(0, self.out_features, rows):
             columns = slice(start, min(start + rows, self.out_features))
             block = scratch[: columns.stop - start].copy_(self.centred[columns])
-            total = F.linear(inputs, block).float().add_(u * self.sums[columns]).mul_(unit).add_(128.5 * s2)
-            y[:, columns] = total.mul_(self.rx[columns]).add_(s0 * self.mx[columns]).add_(s1)
+            product = F.linear(inputs, block) * self.rx[columns]
+            y[:, columns] = product.addmm_(row_sums, self.corrections[:, columns]).mul_(unit)
         return y
 
 

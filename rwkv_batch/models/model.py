@@ -90,6 +90,7 @@ class Model:
         checkpoint = file.checkpoint
         self.file = file
         self.placement = placement
+        self.backend = backend
         self.sizes = file.sizes
         self.ln_x_eps = ln_x_eps or checkpoint.ln_x_eps or DEFAULT_LN_X_EPS
         self.ops: OpTable = resolve(file.architecture.ops, backend, placement.device, placement.dtype, file.sizes)

@@ -6,16 +6,22 @@ import numpy as np
 import pytest
 import torch
 
+from rwkv_batch.cpu_kernels.build import unavailable
+from rwkv_batch.cpu_kernels.log_normalizer import log_normalizer as native_log_normalizer
+from rwkv_batch.engine.logprobs import log_normalizer
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler, Vocabulary
+from rwkv_batch.ops import resolve
 from rwkv_batch.sampling_params import SamplingParams
 
 VOCAB = 97
+CPU = torch.device("cpu")
+OPS = resolve(Sampler.OPS, "auto", CPU, torch.float32, {})
 
 
 def draw(logits, params, count=1, vocabulary=None, num_steps=1, constraint=None):
     """Sample rows of equal logits from different streams; returns ids [count, num_steps] and the last result."""
-    sampler = Sampler(count, vocabulary or Vocabulary.plain(logits.shape[-1]), torch.device("cpu"))
+    sampler = Sampler(count, vocabulary or Vocabulary.plain(logits.shape[-1]), CPU, OPS)
     for slot in range(count):
         sampler.assign(slot, Request(slot, [1], params, seed=3, row=slot), constraint)
     columns = []
@@ -109,7 +115,7 @@ def test_min_tokens_delays_every_stop():
 
 
 def test_a_new_sequence_inherits_nothing_from_its_slot():
-    sampler = Sampler(1, Vocabulary.plain(VOCAB), torch.device("cpu"))
+    sampler = Sampler(1, Vocabulary.plain(VOCAB), CPU, OPS)
     heavy = SamplingParams(
         temperature=0.0,
         presence_penalty=9.0,
@@ -128,3 +134,12 @@ def test_a_new_sequence_inherits_nothing_from_its_slot():
         sampler.sample(logits.clone(), [0])
     sampler.assign(0, plain)
     assert [sampler.sample(logits.clone(), [0]) for _ in range(4)] == want
+
+
+@pytest.mark.parametrize("vocab", [1, 63, 64, 257, 5000])
+def test_normalizers(vocab):
+    logits = torch.randn(7, vocab) * 20
+    want = logits.double().logsumexp(1)
+    torch.testing.assert_close(log_normalizer(logits), want, rtol=0, atol=1e-5)
+    if unavailable() is None:
+        torch.testing.assert_close(native_log_normalizer(logits), want, rtol=0, atol=1e-5)

@@ -6,7 +6,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rwkv_batch.cpu_kernels import select as native
+from rwkv_batch.cpu_kernels.build import unavailable
 from rwkv_batch.engine.selection import Filters, select
+
+
+IMPLEMENTATIONS = {"reference": select, "cpu": native.select}
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def choose(request):
+    """The reference, and its native twin where there is a compiler."""
+    if request.param == "cpu" and (reason := unavailable()):
+        pytest.skip(f"native kernels: {reason}")
+    return IMPLEMENTATIONS[request.param]
 
 
 def expected_probabilities(logits, temperature, top_p, top_k, min_p, untempered):
@@ -46,10 +59,10 @@ def filters(n, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, untempered=False)
     )
 
 
-def inverse_cdf_support(logits, n=2001, **settings):
+def inverse_cdf_support(choose, logits, n=2001, **settings):
     """Frequencies of each token when the uniform number sweeps [0, 1)."""
     sweep = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    drawn = select(logits.expand(n, -1).clone(), filters(n, **settings), sweep)
+    drawn = choose(logits.expand(n, -1).clone(), filters(n, **settings), sweep)
     return torch.bincount(drawn, minlength=logits.shape[-1]).double().numpy() / n
 
 
@@ -68,6 +81,8 @@ SETTINGS = [
     dict(min_p=0.1),
     dict(min_p=0.05, temperature=2.0, top_p=0.9),
     dict(top_p=0.9, top_k=20),
+    dict(top_p=0.6, top_k=150),
+    dict(top_p=0.95, top_k=200, min_p=1e-4, temperature=1.5),
     dict(top_p=0.7, temperature=2.0, untempered=True),
     dict(top_p=0.85, top_k=7, temperature=0.6, untempered=True),
 ]
@@ -75,9 +90,9 @@ SETTINGS = [
 
 @pytest.mark.parametrize("vocab_size", [7, 257, 1000])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_distribution(vocab_size, settings):
+def test_distribution(vocab_size, settings, choose):
     logits = torch.randn(vocab_size) * 3
-    got = inverse_cdf_support(logits, **settings)
+    got = inverse_cdf_support(choose, logits, **settings)
     want = expected_probabilities(
         logits, **{"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "untempered": False} | settings
     )
@@ -85,37 +100,37 @@ def test_distribution(vocab_size, settings):
     assert np.abs(got - want).max() < 2 / 2001
 
 
-def test_nearly_flat_rows_need_every_round():
+def test_nearly_flat_rows_need_every_round(choose):
     """The kept set is larger than the first rounds' candidates, so that the whole vocabulary is sorted."""
     logits = torch.randn(5000) * 0.01
-    got = inverse_cdf_support(logits, n=20001, top_p=0.9)
+    got = inverse_cdf_support(choose, logits, n=20001, top_p=0.9)
     want = expected_probabilities(logits, 1.0, 0.9, 0, 0.0, False)
     assert (got > 0).sum() > 4000
     assert np.abs(got - want).max() < 2 / 20001
 
 
-def test_ties_with_the_last_token_of_the_nucleus_are_kept():
+def test_ties_with_the_last_token_of_the_nucleus_are_kept(choose):
     logits = torch.tensor([2.0, 1.0, 1.0, 1.0, 0.0, -1.0])
-    got = inverse_cdf_support(logits, top_p=0.5)
+    got = inverse_cdf_support(choose, logits, top_p=0.5)
     assert (got > 0).tolist() == [True, True, True, True, False, False]
 
 
-def test_greedy_takes_the_first_of_equal_logits():
+def test_greedy_takes_the_first_of_equal_logits(choose):
     logits = torch.zeros(3, 500)
     logits[0, [400, 77, 78]] = 3.0
     logits[2] = -1e30
-    assert select(logits, filters(3, temperature=0.0), torch.full((3,), 0.99, dtype=torch.float64)).tolist() == [
+    assert choose(logits, filters(3, temperature=0.0), torch.full((3,), 0.99, dtype=torch.float64)).tolist() == [
         77,
         0,
         0,
     ]
 
 
-def test_banned_tokens_are_never_drawn():
+def test_banned_tokens_are_never_drawn(choose):
     logits = torch.randn(300)
     logits[::2] = -torch.inf
     for settings in (dict(), dict(top_p=0.99), dict(temperature=50.0, min_p=1e-9)):
-        assert inverse_cdf_support(logits, **settings)[::2].sum() == 0
+        assert inverse_cdf_support(choose, logits, **settings)[::2].sum() == 0
 
 
 @given(
@@ -133,3 +148,8 @@ def test_a_row_does_not_depend_on_its_neighbours(rows, vocab_size, seed):
     drawn = select(logits.clone(), together, uniform).tolist()
     alone = [select(logits[i : i + 1].clone(), each[i], uniform[i : i + 1]).item() for i in range(len(rows))]
     assert drawn == alone
+    if unavailable() is None:
+        normalizer = logits.double().logsumexp(1)
+        assert native.select(logits, together, uniform).tolist() == drawn
+        assert native.select(logits, together, uniform, normalizer).tolist() == drawn
+        assert select(logits, together, uniform, normalizer).tolist() == drawn

@@ -88,8 +88,15 @@ class Job:
         )
 
 
+@pytest.fixture
+def real_engine() -> None:
+    """A test that asks for this runs the bundled model."""
+
+
 @pytest.fixture(autouse=True)
-def fake_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "real_engine" in request.fixturenames:
+        return
     monkeypatch.setitem(sys.modules, "rwkv_batch.llm", fake_llm)
     monkeypatch.setattr(fake_llm.LLM, "loaded", 0)
 

@@ -51,8 +51,9 @@ def test_score_is_a_run_with_another_task(job: Job) -> None:
 def test_a_finished_run_says_where_to_look(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", job.write()]) == 0
     out = capsys.readouterr().out
-    assert f"{job.output}: 30 rows, 0 of them errors" in out
-    assert f"report: {job.state}/report.html" in out
+    assert f"{job.output}: 3 of 3 parts, 30 rows" in out
+    assert "rows    ok 30" in out and "completion tokens/s" in out
+    assert f"report  {job.state}/report.html" in out
     assert "rwkv-batch report" in out
 
 

@@ -43,7 +43,8 @@ engine:  {device: auto, backend: auto, max_batch_size: auto, max_batch_tokens: a
           prefix_sharing: true, batch_invariant: false}
 input:   {path: prompts/*.parquet, format: auto, columns: {prompt: prompt, id: id}, template: null, limit: null}
 sampling: {max_tokens: 256, temperature: 1.0, top_p: 0.85, n: 1, seed: 0, stop: ["\\n\\nUser:"]}
-output:  {path: out/eval, rows_per_part: 20000, flush_seconds: 30, input_columns: all, token_ids: false, logprobs: false}
+output:  {path: out/eval, rows_per_part: 20000, flush_seconds: 30, input_columns: all, token_ids: false,
+          logprobs: false}
 run:     {state_dir: null, on_row_error: continue, backend: local}
 """,
     )
@@ -142,7 +143,7 @@ def test_files_that_are_no_job(tmp_path: Path, text: str, expected: str) -> None
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="no.yaml: No such file"):
+    with pytest.raises(ConfigurationError, match=r"no\.yaml: No such file"):
         load_job(str(tmp_path / "no.yaml"))
 
 

@@ -23,12 +23,12 @@ from rwkv_batch.data.storage import LocalStorage
 
 from .conftest import Job
 
-ROWS = 5
+ROWS = 4
 
 
 @pytest.fixture
 def small(job: Job) -> Job:
-    """5 rows in two parts, a segment for each row."""
+    """4 rows in two parts, a segment for each row."""
     job.input(id=list(range(ROWS)), prompt=[f"prompt {i}" for i in range(ROWS)])
     return job.set(output__rows_per_part=3, output__flush_seconds=0, sampling__n=2)
 
@@ -125,7 +125,7 @@ def test_a_crash_at_every_durable_step(small: Job, served: list[int], at_step: A
         forget(small)
         if code == 0:
             break
-    assert step > 80
+    assert step > 70
 
 
 def test_crash_after_crash(small: Job, at_step: Any) -> None:
@@ -174,7 +174,7 @@ def test_the_disk_fails_at_every_durable_step(
         assert small.parts() == parts, f"failure at step {step}"
         assert sorted(served) == sorted(set(range(ROWS)) - kept)
         forget(small)
-    assert failures > 60
+    assert failures > 50
 
 
 @pytest.mark.parametrize("exclusive", [False, True])
@@ -249,7 +249,7 @@ def test_torn_segments_are_ignored_and_reported(small: Job, caplog: pytest.LogCa
     commit_all(ready, files, unit, [2, 3])
     first, second = sorted(small.state.glob("unit-00000/*.seg"))
     whole = second.read_bytes()
-    for size in (*range(0, 64), *range(64, len(whole), 97), *range(len(whole) - 64, len(whole))):
+    for size in (*range(64), *range(64, len(whole), 97), *range(len(whole) - 64, len(whole))):
         second.write_bytes(whole[:size])
         reader = files_of(small, ready)
         assert reader.committed_rows(unit) == {0, 1}, f"cut to {size} bytes"
@@ -309,7 +309,7 @@ def test_two_runs_of_one_unit_publish_the_same_part(small: Job) -> None:
         countdown = Countdown(step, publish)
         mine = files_of(small, ready, ReadingStorage(ready.folders.file("tmp"), countdown))
         commit_all(ready, mine, unit, [0, 3])
-        commit_all(ready, mine, unit, [1, 2, 4])
+        commit_all(ready, mine, unit, [1, 2])
         assert mine.publish(unit, ready.read_passed(unit)).rows == ROWS
         assert small.parts() == parts, f"at step {step}"
         is_over = countdown.left > 0

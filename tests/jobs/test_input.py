@@ -125,6 +125,16 @@ def test_files_that_do_not_go_together(tmp_path: Path, columns: Any, expected: s
         open_source(str(tmp_path), "auto", {})
 
 
+def test_a_file_that_lacks_every_column_asked_for(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", range(2))
+    pq.write_table(pa.table({"x": [7, 8, 9]}), tmp_path / "b.parquet")
+    (tmp_path / "c.jsonl").write_text('{"y": 1}\n{}\n')
+    assert read(open_source(str(tmp_path / "*.parquet"), "auto", {}), 1, 4) == [1, None, None]
+    both = [str(tmp_path / "c.jsonl"), str(tmp_path / "d.jsonl")]
+    (tmp_path / "d.jsonl").write_text('{"i": 5}\n')
+    assert read(open_source(both, "auto", {}), 0, 3) == [None, None, 5]
+
+
 def test_formats_do_not_mix(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", range(2))
     (tmp_path / "b.jsonl").write_text("{}\n")

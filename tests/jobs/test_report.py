@@ -51,7 +51,7 @@ def test_report_counts_what_the_parts_hold(mixed: Job) -> None:
     (run,) = report["runs"]
     assert run["model"]["backends"] == [{"op": "wkv7", "backend": "cpu", "not_used": []}]
     assert run["config"]["sampling"]["n"] == 2
-    assert {"software", "hardware", "host"} <= set(run)
+    assert {"host", "cpus", "python"} <= set(run["machine"])
     assert run["outcome"] == "finished"
     assert (run["rows"], run["completion_tokens"]) == (30, report["tokens"]["completion_tokens"])
 

@@ -1,4 +1,4 @@
-"""Rows: what becomes a prompt, what a row may override, and how each bad row is reported while all others are served."""
+"""Rows: what becomes a prompt, what a row may override, how a bad row is reported while all others are served."""
 
 from __future__ import annotations
 

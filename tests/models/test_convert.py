@@ -124,6 +124,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     [
         ("model.pth", None, "ends in .safetensors"),
         ("model.safetensors", "int4", "'int4'"),
+        ("nowhere/model.safetensors", None, "nowhere is not a folder"),
         ("source.safetensors", None, "is the source itself"),
     ],
 )

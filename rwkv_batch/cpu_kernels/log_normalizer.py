@@ -1,0 +1,27 @@
+"""log sum exp of each row; see `log_normalizer` in engine/logprobs.py for the definition."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from .build import library
+from .call import INT, address, pointers
+from .call import unsupported as unsupported_reason
+
+__all__ = ["log_normalizer", "unsupported_reason"]
+
+
+class _Struct(ctypes.Structure):
+    _fields_ = (("num_rows", INT), ("vocab", INT), *pointers("logits", "out"))
+
+
+def log_normalizer(logits: Tensor) -> Tensor:
+    """As the reference: sums of 64 in float32, their sum in float64."""
+    out = torch.empty(len(logits), dtype=torch.float64)
+    start = address("logits", logits, logits.shape, torch.float32)
+    arguments = _Struct(num_rows=len(logits), vocab=logits.shape[1], logits=start, out=out.data_ptr())
+    library().log_normalizer(ctypes.byref(arguments))
+    return out

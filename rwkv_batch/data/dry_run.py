@@ -1,0 +1,42 @@
+"""What a job would do, told before it does anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..errors import RowError
+from .prepare import Prepared
+from .table import BATCH_ROWS
+
+
+def describe(prepared: Prepared) -> Iterator[str]:
+    """Input, output, model and the first prompt that can be served, in lines for a terminal."""
+    job, source, columns, plan = prepared.job, prepared.source, prepared.columns, prepared.plan
+    yield f"task      {job.task}"
+    yield f"input     {len(source.files)} files, {source.num_rows:,} rows"
+    yield from (f"          {field.name}: {field.type}" for field in source.schema)
+    yield f"prompts   from {'input.template' if columns.template else ', '.join(columns.parts.values())}"
+    if columns.sampling or columns.sampling_struct:
+        names = [*columns.sampling.values(), *([columns.sampling_struct] if columns.sampling_struct else [])]
+        yield f"          sampled as the columns {', '.join(names)} say, where they are not null"
+    yield f"output    {prepared.folders.output}: {plan.num_rows:,} rows in {plan.num_units:,} parts"
+    yield from (f"          {field.name}: {field.type}" for field in prepared.form.schema(plan.unit(0)))
+    yield f"state     {prepared.folders.state}"
+    yield f"settings  fingerprint {prepared.document['fingerprint'][:16]}"
+    yield f"model     {job.model.path}"
+    yield from (f"          {line}" for line in str(prepared.model.memory_plan).splitlines())
+    yield from _first_prompt(prepared)
+
+
+def _first_prompt(prepared: Prepared) -> Iterator[str]:
+    for batch in prepared.source.read(0, min(prepared.plan.num_rows, BATCH_ROWS), prepared.columns.read):
+        for row, request in enumerate(prepared.maker.requests(batch)):
+            if isinstance(request, RowError):
+                yield f"row {row}     error {request.code}: {request.message}"
+                continue
+            yield f"row {row}     {request.prompt!r}"
+            if isinstance(request.prompt, str):
+                token_ids = prepared.model.tokenizer.encode(request.prompt)
+                yield f"          {len(token_ids)} tokens: {token_ids}"
+            yield from (f"          continuation {item!r}" for item in request.continuations)
+            return

@@ -1,0 +1,88 @@
+"""The example jobs as a user runs them, with the bundled model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from rwkv_batch.config import load_job
+from rwkv_batch.run import main
+
+ROOT = Path(__file__).parent.parent.parent
+
+pytestmark = pytest.mark.usefixtures("real_engine")
+
+
+@pytest.fixture(autouse=True)
+def in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def run(name: str, output: Path, *arguments: str) -> list[dict]:
+    assert main([f"jobs/{name}.yaml", "-o", f"output.path={output}", *arguments]) == 0
+    return [row for path in sorted(output.iterdir()) for row in pq.read_table(path).to_pylist()]
+
+
+def test_demo(tmp_path: Path) -> None:
+    rows = run("demo", tmp_path / "out", "--limit", "6", "-o", "sampling.max_tokens=4")
+    assert len(rows) == 6
+    assert all(row["status"] == "ok" and 0 < row["completion_tokens"] <= 4 for row in rows)
+
+
+def test_eval_takes_temperature_from_its_rows(tmp_path: Path) -> None:
+    arguments = ("--limit", "8", "-o", "sampling.max_tokens=6", "-o", "sampling.temperature=0.9")
+    first = run("eval", tmp_path / "a", *arguments)
+    other = run("eval", tmp_path / "b", *arguments, "-o", "sampling.seed=1")
+    assert len(first) == 8
+    greedy = [i for i, row in enumerate(first) if row["temperature"] == 0.0]
+    assert greedy and [first[i]["completion"] for i in greedy] == [other[i]["completion"] for i in greedy]
+    assert [row["completion"] for row in first] != [row["completion"] for row in other]
+
+
+def test_score(tmp_path: Path) -> None:
+    rows = run("score", tmp_path / "out", "--limit", "5")
+    assert set(rows[0]) >= {"id", "choices", "answer", "logprob", "is_greedy", "num_tokens", "best_choice"}
+    assert "context" not in rows[0]
+    for row in rows:
+        assert row["num_tokens"] == [len(choice.encode()) for choice in row["choices"]]
+        assert row["best_choice"] == max(range(4), key=lambda i: row["logprob"][i])
+
+
+def test_eval_yaml_shows_every_setting() -> None:
+    shown = yaml.safe_load((ROOT / "jobs" / "eval.yaml").read_text())
+    settings = load_job(str(ROOT / "jobs" / "eval.yaml")).model_dump(exclude={"sampling"})
+    for section, values in settings.items():
+        if isinstance(values, dict):
+            assert list(shown[section]) == list(values), section
+
+
+def test_a_killed_job_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
+    arguments = ("--limit", "40", "-o", "output.rows_per_part=15", "-o", "output.flush_seconds=0.05")
+    run("eval", tmp_path / "whole", *arguments)
+    command = [
+        sys.executable,
+        "-m",
+        "rwkv_batch.run",
+        "jobs/eval.yaml",
+        "-o",
+        f"output.path={tmp_path}/killed",
+        *arguments,
+    ]
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+        before = len(list(tmp_path.glob("killed*/**/*.*")))
+        while process.poll() is None and len(list(tmp_path.glob("killed*/**/*.seg"))) < 2 + before:
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(60) in (-number, 75, 0)
+    run("eval", tmp_path / "killed", *arguments)
+    for path in (tmp_path / "whole").iterdir():
+        assert pq.read_table(path).equals(pq.read_table(tmp_path / "killed" / path.name)), path.name

@@ -28,7 +28,7 @@ class SamplingParams:
         repetition_penalty: divides positive and multiplies negative logits of tokens in the prompt or the output.
         penalty_decay: occurrences are multiplied by this at every step, before the new token is counted.
         max_tokens: completion length limit, in tokens.
-        min_tokens: no end of text, stop token or stop string before this many tokens.
+        min_tokens: the first so many tokens are no end of text and no stop token, and complete no stop string.
         stop: a string or strings that end the completion; not part of the text unless `include_stop_str_in_output`.
         stop_token_ids: token ids that end the completion.
         ignore_eos: go on after token 0 (end of text).
@@ -130,6 +130,8 @@ class SamplingParams:
         for text in self.stop_strings:
             if not isinstance(text, str) or not text:
                 _reject("stop", self.stop, "a non-empty string or a list of non-empty strings")
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                _reject("stop", self.stop, "text that has an encoding, without lone surrogates")
 
     def _token_ids(self, name: str) -> None:
         ids = getattr(self, name)

@@ -207,6 +207,9 @@ def test_structured_text(llm):
     for output in outputs:
         assert output.outputs[0].text[-1] == "!"
         assert set(output.outputs[0].text[:-1]) <= set("abc")
+    endless = SamplingParams(max_tokens=40, regex="ab", ignore_eos=True, min_tokens=9)
+    ended = llm.generate(["a"], endless)[0].outputs[0]
+    assert (ended.text, ended.finish_reason) == ("ab", "stop")
     with pytest.raises(ValueError, match="regex"):
         llm.generate(["a"], SamplingParams(regex="(unclosed"))
 

@@ -24,6 +24,7 @@ WRONG = [
     ("min_tokens", 17, "at most max_tokens (16)"),
     ("stop", "", "a non-empty string or a list of non-empty strings"),
     ("stop", ["a", 3], "a non-empty string or a list of non-empty strings"),
+    ("stop", "a\ud800", "text that has an encoding"),
     ("stop_token_ids", [-1], "a list of token ids"),
     ("stop_token_ids", "12", "a list of token ids"),
     ("bad_token_ids", [1.0], "a list of token ids"),

@@ -58,7 +58,8 @@ class Sequence:
         params = completion.request.params
         completion.token_ids.append(token_id)
         completion.token_logprobs.append(logprob)
-        if token_id == END_OF_TEXT and not params.ignore_eos:
+        is_constrained = completion.request.new_constraint is not None  # nothing else may follow its end of text
+        if token_id == END_OF_TEXT and (is_constrained or not params.ignore_eos):
             completion.finish_reason, completion.stop_reason = "stop", END_OF_TEXT
             return True
         if params.stop_token_ids and token_id in params.stop_token_ids:

@@ -10,7 +10,6 @@ from rwkv_batch.cpu_kernels import select as native
 from rwkv_batch.cpu_kernels.build import unavailable
 from rwkv_batch.engine.selection import Filters, select
 
-
 IMPLEMENTATIONS = {"reference": select, "cpu": native.select}
 
 

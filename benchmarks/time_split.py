@@ -18,6 +18,7 @@ from rwkv_batch.detokenizer import Detokenizer
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.models.linear import DenseLinear, Linear, Mm8Linear
 from rwkv_batch.models.model import Model
+from rwkv_batch.models.packed import PackedLinear
 from rwkv_batch.ops import OpTable
 
 STOP = "\n\nUser:"
@@ -124,7 +125,7 @@ def _clocks_in(model: Model) -> Iterator[_Clocks]:
 
     ops = {choice.op: op(choice.op) for choice in model.ops.choices}
     with ExitStack() as stack:
-        for linear in (DenseLinear, Mm8Linear):
+        for linear in (DenseLinear, PackedLinear, Mm8Linear):
             stack.enter_context(patch.object(linear, "__call__", clocks.around(linear.__call__, product)))
         stack.enter_context(patch.object(model, "ops", OpTable(ops, model.ops.choices)))
         stack.enter_context(patch.object(model, "logits", clocks.around(model.logits, lambda *_: "head")))

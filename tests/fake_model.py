@@ -33,6 +33,7 @@ class HashModel:
         rows.scan((layers[0].hash,), advance)
         return hidden
 
-    def logits(self, hidden):
+    def logits(self, hidden, out=None):
         mixed = (hidden * 2654435761 + torch.arange(VOCAB) * 40503 * (hidden % 1009 + 1)) % 65521
-        return mixed.float() / 65521 * 6
+        logits = mixed.float() / 65521 * 6
+        return logits if out is None else out.copy_(logits)

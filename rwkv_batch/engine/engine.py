@@ -60,6 +60,8 @@ class Engine:
         self.ops = resolve(Sampler.OPS, model.backend, model.device, placement.dtype, sizes)
         self.sampler = Sampler(max_batch_size, vocabulary, model.device, self.ops)
         self.stats = EngineStats(max_batch_size)
+        # Allocating tens of megabytes in every step would cost more than filling them.
+        self._logits = torch.empty(max_batch_size, sizes["V"], device=model.device)
         self._prefix_sharing = prefix_sharing
         self._passed: list[Completion] = []
         self._window = max(4 * max_batch_size, 256)
@@ -159,9 +161,9 @@ class Engine:
         """[n, V] float32 for the n rows that get a token."""
         if not step_input.sampled:
             return None
-        if len(step_input.sampled) == len(hidden):
-            return self.model.logits(hidden)
-        return self.model.logits(hidden[[index for _, index in step_input.sampled]])
+        if len(step_input.sampled) < len(hidden):
+            hidden = hidden[[index for _, index in step_input.sampled]]
+        return self.model.logits(hidden, out=self._logits[: len(hidden)])
 
     def _sample(self, step_input: StepInput, logits: Tensor | None) -> Sampled | None:
         if logits is None:

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TILE = 64
+TILE = 32
 KEEP_ALL = 2**62
 """top_k where it is off."""
-_ROUNDS = (64, 1024)
+_ROUNDS = (256, 1024)
 """Candidates considered before the whole vocabulary is."""
 
 
@@ -124,7 +124,7 @@ def _draw_ranked(
     """Draw from each row's candidates, [B, K], most likely first.
 
     Every filter keeps a prefix of that order, so a filter is a number of candidates. `cuts` says where top-k or min-p
-    may drop tokens.
+    may drop tokens. The draw itself goes through the kept tokens in the order of their ids.
 
     Returns:
         Token ids [B], and [B] bool: whether the kept set is known to lie within the candidates.
@@ -147,9 +147,11 @@ def _draw_ranked(
     keep = torch.minimum(keep, by_top_p)
     complete = is_cut | ((by_top_p < count) & ~renormalised) | is_all
     weights = torch.exp(relative / filters.temperature[:, None])
-    weights = weights.masked_fill(torch.arange(count, device=keep.device) >= keep[:, None], 0.0).cumsum(1)
+    dropped = torch.arange(count, device=keep.device) >= keep[:, None]
+    kept_ids, order = ids.masked_fill(dropped, 2**62).sort(dim=1)
+    weights = weights.masked_fill(dropped, 0.0).gather(1, order).cumsum(1)
     rank = torch.minimum(_rank(weights, uniform * weights[:, -1]), keep - 1)
-    return ids.gather(1, rank[:, None])[:, 0], complete
+    return kept_ids.gather(1, rank[:, None])[:, 0], complete
 
 
 def _most_likely(tiles: Tensor, tile_max: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -166,8 +168,8 @@ def _most_likely(tiles: Tensor, tile_max: Tensor, count: int) -> tuple[Tensor, T
 def _sort_key(values: Tensor, ids: Tensor) -> Tensor:
     """int64 keys that order by value (float32), then by lowest id; no two are equal."""
     bits = (values + 0.0).view(torch.int32)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (ordered.long() << 31) - ids
+    ordered = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)
+    return ordered.long().bitwise_left_shift_(31).sub_(ids)
 
 
 def _mass(tiles: Tensor, tile_max: Tensor, temperature: Tensor) -> Tensor:

@@ -117,6 +117,7 @@ class Model:
         return self.architecture.step(token_ids, rows, layers, self.ops)
 
     @torch.inference_mode()
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[n, C] → [n, V] float32."""
-        return self._head(layer_norm(hidden, self._norm)).float()
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """[n, C] → [n, V] float32; written to `out` where the caller keeps such a tensor."""
+        logits = self._head(layer_norm(hidden, self._norm))
+        return logits.float() if out is None else out.copy_(logits)

@@ -9,6 +9,7 @@ from torch import Tensor
 from .blocks import LAYER_NORM_EPS, Norm
 from .checkpoint import Checkpoint
 from .linear import DenseLinear, FixedRowsLinear, Linear, make_linear
+from .packed import pack
 
 
 class Weights:
@@ -76,6 +77,7 @@ class Weights:
         return tuple(self._keep(DenseLinear(factor.t().contiguous())) for factor in self.tensor(name))
 
     def _keep(self, linear: Linear) -> Linear:
+        linear = pack(linear)
         self._linears.append(linear)
         return FixedRowsLinear(linear) if self._batch_invariant else linear
 

@@ -1,6 +1,7 @@
 // One token for each row: temperature, top-k, top-p, min-p, without sorting or drawing over the whole vocabulary.
 // The definition is in engine/selection.py. Every filter keeps a prefix of the order "logit down, id up", so only the
-// tokens above a threshold are gathered and sorted; the threshold goes down until every cut is known to lie above it.
+// tokens above a threshold are gathered; the threshold goes down until every cut is known to lie above it. Bins tell
+// in which narrow range of logits a cut lies, and only that range is sorted.
 #include <algorithm>
 #include <vector>
 
@@ -50,16 +51,77 @@ static inline float mass_of(const float* x, int n, float peak, float scale) {
 
 static inline int width_at(int64_t tile, int64_t vocab) { return (int)std::min<int64_t>(TILE, vocab - tile * TILE); }
 
+constexpr int BINS = 256;
+
 struct Candidate {
   float value;
   int32_t id;
+  double mass;  // relative to the most likely token, at the filters' temperature
+};
+
+// Where a prefix of the order "logit down, id up" ends: after `ties` of the tokens whose logit is `value`.
+struct Cut {
+  float value;
+  int64_t ties, count;
+  double mass;
+};
+
+// The tokens above a threshold, in order of id, and how they spread over bins of equal width.
+struct Candidates {
+  std::vector<Candidate> all;
+  std::vector<Candidate> bin;
+  int64_t counts[BINS];
+  double masses[BINS];
+  float low, scale;
+
+  int bin_of(float value) const {
+    const float at = (value - low) * scale;
+    return at > 0 ? std::min((int)at, BINS - 1) : 0;
+  }
+
+  void spread(float peak) {
+    low = peak;
+    for (const auto& c : all) low = c.value < low && c.value > -INFINITY ? c.value : low;
+    scale = peak > low ? (BINS - 1) / (peak - low) : 0.0f;
+    std::fill_n(counts, BINS, 0);
+    std::fill_n(masses, BINS, 0.0);
+    for (const auto& c : all) {
+      const int at = bin_of(c.value);
+      ++counts[at];
+      masses[at] += c.mass;
+    }
+  }
+
+  // The shortest prefix of at least `count` tokens and at least `mass`; all of them where there is none.
+  Cut prefix(int64_t count, double mass) {
+    Cut cut{-INFINITY, 0, 0, 0.0};
+    int at = BINS - 1;
+    for (; at > 0 && !(cut.count + counts[at] >= count && cut.mass + masses[at] >= mass); --at) {
+      cut.count += counts[at];
+      cut.mass += masses[at];
+    }
+    bin.clear();
+    for (const auto& c : all)
+      if (bin_of(c.value) == at) bin.push_back(c);
+    std::sort(bin.begin(), bin.end(), [](const Candidate& a, const Candidate& b) {
+      return a.value != b.value ? a.value > b.value : a.id < b.id;
+    });
+    for (const auto& c : bin) {
+      cut.ties = c.value == cut.value ? cut.ties + 1 : 1;
+      cut.value = c.value;
+      ++cut.count;
+      cut.mass += c.mass;
+      if (cut.count >= count && cut.mass >= mass) break;
+    }
+    return cut;
+  }
 };
 
 // What one thread reuses from row to row.
 struct Scratch {
   std::vector<float> tile_max;
   std::vector<double> cumulative;
-  std::vector<Candidate> candidates;
+  Candidates candidates;
 };
 
 static int64_t draw_from_all(const Select& p, int64_t row, const float* x, float peak, Scratch& s) {
@@ -83,69 +145,72 @@ static int64_t draw_from_all(const Select& p, int64_t row, const float* x, float
   return last;
 }
 
-static void gather(const Select& p, const float* x, float threshold, Scratch& s) {
-  s.candidates.clear();
+static void gather(const Select& p, const float* x, float threshold, float peak, double temperature, Scratch& s) {
+  auto& all = s.candidates.all;
+  all.clear();
+  const float scale = (float)(1 / temperature);
   for (int64_t tile = 0; tile < (int64_t)s.tile_max.size(); ++tile) {
     if (!(s.tile_max[tile] >= threshold)) continue;
     const int width = width_at(tile, p.vocab);
     for (int i = 0; i < width; ++i) {
       const float value = x[tile * TILE + i];
-      if (value >= threshold) s.candidates.push_back({value, (int32_t)(tile * TILE + i)});
+      if (value >= threshold) all.push_back({value, (int32_t)(tile * TILE + i), 0.0});
     }
   }
+  for (auto& c : all) c.mass = c.value > -INFINITY ? fast_exp((c.value - peak) * scale) : 0.0f;
+  s.candidates.spread(peak);
+}
+
+static double total_mass(const Select& p, int64_t row, const float* x, float peak) {
+  const double filter = p.filter_temperature[row];
+  if (p.normalizer && filter == 1) return std::exp(p.normalizer[row] - peak);
+  double total = 0;
+  for (int64_t start = 0; start < p.vocab; start += TILE)
+    total += mass_of(x + start, width_at(start / TILE, p.vocab), peak, (float)(1 / filter));
+  return total;
+}
+
+// Draw from the candidates before the cut, in order of id.
+static int64_t draw_before(const Cut& cut, const Select& p, int64_t row, float peak, Scratch& s) {
+  const float scale = 1.0f / p.temperature[row];
+  const bool is_same = p.temperature[row] == p.filter_temperature[row];
+  double total = 0;
+  int64_t ties = cut.ties;
+  auto& all = s.candidates.all;
+  size_t kept = 0;
+  for (const auto& c : all) {
+    if (c.value < cut.value || (c.value == cut.value && ties-- <= 0)) continue;
+    total += is_same ? c.mass : fast_exp((c.value - peak) * scale);
+    all[kept++] = {c.value, c.id, total};
+  }
+  const double target = p.uniform[row] * total;
+  const auto after = [](double limit, const Candidate& c) { return limit < c.mass; };
+  const size_t rank = std::upper_bound(all.begin(), all.begin() + kept, target, after) - all.begin();
+  return all[std::min(rank, kept - 1)].id;
 }
 
 static int64_t draw_filtered(const Select& p, int64_t row, const float* x, float peak, Scratch& s) {
   const double top_p = p.top_p[row], min_p = p.min_p[row], filter = p.filter_temperature[row];
-  const bool cuts = p.top_k[row] < p.vocab || min_p > 0;
-  double total = INFINITY;
-  if (top_p < 1) {
-    if (p.normalizer && filter == 1) {
-      total = std::exp(p.normalizer[row] - peak);
-    } else {
-      total = 0;
-      for (int64_t tile = 0; tile < (int64_t)s.tile_max.size(); ++tile)
-        total += mass_of(x + tile * TILE, width_at(tile, p.vocab), peak, (float)(1 / filter));
-    }
-  }
+  const bool cuts = p.top_k[row] < p.vocab || min_p > 0, renormalised = cuts && !p.untempered[row];
+  const double total = top_p < 1 ? total_mass(p, row, x, peak) : INFINITY;
   for (double reach = 4;; reach *= 2) {
     const bool is_all = reach > 1e4;
-    const float threshold = is_all ? -INFINITY : (float)(peak - reach * filter);
-    gather(p, x, threshold, s);
-    const int64_t count = (int64_t)s.candidates.size();
-    auto& c = s.candidates;
-    std::sort(c.begin(), c.end(), [](const Candidate& a, const Candidate& b) {
-      return a.value != b.value ? a.value > b.value : a.id < b.id;
-    });
-    s.cumulative.resize(count);
-    double sum = 0;
+    gather(p, x, is_all ? -INFINITY : (float)(peak - reach * filter), peak, filter, s);
+    const int64_t count = (int64_t)s.candidates.all.size();
     int64_t by_min_p = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const double mass = std::exp((double)(c[i].value - peak) / filter);
-      by_min_p += mass >= min_p;
-      s.cumulative[i] = sum += mass;
-    }
-    int64_t keep = std::min(std::min(by_min_p, p.top_k[row]), count);
+    for (const auto& c : s.candidates.all) by_min_p += c.mass >= min_p;
     const bool is_cut = is_all || by_min_p < count || p.top_k[row] <= count;
-    if (cuts && !is_cut && !p.untempered[row]) continue;
-    bool is_complete = is_cut;
-    if (top_p < 1) {
-      const double reference = cuts && !p.untempered[row] ? s.cumulative[keep - 1] : total;
-      int64_t first = std::lower_bound(s.cumulative.begin(), s.cumulative.end(), top_p * reference) - s.cumulative.begin();
-      if (first < count) {
-        const float cutoff = c[first].value;
-        while (first < count && c[first].value >= cutoff) ++first;  // ties are kept
-        is_complete = true;
-        keep = std::min(keep, first);
-      }
-    }
-    if (!is_complete) continue;
-    sum = 0;
-    for (int64_t i = 0; i < keep; ++i)
-      s.cumulative[i] = sum += std::exp((double)(c[i].value - peak) / p.temperature[row]);
-    const auto end = s.cumulative.begin() + keep;
-    const int64_t rank = std::upper_bound(s.cumulative.begin(), end, p.uniform[row] * sum) - s.cumulative.begin();
-    return c[std::min(rank, keep - 1)].id;
+    if (!is_cut && (renormalised || top_p >= 1)) continue;
+    const int64_t keep = std::min(std::min(by_min_p, p.top_k[row]), count);
+    const Cut by_count = s.candidates.prefix(keep, 0.0);
+    if (top_p >= 1) return draw_before(by_count, p, row, peak, s);
+    Cut nucleus = s.candidates.prefix(1, top_p * (renormalised ? by_count.mass : total));
+    const bool is_reached = nucleus.mass >= top_p * (renormalised ? by_count.mass : total);
+    if (!is_reached && !is_cut) continue;
+    nucleus.ties = p.vocab;  // all ties with the last token of the nucleus are kept
+    const bool nucleus_is_shorter =
+        is_reached && (nucleus.value > by_count.value || (nucleus.value == by_count.value && !cuts));
+    return draw_before(nucleus_is_shorter ? nucleus : by_count, p, row, peak, s);
   }
 }
 

@@ -28,8 +28,6 @@ def missing_rows(
     for unit in units:
         committed = files.committed_rows(unit)
         writer.begin(unit, len(committed))
-        if len(committed) == unit.num_rows:
-            continue
         row = unit.start
         for batch in prepared.source.read(unit.start, unit.stop, prepared.columns.read):
             for request in prepared.maker.requests(batch):

@@ -311,6 +311,7 @@ def test_two_runs_of_one_unit_publish_the_same_part(small: Job) -> None:
         commit_all(ready, mine, unit, [0, 3])
         commit_all(ready, mine, unit, [1, 2])
         assert mine.publish(unit, ready.read_passed(unit)).rows == ROWS
+        assert not mine.damaged
         assert small.parts() == parts, f"at step {step}"
         is_over = countdown.left > 0
         forget(small)

@@ -69,6 +69,17 @@ def test_a_lost_part_is_made_again(job: Job, damage: str) -> None:
     assert job.parts() == parts
 
 
+def test_a_job_that_lost_a_part_is_no_success_until_it_is_made_again(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert job.run() == 0
+    (job.output / "part-00001-of-00003.parquet").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_llm.LLM, "_generate", lambda *_: 1 / 0)
+        assert job.run() == 1
+    assert not (job.state / "_SUCCESS.json").exists()
+    assert job.run() == 0
+    assert (job.state / "_SUCCESS.json").exists()
+
+
 def changed(job: Job, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     parts = job.parts()
     fake_llm.LLM.loaded = 0

@@ -135,7 +135,9 @@ class _Run:
         )
         if outcome.is_complete:
             self._storage.atomic_write(self._folders.file(SUCCESS), self._success([part for part in parts if part]))
-        self._log("end", rows=outcome.rows, errors=outcome.errors, damaged=sorted(self._files.damaged))
+        if self._files.damaged:
+            self._log("damaged", files=sorted(self._files.damaged))
+        self._log("end", rows=outcome.rows, errors=outcome.errors)
         if outcome.is_complete or self._shard.count == 1:
             report = write_report(self._storage, self._folders)
             outcome = replace(outcome, summary=tuple(summarise(report)))

@@ -20,6 +20,7 @@ from .engine.stats import EngineStats
 from .errors import RowError
 from .model_summary import ModelSummary, inspect_model
 from .models.model import Model
+from .ops import OpChoice, format_choices
 from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
 from .prefetch import Prefetch
 from .requests import GenerateRow, Prompt, RequestBuilder, ScoreRow, TextOrIds, passed_through
@@ -105,6 +106,7 @@ class LLM:
             init_state=init_state,
             prefix_sharing=prefix_sharing,
         )
+        logger.info("%s", format_choices(self._choices()))
         constraints = ConstraintCompiler(self.tokenizer.token_bytes, vocab_size) if self.tokenizer else None
         self._builder = RequestBuilder(self.tokenizer, vocab_size, seed, constraints)
 
@@ -188,13 +190,15 @@ class LLM:
 
     def describe(self) -> dict[str, Any]:
         """What was loaded and how it runs, for reports."""
-        choices = (*self._model.ops.choices, *self._engine.ops.choices)
-        backends = [{"op": c.op, "backend": c.backend, "not_used": list(c.refused)} for c in choices]
+        backends = [{"op": c.op, "backend": c.backend, "not_used": list(c.refused)} for c in self._choices()]
         return {**self.summary.describe(), "backends": backends, "matrix_bytes": self._model.matrix_bytes}
 
     def check_integrity(self) -> None:
         """Assert that no slot has leaked."""
         self._engine.check_integrity()
+
+    def _choices(self) -> tuple[OpChoice, ...]:
+        return (*self._model.ops.choices, *self._engine.ops.choices)
 
     def _serve(
         self,

@@ -7,7 +7,6 @@ reference beside the model that owns it; fast twins live in the kernel packages.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,8 +16,6 @@ from typing import Any
 import torch
 
 from .errors import BackendError, ConfigurationError
-
-logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "triton", "cuda", "cpu", "reference")
 _PACKAGES = {"triton": "rwkv_batch.triton_kernels", "cuda": "rwkv_batch.cuda_kernels", "cpu": "rwkv_batch.cpu_kernels"}
@@ -55,10 +52,12 @@ class OpTable:
         except KeyError:
             raise AttributeError(f"no op {name!r} was resolved for this model") from None
 
-    def __str__(self) -> str:
-        lines = [f"{'op':<14} {'backend':<10} not used"]
-        lines += [f"{c.op:<14} {c.backend:<10} {' · '.join(c.refused)}".rstrip() for c in self.choices]
-        return "\n".join(lines)
+
+def format_choices(choices: Iterable[OpChoice]) -> str:
+    """The choices as a table."""
+    lines = [f"{'op':<14} {'backend':<10} not used"]
+    lines += [f"{c.op:<14} {c.backend:<10} {' · '.join(c.refused)}".rstrip() for c in choices]
+    return "\n".join(lines)
 
 
 def resolve(
@@ -93,9 +92,7 @@ def resolve(
                 failures.append(f"{spec.name}: {reason}")
     if failures:
         raise BackendError(f"backend {backend!r} cannot serve this model:\n  " + "\n  ".join(failures))
-    table = OpTable(functions, choices)
-    logger.info("ops\n%s", table)
-    return table
+    return OpTable(functions, choices)
 
 
 def _implementation(

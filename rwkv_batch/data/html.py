@@ -25,8 +25,8 @@ def render(report: Mapping[str, Any]) -> str:
         used / slots if slots else 0.0 for used, slots in zip(time["slots_in_use"], time["slots"], strict=True)
     ]
     throughput = {
-        "completion": time["completion_tokens_per_second"],
-        "prompt": time["prompt_tokens_per_second"],
+        "completion": time["completion_tokens"],
+        "prompt": time["prompt_tokens"],
     }
     charts = [line_chart("tokens per second", time["seconds"], throughput)]
     charts.append(line_chart("slots in use, share", time["seconds"], {"occupancy": occupancy}))

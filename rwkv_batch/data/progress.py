@@ -17,6 +17,7 @@ from .writer import Counts
 
 logger = logging.getLogger(__name__)
 
+TICK_SECONDS = 1.0
 LINE_SECONDS = 30.0
 METRICS_SECONDS = 15.0
 STALL_SECONDS = 1800.0
@@ -69,14 +70,14 @@ class Progress:
         self._shard = shard
         self._start = time.monotonic()
         self._recent = deque([Snapshot()])
-        self._due = {"line": LINE_SECONDS, "metrics": 0.0}
+        self._due = {"line": LINE_SECONDS, "metrics": 0.0, "sample": 0.0}
         self._progressed_at = 0.0
         self._bar = _open_bar(rows_total) if sys.stderr.isatty() else None
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="rwkv_batch-progress", daemon=True)
 
     def __enter__(self) -> Progress:
-        self._take()
+        self._log("progress", **asdict(self._take()))
         self._thread.start()
         return self
 
@@ -89,14 +90,11 @@ class Progress:
             self._bar.close()
 
     def _watch(self) -> None:
-        seconds = 0.0
-        # Every second at first, then ever more rarely: a month of samples still fits a report.
-        while not self._ending.wait(max(1.0, seconds / 300)):
+        while not self._ending.wait(TICK_SECONDS):
             snapshot = self._take()
-            seconds = snapshot.seconds
             self._show(snapshot)
-            if seconds - self._progressed_at > STALL_SECONDS:
-                self._give_up(seconds - self._progressed_at)
+            if snapshot.seconds - self._progressed_at > STALL_SECONDS:
+                self._give_up(snapshot.seconds - self._progressed_at)
 
     def _take(self) -> Snapshot:
         stats = self._stats()
@@ -119,7 +117,6 @@ class Progress:
         self._recent.append(snapshot)
         while snapshot.seconds - self._recent[0].seconds > LINE_SECONDS and len(self._recent) > 2:
             self._recent.popleft()
-        self._log("progress", **asdict(snapshot))
         return snapshot
 
     def _show(self, snapshot: Snapshot) -> None:
@@ -132,6 +129,10 @@ class Progress:
             share = snapshot.rows_done / max(1, snapshot.rows_total)
             rows = f"rows {snapshot.rows_done:,}/{snapshot.rows_total:,} ({share:.1%})"
             print(time.strftime("%H:%M:%S"), rows, "|", text, file=sys.stderr, flush=True)
+        if snapshot.seconds >= self._due["sample"]:
+            # Every tick at first, then ever more rarely: a month of samples still fits a report.
+            self._due["sample"] = snapshot.seconds * (1 + 1 / 300)
+            self._log("progress", **asdict(snapshot))
         if snapshot.seconds >= self._due["metrics"]:
             self._due["metrics"] = snapshot.seconds + METRICS_SECONDS
             try:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -16,11 +15,11 @@ import pyarrow.parquet as pq
 from ..errors import ConfigurationError
 from .commit import part_name
 from .events import read_events
+from .history import Run, timeline
 from .html import render
 from .state import Folders
 from .storage import Storage
 
-TIMELINE_BINS = 120
 LABELS = ("status", "error_code", "finish_reason")
 LENGTHS = ("prompt_tokens", "completion_tokens", "num_tokens")
 
@@ -60,15 +59,15 @@ def collect(storage: Storage, folders: Folders) -> Report:
     names = [part_name(index, job["plan"]["units"]) for index in range(job["plan"]["units"])]
     present = set(storage.list(folders.output))
     published = [name for name in names if name in present]
-    runs = _runs(read_events(storage, folders.state))
+    runs = Run.all_of(read_events(storage, folders.state))
     return {
         "output": folders.output,
         "complete": len(published) == len(names),
         "parts": {"published": len(published), "planned": len(names)},
         "rows_planned": job["plan"]["rows"],
         **_results(storage, [os.path.join(folders.output, name) for name in published]),
-        "runs": [{key: value for key, value in run.items() if key != "samples"} for run in runs],
-        "timeline": timeline([run["samples"] for run in runs]),
+        "runs": [run.describe() for run in runs],
+        "timeline": timeline([run.samples for run in runs]),
         "job": job,
     }
 
@@ -99,67 +98,6 @@ def first_rows(storage: Storage, folders: Folders, count: int) -> Iterator[dict[
                     count -= 1
                 if count <= 0:
                     return
-
-
-def timeline(runs: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, list[float]]:
-    """Throughput and slots over the job's wall-clock time, summed over runs and shards.
-
-    Args:
-        runs: progress events of each run, in order of time.
-
-    Returns:
-        "seconds" (the middle of each bin, from the first event), "prompt_tokens_per_second",
-        "completion_tokens_per_second", "slots_in_use" and "slots" (means over the bin).
-    """
-    runs = [run for run in runs if len(run) > 1]
-    names = ("prompt_tokens", "completion_tokens", "slots_in_use", "slots")
-    if not runs:
-        return {
-            name: [] for name in ("seconds", "prompt_tokens_per_second", "completion_tokens_per_second", *names[2:])
-        }
-    start, end = min(run[0]["time"] for run in runs), max(run[-1]["time"] for run in runs)
-    edges = np.linspace(start, max(end, start + 1e-3), TIMELINE_BINS + 1)
-    totals = {name: np.zeros(TIMELINE_BINS) for name in names}
-    for run in runs:
-        times = np.array([sample["time"] for sample in run])
-        for name in names:
-            values = np.array([sample[name] for sample in run], dtype=float)
-            if name in ("slots_in_use", "slots"):  # a level: its integral over time is what adds up
-                values = np.concatenate([[0.0], np.cumsum((values[1:] + values[:-1]) / 2 * np.diff(times))])
-            totals[name] += np.diff(np.interp(edges, times, values))
-    width = edges[1] - edges[0]
-    rates = {name: [round(float(value), 3) for value in total / width] for name, total in totals.items()}
-    return {
-        "seconds": [round(float(edge - start), 3) for edge in (edges[1:] + edges[:-1]) / 2],
-        "prompt_tokens_per_second": rates["prompt_tokens"],
-        "completion_tokens_per_second": rates["completion_tokens"],
-        "slots_in_use": rates["slots_in_use"],
-        "slots": rates["slots"],
-    }
-
-
-def _runs(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One entry for each run, in order of start, with its progress events as "samples"."""
-    runs: dict[str, dict[str, Any]] = {}
-    for event in sorted(events, key=lambda event: event.get("time", 0.0)):
-        run = runs.setdefault(
-            event.get("run", ""), {"shard": event.get("shard"), "samples": [], "outcome": "killed, or still running"}
-        )
-        run.setdefault("started", event.get("time"))
-        run["ended"] = event.get("time")
-        if event["event"] == "progress":
-            run["samples"].append(event)
-        elif event["event"] == "failure":
-            run["outcome"] = f"{event['type']}: {event['message']}"
-        elif event["event"] in ("start", "model", "stopped", "end"):
-            run["outcome"] = {"stopped": "stopped by a signal", "end": "finished"}.get(event["event"], run["outcome"])
-            run |= {name: value for name, value in event.items() if name not in ("time", "shard", "run", "event")}
-    for run in runs.values():
-        last = run["samples"][-1] if run["samples"] else {}
-        run["serving_seconds"] = last.get("seconds", 0.0)
-        run["rows"] = last.get("rows_done", 0) - last.get("rows_resumed", 0)
-        run["prompt_tokens"], run["completion_tokens"] = last.get("prompt_tokens", 0), last.get("completion_tokens", 0)
-    return list(runs.values())
 
 
 def _results(storage: Storage, paths: Iterable[str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -36,7 +36,7 @@ class RowMaker:
     """Makes requests of input rows.
 
     Args:
-        job: its sampling section is what rows override; its seed stays with the engine.
+        job: its sampling section is what rows override.
         columns: which column plays which part.
         tokenizer: counts tokens for `input.max_prompt_tokens`; None where prompts are token ids.
 
@@ -47,7 +47,7 @@ class RowMaker:
     def __init__(self, job: JobConfig, columns: Columns, tokenizer: Encoder | None) -> None:
         self._task = job.task
         self._columns = columns
-        self._params = replace(job.sampling, seed=None)
+        self._params = job.sampling
         self._max_prompt_tokens = job.input.max_prompt_tokens
         self._tokenizer = tokenizer
         self._template = None

@@ -109,6 +109,7 @@ def test_columns_that_some_files_lack_are_null_there(tmp_path: Path) -> None:
     source = open_source(str(tmp_path), "auto", {})
     assert source.schema.names == ["i", "x", "y"]
     assert [read(source, 0, 3, name) for name in "ixy"] == [[1, 2, 3], [None, None, "c"], [None, "b", None]]
+    assert all(batch.schema.types == source.schema.types for batch in source.read(0, 3, ["i", "x", "y"]))
 
 
 @pytest.mark.parametrize(
@@ -266,6 +267,12 @@ def test_jsonl_ranges_start_at_bookmarks(tmp_path: Path, monkeypatch: pytest.Mon
     for start in range(19):
         for stop in range(start, 19):
             assert read(source, start, stop) == list(range(start, stop))
+    offsets: list[int] = []
+    lines_from = jsonl.JsonlTable._lines
+    monkeypatch.setattr(jsonl.JsonlTable, "_lines", lambda t, offset: offsets.append(offset) or lines_from(t, offset))
+    read(source, 9, 10)
+    (offset,) = offsets
+    assert (tmp_path / "p.jsonl").read_bytes()[:offset].count(b"{") == 8
 
 
 def request(custom_id: str, **body: Any) -> str:

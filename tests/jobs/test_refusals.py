@@ -128,6 +128,12 @@ def object_store(job: Job) -> None:
     job.set(output__path="s3://bucket/out")
 
 
+def around_input_through_a_link(job: Job) -> None:
+    around_input(job)
+    (job.folder / "link").symlink_to(job.folder / "all")
+    job.set(output__path=str(job.folder / "link"))
+
+
 def through_a_link(job: Job) -> None:
     (job.folder / "in").mkdir()
     os.rename(job.folder / "prompts.parquet", job.folder / "in" / "prompts.parquet")
@@ -141,6 +147,7 @@ def through_a_link(job: Job) -> None:
         (in_input, "parts would become input"),
         (through_a_link, "parts would become input"),
         (around_input, "which contains the input"),
+        (around_input_through_a_link, "which contains the input"),
         (foreign, "is not empty and is no job's output"),
         (a_file, "is a file, expected a folder"),
         (state_inside, "contain each other"),

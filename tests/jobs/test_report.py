@@ -17,7 +17,7 @@ from rwkv_batch.data import html, progress
 from rwkv_batch.data.events import EventLog, read_events
 from rwkv_batch.data.plan import Shard
 from rwkv_batch.data.progress import Progress, Snapshot
-from rwkv_batch.data.report import timeline
+from rwkv_batch.data.history import timeline
 from rwkv_batch.data.storage import LocalStorage
 from rwkv_batch.data.writer import Counts
 
@@ -121,7 +121,7 @@ def test_timeline_sums_runs_over_time() -> None:
 
     found = timeline([run(0, 600), run(60, 1200), [run(0, 9)[0]]])
     assert found["seconds"][0] == 0.5 and found["seconds"][-1] == 119.5
-    assert found["completion_tokens_per_second"] == pytest.approx([10] * 60 + [20] * 60)
+    assert found["completion_tokens"] == pytest.approx([10] * 60 + [20] * 60)
     assert found["slots_in_use"] == pytest.approx([2] * 120)
     assert timeline([])["slots"] == []
 

@@ -1,0 +1,96 @@
+"""What the logs of a job's runs say: how each one went, and what they did over time, together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+TIMELINE_BINS = 120
+
+COUNTERS = ("prompt_tokens", "completion_tokens")
+LEVELS = ("slots_in_use", "slots")
+
+Event = Mapping[str, Any]
+
+
+@dataclass
+class Run:
+    """One process, from its start to its end or to its last sign of life."""
+
+    shard: str
+    started: float
+    ended: float = 0.0
+    outcome: str = "killed, or still running"
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Configuration, machine, model, damaged files."""
+    samples: list[Event] = field(default_factory=list)
+    """Its progress events, in order of time."""
+
+    @classmethod
+    def all_of(cls, events: Iterable[Event]) -> list[Run]:
+        """The runs behind these events, in order of start."""
+        runs: dict[str, Run] = {}
+        for event in sorted(events, key=lambda event: event["time"]):
+            run = runs.setdefault(event["run"], cls(event["shard"], event["time"]))
+            run._learn(event)
+        return list(runs.values())
+
+    def describe(self) -> dict[str, Any]:
+        """For the report; rows and tokens are what this run has made."""
+        last = self.samples[-1] if self.samples else {}
+        return {
+            "shard": self.shard,
+            "outcome": self.outcome,
+            "started": self.started,
+            "ended": self.ended,
+            "serving_seconds": last.get("seconds", 0.0),
+            "rows": last.get("rows_done", 0) - last.get("rows_resumed", 0),
+            "steps": last.get("steps", 0),
+            **{name: last.get(name, 0) for name in COUNTERS},
+            **self.facts,
+        }
+
+    def _learn(self, event: Event) -> None:
+        self.ended = event["time"]
+        match event["event"]:
+            case "progress":
+                self.samples.append(event)
+            case "start" | "model" | "damaged":
+                self.facts |= {name: event[name] for name in ("config", "machine", "model", "files") if name in event}
+            case "failure":
+                self.outcome = f"{event['type']}: {event['message']}"
+            case "stopped":
+                self.outcome = "stopped by a signal"
+            case "end":
+                self.outcome = "finished"
+
+
+def timeline(runs: Sequence[Sequence[Event]]) -> dict[str, list[float]]:
+    """Throughput and slots over the job's wall-clock time, summed over runs and shards.
+
+    Args:
+        runs: progress events of each run, in order of time.
+
+    Returns:
+        Columns of equal length: "seconds" since the first event (the middle of each bin), "prompt_tokens" and
+        "completion_tokens" per second, "slots_in_use" and "slots" (means over the bin). Empty without events.
+    """
+    runs = [run for run in runs if len(run) > 1]
+    if not runs:
+        return {name: [] for name in ("seconds", *COUNTERS, *LEVELS)}
+    start, end = min(run[0]["time"] for run in runs), max(run[-1]["time"] for run in runs)
+    edges = np.linspace(start, max(end, start + 1e-3), TIMELINE_BINS + 1)
+    totals = {name: np.zeros(TIMELINE_BINS) for name in (*COUNTERS, *LEVELS)}
+    for run in runs:
+        times = np.array([sample["time"] for sample in run])
+        for name, total in totals.items():
+            values = np.array([sample[name] for sample in run], dtype=float)
+            if name in LEVELS:  # what adds up over a bin is a level's integral
+                values = np.concatenate([[0.0], np.cumsum((values[1:] + values[:-1]) / 2 * np.diff(times))])
+            total += np.diff(np.interp(edges, times, values))
+    columns = {"seconds": (edges[1:] + edges[:-1]) / 2 - start}
+    columns |= {name: total / (edges[1] - edges[0]) for name, total in totals.items()}
+    return {name: [round(float(value), 3) for value in column] for name, column in columns.items()}

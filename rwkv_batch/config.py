@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 from pydantic.fields import FieldInfo
 
 from .errors import ConfigurationError
 from .sampling_params import SamplingParams
+from .yaml_file import parse_yaml, read_yaml
 
 JOB_SAMPLING = SamplingParams(max_tokens=256, seed=0)
 """What a job samples with where its file says nothing."""
@@ -50,9 +49,9 @@ class EngineSection(Section):
     )
     max_batch_size: Literal["auto"] | Count = _setting("auto or an integer from 1", "auto")
     max_batch_tokens: Literal["auto"] | Count = _setting("auto or an integer from 1", "auto")
-    state_dtype: Literal["float32", "float16"] = _setting("float32 or float16", "float32")
+    state_dtype: Literal["float32"] = _setting("float32", "float32")
     prefix_sharing: bool = _setting("true or false", True)
-    batch_invariant: bool = _setting("true or false", False)
+    batch_invariant: bool = _setting("true or false", True)
 
 
 class InputSection(Section):
@@ -106,7 +105,11 @@ def load_job(path: str, overrides: Sequence[str] = ()) -> JobConfig:
     Raises:
         ConfigurationError: the file cannot be read, or settings are wrong: one line for each of them.
     """
-    settings = _read_yaml(path)
+    settings = read_yaml(path)
+    if not isinstance(settings, dict):
+        raise ConfigurationError(
+            f"{path}: got {_shown(settings)}, expected a mapping with {_names(JobConfig.model_fields)}"
+        )
     origins = {dotted: f"-o {text}" for text in overrides for dotted in [_override(settings, text)]}
     settings = {key: value for key, value in settings.items() if value is not None}
     problems = list(_check_sampling(settings))
@@ -124,40 +127,6 @@ def load_job(path: str, overrides: Sequence[str] = ()) -> JobConfig:
     return job
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, strict about repeated keys and reading 1e-5 as the number it looks like."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key_node.value!r} is given twice", key_node.start_mark
-                )
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            settings = yaml.load(file, _Loader)
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}; expected a job file in YAML") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: not valid YAML: {_one_line(error)}") from error
-    if not isinstance(settings, dict):
-        raise ConfigurationError(
-            f"{path}: got {_shown(settings)}, expected a mapping with {_names(JobConfig.model_fields)}"
-        )
-    return settings
-
-
 def _override(settings: dict[str, Any], text: str) -> str:
     """Apply "a.b=value" to `settings` in place and return "a.b"."""
     dotted, equals, value = text.partition("=")
@@ -172,9 +141,9 @@ def _override(settings: dict[str, Any], text: str) -> str:
             raise ConfigurationError(f"-o {text}: {name} is {_shown(target[name])}, not a section")
         target = target[name]
     try:
-        target[key] = yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"-o {text}: not a YAML value: {_one_line(error)}") from error
+        target[key] = parse_yaml(value)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"-o {text}: {error}") from error
     return dotted
 
 
@@ -285,10 +254,6 @@ def _value(settings: Any, keys: list[str]) -> Any:
 def _unknown(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f"unknown key (did you mean {close[0]!r}?)" if close else f"unknown key (known: {_names(known)})"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _names(names: Any) -> str:

@@ -127,6 +127,8 @@ class SamplingParams:
             _reject(name, value, f"a number {'above' if above else 'from'} {low:g} {'up ' if above else ''}to {high:g}")
 
     def _stop_strings(self) -> None:
+        if self.stop is not None and not isinstance(self.stop, (str, list, tuple)):
+            _reject("stop", self.stop, "a non-empty string or a list of non-empty strings")
         for text in self.stop_strings:
             if not isinstance(text, str) or not text:
                 _reject("stop", self.stop, "a non-empty string or a list of non-empty strings")
@@ -137,13 +139,17 @@ class SamplingParams:
         ids = getattr(self, name)
         if ids is None:
             return
-        if isinstance(ids, (str, bytes)) or any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ids):
+        if not isinstance(ids, (list, tuple)) or any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ids):
             _reject(name, ids, "a list of token ids (integers from 0)")
 
     def _biases(self) -> None:
+        expected = "a map from token id to a finite number"
+        if self.logit_bias is not None and not isinstance(self.logit_bias, Mapping):
+            _reject("logit_bias", self.logit_bias, expected)
         for token_id, bias in (self.logit_bias or {}).items():
-            if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0 or not math.isfinite(bias):
-                _reject("logit_bias", self.logit_bias, "a map from token id to a finite number")
+            is_id = isinstance(token_id, int) and not isinstance(token_id, bool) and token_id >= 0
+            if not is_id or not isinstance(bias, (int, float)) or not math.isfinite(bias):
+                _reject("logit_bias", self.logit_bias, expected)
 
     def _constraints(self) -> None:
         given = [name for name in ("json_schema", "regex", "grammar") if getattr(self, name) is not None]

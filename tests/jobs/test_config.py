@@ -134,6 +134,7 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path: Path) -> None:
         ("model: {path: a, path: b}", "key 'path' is given twice"),
         ("model: {path: a}\nmodel: {path: b}", "key 'model' is given twice"),
         ("model: [", "not valid YAML"),
+        ("? [a, b]\n: c", "not valid YAML"),
         ("- a", "got ['a'], expected a mapping with task, model"),
         ("model: !!python/object/apply:os.system [ls]", "not valid YAML"),
     ],

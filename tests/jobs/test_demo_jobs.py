@@ -70,7 +70,11 @@ def committed(folder: Path) -> int:
 
 
 def test_a_killed_job_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
-    settings = ("output.rows_per_part=50", "output.flush_seconds=0.05", "engine.batch_invariant=true")
+    settings = (
+        "output.rows_per_part=50",
+        "output.flush_seconds=0.05",
+        "sampling.max_tokens=32",
+    )
     arguments = ["--limit", "120", *(argument for setting in settings for argument in ("-o", setting))]
     run("eval", tmp_path / "whole", *arguments)
     command = [sys.executable, "-m", "rwkv_batch.run", "jobs/eval.yaml", "-o", f"output.path={tmp_path}/killed"]

@@ -75,7 +75,7 @@ def test_a_signal_commits_what_is_finished(slow: Job, number: signal.Signals) ->
     sent = time.monotonic()
     _, message = process.communicate(timeout=30)
     assert process.returncode == 75, message
-    assert time.monotonic() - sent < 2.0
+    assert time.monotonic() - sent < 10
     assert f"{number.name}: committing finished rows" in message and "start the same command again" in message
     (segment,) = segments(slow)
     assert 0 < pq.read_metadata(segment).num_rows < ROWS

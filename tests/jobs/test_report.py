@@ -15,9 +15,9 @@ import pytest
 from rwkv_batch import cli
 from rwkv_batch.data import html, progress
 from rwkv_batch.data.events import EventLog, read_events
+from rwkv_batch.data.history import timeline
 from rwkv_batch.data.plan import Shard
 from rwkv_batch.data.progress import Progress, Snapshot
-from rwkv_batch.data.history import timeline
 from rwkv_batch.data.storage import LocalStorage
 from rwkv_batch.data.writer import Counts
 
@@ -166,6 +166,16 @@ def watch(
     return Progress(40, counts, fake_llm.Stats, log, lambda text: None, Shard()), events
 
 
+def test_lines_come_at_their_interval(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    watching, events = watch(monkeypatch, Counts(done=10), TICK_SECONDS=0.02, LINE_SECONDS=0.15)
+    with watching:
+        watching._ending.wait(0.5)
+    lines = capsys.readouterr().err.splitlines()
+    assert 2 <= len(lines) <= 5
+    assert all("rows 10/40 (25.0%) | errors 0 | slots 0/8" in line for line in lines)
+    assert len(events) > 10
+
+
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with watch(monkeypatch, Counts(done=10))[0]:
@@ -188,7 +198,7 @@ def test_an_engine_at_work_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     codes: list[int] = []
     monkeypatch.setattr(progress.os, "_exit", codes.append)
     counts = Counts()
-    watching, _ = watch(monkeypatch, counts, STALL_SECONDS=1.4)
+    watching, _ = watch(monkeypatch, counts, STALL_SECONDS=2.0)
     with watching:
         for _ in range(6):
             counts.committed += 1

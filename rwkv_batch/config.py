@@ -49,7 +49,7 @@ class EngineSection(Section):
     )
     max_batch_size: Literal["auto"] | Count = _setting("auto or an integer from 1", "auto")
     max_batch_tokens: Literal["auto"] | Count = _setting("auto or an integer from 1", "auto")
-    state_dtype: Literal["float32"] = _setting("float32", "float32")
+    state_dtype: Literal["float32", "float16"] = _setting("float32 or float16", "float32")
     prefix_sharing: bool = _setting("true or false", True)
     batch_invariant: bool = _setting("true or false", True)
 
@@ -181,11 +181,7 @@ def sampling_with(base: SamplingParams, values: Mapping[str, Any]) -> SamplingPa
     values = {name: value for name, value in values.items() if name != "seed" or value is not None}
     if isinstance(values.get("logit_bias"), dict):
         values["logit_bias"] = {_token_id(key): bias for key, bias in values["logit_bias"].items()}
-    try:
-        return replace(base, **values)
-    except (TypeError, AttributeError) as error:
-        name = next(iter(values))
-        raise ValueError(f"SamplingParams.{name}: got {_shown(values[name])}, which has the wrong type") from error
+    return replace(base, **values)
 
 
 def _token_id(key: Any) -> Any:

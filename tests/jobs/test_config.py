@@ -60,7 +60,7 @@ run:     {state_dir: null, on_row_error: continue, backend: local}
         ("sampling: {temprature: 1}", "sampling.temprature: unknown key (did you mean 'temperature'?)"),
         ("sampling: {top_p: 3}", "sampling.top_p: got 3, expected a number from 0 to 1"),
         ("sampling: {n: two}", "sampling.n: got 'two', expected an integer from 1 to 65536"),
-        ("sampling: {stop: 5}", "sampling.stop: got 5, which has the wrong type"),
+        ("sampling: {stop: 5}", "sampling.stop: got 5, expected a non-empty string"),
         ("sampling: {min_tokens: 300}", "sampling.min_tokens: got 300, expected at most max_tokens (256)"),
         ("sampling: 3", "sampling: got 3, expected a mapping with n, temperature,"),
         ("engine: {max_batch_size: 0}", "engine.max_batch_size: got 0, expected auto or an integer from 1"),

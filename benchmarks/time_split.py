@@ -100,7 +100,7 @@ def _split_once(engine: Engine, workload: Workload) -> Split:
     warm_up(engine)
     with _clocks_in(engine.model) as clocks:
         run = measure(engine, workload)
-    ops = [f"op {choice.op}" for choice in engine.model.ops.choices]
+    ops = [f"op {spec.name}" for spec in engine.model.file.architecture.ops]
     inside = {part: clocks.seconds[part] for part in ("matrix products", "low-rank products", "head", *ops)}
     parts = {
         **inside,
@@ -123,7 +123,7 @@ def _clocks_in(model: Model) -> Iterator[_Clocks]:
     def op(name: str) -> Callable[..., Any]:
         return clocks.around(getattr(model.ops, name), lambda *_: f"op {name}")
 
-    ops = {choice.op: op(choice.op) for choice in model.ops.choices}
+    ops = {spec.name: op(spec.name) for spec in model.file.architecture.ops}
     with ExitStack() as stack:
         for linear in (DenseLinear, PackedLinear, Mm8Linear):
             stack.enter_context(patch.object(linear, "__call__", clocks.around(linear.__call__, product)))

@@ -68,11 +68,13 @@ class BenchModel:
         device: str = "auto",
         backend: str = "auto",
     ) -> None:
-        self.summary = inspect_model(path, tokenizer=None, device=device, dtype=dtype, quantization=quantization)
+        self.summary = inspect_model(
+            path, tokenizer=None, device=device, dtype=dtype, quantization=quantization, backend=backend
+        )
         file, placement = self.summary.file, self.summary.placement
         # Before anything is loaded: the plan counts the weights as still to come.
         self._plans = {size: plan_memory(file, placement, size) for size in batch_sizes}
-        self.model = Model(file, placement, backend)
+        self.model = Model(file, placement, self.summary.ops)
 
     def engine(self, batch_size: int) -> Engine:
         """A new engine with `batch_size` slots, which must be one of `batch_sizes`."""
@@ -94,8 +96,7 @@ class BenchModel:
 
 def backends(engine: Engine) -> str:
     """Which backend serves each op, on one line."""
-    choices = (*engine.model.ops.choices, *engine.ops.choices)
-    return "ops: " + ", ".join(f"{choice.op} {choice.backend}" for choice in choices)
+    return "ops: " + ", ".join(f"{choice.op} {choice.backend}" for choice in engine.model.ops.choices)
 
 
 @dataclass(frozen=True)

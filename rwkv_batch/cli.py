@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("bench", help="measure this machine", add_help=False)
 
     report = commands.add_parser("report", help="write a job's report again, and show what it made")
-    report.add_argument("path", help="the job's output folder or state folder")
+    report.add_argument("path", help="the job's output folder, or its state folder where run.state_dir is set")
     report.add_argument("--show", type=int, default=0, metavar="N", help="print the first N rows of the output")
     report.set_defaults(command=_report)
 
@@ -83,7 +83,9 @@ def _report(options: argparse.Namespace) -> int:
 def _doctor(_: argparse.Namespace) -> int:
     from .doctor import findings
 
-    print("\n".join(f"{name:<12}{finding}" for name, finding in findings()))
+    found = list(findings())
+    width = max(len(name) for name, _ in found) + 2
+    print("\n".join(f"{name:<{width}}{finding}" for name, finding in found))
     return 0
 
 

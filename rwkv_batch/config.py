@@ -49,7 +49,7 @@ class EngineSection(Section):
     )
     max_batch_size: Literal["auto"] | Count = _setting("auto or an integer from 1", "auto")
     max_batch_tokens: Literal["auto"] | Count = _setting("auto or an integer from 1", "auto")
-    state_dtype: Literal["float32", "float16"] = _setting("float32 or float16", "float32")
+    state_dtype: Literal["float32"] = _setting("float32", "float32")
     prefix_sharing: bool = _setting("true or false", True)
     batch_invariant: bool = _setting("true or false", True)
 
@@ -162,7 +162,8 @@ def _check_sampling(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
         try:
             sampling_with(SamplingParams(max_tokens=2**31 - 1), {key: value})
         except ValueError as error:
-            yield f"sampling.{key}", str(error).partition(": ")[2]
+            what = str(error).partition(": ")[2]
+            yield f"sampling.{key}", what.replace(f"got {value!r}", f"got {_shown(value)}", 1)
         else:
             good[key] = value
     try:
@@ -190,6 +191,10 @@ def _token_id(key: Any) -> Any:
 
 
 def _check_together(job: JobConfig) -> Iterator[tuple[str, str]]:
+    for name in ("logprobs", "prompt_logprobs"):
+        value = getattr(job.sampling, name)
+        if value is not None:
+            yield f"sampling.{name}", f"got {value}, expected null: output.logprobs is what writes log-probabilities"
     if job.task == "score":
         for name in ("token_ids", "logprobs"):
             if getattr(job.output, name):
@@ -210,7 +215,7 @@ def _explain(error: ValidationError, settings: dict[str, Any]) -> Iterator[tuple
         if where in seen:
             continue
         seen.add(where)
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] in ("extra_forbidden", "invalid_key"):
             yield where, _unknown(keys[-1], siblings)
         elif problem["type"] == "missing":
             yield where, f"missing, expected {_expected(field)}"

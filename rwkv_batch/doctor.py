@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,11 +68,12 @@ def _devices() -> Iterator[tuple[str, str]]:
 
 
 def _first_line(program: str) -> str:
-    path = shutil.which(program)
+    path = shutil.which(program) or shutil.which(program, path=os.path.dirname(sys.executable))
     if path is None:
         return "not found"
     try:
         output = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{path}: {error}"
-    return f"{path}: {output.strip().splitlines()[-1] if program == 'nvcc' else output.strip().splitlines()[0]}"
+    lines = output.strip().splitlines() or ["prints no version"]
+    return f"{path}: {lines[-1] if program == 'nvcc' else lines[0]}"

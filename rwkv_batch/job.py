@@ -45,16 +45,16 @@ class Outcome:
     summary: tuple[str, ...] = ()
 
 
-def check_job(job: JobConfig, stop: StopSignals) -> str:
+def check_job(job: JobConfig, shard: Shard, stop: StopSignals) -> str:
     """What the job would do, as text. Reads the input and the model's sizes; writes nothing.
 
     Raises:
-        ConfigurationError, CheckpointError, CapacityError, ResumeError: as `run_job` would.
+        ConfigurationError, CheckpointError, CapacityError, MissingExtraError, ResumeError: as `run_job` would.
     """
     with stop.interruptible():
         prepared = prepare(job, _inspect_model)
         compare_job(LocalStorage(prepared.folders.file("tmp")), prepared.folders, prepared.document)
-        return "\n".join(describe(prepared))
+        return "\n".join(describe(prepared, shard))
 
 
 def run_job(job: JobConfig, shard: Shard, stop: StopSignals) -> Outcome:
@@ -62,6 +62,7 @@ def run_job(job: JobConfig, shard: Shard, stop: StopSignals) -> Outcome:
 
     Raises:
         ConfigurationError, CheckpointError, BackendError: the job is wrong; nothing has been written.
+        MissingExtraError: an optional package that the job needs is missing; nothing has been written.
         ResumeError: the output folder belongs to another job.
         CapacityError: the device is missing or too small.
         Stopped: a signal came; what was finished is committed.

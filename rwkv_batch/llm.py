@@ -20,7 +20,7 @@ from .engine.stats import EngineStats
 from .errors import RowError
 from .model_summary import ModelSummary, inspect_model
 from .models.model import Model
-from .ops import OpChoice, format_choices
+from .ops import format_choices
 from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
 from .prefetch import Prefetch
 from .requests import GenerateRow, Prompt, RequestBuilder, ScoreRow, TextOrIds, passed_through
@@ -86,6 +86,7 @@ class LLM:
             device=device,
             dtype=dtype,
             quantization=quantization,
+            backend=backend,
             max_batch_size=max_batch_size,
             max_batch_tokens=max_batch_tokens,
             state_dtype=state_dtype,
@@ -96,7 +97,7 @@ class LLM:
         file, plan = self.summary.file, self.summary.memory
         logger.info("%s", plan)
         self.tokenizer: Tokenizer | None = self.summary.tokenizer
-        self._model = Model(file, self.summary.placement, backend, ln_x_eps, batch_invariant)
+        self._model = Model(file, self.summary.placement, self.summary.ops, ln_x_eps, batch_invariant)
         vocab_size = file.sizes["V"]
         self._engine = Engine(
             self._model,
@@ -106,7 +107,7 @@ class LLM:
             init_state=init_state,
             prefix_sharing=prefix_sharing,
         )
-        logger.info("%s", format_choices(self._choices()))
+        logger.info("%s", format_choices(self.summary.ops.choices))
         constraints = ConstraintCompiler(self.tokenizer.token_bytes, vocab_size) if self.tokenizer else None
         self._builder = RequestBuilder(self.tokenizer, vocab_size, seed, constraints)
 
@@ -190,15 +191,11 @@ class LLM:
 
     def describe(self) -> dict[str, Any]:
         """What was loaded and how it runs, for reports."""
-        backends = [{"op": c.op, "backend": c.backend, "not_used": list(c.refused)} for c in self._choices()]
-        return {**self.summary.describe(), "backends": backends, "matrix_bytes": self._model.matrix_bytes}
+        return {**self.summary.describe(), "matrix_bytes": self._model.matrix_bytes}
 
     def check_integrity(self) -> None:
         """Assert that no slot has leaked."""
         self._engine.check_integrity()
-
-    def _choices(self) -> tuple[OpChoice, ...]:
-        return (*self._model.ops.choices, *self._engine.ops.choices)
 
     def _serve(
         self,

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from .engine.sampler import Sampler
 from .engine.sizing import MemoryPlan, plan_memory
 from .errors import CheckpointError, ConfigurationError
 from .models.architecture import describe_sizes
 from .models.checkpoint import open_checkpoint
 from .models.model import ModelFile
 from .models.placement import Placement, place
+from .ops import OpTable, resolve
 from .tokenizer import Tokenizer, load_tokenizer
 
 DEMO_MODEL = Path(__file__).parent / "demo" / "model.safetensors"
@@ -30,6 +32,8 @@ class ModelSummary:
     file: ModelFile
     tokenizer: Tokenizer | None
     placement: Placement
+    ops: OpTable
+    """What serves each op of the model and of the sampler."""
     memory: MemoryPlan
     init_state: Path | None
     ln_x_eps: float | None
@@ -60,6 +64,7 @@ class ModelSummary:
             "max_batch_size": self.memory.max_batch_size,
             "max_batch_tokens": self.memory.max_batch_tokens,
             "memory_plan": str(self.memory),
+            "backends": [{"op": c.op, "backend": c.backend, "not_used": list(c.refused)} for c in self.ops.choices],
             "torch": torch.__version__,
         }
 
@@ -71,6 +76,7 @@ def inspect_model(
     device: str = "auto",
     dtype: str = "auto",
     quantization: str | None = None,
+    backend: str = "auto",
     max_batch_size: int | None = None,
     max_batch_tokens: int | None = None,
     state_dtype: str = "float32",
@@ -81,7 +87,7 @@ def inspect_model(
     """Open a model, choose its placement and size the engine. The arguments are those of `LLM`.
 
     Raises:
-        ConfigurationError, CheckpointError, CapacityError: as `LLM` does.
+        ConfigurationError, CheckpointError, CapacityError, BackendError: as `LLM` does.
     """
     if state_dtype not in _STATE_DTYPES:
         raise ConfigurationError(f"engine.state_dtype: got {state_dtype!r}, expected {' or '.join(_STATE_DTYPES)}")
@@ -102,10 +108,12 @@ def inspect_model(
         strategy=strategy,
         stored_dtype=_stored_dtype(file),
     )
+    specs = (*file.architecture.ops, *Sampler.OPS)
     return ModelSummary(
         file=file,
         tokenizer=load_tokenizer(tokenizer, vocab_size=file.sizes["V"], model_path=checkpoint.path),
         placement=placement,
+        ops=resolve(specs, backend, placement.device, placement.dtype, file.sizes),
         memory=plan_memory(file, placement, max_batch_size, max_batch_tokens),
         init_state=None if init_state is None else Path(init_state),
         ln_x_eps=ln_x_eps,

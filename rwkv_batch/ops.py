@@ -66,7 +66,7 @@ def resolve(
     """Choose an implementation for each op.
 
     Args:
-        backend: "auto" takes the fastest that works; a named backend must serve every op that it has.
+        backend: "auto" takes the fastest that works; a named backend must serve every op.
         sizes: letters of the architecture (C, H, N, ...) → values, for the kernels' own checks.
 
     Raises:
@@ -75,7 +75,7 @@ def resolve(
     """
     if backend not in BACKENDS:
         raise ConfigurationError(f"engine.backend: got {backend!r}, expected one of {', '.join(BACKENDS)}")
-    candidates = _AUTO.get(device.type, ("reference",)) if backend == "auto" else (backend, "reference")
+    candidates = _AUTO.get(device.type, ("reference",)) if backend == "auto" else (backend,)
     functions: dict[str, Callable[..., Any]] = {}
     choices: list[OpChoice] = []
     failures: list[str] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from .errors import BackendError, CapacityError, CheckpointError, ConfigurationE
 if TYPE_CHECKING:
     from .job import Outcome
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("rwkv_batch")
 
 EXIT_OK = 0
 EXIT_INTERNAL = 1
@@ -54,15 +55,17 @@ def execute(options: argparse.Namespace, task: str | None = None) -> int:
 
     Returns:
         The exit code: 0 all rows ok, 1 internal error, 2 usage or configuration, 3 some rows are errors,
-        4 refused to resume, 5 device or memory preflight failed, 75 stopped by a signal.
+        4 refused to resume, 5 device or memory preflight failed, 75 stopped by a signal. A run that stops at a bad row
+        (run.on_row_error: stop) gives 3, also under --allow-errors, as it is not done. A second signal ends the process
+        at once with 130.
     """
     from .config import load_job
     from .data.plan import parse_shard
     from .data.stopping import Stopped, StopSignals
     from .job import check_job, run_job
 
-    level = logging.DEBUG if options.verbose else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logger.setLevel(logging.DEBUG if options.verbose else logging.INFO)  # of this package, not of those that it uses
     limit = [] if options.limit is None else [f"input.limit={options.limit}"]
     try:
         job = load_job(options.job, [*options.overrides, *limit, *([f"task={task}"] if task else [])])
@@ -70,7 +73,7 @@ def execute(options: argparse.Namespace, task: str | None = None) -> int:
         shard = parse_shard(options.shard, os.environ)
         with StopSignals() as stop:
             if options.dry_run:
-                print(check_job(job, stop))
+                print(check_job(job, shard, stop))
                 return EXIT_OK
             outcome = run_job(job, shard, stop)
     except Stopped:
@@ -90,15 +93,21 @@ def execute(options: argparse.Namespace, task: str | None = None) -> int:
 
 
 def _summarise(outcome: Outcome) -> None:
-    output = min(outcome.folders.output, os.path.relpath(outcome.folders.output), key=len)
+    folders = outcome.folders
+    output = _shortest(folders.output)
     print("\n".join(outcome.summary or [f"{output}: {outcome.rows:,} rows, {outcome.errors:,} of them errors"]))
     if not outcome.is_finished:
         print("stopped at a bad row (run.on_row_error: stop); start the same command again to go on")
     elif not outcome.is_complete:
         print("this shard is done; other shards are not")
     else:
-        print(f"report  {outcome.folders.file('report.html')}")
-        print(f"look    rwkv-batch report {output} --show 3")
+        print(f"report  {folders.file('report.html')}")
+        job = output if folders.are_siblings else _shortest(folders.state)
+        print(f"look    rwkv-batch report {shlex.quote(job)} --show 3")
+
+
+def _shortest(path: str) -> str:
+    return min(path, os.path.relpath(path), key=len)
 
 
 def _fail(code: int, message: str) -> int:

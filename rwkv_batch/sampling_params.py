@@ -14,6 +14,10 @@ def _reject(name: str, value: Any, expected: str) -> None:
     raise ValueError(f"SamplingParams.{name}: got {value!r}, expected {expected}")
 
 
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """Sampling settings of one request.
@@ -122,7 +126,7 @@ class SamplingParams:
 
     def _number(self, name: str, low: float, high: float, above: bool = False) -> None:
         value = getattr(self, name)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not low <= value <= high or (above and value == low):
             _reject(name, value, f"a number {'above' if above else 'from'} {low:g} {'up ' if above else ''}to {high:g}")
 
@@ -139,7 +143,7 @@ class SamplingParams:
         ids = getattr(self, name)
         if ids is None:
             return
-        if not isinstance(ids, (list, tuple)) or any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ids):
+        if not isinstance(ids, (list, tuple)) or not all(_is_id(i) for i in ids):
             _reject(name, ids, "a list of token ids (integers from 0)")
 
     def _biases(self) -> None:
@@ -147,11 +151,15 @@ class SamplingParams:
         if self.logit_bias is not None and not isinstance(self.logit_bias, Mapping):
             _reject("logit_bias", self.logit_bias, expected)
         for token_id, bias in (self.logit_bias or {}).items():
-            is_id = isinstance(token_id, int) and not isinstance(token_id, bool) and token_id >= 0
-            if not is_id or not isinstance(bias, (int, float)) or not math.isfinite(bias):
+            if not _is_id(token_id) or not isinstance(bias, (int, float)) or not math.isfinite(bias):
                 _reject("logit_bias", self.logit_bias, expected)
 
     def _constraints(self) -> None:
+        for name in ("regex", "grammar"):
+            if not isinstance(getattr(self, name), (str, type(None))):
+                _reject(name, getattr(self, name), "text, or None")
+        if not isinstance(self.json_schema, (str, Mapping, type(None))):
+            _reject("json_schema", self.json_schema, "a schema as text or as a mapping, or None")
         given = [name for name in ("json_schema", "regex", "grammar") if getattr(self, name) is not None]
         if len(given) > 1:
             _reject(

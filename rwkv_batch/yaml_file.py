@@ -41,6 +41,9 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                problem = "a key is a mapping or a list; quote text that begins with { or ["
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             key = str(key_node.value)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)

@@ -6,7 +6,9 @@ from types import MappingProxyType, SimpleNamespace
 
 import torch
 
+from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.models.architecture import StateField
+from rwkv_batch.ops import resolve
 
 VOCAB = 64
 
@@ -15,7 +17,7 @@ class HashModel:
     """State: a running hash of the tokens. Logits: pseudo-random numbers drawn from that hash."""
 
     device = torch.device("cpu")
-    backend = "auto"
+    ops = resolve(Sampler.OPS, "auto", device, torch.float32, {})
     placement = SimpleNamespace(dtype=torch.float32, device=device)
     sizes = MappingProxyType({"L": 1, "V": VOCAB})
     file = SimpleNamespace(

@@ -14,6 +14,7 @@ from rwkv_batch.models.checkpoint import open_checkpoint
 from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.placement import place
 from rwkv_batch.models.rows import Rows
+from rwkv_batch.ops import resolve
 
 
 class Session:
@@ -35,7 +36,8 @@ class Session:
     ) -> None:
         file = ModelFile.open(open_checkpoint(path))
         placement = place(**{"device": "cpu", "dtype": "float32"} | settings)
-        self.model = Model(file, placement, backend, ln_x_eps, batch_invariant)
+        ops = resolve(file.architecture.ops, backend, placement.device, placement.dtype, file.sizes)
+        self.model = Model(file, placement, ops, ln_x_eps, batch_invariant)
         layout = StateLayout(file.state_fields(placement), file.sizes["L"])
         record = layout.initial_record(file.initial_states(init_state), placement.device)
         self.pool = StatePool(layout, num_slots, record)

@@ -81,4 +81,4 @@ def test_the_environment_is_read_in_one_place_only():
     for path in PACKAGE.rglob("*.py"):
         if re.search(r"os\.environ|getenv", path.read_text()):
             readers.add(path.relative_to(PACKAGE).as_posix())
-    assert len(readers) <= 1, readers
+    assert readers == {"run.py"}

@@ -19,7 +19,6 @@ from pathlib import Path
 from filelock import FileLock
 
 SOURCES = Path(__file__).with_name("csrc")
-CACHE = Path.home() / ".cache" / "rwkv_batch" / "cpu_kernels"
 FLAGS = "-std=c++17 -O3 -march=native -fopenmp -fPIC -fno-math-errno -fno-trapping-math"
 LIBRARY = "kernels.so"
 
@@ -39,17 +38,19 @@ def library() -> ctypes.CDLL:
     if compiler is None:
         raise BuildError("no C++ compiler (g++) on this machine")
     try:
-        folder = CACHE / _key(compiler)
-        CACHE.mkdir(parents=True, exist_ok=True)
-        CACHE.chmod(0o700)
+        cache_folder = Path.home() / ".cache" / "rwkv_batch" / "cpu_kernels"
+        cache_folder.mkdir(parents=True, exist_ok=True)
+        cache_folder.chmod(0o700)
+        folder = cache_folder / _key(compiler)
         with FileLock(folder.with_suffix(".lock")):
             if not (folder / LIBRARY).exists():
                 _build(compiler, folder)
         return ctypes.CDLL(str(folder / LIBRARY))
-    except OSError as error:
-        raise BuildError(f"cannot build in {CACHE}: {error}") from error
+    except (OSError, ImportError, RuntimeError) as error:
+        raise BuildError(f"cannot build the native kernels: {error}") from error
 
 
+@cache
 def unavailable() -> str | None:
     """Why the library cannot be had on this machine, if so."""
     try:
@@ -60,13 +61,13 @@ def unavailable() -> str | None:
 
 
 def _build(compiler: str, folder: Path) -> None:
-    work = Path(tempfile.mkdtemp(dir=CACHE))
+    work = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         (work / "build.ninja").write_text(_ninja_file(compiler))
         ninja = _ninja()
         done = subprocess.run([ninja, "-C", str(work), "-j", "2"], capture_output=True, text=True, check=False)
         if done.returncode:
-            raise BuildError(f"{compiler} failed:\n{done.stdout[-2000:]}")
+            raise OSError(f"{compiler} failed:\n{done.stdout[-2000:]}")
         shutil.rmtree(folder, ignore_errors=True)
         work.rename(folder)
     finally:

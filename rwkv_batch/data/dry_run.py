@@ -5,27 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..errors import RowError
+from .plan import Shard
 from .prepare import Prepared
 from .table import BATCH_ROWS
 
+SHOWN_UNITS = 8
 
-def describe(prepared: Prepared) -> Iterator[str]:
-    """Input, output, model and the first prompt that can be served, in lines for a terminal."""
+
+def describe(prepared: Prepared, shard: Shard) -> Iterator[str]:
+    """Input, output, what the shard makes of it, model and first prompt, in lines for a terminal."""
     job, source, columns, plan = prepared.job, prepared.source, prepared.columns, prepared.plan
     yield f"task      {job.task}"
-    yield f"input     {len(source.files)} files, {source.num_rows:,} rows"
+    yield f"input     {_counted(len(source.files), 'file')}, {_counted(source.num_rows, 'row')}"
     yield from (f"          {field.name}: {field.type}" for field in source.schema)
     yield f"prompts   from {'input.template' if columns.template else ', '.join(columns.parts.values())}"
     if columns.sampling or columns.sampling_struct:
         names = [*columns.sampling.values(), *([columns.sampling_struct] if columns.sampling_struct else [])]
         yield f"          sampled as the columns {', '.join(names)} say, where they are not null"
-    yield f"output    {prepared.folders.output}: {plan.num_rows:,} rows in {plan.num_units:,} parts"
+    yield f"output    {prepared.folders.output}: {_counted(plan.num_rows, 'row')} in {_counted(plan.num_units, 'part')}"
     yield from (f"          {field.name}: {field.type}" for field in prepared.form.schema(plan.unit(0)))
+    if shard.count > 1:
+        units = list(shard.units(plan))
+        numbers = ", ".join(str(unit.index) for unit in units[:SHOWN_UNITS]) + ", …" * (len(units) > SHOWN_UNITS)
+        rows = sum(unit.num_rows for unit in units)
+        yield f"shard     {shard}: {_counted(rows, 'row')} in {_counted(len(units), 'part')}: {numbers or 'none'}"
     yield f"state     {prepared.folders.state}"
     yield f"settings  fingerprint {prepared.document['fingerprint'][:16]}"
     yield f"model     {job.model.path}"
     yield from (f"          {line}" for line in str(prepared.model.memory_plan).splitlines())
     yield from _first_prompt(prepared)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _first_prompt(prepared: Prepared) -> Iterator[str]:

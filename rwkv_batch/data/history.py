@@ -38,6 +38,12 @@ class Run:
             run._learn(event)
         return list(runs.values())
 
+    @property
+    def serving_interval(self) -> tuple[float, float]:
+        """From loading the model to the last progress event, which there must be."""
+        last = self.samples[-1]
+        return last["time"] - last["seconds"], last["time"]
+
     def describe(self) -> dict[str, Any]:
         """For the report; rows and tokens are what this run has made."""
         last = self.samples[-1] if self.samples else {}
@@ -66,6 +72,15 @@ class Run:
                 self.outcome = "stopped by a signal"
             case "end":
                 self.outcome = "finished"
+
+
+def serving_seconds(runs: Iterable[Run]) -> float:
+    """How long at least one of the runs was serving: shards that work side by side count once."""
+    total, covered_to = 0.0, float("-inf")
+    for start, end in sorted(run.serving_interval for run in runs if run.samples):
+        total += max(0.0, end - max(start, covered_to))
+        covered_to = max(covered_to, end)
+    return total
 
 
 def timeline(runs: Sequence[Sequence[Event]]) -> dict[str, list[float]]:

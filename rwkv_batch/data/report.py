@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 from ..errors import ConfigurationError
 from .commit import part_name
 from .events import read_events
-from .history import Run, timeline
+from .history import Run, serving_seconds, timeline
 from .html import render
-from .state import Folders
-from .storage import Storage
+from .state import STATE_SUFFIX, Folders, read_job
+from .storage import LocalStorage, Storage
 
 LABELS = ("status", "error_code", "finish_reason")
 LENGTHS = ("prompt_tokens", "completion_tokens", "num_tokens")
@@ -39,23 +39,24 @@ def find_job(path: str) -> Folders:
 
     Raises:
         ConfigurationError: `path` belongs to no job.
+        ResumeError: job.json is damaged.
     """
-    for state in (path, path.rstrip("/") + ".rwkv_batch"):
-        try:
-            with open(os.path.join(state, "job.json"), encoding="utf-8") as file:
-                output = json.load(file)["plan"]["output.path"]
-        except (FileNotFoundError, NotADirectoryError):
+    for state in (path, path.rstrip("/") + STATE_SUFFIX):
+        job = read_job(LocalStorage(state), state)
+        if job is None:
             continue
+        output = job["plan"]["output.path"]
         if output is None:
-            return Folders(state.rstrip("/").removesuffix(".rwkv_batch"), state)
+            return Folders(state.rstrip("/").removesuffix(STATE_SUFFIX), state)
         return Folders(os.path.normpath(os.path.join(state, output)), state)
     raise ConfigurationError(f"got {path!r}, expected a job's output folder or state folder (job.json is missing)")
 
 
 def collect(storage: Storage, folders: Folders) -> Report:
     """The report's numbers. Parts that are not published yet are not in them."""
-    with storage.open(folders.file("job.json")) as file:
-        job = json.load(file)
+    job = read_job(storage, folders.state)
+    if job is None:
+        raise ConfigurationError(f"{folders.file('job.json')} is missing; start the job again to write it")
     names = [part_name(index, job["plan"]["units"]) for index in range(job["plan"]["units"])]
     present = set(storage.list(folders.output))
     published = [name for name in names if name in present]
@@ -67,6 +68,7 @@ def collect(storage: Storage, folders: Folders) -> Report:
         "rows_planned": job["plan"]["rows"],
         **_results(storage, [os.path.join(folders.output, name) for name in published]),
         "runs": [run.describe() for run in runs],
+        "serving_seconds": serving_seconds(runs),
         "timeline": timeline([run.samples for run in runs]),
         "job": job,
     }
@@ -75,11 +77,12 @@ def collect(storage: Storage, folders: Folders) -> Report:
 def summarise(report: Report) -> list[str]:
     """The report in a few lines for a terminal."""
     parts, rows, tokens = report["parts"], report["rows"], report["tokens"]
-    seconds = sum(run["serving_seconds"] for run in report["runs"])
+    seconds = report["serving_seconds"]
+    none = "0" if report["complete"] else "none yet"
     made = sum(run["completion_tokens"] for run in report["runs"])
     lines = [
         f"{report['output']}: {parts['published']} of {parts['planned']} parts, {sum(rows.values()):,} rows",
-        f"rows    {', '.join(f'{status} {count:,}' for status, count in rows.items()) or 'none yet'}",
+        f"rows    {', '.join(f'{status} {count:,}' for status, count in rows.items()) or none}",
         f"tokens  {', '.join(f'{name} {count:,}' for name, count in tokens.items() if count)}",
         f"speed   {made / seconds if seconds else 0.0:,.0f} completion tokens/s over {seconds:,.1f} s of serving",
     ]

@@ -63,7 +63,7 @@ class RowMaker:
                 yield self._request({name: batch[name][index].as_py() for name in batch.schema.names})
             except RowError as error:
                 yield error
-            except ValueError as error:  # from as_py: text that is not UTF-8, a time out of range
+            except (ValueError, OverflowError) as error:  # from as_py: text that is not UTF-8, a time out of range
                 yield RowError("bad_type", f"the row holds a value that cannot be read: {error}")
 
     def _request(self, record: dict[str, Any]) -> Request:
@@ -122,7 +122,7 @@ class RowMaker:
         try:
             return sampling_with(self._params, given)
         except ValueError as error:
-            raise RowError("bad_sampling", str(error)) from error
+            raise RowError("bad_sampling", str(error).removeprefix("SamplingParams.")) from error
 
     def _check_length(self, prompt: Prompt) -> None:
         if self._max_prompt_tokens is None:

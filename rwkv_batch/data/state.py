@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ from ..errors import ConfigurationError, ResumeError
 from .files import InputFile, would_be_read
 from .fingerprint import differences
 from .storage import Storage
+
+
+STATE_SUFFIX = ".rwkv_batch"
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,12 @@ class Folders:
     @classmethod
     def of(cls, job: JobConfig) -> Folders:
         output = os.path.abspath(job.output.path)
-        return cls(output, os.path.abspath(job.run.state_dir or output + ".rwkv_batch"))
+        return cls(output, os.path.abspath(job.run.state_dir or output + STATE_SUFFIX))
+
+    @property
+    def are_siblings(self) -> bool:
+        """Whether the output folder's name tells where the state folder is."""
+        return self.state == self.output + STATE_SUFFIX
 
     def file(self, name: str) -> str:
         """The path of a file in the state folder."""
@@ -65,6 +74,28 @@ def check_folders(job: JobConfig, folders: Folders, files: Sequence[InputFile]) 
         )
 
 
+def read_job(storage: Storage, state: str) -> dict[str, Any] | None:
+    """What the job.json of a state folder says; None where there is none.
+
+    Raises:
+        ResumeError: it is damaged.
+    """
+    path = os.path.join(state, "job.json")
+    try:
+        with storage.open(path) as file:
+            job = json.load(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        job = None
+    if not isinstance(job, dict) or not {"settings", "plan", "input"} <= job.keys():
+        raise ResumeError(
+            f"{path} is damaged, expected a JSON object with settings, plan and input; put a copy of it back, "
+            "or remove this folder and the job's output folder to start over"
+        )
+    return job
+
+
 def compare_job(storage: Storage, folders: Folders, document: Mapping[str, Any]) -> bool:
     """Whether the state folder holds a job, which then is this one.
 
@@ -72,12 +103,10 @@ def compare_job(storage: Storage, folders: Folders, document: Mapping[str, Any])
         document: "settings" (what results depend on), "plan", "input" (the manifest), and more for people.
 
     Raises:
-        ResumeError: it holds one with other settings, another plan or another input.
+        ResumeError: it holds one with other settings, another plan or another input, or a damaged one.
     """
-    try:
-        with storage.open(folders.file("job.json")) as file:
-            started = json.load(file)
-    except FileNotFoundError:
+    started = read_job(storage, folders.state)
+    if started is None:
         return False
     changes = _input_changes(started["input"], document["input"])
     if changes:
@@ -105,7 +134,7 @@ def _input_changes(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, 
     if len(old) != len(new):
         names = {entry["file"] for entry in old} ^ {entry["file"] for entry in new}
         return [
-            f"{len(old)} files when it was started, {len(new)} now: {', '.join(sorted(names)) or 'names are the same'}"
+            f"number of files was {len(old)}, is {len(new)}: {', '.join(sorted(names)) or 'names are the same'}"
         ]
     return [
         f"{after['file']}: {name} was {before[name]}, is {after[name]}"
@@ -119,7 +148,7 @@ def _refusal(reason: str, changes: Sequence[str], folders: Folders) -> str:
     lines = "".join(f"\n  {change}" for change in changes)
     return (
         f"{reason}:{lines}\nPut this back to finish the old job, choose another output.path, "
-        f"or start over: rm -r {folders.output} {folders.state}"
+        f"or start over: rm -r {shlex.quote(folders.output)} {shlex.quote(folders.state)}"
     )
 
 

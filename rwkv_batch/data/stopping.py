@@ -1,4 +1,4 @@
-"""What SIGTERM, SIGINT and SIGUSR1 do: the first stops the run where that is safe, the second ends the process."""
+"""What SIGTERM, SIGINT, SIGUSR1 and SIGHUP do: the first stops the run where that is safe, the second ends the process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 EXIT_KILLED = 130
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -26,7 +26,9 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        # Under nohup a hang-up is ignored, and stays so.
+        heeded = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._handle) for number in heeded}
         return self
 
     def __exit__(self, *_: object) -> None:

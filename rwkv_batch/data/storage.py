@@ -14,7 +14,7 @@ Data: TypeAlias = bytes | pa.Buffer
 
 
 class Storage(Protocol):
-    """The four verbs that the commit protocol needs. An object store serves them with LIST, PUT, GET and DELETE."""
+    """All that the commit protocol asks of the place where it writes; a job writes through `LocalStorage`."""
 
     def list(self, folder: str) -> list[str]:
         """Names in `folder`, sorted; none where there is no such folder."""

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..errors import CapacityError
 from ..models.model import Model
-from ..ops import resolve
 from .logprobs import score
 from .prefix import Prefix, plan_prefixes
 from .request import Completion, Request
@@ -56,12 +55,10 @@ class Engine:
         record = layout.initial_record(model.file.initial_states(init_state), model.device)
         self.pool = StatePool(layout, max_batch_size, record)
         self.scheduler = Scheduler(max_batch_tokens)
-        sizes, placement = model.sizes, model.placement
-        self.ops = resolve(Sampler.OPS, model.backend, model.device, placement.dtype, sizes)
-        self.sampler = Sampler(max_batch_size, vocabulary, model.device, self.ops)
+        self.sampler = Sampler(max_batch_size, vocabulary, model.device, model.ops)
         self.stats = EngineStats(max_batch_size)
         # Allocating tens of megabytes in every step would cost more than filling them.
-        self._logits = torch.empty(max_batch_size, sizes["V"], device=model.device)
+        self._logits = torch.empty(max_batch_size, model.sizes["V"], device=model.device)
         self._prefix_sharing = prefix_sharing
         self._passed: list[Completion] = []
         self._window = max(4 * max_batch_size, 256)
@@ -125,7 +122,7 @@ class Engine:
         logger.warning("out of memory: going on with %d slots instead of %d (%s)", num_slots, 2 * num_slots, reason)
         self.scheduler.restart()
         self.pool = self.pool.resized(num_slots)
-        self.sampler = Sampler(num_slots, self._vocabulary, self.model.device, self.ops)
+        self.sampler = Sampler(num_slots, self._vocabulary, self.model.device, self.model.ops)
         self.stats.max_batch_size = num_slots
 
     def _take_passed(self) -> list[Completion]:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .selection import sort_key
+
 ROWS_AT_ONCE = 64
 """Positions whose logits exist at the same time while scoring."""
 
@@ -31,16 +33,19 @@ def log_normalizer(logits: Tensor) -> Tensor:
 
 
 def top_logprobs(logits: Tensor, normalizer: Tensor, token_ids: Tensor, counts: Sequence[int]) -> list[Logprobs]:
-    """Log-probabilities of `token_ids` [B], each with the `counts[i]` most likely tokens of its row."""
+    """Log-probabilities of `token_ids` [B], each with the `counts[i]` most likely tokens of its row.
+
+    Of equal logits the one with the lowest id comes first, in the ranks as in the order.
+    """
     own = logits.gather(1, token_ids[:, None])
     position = torch.arange(logits.shape[1], device=logits.device)
     rank = 1 + ((logits > own) | ((logits == own) & (position < token_ids[:, None]))).sum(1)
-    top = logits.topk(min(max(counts), logits.shape[1]), dim=1)
+    top_ids = sort_key(logits, position).topk(min(max(counts), logits.shape[1]), dim=1).indices
     columns = (
         (own[:, 0].double() - normalizer).tolist(),
         rank.tolist(),
-        top.indices.tolist(),
-        (top.values.double() - normalizer[:, None]).tolist(),
+        top_ids.tolist(),
+        (logits.gather(1, top_ids).double() - normalizer[:, None]).tolist(),
         counts,
     )
     return [

@@ -49,9 +49,9 @@ class Penalties:
         self._count[slot] = 0
         self._generated[slot] = False
 
-    def is_active(self, slots: list[int]) -> bool:
-        """Whether any of these slots has a penalty."""
-        return not self._active.isdisjoint(slots)
+    def rows(self, slots: list[int]) -> list[int]:
+        """Which of these slots have a penalty, by their place in the list."""
+        return [row for row, slot in enumerate(slots) if slot in self._active] if self._active else []
 
     def apply(self, logits: Tensor, slots: list[int]) -> None:
         """Penalise logits [B, V] in place; row i belongs to slots[i]."""
@@ -63,7 +63,7 @@ class Penalties:
         old = logits[rows[:, None], ids]
         new = torch.where(old > 0, old / repetition, old * repetition) - count * frequency - generated * presence
         listed = torch.arange(width, device=ids.device) < length
-        logits.index_put_((rows[:, None], ids), torch.where(listed, new - old, 0.0), accumulate=True)
+        logits.index_put_((rows[:, None], ids), torch.where(listed & old.isfinite(), new - old, 0.0), accumulate=True)
 
     def count(self, token_ids: Tensor, slots: list[int]) -> None:
         """Decay all counts, then count the tokens [B] just sampled."""
@@ -83,7 +83,7 @@ class Penalties:
 
     def _penalized(self, slots: list[int]) -> tuple[Tensor, Tensor]:
         """The rows whose slots have penalties, and those slots."""
-        rows = [row for row, slot in enumerate(slots) if slot in self._active]
+        rows = self.rows(slots)
         device = self._ids.device
         return torch.tensor(rows, device=device), torch.tensor([slots[row] for row in rows], device=device)
 

@@ -90,14 +90,14 @@ class Sampler:
         """Sample the next token of each row.
 
         Args:
-            logits: [B, V] float32, the model's; may be overwritten.
+            logits: [B, V] float32, the model's.
             slots: slot of each row.
         """
         slots = list(slots)
         index = torch.tensor(slots, dtype=torch.int64, device=self._device)
         normalizer = self._ops.log_normalizer(logits)
-        sampleable = self._without_unsampleable(logits, normalizer)
-        shaped = self._shape(logits, slots, index)
+        shaped, changed = self._shape(logits, slots, index)
+        sampleable = self._sampleable_mass(logits, normalizer, changed)
         integers = self._integers[index]
         floats = self._floats[index].t().contiguous()
         filters = Filters(
@@ -108,9 +108,13 @@ class Sampler:
             untempered=floats[_UNTEMPERED] > 0,
         )
         draws = uniform(integers[:, _STREAM:], integers[:, _POSITION])
-        token_ids = self._ops.select(shaped, filters, draws, sampleable if shaped is logits else None)
+        unsampleable = logits[:, self._unsampleable]
+        shaped.index_fill_(1, self._unsampleable, -torch.inf)
+        token_ids = self._ops.select(shaped, filters, draws, sampleable)
+        if shaped is logits:
+            logits.index_copy_(1, self._unsampleable, unsampleable)
         self._integers[index, _POSITION] += 1
-        if self._penalties.is_active(slots):
+        if self._penalties.rows(slots):
             self._penalties.count(token_ids, slots)
         logprobs = logits.gather(1, token_ids[:, None])[:, 0].double() - normalizer
         ids = token_ids.tolist()
@@ -118,21 +122,21 @@ class Sampler:
             self._constraints[slots[row]].accept(ids[row])
         return Sampled(ids, logprobs.tolist(), self._alternatives(logits, normalizer, token_ids, slots))
 
-    def _without_unsampleable(self, logits: Tensor, normalizer: Tensor) -> Tensor | None:
-        """The normaliser of what can be sampled, [B]; None where too little is left to know it by subtraction."""
-        if not len(self._unsampleable):
-            return normalizer
+    def _sampleable_mass(self, logits: Tensor, normalizer: Tensor, changed: list[int]) -> Tensor:
+        """The normaliser of what can be sampled, [B]; NaN for rows of which it is not known this way."""
         share = torch.exp(logits[:, self._unsampleable].double() - normalizer[:, None]).sum(1)
-        return normalizer + torch.log1p(-share) if bool((share < 0.5).all()) else None
+        known = torch.where(share < 0.5, normalizer + torch.log1p(-share), torch.nan)
+        known[changed] = torch.nan
+        return known
 
-    def _shape(self, logits: Tensor, slots: list[int], index: Tensor) -> Tensor:
-        """Penalties, biases and bans; the model's logits stay as they are except for unsampleable ids."""
-        logits.index_fill_(1, self._unsampleable, -torch.inf)
-        special: tuple[Mapping[int, object], ...]
-        special = (self._biases, self._delayed_stops, self._allowed, self._constraints)
-        penalized = self._penalties.is_active(slots)
-        if not penalized and all(table.keys().isdisjoint(slots) for table in special):
-            return logits
+    def _shape(self, logits: Tensor, slots: list[int], index: Tensor) -> tuple[Tensor, list[int]]:
+        """Apply penalties, biases and bans; returns the logits to sample from, and the rows that changed."""
+        penalized = self._penalties.rows(slots)
+        tables: tuple[Mapping[int, object], ...]
+        tables = (self._biases, self._delayed_stops, self._allowed, self._constraints)
+        changed = sorted({*penalized, *(row for table in tables for row in _rows_with(table, slots))})
+        if not changed:
+            return logits, changed
         shaped = logits.clone()
         if penalized:
             self._penalties.apply(shaped, slots)
@@ -151,7 +155,7 @@ class Sampler:
             mask = torch.zeros(self._size, dtype=torch.bool)
             self._constraints[slots[row]].allowed(mask)
             shaped[row].masked_fill_(~mask.to(self._device), -torch.inf)
-        return shaped
+        return shaped, changed
 
     def _alternatives(
         self, logits: Tensor, normalizer: Tensor, token_ids: Tensor, slots: list[int]

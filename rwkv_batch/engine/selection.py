@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TILE = 32
+MIN_TEMPERATURE = 1e-6
 KEEP_ALL = 2**62
 """top_k where it is off."""
 _ROUNDS = (256, 1024)
@@ -22,14 +23,14 @@ class Filters:
     """How each row's distribution is shaped; every tensor is [B].
 
     Args:
-        temperature: float32; 0 is greedy.
+        temperature: float32; 0, and what is too small to divide by, is greedy.
         top_p, min_p: float64.
         top_k: int64; 0 or less keeps all.
         untempered: bool; True applies the filters to the probabilities at temperature 1 (ChatRWKV's order).
     """
 
     def __init__(self, temperature: Tensor, top_p: Tensor, top_k: Tensor, min_p: Tensor, untempered: Tensor) -> None:
-        self.greedy = temperature == 0
+        self.greedy = temperature < MIN_TEMPERATURE
         self.temperature = torch.where(self.greedy, torch.ones_like(temperature), temperature)
         self.filter_temperature = torch.where(untempered, torch.ones_like(temperature), self.temperature)
         self.top_p, self.min_p = top_p, min_p
@@ -51,16 +52,17 @@ def select(logits: Tensor, filters: Filters, uniform: Tensor, normalizer: Tensor
     Args:
         logits: [B, V] float32; -inf where a token must not be sampled.
         uniform: [B] float64 in [0, 1).
-        normalizer: [B] float64, log sum exp of each row, where the caller has it: spares a pass over the logits.
+        normalizer: [B] float64, log sum exp of each row, or NaN where the caller has none for it: spares a pass.
 
     Returns:
-        [B] int64.
+        [B] int64; 0, end of text, for a row in which nothing is left to sample.
     """
     missing = -logits.shape[1] % TILE
     padded = F.pad(logits, (0, missing), value=-torch.inf) if missing else logits
     tiles = padded.view(len(padded), -1, TILE)
     tile_max = tiles.amax(-1)
     token_ids = _argmax(tiles, tile_max)
+    is_empty = ~tile_max.amax(1).isfinite()
     if filters.free.any():
         rows = filters.free.nonzero()[:, 0]
         token_ids[rows] = _draw_from_all(tiles[rows], tile_max[rows], filters.temperature[rows], uniform[rows])
@@ -68,9 +70,11 @@ def select(logits: Tensor, filters: Filters, uniform: Tensor, normalizer: Tensor
         total = _total_mass(tiles, tile_max, filters, normalizer)
         rows = filters.active.nonzero()[:, 0]
         if len(rows) == len(token_ids):
-            return _draw_filtered(tiles, tile_max, filters, total, uniform)
-        token_ids[rows] = _draw_filtered(tiles[rows], tile_max[rows], filters.at(rows), total[rows], uniform[rows])
-    return token_ids
+            token_ids = _draw_filtered(tiles, tile_max, filters, total, uniform)
+        else:
+            part = filters.at(rows)
+            token_ids[rows] = _draw_filtered(tiles[rows], tile_max[rows], part, total[rows], uniform[rows])
+    return token_ids.masked_fill_(is_empty, 0)
 
 
 def _argmax(tiles: Tensor, tile_max: Tensor) -> Tensor:
@@ -89,16 +93,21 @@ def _draw_from_all(tiles: Tensor, tile_max: Tensor, temperature: Tensor, uniform
     tile = _rank(cumulative, target)
     before = torch.where(tile > 0, cumulative[row, tile - 1], torch.zeros_like(target))
     inside = mass[row, tile].double().cumsum(1)
-    return tile * TILE + _rank(inside, target - before)
+    # The tile's mass was summed in float32: stay below it, so that the rank is that of a token with mass.
+    return tile * TILE + _rank(inside, torch.minimum(target - before, inside[:, -1] * (1 - 2**-53)))
 
 
 def _total_mass(tiles: Tensor, tile_max: Tensor, filters: Filters, normalizer: Tensor | None) -> Tensor:
-    """What top-p takes its share of, relative to the most likely token: [B] float64."""
-    if normalizer is not None and bool((filters.filter_temperature == 1).all()):
-        return torch.exp(normalizer - tile_max.amax(1).double())
-    if not (filters.top_p < 1).any():
-        return torch.full_like(filters.top_p, torch.inf)
-    return _mass(tiles, tile_max, filters.filter_temperature).sum(-1).double().sum(1)
+    """What top-p takes its share of, relative to the most likely token: [B] float64. Each row is its own affair."""
+    total = torch.full_like(filters.top_p, torch.inf)
+    is_known = torch.zeros_like(filters.greedy)
+    if normalizer is not None:
+        is_known = (filters.filter_temperature == 1) & ~normalizer.isnan()
+        total = torch.where(is_known, torch.exp(normalizer - tile_max.amax(1).double()), total)
+    rows = ((filters.top_p < 1) & ~is_known).nonzero()[:, 0]
+    if len(rows):
+        total[rows] = _mass(tiles[rows], tile_max[rows], filters.filter_temperature[rows]).sum(-1).double().sum(1)
+    return total
 
 
 def _draw_filtered(tiles: Tensor, tile_max: Tensor, filters: Filters, total: Tensor, uniform: Tensor) -> Tensor:
@@ -134,7 +143,7 @@ def _draw_ranked(
     filtered = torch.exp(relative / filters.filter_temperature[:, None])
     cumulative = filtered.cumsum(1)
     by_min_p = (filtered >= filters.min_p[:, None]).sum(1)
-    keep = torch.minimum(by_min_p, filters.top_k.clamp(max=count))
+    keep = torch.minimum(by_min_p, filters.top_k.clamp(max=count)).clamp(min=1)
     is_cut = (by_min_p < count) | (filters.top_k <= count)
     # In the standard order top-p sees the distribution that top-k and min-p have left, as if renormalised.
     left = cumulative.gather(1, (keep - 1)[:, None])[:, 0]
@@ -158,14 +167,14 @@ def _most_likely(tiles: Tensor, tile_max: Tensor, count: int) -> tuple[Tensor, T
     """The `count` most likely tokens of each row, by logit and then by lowest id: logits and ids, [B, count]."""
     num_tiles = min(count, tiles.shape[1])
     position = torch.arange(tiles.shape[1], device=tiles.device)
-    chosen = _sort_key(tile_max, position).topk(num_tiles, dim=1).indices
+    chosen = sort_key(tile_max, position).topk(num_tiles, dim=1).indices
     values = tiles.gather(1, chosen[..., None].expand(-1, -1, TILE)).flatten(1)
     ids = (chosen[..., None] * TILE + torch.arange(TILE, device=tiles.device)).flatten(1)
-    best = _sort_key(values, ids).topk(min(count, values.shape[1]), dim=1).indices
+    best = sort_key(values, ids).topk(min(count, values.shape[1]), dim=1).indices
     return values.gather(1, best), ids.gather(1, best)
 
 
-def _sort_key(values: Tensor, ids: Tensor) -> Tensor:
+def sort_key(values: Tensor, ids: Tensor) -> Tensor:
     """int64 keys that order by value (float32), then by lowest id; no two are equal."""
     bits = (values + 0.0).view(torch.int32)
     ordered = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..ops import OpTable, resolve
+from ..ops import OpTable
 from .architecture import DEFAULT_LN_X_EPS, Architecture, LayerState, StateField, identify
 from .blocks import layer_norm
 from .checkpoint import Checkpoint, load_state_file
@@ -41,12 +41,17 @@ class ModelFile:
         Raises:
             CheckpointError: the file's tensors do not fit this model.
         """
-        name = "blocks.{}.att.time_state"
-        names = [name.format(i) for i in range(self.sizes["L"])]
+        names = [f"blocks.{i}.att.time_state" for i in range(self.sizes["L"])]
         stored: Mapping[str, Tensor]
         if init_state is None:
-            if names[0] not in self.checkpoint.names:
+            present = [n for n in names if n in self.checkpoint.names]
+            if not present:
                 return {}
+            if present != names:
+                raise CheckpointError(
+                    f"{self.checkpoint.path}: {len(present)} of {len(names)} layers have a time_state ({present[0]}, …), "
+                    "expected all or none; add the missing ones, or take them out and pass init_state"
+                )
             stored = {n: self.checkpoint.tensor(n) for n in names}
         else:
             stored = load_state_file(init_state)
@@ -75,6 +80,7 @@ class Model:
     """One loaded checkpoint.
 
     Args:
+        ops: implementations of the architecture's ops.
         ln_x_eps: epsilon of the group norm over heads; None takes the checkpoint's own, or 64e-5.
         batch_invariant: a row's results do not depend, bit for bit, on what else is in the step.
     """
@@ -83,17 +89,16 @@ class Model:
         self,
         file: ModelFile,
         placement: Placement,
-        backend: str = "auto",
+        ops: OpTable,
         ln_x_eps: float | None = None,
         batch_invariant: bool = False,
     ) -> None:
         checkpoint = file.checkpoint
         self.file = file
         self.placement = placement
-        self.backend = backend
         self.sizes = file.sizes
         self.ln_x_eps = ln_x_eps or checkpoint.ln_x_eps or DEFAULT_LN_X_EPS
-        self.ops: OpTable = resolve(file.architecture.ops, backend, placement.device, placement.dtype, file.sizes)
+        self.ops = ops
         weights = Weights(checkpoint, placement.dtype, placement.quantization, placement.device, batch_invariant)
         self.architecture = file.architecture(weights, file.sizes, self.ln_x_eps)
         self._norm = weights.norm("ln_out")

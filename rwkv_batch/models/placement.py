@@ -78,7 +78,9 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigurationError(f"engine.device: got {name!r}, expected auto, cpu, cuda, cuda:N or mps") from None
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigurationError(f"engine.device: got {name!r}, expected auto, cpu, cuda, cuda:N or mps")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise CapacityError(
             f"engine.device: {name} is not there; this torch ({torch.__version__}) sees {torch.cuda.device_count()} "

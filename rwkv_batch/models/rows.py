@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +18,8 @@ class Rows:
     """A ragged batch of B rows with M packed tokens.
 
     Args:
-        slots: slot of each row in the state pool, no slot twice; -1 is padding: its output is 0, no state is touched.
+        slots: slot of each row in the state pool, no slot twice; -1 is padding: no state is touched, and what comes out
+            for it means nothing.
         lengths: tokens of each row in this step, each at least 1; M is their sum.
         device: where `slot_index` and `cu_seqlens` live.
     """
@@ -109,9 +110,6 @@ class Rows:
             advance(tokens, *(row[:active] for row in rows))
         for state, row in zip(states, rows, strict=True):
             state[slots] = row
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter(zip(self.slots, self.lengths, strict=True))
 
 
 def _index(values: list[int], device: torch.device) -> Index:

@@ -33,7 +33,7 @@ def wkv4(
         aa, bb, pp: [P, A] float32: a, b and the exponent p they are scaled by. **Updated in place** in the rows' slots.
 
     Returns:
-        sigmoid(r) * y: [M, A], dtype of `r`; 0 for padding rows.
+        sigmoid(r) * y: [M, A], dtype of `r`.
     """
     keys, values = k.float(), v.float()
     out = torch.zeros_like(keys)

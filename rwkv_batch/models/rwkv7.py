@@ -154,6 +154,7 @@ _LAYER: Shapes = {
     "att.k_k": "A",
     "att.k_a": "A",
     "att.r_k": ("H", "N"),
+    "att.time_state": ("H", "N", "N"),
     "att.key.weight": ("A", "C"),
     "att.value.weight": ("A", "C"),
     "att.receptance.weight": ("A", "C"),
@@ -166,6 +167,7 @@ _LAYER: Shapes = {
 }
 _TOP: Shapes = {"emb.weight": ("V", "C"), "ln_out.weight": "C", "ln_out.bias": "C", "head.weight": ("V", "C")}
 _NOT_IN_FIRST = frozenset({"att.v0", "att.v1", "att.v2"})
+_OPTIONAL = frozenset({"att.time_state"})
 _LN0: Shapes = {"ln0.weight": "C", "ln0.bias": "C"}
 
 
@@ -174,7 +176,7 @@ class Rwkv7(Architecture):
 
     name = "rwkv7"
     ops = (SHIFT_LERP, OpSpec("wkv7", wkv7))
-    schema = Schema(top=_TOP, layer=_LAYER, not_in_first=_NOT_IN_FIRST, first_only=_LN0)
+    schema = Schema(top=_TOP, layer=_LAYER, optional=_OPTIONAL, not_in_first=_NOT_IN_FIRST, first_only=_LN0)
 
     def __init__(self, weights: Weights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
         super().__init__(weights, sizes, ln_x_eps)
@@ -284,6 +286,7 @@ class Rwkv7DeepEmbed(Rwkv7):
             "ffn.s2": ("R", "F"),
             "ffn.s0": "F",
         },
+        optional=_OPTIONAL,
         not_in_first=_NOT_IN_FIRST,
         first_only=_LN0,
     )

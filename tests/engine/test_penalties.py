@@ -61,11 +61,11 @@ def test_equals_dictionaries(rows, num_steps, seed):
     for _ in range(num_steps):
         logits = torch.randn(len(rows), VOCAB, generator=generator)
         want = torch.stack([row.apply(x) for row, x in zip(by_hand, logits, strict=True)])
-        if penalties.is_active(slots):
+        if penalties.rows(slots):
             penalties.apply(logits, slots)
         torch.testing.assert_close(logits, want, rtol=1e-5, atol=1e-5)
         token_ids = torch.randint(0, VOCAB, (len(rows),), generator=generator)
-        if penalties.is_active(slots):
+        if penalties.rows(slots):
             penalties.count(token_ids, slots)
         for row, token_id in zip(by_hand, token_ids.tolist(), strict=True):
             row.count(token_id)

@@ -14,7 +14,7 @@ struct Select {
   const double *top_p, *min_p, *uniform;
   const int64_t* top_k;  // KEEP_ALL where it is off
   const bool *greedy, *untempered;
-  const double* normalizer;  // log sum exp of each row, or null
+  const double* normalizer;  // log sum exp of each row, or NaN for some, or null
   int64_t* token_ids;
 };
 
@@ -163,7 +163,7 @@ static void gather(const Select& p, const float* x, float threshold, float peak,
 
 static double total_mass(const Select& p, int64_t row, const float* x, float peak) {
   const double filter = p.filter_temperature[row];
-  if (p.normalizer && filter == 1) return std::exp(p.normalizer[row] - peak);
+  if (p.normalizer && filter == 1 && !std::isnan(p.normalizer[row])) return std::exp(p.normalizer[row] - peak);
   double total = 0;
   for (int64_t start = 0; start < p.vocab; start += TILE)
     total += mass_of(x + start, width_at(start / TILE, p.vocab), peak, (float)(1 / filter));
@@ -223,7 +223,8 @@ static int64_t select_one(const Select& p, int64_t row, Scratch& s) {
   const float peak = s.tile_max[best];
   const float* first = x + best * TILE;
   const int64_t greedy = std::find(first, first + width_at(best, p.vocab) - 1, peak) - x;
-  if (p.greedy[row] || !(peak > -INFINITY)) return greedy;
+  if (!std::isfinite(peak)) return 0;
+  if (p.greedy[row]) return greedy;
   if (p.top_p[row] >= 1 && p.top_k[row] == KEEP_ALL && p.min_p[row] <= 0) return draw_from_all(p, row, x, peak, s);
   return draw_filtered(p, row, x, peak, s);
 }

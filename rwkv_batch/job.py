@@ -174,7 +174,6 @@ def _load_model(job: JobConfig) -> Any:
     engine = job.engine
     return LLM(
         **model_arguments(job),
-        backend=engine.backend,
         prefix_sharing=engine.prefix_sharing,
         batch_invariant=engine.batch_invariant,
         seed=job.sampling.seed or 0,

@@ -16,6 +16,7 @@ from .engine.engine import Engine
 from .engine.logprobs import Logprobs
 from .engine.request import END_OF_TEXT, Completion, Request
 from .engine.sampler import Vocabulary
+from .engine.source import Batch
 from .engine.stats import EngineStats
 from .errors import RowError
 from .model_summary import ModelSummary, inspect_model
@@ -133,12 +134,12 @@ class LLM:
             raise ValueError(
                 f"got {len(sampling_params)} sampling_params for {len(prompt_list)} prompts, expected as many"
             )
-        outputs: list[RequestOutput | None] = [None] * len(prompt_list)
+        outputs: dict[int, RequestOutput] = {}
         for index, output in self.generate_iter(prompt_list, sampling_params):
             if output.error is not None:
                 raise ValueError(f"prompt {index}: {output.error}")
             outputs[index] = output
-        return [output for output in outputs if output is not None]
+        return [outputs[index] for index in range(len(prompt_list))]
 
     def generate_iter(
         self, prompts: Iterable[Prompt], sampling_params: SamplingParams | Iterable[SamplingParams] | None = None
@@ -204,29 +205,35 @@ class LLM:
         finish: Callable[[list[Completion]], Any],
         fail: Callable[[Any, RowError], Any],
     ) -> Iterator[tuple[Any, Any]]:
-        def requests() -> Iterator[Request | Completion]:
+        def requests() -> Iterator[Batch]:
             for row in rows:
-                group = _Group(row.key)
+                group = _Group(row)
                 try:
                     built = build(row, group)
-                    group.samples = [None] * len(built)
+                    group.missing = len(built)
                 except RowError as error:
                     built, group.result = [], fail(row, error)
-                if not built:
-                    yield passed_through(group)
-                yield from built
+                yield built or passed_through(group)
 
-        ahead = Prefetch(requests(), ahead=4 * self._engine.pool.num_slots)
+        ahead = Prefetch(requests(), ahead=self._engine.window)
         try:
             for completion in self._engine.generate(ahead):
                 group: _Group = completion.key
-                if group.samples:
-                    group.samples[completion.request.sample] = completion
-                finished = [sample for sample in group.samples if sample is not None]
-                if len(finished) == len(group.samples):
-                    yield group.key, finish(finished) if group.result is None else group.result
+                if group.result is None and group.missing:
+                    group.add(completion)
+                if not group.missing:
+                    yield group.row.key, self._result(group, finish, fail)
         finally:
             ahead.close()
+
+    @staticmethod
+    def _result(group: _Group, finish: Callable[[list[Completion]], Any], fail: Callable[[Any, RowError], Any]) -> Any:
+        """The row's result. The group lets go of its completions, which refer to it."""
+        completions, group.completions = group.completions, []
+        if any(map(_is_broken, completions)):
+            reason = "the model's numbers are not finite; float16 may have overflowed: use bfloat16 or float32"
+            return fail(group.row, RowError("not_finite", reason))
+        return finish(completions) if group.result is None else group.result
 
     def _request_output(self, completions: list[Completion]) -> RequestOutput:
         first = completions[0]
@@ -267,10 +274,24 @@ class LLM:
 class _Group:
     """The requests of one row, on their way to one result."""
 
-    key: Any
-    samples: list[Completion | None] = field(default_factory=list)
+    row: Any
+    missing: int = 0
+    completions: list[Completion] = field(default_factory=list)
     result: Any = None
     """Set where the row could not be served."""
+
+    def add(self, completion: Completion) -> None:
+        """Take one finished request; the last one puts all in order."""
+        self.completions.append(completion)
+        self.missing -= 1
+        if not self.missing:
+            self.completions.sort(key=lambda c: c.request.sample)
+
+
+def _is_broken(completion: Completion) -> bool:
+    """Something in it is not a number."""
+    scores = completion.prompt_scores
+    return completion.finish_reason == "error" or any(not math.isfinite(score.logprob) for score in scores)
 
 
 def _failed_request(row: GenerateRow, error: RowError) -> RequestOutput:

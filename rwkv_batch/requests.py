@@ -65,14 +65,20 @@ class RequestBuilder:
         self.seed = seed
         self._constraints = constraints
 
+    def check(self, params: SamplingParams) -> None:
+        """Raise RowError where no prompt could be sampled so. Constraints are compiled.
+
+        Raises:
+            MissingExtraError: they need a package that is missing.
+        """
+        self._check_params(params)
+        self._constraint(params)
+
     def generate(self, row: GenerateRow, key: Any) -> list[Request]:
         """One request for each sample; raises RowError for a bad row."""
         params = row.params
         self._check_params(params)
         text = self._text(row.prompt)
-        stops = params.stop_strings
-        if stops and self.tokenizer is None:
-            raise RowError("no_tokenizer", "stop strings need a tokenizer; pass stop_token_ids, or load one")
         scored = params.prompt_logprobs is not None
         request = Request(
             key=key,
@@ -85,7 +91,7 @@ class RequestBuilder:
             new_monitor=partial(
                 Detokenizer,
                 self.tokenizer.token_bytes,
-                stops,
+                params.stop_strings,
                 params.include_stop_str_in_output,
                 params.min_tokens,
             )
@@ -101,6 +107,8 @@ class RequestBuilder:
         start = context or [END_OF_TEXT]
         requests = []
         for i, continuation in enumerate(row.continuations):
+            if isinstance(continuation, str) != isinstance(row.context, str):
+                raise RowError("bad_type", "context and continuation must both be text or both be token ids")
             ids = start + self.token_ids(continuation, "continuation")
             requests.append(Request(key, ids, NO_SAMPLING, row=row.row, sample=i, score_start=len(start)))
         return requests
@@ -141,6 +149,8 @@ class RequestBuilder:
             beyond = [i for i in getattr(params, name) or () if i >= self.vocab_size]
             if beyond:
                 raise RowError("bad_sampling", f"{name} holds id {beyond[0]}, expected ids below {self.vocab_size}")
+        if params.stop_strings and self.tokenizer is None:
+            raise RowError("no_tokenizer", "stop strings need a tokenizer; pass stop_token_ids, or load one")
 
     def _constraint(self, params: SamplingParams) -> Any:
         if params.json_schema is None and params.regex is None and params.grammar is None:

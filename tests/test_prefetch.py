@@ -8,8 +8,31 @@ import pytest
 from rwkv_batch.prefetch import Prefetch
 
 
+def take_all(source):
+    items = []
+    while not source.is_ended:
+        items += source.take(7, wait=True)
+    return items
+
+
 def test_order_and_end():
-    assert list(Prefetch(range(100), ahead=3)) == list(range(100))
+    assert take_all(Prefetch(range(100), ahead=3)) == list(range(100))
+    assert take_all(Prefetch([], ahead=1)) == []
+
+
+def test_taking_without_waiting_takes_what_is_there():
+    gate = threading.Event()
+
+    def items():
+        yield from (1, 2, 3)
+        gate.wait()
+        yield 4
+
+    source = Prefetch(items(), ahead=9)
+    assert source.take(9, wait=True) == [1, 2, 3]
+    assert (source.take(9, wait=False), source.is_ended) == ([], False)
+    gate.set()
+    assert take_all(source) == [4]
 
 
 def test_items_are_made_elsewhere_and_not_too_far_ahead():
@@ -23,8 +46,7 @@ def test_items_are_made_elsewhere_and_not_too_far_ahead():
             yield i
 
     source = Prefetch(items(), ahead=5)
-    iterator = iter(source)
-    assert next(iterator) == 0
+    assert source.take(1, wait=True) == [0]
     time.sleep(0.05)
     assert len(made) <= 1 + 5 + 1
     assert threading.current_thread() not in threads
@@ -36,13 +58,25 @@ def test_an_exception_comes_after_the_items_before_it():
         yield 1
         raise KeyError("broken")
 
-    iterator = iter(Prefetch(items(), ahead=4))
-    assert next(iterator) == 1
+    source = Prefetch(items(), ahead=4)
+    time.sleep(0.05)
+    assert source.take(9, wait=True) == [1]
+    assert not source.is_ended
     with pytest.raises(KeyError, match="broken"):
-        next(iterator)
+        source.take(9, wait=False)
 
 
 def test_closing_stops_the_thread_while_it_waits():
     source = Prefetch(iter(int, 1), ahead=2)
     source.close()
     assert not source._thread.is_alive()
+
+
+def test_closing_does_not_wait_for_an_item_that_never_comes(monkeypatch):
+    monkeypatch.setattr("rwkv_batch.prefetch.CLOSING_SECONDS", 0.1)
+    gate = threading.Event()
+    source = Prefetch(iter(gate.wait, None), ahead=2)
+    started = time.monotonic()
+    source.close()
+    assert time.monotonic() - started < 3
+    gate.set()

@@ -15,11 +15,11 @@ from ..config import JobConfig
 from ..errors import ConfigurationError
 from ..sampling_params import SamplingParams
 from .jsonl import Kind
-from .openai_batch import MESSAGES
+from .openai_batch import PROMPT_KINDS
 
-PROMPT_PARTS = ("prompt", "messages", "prompt_token_ids")
+PROMPT_PARTS = tuple(PROMPT_KINDS)
 
-INTEGERS = ("n", "top_k", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs", "seed")
+INTEGERS = ("n", "top_k", "max_tokens", "min_tokens", "seed")
 NUMBERS = (
     "temperature",
     "top_p",
@@ -30,8 +30,20 @@ NUMBERS = (
     "penalty_decay",
 )
 FLAGS = ("ignore_eos", "include_stop_str_in_output")
-TEXTS = ("top_p_order", "json_schema", "regex", "grammar")
+CONSTRAINTS = ("json_schema", "regex", "grammar")
+TEXTS = ("top_p_order", *CONSTRAINTS)
 TOKEN_IDS = ("stop_token_ids", "allowed_token_ids", "bad_token_ids")
+UNWRITTEN = ("logprobs", "prompt_logprobs")
+
+SAMPLING_KINDS: dict[str, Kind] = {
+    **dict.fromkeys(INTEGERS, "int"),
+    **dict.fromkeys(NUMBERS, "float"),
+    **dict.fromkeys(FLAGS, "bool"),
+    **dict.fromkeys(TEXTS, "string"),
+    **{name: ["int"] for name in TOKEN_IDS},
+    "stop": "strings",
+    "logit_bias": "biases",
+}
 
 Check = tuple[Callable[[pa.DataType], bool], str]
 """Whether a column's type will do, and how to say what would."""
@@ -59,14 +71,18 @@ class Columns:
 
 
 def expected_kinds(job: JobConfig) -> dict[str, Kind]:
-    """For JSON Lines: what must be in the columns whose bad cells spoil their row only."""
-    kinds: dict[str, Kind] = {}
+    """For JSON Lines: what must be in the columns whose bad cells spoil their row only; a tuple means one of these."""
     if job.task == "score":
-        kinds |= {"context": "string", "continuation": "string", "choices": ["string"]}
+        text_or_ids = ("string", ["int"])
+        kinds: dict[str, Kind] = {
+            "context": text_or_ids,
+            "continuation": text_or_ids,
+            "choices": (["string"], [["int"]]),
+        }
     else:
-        kinds |= dict.fromkeys(INTEGERS, "int") | dict.fromkeys(NUMBERS, "float") | dict.fromkeys(FLAGS, "bool")
+        kinds = {**SAMPLING_KINDS, "sampling": SAMPLING_KINDS}
         if job.input.template is None:
-            kinds |= {"prompt": "string", "messages": MESSAGES, "prompt_token_ids": ["int"]}
+            kinds |= {part: PROMPT_KINDS[part] for part in _named_prompts(job) or PROMPT_PARTS}
     named = {part: job.input.columns.get(part, part) for part in kinds}
     return {name: kinds[part] for part, name in named.items() if name is not None}
 
@@ -119,8 +135,7 @@ def _prompt_parts(job: JobConfig, given: dict[str, str], template: str | None, p
     """The one column that prompts come from; none where a template makes them."""
     if template is not None:
         return {}
-    named = [part for part in PROMPT_PARTS if job.input.columns.get(part) is not None]
-    present = named or [part for part in PROMPT_PARTS if part in given]
+    present = _named_prompts(job) or [part for part in PROMPT_PARTS if part in given]
     if len(present) != 1:
         found = f"found {' and '.join(present)}" if present else "found none of them"
         problems.append(
@@ -128,6 +143,10 @@ def _prompt_parts(job: JobConfig, given: dict[str, str], template: str | None, p
             "(name it, for example columns: {prompt: question})"
         )
     return {part: given[part] for part in present if part in given}
+
+
+def _named_prompts(job: JobConfig) -> list[str]:
+    return [part for part in PROMPT_PARTS if job.input.columns.get(part) is not None]
 
 
 def _score_parts(given: dict[str, str], problems: list[str]) -> dict[str, str]:
@@ -149,6 +168,8 @@ def _sampling_columns(
     if struct is None:
         return sampling, None
     kind = schema.field(struct).type
+    if pt.is_null(kind):
+        return sampling, struct
     if not pt.is_struct(kind):
         problems.append(f"input.columns.sampling: column {struct!r} is {kind}, expected a struct of sampling fields")
         return sampling, None
@@ -259,6 +280,8 @@ def _sampling_checks() -> Iterator[tuple[str, Check]]:
         yield name, (_or_null(_is_text), "string")
     for name in TOKEN_IDS:
         yield name, (_or_null(_is_ids), "list<int>")
+    for name in UNWRITTEN:
+        yield name, (pt.is_null, "only nulls, as output.logprobs is what writes log-probabilities")
     yield "stop", (_or_null(lambda kind: _is_text(kind) or _is_texts(kind)), "string or list<string>")
     yield "logit_bias", (_or_null(lambda kind: pt.is_map(kind) or pt.is_struct(kind)), "map<int, float>")
 

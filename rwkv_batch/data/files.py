@@ -36,11 +36,20 @@ class InputFile:
         return os.path.splitext(self.path)[1].lower()
 
     def version(self) -> str:
-        """What changes when the content does: the upload time of a remote object, else a checksum."""
+        """What changes when the content does: the upload time of a remote object, else a checksum.
+
+        Of a Parquet file, which may be large, it is the checksum of the footer: sizes and statistics of all columns.
+        """
         if self.mtime_ns and not isinstance(self.filesystem, fs.LocalFileSystem):
             return f"modified:{self.mtime_ns}"
         with self.open() as file:
-            return f"sha256:{sha256_of(file)}"
+            file.seek(max(0, self.size - 8))
+            length, magic = file.read(4), file.read(4)
+            if magic != b"PAR1":
+                file.seek(0)
+                return f"sha256:{sha256_of(file)}"
+            file.seek(self.size - 8 - int.from_bytes(length, "little"))
+            return f"footer-sha256:{sha256_of(file)}"
 
 
 def sha256_of(file: Any) -> str:

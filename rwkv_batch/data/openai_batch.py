@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from .files import InputFile
-from .jsonl import JsonlTable, Kind
+from .jsonl import JsonlTable, Kind, fits
 from .table import READ_ERROR
 
-MESSAGES: Kind = [{"role": "string", "content": "string"}]
-
+PROMPT_KINDS: dict[str, Kind] = {
+    "prompt": "string",
+    "messages": [{"role": "string", "content": "string"}],
+    "prompt_token_ids": ["int"],
+}
 FIELDS: dict[str, Kind] = {
     "temperature": "float",
     "top_p": "float",
@@ -19,9 +22,9 @@ FIELDS: dict[str, Kind] = {
     "n": "int",
     "presence_penalty": "float",
     "frequency_penalty": "float",
-    "stop": ["string"],
+    "stop": "strings",
+    "logit_bias": "biases",
 }
-COLUMNS: dict[str, Kind] = {"id": "string", "prompt": "string", "messages": MESSAGES, **FIELDS}
 
 IGNORED = {"model", "stream", "stream_options", "user", "metadata", "store", "service_tier"}
 """What changes who is billed or how an answer travels, never the answer."""
@@ -31,7 +34,8 @@ class OpenAIBatchTable(JsonlTable):
     """Lines of {"custom_id": …, "body": {…}} for chat/completions or completions."""
 
     def __init__(self, file: InputFile) -> None:
-        super().__init__(file, COLUMNS)
+        self._part: str | None = None
+        super().__init__(file, {"id": "string", **PROMPT_KINDS, **FIELDS})
 
     def parse(self, line: bytes) -> dict[str, Any]:
         request = super().parse(line)
@@ -43,6 +47,12 @@ class OpenAIBatchTable(JsonlTable):
             row.update(_columns(body))
         except ValueError as error:
             row[READ_ERROR] = str(error)
+        part = next((part for part in PROMPT_KINDS if row.get(part) is not None), None)
+        if part is not None and self._part is None and fits(row[part], PROMPT_KINDS[part]):
+            self._part = part  # the first good prompt decides what all of the file's prompts are
+        if part is not None and self._part not in (None, part):
+            del row[part]
+            row.setdefault(READ_ERROR, f"bad_type: got {part}, expected {self._part} as in the requests above")
         return row
 
 
@@ -55,14 +65,18 @@ def _columns(body: Any) -> Iterator[tuple[str, Any]]:
             yield name, [_message(message) for message in value] if isinstance(value, list) else value
         elif name == "prompt":
             yield ("prompt_token_ids" if isinstance(value, list) else name), value
-        elif name == "stop":
-            yield name, [value] if isinstance(value, str) else value
         elif name == "max_completion_tokens":
             yield "max_tokens", value
-        elif name == "logit_bias" or name in FIELDS:
+        elif name in FIELDS:
             yield name, value
-        elif name not in IGNORED and value is not None:
+        elif name not in IGNORED and not _is_off(name, value):
             raise ValueError(f"bad_sampling: body.{name} is not supported")
+
+
+def _is_off(name: str, value: Any) -> bool:
+    if name == "logprobs":
+        return value is None or value is False
+    return value is None or (name == "response_format" and value == {"type": "text"})
 
 
 def _message(message: Any) -> Any:

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from .. import __version__
 from ..config import JobConfig
-from ..errors import ConfigurationError
-from .columns import Columns, bind_columns, expected_kinds
+from ..errors import ConfigurationError, MissingExtraError, RowError
+from .columns import CONSTRAINTS, Columns, bind_columns, expected_kinds
 from .commit import OutputFormat
 from .files import sha256_of
 from .fingerprint import fingerprint, result_settings
@@ -56,6 +56,7 @@ def model_arguments(job: JobConfig) -> dict[str, Any]:
         "device": engine.device,
         "dtype": model.dtype,
         "quantization": model.quantization,
+        "backend": engine.backend,
         "max_batch_size": None if engine.max_batch_size == "auto" else engine.max_batch_size,
         "max_batch_tokens": None if engine.max_batch_tokens == "auto" else engine.max_batch_tokens,
         "state_dtype": engine.state_dtype,
@@ -72,7 +73,8 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
         inspect_model: reads sizes, tokenizer, memory plan and fingerprint of a model without its weights.
 
     Raises:
-        ConfigurationError, CheckpointError, CapacityError: something is wrong; nothing has been written.
+        ConfigurationError, CheckpointError, CapacityError, MissingExtraError: something is wrong; nothing has been
+            written.
     """
     source = open_source(job.input.path, job.input.format, expected_kinds(job))
     columns = bind_columns(job, source.schema)
@@ -82,6 +84,8 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
     check_folders(job, folders, source.files)
     _check_pin(job)
     model = inspect_model(**model_arguments(job))
+    if job.task == "generate":
+        _check_sampling(job, columns, source.schema, model)
     maker = RowMaker(job, columns, model.tokenizer)
     plan = Plan(min(source.num_rows, job.input.limit or source.num_rows), job.output.rows_per_part)
     identity = {
@@ -108,6 +112,26 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
     passed = pa.schema([source.schema.field(name) for name in columns.passed])
     form = OutputFormat(results, passed, footer)
     return Prepared(job, source, columns, maker, plan, form, folders, document, model)
+
+
+def _check_sampling(job: JobConfig, columns: Columns, schema: pa.Schema, model: Any) -> None:
+    """Check what the job itself samples with, as the engine will; of the rows' own values, only what they need."""
+    from ..constraint import ConstraintCompiler
+    from ..requests import RequestBuilder
+
+    vocab_size, tokenizer = model.file.sizes["V"], model.tokenizer
+    constraints = None if tokenizer is None else ConstraintCompiler(tokenizer.token_bytes, vocab_size)
+    try:
+        RequestBuilder(tokenizer, vocab_size, 0, constraints).check(job.sampling)
+    except RowError as error:
+        raise ConfigurationError(f"sampling: {error}") from error
+    struct = schema.field(columns.sampling_struct).type if columns.sampling_struct else pa.struct([])
+    fields = {*columns.sampling, *(struct.field(index).name for index in range(struct.num_fields))}
+    if not fields.isdisjoint(CONSTRAINTS):
+        try:
+            import xgrammar  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError("structured output", "xgrammar", "structured") from error
 
 
 def _check_pin(job: JobConfig) -> None:

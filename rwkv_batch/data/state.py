@@ -15,7 +15,6 @@ from .files import InputFile, would_be_read
 from .fingerprint import differences
 from .storage import Storage
 
-
 STATE_SUFFIX = ".rwkv_batch"
 
 
@@ -133,9 +132,7 @@ def _input_changes(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, 
     """Files are compared in order and by content: a moved folder is no change."""
     if len(old) != len(new):
         names = {entry["file"] for entry in old} ^ {entry["file"] for entry in new}
-        return [
-            f"number of files was {len(old)}, is {len(new)}: {', '.join(sorted(names)) or 'names are the same'}"
-        ]
+        return [f"number of files was {len(old)}, is {len(new)}: {', '.join(sorted(names)) or 'names are the same'}"]
     return [
         f"{after['file']}: {name} was {before[name]}, is {after[name]}"
         for before, after in zip(old, new, strict=True)

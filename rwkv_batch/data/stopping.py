@@ -1,4 +1,4 @@
-"""What SIGTERM, SIGINT, SIGUSR1 and SIGHUP do: the first stops the run where that is safe, the second ends the process."""
+"""What the signals do that ask a process to end: the first stops the run where that is safe, the second ends it."""
 
 from __future__ import annotations
 

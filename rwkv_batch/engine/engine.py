@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from .request import Completion, Request
 from .sampler import Sampled, Sampler, Vocabulary
 from .scheduler import PlannedRow, Scheduler
 from .sequence import Sequence
+from .source import Batch, Pulled, Source
 from .state_pool import StateLayout, StatePool
 from .stats import EngineStats
 from .step_input import StepInput, build
@@ -61,26 +61,35 @@ class Engine:
         self._logits = torch.empty(max_batch_size, model.sizes["V"], device=model.device)
         self._prefix_sharing = prefix_sharing
         self._passed: list[Completion] = []
-        self._window = max(4 * max_batch_size, 256)
+        self._is_serving = False
+        # Batches of requests among which shared prefixes are looked for.
+        self.window = max(4 * max_batch_size, 256)
 
     @torch.inference_mode()
-    def generate(self, requests: Iterable[Request | Completion]) -> Iterator[Completion]:
-        """Complete every request; one caller at a time. A completion among the requests passes straight through.
+    def generate(self, requests: Iterable[Batch] | Source) -> Iterator[Completion]:
+        """Complete every request. A completion among the requests passes straight through.
 
-        Requests are pulled in windows, within which shared prefixes are found. Closing the iterator early frees
-        everything that was running.
+        Requests are pulled in windows, within which shared prefixes are found; a list of requests stays together.
+        Closing the iterator early frees everything that was running.
+
+        Raises:
+            RuntimeError: another iterator of this engine is still open.
         """
-        source = iter(requests)
+        if self._is_serving:
+            raise RuntimeError("this engine is serving another iterator; finish or close that one first")
+        self._is_serving = True
+        source = requests if isinstance(requests, Source) else Pulled(requests)
         try:
             while True:
-                is_exhausted = self._admit(source)
+                self._admit(source)
                 yield from self._take_passed()
                 if not self.scheduler.is_idle:
                     yield from self._step_within_memory()
-                elif is_exhausted:
+                elif source.is_ended:
                     return
         finally:
             self._abandon()
+            self._is_serving = False
 
     def step(self) -> list[Completion]:
         """One forward pass; returns what has finished in it."""
@@ -110,17 +119,20 @@ class Engine:
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
-            reason = str(error).splitlines()[0]
+            reason = str(error).partition("\n")[0] or type(error).__name__
         self._halve(reason)
         return []
 
     def _halve(self, reason: str) -> None:
-        """Go on with half the slots. What was running starts again; its random streams give the same tokens."""
-        num_slots = self.pool.num_slots // 2
-        if not num_slots:
-            raise CapacityError(f"out of memory with a single sequence running: {reason}. Use a smaller model or dtype")
-        logger.warning("out of memory: going on with %d slots instead of %d (%s)", num_slots, 2 * num_slots, reason)
-        self.scheduler.restart()
+        """Go on with half the slots and tokens. What was running starts again, and draws the same tokens."""
+        before = self.pool.num_slots, self.scheduler.max_batch_tokens
+        if before == (1, 1):
+            raise CapacityError(f"out of memory with a single token in a step: {reason}. Use a smaller model or dtype")
+        num_slots = max(before[0] // 2, 1)
+        num_tokens = max(before[1] // 2, num_slots)
+        logger.warning("out of memory: %d slots, %d tokens a step from now on (%s)", num_slots, num_tokens, reason)
+        self.scheduler.restart(num_tokens)
+        self._logits = self._logits[:num_slots].clone()
         self.pool = self.pool.resized(num_slots)
         self.sampler = Sampler(num_slots, self._vocabulary, self.model.device, self.model.ops)
         self.stats.max_batch_size = num_slots
@@ -129,30 +141,28 @@ class Engine:
         passed, self._passed = self._passed, []
         return passed
 
-    def _admit(self, source: Iterator[Request | Completion]) -> bool:
-        """Give every free slot to a sequence; returns whether the requests have come to their end."""
+    def _admit(self, source: Source) -> None:
+        """Give every free slot to a sequence, as far as there are any."""
         while self.pool.num_free:
             if not self.scheduler.waiting:
-                if not self._refill(source):
-                    return True
-                if not self.scheduler.waiting:
-                    return False
+                self._refill(source)
+            if not self.scheduler.waiting:
+                return
             sequence = self.scheduler.next_waiting()
             sequence.slot = self.pool.allocate(sequence.parent.take_record() if sequence.parent else None)
             if isinstance(sequence.work, Request):
                 new_constraint = sequence.work.new_constraint
                 self.sampler.assign(sequence.slot, sequence.work, new_constraint() if new_constraint else None)
             self.scheduler.start(sequence)
-        return False
 
-    def _refill(self, source: Iterator[Request | Completion]) -> bool:
-        """Queue the next window of requests; returns whether there was one."""
-        window = list(islice(source, self._window))
+    def _refill(self, source: Source) -> None:
+        """Queue the next window of requests. Only an idle engine waits for one."""
+        batches = source.take(self.window, wait=self.scheduler.is_idle and not self._passed)
+        window = [item for batch in batches for item in (batch if isinstance(batch, list) else [batch])]
         self._passed += [item for item in window if isinstance(item, Completion)]
         requests = [item for item in window if isinstance(item, Request)]
         self.stats.requested_tokens += sum(len(request.prompt_token_ids) for request in requests)
         self.scheduler.add(Sequence(work, None) for work in plan_prefixes(requests, self._prefix_sharing))
-        return bool(window)
 
     def _sampled_logits(self, step_input: StepInput, hidden: Tensor) -> Tensor | None:
         """[n, V] float32 for the n rows that get a token."""
@@ -183,6 +193,7 @@ class Engine:
 
     def _commit(self, plan: list[PlannedRow], step_input: StepInput, sampled: Sampled | None) -> list[Completion]:
         done: list[Sequence] = []
+        prefixes: list[Sequence] = []
         for sequence, num_tokens in plan:
             if sequence.is_decoding:
                 continue
@@ -190,8 +201,7 @@ class Engine:
             if not sequence.is_decoding:
                 continue
             if isinstance(sequence.work, Prefix):
-                self._publish(sequence.work, sequence.slot)
-                done.append(sequence)
+                prefixes.append(sequence)
             elif sequence.work.params.max_tokens == 0:
                 done.append(sequence)
         if sampled is not None:
@@ -201,16 +211,23 @@ class Engine:
                     sequence.completion.logprobs.append(alternatives)
                 if sequence.append(token_id, logprob):
                     done.append(sequence)
-        for sequence in done:
+        self._publish(prefixes)
+        for sequence in done + prefixes:
             self.pool.free(sequence.slot)
-        self.scheduler.settle({id(sequence) for sequence in done})
+        self.scheduler.settle({id(sequence) for sequence in done + prefixes})
         return [sequence.completion for sequence in done if sequence.completion is not None]
 
-    def _publish(self, prefix: Prefix, slot: int) -> None:
-        """A prefix is computed: its children can start from its state."""
-        prefix.record = self.pool.snapshot(slot)
-        prefix.num_waiting = len(prefix.children)
-        self.scheduler.add_first(Sequence(work, prefix) for work in prefix.children)
+    def _publish(self, computed: list[Sequence]) -> None:
+        """These prefixes are computed: their children can start from their states.
+
+        All states are copied before any child is queued, as copying may run out of memory.
+        """
+        records = [self.pool.snapshot(sequence.slot) for sequence in computed]
+        for sequence, record in zip(computed, records, strict=True):
+            prefix = sequence.work
+            assert isinstance(prefix, Prefix)
+            prefix.record, prefix.num_waiting = record, len(prefix.children)
+            self.scheduler.add_first(Sequence(work, prefix) for work in prefix.children)
 
     def _abandon(self) -> None:
         for sequence in self.scheduler.running:

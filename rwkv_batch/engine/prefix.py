@@ -1,7 +1,7 @@
 """Prompt prefixes that several requests share: found in a window of requests, each computed once.
 
 A prefix is computed as a sequence of its own; a snapshot of its state is then copied into the slot of each child.
-Children follow their parent at once (depth first), so few snapshots live at a time.
+Children follow their parent at once (depth first), so that there are never more snapshots than slots, and few levels.
 """
 
 from __future__ import annotations

@@ -74,8 +74,9 @@ class Scheduler:
             self.decoding += [s for s in running if s.is_decoding]
             self.prefilling = [s for s in running if not s.is_decoding]
 
-    def restart(self) -> None:
+    def restart(self, max_batch_tokens: int) -> None:
         """Everything that runs goes back to the head of the queue, as if it had not started."""
+        self.max_batch_tokens = max_batch_tokens
         again = [Sequence(sequence.work, None) for sequence in self.running]
         self.prefilling, self.decoding = [], []
         self.add_first(again)

@@ -153,7 +153,7 @@ def _draw_ranked(
     first = torch.minimum((cumulative < needed[:, None]).sum(1), torch.full_like(keep, count - 1))
     ties = (values >= values.gather(1, first[:, None])).sum(1)
     by_top_p = torch.where(filters.top_p < 1, ties, torch.full_like(keep, count))
-    keep = torch.minimum(keep, by_top_p)
+    keep = torch.minimum(keep, by_top_p).clamp(min=1)
     complete = is_cut | ((by_top_p < count) & ~renormalised) | is_all
     weights = torch.exp(relative / filters.temperature[:, None])
     dropped = torch.arange(count, device=keep.device) >= keep[:, None]

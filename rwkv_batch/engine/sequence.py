@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from .prefix import Prefix
@@ -56,6 +57,9 @@ class Sequence:
         completion = self.completion
         assert completion is not None
         params = completion.request.params
+        if not math.isfinite(logprob):
+            completion.finish_reason = "error"
+            return True
         completion.token_ids.append(token_id)
         completion.token_logprobs.append(logprob)
         is_constrained = completion.request.new_constraint is not None  # nothing else may follow its end of text

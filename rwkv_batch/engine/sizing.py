@@ -32,7 +32,7 @@ class MemoryPlan:
     available: int
     weights: int
     slot: int
-    """State and logits of one slot."""
+    """State and logits of one slot, and one snapshot of a shared prefix."""
     workspace: int
     max_batch_size: int
     max_batch_tokens: int
@@ -60,7 +60,7 @@ def plan_memory(
     """
     kind = placement.device.type
     layout = StateLayout(file.state_fields(placement), file.sizes["L"])
-    slot = layout.record_bytes + _LOGIT_COPIES * 4 * file.sizes["V"]
+    slot = 2 * layout.record_bytes + _LOGIT_COPIES * 4 * file.sizes["V"]
     weights = _weight_bytes(file, placement)
     available = available_memory(placement.device)
 

@@ -49,8 +49,8 @@ class ModelFile:
                 return {}
             if present != names:
                 raise CheckpointError(
-                    f"{self.checkpoint.path}: {len(present)} of {len(names)} layers have a time_state ({present[0]}, …), "
-                    "expected all or none; add the missing ones, or take them out and pass init_state"
+                    f"{self.checkpoint.path}: {len(present)} of {len(names)} layers have a time_state, {present[0]} "
+                    "the first; expected all or none; add the missing ones, or take them out and pass init_state"
                 )
             stored = {n: self.checkpoint.tensor(n) for n in names}
         else:

@@ -107,7 +107,7 @@ def test_requests_are_pulled_when_slots_are_free(make_engine):
     for _ in range(1000):
         next(completions)
     completions.close()
-    assert next(pulled) <= 1000 + 2 * engine._window
+    assert next(pulled) <= 1000 + 2 * engine.window
     engine.check_integrity()
     assert engine.pool.num_free == engine.pool.num_slots
 
@@ -160,12 +160,95 @@ def test_out_of_memory_halves_the_slots_and_loses_nothing(error, caplog):
     assert engine.pool.num_slots == engine.stats.max_batch_size == 4
     engine.check_integrity()
     assert sum("out of memory" in message for message in caplog.messages) == 2
+    assert engine.scheduler.max_batch_tokens == 16
 
 
 def test_out_of_memory_with_one_slot_is_said():
-    engine = Engine(Crowded(0, MemoryError("no")), Vocabulary.plain(VOCAB), max_batch_size=2, max_batch_tokens=8)
-    with pytest.raises(CapacityError, match="single sequence"):
+    engine = Engine(Crowded(0, MemoryError()), Vocabulary.plain(VOCAB), max_batch_size=2, max_batch_tokens=8)
+    with pytest.raises(CapacityError, match="with a single token in a step: MemoryError"):
         list(engine.generate([Request(0, [1], SamplingParams(max_tokens=9, ignore_eos=True))]))
+
+
+def test_long_chunks_that_do_not_fit_become_shorter():
+    class Narrow(HashModel):
+        def forward(self, token_ids, rows, layers):
+            if len(token_ids) > 20:
+                raise torch.OutOfMemoryError("too many tokens")
+            return super().forward(token_ids, rows, layers)
+
+    request = Request(0, list(range(64)), SamplingParams(max_tokens=5))
+    engine = Engine(Narrow(), Vocabulary.plain(VOCAB), max_batch_size=8, max_batch_tokens=64)
+    found = [outcome(completion) for completion in engine.generate([request])]
+    assert found == [outcome(run([request])[0])]
+
+
+def test_out_of_memory_while_copying_states_loses_nothing():
+    """Two prefixes are ready in the same step; the copy of the second one's state fails, once."""
+    requests = [
+        Request((p, row), [p] * 20 + [row], SamplingParams(max_tokens=3), row=10 * p + row)
+        for p in (1, 2)
+        for row in range(3)
+    ]
+    engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=8, max_batch_tokens=64)
+    snapshot, calls = engine.pool.snapshot, []
+
+    def failing(slot):
+        calls.append(slot)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("no room for a copy")
+        return snapshot(slot)
+
+    engine.pool.snapshot = failing
+    found = {completion.key: outcome(completion) for completion in engine.generate(requests)}
+    assert len(calls) == 2
+    assert found == {key: outcome(completion) for key, completion in run(requests).items()}
+
+
+def test_one_iterator_at_a_time(make_engine):
+    engine = make_engine()
+    requests = [Request(row, [row], SamplingParams(max_tokens=5), row=row) for row in range(9)]
+    outer = engine.generate(requests)
+    first = next(outer)
+    with pytest.raises(RuntimeError, match="serving another iterator"):
+        next(engine.generate(requests))
+    rest = list(outer)
+    assert sorted(c.key for c in [first, *rest]) == list(range(9))
+    assert len(list(engine.generate(requests))) == 9
+
+
+def test_an_idle_source_does_not_stall_what_runs(make_engine):
+    """The source has nothing more until the first result is out."""
+    engine = make_engine()
+    results = []
+
+    class Patient:
+        is_ended = False
+
+        def take(self, most, wait):
+            if not results:
+                assert not wait or not started
+                return [] if started else started.append(1) or [Request(0, [1], SamplingParams(max_tokens=3))]
+            self.is_ended = True
+            return []
+
+    started = []
+    for completion in engine.generate(Patient()):
+        results.append(completion)
+    assert len(results) == 1
+
+
+def test_numbers_that_are_not_finite_end_the_row_with_an_error():
+    class Overflowing(HashModel):
+        def logits(self, hidden, out=None):
+            logits = super().logits(hidden, out)
+            logits[hidden[:, 0] % 2 == 0] = float("nan")
+            return logits
+
+    engine = Engine(Overflowing(), Vocabulary.plain(VOCAB), max_batch_size=4, max_batch_tokens=16)
+    requests = [Request(row, [row], SamplingParams(max_tokens=6, ignore_eos=True), row=row) for row in range(12)]
+    reasons = {completion.finish_reason for completion in engine.generate(requests)}
+    assert "error" in reasons
+    engine.check_integrity()
 
 
 def test_other_failures_pass_through():

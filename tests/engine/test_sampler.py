@@ -76,6 +76,36 @@ def test_logprobs_are_those_of_the_model():
     assert entry.top_logprobs == pytest.approx(exact.topk(4).values.tolist(), abs=1e-6)
 
 
+def test_equal_logits_rank_by_id():
+    logits = torch.tensor([[5.0, 5.0, 1.0, 5.0]])
+    _, result = draw(logits, SamplingParams(logprobs=2, logit_bias={3: 50.0}, temperature=0.0))
+    entry = result.alternatives[0]
+    assert (entry.top_ids, entry.rank) == ([0, 1], 3)
+
+
+def test_penalties_leave_banned_prompt_tokens_alone():
+    vocabulary = Vocabulary(torch.arange(VOCAB) == 40, torch.zeros(VOCAB, dtype=torch.bool))
+    sampler = Sampler(1, vocabulary, CPU, OPS)
+    sampler.assign(0, Request(0, [40, 3], SamplingParams(temperature=0.0, repetition_penalty=1.2)))
+    logits = torch.zeros(1, VOCAB)
+    logits[0, [40, 7]] = torch.tensor([90.0, 30.0])
+    assert sampler.sample(logits, [0]).token_ids == [7]
+
+
+def test_a_neighbour_with_penalties_changes_no_bit():
+    """top-p's share is taken of the same total, in whatever way it is known for other rows."""
+    plain, other = SamplingParams(top_p=0.5), SamplingParams(top_p=0.5, presence_penalty=0.3, temperature=0.7)
+    for seed in range(40):
+        logits = torch.randn(2, 300, generator=torch.Generator().manual_seed(seed)) * 2
+        results = []
+        for neighbour in (plain, other):
+            sampler = Sampler(2, Vocabulary.plain(300), CPU, OPS)
+            sampler.assign(0, Request(0, [1], plain, seed=seed))
+            sampler.assign(1, Request(1, [1], neighbour, seed=seed))
+            results.append(sampler.sample(logits.clone(), [0, 1]).token_ids[0])
+        assert results[0] == results[1]
+
+
 def test_ids_without_bytes_are_never_sampled():
     unsampleable = torch.arange(VOCAB) % 2 == 1
     vocabulary = Vocabulary(unsampleable, torch.zeros(VOCAB, dtype=torch.bool))

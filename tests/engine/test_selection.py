@@ -125,6 +125,28 @@ def test_greedy_takes_the_first_of_equal_logits(choose):
     ]
 
 
+@pytest.mark.parametrize("value", [-torch.inf, torch.nan])
+def test_a_row_with_nothing_left_ends(choose, value):
+    logits = torch.full((1, 100), value)
+    for settings in (dict(), dict(temperature=0.0), dict(top_p=0.9), dict(top_k=3, min_p=0.1)):
+        uniform = torch.full((1,), 0.7, dtype=torch.float64)
+        assert choose(logits.clone(), filters(1, **settings), uniform).tolist() == [0]
+
+
+def test_the_largest_uniform_number_draws_a_token_with_mass(choose):
+    uniform = torch.full((1,), 1 - 2.0**-53, dtype=torch.float64)
+    for seed in range(50):
+        logits = torch.randn(1, 70, generator=torch.Generator().manual_seed(seed))
+        logits[:, 31:] = -torch.inf
+        assert choose(logits, filters(1), uniform).item() <= 30
+
+
+def test_tiny_temperatures_are_greedy(choose):
+    logits = torch.randn(1, 100)
+    uniform = torch.full((1,), 0.5, dtype=torch.float64)
+    assert choose(logits, filters(1, temperature=1e-39), uniform).item() == logits.argmax().item()
+
+
 def test_banned_tokens_are_never_drawn(choose):
     logits = torch.randn(300)
     logits[::2] = -torch.inf

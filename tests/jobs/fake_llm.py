@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from rwkv_batch.errors import CapacityError, CheckpointError, RowError
@@ -36,6 +37,7 @@ class ScoreRow:
 class Tokenizer:
     name = "fake"
     fingerprint = "fake-tokenizer"
+    token_bytes = (None, *(bytes([byte]) for byte in range(256)))
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -47,6 +49,10 @@ class Summary:
     fingerprint: str
     dtype: str
     memory_plan: str = "8 slots of 1 KiB"
+
+    @property
+    def file(self) -> Any:
+        return SimpleNamespace(sizes={"V": VOCAB_SIZE})
 
     def describe(self) -> dict[str, Any]:
         return {"model": "fake", "dtype": self.dtype, "backends": [{"op": "wkv7", "backend": "cpu", "not_used": []}]}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import shlex
 import subprocess
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import fake_llm
+import pyarrow as pa
 import pytest
 
 from rwkv_batch import __version__, cli, doctor
@@ -21,10 +26,10 @@ def test_dry_run_shows_everything_and_writes_nothing(job: Job, capsys: pytest.Ca
         assert cli.main(arguments) == 0
         out = capsys.readouterr().out
         for expected in (
-            "1 files, 2 rows",
+            "1 file, 2 rows",
             "prompt: string",
             "sampled as the columns temperature say",
-            "2 rows in 1 parts",
+            "2 rows in 1 part\n",
             "completion_tokens: int32",
             "8 slots of 1 KiB",
             "row 0     error null_prompt",
@@ -34,6 +39,12 @@ def test_dry_run_shows_everything_and_writes_nothing(job: Job, capsys: pytest.Ca
             assert expected in out
     assert fake_llm.LLM.loaded == 0
     assert not job.output.exists() and not job.state.exists()
+
+
+def test_dry_run_of_a_shard(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    job.set(output__rows_per_part=8)
+    assert job.run("--dry-run", "--shard", "1/2") == 0
+    assert "shard     1/2: 14 rows in 2 parts: 1, 3\n" in capsys.readouterr().out
 
 
 def test_dry_run_of_a_score_job(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,7 +65,34 @@ def test_a_finished_run_says_where_to_look(job: Job, capsys: pytest.CaptureFixtu
     assert f"{job.output}: 3 of 3 parts, 30 rows" in out
     assert "rows    ok 30" in out and "completion tokens/s" in out
     assert f"report  {job.state}/report.html" in out
-    assert "rwkv-batch report" in out
+
+
+@pytest.mark.parametrize("state", [None, "my states/one"])
+def test_the_command_that_a_finished_run_prints_works(
+    job: Job, capsys: pytest.CaptureFixture[str], state: str | None
+) -> None:
+    job.set(output__path=str(job.folder / "my results"))
+    job.set(run__state_dir=None if state is None else str(job.folder / state))
+    assert job.run() == 0
+    program, *arguments = shlex.split(capsys.readouterr().out.split("look ")[1])
+    assert program == "rwkv-batch" and cli.main(arguments) == 0
+    assert capsys.readouterr().out.count("prompt: ") == 3
+
+
+def test_an_empty_job_has_no_rows(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job.input(prompt=pa.array([], pa.string())).run() == 0
+    assert "rows    0\n" in capsys.readouterr().out
+
+
+def test_verbose_is_about_this_package(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", logging.WARNING)
+    assert job.run("--verbose", "--dry-run") == 0
+    assert logging.getLogger("rwkv_batch.data").isEnabledFor(logging.DEBUG)
+    assert not logging.getLogger("urllib3").isEnabledFor(logging.DEBUG)
+    assert job.run("--dry-run") == 0
+    assert not logging.getLogger("rwkv_batch.data").isEnabledFor(logging.DEBUG)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]])
@@ -104,3 +142,13 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert all(name in out for name in ("rwkv_batch", "torch", "cuda", "g++", "nvcc", "memory", "demo model"))
     assert all(finding for _, finding in doctor.findings())
+    assert re.search(r"^huggingface_hub  \S", out, re.MULTILINE)
+
+
+def test_doctor_on_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One prints nothing; it is beside Python, and not on the path."""
+    (tmp_path / "silent").write_text("#!/bin/sh\n")
+    (tmp_path / "silent").chmod(0o755)
+    assert doctor._first_line("silent") == "not found"
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert doctor._first_line("silent") == f"{tmp_path}/silent: prints no version"

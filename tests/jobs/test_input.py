@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rwkv_batch.data import jsonl
+from rwkv_batch.data import files, jsonl
 from rwkv_batch.data.files import find_files, would_be_read
 from rwkv_batch.data.reader import Source, open_source
 from rwkv_batch.data.table import READ_ERROR
@@ -160,18 +160,33 @@ def test_two_columns_of_one_name(tmp_path: Path) -> None:
         open_source(str(tmp_path), "auto", {})
 
 
-def test_the_version_of_a_file_is_its_content(tmp_path: Path) -> None:
-    write(tmp_path / "a.parquet", range(3))
-    (before,) = open_source(str(tmp_path), "auto", {}).manifest()
-    write(tmp_path / "a.parquet", range(3))
-    (same,) = open_source(str(tmp_path), "auto", {}).manifest()
-    data = bytearray((tmp_path / "a.parquet").read_bytes())
-    data[data.index(b"p1") + 1] = ord("9")
-    (tmp_path / "a.parquet").write_bytes(data)
-    (after,) = open_source(str(tmp_path), "auto", {}).manifest()
-    assert before == same
-    assert before["version"] != after["version"]
-    assert {**before, "version": None} == {**after, "version": None}
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
+def test_the_version_of_a_file_is_its_content(tmp_path: Path, name: str) -> None:
+    def version_of(*prompts: str) -> Any:
+        if name == "a.parquet":
+            pq.write_table(pa.table({"prompt": prompts}), tmp_path / name)
+        else:
+            (tmp_path / name).write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+        (entry,) = open_source(str(tmp_path), "auto", {}).manifest()
+        return entry["version"]
+
+    before = version_of("p0", "p1", "p2")
+    assert version_of("p0", "p1", "p2") == before
+    assert version_of("p0", "p1", "p9") != before
+
+
+def test_only_the_footer_of_a_parquet_file_is_read_for_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a.parquet", range(10_000))
+    (file,) = find_files(str(tmp_path))
+    opened = file.open()
+    monkeypatch.setattr(type(file), "open", lambda _: opened)
+    starts: list[int] = []
+    monkeypatch.setattr(files, "sha256_of", lambda stream: starts.append(stream.tell()) or "0")
+    assert file.version() == "footer-sha256:0"
+    footer = pq.read_metadata(tmp_path / "a.parquet").serialized_size
+    assert starts == [file.size - 8 - footer]
 
 
 def test_would_be_read(tmp_path: Path) -> None:
@@ -246,7 +261,7 @@ def test_jsonl_bad_lines_and_cells_spoil_their_row_only(tmp_path: Path) -> None:
         "bad_json",
         "bad_json",
         "bad_type",
-        "bad_json",
+        "invalid_text",
     ]
 
 
@@ -255,8 +270,8 @@ def read_errors(source: Source, columns: list[str]) -> list[str | None]:
     return [error for batch in batches for error in batch[READ_ERROR].to_pylist()]
 
 
-def test_jsonl_of_the_wrong_type_throughout_keeps_that_type(tmp_path: Path) -> None:
-    assert lines(tmp_path, {"prompt": 5}, {"prompt": None}).schema.field("prompt").type == pa.int64()
+def test_jsonl_of_the_wrong_type_throughout_keeps_the_expected_type(tmp_path: Path) -> None:
+    assert lines(tmp_path, {"prompt": 5}, {"prompt": None}).schema.field("prompt").type == pa.string()
 
 
 def test_jsonl_ranges_start_at_bookmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,3 +327,26 @@ def test_openai_batch_completions(job: Job) -> None:
     job.lines(request("a", prompt="hello"), request("b", prompt="world"))
     assert job.run() == 0
     assert [row["prompt"] for row in job.rows()] == ["hello", "world"]
+
+
+def test_openai_batch_bad_cells_spoil_their_row_only(job: Job) -> None:
+    job.lines(
+        request("one", prompt="hello", logit_bias={"5": -100}, stop="x"),
+        request("two", prompt="hello", logit_bias={"6": "much"}),
+        request("three", prompt=[1, 2], stop=["y"]),
+        request("four", prompt="hello", stop=[["y"]]),
+    )
+    assert job.run() == 3
+    assert [row["error_code"] for row in job.rows()] == [None, "bad_type", "bad_type", "bad_type"]
+    assert job.rows()[2]["error"] == "got prompt_token_ids, expected prompt as in the requests above"
+
+
+def test_openai_batch_fields_that_mean_off(job: Job) -> None:
+    off = {"logprobs": False, "response_format": {"type": "text"}, "tools": None}
+    job.lines(
+        request("one", prompt="hello", **off),
+        request("two", prompt="hello", logprobs=0),
+        request("three", prompt="hello", response_format={"type": "json_object"}),
+    )
+    assert job.run() == 3
+    assert [row["error_code"] for row in job.rows()] == [None, "bad_sampling", "bad_sampling"]

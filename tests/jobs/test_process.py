@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rwkv_batch.data.stopping import StopSignals
+
 from .conftest import Job
 
 ROWS = 120
@@ -64,7 +66,7 @@ def test_sigkill_at_random_moments(slow: Job) -> None:
     assert slow.parts() == parts
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_commits_what_is_finished(slow: Job, number: signal.Signals) -> None:
     slow.set(output__rows_per_part=200, output__flush_seconds=1000)
     process = slow.start(FAKE_DELAY=0.02)
@@ -82,6 +84,17 @@ def test_a_signal_commits_what_is_finished(slow: Job, number: signal.Signals) ->
     assert '"event": "stopped"' in (slow.state / "log.jsonl").read_text()
     assert slow.run() == 0
     assert [row["id"] for row in slow.rows()] == list(range(ROWS))
+
+
+def test_a_hang_up_under_nohup_is_ignored() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.requested is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 def test_a_second_signal_ends_the_process_at_once(slow: Job) -> None:
@@ -137,7 +150,7 @@ def test_a_scheduler_names_the_shard(slow: Job) -> None:
 
 
 def test_memory_does_not_grow_with_the_input(job: Job, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """10,000 and 100,000 rows, 27 MB of text and far more of Python objects apart."""
+    """10,000 and 100,000 rows, 90 MB of text and far more of Python objects apart."""
     job.folder = tmp_path_factory.mktemp("memory")
     peaks = {}
     for count in (10_000, 100_000):
@@ -145,7 +158,7 @@ def test_memory_does_not_grow_with_the_input(job: Job, tmp_path_factory: pytest.
         schema = pa.schema([("prompt", pa.string())])
         with pq.ParquetWriter(path, schema) as writer:
             for start in range(0, count, 10_000):
-                prompts = [f"{i} {'x' * 300}" for i in range(start, start + 10_000)]
+                prompts = [f"{i} {'x' * 1000}" for i in range(start, start + 10_000)]
                 writer.write_table(pa.table({"prompt": prompts}), row_group_size=10_000)
         job.set(input__path=str(path), output__path=str(job.folder / f"out-{count}"), output__rows_per_part=2000)
         process = job.start()
@@ -153,4 +166,4 @@ def test_memory_does_not_grow_with_the_input(job: Job, tmp_path_factory: pytest.
         assert process.returncode == 0, errors
         peaks[count] = int(output.split("VmHWM:")[1].split()[0]) / 1024
     print(peaks)
-    assert peaks[100_000] - peaks[10_000] < 20, peaks
+    assert peaks[100_000] - peaks[10_000] < 45, peaks

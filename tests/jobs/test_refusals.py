@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from typing import Any
 
 import fake_llm
@@ -33,6 +34,12 @@ TOKENS = pa.array([[1]], pa.list_(pa.int32()))
         ({"messages": ["a"]}, {}, "column 'messages' is string, expected list<struct<role: string, content: string>>"),
         ({"prompt_token_ids": ["a"]}, {}, "column 'prompt_token_ids' is string, expected list<int>"),
         ({"prompt": ["a"], "temperature": ["x"]}, {}, "column 'temperature' is string, expected a number"),
+        ({"prompt": ["a"], "logprobs": [1]}, {}, "column 'logprobs' is int64, expected only nulls, as output.logprobs"),
+        (
+            {"prompt": ["a"], "sampling": [{"prompt_logprobs": 1}]},
+            {},
+            "'prompt_logprobs' is int64, expected only nulls",
+        ),
         ({"prompt": ["a"], "stop": [1]}, {}, "column 'stop' is int64, expected string or list<string>"),
         ({"prompt": ["a"], "sampling": [1]}, {}, "column 'sampling' is int64, expected a struct"),
         (
@@ -62,6 +69,39 @@ def test_schema(job: Job, capsys: pytest.CaptureFixture[str], columns: Any, sett
     job.settings["task"] = settings.pop("task", "generate")
     job.input(**columns).set(**settings)
     assert expected in refusal(job, capsys)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"regex": "["}, "sampling: regex: "),
+        ({"regex": 5}, "regex: got 5, expected "),
+        ({"allowed_token_ids": [9999]}, "sampling: allowed_token_ids holds id 9999, expected ids below 1000"),
+        ({"logit_bias": {1000: 1.0}}, "sampling: logit_bias holds id 1000, expected ids below 1000"),
+        ({"stop": ["x"]}, "sampling: stop strings need a tokenizer"),
+    ],
+)
+def test_sampling_that_would_spoil_every_row(
+    job: Job, capsys: pytest.CaptureFixture[str], settings: Any, expected: str
+) -> None:
+    if "stop" in settings:
+        job.input(prompt_token_ids=TOKENS).set(model__tokenizer=None)
+    job.settings["sampling"] = settings
+    assert expected in refusal(job, capsys)
+    assert expected in refusal(job, capsys, "--dry-run")
+
+
+@pytest.mark.parametrize("place", ["job", "column", "struct"])
+def test_structured_output_without_its_package(
+    job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "xgrammar", None)
+    columns = {"job": {}, "column": {"regex": ["a", None]}, "struct": {"sampling": [{"regex": "a"}, None]}}
+    job.input(prompt=["a", "b"], **columns[place])
+    if place == "job":
+        job.set(sampling__regex="a")
+    for arguments in ([], ["--dry-run"]):
+        assert "pip install 'rwkv_batch[structured]'" in refusal(job, capsys, *arguments)
 
 
 def test_all_schema_problems_are_reported_together(job: Job, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ import pytest
 from rwkv_batch import cli
 from rwkv_batch.data import html, progress
 from rwkv_batch.data.events import EventLog, read_events
-from rwkv_batch.data.history import timeline
+from rwkv_batch.data.history import Run, serving_seconds, timeline
 from rwkv_batch.data.plan import Shard
 from rwkv_batch.data.progress import Progress, Snapshot
 from rwkv_batch.data.storage import LocalStorage
@@ -238,3 +238,10 @@ def test_the_report_of_a_state_folder_elsewhere(job: Job, capsys: pytest.Capture
     assert job.set(run__state_dir=str(job.folder / "states" / "one")).run() == 0
     assert cli.main(["report", str(job.folder / "states" / "one")]) == 0
     assert f"{job.output}: 3 of 3 parts" in capsys.readouterr().out
+
+
+def test_runs_at_the_same_time_count_once() -> None:
+    """Two shards side by side for 10 s, one of them inside the other, and a later run of 5 s."""
+    spans = [(100.0, 110.0), (102.0, 105.0), (104.0, 112.0), (200.0, 205.0)]
+    runs = [Run("0/1", start, samples=[{"time": end, "seconds": end - start}]) for start, end in spans]
+    assert serving_seconds([*runs, Run("0/1", 300.0)]) == 17.0

@@ -10,6 +10,8 @@ import fake_llm
 import pyarrow.parquet as pq
 import pytest
 
+from rwkv_batch import cli
+
 from .conftest import Job
 
 
@@ -106,7 +108,7 @@ def changed(job: Job, capsys: pytest.CaptureFixture[str], *arguments: str) -> st
         ("output.input_columns=none", "output.columns: "),
         ("output.rows_per_part=7", "output.rows_per_part: 10 when it was started, 7 now"),
         ("input.limit=20", "input.limit: null when it was started, 20 now"),
-        ("engine.state_dtype=float16", "engine.state_dtype: "),
+        ("engine.batch_invariant=false", "engine.batch_invariant: true when it was started, false now"),
     ],
 )
 def test_settings_that_change_results_are_refused(
@@ -118,6 +120,22 @@ def test_settings_that_change_results_are_refused(
     message = changed(job, capsys, "-o", override)
     assert difference in message
     assert f"rm -r {job.output} {job.state}" in message
+
+
+def test_the_command_to_start_over_is_safe_to_paste(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    job.set(output__path=str(job.folder / "my results"))
+    assert job.run() == 0
+    assert f"rm -r '{job.output}' '{job.state}'" in changed(job, capsys, "-o", "sampling.seed=3")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"settings": {'])
+def test_a_damaged_job_file_is_refused(job: Job, capsys: pytest.CaptureFixture[str], content: str) -> None:
+    assert job.run() == 0
+    (job.state / "job.json").write_text(content)
+    assert f"{job.state}/job.json is damaged, expected a JSON object with settings" in changed(job, capsys)
+    for path in (job.output, job.state):
+        assert cli.main(["report", str(path)]) == 2
+        assert f"{job.state}/job.json is damaged" in capsys.readouterr().err
 
 
 def test_all_differences_are_printed(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,7 +175,7 @@ def test_a_changed_input_is_named(job: Job, capsys: pytest.CaptureFixture[str]) 
     job.input(id=[f"row-{i}" for i in range(30)], prompt=prompts)
     message = changed(job, capsys)
     assert "the input changed since the run started" in message
-    assert f"{job.folder}/prompts.parquet: version was sha256:" in message
+    assert f"{job.folder}/prompts.parquet: version was footer-sha256:" in message
 
 
 def test_an_added_file_is_named(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,7 +183,7 @@ def test_an_added_file_is_named(job: Job, capsys: pytest.CaptureFixture[str]) ->
     job.input("in/a.parquet", prompt=["a"]).set(input__path=str(job.folder / "in"))
     assert job.run() == 0
     job.input("in/b.parquet", prompt=["b"]).set(input__path=str(job.folder / "in"))
-    assert f"1 files when it was started, 2 now: {job.folder}/in/b.parquet" in changed(job, capsys)
+    assert f"number of files was 1, is 2: {job.folder}/in/b.parquet" in changed(job, capsys)
 
 
 def test_a_touched_or_moved_input_is_the_same_input(job: Job) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import fake_llm
 import pyarrow as pa
 import pytest
 
@@ -56,6 +57,12 @@ def test_messages(job: Job) -> None:
     assert job.run() == 3
     assert codes(job) == [None, "bad_messages", "bad_messages", "null_prompt", "bad_messages", "bad_messages"]
     assert job.rows()[0]["prompt_tokens"] == len("User: hello\n\nAssistant:")
+
+
+def test_a_time_beyond_all_calendars(job: Job) -> None:
+    job.input(when=pa.array([0, 2**60], pa.timestamp("us"))).set(input__template="{{ when.year }}")
+    assert job.run() == 3
+    assert [row["error_code"] for row in job.table().select(["error_code"]).to_pylist()] == [None, "bad_type"]
 
 
 def test_text_that_is_not_utf8(job: Job) -> None:
@@ -121,12 +128,12 @@ def test_a_struct_overrides_sampling(job: Job) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
-        ("temperature", -1.0, "SamplingParams.temperature: got -1.0, expected a number from 0 to 100"),
-        ("temperature", float("nan"), "SamplingParams.temperature: got nan, expected a number from 0 to 100"),
-        ("max_tokens", 1.5, "SamplingParams.max_tokens: got 1.5, expected an integer from 0 to 2147483647"),
-        ("top_p_order", "odd", "SamplingParams.top_p_order: got 'odd', expected 'standard' or 'rwkv'"),
-        ("stop", "", "SamplingParams.stop: got '', expected a non-empty string or a list of non-empty strings"),
-        ("stop_token_ids", [-1], "SamplingParams.stop_token_ids: got [-1], expected a list of token ids"),
+        ("temperature", -1.0, "temperature: got -1.0, expected a number from 0 to 100"),
+        ("temperature", float("nan"), "temperature: got nan, expected a number from 0 to 100"),
+        ("max_tokens", 1.5, "max_tokens: got 1.5, expected an integer from 0 to 2147483647"),
+        ("top_p_order", "odd", "top_p_order: got 'odd', expected 'standard' or 'rwkv'"),
+        ("stop", "", "stop: got '', expected a non-empty string or a list of non-empty strings"),
+        ("stop_token_ids", [-1], "stop_token_ids: got [-1], expected a list of token ids"),
     ],
 )
 def test_bad_sampling_values(job: Job, field: str, value: Any, expected: str) -> None:
@@ -153,6 +160,64 @@ def test_wrong_cells_in_jsonl(job: Job) -> None:
     )
     assert job.run() == 3
     assert codes(job) == [None, "bad_type", "bad_json", "bad_type", "null_prompt"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (['{"prompt": "a", "sampling": {"temperature": 1}}', '{"prompt": "b", "sampling": {"temperature": "hot"}}'], 1),
+        (['{"prompt": "a", "sampling": 5}', '{"prompt": "b"}'], 0),
+        (['{"prompt": "a", "stop": [1]}', '{"prompt": "b", "stop": ["y"]}', '{"prompt": "c", "stop": "z"}'], 0),
+        (['{"prompt": "a", "logit_bias": {"7": 1}}', '{"prompt": "b", "logit_bias": {"8": "x"}}'], 1),
+        (['{"prompt": "a", "stop_token_ids": "x"}', '{"prompt": "b", "stop_token_ids": [1]}'], 0),
+        (['{"prompt": "a", "top_p_order": 5}', '{"prompt": "b", "top_p_order": "rwkv"}'], 0),
+        (['{"prompt": "a"}', '{"prompt": null, "x": 1}', '{"prompt": 5}'], 2),
+    ],
+)
+def test_one_wrong_cell_in_jsonl_spoils_its_row_only(job: Job, lines: list[str], expected: int) -> None:
+    assert job.lines(*lines).run() == 3
+    found = codes(job)
+    assert found[expected] == "bad_type"
+    assert set(found[:expected] + found[expected + 1 :]) <= {None, "null_prompt"}
+
+
+def test_a_first_prompt_of_the_wrong_type_is_a_bad_row(job: Job) -> None:
+    assert job.lines('{"prompt": null}', '{"prompt": 5}').run() == 3
+    assert codes(job) == ["null_prompt", "bad_type"]
+
+
+def test_a_wrong_cell_in_an_object_is_named(job: Job) -> None:
+    job.lines('{"prompt": "a", "sampling": {"n": 1, "stop": 5}}').run()
+    assert job.rows()[0]["error"] == "sampling.stop: expected a string or a list of strings"
+
+
+def test_jsonl_stop_and_logit_bias_reach_the_engine(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = {}
+
+    def sample(self: fake_llm.LLM, row: fake_llm.GenerateRow, index: int, seed: int) -> Any:
+        served[row.prompt] = row.params
+        return original(self, row, index, seed)
+
+    original = fake_llm.LLM._sample
+    monkeypatch.setattr(fake_llm.LLM, "_sample", sample)
+    job.lines(
+        '{"prompt": "a", "sampling": {"stop": "x", "logit_bias": {"7": -1}}}',
+        '{"prompt": "b", "sampling": {"stop": ["y", "z"], "logit_bias": {"8": 2.5}}}',
+        '{"prompt": "c"}',
+    )
+    assert job.run() == 0
+    assert [served[prompt].stop_strings for prompt in "abc"] == [("x",), ("y", "z"), ()]
+    assert [served[prompt].logit_bias for prompt in "abc"] == [{7: -1.0}, {8: 2.5}, None]
+
+
+def test_jsonl_scores_of_token_ids(job: Job) -> None:
+    job.lines(
+        '{"context": null, "choices": []}',
+        '{"context": [1, 2], "choices": [[1], [2]]}',
+        '{"context": "text", "choices": [[1]]}',
+    )
+    assert job.run("-o", "task=score") == 3
+    assert codes(job) == ["null_prompt", None, "bad_type"]
 
 
 def test_stop_at_the_first_bad_row(job: Job, capsys: pytest.CaptureFixture[str]) -> None:

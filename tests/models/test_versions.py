@@ -11,6 +11,7 @@ from running import Session
 from tolerances import TOLERANCES, assert_close
 
 from rwkv_batch.cpu_kernels.build import unavailable
+from rwkv_batch.errors import CheckpointError
 
 VOCAB = 97
 MODEL_FACTOR = 20
@@ -121,6 +122,22 @@ def test_a_state_file_starts_every_sequence(checkpoint_file, tmp_path):
     inside = Session(tmp_path / "inside.pth").feed({0: tokens(5)})[0]
     beside = Session(checkpoint_file("6.0"), init_state=tmp_path / "state.pth").feed({0: tokens(5)})[0]
     assert torch.equal(inside, beside)
+
+
+def test_a_tuned_v7_state_is_stored_as_the_rwkv_package_keeps_it(oracle, checkpoint_file, tmp_path):
+    states = [torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    torch.save({f"blocks.{i}.att.time_state": state for i, state in enumerate(states)}, tmp_path / "state.pth")
+    flat = [tensor for state in states for tensor in (torch.zeros(128), state, torch.zeros(128))]
+    want, _ = oracle("7.0").forward(tokens(5), flat, full_output=True)
+    got = Session(checkpoint_file("7.0"), init_state=tmp_path / "state.pth").feed({1: tokens(5)})[1]
+    assert_close("logits", got, want, "float32", MODEL_FACTOR)
+
+
+def test_states_in_some_layers_only_are_refused(tmp_path):
+    tensors = make_checkpoint("6.0") | {"blocks.1.att.time_state": torch.zeros(2, 64, 64)}
+    path = write_checkpoint(tensors, tmp_path / "partial.pth")
+    with pytest.raises(CheckpointError, match="1 of 3 layers have a time_state"):
+        Session(path)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

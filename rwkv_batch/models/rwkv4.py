@@ -14,7 +14,7 @@ from .blocks import SHIFT_LERP, Norm, sigmoid
 from .channel_mix import ChannelMix, output_scale, previous_share, rescaled
 from .linear import Linear
 from .rows import Index, Rows
-from .schema import Schema
+from .schema import FFN_RECEPTANCE, LAYER, LN0, TOP, Schema
 from .weights import Weights
 
 
@@ -75,28 +75,16 @@ class Rwkv4(Architecture):
     name = "rwkv4"
     ops = (SHIFT_LERP, OpSpec("wkv4", wkv4))
     schema = Schema(
-        top={"emb.weight": ("V", "C"), "ln_out.weight": "C", "ln_out.bias": "C", "head.weight": ("V", "C")},
+        top=TOP,
         layer={
-            "ln1.weight": "C",
-            "ln1.bias": "C",
-            "ln2.weight": "C",
-            "ln2.bias": "C",
-            "att.time_mix_k": "C",
-            "att.time_mix_v": "C",
-            "att.time_mix_r": "C",
-            "att.key.weight": ("A", "C"),
-            "att.value.weight": ("A", "C"),
-            "att.receptance.weight": ("A", "C"),
-            "att.output.weight": ("C", "A"),
+            **LAYER,
+            **FFN_RECEPTANCE,
+            **{"att.time_mix_" + c: "C" for c in "kvr"},
+            **{"ffn.time_mix_" + c: "C" for c in "kr"},
             "att.time_decay": "A",
             "att.time_first": "A",
-            "ffn.time_mix_k": "C",
-            "ffn.time_mix_r": "C",
-            "ffn.key.weight": ("F", "C"),
-            "ffn.value.weight": ("C", "F"),
-            "ffn.receptance.weight": ("C", "C"),
         },
-        first_only={"ln0.weight": "C", "ln0.bias": "C"},
+        first_only=LN0,
     )
 
     def __init__(self, weights: Weights, sizes: Mapping[str, int], ln_x_eps: float) -> None:

@@ -19,7 +19,7 @@ from .blocks import SHIFT_LERP, Norm, head_norm, silu
 from .channel_mix import ChannelMix, output_scale, previous_share, rescaled
 from .linear import Linear
 from .rows import Index, Rows
-from .schema import Schema, Shapes
+from .schema import FFN_RECEPTANCE, LAYER, LN0, LN_X, TIME_STATE, TOP, Schema, Shapes
 from .weights import Weights
 
 
@@ -81,25 +81,11 @@ class TimeMix(NamedTuple):
 
 
 _LAYER: Shapes = {
-    "ln1.weight": "C",
-    "ln1.bias": "C",
-    "ln2.weight": "C",
-    "ln2.bias": "C",
-    "att.time_mix_k": "C",
-    "att.time_mix_v": "C",
-    "att.time_mix_r": "C",
-    "att.key.weight": ("A", "C"),
-    "att.value.weight": ("A", "C"),
-    "att.receptance.weight": ("A", "C"),
-    "att.output.weight": ("C", "A"),
-    "att.ln_x.weight": "A",
-    "att.ln_x.bias": "A",
-    "att.time_state": ("H", "N", "N"),
-    "ffn.time_mix_k": "C",
-    "ffn.time_mix_r": "C",
-    "ffn.key.weight": ("F", "C"),
-    "ffn.value.weight": ("C", "F"),
-    "ffn.receptance.weight": ("C", "C"),
+    **LAYER,
+    **FFN_RECEPTANCE,
+    **LN_X,
+    **{"att.time_mix_" + c: "C" for c in "kvr"},
+    **{"ffn.time_mix_" + c: "C" for c in "kr"},
 }
 _PER_HEAD: Shapes = {"att.time_decay": "H", "att.time_first": "H", "att.time_faaaa": "H"}
 _PER_CHANNEL: Shapes = dict.fromkeys(_PER_HEAD, ("H", "N"))
@@ -111,11 +97,11 @@ def _schema(*extra: Shapes) -> Schema:
     for tensors in extra:
         layer.update(tensors)
     return Schema(
-        top={"emb.weight": ("V", "C"), "ln_out.weight": "C", "ln_out.bias": "C", "head.weight": ("V", "C")},
+        top=TOP,
         layer=layer,
-        optional=frozenset({"att.time_state"}),
+        optional=TIME_STATE,
         one_of=(("att.time_first", "att.time_faaaa"),),
-        first_only={"ln0.weight": "C", "ln0.bias": "C"},
+        first_only=LN0,
     )
 
 

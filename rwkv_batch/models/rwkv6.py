@@ -15,7 +15,7 @@ from .channel_mix import ChannelMix, output_scale, rescaled
 from .linear import Linear
 from .rows import Index, Rows
 from .rwkv5 import Head5, head_size_complaint, load_bonus, matrix_state_fields
-from .schema import Schema
+from .schema import FFN_RECEPTANCE, LAYER, LN0, LN_X, TIME_STATE, TOP, Schema
 from .weights import Weights
 
 
@@ -79,13 +79,13 @@ class Rwkv6(Architecture):
     name = "rwkv6"
     ops = (SHIFT_LERP, OpSpec("wkv6", wkv6))
     schema = Schema(
-        top={"emb.weight": ("V", "C"), "ln_out.weight": "C", "ln_out.bias": "C", "head.weight": ("V", "C")},
+        top=TOP,
         layer={
-            "ln1.weight": "C",
-            "ln1.bias": "C",
-            "ln2.weight": "C",
-            "ln2.bias": "C",
+            **LAYER,
+            **FFN_RECEPTANCE,
+            **LN_X,
             **{"att.time_maa_" + c: "C" for c in "xwkvrg"},
+            **{"ffn.time_maa_" + c: "C" for c in "kr"},
             "att.time_maa_w1": ("C", "5R"),
             "att.time_maa_w2": (5, "R", "C"),
             "att.time_decay": "A",
@@ -93,23 +93,11 @@ class Rwkv6(Architecture):
             "att.time_decay_w2": ("Rw", "A"),
             "att.time_faaaa": ("H", "N"),
             "att.time_first": ("H", "N"),
-            "att.time_state": ("H", "N", "N"),
-            "att.key.weight": ("A", "C"),
-            "att.value.weight": ("A", "C"),
-            "att.receptance.weight": ("A", "C"),
             "att.gate.weight": ("A", "C"),
-            "att.output.weight": ("C", "A"),
-            "att.ln_x.weight": "A",
-            "att.ln_x.bias": "A",
-            "ffn.time_maa_k": "C",
-            "ffn.time_maa_r": "C",
-            "ffn.key.weight": ("F", "C"),
-            "ffn.value.weight": ("C", "F"),
-            "ffn.receptance.weight": ("C", "C"),
         },
-        optional=frozenset({"att.time_state"}),
+        optional=TIME_STATE,
         one_of=(("att.time_first", "att.time_faaaa"),),
-        first_only={"ln0.weight": "C", "ln0.bias": "C"},
+        first_only=LN0,
     )
 
     def __init__(self, weights: Weights, sizes: Mapping[str, int], ln_x_eps: float) -> None:

@@ -16,7 +16,7 @@ from .blocks import SHIFT_LERP, Norm, head_norm, sigmoid, squared_relu
 from .linear import Linear
 from .rows import Index, Rows
 from .rwkv5 import head_size_complaint, matrix_state_fields
-from .schema import Schema, Shapes
+from .schema import LAYER, LN0, LN_X, TIME_STATE, TOP, Schema, Shapes
 from .weights import Weights
 
 MAX_LOG_DECAY = math.exp(-0.5)
@@ -135,40 +135,18 @@ class ChannelMix(NamedTuple):
 
 
 _LAYER: Shapes = {
-    "ln1.weight": "C",
-    "ln1.bias": "C",
-    "ln2.weight": "C",
-    "ln2.bias": "C",
+    **LAYER,
+    **LN_X,
     **{"att.x_" + c: "C" for c in "rwkvag"},
-    "att.w0": "A",
-    "att.w1": ("C", "Rw"),
-    "att.w2": ("Rw", "A"),
-    "att.a0": "A",
-    "att.a1": ("C", "Ra"),
-    "att.a2": ("Ra", "A"),
-    "att.v0": "A",
-    "att.v1": ("C", "Rv"),
-    "att.v2": ("Rv", "A"),
-    "att.g1": ("C", "Rg"),
-    "att.g2": ("Rg", "A"),
+    **{f"att.{c}0": "A" for c in "wav"},
+    **{f"att.{c}1": ("C", f"R{c}") for c in "wavg"},
+    **{f"att.{c}2": (f"R{c}", "A") for c in "wavg"},
     "att.k_k": "A",
     "att.k_a": "A",
     "att.r_k": ("H", "N"),
-    "att.time_state": ("H", "N", "N"),
-    "att.key.weight": ("A", "C"),
-    "att.value.weight": ("A", "C"),
-    "att.receptance.weight": ("A", "C"),
-    "att.output.weight": ("C", "A"),
-    "att.ln_x.weight": "A",
-    "att.ln_x.bias": "A",
     "ffn.x_k": "C",
-    "ffn.key.weight": ("F", "C"),
-    "ffn.value.weight": ("C", "F"),
 }
-_TOP: Shapes = {"emb.weight": ("V", "C"), "ln_out.weight": "C", "ln_out.bias": "C", "head.weight": ("V", "C")}
 _NOT_IN_FIRST = frozenset({"att.v0", "att.v1", "att.v2"})
-_OPTIONAL = frozenset({"att.time_state"})
-_LN0: Shapes = {"ln0.weight": "C", "ln0.bias": "C"}
 
 
 class Rwkv7(Architecture):
@@ -176,7 +154,7 @@ class Rwkv7(Architecture):
 
     name = "rwkv7"
     ops = (SHIFT_LERP, OpSpec("wkv7", wkv7))
-    schema = Schema(top=_TOP, layer=_LAYER, optional=_OPTIONAL, not_in_first=_NOT_IN_FIRST, first_only=_LN0)
+    schema = Schema(top=TOP, layer=_LAYER, optional=TIME_STATE, not_in_first=_NOT_IN_FIRST, first_only=LN0)
 
     def __init__(self, weights: Weights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
         super().__init__(weights, sizes, ln_x_eps)
@@ -277,7 +255,7 @@ class Rwkv7DeepEmbed(Rwkv7):
 
     name = "rwkv7-deepembed"
     schema = Schema(
-        top=_TOP,
+        top=TOP,
         layer={
             **_LAYER,
             "ffn.s_emb.weight": ("V", "RR"),
@@ -286,9 +264,9 @@ class Rwkv7DeepEmbed(Rwkv7):
             "ffn.s2": ("R", "F"),
             "ffn.s0": "F",
         },
-        optional=_OPTIONAL,
+        optional=TIME_STATE,
         not_in_first=_NOT_IN_FIRST,
-        first_only=_LN0,
+        first_only=LN0,
     )
 
     def __init__(self, weights: Weights, sizes: Mapping[str, int], ln_x_eps: float) -> None:

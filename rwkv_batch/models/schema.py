@@ -15,6 +15,23 @@ Shape = str | tuple[str | int, ...]
 Shapes = Mapping[str, Shape]
 ShapeOf = Callable[[str], tuple[int, ...]]
 
+TOP: Shapes = {"emb.weight": ("V", "C"), "ln_out.weight": "C", "ln_out.bias": "C", "head.weight": ("V", "C")}
+"""What every version has outside its layers."""
+LN0: Shapes = {"ln0.weight": "C", "ln0.bias": "C"}
+"""The embedding's norm, kept in layer 0."""
+LAYER: Shapes = {
+    **{f"ln{i}.{part}": "C" for i in (1, 2) for part in ("weight", "bias")},
+    **{f"att.{name}.weight": ("A", "C") for name in ("key", "value", "receptance")},
+    "att.output.weight": ("C", "A"),
+    "ffn.key.weight": ("F", "C"),
+    "ffn.value.weight": ("C", "F"),
+}
+"""What every version has in each layer."""
+FFN_RECEPTANCE: Shapes = {"ffn.receptance.weight": ("C", "C")}
+LN_X: Shapes = {"att.ln_x.weight": "A", "att.ln_x.bias": "A", "att.time_state": ("H", "N", "N")}
+"""The norm over heads of v5, v6 and v7, and the state that tuning may have put beside it."""
+TIME_STATE = frozenset({"att.time_state"})
+
 _LAYER = re.compile(r"^blocks\.(\d+)\.(.+)$")
 
 

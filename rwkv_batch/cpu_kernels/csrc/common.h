@@ -55,6 +55,19 @@ struct Rows {
   const int32_t* start;  // [B + 1]
 };
 
+// Walks every head of every row through its tokens: advance(token, head, its state). Heads run in parallel.
+template <typename Params, typename Advance>
+static void for_each_head(const Params& p, Advance advance) {
+#pragma omp parallel for collapse(2) schedule(dynamic, 4)
+  for (int64_t row = 0; row < p.rows.num_rows; ++row)
+    for (int64_t head = 0; head < p.num_heads; ++head) {
+      const int32_t slot = p.rows.slot[row];
+      if (slot < 0) continue;
+      float* state = p.state + slot * p.slot_stride + head * p.size * p.size;
+      for (int32_t token = p.rows.start[row]; token < p.rows.start[row + 1]; ++token) advance(token, head, state);
+    }
+}
+
 constexpr int MAX_HEAD = 256;
 
 // The sum of n numbers in a fixed order: 16 partial sums, then those.

@@ -50,17 +50,10 @@ static void advance(const Wkv56& p, int64_t token, int64_t head, float* __restri
 
 template <typename T>
 static void run(const Wkv56& p) {
-#pragma omp parallel for collapse(2) schedule(dynamic, 4)
-  for (int64_t row = 0; row < p.rows.num_rows; ++row)
-    for (int64_t head = 0; head < p.num_heads; ++head) {
-      const int32_t slot = p.rows.slot[row];
-      if (slot < 0) continue;
-      float* state = p.state + slot * p.slot_stride + head * p.size * p.size;
-      for (int32_t token = p.rows.start[row]; token < p.rows.start[row + 1]; ++token) {
-        if (p.size == 64) advance<T, 64>(p, token, head, state);
-        else advance<T, 0>(p, token, head, state);
-      }
-    }
+  for_each_head(p, [&p](int64_t token, int64_t head, float* state) {
+    if (p.size == 64) advance<T, 64>(p, token, head, state);
+    else advance<T, 0>(p, token, head, state);
+  });
 }
 
 #define DEFINE(NAME, T) \

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..errors import CapacityError, ConfigurationError
+from ..models.convert import is_quantizable
 from ..models.model import ModelFile
 from ..models.placement import Placement
 from .state_pool import StateLayout
@@ -111,10 +112,8 @@ def _weight_bytes(file: ModelFile, placement: Placement) -> int:
     checkpoint = file.checkpoint
     total = 0
     for name in checkpoint.names:
-        shape = checkpoint.shape(name)
-        is_matrix = name.endswith(".weight") and len(shape) == 2 and "emb" not in name
-        itemsize = 1 if placement.quantization and is_matrix else placement.dtype.itemsize
-        total += math.prod(shape) * itemsize
+        is_int8 = placement.quantization is not None and is_quantizable(checkpoint, name)
+        total += math.prod(checkpoint.shape(name)) * (1 if is_int8 else placement.dtype.itemsize)
     return total
 
 

@@ -16,9 +16,9 @@ from rwkv_batch import LLM
 from rwkv_batch.bench import Measurement, Workload, difference, measure, warm_up
 from rwkv_batch.detokenizer import Detokenizer
 from rwkv_batch.engine.engine import Engine
-from rwkv_batch.models.linear import DenseLinear, Linear, Mm8Linear
+from rwkv_batch.models.linear import DenseLinear
 from rwkv_batch.models.model import Model
-from rwkv_batch.models.packed import PackedLinear
+from rwkv_batch.models.product import LINEAR, Linear
 from rwkv_batch.ops import OpTable
 
 STOP = "\n\nUser:"
@@ -71,6 +71,7 @@ def split_text(checkpoint: Path, workload: Workload, dtype: str, quantization: s
     llm.generate(prompts, replace(workload.params, max_tokens=2))
     before, clocks = replace(llm.stats()), _Clocks()
     start = perf_counter()
+    # With a stop string every token is pushed as it comes.
     with patch.object(Detokenizer, "push", clocks.around(Detokenizer.push, lambda *_: "detokenise")):
         llm.generate(prompts, replace(workload.params, stop=STOP))
     seconds = perf_counter() - start
@@ -100,8 +101,8 @@ def _split_once(engine: Engine, workload: Workload) -> Split:
     warm_up(engine)
     with _clocks_in(engine.model) as clocks:
         run = measure(engine, workload)
-    ops = [f"op {spec.name}" for spec in engine.model.file.architecture.ops]
-    inside = {part: clocks.seconds[part] for part in ("matrix products", "low-rank products", "head", *ops)}
+    ops = [f"op {name}" for name in _timed_ops(engine.model)]
+    inside = {part: clocks.seconds[part] for part in ("matrix products", "head", *ops)}
     parts = {
         **inside,
         "rest of the model": run.phase_seconds["model"] - sum(inside.values()),
@@ -116,20 +117,23 @@ def _clocks_in(model: Model) -> Iterator[_Clocks]:
     """Clocks around the model's head, its other matrix products and its ops."""
     clocks = _Clocks()
 
-    def product(linear: Linear, *_: Any) -> str:
-        is_large = min(linear.in_features, linear.out_features) >= model.sizes["C"]
-        return "matrix products" if is_large else "low-rank products"
-
     def op(name: str) -> Callable[..., Any]:
         return clocks.around(getattr(model.ops, name), lambda *_: f"op {name}")
 
-    ops = {spec.name: op(spec.name) for spec in model.file.architecture.ops}
+    timed = {name: op(name) for name in _timed_ops(model)}
+    functions = {choice.op: getattr(model.ops, choice.op) for choice in model.ops.choices} | timed
     with ExitStack() as stack:
-        for linear in (DenseLinear, PackedLinear, Mm8Linear):
-            stack.enter_context(patch.object(linear, "__call__", clocks.around(linear.__call__, product)))
-        stack.enter_context(patch.object(model, "ops", OpTable(ops, model.ops.choices)))
+        for linear in (DenseLinear, Linear):
+            timed_call = clocks.around(linear.__call__, lambda *_: "matrix products")
+            stack.enter_context(patch.object(linear, "__call__", timed_call))
+        stack.enter_context(patch.object(model, "ops", OpTable(functions, model.ops.choices)))
         stack.enter_context(patch.object(model, "logits", clocks.around(model.logits, lambda *_: "head")))
         yield clocks
+
+
+def _timed_ops(model: Model) -> list[str]:
+    """The architecture's ops but for the large products, which go by that name however they are stored."""
+    return [spec.name for spec in model.file.architecture.ops if spec is not LINEAR]
 
 
 def _per_step(parts: dict[str, float], run: Measurement) -> Split:

@@ -14,8 +14,8 @@ import torch
 
 from .engine.engine import Engine
 from .engine.request import Request
-from .engine.sampler import Vocabulary
 from .engine.sizing import plan_memory
+from .engine.slot_tables import Vocabulary
 from .engine.stats import EngineStats
 from .errors import CapacityError, RwkvBatchError
 from .model_summary import inspect_model
@@ -23,7 +23,7 @@ from .models.model import Model
 from .run import EXIT_DEVICE, EXIT_OK, EXIT_USAGE
 from .sampling_params import SamplingParams
 
-PHASES = ("schedule", "model", "sample", "commit")
+PHASES = ("schedule", "model", "sample", "wait", "commit")
 """What `EngineStats` times."""
 
 _WARM_UP_TOKENS = 2

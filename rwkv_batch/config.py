@@ -49,7 +49,7 @@ class EngineSection(Section):
     )
     max_batch_size: Literal["auto"] | Count = _setting("auto or an integer from 1", "auto")
     max_batch_tokens: Literal["auto"] | Count = _setting("auto or an integer from 1", "auto")
-    state_dtype: Literal["float32"] = _setting("float32", "float32")
+    state_dtype: Literal["float32", "float16"] = _setting("float32 or float16", "float32")
     prefix_sharing: bool = _setting("true or false", True)
     batch_invariant: bool = _setting("true or false", True)
 

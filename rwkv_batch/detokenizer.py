@@ -43,6 +43,16 @@ class Detokenizer:
         self._sent = 0  # bytes that `delta` has handed to its decoder
         self._decoder: codecs.IncrementalDecoder | None = None
 
+    @property
+    def watches(self) -> bool:
+        """There are stop strings."""
+        return self._stops is not None
+
+    def extend(self, token_ids: Sequence[int]) -> None:
+        """Append sampled tokens, where there are no stop strings."""
+        table = self._table
+        self._data += b"".join(table[i] or b"" for i in token_ids if i < len(table))
+
     def push(self, token_id: int) -> str | None:
         """Append one sampled token. Not to be called again after a stop string was returned.
 

@@ -15,13 +15,13 @@ from .constraint import ConstraintCompiler
 from .engine.engine import Engine
 from .engine.logprobs import Logprobs
 from .engine.request import END_OF_TEXT, Completion, Request
-from .engine.sampler import Vocabulary
+from .engine.slot_tables import Vocabulary
 from .engine.source import Batch
 from .engine.stats import EngineStats
 from .errors import RowError
 from .model_summary import ModelSummary, inspect_model
 from .models.model import Model
-from .ops import format_choices
+from .ops import fallbacks, format_choices
 from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
 from .prefetch import Prefetch
 from .requests import GenerateRow, Prompt, RequestBuilder, ScoreRow, TextOrIds, passed_through
@@ -48,7 +48,8 @@ class LLM:
         backend: "auto", "triton", "cuda", "cpu", "reference".
         max_batch_size: sequences that run at the same time; None takes what is useful and fits.
         max_batch_tokens: tokens of one step; None likewise.
-        state_dtype: "float32".
+        state_dtype: "float32", or "float16" (v5 to v7): half the memory and traffic of a state, rounded stochastically
+            after every token.
         init_state: a file of tuned initial states; None starts from the checkpoint's own.
         strategy: ChatRWKV's strategy string, instead of device, dtype and quantization.
         prefix_sharing: compute prompt prefixes that several prompts share once.
@@ -109,6 +110,8 @@ class LLM:
             prefix_sharing=prefix_sharing,
         )
         logger.info("%s", format_choices(self.summary.ops.choices))
+        if slow := fallbacks(self.summary.ops.choices):
+            logger.warning("%s", slow)
         constraints = ConstraintCompiler(self.tokenizer.token_bytes, vocab_size) if self.tokenizer else None
         self._builder = RequestBuilder(self.tokenizer, vocab_size, seed, constraints)
 

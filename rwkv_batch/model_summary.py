@@ -22,8 +22,6 @@ from .tokenizer import Tokenizer, load_tokenizer
 
 DEMO_MODEL = Path(__file__).parent / "demo" / "model.safetensors"
 
-_STATE_DTYPES = ("float32",)
-
 
 @dataclass(frozen=True)
 class ModelSummary:
@@ -60,6 +58,7 @@ class ModelSummary:
             "tokenizer": self.tokenizer.name if self.tokenizer else None,
             "device": str(self.placement.device),
             "dtype": self.placement.dtype_name,
+            "state_dtype": str(self.placement.state_dtype).removeprefix("torch."),
             "quantization": self.placement.quantization,
             "max_batch_size": self.memory.max_batch_size,
             "max_batch_tokens": self.memory.max_batch_tokens,
@@ -89,8 +88,6 @@ def inspect_model(
     Raises:
         ConfigurationError, CheckpointError, CapacityError, BackendError: as `LLM` does.
     """
-    if state_dtype not in _STATE_DTYPES:
-        raise ConfigurationError(f"engine.state_dtype: got {state_dtype!r}, expected {' or '.join(_STATE_DTYPES)}")
     if ln_x_eps is not None and not 0 < ln_x_eps < 1:
         raise ConfigurationError(f"model.ln_x_eps: got {ln_x_eps!r}, expected a number between 0 and 1, or null")
     checkpoint = open_checkpoint(DEMO_MODEL if str(model) == "demo" else model)
@@ -106,14 +103,15 @@ def inspect_model(
         dtype=dtype,
         quantization=quantization,
         strategy=strategy,
+        state_dtype=state_dtype,
         stored_dtype=_stored_dtype(file),
     )
-    specs = (*file.architecture.ops, *Sampler.OPS)
+    specs = tuple(dict.fromkeys((*file.ops, *Sampler.OPS)))
     return ModelSummary(
         file=file,
         tokenizer=load_tokenizer(tokenizer, vocab_size=file.sizes["V"], model_path=checkpoint.path),
         placement=placement,
-        ops=resolve(specs, backend, placement.device, placement.dtype, file.sizes),
+        ops=resolve(specs, backend, placement.device, placement.dtype, file.sizes, placement.state_dtype),
         memory=plan_memory(file, placement, max_batch_size, max_batch_tokens),
         init_state=None if init_state is None else Path(init_state),
         ln_x_eps=ln_x_eps,

@@ -2,7 +2,7 @@
 
 An op is a name, a signature and a docstring; op name = module name = function name. Its definition is the float32
 reference beside the model that owns it; fast twins live in the kernel packages. A twin's module also has
-`unsupported_reason(device, dtype, sizes) -> str | None`.
+`unsupported_reason(device, dtype, sizes, state_dtype) -> str | None`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,15 @@ _AUTO = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")}
 
 @dataclass(frozen=True)
 class OpSpec:
-    """An operation and its definition."""
+    """An operation and its definition.
+
+    Args:
+        optional: the definition is made of matrix products, or of other ops; a backend may leave the op to it.
+    """
 
     name: str
     reference: Callable[..., Any]
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,26 @@ class OpTable:
         self._functions = dict(functions)
         self.choices = tuple(choices)
 
+    def served_by(self, backend: str, besides: Iterable[OpSpec] = ()) -> bool:
+        """Every op, but for those in `besides`, is served by this backend."""
+        others = {spec.name for spec in besides}
+        return all(choice.backend == backend for choice in self.choices if choice.op not in others)
+
     def __getattr__(self, name: str) -> Callable[..., Any]:
         try:
             return self.__dict__["_functions"][name]
         except KeyError:
             raise AttributeError(f"no op {name!r} was resolved for this model") from None
+
+
+def fallbacks(choices: Iterable[OpChoice]) -> str | None:
+    """One sentence about ops whose kernels refuse, so that the definition serves; None if there are none."""
+    found = []
+    for choice in choices:
+        reasons = [reason for reason in choice.refused if not reason.endswith(_NOT_WRITTEN)]
+        if choice.backend == "reference" and reasons:
+            found.append(f"{choice.op} ({' · '.join(reasons)})")
+    return f"served by the reference backend, which is slow: {', '.join(found)}" if found else None
 
 
 def format_choices(choices: Iterable[OpChoice]) -> str:
@@ -61,12 +81,18 @@ def format_choices(choices: Iterable[OpChoice]) -> str:
 
 
 def resolve(
-    specs: Iterable[OpSpec], backend: str, device: torch.device, dtype: torch.dtype, sizes: Mapping[str, int]
+    specs: Iterable[OpSpec],
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: Mapping[str, int],
+    state_dtype: torch.dtype = torch.float32,
 ) -> OpTable:
     """Choose an implementation for each op.
 
     Args:
-        backend: "auto" takes the fastest that works; a named backend must serve every op.
+        backend: "auto" takes the fastest that works; a named backend must serve every op, but for optional ones of
+            which it has no twin.
         sizes: letters of the architecture (C, H, N, ...) → values, for the kernels' own checks.
 
     Raises:
@@ -82,30 +108,42 @@ def resolve(
     for spec in specs:
         refused: list[str] = []
         for name in candidates:
-            function, reason = _implementation(spec, name, device, dtype, sizes)
+            function, reason = _implementation(spec, name, device, dtype, sizes, state_dtype)
             if function is not None:
                 functions[spec.name] = function
                 choices.append(OpChoice(spec.name, name, tuple(refused)))
                 break
             refused.append(f"{name}: {reason}")
-            if name == backend:
+        else:
+            if spec.optional and reason == _NOT_WRITTEN:
+                functions[spec.name] = spec.reference
+                choices.append(OpChoice(spec.name, "reference", tuple(refused)))
+            else:
                 failures.append(f"{spec.name}: {reason}")
     if failures:
         raise BackendError(f"backend {backend!r} cannot serve this model:\n  " + "\n  ".join(failures))
     return OpTable(functions, choices)
 
 
+_NOT_WRITTEN = "no such kernel"
+
+
 def _implementation(
-    spec: OpSpec, backend: str, device: torch.device, dtype: torch.dtype, sizes: Mapping[str, int]
+    spec: OpSpec,
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: Mapping[str, int],
+    state_dtype: torch.dtype,
 ) -> tuple[Callable[..., Any] | None, str]:
     if backend == "reference":
         return spec.reference, ""
     name = f"{_PACKAGES[backend]}.{spec.name}"
     if find_spec(_PACKAGES[backend]) is None or find_spec(name) is None:
-        return None, "no such kernel"
+        return None, _NOT_WRITTEN
     try:
         module = import_module(name)
     except ImportError as error:
         return None, str(error)
-    reason = module.unsupported_reason(device, dtype, sizes)
+    reason = module.unsupported_reason(device, dtype, sizes, state_dtype)
     return (None, reason) if reason else (getattr(module, spec.name), "")

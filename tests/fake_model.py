@@ -8,6 +8,7 @@ import torch
 
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.models.architecture import StateField
+from rwkv_batch.models.scoring import SCORE
 from rwkv_batch.ops import resolve
 
 VOCAB = 64
@@ -17,7 +18,7 @@ class HashModel:
     """State: a running hash of the tokens. Logits: pseudo-random numbers drawn from that hash."""
 
     device = torch.device("cpu")
-    ops = resolve(Sampler.OPS, "auto", device, torch.float32, {})
+    ops = resolve((*Sampler.OPS, SCORE), "auto", device, torch.float32, {})
     placement = SimpleNamespace(dtype=torch.float32, device=device)
     sizes = MappingProxyType({"L": 1, "V": VOCAB})
     file = SimpleNamespace(
@@ -34,6 +35,11 @@ class HashModel:
 
         rows.scan((layers[0].hash,), advance)
         return hidden
+
+    def score(self, hidden, targets):
+        logits = self.logits(hidden)
+        own = logits.gather(1, targets[:, None])[:, 0].double()
+        return own - logits.double().logsumexp(1), logits.argmax(1) == targets
 
     def logits(self, hidden, out=None):
         mixed = (hidden * 2654435761 + torch.arange(VOCAB) * 40503 * (hidden % 1009 + 1)) % 65521

@@ -9,9 +9,9 @@ import pytest
 from checkpoints import make_checkpoint, write_checkpoint
 
 from rwkv_batch import LLM, SamplingParams
-from rwkv_batch.engine.logprobs import ROWS_AT_ONCE
 from rwkv_batch.engine.request import Completion
-from rwkv_batch.errors import CapacityError, CheckpointError, ConfigurationError
+from rwkv_batch.errors import BackendError, CapacityError, CheckpointError, ConfigurationError
+from rwkv_batch.models.scoring import ROWS_AT_ONCE
 
 VOCAB = 257
 
@@ -210,8 +210,8 @@ def test_all_samples_of_a_row_share_its_prompt_in_every_window(path):
 
 def test_scoring_never_holds_all_logits(llm, monkeypatch):
     rows = []
-    logits = llm._model.logits
-    monkeypatch.setattr(llm._model, "logits", lambda hidden, out=None: rows.append(len(hidden)) or logits(hidden, out))
+    head = llm._model._head
+    monkeypatch.setattr(llm._model, "_head", lambda x, dtype=None: rows.append(len(x)) or head(x, dtype=dtype))
     llm.score([([1], [2] * 300)])
     assert sum(rows) == 300
     assert max(rows) <= ROWS_AT_ONCE
@@ -237,7 +237,7 @@ def test_without_a_tokenizer_ids_go_in_and_out(path):
         (dict(max_batch_size=8, max_batch_tokens=4), ConfigurationError, "expected at least max_batch_size"),
         (dict(max_batch_size=10**9), CapacityError, "not enough memory"),
         (dict(init_state="nowhere.pth"), CheckpointError, "nowhere.pth is not a file"),
-        (dict(backend="triton"), Exception, "backend 'triton' cannot serve this model"),
+        (dict(backend="cuda"), BackendError, "backend 'cuda' cannot serve this model"),
         (dict(tokenizer="world"), ConfigurationError, "257"),
     ],
 )

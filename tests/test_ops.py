@@ -10,7 +10,7 @@ import torch
 
 from rwkv_batch import ops
 from rwkv_batch.errors import BackendError, ConfigurationError
-from rwkv_batch.ops import OpSpec, format_choices, resolve
+from rwkv_batch.ops import OpSpec, fallbacks, format_choices, resolve
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ def twin(monkeypatch):
     package.__path__ = []
     module.fake_op = lambda x: x + 2
     module.reason = None
-    module.unsupported_reason = lambda device, dtype, sizes: module.reason
+    module.unsupported_reason = lambda device, dtype, sizes, state_dtype: module.reason
     monkeypatch.setitem(sys.modules, "fake_kernels", package)
     monkeypatch.setitem(sys.modules, "fake_kernels.fake_op", module)
     monkeypatch.setattr(ops, "find_spec", lambda name: object() if name in sys.modules else None)
@@ -54,6 +54,26 @@ def test_a_refusal_is_shown_and_auto_falls_back(twin):
     table = resolve_one("auto")
     assert table.fake_op(1) == 2
     assert "fake_op        reference  cpu: head size 48 is not a power of two" in format_choices(table.choices)
+
+
+def test_falling_back_is_said_in_one_sentence(twin):
+    assert fallbacks(resolve_one("auto").choices) is None
+    assert fallbacks(resolve_one("auto", "no_such_op").choices) is None
+    twin.reason = "head size 48 is not a power of two"
+    assert fallbacks(resolve_one("auto").choices) == (
+        "served by the reference backend, which is slow: fake_op (cpu: head size 48 is not a power of two)"
+    )
+
+
+def test_a_backend_may_leave_optional_ops_to_their_definition(twin):
+    specs = [OpSpec("fake_op", reference), OpSpec("no_such_op", reference, optional=True)]
+    table = resolve(specs, "cpu", CPU, torch.float32, {})
+    assert [choice.backend for choice in table.choices] == ["cpu", "reference"]
+    assert table.served_by("cpu", besides=specs[1:])
+    assert not table.served_by("cpu")
+    twin.reason = "no"
+    with pytest.raises(BackendError, match="fake_op: no"):  # one that is written must serve
+        resolve([OpSpec("fake_op", reference, optional=True)], "cpu", CPU, torch.float32, {})
 
 
 def test_a_named_backend_works_or_raises_with_every_reason(twin):

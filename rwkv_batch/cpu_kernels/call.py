@@ -33,7 +33,12 @@ def pointers(*names: str) -> list[tuple[str, Any]]:
     return [(name, POINTER) for name in names]
 
 
-def unsupported(device: torch.device, dtype: torch.dtype, sizes: Mapping[str, int]) -> str | None:
+def unsupported(
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: Mapping[str, int],
+    state_dtype: torch.dtype = torch.float32,
+) -> str | None:
     """Why these kernels cannot serve, if so."""
     if device.type != "cpu":
         return f"runs on a CPU, not on {device}"
@@ -42,6 +47,18 @@ def unsupported(device: torch.device, dtype: torch.dtype, sizes: Mapping[str, in
     if sizes.get("N", 0) > MAX_HEAD_SIZE:
         return f"head size {sizes['N']} is above {MAX_HEAD_SIZE}"
     return unavailable()
+
+
+def unsupported_state(
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: Mapping[str, int],
+    state_dtype: torch.dtype = torch.float32,
+) -> str | None:
+    """As `unsupported`, for kernels that advance a matrix state."""
+    if state_dtype != torch.float32:
+        return f"no kernel for a state of {state_dtype}"
+    return unsupported(device, dtype, sizes)
 
 
 def address(name: str, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> int | None:

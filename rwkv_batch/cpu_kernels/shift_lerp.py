@@ -22,7 +22,9 @@ _Struct = struct(
 )
 
 
-def shift_lerp(x: Tensor, norm: Any, mix: Tensor, shift: Tensor, rows: Any) -> tuple[Tensor, Tensor, Tensor]:
+def shift_lerp(
+    x: Tensor, norm: Any, mix: Tensor, shift: Tensor, rows: Any, keep_parts: bool = False
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
     """As the reference; statistics in float32, normed and delta rounded to the dtype of `x` before use."""
     num_tokens, width = x.shape
     dtype, count = x.dtype, len(mix)
@@ -47,4 +49,4 @@ def shift_lerp(x: Tensor, norm: Any, mix: Tensor, shift: Tensor, rows: Any) -> t
         delta=delta.data_ptr(),
         mixed=mixed.data_ptr(),
     )
-    return normed, delta, mixed
+    return (normed, delta, mixed) if keep_parts else (None, None, mixed)

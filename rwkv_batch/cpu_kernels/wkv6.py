@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .call import unsupported as unsupported_reason
+from .call import unsupported_state as unsupported_reason
 from .wkv56 import wkv56
 
 __all__ = ["unsupported_reason", "wkv6"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .call import FLOAT, INT, POINTER, address, call, pointers, pool_address, struct
-from .call import unsupported as unsupported_reason
+from .call import unsupported_state as unsupported_reason
 
 __all__ = ["unsupported_reason", "wkv7"]
 

@@ -7,7 +7,9 @@ bounded by the slots, whatever the number of requests.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -15,12 +17,17 @@ from torch import Tensor
 
 from ..errors import CapacityError
 from ..models.model import Model
-from .logprobs import score
+from ..models.upload import upload
+from .decode_graph import DecodeGraphs
+from .in_flight import InFlight, Scores
+from .ledger import Ledger
 from .prefix import Prefix, plan_prefixes
 from .request import Completion, Request
-from .sampler import Sampled, Sampler, Vocabulary
-from .scheduler import PlannedRow, Scheduler
+from .sample import PARTS
+from .sampler import Sampled, Sampler
+from .scheduler import Plan, Scheduler
 from .sequence import Sequence
+from .slot_tables import Vocabulary
 from .source import Batch, Pulled, Source
 from .state_pool import StateLayout, StatePool
 from .stats import EngineStats
@@ -32,11 +39,17 @@ logger = logging.getLogger(__name__)
 class Engine:
     """Runs one model over any number of requests.
 
+    A step is launched, and its results are taken in, by the same call; or, running ahead, only after the next step has
+    been launched: the device never waits for the host, which meanwhile books tokens and looks for stop strings. A
+    sequence that turns out to have ended has then run for one step too many, whose token is dropped.
+
     Args:
         max_batch_size: slots; sequences that run at the same time.
         max_batch_tokens: tokens of one step, prompts and decode rows together.
         init_state: a state file that every sequence starts from; None takes the checkpoint's own.
         prefix_sharing: compute prefixes that several rows share once. Samples of one row always share theirs.
+        run_ahead: None does so where the device has a queue of its own.
+        decode_graphs: record decode steps and replay them; None does so where the device can and all ops are kernels.
     """
 
     def __init__(
@@ -48,22 +61,36 @@ class Engine:
         max_batch_tokens: int,
         init_state: str | Path | None = None,
         prefix_sharing: bool = True,
+        run_ahead: bool | None = None,
+        decode_graphs: bool | None = None,
     ) -> None:
         self.model = model
         self._vocabulary = vocabulary
+        is_cuda = model.device.type == "cuda"
+        self._run_ahead = is_cuda if run_ahead is None else run_ahead
+        can_record = is_cuda and model.ops.served_by("triton", besides=PARTS)
+        self._uses_graphs = can_record if decode_graphs is None else decode_graphs
         layout = StateLayout(model.file.state_fields(model.placement), model.sizes["L"])
         record = layout.initial_record(model.file.initial_states(init_state), model.device)
-        self.pool = StatePool(layout, max_batch_size, record)
-        self.scheduler = Scheduler(max_batch_tokens)
-        self.sampler = Sampler(max_batch_size, vocabulary, model.device, model.ops)
+        self.scheduler = Scheduler(max_batch_size, max_batch_tokens)
         self.stats = EngineStats(max_batch_size)
-        # Allocating tens of megabytes in every step would cost more than filling them.
-        self._logits = torch.empty(max_batch_size, model.sizes["V"], device=model.device)
+        self._allocate(StatePool(layout, max_batch_size, record))
         self._prefix_sharing = prefix_sharing
-        self._passed: list[Completion] = []
+        self._outbox: list[Completion] = []
         self._is_serving = False
         # Batches of requests among which shared prefixes are looked for.
         self.window = max(4 * max_batch_size, 256)
+
+    def _allocate(self, pool: StatePool) -> None:
+        """Everything that has a place for each slot."""
+        num_slots, device = pool.num_slots, self.model.device
+        self.pool = pool
+        self.ledger = Ledger(num_slots)
+        self.sampler = Sampler(num_slots, self._vocabulary, device, self.model.ops)
+        self._graphs = DecodeGraphs(self.model, pool, self.sampler) if self._uses_graphs else None
+        # Allocating tens of megabytes in every step would cost more than filling them.
+        self._logits = torch.empty(num_slots, self.model.sizes["V"], device=device)
+        self._in_flight: deque[InFlight] = deque()
 
     @torch.inference_mode()
     def generate(self, requests: Iterable[Batch] | Source) -> Iterator[Completion]:
@@ -82,46 +109,84 @@ class Engine:
         try:
             while True:
                 self._admit(source)
-                yield from self._take_passed()
                 if not self.scheduler.is_idle:
-                    yield from self._step_within_memory()
-                elif source.is_ended:
+                    self._step_within_memory()
+                yield from self._take_finished()
+                if self.scheduler.is_idle and source.is_ended and not self._outbox:
                     return
         finally:
             self._abandon()
             self._is_serving = False
 
-    def step(self) -> list[Completion]:
-        """One forward pass; returns what has finished in it."""
-        clock = self.stats.clock()
-        num_decoding = len(self.scheduler.decoding)
-        plan = self.scheduler.plan()
-        step_input = build(plan, self.model.device)
-        self.stats.count(step_input, num_decoding)
-        clock.lap("schedule_seconds")
-        hidden = self.model.forward(step_input.token_ids, step_input.rows, self.pool.layers)
-        logits = self._sampled_logits(step_input, hidden)
-        self._score(step_input, hidden)
-        clock.lap("model_seconds")
-        sampled = self._sample(step_input, logits)
-        clock.lap("sample_seconds")
-        finished = self._commit(plan, step_input, sampled)
-        clock.lap("commit_seconds")
-        return finished
+    def step(self) -> None:
+        """Launch a forward pass, and take in results."""
+        with torch.cuda.device(self.model.device) if self.model.device.type == "cuda" else nullcontext():
+            if self.sampler.waits_for_tokens:
+                self._take_in(keep=0)
+            launched = self.scheduler.has_work
+            if launched:
+                self._in_flight.append(self._launch())
+            may_run_ahead = self._run_ahead and launched and not self.sampler.waits_for_tokens
+            self._take_in(keep=1 if may_run_ahead else 0)
 
     def check_integrity(self) -> None:
         """Assert that every slot is free or belongs to exactly one running sequence."""
         self.pool.check_integrity(sequence.slot for sequence in self.scheduler.running)
 
-    def _step_within_memory(self) -> list[Completion]:
+    def _launch(self) -> InFlight:
+        clock = self.stats.clock()
+        plan = self.scheduler.plan()
+        self.stats.count(plan)
+        scores: Scores | None = None
+        sampled: Sampled | None
+        if self._graphs is not None and not plan.chunks and not self.sampler.wants_alternatives:
+            clock.lap("schedule_seconds")
+            sampled = self._graphs(plan.decoding, self.scheduler.position[plan.decoding])
+            clock.lap("model_seconds")
+        else:
+            step_input = build(plan, self.scheduler.position, self.sampler.tables.last_token)
+            clock.lap("schedule_seconds")
+            hidden = self.model.forward(step_input.token_ids, step_input.rows, self.pool.layers)
+            scores = Scores(step_input.scored, hidden, self.model) if step_input.scored else None
+            logits = self._sampled_logits(step_input, hidden)
+            clock.lap("model_seconds")
+            sampled = self._sample(step_input, logits) if logits is not None else None
+        clock.lap("sample_seconds")
+        in_flight = InFlight(sampled, scores, self._advance(plan))
+        if sampled is not None:
+            in_flight.entries = self.ledger.entries(sampled.slots)
+            self.stats.completion_tokens += len(sampled.slots)
+        clock.lap("commit_seconds")
+        return in_flight
+
+    def _take_in(self, keep: int) -> None:
+        """Book the results of all launched steps but the latest `keep`."""
+        while len(self._in_flight) > keep:
+            clock = self.stats.clock()
+            step = self._in_flight[0]
+            finished = list(step.scored)
+            if step.scores is not None:
+                for sequence, scores in step.scores.read():
+                    self.ledger.completion(sequence).prompt_scores.append(scores)
+            if step.sampled is not None:
+                tokens = self.sampler.accept(step.sampled)
+                clock.lap("wait_seconds")
+                finished += self.ledger.record(step.sampled.slots, step.entries, *tokens)
+            for sequence in finished:
+                self._outbox.append(self.ledger.close(sequence))
+                self._release(sequence)
+            self._in_flight.popleft()
+            clock.lap("commit_seconds")
+
+    def _step_within_memory(self) -> None:
         try:
-            return self.step()
+            self.step()
+            return
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0] or type(error).__name__
         self._halve(reason)
-        return []
 
     def _halve(self, reason: str) -> None:
         """Go on with half the slots and tokens. What was running starts again, and draws the same tokens."""
@@ -131,15 +196,16 @@ class Engine:
         num_slots = max(before[0] // 2, 1)
         num_tokens = max(before[1] // 2, num_slots)
         logger.warning("out of memory: %d slots, %d tokens a step from now on (%s)", num_slots, num_tokens, reason)
-        self.scheduler.restart(num_tokens)
-        self._logits = self._logits[:num_slots].clone()
-        self.pool = self.pool.resized(num_slots)
-        self.sampler = Sampler(num_slots, self._vocabulary, self.model.device, self.model.ops)
+        self.scheduler = self.scheduler.restart(num_slots, num_tokens)
+        self._in_flight.clear()
+        self._graphs = None
+        self._logits = self._logits[:0]
+        self._allocate(self.pool.resized(num_slots))
         self.stats.max_batch_size = num_slots
 
-    def _take_passed(self) -> list[Completion]:
-        passed, self._passed = self._passed, []
-        return passed
+    def _take_finished(self) -> list[Completion]:
+        finished, self._outbox = self._outbox, []
+        return finished
 
     def _admit(self, source: Source) -> None:
         """Give every free slot to a sequence, as far as there are any."""
@@ -153,69 +219,41 @@ class Engine:
             if isinstance(sequence.work, Request):
                 new_constraint = sequence.work.new_constraint
                 self.sampler.assign(sequence.slot, sequence.work, new_constraint() if new_constraint else None)
+                self.ledger.open(sequence)
             self.scheduler.start(sequence)
 
     def _refill(self, source: Source) -> None:
         """Queue the next window of requests. Only an idle engine waits for one."""
-        batches = source.take(self.window, wait=self.scheduler.is_idle and not self._passed)
+        batches = source.take(self.window, wait=self.scheduler.is_idle and not self._outbox)
         window = [item for batch in batches for item in (batch if isinstance(batch, list) else [batch])]
-        self._passed += [item for item in window if isinstance(item, Completion)]
+        self._outbox += [item for item in window if isinstance(item, Completion)]
         requests = [item for item in window if isinstance(item, Request)]
         self.stats.requested_tokens += sum(len(request.prompt_token_ids) for request in requests)
         self.scheduler.add(Sequence(work, None) for work in plan_prefixes(requests, self._prefix_sharing))
 
     def _sampled_logits(self, step_input: StepInput, hidden: Tensor) -> Tensor | None:
         """[n, V] float32 for the n rows that get a token."""
-        if not step_input.sampled:
+        index = step_input.sampled_index
+        if not len(index):
             return None
-        if len(step_input.sampled) < len(hidden):
-            hidden = hidden[[index for _, index in step_input.sampled]]
+        if len(index) < len(hidden):
+            hidden = hidden[upload(index, torch.int64, hidden.device)]
         return self.model.logits(hidden, out=self._logits[: len(hidden)])
 
-    def _sample(self, step_input: StepInput, logits: Tensor | None) -> Sampled | None:
-        if logits is None:
-            return None
-        return self.sampler.sample(logits, [sequence.slot for sequence, _ in step_input.sampled])
+    def _sample(self, step_input: StepInput, logits: Tensor) -> Sampled:
+        slots = step_input.sampled_slots
+        self.sampler.prepare(slots)
+        slot_index = upload(slots, torch.int32, logits.device)
+        return self.sampler.send(slots, *self.sampler.draw(logits, slot_index), logits)
 
-    def _score(self, step_input: StepInput, hidden: Tensor) -> None:
-        scored = step_input.scored
-        if not scored:
-            return
-        found = score(
-            hidden[[token.packed_index for token in scored]],
-            [token.target for token in scored],
-            [token.num_alternatives for token in scored],
-            self.model.logits,
-        )
-        for token, result in zip(scored, found, strict=True):
-            assert token.sequence.completion is not None
-            token.sequence.completion.prompt_scores.append(result)
-
-    def _commit(self, plan: list[PlannedRow], step_input: StepInput, sampled: Sampled | None) -> list[Completion]:
-        done: list[Sequence] = []
-        prefixes: list[Sequence] = []
-        for sequence, num_tokens in plan:
-            if sequence.is_decoding:
-                continue
-            sequence.num_computed += num_tokens
-            if not sequence.is_decoding:
-                continue
-            if isinstance(sequence.work, Prefix):
-                prefixes.append(sequence)
-            elif sequence.work.params.max_tokens == 0:
-                done.append(sequence)
-        if sampled is not None:
-            rows = zip(step_input.sampled, sampled.token_ids, sampled.logprobs, sampled.alternatives, strict=True)
-            for (sequence, _), token_id, logprob, alternatives in rows:
-                if alternatives is not None and sequence.completion is not None:
-                    sequence.completion.logprobs.append(alternatives)
-                if sequence.append(token_id, logprob):
-                    done.append(sequence)
+    def _advance(self, plan: Plan) -> list[Sequence]:
+        """What the plan's step has made true. Returns the sequences that have asked for scores only."""
+        complete = self.scheduler.advance(plan)
+        prefixes = [sequence for sequence in complete if isinstance(sequence.work, Prefix)]
         self._publish(prefixes)
-        for sequence in done + prefixes:
-            self.pool.free(sequence.slot)
-        self.scheduler.settle({id(sequence) for sequence in done + prefixes})
-        return [sequence.completion for sequence in done if sequence.completion is not None]
+        for sequence in prefixes:
+            self._release(sequence)
+        return [sequence for sequence in complete if isinstance(sequence.work, Request)]
 
     def _publish(self, computed: list[Sequence]) -> None:
         """These prefixes are computed: their children can start from their states.
@@ -229,11 +267,18 @@ class Engine:
             prefix.record, prefix.num_waiting = record, len(prefix.children)
             self.scheduler.add_first(Sequence(work, prefix) for work in prefix.children)
 
+    def _release(self, sequence: Sequence) -> None:
+        self.scheduler.finish(sequence)
+        self.sampler.release(sequence.slot)
+        self.pool.free(sequence.slot)
+
     def _abandon(self) -> None:
+        self._in_flight.clear()
         for sequence in self.scheduler.running:
-            self.pool.free(sequence.slot)
-        self.scheduler = Scheduler(self.scheduler.max_batch_tokens)
-        self._passed = []
+            self.ledger.drop(sequence)
+            self._release(sequence)
+        self.scheduler = Scheduler(self.pool.num_slots, self.scheduler.max_batch_tokens)
+        self._outbox = []
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -1,17 +1,15 @@
-"""Log-probabilities under the model's own distribution, without ever holding [tokens, V] for all tokens."""
+"""A token's log-probability and the most likely tokens beside it, under the model's own distribution."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .host_copy import HostCopy
 from .selection import sort_key
-
-ROWS_AT_ONCE = 64
-"""Positions whose logits exist at the same time while scoring."""
 
 
 class Logprobs(NamedTuple):
@@ -26,56 +24,30 @@ class Logprobs(NamedTuple):
     top_logprobs: list[float]
 
 
-def log_normalizer(logits: Tensor) -> Tensor:
-    """log sum exp of each row: [B, V] float32 → [B] float64."""
-    peak = logits.amax(1, keepdim=True)
-    return peak[:, 0].double() + (logits - peak).exp_().sum(1).double().log()
-
-
-def top_logprobs(logits: Tensor, normalizer: Tensor, token_ids: Tensor, counts: Sequence[int]) -> list[Logprobs]:
-    """Log-probabilities of `token_ids` [B], each with the `counts[i]` most likely tokens of its row.
+class TopLogprobs:
+    """Log-probabilities of `token_ids` [B], each with the `counts[i]` most likely tokens of its row, on their way.
 
     Of equal logits the one with the lowest id comes first, in the ranks as in the order.
-    """
-    own = logits.gather(1, token_ids[:, None])
-    position = torch.arange(logits.shape[1], device=logits.device)
-    rank = 1 + ((logits > own) | ((logits == own) & (position < token_ids[:, None]))).sum(1)
-    top_ids = sort_key(logits, position).topk(min(max(counts), logits.shape[1]), dim=1).indices
-    columns = (
-        (own[:, 0].double() - normalizer).tolist(),
-        rank.tolist(),
-        top_ids.tolist(),
-        (logits.gather(1, top_ids).double() - normalizer[:, None]).tolist(),
-        counts,
-    )
-    return [
-        Logprobs(logprob, rank == 1, rank, ids[:count], values[:count])
-        for logprob, rank, ids, values, count in zip(*columns, strict=True)
-    ]
-
-
-def score(
-    hidden: Tensor, targets: Sequence[int], counts: Sequence[int | None], head: Callable[[Tensor], Tensor]
-) -> list[Logprobs]:
-    """Score one target per position.
 
     Args:
-        hidden: [n, C], what the head turns into logits.
-        targets: n token ids.
-        counts: for each position how many alternatives to return; None also leaves out the rank.
-        head: [m, C] → [m, V] float32.
+        logits: [B, V] float32.
+        logprobs: [B] float64, those of `token_ids`.
     """
-    found: list[Logprobs] = []
-    for start in range(0, len(targets), ROWS_AT_ONCE):
-        part = slice(start, start + ROWS_AT_ONCE)
-        logits = head(hidden[part])
-        ids = torch.tensor(targets[part], dtype=torch.int64, device=logits.device)
-        normalizer = log_normalizer(logits)
-        wanted = [count or 0 for count in counts[part]]
-        if any(count is not None for count in counts[part]):
-            found += top_logprobs(logits, normalizer, ids, wanted)
-            continue
-        own = logits.gather(1, ids[:, None])[:, 0].double() - normalizer
-        greedy = logits.argmax(1) == ids
-        found += [Logprobs(p, g, 0, [], []) for p, g in zip(own.tolist(), greedy.tolist(), strict=True)]
-    return found
+
+    def __init__(self, logits: Tensor, logprobs: Tensor, token_ids: Tensor, counts: Sequence[int]) -> None:
+        own = logits.gather(1, token_ids[:, None])
+        position = torch.arange(logits.shape[1], device=logits.device)
+        rank = 1 + ((logits > own) | ((logits == own) & (position < token_ids[:, None]))).sum(1)
+        top_ids = sort_key(logits, position).topk(min(max(counts), logits.shape[1]), dim=1).indices
+        # The normaliser is the same for all tokens of a row.
+        top = logits.gather(1, top_ids).double() - own.double() + logprobs[:, None]
+        self._counts = counts
+        self._copies = [HostCopy(tensor) for tensor in (logprobs, rank, top_ids, top)]
+
+    def read(self) -> list[Logprobs]:
+        """One for each row; waits for them."""
+        columns = (*(copy.read().tolist() for copy in self._copies), self._counts)
+        return [
+            Logprobs(logprob, rank == 1, rank, ids[:count], values[:count])
+            for logprob, rank, ids, values, count in zip(*columns, strict=True)
+        ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,7 +17,14 @@ END_OF_TEXT = 0
 
 
 class StopMonitor(Protocol):
-    """Watches one sequence's tokens for a stop string."""
+    """Collects one sequence's text, and watches it for a stop string."""
+
+    @property
+    def watches(self) -> bool:
+        """There is something to look for: every token must be pushed as it comes."""
+
+    def extend(self, token_ids: Sequence[int]) -> None:
+        """Take all tokens at once, where nothing is looked for."""
 
     def push(self, token_id: int) -> str | None:
         """Take the next sampled token; returns the stop string that now ends the text, if one does."""

@@ -1,6 +1,6 @@
-"""Who runs in this step, and how many tokens each. Counts only: no tensors, no model.
+"""Who runs in the next step, and how many tokens of each: counts only, no tensors.
 
-A recurrent state has a fixed size, so admission is one question: is a slot free? Nothing is ever evicted.
+A state has a fixed size, so admission is "is a slot free?", and nothing is ever preempted.
 """
 
 from __future__ import annotations
@@ -9,33 +9,53 @@ from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import numpy as np
+
 from .sequence import Sequence
 
-MIN_CHUNK = 64
+MIN_CHUNK = 16
 """Prompt tokens that a row is fed at a time, where it has them: enough to make moving its state in and out cheap."""
 
 
-class PlannedRow(NamedTuple):
-    """One row of a step."""
+class Chunk(NamedTuple):
+    """Prompt tokens of one sequence in a step."""
 
     sequence: Sequence
     num_tokens: int
 
 
+class Plan(NamedTuple):
+    """The rows of a step: first those that decode, one token each, then prompt chunks."""
+
+    decoding: np.ndarray
+    """[D] int64 slots, ascending."""
+    chunks: list[Chunk]
+
+
 class Scheduler:
-    """Waiting → running → finished.
+    """Waiting → prefilling → decoding → draining → finished.
+
+    Whether a sequence asks for another token is known before its latest one is: it ends, if nothing ends it sooner,
+    with `max_tokens`. A draining sequence has asked for all, and waits for the results.
 
     Args:
+        num_slots: P.
         max_batch_tokens: tokens a step may have. Decode rows come first, one token each, and always all of them.
             Prompts share the rest, in order of admission: a recurrence runs token by token, so many rows with short
             chunks keep a machine busier than one row with a long chunk.
+
+    Attributes:
+        position: [P] int64: tokens of its sequence that each slot's state has seen.
     """
 
-    def __init__(self, max_batch_tokens: int) -> None:
+    def __init__(self, num_slots: int, max_batch_tokens: int) -> None:
         self.max_batch_tokens = max_batch_tokens
         self.waiting: deque[Sequence] = deque()
         self.prefilling: list[Sequence] = []
-        self.decoding: list[Sequence] = []
+        self.position = np.zeros(num_slots, np.int64)
+        self._remaining = np.zeros(num_slots, np.int64)
+        self._is_decoding = np.zeros(num_slots, bool)
+        self._running: dict[int, Sequence] = {}
 
     def add(self, sequences: Iterable[Sequence]) -> None:
         """Queue behind the others."""
@@ -51,40 +71,68 @@ class Scheduler:
 
     def start(self, sequence: Sequence) -> None:
         """A sequence has its slot."""
+        self._running[sequence.slot] = sequence
+        self.position[sequence.slot] = sequence.num_computed
         self.prefilling.append(sequence)
 
-    def plan(self) -> list[PlannedRow]:
+    def plan(self) -> Plan:
         """The rows of the next step."""
-        rows = [PlannedRow(sequence, 1) for sequence in self.decoding]
-        budget = max(self.max_batch_tokens - len(rows), 1)
+        decoding = np.flatnonzero(self._is_decoding)
+        chunks: list[Chunk] = []
+        budget = max(self.max_batch_tokens - len(decoding), 1)
         for i, sequence in enumerate(self.prefilling):
             if budget <= 0:
                 break
             share = max(budget // (len(self.prefilling) - i), MIN_CHUNK)
             num_tokens = min(sequence.num_uncomputed, share, budget)
-            rows.append(PlannedRow(sequence, num_tokens))
+            chunks.append(Chunk(sequence, num_tokens))
             budget -= num_tokens
-        return rows
+        return Plan(decoding, chunks)
 
-    def settle(self, finished: set[int]) -> None:
-        """After a step: drop the sequences whose `id` is in `finished`; complete prompts decode from now on."""
-        self.decoding = [s for s in self.decoding if id(s) not in finished]
-        if self.prefilling:
-            running = [s for s in self.prefilling if id(s) not in finished]
-            self.decoding += [s for s in running if s.is_decoding]
-            self.prefilling = [s for s in running if not s.is_decoding]
+    def advance(self, plan: Plan) -> list[Sequence]:
+        """The plan's step has been launched.
 
-    def restart(self, max_batch_tokens: int) -> None:
-        """Everything that runs goes back to the head of the queue, as if it had not started."""
-        self.max_batch_tokens = max_batch_tokens
-        again = [Sequence(sequence.work, None) for sequence in self.running]
-        self.prefilling, self.decoding = [], []
-        self.add_first(again)
+        Returns:
+            The sequences whose prompt is complete with it and which ask for no token.
+        """
+        self.position[plan.decoding] += 1
+        self._remaining[plan.decoding] -= 1
+        self._is_decoding[plan.decoding] = self._remaining[plan.decoding] > 0
+        complete: list[Sequence] = []
+        for sequence, num_tokens in plan.chunks:
+            sequence.num_computed += num_tokens
+            self.position[sequence.slot] += num_tokens
+            if sequence.num_uncomputed:
+                continue
+            if not sequence.max_tokens:
+                complete.append(sequence)
+            self._remaining[sequence.slot] = sequence.max_tokens - 1
+            self._is_decoding[sequence.slot] = sequence.max_tokens > 1
+        if plan.chunks:
+            self.prefilling = [sequence for sequence in self.prefilling if sequence.num_uncomputed]
+        return complete
+
+    def finish(self, sequence: Sequence) -> None:
+        """A sequence gives its slot back."""
+        self._is_decoding[sequence.slot] = False
+        del self._running[sequence.slot]
+
+    def restart(self, num_slots: int, max_batch_tokens: int) -> Scheduler:
+        """A scheduler of another size with everything that runs at the head of the queue, as if it had not started."""
+        again = Scheduler(num_slots, max_batch_tokens)
+        again.add(Sequence(sequence.work, None) for sequence in self.running)
+        again.add(self.waiting)
+        return again
 
     @property
     def running(self) -> list[Sequence]:
-        return self.prefilling + self.decoding
+        return list(self._running.values())
+
+    @property
+    def has_work(self) -> bool:
+        """There is something to launch."""
+        return bool(self.prefilling) or bool(self._is_decoding.any())
 
     @property
     def is_idle(self) -> bool:
-        return not (self.waiting or self.prefilling or self.decoding)
+        return not (self.waiting or self._running)

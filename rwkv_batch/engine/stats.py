@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from time import perf_counter
 
-from .step_input import StepInput
+from .scheduler import Plan
 
 
 @dataclass
@@ -28,16 +28,17 @@ class EngineStats:
     model_seconds: float = 0.0
     """Forward pass, logits and scores."""
     sample_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    """Waiting for sampled tokens to arrive on the host."""
     commit_seconds: float = 0.0
     """Appending tokens, stop strings, finishing."""
 
-    def count(self, step_input: StepInput, num_decoding: int) -> None:
-        """Count one step's rows and tokens."""
-        self.running = step_input.rows.num_rows
+    def count(self, plan: Plan) -> None:
+        """Count one step's rows and prompt tokens."""
+        self.running = len(plan.decoding) + len(plan.chunks)
         self.steps += 1
-        self.row_steps += step_input.rows.num_rows
-        self.prompt_tokens += step_input.rows.num_tokens - num_decoding
-        self.completion_tokens += len(step_input.sampled)
+        self.row_steps += self.running
+        self.prompt_tokens += sum(chunk.num_tokens for chunk in plan.chunks)
 
     def clock(self) -> Clock:
         """Start timing the phases of a step."""

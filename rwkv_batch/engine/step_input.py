@@ -1,16 +1,18 @@
-"""Sequences → tensors for one step."""
+"""A plan → tensors for one step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..models.rows import Rows
+from ..models.upload import upload
 from .request import Request
-from .scheduler import PlannedRow
+from .scheduler import Chunk, Plan
 from .sequence import Sequence
 
 
@@ -30,39 +32,59 @@ class StepInput:
 
     Args:
         token_ids: [M] int64.
-        sampled: the sequences that get a token, with the packed index of the hidden state it is sampled from.
+        sampled_slots: [n] int64: slots of the rows that get a token, decode rows first.
+        sampled_index: [n] int64: packed index of the hidden state that each is sampled from.
         scored: prompt tokens to score.
     """
 
     token_ids: Tensor
     rows: Rows
-    sampled: list[tuple[Sequence, int]]
+    sampled_slots: np.ndarray
+    sampled_index: np.ndarray
     scored: list[ScoredToken]
 
 
-def build(plan: list[PlannedRow], device: torch.device) -> StepInput:
-    """Pack a plan's tokens; one copy to the device."""
-    token_ids: list[int] = []
-    sampled: list[tuple[Sequence, int]] = []
+def build(plan: Plan, position: np.ndarray, last_token: Tensor) -> StepInput:
+    """Pack a plan's tokens: decode rows are fed what their slots sampled last, which only the device knows.
+
+    Args:
+        position: [P] of the scheduler.
+        last_token: [P + 1] int64, of the slot tables.
+    """
+    device = last_token.device
+    num_decoding = len(plan.decoding)
+    prompt_ids: list[int] = []
+    sampled: list[tuple[int, int]] = []
     scored: list[ScoredToken] = []
-    for sequence, num_tokens in plan:
-        start = len(token_ids)
-        token_ids += sequence.chunk(num_tokens)
-        work = sequence.work
-        if not isinstance(work, Request):
-            continue
-        if work.score_start is not None and not sequence.is_decoding:
-            scored += _scored(sequence, work, start, num_tokens)
-        if num_tokens >= sequence.num_uncomputed and work.params.max_tokens > 0:
-            sampled.append((sequence, start + num_tokens - 1))
-    rows = Rows(tuple(row.sequence.slot for row in plan), tuple(row.num_tokens for row in plan), device)
-    return StepInput(torch.tensor(token_ids, dtype=torch.int64, device=device), rows, sampled, scored)
+    for chunk in plan.chunks:
+        sequence, num_tokens = chunk
+        start = num_decoding + len(prompt_ids)
+        prompt_ids += sequence.chunk(num_tokens)
+        if isinstance(sequence.work, Request) and sequence.work.score_start is not None:
+            scored += _scored(chunk, sequence.work.score_start, start)
+        if num_tokens == sequence.num_uncomputed and sequence.max_tokens:
+            sampled.append((sequence.slot, start + num_tokens - 1))
+    slots = np.concatenate((plan.decoding, np.array([chunk.sequence.slot for chunk in plan.chunks], np.int64)))
+    lengths = [1] * num_decoding + [chunk.num_tokens for chunk in plan.chunks]
+    rows = Rows(tuple(slots.tolist()), tuple(lengths), device, tuple(position[slots].tolist()))
+    ends = np.array(sampled, np.int64).reshape(-1, 2)
+    token_ids = upload(prompt_ids, torch.int64, device)
+    if num_decoding:
+        token_ids = torch.cat((last_token[rows.slot_index[:num_decoding].long()], token_ids))
+    return StepInput(
+        token_ids,
+        rows,
+        sampled_slots=np.concatenate((plan.decoding, ends[:, 0])),
+        sampled_index=np.concatenate((np.arange(num_decoding), ends[:, 1])),
+        scored=scored,
+    )
 
 
-def _scored(sequence: Sequence, work: Request, start: int, num_tokens: int) -> list[ScoredToken]:
-    assert work.score_start is not None
+def _scored(chunk: Chunk, score_start: int, start: int) -> list[ScoredToken]:
+    sequence, num_tokens = chunk
+    assert isinstance(sequence.work, Request)
     prompt, done = sequence.prompt, sequence.num_computed
-    first = max(done, work.score_start - 1)
+    first = max(done, score_start - 1)
     last = min(done + num_tokens, len(prompt) - 1)
-    count = work.params.prompt_logprobs
+    count = sequence.work.params.prompt_logprobs
     return [ScoredToken(sequence, start + p - done, prompt[p + 1], count) for p in range(first, last)]

@@ -62,8 +62,15 @@ class Architecture(ABC):
 
     @classmethod
     @abstractmethod
-    def state_fields(cls, sizes: Mapping[str, int], dtype: torch.dtype) -> tuple[StateField, ...]:
-        """What one layer keeps for one sequence."""
+    def state_fields(
+        cls, sizes: Mapping[str, int], dtype: torch.dtype, state_dtype: torch.dtype
+    ) -> tuple[StateField, ...]:
+        """What one layer keeps for one sequence.
+
+        Args:
+            dtype: of activations, hence of token-shift rows.
+            state_dtype: of matrix states.
+        """
 
     @classmethod
     def initial_wkv(cls, stored: Tensor) -> Tensor:

@@ -26,7 +26,9 @@ def layer_norm(x: Tensor, norm: Norm) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, LAYER_NORM_EPS)
 
 
-def shift_lerp(x: Tensor, norm: Norm, mix: Tensor, shift: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+def shift_lerp(
+    x: Tensor, norm: Norm, mix: Tensor, shift: Tensor, rows: Rows, keep_parts: bool = False
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
     """Layer norm, then interpolate each token with the one before it in its sequence.
 
         z_t = layer_norm(x_t),   d_t = z_{t-1} - z_t,   mixed[j]_t = z_t + d_t * mix[j]
@@ -35,9 +37,10 @@ def shift_lerp(x: Tensor, norm: Norm, mix: Tensor, shift: Tensor, rows: Rows) ->
         x: [M, C].
         mix: [n, C], the share of the previous token in each of n interpolations.
         shift: [P, C]. z of each slot's latest token. **Updated in place**, only in rows' slots.
+        keep_parts: z and d are wanted too.
 
     Returns:
-        z [M, C], d [M, C], and the interpolations [n, M, C].
+        z [M, C] and d [M, C], or None for both, and the interpolations [n, M, C].
     """
     normed = layer_norm(x, norm)
     previous = torch.empty_like(normed)
@@ -51,7 +54,8 @@ def shift_lerp(x: Tensor, norm: Norm, mix: Tensor, shift: Tensor, rows: Rows) ->
         previous[rows.first[rows.live]] = shift[rows.live_slots]
         shift[rows.live_slots] = normed[rows.last[rows.live]]
     delta = previous.sub_(normed)
-    return normed, delta, torch.addcmul(normed, delta, mix[:, None])
+    mixed = torch.addcmul(normed, delta, mix[:, None])
+    return (normed, delta, mixed) if keep_parts else (None, None, mixed)
 
 
 SHIFT_LERP = OpSpec("shift_lerp", shift_lerp)
@@ -60,18 +64,3 @@ SHIFT_LERP = OpSpec("shift_lerp", shift_lerp)
 def head_norm(y: Tensor, norm: Norm, num_heads: int, eps: float) -> Tensor:
     """Group norm over each head: [M, H * N] float32 → the same."""
     return F.group_norm(y, num_heads, norm.weight, norm.bias, eps)
-
-
-def squared_relu(x: Tensor) -> Tensor:
-    """max(x, 0)^2, in place."""
-    return F.relu(x, inplace=True).square_()
-
-
-def sigmoid(x: Tensor) -> Tensor:
-    """1 / (1 + e^{-x}). Unlike torch's own, each element's bits do not depend on its place in the tensor."""
-    return torch.exp(-x).add_(1).reciprocal_()
-
-
-def silu(x: Tensor) -> Tensor:
-    """x * sigmoid(x)."""
-    return x * sigmoid(x)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..ops import OpTable
-from .blocks import Norm, sigmoid, squared_relu
-from .linear import Linear
+from .blocks import Norm
+from .product import Linear
 from .rows import Rows
 from .weights import Weights
 
@@ -38,10 +38,11 @@ class ChannelMix(NamedTuple):
             value=weights.linear(p + "value.weight", scale),
         )
 
-    def __call__(self, x: Tensor, shift: Tensor, rows: Rows, ops: OpTable) -> Tensor:
-        """[M, C] → [M, C]: sigmoid(R x_r) * (V max(K x_k, 0)^2)."""
+    def add_to(self, x: Tensor, shift: Tensor, rows: Rows, ops: OpTable) -> None:
+        """x [M, C] += sigmoid(R x_r) * (V max(K x_k, 0)^2)."""
         _, _, (key, receptance) = ops.shift_lerp(x, self.norm, self.mix, shift, rows)
-        return sigmoid(self.receptance(receptance)) * self.value(squared_relu(self.key(key)))
+        gate = self.receptance(receptance, activation="sigmoid")
+        self.value(self.key(key, activation="squared_relu"), gate=gate, out=x)
 
 
 def previous_share(weights: Weights, *names: str) -> Tensor:
@@ -54,6 +55,7 @@ def output_scale(dtype: torch.dtype, i: int) -> float:
     return 2.0 ** -(i // RESCALE_EVERY) if dtype == torch.float16 else 1.0
 
 
-def rescaled(x: Tensor, i: int) -> Tensor:
-    """The residual stream after layer i, halved where the next layers' output matrices are."""
-    return x / 2 if x.dtype == torch.float16 and (i + 1) % RESCALE_EVERY == 0 else x
+def rescale(x: Tensor, i: int) -> None:
+    """Halve the residual stream after layer i, in place, where the next layers' output matrices are halved."""
+    if x.dtype == torch.float16 and (i + 1) % RESCALE_EVERY == 0:
+        x.mul_(0.5)

@@ -1,131 +1,52 @@
-"""Matrices as the model sees them: called with [M, C_in], they return [M, C_out], however the weight is stored."""
+"""Matrices as the model sees them, by how they are stored and in what pieces they are multiplied."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigurationError
-from .mm8 import Mm8Weight
+from .mm8_linear import Mm8Linear
+from .product import Activation, Linear, linear
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
 Quantization = Literal["int8"]
 
-_FEW_ROWS = 8
-"""Up to so many rows, turning bytes into floats takes longer than the product, which may then as well be float32."""
 
-_SCRATCH_BYTES = 4 << 20
-"""Size of a dequantised block: small enough for a CPU's cache, large enough for a full-speed product."""
-
-
-class Linear(Protocol):
-    """A weight [C_out, C_in] applied to rows: x [M, C_in] → [M, C_out], in the dtype of x."""
-
-    @property
-    def in_features(self) -> int: ...
-
-    @property
-    def out_features(self) -> int: ...
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes the weight takes where it is kept."""
-        ...
-
-    def __call__(self, x: Tensor) -> Tensor: ...
-
-
-class DenseLinear:
-    """A weight [C_out, C_in] of any float dtype. The product is in that dtype, the result in the dtype of x."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
-
-    @property
-    def in_features(self) -> int:
-        return self.weight.shape[1]
-
-    @property
-    def out_features(self) -> int:
-        return self.weight.shape[0]
-
-    @property
-    def nbytes(self) -> int:
-        return self.weight.nbytes
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.weight.dtype), self.weight).to(x.dtype)
-
-
-class Mm8Linear:
-    """A weight kept at one byte each, multiplied without ever being dequantised as a whole.
-
-    With c = q - 128, a whole number that every float dtype holds exactly, z[m, j] = x[m, j] ry[j] and any u[m], the
-    product is taken apart into
-
-        y[m, n] = rx[n] * (sum_j (z[m, j] - u[m]) c[j, n] + u[m] S[n] + 128.5 S2[m]) + mx[n] S0[m] + S1[m]
-        S = sum_j c[j, n],   S0 = sum_j x[m, j],   S1 = sum_j x[m, j] my[j],   S2 = sum_j z[m, j]
-
-    so that the dtype of x rounds z - u and the first sum only, and for few rows not even those: all else is float32.
-    With u near the mean of z the first sum stays small where all inputs have one sign, as those of `ffn.value` do.
-    Each row is divided by a power of two that keeps the sum within float16.
+class DenseLinear(Linear):
+    """A weight [C_out, C_in] of any float dtype. The product is in that dtype, the result in the dtype of x.
 
     Args:
-        weight: its metadata are converted to float32.
-
-    Attributes:
-        centred: [C_out, C_in], int8, contiguous: q - 128.
-        rx: [C_out], my, ry: [C_in], float32, as in `Mm8Weight`.
-        corrections: [4, C_out], float32: what u, S2, S0 and S1 are multiplied by.
+        op: the implementation of `linear` that serves.
     """
 
-    def __init__(self, weight: Mm8Weight, device: torch.device | str = "cpu") -> None:
-        self.centred = (weight.q.t().contiguous().to(device) ^ 0x80).view(torch.int8)
-        mx, self.rx, self.my, self.ry = (
-            vector.to(device, torch.float32) for vector in (weight.mx, weight.rx, weight.my, weight.ry)
-        )
-        sums = self.centred.sum(1, dtype=torch.int32)
-        self.corrections = torch.stack((sums * self.rx, 128.5 * self.rx, mx, torch.ones_like(mx)))
+    def __init__(self, weight: Tensor, op: Callable[..., Tensor] = linear) -> None:
+        self.weight = weight
+        self.out_features, self.in_features = weight.shape
+        self.nbytes = weight.nbytes
+        self._op = op
 
-    @property
-    def in_features(self) -> int:
-        return self.centred.shape[1]
+    def product(self, x: Tensor) -> Tensor:
+        return self(x)
 
-    @property
-    def out_features(self) -> int:
-        return self.centred.shape[0]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (self.centred, self.rx, self.my, self.ry, self.corrections))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        exact, dtype = x.float(), torch.float32 if len(x) <= _FEW_ROWS else x.dtype
-        z = exact * self.ry
-        # |c| <= 128 and |z / unit| <= 128 / C_in keep the sum within 2**15, half of float16's range.
-        unit = _power_of_two_above(z.abs().amax(1, keepdim=True) * (self.in_features / 128))
-        z /= unit
-        inputs = (z - z.mean(1, keepdim=True)).to(dtype)
-        u = (z - inputs).mean(1, keepdim=True)  # with the mean of the rounding errors in it
-        s0, s1 = exact.sum(1, keepdim=True) / unit, (exact @ self.my)[:, None] / unit
-        row_sums = torch.cat((u, z.sum(1, keepdim=True), s0, s1), 1)
-        y = torch.empty(len(x), self.out_features, dtype=x.dtype, device=x.device)
-        rows = max(1, min(_SCRATCH_BYTES // (self.in_features * dtype.itemsize), self.out_features))
-        scratch = torch.empty(rows, self.in_features, dtype=dtype, device=x.device)
-        for start in range(0, self.out_features, rows):
-            columns = slice(start, min(start + rows, self.out_features))
-            block = scratch[: columns.stop - start].copy_(self.centred[columns])
-            product = F.linear(inputs, block) * self.rx[columns]
-            y[:, columns] = product.addmm_(row_sums, self.corrections[:, columns]).mul_(unit)
-        return y
+    def __call__(
+        self,
+        x: Tensor,
+        activation: Activation | None = None,
+        gate: Tensor | None = None,
+        out: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        return self._op(x.to(self.weight.dtype), self.weight, activation, gate, out, dtype or x.dtype)
 
 
-class FixedRowsLinear:
+class FixedRowsLinear(Linear):
     """Always multiplies the same number of rows at once, so that a row's result cannot depend on how many there are.
 
     A matrix product's order of summation depends on its shape, hence, without this, on the size of the batch.
@@ -135,22 +56,32 @@ class FixedRowsLinear:
 
     def __init__(self, linear: Linear) -> None:
         self._linear = linear
+        self.in_features, self.out_features, self.nbytes = linear.in_features, linear.out_features, linear.nbytes
 
-    @property
-    def in_features(self) -> int:
-        return self._linear.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self._linear.out_features
-
-    @property
-    def nbytes(self) -> int:
-        return self._linear.nbytes
-
-    def __call__(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         padded = F.pad(x, (0, 0, 0, -len(x) % self.ROWS))
         return torch.cat([self._linear(block) for block in torch.split(padded, self.ROWS)])[: len(x)]
+
+
+class LinearGroup:
+    """n matrices [C_out, C_in], each with an input of its own: [n, M, C_in] → n tensors [M, C_out]."""
+
+    def __init__(self, linears: Sequence[Linear]) -> None:
+        self._linears = linears
+
+    def __call__(self, x: Tensor) -> Sequence[Tensor]:
+        return [linear(part) for linear, part in zip(self._linears, x, strict=True)]
+
+
+class StackedLinear(LinearGroup):
+    """n dense matrices side by side, [n, C_out, C_in], multiplied in one go."""
+
+    def __init__(self, weight: Tensor, op: Callable[..., Tensor]) -> None:
+        self._weight = weight
+        self._op = op
+
+    def __call__(self, x: Tensor) -> Sequence[Tensor]:
+        return self._op(x, self._weight).unbind()
 
 
 def make_linear(
@@ -161,6 +92,7 @@ def make_linear(
     quantization: Quantization | str | None,
     device: torch.device | str = "cpu",
     scale: float = 1.0,
+    op: Callable[..., Tensor] = linear,
 ) -> Linear:
     """Load one matrix.
 
@@ -169,6 +101,7 @@ def make_linear(
             for "int8", and dequantised once for None.
         dtype: of a dense weight; the 8-bit form follows the dtype of its input.
         quantization: None or "int8".
+        op: the implementation of `linear` for dense weights.
         scale: multiplies the weight; exact where it is a power of two that neither overflows nor underflows `dtype`.
 
     Raises:
@@ -182,9 +115,4 @@ def make_linear(
     weight = checkpoint.tensor(name)
     if scale != 1.0:
         weight = weight * scale
-    return DenseLinear(weight.to(device, dtype).contiguous())
-
-
-def _power_of_two_above(x: Tensor) -> Tensor:
-    """The smallest power of two above each x > 0; 1 for 0."""
-    return torch.ldexp(torch.ones_like(x), torch.frexp(x).exponent)
+    return DenseLinear(weight.to(device, dtype).contiguous(), op)

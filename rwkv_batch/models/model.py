@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..ops import OpTable
+from ..ops import OpSpec, OpTable
 from .architecture import DEFAULT_LN_X_EPS, Architecture, LayerState, StateField, identify
 from .blocks import layer_norm
 from .checkpoint import Checkpoint, load_state_file
+from .linear import DenseLinear
 from .placement import Placement
 from .rows import Rows
+from .scoring import LOG_NORMALIZER, SCORE, score
 from .weights import Weights
 
 
@@ -32,8 +34,13 @@ class ModelFile:
         """Identify the version; raises CheckpointError where none matches."""
         return cls(checkpoint, *identify(checkpoint))
 
+    @property
+    def ops(self) -> tuple[OpSpec, ...]:
+        """What a model needs from kernels."""
+        return (*self.architecture.ops, SCORE, LOG_NORMALIZER)
+
     def state_fields(self, placement: Placement) -> tuple[StateField, ...]:
-        return self.architecture.state_fields(self.sizes, placement.dtype)
+        return self.architecture.state_fields(self.sizes, placement.dtype, placement.state_dtype)
 
     def initial_states(self, init_state: str | Path | None) -> dict[str, Sequence[Tensor]]:
         """State fields that do not start at their default: the checkpoint's `time_state`, or that of a separate file.
@@ -99,7 +106,7 @@ class Model:
         self.sizes = file.sizes
         self.ln_x_eps = ln_x_eps or checkpoint.ln_x_eps or DEFAULT_LN_X_EPS
         self.ops = ops
-        weights = Weights(checkpoint, placement.dtype, placement.quantization, placement.device, batch_invariant)
+        weights = Weights(checkpoint, placement.dtype, placement.quantization, placement.device, ops, batch_invariant)
         self.architecture = file.architecture(weights, file.sizes, self.ln_x_eps)
         self._norm = weights.norm("ln_out")
         self._head = weights.linear("head.weight")
@@ -122,7 +129,15 @@ class Model:
         return self.architecture.step(token_ids, rows, layers, self.ops)
 
     @torch.inference_mode()
+    def score(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of one target [n] int64 for each position of [n, C], see `models.scoring.score`."""
+        x = layer_norm(hidden, self._norm)
+        op = self.ops.score if isinstance(self._head, DenseLinear) else score
+        logprobs, is_greedy = op(x, self._head, targets, self.ops)
+        return logprobs, is_greedy
+
+    @torch.inference_mode()
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """[n, C] → [n, V] float32; written to `out` where the caller keeps such a tensor."""
-        logits = self._head(layer_norm(hidden, self._norm))
-        return logits.float() if out is None else out.copy_(logits)
+        logits = self._head(layer_norm(hidden, self._norm), dtype=torch.float32)
+        return logits if out is None else out.copy_(logits)

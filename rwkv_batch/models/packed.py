@@ -7,14 +7,15 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .linear import DenseLinear, Linear
+from .linear import DenseLinear
+from .product import Linear
 
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 _ROWS_HINT = 32
 """Rows of a typical product; any number works."""
 
 
-class PackedLinear:
+class PackedLinear(Linear):
     """A weight [C_out, C_in] in oneDNN's own layout. The product and its result are in the weight's dtype."""
 
     def __init__(self, weight: Tensor) -> None:
@@ -23,7 +24,7 @@ class PackedLinear:
         self.dtype = weight.dtype
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         y = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self._packed, None, "none", [], "")
         return y.to(x.dtype)
 

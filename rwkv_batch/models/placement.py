@@ -20,13 +20,23 @@ DTYPES = {
 _STRATEGY = re.compile(r"^(?P<device>cuda(?::\d+)?|cpu|mps) +(?P<dtype>fp32|fp16|bf16)(?P<int8>i8)?$")
 
 
+STATE_DTYPES = {name: dtype for name, dtype in DTYPES.items() if dtype != torch.bfloat16}
+"""bfloat16 has too few bits for a state: it drifts by factors within a few thousand tokens."""
+
+
 @dataclass(frozen=True)
 class Placement:
-    """One device and dtype for the whole model."""
+    """One device and dtype for the whole model.
+
+    Args:
+        dtype: of weights and activations.
+        state_dtype: of the matrix states: float32, or float16 rounded stochastically after every token.
+    """
 
     device: torch.device
     dtype: torch.dtype
     quantization: str | None
+    state_dtype: torch.dtype = torch.float32
 
     @property
     def dtype_name(self) -> str:
@@ -39,6 +49,7 @@ def place(
     dtype: str = "auto",
     quantization: str | None = None,
     strategy: str | None = None,
+    state_dtype: str = "float32",
     stored_dtype: torch.dtype = torch.float32,
 ) -> Placement:
     """Choose device and dtype.
@@ -69,7 +80,10 @@ def place(
         raise ConfigurationError(f"model.quantization: got {quantization!r}, expected null or 'int8'")
     if dtype != "auto" and dtype not in DTYPES:
         raise ConfigurationError(f"model.dtype: got {dtype!r}, expected auto, float32, bfloat16 or float16")
-    return Placement(chosen, DTYPES[dtype] if dtype != "auto" else _native(stored_dtype, chosen), quantization)
+    if state_dtype not in STATE_DTYPES:
+        raise ConfigurationError(f"engine.state_dtype: got {state_dtype!r}, expected float32 or float16")
+    number = DTYPES[dtype] if dtype != "auto" else _native(stored_dtype, chosen)
+    return Placement(chosen, number, quantization, STATE_DTYPES[state_dtype])
 
 
 def _device(name: str) -> torch.device:

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from .rounding import round_stochastically
+from .upload import upload
 
 Index = slice | Tensor
 """Selects rows of a tensor: a slice where they lie together (no copy), an int64 tensor otherwise."""
@@ -21,24 +26,34 @@ class Rows:
         slots: slot of each row in the state pool, no slot twice; -1 is padding: no state is touched, and what comes out
             for it means nothing.
         lengths: tokens of each row in this step, each at least 1; M is their sum.
-        device: where `slot_index` and `cu_seqlens` live.
+        device: where the tensors live.
+        positions: how many tokens of its sequence each row has behind it; what float16 states are rounded by.
     """
 
     slots: tuple[int, ...]
     lengths: tuple[int, ...]
     device: torch.device
+    positions: tuple[int, ...] = ()
 
     @cached_property
     def slot_index(self) -> Tensor:
         """[B] int32."""
-        return torch.tensor(self.slots, dtype=torch.int32, device=self.device)
+        return upload(self.slots, torch.int32, self.device)
 
     @cached_property
     def cu_seqlens(self) -> Tensor:
         """[B + 1] int32: row i owns packed tokens cu_seqlens[i]:cu_seqlens[i + 1]."""
-        starts = torch.zeros(len(self.lengths) + 1, dtype=torch.int32)
-        torch.cumsum(torch.tensor(self.lengths, dtype=torch.int32), 0, out=starts[1:])
-        return starts.to(self.device)
+        return upload(list(accumulate(self.lengths, initial=0)), torch.int32, self.device)
+
+    @cached_property
+    def position(self) -> Tensor:
+        """[B] int32."""
+        return upload(self.positions or (0,) * self.num_rows, torch.int32, self.device)
+
+    @cached_property
+    def token_rows(self) -> Tensor:
+        """[M] int32: which row each packed token belongs to."""
+        return upload(np.repeat(np.arange(self.num_rows), self.lengths), torch.int32, self.device)
 
     @property
     def num_rows(self) -> int:
@@ -82,7 +97,7 @@ class Rows:
     @cached_property
     def _scan_plan(self) -> list[tuple[int, Index]]:
         """For each token position: how many rows of `_by_length` have it, and the packed indices of those tokens."""
-        starts = self.cu_seqlens.tolist()
+        starts = list(accumulate(self.lengths, initial=0))
         order = self._by_length
         plan: list[tuple[int, Index]] = []
         active = len(order)
@@ -100,16 +115,41 @@ class Rows:
         """Walk all rows token by token, updating their states in place.
 
         Args:
-            states: tensors [P, ...], one record a slot.
+            states: tensors [P, ...], one record a slot; float32, or float16, rounded stochastically after every token.
             advance: called as advance(tokens, *rows) for each token position, where `tokens` selects the packed tokens
-                and each of `rows` is a contiguous tensor [n, ...] of the same rows' states, to be updated in place.
+                and each of `rows` is a contiguous tensor [n, ...] of the same rows' states, float32 where the state is
+                a float, to be updated in place.
         """
         slots = self._scan_slots
-        rows = [state[slots].contiguous() for state in states]
-        for active, tokens in self._scan_plan:
+        is_half = [state.dtype == torch.float16 for state in states]
+        rows = [
+            state[slots].to(torch.float32 if half else state.dtype) for state, half in zip(states, is_half, strict=True)
+        ]
+        rows = [row.contiguous() for row in rows]
+        position = self.position[_index(list(self._by_length), self.device)]
+        for t, (active, tokens) in enumerate(self._scan_plan):
             advance(tokens, *(row[:active] for row in rows))
+            for row, half in zip(rows, is_half, strict=True):
+                if half:
+                    row[:active] = round_stochastically(row[:active], position[:active] + t)
         for state, row in zip(states, rows, strict=True):
-            state[slots] = row
+            state[slots] = row.to(state.dtype)
+
+
+class DecodeRows:
+    """One token for each of B rows, in tensors that are filled anew before each step: what a captured step reads.
+
+    It has the tensors of `Rows`, and no copies on the host: only kernels can use it.
+    """
+
+    is_decode = True
+
+    def __init__(self, num_rows: int, device: torch.device) -> None:
+        self.num_rows = self.num_tokens = num_rows
+        self.slot_index = torch.full((num_rows,), -1, dtype=torch.int32, device=device)
+        self.position = torch.zeros(num_rows, dtype=torch.int32, device=device)
+        self.cu_seqlens = torch.arange(num_rows + 1, dtype=torch.int32, device=device)
+        self.token_rows = self.cu_seqlens[:-1]
 
 
 def _index(values: list[int], device: torch.device) -> Index:
@@ -117,4 +157,4 @@ def _index(values: list[int], device: torch.device) -> Index:
         return slice(0, 0)
     if values == list(range(values[0], values[0] + len(values))):
         return slice(values[0], values[0] + len(values))
-    return torch.tensor(values, dtype=torch.int64, device=device)
+    return upload(values, torch.int64, device)

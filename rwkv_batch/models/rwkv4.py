@@ -8,11 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import ConfigurationError
 from ..ops import OpSpec, OpTable
 from .architecture import Architecture, LayerState, StateField
-from .blocks import SHIFT_LERP, Norm, sigmoid
-from .channel_mix import ChannelMix, output_scale, previous_share, rescaled
-from .linear import Linear
+from .blocks import SHIFT_LERP, Norm
+from .channel_mix import ChannelMix, output_scale, previous_share, rescale
+from .linear import LinearGroup
+from .product import LINEAR, Linear, sigmoid
 from .rows import Index, Rows
 from .schema import FFN_RECEPTANCE, LAYER, LN0, TOP, Schema
 from .weights import Weights
@@ -63,9 +65,8 @@ class TimeMix(NamedTuple):
     """[3, C]: share of the previous token, for key, value, receptance."""
     decay: Tensor
     bonus: Tensor
-    receptance: Linear
-    key: Linear
-    value: Linear
+    projections: LinearGroup
+    """Key, value and receptance."""
     output: Linear
 
 
@@ -73,7 +74,7 @@ class Rwkv4(Architecture):
     """RWKV-4 (Raven, Pile, early World)."""
 
     name = "rwkv4"
-    ops = (SHIFT_LERP, OpSpec("wkv4", wkv4))
+    ops = (SHIFT_LERP, LINEAR, OpSpec("wkv4", wkv4))
     schema = Schema(
         top=TOP,
         layer={
@@ -93,7 +94,13 @@ class Rwkv4(Architecture):
         self.layers = [self._load_layer(weights, i) for i in range(sizes["L"])]
 
     @classmethod
-    def state_fields(cls, sizes: Mapping[str, int], dtype: torch.dtype) -> tuple[StateField, ...]:
+    def state_fields(
+        cls, sizes: Mapping[str, int], dtype: torch.dtype, state_dtype: torch.dtype
+    ) -> tuple[StateField, ...]:
+        if state_dtype != torch.float32:
+            raise ConfigurationError(
+                f"engine.state_dtype: got {state_dtype}, expected float32: {cls.name} has no matrix state"
+            )
         shift, channel = (sizes["C"],), (sizes["A"],)
         return (
             StateField("aa", channel, torch.float32),
@@ -112,9 +119,7 @@ class Rwkv4(Architecture):
             mix=previous_share(weights, *(p + "time_mix_" + c for c in "kvr")),
             decay=-torch.exp(weights.float_vector(p + "time_decay")),
             bonus=weights.float_vector(p + "time_first"),
-            receptance=weights.linear(p + "receptance.weight"),
-            key=weights.linear(p + "key.weight"),
-            value=weights.linear(p + "value.weight"),
+            projections=weights.linears(*(p + f"{name}.weight" for name in ("key", "value", "receptance"))),
             output=weights.linear(p + "output.weight", scale),
         )
         mix = previous_share(weights, f"blocks.{i}.ffn.time_mix_k", f"blocks.{i}.ffn.time_mix_r")
@@ -123,15 +128,17 @@ class Rwkv4(Architecture):
     def step(self, token_ids: Tensor, rows: Rows, state: list[LayerState], ops: OpTable) -> Tensor:
         x = self.embedding[token_ids]
         for i, ((time_mix, channel_mix), s) in enumerate(zip(self.layers, state, strict=True)):
-            x = x + self._time_mix(x, time_mix, s, rows, ops)
-            x = rescaled(x + channel_mix(x, s.ffn_shift, rows, ops), i)
+            self._time_mix(x, time_mix, s, rows, ops)
+            channel_mix.add_to(x, s.ffn_shift, rows, ops)
+            rescale(x, i)
         return x
 
     @staticmethod
-    def _time_mix(x: Tensor, p: TimeMix, s: LayerState, rows: Rows, ops: OpTable) -> Tensor:
-        _, _, (xk, xv, xr) = ops.shift_lerp(x, p.norm, p.mix, s.att_shift, rows)
-        r, k, v = p.receptance(xr), p.key(xk), p.value(xv)
-        return p.output(ops.wkv4(r, k, v, p.decay, p.bonus, s.aa, s.bb, s.pp, rows))
+    def _time_mix(x: Tensor, p: TimeMix, s: LayerState, rows: Rows, ops: OpTable) -> None:
+        """Adds to x in place."""
+        _, _, mixed = ops.shift_lerp(x, p.norm, p.mix, s.att_shift, rows)
+        k, v, r = p.projections(mixed)
+        p.output(ops.wkv4(r, k, v, p.decay, p.bonus, s.aa, s.bb, s.pp, rows), out=x)
 
 
 ARCHITECTURES = (Rwkv4,)

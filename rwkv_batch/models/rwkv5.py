@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ..ops import OpSpec, OpTable
 from .architecture import Architecture, LayerState, StateField
-from .blocks import SHIFT_LERP, Norm, head_norm, silu
-from .channel_mix import ChannelMix, output_scale, previous_share, rescaled
-from .linear import Linear
+from .blocks import SHIFT_LERP, Norm, head_norm
+from .channel_mix import ChannelMix, output_scale, previous_share, rescale
+from .linear import LinearGroup
+from .product import LINEAR, Linear, silu
 from .rows import Index, Rows
 from .schema import FFN_RECEPTANCE, LAYER, LN0, LN_X, TIME_STATE, TOP, Schema, Shapes
 from .weights import Weights
@@ -45,7 +46,7 @@ def wkv5(r: Tensor, k: Tensor, v: Tensor, g: Tensor | None, head: Head5, state: 
     Args:
         r, k, v: [M, A], A = H * N.
         g: [M, A] gate before its SiLU, or None (5.0).
-        state: [P, H, K, V] float32. **Updated in place** in the rows' slots.
+        state: [P, H, K, V] float32 or float16. **Updated in place** in the rows' slots.
 
     Returns:
         group_norm(y) * silu(g): [M, A], dtype of `r`.
@@ -73,10 +74,8 @@ class TimeMix(NamedTuple):
     mix: Tensor
     """[3 or 4, C]: share of the previous token, for key, value, receptance and, from 5.1 on, the gate."""
     head: Head5
-    receptance: Linear
-    key: Linear
-    value: Linear
-    gate: Linear | None
+    projections: LinearGroup
+    """Key, value, receptance and, from 5.1 on, the gate."""
     output: Linear
 
 
@@ -109,7 +108,7 @@ class Rwkv50(Architecture):
     """RWKV-5.0: matrix state, one decay per head, no gate."""
 
     name = "rwkv5.0"
-    ops = (SHIFT_LERP, OpSpec("wkv5", wkv5))
+    ops = (SHIFT_LERP, LINEAR, OpSpec("wkv5", wkv5))
     schema = _schema(_PER_HEAD)
     mixed = "kvr"
 
@@ -123,21 +122,20 @@ class Rwkv50(Architecture):
         return head_size_complaint(sizes)
 
     @classmethod
-    def state_fields(cls, sizes: Mapping[str, int], dtype: torch.dtype) -> tuple[StateField, ...]:
-        return matrix_state_fields(sizes, dtype)
+    def state_fields(
+        cls, sizes: Mapping[str, int], dtype: torch.dtype, state_dtype: torch.dtype
+    ) -> tuple[StateField, ...]:
+        return matrix_state_fields(sizes, dtype, state_dtype)
 
     def _load_layer(self, weights: Weights, i: int) -> tuple[TimeMix, ChannelMix]:
         p = f"blocks.{i}.att."
         scale = output_scale(weights.dtype, i)
-        gate = p + "gate.weight"
+        matrices = {"k": "key", "v": "value", "r": "receptance", "g": "gate"}
         time_mix = TimeMix(
             norm=weights.norm(f"blocks.{i}.ln1"),
             mix=previous_share(weights, *(p + "time_mix_" + c for c in self.mixed)),
             head=self._load_head(weights, p),
-            receptance=weights.linear(p + "receptance.weight"),
-            key=weights.linear(p + "key.weight"),
-            value=weights.linear(p + "value.weight"),
-            gate=weights.linear(gate) if gate in weights else None,
+            projections=weights.linears(*(p + f"{matrices[c]}.weight" for c in self.mixed)),
             output=weights.linear(p + "output.weight", scale),
         )
         mix = previous_share(weights, f"blocks.{i}.ffn.time_mix_k", f"blocks.{i}.ffn.time_mix_r")
@@ -156,15 +154,17 @@ class Rwkv50(Architecture):
     def step(self, token_ids: Tensor, rows: Rows, state: list[LayerState], ops: OpTable) -> Tensor:
         x = self.embedding[token_ids]
         for i, ((time_mix, channel_mix), s) in enumerate(zip(self.layers, state, strict=True)):
-            x = x + self._time_mix(x, time_mix, s, rows, ops)
-            x = rescaled(x + channel_mix(x, s.ffn_shift, rows, ops), i)
+            self._time_mix(x, time_mix, s, rows, ops)
+            channel_mix.add_to(x, s.ffn_shift, rows, ops)
+            rescale(x, i)
         return x
 
     @staticmethod
-    def _time_mix(x: Tensor, p: TimeMix, s: LayerState, rows: Rows, ops: OpTable) -> Tensor:
-        _, _, (xk, xv, xr, *xg) = ops.shift_lerp(x, p.norm, p.mix, s.att_shift, rows)
-        g = p.gate(xg[0]) if p.gate is not None else None
-        return p.output(ops.wkv5(p.receptance(xr), p.key(xk), p.value(xv), g, p.head, s.wkv, rows))
+    def _time_mix(x: Tensor, p: TimeMix, s: LayerState, rows: Rows, ops: OpTable) -> None:
+        """Adds to x in place."""
+        _, _, mixed = ops.shift_lerp(x, p.norm, p.mix, s.att_shift, rows)
+        k, v, r, *g = p.projections(mixed)
+        p.output(ops.wkv5(r, k, v, g[0] if g else None, p.head, s.wkv, rows), out=x)
 
 
 class Rwkv51(Rwkv50):
@@ -188,11 +188,13 @@ def load_bonus(weights: Weights, p: str) -> Tensor:
     return weights.float_vector(name) if name in weights else torch.exp(weights.float_vector(p + "time_first"))
 
 
-def matrix_state_fields(sizes: Mapping[str, int], dtype: torch.dtype) -> tuple[StateField, ...]:
+def matrix_state_fields(
+    sizes: Mapping[str, int], dtype: torch.dtype, state_dtype: torch.dtype
+) -> tuple[StateField, ...]:
     """The state of v5, v6 and v7: one matrix [K, V] per head and two token-shift rows."""
     head_size = sizes["N"]
     return (
-        StateField("wkv", (sizes["H"], head_size, head_size), torch.float32),
+        StateField("wkv", (sizes["H"], head_size, head_size), state_dtype),
         StateField("att_shift", (sizes["C"],), dtype),
         StateField("ffn_shift", (sizes["C"],), dtype),
     )

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from ..ops import OpSpec, OpTable
 from .architecture import Architecture, LayerState, StateField
-from .blocks import SHIFT_LERP, Norm, head_norm, silu
-from .channel_mix import ChannelMix, output_scale, rescaled
-from .linear import Linear
+from .blocks import SHIFT_LERP, Norm, head_norm
+from .channel_mix import ChannelMix, output_scale, rescale
+from .linear import LinearGroup
+from .low_rank import LOW_RANK, LowRank
+from .product import LINEAR, Linear, silu
 from .rows import Index, Rows
 from .rwkv5 import Head5, head_size_complaint, load_bonus, matrix_state_fields
 from .schema import FFN_RECEPTANCE, LAYER, LN0, LN_X, TIME_STATE, TOP, Schema
-from .weights import Weights
+from .weights import PairNames, Weights
 
 
 def wkv6(r: Tensor, k: Tensor, v: Tensor, g: Tensor, w: Tensor, head: Head5, state: Tensor, rows: Rows) -> Tensor:
@@ -30,7 +32,7 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, g: Tensor, w: Tensor, head: Head5, sta
         r, k, v: [M, A], A = H * N.
         g: [M, A] gate before its SiLU.
         w: [M, A] what the low-rank pair adds to the decay term d = `head.decay`.
-        state: [P, H, K, V] float32. **Updated in place** in the rows' slots.
+        state: [P, H, K, V] float32 or float16. **Updated in place** in the rows' slots.
 
     Returns:
         group_norm(y) * silu(g): [M, A], dtype of `r`.
@@ -58,26 +60,28 @@ class TimeMix(NamedTuple):
     mix_x: Tensor
     """[1, C]: share of the previous token in the input of the low-rank interpolations."""
     mix: Tensor
-    """[5, 1, C]: constant part of the previous token's share, for decay, key, value, receptance, gate."""
-    mix_in: Linear
-    """C → 5 R."""
-    mix_out: tuple[Linear, ...]
-    """R → C, five times."""
-    decay_in: Linear
-    decay_out: Linear
+    """[5, 1, C]: constant part of the previous token's share, for receptance, key, value, gate, decay."""
+    shares: LowRank
+    """C → R → C, five times: the rest of those shares."""
+    decay: LowRank
+    """C → Rw → A."""
     head: Head5
-    receptance: Linear
-    key: Linear
-    value: Linear
-    gate: Linear
+    projections: LinearGroup
+    """Receptance, key, value and gate."""
     output: Linear
+
+
+_STORED = "wkvrg"
+"""The order of the five interpolations in a checkpoint."""
+_MIXED = "rkvgw"
+"""Their order here: first those of the large matrices."""
 
 
 class Rwkv6(Architecture):
     """RWKV-6 (Finch)."""
 
     name = "rwkv6"
-    ops = (SHIFT_LERP, OpSpec("wkv6", wkv6))
+    ops = (SHIFT_LERP, LINEAR, LOW_RANK, OpSpec("wkv6", wkv6))
     schema = Schema(
         top=TOP,
         layer={
@@ -112,31 +116,32 @@ class Rwkv6(Architecture):
         return head_size_complaint(sizes)
 
     @classmethod
-    def state_fields(cls, sizes: Mapping[str, int], dtype: torch.dtype) -> tuple[StateField, ...]:
-        return matrix_state_fields(sizes, dtype)
+    def state_fields(
+        cls, sizes: Mapping[str, int], dtype: torch.dtype, state_dtype: torch.dtype
+    ) -> tuple[StateField, ...]:
+        return matrix_state_fields(sizes, dtype, state_dtype)
 
     def _load_layer(self, weights: Weights, i: int) -> tuple[TimeMix, ChannelMix]:
         p = f"blocks.{i}.att."
         scale = output_scale(weights.dtype, i)
         num_heads, size = self.sizes["H"], self.sizes["N"]
+        factors = (weights.tensor(p + "time_maa_w1").chunk(5, dim=1), weights.tensor(p + "time_maa_w2"))
+        stored = dict(zip(_STORED, zip(*factors, strict=True), strict=True))
         time_mix = TimeMix(
             norm=weights.norm(f"blocks.{i}.ln1"),
             mix_x=weights.vectors(p + "time_maa_x"),
-            mix=weights.vectors(*(p + "time_maa_" + c for c in "wkvrg"))[:, None],
-            mix_in=weights.low_rank(p + "time_maa_w1"),
-            mix_out=weights.low_ranks(p + "time_maa_w2"),
-            decay_in=weights.low_rank(p + "time_decay_w1"),
-            decay_out=weights.low_rank(p + "time_decay_w2"),
+            mix=weights.vectors(*(p + "time_maa_" + c for c in _MIXED))[:, None],
+            shares=weights.low_rank(*(PairNames(0, "tanh", *stored[c]) for c in _MIXED)),
+            decay=weights.low_rank(
+                PairNames(0, "tanh", weights.tensor(p + "time_decay_w1"), weights.tensor(p + "time_decay_w2"))
+            ),
             head=Head5(
                 decay=weights.float_vector(p + "time_decay").view(num_heads, size),
                 bonus=load_bonus(weights, p).view(num_heads, size),
                 norm=weights.norm(p + "ln_x", torch.float32),
                 eps=self.ln_x_eps,
             ),
-            receptance=weights.linear(p + "receptance.weight"),
-            key=weights.linear(p + "key.weight"),
-            value=weights.linear(p + "value.weight"),
-            gate=weights.linear(p + "gate.weight"),
+            projections=weights.linears(*(p + f"{name}.weight" for name in ("receptance", "key", "value", "gate"))),
             output=weights.linear(p + "output.weight", scale),
         )
         mix = weights.vectors(f"blocks.{i}.ffn.time_maa_k", f"blocks.{i}.ffn.time_maa_r")
@@ -145,18 +150,19 @@ class Rwkv6(Architecture):
     def step(self, token_ids: Tensor, rows: Rows, state: list[LayerState], ops: OpTable) -> Tensor:
         x = self.embedding[token_ids]
         for i, ((time_mix, channel_mix), s) in enumerate(zip(self.layers, state, strict=True)):
-            x = x + self._time_mix(x, time_mix, s, rows, ops)
-            x = rescaled(x + channel_mix(x, s.ffn_shift, rows, ops), i)
+            self._time_mix(x, time_mix, s, rows, ops)
+            channel_mix.add_to(x, s.ffn_shift, rows, ops)
+            rescale(x, i)
         return x
 
     @staticmethod
-    def _time_mix(x: Tensor, p: TimeMix, s: LayerState, rows: Rows, ops: OpTable) -> Tensor:
-        normed, delta, mixed = ops.shift_lerp(x, p.norm, p.mix_x, s.att_shift, rows)
-        low = torch.tanh(p.mix_in(mixed[0])).chunk(5, dim=1)
-        share = torch.stack([linear(part) for linear, part in zip(p.mix_out, low, strict=True)])
-        xw, xk, xv, xr, xg = torch.addcmul(normed, delta, share.add_(p.mix))
-        w = p.decay_out(torch.tanh(p.decay_in(xw)))
-        return p.output(ops.wkv6(p.receptance(xr), p.key(xk), p.value(xv), p.gate(xg), w, p.head, s.wkv, rows))
+    def _time_mix(x: Tensor, p: TimeMix, s: LayerState, rows: Rows, ops: OpTable) -> None:
+        """Adds to x in place."""
+        normed, delta, mixed = ops.shift_lerp(x, p.norm, p.mix_x, s.att_shift, rows, keep_parts=True)
+        mixed = torch.addcmul(normed, delta, ops.low_rank(mixed, p.shares).add_(p.mix))
+        r, k, v, g = p.projections(mixed[:4])
+        (w,) = ops.low_rank(mixed[4:], p.decay)
+        p.output(ops.wkv6(r, k, v, g, w, p.head, s.wkv, rows), out=x)
 
 
 ARCHITECTURES = (Rwkv6,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +12,14 @@ from torch import Tensor
 
 from ..ops import OpSpec, OpTable
 from .architecture import Architecture, LayerState, StateField
-from .blocks import SHIFT_LERP, Norm, head_norm, sigmoid, squared_relu
-from .linear import Linear
+from .blocks import SHIFT_LERP, Norm, head_norm
+from .linear import LinearGroup
+from .low_rank import LOW_RANK, LowRank
+from .product import LINEAR, Activation, Linear, sigmoid
 from .rows import Index, Rows
 from .rwkv5 import head_size_complaint, matrix_state_fields
 from .schema import LAYER, LN0, LN_X, TIME_STATE, TOP, Schema, Shapes
-from .weights import Weights
+from .weights import PairNames, Weights
 
 MAX_LOG_DECAY = math.exp(-0.5)
 """The decay's logarithm is -MAX_LOG_DECAY * sigmoid(·): a channel keeps more than 0.545 of itself per token."""
@@ -69,7 +71,7 @@ def wkv7(
         w, a: [M, A], low-rank outputs, before bias and nonlinearity.
         v_first: [M, A], layer 0's v; None in layer 0.
         v_gate: [M, A], low-rank output of the value residual; None in layer 0.
-        state: [P, H, K, V] float32. **Updated in place** in the rows' slots.
+        state: [P, H, K, V] float32 or float16. **Updated in place** in the rows' slots.
 
     Returns:
         [M, A], dtype of `r`.
@@ -104,24 +106,17 @@ def wkv7(
 
 
 class TimeMix(NamedTuple):
-    """The recurrent half of a v7 layer. Suffixes as in the checkpoint: 1 is C → R, 2 is R → A."""
+    """The recurrent half of a v7 layer."""
 
     norm: Norm
     mix: Tensor
-    """[6, C]: share of the previous token, for r, w, k, v, a, g."""
+    """[6, C]: share of the previous token, for r, k, v, w, a, g."""
     head: Head7
-    receptance: Linear
-    key: Linear
-    value: Linear
+    projections: LinearGroup
+    """Receptance, key and value."""
+    low_rank: LowRank
+    """Decay, in-context rate, gate and, but for layer 0, value residual."""
     output: Linear
-    w1: Linear
-    w2: Linear
-    a1: Linear
-    a2: Linear
-    g1: Linear
-    g2: Linear
-    v1: Linear | None
-    v2: Linear | None
 
 
 class ChannelMix(NamedTuple):
@@ -146,6 +141,10 @@ _LAYER: Shapes = {
     "att.r_k": ("H", "N"),
     "ffn.x_k": "C",
 }
+_MIXED = "rkvwag"
+"""What the interpolations are for, in the order of `TimeMix.mix`."""
+_ACTIVATION: dict[str, Activation | None] = {"w": "tanh", "a": None, "g": "sigmoid", "v": None}
+"""Between the factors of each low-rank pair."""
 _NOT_IN_FIRST = frozenset({"att.v0", "att.v1", "att.v2"})
 
 
@@ -153,7 +152,7 @@ class Rwkv7(Architecture):
     """RWKV-7 (Goose)."""
 
     name = "rwkv7"
-    ops = (SHIFT_LERP, OpSpec("wkv7", wkv7))
+    ops: ClassVar[tuple[OpSpec, ...]] = (SHIFT_LERP, LINEAR, LOW_RANK, OpSpec("wkv7", wkv7))
     schema = Schema(top=TOP, layer=_LAYER, optional=TIME_STATE, not_in_first=_NOT_IN_FIRST, first_only=LN0)
 
     def __init__(self, weights: Weights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
@@ -166,14 +165,16 @@ class Rwkv7(Architecture):
         return head_size_complaint(sizes)
 
     @classmethod
-    def state_fields(cls, sizes: Mapping[str, int], dtype: torch.dtype) -> tuple[StateField, ...]:
-        return matrix_state_fields(sizes, dtype)
+    def state_fields(
+        cls, sizes: Mapping[str, int], dtype: torch.dtype, state_dtype: torch.dtype
+    ) -> tuple[StateField, ...]:
+        return matrix_state_fields(sizes, dtype, state_dtype)
 
     def _load_time_mix(self, weights: Weights, i: int) -> TimeMix:
         p = f"blocks.{i}.att."
         return TimeMix(
             norm=weights.norm(f"blocks.{i}.ln1"),
-            mix=weights.vectors(*(p + "x_" + c for c in "rwkvag")),
+            mix=weights.vectors(*(p + "x_" + c for c in _MIXED)),
             head=Head7(
                 w0=weights.float_vector(p + "w0"),
                 a0=weights.float_vector(p + "a0"),
@@ -184,18 +185,14 @@ class Rwkv7(Architecture):
                 norm=weights.norm(p + "ln_x", torch.float32),
                 eps=self.ln_x_eps,
             ),
-            receptance=weights.linear(p + "receptance.weight"),
-            key=weights.linear(p + "key.weight"),
-            value=weights.linear(p + "value.weight"),
+            projections=weights.linears(*(p + f"{name}.weight" for name in ("receptance", "key", "value"))),
+            low_rank=weights.low_rank(
+                *(
+                    PairNames(_MIXED.index(c), _ACTIVATION[c], weights.tensor(f"{p}{c}1"), weights.tensor(f"{p}{c}2"))
+                    for c in ("wagv" if i else "wag")
+                )
+            ),
             output=weights.linear(p + "output.weight"),
-            w1=weights.low_rank(p + "w1"),
-            w2=weights.low_rank(p + "w2"),
-            a1=weights.low_rank(p + "a1"),
-            a2=weights.low_rank(p + "a2"),
-            g1=weights.low_rank(p + "g1"),
-            g2=weights.low_rank(p + "g2"),
-            v1=weights.low_rank(p + "v1") if i else None,
-            v2=weights.low_rank(p + "v2") if i else None,
         )
 
     @staticmethod
@@ -212,29 +209,26 @@ class Rwkv7(Architecture):
         x = self.embedding[token_ids]
         v_first: Tensor | None = None
         for i, ((time_mix, channel_mix), s) in enumerate(zip(self.layers, state, strict=True)):
-            out, v_first = self._time_mix(x, v_first, time_mix, s, rows, ops)
-            x = x + out
-            x = x + self._channel_mix(x, i, channel_mix, token_ids, s, rows, ops)
+            v_first = self._time_mix(x, v_first, time_mix, s, rows, ops)
+            self._channel_mix(x, i, channel_mix, token_ids, s, rows, ops)
         return x
 
     @staticmethod
-    def _time_mix(
-        x: Tensor, v_first: Tensor | None, p: TimeMix, s: LayerState, rows: Rows, ops: OpTable
-    ) -> tuple[Tensor, Tensor]:
-        _, _, (xr, xw, xk, xv, xa, xg) = ops.shift_lerp(x, p.norm, p.mix, s.att_shift, rows)
-        r, k, v = p.receptance(xr), p.key(xk), p.value(xv)
-        w = p.w2(torch.tanh(p.w1(xw)))
-        a = p.a2(p.a1(xa))
-        g = p.g2(sigmoid(p.g1(xg)))
-        v_gate = p.v2(p.v1(xv)) if p.v1 is not None and p.v2 is not None else None
-        y = ops.wkv7(r, w, k, v, a, g, v_first, v_gate, p.head, s.wkv, rows)
-        return p.output(y), v if v_first is None else v_first
+    def _time_mix(x: Tensor, v_first: Tensor | None, p: TimeMix, s: LayerState, rows: Rows, ops: OpTable) -> Tensor:
+        """Adds to x in place; returns layer 0's v."""
+        _, _, mixed = ops.shift_lerp(x, p.norm, p.mix, s.att_shift, rows)
+        r, k, v = p.projections(mixed[:3])
+        w, a, g, *v_gate = ops.low_rank(mixed, p.low_rank)
+        y = ops.wkv7(r, w, k, v, a, g, v_first, v_gate[0] if v_gate else None, p.head, s.wkv, rows)
+        p.output(y, out=x)
+        return v if v_first is None else v_first
 
     def _channel_mix(
         self, x: Tensor, i: int, p: ChannelMix, token_ids: Tensor, s: LayerState, rows: Rows, ops: OpTable
-    ) -> Tensor:
+    ) -> None:
+        """Adds to x in place."""
         _, _, (xk,) = ops.shift_lerp(x, p.norm, p.mix, s.ffn_shift, rows)
-        return p.value(squared_relu(p.key(xk)))
+        p.value(p.key(xk, activation="squared_relu"), out=x)
 
 
 class DeepEmbed(NamedTuple):
@@ -242,18 +236,33 @@ class DeepEmbed(NamedTuple):
 
     table: Tensor
     """[V, R * R]: a square matrix for each token of the vocabulary."""
-    s1: Linear
-    """C → R."""
-    s2: Linear
-    """R → F."""
+    factors: LowRank
+    """One pair, s1 [C → R] and s2 [R → F]."""
     s0: Tensor
     """[F]."""
+
+
+def deep_embed(normed: Tensor, token_ids: Tensor, p: DeepEmbed) -> Tensor:
+    """The gate of DeepEmbed: ((z s1) E[token]) s2 + s0, with the token's own square matrix E[token] of `p.table`.
+
+    Args:
+        normed: z, [M, C]: what goes into the channel mix, before the token shift.
+        token_ids: [M] int64.
+
+    Returns:
+        [M, F], dtype of `normed`.
+    """
+    (pair,) = p.factors.pairs
+    rank = pair.down.out_features
+    low = torch.bmm(pair.down(normed)[:, None], p.table[token_ids].view(-1, rank, rank))[:, 0]
+    return pair.up(low) + p.s0
 
 
 class Rwkv7DeepEmbed(Rwkv7):
     """RWKV-7 with DeepEmbed: the channel mix is gated by a low-rank product that depends on the token itself."""
 
     name = "rwkv7-deepembed"
+    ops = (*Rwkv7.ops, OpSpec("deep_embed", deep_embed, optional=True))
     schema = Schema(
         top=TOP,
         layer={
@@ -283,19 +292,16 @@ class Rwkv7DeepEmbed(Rwkv7):
         p = f"blocks.{i}.ffn."
         return DeepEmbed(
             table=weights.tensor(p + "s_emb.weight") + F.linear(self.embedding, weights.tensor(p + "s_emb_x.weight")),
-            s1=weights.low_rank(p + "s1"),
-            s2=weights.low_rank(p + "s2"),
+            factors=weights.low_rank(PairNames(0, None, weights.tensor(p + "s1"), weights.tensor(p + "s2"))),
             s0=weights.vector(p + "s0"),
         )
 
     def _channel_mix(
         self, x: Tensor, i: int, p: ChannelMix, token_ids: Tensor, s: LayerState, rows: Rows, ops: OpTable
-    ) -> Tensor:
-        normed, _, (xk,) = ops.shift_lerp(x, p.norm, p.mix, s.ffn_shift, rows)
-        deep = self.deep_embeds[i]
-        rank = self.sizes["R"]
-        low = torch.bmm(deep.s1(normed)[:, None], deep.table[token_ids].view(-1, rank, rank))[:, 0]
-        return p.value(squared_relu(p.key(xk)) * (deep.s2(low) + deep.s0))
+    ) -> None:
+        normed, _, (xk,) = ops.shift_lerp(x, p.norm, p.mix, s.ffn_shift, rows, keep_parts=True)
+        gate = ops.deep_embed(normed, token_ids, self.deep_embeds[i])
+        p.value(p.key(xk, activation="squared_relu", gate=gate), out=x)
 
 
 ARCHITECTURES = (Rwkv7, Rwkv7DeepEmbed)

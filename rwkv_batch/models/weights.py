@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops import OpTable
 from .blocks import LAYER_NORM_EPS, Norm
 from .checkpoint import Checkpoint
-from .linear import DenseLinear, FixedRowsLinear, Linear, make_linear
+from .linear import DenseLinear, FixedRowsLinear, LinearGroup, StackedLinear, make_linear
+from .low_rank import LowRank, LowRankPair
 from .packed import pack
+from .product import Activation, Linear, linear
+
+
+class PairNames(NamedTuple):
+    """A low-rank pair of the checkpoint: which input it takes, its nonlinearity, its factors [C, R] and [R, A]."""
+
+    source: int
+    activation: Activation | None
+    down: Tensor
+    up: Tensor
 
 
 class Weights:
@@ -18,6 +34,7 @@ class Weights:
     Args:
         dtype: of activations and dense matrices.
         quantization: None or "int8" (mm8) for the large matrices.
+        ops: who serves matrix products.
         batch_invariant: matrix products whose rows do not depend on how many others there are.
     """
 
@@ -27,6 +44,7 @@ class Weights:
         dtype: torch.dtype,
         quantization: str | None,
         device: torch.device,
+        ops: OpTable,
         batch_invariant: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
@@ -34,6 +52,10 @@ class Weights:
         self.quantization = quantization
         self.device = device
         self._batch_invariant = batch_invariant
+        self._has_kernels = ops.linear is not linear
+        self._linear_op: Callable[..., Tensor] = ops.linear
+        if self._has_kernels and batch_invariant:
+            self._linear_op = partial(ops.linear, fixed_tiles=True)
         self._linears: list[Linear] = []
 
     def __contains__(self, name: str) -> bool:
@@ -58,28 +80,44 @@ class Weights:
 
     def linear(self, name: str, scale: float = 1.0) -> Linear:
         """A large matrix `[C_out, C_in]`, quantised if asked. `scale` multiplies it (a power of two)."""
-        linear = make_linear(
+        return self._keep(self._load(name, scale))
+
+    def linears(self, *names: str) -> LinearGroup:
+        """Large matrices of one shape, each for an input of its own."""
+        loaded = [self._load(name) for name in names]
+        if self._has_kernels and all(isinstance(one, DenseLinear) for one in loaded):
+            stacked = torch.stack([one.weight for one in loaded if isinstance(one, DenseLinear)])
+            self._linears += loaded
+            return StackedLinear(stacked, self._linear_op)
+        return LinearGroup([self._keep(one) for one in loaded])
+
+    def _load(self, name: str, scale: float = 1.0) -> Linear:
+        return make_linear(
             self.checkpoint,
             name,
             dtype=self.dtype,
             quantization=self.quantization,
             device=self.device,
             scale=scale,
+            op=self._linear_op,
         )
-        return self._keep(linear)
 
-    def low_rank(self, name: str) -> Linear:
-        """A low-rank factor stored [C_in, C_out], never quantised."""
-        return self._keep(DenseLinear(self.tensor(name).t().contiguous()))
+    def low_rank(self, *pairs: PairNames) -> LowRank:
+        """Low-rank pairs that are computed together, never quantised."""
+        down, up = LowRank.stack([pair.down for pair in pairs], [pair.up for pair in pairs])
+        bounds = [0, *(int(n) for n in torch.tensor([pair.down.shape[1] for pair in pairs]).cumsum(0))]
+        made = []
+        for pair, start, end in zip(pairs, bounds, bounds[1:], strict=False):
+            factors = (self._keep(DenseLinear(f, self._linear_op)) for f in (down[start:end], up[start:end].t()))
+            made.append(LowRankPair(pair.source, pair.activation, *factors))
+        return LowRank(tuple(made), *((down, up) if self._has_kernels else (None, None)))
 
-    def low_ranks(self, name: str) -> tuple[Linear, ...]:
-        """Low-rank factors stored one after the other, [n, C_in, C_out]."""
-        return tuple(self._keep(DenseLinear(factor.t().contiguous())) for factor in self.tensor(name))
-
-    def _keep(self, linear: Linear) -> Linear:
-        linear = pack(linear)
-        self._linears.append(linear)
-        return FixedRowsLinear(linear) if self._batch_invariant else linear
+    def _keep(self, one: Linear) -> Linear:
+        one = pack(one)
+        self._linears.append(one)
+        # Kernels keep a row's bits apart from the number of rows by fixed tiles, other products by fixed pieces.
+        has_fixed_tiles = self._has_kernels and isinstance(one, DenseLinear)
+        return FixedRowsLinear(one) if self._batch_invariant and not has_fixed_tiles else one
 
     def embedding(self) -> Tensor:
         """[V, C], already layer-normed (ln0), which is computed in float32."""

@@ -6,7 +6,7 @@ import pytest
 from fake_model import VOCAB, HashModel
 
 from rwkv_batch.engine.engine import Engine
-from rwkv_batch.engine.sampler import Vocabulary
+from rwkv_batch.engine.slot_tables import Vocabulary
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import END_OF_TEXT, Completion, Request
-from rwkv_batch.engine.sampler import Vocabulary
+from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.errors import CapacityError
 from rwkv_batch.sampling_params import SamplingParams
 
@@ -66,9 +66,10 @@ REQUESTS = st.lists(
     slots=st.integers(1, 9),
     extra_tokens=st.integers(0, 20),
     sharing=st.booleans(),
+    ahead=st.booleans(),
     order=st.randoms(use_true_random=False),
 )
-def test_company_does_not_change_results(rows, slots, extra_tokens, sharing, order):
+def test_company_does_not_change_results(rows, slots, extra_tokens, sharing, ahead, order):
     requests = [
         Request((row, sample), prompt, PARAMS[which], row=row, sample=sample, score_start=1 if scored else None)
         for row, (prompt, which, n, scored) in enumerate(rows)
@@ -76,7 +77,8 @@ def test_company_does_not_change_results(rows, slots, extra_tokens, sharing, ord
     ]
     alone = {request.key: outcome(run([request])[request.key]) for request in requests}
     order.shuffle(requests)
-    together = run(requests, max_batch_size=slots, max_batch_tokens=slots + extra_tokens, prefix_sharing=sharing)
+    sizes = dict(max_batch_size=slots, max_batch_tokens=slots + extra_tokens)
+    together = run(requests, **sizes, prefix_sharing=sharing, run_ahead=ahead)
     assert {key: outcome(completion) for key, completion in together.items()} == alone
 
 
@@ -145,16 +147,18 @@ class Crowded(HashModel):
         return super().forward(token_ids, rows, layers)
 
 
+@pytest.mark.parametrize("run_ahead", [False, True])
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[enforce] can't allocate memory: 9 bytes")]
 )
-def test_out_of_memory_halves_the_slots_and_loses_nothing(error, caplog):
+def test_out_of_memory_halves_the_slots_and_loses_nothing(error, run_ahead, caplog):
     requests = [
         Request((row, sample), [row % 3] * 20 + [row], PARAMS[row % len(PARAMS)], row=row, sample=sample)
         for row in range(20)
         for sample in range(2)
     ]
-    engine = Engine(Crowded(5, error), Vocabulary.plain(VOCAB), max_batch_size=16, max_batch_tokens=64)
+    sizes = dict(max_batch_size=16, max_batch_tokens=64)
+    engine = Engine(Crowded(5, error), Vocabulary.plain(VOCAB), **sizes, run_ahead=run_ahead)
     found = {completion.key: outcome(completion) for completion in engine.generate(requests)}
     assert found == {key: outcome(completion) for key, completion in run(requests).items()}
     assert engine.pool.num_slots == engine.stats.max_batch_size == 4
@@ -202,6 +206,47 @@ def test_out_of_memory_while_copying_states_loses_nothing():
     found = {completion.key: outcome(completion) for completion in engine.generate(requests)}
     assert len(calls) == 2
     assert found == {key: outcome(completion) for key, completion in run(requests).items()}
+
+
+class Alternating:
+    """A constraint that must see every token before it can say what may follow: even and odd ids take turns."""
+
+    def __init__(self):
+        self.last = 1
+
+    def allowed(self, mask):
+        mask[1 - self.last % 2 :: 2] = True
+        mask[0] = False
+
+    def accept(self, token_id):
+        assert token_id % 2 != self.last % 2
+        self.last = token_id
+
+
+@pytest.mark.parametrize("run_ahead", [False, True])
+def test_constraints_see_every_token_before_the_next_is_drawn(run_ahead):
+    """Constrained rows come and go among others, which need not wait once those are gone."""
+    requests = [
+        Request(
+            row, [row], SamplingParams(max_tokens=3 + row % 4), row=row, new_constraint=Alternating if row % 3 else None
+        )
+        for row in range(24)
+    ]
+    found = run(requests, run_ahead=run_ahead)
+    assert {key: outcome(c) for key, c in found.items()} == {key: outcome(c) for key, c in run(requests).items()}
+    for row, completion in found.items():
+        parities = [token_id % 2 for token_id in completion.token_ids]
+        assert row % 3 == 0 or parities == [i % 2 for i in range(len(parities))]
+
+
+def test_running_ahead_reads_results_a_step_late(make_engine):
+    engine = make_engine(run_ahead=True)
+    list(engine.generate([Request(0, [1], SamplingParams(max_tokens=5, ignore_eos=True))]))
+    assert engine.stats.steps == 5  # the end by length is known beforehand
+    stopped = Request(0, [1], SamplingParams(max_tokens=50, logit_bias={END_OF_TEXT: 100.0}))
+    (completion,) = engine.generate([stopped])
+    assert completion.token_ids == [END_OF_TEXT]
+    assert engine.stats.steps == 5 + 2  # the step launched before the end was seen
 
 
 def test_one_iterator_at_a_time(make_engine):

@@ -4,7 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkv_batch.engine.penalties import Penalties
+from rwkv_batch.engine.penalties import count, penalize
+from rwkv_batch.engine.request import Request
+from rwkv_batch.engine.slot_tables import Integer, SlotTables, Vocabulary
 from rwkv_batch.sampling_params import SamplingParams
 
 VOCAB = 40
@@ -50,22 +52,25 @@ PARAMS = [
 )
 def test_equals_dictionaries(rows, num_steps, seed):
     generator = torch.Generator().manual_seed(seed)
-    penalties = Penalties(8, UNCOUNTED)
+    tables = SlotTables(8, Vocabulary(torch.zeros(VOCAB, dtype=torch.bool), UNCOUNTED), torch.device("cpu"))
     slots = torch.randperm(8, generator=generator)[: len(rows)].tolist()
     for slot in slots:  # what another sequence has left behind must not show
-        penalties.assign(slot, PARAMS[3], [1, 2, 3])
+        tables.assign(slot, Request(0, [1, 2, 3], PARAMS[3]))
     by_hand = []
     for slot, (which, prompt) in zip(slots, rows, strict=True):
-        penalties.assign(slot, PARAMS[which], prompt)
+        tables.assign(slot, Request(0, prompt, PARAMS[which]))
         by_hand.append(ByHand(PARAMS[which], prompt))
+    index = torch.tensor(slots)
+    penalized = tables.integers[index, Integer.IS_PENALIZED].nonzero()[:, 0]
+    assert penalized.tolist() == [i for i, (which, _) in enumerate(rows) if which]
     for _ in range(num_steps):
         logits = torch.randn(len(rows), VOCAB, generator=generator)
         want = torch.stack([row.apply(x) for row, x in zip(by_hand, logits, strict=True)])
-        if penalties.rows(slots):
-            penalties.apply(logits, slots)
+        if len(penalized):
+            penalize(logits, penalized, index[penalized], tables)
         torch.testing.assert_close(logits, want, rtol=1e-5, atol=1e-5)
         token_ids = torch.randint(0, VOCAB, (len(rows),), generator=generator)
-        if penalties.rows(slots):
-            penalties.count(token_ids, slots)
+        if len(penalized):
+            count(token_ids[penalized], index[penalized], tables)
         for row, token_id in zip(by_hand, token_ids.tolist(), strict=True):
             row.count(token_id)

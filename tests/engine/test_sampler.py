@@ -8,9 +8,10 @@ import torch
 
 from rwkv_batch.cpu_kernels.build import unavailable
 from rwkv_batch.cpu_kernels.log_normalizer import log_normalizer as native_log_normalizer
-from rwkv_batch.engine.logprobs import log_normalizer
 from rwkv_batch.engine.request import Request
-from rwkv_batch.engine.sampler import Sampler, Vocabulary
+from rwkv_batch.engine.sampler import Sampler
+from rwkv_batch.engine.slot_tables import Vocabulary
+from rwkv_batch.models.scoring import log_normalizer
 from rwkv_batch.ops import resolve
 from rwkv_batch.sampling_params import SamplingParams
 
@@ -26,7 +27,7 @@ def draw(logits, params, count=1, vocabulary=None, num_steps=1, constraint=None)
         sampler.assign(slot, Request(slot, [1], params, seed=3, row=slot), constraint)
     columns = []
     for _ in range(num_steps):
-        result = sampler.sample(logits.expand(count, -1).clone(), range(count))
+        result = sampler.sample(logits.expand(count, -1).clone(), np.arange(count))
         columns.append(result.token_ids)
     return np.array(columns).T, result
 
@@ -69,7 +70,7 @@ def test_logprobs_are_those_of_the_model():
     exact = logits[0].double().log_softmax(0)
     assert ids[0, 0] == 5
     assert result.logprobs[0] == pytest.approx(exact[5].item(), abs=1e-6)
-    entry = result.alternatives[0]
+    ((_, entry),) = result.alternatives
     assert entry.logprob == pytest.approx(exact[5].item(), abs=1e-6)
     assert entry.rank == 1 + int((exact > exact[5]).sum())
     assert entry.top_ids == exact.topk(4).indices.tolist()
@@ -79,7 +80,7 @@ def test_logprobs_are_those_of_the_model():
 def test_equal_logits_rank_by_id():
     logits = torch.tensor([[5.0, 5.0, 1.0, 5.0]])
     _, result = draw(logits, SamplingParams(logprobs=2, logit_bias={3: 50.0}, temperature=0.0))
-    entry = result.alternatives[0]
+    ((_, entry),) = result.alternatives
     assert (entry.top_ids, entry.rank) == ([0, 1], 3)
 
 
@@ -89,7 +90,7 @@ def test_penalties_leave_banned_prompt_tokens_alone():
     sampler.assign(0, Request(0, [40, 3], SamplingParams(temperature=0.0, repetition_penalty=1.2)))
     logits = torch.zeros(1, VOCAB)
     logits[0, [40, 7]] = torch.tensor([90.0, 30.0])
-    assert sampler.sample(logits, [0]).token_ids == [7]
+    assert sampler.sample(logits, np.array([0])).token_ids == [7]
 
 
 def test_a_neighbour_with_penalties_changes_no_bit():
@@ -102,7 +103,7 @@ def test_a_neighbour_with_penalties_changes_no_bit():
             sampler = Sampler(2, Vocabulary.plain(300), CPU, OPS)
             sampler.assign(0, Request(0, [1], plain, seed=seed))
             sampler.assign(1, Request(1, [1], neighbour, seed=seed))
-            results.append(sampler.sample(logits.clone(), [0, 1]).token_ids[0])
+            results.append(sampler.sample(logits.clone(), np.arange(2)).token_ids[0])
         assert results[0] == results[1]
 
 
@@ -156,14 +157,19 @@ def test_a_new_sequence_inherits_nothing_from_its_slot():
         logprobs=3,
     )
     logits = torch.randn(1, VOCAB)
+
+    def drawn(sampler):
+        token_ids, logprobs, alternatives = sampler.sample(logits.clone(), np.array([0]))
+        return token_ids.tolist(), logprobs.tolist(), alternatives
+
     plain = Request(0, [1], SamplingParams(), seed=11, row=2)
     sampler.assign(0, plain)
-    want = [sampler.sample(logits.clone(), [0]) for _ in range(4)]
+    want = [drawn(sampler) for _ in range(4)]
     sampler.assign(0, Request(0, [1], heavy))
     for _ in range(3):
-        sampler.sample(logits.clone(), [0])
+        sampler.sample(logits.clone(), np.array([0]))
     sampler.assign(0, plain)
-    assert [sampler.sample(logits.clone(), [0]) for _ in range(4)] == want
+    assert [drawn(sampler) for _ in range(4)] == want
 
 
 @pytest.mark.parametrize("vocab", [1, 63, 64, 257, 5000])

@@ -1,5 +1,7 @@
 """Who runs, and how much: no model, no tensors."""
 
+from collections import Counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,62 +11,90 @@ from rwkv_batch.engine.sequence import Sequence
 from rwkv_batch.sampling_params import SamplingParams
 
 
-def sequence(prompt_tokens, max_tokens=4):
-    return Sequence(Request(None, [1] * prompt_tokens, SamplingParams(max_tokens=max_tokens)), None)
+def sequence(prompt_tokens, max_tokens=4, slot=0):
+    made = Sequence(Request(None, [1] * prompt_tokens, SamplingParams(max_tokens=max_tokens)), None)
+    made.slot = slot
+    return made
 
 
-def run_step(scheduler):
-    """Plan a step and carry it out on the counters; returns its rows."""
+def step(scheduler):
+    """Launch a step: slots that decode, (sequence, tokens) of the prompt chunks."""
     plan = scheduler.plan()
-    finished = set()
-    for row in plan:
-        s = row.sequence
-        completes_prompt = not s.is_decoding and row.num_tokens == s.num_uncomputed
-        if not s.is_decoding:
-            s.num_computed += row.num_tokens
-        elif not completes_prompt:
-            assert row.num_tokens == 1
-        if s.is_decoding and s.append(5, 0.0):
-            finished.add(id(s))
-    scheduler.settle(finished)
-    return plan
+    scheduler.advance(plan)
+    return plan.decoding.tolist(), [tuple(chunk) for chunk in plan.chunks]
 
 
 def test_decode_rows_come_first_and_prompts_fill_the_rest():
-    scheduler = Scheduler(max_batch_tokens=10)
-    short, long = sequence(3), sequence(25)
+    scheduler = Scheduler(2, max_batch_tokens=10)
+    short, long = sequence(3, slot=1), sequence(25)
     for s in (short, long):
         scheduler.start(s)
-    assert [row.num_tokens for row in run_step(scheduler)] == [3, 7]
-    assert [(row.sequence, row.num_tokens) for row in run_step(scheduler)] == [(short, 1), (long, 9)]
-    assert [(row.sequence, row.num_tokens) for row in run_step(scheduler)] == [(short, 1), (long, 9)]
-    assert [(row.sequence, row.num_tokens) for row in run_step(scheduler)] == [(short, 1), (long, 1)]
+    assert step(scheduler) == ([], [(short, 3), (long, 7)])
+    assert step(scheduler) == ([1], [(long, 9)])
+    assert step(scheduler) == ([1], [(long, 9)])
+    assert scheduler.position.tolist() == [25, 5]
+    assert step(scheduler) == ([0, 1], [])
+    assert step(scheduler) == ([0], [])  # the short one has asked for its four tokens
+
+
+def test_a_sequence_without_tokens_to_ask_for_is_complete_with_its_prompt():
+    scheduler = Scheduler(1, max_batch_tokens=8)
+    scored = sequence(12, max_tokens=0)
+    scheduler.start(scored)
+    assert scheduler.advance(scheduler.plan()) == []
+    assert scheduler.advance(scheduler.plan()) == [scored]
+    assert not scheduler.has_work
+    assert not scheduler.is_idle  # its results are on their way
+    scheduler.finish(scored)
+    assert scheduler.is_idle
 
 
 @given(
     prompts=st.lists(st.integers(1, 60), min_size=1, max_size=12),
     budget=st.integers(1, 40),
+    ends=st.sets(st.integers(0, 11)),
 )
-def test_everyone_advances_within_the_budget(prompts, budget):
-    scheduler = Scheduler(max_batch_tokens=max(budget, len(prompts)))
-    sequences = [sequence(n) for n in prompts]
+def test_everyone_advances_within_the_budget(prompts, budget, ends):
+    """Some sequences end after their second token, which becomes known a step late."""
+    scheduler = Scheduler(len(prompts), max_batch_tokens=max(budget, len(prompts)))
+    sequences = [sequence(n, slot=i) for i, n in enumerate(prompts)]
     for s in sequences:
         scheduler.start(s)
-    num_steps = 0
-    while scheduler.running:
-        decoding = set(map(id, scheduler.decoding))
-        plan = run_step(scheduler)
-        assert sum(row.num_tokens for row in plan) <= scheduler.max_batch_tokens
-        assert decoding <= {id(row.sequence) for row in plan}  # no decode row ever waits
-        assert all(row.num_tokens >= 1 for row in plan)
+    asked, late, num_steps = Counter(), [], 0
+    while scheduler.has_work:
+        may_decode = {s.slot for s in sequences if s.num_uncomputed == 0 and 0 < asked[s.slot] < 4}
+        plan = scheduler.plan()
+        assert len(plan.decoding) + sum(chunk.num_tokens for chunk in plan.chunks) <= scheduler.max_batch_tokens
+        assert set(plan.decoding) == may_decode & {s.slot for s in scheduler.running}  # no decode row ever waits
+        assert all(chunk.num_tokens >= 1 for chunk in plan.chunks)
+        scheduler.advance(plan)
+        asked.update(plan.decoding.tolist())
+        asked.update(chunk.sequence.slot for chunk in plan.chunks if chunk.sequence.num_uncomputed == 0)
+        for s in late:
+            scheduler.finish(s)
+        late = [s for s in scheduler.running if s.slot in ends and asked[s.slot] == 2]
         num_steps += 1
-    assert all(len(s.completion.token_ids) == 4 for s in sequences)
+    assert all(asked[s.slot] == (3 if s.slot in ends else 4) for s in sequences)
+    assert all(scheduler.position[s.slot] == len(s.prompt) + asked[s.slot] - 1 for s in sequences)
     assert num_steps <= sum(prompts) + 4
 
 
 def test_children_of_a_prefix_go_before_the_queue():
-    scheduler = Scheduler(max_batch_tokens=8)
+    scheduler = Scheduler(1, max_batch_tokens=8)
     first, second, child = sequence(1), sequence(1), sequence(1)
     scheduler.add([first, second])
     scheduler.add_first([child])
     assert [scheduler.next_waiting() for _ in range(3)] == [child, first, second]
+
+
+def test_a_restart_runs_everything_again_before_what_waits():
+    scheduler = Scheduler(2, max_batch_tokens=8)
+    running, waiting = sequence(5, slot=1), sequence(2)
+    scheduler.start(running)
+    scheduler.add([waiting])
+    scheduler.advance(scheduler.plan())
+    again = scheduler.restart(1, 4)
+    restarted = again.next_waiting()
+    assert (restarted.work, restarted.num_computed) == (running.work, 0)
+    assert again.next_waiting() is waiting
+    assert again.max_batch_tokens == 4

@@ -63,7 +63,7 @@ run:     {state_dir: null, on_row_error: continue, backend: local}
         ("sampling: {temperature: null}", "sampling.temperature: got null, expected a number from 0 to 100"),
         ("sampling: {logprobs: 2}", "sampling.logprobs: got 2, expected null: output.logprobs is"),
         ("sampling: {prompt_logprobs: 0}", "sampling.prompt_logprobs: got 0, expected null: output.logprobs is"),
-        ("engine: {state_dtype: float16}", "engine.state_dtype: got 'float16', expected float32"),
+        ("engine: {state_dtype: bfloat16}", "engine.state_dtype: got 'bfloat16', expected float32 or float16"),
         ("sampling: {top_p: 3}", "sampling.top_p: got 3, expected a number from 0 to 1"),
         ("sampling: {n: two}", "sampling.n: got 'two', expected an integer from 1 to 65536"),
         ("sampling: {stop: 5}", "sampling.stop: got 5, expected a non-empty string"),

@@ -12,7 +12,7 @@ from tolerances import TOLERANCES, assert_close
 from torch import Tensor
 
 from rwkv_batch.errors import CheckpointError, ConfigurationError
-from rwkv_batch.models import linear, mm8
+from rwkv_batch.models import mm8, mm8_linear
 from rwkv_batch.models.checkpoint import open_checkpoint
 from rwkv_batch.models.linear import DenseLinear, Mm8Linear, make_linear
 from rwkv_batch.models.mm8 import Mm8Weight, dequantize_mm8, quantize_mm8
@@ -137,7 +137,7 @@ def test_product_in_blocks(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     w = quantize_mm8(random(70, 40))
     x = random(rows, 40, seed=1)
     whole = Mm8Linear(w)(x)
-    monkeypatch.setattr(linear, "_SCRATCH_BYTES", 16 * 40 * 4)
+    monkeypatch.setattr(mm8_linear, "_SCRATCH_BYTES", 16 * 40 * 4)
     assert whole.shape == (rows, 70)
     assert_close("in blocks", Mm8Linear(w)(x), whole, torch.float32)
 

@@ -1,0 +1,30 @@
+"""Every Triton op on the device against float64 or its definition, and to the bit where that is promised."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from . import check_products, check_recurrences, check_sampling
+from .columns import format_columns
+from .context import Context
+from .record import Point, is_red
+
+
+def run(context: Context) -> list[str]:
+    for checks in (check_recurrences, check_products, check_sampling):
+        for name, check in checks.points(context):
+            context.record.measure(name, check)
+    return _table(context.record.points)
+
+
+def _table(points: dict[str, Point]) -> list[str]:
+    by_op: defaultdict[str, list[Point]] = defaultdict(list)
+    for name, point in points.items():
+        by_op[name.split()[0]].append(point)
+    rows = []
+    for name, found in by_op.items():
+        checks = sum(point["checks"] for point in found)
+        red = sum(map(is_red, found))
+        worst = max(point["worst_share_of_limit"] for point in found)
+        rows.append([name, f"{len(found) - red} of {len(found)}", str(checks), f"{worst:.2f}"])
+    return format_columns(["op", "green", "checks", "worst error / limit"], rows)

@@ -1,0 +1,147 @@
+"""The card that is measured, and how time is taken on it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from benchmarks.timing import machine
+
+Call = Callable[[], Any]
+
+_COLD_FACTOR = 4
+"""Buffers that a rotation goes through hold so many times the L2 cache."""
+_MOST_CALLS = 1500
+
+
+def about(device: torch.device, commit: str | None, rehearsal: bool) -> dict[str, Any]:
+    """Hardware, driver, versions and commit, for every result that is kept."""
+    facts = machine() if shutil.which("git") else {"torch": torch.__version__, "rwkv_batch": "no git"}
+    if commit:
+        facts["rwkv_batch"] = commit
+    facts |= {"rehearsal": rehearsal, "triton": installed("triton"), "cuda": torch.version.cuda, "card": "none"}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {
+            "card": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "l2_bytes": properties.L2_cache_size,
+            "memory_bytes": properties.total_memory,
+            "driver": _smi("driver_version"),
+            "clock_mhz": _smi("clocks.sm"),
+            "memory_clock_mhz": _smi("clocks.mem"),
+        }
+    return facts
+
+
+def installed(package: str) -> str:
+    """The version of a package, or that it is missing."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _smi(field: str) -> str:
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader", "--id=0"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+class Stopwatch:
+    """Medians of several runs.
+
+    Args:
+        repeats: runs that are timed, after two that are not.
+    """
+
+    def __init__(self, device: torch.device, repeats: int) -> None:
+        self.device, self.repeats = device, repeats
+        self.is_cuda = device.type == "cuda"
+
+    def calls(self, calls: Sequence[Call]) -> float:
+        """Seconds of one call, when all of them are recorded into one graph and follow one another.
+
+        Where there are no graphs they are called in turn.
+        """
+        if not self.is_cuda:
+            return self.once(lambda: [call() for call in calls]) / len(calls)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for call in calls[:2]:  # compiles kernels and lets libraries allocate
+                call()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for call in calls:
+                call()
+        seconds = self.once(graph.replay) / len(calls)
+        graph.reset()
+        return seconds
+
+    def once(self, call: Call) -> float:
+        """Seconds of one call, by events of the device's queue."""
+        if not self.is_cuda:
+            times = []
+            for _ in range(self.repeats):
+                start = perf_counter()
+                call()
+                times.append(perf_counter() - start)
+            return median(times)
+        for _ in range(2):
+            call()
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(self.repeats + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
+            call()
+            mark.record()
+        torch.cuda.synchronize()
+        return median(a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False)) / 1000
+
+    def rotation(self, bytes_of_one: float, most: int = _MOST_CALLS) -> int:
+        """How many sets of buffers to go through so that each is found outside the L2 cache."""
+        if not self.is_cuda:
+            return 2
+        l2 = torch.cuda.get_device_properties(self.device).L2_cache_size
+        return int(min(max(-(-_COLD_FACTOR * l2 // bytes_of_one), 4), most))
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Tensors whose contents nobody has set are NaN, or the largest integer, while this lasts."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def release() -> None:
+    """Give cached memory back to the device."""
+    import gc
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can be allocated on the device now; None where it isn't counted."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None

@@ -1,0 +1,142 @@
+"""The results of one part: a JSON file that is written after every point, and taken up again at the next start."""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+Point = dict[str, Any]
+
+DONE, UNFINISHED, FAILED = "done", "unfinished", "failed"
+IDENTITY = ("card", "rwkv_batch", "rehearsal")
+"""Facts that earlier results must share to be kept."""
+
+
+class DeviceLost(RuntimeError):
+    """The device can't be used by this process any more."""
+
+
+class Record:
+    """Points of a part, by name.
+
+    Args:
+        path: the JSON file.
+        about: hardware and versions.
+        seconds: time the part may take; points that would start later are left out.
+        earlier: results of an earlier start, whose points are kept if it was the same card and commit.
+        say: takes progress.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        about: dict[str, Any],
+        seconds: float,
+        earlier: dict[str, Any] | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.path, self.about, self._say = path, about, say
+        self._start = monotonic()
+        self._deadlines = [self._start + seconds]
+        same = earlier is not None and all(earlier["about"].get(name) == about.get(name) for name in IDENTITY)
+        kept = earlier if same and earlier is not None else {}
+        self.points: dict[str, Point] = dict(kept.get("points", {}))
+        self._seconds_before = float(kept.get("seconds", 0.0))
+        self.failed: dict[str, str] = {}
+        self.tracebacks: dict[str, str] = {}
+        self.left_out: list[str] = []
+
+    @property
+    def seconds_left(self) -> float:
+        """Until no new point is started."""
+        return min(self._deadlines) - monotonic()
+
+    @contextmanager
+    def box(self, seconds: float) -> Iterator[None]:
+        """Points inside must start within so many seconds."""
+        self._deadlines.append(monotonic() + seconds)
+        try:
+            yield
+        finally:
+            self._deadlines.pop()
+
+    def measure(self, name: str, function: Callable[[], Point]) -> Point | None:
+        """The point of this name: kept from before, or what `function` gives now; None where there is none.
+
+        Raises:
+            DeviceLost: the device gave an error from which a process can't recover.
+        """
+        if name in self.points:
+            return self.points[name]
+        if self.seconds_left <= 0:
+            self.left_out.append(name)
+            return None
+        start = monotonic()
+        try:
+            self.points[name] = function()
+        except Exception as error:
+            self.failed[name] = reason(error)
+            self.tracebacks[name] = traceback.format_exc()[-3000:]
+            self._say(f"  {name}: {self.failed[name]}")
+            self.write(UNFINISHED, "running")
+            if is_fatal(error):
+                raise DeviceLost(f"{name}: {self.failed[name]}") from error
+            return None
+        self.points[name] = self.points[name] | {"took_seconds": round(monotonic() - start, 2)}
+        self._say(f"  {name}: {monotonic() - start:.1f} s")
+        self.write(UNFINISHED, "running")
+        return self.points[name]
+
+    def write(self, status: str, why: str = "", table: list[str] | None = None) -> None:
+        """Replace the file."""
+        found = {
+            "part": self.path.stem,
+            "status": status,
+            "why": why,
+            "seconds": round(self._seconds_before + monotonic() - self._start, 1),
+            "about": self.about,
+            "points": self.points,
+            "failed": self.failed,
+            "left_out": self.left_out,
+            "table": table or [],
+            "tracebacks": self.tracebacks,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.path.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(found, indent=1) + "\n")
+        os.replace(unfinished, self.path)
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """What a part has left; None where there is no readable file."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "points" in found else None
+
+
+def reason(error: BaseException) -> str:
+    """The class of an error and the first lines of its message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:3])[:400]}" if lines else type(error).__name__
+
+
+def is_fatal(error: BaseException) -> bool:
+    """After an illegal access or a failed launch every later call fails as well. Running out of memory passes."""
+    text = str(error)
+    return "out of memory" not in text and any(
+        sign in text
+        for sign in ("CUDA error", "illegal memory access", "unspecified launch failure", "misaligned address")
+    )
+
+
+def is_red(point: Point) -> bool:
+    """A check that does not hold."""
+    return point.get("ok") is False

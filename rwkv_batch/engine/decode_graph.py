@@ -1,0 +1,132 @@
+"""Decode steps of a fixed number of rows, from slots to sampled tokens, recorded once and replayed."""
+
+from __future__ import annotations
+
+import logging
+from itertools import takewhile
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..models.model import Model
+from ..models.rows import DecodeRows, Rows
+from .sampler import Sampled, Sampler
+from .state_pool import StatePool
+
+logger = logging.getLogger(__name__)
+
+
+def bucket_sizes(most: int) -> list[int]:
+    """Numbers of rows for which a step is recorded: powers of two, from 64 on with one in between, and `most`."""
+    sizes = sorted({2**i for i in range(most.bit_length() + 1)} | {3 * 2**i for i in range(5, most.bit_length())})
+    return [*takewhile(lambda size: size < most, sizes), most]
+
+
+class DecodeGraphs:
+    """Replays decode steps at a few batch sizes. A step runs at the next larger one; the rows added are padding.
+
+    On a CUDA device each size is captured as a CUDA graph when it is first needed. Elsewhere the same code runs on the
+    same tensors without being recorded.
+
+    Args:
+        model, pool, sampler: all of the model's ops, and the sampler's, must be served by kernels that neither
+            synchronise nor read host copies.
+    """
+
+    def __init__(self, model: Model, pool: StatePool, sampler: Sampler) -> None:
+        self._model, self._pool, self._sampler = model, pool, sampler
+        self._sizes = bucket_sizes(pool.num_slots)
+        self._steps: dict[int, _Step] = {}
+        self._generation = sampler.tables.generation
+        self._memory: Any = None
+
+    def __call__(self, slots: np.ndarray, position: np.ndarray) -> Sampled:
+        """Feed every slot its last token and sample the next one.
+
+        Args:
+            slots: [B] int64.
+            position: [B] int64, tokens that each slot's state has seen.
+        """
+        self._sampler.prepare(slots)
+        if self._generation != self._sampler.tables.generation:  # a recorded step holds on to the tables it has seen
+            self._forget()
+            self._generation = self._sampler.tables.generation
+        size = next(size for size in self._sizes if size >= len(slots))
+        if size not in self._steps:
+            self._steps[size] = self._record(size)
+        step = self._steps[size]
+        step.fill(slots, position)
+        return self._sampler.send(slots, *step.run())
+
+    def _forget(self) -> None:
+        if self._memory is not None:
+            torch.cuda.synchronize()  # one may still be running
+        self._steps.clear()
+        self._memory = None
+
+    def _record(self, num_rows: int) -> _Step:
+        step = _Step(self._model, self._pool, self._sampler, num_rows)
+        if self._model.device.type == "cuda":
+            if self._memory is None:
+                self._memory = torch.cuda.graph_pool_handle()
+            step.capture(self._memory)
+            logger.debug("recorded a decode step of %d rows", num_rows)
+        return step
+
+
+class _Step:
+    """One decode step of B rows."""
+
+    def __init__(self, model: Model, pool: StatePool, sampler: Sampler, num_rows: int) -> None:
+        self._model, self._pool, self._sampler = model, pool, sampler
+        self._rows = DecodeRows(num_rows, model.device)
+        is_cuda = model.device.type == "cuda"
+        self._staging = [torch.zeros(2, num_rows, dtype=torch.int32, pin_memory=is_cuda) for _ in range(2)]
+        self._copied: list[torch.cuda.Event] = []
+        if is_cuda:
+            self._copied = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
+        self._turn = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._results: tuple[Tensor, Tensor] | None = None
+
+    def fill(self, slots: np.ndarray, position: np.ndarray) -> None:
+        """Say which slots the next run advances; the remaining rows are padding."""
+        self._turn = 1 - self._turn
+        staging = self._staging[self._turn]
+        if self._copied:
+            self._copied[self._turn].synchronize()  # of two steps ago: the buffer has long been read
+        numbers = staging.numpy()
+        numbers[0, : len(slots)], numbers[0, len(slots) :] = slots, -1
+        numbers[1, : len(slots)], numbers[1, len(slots) :] = position, 0
+        self._rows.slot_index.copy_(staging[0], non_blocking=True)
+        self._rows.position.copy_(staging[1], non_blocking=True)
+        if self._copied:
+            self._copied[self._turn].record()
+
+    def run(self) -> tuple[Tensor, Tensor]:
+        """Token ids [B] and log-probabilities [B]; valid until the next run."""
+        if self._graph is None:
+            return self._compute()
+        self._graph.replay()
+        assert self._results is not None
+        return self._results
+
+    def capture(self, memory: Any) -> None:
+        """Record the step. All rows are padding meanwhile, so no state changes."""
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # compiles kernels and lets libraries allocate
+                self._compute()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=memory):
+            self._results = self._compute()
+
+    def _compute(self) -> tuple[Tensor, Tensor]:
+        # Padding, slot -1, reads the last row of the tables.
+        token_ids = self._sampler.tables.last_token[self._rows.slot_index.long()]
+        hidden = self._model.forward(token_ids, cast(Rows, self._rows), self._pool.layers)
+        return self._sampler.draw(self._model.logits(hidden), self._rows.slot_index)

@@ -1,0 +1,67 @@
+"""A launched step whose results are on their way to the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..models.model import Model
+from ..models.scoring import ROWS_AT_ONCE
+from ..models.upload import upload
+from .host_copy import HostCopy
+from .logprobs import Logprobs, TopLogprobs
+from .sampler import Sampled
+from .sequence import Sequence
+from .step_input import ScoredToken
+
+
+class Scores:
+    """Log-probabilities of prompt tokens.
+
+    Args:
+        scored: the tokens.
+        hidden: [M, C], of the step they were predicted in.
+    """
+
+    def __init__(self, scored: list[ScoredToken], hidden: Tensor, model: Model) -> None:
+        self._sequences = [token.sequence for token in scored]
+        index = upload([token.packed_index for token in scored], torch.int64, hidden.device)
+        targets = upload([token.target for token in scored], torch.int64, hidden.device)
+        hidden = hidden[index]
+        logprobs, is_greedy = model.score(hidden, targets)
+        self._logprobs, self._is_greedy = HostCopy(logprobs), HostCopy(is_greedy)
+        wanted = [i for i, token in enumerate(scored) if token.num_alternatives is not None]
+        self._tops: list[tuple[list[int], TopLogprobs]] = []
+        for start in range(0, len(wanted), ROWS_AT_ONCE):
+            rows = wanted[start : start + ROWS_AT_ONCE]
+            counts = [scored[row].num_alternatives or 0 for row in rows]
+            index = upload(rows, torch.int64, hidden.device)
+            top = TopLogprobs(model.logits(hidden[index]), logprobs[index], targets[index], counts)
+            self._tops.append((rows, top))
+
+    def read(self) -> list[tuple[Sequence, Logprobs]]:
+        """In the order of the tokens; waits for them."""
+        pairs = zip(self._logprobs.read().tolist(), self._is_greedy.read().tolist(), strict=True)
+        found = [Logprobs(logprob, greedy, 0, [], []) for logprob, greedy in pairs]
+        for rows, top in self._tops:
+            for row, logprobs in zip(rows, top.read(), strict=True):
+                found[row] = logprobs
+        return list(zip(self._sequences, found, strict=True))
+
+
+@dataclass
+class InFlight:
+    """What a launched step will give.
+
+    Args:
+        scored: sequences whose prompt is complete and that ask for no token.
+        entries: ledger entries of the rows of `sampled`.
+    """
+
+    sampled: Sampled | None
+    scores: Scores | None
+    scored: list[Sequence]
+    entries: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))

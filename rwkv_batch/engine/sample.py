@@ -1,0 +1,104 @@
+"""The step from logits to token ids for rows whose settings and history are in the slot tables: the definition."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..models.scoring import LOG_NORMALIZER
+from ..ops import OpSpec, OpTable
+from .penalties import count, penalize
+from .philox import uniform
+from .selection import Filters, select
+from .slot_tables import Float, Integer, SlotTables, unpack_bits
+
+
+def sample(logits: Tensor, slot_index: Tensor, tables: SlotTables, ops: OpTable) -> tuple[Tensor, Tensor]:
+    """Sample the next token of each row.
+
+    Penalties, then biases, then bans shape the logits; `select` filters and draws with the uniform number that the
+    slot's stream has for its position. Then the slot's position, last token and seen ids are brought up to date.
+
+    Args:
+        logits: [B, V] float32, the model's; the same afterwards, but may be changed for a while.
+        slot_index: [B] int32; no slot twice. -1 is padding: what comes out means nothing.
+        tables: **updated in place** in the rows' slots: position, last_token, and the seen ids with their counts.
+        ops: implementations of `PARTS`.
+
+    Returns:
+        Token ids [B] int64, and their log-probabilities under the model's own distribution [B] float64.
+    """
+    index = slot_index.long() % (tables.num_slots + 1)
+    integers, floats = tables.integers[index], tables.floats[index].t().contiguous()
+    normalizer = ops.log_normalizer(logits)
+    shaped, changed = _shape(logits, index, integers, tables)
+    sampleable = _sampleable_mass(logits, normalizer, changed, tables)
+    filters = Filters(
+        temperature=floats[Float.TEMPERATURE].float(),
+        top_p=floats[Float.TOP_P],
+        top_k=integers[:, Integer.TOP_K],
+        min_p=floats[Float.MIN_P],
+        untempered=integers[:, Integer.UNTEMPERED] > 0,
+    )
+    draws = uniform(integers[:, Integer.STREAM : Integer.STREAM + 5], integers[:, Integer.POSITION])
+    unsampleable = logits[:, tables.unsampleable_ids]
+    shaped.index_fill_(1, tables.unsampleable_ids, -torch.inf)
+    token_ids = ops.select(shaped, filters, draws, sampleable)
+    if shaped is logits:
+        logits.index_copy_(1, tables.unsampleable_ids, unsampleable)
+    tables.integers[index, Integer.POSITION] += 1
+    tables.last_token[index] = token_ids
+    penalized = integers[:, Integer.IS_PENALIZED].nonzero()[:, 0]
+    if len(penalized):
+        count(token_ids[penalized], index[penalized], tables)
+    return token_ids, logits.gather(1, token_ids[:, None])[:, 0].double() - normalizer
+
+
+PARTS = (LOG_NORMALIZER, OpSpec("select", select, optional=True))
+SAMPLE = OpSpec("sample", sample, optional=True)
+
+
+def _shape(logits: Tensor, index: Tensor, integers: Tensor, tables: SlotTables) -> tuple[Tensor, Tensor]:
+    """Apply penalties, biases and bans; returns the logits to sample from, and which rows changed, [B] bool."""
+    is_early = integers[:, Integer.POSITION] < integers[:, Integer.MIN_TOKENS]
+    rows_with = {
+        "penalties": integers[:, Integer.IS_PENALIZED] > 0,
+        "biases": integers[:, Integer.NUM_BIASES] > 0,
+        "stops": is_early & (integers[:, Integer.NUM_STOPS] > 0),
+        "mask": integers[:, Integer.IS_MASKED] > 0,
+    }
+    changed = torch.stack(list(rows_with.values())).any(0)
+    if not changed.any():
+        return logits, changed
+    shaped = logits.clone()
+    rows = {name: which.nonzero()[:, 0] for name, which in rows_with.items()}
+    if len(found := rows["penalties"]):
+        penalize(shaped, found, index[found], tables)
+    if len(found := rows["biases"]):
+        _add(
+            shaped,
+            found,
+            tables.bias_ids[index[found]],
+            integers[found, Integer.NUM_BIASES],
+            tables.biases[index[found]],
+        )
+    if len(found := rows["stops"]):
+        banned = torch.full_like(tables.stops[index[found]], -torch.inf, dtype=torch.float32)
+        _add(shaped, found, tables.stops[index[found]], integers[found, Integer.NUM_STOPS], banned)
+    if len(found := rows["mask"]):
+        allowed = unpack_bits(tables.mask[index[found]], tables.vocab_size)
+        shaped[found] = shaped[found].masked_fill(~allowed, -torch.inf)
+    return shaped, changed
+
+
+def _add(shaped: Tensor, rows: Tensor, ids: Tensor, length: Tensor, values: Tensor) -> None:
+    """Add the first `length` values of each row to the logits of the ids beside them."""
+    listed = torch.arange(ids.shape[1], device=ids.device) < length[:, None]
+    shaped.index_put_((rows[:, None], ids.long()), torch.where(listed, values, 0.0), accumulate=True)
+
+
+def _sampleable_mass(logits: Tensor, normalizer: Tensor, changed: Tensor, tables: SlotTables) -> Tensor:
+    """The normaliser of what can be sampled, [B]; NaN for rows of which it is not known this way."""
+    share = torch.exp(logits[:, tables.unsampleable_ids].double() - normalizer[:, None]).sum(1)
+    known = torch.where(share < 0.5, normalizer + torch.log1p(-share), torch.nan)
+    return known.masked_fill_(changed, torch.nan)

@@ -1,0 +1,47 @@
+"""From the last layer to log-probabilities of given tokens, without ever holding [tokens, V] for all of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..ops import OpSpec, OpTable
+from .product import Linear
+
+ROWS_AT_ONCE = 64
+"""Positions whose logits exist at the same time while scoring."""
+
+
+def log_normalizer(logits: Tensor) -> Tensor:
+    """log sum exp of each row: [B, V] float32 → [B] float64."""
+    peak = logits.amax(1, keepdim=True)
+    return peak[:, 0].double() + (logits - peak).exp_().sum(1).double().log()
+
+
+LOG_NORMALIZER = OpSpec("log_normalizer", log_normalizer, optional=True)
+
+
+def score(x: Tensor, head: Linear, targets: Tensor, ops: OpTable) -> tuple[Tensor, Tensor]:
+    """Log-probability of one target per position.
+
+    Args:
+        x: [n, C], layer-normed: what the head turns into logits.
+        head: the output matrix [V, C].
+        targets: [n] int64.
+        ops: implementations of `LOG_NORMALIZER`.
+
+    Returns:
+        log-probabilities [n] float64, natural logarithm; and [n] bool, whether the target is the most likely token
+        (the first of those with the largest logit).
+    """
+    logprobs = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    greedy = torch.empty(len(x), dtype=torch.bool, device=x.device)
+    for start in range(0, len(x), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        logits, own = head(x[part], dtype=torch.float32), targets[part]
+        logprobs[part] = logits.gather(1, own[:, None])[:, 0].double() - ops.log_normalizer(logits)
+        greedy[part] = logits.argmax(1) == own
+    return logprobs, greedy
+
+
+SCORE = OpSpec("score", score, optional=True)

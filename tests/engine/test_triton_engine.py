@@ -1,0 +1,88 @@
+"""Whole engines on the Triton backend, interpreted: the tokens and scores of the reference, step by recorded step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from checkpoints import VERSIONS
+
+from rwkv_batch.engine.engine import Engine
+from rwkv_batch.engine.request import Request
+from rwkv_batch.engine.sampler import Sampler
+from rwkv_batch.engine.slot_tables import Vocabulary
+from rwkv_batch.models.checkpoint import open_checkpoint
+from rwkv_batch.models.model import Model, ModelFile
+from rwkv_batch.models.placement import place
+from rwkv_batch.ops import resolve
+from rwkv_batch.sampling_params import SamplingParams
+
+SIZES = dict(n_layer=2, n_embd=32, n_att=32, n_ffn=64, head_size=16, vocab=97)
+PARAMS = [
+    SamplingParams(max_tokens=3, temperature=0.0),
+    SamplingParams(max_tokens=4, top_p=0.8, presence_penalty=0.5, frequency_penalty=0.2, penalty_decay=0.9),
+    SamplingParams(max_tokens=3, top_k=5, min_tokens=2, logit_bias={4: 3.0}),
+    SamplingParams(max_tokens=2, top_p=0.6, top_p_order="rwkv", temperature=1.2, allowed_token_ids=list(range(50))),
+    SamplingParams(max_tokens=0),
+]
+
+
+def make_engine(path, backend, state_dtype="float32", batch_invariant=False, **settings):
+    file = ModelFile.open(open_checkpoint(path))
+    placement = place(device="cpu", dtype="float32", state_dtype=state_dtype)
+    specs = dict.fromkeys((*file.ops, *Sampler.OPS))
+    ops = resolve(specs, backend, placement.device, placement.dtype, file.sizes, placement.state_dtype)
+    model = Model(file, placement, ops, batch_invariant=batch_invariant)
+    sizes = {"max_batch_size": 3, "max_batch_tokens": 8} | settings
+    return Engine(model, Vocabulary.plain(file.sizes["V"]), **sizes)
+
+
+def requests():
+    prompts = torch.randint(1, 97, (7, 9), generator=torch.Generator().manual_seed(5)).tolist()
+    return [
+        Request(
+            row, prompt[: 1 + (4 * row) % 9], PARAMS[row % len(PARAMS)], row=row, score_start=1 if row > 3 else None
+        )
+        for row, prompt in enumerate(prompts)
+    ]
+
+
+def outcomes(engine):
+    found = {}
+    for completion in engine.generate(requests()):
+        scores = [entry.logprob for entry in completion.prompt_scores]
+        found[completion.key] = completion.token_ids, [*completion.token_logprobs, *scores]
+    engine.check_integrity()
+    return found
+
+
+def assert_same(got, want):
+    assert {key: token_ids for key, (token_ids, _) in got.items()} == {
+        k: token_ids for k, (token_ids, _) in want.items()
+    }
+    for key, (_, logprobs) in got.items():
+        assert logprobs == pytest.approx(want[key][1], abs=1e-4)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_tokens_are_those_of_the_reference(version, checkpoint_file):
+    path = checkpoint_file(version, **SIZES)
+    engine = make_engine(path, "triton", run_ahead=True, decode_graphs=True)
+    assert engine.model.ops.served_by("triton", besides=Sampler.OPS[1:])
+    assert_same(outcomes(engine), outcomes(make_engine(path, "reference")))
+
+
+def test_a_half_precision_state_gives_the_same_tokens(checkpoint_file):
+    path = checkpoint_file("7.0", **SIZES)
+    settings = dict(state_dtype="float16")
+    got = outcomes(make_engine(path, "triton", **settings, run_ahead=True, decode_graphs=True))
+    assert_same(got, outcomes(make_engine(path, "reference", **settings)))
+
+
+def test_batch_invariance_is_to_the_bit(checkpoint_file):
+    """Other slots, chunks and company; recorded steps of another size beside steps that are not recorded."""
+    path = checkpoint_file("7.0", **SIZES)
+    together = outcomes(make_engine(path, "triton", batch_invariant=True, run_ahead=True, decode_graphs=True))
+    engine = make_engine(
+        path, "triton", batch_invariant=True, max_batch_size=5, max_batch_tokens=13, decode_graphs=False
+    )
+    assert together == outcomes(engine)

@@ -1,0 +1,38 @@
+"""The kernel packages, as tests see them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+
+import pytest
+import torch
+from kernels.kernel_cases import CPU, Function
+
+
+class Backend:
+    """A kernel package, of which some ops may be missing, or not run here."""
+
+    def __init__(self, name: str) -> None:
+        self.package = f"rwkv_batch.{name}_kernels"
+
+    def serve(
+        self, op: str, dtype: torch.dtype = torch.float32, state_dtype: torch.dtype = torch.float32, size: int = 16
+    ) -> tuple[Function, torch.device]:
+        """The op's function and a device that it runs on; skips the test where there is none."""
+        if find_spec(f"{self.package}.{op}") is None:
+            pytest.skip(f"{self.package} has no {op}")
+        module = import_module(f"{self.package}.{op}")
+        sizes = {"H": 2, "N": size, "A": 2 * size, "C": 2 * size}
+        reasons = []
+        for device in (CPU, torch.device("cuda")) if torch.cuda.is_available() else (CPU,):
+            reason = module.unsupported_reason(device, dtype, sizes, state_dtype)
+            if reason is None:
+                return getattr(module, op), device
+            reasons.append(reason)
+        pytest.skip(" · ".join(reasons))
+
+
+@pytest.fixture(params=["triton", "cuda", "cpu"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return Backend(request.param)

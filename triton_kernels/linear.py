@@ -1,0 +1,332 @@
+"""A product with a matrix and what follows it, in one launch; see `linear` in models/product.py for the definition."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import check, is_interpreted
+from .launch import unsupported as unsupported_reason
+from .specialization import Specialization, pointers
+from .tiles import TYPES, Tile, activate, multiply
+
+__all__ = [
+    "CHOICES",
+    "FIXED",
+    "choose_tile",
+    "finish_kernel",
+    "fixed_tile",
+    "linear",
+    "linear_kernel",
+    "specializations",
+    "unsupported_reason",
+]
+
+ANY = 1 << 62
+
+
+class Choice(NamedTuple):
+    """Up to these sizes: the tile of our kernel, or None where the library's product serves."""
+
+    tokens: int
+    rows: int
+    """Of the weights, of all products together: N, or n * N."""
+    depth: int
+    """K."""
+    tile: Tile | None
+
+
+_HALF = (
+    # Few tokens: the weights are streamed once, by at least as many programs as half the GPU can hold.
+    Choice(16, 2048, ANY, Tile(16, 16, 256, 4, 4)),
+    Choice(16, 8192, ANY, Tile(16, 32, 128, 4, 4)),
+    Choice(16, ANY, ANY, Tile(16, 64, 128, 4, 3)),
+    Choice(64, 2048, 2048, Tile(64, 32, 128, 4, 3)),
+    # Long sums for few rows: the library splits them among programs.
+    Choice(64, 2048, ANY, None),
+    Choice(64, ANY, ANY, Tile(64, 64, 64, 4, 4)),
+    # Small products: a launch takes as long.
+    Choice(256, 4096, 1024, Tile(64, 64, 64, 4, 4)),
+    Choice(ANY, ANY, ANY, None),
+)
+CHOICES = {
+    torch.bfloat16: _HALF,
+    torch.float16: _HALF,
+    torch.float32: (Choice(16, ANY, ANY, Tile(16, 32, 64, 4, 3)), Choice(ANY, ANY, ANY, None)),
+}
+"""The first that is large enough is taken. Predicted, not yet measured on a GPU."""
+
+_HALF_FIXED = (Choice(ANY, 4095, ANY, Tile(64, 64, 64, 4, 4)), Choice(ANY, ANY, ANY, Tile(64, 128, 64, 4, 3)))
+FIXED = {
+    torch.bfloat16: _HALF_FIXED,
+    torch.float16: _HALF_FIXED,
+    torch.float32: (Choice(ANY, ANY, ANY, Tile(64, 64, 32, 4, 3)),),
+}
+"""Where a row's bits must not depend on the number of tokens: the tile depends on the weight only."""
+
+GROUP = 8
+"""Tiles of tokens that pass over the weight together, for the L2 cache's sake."""
+FINISH_BLOCK, FINISH_WARPS = 1024, 4
+
+
+def choose_tile(num_tokens: int, num_rows: int, depth: int, dtype: torch.dtype, has_library: bool) -> Tile | None:
+    """The tile of our kernel for a product, or None for the library's product."""
+    for choice in CHOICES[dtype]:
+        if num_tokens <= choice.tokens and num_rows <= choice.rows and depth <= choice.depth:
+            return choice.tile if choice.tile or has_library else fixed_tile(num_rows, dtype)
+    raise AssertionError("the last choice takes any size")
+
+
+def fixed_tile(num_rows: int, dtype: torch.dtype) -> Tile:
+    """The tile that a matrix has for any number of tokens."""
+    return next(choice.tile for choice in FIXED[dtype] if choice.tile and num_rows <= choice.rows)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def linear_kernel(  # type: ignore[no-untyped-def]
+    p_x,
+    p_weight,
+    p_gate,
+    p_y,
+    num_tokens,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    ADD: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Grid [tiles, n]. The weight is the first operand: its rows fill the 64 of a tensor core for any few tokens."""
+    tiles_m = tl.cdiv(num_tokens, BLOCK_M)
+    tiles_n: tl.constexpr = tl.cdiv(N, BLOCK_N)
+    i_tile = tl.program_id(0)
+    i_product = tl.program_id(1).to(tl.int64)
+    i_m, i_n = tl.swizzle2d(i_tile // tiles_n, i_tile % tiles_n, tiles_m, tiles_n, GROUP)
+    m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    mask_m = (m < num_tokens)[None, :]
+    mask_n = (n < N)[:, None]
+    token = (i_product * num_tokens + m)[None, :]  # int64
+    p_xs = p_x + token * K + k[:, None]
+    p_weights = p_weight + (i_product * N + n)[:, None] * K + k[None, :]
+    total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        if K % BLOCK_K:
+            mask_k = k < K - start
+            x = tl.load(p_xs, mask=mask_m & mask_k[:, None], other=0.0)
+            weight = tl.load(p_weights, mask=mask_n & mask_k[None, :], other=0.0)
+        else:
+            x = tl.load(p_xs, mask=mask_m, other=0.0)
+            weight = tl.load(p_weights, mask=mask_n, other=0.0)
+        total = multiply(weight, x, total, UPCAST)
+        p_xs += BLOCK_K
+        p_weights += BLOCK_K
+    y = activate(total, ACTIVATION)
+    o_y = token * N + n[:, None]
+    mask = mask_m & mask_n
+    if p_gate is not None:
+        y *= tl.load(p_gate + o_y, mask=mask).to(tl.float32)
+    if ADD:
+        y += tl.load(p_y + o_y, mask=mask).to(tl.float32)
+    tl.store(p_y + o_y, y, mask=mask)
+
+
+@triton.jit
+def finish_kernel(  # type: ignore[no-untyped-def]
+    p_product, p_gate, p_y, count, ACTIVATION: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Grid [count / BLOCK]: what follows a product of the library."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < count
+    y = activate(tl.load(p_product + i, mask=mask).to(tl.float32), ACTIVATION)
+    if p_gate is not None:
+        y *= tl.load(p_gate + i, mask=mask).to(tl.float32)
+    if ADD:
+        y += tl.load(p_y + i, mask=mask).to(tl.float32)
+    tl.store(p_y + i, y, mask=mask)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    activation: str | None = None,
+    gate: Tensor | None = None,
+    out: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    fixed_tiles: bool = False,
+) -> Tensor:
+    """act(x W^T) * gate, or that added to `out`.
+
+    Few tokens are multiplied by a kernel of ours that does all of it, many by the library, with at most one launch more
+    for what follows: `CHOICES` decides by M, N and K.
+
+    Args:
+        x: [M, K], or [n, M, K] for n products of one shape; float32, bfloat16 or float16, contiguous.
+        weight: [N, K] or [n, N, K], dtype of `x`, contiguous.
+        activation: "squared_relu", "sigmoid", "tanh" or None.
+        gate: shape of the result, dtype of `x`; multiplies the activated product.
+        out: shape of the result, dtype of `x`. **Updated in place**: the result is added to it; it is returned.
+        dtype: of the result; that of `x` where None. Not used where `out` is given.
+        fixed_tiles: our kernel whatever M is, with a tile and an order of summation that depend on the weight only: a
+            row's bits do not depend on M or on the other rows.
+
+    Returns:
+        [M, N] or [n, M, N].
+
+    Raises:
+        ValueError: a shape, dtype, device or stride differs; the message names the tensor, what was given and what was
+            expected.
+
+    Numerics: sums and all that follows in float32, rounded once; the library's product is rounded to the dtype of `x`
+        before what follows it.
+    Graph-safe: no allocation besides the result and the library's product, no host sync.
+    """
+    if x.dim() not in (2, 3):
+        raise ValueError(f"x: got {list(x.shape)}, expected [M, K] or [n, M, K]")
+    *batch, num_tokens, depth = x.shape
+    num_rows = weight.shape[-2] if weight.dim() > 1 else 0
+    check("x", x, x.shape, x.dtype, weight.device)
+    check("weight", weight, (*batch, num_rows, depth), x.dtype, x.device)
+    shape = (*batch, num_tokens, num_rows)
+    if gate is not None:
+        check("gate", gate, shape, x.dtype, x.device)
+    if out is not None:
+        dtype = check("out", out, shape, x.dtype, x.device).dtype
+    dtype = dtype or x.dtype
+    num_products = batch[0] if batch else 1
+    if not (num_tokens and num_rows and num_products):
+        return torch.empty(shape, dtype=dtype, device=x.device) if out is None else out
+    if fixed_tiles:
+        tile: Tile | None = fixed_tile(num_products * num_rows, x.dtype)
+    else:
+        # The library can widen a result, and nothing else.
+        has_library = not is_interpreted() and dtype in (x.dtype, torch.float32)
+        tile = choose_tile(num_tokens, num_products * num_rows, depth, x.dtype, has_library)
+    if tile is None:
+        return _multiply_by_library(x, weight, activation, gate, out, dtype)
+    y = torch.empty(shape, dtype=dtype, device=x.device) if out is None else out
+    linear_kernel[(triton.cdiv(num_tokens, tile.tokens) * triton.cdiv(num_rows, tile.rows), num_products)](
+        x,
+        weight,
+        gate,
+        y,
+        num_tokens,
+        N=num_rows,
+        K=depth,
+        ACTIVATION=activation,
+        ADD=out is not None,
+        BLOCK_M=tile.tokens,
+        BLOCK_N=tile.rows,
+        BLOCK_K=tile.depth,
+        GROUP=GROUP,
+        UPCAST=is_interpreted(),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        enable_fp_fusion=True,
+    )
+    return y
+
+
+def _multiply_by_library(
+    x: Tensor, weight: Tensor, activation: str | None, gate: Tensor | None, out: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    is_single = x.dim() == 2
+    transposed = weight.transpose(-1, -2)
+    has_more = activation is not None or gate is not None
+    if out is not None and not has_more:
+        return out.addmm_(x, transposed) if is_single else out.baddbmm_(x, transposed)
+    multiply = torch.mm if is_single else torch.bmm
+    product = multiply(x, transposed) if dtype == x.dtype else multiply(x, transposed, out_dtype=dtype)
+    if not has_more:
+        return product
+    y = product if out is None else out
+    finish_kernel[(triton.cdiv(y.numel(), FINISH_BLOCK),)](
+        product,
+        gate,
+        y,
+        y.numel(),
+        ACTIVATION=activation,
+        ADD=out is not None,
+        BLOCK=FINISH_BLOCK,
+        num_warps=FINISH_WARPS,
+        num_stages=1,
+        enable_fp_fusion=True,
+    )
+    return y
+
+
+def specializations() -> list[Specialization]:
+    """What a model of width 768 launches: every tile, with what is most often fused into it."""
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+
+    def one(
+        use: str,
+        tokens: int | None,
+        rows: int,
+        depth: int,
+        dtype: torch.dtype = bf16,
+        num_products: int = 1,
+        activation: str | None = None,
+        gate: bool = False,
+        add: bool = False,
+        result: torch.dtype | None = None,
+    ) -> Specialization:
+        """`tokens`: up to so many; None for fixed tiles."""
+        total = num_products * rows
+        tile = fixed_tile(total, dtype) if tokens is None else choose_tile(tokens, total, depth, dtype, True)
+        assert tile is not None, use
+        name = TYPES[dtype]
+        label = f"{use} {name} {'fixed' if tokens is None else f'M <= {tokens}'}"
+        signature = {
+            **pointers(name, "x", "weight", *(("gate",) if gate else ())),
+            **pointers(TYPES[result or dtype], "y"),
+            "num_tokens": "i32",
+        }
+        constexprs = {
+            **({} if gate else {"p_gate": None}),
+            "N": rows,
+            "K": depth,
+            "ACTIVATION": activation,
+            "ADD": add,
+            "BLOCK_M": tile.tokens,
+            "BLOCK_N": tile.rows,
+            "BLOCK_K": tile.depth,
+            "GROUP": GROUP,
+            "UPCAST": False,
+        }
+        return Specialization(label, linear_kernel, signature, constexprs, tile.num_warps, tile.num_stages)
+
+    finish = Specialization(
+        "value of v4 after the library",
+        finish_kernel,
+        {**pointers("bf16", "product", "gate", "y"), "count": "i32"},
+        {"ACTIVATION": None, "ADD": True, "BLOCK": FINISH_BLOCK},
+        FINISH_WARPS,
+        1,
+    )
+    return [
+        one("r, k, v", 16, 768, 768, num_products=3),
+        one("output", 16, 768, 768, add=True),
+        one("key", 16, 3072, 768, activation="squared_relu"),
+        one("value of v4", 16, 768, 3072, gate=True, add=True),
+        one("head", 16, 65536, 768, result=fp32),
+        one("receptance", 64, 768, 768, activation="sigmoid"),
+        one("r, k, v", 64, 768, 768, num_products=3),
+        one("key with DeepEmbed", 256, 3072, 768, activation="squared_relu", gate=True),
+        one("value of v4", None, 768, 3072, gate=True, add=True),
+        one("key with DeepEmbed", None, 16384, 4096, activation="squared_relu", gate=True),
+        one("head", None, 65536, 768, result=fp32),
+        one("value", 16, 768, 3072, fp16, add=True),
+        one("key with DeepEmbed", None, 3072, 768, fp16, activation="squared_relu", gate=True),
+        one("value of v4", 16, 768, 3072, fp32, gate=True, add=True),
+        one("key with DeepEmbed", None, 3072, 768, fp32, activation="squared_relu", gate=True),
+        finish,
+    ]

@@ -1,0 +1,276 @@
+"""Low-rank pairs, all of them in two launches; see `low_rank` in models/low_rank.py for the definition."""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import check, is_interpreted
+from .launch import unsupported as unsupported_reason
+from .specialization import Specialization, pointers
+from .tiles import TYPES, Tile, activate, multiply
+
+__all__ = [
+    "DOWN",
+    "UP",
+    "down_kernel",
+    "low_rank",
+    "specializations",
+    "unsupported_reason",
+    "up_kernel",
+]
+
+DOWN = {
+    torch.bfloat16: (Tile(64, 32, 128, 4, 3), Tile(64, 64, 64, 4, 4)),
+    torch.float16: (Tile(64, 32, 128, 4, 3), Tile(64, 64, 64, 4, 4)),
+    torch.float32: (Tile(64, 32, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
+}
+"""Of the first products: for few ranks, so that there are more programs, and for `MANY_RANKS` in all."""
+MANY_RANKS = 512
+UP = {
+    torch.bfloat16: Tile(64, 64, 64, 4, 2),
+    torch.float16: Tile(64, 64, 64, 4, 2),
+    torch.float32: Tile(64, 32, 32, 4, 2),
+}
+"""Of the second products."""
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def down_kernel(  # type: ignore[no-untyped-def]
+    p_x,
+    p_down,
+    p_low,
+    num_tokens,
+    C: tl.constexpr,
+    STARTS: tl.constexpr,
+    SOURCES: tl.constexpr,
+    ACTIVATIONS: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Grid [M / BLOCK_M, blocks of ranks]: act_j(x[source_j] down_j^T) of each pair side by side, [M, ΣR].
+
+    A block of ranks belongs to one pair.
+    """
+    i_block = tl.program_id(1)
+    pair = 0
+    source = 0
+    start = 0
+    end = 0
+    first = 0
+    for j in tl.static_range(len(SOURCES)):
+        if i_block >= first:
+            pair = j
+            source = SOURCES[j]
+            start = STARTS[j] + (i_block - first) * BLOCK_R
+            end = STARTS[j + 1]
+        first += tl.cdiv(STARTS[j + 1] - STARTS[j], BLOCK_R)
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    r = tl.multiple_of(start, ALIGNMENT) + tl.arange(0, BLOCK_R)
+    c = tl.arange(0, BLOCK_C)
+    mask_m = (m < num_tokens)[:, None]
+    mask_r = (r < tl.multiple_of(end, ALIGNMENT))[None, :]
+    token = m.to(tl.int64)[:, None]
+    p_xs = p_x + (source * num_tokens.to(tl.int64) + token) * C + c[None, :]
+    p_downs = p_down + r[None, :] * C + c[:, None]
+    total = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
+    for done in range(0, C, BLOCK_C):
+        if C % BLOCK_C:
+            mask_c = c < C - done
+            x = tl.load(p_xs, mask=mask_m & mask_c[None, :], other=0.0)
+            down = tl.load(p_downs, mask=mask_r & mask_c[:, None], other=0.0)
+        else:
+            x = tl.load(p_xs, mask=mask_m, other=0.0)
+            down = tl.load(p_downs, mask=mask_r, other=0.0)
+        total = multiply(x, down, total, UPCAST)
+        p_xs += BLOCK_C
+        p_downs += BLOCK_C
+    for j in tl.static_range(len(SOURCES)):
+        if pair == j:
+            total = activate(total, ACTIVATIONS[j])
+    tl.store(p_low + token * STARTS[len(SOURCES)] + r[None, :], total, mask=mask_m & mask_r)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def up_kernel(  # type: ignore[no-untyped-def]
+    p_low,
+    p_up,
+    p_y,
+    num_tokens,
+    A: tl.constexpr,
+    STARTS: tl.constexpr,
+    NUM_PAIRS: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Grid [M / BLOCK_M, A / BLOCK_A, n]: low_j up_j, [n, M, A]."""
+    pair = tl.program_id(2)
+    start = 0
+    end = STARTS[1]
+    for j in tl.static_range(1, NUM_PAIRS):
+        if pair == j:
+            start = STARTS[j]
+            end = STARTS[j + 1]
+    start = tl.multiple_of(start, ALIGNMENT)
+    rank = tl.multiple_of(end - start, ALIGNMENT)
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    a = tl.program_id(1) * BLOCK_A + tl.arange(0, BLOCK_A)
+    r = tl.arange(0, BLOCK_R)
+    mask_m = (m < num_tokens)[:, None]
+    mask_a = (a < A)[None, :]
+    token = m.to(tl.int64)[:, None]
+    p_lows = p_low + token * STARTS[NUM_PAIRS] + start + r[None, :]
+    p_ups = p_up + (start + r)[:, None] * A + a[None, :]
+    total = tl.zeros((BLOCK_M, BLOCK_A), tl.float32)
+    for done in range(0, rank, BLOCK_R):
+        mask_r = r < rank - done
+        low = tl.load(p_lows, mask=mask_m & mask_r[None, :], other=0.0)
+        up = tl.load(p_ups, mask=mask_a & mask_r[:, None], other=0.0)
+        total = multiply(low, up, total, UPCAST)
+        p_lows += BLOCK_R
+        p_ups += BLOCK_R * A
+    token += pair * num_tokens.to(tl.int64)
+    tl.store(p_y + token * A + a[None, :], total, mask=mask_m & mask_a)
+
+
+def low_rank(inputs: Tensor, p: Any) -> Tensor:
+    """up_j(act_j(down_j(inputs[source_j]))) for each pair j.
+
+    Args:
+        inputs: [m, M, C], float32, bfloat16 or float16, contiguous.
+        p: a `LowRank` whose stacked factors `down` [ΣR, C] and `up` [ΣR, A] are there, dtype of `inputs`, contiguous.
+
+    Returns:
+        [n, M, A], dtype of `inputs`.
+
+    Raises:
+        ValueError: a shape, dtype, device or stride differs; the message names the tensor, what was given and what was
+            expected.
+
+    Numerics: sums and activations in float32; what is between the factors is rounded to the dtype of `inputs`. A row's
+        bits do not depend on M or on the other rows: the tiles depend on the weights only.
+    Graph-safe: no allocation besides the result and what is between the factors, no host sync.
+    """
+    if inputs.dim() != 3 or p.down is None or p.up is None:
+        stacked = "stacked factors" if p.down is not None and p.up is not None else "no stacked factors"
+        raise ValueError(f"inputs, p: got {list(inputs.shape)} and {stacked}, expected [m, M, C] and stacked factors")
+    num_inputs, num_tokens, width = inputs.shape
+    dtype, device = inputs.dtype, inputs.device
+    starts, sources = p.starts, tuple(pair.source for pair in p.pairs)
+    if max(sources) >= num_inputs:
+        raise ValueError(f"inputs: got {num_inputs} of them, expected at least {max(sources) + 1}")
+    check("inputs", inputs, inputs.shape, dtype, p.down.device)
+    check("down", p.down, (starts[-1], width), dtype, device)
+    check("up", p.up, (starts[-1], p.up.shape[-1]), dtype, device)
+    out_width = p.up.shape[1]
+    y = torch.empty(len(sources), num_tokens, out_width, dtype=dtype, device=device)
+    if not num_tokens:
+        return y
+    low = torch.empty(num_tokens, starts[-1], dtype=dtype, device=device)
+    alignment = math.gcd(16, *starts)
+    tile = DOWN[dtype][starts[-1] >= MANY_RANKS]
+    num_blocks = sum(triton.cdiv(end - start, tile.rows) for start, end in pairwise(starts))
+    down_kernel[(triton.cdiv(num_tokens, tile.tokens), num_blocks)](
+        inputs,
+        p.down,
+        low,
+        num_tokens,
+        C=width,
+        STARTS=starts,
+        SOURCES=sources,
+        ACTIVATIONS=tuple(pair.activation for pair in p.pairs),
+        ALIGNMENT=alignment,
+        BLOCK_M=tile.tokens,
+        BLOCK_R=tile.rows,
+        BLOCK_C=tile.depth,
+        UPCAST=is_interpreted(),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        enable_fp_fusion=True,
+    )
+    tile = UP[dtype]
+    up_kernel[(triton.cdiv(num_tokens, tile.tokens), triton.cdiv(out_width, tile.rows), len(sources))](
+        low,
+        p.up,
+        y,
+        num_tokens,
+        A=out_width,
+        STARTS=starts,
+        NUM_PAIRS=len(sources),
+        ALIGNMENT=alignment,
+        BLOCK_M=tile.tokens,
+        BLOCK_A=tile.rows,
+        BLOCK_R=tile.depth,
+        UPCAST=is_interpreted(),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        enable_fp_fusion=True,
+    )
+    return y
+
+
+def specializations() -> list[Specialization]:
+    """What models of width 768 launch, and one of width 4096 with many ranks."""
+
+    def both(
+        use: str, dtype: torch.dtype, width: int, ranks: tuple[int, ...], activations: tuple[str | None, ...]
+    ) -> list[Specialization]:
+        starts, num_pairs = tuple(accumulate(ranks, initial=0)), len(ranks)
+        name, alignment = TYPES[dtype], math.gcd(16, *ranks)
+        tile = DOWN[dtype][starts[-1] >= MANY_RANKS]
+        down = {
+            "C": width,
+            "STARTS": starts,
+            "SOURCES": tuple(range(num_pairs)),
+            "ACTIVATIONS": activations,
+            "ALIGNMENT": alignment,
+            "BLOCK_M": tile.tokens,
+            "BLOCK_R": tile.rows,
+            "BLOCK_C": tile.depth,
+            "UPCAST": False,
+        }
+        found = [
+            Specialization(
+                f"{use} {name} down",
+                down_kernel,
+                {**pointers(name, "x", "down", "low"), "num_tokens": "i32"},
+                down,
+                tile.num_warps,
+                tile.num_stages,
+            )
+        ]
+        tile = UP[dtype]
+        up = {
+            "A": width,
+            "STARTS": starts,
+            "NUM_PAIRS": num_pairs,
+            "ALIGNMENT": alignment,
+            "BLOCK_M": tile.tokens,
+            "BLOCK_A": tile.rows,
+            "BLOCK_R": tile.depth,
+            "UPCAST": False,
+        }
+        signature = {**pointers(name, "low", "up", "y"), "num_tokens": "i32"}
+        found.append(Specialization(f"{use} {name} up", up_kernel, signature, up, tile.num_warps, tile.num_stages))
+        return found
+
+    v7 = (64, 64, 128, 32), ("tanh", None, "sigmoid", None)
+    return [
+        *both("v7", torch.bfloat16, 768, *v7),
+        *both("v6 shares", torch.bfloat16, 768, (32,) * 5, ("tanh",) * 5),
+        *both("v7 of width 4096", torch.bfloat16, 4096, (128, 128, 480, 96), v7[1]),
+        *both("v7", torch.float16, 768, *v7),
+        *both("v7", torch.float32, 768, *v7),
+    ]

@@ -1,0 +1,155 @@
+"""First kernel of `sample`: sums over tiles of the vocabulary, of the logits as they are and as penalties and bans leave them."""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .sample_row import (
+    FREQUENCY,
+    IS_MASKED,
+    LOG2E,
+    NONE,
+    NUM_FLOATS,
+    NUM_INTEGERS,
+    PRESENCE,
+    REPETITION,
+    load_filters,
+    load_lengths,
+    load_sampleable,
+)
+
+
+@triton.jit
+def find_listed(ids_ptr, entry, length, low, high):
+    """Ids of some entries of a list, and which of them are listed and lie in [low, high)."""
+    ids = tl.load(ids_ptr + entry, mask=entry < length, other=-1)
+    return ids, (ids >= low) & (ids < high)
+
+
+@triton.jit
+def exchange(logits, saved, ids, entry, old, new, here):
+    """Put new logits in the place of old ones, which are saved."""
+    tl.store(saved + entry, old, mask=here)
+    tl.store(logits + ids, new, mask=here)
+
+
+@triton.jit
+def penalize(logits, saved, ids_ptr, count_ptr, generated_ptr, length, floats, low, high, LIST: tl.constexpr):
+    presence = tl.load(floats + PRESENCE).to(tl.float32)
+    frequency = tl.load(floats + FREQUENCY).to(tl.float32)
+    repetition = tl.load(floats + REPETITION).to(tl.float32)
+    for start in range(0, length, LIST):
+        entry = start + tl.arange(0, LIST)
+        ids, here = find_listed(ids_ptr, entry, length, low, high)
+        old = tl.load(logits + ids, mask=here, other=0.0)
+        count = tl.load(count_ptr + entry, mask=here, other=0.0)
+        generated = tl.load(generated_ptr + entry, mask=here, other=0).to(tl.float32)
+        new = tl.where(old > 0, old / repetition, old * repetition) - count * frequency - generated * presence
+        exchange(logits, saved, ids, entry, old, new, here)
+
+
+@triton.jit
+def add_biases(logits, saved, ids_ptr, bias_ptr, length, low, high, LIST: tl.constexpr):
+    for start in range(0, length, LIST):
+        entry = start + tl.arange(0, LIST)
+        ids, here = find_listed(ids_ptr, entry, length, low, high)
+        old = tl.load(logits + ids, mask=here, other=0.0)
+        exchange(logits, saved, ids, entry, old, old + tl.load(bias_ptr + entry, mask=here, other=0.0), here)
+
+
+@triton.jit
+def ban(logits, saved, ids_ptr, length, low, high, LIST: tl.constexpr):
+    for start in range(0, length, LIST):
+        entry = start + tl.arange(0, LIST)
+        ids, here = find_listed(ids_ptr, entry, length, low, high)
+        old = tl.load(logits + ids, mask=here, other=0.0)
+        exchange(logits, saved, ids, entry, old, tl.full([LIST], float("-inf"), tl.float32), here)
+
+
+@triton.jit
+def total_mass(x, peak, scale):
+    """Sum of exp2((x - peak) * scale); NaN where x has NaN or +inf, 0 where all of it is -inf."""
+    return tl.sum(tl.exp2((x - tl.where(peak == float("-inf"), 0.0, peak)) * scale), 0)
+
+
+@triton.jit(do_not_specialize=["seen_width", "bias_width", "stop_width"])
+def shape_kernel(
+    logits_ptr,
+    slot_ptr,
+    integers_ptr,
+    floats_ptr,
+    seen_ids_ptr,
+    seen_count_ptr,
+    seen_generated_ptr,
+    bias_ids_ptr,
+    biases_ptr,
+    stops_ptr,
+    mask_ptr,
+    sampleable_ptr,
+    saved_ptr,
+    sums_ptr,
+    first_ptr,
+    seen_width,
+    bias_width,
+    stop_width,
+    V: tl.constexpr,
+    TILE: tl.constexpr,
+    LIST: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    tile = tl.program_id(1)
+    slot = tl.load(slot_ptr + row).to(tl.int64)
+    if slot < 0:
+        return
+    integers = integers_ptr + slot * NUM_INTEGERS
+    floats = floats_ptr + slot * NUM_FLOATS
+    logits = logits_ptr + row * V
+    low = tile * TILE
+    high = tl.minimum(low + TILE, V)
+    i = low + tl.arange(0, TILE)
+    num_tiles = tl.num_programs(1)
+    sums = sums_ptr + row * (4 * num_tiles) + tile
+
+    x = tl.load(logits + i, mask=i < V, other=float("-inf"))
+    peak = tl.max(x, 0)
+    tl.store(sums, peak)
+    tl.store(sums + num_tiles, total_mass(x, peak, LOG2E))
+
+    num_seen, num_biases, num_stops = load_lengths(integers)
+    saved = saved_ptr + row * (seen_width + bias_width + stop_width)
+    tl.debug_barrier()  # all threads have read the tile
+    if num_seen > 0:
+        seen = slot * seen_width
+        penalize(
+            logits,
+            saved,
+            seen_ids_ptr + seen,
+            seen_count_ptr + seen,
+            seen_generated_ptr + seen,
+            num_seen,
+            floats,
+            low,
+            high,
+            LIST,
+        )
+        tl.debug_barrier()
+    if num_biases > 0:
+        bias = slot * bias_width
+        add_biases(logits, saved + seen_width, bias_ids_ptr + bias, biases_ptr + bias, num_biases, low, high, LIST)
+        tl.debug_barrier()
+    if num_stops > 0:
+        stops = stops_ptr + slot * stop_width
+        ban(logits, saved + seen_width + bias_width, stops, num_stops, low, high, LIST)
+        tl.debug_barrier()
+
+    num_masked = tl.where(tl.load(integers + IS_MASKED) > 0, V, 0)
+    mask = mask_ptr + slot * tl.cdiv(V, 32)
+    x, _ = load_sampleable(logits, low, sampleable_ptr, mask, num_masked, V, TILE)
+    _, filter_temperature, _, _, _, _, _ = load_filters(integers, floats, V)
+    peak = tl.max(x, 0)
+    tl.store(sums + 2 * num_tiles, peak)
+    tl.store(sums + 3 * num_tiles, total_mass(x, peak, LOG2E / filter_temperature))
+    tl.store(first_ptr + row * num_tiles + tile, tl.min(tl.where(x == peak, i, NONE), 0))

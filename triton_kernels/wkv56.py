@@ -1,0 +1,168 @@
+"""What `wkv5` and `wkv6` share: one kernel, whose decay is a parameter in v5 and depends on the token in v6."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import STATE_DTYPES, check, check_pool
+from .recurrence import (
+    LAUNCH,
+    NUM_STAGES,
+    NUM_WARPS,
+    element_hash,
+    head_norm,
+    load_vector,
+    round_stochastically,
+    unhoisted,
+    write_zeros,
+)
+from .specialization import Specialization, pointers
+
+
+@triton.jit
+def _load(p_r, p_k, p_v, p_g, p_w, offset, channel):  # type: ignore[no-untyped-def]
+    return (
+        load_vector(p_r, offset, channel),
+        load_vector(p_k, offset, channel),
+        load_vector(p_v, offset, channel),
+        load_vector(p_g, offset, channel),
+        load_vector(p_w, offset, channel),
+    )
+
+
+@triton.jit
+def wkv56_kernel(  # type: ignore[no-untyped-def]
+    p_r,
+    p_k,
+    p_v,
+    p_g,
+    p_w,
+    p_decay,
+    p_bonus,
+    p_norm_weight,
+    p_norm_bias,
+    p_state,
+    p_slot,
+    p_start,
+    p_position,
+    p_out,
+    eps,
+    SLOT_STRIDE: tl.constexpr,
+    H: tl.constexpr,
+    N: tl.constexpr,
+):
+    """Grid [B * H]: a program takes one head of one row through the row's tokens, its state in registers.
+
+    `p_g` is None in 5.0, `p_w` in v5, `p_position` where the state is float32.
+    """
+    i_row = tl.program_id(0) // H
+    i_head = tl.program_id(0) % H
+    slot = tl.load(p_slot + i_row)
+    start = tl.load(p_start + i_row)
+    end = tl.load(p_start + i_row + 1)
+    i = tl.arange(0, N)
+    channel = i_head * N + i
+    if slot < 0:
+        write_zeros(p_out, start, end, channel, H * N)
+        return
+
+    p_record = p_state + slot.to(tl.int64) * SLOT_STRIDE + channel[:, None] * N + i[None, :]  # [K, V]
+    state = tl.load(p_record).to(tl.float32)
+    decay = tl.load(p_decay + channel)
+    bonus = tl.load(p_bonus + channel)
+    norm_weight = tl.load(p_norm_weight + channel)
+    norm_bias = tl.load(p_norm_bias + channel)
+    if p_position is not None:
+        position = tl.load(p_position + i_row)
+        row_hash, column_hash = element_hash(channel * N), element_hash(i)
+    offset = start.to(tl.int64) * (H * N)
+    following = _load(p_r, p_k, p_v, p_g, p_w, offset, channel)
+
+    for t in range(end - start):
+        r, k, v, g, w = following
+        o_next = offset + tl.where(t + 1 < end - start, H * N, 0)  # the last token has itself for a successor
+        following = _load(p_r, p_k, p_v, p_g, p_w, o_next, channel)
+
+        y = tl.sum(state * r[:, None], 0) + tl.sum(r * bonus * k, 0) * v
+        kept = tl.exp(-tl.exp(decay + w)) if p_w is not None else decay
+        state = tl.fma(state, kept[:, None], k[:, None] * v[None, :])
+        if p_position is not None:
+            state = round_stochastically(state, position + t, row_hash[:, None] + column_hash[None, :])
+            row_hash = unhoisted(row_hash, position)
+
+        y = head_norm(y, norm_weight, norm_bias, eps, N)
+        if p_g is not None:
+            y *= g * tl.sigmoid(g)
+        tl.store(p_out + offset + channel, y.to(p_out.dtype.element_ty))
+        offset += H * N
+    tl.store(p_record, state.to(p_state.dtype.element_ty))
+
+
+def wkv56(
+    r: Tensor, k: Tensor, v: Tensor, g: Tensor | None, w: Tensor | None, head: Any, state: Tensor, rows: Any
+) -> Tensor:
+    """The recurrence of v6, or of v5 where `w` is None."""
+    num_heads, size = head.bonus.shape
+    width, dtype, device = num_heads * size, r.dtype, r.device
+    for name, x in (("r", r), ("k", k), ("v", v), ("g", g), ("w", w)):
+        if x is not None:
+            check(name, x, (rows.num_tokens, width), dtype, device)
+    for name, x in (("head.decay", head.decay), ("head.bonus", head.bonus)):
+        check(name, x, (num_heads, size), torch.float32, device)
+    for name, x in (("head.norm.weight", head.norm.weight), ("head.norm.bias", head.norm.bias)):
+        check(name, x, (width,), torch.float32, device)
+    slot_stride = check_pool("state", state, (num_heads, size, size), STATE_DTYPES)
+    out = torch.empty_like(r)
+    if rows.num_tokens:
+        wkv56_kernel[(rows.num_rows * num_heads,)](
+            r,
+            k,
+            v,
+            g,
+            w,
+            head.decay,
+            head.bonus,
+            head.norm.weight,
+            head.norm.bias,
+            state,
+            rows.slot_index,
+            rows.cu_seqlens,
+            rows.position if state.dtype == torch.float16 else None,
+            out,
+            head.eps,
+            SLOT_STRIDE=slot_stride,
+            H=num_heads,
+            N=size,
+            num_warps=NUM_WARPS[size],
+            **LAUNCH,
+        )
+    return out
+
+
+def specialization(name: str, state: str, *absent: str) -> Specialization:
+    """Of a bfloat16 model with 12 heads of 64 and 12 layers: prefill and decode are one compilation.
+
+    Args:
+        state: Triton's name of the state's dtype.
+        absent: inputs that are None.
+    """
+    constexprs: dict[str, Any] = {"SLOT_STRIDE": 12 * 12 * 64 * 64, "H": 12, "N": 64}
+    signature = {
+        **pointers("bf16", "r", "k", "v", "g", "w", "out"),
+        **pointers("fp32", "decay", "bonus", "norm_weight", "norm_bias"),
+        **pointers("i32", "slot", "start", "position"),
+        **pointers(state, "state"),
+        "eps": "fp32",
+    }
+    if state == "fp32":
+        absent = (*absent, "position")
+    for argument in absent:
+        del signature[f"p_{argument}"]
+        constexprs[f"p_{argument}"] = None
+    label = ", ".join((name, f"state {state}", *(f"no {argument}" for argument in absent)))
+    return Specialization(label, wkv56_kernel, signature, constexprs, NUM_WARPS[64], NUM_STAGES)

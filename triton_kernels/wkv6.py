@@ -1,0 +1,31 @@
+"""RWKV-6's recurrence; see `wkv6` in models/rwkv6.py for the definition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .launch import unsupported_heads as unsupported_reason
+from .recurrence import NUM_WARPS
+from .specialization import Specialization
+from .wkv56 import specialization, wkv56, wkv56_kernel
+
+__all__ = ["NUM_WARPS", "specializations", "unsupported_reason", "wkv6", "wkv56_kernel"]
+
+
+def wkv6(r: Tensor, k: Tensor, v: Tensor, g: Tensor, w: Tensor, head: Any, state: Tensor, rows: Any) -> Tensor:
+    """Advance the RWKV-6 state of each row through its tokens, and read it out. The reference has the equation.
+
+    Shapes, dtypes, padding, errors, numerics and graph safety are those of `wkv5` beside it, with
+
+    Args:
+        g: [M, A], never None.
+        w: [M, A], dtype of `r`: what the low-rank pair adds to d = `head.decay` in the decay exp(-exp(d + w)).
+    """
+    return wkv56(r, k, v, g, w, head, state, rows)
+
+
+def specializations() -> list[Specialization]:
+    """With a float32 and a float16 state."""
+    return [specialization("wkv6", state) for state in ("fp32", "fp16")]

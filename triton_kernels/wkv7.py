@@ -1,0 +1,240 @@
+"""RWKV-7's recurrence, everything per head fused; see `wkv7` in models/rwkv7.py for the definition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import STATE_DTYPES, check, check_pool
+from .launch import unsupported_heads as unsupported_reason
+from .recurrence import (
+    LAUNCH,
+    NUM_STAGES,
+    NUM_WARPS,
+    element_hash,
+    head_norm,
+    load_vector,
+    round_stochastically,
+    unhoisted,
+    write_zeros,
+)
+from .specialization import Specialization, pointers
+
+__all__ = ["NUM_WARPS", "specializations", "unsupported_reason", "wkv7", "wkv7_kernel"]
+
+_INPUTS = ("r", "w", "k", "v", "a", "g")
+_RESIDUAL = ("v_first", "v_gate")
+_VECTORS = ("w0", "a0", "v0", "k_k", "k_a", "r_k", "norm_weight", "norm_bias")
+
+
+@triton.jit
+def _load(p_r, p_w, p_k, p_v, p_a, p_g, p_v_first, p_v_gate, offset, channel):  # type: ignore[no-untyped-def]
+    return (
+        load_vector(p_r, offset, channel),
+        load_vector(p_w, offset, channel),
+        load_vector(p_k, offset, channel),
+        load_vector(p_v, offset, channel),
+        load_vector(p_a, offset, channel),
+        load_vector(p_g, offset, channel),
+        load_vector(p_v_first, offset, channel),
+        load_vector(p_v_gate, offset, channel),
+    )
+
+
+@triton.jit
+def wkv7_kernel(  # type: ignore[no-untyped-def]
+    p_r,
+    p_w,
+    p_k,
+    p_v,
+    p_a,
+    p_g,
+    p_v_first,
+    p_v_gate,
+    p_w0,
+    p_a0,
+    p_v0,
+    p_k_k,
+    p_k_a,
+    p_r_k,
+    p_norm_weight,
+    p_norm_bias,
+    p_state,
+    p_slot,
+    p_start,
+    p_position,
+    p_out,
+    eps,
+    SLOT_STRIDE: tl.constexpr,
+    H: tl.constexpr,
+    N: tl.constexpr,
+):
+    """Grid [B * H]: a program takes one head of one row through the row's tokens, its state in registers.
+
+    `p_v_first`, `p_v_gate` and `p_v0` are None in layer 0, `p_position` where the state is float32.
+    """
+    i_row = tl.program_id(0) // H
+    i_head = tl.program_id(0) % H
+    slot = tl.load(p_slot + i_row)
+    start = tl.load(p_start + i_row)
+    end = tl.load(p_start + i_row + 1)
+    i = tl.arange(0, N)
+    channel = i_head * N + i
+    if slot < 0:
+        write_zeros(p_out, start, end, channel, H * N)
+        return
+
+    p_record = p_state + slot.to(tl.int64) * SLOT_STRIDE + channel[:, None] * N + i[None, :]  # [K, V]
+    state = tl.load(p_record).to(tl.float32)
+    w0 = tl.load(p_w0 + channel)
+    a0 = tl.load(p_a0 + channel)
+    v0 = load_vector(p_v0, 0, channel)
+    k_k = tl.load(p_k_k + channel)
+    k_a = tl.load(p_k_a + channel)
+    r_k = tl.load(p_r_k + channel)
+    norm_weight = tl.load(p_norm_weight + channel)
+    norm_bias = tl.load(p_norm_bias + channel)
+    if p_position is not None:
+        position = tl.load(p_position + i_row)
+        row_hash, column_hash = element_hash(channel * N), element_hash(i)
+    offset = start.to(tl.int64) * (H * N)
+    following = _load(p_r, p_w, p_k, p_v, p_a, p_g, p_v_first, p_v_gate, offset, channel)
+
+    for t in range(end - start):
+        r, w, k, v, a, g, v_first, v_gate = following
+        o_next = offset + tl.where(t + 1 < end - start, H * N, 0)  # the last token has itself for a successor
+        following = _load(p_r, p_w, p_k, p_v, p_a, p_g, p_v_first, p_v_gate, o_next, channel)
+
+        decay = tl.exp(-0.6065306597126334 * tl.sigmoid(w0 + w))
+        rate = tl.sigmoid(a0 + a)
+        if p_v_gate is not None:
+            v += (v_first - v) * tl.sigmoid(v0 + v_gate)
+        removal = k * k_k
+        removal *= 1.0 / tl.maximum(tl.sqrt(tl.sum(removal * removal, 0)), 1e-12)
+        k *= 1.0 + (rate - 1.0) * k_a
+
+        removed = tl.sum(state * removal[:, None], 0)  # [V]
+        added = tl.fma((removal * -rate)[:, None], removed[None, :], k[:, None] * v[None, :])
+        state = tl.fma(state, decay[:, None], added)
+        if p_position is not None:
+            state = round_stochastically(state, position + t, row_hash[:, None] + column_hash[None, :])
+            row_hash = unhoisted(row_hash, position)
+
+        y = head_norm(tl.sum(state * r[:, None], 0), norm_weight, norm_bias, eps, N)
+        y = (y + tl.sum(r * k * r_k, 0) * v) * g
+        tl.store(p_out + offset + channel, y.to(p_out.dtype.element_ty))
+        offset += H * N
+    tl.store(p_record, state.to(p_state.dtype.element_ty))
+
+
+def wkv7(
+    r: Tensor,
+    w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    g: Tensor,
+    v_first: Tensor | None,
+    v_gate: Tensor | None,
+    head: Any,
+    state: Tensor,
+    rows: Any,
+) -> Tensor:
+    """Advance the RWKV-7 state of each row through its tokens, and read it out. The reference has the equation.
+
+    Args:
+        r, k, v, g: [M, A], A = H * N, float32, bfloat16 or float16, contiguous.
+        w, a: [M, A], same dtype, low-rank outputs, before bias and nonlinearity.
+        v_first, v_gate: [M, A], same dtype: layer 0's v, and the value residual's low-rank output. None in layer 0.
+        head: `Head7`, float32.
+        state: [P, H, K, V], float32 or float16, slots contiguous. **Updated in place**, only in the slots of `rows`.
+        rows: `Rows` on the same device. Slot -1 is padding: the output is 0, no state is touched.
+
+    Returns:
+        [M, A], dtype of `r`.
+
+    Raises:
+        ValueError: a shape, dtype, device or stride differs; the message names the tensor, what was given and what was
+            expected.
+
+    Numerics: products and state in float32; a float16 state is rounded stochastically after every token, by the token's
+        position in its sequence. A row's bits do not depend on how its tokens are cut into calls, on its slot, or on
+        the other rows.
+    Graph-safe: no allocation besides the output, no host sync.
+    """
+    num_heads, size = head.r_k.shape
+    width, dtype, device = num_heads * size, r.dtype, r.device
+    shape, vector = (rows.num_tokens, width), (width,)
+    for name, x in zip(_INPUTS, (r, w, k, v, a, g), strict=True):
+        check(name, x, shape, dtype, device)
+    v0 = None
+    if v_first is not None and v_gate is not None and head.v0 is not None:
+        check("v_first", v_first, shape, dtype, device)
+        check("v_gate", v_gate, shape, dtype, device)
+        v0 = check("head.v0", head.v0, vector, torch.float32, device)
+    for name in ("w0", "a0", "k_k", "k_a"):
+        check(f"head.{name}", getattr(head, name), vector, torch.float32, device)
+    check("head.r_k", head.r_k, (num_heads, size), torch.float32, device)
+    check("head.norm.weight", head.norm.weight, vector, torch.float32, device)
+    check("head.norm.bias", head.norm.bias, vector, torch.float32, device)
+    slot_stride = check_pool("state", state, (num_heads, size, size), STATE_DTYPES)
+    out = torch.empty_like(r)
+    if rows.num_tokens:
+        wkv7_kernel[(rows.num_rows * num_heads,)](
+            r,
+            w,
+            k,
+            v,
+            a,
+            g,
+            None if v0 is None else v_first,
+            None if v0 is None else v_gate,
+            head.w0,
+            head.a0,
+            v0,
+            head.k_k,
+            head.k_a,
+            head.r_k,
+            head.norm.weight,
+            head.norm.bias,
+            state,
+            rows.slot_index,
+            rows.cu_seqlens,
+            rows.position if state.dtype == torch.float16 else None,
+            out,
+            head.eps,
+            SLOT_STRIDE=slot_stride,
+            H=num_heads,
+            N=size,
+            num_warps=NUM_WARPS[size],
+            **LAUNCH,
+        )
+    return out
+
+
+def specializations() -> list[Specialization]:
+    """What a bfloat16 model with 12 heads of 64 and 12 layers launches: prefill and decode are one compilation."""
+    found = []
+    for state in ("fp32", "fp16"):
+        for residual in (False, True):
+            constexprs: dict[str, Any] = {"SLOT_STRIDE": 12 * 12 * 64 * 64, "H": 12, "N": 64}
+            signature = {
+                **pointers("bf16", *_INPUTS, *_RESIDUAL, "out"),
+                **pointers("fp32", *_VECTORS),
+                **pointers("i32", "slot", "start", "position"),
+                **pointers(state, "state"),
+                "eps": "fp32",
+            }
+            absent = [] if residual else [f"p_{name}" for name in (*_RESIDUAL, "v0")]
+            if state == "fp32":
+                absent.append("p_position")
+            for name in absent:
+                del signature[name]
+                constexprs[name] = None
+            label = f"wkv7, state {state}, {'with' if residual else 'without'} value residual"
+            found.append(Specialization(label, wkv7_kernel, signature, constexprs, NUM_WARPS[64], NUM_STAGES))
+    return found

@@ -113,7 +113,8 @@ class Weights:
         return LowRank(tuple(made), *((down, up) if self._has_kernels else (None, None)))
 
     def _keep(self, one: Linear) -> Linear:
-        one = pack(one)
+        if not self._has_kernels:
+            one = pack(one)
         self._linears.append(one)
         # Kernels keep a row's bits apart from the number of rows by fixed tiles, other products by fixed pieces.
         has_fixed_tiles = self._has_kernels and isinstance(one, DenseLinear)

@@ -1,0 +1,66 @@
+"""How many launches a layer takes, counted: kernels of ours, and whatever torch would launch beside them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from running import Session
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime.interpreter import GridExecutor
+
+from rwkv_batch.models.rows import DecodeRows
+
+FREE = {"view", "_unsafe_view", "slice", "select", "unbind", "split", "transpose", "t", "expand", "detach", "alias"}
+"""What only looks at a tensor in another way."""
+FREE |= {"empty", "empty_like", "new_empty", "unsqueeze", "squeeze"}
+
+LIMITS = {"4": 8, "5.0": 8, "5.1": 8, "5.2": 8, "6.0": 14, "7.0": 9, "7.0de": 10}
+"""Launches of one layer of a decode step, where every product is a kernel of ours."""
+
+
+class Launches(TorchDispatchMode):
+    """Counts torch's operations, but for those inside an interpreted kernel."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.counts = Counter()
+        self._is_inside = False
+        launch = GridExecutor.__call__
+
+        def counted(executor, *args, **kwargs):
+            self.counts[executor.fn.__name__] += 1
+            self._is_inside = True
+            try:
+                return launch(executor, *args, **kwargs)
+            finally:
+                self._is_inside = False
+
+        monkeypatch.setattr(GridExecutor, "__call__", counted)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        result = function(*args, **(kwargs or {}))
+        is_conversion_of_nothing = name == "to" and result.dtype == args[0].dtype and result.device == args[0].device
+        if not self._is_inside and name not in FREE and not is_conversion_of_nothing:
+            self.counts[name] += 1
+        return result
+
+
+def count_launches(path, monkeypatch):
+    session = Session(path, backend="triton")
+    rows = DecodeRows(3, session.model.device)
+    rows.slot_index.copy_(torch.tensor([2, -1, 0]))
+    with monkeypatch.context() as patch, Launches(patch) as launches:
+        session.model.forward(torch.tensor([1, 2, 3]), rows, session.pool.layers)
+    return launches.counts
+
+
+@pytest.mark.parametrize("version", LIMITS)
+def test_a_layer_takes_few_launches(version, checkpoint_file, monkeypatch):
+    sizes = dict(n_embd=32, n_att=32, n_ffn=64, head_size=16)
+    one, three = (count_launches(checkpoint_file(version, n_layer=n, **sizes), monkeypatch) for n in (1, 3))
+    per_layer = {name: (three[name] - one[name]) / 2 for name in three if three[name] != one[name]}
+    print(f"RWKV-{version}: {sum(per_layer.values()):g} launches a layer: {per_layer}")
+    assert sum(per_layer.values()) == LIMITS[version], per_layer

@@ -44,8 +44,13 @@ def activate(x, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def multiply(a, b, total, UPCAST: tl.constexpr):  # type: ignore[no-untyped-def]
-    """total + a b, in float32. The interpreter needs UPCAST: it multiplies the bit patterns of bfloat16."""
+    """total + a b, in float32.
+
+    The interpreter needs UPCAST: it would multiply the bit patterns of bfloat16, and leave the order of each sum to a
+    library that chooses it by the place in the tile.
+    """
     if UPCAST:
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, total, input_precision="ieee")
+        product = total + tl.sum(a.to(tl.float32)[:, :, None] * b.to(tl.float32)[None, :, :], 1)
+    else:
+        product = tl.dot(a, b, total, input_precision="ieee")
+    return product

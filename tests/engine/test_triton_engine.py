@@ -37,10 +37,10 @@ def make_engine(path, backend, state_dtype="float32", batch_invariant=False, **s
 
 
 def requests():
-    prompts = torch.randint(1, 97, (7, 9), generator=torch.Generator().manual_seed(5)).tolist()
+    prompts = torch.randint(1, 97, (5, 9), generator=torch.Generator().manual_seed(5)).tolist()
     return [
         Request(
-            row, prompt[: 1 + (4 * row) % 9], PARAMS[row % len(PARAMS)], row=row, score_start=1 if row > 3 else None
+            row, prompt[: 1 + (5 * row) % 9], PARAMS[row % len(PARAMS)], row=row, score_start=1 if row > 2 else None
         )
         for row, prompt in enumerate(prompts)
     ]
@@ -55,17 +55,18 @@ def outcomes(engine):
     return found
 
 
-def assert_same(got, want):
+def assert_same(got, want, tolerance=1e-4):
     assert {key: token_ids for key, (token_ids, _) in got.items()} == {
         k: token_ids for k, (token_ids, _) in want.items()
     }
     for key, (_, logprobs) in got.items():
-        assert logprobs == pytest.approx(want[key][1], abs=1e-4)
+        assert logprobs == pytest.approx(want[key][1], abs=tolerance)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_tokens_are_those_of_the_reference(version, checkpoint_file):
-    path = checkpoint_file(version, **SIZES)
+    # Only RWKV-7 has a first layer of its own kind.
+    path = checkpoint_file(version, **SIZES | {"n_layer": 2 if version.startswith("7") else 1})
     engine = make_engine(path, "triton", run_ahead=True, decode_graphs=True)
     assert engine.model.ops.served_by("triton", besides=Sampler.OPS[1:])
     assert_same(outcomes(engine), outcomes(make_engine(path, "reference")))
@@ -75,7 +76,8 @@ def test_a_half_precision_state_gives_the_same_tokens(checkpoint_file):
     path = checkpoint_file("7.0", **SIZES)
     settings = dict(state_dtype="float16")
     got = outcomes(make_engine(path, "triton", **settings, run_ahead=True, decode_graphs=True))
-    assert_same(got, outcomes(make_engine(path, "reference", **settings)))
+    # A sum that is rounded otherwise may round its state another way.
+    assert_same(got, outcomes(make_engine(path, "reference", **settings)), tolerance=5e-3)
 
 
 def test_batch_invariance_is_to_the_bit(checkpoint_file):

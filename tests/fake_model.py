@@ -8,10 +8,15 @@ import torch
 
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.models.architecture import StateField
+from rwkv_batch.models.rows import DecodeRows
 from rwkv_batch.models.scoring import SCORE
 from rwkv_batch.ops import resolve
 
 VOCAB = 64
+
+
+def following(state, token_ids):
+    return (state * 1103515245 + token_ids[:, None] + 12345) % (2**31)
 
 
 class HashModel:
@@ -27,13 +32,24 @@ class HashModel:
     )
 
     def forward(self, token_ids, rows, layers):
+        if isinstance(rows, DecodeRows):
+            return self.decode(token_ids, rows, layers[0].hash)
         hidden = torch.zeros(len(token_ids), 1, dtype=torch.int64)
 
         def advance(tokens, state):
-            state[:] = (state * 1103515245 + token_ids[tokens][:, None] + 12345) % (2**31)
+            state[:] = following(state, token_ids[tokens])
             hidden[tokens] = state
 
         rows.scan((layers[0].hash,), advance)
+        return hidden
+
+    def decode(self, token_ids, rows, states):
+        """As a kernel would: from the device's tensors alone, past rows that are padding."""
+        live = rows.slot_index >= 0
+        slots = rows.slot_index[live].long()
+        states[slots] = following(states[slots], token_ids[live])
+        hidden = torch.full((len(token_ids), 1), -7)
+        hidden[live] = states[slots]
         return hidden
 
     def score(self, hidden, targets):

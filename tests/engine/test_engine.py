@@ -1,6 +1,7 @@
 """The whole engine over a fake model: a request gives the same tokens in any company, order and size of batch."""
 
 import itertools
+from collections import Counter
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from fake_model import VOCAB, HashModel
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rwkv_batch.engine.decode_graph import DecodeGraphs, bucket_sizes
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import END_OF_TEXT, Completion, Request
 from rwkv_batch.engine.slot_tables import Vocabulary
@@ -67,9 +69,10 @@ REQUESTS = st.lists(
     extra_tokens=st.integers(0, 20),
     sharing=st.booleans(),
     ahead=st.booleans(),
+    graphs=st.booleans(),
     order=st.randoms(use_true_random=False),
 )
-def test_company_does_not_change_results(rows, slots, extra_tokens, sharing, ahead, order):
+def test_company_does_not_change_results(rows, slots, extra_tokens, sharing, ahead, graphs, order):
     requests = [
         Request((row, sample), prompt, PARAMS[which], row=row, sample=sample, score_start=1 if scored else None)
         for row, (prompt, which, n, scored) in enumerate(rows)
@@ -78,7 +81,7 @@ def test_company_does_not_change_results(rows, slots, extra_tokens, sharing, ahe
     alone = {request.key: outcome(run([request])[request.key]) for request in requests}
     order.shuffle(requests)
     sizes = dict(max_batch_size=slots, max_batch_tokens=slots + extra_tokens)
-    together = run(requests, **sizes, prefix_sharing=sharing, run_ahead=ahead)
+    together = run(requests, **sizes, prefix_sharing=sharing, run_ahead=ahead, decode_graphs=graphs)
     assert {key: outcome(completion) for key, completion in together.items()} == alone
 
 
@@ -247,6 +250,26 @@ def test_running_ahead_reads_results_a_step_late(make_engine):
     (completion,) = engine.generate([stopped])
     assert completion.token_ids == [END_OF_TEXT]
     assert engine.stats.steps == 5 + 2  # the step launched before the end was seen
+
+
+def test_steps_are_recorded_again_when_tables_have_grown(monkeypatch):
+    """Lists of seen ids grow while others decode; a step recorded with the old ones would go on reading those."""
+    recorded = []
+    record = DecodeGraphs._record
+    monkeypatch.setattr(DecodeGraphs, "_record", lambda graphs, size: recorded.append(size) or record(graphs, size))
+    steady = [Request(row, [row], SamplingParams(max_tokens=30, presence_penalty=0.5), row=row) for row in range(2)]
+    params = SamplingParams(max_tokens=9, repetition_penalty=1.4, frequency_penalty=0.3)
+    wide = [Request(9, [*range(VOCAB), 5], params, row=9)]
+    requests = [*steady, Request(5, [1] * 40, SamplingParams(max_tokens=4), row=5), *wide]
+    settings = dict(max_batch_size=3, max_batch_tokens=8, run_ahead=True)
+    found = run(requests, **settings, decode_graphs=True)
+    assert max(Counter(recorded).values()) == 2
+    assert {key: outcome(c) for key, c in found.items()} == {key: outcome(c) for key, c in run(requests).items()}
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(1, [1]), (2, [1, 2]), (100, [1, 2, 4, 8, 16, 32, 64, 96, 100])])
+def test_recorded_sizes_end_with_the_largest(most, sizes):
+    assert bucket_sizes(most) == sizes
 
 
 def test_one_iterator_at_a_time(make_engine):

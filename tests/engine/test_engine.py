@@ -257,10 +257,13 @@ def test_steps_are_recorded_again_when_tables_have_grown(monkeypatch):
     recorded = []
     record = DecodeGraphs._record
     monkeypatch.setattr(DecodeGraphs, "_record", lambda graphs, size: recorded.append(size) or record(graphs, size))
-    steady = [Request(row, [row], SamplingParams(max_tokens=30, presence_penalty=0.5), row=row) for row in range(2)]
-    params = SamplingParams(max_tokens=9, repetition_penalty=1.4, frequency_penalty=0.3)
-    wide = [Request(9, [*range(VOCAB), 5], params, row=9)]
-    requests = [*steady, Request(5, [1] * 40, SamplingParams(max_tokens=4), row=5), *wide]
+    steady = [
+        Request(row, [row], SamplingParams(max_tokens=40, presence_penalty=0.5, ignore_eos=True), row=row)
+        for row in range(2)
+    ]
+    params = SamplingParams(max_tokens=9, repetition_penalty=1.4, frequency_penalty=0.3, ignore_eos=True)
+    wide = [Request(9, [*reversed(range(VOCAB)), 5], params, row=9)]
+    requests = [*steady, Request(5, [1] * 9, SamplingParams(max_tokens=4, ignore_eos=True), row=5), *wide]
     settings = dict(max_batch_size=3, max_batch_tokens=8, run_ahead=True)
     found = run(requests, **settings, decode_graphs=True)
     assert max(Counter(recorded).values()) == 2

@@ -108,7 +108,7 @@ def wkv4(
             expected.
 
     Numerics: everything in float32. A row's bits do not depend on how its tokens are cut into calls, on its slot, or on
-        the other rows.
+        the other rows. Error against float64, relative to the largest number, in the interpreter: 2e-7.
     Graph-safe: no allocation besides the output, no host sync.
     """
     width, dtype, device = r.shape[-1], r.dtype, r.device

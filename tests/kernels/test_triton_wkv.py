@@ -20,7 +20,6 @@ from rwkv_batch.models.rwkv5 import Head5, wkv5
 from rwkv_batch.models.rwkv6 import wkv6
 from rwkv_batch.models.rwkv7 import wkv7
 from rwkv_batch.triton_kernels.launch import is_interpreted
-from rwkv_batch.triton_kernels.recurrence import element_hash
 from rwkv_batch.triton_kernels.recurrence import round_stochastically as round_in_kernel
 
 REFERENCES = {"wkv4": wkv4, "wkv5": wkv5, "wkv6": wkv6, "wkv7": wkv7}
@@ -122,10 +121,10 @@ def test_a_quiet_channel_of_a_float16_state_forgets(backend):
 
 
 @triton.jit
-def rounding_kernel(p_x, p_position, p_out, SIZE: tl.constexpr):
-    element = tl.arange(0, SIZE)
-    position = tl.load(p_position)
-    tl.store(p_out + element, round_in_kernel(tl.load(p_x + element), position, element_hash(element)))
+def rounding_kernel(p_x, p_position, p_out, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    element = row[:, None] * COLUMNS + column[None, :]
+    tl.store(p_out + element, round_in_kernel(tl.load(p_x + element), tl.load(p_position), row, column))
 
 
 def test_rounding_is_the_reference_s_to_the_bit():
@@ -149,9 +148,10 @@ def test_rounding_is_the_reference_s_to_the_bit():
     x[:20] = torch.tensor(edges + [-edge for edge in edges])
     for position in (0, 1, 12345, 2**31 - 1):
         out = torch.empty(8192, device=device)
-        rounding_kernel[(1,)](x.to(device), torch.tensor([position], dtype=torch.int32, device=device), out, 8192)
-        right = round_stochastically(x[None], torch.tensor([position]))[0]
+        rounding_kernel[(1,)](x.to(device), torch.tensor([position], dtype=torch.int32, device=device), out, 64, 128)
+        right = round_stochastically(x.view(1, 64, 128), torch.tensor([position])).flatten()
         assert torch.equal(out.cpu().view(torch.int32), right.view(torch.int32))
+        assert torch.equal(right.half().float(), right)
 
 
 WRONG = {

@@ -73,8 +73,10 @@ def check(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype, d
     return tensor
 
 
-def check_pool(name: str, state: Tensor, shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> int:
-    """The slot stride, in elements, of one layer's state [P, *shape], contiguous but for its first axis.
+def check_pool(
+    name: str, state: Tensor, shape: Sequence[int], dtypes: Sequence[torch.dtype], device: torch.device
+) -> int:
+    """The slot stride, in elements, of one layer's state [P, *shape] on this device, contiguous but for its first axis.
 
     Raises:
         ValueError: the message names the tensor, what was given and what was expected.
@@ -88,10 +90,11 @@ def check_pool(name: str, state: Tensor, shape: Sequence[int], dtypes: Sequence[
         tuple(state.shape[1:]) != tuple(shape)
         or list(state.stride()[1:]) != strides
         or state.dtype not in dtypes
+        or state.device != device
         or len(state) == 0
     ):
         raise ValueError(
-            f"{name}: got {state.dtype} {list(state.shape)} with strides {state.stride()}, expected "
-            f"{' or '.join(map(str, dtypes))} [P, {', '.join(map(str, shape))}] whose slots are contiguous"
+            f"{name}: got {state.dtype} {list(state.shape)} on {state.device} with strides {state.stride()}, expected "
+            f"{' or '.join(map(str, dtypes))} [P, {', '.join(map(str, shape))}] on {device} whose slots are contiguous"
         )
     return state.stride(0)

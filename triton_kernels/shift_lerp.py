@@ -128,7 +128,7 @@ def shift_lerp(
     check("norm.weight", norm.weight, (width,), dtype, device)
     check("norm.bias", norm.bias, (width,), dtype, device)
     check("mix", mix, (len(mix), width), dtype, device)
-    slot_stride = check_pool("shift", shift, (width,), (dtype,))
+    slot_stride = check_pool("shift", shift, (width,), (dtype,), device)
     normed, delta = (torch.empty_like(x), torch.empty_like(x)) if keep_parts else (None, None)
     mixed = torch.empty((len(mix), *x.shape), dtype=dtype, device=device)
     if rows.num_tokens:

@@ -116,7 +116,9 @@ def wkv4(
         check(name, x, (rows.num_tokens, width), dtype, device)
     for name, x in (("decay", decay), ("bonus", bonus)):
         check(name, x, (width,), torch.float32, device)
-    strides = [check_pool(name, x, (width,), (torch.float32,)) for name, x in (("aa", aa), ("bb", bb), ("pp", pp))]
+    strides = [
+        check_pool(name, x, (width,), (torch.float32,), device) for name, x in (("aa", aa), ("bb", bb), ("pp", pp))
+    ]
     if len(set(strides)) > 1:
         raise ValueError(f"aa, bb, pp: got slots {strides} elements apart, expected one stride for all three")
     out = torch.empty_like(r)

@@ -112,7 +112,7 @@ def wkv56(
         check(name, x, (num_heads, size), torch.float32, device)
     for name, x in (("head.norm.weight", head.norm.weight), ("head.norm.bias", head.norm.bias)):
         check(name, x, (width,), torch.float32, device)
-    slot_stride = check_pool("state", state, (num_heads, size, size), STATE_DTYPES)
+    slot_stride = check_pool("state", state, (num_heads, size, size), STATE_DTYPES, device)
     out = torch.empty_like(r)
     if rows.num_tokens:
         wkv56_kernel[(rows.num_rows * num_heads,)](

@@ -177,7 +177,7 @@ def wkv7(
     check("head.r_k", head.r_k, (num_heads, size), torch.float32, device)
     check("head.norm.weight", head.norm.weight, vector, torch.float32, device)
     check("head.norm.bias", head.norm.bias, vector, torch.float32, device)
-    slot_stride = check_pool("state", state, (num_heads, size, size), STATE_DTYPES)
+    slot_stride = check_pool("state", state, (num_heads, size, size), STATE_DTYPES, device)
     out = torch.empty_like(r)
     if rows.num_tokens:
         wkv7_kernel[(rows.num_rows * num_heads,)](

@@ -182,7 +182,8 @@ class Engine:
         if not scored:
             return
         found = score(
-            hidden[[token.packed_index for token in scored]],
+            hidden,
+            [token.packed_index for token in scored],
             [token.target for token in scored],
             [token.num_alternatives for token in scored],
             self.model.logits,
@@ -215,7 +216,7 @@ class Engine:
         for sequence in done + prefixes:
             self.pool.free(sequence.slot)
         self.scheduler.settle({id(sequence) for sequence in done + prefixes})
-        return [sequence.completion for sequence in done if sequence.completion is not None]
+        return [sequence.completion for sequence in done + prefixes if sequence.completion is not None]
 
     def _publish(self, computed: list[Sequence]) -> None:
         """These prefixes are computed: their children can start from their states.

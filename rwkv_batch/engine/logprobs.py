@@ -55,27 +55,34 @@ def top_logprobs(logits: Tensor, normalizer: Tensor, token_ids: Tensor, counts: 
 
 
 def score(
-    hidden: Tensor, targets: Sequence[int], counts: Sequence[int | None], head: Callable[[Tensor], Tensor]
+    hidden: Tensor,
+    positions: Sequence[int],
+    targets: Sequence[int],
+    counts: Sequence[int | None],
+    head: Callable[[Tensor], Tensor],
 ) -> list[Logprobs]:
-    """Score one target per position.
+    """Score n targets. Those of one position follow each other, and share its logits.
 
     Args:
-        hidden: [n, C], what the head turns into logits.
-        targets: n token ids.
-        counts: for each position how many alternatives to return; None also leaves out the rank.
+        hidden: [M, C], what the head turns into logits.
+        positions: for each target the row of `hidden` that predicts it.
+        targets: token ids.
+        counts: for each target how many alternatives to return; None also leaves out the rank.
         head: [m, C] → [m, V] float32.
     """
     found: list[Logprobs] = []
     for start in range(0, len(targets), ROWS_AT_ONCE):
         part = slice(start, start + ROWS_AT_ONCE)
-        logits = head(hidden[part])
+        rows = list(dict.fromkeys(positions[part]))
+        logits = head(hidden[rows])
+        place = {position: row for row, position in enumerate(rows)}
+        row_of = torch.tensor([place[position] for position in positions[part]], device=logits.device)
         ids = torch.tensor(targets[part], dtype=torch.int64, device=logits.device)
-        normalizer = log_normalizer(logits)
-        wanted = [count or 0 for count in counts[part]]
+        normalizer = log_normalizer(logits)[row_of]
         if any(count is not None for count in counts[part]):
-            found += top_logprobs(logits, normalizer, ids, wanted)
+            found += top_logprobs(logits[row_of], normalizer, ids, [count or 0 for count in counts[part]])
             continue
-        own = logits.gather(1, ids[:, None])[:, 0].double() - normalizer
-        greedy = logits.argmax(1) == ids
+        own = logits[row_of, ids].double() - normalizer
+        greedy = logits.argmax(1)[row_of] == ids
         found += [Logprobs(p, g, 0, [], []) for p, g in zip(own.tolist(), greedy.tolist(), strict=True)]
     return found

@@ -29,12 +29,11 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.num_computed = self.parent.length if self.parent else 0
-        if isinstance(self.work, Request):
-            self.prompt = self.work.prompt_token_ids
-            new_monitor = self.work.new_monitor
-            self.completion = Completion(self.work, monitor=new_monitor() if new_monitor else None)
-        else:
-            self.prompt = self.work.token_ids
+        self.prompt = self.work.prompt_token_ids if isinstance(self.work, Request) else self.work.token_ids
+        self.request = self.work if isinstance(self.work, Request) else self.work.request
+        if self.request is not None:
+            new_monitor = self.request.new_monitor
+            self.completion = Completion(self.request, monitor=new_monitor() if new_monitor else None)
 
     @property
     def num_uncomputed(self) -> int:

@@ -99,6 +99,7 @@ class LLM:
         file, plan = self.summary.file, self.summary.memory
         logger.info("%s", plan)
         self.tokenizer: Tokenizer | None = self.summary.tokenizer
+        self.seed = seed
         self._model = Model(file, self.summary.placement, self.summary.ops, ln_x_eps, batch_invariant)
         vocab_size = file.sizes["V"]
         self._engine = Engine(

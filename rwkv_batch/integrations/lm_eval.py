@@ -302,13 +302,15 @@ class RwkvBatchLM(TemplateLM):
         kwargs = dict(normalize_gen_kwargs(dict(arguments), default_max_gen_toks=self.max_gen_toks))
         stop = [text for text in handle_stop_sequences(kwargs.pop("until"), eos=None) if text]
         max_tokens, do_sample = kwargs.pop("max_gen_toks"), kwargs.pop("do_sample")
-        temperature = kwargs.pop("temperature", 1.0) if do_sample else 0.0
+        temperature = float(kwargs.pop("temperature", 1.0))
         known = set(SamplingParams.field_names()) - {"n", "stop", "logprobs", "prompt_logprobs"}
         for name in sorted(kwargs.keys() - known - self._ignored):
             self._ignored.add(name)
             logger.warning("%s: got %r among the generation arguments, which this model ignores", name, kwargs[name])
         chosen = {name: value for name, value in kwargs.items() if name in known and value is not None}
-        return SamplingParams(stop=stop, max_tokens=max_tokens, temperature=float(temperature), **chosen)
+        return SamplingParams(
+            stop=stop, max_tokens=max_tokens, temperature=temperature if do_sample else 0.0, **chosen
+        )
 
     def _count(self, what: str, sentence: str) -> None:
         if not self.counts[what]:

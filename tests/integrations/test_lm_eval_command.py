@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,10 @@ def tasks(tmp_path_factory: pytest.TempPathFactory, greedy: Callable[[str], str]
 def evaluate(tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """`evaluate(*arguments)` runs the command in this process; results, and the samples of each task."""
     import lm_eval.evaluator
+    import lm_eval.tasks
 
+    # It reads the 14,000 files of its own tasks first.
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(lm_eval.tasks.TaskManager, include_defaults=False))
     # It asks the system for its compilers, drivers and packages, which takes seconds.
     monkeypatch.setattr(lm_eval.evaluator, "add_env_info", lambda results: None)
     monkeypatch.setattr(lm_eval.evaluator, "get_git_commit_hash", lambda: None)
@@ -245,7 +249,10 @@ def test_a_killed_evaluation_goes_on(evaluate, tasks, tmp_path, monkeypatch):
     names = ("local_choices", "local_documents")
     whole = evaluate(names=names)
     slow = "pretrained=demo,dtype=float32,max_batch_size=1,max_batch_tokens=1"
-    code = "import sys; from rwkv_batch.cli import main; main(sys.argv[1:])"
+    code = (
+        "import sys, functools, lm_eval.tasks as t; from rwkv_batch.cli import main\n"
+        "t.TaskManager = functools.partial(t.TaskManager, include_defaults=False); main(sys.argv[1:])"
+    )
     cache = ["--use_cache", str(tmp_path / "cache")]
     process = subprocess.Popen(
         [sys.executable, "-c", code, "lm-eval", *command(tasks, names, slow), *cache, "--output_path", str(tmp_path)],

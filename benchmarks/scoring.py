@@ -295,7 +295,12 @@ def main() -> None:
     for task, rates in result["rows_per_second"].items():
         ratios, differences = result["ratio_in_same_round"][task], result["largest_difference"][task]
         table = [
-            [name, spread(rates[name], 2), spread(ratios[name], 1) if name in ratios else "", f"{differences[name]:.1e}"]
+            [
+                name,
+                spread(rates[name], 2),
+                spread(ratios[name], 1) if name in ratios else "",
+                f"{differences[name]:.1e}",
+            ]
             for name in rates
         ]
         print(f"\n{task}: median (min-max) of {options.rounds} rounds\n")
@@ -321,7 +326,9 @@ def _rounded(value: Any) -> Any:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scoring", description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=positive_int, default=48, metavar="N", help="of each task (48)")
-    parser.add_argument("--per-subject", type=positive_int, default=24, metavar="N", help="questions that share examples")
+    parser.add_argument(
+        "--per-subject", type=positive_int, default=24, metavar="N", help="questions that share examples"
+    )
     parser.add_argument("--rounds", type=positive_int, default=3, metavar="N", help="each runs all contenders once (3)")
     parser.add_argument("--threads", type=positive_int, default=os.cpu_count(), metavar="N", help="default: all cores")
     parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave a contender out")

@@ -204,7 +204,9 @@ class LLM:
 
         def rows() -> Iterator[ScoreRow]:
             for i, (context, continuation) in enumerate(pairs):
-                several = isinstance(continuation, (list, tuple)) and isinstance([*continuation, 0][0], (str, list, tuple))
+                several = isinstance(continuation, (list, tuple)) and isinstance(
+                    [*continuation, 0][0], (str, list, tuple)
+                )
                 if not several:
                     single.add(i)
                 continuations = continuation if several else [continuation]

@@ -20,7 +20,6 @@ Prompt = str | Sequence[int] | Mapping[str, Any]
 TextOrIds = str | Sequence[int]
 
 
-
 @dataclass(frozen=True)
 class GenerateRow:
     """One prompt to complete.

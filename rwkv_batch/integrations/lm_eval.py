@@ -55,7 +55,7 @@ class RwkvBatchLM(TemplateLM):
     Args:
         pretrained: what `LLM` takes as its model, or an `LLM`; `model` is another name for it.
         batch_size: sequences that run at the same time; "auto" and 1, the harness's default, let the engine decide.
-        device: the harness always names "cuda:0" where the user names none, so on a machine without CUDA that is "auto".
+        device: the harness always names "cuda:0" where the user names none, so without CUDA that is "auto".
         add_bos_token: begin every sequence with token 0, as RWKV's reference scripts do, unless it begins so already.
         max_length: tokens that the model may read for one request; a longer one loses its first tokens, as it does in
             the harness's Hugging Face backend. None, the default, cuts nothing: a recurrent state has no length.
@@ -237,7 +237,9 @@ class RwkvBatchLM(TemplateLM):
         database = cache_hook.dbdict
         if database is not None:
             database.tablename = f"{NAME}-{self._identity()}"
-            database.conn.execute(f'CREATE TABLE IF NOT EXISTS "{database.tablename}" (key TEXT PRIMARY KEY, value BLOB)')
+            database.conn.execute(
+                f'CREATE TABLE IF NOT EXISTS "{database.tablename}" (key TEXT PRIMARY KEY, value BLOB)'
+            )
             database.conn.commit()
 
     def _conventions(self) -> dict[str, Any]:
@@ -279,7 +281,7 @@ class RwkvBatchLM(TemplateLM):
             return context, continuation
         if len(continuation) > self.max_length:
             raise ValueError(
-                f"max_length: got {self.max_length}, expected at least {len(continuation)}, the tokens of a continuation"
+                f"max_length: got {self.max_length}, expected at least {len(continuation)} for a continuation"
             )
         self._count("truncated", f"a request is longer than max_length ({self.max_length})")
         return context[-(self.max_length + 1 - len(continuation)) :], continuation
@@ -308,9 +310,7 @@ class RwkvBatchLM(TemplateLM):
             self._ignored.add(name)
             logger.warning("%s: got %r among the generation arguments, which this model ignores", name, kwargs[name])
         chosen = {name: value for name, value in kwargs.items() if name in known and value is not None}
-        return SamplingParams(
-            stop=stop, max_tokens=max_tokens, temperature=temperature if do_sample else 0.0, **chosen
-        )
+        return SamplingParams(stop=stop, max_tokens=max_tokens, temperature=temperature if do_sample else 0.0, **chosen)
 
     def _count(self, what: str, sentence: str) -> None:
         if not self.counts[what]:

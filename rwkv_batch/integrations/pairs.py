@@ -1,4 +1,4 @@
-"""Many (context, continuation) pairs at once: equal contexts are one row, and rows that share a prefix are neighbours."""
+"""Many (context, continuation) pairs at once: equal contexts are one row, and similar ones are neighbours."""
 
 from __future__ import annotations
 

@@ -10,13 +10,13 @@ from pathlib import Path
 # The harnesses' libraries read these when they are imported.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from checkpoints import write_checkpoint  # noqa: E402
-from oracle import Oracle  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+import pytest
+import torch
+from checkpoints import write_checkpoint
+from oracle import Oracle
+from safetensors.torch import load_file
 
-from rwkv_batch.model_summary import DEMO_MODEL  # noqa: E402
+from rwkv_batch.model_summary import DEMO_MODEL
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -195,7 +195,10 @@ def test_completions_end_where_the_task_says(model, oracle, checkpoint_file):
         ({"until": [], "max_gen_toks": 24}, whole),
         ({"until": stop, "max_gen_toks": 24}, whole.split(stop)[0]),
         ({"until": ["never", stop, ""], "max_new_tokens": 24, "do_sample": False}, whole.split(stop)[0]),
-        ({"until": ["never"], "max_tokens": 5}, greedy_text(reference, [0, *encode(context)], 5).decode(errors="replace")),
+        (
+            {"until": ["never"], "max_tokens": 5},
+            greedy_text(reference, [0, *encode(context)], 5).decode(errors="replace"),
+        ),
     ]
     arguments = [json.loads(json.dumps(case)) for case, _ in cases]
     got = lm.generate_until(instances("generate_until", *[(context, case) for case in arguments]), disable_tqdm=True)
@@ -254,8 +257,8 @@ def test_chat_format(model, oracle, checkpoint_file):
     ((logprob, _), same) = lm.loglikelihood(
         instances("loglikelihood", (context, "yes"), (context, " yes")), disable_tqdm=True
     )
-    assert logprob == same[0] == pytest.approx(
-        reference.loglikelihood([0, *encode(context)], encode(" yes"))[0], abs=1e-4
+    assert (
+        logprob == same[0] == pytest.approx(reference.loglikelihood([0, *encode(context)], encode(" yes"))[0], abs=1e-4)
     )
     assert lm.tokenizer_name == model().tokenizer_name
 
@@ -282,7 +285,9 @@ def test_answers_reach_the_cache_as_they_finish(model):
     )
     hook.seen.clear()
     total = lm.loglikelihood_rolling(instances("loglikelihood_rolling", ("abc",)), disable_tqdm=True)
-    text = lm.generate_until(instances("generate_until", ("a", {"until": ["\n"], "max_gen_toks": 4})), disable_tqdm=True)
+    text = lm.generate_until(
+        instances("generate_until", ("a", {"until": ["\n"], "max_gen_toks": 4})), disable_tqdm=True
+    )
     assert hook.seen == [
         ("loglikelihood_rolling", ("abc",), total[0]),
         ("generate_until", ("a", {"until": ["\n"], "max_gen_toks": 4}), text[0]),

@@ -1,4 +1,4 @@
-"""The harness's real command line over tasks of local files: its metrics equal those made by hand from the reference."""
+"""The harness's real command line over local tasks: its metrics equal those made by hand from the reference."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ def test_a_killed_evaluation_goes_on(evaluate, tasks, tmp_path, monkeypatch):
     monkeypatch.setattr("rwkv_batch.integrations.lm_eval.score_pairs", counted)
     again = evaluate(*cache, names=names)
     num_choices = sum(len(line["doc"]["choices"]) for line in whole["lines"]["local_choices"])
-    assert 0 < kept
+    assert kept > 0
     assert sum(served) == num_choices + ROWS - kept
     for name in names:
         for metric, value in whole["results"][name].items():

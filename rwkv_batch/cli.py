@@ -17,8 +17,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .bench import main as bench
 
         return bench(given[1:])
-    options = _parser().parse_args(given)
     try:
+        if given[:1] == ["lm-eval"]:  # another project's command line
+            from .integrations.lm_eval import main as lm_eval
+
+            return lm_eval(given[1:])
+        options = _parser().parse_args(given)
         return int(options.command(options))
     except RwkvBatchError as error:
         print(f"rwkv-batch: {error}", file=sys.stderr)
@@ -49,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     convert.set_defaults(command=_convert)
 
     commands.add_parser("bench", help="measure this machine", add_help=False)
+    commands.add_parser(
+        "lm-eval", help="the lm-evaluation-harness's own command line, with --model rwkv_batch", add_help=False
+    )
 
     report = commands.add_parser("report", help="write a job's report again, and show what it made")
     report.add_argument("path", help="the job's output folder, or its state folder where run.state_dir is set")

@@ -65,6 +65,10 @@ class InputSection(Section):
     max_prompt_tokens: Count | None = _setting("an integer from 1, or null", None)
 
 
+class ScoreSection(Section):
+    add_bos_token: bool = _setting("true or false", False)
+
+
 class OutputSection(Section):
     path: str = _setting("a folder on a local disk")
     rows_per_part: Count = _setting("an integer from 1", 20000)
@@ -91,6 +95,7 @@ class JobConfig(Section):
     engine: EngineSection = EngineSection()
     input: InputSection
     sampling: InstanceOf[SamplingParams] = JOB_SAMPLING
+    score: ScoreSection = ScoreSection()
     output: OutputSection
     run: RunSection = RunSection()
 
@@ -196,14 +201,13 @@ def _check_together(job: JobConfig) -> Iterator[tuple[str, str]]:
         if value is not None:
             yield f"sampling.{name}", f"got {value}, expected null: output.logprobs is what writes log-probabilities"
     if job.task == "score":
-        for name in ("token_ids", "logprobs"):
-            if getattr(job.output, name):
-                yield f"output.{name}", "got true, expected false: task score has fixed columns"
         if job.input.template is not None:
             yield (
                 "input.template",
                 "got a template, expected null: task score reads context and continuations from columns",
             )
+    elif job.score != ScoreSection():
+        yield "score", "got settings, expected none: the task is generate"
 
 
 def _explain(error: ValidationError, settings: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -6,8 +6,9 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -24,7 +25,7 @@ from .models.model import Model
 from .ops import fallbacks, format_choices
 from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
 from .prefetch import Prefetch
-from .requests import GenerateRow, Prompt, RequestBuilder, ScoreRow, TextOrIds, passed_through
+from .requests import GenerateRow, Prompt, RequestBuilder, ScorePlan, ScoreRow, passed_through
 from .sampling_params import SamplingParams
 from .tokenizer import Tokenizer
 
@@ -99,6 +100,7 @@ class LLM:
         file, plan = self.summary.file, self.summary.memory
         logger.info("%s", plan)
         self.tokenizer: Tokenizer | None = self.summary.tokenizer
+        self.seed = seed
         self._model = Model(file, self.summary.placement, self.summary.ops, ln_x_eps, batch_invariant)
         vocab_size = file.sizes["V"]
         self._engine = Engine(
@@ -159,22 +161,64 @@ class LLM:
             rows = (GenerateRow(i, i, prompt, params) for i, (prompt, params) in enumerate(pairs))
         return self.serve(rows)
 
-    def score(self, pairs: Iterable[tuple[TextOrIds, TextOrIds]]) -> list[ScoreOutput]:
+    @overload
+    def score(
+        self,
+        pairs: Iterable[tuple[str, str] | tuple[Sequence[int], Sequence[int]]],
+        *,
+        add_bos_token: bool = False,
+        top_logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
+    ) -> list[ScoreOutput]: ...
+    @overload
+    def score(
+        self,
+        pairs: Iterable[tuple[str, list[str]] | tuple[Sequence[int], list[list[int]]]],
+        *,
+        add_bos_token: bool = False,
+        top_logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
+    ) -> list[list[ScoreOutput]]: ...
+    def score(
+        self,
+        pairs: Iterable[tuple[Any, Any]],
+        *,
+        add_bos_token: bool = False,
+        top_logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
+    ) -> list[Any]:
         """The log-likelihood of each continuation given its context; results are in the order of the pairs.
 
         Args:
             pairs: (context, continuation), both text or both token ids; each is encoded by itself. An empty context
-                is the beginning of a document, token 0.
+                is the beginning of a document, token 0. A list of continuations (of texts, or of lists of ids) in place
+                of one shares its context, and gives a list of results in place of one.
+            add_bos_token: put token 0 before every context that does not start with it.
+            top_logprobs: also return this many most likely tokens at each of a continuation's positions, from 0; None
+                is off.
+            prompt_logprobs: the same for each token of the context after the first, and its own log-probability.
 
         Raises:
-            ValueError: a pair cannot be scored; the message names it.
+            ValueError: a pair or an option cannot be served; the message names it.
         """
-        scores: dict[int, ScoreOutput] = {}
-        rows = (ScoreRow(i, i, context, [continuation]) for i, (context, continuation) in enumerate(pairs))
-        for index, (output,) in self.serve_scores(rows):
-            if output.error is not None:
-                raise ValueError(f"pair {index}: {output.error}")
-            scores[index] = output
+        SamplingParams(logprobs=top_logprobs, prompt_logprobs=prompt_logprobs)  # refuses values out of range
+        scores: dict[int, Any] = {}
+        single: set[int] = set()
+
+        def rows() -> Iterator[ScoreRow]:
+            for i, (context, continuation) in enumerate(pairs):
+                several = isinstance(continuation, (list, tuple)) and isinstance(
+                    [*continuation, 0][0], (str, list, tuple)
+                )
+                if not several:
+                    single.add(i)
+                continuations = continuation if several else [continuation]
+                yield ScoreRow(i, i, context, continuations, add_bos_token, top_logprobs, prompt_logprobs)
+
+        for index, outputs in self.serve_scores(rows()):
+            if outputs[0].error is not None:
+                raise ValueError(f"pair {index}: {outputs[0].error}")
+            scores[index] = outputs[0] if index in single else outputs
         return [scores[index] for index in sorted(scores)]
 
     def serve(self, rows: Iterable[GenerateRow]) -> Iterator[tuple[Any, RequestOutput]]:
@@ -183,11 +227,22 @@ class LLM:
         Rows are pulled and tokenised on a thread of their own, a bounded number ahead. A bad row gives a result with
         `error_code` and `error`; it never stops the others.
         """
-        return self._serve(rows, self._builder.generate, self._request_output, _failed_request)
+
+        def build(row: GenerateRow, group: _Group) -> list[Request]:
+            group.finish = self._request_output
+            return self._builder.generate(row, group)
+
+        return self._serve(rows, build, _failed_request)
 
     def serve_scores(self, rows: Iterable[ScoreRow]) -> Iterator[tuple[Any, list[ScoreOutput]]]:
         """Score rows as they come: (key, one result for each continuation) in the order in which they finish."""
-        return self._serve(rows, self._builder.score, _score_outputs, _failed_score)
+
+        def build(row: ScoreRow, group: _Group) -> list[Request]:
+            plan = self._builder.score(row, group)
+            group.finish = partial(self._score_outputs, row, plan)
+            return plan.requests
+
+        return self._serve(rows, build, _failed_score)
 
     def stats(self) -> EngineStats:
         """Counters since the model was loaded."""
@@ -204,8 +259,7 @@ class LLM:
     def _serve(
         self,
         rows: Iterable[Any],
-        build: Callable[[Any, Any], list[Request]],
-        finish: Callable[[list[Completion]], Any],
+        build: Callable[[Any, _Group], list[Request]],
         fail: Callable[[Any, RowError], Any],
     ) -> Iterator[tuple[Any, Any]]:
         def requests() -> Iterator[Batch]:
@@ -225,18 +279,9 @@ class LLM:
                 if group.result is None and group.missing:
                     group.add(completion)
                 if not group.missing:
-                    yield group.row.key, self._result(group, finish, fail)
+                    yield group.row.key, _result(group, fail)
         finally:
             ahead.close()
-
-    @staticmethod
-    def _result(group: _Group, finish: Callable[[list[Completion]], Any], fail: Callable[[Any, RowError], Any]) -> Any:
-        """The row's result. The group lets go of its completions, which refer to it."""
-        completions, group.completions = group.completions, []
-        if any(map(_is_broken, completions)):
-            reason = "the model's numbers are not finite; float16 may have overflowed: use bfloat16 or float32"
-            return fail(group.row, RowError("not_finite", reason))
-        return finish(completions) if group.result is None else group.result
 
     def _request_output(self, completions: list[Completion]) -> RequestOutput:
         first = completions[0]
@@ -247,6 +292,27 @@ class LLM:
             prompt_logprobs = [None, *(self._logprob_dict(token_id, found) for token_id, found in scored)]
         outputs = [self._completion_output(i, completion) for i, completion in enumerate(completions)]
         return RequestOutput(first.request.prompt, prompt, prompt_logprobs, outputs)
+
+    def _score_outputs(self, row: ScoreRow, plan: ScorePlan, completions: list[Completion]) -> list[ScoreOutput]:
+        of_context, of_continuations = plan.scores(completions)
+        prompt_logprobs = None
+        if row.prompt_logprobs is not None:
+            prompt_logprobs = [None, *map(self._logprob_dict, plan.context[1:], of_context)]
+        outputs = []
+        for ids, scores in zip(plan.continuations, of_continuations, strict=True):
+            token_logprobs = [score.logprob for score in scores]
+            outputs.append(
+                ScoreOutput(
+                    logprob=math.fsum(token_logprobs),
+                    is_greedy=all(score.is_greedy for score in scores),
+                    token_logprobs=token_logprobs,
+                    num_tokens=len(ids),
+                    token_ids=ids,
+                    top_logprobs=None if row.top_logprobs is None else list(map(self._logprob_dict, ids, scores)),
+                    prompt_logprobs=prompt_logprobs,
+                )
+            )
+        return outputs
 
     def _completion_output(self, index: int, completion: Completion) -> CompletionOutput:
         logprobs = None
@@ -280,6 +346,8 @@ class _Group:
     row: Any
     missing: int = 0
     completions: list[Completion] = field(default_factory=list)
+    finish: Callable[[list[Completion]], Any] | None = None
+    """Makes the result."""
     result: Any = None
     """Set where the row could not be served."""
 
@@ -291,6 +359,18 @@ class _Group:
             self.completions.sort(key=lambda c: c.request.sample)
 
 
+def _result(group: _Group, fail: Callable[[Any, RowError], Any]) -> Any:
+    """The row's result. The group lets go of its completions, which refer to it."""
+    completions, group.completions = group.completions, []
+    if any(map(_is_broken, completions)):
+        reason = "the model's numbers are not finite; float16 may have overflowed: use bfloat16 or float32"
+        return fail(group.row, RowError("not_finite", reason))
+    if group.result is not None:
+        return group.result
+    assert group.finish is not None
+    return group.finish(completions)
+
+
 def _is_broken(completion: Completion) -> bool:
     """Something in it is not a number."""
     scores = completion.prompt_scores
@@ -300,20 +380,6 @@ def _is_broken(completion: Completion) -> bool:
 def _failed_request(row: GenerateRow, error: RowError) -> RequestOutput:
     prompt = row.prompt if isinstance(row.prompt, str) else None
     return RequestOutput(prompt, [], None, [], error_code=error.code, error=error.message)
-
-
-def _score_outputs(completions: list[Completion]) -> list[ScoreOutput]:
-    return [_score_output(completion.prompt_scores) for completion in completions]
-
-
-def _score_output(scores: list[Logprobs]) -> ScoreOutput:
-    token_logprobs = [score.logprob for score in scores]
-    return ScoreOutput(
-        logprob=math.fsum(token_logprobs),
-        is_greedy=all(score.is_greedy for score in scores),
-        token_logprobs=token_logprobs,
-        num_tokens=len(scores),
-    )
 
 
 def _failed_score(row: ScoreRow, error: RowError) -> list[ScoreOutput]:

@@ -60,5 +60,11 @@ class ScoreOutput:
     """Every token of the continuation is the most likely one."""
     token_logprobs: list[float]
     num_tokens: int
+    token_ids: list[int] = field(default_factory=list)
+    """The continuation's tokens."""
+    top_logprobs: list[dict[int, Logprob]] | None = None
+    """For each token the most likely ones in its place, and itself; None where they were not asked for."""
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    """The same for each token of the context; None for the first one, and where they were not asked for."""
     error_code: str | None = None
     error: str | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from .chat import render_messages
 from .constraint import ConstraintCompiler
 from .detokenizer import Detokenizer
+from .engine.logprobs import Logprobs
 from .engine.request import END_OF_TEXT, Completion, Request
 from .errors import RowError
 from .sampling_params import SamplingParams
@@ -17,8 +18,6 @@ from .tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 TextOrIds = str | Sequence[int]
-
-NO_SAMPLING = SamplingParams(max_tokens=0)
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,55 @@ class GenerateRow:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """Continuations of one context whose log-likelihoods are wanted; all text, or all token ids."""
+    """Continuations of one context whose log-likelihoods are wanted; all text, or all token ids.
+
+    Args:
+        key: comes back with the result.
+        context: an empty one is the beginning of a document, token 0.
+        add_bos_token: put token 0 before a context that does not start with it.
+        top_logprobs: also return this many most likely tokens at each of the continuations' positions; None is off.
+        prompt_logprobs: the same for each token of the context after the first, and its own log-probability.
+    """
 
     key: Hashable
     row: int
     context: TextOrIds
     continuations: Sequence[TextOrIds]
+    add_bos_token: bool = False
+    top_logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class ScorePlan:
+    """How one context's continuations are scored.
+
+    The context is read once: what follows it directly, the first token of every continuation, is scored from one
+    hidden state. The rest of a longer continuation needs a request of its own, which starts where the context ends. A
+    single continuation is one request.
+
+    Args:
+        requests: `sample` 0 is the context's, 1 + i that of continuation i; none where there is nothing to score.
+        context: token ids, at least one.
+        continuations: token ids.
+    """
+
+    requests: list[Request]
+    context: list[int]
+    continuations: list[list[int]]
+
+    def scores(self, completions: Iterable[Completion]) -> tuple[list[Logprobs], list[list[Logprobs]]]:
+        """What the requests found: for the context's tokens where asked for, and for each continuation's tokens."""
+        found = {completion.request.sample: completion.prompt_scores for completion in completions}
+        shared = found.get(0, [])
+        num_firsts = sum(map(bool, self.continuations)) if shared else 0
+        split = len(shared) - num_firsts
+        firsts = iter(shared[split:])
+        scores = []
+        for i, ids in enumerate(self.continuations):
+            first = [next(firsts)] if ids and num_firsts else []
+            scores.append(first + found.get(1 + i, []))
+        return shared[:split], scores
 
 
 class RequestBuilder:
@@ -101,17 +143,31 @@ class RequestBuilder:
         )
         return [request, *(replace(request, sample=i, score_start=None) for i in range(1, params.n))]
 
-    def score(self, row: ScoreRow, key: Any) -> list[Request]:
-        """One request for each continuation; raises RowError for a bad row."""
+    def score(self, row: ScoreRow, key: Any) -> ScorePlan:
+        """The requests that score a row; raises RowError for a bad row."""
         context = self.token_ids(row.context, "context")
-        start = context or [END_OF_TEXT]
+        if not context or (row.add_bos_token and context[0] != END_OF_TEXT):
+            context = [END_OF_TEXT, *context]
+        if any(isinstance(continuation, str) != isinstance(row.context, str) for continuation in row.continuations):
+            raise RowError("bad_type", "context and continuation must both be text or both be token ids")
+        continuations = [self.token_ids(continuation, "continuation") for continuation in row.continuations]
+        top = row.top_logprobs
+        firsts = tuple(ids[0] for ids in continuations if ids)
+        is_single = row.prompt_logprobs is None and len(firsts) == 1
+        start = len(context) + (not is_single)
+        params = SamplingParams(max_tokens=0, logprobs=top, prompt_logprobs=top)
         requests = []
-        for i, continuation in enumerate(row.continuations):
-            if isinstance(continuation, str) != isinstance(row.context, str):
-                raise RowError("bad_type", "context and continuation must both be text or both be token ids")
-            ids = start + self.token_ids(continuation, "continuation")
-            requests.append(Request(key, ids, NO_SAMPLING, row=row.row, sample=i, score_start=len(start)))
-        return requests
+        for i, ids in enumerate(continuations):
+            if len(ids) > 1 or (ids and is_single):
+                prompt, last = context + ids[:-1], (ids[-1],)
+                requests.append(Request(key, prompt, params, None, 0, row.row, 1 + i, start, next_token_ids=last))
+        if not is_single and (firsts or row.prompt_logprobs is not None):
+            params = replace(params, prompt_logprobs=row.prompt_logprobs)
+            start_of_context = None if row.prompt_logprobs is None else 1
+            requests.append(
+                Request(key, context, params, row=row.row, score_start=start_of_context, next_token_ids=firsts)
+            )
+        return ScorePlan(requests, context, continuations)
 
     def token_ids(self, value: object, name: str) -> list[int]:
         """Text or ids → ids, each in [0, V)."""
@@ -167,4 +223,4 @@ class RequestBuilder:
 
 def passed_through(key: Any) -> Completion:
     """A finished result for a row that has nothing to compute."""
-    return Completion(Request(key, [], NO_SAMPLING), finish_reason="error")
+    return Completion(Request(key, [], SamplingParams(max_tokens=0)), finish_reason="error")

@@ -52,8 +52,8 @@ class HashModel:
         hidden[live] = states[slots]
         return hidden
 
-    def score(self, hidden, targets):
-        logits = self.logits(hidden)
+    def score(self, hidden, targets, rows):
+        logits = self.logits(hidden)[rows]
         own = logits.gather(1, targets[:, None])[:, 0].double()
         return own - logits.double().logsumexp(1), logits.argmax(1) == targets
 

@@ -18,6 +18,7 @@ from .jsonl import Kind
 from .openai_batch import PROMPT_KINDS
 
 PROMPT_PARTS = tuple(PROMPT_KINDS)
+SCORE_PARTS = ("context", "continuation", "choices", "answer")
 
 INTEGERS = ("n", "top_k", "max_tokens", "min_tokens", "seed")
 NUMBERS = (
@@ -57,6 +58,7 @@ class Columns:
         parts: prompt, messages, prompt_token_ids, context, continuation or choices → its column.
         sampling: sampling field → the column that overrides it.
         sampling_struct: the column whose fields override sampling fields, if there is one.
+        answer: the column with the index of the right choice, for the report's accuracy, if there is one.
         template: source of the Jinja template that makes the prompt, if there is one.
         passed: columns that the output repeats.
         read: columns that making requests needs.
@@ -65,6 +67,7 @@ class Columns:
     parts: dict[str, str]
     sampling: dict[str, str]
     sampling_struct: str | None
+    answer: str | None
     template: str | None
     passed: tuple[str, ...]
     read: tuple[str, ...]
@@ -96,7 +99,9 @@ def bind_columns(job: JobConfig, schema: pa.Schema) -> Columns:
     problems: list[str] = []
     given = _given_columns(job, schema, problems)
     template = _template_source(job.input.template)
-    parts = _score_parts(given, problems) if job.task == "score" else _prompt_parts(job, given, template, problems)
+    is_score = job.task == "score"
+    parts = _score_parts(job, given, problems) if is_score else _prompt_parts(job, given, template, problems)
+    answer = _answer(job, schema, given, problems) if "choices" in parts else None
     for part, name in parts.items():
         _check_type(schema, name, _PARTS[part], f"input.columns.{part}", problems)
     sampling, struct = ({}, None) if job.task == "score" else _sampling_columns(schema, given, problems)
@@ -111,12 +116,12 @@ def bind_columns(job: JobConfig, schema: pa.Schema) -> Columns:
         raise ConfigurationError("\n".join(problems))
     needed = {*parts.values(), *sampling.values(), *([struct] if struct else [])}
     read = schema.names if template is not None else [name for name in schema.names if name in needed]
-    return Columns(parts, sampling, struct, template, tuple(passed), tuple(read))
+    return Columns(parts, sampling, struct, answer, template, tuple(passed), tuple(read))
 
 
 def _given_columns(job: JobConfig, schema: pa.Schema, problems: list[str]) -> dict[str, str]:
     """Part → column for every part that has one: named in `input.columns`, else a column of the part's own name."""
-    known = (*PROMPT_PARTS, "context", "continuation", "choices", "id", "sampling", *SamplingParams.field_names())
+    known = (*PROMPT_PARTS, *SCORE_PARTS, "id", "sampling", *SamplingParams.field_names())
     given = {part: part for part in known if part in schema.names}
     for part, name in job.input.columns.items():
         if part not in known:
@@ -149,12 +154,29 @@ def _named_prompts(job: JobConfig) -> list[str]:
     return [part for part in PROMPT_PARTS if job.input.columns.get(part) is not None]
 
 
-def _score_parts(given: dict[str, str], problems: list[str]) -> dict[str, str]:
+def _score_parts(job: JobConfig, given: dict[str, str], problems: list[str]) -> dict[str, str]:
+    """Context and what is scored after it; with `context: null` continuations are whole documents."""
     endings = [part for part in ("continuation", "choices") if part in given]
-    if "context" not in given or len(endings) != 1:
-        problems.append("input.columns: task score needs the column context, and either continuation or choices")
+    wants_none = "context" in job.input.columns and job.input.columns["context"] is None
+    if len(endings) != 1 or ("context" not in given and not (wants_none and endings == ["continuation"])):
+        problems.append(
+            "input.columns: task score needs the column context, and either continuation or choices "
+            "(context: null scores continuations as whole documents)"
+        )
         return {}
-    return {part: given[part] for part in ("context", *endings)}
+    return {part: given[part] for part in ("context", *endings) if part in given}
+
+
+def _answer(job: JobConfig, schema: pa.Schema, given: dict[str, str], problems: list[str]) -> str | None:
+    """A column that only happens to be called answer must hold integers to be one."""
+    name = given.get("answer")
+    if name is None or pt.is_integer(schema.field(name).type):
+        return name
+    if "answer" in job.input.columns:
+        _check_type(
+            schema, name, (pt.is_integer, "int, the index of the right choice"), "input.columns.answer", problems
+        )
+    return None
 
 
 def _sampling_columns(

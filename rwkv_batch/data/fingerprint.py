@@ -42,6 +42,9 @@ def result_settings(job: JobConfig, columns: Columns, schema: pa.Schema, model: 
         settings |= {f"sampling.{field}": value for field, value in asdict(job.sampling).items()}
         settings |= {f"input.columns.{field}": name for field, name in columns.sampling.items()}
         settings["input.columns.sampling"] = columns.sampling_struct
+    else:
+        settings["input.columns.answer"] = columns.answer
+        settings |= {f"score.{name}": value for name, value in job.score.model_dump().items()}
     return {name: _canonical(value) for name, value in settings.items()}
 
 

@@ -42,6 +42,7 @@ def render(report: Mapping[str, Any]) -> str:
         "input rows": report["rows_planned"],
         "output rows": report["rows"],
         "tokens": report["tokens"],
+        **{name: f"{metric['value']:.4f} ± {metric['stderr']:.4f}" for name, metric in report["scores"].items()},
     }
     sections = [
         ("Summary", _table(summary)),

@@ -17,6 +17,7 @@ from .commit import part_name
 from .events import read_events
 from .history import Run, serving_seconds, timeline
 from .html import render
+from .scores import ScoreSummary
 from .state import STATE_SUFFIX, Folders, read_job
 from .storage import LocalStorage, Storage
 
@@ -60,13 +61,14 @@ def collect(storage: Storage, folders: Folders) -> Report:
     names = [part_name(index, job["plan"]["units"]) for index in range(job["plan"]["units"])]
     present = set(storage.list(folders.output))
     published = [name for name in names if name in present]
+    scores = _score_summary(job["settings"])
     runs = Run.all_of(read_events(storage, folders.state))
     return {
         "output": folders.output,
         "complete": len(published) == len(names),
         "parts": {"published": len(published), "planned": len(names)},
         "rows_planned": job["plan"]["rows"],
-        **_results(storage, [os.path.join(folders.output, name) for name in published]),
+        **_results(storage, [os.path.join(folders.output, name) for name in published], scores),
         "runs": [run.describe() for run in runs],
         "serving_seconds": serving_seconds(runs),
         "timeline": timeline([run.samples for run in runs]),
@@ -86,6 +88,8 @@ def summarise(report: Report) -> list[str]:
         f"tokens  {', '.join(f'{name} {count:,}' for name, count in tokens.items() if count)}",
         f"speed   {made / seconds if seconds else 0.0:,.0f} completion tokens/s over {seconds:,.1f} s of serving",
     ]
+    for name, metric in report["scores"].items():
+        lines.append(f"score   {name} {metric['value']:.4f} ± {metric['stderr']:.4f}")
     if report["errors"]:
         lines.append(f"errors  {', '.join(f'{code} {count:,}' for code, count in report['errors'].items())}")
     return lines
@@ -103,14 +107,17 @@ def first_rows(storage: Storage, folders: Folders, count: int) -> Iterator[dict[
                     return
 
 
-def _results(storage: Storage, paths: Iterable[str]) -> dict[str, Any]:
+def _results(storage: Storage, paths: Iterable[str], scores: ScoreSummary | None) -> dict[str, Any]:
     """What the parts' rows say, counted column by column."""
     counts: dict[str, Counter[Any]] = {name: Counter() for name in (*LABELS, *LENGTHS)}
     for path in paths:
         with storage.open(path) as file:
             parquet = pq.ParquetFile(file)
-            names = [name for name in (*LABELS, *LENGTHS, "sample_index") if name in parquet.schema_arrow.names]
+            wanted = dict.fromkeys((*LABELS, *LENGTHS, "sample_index", *(scores.needs if scores else ())))
+            names = [name for name in wanted if name in parquet.schema_arrow.names]
             for batch in parquet.iter_batches(columns=names):
+                if scores is not None:
+                    scores.add(batch)
                 for name in counts.keys() & set(names):
                     counts[name].update(_value_counts(batch, name))
     return {
@@ -118,8 +125,17 @@ def _results(storage: Storage, paths: Iterable[str]) -> dict[str, Any]:
         "errors": dict(counts["error_code"]),
         "finish_reasons": dict(counts["finish_reason"]),
         "tokens": {name: sum(length * times for length, times in counts[name].items()) for name in LENGTHS},
+        "scores": scores.metrics() if scores else {},
         "length_histograms": {name: _histogram(counts[name]) for name in LENGTHS if counts[name]},
     }
+
+
+def _score_summary(settings: dict[str, Any]) -> ScoreSummary | None:
+    """None for a job of another task."""
+    if settings["task"] != "score":
+        return None
+    columns = {part: settings.get(f"input.columns.{part}") for part in ("continuation", "choices", "answer")}
+    return ScoreSummary({part: name for part, name in columns.items() if name is not None})
 
 
 def _value_counts(batch: pa.RecordBatch, name: str) -> dict[Any, int]:

@@ -23,6 +23,10 @@ def result_schema(job: JobConfig, columns: Columns) -> pa.Schema:
     if job.task == "score":
         is_list = "choices" in columns.parts
         scores = [("logprob", pa.float64()), ("is_greedy", pa.bool_()), ("num_tokens", pa.int32())]
+        if job.output.token_ids:
+            scores.append(("token_ids", pa.list_(pa.int32())))
+        if job.output.logprobs:
+            scores.append(("token_logprobs", pa.list_(pa.float32())))
         fields = [(name, pa.list_(kind) if is_list else kind) for name, kind in scores] + _STATUS
         return pa.schema([*fields, ("best_choice", pa.int32())] if is_list else fields)
     fields = [
@@ -91,7 +95,7 @@ def scored_row(scores: Sequence[ScoreOutput], is_list: bool) -> list[Record]:
     for score in scores:
         if score.error_code is not None:
             return failed_row("score", RowError(score.error_code, score.error or score.error_code))
-    names = ("logprob", "is_greedy", "num_tokens")
+    names = ("logprob", "is_greedy", "num_tokens", "token_ids", "token_logprobs")
     if not is_list:
         return [{"status": "ok", **{name: getattr(scores[0], name) for name in names}}]
     lists = {name: [getattr(score, name) for score in scores] for name in names}

@@ -71,7 +71,10 @@ class RowMaker:
             code, _, message = reason.partition(": ")
             raise RowError(code, message)
         if self._task == "score":
-            request = Request(self._score_text(record, "context"), self._params, self._continuations(record))
+            context = self._score_text(record, "context") if "context" in self._columns.parts else None
+            continuations = self._continuations(record)
+            beginning: Prompt = "" if isinstance(continuations[0], str) else []
+            request = Request(beginning if context is None else context, self._params, continuations)
         else:
             request = Request(self._prompt(record), self._sampling(record))
         self._check_length(request.prompt)

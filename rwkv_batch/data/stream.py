@@ -50,7 +50,10 @@ def served_rows(
 
     if prepared.job.task == "score":
         is_list = "choices" in prepared.columns.parts
-        contexts = (ScoreRow(key, key.row, request.prompt, request.continuations) for key, request in requests)
+        add_bos_token = prepared.job.score.add_bos_token
+        contexts = (
+            ScoreRow(key, key.row, request.prompt, request.continuations, add_bos_token) for key, request in requests
+        )
         for key, scores in llm.serve_scores(contexts):
             yield key, scored_row(scores, is_list)
     else:

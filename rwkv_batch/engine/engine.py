@@ -216,10 +216,11 @@ class Engine:
                 return
             sequence = self.scheduler.next_waiting()
             sequence.slot = self.pool.allocate(sequence.parent.take_record() if sequence.parent else None)
-            if isinstance(sequence.work, Request):
-                new_constraint = sequence.work.new_constraint
-                self.sampler.assign(sequence.slot, sequence.work, new_constraint() if new_constraint else None)
+            if sequence.request is not None:
                 self.ledger.open(sequence)
+                if sequence.max_tokens:
+                    new_constraint = sequence.request.new_constraint
+                    self.sampler.assign(sequence.slot, sequence.request, new_constraint() if new_constraint else None)
             self.scheduler.start(sequence)
 
     def _refill(self, source: Source) -> None:
@@ -247,13 +248,17 @@ class Engine:
         return self.sampler.send(slots, *self.sampler.draw(logits, slot_index), logits)
 
     def _advance(self, plan: Plan) -> list[Sequence]:
-        """What the plan's step has made true. Returns the sequences that have asked for scores only."""
+        """What the plan's step has made true. Returns the sequences that wait for nothing but scores."""
         complete = self.scheduler.advance(plan)
-        prefixes = [sequence for sequence in complete if isinstance(sequence.work, Prefix)]
-        self._publish(prefixes)
-        for sequence in prefixes:
-            self._release(sequence)
-        return [sequence for sequence in complete if isinstance(sequence.work, Request)]
+        self._publish([sequence for sequence in complete if isinstance(sequence.work, Prefix)])
+        scored = []
+        for sequence in complete:
+            if sequence.request is None:
+                self._release(sequence)
+            else:
+                sequence.work = sequence.request  # should it start again, its children have what they need
+                scored.append(sequence)
+        return scored
 
     def _publish(self, computed: list[Sequence]) -> None:
         """These prefixes are computed: their children can start from their states.

@@ -19,7 +19,7 @@ from .step_input import ScoredToken
 
 
 class Scores:
-    """Log-probabilities of prompt tokens.
+    """Log-probabilities of given tokens.
 
     Args:
         scored: the tokens.
@@ -28,27 +28,28 @@ class Scores:
 
     def __init__(self, scored: list[ScoredToken], hidden: Tensor, model: Model) -> None:
         self._sequences = [token.sequence for token in scored]
-        index = upload([token.packed_index for token in scored], torch.int64, hidden.device)
+        places = {index: row for row, index in enumerate(dict.fromkeys(token.packed_index for token in scored))}
+        rows = upload([places[token.packed_index] for token in scored], torch.int64, hidden.device)
         targets = upload([token.target for token in scored], torch.int64, hidden.device)
-        hidden = hidden[index]
-        logprobs, is_greedy = model.score(hidden, targets)
+        hidden = hidden[upload(list(places), torch.int64, hidden.device)]
+        logprobs, is_greedy = model.score(hidden, targets, rows)
         self._logprobs, self._is_greedy = HostCopy(logprobs), HostCopy(is_greedy)
         wanted = [i for i, token in enumerate(scored) if token.num_alternatives is not None]
         self._tops: list[tuple[list[int], TopLogprobs]] = []
         for start in range(0, len(wanted), ROWS_AT_ONCE):
-            rows = wanted[start : start + ROWS_AT_ONCE]
-            counts = [scored[row].num_alternatives or 0 for row in rows]
-            index = upload(rows, torch.int64, hidden.device)
-            top = TopLogprobs(model.logits(hidden[index]), logprobs[index], targets[index], counts)
-            self._tops.append((rows, top))
+            part = wanted[start : start + ROWS_AT_ONCE]
+            counts = [scored[i].num_alternatives or 0 for i in part]
+            index = upload(part, torch.int64, hidden.device)
+            logits = model.logits(hidden[rows[index]])
+            self._tops.append((part, TopLogprobs(logits, logprobs[index], targets[index], counts)))
 
     def read(self) -> list[tuple[Sequence, Logprobs]]:
         """In the order of the tokens; waits for them."""
         pairs = zip(self._logprobs.read().tolist(), self._is_greedy.read().tolist(), strict=True)
         found = [Logprobs(logprob, greedy, 0, [], []) for logprob, greedy in pairs]
         for rows, top in self._tops:
-            for row, logprobs in zip(rows, top.read(), strict=True):
-                found[row] = logprobs
+            for i, logprobs in zip(rows, top.read(), strict=True):
+                found[i] = logprobs
         return list(zip(self._sequences, found, strict=True))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence as SequenceOf
 import numpy as np
 
 from .logprobs import Logprobs
-from .request import END_OF_TEXT, Completion, Request
+from .request import END_OF_TEXT, Completion
 from .sequence import Sequence
 
 _NO_STOP = -1
@@ -34,8 +34,8 @@ class Ledger:
 
     def open(self, sequence: Sequence) -> None:
         """Start an entry for a request that has its slot."""
-        request, slot = sequence.work, sequence.slot
-        assert isinstance(request, Request)
+        request, slot = sequence.request, sequence.slot
+        assert request is not None
         params = request.params
         completion = Completion(request, monitor=request.new_monitor() if request.new_monitor else None)
         self._open[slot], self._sequences[slot] = completion, sequence

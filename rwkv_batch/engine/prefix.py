@@ -26,11 +26,13 @@ class Prefix:
 
     Args:
         token_ids: from the beginning of the prompt, the parent's tokens included.
+        request: one whose prompt is these tokens and that only scores: computing the prefix serves it.
         record: the state after `token_ids`, from when it is computed until every child has a copy.
     """
 
     token_ids: list[int]
     parent: Prefix | None
+    request: Request | None = None
     children: list[Request | Prefix] = field(default_factory=list)
     record: Tensor | None = None
     num_waiting: int = 0
@@ -67,7 +69,7 @@ def _plan_group(group: list[Request]) -> list[Request | Prefix]:
     arrays = [np.asarray(request.prompt_token_ids, dtype=">u4") for request in group]
     order = sorted(range(len(group)), key=lambda i: arrays[i].tobytes())
     requests = [group[i] for i in order]
-    shared = _shared_lengths([arrays[i] for i in order], [_shareable(request) for request in requests])
+    shared = _shared_lengths([arrays[i] for i in order], _shareable(requests))
     roots: list[Request | Prefix] = []
     pending: list[tuple[int, int, Prefix | None]] = [(0, len(requests), None)]
     while pending:
@@ -78,19 +80,35 @@ def _plan_group(group: list[Request]) -> list[Request | Prefix]:
             continue
         common = int(shared[start + 1 : end].min())
         if common - (parent.length if parent else 0) >= MIN_SHARED_TOKENS:
-            node = Prefix(requests[start].prompt_token_ids[:common], parent)
-            siblings.append(node)
-            parent = node
+            first = requests[start]
+            parent = Prefix(first.prompt_token_ids[:common], parent)
+            siblings.append(parent)
+            if len(first.prompt_token_ids) == common:
+                parent.request = first
+                start += 1
         cuts = start + 1 + np.flatnonzero(shared[start + 1 : end] == common)
         bounds = [start, *cuts.tolist(), end]
         pending += [(a, b, parent) for a, b in reversed(list(pairwise(bounds)))]
     return roots
 
 
-def _shareable(request: Request) -> int:
-    """Tokens whose hidden states nobody needs: all but the last, and none from which a score is taken."""
-    last = len(request.prompt_token_ids) - 1
-    return last if request.score_start is None else max(min(last, request.score_start - 1), 0)
+def _shareable(requests: list[Request]) -> list[int]:
+    """For each of the sorted requests: how many of its first tokens a prefix may compute.
+
+    That is those whose hidden states it does not need: all but the last, and none from which a score is taken. A prefix
+    may be the whole prompt of one request that only scores what follows; of a second one like it only what is before
+    the last token, as each sequence has at least one.
+    """
+    limits = []
+    before: list[int] = []
+    for request in requests:
+        prompt = request.prompt_token_ids
+        if request.score_start is not None:
+            limits.append(max(min(len(prompt), request.score_start) - 1, 0))
+        else:
+            limits.append(len(prompt) - (request.params.max_tokens > 0 or prompt == before))
+        before = prompt
+    return limits
 
 
 def _shared_lengths(arrays: list[np.ndarray], limits: list[int]) -> np.ndarray:

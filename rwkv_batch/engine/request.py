@@ -52,7 +52,8 @@ class Request:
         prompt_token_ids: at least one id, each in [0, V).
         seed, row, sample: key the random stream, together with the position of the sampled token.
         score_start: prompt positions from here on are scored, with the log-probability of each given those before it;
-            None scores nothing.
+            None scores none.
+        next_token_ids: tokens that are scored too, each as the one token after the prompt.
         new_monitor, new_constraint: make what watches and what restricts one run of this request.
     """
 
@@ -64,6 +65,7 @@ class Request:
     row: int = 0
     sample: int = 0
     score_start: int | None = None
+    next_token_ids: tuple[int, ...] = ()
     new_monitor: Callable[[], StopMonitor] | None = None
     new_constraint: Callable[[], Constraint] | None = None
 
@@ -78,7 +80,7 @@ class Completion:
     logprobs: list[Logprobs] = field(default_factory=list)
     """One per token, where `params.logprobs` asks for them."""
     prompt_scores: list[Logprobs] = field(default_factory=list)
-    """One per prompt position from `score_start` on."""
+    """One per prompt position from `score_start` on, then one for each of `next_token_ids`."""
     finish_reason: FinishReason = "length"
     stop_reason: str | int | None = None
     monitor: StopMonitor | None = None

@@ -28,8 +28,10 @@ class Sequence:
     def __post_init__(self) -> None:
         self.num_computed = self.parent.length if self.parent else 0
         if isinstance(self.work, Request):
+            self.request: Request | None = self.work
             self.prompt, self.max_tokens = self.work.prompt_token_ids, self.work.params.max_tokens
         else:
+            self.request = self.work.request
             self.prompt, self.max_tokens = self.work.token_ids, 0
 
     @property

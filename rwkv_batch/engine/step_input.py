@@ -17,7 +17,7 @@ from .sequence import Sequence
 
 
 class ScoredToken(NamedTuple):
-    """A prompt token whose log-probability somebody wants."""
+    """A token whose log-probability somebody wants: one of the prompt, or one that might follow it."""
 
     sequence: Sequence
     packed_index: int
@@ -34,7 +34,7 @@ class StepInput:
         token_ids: [M] int64.
         sampled_slots: [n] int64: slots of the rows that get a token, decode rows first.
         sampled_index: [n] int64: packed index of the hidden state that each is sampled from.
-        scored: prompt tokens to score.
+        scored: tokens to score, in the order of their packed indices.
     """
 
     token_ids: Tensor
@@ -60,8 +60,8 @@ def build(plan: Plan, position: np.ndarray, last_token: Tensor) -> StepInput:
         sequence, num_tokens = chunk
         start = num_decoding + len(prompt_ids)
         prompt_ids += sequence.chunk(num_tokens)
-        if isinstance(sequence.work, Request) and sequence.work.score_start is not None:
-            scored += _scored(chunk, sequence.work.score_start, start)
+        if sequence.request is not None:
+            scored += _scored(chunk, sequence.request, start)
         if num_tokens == sequence.num_uncomputed and sequence.max_tokens:
             sampled.append((sequence.slot, start + num_tokens - 1))
     slots = np.concatenate((plan.decoding, np.array([chunk.sequence.slot for chunk in plan.chunks], np.int64)))
@@ -80,11 +80,15 @@ def build(plan: Plan, position: np.ndarray, last_token: Tensor) -> StepInput:
     )
 
 
-def _scored(chunk: Chunk, score_start: int, start: int) -> list[ScoredToken]:
+def _scored(chunk: Chunk, request: Request, start: int) -> list[ScoredToken]:
     sequence, num_tokens = chunk
-    assert isinstance(sequence.work, Request)
-    prompt, done = sequence.prompt, sequence.num_computed
-    first = max(done, score_start - 1)
-    last = min(done + num_tokens, len(prompt) - 1)
-    count = sequence.work.params.prompt_logprobs
-    return [ScoredToken(sequence, start + p - done, prompt[p + 1], count) for p in range(first, last)]
+    prompt, done, params = sequence.prompt, sequence.num_computed, request.params
+    last = len(prompt) - 1
+    found: list[ScoredToken] = []
+    if request.score_start is not None:
+        positions = range(max(done, request.score_start - 1), min(done + num_tokens, last))
+        found = [ScoredToken(sequence, start + p - done, prompt[p + 1], params.prompt_logprobs) for p in positions]
+    if done + num_tokens > last:
+        ids = request.next_token_ids
+        found += [ScoredToken(sequence, start + last - done, token_id, params.logprobs) for token_id in ids]
+    return found

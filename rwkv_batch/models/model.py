@@ -129,11 +129,11 @@ class Model:
         return self.architecture.step(token_ids, rows, layers, self.ops)
 
     @torch.inference_mode()
-    def score(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability of one target [n] int64 for each position of [n, C], see `models.scoring.score`."""
+    def score(self, hidden: Tensor, targets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of `targets`, predicted by the rows `rows` of hidden [m, C]: `models.scoring.score`."""
         x = layer_norm(hidden, self._norm)
         op = self.ops.score if isinstance(self._head, DenseLinear) else score
-        logprobs, is_greedy = op(x, self._head, targets, self.ops)
+        logprobs, is_greedy = op(x, self._head, targets, rows, self.ops)
         return logprobs, is_greedy
 
     @torch.inference_mode()

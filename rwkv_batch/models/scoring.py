@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import torch
 from torch import Tensor
 
@@ -21,26 +23,29 @@ def log_normalizer(logits: Tensor) -> Tensor:
 LOG_NORMALIZER = OpSpec("log_normalizer", log_normalizer, optional=True)
 
 
-def score(x: Tensor, head: Linear, targets: Tensor, ops: OpTable) -> tuple[Tensor, Tensor]:
-    """Log-probability of one target per position.
+def score(x: Tensor, head: Linear, targets: Tensor, rows: Tensor, ops: OpTable) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of n targets.
 
     Args:
-        x: [n, C], layer-normed: what the head turns into logits.
+        x: [m, C], layer-normed: what the head turns into logits.
         head: the output matrix [V, C].
         targets: [n] int64.
+        rows: [n] int64, ascending: which row of `x` predicts each target.
         ops: implementations of `LOG_NORMALIZER`.
 
     Returns:
         log-probabilities [n] float64, natural logarithm; and [n] bool, whether the target is the most likely token
         (the first of those with the largest logit).
     """
-    logprobs = torch.empty(len(x), dtype=torch.float64, device=x.device)
-    greedy = torch.empty(len(x), dtype=torch.bool, device=x.device)
+    logprobs = torch.empty(len(targets), dtype=torch.float64, device=x.device)
+    greedy = torch.empty(len(targets), dtype=torch.bool, device=x.device)
+    places = rows.tolist()
     for start in range(0, len(x), ROWS_AT_ONCE):
-        part = slice(start, start + ROWS_AT_ONCE)
-        logits, own = head(x[part], dtype=torch.float32), targets[part]
-        logprobs[part] = logits.gather(1, own[:, None])[:, 0].double() - ops.log_normalizer(logits)
-        greedy[part] = logits.argmax(1) == own
+        part = slice(bisect_left(places, start), bisect_left(places, start + ROWS_AT_ONCE))
+        logits, own = head(x[start : start + ROWS_AT_ONCE], dtype=torch.float32), targets[part]
+        row = rows[part] - start
+        logprobs[part] = logits[row, own].double() - ops.log_normalizer(logits)[row]
+        greedy[part] = logits.argmax(1)[row] == own
     return logprobs, greedy
 
 

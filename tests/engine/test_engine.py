@@ -56,7 +56,7 @@ REQUESTS = st.lists(
         st.lists(st.integers(0, 3), min_size=1, max_size=30),
         st.sampled_from(range(len(PARAMS))),
         st.integers(1, 3),
-        st.booleans(),
+        st.integers(0, 2),
     ),
     min_size=1,
     max_size=12,
@@ -74,7 +74,15 @@ REQUESTS = st.lists(
 )
 def test_company_does_not_change_results(rows, slots, extra_tokens, sharing, ahead, graphs, order):
     requests = [
-        Request((row, sample), prompt, PARAMS[which], row=row, sample=sample, score_start=1 if scored else None)
+        Request(
+            (row, sample),
+            prompt,
+            PARAMS[which],
+            row=row,
+            sample=sample,
+            score_start=1 if scored == 1 else None,
+            next_token_ids=(3, 7) if scored == 2 else (),
+        )
         for row, (prompt, which, n, scored) in enumerate(rows)
         for sample in range(n)
     ]

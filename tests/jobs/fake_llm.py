@@ -32,6 +32,7 @@ class ScoreRow:
     row: int
     context: Any
     continuations: Any
+    add_bos_token: bool = False
 
 
 class Tokenizer:
@@ -161,5 +162,6 @@ class LLM:
         for continuation in row.continuations:
             digest = hashlib.sha256(f"{row.context}|{continuation}".encode()).digest()
             logprobs = [-byte / 16 for byte in digest[:3]]
-            outputs.append(ScoreOutput(sum(logprobs), digest[0] % 2 == 0, logprobs, 3))
+            token_ids = [1 + byte for byte in digest[:3]]
+            outputs.append(ScoreOutput(sum(logprobs), digest[0] % 2 == 0, logprobs, 3, token_ids))
         return outputs

@@ -56,7 +56,7 @@ run:     {state_dir: null, on_row_error: continue, backend: local}
     ("line", "expected"),
     [
         ("task: gen", "task: got 'gen', expected generate or score"),
-        ("typo: 1", "typo: unknown key (known: task, model, engine, input, sampling, output, run)"),
+        ("typo: 1", "typo: unknown key (known: task, model, engine, input, sampling, score, output, run)"),
         ("sampling: {temprature: 1}", "sampling.temprature: unknown key (did you mean 'temperature'?)"),
         ("1: x", "1: unknown key (known: task, model,"),
         ("engine: {1: x}", "engine.1: unknown key (known: device, backend,"),
@@ -155,9 +155,11 @@ def test_a_missing_file(tmp_path: Path) -> None:
         load_job(str(tmp_path / "no.yaml"))
 
 
-def test_score_refuses_what_it_would_not_write(tmp_path: Path) -> None:
-    found = problems(tmp_path, GOOD + "task: score\n", "output.token_ids=true", "input.template='{{a}}'")
-    assert ["output.token_ids" in found[0], "input.template" in found[1]] == [True, True]
+def test_a_task_refuses_what_it_would_not_use(tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, GOOD + "task: score\n", "output.token_ids=true", "input.template='{{a}}'")
+    assert "input.template" in found
+    (found,) = problems(tmp_path, GOOD, "score.add_bos_token=true")
+    assert "the task is generate" in found
 
 
 def test_a_job_cannot_be_changed(tmp_path: Path) -> None:

@@ -61,6 +61,28 @@ def test_columns_of_score(job: Job, as_choices: bool) -> None:
     assert [str(kind).replace("element", "item") for kind in found.types] == [str(kind) for _, kind in expected]
 
 
+@pytest.mark.parametrize("as_choices", [False, True])
+def test_tokens_of_scores_on_request(job: Job, as_choices: bool) -> None:
+    job.settings["task"] = "score"
+    job.set(output__token_ids=True, output__logprobs=True)
+    ending = {"choices": [["x", "y"]]} if as_choices else {"continuation": ["x"]}
+    assert job.input(context=["a"], **ending).run() == 0
+    (row,) = job.rows()
+    names = ("logprob", "num_tokens", "token_ids", "token_logprobs")
+    columns = [row[name] if as_choices else [row[name]] for name in names]
+    for logprob, num_tokens, token_ids, token_logprobs in zip(*columns, strict=True):
+        assert len(token_ids) == len(token_logprobs) == num_tokens
+        assert sum(token_logprobs) == pytest.approx(logprob)
+
+
+def test_documents_without_a_context(job: Job) -> None:
+    job.settings["task"] = "score"
+    job.input(continuation=["a", "b"])
+    assert job.run() == 2
+    assert job.set(input__columns={"context": None}).run() == 0
+    assert [row["status"] for row in job.rows()] == ["ok", "ok"]
+
+
 def test_columns_do_not_depend_on_the_rows(job: Job) -> None:
     job.input(prompt=pa.array([None], pa.string()))
     assert job.run() == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -10,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import fake_llm
+import numpy
+import pyarrow as pa
 import pytest
 
 from rwkv_batch import cli
 from rwkv_batch.data import html, progress
+from rwkv_batch.data import scores as scores_of_jobs
 from rwkv_batch.data.events import EventLog, read_events
 from rwkv_batch.data.history import Run, serving_seconds, timeline
 from rwkv_batch.data.plan import Shard
 from rwkv_batch.data.progress import Progress, Snapshot
+from rwkv_batch.data.scores import ScoreSummary
 from rwkv_batch.data.storage import LocalStorage
 from rwkv_batch.data.writer import Counts
 
@@ -245,3 +250,73 @@ def test_runs_at_the_same_time_count_once() -> None:
     spans = [(100.0, 110.0), (102.0, 105.0), (104.0, 112.0), (200.0, 205.0)]
     runs = [Run("0/1", start, samples=[{"time": end, "seconds": end - start}]) for start, end in spans]
     assert serving_seconds([*runs, Run("0/1", 300.0)]) == 17.0
+
+
+def answers(job: Job, **settings: Any) -> dict[str, Any]:
+    """The scores in the report of a score job."""
+    job.settings["task"] = "score"
+    assert job.set(**settings).run() == 0
+    return report_of(job)["scores"]
+
+
+def test_accuracy_is_counted_where_the_answer_is_known(job: Job) -> None:
+    choices = [["a", "some longer text", "bb"][: 2 + i % 2] for i in range(40)]
+    answer = [[0, 1, 2, None, -1][i % 5] for i in range(40)]
+    job.input(context=[f"c{i}" for i in range(40)], choices=choices, answer=answer)
+    scores = answers(job)
+    right, right_norm = [], []
+    for row in job.rows():
+        if row["answer"] is None or not 0 <= row["answer"] < len(row["choices"]):
+            continue
+        per_byte = [p / len(text) for p, text in zip(row["logprob"], row["choices"], strict=True)]
+        right.append(row["best_choice"] == row["answer"])
+        right_norm.append(per_byte.index(max(per_byte)) == row["answer"])
+    for name, values in (("accuracy", right), ("accuracy_norm", right_norm)):
+        share = sum(values) / len(values)
+        assert scores[name]["value"] == pytest.approx(share)
+        assert scores[name]["stderr"] == pytest.approx((share * (1 - share) / len(values)) ** 0.5, rel=0.15)
+    assert f"accuracy {scores['accuracy']['value']:.4f} ±" in (job.state / "report.html").read_text().replace(
+        "</th><td>", " "
+    )
+
+
+def test_bits_per_byte_and_perplexity(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    texts: list[str | None] = [f"text {i} é" * (1 + i % 3) for i in range(20)]
+    scores = answers(job.input(context=["c"] * 20, continuation=texts))
+    rows = job.rows()
+    total = -sum(row["logprob"] for row in rows)
+    num_bytes = sum(len(row["continuation"].encode()) for row in rows)
+    assert scores["bits_per_byte"]["value"] == pytest.approx(total / num_bytes / math.log(2))
+    assert scores["token_perplexity"]["value"] == pytest.approx(
+        math.exp(total / sum(row["num_tokens"] for row in rows))
+    )
+    assert scores["accuracy"]["value"] == sum(row["is_greedy"] for row in rows) / 20
+    assert 0 < scores["bits_per_byte"]["stderr"] < scores["bits_per_byte"]["value"]
+    assert "bits_per_byte" in capsys.readouterr().out
+
+
+def test_scores_need_the_columns_that_the_output_repeats(job: Job) -> None:
+    job.input(context=["c"] * 4, choices=[["a", "b"]] * 4, answer=[0, 1, 0, 1])
+    assert answers(job, output__input_columns=["answer"]).keys() == {"accuracy"}
+
+
+def test_a_column_called_answer_may_be_something_else(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    job.input(context=["c"], choices=[["a", "b"]], answer=["b"])
+    assert answers(job) == {}
+    assert job.set(output__path=str(job.folder / "other"), input__columns={"answer": "answer"}).run() == 2
+    assert "column 'answer' is string, expected int, the index of the right choice" in capsys.readouterr().err
+
+
+def test_many_rows_are_resampled_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores_of_jobs, "GROUPS", 50)
+    summary = ScoreSummary({})
+    random = numpy.random.default_rng(0)
+    values = -random.exponential(size=2000)
+    for part in numpy.split(values, 4):
+        columns = {"logprob": part, "num_tokens": numpy.ones(500, int), "is_greedy": part > -1}
+        summary.add(pa.RecordBatch.from_pydict({name: pa.array(column) for name, column in columns.items()}))
+    metrics = summary.metrics()
+    share = (values > -1).mean()
+    assert metrics["accuracy"]["value"] == pytest.approx(share)
+    assert metrics["accuracy"]["stderr"] == pytest.approx((share * (1 - share) / 2000) ** 0.5, rel=0.35)
+    assert metrics["token_perplexity"]["value"] == pytest.approx(math.exp(-values.mean()))

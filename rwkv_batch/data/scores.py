@@ -1,0 +1,123 @@
+"""The summary of a score job: accuracies, bits per byte and perplexity, each with its bootstrap standard error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as pt
+
+GROUPS = 10_000
+"""Rows beyond so many are resampled in groups, so that memory and time are bounded."""
+RESAMPLINGS = 1000
+MAX_EXPONENT = 700.0
+
+
+class ScoreSummary:
+    """Takes the rows of a score job's parts, in order. A metric is a sum over rows divided by another.
+
+    With choices and the index of the right one: `accuracy`, and `accuracy_norm` by log-likelihood per byte of the
+    choice's text. With one continuation: `accuracy`, the share of rows whose every token is the most likely one,
+    `bits_per_byte` and `token_perplexity`. A part repeats the input's columns as output.input_columns says; what needs
+    one that it leaves out is not in the summary. Rows that are errors, or whose answer is none of the choices, do not
+    count.
+
+    Args:
+        columns: "continuation", "choices" and "answer" → the column of the part, where there is one.
+    """
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        self._columns = columns
+        self._sums: dict[str, Any] = {}
+        self._num_rows = 0
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The columns of a part that say something."""
+        return ("logprob", "is_greedy", "num_tokens", "best_choice", *self._columns.values())
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Count the rows of a batch that has those of the columns that the part has."""
+        rows = self._num_rows + np.arange(batch.num_rows)
+        self._num_rows += batch.num_rows
+        given = {part: batch[name] for part, name in self._columns.items() if name in batch.schema.names}
+        for name, above, below in (
+            _choices(batch, given) if "best_choice" in batch.schema.names else _single(batch, given)
+        ):
+            known = ~(np.isnan(above) | np.isnan(below))
+            sums = self._sums.setdefault(name, np.zeros((GROUPS, 2)))
+            np.add.at(sums, rows[known] % GROUPS, np.stack([above, below], 1)[known])
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Name → value and stderr; those about which no row says anything are left out."""
+        found = {}
+        for name, sums in self._sums.items():
+            above, below = sums.sum(0)
+            if below > 0:
+                found[name] = {"value": float(above / below), "stderr": _bootstrap_error(sums)}
+        if "nats_per_token" in found:
+            nats = found.pop("nats_per_token")
+            perplexity = math.exp(min(nats["value"], MAX_EXPONENT))
+            # The error of a function is its slope times the error of what goes into it.
+            found["token_perplexity"] = {"value": perplexity, "stderr": perplexity * nats["stderr"]}
+        return found
+
+
+Ratios = Iterator[tuple[str, Any, Any]]
+"""Metric, numerators [n], denominators [n]: float64, NaN where a row says nothing."""
+
+
+def _single(batch: pa.RecordBatch, given: Mapping[str, pa.Array]) -> Ratios:
+    logprob = _numbers(batch["logprob"])
+    yield "accuracy", _numbers(batch["is_greedy"].cast(pa.int8())), np.ones(len(logprob))
+    yield "nats_per_token", -logprob, _numbers(batch["num_tokens"])
+    if "continuation" in given and _is_text(given["continuation"].type):
+        yield "bits_per_byte", -logprob / math.log(2), _numbers(pc.binary_length(given["continuation"]))
+
+
+def _choices(batch: pa.RecordBatch, given: Mapping[str, pa.Array]) -> Ratios:
+    if "answer" not in given:
+        return
+    answer, best = _numbers(given["answer"]), _numbers(batch["best_choice"])
+    answer[(answer < 0) | (answer >= _numbers(pc.list_value_length(batch["logprob"])))] = np.nan
+    is_known = np.where(np.isnan(answer) | np.isnan(best), np.nan, 1.0)
+    yield "accuracy", np.where(best == answer, 1.0, 0.0), is_known
+    choices = given.get("choices")
+    if choices is None or not _is_text(choices.type.value_type):
+        return
+    columns = zip(batch["logprob"].to_pylist(), choices.to_pylist(), strict=True)
+    normalised = [math.nan if logprobs is None else _best_per_byte(logprobs, texts) for logprobs, texts in columns]
+    yield "accuracy_norm", np.where(np.asarray(normalised) == answer, 1.0, 0.0), is_known
+
+
+def _best_per_byte(logprobs: list[float], texts: list[str]) -> int:
+    per_byte = [logprob / max(len(text.encode()), 1) for logprob, text in zip(logprobs, texts, strict=True)]
+    return max(range(len(per_byte)), key=per_byte.__getitem__)
+
+
+def _numbers(column: pa.Array) -> Any:
+    """[n] float64 that may be changed, NaN for null."""
+    return np.array(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pt.is_string(kind) or pt.is_large_string(kind))
+
+
+def _bootstrap_error(sums: Any) -> float:
+    """Standard deviation of the ratio over resampled groups; the same for the same sums.
+
+    Args:
+        sums: [GROUPS, 2], numerator and denominator of each group's rows.
+    """
+    sums = sums[sums[:, 1] > 0]
+    generator = np.random.default_rng(0)
+    ratios = []
+    for _ in range(RESAMPLINGS):
+        above, below = sums[generator.integers(len(sums), size=len(sums))].sum(0)
+        ratios.append(above / below)
+    return float(np.std(ratios, ddof=1))

@@ -57,12 +57,12 @@ def test_requests_in_flight_share_the_batch(api):
     one = api()
 
     async def together() -> list[Any]:
-        return await asyncio.gather(*[complete(one, f"question {i}", temperature=0.0) for i in range(10)])
+        return await asyncio.gather(*[complete(one, f"question {i}", temperature=1.0) for i in range(10)])
 
     outputs = asyncio.run(together())
     assert len({output.completion for output in outputs}) > 1
     assert one.llm.stats().row_steps / one.llm.stats().steps > 2
-    alone = asyncio.run(complete(one, "question 3", temperature=0.0))
+    alone = asyncio.run(complete(api(), "question 3", temperature=1.0))
     assert alone.completion == outputs[3].completion
 
 
@@ -95,6 +95,7 @@ def test_bad_requests_do_not_end_the_others(api):
 
 def test_an_engine_that_fails_tells_everybody(api, monkeypatch):
     one = api()
+    monkeypatch.setattr("rwkv_batch.prefetch.CLOSING_SECONDS", 0.1)
     monkeypatch.setattr(one.llm._engine, "step", lambda: (_ for _ in ()).throw(RuntimeError("broken hardware")))
     with pytest.raises(RuntimeError, match="broken hardware"):
         asyncio.run(complete(one, "a"))

@@ -93,7 +93,7 @@ def test_completions(load):
     (longer,) = load({"max_new_tokens": 12}).greedy_until([greedy])
     assert longer.text[0].startswith(response.text[0])
     assert "\n" not in longer.text[0]
-    sampled = document("import os", [], generation_size=8, num_samples=3)
+    sampled = document("import os", [], generation_size=24, num_samples=3)
     (several,) = load({"temperature": 1.0, "seed": 1}).greedy_until([sampled])
     assert len(set(several.text)) == 3
 
@@ -114,6 +114,8 @@ def test_another_model_has_another_cache(tmp_path, checkpoint_file):
 def test_the_real_command(tmp_path, monkeypatch, demo_oracle):
     from lighteval.__main__ import app
 
+    # It imports the hundreds of tasks of its own, one of which downloads a file.
+    monkeypatch.setattr("lighteval.tasks.registry.TASKS_DIR", tmp_path)
     monkeypatch.setattr(CustomModelConfig.model_fields["cache_dir"], "default", str(tmp_path / "cache"))
     CustomModelConfig.model_rebuild(force=True)
     rows = [

@@ -115,7 +115,8 @@ def test_the_real_command(tmp_path, monkeypatch, demo_oracle):
     from lighteval.__main__ import app
 
     # It imports the hundreds of tasks of its own, one of which downloads a file.
-    monkeypatch.setattr("lighteval.tasks.registry.TASKS_DIR", tmp_path)
+    monkeypatch.setattr("lighteval.tasks.registry.Registry._load_from_files", lambda *_: {})
+    monkeypatch.setattr("lighteval.tasks.registry.Registry._load_from_subdirs", lambda *_: {})
     monkeypatch.setattr(CustomModelConfig.model_fields["cache_dir"], "default", str(tmp_path / "cache"))
     CustomModelConfig.model_rebuild(force=True)
     rows = [

@@ -61,6 +61,13 @@ def imported_anything(path: Path) -> set[str]:
     return names
 
 
+@pytest.mark.parametrize("name", ["lm_eval", "lighteval", "inspect_ai"])
+def test_a_missing_harness_is_an_extra(name):
+    code = f"import sys; sys.modules[{name!r}] = None\nimport rwkv_batch.integrations.{name}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert f"pip install 'rwkv_batch[{name.replace('_', '-')}]'" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("module", ["rwkv_batch", "rwkv_batch.cli", "rwkv_batch.sampling_params"])
 def test_importing_is_cheap(module):
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'triton', 'pyarrow', 'numpy'}} & set(sys.modules)))"

@@ -25,7 +25,7 @@ from ..engine.request import END_OF_TEXT
 from ..errors import ConfigurationError, MissingExtraError
 from ..requests import GenerateRow
 from ..sampling_params import SamplingParams
-from .pairs import score_pairs
+from .pairs import ASSISTANT, random_stream, score_pairs
 
 try:
     from lm_eval.api.model import TemplateLM
@@ -42,7 +42,6 @@ NAME = "rwkv_batch"
 ROLLING_LENGTH = 2048
 """Tokens of a rolling window, as the harness's Hugging Face backend takes for RWKV."""
 CHAT_TEMPLATE = "System: {system}\n\nUser: {user}\n\nAssistant: {assistant}\n\nUser: {user}\n\nAssistant:"
-ASSISTANT = "Assistant:"
 _CACHE_FORMAT = 1
 """Raised when the same request would get another answer than before."""
 
@@ -203,7 +202,9 @@ class RwkvBatchLM(TemplateLM):
             key = json.dumps([context, arguments], sort_keys=True, default=str)
             params = self._sampling_params(arguments)
             prompt = self._begun(self._encode(context))
-            rows.append(GenerateRow(index, _stream(key, occurrences[key]), self._shortened(prompt, params), params))
+            rows.append(
+                GenerateRow(index, random_stream(key, occurrences[key]), self._shortened(prompt, params), params)
+            )
             occurrences[key] += 1
         answers: list[Any] = [None] * len(requests)
         with tqdm(total=len(rows), desc=f"{NAME}: generate_until", disable=disable_tqdm) as bar:
@@ -331,12 +332,6 @@ def _load(model: str | Path, device: str | None, **options: Any) -> LLM:
     if device is None or (device.startswith("cuda") and not torch.cuda.is_available()):
         device = "auto"
     return LLM(model, device=device, **options)
-
-
-def _stream(key: str, occurrence: int) -> int:
-    """The random stream of a request: the same wherever it stands among others, another one for each repetition."""
-    digest = hashlib.sha256(f"{occurrence} {key}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")
 
 
 def register() -> None:

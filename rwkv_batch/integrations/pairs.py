@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from ..requests import ScoreRow
 if TYPE_CHECKING:
     from ..llm import LLM
 
+ASSISTANT = "Assistant:"
+"""The end of a prompt in RWKV's chat format; the answer after it starts with a space."""
 MAX_CONTINUATIONS = 32
 """Continuations of one row; a context with more of them becomes several rows, which share its state all the same."""
 
@@ -41,3 +44,9 @@ def _rows(pairs: Sequence[Pair], members: dict[bytes, list[int]]) -> Iterator[Sc
         for start in range(0, len(indices), MAX_CONTINUATIONS):
             some = tuple(indices[start : start + MAX_CONTINUATIONS])
             yield ScoreRow(some, some[0], list(pairs[some[0]][0]), [list(pairs[index][1]) for index in some])
+
+
+def random_stream(text: str, occurrence: int) -> int:
+    """The random stream of a request: the same wherever it stands among others, another one for each repetition."""
+    digest = hashlib.sha256(f"{occurrence} {text}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")

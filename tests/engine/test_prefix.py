@@ -7,19 +7,31 @@ from rwkv_batch.engine.prefix import MIN_SHARED_TOKENS, Prefix, plan_prefixes
 from rwkv_batch.engine.request import Request
 from rwkv_batch.sampling_params import SamplingParams
 
+ONLY_SCORES = SamplingParams(max_tokens=0)
+
 
 def request(row, prompt, sample=0, score_start=None):
     return Request((row, sample), prompt, SamplingParams(), row=row, sample=sample, score_start=score_start)
 
 
+def context(row, prompt):
+    """Scores what may follow its prompt."""
+    return Request((row, 0), prompt, ONLY_SCORES, row=row, next_token_ids=(1, 2))
+
+
 def walk(roots):
-    """Every request below `roots` with the prefixes above it, and every prefix."""
+    """Every request below `roots` with the prefixes above it, and every prefix.
+
+    A request that a prefix serves has that prefix as the last above it.
+    """
     found, prefixes = [], []
 
     def visit(work, above):
         if isinstance(work, Prefix):
             prefixes.append(work)
             assert work.parent is (above[-1] if above else None)
+            if work.request is not None:
+                found.append((work.request, [*above, work]))
             for child in work.children:
                 visit(child, [*above, work])
         else:
@@ -33,9 +45,13 @@ def walk(roots):
 PROMPTS = st.lists(st.integers(0, 2), min_size=1, max_size=40)
 
 
-@given(prompts=st.lists(st.tuples(PROMPTS, st.none() | st.integers(1, 40)), min_size=1, max_size=25))
-def test_every_request_appears_once_below_its_own_prefixes(prompts):
+@given(
+    prompts=st.lists(st.tuples(PROMPTS, st.none() | st.integers(1, 40)), min_size=1, max_size=25),
+    contexts=st.lists(PROMPTS, max_size=6),
+)
+def test_every_request_appears_once_below_its_own_prefixes(prompts, contexts):
     requests = [request(i, prompt, score_start=start) for i, (prompt, start) in enumerate(prompts)]
+    requests += [context(len(prompts) + i, prompt) for i, prompt in enumerate(contexts)]
     found, prefixes = walk(plan_prefixes(requests))
     assert sorted(work.row for work, _ in found) == list(range(len(requests)))
     for work, above in found:
@@ -44,10 +60,12 @@ def test_every_request_appears_once_below_its_own_prefixes(prompts):
             assert prefix.length - length >= MIN_SHARED_TOKENS
             length = prefix.length
             assert work.prompt_token_ids[:length] == prefix.token_ids
-        assert length < len(work.prompt_token_ids)  # the last token is always the request's own
+        is_served = above and above[-1].request is work
+        assert is_served or length < len(work.prompt_token_ids)  # the last token is the request's own
         if work.score_start is not None:
             assert length <= max(work.score_start - 1, 0)  # every scored position is computed by the request
-    assert all(len(prefix.children) >= 2 for prefix in prefixes)
+    assert all(len(prefix.children) + (prefix.request is not None) >= 2 for prefix in prefixes)
+    assert all(prefix.children for prefix in prefixes)
 
 
 def test_few_shot_headers_are_computed_once():
@@ -71,3 +89,14 @@ def test_sharing_within_rows_only():
     _, prefixes = walk(plan_prefixes(requests, share_between_rows=False))
     assert [len(prefix.children) for prefix in prefixes] == [3, 3]
     assert all(prefix.length == 29 for prefix in prefixes)
+
+
+def test_a_context_is_read_once_for_all_that_follows_it():
+    """Four choices of 4 tokens: the context, then three tokens of each; nothing between them."""
+    question = list(range(60))
+    requests = [context(0, question)]
+    requests += [request(0, [*question, i, i, i], i, score_start=61) for i in range(100, 104)]
+    found, (prefix,) = walk(plan_prefixes(requests))
+    assert prefix.token_ids == question
+    assert prefix.request is requests[0]
+    assert [len(work.prompt_token_ids) - prefix.length for work, _ in found if work is not requests[0]] == [3] * 4

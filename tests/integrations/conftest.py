@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +27,19 @@ def demo_oracle(oracle: Callable[..., Oracle], tmp_path_factory: pytest.TempPath
     """The bundled model as the `rwkv` package runs it, in float32."""
     tensors = {name: tensor.to(torch.float32) for name, tensor in load_file(DEMO_MODEL).items()}
     return oracle("7.0", write_checkpoint(tensors, tmp_path_factory.mktemp("demo") / "demo.pth"))
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Harnesses configure logging for the whole process; what they change is put back."""
+    loggers = [logging.getLogger(), *(logging.getLogger(name) for name in list(logging.root.manager.loggerDict))]
+    before = [(logger, logger.level, logger.propagate, logger.disabled, list(logger.handlers)) for logger in loggers]
+    disabled = logging.root.manager.disable
+    yield
+    logging.disable(disabled)
+    for logger, level, propagate, is_disabled, handlers in before:
+        logger.setLevel(level)
+        logger.propagate, logger.disabled, logger.handlers = propagate, is_disabled, handlers
 
 
 @pytest.fixture(autouse=True)

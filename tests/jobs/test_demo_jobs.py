@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from rwkv_batch import LLM
 from rwkv_batch.config import load_job
 from rwkv_batch.run import main
 
@@ -54,6 +56,21 @@ def test_score(tmp_path: Path) -> None:
     for row in rows:
         assert row["num_tokens"] == [len(choice.encode()) for choice in row["choices"]]
         assert row["best_choice"] == max(range(4), key=lambda i: row["logprob"][i])
+
+
+def test_score_with_token_0_before_each_context(tmp_path: Path) -> None:
+    rows = run(
+        "score", tmp_path / "out", "--limit", "3", "-o", "score.add_bos_token=true", "-o", "output.logprobs=true"
+    )
+    contexts = pq.read_table("jobs/data/score_questions.parquet")["context"].to_pylist()
+    pairs = [(context, row["choices"]) for context, row in zip(contexts, rows, strict=False)]
+    for row, scores in zip(rows, LLM("demo", dtype="float32").score(pairs, add_bos_token=True), strict=True):
+        assert row["logprob"] == pytest.approx([score.logprob for score in scores], abs=1e-2)
+        assert [len(values) for values in row["token_logprobs"]] == row["num_tokens"]
+    scores = json.loads((tmp_path / "out.rwkv_batch" / "report.json").read_text())["scores"]
+    right = [row["best_choice"] == row["answer"] for row in rows]
+    assert scores["accuracy"]["value"] == pytest.approx(sum(right) / 3)
+    assert scores.keys() == {"accuracy", "accuracy_norm"}
 
 
 def test_eval_yaml_shows_every_setting() -> None:

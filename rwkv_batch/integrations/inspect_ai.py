@@ -1,0 +1,195 @@
+"""A model provider of Inspect, by entry point:
+
+    inspect eval task.py --model rwkv_batch/model.pth -M dtype=float32 --temperature 0.7
+
+Samples that Inspect has in flight at the same time share the engine's batch; one is started the moment a slot is free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections import Counter
+from concurrent.futures import Future
+from typing import Any
+
+from ..chat import render_messages
+from ..engine.request import END_OF_TEXT
+from ..errors import ConfigurationError, MissingExtraError
+from ..outputs import CompletionOutput, RequestOutput
+from ..requests import GenerateRow
+from ..sampling_params import SamplingParams
+from .pairs import random_stream
+
+try:
+    from inspect_ai.model import (
+        ChatCompletionChoice,
+        ChatMessage,
+        ChatMessageAssistant,
+        GenerateConfig,
+        Logprob,
+        Logprobs,
+        ModelAPI,
+        ModelOutput,
+        ModelUsage,
+        TopLogprob,
+        modelapi,
+    )
+except ImportError as error:
+    raise MissingExtraError("the Inspect provider", "inspect_ai", "inspect-ai") from error
+
+MAX_TOKENS = 2048
+"""Of a completion where the task sets no limit."""
+END_OF_TURN = "\n\nUser:"
+"""Always a stop string: what comes after it in RWKV's chat format is no longer the assistant's."""
+
+
+class RwkvBatchAPI(ModelAPI):
+    """An RWKV checkpoint.
+
+    Args:
+        model_name: what `LLM` takes as its model.
+        add_bos_token: begin every prompt with token 0.
+        model_args: other arguments of `LLM`; `-M name=value` on the command line.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        config: GenerateConfig | None = None,
+        add_bos_token: bool = True,
+        **model_args: Any,
+    ) -> None:
+        super().__init__(model_name, base_url, api_key, [], config or GenerateConfig())
+        from ..llm import LLM
+
+        self.llm = LLM(model_name, **model_args)
+        if self.llm.tokenizer is None:
+            raise ConfigurationError("tokenizer: got None, expected a tokenizer: Inspect's requests are text")
+        self.add_bos_token = add_bos_token
+        self._occurrences: Counter[str] = Counter()
+        self._service = _Service(self.llm)
+
+    def max_connections(self) -> int:
+        """Samples in flight: two for each slot, so that a free one finds the next at once."""
+        return 2 * self.llm.summary.memory.max_batch_size
+
+    def max_tokens(self) -> int | None:
+        return MAX_TOKENS
+
+    def close(self) -> None:
+        """End the engine's thread."""
+        self._service.close()
+
+    async def generate(
+        self, input: list[ChatMessage], tools: list[Any], tool_choice: Any, config: GenerateConfig
+    ) -> ModelOutput:
+        """The assistant's next turn, or `config.num_choices` of them.
+
+        Raises:
+            ValueError: tools are asked for, or a setting is out of range.
+        """
+        if tools:
+            raise ValueError(f"tools: got {len(tools)}, expected none: RWKV's chat format has no tool calls")
+        text = render_messages([{"role": message.role, "content": message.text} for message in input])
+        assert self.llm.tokenizer is not None
+        ids = self.llm.tokenizer.encode(text)
+        key = f"{text} {config.model_dump_json()}"
+        stream = random_stream(key, self._occurrences[key])
+        self._occurrences[key] += 1
+        prompt = [END_OF_TEXT, *ids] if self.add_bos_token else ids
+        output = await asyncio.wrap_future(self._service.submit(stream, prompt, _sampling_params(config)))
+        if output.error is not None:
+            raise ValueError(output.error)
+        num_completed = sum(len(sample.token_ids) for sample in output.outputs)
+        return ModelOutput(
+            model=self.model_name,
+            choices=[self._choice(sample) for sample in output.outputs],
+            usage=ModelUsage(
+                input_tokens=len(prompt), output_tokens=num_completed, total_tokens=len(prompt) + num_completed
+            ),
+        )
+
+    def _choice(self, sample: CompletionOutput) -> ChatCompletionChoice:
+        message = ChatMessageAssistant(content=sample.text.strip(), model=self.model_name, source="generate")
+        reason = "max_tokens" if sample.finish_reason == "length" else "stop"
+        return ChatCompletionChoice(message=message, stop_reason=reason, logprobs=_logprobs(sample))
+
+
+class _Service:
+    """A thread that serves requests as they come, and gives each of them its result."""
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+        self._rows: queue.Queue[GenerateRow | None] = queue.Queue()
+        self._waiting: set[Future[RequestOutput]] = set()
+        self._lock = threading.Lock()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="rwkv_batch-inspect", daemon=True)
+        self._thread.start()
+
+    def submit(self, row: int, prompt: list[int], params: SamplingParams) -> Future[RequestOutput]:
+        """A result to come.
+
+        Raises:
+            RuntimeError: the engine has failed, or was closed.
+        """
+        future: Future[RequestOutput] = Future()
+        with self._lock:
+            if self._failure is not None:
+                raise RuntimeError(f"the engine has ended: {self._failure}") from self._failure
+            self._waiting.add(future)
+        self._rows.put(GenerateRow(future, row, prompt, params))
+        return future
+
+    def close(self) -> None:
+        self._rows.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        failure: BaseException = RuntimeError("it was closed")
+        try:
+            for future, output in self._llm.serve(iter(self._rows.get, None)):
+                with self._lock:
+                    self._waiting.discard(future)
+                if future.set_running_or_notify_cancel():
+                    future.set_result(output)
+        except BaseException as error:
+            failure = error
+        with self._lock:
+            self._failure, waiting = failure, list(self._waiting)
+        for future in waiting:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(failure)
+
+
+def _sampling_params(config: GenerateConfig) -> SamplingParams:
+    names = ("temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty", "logit_bias", "seed")
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    return SamplingParams(
+        n=config.num_choices or 1,
+        max_tokens=config.max_tokens or MAX_TOKENS,
+        stop=[END_OF_TURN, *(text for text in config.stop_seqs or () if text)],
+        logprobs=(config.top_logprobs or 0) if config.logprobs else None,
+        **given,
+    )
+
+
+def _logprobs(sample: CompletionOutput) -> Logprobs | None:
+    if sample.logprobs is None:
+        return None
+    content = []
+    for token_id, entries in zip(sample.token_ids, sample.logprobs, strict=True):
+        top = [TopLogprob(token=entry.decoded_token or "", logprob=entry.logprob) for entry in entries.values()]
+        own = entries[token_id]
+        content.append(Logprob(token=own.decoded_token or "", logprob=own.logprob, top_logprobs=top))
+    return Logprobs(content=content)
+
+
+@modelapi(name="rwkv_batch")
+def rwkv_batch() -> type[ModelAPI]:
+    """The provider `rwkv_batch/MODEL`."""
+    return RwkvBatchAPI

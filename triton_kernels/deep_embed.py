@@ -18,9 +18,9 @@ __all__ = ["deep_embed", "deep_embed_kernel", "specializations", "unsupported_re
 
 TOKENS, RANKS, COLUMNS = 16, 16, 128
 """Of a program: tokens, ranks of the first product at a time, columns of the gate at a time."""
-DEPTH = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64}
+DEPTH = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 32}
 """Channels of the first product at a time."""
-NUM_WARPS, NUM_STAGES = 4, 2
+NUM_WARPS, NUM_STAGES = 8, 3
 PROGRAMS = 256
 """The columns are shared out among programs until there are so many; each of them computes the low-rank part anew."""
 

@@ -284,7 +284,9 @@ def specializations() -> list[Specialization]:
         tile = fixed_tile(total, dtype) if tokens is None else choose_tile(tokens, total, depth, dtype, True)
         assert tile is not None, use
         name = TYPES[dtype]
-        label = f"{use} {name} {'fixed' if tokens is None else f'M <= {tokens}'}"
+        # A Hopper's warp groups take 64 rows: halves with fewer are not labelled as what it computes by them.
+        kind = "narrow" if dtype != fp32 and tile.rows < 64 else name
+        label = f"{use} {kind} {'fixed' if tokens is None else f'M <= {tokens}'}"
         signature = {
             **pointers(name, "x", "weight", *(("gate",) if gate else ())),
             **pointers(TYPES[result or dtype], "y"),

@@ -21,17 +21,17 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
-def uniform(stream_ptr, position):
+def uniform(p_stream, position):
     """A float64 in [0, 1) with 53 random bits.
 
     Args:
-        stream_ptr: the five words of a stream, int64 each: two of the key, three of the counter.
+        p_stream: the five words of a stream, int64 each: two of the key, three of the counter.
         position: int64, index of the sampled token in its completion.
     """
-    k0 = tl.load(stream_ptr).to(tl.uint32)
-    k1 = tl.load(stream_ptr + 1).to(tl.uint32)
-    c1 = tl.load(stream_ptr + 2).to(tl.uint32)
-    c2 = tl.load(stream_ptr + 3).to(tl.uint32)
-    c3 = tl.load(stream_ptr + 4).to(tl.uint32)
+    k0 = tl.load(p_stream).to(tl.uint32)
+    k1 = tl.load(p_stream + 1).to(tl.uint32)
+    c1 = tl.load(p_stream + 2).to(tl.uint32)
+    c2 = tl.load(p_stream + 3).to(tl.uint32)
+    c3 = tl.load(p_stream + 4).to(tl.uint32)
     high, low, _, _ = philox(position.to(tl.uint32), c1, c2, c3, k0, k1)
     return ((high.to(tl.int64) << 21) | (low >> 11).to(tl.int64)).to(tl.float64) * (2.0**-53)

@@ -13,12 +13,14 @@ from . import launch
 from .launch import check
 from .sample_select import select_kernel
 from .sample_shape import shape_kernel
-from .specialization import Specialization
+from .specialization import Specialization, pointers
 
 TILE = 4096
-"""Ids that one program of the first kernel goes through, and the second at a time where it looks for large logits."""
-BLOCK = 1024
-"""Tokens of a source that the second kernel looks at together."""
+"""Ids that one program of the first kernel goes through."""
+CHUNK = 2048
+"""Ids that the second kernel goes through at a time where it looks for large logits; divides TILE."""
+BLOCK = 512
+"""Tokens of a source that it looks at together afterwards."""
 CAP = 4096
 """How many tokens near the top of a row are compacted at most; with more, passes go over the whole row."""
 LIST = 256
@@ -57,7 +59,7 @@ def sample(logits: Tensor, slot_index: Tensor, tables: Any, ops: Any) -> tuple[T
     check("logits", logits, (num_rows, tables.vocab_size), torch.float32, device)
     check("slot_index", slot_index, (num_rows,), torch.int32, device)
     check("tables.integers", tables.integers, tables.integers.shape, torch.int64, device)
-    tile, block, cap = _tiles(size)
+    tile, chunk, block, cap = _tiles(size)
     num_tiles = triton.cdiv(size, tile)
     widths = tables.seen_ids.shape[1], tables.bias_ids.shape[1], tables.stops.shape[1]
     token_ids = torch.empty(num_rows, dtype=torch.int64, device=device)
@@ -118,6 +120,7 @@ def sample(logits: Tensor, slot_index: Tensor, tables: Any, ops: Any) -> tuple[T
         V=size,
         NUM_TILES=num_tiles,
         TILE=tile,
+        CHUNK=chunk,
         BLOCK=block,
         CAP=cap,
         LIST=LIST,
@@ -141,44 +144,33 @@ def unsupported_reason(
 def specializations() -> list[Specialization]:
     """What is launched for a vocabulary of 65536."""
     size = 65536
-    tile, block, cap = _tiles(size)
-    common = dict(
-        logits_ptr="*fp32",
-        slot_ptr="*i32",
-        integers_ptr="*i64",
-        floats_ptr="*fp64",
-        seen_ids_ptr="*i32",
-        seen_count_ptr="*fp32",
-        seen_generated_ptr="*u8",
-        bias_ids_ptr="*i32",
-        stops_ptr="*i32",
-        mask_ptr="*i32",
-        sampleable_ptr="*i32",
-        saved_ptr="*fp32",
-        sums_ptr="*fp32",
-        first_ptr="*i32",
-        seen_width="i32",
-        bias_width="i32",
-        stop_width="i32",
-    )
-    shape = common | dict(biases_ptr="*fp32")
-    select = common | dict(
-        last_token_ptr="*i64",
-        uncounted_ptr="*u8",
-        near_logits_ptr="*fp32",
-        near_ids_ptr="*i32",
-        token_ptr="*i64",
-        logprob_ptr="*fp64",
-    )
+    tile, chunk, block, cap = _tiles(size)
+    common = {
+        **pointers("fp32", "logits", "seen_count", "saved", "sums"),
+        **pointers("fp64", "floats"),
+        **pointers("i64", "integers"),
+        **pointers("i32", "slot", "seen_ids", "bias_ids", "stops", "mask", "sampleable", "first"),
+        **pointers("u8", "seen_generated"),
+        **dict.fromkeys(("seen_width", "bias_width", "stop_width"), "i32"),
+    }
+    shape = common | pointers("fp32", "biases")
+    select = {
+        **common,
+        **pointers("fp32", "near_logits"),
+        **pointers("fp64", "logprob"),
+        **pointers("i64", "last_token", "token"),
+        **pointers("i32", "near_ids"),
+        **pointers("u8", "uncounted"),
+    }
     constants = dict(V=size, TILE=tile, LIST=LIST)
-    sizes = constants | dict(NUM_TILES=triton.cdiv(size, tile), BLOCK=block, CAP=cap)
+    sizes = constants | dict(NUM_TILES=triton.cdiv(size, tile), CHUNK=chunk, BLOCK=block, CAP=cap)
     return [
         Specialization("shape", shape_kernel, shape, constants, NUM_WARPS, 1),
         Specialization("select", select_kernel, select, sizes, NUM_WARPS, 1),
     ]
 
 
-def _tiles(size: int) -> tuple[int, int, int]:
-    """TILE, BLOCK and CAP, no larger than the vocabulary needs."""
+def _tiles(size: int) -> tuple[int, int, int, int]:
+    """TILE, CHUNK, BLOCK and CAP, no larger than the vocabulary needs."""
     most = max(32, triton.next_power_of_2(size))
-    return min(TILE, most), min(BLOCK, most), min(CAP, most)
+    return min(TILE, most), min(CHUNK, most), min(BLOCK, most), min(CAP, most)

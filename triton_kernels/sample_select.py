@@ -1,8 +1,8 @@
 """Second kernel of `sample`: one program a row filters, draws, and brings the slot up to date. Nothing is sorted.
 
 A filter keeps a prefix of the tokens ranked by logit, so that it comes down to a cut: the smallest logit kept, and
-among the tokens that have just that logit the last id kept. The cut is searched by halving (in fact, parting in nine)
-the range of logits, read as integers that order like them; each pass counts or weighs the tokens above some pivots.
+among the tokens that have just that logit the last id kept. The cut is searched by cutting in eight the range of
+logits, read as integers that order like them; each pass counts or weighs the tokens above the pivots.
 The passes go over a source: the tokens near the top of the row, compacted, or the whole row where those are too many.
 Masses are integers, so that no sum depends on its order.
 """
@@ -41,6 +41,7 @@ NEAR = tl.constexpr(12.0)
 ATTEMPTS = tl.constexpr(4)
 """How often compaction is tried."""
 PIVOTS = tl.constexpr(8)
+LOG2_PIVOTS = tl.constexpr(3)
 
 
 @triton.jit
@@ -161,7 +162,7 @@ def search(
     first = low.to(tl.int32)
     above = at_low * 0
     while high - low > 1:
-        pivots = low + (((high - low) * tl.arange(0, PIVOTS)) >> 3)
+        pivots = low + (((high - low) * tl.arange(0, PIVOTS)) >> LOG2_PIVOTS)
         amount = tl.zeros([PIVOTS, BLOCK], tl.int64)
         for start in range(0, size, BLOCK):
             x, ids = read(source, start, size, V, BLOCK)
@@ -322,57 +323,60 @@ def draw_from_all(
 
 
 @triton.jit
-def put_back(logits, saved, ids_ptr, length, LIST: tl.constexpr):
+def put_back(logits, saved, p_ids, length, LIST: tl.constexpr):
     for start in range(0, length, LIST):
         entry = start + tl.arange(0, LIST)
-        ids = tl.load(ids_ptr + entry, mask=entry < length, other=0)
+        ids = tl.load(p_ids + entry, mask=entry < length, other=0)
         tl.store(logits + ids, tl.load(saved + entry, mask=entry < length, other=0.0), mask=entry < length)
 
 
 @triton.jit
-def count(token, integers, floats, ids_ptr, count_ptr, generated_ptr, uncounted_ptr, width, LIST: tl.constexpr):
-    """Decay the counts of the slot's seen ids, then count the token; append it where it is new and there is room."""
-    length = tl.load(integers + NUM_SEEN).to(tl.int32)
+def count(token, length, integers, floats, p_ids, p_count, p_generated, p_uncounted, width, LIST: tl.constexpr):
+    """Decay the counts of the slot's seen ids, then count the token; append it where it is new and there is room.
+
+    Args:
+        length: how many ids the slot has seen, read before a barrier: one thread changes it here.
+    """
     decay = tl.load(floats + DECAY).to(tl.float32)
-    is_skipped = (tl.load(integers + SKIPS_UNCOUNTED) > 0) & (tl.load(uncounted_ptr + token) != 0)
+    is_skipped = (tl.load(integers + SKIPS_UNCOUNTED) > 0) & (tl.load(p_uncounted + token) != 0)
     increment = tl.where(is_skipped, 0.0, 1.0)
     num_found = 0
     for start in range(0, length, LIST):
         entry = start + tl.arange(0, LIST)
-        is_own = tl.load(ids_ptr + entry, mask=entry < length, other=-1) == token
-        counts = tl.load(count_ptr + entry, mask=entry < length, other=0.0) * decay
-        tl.store(count_ptr + entry, counts + tl.where(is_own, increment, 0.0), mask=entry < length)
-        tl.store(generated_ptr + entry, tl.full([LIST], 1, tl.uint8), mask=is_own)
+        is_own = tl.load(p_ids + entry, mask=entry < length, other=-1) == token
+        counts = tl.load(p_count + entry, mask=entry < length, other=0.0) * decay
+        tl.store(p_count + entry, counts + tl.where(is_own, increment, 0.0), mask=entry < length)
+        tl.store(p_generated + entry, tl.full([LIST], 1, tl.uint8), mask=is_own)
         num_found += tl.sum(is_own.to(tl.int32), 0)
     if (num_found == 0) & (length < width):
-        tl.store(ids_ptr + length, token)
-        tl.store(count_ptr + length, increment)
-        tl.store(generated_ptr + length, 1)
+        tl.store(p_ids + length, token)
+        tl.store(p_count + length, increment)
+        tl.store(p_generated + length, 1)
         tl.store(integers + NUM_SEEN, (length + 1).to(tl.int64))
 
 
 @triton.jit(do_not_specialize=["seen_width", "bias_width", "stop_width"])
 def select_kernel(
-    logits_ptr,
-    slot_ptr,
-    integers_ptr,
-    floats_ptr,
-    last_token_ptr,
-    seen_ids_ptr,
-    seen_count_ptr,
-    seen_generated_ptr,
-    bias_ids_ptr,
-    stops_ptr,
-    mask_ptr,
-    sampleable_ptr,
-    uncounted_ptr,
-    saved_ptr,
-    sums_ptr,
-    first_ptr,
-    near_logits_ptr,
-    near_ids_ptr,
-    token_ptr,
-    logprob_ptr,
+    p_logits,
+    p_slot,
+    p_integers,
+    p_floats,
+    p_last_token,
+    p_seen_ids,
+    p_seen_count,
+    p_seen_generated,
+    p_bias_ids,
+    p_stops,
+    p_mask,
+    p_sampleable,
+    p_uncounted,
+    p_saved,
+    p_sums,
+    p_first,
+    p_near_logits,
+    p_near_ids,
+    p_token,
+    p_logprob,
     seen_width,
     bias_width,
     stop_width,
@@ -385,28 +389,28 @@ def select_kernel(
     LIST: tl.constexpr,
 ):
     program = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slot_ptr + program).to(tl.int64)
+    slot = tl.load(p_slot + program).to(tl.int64)
     if slot < 0:
-        tl.store(token_ptr + program, 0)
-        tl.store(logprob_ptr + program, 0.0)
+        tl.store(p_token + program, 0)
+        tl.store(p_logprob + program, 0.0)
         return
-    integers = integers_ptr + slot * NUM_INTEGERS
-    floats = floats_ptr + slot * NUM_FLOATS
-    logits = logits_ptr + program * V
+    integers = p_integers + slot * NUM_INTEGERS
+    floats = p_floats + slot * NUM_FLOATS
+    logits = p_logits + program * V
     temperature, filter_temperature, top_p, min_p, top_k, is_untempered, is_greedy = load_filters(integers, floats, V)
     is_filtered = (top_p < 1) | (top_k > 0) | (min_p > 0)
 
     tiles = tl.arange(0, triton.next_power_of_2(NUM_TILES))
-    sums = sums_ptr + program * (4 * NUM_TILES)
+    sums = p_sums + program * (4 * NUM_TILES)
     peaks = tl.load(sums + 2 * NUM_TILES + tiles, mask=tiles < NUM_TILES, other=float("-inf"))
     totals = tl.load(sums + 3 * NUM_TILES + tiles, mask=tiles < NUM_TILES, other=0.0)
     peak = tl.max(peaks, 0)
     total = tl.sum(totals * tl.exp2((peaks - peak) * (LOG2E / filter_temperature)), 0)
-    first = tl.load(first_ptr + program * NUM_TILES + tiles, mask=tiles < NUM_TILES, other=NONE)
+    first = tl.load(p_first + program * NUM_TILES + tiles, mask=tiles < NUM_TILES, other=NONE)
 
     num_masked = tl.where(tl.load(integers + IS_MASKED) > 0, V, 0)
-    row = logits, sampleable_ptr, mask_ptr + slot * tl.cdiv(V, 32), num_masked
-    near = near_logits_ptr + program * CAP, near_ids_ptr + program * CAP
+    row = logits, p_sampleable, p_mask + slot * tl.cdiv(V, 32), num_masked
+    near = p_near_logits + program * CAP, p_near_ids + program * CAP
     token = tl.min(tl.where(peaks == peak, first, NONE), 0)
     has_mass = (total > 0.5) & (total < float("inf"))
     if has_mass & (is_greedy == 0):
@@ -437,33 +441,34 @@ def select_kernel(
 
     position = tl.load(integers + POSITION)
     num_seen, num_biases, num_stops = load_lengths(integers)
-    saved = saved_ptr + program * (seen_width + bias_width + stop_width)
+    saved = p_saved + program * (seen_width + bias_width + stop_width)
     tl.debug_barrier()  # all threads have read the row, and the tables
-    put_back(logits, saved + seen_width + bias_width, stops_ptr + slot * stop_width, num_stops, LIST)
+    put_back(logits, saved + seen_width + bias_width, p_stops + slot * stop_width, num_stops, LIST)
     tl.debug_barrier()
-    put_back(logits, saved + seen_width, bias_ids_ptr + slot * bias_width, num_biases, LIST)
+    put_back(logits, saved + seen_width, p_bias_ids + slot * bias_width, num_biases, LIST)
     tl.debug_barrier()
-    put_back(logits, saved, seen_ids_ptr + slot * seen_width, num_seen, LIST)
+    put_back(logits, saved, p_seen_ids + slot * seen_width, num_seen, LIST)
     tl.debug_barrier()
     peaks = tl.load(sums + tiles, mask=tiles < NUM_TILES, other=float("-inf"))
     totals = tl.load(sums + NUM_TILES + tiles, mask=tiles < NUM_TILES, other=0.0)
     peak = tl.max(peaks, 0)
     total = tl.sum(totals * tl.exp2((peaks - peak) * LOG2E), 0)
     normalizer = peak.to(tl.float64) + tl.log(total.to(tl.float64))
-    tl.store(logprob_ptr + program, tl.load(logits + token).to(tl.float64) - normalizer)
-    tl.store(token_ptr + program, token.to(tl.int64))
-    tl.store(last_token_ptr + slot, token.to(tl.int64))
+    tl.store(p_logprob + program, tl.load(logits + token).to(tl.float64) - normalizer)
+    tl.store(p_token + program, token.to(tl.int64))
+    tl.store(p_last_token + slot, token.to(tl.int64))
     tl.store(integers + POSITION, position + 1)
     if tl.load(integers + IS_PENALIZED) > 0:
         seen = slot * seen_width
         count(
             token,
+            num_seen,
             integers,
             floats,
-            seen_ids_ptr + seen,
-            seen_count_ptr + seen,
-            seen_generated_ptr + seen,
-            uncounted_ptr,
+            p_seen_ids + seen,
+            p_seen_count + seen,
+            p_seen_generated + seen,
+            p_uncounted,
             seen_width,
             LIST,
         )

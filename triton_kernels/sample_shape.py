@@ -1,4 +1,4 @@
-"""First kernel of `sample`: sums over tiles of the vocabulary, of the logits as they are and as penalties and bans leave them."""
+"""First kernel of `sample`: sums over tiles of a row, before and after penalties, biases and bans."""
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
@@ -23,9 +23,9 @@ from .sample_row import (
 
 
 @triton.jit
-def find_listed(ids_ptr, entry, length, low, high):
+def find_listed(p_ids, entry, length, low, high):
     """Ids of some entries of a list, and which of them are listed and lie in [low, high)."""
-    ids = tl.load(ids_ptr + entry, mask=entry < length, other=-1)
+    ids = tl.load(p_ids + entry, mask=entry < length, other=-1)
     return ids, (ids >= low) & (ids < high)
 
 
@@ -37,34 +37,34 @@ def exchange(logits, saved, ids, entry, old, new, here):
 
 
 @triton.jit
-def penalize(logits, saved, ids_ptr, count_ptr, generated_ptr, length, floats, low, high, LIST: tl.constexpr):
+def penalize(logits, saved, p_ids, p_count, p_generated, length, floats, low, high, LIST: tl.constexpr):
     presence = tl.load(floats + PRESENCE).to(tl.float32)
     frequency = tl.load(floats + FREQUENCY).to(tl.float32)
     repetition = tl.load(floats + REPETITION).to(tl.float32)
     for start in range(0, length, LIST):
         entry = start + tl.arange(0, LIST)
-        ids, here = find_listed(ids_ptr, entry, length, low, high)
+        ids, here = find_listed(p_ids, entry, length, low, high)
         old = tl.load(logits + ids, mask=here, other=0.0)
-        count = tl.load(count_ptr + entry, mask=here, other=0.0)
-        generated = tl.load(generated_ptr + entry, mask=here, other=0).to(tl.float32)
+        count = tl.load(p_count + entry, mask=here, other=0.0)
+        generated = tl.load(p_generated + entry, mask=here, other=0).to(tl.float32)
         new = tl.where(old > 0, old / repetition, old * repetition) - count * frequency - generated * presence
         exchange(logits, saved, ids, entry, old, new, here)
 
 
 @triton.jit
-def add_biases(logits, saved, ids_ptr, bias_ptr, length, low, high, LIST: tl.constexpr):
+def add_biases(logits, saved, p_ids, p_bias, length, low, high, LIST: tl.constexpr):
     for start in range(0, length, LIST):
         entry = start + tl.arange(0, LIST)
-        ids, here = find_listed(ids_ptr, entry, length, low, high)
+        ids, here = find_listed(p_ids, entry, length, low, high)
         old = tl.load(logits + ids, mask=here, other=0.0)
-        exchange(logits, saved, ids, entry, old, old + tl.load(bias_ptr + entry, mask=here, other=0.0), here)
+        exchange(logits, saved, ids, entry, old, old + tl.load(p_bias + entry, mask=here, other=0.0), here)
 
 
 @triton.jit
-def ban(logits, saved, ids_ptr, length, low, high, LIST: tl.constexpr):
+def ban(logits, saved, p_ids, length, low, high, LIST: tl.constexpr):
     for start in range(0, length, LIST):
         entry = start + tl.arange(0, LIST)
-        ids, here = find_listed(ids_ptr, entry, length, low, high)
+        ids, here = find_listed(p_ids, entry, length, low, high)
         old = tl.load(logits + ids, mask=here, other=0.0)
         exchange(logits, saved, ids, entry, old, tl.full([LIST], float("-inf"), tl.float32), here)
 
@@ -77,21 +77,21 @@ def total_mass(x, peak, scale):
 
 @triton.jit(do_not_specialize=["seen_width", "bias_width", "stop_width"])
 def shape_kernel(
-    logits_ptr,
-    slot_ptr,
-    integers_ptr,
-    floats_ptr,
-    seen_ids_ptr,
-    seen_count_ptr,
-    seen_generated_ptr,
-    bias_ids_ptr,
-    biases_ptr,
-    stops_ptr,
-    mask_ptr,
-    sampleable_ptr,
-    saved_ptr,
-    sums_ptr,
-    first_ptr,
+    p_logits,
+    p_slot,
+    p_integers,
+    p_floats,
+    p_seen_ids,
+    p_seen_count,
+    p_seen_generated,
+    p_bias_ids,
+    p_biases,
+    p_stops,
+    p_mask,
+    p_sampleable,
+    p_saved,
+    p_sums,
+    p_first,
     seen_width,
     bias_width,
     stop_width,
@@ -101,17 +101,17 @@ def shape_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
-    slot = tl.load(slot_ptr + row).to(tl.int64)
+    slot = tl.load(p_slot + row).to(tl.int64)
     if slot < 0:
         return
-    integers = integers_ptr + slot * NUM_INTEGERS
-    floats = floats_ptr + slot * NUM_FLOATS
-    logits = logits_ptr + row * V
+    integers = p_integers + slot * NUM_INTEGERS
+    floats = p_floats + slot * NUM_FLOATS
+    logits = p_logits + row * V
     low = tile * TILE
     high = tl.minimum(low + TILE, V)
     i = low + tl.arange(0, TILE)
     num_tiles = tl.num_programs(1)
-    sums = sums_ptr + row * (4 * num_tiles) + tile
+    sums = p_sums + row * (4 * num_tiles) + tile
 
     x = tl.load(logits + i, mask=i < V, other=float("-inf"))
     peak = tl.max(x, 0)
@@ -119,16 +119,16 @@ def shape_kernel(
     tl.store(sums + num_tiles, total_mass(x, peak, LOG2E))
 
     num_seen, num_biases, num_stops = load_lengths(integers)
-    saved = saved_ptr + row * (seen_width + bias_width + stop_width)
+    saved = p_saved + row * (seen_width + bias_width + stop_width)
     tl.debug_barrier()  # all threads have read the tile
     if num_seen > 0:
         seen = slot * seen_width
         penalize(
             logits,
             saved,
-            seen_ids_ptr + seen,
-            seen_count_ptr + seen,
-            seen_generated_ptr + seen,
+            p_seen_ids + seen,
+            p_seen_count + seen,
+            p_seen_generated + seen,
             num_seen,
             floats,
             low,
@@ -138,18 +138,18 @@ def shape_kernel(
         tl.debug_barrier()
     if num_biases > 0:
         bias = slot * bias_width
-        add_biases(logits, saved + seen_width, bias_ids_ptr + bias, biases_ptr + bias, num_biases, low, high, LIST)
+        add_biases(logits, saved + seen_width, p_bias_ids + bias, p_biases + bias, num_biases, low, high, LIST)
         tl.debug_barrier()
     if num_stops > 0:
-        stops = stops_ptr + slot * stop_width
+        stops = p_stops + slot * stop_width
         ban(logits, saved + seen_width + bias_width, stops, num_stops, low, high, LIST)
         tl.debug_barrier()
 
     num_masked = tl.where(tl.load(integers + IS_MASKED) > 0, V, 0)
-    mask = mask_ptr + slot * tl.cdiv(V, 32)
-    x, _ = load_sampleable(logits, low, sampleable_ptr, mask, num_masked, V, TILE)
+    mask = p_mask + slot * tl.cdiv(V, 32)
+    x, _ = load_sampleable(logits, low, p_sampleable, mask, num_masked, V, TILE)
     _, filter_temperature, _, _, _, _, _ = load_filters(integers, floats, V)
     peak = tl.max(x, 0)
     tl.store(sums + 2 * num_tiles, peak)
     tl.store(sums + 3 * num_tiles, total_mass(x, peak, LOG2E / filter_temperature))
-    tl.store(first_ptr + row * num_tiles + tile, tl.min(tl.where(x == peak, i, NONE), 0))
+    tl.store(p_first + row * num_tiles + tile, tl.min(tl.where(x == peak, i, NONE), 0))

@@ -5,9 +5,10 @@
     python -m benchmarks.gpu --rehearse                        tiny sizes in Triton's interpreter, without a GPU
 
 runs from the repository root. Each part is a process of its own, takes less than 10 minutes, and writes its JSON after
-every point: a part that is stopped, that fails, or whose time is over goes on with what is missing when the same command
-is started again, on the same card and commit. A part that is done is skipped, unless --force. Nothing asserts a speed; a
-check that does not hold makes the exit code 1, and so does a part that failed.
+every point: a part that is stopped, that fails, or whose time is over goes on with what is missing when the same
+command is started again, on the same card and commit. A part that is done is skipped, unless --force. Kernels are
+compiled beforehand, by several processes that go through the part without measuring. Nothing asserts a speed; a check
+that does not hold makes the exit code 1, and so does a part that failed.
 
     limits        copy bandwidth, bfloat16 and int8 matrix peak, floor of a launch: the denominators of what follows
     correctness   every Triton op against float64 or its definition, and to the bit where that is promised
@@ -20,18 +21,23 @@ check that does not hold makes the exit code 1, and so does a part that failed.
     job           Parquet to Parquet through `rwkv_batch.run`, ragged lengths, top-p and penalties
     peers         rwkv, flash-linear-attention, rwkvserve and rwkv-quant-nv, as far as they can be imported
 
-Predicted limits are those of `roofline.py` with what `limits` measured. Models have random weights, drawn on the device;
-`job` and `peers` write one to a temporary folder.
+Predicted limits are those of `roofline.py` with what `limits` measured. Models have random weights, drawn on the
+device; `job` and `peers` write one to a temporary folder.
 
 On a machine that is lent for some minutes, into which results are copied with the tree and out of which only one folder
-comes back, name both:
+comes back, name both, and put the files of that folder into the earlier one before the next part:
 
-    python3 -m benchmarks.gpu limits correctness --minutes 9 --earlier benchmarks/results/h200 --out "$OUT" --commit HASH
+    python3 -m benchmarks.gpu limits correctness --minutes 9 --commit HASH --earlier benchmarks/results/h200 --out DIR
 
-and put the files of that folder into benchmarks/results/h200 before the next part. Packages that are missing there
-(pydantic for `job`; einops and the peers themselves for `peers`) can lie unpacked in a folder on PYTHONPATH.
+Packages that are missing there (pydantic for `job`, the peers for `peers`) can lie unpacked in a folder on PYTHONPATH.
 
-What comes last is one line a part, after the tables of those that ran:
+Each part prints a table, such as
+
+    decode             tokens/s     ms  of limit  outside replay  host busy  x float32    GB
+    1.5B B=256 float32   ......  .....       ..%            ..%        ..%              ....
+
+("outside replay" is the share of a step in which the device does not replay its graph: small copies, and waiting for
+the host), and what comes last is one line a part:
 
     part          status  seconds  points  red  failed  left out
     limits        done       21.4       6    0       0         0
@@ -42,6 +48,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import signal
@@ -49,12 +56,13 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from .gpu_parts.columns import format_columns
-from .gpu_parts.record import DONE, FAILED, UNFINISHED, Record, is_red, read, reason
+from .gpu_parts.record import DONE, FAILED, RUNNING, UNFINISHED, Record, is_red, read, reason
 
 ROOT = Path(__file__).parents[1]
 PARTS = {
@@ -70,8 +78,18 @@ PARTS = {
 }
 """Name → minutes after which no point is started."""
 MODULES = {"engine-equal": "engine_equal"}
+CHECKING = ("correctness", "engine-equal")
+"""Parts whose points are checks."""
 GRACE_SECONDS = 30
 """What a started point may take beyond its part's time."""
+ATTEMPTS = 4
+"""Processes that a part may use up."""
+SHOWN = 12
+"""Lines of checks that do not hold, and of points that failed; all of them are in the JSON."""
+DRY_SECONDS = 150
+"""What compiling beforehand may take."""
+NOT_DRY = ("limits", "job", "peers")
+"""They compile little, or in processes of their own."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -88,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in options.parts or PARTS:
         earlier = read(out / f"{name}.json") or _earlier(options, name)
         if earlier is not None and earlier["status"] == DONE and not options.force:
-            _say(f"{name}: done before")
+            _say(f"{name}: done before, on {earlier['about']['card']}, commit {earlier['about']['rwkv_batch']}")
         elif end - monotonic() < 20:
             _say(f"{name}: not started, the time is over")
         else:
@@ -112,7 +130,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--force", action="store_true", help="measure again what has been measured")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU; figures mean nothing")
     parser.add_argument("--commit", metavar="TEXT", help="of the tree, where git can't tell")
+    parser.add_argument("--shares", type=int, metavar="N", help="processes that compile kernels before a part (8)")
     parser.add_argument("--inside", type=float, metavar="SECONDS", help=argparse.SUPPRESS)
+    parser.add_argument("--share", type=int, metavar="I", help=argparse.SUPPRESS)
+    parser.add_argument("--goes-on", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -122,26 +143,65 @@ def _start(name: str, out: Path, seconds: float, options: argparse.Namespace) ->
     path = out / f"{name}.json"
     if options.force:
         path.unlink(missing_ok=True)
+    start, shares = monotonic(), _num_shares(options)
+    if shares and name not in NOT_DRY:
+        dry = [_launch(name, out, seconds, options, share) for share in range(shares)]
+        for process in dry:
+            _wait(process, max(start + min(DRY_SECONDS, seconds / 2) - monotonic(), 0))
+        _say(f"{name}: compiled in {monotonic() - start:.0f} s")
+        seconds -= monotonic() - start
+    end = monotonic() + seconds
+    for attempt in range(ATTEMPTS):
+        left = end - monotonic()
+        why = _wait(_launch(name, out, left, options, goes_on=attempt > 0), left + GRACE_SECONDS)
+        if why:
+            _note_failure(path, name, why)
+        found = read(path)
+        # Where one point took the process or the device with it, another process does those that come after it.
+        if found is None or found["status"] != FAILED or not found["current"] or end - monotonic() < GRACE_SECONDS:
+            return
+
+
+def _num_shares(options: argparse.Namespace) -> int:
+    if options.shares is not None:
+        return int(options.shares)
+    return 0 if options.rehearse else 8
+
+
+def _launch(
+    name: str,
+    out: Path,
+    seconds: float,
+    options: argparse.Namespace,
+    share: int | None = None,
+    goes_on: bool = False,
+) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "benchmarks.gpu", name, "--inside", str(seconds), "--out", str(out)]
     command += ["--earlier", str(options.earlier)] if options.earlier else []
-    command += [flag for flag, given in (("--rehearse", options.rehearse), ("--force", options.force)) if given]
+    flags = {"--rehearse": options.rehearse, "--force": options.force and not goes_on, "--goes-on": goes_on}
+    command += [flag for flag, is_given in flags.items() if is_given]
     command += ["--commit", options.commit] if options.commit else []
+    command += [] if share is None else ["--share", str(share), "--shares", str(_num_shares(options))]
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     if options.rehearse:
         environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    quiet = None if share is None else subprocess.DEVNULL
+    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, stdout=quiet, stderr=quiet)
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> str:
+    """Until the process ends, or its time is over; says why it is no good end, if so."""
     why = ""
     try:
-        code = process.wait(seconds + GRACE_SECONDS)
+        code = process.wait(seconds)
         why = f"its process ended with {code}" if code else ""
     except subprocess.TimeoutExpired:
-        why = f"stopped after {seconds + GRACE_SECONDS:.0f} s"
+        why = f"stopped after {seconds:.0f} s"
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    if why:
-        _note_failure(path, name, why)
+    return why
 
 
 def _note_failure(path: Path, name: str, why: str) -> None:
@@ -150,10 +210,8 @@ def _note_failure(path: Path, name: str, why: str) -> None:
     if found is None:
         record = Record(path, {}, 0, None, _say)
         record.write(FAILED, why)
-    elif found["why"] == "running":
-        record = Record(path, found["about"], 0, found, _say)
-        record.failed, record.left_out = found["failed"], found["left_out"]
-        record.write(FAILED, why)
+    elif found["why"] == RUNNING:
+        path.write_text(json.dumps(found | {"status": FAILED, "why": why}, indent=1) + "\n")
     _say(f"{name}: {why}")
 
 
@@ -176,13 +234,18 @@ def _run_inside(options: argparse.Namespace) -> int:
     torch.manual_seed(0)
     facts = about(device, options.commit, options.rehearse)
     earlier = None if options.force else read(options.out / f"{name}.json") or _earlier(options, name)
-    record = Record(options.out / f"{name}.json", facts, options.inside, earlier, _say)
-    record.write(UNFINISHED, "running")
+    is_dry = options.share is not None
+    share = (options.share, options.shares) if is_dry else None
+    path = options.out / f"{name}.json"
+    record = Record(path, facts, options.inside, earlier, _say, share, options.goes_on)
+    record.write(UNFINISHED, RUNNING)
     needed = {other: read(options.out / f"{other}.json") or _earlier(options, other) for other in ("limits", "decode")}
     points = {other: found["points"] if found else {} for other, found in needed.items()}
     status, why, table = DONE, "", []
     with tempfile.TemporaryDirectory(prefix="rwkv_batch-gpu-") as folder:
-        context = Context(device, options.rehearse, Path(folder), record, points["limits"], points["decode"], _say)
+        context = Context(
+            device, options.rehearse, is_dry, Path(folder), record, points["limits"], points["decode"], _say
+        )
         try:
             module = import_module(f".gpu_parts.{MODULES.get(name, name)}", __package__)
             table = module.run(context)
@@ -190,13 +253,20 @@ def _run_inside(options: argparse.Namespace) -> int:
             status, why = FAILED, reason(error)
             traceback.print_exc()
     if record.left_out and status == DONE:
-        status, why = UNFINISHED, f"no time for {', '.join(record.left_out)}"
+        status, why = UNFINISHED, f"no time for {_shortened(record.left_out, ', ')}"
     if name != "limits" and not points["limits"]:
         why = f"{why}; limits were not measured: those of an H200 are assumed".removeprefix("; ")
     red = [f"RED {point}: {found.get('why', '')}" for point, found in record.points.items() if is_red(found)]
     missing = [f"FAILED {point}: {what}" for point, what in record.failed.items()]
-    record.write(status, why, [str(facts["card"]), *table, *red, *missing, *([why] if why else [])])
+    lines = [_shortened(found, "\n") for found in (red, missing) if found]
+    record.write(status, why, [str(facts["card"]), *table, *lines, *([why] if why else [])])
     return 0
+
+
+def _shortened(items: Sequence[str], between: str) -> str:
+    """The first of them, and how many more there are."""
+    more = [f"and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
+    return between.join([*items[:SHOWN], *more])
 
 
 def _earlier(options: argparse.Namespace, name: str) -> dict[str, Any] | None:
@@ -216,7 +286,10 @@ def _summary(results: dict[str, dict[str, Any] | None]) -> list[str]:
 
 
 def _is_good(found: dict[str, Any] | None) -> bool:
-    return found is not None and found["status"] != FAILED and not any(map(is_red, found["points"].values()))
+    """The part did not fail, and its checks hold; a check that could not be made does not."""
+    if found is None or found["status"] == FAILED or (found["part"] in CHECKING and found["failed"]):
+        return False
+    return not any(map(is_red, found["points"].values()))
 
 
 def _default_folder(is_rehearsal: bool) -> Path:

@@ -93,7 +93,7 @@ def decode_parts(sizes: Sizes, B: int, card: Card, state_number: int = 4, weight
     """
     L, C, F, V = sizes.L, sizes.C, sizes.F, sizes.V
     R = sum(sizes.ranks.values())
-    leaves_l2 = 16 * B * C * 2 > 0.6 * card.l2
+    leaves_l2 = 0.6 * card.l2 < 16 * B * C * 2
 
     def rows(count: int) -> int:
         """Bytes of `count` activations [B, C], where they do not stay in the cache."""
@@ -159,7 +159,7 @@ def main() -> None:
     for name, sizes in MODELS.items():
         for number in (4, 2):
             seconds = [decode_seconds(sizes, B, card, number) for B in batches]
-            fits = [B <= max_batch(sizes, card, number) for B in batches]
+            fits = [max_batch(sizes, card, number) >= B for B in batches]
             cells = [
                 f"{B / s:,.0f} ({1000 * s:.2f})" if fit else "-"
                 for B, s, fit in zip(batches, seconds, fits, strict=True)

@@ -23,6 +23,7 @@ class Context:
 
     Args:
         is_rehearsal: tiny sizes in Triton's interpreter on a CPU: shows that everything runs; no figure means anything.
+        is_dry: everything runs once, on a small scale, so that kernels are compiled; nothing is measured.
         folder: where temporary model files go.
         limits: points of the part `limits`, where it has run.
         decode: points of the part `decode`, where it has run.
@@ -30,6 +31,7 @@ class Context:
 
     device: torch.device
     is_rehearsal: bool
+    is_dry: bool
     folder: Path
     record: Record
     limits: dict[str, Any]
@@ -38,7 +40,7 @@ class Context:
 
     @property
     def stopwatch(self) -> Stopwatch:
-        return Stopwatch(self.device, 1 if self.is_rehearsal else 10)
+        return Stopwatch(self.device, 0 if self.is_dry else 1 if self.is_rehearsal else 10)
 
     @property
     def card(self) -> Card:

@@ -8,6 +8,7 @@ import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -64,7 +65,7 @@ class Stopwatch:
     """Medians of several runs.
 
     Args:
-        repeats: runs that are timed, after two that are not.
+        repeats: runs that are timed, after two that are not; 0 runs things once and times nothing.
     """
 
     def __init__(self, device: torch.device, repeats: int) -> None:
@@ -76,6 +77,8 @@ class Stopwatch:
 
         Where there are no graphs they are called in turn.
         """
+        if not self.repeats:
+            return self.once(calls[0])
         if not self.is_cuda:
             return self.once(lambda: [call() for call in calls]) / len(calls)
         stream = torch.cuda.Stream()
@@ -94,6 +97,9 @@ class Stopwatch:
 
     def once(self, call: Call) -> float:
         """Seconds of one call, by events of the device's queue."""
+        if not self.repeats:
+            call()
+            return 1.0
         if not self.is_cuda:
             times = []
             for _ in range(self.repeats):
@@ -109,11 +115,11 @@ class Stopwatch:
             call()
             mark.record()
         torch.cuda.synchronize()
-        return median(a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False)) / 1000
+        return median(a.elapsed_time(b) for a, b in pairwise(marks)) / 1000
 
     def rotation(self, bytes_of_one: float, most: int = _MOST_CALLS) -> int:
         """How many sets of buffers to go through so that each is found outside the L2 cache."""
-        if not self.is_cuda:
+        if not self.is_cuda or not self.repeats:
             return 2
         l2 = torch.cuda.get_device_properties(self.device).L2_cache_size
         return int(min(max(-(-_COLD_FACTOR * l2 // bytes_of_one), 4), most))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any
 
 import torch
@@ -40,16 +41,19 @@ def op(
     return getattr(module, name)
 
 
-def has_op(name: str) -> bool:
-    return find_spec(f"{PACKAGE}.{name}") is not None
-
-
 def error(got: Tensor, right: Tensor) -> float:
     """||got - right|| / ||right||; infinite where something is not a number."""
-    got, right = got.detach().double().cpu(), right.detach().double().cpu()
+    got, right = got.detach().double(), right.detach().to(got.device).double()
     if not torch.isfinite(got).all():
         return float("inf")
     return float((got - right).norm() / right.norm().clamp_min(1e-300))
+
+
+def call_score(function: Callable[..., Any], x: Tensor, head: Any, targets: Tensor, ops: Any) -> tuple[Tensor, Tensor]:
+    """`score` with a target for each row of x."""
+    if "rows" in signature(function).parameters:
+        return function(x, head, targets, torch.arange(len(x), device=x.device), ops)
+    return function(x, head, targets, ops)
 
 
 class Checks:
@@ -67,7 +71,7 @@ class Checks:
     def same(self, name: str, got: Tensor, right: Tensor) -> None:
         """Every bit is the same; counts those numbers that differ."""
         differs = got.shape != right.shape or got.dtype != right.dtype
-        count = float("inf") if differs else int((_bits(got) != _bits(right)).sum())
+        count = float("inf") if differs else int((_bits(got) != _bits(right).to(got.device)).sum())
         self.at_most(name, count, 0)
 
     def at_most(self, name: str, value: float, limit: float) -> None:

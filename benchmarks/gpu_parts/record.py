@@ -14,6 +14,8 @@ from typing import Any
 Point = dict[str, Any]
 
 DONE, UNFINISHED, FAILED = "done", "unfinished", "failed"
+RUNNING = "running"
+"""Why a part is unfinished whose process is at work, or ended without a word."""
 IDENTITY = ("card", "rwkv_batch", "rehearsal")
 """Facts that earlier results must share to be kept."""
 
@@ -31,6 +33,8 @@ class Record:
         seconds: time the part may take; points that would start later are left out.
         earlier: results of an earlier start, whose points are kept if it was the same card and commit.
         say: takes progress.
+        share: (i, n): measure every n-th point from the i-th on, for the sake of compiling, and write nothing.
+        goes_on: leave out the points that failed, as another process of the same start did what comes before.
     """
 
     def __init__(
@@ -40,16 +44,22 @@ class Record:
         seconds: float,
         earlier: dict[str, Any] | None,
         say: Callable[[str], None],
+        share: tuple[int, int] | None = None,
+        goes_on: bool = False,
     ) -> None:
-        self.path, self.about, self._say = path, about, say
+        self.path, self.about, self._say, self._share = path, about, say, share
+        self._count = -1
         self._start = monotonic()
         self._deadlines = [self._start + seconds]
         same = earlier is not None and all(earlier["about"].get(name) == about.get(name) for name in IDENTITY)
         kept = earlier if same and earlier is not None else {}
         self.points: dict[str, Point] = dict(kept.get("points", {}))
         self._seconds_before = float(kept.get("seconds", 0.0))
-        self.failed: dict[str, str] = {}
-        self.tracebacks: dict[str, str] = {}
+        self.failed: dict[str, str] = dict(kept.get("failed", {})) if goes_on else {}
+        self.tracebacks: dict[str, str] = dict(kept.get("tracebacks", {})) if goes_on else {}
+        self._current = ""
+        if goes_on and kept.get("current"):
+            self.failed[kept["current"]] = kept["why"]
         self.left_out: list[str] = []
 
     @property
@@ -74,31 +84,40 @@ class Record:
         """
         if name in self.points:
             return self.points[name]
+        self._count += 1
+        if name in self.failed or (self._share is not None and self._count % self._share[1] != self._share[0]):
+            return None
         if self.seconds_left <= 0:
             self.left_out.append(name)
             return None
-        start = monotonic()
+        start, self._current = monotonic(), name
+        self.write(UNFINISHED, RUNNING)
         try:
             self.points[name] = function()
         except Exception as error:
             self.failed[name] = reason(error)
             self.tracebacks[name] = traceback.format_exc()[-3000:]
             self._say(f"  {name}: {self.failed[name]}")
-            self.write(UNFINISHED, "running")
             if is_fatal(error):
                 raise DeviceLost(f"{name}: {self.failed[name]}") from error
             return None
-        self.points[name] = self.points[name] | {"took_seconds": round(monotonic() - start, 2)}
-        self._say(f"  {name}: {monotonic() - start:.1f} s")
-        self.write(UNFINISHED, "running")
+        took = monotonic() - start
+        self.points[name] = self.points[name] | {"took_seconds": round(took, 2)}
+        if took > 2 or is_red(self.points[name]):
+            self._say(f"  {name}: {took:.1f} s {self.points[name].get('why', '')}".rstrip())
+        self._current = ""
+        self.write(UNFINISHED, RUNNING)
         return self.points[name]
 
     def write(self, status: str, why: str = "", table: list[str] | None = None) -> None:
         """Replace the file."""
+        if self._share is not None:
+            return
         found = {
             "part": self.path.stem,
             "status": status,
             "why": why,
+            "current": self._current if status != DONE else "",
             "seconds": round(self._seconds_before + monotonic() - self._start, 1),
             "about": self.about,
             "points": self.points,

@@ -1,0 +1,189 @@
+"""Decoding with the whole engine: scheduler, sampler, recorded steps, results read one step late."""
+
+from __future__ import annotations
+
+from functools import partial
+from statistics import median
+from typing import Any
+
+from rwkv_batch.models.model import Model
+
+from ..roofline import Sizes, decode_seconds
+from .columns import format_columns
+from .context import Context
+from .device import free_bytes, release
+from .random_model import random_checkpoint
+from .record import Point
+from .serving import decode, load, serve, slot_bytes, with_state
+
+BATCHES = (256, 1024, 64, 16, 1, 4096)
+"""Those that matter most come first."""
+INVARIANT_BATCHES = (256, 1024)
+ROUNDS = 2
+WINDOW_SECONDS = 1.0
+"""A round measures about so long."""
+MEMORY_SHARE = 0.9
+
+
+def run(context: Context) -> list[str]:
+    models = context.models
+    for count, (name, sizes) in enumerate(models.items()):
+        with context.record.box(context.record.seconds_left / (len(models) - count)):
+            _run_model(context, name, sizes)
+        release()
+    return _table(context.record.points)
+
+
+def _run_model(context: Context, name: str, sizes: Sizes) -> None:
+    loaded = _Loaded(context, sizes)
+    if context.is_dry:
+        context.record.measure(name, lambda: _compile(context, loaded))
+        return
+    for B in (2,) if context.is_rehearsal else BATCHES:
+        context.record.measure(f"{name} B={B}", partial(_point, context, loaded, sizes, B))
+        release()
+
+
+def _compile(context: Context, loaded: _Loaded) -> Point:
+    """Run everything that a decode step launches at any number of rows."""
+    for variant in ("float32", "float16", "batch_invariant"):
+        for B in (2,) if context.is_rehearsal else (1, 16, 64, 256, 300):
+            decode(serve(loaded.get(variant), B), 1, 0)
+            release()
+    return {}
+
+
+class _Loaded:
+    """The forms of one model, each loaded when it is first needed."""
+
+    def __init__(self, context: Context, sizes: Sizes) -> None:
+        self._context, self._sizes = context, sizes
+        self._models: dict[bool, Model] = {}
+
+    def get(self, variant: str) -> Model:
+        is_invariant = variant == "batch_invariant"
+        if is_invariant not in self._models:
+            checkpoint = random_checkpoint(self._sizes, self._context.device)
+            self._models[is_invariant] = load(self._context, checkpoint, batch_invariant=is_invariant)
+        model = self._models[is_invariant]
+        return with_state(model, "float16") if variant == "float16" else model
+
+
+def _point(context: Context, loaded: _Loaded, sizes: Sizes, B: int) -> Point:
+    """Every variant in every round, so that a slow moment hits all; one after the other where memory is short."""
+    variants = ["float32", "float16"]
+    if B in INVARIANT_BATCHES or context.is_rehearsal:
+        variants.append("batch_invariant")
+    models, left_out = {}, {}
+    for variant in variants:
+        model = loaded.get(variant)
+        need, free = _need(model, B), free_bytes(context.device)
+        if free is not None and need > MEMORY_SHARE * free:
+            left_out[variant] = f"needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+        else:
+            models[variant] = model
+    free = free_bytes(context.device)
+    together = free is None or sum(_need(model, B) for model in models.values()) <= MEMORY_SHARE * free
+    number = {"float16": 2}
+    predicted = {name: decode_seconds(sizes, B, context.card, number.get(name, 4)) for name in models}
+    lengths = {name: _length(context, predicted[name]) for name in models}
+    rounds = 1 if context.is_rehearsal else ROUNDS
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
+    if together:
+        engines = {name: serve(model, B) for name, model in models.items()}
+        for turn in range(rounds):
+            for name in list(engines)[:: -1 if turn % 2 else 1]:
+                found[name].append(decode(engines[name], *lengths[name]))
+    else:
+        for name, model in models.items():
+            engine = serve(model, B)
+            found[name] = [decode(engine, *lengths[name]) for _ in range(rounds)]
+            del engine
+            release()
+    return {
+        "B": B,
+        "interleaved": together,
+        "left_out": left_out,
+        "rounds": found,
+        "variants": {name: _summary(runs, B, predicted[name]) for name, runs in found.items()},
+        "ratios_to_float32": _ratios(found),
+    }
+
+
+def _need(model: Model, rows: int) -> int:
+    return slot_bytes(model) * rows
+
+
+def _length(context: Context, predicted: float) -> tuple[int, int]:
+    """Steps that are timed, and steps with events."""
+    if context.is_rehearsal:
+        return 1, 1
+    steps = int(min(max(WINDOW_SECONDS / predicted, 12), 300))
+    return steps, min(steps, 30)
+
+
+def _summary(runs: list[dict[str, Any]], B: int, predicted: float) -> dict[str, Any]:
+    """Medians of the rounds."""
+
+    def middle(field: str) -> float | None:
+        values = [run[field] for run in runs if field in run]
+        return median(values) if values else None
+
+    step = middle("step_seconds")
+    assert step is not None
+    return {
+        "step_seconds": step,
+        "tokens_per_second": B / step,
+        "predicted_tokens_per_second": B / predicted,
+        "share_of_predicted": predicted / step,
+        "replay_seconds": middle("replay_seconds"),
+        "outside_share": middle("outside_share"),
+        "host_share": (middle("host_seconds") or 0.0) / step,
+        "peak_bytes": middle("peak_bytes"),
+    }
+
+
+def _ratios(found: dict[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
+    """Tokens/s to those of a float32 state in the same round."""
+    base = found.get("float32", [])
+    return {
+        name: [one["step_seconds"] / own["step_seconds"] for own, one in zip(runs, base, strict=False)]
+        for name, runs in found.items()
+        if name != "float32"
+    }
+
+
+def _table(points: dict[str, Point]) -> list[str]:
+    rows = []
+    for name, point in points.items():
+        for variant, found in point["variants"].items():
+            ratios = point["ratios_to_float32"].get(variant)
+            rows.append(
+                [
+                    f"{name} {variant}",
+                    f"{found['tokens_per_second']:,.0f}",
+                    f"{1000 * found['step_seconds']:.2f}",
+                    f"{found['share_of_predicted']:.0%}",
+                    _percent(found["outside_share"]),
+                    _percent(found["host_share"]),
+                    f"{median(ratios):.2f}" if ratios else "",
+                    f"{found['peak_bytes'] / 1e9:.1f}" if found["peak_bytes"] else "",
+                ]
+            )
+        rows += [[f"{name} {variant}: {why}", *[""] * 7] for variant, why in point["left_out"].items()]
+    header = ["decode", "tokens/s", "ms", "of limit", "outside replay", "host busy", "x float32", "GB"]
+    return format_columns(header, rows)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def best_rate(decode_points: dict[str, Any], model: str, state: str, most_rows: int) -> float | None:
+    """Tokens/s of the largest batch that was measured up to `most_rows`."""
+    found = {
+        point["B"]: point["variants"][state]["tokens_per_second"]
+        for name, point in decode_points.items()
+        if name.split()[0] == model and state in point["variants"] and point["B"] <= most_rows
+    }
+    return found[max(found)] if found else None

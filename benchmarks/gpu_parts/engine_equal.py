@@ -1,0 +1,183 @@
+"""The engine on the device against the engine with the definitions on the host: the same checkpoints and requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from rwkv_batch.engine.engine import Engine
+from rwkv_batch.engine.request import Completion, Request
+from rwkv_batch.engine.slot_tables import Vocabulary
+from rwkv_batch.model_summary import DEMO_MODEL
+from rwkv_batch.models.checkpoint import open_checkpoint
+from rwkv_batch.models.model import Model
+from rwkv_batch.sampling_params import SamplingParams
+from tests.checkpoints import VERSIONS, make_checkpoint, write_checkpoint
+
+from .columns import format_columns
+from .context import Context
+from .ops import Checks
+from .record import Point, is_red
+from .serving import load, random_prompts, serve
+
+GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
+SAMPLED = SamplingParams(top_p=0.85, presence_penalty=0.3, frequency_penalty=0.2, ignore_eos=True)
+TIE = 2e-3
+"""Two tokens whose log-probabilities are nearer than this may change places."""
+LOGPROB_ERROR = {"float32": 2e-3, "float16 state": 5e-2, "bfloat16": 0.3}
+OTHER_ROWS = {"float32": 0.2, "float16 state": 0.5}
+"""Share of rows whose sampled tokens may differ: one draw on a boundary changes all that follows."""
+
+
+def run(context: Context) -> list[str]:
+    versions = ("5.2", "7.0de") if context.is_rehearsal else VERSIONS
+    names = [*([] if context.is_rehearsal else ["demo"]), *versions]
+    for name in names:
+        kinds = ["float32", "to the bit"]
+        kinds += [] if name == "4" else ["float16 state"]
+        for kind in kinds if not context.is_rehearsal or name == names[-1] else kinds[:1]:
+            context.record.measure(f"{name} {kind}", partial(_CHECKS[kind], context, name, kind))
+        if not context.is_rehearsal:
+            context.record.measure(f"{name} bfloat16", partial(_half, context, name))
+    return _table(context.record.points)
+
+
+def _path(context: Context, name: str) -> Path:
+    if name == "demo":
+        return DEMO_MODEL
+    path = context.folder / f"{name}.pth"
+    if not path.exists():
+        tiny = dict(n_layer=2, n_embd=32, n_ffn=64, head_size=16, vocab=40) if context.is_rehearsal else {}
+        write_checkpoint(make_checkpoint(name, **tiny), path)
+    return path
+
+
+def _on_device(
+    context: Context, name: str, dtype: str = "float32", state: str = "float32", batch_invariant: bool = False
+) -> Model:
+    checkpoint = open_checkpoint(_path(context, name))
+    return load(context, checkpoint, dtype, state, batch_invariant=batch_invariant)
+
+
+def _on_host(context: Context, name: str, state: str = "float32") -> Engine:
+    """One step after the other, nothing recorded, all ops as they are defined."""
+    checkpoint, host = open_checkpoint(_path(context, name)), torch.device("cpu")
+    model = load(context, checkpoint, "float32", state, "reference", host)
+    slots, tokens = _shape(context)
+    return Engine(
+        model,
+        Vocabulary.plain(model.sizes["V"]),
+        max_batch_size=slots,
+        max_batch_tokens=slots + tokens,
+        run_ahead=False,
+        decode_graphs=False,
+    )
+
+
+def _shape(context: Context) -> tuple[int, int]:
+    """Slots, fewer than requests, and prompt tokens of a step, fewer than prompts have."""
+    return (2, 2) if context.is_rehearsal else (8, 40)
+
+
+def _requests(context: Context, model: Model, params: SamplingParams, score: bool = False) -> list[Request]:
+    lengths = (3, 1) if context.is_rehearsal else [1 + 13 * i % 61 for i in range(32)]
+    most = 0 if score else 2 if context.is_rehearsal else 48
+    made = []
+    for i, prompt in enumerate(random_prompts(model, [length + score for length in lengths], seed=1)):
+        own = replace(params, max_tokens=most)
+        made.append(Request(i, prompt, own, seed=5, row=i, score_start=1 if score else None))
+    return made
+
+
+def _complete(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
+    return sorted(engine.generate(requests), key=lambda completion: completion.key)
+
+
+def _equal(context: Context, name: str, kind: str) -> Point:
+    state = "float16" if kind == "float16 state" else "float32"
+    model = _on_device(context, name, state=state)
+    slots, tokens = _shape(context)
+    ours, right, checks = serve(model, slots, tokens), _on_host(context, name, state), Checks()
+    if kind == "float32":
+        _compare_greedy(context, checks, model, ours, right, kind)
+    _compare_scores(context, checks, model, ours, right, kind)
+    got, want = (_complete(engine, _requests(context, model, SAMPLED)) for engine in (ours, right))
+    pairs = list(zip(got, want, strict=True))
+    others = sum(a.token_ids != b.token_ids for a, b in pairs)
+    checks.at_most("share of rows with other sampled tokens", others / len(pairs), OTHER_ROWS[kind])
+    ours.check_integrity()
+    return checks.point()
+
+
+def _compare_greedy(context: Context, checks: Checks, model: Model, ours: Engine, right: Engine, kind: str) -> None:
+    """Tokens up to the first one that the definition finds hardly more likely than the second, with their
+    log-probabilities."""
+    got = _complete(ours, _requests(context, model, GREEDY))
+    want = _complete(right, _requests(context, model, replace(GREEDY, logprobs=2)))
+    wrong, worst = 0, 0.0
+    for a, b in zip(got, want, strict=True):
+        for i, (mine, other) in enumerate(zip(a.token_ids, b.token_ids, strict=True)):
+            if mine != other:
+                first, second = b.logprobs[i].top_logprobs[:2]
+                wrong += first - second > TIE
+                break
+            worst = max(worst, abs(a.token_logprobs[i] - b.token_logprobs[i]))
+    checks.at_most("rows with other greedy tokens", wrong, 0)
+    checks.at_most("log-probability of greedy tokens", worst, LOGPROB_ERROR[kind])
+
+
+def _compare_scores(context: Context, checks: Checks, model: Model, ours: Engine, right: Engine, kind: str) -> None:
+    got, want = (_complete(engine, _requests(context, model, GREEDY, score=True)) for engine in (ours, right))
+    differences = [
+        abs(a.logprob - b.logprob)
+        for one, other in zip(got, want, strict=True)
+        for a, b in zip(one.prompt_scores, other.prompt_scores, strict=True)
+    ]
+    checks.at_most("score of a prompt token", max(differences), LOGPROB_ERROR[kind])
+
+
+def _half(context: Context, name: str) -> Point:
+    """bfloat16 weights and activations against float32: close on average, as a score is a sum."""
+    model, checks = _on_device(context, name, "bfloat16"), Checks()
+    slots, tokens = _shape(context)
+    ours, right = serve(model, slots, tokens), _on_host(context, name)
+    got, want = (_complete(engine, _requests(context, model, GREEDY, score=True)) for engine in (ours, right))
+    differences = [
+        abs(a.logprob - b.logprob)
+        for one, other in zip(got, want, strict=True)
+        for a, b in zip(one.prompt_scores, other.prompt_scores, strict=True)
+    ]
+    checks.at_most("mean score of a prompt token", sum(differences) / len(differences), LOGPROB_ERROR["bfloat16"])
+    return checks.point()
+
+
+def _to_the_bit(context: Context, name: str, kind: str) -> Point:
+    """With batch_invariant a row's tokens and log-probabilities are the same alone and among others."""
+    model, checks = _on_device(context, name, "bfloat16", batch_invariant=True), Checks()
+    slots, tokens = _shape(context)
+    made = _requests(context, model, SAMPLED)
+    together = _complete(serve(model, slots, tokens), made)
+    alone_engine = serve(model, 1, max(tokens // 3, 1))
+    rows = made[:1] if context.is_rehearsal else made[::5]
+    alone = _complete(alone_engine, rows)
+    different = 0
+    for completion in alone:
+        other = together[completion.key]
+        different += completion.token_ids != other.token_ids or completion.token_logprobs != other.token_logprobs
+    checks.at_most("rows that differ alone", different, 0)
+    return checks.point()
+
+
+_CHECKS = {"float32": _equal, "float16 state": _equal, "to the bit": _to_the_bit}
+
+
+def _table(points: dict[str, Point]) -> list[str]:
+    rows = [
+        [name, "red" if is_red(point) else "green", f"{point['worst_share_of_limit']:.2f}"]
+        for name, point in points.items()
+    ]
+    return format_columns(["engine", "", "worst / limit"], rows)

@@ -1,0 +1,79 @@
+"""Packed prompts through the whole engine: each row asks for one token, so a run is one forward pass and a sample."""
+
+from __future__ import annotations
+
+from functools import partial
+from statistics import median
+from time import perf_counter
+
+from ..roofline import Sizes, prefill_seconds
+from .columns import format_columns
+from .context import Context
+from .device import release
+from .random_model import random_checkpoint
+from .record import Point
+from .serving import load, random_prompts, requests, serve
+
+SHAPES = ((1, 8192), (8, 1024), (64, 128))
+"""Rows, and tokens of each."""
+REPEATS = 7
+
+
+def run(context: Context) -> list[str]:
+    models = context.models
+    for count, (name, sizes) in enumerate(models.items()):
+        with context.record.box(context.record.seconds_left / (len(models) - count)):
+            if context.is_dry:
+                context.record.measure(name, partial(_compile, context, sizes))
+                continue
+            for rows, length in ((2, 3),) if context.is_rehearsal else SHAPES:
+                point = partial(_point, context, sizes, rows, length)
+                context.record.measure(f"{name} {rows} x {length}", point)
+                release()
+    return _table(context.record.points)
+
+
+def _compile(context: Context, sizes: Sizes) -> Point:
+    _point(context, sizes, 2, 2 if context.is_rehearsal else 600)
+    return {}
+
+
+def _point(context: Context, sizes: Sizes, num_rows: int, length: int) -> Point:
+    model = load(context, random_checkpoint(sizes, context.device))
+    engine = serve(model, num_rows, num_rows * length)
+    seconds, steps = [], 0
+    repeats = 1 if context.is_rehearsal or context.is_dry else REPEATS
+    for number in range(repeats + 1):  # the first one warms up
+        prompts = requests(random_prompts(model, [length] * num_rows, seed=number), 1)
+        before, start = engine.stats.steps, perf_counter()
+        completions = list(engine.generate(prompts))
+        seconds.append(perf_counter() - start)
+        steps = engine.stats.steps - before
+        assert len(completions) == num_rows
+        if context.is_rehearsal:
+            break
+    took, tokens = median(seconds[1:] or seconds), num_rows * length
+    predicted = prefill_seconds(sizes, num_rows, length, context.card)
+    return {
+        "seconds": took,
+        "all_seconds": seconds,
+        "steps": steps,
+        "tokens_per_second": tokens / took,
+        "predicted_tokens_per_second": tokens / predicted,
+        "share_of_predicted": predicted / took,
+    }
+
+
+def _table(points: dict[str, Point]) -> list[str]:
+    rows = [
+        [
+            name,
+            f"{point['tokens_per_second']:,.0f}",
+            f"{1000 * point['seconds']:.1f}",
+            f"{point['share_of_predicted']:.0%}",
+            str(point["steps"]),
+        ]
+        for name, point in points.items()
+        if point
+    ]
+    return format_columns(["prefill", "tokens/s", "ms", "of limit", "steps"], rows)

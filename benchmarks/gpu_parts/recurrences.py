@@ -1,0 +1,142 @@
+"""Calls of the recurrences with random numbers in the ranges of trained models, to be checked and to be timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rwkv_batch.models.blocks import Norm
+from rwkv_batch.models.rows import Rows
+from rwkv_batch.models.rwkv4 import wkv4
+from rwkv_batch.models.rwkv5 import Head5, wkv5
+from rwkv_batch.models.rwkv6 import wkv6
+from rwkv_batch.models.rwkv7 import Head7, wkv7
+
+VARIANTS = ("wkv4", "wkv5", "wkv5-no-gate", "wkv6", "wkv7", "wkv7-first-layer")
+DEFINITIONS: dict[str, Callable[..., Tensor]] = {"wkv4": wkv4, "wkv5": wkv5, "wkv6": wkv6, "wkv7": wkv7}
+EPS = 64e-5
+VECTORS = {
+    "wkv4": ("r", "k", "v"),
+    "wkv5": ("r", "k", "v", "g"),
+    "wkv6": ("r", "k", "v", "g", "w"),
+    "wkv7": ("r", "w", "k", "v", "a", "g", "v_first", "v_gate"),
+}
+"""Op → its inputs of one vector for each token."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a recurrence.
+
+    Args:
+        vectors: inputs [M, A].
+        parameters: inputs that are the same for all tokens.
+        pools: state → [P + 2, 2, ...]. The op gets the second layer of all slots but the first and the last.
+    """
+
+    variant: str
+    vectors: dict[str, Tensor | None]
+    parameters: dict[str, Any]
+    pools: dict[str, Tensor]
+    rows: Rows
+
+    @property
+    def op(self) -> str:
+        return self.variant.split("-")[0]
+
+    @property
+    def live_tokens(self) -> Tensor:
+        """[M] bool: tokens of rows that are not padding."""
+        slots = torch.tensor(self.rows.slots)
+        return (slots >= 0).repeat_interleave(torch.tensor(self.rows.lengths)).to(self.rows.device)
+
+    @property
+    def live_slots(self) -> list[int]:
+        """Their places in the pools."""
+        return [slot + 1 for slot in self.rows.slots if slot >= 0]
+
+    def run(self, function: Callable[..., Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The output, and the pools afterwards; this call's own stay as they are."""
+        pools = {name: pool.clone() for name, pool in self.pools.items()}
+        states = {name: pool[1:-1, 1] for name, pool in pools.items()}
+        return function(**self.vectors, **self.parameters, **states, rows=self.rows), pools
+
+    def on_host(self) -> Call:
+        """The same in host memory, with float32 vectors."""
+        return replace(
+            self,
+            vectors={name: None if x is None else x.float().cpu() for name, x in self.vectors.items()},
+            parameters={name: _on_host(x) for name, x in self.parameters.items()},
+            pools={name: pool.cpu() for name, pool in self.pools.items()},
+            rows=Rows(self.rows.slots, self.rows.lengths, torch.device("cpu"), self.rows.positions),
+        )
+
+    def pick(self, row: int, start: int, end: int, slot: int, pools: dict[str, Tensor] | None = None) -> Call:
+        """Tokens start:end of one row alone, in a slot that holds what the row's own slot holds in `pools`."""
+        first = sum(self.rows.lengths[:row])
+        own = {name: pool.clone() for name, pool in (pools or self.pools).items()}
+        for pool in own.values():
+            pool[slot + 1] = pool[self.rows.slots[row] + 1]
+        rows = Rows((slot,), (end - start,), self.rows.device, (self.rows.positions[row] + start,))
+        part = slice(first + start, first + end)
+        vectors = {name: None if x is None else x[part].contiguous() for name, x in self.vectors.items()}
+        return replace(self, vectors=vectors, pools=own, rows=rows)
+
+
+def make_call(
+    variant: str,
+    slots: Sequence[int],
+    lengths: Sequence[int],
+    heads: int,
+    size: int,
+    dtype: torch.dtype,
+    state_dtype: torch.dtype,
+    device: torch.device,
+) -> Call:
+    """A call whose pools have two slots more than its rows need; row i has 3 + 10 i tokens behind it."""
+    op = variant.split("-")[0]
+    rows = Rows(tuple(slots), tuple(lengths), device, tuple(3 + 10 * i for i in range(len(slots))))
+    vectors: dict[str, Tensor | None] = {
+        name: torch.randn(rows.num_tokens, heads * size, device=device).to(dtype) for name in VECTORS[op]
+    }
+    missing = {"wkv7-first-layer": ("v_first", "v_gate"), "wkv5-no-gate": ("g",)}.get(variant, ())
+    vectors |= dict.fromkeys(missing)
+    num_slots = max(*slots, 0) + 3
+
+    def pool(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(num_slots + 2, 2, *shape, device=device).to(dtype)
+
+    if op == "wkv4":
+        pools = {"aa": pool(heads * size), "bb": pool(heads * size).abs() + 0.1, "pp": pool(heads * size)}
+        pools["pp"][1 + max(slots[0], 0)] = -1e30  # a fresh sequence
+    else:
+        pools = {"state": pool(heads, size, size, dtype=state_dtype)}
+    return Call(variant, vectors, make_parameters(variant, heads, size, device), pools, rows)
+
+
+def make_parameters(variant: str, heads: int, size: int, device: torch.device) -> dict[str, Any]:
+    """What a recurrence takes beside vectors and states, float32."""
+
+    def vector(mean: float = 0.0, spread: float = 1.0) -> Tensor:
+        return mean + spread * torch.randn(heads * size, device=device)
+
+    if variant == "wkv4":
+        return {"decay": -torch.exp(vector(-1)), "bonus": vector()}
+    norm = Norm(vector(1, 0.2), vector(0, 0.2))
+    if variant.startswith("wkv7"):
+        v0 = None if variant == "wkv7-first-layer" else vector()
+        r_k = vector(0, 0.3).view(heads, size)
+        head7 = Head7(vector(-2), vector(), v0, vector(0.8, 0.2), vector(1, 0.2), r_k, norm, EPS)
+        return {"head": head7}
+    decay = vector(-1) if variant == "wkv6" else torch.exp(-torch.exp(vector(-1)))
+    return {"head": Head5(decay.view(heads, size), vector().view(heads, size), norm, EPS)}
+
+
+def _on_host(x: Any) -> Any:
+    if isinstance(x, tuple):
+        return type(x)(*(_on_host(field) for field in x))
+    return x.cpu() if isinstance(x, Tensor) else x

@@ -19,7 +19,7 @@ from rwkv_batch.ops import OpTable
 from ..roofline import MODELS, Sizes
 from .context import TINY, Context
 from .device import poisoned
-from .ops import DTYPES, LARGEST_ERROR, Checks, call_score, op
+from .ops import DTYPES, LARGEST_ERROR, Checks, op
 from .record import Point
 
 LOGPROB_ERROR = 3e-4
@@ -203,13 +203,13 @@ def _score(context: Context, sizes: Sizes, dtype: torch.dtype) -> Point:
     ops = OpTable({"log_normalizer": log_normalizer, "score": score}, ())
     head = DenseLinear(weight, op("linear", context.device, dtype))
     with poisoned():
-        logprobs, is_greedy = call_score(function, x, head, targets, ops)
+        logprobs, is_greedy = function(x, head, targets, torch.arange(len(x), device=x.device), ops)
     want = right.gather(1, targets[:, None])[:, 0]
     best, second = right.topk(2, 1).values.unbind(1)
     checks, clear = Checks(), best - second > 1e-3
     checks.at_most("log-probability", float((logprobs - want).abs().nan_to_num(nan=torch.inf).max()), LOGPROB_ERROR)
     checks.same("most likely", is_greedy[clear], (right.argmax(1) == targets)[clear])
     for M in (1, 3) if context.is_rehearsal else (1, 17, 64, 300):
-        alone, _ = call_score(function, x[:M].contiguous(), head, targets[:M], ops)
+        alone, _ = function(x[:M].contiguous(), head, targets[:M], torch.arange(M, device=x.device), ops)
         checks.same(f"the first {M} rows", alone, logprobs[:M])
     return checks.point()

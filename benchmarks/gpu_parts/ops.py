@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
-from inspect import signature
 from typing import Any
 
 import torch
@@ -47,13 +46,6 @@ def error(got: Tensor, right: Tensor) -> float:
     if not torch.isfinite(got).all():
         return float("inf")
     return float((got - right).norm() / right.norm().clamp_min(1e-300))
-
-
-def call_score(function: Callable[..., Any], x: Tensor, head: Any, targets: Tensor, ops: Any) -> tuple[Tensor, Tensor]:
-    """`score` with a target for each row of x."""
-    if "rows" in signature(function).parameters:
-        return function(x, head, targets, torch.arange(len(x), device=x.device), ops)
-    return function(x, head, targets, ops)
 
 
 class Checks:

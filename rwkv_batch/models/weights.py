@@ -56,7 +56,8 @@ class Weights:
         self._linear_op: Callable[..., Tensor] = ops.linear
         if self._has_kernels and batch_invariant:
             self._linear_op = partial(ops.linear, fixed_tiles=True)
-        self._linears: list[Linear] = []
+        self.matrix_bytes = 0
+        """Bytes held by all matrices made so far."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.checkpoint.names
@@ -87,7 +88,7 @@ class Weights:
         loaded = [self._load(name) for name in names]
         if self._has_kernels and all(isinstance(one, DenseLinear) for one in loaded):
             stacked = torch.stack([one.weight for one in loaded if isinstance(one, DenseLinear)])
-            self._linears += loaded
+            self.matrix_bytes += stacked.nbytes
             return StackedLinear(stacked, self._linear_op)
         return LinearGroup([self._keep(one) for one in loaded])
 
@@ -115,7 +116,7 @@ class Weights:
     def _keep(self, one: Linear) -> Linear:
         if not self._has_kernels:
             one = pack(one)
-        self._linears.append(one)
+        self.matrix_bytes += one.nbytes
         # Kernels keep a row's bits apart from the number of rows by fixed tiles, other products by fixed pieces.
         has_fixed_tiles = self._has_kernels and isinstance(one, DenseLinear)
         return FixedRowsLinear(one) if self._batch_invariant and not has_fixed_tiles else one
@@ -132,8 +133,3 @@ class Weights:
             rows = table[start : start + 4096].float()
             normed[start : start + 4096] = F.layer_norm(rows, rows.shape[-1:], weight, bias, LAYER_NORM_EPS)
         return normed
-
-    @property
-    def matrix_bytes(self) -> int:
-        """Bytes held by all matrices made so far."""
-        return sum(linear.nbytes for linear in self._linears)

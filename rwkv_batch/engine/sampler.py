@@ -129,14 +129,3 @@ class Sampler:
             if slot in self._constraints:
                 self._constraints[slot].accept(token_id)
         return tokens
-
-    def sample(self, logits: Tensor, slots: np.ndarray) -> SampledTokens:
-        """Sample the next token of each row, and wait for it.
-
-        Args:
-            logits: [B, V] float32, the model's.
-            slots: [B] int64, slot of each row.
-        """
-        self.prepare(slots)
-        token_ids, logprobs = self.draw(logits, upload(slots, torch.int32, logits.device))
-        return self.accept(self.send(slots, token_ids, logprobs, logits))

@@ -20,6 +20,13 @@ CPU = torch.device("cpu")
 OPS = resolve(Sampler.OPS, "auto", CPU, torch.float32, {})
 
 
+def sample(sampler, logits, slots):
+    """One token for each row, on the host."""
+    sampler.prepare(slots)
+    token_ids, logprobs = sampler.draw(logits, torch.from_numpy(slots).int())
+    return sampler.accept(sampler.send(slots, token_ids, logprobs, logits))
+
+
 def draw(logits, params, count=1, vocabulary=None, num_steps=1, constraint=None):
     """Sample rows of equal logits from different streams; returns ids [count, num_steps] and the last result."""
     sampler = Sampler(count, vocabulary or Vocabulary.plain(logits.shape[-1]), CPU, OPS)
@@ -27,7 +34,7 @@ def draw(logits, params, count=1, vocabulary=None, num_steps=1, constraint=None)
         sampler.assign(slot, Request(slot, [1], params, seed=3, row=slot), constraint)
     columns = []
     for _ in range(num_steps):
-        result = sampler.sample(logits.expand(count, -1).clone(), np.arange(count))
+        result = sample(sampler, logits.expand(count, -1).clone(), np.arange(count))
         columns.append(result.token_ids)
     return np.array(columns).T, result
 
@@ -90,7 +97,7 @@ def test_penalties_leave_banned_prompt_tokens_alone():
     sampler.assign(0, Request(0, [40, 3], SamplingParams(temperature=0.0, repetition_penalty=1.2)))
     logits = torch.zeros(1, VOCAB)
     logits[0, [40, 7]] = torch.tensor([90.0, 30.0])
-    assert sampler.sample(logits, np.array([0])).token_ids == [7]
+    assert sample(sampler, logits, np.array([0])).token_ids == [7]
 
 
 def test_a_neighbour_with_penalties_changes_no_bit():
@@ -103,7 +110,7 @@ def test_a_neighbour_with_penalties_changes_no_bit():
             sampler = Sampler(2, Vocabulary.plain(300), CPU, OPS)
             sampler.assign(0, Request(0, [1], plain, seed=seed))
             sampler.assign(1, Request(1, [1], neighbour, seed=seed))
-            results.append(sampler.sample(logits.clone(), np.arange(2)).token_ids[0])
+            results.append(sample(sampler, logits.clone(), np.arange(2)).token_ids[0])
         assert results[0] == results[1]
 
 
@@ -159,7 +166,7 @@ def test_a_new_sequence_inherits_nothing_from_its_slot():
     logits = torch.randn(1, VOCAB)
 
     def drawn(sampler):
-        token_ids, logprobs, alternatives = sampler.sample(logits.clone(), np.array([0]))
+        token_ids, logprobs, alternatives = sample(sampler, logits.clone(), np.array([0]))
         return token_ids.tolist(), logprobs.tolist(), alternatives
 
     plain = Request(0, [1], SamplingParams(), seed=11, row=2)
@@ -167,7 +174,7 @@ def test_a_new_sequence_inherits_nothing_from_its_slot():
     want = [drawn(sampler) for _ in range(4)]
     sampler.assign(0, Request(0, [1], heavy))
     for _ in range(3):
-        sampler.sample(logits.clone(), np.array([0]))
+        sample(sampler, logits.clone(), np.array([0]))
     sampler.assign(0, plain)
     assert [drawn(sampler) for _ in range(4)] == want
 

@@ -101,11 +101,11 @@ def test_distribution(vocab_size, settings, choose):
 
 def test_nearly_flat_rows_need_every_round(choose):
     """The kept set is larger than the first rounds' candidates, so that the whole vocabulary is sorted."""
-    logits = torch.randn(5000) * 0.01
-    got = inverse_cdf_support(choose, logits, n=20001, top_p=0.9)
+    logits = torch.randn(2000) * 0.01
+    got = inverse_cdf_support(choose, logits, n=8001, top_p=0.9)
     want = expected_probabilities(logits, 1.0, 0.9, 0, 0.0, False)
-    assert (got > 0).sum() > 4000
-    assert np.abs(got - want).max() < 2 / 20001
+    assert (got > 0).sum() > 1600
+    assert np.abs(got - want).max() < 2 / 8001
 
 
 def test_ties_with_the_last_token_of_the_nucleus_are_kept(choose):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -35,3 +36,18 @@ def own_dataset_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     yield
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Harnesses set up logging for the whole process, and switch off loggers that are there."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    loggers = [one for one in logging.Logger.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+    before = [(one, one.disabled, one.propagate, one.level, list(one.handlers)) for one in loggers]
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for one, disabled, propagate, its_level, its_handlers in before:
+        one.disabled, one.propagate, one.handlers[:] = disabled, propagate, its_handlers
+        one.setLevel(its_level)

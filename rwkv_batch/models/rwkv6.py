@@ -18,7 +18,7 @@ from .product import LINEAR, Linear, silu
 from .rows import Index, Rows
 from .rwkv5 import Head5, head_size_complaint, load_bonus, matrix_state_fields
 from .schema import FFN_RECEPTANCE, LAYER, LN0, LN_X, TIME_STATE, TOP, Schema
-from .weights import PairNames, Weights
+from .weights import StoredPair, Weights
 
 
 def wkv6(r: Tensor, k: Tensor, v: Tensor, g: Tensor, w: Tensor, head: Head5, state: Tensor, rows: Rows) -> Tensor:
@@ -131,9 +131,9 @@ class Rwkv6(Architecture):
             norm=weights.norm(f"blocks.{i}.ln1"),
             mix_x=weights.vectors(p + "time_maa_x"),
             mix=weights.vectors(*(p + "time_maa_" + c for c in _MIXED))[:, None],
-            shares=weights.low_rank(*(PairNames(0, "tanh", *stored[c]) for c in _MIXED)),
+            shares=weights.low_rank(*(StoredPair(0, "tanh", *stored[c]) for c in _MIXED)),
             decay=weights.low_rank(
-                PairNames(0, "tanh", weights.tensor(p + "time_decay_w1"), weights.tensor(p + "time_decay_w2"))
+                StoredPair(0, "tanh", weights.tensor(p + "time_decay_w1"), weights.tensor(p + "time_decay_w2"))
             ),
             head=Head5(
                 decay=weights.float_vector(p + "time_decay").view(num_heads, size),

@@ -19,7 +19,7 @@ from .product import LINEAR, Activation, Linear, sigmoid
 from .rows import Index, Rows
 from .rwkv5 import head_size_complaint, matrix_state_fields
 from .schema import LAYER, LN0, LN_X, TIME_STATE, TOP, Schema, Shapes
-from .weights import PairNames, Weights
+from .weights import StoredPair, Weights
 
 MAX_LOG_DECAY = math.exp(-0.5)
 """The decay's logarithm is -MAX_LOG_DECAY * sigmoid(·): a channel keeps more than 0.545 of itself per token."""
@@ -188,7 +188,7 @@ class Rwkv7(Architecture):
             projections=weights.linears(*(p + f"{name}.weight" for name in ("receptance", "key", "value"))),
             low_rank=weights.low_rank(
                 *(
-                    PairNames(_MIXED.index(c), _ACTIVATION[c], weights.tensor(f"{p}{c}1"), weights.tensor(f"{p}{c}2"))
+                    StoredPair(_MIXED.index(c), _ACTIVATION[c], weights.tensor(f"{p}{c}1"), weights.tensor(f"{p}{c}2"))
                     for c in ("wagv" if i else "wag")
                 )
             ),
@@ -292,7 +292,7 @@ class Rwkv7DeepEmbed(Rwkv7):
         p = f"blocks.{i}.ffn."
         return DeepEmbed(
             table=weights.tensor(p + "s_emb.weight") + F.linear(self.embedding, weights.tensor(p + "s_emb_x.weight")),
-            factors=weights.low_rank(PairNames(0, None, weights.tensor(p + "s1"), weights.tensor(p + "s2"))),
+            factors=weights.low_rank(StoredPair(0, None, weights.tensor(p + "s1"), weights.tensor(p + "s2"))),
             s0=weights.vector(p + "s0"),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from .packed import pack
 from .product import Activation, Linear, linear
 
 
-class PairNames(NamedTuple):
+class StoredPair(NamedTuple):
     """A low-rank pair of the checkpoint: which input it takes, its nonlinearity, its factors [C, R] and [R, A]."""
 
     source: int
@@ -103,12 +104,12 @@ class Weights:
             op=self._linear_op,
         )
 
-    def low_rank(self, *pairs: PairNames) -> LowRank:
+    def low_rank(self, *pairs: StoredPair) -> LowRank:
         """Low-rank pairs that are computed together, never quantised."""
         down, up = LowRank.stack([pair.down for pair in pairs], [pair.up for pair in pairs])
-        bounds = [0, *(int(n) for n in torch.tensor([pair.down.shape[1] for pair in pairs]).cumsum(0))]
+        bounds = pairwise(accumulate((pair.down.shape[1] for pair in pairs), initial=0))
         made = []
-        for pair, start, end in zip(pairs, bounds, bounds[1:], strict=False):
+        for pair, (start, end) in zip(pairs, bounds, strict=True):
             factors = (self._keep(DenseLinear(f, self._linear_op)) for f in (down[start:end], up[start:end].t()))
             made.append(LowRankPair(pair.source, pair.activation, *factors))
         return LowRank(tuple(made), *((down, up) if self._has_kernels else (None, None)))

@@ -45,7 +45,7 @@ class LLM:
         tokenizer: "auto", "world", "bytes", a vocabulary file, a tokenizer.json, or None for token ids only.
         device: "auto", "cpu", "cuda", "cuda:N", "mps".
         dtype: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
-        quantization: None, or "int8" for 8-bit matrices.
+        quantization: None, "int8" for 8-bit matrices, or "w8a8" for 8-bit matrices and inputs: faster, and coarser.
         backend: "auto", "triton", "cuda", "cpu", "reference".
         max_batch_size: sequences that run at the same time; None takes what is useful and fits.
         max_batch_tokens: tokens of one step; None likewise.

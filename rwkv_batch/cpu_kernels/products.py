@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -59,12 +58,6 @@ class PackedWeight:
         return Product(inputs=self.shape[-1], outputs=self.shape[-2], weight=start, **fields)
 
 
-@cache
-def panel_width() -> int:
-    """Output channels of a panel on this processor."""
-    return int(library().panel_width())
-
-
 def pack_panels(weight: Tensor, inputs: int = 1) -> PackedWeight:
     """Lay out a matrix, or several of one shape, on the CPU.
 
@@ -72,7 +65,7 @@ def pack_panels(weight: Tensor, inputs: int = 1) -> PackedWeight:
         weight: [C_out, C_in] or [n, C_out, C_in].
         inputs: how many neighbouring inputs of an output channel lie together.
     """
-    width = panel_width()
+    width = library().panel_width()  # output channels of a panel on this processor
     c_out, c_in = weight.shape[-2:]
     padded = F.pad(weight.view(-1, c_out, c_in), (0, -c_in % inputs, 0, -c_out % width))
     n, outputs, units = len(padded), padded.shape[1] // width, padded.shape[2] // inputs

@@ -9,7 +9,7 @@
 
 #include "kinds.h"
 
-enum Activation { NONE, SQUARED_RELU, SIGMOID, TANH };
+enum Activation { LINEAR, SQUARED_RELU, SIGMOID, TANH };
 
 // One product of several that share their rows.
 struct Product {
@@ -83,18 +83,30 @@ static void tile_of(int64_t rows, int64_t panels, const typename Kind::Unit* x, 
   }
 }
 
-static inline float activate(float x, int64_t activation) {
-  if (activation == SQUARED_RELU) return x > 0 ? x * x : x != x ? x : 0.0f;
-  if (activation == SIGMOID) return sigmoid(x);
-  if (activation == TANH) return 1.0f - 2.0f / (1.0f + fast_exp(2.0f * x));
-  return x;
+// A whole panel of results.
+static inline void activate(float* v, int64_t activation) {
+  switch (activation) {
+    case SQUARED_RELU:
+      for (int i = 0; i < PANEL; ++i) {
+        const float x = v[i] < 0.0f ? 0.0f : v[i];
+        v[i] = x * x;
+      }
+      break;
+    case SIGMOID:
+      for (int i = 0; i < PANEL; ++i) v[i] = sigmoid(v[i]);
+      break;
+    case TANH:
+      for (int i = 0; i < PANEL; ++i) v[i] = 1.0f - 2.0f / (1.0f + fast_exp(2.0f * v[i]));
+      break;
+    default:
+      break;
+  }
 }
 
 // n results of one row, from output channel `first` on.
 template <typename T>
 static void finish(const Product& p, int64_t row, int64_t first, int n, float* v) {
-  if (p.activation != NONE)
-    for (int i = 0; i < n; ++i) v[i] = activate(v[i], p.activation);
+  activate(v, p.activation);
   const int64_t at = row * p.outputs + first;
   if (p.gate)
     for (int i = 0; i < n; ++i) v[i] *= to_float(((const T*)p.gate)[at + i]);

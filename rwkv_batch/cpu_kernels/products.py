@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,18 +45,19 @@ class PackedWeight:
     shape: torch.Size
     dtype: torch.dtype
 
+    @cached_property
+    def addresses(self) -> tuple[int, ...]:
+        """Of each matrix."""
+        stride = self.panels.stride(0) * self.panels.itemsize
+        return tuple(self.panels.data_ptr() + i * stride for i in range(len(self.panels)))
+
     @property
     def nbytes(self) -> int:
         return self.panels.nbytes
 
-    @property
-    def num_matrices(self) -> int:
-        return len(self.panels)
-
     def product(self, which: int = 0, **fields: Any) -> Product:
         """A product with matrix `which`; addresses in `fields` must live until the call is done."""
-        start = self.panels.data_ptr() + which * self.panels.stride(0) * self.panels.itemsize
-        return Product(inputs=self.shape[-1], outputs=self.shape[-2], weight=start, **fields)
+        return Product(inputs=self.shape[-1], outputs=self.shape[-2], weight=self.addresses[which], **fields)
 
 
 def pack_panels(weight: Tensor, inputs: int = 1) -> PackedWeight:
@@ -121,10 +123,10 @@ def multiply_rows(
     }
     products = [
         weight.product(i, x=x.data_ptr() + i * x_bytes, y=y.data_ptr() + i * y_bytes, **after, **vectors)
-        for i in range(weight.num_matrices)
+        for i in range(len(weight.addresses))
     ]
     multiply(kernel, x.dtype, rows, products)
-    return y if out is not None else y.to(wanted)
+    return y if out is not None or y.dtype == wanted else y.to(wanted)
 
 
 def better_left(dtype: torch.dtype) -> str | None:

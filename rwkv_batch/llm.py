@@ -27,6 +27,7 @@ from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
 from .prefetch import Prefetch
 from .requests import GenerateRow, Prompt, RequestBuilder, ScorePlan, ScoreRow, passed_through
 from .sampling_params import SamplingParams
+from .threads import limit_threads
 from .tokenizer import Tokenizer
 
 __all__ = ["LLM", "GenerateRow", "ModelSummary", "ScoreRow", "inspect_model"]
@@ -97,6 +98,8 @@ class LLM:
             strategy=strategy,
             ln_x_eps=ln_x_eps,
         )
+        if self.summary.placement.device.type == "cpu":
+            limit_threads()
         file, plan = self.summary.file, self.summary.memory
         logger.info("%s", plan)
         self.tokenizer: Tokenizer | None = self.summary.tokenizer

@@ -15,19 +15,21 @@ class LogitsRow {
   double total = 0;  // of all shares; NaN where a logit is
 
   void read(const float* logits, int64_t size) {
-    x = logits;
-    vocab = size;
-    tiles = (size + TILE - 1) / TILE;
-    tile_max.resize(tiles);
+    start(logits, size);
     tile_mass.resize(tiles);
     shares.resize(tiles);
-    pad();
     for (int64_t first = 0; first < tiles; first += BLOCK) {
       const int64_t end = std::min(first + BLOCK, tiles);
       for (int64_t t = first; t < end; ++t) find_max(t);
       for (int64_t t = first; t < end; ++t) find_mass(t);
     }
     finish();
+  }
+
+  // Only `tile_max`.
+  void read_maxima(const float* logits, int64_t size) {
+    start(logits, size);
+    for (int64_t t = 0; t < tiles; ++t) find_max(t);
   }
 
   // Some logits have changed: look at their tiles again. `finish` must follow.
@@ -70,14 +72,22 @@ class LogitsRow {
   std::vector<float> tile_mass;  // sum of e^(logit - the tile's largest)
   float last_tile[TILE];
 
+  void start(const float* logits, int64_t size) {
+    x = logits;
+    vocab = size;
+    tiles = (size + TILE - 1) / TILE;
+    tile_max.resize(tiles);
+    pad();
+  }
+
   void pad() {
     for (int64_t i = 0, id = (tiles - 1) * TILE; i < TILE; ++i, ++id) last_tile[i] = id < vocab ? x[id] : -INFINITY;
   }
 
   void find_max(int64_t t) {
     const float* logits = tile(t);
-    Floats best = load(logits);
-    for (int i = WIDTH; i < TILE; i += WIDTH) best = larger(load(logits + i), best);
+    Floats best = all(-INFINITY);
+    for (int i = 0; i < TILE; i += WIDTH) best = larger(load(logits + i), best);
     tile_max[t] = largest(best);
   }
 

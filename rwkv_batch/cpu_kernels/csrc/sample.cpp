@@ -174,7 +174,7 @@ extern "C" int32_t sample_tokens(const Sample* p) {
     const int64_t* integers = p->integers + slot * NUM_INTEGERS;
     if (slot >= p->num_slots || (integers[IS_PENALIZED] && integers[NUM_SEEN] >= p->seen_width)) return (int32_t)i;
   }
-#pragma omp parallel
+#pragma omp parallel if (p->num_rows > 1)
   {
     static thread_local Sampler sampler;
 #pragma omp for schedule(dynamic, 1)

@@ -18,7 +18,7 @@ struct Normalize {
 };
 
 extern "C" void select_tokens(const Select* p) {
-#pragma omp parallel
+#pragma omp parallel if (p->num_rows > 1)
   {
     static thread_local LogitsRow row;
     static thread_local Selector selector;
@@ -33,7 +33,7 @@ extern "C" void select_tokens(const Select* p) {
 }
 
 extern "C" void log_normalizer(const Normalize* p) {
-#pragma omp parallel
+#pragma omp parallel if (p->num_rows > 1)
   {
     static thread_local LogitsRow row;
 #pragma omp for schedule(dynamic, 1)

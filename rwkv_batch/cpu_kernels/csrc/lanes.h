@@ -110,3 +110,10 @@ static inline uint64_t at_least(const float* x, float limit) {
 #endif
   return bits;
 }
+
+// What this thread keeps from call to call: memory, mostly. Out of line, so that its address is asked for only once.
+template <typename T>
+__attribute__((noinline)) static T& own() {
+  static thread_local T object;
+  return object;
+}

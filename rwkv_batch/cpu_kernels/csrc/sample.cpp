@@ -51,6 +51,17 @@ static double uniform(const int64_t* stream, int64_t position) {
 // The product rounded to float before anything is added to it, as in the definition.
 static float product(float x, float y) { return (float)((double)x * y); }
 
+// Logits of ids whose bit is set; -inf for the others.
+static void apply_mask(const int32_t* words, const float* from, float* to, int64_t vocab) {
+  const Ints lanes = {1, 2, 4, 8, 16, 32, 64, 128};
+  int64_t id = 0;
+  for (; id + WIDTH <= vocab; id += WIDTH) {
+    const Ints bits = (Ints{} + (words[id / 32] >> (id % 32))) & lanes;
+    store(to + id, bits == lanes ? load(from + id) : all(-INFINITY));
+  }
+  for (; id < vocab; ++id) to[id] = (words[id / 32] >> (id % 32)) & 1 ? from[id] : -INFINITY;
+}
+
 class Sampler {
  public:
   void sample(const Sample& p, int64_t i) {
@@ -130,7 +141,7 @@ class Sampler {
     if (p.integers[slot * NUM_INTEGERS + IS_MASKED]) {
       const int32_t* words = p.mask + slot * ((p.vocab + 31) / 32);
       masked.resize(p.vocab);
-      for (int64_t id = 0; id < p.vocab; ++id) masked[id] = (words[id / 32] >> (id % 32)) & 1 ? x[id] : -INFINITY;
+      apply_mask(words, x, masked.data(), p.vocab);
       row.read(masked.data(), p.vocab);
     } else if (!changes.empty()) {
       is_fresh.assign(row.tiles, false);
@@ -176,7 +187,7 @@ extern "C" int32_t sample_tokens(const Sample* p) {
   }
 #pragma omp parallel if (p->num_rows > 1)
   {
-    static thread_local Sampler sampler;
+    Sampler& sampler = own<Sampler>();
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < p->num_rows; ++i) sampler.sample(*p, i);
   }

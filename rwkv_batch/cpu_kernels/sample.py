@@ -1,4 +1,4 @@
-"""The step from logits to token ids for rows of the slot tables; see `sample` in engine/sample.py for the definition."""
+"""From logits to token ids for rows of the slot tables; see `sample` in engine/sample.py for the definition."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def sample(logits: Tensor, slot_index: Tensor, tables: Any, ops: Any) -> tuple[T
         ops: not used.
 
     Raises:
-        ValueError: a shape, dtype or stride differs; or a slot does not exist or has no room for one more seen token.
+        ValueError: a shape, dtype or stride differs; or a slot does not exist, has no room for one more
+            seen token, or lists ids that are not in the vocabulary.
 
     Numerics: masses are float32, their sums float64. A draw or a cut differs from the definition's only where the
         uniform number, or the mass at a boundary, is within about 1e-6 of it.
@@ -79,6 +80,6 @@ def sample(logits: Tensor, slot_index: Tensor, tables: Any, ops: Any) -> tuple[T
     if bad >= 0:
         raise ValueError(
             f"slot_index[{bad}]: got slot {int(slot_index[bad])}, expected one of {tables.num_slots} with fewer than "
-            f"{seen} seen ids; SlotTables.reserve_seen makes room"
+            f"{seen} seen ids (SlotTables.reserve_seen makes room), all its ids below {vocab}"
         )
     return token_ids, logprobs

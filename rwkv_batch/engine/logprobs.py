@@ -69,7 +69,9 @@ class TopLogprobs:
         # The normaliser is the same for all tokens of a row.
         own, top = logits[rows, token_ids].double(), logits[rows[:, None], top_ids].double()
         self._counts = counts
-        self._copies = [HostCopy(tensor) for tensor in (logprobs, rank, top_ids, top - own[:, None] + logprobs[:, None])]
+        self._copies = [
+            HostCopy(tensor) for tensor in (logprobs, rank, top_ids, top - own[:, None] + logprobs[:, None])
+        ]
 
     def read(self) -> list[Logprobs]:
         """One for each row; waits for them."""

@@ -177,14 +177,28 @@ class Sampler {
   }
 };
 
-// The first row whose slot does not exist, or has no room for one more token that it has seen; -1 if there is none.
+static bool are_ids(const int32_t* ids, int64_t count, int64_t width, int64_t vocab) {
+  if (count < 0 || count > width) return false;
+  bool are_all = true;
+  for (int64_t i = 0; i < count; ++i) are_all &= (uint32_t)ids[i] < vocab;
+  return are_all;
+}
+
+// Whether the slot exists, has room for one more token that it has seen, and lists ids of the vocabulary.
+static bool is_valid(const Sample& p, int64_t slot) {
+  if (slot >= p.num_slots) return false;
+  const int64_t* integers = p.integers + slot * NUM_INTEGERS;
+  if (integers[IS_PENALIZED] &&
+      !are_ids(p.seen_ids + slot * p.seen_width, integers[NUM_SEEN], p.seen_width - 1, p.vocab))
+    return false;
+  return are_ids(p.bias_ids + slot * p.bias_width, integers[NUM_BIASES], p.bias_width, p.vocab) &&
+         are_ids(p.stops + slot * p.stop_width, integers[NUM_STOPS], p.stop_width, p.vocab);
+}
+
+// The first row whose slot is not valid, before anything is touched; -1 if there is none.
 extern "C" int32_t sample_tokens(const Sample* p) {
-  for (int64_t i = 0; i < p->num_rows; ++i) {
-    const int64_t slot = p->slot_index[i];
-    if (slot < 0) continue;
-    const int64_t* integers = p->integers + slot * NUM_INTEGERS;
-    if (slot >= p->num_slots || (integers[IS_PENALIZED] && integers[NUM_SEEN] >= p->seen_width)) return (int32_t)i;
-  }
+  for (int64_t i = 0; i < p->num_rows; ++i)
+    if (p->slot_index[i] >= 0 && !is_valid(*p, p->slot_index[i])) return (int32_t)i;
 #pragma omp parallel if (p->num_rows > 1)
   {
     Sampler& sampler = own<Sampler>();

@@ -200,6 +200,7 @@ def test_int8_weights_take_half_of_bfloat16(checkpoint_file):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@torch.inference_mode()
 def test_logits_are_the_same_wherever_they_are_written(checkpoint_file, dtype):
     """And they are the caller's: what is done to them does not come back at the next step."""
     model = Session(checkpoint_file("7.0"), dtype=dtype).model

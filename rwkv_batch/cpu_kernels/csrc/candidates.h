@@ -84,7 +84,15 @@ class Candidates {
   // Add up, into [tiles], the masses of the tokens before the cut, which lies in the range.
   void sum_before(const Cut& cut, std::vector<double>& sums) const {
     sums.assign(above.begin(), above.end());
-    for (int64_t i = 0; i < size; ++i) sums[ids[i] / TILE] += cut.keeps(values[i], ids[i]) ? masses[i] : 0.0f;
+    for (int64_t i = 0; i < size; i += WIDTH) {
+      Ints id;
+      std::memcpy(&id, &ids[i], sizeof id);
+      const Floats value = load(&values[i]);
+      const Ints is_tie = (Ints)(value == all(cut.value)) & (id <= (int32_t)std::min<int64_t>(cut.last_id, INT32_MAX));
+      const Floats mass = (Floats)((Ints)load(&masses[i]) & ((Ints)(value > cut.value) | is_tie));
+      const int count = (int)std::min<int64_t>(WIDTH, size - i);
+      for (int j = 0; j < count; ++j) sums[id[j] / TILE] += mass[j];
+    }
   }
 
   // Whether `sum_before` can tell what is before the cut.

@@ -1,4 +1,4 @@
-// Eight numbers at a time, in the compiler's vector types: registers where the processor has them, loops elsewhere.
+// Several numbers at a time, in the compiler's vector types: eight where there are registers for them, else four.
 #pragma once
 #include <cfloat>
 #include <cmath>
@@ -8,7 +8,11 @@
 #include <immintrin.h>
 #endif
 
+#ifdef __AVX__
 constexpr int WIDTH = 8;
+#else
+constexpr int WIDTH = 4;
+#endif
 typedef float Floats __attribute__((vector_size(WIDTH * sizeof(float))));
 typedef int32_t Ints __attribute__((vector_size(WIDTH * sizeof(int32_t))));
 
@@ -37,10 +41,9 @@ static inline Floats larger(Floats x, Floats than) {
 template <typename Join>
 static inline float joined(Floats x, Join join) {
   typedef float Four __attribute__((vector_size(16)));
-  Four low, high;
-  std::memcpy(&low, &x, sizeof low);
-  std::memcpy(&high, (const char*)&x + sizeof low, sizeof high);
-  const Four y = join(low, high);
+  Four part[WIDTH / 4];
+  std::memcpy(part, &x, sizeof x);
+  const Four y = WIDTH == 4 ? part[0] : join(part[0], part[WIDTH / 4 - 1]);
   const Four z = join(y, Four{y[2], y[3], y[0], y[1]});
   return join(z, Four{z[1], z[0], z[3], z[2]})[0];
 }

@@ -53,7 +53,8 @@ static float product(float x, float y) { return (float)((double)x * y); }
 
 // Logits of ids whose bit is set; -inf for the others.
 static void apply_mask(const int32_t* words, const float* from, float* to, int64_t vocab) {
-  const Ints lanes = {1, 2, 4, 8, 16, 32, 64, 128};
+  Ints lanes;
+  for (int j = 0; j < WIDTH; ++j) lanes[j] = 1 << j;
   int64_t id = 0;
   for (; id + WIDTH <= vocab; id += WIDTH) {
     const Ints bits = (Ints{} + (words[id / 32] >> (id % 32))) & lanes;

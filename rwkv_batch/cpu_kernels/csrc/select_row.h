@@ -1,7 +1,7 @@
 // One token of one row: temperature, top-k, top-p, min-p, without sorting or listing the vocabulary.
 // The definition is in engine/selection.py. Every filter keeps a prefix of the order "logit down, id up". Where it ends
-// is looked for among the tokens of the tiles with the largest logits; if it lies further down, a sample of the row says
-// in which narrow range of logits it should, and the tokens in that range are looked at; else all are.
+// is looked for among a few hundred tokens with the largest logits; if it lies further down, a sample of the row says
+// in which narrow range of logits it should, and the tokens in that range are looked at; where it does not, all are.
 #pragma once
 #include "candidates.h"
 
@@ -42,21 +42,19 @@ class Selector {
   static constexpr Cut everything = {-FLT_MAX, LAST, INFINITY, INFINITY};
   static constexpr int64_t GROUP = 4, FEW_GROUPS = 16;  // tiles in a group, whose largest logit is looked at first
   static constexpr int64_t MANY = 192;                  // groups, at most
-  static constexpr int BINS = 1024;
+  static constexpr int BINS = 512;
   static constexpr int64_t SPARSENESS = 16;  // one token in so many is in a sample
   static constexpr double SURE = 3;          // standard deviations that a sample may be wrong by
   static constexpr double UNSEEN = 9;        // tokens of which a sample may have missed all that it should hold
 
   const LogitsRow* row = nullptr;
-  float rate = 0;  // e^(logit / the filters' temperature) = 2^(logit * rate)
+  float rate = 0;    // e^(logit / the filters' temperature) = 2^(logit * rate)
   double total = 0;  // mass of the row at that temperature; 0 until somebody asks
   Candidates top, band;
   std::vector<float> group_max;
   std::vector<double> sums;  // of the masses in each tile
   std::vector<float> sample;
-  struct Bin {
-    float weight, square;  // sums over a sample
-  } bins[BINS];
+  float bins[BINS];  // weights of a sample
 
   Cut find_cut(const Filter& filter) {
     const bool cuts = filter.top_k < row->vocab || filter.min_p > 0;
@@ -74,9 +72,7 @@ class Selector {
     return shorter(keep, nucleus);
   }
 
-  static Cut shorter(const Cut& keep, const Cut& other) {
-    return other.is_before(keep) ? other : keep;
-  }
+  static Cut shorter(const Cut& keep, const Cut& other) { return other.is_before(keep) ? other : keep; }
 
   // The `count`-th largest of the maxima of groups of tiles: at least as many tokens have such a logit, and most often
   // hardly more, as a few groups hold more than one of them.
@@ -128,22 +124,25 @@ class Selector {
   Range guess(const Amount& amount) {
     const bool by_mass = amount.mass > 0;
     const float high = top.range.low, low = fill_bins(by_mass), width = (high - low) / BINS;
-    double weights = 0, squares = 0;
-    for (const Bin& bin : bins) {
-      weights += bin.weight;
-      squares += bin.square;
+    const double heaviest = by_mass ? exp2_of(high, row->peak, rate) : 1.0;
+    const double ratio = by_mass ? std::exp2(-width * rate) : 1.0;
+    double weights = 0, squares = 0, weight = heaviest;  // `weight`: of one token in a bin
+    for (int at = BINS - 1; at >= 0; --at, weight *= ratio) {
+      weights += bins[at];
+      squares += bins[at] * weight;
     }
     const double needed = by_mass ? amount.mass - top.mass : amount.count - top.size;
     const double factor = by_mass ? (total_mass() - top.mass) / weights : (double)SPARSENESS;
-    const double unseen = UNSEEN * factor * (by_mass ? exp2_of(high, row->peak, rate) : 1.0);
+    const double unseen = UNSEEN * factor * heaviest;
     Range range = {whole.low, high};
     double above = 0, squares_above = 0;
-    for (int at = BINS - 1; at >= 0; --at) {
-      above += bins[at].weight;
-      squares_above += bins[at].square;
+    weight = heaviest;
+    for (int at = BINS - 1; at >= 0; --at, weight *= ratio) {
+      above += bins[at];
+      squares_above += bins[at] * weight;
       const double share = above / weights, rest = 1 - share;
       const double variance = rest * rest * squares_above + share * share * (squares - squares_above);
-      const double error = SURE * factor * std::sqrt(variance);
+      const double error = SURE * factor * std::sqrt(std::max(variance, 0.0));
       if (factor * above + error + unseen < needed) range.high = low + at * width;
       if (factor * above - error >= needed) {
         range.low = low + at * width;
@@ -153,7 +152,7 @@ class Selector {
     return range;
   }
 
-  // Spread every SPARSENESS-th token over bins of equal width, of those below `top`. Returns where the first bin starts.
+  // Spread every SPARSENESS-th token, of those below `top`, over bins of equal width. Returns where the first one starts.
   float fill_bins(bool by_mass) {
     sample.clear();
     for (int64_t t = 0; t < row->tiles; t += SPARSENESS * WIDTH / TILE)
@@ -162,7 +161,7 @@ class Selector {
     Floats least = all(high);
     for (size_t i = 0; i < sample.size(); i += WIDTH) least = -larger(-load(&sample[i]), -least);
     const float low = std::max(-largest(-least), lowest), bins_per_unit = high > low ? BINS / (high - low) : 0.0f;
-    std::fill_n(bins, BINS, Bin{});
+    std::fill_n(bins, BINS, 0.0f);
     for (size_t i = 0; i < sample.size(); i += WIDTH) {
       const Floats x = load(&sample[i]);
       Floats weight[1] = {(x - row->peak) * rate};
@@ -170,10 +169,7 @@ class Selector {
       weight[0] = x < high ? (by_mass ? weight[0] : all(1.0f)) : Floats{};
       const Floats at = -larger(-(larger(x - low, Floats{}) * bins_per_unit), all(1.0f - BINS));
       const Ints bin = __builtin_convertvector(at, Ints);
-      for (int j = 0; j < WIDTH; ++j) {
-        bins[bin[j]].weight += weight[0][j];
-        bins[bin[j]].square += weight[0][j] * weight[0][j];
-      }
+      for (int j = 0; j < WIDTH; ++j) bins[bin[j]] += weight[0][j];
     }
     return low;
   }

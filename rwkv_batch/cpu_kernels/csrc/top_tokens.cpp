@@ -46,8 +46,8 @@ static int64_t rank_of(int64_t token, const LogitsRow& row) {
 static void find_top(int64_t count, Ranking& r) {
   float limit = -INFINITY;
   if (count <= r.row.tiles) {
-    r.sorted_max = r.row.tile_max;
-    std::nth_element(r.sorted_max.begin(), r.sorted_max.begin() + (count - 1), r.sorted_max.end(), std::greater<float>());
+    auto& sorted = r.sorted_max = r.row.tile_max;
+    std::nth_element(sorted.begin(), sorted.begin() + (count - 1), sorted.end(), std::greater<float>());
     limit = r.sorted_max[count - 1];
   }
   r.found.clear();

@@ -152,7 +152,7 @@ class Selector {
     return range;
   }
 
-  // Spread every SPARSENESS-th token, of those below `top`, over bins of equal width. Returns where the first one starts.
+  // Spread every SPARSENESS-th token, of those below `top`, over bins of equal width. Returns where the first starts.
   float fill_bins(bool by_mass) {
     sample.clear();
     for (int64_t t = 0; t < row->tiles; t += SPARSENESS * WIDTH / TILE)

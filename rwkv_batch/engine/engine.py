@@ -23,7 +23,6 @@ from .in_flight import InFlight, Scores
 from .ledger import Ledger
 from .prefix import Prefix, plan_prefixes
 from .request import Completion, Request
-from .sample import PARTS
 from .sampler import Sampled, Sampler
 from .scheduler import Plan, Scheduler
 from .sequence import Sequence
@@ -68,7 +67,7 @@ class Engine:
         self._vocabulary = vocabulary
         is_cuda = model.device.type == "cuda"
         self._run_ahead = is_cuda if run_ahead is None else run_ahead
-        can_record = is_cuda and model.ops.served_by("triton", besides=PARTS)
+        can_record = is_cuda and model.ops.served_by("triton", besides=Sampler.OPS[1:])
         self._uses_graphs = can_record if decode_graphs is None else decode_graphs
         layout = StateLayout(model.file.state_fields(model.placement), model.sizes["L"])
         record = layout.initial_record(model.file.initial_states(init_state), model.device)

@@ -139,6 +139,15 @@ class Model:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """[n, C] → [n, V] float32; written to `out` where the caller keeps such a tensor."""
-        logits = self._head(layer_norm(hidden, self._norm), dtype=torch.float32)
-        return logits if out is None else out.copy_(logits)
+        """[n, C] → [n, V] float32, which the caller may write to.
+
+        Args:
+            out: [n, V] float32, kept by the caller; may be used for the result, where that spares an allocation.
+        """
+        x = layer_norm(hidden, self._norm)
+        if out is None:
+            return self._head(x, dtype=torch.float32)
+        if self.device.type != "cpu":
+            return out.copy_(self._head(x, dtype=torch.float32))
+        logits = self._head(x)  # a tensor of its own, whatever is done
+        return logits if logits.dtype == torch.float32 else out.copy_(logits)

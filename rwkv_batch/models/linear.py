@@ -45,6 +45,9 @@ class DenseLinear(Linear):
     def product(self, x: Tensor) -> Tensor:
         return self(x)
 
+    def relocate(self, move: Callable[[Tensor], Tensor]) -> None:
+        self.weight = move(self.weight)
+
     def __call__(
         self,
         x: Tensor,

@@ -205,15 +205,15 @@ def test_out_of_memory_while_copying_states_loses_nothing():
         for row in range(3)
     ]
     engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=8, max_batch_tokens=64)
-    snapshot, calls = engine.pool.snapshot, []
+    record, calls = engine.pool.record, []
 
     def failing(slot):
         calls.append(slot)
         if len(calls) == 2:
             raise torch.OutOfMemoryError("no room for a copy")
-        return snapshot(slot)
+        return record(slot)
 
-    engine.pool.snapshot = failing
+    engine.pool.record = failing
     found = {completion.key: outcome(completion) for completion in engine.generate(requests)}
     assert len(calls) == 2
     assert found == {key: outcome(completion) for key, completion in run(requests).items()}
@@ -266,12 +266,12 @@ def test_steps_are_recorded_again_when_tables_have_grown(monkeypatch):
     record = DecodeGraphs._record
     monkeypatch.setattr(DecodeGraphs, "_record", lambda graphs, size: recorded.append(size) or record(graphs, size))
     steady = [
-        Request(row, [row], SamplingParams(max_tokens=40, presence_penalty=0.5, ignore_eos=True), row=row)
+        Request(row, [row], SamplingParams(max_tokens=60, presence_penalty=0.5, ignore_eos=True), row=row)
         for row in range(2)
     ]
     params = SamplingParams(max_tokens=9, repetition_penalty=1.4, frequency_penalty=0.3, ignore_eos=True)
     wide = [Request(9, [*reversed(range(VOCAB)), 5], params, row=9)]
-    requests = [*steady, Request(5, [1] * 9, SamplingParams(max_tokens=4, ignore_eos=True), row=5), *wide]
+    requests = [*steady, Request(5, [1] * 9, SamplingParams(max_tokens=20, ignore_eos=True), row=5), *wide]
     settings = dict(max_batch_size=3, max_batch_tokens=8, run_ahead=True)
     found = run(requests, **settings, decode_graphs=True)
     assert max(Counter(recorded).values()) == 2

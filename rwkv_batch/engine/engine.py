@@ -81,6 +81,7 @@ class Engine:
         self._prefix_sharing = prefix_sharing
         self.snapshots = Snapshots(max_batch_size, prefix_host_bytes // layout.record_bytes)
         self._outbox: list[Completion] = []
+        self._num_waiting = 0  # requests that have not started
         self._is_serving = False
         # Batches of requests among which shared prefixes are looked for.
         self.window = max(4 * max_batch_size, 256)
@@ -202,6 +203,7 @@ class Engine:
         num_tokens = max(before[1] // 2, num_slots)
         logger.warning("out of memory: %d slots, %d tokens a step from now on (%s)", num_slots, num_tokens, reason)
         for sequence in self.scheduler.running:
+            self._num_waiting += sequence.request is not None
             if isinstance(sequence.work, Prefix):
                 self.snapshots.drop(sequence.work)
         self.snapshots.shrink(num_slots)
@@ -219,8 +221,7 @@ class Engine:
     def _admit(self, source: Source) -> None:
         """Give every free slot to a sequence, as far as there are any."""
         while self.pool.num_free:
-            if not self.scheduler.waiting:
-                self._refill(source)
+            self._refill(source)
             if not self.scheduler.waiting or not self._may_start(self.scheduler.waiting[0]):
                 return
             sequence = self.scheduler.next_waiting()
@@ -231,6 +232,7 @@ class Engine:
                 self.snapshots.reserve()
             sequence.slot = self.pool.allocate(self.snapshots.take(sequence.parent) if sequence.parent else None)
             if sequence.request is not None:
+                self._num_waiting -= 1
                 self.stats.requested_tokens += len(sequence.prompt)
                 self.ledger.open(sequence)
                 if sequence.max_tokens:
@@ -253,12 +255,22 @@ class Engine:
         self.scheduler.add_first(Sequence(work, parent) for work in works)
 
     def _refill(self, source: Source) -> None:
-        """Queue the next window of requests. Only an idle engine waits for one."""
+        """Queue the next window of requests, while some of the last one still wait: at the end, short ones fill up.
+
+        Only an idle engine waits for a window, and only where nobody waits is a part of one taken.
+        """
+        if source.is_ended or self._num_waiting >= self.window // 2:
+            return
+        if self.scheduler.waiting and not source.has_ready(self.window):
+            return
         batches = source.take(self.window, wait=self.scheduler.is_idle and not self._outbox)
         window = [item for batch in batches for item in (batch if isinstance(batch, list) else [batch])]
         self._outbox += [item for item in window if isinstance(item, Completion)]
         requests = [item for item in window if isinstance(item, Request)]
+        self._num_waiting += len(requests)
         self.scheduler.add(Sequence(work, None) for work in plan_prefixes(requests, self._prefix_sharing))
+        if source.is_ended:
+            self.scheduler.sort_waiting()
 
     def _sampled_logits(self, step_input: StepInput, hidden: Tensor) -> Tensor | None:
         """[n, V] float32 for the n rows that get a token."""
@@ -311,7 +323,7 @@ class Engine:
             self._release(sequence)
         self.scheduler = Scheduler(self.pool.num_slots, self.scheduler.max_batch_tokens)
         self.snapshots.clear()
-        self._outbox = []
+        self._outbox, self._num_waiting = [], 0
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

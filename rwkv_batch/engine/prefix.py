@@ -3,8 +3,6 @@
 A prefix is computed as a sequence of its own; a snapshot of its state is then copied into the slot of each child.
 Children follow their parent at once (depth first), and a prefix starts only when steps have tokens to spare, so that
 few snapshots live at a time: those on the way from a root to where the walk is, and those just computed.
-
-The longest rows of a window start first, so that what is left at the end of a job are short ones.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ class Prefix:
 def plan_prefixes(window: SequenceOf[Request], share_between_rows: bool = True) -> list[Request | Prefix]:
     """The window's work: prefixes with their children below them, and the requests that share nothing.
 
-    What may take most steps comes first, among roots as among children.
+    Among the children of a prefix, what may take most steps comes first.
 
     Args:
         share_between_rows: False shares only between the samples of one row.
@@ -54,8 +52,7 @@ def plan_prefixes(window: SequenceOf[Request], share_between_rows: bool = True) 
     groups: dict[Hashable, list[Request]] = {}
     for request in window:
         groups.setdefault(None if share_between_rows else request.row, []).append(request)
-    roots = [root for group in groups.values() for root in (_plan_group(group) if len(group) > 1 else group)]
-    return _longest_first(roots)
+    return [root for group in groups.values() for root in (_plan_group(group) if len(group) > 1 else group)]
 
 
 def _plan_group(group: list[Request]) -> list[Request | Prefix]:
@@ -86,12 +83,8 @@ def _plan_group(group: list[Request]) -> list[Request | Prefix]:
         bounds = [start, *cuts.tolist(), end]
         pending += [(a, b, parent) for a, b in reversed(list(pairwise(bounds)))]
     for prefix in prefixes:
-        prefix.children = _longest_first(prefix.children)
+        prefix.children.sort(key=lambda work: -work.num_steps)
     return roots
-
-
-def _longest_first(works: list[Request | Prefix]) -> list[Request | Prefix]:
-    return sorted(works, key=lambda work: -work.num_steps)
 
 
 def _shareable(requests: list[Request]) -> list[int]:

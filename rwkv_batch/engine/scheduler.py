@@ -64,6 +64,19 @@ class Scheduler:
         """Queue before the others: what shares a prefix runs while its state is there."""
         self.waiting.extendleft(reversed(list(sequences)))
 
+    def sort_waiting(self) -> None:
+        """Nothing new will be queued: what may take most steps goes first, so that little is left to run alone.
+
+        The children of a prefix stay together.
+        """
+        groups: dict[object, list[Sequence]] = {}
+        for sequence in self.waiting:
+            groups.setdefault(sequence.parent or sequence, []).append(sequence)
+        for group in groups.values():
+            group.sort(key=lambda sequence: -sequence.work.num_steps)
+        longest_first = sorted(groups.values(), key=lambda group: -group[0].work.num_steps)
+        self.waiting = deque(sequence for group in longest_first for sequence in group)
+
     def next_waiting(self) -> Sequence:
         """Take the sequence that is next to get a slot."""
         return self.waiting.popleft()

@@ -67,12 +67,15 @@ REQUESTS = st.lists(
     rows=REQUESTS,
     slots=st.integers(1, 9),
     extra_tokens=st.integers(0, 20),
+    host_snapshots=st.integers(0, 3),
     sharing=st.booleans(),
     ahead=st.booleans(),
     graphs=st.booleans(),
     order=st.randoms(use_true_random=False),
 )
-def test_company_does_not_change_results(rows, slots, extra_tokens, sharing, ahead, graphs, order):
+def test_company_does_not_change_results(
+    rows, slots, extra_tokens, host_snapshots, sharing, ahead, graphs, order
+):
     requests = [
         Request(
             (row, sample),
@@ -88,7 +91,7 @@ def test_company_does_not_change_results(rows, slots, extra_tokens, sharing, ahe
     ]
     alone = {request.key: outcome(run([request])[request.key]) for request in requests}
     order.shuffle(requests)
-    sizes = dict(max_batch_size=slots, max_batch_tokens=slots + extra_tokens)
+    sizes = dict(max_batch_size=slots, max_batch_tokens=slots + extra_tokens, prefix_host_bytes=64 * host_snapshots)
     together = run(requests, **sizes, prefix_sharing=sharing, run_ahead=ahead, decode_graphs=graphs)
     assert {key: outcome(completion) for key, completion in together.items()} == alone
 
@@ -302,6 +305,9 @@ def test_an_idle_source_does_not_stall_what_runs(make_engine):
 
     class Patient:
         is_ended = False
+
+        def has_ready(self, count):
+            return False
 
         def take(self, most, wait):
             if not results:

@@ -87,7 +87,9 @@ class LLM:
         prefix_host_gib: float = 1.0,
     ) -> None:
         if not 0 <= prefix_host_gib < math.inf:
-            raise ConfigurationError(f"engine.prefix_host_gib: got {prefix_host_gib!r}, expected a number of GiB from 0")
+            raise ConfigurationError(
+                f"engine.prefix_host_gib: got {prefix_host_gib!r}, expected a number of GiB from 0"
+            )
         self.summary = inspect_model(
             model,
             tokenizer=tokenizer,

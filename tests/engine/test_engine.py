@@ -73,9 +73,7 @@ REQUESTS = st.lists(
     graphs=st.booleans(),
     order=st.randoms(use_true_random=False),
 )
-def test_company_does_not_change_results(
-    rows, slots, extra_tokens, host_snapshots, sharing, ahead, graphs, order
-):
+def test_company_does_not_change_results(rows, slots, extra_tokens, host_snapshots, sharing, ahead, graphs, order):
     requests = [
         Request(
             (row, sample),

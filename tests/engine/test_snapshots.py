@@ -81,7 +81,9 @@ def few_levels():
     header = tokens(draw, 20)
     params = SamplingParams(max_tokens=3, ignore_eos=True)
     prompts = [header + tokens(draw, 12) for _ in range(2)]
-    return [Request((row, i), prompt, params, row=row, sample=i) for row, prompt in enumerate(prompts) for i in range(3)]
+    return [
+        Request((row, i), prompt, params, row=row, sample=i) for row, prompt in enumerate(prompts) for i in range(3)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,9 @@ def test_states_go_where_there_is_room(slots, on_host, computed, peak, peak_on_h
     )
     found = {completion.key: completion.token_ids for completion in engine.generate([few_levels()])}
     alone = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=1, max_batch_tokens=99, prefix_sharing=False)
-    assert found == {key: next(alone.generate([request])).token_ids for request in few_levels() for key in [request.key]}
+    assert found == {
+        key: next(alone.generate([request])).token_ids for request in few_levels() for key in [request.key]
+    }
     assert (engine.stats.prompt_tokens, engine.snapshots.peak, engine.snapshots.peak_on_host) == (
         computed,
         peak,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -151,7 +151,8 @@ class Engine:
         else:
             step_input = build(plan, self.scheduler.position, self.sampler.tables.last_token)
             clock.lap("schedule_seconds")
-            hidden = self.model.forward(step_input.token_ids, step_input.rows, self.pool.layers)
+            with self._timed(whole_step=False):
+                hidden = self.model.forward(step_input.token_ids, step_input.rows, self.pool.layers)
             scores = Scores(step_input.scored, hidden, self.model) if step_input.scored else None
             logits = self._sampled_logits(step_input, hidden)
             clock.lap("model_seconds")
@@ -163,6 +164,10 @@ class Engine:
             self.stats.completion_tokens += len(sampled.slots)
         clock.lap("commit_seconds")
         return in_flight
+
+    def _timed(self, whole_step: bool) -> AbstractContextManager[None]:
+        """Times a forward pass: where one takes as long as its call, by that, and by the step where it runs ahead."""
+        return self.stats.timed_forward() if whole_step == self._run_ahead else nullcontext()
 
     def _take_in(self, keep: int) -> None:
         """Book the results of all launched steps but the latest `keep`."""
@@ -185,7 +190,7 @@ class Engine:
 
     def _step_within_memory(self) -> None:
         try:
-            with self.stats.timed_step():
+            with self._timed(whole_step=True):
                 self.step()
             return
         except (RuntimeError, MemoryError) as error:

@@ -29,7 +29,7 @@ class EngineStats:
     """Prompt tokens computed."""
     completion_tokens: int = 0
     prompt_seconds: float = 0.0
-    """What prompts took of the steps' time: of each step's, their share of its tokens."""
+    """What prompts took: of the time of each forward pass, their share of its tokens."""
     schedule_seconds: float = 0.0
     """Planning, and building the step's tensors."""
     model_seconds: float = 0.0
@@ -39,6 +39,8 @@ class EngineStats:
     """Waiting for sampled tokens to arrive on the host."""
     commit_seconds: float = 0.0
     """Appending tokens, stop strings, finishing."""
+    prompt_share: float = 0.0
+    """Part of the latest step's tokens that are prompt tokens."""
     occupancy: Occupancy = field(default_factory=Occupancy)
 
     def count(self, plan: Plan, slots_in_use: int) -> None:
@@ -49,16 +51,15 @@ class EngineStats:
         self.row_steps += self.running
         self.prompt_tokens += prompt_tokens
         self.step_tokens += prompt_tokens + len(plan.decoding)
+        self.prompt_share = prompt_tokens / (prompt_tokens + len(plan.decoding))
         self.occupancy.add(slots_in_use / self.max_batch_size)
 
     @contextmanager
-    def timed_step(self) -> Iterator[None]:
-        """A step takes place inside."""
-        start, prompt_tokens, step_tokens = perf_counter(), self.prompt_tokens, self.step_tokens
+    def timed_forward(self) -> Iterator[None]:
+        """A forward pass takes place inside, and before the end its step has been counted."""
+        start = perf_counter()
         yield
-        if self.prompt_tokens > prompt_tokens:
-            share = (self.prompt_tokens - prompt_tokens) / (self.step_tokens - step_tokens)
-            self.prompt_seconds += share * (perf_counter() - start)
+        self.prompt_seconds += self.prompt_share * (perf_counter() - start)
 
     @property
     def saved_seconds(self) -> float:

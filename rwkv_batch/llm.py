@@ -19,7 +19,7 @@ from .engine.request import END_OF_TEXT, Completion, Request
 from .engine.slot_tables import Vocabulary
 from .engine.source import Batch
 from .engine.stats import EngineStats
-from .errors import RowError
+from .errors import ConfigurationError, RowError
 from .model_summary import ModelSummary, inspect_model
 from .models.model import Model
 from .ops import fallbacks, format_choices
@@ -58,6 +58,8 @@ class LLM:
         batch_invariant: results do not depend, bit for bit, on what else is in the batch.
         ln_x_eps: epsilon of the group norm over heads; None takes the checkpoint's, or 64e-5.
         seed: of the random streams of requests that have none of their own.
+        prefix_host_gib: host memory, in GiB, for states of shared prefixes when more are needed at a time than there
+            are slots. Without a place for its state a prefix is computed for each prompt again.
 
     Raises:
         ConfigurationError: a setting is wrong.
@@ -83,7 +85,12 @@ class LLM:
         batch_invariant: bool = False,
         ln_x_eps: float | None = None,
         seed: int = 0,
+        prefix_host_gib: float = 1.0,
     ) -> None:
+        if not 0 <= prefix_host_gib < math.inf:
+            raise ConfigurationError(
+                f"engine.prefix_host_gib: got {prefix_host_gib!r}, expected a number of GiB from 0"
+            )
         self.summary = inspect_model(
             model,
             tokenizer=tokenizer,
@@ -113,6 +120,7 @@ class LLM:
             max_batch_tokens=plan.max_batch_tokens,
             init_state=init_state,
             prefix_sharing=prefix_sharing,
+            prefix_host_bytes=int(prefix_host_gib * 2**30),
         )
         logger.info("%s", format_choices(self.summary.ops.choices))
         if slow := fallbacks(self.summary.ops.choices):

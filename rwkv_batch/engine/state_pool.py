@@ -79,18 +79,22 @@ class StatePool:
         return len(self._free)
 
     def allocate(self, record: Tensor | None = None) -> int:
-        """Take the lowest free slot, holding `record` or, without one, the state of a fresh sequence."""
+        """Take the lowest free slot, holding `record` or, without one, the state of a fresh sequence.
+
+        Args:
+            record: [record_bytes] uint8 on the pool's device or in pinned host memory.
+        """
         slot = heapq.heappop(self._free)
-        self._block[slot] = self._initial_record if record is None else record
+        self._block[slot].copy_(self._initial_record if record is None else record, non_blocking=True)
         return slot
 
     def free(self, slot: int) -> None:
         """Give a slot back."""
         heapq.heappush(self._free, slot)
 
-    def snapshot(self, slot: int) -> Tensor:
-        """A copy of the slot's record, [record_bytes] uint8, to start other sequences from."""
-        return self._block[slot].clone()
+    def record(self, slot: int) -> Tensor:
+        """The slot's own memory, [record_bytes] uint8: other sequences can start from a copy of it."""
+        return self._block[slot]
 
     def resized(self, num_slots: int) -> StatePool:
         """A pool of the same layout whose slots are all free; this one gives up its memory first."""

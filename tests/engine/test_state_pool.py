@@ -55,7 +55,7 @@ def test_a_snapshot_starts_another_slot():
     pool = make_pool()
     source = pool.allocate()
     dirty(pool, source)
-    record = pool.snapshot(source)
+    record = pool.record(source).clone()
     pool.layers[0].wkv[source] = 9.0
     copy = pool.allocate(record)
     assert (pool.layers[0].wkv[copy] == 3).all()

@@ -77,6 +77,20 @@ class Placement:
         return torch.float16 in {self.dtype, *(layer.dtype for layer in self.layers)}
 
 
+def describe_layers(placement: Placement, num_layers: int) -> str:
+    """Which layers are where, such as "layers 0-11 cuda:0 float16 int8, layers 12-23 and head cpu float32"."""
+    places = placement.of_layers(num_layers)
+    starts = [i for i in range(num_layers) if i == 0 or places[i] != places[i - 1]]
+    groups = []
+    for start, end in zip(starts, [*starts[1:], num_layers], strict=True):
+        name = f"layers {start}-{end - 1}" if end - start > 1 else f"layer {start}"
+        joined = " and head" if end == num_layers and places[start] == places[-1] else ""
+        groups.append(f"{name}{joined} {places[start]}")
+    if places[-1] != places[-2]:
+        groups.append(f"head {places[-1]}")
+    return ", ".join(groups)
+
+
 class Stage(NamedTuple):
     """Consecutive layers between which activations need not move."""
 

@@ -135,7 +135,7 @@ class Weights:
 
     def _keep(self, one: Linear) -> Linear:
         if not self._has_kernels:
-            one = pack(one)
+            one = pack(one) if self._stream is None else one
         elif isinstance(one, DenseLinear):
             one = DenseLinear(self._ops.pack("linear", one.weight), self._linear_op)
         self.matrix_bytes += one.nbytes

@@ -15,8 +15,9 @@ from .engine.sizing import MemoryPlan, plan_memory
 from .errors import CheckpointError, ConfigurationError
 from .models.architecture import describe_sizes
 from .models.checkpoint import open_checkpoint
+from .models.linear import quantized_ops
 from .models.model import ModelFile
-from .models.placement import Placement, describe_layers, dtype_name, place
+from .models.placement import LayerPlacement, Placement, describe_layers, place
 from .ops import OpTable, resolve
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -40,10 +41,9 @@ class ModelSummary:
 
     @property
     def tables(self) -> dict[str, OpTable]:
-        """What serves each op of the model and of the sampler, by device and dtype."""
+        """What serves each op of the model and of the sampler, by placement."""
         places = self.placement.of_layers(self.file.sizes["L"])
-        named = zip(places, self.layer_ops, strict=True)
-        return {f"{place.device} {dtype_name(place.dtype)}": table for place, table in named}
+        return {str(where): table for where, table in zip(places, self.layer_ops, strict=True)}
 
     @property
     def memory_plan(self) -> str:
@@ -137,14 +137,13 @@ def inspect_model(
 
 
 def _layer_ops(file: ModelFile, placement: Placement, backend: str) -> tuple[OpTable, ...]:
-    """Of each layer, and of the head, which also samples; chosen once for each device and dtype."""
-    specs = tuple(dict.fromkeys((*file.ops, *Sampler.OPS)))
-    tables: dict[tuple[torch.device, torch.dtype], OpTable] = {}
-    places = [(place.device, place.dtype) for place in placement.of_layers(file.sizes["L"])]
-    for device, dtype in places:
-        if (device, dtype) not in tables:
-            tables[device, dtype] = resolve(specs, backend, device, dtype, file.sizes, placement.state_dtype)
-    return tuple(tables[place] for place in places)
+    """Of each layer, and of the head, which also samples; chosen once for each placement."""
+    places = placement.of_layers(file.sizes["L"])
+    tables: dict[LayerPlacement, OpTable] = {}
+    for one in dict.fromkeys(places):
+        specs = tuple(dict.fromkeys((*file.ops, *quantized_ops(one.quantization), *Sampler.OPS)))
+        tables[one] = resolve(specs, backend, one.device, one.dtype, file.sizes, placement.state_dtype)
+    return tuple(tables[one] for one in places)
 
 
 def _stored_dtype(file: ModelFile) -> torch.dtype:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rwkv_batch.engine.state_pool import StatePool, pool_parts
 from rwkv_batch.models.checkpoint import open_checkpoint
+from rwkv_batch.models.linear import quantized_ops
 from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.placement import place
 from rwkv_batch.models.rows import Rows
@@ -41,7 +42,9 @@ class Session:
             defaults = {} if "strategy" in settings else {"device": "cpu", "dtype": "float32"}
             placement = place(**defaults | settings, num_layers=file.sizes["L"])
         places = placement.of_layers(file.sizes["L"])
-        ops = [resolve(file.ops, backend, place.device, place.dtype, file.sizes) for place in places]
+        ops = [
+            resolve((*file.ops, *quantized_ops(p.quantization)), backend, p.device, p.dtype, file.sizes) for p in places
+        ]
         self.model = Model(file, placement, ops, ln_x_eps, batch_invariant)
         self.pool = StatePool(pool_parts(file, placement, init_state), num_slots)
         for _ in range(num_slots):

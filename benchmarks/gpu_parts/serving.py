@@ -79,11 +79,8 @@ def serve(model: Model, num_slots: int, prompt_tokens: int = 0) -> Engine:
 
 def slot_bytes(model: Model) -> int:
     """State of one sequence, and what a step holds for it beside: logits, those that are recorded, activations."""
-    return (
-        StateLayout(model.file.state_fields(model.placement), model.sizes["L"]).record_bytes
-        + 3 * 4 * model.sizes["V"]
-        + 40 * 2 * model.sizes["C"]
-    )
+    layout = StateLayout(model.file.state_fields(model.placement), model.sizes["L"])
+    return layout.record_bytes + 3 * 4 * model.sizes["V"] + 40 * 2 * model.sizes["C"]
 
 
 def requests(prompts: Sequence[Sequence[int]], max_tokens: int, params: SamplingParams = PARAMS) -> list[Request]:

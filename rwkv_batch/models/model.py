@@ -20,7 +20,6 @@ from .placed_weights import PlacedWeights
 from .placement import Placement
 from .rows import Rows
 from .scoring import LOG_NORMALIZER, SCORE, score
-from .w8a8_linear import W8A8
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,8 @@ class ModelFile:
 
     @property
     def ops(self) -> tuple[OpSpec, ...]:
-        """What a model needs from kernels."""
-        return (*self.architecture.ops, W8A8, SCORE, LOG_NORMALIZER)
+        """What a model needs from kernels, besides `linear.quantized_ops`."""
+        return (*self.architecture.ops, SCORE, LOG_NORMALIZER)
 
     def state_fields(self, placement: Placement, dtype: torch.dtype | None = None) -> tuple[StateField, ...]:
         """What a layer keeps for one sequence.

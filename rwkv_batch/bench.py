@@ -74,7 +74,7 @@ class BenchModel:
         file, placement = self.summary.file, self.summary.placement
         # Before anything is loaded: the plan counts the weights as still to come.
         self._plans = {size: plan_memory(file, placement, size) for size in batch_sizes}
-        self.model = Model(file, placement, self.summary.ops)
+        self.model = Model(file, placement, self.summary.layer_ops)
 
     def engine(self, batch_size: int) -> Engine:
         """A new engine with `batch_size` slots, which must be one of `batch_sizes`."""
@@ -146,7 +146,7 @@ def measure(engine: Engine, workload: Workload) -> Measurement:
 
 def difference(after: EngineStats, before: EngineStats) -> EngineStats:
     """What was counted between two moments."""
-    names = {field.name for field in fields(EngineStats)} - {"max_batch_size", "running"}
+    names = {field.name for field in fields(EngineStats)} - {"max_batch_size", "running", "prompt_share", "occupancy"}
     return replace(after, **{name: getattr(after, name) - getattr(before, name) for name in names})
 
 

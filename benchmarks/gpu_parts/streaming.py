@@ -33,7 +33,7 @@ MODEL = "7.2B"
 
 
 def run(context: Context) -> list[str]:
-    name, sizes = ("tiny", replace(TINY, L=8)) if context.is_rehearsal else (MODEL, MODELS[MODEL])
+    name, sizes = ("tiny", replace(TINY, L=4)) if context.is_rehearsal else (MODEL, MODELS[MODEL])
     if context.is_dry:
         sizes = replace(sizes, L=4)
     models = _Models(context, sizes)

@@ -106,7 +106,7 @@ def inspect_model(
         state_dtype=state_dtype,
         stored_dtype=_stored_dtype(file),
     )
-    specs = tuple(dict.fromkeys((*file.ops, *Sampler.OPS)))
+    specs = tuple(dict.fromkeys((*file.ops(placement), *Sampler.OPS)))
     return ModelSummary(
         file=file,
         tokenizer=load_tokenizer(tokenizer, vocab_size=file.sizes["V"], model_path=checkpoint.path),

@@ -36,7 +36,7 @@ class Session:
     ) -> None:
         file = ModelFile.open(open_checkpoint(path))
         placement = place(**{"device": "cpu", "dtype": "float32"} | settings)
-        ops = resolve(file.ops, backend, placement.device, placement.dtype, file.sizes)
+        ops = resolve(file.ops(placement), backend, placement.device, placement.dtype, file.sizes)
         self.model = Model(file, placement, ops, ln_x_eps, batch_invariant)
         layout = StateLayout(file.state_fields(placement), file.sizes["L"])
         record = layout.initial_record(file.initial_states(init_state), placement.device)

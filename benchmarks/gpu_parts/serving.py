@@ -46,7 +46,7 @@ def load(
     file = ModelFile.open(checkpoint)
     device = device or context.device
     placement = Placement(device, DTYPES[dtype], None, DTYPES[state_dtype])
-    specs = tuple(dict.fromkeys((*file.ops, *Sampler.OPS)))
+    specs = tuple(dict.fromkeys((*file.ops(placement), *Sampler.OPS)))
     ops = resolve(specs, backend, device, placement.dtype, file.sizes, placement.state_dtype)
     return Model(file, placement, ops, batch_invariant=batch_invariant)
 

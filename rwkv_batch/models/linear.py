@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigurationError
-from .mm8_linear import Mm8Linear
+from .mm8_linear import Mm8Linear, mm8
 from .product import Activation, Linear, linear
 
 if TYPE_CHECKING:
@@ -93,15 +93,17 @@ def make_linear(
     device: torch.device | str = "cpu",
     scale: float = 1.0,
     op: Callable[..., Tensor] = linear,
+    mm8_op: Callable[..., Tensor] = mm8,
 ) -> Linear:
     """Load one matrix.
 
     Args:
         name: a matrix [C_out, C_in] of the checkpoint. If the file holds it in 8-bit form, that form is taken as it is
-            for "int8", and dequantised once for None.
+            for "int8", and dequantised once for None. Otherwise "int8" quantises it on `device`.
         dtype: of a dense weight; the 8-bit form follows the dtype of its input.
         quantization: None or "int8".
         op: the implementation of `linear` for dense weights.
+        mm8_op: the implementation of `mm8` for those in 8-bit form.
         scale: multiplies the weight; exact where it is a power of two that neither overflows nor underflows `dtype`.
 
     Raises:
@@ -111,7 +113,7 @@ def make_linear(
     if quantization not in (None, "int8"):
         raise ConfigurationError(f"quantization: got {quantization!r}, expected null or 'int8'")
     if quantization == "int8":
-        return Mm8Linear(checkpoint.as_mm8(name).scaled(scale), device)
+        return Mm8Linear(checkpoint.as_mm8(name, device).scaled(scale), device, mm8_op)
     weight = checkpoint.tensor(name)
     if scale != 1.0:
         weight = weight * scale

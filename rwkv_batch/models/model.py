@@ -15,6 +15,7 @@ from .architecture import DEFAULT_LN_X_EPS, Architecture, LayerState, StateField
 from .blocks import layer_norm
 from .checkpoint import Checkpoint, load_state_file
 from .linear import DenseLinear
+from .mm8_linear import MM8
 from .placement import Placement
 from .rows import Rows
 from .scoring import LOG_NORMALIZER, SCORE, score
@@ -34,10 +35,10 @@ class ModelFile:
         """Identify the version; raises CheckpointError where none matches."""
         return cls(checkpoint, *identify(checkpoint))
 
-    @property
-    def ops(self) -> tuple[OpSpec, ...]:
+    def ops(self, placement: Placement) -> tuple[OpSpec, ...]:
         """What a model needs from kernels."""
-        return (*self.architecture.ops, SCORE, LOG_NORMALIZER)
+        quantized = (MM8,) if placement.quantization == "int8" else ()
+        return (*self.architecture.ops, *quantized, SCORE, LOG_NORMALIZER)
 
     def state_fields(self, placement: Placement) -> tuple[StateField, ...]:
         return self.architecture.state_fields(self.sizes, placement.dtype, placement.state_dtype)

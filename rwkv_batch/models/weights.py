@@ -16,6 +16,7 @@ from .blocks import LAYER_NORM_EPS, Norm
 from .checkpoint import Checkpoint
 from .linear import DenseLinear, FixedRowsLinear, LinearGroup, StackedLinear, make_linear
 from .low_rank import LowRank, LowRankPair
+from .mm8_linear import mm8
 from .packed import pack
 from .product import Activation, Linear, linear
 
@@ -57,6 +58,7 @@ class Weights:
         self._linear_op: Callable[..., Tensor] = ops.linear
         if self._has_kernels and batch_invariant:
             self._linear_op = partial(ops.linear, fixed_tiles=True)
+        self._mm8_op: Callable[..., Tensor] = ops.mm8 if quantization == "int8" else mm8
         self.matrix_bytes = 0
         """Bytes held by all matrices made so far."""
 
@@ -102,6 +104,7 @@ class Weights:
             device=self.device,
             scale=scale,
             op=self._linear_op,
+            mm8_op=self._mm8_op,
         )
 
     def low_rank(self, *pairs: StoredPair) -> LowRank:

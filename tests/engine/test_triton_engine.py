@@ -29,7 +29,7 @@ PARAMS = [
 def make_engine(path, backend, state_dtype="float32", batch_invariant=False, **settings):
     file = ModelFile.open(open_checkpoint(path))
     placement = place(device="cpu", dtype="float32", state_dtype=state_dtype)
-    specs = dict.fromkeys((*file.ops, *Sampler.OPS))
+    specs = dict.fromkeys((*file.ops(placement), *Sampler.OPS))
     ops = resolve(specs, backend, placement.device, placement.dtype, file.sizes, placement.state_dtype)
     model = Model(file, placement, ops, batch_invariant=batch_invariant)
     sizes = {"max_batch_size": 3, "max_batch_tokens": 8} | settings

@@ -449,7 +449,7 @@ def test_launches_of_a_layer(version, channel_mix, checkpoint_file):
         ModelFile.open(open_checkpoint(checkpoint_file(version, **sizes))),
         place(device="cpu", dtype="float32"),
     )
-    resolved = resolve(file.ops, "triton", DEVICE, torch.float32, file.sizes)
+    resolved = resolve(file.ops(placement), "triton", DEVICE, torch.float32, file.sizes)
     model = Model(file, placement, resolved)
     state = {field.name: torch.zeros(3, *field.shape, dtype=field.dtype) for field in file.state_fields(placement)}
     launched: list[str] = []

@@ -76,9 +76,7 @@ class Mm8Linear(Linear):
         centred, rx, my, ry, corrections: as `mm8` takes them.
     """
 
-    def __init__(
-        self, weight: Mm8Weight, device: torch.device | str = "cpu", op: Callable[..., Tensor] = mm8
-    ) -> None:
+    def __init__(self, weight: Mm8Weight, device: torch.device | str = "cpu", op: Callable[..., Tensor] = mm8) -> None:
         self.centred = (weight.q.t().contiguous().to(device) ^ 0x80).view(torch.int8)
         mx, self.rx, self.my, self.ry = (
             vector.to(device, torch.float32).contiguous() for vector in (weight.mx, weight.rx, weight.my, weight.ry)

@@ -8,6 +8,9 @@ from torch import Tensor
 TOLERANCES = {"float32": 1e-5, "bfloat16": 6e-3, "float16": 1e-3}
 """Largest error allowed for one operation, relative to the largest expected magnitude, by the dtype computed in."""
 
+MM8_TOLERANCES = {"float32": 1e-5, "bfloat16": 4e-3, "float16": 5e-4}
+"""Largest error allowed for a product of the 8-bit form, norm by norm, against that of the matrix it stands for."""
+
 
 def assert_close(name: str, got: Tensor, expected: Tensor, dtype: torch.dtype | str, factor: float = 1.0) -> None:
     """Assert that `got` equals `expected` within `factor` times the tolerance of `dtype`.

@@ -85,14 +85,14 @@ class Checkpoint:
         """The 8-bit form of a matrix, with float32 metadata; None if the file holds it as numbers or not at all."""
         return self.quantized[name].weight() if name in self.quantized else None
 
-    def as_mm8(self, name: str) -> Mm8Weight:
-        """The 8-bit form of a matrix: the file's own, or quantised now.
+    def as_mm8(self, name: str, device: torch.device | str = "cpu") -> Mm8Weight:
+        """The 8-bit form of a matrix: the file's own, or quantised now, on `device`.
 
         Raises:
             CheckpointError: the matrix holds a value that is not finite.
         """
         try:
-            return self.mm8(name) or quantize_mm8(self.tensor(name))
+            return self.mm8(name) or quantize_mm8(self.tensor(name).to(device))
         except ValueError as error:
             raise CheckpointError(f"{self.path}: {name} can't be quantised: {error}") from error
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, ConfigurationError
 from ..ops import OpSpec, OpTable
-from .mm8_linear import Mm8Linear
+from .mm8_linear import MM8, Mm8Linear
 from .product import Activation, Linear, linear
 from .w8a8_linear import W8A8, W8A8Linear
 
@@ -25,12 +25,12 @@ NOT_W8A8 = "ffn.value.weight"
 """What squared ReLUs go into: a few inputs are so much larger than the rest that 8 bits would round the rest away."""
 
 
-DEFINITIONS = OpTable({W8A8.name: W8A8.reference}, ())
+DEFINITIONS = OpTable({spec.name: spec.reference for spec in (MM8, W8A8)}, ())
 
 
 def quantized_ops(quantization: str | None) -> tuple[OpSpec, ...]:
     """What 8-bit weights need from kernels."""
-    return (W8A8,) if quantization == "w8a8" else ()
+    return {None: (), "int8": (MM8,), "w8a8": (W8A8,)}[quantization]
 
 
 class DenseLinear(Linear):
@@ -117,7 +117,7 @@ def make_linear(
 
     Args:
         name: a matrix [C_out, C_in] of the checkpoint. If the file holds it in 8-bit form, that form is taken as it is
-            for "int8", and dequantised once for the others.
+            for "int8", and dequantised once for the others. Otherwise it is quantised on `device`.
         dtype: of a dense weight; an 8-bit form follows the dtype of its input.
         quantization: None, "int8" (mm8) or "w8a8" (all but `NOT_W8A8`, which is dense).
         op: the implementation of `linear` for dense weights.
@@ -131,13 +131,13 @@ def make_linear(
     if quantization not in QUANTIZATIONS:
         raise ConfigurationError(f"quantization: got {quantization!r}, expected null, 'int8' or 'w8a8'")
     if quantization == "int8":
-        return Mm8Linear(checkpoint.as_mm8(name).scaled(scale), device)
+        return Mm8Linear(checkpoint.as_mm8(name, device).scaled(scale), device, ops or DEFINITIONS)
     weight = checkpoint.tensor(name)
     if scale != 1.0:
         weight = weight * scale
     if quantization == "w8a8" and not name.endswith(NOT_W8A8):
         try:
-            return W8A8Linear(weight, ops or DEFINITIONS, device)
+            return W8A8Linear(weight.to(device), ops or DEFINITIONS, device)
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.path}: {name}: {error}") from error
     return DenseLinear(weight.to(device, dtype).contiguous(), op)

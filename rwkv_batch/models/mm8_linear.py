@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops import OpSpec, OpTable
 from .mm8 import Mm8Weight
 from .product import Linear
 
@@ -18,8 +20,8 @@ _SCRATCH_BYTES = 4 << 20
 """Size of a dequantised block: small enough for a CPU's cache, large enough for a full-speed product."""
 
 
-class Mm8Linear(Linear):
-    """A weight kept at one byte each, multiplied without ever being dequantised as a whole.
+def mm8(x: Tensor, centred: Tensor, rx: Tensor, my: Tensor, ry: Tensor, corrections: Tensor) -> Tensor:
+    """x W^T for a weight in 8-bit form, which is never dequantised as a whole.
 
     With c = q - 128, a whole number that every float dtype holds exactly, z[m, j] = x[m, j] ry[j] and any u[m], the
     product is taken apart into
@@ -32,46 +34,68 @@ class Mm8Linear(Linear):
     Each row is divided by a power of two that keeps the sum within float16.
 
     Args:
+        x: [M, C_in], any float dtype.
+        centred: [C_out, C_in], int8, contiguous: c, transposed.
+        rx: [C_out], my, ry: [C_in], float32, as in `Mm8Weight`.
+        corrections: [4, C_out], float32: what u, S2, S0 and S1 are multiplied by, hence rx S, 128.5 rx, mx and 1.
+
+    Returns:
+        [M, C_out], dtype of `x`.
+    """
+    out_features, in_features = centred.shape
+    exact, dtype = x.float(), torch.float32 if len(x) <= _FEW_ROWS else x.dtype
+    z = exact * ry
+    # |c| <= 128 and |z / unit| <= 128 / C_in keep the sum within 2**15, half of float16's range.
+    unit = _power_of_two_above(z.abs().amax(1, keepdim=True) * (in_features / 128))
+    z /= unit
+    inputs = (z - z.mean(1, keepdim=True)).to(dtype)
+    u = (z - inputs).mean(1, keepdim=True)  # with the mean of the rounding errors in it
+    s0, s1 = exact.sum(1, keepdim=True) / unit, (exact @ my)[:, None] / unit
+    row_sums = torch.cat((u, z.sum(1, keepdim=True), s0, s1), 1)
+    y = torch.empty(len(x), out_features, dtype=x.dtype, device=x.device)
+    rows = max(1, min(_SCRATCH_BYTES // (in_features * dtype.itemsize), out_features))
+    scratch = torch.empty(rows, in_features, dtype=dtype, device=x.device)
+    for start in range(0, out_features, rows):
+        columns = slice(start, min(start + rows, out_features))
+        block = scratch[: columns.stop - start].copy_(centred[columns])
+        product = F.linear(inputs, block) * rx[columns]
+        y[:, columns] = product.addmm_(row_sums, corrections[:, columns]).mul_(unit)
+    return y
+
+
+MM8 = OpSpec("mm8", mm8, optional=True)
+DEFINITION = OpTable({MM8.name: mm8}, ())
+
+
+class Mm8Linear(Linear):
+    """A weight kept at one byte each.
+
+    Args:
         weight: its metadata are converted to float32.
+        ops: who serves `mm8`, and in which layout.
 
     Attributes:
-        centred: [C_out, C_in], int8, contiguous: q - 128.
-        rx: [C_out], my, ry: [C_in], float32, as in `Mm8Weight`.
-        corrections: [4, C_out], float32: what u, S2, S0 and S1 are multiplied by.
+        centred: as that implementation reads it.
+        rx, my, ry, corrections: as `mm8` takes them.
     """
 
-    def __init__(self, weight: Mm8Weight, device: torch.device | str = "cpu") -> None:
-        self.centred = (weight.q.t().contiguous().to(device) ^ 0x80).view(torch.int8)
+    def __init__(self, weight: Mm8Weight, device: torch.device | str = "cpu", ops: OpTable = DEFINITION) -> None:
+        centred = (weight.q.t().contiguous().to(device) ^ 0x80).view(torch.int8)
         mx, self.rx, self.my, self.ry = (
-            vector.to(device, torch.float32) for vector in (weight.mx, weight.rx, weight.my, weight.ry)
+            vector.to(device, torch.float32).contiguous() for vector in (weight.mx, weight.rx, weight.my, weight.ry)
         )
-        sums = self.centred.sum(1, dtype=torch.int32)
+        sums = centred.sum(1, dtype=torch.int32)
         self.corrections = torch.stack((sums * self.rx, 128.5 * self.rx, mx, torch.ones_like(mx)))
-        self.out_features, self.in_features = self.centred.shape
-        self.nbytes = sum(tensor.nbytes for tensor in (self.centred, self.rx, self.my, self.ry, self.corrections))
+        self.out_features, self.in_features = centred.shape
+        self.centred: Any = ops.pack("mm8", centred)
+        self.nbytes = sum(part.nbytes for part in (self.centred, self.rx, self.my, self.ry, self.corrections))
+        self._op: Callable[..., Tensor] = ops.mm8
 
     def relocate(self, move: Callable[[Tensor], Tensor]) -> None:
         self.centred = move(self.centred)
 
     def product(self, x: Tensor) -> Tensor:
-        exact, dtype = x.float(), torch.float32 if len(x) <= _FEW_ROWS else x.dtype
-        z = exact * self.ry
-        # |c| <= 128 and |z / unit| <= 128 / C_in keep the sum within 2**15, half of float16's range.
-        unit = _power_of_two_above(z.abs().amax(1, keepdim=True) * (self.in_features / 128))
-        z /= unit
-        inputs = (z - z.mean(1, keepdim=True)).to(dtype)
-        u = (z - inputs).mean(1, keepdim=True)  # with the mean of the rounding errors in it
-        s0, s1 = exact.sum(1, keepdim=True) / unit, (exact @ self.my)[:, None] / unit
-        row_sums = torch.cat((u, z.sum(1, keepdim=True), s0, s1), 1)
-        y = torch.empty(len(x), self.out_features, dtype=x.dtype, device=x.device)
-        rows = max(1, min(_SCRATCH_BYTES // (self.in_features * dtype.itemsize), self.out_features))
-        scratch = torch.empty(rows, self.in_features, dtype=dtype, device=x.device)
-        for start in range(0, self.out_features, rows):
-            columns = slice(start, min(start + rows, self.out_features))
-            block = scratch[: columns.stop - start].copy_(self.centred[columns])
-            product = F.linear(inputs, block) * self.rx[columns]
-            y[:, columns] = product.addmm_(row_sums, self.corrections[:, columns]).mul_(unit)
-        return y
+        return self._op(x, self.centred, self.rx, self.my, self.ry, self.corrections)
 
 
 def _power_of_two_above(x: Tensor) -> Tensor:

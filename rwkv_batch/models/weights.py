@@ -17,6 +17,7 @@ from .checkpoint import Checkpoint
 from .layer_stream import LayerStream
 from .linear import DenseLinear, FixedRowsLinear, LinearGroup, StackedLinear, make_linear
 from .low_rank import LowRank, LowRankPair
+from .mm8_linear import Mm8Linear
 from .packed import pack
 from .product import Activation, Linear, linear
 from .w8a8_linear import W8A8Linear
@@ -141,7 +142,11 @@ class Weights:
         self.matrix_bytes += one.nbytes
         # Kernels keep a row's bits apart from the number of rows by fixed tiles, other products by fixed pieces; sums
         # of whole numbers have no order.
-        has_fixed_tiles = isinstance(one, W8A8Linear) or (self._has_kernels and isinstance(one, DenseLinear))
+        has_fixed_tiles = (
+            isinstance(one, W8A8Linear)
+            or (isinstance(one, DenseLinear) and self._has_kernels)
+            or (isinstance(one, Mm8Linear) and self._ops.has_layout("mm8"))
+        )
         return FixedRowsLinear(one) if self._batch_invariant and not has_fixed_tiles else one
 
     def embedding(self) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -36,3 +37,20 @@ class Backend:
 @pytest.fixture(params=["triton", "cuda", "cpu"])
 def backend(request: pytest.FixtureRequest) -> Backend:
     return Backend(request.param)
+
+
+@pytest.fixture
+def nearest_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter cuts bits off where it makes bfloat16 of float32; GPUs round to nearest."""
+    pytest.importorskip("triton")
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def convert_nearest(x: Any, given: Any, wanted: Any, mode: Any) -> Any:
+        if (given, wanted) == (tl.float32, tl.bfloat16):
+            return torch.from_numpy(x.copy()).bfloat16().view(torch.uint16).numpy()
+        return convert(x, given, wanted, mode)
+
+    monkeypatch.setattr(interpreter, "_convert_float", convert_nearest)

@@ -49,7 +49,7 @@ def test_compiles_within_the_limits(module, target, compiled):
         assert kernel["shared"] <= SHARED_BYTES[target], kernel
 
 
-@pytest.mark.parametrize("module", ["linear", "low_rank", "score"])
+@pytest.mark.parametrize("module", ["linear", "low_rank", "score", "mm8", "w8a8"])
 def test_products_of_half_precision_use_the_warp_group_instructions(module, compiled):
     """Where a product is named as such in its label."""
     halves = [kernel for kernel in compiled(module, "sm_90") if "bf16" in kernel["label"] or "fp16" in kernel["label"]]

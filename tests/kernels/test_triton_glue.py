@@ -28,8 +28,9 @@ from rwkv_batch.ops import resolve
 
 pytest.importorskip("triton")
 
-import triton.language as tl
 from triton.runtime import interpreter
+
+pytestmark = pytest.mark.usefixtures("nearest_bfloat16")
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -40,19 +41,6 @@ WIDTH = 80
 
 modules = {name: import_module(f"rwkv_batch.triton_kernels.{name}") for name in OPS}
 ops: dict[str, Callable[..., Any]] = {name: getattr(module, name) for name, module in modules.items()}
-
-
-@pytest.fixture(autouse=True)
-def nearest_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter cuts bits off where it makes bfloat16 of float32; GPUs round to nearest."""
-    convert = interpreter._convert_float
-
-    def convert_nearest(x: Any, given: tl.dtype, wanted: tl.dtype, mode: Any) -> Any:
-        if (given, wanted) == (tl.float32, tl.bfloat16):
-            return torch.from_numpy(x.copy()).bfloat16().view(torch.uint16).numpy()
-        return convert(x, given, wanted, mode)
-
-    monkeypatch.setattr(interpreter, "_convert_float", convert_nearest)
 
 
 @pytest.fixture(autouse=True)

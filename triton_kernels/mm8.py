@@ -1,0 +1,247 @@
+"""A product with a weight in 8-bit form; see `mm8` in models/mm8_linear.py for the definition and the algebra."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import DTYPES, check, is_interpreted
+from .launch import unsupported as unsupported_reason
+from .specialization import Specialization, pointers
+from .tiles import TYPES, Tile, multiply
+
+__all__ = ["CHOICES", "choose_tile", "mm8", "mm8_kernel", "prepare_kernel", "specializations", "unsupported_reason"]
+
+ANY = 1 << 62
+PREPARE_BLOCK = 2048
+GROUP = 8
+"""Tiles of tokens that pass over the weight together, for the L2 cache's sake."""
+
+
+class Choice(NamedTuple):
+    """Up to these sizes: this tile."""
+
+    tokens: int
+    rows: int
+    """Of the weight: N."""
+    tile: Tile
+
+
+_HALF = (
+    # Few tokens: the weight is streamed once, by at least as many programs as half the GPU can hold.
+    Choice(16, 4096, Tile(16, 32, 256, 4, 4)),
+    Choice(16, ANY, Tile(16, 64, 128, 4, 4)),
+    Choice(64, ANY, Tile(64, 64, 128, 4, 3)),
+    Choice(ANY, ANY, Tile(128, 128, 64, 8, 3)),
+)
+CHOICES = {
+    torch.bfloat16: _HALF,
+    torch.float16: _HALF,
+    torch.float32: (Choice(16, ANY, Tile(16, 32, 64, 4, 3)), Choice(ANY, ANY, Tile(64, 64, 32, 4, 3))),
+}
+"""The first that is large enough is taken. Predicted, not yet measured on a GPU."""
+
+
+def choose_tile(num_tokens: int, num_rows: int, dtype: torch.dtype) -> Tile:
+    return next(c.tile for c in CHOICES[dtype] if num_tokens <= c.tokens and num_rows <= c.rows)
+
+
+@triton.jit
+def prepare_kernel(  # type: ignore[no-untyped-def]
+    p_x, p_my, p_ry, p_inputs, p_sums, K: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Grid [M]: one row's inputs of the product, [K], and its five float32 numbers: u, S2, S0, S1 and the unit."""
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.arange(0, BLOCK)
+    peaks = tl.zeros((BLOCK,), tl.float32)
+    sum_x = tl.zeros((BLOCK,), tl.float32)
+    sum_my = tl.zeros((BLOCK,), tl.float32)
+    sum_z = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, K, BLOCK):
+        mask = k < K - start
+        x = tl.load(p_x + row * K + start + k, mask=mask, other=0.0).to(tl.float32)
+        z = x * tl.load(p_ry + start + k, mask=mask, other=0.0)
+        peaks = tl.maximum(peaks, tl.abs(z))
+        sum_x += x
+        sum_my += x * tl.load(p_my + start + k, mask=mask, other=0.0)
+        sum_z += z
+    # The smallest power of two above: one more in the exponent of a float32, and 1 for 0.
+    peak = tl.max(peaks, 0) * (K / 128)
+    exponent = tl.minimum(peak.to(tl.int32, bitcast=True) >> 23, 252) + 1
+    unit = tl.where(peak == 0.0, 1.0, (exponent << 23).to(tl.float32, bitcast=True))
+    shrink = tl.where(peak == 0.0, 1.0, ((254 - exponent) << 23).to(tl.float32, bitcast=True))  # 1 / unit
+    s2 = tl.sum(sum_z, 0) * shrink
+    mean = s2 / K
+    rest = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, K, BLOCK):
+        mask = k < K - start
+        x = tl.load(p_x + row * K + start + k, mask=mask, other=0.0).to(tl.float32)
+        z = x * tl.load(p_ry + start + k, mask=mask, other=0.0) * shrink
+        rounded = (z - mean).to(p_inputs.dtype.element_ty)
+        tl.store(p_inputs + row * K + start + k, rounded, mask=mask)
+        rest += tl.where(mask, z - rounded.to(tl.float32), 0.0)
+    tl.store(p_sums + row * 5, tl.sum(rest, 0) / K)
+    tl.store(p_sums + row * 5 + 1, s2)
+    tl.store(p_sums + row * 5 + 2, tl.sum(sum_x, 0) * shrink)
+    tl.store(p_sums + row * 5 + 3, tl.sum(sum_my, 0) * shrink)
+    tl.store(p_sums + row * 5 + 4, unit)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def mm8_kernel(  # type: ignore[no-untyped-def]
+    p_inputs,
+    p_centred,
+    p_rx,
+    p_corrections,
+    p_sums,
+    p_y,
+    num_tokens,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Grid [tiles]. The weight is the first operand: it becomes floats in registers, on its way to the tensor core."""
+    tiles_m = tl.cdiv(num_tokens, BLOCK_M)
+    tiles_n: tl.constexpr = tl.cdiv(N, BLOCK_N)
+    i_tile = tl.program_id(0)
+    i_m, i_n = tl.swizzle2d(i_tile // tiles_n, i_tile % tiles_n, tiles_m, tiles_n, GROUP)
+    m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    mask_m, mask_n = m < num_tokens, n < N
+    token = m[None, :].to(tl.int64)
+    p_xs = p_inputs + token * K + k[:, None]
+    p_weights = p_centred + n[:, None].to(tl.int64) * K + k[None, :]
+    total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        if K % BLOCK_K:
+            mask_k = k < K - start
+            x = tl.load(p_xs, mask=mask_m[None, :] & mask_k[:, None], other=0.0)
+            weight = tl.load(p_weights, mask=mask_n[:, None] & mask_k[None, :], other=0)
+        else:
+            x = tl.load(p_xs, mask=mask_m[None, :], other=0.0)
+            weight = tl.load(p_weights, mask=mask_n[:, None], other=0)
+        if not UPCAST:
+            weight = weight.to(x.dtype)
+        total = multiply(weight, x, total, UPCAST)
+        p_xs += BLOCK_K
+        p_weights += BLOCK_K
+    y = total * tl.load(p_rx + n, mask=mask_n)[:, None]
+    for i in tl.static_range(4):
+        correction = tl.load(p_corrections + i * N + n, mask=mask_n)
+        y += correction[:, None] * tl.load(p_sums + m * 5 + i, mask=mask_m)[None, :]
+    y *= tl.load(p_sums + m * 5 + 4, mask=mask_m)[None, :]
+    tl.store(p_y + token * N + n[:, None], y, mask=mask_n[:, None] & mask_m[None, :])
+
+
+def mm8(x: Tensor, centred: Tensor, rx: Tensor, my: Tensor, ry: Tensor, corrections: Tensor) -> Tensor:
+    """x W^T for a weight in 8-bit form, in two launches: what belongs to a row of x, then the product.
+
+    Args:
+        x: [M, K], float32, bfloat16 or float16, contiguous.
+        centred: [N, K], int8, contiguous: q - 128, transposed.
+        rx: [N], my, ry: [K], corrections: [4, N], float32, contiguous.
+
+    Returns:
+        [M, N], dtype of `x`.
+
+    Raises:
+        ValueError: a shape, dtype, device or stride differs; the message names the tensor, what was given and what was
+            expected.
+
+    Numerics: the dtype of `x` rounds the centred inputs and the result, all else is float32.
+    Graph-safe: no allocation besides the result, the inputs [M, K] and five numbers a row; no host sync.
+    """
+    if x.dim() != 2 or x.dtype not in DTYPES:
+        raise ValueError(f"x: got {x.dtype} {list(x.shape)}, expected [M, K] in one of {', '.join(map(str, DTYPES))}")
+    if centred.dim() != 2:
+        raise ValueError(f"centred: got {list(centred.shape)}, expected [N, K]")
+    (num_tokens, depth), num_rows = x.shape, len(centred)
+    check("x", x, x.shape, x.dtype, centred.device)
+    check("centred", centred, (num_rows, depth), torch.int8, x.device)
+    check("rx", rx, (num_rows,), torch.float32, x.device)
+    check("my", my, (depth,), torch.float32, x.device)
+    check("ry", ry, (depth,), torch.float32, x.device)
+    check("corrections", corrections, (4, num_rows), torch.float32, x.device)
+    y = torch.empty(num_tokens, num_rows, dtype=x.dtype, device=x.device)
+    if not (num_tokens and num_rows):
+        return y
+    inputs = torch.empty_like(x)
+    sums = torch.empty(num_tokens, 5, dtype=torch.float32, device=x.device)
+    block = min(triton.next_power_of_2(depth), PREPARE_BLOCK)
+    prepare_kernel[(num_tokens,)](
+        x, my, ry, inputs, sums, K=depth, BLOCK=block, num_warps=4, num_stages=1, enable_fp_fusion=True
+    )
+    tile = choose_tile(num_tokens, num_rows, x.dtype)
+    mm8_kernel[(triton.cdiv(num_tokens, tile.tokens) * triton.cdiv(num_rows, tile.rows),)](
+        inputs,
+        centred,
+        rx,
+        corrections,
+        sums,
+        y,
+        num_tokens,
+        N=num_rows,
+        K=depth,
+        BLOCK_M=tile.tokens,
+        BLOCK_N=tile.rows,
+        BLOCK_K=tile.depth,
+        GROUP=GROUP,
+        UPCAST=is_interpreted(),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        enable_fp_fusion=True,
+    )
+    return y
+
+
+def specializations() -> list[Specialization]:
+    """What models of widths 768 and 4096 launch: every tile."""
+
+    def product(tokens: int, rows: int, depth: int, dtype: torch.dtype) -> Specialization:
+        tile, name = choose_tile(tokens, rows, dtype), TYPES[dtype]
+        # A Hopper's warp groups take 64 rows: halves with fewer are not labelled as what it computes by them.
+        kind = "narrow" if dtype != torch.float32 and tile.rows < 64 else name
+        constexprs = {"N": rows, "K": depth, "BLOCK_M": tile.tokens, "BLOCK_N": tile.rows, "BLOCK_K": tile.depth}
+        return Specialization(
+            f"[{rows}, {depth}] {kind} M <= {tokens}",
+            mm8_kernel,
+            {
+                **pointers(name, "inputs", "y"),
+                **pointers("i8", "centred"),
+                **pointers("fp32", "rx", "corrections", "sums"),
+                "num_tokens": "i32",
+            },
+            constexprs | {"GROUP": GROUP, "UPCAST": False},
+            tile.num_warps,
+            tile.num_stages,
+        )
+
+    prepare = Specialization(
+        "rows of 768",
+        prepare_kernel,
+        {**pointers("bf16", "x", "inputs"), **pointers("fp32", "my", "ry", "sums")},
+        {"K": 768, "BLOCK": 1024},
+        4,
+        1,
+    )
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    return [
+        prepare,
+        product(16, 768, 768, bf16),
+        product(16, 65536, 768, bf16),
+        product(64, 768, 3072, bf16),
+        product(1 << 20, 16384, 4096, bf16),
+        product(16, 65536, 4096, fp16),
+        product(1 << 20, 16384, 4096, fp16),
+        product(16, 768, 3072, fp32),
+        product(1 << 20, 3072, 768, fp32),
+    ]

@@ -1,0 +1,220 @@
+"""A product of two int8 matrices with float scales; see `w8a8` in models/w8a8_linear.py for the definition."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import DTYPES, check
+from .launch import unsupported as unsupported_reason
+from .specialization import Specialization, pointers
+from .tiles import TYPES, Tile, activate
+
+__all__ = ["CHOICES", "choose_tile", "quantize_kernel", "specializations", "unsupported_reason", "w8a8", "w8a8_kernel"]
+
+QUANTIZE_BLOCK = 2048
+GROUP = 8
+"""Tiles of tokens that pass over the weight together, for the L2 cache's sake."""
+CHOICES = (
+    (16, Tile(16, 64, 256, 4, 4)),
+    (64, Tile(64, 64, 128, 4, 4)),
+    (1 << 62, Tile(128, 128, 128, 8, 3)),
+)
+"""Up to so many tokens: this tile. Predicted, not yet measured on a GPU. The sums are whole numbers: a row's bits do
+not depend on the tile, hence not on how many rows there are."""
+
+
+def choose_tile(num_tokens: int) -> Tile:
+    return next(tile for tokens, tile in CHOICES if num_tokens <= tokens)
+
+
+@triton.jit
+def quantize_kernel(p_x, p_q, p_scale, K: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Grid [M]: one row as whole numbers in [-127, 127], and what they are multiples of."""
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.arange(0, BLOCK)
+    peaks = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, K, BLOCK):
+        x = tl.load(p_x + row * K + start + k, mask=k < K - start, other=0.0).to(tl.float32)
+        peaks = tl.maximum(peaks, tl.abs(x))
+    peak = tl.max(peaks, 0)
+    scale = tl.where(peak == 0.0, 1.0, tl.div_rn(peak, 127.0))
+    tl.store(p_scale + row, scale)
+    for start in range(0, K, BLOCK):
+        mask = k < K - start
+        x = tl.load(p_x + row * K + start + k, mask=mask, other=0.0).to(tl.float32)
+        q = tl.div_rn(x, tl.zeros((BLOCK,), tl.float32) + scale)
+        q = (q + 12582912.0) - 12582912.0  # 1.5 * 2^23: to the nearest whole number, halves to the even one
+        tl.store(p_q + row * K + start + k, tl.clamp(q, -127.0, 127.0).to(tl.int8), mask=mask)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def w8a8_kernel(  # type: ignore[no-untyped-def]
+    p_x,
+    p_weight,
+    p_x_scale,
+    p_scale,
+    p_gate,
+    p_y,
+    num_tokens,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    ADD: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Grid [tiles]. The weight is the first operand: its rows fill the 64 of a tensor core for any few tokens."""
+    tiles_m = tl.cdiv(num_tokens, BLOCK_M)
+    tiles_n: tl.constexpr = tl.cdiv(N, BLOCK_N)
+    i_tile = tl.program_id(0)
+    i_m, i_n = tl.swizzle2d(i_tile // tiles_n, i_tile % tiles_n, tiles_m, tiles_n, GROUP)
+    m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    mask_m, mask_n = (m < num_tokens)[None, :], (n < N)[:, None]
+    token = m[None, :].to(tl.int64)
+    p_xs = p_x + token * K + k[:, None]
+    p_weights = p_weight + n[:, None].to(tl.int64) * K + k[None, :]
+    total = tl.zeros((BLOCK_N, BLOCK_M), tl.int32)
+    for start in range(0, K, BLOCK_K):
+        if K % BLOCK_K:
+            mask_k = k < K - start
+            x = tl.load(p_xs, mask=mask_m & mask_k[:, None], other=0)
+            weight = tl.load(p_weights, mask=mask_n & mask_k[None, :], other=0)
+        else:
+            x = tl.load(p_xs, mask=mask_m, other=0)
+            weight = tl.load(p_weights, mask=mask_n, other=0)
+        total = tl.dot(weight, x, total, out_dtype=tl.int32)
+        p_xs += BLOCK_K
+        p_weights += BLOCK_K
+    scale = tl.load(p_x_scale + m, mask=m < num_tokens)[None, :] * tl.load(p_scale + n, mask=n < N)[:, None]
+    y = activate(total.to(tl.float32) * scale, ACTIVATION)
+    o_y = token * N + n[:, None]
+    mask = mask_m & mask_n
+    if p_gate is not None:
+        y *= tl.load(p_gate + o_y, mask=mask).to(tl.float32)
+    if ADD:
+        y += tl.load(p_y + o_y, mask=mask).to(tl.float32)
+    tl.store(p_y + o_y, y, mask=mask)
+
+
+def w8a8(
+    x: Tensor,
+    q: Tensor,
+    scale: Tensor,
+    activation: str | None = None,
+    gate: Tensor | None = None,
+    out: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """act((x̂ q^T) * scale) * gate, or that added to `out`, with each row x̂ of x rounded to 255 levels of its own.
+
+    Args:
+        x: [M, K], float32, bfloat16 or float16, contiguous.
+        q: [N, K], int8 in [-127, 127], contiguous.
+        scale: [N], float32: what each row of `q` is a multiple of.
+        activation: "squared_relu", "sigmoid", "tanh" or None.
+        gate: [M, N], dtype of `x`; multiplies the activated product.
+        out: [M, N], dtype of `x`. **Updated in place**: the result is added to it; it is returned.
+        dtype: of the result; that of `x` where None. Not used where `out` is given.
+
+    Returns:
+        [M, N].
+
+    Raises:
+        ValueError: a shape, dtype, device or stride differs; the message names the tensor, what was given and what was
+            expected.
+
+    Numerics: sums in int32, exact up to K = 133144; all that follows in float32, rounded once. A row's bits do not
+        depend on the other rows.
+    Graph-safe: no allocation besides the result, int8 [M, K] and one number a row; no host sync.
+    """
+    if x.dim() != 2 or x.dtype not in DTYPES:
+        raise ValueError(f"x: got {x.dtype} {list(x.shape)}, expected [M, K] in one of {', '.join(map(str, DTYPES))}")
+    if q.dim() != 2:
+        raise ValueError(f"q: got {list(q.shape)}, expected [N, K]")
+    (num_tokens, depth), num_rows = x.shape, len(q)
+    check("x", x, x.shape, x.dtype, q.device)
+    check("q", q, (num_rows, depth), torch.int8, x.device)
+    check("scale", scale, (num_rows,), torch.float32, x.device)
+    shape = (num_tokens, num_rows)
+    if gate is not None:
+        check("gate", gate, shape, x.dtype, x.device)
+    if out is not None:
+        check("out", out, shape, x.dtype, x.device)
+    y = torch.empty(shape, dtype=dtype or x.dtype, device=x.device) if out is None else out
+    if not (num_tokens and num_rows):
+        return y
+    levels = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    x_scale = torch.empty(num_tokens, dtype=torch.float32, device=x.device)
+    block = min(triton.next_power_of_2(depth), QUANTIZE_BLOCK)
+    quantize_kernel[(num_tokens,)](
+        x, levels, x_scale, K=depth, BLOCK=block, num_warps=4, num_stages=1, enable_fp_fusion=True
+    )
+    tile = choose_tile(num_tokens)
+    w8a8_kernel[(triton.cdiv(num_tokens, tile.tokens) * triton.cdiv(num_rows, tile.rows),)](
+        levels,
+        q,
+        x_scale,
+        scale,
+        gate,
+        y,
+        num_tokens,
+        N=num_rows,
+        K=depth,
+        ACTIVATION=activation,
+        ADD=out is not None,
+        BLOCK_M=tile.tokens,
+        BLOCK_N=tile.rows,
+        BLOCK_K=tile.depth,
+        GROUP=GROUP,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        enable_fp_fusion=True,
+    )
+    return y
+
+
+def specializations() -> list[Specialization]:
+    """What models of widths 768 and 4096 launch: every tile, with what is most often fused into it."""
+
+    def product(
+        tokens: int, rows: int, depth: int, dtype: torch.dtype, activation: str | None = None, add: bool = False
+    ) -> Specialization:
+        tile, name = choose_tile(tokens), TYPES[dtype]
+        constexprs = {"N": rows, "K": depth, "BLOCK_M": tile.tokens, "BLOCK_N": tile.rows, "BLOCK_K": tile.depth}
+        return Specialization(
+            f"[{rows}, {depth}] {name} M <= {tokens}",
+            w8a8_kernel,
+            {
+                **pointers("i8", "x", "weight"),
+                **pointers("fp32", "x_scale", "scale"),
+                **pointers(name, "y"),
+                "num_tokens": "i32",
+            },
+            constexprs | {"p_gate": None, "ACTIVATION": activation, "ADD": add, "GROUP": GROUP},
+            tile.num_warps,
+            tile.num_stages,
+        )
+
+    quantize = Specialization(
+        "rows of 768",
+        quantize_kernel,
+        {**pointers("bf16", "x"), **pointers("i8", "q"), **pointers("fp32", "scale")},
+        {"K": 768, "BLOCK": 1024},
+        4,
+        1,
+    )
+    bf16, fp16 = torch.bfloat16, torch.float16
+    return [
+        quantize,
+        product(16, 768, 768, bf16, add=True),
+        product(16, 65536, 4096, fp16),
+        product(64, 3072, 768, bf16, "squared_relu"),
+        product(1 << 20, 16384, 4096, bf16, "squared_relu"),
+    ]

@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from checkpoints import make_checkpoint, write_checkpoint
 from mm8_reference import definition
+from running import Session
 from tolerances import assert_close
 from torch import Tensor
 
 from rwkv_batch.errors import CheckpointError
+from rwkv_batch.models import checkpoint as checkpoint_module
 from rwkv_batch.models.checkpoint import Checkpoint, open_checkpoint
 from rwkv_batch.models.linear import DenseLinear, Mm8Linear, make_linear
 from rwkv_batch.models.mm8 import Mm8Weight, quantize_mm8
@@ -154,6 +156,19 @@ def test_mixed_strategies(converted: Converted, version: str) -> None:
     assert torch.equal(checkpoint.tensor(name.format(1)), original[name.format(1)].bfloat16())
     assert torch.equal(checkpoint.tensor(name.format(2)), original[name.format(2)])
     assert torch.equal(checkpoint.tensor("head.weight"), original["head.weight"])
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("kind", STRATEGIES)
+def test_a_converted_file_runs_as_the_original_does(converted: Converted, version: str, kind: str) -> None:
+    """By the strategy it was converted for; 8-bit matrices are taken as they are."""
+    ids, strategy = [3, 14, 15, 9, 26], STRATEGIES[kind]
+    original = converted.folder / f"{version}.pth"
+    want = Session(original, strategy=strategy).feed({0: ids})[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint_module, "quantize_mm8", None)
+        got = Session(converted.path(version, kind), strategy=strategy).feed({0: ids})[0]
+    assert_close("logits", got, want, "bfloat16" if kind == "mixed" else "float32", 10)
 
 
 def test_make_linear_takes_the_8_bit_form_of_the_file(converted: Converted) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import VERSIONS, make_checkpoint, write_checkpoint
+from running import Session
 from safetensors import safe_open
 from torch import Tensor
 
@@ -52,6 +53,15 @@ def test_8_bit(version: str, tmp_path: Path) -> None:
         expected = quantize_mm8(tensor)
         for field in ("q", "mx", "rx", "my", "ry"):
             assert torch.equal(getattr(stored, field), getattr(expected, field)), (name, field)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_8_bit_file_loads_without_quantising_and_gives_the_same_bits(version, tmp_path, monkeypatch) -> None:
+    source = written(make_checkpoint(version, **SIZES), tmp_path)
+    want = Session(source, quantization="int8").feed({0: [3, 14, 15]})[0]
+    path = convert(source, tmp_path / "model.safetensors", "int8")
+    monkeypatch.setattr(checkpoint_module, "quantize_mm8", None)
+    assert torch.equal(Session(path, quantization="int8").feed({0: [3, 14, 15]})[0], want)
 
 
 def test_an_8_bit_file_is_kept_as_it_is(tmp_path: Path) -> None:

@@ -51,7 +51,9 @@ class Scale:
 
 FULL = Scale(n_layer=12, n_embd=768, n_ffn=3072, ranks=(64, 64, 32, 128), decode_steps=16, prompt_len=512)
 """The published RWKV-7 0.1B."""
-QUICK = Scale(n_layer=2, n_embd=128, n_ffn=256, ranks=(16, 16, 8, 16), decode_steps=4, prompt_len=16)
+MEDIUM = Scale(n_layer=24, n_embd=1024, n_ffn=4096, ranks=(64, 64, 32, 128), decode_steps=16, prompt_len=512)
+"""The published RWKV-7 0.4B."""
+QUICK = Scale(n_layer=2, n_embd=128, n_ffn=512, ranks=(16, 16, 8, 16), decode_steps=4, prompt_len=16)
 """For rehearsals; its figures mean nothing."""
 
 

@@ -24,7 +24,6 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -32,7 +31,7 @@ from rwkv_batch.bench import positive_int, positive_ints
 from rwkv_batch.tokenizer import WORLD_VOCABULARY
 from rwkv_batch.variants import Variant, variants
 
-from .peer_process import PeerFailed, PeerProcess
+from .peer_process import PeerProcess
 from .peer_report import as_json, report
 from .peer_rounds import Contender, Round, Run, run_rounds
 from .peer_workers.protocol import Task

@@ -13,7 +13,8 @@ from typing import Any
 from unittest.mock import patch
 
 from rwkv_batch import LLM
-from rwkv_batch.bench import Measurement, Workload, difference, measure, warm_up
+from rwkv_batch.bench import Measurement, difference, measure, warm_up
+from rwkv_batch.bench_workloads import Workload
 from rwkv_batch.detokenizer import Detokenizer
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.models.linear import DenseLinear

@@ -26,7 +26,7 @@ class Variant:
 
     @classmethod
     def parse(cls, text: str) -> Variant:
-        """Raises argparse.ArgumentTypeError for what is no variant. Whether a quantization exists is the model's to say."""
+        """Raises argparse.ArgumentTypeError for what is no variant; whether a quantization exists is not asked here."""
         dtype, *words = text.split("+")
         quantizations = [word for word in words if word not in (_INVARIANT, _HALF_STATE)]
         if dtype not in DTYPES or len(set(words)) < len(words) or len(quantizations) > 1 or "" in words:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rwkv_batch.bench import BenchModel, Workload, format_table, main, measure, warm_up
+from rwkv_batch.bench import BenchModel, format_table, main, measure, warm_up
+from rwkv_batch.bench_workloads import Workload
 from rwkv_batch.run import EXIT_OK, EXIT_USAGE
 
 ROOT = Path(__file__).parent.parent

@@ -1,8 +1,9 @@
 """llama.cpp through `llama-cpp-python`: parallel sequences in one context. The form is the GGUF's type.
 
-A step is one `llama_decode` of one token for every sequence; the most likely tokens come from one argmax over all rows,
-which is cheaper than any of llama.cpp's own samplers. F32, F16 and BF16 files are written by `benchmarks.gguf_file`, the
-others by llama.cpp's quantizer from the F32 file; "Q4_0 pure" has the head in that format too.
+A step is one `llama_decode` of one token for every sequence; the most likely tokens come from one argmax over all
+rows, which is cheaper than any of llama.cpp's own samplers. F32, F16 and BF16 files are written by
+`benchmarks.gguf_file`, the others by llama.cpp's quantizer from the F32 file; "Q4_0 pure" has the head in that format
+too.
 """
 
 from __future__ import annotations

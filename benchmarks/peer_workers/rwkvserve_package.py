@@ -11,7 +11,6 @@ import torch
 
 from .protocol import Peer, Task, log_softmax, serve
 
-
 VOCABULARY = "rwkv_vocab_v20230424.txt"
 
 

@@ -72,11 +72,17 @@ def test_table_columns_line_up():
 def test_the_engine_benchmark_rehearses(tmp_path):
     out = tmp_path / "result.json"
     command = [sys.executable, "-m", "benchmarks.engine", "--quick", "--no-rwkv", "--threads", "1"]
-    command += ["--batch-sizes", "1,2", "--dtypes", "float32", "--out", str(out)]
+    command += ["--batch-sizes", "1,2", "--variants", "float32", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
-    assert set(result["tokens_per_second"]["rwkv_batch float32"]) == {"decode B=1", "decode B=2", "prefill B=1"}
+    assert set(result["tokens_per_second"]["rwkv_batch float32"]) == {
+        "decode B=1",
+        "decode B=2",
+        "prefill B=1",
+        "ragged B=2",
+        "score B=2",
+    }
     for parts in result["decode_step_milliseconds"]["rwkv_batch float32"].values():
         assert all(milliseconds > 0 for milliseconds in parts.values()), parts
     assert result["llm_step_milliseconds"]["detokenise"] > 0

@@ -69,10 +69,7 @@ def share_rows(rates: Rates, works: Mapping[str, Work], peaks: Sequence[probes.P
     for name, work in works.items():
         for point, values in rates[name].items():
             matrix, memory = work.matrix_rate(point, median(values)), work.memory_rate(point, median(values))
-            shares = [
-                _share(matrix, [one[work.peak] for one in peaks]),
-                _share(memory, [p[probes.COPY] for p in peaks]),
-            ]
+            shares = [_share(matrix, peaks, work.peak), _share(memory, peaks, probes.COPY)]
             if any(shares):
                 rows.append([name, str(point), *shares])
     return rows

@@ -95,10 +95,7 @@ def main() -> None:
         _write(options, {"machine": about, "batch_size": options.batch_size, "peaks": peaks}, found)
 
 
-def _write(
-    options: argparse.Namespace, about: dict[str, Any], peaks: list[probes.Peaks], found: list[Contender]
-) -> None:
-    result: dict[str, Any] = {"machine": about, "batch_size": options.batch_size, "peaks": peaks}
+def _write(options: argparse.Namespace, result: dict[str, Any], found: list[Contender]) -> None:
     for one in found:
         result[f"{one.version} {one.variant}"] = {
             "step_milliseconds": [round(1000 * s, 3) for s in one.step_seconds],

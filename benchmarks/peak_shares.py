@@ -45,7 +45,7 @@ class Work:
             token_operations=body,
             head_operations=operations(found, with_head=True) - body,
             matrix_bytes=engine.model.matrix_bytes,
-            state_bytes=engine.pool.layout.record_bytes,
+            state_bytes=engine.pool.record_bytes,
         )
 
     def matrix_rate(self, point: Point, tokens_per_second: float) -> float | None:

@@ -116,7 +116,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--shape", choices=SHAPES, default="0.1B", help="tiny rehearses, and measures nothing")
     parser.add_argument("--rounds", type=positive_int, default=5, metavar="N", help="each runs all contenders once (5)")
     parser.add_argument("--batch-sizes", type=positive_ints, default=[1, 8, 32, 64, 128], metavar="N,N,…")
-    default = "float32,bfloat16,bfloat16+int8"
+    default = "float32,bfloat16,bfloat16+w8a8"
     help_text = f"of ours, such as bfloat16+w8a8 ({default})"
     parser.add_argument("--variants", type=variants, default=[*map(Variant.parse, default.split(","))], help=help_text)
     parser.add_argument("--peers", type=_peers, default=list(FORMS), metavar="NAME,…", help=",".join(FORMS))

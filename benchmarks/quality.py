@@ -1,6 +1,6 @@
 """What number formats and 8-bit matrices cost on the bundled demo model, and what they save: one table.
 
-    python -m benchmarks.quality [--variants float32,bfloat16,float32+int8,bfloat16+int8]
+    python -m benchmarks.quality [--variants float32,bfloat16,float32+int8,float32+w8a8]
 
 runs from the repository root in a few minutes. Text is what the demo model was never trained on: pieces of the held-out
 files of Python's standard library, each from an empty state.
@@ -166,7 +166,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.partition("\n")[0])
-    default = "float32,bfloat16,float32+int8,bfloat16+int8"
+    default = "float32,bfloat16,float32+int8,bfloat16+int8,float32+w8a8,bfloat16+w8a8"
     parser.add_argument(
         "--variants", type=variants, default=variants(default), help=f"({default}); the first is the standard"
     )

@@ -60,7 +60,7 @@ class BenchModel:
         file, placement = self.summary.file, self.summary.placement
         # Before anything is loaded: the plan counts the weights as still to come.
         self._plans = {size: plan_memory(file, placement, size) for size in batch_sizes}
-        self.model = Model(file, placement, self.summary.ops, batch_invariant=variant.batch_invariant)
+        self.model = Model(file, placement, self.summary.layer_ops, batch_invariant=variant.batch_invariant)
 
     def engine(self, batch_size: int) -> Engine:
         """A new engine with `batch_size` slots, which must be one of `batch_sizes`."""
@@ -133,7 +133,7 @@ def measure(engine: Engine, workload: Workload) -> Measurement:
 
 def difference(after: EngineStats, before: EngineStats) -> EngineStats:
     """What was counted between two moments."""
-    names = {field.name for field in fields(EngineStats)} - {"max_batch_size", "running"}
+    names = {field.name for field in fields(EngineStats)} - {"max_batch_size", "running", "prompt_share", "occupancy"}
     return replace(after, **{name: getattr(after, name) - getattr(before, name) for name in names})
 
 
@@ -197,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
         help="fixed lengths (the default), ragged ones with a long tail and these means, score: prompts are scored",
     )
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
-    parser.add_argument("--quantization", help="int8")
+    parser.add_argument("--quantization", help="int8 or w8a8")
     parser.add_argument(
         "--variants", type=variants, metavar="NAME,…", help="several of these at once, such as float32,bfloat16+int8"
     )

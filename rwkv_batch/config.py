@@ -51,6 +51,7 @@ class EngineSection(Section):
     max_batch_tokens: Literal["auto"] | Count = _setting("auto or an integer from 1", "auto")
     state_dtype: Literal["float32", "float16"] = _setting("float32 or float16", "float32")
     prefix_sharing: bool = _setting("true or false", True)
+    prefix_host_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _setting("a number of GiB from 0", 1.0)
     batch_invariant: bool = _setting("true or false", True)
 
 

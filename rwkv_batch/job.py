@@ -175,6 +175,7 @@ def _load_model(job: JobConfig) -> Any:
     return LLM(
         **model_arguments(job),
         prefix_sharing=engine.prefix_sharing,
+        prefix_host_gib=engine.prefix_host_gib,
         batch_invariant=engine.batch_invariant,
         seed=job.sampling.seed or 0,
     )

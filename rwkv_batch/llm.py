@@ -19,14 +19,16 @@ from .engine.request import END_OF_TEXT, Completion, Request
 from .engine.slot_tables import Vocabulary
 from .engine.source import Batch
 from .engine.stats import EngineStats
-from .errors import RowError
+from .errors import ConfigurationError, RowError
 from .model_summary import ModelSummary, inspect_model
 from .models.model import Model
+from .models.placement import describe_layers
 from .ops import fallbacks, format_choices
 from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
 from .prefetch import Prefetch
 from .requests import GenerateRow, Prompt, RequestBuilder, ScorePlan, ScoreRow, passed_through
 from .sampling_params import SamplingParams
+from .threads import limit_threads
 from .tokenizer import Tokenizer
 
 __all__ = ["LLM", "GenerateRow", "ModelSummary", "ScoreRow", "inspect_model"]
@@ -45,18 +47,20 @@ class LLM:
         tokenizer: "auto", "world", "bytes", a vocabulary file, a tokenizer.json, or None for token ids only.
         device: "auto", "cpu", "cuda", "cuda:N", "mps".
         dtype: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
-        quantization: None, or "int8" for 8-bit matrices.
+        quantization: None, "int8" for 8-bit matrices, or "w8a8" for 8-bit matrices and inputs: faster, and coarser.
         backend: "auto", "triton", "cuda", "cpu", "reference".
         max_batch_size: sequences that run at the same time; None takes what is useful and fits.
         max_batch_tokens: tokens of one step; None likewise.
         state_dtype: "float32", or "float16" (v5 to v7): half the memory and traffic of a state, rounded stochastically
             after every token.
         init_state: a file of tuned initial states; None starts from the checkpoint's own.
-        strategy: ChatRWKV's strategy string, instead of device, dtype and quantization.
+        strategy: ChatRWKV's strategy string, instead of device, dtype and quantization: for each layer its own.
         prefix_sharing: compute prompt prefixes that several prompts share once.
         batch_invariant: results do not depend, bit for bit, on what else is in the batch.
         ln_x_eps: epsilon of the group norm over heads; None takes the checkpoint's, or 64e-5.
         seed: of the random streams of requests that have none of their own.
+        prefix_host_gib: host memory, in GiB, for states of shared prefixes when more are needed at a time than there
+            are slots. Without a place for its state a prefix is computed for each prompt again.
 
     Raises:
         ConfigurationError: a setting is wrong.
@@ -82,7 +86,12 @@ class LLM:
         batch_invariant: bool = False,
         ln_x_eps: float | None = None,
         seed: int = 0,
+        prefix_host_gib: float = 1.0,
     ) -> None:
+        if not 0 <= prefix_host_gib < math.inf:
+            raise ConfigurationError(
+                f"engine.prefix_host_gib: got {prefix_host_gib!r}, expected a number of GiB from 0"
+            )
         self.summary = inspect_model(
             model,
             tokenizer=tokenizer,
@@ -97,11 +106,13 @@ class LLM:
             strategy=strategy,
             ln_x_eps=ln_x_eps,
         )
+        if self.summary.placement.device.type == "cpu":
+            limit_threads()
         file, plan = self.summary.file, self.summary.memory
         logger.info("%s", plan)
         self.tokenizer: Tokenizer | None = self.summary.tokenizer
         self.seed = seed
-        self._model = Model(file, self.summary.placement, self.summary.ops, ln_x_eps, batch_invariant)
+        self._model = Model(file, self.summary.placement, self.summary.layer_ops, ln_x_eps, batch_invariant)
         vocab_size = file.sizes["V"]
         self._engine = Engine(
             self._model,
@@ -110,10 +121,14 @@ class LLM:
             max_batch_tokens=plan.max_batch_tokens,
             init_state=init_state,
             prefix_sharing=prefix_sharing,
+            prefix_host_bytes=int(prefix_host_gib * 2**30),
         )
-        logger.info("%s", format_choices(self.summary.ops.choices))
-        if slow := fallbacks(self.summary.ops.choices):
-            logger.warning("%s", slow)
+        if self.summary.placement.layers:
+            logger.info("%s", describe_layers(self.summary.placement, file.sizes["L"]))
+        for where, table in self.summary.tables.items():
+            logger.info("%s\n%s", where, format_choices(table.choices))
+            if slow := fallbacks(table.choices):
+                logger.warning("%s: %s", where, slow)
         constraints = ConstraintCompiler(self.tokenizer.token_bytes, vocab_size) if self.tokenizer else None
         self._builder = RequestBuilder(self.tokenizer, vocab_size, seed, constraints)
 

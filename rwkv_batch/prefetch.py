@@ -36,6 +36,10 @@ class Prefetch(Generic[T]):
         self._thread = threading.Thread(target=self._run, args=(iter(items),), name="rwkv_batch-prefetch", daemon=True)
         self._thread.start()
 
+    def has_ready(self, count: int) -> bool:
+        """That many items can be taken without waiting, or all that are left."""
+        return self._queue.qsize() >= count or not self._thread.is_alive()
+
     def take(self, most: int, wait: bool) -> list[T]:
         """The next items, in order; [] where none is ready, or at the end (see `is_ended`).
 

@@ -23,9 +23,10 @@ from rwkv_batch.variants import Variant  # noqa: E402
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_matrices_are_those_that_the_model_holds(checkpoint_file, version):
+    """By the definition: kernels may store more than there is, to fill their tiles."""
     path = checkpoint_file(version)
     found = matrices(path)
-    model = BenchModel(path, [1], Variant("float32"), device="cpu").model
+    model = BenchModel(path, [1], Variant("float32"), device="cpu", backend="reference").model
     assert operations(found, with_head=True) == 2 * model.matrix_bytes / 4
     assert found[-1] == Matrix("head.weight", 97, 128)
     assert operations(found, with_head=True) - operations(found, with_head=False) == 2 * 97 * 128

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from time import perf_counter
 
 import pytest
 from checkpoints import make_checkpoint, write_checkpoint
@@ -130,6 +131,48 @@ def test_scoring_shares_contexts_without_changing_results(path):
     got = shared.score(pairs)
     assert [score.logprob for score in got] == pytest.approx([score.logprob for score in want], abs=1e-4)
     assert shared.stats().prompt_tokens < 0.3 * single.stats().prompt_tokens
+
+
+@pytest.mark.parametrize(("slots", "host_gib", "where"), [(8, 0, "device"), (1, 1, "host"), (1, 0, "nowhere")])
+def test_shared_prefixes_change_no_bit_in_float32(slots, host_gib, where):
+    """Three levels, generated and scored; states beside the pool, in host memory, or with a place for only one."""
+    system = "The system prompt of this test is a sentence that all rows share. "
+    prompts = [system + f"Topic {i % 2}, in so many words: question {i} of many?" for i in range(6)]
+    choices = [" six", " eight legs", " none"]
+    params = SamplingParams(max_tokens=4, n=2, ignore_eos=True)
+    found, stats, start = [], [], perf_counter()
+    for sharing in (True, False):
+        llm = LLM(
+            "demo",
+            dtype="float32",
+            device="cpu",
+            batch_invariant=True,
+            max_batch_size=slots,
+            max_batch_tokens=slots + 40,
+            prefix_sharing=sharing,
+            prefix_host_gib=host_gib,
+        )
+        completions = [one for output in llm.generate(prompts, params) for one in output.outputs]
+        scores = [one for row in llm.score([(prompt, choices) for prompt in prompts]) for one in row]
+        found.append([(one.token_ids, one.token_logprobs) for one in [*completions, *scores]])
+        stats.append(llm.stats())
+        if sharing:
+            snapshots = llm._engine.snapshots
+            kept = (snapshots.peak > 1, snapshots.peak_on_host > 0)
+            assert kept == {"device": (True, False), "host": (True, True), "nowhere": (False, False)}[where]
+    assert found[0] == found[1]
+    shared, single = stats
+    assert shared.requested_tokens == single.requested_tokens
+    assert where == "nowhere" or shared.prompt_tokens < 0.75 * single.prompt_tokens
+    for some in stats:  # the samples of a row share their prompt either way
+        saved = (some.requested_tokens - some.prompt_tokens) * some.prompt_seconds / some.prompt_tokens
+        assert some.saved_seconds == pytest.approx(saved)
+        assert 0 < some.prompt_seconds < perf_counter() - start
+
+
+def test_a_wrong_budget_for_prefixes_is_refused(path):
+    with pytest.raises(ConfigurationError, match="prefix_host_gib: got -1, expected a number of GiB from 0"):
+        LLM(path, prefix_host_gib=-1)
 
 
 def test_bad_prompts_do_not_stop_the_others(llm):

@@ -80,3 +80,21 @@ def test_closing_does_not_wait_for_an_item_that_never_comes(monkeypatch):
     source.close()
     assert time.monotonic() - started < 3
     gate.set()
+
+
+def test_a_window_is_ready_when_it_is_whole_or_the_last():
+    gate = threading.Event()
+
+    def items():
+        yield from (1, 2, 3)
+        gate.wait()
+        yield 4
+
+    source = Prefetch(items(), ahead=9)
+    deadline = time.monotonic() + 5
+    while not source.has_ready(3) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert source.has_ready(3) and not source.has_ready(4)
+    gate.set()
+    source._thread.join(5)
+    assert source.has_ready(9)

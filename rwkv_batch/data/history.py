@@ -11,7 +11,14 @@ import numpy as np
 TIMELINE_BINS = 120
 
 COUNTERS = ("prompt_tokens", "completion_tokens")
+SHARING = {
+    "requested_tokens": "tokens_requested",
+    "prompt_tokens": "tokens_computed",
+    "saved_seconds": "seconds_saved_estimate",
+}
+"""What shared prefixes have saved: the engine's counters → their names in the report."""
 LEVELS = ("slots_in_use", "slots")
+FACTS = ("config", "machine", "model", "files", "occupancy")
 
 Event = Mapping[str, Any]
 
@@ -25,7 +32,7 @@ class Run:
     ended: float = 0.0
     outcome: str = "killed, or still running"
     facts: dict[str, Any] = field(default_factory=dict)
-    """Configuration, machine, model, damaged files."""
+    """Configuration, machine, model, damaged files, occupancy over the steps."""
     samples: list[Event] = field(default_factory=list)
     """Its progress events, in order of time."""
 
@@ -56,22 +63,40 @@ class Run:
             "rows": last.get("rows_done", 0) - last.get("rows_resumed", 0),
             "steps": last.get("steps", 0),
             **{name: last.get(name, 0) for name in COUNTERS},
+            **self.sharing,
             **self.facts,
         }
+
+    @property
+    def sharing(self) -> dict[str, float]:
+        """What shared prefixes have saved this run."""
+        last = self.samples[-1] if self.samples else {}
+        return {name: last.get(counter, 0) for counter, name in SHARING.items()}
 
     def _learn(self, event: Event) -> None:
         self.ended = event["time"]
         match event["event"]:
             case "progress":
                 self.samples.append(event)
-            case "start" | "model" | "damaged":
-                self.facts |= {name: event[name] for name in ("config", "machine", "model", "files") if name in event}
+            case "start" | "model" | "damaged" | "occupancy":
+                self.facts |= {name: event[name] for name in FACTS if name in event}
             case "failure":
                 self.outcome = f"{event['type']}: {event['message']}"
             case "stopped":
                 self.outcome = "stopped by a signal"
             case "end":
                 self.outcome = "finished"
+
+
+def shared_prefixes(runs: Sequence[Run]) -> dict[str, float]:
+    """What shared prefixes have saved all runs together."""
+    return {name: sum(run.sharing[name] for run in runs) for name in SHARING.values()}
+
+
+def mean_occupancy(runs: Sequence[Run]) -> float:
+    """Share of the slots in use, over the steps of all runs."""
+    last = [run.samples[-1] for run in runs if run.samples]
+    return sum(one["occupancy"] * one["steps"] for one in last) / (sum(one["steps"] for one in last) or 1)
 
 
 def serving_seconds(runs: Iterable[Run]) -> float:

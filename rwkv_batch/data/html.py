@@ -42,6 +42,8 @@ def render(report: Mapping[str, Any]) -> str:
         "input rows": report["rows_planned"],
         "output rows": report["rows"],
         "tokens": report["tokens"],
+        "shared prefixes": report["prefixes"],
+        "slots in use, mean over all steps": f"{report['occupancy']:.1%}",
         **{name: f"{metric['value']:.4f} ± {metric['stderr']:.4f}" for name, metric in report["scores"].items()},
     }
     sections = [

@@ -36,8 +36,14 @@ class Snapshot:
     errors: int = 0
     slots_in_use: int = 0
     slots: int = 0
+    occupancy: float = 0.0
+    """Mean share of the slots that were in use."""
     steps: int = 0
+    requested_tokens: int = 0
+    """Prompt tokens, as if no prefix were shared."""
     prompt_tokens: int = 0
+    """Prompt tokens computed."""
+    saved_seconds: float = 0.0
     completion_tokens: int = 0
 
 
@@ -47,7 +53,7 @@ class Progress:
     Args:
         rows_total: rows of this process's units.
         counts: kept up to date by the writer.
-        stats: the engine's counters: steps, running, max_batch_size, prompt_tokens, completion_tokens.
+        stats: the engine's counters, `EngineStats`.
         log: takes events.
         write_metrics: takes the text of metrics.prom.
         shard: labels the metrics.
@@ -86,6 +92,7 @@ class Progress:
         self._thread.join()
         self._due = dict.fromkeys(self._due, 0.0)
         self._show(self._take())
+        self._log("occupancy", occupancy=self._stats().occupancy.describe())
         if self._bar is not None:
             self._bar.close()
 
@@ -107,8 +114,11 @@ class Progress:
             errors=self._counts.errors,
             slots_in_use=stats.running,
             slots=stats.max_batch_size,
+            occupancy=stats.occupancy.mean,
             steps=stats.steps,
+            requested_tokens=stats.requested_tokens,
             prompt_tokens=stats.prompt_tokens,
+            saved_seconds=stats.saved_seconds,
             completion_tokens=stats.completion_tokens,
         )
         last = self._recent[-1]

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ..errors import ConfigurationError
 from .commit import part_name
 from .events import read_events
-from .history import Run, serving_seconds, timeline
+from .history import Run, mean_occupancy, serving_seconds, shared_prefixes, timeline
 from .html import render
 from .scores import ScoreSummary
 from .state import STATE_SUFFIX, Folders, read_job
@@ -69,6 +69,8 @@ def collect(storage: Storage, folders: Folders) -> Report:
         "parts": {"published": len(published), "planned": len(names)},
         "rows_planned": job["plan"]["rows"],
         **_results(storage, [os.path.join(folders.output, name) for name in published], scores),
+        "prefixes": shared_prefixes(runs),
+        "occupancy": round(mean_occupancy(runs), 4),
         "runs": [run.describe() for run in runs],
         "serving_seconds": serving_seconds(runs),
         "timeline": timeline([run.samples for run in runs]),
@@ -87,12 +89,26 @@ def summarise(report: Report) -> list[str]:
         f"rows    {', '.join(f'{status} {count:,}' for status, count in rows.items()) or none}",
         f"tokens  {', '.join(f'{name} {count:,}' for name, count in tokens.items() if count)}",
         f"speed   {made / seconds if seconds else 0.0:,.0f} completion tokens/s over {seconds:,.1f} s of serving",
+        f"slots   {report['occupancy']:.1%} in use, mean over all steps",
     ]
+    if sharing := describe_sharing(report):
+        lines.append(f"shared  {sharing}")
     for name, metric in report["scores"].items():
         lines.append(f"score   {name} {metric['value']:.4f} ± {metric['stderr']:.4f}")
     if report["errors"]:
         lines.append(f"errors  {', '.join(f'{code} {count:,}' for code, count in report['errors'].items())}")
     return lines
+
+
+def describe_sharing(report: Report) -> str:
+    """What shared prefixes have saved, in words; none where they saved nothing."""
+    requested, computed, seconds = report["prefixes"].values()
+    if requested <= computed or not computed:
+        return ""
+    return (
+        f"{requested:,} prompt tokens, {computed:,} of them computed ({requested / computed:.1f} times fewer): "
+        f"about {seconds:,.1f} s saved"
+    )
 
 
 def first_rows(storage: Storage, folders: Folders, count: int) -> Iterator[dict[str, Any]]:

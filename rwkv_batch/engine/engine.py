@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -23,13 +23,13 @@ from .in_flight import InFlight, Scores
 from .ledger import Ledger
 from .prefix import Prefix, plan_prefixes
 from .request import Completion, Request
-from .sample import PARTS
 from .sampler import Sampled, Sampler
 from .scheduler import Plan, Scheduler
 from .sequence import Sequence
 from .slot_tables import Vocabulary
+from .snapshots import Snapshots
 from .source import Batch, Pulled, Source
-from .state_pool import StateLayout, StatePool
+from .state_pool import StatePool, pool_parts
 from .stats import EngineStats
 from .step_input import StepInput, build
 
@@ -48,6 +48,7 @@ class Engine:
         max_batch_tokens: tokens of one step, prompts and decode rows together.
         init_state: a state file that every sequence starts from; None takes the checkpoint's own.
         prefix_sharing: compute prefixes that several rows share once. Samples of one row always share theirs.
+        prefix_host_bytes: host memory for states of shared prefixes, when there are more than slots.
         run_ahead: None does so where the device has a queue of its own.
         decode_graphs: record decode steps and replay them; None does so where the device can and all ops are kernels.
     """
@@ -61,6 +62,7 @@ class Engine:
         max_batch_tokens: int,
         init_state: str | Path | None = None,
         prefix_sharing: bool = True,
+        prefix_host_bytes: int = 0,
         run_ahead: bool | None = None,
         decode_graphs: bool | None = None,
     ) -> None:
@@ -68,15 +70,15 @@ class Engine:
         self._vocabulary = vocabulary
         is_cuda = model.device.type == "cuda"
         self._run_ahead = is_cuda if run_ahead is None else run_ahead
-        can_record = is_cuda and model.ops.served_by("triton", besides=PARTS)
+        can_record = is_cuda and model.pipeline is None and model.ops.served_by("triton", besides=Sampler.OPS[1:])
         self._uses_graphs = can_record if decode_graphs is None else decode_graphs
-        layout = StateLayout(model.file.state_fields(model.placement), model.sizes["L"])
-        record = layout.initial_record(model.file.initial_states(init_state), model.device)
         self.scheduler = Scheduler(max_batch_size, max_batch_tokens)
         self.stats = EngineStats(max_batch_size)
-        self._allocate(StatePool(layout, max_batch_size, record))
+        self._allocate(StatePool(pool_parts(model.file, model.placement, init_state), max_batch_size))
         self._prefix_sharing = prefix_sharing
+        self.snapshots = Snapshots(max_batch_size, prefix_host_bytes // self.pool.record_bytes)
         self._outbox: list[Completion] = []
+        self._num_waiting = 0  # requests that have not started
         self._is_serving = False
         # Batches of requests among which shared prefixes are looked for.
         self.window = max(4 * max_batch_size, 256)
@@ -136,7 +138,7 @@ class Engine:
     def _launch(self) -> InFlight:
         clock = self.stats.clock()
         plan = self.scheduler.plan()
-        self.stats.count(plan)
+        self.stats.count(plan, self.scheduler.num_running)
         scores: Scores | None = None
         sampled: Sampled | None
         if self._graphs is not None and not plan.chunks and not self.sampler.wants_alternatives:
@@ -146,7 +148,8 @@ class Engine:
         else:
             step_input = build(plan, self.scheduler.position, self.sampler.tables.last_token)
             clock.lap("schedule_seconds")
-            hidden = self.model.forward(step_input.token_ids, step_input.rows, self.pool.layers)
+            with self._timed(whole_step=False):
+                hidden = self.model.forward(step_input.token_ids, step_input.rows, self.pool.layers)
             scores = Scores(step_input.scored, hidden, self.model) if step_input.scored else None
             logits = self._sampled_logits(step_input, hidden)
             clock.lap("model_seconds")
@@ -158,6 +161,10 @@ class Engine:
             self.stats.completion_tokens += len(sampled.slots)
         clock.lap("commit_seconds")
         return in_flight
+
+    def _timed(self, whole_step: bool) -> AbstractContextManager[None]:
+        """Times a forward pass: where one takes as long as its call, by that, and by the step where it runs ahead."""
+        return self.stats.timed_forward() if whole_step == self._run_ahead else nullcontext()
 
     def _take_in(self, keep: int) -> None:
         """Book the results of all launched steps but the latest `keep`."""
@@ -180,7 +187,8 @@ class Engine:
 
     def _step_within_memory(self) -> None:
         try:
-            self.step()
+            with self._timed(whole_step=True):
+                self.step()
             return
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
@@ -196,6 +204,11 @@ class Engine:
         num_slots = max(before[0] // 2, 1)
         num_tokens = max(before[1] // 2, num_slots)
         logger.warning("out of memory: %d slots, %d tokens a step from now on (%s)", num_slots, num_tokens, reason)
+        for sequence in self.scheduler.running:
+            self._num_waiting += sequence.request is not None
+            if isinstance(sequence.work, Prefix):
+                self.snapshots.drop(sequence.work)
+        self.snapshots.shrink(num_slots)
         self.scheduler = self.scheduler.restart(num_slots, num_tokens)
         self._in_flight.clear()
         self._graphs = None
@@ -210,27 +223,56 @@ class Engine:
     def _admit(self, source: Source) -> None:
         """Give every free slot to a sequence, as far as there are any."""
         while self.pool.num_free:
-            if not self.scheduler.waiting:
-                self._refill(source)
-            if not self.scheduler.waiting:
+            self._refill(source)
+            if not self.scheduler.waiting or not self._may_start(self.scheduler.waiting[0]):
                 return
             sequence = self.scheduler.next_waiting()
-            sequence.slot = self.pool.allocate(sequence.parent.take_record() if sequence.parent else None)
+            if isinstance(sequence.work, Prefix):
+                if not self.snapshots.has_room:
+                    self._take_apart(sequence.work, sequence.parent)
+                    continue
+                self.snapshots.reserve()
+            sequence.slot = self.pool.allocate(self.snapshots.take(sequence.parent) if sequence.parent else None)
             if sequence.request is not None:
+                self._num_waiting -= 1
+                self.stats.requested_tokens += len(sequence.prompt)
                 self.ledger.open(sequence)
                 if sequence.max_tokens:
                     new_constraint = sequence.request.new_constraint
                     self.sampler.assign(sequence.slot, sequence.request, new_constraint() if new_constraint else None)
             self.scheduler.start(sequence)
 
+    def _may_start(self, sequence: Sequence) -> bool:
+        """Prefixes start late: once steps have tokens to spare, and those being computed may still free a place."""
+        if not isinstance(sequence.work, Prefix):
+            return True
+        waits_for_place = not self.snapshots.has_room and self.snapshots.num_reserved > 0
+        return self.scheduler.has_tokens_to_spare and not waits_for_place
+
+    def _take_apart(self, prefix: Prefix, parent: Prefix | None) -> None:
+        """There is no place for the prefix's state, and none will be free: every child computes its tokens itself."""
+        works = [*prefix.children, *([prefix.request] if prefix.request else [])]
+        if parent is not None:
+            self.snapshots.expect(parent, len(works) - 1)
+        self.scheduler.add_first(Sequence(work, parent) for work in works)
+
     def _refill(self, source: Source) -> None:
-        """Queue the next window of requests. Only an idle engine waits for one."""
+        """Queue the next window of requests, while some of the last one still wait: at the end, short ones fill up.
+
+        Only an idle engine waits for a window, and only where nobody waits is a part of one taken.
+        """
+        if source.is_ended or self._num_waiting >= self.window // 2:
+            return
+        if self.scheduler.waiting and not source.has_ready(self.window):
+            return
         batches = source.take(self.window, wait=self.scheduler.is_idle and not self._outbox)
         window = [item for batch in batches for item in (batch if isinstance(batch, list) else [batch])]
         self._outbox += [item for item in window if isinstance(item, Completion)]
         requests = [item for item in window if isinstance(item, Request)]
-        self.stats.requested_tokens += sum(len(request.prompt_token_ids) for request in requests)
+        self._num_waiting += len(requests)
         self.scheduler.add(Sequence(work, None) for work in plan_prefixes(requests, self._prefix_sharing))
+        if source.is_ended:
+            self.scheduler.sort_waiting()
 
     def _sampled_logits(self, step_input: StepInput, hidden: Tensor) -> Tensor | None:
         """[n, V] float32 for the n rows that get a token."""
@@ -250,7 +292,7 @@ class Engine:
     def _advance(self, plan: Plan) -> list[Sequence]:
         """What the plan's step has made true. Returns the sequences that wait for nothing but scores."""
         complete = self.scheduler.advance(plan)
-        self._publish([sequence for sequence in complete if isinstance(sequence.work, Prefix)])
+        self._publish(complete)
         scored = []
         for sequence in complete:
             if sequence.request is None:
@@ -260,16 +302,15 @@ class Engine:
                 scored.append(sequence)
         return scored
 
-    def _publish(self, computed: list[Sequence]) -> None:
-        """These prefixes are computed: their children can start from their states.
+    def _publish(self, complete: list[Sequence]) -> None:
+        """The prefixes among these are computed: their children can start from their states.
 
         All states are copied before any child is queued, as copying may run out of memory.
         """
-        records = [self.pool.snapshot(sequence.slot) for sequence in computed]
-        for sequence, record in zip(computed, records, strict=True):
-            prefix = sequence.work
-            assert isinstance(prefix, Prefix)
-            prefix.record, prefix.num_waiting = record, len(prefix.children)
+        prefixes = [(sequence.work, sequence.slot) for sequence in complete if isinstance(sequence.work, Prefix)]
+        for prefix, slot in prefixes:
+            self.snapshots.keep(prefix, self.pool.record(slot))
+        for prefix, _ in prefixes:
             self.scheduler.add_first(Sequence(work, prefix) for work in prefix.children)
 
     def _release(self, sequence: Sequence) -> None:
@@ -283,7 +324,8 @@ class Engine:
             self.ledger.drop(sequence)
             self._release(sequence)
         self.scheduler = Scheduler(self.pool.num_slots, self.scheduler.max_batch_tokens)
-        self._outbox = []
+        self.snapshots.clear()
+        self._outbox, self._num_waiting = [], 0
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -1,18 +1,18 @@
 """Prompt prefixes that several requests share: found in a window of requests, each computed once.
 
 A prefix is computed as a sequence of its own; a snapshot of its state is then copied into the slot of each child.
-Children follow their parent at once (depth first), so that there are never more snapshots than slots, and few levels.
+Children follow their parent at once (depth first), and a prefix starts only when steps have tokens to spare, so that
+few snapshots live at a time: those on the way from a root to where the walk is, and those just computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-from torch import Tensor
 
 from .request import Request
 
@@ -26,34 +26,25 @@ class Prefix:
 
     Args:
         token_ids: from the beginning of the prompt, the parent's tokens included.
+        num_steps: the most that any request below has.
         request: one whose prompt is these tokens and that only scores: computing the prefix serves it.
-        record: the state after `token_ids`, from when it is computed until every child has a copy.
     """
 
     token_ids: list[int]
     parent: Prefix | None
+    num_steps: int
     request: Request | None = None
     children: list[Request | Prefix] = field(default_factory=list)
-    record: Tensor | None = None
-    num_waiting: int = 0
-    """Children that have not copied the state yet."""
 
     @property
     def length(self) -> int:
         return len(self.token_ids)
 
-    def take_record(self) -> Tensor:
-        """The state, for one more child; the last child's taking releases it."""
-        record = self.record
-        assert record is not None
-        self.num_waiting -= 1
-        if not self.num_waiting:
-            self.record = None
-        return record
 
-
-def plan_prefixes(window: SequenceOf[Request], share_between_rows: bool = True) -> Iterator[Request | Prefix]:
+def plan_prefixes(window: SequenceOf[Request], share_between_rows: bool = True) -> list[Request | Prefix]:
     """The window's work: prefixes with their children below them, and the requests that share nothing.
+
+    Among the children of a prefix, what may take most steps comes first.
 
     Args:
         share_between_rows: False shares only between the samples of one row.
@@ -61,8 +52,7 @@ def plan_prefixes(window: SequenceOf[Request], share_between_rows: bool = True) 
     groups: dict[Hashable, list[Request]] = {}
     for request in window:
         groups.setdefault(None if share_between_rows else request.row, []).append(request)
-    for group in groups.values():
-        yield from _plan_group(group) if len(group) > 1 else group
+    return [root for group in groups.values() for root in (_plan_group(group) if len(group) > 1 else group)]
 
 
 def _plan_group(group: list[Request]) -> list[Request | Prefix]:
@@ -70,7 +60,9 @@ def _plan_group(group: list[Request]) -> list[Request | Prefix]:
     order = sorted(range(len(group)), key=lambda i: arrays[i].tobytes())
     requests = [group[i] for i in order]
     shared = _shared_lengths([arrays[i] for i in order], _shareable(requests))
+    steps = [request.num_steps for request in requests]
     roots: list[Request | Prefix] = []
+    prefixes: list[Prefix] = []
     pending: list[tuple[int, int, Prefix | None]] = [(0, len(requests), None)]
     while pending:
         start, end, parent = pending.pop()
@@ -81,7 +73,8 @@ def _plan_group(group: list[Request]) -> list[Request | Prefix]:
         common = int(shared[start + 1 : end].min())
         if common - (parent.length if parent else 0) >= MIN_SHARED_TOKENS:
             first = requests[start]
-            parent = Prefix(first.prompt_token_ids[:common], parent)
+            parent = Prefix(first.prompt_token_ids[:common], parent, max(steps[start:end]))
+            prefixes.append(parent)
             siblings.append(parent)
             if len(first.prompt_token_ids) == common:
                 parent.request = first
@@ -89,6 +82,8 @@ def _plan_group(group: list[Request]) -> list[Request | Prefix]:
         cuts = start + 1 + np.flatnonzero(shared[start + 1 : end] == common)
         bounds = [start, *cuts.tolist(), end]
         pending += [(a, b, parent) for a, b in reversed(list(pairwise(bounds)))]
+    for prefix in prefixes:
+        prefix.children.sort(key=lambda work: -work.num_steps)
     return roots
 
 

@@ -14,6 +14,8 @@ from .logprobs import Logprobs
 
 END_OF_TEXT = 0
 """Token 0 ends every RWKV text; it has no bytes."""
+MIN_CHUNK = 16
+"""Prompt tokens that a row is fed at a time, where it has them: enough to make moving its state in and out cheap."""
 
 
 class StopMonitor(Protocol):
@@ -68,6 +70,11 @@ class Request:
     next_token_ids: tuple[int, ...] = ()
     new_monitor: Callable[[], StopMonitor] | None = None
     new_constraint: Callable[[], Constraint] | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """About the most steps that it takes: those of a prompt fed in the shortest chunks, and of every token."""
+        return -(-len(self.prompt_token_ids) // MIN_CHUNK) + self.params.max_tokens
 
 
 @dataclass

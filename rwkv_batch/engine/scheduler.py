@@ -11,10 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .request import MIN_CHUNK
 from .sequence import Sequence
-
-MIN_CHUNK = 16
-"""Prompt tokens that a row is fed at a time, where it has them: enough to make moving its state in and out cheap."""
 
 
 class Chunk(NamedTuple):
@@ -53,6 +51,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.prefilling: list[Sequence] = []
         self.position = np.zeros(num_slots, np.int64)
+        self._num_unplanned = 0
         self._remaining = np.zeros(num_slots, np.int64)
         self._is_decoding = np.zeros(num_slots, bool)
         self._running: dict[int, Sequence] = {}
@@ -65,6 +64,19 @@ class Scheduler:
         """Queue before the others: what shares a prefix runs while its state is there."""
         self.waiting.extendleft(reversed(list(sequences)))
 
+    def sort_waiting(self) -> None:
+        """Nothing new will be queued: what may take most steps goes first, so that little is left to run alone.
+
+        The children of a prefix stay together.
+        """
+        groups: dict[object, list[Sequence]] = {}
+        for sequence in self.waiting:
+            groups.setdefault(sequence.parent or sequence, []).append(sequence)
+        for group in groups.values():
+            group.sort(key=lambda sequence: -sequence.work.num_steps)
+        longest_first = sorted(groups.values(), key=lambda group: -group[0].work.num_steps)
+        self.waiting = deque(sequence for group in longest_first for sequence in group)
+
     def next_waiting(self) -> Sequence:
         """Take the sequence that is next to get a slot."""
         return self.waiting.popleft()
@@ -74,20 +86,24 @@ class Scheduler:
         self._running[sequence.slot] = sequence
         self.position[sequence.slot] = sequence.num_computed
         self.prefilling.append(sequence)
+        self._num_unplanned += sequence.num_uncomputed
 
     def plan(self) -> Plan:
         """The rows of the next step."""
         decoding = np.flatnonzero(self._is_decoding)
-        chunks: list[Chunk] = []
         budget = max(self.max_batch_tokens - len(decoding), 1)
+        sizes: list[int] = []
         for i, sequence in enumerate(self.prefilling):
             if budget <= 0:
                 break
             share = max(budget // (len(self.prefilling) - i), MIN_CHUNK)
-            num_tokens = min(sequence.num_uncomputed, share, budget)
-            chunks.append(Chunk(sequence, num_tokens))
-            budget -= num_tokens
-        return Plan(decoding, chunks)
+            sizes.append(min(sequence.num_uncomputed, share, budget))
+            budget -= sizes[-1]
+        for i, sequence in enumerate(self.prefilling if budget else ()):  # what those behind could not use
+            more = min(sequence.num_uncomputed - sizes[i], budget)
+            sizes[i] += more
+            budget -= more
+        return Plan(decoding, [Chunk(*pair) for pair in zip(self.prefilling, sizes, strict=False)])
 
     def advance(self, plan: Plan) -> list[Sequence]:
         """The plan's step has been launched.
@@ -101,6 +117,7 @@ class Scheduler:
         complete: list[Sequence] = []
         for sequence, num_tokens in plan.chunks:
             sequence.num_computed += num_tokens
+            self._num_unplanned -= num_tokens
             self.position[sequence.slot] += num_tokens
             if sequence.num_uncomputed:
                 continue
@@ -114,6 +131,7 @@ class Scheduler:
 
     def finish(self, sequence: Sequence) -> None:
         """A sequence gives its slot back."""
+        self._num_unplanned -= sequence.num_uncomputed
         self._is_decoding[sequence.slot] = False
         del self._running[sequence.slot]
 
@@ -127,6 +145,16 @@ class Scheduler:
     @property
     def running(self) -> list[Sequence]:
         return list(self._running.values())
+
+    @property
+    def num_running(self) -> int:
+        """Slots in use."""
+        return len(self._running)
+
+    @property
+    def has_tokens_to_spare(self) -> bool:
+        """What runs leaves a part of the next step's tokens unused."""
+        return self._num_unplanned + int(self._is_decoding.sum()) < self.max_batch_tokens
 
     @property
     def has_work(self) -> bool:

@@ -19,6 +19,9 @@ class Source(Protocol):
     is_ended: bool
     """Everything has been taken."""
 
+    def has_ready(self, count: int) -> bool:
+        """That many can be taken without waiting, or all that are left."""
+
     def take(self, most: int, wait: bool) -> list[Batch]:
         """The next batches, at most `most`; unless `wait`, only those that are ready."""
 
@@ -29,6 +32,9 @@ class Pulled:
     def __init__(self, batches: Iterable[Batch]) -> None:
         self._batches = iter(batches)
         self.is_ended = False
+
+    def has_ready(self, count: int) -> bool:
+        return True
 
     def take(self, most: int, wait: bool) -> list[Batch]:
         taken = list(islice(self._batches, most))

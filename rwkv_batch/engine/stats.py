@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from time import perf_counter
 
+from .occupancy import Occupancy
 from .scheduler import Plan
 
 
@@ -14,15 +17,19 @@ class EngineStats:
 
     max_batch_size: int
     running: int = 0
-    """Slots in use in the latest step."""
+    """Rows of the latest step."""
     steps: int = 0
     row_steps: int = 0
-    """Rows of all steps: row_steps / (steps * max_batch_size) is the mean occupancy."""
+    """Rows of all steps."""
+    step_tokens: int = 0
+    """Tokens of all steps: prompt tokens, and one for each row that decodes."""
     requested_tokens: int = 0
-    """Prompt tokens of all requests, as if nothing were shared."""
+    """Prompt tokens of all requests that have started, as if nothing were shared."""
     prompt_tokens: int = 0
     """Prompt tokens computed."""
     completion_tokens: int = 0
+    prompt_seconds: float = 0.0
+    """What prompts took: of the time of each forward pass, their share of its tokens."""
     schedule_seconds: float = 0.0
     """Planning, and building the step's tensors."""
     model_seconds: float = 0.0
@@ -32,13 +39,33 @@ class EngineStats:
     """Waiting for sampled tokens to arrive on the host."""
     commit_seconds: float = 0.0
     """Appending tokens, stop strings, finishing."""
+    prompt_share: float = 0.0
+    """Part of the latest step's tokens that are prompt tokens."""
+    occupancy: Occupancy = field(default_factory=Occupancy)
 
-    def count(self, plan: Plan) -> None:
-        """Count one step's rows and prompt tokens."""
+    def count(self, plan: Plan, slots_in_use: int) -> None:
+        """Count one step's rows and tokens."""
+        prompt_tokens = sum(chunk.num_tokens for chunk in plan.chunks)
         self.running = len(plan.decoding) + len(plan.chunks)
         self.steps += 1
         self.row_steps += self.running
-        self.prompt_tokens += sum(chunk.num_tokens for chunk in plan.chunks)
+        self.prompt_tokens += prompt_tokens
+        self.step_tokens += prompt_tokens + len(plan.decoding)
+        self.prompt_share = prompt_tokens / (prompt_tokens + len(plan.decoding))
+        self.occupancy.add(slots_in_use / self.max_batch_size)
+
+    @contextmanager
+    def timed_forward(self) -> Iterator[None]:
+        """A forward pass takes place inside, and before the end its step has been counted."""
+        start = perf_counter()
+        yield
+        self.prompt_seconds += self.prompt_share * (perf_counter() - start)
+
+    @property
+    def saved_seconds(self) -> float:
+        """What sharing prefixes has saved: an estimate, prompt tokens not computed × measured seconds of one."""
+        saved = max(self.requested_tokens - self.prompt_tokens, 0)
+        return saved * self.prompt_seconds / self.prompt_tokens if saved and self.prompt_tokens else 0.0
 
     def clock(self) -> Clock:
         """Start timing the phases of a step."""

@@ -14,10 +14,12 @@ from torch import Tensor
 from ..ops import OpTable
 from .blocks import LAYER_NORM_EPS, Norm
 from .checkpoint import Checkpoint
+from .layer_stream import LayerStream
 from .linear import DenseLinear, FixedRowsLinear, LinearGroup, StackedLinear, make_linear
 from .low_rank import LowRank, LowRankPair
 from .packed import pack
 from .product import Activation, Linear, linear
+from .w8a8_linear import W8A8Linear
 
 
 class StoredPair(NamedTuple):
@@ -30,13 +32,15 @@ class StoredPair(NamedTuple):
 
 
 class Weights:
-    """Reads one checkpoint for one placement.
+    """Reads one checkpoint for layers of one placement.
 
     Args:
         dtype: of activations and dense matrices.
-        quantization: None or "int8" (mm8) for the large matrices.
+        quantization: None, "int8" (mm8) or "w8a8" for the large matrices.
         ops: who serves matrix products.
         batch_invariant: matrix products whose rows do not depend on how many others there are.
+        rescales: output matrices shrink with the layers, so that a float16 residual stream stays in range.
+        stream: keeps the large matrices in host memory.
     """
 
     def __init__(
@@ -47,11 +51,16 @@ class Weights:
         device: torch.device,
         ops: OpTable,
         batch_invariant: bool = False,
+        rescales: bool = False,
+        stream: LayerStream | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.quantization = quantization
         self.device = device
+        self.rescales = rescales
+        self._ops = ops
+        self._stream = stream
         self._batch_invariant = batch_invariant
         self._has_kernels = ops.linear is not linear
         self._linear_op: Callable[..., Tensor] = ops.linear
@@ -82,16 +91,19 @@ class Weights:
 
     def linear(self, name: str, scale: float = 1.0) -> Linear:
         """A large matrix `[C_out, C_in]`, quantised if asked. `scale` multiplies it (a power of two)."""
-        return self._keep(self._load(name, scale))
+        return self._keep(self._streamed(self._load(name, scale)))
 
     def linears(self, *names: str) -> LinearGroup:
         """Large matrices of one shape, each for an input of its own."""
         loaded = [self._load(name) for name in names]
         if self._has_kernels and all(isinstance(one, DenseLinear) for one in loaded):
-            stacked = torch.stack([one.weight for one in loaded if isinstance(one, DenseLinear)])
+            weights = torch.stack([one.weight for one in loaded if isinstance(one, DenseLinear)])
+            if self._stream is not None:
+                weights = self._stream.keep(weights)
+            stacked = self._ops.pack("linear", weights)
             self.matrix_bytes += stacked.nbytes
             return StackedLinear(stacked, self._linear_op)
-        return LinearGroup([self._keep(one) for one in loaded])
+        return LinearGroup([self._keep(self._streamed(one)) for one in loaded])
 
     def _load(self, name: str, scale: float = 1.0) -> Linear:
         return make_linear(
@@ -102,7 +114,13 @@ class Weights:
             device=self.device,
             scale=scale,
             op=self._linear_op,
+            ops=self._ops,
         )
+
+    def _streamed(self, one: Linear) -> Linear:
+        if self._stream is not None:
+            one.relocate(self._stream.keep)
+        return one
 
     def low_rank(self, *pairs: StoredPair) -> LowRank:
         """Low-rank pairs that are computed together, never quantised."""
@@ -112,14 +130,18 @@ class Weights:
         for pair, (start, end) in zip(pairs, bounds, strict=True):
             factors = (self._keep(DenseLinear(f, self._linear_op)) for f in (down[start:end], up[start:end].t()))
             made.append(LowRankPair(pair.source, pair.activation, *factors))
-        return LowRank(tuple(made), *((down, up) if self._has_kernels else (None, None)))
+        is_stacked = self._has_kernels and not self._ops.has_layout("linear")
+        return LowRank(tuple(made), *((down, up) if is_stacked else (None, None)))
 
     def _keep(self, one: Linear) -> Linear:
         if not self._has_kernels:
-            one = pack(one)
+            one = pack(one) if self._stream is None else one
+        elif isinstance(one, DenseLinear):
+            one = DenseLinear(self._ops.pack("linear", one.weight), self._linear_op)
         self.matrix_bytes += one.nbytes
-        # Kernels keep a row's bits apart from the number of rows by fixed tiles, other products by fixed pieces.
-        has_fixed_tiles = self._has_kernels and isinstance(one, DenseLinear)
+        # Kernels keep a row's bits apart from the number of rows by fixed tiles, other products by fixed pieces; sums
+        # of whole numbers have no order.
+        has_fixed_tiles = isinstance(one, W8A8Linear) or (self._has_kernels and isinstance(one, DenseLinear))
         return FixedRowsLinear(one) if self._batch_invariant and not has_fixed_tiles else one
 
     def embedding(self) -> Tensor:

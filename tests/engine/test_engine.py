@@ -67,12 +67,13 @@ REQUESTS = st.lists(
     rows=REQUESTS,
     slots=st.integers(1, 9),
     extra_tokens=st.integers(0, 20),
+    host_snapshots=st.integers(0, 3),
     sharing=st.booleans(),
     ahead=st.booleans(),
     graphs=st.booleans(),
     order=st.randoms(use_true_random=False),
 )
-def test_company_does_not_change_results(rows, slots, extra_tokens, sharing, ahead, graphs, order):
+def test_company_does_not_change_results(rows, slots, extra_tokens, host_snapshots, sharing, ahead, graphs, order):
     requests = [
         Request(
             (row, sample),
@@ -88,7 +89,7 @@ def test_company_does_not_change_results(rows, slots, extra_tokens, sharing, ahe
     ]
     alone = {request.key: outcome(run([request])[request.key]) for request in requests}
     order.shuffle(requests)
-    sizes = dict(max_batch_size=slots, max_batch_tokens=slots + extra_tokens)
+    sizes = dict(max_batch_size=slots, max_batch_tokens=slots + extra_tokens, prefix_host_bytes=64 * host_snapshots)
     together = run(requests, **sizes, prefix_sharing=sharing, run_ahead=ahead, decode_graphs=graphs)
     assert {key: outcome(completion) for key, completion in together.items()} == alone
 
@@ -205,15 +206,15 @@ def test_out_of_memory_while_copying_states_loses_nothing():
         for row in range(3)
     ]
     engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=8, max_batch_tokens=64)
-    snapshot, calls = engine.pool.snapshot, []
+    record, calls = engine.pool.record, []
 
     def failing(slot):
         calls.append(slot)
         if len(calls) == 2:
             raise torch.OutOfMemoryError("no room for a copy")
-        return snapshot(slot)
+        return record(slot)
 
-    engine.pool.snapshot = failing
+    engine.pool.record = failing
     found = {completion.key: outcome(completion) for completion in engine.generate(requests)}
     assert len(calls) == 2
     assert found == {key: outcome(completion) for key, completion in run(requests).items()}
@@ -266,12 +267,12 @@ def test_steps_are_recorded_again_when_tables_have_grown(monkeypatch):
     record = DecodeGraphs._record
     monkeypatch.setattr(DecodeGraphs, "_record", lambda graphs, size: recorded.append(size) or record(graphs, size))
     steady = [
-        Request(row, [row], SamplingParams(max_tokens=40, presence_penalty=0.5, ignore_eos=True), row=row)
+        Request(row, [row], SamplingParams(max_tokens=60, presence_penalty=0.5, ignore_eos=True), row=row)
         for row in range(2)
     ]
     params = SamplingParams(max_tokens=9, repetition_penalty=1.4, frequency_penalty=0.3, ignore_eos=True)
     wide = [Request(9, [*reversed(range(VOCAB)), 5], params, row=9)]
-    requests = [*steady, Request(5, [1] * 9, SamplingParams(max_tokens=4, ignore_eos=True), row=5), *wide]
+    requests = [*steady, Request(5, [1] * 9, SamplingParams(max_tokens=20, ignore_eos=True), row=5), *wide]
     settings = dict(max_batch_size=3, max_batch_tokens=8, run_ahead=True)
     found = run(requests, **settings, decode_graphs=True)
     assert max(Counter(recorded).values()) == 2
@@ -302,6 +303,9 @@ def test_an_idle_source_does_not_stall_what_runs(make_engine):
 
     class Patient:
         is_ended = False
+
+        def has_ready(self, count):
+            return False
 
         def take(self, most, wait):
             if not results:

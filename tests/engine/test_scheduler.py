@@ -5,6 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rwkv_batch.engine.prefix import Prefix
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.scheduler import Scheduler
 from rwkv_batch.engine.sequence import Sequence
@@ -98,3 +99,40 @@ def test_a_restart_runs_everything_again_before_what_waits():
     assert (restarted.work, restarted.num_computed) == (running.work, 0)
     assert again.next_waiting() is waiting
     assert again.max_batch_tokens == 4
+
+
+def test_what_a_short_prompt_leaves_goes_to_a_longer_one_before_it():
+    scheduler = Scheduler(3, max_batch_tokens=100)
+    long, short = sequence(300), sequence(10, slot=1)
+    for s in (long, short):
+        scheduler.start(s)
+    assert step(scheduler) == ([], [(long, 90), (short, 10)])
+
+
+def test_tokens_are_to_spare_while_what_runs_does_not_fill_a_step():
+    scheduler = Scheduler(3, max_batch_tokens=20)
+    assert scheduler.has_tokens_to_spare
+    first, second = sequence(15, max_tokens=3), sequence(25, slot=1)
+    scheduler.start(first)
+    assert scheduler.has_tokens_to_spare
+    scheduler.start(second)
+    assert not scheduler.has_tokens_to_spare
+    step(scheduler)  # 10 and 10
+    assert not scheduler.has_tokens_to_spare
+    step(scheduler)  # 5 and 15: the second one is done with its prompt
+    assert scheduler.has_tokens_to_spare
+    third = sequence(18, slot=2)
+    scheduler.start(third)
+    assert not scheduler.has_tokens_to_spare  # two rows decode beside it
+    scheduler.finish(third)
+    assert scheduler.has_tokens_to_spare
+
+
+def test_at_the_end_the_longest_go_first_and_children_stay_together():
+    prefix = Prefix([1] * 10, None, num_steps=0)
+    scheduler = Scheduler(1, max_batch_tokens=8)
+    short, long = sequence(1, max_tokens=2), sequence(1, max_tokens=50)
+    children = [Sequence(sequence(20, max_tokens=n).work, prefix) for n in (5, 30)]
+    scheduler.add([short, *children, long])
+    scheduler.sort_waiting()
+    assert list(scheduler.waiting) == [long, *reversed(children), short]

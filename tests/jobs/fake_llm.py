@@ -7,10 +7,11 @@ import os
 import random
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from rwkv_batch.engine.occupancy import Occupancy
 from rwkv_batch.errors import CapacityError, CheckpointError, RowError
 from rwkv_batch.outputs import CompletionOutput, RequestOutput, ScoreOutput
 
@@ -64,8 +65,11 @@ class Stats:
     max_batch_size: int = SLOTS
     running: int = 0
     steps: int = 0
+    requested_tokens: int = 0
     prompt_tokens: int = 0
+    saved_seconds: float = 0.0
     completion_tokens: int = 0
+    occupancy: Any = field(default_factory=Occupancy)
 
 
 def inspect_model(model: str, *, tokenizer: str | None = "auto", dtype: str = "auto", **_: Any) -> Summary:
@@ -113,6 +117,7 @@ class LLM:
             if not running:
                 return
             self._stats.steps += 1
+            self._stats.occupancy.add(len(running) / SLOTS)
             row = running.pop(random.randrange(len(running)))
             if delay:
                 time.sleep(delay)
@@ -128,6 +133,8 @@ class LLM:
         seed = self._seed if row.params.seed is None else row.params.seed
         outputs = [self._sample(row, sample, seed) for sample in range(row.params.n)]
         self._stats.prompt_tokens += len(token_ids)
+        self._stats.requested_tokens += len(token_ids) * row.params.n
+        self._stats.saved_seconds += len(token_ids) * (row.params.n - 1)
         self._stats.completion_tokens += sum(len(output.token_ids) for output in outputs)
         random.shuffle(outputs)
         return RequestOutput(None, token_ids, None, outputs)

@@ -61,6 +61,40 @@ def test_report_counts_what_the_parts_hold(mixed: Job) -> None:
     assert (run["rows"], run["completion_tokens"]) == (30, report["tokens"]["completion_tokens"])
 
 
+def test_report_says_what_sharing_saved_and_how_full_the_slots_were(
+    mixed: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two runs: what each saved is added up; the mean share of slots is over the steps of both."""
+    prompts: list[str | None] = [f"prompt {i:02}" for i in range(30)]
+    prompts[22] = "explode"
+    assert mixed.input(prompt=prompts).run() == 1
+    original, fake_llm.LLM._generate = fake_llm.LLM._generate, generate_quietly
+    try:
+        assert mixed.run() == 0
+    finally:
+        fake_llm.LLM._generate = original
+    report = report_of(mixed)
+    runs = report["runs"]
+    computed = runs[0]["tokens_computed"]
+    assert computed > 0 and computed % len("prompt 00") == 0
+    assert [runs[0][name] for name in ("tokens_requested", "seconds_saved_estimate")] == [2 * computed, computed]
+    assert report["prefixes"] == {
+        "tokens_requested": 2 * computed,
+        "tokens_computed": computed,
+        "seconds_saved_estimate": computed,
+    }
+    courses = [run["occupancy"]["course"] for run in runs]
+    assert runs[0]["occupancy"]["steps_per_bucket"] == 1 and [len(course) for course in courses] == [
+        run["steps"] for run in runs
+    ]
+    every_step = [share for course in courses for share in course]
+    assert report["occupancy"] == pytest.approx(sum(every_step) / len(every_step), abs=1e-4)
+    out = capsys.readouterr().out
+    assert f"shared  {2 * computed:,} prompt tokens, {computed:,} of them computed (2.0 times fewer)" in out
+    assert f"slots   {report['occupancy']:.1%} in use" in out
+    assert "seconds_saved_estimate" in (mixed.state / "report.html").read_text()
+
+
 def test_report_of_a_score_job(job: Job) -> None:
     job.settings["task"] = "score"
     assert job.input(context=["a", "b"], choices=[["x"], ["y", "z"]]).run() == 0

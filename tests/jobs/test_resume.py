@@ -152,6 +152,7 @@ def test_all_differences_are_printed(job: Job, capsys: pytest.CaptureFixture[str
         "engine.device=cuda",
         "engine.backend=reference",
         "engine.prefix_sharing=false",
+        "engine.prefix_host_gib=0",
         "output.flush_seconds=1",
         "model.dtype=float32",
         "sampling.temperature=1",

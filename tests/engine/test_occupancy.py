@@ -1,0 +1,99 @@
+"""How full the slots are: what is reported, and that jobs end with full slots, counted in steps."""
+
+import random
+
+import pytest
+from fake_model import VOCAB, HashModel
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rwkv_batch.engine.engine import Engine
+from rwkv_batch.engine.occupancy import NUM_BUCKETS, Occupancy
+from rwkv_batch.engine.request import Request
+from rwkv_batch.engine.slot_tables import Vocabulary
+from rwkv_batch.sampling_params import SamplingParams
+
+SLOTS = 32
+
+
+@given(st.lists(st.floats(0, 1), max_size=400))
+def test_the_course_has_the_mean_of_every_bucket(shares):
+    occupancy = Occupancy()
+    for share in shares:
+        occupancy.add(share)
+    width = occupancy.steps_per_bucket
+    buckets = [shares[start : start + width] for start in range(0, len(shares), width)]
+    assert occupancy.course == pytest.approx([sum(bucket) / len(bucket) for bucket in buckets])
+    assert occupancy.mean == pytest.approx(sum(shares) / max(len(shares), 1))
+    assert len(buckets) <= 2 * NUM_BUCKETS
+    assert width == 1 or len(buckets) > NUM_BUCKETS
+
+
+def skewed(order, seed):
+    """600 rows: one in ten is twenty times as long as the others; lengths of completions are known, as is the end."""
+    draw = random.Random(seed)
+    lengths = [draw.choice((150, 200)) if draw.random() < 0.1 else draw.randrange(4, 12) for _ in range(600)]
+    if order == "longest last":
+        lengths.sort()
+    return [
+        Request(
+            row,
+            draw.choices(range(VOCAB), k=draw.randrange(2, 40)),
+            SamplingParams(max_tokens=length, ignore_eos=True),
+            row=row,
+        )
+        for row, length in enumerate(lengths)
+    ]
+
+
+def shares_of(requests):
+    """The share of slots in use at every step, seen from outside."""
+    engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=SLOTS, max_batch_tokens=4 * SLOTS)
+    step, shares = engine.step, []
+
+    def watched():
+        shares.append(engine.scheduler.num_running / SLOTS)
+        step()
+
+    engine.step = watched
+    finished = [completion.key for completion in engine.generate(requests)]
+    assert sorted(finished) == list(range(len(requests)))
+    assert engine.stats.occupancy.mean == pytest.approx(sum(shares) / len(shares))
+    return shares
+
+
+@pytest.mark.parametrize(("order", "seed"), [("mixed", 0), ("mixed", 1), ("longest last", 0)])
+def test_slots_stay_full_until_the_end(order, seed):
+    """Steps in which fewer than 90% of the slots work are the last ones, and far fewer than the longest row has."""
+    requests = skewed(order, seed)
+    shares = shares_of(requests)
+    longest = max(request.num_steps for request in requests)
+    first_low = next((i for i, share in enumerate(shares) if share < 0.9), len(shares))
+    assert len(shares) - first_low < longest / 5
+    ideal = sum(request.params.max_tokens for request in requests) / SLOTS
+    assert len(shares) < 1.2 * ideal
+
+
+def test_the_longest_children_of_a_prefix_go_first():
+    """All rows share a system prompt; the long ones come last in the input, and start before the others."""
+    system = [7] * 20
+    lengths = [5] * 60 + [80, 90, 100]
+    requests = [
+        Request(row, [*system, row % VOCAB, row], SamplingParams(max_tokens=length, ignore_eos=True), row=row)
+        for row, length in enumerate(lengths)
+    ]
+    shares = shares_of(requests)
+    assert len(shares) <= 100 + 4
+
+
+def test_rows_come_in_order_while_more_are_to_come():
+    """Short rows are not put off for long ones: nobody waits longer than the rows that were pulled before it take."""
+    draw = random.Random(0)
+    requests = [
+        Request(row, [row % VOCAB], SamplingParams(max_tokens=draw.choice((2, 20)), ignore_eos=True), row=row)
+        for row in range(1500)
+    ]
+    engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=64, max_batch_tokens=128)
+    place = {completion.key: i for i, completion in enumerate(engine.generate(requests))}
+    steady = range(len(requests) - 2 * engine.window)
+    assert max(abs(place[row] - row) for row in steady) < engine.window

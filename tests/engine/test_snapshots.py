@@ -1,0 +1,175 @@
+"""States of shared prefixes: how many live at a time, where they lie, and what happens where there is no place."""
+
+import random
+
+import pytest
+import torch
+from fake_model import VOCAB, HashModel
+
+from rwkv_batch.engine.engine import Engine
+from rwkv_batch.engine.prefix import Prefix
+from rwkv_batch.engine.request import Request
+from rwkv_batch.engine.slot_tables import Vocabulary
+from rwkv_batch.engine.snapshots import Snapshots
+from rwkv_batch.engine.state_pool import Record
+from rwkv_batch.sampling_params import SamplingParams
+
+RECORD_BYTES = 64
+"""Of the fake model's state."""
+
+
+def tokens(draw, count):
+    return draw.choices(range(1, VOCAB), k=count)
+
+
+def multiple_choice(subjects=12, questions=9, choices=4):
+    """Subject header → context of a question → continuations. Returns the rows, and how many distinct tokens."""
+    draw, rows = random.Random(0), []
+    only_scores = SamplingParams(max_tokens=0)
+    for _ in range(subjects):
+        header = tokens(draw, 300)
+        for _ in range(questions):
+            context, row = header + tokens(draw, 60), len(rows)
+            requests = [Request((row, 0), context, only_scores, row=row, next_token_ids=(1, 2, 3))]
+            for i in range(1, choices + 1):
+                prompt = [*context, i, *tokens(draw, 2)]
+                requests.append(Request((row, i), prompt, only_scores, row=row, sample=i, score_start=len(context) + 1))
+            rows.append(requests)
+    return rows, subjects * 300 + len(rows) * (60 + choices * 3)
+
+
+def samples_of_few_shot_prompts(groups=4, prompts=8, n=6):
+    """System prompt → few-shot header → prompt → samples, whose last prompt token is computed by each sample."""
+    draw, rows = random.Random(1), []
+    system = tokens(draw, 100)
+    params = SamplingParams(max_tokens=5, ignore_eos=True)
+    for _ in range(groups):
+        header = system + tokens(draw, 80)
+        for _ in range(prompts):
+            prompt, row = header + tokens(draw, 40), len(rows)
+            rows.append([Request((row, i), prompt, params, row=row, sample=i) for i in range(n)])
+    return rows, 100 + groups * 80 + groups * prompts * 40 + groups * prompts * (n - 1)
+
+
+@pytest.mark.parametrize(
+    ("workload", "slots", "max_batch_tokens", "most"),
+    [
+        (multiple_choice, 64, 256, 9),
+        (multiple_choice, 8, 64, 4),
+        (samples_of_few_shot_prompts, 64, 256, 12),
+        (samples_of_few_shot_prompts, 8, 64, 7),
+    ],
+)
+def test_each_distinct_token_is_computed_once_and_few_states_are_kept(workload, slots, max_batch_tokens, most):
+    """Kept are the states above where the walk is, and those of prefixes that were computed side by side.
+
+    Were every free slot given to a prefix, four times as many would be kept of the first workload, twice as many of the
+    third.
+    """
+    rows, num_distinct = workload()
+    engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=slots, max_batch_tokens=max_batch_tokens)
+    served = sum(1 for _ in engine.generate(rows))
+    assert served == sum(map(len, rows))
+    assert engine.stats.prompt_tokens == num_distinct
+    assert engine.stats.requested_tokens == sum(len(request.prompt_token_ids) for row in rows for request in row)
+    assert engine.snapshots.peak <= most
+    assert len(engine.snapshots) == engine.snapshots.num_reserved == 0
+
+
+def few_levels():
+    """A header, under which two prompts have three samples each."""
+    draw = random.Random(2)
+    header = tokens(draw, 20)
+    params = SamplingParams(max_tokens=3, ignore_eos=True)
+    prompts = [header + tokens(draw, 12) for _ in range(2)]
+    return [
+        Request((row, i), prompt, params, row=row, sample=i) for row, prompt in enumerate(prompts) for i in range(3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("slots", "on_host", "computed", "peak", "peak_on_host"),
+    [
+        (4, 0, 20 + 2 * 11 + 6, 2, 0),  # both prompts, beside the pool; by then the header is done with
+        (1, 1, 20 + 2 * 11 + 6, 2, 1),  # one after the other, below the header's state, which is on the device
+        (1, 0, 20 + 6 * 12, 1, 0),  # no place for the prompts: every sample computes its own from the header on
+    ],
+)
+def test_states_go_where_there_is_room(slots, on_host, computed, peak, peak_on_host):
+    engine = Engine(
+        HashModel(),
+        Vocabulary.plain(VOCAB),
+        max_batch_size=slots,
+        max_batch_tokens=32,
+        prefix_host_bytes=on_host * RECORD_BYTES + 63,
+    )
+    found = {completion.key: completion.token_ids for completion in engine.generate([few_levels()])}
+    alone = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=1, max_batch_tokens=99, prefix_sharing=False)
+    assert found == {
+        key: next(alone.generate([request])).token_ids for request in few_levels() for key in [request.key]
+    }
+    assert (engine.stats.prompt_tokens, engine.snapshots.peak, engine.snapshots.peak_on_host) == (
+        computed,
+        peak,
+        peak_on_host,
+    )
+
+
+def test_without_any_place_a_prefix_that_is_a_prompt_is_served_too():
+    """A context whose state nobody keeps is a request like its continuations."""
+    draw = random.Random(3)
+    context = tokens(draw, 15)
+    only_scores = SamplingParams(max_tokens=0)
+    requests = [Request("context", context, only_scores, next_token_ids=(1, 2))]
+    requests += [Request(i, [*context, i, i], only_scores, score_start=16, sample=i) for i in (1, 2)]
+    engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=2, max_batch_tokens=64)
+    engine.snapshots.shrink(0)
+    found = {completion.key: completion.prompt_scores for completion in engine.generate([requests])}
+    assert {key: len(scores) for key, scores in found.items()} == {"context": 2, 1: 1, 2: 1}
+    assert engine.stats.prompt_tokens == 15 + 2 * 17
+    assert engine.snapshots.peak == 0
+
+
+def test_an_engine_closed_early_keeps_nothing():
+    engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=2, max_batch_tokens=16)
+    completions = engine.generate([few_levels()])
+    next(completions)
+    assert len(engine.snapshots) > 0
+    completions.close()
+    assert len(engine.snapshots) == engine.snapshots.num_reserved == 0
+
+
+def test_out_of_memory_leaves_no_state_behind():
+    """The device fails while prefixes are being computed; they start again, and so do the places they had reserved."""
+
+    class Failing(HashModel):
+        steps = 0
+
+        def forward(self, token_ids, rows, layers):
+            self.steps += 1
+            if self.steps in (1, 3):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(token_ids, rows, layers)
+
+    engine = Engine(Failing(), Vocabulary.plain(VOCAB), max_batch_size=8, max_batch_tokens=64)
+    kept = []
+    for _ in engine.generate([few_levels()]):
+        kept.append(len(engine.snapshots) + engine.snapshots.num_reserved)
+    assert engine.stats.max_batch_size == 2
+    assert len(kept) == 6 and kept[-1] == 0
+
+
+def test_the_last_child_frees_the_place_of_a_copy():
+    children = [Request(i, [1], SamplingParams()) for i in range(2)]
+    prefix = Prefix([1] * 9, None, 0, children=children)
+    snapshots = Snapshots(1, 0)
+    record = Record([torch.arange(64, dtype=torch.uint8)])
+    snapshots.reserve()
+    assert not snapshots.has_room
+    snapshots.keep(prefix, record)
+    record[0].zero_()
+    snapshots.expect(prefix, 1)
+    for left in (1, 1, 0):
+        assert snapshots.take(prefix)[0].tolist() == list(range(64))
+        assert len(snapshots) == left
+    assert snapshots.has_room

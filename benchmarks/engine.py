@@ -1,11 +1,14 @@
-"""The engine beside the `rwkv` package on this machine's CPU: decode and prefill, and where a decode step's time goes.
+"""The engine on this machine's CPU, beside the `rwkv` package: rates, shares of the machine's peak, a step's parts.
 
     python -m benchmarks.engine --out benchmarks/results/NAME.json
 
 runs from the repository root, on a random RWKV-7 checkpoint of 0.1B parameters. The engine runs as it serves: requests,
 scheduler, sampler (temperature 1.0, top_p 0.85). The `rwkv` package completes one sequence and takes the most likely
 token. Decode counts the time inside steps; what admission costs, once for each sequence, is in the split under
-"between steps". Prefill counts everything.
+"between steps". Everything else counts all of its time: prefill (512 tokens a row), ragged (prompts of 64 and
+completions of 32 tokens on average, log-normal; both counted), score (every token of prompts of 512).
+
+The machine's peak is the best product and the best copy that the probes between the rounds have seen.
 """
 
 from __future__ import annotations
@@ -22,32 +25,40 @@ from typing import Any
 import torch
 
 from rwkv_batch.bench import BenchModel, backends, format_table, measure, positive_int, positive_ints, warm_up
+from rwkv_batch.variants import Variant, variants
 
+from . import probes
+from .peak_shares import Work, share_rows
 from .rwkv_package import RwkvPackage
 from .time_split import Split, own_python, split_rows, split_step, split_text
-from .timing import Contender, Rates, interleave, machine, ratios, spread
-from .workloads import FULL, QUICK, Point, Scale, checkpoint
+from .timing import Rates, interleave, machine, ratios, spread
+from .workloads import FULL, MEDIUM, QUICK, Point, Scale, checkpoint
 
 BASE = "rwkv cpu fp32"
 STRATEGIES = ("cpu fp32", "cpu bf16")
-VARIANTS = {"float32": ("float32", None), "bfloat16": ("bfloat16", None), "int8": ("bfloat16", "int8")}
-"""Name → dtype and quantization."""
+KINDS = {"decode": "sampled", "prefill": "prompt", "ragged": "prompt and sampled", "score": "scored"}
+"""Kind of a point → the tokens that it counts."""
 PREFILL_BATCH_SIZES = (1, 8)
+RAGGED_BATCH_SIZE, SCORE_BATCH_SIZE = 32, 8
 SPLIT_REPEATS = 3
+SHAPES = {"0.1B": FULL, "0.4B": MEDIUM}
 
 
 class EngineContender:
     """The engine with one kind of weights, at several batch sizes."""
 
-    def __init__(self, path: Path, variant: str, scale: Scale, batch_sizes: Sequence[int]) -> None:
-        dtype, quantization = VARIANTS[variant]
-        prefill_sizes = [size for size in PREFILL_BATCH_SIZES if size <= max(batch_sizes)]
-        sizes = sorted({*batch_sizes, *prefill_sizes})
-        model = BenchModel(path, sizes, device="cpu", dtype=dtype, quantization=quantization)
-        self.name = f"rwkv_batch {variant}"
+    def __init__(self, path: Path, variant: Variant, scale: Scale, batch_sizes: Sequence[int]) -> None:
+        largest = max(batch_sizes)
+        prefill_sizes = [size for size in PREFILL_BATCH_SIZES if size <= largest]
+        ragged, score = min(RAGGED_BATCH_SIZE, largest), min(SCORE_BATCH_SIZE, largest)
+        sizes = sorted({*batch_sizes, *prefill_sizes, ragged, score})
+        model = BenchModel(path, sizes, variant, device="cpu")
+        self.name, self.variant = f"rwkv_batch {variant}", variant
         self.points = [*_points("decode", batch_sizes), *_points("prefill", prefill_sizes)]
+        self.points += [Point("ragged", ragged), Point("score", score)]
         self.engines = {size: model.engine(size) for size in sizes}
         self.about = f"{model}; {backends(self.engines[sizes[0]])}"
+        self.work = Work.of(path, self.engines[sizes[0]], variant)
         self._scale = scale
 
     def measure(self, point: Point) -> float:
@@ -57,6 +68,8 @@ class EngineContender:
         run = measure(engine, self._scale.workload(point))
         if point.kind == "decode":
             return run.stats.completion_tokens / sum(run.phase_seconds.values())
+        if point.kind == "ragged":
+            return run.total_tokens / run.seconds
         return run.stats.prompt_tokens / run.seconds
 
     def split(self, batch_size: int) -> Split:
@@ -71,35 +84,43 @@ def _points(kind: str, batch_sizes: Sequence[int]) -> list[Point]:
 
 def main() -> None:
     options = _parser().parse_args()
-    scale, rounds = (QUICK, 1) if options.quick else (FULL, options.rounds)
+    scale, rounds = (QUICK, 1) if options.quick else (SHAPES[options.shape], options.rounds)
+    peaks: list[probes.Peaks] = []
     torch.set_num_threads(options.threads)
     about = machine()
     with tempfile.TemporaryDirectory() as temporary:
         path = checkpoint(scale, options.cache or Path(temporary))
-        ours = [EngineContender(path, name, scale, options.batch_sizes) for name in options.dtypes]
+        ours = [EngineContender(path, one, scale, options.batch_sizes) for one in options.variants]
         peers = [] if options.no_rwkv else [RwkvPackage(path, strategy, scale) for strategy in STRATEGIES]
-        rates = interleave([*peers, *ours], rounds, _say)
+        rates = interleave([*peers, *ours], rounds, _say, between=lambda: peaks.append(probes.peaks()))
         for peer in peers:
             peer.close()
         _say("time of a decode step")
         splits = {one.name: {size: one.split(size) for size in options.batch_sizes} for one in ours}
         largest = scale.workload(Point("decode", max(options.batch_sizes)))
-        text = split_text(path, largest, *VARIANTS[options.dtypes[-1]])
+        text = split_text(path, largest, options.variants[-1])
     print("\n".join(f"{name}: {_words(value)}" for name, value in about.items()))
     print("\n".join(one.about for one in ours))
-    _print_rates(rates, [*peers, *ours], rounds)
+    _print_rates(rates, rounds)
+    shares = share_rows(rates, {one.name: one.work for one in ours}, peaks)
+    best = {name: max(one[name] for one in peaks) for name in peaks[0]}
+    print(f"\nshares of the machine's peak ({probes.say(best)}); median rates\n")
+    print(format_table(["", "", "matrix products", "memory"], shares))
     _print_splits(splits)
-    print(f"\nthrough LLM with a stop string, {options.dtypes[-1]}, B={max(options.batch_sizes)}: ms of a step\n")
+    print(f"\nthrough LLM with a stop string, {options.variants[-1]}, B={max(options.batch_sizes)}: ms of a step\n")
     print(format_table(["", ""], split_rows([text])))
     if options.out:
-        _write(options.out, {"machine": about, "scale": vars(scale), **_as_json(rates, splits, text)})
+        result = {"machine": about, "scale": vars(scale), "peaks": peaks, "shares_of_peak": shares}
+        _write(options.out, {**result, **_as_json(rates, splits, text)})
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=positive_int, default=5, metavar="N", help="each runs all contenders once (5)")
     parser.add_argument("--batch-sizes", type=positive_ints, default=[1, 8, 32, 128], metavar="N,N,…")
-    parser.add_argument("--dtypes", type=_variants, default=["float32", "bfloat16"], help=",".join(VARIANTS))
+    default = [Variant("float32"), Variant("bfloat16")]
+    parser.add_argument("--variants", type=variants, default=default, help="such as float32,bfloat16+int8")
+    parser.add_argument("--shape", choices=SHAPES, default="0.1B")
     parser.add_argument("--threads", type=positive_int, default=os.cpu_count(), metavar="N", help="default: all cores")
     parser.add_argument("--quick", action="store_true", help="a tiny model, one round: a rehearsal")
     parser.add_argument("--no-rwkv", action="store_true", help="without the rwkv package")
@@ -108,20 +129,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _variants(text: str) -> list[str]:
-    names = text.split(",")
-    unknown = [name for name in names if name not in VARIANTS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected some of {', '.join(VARIANTS)}")
-    return names
-
-
-def _print_rates(rates: Rates, contenders: Sequence[Contender], rounds: int) -> None:
-    for kind in ("decode", "prefill"):
-        sizes = sorted({point.batch_size for one in contenders for point in one.points if point.kind == kind})
-        rows = [[one.name, *(_rate(rates, one.name, Point(kind, size)) for size in sizes)] for one in contenders]
-        print(f"\n{kind}, tokens/s: median (min-max) of {rounds} rounds × {BASE} of the same round, B=1\n")
-        print(format_table(["", *(f"B={size}" for size in sizes)], rows))
+def _print_rates(rates: Rates, rounds: int) -> None:
+    for kind, tokens in KINDS.items():
+        sizes = sorted({point.batch_size for points in rates.values() for point in points if point.kind == kind})
+        rows = [[name, *(_rate(rates, name, Point(kind, size)) for size in sizes)] for name in rates]
+        beside = f" × {BASE} of the same round, B=1" if Point(kind, 1) in rates.get(BASE, {}) else ""
+        print(f"\n{kind}, {tokens} tokens/s: median (min-max) of {rounds} rounds{beside}\n")
+        print(format_table(["", *(f"B={size}" for size in sizes)], [row for row in rows if any(row[1:])]))
 
 
 def _rate(rates: Rates, name: str, point: Point) -> str:

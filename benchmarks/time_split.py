@@ -13,13 +13,15 @@ from typing import Any
 from unittest.mock import patch
 
 from rwkv_batch import LLM
-from rwkv_batch.bench import Measurement, Workload, difference, measure, warm_up
+from rwkv_batch.bench import Measurement, difference, measure, warm_up
+from rwkv_batch.bench_workloads import Workload
 from rwkv_batch.detokenizer import Detokenizer
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.models.linear import DenseLinear
 from rwkv_batch.models.model import Model
 from rwkv_batch.models.product import LINEAR, Linear
 from rwkv_batch.ops import OpTable
+from rwkv_batch.variants import Variant
 
 STOP = "\n\nUser:"
 
@@ -57,15 +59,14 @@ def split_step(engine: Engine, workload: Workload, repeats: int) -> Split:
     return next(run for run in runs if sum(run.values()) == median_low(sum(run.values()) for run in runs))
 
 
-def split_text(checkpoint: Path, workload: Workload, dtype: str, quantization: str | None) -> Split:
+def split_text(checkpoint: Path, workload: Workload, variant: Variant) -> Split:
     """The same through `LLM`, phases only: every sequence becomes text and looks for a stop string."""
     llm = LLM(
         checkpoint,
         tokenizer="world",
         device="cpu",
-        dtype=dtype,
-        quantization=quantization,
         max_batch_size=workload.num_prompts,
+        **variant.settings,
     )
     prompts = workload.prompts(llm.summary.file.sizes["V"])
     llm.generate(prompts, replace(workload.params, max_tokens=2))

@@ -32,13 +32,20 @@ class Contender(Protocol):
         """Tokens per second."""
 
 
-def interleave(contenders: Sequence[Contender], rounds: int, say: Callable[[str], None]) -> Rates:
+def interleave(
+    contenders: Sequence[Contender],
+    rounds: int,
+    say: Callable[[str], None],
+    between: Callable[[], object] = lambda: None,
+) -> Rates:
     """Measure every contender once in each round, so that a slow moment of the machine hits all of them.
 
-    The order turns round after each round, so that none always comes after the same one.
+    The order turns round after each round, so that none always comes after the same one. `between` is called before
+    each round.
     """
     rates: Rates = {contender.name: {point: [] for point in contender.points} for contender in contenders}
     for number in range(rounds):
+        between()
         for contender in contenders[:: -1 if number % 2 else 1]:
             say(f"round {number + 1} of {rounds}: {contender.name}")
             for point in contender.points:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from rwkv_batch.bench import Workload
+from rwkv_batch.bench_workloads import RaggedWorkload, ScoreWorkload, Workload
 from tests.checkpoints import HEAD_GAIN, make_checkpoint, write_checkpoint
 
 VOCAB_SIZE = 65536
@@ -20,7 +20,8 @@ class Point(NamedTuple):
     """One thing to measure, in tokens/s."""
 
     kind: str
-    """ "decode": sampled tokens, one for each row and step; "prefill": prompt tokens."""
+    """ "decode": sampled tokens, one for each row and step; "prefill": prompt tokens; "ragged": both, of many lengths;
+    "score": prompt tokens whose log-probabilities are asked for."""
     batch_size: int
 
     def __str__(self) -> str:
@@ -46,29 +47,38 @@ class Scale:
         """A decode step is the same with every state, so prompts have one token; prefill samples one token a row."""
         if point.kind == "decode":
             return Workload(point.batch_size, 1, self.decode_steps)
+        if point.kind == "ragged":
+            return RaggedWorkload(2 * point.batch_size, max(self.prompt_len // 8, 1), 2 * self.decode_steps)
+        if point.kind == "score":
+            return ScoreWorkload(point.batch_size, self.prompt_len, 0)
         return Workload(point.batch_size, self.prompt_len, 1)
 
 
 FULL = Scale(n_layer=12, n_embd=768, n_ffn=3072, ranks=(64, 64, 32, 128), decode_steps=16, prompt_len=512)
 """The published RWKV-7 0.1B."""
-QUICK = Scale(n_layer=2, n_embd=128, n_ffn=256, ranks=(16, 16, 8, 16), decode_steps=4, prompt_len=16)
+MEDIUM = Scale(n_layer=24, n_embd=1024, n_ffn=4096, ranks=(64, 64, 32, 128), decode_steps=16, prompt_len=512)
+"""The published RWKV-7 0.4B."""
+QUICK = Scale(n_layer=2, n_embd=128, n_ffn=512, ranks=(16, 16, 8, 16), decode_steps=4, prompt_len=16)
 """For rehearsals; its figures mean nothing."""
 
 
-def checkpoint(scale: Scale, folder: Path) -> Path:
+def checkpoint(scale: Scale, folder: Path, version: str = "7.0") -> Path:
     """A random bfloat16 .pth with tokens of the World vocabulary, written if `folder` does not hold it yet."""
-    path = folder / f"rwkv7-{scale.n_layer}x{scale.n_embd}.pth"
+    name = f"rwkv{'7' if version == '7.0' else version}-{scale.n_layer}x{scale.n_embd}"
+    path = folder / f"{name}.pth"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished.pth")
-        write_checkpoint(_tensors(scale), unfinished)
+        write_checkpoint(_tensors(scale, version), unfinished)
         unfinished.rename(path)
     return path
 
 
-def _tensors(scale: Scale) -> dict[str, torch.Tensor]:
+def _tensors(scale: Scale, version: str) -> dict[str, torch.Tensor]:
+    # 5 and 6, with a gate in the time mix, are published with a narrower channel mix.
+    n_ffn = scale.n_ffn if version[0] in "47" else scale.n_embd * 7 // 2
     tensors = make_checkpoint(
-        "7.0", n_layer=scale.n_layer, n_embd=scale.n_embd, n_ffn=scale.n_ffn, vocab=VOCAB_SIZE, dtype=torch.bfloat16
+        version, n_layer=scale.n_layer, n_embd=scale.n_embd, n_ffn=n_ffn, vocab=VOCAB_SIZE, dtype=torch.bfloat16
     )
     tensors["head.weight"] *= LOGIT_STD / HEAD_GAIN
     generator = torch.Generator().manual_seed(0)

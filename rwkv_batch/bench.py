@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -12,8 +11,8 @@ from time import perf_counter
 
 import torch
 
+from .bench_workloads import WORKLOADS, Workload
 from .engine.engine import Engine
-from .engine.request import Request
 from .engine.sizing import plan_memory
 from .engine.slot_tables import Vocabulary
 from .engine.stats import EngineStats
@@ -21,7 +20,7 @@ from .errors import CapacityError, RwkvBatchError
 from .model_summary import inspect_model
 from .models.model import Model
 from .run import EXIT_DEVICE, EXIT_OK, EXIT_USAGE
-from .sampling_params import SamplingParams
+from .variants import Variant, variants
 
 PHASES = ("schedule", "model", "sample", "wait", "commit")
 """What `EngineStats` times."""
@@ -29,29 +28,11 @@ PHASES = ("schedule", "model", "sample", "wait", "commit")
 _WARM_UP_TOKENS = 2
 
 
-@dataclass(frozen=True)
-class Workload:
-    """Random prompts of one length, each completed with the same number of sampled tokens."""
-
-    num_prompts: int
-    input_len: int
-    output_len: int
-
-    @property
-    def params(self) -> SamplingParams:
-        return SamplingParams(max_tokens=self.output_len, temperature=1.0, top_p=0.85, ignore_eos=True)
-
-    def prompts(self, vocab_size: int) -> list[list[int]]:
-        """Token ids, uniform over the vocabulary but for the end of text; the same ones at every call."""
-        draw = random.Random(0)
-        return [draw.choices(range(1, vocab_size), k=self.input_len) for _ in range(self.num_prompts)]
-
-
 class BenchModel:
     """A loaded model, to be measured with engines of several sizes.
 
     Args:
-        path, dtype, quantization, device, backend: as `LLM` takes them.
+        path, device, backend: as `LLM` takes them.
         batch_sizes: of the engines; the largest must fit.
 
     Raises:
@@ -62,19 +43,24 @@ class BenchModel:
         self,
         path: str | Path,
         batch_sizes: Sequence[int],
+        variant: Variant = Variant(),  # noqa: B008
         *,
-        dtype: str = "auto",
-        quantization: str | None = None,
         device: str = "auto",
         backend: str = "auto",
     ) -> None:
         self.summary = inspect_model(
-            path, tokenizer=None, device=device, dtype=dtype, quantization=quantization, backend=backend
+            path,
+            tokenizer=None,
+            device=device,
+            dtype=variant.dtype,
+            quantization=variant.quantization,
+            state_dtype=variant.state_dtype,
+            backend=backend,
         )
         file, placement = self.summary.file, self.summary.placement
         # Before anything is loaded: the plan counts the weights as still to come.
         self._plans = {size: plan_memory(file, placement, size) for size in batch_sizes}
-        self.model = Model(file, placement, self.summary.layer_ops)
+        self.model = Model(file, placement, self.summary.layer_ops, batch_invariant=variant.batch_invariant)
 
     def engine(self, batch_size: int) -> Engine:
         """A new engine with `batch_size` slots, which must be one of `batch_sizes`."""
@@ -90,7 +76,8 @@ class BenchModel:
         quantization = f" {about['quantization']}" if about["quantization"] else ""
         return (
             f"{about['model']}: {about['version']}, {about['device']} {about['dtype']}{quantization}; "
-            f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+            f"matrices {self.model.matrix_bytes / 2**20:.0f} MiB; torch {torch.__version__}, "
+            f"{torch.get_num_threads()} threads"
         )
 
 
@@ -202,54 +189,78 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--input-len", type=positive_int, default=128, metavar="N", help="tokens of a prompt (128)")
     parser.add_argument("--output-len", type=positive_int, default=64, metavar="N", help="tokens of a completion (64)")
     parser.add_argument("--num-prompts", type=positive_int, metavar="N", help="default: twice the batch size")
+    parser.add_argument(
+        "--workloads",
+        type=_workloads,
+        default=["fixed"],
+        metavar="NAME,…",
+        help="fixed lengths (the default), ragged ones with a long tail and these means, score: prompts are scored",
+    )
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--quantization", help="int8 or w8a8")
+    parser.add_argument(
+        "--variants", type=variants, metavar="NAME,…", help="several of these at once, such as float32,bfloat16+int8"
+    )
+    parser.add_argument("--threads", type=positive_int, metavar="N", help="of the CPU; default: torch's")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--backend", default="auto", help="auto, triton, cuda, cpu or reference")
     return parser
 
 
+def _workloads(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in WORKLOADS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected some of {', '.join(WORKLOADS)}")
+    return names
+
+
 def _bench(options: argparse.Namespace) -> None:
-    model = BenchModel(
-        options.model,
-        options.batch_sizes,
-        dtype=options.dtype,
-        quantization=options.quantization,
-        device=options.device,
-        backend=options.backend,
-    )
-    print(model)
-    rows = []
-    for batch_size in options.batch_sizes:
-        workload = Workload(options.num_prompts or 2 * batch_size, options.input_len, options.output_len)
-        engine = model.engine(batch_size)
-        warm_up(engine)
-        rows.append(_row(batch_size, measure(engine, workload)))
-    print(backends(engine))
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    single = Variant(options.dtype, options.quantization)
+    runs: list[tuple[list[str], Measurement]] = []
+    for variant in options.variants or [single]:
+        model = BenchModel(options.model, options.batch_sizes, variant, device=options.device, backend=options.backend)
+        print(model)
+        for batch_size in options.batch_sizes:
+            engine = model.engine(batch_size)
+            warm_up(engine)
+            for name in options.workloads:
+                output_len = 0 if name == "score" else options.output_len
+                workload = WORKLOADS[name](options.num_prompts or 2 * batch_size, options.input_len, output_len)
+                runs.append(([str(variant), name, str(batch_size)], measure(engine, workload)))
+        print(backends(engine))
     print(f"random prompts of {options.input_len} tokens, {options.output_len} tokens each\n")
-    header = ["batch", "requests", "seconds", "requests/s", "total tokens/s", "output tokens/s", "occupancy"]
-    print(format_table([*header, *PHASES, "rest"], rows))
+    header = ["variant", "prompts", "batch", "requests", "seconds", "requests/s", "total tokens/s", "output tokens/s"]
+    print(format_table([*header, "occupancy", *PHASES, "rest"], [[*names, *_row(run)] for names, run in runs]))
     print("\nfrom schedule on: shares of the time; rest is what happens between steps")
+    of_first = [run for run in runs if run[0][1] == options.workloads[0]]
+    names, best = max(of_first, key=lambda run: run[1].total_tokens / run[1].seconds)
+    requests, total, output = _rates(best)
+    print(f"Throughput: {requests} requests/s, {total} total tokens/s, {output} output tokens/s ({', '.join(names)})")
 
 
-def _row(batch_size: int, run: Measurement) -> list[str]:
+def _row(run: Measurement) -> list[str]:
     parts = [*run.phase_seconds.values(), run.rest_seconds]
     return [
-        str(batch_size),
         str(run.num_requests),
         f"{run.seconds:.2f}",
-        f"{run.num_requests / run.seconds:.2f}",
-        f"{run.total_tokens / run.seconds:.1f}",
-        f"{run.stats.completion_tokens / run.seconds:.1f}",
+        *_rates(run),
         f"{run.occupancy:.0%}",
         *(f"{part / run.seconds:.1%}" for part in parts),
     ]
 
 
+def _rates(run: Measurement) -> list[str]:
+    """Requests, all tokens, and sampled tokens, each per second."""
+    output = run.stats.completion_tokens / run.seconds
+    return [f"{run.num_requests / run.seconds:.2f}", f"{run.total_tokens / run.seconds:.1f}", f"{output:.1f}"]
+
+
 def _complete(engine: Engine, workload: Workload) -> float:
     """Seconds from the first request to the last completion."""
-    prompts, params = workload.prompts(engine.model.sizes["V"]), workload.params
-    requests = [Request(index, prompt, params, row=index) for index, prompt in enumerate(prompts)]
+    requests = workload.requests(engine.model.sizes["V"])
     start = perf_counter()
     for _ in engine.generate(requests):
         pass

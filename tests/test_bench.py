@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from rwkv_batch.bench import BenchModel, Workload, format_table, main, measure, warm_up
+from rwkv_batch.bench import BenchModel, format_table, main, measure, warm_up
+from rwkv_batch.bench_workloads import RaggedWorkload, ScoreWorkload, Workload, ragged_lengths
 from rwkv_batch.run import EXIT_OK, EXIT_USAGE
+from rwkv_batch.variants import Variant
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,7 +29,65 @@ def test_the_command_prints_a_line_for_each_batch_size(model, capsys):
     assert code == EXIT_OK
     assert "rwkv7, cpu float32" in lines[0]
     header = next(i for i, line in enumerate(lines) if "requests/s" in line)
-    assert [line.split()[:2] for line in lines[header + 1 : header + 3]] == [["1", "2"], ["2", "4"]]
+    rows = [line.split()[:4] for line in lines[header + 1 : header + 3]]
+    assert rows == [["float32", "fixed", "1", "2"], ["float32", "fixed", "2", "4"]]
+    assert lines[-1].startswith("Throughput: ") and "requests/s" in lines[-1]
+
+
+def test_variants_and_workloads_are_lines_of_one_table(model, capsys):
+    arguments = ["--batch-sizes", "2", "--input-len", "4", "--output-len", "2"]
+    variants = ["--variants", "float32,float32+invariant", "--workloads", "ragged,score"]
+    assert main([str(model), *arguments, *variants]) == EXIT_OK
+    lines = capsys.readouterr().out.splitlines()
+    header = next(i for i, line in enumerate(lines) if "requests/s" in line)
+    rows = [line.split() for line in lines[header + 1 : header + 5]]
+    assert [row[:2] for row in rows] == [[v, w] for v in ("float32", "float32+invariant") for w in ("ragged", "score")]
+    # Nothing is sampled where prompts are scored.
+    assert [float(row[7]) > 0 for row in rows] == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--workloads", "fixed,odd"], ["--variants", "int8"], ["--variants", "float32+"]]
+)
+def test_unknown_workloads_and_variants_are_usage_errors(model, arguments, capsys):
+    with pytest.raises(SystemExit):
+        main([str(model), *arguments])
+    assert "expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["float32", "bfloat16+int8", "auto+invariant+half-state", "float16+w8a8+invariant"])
+def test_a_variant_is_written_as_it_is_read(text):
+    assert str(Variant.parse(text)) == text
+
+
+def test_a_variant_is_settings_of_the_library():
+    assert Variant.parse("bfloat16+int8+half-state").settings == {
+        "dtype": "bfloat16",
+        "quantization": "int8",
+        "batch_invariant": False,
+        "state_dtype": "float16",
+    }
+
+
+def test_ragged_lengths_have_their_mean_and_a_long_tail():
+    lengths = sorted(ragged_lengths(100, 4000, random.Random(0)))
+    assert 90 < sum(lengths) / len(lengths) < 105
+    assert lengths[0] >= 1 and lengths[-1] == 800
+    assert 50 < lengths[2000] < 70
+
+
+def test_ragged_requests_are_the_same_at_every_call():
+    workload = RaggedWorkload(num_prompts=20, input_len=6, output_len=3)
+    requests = workload.requests(50)
+    assert requests == workload.requests(50)
+    assert len({len(request.prompt_token_ids) for request in requests}) > 3
+    assert len({request.params.max_tokens for request in requests}) > 2
+
+
+def test_scoring_counts_every_prompt_token(model):
+    engine = BenchModel(model, [2], device="cpu").engine(2)
+    run = measure(engine, ScoreWorkload(num_prompts=3, input_len=4, output_len=0))
+    assert (run.stats.prompt_tokens, run.stats.completion_tokens) == (12, 0)
 
 
 def test_a_wrong_model_is_a_usage_error(tmp_path, capsys):
@@ -71,11 +132,17 @@ def test_table_columns_line_up():
 def test_the_engine_benchmark_rehearses(tmp_path):
     out = tmp_path / "result.json"
     command = [sys.executable, "-m", "benchmarks.engine", "--quick", "--no-rwkv", "--threads", "1"]
-    command += ["--batch-sizes", "1,2", "--dtypes", "float32", "--out", str(out)]
+    command += ["--batch-sizes", "1,2", "--variants", "float32", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
-    assert set(result["tokens_per_second"]["rwkv_batch float32"]) == {"decode B=1", "decode B=2", "prefill B=1"}
+    assert set(result["tokens_per_second"]["rwkv_batch float32"]) == {
+        "decode B=1",
+        "decode B=2",
+        "prefill B=1",
+        "ragged B=2",
+        "score B=2",
+    }
     for parts in result["decode_step_milliseconds"]["rwkv_batch float32"].values():
         assert all(milliseconds > 0 for milliseconds in parts.values()), parts
     assert result["llm_step_milliseconds"]["detokenise"] > 0

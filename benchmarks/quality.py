@@ -1,0 +1,185 @@
+"""What number formats and 8-bit matrices cost on the bundled demo model, and what they save: one table.
+
+    python -m benchmarks.quality [--variants float32,bfloat16,float32+int8,float32+w8a8]
+
+runs from the repository root in a few minutes. Text is what the demo model was never trained on: pieces of the held-out
+files of Python's standard library, each from an empty state.
+
+    bits per byte     of these pieces, every byte scored
+    same next byte    share of all positions where the most likely byte is that of the first variant, on the same text
+    same for          bytes that a greedy completion goes on like the first variant's, mean over the pieces' beginnings
+    tokens/s          a batch that decodes, sampler on; median of interleaved rounds
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import torch
+
+from rwkv_batch import LLM, SamplingParams
+from rwkv_batch.bench import BenchModel, measure, positive_int, warm_up
+from rwkv_batch.bench_workloads import Workload
+from rwkv_batch.demo.corpus import END_OF_TEXT, encode, stdlib_documents
+from rwkv_batch.errors import RwkvBatchError
+from rwkv_batch.variants import Variant, variants
+
+from .timing import machine
+
+PROMPT_BYTES = 64
+HEADER = ("", "tokens/s", "matrices, MiB", "bits per byte", "same next byte", "same for")
+
+
+@dataclass
+class Quality:
+    """What one variant does with the pieces.
+
+    Args:
+        likeliest: of each piece, the most likely token at every position.
+        completions: greedy ones, of each piece's beginning.
+    """
+
+    variant: Variant
+    matrix_bytes: int
+    bits_per_byte: float
+    likeliest: list[list[int]]
+    completions: list[list[int]]
+    rates: list[float] = field(default_factory=list)
+
+
+def held_out_pieces(count: int, length: int) -> list[list[int]]:
+    """Token ids of pieces that lie evenly over the held-out text, an end of text between two files.
+
+    Raises:
+        ValueError: there is not as much text.
+    """
+    text: list[int] = []
+    for document in stdlib_documents():
+        if document.held_out:
+            text += [*encode(document.text), END_OF_TEXT]
+    if count * length > len(text):
+        raise ValueError(f"got {count} pieces of {length} bytes, expected no more than {len(text)} bytes together")
+    stride = len(text) // count
+    return [text[i * stride : i * stride + length] for i in range(count)]
+
+
+def examine(variant: Variant, pieces: Sequence[list[int]], completion_len: int) -> Quality:
+    """Score and complete all pieces."""
+    llm = LLM("demo", device="cpu", **variant.settings)
+    scores = llm.score([([END_OF_TEXT], piece) for piece in pieces], top_logprobs=1)
+    likeliest = [[_first(entries) for entries in score.top_logprobs or []] for score in scores]
+    params = SamplingParams(max_tokens=completion_len, temperature=0.0, ignore_eos=True)
+    outputs = llm.generate([[END_OF_TEXT, *piece[:PROMPT_BYTES]] for piece in pieces], params)
+    nats = -math.fsum(score.logprob for score in scores)
+    return Quality(
+        variant,
+        matrix_bytes=llm.describe()["matrix_bytes"],
+        bits_per_byte=nats / math.log(2) / sum(map(len, pieces)),
+        likeliest=likeliest,
+        completions=[output.outputs[0].token_ids for output in outputs],
+    )
+
+
+def _first(entries: dict[int, Any]) -> int:
+    return next(token_id for token_id, entry in entries.items() if entry.rank == 1)
+
+
+def agreement(own: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> float:
+    """Share of equal tokens, over rows that are equally long."""
+    pairs = [pair for a, b in zip(own, other, strict=True) for pair in zip(a, b, strict=True)]
+    return mean(a == b for a, b in pairs)
+
+
+def shared_length(own: Sequence[int], other: Sequence[int]) -> int:
+    """Tokens before the first that differs."""
+    return next((i for i, (a, b) in enumerate(zip(own, other, strict=True)) if a != b), len(own))
+
+
+def measure_rates(found: Sequence[Quality], options: argparse.Namespace) -> None:
+    """Tokens/s of a batch that decodes, once for each variant in every round."""
+    engines = [
+        (one, BenchModel("demo", [options.batch_size], one.variant, device="cpu").engine(options.batch_size))
+        for one in found
+    ]
+    for number in range(options.rounds):
+        for one, engine in engines[:: -1 if number % 2 else 1]:
+            warm_up(engine)
+            run = measure(engine, Workload(options.batch_size, 1, options.steps))
+            one.rates.append(run.stats.completion_tokens / run.seconds)
+
+
+def rows(found: Sequence[Quality]) -> list[list[str]]:
+    """The table's lines; the first variant is what the others are compared with."""
+    base = found[0]
+    return [
+        [
+            str(one.variant),
+            f"{median(one.rates):.0f}",
+            f"{one.matrix_bytes / 2**20:.2f}",
+            f"{one.bits_per_byte:.4f}",
+            f"{agreement(one.likeliest, base.likeliest):.2%}",
+            f"{mean(map(shared_length, one.completions, base.completions)):.0f} of {len(base.completions[0])}",
+        ]
+        for one in found
+    ]
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table for a README."""
+    rule = ["---", *(["---:"] * (len(header) - 1))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines])
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(options.threads)
+    about = machine()
+    pieces = held_out_pieces(options.pieces, options.piece_len)
+    found = []
+    for variant in options.variants:
+        print(f"{variant} …", file=sys.stderr, flush=True)
+        try:
+            found.append(examine(variant, pieces, options.completion_len))
+        except RwkvBatchError as error:
+            print(f"{variant}: {error}", file=sys.stderr)
+    if not found:
+        raise SystemExit("no variant can be run")
+    measure_rates(found, options)
+    lines = rows(found)
+    print(markdown(HEADER, lines))
+    print(f"\n{options.pieces} pieces of {options.piece_len} bytes; B={options.batch_size}; {about['cpu']}, ", end="")
+    print(f"{' '.join(about['cpu_flags'])}, {options.threads} threads, torch {about['torch']}")
+    if options.out:
+        table = [dict(zip(("variant", *HEADER[1:]), line, strict=True)) for line in lines]
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps({"machine": about, "table": table}, indent=1) + "\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.partition("\n")[0])
+    default = "float32,bfloat16,float32+int8,bfloat16+int8,float32+w8a8,bfloat16+w8a8"
+    parser.add_argument(
+        "--variants", type=variants, default=variants(default), help=f"({default}); the first is the standard"
+    )
+    parser.add_argument("--pieces", type=positive_int, default=16, metavar="N", help="of held-out text (16)")
+    parser.add_argument("--piece-len", type=positive_int, default=8192, metavar="N", help="bytes of each (8192)")
+    parser.add_argument("--completion-len", type=positive_int, default=256, metavar="N", help="greedy bytes (256)")
+    parser.add_argument("--batch-size", type=positive_int, default=32, metavar="N", help="that decodes (32)")
+    parser.add_argument("--steps", type=positive_int, default=64, metavar="N", help="tokens of each row (64)")
+    parser.add_argument("--rounds", type=positive_int, default=5, metavar="N", help="of the speed (5)")
+    parser.add_argument("--threads", type=positive_int, default=os.cpu_count(), metavar="N", help="default: all cores")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table as JSON")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

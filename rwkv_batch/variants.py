@@ -1,0 +1,62 @@
+"""Ways to run one model that are compared with each other: number formats, 8-bit matrices, invariance."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_INVARIANT = "invariant"
+_HALF_STATE = "half-state"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Settings of `LLM` that change a model's speed, memory and rounding.
+
+    Written as words with a plus between them, the dtype first: "float32", "bfloat16+int8", "bfloat16+invariant".
+    "half-state" keeps states in float16; any other word is a `quantization`.
+    """
+
+    dtype: str = "auto"
+    quantization: str | None = None
+    batch_invariant: bool = False
+    state_dtype: str = "float32"
+
+    @classmethod
+    def parse(cls, text: str) -> Variant:
+        """Raises argparse.ArgumentTypeError for what is no variant; whether a quantization exists is not asked here."""
+        dtype, *words = text.split("+")
+        quantizations = [word for word in words if word not in (_INVARIANT, _HALF_STATE)]
+        if dtype not in DTYPES or len(set(words)) < len(words) or len(quantizations) > 1 or "" in words:
+            raise argparse.ArgumentTypeError(
+                f"got {text!r}, expected {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, then, each after a plus, "
+                f"a quantization, {_INVARIANT}, {_HALF_STATE}: such as bfloat16+int8"
+            )
+        return cls(
+            dtype,
+            quantizations[0] if quantizations else None,
+            _INVARIANT in words,
+            "float16" if _HALF_STATE in words else "float32",
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments of `LLM`."""
+        return {
+            "dtype": self.dtype,
+            "quantization": self.quantization,
+            "batch_invariant": self.batch_invariant,
+            "state_dtype": self.state_dtype,
+        }
+
+    def __str__(self) -> str:
+        half_state = _HALF_STATE if self.state_dtype == "float16" else None
+        words = [self.dtype, self.quantization, _INVARIANT if self.batch_invariant else None, half_state]
+        return "+".join(word for word in words if word)
+
+
+def variants(text: str) -> list[Variant]:
+    """The value of an argument such as "float32,bfloat16+int8"."""
+    return list(dict.fromkeys(Variant.parse(word) for word in text.split(",")))

@@ -86,7 +86,9 @@ class Contender:
                 if self.form == "rows":
                     yield ScoreRow(key, key, context, choices)
                 else:
-                    yield from (ScoreRow((key, i), key * CHOICES + i, context, [choice]) for i, choice in enumerate(choices))
+                    yield from (
+                        ScoreRow((key, i), key * CHOICES + i, context, [choice]) for i, choice in enumerate(choices)
+                    )
 
 
 def main() -> None:

@@ -203,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output-len", type=positive_int, default=64, metavar="N", help="tokens of a completion (64)")
     parser.add_argument("--num-prompts", type=positive_int, metavar="N", help="default: twice the batch size")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
-    parser.add_argument("--quantization", help="int8")
+    parser.add_argument("--quantization", help="int8 or w8a8")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--backend", default="auto", help="auto, triton, cuda, cpu or reference")
     return parser

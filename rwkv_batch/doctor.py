@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from . import __version__
+from .threads import usable_cores
 
 PACKAGES = ("torch", "triton", "pyarrow", "pydantic", "tokenizers", "xgrammar", "huggingface_hub")
 CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "sve")
@@ -23,7 +24,7 @@ def findings() -> Iterator[tuple[str, str]]:
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     for package in PACKAGES:
         yield package, _installed(package)
-    yield "cpu", f"{os.cpu_count()} cores; {_cpu_flags()}"
+    yield "cpu", f"{os.cpu_count()} cores, {usable_cores()} of them for this process; {_cpu_flags()}"
     yield "memory", _memory()
     yield from _devices()
     for compiler in ("g++", "nvcc", "ninja"):

@@ -27,6 +27,7 @@ from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
 from .prefetch import Prefetch
 from .requests import GenerateRow, Prompt, RequestBuilder, ScorePlan, ScoreRow, passed_through
 from .sampling_params import SamplingParams
+from .threads import limit_threads
 from .tokenizer import Tokenizer
 
 __all__ = ["LLM", "GenerateRow", "ModelSummary", "ScoreRow", "inspect_model"]
@@ -45,7 +46,7 @@ class LLM:
         tokenizer: "auto", "world", "bytes", a vocabulary file, a tokenizer.json, or None for token ids only.
         device: "auto", "cpu", "cuda", "cuda:N", "mps".
         dtype: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
-        quantization: None, or "int8" for 8-bit matrices.
+        quantization: None, "int8" for 8-bit matrices, or "w8a8" for 8-bit matrices and inputs: faster, and coarser.
         backend: "auto", "triton", "cuda", "cpu", "reference".
         max_batch_size: sequences that run at the same time; None takes what is useful and fits.
         max_batch_tokens: tokens of one step; None likewise.
@@ -104,6 +105,8 @@ class LLM:
             strategy=strategy,
             ln_x_eps=ln_x_eps,
         )
+        if self.summary.placement.device.type == "cpu":
+            limit_threads()
         file, plan = self.summary.file, self.summary.memory
         logger.info("%s", plan)
         self.tokenizer: Tokenizer | None = self.summary.tokenizer

@@ -65,6 +65,7 @@ class ModelSummary:
             "memory_plan": str(self.memory),
             "backends": [{"op": c.op, "backend": c.backend, "not_used": list(c.refused)} for c in self.ops.choices],
             "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
         }
 
 

@@ -2,7 +2,8 @@
 
 An op is a name, a signature and a docstring; op name = module name = function name. Its definition is the float32
 reference beside the model that owns it; fast twins live in the kernel packages. A twin's module also has
-`unsupported_reason(device, dtype, sizes, state_dtype) -> str | None`.
+`unsupported_reason(device, dtype, sizes, state_dtype) -> str | None`; where it reads a weight in a layout of its own,
+`pack(weight)`; and, where an optional op may be better off with its definition, `better_left(dtype) -> str | None`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from .errors import BackendError, ConfigurationError
 
@@ -42,14 +44,30 @@ class OpChoice:
     op: str
     backend: str
     refused: tuple[str, ...]
+    is_slow: bool = False
+    """Kernels that should serve refuse, and the definition does what it was not meant for."""
 
 
 class OpTable:
     """The chosen implementations, as attributes: `ops.wkv7(...)`."""
 
-    def __init__(self, functions: Mapping[str, Callable[..., Any]], choices: Iterable[OpChoice]) -> None:
+    def __init__(
+        self,
+        functions: Mapping[str, Callable[..., Any]],
+        choices: Iterable[OpChoice],
+        layouts: Mapping[str, Callable[[Tensor], Any]] | None = None,
+    ) -> None:
         self._functions = dict(functions)
+        self._layouts = dict(layouts or {})
         self.choices = tuple(choices)
+
+    def has_layout(self, op: str) -> bool:
+        """The op's implementation reads its weights in a layout of its own."""
+        return op in self._layouts
+
+    def pack(self, op: str, weight: Tensor) -> Any:
+        """A weight as the op's implementation reads it."""
+        return self._layouts[op](weight) if op in self._layouts else weight
 
     def served_by(self, backend: str, besides: Iterable[OpSpec] = ()) -> bool:
         """Every op, but for those in `besides`, is served by this backend."""
@@ -65,12 +83,8 @@ class OpTable:
 
 def fallbacks(choices: Iterable[OpChoice]) -> str | None:
     """One sentence about ops whose kernels refuse, so that the definition serves; None if there are none."""
-    found = []
-    for choice in choices:
-        reasons = [reason for reason in choice.refused if not reason.endswith(_NOT_WRITTEN)]
-        if choice.backend == "reference" and reasons:
-            found.append(f"{choice.op} ({' · '.join(reasons)})")
-    return f"served by the reference backend, which is slow: {', '.join(found)}" if found else None
+    slow = [f"{choice.op} ({' · '.join(choice.refused)})" for choice in choices if choice.is_slow]
+    return f"served by the reference backend, which is slow: {', '.join(slow)}" if slow else None
 
 
 def format_choices(choices: Iterable[OpChoice]) -> str:
@@ -91,8 +105,8 @@ def resolve(
     """Choose an implementation for each op.
 
     Args:
-        backend: "auto" takes the fastest that works; a named backend must serve every op, but for optional ones of
-            which it has no twin.
+        backend: "auto" takes the fastest that works; a named backend must serve every op, but for optional ones that it
+            leaves to their definition.
         sizes: letters of the architecture (C, H, N, ...) → values, for the kernels' own checks.
 
     Raises:
@@ -103,47 +117,62 @@ def resolve(
         raise ConfigurationError(f"engine.backend: got {backend!r}, expected one of {', '.join(BACKENDS)}")
     candidates = _AUTO.get(device.type, ("reference",)) if backend == "auto" else (backend,)
     functions: dict[str, Callable[..., Any]] = {}
+    layouts: dict[str, Callable[[Tensor], Any]] = {}
     choices: list[OpChoice] = []
     failures: list[str] = []
     for spec in specs:
-        refused: list[str] = []
+        twins = []
         for name in candidates:
-            function, reason = _implementation(spec, name, device, dtype, sizes, state_dtype)
-            if function is not None:
-                functions[spec.name] = function
-                choices.append(OpChoice(spec.name, name, tuple(refused)))
+            twin = _twin(spec, name, device, dtype, sizes, state_dtype)
+            twins.append(twin)
+            if twin.function is not None:
                 break
-            refused.append(f"{name}: {reason}")
-        else:
-            if spec.optional and reason == _NOT_WRITTEN:
-                functions[spec.name] = spec.reference
-                choices.append(OpChoice(spec.name, "reference", tuple(refused)))
-            else:
-                failures.append(f"{spec.name}: {reason}")
+        refused = tuple(f"{twin.backend}: {twin.reason}" for twin in twins if twin.function is None)
+        if twin.function is None and not (spec.optional and twin.is_left):
+            failures.append(f"{spec.name}: {twin.reason}")
+            continue
+        served_by = twin.backend if twin.function is not None else "reference"
+        is_slow = served_by == "reference" and not all(one.is_left for one in twins)
+        choices.append(OpChoice(spec.name, served_by, refused, is_slow))
+        functions[spec.name] = twin.function or spec.reference
+        if twin.layout is not None:
+            layouts[spec.name] = twin.layout
     if failures:
         raise BackendError(f"backend {backend!r} cannot serve this model:\n  " + "\n  ".join(failures))
-    return OpTable(functions, choices)
+    return OpTable(functions, choices, layouts)
 
 
-_NOT_WRITTEN = "no such kernel"
+class _Twin(NamedTuple):
+    """One backend's answer for an op."""
+
+    backend: str
+    function: Callable[..., Any] | None = None
+    layout: Callable[[Tensor], Any] | None = None
+    reason: str = ""
+    """Why there is no function."""
+    is_left: bool = True
+    """The backend leaves the op to its definition, and means to."""
 
 
-def _implementation(
+def _twin(
     spec: OpSpec,
     backend: str,
     device: torch.device,
     dtype: torch.dtype,
     sizes: Mapping[str, int],
     state_dtype: torch.dtype,
-) -> tuple[Callable[..., Any] | None, str]:
+) -> _Twin:
     if backend == "reference":
-        return spec.reference, ""
+        return _Twin(backend, spec.reference)
     name = f"{_PACKAGES[backend]}.{spec.name}"
     if find_spec(_PACKAGES[backend]) is None or find_spec(name) is None:
-        return None, _NOT_WRITTEN
+        return _Twin(backend, reason="no such kernel")
     try:
         module = import_module(name)
     except ImportError as error:
-        return None, str(error)
-    reason = module.unsupported_reason(device, dtype, sizes, state_dtype)
-    return (None, reason) if reason else (getattr(module, spec.name), "")
+        return _Twin(backend, reason=str(error), is_left=False)
+    if reason := module.unsupported_reason(device, dtype, sizes, state_dtype):
+        return _Twin(backend, reason=reason, is_left=False)
+    if spec.optional and hasattr(module, "better_left") and (reason := module.better_left(dtype)):
+        return _Twin(backend, reason=reason)
+    return _Twin(backend, getattr(module, spec.name), getattr(module, "pack", None))

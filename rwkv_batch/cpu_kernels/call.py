@@ -61,7 +61,7 @@ def unsupported_state(
     return unsupported(device, dtype, sizes)
 
 
-def address(name: str, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> int | None:
+def address(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> int | None:
     """The address of a contiguous tensor of exactly this shape and dtype; None stays None.
 
     Raises:
@@ -69,7 +69,7 @@ def address(name: str, tensor: Tensor | None, shape: Sequence[int], dtype: torch
     """
     if tensor is None:
         return None
-    if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype or not tensor.is_contiguous():
+    if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous():
         raise ValueError(
             f"{name}: got {tensor.dtype} {list(tensor.shape)} with strides {tensor.stride()}, expected a contiguous "
             f"{dtype} {list(shape)}"

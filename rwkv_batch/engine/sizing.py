@@ -10,6 +10,7 @@ import torch
 
 from ..errors import CapacityError, ConfigurationError
 from ..models.convert import is_quantizable
+from ..models.linear import NOT_W8A8
 from ..models.model import ModelFile
 from ..models.placement import Placement
 from .state_pool import StateLayout
@@ -113,6 +114,7 @@ def _weight_bytes(file: ModelFile, placement: Placement) -> int:
     total = 0
     for name in checkpoint.names:
         is_int8 = placement.quantization is not None and is_quantizable(checkpoint, name)
+        is_int8 = is_int8 and not (placement.quantization == "w8a8" and name.endswith(NOT_W8A8))
         total += math.prod(checkpoint.shape(name)) * (1 if is_int8 else placement.dtype.itemsize)
     return total
 

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ConfigurationError
+from ..errors import CheckpointError, ConfigurationError
+from ..ops import OpTable
 from .mm8_linear import Mm8Linear
 from .product import Activation, Linear, linear
+from .w8a8_linear import W8A8, W8A8Linear
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
-Quantization = Literal["int8"]
+Quantization = Literal["int8", "w8a8"]
+QUANTIZATIONS = (None, *get_args(Quantization))
+
+NOT_W8A8 = "ffn.value.weight"
+"""What squared ReLUs go into: a few inputs are so much larger than the rest that 8 bits would round the rest away."""
+
+
+DEFINITIONS = OpTable({W8A8.name: W8A8.reference}, ())
 
 
 class DenseLinear(Linear):
     """A weight [C_out, C_in] of any float dtype. The product is in that dtype, the result in the dtype of x.
 
     Args:
+        weight: as `op` reads it, with a shape, a dtype and a number of bytes.
         op: the implementation of `linear` that serves.
     """
 
-    def __init__(self, weight: Tensor, op: Callable[..., Tensor] = linear) -> None:
+    def __init__(self, weight: Any, op: Callable[..., Tensor] = linear) -> None:
         self.weight = weight
         self.out_features, self.in_features = weight.shape
         self.nbytes = weight.nbytes
@@ -76,7 +86,7 @@ class LinearGroup:
 class StackedLinear(LinearGroup):
     """n dense matrices side by side, [n, C_out, C_in], multiplied in one go."""
 
-    def __init__(self, weight: Tensor, op: Callable[..., Tensor]) -> None:
+    def __init__(self, weight: Any, op: Callable[..., Tensor]) -> None:
         self._weight = weight
         self._op = op
 
@@ -93,26 +103,33 @@ def make_linear(
     device: torch.device | str = "cpu",
     scale: float = 1.0,
     op: Callable[..., Tensor] = linear,
+    ops: OpTable | None = None,
 ) -> Linear:
     """Load one matrix.
 
     Args:
         name: a matrix [C_out, C_in] of the checkpoint. If the file holds it in 8-bit form, that form is taken as it is
-            for "int8", and dequantised once for None.
-        dtype: of a dense weight; the 8-bit form follows the dtype of its input.
-        quantization: None or "int8".
+            for "int8", and dequantised once for the others.
+        dtype: of a dense weight; an 8-bit form follows the dtype of its input.
+        quantization: None, "int8" (mm8) or "w8a8" (all but `NOT_W8A8`, which is dense).
         op: the implementation of `linear` for dense weights.
+        ops: implementations for 8-bit weights; their definitions where None.
         scale: multiplies the weight; exact where it is a power of two that neither overflows nor underflows `dtype`.
 
     Raises:
         ConfigurationError: an unknown `quantization`.
         CheckpointError: the matrix can't be quantised.
     """
-    if quantization not in (None, "int8"):
-        raise ConfigurationError(f"quantization: got {quantization!r}, expected null or 'int8'")
+    if quantization not in QUANTIZATIONS:
+        raise ConfigurationError(f"quantization: got {quantization!r}, expected null, 'int8' or 'w8a8'")
     if quantization == "int8":
         return Mm8Linear(checkpoint.as_mm8(name).scaled(scale), device)
     weight = checkpoint.tensor(name)
     if scale != 1.0:
         weight = weight * scale
+    if quantization == "w8a8" and not name.endswith(NOT_W8A8):
+        try:
+            return W8A8Linear(weight, ops or DEFINITIONS, device)
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint.path}: {name}: {error}") from error
     return DenseLinear(weight.to(device, dtype).contiguous(), op)

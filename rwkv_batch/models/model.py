@@ -18,6 +18,7 @@ from .linear import DenseLinear
 from .placement import Placement
 from .rows import Rows
 from .scoring import LOG_NORMALIZER, SCORE, score
+from .w8a8_linear import W8A8
 from .weights import Weights
 
 
@@ -37,7 +38,7 @@ class ModelFile:
     @property
     def ops(self) -> tuple[OpSpec, ...]:
         """What a model needs from kernels."""
-        return (*self.architecture.ops, SCORE, LOG_NORMALIZER)
+        return (*self.architecture.ops, W8A8, SCORE, LOG_NORMALIZER)
 
     def state_fields(self, placement: Placement) -> tuple[StateField, ...]:
         return self.architecture.state_fields(self.sizes, placement.dtype, placement.state_dtype)

@@ -76,8 +76,8 @@ def place(
             )
         device, dtype, quantization = match["device"], match["dtype"], "int8" if match["int8"] else None
     chosen = _device(device)
-    if quantization not in (None, "int8"):
-        raise ConfigurationError(f"model.quantization: got {quantization!r}, expected null or 'int8'")
+    if quantization not in (None, "int8", "w8a8"):
+        raise ConfigurationError(f"model.quantization: got {quantization!r}, expected null, 'int8' or 'w8a8'")
     if dtype != "auto" and dtype not in DTYPES:
         raise ConfigurationError(f"model.dtype: got {dtype!r}, expected auto, float32, bfloat16 or float16")
     if state_dtype not in STATE_DTYPES:

@@ -18,6 +18,7 @@ from .linear import DenseLinear, FixedRowsLinear, LinearGroup, StackedLinear, ma
 from .low_rank import LowRank, LowRankPair
 from .packed import pack
 from .product import Activation, Linear, linear
+from .w8a8_linear import W8A8Linear
 
 
 class StoredPair(NamedTuple):
@@ -34,7 +35,7 @@ class Weights:
 
     Args:
         dtype: of activations and dense matrices.
-        quantization: None or "int8" (mm8) for the large matrices.
+        quantization: None, "int8" (mm8) or "w8a8" for the large matrices.
         ops: who serves matrix products.
         batch_invariant: matrix products whose rows do not depend on how many others there are.
     """
@@ -52,6 +53,7 @@ class Weights:
         self.dtype = dtype
         self.quantization = quantization
         self.device = device
+        self._ops = ops
         self._batch_invariant = batch_invariant
         self._has_kernels = ops.linear is not linear
         self._linear_op: Callable[..., Tensor] = ops.linear
@@ -88,7 +90,8 @@ class Weights:
         """Large matrices of one shape, each for an input of its own."""
         loaded = [self._load(name) for name in names]
         if self._has_kernels and all(isinstance(one, DenseLinear) for one in loaded):
-            stacked = torch.stack([one.weight for one in loaded if isinstance(one, DenseLinear)])
+            weights = torch.stack([one.weight for one in loaded if isinstance(one, DenseLinear)])
+            stacked = self._ops.pack("linear", weights)
             self.matrix_bytes += stacked.nbytes
             return StackedLinear(stacked, self._linear_op)
         return LinearGroup([self._keep(one) for one in loaded])
@@ -102,6 +105,7 @@ class Weights:
             device=self.device,
             scale=scale,
             op=self._linear_op,
+            ops=self._ops,
         )
 
     def low_rank(self, *pairs: StoredPair) -> LowRank:
@@ -112,14 +116,18 @@ class Weights:
         for pair, (start, end) in zip(pairs, bounds, strict=True):
             factors = (self._keep(DenseLinear(f, self._linear_op)) for f in (down[start:end], up[start:end].t()))
             made.append(LowRankPair(pair.source, pair.activation, *factors))
-        return LowRank(tuple(made), *((down, up) if self._has_kernels else (None, None)))
+        is_stacked = self._has_kernels and not self._ops.has_layout("linear")
+        return LowRank(tuple(made), *((down, up) if is_stacked else (None, None)))
 
     def _keep(self, one: Linear) -> Linear:
         if not self._has_kernels:
             one = pack(one)
+        elif isinstance(one, DenseLinear):
+            one = DenseLinear(self._ops.pack("linear", one.weight), self._linear_op)
         self.matrix_bytes += one.nbytes
-        # Kernels keep a row's bits apart from the number of rows by fixed tiles, other products by fixed pieces.
-        has_fixed_tiles = self._has_kernels and isinstance(one, DenseLinear)
+        # Kernels keep a row's bits apart from the number of rows by fixed tiles, other products by fixed pieces; sums
+        # of whole numbers have no order.
+        has_fixed_tiles = isinstance(one, W8A8Linear) or (self._has_kernels and isinstance(one, DenseLinear))
         return FixedRowsLinear(one) if self._batch_invariant and not has_fixed_tiles else one
 
     def embedding(self) -> Tensor:

@@ -1,0 +1,173 @@
+// How stored weights meet inputs: one kind for each form of weight, all in vectors of the processor's own width.
+//
+// A kind multiplies units. A unit is 32 bits of input: a float, or as many neighbouring inputs as the processor
+// multiplies and adds at once. For each unit a packed weight holds PANEL output channels side by side. Where loading
+// takes more than loading, weights that many rows need are expanded first, to those of another kind with the same results.
+#pragma once
+#include "common.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, TILE_ROWS = 12;
+#elif defined(__AVX__)
+constexpr int LANES = 8, TILE_ROWS = 6;
+#elif defined(__aarch64__)
+constexpr int LANES = 4, TILE_ROWS = 8;
+#else
+constexpr int LANES = 4, TILE_ROWS = 4;
+#endif
+
+constexpr int PANEL = 2 * LANES;
+
+typedef float Floats __attribute__((vector_size(LANES * 4), aligned(4)));
+typedef int32_t Ints __attribute__((vector_size(LANES * 4), aligned(4)));
+typedef uint32_t Words __attribute__((vector_size(LANES * 4), aligned(4)));
+
+// Weights that become floats: one input a unit, sums in float32, in the order of the inputs.
+template <typename W>
+struct AsFloat {
+  typedef W Weight;
+  typedef float Unit;
+  typedef Floats Vector;
+  typedef AsFloat<float> Expanded;
+  static constexpr int INPUTS = 1;
+  static Vector broadcast(float x) { return x - Floats{}; }
+  static Vector add_product(Vector sum, Vector x, Vector w) { return sum + x * w; }
+  static void load(const W* w, Vector& low, Vector& high);
+};
+
+template <>
+inline void AsFloat<float>::load(const float* w, Floats& low, Floats& high) {
+  low = *(const Floats*)w;
+  high = *(const Floats*)(w + LANES);
+}
+
+// Channel i lies beside channel i + LANES, so that both come out of one word without shuffling.
+template <>
+inline void AsFloat<bf16>::load(const bf16* w, Floats& low, Floats& high) {
+  const Words both = *(const Words*)w;
+  low = (Floats)(both << 16);
+  high = (Floats)(both & 0xffff0000u);
+}
+
+template <>
+inline void AsFloat<f16>::load(const f16* w, Floats& low, Floats& high) {
+#if defined(__AVX512F__)
+  low = (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)w));
+  high = (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(w + LANES)));
+#elif defined(__AVX__) && defined(__F16C__)
+  low = (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)w));
+  high = (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(w + LANES)));
+#else
+  for (int i = 0; i < LANES; ++i) {
+    low[i] = (float)w[i].value;
+    high[i] = (float)w[LANES + i].value;
+  }
+#endif
+}
+
+template <>
+inline void AsFloat<int8_t>::load(const int8_t* w, Floats& low, Floats& high) {
+#if defined(__AVX512F__)
+  low = (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)w)));
+  high = (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(w + LANES))));
+#elif defined(__AVX2__)
+  low = (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)w)));
+  high = (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(w + LANES))));
+#else
+  for (int i = 0; i < LANES; ++i) {
+    low[i] = w[i];
+    high[i] = w[LANES + i];
+  }
+#endif
+}
+
+// bfloat16 as the processor multiplies it: two inputs a unit, sums in float32.
+#if defined(__AVX512BF16__)
+#define HAS_BF16_PAIRS 1
+struct Bf16Pairs {
+  typedef uint32_t Weight;
+  typedef uint32_t Unit;
+  typedef Floats Vector;
+  typedef Bf16Pairs Expanded;
+  static constexpr int INPUTS = 2;
+  static Vector broadcast(uint32_t x) { return (Floats)_mm512_set1_epi32((int)x); }
+  static Vector add_product(Vector sum, Vector x, Vector w) {
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
+  }
+  static void load(const uint32_t* w, Vector& low, Vector& high) {
+    low = *(const Floats*)w;
+    high = *(const Floats*)(w + LANES);
+  }
+};
+#else
+#define HAS_BF16_PAIRS 0
+#endif
+
+// int8 by int8, sums in int32: exact, whatever the processor.
+struct Int16;
+struct Int8 {
+  typedef uint32_t Unit;
+  typedef Ints Vector;
+  static Vector broadcast(uint32_t x) { return (Ints)(x - Words{}); }
+#if defined(__AVX512VNNI__)
+  typedef uint32_t Weight;
+  typedef Int8 Expanded;
+  typedef uint8_t Input;  // as the processor takes them, so that 128 is added
+  static constexpr int INPUTS = 4, INPUT_OFFSET = 128;
+  static Vector add_product(Vector sum, Vector x, Vector w) {
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+  }
+#elif defined(__AVXVNNI__)
+  typedef uint32_t Weight;
+  typedef Int8 Expanded;
+  typedef uint8_t Input;
+  static constexpr int INPUTS = 4, INPUT_OFFSET = 128;
+  static Vector add_product(Vector sum, Vector x, Vector w) {
+    return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
+  }
+#else
+  typedef uint16_t Weight;
+  typedef Int16 Expanded;
+  typedef int16_t Input;
+  static constexpr int INPUTS = 2, INPUT_OFFSET = 0;
+  static Vector add_product(Vector sum, Vector x, Vector w) {
+#if defined(__AVX512BW__)
+    return sum + (Ints)_mm512_madd_epi16((__m512i)x, (__m512i)w);
+#elif defined(__AVX2__)
+    return sum + (Ints)_mm256_madd_epi16((__m256i)x, (__m256i)w);
+#else
+    return sum + ((x << 16) >> 16) * ((w << 16) >> 16) + (x >> 16) * (w >> 16);
+#endif
+  }
+#endif
+
+  static void load(const uint32_t* w, Vector& low, Vector& high) {
+    low = *(const Ints*)w;
+    high = *(const Ints*)(w + LANES);
+  }
+
+  static void load(const uint16_t* w, Vector& low, Vector& high) {
+#if defined(__AVX512BW__)
+    low = (Ints)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)w));
+    high = (Ints)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)(w + LANES)));
+#elif defined(__AVX2__)
+    low = (Ints)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)w));
+    high = (Ints)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(w + LANES)));
+#else
+    const int8_t* bytes = (const int8_t*)w;
+    for (int i = 0; i < LANES; ++i) {
+      low[i] = (bytes[2 * i] & 0xffff) | (int32_t)((uint32_t)bytes[2 * i + 1] << 16);
+      high[i] = (bytes[PANEL + 2 * i] & 0xffff) | (int32_t)((uint32_t)bytes[PANEL + 2 * i + 1] << 16);
+    }
+#endif
+  }
+};
+
+// Weights of Int8, two int16 in a word each.
+struct Int16 : Int8 {
+  typedef uint32_t Weight;
+};

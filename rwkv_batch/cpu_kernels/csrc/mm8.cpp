@@ -1,0 +1,35 @@
+// Products with weights of one byte that are never turned back as a whole: see `mm8` in models/mm8_linear.py.
+//
+// With c = q - 128 and z = x * input_scale, both as they are in float32:
+//   y[n] = scale[n] (sum_k z[k] c[k, n] + 128.5 sum z) + minimum[n] sum x + sum x * input_minimum
+// where all but the first sum, which differ in sign and nearly cancel, are float64.
+#include "product.h"
+
+struct RowSums { double z, x, x_minimum; };
+
+template <typename T>
+struct Mm8 {
+  typedef AsFloat<int8_t> Kind;
+  typedef RowSums Row;
+  static Row prepare(const Product& p, const T* x, float* units) {
+    Row sums{};
+    for (int64_t k = 0; k < p.inputs; ++k) {
+      const float value = to_float(x[k]), z = value * p.input_scale[k];
+      sums.x += value;
+      sums.x_minimum += (double)value * p.input_minimum[k];
+      sums.z += z;
+      units[k] = z;
+    }
+    return sums;
+  }
+  static void scale(const Product& p, int64_t first, int n, float* v, const Row& row) {
+    const float *scale = p.scale + first, *minimum = p.minimum + first;
+    for (int i = 0; i < n; ++i) v[i] = (float)(scale[i] * (v[i] + 128.5 * row.z) + minimum[i] * row.x + row.x_minimum);
+  }
+};
+
+#define DEFINE(NAME, T)                                               \
+  extern "C" void NAME(const Product* p, int64_t count, int64_t rows) { \
+    multiply<T, Mm8<T>>(p, count, rows);                              \
+  }
+FOR_EACH_DTYPE(DEFINE, mm8)

@@ -1,0 +1,59 @@
+// Products of int8 by int8: weights with a scale for each output channel, inputs with one for each row.
+#include "product.h"
+
+struct Scale { float value; };
+
+// What makes the largest magnitude 127; 1 for zeros; NaN if one of the inputs is not finite.
+template <typename T>
+static float scale_of(const T* x, int64_t n) {
+  float largest[16] = {}, poison[16] = {};
+  int64_t k = 0;
+  for (; k + 16 <= n; k += 16)
+    for (int i = 0; i < 16; ++i) {
+      const float value = std::fabs(to_float(x[k + i]));
+      largest[i] = value > largest[i] ? value : largest[i];
+      poison[i] += value * 0.0f;
+    }
+  for (int i = 0; k + i < n; ++i) {
+    const float value = std::fabs(to_float(x[k + i]));
+    largest[i] = value > largest[i] ? value : largest[i];
+    poison[i] += value * 0.0f;
+  }
+  float most = 0, poisoned = 0;
+  for (int i = 0; i < 16; ++i) {
+    most = std::max(most, largest[i]);
+    poisoned += poison[i];
+  }
+  return (most > 0 ? most / 127 : 1) + poisoned;
+}
+
+template <typename T>
+struct W8A8 {
+  typedef Int8 Kind;
+  typedef Scale Row;
+  static Row prepare(const Product& p, const T* x, uint32_t* units) {
+    const float scale = scale_of(x, p.inputs);
+    typename Kind::Input* q = (typename Kind::Input*)units;
+    for (int64_t k = 0; k < p.inputs; ++k)
+      q[k] = (typename Kind::Input)((int32_t)__builtin_rintf(to_float(x[k]) / scale) + Kind::INPUT_OFFSET);
+    for (int64_t k = p.inputs; k % Kind::INPUTS; ++k) q[k] = Kind::INPUT_OFFSET;
+    return {scale};
+  }
+  static void scale(const Product& p, int64_t first, int n, float* v, Row row) {
+    const float* scale = p.scale + first;
+    const int32_t* weight_sums = p.weight_sums + first;
+    for (int i = 0; i < n; ++i) {
+      int32_t sum;
+      std::memcpy(&sum, v + i, 4);
+      v[i] = (float)(sum - Kind::INPUT_OFFSET * weight_sums[i]) * (row.value * scale[i]);
+    }
+  }
+};
+
+extern "C" int64_t int8_inputs() { return Int8::INPUTS; }
+
+#define DEFINE(NAME, T)                                               \
+  extern "C" void NAME(const Product* p, int64_t count, int64_t rows) { \
+    multiply<T, W8A8<T>>(p, count, rows);                             \
+  }
+FOR_EACH_DTYPE(DEFINE, w8a8)

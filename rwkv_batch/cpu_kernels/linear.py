@@ -1,0 +1,36 @@
+"""Products with dense weights; see `linear` in models/product.py for the definition."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .build import library
+from .call import unsupported as unsupported_reason
+from .products import PackedWeight, better_left, multiply_rows, pack_panels
+
+__all__ = ["better_left", "linear", "pack", "unsupported_reason"]
+
+
+def pack(weight: Tensor) -> PackedWeight:
+    """Lay out a weight [C_out, C_in] or [n, C_out, C_in] for `linear`."""
+    in_pairs = weight.dtype == torch.bfloat16 and library().has_bfloat16_pairs()
+    return pack_panels(weight, inputs=2 if in_pairs else 1)
+
+
+def linear(
+    x: Tensor,
+    weight: PackedWeight,
+    activation: str | None = None,
+    gate: Tensor | None = None,
+    out: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    fixed_tiles: bool = False,
+) -> Tensor:
+    """As the definition, with a weight from `pack`; what follows a product is float32 up to the one rounding.
+
+    A row's bits never depend on M, whether `fixed_tiles` asks for that or not.
+    """
+    if x.dtype != weight.dtype:
+        raise ValueError(f"x: got {x.dtype}, expected the weight's dtype {weight.dtype}")
+    return multiply_rows("linear", x, weight, activation, gate, out, dtype)

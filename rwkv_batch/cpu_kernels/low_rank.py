@@ -1,0 +1,33 @@
+"""Low-rank pairs, computed together; see `low_rank` in models/low_rank.py for the definition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .call import address
+from .call import unsupported as unsupported_reason
+from .products import ACTIVATIONS, better_left, multiply
+
+__all__ = ["better_left", "low_rank", "unsupported_reason"]
+
+
+def low_rank(inputs: Tensor, p: Any) -> Tensor:
+    """As the definition; the factors are weights as `linear` packs them."""
+    num_inputs, rows, width = inputs.shape
+    dtype = inputs.dtype
+    address("inputs", inputs, (num_inputs, rows, width), p.pairs[0].down.weight.dtype)
+    hidden = torch.empty(rows * sum(pair.down.out_features for pair in p.pairs), dtype=dtype)
+    out = torch.empty(len(p.pairs), rows, p.pairs[0].up.out_features, dtype=dtype)
+    downs, ups = [], []
+    between = hidden.data_ptr()
+    for j, pair in enumerate(p.pairs):
+        x = inputs.data_ptr() + pair.source * rows * width * inputs.itemsize
+        downs.append(pair.down.weight.product(x=x, y=between, activation=ACTIVATIONS[pair.activation]))
+        ups.append(pair.up.weight.product(x=between, y=out[j].data_ptr()))
+        between += rows * pair.down.out_features * inputs.itemsize
+    multiply("linear", dtype, rows, downs)
+    multiply("linear", dtype, rows, ups)
+    return out

@@ -1,0 +1,28 @@
+"""Products with 8-bit weights; see `mm8` in models/mm8_linear.py for the definition."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .call import unsupported as unsupported_reason
+from .products import PackedWeight, multiply_rows, pack_panels
+
+__all__ = ["mm8", "pack", "unsupported_reason"]
+
+
+def pack(centred: Tensor) -> PackedWeight:
+    """Lay out centred bytes [C_out, C_in] for `mm8`."""
+    return pack_panels(centred)
+
+
+def mm8(x: Tensor, centred: PackedWeight, rx: Tensor, my: Tensor, ry: Tensor, corrections: Tensor) -> Tensor:
+    """As the definition, with bytes from `pack`; products and sums are float32, corrections float64."""
+    return multiply_rows(
+        "mm8",
+        x,
+        centred,
+        scale=rx.data_ptr(),
+        minimum=corrections[2].data_ptr(),
+        input_scale=ry.data_ptr(),
+        input_minimum=my.data_ptr(),
+    )

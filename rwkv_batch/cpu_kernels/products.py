@@ -1,0 +1,136 @@
+"""Matrices laid out for the native products, once, and calls that multiply rows with several of them."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .build import library
+from .call import DTYPES, INT, address, pointers
+
+ACTIVATIONS = {None: 0, "squared_relu": 1, "sigmoid": 2, "tanh": 3}
+
+
+class Product(ctypes.Structure):
+    """`Product` of csrc/product.h."""
+
+    _fields_ = (
+        ("inputs", INT),
+        ("outputs", INT),
+        *pointers("x", "weight", "scale", "minimum", "input_scale", "input_minimum", "weight_sums"),
+        ("activation", INT),
+        *pointers("gate", "out", "y"),
+        ("y_is_float", INT),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class PackedWeight:
+    """n matrices [C_out, C_in] as the native products read them.
+
+    Args:
+        panels: [n, ⌈C_out / PANEL⌉, ⌈C_in / k⌉, PANEL, k], with k inputs to a unit; padded with zeros.
+        shape: [C_out, C_in], or [n, C_out, C_in].
+        dtype: of the matrices before they were packed.
+    """
+
+    panels: Tensor
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @cached_property
+    def addresses(self) -> tuple[int, ...]:
+        """Of each matrix."""
+        stride = self.panels.stride(0) * self.panels.itemsize
+        return tuple(self.panels.data_ptr() + i * stride for i in range(len(self.panels)))
+
+    @property
+    def nbytes(self) -> int:
+        return self.panels.nbytes
+
+    def product(self, which: int = 0, **fields: Any) -> Product:
+        """A product with matrix `which`; addresses in `fields` must live until the call is done."""
+        return Product(inputs=self.shape[-1], outputs=self.shape[-2], weight=self.addresses[which], **fields)
+
+
+def pack_panels(weight: Tensor, inputs: int = 1) -> PackedWeight:
+    """Lay out a matrix, or several of one shape, on the CPU.
+
+    Args:
+        weight: [C_out, C_in] or [n, C_out, C_in].
+        inputs: how many neighbouring inputs of an output channel lie together.
+    """
+    width = library().panel_width()  # output channels of a panel on this processor
+    c_out, c_in = weight.shape[-2:]
+    padded = F.pad(weight.view(-1, c_out, c_in), (0, -c_in % inputs, 0, -c_out % width))
+    n, outputs, units = len(padded), padded.shape[1] // width, padded.shape[2] // inputs
+    panels = padded.view(n, outputs, width, units, inputs).transpose(2, 3)
+    if weight.dtype == torch.bfloat16 and inputs == 1:  # both halves of a panel in one word: see csrc/kinds.h
+        panels = panels.reshape(n, outputs, units, 2, width // 2).transpose(3, 4)
+    return PackedWeight(panels.contiguous(), weight.shape, weight.dtype)
+
+
+def multiply(name: str, dtype: torch.dtype, rows: int, products: Sequence[Product]) -> None:
+    """Run the kernel `name` for inputs of `dtype` on several products that share their number of rows."""
+    if rows:
+        kinds = (Product * len(products))(*products)
+        getattr(library(), f"{name}_{DTYPES[dtype]}")(kinds, INT(len(products)), INT(rows))
+
+
+def multiply_rows(
+    kernel: str,
+    x: Tensor,
+    weight: PackedWeight,
+    activation: str | None = None,
+    gate: Tensor | None = None,
+    out: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    **vectors: int,
+) -> Tensor:
+    """act(x W^T) * gate, or that added to `out`, in float32 up to the one rounding of the result.
+
+    Args:
+        x: [M, C_in], or [n, M, C_in] where the weight holds n matrices.
+        gate, out: [M, C_out], dtype of `x`.
+        dtype: of the result; that of `x` where None.
+        vectors: addresses of what an 8-bit weight has beside its bytes: see csrc/product.h.
+
+    Raises:
+        ValueError: a shape, a dtype or an activation does not fit; the message says which.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: got {activation!r}, expected one of {', '.join(map(str, ACTIVATIONS))}")
+    *count, c_out, c_in = weight.shape
+    rows = x.shape[-2] if x.dim() == len(weight.shape) else -1
+    x = x.contiguous()
+    address("x", x, (*count, rows, c_in), x.dtype)
+    shape = (*count, rows, c_out)
+    wanted = dtype or x.dtype
+    y = out if out is not None else torch.empty(shape, dtype=x.dtype if wanted == x.dtype else torch.float32)
+    x_bytes, y_bytes = rows * c_in * x.itemsize, rows * c_out * y.itemsize
+    after = {
+        "activation": ACTIVATIONS[activation],
+        "gate": address("gate", gate, shape, x.dtype),
+        "out": address("out", out, shape, x.dtype),
+        "y_is_float": y.dtype == torch.float32,
+    }
+    products = [
+        weight.product(i, x=x.data_ptr() + i * x_bytes, y=y.data_ptr() + i * y_bytes, **after, **vectors)
+        for i in range(len(weight.addresses))
+    ]
+    multiply(kernel, x.dtype, rows, products)
+    return y if out is not None or y.dtype == wanted else y.to(wanted)
+
+
+def better_left(dtype: torch.dtype) -> str | None:
+    """Why products with dense weights are better left to others, if so."""
+    if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+        return "oneDNN multiplies bfloat16 with this processor's matrix units"
+    return None

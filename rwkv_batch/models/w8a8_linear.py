@@ -1,0 +1,112 @@
+"""Products of 8-bit weights with 8-bit inputs: fast where a processor multiplies bytes, and coarser than the rest."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..ops import OpSpec, OpTable
+from .product import Activation, Linear, finish
+
+LEVELS = 127
+"""The largest whole number that a weight or an input becomes."""
+
+_EXACT_INPUTS = 1024
+"""So many products of bytes add up exactly in float32, in any order: 1024 * 127 * 127 < 2**24."""
+
+
+def quantize_w8a8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A scale for each output channel, and what is left, rounded to whole numbers (half to even).
+
+    Args:
+        weight: [C_out, C_in], any float dtype.
+
+    Returns:
+        q [C_out, C_in] int8 within ±127, and scale [C_out] float32: weight ≈ q * scale.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    weight = weight.float()
+    scale = _scale(weight)
+    if not torch.isfinite(scale).all():
+        raise ValueError("weight holds a value that is not finite")
+    return (weight / scale).round_().to(torch.int8), scale[:, 0].contiguous()
+
+
+def _scale(x: Tensor) -> Tensor:
+    """[n, C] float32 → [n, 1]: what makes each row's largest magnitude 127; 1 for rows of zeros."""
+    scale = x.abs().amax(1, keepdim=True) / LEVELS
+    return torch.where(scale == 0, 1.0, scale)
+
+
+def w8a8(
+    x: Tensor,
+    q: Tensor,
+    scale: Tensor,
+    activation: Activation | None = None,
+    gate: Tensor | None = None,
+    out: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """act(y) * gate, or that added to `out`, where each row of x is quantised as the weight is, with its own scale.
+
+        s[m] = max_k |x[m, k]| / 127,   p[m, k] = round(x[m, k] / s[m])
+        y[m, n] = (sum_k p[m, k] q[n, k]) * (s[m] * scale[n])
+
+    The sum is of whole numbers, and exact.
+
+    Args:
+        x: [M, C_in].
+        q: [C_out, C_in] int8.
+        scale: [C_out] float32.
+        gate, out, dtype: as in `linear` of models/product.py.
+
+    Returns:
+        [M, C_out].
+    """
+    inputs = x.float()
+    own_scale = _scale(inputs)
+    inputs = (inputs / own_scale).round_()
+    sums = torch.zeros(len(x), len(q), dtype=torch.float64, device=x.device)
+    for start in range(0, x.shape[1], _EXACT_INPUTS):
+        columns = slice(start, start + _EXACT_INPUTS)
+        sums += inputs[:, columns] @ q[:, columns].float().t()
+    y = sums.float().mul_(own_scale * scale)
+    return finish(y if dtype == torch.float32 else y.to(x.dtype), activation, gate, out, dtype)
+
+
+W8A8 = OpSpec("w8a8", w8a8, optional=True)
+
+
+class W8A8Linear(Linear):
+    """A weight of one byte each and a scale for each output channel, multiplied with rows of bytes.
+
+    Args:
+        weight: [C_out, C_in], any float dtype, on any device.
+        ops: who serves the products, and in which layout.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+
+    def __init__(self, weight: Tensor, ops: OpTable, device: torch.device | str = "cpu") -> None:
+        self.out_features, self.in_features = weight.shape
+        q, self.scale = (part.to(device) for part in quantize_w8a8(weight))
+        self._q = ops.pack("w8a8", q)
+        self._op = ops.w8a8
+        self.nbytes: int = self._q.nbytes + self.scale.nbytes
+
+    def product(self, x: Tensor) -> Tensor:
+        return self(x)
+
+    def __call__(
+        self,
+        x: Tensor,
+        activation: Activation | None = None,
+        gate: Tensor | None = None,
+        out: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        y: Tensor = self._op(x, self._q, self.scale, activation, gate, out, dtype)
+        return y

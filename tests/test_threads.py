@@ -1,0 +1,59 @@
+"""How many threads products use: no more than there are cores to run them."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rwkv_batch import threads
+
+
+@pytest.fixture(autouse=True)
+def restore_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 64), ("9900000 100000", 64)]
+)
+def test_quotas(quota, cores, tmp_path, monkeypatch):
+    file = tmp_path / "cpu.max"
+    file.write_text(quota)
+    monkeypatch.setattr(threads, "_QUOTA", file)
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert threads.usable_cores() == cores
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("150000", 2), ("-1", 64)])
+def test_quotas_of_old_control_groups(quota, cores, tmp_path, monkeypatch):
+    files = tmp_path / "quota", tmp_path / "period"
+    for file, text in zip(files, (quota, "100000"), strict=True):
+        file.write_text(text + "\n")
+    monkeypatch.setattr(threads, "_QUOTA", tmp_path / "none")
+    monkeypatch.setattr(threads, "_OLD_QUOTA", files)
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert threads.usable_cores() == cores
+
+
+def test_threads_are_limited_and_never_raised(monkeypatch):
+    torch.set_num_threads(3)
+    monkeypatch.setattr(threads, "usable_cores", lambda: 8)
+    assert threads.limit_threads() == torch.get_num_threads() == 3
+    monkeypatch.setattr(threads, "usable_cores", lambda: 2)
+    assert threads.limit_threads() == torch.get_num_threads() == 2
+
+
+def test_one_pool_of_threads():
+    """torch and the native kernels load one OpenMP runtime: two would each keep the cores busy waiting."""
+    code = (
+        "import torch; from rwkv_batch.cpu_kernels import build\n"
+        "if build.unavailable() is None:\n"
+        "    print(len({line.split()[-1] for line in open('/proc/self/maps') if 'omp' in line and 'r-xp' in line}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    if not done.stdout:
+        pytest.skip("no native kernels here")
+    assert done.stdout.strip() == "1"

@@ -109,7 +109,7 @@ class Ledger:
                 completion.finish_reason = "error"
             elif stopped:
                 completion.finish_reason, completion.stop_reason = "stop", token_id
-            elif watched and (stop := completion.monitor.push(token_id)) is not None:  # type: ignore[union-attr]
+            elif watched and (stop := completion.monitor.push(token_id)) is not None:
                 completion.finish_reason, completion.stop_reason = "stop", stop
             elif not full:
                 continue

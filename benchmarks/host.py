@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
-from time import perf_counter, thread_time
+from time import perf_counter, process_time, thread_time
 from typing import Any
 from unittest.mock import patch
 
@@ -54,8 +54,8 @@ Split = dict[str, float]
 """Part of a job → milliseconds of a step."""
 
 
-def engine_rate(rows: int, requests: int, length: int) -> float:
-    """Completion tokens/s of the engine alone."""
+def engine_rate(rows: int, requests: int, length: int) -> tuple[float, float]:
+    """Completion tokens of the engine alone: per second, and per second of processor time (on a busy machine)."""
     engine = Engine(
         FreeModel(),  # type: ignore[arg-type]
         Vocabulary.plain(VOCAB_SIZE),
@@ -63,8 +63,9 @@ def engine_rate(rows: int, requests: int, length: int) -> float:
         max_batch_tokens=2 * rows,
     )
     warm_up(engine)
+    started = process_time()
     run = measure(engine, Workload(requests, 16, length))
-    return run.stats.completion_tokens / run.seconds
+    return run.stats.completion_tokens / run.seconds, run.stats.completion_tokens / (process_time() - started)
 
 
 class _Clocks:
@@ -73,7 +74,7 @@ class _Clocks:
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
-    def patched(self, owner: Any, name: str, part: str, clock: Callable[[], float] = perf_counter) -> Any:
+    def patched(self, owner: Any, name: str, part: str, clock: Callable[[], float]) -> Any:
         function = getattr(owner, name)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -93,28 +94,30 @@ def _watched_job() -> Iterator[tuple[_Clocks, list[Any]]]:
     load = rwkv_batch.job._load_model
 
     def timed_load(job: Any) -> Any:
-        start = perf_counter()
+        start, started = perf_counter(), process_time()
         loaded.append(load(job))
-        clocks.seconds["loading"] += perf_counter() - start
+        clocks.seconds["serving"] -= perf_counter() - start
+        clocks.seconds["processor"] -= process_time() - started
         return loaded[-1]
 
     with ExitStack() as stack:
-        for replaced in (
-            patch.object(rwkv_batch.llm, "Model", FreeOfCost),
-            patch.object(rwkv_batch.job, "_load_model", timed_load),
-            clocks.patched(rwkv_batch.job._Run, "serve", "serving"),
-            clocks.patched(Engine, "_admit", "admission"),
-            clocks.patched(Detokenizer, "push", "detokenising, stop strings"),
-            clocks.patched(Writer, "add", "handing rows to the writer"),
-            clocks.patched(Prefetch, "_run", "thread: reading, tokenising", thread_time),
-            clocks.patched(Writer, "_run", "thread: writing", thread_time),
+        stack.enter_context(patch.object(rwkv_batch.llm, "Model", FreeOfCost))
+        stack.enter_context(patch.object(rwkv_batch.job, "_load_model", timed_load))
+        for owner, name, part, clock in (
+            (rwkv_batch.job._Run, "serve", "serving", perf_counter),
+            (rwkv_batch.job._Run, "serve", "processor", process_time),
+            (Engine, "_admit", "admission", perf_counter),
+            (Detokenizer, "push", "detokenising, stop strings", perf_counter),
+            (Writer, "add", "handing rows to the writer", perf_counter),
+            (Prefetch, "_run", "thread: reading, tokenising", thread_time),
+            (Writer, "_run", "thread: writing", thread_time),
         ):
-            stack.enter_context(replaced)
+            stack.enter_context(clocks.patched(owner, name, part, clock))
         yield clocks, loaded
 
 
-def run_job(folder: Path, rows: int, requests: int, length: int) -> tuple[float, Split]:
-    """Completion tokens/s of a whole job from loading the model on, and milliseconds of a step by part."""
+def run_job(folder: Path, rows: int, requests: int, length: int) -> tuple[tuple[float, float], Split]:
+    """The same two rates of a whole job, once its model is loaded, and milliseconds of a step by part."""
     pq.write_table(pa.table({"prompt": [PROMPT.format(i) for i in range(requests)]}), folder / "prompts.parquet")
     job = {
         "model": {"path": "demo"},
@@ -130,15 +133,14 @@ def run_job(folder: Path, rows: int, requests: int, length: int) -> tuple[float,
     if (outcome.rows, outcome.errors, stats.completion_tokens) != (requests, 0, requests * length):
         raise RuntimeError(f"the job made {outcome} and {stats.completion_tokens} tokens")
     seconds = clocks.seconds
-    total = seconds.pop("serving") - seconds.pop("loading")
+    total, processor = seconds.pop("serving"), seconds.pop("processor")
     parts = {name: getattr(stats, f"{name}_seconds") for name in ("schedule", "model", "sample", "wait", "commit")}
     parts["commit"] -= seconds["detokenising, stop strings"]
     threads = {name: seconds.pop(name) for name in list(seconds) if name.startswith("thread")}
     parts |= seconds
     parts["results, between steps"] = total - sum(parts.values())
-    return stats.completion_tokens / total, {
-        name: 1000 * value / stats.steps for name, value in (parts | threads).items()
-    }
+    rates = stats.completion_tokens / total, stats.completion_tokens / processor
+    return rates, {name: 1000 * value / stats.steps for name, value in (parts | threads).items()}
 
 
 def model_step(path: Path, rows: int) -> float:
@@ -152,8 +154,8 @@ def model_step(path: Path, rows: int) -> float:
 def main() -> None:
     options = _parser().parse_args()
     torch.set_num_threads(options.threads)
-    alone: list[float] = []
-    jobs: list[tuple[float, Split]] = []
+    alone: list[tuple[float, float]] = []
+    jobs: list[tuple[tuple[float, float], Split]] = []
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(options.rounds):
             alone.append(engine_rate(options.batch_size, options.requests, options.length))
@@ -167,8 +169,10 @@ def main() -> None:
     split = {part: median(one[part] for _, one in jobs) for part in jobs[0][1]}
     host = sum(value for part, value in split.items() if part not in NOT_HOST)
     print(f"B={options.batch_size}, {options.requests:,} completions of {options.length} tokens, a free model")
-    print(f"engine alone: {spread(alone)} completion tokens/s")
-    print(f"whole job:    {spread([rate for rate, _ in jobs])} completion tokens/s\n")
+    for name, rates in (("engine alone", alone), ("whole job", [rate for rate, _ in jobs])):
+        by_clock, by_processor = zip(*rates, strict=True)
+        print(f"{name}: {spread(by_clock)} completion tokens/s, {spread(by_processor)} per second of processor time")
+    print()
     rows = [[part, f"{value:.3f}", f"{value / (step + host):.2%}"] for part, value in split.items()]
     print(format_table(["part of the job", "ms a step", "beside the model"], rows))
     print(

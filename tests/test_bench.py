@@ -107,5 +107,5 @@ def test_the_host_benchmark_rehearses(tmp_path):
     result = json.loads(out.read_text())
     assert all(milliseconds > 0 for milliseconds in result["milliseconds"].values()), result
     assert {"detokenising, stop strings", "thread: writing", "admission"} < set(result["milliseconds"])
-    assert result["engine_tokens_per_second"][0] > 0 < result["job_tokens_per_second"][0]
+    assert min(result["engine_tokens_per_second"][0] + result["job_tokens_per_second"][0]) > 0
     assert result["model_step_ms"] > 0

@@ -76,7 +76,7 @@ class Engine:
         layout = StateLayout(model.file.state_fields(model.placement), model.sizes["L"])
         record = layout.initial_record(model.file.initial_states(init_state), model.device)
         self.scheduler = Scheduler(max_batch_size, max_batch_tokens)
-        self.stats = EngineStats(max_batch_size)
+        self.stats = EngineStats(max_batch_size, max_batch_tokens)
         self._allocate(StatePool(layout, max_batch_size, record))
         self._prefix_sharing = prefix_sharing
         self.snapshots = Snapshots(max_batch_size, prefix_host_bytes // layout.record_bytes)
@@ -217,7 +217,7 @@ class Engine:
         self._graphs = None
         self._logits = self._logits[:0]
         self._allocate(self.pool.resized(num_slots))
-        self.stats.max_batch_size = num_slots
+        self.stats.max_batch_size, self.stats.max_batch_tokens = num_slots, num_tokens
 
     def _take_finished(self) -> list[Completion]:
         finished, self._outbox = self._outbox, []

@@ -11,6 +11,7 @@ from torch import Tensor
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.models.architecture import StateField
 from rwkv_batch.models.model import Model
+from rwkv_batch.models.placement import Placement
 from rwkv_batch.models.scoring import SCORE
 from rwkv_batch.ops import resolve
 
@@ -23,10 +24,12 @@ class FreeModel:
 
     device = torch.device("cpu")
     ops = resolve((*Sampler.OPS, SCORE), "auto", device, torch.float32, {})
-    placement = SimpleNamespace(dtype=torch.float32, device=device)
+    placement = Placement(device, torch.float32, None)
+    pipeline = None
     sizes = MappingProxyType({"L": 1, "V": VOCAB_SIZE})
     file = SimpleNamespace(
-        state_fields=lambda placement: (StateField("nothing", (1,), torch.int64),),
+        sizes=sizes,
+        state_fields=lambda placement, dtype: (StateField("nothing", (1,), torch.int64),),
         initial_states=lambda init_state: {},
     )
 

@@ -74,7 +74,7 @@ class BenchModel:
         file, placement = self.summary.file, self.summary.placement
         # Before anything is loaded: the plan counts the weights as still to come.
         self._plans = {size: plan_memory(file, placement, size) for size in batch_sizes}
-        self.model = Model(file, placement, self.summary.ops)
+        self.model = Model(file, placement, self.summary.layer_ops)
 
     def engine(self, batch_size: int) -> Engine:
         """A new engine with `batch_size` slots, which must be one of `batch_sizes`."""

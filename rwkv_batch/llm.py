@@ -22,6 +22,7 @@ from .engine.stats import EngineStats
 from .errors import ConfigurationError, RowError
 from .model_summary import ModelSummary, inspect_model
 from .models.model import Model
+from .models.placement import describe_layers
 from .ops import fallbacks, format_choices
 from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
 from .prefetch import Prefetch
@@ -53,7 +54,7 @@ class LLM:
         state_dtype: "float32", or "float16" (v5 to v7): half the memory and traffic of a state, rounded stochastically
             after every token.
         init_state: a file of tuned initial states; None starts from the checkpoint's own.
-        strategy: ChatRWKV's strategy string, instead of device, dtype and quantization.
+        strategy: ChatRWKV's strategy string, instead of device, dtype and quantization: for each layer its own.
         prefix_sharing: compute prompt prefixes that several prompts share once.
         batch_invariant: results do not depend, bit for bit, on what else is in the batch.
         ln_x_eps: epsilon of the group norm over heads; None takes the checkpoint's, or 64e-5.
@@ -111,7 +112,7 @@ class LLM:
         logger.info("%s", plan)
         self.tokenizer: Tokenizer | None = self.summary.tokenizer
         self.seed = seed
-        self._model = Model(file, self.summary.placement, self.summary.ops, ln_x_eps, batch_invariant)
+        self._model = Model(file, self.summary.placement, self.summary.layer_ops, ln_x_eps, batch_invariant)
         vocab_size = file.sizes["V"]
         self._engine = Engine(
             self._model,
@@ -122,9 +123,12 @@ class LLM:
             prefix_sharing=prefix_sharing,
             prefix_host_bytes=int(prefix_host_gib * 2**30),
         )
-        logger.info("%s", format_choices(self.summary.ops.choices))
-        if slow := fallbacks(self.summary.ops.choices):
-            logger.warning("%s", slow)
+        if self.summary.placement.layers:
+            logger.info("%s", describe_layers(self.summary.placement, file.sizes["L"]))
+        for where, table in self.summary.tables.items():
+            logger.info("%s\n%s", where, format_choices(table.choices))
+            if slow := fallbacks(table.choices):
+                logger.warning("%s: %s", where, slow)
         constraints = ConstraintCompiler(self.tokenizer.token_bytes, vocab_size) if self.tokenizer else None
         self._builder = RequestBuilder(self.tokenizer, vocab_size, seed, constraints)
 

@@ -15,8 +15,9 @@ from .engine.sizing import MemoryPlan, plan_memory
 from .errors import CheckpointError, ConfigurationError
 from .models.architecture import describe_sizes
 from .models.checkpoint import open_checkpoint
+from .models.linear import quantized_ops
 from .models.model import ModelFile
-from .models.placement import Placement, place
+from .models.placement import LayerPlacement, Placement, describe_layers, place
 from .ops import OpTable, resolve
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -31,10 +32,18 @@ class ModelSummary:
     tokenizer: Tokenizer | None
     placement: Placement
     ops: OpTable
-    """What serves each op of the model and of the sampler."""
+    """Of the head, and of sampling."""
+    layer_ops: tuple[OpTable, ...]
+    """Of each layer, and of the head."""
     memory: MemoryPlan
     init_state: Path | None
     ln_x_eps: float | None
+
+    @property
+    def tables(self) -> dict[str, OpTable]:
+        """What serves each op of the model and of the sampler, by placement."""
+        places = self.placement.of_layers(self.file.sizes["L"])
+        return {str(where): table for where, table in zip(places, self.layer_ops, strict=True)}
 
     @property
     def memory_plan(self) -> str:
@@ -50,6 +59,7 @@ class ModelSummary:
 
     def describe(self) -> dict[str, Any]:
         """For reports: everything is plain JSON."""
+        is_split = len(self.tables) > 1
         return {
             "model": str(self.file.checkpoint.path),
             "format": self.file.checkpoint.format,
@@ -60,10 +70,15 @@ class ModelSummary:
             "dtype": self.placement.dtype_name,
             "state_dtype": str(self.placement.state_dtype).removeprefix("torch."),
             "quantization": self.placement.quantization,
+            "layers": describe_layers(self.placement, self.file.sizes["L"]),
             "max_batch_size": self.memory.max_batch_size,
             "max_batch_tokens": self.memory.max_batch_tokens,
             "memory_plan": str(self.memory),
-            "backends": [{"op": c.op, "backend": c.backend, "not_used": list(c.refused)} for c in self.ops.choices],
+            "backends": [
+                {"op": c.op, "backend": c.backend, "not_used": list(c.refused), **({"on": where} if is_split else {})}
+                for where, table in self.tables.items()
+                for c in table.choices
+            ],
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
         }
@@ -106,17 +121,29 @@ def inspect_model(
         strategy=strategy,
         state_dtype=state_dtype,
         stored_dtype=_stored_dtype(file),
+        num_layers=file.sizes["L"],
     )
-    specs = tuple(dict.fromkeys((*file.ops, *Sampler.OPS)))
+    ops = _layer_ops(file, placement, backend)
     return ModelSummary(
         file=file,
         tokenizer=load_tokenizer(tokenizer, vocab_size=file.sizes["V"], model_path=checkpoint.path),
         placement=placement,
-        ops=resolve(specs, backend, placement.device, placement.dtype, file.sizes, placement.state_dtype),
+        ops=ops[-1],
+        layer_ops=ops,
         memory=plan_memory(file, placement, max_batch_size, max_batch_tokens),
         init_state=None if init_state is None else Path(init_state),
         ln_x_eps=ln_x_eps,
     )
+
+
+def _layer_ops(file: ModelFile, placement: Placement, backend: str) -> tuple[OpTable, ...]:
+    """Of each layer, and of the head, which also samples; chosen once for each placement."""
+    places = placement.of_layers(file.sizes["L"])
+    tables: dict[LayerPlacement, OpTable] = {}
+    for one in dict.fromkeys(places):
+        specs = tuple(dict.fromkeys((*file.ops, *quantized_ops(one.quantization), *Sampler.OPS)))
+        tables[one] = resolve(specs, backend, one.device, one.dtype, file.sizes, placement.state_dtype)
+    return tuple(tables[one] for one in places)
 
 
 def _stored_dtype(file: ModelFile) -> torch.dtype:

@@ -8,6 +8,7 @@ import torch
 
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.models.architecture import StateField
+from rwkv_batch.models.placement import Placement
 from rwkv_batch.models.rows import DecodeRows
 from rwkv_batch.models.scoring import SCORE
 from rwkv_batch.ops import resolve
@@ -24,10 +25,12 @@ class HashModel:
 
     device = torch.device("cpu")
     ops = resolve((*Sampler.OPS, SCORE), "auto", device, torch.float32, {})
-    placement = SimpleNamespace(dtype=torch.float32, device=device)
+    placement = Placement(device, torch.float32, None)
+    pipeline = None
     sizes = MappingProxyType({"L": 1, "V": VOCAB})
     file = SimpleNamespace(
-        state_fields=lambda placement: (StateField("hash", (1,), torch.int64),),
+        sizes=sizes,
+        state_fields=lambda placement, dtype: (StateField("hash", (1,), torch.int64),),
         initial_states=lambda init_state: {},
     )
 

@@ -136,6 +136,11 @@ class Oracle:
         if found != float(version.removesuffix("de")):
             raise OracleError(f"{path}: the package found version {found}, expected {version}")
 
+    def layers(self) -> list[list[str]]:
+        """Device, dtype of activations and dtype of weights of each layer and the head; of v4 to v6 only."""
+        layers: list[list[str]] = self._worker.request("layers", model=self._model)
+        return layers
+
     def forward(
         self, tokens: Sequence[int], state: list[Tensor] | None = None, full_output: bool = False
     ) -> tuple[Tensor, list[Tensor]]:

@@ -46,6 +46,10 @@ class Server:
     def version(self, model: int) -> float:
         return float(getattr(self._models[model], "version", 7.0))
 
+    def layers(self, model: int) -> list[list[str]]:
+        places = self._models[model].strategy
+        return [[str(p.device), str(p.atype), str(p.wtype)] for p in places]
+
     def forward(self, model: int, tokens: list[int], state: list[Tensor] | None, full_output: bool) -> dict[str, Any]:
         fresh = self._fresh_states[model]
         if state is None and fresh is not None:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkv_batch.engine.state_pool import StateLayout, StatePool
+from rwkv_batch.engine.state_pool import StatePool, pool_parts
 from rwkv_batch.models.checkpoint import open_checkpoint
+from rwkv_batch.models.linear import quantized_ops
 from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.placement import place
 from rwkv_batch.models.rows import Rows
@@ -21,7 +22,7 @@ class Session:
     """A model and a state pool whose slots are all in use.
 
     Args:
-        settings: of `place`.
+        settings: of `place`; or a `placement`.
     """
 
     def __init__(
@@ -35,12 +36,17 @@ class Session:
         **settings: Any,
     ) -> None:
         file = ModelFile.open(open_checkpoint(path))
-        placement = place(**{"device": "cpu", "dtype": "float32"} | settings)
-        ops = resolve(file.ops, backend, placement.device, placement.dtype, file.sizes)
+        if "placement" in settings:
+            placement = settings["placement"]
+        else:
+            defaults = {} if "strategy" in settings else {"device": "cpu", "dtype": "float32"}
+            placement = place(**defaults | settings, num_layers=file.sizes["L"])
+        places = placement.of_layers(file.sizes["L"])
+        ops = [
+            resolve((*file.ops, *quantized_ops(p.quantization)), backend, p.device, p.dtype, file.sizes) for p in places
+        ]
         self.model = Model(file, placement, ops, ln_x_eps, batch_invariant)
-        layout = StateLayout(file.state_fields(placement), file.sizes["L"])
-        record = layout.initial_record(file.initial_states(init_state), placement.device)
-        self.pool = StatePool(layout, num_slots, record)
+        self.pool = StatePool(pool_parts(file, placement, init_state), num_slots)
         for _ in range(num_slots):
             self.pool.allocate()
 
@@ -53,5 +59,5 @@ class Session:
 
     def state(self, slot: int) -> dict[str, Tensor]:
         """The slot's state: field name → [L, *shape]."""
-        fields = self.pool.layout.fields
+        fields = self.pool.parts[0].layout.fields
         return {f.name: torch.stack([getattr(layer, f.name)[slot] for layer in self.pool.layers]) for f in fields}

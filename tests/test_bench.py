@@ -1,4 +1,4 @@
-"""The bench command and the engine benchmark run, and count what they say they count. Speed is never asserted."""
+"""The bench command and the benchmarks run, and count what they say they count. Speed is never asserted."""
 
 from __future__ import annotations
 
@@ -109,3 +109,15 @@ def test_the_host_benchmark_rehearses(tmp_path):
     assert {"detokenising, stop strings", "thread: writing", "admission"} < set(result["milliseconds"])
     assert min(result["engine_tokens_per_second"][0] + result["job_tokens_per_second"][0]) > 0
     assert result["model_step_ms"] > 0
+
+
+def test_the_sampling_benchmark_rehearses(tmp_path):
+    out = tmp_path / "result.json"
+    command = [sys.executable, "-m", "benchmarks.sampling", "--vocab", "300", "--batch-sizes", "1,3", "--rounds", "1"]
+    command += ["--seconds", "0", "--threads", "1", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rates = json.loads(out.read_text())["rows_per_second"]
+    assert set(rates["native"]) == set(rates["reference"]) > set(rates["torch"])
+    assert len(rates["native"]) == len(done.stdout.splitlines()[3:])
+    assert all(rate > 0 for by in rates.values() for (rate,) in by.values())

@@ -1,4 +1,4 @@
-"""log sum exp of each row; see `log_normalizer` in engine/logprobs.py for the definition."""
+"""log sum exp of each row; see `log_normalizer` in models/scoring.py for the definition."""
 
 from __future__ import annotations
 

@@ -30,12 +30,12 @@ class _Struct(ctypes.Structure):
         ("num_rows", INT),
         ("vocab", INT),
         *pointers("logits", "temperature", "filter_temperature", "top_p", "min_p", "uniform"),
-        *pointers("top_k", "greedy", "untempered", "normalizer", "token_ids"),
+        *pointers("top_k", "greedy", "untempered", "token_ids"),
     )
 
 
 def select(logits: Tensor, filters: Any, uniform: Tensor, normalizer: Tensor | None = None) -> Tensor:
-    """As the reference."""
+    """As the reference; a `normalizer` would spare nothing, as the masses of all rows are summed on the way."""
     num_rows, vocab = logits.shape
     token_ids = torch.empty(num_rows, dtype=torch.int64)
     given = {name: address(f"filters.{name}", getattr(filters, name), (num_rows,), t) for name, t in _FILTERS.items()}
@@ -44,7 +44,6 @@ def select(logits: Tensor, filters: Any, uniform: Tensor, normalizer: Tensor | N
         vocab=vocab,
         logits=address("logits", logits, (num_rows, vocab), torch.float32),
         uniform=address("uniform", uniform, (num_rows,), torch.float64),
-        normalizer=address("normalizer", normalizer, (num_rows,), torch.float64),
         token_ids=token_ids.data_ptr(),
         **given,
     )

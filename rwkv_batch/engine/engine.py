@@ -23,14 +23,13 @@ from .in_flight import InFlight, Scores
 from .ledger import Ledger
 from .prefix import Prefix, plan_prefixes
 from .request import Completion, Request
-from .sample import PARTS
 from .sampler import Sampled, Sampler
 from .scheduler import Plan, Scheduler
 from .sequence import Sequence
 from .slot_tables import Vocabulary
 from .snapshots import Snapshots
 from .source import Batch, Pulled, Source
-from .state_pool import StateLayout, StatePool
+from .state_pool import StatePool, pool_parts
 from .stats import EngineStats
 from .step_input import StepInput, build
 
@@ -71,15 +70,13 @@ class Engine:
         self._vocabulary = vocabulary
         is_cuda = model.device.type == "cuda"
         self._run_ahead = is_cuda if run_ahead is None else run_ahead
-        can_record = is_cuda and model.ops.served_by("triton", besides=PARTS)
+        can_record = is_cuda and model.pipeline is None and model.ops.served_by("triton", besides=Sampler.OPS[1:])
         self._uses_graphs = can_record if decode_graphs is None else decode_graphs
-        layout = StateLayout(model.file.state_fields(model.placement), model.sizes["L"])
-        record = layout.initial_record(model.file.initial_states(init_state), model.device)
         self.scheduler = Scheduler(max_batch_size, max_batch_tokens)
         self.stats = EngineStats(max_batch_size, max_batch_tokens)
-        self._allocate(StatePool(layout, max_batch_size, record))
+        self._allocate(StatePool(pool_parts(model.file, model.placement, init_state), max_batch_size))
         self._prefix_sharing = prefix_sharing
-        self.snapshots = Snapshots(max_batch_size, prefix_host_bytes // layout.record_bytes)
+        self.snapshots = Snapshots(max_batch_size, prefix_host_bytes // self.pool.record_bytes)
         self._outbox: list[Completion] = []
         self._num_waiting = 0  # requests that have not started
         self._is_serving = False

@@ -40,8 +40,9 @@ class Scores:
             part = wanted[start : start + ROWS_AT_ONCE]
             counts = [scored[i].num_alternatives or 0 for i in part]
             index = upload(part, torch.int64, hidden.device)
-            logits = model.logits(hidden[rows[index]])
-            self._tops.append((part, TopLogprobs(logits, logprobs[index], targets[index], counts)))
+            logits, every_row = model.logits(hidden[rows[index]]), torch.arange(len(part), device=hidden.device)
+            top = TopLogprobs(logits, every_row, logprobs[index], targets[index], counts, model.ops)
+            self._tops.append((part, top))
 
     def read(self) -> list[tuple[Sequence, Logprobs]]:
         """In the order of the tokens; waits for them."""

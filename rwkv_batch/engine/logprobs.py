@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops import OpSpec, OpTable
 from .host_copy import HostCopy
 from .selection import sort_key
 
@@ -24,25 +25,53 @@ class Logprobs(NamedTuple):
     top_logprobs: list[float]
 
 
-class TopLogprobs:
-    """Log-probabilities of `token_ids` [B], each with the `counts[i]` most likely tokens of its row, on their way.
-
-    Of equal logits the one with the lowest id comes first, in the ranks as in the order.
+def top_tokens(logits: Tensor, rows: Tensor, token_ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Where tokens rank in their rows, and the most likely tokens there. Of equal logits the lowest id comes first.
 
     Args:
         logits: [B, V] float32.
-        logprobs: [B] float64, those of `token_ids`.
+        rows, token_ids: [n] int64: n tokens, and the rows of the logits that they belong to.
+        count: K, from 0 to V.
+
+    Returns:
+        Ranks [n] int64, 1 for the most likely token; and the ids of the K most likely tokens [n, K] int64.
+    """
+    logits = logits[rows]
+    own = logits.gather(1, token_ids[:, None])
+    position = torch.arange(logits.shape[1], device=logits.device)
+    rank = 1 + ((logits > own) | ((logits == own) & (position < token_ids[:, None]))).sum(1)
+    return rank, sort_key(logits, position).topk(count, dim=1).indices
+
+
+TOP_TOKENS = OpSpec("top_tokens", top_tokens, optional=True)
+
+
+class TopLogprobs:
+    """Log-probabilities of `token_ids` [n], each with the `counts[i]` most likely tokens of its row, on their way.
+
+    Args:
+        logits: [B, V] float32.
+        rows: [n] int64, the tokens' rows of the logits.
+        logprobs: [n] float64, those of `token_ids`.
+        ops: implementations of `TOP_TOKENS`.
     """
 
-    def __init__(self, logits: Tensor, logprobs: Tensor, token_ids: Tensor, counts: Sequence[int]) -> None:
-        own = logits.gather(1, token_ids[:, None])
-        position = torch.arange(logits.shape[1], device=logits.device)
-        rank = 1 + ((logits > own) | ((logits == own) & (position < token_ids[:, None]))).sum(1)
-        top_ids = sort_key(logits, position).topk(min(max(counts), logits.shape[1]), dim=1).indices
+    def __init__(
+        self,
+        logits: Tensor,
+        rows: Tensor,
+        logprobs: Tensor,
+        token_ids: Tensor,
+        counts: Sequence[int],
+        ops: OpTable,
+    ) -> None:
+        rank, top_ids = ops.top_tokens(logits, rows, token_ids, min(max(counts), logits.shape[1]))
         # The normaliser is the same for all tokens of a row.
-        top = logits.gather(1, top_ids).double() - own.double() + logprobs[:, None]
+        own, top = logits[rows, token_ids].double(), logits[rows[:, None], top_ids].double()
         self._counts = counts
-        self._copies = [HostCopy(tensor) for tensor in (logprobs, rank, top_ids, top)]
+        self._copies = [
+            HostCopy(tensor) for tensor in (logprobs, rank, top_ids, top - own[:, None] + logprobs[:, None])
+        ]
 
     def read(self) -> list[Logprobs]:
         """One for each row; waits for them."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..models.upload import upload
 from ..ops import OpTable
 from .host_copy import HostCopy
-from .logprobs import Logprobs, TopLogprobs
+from .logprobs import TOP_TOKENS, Logprobs, TopLogprobs
 from .request import Constraint, Request
 from .sample import PARTS, SAMPLE
 from .slot_tables import SlotTables, Vocabulary
@@ -55,7 +55,7 @@ class Sampler:
         ops: implementations of `OPS`.
     """
 
-    OPS = (SAMPLE, *PARTS)
+    OPS = (SAMPLE, *PARTS, TOP_TOKENS)
 
     def __init__(self, num_slots: int, vocabulary: Vocabulary, device: torch.device, ops: OpTable) -> None:
         self.tables = SlotTables(num_slots, vocabulary, device)
@@ -117,7 +117,7 @@ class Sampler:
         if rows and logits is not None:
             counts = [self._num_logprobs[slots[row]] for row in rows]
             index = upload(rows, torch.int64, logits.device)
-            top = TopLogprobs(logits[index], logprobs[index], token_ids[index], counts)
+            top = TopLogprobs(logits, index, logprobs[index], token_ids[index], counts, self._ops)
         return Sampled(slots, token_ids, logprobs, rows, top)
 
     def accept(self, sampled: Sampled) -> SampledTokens:

@@ -12,7 +12,7 @@ from ..errors import CapacityError, ConfigurationError
 from ..models.convert import is_quantizable
 from ..models.linear import NOT_W8A8
 from ..models.model import ModelFile
-from ..models.placement import Placement
+from ..models.placement import LayerPlacement, Placement, stages
 from .state_pool import StateLayout
 
 MEMORY_SHARE = 0.85
@@ -29,7 +29,7 @@ _TOKEN_ROWS = 24
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Where the memory goes, in bytes."""
+    """Where the memory goes, in bytes; on the device that is full first, where the model is on several."""
 
     available: int
     weights: int
@@ -38,6 +38,8 @@ class MemoryPlan:
     workspace: int
     max_batch_size: int
     max_batch_tokens: int
+    device: str = ""
+    """Named where there are several."""
 
     @property
     def total(self) -> int:
@@ -47,7 +49,7 @@ class MemoryPlan:
         return (
             f"memory: model {_size(self.weights)} + {self.max_batch_size} slots × {_size(self.slot)} + workspace "
             f"{_size(self.workspace)} ({self.max_batch_tokens} tokens a step) = {_size(self.total)} "
-            f"of {_size(self.available)} available"
+            f"of {_size(self.available)} available{self.device and ' on ' + self.device}"
         )
 
 
@@ -61,10 +63,8 @@ def plan_memory(
         CapacityError: the model does not fit with one slot, or not with the slots asked for.
     """
     kind = placement.device.type
-    layout = StateLayout(file.state_fields(placement), file.sizes["L"])
-    slot = 2 * layout.record_bytes + _LOGIT_COPIES * 4 * file.sizes["V"]
-    weights = _weight_bytes(file, placement)
-    available = available_memory(placement.device)
+    demands = _demands(file, placement)
+    available = {device: available_memory(device) for device in demands}
 
     def workspace(tokens: int) -> int:
         return 4 * tokens * (_TOKEN_ROWS * max(file.sizes["C"], file.sizes["A"]) + 3 * file.sizes["F"])
@@ -80,17 +80,67 @@ def plan_memory(
             f"engine.max_batch_tokens: got {max_batch_tokens}, expected at least max_batch_size ({max_batch_size}): "
             "every running sequence needs one token of each step"
         )
-    room = int(available * MEMORY_SHARE) - weights - workspace(tokens)
-    fitting = room // slot
-    if fitting < (max_batch_size or 1):
-        wanted = MemoryPlan(available, weights, slot, workspace(tokens), max_batch_size or 1, tokens)
+
+    def plan(device: torch.device, slots: int, tokens: int) -> MemoryPlan:
+        demand, where = demands[device], str(device) if len(demands) > 1 else ""
+        return MemoryPlan(available[device], demand.weights, demand.slot, workspace(tokens), slots, tokens, where)
+
+    fitting = {}
+    for device, demand in demands.items():
+        room = int(available[device] * MEMORY_SHARE) - demand.weights - workspace(tokens)
+        fitting[device] = room // demand.slot if demand.slot else slots if room >= 0 else 0
+    tightest = min(fitting, key=lambda device: fitting[device])
+    if fitting[tightest] < (max_batch_size or 1):
+        wanted = plan(tightest, max_batch_size or 1, tokens)
         raise CapacityError(
             f"not enough memory: {wanted}, of which {MEMORY_SHARE:.0%} may be used. Use fewer slots (max_batch_size), "
             "quantization: int8, a smaller model or a larger machine"
         )
-    slots = min(slots, fitting, max_batch_tokens or slots)
-    tokens = max_batch_tokens or slots + prompt_tokens
-    return MemoryPlan(available, weights, slot, workspace(tokens), slots, tokens)
+    slots = min(slots, fitting[tightest], max_batch_tokens or slots)
+    return plan(tightest, slots, max_batch_tokens or slots + prompt_tokens)
+
+
+@dataclass
+class _Demand:
+    """Bytes wanted of one device."""
+
+    weights: int = 0
+    slot: int = 0
+
+
+def _demands(file: ModelFile, placement: Placement) -> dict[torch.device, _Demand]:
+    """What each device must hold. Streamed matrices are in host memory; on the device two layers take turns."""
+    num_layers, places = file.sizes["L"], placement.of_layers(file.sizes["L"])
+    demands = {placement.device: _Demand(slot=_LOGIT_COPIES * 4 * file.sizes["V"])}
+    streamed = [0] * (num_layers + 1)
+    for name in file.checkpoint.names:
+        layer = _layer_of(name, num_layers)
+        size = _weight_bytes(file, name, places[layer])
+        if places[layer].is_streamed and is_quantizable(file.checkpoint, name):
+            streamed[layer] += size
+        else:
+            demands.setdefault(places[layer].device, _Demand()).weights += size
+    if any(streamed):
+        demands.setdefault(torch.device("cpu"), _Demand()).weights += sum(streamed)
+        device = next(place.device for place in places if place.is_streamed)
+        demands.setdefault(device, _Demand()).weights += 2 * max(streamed)
+    for device, dtype, layers in stages(placement, num_layers):
+        layout = StateLayout(file.state_fields(placement, dtype), len(layers))
+        demands.setdefault(device, _Demand()).slot += 2 * layout.record_bytes
+    return demands
+
+
+def _layer_of(name: str, num_layers: int) -> int:
+    """The layer whose placement a tensor follows; `num_layers` for the head's."""
+    if name.startswith("blocks."):
+        return int(name.split(".")[1])
+    return 0 if name.startswith("emb.") else num_layers
+
+
+def _weight_bytes(file: ModelFile, name: str, place: LayerPlacement) -> int:
+    is_int8 = place.quantization is not None and is_quantizable(file.checkpoint, name)
+    is_int8 = is_int8 and not (place.quantization == "w8a8" and name.endswith(NOT_W8A8))
+    return math.prod(file.checkpoint.shape(name)) * (1 if is_int8 else place.dtype.itemsize)
 
 
 def available_memory(device: torch.device) -> int:
@@ -107,16 +157,6 @@ def available_memory(device: torch.device) -> int:
             reclaimable = _fields(Path(group, "memory.stat")).get(cache, 0)
             free.append(max(total - used + reclaimable, 0))
     return min(free)
-
-
-def _weight_bytes(file: ModelFile, placement: Placement) -> int:
-    checkpoint = file.checkpoint
-    total = 0
-    for name in checkpoint.names:
-        is_int8 = placement.quantization is not None and is_quantizable(checkpoint, name)
-        is_int8 = is_int8 and not (placement.quantization == "w8a8" and name.endswith(NOT_W8A8))
-        total += math.prod(checkpoint.shape(name)) * (1 if is_int8 else placement.dtype.itemsize)
-    return total
 
 
 def _meminfo_available() -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -172,10 +173,9 @@ class SlotTables:
 
 
 def pack_bits(flags: Tensor) -> Tensor:
-    """[V] bool → [ceil(V / 32)] int32, id i in bit i % 32 of word i / 32."""
-    padded = torch.nn.functional.pad(flags, (0, -len(flags) % WORD_BITS)).view(-1, WORD_BITS)
-    weights = torch.ones(WORD_BITS, dtype=torch.int64) << torch.arange(WORD_BITS)
-    return (padded * weights).sum(1).to(torch.int32)
+    """[V] bool on the host → [ceil(V / 32)] int32, id i in bit i % 32 of word i / 32."""
+    packed = np.packbits(flags.numpy(), bitorder="little")
+    return torch.from_numpy(np.pad(packed, (0, -len(packed) % 4)).view("<i4").astype(np.int32, copy=False))
 
 
 def unpack_bits(words: Tensor, size: int) -> Tensor:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from .prefix import Prefix
+from .state_pool import Record
 
 
 @dataclass
 class _Snapshot:
-    record: Tensor
+    record: Record
     num_waiting: int
     is_on_host: bool
 
@@ -47,21 +45,21 @@ class Snapshots:
         """A prefix starts that will need a place."""
         self.num_reserved += 1
 
-    def keep(self, prefix: Prefix, record: Tensor) -> None:
+    def keep(self, prefix: Prefix, record: Record) -> None:
         """Copy the state of a prefix that has a place reserved, for all its children.
 
         Args:
-            record: [record_bytes] uint8 on the pool's device.
+            record: of the pool; a copy is kept.
         """
         on_device = sum(not snapshot.is_on_host for snapshot in self._kept.values())
         is_on_host = on_device >= self._num_on_device
-        copy = _copy_to_host(record) if is_on_host else record.clone()
+        copy = record.to_host() if is_on_host else record.clone()
         self._kept[prefix] = _Snapshot(copy, len(prefix.children), is_on_host)
         self.num_reserved -= 1
         self.peak = max(self.peak, len(self._kept))
         self.peak_on_host = max(self.peak_on_host, len(self._kept) - on_device - (not is_on_host))
 
-    def take(self, prefix: Prefix) -> Tensor:
+    def take(self, prefix: Prefix) -> Record:
         """The state, for one more child to be copied; the last child's taking frees the place."""
         snapshot = self._kept[prefix]
         snapshot.num_waiting -= 1
@@ -85,10 +83,3 @@ class Snapshots:
     def drop(self, prefix: Prefix) -> None:
         """Forget a state, if it is kept: its prefix is computed again."""
         self._kept.pop(prefix, None)
-
-
-def _copy_to_host(record: Tensor) -> Tensor:
-    """The copy takes its turn in the device's queue, as will the one back."""
-    if not record.is_cuda:
-        return record.clone()
-    return torch.empty(record.shape, dtype=record.dtype, pin_memory=True).copy_(record, non_blocking=True)

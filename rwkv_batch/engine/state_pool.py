@@ -5,11 +5,15 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..models.architecture import LayerState, StateField
+from ..models.model import ModelFile
+from ..models.placement import Placement, stages
 
 _ALIGNMENT = 64
 
@@ -56,53 +60,105 @@ class StateLayout:
         return record[0].to(device)
 
 
+class PoolPart(NamedTuple):
+    """Layers whose states lie in one block."""
+
+    layout: StateLayout
+    initial_record: Tensor
+    """[record_bytes] uint8, what a fresh slot holds; on the device of the block."""
+
+
+class Record(tuple[Tensor, ...]):
+    """One slot's state: [record_bytes] uint8 for each part of the pool."""
+
+    def clone(self) -> Record:
+        """A copy on the same devices."""
+        return Record(part.clone() for part in self)
+
+    def to_host(self) -> Record:
+        """A copy in host memory, which takes its turn in a device's queue, as will the one back."""
+        return Record(_copy_to_host(part) for part in self)
+
+
+def _copy_to_host(part: Tensor) -> Tensor:
+    if not part.is_cuda:
+        return part.clone()
+    return torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part, non_blocking=True)
+
+
+def pool_parts(file: ModelFile, placement: Placement, init_state: str | Path | None = None) -> list[PoolPart]:
+    """The layers of a model by where their states live: with their layers.
+
+    Args:
+        init_state: a state file that every sequence starts from; None takes the checkpoint's own.
+    """
+    initial = file.initial_states(init_state)
+    parts = []
+    for device, dtype, layers in stages(placement, file.sizes["L"]):
+        layout = StateLayout(file.state_fields(placement, dtype), len(layers))
+        own = {name: values[layers.start : layers.stop] for name, values in initial.items()}
+        parts.append(PoolPart(layout, layout.initial_record(own, device)))
+    return parts
+
+
 class StatePool:
     """P slots. A slot is free or belongs to one sequence; what it holds is reset when it is given out.
 
     Args:
-        initial_record: [record_bytes] uint8, what a fresh slot holds; lives on the pool's device.
+        parts: consecutive layers; one part where all are on one device and of one dtype.
     """
 
-    def __init__(self, layout: StateLayout, num_slots: int, initial_record: Tensor) -> None:
-        self.layout = layout
+    def __init__(self, parts: Sequence[PoolPart], num_slots: int) -> None:
+        self.parts = tuple(parts)
         self.num_slots = num_slots
-        self._initial_record = initial_record
-        self._block = torch.zeros(num_slots, layout.record_bytes, dtype=torch.uint8, device=initial_record.device)
-        self._free = list(range(num_slots))
-        views = layout.views(self._block)
-        self.layers = [
-            LayerState(**{name: view[:, layer] for name, view in views.items()}) for layer in range(layout.num_layers)
+        self._initial_record = Record(part.initial_record for part in parts)
+        self._blocks = [
+            torch.zeros(num_slots, layout.record_bytes, dtype=torch.uint8, device=record.device)
+            for layout, record in parts
         ]
+        self._free = list(range(num_slots))
+        self.layers: list[LayerState] = []
+        for (layout, _), block in zip(parts, self._blocks, strict=True):
+            views = layout.views(block)
+            self.layers += [
+                LayerState(**{name: view[:, layer] for name, view in views.items()})
+                for layer in range(layout.num_layers)
+            ]
 
     @property
     def num_free(self) -> int:
         return len(self._free)
 
-    def allocate(self, record: Tensor | None = None) -> int:
+    @property
+    def record_bytes(self) -> int:
+        """Of one slot, in all parts together."""
+        return sum(layout.record_bytes for layout, _ in self.parts)
+
+    def allocate(self, record: Record | None = None) -> int:
         """Take the lowest free slot, holding `record` or, without one, the state of a fresh sequence.
 
         Args:
-            record: [record_bytes] uint8 on the pool's device or in pinned host memory.
+            record: on the devices of the parts, or in pinned host memory.
         """
         slot = heapq.heappop(self._free)
-        self._block[slot].copy_(self._initial_record if record is None else record, non_blocking=True)
+        for block, part in zip(self._blocks, record or self._initial_record, strict=True):
+            block[slot].copy_(part, non_blocking=True)
         return slot
 
     def free(self, slot: int) -> None:
         """Give a slot back."""
         heapq.heappush(self._free, slot)
 
-    def record(self, slot: int) -> Tensor:
-        """The slot's own memory, [record_bytes] uint8: other sequences can start from a copy of it."""
-        return self._block[slot]
+    def record(self, slot: int) -> Record:
+        """The slot's own memory: other sequences can start from a copy of it."""
+        return Record(block[slot] for block in self._blocks)
 
     def resized(self, num_slots: int) -> StatePool:
-        """A pool of the same layout whose slots are all free; this one gives up its memory first."""
-        self._block = torch.empty(0, dtype=torch.uint8)
-        self.layers = []
-        if self._initial_record.is_cuda:
+        """A pool of the same parts whose slots are all free; this one gives up its memory first."""
+        self._blocks, self.layers = [], []
+        if any(part.is_cuda for part in self._initial_record):
             torch.cuda.empty_cache()
-        return StatePool(self.layout, num_slots, self._initial_record)
+        return StatePool(self.parts, num_slots)
 
     def check_integrity(self, used: Iterable[int]) -> None:
         """Assert that free and used slots partition the pool.

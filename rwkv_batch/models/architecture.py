@@ -16,9 +16,9 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..ops import OpSpec, OpTable
 from .checkpoint import Checkpoint
+from .placed_weights import PlacedWeights
 from .rows import Rows
 from .schema import Match, Schema
-from .weights import Weights
 
 DEFAULT_LN_X_EPS = 64e-5
 
@@ -50,10 +50,11 @@ class Architecture(ABC):
     schema: ClassVar[Schema]
     ops: ClassVar[tuple[OpSpec, ...]]
 
-    def __init__(self, weights: Weights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
+    def __init__(self, weights: PlacedWeights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
         self.sizes = dict(sizes)
         self.ln_x_eps = ln_x_eps
-        self.dtype = weights.dtype
+        self.rescales = weights.rescales
+        self.embedding = weights.at(0).embedding()
 
     @classmethod
     def refine_sizes(cls, sizes: dict[str, int]) -> str | None:
@@ -78,8 +79,23 @@ class Architecture(ABC):
         return stored.float().transpose(-1, -2)
 
     @abstractmethod
+    def layer(
+        self, i: int, x: Tensor, first: Tensor | None, token_ids: Tensor, state: LayerState, rows: Rows, ops: OpTable
+    ) -> Tensor | None:
+        """Advance every row through its tokens in layer i.
+
+        Args:
+            x: [M, C], the residual stream. **Updated in place.**
+            first: what layer 0 returned; None in layer 0.
+            token_ids: [M] int64, packed.
+            state: **updated in place** in the rows' slots.
+
+        Returns:
+            [M, ...]: what later layers need of the first one, if anything; handed on.
+        """
+
     def step(self, token_ids: Tensor, rows: Rows, state: list[LayerState], ops: OpTable) -> Tensor:
-        """Advance every row through its tokens.
+        """Advance every row through its tokens in all layers, which are on one device and of one dtype.
 
         Args:
             token_ids: [M] int64, packed.
@@ -88,6 +104,10 @@ class Architecture(ABC):
         Returns:
             [M, C]: the residual stream after the last layer, before the output norm.
         """
+        x, first = self.embedding[token_ids], None
+        for i, s in enumerate(state):
+            first = self.layer(i, x, first, token_ids, s, rows, ops)
+        return x
 
 
 def architectures() -> list[type[Architecture]]:

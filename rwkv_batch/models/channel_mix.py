@@ -50,12 +50,12 @@ def previous_share(weights: Weights, *names: str) -> Tensor:
     return (1 - torch.stack([weights.float_vector(name) for name in names])).to(weights.dtype)
 
 
-def output_scale(dtype: torch.dtype, i: int) -> float:
+def output_scale(weights: Weights, i: int) -> float:
     """Factor on layer i's output matrices that keeps a float16 residual stream in range."""
-    return 2.0 ** -(i // RESCALE_EVERY) if dtype == torch.float16 else 1.0
+    return 2.0 ** -(i // RESCALE_EVERY) if weights.rescales else 1.0
 
 
 def rescale(x: Tensor, i: int) -> None:
     """Halve the residual stream after layer i, in place, where the next layers' output matrices are halved."""
-    if x.dtype == torch.float16 and (i + 1) % RESCALE_EVERY == 0:
+    if (i + 1) % RESCALE_EVERY == 0:
         x.mul_(0.5)

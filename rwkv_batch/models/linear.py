@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigurationError
-from ..ops import OpTable
+from ..ops import OpSpec, OpTable
 from .mm8_linear import Mm8Linear
 from .product import Activation, Linear, linear
 from .w8a8_linear import W8A8, W8A8Linear
@@ -26,6 +26,11 @@ NOT_W8A8 = "ffn.value.weight"
 
 
 DEFINITIONS = OpTable({W8A8.name: W8A8.reference}, ())
+
+
+def quantized_ops(quantization: str | None) -> tuple[OpSpec, ...]:
+    """What 8-bit weights need from kernels."""
+    return (W8A8,) if quantization == "w8a8" else ()
 
 
 class DenseLinear(Linear):
@@ -44,6 +49,9 @@ class DenseLinear(Linear):
 
     def product(self, x: Tensor) -> Tensor:
         return self(x)
+
+    def relocate(self, move: Callable[[Tensor], Tensor]) -> None:
+        self.weight = move(self.weight)
 
     def __call__(
         self,

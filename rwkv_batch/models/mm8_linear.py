@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -47,6 +49,9 @@ class Mm8Linear(Linear):
         self.corrections = torch.stack((sums * self.rx, 128.5 * self.rx, mx, torch.ones_like(mx)))
         self.out_features, self.in_features = self.centred.shape
         self.nbytes = sum(tensor.nbytes for tensor in (self.centred, self.rx, self.my, self.ry, self.corrections))
+
+    def relocate(self, move: Callable[[Tensor], Tensor]) -> None:
+        self.centred = move(self.centred)
 
     def product(self, x: Tensor) -> Tensor:
         exact, dtype = x.float(), torch.float32 if len(x) <= _FEW_ROWS else x.dtype

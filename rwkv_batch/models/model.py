@@ -15,11 +15,11 @@ from .architecture import DEFAULT_LN_X_EPS, Architecture, LayerState, StateField
 from .blocks import layer_norm
 from .checkpoint import Checkpoint, load_state_file
 from .linear import DenseLinear
+from .pipeline import Pipeline
+from .placed_weights import PlacedWeights
 from .placement import Placement
 from .rows import Rows
 from .scoring import LOG_NORMALIZER, SCORE, score
-from .w8a8_linear import W8A8
-from .weights import Weights
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,16 @@ class ModelFile:
 
     @property
     def ops(self) -> tuple[OpSpec, ...]:
-        """What a model needs from kernels."""
-        return (*self.architecture.ops, W8A8, SCORE, LOG_NORMALIZER)
+        """What a model needs from kernels, besides `linear.quantized_ops`."""
+        return (*self.architecture.ops, SCORE, LOG_NORMALIZER)
 
-    def state_fields(self, placement: Placement) -> tuple[StateField, ...]:
-        return self.architecture.state_fields(self.sizes, placement.dtype, placement.state_dtype)
+    def state_fields(self, placement: Placement, dtype: torch.dtype | None = None) -> tuple[StateField, ...]:
+        """What a layer keeps for one sequence.
+
+        Args:
+            dtype: of the layer's activations; None takes the placement's.
+        """
+        return self.architecture.state_fields(self.sizes, dtype or placement.dtype, placement.state_dtype)
 
     def initial_states(self, init_state: str | Path | None) -> dict[str, Sequence[Tensor]]:
         """State fields that do not start at their default: the checkpoint's `time_state`, or that of a separate file.
@@ -88,7 +93,7 @@ class Model:
     """One loaded checkpoint.
 
     Args:
-        ops: implementations of the architecture's ops.
+        ops: implementations of the architecture's ops: one table for all, or one for each layer and the head.
         ln_x_eps: epsilon of the group norm over heads; None takes the checkpoint's own, or 64e-5.
         batch_invariant: a row's results do not depend, bit for bit, on what else is in the step.
     """
@@ -97,7 +102,7 @@ class Model:
         self,
         file: ModelFile,
         placement: Placement,
-        ops: OpTable,
+        ops: OpTable | Sequence[OpTable],
         ln_x_eps: float | None = None,
         batch_invariant: bool = False,
     ) -> None:
@@ -106,12 +111,16 @@ class Model:
         self.placement = placement
         self.sizes = file.sizes
         self.ln_x_eps = ln_x_eps or checkpoint.ln_x_eps or DEFAULT_LN_X_EPS
-        self.ops = ops
-        weights = Weights(checkpoint, placement.dtype, placement.quantization, placement.device, ops, batch_invariant)
+        num_layers = file.sizes["L"]
+        tables = (ops,) * (num_layers + 1) if isinstance(ops, OpTable) else tuple(ops)
+        self.ops = tables[-1]
+        weights = PlacedWeights(checkpoint, placement, num_layers, tables, batch_invariant)
         self.architecture = file.architecture(weights, file.sizes, self.ln_x_eps)
-        self._norm = weights.norm("ln_out")
-        self._head = weights.linear("head.weight")
+        self._norm = weights.at(num_layers).norm("ln_out")
+        self._head = weights.at(num_layers).linear("head.weight")
         self.matrix_bytes = weights.matrix_bytes
+        is_split = bool(placement.layers)
+        self.pipeline = Pipeline(self.architecture, placement, tables, weights) if is_split else None
 
     @property
     def device(self) -> torch.device:
@@ -127,6 +136,8 @@ class Model:
         Returns:
             [M, C]: what `logits` takes.
         """
+        if self.pipeline is not None:
+            return self.pipeline.step(token_ids, rows, layers)
         return self.architecture.step(token_ids, rows, layers, self.ops)
 
     @torch.inference_mode()
@@ -139,6 +150,15 @@ class Model:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """[n, C] → [n, V] float32; written to `out` where the caller keeps such a tensor."""
-        logits = self._head(layer_norm(hidden, self._norm), dtype=torch.float32)
-        return logits if out is None else out.copy_(logits)
+        """[n, C] → [n, V] float32, which the caller may write to.
+
+        Args:
+            out: [n, V] float32, kept by the caller; may be used for the result, where that spares an allocation.
+        """
+        x = layer_norm(hidden, self._norm)
+        if out is None:
+            return self._head(x, dtype=torch.float32)
+        if self.device.type != "cpu":
+            return out.copy_(self._head(x, dtype=torch.float32))
+        logits = self._head(x)  # a tensor of its own, whatever is done
+        return logits if logits.dtype == torch.float32 else out.copy_(logits)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from ..errors import CapacityError, ConfigurationError
+from .strategy import Share, distribute, parse
 
 DTYPES = {
     "float32": torch.float32,
@@ -17,30 +18,101 @@ DTYPES = {
     "float16": torch.float16,
     "fp16": torch.float16,
 }
-_STRATEGY = re.compile(r"^(?P<device>cuda(?::\d+)?|cpu|mps) +(?P<dtype>fp32|fp16|bf16)(?P<int8>i8)?$")
-
 
 STATE_DTYPES = {name: dtype for name, dtype in DTYPES.items() if dtype != torch.bfloat16}
 """bfloat16 has too few bits for a state: it drifts by factors within a few thousand tokens."""
 
 
 @dataclass(frozen=True)
-class Placement:
-    """One device and dtype for the whole model.
+class LayerPlacement:
+    """One layer's device, dtype and weight format.
 
     Args:
         dtype: of weights and activations.
+        is_streamed: its large matrices stay in host memory and are copied to the device when the layer is about to run.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    quantization: str | None = None
+    is_streamed: bool = False
+
+    def __str__(self) -> str:
+        words = (str(self.device), dtype_name(self.dtype), self.quantization, "streamed" if self.is_streamed else None)
+        return " ".join(word for word in words if word)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the model is.
+
+    Args:
+        device, dtype, quantization: of the head, hence of logits and sampling; and of all layers where `layers` is
+            empty.
         state_dtype: of the matrix states: float32, or float16 rounded stochastically after every token.
+        layers: of each layer, where they differ from the head or from each other.
     """
 
     device: torch.device
     dtype: torch.dtype
     quantization: str | None
     state_dtype: torch.dtype = torch.float32
+    layers: tuple[LayerPlacement, ...] = ()
 
     @property
     def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+        return dtype_name(self.dtype)
+
+    @property
+    def head(self) -> LayerPlacement:
+        return LayerPlacement(self.device, self.dtype, self.quantization)
+
+    def of_layers(self, num_layers: int) -> tuple[LayerPlacement, ...]:
+        """Each layer's, and the head's after them."""
+        return (*(self.layers or (self.head,) * num_layers), self.head)
+
+    @property
+    def uses_float16(self) -> bool:
+        """Anywhere: the residual stream is rescaled in all layers or in none."""
+        return torch.float16 in {self.dtype, *(layer.dtype for layer in self.layers)}
+
+
+def describe_layers(placement: Placement, num_layers: int) -> str:
+    """Which layers are where, such as "layers 0-11 cuda:0 float16 int8, layers 12-23 and head cpu float32"."""
+    places = placement.of_layers(num_layers)
+    starts = [i for i in range(num_layers) if i == 0 or places[i] != places[i - 1]]
+    groups = []
+    for start, end in zip(starts, [*starts[1:], num_layers], strict=True):
+        name = f"layers {start}-{end - 1}" if end - start > 1 else f"layer {start}"
+        joined = " and head" if end == num_layers and places[start] == places[-1] else ""
+        groups.append(f"{name}{joined} {places[start]}")
+    if places[-1] != places[-2]:
+        groups.append(f"head {places[-1]}")
+    return ", ".join(groups)
+
+
+class Stage(NamedTuple):
+    """Consecutive layers between which activations need not move."""
+
+    device: torch.device
+    dtype: torch.dtype
+    layers: range
+
+
+def stages(placement: Placement, num_layers: int) -> list[Stage]:
+    """The layers, without the head, in their order."""
+    found: list[Stage] = []
+    for i, layer in enumerate(placement.of_layers(num_layers)[:-1]):
+        if found and (layer.device, layer.dtype) == found[-1][:2]:
+            found[-1] = found[-1]._replace(layers=range(found[-1].layers.start, i + 1))
+        else:
+            found.append(Stage(layer.device, layer.dtype, range(i, i + 1)))
+    return found
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Without "torch."."""
+    return str(dtype).removeprefix("torch.")
 
 
 def place(
@@ -51,50 +123,63 @@ def place(
     strategy: str | None = None,
     state_dtype: str = "float32",
     stored_dtype: torch.dtype = torch.float32,
+    num_layers: int = 1,
 ) -> Placement:
     """Choose device and dtype.
 
     Args:
         device: "auto" is the first CUDA device where there is one, else the CPU.
         dtype: "auto" is the checkpoint's own; on a CPU, float32 where the processor has no instructions for that one.
-        strategy: ChatRWKV's way of saying the three others, such as "cpu fp32" or "cuda fp16i8".
+        strategy: ChatRWKV's way of saying the three others, for each layer: see models/strategy.py.
         stored_dtype: of the checkpoint's matrices.
+        num_layers: of the checkpoint; what a strategy is spread over.
 
     Raises:
         ConfigurationError: unknown names, or both a strategy and one of the others.
         CapacityError: the device is not there.
     """
+    if state_dtype not in STATE_DTYPES:
+        raise ConfigurationError(f"engine.state_dtype: got {state_dtype!r}, expected float32 or float16")
     if strategy is not None:
         if (device, dtype, quantization) != ("auto", "auto", None):
             raise ConfigurationError(
                 "model.strategy says device, dtype and quantization; leave those three unset beside it"
             )
-        match = _STRATEGY.match(strategy.strip())
-        if match is None:
-            raise ConfigurationError(
-                f"model.strategy: got {strategy!r}, expected one device and dtype, such as 'cpu fp32', 'cuda fp16i8'"
-            )
-        device, dtype, quantization = match["device"], match["dtype"], "int8" if match["int8"] else None
+        return _spread(strategy, num_layers, STATE_DTYPES[state_dtype])
     chosen = _device(device)
     if quantization not in (None, "int8", "w8a8"):
         raise ConfigurationError(f"model.quantization: got {quantization!r}, expected null, 'int8' or 'w8a8'")
     if dtype != "auto" and dtype not in DTYPES:
         raise ConfigurationError(f"model.dtype: got {dtype!r}, expected auto, float32, bfloat16 or float16")
-    if state_dtype not in STATE_DTYPES:
-        raise ConfigurationError(f"engine.state_dtype: got {state_dtype!r}, expected float32 or float16")
     number = DTYPES[dtype] if dtype != "auto" else _native(stored_dtype, chosen)
     return Placement(chosen, number, quantization, STATE_DTYPES[state_dtype])
+
+
+def _spread(strategy: str, num_layers: int, state_dtype: torch.dtype) -> Placement:
+    *layers, head = (_placed(share) for share in distribute(parse(strategy), num_layers))
+    is_same = all(layer == head for layer in layers)
+    return Placement(head.device, head.dtype, head.quantization, state_dtype, () if is_same else tuple(layers))
+
+
+def _placed(share: Share) -> LayerPlacement:
+    part, is_streamed = share
+    device = _device(part.device)
+    # On a CPU, weights are in host memory wherever the string wants them.
+    is_streamed = is_streamed and device.type != "cpu"
+    return LayerPlacement(device, DTYPES[part.dtype], "int8" if part.is_int8 else None, is_streamed)
 
 
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "dml":
+        return _directml()
     try:
         device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda", "mps"):
-        raise ConfigurationError(f"engine.device: got {name!r}, expected auto, cpu, cuda, cuda:N or mps")
+        raise ConfigurationError(f"engine.device: got {name!r}, expected auto, cpu, cuda, cuda:N, mps or dml")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise CapacityError(
             f"engine.device: {name} is not there; this torch ({torch.__version__}) sees {torch.cuda.device_count()} "
@@ -102,6 +187,18 @@ def _device(name: str) -> torch.device:
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise CapacityError("engine.device: mps is not there; it needs macOS on Apple silicon. Use device: cpu")
+    return device
+
+
+def _directml() -> torch.device:
+    try:
+        import torch_directml
+    except ImportError as error:
+        raise CapacityError(
+            "engine.device: dml needs the package torch-directml (Windows or WSL, a GPU with DirectX 12), which is not "
+            f"installed here ({error}). Install it, or use device: cpu"
+        ) from error
+    device: torch.device = torch_directml.device()
     return device
 
 

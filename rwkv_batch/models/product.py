@@ -98,6 +98,10 @@ class Linear(ABC):
     def product(self, x: Tensor) -> Tensor:
         """x [M, C_in] → x W^T [M, C_out], in the dtype of x."""
 
+    def relocate(self, move: Callable[[Tensor], Tensor]) -> None:
+        """Keep the matrix itself where `move` puts it, as long as it is a plain tensor."""
+        raise NotImplementedError(f"a {type(self).__name__} stays where it is")
+
     def __call__(
         self,
         x: Tensor,

@@ -14,6 +14,7 @@ from .architecture import Architecture, LayerState, StateField
 from .blocks import SHIFT_LERP, Norm
 from .channel_mix import ChannelMix, output_scale, previous_share, rescale
 from .linear import LinearGroup
+from .placed_weights import PlacedWeights
 from .product import LINEAR, Linear, sigmoid
 from .rows import Index, Rows
 from .schema import FFN_RECEPTANCE, LAYER, LN0, TOP, Schema
@@ -88,10 +89,9 @@ class Rwkv4(Architecture):
         first_only=LN0,
     )
 
-    def __init__(self, weights: Weights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
+    def __init__(self, weights: PlacedWeights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
         super().__init__(weights, sizes, ln_x_eps)
-        self.embedding = weights.embedding()
-        self.layers = [self._load_layer(weights, i) for i in range(sizes["L"])]
+        self.layers = [self._load_layer(weights.at(i), i) for i in range(sizes["L"])]
 
     @classmethod
     def state_fields(
@@ -113,7 +113,7 @@ class Rwkv4(Architecture):
     @staticmethod
     def _load_layer(weights: Weights, i: int) -> tuple[TimeMix, ChannelMix]:
         p = f"blocks.{i}.att."
-        scale = output_scale(weights.dtype, i)
+        scale = output_scale(weights, i)
         time_mix = TimeMix(
             norm=weights.norm(f"blocks.{i}.ln1"),
             mix=previous_share(weights, *(p + "time_mix_" + c for c in "kvr")),
@@ -125,13 +125,14 @@ class Rwkv4(Architecture):
         mix = previous_share(weights, f"blocks.{i}.ffn.time_mix_k", f"blocks.{i}.ffn.time_mix_r")
         return time_mix, ChannelMix.load(weights, i, mix, scale)
 
-    def step(self, token_ids: Tensor, rows: Rows, state: list[LayerState], ops: OpTable) -> Tensor:
-        x = self.embedding[token_ids]
-        for i, ((time_mix, channel_mix), s) in enumerate(zip(self.layers, state, strict=True)):
-            self._time_mix(x, time_mix, s, rows, ops)
-            channel_mix.add_to(x, s.ffn_shift, rows, ops)
+    def layer(
+        self, i: int, x: Tensor, first: Tensor | None, token_ids: Tensor, state: LayerState, rows: Rows, ops: OpTable
+    ) -> None:
+        time_mix, channel_mix = self.layers[i]
+        self._time_mix(x, time_mix, state, rows, ops)
+        channel_mix.add_to(x, state.ffn_shift, rows, ops)
+        if self.rescales:
             rescale(x, i)
-        return x
 
     @staticmethod
     def _time_mix(x: Tensor, p: TimeMix, s: LayerState, rows: Rows, ops: OpTable) -> None:

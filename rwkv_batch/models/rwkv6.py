@@ -14,6 +14,7 @@ from .blocks import SHIFT_LERP, Norm, head_norm
 from .channel_mix import ChannelMix, output_scale, rescale
 from .linear import LinearGroup
 from .low_rank import LOW_RANK, LowRank
+from .placed_weights import PlacedWeights
 from .product import LINEAR, Linear, silu
 from .rows import Index, Rows
 from .rwkv5 import Head5, head_size_complaint, load_bonus, matrix_state_fields
@@ -104,10 +105,9 @@ class Rwkv6(Architecture):
         first_only=LN0,
     )
 
-    def __init__(self, weights: Weights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
+    def __init__(self, weights: PlacedWeights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
         super().__init__(weights, sizes, ln_x_eps)
-        self.embedding = weights.embedding()
-        self.layers = [self._load_layer(weights, i) for i in range(sizes["L"])]
+        self.layers = [self._load_layer(weights.at(i), i) for i in range(sizes["L"])]
 
     @classmethod
     def refine_sizes(cls, sizes: dict[str, int]) -> str | None:
@@ -123,7 +123,7 @@ class Rwkv6(Architecture):
 
     def _load_layer(self, weights: Weights, i: int) -> tuple[TimeMix, ChannelMix]:
         p = f"blocks.{i}.att."
-        scale = output_scale(weights.dtype, i)
+        scale = output_scale(weights, i)
         num_heads, size = self.sizes["H"], self.sizes["N"]
         factors = (weights.tensor(p + "time_maa_w1").chunk(5, dim=1), weights.tensor(p + "time_maa_w2"))
         stored = dict(zip(_STORED, zip(*factors, strict=True), strict=True))
@@ -147,13 +147,14 @@ class Rwkv6(Architecture):
         mix = weights.vectors(f"blocks.{i}.ffn.time_maa_k", f"blocks.{i}.ffn.time_maa_r")
         return time_mix, ChannelMix.load(weights, i, mix, scale)
 
-    def step(self, token_ids: Tensor, rows: Rows, state: list[LayerState], ops: OpTable) -> Tensor:
-        x = self.embedding[token_ids]
-        for i, ((time_mix, channel_mix), s) in enumerate(zip(self.layers, state, strict=True)):
-            self._time_mix(x, time_mix, s, rows, ops)
-            channel_mix.add_to(x, s.ffn_shift, rows, ops)
+    def layer(
+        self, i: int, x: Tensor, first: Tensor | None, token_ids: Tensor, state: LayerState, rows: Rows, ops: OpTable
+    ) -> None:
+        time_mix, channel_mix = self.layers[i]
+        self._time_mix(x, time_mix, state, rows, ops)
+        channel_mix.add_to(x, state.ffn_shift, rows, ops)
+        if self.rescales:
             rescale(x, i)
-        return x
 
     @staticmethod
     def _time_mix(x: Tensor, p: TimeMix, s: LayerState, rows: Rows, ops: OpTable) -> None:

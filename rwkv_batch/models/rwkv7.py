@@ -15,6 +15,7 @@ from .architecture import Architecture, LayerState, StateField
 from .blocks import SHIFT_LERP, Norm, head_norm
 from .linear import LinearGroup
 from .low_rank import LOW_RANK, LowRank
+from .placed_weights import PlacedWeights
 from .product import LINEAR, Activation, Linear, sigmoid
 from .rows import Index, Rows
 from .rwkv5 import head_size_complaint, matrix_state_fields
@@ -155,10 +156,11 @@ class Rwkv7(Architecture):
     ops: ClassVar[tuple[OpSpec, ...]] = (SHIFT_LERP, LINEAR, LOW_RANK, OpSpec("wkv7", wkv7))
     schema = Schema(top=TOP, layer=_LAYER, optional=TIME_STATE, not_in_first=_NOT_IN_FIRST, first_only=LN0)
 
-    def __init__(self, weights: Weights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
+    def __init__(self, weights: PlacedWeights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
         super().__init__(weights, sizes, ln_x_eps)
-        self.embedding = weights.embedding()
-        self.layers = [(self._load_time_mix(weights, i), self._load_channel_mix(weights, i)) for i in range(sizes["L"])]
+        self.layers = [
+            (self._load_time_mix(weights.at(i), i), self._load_channel_mix(weights.at(i), i)) for i in range(sizes["L"])
+        ]
 
     @classmethod
     def refine_sizes(cls, sizes: dict[str, int]) -> str | None:
@@ -205,13 +207,14 @@ class Rwkv7(Architecture):
             value=weights.linear(p + "value.weight"),
         )
 
-    def step(self, token_ids: Tensor, rows: Rows, state: list[LayerState], ops: OpTable) -> Tensor:
-        x = self.embedding[token_ids]
-        v_first: Tensor | None = None
-        for i, ((time_mix, channel_mix), s) in enumerate(zip(self.layers, state, strict=True)):
-            v_first = self._time_mix(x, v_first, time_mix, s, rows, ops)
-            self._channel_mix(x, i, channel_mix, token_ids, s, rows, ops)
-        return x
+    def layer(
+        self, i: int, x: Tensor, first: Tensor | None, token_ids: Tensor, state: LayerState, rows: Rows, ops: OpTable
+    ) -> Tensor:
+        """`first` is layer 0's v, [M, A]."""
+        time_mix, channel_mix = self.layers[i]
+        first = self._time_mix(x, first, time_mix, state, rows, ops)
+        self._channel_mix(x, i, channel_mix, token_ids, state, rows, ops)
+        return first
 
     @staticmethod
     def _time_mix(x: Tensor, v_first: Tensor | None, p: TimeMix, s: LayerState, rows: Rows, ops: OpTable) -> Tensor:
@@ -278,9 +281,9 @@ class Rwkv7DeepEmbed(Rwkv7):
         first_only=LN0,
     )
 
-    def __init__(self, weights: Weights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
+    def __init__(self, weights: PlacedWeights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
         super().__init__(weights, sizes, ln_x_eps)
-        self.deep_embeds = [self._load_deep_embed(weights, i) for i in range(sizes["L"])]
+        self.deep_embeds = [self._load_deep_embed(weights.at(i), i) for i in range(sizes["L"])]
 
     @classmethod
     def refine_sizes(cls, sizes: dict[str, int]) -> str | None:
@@ -290,8 +293,9 @@ class Rwkv7DeepEmbed(Rwkv7):
 
     def _load_deep_embed(self, weights: Weights, i: int) -> DeepEmbed:
         p = f"blocks.{i}.ffn."
+        embedding = self.embedding.to(weights.device, weights.dtype)
         return DeepEmbed(
-            table=weights.tensor(p + "s_emb.weight") + F.linear(self.embedding, weights.tensor(p + "s_emb_x.weight")),
+            table=weights.tensor(p + "s_emb.weight") + F.linear(embedding, weights.tensor(p + "s_emb_x.weight")),
             factors=weights.low_rank(StoredPair(0, None, weights.tensor(p + "s1"), weights.tensor(p + "s2"))),
             s0=weights.vector(p + "s0"),
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -99,6 +101,9 @@ class W8A8Linear(Linear):
 
     def product(self, x: Tensor) -> Tensor:
         return self(x)
+
+    def relocate(self, move: Callable[[Tensor], Tensor]) -> None:
+        self._q = move(self._q)
 
     def __call__(
         self,

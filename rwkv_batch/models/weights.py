@@ -14,6 +14,7 @@ from torch import Tensor
 from ..ops import OpTable
 from .blocks import LAYER_NORM_EPS, Norm
 from .checkpoint import Checkpoint
+from .layer_stream import LayerStream
 from .linear import DenseLinear, FixedRowsLinear, LinearGroup, StackedLinear, make_linear
 from .low_rank import LowRank, LowRankPair
 from .packed import pack
@@ -31,13 +32,15 @@ class StoredPair(NamedTuple):
 
 
 class Weights:
-    """Reads one checkpoint for one placement.
+    """Reads one checkpoint for layers of one placement.
 
     Args:
         dtype: of activations and dense matrices.
         quantization: None, "int8" (mm8) or "w8a8" for the large matrices.
         ops: who serves matrix products.
         batch_invariant: matrix products whose rows do not depend on how many others there are.
+        rescales: output matrices shrink with the layers, so that a float16 residual stream stays in range.
+        stream: keeps the large matrices in host memory.
     """
 
     def __init__(
@@ -48,12 +51,16 @@ class Weights:
         device: torch.device,
         ops: OpTable,
         batch_invariant: bool = False,
+        rescales: bool = False,
+        stream: LayerStream | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.quantization = quantization
         self.device = device
+        self.rescales = rescales
         self._ops = ops
+        self._stream = stream
         self._batch_invariant = batch_invariant
         self._has_kernels = ops.linear is not linear
         self._linear_op: Callable[..., Tensor] = ops.linear
@@ -84,17 +91,19 @@ class Weights:
 
     def linear(self, name: str, scale: float = 1.0) -> Linear:
         """A large matrix `[C_out, C_in]`, quantised if asked. `scale` multiplies it (a power of two)."""
-        return self._keep(self._load(name, scale))
+        return self._keep(self._streamed(self._load(name, scale)))
 
     def linears(self, *names: str) -> LinearGroup:
         """Large matrices of one shape, each for an input of its own."""
         loaded = [self._load(name) for name in names]
         if self._has_kernels and all(isinstance(one, DenseLinear) for one in loaded):
             weights = torch.stack([one.weight for one in loaded if isinstance(one, DenseLinear)])
+            if self._stream is not None:
+                weights = self._stream.keep(weights)
             stacked = self._ops.pack("linear", weights)
             self.matrix_bytes += stacked.nbytes
             return StackedLinear(stacked, self._linear_op)
-        return LinearGroup([self._keep(one) for one in loaded])
+        return LinearGroup([self._keep(self._streamed(one)) for one in loaded])
 
     def _load(self, name: str, scale: float = 1.0) -> Linear:
         return make_linear(
@@ -107,6 +116,11 @@ class Weights:
             op=self._linear_op,
             ops=self._ops,
         )
+
+    def _streamed(self, one: Linear) -> Linear:
+        if self._stream is not None:
+            one.relocate(self._stream.keep)
+        return one
 
     def low_rank(self, *pairs: StoredPair) -> LowRank:
         """Low-rank pairs that are computed together, never quantised."""
@@ -121,7 +135,7 @@ class Weights:
 
     def _keep(self, one: Linear) -> Linear:
         if not self._has_kernels:
-            one = pack(one)
+            one = pack(one) if self._stream is None else one
         elif isinstance(one, DenseLinear):
             one = DenseLinear(self._ops.pack("linear", one.weight), self._linear_op)
         self.matrix_bytes += one.nbytes

@@ -11,6 +11,7 @@ from rwkv_batch.engine.prefix import Prefix
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.snapshots import Snapshots
+from rwkv_batch.engine.state_pool import Record
 from rwkv_batch.sampling_params import SamplingParams
 
 RECORD_BYTES = 64
@@ -162,13 +163,13 @@ def test_the_last_child_frees_the_place_of_a_copy():
     children = [Request(i, [1], SamplingParams()) for i in range(2)]
     prefix = Prefix([1] * 9, None, 0, children=children)
     snapshots = Snapshots(1, 0)
-    record = torch.arange(64, dtype=torch.uint8)
+    record = Record([torch.arange(64, dtype=torch.uint8)])
     snapshots.reserve()
     assert not snapshots.has_room
     snapshots.keep(prefix, record)
-    record.zero_()
+    record[0].zero_()
     snapshots.expect(prefix, 1)
     for left in (1, 1, 0):
-        assert snapshots.take(prefix).tolist() == list(range(64))
+        assert snapshots.take(prefix)[0].tolist() == list(range(64))
         assert len(snapshots) == left
     assert snapshots.has_room

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rwkv_batch.engine.state_pool import StateLayout, StatePool
+from rwkv_batch.engine.state_pool import PoolPart, StateLayout, StatePool
 from rwkv_batch.models.architecture import StateField
 
 FIELDS = (
@@ -15,7 +15,7 @@ FIELDS = (
 
 def make_pool(num_slots=4, overrides=None):
     layout = StateLayout(FIELDS, num_layers=2)
-    return StatePool(layout, num_slots, layout.initial_record(overrides or {}, torch.device("cpu")))
+    return StatePool([PoolPart(layout, layout.initial_record(overrides or {}, torch.device("cpu")))], num_slots)
 
 
 def dirty(pool, slot):

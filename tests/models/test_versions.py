@@ -197,3 +197,18 @@ def test_int8_weights_take_half_of_bfloat16(checkpoint_file):
     path = checkpoint_file("7.0", n_embd=512, n_ffn=2048, n_layer=2, vocab=2048)
     sizes = {q: Session(path, dtype="bfloat16", quantization=q).model.matrix_bytes for q in (None, "int8")}
     assert sizes["int8"] <= 0.55 * sizes[None]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@torch.inference_mode()
+def test_logits_are_the_same_wherever_they_are_written(checkpoint_file, dtype):
+    """And they are the caller's: what is done to them does not come back at the next step."""
+    model = Session(checkpoint_file("7.0"), dtype=dtype).model
+    hidden = torch.randn(3, model.sizes["C"]).to(model.placement.dtype)
+    kept = torch.full((3, model.sizes["V"]), torch.nan)
+    want = model.logits(hidden)
+    for _ in range(2):
+        logits = model.logits(hidden, out=kept)
+        assert logits.dtype == torch.float32
+        assert torch.equal(logits, want)
+        logits.fill_(7.0)

@@ -1,0 +1,183 @@
+"""Rows a second of the sampler, settings by settings, beside its definition and the bare torch ops.
+
+    python -m benchmarks.sampling --out benchmarks/results/NAME.json
+
+runs from the repository root on random logits: "peaked" ones, normal with a standard deviation of 4, about that of a
+language model; and "flat" ones of 0.5, whose nucleus is most of the vocabulary. A step is all that the engine does
+between the logits and the tokens on the host.
+
+    native       the sampler as a CPU engine has it
+    reference    the same made of torch's ops, the definition
+    torch        argmax for greedy, softmax + multinomial for temperature 1: nothing else, not even log-probabilities
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from rwkv_batch.bench import format_table, positive_int
+from rwkv_batch.engine.request import Request
+from rwkv_batch.engine.sampler import Sampler
+from rwkv_batch.engine.slot_tables import Vocabulary
+from rwkv_batch.ops import resolve
+from rwkv_batch.sampling_params import SamplingParams
+
+from .timing import interleave, machine, spread
+from .workloads import LOGIT_STD, Point
+
+FLAT_STD = 0.5
+CPU = torch.device("cpu")
+PENALTIES = dict(presence_penalty=0.2, frequency_penalty=0.2)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "greedy": dict(temperature=0.0),
+    "temperature 1": dict(),
+    "top_k 50": dict(top_k=50),
+    "top_p 0.85": dict(top_p=0.85),
+    "top_p 0.95, T 1.3": dict(top_p=0.95, temperature=1.3),
+    "min_p 0.05": dict(min_p=0.05),
+    "top_k 50, top_p 0.9, T 0.8": dict(top_k=50, top_p=0.9, temperature=0.8),
+    "ChatRWKV's order": dict(top_p=0.7, temperature=1.5, top_p_order="rwkv", penalty_decay=0.996, **PENALTIES),
+    "penalties, biases": dict(top_p=0.85, logit_bias=dict.fromkeys(range(10), 1.0), **PENALTIES),
+    "5 alternatives": dict(top_p=0.85, logprobs=5),
+    "half the ids allowed": dict(top_p=0.85),
+}
+MIXED = "all of these, mixed"
+SHAPES = {"peaked": LOGIT_STD, "flat": FLAT_STD}
+
+
+def requests(settings: str, num_rows: int, vocab: int) -> list[Request]:
+    """One for each row."""
+    names = (
+        [settings] * num_rows if settings != MIXED else [list(SETTINGS)[row % len(SETTINGS)] for row in range(num_rows)]
+    )
+    found = []
+    for row, name in enumerate(names):
+        allowed = list(range(0, vocab, 2)) if name.startswith("half") else None
+        params = SamplingParams(max_tokens=2**31 - 1, allowed_token_ids=allowed, **SETTINGS[name])
+        found.append(Request(row, [1, 2, 3], params, seed=1, row=row))
+    return found
+
+
+class Steps:
+    """Runs steps of one kind for a while.
+
+    Args:
+        points: of kinds "settings, shape of the logits", and batch sizes.
+        seconds: how long a measurement takes, at least; it has one step, at least.
+    """
+
+    def __init__(self, name: str, points: list[Point], vocab: int, seconds: float) -> None:
+        self.name, self.points, self.vocab, self.seconds = name, points, vocab, seconds
+
+    def measure(self, point: Point) -> float:
+        """Rows per second."""
+        settings, _, shape = point.kind.rpartition(", ")
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(point.batch_size, self.vocab, generator=generator) * SHAPES[shape]
+        step = self.step(settings, logits)
+        step()
+        count, start = 0, perf_counter()
+        while not count or perf_counter() - start < self.seconds:
+            step()
+            count += 1
+        return count * point.batch_size / (perf_counter() - start)
+
+    def step(self, settings: str, logits: torch.Tensor) -> Any:
+        raise NotImplementedError
+
+
+class SamplerSteps(Steps):
+    """The sampler whose ops are of one backend."""
+
+    def __init__(self, name: str, backend: str, points: list[Point], vocab: int, seconds: float) -> None:
+        super().__init__(name, points, vocab, seconds)
+        self.ops = resolve(Sampler.OPS, backend, CPU, torch.float32, {})
+
+    def step(self, settings: str, logits: torch.Tensor) -> Any:
+        slots = np.arange(len(logits))
+        sampler = Sampler(len(logits), Vocabulary.plain(self.vocab), CPU, self.ops)
+        for request in requests(settings, len(logits), self.vocab):
+            sampler.assign(request.row, request)
+        slot_index = torch.from_numpy(slots).int()
+
+        def step() -> None:
+            sampler.prepare(slots)
+            sampler.accept(sampler.send(slots, *sampler.draw(logits, slot_index), logits))
+
+        return step
+
+
+class TorchSteps(Steps):
+    """What comes nearest among torch's own ops."""
+
+    def step(self, settings: str, logits: torch.Tensor) -> Any:
+        if settings == "greedy":
+            return partial(torch.argmax, logits, dim=1)
+        return lambda: torch.multinomial(logits.softmax(1), 1)
+
+
+def main() -> None:
+    options = _parser().parse_args()
+    torch.set_num_threads(options.threads)
+    about = machine()
+    kinds = [f"{settings}, {shape}" for settings in (*SETTINGS, MIXED) for shape in SHAPES]
+    points = [Point(kind, size) for size in options.batch_sizes for kind in kinds]
+    bare = [point for point in points if point.kind in ("greedy, peaked", "temperature 1, peaked")]
+    common = (options.vocab, options.seconds)
+    contenders = (
+        SamplerSteps("native", "auto", points, *common),
+        SamplerSteps("reference", "reference", points, *common),
+        TorchSteps("torch", bare, *common),
+    )
+    with torch.inference_mode():
+        rates = interleave(contenders, options.rounds, partial(print, file=sys.stderr, flush=True))
+    rows = [
+        [
+            str(point.batch_size),
+            point.kind,
+            *(spread(rates[name].get(point, [])) if point in rates[name] else "" for name in rates),
+        ]
+        for point in points
+    ]
+    print(f"rows/s, V = {options.vocab}: median (min-max) of {options.rounds} rounds\n")
+    print(format_table(["B", "", *rates], rows))
+    if options.out:
+        by_name = {
+            name: {
+                f"{point.kind}, B={point.batch_size}": [round(rate) for rate in found] for point, found in by.items()
+            }
+            for name, by in rates.items()
+        }
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        workload = {name: getattr(options, name) for name in ("vocab", "rounds", "seconds")}
+        result = {"machine": about, "workload": workload, "rows_per_second": by_name}
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _sizes(text: str) -> list[int]:
+    return [positive_int(part) for part in text.split(",")]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sampling", description=__doc__.partition("\n")[0])
+    parser.add_argument("--vocab", type=positive_int, default=65536, metavar="V", help="size of the vocabulary (65536)")
+    parser.add_argument("--batch-sizes", type=_sizes, default=[1, 32, 128], metavar="B,B", help="default: 1,32,128")
+    parser.add_argument("--rounds", type=positive_int, default=5, metavar="N", help="each measures everything once (5)")
+    parser.add_argument("--seconds", type=float, default=0.3, metavar="S", help="of one measurement (0.3)")
+    parser.add_argument("--threads", type=positive_int, default=os.cpu_count(), metavar="N", help="default: all cores")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

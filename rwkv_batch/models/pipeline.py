@@ -1,0 +1,58 @@
+"""A model that is spread over devices or dtypes, or streamed: layers in stages, activations moving between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..ops import OpTable
+from .architecture import Architecture, LayerState
+from .placed_weights import PlacedWeights
+from .placement import Placement, stages
+from .rows import Rows
+
+
+class Pipeline:
+    """Runs the layers of a split placement, stage after stage.
+
+    Args:
+        ops: of each layer and the head.
+    """
+
+    def __init__(
+        self, architecture: Architecture, placement: Placement, ops: Sequence[OpTable], weights: PlacedWeights
+    ) -> None:
+        self._architecture = architecture
+        self._ops = tuple(ops)
+        self._head = placement.head
+        self._stages = stages(placement, len(ops) - 1)
+        self._stream_numbers = weights.stream_numbers
+        self.stream = weights.stream
+
+    def step(self, token_ids: Tensor, rows: Rows, state: Sequence[LayerState]) -> Tensor:
+        """As `Architecture.step`; what it takes and returns is on the head's device, the result of the head's dtype."""
+        x: Tensor | None = None
+        first: Tensor | None = None
+        for device, dtype, layers in self._stages:
+            here, ids = replace(rows, device=device), token_ids.to(device)
+            with _current(device):
+                x = self._architecture.embedding[ids] if x is None else x.to(device, dtype)
+                first = None if first is None else first.to(device, dtype)
+                for i in layers:
+                    with self._arrived(i):
+                        first = self._architecture.layer(i, x, first, ids, state[i], here, self._ops[i])
+        assert x is not None
+        return x.to(self._head.device, self._head.dtype)
+
+    def _arrived(self, i: int) -> AbstractContextManager[None]:
+        number = self._stream_numbers.get(i)
+        return nullcontext() if self.stream is None or number is None else self.stream.running(number)
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Kernels are launched on the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -6,8 +6,8 @@ runs from the repository root, on a random RWKV-7 checkpoint of 0.1B parameters 
 header of 700 tokens, each question 60 tokens, each choice 4. MMLU has 57 subjects and 14,042 questions, 246 a subject.
 
 The same requests are scored by the same engine with prefix_sharing on and off, in two forms: "pairs", every choice a
-row of its own, as harnesses send them, and "rows", all choices of a question together, whose context is read once either
-way. Without sharing a question costs what it costs, however many there are: those contenders get fewer of them.
+row of its own, as harnesses send them, and "rows", a question with its choices, whose context is read once in any
+case. Without sharing a question costs what it costs, however many there are: those contenders get fewer of them.
 """
 
 from __future__ import annotations

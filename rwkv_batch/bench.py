@@ -133,7 +133,13 @@ def measure(engine: Engine, workload: Workload) -> Measurement:
 
 def difference(after: EngineStats, before: EngineStats) -> EngineStats:
     """What was counted between two moments."""
-    names = {field.name for field in fields(EngineStats)} - {"max_batch_size", "running", "prompt_share", "occupancy"}
+    names = {field.name for field in fields(EngineStats)} - {
+        "max_batch_size",
+        "max_batch_tokens",
+        "running",
+        "prompt_share",
+        "occupancy",
+    }
     return replace(after, **{name: getattr(after, name) - getattr(before, name) for name in names})
 
 

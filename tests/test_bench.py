@@ -148,6 +148,36 @@ def test_the_engine_benchmark_rehearses(tmp_path):
     assert result["llm_step_milliseconds"]["detokenise"] > 0
 
 
+def test_the_prefix_benchmark_counts_every_token(tmp_path):
+    """A header of 700 tokens, questions of 60, four choices of 4 whose last token is only predicted."""
+    out = tmp_path / "result.json"
+    command = [sys.executable, "-m", "benchmarks.prefixes", "--quick", "--threads", "1", "--rounds", "1"]
+    command += ["--subjects", "1", "--questions", "6", "--unshared-questions", "2", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())["contenders"]
+    assert {name: (one["tokens_requested"], one["tokens_computed"]) for name, one in found.items()} == {
+        "pairs, shared": (6 * 4 * 763, 700 + 6 * (59 + 4 * 4)),
+        "pairs, not shared": (2 * 4 * 763, 2 * 4 * 763),
+        "rows, shared": (6 * (760 + 4 * 763), 700 + 6 * (60 + 4 * 3)),
+        "rows, not shared": (2 * (760 + 4 * 763), 2 * (760 + 4 * 3)),
+    }
+    assert found["pairs, shared"]["seconds_saved"] > 0 == found["pairs, not shared"]["seconds_saved"]
+
+
+def test_the_host_benchmark_rehearses(tmp_path):
+    out = tmp_path / "result.json"
+    command = [sys.executable, "-m", "benchmarks.host", "--quick", "--threads", "1", "--rounds", "1"]
+    command += ["--batch-size", "8", "--requests", "40", "--length", "5", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert all(milliseconds > 0 for milliseconds in result["milliseconds"].values()), result
+    assert {"detokenising, stop strings", "thread: writing", "admission"} < set(result["milliseconds"])
+    assert min(result["engine_tokens_per_second"][0] + result["job_tokens_per_second"][0]) > 0
+    assert result["model_step_ms"] > 0
+
+
 def test_the_sampling_benchmark_rehearses(tmp_path):
     out = tmp_path / "result.json"
     command = [sys.executable, "-m", "benchmarks.sampling", "--vocab", "300", "--batch-sizes", "1,3", "--rounds", "1"]

@@ -93,10 +93,13 @@ def shared_prefixes(runs: Sequence[Run]) -> dict[str, float]:
     return {name: sum(run.sharing[name] for run in runs) for name in SHARING.values()}
 
 
-def mean_occupancy(runs: Sequence[Run]) -> float:
-    """Share of the slots in use, over the steps of all runs."""
+def utilisation(runs: Sequence[Run]) -> dict[str, float]:
+    """Shares of the slots and of a step's tokens that were in use: means over the steps of all runs."""
     last = [run.samples[-1] for run in runs if run.samples]
-    return sum(one["occupancy"] * one["steps"] for one in last) / (sum(one["steps"] for one in last) or 1)
+    steps = sum(one["steps"] for one in last) or 1
+    slots = sum(one["occupancy"] * one["steps"] for one in last)
+    tokens = sum(one["step_tokens"] / one["max_batch_tokens"] for one in last)
+    return {"slots": round(slots / steps, 4), "step_tokens": round(tokens / steps, 4)}
 
 
 def serving_seconds(runs: Iterable[Run]) -> float:

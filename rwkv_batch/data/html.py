@@ -43,7 +43,7 @@ def render(report: Mapping[str, Any]) -> str:
         "output rows": report["rows"],
         "tokens": report["tokens"],
         "shared prefixes": report["prefixes"],
-        "slots in use, mean over all steps": f"{report['occupancy']:.1%}",
+        "in use, mean over all steps": {name: f"{share:.1%}" for name, share in report["utilisation"].items()},
         **{name: f"{metric['value']:.4f} ± {metric['stderr']:.4f}" for name, metric in report["scores"].items()},
     }
     sections = [

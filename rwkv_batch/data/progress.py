@@ -39,6 +39,9 @@ class Snapshot:
     occupancy: float = 0.0
     """Mean share of the slots that were in use."""
     steps: int = 0
+    step_tokens: int = 0
+    """Tokens of all steps, each of which may have `max_batch_tokens`."""
+    max_batch_tokens: int = 0
     requested_tokens: int = 0
     """Prompt tokens, as if no prefix were shared."""
     prompt_tokens: int = 0
@@ -116,6 +119,8 @@ class Progress:
             slots=stats.max_batch_size,
             occupancy=stats.occupancy.mean,
             steps=stats.steps,
+            step_tokens=stats.step_tokens,
+            max_batch_tokens=stats.max_batch_tokens,
             requested_tokens=stats.requested_tokens,
             prompt_tokens=stats.prompt_tokens,
             saved_seconds=stats.saved_seconds,

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ..errors import ConfigurationError
 from .commit import part_name
 from .events import read_events
-from .history import Run, mean_occupancy, serving_seconds, shared_prefixes, timeline
+from .history import Run, serving_seconds, shared_prefixes, timeline, utilisation
 from .html import render
 from .scores import ScoreSummary
 from .state import STATE_SUFFIX, Folders, read_job
@@ -70,7 +70,7 @@ def collect(storage: Storage, folders: Folders) -> Report:
         "rows_planned": job["plan"]["rows"],
         **_results(storage, [os.path.join(folders.output, name) for name in published], scores),
         "prefixes": shared_prefixes(runs),
-        "occupancy": round(mean_occupancy(runs), 4),
+        "utilisation": utilisation(runs),
         "runs": [run.describe() for run in runs],
         "serving_seconds": serving_seconds(runs),
         "timeline": timeline([run.samples for run in runs]),
@@ -81,7 +81,7 @@ def collect(storage: Storage, folders: Folders) -> Report:
 def summarise(report: Report) -> list[str]:
     """The report in a few lines for a terminal."""
     parts, rows, tokens = report["parts"], report["rows"], report["tokens"]
-    seconds = report["serving_seconds"]
+    seconds, used = report["serving_seconds"], report["utilisation"]
     none = "0" if report["complete"] else "none yet"
     made = sum(run["completion_tokens"] for run in report["runs"])
     lines = [
@@ -89,7 +89,7 @@ def summarise(report: Report) -> list[str]:
         f"rows    {', '.join(f'{status} {count:,}' for status, count in rows.items()) or none}",
         f"tokens  {', '.join(f'{name} {count:,}' for name, count in tokens.items() if count)}",
         f"speed   {made / seconds if seconds else 0.0:,.0f} completion tokens/s over {seconds:,.1f} s of serving",
-        f"slots   {report['occupancy']:.1%} in use, mean over all steps",
+        f"steps   slots in use {used['slots']:.1%}, tokens {used['step_tokens']:.1%} of what a step may have",
     ]
     if sharing := describe_sharing(report):
         lines.append(f"shared  {sharing}")

@@ -73,7 +73,7 @@ class Engine:
         can_record = is_cuda and model.pipeline is None and model.ops.served_by("triton", besides=Sampler.OPS[1:])
         self._uses_graphs = can_record if decode_graphs is None else decode_graphs
         self.scheduler = Scheduler(max_batch_size, max_batch_tokens)
-        self.stats = EngineStats(max_batch_size)
+        self.stats = EngineStats(max_batch_size, max_batch_tokens)
         self._allocate(StatePool(pool_parts(model.file, model.placement, init_state), max_batch_size))
         self._prefix_sharing = prefix_sharing
         self.snapshots = Snapshots(max_batch_size, prefix_host_bytes // self.pool.record_bytes)
@@ -214,7 +214,7 @@ class Engine:
         self._graphs = None
         self._logits = self._logits[:0]
         self._allocate(self.pool.resized(num_slots))
-        self.stats.max_batch_size = num_slots
+        self.stats.max_batch_size, self.stats.max_batch_tokens = num_slots, num_tokens
 
     def _take_finished(self) -> list[Completion]:
         finished, self._outbox = self._outbox, []

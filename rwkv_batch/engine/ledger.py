@@ -94,22 +94,26 @@ class Ledger:
         is_end = (token_ids == END_OF_TEXT) & self._ends_with_text[slots]
         is_stop = (self._stops[slots] == token_ids[:, None]).any(1)
         is_full = length + 1 >= self._max_tokens[slots]
-        ending = is_broken | is_end | is_stop | is_full
+        is_watched = self._is_watched[slots]
+        flags = np.stack((is_broken, is_end | is_stop, is_watched, is_full))
+        rows = np.flatnonzero(flags.any(0))
         finished = []
-        for row in np.flatnonzero(ending | self._is_watched[slots]).tolist():
-            completion = self._open[slots[row]]
+        # One pass over lists: reading single elements of arrays would cost more than all else here.
+        for slot, token_id, (broken, stopped, watched, full) in zip(
+            slots[rows].tolist(), token_ids[rows].tolist(), flags[:, rows].T.tolist(), strict=True
+        ):
+            completion = self._open[slot]
             assert completion is not None
-            token_id = int(token_ids[row])
-            if is_broken[row]:
-                self._length[slots[row]] -= 1
+            if broken:
+                self._length[slot] -= 1
                 completion.finish_reason = "error"
-            elif is_end[row] or is_stop[row]:
+            elif stopped:
                 completion.finish_reason, completion.stop_reason = "stop", token_id
-            elif self._is_watched[slots[row]] and (stop := self._push(completion, token_id)) is not None:
+            elif watched and (stop := completion.monitor.push(token_id)) is not None:
                 completion.finish_reason, completion.stop_reason = "stop", stop
-            elif not is_full[row]:
+            elif not full:
                 continue
-            finished.append(self._sequences[slots[row]])
+            finished.append(self._sequences[slot])
         return [sequence for sequence in finished if sequence is not None]
 
     def close(self, sequence: Sequence) -> Completion:
@@ -128,11 +132,6 @@ class Ledger:
         """Forget a sequence's entry, if it has one."""
         self._is_open[sequence.slot] = False
         self._open[sequence.slot] = self._sequences[sequence.slot] = None
-
-    @staticmethod
-    def _push(completion: Completion, token_id: int) -> str | None:
-        assert completion.monitor is not None
-        return completion.monitor.push(token_id)
 
     def _reserve(self, length: int) -> None:
         extra = max(2 * self._token_ids.shape[1], length) - self._token_ids.shape[1]

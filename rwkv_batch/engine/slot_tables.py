@@ -166,7 +166,10 @@ class SlotTables:
 
     @staticmethod
     def _write(table: Tensor, slot: int, values: Sequence[float]) -> None:
-        table[slot, : len(values)] = upload(values, table.dtype, table.device)
+        if table.device.type == "cpu":  # a tenth of the time that a tensor takes to be made and copied
+            table.numpy()[slot, : len(values)] = values
+        else:
+            table[slot, : len(values)] = upload(values, table.dtype, table.device)
 
 
 def pack_bits(flags: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ class EngineStats:
     """Counters since the engine was built; times in seconds."""
 
     max_batch_size: int
+    max_batch_tokens: int
     running: int = 0
     """Rows of the latest step."""
     steps: int = 0

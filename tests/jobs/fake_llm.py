@@ -63,8 +63,10 @@ class Summary:
 @dataclass
 class Stats:
     max_batch_size: int = SLOTS
+    max_batch_tokens: int = 16
     running: int = 0
     steps: int = 0
+    step_tokens: int = 0
     requested_tokens: int = 0
     prompt_tokens: int = 0
     saved_seconds: float = 0.0
@@ -117,6 +119,7 @@ class LLM:
             if not running:
                 return
             self._stats.steps += 1
+            self._stats.step_tokens += 4
             self._stats.occupancy.add(len(running) / SLOTS)
             row = running.pop(random.randrange(len(running)))
             if delay:

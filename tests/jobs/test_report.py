@@ -88,10 +88,11 @@ def test_report_says_what_sharing_saved_and_how_full_the_slots_were(
         run["steps"] for run in runs
     ]
     every_step = [share for course in courses for share in course]
-    assert report["occupancy"] == pytest.approx(sum(every_step) / len(every_step), abs=1e-4)
+    assert report["utilisation"]["slots"] == pytest.approx(sum(every_step) / len(every_step), abs=1e-4)
+    assert report["utilisation"]["step_tokens"] == 0.25
     out = capsys.readouterr().out
     assert f"shared  {2 * computed:,} prompt tokens, {computed:,} of them computed (2.0 times fewer)" in out
-    assert f"slots   {report['occupancy']:.1%} in use" in out
+    assert f"slots in use {report['utilisation']['slots']:.1%}, tokens 25.0% of" in out
     assert "seconds_saved_estimate" in (mixed.state / "report.html").read_text()
 
 

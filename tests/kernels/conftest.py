@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
 
 import pytest
 import torch
+from kernels import cuda_on_host
+from kernels.cuda_on_host import HostRunner
 from kernels.kernel_cases import CPU, Function
+
+from rwkv_batch.cuda_kernels import launch
 
 
 class Backend:
@@ -33,6 +38,24 @@ class Backend:
         pytest.skip(" · ".join(reasons))
 
 
+@pytest.fixture(scope="session")
+def host_runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostRunner]:
+    """Runs CUDA kernels on the CPU; each is compiled once in a session."""
+    if reason := cuda_on_host.unavailable():
+        pytest.skip(reason)
+    runner = HostRunner(tmp_path_factory.mktemp("cuda_on_host"))
+    yield runner
+    runner.close()
+
+
+@pytest.fixture
+def cuda_on_cpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """CUDA kernels serve tensors in host memory."""
+    monkeypatch.setattr(launch, "host_runner", request.getfixturevalue("host_runner"))
+
+
 @pytest.fixture(params=["triton", "cuda", "cpu"])
 def backend(request: pytest.FixtureRequest) -> Backend:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        request.getfixturevalue("cuda_on_cpu")
     return Backend(request.param)

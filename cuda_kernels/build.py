@@ -24,7 +24,10 @@ from .nvrtc import nvrtc
 SOURCES = Path(__file__).with_name("csrc")
 OPTIONS = ("-std=c++17",)
 """Both compilers take these."""
-NO_COMPILER = "no NVRTC (libnvrtc) and no nvcc on this machine: install a CUDA build of torch, or nvidia-cuda-nvrtc of its version"
+NO_COMPILER = (
+    "no NVRTC (libnvrtc) and no nvcc on this machine: install torch's build for CUDA, which brings NVRTC, "
+    "or the toolkit"
+)
 
 
 class BuildError(RuntimeError):

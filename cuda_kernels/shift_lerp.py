@@ -11,7 +11,7 @@ from .build import Specialization
 from .launch import DTYPES, Kernel, check, check_pool, pack
 from .launch import unsupported as unsupported_reason
 
-__all__ = ["specializations", "shift_lerp", "unsupported_reason"]
+__all__ = ["shift_lerp", "specializations", "unsupported_reason"]
 
 MAX_THREADS = 256
 _KERNEL = Kernel(

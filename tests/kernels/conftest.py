@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -43,9 +44,8 @@ def host_runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostRunner
     """Runs CUDA kernels on the CPU; each is compiled once in a session."""
     if reason := cuda_on_host.unavailable():
         pytest.skip(reason)
-    runner = HostRunner(tmp_path_factory.mktemp("cuda_on_host"))
-    yield runner
-    runner.close()
+    with HostRunner(tmp_path_factory.mktemp("cuda_on_host")) as runner:
+        yield runner
 
 
 @pytest.fixture
@@ -59,3 +59,20 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     if request.param == "cuda" and not torch.cuda.is_available():
         request.getfixturevalue("cuda_on_cpu")
     return Backend(request.param)
+
+
+@pytest.fixture
+def nearest_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter cuts bits off where it makes bfloat16 of float32; GPUs round to nearest."""
+    if find_spec("triton") is None:
+        return
+    interpreter = import_module("triton.runtime.interpreter")
+    language = import_module("triton.language")
+    convert = interpreter._convert_float
+
+    def convert_nearest(x: Any, given: Any, wanted: Any, mode: Any) -> Any:
+        if (given, wanted) == (language.float32, language.bfloat16):
+            return torch.from_numpy(x.copy()).bfloat16().view(torch.uint16).numpy()
+        return convert(x, given, wanted, mode)
+
+    monkeypatch.setattr(interpreter, "_convert_float", convert_nearest)

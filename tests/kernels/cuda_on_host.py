@@ -11,7 +11,6 @@ import ctypes
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +20,8 @@ from torch import Tensor
 from rwkv_batch.cuda_kernels.build import SOURCES, Specialization
 
 HOST = Path(__file__).with_name("cuda_host")
-FLAGS = "-std=c++17 -O1 -g1 -fPIC -fno-strict-aliasing -fsanitize=address,undefined -fno-sanitize-recover=all".split()
+FLAGS = ("-std=c++17", "-Og", "-g1", "-fPIC", "-fno-strict-aliasing")
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 ENVIRONMENT = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
 
 
@@ -36,7 +36,7 @@ class HostRunner:
         self._folder = folder
         self._sources = sources
         self._worker: subprocess.Popen[bytes] | None = None
-        self._words = tempfile.TemporaryFile()
+        self._words = (folder / "words").open("w+b")
 
     def __call__(
         self,
@@ -77,11 +77,18 @@ class HostRunner:
             self._worker.wait(20)
             self._worker = None
 
+    def __enter__(self) -> HostRunner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        self._words.close()
+
     def _started(self) -> subprocess.Popen[bytes]:
         if self._worker is None:
             program = self._folder / "worker"
             if not program.exists():
-                _compile(*FLAGS, str(HOST / "worker.cpp"), "-o", str(program), "-ldl")
+                _compile(str(HOST / "worker.cpp"), "-o", str(program), "-ldl")
             self._words.seek(0)
             self._words.truncate()
             self._worker = subprocess.Popen(
@@ -98,7 +105,7 @@ class HostRunner:
         if not path.exists():
             defines = [f"-D{define}" for define in spec.defines]
             defines += [f"-DKERNEL={spec.kernel}", f'-DSOURCE="{spec.kernel}.cu"', f"-I{self._sources}"]
-            _compile(*FLAGS, "-shared", *defines, str(HOST / "entry.cpp"), "-o", str(path))
+            _compile("-shared", *defines, str(HOST / "entry.cpp"), "-o", str(path))
         return path
 
 
@@ -108,7 +115,7 @@ def unavailable() -> str | None:
 
 
 def _compile(*arguments: str) -> None:
-    done = subprocess.run(["g++", *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(["g++", *FLAGS, *SANITIZERS, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise KernelError(f"g++ failed:\n{done.stderr[-3000:]}")
 

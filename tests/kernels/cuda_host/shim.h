@@ -5,12 +5,13 @@
 // in descending order up to the second, and so on: what one thread writes and another reads without a barrier in between
 // is read too early in one of the orders. Shared memory, and what asynchronous copies will write, holds NaN before.
 #pragma once
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <ucontext.h>
 
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
+// <cmath> would take as long to compile as a kernel.
+extern "C" float expf(float), sqrtf(float), fmaxf(float, float), fabsf(float), fmaf(float, float, float);
 
 #define __global__
 #define __device__
@@ -52,8 +53,8 @@ static void (*body)(const void*);
 static const void* arguments;
 
 [[noreturn]] static void fail(const char* what) {
-  std::fprintf(stderr, "kernel on host: %s, block %u,%u\n", what, blockIdx.x, blockIdx.y);
-  std::exit(3);
+  fprintf(stderr, "kernel on host: %s, block %u,%u\n", what, blockIdx.x, blockIdx.y);
+  exit(3);
 }
 
 static inline Fiber& wait(Wait what) {
@@ -72,13 +73,13 @@ static void start() {
 static float half_value(unsigned bits) {
   const unsigned short low = (unsigned short)bits;
   _Float16 x;
-  std::memcpy(&x, &low, 2);
+  memcpy(&x, &low, 2);
   return (float)x;
 }
 static float bfloat_value(unsigned bits) {
   const unsigned wide = bits << 16;
   float x;
-  std::memcpy(&x, &wide, 4);
+  memcpy(&x, &wide, 4);
   return x;
 }
 
@@ -134,7 +135,7 @@ static void run_block() {
   for (volatile char* p = __start_block_shared; p < __stop_block_shared; ++p) *p = (char)0xff;
   for (int i = 0; i < num_threads; ++i) {
     Fiber& fiber = fibers[i];
-    if (!fiber.stack) fiber.stack = (char*)std::malloc(STACK);
+    if (!fiber.stack) fiber.stack = (char*)malloc(STACK);
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack;
     fiber.context.uc_stack.ss_size = STACK;
@@ -172,14 +173,15 @@ static void run(const void* given, int grid_x, int grid_y, int threads, void (*k
 
 static inline void __syncthreads() { host::wait(host::BARRIER); }
 
+static inline int min(int x, int y) { return x < y ? x : y; }
 static inline unsigned __float_as_uint(float x) {
   unsigned bits;
-  std::memcpy(&bits, &x, 4);
+  memcpy(&bits, &x, 4);
   return bits;
 }
 static inline float __uint_as_float(unsigned bits) {
   float x;
-  std::memcpy(&x, &bits, 4);
+  memcpy(&x, &bits, 4);
   return x;
 }
 static inline float __shfl_xor_sync(unsigned, float x, int bit) {
@@ -188,9 +190,9 @@ static inline float __shfl_xor_sync(unsigned, float x, int bit) {
   fiber.source = (host::current % host::WARP) ^ bit;
   return __uint_as_float(host::wait(host::SHUFFLE).bits);
 }
-#define __expf(x) std::exp(x)
+#define __expf(x) expf(x)
 static inline float __fdividef(float x, float y) { return x / y; }
-static inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   const unsigned long long bytes = (unsigned long long)y << 32 | x;
   unsigned found = 0;
@@ -202,14 +204,14 @@ static inline float half_to_float(unsigned short bits) { return host::half_value
 static inline unsigned short float_to_half(float x) {
   const _Float16 half = (_Float16)x;
   unsigned short bits;
-  std::memcpy(&bits, &half, 2);
+  memcpy(&bits, &half, 2);
   return bits;
 }
 
 // An asynchronous copy of 16 bytes, or of zeros, happens at the wait for its group.
 static inline void copy_async(void* to, const void* from, bool is_valid) {
   host::Fiber& fiber = host::fibers[host::current];
-  std::memset(to, 0xff, 16);
+  memset(to, 0xff, 16);
   if (fiber.num_copies == host::MAX_COPIES) host::fail("too many copies under way");
   fiber.copies[fiber.num_copies++] = {to, from, is_valid};
 }
@@ -225,8 +227,8 @@ static inline void wait_for_copies() {
   if (finished <= 0) return;
   const int end = fiber.group_ends[finished - 1];
   for (int i = 0; i < end; ++i) {
-    if (fiber.copies[i].is_valid) std::memcpy(fiber.copies[i].to, fiber.copies[i].from, 16);
-    else std::memset(fiber.copies[i].to, 0, 16);
+    if (fiber.copies[i].is_valid) memcpy(fiber.copies[i].to, fiber.copies[i].from, 16);
+    else memset(fiber.copies[i].to, 0, 16);
   }
   for (int i = end; i < fiber.num_copies; ++i) fiber.copies[i - end] = fiber.copies[i];
   for (int i = finished; i < fiber.num_groups; ++i) fiber.group_ends[i - finished] = fiber.group_ends[i] - end;
@@ -235,9 +237,9 @@ static inline void wait_for_copies() {
 }
 static inline void multiply_16x8x16(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2], bool is_half) {
   host::Fiber& fiber = host::fibers[host::current];
-  std::memcpy(fiber.a, a, sizeof a);
-  std::memcpy(fiber.b, b, sizeof b);
-  std::memcpy(fiber.sums, sums, sizeof sums);
+  memcpy(fiber.a, a, sizeof a);
+  memcpy(fiber.b, b, sizeof b);
+  memcpy(fiber.sums, sums, sizeof sums);
   fiber.source = is_half;
-  std::memcpy(sums, host::wait(host::PRODUCT).sums, sizeof sums);
+  memcpy(sums, host::wait(host::PRODUCT).sums, sizeof sums);
 }

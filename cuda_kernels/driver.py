@@ -21,11 +21,27 @@ def launch(
         RuntimeError: the driver refuses the launch; the message has its words.
     """
     index = torch.cuda.current_device() if device.index is None else device.index
-    with torch.cuda.device(index):  # the driver has a current context too
+    with torch.cuda.device(index):
+        _use_context(index)
         function = _function(index, spec)
         stream = torch.cuda.current_stream(index).cuda_stream
         arguments = (ctypes.c_void_p * 1)(ctypes.addressof(params))
         _call("cuLaunchKernel", function, *grid, 1, threads, 1, 1, 0, ctypes.c_void_p(stream), arguments, None)
+
+
+def _use_context(index: int) -> None:
+    """This thread works in torch's own context of the device, also where torch has not called the driver yet."""
+    context = ctypes.c_void_p()
+    _call("cuCtxGetCurrent", ctypes.byref(context))
+    if not context:
+        _call("cuCtxSetCurrent", _primary_context(index))
+
+
+@cache
+def _primary_context(index: int) -> ctypes.c_void_p:
+    context = ctypes.c_void_p()
+    _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), index)
+    return context
 
 
 @cache

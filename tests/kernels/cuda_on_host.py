@@ -50,6 +50,7 @@ class HostRunner:
         header = f"{self._library(spec)} {grid[0]} {grid[1]} {threads} {ctypes.sizeof(params)} {len(tensors)}\n"
         message = [header.encode(), bytes(params)]
         extents = {name: _extent(tensor) for name, tensor in tensors.items()}
+        before = {name: extent.clone() for name, extent in extents.items()}
         for name, extent in extents.items():
             offset = getattr(type(params), name).offset
             message += [offset.to_bytes(8, "little"), extent.numel().to_bytes(8, "little"), extent.numpy().tobytes()]
@@ -64,9 +65,13 @@ class HostRunner:
             self._words.seek(0)
             raise KernelError(f"{spec}: {self._words.read().decode(errors='replace')[-3000:]}")
         start = 0
-        for extent in extents.values():
-            if extent.numel():
-                extent.copy_(torch.frombuffer(bytearray(answer[start : start + extent.numel()]), dtype=torch.uint8))
+        for name, extent in extents.items():
+            after = torch.frombuffer(
+                bytearray(answer[start : start + extent.numel()]) or bytearray(1), dtype=torch.uint8
+            )
+            after = after[: extent.numel()]
+            # Only what has changed: between one tensor's numbers there may be another's.
+            extent.copy_(torch.where(after != before[name], after, extent))
             start += extent.numel()
 
     def close(self) -> None:

@@ -76,9 +76,12 @@ static __device__ __forceinline__ void read_out(
   }
 }
 
-// Group norm of a head's read-out.
+// Group norm of a head's read-out. Scale and shift are read each time: they would take registers that a state needs.
 static __device__ __forceinline__ void head_norm(
-    float (&y)[CHANNELS], const float (&weight)[CHANNELS], const float (&bias)[CHANNELS], float eps) {
+    float (&y)[CHANNELS], const float* norm_weight, const float* norm_bias, float eps) {
+  float weight[CHANNELS], bias[CHANNELS];
+  load_own(weight, norm_weight);
+  load_own(bias, norm_bias);
   const float mean = sum_own(y) / SIZE;
   float squares[CHANNELS];
 #pragma unroll

@@ -45,7 +45,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) mm8_one(const Params p)
 #pragma unroll
     for (int n = 0; n < ROWS; ++n) {
       const float sum = sum_warp(sums[m][n]);
-      if (lane == m * ROWS + n && first_token + m < p.num_tokens && first_row + n < p.rows)
-        finish(p, first_token + m, first_row + n, sum);
+      const int token = first_token + m, row = first_row + n;
+      if (lane == m * ROWS + n && token < p.num_tokens && row < p.rows)
+        assign(p.out[(i64)token * p.rows + row], finish(sum, load_row(p, row), load_token(p, token)));
     }
 }

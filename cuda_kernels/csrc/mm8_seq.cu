@@ -90,14 +90,26 @@ extern "C" __global__ void __launch_bounds__(THREADS) mm8_seq(const Params p) {
     multiply_slice(sums, slices[i % STAGES]);
   }
   const int lane = threadIdx.x % 32;
+  const int own_row = first_row + threadIdx.x / 32 * 16 * TILES + lane / 4, own_token = first_token + 2 * (lane % 4);
+  RowTerms of_row[TILES][2];
 #pragma unroll
   for (int i = 0; i < TILES; ++i)
 #pragma unroll
-    for (int j = 0; j < TOKENS / 8; ++j)
+    for (int lower = 0; lower < 2; ++lower) of_row[i][lower] = load_row(p, min(own_row + 16 * i + 8 * lower, p.rows - 1));
 #pragma unroll
-      for (int part = 0; part < 4; ++part) {
-        const int row = first_row + (threadIdx.x / 32 * TILES + i) * 16 + lane / 4 + 8 * (part / 2);
-        const int token = first_token + 8 * j + 2 * (lane % 4) + part % 2;
-        if (row < p.rows && token < p.num_tokens) finish(p, token, row, sums[i][j][part]);
-      }
+  for (int j = 0; j < TOKENS / 8; ++j)
+#pragma unroll
+    for (int right = 0; right < 2; ++right) {
+      const int token = own_token + 8 * j + right;
+      if (token >= p.num_tokens) continue;
+      const TokenTerms of_token = load_token(p, token);
+#pragma unroll
+      for (int i = 0; i < TILES; ++i)
+#pragma unroll
+        for (int lower = 0; lower < 2; ++lower) {
+          const int row = own_row + 16 * i + 8 * lower;
+          if (row < p.rows)
+            assign(p.out[(i64)token * p.rows + row], finish(sums[i][j][2 * lower + right], of_row[i][lower], of_token));
+        }
+    }
 }

@@ -84,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) wkv56(const Params p) {
   STATE* record = p.state + slot * p.slot_stride + (i64)first * SIZE;
   const int position = sizeof(STATE) == 2 ? p.rows.position[row] : 0;
   const bool is_first_warp = threadIdx.x < 32;
-  float state[ROWS][COLUMNS], decay[CHANNELS], bonus[CHANNELS], norm_weight[CHANNELS], norm_bias[CHANNELS];
+  float state[ROWS][COLUMNS], decay[CHANNELS], bonus[CHANNELS];
   Token token;
   Kept kept;
   load_state(state, record);
@@ -92,8 +92,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) wkv56(const Params p) {
     load_token(token, p, at);
     load_own(decay, p.decay + first);
     load_own(bonus, p.bonus + first);
-    load_own(norm_weight, p.norm_weight + first);
-    load_own(norm_bias, p.norm_bias + first);
     prepare(shared[0], kept, token, decay, bonus, p);
   }
   __syncthreads();
@@ -110,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) wkv56(const Params p) {
       load_own(y, now.y);
 #pragma unroll
       for (int i = 0; i < CHANNELS; ++i) y[i] += of_this.bonus * of_this.value[i];
-      head_norm(y, norm_weight, norm_bias, p.eps);
+      head_norm(y, p.norm_weight + first, p.norm_bias + first, p.eps);
 #pragma unroll
       for (int i = 0; i < CHANNELS; ++i) y[i] *= of_this.gate[i];
       put_out(p.out + at, y);

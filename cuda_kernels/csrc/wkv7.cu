@@ -108,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) wkv7(const Params p) {
   STATE* record = p.state + slot * p.slot_stride + (i64)first * SIZE;
   const int position = sizeof(STATE) == 2 ? p.rows.position[row] : 0;
   const bool is_first_warp = threadIdx.x < 32, residual = p.v_first != nullptr;
-  float state[ROWS][COLUMNS], norm_weight[CHANNELS], norm_bias[CHANNELS];
+  float state[ROWS][COLUMNS];
   Token token;
   Head head;
   Kept kept;
@@ -121,8 +121,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) wkv7(const Params p) {
     load_own(head.k_k, p.k_k + first);
     load_own(head.k_a, p.k_a + first);
     load_own(head.r_k, p.r_k + first);
-    load_own(norm_weight, p.norm_weight + first);
-    load_own(norm_bias, p.norm_bias + first);
     prepare(shared[0], kept, token, head, residual);
   }
   __syncthreads();
@@ -137,7 +135,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) wkv7(const Params p) {
     if (is_first_warp) {
       float y[CHANNELS];
       load_own(y, now.y);
-      head_norm(y, norm_weight, norm_bias, p.eps);
+      head_norm(y, p.norm_weight + first, p.norm_bias + first, p.eps);
 #pragma unroll
       for (int i = 0; i < CHANNELS; ++i) y[i] = (y[i] + of_this.bonus * of_this.value[i]) * of_this.gate[i];
       put_out(p.out + at, y);

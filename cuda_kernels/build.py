@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +49,16 @@ class Specialization(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.kernel} {' '.join(self.defines)}"
+
+
+def specializations() -> list[Specialization]:
+    """Those that common models launch, each once."""
+    modules = (
+        import_module(f".{path.stem}", __package__)
+        for path in sorted(SOURCES.parent.glob("*.py"))
+        if "\ndef specializations(" in path.read_text() and path != Path(__file__)
+    )
+    return list(dict.fromkeys(spec for module in modules for spec in module.specializations()))
 
 
 def folder() -> Path:

@@ -13,9 +13,14 @@ import torch
 
 
 class Nvrtc:
-    """The library, loaded from a path."""
+    """The library, loaded from a path.
+
+    Attributes:
+        version: "nvrtc-" and its number.
+    """
 
     def __init__(self, path: str) -> None:
+        self.path = path
         self._library = ctypes.CDLL(path)
         self._library.nvrtcGetErrorString.restype = ctypes.c_char_p
         major, minor = ctypes.c_int(), ctypes.c_int()

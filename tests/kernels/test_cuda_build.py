@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +23,6 @@ from rwkv_batch.cuda_kernels.launch import Kernel
 from rwkv_batch.cuda_kernels.nvrtc import nvrtc
 
 TARGETS = ("sm_80", "sm_90", "sm_120")
-MODULES = sorted(p.stem for p in SOURCES.parent.glob("*.py") if "def specializations(" in p.read_text())
 WIDEST = [Specialization(k, ("DTYPE=bf16", "STATE=float", "SIZE=128")) for k in ("wkv56", "wkv7")]
 SHARED_BYTES, REGISTERS = 48 << 10, 65536
 """What a block has on every GPU without asking for more."""
@@ -32,16 +30,10 @@ THREADS = {"wkv56": 128, "wkv7": 128, "shift_lerp": 256, "mm8_inputs": 256}
 """Of a block, where they are not 128 for every specialization."""
 
 
-def specializations() -> list[Specialization]:
-    """All that modules name."""
-    found = [spec for name in MODULES for spec in import_module(f"rwkv_batch.cuda_kernels.{name}").specializations()]
-    return list(dict.fromkeys(found))
-
-
 def chosen(target: str) -> list[Specialization]:
     """Every source, for bfloat16: with the fewest and the most numbers a thread can have, or one of them."""
     skipped = {"PARTS=2", "PARTS=4", "TOKENS=4"}
-    found = [s for s in specializations() if "DTYPE=bf16" in s.defines and not skipped & {*s.defines}]
+    found = [s for s in build.specializations() if "DTYPE=bf16" in s.defines and not skipped & {*s.defines}]
     if target != "sm_90":
         found = list({spec.kernel: spec for spec in found}.values())
     return found + WIDEST

@@ -70,8 +70,8 @@ def folder() -> Path:
 
 
 def unavailable() -> str | None:
-    """Why nothing can be compiled on this machine, if so."""
-    return None if nvrtc() or nvcc() else NO_COMPILER
+    """Why there are no kernels on this machine, and none can be compiled, if so."""
+    return None if nvrtc() or nvcc() or any(folder().glob("*-nvcc-*.cubin")) else NO_COMPILER
 
 
 def image(spec: Specialization, capability: tuple[int, int]) -> bytes:

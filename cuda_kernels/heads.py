@@ -10,7 +10,7 @@ from torch import Tensor
 from .build import Specialization
 from .launch import DTYPES, PACK_BYTES, STATE_DTYPES, Kernel, check_pool
 
-THREADS = {16: 32, 32: 64, 64: 128, 128: 256}
+THREADS = {16: 64, 32: 96, 64: 160, 128: 288}
 """Head size → threads of a block."""
 
 

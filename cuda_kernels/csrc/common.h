@@ -38,11 +38,13 @@ static __device__ __forceinline__ void wait_for_copies() {
 static __device__ __forceinline__ void multiply_16x8x16(
     float (&sums)[4], const u32 (&a)[4], const u32 (&b)[2], bool is_half) {
   if (is_half)
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   else
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
@@ -89,8 +91,8 @@ static __device__ __forceinline__ void store(T* to, const float (&x)[COUNT]) {
   *reinterpret_cast<Pack<T, COUNT>*>(to) = pack;
 }
 
-// Byte `i` of four, a signed whole number whose sign bit has been flipped. By way of 2^23 + byte, as a permutation of bytes
-// is faster than a conversion.
+// Byte `i` of four, a signed whole number whose sign bit has been flipped. By way of 2^23 + byte, as a permutation of
+// bytes is faster than a conversion.
 static __device__ __forceinline__ float flipped_to_float(u32 four, int i) {
   return __uint_as_float(__byte_perm(four, 0x4B000000u, 0x7440 | i)) - 8388736.0f;
 }

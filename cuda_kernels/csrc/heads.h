@@ -2,24 +2,26 @@
 //
 // Compiled with SIZE, the head size N; DTYPE, that of the vectors; STATE, that of the state.
 //
-// A thread has COLUMNS neighbouring columns of every LANES-th group of four rows. The lanes of one column are neighbours
-// in a warp, so sums over K are shuffles, and a warp reads whole sectors of memory. The first warp also prepares each
-// token's vectors and finishes its output, CHANNELS to a lane. All of this orders the sums: it depends on SIZE alone.
+// STATE_THREADS threads have the state: each has COLUMNS neighbouring columns of every LANES-th group of four rows. The
+// lanes of one column are neighbours in a warp, so sums over K are shuffles, and a warp reads whole sectors of memory.
+// One more warp, the last, makes each token's vectors while the others work on the token before, and finishes its
+// output, CHANNELS to a lane. All of this orders the sums: it depends on SIZE alone.
 #pragma once
 #include "common.h"
 
 constexpr int LANES = SIZE == 16 ? 4 : 8;
 constexpr int COLUMNS = SIZE == 16 ? 2 : 4;
 constexpr int ROWS = SIZE / LANES;
-constexpr int THREADS = LANES * (SIZE / COLUMNS);
+constexpr int STATE_THREADS = LANES * (SIZE / COLUMNS), THREADS = STATE_THREADS + 32;
+constexpr int MIN_BLOCKS = SIZE <= 64 ? 4 : 1;  // of a multiprocessor: how many need no register to be spilled
 constexpr int CHANNELS = (SIZE + 31) / 32;
-static_assert(ROWS % 4 == 0 && THREADS % 32 == 0, "SIZE is 16, 32, 64 or 128");
+static_assert(ROWS % 4 == 0 && STATE_THREADS % 32 == 0, "SIZE is 16, 32, 64 or 128");
 
 struct Rows {
   const int *slot, *start, *position;  // [B], [B + 1], [B]; slot -1 is padding
 };
 
-// Which of a head's channels this lane of the first warp has; those from SIZE on are none.
+// Which of a head's channels this lane of the last warp has; those from SIZE on are none.
 static __device__ __forceinline__ int own_channel(int i) { return (int)threadIdx.x % 32 + 32 * i; }
 
 // One number for each of a lane's channels, at `from` the first of the head; zero where there is no such channel.
@@ -76,12 +78,9 @@ static __device__ __forceinline__ void read_out(
   }
 }
 
-// Group norm of a head's read-out. Scale and shift are read each time: they would take registers that a state needs.
+// Group norm of a head's read-out.
 static __device__ __forceinline__ void head_norm(
-    float (&y)[CHANNELS], const float* norm_weight, const float* norm_bias, float eps) {
-  float weight[CHANNELS], bias[CHANNELS];
-  load_own(weight, norm_weight);
-  load_own(bias, norm_bias);
+    float (&y)[CHANNELS], const float (&weight)[CHANNELS], const float (&bias)[CHANNELS], float eps) {
   const float mean = sum_own(y) / SIZE;
   float squares[CHANNELS];
 #pragma unroll
@@ -92,6 +91,12 @@ static __device__ __forceinline__ void head_norm(
   const float scale = rsqrtf(sum_own(squares) / SIZE + eps);
 #pragma unroll
   for (int i = 0; i < CHANNELS; ++i) y[i] = y[i] * scale * weight[i] + bias[i];
+}
+
+// The output of a padding row.
+static __device__ __forceinline__ void write_zeros(DTYPE* out, i64 at, int length, i64 width) {
+  for (int t = 0; t < length; ++t, at += width)
+    if (threadIdx.x < SIZE) assign(out[at + threadIdx.x], 0.0f);
 }
 
 static __device__ __forceinline__ void put_out(DTYPE* head, const float (&y)[CHANNELS]) {

@@ -6,7 +6,7 @@ struct Params {
   const DTYPE* x;        // [M, K]
   const float *my, *ry;  // [K]
   INPUT* inputs;         // [M, K]: z / unit - mean, rounded
-  float* sums;           // [M, 5]: u, the mean of what the inputs lack of z / unit; sums of z, x and x * my over unit; unit
+  float* sums;           // [M, 5]: u, the mean of z / unit less the inputs; sums of z, x and x * my over unit; unit
   int depth;
 };
 

@@ -29,7 +29,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) mm8_one(const Params p)
   for (int k = lane * PACK; k < p.depth; k += DEPTH) {
     float weights[ROWS][PACK];
 #pragma unroll
-    for (int n = 0; n < ROWS; ++n) load_weights(weights[n], p.centred + (i64)min(first_row + n, p.rows - 1) * p.depth + k);
+    for (int n = 0; n < ROWS; ++n)
+      load_weights(weights[n], p.centred + (i64)min(first_row + n, p.rows - 1) * p.depth + k);
 #pragma unroll
     for (int m = 0; m < TOKENS; ++m) {
       float inputs[PACK];

@@ -1,10 +1,10 @@
-// Many tokens times 8-bit weights, on tensor cores of compute capability 8.0 and later. The weights are the first operand:
-// whole numbers up to 128, which bfloat16 and float16 hold exactly. K is a multiple of 16.
+// Many tokens times 8-bit weights, on tensor cores of compute capability 8.0 and later. The weights are the first
+// operand: whole numbers up to 128, which bfloat16 and float16 hold exactly. K is a multiple of 16.
 //
-// Compiled with DTYPE and INPUT, both bf16 or both f16; TOKENS of a block's tile, a multiple of 8; TILES, how many times
-// 16 rows of the weights a warp has; and STAGES, slices of DEPTH in flight.
+// Compiled with DTYPE and INPUT, both bf16 or both f16; TOKENS of a block's tile, a multiple of 8; TILES, how many
+// times 16 rows of the weights a warp has; and STAGES, slices of DEPTH in flight or in use.
 //
-// The order of a sum's terms is free, as long as both operands have it: of each 64, a lane has the 16 that lie together.
+// The order of a sum's terms is free, as long as both operands have it: of each 64, a lane has 16 that lie together.
 #include "mm8.h"
 
 constexpr int WARPS = 4, THREADS = 32 * WARPS, BLOCK_ROWS = 16 * TILES * WARPS, DEPTH = 64;
@@ -16,19 +16,22 @@ struct Slice {
 };
 
 // Start copying a slice; zeros beyond the ends.
-static __device__ __forceinline__ void copy_slice(Slice& to, const Params& p, int first_row, int first_token, int start) {
+static __device__ __forceinline__ void copy_slice(
+    Slice& to, const Params& p, int first_row, int first_token, int start) {
   constexpr int WEIGHT_PACK = 16, INPUT_PACK = 8;  // numbers in 16 bytes
 #pragma unroll
   for (int i = threadIdx.x; i < BLOCK_ROWS * (DEPTH / WEIGHT_PACK); i += THREADS) {
     const int row = i / (DEPTH / WEIGHT_PACK), k = i % (DEPTH / WEIGHT_PACK) * WEIGHT_PACK;
     const bool is_valid = first_row + row < p.rows && start + k < p.depth;
-    copy_async(&to.weights[row][k], is_valid ? p.centred + (i64)(first_row + row) * p.depth + start + k : p.centred, is_valid);
+    const i64 at = is_valid ? (i64)(first_row + row) * p.depth + start + k : 0;
+    copy_async(&to.weights[row][k], p.centred + at, is_valid);
   }
 #pragma unroll
   for (int i = threadIdx.x; i < TOKENS * (DEPTH / INPUT_PACK); i += THREADS) {
     const int token = i / (DEPTH / INPUT_PACK), k = i % (DEPTH / INPUT_PACK) * INPUT_PACK;
     const bool is_valid = first_token + token < p.num_tokens && start + k < p.depth;
-    copy_async(&to.inputs[token][k], is_valid ? p.inputs + (i64)(first_token + token) * p.depth + start + k : p.inputs, is_valid);
+    const i64 at = is_valid ? (i64)(first_token + token) * p.depth + start + k : 0;
+    copy_async(&to.inputs[token][k], p.inputs + at, is_valid);
   }
   commit_copies();
 }
@@ -95,7 +98,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) mm8_seq(const Params p) {
 #pragma unroll
   for (int i = 0; i < TILES; ++i)
 #pragma unroll
-    for (int lower = 0; lower < 2; ++lower) of_row[i][lower] = load_row(p, min(own_row + 16 * i + 8 * lower, p.rows - 1));
+    for (int lower = 0; lower < 2; ++lower)
+      of_row[i][lower] = load_row(p, min(own_row + 16 * i + 8 * lower, p.rows - 1));
 #pragma unroll
   for (int j = 0; j < TOKENS / 8; ++j)
 #pragma unroll

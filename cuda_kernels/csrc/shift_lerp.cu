@@ -1,5 +1,5 @@
-// Layer norm, token shift and interpolations in one launch. Compiled with DTYPE; PACK, how many numbers a thread takes at
-// once, which width, strides and addresses are multiples of; and PARTS, how many times.
+// Layer norm, token shift and interpolations in one launch. Compiled with DTYPE; PACK, how many numbers a thread takes
+// at once, which width, strides and addresses are multiples of; and PARTS, how many times.
 //
 // Only the block of a row's first token touches the row's slot, so that no order of blocks matters: it takes what is
 // there as the previous token, and puts the row's last token in its place, whose norm it computes itself. All others
@@ -8,7 +8,7 @@
 
 struct Params {
   const DTYPE *x, *weight, *bias, *mix;    // [M, C], [C], [C], [num_mixes, C]
-  DTYPE *shift, *normed, *delta, *mixed;   // slot s at shift + s * slot_stride; [M, C], [M, C] or null; [num_mixes, M, C]
+  DTYPE *shift, *normed, *delta, *mixed;   // slot s at + s * slot_stride; [M, C], [M, C] or null; [num_mixes, M, C]
   const int *slot, *start, *token_rows;    // [B], [B + 1], [M]; the last two null where every row has one token
   i64 slot_stride, num_tokens;
   int width, num_mixes;

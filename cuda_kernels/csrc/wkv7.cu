@@ -14,7 +14,8 @@ struct Params {
 };
 
 struct Token {
-  float r[CHANNELS], w[CHANNELS], k[CHANNELS], v[CHANNELS], a[CHANNELS], g[CHANNELS], v_first[CHANNELS], v_gate[CHANNELS];
+  float r[CHANNELS], w[CHANNELS], k[CHANNELS], v[CHANNELS], a[CHANNELS], g[CHANNELS];
+  float v_first[CHANNELS], v_gate[CHANNELS];
 };
 
 static __device__ __forceinline__ void load_token(Token& x, const Params& p, i64 at) {
@@ -30,21 +31,23 @@ static __device__ __forceinline__ void load_token(Token& x, const Params& p, i64
   }
 }
 
-// Vectors that the whole block reads.
+// A token's vectors and read-out.
 struct Shared {
   alignas(16) float decay[SIZE], removal[SIZE], erased[SIZE], key[SIZE], r[SIZE], value[SIZE], y[SIZE];
 };
 
-// What the first warp keeps for a token's output.
+// What a token's output needs besides its read-out.
 struct Kept {
   float value[CHANNELS], gate[CHANNELS], bonus;
 };
 
 struct Head {
   float w0[CHANNELS], a0[CHANNELS], v0[CHANNELS], k_k[CHANNELS], k_a[CHANNELS], r_k[CHANNELS];
+  float norm_weight[CHANNELS], norm_bias[CHANNELS];
 };
 
-static __device__ __forceinline__ void prepare(Shared& to, Kept& kept, const Token& x, const Head& head, bool residual) {
+static __device__ __forceinline__ void prepare(
+    Shared& to, Kept& kept, const Token& x, const Head& head, bool residual) {
   float decay[CHANNELS], removal[CHANNELS], erased[CHANNELS], key[CHANNELS], products[CHANNELS];
 #pragma unroll
   for (int i = 0; i < CHANNELS; ++i) {
@@ -93,53 +96,61 @@ static __device__ __forceinline__ void advance(float (&state)[ROWS][COLUMNS], Sh
   if (own_lane() == 0) store(x.y + own_column(), y);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) wkv7(const Params p) {
-  __shared__ Shared shared[2];  // a token's vectors are made while the one before it is in use
+static __device__ __forceinline__ void finish(
+    const Shared& x, const Kept& kept, const Head& head, DTYPE* out, float eps) {
+  float y[CHANNELS];
+  load_own(y, x.y);
+  head_norm(y, head.norm_weight, head.norm_bias, eps);
+#pragma unroll
+  for (int i = 0; i < CHANNELS; ++i) y[i] = (y[i] + kept.bonus * kept.value[i]) * kept.gate[i];
+  put_out(out, y);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) wkv7(const Params p) {
+  __shared__ Shared shared[2];
   const int row = blockIdx.x / p.num_heads, i_head = blockIdx.x % p.num_heads;
   const int slot = p.rows.slot[row], start = p.rows.start[row], length = p.rows.start[row + 1] - start;
   const i64 width = (i64)p.num_heads * SIZE;
   const int first = i_head * SIZE;
   i64 at = start * width + first;
-  if (slot < 0) {
-    for (int t = 0; t < length; ++t, at += width)
-      if (threadIdx.x < SIZE) assign(p.out[at + threadIdx.x], 0.0f);
+  if (slot < 0) return write_zeros(p.out, at, length, width);
+
+  if (threadIdx.x < STATE_THREADS) {
+    STATE* record = p.state + slot * p.slot_stride + (i64)first * SIZE;
+    const int position = sizeof(STATE) == 2 ? p.rows.position[row] : 0;
+    float state[ROWS][COLUMNS];
+    load_state(state, record);
+    __syncthreads();
+    for (int t = 0; t < length; ++t) {
+      advance(state, shared[t % 2], position + t, first);
+      __syncthreads();
+    }
+    store_state(record, state);
     return;
   }
-  STATE* record = p.state + slot * p.slot_stride + (i64)first * SIZE;
-  const int position = sizeof(STATE) == 2 ? p.rows.position[row] : 0;
-  const bool is_first_warp = threadIdx.x < 32, residual = p.v_first != nullptr;
-  float state[ROWS][COLUMNS];
+  const bool residual = p.v_first != nullptr;
   Token token;
   Head head;
-  Kept kept;
-  load_state(state, record);
-  if (is_first_warp) {
-    load_token(token, p, at);
-    load_own(head.w0, p.w0 + first);
-    load_own(head.a0, p.a0 + first);
-    if (residual) load_own(head.v0, p.v0 + first);
-    load_own(head.k_k, p.k_k + first);
-    load_own(head.k_a, p.k_a + first);
-    load_own(head.r_k, p.r_k + first);
-    prepare(shared[0], kept, token, head, residual);
-  }
+  Kept kept, before;
+  load_token(token, p, at);
+  load_own(head.w0, p.w0 + first);
+  load_own(head.a0, p.a0 + first);
+  if (residual) load_own(head.v0, p.v0 + first);
+  load_own(head.k_k, p.k_k + first);
+  load_own(head.k_a, p.k_a + first);
+  load_own(head.r_k, p.r_k + first);
+  load_own(head.norm_weight, p.norm_weight + first);
+  load_own(head.norm_bias, p.norm_bias + first);
+  prepare(shared[0], kept, token, head, residual);
   __syncthreads();
+  // While the others work on token t. A barrier counts warps, whichever line they wait at: as many here as above.
   for (int t = 0; t < length; ++t, at += width) {
-    Shared& now = shared[t % 2];
     const bool has_next = t + 1 < length;
-    const Kept of_this = kept;
-    if (is_first_warp && has_next) load_token(token, p, at + width);
-    advance(state, now, position + t, first);
-    if (is_first_warp && has_next) prepare(shared[(t + 1) % 2], kept, token, head, residual);
+    if (has_next) load_token(token, p, at + width);
+    if (t > 0) finish(shared[(t + 1) % 2], before, head, p.out + at - width, p.eps);
+    before = kept;
+    if (has_next) prepare(shared[(t + 1) % 2], kept, token, head, residual);
     __syncthreads();
-    if (is_first_warp) {
-      float y[CHANNELS];
-      load_own(y, now.y);
-      head_norm(y, p.norm_weight + first, p.norm_bias + first, p.eps);
-#pragma unroll
-      for (int i = 0; i < CHANNELS; ++i) y[i] = (y[i] + of_this.bonus * of_this.value[i]) * of_this.gate[i];
-      put_out(p.out + at, y);
-    }
   }
-  store_state(record, state);
+  finish(shared[(length + 1) % 2], before, head, p.out + at - width, p.eps);
 }

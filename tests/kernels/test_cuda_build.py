@@ -26,7 +26,7 @@ TARGETS = ("sm_80", "sm_90", "sm_120")
 WIDEST = [Specialization(k, ("DTYPE=bf16", "STATE=float", "SIZE=128")) for k in ("wkv56", "wkv7")]
 SHARED_BYTES, REGISTERS = 48 << 10, 65536
 """What a block has on every GPU without asking for more."""
-THREADS = {"wkv56": 128, "wkv7": 128, "shift_lerp": 256, "mm8_inputs": 256}
+THREADS = {"wkv56": 160, "wkv7": 160, "shift_lerp": 256, "mm8_inputs": 256}
 """Of a block, where they are not 128 for every specialization."""
 
 
@@ -76,7 +76,7 @@ def test_compiles_within_the_limits(spec, target, cubins):
     registers, stack, shared, local = (
         int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "SHARED", "LOCAL")
     )
-    threads = 256 if "SIZE=128" in spec.defines else THREADS.get(spec.kernel, 128)
+    threads = 288 if "SIZE=128" in spec.defines else THREADS.get(spec.kernel, 128)
     assert stack + local == 0, "registers are spilled"
     assert -(-registers // 8) * 8 * threads <= REGISTERS
     assert shared <= SHARED_BYTES
@@ -204,6 +204,14 @@ def test_what_nvcc_built_ahead_of_time_is_taken(cache, monkeypatch):
     with pytest.raises(BuildError, match="failed"):
         build.build_ahead([Specialization("wkv4", ("DTYPE=no_such_type",))], ["sm_90"])
     assert {path.suffix for path in cache.iterdir()} == {".cubin", ".lock"}
+
+
+def test_without_a_compiler_only_what_was_built_ahead_of_time_serves(cache):
+    assert build.unavailable() == build.NO_COMPILER
+    target = architecture((9, 0), None)
+    (cache / f"{build._name(SPEC, target)}-nvcc-13.0.cubin").write_bytes(b"built elsewhere")
+    assert build.unavailable() is None
+    assert build.image(SPEC, (9, 0)) == b"built elsewhere"
 
 
 @pytest.mark.parametrize(

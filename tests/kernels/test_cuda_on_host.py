@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,17 +23,21 @@ from rwkv_batch.cuda_kernels.build import SOURCES
 from rwkv_batch.errors import BackendError
 from rwkv_batch.models.mm8 import quantize_mm8
 from rwkv_batch.models.mm8_linear import Mm8Linear
+from rwkv_batch.ops import OpSpec, resolve
 
 pytestmark = [
     pytest.mark.usefixtures("cuda_on_cpu"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU"),
 ]
 BARRIER = "__syncthreads();"
-BARRIERS = [
-    pytest.param(path.stem, i, id=f"{path.stem}-{i}")
-    for path in sorted(SOURCES.glob("*.cu"))
-    for i in range(path.read_text().count(BARRIER))
-]
+BARRIERS = {
+    "wkv7": [(0, 2), (1, 3)],
+    "wkv56": [(0, 2), (1, 3)],
+    "shift_lerp": [(0,), (1,)],
+    "mm8_inputs": [(0,)],
+    "mm8_seq": [(0,)],
+}
+"""Source → its barriers: those of one line, or of one line for each of two kinds of warps."""
 
 
 def run_head(function: Callable[..., Tensor], variant: str) -> list[Tensor]:
@@ -60,20 +65,28 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize(("kernel", "i"), BARRIERS)
-def test_every_barrier_is_needed(kernel, i, tmp_path, monkeypatch):
-    """Without it, the emulator's order of threads makes the result another one."""
+@pytest.mark.parametrize(("kernel", "without"), [(k, without) for k, all_ in BARRIERS.items() for without in all_])
+def test_every_barrier_is_needed(kernel, without, tmp_path, monkeypatch):
+    """The emulator's order of threads makes the result another one."""
     right = CALLS[kernel]()
     torch.manual_seed(0)
     sources = shutil.copytree(SOURCES, tmp_path / "csrc")
-    pieces = (sources / f"{kernel}.cu").read_text().split(BARRIER)
-    text = BARRIER.join(pieces[: i + 1]) + BARRIER.join(["", *pieces[i + 1 :]])[len(BARRIER) :]
-    assert text.count(BARRIER) == len(pieces) - 2
+    first, *pieces = (sources / f"{kernel}.cu").read_text().split(BARRIER)
+    text = first + "".join(("" if i in without else BARRIER) + piece for i, piece in enumerate(pieces))
+    assert text.count(BARRIER) == len(pieces) - len(without)
     (sources / f"{kernel}.cu").write_text(text)
     with HostRunner(tmp_path, sources) as runner:
         monkeypatch.setattr(launch, "host_runner", runner)
         wrong = CALLS[kernel]()
     assert not all(map(torch.equal, wrong, right))
+
+
+def test_no_barrier_is_forgotten():
+    found = {path.stem: path.read_text().count(BARRIER) for path in SOURCES.glob("*.cu")}
+    counted = {kernel: [i for lines in all_ for i in lines] for kernel, all_ in BARRIERS.items()}
+    assert {kernel: sorted(lines) for kernel, lines in counted.items()} == {
+        kernel: list(range(count)) for kernel, count in found.items() if count
+    }
 
 
 @pytest.fixture
@@ -163,6 +176,22 @@ def test_what_a_gpu_must_have(capability, hip, compiler, reason, monkeypatch):
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(launch, "unavailable", lambda: compiler)
     assert wkv4.unsupported_reason(torch.device("cuda"), torch.bfloat16, {}) == reason
+
+
+def test_auto_takes_cuda_where_triton_is_missing_or_refuses(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(launch, "unavailable", lambda: None)
+    specs, device = [OpSpec("wkv4", lambda: None)], torch.device("cuda")
+    (choice,) = resolve(specs, "auto", device, torch.float16, {}).choices
+    assert choice.backend == "cuda"
+    assert choice.refused == ("triton: needs compute capability 8.0, found 7.5",)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    for module in ("wkv4", "launch"):
+        monkeypatch.delitem(sys.modules, f"rwkv_batch.triton_kernels.{module}")
+    table = resolve(specs, "auto", device, torch.float16, {})
+    assert table.wkv4 is wkv4.wkv4
+    assert "import of triton halted" in table.choices[0].refused[0]
 
 
 def test_a_state_at_an_odd_address_is_refused():

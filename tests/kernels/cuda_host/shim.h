@@ -2,8 +2,9 @@
 //
 // A thread of a block is a fiber, and all fibers share one host thread. A warp runs until all its lanes wait for a
 // barrier; only then the next warp starts. Warps, and lanes within them, go in ascending order up to the first barrier,
-// in descending order up to the second, and so on: what one thread writes and another reads without a barrier in between
-// is read too early in one of the orders. Shared memory, and what asynchronous copies will write, holds NaN before.
+// in descending order up to the second, and so on: what one thread writes and another reads without a barrier in
+// between is read too early in one of the orders. Shared memory, and what asynchronous copies will write, holds NaN
+// before.
 #pragma once
 #include <stdio.h>
 #include <stdlib.h>

@@ -70,7 +70,8 @@ def mm8(x: Tensor, centred: Tensor, rx: Tensor, my: Tensor, ry: Tensor, correcti
             expected.
 
     Numerics: for many tokens the dtype of `x` rounds z - u; all else is float32, rounded once. A row's bits do not
-        depend on the other rows, but on which of the two kernels serves: on whether M is above 8.
+        depend on the other rows, but on which of the two kernels serves: on whether M is above 8. Error, as a share of
+        the results' root mean square, emulated on a CPU: 4e-7 in float32, 4e-4 in float16, 3e-3 in bfloat16.
     Graph-safe after its first launch: no allocation besides the result, z - u and the sums, no host sync.
     """
     num_tokens, depth = x.shape

@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(command=_report)
 
     doctor = commands.add_parser("doctor", help="what this machine offers: versions, devices, compilers, memory")
+    doctor.add_argument("--build", action="store_true", help="also build the CUDA kernels now, with nvcc")
     doctor.set_defaults(command=_doctor)
     return parser
 
@@ -87,10 +88,10 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
-def _doctor(_: argparse.Namespace) -> int:
-    from .doctor import findings
+def _doctor(options: argparse.Namespace) -> int:
+    from .doctor import build_kernels, findings
 
-    found = list(findings())
+    found = [*findings(), *(build_kernels() if options.build else ())]
     width = max(len(name) for name, _ in found) + 2
     print("\n".join(f"{name:<{width}}{finding}" for name, finding in found))
     return 0

@@ -12,9 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from . import __version__
+from .errors import BackendError
 from .threads import usable_cores
 
 PACKAGES = ("torch", "triton", "pyarrow", "pydantic", "tokenizers", "xgrammar", "huggingface_hub")
+CUDA_TARGETS = ("sm_80", "sm_90", "sm_120")
 CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "sve")
 
 
@@ -29,11 +31,31 @@ def findings() -> Iterator[tuple[str, str]]:
     yield from _devices()
     for compiler in ("g++", "nvcc", "ninja"):
         yield compiler, _first_line(compiler)
+    yield "nvrtc", _nvrtc()
     demo = Path(__file__).parent / "demo" / "model.safetensors"
     yield (
         "demo model",
         f"{demo.stat().st_size / 2**20:.1f} MiB" if demo.is_file() else "missing: install the package again",
     )
+
+
+def build_kernels() -> Iterator[tuple[str, str]]:
+    """Build the CUDA kernels with nvcc: for this machine's GPUs, or for common ones where it has none.
+
+    Raises:
+        BackendError: no nvcc, or it failed; its own words are in the message.
+    """
+    import torch
+
+    from .cuda_kernels import build
+
+    capabilities = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    targets = sorted(f"sm_{major}{minor}" for major, minor in capabilities) or CUDA_TARGETS
+    try:
+        paths = build.build_ahead(build.specializations(), targets)
+    except build.BuildError as error:
+        raise BackendError(str(error)) from error
+    yield "cuda kernels", f"{len(paths)} built for {', '.join(targets)}, in {build.folder()}"
 
 
 def _installed(package: str) -> str:
@@ -66,6 +88,13 @@ def _devices() -> Iterator[tuple[str, str]]:
         device = torch.cuda.get_device_properties(index)
         capability = f"compute capability {device.major}.{device.minor}"
         yield f"cuda:{index}", f"{device.name}, {device.total_memory / 2**30:.1f} GiB, {capability}"
+
+
+def _nvrtc() -> str:
+    from .cuda_kernels.nvrtc import nvrtc
+
+    library = nvrtc()
+    return f"{library.path}: {library.version}" if library else "not found"
 
 
 def _first_line(program: str) -> str:

@@ -44,6 +44,8 @@ def test_a_wheel_installs_one_package(wheel):
     assert "rwkv_batch/triton_kernels/__init__.py" in names
     assert "rwkv_batch/cuda_kernels/__init__.py" in names
     assert "rwkv_batch/demo/model.safetensors" in names
+    sources = {path.name for path in (ROOT / "cuda_kernels" / "csrc").iterdir()}
+    assert {f"rwkv_batch/cuda_kernels/csrc/{name}" for name in sources} <= {*names}
 
 
 def test_a_wheel_works_elsewhere(wheel, tmp_path):

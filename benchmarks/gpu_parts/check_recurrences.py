@@ -14,7 +14,7 @@ from rwkv_batch.models.rows import Rows
 
 from .context import Context
 from .device import poisoned
-from .ops import DTYPES, LARGEST_ERROR, Checks, op
+from .ops import DTYPES, LARGEST_ERROR, Checks, backends, op
 from .record import Point
 from .recurrences import DEFINITIONS, VARIANTS, Call, make_call
 
@@ -25,17 +25,19 @@ rounding up or down may turn on a difference that float32 leaves."""
 
 def points(context: Context) -> Iterator[tuple[str, Callable[[], Point]]]:
     dtypes = ("bfloat16",) if context.is_rehearsal else DTYPES
-    for variant in VARIANTS:
-        for state in ("float32",) if variant == "wkv4" else ("float32", "float16"):
-            for dtype in dtypes:
-                name = f"{variant} {dtype} state {state}"
-                for kind, (slots, lengths) in _batches(context).items():
-                    check = partial(_recurrence, context, variant, slots, lengths, DTYPES[dtype], DTYPES[state])
-                    yield f"{name}, {kind}", check
-            yield f"{variant} state {state}, to the bit", partial(_to_the_bit, context, variant, DTYPES[state])
-    for dtype in dtypes:
-        for count in (6, 1):
-            yield f"shift_lerp {dtype} {count}", partial(_shift_lerp, context, DTYPES[dtype], count)
+    for backend, mark in backends(context.is_rehearsal).items():
+        for variant in VARIANTS:
+            for state in ("float32",) if variant == "wkv4" else ("float32", "float16"):
+                for dtype in dtypes:
+                    name = f"{variant}{mark} {dtype} state {state}"
+                    for kind, batch in _batches(context).items():
+                        check = partial(_recurrence, context, variant, *batch, DTYPES[dtype], DTYPES[state], backend)
+                        yield f"{name}, {kind}", check
+                check = partial(_to_the_bit, context, variant, DTYPES[state], backend)
+                yield f"{variant}{mark} state {state}, to the bit", check
+        for dtype in dtypes:
+            for count in (6, 1):
+                yield f"shift_lerp{mark} {dtype} {count}", partial(_shift_lerp, context, DTYPES[dtype], count, backend)
 
 
 def _batches(context: Context) -> dict[str, tuple[Sequence[int], Sequence[int]]]:
@@ -55,11 +57,12 @@ def _make(
     lengths: Sequence[int],
     dtype: torch.dtype,
     state: torch.dtype,
+    backend: str,
 ) -> tuple[Call, Callable[..., Tensor]]:
     torch.manual_seed(0)
     heads, size = (1, 16) if context.is_rehearsal else (12, 64)
     call = make_call(variant, slots, lengths, heads, size, dtype, state, context.device)
-    return call, op(call.op, context.device, dtype, state, N=size)
+    return call, op(call.op, context.device, dtype, state, backend, N=size)
 
 
 def _run(function: Callable[..., Tensor], call: Call) -> tuple[Tensor, dict[str, Tensor]]:
@@ -74,9 +77,10 @@ def _recurrence(
     lengths: Sequence[int],
     dtype: torch.dtype,
     state: torch.dtype,
+    backend: str,
 ) -> Point:
     """Output and states against the definition, in float32 on the host; all else is untouched."""
-    call, function = _make(context, variant, slots, lengths, dtype, state)
+    call, function = _make(context, variant, slots, lengths, dtype, state, backend)
     out, pools = _run(function, call)
     right_out, right_pools = call.on_host().run(DEFINITIONS[call.op])
     checks, live = Checks(), call.live_tokens
@@ -90,10 +94,10 @@ def _recurrence(
     return checks.point()
 
 
-def _to_the_bit(context: Context, variant: str, state: torch.dtype) -> Point:
+def _to_the_bit(context: Context, variant: str, state: torch.dtype, backend: str) -> Point:
     """A row is the same alone, in another slot, among others, and in two calls."""
     lengths = (2, 1, 4) if context.is_rehearsal else (40, 1, 70)
-    call, function = _make(context, variant, (3, -1, 5), lengths, torch.bfloat16, state)
+    call, function = _make(context, variant, (3, -1, 5), lengths, torch.bfloat16, state, backend)
     checks, end, cut = Checks(), lengths[2], lengths[2] // 2 + 1
     out, pools = _run(function, call)
     first, after_first = _run(function, call.pick(2, 0, cut, slot=5))
@@ -110,9 +114,9 @@ def _to_the_bit(context: Context, variant: str, state: torch.dtype) -> Point:
     return checks.point()
 
 
-def _shift_lerp(context: Context, dtype: torch.dtype, count: int) -> Point:
+def _shift_lerp(context: Context, dtype: torch.dtype, count: int, backend: str) -> Point:
     device, width = context.device, 40 if context.is_rehearsal else 2048
-    function = op("shift_lerp", device, dtype, C=width)
+    function = op("shift_lerp", device, dtype, backend=backend, C=width)
     torch.manual_seed(0)
     checks, longest, cut = Checks(), *((6, 2) if context.is_rehearsal else (300, 120))
     norm = Norm(1 + 0.1 * torch.randn(width, device=device), 0.1 * torch.randn(width, device=device))

@@ -1,4 +1,4 @@
-"""The Triton ops, and how far they may be from what is right."""
+"""The ops of the kernel packages, and how far they may be from what is right."""
 
 from __future__ import annotations
 
@@ -16,28 +16,33 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 LARGEST_ERROR = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 2e-5}
 """||out - right|| / ||right||, by the dtype of inputs and outputs. A float32 product in tf32 would be off by 3e-4."""
 
-PACKAGE = "rwkv_batch.triton_kernels"
-
 
 def op(
     name: str,
     device: torch.device,
     dtype: torch.dtype = torch.bfloat16,
     state_dtype: torch.dtype = torch.float32,
+    backend: str = "triton",
     **sizes: int,
 ) -> Callable[..., Any]:
-    """A Triton op's function.
+    """An op's function, by default Triton's.
 
     Raises:
         LookupError: there is none, or it does not serve this.
     """
-    if find_spec(f"{PACKAGE}.{name}") is None:
-        raise LookupError(f"no Triton kernel {name!r}")
-    module = import_module(f"{PACKAGE}.{name}")
+    path = f"rwkv_batch.{backend}_kernels.{name}"
+    if find_spec(path) is None:
+        raise LookupError(f"no {backend} kernel {name!r}")
+    module = import_module(path)
     reason = module.unsupported_reason(device, dtype, sizes, state_dtype)
     if reason:
         raise LookupError(f"{name}: {reason}")
     return getattr(module, name)
+
+
+def backends(is_rehearsal: bool) -> dict[str, str]:
+    """Kernel package → what marks an op's name in results. CUDA kernels cannot be rehearsed."""
+    return {"triton": ""} if is_rehearsal else {"triton": "", "cuda": "/cuda"}
 
 
 def error(got: Tensor, right: Tensor) -> float:

@@ -13,7 +13,7 @@ from rwkv_batch.triton_kernels.recurrence import NUM_WARPS
 
 from .columns import format_columns
 from .context import Context
-from .ops import DTYPES, op
+from .ops import DTYPES, backends, op
 from .record import Point
 from .recurrences import VECTORS, make_parameters
 
@@ -24,10 +24,12 @@ def run(context: Context) -> list[str]:
     measure, size = context.record.measure, 16 if context.is_rehearsal else 64
     batches = ((2, 1),) if context.is_rehearsal else ((1, 12), (16, 12), (64, 12), (256, 12), (1024, 12), (4096, 12))
     batches += () if context.is_rehearsal else ((256, 32), (256, 64), (1024, 64))
+    marks = backends(context.is_rehearsal)
     for rows, heads in batches:
         for state in ("float32", "float16"):
-            name = f"wkv7 state {state} B={rows} H={heads}"
-            measure(name, partial(_decode, context, "wkv7", rows, heads, size, state))
+            for backend, mark in marks.items():
+                name = f"wkv7{mark} state {state} B={rows} H={heads}"
+                measure(name, partial(_decode, context, "wkv7", rows, heads, size, state, backend=backend))
     for rows, heads in batches[-1:] if context.is_rehearsal else ((64, 12), (1024, 12), (256, 64)):
         for state in ("float32", "float16"):
             for warps in WARPS[:1] if context.is_rehearsal else WARPS:
@@ -35,12 +37,14 @@ def run(context: Context) -> list[str]:
                 measure(name, partial(_decode, context, "wkv7", rows, heads, size, state, warps))
     for variant in ("wkv4", "wkv5", "wkv6"):
         rows, heads = batches[0] if context.is_rehearsal else (1024, 12)
-        name = f"{variant} state float32 B={rows} H={heads}"
-        measure(name, partial(_decode, context, variant, rows, heads, size, "float32"))
+        for backend, mark in marks.items():
+            name = f"{variant}{mark} state float32 B={rows} H={heads}"
+            measure(name, partial(_decode, context, variant, rows, heads, size, "float32", backend=backend))
     prompts = ((1, 3, 1),) if context.is_rehearsal else ((1, 4096, 12), (64, 64, 12), (1, 4096, 64), (64, 64, 64))
     for rows, length, heads in prompts:
-        name = f"wkv7 prompts {rows} x {length} H={heads}"
-        measure(name, partial(_prompts, context, rows, length, heads, size))
+        for backend, mark in marks.items():
+            name = f"wkv7{mark} prompts {rows} x {length} H={heads}"
+            measure(name, partial(_prompts, context, rows, length, heads, size, backend))
     return _table(context.record.points)
 
 
@@ -58,10 +62,17 @@ def _states(context: Context, op_name: str, slots: int, sets: int, heads: int, s
 
 
 def _decode(
-    context: Context, name: str, num_rows: int, heads: int, size: int, state: str, warps: int | None = None
+    context: Context,
+    name: str,
+    num_rows: int,
+    heads: int,
+    size: int,
+    state: str,
+    warps: int | None = None,
+    backend: str = "triton",
 ) -> Point:
     """One token for each row; every call of a rotation has states of its own, as the layers of a model have."""
-    function = op(name, context.device, torch.bfloat16, DTYPES[state], N=size)
+    function = op(name, context.device, torch.bfloat16, DTYPES[state], backend, N=size)
     num_rows = min(num_rows, 64) if context.is_dry else num_rows
     numbers = 3 * heads * size if name == "wkv4" else heads * size * size
     state_bytes = 2 * num_rows * numbers * DTYPES[state].itemsize
@@ -90,9 +101,9 @@ def _decode(
     }
 
 
-def _prompts(context: Context, num_rows: int, length: int, heads: int, size: int) -> Point:
+def _prompts(context: Context, num_rows: int, length: int, heads: int, size: int, backend: str) -> Point:
     """Prompts of one length; the state stays in registers, so time follows the tokens of a row."""
-    function = op("wkv7", context.device, N=size)
+    function = op("wkv7", context.device, backend=backend, N=size)
     length = min(length, 8) if context.is_dry else length
     rows = Rows(tuple(range(num_rows)), (length,) * num_rows, context.device)
     vectors = _vectors(context, "wkv7", rows.num_tokens, heads, size)

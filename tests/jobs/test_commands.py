@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from rwkv_batch import __version__, cli, doctor
+from rwkv_batch.cuda_kernels import build
 
 from .conftest import Job
 
@@ -143,6 +144,21 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in out for name in ("rwkv_batch", "torch", "cuda", "g++", "nvcc", "memory", "demo model"))
     assert all(finding for _, finding in doctor.findings())
     assert re.search(r"^huggingface_hub  \S", out, re.MULTILINE)
+
+
+def test_doctor_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With whatever is at hand: a build without nvcc says so, one with it leaves cubins behind."""
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(build, "specializations", lambda: [build.Specialization("wkv4", ("DTYPE=bf16",))])
+    monkeypatch.setattr(doctor, "CUDA_TARGETS", ("sm_90",))
+    if build.nvcc():
+        assert cli.main(["doctor", "--build"]) == 0
+        folder = tmp_path / ".cache" / "rwkv_batch" / "cuda_kernels"
+        assert f"built for sm_90, in {folder}" in capsys.readouterr().out
+        assert len(list(folder.glob("wkv4-sm_90-*-nvcc-*.cubin"))) == 1
+    monkeypatch.setattr(build, "nvcc", lambda: None)
+    assert cli.main(["doctor", "--build"]) == 2
+    assert "no nvcc on this machine: put the CUDA toolkit's bin folder on PATH" in capsys.readouterr().err
 
 
 def test_doctor_on_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
+from kernels import cuda_on_host
+from kernels.cuda_on_host import HostRunner
 from kernels.kernel_cases import CPU, Function
+
+from rwkv_batch.cuda_kernels import launch
 
 
 class Backend:
@@ -34,22 +39,39 @@ class Backend:
         pytest.skip(" · ".join(reasons))
 
 
+@pytest.fixture(scope="session")
+def host_runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostRunner]:
+    """Runs CUDA kernels on the CPU; each is compiled once in a session."""
+    if reason := cuda_on_host.unavailable():
+        pytest.skip(reason)
+    with HostRunner(tmp_path_factory.mktemp("cuda_on_host")) as runner:
+        yield runner
+
+
+@pytest.fixture
+def cuda_on_cpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """CUDA kernels serve tensors in host memory."""
+    monkeypatch.setattr(launch, "host_runner", request.getfixturevalue("host_runner"))
+
+
 @pytest.fixture(params=["triton", "cuda", "cpu"])
 def backend(request: pytest.FixtureRequest) -> Backend:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        request.getfixturevalue("cuda_on_cpu")
     return Backend(request.param)
 
 
 @pytest.fixture
 def nearest_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton's interpreter cuts bits off where it makes bfloat16 of float32; GPUs round to nearest."""
-    pytest.importorskip("triton")
-    import triton.language as tl
-    from triton.runtime import interpreter
-
+    if find_spec("triton") is None:
+        return
+    interpreter = import_module("triton.runtime.interpreter")
+    language = import_module("triton.language")
     convert = interpreter._convert_float
 
     def convert_nearest(x: Any, given: Any, wanted: Any, mode: Any) -> Any:
-        if (given, wanted) == (tl.float32, tl.bfloat16):
+        if (given, wanted) == (language.float32, language.bfloat16):
             return torch.from_numpy(x.copy()).bfloat16().view(torch.uint16).numpy()
         return convert(x, given, wanted, mode)
 

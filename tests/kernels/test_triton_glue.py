@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -12,18 +11,18 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from kernels.shift_cases import DEVICE, WIDTH, Shift, garbage_in_new_tensors, ragged, random
 from tolerances import assert_close
 from torch import Tensor
 
-from rwkv_batch.models import blocks, low_rank, product, rwkv7
+from rwkv_batch.models import low_rank, product, rwkv7
 from rwkv_batch.models.architecture import LayerState
-from rwkv_batch.models.blocks import Norm
 from rwkv_batch.models.checkpoint import open_checkpoint
 from rwkv_batch.models.linear import DenseLinear
 from rwkv_batch.models.low_rank import LowRank, LowRankPair
 from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.placement import place
-from rwkv_batch.models.rows import DecodeRows, Rows
+from rwkv_batch.models.rows import Rows
 from rwkv_batch.ops import resolve
 
 pytest.importorskip("triton")
@@ -33,11 +32,7 @@ from triton.runtime import interpreter
 pytestmark = pytest.mark.usefixtures("nearest_bfloat16")
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OPS = ("shift_lerp", "linear", "low_rank", "deep_embed")
-GUARD = 64
-WIDTH = 80
-"""No power of two, and not a multiple of any block."""
 
 modules = {name: import_module(f"rwkv_batch.triton_kernels.{name}") for name in OPS}
 ops: dict[str, Callable[..., Any]] = {name: getattr(module, name) for name, module in modules.items()}
@@ -53,29 +48,9 @@ def device_is_served() -> None:
 zeros = partial(torch.zeros, device=DEVICE)
 
 
-@contextmanager
-def garbage_in_new_tensors() -> Iterator[None]:
-    """What a kernel does not write is NaN."""
-
-    def filled(like: bool, *args: Any, **kwargs: Any) -> Tensor:
-        made = (empty_like if like else empty)(*args, **kwargs)
-        return made.fill_(torch.nan) if made.is_floating_point() else made
-
-    empty, empty_like = torch.empty, torch.empty_like
-    with patch("torch.empty", partial(filled, False)), patch("torch.empty_like", partial(filled, True)):
-        yield
-
-
 def call(name: str, *args: Any, **kwargs: Any) -> Any:
     with garbage_in_new_tensors():
         return ops[name](*args, **kwargs)
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
-    """Normally distributed, with NaN before and after it in memory."""
-    values = torch.randn(math.prod(shape)) * scale
-    guarded = torch.nn.functional.pad(values, (GUARD, GUARD), value=torch.nan).to(DEVICE, dtype)
-    return guarded[GUARD : len(guarded) - GUARD].view(shape)
 
 
 def assert_both(name: str, got: Tensor, reference: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
@@ -83,92 +58,6 @@ def assert_both(name: str, got: Tensor, reference: Tensor, exact: Tensor, dtype:
     assert got.dtype == reference.dtype
     assert_close(f"{name} against float64", got, exact, dtype)
     assert_close(f"{name} against the reference", got, reference, dtype, 4.0)
-
-
-# Layer norm, token shift, interpolations.
-
-RAGGED = Rows(slots=(5, -1, 0, 3), lengths=(3, 2, 1, 4), device=DEVICE)
-DECODE = Rows(slots=(4, 2, -1, 0), lengths=(1, 1, 1, 1), device=DEVICE)
-
-
-class Shift:
-    """Arguments of `shift_lerp`. The pool is one layer of three, of slots among others."""
-
-    def __init__(self, num_tokens: int, dtype: torch.dtype, width: int = WIDTH, num_mixes: int = 6) -> None:
-        self.x = random(num_tokens, width, dtype=dtype, scale=3) + 1
-        self.norm = Norm(random(width, dtype=dtype), random(width, dtype=dtype))
-        self.mix = random(num_mixes, width, dtype=dtype)
-        self.pool = random(7, 3, width, dtype=dtype)
-
-    def arguments(self, pool: Tensor, tokens: slice = slice(None)) -> tuple[Any, ...]:
-        return self.x[tokens], self.norm, self.mix, pool[:, 1]
-
-    def double(self) -> tuple[Any, ...]:
-        return self.x.double(), Norm(*(v.double() for v in self.norm)), self.mix.double(), self.pool[:, 1].double()
-
-
-def live_tokens(rows: Rows) -> Tensor:
-    return torch.tensor([slot for slot, n in zip(rows.slots, rows.lengths, strict=True) for _ in range(n)]) >= 0
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [RAGGED, DECODE], ids=["ragged", "decode"])
-@pytest.mark.parametrize("keep_parts", [False, True])
-def test_shift_lerp(rows, dtype, keep_parts):
-    case, live = Shift(rows.num_tokens, dtype), live_tokens(rows)
-    pools = case.pool.clone(), case.pool.clone()
-    got = call("shift_lerp", *case.arguments(pools[0]), rows, keep_parts=keep_parts)
-    reference = blocks.shift_lerp(*case.arguments(pools[1]), rows, keep_parts)
-    x, norm, mix, shift = case.double()
-    exact = blocks.shift_lerp(x, norm, mix, shift, rows, True)
-    for name, mine, theirs, right in zip(("normed", "delta", "mixed"), got, reference, exact, strict=True):
-        if name != "mixed" and not keep_parts:
-            assert mine is None
-            continue
-        assert not mine.isnan().any()
-        assert_close(f"{name} against float64", mine[..., live, :], right[..., live, :], dtype, 2.0)
-        assert_close(f"{name} against the reference", mine[..., live, :], theirs[..., live, :], dtype)
-    assert_close("shift", pools[0][:, 1], shift, dtype)
-    untouched = torch.tensor([slot not in rows.slots for slot in range(7)])
-    assert torch.equal(pools[0][untouched], case.pool[untouched])
-    assert torch.equal(pools[0][:, ::2], case.pool[:, ::2])
-
-
-@pytest.mark.parametrize("num_mixes", [1, 2, 3, 5])
-@pytest.mark.parametrize("width", [64, 300])
-def test_shift_lerp_of_any_size(num_mixes, width):
-    case = Shift(RAGGED.num_tokens, torch.float32, width, num_mixes)
-    pools, live = (case.pool.clone(), case.pool.clone()), live_tokens(RAGGED)
-    got = call("shift_lerp", *case.arguments(pools[0]), RAGGED)[2]
-    expected = blocks.shift_lerp(*case.arguments(pools[1]), RAGGED)[2]
-    assert_close("mixed", got[:, live], expected[:, live], torch.float32)
-    assert_close("pool", *pools, torch.float32)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_shift_lerp_does_not_depend_on_company_or_cuts(dtype):
-    """The last row alone, in another slot, in two calls, of which the second is a decode step."""
-    case = Shift(RAGGED.num_tokens, dtype)
-    whole, alone = case.pool.clone(), case.pool.clone()
-    expected = call("shift_lerp", *case.arguments(whole), RAGGED)[2][:, 6:]
-    alone[1, 1] = case.pool[3, 1]
-    parts = [
-        call("shift_lerp", *case.arguments(alone, tokens), Rows((1,), (tokens.stop - tokens.start,), DEVICE))[2]
-        for tokens in (slice(6, 9), slice(9, 10))
-    ]
-    assert torch.equal(torch.cat(parts, 1), expected)
-    assert torch.equal(alone[1, 1], whole[3, 1])
-
-
-def test_shift_lerp_of_rows_that_a_graph_reads():
-    case = Shift(3, torch.bfloat16)
-    rows = DecodeRows(3, DEVICE)
-    rows.slot_index.copy_(torch.tensor([6, -1, 2]))
-    pools = case.pool.clone(), case.pool.clone()
-    got = call("shift_lerp", *case.arguments(pools[0]), rows)[2]
-    expected = call("shift_lerp", *case.arguments(pools[1]), Rows((6, -1, 2), (1, 1, 1), DEVICE))[2]
-    assert torch.equal(got, expected)
-    assert torch.equal(*pools)
 
 
 # One matrix, with what follows the product.
@@ -404,14 +293,15 @@ def last_program_first() -> Iterator[None]:
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU has an order of its own")
 @pytest.mark.parametrize("name", OPS)
 def test_the_order_of_programs_does_not_matter(name):
-    case, p = Shift(RAGGED.num_tokens, torch.float32), make_pairs(V7, WIDTH, 72, torch.float32)
+    rows = ragged()
+    case, p = Shift(rows.num_tokens, torch.float32), make_pairs(V7, WIDTH, 72, torch.float32)
     inputs, weight, out = random(6, 70, WIDTH), random(72, WIDTH), random(70, 72)
     token_ids, embed = torch.randint(11, (70,), device=DEVICE), make_deep_embed(12, 300, torch.float32)
 
     def run() -> tuple[Tensor, Tensor]:
         pool, total = case.pool.clone(), out.clone()
         if name == "shift_lerp":
-            return call(name, *case.arguments(pool), RAGGED)[2], pool
+            return call(name, *case.arguments(pool), rows)[2], pool
         if name == "linear":
             return call(name, inputs[0], weight, out=total), total
         return call(name, inputs, p) if name == "low_rank" else call(name, inputs[0], token_ids, embed), total
@@ -451,12 +341,6 @@ def test_launches_of_a_layer(version, channel_mix, checkpoint_file):
 
 
 def test_nothing_to_do():
-    rows, case = Rows((), (), DEVICE), Shift(0, torch.bfloat16)
-    pool = case.pool.clone()
-    z, d, mixed = call("shift_lerp", *case.arguments(pool), rows, keep_parts=True)
-    assert z.shape == d.shape == (0, WIDTH)
-    assert mixed.shape == (6, 0, WIDTH)
-    assert torch.equal(pool, case.pool)
     weight = random(3, 72, WIDTH)
     assert call("linear", random(0, WIDTH), weight[0], dtype=torch.bfloat16).shape == (0, 72)
     assert call("linear", random(3, 0, WIDTH), weight, fixed_tiles=True).shape == (3, 0, 72)
@@ -465,29 +349,6 @@ def test_nothing_to_do():
     assert call("low_rank", random(6, 0, WIDTH), make_pairs(V7, WIDTH, 72, torch.float32)).shape == (4, 0, 72)
     token_ids = torch.empty(0, dtype=torch.int64, device=DEVICE)
     assert call("deep_embed", random(0, WIDTH), token_ids, make_deep_embed(16, 40, torch.float32)).shape == (0, 40)
-
-
-@pytest.mark.parametrize(
-    "name, change",
-    [
-        ("x", {"x": zeros(10, 81)}),
-        ("x", {"x": zeros(9, WIDTH)}),
-        ("x", {"x": zeros(10, 2 * WIDTH)[:, ::2]}),
-        ("norm.bias", {"norm": Norm(zeros(WIDTH), zeros(WIDTH + 1))}),
-        ("norm.weight", {"norm": Norm(zeros(WIDTH).half(), zeros(WIDTH))}),
-        ("mix", {"mix": zeros(2, WIDTH, device="meta")}),
-        ("shift", {"shift": zeros(7, WIDTH).bfloat16()}),
-        ("shift", {"shift": zeros(7, 2 * WIDTH)[:, ::2]}),
-        ("shift", {"shift": zeros(7, WIDTH, device="meta")}),
-    ],
-)
-def test_shift_lerp_refuses(name, change):
-    case = Shift(10, torch.float32)
-    arguments = dict(zip(("x", "norm", "mix", "shift"), case.arguments(case.pool), strict=True)) | change
-    before = case.pool.clone()
-    with pytest.raises(ValueError, match=f"^{name if 'x' not in change else '(x|norm.weight)'}: got"):
-        ops["shift_lerp"](**arguments, rows=RAGGED)
-    assert torch.equal(case.pool, before)
 
 
 @pytest.mark.parametrize(

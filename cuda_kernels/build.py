@@ -1,0 +1,202 @@
+"""Kernels → cubins: by NVRTC when a kernel is first launched, or by nvcc ahead of time; kept in a private folder.
+
+A cubin is named by all that it depends on: its source, its options, the architecture and the compiler. It is written to
+a temporary file that is renamed when it is complete, under a lock: a killed build leaves nothing to trip over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock
+
+from .nvrtc import nvrtc
+
+SOURCES = Path(__file__).with_name("csrc")
+OPTIONS = ("-std=c++17",)
+"""Both compilers take these."""
+NO_COMPILER = (
+    "no NVRTC (libnvrtc) and no nvcc on this machine: install torch's build for CUDA, which brings NVRTC, "
+    "or the toolkit"
+)
+
+
+class BuildError(RuntimeError):
+    """A kernel cannot be built; the message says why."""
+
+
+class Specialization(NamedTuple):
+    """One compilation of a kernel."""
+
+    kernel: str
+    """The stem of its source, and its function's name."""
+    defines: tuple[str, ...]
+    """Macros as NAME=VALUE."""
+
+    @property
+    def source(self) -> Path:
+        return SOURCES / f"{self.kernel}.cu"
+
+    def __str__(self) -> str:
+        return f"{self.kernel} {' '.join(self.defines)}"
+
+
+def specializations() -> list[Specialization]:
+    """Those that common models launch, each once."""
+    modules = (
+        import_module(f".{path.stem}", __package__)
+        for path in sorted(SOURCES.parent.glob("*.py"))
+        if "\ndef specializations(" in path.read_text() and path != Path(__file__)
+    )
+    return list(dict.fromkeys(spec for module in modules for spec in module.specializations()))
+
+
+def folder() -> Path:
+    """Where cubins are kept; made if need be, for this user alone."""
+    path = Path.home() / ".cache" / "rwkv_batch" / "cuda_kernels"
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o700)
+    return path
+
+
+def unavailable() -> str | None:
+    """Why there are no kernels on this machine, and none can be compiled, if so."""
+    return None if nvrtc() or nvcc() or any(folder().glob("*-nvcc-*.cubin")) else NO_COMPILER
+
+
+def image(spec: Specialization, capability: tuple[int, int]) -> bytes:
+    """What the driver loads: a cubin, or PTX for a device that is younger than the compiler.
+
+    What nvcc has built ahead of time is taken as it is; else NVRTC compiles, or nvcc where there is no NVRTC.
+
+    Raises:
+        BuildError: no compiler, or it failed; the message holds its own words.
+    """
+    compiler = nvrtc()
+    target = architecture(capability, compiler.architectures() if compiler else None)
+    try:
+        stem = folder() / _name(spec, target)
+        ahead = sorted(stem.parent.glob(f"{stem.name}-nvcc-*.cubin"))
+        if ahead:
+            return ahead[-1].read_bytes()
+        if compiler is None:
+            return build_ahead([spec], [target])[0].read_bytes()
+        path = stem.with_name(f"{stem.name}-{compiler.version}.cubin")
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                _write(path, compiler.compile(spec.source, options(spec, target)))
+            return path.read_bytes()
+    except (OSError, RuntimeError) as error:
+        raise BuildError(f"cannot build {spec} for {target}: {error}") from error
+
+
+def build_ahead(specs: Iterable[Specialization], targets: Iterable[str]) -> list[Path]:
+    """Compile with nvcc, several at a time, what is not there yet; the cubins' paths.
+
+    Raises:
+        BuildError: no nvcc, or it failed; the message holds its own words.
+    """
+    compiler = nvcc()
+    if compiler is None:
+        raise BuildError("no nvcc on this machine: put the CUDA toolkit's bin folder on PATH")
+    try:
+        version = _nvcc_version(compiler)
+        wanted = {
+            folder() / f"{_name(spec, target)}-{version}.cubin": (spec, target) for target in targets for spec in specs
+        }
+        with FileLock(folder() / "ahead.lock"):
+            missing = {path: what for path, what in wanted.items() if not path.exists()}
+            if missing:
+                _build(compiler, missing)
+    except (OSError, ImportError, RuntimeError) as error:
+        raise BuildError(f"cannot build the CUDA kernels: {error}") from error
+    return list(wanted)
+
+
+def options(spec: Specialization, target: str) -> list[str]:
+    """NVRTC's and nvcc's options of a compilation."""
+    return [*OPTIONS, f"--gpu-architecture={target}", f"-I{SOURCES}", *(f"-D{define}" for define in spec.defines)]
+
+
+def architecture(capability: tuple[int, int], supported: list[int] | None) -> str:
+    """The best target for a device: its own, an older one of its generation, or PTX of an older generation.
+
+    Args:
+        supported: what the compiler knows, ascending; None takes it to know the device.
+    """
+    number = 10 * capability[0] + capability[1]
+    known = [number] if supported is None else [other for other in supported if other <= number]
+    if not known:
+        raise BuildError(f"the compiler knows sm_{min(supported or [number])} and later, the device is sm_{number}")
+    return f"{'sm' if known[-1] // 10 == capability[0] else 'compute'}_{known[-1]}"
+
+
+@cache
+def nvcc() -> str | None:
+    """The toolkit's compiler, if it is there."""
+    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+
+
+@cache
+def _nvcc_version(compiler: str) -> str:
+    text = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"\bV([\d.]+)", text)
+    return f"nvcc-{found[1] if found else hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _build(compiler: str, missing: dict[Path, tuple[Specialization, str]]) -> None:
+    work = Path(tempfile.mkdtemp(dir=folder()))
+    try:
+        lines = ["rule compile\n  command = $nvcc -cubin $options $in -o $out", f"nvcc = {_escape(compiler)}"]
+        for path, (spec, target) in missing.items():
+            lines.append(f"build {path.name}: compile {_escape(spec.source)}")
+            lines.append(f"  options = {' '.join(_escape(option) for option in options(spec, target))}")
+        (work / "build.ninja").write_text("\n".join(lines) + "\n")
+        done = subprocess.run([_ninja(), "-C", str(work)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise OSError(f"{compiler} failed:\n{done.stdout[-2000:]}")
+        for path in missing:
+            os.replace(work / path.name, path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _name(spec: Specialization, target: str) -> str:
+    digest = hashlib.sha256(repr((OPTIONS, spec.defines)).encode())
+    for source in (*sorted(SOURCES.glob("*.h")), spec.source):
+        digest.update(source.read_bytes())
+    return f"{spec.kernel}-{target}-{digest.hexdigest()[:24]}"
+
+
+def _escape(text: str | Path) -> str:
+    return str(text).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def _ninja() -> str:
+    found = shutil.which("ninja")
+    if found is None:
+        import ninja
+
+        found = str(Path(ninja.BIN_DIR) / "ninja")
+    return found

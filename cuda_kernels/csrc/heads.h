@@ -1,0 +1,137 @@
+// One head's state [K, V] in the registers of a block, and what recurrences over it share.
+//
+// Compiled with SIZE, the head size N; DTYPE, that of the vectors; STATE, that of the state.
+//
+// STATE_THREADS threads have the state: each has COLUMNS neighbouring columns of every LANES-th group of four rows. The
+// lanes of one column are neighbours in a warp, so sums over K are shuffles, and a warp reads whole sectors of memory.
+// One more warp, the last, makes each token's vectors while the others work on the token before, and finishes its
+// output, CHANNELS to a lane. All of this orders the sums: it depends on SIZE alone.
+#pragma once
+#include "common.h"
+
+constexpr int LANES = SIZE == 16 ? 4 : 8;
+constexpr int COLUMNS = SIZE == 16 ? 2 : 4;
+constexpr int ROWS = SIZE / LANES;
+constexpr int STATE_THREADS = LANES * (SIZE / COLUMNS), THREADS = STATE_THREADS + 32;
+constexpr int MIN_BLOCKS = SIZE <= 64 ? 4 : 1;  // of a multiprocessor: how many need no register to be spilled
+constexpr int CHANNELS = (SIZE + 31) / 32;
+static_assert(ROWS % 4 == 0 && STATE_THREADS % 32 == 0, "SIZE is 16, 32, 64 or 128");
+
+struct Rows {
+  const int *slot, *start, *position;  // [B], [B + 1], [B]; slot -1 is padding
+};
+
+// Which of a head's channels this lane of the last warp has; those from SIZE on are none.
+static __device__ __forceinline__ int own_channel(int i) { return (int)threadIdx.x % 32 + 32 * i; }
+
+// One number for each of a lane's channels, at `from` the first of the head; zero where there is no such channel.
+template <typename T>
+static __device__ __forceinline__ void load_own(float (&x)[CHANNELS], const T* from) {
+#pragma unroll
+  for (int i = 0; i < CHANNELS; ++i) x[i] = own_channel(i) < SIZE ? to_float(from[own_channel(i)]) : 0.0f;
+}
+static __device__ __forceinline__ void put_own(float* to, const float (&x)[CHANNELS]) {
+#pragma unroll
+  for (int i = 0; i < CHANNELS; ++i)
+    if (own_channel(i) < SIZE) to[own_channel(i)] = x[i];
+}
+static __device__ __forceinline__ float sum_own(const float (&x)[CHANNELS]) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < CHANNELS; ++i) sum += own_channel(i) < SIZE ? x[i] : 0.0f;
+  return sum_warp(sum);
+}
+
+static __device__ __forceinline__ int own_lane() { return (int)threadIdx.x % LANES; }
+static __device__ __forceinline__ int own_column() { return (int)threadIdx.x / LANES * COLUMNS; }
+static __device__ __forceinline__ int own_row(int j) { return (j / 4 * LANES + own_lane()) * 4 + j % 4; }
+
+static __device__ __forceinline__ void load_state(float (&state)[ROWS][COLUMNS], const STATE* head) {
+#pragma unroll
+  for (int j = 0; j < ROWS; ++j) load(state[j], head + own_row(j) * SIZE + own_column());
+}
+static __device__ __forceinline__ void store_state(STATE* head, const float (&state)[ROWS][COLUMNS]) {
+#pragma unroll
+  for (int j = 0; j < ROWS; ++j) store(head + own_row(j) * SIZE + own_column(), state[j]);
+}
+
+// What a vector [K] in shared memory has for this thread's rows.
+static __device__ __forceinline__ void load_rows(float (&x)[ROWS], const float* vector) {
+#pragma unroll
+  for (int j = 0; j < ROWS; j += 4) {
+    float four[4];
+    load(four, vector + own_row(j));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[j + i] = four[i];
+  }
+}
+
+// Of each column, the sum over K of x * state.
+static __device__ __forceinline__ void read_out(
+    float (&sum)[COLUMNS], const float (&x)[ROWS], const float (&state)[ROWS][COLUMNS]) {
+#pragma unroll
+  for (int c = 0; c < COLUMNS; ++c) {
+    sum[c] = 0.0f;
+#pragma unroll
+    for (int j = 0; j < ROWS; ++j) sum[c] = fmaf(x[j], state[j][c], sum[c]);
+    sum[c] = sum_lanes<1, LANES>(sum[c]);
+  }
+}
+
+// Group norm of a head's read-out.
+static __device__ __forceinline__ void head_norm(
+    float (&y)[CHANNELS], const float (&weight)[CHANNELS], const float (&bias)[CHANNELS], float eps) {
+  const float mean = sum_own(y) / SIZE;
+  float squares[CHANNELS];
+#pragma unroll
+  for (int i = 0; i < CHANNELS; ++i) {
+    y[i] -= mean;
+    squares[i] = y[i] * y[i];
+  }
+  const float scale = rsqrtf(sum_own(squares) / SIZE + eps);
+#pragma unroll
+  for (int i = 0; i < CHANNELS; ++i) y[i] = y[i] * scale * weight[i] + bias[i];
+}
+
+// The output of a padding row.
+static __device__ __forceinline__ void write_zeros(DTYPE* out, i64 at, int length, i64 width) {
+  for (int t = 0; t < length; ++t, at += width)
+    if (threadIdx.x < SIZE) assign(out[at + threadIdx.x], 0.0f);
+}
+
+static __device__ __forceinline__ void put_out(DTYPE* head, const float (&y)[CHANNELS]) {
+#pragma unroll
+  for (int i = 0; i < CHANNELS; ++i)
+    if (own_channel(i) < SIZE) assign(head[own_channel(i)], y[i]);
+}
+
+// A float32 state stays as it is.
+static __device__ __forceinline__ void round_state(float (&)[ROWS][COLUMNS], const float*, int, int) {}
+
+static __device__ __forceinline__ u32 mix(u32 position, u32 place) {
+  u32 h = (position * 0x9E3779B1u) ^ (place * 0x85EBCA77u);
+  h = (h ^ (h >> 16)) * 0x7FEB352Du;
+  return (h ^ (h >> 15)) * 0x846CA68Bu;
+}
+
+// A float16 state is rounded stochastically: to the last bit as `round_stochastically` in models/rounding.py, so that
+// changes go into both. `first_row` is the head's first row in the record.
+static __device__ __forceinline__ void round_state(
+    float (&state)[ROWS][COLUMNS], const f16*, int position, int first_row) {
+  u32 of_column[COLUMNS];
+#pragma unroll
+  for (int c = 0; c < COLUMNS; ++c) of_column[c] = mix(position, ~(u32)(own_column() + c));
+#pragma unroll
+  for (int j = 0; j < ROWS; ++j) {
+    const u32 of_row = mix(position, first_row + own_row(j));
+#pragma unroll
+    for (int c = 0; c < COLUMNS; ++c) {
+      const float x = state[j][c];
+      const u32 sign = __float_as_uint(x) & 0x80000000u;
+      const float shift = fabsf(x) < 0.00006103515625f ? __uint_as_float(sign | 0x38800000u) : 0.0f;  // 2^-14
+      const u32 bits = __float_as_uint(x + shift) + ((of_row + of_column[c]) >> 19);  // 13 bits
+      const float rounded = __uint_as_float(bits & 0xFFFFE000u) - shift;
+      state[j][c] = fabsf(rounded) > 65504.0f ? __uint_as_float(sign | 0x7F800000u) : rounded;
+    }
+  }
+}

@@ -1,0 +1,70 @@
+"""CUDA's driver: loads a compiled kernel on a device, and launches it on torch's current stream."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+import torch
+
+from .build import BuildError, Specialization, image
+
+
+def launch(
+    device: torch.device, spec: Specialization, grid: tuple[int, int], threads: int, params: ctypes.Structure
+) -> None:
+    """Put a kernel on the current stream of a device. Nothing is allocated and nothing waits, but for the first launch
+    of a specialization, which compiles and loads it: that one cannot be captured in a graph.
+
+    Raises:
+        BuildError: the kernel cannot be compiled or loaded.
+        RuntimeError: the driver refuses the launch; the message has its words.
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    with torch.cuda.device(index):
+        _use_context(index)
+        function = _function(index, spec)
+        stream = torch.cuda.current_stream(index).cuda_stream
+        arguments = (ctypes.c_void_p * 1)(ctypes.addressof(params))
+        _call("cuLaunchKernel", function, *grid, 1, threads, 1, 1, 0, ctypes.c_void_p(stream), arguments, None)
+
+
+def _use_context(index: int) -> None:
+    """This thread works in torch's own context of the device, also where torch has not called the driver yet."""
+    context = ctypes.c_void_p()
+    _call("cuCtxGetCurrent", ctypes.byref(context))
+    if not context:
+        _call("cuCtxSetCurrent", _primary_context(index))
+
+
+@cache
+def _primary_context(index: int) -> ctypes.c_void_p:
+    context = ctypes.c_void_p()
+    _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), index)
+    return context
+
+
+@cache
+def _function(index: int, spec: Specialization) -> ctypes.c_void_p:
+    """The kernel on a device. Its module stays loaded."""
+    compiled = image(spec, torch.cuda.get_device_capability(index))
+    module, function = ctypes.c_void_p(), ctypes.c_void_p()
+    try:
+        _call("cuModuleLoadData", ctypes.byref(module), compiled)
+        _call("cuModuleGetFunction", ctypes.byref(function), module, spec.kernel.encode())
+    except RuntimeError as error:
+        raise BuildError(f"cannot load {spec}: {error}") from error
+    return function
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def _call(name: str, *arguments: object) -> None:
+    status = getattr(_library(), name)(*arguments)
+    if status:
+        message = ctypes.c_char_p()
+        _library().cuGetErrorString(status, ctypes.byref(message))
+        raise RuntimeError(f"{name}: error {status}, {(message.value or b'unknown').decode()}")

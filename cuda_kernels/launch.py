@@ -1,0 +1,163 @@
+"""What every launcher shares: why a kernel cannot serve, checks of what it is given, and the launch."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import driver
+from .build import Specialization, unavailable
+
+DTYPES = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "f16"}
+"""dtype → its name in the sources."""
+STATE_DTYPES = (torch.float32, torch.float16)
+MIN_CAPABILITY = (7, 0)
+HEAD_SIZES = (16, 32, 64, 128)
+PACK_BYTES = 16
+"""The most that a thread loads at once."""
+
+HostRunner = Callable[[Specialization, Sequence[int], int, ctypes.Structure, Mapping[str, Tensor]], None]
+host_runner: HostRunner | None = None
+"""Runs a kernel on tensors in host memory. There is none, but where an emulator is put here: tests have one."""
+
+
+def unsupported(
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: Mapping[str, int],
+    state_dtype: torch.dtype = torch.float32,
+) -> str | None:
+    """Why these kernels cannot serve, if so."""
+    if device.type == "cpu":
+        if host_runner is None:
+            return "runs on a GPU, not on a CPU"
+    elif device.type != "cuda" or torch.version.hip is not None:
+        return f"runs on a CUDA device, not on {'ROCm' if device.type == 'cuda' else device.type}"
+    elif torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
+        found = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        return f"needs compute capability {'.'.join(map(str, MIN_CAPABILITY))}, found {found}"
+    elif reason := unavailable():
+        return reason
+    if dtype not in DTYPES:
+        return f"no kernel for {dtype}"
+    if state_dtype not in STATE_DTYPES:
+        return f"no kernel for a state of {state_dtype}"
+    return None
+
+
+def unsupported_heads(
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: Mapping[str, int],
+    state_dtype: torch.dtype = torch.float32,
+) -> str | None:
+    """As `unsupported`, for kernels that keep the state of a head [N, N] in registers."""
+    size = sizes.get("N", HEAD_SIZES[0])
+    if size not in HEAD_SIZES:
+        return f"head size {size} is not one of {', '.join(map(str, HEAD_SIZES))}"
+    return unsupported(device, dtype, sizes, state_dtype)
+
+
+def check(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The tensor, if it is contiguous, of exactly this shape and dtype, and on this device.
+
+    Raises:
+        ValueError: the message names the tensor, what was given and what was expected.
+    """
+    if (
+        tuple(tensor.shape) != tuple(shape)
+        or tensor.dtype != dtype
+        or tensor.device != device
+        or not tensor.is_contiguous()
+    ):
+        raise ValueError(
+            f"{name}: got {tensor.dtype} {list(tensor.shape)} on {tensor.device} with strides {tensor.stride()}, "
+            f"expected a contiguous {dtype} {list(shape)} on {device}"
+        )
+    return tensor
+
+
+def check_pool(
+    name: str, state: Tensor, shape: Sequence[int], dtypes: Sequence[torch.dtype], device: torch.device
+) -> int:
+    """The slot stride, in elements, of one layer's state [P, *shape] on this device, contiguous but for its first axis.
+
+    Raises:
+        ValueError: the message names the tensor, what was given and what was expected.
+    """
+    strides: list[int] = []
+    size = 1
+    for axis in reversed(shape):
+        strides.insert(0, size)
+        size *= axis
+    if (
+        tuple(state.shape[1:]) != tuple(shape)
+        or list(state.stride()[1:]) != strides
+        or state.dtype not in dtypes
+        or state.device != device
+        or len(state) == 0
+    ):
+        raise ValueError(
+            f"{name}: got {state.dtype} {list(state.shape)} on {state.device} with strides {state.stride()}, expected "
+            f"{' or '.join(map(str, dtypes))} [P, {', '.join(map(str, shape))}] on {device} whose slots are contiguous"
+        )
+    return state.stride(0)
+
+
+def pack(sizes: Sequence[int], tensors: Sequence[Tensor | None]) -> int:
+    """How many numbers of one dtype can be loaded at once, 1, 2 or 4: all sizes and addresses are multiples of it."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    for count in (4, 2):
+        is_whole = all(size % count == 0 for size in sizes)
+        if is_whole and all(tensor.data_ptr() % (count * tensor.element_size()) == 0 for tensor in given):
+            return count
+    return 1
+
+
+class Kernel:
+    """A kernel of one parameter, a struct.
+
+    Args:
+        name: of its source, and of its function.
+        pointers, int64s, int32s, floats: the struct's fields, in this order.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pointers: Sequence[str],
+        int64s: Sequence[str] = (),
+        int32s: Sequence[str] = (),
+        floats: Sequence[str] = (),
+    ) -> None:
+        kinds = (
+            (pointers, ctypes.c_void_p),
+            (int64s, ctypes.c_int64),
+            (int32s, ctypes.c_int),
+            (floats, ctypes.c_float),
+        )
+        fields = [(field, kind) for names, kind in kinds for field in names]
+        self.name = name
+        self._params: type[ctypes.Structure] = type(f"{name}_params", (ctypes.Structure,), {"_fields_": fields})
+
+    def launch(self, defines: Sequence[str], grid: Sequence[int], threads: int, **values: Any) -> None:
+        """Launch it on the device of its tensors; None is a null pointer.
+
+        Args:
+            grid: blocks, [x] or [x, y].
+            threads: of a block.
+        """
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+        params = self._params(**(values | addresses))
+        spec = Specialization(self.name, tuple(defines))
+        device = next(iter(tensors.values())).device
+        x, y = (*grid, 1)[:2]
+        if device.type == "cpu" and host_runner is not None:
+            host_runner(spec, (x, y), threads, params, tensors)
+        else:
+            driver.launch(device, spec, (x, y), threads, params)

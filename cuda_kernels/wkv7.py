@@ -1,0 +1,106 @@
+"""RWKV-7's recurrence, everything per head fused; see `wkv7` in models/rwkv7.py for the definition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .build import Specialization
+from .heads import check_heads, launch_heads, specializations_of
+from .launch import Kernel, check
+from .launch import unsupported_heads as unsupported_reason
+
+__all__ = ["specializations", "unsupported_reason", "wkv7"]
+
+_INPUTS = ("r", "w", "k", "v", "a", "g")
+_RESIDUAL = ("v_first", "v_gate")
+_VECTORS = ("w0", "a0", "v0", "k_k", "k_a", "r_k", "norm_weight", "norm_bias")
+_KERNEL = Kernel(
+    "wkv7",
+    pointers=(*_INPUTS, *_RESIDUAL, *_VECTORS, "state", "out", "slot", "start", "position"),
+    int64s=("slot_stride",),
+    int32s=("num_heads",),
+    floats=("eps",),
+)
+
+
+def wkv7(
+    r: Tensor,
+    w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    g: Tensor,
+    v_first: Tensor | None,
+    v_gate: Tensor | None,
+    head: Any,
+    state: Tensor,
+    rows: Any,
+) -> Tensor:
+    """Advance the RWKV-7 state of each row through its tokens, and read it out. The reference has the equation.
+
+    Args:
+        r, k, v, g: [M, A], A = H * N, float32, bfloat16 or float16, contiguous.
+        w, a: [M, A], same dtype, low-rank outputs, before bias and nonlinearity.
+        v_first, v_gate: [M, A], same dtype: layer 0's v, and the value residual's low-rank output. None in layer 0.
+        head: `Head7`, float32.
+        state: [P, H, K, V], float32 or float16, slots contiguous. **Updated in place**, only in the slots of `rows`.
+        rows: `Rows` on the same device. Slot -1 is padding: the output is 0, no state is touched.
+
+    Returns:
+        [M, A], dtype of `r`.
+
+    Raises:
+        ValueError: a shape, dtype, device or stride differs; the message names the tensor, what was given and what was
+            expected.
+
+    Numerics: products and state in float32; a float16 state is rounded stochastically after every token, by the token's
+        position in its sequence. A row's bits do not depend on how its tokens are cut into calls, on its slot, or on
+        the other rows. Error against float64, relative to the largest number, emulated on a CPU: 2e-7.
+    Graph-safe after its first launch: no allocation besides the output, no host sync.
+    """
+    num_heads, size = head.r_k.shape
+    width, dtype, device = num_heads * size, r.dtype, r.device
+    shape, vector = (rows.num_tokens, width), (width,)
+    inputs = dict(zip(_INPUTS, (r, w, k, v, a, g), strict=True))
+    for name, x in inputs.items():
+        check(name, x, shape, dtype, device)
+    v0 = None
+    if v_first is not None and v_gate is not None and head.v0 is not None:
+        check("v_first", v_first, shape, dtype, device)
+        check("v_gate", v_gate, shape, dtype, device)
+        v0 = check("head.v0", head.v0, vector, torch.float32, device)
+    for name in ("w0", "a0", "k_k", "k_a"):
+        check(f"head.{name}", getattr(head, name), vector, torch.float32, device)
+    check("head.r_k", head.r_k, (num_heads, size), torch.float32, device)
+    check("head.norm.weight", head.norm.weight, vector, torch.float32, device)
+    check("head.norm.bias", head.norm.bias, vector, torch.float32, device)
+    slot_stride = check_heads(state, num_heads, size, device)
+    out = torch.empty_like(r)
+    if rows.num_tokens:
+        launch_heads(
+            _KERNEL,
+            state,
+            rows,
+            slot_stride,
+            **inputs,
+            v_first=None if v0 is None else v_first,
+            v_gate=None if v0 is None else v_gate,
+            w0=head.w0,
+            a0=head.a0,
+            v0=v0,
+            k_k=head.k_k,
+            k_a=head.k_a,
+            r_k=head.r_k,
+            norm_weight=head.norm.weight,
+            norm_bias=head.norm.bias,
+            out=out,
+            eps=head.eps,
+        )
+    return out
+
+
+def specializations() -> list[Specialization]:
+    return specializations_of("wkv7")

@@ -1,0 +1,205 @@
+"""CUDA kernels on a CPU: that the emulator sees what is wrong with a kernel, and that whole models run on them."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from checkpoints import VERSIONS
+from kernels.cuda_on_host import HostRunner, KernelError
+from kernels.kernel_cases import CPU, make_case
+from kernels.shift_cases import Shift, ragged
+from running import Session
+from tolerances import assert_close
+from torch import Tensor
+
+from rwkv_batch.cuda_kernels import launch, mm8, shift_lerp, wkv4, wkv5, wkv7
+from rwkv_batch.cuda_kernels.build import SOURCES
+from rwkv_batch.errors import BackendError
+from rwkv_batch.models.mm8 import quantize_mm8
+from rwkv_batch.models.mm8_linear import Mm8Linear
+from rwkv_batch.ops import OpSpec, resolve
+
+pytestmark = [
+    pytest.mark.usefixtures("cuda_on_cpu"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU"),
+]
+BARRIER = "__syncthreads();"
+BARRIERS = {
+    "wkv7": [(0, 2), (1, 3)],
+    "wkv56": [(0, 2), (1, 3)],
+    "shift_lerp": [(0,), (1,)],
+    "mm8_inputs": [(0,)],
+    "mm8_seq": [(0,)],
+}
+"""Source → its barriers: those of one line, or of one line for each of two kinds of warps."""
+
+
+def run_head(function: Callable[..., Tensor], variant: str) -> list[Tensor]:
+    case = make_case(variant, (2, 0), (3, 1), 1, 64)
+    return [function(**case.arguments, **case.states, rows=case.rows), *case.pools.values()]
+
+
+def run_shift() -> list[Tensor]:
+    case = Shift(10, torch.float32, 272, 1, CPU)
+    return [shift_lerp.shift_lerp(*case.arguments(case.pool), ragged(CPU))[2], case.pool]
+
+
+def run_mm8(num_tokens: int) -> list[Tensor]:
+    p = Mm8Linear(quantize_mm8(torch.randn(24, 512)))
+    x = torch.randn(num_tokens, 512).bfloat16()
+    return [mm8.mm8(x, p.centred, p.rx, p.my, p.ry, p.corrections)]
+
+
+CALLS = {
+    "wkv7": lambda: run_head(wkv7.wkv7, "wkv7"),
+    "wkv56": lambda: run_head(wkv5.wkv5, "wkv5"),
+    "shift_lerp": run_shift,
+    "mm8_inputs": lambda: run_mm8(1),
+    "mm8_seq": lambda: run_mm8(9),
+}
+
+
+@pytest.mark.parametrize(("kernel", "without"), [(k, without) for k, all_ in BARRIERS.items() for without in all_])
+def test_every_barrier_is_needed(kernel, without, tmp_path, monkeypatch):
+    """The emulator's order of threads makes the result another one."""
+    right = CALLS[kernel]()
+    torch.manual_seed(0)
+    sources = shutil.copytree(SOURCES, tmp_path / "csrc")
+    first, *pieces = (sources / f"{kernel}.cu").read_text().split(BARRIER)
+    text = first + "".join(("" if i in without else BARRIER) + piece for i, piece in enumerate(pieces))
+    assert text.count(BARRIER) == len(pieces) - len(without)
+    (sources / f"{kernel}.cu").write_text(text)
+    with HostRunner(tmp_path, sources) as runner:
+        monkeypatch.setattr(launch, "host_runner", runner)
+        wrong = CALLS[kernel]()
+    assert not all(map(torch.equal, wrong, right))
+
+
+def test_no_barrier_is_forgotten():
+    found = {path.stem: path.read_text().count(BARRIER) for path in SOURCES.glob("*.cu")}
+    counted = {kernel: [i for lines in all_ for i in lines] for kernel, all_ in BARRIERS.items()}
+    assert {kernel: sorted(lines) for kernel, lines in counted.items()} == {
+        kernel: list(range(count)) for kernel, count in found.items() if count
+    }
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Iterator[Callable[[str, str], HostRunner]]:
+    """`broken(old, new)`: runs kernels whose recurrence of v4 has one piece of its text replaced."""
+    runners = []
+
+    def make(old: str, new: str) -> HostRunner:
+        sources = shutil.copytree(SOURCES, tmp_path / "csrc")
+        text = (sources / "wkv4.cu").read_text()
+        assert old in text
+        (sources / "wkv4.cu").write_text(text.replace(old, new, 1))
+        runners.append(HostRunner(tmp_path, sources))
+        return runners[-1]
+
+    yield make
+    for runner in runners:
+        runner.close()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("if (channel >= p.width) return;", "", "heap-buffer-overflow"),
+        ("t + 1 < length", "t < length", "heap-buffer-overflow"),
+        ("i64 at = (i64)start", "i64 at = 2147483647 * (start + 2)", "signed integer overflow"),
+        ("const int row = blockIdx.x,", "if (threadIdx.x < 7) __syncthreads();\n  const int row = blockIdx.x,", "wait"),
+    ],
+)
+def test_the_emulator_says_what_is_wrong(old, new, words, broken, monkeypatch):
+    monkeypatch.setattr(launch, "host_runner", broken(old, new))
+    case = make_case("wkv4", (2, 0), (3, 1))
+    with pytest.raises(KernelError, match=words):
+        wkv4.wkv4(**case.arguments, **case.states, rows=case.rows)
+    with pytest.raises(KernelError, match=words):  # in a process of its own again
+        wkv4.wkv4(**case.arguments, **case.states, rows=case.rows)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_model_of_every_version_runs(version, checkpoint_file):
+    path = checkpoint_file(version, n_layer=2, n_embd=32, n_att=32, n_ffn=64, head_size=16, vocab=97)
+    session, right = Session(path, backend="cuda"), Session(path, backend="reference")
+    served = {choice.op: choice.backend for choice in session.model.ops.choices}
+    assert served.pop("shift_lerp") == "cuda"
+    assert sum(backend == "cuda" for backend in served.values()) == 1  # the recurrence
+    for step in ({3: [5, 6, 7], 0: [8], -1: [1, 2]}, {0: [9], 3: [10]}):
+        got, want = session.feed(step), right.feed(step)
+        for slot in (0, 3):
+            assert_close(f"logits of slot {slot}", got[slot], want[slot], "float32", 20)
+    for name, state in right.state(3).items():
+        assert_close(name, session.state(3)[name].float(), state.float(), "float32", 20)
+
+
+def test_without_a_gpu_it_says_so(checkpoint_file, monkeypatch):
+    monkeypatch.setattr(launch, "host_runner", None)
+    with pytest.raises(BackendError, match="shift_lerp: runs on a GPU, not on a CPU"):
+        Session(checkpoint_file("7.0"), backend="cuda")
+
+
+@pytest.mark.parametrize(
+    ("module", "device", "dtype", "size", "state_dtype", "reason"),
+    [
+        (wkv7, "xpu", torch.float32, 64, torch.float32, "runs on a CUDA device, not on xpu"),
+        (wkv7, "cpu", torch.float64, 64, torch.float32, "no kernel for torch.float64"),
+        (wkv5, "cpu", torch.float32, 64, torch.bfloat16, "no kernel for a state of torch.bfloat16"),
+        (wkv5, "cpu", torch.float32, 48, torch.float32, "head size 48 is not one of 16, 32, 64, 128"),
+        (wkv4, "cpu", torch.float32, 48, torch.float32, None),
+        (mm8, "cpu", torch.float64, 64, torch.float32, "no kernel for torch.float64"),
+    ],
+)
+def test_what_cannot_be_served_is_said(module, device, dtype, size, state_dtype, reason):
+    assert module.unsupported_reason(torch.device(device), dtype, {"N": size}, state_dtype) == reason
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "compiler", "reason"),
+    [
+        ((9, 0), None, None, None),
+        ((7, 0), None, None, None),
+        ((6, 1), None, None, "needs compute capability 7.0, found 6.1"),
+        ((9, 0), "7.1", None, "runs on a CUDA device, not on ROCm"),
+        ((9, 0), None, "no compiler", "no compiler"),
+    ],
+)
+def test_what_a_gpu_must_have(capability, hip, compiler, reason, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(launch, "unavailable", lambda: compiler)
+    assert wkv4.unsupported_reason(torch.device("cuda"), torch.bfloat16, {}) == reason
+
+
+def test_auto_takes_cuda_where_triton_is_missing_or_refuses(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(launch, "unavailable", lambda: None)
+    specs, device = [OpSpec("wkv4", lambda: None)], torch.device("cuda")
+    (choice,) = resolve(specs, "auto", device, torch.float16, {}).choices
+    assert choice.backend == "cuda"
+    assert choice.refused == ("triton: needs compute capability 8.0, found 7.5",)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    for module in ("wkv4", "launch"):
+        monkeypatch.delitem(sys.modules, f"rwkv_batch.triton_kernels.{module}")
+    table = resolve(specs, "auto", device, torch.float16, {})
+    assert table.wkv4 is wkv4.wkv4
+    assert "import of triton halted" in table.choices[0].refused[0]
+
+
+def test_a_state_at_an_odd_address_is_refused():
+    case = make_case("wkv7", (0,), (1,))
+    shape = (2, 2, 16, 16)
+    state = torch.zeros(2 * 512 + 1)[1:].view(shape)
+    with pytest.raises(ValueError, match=r"state: got address .* expected multiples of 16 and 4"):
+        wkv7.wkv7(**case.arguments, state=state, rows=case.rows)
+    head = SimpleNamespace(**case.arguments["head"]._asdict() | {"r_k": torch.zeros(2, 24)})
+    with pytest.raises(ValueError, match=r"r: got .* expected a contiguous torch.float32 \[1, 48\]"):
+        wkv7.wkv7(**case.arguments | {"head": head}, state=state, rows=case.rows)

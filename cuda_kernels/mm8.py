@@ -74,10 +74,11 @@ def mm8(x: Tensor, centred: Tensor, rx: Tensor, my: Tensor, ry: Tensor, correcti
         the results' root mean square, emulated on a CPU: 4e-7 in float32, 4e-4 in float16, 3e-3 in bfloat16.
     Graph-safe after its first launch: no allocation besides the result, z - u and the sums, no host sync.
     """
+    if x.dim() != 2 or x.dtype not in DTYPES:
+        dtypes = ", ".join(map(str, DTYPES))
+        raise ValueError(f"x: got {x.dtype} {list(x.shape)}, expected [M, K] in one of {dtypes}")
     num_tokens, depth = x.shape
     num_rows = len(centred)
-    if x.dtype not in DTYPES:
-        raise ValueError(f"x: no kernel for {x.dtype}, expected one of {', '.join(map(str, DTYPES))}")
     check("x", x, (num_tokens, depth), x.dtype, centred.device)
     check("centred", centred, (num_rows, depth), torch.int8, x.device)
     check("rx", rx, (num_rows,), torch.float32, x.device)

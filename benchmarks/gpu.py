@@ -18,6 +18,7 @@ that does not hold makes the exit code 1, and so does a part that failed.
                   batch_invariant
     profile       kernels of a step, time by kernel, idle time, and that no step waits for the device
     prefill       packed prompts: 1 x 8192, 8 x 1024, 64 x 128
+    int8          8-bit weights beside bfloat16: products for M = 1 to 8192, the whole engine for B = 1 to 1024
     streaming     a 7.2B model of which a quarter of the layers is resident: how much of the copies is hidden
     job           Parquet to Parquet through `rwkv_batch.run`, ragged lengths, top-p and penalties
     peers         rwkv, flash-linear-attention, rwkvserve and rwkv-quant-nv, as far as they can be imported
@@ -74,6 +75,7 @@ PARTS = {
     "decode": 9,
     "profile": 5,
     "prefill": 5,
+    "int8": 9,
     "streaming": 5,
     "job": 8,
     "peers": 9,

@@ -34,7 +34,7 @@ class ModelSummary:
     ops: OpTable
     """Of the head, and of sampling."""
     layer_ops: tuple[OpTable, ...]
-    """Of each layer, and of the head."""
+    """Of each layer, of the head and, where that is elsewhere, of sampling."""
     memory: MemoryPlan
     init_state: Path | None
     ln_x_eps: float | None
@@ -42,8 +42,8 @@ class ModelSummary:
     @property
     def tables(self) -> dict[str, OpTable]:
         """What serves each op of the model and of the sampler, by placement."""
-        places = self.placement.of_layers(self.file.sizes["L"])
-        return {str(where): table for where, table in zip(places, self.layer_ops, strict=True)}
+        places = [str(place) for place in self.placement.of_layers(self.file.sizes["L"])]
+        return dict(zip([*places, f"{self.placement.device} sampling"], self.layer_ops, strict=False))
 
     @property
     def memory_plan(self) -> str:
@@ -137,11 +137,12 @@ def inspect_model(
 
 
 def _layer_ops(file: ModelFile, placement: Placement, backend: str) -> tuple[OpTable, ...]:
-    """Of each layer, and of the head, which also samples; chosen once for each placement."""
-    places = placement.of_layers(file.sizes["L"])
+    """Of each layer, of the head, and of sampling; chosen once for each placement."""
+    sampling = LayerPlacement(placement.device, placement.dtype)
+    places = (*placement.of_layers(file.sizes["L"]), *([sampling] if placement.head_device else []))
     tables: dict[LayerPlacement, OpTable] = {}
     for one in dict.fromkeys(places):
-        specs = tuple(dict.fromkeys((*file.ops, *quantized_ops(one.quantization), *Sampler.OPS)))
+        specs = tuple(dict.fromkeys((*file.ops, *quantized_ops(one.quantization, one.device), *Sampler.OPS)))
         tables[one] = resolve(specs, backend, one.device, one.dtype, file.sizes, placement.state_dtype)
     return tuple(tables[one] for one in places)
 

@@ -43,7 +43,8 @@ class Session:
             placement = place(**defaults | settings, num_layers=file.sizes["L"])
         places = placement.of_layers(file.sizes["L"])
         ops = [
-            resolve((*file.ops, *quantized_ops(p.quantization)), backend, p.device, p.dtype, file.sizes) for p in places
+            resolve((*file.ops, *quantized_ops(p.quantization, p.device)), backend, p.device, p.dtype, file.sizes)
+            for p in places
         ]
         self.model = Model(file, placement, ops, ln_x_eps, batch_invariant)
         self.pool = StatePool(pool_parts(file, placement, init_state), num_slots)

@@ -20,7 +20,7 @@ from benchmarks.gpu_parts.record import DONE, FAILED, UNFINISHED, DeviceLost, Re
 from benchmarks.roofline import MODELS, Card, Sizes, decode_seconds, max_batch, prefill_seconds  # noqa: E402
 from rwkv_batch.models.model import ModelFile  # noqa: E402
 
-CHEAP = ("limits", "kernels", "streaming", "job")
+CHEAP = ("limits", "kernels", "int8", "streaming", "job")
 ABOUT = {"card": "a card", "rwkv_batch": "abc", "rehearsal": True}
 
 

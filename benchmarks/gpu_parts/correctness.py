@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from . import check_products, check_recurrences, check_sampling
+from . import check_int8, check_products, check_recurrences, check_sampling
 from .columns import format_columns
 from .context import Context
 from .record import Point, is_red
 
 
 def run(context: Context) -> list[str]:
-    for checks in (check_recurrences, check_products, check_sampling):
+    for checks in (check_recurrences, check_products, check_int8, check_sampling):
         for name, check in checks.points(context):
             context.record.measure(name, check)
     return _table(context.record.points)

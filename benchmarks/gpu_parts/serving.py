@@ -21,6 +21,7 @@ from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.state_pool import StateLayout
 from rwkv_batch.models.checkpoint import Checkpoint
+from rwkv_batch.models.linear import quantized_ops
 from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.placement import Placement
 from rwkv_batch.ops import resolve
@@ -41,14 +42,20 @@ def load(
     backend: str = BACKEND,
     device: torch.device | None = None,
     batch_invariant: bool = False,
+    quantization: str | None = None,
 ) -> Model:
     """A model on the part's device, or another."""
     file = ModelFile.open(checkpoint)
     device = device or context.device
-    placement = Placement(device, DTYPES[dtype], None, DTYPES[state_dtype])
-    specs = tuple(dict.fromkeys((*file.ops, *Sampler.OPS)))
+    placement = Placement(device, DTYPES[dtype], quantization, DTYPES[state_dtype])
+    specs = tuple(dict.fromkeys((*file.ops, *quantized_ops(quantization, device), *Sampler.OPS)))
     ops = resolve(specs, backend, device, placement.dtype, file.sizes, placement.state_dtype)
     return Model(file, placement, ops, batch_invariant=batch_invariant)
+
+
+def engine_backend(context: Context) -> str:
+    """What serves a whole engine; other parts rehearse Triton, whose interpreter is slow."""
+    return "reference" if context.is_rehearsal else BACKEND
 
 
 def with_state(model: Model, state_dtype: str) -> Model:

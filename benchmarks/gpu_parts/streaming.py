@@ -26,7 +26,7 @@ from .context import TINY, Context
 from .device import release
 from .random_model import random_checkpoint
 from .record import Point
-from .serving import BACKEND
+from .serving import engine_backend
 
 BATCHES = (512, 64, 1)
 MODEL = "7.2B"
@@ -59,7 +59,7 @@ class _Models:
             layers = (*[kept] * resident, *[moved] * (num_layers - resident))
             placement = Placement(device, torch.bfloat16, None, torch.float32, layers)
             file = ModelFile.open(random_checkpoint(self._sizes, device))
-            ops = resolve(file.ops, BACKEND, device, torch.bfloat16, file.sizes)
+            ops = resolve(file.ops, engine_backend(self._context), device, torch.bfloat16, file.sizes)
             self._loaded[is_streamed] = Model(file, placement, ops)
         return self._loaded[is_streamed]
 

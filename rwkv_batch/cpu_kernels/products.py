@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ class Product(ctypes.Structure):
         ("inputs", INT),
         ("outputs", INT),
         *pointers("x", "weight", "scale", "minimum", "input_scale", "input_minimum", "weight_sums"),
+        ("levels", INT),
         ("activation", INT),
         *pointers("gate", "out", "y"),
         ("y_is_float", INT),
@@ -77,6 +78,27 @@ def pack_panels(weight: Tensor, inputs: int = 1) -> PackedWeight:
     return PackedWeight(panels.contiguous(), weight.shape, weight.dtype)
 
 
+class PackedInt8(NamedTuple):
+    """An int8 weight with the sums of its rows."""
+
+    weight: PackedWeight
+    sums: Tensor
+    """[C_out] int32."""
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.weight.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes + self.sums.nbytes
+
+
+def pack_int8(q: Tensor, inputs: int) -> PackedInt8:
+    """Lay out an int8 weight [C_out, C_in]."""
+    return PackedInt8(pack_panels(q, inputs), q.sum(1, dtype=torch.int32))
+
+
 def multiply(name: str, dtype: torch.dtype, rows: int, products: Sequence[Product]) -> None:
     """Run the kernel `name` for inputs of `dtype` on several products that share their number of rows."""
     if rows:
@@ -92,7 +114,7 @@ def multiply_rows(
     gate: Tensor | None = None,
     out: Tensor | None = None,
     dtype: torch.dtype | None = None,
-    **vectors: int,
+    **fields: int | None,
 ) -> Tensor:
     """act(x W^T) * gate, or that added to `out`, in float32 up to the one rounding of the result.
 
@@ -100,7 +122,7 @@ def multiply_rows(
         x: [M, C_in], or [n, M, C_in] where the weight holds n matrices.
         gate, out: [M, C_out], dtype of `x`.
         dtype: of the result; that of `x` where None.
-        vectors: addresses of what an 8-bit weight has beside its bytes: see csrc/product.h.
+        fields: what an 8-bit weight has beside its bytes: see csrc/product.h.
 
     Raises:
         ValueError: a shape, a dtype or an activation does not fit; the message says which.
@@ -122,11 +144,31 @@ def multiply_rows(
         "y_is_float": y.dtype == torch.float32,
     }
     products = [
-        weight.product(i, x=x.data_ptr() + i * x_bytes, y=y.data_ptr() + i * y_bytes, **after, **vectors)
+        weight.product(i, x=x.data_ptr() + i * x_bytes, y=y.data_ptr() + i * y_bytes, **after, **fields)
         for i in range(len(weight.addresses))
     ]
     multiply(kernel, x.dtype, rows, products)
     return y if out is not None or y.dtype == wanted else y.to(wanted)
+
+
+def multiply_whole_numbers(
+    kernel: str,
+    levels: int,
+    x: Tensor,
+    q: PackedInt8,
+    scale: Tensor,
+    activation: str | None,
+    gate: Tensor | None,
+    out: Tensor | None,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """`multiply_rows` for an int8 weight, and inputs that become whole numbers up to `levels`.
+
+    Args:
+        scale: [C_out] float32.
+    """
+    fields = {"scale": address("scale", scale, (q.shape[0],), torch.float32), "weight_sums": q.sums.data_ptr()}
+    return multiply_rows(kernel, x, q.weight, activation, gate, out, dtype, levels=levels, **fields)
 
 
 def better_left(dtype: torch.dtype) -> str | None:

@@ -13,7 +13,7 @@ from ..errors import CheckpointError, ConfigurationError
 from ..ops import OpSpec, OpTable
 from .mm8_linear import MM8, Mm8Linear
 from .product import Activation, Linear, linear
-from .w8a8_linear import W8A8, W8A8Linear
+from .w8a8_linear import W8A8, W8A16, W8A8Linear
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -22,15 +22,18 @@ Quantization = Literal["int8", "w8a8"]
 QUANTIZATIONS = (None, *get_args(Quantization))
 
 NOT_W8A8 = "ffn.value.weight"
-"""What squared ReLUs go into: a few inputs are so much larger than the rest that 8 bits would round the rest away."""
+"""What squared ReLUs go into: a few inputs are so much larger than the rest that 8 bits would round the rest away.
+It is multiplied with inputs of 16 bits where there is a kernel for that, and stays dense elsewhere."""
 
 
-DEFINITIONS = OpTable({spec.name: spec.reference for spec in (MM8, W8A8)}, ())
+DEFINITIONS = OpTable({spec.name: spec.reference for spec in (MM8, W8A8, W8A16)}, ())
 
 
-def quantized_ops(quantization: str | None) -> tuple[OpSpec, ...]:
+def quantized_ops(quantization: str | None, device: torch.device) -> tuple[OpSpec, ...]:
     """What 8-bit weights need from kernels."""
-    return {None: (), "int8": (MM8,), "w8a8": (W8A8,)}[quantization]
+    if quantization == "w8a8":
+        return (W8A8, W8A16) if device.type == "cpu" else (W8A8,)
+    return (MM8,) if quantization == "int8" else ()
 
 
 class DenseLinear(Linear):
@@ -119,7 +122,7 @@ def make_linear(
         name: a matrix [C_out, C_in] of the checkpoint. If the file holds it in 8-bit form, that form is taken as it is
             for "int8", and dequantised once for the others. Otherwise it is quantised on `device`.
         dtype: of a dense weight; an 8-bit form follows the dtype of its input.
-        quantization: None, "int8" (mm8) or "w8a8" (all but `NOT_W8A8`, which is dense).
+        quantization: None, "int8" (mm8) or "w8a8" (but for `NOT_W8A8`).
         op: the implementation of `linear` for dense weights.
         ops: implementations for 8-bit weights; their definitions where None.
         scale: multiplies the weight; exact where it is a power of two that neither overflows nor underflows `dtype`.
@@ -135,9 +138,11 @@ def make_linear(
     weight = checkpoint.tensor(name)
     if scale != 1.0:
         weight = weight * scale
-    if quantization == "w8a8" and not name.endswith(NOT_W8A8):
+    spec = W8A16 if name.endswith(NOT_W8A8) else W8A8
+    ops = ops or DEFINITIONS
+    if quantization == "w8a8" and (spec is W8A8 or ops.has_layout(W8A16.name)):
         try:
-            return W8A8Linear(weight.to(device), ops or DEFINITIONS, device)
+            return W8A8Linear(weight.to(device), ops, device, spec)
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.path}: {name}: {error}") from error
     return DenseLinear(weight.to(device, dtype).contiguous(), op)

@@ -12,8 +12,9 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..ops import OpSpec, OpTable
 from .architecture import DEFAULT_LN_X_EPS, Architecture, LayerState, StateField, identify
-from .blocks import layer_norm
+from .blocks import Norm, layer_norm
 from .checkpoint import Checkpoint, load_state_file
+from .elsewhere import LinearElsewhere
 from .linear import DenseLinear
 from .pipeline import Pipeline
 from .placed_weights import PlacedWeights
@@ -93,7 +94,8 @@ class Model:
     """One loaded checkpoint.
 
     Args:
-        ops: implementations of the architecture's ops: one table for all, or one for each layer and the head.
+        ops: implementations of the architecture's ops: one table for all; or one for each layer, one for the head and,
+            where logits leave the head's device, one for what follows.
         ln_x_eps: epsilon of the group norm over heads; None takes the checkpoint's own, or 64e-5.
         batch_invariant: a row's results do not depend, bit for bit, on what else is in the step.
     """
@@ -116,8 +118,9 @@ class Model:
         self.ops = tables[-1]
         weights = PlacedWeights(checkpoint, placement, num_layers, tables, batch_invariant)
         self.architecture = file.architecture(weights, file.sizes, self.ln_x_eps)
-        self._norm = weights.at(num_layers).norm("ln_out")
-        self._head = weights.at(num_layers).linear("head.weight")
+        norm, head = weights.at(num_layers).norm("ln_out"), weights.at(num_layers).linear("head.weight")
+        self._norm = Norm(*(part.to(placement.device) for part in norm))
+        self._head = LinearElsewhere(head, placement.head_device) if placement.head_device else head
         self.matrix_bytes = weights.matrix_bytes
         is_split = bool(placement.layers)
         self.pipeline = Pipeline(self.architecture, placement, tables, weights) if is_split else None

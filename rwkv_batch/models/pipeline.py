@@ -20,21 +20,22 @@ class Pipeline:
     """Runs the layers of a split placement, stage after stage.
 
     Args:
-        ops: of each layer and the head.
+        ops: of each layer.
     """
 
     def __init__(
         self, architecture: Architecture, placement: Placement, ops: Sequence[OpTable], weights: PlacedWeights
     ) -> None:
+        num_layers = architecture.sizes["L"]
         self._architecture = architecture
         self._ops = tuple(ops)
-        self._head = placement.head
-        self._stages = stages(placement, len(ops) - 1)
+        self._placement = placement
+        self._stages = stages(placement, num_layers)
         self._stream_numbers = weights.stream_numbers
         self.stream = weights.stream
 
     def step(self, token_ids: Tensor, rows: Rows, state: Sequence[LayerState]) -> Tensor:
-        """As `Architecture.step`; what it takes and returns is on the head's device, the result of the head's dtype."""
+        """As `Architecture.step`; it takes and returns tensors on the device that samples, x of the head's dtype."""
         x: Tensor | None = None
         first: Tensor | None = None
         for device, dtype, layers in self._stages:
@@ -46,7 +47,7 @@ class Pipeline:
                     with self._arrived(i):
                         first = self._architecture.layer(i, x, first, ids, state[i], here, self._ops[i])
         assert x is not None
-        return x.to(self._head.device, self._head.dtype)
+        return x.to(self._placement.device, self._placement.dtype)
 
     def _arrived(self, i: int) -> AbstractContextManager[None]:
         number = self._stream_numbers.get(i)

@@ -49,6 +49,7 @@ class Placement:
     Args:
         device, dtype, quantization: of the head, hence of logits and sampling; and of all layers where `layers` is
             empty.
+        head_device: where the head's matrix is, if that is a device which does not sample.
         state_dtype: of the matrix states: float32, or float16 rounded stochastically after every token.
         layers: of each layer, where they differ from the head or from each other.
     """
@@ -58,6 +59,7 @@ class Placement:
     quantization: str | None
     state_dtype: torch.dtype = torch.float32
     layers: tuple[LayerPlacement, ...] = ()
+    head_device: torch.device | None = None
 
     @property
     def dtype_name(self) -> str:
@@ -65,7 +67,7 @@ class Placement:
 
     @property
     def head(self) -> LayerPlacement:
-        return LayerPlacement(self.device, self.dtype, self.quantization)
+        return LayerPlacement(self.head_device or self.device, self.dtype, self.quantization)
 
     def of_layers(self, num_layers: int) -> tuple[LayerPlacement, ...]:
         """Each layer's, and the head's after them."""
@@ -152,13 +154,23 @@ def place(
     if dtype != "auto" and dtype not in DTYPES:
         raise ConfigurationError(f"model.dtype: got {dtype!r}, expected auto, float32, bfloat16 or float16")
     number = DTYPES[dtype] if dtype != "auto" else _native(stored_dtype, chosen)
-    return Placement(chosen, number, quantization, STATE_DTYPES[state_dtype])
+    return _sampling(LayerPlacement(chosen, number, quantization), (), STATE_DTYPES[state_dtype], num_layers)
+
+
+def _sampling(
+    head: LayerPlacement, layers: tuple[LayerPlacement, ...], state_dtype: torch.dtype, num_layers: int
+) -> Placement:
+    """Sampling needs float64, which neither mps nor dml has: behind them, logits go to the CPU."""
+    if head.device.type in ("cpu", "cuda"):
+        return Placement(head.device, head.dtype, head.quantization, state_dtype, layers)
+    layers = layers or (head,) * num_layers
+    return Placement(torch.device("cpu"), head.dtype, head.quantization, state_dtype, layers, head.device)
 
 
 def _spread(strategy: str, num_layers: int, state_dtype: torch.dtype) -> Placement:
     *layers, head = (_placed(share) for share in distribute(parse(strategy), num_layers))
     is_same = all(layer == head for layer in layers)
-    return Placement(head.device, head.dtype, head.quantization, state_dtype, () if is_same else tuple(layers))
+    return _sampling(head, () if is_same else tuple(layers), state_dtype, num_layers)
 
 
 def _placed(share: Share) -> LayerPlacement:

@@ -11,10 +11,7 @@ from ..ops import OpSpec, OpTable
 from .product import Activation, Linear, finish
 
 LEVELS = 127
-"""The largest whole number that a weight or an input becomes."""
-
-_EXACT_INPUTS = 1024
-"""So many products of bytes add up exactly in float32, in any order: 1024 * 127 * 127 < 2**24."""
+"""The largest whole number that a weight becomes, and an input of 8 bits."""
 
 
 def quantize_w8a8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,9 +33,10 @@ def quantize_w8a8(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scale).round_().to(torch.int8), scale[:, 0].contiguous()
 
 
-def _scale(x: Tensor) -> Tensor:
-    """[n, C] float32 → [n, 1]: what makes each row's largest magnitude 127; 1 for rows of zeros."""
-    scale = x.abs().amax(1, keepdim=True) / LEVELS
+def _scale(x: Tensor, levels: int = LEVELS) -> Tensor:
+    """[n, C] float32 → [n, 1]: what makes each row's largest magnitude `levels`; 1 for rows of zeros."""
+    peak = x.abs().amax(1, keepdim=True)
+    scale = peak / torch.full_like(peak, levels)  # by a plain number, a GPU would multiply by its inverse
     return torch.where(scale == 0, 1.0, scale)
 
 
@@ -67,36 +65,61 @@ def w8a8(
     Returns:
         [M, C_out].
     """
+    return _multiply(LEVELS, x, q, scale, activation, gate, out, dtype)
+
+
+def w8a16(
+    x: Tensor,
+    q: Tensor,
+    scale: Tensor,
+    activation: Activation | None = None,
+    gate: Tensor | None = None,
+    out: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """As `w8a8`, with inputs of up to 16 bits: as many levels as keep the sum within int32."""
+    return _multiply(min(2**15 - 1, (2**31 - 1) // (LEVELS * x.shape[1])), x, q, scale, activation, gate, out, dtype)
+
+
+def _multiply(
+    levels: int,
+    x: Tensor,
+    q: Tensor,
+    scale: Tensor,
+    activation: Activation | None,
+    gate: Tensor | None,
+    out: Tensor | None,
+    dtype: torch.dtype | None,
+) -> Tensor:
     inputs = x.float()
-    own_scale = _scale(inputs)
-    inputs = (inputs / own_scale).round_()
-    sums = torch.zeros(len(x), len(q), dtype=torch.float64, device=x.device)
-    for start in range(0, x.shape[1], _EXACT_INPUTS):
-        columns = slice(start, start + _EXACT_INPUTS)
-        sums += inputs[:, columns] @ q[:, columns].float().t()
+    own_scale = _scale(inputs, levels)
+    # float64 holds the products and their sums exactly, in any order.
+    sums = (inputs / own_scale).round_().double() @ q.double().t()
     y = sums.float().mul_(own_scale * scale)
     return finish(y if dtype == torch.float32 else y.to(x.dtype), activation, gate, out, dtype)
 
 
 W8A8 = OpSpec("w8a8", w8a8, optional=True)
+W8A16 = OpSpec("w8a16", w8a16, optional=True)
 
 
 class W8A8Linear(Linear):
-    """A weight of one byte each and a scale for each output channel, multiplied with rows of bytes.
+    """A weight of one byte each and a scale for each output channel, multiplied with rows of whole numbers.
 
     Args:
         weight: [C_out, C_in], any float dtype, on any device.
         ops: who serves the products, and in which layout.
+        spec: `W8A8` or `W8A16`.
 
     Raises:
         ValueError: a value is not finite.
     """
 
-    def __init__(self, weight: Tensor, ops: OpTable, device: torch.device | str = "cpu") -> None:
+    def __init__(self, weight: Tensor, ops: OpTable, device: torch.device | str = "cpu", spec: OpSpec = W8A8) -> None:
         self.out_features, self.in_features = weight.shape
         q, self.scale = (part.to(device) for part in quantize_w8a8(weight))
-        self._q = ops.pack("w8a8", q)
-        self._op = ops.w8a8
+        self._q = ops.pack(spec.name, q)
+        self._op: Callable[..., Tensor] = getattr(ops, spec.name)
         self.nbytes: int = self._q.nbytes + self.scale.nbytes
 
     def product(self, x: Tensor) -> Tensor:

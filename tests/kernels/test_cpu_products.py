@@ -15,7 +15,7 @@ from mm8_reference import definition
 from tolerances import assert_close
 from torch import Tensor
 
-from rwkv_batch.cpu_kernels import build, linear, low_rank, mm8, products, w8a8
+from rwkv_batch.cpu_kernels import build, linear, low_rank, mm8, products, w8a8, w8a16
 from rwkv_batch.models import product, w8a8_linear
 from rwkv_batch.models.linear import DenseLinear
 from rwkv_batch.models.low_rank import LowRank, LowRankPair
@@ -35,6 +35,8 @@ PROCESSORS = {
     "AVX-512 with bfloat16 and VNNI": "-O1 -march=x86-64-v3 -DEMULATE=512",
 }
 """Flags that make a library as for another processor, whose instructions are emulated."""
+
+WHOLE_NUMBERS = {"w8a8": w8a8, "w8a16": w8a16}
 
 COUNTS = (1, 2, 3, 5, 13, 31, 100)
 """Rows: every kind of tile, with and without expanded weights."""
@@ -73,10 +75,11 @@ def served(form: str, weight: Tensor) -> Callable[..., Tensor]:
     if form == "linear":
         packed = linear.pack(weight)
         return lambda x, **after: linear.linear(x, packed, **after)
-    if form == "w8a8":
+    if form in WHOLE_NUMBERS:
         q, scale = w8a8_linear.quantize_w8a8(weight)
-        packed_q = w8a8.pack(q)
-        return lambda x, **after: w8a8.w8a8(x, packed_q, scale, **after)
+        module = WHOLE_NUMBERS[form]
+        packed_q = module.pack(q)
+        return lambda x, **after: getattr(module, form)(x, packed_q, scale, **after)
     whole = Mm8Linear(quantize_mm8(weight))
     packed_bytes = mm8.pack(whole.centred)
     return lambda x: mm8.mm8(x, packed_bytes, whole.rx, whole.my, whole.ry, whole.corrections)
@@ -94,7 +97,7 @@ def test_dense_products(dtype: torch.dtype, c_out: int, c_in: int) -> None:
         assert_close(f"{rows} rows", y, x.double() @ weight.double().t(), dtype)
 
 
-@pytest.mark.parametrize("form", ["linear", "w8a8"])
+@pytest.mark.parametrize("form", ["linear", *WHOLE_NUMBERS])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", [None, "squared_relu", "sigmoid", "tanh"])
 def test_what_follows_a_product(form: str, dtype: torch.dtype, activation: str | None) -> None:
@@ -116,7 +119,7 @@ def test_what_follows_a_product(form: str, dtype: torch.dtype, activation: str |
     assert_close("added", added, expected(gate, out), dtype)
 
 
-@pytest.mark.parametrize("form", ["linear", "mm8", "w8a8"])
+@pytest.mark.parametrize("form", ["linear", "mm8", *WHOLE_NUMBERS])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_is_the_same_in_any_company(form: str, dtype: torch.dtype) -> None:
     """Random batches: how many rows, which of them, and in which order, on one thread and on several."""
@@ -140,28 +143,39 @@ def test_products_of_several_matrices() -> None:
     assert_close("three", multiply(x), x.double() @ weight.double().transpose(1, 2), torch.float32)
 
 
+@pytest.mark.parametrize("form", WHOLE_NUMBERS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("c_out", "c_in"), [(97, 64), (64, 301), (1, 1), (35, 3000)])
-def test_bytes_by_bytes_are_exact(dtype: torch.dtype, c_out: int, c_in: int) -> None:
+def test_whole_numbers_are_exact(form: str, dtype: torch.dtype, c_out: int, c_in: int) -> None:
     weight = random(c_out, c_in)
     q, scale = w8a8_linear.quantize_w8a8(weight)
-    multiply = served("w8a8", weight)
+    multiply, definition = served(form, weight), getattr(w8a8_linear, form)
+    levels = 127 if form == "w8a8" else min(32767, (2**31 - 1) // (127 * c_in))
     for rows in COUNTS:
         x = random(rows, c_in, seed=1).to(dtype)
         x[0] = 0
-        own = x.float().abs().amax(1, keepdim=True) / 127
+        own = x.float().abs().amax(1, keepdim=True) / levels
         own[own == 0] = 1
         sums = (x.float() / own).round().to(torch.int64) @ q.to(torch.int64).t()
+        assert sums.abs().max() < 2**31
         expected = sums.float() * (own * scale)
         assert torch.equal(multiply(x, dtype=torch.float32), expected), rows
-        assert torch.equal(w8a8_linear.w8a8(x, q, scale, dtype=torch.float32), expected), rows
+        assert torch.equal(definition(x, q, scale, dtype=torch.float32), expected), rows
 
 
+@pytest.mark.parametrize("form", WHOLE_NUMBERS)
+def test_whole_numbers_do_not_overflow(form: str) -> None:
+    """The largest sum that there can be."""
+    weight, x = torch.ones(3, 4000), torch.ones(7, 4000)
+    assert_close("sums", served(form, weight)(x), torch.full((7, 3), 4000.0), torch.float32)
+
+
+@pytest.mark.parametrize("form", WHOLE_NUMBERS)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_inputs_that_are_not_finite_do_not_hide(bad: float) -> None:
+def test_inputs_that_are_not_finite_do_not_hide(bad: float, form: str) -> None:
     x = random(3, 40).clone()
     x[1, 7] = bad
-    y = served("w8a8", random(50, 40))(x)
+    y = served(form, random(50, 40))(x)
     assert y[[0, 2]].isfinite().all()
     assert y[1].isnan().all()
 

@@ -130,6 +130,17 @@ def test_pieces_equal_the_whole(version, checkpoint_file):
                 assert torch.equal(getattr(a, name)[slot], value[slot]), name
 
 
+def test_a_device_that_does_not_sample(checkpoint_file):
+    """All layers and the head's matrix are elsewhere; the norm before it and the logits are on the CPU."""
+    there = (LayerPlacement(OTHER, torch.float32),) * 3
+    placement = Placement(CPU, torch.float32, None, torch.float32, there, head_device=OTHER)
+    path = checkpoint_file("7.0")
+    session = Session(path, placement=placement)
+    assert type(session.model._head).__name__ == "LinearElsewhere"
+    assert torch.equal(feed(session), feed(Session(path)))
+    assert describe_layers(placement, 3) == "layers 0-2 and head cpu:1 float32"
+
+
 @pytest.mark.parametrize("strategy", ["cpu fp32 *1 -> cpu fp32i8 *1 -> cpu bf16", "cpu bf16i8 *2 -> cpu fp32"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_mixed_dtypes_stay_near(version, strategy, checkpoint_file):

@@ -107,30 +107,16 @@ struct Bf16Pairs {
 #define HAS_BF16_PAIRS 0
 #endif
 
-// int8 by int8, sums in int32: exact, whatever the processor.
-struct Int16;
-struct Int8 {
+// Whole numbers, sums in int32: exact, whatever the processor.
+struct WholeNumbers {
   typedef uint32_t Unit;
   typedef Ints Vector;
   static Vector broadcast(uint32_t x) { return (Ints)(x - Words{}); }
-#if defined(__AVX512VNNI__)
+};
+
+// Two int16 by two int16.
+struct Int16 : WholeNumbers {
   typedef uint32_t Weight;
-  typedef Int8 Expanded;
-  typedef uint8_t Input;  // as the processor takes them, so that 128 is added
-  static constexpr int INPUTS = 4, INPUT_OFFSET = 128;
-  static Vector add_product(Vector sum, Vector x, Vector w) {
-    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
-  }
-#elif defined(__AVXVNNI__)
-  typedef uint32_t Weight;
-  typedef Int8 Expanded;
-  typedef uint8_t Input;
-  static constexpr int INPUTS = 4, INPUT_OFFSET = 128;
-  static Vector add_product(Vector sum, Vector x, Vector w) {
-    return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
-  }
-#else
-  typedef uint16_t Weight;
   typedef Int16 Expanded;
   typedef int16_t Input;
   static constexpr int INPUTS = 2, INPUT_OFFSET = 0;
@@ -143,13 +129,15 @@ struct Int8 {
     return sum + ((x << 16) >> 16) * ((w << 16) >> 16) + (x >> 16) * (w >> 16);
 #endif
   }
-#endif
-
   static void load(const uint32_t* w, Vector& low, Vector& high) {
     low = *(const Ints*)w;
     high = *(const Ints*)(w + LANES);
   }
+};
 
+// Two int16 by two int8.
+struct Int16ByInt8 : Int16 {
+  typedef uint16_t Weight;
   static void load(const uint16_t* w, Vector& low, Vector& high) {
 #if defined(__AVX512BW__)
     low = (Ints)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)w));
@@ -167,7 +155,22 @@ struct Int8 {
   }
 };
 
-// Weights of Int8, two int16 in a word each.
-struct Int16 : Int8 {
+// int8 by int8: four at a time where the processor has that, which takes inputs as unsigned bytes, so that 128 is added.
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+struct Int8 : WholeNumbers {
   typedef uint32_t Weight;
+  typedef Int8 Expanded;
+  typedef uint8_t Input;
+  static constexpr int INPUTS = 4, INPUT_OFFSET = 128;
+  static Vector add_product(Vector sum, Vector x, Vector w) {
+#if defined(__AVX512VNNI__)
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+#else
+    return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
+#endif
+  }
+  static void load(const uint32_t* w, Vector& low, Vector& high) { Int16::load(w, low, high); }
 };
+#else
+typedef Int16ByInt8 Int8;
+#endif

@@ -17,7 +17,8 @@ struct Product {
   const void* x;            // [M, C_in]
   const void* weight;       // [C_out / PANEL, units, PANEL], the last panel padded with zeros
   const float *scale, *minimum, *input_scale, *input_minimum;  // [C_out], [C_out], [C_in], [C_in]; of 8-bit weights
-  const int32_t* weight_sums;                                  // [C_out], of int8 by int8
+  const int32_t* weight_sums;                                  // [C_out], of int8 weights
+  int64_t levels;                                              // what the largest input of a row becomes, by these
   int64_t activation;
   const void* gate;  // [M, C_out] or null
   void* out;         // [M, C_out]: the result is added to it; or null

@@ -1,11 +1,11 @@
-// Products of int8 by int8: weights with a scale for each output channel, inputs with one for each row.
+// Products of whole numbers: int8 weights with a scale for each output channel, inputs of 8 or 16 bits with one a row.
 #include "product.h"
 
 struct Scale { float value; };
 
-// What makes the largest magnitude 127; 1 for zeros; NaN if one of the inputs is not finite.
+// What makes the largest magnitude `levels`; 1 for zeros; NaN if one of the inputs is not finite.
 template <typename T>
-static float scale_of(const T* x, int64_t n) {
+static float scale_of(const T* x, int64_t n, float levels) {
   float largest[16] = {}, poison[16] = {};
   int64_t k = 0;
   for (; k + 16 <= n; k += 16)
@@ -24,15 +24,15 @@ static float scale_of(const T* x, int64_t n) {
     most = std::max(most, largest[i]);
     poisoned += poison[i];
   }
-  return (most > 0 ? most / 127 : 1) + poisoned;
+  return (most > 0 ? most / levels : 1) + poisoned;
 }
 
-template <typename T>
-struct W8A8 {
-  typedef Int8 Kind;
+template <typename T, typename Numbers>
+struct Quantised {
+  typedef Numbers Kind;
   typedef Scale Row;
   static Row prepare(const Product& p, const T* x, uint32_t* units) {
-    const float scale = scale_of(x, p.inputs);
+    const float scale = scale_of(x, p.inputs, (float)p.levels);
     typename Kind::Input* q = (typename Kind::Input*)units;
     for (int64_t k = 0; k < p.inputs; ++k)
       q[k] = (typename Kind::Input)((int32_t)__builtin_rintf(to_float(x[k]) / scale) + Kind::INPUT_OFFSET);
@@ -52,8 +52,14 @@ struct W8A8 {
 
 extern "C" int64_t int8_inputs() { return Int8::INPUTS; }
 
-#define DEFINE(NAME, T)                                               \
-  extern "C" void NAME(const Product* p, int64_t count, int64_t rows) { \
-    multiply<T, W8A8<T>>(p, count, rows);                             \
+#define DEFINE_W8A8(NAME, T)                                              \
+  extern "C" void NAME(const Product* p, int64_t count, int64_t rows) {   \
+    multiply<T, Quantised<T, Int8>>(p, count, rows);                      \
   }
-FOR_EACH_DTYPE(DEFINE, w8a8)
+FOR_EACH_DTYPE(DEFINE_W8A8, w8a8)
+
+#define DEFINE_W8A16(NAME, T)                                             \
+  extern "C" void NAME(const Product* p, int64_t count, int64_t rows) {   \
+    multiply<T, Quantised<T, Int16ByInt8>>(p, count, rows);               \
+  }
+FOR_EACH_DTYPE(DEFINE_W8A16, w8a16)

@@ -16,7 +16,7 @@ from ..roofline import MODELS
 from .check_products import Product, products
 from .context import TINY, Context
 from .device import poisoned
-from .ops import DTYPES, Checks, op
+from .ops import DTYPES, Checks, backends, op
 from .record import Point
 
 MM8_ERROR = {torch.bfloat16: 4e-3, torch.float16: 5e-4, torch.float32: 1e-5}
@@ -30,8 +30,10 @@ def points(context: Context) -> Iterator[tuple[str, Callable[[], Point]]]:
             # The interpreter cuts bits off where it makes bfloat16, which is more than mm8 may be wrong by.
             dtypes = ("float16", "float32") if context.is_rehearsal else DTYPES
             for dtype in dtypes if model != "1.5B" else ("bfloat16",):
-                for name, check in (("mm8", _mm8), ("w8a8", _w8a8)):
-                    yield f"{name} {dtype} {model} {product.use}", partial(check, context, product, DTYPES[dtype])
+                where = f"{dtype} {model} {product.use}"
+                for backend, mark in backends(context.is_rehearsal).items():
+                    yield f"mm8{mark} {where}", partial(_mm8, context, product, DTYPES[dtype], backend)
+                yield f"w8a8 {where}", partial(_w8a8, context, product, DTYPES[dtype])
 
 
 def _inputs(context: Context, product: Product, dtype: torch.dtype) -> Iterator[Tensor]:
@@ -41,10 +43,10 @@ def _inputs(context: Context, product: Product, dtype: torch.dtype) -> Iterator[
         yield (x.relu().square() if product.use == "value" else x).to(dtype)
 
 
-def _mm8(context: Context, product: Product, dtype: torch.dtype) -> Point:
+def _mm8(context: Context, product: Product, dtype: torch.dtype, backend: str) -> Point:
     torch.manual_seed(0)
     weight = quantize_mm8(torch.randn(product.N, product.K, device=context.device) * product.K**-0.5)
-    layer = Mm8Linear(weight, context.device, OpTable({"mm8": op("mm8", context.device, dtype)}, ()))
+    layer = Mm8Linear(weight, context.device, OpTable({"mm8": op("mm8", context.device, dtype, backend=backend)}, ()))
     exact, checks = _stands_for(weight), Checks()
     for x in _inputs(context, product, dtype):
         with poisoned():

@@ -18,7 +18,7 @@ from .check_products import Product, products
 from .columns import format_columns
 from .context import TINY, Context
 from .device import free_bytes, release
-from .ops import op
+from .ops import backends, op
 from .random_model import random_checkpoint
 from .record import Point
 from .serving import decode, engine_backend, load, serve, slot_bytes
@@ -57,15 +57,20 @@ def _rates(context: Context, product: Product, M: int) -> Point:
     count = context.stopwatch.rotation(N * K, most=64)
     x = torch.randn(M, K, device=device).bfloat16()
     dense = [(torch.randn(N, K, device=device) * K**-0.5).bfloat16() for _ in range(count)]
-    linear, mm8, w8a8 = (op(name, device) for name in ("linear", "mm8", "w8a8"))
-    table = OpTable({"mm8": mm8}, ())
-    eight_bit = [Mm8Linear(quantize_mm8(weight), device, table) for weight in dense]
+    linear, w8a8 = (op(name, device) for name in ("linear", "w8a8"))
+    quantized = [quantize_mm8(weight) for weight in dense]
+    eight_bit = {
+        f"W8A16{mark}": [
+            Mm8Linear(one, device, OpTable({"mm8": op("mm8", device, backend=backend)}, ())) for one in quantized
+        ]
+        for backend, mark in backends(context.is_rehearsal).items()
+    }
     levels = [(weight.float() * (127 / weight.float().abs().amax(1, keepdim=True))).round().char() for weight in dense]
     scale = torch.ones(N, device=device)
     seconds = context.stopwatch.calls
     times = {
         "bfloat16": seconds([partial(linear, x, weight) for weight in dense]),
-        "W8A16": seconds([partial(weight, x) for weight in eight_bit]),
+        **{name: seconds([partial(weight, x) for weight in weights]) for name, weights in eight_bit.items()},
         "W8A8": seconds([partial(w8a8, x, q, scale) for q in levels]),
     }
     moved = {name: N * K * (2 if name == "bfloat16" else 1) + 2 * M * (K + N) for name in times}
@@ -117,11 +122,12 @@ def _product_table(points: dict[str, Point]) -> list[str]:
                     name.removeprefix("product "),
                     *(f"{1e6 * t:,.1f}" for t in times.values()),
                     *(f"{shares[form]:.0%}" for form in times),
-                    *(f"{times['bfloat16'] / times[form]:.2f}" for form in ("W8A16", "W8A8")),
+                    *(f"{times['bfloat16'] / times[form]:.2f}" for form in times if form != "bfloat16"),
                 ]
             )
-    header = ["product", "us bf16", "W8A16", "W8A8", "of copy bf16", "W8A16", "W8A8", "x W8A16", "x W8A8"]
-    return format_columns(header, rows)
+    forms = [*next((point["seconds"] for point in points.values() if "operations" in point), ())]
+    header = ["product", *(f"us {form}" for form in forms), *(f"of copy {form}" for form in forms)]
+    return format_columns([*header, *(f"x {form}" for form in forms[1:])], rows)
 
 
 def _engine_table(points: dict[str, Point]) -> list[str]:

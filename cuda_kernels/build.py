@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -31,6 +32,10 @@ NO_COMPILER = (
 )
 
 
+TENSOR_CORES = 80
+"""sm_80 brought the tensor core instructions and the asynchronous copies that are used."""
+
+
 class BuildError(RuntimeError):
     """A kernel cannot be built; the message says why."""
 
@@ -42,6 +47,11 @@ class Specialization(NamedTuple):
     """The stem of its source, and its function's name."""
     defines: tuple[str, ...]
     """Macros as NAME=VALUE."""
+
+    @property
+    def least(self) -> int:
+        """The architecture from which on it compiles, such as 80 for sm_80."""
+        return TENSOR_CORES if self.kernel == "mm8_seq" else 0
 
     @property
     def source(self) -> Path:
@@ -71,7 +81,11 @@ def folder() -> Path:
 
 def unavailable() -> str | None:
     """Why there are no kernels on this machine, and none can be compiled, if so."""
-    return None if nvrtc() or nvcc() or any(folder().glob("*-nvcc-*.cubin")) else NO_COMPILER
+    try:
+        path = folder()
+    except (OSError, RuntimeError) as error:
+        return f"no folder for compiled kernels: {error}"
+    return None if nvrtc() or nvcc() or any(path.glob("*-nvcc-*.cubin")) else NO_COMPILER
 
 
 def image(spec: Specialization, capability: tuple[int, int]) -> bytes:
@@ -100,8 +114,8 @@ def image(spec: Specialization, capability: tuple[int, int]) -> bytes:
         raise BuildError(f"cannot build {spec} for {target}: {error}") from error
 
 
-def build_ahead(specs: Iterable[Specialization], targets: Iterable[str]) -> list[Path]:
-    """Compile with nvcc, several at a time, what is not there yet; the cubins' paths.
+def build_ahead(specs: Sequence[Specialization], targets: Iterable[str]) -> list[Path]:
+    """Compile with nvcc, several at a time, what is not there yet and runs on each target; the cubins' paths.
 
     Raises:
         BuildError: no nvcc, or it failed; the message holds its own words.
@@ -112,7 +126,10 @@ def build_ahead(specs: Iterable[Specialization], targets: Iterable[str]) -> list
     try:
         version = _nvcc_version(compiler)
         wanted = {
-            folder() / f"{_name(spec, target)}-{version}.cubin": (spec, target) for target in targets for spec in specs
+            folder() / f"{_name(spec, target)}-{version}.cubin": (spec, target)
+            for target in targets
+            for spec in specs
+            if int(target.partition("_")[2]) >= spec.least
         }
         with FileLock(folder() / "ahead.lock"):
             missing = {path: what for path, what in wanted.items() if not path.exists()}
@@ -157,10 +174,10 @@ def _nvcc_version(compiler: str) -> str:
 def _build(compiler: str, missing: dict[Path, tuple[Specialization, str]]) -> None:
     work = Path(tempfile.mkdtemp(dir=folder()))
     try:
-        lines = ["rule compile\n  command = $nvcc -cubin $options $in -o $out", f"nvcc = {_escape(compiler)}"]
+        lines = ["rule compile\n  command = $nvcc -cubin $options $in -o $out", f"nvcc = {_quoted(compiler)}"]
         for path, (spec, target) in missing.items():
             lines.append(f"build {path.name}: compile {_escape(spec.source)}")
-            lines.append(f"  options = {' '.join(_escape(option) for option in options(spec, target))}")
+            lines.append(f"  options = {' '.join(_quoted(option) for option in options(spec, target))}")
         (work / "build.ninja").write_text("\n".join(lines) + "\n")
         done = subprocess.run([_ninja(), "-C", str(work)], capture_output=True, text=True, check=False)
         if done.returncode:
@@ -169,6 +186,11 @@ def _build(compiler: str, missing: dict[Path, tuple[Specialization, str]]) -> No
             os.replace(work / path.name, path)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _quoted(word: str) -> str:
+    """For the shell, inside a ninja file."""
+    return shlex.quote(word).replace("$", "$$")
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,6 +21,7 @@ from .errors import CapacityError, RwkvBatchError
 from .model_summary import inspect_model
 from .models.model import Model
 from .run import EXIT_DEVICE, EXIT_OK, EXIT_USAGE
+from .threads import limit_threads
 from .variants import Variant, variants
 
 PHASES = ("schedule", "model", "sample", "wait", "commit")
@@ -208,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
         "--variants", type=variants, metavar="NAME,…", help="several of these at once, such as float32,bfloat16+int8"
     )
     parser.add_argument("--threads", type=positive_int, metavar="N", help="of the CPU; default: torch's")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps or dml")
     parser.add_argument("--backend", default="auto", help="auto, triton, cuda, cpu or reference")
     return parser
 
@@ -224,6 +226,8 @@ def _workloads(text: str) -> list[str]:
 def _bench(options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
+    else:
+        limit_threads()
     single = Variant(options.dtype, options.quantization)
     runs: list[tuple[list[str], Measurement]] = []
     for variant in options.variants or [single]:
@@ -237,6 +241,10 @@ def _bench(options: argparse.Namespace) -> None:
                 workload = WORKLOADS[name](options.num_prompts or 2 * batch_size, options.input_len, output_len)
                 runs.append(([str(variant), name, str(batch_size)], measure(engine, workload)))
         print(backends(engine))
+        del engine, model  # the next variant's memory is planned with what is free
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     print(f"random prompts of {options.input_len} tokens, {options.output_len} tokens each\n")
     header = ["variant", "prompts", "batch", "requests", "seconds", "requests/s", "total tokens/s", "output tokens/s"]
     print(format_table([*header, "occupancy", *PHASES, "rest"], [[*names, *_row(run)] for names, run in runs]))

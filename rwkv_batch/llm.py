@@ -45,7 +45,7 @@ class LLM:
     Args:
         model: "demo", a .pth or .safetensors file, a folder in Hugging Face layout, or hf://owner/repo/file@revision.
         tokenizer: "auto", "world", "bytes", a vocabulary file, a tokenizer.json, or None for token ids only.
-        device: "auto", "cpu", "cuda", "cuda:N", "mps".
+        device: "auto", "cpu", "cuda", "cuda:N", "mps", "dml".
         dtype: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
         quantization: None, "int8" for 8-bit matrices, or "w8a8" for 8-bit matrices and inputs: faster, and coarser.
         backend: "auto", "triton", "cuda", "cpu", "reference".
@@ -106,9 +106,10 @@ class LLM:
             strategy=strategy,
             ln_x_eps=ln_x_eps,
         )
-        if self.summary.placement.device.type == "cpu":
-            limit_threads()
         file, plan = self.summary.file, self.summary.memory
+        places = self.summary.placement.of_layers(file.sizes["L"])
+        if any(place.device.type == "cpu" for place in places):
+            limit_threads()
         logger.info("%s", plan)
         self.tokenizer: Tokenizer | None = self.summary.tokenizer
         self.seed = seed

@@ -31,8 +31,6 @@ class ModelSummary:
     file: ModelFile
     tokenizer: Tokenizer | None
     placement: Placement
-    ops: OpTable
-    """Of the head, and of sampling."""
     layer_ops: tuple[OpTable, ...]
     """Of each layer, of the head and, where that is elsewhere, of sampling."""
     memory: MemoryPlan
@@ -128,7 +126,6 @@ def inspect_model(
         file=file,
         tokenizer=load_tokenizer(tokenizer, vocab_size=file.sizes["V"], model_path=checkpoint.path),
         placement=placement,
-        ops=ops[-1],
         layer_ops=ops,
         memory=plan_memory(file, placement, max_batch_size, max_batch_tokens),
         init_state=None if init_state is None else Path(init_state),

@@ -71,4 +71,5 @@ def round_stochastically(x, position, row, column):  # type: ignore[no-untyped-d
     shift = tl.where(tl.abs(x) < 0.00006103515625, (sign | 0x38800000).to(tl.float32, bitcast=True), 0.0)  # 2^-14
     bits = (x + shift).to(tl.uint32, bitcast=True) + draw
     rounded = (bits & 0xFFFFE000).to(tl.float32, bitcast=True) - shift
-    return tl.where(tl.abs(rounded) > 65504.0, (sign | 0x7F800000).to(tl.float32, bitcast=True), rounded)
+    kept = tl.where(tl.abs(rounded) > 65504.0, (sign | 0x7F800000).to(tl.float32, bitcast=True), rounded)
+    return tl.where(x != x, x, kept)  # random bits added to a NaN would make it a number

@@ -36,11 +36,13 @@ def quantize_kernel(p_x, p_q, p_scale, K: tl.constexpr, BLOCK: tl.constexpr):  #
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
     peaks = tl.zeros((BLOCK,), tl.float32)
+    poison = tl.zeros((BLOCK,), tl.float32)  # NaN where an input is not finite, which maxima would hide
     for start in range(0, K, BLOCK):
         x = tl.load(p_x + row * K + start + k, mask=k < K - start, other=0.0).to(tl.float32)
         peaks = tl.maximum(peaks, tl.abs(x))
+        poison += x * 0.0
     peak = tl.max(peaks, 0)
-    scale = tl.where(peak == 0.0, 1.0, tl.div_rn(peak, 127.0))
+    scale = tl.where(peak == 0.0, 1.0, tl.div_rn(peak, 127.0)) + tl.sum(poison, 0)
     tl.store(p_scale + row, scale)
     for start in range(0, K, BLOCK):
         mask = k < K - start

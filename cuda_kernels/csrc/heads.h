@@ -131,7 +131,8 @@ static __device__ __forceinline__ void round_state(
       const float shift = fabsf(x) < 0.00006103515625f ? __uint_as_float(sign | 0x38800000u) : 0.0f;  // 2^-14
       const u32 bits = __float_as_uint(x + shift) + ((of_row + of_column[c]) >> 19);  // 13 bits
       const float rounded = __uint_as_float(bits & 0xFFFFE000u) - shift;
-      state[j][c] = fabsf(rounded) > 65504.0f ? __uint_as_float(sign | 0x7F800000u) : rounded;
+      const float kept = fabsf(rounded) > 65504.0f ? __uint_as_float(sign | 0x7F800000u) : rounded;
+      state[j][c] = x != x ? x : kept;  // random bits added to a NaN would make it a number
     }
   }
 }

@@ -18,9 +18,20 @@ def low_rank(inputs: Tensor, p: Any) -> Tensor:
     """As the definition; the factors are weights as `linear` packs them."""
     num_inputs, rows, width = inputs.shape
     dtype = inputs.dtype
-    address("inputs", inputs, (num_inputs, rows, width), p.pairs[0].down.weight.dtype)
+    address("inputs", inputs, (num_inputs, rows, width), dtype)
+    out_features = p.pairs[0].up.out_features
+    for j, pair in enumerate(p.pairs):
+        shapes = tuple(pair.down.weight.shape), tuple(pair.up.weight.shape)
+        rank = pair.down.out_features
+        if shapes != ((rank, width), (out_features, rank)) or pair.source >= num_inputs:
+            raise ValueError(
+                f"pair {j}: got factors {shapes} of input {pair.source}, expected [R, {width}] and [{out_features}, R] "
+                f"of one of {num_inputs} inputs"
+            )
+        if not dtype == pair.down.weight.dtype == pair.up.weight.dtype:
+            raise ValueError(f"pair {j}: got {pair.down.weight.dtype}, {pair.up.weight.dtype}, expected {dtype}")
     hidden = torch.empty(rows * sum(pair.down.out_features for pair in p.pairs), dtype=dtype)
-    out = torch.empty(len(p.pairs), rows, p.pairs[0].up.out_features, dtype=dtype)
+    out = torch.empty(len(p.pairs), rows, out_features, dtype=dtype)
     downs, ups = [], []
     between = hidden.data_ptr()
     for j, pair in enumerate(p.pairs):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from .call import address
 from .call import unsupported as unsupported_reason
 from .products import PackedWeight, multiply_rows, pack_panels
 
@@ -17,12 +19,14 @@ def pack(centred: Tensor) -> PackedWeight:
 
 def mm8(x: Tensor, centred: PackedWeight, rx: Tensor, my: Tensor, ry: Tensor, corrections: Tensor) -> Tensor:
     """As the definition, with bytes from `pack`; products and sums are float32, corrections float64."""
+    c_out, c_in = centred.shape
+    address("corrections", corrections, (4, c_out), torch.float32)
     return multiply_rows(
         "mm8",
         x,
         centred,
-        scale=rx.data_ptr(),
+        scale=address("rx", rx, (c_out,), torch.float32),
         minimum=corrections[2].data_ptr(),
-        input_scale=ry.data_ptr(),
-        input_minimum=my.data_ptr(),
+        input_scale=address("ry", ry, (c_in,), torch.float32),
+        input_minimum=address("my", my, (c_in,), torch.float32),
     )

@@ -120,13 +120,15 @@ def multiply_rows(
 
     Args:
         x: [M, C_in], or [n, M, C_in] where the weight holds n matrices.
-        gate, out: [M, C_out], dtype of `x`.
+        gate, out: [M, C_out], dtype of `x`; with a single matrix only.
         dtype: of the result; that of `x` where None.
         fields: what an 8-bit weight has beside its bytes: see csrc/product.h.
 
     Raises:
         ValueError: a shape, a dtype or an activation does not fit; the message says which.
     """
+    if len(weight.shape) == 3 and (gate is not None or out is not None):
+        raise ValueError("gate, out: got one beside several matrices, expected them with a single matrix only")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: got {activation!r}, expected one of {', '.join(map(str, ACTIVATIONS))}")
     *count, c_out, c_in = weight.shape

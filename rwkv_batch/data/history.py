@@ -97,8 +97,8 @@ def utilisation(runs: Sequence[Run]) -> dict[str, float]:
     """Shares of the slots and of a step's tokens that were in use: means over the steps of all runs."""
     last = [run.samples[-1] for run in runs if run.samples]
     steps = sum(one["steps"] for one in last) or 1
-    slots = sum(one["occupancy"] * one["steps"] for one in last)
-    tokens = sum(one["step_tokens"] / one["max_batch_tokens"] for one in last)
+    slots = sum(one.get("occupancy", 0.0) * one["steps"] for one in last)
+    tokens = sum(one.get("step_tokens", 0) / one.get("max_batch_tokens", 1) for one in last)
     return {"slots": round(slots / steps, 4), "step_tokens": round(tokens / steps, 4)}
 
 

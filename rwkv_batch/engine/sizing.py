@@ -139,7 +139,8 @@ def _layer_of(name: str, num_layers: int) -> int:
 
 def _weight_bytes(file: ModelFile, name: str, place: LayerPlacement) -> int:
     is_int8 = place.quantization is not None and is_quantizable(file.checkpoint, name)
-    is_int8 = is_int8 and not (place.quantization == "w8a8" and name.endswith(NOT_W8A8))
+    if place.quantization == "w8a8" and place.device.type != "cpu" and name.endswith(NOT_W8A8):
+        is_int8 = False
     return math.prod(file.checkpoint.shape(name)) * (1 if is_int8 else place.dtype.itemsize)
 
 

@@ -18,7 +18,7 @@ class EngineStats:
     max_batch_size: int
     max_batch_tokens: int
     running: int = 0
-    """Rows of the latest step."""
+    """Slots in use in the latest step."""
     steps: int = 0
     row_steps: int = 0
     """Rows of all steps."""
@@ -47,9 +47,9 @@ class EngineStats:
     def count(self, plan: Plan, slots_in_use: int) -> None:
         """Count one step's rows and tokens."""
         prompt_tokens = sum(chunk.num_tokens for chunk in plan.chunks)
-        self.running = len(plan.decoding) + len(plan.chunks)
+        self.running = slots_in_use
         self.steps += 1
-        self.row_steps += self.running
+        self.row_steps += len(plan.decoding) + len(plan.chunks)
         self.prompt_tokens += prompt_tokens
         self.step_tokens += prompt_tokens + len(plan.decoding)
         self.prompt_share = prompt_tokens / (prompt_tokens + len(plan.decoding))

@@ -64,6 +64,8 @@ class LayerStream:
         host = torch.empty(matrix.shape, dtype=matrix.dtype, pin_memory=self._is_cuda).copy_(matrix)
         key = (len(self) % 2, len(copies), matrix.shape, matrix.dtype)
         place = self._places.setdefault(key, matrix)
+        if self._stream is not None:
+            place.record_stream(self._stream)
         copies.append(_Copy(host, place))
         self._held = [None, None]
         return place
@@ -89,7 +91,7 @@ class LayerStream:
         place = number % 2
         if self._held[place] == number:
             return
-        self._held[place] = number
+        self._held[place] = None
         if self._stream is not None and (left := self._left[place]) is not None:
             self._stream.wait_event(left)
         with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
@@ -97,3 +99,4 @@ class LayerStream:
                 device.copy_(host, non_blocking=True)
         if self._stream is not None:
             self._arrived[place] = self._stream.record_event()
+        self._held[place] = number

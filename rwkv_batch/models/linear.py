@@ -13,7 +13,7 @@ from ..errors import CheckpointError, ConfigurationError
 from ..ops import OpSpec, OpTable
 from .mm8_linear import MM8, Mm8Linear
 from .product import Activation, Linear, linear
-from .w8a8_linear import W8A8, W8A16, W8A8Linear
+from .w8a8_linear import W8A8, W8A16, W8A8Linear, quantize_w8a8
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -23,7 +23,7 @@ QUANTIZATIONS = (None, *get_args(Quantization))
 
 NOT_W8A8 = "ffn.value.weight"
 """What squared ReLUs go into: a few inputs are so much larger than the rest that 8 bits would round the rest away.
-It is multiplied with inputs of 16 bits where there is a kernel for that, and stays dense elsewhere."""
+It is rounded to 8 bits, and multiplied with inputs of 16 bits on a CPU; elsewhere it is dense, of the same values."""
 
 
 DEFINITIONS = OpTable({spec.name: spec.reference for spec in (MM8, W8A8, W8A16)}, ())
@@ -138,11 +138,18 @@ def make_linear(
     weight = checkpoint.tensor(name)
     if scale != 1.0:
         weight = weight * scale
-    spec = W8A16 if name.endswith(NOT_W8A8) else W8A8
-    ops = ops or DEFINITIONS
-    if quantization == "w8a8" and (spec is W8A8 or ops.has_layout(W8A16.name)):
+    if quantization == "w8a8":
         try:
-            return W8A8Linear(weight.to(device), ops, device, spec)
+            return _whole_numbers(name, weight.to(device), dtype, op, ops or DEFINITIONS)
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.path}: {name}: {error}") from error
     return DenseLinear(weight.to(device, dtype).contiguous(), op)
+
+
+def _whole_numbers(name: str, weight: Tensor, dtype: torch.dtype, op: Callable[..., Tensor], ops: OpTable) -> Linear:
+    if not name.endswith(NOT_W8A8):
+        return W8A8Linear(weight, ops)
+    if weight.device.type == "cpu":
+        return W8A8Linear(weight, ops, W8A16)
+    q, scale = quantize_w8a8(weight)
+    return DenseLinear((q * scale[:, None]).to(dtype), op)

@@ -158,10 +158,5 @@ class Model:
         Args:
             out: [n, V] float32, kept by the caller; may be used for the result, where that spares an allocation.
         """
-        x = layer_norm(hidden, self._norm)
-        if out is None:
-            return self._head(x, dtype=torch.float32)
-        if self.device.type != "cpu":
-            return out.copy_(self._head(x, dtype=torch.float32))
-        logits = self._head(x)  # a tensor of its own, whatever is done
-        return logits if logits.dtype == torch.float32 else out.copy_(logits)
+        logits = self._head(layer_norm(hidden, self._norm), dtype=torch.float32)
+        return logits if out is None or self.device.type == "cpu" else out.copy_(logits)

@@ -154,6 +154,8 @@ def place(
     if dtype != "auto" and dtype not in DTYPES:
         raise ConfigurationError(f"model.dtype: got {dtype!r}, expected auto, float32, bfloat16 or float16")
     number = DTYPES[dtype] if dtype != "auto" else _native(stored_dtype, chosen)
+    if quantization == "w8a8" and chosen.type not in ("cpu", "cuda"):
+        raise ConfigurationError(f"model.quantization: w8a8 runs on cpu and cuda, not on {device}; use int8 or null")
     return _sampling(LayerPlacement(chosen, number, quantization), (), STATE_DTYPES[state_dtype], num_layers)
 
 
@@ -169,7 +171,7 @@ def _sampling(
 
 def _spread(strategy: str, num_layers: int, state_dtype: torch.dtype) -> Placement:
     *layers, head = (_placed(share) for share in distribute(parse(strategy), num_layers))
-    is_same = all(layer == head for layer in layers)
+    is_same = not head.is_streamed and all(layer == head for layer in layers)
     return _sampling(head, () if is_same else tuple(layers), state_dtype, num_layers)
 
 
@@ -199,6 +201,8 @@ def _device(name: str) -> torch.device:
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise CapacityError("engine.device: mps is not there; it needs macOS on Apple silicon. Use device: cpu")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
     return device
 
 

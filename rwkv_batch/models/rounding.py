@@ -30,7 +30,8 @@ def round_stochastically(x: Tensor, position: Tensor) -> Tensor:
     shift = torch.where(x.abs() < SMALLEST_NORMAL, torch.full_like(x, SMALLEST_NORMAL).copysign(x), 0.0)
     bits = (x + shift).view(torch.int32) + random_bits(position, x[0].numel() // x.shape[-1], x.shape[-1]).view(x.shape)
     rounded = (bits & -(1 << _DROPPED_BITS)).view(torch.float32) - shift
-    return torch.where(rounded.abs() > LARGEST, torch.full_like(x, torch.inf).copysign(x), rounded)
+    kept = torch.where(rounded.abs() > LARGEST, torch.full_like(x, torch.inf).copysign(x), rounded)
+    return torch.where(x.isnan(), x, kept)  # random bits added to a NaN would make it a number
 
 
 def random_bits(position: Tensor, num_rows: int, num_columns: int) -> Tensor:

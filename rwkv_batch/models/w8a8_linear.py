@@ -99,7 +99,7 @@ def _multiply(
     return finish(y if dtype == torch.float32 else y.to(x.dtype), activation, gate, out, dtype)
 
 
-W8A8 = OpSpec("w8a8", w8a8, optional=True)
+W8A8 = OpSpec("w8a8", w8a8)
 W8A16 = OpSpec("w8a16", w8a16, optional=True)
 
 
@@ -107,7 +107,7 @@ class W8A8Linear(Linear):
     """A weight of one byte each and a scale for each output channel, multiplied with rows of whole numbers.
 
     Args:
-        weight: [C_out, C_in], any float dtype, on any device.
+        weight: [C_out, C_in], any float dtype, on the device where it is multiplied.
         ops: who serves the products, and in which layout.
         spec: `W8A8` or `W8A16`.
 
@@ -115,9 +115,9 @@ class W8A8Linear(Linear):
         ValueError: a value is not finite.
     """
 
-    def __init__(self, weight: Tensor, ops: OpTable, device: torch.device | str = "cpu", spec: OpSpec = W8A8) -> None:
+    def __init__(self, weight: Tensor, ops: OpTable, spec: OpSpec = W8A8) -> None:
         self.out_features, self.in_features = weight.shape
-        q, self.scale = (part.to(device) for part in quantize_w8a8(weight))
+        q, self.scale = quantize_w8a8(weight)
         self._q = ops.pack(spec.name, q)
         self._op: Callable[..., Tensor] = getattr(ops, spec.name)
         self.nbytes: int = self._q.nbytes + self.scale.nbytes

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rwkv_batch.cpu_kernels.build import unavailable
+from rwkv_batch.cpu_kernels.log_normalizer import log_normalizer
 from rwkv_batch.cpu_kernels.sample import sample
 from rwkv_batch.cpu_kernels.select import select
 from rwkv_batch.cpu_kernels.top_tokens import top_tokens
@@ -126,6 +127,27 @@ def test_a_logit_that_is_no_number_ends_the_row(value, place):
     logits[:, place] = value
     uniform = torch.full((len(SETTINGS),), 0.5, dtype=torch.float64)
     assert select(logits, filters(SETTINGS), uniform).eq(0).all()
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, -1])
+def test_a_nan_of_any_bits_ends_the_row(bits):
+    """As GPUs make them: all bits set, with or without the sign."""
+    logits = torch.randn(len(SETTINGS), 300)
+    logits[:, 77] = torch.tensor([bits], dtype=torch.int32).view(torch.float32)
+    assert select(logits, filters(SETTINGS), torch.full((len(SETTINGS),), 0.5, dtype=torch.float64)).eq(0).all()
+    assert log_normalizer(logits).isnan().all()
+
+
+@pytest.mark.parametrize("row", ["as far apart as can be", "almost equal"])
+def test_bins_of_logits_that_have_no_width(row):
+    """Where the distance overflows, or its inverse does, there is no bin to compute."""
+    logits = torch.randn(257)
+    if row == "almost equal":
+        logits = torch.zeros(257)
+        logits[9] = 1e-40
+    else:
+        logits[65], logits[66] = 3e38, -3e38
+    assert_same_draws(logits)
 
 
 PENALTIES = dict(presence_penalty=0.4, frequency_penalty=0.3, repetition_penalty=1.2, penalty_decay=0.9)

@@ -167,6 +167,15 @@ def test_what_follows_w8a8(epilogue: dict[str, Any], dtype):
     assert_close("w8a8", y, finish(exact, **wide), dtype)
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_inputs_of_w8a8_that_are_not_finite_do_not_hide(bad):
+    x, (q, scale) = inputs("normal", 3, 80), quantized(40, 80)
+    x[1, 7] = bad
+    y = triton_w8a8.w8a8(x.to(DEVICE), q.to(DEVICE), scale.to(DEVICE)).cpu()
+    assert y[[0, 2]].isfinite().all()
+    assert y[1].isnan().all()
+
+
 def test_rows_of_w8a8_do_not_depend_on_company():
     x, (q, scale) = inputs("outliers", 130, 80).bfloat16().to(DEVICE), quantized(72, 80)
     q, scale = q.to(DEVICE), scale.to(DEVICE)

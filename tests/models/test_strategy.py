@@ -258,3 +258,10 @@ def test_memory_is_planned_for_each_device(checkpoint_file, monkeypatch):
     streamed = LayerPlacement(OTHER, torch.float32, is_streamed=True)
     both = [plan_memory(file, split(*[kind] * 5, there), 1, 8) for kind in (streamed, there)]
     assert both[0].weights < both[1].weights
+
+
+def test_streaming_everything(monkeypatch):
+    """`*0+` by itself: all layers are streamed, the head is not."""
+    monkeypatch.setattr("rwkv_batch.models.placement._device", lambda name: torch.device("cuda", 0))
+    placement = place(strategy="cuda fp16 *0+", num_layers=3)
+    assert describe_layers(placement, 3) == "layers 0-2 cuda:0 float16 streamed, head cuda:0 float16"

@@ -162,7 +162,7 @@ class Candidates {
   // Over bins of equal width, so that only one of them must be sorted.
   void spread() {
     const int64_t padded = (size + WIDTH - 1) / WIDTH * WIDTH;
-    std::fill(&values[size], &values[padded], values[0]);
+    std::fill(values.data() + size, values.data() + padded, values[0]);
     Floats least = all(INFINITY), most = all(-INFINITY);
     for (int64_t i = 0; i < padded; i += WIDTH) {
       least = -larger(-load(&values[i]), -least);
@@ -171,7 +171,9 @@ class Candidates {
     const float low = -largest(-least), width = largest(most) - low;
     const float bins_per_unit = size && width > 0 ? (BINS - 1) / width : 0.0f;
     for (int64_t i = 0; i < padded; i += WIDTH) {
-      const Ints at = __builtin_convertvector((load(&values[i]) - low) * bins_per_unit, Ints);
+      // Where the width or its inverse is infinite, some products are not numbers: they go to the first bin.
+      const Floats place = larger((load(&values[i]) - low) * bins_per_unit, Floats{});
+      const Ints at = __builtin_convertvector(-larger(-place, all(1.0f - BINS)), Ints);
       std::memcpy(&bin_ids[i], &at, sizeof at);
     }
     std::fill_n(counts, BINS, 0);

@@ -10,7 +10,7 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__)
+#if defined(__AVX512BW__)
 constexpr int LANES = 16, TILE_ROWS = 12;
 #elif defined(__AVX__)
 constexpr int LANES = 8, TILE_ROWS = 6;
@@ -55,7 +55,7 @@ inline void AsFloat<bf16>::load(const bf16* w, Floats& low, Floats& high) {
 
 template <>
 inline void AsFloat<f16>::load(const f16* w, Floats& low, Floats& high) {
-#if defined(__AVX512F__)
+#if defined(__AVX512BW__)
   low = (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)w));
   high = (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(w + LANES)));
 #elif defined(__AVX__) && defined(__F16C__)
@@ -71,7 +71,7 @@ inline void AsFloat<f16>::load(const f16* w, Floats& low, Floats& high) {
 
 template <>
 inline void AsFloat<int8_t>::load(const int8_t* w, Floats& low, Floats& high) {
-#if defined(__AVX512F__)
+#if defined(__AVX512BW__)
   low = (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)w)));
   high = (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(w + LANES))));
 #elif defined(__AVX2__)

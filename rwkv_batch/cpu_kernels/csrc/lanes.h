@@ -58,7 +58,8 @@ static inline float sum(Floats x) {
 
 constexpr float LOG2_E = 1.44269504088896341f;
 
-// 2^x for x <= 0, in place: the error is about one unit in the last place; 2^-125 for all below. NaN stays NaN.
+// 2^x for x <= 0, in place: the error is about one unit in the last place; 2^-125 for all below. Some NaNs become
+// numbers, by whatever bits they carry.
 // Several vectors at a time, step by step, as each step waits for the one before.
 template <int N>
 static inline void exp2_of(Floats (&x)[N]) {
@@ -84,18 +85,22 @@ static inline float exp2_of(float x, float base, float rate) {
   return y[0][0];
 }
 
-// Sum of 2^((x - base) * rate) over TILE numbers, or over those of them that are at least `low`.
+// Sum of 2^((x - base) * rate) over TILE numbers, NaN if one of them is; or over those that are at least `low`.
 template <bool SOME = false>
 static inline float mass_of(const float* x, float base, float rate, float low = 0) {
   constexpr int N = 4;
-  Floats total[N] = {};
+  Floats total[N] = {}, any[N] = {};
   for (int i = 0; i < TILE; i += N * WIDTH) {
     Floats y[N];
     for (int k = 0; k < N; ++k) y[k] = (load(x + i + k * WIDTH) - base) * rate;
+    for (int k = 0; !SOME && k < N; ++k) any[k] = (Floats)((Ints)any[k] | (Ints)(y[k] != y[k]));
     exp2_of(y);
     for (int k = 0; SOME && k < N; ++k) y[k] = (Floats)((Ints)y[k] & (Ints)(load(x + i + k * WIDTH) >= low));
     for (int k = 0; k < N; ++k) total[k] += y[k];
   }
+  // The bits of what is not a number are all set, which is a NaN.
+  if (!SOME)
+    for (int k = 0; k < N; ++k) total[k] = (Floats)((Ints)total[k] | (Ints)any[k]);
   return sum((total[0] + total[1]) + (total[2] + total[3]));
 }
 

@@ -24,7 +24,14 @@ static float scale_of(const T* x, int64_t n, float levels) {
     most = std::max(most, largest[i]);
     poisoned += poison[i];
   }
-  return (most > 0 ? most / levels : 1) + poisoned;
+  const float scale = most / levels;
+  return (scale > 0 ? scale : 1) + poisoned;
+}
+
+// The nearest whole number, halves to the even one; within ±levels also where a tiny scale has lost its digits, or is NaN.
+static inline int32_t whole(float x, float levels) {
+  const float bounded = x > -levels ? x : -levels;
+  return (int32_t)__builtin_rintf(bounded < levels ? bounded : levels);
 }
 
 template <typename T, typename Numbers>
@@ -35,7 +42,7 @@ struct Quantised {
     const float scale = scale_of(x, p.inputs, (float)p.levels);
     typename Kind::Input* q = (typename Kind::Input*)units;
     for (int64_t k = 0; k < p.inputs; ++k)
-      q[k] = (typename Kind::Input)((int32_t)__builtin_rintf(to_float(x[k]) / scale) + Kind::INPUT_OFFSET);
+      q[k] = (typename Kind::Input)(whole(to_float(x[k]) / scale, (float)p.levels) + Kind::INPUT_OFFSET);
     for (int64_t k = p.inputs; k % Kind::INPUTS; ++k) q[k] = Kind::INPUT_OFFSET;
     return {scale};
   }

@@ -26,11 +26,12 @@ def linear(
     out: Tensor | None = None,
     dtype: torch.dtype | None = None,
     fixed_tiles: bool = False,
+    into: Tensor | None = None,
 ) -> Tensor:
     """As the definition, with a weight from `pack`; what follows a product is float32 up to the one rounding.
 
-    A row's bits never depend on M, whether `fixed_tiles` asks for that or not.
+    A row's bits never depend on M, whether `fixed_tiles` asks for that or not. `into` is where the result is written.
     """
     if x.dtype != weight.dtype:
         raise ValueError(f"x: got {x.dtype}, expected the weight's dtype {weight.dtype}")
-    return multiply_rows("linear", x, weight, activation, gate, out, dtype)
+    return multiply_rows("linear", x, weight, activation, gate, out, dtype, into)

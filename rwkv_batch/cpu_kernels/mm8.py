@@ -17,7 +17,15 @@ def pack(centred: Tensor) -> PackedWeight:
     return pack_panels(centred)
 
 
-def mm8(x: Tensor, centred: PackedWeight, rx: Tensor, my: Tensor, ry: Tensor, corrections: Tensor) -> Tensor:
+def mm8(
+    x: Tensor,
+    centred: PackedWeight,
+    rx: Tensor,
+    my: Tensor,
+    ry: Tensor,
+    corrections: Tensor,
+    into: Tensor | None = None,
+) -> Tensor:
     """As the definition, with bytes from `pack`; products and sums are float32, corrections float64."""
     c_out, c_in = centred.shape
     address("corrections", corrections, (4, c_out), torch.float32)
@@ -25,6 +33,7 @@ def mm8(x: Tensor, centred: PackedWeight, rx: Tensor, my: Tensor, ry: Tensor, co
         "mm8",
         x,
         centred,
+        into=into,
         scale=address("rx", rx, (c_out,), torch.float32),
         minimum=corrections[2].data_ptr(),
         input_scale=address("ry", ry, (c_in,), torch.float32),

@@ -114,6 +114,7 @@ def multiply_rows(
     gate: Tensor | None = None,
     out: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    into: Tensor | None = None,
     **fields: int | None,
 ) -> Tensor:
     """act(x W^T) * gate, or that added to `out`, in float32 up to the one rounding of the result.
@@ -122,6 +123,7 @@ def multiply_rows(
         x: [M, C_in], or [n, M, C_in] where the weight holds n matrices.
         gate, out: [M, C_out], dtype of `x`; with a single matrix only.
         dtype: of the result; that of `x` where None.
+        into: where the result is written, float32; a new tensor where None.
         fields: what an 8-bit weight has beside its bytes: see csrc/product.h.
 
     Raises:
@@ -137,7 +139,13 @@ def multiply_rows(
     address("x", x, (*count, rows, c_in), x.dtype)
     shape = (*count, rows, c_out)
     wanted = dtype or x.dtype
-    y = out if out is not None else torch.empty(shape, dtype=x.dtype if wanted == x.dtype else torch.float32)
+    address("into", into, shape, torch.float32)
+    if out is not None:
+        y = out
+    elif into is not None:
+        y, wanted = into, torch.float32
+    else:
+        y = torch.empty(shape, dtype=x.dtype if wanted == x.dtype else torch.float32)
     x_bytes, y_bytes = rows * c_in * x.itemsize, rows * c_out * y.itemsize
     after = {
         "activation": ACTIVATIONS[activation],
@@ -163,6 +171,7 @@ def multiply_whole_numbers(
     gate: Tensor | None,
     out: Tensor | None,
     dtype: torch.dtype | None,
+    into: Tensor | None,
 ) -> Tensor:
     """`multiply_rows` for an int8 weight, and inputs that become whole numbers up to `levels`.
 
@@ -170,7 +179,7 @@ def multiply_whole_numbers(
         scale: [C_out] float32.
     """
     fields = {"scale": address("scale", scale, (q.shape[0],), torch.float32), "weight_sums": q.sums.data_ptr()}
-    return multiply_rows(kernel, x, q.weight, activation, gate, out, dtype, levels=levels, **fields)
+    return multiply_rows(kernel, x, q.weight, activation, gate, out, dtype, into, levels=levels, **fields)
 
 
 def better_left(dtype: torch.dtype) -> str | None:

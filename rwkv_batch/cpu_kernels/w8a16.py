@@ -24,7 +24,8 @@ def w8a16(
     gate: Tensor | None = None,
     out: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    into: Tensor | None = None,
 ) -> Tensor:
     """As the definition, with a weight from `pack`. Sums are exact; what follows is float32 up to the one rounding."""
     levels = min(2**15 - 1, (2**31 - 1) // (127 * q.shape[1]))
-    return multiply_whole_numbers("w8a16", levels, x, q, scale, activation, gate, out, dtype)
+    return multiply_whole_numbers("w8a16", levels, x, q, scale, activation, gate, out, dtype, into)

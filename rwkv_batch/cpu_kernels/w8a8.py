@@ -25,6 +25,7 @@ def w8a8(
     gate: Tensor | None = None,
     out: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    into: Tensor | None = None,
 ) -> Tensor:
     """As the definition, with a weight from `pack`. Sums are exact; what follows is float32 up to the one rounding."""
-    return multiply_whole_numbers("w8a8", 127, x, q, scale, activation, gate, out, dtype)
+    return multiply_whole_numbers("w8a8", 127, x, q, scale, activation, gate, out, dtype, into)

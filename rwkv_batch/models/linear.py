@@ -53,6 +53,12 @@ class DenseLinear(Linear):
     def product(self, x: Tensor) -> Tensor:
         return self(x)
 
+    def write(self, x: Tensor, y: Tensor) -> None:
+        if isinstance(self.weight, Tensor):
+            super().write(x, y)
+        else:
+            self._op(x.to(self.weight.dtype), self.weight, into=y)
+
     def relocate(self, move: Callable[[Tensor], Tensor]) -> None:
         self.weight = move(self.weight)
 

@@ -91,6 +91,12 @@ class Mm8Linear(Linear):
         self.nbytes = sum(part.nbytes for part in (self.centred, self.rx, self.my, self.ry, self.corrections))
         self._op: Callable[..., Tensor] = ops.mm8
 
+    def write(self, x: Tensor, y: Tensor) -> None:
+        if isinstance(self.centred, Tensor):
+            super().write(x, y)
+        else:
+            self._op(x, self.centred, self.rx, self.my, self.ry, self.corrections, into=y)
+
     def relocate(self, move: Callable[[Tensor], Tensor]) -> None:
         self.centred = move(self.centred)
 

@@ -156,7 +156,10 @@ class Model:
         """[n, C] → [n, V] float32, which the caller may write to.
 
         Args:
-            out: [n, V] float32, kept by the caller; may be used for the result, where that spares an allocation.
+            out: [n, V] float32, kept by the caller: the result is written there.
         """
-        logits = self._head(layer_norm(hidden, self._norm), dtype=torch.float32)
-        return logits if out is None or self.device.type == "cpu" else out.copy_(logits)
+        x = layer_norm(hidden, self._norm)
+        if out is None:
+            return self._head(x, dtype=torch.float32)
+        self._head.write(x, out)
+        return out

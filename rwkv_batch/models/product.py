@@ -98,6 +98,10 @@ class Linear(ABC):
     def product(self, x: Tensor) -> Tensor:
         """x [M, C_in] → x W^T [M, C_out], in the dtype of x."""
 
+    def write(self, x: Tensor, y: Tensor) -> None:
+        """The product, written to y [M, C_out] float32: no new tensor of that size where kernels can do without."""
+        y.copy_(self(x, dtype=torch.float32))
+
     def relocate(self, move: Callable[[Tensor], Tensor]) -> None:
         """Keep the matrix itself where `move` puts it, as long as it is a plain tensor."""
         raise NotImplementedError(f"a {type(self).__name__} stays where it is")

@@ -125,6 +125,12 @@ class W8A8Linear(Linear):
     def product(self, x: Tensor) -> Tensor:
         return self(x)
 
+    def write(self, x: Tensor, y: Tensor) -> None:
+        if isinstance(self._q, Tensor):
+            super().write(x, y)
+        else:
+            self._op(x, self._q, self.scale, into=y)
+
     def relocate(self, move: Callable[[Tensor], Tensor]) -> None:
         self._q = move(self._q)
 

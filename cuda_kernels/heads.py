@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..triton_kernels.checks import check_pool
 from .build import Specialization
-from .launch import DTYPES, PACK_BYTES, STATE_DTYPES, Kernel, check_pool
+from .launch import DTYPES, PACK_BYTES, STATE_DTYPES, Kernel
 
 THREADS = {16: 64, 32: 96, 64: 160, 128: 288}
 """Head size → threads of a block."""

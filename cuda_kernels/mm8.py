@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..triton_kernels.checks import check
 from .build import Specialization
-from .launch import DTYPES, PACK_BYTES, Kernel, check
+from .launch import DTYPES, PACK_BYTES, Kernel
 from .launch import unsupported as unsupported_reason
 
 __all__ = ["mm8", "specializations", "unsupported_reason"]

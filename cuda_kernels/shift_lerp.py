@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..triton_kernels.checks import check, check_pool
 from .build import Specialization
-from .launch import DTYPES, Kernel, check, check_pool, pack
+from .launch import DTYPES, Kernel, pack
 from .launch import unsupported as unsupported_reason
 
 __all__ = ["shift_lerp", "specializations", "unsupported_reason"]

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..triton_kernels.checks import check
 from .heads import check_heads, launch_heads
-from .launch import Kernel, check
+from .launch import Kernel
 
 _KERNEL = Kernel(
     "wkv56",

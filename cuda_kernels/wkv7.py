@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..triton_kernels.checks import check
 from .build import Specialization
 from .heads import check_heads, launch_heads, specializations_of
-from .launch import Kernel, check
+from .launch import Kernel
 from .launch import unsupported_heads as unsupported_reason
 
 __all__ = ["specializations", "unsupported_reason", "wkv7"]

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import check, is_interpreted
+from .checks import check
+from .launch import is_interpreted
 from .launch import unsupported as unsupported_reason
 from .specialization import Specialization, pointers
 from .tiles import TYPES, Tile, activate, multiply

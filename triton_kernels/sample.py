@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from . import launch
-from .launch import check
+from .checks import check
 from .sample_select import select_kernel
 from .sample_shape import shape_kernel
 from .specialization import Specialization, pointers

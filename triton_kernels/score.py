@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
-from .launch import check
+from .checks import check
 from .specialization import Specialization, pointers
 from .tiles import multiply
 

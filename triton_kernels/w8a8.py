@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import DTYPES, check
+from .checks import check
+from .launch import DTYPES
 from .launch import unsupported as unsupported_reason
 from .specialization import Specialization, pointers
 from .tiles import TYPES, Tile, activate

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import check, check_pool
+from .checks import check, check_pool
 from .launch import unsupported as unsupported_reason
 from .recurrence import LAUNCH, NUM_STAGES, load_vector, write_zeros
 from .specialization import Specialization, pointers

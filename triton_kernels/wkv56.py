@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import STATE_DTYPES, check, check_pool
+from .checks import check, check_pool
+from .launch import STATE_DTYPES
 from .recurrence import (
     LAUNCH,
     NUM_STAGES,

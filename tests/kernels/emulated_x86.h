@@ -62,6 +62,14 @@ static inline __m512 emulated_cvtph_ps(V v) {
 }
 
 template <typename V>
+static inline __m256i emulated_cvtps_ph(V v, int) {
+  return each_word<__m256i>([&](int i) {
+    const _Float16 pair[2] = {(_Float16)part<float>(v, 2 * i), (_Float16)part<float>(v, 2 * i + 1)};
+    return part<uint32_t>(pair, 0);
+  });
+}
+
+template <typename V>
 static inline __m512i emulated_madd_epi16(V v, V u) {
   return each_word<__m512i>([&](int i) {
     return (int32_t)part<int16_t>(v, 2 * i) * part<int16_t>(u, 2 * i) +
@@ -89,6 +97,8 @@ static inline S emulated_dpbf16(S sum, V x, V w) {
 #define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32
 #define _mm512_cvtepi8_epi16 emulated_cvtepi8_epi16
 #define _mm512_cvtph_ps emulated_cvtph_ps
+#undef _mm512_cvtps_ph
+#define _mm512_cvtps_ph emulated_cvtps_ph
 #define _mm512_madd_epi16 emulated_madd_epi16
 #endif
 #if EMULATE == 512

@@ -1,5 +1,8 @@
 // Types and vectorisable mathematics that all kernels share. No torch headers.
 #pragma once
+#include <omp.h>
+
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -55,10 +58,16 @@ struct Rows {
   const int32_t* start;  // [B + 1]
 };
 
+// How many neighbours of all the parts of a state a thread takes at once: what they write lies side by side, so some; but
+// every thread shall have its share.
+static inline int64_t at_once(int64_t parts) {
+  return std::clamp<int64_t>(parts / (2 * omp_get_max_threads()), 1, 4);
+}
+
 // Walks every head of every row through its tokens: advance(token, head, its state). Heads run in parallel.
 template <typename Params, typename Advance>
 static void for_each_head(const Params& p, Advance advance) {
-#pragma omp parallel for collapse(2) schedule(dynamic, 4)
+#pragma omp parallel for collapse(2) schedule(dynamic, at_once(p.rows.num_rows * p.num_heads))
   for (int64_t row = 0; row < p.rows.num_rows; ++row)
     for (int64_t head = 0; head < p.num_heads; ++head) {
       const int32_t slot = p.rows.slot[row];

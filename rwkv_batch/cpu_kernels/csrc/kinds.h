@@ -4,27 +4,20 @@
 // multiplies and adds at once. For each unit a packed weight holds PANEL output channels side by side. Where loading
 // takes more than loading, weights that many rows need are expanded first, to those of another kind with the same results.
 #pragma once
-#include "common.h"
+#include "vectors.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
+// As many rows as two sums for each, two weights, an input and a product leave registers for.
 #if defined(__AVX512BW__)
-constexpr int LANES = 16, TILE_ROWS = 12;
+constexpr int TILE_ROWS = 12;
 #elif defined(__AVX__)
-constexpr int LANES = 8, TILE_ROWS = 6;
+constexpr int TILE_ROWS = 6;
 #elif defined(__aarch64__)
-constexpr int LANES = 4, TILE_ROWS = 8;
+constexpr int TILE_ROWS = 8;
 #else
-constexpr int LANES = 4, TILE_ROWS = 4;
+constexpr int TILE_ROWS = 4;
 #endif
 
 constexpr int PANEL = 2 * LANES;
-
-typedef float Floats __attribute__((vector_size(LANES * 4), aligned(4)));
-typedef int32_t Ints __attribute__((vector_size(LANES * 4), aligned(4)));
-typedef uint32_t Words __attribute__((vector_size(LANES * 4), aligned(4)));
 
 // Weights that become floats: one input a unit, sums in float32, in the order of the inputs.
 template <typename W>
@@ -34,15 +27,15 @@ struct AsFloat {
   typedef Floats Vector;
   typedef AsFloat<float> Expanded;
   static constexpr int INPUTS = 1;
-  static Vector broadcast(float x) { return x - Floats{}; }
+  static Vector broadcast(float x) { return all(x); }
   static Vector add_product(Vector sum, Vector x, Vector w) { return sum + x * w; }
   static void load(const W* w, Vector& low, Vector& high);
 };
 
 template <>
 inline void AsFloat<float>::load(const float* w, Floats& low, Floats& high) {
-  low = *(const Floats*)w;
-  high = *(const Floats*)(w + LANES);
+  low = ::load(w);
+  high = ::load(w + LANES);
 }
 
 // Channel i lies beside channel i + LANES, so that both come out of one word without shuffling.
@@ -55,18 +48,8 @@ inline void AsFloat<bf16>::load(const bf16* w, Floats& low, Floats& high) {
 
 template <>
 inline void AsFloat<f16>::load(const f16* w, Floats& low, Floats& high) {
-#if defined(__AVX512BW__)
-  low = (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)w));
-  high = (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(w + LANES)));
-#elif defined(__AVX__) && defined(__F16C__)
-  low = (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)w));
-  high = (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(w + LANES)));
-#else
-  for (int i = 0; i < LANES; ++i) {
-    low[i] = (float)w[i].value;
-    high[i] = (float)w[LANES + i].value;
-  }
-#endif
+  low = ::load(w);
+  high = ::load(w + LANES);
 }
 
 template <>

@@ -3,27 +3,34 @@
 
 struct Nothing {};
 
-template <typename T, typename W>
-struct Dense {
-  typedef AsFloat<W> Kind;
+// Sums that are results already.
+struct Unscaled {
   typedef Nothing Row;
-  static Row prepare(const Product& p, const T* x, float* units) {
-    for (int64_t k = 0; k < p.inputs; ++k) units[k] = to_float(x[k]);
+  static Nothing channels(const Product&, int64_t, int) { return {}; }
+  static void scale(Nothing, Nothing, const float* sums, float* v) {
+    for (int i = 0; i < PANEL; i += LANES) store(v + i, load(sums + i));
+  }
+};
+
+template <typename T, typename W>
+struct Dense : Unscaled {
+  typedef AsFloat<W> Kind;
+  static Nothing prepare(const Product& p, const T* x, float* units) {
+    int64_t k = 0;
+    for (; k + LANES <= p.inputs; k += LANES) store(units + k, load(x + k));
+    for (; k < p.inputs; ++k) units[k] = to_float(x[k]);
     return {};
   }
-  static void scale(const Product&, int64_t, int, float*, Row) {}
 };
 
 #if HAS_BF16_PAIRS
-struct DensePairs {
+struct DensePairs : Unscaled {
   typedef Bf16Pairs Kind;
-  typedef Nothing Row;
-  static Row prepare(const Product& p, const bf16* x, uint32_t* units) {
+  static Nothing prepare(const Product& p, const bf16* x, uint32_t* units) {
     if (p.inputs % 2) units[p.inputs / 2] = x[p.inputs - 1].bits;
     std::memcpy(units, x, p.inputs / 2 * sizeof(uint32_t));
     return {};
   }
-  static void scale(const Product&, int64_t, int, float*, Row) {}
 };
 template <> struct Dense<bf16, bf16> : DensePairs {};
 #endif

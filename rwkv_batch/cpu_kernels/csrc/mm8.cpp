@@ -6,6 +6,7 @@
 #include "product.h"
 
 struct RowSums { double z, x, x_minimum; };
+struct ScaleAndMinimum { float scale[PANEL], minimum[PANEL]; };
 
 template <typename T>
 struct Mm8 {
@@ -22,9 +23,15 @@ struct Mm8 {
     }
     return sums;
   }
-  static void scale(const Product& p, int64_t first, int n, float* v, const Row& row) {
-    const float *scale = p.scale + first, *minimum = p.minimum + first;
-    for (int i = 0; i < n; ++i) v[i] = (float)(scale[i] * (v[i] + 128.5 * row.z) + minimum[i] * row.x + row.x_minimum);
+  static ScaleAndMinimum channels(const Product& p, int64_t first, int n) {
+    ScaleAndMinimum own;
+    copy_panel(own.scale, p.scale + first, n);
+    copy_panel(own.minimum, p.minimum + first, n);
+    return own;
+  }
+  static void scale(const ScaleAndMinimum& own, const Row& row, const float* sums, float* v) {
+    for (int i = 0; i < PANEL; ++i)
+      v[i] = (float)(own.scale[i] * (sums[i] + 128.5 * row.z) + own.minimum[i] * row.x + row.x_minimum);
   }
 };
 

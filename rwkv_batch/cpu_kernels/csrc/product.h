@@ -67,6 +67,13 @@ static void expand(const typename Kind::Weight* w, int64_t units, float* expande
   }
 }
 
+// Part t of `parts` of the next block of weights: it comes nearer while tiles are busy with this one.
+template <typename Weight>
+static inline void bring_nearer(const Weight* next, int64_t t, int64_t parts) {
+  constexpr int64_t LINES = BLOCK_UNITS * PANEL * sizeof(Weight) / 64;
+  for (int64_t i = t * LINES / parts; i < (t + 1) * LINES / parts; ++i) __builtin_prefetch((const char*)next + i * 64, 0, 2);
+}
+
 // Few rows read a weight once; to keep the units busy they take several panels side by side.
 constexpr int64_t panels_at_once(int64_t rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
@@ -88,9 +95,9 @@ static void tile_of(int64_t rows, int64_t panels, const typename Kind::Unit* x, 
 static inline void activate(float* v, int64_t activation) {
   switch (activation) {
     case SQUARED_RELU:
-      for (int i = 0; i < PANEL; ++i) {
-        const float x = v[i] < 0.0f ? 0.0f : v[i];
-        v[i] = x * x;
+      for (int i = 0; i < PANEL; i += LANES) {
+        const Floats x = load(v + i), positive = x < 0.0f ? Floats{} : x;
+        store(v + i, positive * positive);
       }
       break;
     case SIGMOID:
@@ -104,28 +111,58 @@ static inline void activate(float* v, int64_t activation) {
   }
 }
 
-// n results of one row, from output channel `first` on.
-template <typename T>
-static void finish(const Product& p, int64_t row, int64_t first, int n, float* v) {
-  activate(v, p.activation);
-  const int64_t at = row * p.outputs + first;
-  if (p.gate)
-    for (int i = 0; i < n; ++i) v[i] *= to_float(((const T*)p.gate)[at + i]);
-  if (p.out) {
-    T* out = (T*)p.out + at;
-    for (int i = 0; i < n; ++i) out[i] = from_float<T>(to_float(out[i]) + v[i]);
-  } else if (p.y_is_float) {
-    std::memcpy((float*)p.y + at, v, n * sizeof(float));
-  } else {
-    T* y = (T*)p.y + at;
-    for (int i = 0; i < n; ++i) y[i] = from_float<T>(v[i]);
+// A panel of one row: gated, then added to `out` where there is one, or written to `y`.
+template <typename T, typename Y>
+static inline void put(const float* v, const T* gate, T* out, Y* y) {
+  for (int i = 0; i < PANEL; i += LANES) {
+    const Floats gated = gate ? load(v + i) * load(gate + i) : load(v + i);
+    if (out) store(out + i, load(out + i) + gated);
+    else store(y + i, gated);
   }
+}
+
+// The same of n < PANEL channels, by way of whole panels.
+template <typename T, typename Y>
+static void put_some(int n, const float* v, const T* gate, T* out, Y* y) {
+  T all_gates[PANEL] = {}, all_outs[PANEL] = {};
+  Y all_ys[PANEL];
+  if (gate) std::memcpy(all_gates, gate, n * sizeof(T));
+  if (out) std::memcpy(all_outs, out, n * sizeof(T));
+  put(v, gate ? all_gates : nullptr, out ? all_outs : nullptr, all_ys);
+  if (out) std::memcpy(out, all_outs, n * sizeof(T));
+  else std::memcpy(y, all_ys, n * sizeof(Y));
+}
+
+// The sums of one panel, from output channel `first` on, become results.
+template <typename T, typename Form>
+static void finish(const Product& p, int64_t first_row, int64_t rows, int64_t first, const float* sums,
+                   const typename Form::Row* kept) {
+  const int n = (int)std::min<int64_t>(PANEL, p.outputs - first);
+  const auto channels = Form::channels(p, first, n);
+  for (int64_t row = 0; row < rows; ++row) {
+    alignas(64) float v[PANEL];
+    Form::scale(channels, kept[row], sums + row * PANEL, v);
+    activate(v, p.activation);
+    const int64_t at = (first_row + row) * p.outputs + first;
+    const T* gate = p.gate ? (const T*)p.gate + at : nullptr;
+    T* out = p.out ? (T*)p.out + at : nullptr;
+    auto put_to = [&](auto* y) { n == PANEL ? put(v, gate, out, y + at) : put_some(n, v, gate, out, y + at); };
+    if (p.y_is_float) put_to((float*)p.y);
+    else put_to((T*)p.y);
+  }
+}
+
+// The first n of a panel's worth of numbers, zeros after them.
+template <typename Number>
+static inline void copy_panel(Number (&to)[PANEL], const Number* from, int n) {
+  for (int i = 0; i < PANEL; ++i) to[i] = i < n ? from[i] : Number{};
 }
 
 // Multiplies M rows with each of `count` weights.
 //
-// Form says what is particular to a form of weight: the Kind; what it keeps of a row besides its units (Row);
-// prepare(product, x, units) → Row; and scale(product, first, n, sums, row), which turns sums into floats, in place.
+// Form says what is particular to a form of weight: the Kind; what it keeps of a row besides its units (Row), by
+// prepare(product, x, units); what it knows of a panel's n channels from `first` on, by channels(product, first, n); and
+// scale(channels, row, sums, v), which makes results v of sums.
 template <typename T, typename Form>
 static void multiply(const Product* products, int64_t count, int64_t num_rows) {
   typedef typename Form::Kind Kind;
@@ -170,7 +207,7 @@ static void multiply(const Product* products, int64_t count, int64_t num_rows) {
       thread_local std::vector<float> own_sums;
       own_sums.resize(most * sums_stride + BLOCK_UNITS * PANEL);
       float *const sums = own_sums.data(), *const expanded = sums + most * sums_stride;
-#pragma omp for schedule(dynamic, 1 + groups / 256) nowait
+#pragma omp for schedule(guided) nowait
       for (int64_t group = 0; group < groups; ++group) {
         int64_t i = 0;
         while (i + 1 < count && group >= parts[i + 1].first_group) ++i;
@@ -184,6 +221,7 @@ static void multiply(const Product* products, int64_t count, int64_t num_rows) {
           if (expands) expand<Kind>(weight + k * PANEL, some, expanded);
           for (int64_t t = 0, row = 0; t < tiles; ++t) {
             const int64_t size = rows / tiles + (t < rows % tiles);
+            if (expands) bring_nearer(weight + (k + some) * PANEL, t, tiles);
             const Unit* own = x + row * part.stride + k;
             if (expands)
               tile_of<Expanded>(size, 1, own, part.stride, (const typename Expanded::Weight*)expanded, 0, some,
@@ -195,13 +233,7 @@ static void multiply(const Product* products, int64_t count, int64_t num_rows) {
           }
         }
         for (int64_t p = 0; p < panels; ++p)
-          for (int64_t row = 0; row < rows; ++row) {
-            float* v = sums + p * sums_stride + row * PANEL;
-            const int64_t first = (panel + p) * PANEL;
-            const int n = (int)std::min<int64_t>(PANEL, products[i].outputs - first);
-            Form::scale(products[i], first, n, v, kept[i * block_rows + row]);
-            finish<T>(products[i], first_row + row, first, n, v);
-          }
+          finish<T, Form>(products[i], first_row, rows, (panel + p) * PANEL, sums + p * sums_stride, kept + i * block_rows);
       }
     }
   }

@@ -2,30 +2,32 @@
 #include "product.h"
 
 struct Scale { float value; };
+struct ScaleAndSum {
+  float scale[PANEL];
+  int32_t weight_sum[PANEL];
+};
 
 // What makes the largest magnitude `levels`; 1 for zeros; NaN if one of the inputs is not finite.
 template <typename T>
 static float scale_of(const T* x, int64_t n, float levels) {
-  float largest[16] = {}, poison[16] = {};
+  constexpr int32_t MAGNITUDE = 0x7fffffff, INFINITE = 0x7f800000;  // as whole numbers, magnitudes have the same order
+  Ints largest{};
   int64_t k = 0;
-  for (; k + 16 <= n; k += 16)
-    for (int i = 0; i < 16; ++i) {
-      const float value = std::fabs(to_float(x[k + i]));
-      largest[i] = value > largest[i] ? value : largest[i];
-      poison[i] += value * 0.0f;
-    }
-  for (int i = 0; k + i < n; ++i) {
-    const float value = std::fabs(to_float(x[k + i]));
-    largest[i] = value > largest[i] ? value : largest[i];
-    poison[i] += value * 0.0f;
+  for (; k + LANES <= n; k += LANES) {
+    const Ints magnitude = (Ints)load(x + k) & MAGNITUDE;
+    largest = magnitude > largest ? magnitude : largest;
   }
-  float most = 0, poisoned = 0;
-  for (int i = 0; i < 16; ++i) {
-    most = std::max(most, largest[i]);
-    poisoned += poison[i];
+  for (int i = 0; k < n; ++i, ++k) {
+    const Ints magnitude = (Ints)all(to_float(x[k])) & MAGNITUDE;
+    largest[i] = std::max(largest[i], magnitude[0]);
   }
-  const float scale = most / levels;
-  return (scale > 0 ? scale : 1) + poisoned;
+  int32_t most = 0;
+  for (int i = 0; i < LANES; ++i) most = std::max(most, largest[i]);
+  if (most >= INFINITE) return NAN;
+  float magnitude;
+  std::memcpy(&magnitude, &most, 4);
+  const float scale = magnitude / levels;
+  return scale > 0 ? scale : 1;
 }
 
 // The nearest whole number, halves to the even one; within ±levels also where a tiny scale has lost its digits, or is NaN.
@@ -46,13 +48,16 @@ struct Quantised {
     for (int64_t k = p.inputs; k % Kind::INPUTS; ++k) q[k] = Kind::INPUT_OFFSET;
     return {scale};
   }
-  static void scale(const Product& p, int64_t first, int n, float* v, Row row) {
-    const float* scale = p.scale + first;
-    const int32_t* weight_sums = p.weight_sums + first;
-    for (int i = 0; i < n; ++i) {
-      int32_t sum;
-      std::memcpy(&sum, v + i, 4);
-      v[i] = (float)(sum - Kind::INPUT_OFFSET * weight_sums[i]) * (row.value * scale[i]);
+  static ScaleAndSum channels(const Product& p, int64_t first, int n) {
+    ScaleAndSum own;
+    copy_panel(own.scale, p.scale + first, n);
+    copy_panel(own.weight_sum, p.weight_sums + first, n);
+    return own;
+  }
+  static void scale(const ScaleAndSum& own, Row row, const float* sums, float* v) {
+    for (int i = 0; i < PANEL; i += LANES) {
+      const Ints sum = (Ints)load(sums + i) - Kind::INPUT_OFFSET * *(const Ints*)(own.weight_sum + i);
+      store(v + i, __builtin_convertvector(sum, Floats) * (row.value * load(own.scale + i)));
     }
   }
 };

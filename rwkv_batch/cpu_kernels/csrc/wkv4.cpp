@@ -15,7 +15,7 @@ constexpr int64_t BLOCK = 256;  // channels that one thread takes at a time
 template <typename T>
 static void run(const Wkv4& p) {
   const int64_t blocks = (p.width + BLOCK - 1) / BLOCK;
-#pragma omp parallel for collapse(2) schedule(dynamic, 4)
+#pragma omp parallel for collapse(2) schedule(dynamic, at_once(p.rows.num_rows * blocks))
   for (int64_t row = 0; row < p.rows.num_rows; ++row)
     for (int64_t block = 0; block < blocks; ++block) {
       const int32_t slot = p.rows.slot[row];

@@ -29,13 +29,10 @@ def mm8(
     """As the definition, with bytes from `pack`; products and sums are float32, corrections float64."""
     c_out, c_in = centred.shape
     address("corrections", corrections, (4, c_out), torch.float32)
-    return multiply_rows(
-        "mm8",
-        x,
-        centred,
-        into=into,
-        scale=address("rx", rx, (c_out,), torch.float32),
-        minimum=corrections[2].data_ptr(),
-        input_scale=address("ry", ry, (c_in,), torch.float32),
-        input_minimum=address("my", my, (c_in,), torch.float32),
-    )
+    fields = {
+        "scale": address("rx", rx, (c_out,), torch.float32),
+        "minimum": corrections[2].data_ptr(),
+        "input_scale": address("ry", ry, (c_in,), torch.float32),
+        "input_minimum": address("my", my, (c_in,), torch.float32),
+    }
+    return multiply_rows("mm8", x, centred, into=into, fields=[fields])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -79,11 +79,11 @@ def pack_panels(weight: Tensor, inputs: int = 1) -> PackedWeight:
 
 
 class PackedInt8(NamedTuple):
-    """An int8 weight with the sums of its rows."""
+    """An int8 weight, or n of one shape, with the sums of its rows."""
 
     weight: PackedWeight
     sums: Tensor
-    """[C_out] int32."""
+    """[C_out] or [n, C_out] int32."""
 
     @property
     def shape(self) -> torch.Size:
@@ -95,8 +95,8 @@ class PackedInt8(NamedTuple):
 
 
 def pack_int8(q: Tensor, inputs: int) -> PackedInt8:
-    """Lay out an int8 weight [C_out, C_in]."""
-    return PackedInt8(pack_panels(q, inputs), q.sum(1, dtype=torch.int32))
+    """Lay out an int8 weight [C_out, C_in] or [n, C_out, C_in]."""
+    return PackedInt8(pack_panels(q, inputs), q.sum(-1, dtype=torch.int32))
 
 
 def multiply(name: str, dtype: torch.dtype, rows: int, products: Sequence[Product]) -> None:
@@ -115,7 +115,7 @@ def multiply_rows(
     out: Tensor | None = None,
     dtype: torch.dtype | None = None,
     into: Tensor | None = None,
-    **fields: int | None,
+    fields: Sequence[Mapping[str, int | None]] | None = None,
 ) -> Tensor:
     """act(x W^T) * gate, or that added to `out`, in float32 up to the one rounding of the result.
 
@@ -124,7 +124,7 @@ def multiply_rows(
         gate, out: [M, C_out], dtype of `x`; with a single matrix only.
         dtype: of the result; that of `x` where None.
         into: where the result is written, float32; a new tensor where None.
-        fields: what an 8-bit weight has beside its bytes: see csrc/product.h.
+        fields: what each matrix has beside its numbers, where they are whole: see csrc/product.h.
 
     Raises:
         ValueError: a shape, a dtype or an activation does not fit; the message says which.
@@ -154,8 +154,8 @@ def multiply_rows(
         "y_is_float": y.dtype == torch.float32,
     }
     products = [
-        weight.product(i, x=x.data_ptr() + i * x_bytes, y=y.data_ptr() + i * y_bytes, **after, **fields)
-        for i in range(len(weight.addresses))
+        weight.product(i, x=x.data_ptr() + i * x_bytes, y=y.data_ptr() + i * y_bytes, **after, **own)
+        for i, own in enumerate(fields or [{}] * len(weight.addresses))
     ]
     multiply(kernel, x.dtype, rows, products)
     return y if out is not None or y.dtype == wanted else y.to(wanted)
@@ -176,10 +176,16 @@ def multiply_whole_numbers(
     """`multiply_rows` for an int8 weight, and inputs that become whole numbers up to `levels`.
 
     Args:
-        scale: [C_out] float32.
+        scale: [C_out] or [n, C_out] float32.
     """
-    fields = {"scale": address("scale", scale, (q.shape[0],), torch.float32), "weight_sums": q.sums.data_ptr()}
-    return multiply_rows(kernel, x, q.weight, activation, gate, out, dtype, into, levels=levels, **fields)
+    address("scale", scale, tuple(q.sums.shape), torch.float32)
+    channel_bytes = q.shape[-2] * scale.itemsize
+    starts = range(0, scale.nbytes, channel_bytes)
+    fields = [
+        {"scale": scale.data_ptr() + start, "weight_sums": q.sums.data_ptr() + start, "levels": levels}
+        for start in starts
+    ]
+    return multiply_rows(kernel, x, q.weight, activation, gate, out, dtype, into, fields)
 
 
 def better_left(dtype: torch.dtype) -> str | None:

@@ -12,7 +12,7 @@ __all__ = ["pack", "unsupported_reason", "w8a16"]
 
 
 def pack(q: Tensor) -> PackedInt8:
-    """Lay out an int8 weight [C_out, C_in] for `w8a16`."""
+    """Lay out an int8 weight [C_out, C_in] or [n, C_out, C_in] for `w8a16`."""
     return pack_int8(q, 2)
 
 
@@ -27,5 +27,5 @@ def w8a16(
     into: Tensor | None = None,
 ) -> Tensor:
     """As the definition, with a weight from `pack`. Sums are exact; what follows is float32 up to the one rounding."""
-    levels = min(2**15 - 1, (2**31 - 1) // (127 * q.shape[1]))
+    levels = min(2**15 - 1, (2**31 - 1) // (127 * q.shape[-1]))
     return multiply_whole_numbers("w8a16", levels, x, q, scale, activation, gate, out, dtype, into)

@@ -13,7 +13,7 @@ __all__ = ["pack", "unsupported_reason", "w8a8"]
 
 
 def pack(q: Tensor) -> PackedInt8:
-    """Lay out an int8 weight [C_out, C_in] for `w8a8`."""
+    """Lay out an int8 weight [C_out, C_in] or [n, C_out, C_in] for `w8a8`."""
     return pack_int8(q, library().int8_inputs())
 
 

@@ -111,6 +111,24 @@ class StackedLinear(LinearGroup):
         return self._op(x, self._weight).unbind()
 
 
+class StackedW8A8(LinearGroup):
+    """n weights of one byte each, in one layout of kernels, multiplied in one go.
+
+    Args:
+        weights: q [C_out, C_in] int8 and scale [C_out] float32 of each.
+        ops: who serves the products, for n at once.
+    """
+
+    def __init__(self, weights: Sequence[tuple[Tensor, Tensor]], ops: OpTable) -> None:
+        q, self._scale = (torch.stack(parts) for parts in zip(*weights, strict=True))
+        self._q = ops.pack("w8a8", q)
+        self._op: Callable[..., Tensor] = ops.w8a8
+        self.nbytes: int = self._q.nbytes + self._scale.nbytes
+
+    def __call__(self, x: Tensor) -> Sequence[Tensor]:
+        return self._op(x, self._q, self._scale).unbind()
+
+
 def make_linear(
     checkpoint: Checkpoint,
     name: str,
@@ -145,17 +163,28 @@ def make_linear(
     if scale != 1.0:
         weight = weight * scale
     if quantization == "w8a8":
-        try:
-            return _whole_numbers(name, weight.to(device), dtype, op, ops or DEFINITIONS)
-        except ValueError as error:
-            raise CheckpointError(f"{checkpoint.path}: {name}: {error}") from error
+        return _w8a8_linear(name, *_whole_numbers(checkpoint, name, weight.to(device)), dtype, op, ops or DEFINITIONS)
     return DenseLinear(weight.to(device, dtype).contiguous(), op)
 
 
-def _whole_numbers(name: str, weight: Tensor, dtype: torch.dtype, op: Callable[..., Tensor], ops: OpTable) -> Linear:
+def make_stacked_w8a8(checkpoint: Checkpoint, names: Sequence[str], device: torch.device, ops: OpTable) -> StackedW8A8:
+    """Load matrices of one shape; raises CheckpointError where one can't be quantised."""
+    weights = ((name, checkpoint.tensor(name).to(device)) for name in names)
+    return StackedW8A8([_whole_numbers(checkpoint, *weight) for weight in weights], ops)
+
+
+def _whole_numbers(checkpoint: Checkpoint, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        return quantize_w8a8(weight)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path}: {name}: {error}") from error
+
+
+def _w8a8_linear(
+    name: str, q: Tensor, scale: Tensor, dtype: torch.dtype, op: Callable[..., Tensor], ops: OpTable
+) -> Linear:
     if not name.endswith(NOT_W8A8):
-        return W8A8Linear(weight, ops)
-    if weight.device.type == "cpu":
-        return W8A8Linear(weight, ops, W8A16)
-    q, scale = quantize_w8a8(weight)
+        return W8A8Linear(q, scale, ops)
+    if q.device.type == "cpu":
+        return W8A8Linear(q, scale, ops, W8A16)
     return DenseLinear((q * scale[:, None]).to(dtype), op)

@@ -18,7 +18,7 @@ def quantize_w8a8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A scale for each output channel, and what is left, rounded to whole numbers (half to even).
 
     Args:
-        weight: [C_out, C_in], any float dtype.
+        weight: [C_out, C_in], any float dtype, on the device where it is multiplied.
 
     Returns:
         q [C_out, C_in] int8 within ±127, and scale [C_out] float32: weight ≈ q * scale.
@@ -34,8 +34,8 @@ def quantize_w8a8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scale(x: Tensor, levels: int = LEVELS) -> Tensor:
-    """[n, C] float32 → [n, 1]: what makes each row's largest magnitude `levels`; 1 for rows of zeros."""
-    peak = x.abs().amax(1, keepdim=True)
+    """[..., n, C] float32 → [..., n, 1]: what makes each row's largest magnitude `levels`; 1 for rows of zeros."""
+    peak = x.abs().amax(-1, keepdim=True)
     scale = peak / torch.full_like(peak, levels)  # by a plain number, a GPU would multiply by its inverse
     return torch.where(scale == 0, 1.0, scale)
 
@@ -57,13 +57,13 @@ def w8a8(
     The sum is of whole numbers, and exact.
 
     Args:
-        x: [M, C_in].
-        q: [C_out, C_in] int8.
-        scale: [C_out] float32.
+        x: [M, C_in], or [n, M, C_in] for n products of one shape.
+        q: [C_out, C_in] or [n, C_out, C_in] int8.
+        scale: [C_out] or [n, C_out] float32.
         gate, out, dtype: as in `linear` of models/product.py.
 
     Returns:
-        [M, C_out].
+        [M, C_out] or [n, M, C_out].
     """
     return _multiply(LEVELS, x, q, scale, activation, gate, out, dtype)
 
@@ -78,7 +78,7 @@ def w8a16(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """As `w8a8`, with inputs of up to 16 bits: as many levels as keep the sum within int32."""
-    return _multiply(min(2**15 - 1, (2**31 - 1) // (LEVELS * x.shape[1])), x, q, scale, activation, gate, out, dtype)
+    return _multiply(min(2**15 - 1, (2**31 - 1) // (LEVELS * x.shape[-1])), x, q, scale, activation, gate, out, dtype)
 
 
 def _multiply(
@@ -94,8 +94,8 @@ def _multiply(
     inputs = x.float()
     own_scale = _scale(inputs, levels)
     # float64 holds the products and their sums exactly, in any order.
-    sums = (inputs / own_scale).round_().double() @ q.double().t()
-    y = sums.float().mul_(own_scale * scale)
+    sums = (inputs / own_scale).round_().double() @ q.double().transpose(-1, -2)
+    y = sums.float().mul_(own_scale * scale[..., None, :])
     return finish(y if dtype == torch.float32 else y.to(x.dtype), activation, gate, out, dtype)
 
 
@@ -107,17 +107,14 @@ class W8A8Linear(Linear):
     """A weight of one byte each and a scale for each output channel, multiplied with rows of whole numbers.
 
     Args:
-        weight: [C_out, C_in], any float dtype, on the device where it is multiplied.
+        q, scale: [C_out, C_in] int8 and [C_out] float32, as `quantize_w8a8` makes them.
         ops: who serves the products, and in which layout.
         spec: `W8A8` or `W8A16`.
-
-    Raises:
-        ValueError: a value is not finite.
     """
 
-    def __init__(self, weight: Tensor, ops: OpTable, spec: OpSpec = W8A8) -> None:
-        self.out_features, self.in_features = weight.shape
-        q, self.scale = quantize_w8a8(weight)
+    def __init__(self, q: Tensor, scale: Tensor, ops: OpTable, spec: OpSpec = W8A8) -> None:
+        self.out_features, self.in_features = q.shape
+        self.scale = scale
         self._q = ops.pack(spec.name, q)
         self._op: Callable[..., Tensor] = getattr(ops, spec.name)
         self.nbytes: int = self._q.nbytes + self.scale.nbytes

@@ -164,6 +164,17 @@ def test_whole_numbers_are_exact(form: str, dtype: torch.dtype, c_out: int, c_in
 
 
 @pytest.mark.parametrize("form", WHOLE_NUMBERS)
+def test_whole_numbers_of_several_matrices(form: str) -> None:
+    weights, x = random(3, 50, 70), random(3, 8, 70, seed=1)
+    q, scale = (torch.stack(parts) for parts in zip(*map(w8a8_linear.quantize_w8a8, weights), strict=True))
+    module, definition = WHOLE_NUMBERS[form], getattr(w8a8_linear, form)
+    got = getattr(module, form)(x, module.pack(q), scale)
+    assert torch.equal(got, definition(x, q, scale))
+    each = [served(form, weight)(rows) for weight, rows in zip(weights, x, strict=True)]
+    assert torch.equal(got, torch.stack(each))
+
+
+@pytest.mark.parametrize("form", WHOLE_NUMBERS)
 def test_whole_numbers_do_not_overflow(form: str) -> None:
     """The largest sum that there can be."""
     weight, x = torch.ones(3, 4000), torch.ones(7, 4000)

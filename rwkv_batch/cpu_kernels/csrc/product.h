@@ -188,12 +188,6 @@ static void multiply(const Product* products, int64_t count, int64_t num_rows) {
   typename Form::Row* const kept = all_rows.data();
   for (int64_t first_row = 0; first_row < num_rows; first_row += block_rows) {
     const int64_t rows = std::min(block_rows, num_rows - first_row);
-#pragma omp parallel for collapse(2) schedule(static) if (size > (1 << 15))
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t row = 0; row < rows; ++row) {
-        const T* x = (const T*)products[i].x + (first_row + row) * products[i].inputs;
-        kept[i * block_rows + row] = Form::prepare(products[i], x, units + parts[i].first_unit + row * parts[i].stride);
-      }
     const int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS, most = panels_at_once(rows);
     const int64_t sums_stride = rows * PANEL;
     const bool expands = !std::is_same<typename Expanded::Weight, typename Kind::Weight>::value && tiles >= TILES_TO_EXPAND;
@@ -204,6 +198,12 @@ static void multiply(const Product* products, int64_t count, int64_t num_rows) {
     }
 #pragma omp parallel
     {
+#pragma omp for collapse(2) schedule(static)
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t row = 0; row < rows; ++row) {
+          const T* x = (const T*)products[i].x + (first_row + row) * products[i].inputs;
+          kept[i * block_rows + row] = Form::prepare(products[i], x, units + parts[i].first_unit + row * parts[i].stride);
+        }
       thread_local std::vector<float> own_sums;
       own_sums.resize(most * sums_stride + BLOCK_UNITS * PANEL);
       float *const sums = own_sums.data(), *const expanded = sums + most * sums_stride;

@@ -24,7 +24,7 @@ class Work:
     """What a model asks of the machine.
 
     Args:
-        peak: name of the probe whose rate bounds its matrix products.
+        peak: name of the probe in the format of its matrix products.
         token_operations, head_operations: of one token's matrix products, without the head's, and the head's.
         matrix_bytes: read by every step.
         state_bytes: of one sequence; a decode step reads and writes them.
@@ -69,12 +69,13 @@ def share_rows(rates: Rates, works: Mapping[str, Work], peaks: Sequence[probes.P
     for name, work in works.items():
         for point, values in rates[name].items():
             matrix, memory = work.matrix_rate(point, median(values)), work.memory_rate(point, median(values))
-            shares = [_share(matrix, peaks, work.peak), _share(memory, peaks, probes.COPY)]
+            # Where a machine has no fast products of a format, float32 can stand in for it.
+            shares = [_share(matrix, peaks, work.peak, "float32"), _share(memory, peaks, probes.COPY)]
             if any(shares):
                 rows.append([name, str(point), *shares])
     return rows
 
 
-def _share(rate: float | None, peaks: Sequence[probes.Peaks], name: str) -> str:
-    best = max(one[name] for one in peaks)
+def _share(rate: float | None, peaks: Sequence[probes.Peaks], *names: str) -> str:
+    best = max(one[name] for one in peaks for name in names)
     return f"{rate / best:.0%}" if rate is not None and best > 0 else ""

@@ -17,7 +17,7 @@ from rwkv_batch.bench import Measurement, difference, measure, warm_up
 from rwkv_batch.bench_workloads import Workload
 from rwkv_batch.detokenizer import Detokenizer
 from rwkv_batch.engine.engine import Engine
-from rwkv_batch.models.linear import DenseLinear
+from rwkv_batch.models.linear import LinearGroup
 from rwkv_batch.models.model import Model
 from rwkv_batch.models.product import LINEAR, Linear
 from rwkv_batch.ops import OpTable
@@ -124,12 +124,18 @@ def _clocks_in(model: Model) -> Iterator[_Clocks]:
     timed = {name: op(name) for name in _timed_ops(model)}
     functions = {choice.op: getattr(model.ops, choice.op) for choice in model.ops.choices} | timed
     with ExitStack() as stack:
-        for linear in (DenseLinear, Linear):
-            timed_call = clocks.around(linear.__call__, lambda *_: "matrix products")
-            stack.enter_context(patch.object(linear, "__call__", timed_call))
+        for kind in _kinds_of(Linear) | _kinds_of(LinearGroup):
+            timed_call = clocks.around(kind.__call__, lambda *_: "matrix products")
+            stack.enter_context(patch.object(kind, "__call__", timed_call))
         stack.enter_context(patch.object(model, "ops", OpTable(functions, model.ops.choices)))
         stack.enter_context(patch.object(model, "logits", clocks.around(model.logits, lambda *_: "head")))
         yield clocks
+
+
+def _kinds_of(base: Any) -> set[Any]:
+    """A class and all below it that say for themselves what calling them does."""
+    below = set[Any]().union(*map(_kinds_of, base.__subclasses__()))
+    return below | {base} if "__call__" in vars(base) else below
 
 
 def _timed_ops(model: Model) -> list[str]:

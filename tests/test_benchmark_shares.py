@@ -49,12 +49,14 @@ def test_bare_products_run(dtype):
 
 
 def test_shares_of_the_best_peak():
-    work = Work("float32", token_operations=2 * 10**9, head_operations=10**9, matrix_bytes=10**9, state_bytes=10**8)
+    work = Work("bfloat16", token_operations=2 * 10**9, head_operations=10**9, matrix_bytes=10**9, state_bytes=10**8)
     rates = {"ours": {Point("decode", 5): [10.0, 30.0, 20.0], Point("prefill", 1): [40.0], Point("ragged", 5): [40.0]}}
-    peaks = [{"float32": 60.0, "copy": 10.0}, {"float32": 120.0, "copy": 16.0}]
+    peaks = [{"bfloat16": 60.0, "float32": 1.0, "copy": 10.0}, {"bfloat16": 120.0, "float32": 2.0, "copy": 16.0}]
     # 20 tokens/s are 60 Gop/s, and 4 steps/s of 1 GB of weights and 1 GB of states.
     expected = [["ours", "decode B=5", "50%", "50%"], ["ours", "prefill B=1", "67%", ""]]
     assert share_rows(rates, {"ours": work}, peaks) == expected
+    slow = [{"bfloat16": 1.0, "float32": 120.0, "copy": 16.0}]
+    assert share_rows(rates, {"ours": work}, slow) == expected
 
 
 def test_versions_rehearse(tmp_path):

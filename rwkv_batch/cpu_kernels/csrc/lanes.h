@@ -37,7 +37,7 @@ static inline Floats larger(Floats x, Floats than) {
 #endif
 }
 
-// All lanes joned into one number, in a fixed order.
+// All lanes joined into one number, in a fixed order.
 template <typename Join>
 static inline float joined(Floats x, Join join) {
   typedef float Four __attribute__((vector_size(16)));

@@ -4,7 +4,7 @@
 // multiplies and adds at once. For each unit a packed weight holds PANEL output channels side by side. Where loading
 // takes more than loading, weights that many rows need are expanded first, to those of another kind with the same results.
 #pragma once
-#include "vectors.h"
+#include "product.h"
 
 // As many rows as two sums for each, two weights, an input and a product leave registers for.
 #if defined(__AVX512BW__)
@@ -16,8 +16,6 @@ constexpr int TILE_ROWS = 8;
 #else
 constexpr int TILE_ROWS = 4;
 #endif
-
-constexpr int PANEL = 2 * LANES;
 
 // Weights that become floats: one input a unit, sums in float32, in the order of the inputs.
 template <typename W>

@@ -1,5 +1,5 @@
 // Products with weights of a float type.
-#include "product.h"
+#include "multiply.h"
 
 struct Nothing {};
 

@@ -3,7 +3,7 @@
 // With c = q - 128 and z = x * input_scale, both as they are in float32:
 //   y[n] = scale[n] (sum_k z[k] c[k, n] + 128.5 sum z) + minimum[n] sum x + sum x * input_minimum
 // where all but the first sum, which differ in sign and nearly cancel, are float64.
-#include "product.h"
+#include "multiply.h"
 
 struct RowSums { double z, x, x_minimum; };
 struct ScaleAndMinimum { float scale[PANEL], minimum[PANEL]; };

@@ -1,5 +1,5 @@
 // Products of whole numbers: int8 weights with a scale for each output channel, inputs of 8 or 16 bits with one a row.
-#include "product.h"
+#include "multiply.h"
 
 struct Scale { float value; };
 struct ScaleAndSum {

@@ -101,7 +101,11 @@ class LinearGroup:
 
 
 class StackedLinear(LinearGroup):
-    """n dense matrices side by side, [n, C_out, C_in], multiplied in one go."""
+    """n matrices side by side, [n, C_out, C_in], multiplied in one go by an op that serves such.
+
+    Args:
+        weight: as `op` reads it.
+    """
 
     def __init__(self, weight: Any, op: Callable[..., Tensor]) -> None:
         self._weight = weight
@@ -109,24 +113,6 @@ class StackedLinear(LinearGroup):
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
         return self._op(x, self._weight).unbind()
-
-
-class StackedW8A8(LinearGroup):
-    """n weights of one byte each, in one layout of kernels, multiplied in one go.
-
-    Args:
-        weights: q [C_out, C_in] int8 and scale [C_out] float32 of each.
-        ops: who serves the products, for n at once.
-    """
-
-    def __init__(self, weights: Sequence[tuple[Tensor, Tensor]], ops: OpTable) -> None:
-        q, self._scale = (torch.stack(parts) for parts in zip(*weights, strict=True))
-        self._q = ops.pack("w8a8", q)
-        self._op: Callable[..., Tensor] = ops.w8a8
-        self.nbytes: int = self._q.nbytes + self._scale.nbytes
-
-    def __call__(self, x: Tensor) -> Sequence[Tensor]:
-        return self._op(x, self._q, self._scale).unbind()
 
 
 def make_linear(
@@ -167,10 +153,15 @@ def make_linear(
     return DenseLinear(weight.to(device, dtype).contiguous(), op)
 
 
-def make_stacked_w8a8(checkpoint: Checkpoint, names: Sequence[str], device: torch.device, ops: OpTable) -> StackedW8A8:
-    """Load matrices of one shape; raises CheckpointError where one can't be quantised."""
-    weights = ((name, checkpoint.tensor(name).to(device)) for name in names)
-    return StackedW8A8([_whole_numbers(checkpoint, *weight) for weight in weights], ops)
+def stack_w8a8(checkpoint: Checkpoint, names: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Quantise n matrices of one shape: q [n, C_out, C_in] int8 and scale [n, C_out] float32.
+
+    Raises:
+        CheckpointError: one of them can't be quantised.
+    """
+    weights = [_whole_numbers(checkpoint, name, checkpoint.tensor(name).to(device)) for name in names]
+    q, scale = (torch.stack(parts) for parts in zip(*weights, strict=True))
+    return q, scale
 
 
 def _whole_numbers(checkpoint: Checkpoint, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from ..ops import OpTable
 from .blocks import LAYER_NORM_EPS, Norm
 from .checkpoint import Checkpoint
 from .layer_stream import LayerStream
-from .linear import DenseLinear, FixedRowsLinear, LinearGroup, StackedLinear, make_linear, make_stacked_w8a8
+from .linear import DenseLinear, FixedRowsLinear, LinearGroup, StackedLinear, make_linear, stack_w8a8
 from .low_rank import LowRank, LowRankPair
 from .mm8_linear import Mm8Linear
 from .packed import pack
@@ -97,9 +97,10 @@ class Weights:
     def linears(self, *names: str) -> LinearGroup:
         """Large matrices of one shape, each for an input of its own."""
         if self.quantization == "w8a8" and self._ops.has_layout("w8a8"):
-            group = make_stacked_w8a8(self.checkpoint, names, self.device, self._ops)
-            self.matrix_bytes += group.nbytes
-            return group
+            q, scale = stack_w8a8(self.checkpoint, names, self.device)
+            packed = self._ops.pack("w8a8", q)
+            self.matrix_bytes += packed.nbytes + scale.nbytes
+            return StackedLinear(packed, partial(self._ops.w8a8, scale=scale))
         loaded = [self._load(name) for name in names]
         if self._has_kernels and all(isinstance(one, DenseLinear) for one in loaded):
             weights = torch.stack([one.weight for one in loaded if isinstance(one, DenseLinear)])

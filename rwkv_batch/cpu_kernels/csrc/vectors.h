@@ -42,7 +42,7 @@ static inline void store(float* x, Floats y) { *(Floats*)x = y; }
 // As from_float.
 static inline void store(bf16* x, Floats y) {
   const Words bits = (Words)y, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  *(Halves*)x = __builtin_convertvector(y == y ? rounded : rounded - rounded + 0x7fc0, Halves);
+  *(Halves*)x = __builtin_convertvector(y == y ? rounded : Words{} + 0x7fc0, Halves);
 }
 
 static inline void store(f16* x, Floats y) {

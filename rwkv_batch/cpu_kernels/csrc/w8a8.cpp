@@ -56,7 +56,7 @@ struct Quantised {
   }
   static void scale(const ScaleAndSum& own, Row row, const float* sums, float* v) {
     for (int i = 0; i < PANEL; i += LANES) {
-      const Ints sum = (Ints)load(sums + i) - Kind::INPUT_OFFSET * *(const Ints*)(own.weight_sum + i);
+      const Ints sum = *(const Ints*)(sums + i) - Kind::INPUT_OFFSET * *(const Ints*)(own.weight_sum + i);
       store(v + i, __builtin_convertvector(sum, Floats) * (row.value * load(own.scale + i)));
     }
   }

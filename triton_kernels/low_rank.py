@@ -97,7 +97,7 @@ def down_kernel(  # type: ignore[no-untyped-def]
         p_downs += BLOCK_C
     for j in tl.static_range(len(SOURCES)):
         if pair == j:
-            total = activate(total, ACTIVATIONS[j])
+            total = activate(total, tl.constexpr(ACTIVATIONS[j]))
     tl.store(p_low + token * STARTS[len(SOURCES)] + r[None, :], total, mask=mask_m & mask_r)
 
 

@@ -142,7 +142,6 @@ def search(
     low,
     at_low,
     high,
-    last,
     peak,
     temperature,
     BY_MASS: tl.constexpr,
@@ -152,14 +151,13 @@ def search(
     """The largest key such that the tokens from there up number, or weigh, at least `needed`.
 
     Args:
-        low, last: the cut up to now; what it drops is not there.
-        at_low: number or mass of what is there, at least `needed`.
+        low: the key of the cut up to now; tokens below it are not there.
+        at_low: number or mass of the tokens that the cut keeps, at least `needed`.
         high: a key above all.
 
     Returns:
         The key; number or mass from there up; number or mass above it.
     """
-    first = low.to(tl.int32)
     above = at_low * 0
     while high - low > 1:
         pivots = low + (((high - low) * tl.arange(0, PIVOTS)) >> LOG2_PIVOTS)
@@ -167,7 +165,8 @@ def search(
         for start in range(0, size, BLOCK):
             x, ids = read(source, start, size, V, BLOCK)
             if BY_MASS:
-                each = kept_mass(x, ids, first, last, peak, temperature)
+                # Tokens that the cut drops are counted at the pivot `low` only, and there `at_low` is right already.
+                each = mass_of(x, peak, temperature)
             else:
                 each = tl.full([BLOCK], 1, tl.int64)
             amount += tl.where(order(x)[None, :] >= pivots.to(tl.int32)[:, None], each[None, :], 0)
@@ -265,7 +264,7 @@ def draw_filtered(
     if (top_k > 0) & (top_k <= size):
         at_low = size.to(tl.int64)
         key, count, above = search(
-            source, size, top_k, cut.to(tl.int64), at_low, high, NONE, peak, temperature, False, V, BLOCK
+            source, size, top_k, cut.to(tl.int64), at_low, high, peak, temperature, False, V, BLOCK
         )
         cut = key.to(tl.int32)
         if count > top_k:
@@ -279,7 +278,7 @@ def draw_filtered(
         needed = tl.where(takes_all, of_all, tl.maximum((top_p * mass.to(tl.float64)).to(tl.int64), 1))
         if mass >= needed:
             key, _, _ = search(
-                source, size, needed, cut.to(tl.int64), mass, high, last, peak, filter_temperature, True, V, BLOCK
+                source, size, needed, cut.to(tl.int64), mass, high, peak, filter_temperature, True, V, BLOCK
             )
             last = tl.where(key > cut, NONE, last)
             cut = key.to(tl.int32)

@@ -73,7 +73,7 @@ def w8a8_kernel(  # type: ignore[no-untyped-def]
 ):
     """Grid [tiles]. The weight is the first operand: its rows fill the 64 of a tensor core for any few tokens."""
     tiles_m = tl.cdiv(num_tokens, BLOCK_M)
-    tiles_n: tl.constexpr = tl.cdiv(N, BLOCK_N)
+    tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     i_tile = tl.program_id(0)
     i_m, i_n = tl.swizzle2d(i_tile // tiles_n, i_tile % tiles_n, tiles_m, tiles_n, GROUP)
     m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)

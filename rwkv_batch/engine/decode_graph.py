@@ -124,15 +124,17 @@ class _Step:
                 stream: the first runs allocate the one that is recorded.
             memory: handle of the pool that recorded steps share.
         """
+        graph = torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream(stream.device))
+        # torch leaves the current stream as it is where a recording fails: this block restores it.
         with torch.cuda.stream(stream):
             for _ in range(2):  # compiles kernels and lets libraries allocate
                 self._compute()
+            # Work of other threads, on other streams, must not end the recording.
+            with torch.cuda.graph(graph, pool=memory, stream=stream, capture_error_mode="thread_local"):
+                self._results = self._compute()
         torch.cuda.current_stream(stream.device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        # Work of other threads, on other streams, must not end the recording.
-        with torch.cuda.graph(self._graph, pool=memory, stream=stream, capture_error_mode="thread_local"):
-            self._results = self._compute()
+        self._graph = graph
 
     def _compute(self) -> tuple[Tensor, Tensor]:
         # Padding, slot -1, reads the last row of the tables.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .checks import check
 from .launch import is_interpreted
-from .launch import unsupported as unsupported_reason
+from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES, Tile, activate, multiply
 
@@ -262,6 +262,9 @@ def _multiply_by_library(
         enable_fp_fusion=True,
     )
     return y
+
+
+unsupported_reason = probed("linear")
 
 
 def specializations() -> list[Specialization]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .checks import check
 from .launch import DTYPES, is_interpreted
-from .launch import unsupported as unsupported_reason
+from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES, Tile, multiply
 
@@ -202,6 +202,9 @@ def mm8(x: Tensor, centred: Tensor, rx: Tensor, my: Tensor, ry: Tensor, correcti
         enable_fp_fusion=True,
     )
     return y
+
+
+unsupported_reason = probed("mm8")
 
 
 def specializations() -> list[Specialization]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import launch
 from .checks import check
+from .probe import probed
 from .sample_select import select_kernel
 from .sample_shape import shape_kernel
 from .specialization import Specialization, pointers
@@ -129,16 +130,18 @@ def sample(logits: Tensor, slot_index: Tensor, tables: Any, ops: Any) -> tuple[T
     return token_ids, logprobs
 
 
-def unsupported_reason(
+def _unsupported(
     device: torch.device,
     dtype: torch.dtype,
     sizes: Mapping[str, int],
     state_dtype: torch.dtype = torch.float32,
 ) -> str | None:
-    """Why this kernel cannot serve, if so."""
     if sizes.get("V", 1) > MAX_V:
         return f"vocabulary of {sizes['V']} is larger than {MAX_V}"
     return launch.unsupported(device, dtype, sizes, state_dtype)
+
+
+unsupported_reason = probed("sample", _unsupported)
 
 
 def specializations() -> list[Specialization]:

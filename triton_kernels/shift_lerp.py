@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import check, check_pool
-from .launch import unsupported as unsupported_reason
+from .probe import probed
 from .specialization import Specialization, pointers
 
 __all__ = ["NUM_WARPS", "shift_lerp", "shift_lerp_kernel", "specializations", "unsupported_reason"]
@@ -161,6 +161,9 @@ def shift_lerp(
 
 def _num_warps(block: int) -> int:
     return next((warps for limit, warps in NUM_WARPS.items() if block <= limit), MAX_WARPS)
+
+
+unsupported_reason = probed("shift_lerp")
 
 
 def specializations() -> list[Specialization]:

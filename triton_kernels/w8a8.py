@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .checks import check
 from .launch import DTYPES
-from .launch import unsupported as unsupported_reason
+from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES, Tile, activate
 
@@ -181,6 +181,9 @@ def w8a8(
         enable_fp_fusion=True,
     )
     return y
+
+
+unsupported_reason = probed("w8a8")
 
 
 def specializations() -> list[Specialization]:

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import check, check_pool
-from .launch import unsupported as unsupported_reason
+from .probe import probed
 from .recurrence import LAUNCH, NUM_STAGES, load_vector, write_zeros
 from .specialization import Specialization, pointers
 
@@ -142,6 +142,9 @@ def wkv4(
             **LAUNCH,
         )
     return out
+
+
+unsupported_reason = probed("wkv4")
 
 
 def specializations() -> list[Specialization]:

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .launch import unsupported_heads as unsupported_reason
+from .launch import unsupported_heads
+from .probe import probed
 from .recurrence import NUM_WARPS
 from .specialization import Specialization
 from .wkv56 import specialization, wkv56, wkv56_kernel
@@ -37,6 +38,9 @@ def wkv5(r: Tensor, k: Tensor, v: Tensor, g: Tensor | None, head: Any, state: Te
     Graph-safe: no allocation besides the output, no host sync.
     """
     return wkv56(r, k, v, g, None, head, state, rows)
+
+
+unsupported_reason = probed("wkv5", unsupported_heads)
 
 
 def specializations() -> list[Specialization]:

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .launch import unsupported_heads as unsupported_reason
+from .launch import unsupported_heads
+from .probe import probed
 from .recurrence import NUM_WARPS
 from .specialization import Specialization
 from .wkv56 import specialization, wkv56, wkv56_kernel
@@ -24,6 +25,9 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, g: Tensor, w: Tensor, head: Any, state
         w: [M, A], dtype of `r`: what the low-rank pair adds to d = `head.decay` in the decay exp(-exp(d + w)).
     """
     return wkv56(r, k, v, g, w, head, state, rows)
+
+
+unsupported_reason = probed("wkv6", unsupported_heads)
 
 
 def specializations() -> list[Specialization]:

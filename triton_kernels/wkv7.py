@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import check, check_pool
-from .launch import STATE_DTYPES
-from .launch import unsupported_heads as unsupported_reason
+from .launch import STATE_DTYPES, unsupported_heads
+from .probe import probed
 from .recurrence import (
     LAUNCH,
     NUM_STAGES,
@@ -211,6 +211,9 @@ def wkv7(
             **LAUNCH,
         )
     return out
+
+
+unsupported_reason = probed("wkv7", unsupported_heads)
 
 
 def specializations() -> list[Specialization]:

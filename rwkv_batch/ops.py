@@ -62,6 +62,10 @@ class OpTable:
         self._layouts = dict(layouts or {})
         self.choices = tuple(choices)
 
+    def has_kernel(self, op: str) -> bool:
+        """A backend serves the op, not its definition."""
+        return any(choice.op == op and choice.backend != "reference" for choice in self.choices)
+
     def has_layout(self, op: str) -> bool:
         """The op's implementation reads its weights in a layout of its own."""
         return op in self._layouts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from running import Session
 from tolerances import assert_close
 from torch import Tensor
 
+from rwkv_batch import ops
 from rwkv_batch.cuda_kernels import launch, mm8, shift_lerp, wkv4, wkv5, wkv7
 from rwkv_batch.cuda_kernels.build import SOURCES, BuildError
 from rwkv_batch.errors import BackendError
@@ -138,6 +140,23 @@ def test_a_model_of_every_version_runs(version, checkpoint_file):
             assert_close(f"logits of slot {slot}", got[slot], want[slot], "float32", 20)
     for name, state in right.state(3).items():
         assert_close(name, session.state(3)[name].float(), state.float(), "float32", 20)
+
+
+def test_cuda_kernels_serve_among_tritons(checkpoint_file, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setitem(ops._AUTO, "cpu", ("triton", "cuda", "reference"))
+    for op in ("shift_lerp", "wkv7", "score"):
+        module = import_module(f"rwkv_batch.triton_kernels.{op}")
+        monkeypatch.setattr(module, "unsupported_reason", lambda *_: "does not compile")
+    path = checkpoint_file("7.0", n_layer=2, n_embd=32, n_att=32, n_ffn=64, head_size=16, vocab=97)
+    session, right = Session(path), Session(path, backend="reference")
+    served = {choice.op: choice.backend for choice in session.model.ops.choices}
+    expected = {"shift_lerp": "cuda", "wkv7": "cuda", "score": "reference", "linear": "triton", "low_rank": "triton"}
+    assert expected.items() <= served.items()
+    for step in ({3: [5, 6], 0: [8]}, {0: [9], 3: [10]}):
+        got, want = session.feed(step), right.feed(step)
+        for slot in (0, 3):
+            assert_close(f"logits of slot {slot}", got[slot], want[slot], "float32", 20)
 
 
 def test_without_a_gpu_it_says_so(checkpoint_file, monkeypatch):

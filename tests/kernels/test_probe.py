@@ -187,6 +187,14 @@ def test_a_failure_names_triton_and_settings_come_first(gpu, compiler, monkeypat
     assert unsupported_reason(gpu, torch.bfloat16, {}) == "no launch"
 
 
+def test_a_rocm_device_is_compiled_for_by_its_name(gpu, compiler, monkeypatch):
+    device = SimpleNamespace(gcnArchName="gfx942:sramecc+:xnack-", warp_size=64, shared_memory_per_block=1 << 20)
+    monkeypatch.setattr(torch.version, "hip", "7.1")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: device)
+    assert probe.probed("wkv4")(gpu, torch.bfloat16, {}) is None
+    assert list(probe._known) == [("wkv4", Target("hip", "gfx942", 64))]
+
+
 def test_ops_of_a_model_are_compiled_in_one_process(gpu, compiler):
     probe.prepare([*OPS, "no_such_op"], gpu)
     for op in OPS:

@@ -109,8 +109,7 @@ def inspect_model(
     """
     if ln_x_eps is not None and not 0 < ln_x_eps < 1:
         raise ConfigurationError(f"model.ln_x_eps: got {ln_x_eps!r}, expected a number between 0 and 1, or null")
-    path = DEMO_MODEL if str(model) == "demo" else model
-    file = ModelFile.open(open_checkpoint(path))
+    file = ModelFile.open(open_checkpoint(DEMO_MODEL if str(model) == "demo" else model))
     if init_state is not None:
         if not Path(init_state).is_file():
             raise CheckpointError(
@@ -127,8 +126,10 @@ def inspect_model(
         "state_dtype": state_dtype,
         "strategy": strategy,
     }
-    has_gpus = device != "cpu" and (torch.version.cuda or torch.version.hip)
-    placed = call_apart(_place_file, path=path, **settings) if apart and has_gpus else _place(file, **settings)
+    if apart and device != "cpu" and (torch.version.cuda or torch.version.hip):
+        placed = call_apart(_place_path, path=file.checkpoint.path, **settings)
+    else:
+        placed = _place(file, **settings)
     return ModelSummary(
         file=file,
         tokenizer=load_tokenizer(tokenizer, vocab_size=file.sizes["V"], model_path=file.checkpoint.path),
@@ -149,31 +150,14 @@ class _Placed(NamedTuple):
 
 
 def _place(
-    file: ModelFile,
-    *,
-    device: str,
-    dtype: str,
-    quantization: str | None,
-    backend: str,
-    max_batch_size: int | None,
-    max_batch_tokens: int | None,
-    state_dtype: str,
-    strategy: str | None,
+    file: ModelFile, backend: str, max_batch_size: int | None, max_batch_tokens: int | None, **settings: Any
 ) -> _Placed:
-    placement = place(
-        device=device,
-        dtype=dtype,
-        quantization=quantization,
-        strategy=strategy,
-        state_dtype=state_dtype,
-        stored_dtype=_stored_dtype(file),
-        num_layers=file.sizes["L"],
-    )
+    placement = place(**settings, stored_dtype=_stored_dtype(file), num_layers=file.sizes["L"])
     ops = _layer_ops(file, placement, backend)
     return _Placed(placement, ops, plan_memory(file, placement, max_batch_size, max_batch_tokens))
 
 
-def _place_file(path: str | Path, **settings: Any) -> _Placed:
+def _place_path(path: Path, **settings: Any) -> _Placed:
     """`_place`, in a process that has not opened the file."""
     return _place(ModelFile.open(open_checkpoint(path)), **settings)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import claimed_gpu
 import pytest
@@ -117,8 +117,14 @@ def broken_triton(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, answer)
     failures = {"shift_lerp": "a layout is wrong", "sample": "operand #0 is wrong"}
     found = {op: probe.Outcome(failures.get(op)) for op in ("wkv7", "shift_lerp", "sample")}
-    monkeypatch.setattr(probe, "outcomes", lambda ops, target: {op: found[op] for op in ops})
-    return f"Triton {probe.triton.__version__} does not compile its kernels"
+    asked = []
+
+    def outcomes(ops, target):
+        asked.append(list(ops))
+        return {op: found[op] for op in ops}
+
+    monkeypatch.setattr(probe, "outcomes", outcomes)
+    return SimpleNamespace(reason=f"Triton {probe.triton.__version__} does not compile its kernels", asked=asked)
 
 
 OPS = [OpSpec(name, reference) for name in ("wkv7", "shift_lerp", "sample")]
@@ -128,17 +134,18 @@ def test_auto_gives_what_triton_does_not_compile_to_cuda_or_to_the_reference(bro
     table = resolve(OPS, "auto", torch.device("cuda"), torch.bfloat16, {"N": 64})
     assert [(choice.op, choice.backend, choice.refused) for choice in table.choices] == [
         ("wkv7", "triton", ()),
-        ("shift_lerp", "cuda", (f"triton: {broken_triton}: a layout is wrong",)),
-        ("sample", "reference", (f"triton: {broken_triton}: operand #0 is wrong", "cuda: no such kernel")),
+        ("shift_lerp", "cuda", (f"triton: {broken_triton.reason}: a layout is wrong",)),
+        ("sample", "reference", (f"triton: {broken_triton.reason}: operand #0 is wrong", "cuda: no such kernel")),
     ]
     assert table.shift_lerp.__module__ == "rwkv_batch.cuda_kernels.shift_lerp"
     assert len(fallbacks(table.choices)) == 2
+    assert broken_triton.asked[0] == ["wkv7", "shift_lerp", "sample"]  # at once: one process compiles for all
 
 
 def test_triton_by_name_raises_with_all_that_it_does_not_compile(broken_triton):
     with pytest.raises(BackendError) as caught:
         resolve(OPS, "triton", torch.device("cuda"), torch.bfloat16, {"N": 64})
     assert str(caught.value).splitlines()[1:] == [
-        f"  shift_lerp: {broken_triton}: a layout is wrong",
-        f"  sample: {broken_triton}: operand #0 is wrong",
+        f"  shift_lerp: {broken_triton.reason}: a layout is wrong",
+        f"  sample: {broken_triton.reason}: operand #0 is wrong",
     ]

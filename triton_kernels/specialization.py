@@ -9,14 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Specialization:
-    """One compilation of a kernel. All of them are made with `enable_fp_fusion`.
+    """One compilation of a kernel.
 
     Args:
         label: what tells it from the kernel's others, for messages.
         kernel: the `@triton.jit` function.
         signature: run-time argument → Triton type. Pointers are aligned to 16 bytes.
         constexprs: compile-time argument → value; None for a pointer that is not given.
-        num_warps, num_stages: as at the launch.
+        num_warps, num_stages, enable_fp_fusion: as at the launch.
         is_probe: the hardest of the kernel's specializations to compile; each module has one for each of its kernels.
             A compiler that makes these is taken to make the others too.
     """
@@ -28,6 +28,7 @@ class Specialization:
     num_warps: int
     num_stages: int
     is_probe: bool = False
+    enable_fp_fusion: bool = True
 
 
 def pointers(dtype: str, *names: str) -> dict[str, str]:

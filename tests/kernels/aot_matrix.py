@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from aot_limits import ANY_VERSION, TARGETS, faults, twin_faults
+from kernels.aot_limits import ANY_VERSION, TARGETS, faults, twin_faults
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("aot_worker.py")

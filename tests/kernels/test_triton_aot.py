@@ -14,7 +14,7 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-from aot_matrix import MODULES, all_faults, compile_all, is_installed  # noqa: E402
+from kernels.aot_matrix import MODULES, all_faults, compile_all, is_installed  # noqa: E402
 
 
 class Run(NamedTuple):

@@ -46,7 +46,10 @@ unsupported_reason = probed("wkv5", unsupported_heads)
 def specializations() -> list[Specialization]:
     """What 5.0 and the later ones launch, with a float32 and a float16 state."""
     return [
-        specialization("wkv5", state, *absent, is_probe=state == "fp16" and "g" not in absent)
-        for state in ("fp32", "fp16")
-        for absent in (("w",), ("w", "g"))
+        specialization("wkv5", "fp32", "w"),
+        specialization("wkv5", "fp32", "w", "g"),
+        specialization("wkv5", "fp16", "w", is_probe=True),
+        specialization("wkv5", "fp16", "w", "g"),
+        specialization("wkv5", "fp32", "w", vectors="fp32"),
+        specialization("wkv5", "fp16", "w", vectors="fp16"),
     ]

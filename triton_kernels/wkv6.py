@@ -32,4 +32,9 @@ unsupported_reason = probed("wkv6", unsupported_heads)
 
 def specializations() -> list[Specialization]:
     """With a float32 and a float16 state."""
-    return [specialization("wkv6", state, is_probe=state == "fp16") for state in ("fp32", "fp16")]
+    return [
+        specialization("wkv6", "fp32"),
+        specialization("wkv6", "fp16", is_probe=True),
+        specialization("wkv6", "fp32", vectors="fp32"),
+        specialization("wkv6", "fp16", vectors="fp16"),
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -254,3 +255,15 @@ def test_an_image_without_the_drivers_library_is_found_out_about(launch_failure)
     if shutil.which("gcc") is None:
         pytest.skip("no gcc on this machine")
     assert "gcc" in launch_failure("gcc", "as", "ld")
+
+
+@pytest.mark.gpu
+def test_a_gpu_launches_and_every_probe_compiles_for_it(monkeypatch):
+    """In a process that compiles: this one interprets."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    code = (
+        "from rwkv_batch.triton_kernels import probe; ops = {ops}; device = probe.torch.device('cuda'); "
+        "probe.prepare(ops, device); print([probe.failure(op, device) for op in ops])"
+    ).format(ops=[path.stem for path in probe.SOURCES.glob("*.py") if "= probed(" in path.read_text()])
+    done = subprocess.run([sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True, check=True)
+    assert set(ast.literal_eval(done.stdout)) == {None}

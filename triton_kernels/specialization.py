@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
 
 @dataclass(frozen=True)
 class Specialization:
@@ -29,6 +33,24 @@ class Specialization:
     num_stages: int
     is_probe: bool = False
     enable_fp_fusion: bool = True
+
+
+def compile_for(spec: Specialization, target: GPUTarget) -> Any:
+    """A specialization, compiled by Triton for a device that need not be there.
+
+    Returns:
+        Triton's `CompiledKernel`: `metadata.shared` is its shared memory in bytes, `asm` what it was compiled to.
+
+    Raises:
+        Exception: whatever Triton raises where it fails.
+    """
+    names = spec.kernel.arg_names
+    signature = {name: "constexpr" if name in spec.constexprs else spec.signature[name] for name in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
+    constexprs = {(names.index(name),): value for name, value in spec.constexprs.items()}
+    source = ASTSource(fn=spec.kernel, signature=signature, constexprs=constexprs, attrs=aligned)
+    options = {name: getattr(spec, name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
+    return triton.compile(source, target=target, options=options)
 
 
 def pointers(dtype: str, *names: str) -> dict[str, str]:

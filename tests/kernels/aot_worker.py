@@ -21,7 +21,8 @@ from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+
+from rwkv_batch.triton_kernels.specialization import Specialization, compile_for
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 COUNTED = ("wkv4_kernel", "wkv56_kernel", "wkv7_kernel", "shift_lerp_kernel")
@@ -34,15 +35,9 @@ JUMP_SASS = re.compile(r"`\((\.L_\w+)\)")
 JUMP_GCN = re.compile(r"(\.LBB\w+)")
 
 
-def compile_one(spec: Any, target: GPUTarget) -> dict[str, Any]:
+def compile_one(spec: Specialization, target: GPUTarget) -> dict[str, Any]:
     """Resources and instructions of one specialization."""
-    names = spec.kernel.arg_names
-    signature = {name: "constexpr" if name in spec.constexprs else spec.signature[name] for name in names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
-    constexprs = {(names.index(name),): value for name, value in spec.constexprs.items()}
-    source = ASTSource(fn=spec.kernel, signature=signature, constexprs=constexprs, attrs=aligned)
-    options = {name: getattr(spec, name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
-    compiled = triton.compile(source, target=target, options=options)
+    compiled = compile_for(spec, target)
     is_counted = spec.kernel.__name__ in COUNTED
     found = {
         "shared": compiled.metadata.shared,
@@ -112,7 +107,7 @@ def main() -> None:
             try:
                 found |= compile_one(spec, target)
             except Exception as error:
-                found["error"] = f"{type(error).__name__}: {error}"[:2000]
+                found["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[-500:]}"
             print(json.dumps(found | {"seconds": round(time.monotonic() - start, 2)}), flush=True)
 
 

@@ -34,7 +34,7 @@ TRITONS := 3.6.0 3.7.0 3.7.1 3.8.0 3.9.0
 test: $(VENV)/triton/3.6.0/.installed $(VENV)/triton/3.7.1/.installed
 
 kernels: $(TRITONS:%=$(VENV)/triton/%/.installed)
-	PYTHONPATH=tests $(BIN)/python -m kernels.aot_matrix
+	PYTHONPATH=tests $(BIN)/python -m kernels.aot_matrix $(TARGETS)
 
 $(VENV)/triton/%/.installed: | $(VENV)/.installed-test
 	rm -rf $(@D)

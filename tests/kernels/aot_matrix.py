@@ -1,6 +1,6 @@
 """Compiles every specialization with every supported Triton for every target, and says what is beyond the limits.
 
-    make kernels
+    make kernels [TARGETS="sm_90 gfx942"]
 
 It prints a line for each version and target. What is compiled lies in Triton's own cache, in build/, so that a run that
 was interrupted goes on where it stopped.
@@ -72,8 +72,11 @@ def describe(compiled: Sequence[dict[str, Any]], num_faults: int, seconds: float
     return f"{text}, {seconds:.0f} s"
 
 
-def main() -> int:
-    """Compile the matrix; 1 if anything is beyond the limits."""
+def main(targets: Sequence[str]) -> int:
+    """Compile the matrix for these targets, or for all if there are none; 1 if anything is beyond the limits."""
+    if unknown := sorted({*targets} - {*TARGETS}):
+        print(f"targets: got {', '.join(unknown)}, expected some of {', '.join(TARGETS)}")
+        return 1
     if missing := [version for version in ANY_VERSION if not is_installed(version)]:
         print(f"no Triton {', '.join(missing)} in {WHEELS}: `make kernels` installs them")
         return 1
@@ -85,7 +88,9 @@ def main() -> int:
 
     with ThreadPoolExecutor(NUM_PROCESSES) as pool:
         running: dict[tuple[str, str], Future[tuple[list[dict[str, Any]], float]]] = {
-            (version, target): pool.submit(one, version, target) for target in TARGETS for version in ANY_VERSION
+            (version, target): pool.submit(one, version, target)
+            for target in targets or TARGETS
+            for version in ANY_VERSION
         }
         for (version, target), future in running.items():
             compiled, seconds = future.result()
@@ -97,4 +102,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

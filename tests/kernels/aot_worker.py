@@ -22,7 +22,7 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 
-from rwkv_batch.triton_kernels.specialization import compile_for
+from rwkv_batch.triton_kernels.specialization import Specialization, compile_for
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 COUNTED = ("wkv4_kernel", "wkv56_kernel", "wkv7_kernel", "shift_lerp_kernel")
@@ -35,7 +35,7 @@ JUMP_SASS = re.compile(r"`\((\.L_\w+)\)")
 JUMP_GCN = re.compile(r"(\.LBB\w+)")
 
 
-def compile_one(spec: Any, target: GPUTarget) -> dict[str, Any]:
+def compile_one(spec: Specialization, target: GPUTarget) -> dict[str, Any]:
     """Resources and instructions of one specialization."""
     compiled = compile_for(spec, target)
     is_counted = spec.kernel.__name__ in COUNTED
@@ -107,7 +107,7 @@ def main() -> None:
             try:
                 found |= compile_one(spec, target)
             except Exception as error:
-                found["error"] = f"{type(error).__name__}: {error}"[:2000]
+                found["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[-500:]}"
             print(json.dumps(found | {"seconds": round(time.monotonic() - start, 2)}), flush=True)
 
 

@@ -91,3 +91,9 @@ def test_each_activation_is_there():
     assert names == {None, "sigmoid", "squared_relu"}
     products = [spec for spec in specializations("w8a8") if "ACTIVATION" in spec.constexprs]
     assert names == {spec.constexprs["ACTIVATION"] for spec in products}
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
+def test_a_decode_step_and_a_prompt_that_differ_in_nothing_else_are_there(name):
+    labels = {spec.label for spec in specializations("shift_lerp") if spec.signature["p_x"] == f"*{name}"}
+    assert {label.replace("decode", "prefill") for label in labels if "decode" in label} & labels

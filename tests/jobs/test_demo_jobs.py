@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -81,9 +80,21 @@ def test_eval_yaml_shows_every_setting() -> None:
             assert list(shown[section]) == list(values), section
 
 
-def committed(folder: Path) -> int:
-    """Segments and parts of the job that is killed."""
-    return len([*folder.glob("killed.rwkv_batch/unit-*/*.seg"), *folder.glob("killed/*.parquet")])
+KILLED_JOB = """
+import os, signal, sys
+from rwkv_batch.data.commit import JobFiles
+from rwkv_batch.run import main
+
+commit = JobFiles.commit
+
+def commit_and_die(*arguments):
+    commit(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+JobFiles.commit = commit_and_die
+main()
+"""
+"""Kills itself when it has committed rows for the first time."""
 
 
 def test_a_killed_job_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
@@ -94,14 +105,10 @@ def test_a_killed_job_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
     )
     arguments = ["--limit", "120", *(argument for setting in settings for argument in ("-o", setting))]
     run("eval", tmp_path / "whole", *arguments)
-    command = [sys.executable, "-m", "rwkv_batch.run", "jobs/eval.yaml", "-o", f"output.path={tmp_path}/killed"]
-    process = subprocess.Popen(
-        [*command, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
-    )
-    while process.poll() is None and not committed(tmp_path):
-        time.sleep(0.005)
-    process.kill()
-    assert process.wait(60) == -signal.SIGKILL
+    command = [sys.executable, "-c", KILLED_JOB, "jobs/eval.yaml", "-o", f"output.path={tmp_path}/killed", *arguments]
+    killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len([*tmp_path.glob("killed.rwkv_batch/unit-*/*.seg")]) == 1
     run("eval", tmp_path / "killed", *arguments)
     for path in (tmp_path / "whole").iterdir():
         assert pq.read_table(path).equals(pq.read_table(tmp_path / "killed" / path.name)), path.name

@@ -58,9 +58,8 @@ def test_score(tmp_path: Path) -> None:
 
 
 def test_score_with_token_0_before_each_context(tmp_path: Path) -> None:
-    rows = run(
-        "score", tmp_path / "out", "--limit", "3", "-o", "score.add_bos_token=true", "-o", "output.logprobs=true"
-    )
+    settings = ("model.dtype=float32", "score.add_bos_token=true", "output.logprobs=true")
+    rows = run("score", tmp_path / "out", "--limit", "3", *(argument for one in settings for argument in ("-o", one)))
     contexts = pq.read_table("jobs/data/score_questions.parquet")["context"].to_pylist()
     pairs = [(context, row["choices"]) for context, row in zip(contexts, rows, strict=False)]
     for row, scores in zip(rows, LLM("demo", dtype="float32").score(pairs, add_bos_token=True), strict=True):

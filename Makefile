@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Modules are compiled when they are first imported: a third of the time of an installation is saved.
+# --no-compile: modules are compiled when they are first imported, which saves a third of the time of an installation.
+# --no-build-isolation: what comes as source is built with the setuptools of the lock, not with the newest.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --no-build-isolation
 # For builds of torch that bring no Triton of their own.
 TRITON := triton==3.9.0; platform_system == 'Linux'

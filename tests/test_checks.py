@@ -119,7 +119,9 @@ def test_a_kernel_that_is_wrong_is_found(
     module = import_module(f"rwkv_batch.{target.backend}_kernels.{case.op}")
     monkeypatch.setattr(module, case.op, spoiled(getattr(module, case.op), spoil))
     found = check(case.name, target.backend, "cpu")
-    assert found["status"] == "wrong", found
+    # Ids that nobody wrote are outside of the vocabulary, which the steps after `select` do not survive.
+    right = "failed" if case.op == "select" and spoil is unwritten else "wrong"
+    assert found["status"] == right, found
 
 
 @pytest.mark.parametrize("slot", [2, 6], ids=["a slot of no row", "the slot of a row"])

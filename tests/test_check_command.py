@@ -38,9 +38,9 @@ def native() -> None:
 
 REFUSED_PACKAGES = [
     *("fsspec", "huggingface_hub", "jinja2", "pyarrow", "pydantic", "pyrwkv_tokenizer"),
-    *("safetensors", "tokenizers", "tqdm", "xgrammar", "yaml"),
+    *("tokenizers", "tqdm", "xgrammar", "yaml"),
 ]
-"""What a machine with torch and Triton may lack."""
+"""What a machine with torch, Triton and safetensors may lack."""
 
 
 def job(function: str, device: str = "cpu", time_limit: float = LONG) -> Job:

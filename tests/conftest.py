@@ -34,6 +34,7 @@ sys.modules["rwkv.model"] = None  # type: ignore[assignment]
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
+    config.addinivalue_line("markers", "soak: takes long and is left out of the gate; `-m soak` runs it")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

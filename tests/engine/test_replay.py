@@ -75,7 +75,7 @@ def test_replayed_steps_give_the_same_tokens(version, state_dtype, batch_size, c
     for key, (_, logprobs) in got.items():
         assert logprobs == pytest.approx(expected[key][1], abs=1e-4), key
     assert all(graph.num_launches > 10 and graph.num_replays for graph in cuda.graphs)
-    assert sum(graph.num_replays for graph in cuda.graphs) >= 6
+    assert sum(graph.num_replays for graph in cuda.graphs) >= 4
 
 
 def test_memory_that_nobody_writes_is_garbage_in_a_replay():

@@ -206,6 +206,20 @@ def test_a_place_is_not_overwritten_while_its_layer_runs():
             assert (places[number] == number).all()
 
 
+def test_each_matrix_of_a_stack_has_a_host_buffer_of_its_own():
+    """Pinned buffers are rounded up, and the memory plan counts matrix by matrix."""
+    stream = LayerStream(CPU)
+    stacks = [torch.arange(24.0).reshape(3, 2, 4) + 100 * i for i in range(3)]
+    places = []
+    for stack in stacks:
+        stream.add_layer()
+        places.append(stream.keep(stack.clone()))
+    assert [len(copies) for copies in stream._copies] == [3, 3, 3]
+    for number in (0, 1, 2, 0):
+        with stream.running(number):
+            assert torch.equal(places[number], stacks[number])
+
+
 def llm(path, **settings):
     return LLM(str(path), tokenizer=None, max_batch_size=4, max_batch_tokens=24, **settings)
 
@@ -223,6 +237,20 @@ def test_a_split_model_serves_requests(checkpoint_file):
     assert about["layers"] == "layer 0 cpu float32, layers 1-2 and head cpu float32 int8"
     mixed = llm(path, strategy="cpu bf16 *1 -> cpu fp32").summary.describe()
     assert {entry["on"] for entry in mixed["backends"]} == {"cpu bfloat16", "cpu float32"}
+
+
+@pytest.mark.parametrize("version", ["6.0", "7.0"])
+def test_an_initial_state_reaches_every_part_of_a_split_pool(version, checkpoint_file, tmp_path):
+    path = checkpoint_file(version)
+    shape = ModelFile.open(open_checkpoint(path)).sizes
+    torch.manual_seed(0)
+    names = [f"blocks.{i}.att.time_state" for i in range(shape["L"])]
+    torch.save({name: torch.randn(shape["H"], shape["N"], shape["N"]) for name in names}, tmp_path / "state.pth")
+    here, there = (LayerPlacement(device, torch.float32) for device in (CPU, OTHER))
+    tokens, state = {0: [5, 6, 7]}, tmp_path / "state.pth"
+    whole = Session(path, init_state=state).feed(tokens)[0]
+    for layers in ((here, there, there), (here, there, here)):
+        assert torch.equal(Session(path, placement=split(*layers), init_state=state).feed(tokens)[0], whole)
 
 
 def test_records_of_a_split_pool(checkpoint_file):

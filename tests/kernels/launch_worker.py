@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from kernels.fake_driver import FakeDriver
@@ -37,71 +37,76 @@ DTYPE = torch.bfloat16
 FOLDER = Path(__file__).parents[2] / "triton_kernels"
 MODULES = sorted(path.stem for path in FOLDER.glob("*.py") if "def specializations(" in path.read_text())
 
-Calls = Iterator[tuple[str, str, Callable[[], Any]]]
-"""Op, what tells the call from others of the op, and the call."""
+
+class Call(NamedTuple):
+    """An op, what tells this call of it from others, and the call."""
+
+    op: str
+    use: str
+    run: Callable[[], Any]
+
+    @classmethod
+    def of(cls, op: str, use: str, *args: Any, **kwargs: Any) -> Call:
+        function = getattr(import_module(f"rwkv_batch.triton_kernels.{op}"), op)
+        return cls(op, use, partial(function, *args, **kwargs))
 
 
 def empty(*shape: int, dtype: torch.dtype = DTYPE) -> Tensor:
     return torch.empty(*shape, dtype=dtype)
 
 
-def product_calls(sizes: Sizes, num_tokens: int) -> Calls:
+def product_calls(sizes: Sizes, num_tokens: int) -> Iterator[Call]:
     """Every matrix of the model, by each of the kernels that may hold it."""
     for product in products(sizes):
         batch = (product.n,) if product.n else ()
         x, y = empty(*batch, num_tokens, product.K), empty(*batch, num_tokens, product.N)
         weight = empty(*batch, product.N, product.K)
         gate, out = (y if wanted else None for wanted in (product.gate, product.add))
-        dtype = torch.float32 if product.widened else None
-        linear = partial(op("linear"), x, weight, product.activation, gate, out, dtype)
-        yield "linear", product.use, linear
-        yield "linear", f"{product.use}, fixed tiles", partial(linear, fixed_tiles=True)
-        if product.n or product.use in ("value", "gated value"):  # which are not kept in this form
-            continue
-        weight_8, scale = empty(product.N, product.K, dtype=torch.int8), torch.empty(product.N)
-        yield "w8a8", product.use, partial(op("w8a8"), x, weight_8, scale, product.activation, gate, out, dtype)
+        following = product.activation, gate, out, torch.float32 if product.widened else None
+        yield Call.of("linear", product.use, x, weight, *following)
+        yield Call.of("linear", f"{product.use}, fixed tiles", x, weight, *following, fixed_tiles=True)
+        if not product.n and product.use not in ("value", "gated value"):  # which are not kept in this form
+            levels = empty(product.N, product.K, dtype=torch.int8)
+            yield Call.of("w8a8", product.use, x, levels, torch.empty(product.N), *following)
     for N, K in ((sizes.C, sizes.C), (sizes.F, sizes.C), (sizes.C, sizes.F), (sizes.V, sizes.C)):
+        x, levels = empty(num_tokens, K), empty(N, K, dtype=torch.int8)
         rows, columns, corrections = (torch.empty(shape) for shape in (N, K, (4, N)))
-        weight_8 = empty(N, K, dtype=torch.int8)
-        yield (
-            "mm8",
-            f"[{N}, {K}]",
-            partial(op("mm8"), empty(num_tokens, K), weight_8, rows, columns, columns, corrections),
-        )
+        yield Call.of("mm8", f"[{N}, {K}]", x, levels, rows, columns, columns, corrections)
 
 
-def calls(sizes: Sizes, num_tokens: int) -> Calls:
-    """All ops, as decode steps and prompts of the model call them with this many tokens."""
-    decode = DecodeRows(num_tokens, HOST)
-    lengths = (num_tokens - num_tokens // 3, num_tokens // 3) if num_tokens > 2 else (num_tokens,)
-    prompts = Rows(tuple(range(len(lengths))), lengths, HOST, (0,) * len(lengths))
-    x = empty(num_tokens, sizes.C)
-    norm, pool = Norm(empty(sizes.C), empty(sizes.C)), empty(4, sizes.L, sizes.C)
-    for use, rows in {"decode": decode, "prompts": prompts}.items():
-        for count, keep_parts in ((6, False), (2, False), (1, True)):
-            label = f"{use}, {count} mixes{', parts' * keep_parts}"
-            mix = empty(count, sizes.C)
-            yield "shift_lerp", label, partial(op("shift_lerp"), x, norm, mix, pool[:, 1], rows, keep_parts)
-    yield from product_calls(sizes, num_tokens)
-    yield (
-        "low_rank",
-        "w, a, v, g",
-        partial(op("low_rank"), empty(6, num_tokens, sizes.C), low_rank_pairs(sizes, HOST, DTYPE)),
-    )
-    ids = torch.zeros(num_tokens, dtype=torch.int64)
-    yield "deep_embed", "gate", partial(op("deep_embed"), x, ids, deep_embed_weights(sizes, HOST, DTYPE))
+def recurrence_calls(sizes: Sizes, lengths: tuple[int, ...]) -> Iterator[Call]:
     for variant in VARIANTS:
         for state_dtype in (torch.float32,) if variant == "wkv4" else (torch.float32, torch.float16):
             call = make_call(variant, range(len(lengths)), lengths, sizes.H, sizes.N, DTYPE, state_dtype, HOST)
-            yield call.op, f"{variant}, state {state_dtype}", partial(call.run, op(call.op))
-    head = DenseLinear(empty(sizes.V, sizes.C))
-    yield "score", "head", partial(op("score"), x, head, ids, ids, None)
+            states = {name: pool[1:-1, 1] for name, pool in call.pools.items()}
+            use = f"{variant}, state {state_dtype}"
+            yield Call.of(call.op, use, **call.vectors, **call.parameters, **states, rows=call.rows)
+
+
+def calls(sizes: Sizes, num_tokens: int) -> Iterator[Call]:
+    """All ops, as decode steps and prompts of the model call them with this many tokens."""
+    lengths = (num_tokens - num_tokens // 3, num_tokens // 3) if num_tokens > 2 else (num_tokens,)
+    prompts = Rows(tuple(range(len(lengths))), lengths, HOST, (0,) * len(lengths))
+    x, ids = empty(num_tokens, sizes.C), torch.zeros(num_tokens, dtype=torch.int64)
+    norm, pool = Norm(empty(sizes.C), empty(sizes.C)), empty(4, sizes.L, sizes.C)
+    for use, rows in {"decode": DecodeRows(num_tokens, HOST), "prompts": prompts}.items():
+        for count, keep_parts in ((6, False), (2, False), (1, True)):
+            label = f"{use}, {count} mixes{', parts' * keep_parts}"
+            yield Call.of("shift_lerp", label, x, norm, empty(count, sizes.C), pool[:, 1], rows, keep_parts)
+    yield from product_calls(sizes, num_tokens)
+    yield Call.of("low_rank", "w, a, v, g", empty(6, num_tokens, sizes.C), low_rank_pairs(sizes, HOST, DTYPE))
+    yield Call.of("deep_embed", "gate", x, ids, deep_embed_weights(sizes, HOST, DTYPE))
+    yield from recurrence_calls(sizes, lengths)
+    yield Call.of("score", "head", x, DenseLinear(empty(sizes.V, sizes.C)), ids, ids, None)
     tables, slots = SlotTables(4, Vocabulary.plain(sizes.V), HOST), torch.full((num_tokens,), -1, dtype=torch.int32)
-    yield "sample", "head", partial(op("sample"), torch.empty(num_tokens, sizes.V), slots, tables, None)
+    yield Call.of("sample", "head", torch.empty(num_tokens, sizes.V), slots, tables, None)
 
 
-def op(name: str) -> Callable[..., Any]:
-    return getattr(import_module(f"rwkv_batch.triton_kernels.{name}"), name)
+def large_calls() -> Iterator[Call]:
+    """A product whose tiles in flight take 144 KiB."""
+    linear = import_module("rwkv_batch.triton_kernels.linear")
+    linear.choose_tile = lambda *given: Tile(tokens=64, rows=128, depth=128, num_warps=4, num_stages=4)
+    yield Call.of("linear", "large tile", empty(16, 768), empty(768, 768))
 
 
 def compiled_ahead() -> set[tuple[str, frozenset[tuple[str, str]]]]:
@@ -110,14 +115,12 @@ def compiled_ahead() -> set[tuple[str, frozenset[tuple[str, str]]]]:
     return {(spec.kernel.__name__, frozenset(spec.signature.items())) for spec in specs}
 
 
-def run(
-    call: Callable[[], Any], driver: FakeDriver, known: set[tuple[str, frozenset[tuple[str, str]]]]
-) -> dict[str, Any]:
+def run(call: Call, driver: FakeDriver, known: set[tuple[str, frozenset[tuple[str, str]]]]) -> dict[str, Any]:
     """What a call has launched, and what is wrong with what it was the first to load; or the error."""
     num_launches, num_loaded = len(driver.launches), len(driver.compilations)
     start = time.perf_counter()
     try:
-        call()
+        call.run()
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
     loaded = driver.compilations[num_loaded:]
@@ -130,14 +133,14 @@ def run(
     }
 
 
-def host_microseconds(call: Callable[[], Any], repeats: int = 200) -> float:
-    """The least of several means."""
+def host_microseconds(call: Call, repeats: int = 200) -> float:
+    """Time of this thread on a core; the least of several means."""
     means = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.thread_time()
         for _ in range(repeats):
-            call()
-        means.append((time.perf_counter() - start) / repeats)
+            call.run()
+        means.append((time.thread_time() - start) / repeats)
     return round(min(means) * 1e6, 1)
 
 
@@ -151,13 +154,6 @@ def leave_the_library_out() -> None:
         setattr(torch, name, product)
     for name in ("addmm_", "baddbmm_"):
         setattr(Tensor, name, lambda out, x, weight: out)
-
-
-def large_calls() -> Calls:
-    """A product whose tiles in flight take 144 KiB."""
-    linear = import_module("rwkv_batch.triton_kernels.linear")
-    linear.choose_tile = lambda *given: Tile(tokens=64, rows=128, depth=128, num_warps=4, num_stages=4)
-    yield "linear", "large tile", partial(linear.linear, empty(16, 768), empty(768, 768))
 
 
 def main() -> None:
@@ -178,11 +174,11 @@ def main() -> None:
         driver.install()
         shapes = [(model, num_tokens) for model in options.models for num_tokens in options.tokens]
         for model, num_tokens in shapes:
-            for name, use, call in large_calls() if options.large else calls(MODELS[model], num_tokens):
-                if options.ops and name not in options.ops:
+            for call in large_calls() if options.large else calls(MODELS[model], num_tokens):
+                if options.ops and call.op not in options.ops:
                     continue
-                about = {"architecture": architecture, "model": model, "tokens": num_tokens, "op": name, "use": use}
-                found = run(call, driver, known)
+                about = {"architecture": architecture, "model": model, "tokens": num_tokens, "op": call.op}
+                found = {"use": call.use, **run(call, driver, known)}
                 if options.time and "error" not in found:
                     found["host_us"] = host_microseconds(call)
                 print(json.dumps(about | found), flush=True)

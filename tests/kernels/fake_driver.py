@@ -22,12 +22,12 @@ class Compilation:
     """What a launch runs: a kernel, compiled for arguments of certain kinds.
 
     Args:
-        types: run-time argument → Triton type. Arguments that are None are none.
+        given: its run-time arguments, without those that are None.
         unaligned: pointers that are not known to be at a multiple of 16 bytes.
     """
 
     kernel: str
-    types: frozenset[tuple[str, str]]
+    given: frozenset[str]
     unaligned: tuple[str, ...]
 
 
@@ -86,4 +86,4 @@ def _describe(source: Any) -> Compilation:
     types = {name: kind for name, kind in source.signature.items() if kind != "constexpr"}
     aligned = {names[path[0]] for path, attributes in source.attrs.items() if ["tt.divisibility", 16] in attributes}
     unaligned = [name for name, kind in types.items() if kind.startswith("*") and name not in aligned]
-    return Compilation(source.fn.__name__, frozenset(types.items()), tuple(unaligned))
+    return Compilation(source.fn.__name__, frozenset(types), tuple(unaligned))

@@ -27,3 +27,16 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info out
+
+# Kernels are compiled by the Tritons that torch is installed with, which lie beside each other: two of them for `test`.
+TRITONS := 3.6.0 3.7.0 3.7.1 3.8.0 3.9.0
+.PHONY: kernels
+test: $(VENV)/triton/3.6.0/.installed $(VENV)/triton/3.7.1/.installed
+
+kernels: $(TRITONS:%=$(VENV)/triton/%/.installed)
+	PYTHONPATH=tests $(BIN)/python -m kernels.aot_matrix $(TARGETS)
+
+$(VENV)/triton/%/.installed: | $(VENV)/.installed-test
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile --target $(@D) triton==$*
+	touch $@

@@ -26,20 +26,8 @@ def is_installed(version: str) -> bool:
 CARDS: dict[str | None, tuple[int, ...]] = {"3.6.0": (80, 86, 90, 100, 120), "3.7.1": (86, 90), None: (86, 90)}
 """Version of Triton → the cards whose launches are tried with it. None is the environment's own."""
 OLDEST = "3.6.0" if is_installed("3.6.0") else None
-OPS = {
-    "linear",
-    "low_rank",
-    "shift_lerp",
-    "deep_embed",
-    "mm8",
-    "w8a8",
-    "score",
-    "sample",
-    "wkv4",
-    "wkv5",
-    "wkv6",
-    "wkv7",
-}
+OPS = {"deep_embed", "linear", "low_rank", "mm8", "sample", "score", "shift_lerp", "w8a8"}
+OPS |= {"wkv4", "wkv5", "wkv6", "wkv7"}
 
 
 def launch(version: str | None, *arguments: Any) -> list[dict[str, Any]]:

@@ -86,9 +86,10 @@ class FakeCuda(TorchDispatchMode):
                 return self._converted(args[0], kwargs)
         if name == "copy_" and isinstance(args[0], DeviceTensor) != isinstance(args[1], DeviceTensor):
             return self._copy_between(*args)
-        if name == "_local_scalar_dense":
-            self._must_not_record("a number is read by the host")
+        if name == "_local_scalar_dense" or _has_unknown_size(name, args):
+            self._must_not_record("a number that the host must read")
             self.queues.wait_for(self.queues.current)
+        if name == "_local_scalar_dense":
             return function(args[0].inner)
         return self._on_device(function, args, kwargs)
 
@@ -196,6 +197,14 @@ class FakeCuda(TorchDispatchMode):
 
 def _is_device(x: Any) -> bool:
     return isinstance(x, torch.device) and x.type in ("cuda", "meta")
+
+
+def _has_unknown_size(operation: str, args: Any) -> bool:
+    """Only the device knows how large the result is."""
+    is_masked = operation.startswith("index") and any(
+        isinstance(leaf, Tensor) and leaf.dtype == torch.bool for leaf in tree_leaves(args[1])
+    )
+    return is_masked or operation in ("nonzero", "masked_select")
 
 
 def _wrapped(tensor: Tensor, known: dict[int, DeviceTensor]) -> DeviceTensor:

@@ -91,8 +91,13 @@ def test_memory_that_nobody_writes_is_garbage_in_a_replay():
 
 @pytest.mark.parametrize(
     "operation",
-    [lambda x: x.sum().item(), lambda x: x.cpu(), lambda x: x + upload([1, 2, 3], torch.float32, DEVICE)],
-    ids=["a number is read", "a tensor is read", "numbers are uploaded"],
+    [
+        lambda x: x.sum().item(),
+        lambda x: x.cpu(),
+        lambda x: x[x > 0],
+        lambda x: x + upload([1, 2, 3], torch.float32, DEVICE),
+    ],
+    ids=["a number is read", "a tensor is read", "the size of a result is read", "numbers are uploaded"],
 )
 def test_a_step_that_needs_the_host_is_not_recorded(operation):
     with fake_cuda():

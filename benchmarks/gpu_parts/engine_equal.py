@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from rwkv_batch.checks.outcome import Checks
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Completion, Request
 from rwkv_batch.engine.slot_tables import Vocabulary
@@ -20,7 +21,6 @@ from tests.checkpoints import VERSIONS, make_checkpoint, write_checkpoint
 
 from .columns import format_columns
 from .context import Context
-from .ops import Checks
 from .record import Point, is_red
 from .serving import load, random_prompts, serve
 

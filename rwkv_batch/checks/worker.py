@@ -1,0 +1,67 @@
+"""What the process of one case does."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from ..errors import BackendError
+from ..threads import limit_threads
+from .cases import cases
+from .outcome import Checks
+from .result import CRASHED, FAILED, OK, REFUSED, WRONG
+from .target import Target
+
+THREADS = 2
+"""Of each process on a CPU: several, as native kernels share their work out, and few, as many cases run at once."""
+_DEVICE_LOST = ("CUDA error", "CUDA_ERROR", "illegal memory access", "unspecified launch failure", "misaligned address")
+
+
+def check(name: str, backend: str, device: str) -> dict[str, Any]:
+    """Run one case; gives the fields of a `CheckResult` that are known here."""
+    torch.set_num_threads(min(limit_threads(), THREADS))
+    target = Target(backend, torch.device(device))
+    try:
+        if target.device.type == "cuda":
+            torch.cuda.set_device(target.device)
+        (case,) = (case for case in cases(target) if case.name == name)
+        found = case.run(target)
+        if target.device.type == "cuda":
+            torch.cuda.synchronize(target.device)
+    except BackendError as error:
+        return {"status": REFUSED, "why": " ".join(str(error).split())}
+    except Exception as error:  # whatever a backend does wrong is a result
+        return {"status": CRASHED if is_lost(error) else FAILED, "why": first_line(error)}
+    return outcome(found)
+
+
+def build_native(name: str, backend: str, device: str) -> dict[str, Any]:
+    """Build the native kernels of a CPU; arguments and answer as for `check`."""
+    from ..cpu_kernels.build import unavailable
+
+    reason = unavailable()
+    return {"status": REFUSED, "why": " ".join(reason.split())} if reason else {"status": OK}
+
+
+def outcome(found: Checks) -> dict[str, Any]:
+    """What the comparisons say: whether all hold, and the one that is nearest to its limit or furthest above it."""
+    worst = found.worst
+    error = worst.value if math.isfinite(worst.value) else None
+    wrong = max(found.wrong, key=lambda one: one.share, default=None)
+    more = f" (and {len(found.wrong) - 1} more)" if len(found.wrong) > 1 else ""
+    status, why = (WRONG, f"{wrong}{more}") if wrong else (OK, "")
+    return {"status": status, "why": why, "worst_error": error, "limit": worst.limit}
+
+
+def is_lost(error: BaseException) -> bool:
+    """After an illegal access or a failed launch no call works on the device. Running out of memory passes."""
+    text = str(error)
+    return "out of memory" not in text and any(sign in text for sign in _DEVICE_LOST)
+
+
+def first_line(error: BaseException) -> str:
+    """An error's class, and the first line of its message that is not empty."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return ": ".join([type(error).__name__, *lines[:1]])

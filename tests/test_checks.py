@@ -1,0 +1,226 @@
+"""The cases of `rwkv-batch doctor --check`: what is right is found right, and what is wrong is found wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from float64_reference import Float64Model
+from kernels.kernel_cases import Case, expected, in_float64, make_case, run
+from oracle import Oracle
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rwkv_batch.checks.calls import DEFINITIONS, VARIANTS
+from rwkv_batch.checks.cases import DEMO, cases
+from rwkv_batch.checks.outcome import Checks, poisoned
+from rwkv_batch.checks.target import Target, specs
+from rwkv_batch.checks.worker import check, is_lost, outcome
+from rwkv_batch.cpu_kernels.build import unavailable
+from rwkv_batch.demo.known import known
+from rwkv_batch.model_summary import DEMO_MODEL
+
+CPU = torch.device("cpu")
+NATIVE = Target("cpu", CPU)
+INTERPRETED = Target("triton", CPU)
+
+
+def names(target: Target) -> list[str]:
+    return [case.name for case in cases(target)]
+
+
+def serves(target: Target) -> None:
+    if target is NATIVE and (reason := unavailable()):
+        pytest.skip(reason)
+    if target is INTERPRETED:
+        pytest.importorskip("triton")
+
+
+@pytest.mark.parametrize("name", names(NATIVE))
+def test_native_kernels_are_right(name: str) -> None:
+    serves(NATIVE)
+    found = check(name, "cpu", "cpu")
+    assert found["status"] == "ok", found
+
+
+@pytest.mark.parametrize("name", names(INTERPRETED))
+def test_interpreted_kernels_are_right(name: str) -> None:
+    serves(INTERPRETED)
+    found = check(name, "triton", "cpu")
+    assert found["status"] == "ok", found
+
+
+def test_every_op_that_a_backend_has_is_checked() -> None:
+    for backend in ("triton", "cpu", "reference"):
+        target = Target(backend, CPU)
+        assert {case.op for case in cases(target)} == {DEMO} | {name for name in specs() if target.has(name)}
+
+
+def spoiled(function: Callable[..., Any], spoil: Callable[[Any], Any]) -> Callable[..., Any]:
+    """The same function with another result."""
+    return lambda *args, **kwargs: spoil(function(*args, **kwargs))
+
+
+def with_another_end(result: Any) -> Any:
+    """The last number of the first tensor is off by a twentieth of the largest, or by one."""
+    first = result[0] if isinstance(result, tuple) else result
+    first = next(part for part in result if part is not None) if first is None else first
+    last = first.reshape(-1)[-1]
+    changed = last + first.abs().max() / 20 if first.is_floating_point() else last - 1 if last > 0 else last + 1
+    first[(-1,) * first.dim()] = changed
+    return result
+
+
+def unwritten(result: Any) -> Any:
+    """Results that nobody wrote."""
+    parts = result if isinstance(result, tuple) else (result,)
+    empty = tuple(part if part is None else torch.empty_like(part) for part in parts)
+    return empty if isinstance(result, tuple) else empty[0]
+
+
+def one_case_of_each_op() -> list[Any]:
+    found = []
+    for target in (NATIVE, INTERPRETED):
+        by_op = {case.op: case for case in cases(target) if case.op != DEMO and "bfloat16" not in case.name}
+        found += [pytest.param(target, case, id=f"{target.backend} {case.op}") for case in by_op.values()]
+    return found
+
+
+@pytest.mark.parametrize("spoil", [with_another_end, unwritten])
+@pytest.mark.parametrize(("target", "case"), one_case_of_each_op())
+def test_a_kernel_that_is_wrong_is_found(
+    target: Target, case: Any, spoil: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serves(target)
+    module = import_module(f"rwkv_batch.{target.backend}_kernels.{case.op}")
+    monkeypatch.setattr(module, case.op, spoiled(getattr(module, case.op), spoil))
+    found = check(case.name, target.backend, "cpu")
+    # Ids that nobody wrote are outside of the vocabulary, which the steps after `select` do not survive.
+    right = "failed" if case.op == "select" and spoil is unwritten else "wrong"
+    assert found["status"] == right, found
+
+
+@pytest.mark.parametrize("slot", [2, 6], ids=["a slot of no row", "the slot of a row"])
+@pytest.mark.parametrize(("op", "state"), [("wkv4", "bb"), ("wkv6", "state"), ("wkv7", "state"), ("shift_lerp", None)])
+def test_a_state_that_is_wrong_is_found(op: str, state: str | None, slot: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    serves(INTERPRETED)
+    module = import_module(f"rwkv_batch.triton_kernels.{op}")
+    function = getattr(module, op)
+
+    def spoiling(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        pool = kwargs[state] if state else args[3]
+        if slot < len(pool):
+            pool[slot].view(-1)[-1] += 0.5
+        return result
+
+    monkeypatch.setattr(module, op, spoiling)
+    name = next(case.name for case in cases(INTERPRETED) if case.op == op)
+    assert check(name, "triton", "cpu")["status"] == "wrong"
+
+
+def test_a_kernel_that_raises_or_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    serves(NATIVE)
+    module = import_module("rwkv_batch.cpu_kernels.log_normalizer")
+
+    def lost(*_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore words")
+
+    monkeypatch.setattr(module, "log_normalizer", lambda logits: [][1])
+    assert check("log_normalizer", "cpu", "cpu") == {"status": "failed", "why": "IndexError: list index out of range"}
+    monkeypatch.setattr(module, "log_normalizer", lost)
+    found = check("log_normalizer", "cpu", "cpu")
+    assert found["status"] == "crashed"
+    assert found["why"] == "RuntimeError: CUDA error: an illegal memory access was encountered"
+    monkeypatch.setattr(module, "unsupported_reason", lambda *_: "no such\nprocessor")
+    assert check("log_normalizer", "cpu", "cpu") == {"status": "refused", "why": "no such processor"}
+    assert not is_lost(RuntimeError("CUDA error: out of memory"))
+
+
+def test_numbers_and_their_limits() -> None:
+    checks = Checks()
+    checks.at_most("a", 1.0, 2.0)
+    checks.at_most("b", 3.0, 4.0)
+    assert outcome(checks) == {"status": "ok", "why": "", "worst_error": 3.0, "limit": 4.0}
+    checks.at_most("c", math.nan, 1.0)
+    checks.at_most("d", 9.0, 3.0)
+    found = outcome(checks)
+    assert (found["status"], found["worst_error"], found["limit"]) == ("wrong", None, 1.0)
+    assert found["why"] == "c is nan, at most 1 (and 1 more)"
+
+
+@pytest.mark.parametrize("compare", ["close", "close_in_norm", "near"])
+def test_comparisons(compare: str) -> None:
+    right = torch.tensor([3.0, 4.0, 0.0, 0.0])
+
+    def value(got: Tensor) -> float:
+        checks = Checks()
+        getattr(checks, compare)("x", got, right, 1.0)
+        return checks.found[0].value
+
+    assert (
+        value(right + torch.tensor([0.0, 0.0, 0.5, 0.0]))
+        == {"close": 0.125, "close_in_norm": 0.1, "near": 0.5}[compare]
+    )
+    assert value(right.masked_fill(right == 0, torch.nan)) == math.inf
+    with pytest.raises(AssertionError, match="expected \\[4\\]"):
+        value(right[:3])
+
+
+def test_memory_that_nobody_wrote_is_no_number() -> None:
+    with poisoned():
+        assert torch.empty(3).isnan().all()
+        assert torch.empty_like(torch.ones(3, dtype=torch.int8)).eq(127).all()
+    assert torch.get_deterministic_debug_mode() == 0
+
+
+def in_double(case: Case) -> Case:
+    copy = case.copy()
+    arguments = {name: in_float64(x) for name, x in copy.arguments.items()}
+    return Case(case.variant, arguments, {name: pool.double() for name, pool in copy.pools.items()}, case.rows)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_definitions_of_recurrences_can_be_computed_in_float64(variant: str) -> None:
+    case = in_double(make_case(variant))
+    out, after = run(DEFINITIONS[case.op], case)
+    want, states = expected(case)
+    torch.testing.assert_close(out[case.tokens], want[case.tokens], rtol=1e-11, atol=1e-11)
+    for name, state in after.states.items():
+        torch.testing.assert_close(state, states[name], rtol=1e-11, atol=1e-11)
+
+
+@pytest.fixture(scope="module")
+def demo_tensors() -> dict[str, Tensor]:
+    return {name: tensor.float() for name, tensor in load_file(DEMO_MODEL).items()}
+
+
+def test_known_tokens_are_those_of_float64(demo_tensors: dict[str, Tensor]) -> None:
+    model = Float64Model(demo_tensors)
+    for prompt_ids, token_ids, logprobs, leads in known():
+        state = model.initial_state(1)
+        for token in prompt_ids:
+            logits, state = model.step(torch.tensor([token]), state)
+        for token, logprob, lead in zip(token_ids, logprobs, leads, strict=True):
+            (best, second), (likeliest, _) = (part.tolist() for part in logits[0].log_softmax(0).topk(2))
+            assert (token, logprob, lead) == (
+                likeliest,
+                pytest.approx(best, abs=2e-5),
+                pytest.approx(best - second, abs=4e-5),
+            )
+            logits, state = model.step(torch.tensor([token]), state)
+
+
+def test_known_tokens_are_those_of_the_rwkv_package(demo_tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "demo.pth"
+    torch.save(demo_tensors, path)
+    with Oracle(path, "7.0") as oracle:
+        for prompt_ids, token_ids, logprobs, _ in known():
+            _, scores, is_greedy = oracle.loglikelihood(prompt_ids, token_ids)
+            assert is_greedy
+            assert scores == pytest.approx(logprobs, abs=1e-4)

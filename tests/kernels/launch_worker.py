@@ -23,9 +23,9 @@ import torch
 from kernels.fake_driver import FakeDriver
 from torch import Tensor
 
-from benchmarks.gpu_parts.check_products import deep_embed_weights, low_rank_pairs, products
-from benchmarks.gpu_parts.recurrences import VARIANTS, make_call
 from benchmarks.roofline import MODELS, Sizes
+from rwkv_batch.checks.calls import VARIANTS, make_call
+from rwkv_batch.checks.products import deep_embed_weights, low_rank_pairs, products
 from rwkv_batch.engine.slot_tables import SlotTables, Vocabulary
 from rwkv_batch.models.blocks import Norm
 from rwkv_batch.models.linear import DenseLinear

@@ -47,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.register_profile("rwkv_batch", deadline=None, max_examples=examples, derandomize=True)
     hypothesis.settings.load_profile("rwkv_batch")
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
+    config.addinivalue_line("markers", "soak: takes long and is left out of the gate; `-m soak` runs it")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -46,7 +46,7 @@ class HashModel:
     def forward(self, token_ids, rows, layers):
         if isinstance(rows, DecodeRows):
             return self.decode(token_ids, rows, layers[0].hash)
-        hidden = torch.zeros(len(token_ids), 1, dtype=torch.int64)
+        hidden = torch.zeros(len(token_ids), 1, dtype=torch.int64, device=token_ids.device)
 
         def advance(tokens, state):
             state[:] = following(state, token_ids[tokens])
@@ -56,13 +56,11 @@ class HashModel:
         return hidden
 
     def decode(self, token_ids, rows, states):
-        """As a kernel would: from the device's tensors alone, past rows that are padding."""
-        live = rows.slot_index >= 0
-        slots = rows.slot_index[live].long()
-        states[slots] = following(states[slots], token_ids[live])
-        hidden = torch.full((len(token_ids), 1), -7)
-        hidden[live] = states[slots]
-        return hidden
+        """As a kernel would: from the device's tensors alone, past rows that are padding, in shapes that stay."""
+        owned = rows.slot_index[:, None] == torch.arange(len(states), device=states.device)  # [B, P]
+        hidden = following(states[rows.slot_index.clamp(min=0).long()], token_ids)
+        states.copy_(torch.where(owned.any(0)[:, None], (owned[:, :, None] * hidden[:, None]).sum(0), states))
+        return torch.where(rows.slot_index[:, None] >= 0, hidden, -7)
 
     def score(self, hidden, targets, rows):
         logits = self.logits(hidden)[rows]
@@ -70,7 +68,7 @@ class HashModel:
         return own - logits.double().logsumexp(1), logits.argmax(1) == targets
 
     def logits(self, hidden, out=None):
-        mixed = (hidden * 2654435761 + torch.arange(VOCAB) * 40503 * (hidden % 1009 + 1)) % 65521
+        mixed = (hidden * 2654435761 + torch.arange(VOCAB, device=hidden.device) * 40503 * (hidden % 1009 + 1)) % 65521
         logits = mixed.float() / 65521 * 6
         return logits if out is None else out.copy_(logits)
 

@@ -309,15 +309,17 @@ def specializations() -> list[Specialization]:
         }
         return Specialization(label, linear_kernel, signature, constexprs, tile.num_warps, tile.num_stages, is_probe)
 
-    finish = Specialization(
-        "value of v4 after the library",
-        finish_kernel,
-        {**pointers("bf16", "product", "gate", "y"), "count": "i32"},
-        {"ACTIVATION": None, "ADD": True, "BLOCK": FINISH_BLOCK},
-        FINISH_WARPS,
-        1,
-        is_probe=True,
-    )
+    def finish(use: str, activation: str | None, gate: bool, add: bool, is_probe: bool = False) -> Specialization:
+        signature = {**pointers("bf16", "product", "y", *(("gate",) if gate else ())), "count": "i32"}
+        constexprs = {
+            **({} if gate else {"p_gate": None}),
+            "ACTIVATION": activation,
+            "ADD": add,
+            "BLOCK": FINISH_BLOCK,
+        }
+        label = f"{use} after the library"
+        return Specialization(label, finish_kernel, signature, constexprs, FINISH_WARPS, 1, is_probe)
+
     return [
         one("r, k, v", 16, 768, 768, num_products=3),
         one("output", 16, 768, 768, add=True),
@@ -337,5 +339,6 @@ def specializations() -> list[Specialization]:
         one("value of v4", 16, 768, 3072, fp32, gate=True, add=True),
         one("receptance", 16, 768, 768, fp32, activation="sigmoid"),
         one("key with DeepEmbed", None, 3072, 768, fp32, activation="squared_relu", gate=True),
-        finish,
+        finish("key", "squared_relu", gate=False, add=False),
+        finish("value of v4", None, gate=True, add=True, is_probe=True),
     ]

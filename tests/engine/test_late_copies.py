@@ -1,0 +1,167 @@
+"""Whole engines on a device whose copies run as late as they may give what engines without a queue give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_cuda import DEVICE, fake_cuda
+from fake_model import VOCAB, HashModel
+from fake_streams import POISON, Event, Hazard, Stream
+from running import Session
+from tolerances import assert_close
+from torch import Tensor
+
+from rwkv_batch.engine.decode_graph import DecodeGraphs
+from rwkv_batch.engine.engine import Engine
+from rwkv_batch.engine.host_copy import HostCopy
+from rwkv_batch.engine.request import Request
+from rwkv_batch.engine.sampler import Sampler
+from rwkv_batch.engine.slot_tables import Vocabulary
+from rwkv_batch.engine.state_pool import StatePool, pool_parts
+from rwkv_batch.models.placement import Placement
+from rwkv_batch.models.scoring import SCORE
+from rwkv_batch.ops import resolve
+from rwkv_batch.sampling_params import SamplingParams
+
+pytest.importorskip("triton")
+
+
+class HashModelOnDevice(HashModel):
+    device = DEVICE
+    placement = Placement(DEVICE, torch.float32, None)
+    ops = resolve((*Sampler.OPS, SCORE), "triton", torch.device("cpu"), torch.float32, {})
+
+
+PARAMS = [
+    SamplingParams(max_tokens=6, ignore_eos=True),
+    SamplingParams(max_tokens=9, temperature=0.0),
+    SamplingParams(max_tokens=5, top_p=0.7, presence_penalty=0.4, penalty_decay=0.9),
+    SamplingParams(max_tokens=3, top_k=3, logprobs=2),
+    SamplingParams(max_tokens=8, min_tokens=6, stop_token_ids=[7, 9, 11]),
+    SamplingParams(max_tokens=4, logit_bias=dict.fromkeys(range(12), 0.5), repetition_penalty=1.3),
+    SamplingParams(max_tokens=0),
+    SamplingParams(max_tokens=8, allowed_token_ids=[4, 5, 6], top_p=0.5, top_p_order="rwkv", temperature=1.4),
+]
+
+
+def make_requests() -> list[Request]:
+    """Prompts under a common header, of several samples each, some of which are scored."""
+    draw = np.random.default_rng(3)
+    header = draw.integers(1, VOCAB, 20).tolist()
+    prompts = [header + draw.integers(1, VOCAB, 12).tolist() for _ in PARAMS]
+    return [
+        Request(
+            (row, sample),
+            prompts[row],
+            params,
+            row=row,
+            sample=sample,
+            score_start=1 if row % 3 == 2 else None,
+            next_token_ids=(3, 7) if row % 4 == 2 else (),
+        )
+        for row, params in enumerate(PARAMS)
+        for sample in range(3)
+    ]
+
+
+def make_engine(model: HashModel, max_batch_size: int = 2) -> Engine:
+    sizes = dict(max_batch_size=max_batch_size, max_batch_tokens=16, prefix_host_bytes=1 << 10)
+    return Engine(model, Vocabulary.plain(VOCAB), **sizes)
+
+
+def serve(engine: Engine, requests: list[Request]) -> dict[Any, tuple[list[int], list[float]]]:
+    """Request → its tokens, and all log-probabilities that it was given."""
+    found = {}
+    for completion in engine.generate(requests):
+        alternatives = [value for entry in completion.logprobs for value in entry.top_logprobs]
+        scores = [entry.logprob for entry in completion.prompt_scores]
+        found[completion.key] = completion.token_ids, [*completion.token_logprobs, *alternatives, *scores]
+    engine.check_integrity()
+    return found
+
+
+def test_results_are_those_of_an_engine_without_a_queue():
+    plain = serve(make_engine(HashModel()), make_requests())
+    with fake_cuda() as cuda:
+        engine = make_engine(HashModelOnDevice())
+        cuda.queues.waits.clear()
+        got = serve(engine, make_requests())
+    assert {key: token_ids for key, (token_ids, _) in got.items()} == {key: value[0] for key, value in plain.items()}
+    for key, (_, logprobs) in got.items():
+        assert logprobs == pytest.approx(plain[key][1], abs=1e-5), key
+    assert engine.snapshots.peak_on_host > 0
+    assert sum(graph.num_replays for graph in cuda.graphs) > 20
+    assert not cuda.queues.waits, "\n".join(cuda.queues.waits)
+
+
+def test_a_recorded_step_does_not_outlive_its_tables(monkeypatch):
+    requests = [Request(row, [row], PARAMS[which], row=row) for row, which in enumerate((0, 5))]
+    with fake_cuda() as cuda:
+        serve(make_engine(HashModelOnDevice(), max_batch_size=1), requests)
+        assert [graph.num_replays for graph in cuda.graphs] == [5, 3]  # the second asks for a wider table
+    monkeypatch.setattr(DecodeGraphs, "_forget", lambda graphs: None)
+    with pytest.raises(Hazard, match="memory that has been given back"), fake_cuda():
+        serve(make_engine(HashModelOnDevice(), max_batch_size=1), requests)
+
+
+def decode_unread(model: HashModel) -> list[list[int]]:
+    """Six decode steps of two slots, whose tokens are read in the end only."""
+    pool = StatePool(pool_parts(model.file, model.placement), 3)
+    sampler = Sampler(3, Vocabulary.plain(VOCAB), model.device, model.ops)
+    for slot in range(3):
+        sampler.assign(pool.allocate(), Request(slot, [1], SamplingParams(), row=slot))
+    graphs = DecodeGraphs(model, pool, sampler)
+    steps = [graphs(np.array([i % 3, (i + 1) % 3]), np.array([i, i])) for i in range(6)]
+    return [sampled.read().token_ids.tolist() for sampled in steps]
+
+
+def test_steps_may_be_launched_while_none_is_read(monkeypatch):
+    expected = decode_unread(HashModel())
+    with fake_cuda():
+        assert decode_unread(HashModelOnDevice()) == expected
+    monkeypatch.setattr(Event, "synchronize", lambda event: None)
+    with pytest.raises(Hazard, match="host memory has changed before its copy"), fake_cuda():
+        decode_unread(HashModelOnDevice())
+
+
+def test_a_result_is_not_there_before_its_event(monkeypatch):
+    with fake_cuda():
+        tensor = torch.arange(3, device=DEVICE)
+        copies = [HostCopy(tensor) for _ in range(2)]
+        tensor.fill_(5)
+        assert copies[0].read().tolist() == [0, 1, 2]
+        monkeypatch.setattr(Event, "synchronize", lambda event: None)
+        assert HostCopy(tensor).read().tolist() == [POISON] * 3
+
+
+def feed(path: Path, **settings: Any) -> list[Tensor]:
+    session = Session(path, num_slots=2, backend="reference", **settings)
+    return [session.feed({1: [5, 9, 3], 0: [7]})[1].cpu(), session.feed({1: [4], 0: [8]})[0].cpu()]
+
+
+def test_streamed_layers_arrive_before_they_run(checkpoint_file):
+    path = checkpoint_file("7.0", n_layer=4)
+    expected = feed(path)
+    with fake_cuda():
+        got = feed(path, strategy="cuda fp32 *0+")
+    for logits, right in zip(got, expected, strict=True):
+        assert_close("logits", logits, right, "float32", 10.0)
+
+
+@pytest.mark.parametrize(
+    ("heedless", "message"),
+    [
+        (0, "stream 0 reads what another stream may not have written"),
+        (1, "stream 1 writes over what another stream may still read"),
+    ],
+    ids=["the layer runs too early", "the next one arrives too early"],
+)
+def test_a_layer_that_does_not_wait_is_noticed(heedless, message, checkpoint_file, monkeypatch):
+    wait = Stream.wait_event
+    monkeypatch.setattr(Stream, "wait_event", lambda stream, event: stream.index == heedless or wait(stream, event))
+    with pytest.raises(Hazard, match=message), fake_cuda():
+        feed(checkpoint_file("7.0", n_layer=4), strategy="cuda fp32 *0+")

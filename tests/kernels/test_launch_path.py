@@ -1,0 +1,80 @@
+"""Every launcher through Triton's own launch path, on cards that are not there: all but the launch itself happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[2]
+WORKER = Path(__file__).with_name("launch_worker.py")
+WHEELS = Path(sys.prefix) / "triton"
+"""Where the Makefile installs Tritons beside each other, each in a folder named by its version."""
+
+
+def is_installed(version: str) -> bool:
+    return (WHEELS / version / ".installed").exists()
+
+
+CARDS: dict[str | None, tuple[int, ...]] = {"3.6.0": (80, 86, 90, 100, 120), "3.7.1": (86, 90), None: (86, 90)}
+"""Version of Triton → the cards whose launches are tried with it. None is the environment's own."""
+OLDEST = "3.6.0" if is_installed("3.6.0") else None
+OPS = {"deep_embed", "linear", "low_rank", "mm8", "sample", "score", "shift_lerp", "w8a8"}
+OPS |= {"wkv4", "wkv5", "wkv6", "wkv7"}
+
+
+def launch(version: str | None, *arguments: Any) -> list[dict[str, Any]]:
+    """What the worker says of each call, with this Triton."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(ROOT / "build/triton_cache")
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [*([str(WHEELS / version)] if version else []), str(ROOT), str(ROOT / "tests")]
+    )
+    command = [sys.executable, str(WORKER), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def assert_launched(found: list[dict[str, Any]]) -> None:
+    """Without an error, with aligned pointers, and nothing that other tests do not compile ahead of time."""
+    assert {one["op"] for one in found} == OPS
+    for one in found:
+        assert "error" not in one, one
+        assert one["launched"] or one["op"] == "linear", one  # which leaves large products to the library
+        assert not one["unaligned"], one
+        assert not one["unknown"], one
+
+
+@pytest.mark.timeout(900)
+def test_no_number_of_tokens_is_compiled_for_itself():
+    """Three tokens, one, and as many as Triton would make a case of their own: with the tile of sixteen."""
+    found = launch(OLDEST, 86, "--tokens", 16, 1, 3)
+    assert_launched(found)
+    again = [one for one in found if one["tokens"] != 16 and one["num_loaded"]]
+    assert not again, again
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("version", CARDS)
+def test_shapes_of_all_models(version):
+    if version is not None and not is_installed(version):
+        pytest.skip(f"triton {version} is not installed in {WHEELS}")
+    models = ("0.1B", "1.5B", "7.2B")
+    assert_launched(launch(version, *CARDS[version], "--models", *models, "--tokens", 1, 16, 64, 256, 1024))
+
+
+@pytest.mark.timeout(300)
+def test_a_card_with_too_little_shared_memory_refuses():
+    small, large = launch(OLDEST, 86, 90, "--large")
+    assert "OutOfResources: out of resource: shared memory" in small["error"]
+    assert "101376" in small["error"]
+    assert large["launched"] == ["linear_kernel"]

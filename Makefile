@@ -7,14 +7,17 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --no-build-isolation
 # For builds of torch that bring no Triton of their own.
 TRITON := triton==3.9.0; platform_system == 'Linux'
+# Those that builds of torch pin. They lie beside each other; kernels are compiled by each.
+TRITONS := 3.6.0 3.7.0 3.7.1 3.8.0 3.9.0
+TRITONS_OF_TESTS := 3.6.0 3.7.1
 UV := uv==0.13.9
 
-.PHONY: demo test check soak locks clean
+.PHONY: demo test check soak kernels locks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m rwkv_batch.run jobs/demo.yaml
 
-test: $(VENV)/.installed-test check
+test: $(VENV)/.installed-test $(TRITONS_OF_TESTS:%=$(VENV)/triton/%/.installed) check
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.installed-test
@@ -26,6 +29,11 @@ check: $(VENV)/.installed-test
 SEEDS ?= 20
 soak: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --seeds $(SEEDS) --timeout 3600 -k "crash or sigkill or hypothesis"
+
+# Every compilation for every card, every launch through Triton's launch path, every version's recorded step.
+kernels: $(TRITONS:%=$(VENV)/triton/%/.installed)
+	PYTHONPATH=tests $(BIN)/python -m kernels.aot_matrix $(TARGETS)
+	$(BIN)/python -m pytest -m soak --timeout 3600 tests/kernels tests/engine
 
 # torch comes with its dependencies, as its builds differ in them; each build pins those that the lock does not know.
 # Everything else is in the lock, so nothing is left to resolve.
@@ -41,6 +49,11 @@ $(VENV)/.installed-test: $(VENV)/.installed locks/test.txt
 	$(INSTALL) --no-deps --requirement locks/test.txt
 	touch $@
 
+$(VENV)/triton/%/.installed: | $(VENV)/.installed-test
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile --target $(@D) triton==$*
+	touch $@
+
 # Writes both locks from pyproject.toml. Versions in the tests' lock stay where they still satisfy it;
 # `make locks UPGRADE=--upgrade` takes the newest. The demo's lock follows the tests' lock wherever both hold.
 COMPILE := $(BIN)/uv pip compile --quiet --config-file locks/uv.toml pyproject.toml
@@ -52,16 +65,3 @@ locks: $(VENV)/.installed
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info out
-
-# Kernels are compiled by the Tritons that torch is installed with, which lie beside each other: two of them for `test`.
-TRITONS := 3.6.0 3.7.0 3.7.1 3.8.0 3.9.0
-.PHONY: kernels
-test: $(VENV)/triton/3.6.0/.installed $(VENV)/triton/3.7.1/.installed
-
-kernels: $(TRITONS:%=$(VENV)/triton/%/.installed)
-	PYTHONPATH=tests $(BIN)/python -m kernels.aot_matrix $(TARGETS)
-
-$(VENV)/triton/%/.installed: | $(VENV)/.installed-test
-	rm -rf $(@D)
-	$(BIN)/python -m pip install --quiet --no-deps --no-compile --target $(@D) triton==$*
-	touch $@

@@ -14,7 +14,7 @@ from .context import Context
 from .device import free_bytes, release
 from .random_model import random_checkpoint
 from .record import Point
-from .serving import decode, load, serve, slot_bytes, with_state
+from .engines import decode, load, serve, slot_bytes, with_state
 
 BATCHES = (256, 1024, 64, 16, 1, 4096)
 """Those that matter most come first."""

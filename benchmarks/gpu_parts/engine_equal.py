@@ -22,7 +22,7 @@ from .columns import format_columns
 from .context import Context
 from .ops import Checks
 from .record import Point, is_red
-from .serving import load, random_prompts, serve
+from .engines import load, random_prompts, serve
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 SAMPLED = SamplingParams(top_p=0.85, presence_penalty=0.3, frequency_penalty=0.2, ignore_eos=True)

@@ -21,7 +21,7 @@ from .device import free_bytes, release
 from .ops import backends, op
 from .random_model import random_checkpoint
 from .record import Point
-from .serving import decode, engine_backend, load, serve, slot_bytes
+from .engines import decode, engine_backend, load, serve, slot_bytes
 
 TOKENS = (1, 8, 16, 64, 256, 1024, 8192)
 MEASURED = ("output", "key", "value", "head")

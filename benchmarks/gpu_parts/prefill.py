@@ -12,7 +12,7 @@ from .context import Context
 from .device import release
 from .random_model import random_checkpoint
 from .record import Point
-from .serving import load, random_prompts, requests, serve
+from .engines import load, random_prompts, requests, serve
 
 SHAPES = ((1, 8192), (8, 1024), (64, 128))
 """Rows, and tokens of each."""

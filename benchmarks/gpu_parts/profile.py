@@ -20,7 +20,7 @@ from .context import Context
 from .device import release
 from .random_model import random_checkpoint
 from .record import Point
-from .serving import load, random_prompts, requests, serve, watched
+from .engines import load, random_prompts, requests, serve, watched
 
 NUM_ROWS = 256
 PROFILED_STEPS = 10

@@ -26,7 +26,7 @@ from .context import TINY, Context
 from .device import release
 from .random_model import random_checkpoint
 from .record import Point
-from .serving import engine_backend
+from .engines import engine_backend
 
 BATCHES = (512, 64, 1)
 MODEL = "7.2B"

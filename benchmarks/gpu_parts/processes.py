@@ -1,0 +1,144 @@
+"""The processes of the parts: started, watched, killed when a point takes too long, and started again after it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from time import monotonic, sleep
+
+from .plan import PARTS, Stage
+from .record import FAILED, merge, note_end, read
+from .task import Task
+
+ROOT = Path(__file__).parents[2]
+ATTEMPTS = 4
+"""Processes that may die of a part's points, one after another."""
+END_SECONDS = 3.0
+"""What a process that is told to end gets before it is killed."""
+LAST_SECONDS = 12.0
+"""Of a part whose points are shared out: for the process that measures what is missing and makes the table."""
+_POLL_SECONDS = 0.1
+
+Say = Callable[[str], None]
+
+
+class Worker:
+    """A process that works on a task, and those that take its place.
+
+    Args:
+        end: by `monotonic`, when the task is stopped.
+    """
+
+    def __init__(self, task: Task, end: float, say: Say) -> None:
+        self._task, self._end, self._say = task, end, say
+        self._limit = inf if task.is_dry else PARTS[task.part].point_seconds
+        self._attempts = 0
+        self._start()
+
+    def _start(self) -> None:
+        self._attempts += 1
+        left = max(self._end - monotonic(), 0.0)
+        task = replace(self._task, seconds=left, goes_on=self._task.goes_on or self._attempts > 1)
+        self._process = start(replace(task, forgets=task.forgets and not task.goes_on))
+        self._current, self._since = "", monotonic()
+
+    def poll(self) -> bool:
+        """Whether the task is over."""
+        code, now = self._process.poll(), monotonic()
+        found = None if self._task.is_dry else read(self._task.path)
+        current = found["current"] if found else ""
+        if current != self._current:
+            self._current, self._since = current, now
+        is_late = now > self._end
+        if code is None and not is_late and now - self._since < self._limit:
+            return False
+        why = f"its process ended with {code}" if code else ""
+        if code is None:
+            why = "no time was left" if is_late else f"stopped after {self._limit:.0f} s"
+        self.stop()
+        if why and not self._task.is_dry:
+            note_end(self._task.path, why, is_late)
+            self._say(f"{self._task.path.stem}: {why}{f', in {current}' if current else ''}")
+        found = None if self._task.is_dry else read(self._task.path)
+        if found is None or found["status"] != FAILED or not found["current"]:
+            return True
+        # Where one point took the process or the device with it, another process does those that come after it.
+        if is_late or self._attempts == ATTEMPTS:
+            return True
+        self._start()
+        return False
+
+    def stop(self) -> None:
+        """End the process and all that it has started."""
+        if self._process.poll() is None:
+            self._process.terminate()  # it ends processes of its own that are in other groups
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_SECONDS)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a process in a broken driver may never end
+            self._process.wait(END_SECONDS)
+
+
+class PartRun:
+    """One part: several processes that share its points out, where nothing is timed, then one for the rest."""
+
+    def __init__(self, task: Task, end: float, num_shares: int, say: Say) -> None:
+        self._task, self._end, self._say = task, end, say
+        tasks = [replace(task, share=(i, num_shares)) for i in range(num_shares)] if num_shares > 1 else []
+        self._paths = [one.path for one in tasks]
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+        self._workers = [Worker(one, end - LAST_SECONDS, say) for one in tasks]
+        self._is_last = not tasks
+        if self._is_last:
+            self._workers = [Worker(task, end, say)]
+
+    def poll(self) -> bool:
+        """Whether the part is over."""
+        if not all([worker.poll() for worker in self._workers]):
+            return False
+        if self._is_last:
+            return True
+        merge(self._task.path, self._paths)
+        self._is_last = True
+        self._workers = [Worker(replace(self._task, goes_on=True, forgets=False), self._end, self._say)]
+        return False
+
+    def stop(self) -> None:
+        for worker in self._workers:
+            worker.stop()
+
+
+def run_stage(stage: Stage, tasks: Sequence[Task], end: float, num_processes: int, say: Say) -> None:
+    """Run parts at the same time, until all of them are over or `end`, by `monotonic`, is reached."""
+    each = max(num_processes // len(tasks), 1)
+    running: list[Worker | PartRun] = []
+    try:
+        if stage.is_dry:
+            shares = [replace(task, share=(i, each), is_dry=True) for task in tasks for i in range(each)]
+            running += [Worker(task, end, say) for task in shares]
+        else:
+            running += [PartRun(task, end, each if PARTS[task.part].is_shared else 1, say) for task in tasks]
+        while not all([one.poll() for one in running]):
+            sleep(_POLL_SECONDS)
+    finally:
+        for one in running:
+            one.stop()
+
+
+def start(task: Task) -> subprocess.Popen[bytes]:
+    """A process for a task, the first of a group of its own."""
+    command = [sys.executable, "-m", "benchmarks.gpu_parts.inside", task.to_json()]
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    if task.rehearse:
+        environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    quiet = subprocess.DEVNULL if task.is_dry else None
+    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, stdout=quiet, stderr=quiet)

@@ -1,0 +1,121 @@
+"""What a check finds: numbers, each with its limit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Found(NamedTuple):
+    """One number and the most it may be."""
+
+    name: str
+    value: float
+    limit: float
+
+    @property
+    def is_right(self) -> bool:
+        return self.value <= self.limit
+
+    @property
+    def share(self) -> float:
+        """The number as a share of its limit; infinite where it is not a number, or is not allowed to differ from 0."""
+        if self.limit:
+            return self.value / self.limit if self.value == self.value else float("inf")
+        return 0.0 if self.value == 0 else float("inf")
+
+    def __str__(self) -> str:
+        return f"{self.name} is {self.value:.3g}, at most {self.limit:.3g}"
+
+
+class Checks:
+    """Some comparisons of one op, and their outcome."""
+
+    def __init__(self) -> None:
+        self.found: list[Found] = []
+
+    def close(self, name: str, got: Tensor, right: Tensor, limit: float) -> None:
+        """The largest error, relative to the largest magnitude of `right`, is within the limit."""
+        difference, right = _difference(name, got, right)
+        self.at_most(name, _ratio(difference.abs().amax(), right.abs().amax()) if right.numel() else 0.0, limit)
+
+    def close_in_norm(self, name: str, got: Tensor, right: Tensor, limit: float) -> None:
+        """The norm of the error, relative to the norm of `right`, is within the limit."""
+        difference, right = _difference(name, got, right)
+        self.at_most(name, _ratio(difference.norm(), right.norm()), limit)
+
+    def near(self, name: str, got: Tensor, right: Tensor, limit: float) -> None:
+        """The largest error itself is within the limit."""
+        difference, _ = _difference(name, got, right)
+        self.at_most(name, float(difference.abs().amax()) if difference.numel() else 0.0, limit)
+
+    def same(self, name: str, got: Tensor, right: Tensor) -> None:
+        """Every bit is the same; counts those numbers that differ."""
+        differs = got.shape != right.shape or got.dtype != right.dtype
+        count = float("inf") if differs else int((_bits(got) != _bits(right).to(got.device)).sum())
+        self.at_most(name, count, 0)
+
+    def at_most(self, name: str, value: float, limit: float) -> None:
+        self.found.append(Found(name, float(value), float(limit)))
+
+    @property
+    def wrong(self) -> list[Found]:
+        """Numbers above their limit; one that is not a number is above it."""
+        return [found for found in self.found if not found.is_right]
+
+    @property
+    def worst(self) -> Found:
+        """The number that is the largest share of its limit.
+
+        Raises:
+            ValueError: nothing was compared.
+        """
+        return max(self.found, key=lambda found: found.share)
+
+    def point(self) -> dict[str, Any]:
+        """Plain JSON: all outcomes, whether all are right, and what is wrong if not."""
+        shares = [found.share for found in self.found if found.limit]
+        return {
+            "ok": not self.wrong,
+            "why": "; ".join(map(str, self.wrong)),
+            "checks": len(self.found),
+            "worst_share_of_limit": round(max(shares, default=0.0), 4),
+            "found": {found.name: {"value": found.value, "limit": found.limit} for found in self.found},
+        }
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Tensors whose contents nobody has set are NaN, or the largest integer, while this lasts."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def _difference(name: str, got: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """got - right and right, float64; a difference that is not a number is infinite."""
+    if got.shape != right.shape:
+        raise AssertionError(f"{name}: got the shape {list(got.shape)}, expected {list(right.shape)}")
+    right = right.detach().to(got.device).double()
+    return (got.detach().double() - right).nan_to_num(nan=torch.inf), right
+
+
+def _ratio(error: Tensor, size: Tensor) -> float:
+    return float(error) / max(float(size), 1e-300)
+
+
+def _bits(x: Tensor) -> Tensor:
+    """Integers, as NaN equals nothing."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return x.contiguous().view(integers[x.element_size()])

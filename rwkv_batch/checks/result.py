@@ -1,0 +1,40 @@
+"""The outcome of one case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+OK, WRONG, FAILED, TIMEOUT, CRASHED, REFUSED = "ok", "wrong", "failed", "timeout", "crashed", "refused"
+GOOD = (OK, REFUSED)
+"""A backend that refuses an op says why, and another serves."""
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """How one case ended. Plain JSON by `dataclasses.asdict`.
+
+    Args:
+        name: the op and its dtypes, such as "wkv7 bfloat16 state float16".
+        op, backend, device: what was checked, where.
+        status: "ok"; "wrong", numbers differ by more than they may; "failed", an error was raised; "timeout", the time
+            limit was reached; "crashed", the process ended by a signal or the device was lost; "refused", the backend
+            says that it does not serve this.
+        why: the reason for any other status than "ok", its first line.
+        worst_error: the error that is the largest share of its limit; None where nothing finite was compared.
+        limit: the most that error may be.
+        seconds: of the process, from its start.
+    """
+
+    name: str
+    op: str
+    backend: str
+    device: str
+    status: str
+    why: str = ""
+    worst_error: float | None = None
+    limit: float | None = None
+    seconds: float = 0.0
+
+    @property
+    def is_good(self) -> bool:
+        return self.status in GOOD

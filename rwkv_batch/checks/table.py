@@ -1,0 +1,32 @@
+"""Results as a table that can be pasted into a bug report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from .result import OK, CheckResult
+
+MOST_WORDS = 160
+"""Characters of a reason that are shown."""
+
+
+def format_table(results: Iterable[CheckResult]) -> str:
+    """One line for each case, and how many there are of each kind."""
+    found = list(results)
+    rows: list[Sequence[str]] = [("case", "backend", "device", "result", "error", "limit", "s", "reason")]
+    rows += [_row(one) for one in found]
+    counts = Counter(one.status for one in found)
+    summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items(), key=lambda item: item[0] != OK))
+    return "\n".join([*format_columns(rows), "", f"{len(found)} cases: {summary}" if found else "no cases"])
+
+
+def format_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns as wide as they need to be."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _row(one: CheckResult) -> tuple[str, ...]:
+    numbers = ["" if number is None else f"{number:.1e}" for number in (one.worst_error, one.limit)]
+    return one.name, one.backend, one.device, one.status, *numbers, f"{one.seconds:.1f}", one.why[:MOST_WORDS]

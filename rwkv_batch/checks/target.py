@@ -1,0 +1,83 @@
+"""The implementation that is checked: a backend on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from ..engine.sampler import Sampler
+from ..errors import BackendError
+from ..models.architecture import architectures
+from ..models.linear import quantized_ops
+from ..models.scoring import LOG_NORMALIZER, SCORE
+from ..ops import OpSpec, OpTable
+
+CPU = torch.device("cpu")
+
+
+@cache
+def specs() -> dict[str, OpSpec]:
+    """Every op of every model and of the sampler, by name."""
+    found = [spec for architecture in architectures() for spec in architecture.ops]
+    found += [SCORE, LOG_NORMALIZER, *Sampler.OPS]
+    found += [spec for quantization in ("int8", "w8a8") for spec in quantized_ops(quantization, CPU)]
+    return {spec.name: spec for spec in found}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A backend on a device.
+
+    Args:
+        backend: "triton", "cuda", "cpu" or "reference".
+    """
+
+    backend: str
+    device: torch.device
+
+    @property
+    def is_interpreted(self) -> bool:
+        """Triton's interpreter, which is slow, runs the kernels: inputs are as small as they can be."""
+        return self.backend == "triton" and self.device.type == "cpu"
+
+    @property
+    def mark(self) -> str:
+        """What the backend adds to an op's name in results: nothing for Triton."""
+        return "" if self.backend == "triton" else f"/{self.backend}"
+
+    def has(self, name: str) -> bool:
+        """The backend has an implementation of the op, whether that runs here or not."""
+        return self.backend == "reference" or find_spec(f"rwkv_batch.{self.backend}_kernels.{name}") is not None
+
+    def ops(
+        self, name: str, dtype: torch.dtype = torch.bfloat16, state_dtype: torch.dtype = torch.float32, **sizes: int
+    ) -> OpTable:
+        """A table of this one op.
+
+        Args:
+            sizes: letters of the architecture (C, N, V, ...) → values, for the kernel's own checks.
+
+        Raises:
+            BackendError: the backend has no such op, or refuses; the message says why.
+        """
+        if self.backend == "reference":
+            return OpTable({name: specs()[name].reference}, ())
+        if not self.has(name):
+            raise BackendError(f"no {self.backend} kernel {name!r}")
+        module = import_module(f"rwkv_batch.{self.backend}_kernels.{name}")
+        if reason := module.unsupported_reason(self.device, dtype, sizes, state_dtype):
+            raise BackendError(reason)
+        layouts = {name: module.pack} if hasattr(module, "pack") else {}
+        return OpTable({name: getattr(module, name)}, (), layouts)
+
+    def op(
+        self, name: str, dtype: torch.dtype = torch.bfloat16, state_dtype: torch.dtype = torch.float32, **sizes: int
+    ) -> Callable[..., Any]:
+        """The op's function; see `ops` for arguments and errors."""
+        return getattr(self.ops(name, dtype, state_dtype, **sizes), name)

@@ -1,0 +1,62 @@
+"""What the process of one case does."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from ..errors import BackendError
+from ..threads import limit_threads
+from .cases import cases
+from .outcome import Checks
+from .result import CRASHED, FAILED, OK, REFUSED, WRONG
+from .target import Target
+
+THREADS = 2
+"""Of each process on a CPU: native kernels are shared out among threads, and many processes run at the same time."""
+_DEVICE_LOST = ("CUDA error", "CUDA_ERROR", "illegal memory access", "unspecified launch failure", "misaligned address")
+
+
+def check(name: str, backend: str, device: str) -> dict[str, Any]:
+    """Run one case; gives the fields of a `CheckResult` that are known here."""
+    torch.set_num_threads(min(limit_threads(), THREADS))
+    target = Target(backend, torch.device(device))
+    if target.device.type == "cuda":
+        torch.cuda.set_device(target.device)
+    try:
+        (case,) = (case for case in cases(target) if case.name == name)
+        found = case.check(target)
+        if target.device.type == "cuda":
+            torch.cuda.synchronize(target.device)
+    except BackendError as error:
+        return {"status": REFUSED, "why": first_line(error)}
+    except Exception as error:  # whatever a backend does wrong is a result
+        return {"status": CRASHED if is_lost(error) else FAILED, "why": first_line(error, with_class=True)}
+    return outcome(found)
+
+
+def outcome(found: Checks) -> dict[str, Any]:
+    """What the comparisons say: whether all hold, and the one that is nearest to its limit or furthest above it."""
+    worst = found.worst
+    error = worst.value if math.isfinite(worst.value) else None
+    wrong = max(found.wrong, key=lambda one: one.share, default=None)
+    more = f" (and {len(found.wrong) - 1} more)" if len(found.wrong) > 1 else ""
+    status, why = (WRONG, f"{wrong}{more}") if wrong else (OK, "")
+    return {"status": status, "why": why, "worst_error": error, "limit": worst.limit}
+
+
+def is_lost(error: BaseException) -> bool:
+    """After an illegal access or a failed launch no call works on the device. Running out of memory passes."""
+    text = str(error)
+    return "out of memory" not in text and any(sign in text for sign in _DEVICE_LOST)
+
+
+def first_line(error: BaseException, with_class: bool = False) -> str:
+    """The first line of an error's message that is not empty."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    name = type(error).__name__
+    if not lines:
+        return name
+    return f"{name}: {lines[0]}" if with_class else lines[0]

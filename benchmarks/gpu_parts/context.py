@@ -84,17 +84,18 @@ class Context:
         """The numbers of rows that the command named, else these."""
         return (2,) if self.is_rehearsal else self.asked_batches or default
 
-    def broken(self, op: str, backend: str, dtype: str = "", state_dtype: str = "") -> str:
+    def broken(self, op: str, backend: str, dtype: str = "", state_dtype: str = "", if_wrong: bool = True) -> str:
         """What `smoke` found to be wrong with an implementation of an op; empty where it found nothing.
 
         Args:
             dtype, state_dtype: names; empty takes the cases of all dtypes.
+            if_wrong: an op that computes wrong numbers counts too, beside one that fails, crashes or never ends.
         """
         for name, point in self.smoke.items():
-            if (point["op"], point["backend"]) != (op, backend) or not _concerns(name, dtype, state_dtype):
+            if (point["op"], point["backend"]) != (op, backend) or not _concerns(point["name"], dtype, state_dtype):
                 continue
-            if not is_usable(point):
-                return f"{name}: {point['status']}, {point['why']}"
+            if not point["ok"] and (point["status"] != WRONG or (if_wrong and not _is_near(point))):
+                return f"smoke found {name} {point['status']}: {point['why']}"
         return ""
 
     def share_of_copy(self, num_bytes: float, seconds: float) -> float:
@@ -105,11 +106,10 @@ class Context:
         return self.limits.get(point, {}).get(field)
 
 
-def is_usable(point: Point) -> bool:
-    """A case of `smoke` that holds, or whose error is so near its limit that the kernel's time is worth knowing."""
+def _is_near(point: Point) -> bool:
+    """The error is so near its limit that the kernel's time is worth knowing."""
     worst, limit = point["worst_error"], point["limit"]
-    is_near = point["status"] == WRONG and worst is not None and worst <= NEAR * limit
-    return point["ok"] or is_near
+    return worst is not None and limit is not None and worst <= NEAR * limit
 
 
 def _concerns(name: str, dtype: str, state_dtype: str) -> bool:

@@ -6,6 +6,8 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.util import find_spec
 from itertools import pairwise
 from statistics import median
 from time import perf_counter
@@ -24,7 +26,7 @@ from rwkv_batch.models.checkpoint import Checkpoint
 from rwkv_batch.models.linear import quantized_ops
 from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.placement import Placement
-from rwkv_batch.ops import resolve
+from rwkv_batch.ops import OpTable, resolve
 from rwkv_batch.sampling_params import SamplingParams
 
 from .context import Context
@@ -44,13 +46,39 @@ def load(
     batch_invariant: bool = False,
     quantization: str | None = None,
 ) -> Model:
-    """A model on the part's device, or another."""
+    """A model on the part's device, or another. An op that `smoke` found broken is served by another backend."""
     file = ModelFile.open(checkpoint)
     device = device or context.device
     placement = Placement(device, DTYPES[dtype], quantization, DTYPES[state_dtype])
     specs = tuple(dict.fromkeys((*file.ops, *quantized_ops(quantization, device), *Sampler.OPS)))
-    ops = resolve(specs, backend, device, placement.dtype, file.sizes, placement.state_dtype)
+    tables = {}
+    for spec in specs:
+        chosen = usable_backend(context, spec.name, backend, dtype, state_dtype)
+        tables[spec.name] = resolve((spec,), chosen, device, placement.dtype, file.sizes, placement.state_dtype)
+    ops = OpTable(
+        {name: getattr(table, name) for name, table in tables.items()},
+        [choice for table in tables.values() for choice in table.choices],
+        {name: partial(table.pack, name) for name, table in tables.items() if table.has_layout(name)},
+    )
     return Model(file, placement, ops, batch_invariant=batch_invariant)
+
+
+def usable_backend(context: Context, op: str, backend: str, dtype: str, state_dtype: str) -> str:
+    """This backend, or the next one that has the op where `smoke` found this one broken."""
+    if backend != BACKEND:
+        return backend
+    why = context.broken(op, BACKEND, dtype, state_dtype)
+    if not why:
+        return BACKEND
+    has_cuda = find_spec(f"rwkv_batch.cuda_kernels.{op}") is not None
+    other = "cuda" if has_cuda and not context.broken(op, "cuda", dtype, state_dtype) else "reference"
+    context.record.note(f"{op} served by {other}", why)
+    return other
+
+
+def other_backends(model: Model) -> dict[str, str]:
+    """Ops that Triton does not serve → what does."""
+    return {choice.op: choice.backend for choice in model.ops.choices if choice.backend != BACKEND}
 
 
 def engine_backend(context: Context) -> str:

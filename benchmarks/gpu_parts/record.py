@@ -117,6 +117,11 @@ class Record:
         self.points[name] = point
         self.write(UNFINISHED, RUNNING)
 
+    def refuse(self, name: str, why: str) -> None:
+        """The point of this name would fail, and is not tried."""
+        if name not in self.points:
+            self.failed[name] = f"not tried: {why}"
+
     def note(self, name: str, what: str) -> None:
         """Something about this part that a reader of its figures must know."""
         if name not in self.notes:

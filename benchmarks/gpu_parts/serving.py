@@ -1,0 +1,185 @@
+"""The engine as a server sees it: every sequence that ends is replaced by a new prompt, so steps mix both.
+
+The first sequences end at evenly spread times, so that a run is in its steady state from the start: of B rows with
+completions of n tokens, B / n end in every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
+from time import perf_counter
+from typing import Any
+
+from rwkv_batch.bench import difference
+from rwkv_batch.engine.engine import Engine
+from rwkv_batch.engine.request import Request
+from rwkv_batch.models.model import Model
+
+from ..roofline import Card, Sizes, decode_seconds, prefill_seconds
+from .columns import format_columns
+from .context import Context
+from .decode import Loaded
+from .device import release
+from .engines import other_backends, random_prompts, requests, serve, slot_bytes
+from .record import Point
+
+PROMPT_TOKENS = 4096
+"""Of a step, beside one token for each row: what a job gives its engine on a GPU."""
+WINDOW_SECONDS = 4.0
+WARM_STEPS = 24
+"""Steps before those that are timed, beside those that the first prompts take: a step is recorded in one of them."""
+NUM_PROMPTS = 256
+"""Different ones; a run goes through them in turn."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked of the engine.
+
+    Args:
+        rows: sequences at a time.
+        prompt, completion: tokens of each.
+        published: tokens/s that another engine reports for this load, by card.
+    """
+
+    model: str
+    rows: int
+    prompt: int
+    completion: int
+    published: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} B={self.rows} {self.prompt}+{self.completion}"
+
+
+PUBLISHED = {"H100": 28_600.0, "H200": 32_300.0}
+"""rwkv-sglang with a 1.5B model and 384 sequences at a time."""
+LOADS = (
+    Load("1.5B", 256, 128, 100),
+    Load("1.5B", 384, 64, 256, PUBLISHED),
+    Load("1.5B", 1024, 128, 100),
+    Load("0.1B", 256, 128, 100),
+    Load("0.1B", 1024, 128, 100),
+)
+STATES = ("float32", "float16")
+
+
+def run(context: Context) -> list[str]:
+    loaded: dict[str, Loaded] = {}
+    for load in _loads(context):
+        sizes = context.choose_models((load.model,))[load.model]
+        loaded.setdefault(load.model, Loaded(context, sizes))
+        for state in STATES:
+            point = partial(_point, context, loaded[load.model], sizes, load, state)
+            context.record.measure(f"{load.name} {state}", point)
+            release()
+    return _table(context.record.points)
+
+
+def _loads(context: Context) -> tuple[Load, ...]:
+    if context.is_rehearsal:
+        return (Load("tiny", 3, 4, 3, PUBLISHED),)
+    if context.is_dry:
+        return (Load("1.5B", 256, 128, 4), Load("0.1B", 256, 128, 4))
+    models, batches = context.asked_models, context.asked_batches
+    return tuple(
+        load for load in LOADS if (not models or load.model in models) and (not batches or load.rows in batches)
+    )
+
+
+def stream(model: Model, load: Load, num_requests: int | None = None) -> Iterator[Request]:
+    """Requests without end, or so many. Completions of the first rows are shorter, each by another number of tokens."""
+    prompts = random_prompts(model, [load.prompt] * NUM_PROMPTS)
+    for number in count() if num_requests is None else range(num_requests):
+        most = load.completion
+        if number < load.rows:
+            most = 1 + number * load.completion // load.rows
+        (request,) = requests([prompts[number % NUM_PROMPTS]], most)
+        yield replace(request, key=number, row=number)
+
+
+@dataclass
+class _Seen:
+    """Counters and times at the first step that is timed, and at the last."""
+
+    start: Any = None
+    end: Any = None
+    seconds: float = 0.0
+
+
+def _point(context: Context, loaded: Loaded, sizes: Sizes, load: Load, state: str) -> Point:
+    model = loaded.get(state)
+    if lack := loaded.lack(slot_bytes(model) * load.rows):
+        raise MemoryError(lack)
+    engine = serve(model, load.rows, 8 if context.is_rehearsal else PROMPT_TOKENS)
+    is_short = context.is_rehearsal or context.is_dry
+    warm_steps = WARM_STEPS + load.rows * load.prompt // PROMPT_TOKENS
+    seen = _serve(engine, load, *((2, 0.0) if is_short else (warm_steps, WINDOW_SECONDS)))
+    found = difference(seen.end, seen.start)
+    predicted = sequence_seconds(sizes, load, context.card, 4 if state == "float32" else 2)
+    rate = found.completion_tokens / seen.seconds
+    card = str(context.record.about["card"])
+    published = next((value for name, value in load.published.items() if name in card), None)
+    return {
+        "B": load.rows,
+        "steps": found.steps,
+        "seconds": seen.seconds,
+        "completion_tokens": found.completion_tokens,
+        "prompt_tokens": found.prompt_tokens,
+        "tokens_per_second": rate,
+        "all_tokens_per_second": (found.completion_tokens + found.prompt_tokens) / seen.seconds,
+        "recorded_share": found.recorded_steps / found.steps,
+        "share_of_rows": found.row_steps / found.steps / load.rows,
+        "host_wait_share": found.wait_seconds / seen.seconds,
+        "predicted_tokens_per_second": load.completion / predicted,
+        "share_of_predicted": rate * predicted / load.completion,
+        "published_tokens_per_second": published,
+        "other_backends": other_backends(model),
+    }
+
+
+def _serve(engine: Engine, load: Load, warm_steps: int, seconds: float) -> _Seen:
+    """Serve for so long, and at least two steps and one completion."""
+    seen, start = _Seen(), 0.0
+    completions = engine.generate(stream(engine.model, load))
+    for _ in completions:
+        now = perf_counter()
+        if seen.start is None:
+            if engine.stats.steps >= warm_steps:
+                seen.start, start = replace(engine.stats), now
+        elif now - start >= seconds and engine.stats.steps > seen.start.steps + 1:
+            seen.end, seen.seconds = replace(engine.stats), now - start
+            break
+    completions.close()
+    if engine.pool.num_slots < load.rows:
+        raise MemoryError(f"the engine went on with {engine.pool.num_slots} of {load.rows} rows")
+    return seen
+
+
+def sequence_seconds(sizes: Sizes, load: Load, card: Card, state_number: int) -> float:
+    """Predicted limit: a row's part of its decode steps, and its prompt as one of many that are packed together."""
+    decoding = load.completion * decode_seconds(sizes, load.rows, card, state_number) / load.rows
+    packed = max(PROMPT_TOKENS // load.prompt, 1)
+    return decoding + prefill_seconds(sizes, packed, load.prompt, card) / packed
+
+
+def _table(points: dict[str, Point]) -> list[str]:
+    rows = [
+        [
+            name,
+            f"{point['tokens_per_second']:,.0f}",
+            f"{point['all_tokens_per_second']:,.0f}",
+            f"{1000 * point['seconds'] / point['steps']:.2f}",
+            f"{point['recorded_share']:.0%}",
+            f"{point['share_of_rows']:.0%}",
+            f"{point['share_of_predicted']:.0%}",
+            f"{point['published_tokens_per_second']:,.0f}" if point["published_tokens_per_second"] else "",
+        ]
+        for name, point in points.items()
+    ]
+    header = ["serving", "new tokens/s", "all tokens/s", "ms a step", "recorded", "rows in use", "of limit", "published"]
+    return format_columns(header, rows)

@@ -1,17 +1,26 @@
-"""A fake model: its logits are a function of the tokens a slot has seen, so that any mix-up of slots shows."""
+"""A fake model, and an engine over it.
+
+Its logits are a function of the tokens a slot has seen, so that any mix-up of slots shows.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from types import MappingProxyType, SimpleNamespace
 
 import torch
 
+from rwkv_batch.engine.engine import Engine
+from rwkv_batch.engine.prefix import Prefix
+from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
+from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.models.architecture import StateField
 from rwkv_batch.models.placement import Placement
 from rwkv_batch.models.rows import DecodeRows
 from rwkv_batch.models.scoring import SCORE
 from rwkv_batch.ops import resolve
+from rwkv_batch.sampling_params import SamplingParams
 
 VOCAB = 64
 
@@ -64,3 +73,64 @@ class HashModel:
         mixed = (hidden * 2654435761 + torch.arange(VOCAB) * 40503 * (hidden % 1009 + 1)) % 65521
         logits = mixed.float() / 65521 * 6
         return logits if out is None else out.copy_(logits)
+
+
+def make_engine(model=None, **settings):
+    """An engine of 4 slots and 16 tokens a step, unless `settings` say otherwise."""
+    sizes = {"max_batch_size": 4, "max_batch_tokens": 16}
+    return Engine(model or HashModel(), Vocabulary.plain(VOCAB), **sizes | settings)
+
+
+def run(requests, model=None, **settings):
+    """Completions by key; every one comes once, and no slot leaks."""
+    engine = make_engine(model, **settings)
+    completions = {}
+    for completion in engine.generate(iter(requests)):
+        check_bookkeeping(engine)
+        assert completion.key not in completions
+        completions[completion.key] = completion
+    check_bookkeeping(engine)
+    assert engine.pool.num_free == engine.pool.num_slots
+    return completions
+
+
+def check_bookkeeping(engine):
+    """What the engine counts is what is there: slots, requests that wait, places for the states of prefixes."""
+    engine.check_integrity()
+    waiting, running = list(engine.scheduler.waiting), engine.scheduler.running
+    prefixes = [sequence.work for sequence in running if isinstance(sequence.work, Prefix)]
+    below = [child for prefix in prefixes for child in prefix.children]
+    assert engine._num_waiting == sum(map(count_requests, [*(sequence.work for sequence in waiting), *below]))
+    assert engine.snapshots.num_reserved == len(prefixes)
+    wanted = Counter(sequence.parent for sequence in waiting if sequence.parent is not None)
+    assert {prefix: kept.num_waiting for prefix, kept in engine.snapshots._kept.items()} == wanted
+
+
+def count_requests(work):
+    if isinstance(work, Request):
+        return 1
+    return (work.request is not None) + sum(map(count_requests, work.children))
+
+
+def outcome(completion):
+    """What must not depend on company, order or size of the batch."""
+    return (
+        completion.token_ids,
+        completion.token_logprobs,
+        completion.finish_reason,
+        completion.stop_reason,
+        [entry.logprob for entry in completion.prompt_scores],
+        [entry.top_ids for entry in completion.logprobs],
+    )
+
+
+PARAMS = [
+    SamplingParams(max_tokens=6),
+    SamplingParams(max_tokens=9, temperature=0.0),
+    SamplingParams(max_tokens=5, top_p=0.7, presence_penalty=0.4, penalty_decay=0.9),
+    SamplingParams(max_tokens=7, top_k=3, logprobs=2),
+    SamplingParams(max_tokens=12, min_tokens=6, stop_token_ids=[7, 9, 11]),
+    SamplingParams(max_tokens=4, logit_bias={3: 5.0}, bad_token_ids=[1, 2], repetition_penalty=1.3),
+    SamplingParams(max_tokens=0),
+    SamplingParams(max_tokens=8, allowed_token_ids=[4, 5, 6], top_p=0.5, top_p_order="rwkv", temperature=1.4),
+]

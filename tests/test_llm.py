@@ -77,6 +77,15 @@ def test_stop_strings_cut_the_text(llm):
         assert (cut.finish_reason, cut.stop_reason) == ("stop", stop)
 
 
+@pytest.mark.parametrize("stop", [None, "never"])
+def test_a_stop_token_with_text_is_not_of_the_text(llm, stop):
+    """Also where every token is watched for a stop string."""
+    params = SamplingParams(max_tokens=9, stop_token_ids=[99], logit_bias={99: 100.0}, stop=stop)
+    output = llm.generate(["y"], params)[0].outputs[0]
+    assert (output.token_ids, output.text) == ([99], "")
+    assert (output.finish_reason, output.stop_reason) == ("stop", 99)
+
+
 def test_samples_share_their_prompt(llm):
     before = llm.stats().prompt_tokens
     output = llm.generate(["a prompt of some length"], SamplingParams(n=6, max_tokens=5))[0]

@@ -150,7 +150,7 @@ def deep_embed(normed: Tensor, token_ids: Tensor, p: Any) -> Tensor:
 def specializations() -> list[Specialization]:
     """What models with matrices of 32 x 32, and of 64 x 64, launch."""
 
-    def one(dtype: torch.dtype, width: int, out_width: int, rank: int) -> Specialization:
+    def one(dtype: torch.dtype, width: int, out_width: int, rank: int, is_probe: bool = False) -> Specialization:
         name = TYPES[dtype]
         signature = {
             **pointers(name, "normed", "table", "down", "up", "s0", "gate"),
@@ -170,11 +170,11 @@ def specializations() -> list[Specialization]:
             "UPCAST": False,
         }
         label = f"C = {width}, F = {out_width}, R = {rank}, {name}"
-        return Specialization(label, deep_embed_kernel, signature, constexprs, NUM_WARPS, NUM_STAGES)
+        return Specialization(label, deep_embed_kernel, signature, constexprs, NUM_WARPS, NUM_STAGES, is_probe)
 
     return [
         one(torch.bfloat16, 768, 3072, 32),
-        one(torch.bfloat16, 4096, 16384, 64),
+        one(torch.bfloat16, 4096, 16384, 64, is_probe=True),
         one(torch.float16, 768, 3072, 32),
         one(torch.float32, 768, 3072, 32),
     ]

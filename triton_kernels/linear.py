@@ -279,6 +279,7 @@ def specializations() -> list[Specialization]:
         gate: bool = False,
         add: bool = False,
         result: torch.dtype | None = None,
+        is_probe: bool = False,
     ) -> Specialization:
         """`tokens`: up to so many; None for fixed tiles."""
         total = num_products * rows
@@ -305,7 +306,7 @@ def specializations() -> list[Specialization]:
             "GROUP": GROUP,
             "UPCAST": False,
         }
-        return Specialization(label, linear_kernel, signature, constexprs, tile.num_warps, tile.num_stages)
+        return Specialization(label, linear_kernel, signature, constexprs, tile.num_warps, tile.num_stages, is_probe)
 
     finish = Specialization(
         "value of v4 after the library",
@@ -314,6 +315,7 @@ def specializations() -> list[Specialization]:
         {"ACTIVATION": None, "ADD": True, "BLOCK": FINISH_BLOCK},
         FINISH_WARPS,
         1,
+        is_probe=True,
     )
     return [
         one("r, k, v", 16, 768, 768, num_products=3),
@@ -325,7 +327,7 @@ def specializations() -> list[Specialization]:
         one("r, k, v", 64, 768, 768, num_products=3),
         one("key with DeepEmbed", 256, 3072, 768, activation="squared_relu", gate=True),
         one("value of v4", None, 768, 3072, gate=True, add=True),
-        one("key with DeepEmbed", None, 16384, 4096, activation="squared_relu", gate=True),
+        one("key with DeepEmbed", None, 16384, 4096, activation="squared_relu", gate=True, is_probe=True),
         one("head", None, 65536, 768, result=fp32),
         one("value", 16, 768, 3072, fp16, add=True),
         one("key with DeepEmbed", None, 3072, 768, fp16, activation="squared_relu", gate=True),

@@ -226,7 +226,12 @@ def specializations() -> list[Specialization]:
     """What models of width 768 launch, and one of width 4096 with many ranks."""
 
     def both(
-        use: str, dtype: torch.dtype, width: int, ranks: tuple[int, ...], activations: tuple[str | None, ...]
+        use: str,
+        dtype: torch.dtype,
+        width: int,
+        ranks: tuple[int, ...],
+        activations: tuple[str | None, ...],
+        is_probe: bool = False,
     ) -> list[Specialization]:
         starts, num_pairs = tuple(accumulate(ranks, initial=0)), len(ranks)
         name, alignment = TYPES[dtype], math.gcd(16, *ranks)
@@ -250,6 +255,7 @@ def specializations() -> list[Specialization]:
                 down,
                 tile.num_warps,
                 tile.num_stages,
+                is_probe,
             )
         ]
         tile = UP[dtype]
@@ -264,14 +270,16 @@ def specializations() -> list[Specialization]:
             "UPCAST": False,
         }
         signature = {**pointers(name, "low", "up", "y"), "num_tokens": "i32"}
-        found.append(Specialization(f"{use} {name} up", up_kernel, signature, up, tile.num_warps, tile.num_stages))
+        found.append(
+            Specialization(f"{use} {name} up", up_kernel, signature, up, tile.num_warps, tile.num_stages, is_probe)
+        )
         return found
 
     v7 = (64, 64, 128, 32), ("tanh", None, "sigmoid", None)
     return [
         *both("v7", torch.bfloat16, 768, *v7),
         *both("v6 shares", torch.bfloat16, 768, (32,) * 5, ("tanh",) * 5),
-        *both("v7 of width 4096", torch.bfloat16, 4096, (128, 128, 480, 96), v7[1]),
+        *both("v7 of width 4096", torch.bfloat16, 4096, (128, 128, 480, 96), v7[1], is_probe=True),
         *both("v7", torch.float16, 768, *v7),
         *both("v7", torch.float32, 768, *v7),
     ]

@@ -207,7 +207,7 @@ def mm8(x: Tensor, centred: Tensor, rx: Tensor, my: Tensor, ry: Tensor, correcti
 def specializations() -> list[Specialization]:
     """What models of widths 768 and 4096 launch: every tile."""
 
-    def product(tokens: int, rows: int, depth: int, dtype: torch.dtype) -> Specialization:
+    def product(tokens: int, rows: int, depth: int, dtype: torch.dtype, is_probe: bool = False) -> Specialization:
         tile, name = choose_tile(tokens, rows, dtype), TYPES[dtype]
         # A Hopper's warp groups take 64 rows: halves with fewer are not labelled as what it computes by them.
         kind = "narrow" if dtype != torch.float32 and tile.rows < 64 else name
@@ -224,6 +224,7 @@ def specializations() -> list[Specialization]:
             constexprs | {"GROUP": GROUP, "UPCAST": False},
             tile.num_warps,
             tile.num_stages,
+            is_probe,
         )
 
     prepare = Specialization(
@@ -233,6 +234,7 @@ def specializations() -> list[Specialization]:
         {"K": 768, "BLOCK": 1024},
         4,
         1,
+        is_probe=True,
     )
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     return [
@@ -240,7 +242,7 @@ def specializations() -> list[Specialization]:
         product(16, 768, 768, bf16),
         product(16, 65536, 768, bf16),
         product(64, 768, 3072, bf16),
-        product(1 << 20, 16384, 4096, bf16),
+        product(1 << 20, 16384, 4096, bf16, is_probe=True),
         product(16, 65536, 4096, fp16),
         product(1 << 20, 16384, 4096, fp16),
         product(16, 768, 3072, fp32),

@@ -165,8 +165,8 @@ def specializations() -> list[Specialization]:
     constants = dict(V=size, TILE=tile, LIST=LIST)
     sizes = constants | dict(NUM_TILES=triton.cdiv(size, tile), CHUNK=chunk, BLOCK=block, CAP=cap)
     return [
-        Specialization("shape", shape_kernel, shape, constants, NUM_WARPS, 1),
-        Specialization("select", select_kernel, select, sizes, NUM_WARPS, 1),
+        Specialization("shape", shape_kernel, shape, constants, NUM_WARPS, 1, is_probe=True),
+        Specialization("select", select_kernel, select, sizes, NUM_WARPS, 1, is_probe=True),
     ]
 
 

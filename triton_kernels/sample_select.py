@@ -163,7 +163,7 @@ def search(
         pivots = low + (((high - low) * tl.arange(0, PIVOTS)) >> LOG2_PIVOTS)
         amount = tl.zeros([PIVOTS, BLOCK], tl.int64)
         for start in range(0, size, BLOCK):
-            x, ids = read(source, start, size, V, BLOCK)
+            x, _ = read(source, start, size, V, BLOCK)
             if BY_MASS:
                 # Tokens that the cut drops are counted at the pivot `low` only, and there `at_low` is right already.
                 each = mass_of(x, peak, temperature)

@@ -227,6 +227,7 @@ def specializations() -> list[Specialization]:
     found = []
     for width, dtype, tiles in ((768, "bf16", HALF), (4096, "bf16", HALF), (4096, "fp16", HALF), (768, "fp32", SINGLE)):
         part, num_parts = _parts(size, tiles)
+        is_probe = width == 4096 and dtype == "bf16"
         common = {
             **pointers(dtype, "x", "weight"),
             **pointers("fp32", "peak", "total"),
@@ -243,11 +244,13 @@ def specializations() -> list[Specialization]:
             UPCAST=False,
         )
         label = f"{dtype} C={width}"
-        found.append(Specialization(label, score_kernel, common, constants, tiles.num_warps, tiles.num_stages))
+        found.append(
+            Specialization(label, score_kernel, common, constants, tiles.num_warps, tiles.num_stages, is_probe)
+        )
         results = {**pointers("i64", "target", "row"), **pointers("fp64", "logprob"), **pointers("u8", "greedy")}
         constants = dict(V=size, C=width, NUM_PARTS=num_parts, BLOCK=BLOCK)
         label = f"combine, C={width}"
-        found.append(Specialization(label, combine_kernel, common | results, constants, COMBINE_WARPS, 1))
+        found.append(Specialization(label, combine_kernel, common | results, constants, COMBINE_WARPS, 1, is_probe))
     return found
 
 

@@ -167,7 +167,13 @@ def specializations() -> list[Specialization]:
     """What models of width 768 with 12 layers launch, and the widest block."""
 
     def one(
-        use: str, num_mixes: int, is_decode: bool, keep_parts: bool = False, dtype: str = "bf16", width: int = 768
+        use: str,
+        num_mixes: int,
+        is_decode: bool,
+        keep_parts: bool = False,
+        dtype: str = "bf16",
+        width: int = 768,
+        is_probe: bool = False,
     ) -> Specialization:
         absent = [*(("start", "row") if is_decode else ()), *(() if keep_parts else ("normed", "delta"))]
         signature = {
@@ -187,7 +193,7 @@ def specializations() -> list[Specialization]:
         signature = {name: kind for name, kind in signature.items() if name not in constexprs}
         num_warps = _num_warps(triton.next_power_of_2(width))
         label = f"{use} {dtype} {'decode' if is_decode else 'prefill'}"
-        return Specialization(label, shift_lerp_kernel, signature, constexprs, num_warps, 1)
+        return Specialization(label, shift_lerp_kernel, signature, constexprs, num_warps, 1, is_probe)
 
     return [
         one("v7 time mix", 6, True),
@@ -197,5 +203,5 @@ def specializations() -> list[Specialization]:
         one("DeepEmbed", 1, True, keep_parts=True),
         one("v7 time mix", 6, False, dtype="fp32"),
         one("v7 time mix", 6, False, dtype="fp16"),
-        one("v7 time mix, C = 8192,", 6, False, width=8192),
+        one("v7 time mix, C = 8192,", 6, False, width=8192, is_probe=True),
     ]

@@ -17,6 +17,8 @@ class Specialization:
         signature: run-time argument → Triton type. Pointers are aligned to 16 bytes.
         constexprs: compile-time argument → value; None for a pointer that is not given.
         num_warps, num_stages: as at the launch.
+        is_probe: the hardest of the kernel's specializations to compile; each module has one for each of its kernels.
+            A compiler that makes these is taken to make the others too.
     """
 
     label: str
@@ -25,6 +27,7 @@ class Specialization:
     constexprs: Mapping[str, Any]
     num_warps: int
     num_stages: int
+    is_probe: bool = False
 
 
 def pointers(dtype: str, *names: str) -> dict[str, str]:

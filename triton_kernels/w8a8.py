@@ -187,7 +187,13 @@ def specializations() -> list[Specialization]:
     """What models of widths 768 and 4096 launch: every tile, with what is most often fused into it."""
 
     def product(
-        tokens: int, rows: int, depth: int, dtype: torch.dtype, activation: str | None = None, add: bool = False
+        tokens: int,
+        rows: int,
+        depth: int,
+        dtype: torch.dtype,
+        activation: str | None = None,
+        add: bool = False,
+        is_probe: bool = False,
     ) -> Specialization:
         tile, name = choose_tile(tokens), TYPES[dtype]
         constexprs = {"N": rows, "K": depth, "BLOCK_M": tile.tokens, "BLOCK_N": tile.rows, "BLOCK_K": tile.depth}
@@ -203,6 +209,7 @@ def specializations() -> list[Specialization]:
             constexprs | {"p_gate": None, "ACTIVATION": activation, "ADD": add, "GROUP": GROUP},
             tile.num_warps,
             tile.num_stages,
+            is_probe,
         )
 
     quantize = Specialization(
@@ -212,6 +219,7 @@ def specializations() -> list[Specialization]:
         {"K": 768, "BLOCK": 1024},
         4,
         1,
+        is_probe=True,
     )
     bf16, fp16 = torch.bfloat16, torch.float16
     return [
@@ -219,5 +227,5 @@ def specializations() -> list[Specialization]:
         product(16, 768, 768, bf16, add=True),
         product(16, 65536, 4096, fp16),
         product(64, 3072, 768, bf16, "squared_relu"),
-        product(1 << 20, 16384, 4096, bf16, "squared_relu"),
+        product(1 << 20, 16384, 4096, bf16, "squared_relu", is_probe=True),
     ]

@@ -152,4 +152,4 @@ def specializations() -> list[Specialization]:
         **pointers("i32", "slot", "start"),
     }
     constexprs = {"SLOT_STRIDE": 12 * 768, "A": 768, "BLOCK": BLOCK}
-    return [Specialization("wkv4", wkv4_kernel, signature, constexprs, NUM_WARPS, NUM_STAGES)]
+    return [Specialization("wkv4", wkv4_kernel, signature, constexprs, NUM_WARPS, NUM_STAGES, is_probe=True)]

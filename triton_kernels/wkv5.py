@@ -41,4 +41,8 @@ def wkv5(r: Tensor, k: Tensor, v: Tensor, g: Tensor | None, head: Any, state: Te
 
 def specializations() -> list[Specialization]:
     """What 5.0 and the later ones launch, with a float32 and a float16 state."""
-    return [specialization("wkv5", state, *absent) for state in ("fp32", "fp16") for absent in (("w",), ("w", "g"))]
+    return [
+        specialization("wkv5", state, *absent, is_probe=state == "fp16" and "g" not in absent)
+        for state in ("fp32", "fp16")
+        for absent in (("w",), ("w", "g"))
+    ]

@@ -141,7 +141,7 @@ def wkv56(
     return out
 
 
-def specialization(name: str, state: str, *absent: str) -> Specialization:
+def specialization(name: str, state: str, *absent: str, is_probe: bool = False) -> Specialization:
     """Of a bfloat16 model with 12 heads of 64 and 12 layers: prefill and decode are one compilation.
 
     Args:
@@ -162,4 +162,4 @@ def specialization(name: str, state: str, *absent: str) -> Specialization:
         del signature[f"p_{argument}"]
         constexprs[f"p_{argument}"] = None
     label = ", ".join((name, f"state {state}", *(f"no {argument}" for argument in absent)))
-    return Specialization(label, wkv56_kernel, signature, constexprs, NUM_WARPS[64], NUM_STAGES)
+    return Specialization(label, wkv56_kernel, signature, constexprs, NUM_WARPS[64], NUM_STAGES, is_probe)

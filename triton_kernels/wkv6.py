@@ -28,4 +28,4 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, g: Tensor, w: Tensor, head: Any, state
 
 def specializations() -> list[Specialization]:
     """With a float32 and a float16 state."""
-    return [specialization("wkv6", state) for state in ("fp32", "fp16")]
+    return [specialization("wkv6", state, is_probe=state == "fp16") for state in ("fp32", "fp16")]

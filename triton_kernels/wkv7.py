@@ -233,5 +233,6 @@ def specializations() -> list[Specialization]:
                 del signature[name]
                 constexprs[name] = None
             label = f"wkv7, state {state}, {'with' if residual else 'without'} value residual"
-            found.append(Specialization(label, wkv7_kernel, signature, constexprs, NUM_WARPS[64], NUM_STAGES))
+            is_probe = residual and state == "fp16"
+            found.append(Specialization(label, wkv7_kernel, signature, constexprs, NUM_WARPS[64], NUM_STAGES, is_probe))
     return found

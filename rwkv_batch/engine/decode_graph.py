@@ -27,8 +27,8 @@ def bucket_sizes(most: int) -> list[int]:
 class DecodeGraphs:
     """Replays decode steps at a few batch sizes. A step runs at the next larger one; the rows added are padding.
 
-    On a CUDA device each size is captured as a CUDA graph when it is first needed. Elsewhere the same code runs on the
-    same tensors without being recorded.
+    On a CUDA device each size is captured as a CUDA graph when it is first needed, on a stream that belongs to this
+    engine alone. Elsewhere the same code runs on the same tensors without being recorded.
 
     Args:
         model, pool, sampler: all of the model's ops, and the sampler's, must be served by kernels that neither
@@ -41,6 +41,9 @@ class DecodeGraphs:
         self._steps: dict[int, _Step] = {}
         self._generation = sampler.tables.generation
         self._memory: Any = None
+        self._stream: torch.cuda.Stream | None = None
+        if model.device.type == "cuda":
+            self._stream = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
 
     def __call__(self, slots: np.ndarray, position: np.ndarray) -> Sampled:
         """Feed every slot its last token and sample the next one.
@@ -62,16 +65,16 @@ class DecodeGraphs:
 
     def _forget(self) -> None:
         if self._memory is not None:
-            torch.cuda.synchronize()  # one may still be running
+            torch.cuda.synchronize(self._model.device)  # one may still be running
         self._steps.clear()
         self._memory = None
 
     def _record(self, num_rows: int) -> _Step:
         step = _Step(self._model, self._pool, self._sampler, num_rows)
-        if self._model.device.type == "cuda":
+        if self._stream is not None:
             if self._memory is None:
                 self._memory = torch.cuda.graph_pool_handle()
-            step.capture(self._memory)
+            step.capture(self._stream, self._memory)
             logger.debug("recorded a decode step of %d rows", num_rows)
         return step
 
@@ -103,7 +106,7 @@ class _Step:
         self._rows.slot_index.copy_(staging[0], non_blocking=True)
         self._rows.position.copy_(staging[1], non_blocking=True)
         if self._copied:
-            self._copied[self._turn].record()
+            self._copied[self._turn].record(torch.cuda.current_stream(self._rows.slot_index.device))
 
     def run(self) -> tuple[Tensor, Tensor]:
         """Token ids [B] and log-probabilities [B]; valid until the next run."""
@@ -113,17 +116,25 @@ class _Step:
         assert self._results is not None
         return self._results
 
-    def capture(self, memory: Any) -> None:
-        """Record the step. All rows are padding meanwhile, so no state changes."""
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
+    def capture(self, stream: torch.cuda.Stream, memory: Any) -> None:
+        """Record the step. All rows are padding meanwhile, so no state changes.
+
+        Args:
+            stream: for the runs before the recording and for the recording itself. Libraries keep a workspace for each
+                stream: the first runs allocate the one that is recorded.
+            memory: handle of the pool that recorded steps share.
+        """
+        graph = torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream(stream.device))
+        # torch leaves the current stream as it is where a recording fails: this block restores it.
         with torch.cuda.stream(stream):
             for _ in range(2):  # compiles kernels and lets libraries allocate
                 self._compute()
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=memory):
-            self._results = self._compute()
+            # Work of other threads, on other streams, must not end the recording.
+            with torch.cuda.graph(graph, pool=memory, stream=stream, capture_error_mode="thread_local"):
+                self._results = self._compute()
+        torch.cuda.current_stream(stream.device).wait_stream(stream)
+        self._graph = graph
 
     def _compute(self) -> tuple[Tensor, Tensor]:
         # Padding, slot -1, reads the last row of the tables.

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import CapacityError
+from ..models.current import current_device
 from ..models.model import Model
 from ..models.upload import upload
 from .decode_graph import DecodeGraphs
 from .in_flight import InFlight, Scores
 from .ledger import Ledger
+from .out_of_memory import reason_of_out_of_memory
 from .prefix import Prefix, plan_prefixes
 from .request import Completion, Request
 from .sampler import Sampled, Sampler
@@ -32,6 +35,7 @@ from .source import Batch, Pulled, Source
 from .state_pool import StatePool, pool_parts
 from .stats import EngineStats
 from .step_input import StepInput, build
+from .thread_switching import quick_thread_switches
 
 logger = logging.getLogger(__name__)
 
@@ -74,25 +78,29 @@ class Engine:
         self._uses_graphs = can_record if decode_graphs is None else decode_graphs
         self.scheduler = Scheduler(max_batch_size, max_batch_tokens)
         self.stats = EngineStats(max_batch_size, max_batch_tokens)
-        self._allocate(StatePool(pool_parts(model.file, model.placement, init_state), max_batch_size))
+        self._pool_parts = pool_parts(model.file, model.placement, init_state)
+        self._allocate(max_batch_size)
         self._prefix_sharing = prefix_sharing
-        self.snapshots = Snapshots(max_batch_size, prefix_host_bytes // self.pool.record_bytes)
+        self.snapshots = Snapshots(max_batch_size, prefix_host_bytes // self.pool.host_record_bytes)
         self._outbox: list[Completion] = []
         self._num_waiting = 0  # requests that have not started
         self._is_serving = False
         # Batches of requests among which shared prefixes are looked for.
         self.window = max(4 * max_batch_size, 256)
 
-    def _allocate(self, pool: StatePool) -> None:
-        """Everything that has a place for each slot."""
-        num_slots, device = pool.num_slots, self.model.device
-        self.pool = pool
-        self.ledger = Ledger(num_slots)
-        self.sampler = Sampler(num_slots, self._vocabulary, device, self.model.ops)
-        self._graphs = DecodeGraphs(self.model, pool, self.sampler) if self._uses_graphs else None
-        # Allocating tens of megabytes in every step would cost more than filling them.
-        self._logits = torch.empty(num_slots, self.model.sizes["V"], device=device)
+    def _allocate(self, num_slots: int) -> None:
+        """Everything that has a place for each slot. With 0 slots, what was there before is freed."""
+        device = self.model.device
         self._in_flight: deque[InFlight] = deque()
+        self._graphs: DecodeGraphs | None = None
+        with current_device(device):
+            self.pool = StatePool(self._pool_parts, num_slots)
+            self.ledger = Ledger(num_slots)
+            self.sampler = Sampler(num_slots, self._vocabulary, device, self.model.ops)
+            # Allocating tens of megabytes in every step would cost more than filling them.
+            self._logits = torch.empty(num_slots, self.model.sizes["V"], device=device)
+            if self._uses_graphs:
+                self._graphs = DecodeGraphs(self.model, self.pool, self.sampler)
 
     @torch.inference_mode()
     def generate(self, requests: Iterable[Batch] | Source) -> Iterator[Completion]:
@@ -103,26 +111,32 @@ class Engine:
 
         Raises:
             RuntimeError: another iterator of this engine is still open.
+            CapacityError: a single token of a single sequence does not fit into memory.
         """
         if self._is_serving:
             raise RuntimeError("this engine is serving another iterator; finish or close that one first")
+        if not self.pool.num_slots:
+            raise CapacityError("this engine has run out of memory and has no slots left; make another one")
         self._is_serving = True
         source = requests if isinstance(requests, Source) else Pulled(requests)
         try:
-            while True:
-                self._admit(source)
-                if not self.scheduler.is_idle:
-                    self._step_within_memory()
-                yield from self._take_finished()
-                if self.scheduler.is_idle and source.is_ended and not self._outbox:
-                    return
+            with quick_thread_switches():
+                while True:
+                    # The caller's code runs between the results, so the current device must be its own there.
+                    with current_device(self.model.device):
+                        self._admit(source)
+                        if not self.scheduler.is_idle:
+                            self._within_memory(self.step)
+                    yield from self._take_finished()
+                    if self.scheduler.is_idle and source.is_ended and not self._outbox:
+                        return
         finally:
             self._abandon()
             self._is_serving = False
 
     def step(self) -> None:
         """Launch a forward pass, and take in results."""
-        with torch.cuda.device(self.model.device) if self.model.device.type == "cuda" else nullcontext():
+        with self._timed(whole_step=True):
             if self.sampler.waits_for_tokens:
                 self._take_in(keep=0)
             launched = self.scheduler.has_work
@@ -143,6 +157,7 @@ class Engine:
         sampled: Sampled | None
         if self._graphs is not None and not plan.chunks and not self.sampler.wants_alternatives:
             clock.lap("schedule_seconds")
+            self.stats.recorded_steps += 1
             sampled = self._graphs(plan.decoding, self.scheduler.position[plan.decoding])
             clock.lap("model_seconds")
         else:
@@ -176,7 +191,7 @@ class Engine:
                 for sequence, scores in step.scores.read():
                     self.ledger.completion(sequence).prompt_scores.append(scores)
             if step.sampled is not None:
-                tokens = self.sampler.accept(step.sampled)
+                tokens = step.sampled.read()
                 clock.lap("wait_seconds")
                 finished += self.ledger.record(step.sampled.slots, step.entries, *tokens)
             for sequence in finished:
@@ -185,36 +200,55 @@ class Engine:
             self._in_flight.popleft()
             clock.lap("commit_seconds")
 
-    def _step_within_memory(self) -> None:
+    def _within_memory(self, action: Callable[[], None]) -> None:
+        """Run a step, or start a sequence. Where memory is used up, everything that runs starts again in fewer slots.
+
+        Raises:
+            CapacityError: a single token of a single sequence does not fit.
+        """
         try:
-            with self._timed(whole_step=True):
-                self.step()
+            action()
             return
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            reason = reason_of_out_of_memory(error)
+            if reason is None:
                 raise
-            reason = str(error).partition("\n")[0] or type(error).__name__
-        self._halve(reason)
+        # Not in the handler above: there the exception keeps the failed step's tensors.
+        num_slots, num_tokens = self.pool.num_slots, self.scheduler.max_batch_tokens
+        while reason is not None:
+            if (num_slots, num_tokens) == (1, 1):
+                raise CapacityError(
+                    f"out of memory with a single token in a step: {reason}. Use a smaller model or dtype"
+                )
+            num_slots = max(num_slots // 2, 1)
+            num_tokens = max(num_tokens // 2, num_slots)
+            logger.warning("out of memory: %d slots, %d tokens a step from now on (%s)", num_slots, num_tokens, reason)
+            reason = self._restart(num_slots, num_tokens)
 
-    def _halve(self, reason: str) -> None:
-        """Go on with half the slots and tokens. What was running starts again, and draws the same tokens."""
-        before = self.pool.num_slots, self.scheduler.max_batch_tokens
-        if before == (1, 1):
-            raise CapacityError(f"out of memory with a single token in a step: {reason}. Use a smaller model or dtype")
-        num_slots = max(before[0] // 2, 1)
-        num_tokens = max(before[1] // 2, num_slots)
-        logger.warning("out of memory: %d slots, %d tokens a step from now on (%s)", num_slots, num_tokens, reason)
+    def _restart(self, num_slots: int, num_tokens: int) -> str | None:
+        """Go on with fewer slots and tokens. What was running starts again, and draws the same tokens.
+
+        Returns:
+            None; or why these slots do not fit, and then there are none.
+        """
         for sequence in self.scheduler.running:
             self._num_waiting += sequence.request is not None
             if isinstance(sequence.work, Prefix):
                 self.snapshots.drop(sequence.work)
         self.snapshots.shrink(num_slots)
         self.scheduler = self.scheduler.restart(num_slots, num_tokens)
-        self._in_flight.clear()
-        self._graphs = None
-        self._logits = self._logits[:0]
-        self._allocate(self.pool.resized(num_slots))
+        self._allocate(0)
+        torch.cuda.empty_cache()  # does nothing without a CUDA device
+        try:
+            self._allocate(num_slots)
+        except (RuntimeError, MemoryError) as error:
+            reason = reason_of_out_of_memory(error)
+            if reason is None:
+                raise
+            self._allocate(0)
+            return reason
         self.stats.max_batch_size, self.stats.max_batch_tokens = num_slots, num_tokens
+        return None
 
     def _take_finished(self) -> list[Completion]:
         finished, self._outbox = self._outbox, []
@@ -233,14 +267,18 @@ class Engine:
                     continue
                 self.snapshots.reserve()
             sequence.slot = self.pool.allocate(self.snapshots.take(sequence.parent) if sequence.parent else None)
+            self.scheduler.start(sequence)
             if sequence.request is not None:
                 self._num_waiting -= 1
-                self.stats.requested_tokens += len(sequence.prompt)
-                self.ledger.open(sequence)
-                if sequence.max_tokens:
-                    new_constraint = sequence.request.new_constraint
-                    self.sampler.assign(sequence.slot, sequence.request, new_constraint() if new_constraint else None)
-            self.scheduler.start(sequence)
+                self._within_memory(partial(self._open, sequence, sequence.request))
+
+    def _open(self, sequence: Sequence, request: Request) -> None:
+        """The slot of a sequence gets the request's settings."""
+        self.stats.requested_tokens += len(sequence.prompt)
+        self.ledger.open(sequence)
+        if sequence.max_tokens:
+            constraint = request.new_constraint() if request.new_constraint else None
+            self.sampler.assign(sequence.slot, request, constraint)
 
     def _may_start(self, sequence: Sequence) -> bool:
         """Prefixes start late: once steps have tokens to spare, and those being computed may still free a place."""
@@ -326,8 +364,3 @@ class Engine:
         self.scheduler = Scheduler(self.pool.num_slots, self.scheduler.max_batch_tokens)
         self.snapshots.clear()
         self._outbox, self._num_waiting = [], 0
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """torch has a class of its own for a device, and only a sentence for a CPU."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -80,17 +80,17 @@ class Ledger:
             alternatives: of some rows, by their place among the n.
         """
         is_open = (self._entry[slots] == entries) & self._is_open[slots]
+        is_broken = ~np.isfinite(logprobs)
         for row, found in alternatives:
             completion = self._open[slots[row]]
-            if is_open[row] and completion is not None:
+            if is_open[row] and not is_broken[row] and completion is not None:
                 completion.logprobs.append(found)
-        slots, token_ids, logprobs = slots[is_open], token_ids[is_open], logprobs[is_open]
+        slots, token_ids, logprobs, is_broken = (each[is_open] for each in (slots, token_ids, logprobs, is_broken))
         length = self._length[slots]
         self._reserve(int(length.max(initial=0)) + 1)
         self._token_ids[slots, length] = token_ids
         self._logprobs[slots, length] = logprobs
         self._length[slots] = length + 1
-        is_broken = ~np.isfinite(logprobs)
         is_end = (token_ids == END_OF_TEXT) & self._ends_with_text[slots]
         is_stop = (self._stops[slots] == token_ids[:, None]).any(1)
         is_full = length + 1 >= self._max_tokens[slots]

@@ -29,19 +29,36 @@ class SampledTokens(NamedTuple):
 
 
 class Sampled:
-    """One sampled token for each row, on its way to the host."""
+    """One sampled token for each row, on its way to the host.
+
+    Args:
+        slots: [B] int64, of the rows.
+        token_ids, logprobs: on the device; B rows, and after them those of padding.
+        rows, top: the rows that ask for alternatives, and what they get; None where no row does.
+        constraints: (row, constraint) of those sequences that had one when the step was launched. By the time of
+            `read` a slot may belong to another sequence.
+    """
 
     def __init__(
-        self, slots: np.ndarray, token_ids: Tensor, logprobs: Tensor, rows: list[int], top: TopLogprobs | None
+        self,
+        slots: np.ndarray,
+        token_ids: Tensor,
+        logprobs: Tensor,
+        rows: list[int],
+        top: TopLogprobs | None,
+        constraints: list[tuple[int, Constraint]],
     ) -> None:
         self.slots = slots
         self._token_ids, self._logprobs = HostCopy(token_ids), HostCopy(logprobs)
         self._rows, self._top = rows, top
+        self._constraints = constraints
 
     def read(self) -> SampledTokens:
-        """Waits for them."""
+        """Waits for the tokens, and tells each constraint what its sequence has sampled."""
         count = len(self.slots)
         token_ids, logprobs = (copy.read().numpy()[:count] for copy in (self._token_ids, self._logprobs))
+        for row, constraint in self._constraints:
+            constraint.accept(int(token_ids[row]))
         found = self._top.read() if self._top is not None else []
         return SampledTokens(token_ids, logprobs, list(zip(self._rows, found, strict=True)))
 
@@ -118,14 +135,8 @@ class Sampler:
             counts = [self._num_logprobs[slots[row]] for row in rows]
             index = upload(rows, torch.int64, logits.device)
             top = TopLogprobs(logits, index, logprobs[index], token_ids[index], counts, self._ops)
-        return Sampled(slots, token_ids, logprobs, rows, top)
-
-    def accept(self, sampled: Sampled) -> SampledTokens:
-        """Read what was drawn; waits for it. Constraints learn what their slots have sampled."""
-        tokens = sampled.read()
-        for slot, token_id in (
-            zip(sampled.slots.tolist(), tokens.token_ids.tolist(), strict=True) if self._constraints else ()
-        ):
-            if slot in self._constraints:
-                self._constraints[slot].accept(token_id)
-        return tokens
+        constraints = []
+        if self._constraints:
+            owners = map(self._constraints.get, slots.tolist())
+            constraints = [(row, constraint) for row, constraint in enumerate(owners) if constraint is not None]
+        return Sampled(slots, token_ids, logprobs, rows, top, constraints)

@@ -13,6 +13,8 @@ from ..models.convert import is_quantizable
 from ..models.linear import NOT_W8A8
 from ..models.model import ModelFile
 from ..models.placement import LayerPlacement, Placement, stages
+from ..models.upload import pinned_bytes
+from .decode_graph import bucket_sizes
 from .state_pool import StateLayout
 
 MEMORY_SHARE = 0.85
@@ -25,6 +27,12 @@ _LOGIT_COPIES = 5
 """Tensors [B, V] float32 that live at the same time while sampling."""
 _TOKEN_ROWS = 24
 """Tensors [M, C] float32 that live at the same time inside a layer."""
+_MODULE_BYTES = 320 << 20
+"""Compiled kernels with their local memory: some 200 of them, on a CUDA device."""
+_LIBRARY_BYTES = 2 * (32 << 20)
+"""Workspaces of cuBLAS: one for steps that are launched, one for steps that are recorded."""
+_RECORDING_BYTES = 3 << 20
+"""One recorded step: its nodes and their arguments."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +44,28 @@ class MemoryPlan:
     slot: int
     """State and logits of one slot, and one snapshot of a shared prefix."""
     workspace: int
+    """Activations of a step; those of the largest recorded step too, which has memory of its own."""
+    fixed: int
+    """Compiled kernels, workspaces of libraries, and what recorded steps take besides activations."""
     max_batch_size: int
     max_batch_tokens: int
     device: str = ""
     """Named where there are several."""
 
     @property
+    def besides_slots(self) -> int:
+        """All but the slots."""
+        return self.weights + self.workspace + self.fixed
+
+    @property
     def total(self) -> int:
-        return self.weights + self.workspace + self.slot * self.max_batch_size
+        return self.besides_slots + self.slot * self.max_batch_size
 
     def __str__(self) -> str:
+        kernels = f" + kernels {_size(self.fixed)}" if self.fixed else ""
         return (
             f"memory: model {_size(self.weights)} + {self.max_batch_size} slots × {_size(self.slot)} + workspace "
-            f"{_size(self.workspace)} ({self.max_batch_tokens} tokens a step) = {_size(self.total)} "
+            f"{_size(self.workspace)} ({self.max_batch_tokens} tokens a step){kernels} = {_size(self.total)} "
             f"of {_size(self.available)} available{self.device and ' on ' + self.device}"
         )
 
@@ -66,8 +83,14 @@ def plan_memory(
     demands = _demands(file, placement)
     available = {device: available_memory(device) for device in demands}
 
-    def workspace(tokens: int) -> int:
-        return 4 * tokens * (_TOKEN_ROWS * max(file.sizes["C"], file.sizes["A"]) + 3 * file.sizes["F"])
+    def workspace(device: torch.device, slots: int, tokens: int) -> int:
+        rows = tokens + (slots if device.type == "cuda" else 0)
+        return 4 * rows * (_TOKEN_ROWS * max(file.sizes["C"], file.sizes["A"]) + 3 * file.sizes["F"])
+
+    def fixed(device: torch.device, slots: int) -> int:
+        if device.type != "cuda":
+            return 0
+        return _MODULE_BYTES + _LIBRARY_BYTES + _RECORDING_BYTES * len(bucket_sizes(slots))
 
     for name, value in (("max_batch_size", max_batch_size), ("max_batch_tokens", max_batch_tokens)):
         if value is not None and value < 1:
@@ -83,11 +106,12 @@ def plan_memory(
 
     def plan(device: torch.device, slots: int, tokens: int) -> MemoryPlan:
         demand, where = demands[device], str(device) if len(demands) > 1 else ""
-        return MemoryPlan(available[device], demand.weights, demand.slot, workspace(tokens), slots, tokens, where)
+        sizes = workspace(device, slots, tokens), fixed(device, slots)
+        return MemoryPlan(available[device], demand.weights, demand.slot, *sizes, slots, tokens, where)
 
     fitting = {}
     for device, demand in demands.items():
-        room = int(available[device] * MEMORY_SHARE) - demand.weights - workspace(tokens)
+        room = int(available[device] * MEMORY_SHARE) - plan(device, slots, tokens).besides_slots
         fitting[device] = room // demand.slot if demand.slot else slots if room >= 0 else 0
     tightest = min(fitting, key=lambda device: fitting[device])
     if fitting[tightest] < (max_batch_size or 1):
@@ -113,15 +137,17 @@ def _demands(file: ModelFile, placement: Placement) -> dict[torch.device, _Deman
     num_layers, places = file.sizes["L"], placement.of_layers(file.sizes["L"])
     demands = {placement.device: _Demand(slot=_LOGIT_COPIES * 4 * file.sizes["V"])}
     streamed = [0] * (num_layers + 1)
+    on_host = 0
     for name in file.checkpoint.names:
         layer = _layer_of(name, num_layers)
         size = _weight_bytes(file, name, places[layer])
         if places[layer].is_streamed and is_quantizable(file.checkpoint, name):
             streamed[layer] += size
+            on_host += pinned_bytes(size, places[layer].device)
         else:
             demands.setdefault(places[layer].device, _Demand()).weights += size
     if any(streamed):
-        demands.setdefault(torch.device("cpu"), _Demand()).weights += sum(streamed)
+        demands.setdefault(torch.device("cpu"), _Demand()).weights += on_host
         device = next(place.device for place in places if place.is_streamed)
         demands.setdefault(device, _Demand()).weights += 2 * max(streamed)
     for device, dtype, layers in stages(placement, num_layers):

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..models.architecture import LayerState, StateField
 from ..models.model import ModelFile
 from ..models.placement import Placement, stages
+from ..models.upload import pinned_bytes
 
 _ALIGNMENT = 64
 
@@ -134,6 +135,11 @@ class StatePool:
         """Of one slot, in all parts together."""
         return sum(layout.record_bytes for layout, _ in self.parts)
 
+    @property
+    def host_record_bytes(self) -> int:
+        """Of a copy of one slot in host memory."""
+        return sum(pinned_bytes(layout.record_bytes, record.device) for layout, record in self.parts)
+
     def allocate(self, record: Record | None = None) -> int:
         """Take the lowest free slot, holding `record` or, without one, the state of a fresh sequence.
 
@@ -152,13 +158,6 @@ class StatePool:
     def record(self, slot: int) -> Record:
         """The slot's own memory: other sequences can start from a copy of it."""
         return Record(block[slot] for block in self._blocks)
-
-    def resized(self, num_slots: int) -> StatePool:
-        """A pool of the same parts whose slots are all free; this one gives up its memory first."""
-        self._blocks, self.layers = [], []
-        if any(part.is_cuda for part in self._initial_record):
-            torch.cuda.empty_cache()
-        return StatePool(self.parts, num_slots)
 
     def check_integrity(self, used: Iterable[int]) -> None:
         """Assert that free and used slots partition the pool.

@@ -22,6 +22,8 @@ class EngineStats:
     steps: int = 0
     row_steps: int = 0
     """Rows of all steps."""
+    recorded_steps: int = 0
+    """Steps that were replayed from a recording; on a CPU, those that would be on a CUDA device."""
     step_tokens: int = 0
     """Tokens of all steps: prompt tokens, and one for each row that decodes."""
     requested_tokens: int = 0

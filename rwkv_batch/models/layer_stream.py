@@ -55,18 +55,21 @@ class LayerStream:
         return len(self) - 1
 
     def keep(self, matrix: Tensor) -> Tensor:
-        """Move a matrix of the newest layer to host memory.
+        """Move a matrix of the newest layer, or a stack of matrices, to host memory.
+
+        Each matrix has a buffer of its own there: `pinned_bytes` of its size.
 
         Returns:
             its place on the device, which holds it only while `running` says so.
         """
         copies = self._copies[-1]
-        host = torch.empty(matrix.shape, dtype=matrix.dtype, pin_memory=self._is_cuda).copy_(matrix)
         key = (len(self) % 2, len(copies), matrix.shape, matrix.dtype)
         place = self._places.setdefault(key, matrix)
         if self._stream is not None:
             place.record_stream(self._stream)
-        copies.append(_Copy(host, place))
+        for part, part_place in zip(_matrices(matrix), _matrices(place), strict=True):
+            host = torch.empty(part.shape, dtype=part.dtype, pin_memory=self._is_cuda).copy_(part)
+            copies.append(_Copy(host, part_place))
         self._held = [None, None]
         return place
 
@@ -100,3 +103,8 @@ class LayerStream:
         if self._stream is not None:
             self._arrived[place] = self._stream.record_event()
         self._held[place] = number
+
+
+def _matrices(stack: Tensor) -> tuple[Tensor, ...]:
+    """The matrices of a stack [n, N, K]; a tensor of fewer axes is one."""
+    return stack.unbind(0) if stack.dim() > 2 else (stack,)

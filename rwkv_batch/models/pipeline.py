@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from ..ops import OpTable
 from .architecture import Architecture, LayerState
+from .current import current_device
 from .placed_weights import PlacedWeights
 from .placement import Placement, stages
 from .rows import Rows
@@ -40,7 +40,7 @@ class Pipeline:
         first: Tensor | None = None
         for device, dtype, layers in self._stages:
             here, ids = replace(rows, device=device), token_ids.to(device)
-            with _current(device):
+            with current_device(device):
                 x = self._architecture.embedding[ids] if x is None else x.to(device, dtype)
                 first = None if first is None else first.to(device, dtype)
                 for i in layers:
@@ -52,8 +52,3 @@ class Pipeline:
     def _arrived(self, i: int) -> AbstractContextManager[None]:
         number = self._stream_numbers.get(i)
         return nullcontext() if self.stream is None or number is None else self.stream.running(number)
-
-
-def _current(device: torch.device) -> AbstractContextManager[object]:
-    """Kernels are launched on the current device."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

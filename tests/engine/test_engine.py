@@ -2,10 +2,12 @@
 
 import itertools
 from collections import Counter
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
-from fake_model import VOCAB, HashModel
+from fake_model import PARAMS, VOCAB, HashModel, outcome, run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,43 +15,7 @@ from rwkv_batch.engine.decode_graph import DecodeGraphs, bucket_sizes
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import END_OF_TEXT, Completion, Request
 from rwkv_batch.engine.slot_tables import Vocabulary
-from rwkv_batch.errors import CapacityError
 from rwkv_batch.sampling_params import SamplingParams
-
-
-def run(requests, **settings):
-    engine = Engine(HashModel(), Vocabulary.plain(VOCAB), **{"max_batch_size": 4, "max_batch_tokens": 16} | settings)
-    completions = {}
-    for completion in engine.generate(iter(requests)):
-        engine.check_integrity()
-        assert completion.key not in completions
-        completions[completion.key] = completion
-    engine.check_integrity()
-    assert engine.pool.num_free == engine.pool.num_slots
-    return completions
-
-
-def outcome(completion):
-    return (
-        completion.token_ids,
-        completion.token_logprobs,
-        completion.finish_reason,
-        completion.stop_reason,
-        [entry.logprob for entry in completion.prompt_scores],
-        [entry.top_ids for entry in completion.logprobs],
-    )
-
-
-PARAMS = [
-    SamplingParams(max_tokens=6),
-    SamplingParams(max_tokens=9, temperature=0.0),
-    SamplingParams(max_tokens=5, top_p=0.7, presence_penalty=0.4, penalty_decay=0.9),
-    SamplingParams(max_tokens=7, top_k=3, logprobs=2),
-    SamplingParams(max_tokens=12, min_tokens=6, stop_token_ids=[7, 9, 11]),
-    SamplingParams(max_tokens=4, logit_bias={3: 5.0}, bad_token_ids=[1, 2], repetition_penalty=1.3),
-    SamplingParams(max_tokens=0),
-    SamplingParams(max_tokens=8, allowed_token_ids=[4, 5, 6], top_p=0.5, top_p_order="rwkv", temperature=1.4),
-]
 
 REQUESTS = st.lists(
     st.tuples(
@@ -145,122 +111,6 @@ def test_windows_without_requests_pass_completions_through(make_engine):
     assert "good" in keys
 
 
-class Crowded(HashModel):
-    """Runs out of memory with more than `limit` rows in a step, after some steps have gone well."""
-
-    def __init__(self, limit, error):
-        self.limit, self.error, self.steps = limit, error, 0
-
-    def forward(self, token_ids, rows, layers):
-        self.steps += 1
-        if self.steps > 3 and rows.num_rows > self.limit:
-            layers[0].hash.fill_(99)  # a failed step leaves half-written states behind
-            raise self.error
-        return super().forward(token_ids, rows, layers)
-
-
-@pytest.mark.parametrize("run_ahead", [False, True])
-@pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[enforce] can't allocate memory: 9 bytes")]
-)
-def test_out_of_memory_halves_the_slots_and_loses_nothing(error, run_ahead, caplog):
-    requests = [
-        Request((row, sample), [row % 3] * 20 + [row], PARAMS[row % len(PARAMS)], row=row, sample=sample)
-        for row in range(20)
-        for sample in range(2)
-    ]
-    sizes = dict(max_batch_size=16, max_batch_tokens=64)
-    engine = Engine(Crowded(5, error), Vocabulary.plain(VOCAB), **sizes, run_ahead=run_ahead)
-    found = {completion.key: outcome(completion) for completion in engine.generate(requests)}
-    assert found == {key: outcome(completion) for key, completion in run(requests).items()}
-    assert engine.pool.num_slots == engine.stats.max_batch_size == 4
-    engine.check_integrity()
-    assert sum("out of memory" in message for message in caplog.messages) == 2
-    assert engine.scheduler.max_batch_tokens == 16
-
-
-def test_out_of_memory_with_one_slot_is_said():
-    engine = Engine(Crowded(0, MemoryError()), Vocabulary.plain(VOCAB), max_batch_size=2, max_batch_tokens=8)
-    with pytest.raises(CapacityError, match="with a single token in a step: MemoryError"):
-        list(engine.generate([Request(0, [1], SamplingParams(max_tokens=9, ignore_eos=True))]))
-
-
-def test_long_chunks_that_do_not_fit_become_shorter():
-    class Narrow(HashModel):
-        def forward(self, token_ids, rows, layers):
-            if len(token_ids) > 20:
-                raise torch.OutOfMemoryError("too many tokens")
-            return super().forward(token_ids, rows, layers)
-
-    request = Request(0, list(range(64)), SamplingParams(max_tokens=5))
-    engine = Engine(Narrow(), Vocabulary.plain(VOCAB), max_batch_size=8, max_batch_tokens=64)
-    found = [outcome(completion) for completion in engine.generate([request])]
-    assert found == [outcome(run([request])[0])]
-
-
-def test_out_of_memory_while_copying_states_loses_nothing():
-    """Two prefixes are ready in the same step; the copy of the second one's state fails, once."""
-    requests = [
-        Request((p, row), [p] * 20 + [row], SamplingParams(max_tokens=3), row=10 * p + row)
-        for p in (1, 2)
-        for row in range(3)
-    ]
-    engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=8, max_batch_tokens=64)
-    record, calls = engine.pool.record, []
-
-    def failing(slot):
-        calls.append(slot)
-        if len(calls) == 2:
-            raise torch.OutOfMemoryError("no room for a copy")
-        return record(slot)
-
-    engine.pool.record = failing
-    found = {completion.key: outcome(completion) for completion in engine.generate(requests)}
-    assert len(calls) == 2
-    assert found == {key: outcome(completion) for key, completion in run(requests).items()}
-
-
-class Alternating:
-    """A constraint that must see every token before it can say what may follow: even and odd ids take turns."""
-
-    def __init__(self):
-        self.last = 1
-
-    def allowed(self, mask):
-        mask[1 - self.last % 2 :: 2] = True
-        mask[0] = False
-
-    def accept(self, token_id):
-        assert token_id % 2 != self.last % 2
-        self.last = token_id
-
-
-@pytest.mark.parametrize("run_ahead", [False, True])
-def test_constraints_see_every_token_before_the_next_is_drawn(run_ahead):
-    """Constrained rows come and go among others, which need not wait once those are gone."""
-    requests = [
-        Request(
-            row, [row], SamplingParams(max_tokens=3 + row % 4), row=row, new_constraint=Alternating if row % 3 else None
-        )
-        for row in range(24)
-    ]
-    found = run(requests, run_ahead=run_ahead)
-    assert {key: outcome(c) for key, c in found.items()} == {key: outcome(c) for key, c in run(requests).items()}
-    for row, completion in found.items():
-        parities = [token_id % 2 for token_id in completion.token_ids]
-        assert row % 3 == 0 or parities == [i % 2 for i in range(len(parities))]
-
-
-def test_running_ahead_reads_results_a_step_late(make_engine):
-    engine = make_engine(run_ahead=True)
-    list(engine.generate([Request(0, [1], SamplingParams(max_tokens=5, ignore_eos=True))]))
-    assert engine.stats.steps == 5  # the end by length is known beforehand
-    stopped = Request(0, [1], SamplingParams(max_tokens=50, logit_bias={END_OF_TEXT: 100.0}))
-    (completion,) = engine.generate([stopped])
-    assert completion.token_ids == [END_OF_TEXT]
-    assert engine.stats.steps == 5 + 2  # the step launched before the end was seen
-
-
 def test_steps_are_recorded_again_when_tables_have_grown(monkeypatch):
     """Lists of seen ids grow while others decode; a step recorded with the old ones would go on reading those."""
     recorded = []
@@ -282,6 +132,52 @@ def test_steps_are_recorded_again_when_tables_have_grown(monkeypatch):
 @pytest.mark.parametrize(("most", "sizes"), [(1, [1]), (2, [1, 2]), (100, [1, 2, 4, 8, 16, 32, 64, 96, 100])])
 def test_recorded_sizes_end_with_the_largest(most, sizes):
     assert bucket_sizes(most) == sizes
+
+
+def test_the_current_device_is_the_engines_in_a_step_and_the_callers_between(make_engine, monkeypatch):
+    inside = []
+
+    @contextmanager
+    def guard(device):
+        inside.append(device)
+        yield
+        inside.pop()
+
+    class Watching(HashModel):
+        def forward(self, token_ids, rows, layers):
+            assert inside == [self.device]
+            return super().forward(token_ids, rows, layers)
+
+    monkeypatch.setattr("rwkv_batch.engine.engine.current_device", guard)
+    for _ in make_engine(Watching()).generate([Request(row, [1], SamplingParams(max_tokens=3)) for row in range(9)]):
+        assert inside == []
+
+
+def test_a_step_is_warmed_up_and_recorded_on_the_same_stream(make_engine, monkeypatch):
+    """Errors of other threads must not end the recording; each run before it and the recording itself computes once."""
+    calls, streams = [], []
+    stream = SimpleNamespace(device=torch.device("cpu"), wait_stream=lambda other: calls.append("wait"))
+
+    @contextmanager
+    def entered(name, given):
+        streams.append(given)
+        calls.append(name)
+        yield
+        streams.pop()
+
+    def graph(recorded, *, pool, stream, capture_error_mode):
+        assert (pool, capture_error_mode) == ("memory", "thread_local")
+        return entered("graph", stream)
+
+    monkeypatch.setattr(torch.cuda, "stream", lambda given: entered("stream", given))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    step = make_engine(decode_graphs=True)._graphs._record(2)
+    monkeypatch.setattr(step, "_compute", lambda: calls.append(("compute", *streams)))
+    step.capture(stream, "memory")
+    run_there = ("compute", stream)
+    assert calls == ["wait", "stream", run_there, run_there, "graph", (*run_there, stream), "wait"]
 
 
 def test_one_iterator_at_a_time(make_engine):
@@ -331,13 +227,6 @@ def test_numbers_that_are_not_finite_end_the_row_with_an_error():
     requests = [Request(row, [row], SamplingParams(max_tokens=6, ignore_eos=True), row=row) for row in range(12)]
     reasons = {completion.finish_reason for completion in engine.generate(requests)}
     assert "error" in reasons
-    engine.check_integrity()
-
-
-def test_other_failures_pass_through():
-    engine = Engine(Crowded(0, RuntimeError("shape")), Vocabulary.plain(VOCAB), max_batch_size=2, max_batch_tokens=8)
-    with pytest.raises(RuntimeError, match="shape"):
-        list(engine.generate([Request(0, [1], SamplingParams(max_tokens=9, ignore_eos=True))]))
     engine.check_integrity()
 
 

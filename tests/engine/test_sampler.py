@@ -24,7 +24,7 @@ def sample(sampler, logits, slots):
     """One token for each row, on the host."""
     sampler.prepare(slots)
     token_ids, logprobs = sampler.draw(logits, torch.from_numpy(slots).int())
-    return sampler.accept(sampler.send(slots, token_ids, logprobs, logits))
+    return sampler.send(slots, token_ids, logprobs, logits).read()
 
 
 def draw(logits, params, count=1, vocabulary=None, num_steps=1, constraint=None):
@@ -121,6 +121,17 @@ def test_ids_without_bytes_are_never_sampled():
     for params in (SamplingParams(), SamplingParams(temperature=0.0), SamplingParams(top_p=0.5)):
         ids, _ = draw(logits, params, count=50, vocabulary=vocabulary)
         assert (ids % 2 == 0).all()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.6, 0.95])
+def test_top_p_is_a_share_of_what_can_be_sampled(share):
+    """Ids without bytes hold a part of the probability. Of the rest, 0.4 + 0.3 is the first sum above 0.65."""
+    probabilities = torch.zeros(VOCAB, dtype=torch.float64)
+    probabilities[:4] = (1 - share) * torch.tensor([0.4, 0.3, 0.2, 0.1])
+    probabilities[10] = share
+    vocabulary = Vocabulary(torch.arange(VOCAB) == 10, torch.zeros(VOCAB, dtype=torch.bool))
+    ids, _ = draw(probabilities.log().float()[None], SamplingParams(top_p=0.65), count=200, vocabulary=vocabulary)
+    assert set(ids[:, 0]) == {0, 1}
 
 
 def test_allowed_tokens_only():

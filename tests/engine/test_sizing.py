@@ -10,7 +10,8 @@ from rwkv_batch.engine.state_pool import StateLayout
 from rwkv_batch.errors import CapacityError, ConfigurationError
 from rwkv_batch.models.checkpoint import open_checkpoint
 from rwkv_batch.models.model import ModelFile
-from rwkv_batch.models.placement import place
+from rwkv_batch.models.placement import LayerPlacement, Placement, place
+from rwkv_batch.models.upload import pinned_bytes
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,42 @@ def test_the_slot_is_what_the_pool_allocates(file, monkeypatch):
     per_layer = 2 * 64 * 64 * 4 + 2 * 128 * 4
     assert layout.record_bytes == 3 * per_layer
     assert plan(file, monkeypatch, 64 << 30).slot >= layout.record_bytes
+
+
+def test_a_cuda_device_has_room_for_kernels_and_recorded_steps(file, monkeypatch):
+    """The step of all slots is recorded with activations of its own; streamed matrices are pinned, each by itself."""
+    monkeypatch.setattr(sizing, "available_memory", lambda device: 8 << 30)
+    device = torch.device("cuda", 0)
+    on_cpu, on_cuda = (
+        plan_memory(file, Placement(place, torch.float32, None), 64, 300) for place in (torch.device("cpu"), device)
+    )
+    assert on_cpu.fixed == 0 and "kernels" not in str(on_cpu)
+    assert on_cuda.fixed >= 320 << 20 and "kernels" in str(on_cuda)
+    assert on_cuda.workspace == on_cpu.workspace * (300 + 64) // 300
+    assert on_cuda.total <= 8 << 30
+    tight = int((on_cuda.besides_slots + 10 * on_cuda.slot) / sizing.MEMORY_SHARE)
+    monkeypatch.setattr(sizing, "available_memory", lambda device: tight)
+    with pytest.raises(CapacityError, match="kernels"):
+        plan_memory(file, Placement(device, torch.float32, None), 64, 300)
+
+
+def test_streamed_matrices_take_what_pinned_buffers_of_their_size_take(file, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sizing, "available_memory", lambda device: 8 << 30)
+    monkeypatch.setattr(sizing, "pinned_bytes", lambda size, device: asked.append((size, device)) or 1 << 33)
+    device = torch.device("cuda", 0)
+    layers = (LayerPlacement(device, torch.float32, is_streamed=True),) * 3
+    placement = Placement(device, torch.float32, None, torch.float32, layers, head_device=device)
+    with pytest.raises(CapacityError, match="on cpu"):
+        plan_memory(file, placement, 1, 8)
+    assert {place for _, place in asked} == {device}
+    assert all(size in (128 * 128 * 4, 128 * file.sizes["F"] * 4) for size, _ in asked)
+
+
+@pytest.mark.parametrize(("size", "pinned"), [(0, 0), (1, 1), (64, 64), (65, 128), (3 << 20, 4 << 20)])
+def test_pinned_buffers_are_powers_of_two(size, pinned):
+    assert pinned_bytes(size, torch.device("cuda")) == pinned
+    assert pinned_bytes(size, torch.device("cpu")) == size
 
 
 def test_a_control_group_limits_what_is_available(monkeypatch):

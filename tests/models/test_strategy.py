@@ -225,6 +225,20 @@ def test_a_split_model_serves_requests(checkpoint_file):
     assert {entry["on"] for entry in mixed["backends"]} == {"cpu bfloat16", "cpu float32"}
 
 
+@pytest.mark.parametrize("version", ["6.0", "7.0"])
+def test_an_initial_state_reaches_every_part_of_a_split_pool(version, checkpoint_file, tmp_path):
+    path = checkpoint_file(version)
+    shape = ModelFile.open(open_checkpoint(path)).sizes
+    torch.manual_seed(0)
+    names = [f"blocks.{i}.att.time_state" for i in range(shape["L"])]
+    torch.save({name: torch.randn(shape["H"], shape["N"], shape["N"]) for name in names}, tmp_path / "state.pth")
+    here, there = (LayerPlacement(device, torch.float32) for device in (CPU, OTHER))
+    tokens, state = {0: [5, 6, 7]}, tmp_path / "state.pth"
+    whole = Session(path, init_state=state).feed(tokens)[0]
+    for layers in ((here, there, there), (here, there, here)):
+        assert torch.equal(Session(path, placement=split(*layers), init_state=state).feed(tokens)[0], whole)
+
+
 def test_records_of_a_split_pool(checkpoint_file):
     here, there = (LayerPlacement(device, torch.float32) for device in (CPU, OTHER))
     session = Session(checkpoint_file("7.0"), placement=split(here, there, there))

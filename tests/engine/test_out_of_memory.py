@@ -1,0 +1,218 @@
+"""Memory is used up in the middle of a run: fewer slots, the same results, nothing lost and nothing twice."""
+
+import pytest
+import torch
+from fake_model import PARAMS, HashModel, check_bookkeeping, make_engine, outcome, run
+
+from rwkv_batch.engine.out_of_memory import reason_of_out_of_memory
+from rwkv_batch.engine.request import Request
+from rwkv_batch.engine.sampler import Sampler
+from rwkv_batch.errors import CapacityError
+from rwkv_batch.sampling_params import SamplingParams
+
+
+class Crowded(HashModel):
+    """Runs out of memory with more than `limit` rows in a step, after some steps have gone well."""
+
+    def __init__(self, limit, error):
+        self.limit, self.error, self.steps = limit, error, 0
+
+    def forward(self, token_ids, rows, layers):
+        self.steps += 1
+        if self.steps > 3 and rows.num_rows > self.limit:
+            layers[0].hash.fill_(99)  # a failed step leaves half-written states behind
+            raise self.error
+        return super().forward(token_ids, rows, layers)
+
+
+@pytest.mark.parametrize("run_ahead", [False, True])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[enforce] can't allocate memory: 9 bytes")]
+)
+def test_out_of_memory_halves_the_slots_and_loses_nothing(error, run_ahead, caplog):
+    requests = [
+        Request((row, sample), [row % 3] * 20 + [row], PARAMS[row % len(PARAMS)], row=row, sample=sample)
+        for row in range(20)
+        for sample in range(2)
+    ]
+    sizes = dict(max_batch_size=16, max_batch_tokens=64)
+    engine = make_engine(Crowded(5, error), **sizes, run_ahead=run_ahead)
+    found = {completion.key: outcome(completion) for completion in engine.generate(requests)}
+    assert found == {key: outcome(completion) for key, completion in run(requests).items()}
+    assert engine.pool.num_slots == engine.stats.max_batch_size == 4
+    engine.check_integrity()
+    assert sum("out of memory" in message for message in caplog.messages) == 2
+    assert engine.scheduler.max_batch_tokens == 16
+
+
+def test_out_of_memory_with_one_slot_is_said():
+    engine = make_engine(Crowded(0, MemoryError()), max_batch_size=2, max_batch_tokens=8)
+    with pytest.raises(CapacityError, match="with a single token in a step: MemoryError"):
+        list(engine.generate([Request(0, [1], SamplingParams(max_tokens=9, ignore_eos=True))]))
+
+
+def test_long_chunks_that_do_not_fit_become_shorter():
+    class Narrow(HashModel):
+        def forward(self, token_ids, rows, layers):
+            if len(token_ids) > 20:
+                raise torch.OutOfMemoryError("too many tokens")
+            return super().forward(token_ids, rows, layers)
+
+    request = Request(0, list(range(64)), SamplingParams(max_tokens=5))
+    engine = make_engine(Narrow(), max_batch_size=8, max_batch_tokens=64)
+    found = [outcome(completion) for completion in engine.generate([request])]
+    assert found == [outcome(run([request])[0])]
+
+
+def test_out_of_memory_while_copying_states_loses_nothing():
+    """Two prefixes are ready in the same step; the copy of the second one's state fails, once."""
+    requests = [
+        Request((p, row), [p] * 20 + [row], SamplingParams(max_tokens=3), row=10 * p + row)
+        for p in (1, 2)
+        for row in range(3)
+    ]
+    engine = make_engine(max_batch_size=8, max_batch_tokens=64)
+    record, calls = engine.pool.record, []
+
+    def failing(slot):
+        calls.append(slot)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("no room for a copy")
+        return record(slot)
+
+    engine.pool.record = failing
+    found = {completion.key: outcome(completion) for completion in engine.generate(requests)}
+    assert len(calls) == 2
+    assert found == {key: outcome(completion) for key, completion in run(requests).items()}
+
+
+def test_other_failures_pass_through():
+    engine = make_engine(Crowded(0, RuntimeError("shape")), max_batch_size=2, max_batch_tokens=8)
+    with pytest.raises(RuntimeError, match="shape"):
+        list(engine.generate([Request(0, [1], SamplingParams(max_tokens=9, ignore_eos=True))]))
+    engine.check_integrity()
+
+
+@pytest.mark.parametrize("failing", [1, 2, 5, 9])
+def test_out_of_memory_while_a_sequence_starts_loses_nothing(failing, monkeypatch):
+    """The tables of sampling settings grow when a request needs more room."""
+    calls, assign = [], Sampler.assign
+
+    def crowded(sampler, slot, request, constraint=None):
+        calls.append(slot)
+        if len(calls) == failing:
+            raise RuntimeError("CUDA error: out of memory")
+        assign(sampler, slot, request, constraint)
+
+    requests = [Request(row, [row % 3] * 20 + [row], PARAMS[row % len(PARAMS)], row=row) for row in range(16)]
+    expected = {key: outcome(completion) for key, completion in run(requests).items()}
+    monkeypatch.setattr(Sampler, "assign", crowded)
+    found = run(requests, max_batch_size=8, run_ahead=True)
+    assert {key: outcome(completion) for key, completion in found.items()} == expected
+
+
+class FailsOnce(HashModel):
+    """Runs out of memory in one step, after which everything fits."""
+
+    def __init__(self, step):
+        self.step, self.steps = step, 0
+
+    def forward(self, token_ids, rows, layers):
+        self.steps += 1
+        if self.steps == self.step:
+            layers[0].hash.fill_(99)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(token_ids, rows, layers)
+
+
+@pytest.mark.parametrize("run_ahead", [False, True])
+def test_at_whatever_step_memory_ends_every_result_comes_once(run_ahead):
+    """A prefix that is itself a request, prefixes below prefixes, samples, rows that stop early."""
+    only_scored, stops = SamplingParams(max_tokens=0), SamplingParams(max_tokens=9, stop_token_ids=[8, 9, 10, 11])
+    header = [1] * 20
+    requests = [
+        Request("header", header, only_scored, row=0, next_token_ids=(3, 7)),
+        *(Request(("below", i), [*header, *[2] * 12, i], stops, row=1 + i) for i in range(3)),
+        *(Request(("sample", i), [*header, 5], stops, row=9, sample=i) for i in range(3)),
+        Request("alone", [9, 8, 7], SamplingParams(max_tokens=5), row=10),
+    ]
+    expected = {key: outcome(completion) for key, completion in run(requests).items()}
+    step = 0
+    while True:
+        step += 1
+        model = FailsOnce(step)
+        engine = make_engine(model, max_batch_size=6, max_batch_tokens=24, run_ahead=run_ahead)
+        found = []
+        for completion in engine.generate(requests):
+            check_bookkeeping(engine)
+            found.append((completion.key, outcome(completion)))
+        assert sorted(found, key=str) == sorted(expected.items(), key=str), f"memory ended in step {step}"
+        assert engine.scheduler.is_idle and not len(engine.snapshots)
+        check_bookkeeping(engine)
+        if model.steps < step:
+            return
+
+
+def test_slots_that_do_not_fit_are_halved_again(monkeypatch, caplog):
+    """The tables of eight and of four slots do not fit either; what was there before is free by then."""
+    engine = make_engine(FailsOnce(3), max_batch_size=16, max_batch_tokens=64)
+    pool, free_at_start = engine.pool, []
+    allocate = engine._allocate
+
+    def crowded(num_slots):
+        allocate(num_slots)
+        if not num_slots:
+            free_at_start.append(engine.pool is not pool and not len(engine._logits))
+        elif num_slots > 2:
+            raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(engine, "_allocate", crowded)
+    requests = [Request(row, [row], PARAMS[row % len(PARAMS)], row=row) for row in range(20)]
+    found = {completion.key: outcome(completion) for completion in engine.generate(requests)}
+    assert found == {key: outcome(completion) for key, completion in run(requests).items()}
+    assert engine.pool.num_slots == engine.stats.max_batch_size == 2
+    assert len(caplog.messages) == 3 and all(free_at_start)
+
+
+def test_an_engine_without_slots_says_so(monkeypatch):
+    engine = make_engine(FailsOnce(1), max_batch_size=4)
+    allocate = engine._allocate
+
+    def full(num_slots):
+        if num_slots:
+            raise MemoryError
+        allocate(num_slots)
+
+    monkeypatch.setattr(engine, "_allocate", full)
+    request = Request(0, [1], SamplingParams(max_tokens=3))
+    with pytest.raises(CapacityError, match="single token in a step: MemoryError"):
+        list(engine.generate([request]))
+    with pytest.raises(CapacityError, match="no slots left"):
+        list(engine.generate([request]))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Triton Error [CUDA]: out of memory",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuModuleLoadData: error 2, out of memory",
+        "HIP out of memory. Tried to allocate 2.00 GiB",
+        "[enforce fail at alloc_cpu.cpp:125] err == 0. DefaultCPUAllocator: can't allocate memory: you tried",
+    ],
+)
+def test_words_of_whoever_ran_out_of_memory(message):
+    assert reason_of_out_of_memory(RuntimeError(message)) == message.partition("\n")[0]
+
+
+def test_memory_that_ended_while_a_step_was_recorded():
+    """Leaving the recording raises an error of its own, which hides the first one."""
+    try:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        finally:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    except RuntimeError as error:
+        assert reason_of_out_of_memory(error) == "CUDA out of memory. Tried to allocate 2 GiB"
+    assert reason_of_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered")) is None

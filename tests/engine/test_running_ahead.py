@@ -1,0 +1,160 @@
+"""A step's results are read after the next one has been launched: what is read late must not reach another sequence."""
+
+import pytest
+import torch
+from fake_model import PARAMS, VOCAB, HashModel, check_bookkeeping, make_engine, outcome, run
+
+from rwkv_batch.engine.request import END_OF_TEXT, Request
+from rwkv_batch.sampling_params import SamplingParams
+
+BOTH_WAYS = pytest.mark.parametrize("run_ahead", [False, True])
+WITH_GRAPHS = pytest.mark.parametrize("decode_graphs", [False, True])
+
+
+def check_alone(requests, **settings):
+    """Every request has the result that it has by itself. Returns the completions by key."""
+    found = run(requests, **settings)
+    alone = {request.key: outcome(run([request])[request.key]) for request in requests}
+    assert {key: outcome(completion) for key, completion in found.items()} == alone
+    return found
+
+
+def stopped_early(key, **settings):
+    """Ends with its first token, token 8, of the fifty that it may have."""
+    params = SamplingParams(max_tokens=50, stop_token_ids=[8], logit_bias={8: 100.0}, **settings)
+    return Request(key, [1], params, row=key)
+
+
+class Alternating:
+    """A constraint that must see every token before it can say what may follow: even and odd ids take turns."""
+
+    def __init__(self):
+        self.last = 1
+
+    def allowed(self, mask):
+        mask[1 - self.last % 2 :: 2] = True
+        mask[0] = False
+
+    def accept(self, token_id):
+        assert token_id % 2 != self.last % 2
+        self.last = token_id
+
+
+@BOTH_WAYS
+def test_constraints_see_every_token_before_the_next_is_drawn(run_ahead):
+    """Constrained rows come and go among others, which need not wait once those are gone."""
+    requests = [
+        Request(
+            row, [row], SamplingParams(max_tokens=3 + row % 4), row=row, new_constraint=Alternating if row % 3 else None
+        )
+        for row in range(24)
+    ]
+    found = run(requests, run_ahead=run_ahead)
+    assert {key: outcome(c) for key, c in found.items()} == {key: outcome(c) for key, c in run(requests).items()}
+    for row, completion in found.items():
+        parities = [token_id % 2 for token_id in completion.token_ids]
+        assert row % 3 == 0 or parities == [i % 2 for i in range(len(parities))]
+
+
+def test_running_ahead_reads_results_a_step_late():
+    engine = make_engine(run_ahead=True)
+    list(engine.generate([Request(0, [1], SamplingParams(max_tokens=5, ignore_eos=True))]))
+    assert engine.stats.steps == 5  # the end by length is known beforehand
+    stopped = Request(0, [1], SamplingParams(max_tokens=50, logit_bias={END_OF_TEXT: 100.0}))
+    (completion,) = engine.generate([stopped])
+    assert completion.token_ids == [END_OF_TEXT]
+    assert engine.stats.steps == 5 + 2  # the step launched before the end was seen
+
+
+@BOTH_WAYS
+@WITH_GRAPHS
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_constraint_sees_the_tokens_of_its_own_sequence_only(slots, run_ahead, decode_graphs):
+    """The slot's former sequence was stopped while one more step of it was on its way."""
+    seen = []
+
+    class Following(Alternating):
+        def accept(self, token_id):
+            super().accept(token_id)
+            seen.append(token_id)
+
+    constrained = Request(9, [2, 3], SamplingParams(max_tokens=8, ignore_eos=True), row=9, new_constraint=Following)
+    requests = [*map(stopped_early, range(slots)), constrained]
+    found = run(requests, max_batch_size=slots, run_ahead=run_ahead, decode_graphs=decode_graphs)
+    assert len(found[9].token_ids) == 8
+    assert seen == found[9].token_ids
+
+
+@BOTH_WAYS
+@WITH_GRAPHS
+def test_a_step_of_which_nothing_is_wanted_any_more(run_ahead, decode_graphs):
+    requests = [*map(stopped_early, range(3)), Request(9, [2], SamplingParams(max_tokens=4), row=9)]
+    check_alone(requests, max_batch_size=1, run_ahead=run_ahead, decode_graphs=decode_graphs)
+
+
+@BOTH_WAYS
+def test_more_stop_tokens_of_one_row_end_no_other(run_ahead):
+    endless = SamplingParams(max_tokens=20, ignore_eos=True, logit_bias={END_OF_TEXT: 100.0})
+    several = SamplingParams(max_tokens=6, stop_token_ids=[50, 51, 52, 53, 54])
+    requests = [Request(0, [1], endless, row=0), stopped_early(1), Request(2, [3], several, row=2)]
+    found = check_alone(requests, max_batch_size=2, run_ahead=run_ahead)
+    assert found[0].token_ids == [END_OF_TEXT] * 20
+
+
+@BOTH_WAYS
+@WITH_GRAPHS
+def test_penalties_start_afresh_in_a_slot(run_ahead, decode_graphs):
+    """The prompt of the second one is longer than what the first one has seen."""
+    strong = dict(presence_penalty=3.0, frequency_penalty=2.0, repetition_penalty=1.8, ignore_eos=True)
+    requests = [
+        Request(0, [5, 6, 7], SamplingParams(max_tokens=20, **strong), row=0),
+        Request(1, list(range(VOCAB - 1, 10, -1)), SamplingParams(max_tokens=20, **strong), row=1),
+    ]
+    check_alone(requests, max_batch_size=1, run_ahead=run_ahead, decode_graphs=decode_graphs)
+
+
+@BOTH_WAYS
+def test_equal_contexts_that_are_only_scored(run_ahead):
+    only_scored = SamplingParams(max_tokens=0)
+    requests = [Request(row, [4] * 20, only_scored, row=row, next_token_ids=(3, 7 + row)) for row in range(3)]
+    shared, apart = (run(requests, run_ahead=run_ahead, prefix_sharing=sharing) for sharing in (True, False))
+    assert {key: outcome(c) for key, c in shared.items()} == {key: outcome(c) for key, c in apart.items()}
+
+
+@BOTH_WAYS
+def test_a_row_that_is_not_finite_keeps_as_many_alternatives_as_tokens(run_ahead):
+    class BreaksAtThree(HashModel):
+        """The logits of whoever has seen token 3 last are not numbers."""
+
+        def forward(self, token_ids, rows, layers):
+            hidden = super().forward(token_ids, rows, layers)
+            return torch.cat((hidden, token_ids[:, None]), 1)
+
+        def logits(self, hidden, out=None):
+            logits = super().logits(hidden[:, :1], out)
+            logits[hidden[:, 1] == 3] = float("nan")
+            return logits
+
+    params = SamplingParams(max_tokens=30, logprobs=2, ignore_eos=True, allowed_token_ids=[2, 3, 4, 5])
+    requests = [Request(row, [row + 4], params, row=row) for row in range(6)]
+    found = run(requests, model=BreaksAtThree(), run_ahead=run_ahead)
+    assert {completion.finish_reason for completion in found.values()} == {"error"}
+    for completion in found.values():
+        assert completion.token_ids[-1] == 3
+        assert len(completion.token_ids) == len(completion.token_logprobs) == len(completion.logprobs)
+
+
+@BOTH_WAYS
+def test_closing_early_leaves_nothing_behind(run_ahead):
+    requests = [Request(row, [row % 3] * 20 + [row], PARAMS[row % len(PARAMS)], row=row) for row in range(24)]
+    engine = make_engine(run_ahead=run_ahead)
+    for num_taken in (1, 5):
+        completions = engine.generate(requests)
+        for _ in range(num_taken):
+            next(completions)
+            check_bookkeeping(engine)
+        completions.close()
+        check_bookkeeping(engine)
+        assert engine.scheduler.is_idle and not len(engine.snapshots)
+    again = {completion.key: outcome(completion) for completion in engine.generate(requests)}
+    assert again == {key: outcome(completion) for key, completion in run(requests).items()}

@@ -1,0 +1,66 @@
+"""The interpreter's switch interval is short while an engine runs, and restored after the last one."""
+
+import sys
+
+import pytest
+from fake_model import HashModel
+
+from rwkv_batch.engine.request import Request
+from rwkv_batch.engine.thread_switching import SECONDS
+from rwkv_batch.sampling_params import SamplingParams
+
+REQUESTS = [Request(row, [row], SamplingParams(max_tokens=3), row=row) for row in range(6)]
+
+
+@pytest.fixture(autouse=True)
+def interval():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.004)
+    yield
+    sys.setswitchinterval(before)
+
+
+def short():
+    return sys.getswitchinterval() == pytest.approx(SECONDS)
+
+
+def restored():
+    return sys.getswitchinterval() == pytest.approx(0.004)
+
+
+def test_engines_that_run_at_the_same_time(make_engine):
+    first, second = (make_engine().generate(REQUESTS) for _ in range(2))
+    assert restored()
+    next(first), next(second)
+    assert short()
+    list(first)
+    assert short()
+    second.close()
+    assert restored()
+
+
+def test_a_failure_restores_it(make_engine):
+    class Broken(HashModel):
+        def forward(self, token_ids, rows, layers):
+            assert short()
+            raise RuntimeError("shape")
+
+    with pytest.raises(RuntimeError, match="shape"):
+        list(make_engine(Broken()).generate(REQUESTS))
+    assert restored()
+
+
+@pytest.mark.parametrize("own", [5e-5, 0.02])
+def test_an_interval_that_somebody_else_sets_stays(make_engine, own):
+    completions = make_engine().generate(REQUESTS)
+    next(completions)
+    sys.setswitchinterval(own)
+    list(completions)
+    assert sys.getswitchinterval() == pytest.approx(own)
+
+
+def test_a_shorter_interval_is_left_alone(make_engine):
+    sys.setswitchinterval(5e-5)
+    completions = make_engine().generate(REQUESTS)
+    next(completions)
+    assert sys.getswitchinterval() == pytest.approx(5e-5)

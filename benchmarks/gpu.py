@@ -24,7 +24,8 @@ whose time is over goes on with what is missing when the same command is started
 part that is done is skipped, unless --force. A point that takes longer than 55 s is ended with its process, counts as
 failed, and another process goes on after it. Kernels are compiled beforehand, by several processes that go through a
 part without measuring. Nothing asserts a speed; a check that does not hold makes the exit code 1, and so does a part
-that failed. Only `job` needs more than torch, triton, numpy and safetensors.
+that failed. torch, triton and numpy are enough; without safetensors engine-equal leaves out the demo model, and `job`
+is left out where a package is missing that it needs.
 
     smoke         every op of every GPU backend on small inputs against float64, as `rwkv-batch doctor --check` does
     limits        copy bandwidth, bfloat16 and int8 matrix peak, floor of a launch: the denominators of what follows
@@ -35,7 +36,7 @@ that failed. Only `job` needs more than torch, triton, numpy and safetensors.
     decode        tokens/s of the whole engine, sampler on, B = 1 to 4096; share of the limit; host time; price of
                   batch_invariant
     serving       tokens/s while ended sequences are replaced by new prompts, and the share of recorded steps
-    profile       kernels of a step, time by kernel, idle time and its longest gaps, and that no step waits for the device
+    profile       kernels of a step, time by kernel, what idle times wait for, and that no step waits for the device
     prefill       packed prompts: 1 x 8192, 8 x 1024, 64 x 128
     int8          8-bit weights beside bfloat16: products for M = 1 to 8192, the whole engine for B = 1 to 1024
     streaming     a 7.2B model of which a quarter of the layers is resident: how much of the copies is hidden
@@ -44,8 +45,8 @@ that failed. Only `job` needs more than torch, triton, numpy and safetensors.
 
 An op that smoke finds broken is not used: its points in correctness are left out, engines take the next backend for
 it, and the tables say so. Predicted limits are those of `roofline.py` with what `limits` measured. Models have random
-weights, drawn on the device; `job` and `peers` write one to a temporary folder. Packages that are missing (pydantic for
-`job`, the peers for `peers`) can lie unpacked in a folder on PYTHONPATH.
+weights, drawn on the device; `job` and `peers` write one to a temporary folder. Packages that are missing can lie
+unpacked in a folder on PYTHONPATH.
 
 Each part prints a table, such as
 
@@ -84,6 +85,8 @@ from .gpu_parts.task import Task
 from .roofline import MODELS
 
 MOST_PROCESSES = 16
+UNHURRIED = 1e5
+"""Seconds of a stage in a rehearsal: how long that takes says nothing."""
 LEAST_SECONDS = 5.0
 """A stage with less time than this is not started."""
 
@@ -119,7 +122,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     title, _, text = (__doc__ or "").partition("\n")
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=title, epilog=text, formatter_class=raw)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=title, epilog=text, formatter_class=raw
+    )
     parser.add_argument("parts", nargs="*", metavar="PART", help="those listed below")
     parser.add_argument("--plan", choices=PLANS, help="parts that fit a given time together, instead of naming them")
     parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help=f"of {', '.join(MODELS)}")
@@ -131,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--force", action="store_true", help="measure again what has been measured")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU; figures mean nothing")
     parser.add_argument("--commit", metavar="TEXT", help="of the tree, where git can't tell")
-    parser.add_argument("--processes", type=int, metavar="N", help="that compile or check at the same time (16 or cores)")
+    parser.add_argument("--processes", type=int, metavar="N", help="that compile or check at a time (16 or cores)")
     return parser
 
 
@@ -150,7 +155,7 @@ def _run(stages: Sequence[Stage], tasks: dict[str, Task], done: set[str], option
     default = 1 if options.rehearse else min(os.cpu_count() or 1, MOST_PROCESSES)
     num_processes = options.processes or default
     for stage in stages:
-        seconds += stage.seconds
+        seconds += UNHURRIED if options.rehearse else stage.seconds
         end = begin + min(seconds, 60 * options.minutes)
         names = [name for name in stage.parts if name not in done]
         if not names or (stage.is_dry and options.rehearse and not options.processes):

@@ -12,9 +12,9 @@ from ..roofline import Sizes, decode_seconds
 from .columns import format_columns
 from .context import Context
 from .device import free_bytes, release
+from .engines import decode, load, other_backends, serve, slot_bytes, with_state
 from .random_model import random_checkpoint
 from .record import Point
-from .engines import decode, load, other_backends, serve, slot_bytes, with_state
 
 BATCHES = (256, 1024, 64, 16, 1, 4096)
 """Those that matter most come first."""

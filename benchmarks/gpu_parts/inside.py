@@ -1,4 +1,4 @@
-"""The process of one part, or of a share of its points: python -m benchmarks.gpu_parts.inside TASK, a `Task` as JSON."""
+"""The process of one part, or of a share of its points: python -m benchmarks.gpu_parts.inside TASK (JSON)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 
 from .context import Context
 from .device import about
+from .plan import PARTS
 from .record import DONE, FAILED, RUNNING, UNFINISHED, Record, is_red, is_same, read, reason
 from .task import Task
 
@@ -40,8 +41,7 @@ def main() -> int:
     earlier = None if task.forgets else (read(task.path) or task.results_of(task.part))
     record = Record(task.path, facts, task.seconds, earlier, say, task.share, task.is_dry, task.goes_on)
     record.write(UNFINISHED, RUNNING)
-    status, why, table = DONE, "", []
-    limits, smoke = _limits(task, facts), _results(task, "smoke", facts)
+    limits = _limits(task, facts)
     with tempfile.TemporaryDirectory(prefix="rwkv_batch-gpu-") as folder:
         context = Context(
             device=device,
@@ -50,24 +50,33 @@ def main() -> int:
             folder=Path(folder),
             record=record,
             limits=limits,
-            smoke=smoke,
+            smoke=_results(task, "smoke", facts),
             decode=_results(task, "decode", facts),
             asked_models=task.models,
             asked_batches=task.batches,
             say=say,
         )
-        try:
-            module = import_module(f".{MODULES.get(task.part, task.part)}", __package__)
-            table = module.run(context)
-        except Exception as error:  # the other parts go on
-            status, why = FAILED, reason(error)
-            traceback.print_exc()
-    if record.left_out and status == DONE:
-        status, why = UNFINISHED, f"no time for {_shortened(record.left_out, ', ')}"
+        status, why, table = _run(task.part, context)
     if task.part not in ("smoke", "limits") and not limits:
         record.note("limits", "not measured: those of an H200 are assumed")
     record.write(status, why, [str(facts["card"]), *table, *_remarks(record), *([why] if why else [])])
     return 0
+
+
+def _run(part: str, context: Context) -> tuple[str, str, list[str]]:
+    """Status of the part, why that is so, and the part's table."""
+    try:
+        for name in PARTS[part].needs:
+            import_module(name)
+    except ImportError as error:
+        return UNFINISHED, f"left out: {reason(error)}", []
+    try:
+        table = import_module(f".{MODULES.get(part, part)}", __package__).run(context)
+    except Exception as error:  # the other parts go on
+        traceback.print_exc()
+        return FAILED, reason(error), []
+    left_out = context.record.left_out
+    return (UNFINISHED, f"no time for {_shortened(left_out, ', ')}", table) if left_out else (DONE, "", table)
 
 
 def _results(task: Task, part: str, facts: dict[str, Any]) -> dict[str, Any]:

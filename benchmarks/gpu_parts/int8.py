@@ -18,10 +18,10 @@ from .check_products import Product, products
 from .columns import format_columns
 from .context import Context
 from .device import free_bytes, release
+from .engines import decode, engine_backend, load, serve, slot_bytes
 from .ops import backends, op
 from .random_model import random_checkpoint
 from .record import Point
-from .engines import decode, engine_backend, load, serve, slot_bytes
 
 TOKENS = (1, 8, 16, 64, 256, 1024, 8192)
 MEASURED = ("output", "key", "value", "head")

@@ -14,6 +14,7 @@ class Part(NamedTuple):
         is_check: its points are checks; one that could not be made is no good.
         is_shared: nothing is timed, so several processes share the points out.
         compiles: kernels are compiled beforehand, by processes that measure nothing.
+        needs: modules without which the part is left out.
     """
 
     minutes: float
@@ -21,6 +22,7 @@ class Part(NamedTuple):
     is_check: bool = False
     is_shared: bool = False
     compiles: bool = True
+    needs: tuple[str, ...] = ()
 
 
 class Stage(NamedTuple):
@@ -49,7 +51,7 @@ PARTS = {
     "prefill": Part(5),
     "int8": Part(9),
     "streaming": Part(5),
-    "job": Part(8, point_seconds=400, compiles=False),
+    "job": Part(8, point_seconds=400, compiles=False, needs=("pydantic", "pyarrow", "yaml", "tqdm")),
     "peers": Part(9, point_seconds=400, compiles=False),
 }
 DRY_SECONDS = 150.0

@@ -38,42 +38,48 @@ class Worker:
 
     def __init__(self, task: Task, end: float, say: Say) -> None:
         self._task, self._end, self._say = task, end, say
-        self._limit = inf if task.is_dry else PARTS[task.part].point_seconds
+        self._limit = inf if task.is_dry or task.rehearse else PARTS[task.part].point_seconds
         self._attempts = 0
         self._start()
 
     def _start(self) -> None:
         self._attempts += 1
+        goes_on = self._task.goes_on or self._attempts > 1
         left = max(self._end - monotonic(), 0.0)
-        task = replace(self._task, seconds=left, goes_on=self._task.goes_on or self._attempts > 1)
-        self._process = start(replace(task, forgets=task.forgets and not task.goes_on))
+        forgets = self._task.forgets and not goes_on
+        self._process = start(replace(self._task, seconds=left, goes_on=goes_on, forgets=forgets))
         self._current, self._since = "", monotonic()
 
     def poll(self) -> bool:
         """Whether the task is over."""
         code, now = self._process.poll(), monotonic()
-        found = None if self._task.is_dry else read(self._task.path)
-        current = found["current"] if found else ""
+        current = self._found("current") or ""
         if current != self._current:
             self._current, self._since = current, now
         is_late = now > self._end
         if code is None and not is_late and now - self._since < self._limit:
             return False
-        why = f"its process ended with {code}" if code else ""
-        if code is None:
-            why = "no time was left" if is_late else f"stopped after {self._limit:.0f} s"
         self.stop()
-        if why and not self._task.is_dry:
-            note_end(self._task.path, why, is_late)
-            self._say(f"{self._task.path.stem}: {why}{f', in {current}' if current else ''}")
-        found = None if self._task.is_dry else read(self._task.path)
-        if found is None or found["status"] != FAILED or not found["current"]:
-            return True
+        if code != 0:
+            why = "no time was left" if is_late else f"stopped after {self._limit:.0f} s"
+            self._note(why if code is None else f"its process ended with {code}", is_late)
         # Where one point took the process or the device with it, another process does those that come after it.
-        if is_late or self._attempts == ATTEMPTS:
+        goes_on = self._found("status") == FAILED and self._found("current") and not is_late
+        if not goes_on or self._attempts == ATTEMPTS:
             return True
         self._start()
         return False
+
+    def _found(self, field: str) -> str:
+        """What the task's file says; empty where there is none."""
+        found = None if self._task.is_dry else read(self._task.path)
+        return str(found[field]) if found else ""
+
+    def _note(self, why: str, is_late: bool) -> None:
+        """A process that ended early could not say so itself."""
+        if not self._task.is_dry:
+            self._say(f"{self._task.path.stem}: {why}{f', in {self._current}' if self._current else ''}")
+            note_end(self._task.path, why, is_late)
 
     def stop(self) -> None:
         """End the process and all that it has started."""
@@ -103,7 +109,8 @@ class PartRun:
 
     def poll(self) -> bool:
         """Whether the part is over."""
-        if not all([worker.poll() for worker in self._workers]):
+        are_over = [worker.poll() for worker in self._workers]
+        if not all(are_over):
             return False
         if self._is_last:
             return True
@@ -127,8 +134,9 @@ def run_stage(stage: Stage, tasks: Sequence[Task], end: float, num_processes: in
             running += [Worker(task, end, say) for task in shares]
         else:
             running += [PartRun(task, end, each if PARTS[task.part].is_shared else 1, say) for task in tasks]
-        while not all([one.poll() for one in running]):
+        while running:
             sleep(_POLL_SECONDS)
+            running = [one for one in running if not one.poll()]
     finally:
         for one in running:
             one.stop()

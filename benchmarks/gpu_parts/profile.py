@@ -18,10 +18,10 @@ from ..roofline import Sizes
 from .columns import format_columns
 from .context import Context
 from .device import release
+from .engines import engine_backend, load, random_prompts, requests, serve, watched
 from .random_model import random_checkpoint
 from .record import Point
 from .serving import PROMPT_TOKENS, WARM_STEPS, Load, stream
-from .engines import load, random_prompts, requests, serve, watched
 
 NUM_ROWS = 256
 PROFILED_STEPS = {"decode": 10, "mixed": 20}
@@ -47,7 +47,7 @@ def _rows(context: Context) -> int:
 
 
 def _engine(context: Context, sizes: Sizes) -> Engine:
-    model = load(context, random_checkpoint(sizes, context.device))
+    model = load(context, random_checkpoint(sizes, context.device), backend=engine_backend(context))
     return serve(model, _rows(context), 8 if context.is_rehearsal else PROMPT_TOKENS)
 
 

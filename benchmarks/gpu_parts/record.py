@@ -84,9 +84,9 @@ class Record:
         Raises:
             DeviceLost: the device gave an error from which a process can't recover.
         """
+        self._count += 1
         if name in self.points:
             return self.points[name]
-        self._count += 1
         if name in self.failed or (self._share and self._count % self._share[1] != self._share[0]):
             return None
         if self.seconds_left <= 0:

@@ -1,4 +1,4 @@
-"""Every op of every GPU backend on small inputs, each case in a process of its own: what the other parts can rely on."""
+"""Every op of every GPU backend on small inputs, each case in a process of its own: what other parts can rely on."""
 
 from __future__ import annotations
 

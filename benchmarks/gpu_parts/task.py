@@ -58,4 +58,5 @@ class Task:
 
     def results_of(self, part: str) -> dict[str, Any] | None:
         """What a part has left, in this folder or the earlier one."""
-        return read(Path(self.out, f"{part}.json")) or (read(Path(self.earlier, f"{part}.json")) if self.earlier else None)
+        found = read(Path(self.out, f"{part}.json"))
+        return read(Path(self.earlier, f"{part}.json")) if found is None and self.earlier else found

@@ -1,4 +1,4 @@
-"""Checks of `sample`: against its definition step by step, row by row, and its frequencies."""
+"""Points for `sample`: against its definition step by step, row by row, and its frequencies."""
 
 from __future__ import annotations
 
@@ -6,37 +6,15 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from torch import Tensor
 
-from rwkv_batch.engine.request import Request
-from rwkv_batch.engine.sample import sample as sample_definition
-from rwkv_batch.engine.sampler import Sampler
-from rwkv_batch.engine.selection import select
-from rwkv_batch.engine.slot_tables import Vocabulary
-from rwkv_batch.models.scoring import log_normalizer
-from rwkv_batch.ops import OpTable
+from rwkv_batch.checks.outcome import Checks
+from rwkv_batch.checks.sampling import SETTINGS, Drawer, check_sample, draw_logits
+from rwkv_batch.checks.target import Target
 from rwkv_batch.sampling_params import SamplingParams
 
 from .context import Context
-from .device import poisoned
-from .ops import Checks, op
 from .record import Point
 
-SETTINGS = {
-    "greedy": SamplingParams(temperature=0.0),
-    "temperature": SamplingParams(temperature=1.3),
-    "top-p": SamplingParams(top_p=0.85),
-    "top-p, ChatRWKV's order": SamplingParams(temperature=0.7, top_p=0.6, top_p_order="rwkv"),
-    "top-k": SamplingParams(top_k=40),
-    "min-p": SamplingParams(min_p=0.02),
-    "all filters": SamplingParams(temperature=1.5, top_p=0.9, top_k=100, min_p=0.001),
-    "penalties": SamplingParams(
-        top_p=0.9, presence_penalty=0.5, frequency_penalty=0.3, repetition_penalty=1.2, penalty_decay=0.97
-    ),
-    "biases and bans": SamplingParams(top_p=0.9, logit_bias={5: 3.0, 7: -4.0}, bad_token_ids=[3, 11]),
-    "early stops": SamplingParams(temperature=1.0, min_tokens=4, stop_token_ids=[1, 2]),
-    "allowed ids": SamplingParams(allowed_token_ids=[4, 9, 17, 23, 42, 64]),
-}
 DISAGREEMENT = 0.01
 """Share of draws that may differ: the uniform number falls on a boundary that float32 leaves open."""
 
@@ -51,75 +29,28 @@ def points(context: Context) -> Iterator[tuple[str, Callable[[], Point]]]:
         yield f"sample frequencies of {name}", partial(_frequencies, context, params)
 
 
-class _Drawer:
-    """A sampler whose slots all have a request."""
-
-    def __init__(self, context: Context, params: list[SamplingParams], count: int, is_definition: bool) -> None:
-        self.size = 97 if context.is_rehearsal else 65536
-        function = sample_definition if is_definition else op("sample", context.device, V=self.size)
-        ops = OpTable({"sample": function, "log_normalizer": log_normalizer, "select": select}, ())
-        self.sampler = Sampler(count, Vocabulary.plain(self.size), context.device, ops)
-        for slot in range(count):
-            prompt = [1 + slot % 50, 7, 9]
-            self.sampler.assign(slot, Request(slot, prompt, params[slot % len(params)], seed=3, row=slot))
-
-    def draw(self, logits: Tensor, slot_index: Tensor) -> tuple[Tensor, Tensor]:
-        self.sampler.prepare(slot_index[slot_index >= 0].cpu().numpy())
-        return self.sampler.draw(logits, slot_index)
+def _target(context: Context) -> Target:
+    return Target("triton", context.device)
 
 
-def _logits(context: Context, rows: int, size: int, step: int) -> Tensor:
-    generator = torch.Generator(context.device).manual_seed(step)
-    return 3 * torch.randn(rows, size, device=context.device, generator=generator)
-
-
-def _slots(context: Context, count: int) -> Tensor:
-    """All slots, shuffled, with a row of padding."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
-    return torch.tensor([*order[:1], -1, *order[1:]], dtype=torch.int32, device=context.device)
+def _size(context: Context) -> int:
+    return 97 if context.is_rehearsal else 65536
 
 
 def _against_definition(context: Context, params: list[SamplingParams]) -> Point:
-    """The same draws, log-probabilities and tables over some steps; the logits come back as they were."""
     count, steps = (len(params), 2) if context.is_rehearsal else (max(64, 8 * len(params)), 6)
-    ours, right = (_Drawer(context, params, count, is_definition) for is_definition in (False, True))
-    slots = _slots(context, count)
-    live, checks = slots >= 0, Checks()
-    num_different, worst, changed = 0, 0.0, 0
-    for step in range(steps):
-        logits = _logits(context, len(slots), ours.size, step)
-        given = logits.clone()
-        with poisoned():
-            token_ids, logprobs = ours.draw(given, slots)
-        changed += int((given != logits)[live].sum())
-        want_ids, want_logprobs = right.draw(logits, slots)
-        same = (token_ids == want_ids) & live
-        num_different += int((~same & live).sum())
-        worst = max(worst, float((logprobs - want_logprobs)[same].abs().nan_to_num(nan=torch.inf).max()))
-        # From here on both have sampled the same, as penalties follow what was sampled.
-        if not bool(same[live].all()):
-            break
-    checks.at_most("share of other draws", num_different / (count * steps), DISAGREEMENT)
-    checks.at_most("log-probability", worst, 1e-4)
-    checks.at_most("logits that changed", changed, 0)
-    tables = (ours.sampler.tables, right.sampler.tables)
-    if not num_different:
-        for name in ("integers", "last_token", "seen_ids", "seen_generated"):
-            a, b = (getattr(table, name)[:count] for table in tables)
-            checks.same(name, a, b)
-        a, b = (table.seen_count[:count] for table in tables)
-        checks.at_most("seen_count", float((a - b).abs().max()), 1e-4)
-    return checks.point()
+    size = _size(context)
+    return check_sample(_target(context), size, params, count, steps, most_others=DISAGREEMENT).point()
 
 
 def _rows(context: Context) -> Point:
     """A row draws the same in another place, and alone."""
     params = list(SETTINGS.values())
     count = 4 if context.is_rehearsal else 256
-    together, shuffled, alone = (_Drawer(context, params, count, False) for _ in range(3))
+    together, shuffled, alone = (Drawer(_target(context), _size(context), params, count, "sample") for _ in range(3))
     slots = torch.arange(count, dtype=torch.int32, device=context.device)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).to(context.device)
-    logits = _logits(context, count, together.size, 0)
+    logits = draw_logits(_target(context), count, together.size, 0)
     token_ids, logprobs = together.draw(logits.clone(), slots)
     other_ids, other_logprobs = shuffled.draw(logits[order].contiguous(), slots[order].contiguous())
     checks = Checks()
@@ -135,8 +66,8 @@ def _rows(context: Context) -> Point:
 def _frequencies(context: Context, params: SamplingParams) -> Point:
     """A chi-square statistic of many draws from the same logits, each of its own stream."""
     count, steps = (16, 1) if context.is_rehearsal else (2048, 10)
-    drawer = _Drawer(context, [params], count, False)
-    logits = _logits(context, 1, drawer.size, 0)[0] * 1.5
+    drawer = Drawer(_target(context), _size(context), [params], count, "sample")
+    logits = draw_logits(_target(context), 1, drawer.size, 0)[0] * 1.5
     ranked, order = torch.softmax(logits.double(), 0).sort(descending=True)
     mass_before = ranked.cumsum(0) - ranked
     kept = mass_before < params.top_p if not params.top_k else torch.arange(len(ranked), device=ranked.device) < 8

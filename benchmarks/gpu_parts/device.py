@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import subprocess
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from statistics import median
@@ -123,20 +121,6 @@ class Stopwatch:
             return 2
         l2 = torch.cuda.get_device_properties(self.device).L2_cache_size
         return int(min(max(-(-_COLD_FACTOR * l2 // bytes_of_one), 4), most))
-
-
-@contextlib.contextmanager
-def poisoned() -> Iterator[None]:
-    """Tensors whose contents nobody has set are NaN, or the largest integer, while this lasts."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def release() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from rwkv_batch.checks.outcome import Checks
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Completion, Request
 from rwkv_batch.engine.slot_tables import Vocabulary
@@ -22,7 +23,6 @@ from tests.checkpoints import VERSIONS, make_checkpoint, write_checkpoint
 from .columns import format_columns
 from .context import Context
 from .engines import load, random_prompts, serve
-from .ops import Checks
 from .record import Point, is_red
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)

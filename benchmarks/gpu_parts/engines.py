@@ -17,6 +17,7 @@ from unittest.mock import patch
 import torch
 
 from rwkv_batch.bench import difference
+from rwkv_batch.checks.cases import DTYPES
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
@@ -30,7 +31,6 @@ from rwkv_batch.ops import OpTable, resolve
 from rwkv_batch.sampling_params import SamplingParams
 
 from .context import Context
-from .ops import DTYPES
 
 BACKEND = "triton"
 PARAMS = SamplingParams(temperature=1.0, top_p=0.85, ignore_eos=True)

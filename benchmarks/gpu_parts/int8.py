@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from rwkv_batch.checks.products import Product, products
 from rwkv_batch.models.mm8 import quantize_mm8
 from rwkv_batch.models.mm8_linear import Mm8Linear
 from rwkv_batch.models.model import Model
 from rwkv_batch.ops import OpTable
 
 from ..roofline import Sizes
-from .check_products import Product, products
 from .columns import format_columns
 from .context import Context
 from .device import free_bytes, release

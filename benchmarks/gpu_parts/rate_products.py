@@ -11,15 +11,16 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from rwkv_batch.checks.outcome import Checks
+from rwkv_batch.checks.products import Product, products
 from rwkv_batch.triton_kernels import linear as linear_module
 from rwkv_batch.triton_kernels.linear import ANY, Choice
 from rwkv_batch.triton_kernels.tiles import Tile
 
 from ..roofline import MODELS, Sizes
-from .check_products import Product, products
 from .columns import format_columns
 from .context import TINY, Context
-from .ops import Checks, op
+from .ops import op
 from .record import Point
 
 FEW, MANY = (1, 16, 64, 256), (512, 2048, 8192)

@@ -8,14 +8,15 @@ from unittest.mock import patch
 
 import torch
 
+from rwkv_batch.checks.calls import VECTORS, make_parameters
+from rwkv_batch.checks.cases import DTYPES
 from rwkv_batch.models.rows import DecodeRows, Rows
 from rwkv_batch.triton_kernels.recurrence import NUM_WARPS
 
 from .columns import format_columns
 from .context import Context
-from .ops import DTYPES, backends, op
+from .ops import backends, op
 from .record import Point
-from .recurrences import VECTORS, make_parameters
 
 WARPS = (1, 2, 4, 8)
 

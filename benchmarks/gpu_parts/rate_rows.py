@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from rwkv_batch.checks.products import deep_embed_weights, low_rank_pairs
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sample import sample as sample_definition
 from rwkv_batch.engine.sampler import Sampler
@@ -21,7 +22,6 @@ from rwkv_batch.ops import OpTable
 from rwkv_batch.sampling_params import SamplingParams
 
 from ..roofline import MODELS
-from .check_products import deep_embed_weights, low_rank_pairs
 from .columns import format_columns
 from .context import TINY, Context
 from .ops import op

@@ -1,13 +1,22 @@
-"""What is checked: each op with each dtype, on each backend that has it."""
+"""What is checked: each op with each dtype, on each backend that has it; small inputs of odd sizes, and large ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
+import torch
+
+from .calls import VARIANTS
+from .int8 import check_mm8, check_whole_numbers
 from .outcome import Checks
-from .sampling import check_log_normalizer
+from .products import Product, Sizes, check_deep_embed, check_linear, check_low_rank, check_score, products
+from .recurrences import Heads, batches, check_recurrence, check_shift_lerp
+from .sampling import SETTINGS, check_log_normalizer, check_sample, check_top_tokens
 from .target import Target
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -16,18 +25,133 @@ class Case:
 
     Args:
         name: unique among the cases of a target.
-        check: compares the target's op with its definition. It raises BackendError where the target refuses.
+        checks: comparisons of the target's op with its definition. They raise BackendError where the target refuses.
     """
 
     name: str
     op: str
-    check: Callable[[Target], Checks]
+    checks: tuple[Callable[[Target], Checks], ...]
+
+    def run(self, target: Target) -> Checks:
+        """All comparisons."""
+        together = Checks()
+        for check in self.checks:
+            together.found += check(target).found
+        return together
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """As `products.Sizes`."""
+
+    C: int
+    F: int
+    V: int
+    ranks: Mapping[str, int] = field(default_factory=lambda: {"w": 64, "a": 64, "v": 32, "g": 128})
+
+
+TINY = ModelSizes(C=32, F=64, V=97, ranks=dict.fromkeys("wavg", 32))
+"""For Triton's interpreter."""
+SMALL = ModelSizes(C=192, F=640, V=1003)
+LARGE = ModelSizes(C=768, F=3072, V=65536)
+"""Of a model of 0.1B parameters."""
 
 
 def cases(target: Target) -> Iterator[Case]:
-    """Those of a backend on a device; the ops that the backend leaves out on purpose are left out."""
-    yield from (case for case in _all_cases(target) if target.has(case.op))
+    """Those of a backend on a device, without the ops that the backend has no implementation of."""
+    makers = (_recurrences, _shifts, _products, _int8, _sampling)
+    yield from (case for make in makers for case in make(target) if target.has(case.op))
 
 
-def _all_cases(target: Target) -> Iterator[Case]:
-    yield Case("log_normalizer", "log_normalizer", check_log_normalizer)
+def dtypes(target: Target) -> dict[str, torch.dtype]:
+    """Those that are checked: kernels in all they serve on a GPU, definitions in the one that hides no error.
+
+    Triton's interpreter cuts bits off where it makes bfloat16, which is more than a result may be wrong by.
+    """
+    left_out: tuple[str, ...] = ()
+    if target.backend == "reference":
+        left_out = ("bfloat16", "float16")
+    elif target.device.type == "cpu":
+        left_out = ("bfloat16",) if target.is_interpreted else ("float16",)
+    return {name: dtype for name, dtype in DTYPES.items() if name not in left_out}
+
+
+def _recurrences(target: Target) -> Iterator[Case]:
+    heads, found = (Heads(1, 16), batches(4, 5)) if target.is_interpreted else (Heads(3, 64), batches(67, 100))
+    for variant in VARIANTS:
+        op, names = variant.split("-")[0], dtypes(target)
+        is_main, first = variant == op, next(iter(names))
+        # The other variants are the same kernels without some of their inputs.
+        pairs = [(name, "float32") for name in (names if is_main else (first,))]
+        if is_main and op != "wkv4" and target.backend != "cpu":
+            pairs.append((first, "float16"))
+        for name, state in pairs:
+            check = partial(
+                check_recurrence,
+                variant=variant,
+                dtype=DTYPES[name],
+                state_dtype=DTYPES[state],
+                heads=heads,
+                found=found,
+            )
+            yield Case(f"{variant} {name} state {state}", op, (check,))
+
+
+def _shifts(target: Target) -> Iterator[Case]:
+    sizes = ((40, 6, 6),) if target.is_interpreted else ((40, 6, 6), (2048, 1, 300))
+    for name, dtype in dtypes(target).items():
+        checks = (
+            partial(check_shift_lerp, dtype=dtype, width=width, count=count, longest=longest)
+            for width, count, longest in sizes
+        )
+        yield Case(f"shift_lerp {name}", "shift_lerp", tuple(checks))
+
+
+def _product(sizes: Sizes, use: str) -> Product:
+    return next(product for product in products(sizes) if product.use == use)
+
+
+def _products(target: Target) -> Iterator[Case]:
+    small, large, tokens = (TINY, TINY, 3) if target.is_interpreted else (SMALL, LARGE, 300)
+    linear = (
+        (_product(small, "gated value"), 3, True),
+        (_product(small, "head"), 17, False),
+        (_product(large, "r, k, v"), tokens, False),
+        (_product(large, "key"), min(tokens, 64), True),
+    )
+    others = {"low_rank": check_low_rank, "deep_embed": check_deep_embed, "score": check_score}
+    for name, dtype in dtypes(target).items():
+        checks = tuple(
+            partial(check_linear, product=product, dtype=dtype, tokens=(M,), fixed_tiles=(fixed,))
+            for product, M, fixed in linear
+        )
+        yield Case(f"linear {name}", "linear", checks)
+        for op, check in others.items():
+            both = (partial(check, sizes=sizes, dtype=dtype, tokens=M) for sizes, M in ((small, 5), (large, tokens)))
+            yield Case(f"{op} {name}", op, tuple(both))
+
+
+def _int8(target: Target) -> Iterator[Case]:
+    small, large, tokens = (TINY, TINY, (1, 3)) if target.is_interpreted else (SMALL, LARGE, (1, 300))
+    inputs = ((_product(small, "value"), (17,)), (_product(large, "key"), tokens))
+    for name, dtype in dtypes(target).items():
+        checks = (partial(check_mm8, product=product, dtype=dtype, tokens=M) for product, M in inputs)
+        yield Case(f"mm8 {name}", "mm8", tuple(checks))
+        for op in ("w8a8", "w8a16"):
+            whole = (
+                partial(check_whole_numbers, op=op, product=product, dtype=dtype, tokens=M) for product, M in inputs
+            )
+            yield Case(f"{op} {name}", op, tuple(whole))
+
+
+def _sampling(target: Target) -> Iterator[Case]:
+    sizes = (TINY.V,) if target.is_interpreted else (SMALL.V, LARGE.V)
+    settings, steps = list(SETTINGS.values()), 2 if target.is_interpreted else 3
+    for op in ("sample", "select"):
+        checks = (
+            partial(check_sample, size=size, params=settings, count=len(settings), steps=steps, own=op)
+            for size in sizes
+        )
+        yield Case(op, op, tuple(checks))
+    for op, check in {"log_normalizer": check_log_normalizer, "top_tokens": check_top_tokens}.items():
+        yield Case(op, op, tuple(partial(check, size=size, rows=7) for size in sizes))

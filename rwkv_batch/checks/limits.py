@@ -2,8 +2,36 @@
 
 from __future__ import annotations
 
+import torch
+
 TOLERANCES = {"float32": 1e-5, "bfloat16": 6e-3, "float16": 1e-3}
 """Largest error of one operation, relative to the largest magnitude of the right result, by the dtype computed in."""
 
 MM8_TOLERANCES = {"float32": 1e-5, "bfloat16": 4e-3, "float16": 5e-4}
 """Norm of the error of a product of the 8-bit form, relative to the norm of the product of the matrix it stands for."""
+
+SEVERAL_ROUNDINGS = 2.0
+"""Factor for results that are rounded several times on their way, or in which the roundings of many tokens add up."""
+
+HALF_STATE_TOLERANCE = 2e-3
+"""Norm of the error of a float16 state, and of what is read out of it, relative to the norm of the right one. The
+definition rounds by the same draws, and the difference that float32 leaves may turn a number up or down."""
+
+LOGPROB_ERROR = 3e-4
+"""Largest error of a log-probability whose logits are made by a matrix product."""
+
+NORMALIZER_ERROR = 2e-6
+"""Largest error of the logarithm of a sum of exponentials, and of a log-probability of given logits."""
+
+LIKELIER = 1e-3
+"""The most likely token is known where its log-probability is larger than the next one's by more than this."""
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Of one operation in a dtype."""
+    return TOLERANCES[str(dtype).removeprefix("torch.")]
+
+
+def mm8_tolerance(dtype: torch.dtype) -> float:
+    """Of a product of the 8-bit form with inputs of a dtype."""
+    return MM8_TOLERANCES[str(dtype).removeprefix("torch.")]

@@ -27,7 +27,7 @@ def check(name: str, backend: str, device: str) -> dict[str, Any]:
         torch.cuda.set_device(target.device)
     try:
         (case,) = (case for case in cases(target) if case.name == name)
-        found = case.check(target)
+        found = case.run(target)
         if target.device.type == "cuda":
             torch.cuda.synchronize(target.device)
     except BackendError as error:

@@ -26,6 +26,11 @@ def layer_norm(x: Tensor, norm: Norm) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, LAYER_NORM_EPS)
 
 
+def widened(x: Tensor) -> Tensor:
+    """In the dtype that recurrences are computed in: float64 where it is that already, float32 otherwise."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def shift_lerp(
     x: Tensor, norm: Norm, mix: Tensor, shift: Tensor, rows: Rows, keep_parts: bool = False
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:

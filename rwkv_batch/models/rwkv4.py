@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import ConfigurationError
 from ..ops import OpSpec, OpTable
 from .architecture import Architecture, LayerState, StateField
-from .blocks import SHIFT_LERP, Norm
+from .blocks import SHIFT_LERP, Norm, widened
 from .channel_mix import ChannelMix, output_scale, previous_share, rescale
 from .linear import LinearGroup
 from .placed_weights import PlacedWeights
@@ -38,7 +38,7 @@ def wkv4(
     Returns:
         sigmoid(r) * y: [M, A], dtype of `r`.
     """
-    keys, values = k.float(), v.float()
+    keys, values = widened(k), widened(v)
     out = torch.zeros_like(keys)
 
     def advance(tokens: Index, a: Tensor, b: Tensor, p: Tensor) -> None:
@@ -55,7 +55,7 @@ def wkv4(
         p.copy_(q)
 
     rows.scan((aa, bb, pp), advance)
-    return out.mul_(sigmoid(r.float())).to(r.dtype)
+    return out.mul_(sigmoid(widened(r))).to(r.dtype)
 
 
 class TimeMix(NamedTuple):

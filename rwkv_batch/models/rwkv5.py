@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..ops import OpSpec, OpTable
 from .architecture import Architecture, LayerState, StateField
-from .blocks import SHIFT_LERP, Norm, head_norm
+from .blocks import SHIFT_LERP, Norm, head_norm, widened
 from .channel_mix import ChannelMix, output_scale, previous_share, rescale
 from .linear import LinearGroup
 from .placed_weights import PlacedWeights
@@ -53,7 +53,7 @@ def wkv5(r: Tensor, k: Tensor, v: Tensor, g: Tensor | None, head: Head5, state: 
         group_norm(y) * silu(g): [M, A], dtype of `r`.
     """
     num_heads, size = head.bonus.shape
-    r_, k_, v_ = (x.float().view(-1, num_heads, size) for x in (r, k, v))
+    r_, k_, v_ = (widened(x).view(-1, num_heads, size) for x in (r, k, v))
     out = torch.zeros_like(r_)
     decay = head.decay[..., None]
 
@@ -65,7 +65,7 @@ def wkv5(r: Tensor, k: Tensor, v: Tensor, g: Tensor | None, head: Head5, state: 
 
     rows.scan((state,), advance)
     y = head_norm(out.flatten(1), head.norm, num_heads, head.eps)
-    return (y if g is None else y * silu(g.float())).to(r.dtype)
+    return (y if g is None else y * silu(widened(g))).to(r.dtype)
 
 
 class TimeMix(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..ops import OpSpec, OpTable
 from .architecture import Architecture, LayerState, StateField
-from .blocks import SHIFT_LERP, Norm, head_norm
+from .blocks import SHIFT_LERP, Norm, head_norm, widened
 from .channel_mix import ChannelMix, output_scale, rescale
 from .linear import LinearGroup
 from .low_rank import LOW_RANK, LowRank
@@ -39,7 +39,7 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, g: Tensor, w: Tensor, head: Head5, sta
         group_norm(y) * silu(g): [M, A], dtype of `r`.
     """
     num_heads, size = head.bonus.shape
-    r_, k_, v_, w_ = (x.float().view(-1, num_heads, size) for x in (r, k, v, w))
+    r_, k_, v_, w_ = (widened(x).view(-1, num_heads, size) for x in (r, k, v, w))
     decay = torch.exp(-torch.exp(head.decay + w_))
     out = torch.zeros_like(r_)
 
@@ -51,7 +51,7 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, g: Tensor, w: Tensor, head: Head5, sta
 
     rows.scan((state,), advance)
     y = head_norm(out.flatten(1), head.norm, num_heads, head.eps)
-    return (y * silu(g.float())).to(r.dtype)
+    return (y * silu(widened(g))).to(r.dtype)
 
 
 class TimeMix(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..ops import OpSpec, OpTable
 from .architecture import Architecture, LayerState, StateField
-from .blocks import SHIFT_LERP, Norm, head_norm
+from .blocks import SHIFT_LERP, Norm, head_norm, widened
 from .linear import LinearGroup
 from .low_rank import LOW_RANK, LowRank
 from .placed_weights import PlacedWeights
@@ -82,14 +82,14 @@ def wkv7(
     def heads(x: Tensor) -> Tensor:
         return x.view(-1, num_heads, size)
 
-    decay = heads(torch.exp(-MAX_LOG_DECAY * sigmoid(head.w0 + w.float())))[..., None]
-    rate = sigmoid(head.a0 + a.float())
-    key, value = k.float(), v.float()
+    decay = heads(torch.exp(-MAX_LOG_DECAY * sigmoid(head.w0 + widened(w))))[..., None]
+    rate = sigmoid(head.a0 + widened(a))
+    key, value = widened(k), widened(v)
     if v_first is not None and v_gate is not None and head.v0 is not None:
-        value = torch.lerp(value, v_first.float(), sigmoid(head.v0 + v_gate.float()))
+        value = torch.lerp(value, widened(v_first), sigmoid(head.v0 + widened(v_gate)))
     removal = F.normalize(heads(key * head.k_k), dim=-1)
     key = key * (1 + (rate - 1) * head.k_a)
-    r_, k_, v_ = heads(r.float()), heads(key), heads(value)
+    r_, k_, v_ = heads(widened(r)), heads(key), heads(value)
     written = torch.stack((-removal * heads(rate), k_), dim=-1)
     out = torch.zeros_like(r_)
 
@@ -103,7 +103,7 @@ def wkv7(
     rows.scan((state,), advance)
     y = head_norm(out.flatten(1), head.norm, num_heads, head.eps)
     own = (r_ * k_ * head.r_k).sum(-1, keepdim=True) * v_
-    return ((y + own.flatten(1)) * g.float()).to(r.dtype)
+    return ((y + own.flatten(1)) * widened(g)).to(r.dtype)
 
 
 class TimeMix(NamedTuple):

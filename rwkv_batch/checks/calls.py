@@ -1,4 +1,4 @@
-"""Calls of the recurrences with random numbers in the ranges of trained models, to be checked and to be timed."""
+"""Calls of the recurrences with random numbers in the ranges of trained models."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkv_batch.models.blocks import Norm
-from rwkv_batch.models.rows import Rows
-from rwkv_batch.models.rwkv4 import wkv4
-from rwkv_batch.models.rwkv5 import Head5, wkv5
-from rwkv_batch.models.rwkv6 import wkv6
-from rwkv_batch.models.rwkv7 import Head7, wkv7
+from ..models.blocks import Norm
+from ..models.rows import Rows
+from ..models.rwkv4 import wkv4
+from ..models.rwkv5 import Head5, wkv5
+from ..models.rwkv6 import wkv6
+from ..models.rwkv7 import Head7, wkv7
 
 VARIANTS = ("wkv4", "wkv5", "wkv5-no-gate", "wkv6", "wkv7", "wkv7-first-layer")
 DEFINITIONS: dict[str, Callable[..., Tensor]] = {"wkv4": wkv4, "wkv5": wkv5, "wkv6": wkv6, "wkv7": wkv7}
@@ -66,12 +66,17 @@ class Call:
         return function(**self.vectors, **self.parameters, **states, rows=self.rows), pools
 
     def on_host(self) -> Call:
-        """The same in host memory, with float32 vectors."""
+        """The same in host memory, for the definition: in float64, but for what goes with float16 states.
+
+        These are rounded by the bits of float32 numbers, so all else is float32 then.
+        """
+        is_half = any(pool.dtype == torch.float16 for pool in self.pools.values())
+        dtype = torch.float32 if is_half else torch.float64
         return replace(
             self,
-            vectors={name: None if x is None else x.float().cpu() for name, x in self.vectors.items()},
-            parameters={name: _on_host(x) for name, x in self.parameters.items()},
-            pools={name: pool.cpu() for name, pool in self.pools.items()},
+            vectors={name: None if x is None else x.to("cpu", dtype) for name, x in self.vectors.items()},
+            parameters={name: _on_host(x, dtype) for name, x in self.parameters.items()},
+            pools={name: pool.to("cpu", pool.dtype if is_half else dtype) for name, pool in self.pools.items()},
             rows=Rows(self.rows.slots, self.rows.lengths, torch.device("cpu"), self.rows.positions),
         )
 
@@ -136,7 +141,7 @@ def make_parameters(variant: str, heads: int, size: int, device: torch.device) -
     return {"head": Head5(decay.view(heads, size), vector().view(heads, size), norm, EPS)}
 
 
-def _on_host(x: Any) -> Any:
+def _on_host(x: Any, dtype: torch.dtype) -> Any:
     if isinstance(x, tuple):
-        return type(x)(*(_on_host(field) for field in x))
-    return x.cpu() if isinstance(x, Tensor) else x
+        return type(x)(*(_on_host(field, dtype) for field in x))
+    return x.to("cpu", dtype) if isinstance(x, Tensor) else x

@@ -78,6 +78,7 @@ from time import monotonic
 from typing import Any
 
 from .gpu_parts.columns import format_columns
+from .gpu_parts.compiled import adopt, count
 from .gpu_parts.plan import PARTS, PLANS, Stage, stages_of
 from .gpu_parts.processes import ROOT, run_stage
 from .gpu_parts.record import DONE, FAILED, is_red, is_same
@@ -104,6 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
         models=tuple(options.models),
         batches=tuple(options.batches),
         earlier=str(options.earlier.resolve()) if options.earlier else "",
+        compiled=str(options.compiled.resolve()) if options.compiled else "",
         forgets=options.force,
     )
     stages = PLANS[options.plan] if options.plan else stages_of(tuple(options.parts or PARTS))
@@ -112,7 +114,10 @@ def main(arguments: list[str] | None = None) -> int:
     done = set() if options.force else {name for name, task in tasks.items() if _is_done(task, about)}
     for name in done:
         say(f"{name}: done before, on this card and with this commit")
+    num_compiled = adopt(options.compiled) if options.compiled else 0
     ran = _run(stages, tasks, done, options)
+    if options.compiled:
+        print(f"\n{num_compiled} kernels were brought along, {count(options.compiled) - num_compiled} compiled here")
     results = {name: task.results_of(name) for name, task in tasks.items()}
     print("\n" + "\n".join(_summary(results)))
     print(f"\nwritten: {out}")
@@ -132,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: benchmarks/results/<the card's name>")
     parser.add_argument("--tar", type=Path, metavar="FILE", help="also keep all results in one .tar.gz file")
     parser.add_argument("--earlier", type=Path, metavar="DIR", help="results of earlier starts; read, not written")
+    parser.add_argument("--compiled", type=Path, metavar="DIR", help="kernels that `gpu_parts.compile_cache` compiled")
     parser.add_argument("--minutes", type=float, default=1e6, metavar="N", help="of all parts together")
     parser.add_argument("--force", action="store_true", help="measure again what has been measured")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU; figures mean nothing")

@@ -146,6 +146,8 @@ def start(task: Task) -> subprocess.Popen[bytes]:
     """A process for a task, the first of a group of its own."""
     command = [sys.executable, "-m", "benchmarks.gpu_parts.inside", task.to_json()]
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    if task.compiled:
+        environment["TRITON_CACHE_DIR"] = task.compiled
     if task.rehearse:
         environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     quiet = subprocess.DEVNULL if task.is_dry else None

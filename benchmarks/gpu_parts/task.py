@@ -22,6 +22,7 @@ class Task:
         models: names of models; empty takes the part's own choice.
         batches: numbers of rows; empty takes the part's own choice.
         earlier: a folder with results of earlier starts; empty where there is none.
+        compiled: a folder of compiled kernels; empty takes Triton's own.
         seconds: after which no point is started.
         share: (i, n) takes every n-th point from the i-th on; empty takes all.
         is_dry: run every point once on a small scale, so that kernels are compiled; keep nothing.
@@ -36,6 +37,7 @@ class Task:
     models: tuple[str, ...] = ()
     batches: tuple[int, ...] = ()
     earlier: str = ""
+    compiled: str = ""
     seconds: float = 0.0
     share: tuple[int, ...] = ()
     is_dry: bool = False

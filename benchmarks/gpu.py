@@ -1,7 +1,7 @@
 """Everything that needs a GPU to be known, in one command of several parts, or two for a card that is lent for minutes.
 
 Two commands, each from the repository root on the machine with the GPU, and each with a time limit of its own. HASH is
-the commit, where the copy of the tree has no git; DIR is the folder whose files are kept, and gets one file.
+the commit, where the copy of the tree has no git; DIR is the folder whose files are kept, and gets one file from each.
 
     240 s:   python3 -m benchmarks.gpu --plan first --commit HASH --tar DIR/first.tar.gz
     330 s:   python3 -m benchmarks.gpu --plan second --commit HASH --tar DIR/second.tar.gz
@@ -12,6 +12,8 @@ prefill and profile, and before them smoke and limits, where the results of this
 first.tar.gz in the repository root before the second command: it holds benchmarks/results/CARD. Both commands must run
 on the same kind of card, or nothing of the first counts for the second. A plan ends by itself 15 to 20 s before its
 limit, and the tar file is written anew after every part, so that a command which is stopped leaves what it has.
+
+To save most of the time that `second` spends on compiling, see gpu_parts/compile_cache.py, and add --compiled.
 
 Other commands:
 
@@ -24,8 +26,7 @@ whose time is over goes on with what is missing when the same command is started
 part that is done is skipped, unless --force. A point that takes longer than 55 s is ended with its process, counts as
 failed, and another process goes on after it. Kernels are compiled beforehand, by several processes that go through a
 part without measuring. Nothing asserts a speed; a check that does not hold makes the exit code 1, and so does a part
-that failed. torch, triton and numpy are enough; without safetensors engine-equal leaves out the demo model, and `job`
-is left out where a package is missing that it needs.
+that failed. torch, triton and numpy are enough; `job` is left out where a package is missing that it needs.
 
     smoke         every op of every GPU backend on small inputs against float64, as `rwkv-batch doctor --check` does
     limits        copy bandwidth, bfloat16 and int8 matrix peak, floor of a launch: the denominators of what follows

@@ -51,13 +51,14 @@ def refusing(tmp_path) -> Path:
     (tmp_path / "refusing" / "sitecustomize.py").write_text(
         f"""
 import sys
+from importlib.machinery import PathFinder
 
-class Refusing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {REFUSED.split()}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+class Refusing(PathFinder):
+    @classmethod
+    def find_spec(cls, name, *where):
+        return None if name.partition(".")[0] in {REFUSED.split()} else PathFinder.find_spec(name, *where)
 
-sys.meta_path.insert(0, Refusing())
+sys.meta_path[sys.meta_path.index(PathFinder)] = Refusing
 """
     )
     return tmp_path / "refusing"

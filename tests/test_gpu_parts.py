@@ -137,7 +137,7 @@ def test_a_sanitizer_that_refuses_or_finds_nothing_is_not_believed(tmp_path, mon
     assert "planted error" in (tmp_path / "calls").read_text()
     assert own.record.points
     assert all(point.keys() == {"skipped"} for point in own.record.points.values())
-    assert "does not find a planted error" in table[0]
+    assert any("does not find a planted error" in line for line in table)
 
 
 def test_a_sanitizer_that_works_runs_every_case(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ END_SECONDS = 3.0
 """What a process that is told to end gets before it is killed."""
 LAST_SECONDS = 12.0
 """Of a part whose points are shared out: for the process that measures what is missing and makes the table."""
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.2
 
 Say = Callable[[str], None]
 

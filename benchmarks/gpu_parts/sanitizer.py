@@ -10,8 +10,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 from rwkv_batch.checks.cases import cases
@@ -28,22 +30,92 @@ FOUND = 9
 """Exit code for an error that the tool has found."""
 CASE_SECONDS = 50.0
 PLANTED = "planted error"
+SHOWN = 8
+"""Reasons in the table."""
 _PLACES = "/usr/local/cuda/bin", "/opt/cuda/bin"
 _SIGN = "========= "
 """What lines of the tool begin with."""
 
 
 def run(context: Context) -> list[str]:
-    tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=os.pathsep.join(_PLACES))
-    why = "compute-sanitizer is not installed" if tool is None else _refusal(context, tool)
+    tool = Tool(shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=os.pathsep.join(_PLACES)))
     for kind in TOOLS:
         for name, backend in chosen(context):
-            point = f"{kind} {name} {backend}"
-            if why or tool is None:
-                context.record.keep(point, {"skipped": why})
-            else:
-                context.record.measure(point, partial(_case, tool, kind, name, backend))
-    return _table(context.record.points, why)
+            context.record.measure(f"{kind} {name} {backend}", partial(_case, tool, kind, name, backend))
+    return _table(context.record.points)
+
+
+@dataclass(frozen=True)
+class Tool:
+    """compute-sanitizer on this machine.
+
+    Args:
+        path: of the program; None where it is not installed.
+    """
+
+    path: str | None
+
+    @cached_property
+    def refusal(self) -> str:
+        """Why it cannot be believed here; empty where it finds a planted error. Asked when it is first needed."""
+        return refusal(*self.run("memcheck", [PLANTED])) if self.path else "compute-sanitizer is not installed"
+
+    def run(self, kind: str, arguments: Sequence[str]) -> tuple[int | None, str]:
+        """Exit code, None after the time limit, and everything that was written."""
+        options = ["--tool", kind, "--error-exitcode", str(FOUND)]
+        command = [self.path, *options, sys.executable, "-m", "benchmarks.gpu_parts.sanitizer_case", *arguments]
+        # An allocation of its own for every tensor, so that an access beyond its end is seen.
+        environment = dict(os.environ) | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        try:
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=CASE_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            return None, (error.output or b"").decode(errors="replace")
+        return done.returncode, done.stdout.decode(errors="replace")
+
+
+def chosen(context: Context) -> list[tuple[str, str]]:
+    """(case, backend): the first case of each op that a GPU backend has and that works without the tool."""
+    found: dict[tuple[str, str], str] = {}
+    backends = () if context.is_rehearsal else [name for name in BACKENDS["cuda"] if name != "reference"]
+    for backend in backends:
+        for case in cases(Target(backend, context.device)):
+            works = context.smoke.get(f"{case.name} {backend}", {"status": "ok"})["status"] == "ok"
+            if works:
+                found.setdefault((case.op, backend), case.name)
+    return [(name, backend) for (_, backend), name in found.items()]
+
+
+def refusal(self) -> str:
+        """Why it cannot be believed here; empty where it finds a planted error. Asked when it is first needed."""
+        return refusal(*self.run("memcheck", [PLANTED])) if self.path else "compute-sanitizer is not installed"
+
+    def run(self, kind: str, arguments: Sequence[str]) -> tuple[int | None, str]:
+        """Exit code, None after the time limit, and everything that was written."""
+        options = ["--tool", kind, "--error-exitcode", str(FOUND)]
+        command = [self.path, *options, sys.executable, "-m", "benchmarks.gpu_parts.sanitizer_case", *arguments]
+        # An allocation of its own for every tensor, so that an access beyond its end is seen.
+        environment = dict(os.environ) | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        try:
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=CASE_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            return None, (error.output or b"").decode(errors="replace")
+        return done.returncode, done.stdout.decode(errors="replace")
 
 
 def chosen(context: Context) -> list[tuple[str, str]]:
@@ -71,8 +143,8 @@ def refusal(code: int | None, output: str) -> str:
     return f"the tool does not find a planted error: exit code {code}; {_last_words(output)}"
 
 
-def _case(tool: str, kind: str, name: str, backend: str) -> Point:
-    return outcome(*_run(tool, kind, [name, backend]))
+def _case(tool: Tool, kind: str, name: str, backend: str) -> Point:
+    return {"skipped": tool.refusal} if tool.refusal else outcome(*tool.run(kind, [name, backend]))
 
 
 def outcome(code: int | None, output: str) -> Point:
@@ -83,28 +155,6 @@ def outcome(code: int | None, output: str) -> Point:
         return {"ok": True, "why": ""}
     end = f"took longer than {CASE_SECONDS:.0f} s" if code is None else f"exit code {code}"
     return {"skipped": f"{end}; {_last_words(output)}"}
-
-
-def _run(tool: str, kind: str, arguments: Sequence[str]) -> tuple[int | None, str]:
-    """Exit code, None after the time limit, and everything that was written."""
-    options = ["--tool", kind, "--error-exitcode", str(FOUND), "--target-processes", "application-only"]
-    command = [tool, *options, sys.executable, "-m", "benchmarks.gpu_parts.sanitizer_case", *arguments]
-    # An allocation of its own for every tensor, so that an access beyond its end is seen.
-    environment = dict(os.environ) | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    try:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=CASE_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        return None, error.output.decode(errors="replace") if isinstance(error.output, bytes) else error.output or ""
-    return done.returncode, done.stdout
 
 
 def _first_words(output: str) -> str:
@@ -119,13 +169,12 @@ def _last_words(output: str) -> str:
     return lines[-1][:300] if lines else "it wrote nothing"
 
 
-def _table(points: dict[str, Point], why: str) -> list[str]:
-    if why:
-        return [f"skipped: {why}"]
+def _table(points: dict[str, Point]) -> list[str]:
     rows = []
     for kind in TOOLS:
         own = [point for name, point in points.items() if name.startswith(f"{kind} ")]
         counts = [sum(point.get("ok") is value for point in own) for value in (True, False, None)]
         rows.append([kind, *map(str, counts)])
-    skipped = [f"skipped {name}: {point['skipped']}" for name, point in points.items() if "skipped" in point]
-    return [*format_columns(["compute-sanitizer", "nothing found", "red", "skipped"], rows), *skipped[:12]]
+    skipped = Counter(point["skipped"] for point in points.values() if "skipped" in point)
+    reasons = [f"skipped {count}: {why}" for why, count in skipped.most_common(SHOWN)]
+    return [*format_columns(["compute-sanitizer", "nothing found", "red", "skipped"], rows), *reasons]

@@ -149,7 +149,8 @@ def _serve(engine: Engine, load: Load, warm_steps: int, seconds: float) -> _Seen
     for _ in completions:
         now = perf_counter()
         if seen.start is None:
-            if engine.stats.steps >= warm_steps:
+            has_recorded = engine.stats.recorded_steps > 0 or engine.stats.steps >= 2 * warm_steps
+            if engine.stats.steps >= warm_steps and has_recorded:
                 seen.start, start = replace(engine.stats), now
         elif now - start >= seconds and engine.stats.steps > seen.start.steps + 1:
             seen.end, seen.seconds = replace(engine.stats), now - start

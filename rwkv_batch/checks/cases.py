@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from .calls import VARIANTS
+from .demo import check_demo
 from .int8 import check_mm8, check_whole_numbers
 from .outcome import Checks
 from .products import Product, Sizes, check_deep_embed, check_linear, check_low_rank, check_score, products
@@ -16,6 +17,8 @@ from .recurrences import Heads, batches, check_recurrence, check_shift_lerp
 from .sampling import SETTINGS, check_log_normalizer, check_sample, check_top_tokens
 from .target import Target
 
+DEMO = "demo"
+"""In place of an op's name: the demo model."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -58,7 +61,8 @@ LARGE = ModelSizes(C=768, F=3072, V=65536)
 
 
 def cases(target: Target) -> Iterator[Case]:
-    """Those of a backend on a device, without the ops that the backend has no implementation of."""
+    """Those of a backend on a device: the whole model, and the ops that the backend has an implementation of."""
+    yield from _demo(target)
     makers = (_recurrences, _shifts, _products, _int8, _sampling)
     yield from (case for make in makers for case in make(target) if target.has(case.op))
 
@@ -74,6 +78,14 @@ def dtypes(target: Target) -> dict[str, torch.dtype]:
     elif target.device.type == "cpu":
         left_out = ("bfloat16",) if target.is_interpreted else ("float16",)
     return {name: dtype for name, dtype in DTYPES.items() if name not in left_out}
+
+
+def _demo(target: Target) -> Iterator[Case]:
+    num_tokens, longest = (3, 12) if target.is_interpreted else (24, 1000)
+    for name in dtypes(target):
+        yield Case(
+            f"demo model {name}", DEMO, (partial(check_demo, dtype=name, num_tokens=num_tokens, longest=longest),)
+        )
 
 
 def _recurrences(target: Target) -> Iterator[Case]:

@@ -23,6 +23,9 @@ LOGPROB_ERROR = 3e-4
 NORMALIZER_ERROR = 2e-6
 """Largest error of the logarithm of a sum of exponentials, and of a log-probability of given logits."""
 
+MODEL_LOGPROB_ERROR = {"float32": 2e-4, "bfloat16": 0.1, "float16": 2e-2}
+"""Largest error of a log-probability that the demo model gives, by the dtype of its activations."""
+
 LIKELIER = 1e-3
 """The most likely token is known where its log-probability is larger than the next one's by more than this."""
 

@@ -6,33 +6,46 @@ import signal
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
-from typing import NamedTuple
 
 import torch
 
 from ..threads import usable_cores
-from .cases import cases
+from .cases import DEMO, cases
 from .process import Ended, Process
 from .result import CRASHED, FAILED, TIMEOUT, CheckResult
 from .target import Target
 
-BACKENDS = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu",)}
+BACKENDS = {"cuda": ("auto", "triton", "cuda", "reference"), "cpu": ("auto", "cpu")}
 """Type of a device → backends that are checked there. On a CPU the definitions are what is compared with."""
 AT_ONCE = 16
 BYTES_OF_PROCESS = 3 << 29
 """Memory of a GPU that a case may take, with the driver's own: 1.5 GiB."""
+DEMO_TIMES = 3
+"""Time limit of a case with the whole model, in those of a case with one op: all kernels of a model are compiled."""
+BUILD_SECONDS = 600.0
+"""Time limit for the build of the native kernels."""
 _POLL_SECONDS = 0.02
 
 
-class Job(NamedTuple):
-    """A case on a target."""
+@dataclass(frozen=True)
+class Job:
+    """A case on a target.
+
+    Args:
+        name, op, backend, device: as in `CheckResult`.
+        time_limit: seconds.
+        function: "package.module:function", which the process calls with name, backend and device.
+    """
 
     name: str
     op: str
     backend: str
     device: str
+    time_limit: float
+    function: str = "rwkv_batch.checks.worker:check"
 
 
 def run_checks(
@@ -44,28 +57,35 @@ def run_checks(
     at_once: int | None = None,
     report: Callable[[CheckResult], None] | None = None,
 ) -> list[CheckResult]:
-    """Check every op on every backend and device against its definition.
+    """Check every op on every backend and device against its definition, and the demo model against known tokens.
+
+    The native kernels of a CPU are built first, if they are to be checked.
 
     Args:
         devices: None takes all CUDA devices and the CPU.
-        backends: of "triton", "cuda", "cpu", "reference"; None takes those that serve a device.
-        ops: names of ops; None takes all.
-        time_limit: seconds of a case.
+        backends: of "auto", "triton", "cuda", "cpu", "reference"; None takes those that serve a device.
+        ops: names of ops, or "demo" for the demo model; None takes all.
+        time_limit: seconds of a case; a case with the demo model has three times as many.
         at_once: cases that run at the same time; None takes as many as there are cores and GPU memory for, up to 16.
         report: called with each result when it is there.
 
     Returns:
         One result for each case, in the order in which they were started.
     """
-    found = all_devices() if devices is None else list(devices)
+    found, say = all_devices() if devices is None else list(devices), report or (lambda _: None)
     targets = [Target(backend, device) for device in found for backend in backends or BACKENDS.get(device.type, ())]
     jobs = [
-        Job(case.name, case.op, target.backend, str(target.device))
+        Job(case.name, case.op, target.backend, str(target.device), time_limit * (DEMO_TIMES if case.op == DEMO else 1))
         for target in targets
         for case in cases(target)
         if ops is None or case.op in ops
     ]
-    return run_jobs(jobs, time_limit, at_once or most_at_once(found), report or (lambda _: None))
+    jobs.sort(key=lambda job: job.op != DEMO)  # they take longest
+    built = []
+    if any(job.device == "cpu" and job.backend in BACKENDS["cpu"] for job in jobs):
+        function = "rwkv_batch.checks.worker:build_native"
+        built = run_jobs([Job("build of native kernels", "build", "cpu", "cpu", BUILD_SECONDS, function)], 1, say)
+    return built + run_jobs(jobs, at_once or most_at_once(found), say)
 
 
 def all_devices() -> list[torch.device]:
@@ -79,15 +99,10 @@ def most_at_once(devices: Iterable[torch.device]) -> int:
     return max(1, min(AT_ONCE, usable_cores(), *(size // BYTES_OF_PROCESS for size in memory)))
 
 
-def run_jobs(
-    jobs: Iterable[Job],
-    time_limit: float,
-    at_once: int,
-    report: Callable[[CheckResult], None],
-    function: str = "rwkv_batch.checks.worker:check",
-) -> list[CheckResult]:
-    """Run jobs, `at_once` at a time; `function` is what each process calls."""
-    waiting, running, results = deque(enumerate(jobs)), dict[int, tuple[Job, Process]](), dict[int, CheckResult]()
+def run_jobs(jobs: Iterable[Job], at_once: int, report: Callable[[CheckResult], None]) -> list[CheckResult]:
+    """Run jobs, `at_once` at a time; results are in the order of the jobs."""
+    waiting, results = deque(enumerate(jobs)), dict[int, CheckResult]()
+    running: dict[int, tuple[Job, Process]] = {}
     with tempfile.TemporaryDirectory(prefix="rwkv_batch-checks-") as folder:
         try:
             while waiting or running:
@@ -96,12 +111,12 @@ def run_jobs(
                     arguments = {"name": job.name, "backend": job.backend, "device": job.device}
                     own = Path(folder, str(number))
                     own.mkdir()
-                    running[number] = job, Process(function, arguments, time_limit, own)
+                    running[number] = job, Process(job.function, arguments, job.time_limit, own)
                 sleep(_POLL_SECONDS)
                 for number, (job, process) in list(running.items()):
                     if ended := process.ended():
                         del running[number]
-                        results[number] = result_of(job, ended, time_limit)
+                        results[number] = result_of(job, ended)
                         report(results[number])
         finally:
             for _, process in running.values():
@@ -109,18 +124,17 @@ def run_jobs(
     return [results[number] for number in sorted(results)]
 
 
-def result_of(job: Job, ended: Ended, time_limit: float) -> CheckResult:
+def result_of(job: Job, ended: Ended) -> CheckResult:
     """A result, also where the process gave none."""
-    seconds = round(ended.seconds, 1)
     lines = [line.strip() for line in ended.log.splitlines() if line.strip()]
-    last = f"; {lines[-1][:300]}" if lines else ""
-    if ended.answer is not None:
-        return CheckResult(**job._asdict(), **ended.answer, seconds=seconds)
-    if ended.is_late:
-        return CheckResult(
-            **job._asdict(), status=TIMEOUT, why=f"ended after {time_limit:.0f} s{last}", seconds=seconds
-        )
+    last = f"; {lines[-1]}" if lines else ""
     code = ended.code or 0
-    how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    status = CRASHED if code < 0 else FAILED
-    return CheckResult(**job._asdict(), status=status, why=f"{how}{last}", seconds=seconds)
+    if ended.answer is not None:
+        fields = ended.answer
+    elif ended.is_late:
+        fields = {"status": TIMEOUT, "why": f"ended after {job.time_limit:.0f} s{last}"}
+    elif code < 0:
+        fields = {"status": CRASHED, "why": f"ended by {signal.Signals(-code).name}{last}"}
+    else:
+        fields = {"status": FAILED, "why": f"ended with exit code {code}{last}"}
+    return CheckResult(job.name, job.op, job.backend, job.device, **fields, seconds=round(ended.seconds, 1))

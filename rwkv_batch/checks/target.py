@@ -35,7 +35,7 @@ class Target:
     """A backend on a device.
 
     Args:
-        backend: "triton", "cuda", "cpu" or "reference".
+        backend: "triton", "cuda", "cpu" or "reference"; or "auto", which chooses one for each op of a model.
     """
 
     backend: str
@@ -46,14 +46,11 @@ class Target:
         """Triton's interpreter, which is slow, runs the kernels: inputs are as small as they can be."""
         return self.backend == "triton" and self.device.type == "cpu"
 
-    @property
-    def mark(self) -> str:
-        """What the backend adds to an op's name in results: nothing for Triton."""
-        return "" if self.backend == "triton" else f"/{self.backend}"
-
     def has(self, name: str) -> bool:
         """The backend has an implementation of the op, whether that runs here or not."""
-        return self.backend == "reference" or find_spec(f"rwkv_batch.{self.backend}_kernels.{name}") is not None
+        if self.backend in ("auto", "reference"):
+            return self.backend == "reference"
+        return find_spec(f"rwkv_batch.{self.backend}_kernels.{name}") is not None
 
     def ops(
         self, name: str, dtype: torch.dtype = torch.bfloat16, state_dtype: torch.dtype = torch.float32, **sizes: int

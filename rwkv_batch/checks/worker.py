@@ -15,7 +15,7 @@ from .result import CRASHED, FAILED, OK, REFUSED, WRONG
 from .target import Target
 
 THREADS = 2
-"""Of each process on a CPU: native kernels are shared out among threads, and many processes run at the same time."""
+"""Of each process on a CPU: several, as native kernels share their work out, and few, as many cases run at once."""
 _DEVICE_LOST = ("CUDA error", "CUDA_ERROR", "illegal memory access", "unspecified launch failure", "misaligned address")
 
 
@@ -31,10 +31,18 @@ def check(name: str, backend: str, device: str) -> dict[str, Any]:
         if target.device.type == "cuda":
             torch.cuda.synchronize(target.device)
     except BackendError as error:
-        return {"status": REFUSED, "why": first_line(error)}
+        return {"status": REFUSED, "why": " ".join(str(error).split())}
     except Exception as error:  # whatever a backend does wrong is a result
-        return {"status": CRASHED if is_lost(error) else FAILED, "why": first_line(error, with_class=True)}
+        return {"status": CRASHED if is_lost(error) else FAILED, "why": first_line(error)}
     return outcome(found)
+
+
+def build_native(name: str, backend: str, device: str) -> dict[str, Any]:
+    """Build the native kernels of a CPU; arguments and answer as for `check`."""
+    from ..cpu_kernels.build import unavailable
+
+    reason = unavailable()
+    return {"status": REFUSED, "why": " ".join(reason.split())} if reason else {"status": OK}
 
 
 def outcome(found: Checks) -> dict[str, Any]:
@@ -53,10 +61,7 @@ def is_lost(error: BaseException) -> bool:
     return "out of memory" not in text and any(sign in text for sign in _DEVICE_LOST)
 
 
-def first_line(error: BaseException, with_class: bool = False) -> str:
-    """The first line of an error's message that is not empty."""
+def first_line(error: BaseException) -> str:
+    """An error's class, and the first line of its message that is not empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    name = type(error).__name__
-    if not lines:
-        return name
-    return f"{name}: {lines[0]}" if with_class else lines[0]
+    return ": ".join([type(error).__name__, *lines[:1]])

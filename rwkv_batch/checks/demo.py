@@ -1,0 +1,40 @@
+"""The demo model, from token ids to token ids: its greedy tokens and log-probabilities are the known ones."""
+
+from __future__ import annotations
+
+from ..demo.known import known
+from ..llm import LLM
+from ..sampling_params import SamplingParams
+from .limits import MODEL_LOGPROB_ERROR
+from .outcome import Checks
+from .target import Target
+
+
+def check_demo(target: Target, dtype: str, num_tokens: int, longest: int) -> Checks:
+    """Completions and scores of all prompts.
+
+    Greedy tokens are compared up to the first whose lead over the next likely token is within twice the error that its
+    log-probability may have.
+
+    Args:
+        num_tokens: of each completion.
+        longest: prompts of more tokens are left out.
+    """
+    checks, limit = Checks(), MODEL_LOGPROB_ERROR[dtype]
+    llm = LLM("demo", tokenizer=None, device=str(target.device), dtype=dtype, backend=target.backend)
+    entries = [entry for entry in known() if len(entry.prompt_ids) <= longest]
+    params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
+    outputs = llm.generate([{"prompt_token_ids": entry.prompt_ids} for entry in entries], params)
+    num_others = worst = 0.0
+    for entry, output in zip(entries, outputs, strict=True):
+        for given, right, lead in zip(output.outputs[0].token_ids, entry.token_ids, entry.leads, strict=False):
+            if lead <= 2 * limit:
+                break
+            num_others += given != right
+    scores = llm.score([(entry.prompt_ids, entry.token_ids[:num_tokens]) for entry in entries])
+    for entry, score in zip(entries, scores, strict=True):
+        errors = [abs(a - b) for a, b in zip(score.token_logprobs, entry.logprobs, strict=False)]
+        worst = max(worst, *errors)
+    checks.at_most("number of other greedy tokens", num_others, 0)
+    checks.at_most("log-probability", worst, limit)
+    return checks

@@ -86,6 +86,28 @@ def test_a_stop_token_with_text_is_not_of_the_text(llm, stop):
     assert (output.finish_reason, output.stop_reason) == ("stop", 99)
 
 
+def test_the_last_id_of_the_vocabulary_is_legal_everywhere_and_the_next_one_nowhere(llm):
+    last = VOCAB - 1
+    given = dict(stop_token_ids=[last], allowed_token_ids=[98, last], bad_token_ids=[last], logit_bias={last: 1.0})
+    for name, value in given.items():
+        output = llm.generate([[last, 66]], SamplingParams(max_tokens=2, **{name: value}))[0]
+        assert len(output.outputs[0].token_ids) >= 1
+        beyond = {last + 1: 1.0} if name == "logit_bias" else [last + 1]
+        (_, refused), *_ = llm.generate_iter(["a"], SamplingParams(**{name: beyond}))
+        assert (refused.error_code, f"{name} holds id {VOCAB}" in refused.error) == ("bad_sampling", True)
+    (_, refused), *_ = llm.generate_iter([[66, VOCAB]])
+    assert refused.error_code == "token_out_of_range"
+
+
+def test_a_stop_string_counts_behind_min_tokens(llm):
+    """As a stop token does, and as in vLLM: the first `min_tokens` tokens end nothing."""
+    always = dict(logit_bias={ord("z") + 1: 100.0}, stop="z", max_tokens=20)
+    for min_tokens in (0, 5):
+        output = llm.generate(["y"], SamplingParams(min_tokens=min_tokens, **always))[0].outputs[0]
+        assert len(output.token_ids) == min_tokens + 1
+        assert output.finish_reason == "stop"
+
+
 def test_samples_share_their_prompt(llm):
     before = llm.stats().prompt_tokens
     output = llm.generate(["a prompt of some length"], SamplingParams(n=6, max_tokens=5))[0]

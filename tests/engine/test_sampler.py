@@ -27,9 +27,9 @@ def sample(sampler, logits, slots):
     return sampler.send(slots, token_ids, logprobs, logits).read()
 
 
-def draw(logits, params, count=1, vocabulary=None, num_steps=1, constraint=None):
+def draw(logits, params, count=1, vocabulary=None, num_steps=1, constraint=None, ops=OPS):
     """Sample rows of equal logits from different streams; returns ids [count, num_steps] and the last result."""
-    sampler = Sampler(count, vocabulary or Vocabulary.plain(logits.shape[-1]), CPU, OPS)
+    sampler = Sampler(count, vocabulary or Vocabulary.plain(logits.shape[-1]), CPU, ops)
     for slot in range(count):
         sampler.assign(slot, Request(slot, [1], params, seed=3, row=slot), constraint)
     columns = []
@@ -123,14 +123,17 @@ def test_ids_without_bytes_are_never_sampled():
         assert (ids % 2 == 0).all()
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("share", [0.1, 0.4, 0.6, 0.95])
-def test_top_p_is_a_share_of_what_can_be_sampled(share):
+def test_top_p_is_a_share_of_what_can_be_sampled(share, backend):
     """Ids without bytes hold a part of the probability. Of the rest, 0.4 + 0.3 is the first sum above 0.65."""
     probabilities = torch.zeros(VOCAB, dtype=torch.float64)
     probabilities[:4] = (1 - share) * torch.tensor([0.4, 0.3, 0.2, 0.1])
     probabilities[10] = share
     vocabulary = Vocabulary(torch.arange(VOCAB) == 10, torch.zeros(VOCAB, dtype=torch.bool))
-    ids, _ = draw(probabilities.log().float()[None], SamplingParams(top_p=0.65), count=200, vocabulary=vocabulary)
+    ops = resolve(Sampler.OPS, backend, CPU, torch.float32, {})
+    logits, params = probabilities.log().float()[None], SamplingParams(top_p=0.65)
+    ids, _ = draw(logits, params, count=200, vocabulary=vocabulary, ops=ops)
     assert set(ids[:, 0]) == {0, 1}
 
 

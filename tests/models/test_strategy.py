@@ -206,6 +206,20 @@ def test_a_place_is_not_overwritten_while_its_layer_runs():
             assert (places[number] == number).all()
 
 
+def test_each_matrix_of_a_stack_has_a_host_buffer_of_its_own():
+    """Pinned buffers are rounded up, and the memory plan counts matrix by matrix."""
+    stream = LayerStream(CPU)
+    stacks = [torch.arange(24.0).reshape(3, 2, 4) + 100 * i for i in range(3)]
+    places = []
+    for stack in stacks:
+        stream.add_layer()
+        places.append(stream.keep(stack.clone()))
+    assert [len(copies) for copies in stream._copies] == [3, 3, 3]
+    for number in (0, 1, 2, 0):
+        with stream.running(number):
+            assert torch.equal(places[number], stacks[number])
+
+
 def llm(path, **settings):
     return LLM(str(path), tokenizer=None, max_batch_size=4, max_batch_tokens=24, **settings)
 

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
-from rwkv_batch.checks.cases import cases
-from rwkv_batch.checks.runner import BACKENDS
-from rwkv_batch.checks.target import Target
+from rwkv_batch.checks.result import OK
 
 from .columns import format_columns
 from .context import Context
 from .record import Point
+from .smoke import KERNELS, kernel_cases
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ("memcheck", "racecheck")
@@ -58,7 +57,7 @@ class Tool:
     @cached_property
     def refusal(self) -> str:
         """Why it cannot be believed here; empty where it finds a planted error. Asked when it is first needed."""
-        return refusal(*self.run("memcheck", [PLANTED])) if self.path else "compute-sanitizer is not installed"
+        return why_not_believed(*self.run("memcheck", [PLANTED])) if self.path else "compute-sanitizer is not installed"
 
     def run(self, kind: str, arguments: Sequence[str]) -> tuple[int | None, str]:
         """Exit code, None after the time limit, and everything that was written."""
@@ -84,59 +83,14 @@ class Tool:
 def chosen(context: Context) -> list[tuple[str, str]]:
     """(case, backend): the first case of each op that a GPU backend has and that works without the tool."""
     found: dict[tuple[str, str], str] = {}
-    backends = () if context.is_rehearsal else [name for name in BACKENDS["cuda"] if name != "reference"]
-    for backend in backends:
-        for case in cases(Target(backend, context.device)):
-            works = context.smoke.get(f"{case.name} {backend}", {"status": "ok"})["status"] == "ok"
-            if works:
+    for backend in () if context.is_rehearsal else KERNELS:
+        for case in kernel_cases(context.device, backend):
+            if context.smoke.get(f"{case.name} {backend}", {"status": OK})["status"] == OK:
                 found.setdefault((case.op, backend), case.name)
     return [(name, backend) for (_, backend), name in found.items()]
 
 
-def refusal(self) -> str:
-        """Why it cannot be believed here; empty where it finds a planted error. Asked when it is first needed."""
-        return refusal(*self.run("memcheck", [PLANTED])) if self.path else "compute-sanitizer is not installed"
-
-    def run(self, kind: str, arguments: Sequence[str]) -> tuple[int | None, str]:
-        """Exit code, None after the time limit, and everything that was written."""
-        options = ["--tool", kind, "--error-exitcode", str(FOUND)]
-        command = [self.path, *options, sys.executable, "-m", "benchmarks.gpu_parts.sanitizer_case", *arguments]
-        # An allocation of its own for every tensor, so that an access beyond its end is seen.
-        environment = dict(os.environ) | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        try:
-            done = subprocess.run(
-                command,
-                cwd=ROOT,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=CASE_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            return None, (error.output or b"").decode(errors="replace")
-        return done.returncode, done.stdout.decode(errors="replace")
-
-
-def chosen(context: Context) -> list[tuple[str, str]]:
-    """(case, backend): the first case of each op that a GPU backend has and that works without the tool."""
-    found: dict[tuple[str, str], str] = {}
-    backends = () if context.is_rehearsal else [name for name in BACKENDS["cuda"] if name != "reference"]
-    for backend in backends:
-        for case in cases(Target(backend, context.device)):
-            works = context.smoke.get(f"{case.name} {backend}", {"status": "ok"})["status"] == "ok"
-            if works:
-                found.setdefault((case.op, backend), case.name)
-    return [(name, backend) for (_, backend), name in found.items()]
-
-
-def _refusal(context: Context, tool: str) -> str:
-    """Why the tool cannot be trusted here; empty where it finds a planted error."""
-    code, output = _run(tool, "memcheck", [PLANTED])
-    return refusal(code, output)
-
-
-def refusal(code: int | None, output: str) -> str:
+def why_not_believed(code: int | None, output: str) -> str:
     """The reason in what the tool said of a planted error; empty where it found it."""
     if code == FOUND and "Invalid __global__ write" in output:
         return ""

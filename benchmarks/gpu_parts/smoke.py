@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+import torch
+
 from rwkv_batch.checks import CheckResult, format_table, run_checks
+from rwkv_batch.checks.cases import DEMO, Case, cases
+from rwkv_batch.checks.target import Target
 
 from .context import Context
 
@@ -20,6 +24,15 @@ def run(context: Context) -> list[str]:
     def keep(result: CheckResult) -> None:
         context.record.keep(f"{result.name} {result.backend}", asdict(result) | {"ok": result.is_good})
 
-    only = {"backends": ["reference"], "ops": REHEARSED, "at_once": 1} if context.is_rehearsal else {"backends": KERNELS}
-    found = run_checks([context.device], time_limit=CASE_SECONDS, report=keep, **only)
+    if context.is_rehearsal:
+        backends, ops = ("reference",), REHEARSED
+    else:
+        backends = KERNELS
+        ops = tuple({case.op: None for backend in KERNELS for case in kernel_cases(context.device, backend)})
+    found = run_checks([context.device], backends, ops=ops, time_limit=CASE_SECONDS, report=keep)
     return format_table(found).splitlines()
+
+
+def kernel_cases(device: torch.device, backend: str) -> list[Case]:
+    """Those of single ops; `engine-equal` runs the whole demo model."""
+    return [case for case in cases(Target(backend, device)) if case.op != DEMO]

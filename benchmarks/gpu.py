@@ -172,8 +172,8 @@ def _run(stages: Sequence[Stage], tasks: dict[str, Task], done: set[str], option
         if end - start < LEAST_SECONDS:
             say(f"{what}: not started, no time is left")
             continue
-        say(f"{what}: up to {end - start:.0f} s")
-        run_stage(stage, [tasks[name] for name in names], end, num_processes, say)
+        say(what if options.rehearse else f"{what}: up to {end - start:.0f} s")
+        run_stage(stage, [replace(tasks[name], end=end) for name in names], num_processes, say)
         say(f"{what}: {monotonic() - start:.0f} s")
         if stage.is_dry:
             continue

@@ -69,7 +69,8 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Refusing
 def test_a_plan_runs_with_torch_and_triton_alone(tmp_path, plan, refusing):
     pytest.importorskip("triton")
     out, packed = tmp_path / "results", tmp_path / "kept" / f"{plan}.tar.gz"
-    done = rehearse(out, "--plan", plan, "--tar", str(packed), "--processes", "2", path=refusing)
+    processes = ["--processes", "6"] if plan == "first" else []  # `second` would compile beforehand
+    done = rehearse(out, "--plan", plan, "--tar", str(packed), *processes, path=refusing)
     assert done.returncode == 0, done.stdout + done.stderr
     with tarfile.open(packed) as archive:
         found = {Path(name).stem: json.load(archive.extractfile(name)) for name in archive.getnames()}
@@ -77,6 +78,14 @@ def test_a_plan_runs_with_torch_and_triton_alone(tmp_path, plan, refusing):
     for name, part in found.items():
         assert (part["part"], part["status"], part["failed"], part["left_out"]) == (name, DONE, {}, []), part
         assert part["points"] or name == "sanitizer"
+
+
+def test_compiling_beforehand_keeps_no_results(tmp_path):
+    pytest.importorskip("triton")
+    done = rehearse(tmp_path, "streaming", "--processes", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "streaming (compiling): " in done.stderr
+    assert [path.name for path in tmp_path.rglob("*.json")] == ["streaming.json"]
 
 
 def test_a_part_whose_packages_are_missing_is_left_out_with_the_reason(tmp_path, refusing):

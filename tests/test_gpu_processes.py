@@ -21,15 +21,21 @@ from benchmarks.gpu_parts.record import DONE, FAILED, UNFINISHED, Record, read  
 from benchmarks.gpu_parts.task import Task  # noqa: E402
 
 PART = "correctness"
-LATE = 1e9
-"""By the clock of these tests, long after everything."""
+HOUR = 3600.0
 
 
 def work() -> None:
     """The process of a part whose points do what their names say."""
     task = Task.from_json(sys.argv[1])
     record = Record(
-        task.path, {"commit": task.commit}, task.seconds, read(task.path), print, task.share, task.is_dry, task.goes_on
+        task.path,
+        {"commit": task.commit},
+        task.end - time.monotonic(),
+        read(task.path),
+        print,
+        task.share,
+        task.is_dry,
+        task.goes_on,
     )
     record.write(UNFINISHED, "running")
 
@@ -53,7 +59,7 @@ class Clock:
     """Time that passes only when a test says so."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now = time.monotonic()
 
     def __call__(self) -> float:
         return self.now
@@ -76,7 +82,7 @@ def own_processes(monkeypatch):
 
 
 def task(folder: Path, *points: str) -> Task:
-    return Task(part=PART, out=str(folder), commit="abc", models=points)
+    return Task(part=PART, out=str(folder), commit="abc", models=points, end=time.monotonic() + HOUR)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -107,7 +113,7 @@ def is_alive(pid: int) -> bool:
 
 def test_a_point_that_hangs_is_ended_with_its_children_and_the_others_are_measured(tmp_path, clock):
     own = task(tmp_path, "before", "hang", "after")
-    worker = Worker(own, LATE, print)
+    worker = Worker(own, print)
     started = child(tmp_path)
     assert not worker.poll()
     clock.now += PARTS[PART].point_seconds - 1
@@ -125,7 +131,7 @@ def test_a_point_that_hangs_is_ended_with_its_children_and_the_others_are_measur
 
 def test_each_point_has_its_own_time(tmp_path, clock):
     own = task(tmp_path, "first", "hang")
-    worker = Worker(own, LATE, print)
+    worker = Worker(own, print)
     clock.now += PARTS[PART].point_seconds - 1  # before anything was seen of the process
     wait_for(lambda: current(own) == "hang")
     assert not worker.poll()
@@ -137,12 +143,12 @@ def test_each_point_has_its_own_time(tmp_path, clock):
 
 def test_points_that_end_their_process_are_noted_until_there_were_enough(tmp_path):
     own = task(tmp_path, *(f"die {i}" for i in range(ATTEMPTS)), "after")
-    wait_for(Worker(own, LATE, print).poll)
+    wait_for(Worker(own, print).poll)
     found = read(own.path)
     assert (found["status"], found["why"]) == (FAILED, "its process ended with 3")
     assert found["failed"].keys() == {f"die {i}" for i in range(ATTEMPTS - 1)}
     own = task(tmp_path / "other", "die", "after")
-    wait_for(Worker(own, LATE, print).poll)
+    wait_for(Worker(own, print).poll)
     found = read(own.path)
     assert found["status"] == DONE
     assert (found["points"].keys(), found["failed"].keys()) == ({"after"}, {"die"})
@@ -150,10 +156,10 @@ def test_points_that_end_their_process_are_noted_until_there_were_enough(tmp_pat
 
 def test_a_point_that_is_cut_off_by_the_parts_end_is_no_failure(tmp_path, clock):
     own = task(tmp_path, "before", "hang")
-    worker = Worker(own, 10.0, print)
+    worker = Worker(own, print)
     wait_for(lambda: current(own) == "hang")
     assert not worker.poll()
-    clock.now = 11.0
+    clock.now += HOUR + 1
     assert worker.poll()
     found = read(own.path)
     assert found["status"] == UNFINISHED
@@ -163,7 +169,7 @@ def test_a_point_that_is_cut_off_by_the_parts_end_is_no_failure(tmp_path, clock)
 def test_shares_measure_every_point_once_and_their_results_are_put_together(tmp_path):
     names = (*(f"point {i}" for i in range(7)), "raise", "die")
     own = task(tmp_path, *names)
-    wait_for(PartRun(own, LATE, 3, print).poll)
+    wait_for(PartRun(own, 3, print).poll)
     found = read(own.path)
     assert found["status"] == DONE
     assert found["points"].keys() == {f"point {i}" for i in range(7)}
@@ -179,7 +185,7 @@ def test_a_stage_that_is_interrupted_leaves_no_process(tmp_path, monkeypatch):
     own = task(tmp_path, "hang")
     monkeypatch.setattr(processes, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run_stage(Stage((PART,), 60), [own], time.monotonic() + 60, 1, print)
+        run_stage(Stage((PART,), HOUR), [own], 1, print)
     wait_for(lambda: not is_alive(child(tmp_path)))
 
 

@@ -16,7 +16,7 @@ from .engines import decode, load, other_backends, serve, slot_bytes, with_state
 from .random_model import random_checkpoint
 from .record import Point
 
-BATCHES = (256, 1024, 64, 16, 1, 4096)
+BATCHES = (256, 1024, 1, 64, 16, 4096)
 """Those that matter most come first."""
 INVARIANT_BATCHES = (256, 1024)
 ROUNDS = 2

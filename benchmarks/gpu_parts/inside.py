@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def main() -> int:
     torch.manual_seed(0)
     facts = about(device, task.commit, task.rehearse)
     earlier = None if task.forgets else (read(task.path) or task.results_of(task.part))
-    record = Record(task.path, facts, task.seconds, earlier, say, task.share, task.is_dry, task.goes_on)
+    record = Record(task.path, facts, task.end - monotonic(), earlier, say, task.share, task.is_dry, task.goes_on)
     record.write(UNFINISHED, RUNNING)
     limits = _limits(task, facts)
     with tempfile.TemporaryDirectory(prefix="rwkv_batch-gpu-") as folder:

@@ -30,14 +30,10 @@ Say = Callable[[str], None]
 
 
 class Worker:
-    """A process that works on a task, and those that take its place.
+    """A process that works on a task, and those that take its place; the task is stopped at its end."""
 
-    Args:
-        end: by `monotonic`, when the task is stopped.
-    """
-
-    def __init__(self, task: Task, end: float, say: Say) -> None:
-        self._task, self._end, self._say = task, end, say
+    def __init__(self, task: Task, say: Say) -> None:
+        self._task, self._say = task, say
         self._limit = inf if task.is_dry or task.rehearse else PARTS[task.part].point_seconds
         self._attempts = 0
         self._start()
@@ -45,9 +41,8 @@ class Worker:
     def _start(self) -> None:
         self._attempts += 1
         goes_on = self._task.goes_on or self._attempts > 1
-        left = max(self._end - monotonic(), 0.0)
         forgets = self._task.forgets and not goes_on
-        self._process = start(replace(self._task, seconds=left, goes_on=goes_on, forgets=forgets))
+        self._process = start(replace(self._task, goes_on=goes_on, forgets=forgets))
         self._current, self._since = "", monotonic()
 
     def poll(self) -> bool:
@@ -56,7 +51,7 @@ class Worker:
         current = self._found("current") or ""
         if current != self._current:
             self._current, self._since = current, now
-        is_late = now > self._end
+        is_late = now > self._task.end
         if code is None and not is_late and now - self._since < self._limit:
             return False
         self.stop()
@@ -96,16 +91,15 @@ class Worker:
 class PartRun:
     """One part: several processes that share its points out, where nothing is timed, then one for the rest."""
 
-    def __init__(self, task: Task, end: float, num_shares: int, say: Say) -> None:
-        self._task, self._end, self._say = task, end, say
-        tasks = [replace(task, share=(i, num_shares)) for i in range(num_shares)] if num_shares > 1 else []
-        self._paths = [one.path for one in tasks]
+    def __init__(self, task: Task, num_shares: int, say: Say) -> None:
+        self._task, self._say = task, say
+        self._is_last = num_shares == 1
+        shares = [replace(task, share=(i, num_shares), end=task.end - LAST_SECONDS) for i in range(num_shares)]
+        tasks = [task] if self._is_last else shares
+        self._paths = [one.path for one in shares]
         for path in self._paths:
             path.unlink(missing_ok=True)
-        self._workers = [Worker(one, end - LAST_SECONDS, say) for one in tasks]
-        self._is_last = not tasks
-        if self._is_last:
-            self._workers = [Worker(task, end, say)]
+        self._workers = [Worker(one, say) for one in tasks]
 
     def poll(self) -> bool:
         """Whether the part is over."""
@@ -116,7 +110,7 @@ class PartRun:
             return True
         merge(self._task.path, self._paths)
         self._is_last = True
-        self._workers = [Worker(replace(self._task, goes_on=True, forgets=False), self._end, self._say)]
+        self._workers = [Worker(replace(self._task, goes_on=True, forgets=False), self._say)]
         return False
 
     def stop(self) -> None:
@@ -124,16 +118,16 @@ class PartRun:
             worker.stop()
 
 
-def run_stage(stage: Stage, tasks: Sequence[Task], end: float, num_processes: int, say: Say) -> None:
-    """Run parts at the same time, until all of them are over or `end`, by `monotonic`, is reached."""
+def run_stage(stage: Stage, tasks: Sequence[Task], num_processes: int, say: Say) -> None:
+    """Run parts at the same time, until all of them are over."""
     each = max(num_processes // len(tasks), 1)
     running: list[Worker | PartRun] = []
     try:
         if stage.is_dry:
             shares = [replace(task, share=(i, each), is_dry=True) for task in tasks for i in range(each)]
-            running += [Worker(task, end, say) for task in shares]
+            running += [Worker(task, say) for task in shares]
         else:
-            running += [PartRun(task, end, each if PARTS[task.part].is_shared else 1, say) for task in tasks]
+            running += [PartRun(task, each if PARTS[task.part].is_shared else 1, say) for task in tasks]
         while running:
             sleep(_POLL_SECONDS)
             running = [one for one in running if not one.poll()]

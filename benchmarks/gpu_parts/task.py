@@ -23,7 +23,7 @@ class Task:
         batches: numbers of rows; empty takes the part's own choice.
         earlier: a folder with results of earlier starts; empty where there is none.
         compiled: a folder of compiled kernels; empty takes Triton's own.
-        seconds: after which no point is started.
+        end: when no point is started any more, by `monotonic`, which all processes of a machine share.
         share: (i, n) takes every n-th point from the i-th on; empty takes all.
         is_dry: run every point once on a small scale, so that kernels are compiled; keep nothing.
         goes_on: points that failed are not tried again.
@@ -38,7 +38,7 @@ class Task:
     batches: tuple[int, ...] = ()
     earlier: str = ""
     compiled: str = ""
-    seconds: float = 0.0
+    end: float = 0.0
     share: tuple[int, ...] = ()
     is_dry: bool = False
     goes_on: bool = False

@@ -174,10 +174,11 @@ def note_end(path: Path, why: str, is_late: bool) -> None:
         found |= {"failed": {}, "left_out": [], "notes": {}, "table": [], "tracebacks": {}}
     if found["why"] != RUNNING:
         return
-    found |= {"status": FAILED, "why": why}
-    if is_late:
-        left_out = [found["current"]] if found["current"] else []
-        found |= {"status": UNFINISHED, "current": "", "left_out": found["left_out"] + left_out}
+    found |= {"status": UNFINISHED if is_late else FAILED, "why": why}
+    if is_late and found["current"]:
+        found["left_out"].append(found["current"])
+    elif found["current"]:
+        found["failed"][found["current"]] = why
     replace_file(path, found)
 
 
@@ -188,9 +189,6 @@ def merge(path: Path, shares: Iterable[Path]) -> None:
         return
     whole = found[0] | {"part": path.stem, "status": UNFINISHED, "why": RUNNING, "current": ""}
     whole["seconds"] = max(one["seconds"] for one in found)
-    for one in found:
-        if one["status"] == FAILED and one["current"]:
-            one["failed"][one["current"]] = one["why"]
     for field in ("points", "failed", "notes", "tracebacks"):
         whole[field] = {name: value for one in found for name, value in one[field].items()}
     replace_file(path, whole)

@@ -64,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="what this machine offers: versions, devices, compilers, memory")
     doctor.add_argument("--build", action="store_true", help="also build the CUDA kernels now, with nvcc")
+    doctor.add_argument(
+        "--check",
+        action="store_true",
+        help="also check every op on every device, and the demo model; exit code 1 if anything is wrong",
+    )
     doctor.set_defaults(command=_doctor)
     return parser
 
@@ -89,12 +94,13 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from .doctor import build_kernels, findings
+    from .doctor import build_kernels, check, findings, format_findings
 
-    found = [*findings(), *(build_kernels() if options.build else ())]
-    width = max(len(name) for name, _ in found) + 2
-    print("\n".join(f"{name:<{width}}{finding}" for name, finding in found))
-    return 0
+    print(format_findings([*findings(), *(build_kernels() if options.build else ())]))
+    if not options.check:
+        return 0
+    print()
+    return 0 if check() else 1
 
 
 if __name__ == "__main__":

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import __version__
 from .errors import BackendError
 from .threads import usable_cores
 
-PACKAGES = ("torch", "triton", "pyarrow", "pydantic", "tokenizers", "xgrammar", "huggingface_hub")
+if TYPE_CHECKING:
+    import torch
+
+    from .checks import CheckResult
+
+PACKAGES = ("torch", "triton", "numpy", "pyarrow", "pydantic", "tokenizers", "xgrammar", "huggingface_hub")
 CUDA_TARGETS = ("sm_80", "sm_90", "sm_120")
 CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "sve")
 
@@ -37,6 +45,40 @@ def findings() -> Iterator[tuple[str, str]]:
         "demo model",
         f"{demo.stat().st_size / 2**20:.1f} MiB" if demo.is_file() else "missing: install the package again",
     )
+
+
+def format_findings(found: Iterable[tuple[str, str]]) -> str:
+    """One line for each."""
+    lines = list(found)
+    width = max(len(name) for name, _ in lines) + 2
+    return "\n".join(f"{name:<{width}}{finding}" for name, finding in lines)
+
+
+def check(
+    devices: Sequence[torch.device] | None = None,
+    backends: Sequence[str] | None = None,
+    ops: Sequence[str] | None = None,
+    path: Path | None = None,
+) -> bool:
+    """Check the ops and the demo model, and print the results as a table; progress goes to standard error.
+
+    Args:
+        devices, backends, ops: as for `checks.run_checks`.
+        path: a file to which the results are written as JSON, too.
+
+    Returns:
+        Nothing is wrong.
+    """
+    from .checks import format_table, run_checks
+
+    def say(result: CheckResult) -> None:
+        print(f"{result.name} ({result.backend}, {result.device}): {result.status}", file=sys.stderr, flush=True)
+
+    results = run_checks(devices, backends, ops=ops, report=say)
+    print(format_table(results))
+    if path is not None:
+        path.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+    return all(result.is_good for result in results)
 
 
 def build_kernels() -> Iterator[tuple[str, str]]:
@@ -84,6 +126,7 @@ def _devices() -> Iterator[tuple[str, str]]:
     import torch
 
     yield "cuda", f"version {torch.version.cuda}" if torch.cuda.is_available() else "no device that torch can use"
+    yield "driver", _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         capability = f"compute capability {device.major}.{device.minor}"
@@ -97,12 +140,14 @@ def _nvrtc() -> str:
     return f"{library.path}: {library.version}" if library else "not found"
 
 
-def _first_line(program: str) -> str:
+def _first_line(program: str, *arguments: str) -> str:
+    """What a program prints first when it is asked for its version."""
     path = shutil.which(program) or shutil.which(program, path=os.path.dirname(sys.executable))
     if path is None:
         return "not found"
     try:
-        output = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+        command = [path, *(arguments or ("--version",))]
+        output = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{path}: {error}"
     lines = output.strip().splitlines() or ["prints no version"]

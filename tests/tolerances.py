@@ -1,15 +1,13 @@
-"""How close two computations of the same numbers must be: one table, one assertion, never loosened by environment."""
+"""How close two computations of the same numbers must be: the package's own table, and one assertion."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-TOLERANCES = {"float32": 1e-5, "bfloat16": 6e-3, "float16": 1e-3}
-"""Largest error allowed for one operation, relative to the largest expected magnitude, by the dtype computed in."""
+from rwkv_batch.checks.limits import MM8_TOLERANCES, TOLERANCES
 
-MM8_TOLERANCES = {"float32": 1e-5, "bfloat16": 4e-3, "float16": 5e-4}
-"""Largest error allowed for a product of the 8-bit form, norm by norm, against that of the matrix it stands for."""
+__all__ = ["MM8_TOLERANCES", "TOLERANCES", "assert_close"]
 
 
 def assert_close(name: str, got: Tensor, expected: Tensor, dtype: torch.dtype | str, factor: float = 1.0) -> None:

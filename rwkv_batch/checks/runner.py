@@ -12,6 +12,7 @@ from time import sleep
 
 import torch
 
+from ..errors import ConfigurationError
 from ..threads import usable_cores
 from .cases import DEMO, cases
 from .process import Ended, Process
@@ -71,6 +72,9 @@ def run_checks(
 
     Returns:
         One result for each case, in the order in which they were started.
+
+    Raises:
+        ConfigurationError: no backend of these names has ops of these names.
     """
     found, say = all_devices() if devices is None else list(devices), report or (lambda _: None)
     targets = [Target(backend, device) for device in found for backend in backends or BACKENDS.get(device.type, ())]
@@ -80,6 +84,11 @@ def run_checks(
         for case in cases(target)
         if ops is None or case.op in ops
     ]
+    if not jobs:
+        raise ConfigurationError(
+            f"nothing to check: got devices {[str(device) for device in found]}, backends {backends} and ops {ops}; "
+            f"expected backends among {', '.join(BACKENDS['cuda'])}, cpu, and ops such as wkv7, linear and {DEMO}"
+        )
     jobs.sort(key=lambda job: job.op != DEMO)  # they take longest
     built = []
     if any(job.device == "cpu" and job.backend in BACKENDS["cpu"] for job in jobs):
@@ -95,7 +104,8 @@ def all_devices() -> list[torch.device]:
 
 def most_at_once(devices: Iterable[torch.device]) -> int:
     """As many processes as there are cores, and as fit the smallest GPU's memory, up to 16."""
-    memory = [torch.cuda.get_device_properties(one).total_memory for one in devices if one.type == "cuda"]
+    gpus = [one for one in devices if one.type == "cuda"] if torch.cuda.is_available() else []
+    memory = [torch.cuda.get_device_properties(one).total_memory for one in gpus]
     return max(1, min(AT_ONCE, usable_cores(), *(size // BYTES_OF_PROCESS for size in memory)))
 
 

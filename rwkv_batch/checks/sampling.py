@@ -102,7 +102,8 @@ def check_sample(
         want_ids, want_logprobs = right.draw(logits, slots)
         same = (token_ids == want_ids) & live
         num_others += int((~same & live).sum())
-        worst = max(worst, float((logprobs - want_logprobs)[same].abs().nan_to_num(nan=torch.inf).max()))
+        errors = (logprobs - want_logprobs)[same].abs().nan_to_num(nan=torch.inf)
+        worst = max([worst, *errors.tolist()])
         # From here on both have sampled the same, as penalties follow what was sampled.
         if not bool(same[live].all()):
             break

@@ -23,9 +23,9 @@ def check(name: str, backend: str, device: str) -> dict[str, Any]:
     """Run one case; gives the fields of a `CheckResult` that are known here."""
     torch.set_num_threads(min(limit_threads(), THREADS))
     target = Target(backend, torch.device(device))
-    if target.device.type == "cuda":
-        torch.cuda.set_device(target.device)
     try:
+        if target.device.type == "cuda":
+            torch.cuda.set_device(target.device)
         (case,) = (case for case in cases(target) if case.name == name)
         found = case.run(target)
         if target.device.type == "cuda":

@@ -14,7 +14,7 @@ from typing import NamedTuple
 FILE = Path(__file__).with_name("known.json")
 NUM_TOKENS = 24
 PROMPTS = (
-    "for line in ",
+    "if",
     "class Error(Exception):\n",
     "    def __init__(self, ",
     '''def mean(values):

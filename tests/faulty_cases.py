@@ -1,0 +1,38 @@
+"""What processes of tests do in place of a case: each function is called as `rwkv_batch.checks.worker.check` is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+from rwkv_batch.checks.worker import is_lost
+
+
+def right(name: str, backend: str, device: str) -> dict[str, Any]:
+    return {"status": "ok", "worst_error": 0.5, "limit": 1.0}
+
+
+def hang(name: str, backend: str, device: str) -> None:
+    """Never ends, and neither does the process that it starts, whose number goes to the file `device`."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1e6)"])
+    unfinished = Path(device + ".tmp")
+    unfinished.write_text(str(child.pid))
+    unfinished.rename(device)
+    sleep(1e6)
+
+
+def abort(name: str, backend: str, device: str) -> None:
+    print("the last words", file=sys.stderr, flush=True)
+    os.abort()
+
+
+def leave(name: str, backend: str, device: str) -> None:
+    raise ValueError(f"of {name}")
+
+
+def device_lost() -> bool:
+    return is_lost(RuntimeError("CUDA error: an illegal memory access was encountered"))

@@ -17,7 +17,7 @@ sys.path.append(str(ROOT))  # benchmarks are not installed
 from benchmarks.gpu_parts import processes  # noqa: E402
 from benchmarks.gpu_parts.plan import PARTS, PLANS, Stage  # noqa: E402
 from benchmarks.gpu_parts.processes import ATTEMPTS, PartRun, Worker, run_stage  # noqa: E402
-from benchmarks.gpu_parts.record import DONE, FAILED, RUNNING, UNFINISHED, Record, read  # noqa: E402
+from benchmarks.gpu_parts.record import DONE, FAILED, RUNNING, UNFINISHED, Record, merge, note_end, read  # noqa: E402
 from benchmarks.gpu_parts.task import Task  # noqa: E402
 
 PART = "correctness"
@@ -175,6 +175,15 @@ def test_shares_measure_every_point_once_and_their_results_are_put_together(tmp_
     assert found["points"].keys() == {f"point {i}" for i in range(7)}
     assert found["failed"] == {"raise": "ValueError: raise", "die": "its process ended with 3"}
     assert len({point["pid"] for point in found["points"].values()}) == 3
+
+
+def test_a_share_that_dies_before_it_writes_does_not_hide_the_others(tmp_path):
+    share, whole = tmp_path / "share.json", tmp_path / "whole.json"
+    note_end(tmp_path / "dead.json", "its process ended with -9", is_late=False)
+    Record(share, {"card": "a card"}, HOUR, None, print).measure("point", lambda: {"value": 1})
+    merge(whole, [tmp_path / "dead.json", share])
+    assert read(whole)["about"] == {"card": "a card"}
+    assert read(whole)["points"].keys() == {"point"}
 
 
 def test_a_stage_that_is_interrupted_leaves_no_process(tmp_path, monkeypatch):

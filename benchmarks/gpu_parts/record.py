@@ -187,7 +187,8 @@ def merge(path: Path, shares: Iterable[Path]) -> None:
     found = [one for one in map(read, shares) if one is not None]
     if not found:
         return
-    whole = found[0] | {"part": path.stem, "status": UNFINISHED, "why": RUNNING, "current": ""}
+    first = next((one for one in found if one["about"]), found[0])  # a process that died early says nothing
+    whole = first | {"part": path.stem, "status": UNFINISHED, "why": RUNNING, "current": ""}
     whole["seconds"] = max(one["seconds"] for one in found)
     for field in ("points", "failed", "notes", "tracebacks"):
         whole[field] = {name: value for one in found for name, value in one[field].items()}

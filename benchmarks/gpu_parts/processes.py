@@ -44,6 +44,7 @@ class Worker:
         forgets = self._task.forgets and not goes_on
         self._process = start(replace(self._task, goes_on=goes_on, forgets=forgets))
         self._current, self._since = "", monotonic()
+        self._why, self._told = "", 0.0
 
     def poll(self) -> bool:
         """Whether the task is over."""
@@ -52,12 +53,16 @@ class Worker:
         if current != self._current:
             self._current, self._since = current, now
         is_late = now > self._task.end
-        if code is None and not is_late and now - self._since < self._limit:
+        if code is None and not self._why:
+            if not is_late and now - self._since < self._limit:
+                return False
+            self._why, self._told = "no time was left" if is_late else f"stopped after {self._limit:.0f} s", now
+            self._process.terminate()  # it ends processes of its own that are in other groups
+        if code is None and now - self._told < END_SECONDS:
             return False
-        self.stop()
-        if code != 0:
-            why = "no time was left" if is_late else f"stopped after {self._limit:.0f} s"
-            self._note(why if code is None else f"its process ended with {code}", is_late)
+        self._kill()
+        if self._why or code:
+            self._note(self._why or f"its process ended with {code}", is_late)
         # Where one point took the process or the device with it, another process does those that come after it.
         goes_on = self._found("status") == FAILED and self._found("current") and not is_late
         if not goes_on or self._attempts == ATTEMPTS:
@@ -79,9 +84,12 @@ class Worker:
     def stop(self) -> None:
         """End the process and all that it has started."""
         if self._process.poll() is None:
-            self._process.terminate()  # it ends processes of its own that are in other groups
+            self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(END_SECONDS)
+        self._kill()
+
+    def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):  # a process in a broken driver may never end

@@ -1,9 +1,15 @@
-# The two commands of the README. Each makes a virtual environment in .venv, installs what constraints.txt pins, and runs.
+# The two commands of the README. Each makes a virtual environment in .venv, installs what its lock pins, and runs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# --no-compile: modules are compiled when they are first imported, which saves a third of the time of an installation.
+# --no-build-isolation: what comes as source is built with the setuptools of the lock, not with the newest.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --no-build-isolation
+# For builds of torch that bring no Triton of their own.
+TRITON := triton==3.9.0; platform_system == 'Linux'
+UV := uv==0.13.9
 
-.PHONY: demo test check clean
+.PHONY: demo test check soak locks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m rwkv_batch.run jobs/demo.yaml
@@ -16,14 +22,46 @@ check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# Many random moments to kill at, and many examples of each property.
+SEEDS ?= 20
+soak: $(VENV)/.installed-test
+	$(BIN)/python -m pytest --seeds $(SEEDS) --timeout 3600 -k "crash or sigkill or hypothesis"
+
+# torch comes with its dependencies, as its builds differ in them; each build pins those that the lock does not know.
+# Everything else is in the lock, so nothing is left to resolve.
+$(VENV)/.installed: pyproject.toml locks/demo.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(INSTALL) --constraint locks/demo.txt torch
+	$(BIN)/python -m pip show --quiet triton 2> /dev/null || $(INSTALL) --no-deps "$(TRITON)"
+	$(INSTALL) --no-deps --requirement locks/demo.txt
+	$(INSTALL) --no-deps --editable .
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+$(VENV)/.installed-test: $(VENV)/.installed locks/test.txt
+	$(INSTALL) --no-deps --requirement locks/test.txt
 	touch $@
+
+# Writes both locks from pyproject.toml. Versions in the tests' lock stay where they still satisfy it;
+# `make locks UPGRADE=--upgrade` takes the newest. The demo's lock follows the tests' lock wherever both hold.
+COMPILE := $(BIN)/uv pip compile --quiet --config-file locks/uv.toml pyproject.toml
+locks: $(VENV)/.installed
+	$(INSTALL) "$(UV)"
+	$(COMPILE) $(UPGRADE) --python-version 3.11 --extra test --output-file locks/test.txt
+	cp locks/test.txt locks/demo.txt
+	$(COMPILE) --python-version 3.10 --output-file locks/demo.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info out
+
+# Kernels are compiled by the Tritons that torch is installed with, which lie beside each other: two of them for `test`.
+TRITONS := 3.6.0 3.7.0 3.7.1 3.8.0 3.9.0
+.PHONY: kernels
+test: $(VENV)/triton/3.6.0/.installed $(VENV)/triton/3.7.1/.installed
+
+kernels: $(TRITONS:%=$(VENV)/triton/%/.installed)
+	PYTHONPATH=tests $(BIN)/python -m kernels.aot_matrix $(TARGETS)
+
+$(VENV)/triton/%/.installed: | $(VENV)/.installed-test
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile --target $(@D) triton==$*
+	touch $@

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
+from ..triton_kernels.builds import private_folder, write_whole
 from .nvrtc import nvrtc
 
 SOURCES = Path(__file__).with_name("csrc")
@@ -73,10 +74,7 @@ def specializations() -> list[Specialization]:
 
 def folder() -> Path:
     """Where cubins are kept; made if need be, for this user alone."""
-    path = Path.home() / ".cache" / "rwkv_batch" / "cuda_kernels"
-    path.mkdir(parents=True, exist_ok=True)
-    path.chmod(0o700)
-    return path
+    return private_folder("cuda_kernels")
 
 
 def unavailable() -> str | None:
@@ -108,7 +106,7 @@ def image(spec: Specialization, capability: tuple[int, int]) -> bytes:
         path = stem.with_name(f"{stem.name}-{compiler.version}.cubin")
         with FileLock(f"{path}.lock"):
             if not path.exists():
-                _write(path, compiler.compile(spec.source, options(spec, target)))
+                write_whole(path, compiler.compile(spec.source, options(spec, target)))
             return path.read_bytes()
     except (OSError, RuntimeError) as error:
         raise BuildError(f"cannot build {spec} for {target}: {error}") from error
@@ -191,17 +189,6 @@ def _build(compiler: str, missing: dict[Path, tuple[Specialization, str]]) -> No
 def _quoted(word: str) -> str:
     """For the shell, inside a ninja file."""
     return shlex.quote(word).replace("$", "$$")
-
-
-def _write(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _name(spec: Specialization, target: str) -> str:

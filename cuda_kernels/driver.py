@@ -29,6 +29,19 @@ def launch(
         _call("cuLaunchKernel", function, *grid, 1, threads, 1, 1, 0, ctypes.c_void_p(stream), arguments, None)
 
 
+def load(device: torch.device, spec: Specialization) -> None:
+    """Compile a kernel, unless that is done, and load it on a device.
+
+    Raises:
+        BuildError: the kernel cannot be compiled or loaded.
+        OSError, RuntimeError: there is no driver, or it refuses.
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    with torch.cuda.device(index):
+        _use_context(index)
+        _function(index, spec)
+
+
 def _use_context(index: int) -> None:
     """This thread works in torch's own context of the device, also where torch has not called the driver yet."""
     context = ctypes.c_void_p()

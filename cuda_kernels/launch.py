@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..triton_kernels.builds import in_short
 from . import driver
-from .build import Specialization, unavailable
+from .build import BuildError, Specialization, unavailable
 
 DTYPES = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "f16"}
 """dtype → its name in the sources."""
@@ -31,7 +33,7 @@ def unsupported(
     sizes: Mapping[str, int],
     state_dtype: torch.dtype = torch.float32,
 ) -> str | None:
-    """Why these kernels cannot serve, if so."""
+    """Why kernels cannot serve with these settings, if so. Nothing is compiled; `built` does that."""
     if device.type == "cpu":
         if host_runner is None:
             return "runs on a GPU, not on a CPU"
@@ -60,6 +62,38 @@ def unsupported_heads(
     if size not in HEAD_SIZES:
         return f"head size {size} is not one of {', '.join(map(str, HEAD_SIZES))}"
     return unsupported(device, dtype, sizes, state_dtype)
+
+
+Check = Callable[[torch.device, torch.dtype, Mapping[str, int], torch.dtype], str | None]
+
+
+def built(op: str, check: Check = unsupported) -> Callable[..., str | None]:
+    """The `unsupported_reason` of an op: what `check` says of the settings, else why its kernels cannot be had."""
+
+    def unsupported_reason(
+        device: torch.device,
+        dtype: torch.dtype,
+        sizes: Mapping[str, int],
+        state_dtype: torch.dtype = torch.float32,
+    ) -> str | None:
+        """Why this op's kernels cannot serve, if so. The first call for a dtype compiles and loads one of each."""
+        reason = check(device, dtype, sizes, state_dtype)
+        return reason if reason or device.type != "cuda" else _build_failure(op, device, dtype)
+
+    return unsupported_reason
+
+
+def _build_failure(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Of each kernel the last specialization, which does the most, is compiled and loaded."""
+    major, minor = torch.cuda.get_device_capability(device)
+    specs = import_module(f".{op}", __package__).specializations()
+    fitting = [s for s in specs if f"DTYPE={DTYPES[dtype]}" in s.defines and s.least <= 10 * major + minor]
+    try:
+        for spec in {spec.kernel: spec for spec in fitting}.values():
+            driver.load(device, spec)
+    except (BuildError, OSError, RuntimeError) as error:
+        return in_short(str(error))
+    return None
 
 
 def pack(sizes: Sequence[int], tensors: Sequence[Tensor | None]) -> int:

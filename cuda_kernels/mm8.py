@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ..triton_kernels.checks import check
 from .build import Specialization
-from .launch import DTYPES, PACK_BYTES, Kernel
-from .launch import unsupported as unsupported_reason
+from .launch import DTYPES, PACK_BYTES, Kernel, built
 
 __all__ = ["mm8", "specializations", "unsupported_reason"]
 
@@ -139,6 +138,9 @@ def _of_tile(tile: Tile) -> tuple[str, ...]:
 
 def _of_few(tokens: int, pack: int) -> tuple[str, ...]:
     return f"TOKENS={tokens}", f"PACK={pack}"
+
+
+unsupported_reason = built("mm8")
 
 
 def specializations() -> list[Specialization]:

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ..triton_kernels.checks import check, check_pool
 from .build import Specialization
-from .launch import DTYPES, Kernel, pack
-from .launch import unsupported as unsupported_reason
+from .launch import DTYPES, Kernel, built, pack
 
 __all__ = ["shift_lerp", "specializations", "unsupported_reason"]
 
@@ -88,6 +87,9 @@ def shift_lerp(
 def _defines(dtype: torch.dtype, count: int, parts: int) -> tuple[str, ...]:
     """Parts are rounded up to a power of two, to have few compilations."""
     return f"DTYPE={DTYPES[dtype]}", f"PACK={count}", f"PARTS={1 << (parts - 1).bit_length()}"
+
+
+unsupported_reason = built("shift_lerp")
 
 
 def specializations() -> list[Specialization]:

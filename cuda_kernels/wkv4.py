@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ..triton_kernels.checks import check, check_pool
 from .build import Specialization
-from .launch import DTYPES, Kernel
-from .launch import unsupported as unsupported_reason
+from .launch import DTYPES, Kernel, built
 
 __all__ = ["specializations", "unsupported_reason", "wkv4"]
 
@@ -78,6 +77,9 @@ def wkv4(
             width=width,
         )
     return out
+
+
+unsupported_reason = built("wkv4")
 
 
 def specializations() -> list[Specialization]:

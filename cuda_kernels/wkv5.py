@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .build import Specialization
 from .heads import specializations_of
-from .launch import unsupported_heads as unsupported_reason
+from .launch import built, unsupported_heads
 from .wkv56 import wkv56
 
 __all__ = ["specializations", "unsupported_reason", "wkv5"]
@@ -37,6 +37,9 @@ def wkv5(r: Tensor, k: Tensor, v: Tensor, g: Tensor | None, head: Any, state: Te
     Graph-safe after its first launch: no allocation besides the output, no host sync.
     """
     return wkv56(r, k, v, g, None, head, state, rows)
+
+
+unsupported_reason = built("wkv5", unsupported_heads)
 
 
 def specializations() -> list[Specialization]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .build import Specialization
 from .heads import specializations_of
-from .launch import unsupported_heads as unsupported_reason
+from .launch import built, unsupported_heads
 from .wkv56 import wkv56
 
 __all__ = ["specializations", "unsupported_reason", "wkv6"]
@@ -24,6 +24,9 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, g: Tensor, w: Tensor, head: Any, state
         w: [M, A], dtype of `r`: what the low-rank pair adds to d = `head.decay` in the decay exp(-exp(d + w)).
     """
     return wkv56(r, k, v, g, w, head, state, rows)
+
+
+unsupported_reason = built("wkv6", unsupported_heads)
 
 
 def specializations() -> list[Specialization]:

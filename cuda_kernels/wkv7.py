@@ -10,8 +10,7 @@ from torch import Tensor
 from ..triton_kernels.checks import check
 from .build import Specialization
 from .heads import check_heads, launch_heads, specializations_of
-from .launch import Kernel
-from .launch import unsupported_heads as unsupported_reason
+from .launch import Kernel, built, unsupported_heads
 
 __all__ = ["specializations", "unsupported_reason", "wkv7"]
 
@@ -101,6 +100,9 @@ def wkv7(
             eps=head.eps,
         )
     return out
+
+
+unsupported_reason = built("wkv7", unsupported_heads)
 
 
 def specializations() -> list[Specialization]:

@@ -46,13 +46,13 @@ class Outcome:
 
 
 def check_job(job: JobConfig, shard: Shard, stop: StopSignals) -> str:
-    """What the job would do, as text. Reads the input and the model's sizes; writes nothing.
+    """What the job would do, as text. Reads the input and the model's sizes; writes nothing, and leaves GPUs alone.
 
     Raises:
         ConfigurationError, CheckpointError, CapacityError, MissingExtraError, ResumeError: as `run_job` would.
     """
     with stop.interruptible():
-        prepared = prepare(job, _inspect_model)
+        prepared = prepare(job, partial(_inspect_model, apart=True))
         compare_job(LocalStorage(prepared.folders.file("tmp")), prepared.folders, prepared.document)
         return "\n".join(describe(prepared, shard))
 

@@ -128,8 +128,8 @@ class LLM:
             logger.info("%s", describe_layers(self.summary.placement, file.sizes["L"]))
         for where, table in self.summary.tables.items():
             logger.info("%s\n%s", where, format_choices(table.choices))
-            if slow := fallbacks(table.choices):
-                logger.warning("%s: %s", where, slow)
+            for sentence in fallbacks(table.choices):
+                logger.warning("%s: %s", where, sentence)
         constraints = ConstraintCompiler(self.tokenizer.token_bytes, vocab_size) if self.tokenizer else None
         self._builder = RequestBuilder(self.tokenizer, vocab_size, seed, constraints)
 

@@ -6,10 +6,11 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from .apart import call_apart
 from .engine.sampler import Sampler
 from .engine.sizing import MemoryPlan, plan_memory
 from .errors import CheckpointError, ConfigurationError
@@ -96,41 +97,69 @@ def inspect_model(
     init_state: str | Path | None = None,
     strategy: str | None = None,
     ln_x_eps: float | None = None,
+    apart: bool = False,
 ) -> ModelSummary:
-    """Open a model, choose its placement and size the engine. The arguments are those of `LLM`.
+    """Open a model, choose its placement and size the engine. The arguments but the last are those of `LLM`.
+
+    Args:
+        apart: GPUs are asked by another process, so that this one does not initialize CUDA.
 
     Raises:
         ConfigurationError, CheckpointError, CapacityError, BackendError: as `LLM` does.
     """
     if ln_x_eps is not None and not 0 < ln_x_eps < 1:
         raise ConfigurationError(f"model.ln_x_eps: got {ln_x_eps!r}, expected a number between 0 and 1, or null")
-    checkpoint = open_checkpoint(DEMO_MODEL if str(model) == "demo" else model)
-    file = ModelFile.open(checkpoint)
+    file = ModelFile.open(open_checkpoint(DEMO_MODEL if str(model) == "demo" else model))
     if init_state is not None:
         if not Path(init_state).is_file():
             raise CheckpointError(
                 f"model.init_state: {init_state} is not a file; expected a state-tuning .pth or .safetensors"
             )
         file.initial_states(init_state)
-    placement = place(
-        device=device,
-        dtype=dtype,
-        quantization=quantization,
-        strategy=strategy,
-        state_dtype=state_dtype,
-        stored_dtype=_stored_dtype(file),
-        num_layers=file.sizes["L"],
-    )
-    ops = _layer_ops(file, placement, backend)
+    settings: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype,
+        "quantization": quantization,
+        "backend": backend,
+        "max_batch_size": max_batch_size,
+        "max_batch_tokens": max_batch_tokens,
+        "state_dtype": state_dtype,
+        "strategy": strategy,
+    }
+    if apart and device != "cpu" and (torch.version.cuda or torch.version.hip):
+        placed = call_apart(_place_path, path=file.checkpoint.path, **settings)
+    else:
+        placed = _place(file, **settings)
     return ModelSummary(
         file=file,
-        tokenizer=load_tokenizer(tokenizer, vocab_size=file.sizes["V"], model_path=checkpoint.path),
-        placement=placement,
-        layer_ops=ops,
-        memory=plan_memory(file, placement, max_batch_size, max_batch_tokens),
+        tokenizer=load_tokenizer(tokenizer, vocab_size=file.sizes["V"], model_path=file.checkpoint.path),
+        placement=placed.placement,
+        layer_ops=placed.layer_ops,
+        memory=placed.memory,
         init_state=None if init_state is None else Path(init_state),
         ln_x_eps=ln_x_eps,
     )
+
+
+class _Placed(NamedTuple):
+    """What depends on this machine's devices."""
+
+    placement: Placement
+    layer_ops: tuple[OpTable, ...]
+    memory: MemoryPlan
+
+
+def _place(
+    file: ModelFile, backend: str, max_batch_size: int | None, max_batch_tokens: int | None, **settings: Any
+) -> _Placed:
+    placement = place(**settings, stored_dtype=_stored_dtype(file), num_layers=file.sizes["L"])
+    ops = _layer_ops(file, placement, backend)
+    return _Placed(placement, ops, plan_memory(file, placement, max_batch_size, max_batch_tokens))
+
+
+def _place_path(path: Path, **settings: Any) -> _Placed:
+    """`_place`, in a process that has not opened the file."""
+    return _place(ModelFile.open(open_checkpoint(path)), **settings)
 
 
 def _layer_ops(file: ModelFile, placement: Placement, backend: str) -> tuple[OpTable, ...]:

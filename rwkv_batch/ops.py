@@ -4,6 +4,7 @@ An op is a name, a signature and a docstring; op name = module name = function n
 reference beside the model that owns it; fast twins live in the kernel packages. A twin's module also has
 `unsupported_reason(device, dtype, sizes, state_dtype) -> str | None`; where it reads a weight in a layout of its own,
 `pack(weight)`; and, where an optional op may be better off with its definition, `better_left(dtype) -> str | None`.
+`unsupported_reason` may compile: a compiler that fails is found here, and the op goes to the next backend.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class OpChoice:
     op: str
     backend: str
     refused: tuple[str, ...]
-    is_slow: bool = False
-    """Kernels that should serve refuse, and the definition does what it was not meant for."""
+    is_fallback: bool = False
+    """Kernels that should serve refuse."""
 
 
 class OpTable:
@@ -60,6 +61,10 @@ class OpTable:
         self._functions = dict(functions)
         self._layouts = dict(layouts or {})
         self.choices = tuple(choices)
+
+    def has_kernel(self, op: str) -> bool:
+        """A backend serves the op, not its definition."""
+        return any(choice.op == op and choice.backend != "reference" for choice in self.choices)
 
     def has_layout(self, op: str) -> bool:
         """The op's implementation reads its weights in a layout of its own."""
@@ -81,10 +86,17 @@ class OpTable:
             raise AttributeError(f"no op {name!r} was resolved for this model") from None
 
 
-def fallbacks(choices: Iterable[OpChoice]) -> str | None:
-    """One sentence about ops whose kernels refuse, so that the definition serves; None if there are none."""
-    slow = [f"{choice.op} ({' · '.join(choice.refused)})" for choice in choices if choice.is_slow]
-    return f"served by the reference backend, which is slow: {', '.join(slow)}" if slow else None
+def fallbacks(choices: Iterable[OpChoice]) -> list[str]:
+    """A sentence for each reason for which kernels refuse, with the ops that it concerns and who serves them."""
+    ops: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for choice in choices:
+        if choice.is_fallback:
+            ops.setdefault((choice.backend, choice.refused), []).append(choice.op)
+    return [
+        f"{', '.join(names)}: served by the {backend} backend{', which is slow' if backend == 'reference' else ''} "
+        f"({' · '.join(refused)})"
+        for (backend, refused), names in ops.items()
+    ]
 
 
 def format_choices(choices: Iterable[OpChoice]) -> str:
@@ -115,7 +127,10 @@ def resolve(
     """
     if backend not in BACKENDS:
         raise ConfigurationError(f"engine.backend: got {backend!r}, expected one of {', '.join(BACKENDS)}")
+    specs = tuple(specs)
     candidates = _AUTO.get(device.type, ("reference",)) if backend == "auto" else (backend,)
+    if "triton" in candidates:
+        _compile_together(specs, device)
     functions: dict[str, Callable[..., Any]] = {}
     layouts: dict[str, Callable[[Tensor], Any]] = {}
     choices: list[OpChoice] = []
@@ -132,14 +147,23 @@ def resolve(
             failures.append(f"{spec.name}: {twin.reason}")
             continue
         served_by = twin.backend if twin.function is not None else "reference"
-        is_slow = served_by == "reference" and not all(one.is_left for one in twins)
-        choices.append(OpChoice(spec.name, served_by, refused, is_slow))
+        is_fallback = not all(one.is_left for one in twins if one.function is None)
+        choices.append(OpChoice(spec.name, served_by, refused, is_fallback))
         functions[spec.name] = twin.function or spec.reference
         if twin.layout is not None:
             layouts[spec.name] = twin.layout
     if failures:
         raise BackendError(f"backend {backend!r} cannot serve this model:\n  " + "\n  ".join(failures))
     return OpTable(functions, choices, layouts)
+
+
+def _compile_together(specs: Iterable[OpSpec], device: torch.device) -> None:
+    """Triton compiles what its modules will be asked about in one process, which is faster than one for each op."""
+    try:
+        probe = import_module(f"{_PACKAGES['triton']}.probe")
+    except ImportError:
+        return  # each op's module says why
+    probe.prepare([spec.name for spec in specs], device)
 
 
 class _Twin(NamedTuple):

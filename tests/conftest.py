@@ -25,15 +25,33 @@ OracleFactory = Callable[..., Oracle]
 # Small tensors gain nothing from more, and lose much where other processes share the cores.
 torch.set_num_threads(1)
 
-hypothesis.settings.register_profile("gate", deadline=None, max_examples=25, derandomize=True)
-hypothesis.settings.load_profile("gate")
+GATE_EXAMPLES = 25
+"""Examples of each property in `make test`; `--seeds N` takes N times as many."""
 
 # Importing it would set switches of torch for every test that follows; `oracle.Worker` runs it elsewhere.
 sys.modules["rwkv.model"] = None  # type: ignore[assignment]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run tests that draw moments or examples at random with N seeds; `make soak` (default: 1)",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    examples = GATE_EXAMPLES * config.getoption("seeds")
+    hypothesis.settings.register_profile("rwkv_batch", deadline=None, max_examples=examples, derandomize=True)
+    hypothesis.settings.load_profile("rwkv_batch")
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "soak_seed" in metafunc.fixturenames:
+        metafunc.parametrize("soak_seed", range(metafunc.config.getoption("seeds")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import claimed_gpu
 import pytest
 import torch
 
 from rwkv_batch import ops
+from rwkv_batch.cuda_kernels import launch as cuda_launch
 from rwkv_batch.errors import BackendError, ConfigurationError
-from rwkv_batch.ops import OpSpec, fallbacks, format_choices, resolve
+from rwkv_batch.ops import OpChoice, OpSpec, fallbacks, format_choices, resolve
 
 CPU = torch.device("cpu")
 
@@ -56,13 +58,23 @@ def test_a_refusal_is_shown_and_auto_falls_back(twin):
     assert "fake_op        reference  cpu: head size 48 is not a power of two" in format_choices(table.choices)
 
 
-def test_falling_back_is_said_in_one_sentence(twin):
-    assert fallbacks(resolve_one("auto").choices) is None
-    assert fallbacks(resolve_one("auto", "no_such_op").choices) is None
+def test_falling_back_is_said_in_one_sentence_for_each_reason(twin):
+    assert fallbacks(resolve_one("auto").choices) == []
+    assert fallbacks(resolve_one("auto", "no_such_op").choices) == []
     twin.reason = "head size 48 is not a power of two"
-    assert fallbacks(resolve_one("auto").choices) == (
-        "served by the reference backend, which is slow: fake_op (cpu: head size 48 is not a power of two)"
-    )
+    assert fallbacks(resolve_one("auto").choices) == [
+        "fake_op: served by the reference backend, which is slow (cpu: head size 48 is not a power of two)"
+    ]
+    choices = [
+        OpChoice("wkv7", "cuda", ("triton: no C compiler",), is_fallback=True),
+        OpChoice("linear", "reference", ("triton: no C compiler", "cuda: no such kernel"), is_fallback=True),
+        OpChoice("shift_lerp", "cuda", ("triton: no C compiler",), is_fallback=True),
+        OpChoice("score", "reference", ("triton: no such kernel",)),
+    ]
+    assert fallbacks(choices) == [
+        "wkv7, shift_lerp: served by the cuda backend (triton: no C compiler)",
+        "linear: served by the reference backend, which is slow (triton: no C compiler · cuda: no such kernel)",
+    ]
 
 
 def test_a_backend_may_leave_optional_ops_to_their_definition(twin):
@@ -91,3 +103,49 @@ def test_unknown_backends_are_refused():
 def test_an_op_that_was_not_resolved_is_named():
     with pytest.raises(AttributeError, match="no op 'wkv9'"):
         _ = resolve_one("auto").wkv9
+
+
+@pytest.fixture
+def broken_triton(monkeypatch):
+    """A claimed GPU, on which Triton compiles all kernels but that of shift_lerp, and that of the sampler."""
+    probe = pytest.importorskip("rwkv_batch.triton_kernels.probe")
+    monkeypatch.setattr(probe.launch, "is_interpreted", lambda: False)
+    monkeypatch.setattr(probe, "launch_failure", lambda index: None)
+    monkeypatch.setattr(cuda_launch, "unavailable", lambda: None)
+    monkeypatch.setattr(cuda_launch.driver, "load", lambda device, spec: None)
+    for name, answer in claimed_gpu.ANSWERS.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    failures = {"shift_lerp": "a layout is wrong", "sample": "operand #0 is wrong"}
+    found = {op: probe.Outcome(failures.get(op)) for op in ("wkv7", "shift_lerp", "sample")}
+    asked = []
+
+    def outcomes(ops, target):
+        asked.append(list(ops))
+        return {op: found[op] for op in ops}
+
+    monkeypatch.setattr(probe, "outcomes", outcomes)
+    return SimpleNamespace(reason=f"Triton {probe.triton.__version__} does not compile its kernels", asked=asked)
+
+
+OPS = [OpSpec(name, reference) for name in ("wkv7", "shift_lerp", "sample")]
+
+
+def test_auto_gives_what_triton_does_not_compile_to_cuda_or_to_the_reference(broken_triton):
+    table = resolve(OPS, "auto", torch.device("cuda"), torch.bfloat16, {"N": 64})
+    assert [(choice.op, choice.backend, choice.refused) for choice in table.choices] == [
+        ("wkv7", "triton", ()),
+        ("shift_lerp", "cuda", (f"triton: {broken_triton.reason}: a layout is wrong",)),
+        ("sample", "reference", (f"triton: {broken_triton.reason}: operand #0 is wrong", "cuda: no such kernel")),
+    ]
+    assert table.shift_lerp.__module__ == "rwkv_batch.cuda_kernels.shift_lerp"
+    assert len(fallbacks(table.choices)) == 2
+    assert broken_triton.asked[0] == ["wkv7", "shift_lerp", "sample"]  # at once: one process compiles for all
+
+
+def test_triton_by_name_raises_with_all_that_it_does_not_compile(broken_triton):
+    with pytest.raises(BackendError) as caught:
+        resolve(OPS, "triton", torch.device("cuda"), torch.bfloat16, {"N": 64})
+    assert str(caught.value).splitlines()[1:] == [
+        f"  shift_lerp: {broken_triton.reason}: a layout is wrong",
+        f"  sample: {broken_triton.reason}: operand #0 is wrong",
+    ]

@@ -1,4 +1,4 @@
-"""A wheel, an editable install and a plain checkout all find the same modules, and a wheel brings one package only."""
+"""A wheel, an editable install and a plain checkout find the same modules; locks pin what the project asks for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import tomllib
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 USE = (
@@ -18,6 +22,34 @@ USE = (
     "from rwkv_batch.tokenizer import load_tokenizer\n"
     "print(load_tokenizer('world', vocab_size=65536, model_path=None).encode('ok'))"
 )
+
+
+def pins(name: str) -> dict[str, SpecifierSet]:
+    """Package → version, as a lock says for this Python."""
+    lines = [line.partition("#")[0] for line in (ROOT / "locks" / f"{name}.txt").read_text().splitlines()]
+    requirements = [Requirement(line) for line in lines if line]
+    return {one.name: one.specifier for one in requirements if one.marker is None or one.marker.evaluate()}
+
+
+@pytest.mark.parametrize(
+    ("lock", "extras"), [("demo", ()), ("test", ("test", "structured", "lm-eval", "lighteval", "inspect-ai"))]
+)
+def test_a_lock_pins_what_the_project_asks_for(lock, extras):
+    """Installations ask for no dependencies, so a package that is not in the lock would be missing."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = project["dependencies"] + [one for extra in extras for one in project["optional-dependencies"][extra]]
+    pinned = pins(lock)
+    assert "triton" not in pinned  # each build of torch for CUDA pins its own
+    for requirement in map(Requirement, asked):
+        if requirement.name not in ("triton", "rwkv_batch"):
+            (version,) = pinned[canonicalize_name(requirement.name)]
+            assert version.operator == "=="
+            assert requirement.specifier.contains(version.version), requirement
+
+
+def test_the_locks_agree():
+    """`make test` adds packages to an environment that `make demo` made."""
+    assert pins("demo").items() <= pins("test").items()
 
 
 def use(path: Path, cwd: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -72,6 +73,18 @@ def test_a_missing_harness_is_an_extra(name):
 def test_importing_is_cheap(module):
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'triton', 'pyarrow', 'numpy'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_another_package_named_tests_is_not_imported(tmp_path):
+    """Benchmarks use helpers of the tests, and packages of other projects install folders named tests by mistake."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "__init__.py").touch()
+    code = "import benchmarks.workloads, tests.checkpoints; print(tests.checkpoints.__file__)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, check=False, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == str(ROOT / "tests" / "checkpoints.py"), done.stderr
 
 
 def test_public_names_are_there():

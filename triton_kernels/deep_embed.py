@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .checks import check
 from .launch import is_interpreted
-from .launch import unsupported as unsupported_reason
+from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES, multiply
 
@@ -145,6 +145,9 @@ def deep_embed(normed: Tensor, token_ids: Tensor, p: Any) -> Tensor:
         enable_fp_fusion=True,
     )
     return gate
+
+
+unsupported_reason = probed("deep_embed")
 
 
 def specializations() -> list[Specialization]:

@@ -24,7 +24,7 @@ def unsupported(
     sizes: Mapping[str, int],
     state_dtype: torch.dtype = torch.float32,
 ) -> str | None:
-    """Why these kernels cannot serve, if so."""
+    """Why kernels cannot serve with these settings, if so. Nothing is compiled; probe.py does that."""
     if device.type == "cpu":
         if not is_interpreted():
             return "runs on a GPU, not on a CPU"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .checks import check
 from .launch import is_interpreted
-from .launch import unsupported as unsupported_reason
+from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES, Tile, activate, multiply
 
@@ -264,6 +264,9 @@ def _multiply_by_library(
     return y
 
 
+unsupported_reason = probed("linear")
+
+
 def specializations() -> list[Specialization]:
     """What a model of width 768 launches: every tile, with what is most often fused into it."""
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
@@ -286,9 +289,7 @@ def specializations() -> list[Specialization]:
         tile = fixed_tile(total, dtype) if tokens is None else choose_tile(tokens, total, depth, dtype, True)
         assert tile is not None, use
         name = TYPES[dtype]
-        # A Hopper's warp groups take 64 rows: halves with fewer are not labelled as what it computes by them.
-        kind = "narrow" if dtype != fp32 and tile.rows < 64 else name
-        label = f"{use} {kind} {'fixed' if tokens is None else f'M <= {tokens}'}"
+        label = f"{use} {name} {'fixed' if tokens is None else f'M <= {tokens}'}"
         signature = {
             **pointers(name, "x", "weight", *(("gate",) if gate else ())),
             **pointers(TYPES[result or dtype], "y"),
@@ -323,6 +324,7 @@ def specializations() -> list[Specialization]:
         one("key", 16, 3072, 768, activation="squared_relu"),
         one("value of v4", 16, 768, 3072, gate=True, add=True),
         one("head", 16, 65536, 768, result=fp32),
+        one("head of v4", 16, 50277, 768, result=fp32),
         one("receptance", 64, 768, 768, activation="sigmoid"),
         one("r, k, v", 64, 768, 768, num_products=3),
         one("key with DeepEmbed", 256, 3072, 768, activation="squared_relu", gate=True),
@@ -330,8 +332,10 @@ def specializations() -> list[Specialization]:
         one("key with DeepEmbed", None, 16384, 4096, activation="squared_relu", gate=True, is_probe=True),
         one("head", None, 65536, 768, result=fp32),
         one("value", 16, 768, 3072, fp16, add=True),
+        one("head", None, 65536, 4096, fp16, result=fp32),
         one("key with DeepEmbed", None, 3072, 768, fp16, activation="squared_relu", gate=True),
         one("value of v4", 16, 768, 3072, fp32, gate=True, add=True),
+        one("receptance", 16, 768, 768, fp32, activation="sigmoid"),
         one("key with DeepEmbed", None, 3072, 768, fp32, activation="squared_relu", gate=True),
         finish,
     ]

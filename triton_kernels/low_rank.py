@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .checks import check
 from .launch import is_interpreted
-from .launch import unsupported as unsupported_reason
+from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES, Tile, activate, multiply
 
@@ -220,6 +220,9 @@ def low_rank(inputs: Tensor, p: Any) -> Tensor:
         enable_fp_fusion=True,
     )
     return y
+
+
+unsupported_reason = probed("low_rank")
 
 
 def specializations() -> list[Specialization]:

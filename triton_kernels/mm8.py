@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .checks import check
 from .launch import DTYPES, is_interpreted
-from .launch import unsupported as unsupported_reason
+from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES, Tile, multiply
 
@@ -42,9 +42,11 @@ _HALF = (
 CHOICES = {
     torch.bfloat16: _HALF,
     torch.float16: _HALF,
-    torch.float32: (Choice(16, ANY, Tile(16, 32, 64, 4, 3)), Choice(ANY, ANY, Tile(64, 64, 32, 4, 3))),
+    torch.float32: (Choice(16, ANY, Tile(16, 32, 64, 4, 3)), Choice(ANY, ANY, Tile(32, 64, 32, 2, 3))),
 }
-"""The first that is large enough is taken. Predicted, not yet measured on a GPU."""
+"""The first that is large enough is taken. Predicted, not yet measured on a GPU.
+
+A float32 tile of 64 rows has two warps: for four, Triton 3.6 and 3.7 multiply in TF32 on compute capability 10."""
 
 
 def choose_tile(num_tokens: int, num_rows: int, dtype: torch.dtype) -> Tile:
@@ -204,16 +206,17 @@ def mm8(x: Tensor, centred: Tensor, rx: Tensor, my: Tensor, ry: Tensor, correcti
     return y
 
 
+unsupported_reason = probed("mm8")
+
+
 def specializations() -> list[Specialization]:
     """What models of widths 768 and 4096 launch: every tile."""
 
     def product(tokens: int, rows: int, depth: int, dtype: torch.dtype, is_probe: bool = False) -> Specialization:
         tile, name = choose_tile(tokens, rows, dtype), TYPES[dtype]
-        # A Hopper's warp groups take 64 rows: halves with fewer are not labelled as what it computes by them.
-        kind = "narrow" if dtype != torch.float32 and tile.rows < 64 else name
         constexprs = {"N": rows, "K": depth, "BLOCK_M": tile.tokens, "BLOCK_N": tile.rows, "BLOCK_K": tile.depth}
         return Specialization(
-            f"[{rows}, {depth}] {kind} M <= {tokens}",
+            f"[{rows}, {depth}] {name} M <= {tokens}",
             mm8_kernel,
             {
                 **pointers(name, "inputs", "y"),
@@ -227,18 +230,22 @@ def specializations() -> list[Specialization]:
             is_probe,
         )
 
-    prepare = Specialization(
-        "rows of 768",
-        prepare_kernel,
-        {**pointers("bf16", "x", "inputs"), **pointers("fp32", "my", "ry", "sums")},
-        {"K": 768, "BLOCK": 1024},
-        4,
-        1,
-        is_probe=True,
-    )
+    def prepare(depth: int, name: str, is_probe: bool = False) -> Specialization:
+        return Specialization(
+            f"rows of {depth} {name}",
+            prepare_kernel,
+            {**pointers(name, "x", "inputs"), **pointers("fp32", "my", "ry", "sums")},
+            {"K": depth, "BLOCK": min(triton.next_power_of_2(depth), PREPARE_BLOCK)},
+            4,
+            1,
+            is_probe,
+        )
+
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     return [
-        prepare,
+        prepare(768, "bf16"),
+        prepare(16384, "fp16", is_probe=True),
+        prepare(3072, "fp32"),
         product(16, 768, 768, bf16),
         product(16, 65536, 768, bf16),
         product(64, 768, 3072, bf16),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import launch
 from .checks import check
+from .probe import probed
 from .sample_select import select_kernel
 from .sample_shape import shape_kernel
 from .specialization import Specialization, pointers
@@ -129,22 +130,22 @@ def sample(logits: Tensor, slot_index: Tensor, tables: Any, ops: Any) -> tuple[T
     return token_ids, logprobs
 
 
-def unsupported_reason(
+def _unsupported(
     device: torch.device,
     dtype: torch.dtype,
     sizes: Mapping[str, int],
     state_dtype: torch.dtype = torch.float32,
 ) -> str | None:
-    """Why this kernel cannot serve, if so."""
     if sizes.get("V", 1) > MAX_V:
         return f"vocabulary of {sizes['V']} is larger than {MAX_V}"
     return launch.unsupported(device, dtype, sizes, state_dtype)
 
 
+unsupported_reason = probed("sample", _unsupported)
+
+
 def specializations() -> list[Specialization]:
-    """What is launched for a vocabulary of 65536."""
-    size = 65536
-    tile, chunk, block, cap = _tiles(size)
+    """What is launched for a vocabulary of 65536, and for RWKV-4's of 50277."""
     common = {
         **pointers("fp32", "logits", "seen_count", "saved", "sums"),
         **pointers("fp64", "floats"),
@@ -162,12 +163,17 @@ def specializations() -> list[Specialization]:
         **pointers("i32", "near_ids"),
         **pointers("u8", "uncounted"),
     }
-    constants = dict(V=size, TILE=tile, LIST=LIST)
-    sizes = constants | dict(NUM_TILES=triton.cdiv(size, tile), CHUNK=chunk, BLOCK=block, CAP=cap)
-    return [
-        Specialization("shape", shape_kernel, shape, constants, NUM_WARPS, 1, is_probe=True),
-        Specialization("select", select_kernel, select, sizes, NUM_WARPS, 1, is_probe=True),
-    ]
+    found = []
+    for size in (65536, 50277):
+        tile, chunk, block, cap = _tiles(size)
+        constants = dict(V=size, TILE=tile, LIST=LIST)
+        sizes = constants | dict(NUM_TILES=triton.cdiv(size, tile), CHUNK=chunk, BLOCK=block, CAP=cap)
+        is_probe = size == 65536
+        found += [
+            Specialization(f"shape, V = {size}", shape_kernel, shape, constants, NUM_WARPS, 1, is_probe),
+            Specialization(f"select, V = {size}", select_kernel, select, sizes, NUM_WARPS, 1, is_probe),
+        ]
+    return found
 
 
 def _tiles(size: int) -> tuple[int, int, int, int]:

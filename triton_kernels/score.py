@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import launch
 from .checks import check
+from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import multiply
 
@@ -218,7 +219,7 @@ def score(x: Tensor, head: Any, targets: Tensor, rows: Tensor, ops: Any) -> tupl
     return logprobs, greedy.view(torch.bool)
 
 
-unsupported_reason = launch.unsupported
+unsupported_reason = probed("score")
 
 
 def specializations() -> list[Specialization]:

@@ -10,8 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import check, check_pool
-from .launch import unsupported as unsupported_reason
+from .probe import probed
 from .specialization import Specialization, pointers
+from .tiles import TYPES
 
 __all__ = ["NUM_WARPS", "shift_lerp", "shift_lerp_kernel", "specializations", "unsupported_reason"]
 
@@ -19,6 +20,10 @@ EPS = 1e-5
 NUM_WARPS = {256: 1, 512: 2, 1024: 4, 2048: 8, 4096: 8, 8192: 16}
 """Channels of a token, up to → warps of its program. Fixed, as it orders the sums."""
 MAX_WARPS = 16
+ENABLE_FP_FUSION = False
+"""Whether the compiler may make one instruction of a product and a sum, which it would decide anew in each compilation.
+Decode steps and prompts are two compilations, and a token's bits must not depend on which of them it was part of. Where
+one instruction is wanted the kernel says so: `tl.fma`."""
 
 
 @triton.jit
@@ -27,7 +32,7 @@ def _normalize(p_x, token, channel, mask, weight, bias, EPS: tl.constexpr, C: tl
     x = tl.load(p_x + token.to(tl.int64) * C + channel, mask=mask, other=0.0).to(tl.float32)
     centred = tl.where(mask, x - tl.sum(x, 0) / C, 0.0)
     variance = tl.sum(centred * centred, 0) / C
-    normed = centred * (1.0 / tl.sqrt(variance + EPS)) * weight + bias
+    normed = tl.fma(centred * (1.0 / tl.sqrt(variance + EPS)), weight, bias)
     return normed.to(p_x.dtype.element_ty).to(tl.float32)
 
 
@@ -90,7 +95,7 @@ def shift_lerp_kernel(  # type: ignore[no-untyped-def]
         tl.store(p_delta + offset, delta, mask=mask)
     for _ in tl.static_range(NUM_MIXES):
         mix = tl.load(p_mix + channel, mask=mask, other=0.0).to(tl.float32)
-        tl.store(p_mixed + offset, normed + delta * mix, mask=mask)
+        tl.store(p_mixed + offset, tl.fma(delta, mix, normed), mask=mask)
         p_mix += C
         offset += num_tokens.to(tl.int64) * C
 
@@ -154,13 +159,16 @@ def shift_lerp(
             BLOCK=block,
             num_warps=_num_warps(block),
             num_stages=1,
-            enable_fp_fusion=True,
+            enable_fp_fusion=ENABLE_FP_FUSION,
         )
     return normed, delta, mixed
 
 
 def _num_warps(block: int) -> int:
     return next((warps for limit, warps in NUM_WARPS.items() if block <= limit), MAX_WARPS)
+
+
+unsupported_reason = probed("shift_lerp")
 
 
 def specializations() -> list[Specialization]:
@@ -193,15 +201,14 @@ def specializations() -> list[Specialization]:
         signature = {name: kind for name, kind in signature.items() if name not in constexprs}
         num_warps = _num_warps(triton.next_power_of_2(width))
         label = f"{use} {dtype} {'decode' if is_decode else 'prefill'}"
-        return Specialization(label, shift_lerp_kernel, signature, constexprs, num_warps, 1, is_probe)
+        return Specialization(
+            label, shift_lerp_kernel, signature, constexprs, num_warps, 1, is_probe, enable_fp_fusion=ENABLE_FP_FUSION
+        )
 
     return [
-        one("v7 time mix", 6, True),
-        one("v7 time mix", 6, False),
+        *(one("v7 time mix", 6, is_decode, dtype=name) for name in TYPES.values() for is_decode in (True, False)),
         one("v6 channel mix", 2, True),
         one("v6 time mix", 1, False, keep_parts=True),
         one("DeepEmbed", 1, True, keep_parts=True),
-        one("v7 time mix", 6, False, dtype="fp32"),
-        one("v7 time mix", 6, False, dtype="fp16"),
         one("v7 time mix, C = 8192,", 6, False, width=8192, is_probe=True),
     ]

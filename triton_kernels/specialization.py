@@ -6,17 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
 
 @dataclass(frozen=True)
 class Specialization:
-    """One compilation of a kernel. All of them are made with `enable_fp_fusion`.
+    """One compilation of a kernel.
 
     Args:
         label: what tells it from the kernel's others, for messages.
         kernel: the `@triton.jit` function.
         signature: run-time argument → Triton type. Pointers are aligned to 16 bytes.
         constexprs: compile-time argument → value; None for a pointer that is not given.
-        num_warps, num_stages: as at the launch.
+        num_warps, num_stages, enable_fp_fusion: as at the launch.
         is_probe: the hardest of the kernel's specializations to compile; each module has one for each of its kernels.
             A compiler that makes these is taken to make the others too.
     """
@@ -28,6 +32,25 @@ class Specialization:
     num_warps: int
     num_stages: int
     is_probe: bool = False
+    enable_fp_fusion: bool = True
+
+
+def compile_for(spec: Specialization, target: GPUTarget) -> Any:
+    """A specialization, compiled by Triton for a device that need not be there.
+
+    Returns:
+        Triton's `CompiledKernel`: `metadata.shared` is its shared memory in bytes, `asm` what it was compiled to.
+
+    Raises:
+        Exception: whatever Triton raises where it fails.
+    """
+    names = spec.kernel.arg_names
+    signature = {name: "constexpr" if name in spec.constexprs else spec.signature[name] for name in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
+    constexprs = {(names.index(name),): value for name, value in spec.constexprs.items()}
+    source = ASTSource(fn=spec.kernel, signature=signature, constexprs=constexprs, attrs=aligned)
+    options = {name: getattr(spec, name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
+    return triton.compile(source, target=target, options=options)
 
 
 def pointers(dtype: str, *names: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .checks import check
 from .launch import DTYPES
-from .launch import unsupported as unsupported_reason
+from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES, Tile, activate
 
@@ -183,6 +183,9 @@ def w8a8(
     return y
 
 
+unsupported_reason = probed("w8a8")
+
+
 def specializations() -> list[Specialization]:
     """What models of widths 768 and 4096 launch: every tile, with what is most often fused into it."""
 
@@ -192,6 +195,7 @@ def specializations() -> list[Specialization]:
         depth: int,
         dtype: torch.dtype,
         activation: str | None = None,
+        gate: bool = False,
         add: bool = False,
         is_probe: bool = False,
     ) -> Specialization:
@@ -203,29 +207,41 @@ def specializations() -> list[Specialization]:
             {
                 **pointers("i8", "x", "weight"),
                 **pointers("fp32", "x_scale", "scale"),
-                **pointers(name, "y"),
+                **pointers(name, "y", *(("gate",) if gate else ())),
                 "num_tokens": "i32",
             },
-            constexprs | {"p_gate": None, "ACTIVATION": activation, "ADD": add, "GROUP": GROUP},
+            {
+                **constexprs,
+                **({} if gate else {"p_gate": None}),
+                "ACTIVATION": activation,
+                "ADD": add,
+                "GROUP": GROUP,
+            },
             tile.num_warps,
             tile.num_stages,
             is_probe,
         )
 
-    quantize = Specialization(
-        "rows of 768",
-        quantize_kernel,
-        {**pointers("bf16", "x"), **pointers("i8", "q"), **pointers("fp32", "scale")},
-        {"K": 768, "BLOCK": 1024},
-        4,
-        1,
-        is_probe=True,
-    )
-    bf16, fp16 = torch.bfloat16, torch.float16
+    def quantize(depth: int, name: str, is_probe: bool = False) -> Specialization:
+        return Specialization(
+            f"rows of {depth} {name}",
+            quantize_kernel,
+            {**pointers(name, "x"), **pointers("i8", "q"), **pointers("fp32", "scale")},
+            {"K": depth, "BLOCK": min(triton.next_power_of_2(depth), QUANTIZE_BLOCK)},
+            4,
+            1,
+            is_probe,
+        )
+
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     return [
-        quantize,
+        quantize(768, "bf16"),
+        quantize(16384, "fp16", is_probe=True),
+        quantize(3072, "fp32"),
         product(16, 768, 768, bf16, add=True),
         product(16, 65536, 4096, fp16),
+        product(16, 768, 3072, fp32, gate=True, add=True),
+        product(64, 768, 768, fp16, "sigmoid"),
         product(64, 3072, 768, bf16, "squared_relu"),
         product(1 << 20, 16384, 4096, bf16, "squared_relu", is_probe=True),
     ]

@@ -10,9 +10,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import check, check_pool
-from .launch import unsupported as unsupported_reason
+from .probe import probed
 from .recurrence import LAUNCH, NUM_STAGES, load_vector, write_zeros
 from .specialization import Specialization, pointers
+from .tiles import TYPES
 
 __all__ = ["BLOCK", "NUM_WARPS", "specializations", "unsupported_reason", "wkv4", "wkv4_kernel"]
 
@@ -144,12 +145,19 @@ def wkv4(
     return out
 
 
+unsupported_reason = probed("wkv4")
+
+
 def specializations() -> list[Specialization]:
-    """What a bfloat16 model of width 768 with 12 layers launches: prefill and decode are one compilation."""
-    signature = {
-        **pointers("bf16", "r", "k", "v", "out"),
-        **pointers("fp32", "decay", "bonus", "aa", "bb", "pp"),
-        **pointers("i32", "slot", "start"),
-    }
+    """What models of width 768 with 12 layers launch: prefill and decode are one compilation."""
     constexprs = {"SLOT_STRIDE": 12 * 768, "A": 768, "BLOCK": BLOCK}
-    return [Specialization("wkv4", wkv4_kernel, signature, constexprs, NUM_WARPS, NUM_STAGES, is_probe=True)]
+    found = []
+    for vectors in TYPES.values():
+        signature = {
+            **pointers(vectors, "r", "k", "v", "out"),
+            **pointers("fp32", "decay", "bonus", "aa", "bb", "pp"),
+            **pointers("i32", "slot", "start"),
+        }
+        label, is_probe = f"wkv4, {vectors}", vectors == "bf16"
+        found.append(Specialization(label, wkv4_kernel, signature, constexprs, NUM_WARPS, NUM_STAGES, is_probe))
+    return found

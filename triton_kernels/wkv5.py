@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .launch import unsupported_heads as unsupported_reason
+from .launch import unsupported_heads
+from .probe import probed
 from .recurrence import NUM_WARPS
 from .specialization import Specialization
 from .wkv56 import specialization, wkv56, wkv56_kernel
@@ -39,10 +40,16 @@ def wkv5(r: Tensor, k: Tensor, v: Tensor, g: Tensor | None, head: Any, state: Te
     return wkv56(r, k, v, g, None, head, state, rows)
 
 
+unsupported_reason = probed("wkv5", unsupported_heads)
+
+
 def specializations() -> list[Specialization]:
     """What 5.0 and the later ones launch, with a float32 and a float16 state."""
     return [
-        specialization("wkv5", state, *absent, is_probe=state == "fp16" and "g" not in absent)
-        for state in ("fp32", "fp16")
-        for absent in (("w",), ("w", "g"))
+        specialization("wkv5", "fp32", "w"),
+        specialization("wkv5", "fp32", "w", "g"),
+        specialization("wkv5", "fp16", "w", is_probe=True),
+        specialization("wkv5", "fp16", "w", "g"),
+        specialization("wkv5", "fp32", "w", vectors="fp32"),
+        specialization("wkv5", "fp16", "w", vectors="fp16"),
     ]

@@ -141,16 +141,18 @@ def wkv56(
     return out
 
 
-def specialization(name: str, state: str, *absent: str, is_probe: bool = False) -> Specialization:
-    """Of a bfloat16 model with 12 heads of 64 and 12 layers: prefill and decode are one compilation.
+def specialization(
+    name: str, state: str, *absent: str, vectors: str = "bf16", is_probe: bool = False
+) -> Specialization:
+    """Of a model with 12 heads of 64 and 12 layers: prefill and decode are one compilation.
 
     Args:
-        state: Triton's name of the state's dtype.
+        state, vectors: Triton's names of the dtypes of the state, and of inputs and output.
         absent: inputs that are None.
     """
     constexprs: dict[str, Any] = {"SLOT_STRIDE": 12 * 12 * 64 * 64, "H": 12, "N": 64}
     signature = {
-        **pointers("bf16", "r", "k", "v", "g", "w", "out"),
+        **pointers(vectors, "r", "k", "v", "g", "w", "out"),
         **pointers("fp32", "decay", "bonus", "norm_weight", "norm_bias"),
         **pointers("i32", "slot", "start", "position"),
         **pointers(state, "state"),
@@ -161,5 +163,5 @@ def specialization(name: str, state: str, *absent: str, is_probe: bool = False) 
     for argument in absent:
         del signature[f"p_{argument}"]
         constexprs[f"p_{argument}"] = None
-    label = ", ".join((name, f"state {state}", *(f"no {argument}" for argument in absent)))
+    label = ", ".join((name, vectors, f"state {state}", *(f"no {argument}" for argument in absent)))
     return Specialization(label, wkv56_kernel, signature, constexprs, NUM_WARPS[64], NUM_STAGES, is_probe)

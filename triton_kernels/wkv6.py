@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .launch import unsupported_heads as unsupported_reason
+from .launch import unsupported_heads
+from .probe import probed
 from .recurrence import NUM_WARPS
 from .specialization import Specialization
 from .wkv56 import specialization, wkv56, wkv56_kernel
@@ -26,6 +27,14 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, g: Tensor, w: Tensor, head: Any, state
     return wkv56(r, k, v, g, w, head, state, rows)
 
 
+unsupported_reason = probed("wkv6", unsupported_heads)
+
+
 def specializations() -> list[Specialization]:
     """With a float32 and a float16 state."""
-    return [specialization("wkv6", state, is_probe=state == "fp16") for state in ("fp32", "fp16")]
+    return [
+        specialization("wkv6", "fp32"),
+        specialization("wkv6", "fp16", is_probe=True),
+        specialization("wkv6", "fp32", vectors="fp32"),
+        specialization("wkv6", "fp16", vectors="fp16"),
+    ]

@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import check, check_pool
-from .launch import STATE_DTYPES
-from .launch import unsupported_heads as unsupported_reason
+from .launch import STATE_DTYPES, unsupported_heads
+from .probe import probed
 from .recurrence import (
     LAUNCH,
     NUM_STAGES,
@@ -213,26 +213,35 @@ def wkv7(
     return out
 
 
+unsupported_reason = probed("wkv7", unsupported_heads)
+
+
 def specializations() -> list[Specialization]:
-    """What a bfloat16 model with 12 heads of 64 and 12 layers launches: prefill and decode are one compilation."""
-    found = []
-    for state in ("fp32", "fp16"):
-        for residual in (False, True):
-            constexprs: dict[str, Any] = {"SLOT_STRIDE": 12 * 12 * 64 * 64, "H": 12, "N": 64}
-            signature = {
-                **pointers("bf16", *_INPUTS, *_RESIDUAL, "out"),
-                **pointers("fp32", *_VECTORS),
-                **pointers("i32", "slot", "start", "position"),
-                **pointers(state, "state"),
-                "eps": "fp32",
-            }
-            absent = [] if residual else [f"p_{name}" for name in (*_RESIDUAL, "v0")]
-            if state == "fp32":
-                absent.append("p_position")
-            for name in absent:
-                del signature[name]
-                constexprs[name] = None
-            label = f"wkv7, state {state}, {'with' if residual else 'without'} value residual"
-            is_probe = residual and state == "fp16"
-            found.append(Specialization(label, wkv7_kernel, signature, constexprs, NUM_WARPS[64], NUM_STAGES, is_probe))
-    return found
+    """What models with 12 heads of 64 and 12 layers launch: prefill and decode are one compilation."""
+
+    def one(state: str, residual: bool, vectors: str = "bf16", is_probe: bool = False) -> Specialization:
+        constexprs: dict[str, Any] = {"SLOT_STRIDE": 12 * 12 * 64 * 64, "H": 12, "N": 64}
+        signature = {
+            **pointers(vectors, *_INPUTS, *_RESIDUAL, "out"),
+            **pointers("fp32", *_VECTORS),
+            **pointers("i32", "slot", "start", "position"),
+            **pointers(state, "state"),
+            "eps": "fp32",
+        }
+        absent = [] if residual else [f"p_{name}" for name in (*_RESIDUAL, "v0")]
+        if state == "fp32":
+            absent.append("p_position")
+        for name in absent:
+            del signature[name]
+            constexprs[name] = None
+        label = f"wkv7, {vectors}, state {state}, {'with' if residual else 'without'} value residual"
+        return Specialization(label, wkv7_kernel, signature, constexprs, NUM_WARPS[64], NUM_STAGES, is_probe)
+
+    return [
+        one("fp32", residual=False),
+        one("fp32", residual=True),
+        one("fp16", residual=False),
+        one("fp16", residual=True, is_probe=True),
+        one("fp32", residual=True, vectors="fp32"),
+        one("fp16", residual=True, vectors="fp16"),
+    ]

@@ -33,11 +33,20 @@ def describe(prepared: Prepared, shard: Shard) -> Iterator[str]:
     yield f"settings  fingerprint {prepared.document['fingerprint'][:16]}"
     yield f"model     {job.model.path}"
     yield from (f"          {line}" for line in str(prepared.model.memory_plan).splitlines())
+    yield from _backends(prepared)
     yield from _first_prompt(prepared)
 
 
 def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _backends(prepared: Prepared) -> Iterator[str]:
+    """Who would serve each op."""
+    for choice in prepared.model.describe()["backends"]:
+        where = f" on {choice['on']}" if "on" in choice else ""
+        refused = f" ({' · '.join(choice['not_used'])})" if choice["not_used"] else ""
+        yield f"op        {choice['op']}: {choice['backend']}{where}{refused}"
 
 
 def _first_prompt(prepared: Prepared) -> Iterator[str]:

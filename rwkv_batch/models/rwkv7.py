@@ -296,7 +296,9 @@ class Rwkv7DeepEmbed(Rwkv7):
         embedding = self.embedding.to(weights.device, weights.dtype)
         return DeepEmbed(
             table=weights.tensor(p + "s_emb.weight") + F.linear(embedding, weights.tensor(p + "s_emb_x.weight")),
-            factors=weights.low_rank(StoredPair(0, None, weights.tensor(p + "s1"), weights.tensor(p + "s2"))),
+            factors=weights.low_rank(
+                StoredPair(0, None, weights.tensor(p + "s1"), weights.tensor(p + "s2")), op="deep_embed"
+            ),
             s0=weights.vector(p + "s0"),
         )
 

@@ -128,15 +128,22 @@ class Weights:
             one.relocate(self._stream.keep)
         return one
 
-    def low_rank(self, *pairs: StoredPair) -> LowRank:
-        """Low-rank pairs that are computed together, never quantised."""
+    def low_rank(self, *pairs: StoredPair, op: str = "low_rank") -> LowRank:
+        """Low-rank pairs that are computed together, never quantised.
+
+        Args:
+            op: what takes them. Its kernels read stacked factors, unless `linear` has a layout of its own.
+        """
         down, up = LowRank.stack([pair.down for pair in pairs], [pair.up for pair in pairs])
         bounds = pairwise(accumulate((pair.down.shape[1] for pair in pairs), initial=0))
+        is_stacked = self._ops.has_kernel(op) and not self._ops.has_layout("linear")
         made = []
         for pair, (start, end) in zip(pairs, bounds, strict=True):
-            factors = (self._keep(DenseLinear(f, self._linear_op)) for f in (down[start:end], up[start:end].t()))
-            made.append(LowRankPair(pair.source, pair.activation, *factors))
-        is_stacked = self._has_kernels and not self._ops.has_layout("linear")
+            factors = down[start:end], up[start:end].t()
+            if self._has_kernels and not is_stacked:
+                factors = down[start:end], up[start:end].t().contiguous()
+            kept = (self._keep(DenseLinear(factor, self._linear_op)) for factor in factors)
+            made.append(LowRankPair(pair.source, pair.activation, *kept))
         return LowRank(tuple(made), *((down, up) if is_stacked else (None, None)))
 
     def _keep(self, one: Linear) -> Linear:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 from checkpoints import VERSIONS
 
+from rwkv_batch import ops
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
@@ -30,8 +33,8 @@ def make_engine(path, backend, state_dtype="float32", batch_invariant=False, **s
     file = ModelFile.open(open_checkpoint(path))
     placement = place(device="cpu", dtype="float32", state_dtype=state_dtype)
     specs = dict.fromkeys((*file.ops, *Sampler.OPS))
-    ops = resolve(specs, backend, placement.device, placement.dtype, file.sizes, placement.state_dtype)
-    model = Model(file, placement, ops, batch_invariant=batch_invariant)
+    table = resolve(specs, backend, placement.device, placement.dtype, file.sizes, placement.state_dtype)
+    model = Model(file, placement, table, batch_invariant=batch_invariant)
     sizes = {"max_batch_size": 3, "max_batch_tokens": 8} | settings
     return Engine(model, Vocabulary.plain(file.sizes["V"]), **sizes)
 
@@ -69,6 +72,21 @@ def test_tokens_are_those_of_the_reference(version, checkpoint_file):
     path = checkpoint_file(version, **SIZES | {"n_layer": 2 if version.startswith("7") else 1})
     engine = make_engine(path, "triton", run_ahead=True, decode_graphs=True)
     assert engine.model.ops.served_by("triton", besides=Sampler.OPS[1:])
+    assert_same(outcomes(engine), outcomes(make_engine(path, "reference")))
+
+
+@pytest.mark.parametrize("names", ["low_rank deep_embed score", "linear sample", "shift_lerp wkv7"])
+def test_ops_that_do_not_compile_are_served_among_the_others(names, checkpoint_file, monkeypatch):
+    refused = set(names.split())
+    for op in refused:
+        module = import_module(f"rwkv_batch.triton_kernels.{op}")
+        monkeypatch.setattr(module, "unsupported_reason", lambda *_: "does not compile")
+    monkeypatch.setitem(ops._AUTO, "cpu", ("triton", "reference"))
+    path = checkpoint_file("7.0de", **SIZES)
+    engine = make_engine(path, "auto", run_ahead=True)
+    table = engine.model.ops
+    assert {choice.op for choice in table.choices if choice.is_fallback} == refused
+    assert not table.served_by("triton", besides=Sampler.OPS[1:])  # so that no step is recorded on a GPU
     assert_same(outcomes(engine), outcomes(make_engine(path, "reference")))
 
 

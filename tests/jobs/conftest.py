@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Job:
 
     folder: Path
     settings: dict[str, Any]
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
     def file(self) -> Path:
@@ -78,14 +79,16 @@ class Job:
     def start(self, *arguments: str, **environment: object) -> subprocess.Popen[str]:
         """The real command, with the fake engine, in a process of its own."""
         variables = {name: str(value) for name, value in environment.items()}
-        command = [sys.executable, str(HERE / "fake_run.py"), self.write(), *arguments]
-        return subprocess.Popen(
-            command,
+        process = subprocess.Popen(
+            [sys.executable, str(HERE / "fake_run.py"), self.write(), *arguments],
             env={**os.environ, "PYTHONPATH": str(HERE.parent.parent), **variables},
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.processes.append(process)
+        return process
 
 
 @pytest.fixture
@@ -112,8 +115,8 @@ def tmp_path(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
-    """30 rows in parts of 10."""
+def job(tmp_path: Path) -> Iterator[Job]:
+    """30 rows in parts of 10. Processes that still run when the test ends are killed."""
     settings = {
         "model": {"path": "demo"},
         "input": {},
@@ -121,4 +124,7 @@ def job(tmp_path: Path) -> Job:
         "output": {"path": str(tmp_path / "out"), "rows_per_part": 10},
     }
     job = Job(tmp_path, settings)
-    return job.input(id=[f"row-{i}" for i in range(30)], prompt=[f"prompt {i}" for i in range(30)])
+    yield job.input(id=[f"row-{i}" for i in range(30)], prompt=[f"prompt {i}" for i in range(30)])
+    for process in job.processes:
+        process.kill()
+        process.communicate()

@@ -83,10 +83,17 @@ def inspect_model(model: str, *, tokenizer: str | None = "auto", dtype: str = "a
     return Summary(None if tokenizer is None else Tokenizer(), hashlib.sha256(model.encode()).hexdigest(), resolved)
 
 
+def hold() -> None:
+    print("held", flush=True)
+    while not os.path.exists(os.environ.get("FAKE_RELEASE", "")):
+        time.sleep(0.005)
+
+
 class LLM:
     """Finishes rows in a random order, a bounded number of them in flight.
 
-    FAKE_DELAY is the time a row takes in seconds; a prompt "explode" makes the engine fail.
+    FAKE_DELAY is the time a row takes in seconds; a prompt "explode" makes the engine fail. After FAKE_HOLD_AFTER rows
+    it prints "held" and waits until the file FAKE_RELEASE exists, for ever where none is named.
     """
 
     loaded = 0
@@ -111,6 +118,7 @@ class LLM:
 
     def _serve(self, rows: Iterable[Any], finish: Any) -> Iterator[tuple[Any, Any]]:
         delay = float(os.environ.get("FAKE_DELAY", 0))
+        hold_after = int(os.environ.get("FAKE_HOLD_AFTER", -1))
         source, running = iter(rows), []
         while True:
             while len(running) < SLOTS and (row := next(source, None)) is not None:
@@ -118,6 +126,8 @@ class LLM:
             self._stats.running = len(running)
             if not running:
                 return
+            if self._stats.steps == hold_after:
+                hold()
             self._stats.steps += 1
             self._stats.step_tokens += 4
             self._stats.occupancy.add(len(running) / SLOTS)

@@ -33,6 +33,7 @@ def test_dry_run_shows_everything_and_writes_nothing(job: Job, capsys: pytest.Ca
             "2 rows in 1 part\n",
             "completion_tokens: int32",
             "8 slots of 1 KiB",
+            "op        wkv7: cpu\n",
             "row 0     error null_prompt",
             r"row 1     'line\nbreak'",
             "10 tokens: [108, 105,",

@@ -128,11 +128,11 @@ def test_a_crash_at_every_durable_step(small: Job, served: list[int], at_step: A
     assert step > 70
 
 
-def test_crash_after_crash(small: Job, at_step: Any) -> None:
+def test_crash_after_crash(small: Job, at_step: Any, soak_seed: int) -> None:
     parts = undisturbed(small)
     crashes = 0
     for trial in range(8):
-        dice = random.Random(trial)
+        dice = random.Random(8 * soak_seed + trial)
         before: set[int] = set()
         code = EXIT_CRASHED
         while code == EXIT_CRASHED:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -59,9 +58,8 @@ def test_score(tmp_path: Path) -> None:
 
 
 def test_score_with_token_0_before_each_context(tmp_path: Path) -> None:
-    rows = run(
-        "score", tmp_path / "out", "--limit", "3", "-o", "score.add_bos_token=true", "-o", "output.logprobs=true"
-    )
+    settings = ("model.dtype=float32", "score.add_bos_token=true", "output.logprobs=true")
+    rows = run("score", tmp_path / "out", "--limit", "3", *(argument for one in settings for argument in ("-o", one)))
     contexts = pq.read_table("jobs/data/score_questions.parquet")["context"].to_pylist()
     pairs = [(context, row["choices"]) for context, row in zip(contexts, rows, strict=False)]
     for row, scores in zip(rows, LLM("demo", dtype="float32").score(pairs, add_bos_token=True), strict=True):
@@ -81,9 +79,21 @@ def test_eval_yaml_shows_every_setting() -> None:
             assert list(shown[section]) == list(values), section
 
 
-def committed(folder: Path) -> int:
-    """Segments and parts of the job that is killed."""
-    return len([*folder.glob("killed.rwkv_batch/unit-*/*.seg"), *folder.glob("killed/*.parquet")])
+KILLED_JOB = """
+import os, signal, sys
+from rwkv_batch.data.commit import JobFiles
+from rwkv_batch.run import main
+
+commit = JobFiles.commit
+
+def commit_and_die(*arguments):
+    commit(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+JobFiles.commit = commit_and_die
+main()
+"""
+"""Kills itself when it has committed rows for the first time."""
 
 
 def test_a_killed_job_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
@@ -94,14 +104,10 @@ def test_a_killed_job_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
     )
     arguments = ["--limit", "120", *(argument for setting in settings for argument in ("-o", setting))]
     run("eval", tmp_path / "whole", *arguments)
-    command = [sys.executable, "-m", "rwkv_batch.run", "jobs/eval.yaml", "-o", f"output.path={tmp_path}/killed"]
-    process = subprocess.Popen(
-        [*command, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
-    )
-    while process.poll() is None and not committed(tmp_path):
-        time.sleep(0.005)
-    process.kill()
-    assert process.wait(60) == -signal.SIGKILL
+    command = [sys.executable, "-c", KILLED_JOB, "jobs/eval.yaml", "-o", f"output.path={tmp_path}/killed", *arguments]
+    killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len([*tmp_path.glob("killed.rwkv_batch/unit-*/*.seg")]) == 1
     run("eval", tmp_path / "killed", *arguments)
     for path in (tmp_path / "whole").iterdir():
         assert pq.read_table(path).equals(pq.read_table(tmp_path / "killed" / path.name)), path.name

@@ -7,6 +7,7 @@ import math
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -196,53 +197,79 @@ def test_a_line_says_everything() -> None:
     assert "eta ?" in progress.describe(Snapshot(), Snapshot())
 
 
-def watch(
-    monkeypatch: pytest.MonkeyPatch, counts: Counts, **constants: float
-) -> tuple[Progress, list[tuple[str, Any]]]:
-    for name, value in constants.items():
-        monkeypatch.setattr(progress, name, value)
+class Clock:
+    """Stands in for the module `time` and for the event that ends the watching: to wait takes no time.
+
+    Args:
+        ends_at: the second at which the watching ends.
+        at_tick: called at each wait with the time it brings.
+    """
+
+    def __init__(self, ends_at: float, at_tick: Callable[[float], object] = lambda now: None) -> None:
+        self.now, self._ends_at, self._at_tick = 0.0, ends_at, at_tick
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def strftime(self, _: str) -> str:
+        return f"{self.now:.0f} s"
+
+    def wait(self, seconds: float) -> bool:
+        self.now += seconds
+        self._at_tick(self.now)
+        return self.now >= self._ends_at
+
+    def set(self) -> None:
+        pass
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, counts: Counts, clock: Clock) -> list[tuple[str, Any]]:
+    """Watch a job of 40 rows until the clock says that it has ended. Returns the events."""
+    monkeypatch.setattr(progress, "time", clock)
     events: list[tuple[str, Any]] = []
     log = lambda event, **fields: events.append((event, fields))  # noqa: E731
-    return Progress(40, counts, fake_llm.Stats, log, lambda text: None, Shard()), events
+    watching = Progress(40, counts, fake_llm.Stats, log, lambda text: None, Shard())
+    watching._ending = clock  # type: ignore[assignment]
+    with watching:
+        pass
+    return events
 
 
 def test_lines_come_at_their_interval(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    watching, events = watch(monkeypatch, Counts(done=10), TICK_SECONDS=0.02, LINE_SECONDS=0.15)
-    with watching:
-        watching._ending.wait(0.5)
+    """Every 30 s, and one at the end."""
+    events = watch(monkeypatch, Counts(done=10), Clock(ends_at=100))
     lines = capsys.readouterr().err.splitlines()
-    assert 2 <= len(lines) <= 5
+    assert [line.partition(" rows")[0] for line in lines] == ["30 s", "60 s", "90 s", "100 s"]
     assert all("rows 10/40 (25.0%) | errors 0 | slots 0/8" in line for line in lines)
     assert len(events) > 10
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with watch(monkeypatch, Counts(done=10))[0]:
-        pass
+    watch(monkeypatch, Counts(done=10), Clock(ends_at=1))
     assert re.search(r"25%.*10/40.*slots 0/8", capsys.readouterr().err)
 
 
 def test_an_engine_that_hangs_ends_the_process(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     codes: list[int] = []
     monkeypatch.setattr(progress.os, "_exit", codes.append)
-    watching, events = watch(monkeypatch, Counts(), STALL_SECONDS=0.5)
-    with watching:
-        watching._ending.wait(1.6)
-    assert codes and set(codes) == {1}
+    events = watch(monkeypatch, Counts(), Clock(ends_at=progress.STALL_SECONDS + 2))
+    assert codes == [1]
     assert ("failure", "Stall") in [(event, fields.get("type")) for event, fields in events]
-    assert "made no step" in caplog.text
+    assert "made no step for 1801 s" in caplog.text
 
 
 def test_an_engine_at_work_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows are committed, though rarely."""
     codes: list[int] = []
     monkeypatch.setattr(progress.os, "_exit", codes.append)
     counts = Counts()
-    watching, _ = watch(monkeypatch, counts, STALL_SECONDS=2.0)
-    with watching:
-        for _ in range(6):
-            counts.committed += 1
-            watching._ending.wait(0.4)
+
+    def commit(now: float) -> None:
+        counts.committed = int(now // (progress.STALL_SECONDS - 10))
+
+    watch(monkeypatch, counts, Clock(4 * progress.STALL_SECONDS, commit))
+    assert counts.committed == 4
     assert not codes
 
 

@@ -79,7 +79,7 @@ class HostRunner:
         if self._worker is not None:
             self._worker.stdin.close()
             self._worker.stdout.close()
-            self._worker.wait(20)
+            self._worker.wait()
             self._worker = None
 
     def __enter__(self) -> HostRunner:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,8 +19,9 @@ from running import Session
 from tolerances import assert_close
 from torch import Tensor
 
+from rwkv_batch import ops
 from rwkv_batch.cuda_kernels import launch, mm8, shift_lerp, wkv4, wkv5, wkv7
-from rwkv_batch.cuda_kernels.build import SOURCES
+from rwkv_batch.cuda_kernels.build import SOURCES, BuildError
 from rwkv_batch.errors import BackendError
 from rwkv_batch.models.mm8 import quantize_mm8
 from rwkv_batch.models.mm8_linear import Mm8Linear
@@ -140,6 +142,23 @@ def test_a_model_of_every_version_runs(version, checkpoint_file):
         assert_close(name, session.state(3)[name].float(), state.float(), "float32", 20)
 
 
+def test_cuda_kernels_serve_among_tritons(checkpoint_file, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setitem(ops._AUTO, "cpu", ("triton", "cuda", "reference"))
+    for op in ("shift_lerp", "wkv7", "score"):
+        module = import_module(f"rwkv_batch.triton_kernels.{op}")
+        monkeypatch.setattr(module, "unsupported_reason", lambda *_: "does not compile")
+    path = checkpoint_file("7.0", n_layer=2, n_embd=32, n_att=32, n_ffn=64, head_size=16, vocab=97)
+    session, right = Session(path), Session(path, backend="reference")
+    served = {choice.op: choice.backend for choice in session.model.ops.choices}
+    expected = {"shift_lerp": "cuda", "wkv7": "cuda", "score": "reference", "linear": "triton", "low_rank": "triton"}
+    assert expected.items() <= served.items()
+    for step in ({3: [5, 6], 0: [8]}, {0: [9], 3: [10]}):
+        got, want = session.feed(step), right.feed(step)
+        for slot in (0, 3):
+            assert_close(f"logits of slot {slot}", got[slot], want[slot], "float32", 20)
+
+
 def test_without_a_gpu_it_says_so(checkpoint_file, monkeypatch):
     monkeypatch.setattr(launch, "host_runner", None)
     with pytest.raises(BackendError, match="shift_lerp: runs on a GPU, not on a CPU"):
@@ -175,13 +194,39 @@ def test_what_a_gpu_must_have(capability, hip, compiler, reason, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(launch, "unavailable", lambda: compiler)
+    monkeypatch.setattr(launch.driver, "load", lambda device, spec: None)
     assert wkv4.unsupported_reason(torch.device("cuda"), torch.bfloat16, {}) == reason
+
+
+@pytest.mark.parametrize(
+    ("capability", "kernels"), [((9, 0), ["mm8_inputs", "mm8_one", "mm8_seq"]), ((7, 5), ["mm8_inputs", "mm8_one"])]
+)
+def test_a_kernel_that_is_not_built_or_not_loaded_is_a_reason(capability, kernels, monkeypatch):
+    """Each kernel of the op is tried that the device can have, in the dtype that is asked for."""
+    tried = []
+
+    def load(device, spec):
+        tried.append(spec)
+        if spec.kernel == failing:
+            raise BuildError(f"cannot build {spec.kernel}: nvrtc-1.2 failed:\nmm8.cu(3): error: no such type\nmore")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(launch, "unavailable", lambda: None)
+    monkeypatch.setattr(launch.driver, "load", load)
+    failing = None
+    assert mm8.unsupported_reason(torch.device("cuda"), torch.float16, {}) is None
+    assert [spec.kernel for spec in tried] == kernels
+    assert all("DTYPE=f16" in spec.defines for spec in tried)
+    failing = "mm8_one"
+    reason = mm8.unsupported_reason(torch.device("cuda"), torch.float16, {})
+    assert reason == "cannot build mm8_one: nvrtc-1.2 failed: mm8.cu(3): error: no such type"
 
 
 def test_auto_takes_cuda_where_triton_is_missing_or_refuses(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(launch, "unavailable", lambda: None)
+    monkeypatch.setattr(launch.driver, "load", lambda device, spec: None)
     specs, device = [OpSpec("wkv4", lambda: None)], torch.device("cuda")
     (choice,) = resolve(specs, "auto", device, torch.float16, {}).choices
     assert choice.backend == "cuda"

@@ -1,0 +1,224 @@
+"""Limits of compiled kernels: one table, and what of a compilation lies beyond it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+Compiled = Mapping[str, Any]
+"""What `aot_worker.py` prints of one specialization."""
+
+# Matrix instructions that take operands of each type; a product of float32 numbers takes none.
+MMA = {"bf16": r"mma\.sync.*\.bf16\.bf16", "fp16": r"mma\.sync.*\.f16\.f16", "i8": r"mma\.sync.*\.s8\.s8"}
+WGMMA = {"bf16": r"wgmma.*\.bf16\.bf16", "fp16": r"wgmma.*\.f16\.f16", "i8": r"wgmma.*\.s8\.s8"}
+TCGEN05 = {
+    "bf16": r"tcgen05\.mma.*kind::f16",
+    "fp16": r"tcgen05\.mma.*kind::f16",
+    "i8": rf"tcgen05\.mma.*kind::i8|{MMA['i8']}",  # Triton has tcgen05's for int8 from version 3.8 on
+}
+MFMA = {"bf16": r"v_mfma_f32_\w+_bf16", "fp16": r"v_mfma_f32_\w+_f16", "i8": r"v_mfma_i32_\w+_i8"}
+
+
+class Target(NamedTuple):
+    """A GPU that kernels are compiled for."""
+
+    backend: str
+    architecture: str
+    warp_size: int
+    shared_bytes: int
+    """Shared memory that one program can have."""
+    wide: Mapping[str, str]
+    """Matrix instructions of a product whose first operand has 64 rows or more."""
+    narrow: Mapping[str, str]
+    """Matrix instructions of a product whose first operand has fewer rows."""
+
+
+TARGETS = {
+    "sm_80": Target("cuda", "80", 32, 163 << 10, MMA, MMA),
+    "sm_86": Target("cuda", "86", 32, 99 << 10, MMA, MMA),
+    "sm_89": Target("cuda", "89", 32, 99 << 10, MMA, MMA),
+    "sm_90": Target("cuda", "90", 32, 227 << 10, WGMMA, MMA),
+    "sm_100": Target("cuda", "100", 32, 227 << 10, TCGEN05, MMA),
+    "sm_120": Target("cuda", "120", 32, 99 << 10, MMA, MMA),
+    "gfx942": Target("hip", "gfx942", 64, 64 << 10, MFMA, MFMA),
+}
+
+FIRST_OPERAND = {
+    "linear_kernel": ("p_x", "BLOCK_N"),
+    "down_kernel": ("p_x", "BLOCK_M"),
+    "up_kernel": ("p_low", "BLOCK_M"),
+    "mm8_kernel": ("p_inputs", "BLOCK_N"),
+    "w8a8_kernel": ("p_x", "BLOCK_N"),
+    "score_kernel": ("p_x", "ROWS"),
+    "deep_embed_kernel": ("p_normed", "BLOCK_M"),
+}
+"""Kernels with matrix products: an argument that has the type of the operands, and the rows of the first operand."""
+
+
+class Spill(NamedTuple):
+    """How much local memory some compilations may have, in bytes a thread."""
+
+    kernel: str
+    targets: tuple[str, ...]
+    versions: tuple[str, ...]
+    num_bytes: int
+    reason: str
+
+
+CUDA_TARGETS = tuple(name for name, target in TARGETS.items() if target.backend == "cuda")
+ANY_VERSION = ("3.6.0", "3.7.0", "3.7.1", "3.8.0", "3.9.0")
+RECURRENCES = ("wkv4_kernel", "wkv56_kernel", "wkv7_kernel")
+"""They have no local memory but for what `SPILLS` says."""
+MAX_SPILL = 64
+"""Of all other kernels. Each version of the assembler leaves a few numbers over in another kernel."""
+SPILLS = (
+    Spill(
+        "select_kernel",
+        CUDA_TARGETS,
+        ANY_VERSION,
+        128,
+        "The assembler keeps the kernel at 128 registers, so that two programs fit a multiprocessor.",
+    ),
+    Spill(
+        "mm8_kernel",
+        ("sm_100",),
+        ANY_VERSION,
+        600,
+        "The sums of the tile of 128 x 128 leave tensor memory all at once, after the loop. A tile of half the size "
+        "spills nothing, but takes 1.7 times the instructions in the loop for the same product.",
+    ),
+    *(
+        Spill(
+            kernel,
+            CUDA_TARGETS,
+            ("3.7.0", "3.7.1"),
+            16,
+            "These versions' assembler keeps the kernel at 168 registers, where it needs up to four more.",
+        )
+        for kernel in ("wkv56_kernel", "wkv7_kernel")
+    ),
+)
+
+LOOPS = {
+    ("wkv4", "fp32"): (304, 332),
+    ("wkv5", "fp32"): (402, 455),
+    ("wkv5", "fp16"): (1532, 1294),
+    ("wkv6", "fp32"): (430, 638),
+    ("wkv6", "fp16"): (1564, 1405),
+    ("wkv7", "fp32"): (717, 1196),
+    ("wkv7", "fp16"): (1894, 1887),
+}
+"""Module and dtype of the state → instructions of a warp for one token, on NVIDIA's GPUs and on AMD's. That is a
+tenth more than any version of Triton makes of the loop over tokens."""
+
+WIDE_ACCESS = {"cuda": (r"LDG\.E\.128", r"STG\.E\.128"), "hip": (r"global_load_dwordx4", r"global_store_dwordx4")}
+"""Loads and stores of 16 bytes a thread."""
+NORM_INSTRUCTIONS = ("FADD", "FMUL", "FFMA", "MUFU", "SHFL")
+
+
+def faults(found: Compiled, target: str, version: str) -> list[str]:
+    """In words, what of one compilation is beyond the limits."""
+    if "error" in found:
+        return [found["error"]]
+    return [*_resource_faults(found, target, version), *_matrix_faults(found, target), *_state_faults(found, target)]
+
+
+def _resource_faults(found: Compiled, target: str, version: str) -> Iterator[str]:
+    allowed = TARGETS[target].shared_bytes
+    if found["shared"] > allowed:
+        yield f"{found['shared']} bytes of shared memory, a program can have {allowed}"
+    allowed = _allowed_spill(found["kernel"], target, version)
+    if found["spilled"] > allowed:
+        yield f"{found['spilled']} bytes of local memory a thread, expected at most {allowed}"
+
+
+def _allowed_spill(kernel: str, target: str, version: str) -> int:
+    for spill in SPILLS:
+        if spill.kernel == kernel and target in spill.targets and version in spill.versions:
+            return spill.num_bytes
+    return 0 if kernel in RECURRENCES else MAX_SPILL
+
+
+def _matrix_faults(found: Compiled, target: str) -> Iterator[str]:
+    used = found["matrix"]
+    if found["kernel"] not in FIRST_OPERAND:
+        if used:
+            yield f"matrix instructions {used}, expected none"
+        return
+    argument, rows = FIRST_OPERAND[found["kernel"]]
+    operand = found["signature"][argument].removeprefix("*")
+    if operand == "fp32":
+        rounded = [name for name in used if not re.fullmatch(r"v_mfma_f32_\w+_f32", name)]
+        if rounded:
+            yield f"a product of float32 numbers by {rounded}, expected full precision"
+        return
+    instructions = TARGETS[target].wide if found["constexprs"][rows] >= 64 else TARGETS[target].narrow
+    if not used or not all(re.match(instructions[operand], name) for name in used):
+        yield f"a product of {operand} by {used}, expected {instructions[operand]}"
+
+
+def _state_faults(found: Compiled, target: str) -> Iterator[str]:
+    """A recurrence reads and writes its state 16 bytes at a time, and has few instructions for each token."""
+    if found["kernel"] not in RECURRENCES:
+        return
+    backend, _, warp_size, *_ = TARGETS[target]
+    instructions = Counter(found["instructions"])
+    num_tensors, num_bytes = _state_of_program(found)
+    expected = num_tensors * (num_bytes // (16 * warp_size * found["num_warps"]))
+    for pattern in WIDE_ACCESS[backend]:
+        wide = sum(count for name, count in instructions.items() if re.match(pattern, name))
+        if wide < expected:
+            yield f"{wide} of {pattern}, expected {expected} for the state"
+    allowed = LOOPS[found["module"], _state_dtype(found)][backend == "hip"]
+    if max(found["loops"]) > allowed:
+        yield f"{max(found['loops'])} instructions a token, expected at most {allowed}"
+
+
+def _state_dtype(found: Compiled) -> str:
+    return found["signature"].get("p_state", "*fp32").removeprefix("*")
+
+
+def _state_of_program(found: Compiled) -> tuple[int, int]:
+    """How many tensors have the state that one program holds, and the bytes of each."""
+    constexprs = found["constexprs"]
+    if found["module"] == "wkv4":
+        return 3, constexprs["BLOCK"] * 4
+    return 1, constexprs["N"] ** 2 * (4 if _state_dtype(found) == "fp32" else 2)
+
+
+def twin_faults(all_found: Sequence[Compiled]) -> list[str]:
+    """Where `shift_lerp` computes a token's norm in another way for a decode step than for prompts.
+
+    A decode step has one norm, a prompt has two: of this token, and of the one before it. What follows is the same in
+    both: for each of a thread's channels one difference, in float32 or in a half type, and `NUM_MIXES` interpolations.
+    If all norms are computed alike, then twice the instructions of a decode step are those of a prompt and of what
+    follows, for each kind of instruction. A product and a sum that became one instruction in one of the two break that.
+    """
+    twins = {found["label"]: found for found in all_found if found["kernel"] == "shift_lerp_kernel"}
+    reasons = []
+    for label, decode in twins.items():
+        prompt = twins.get(label.replace("decode", "prefill"), decode)
+        if prompt is decode:
+            continue
+        channels = decode["constexprs"]["BLOCK"] // (32 * decode["num_warps"])
+        follows = {"FADD": (0, channels), "FFMA": (channels * decode["constexprs"]["NUM_MIXES"],)}
+        one, two = _arithmetic(decode), _arithmetic(prompt)
+        for name in NORM_INSTRUCTIONS:
+            if 2 * one[name] - two[name] not in follows.get(name, (0,)):
+                reasons.append(f"{label}: {one[name]} of {name}, for prompts {two[name]}, expected one norm more there")
+    return reasons
+
+
+def _arithmetic(found: Compiled) -> Counter[str]:
+    """How often each instruction occurs; one for two numbers counts as two. FHADD and FHFMA are FADD and FFMA
+    with an operand of 16 bits.
+    """
+    counts: Counter[str] = Counter()
+    for name, count in found["instructions"].items():
+        base = name.split(".")[0].replace("FHADD", "FADD").replace("FHFMA", "FFMA")
+        if base.endswith("2") and base[:-1] in NORM_INSTRUCTIONS:
+            base, count = base[:-1], 2 * count
+        counts[base] += count
+    return counts

@@ -1,0 +1,82 @@
+"""Dry runs, and validation, ask GPUs in a process of their own: CUDA is not initialized in this one."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from pathlib import Path
+
+import claimed_gpu
+import pytest
+import torch
+
+from rwkv_batch import apart, cli
+from rwkv_batch.apart import call_apart
+from rwkv_batch.errors import CapacityError
+from rwkv_batch.model_summary import inspect_model
+from rwkv_batch.models.placement import place
+
+CLAIM = "import claimed_gpu; claimed_gpu.claim(); "
+
+
+@pytest.fixture
+def untouchable_gpu(monkeypatch, tmp_path):
+    """A torch for CUDA in which every question to a GPU fails; other processes claim that there is one."""
+
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("this process asked for a GPU")
+
+    names = [*claimed_gpu.ANSWERS, "_lazy_init", "init", "device", "synchronize", "current_stream", "empty_cache"]
+    for name in names:
+        monkeypatch.setattr(torch.cuda, name, refuse)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(apart, "CODE", apart.CODE.replace("function, given =", f"{CLAIM}function, given ="))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+JOB = """
+model: {path: demo}
+engine: {device: DEVICE}
+input: {path: prompts.jsonl}
+output: {path: out}
+"""
+
+
+@pytest.mark.parametrize(("command", "device"), [(["validate"], "cuda:0"), (["run", "--dry-run"], "auto")])
+def test_a_dry_run_shows_what_a_gpu_would_do_without_initializing_it(
+    command, device, untouchable_gpu, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("job.yaml").write_text(JOB.replace("DEVICE", device))
+    Path("prompts.jsonl").write_text('{"prompt": "The"}\n')
+    assert cli.main([*command, "job.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert "of 70.00 GiB available" in out
+    assert "op        wkv7: reference (triton: Triton" in out  # no kernel can be launched on a GPU that is not there
+    assert "cannot launch kernels here" in out
+
+
+def test_errors_of_the_other_process_are_raised_here(untouchable_gpu):
+    with pytest.raises(CapacityError, match=r"cuda:3 is not there; this torch .* sees 1 CUDA devices"):
+        inspect_model("demo", device="cuda:3", apart=True)
+
+
+def test_on_a_cpu_no_process_is_started(untouchable_gpu, monkeypatch):
+    monkeypatch.setattr("rwkv_batch.model_summary.call_apart", None)
+    summary = inspect_model("demo", device="cpu", backend="reference", apart=True)
+    assert summary.placement.device.type == "cpu"
+
+
+def test_a_function_is_called_where_modules_are_found_as_here(tmp_path, monkeypatch):
+    (tmp_path / "only_here.py").write_text("import os\ndef whose(number): return os.getpid(), number + 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    process, number = call_apart(import_module("only_here").whose, number=2)
+    assert number == 3
+    assert process != os.getpid()
+
+
+def test_a_process_that_ends_without_an_answer(monkeypatch):
+    monkeypatch.setattr(apart, "CODE", "import sys; sys.exit('out of luck')")
+    with pytest.raises(RuntimeError, match="place: its process ended with code 1: out of luck"):
+        call_apart(place, device="cpu")

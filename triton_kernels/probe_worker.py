@@ -1,0 +1,63 @@
+"""Compiles the kernels of some ops for one device, in a process of its own: a compiler may crash, and it may hang.
+
+The process is started by `probe.py`. It writes one line of JSON to a file when it is ready, and one after each op.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from triton.backends.compiler import GPUTarget
+from triton.compiler.errors import CompilationError
+
+from .builds import in_short
+from .specialization import compile_for
+
+
+def main(results: str, errors: str, time_limit: int, target: Sequence[Any], ops: Sequence[str]) -> None:
+    """Compile the specializations that each op marks for this.
+
+    Args:
+        results: the file that lines are added to: {}, and then for each op what `Outcome` in probe.py holds.
+        errors: the file that this process's standard error is appended to; it is emptied before each op.
+        time_limit: seconds for an op, after which SIGALRM ends this process.
+        target: arguments of `GPUTarget`.
+        ops: names of modules in this package.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    with open(results, "a") as file:
+        print("{}", file=file, flush=True)
+        for op in ops:
+            signal.alarm(time_limit)
+            os.ftruncate(2, 0)
+            print(json.dumps(_compile(op, GPUTarget(*target), Path(errors))), file=file, flush=True)
+
+
+def _compile(op: str, target: GPUTarget, errors: Path) -> dict[str, Any]:
+    label, shared = "", 0
+    try:
+        for spec in import_module(f".{op}", __package__).specializations():
+            if spec.is_probe:
+                label = f"{spec.kernel.__name__}: "
+                shared = max(shared, compile_for(spec, target).metadata.shared)
+    except Exception as error:
+        # Passes of the compiler print what was wrong; their exception only says that they failed.
+        printed = errors.read_text(errors="replace")
+        is_final = isinstance(error, CompilationError) or "PassManager" in str(error)
+        return {"failure": label + in_short(f"{_words(error)}\n{printed}"), "shared": 0, "is_final": is_final}
+    return {"failure": None, "shared": shared, "is_final": True}
+
+
+def _words(error: BaseException) -> str:
+    """Type and message of what caused an exception. A `CompilationError` has its message behind lines of source."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.rpartition(chr(10))[2] if isinstance(error, CompilationError) else text}"

@@ -51,16 +51,22 @@ def load(
     device = device or context.device
     placement = Placement(device, DTYPES[dtype], quantization, DTYPES[state_dtype])
     specs = tuple(dict.fromkeys((*file.ops, *quantized_ops(quantization, device), *Sampler.OPS)))
-    tables = {}
-    for spec in specs:
-        chosen = usable_backend(context, spec.name, backend, dtype, state_dtype)
-        tables[spec.name] = resolve((spec,), chosen, device, placement.dtype, file.sizes, placement.state_dtype)
-    ops = OpTable(
-        {name: getattr(table, name) for name, table in tables.items()},
-        [choice for table in tables.values() for choice in table.choices],
-        {name: partial(table.pack, name) for name, table in tables.items() if table.has_layout(name)},
+    chosen = {spec.name: usable_backend(context, spec.name, backend, dtype, state_dtype) for spec in specs}
+    tables = []
+    for name in dict.fromkeys(chosen.values()):
+        own = [spec for spec in specs if chosen[spec.name] == name]
+        tables.append(resolve(own, name, device, placement.dtype, file.sizes, placement.state_dtype))
+    return Model(file, placement, joined(tables), batch_invariant=batch_invariant)
+
+
+def joined(tables: Sequence[OpTable]) -> OpTable:
+    """Tables of different ops as one."""
+    served = {choice.op: table for table in tables for choice in table.choices}
+    return OpTable(
+        {name: getattr(table, name) for name, table in served.items()},
+        [choice for table in tables for choice in table.choices],
+        {name: partial(table.pack, name) for name, table in served.items() if table.has_layout(name)},
     )
-    return Model(file, placement, ops, batch_invariant=batch_invariant)
 
 
 def usable_backend(context: Context, op: str, backend: str, dtype: str, state_dtype: str) -> str:

@@ -91,10 +91,10 @@ def _loads(context: Context) -> tuple[Load, ...]:
     )
 
 
-def stream(model: Model, load: Load, num_requests: int | None = None) -> Iterator[Request]:
-    """Requests without end, or so many. Completions of the first rows are shorter, each by another number of tokens."""
+def stream(model: Model, load: Load) -> Iterator[Request]:
+    """Requests without end. Completions of the first rows are shorter, each by another number of tokens."""
     prompts = random_prompts(model, [load.prompt] * NUM_PROMPTS)
-    for number in count() if num_requests is None else range(num_requests):
+    for number in count():
         most = load.completion
         if number < load.rows:
             most = 1 + number * load.completion // load.rows

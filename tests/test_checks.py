@@ -1,17 +1,11 @@
-"""`rwkv-batch doctor --check`: what is right is found right, and whatever is wrong, hangs or ends is named."""
+"""The cases of `rwkv-batch doctor --check`: what is right is found right, and what is wrong is found wrong."""
 
 from __future__ import annotations
 
 import math
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from time import sleep
 from typing import Any
 
 import pytest
@@ -22,31 +16,18 @@ from oracle import Oracle
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rwkv_batch.checks import CheckResult, format_table, run_checks
-from rwkv_batch.checks import process as process_module
 from rwkv_batch.checks.calls import DEFINITIONS, VARIANTS
 from rwkv_batch.checks.cases import DEMO, cases
 from rwkv_batch.checks.outcome import Checks, poisoned
-from rwkv_batch.checks.process import Process
-from rwkv_batch.checks.runner import Job, run_jobs
 from rwkv_batch.checks.target import Target, specs
 from rwkv_batch.checks.worker import check, is_lost, outcome
 from rwkv_batch.cpu_kernels.build import unavailable
 from rwkv_batch.demo.known import known
-from rwkv_batch.errors import ConfigurationError
 from rwkv_batch.model_summary import DEMO_MODEL
 
-ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
-LONG = 1e5
-"""Seconds that no case takes, however slow the machine is."""
 NATIVE = Target("cpu", CPU)
 INTERPRETED = Target("triton", CPU)
-REFUSED_PACKAGES = [
-    *("fsspec", "huggingface_hub", "jinja2", "pyarrow", "pydantic", "pyrwkv_tokenizer"),
-    *("safetensors", "tokenizers", "tqdm", "xgrammar", "yaml"),
-]
-"""What a machine with torch and Triton may lack."""
 
 
 def names(target: Target) -> list[str]:
@@ -161,63 +142,6 @@ def test_a_kernel_that_raises_or_refuses_is_named(monkeypatch: pytest.MonkeyPatc
     assert not is_lost(RuntimeError("CUDA error: out of memory"))
 
 
-def job(function: str, device: str = "cpu", time_limit: float = LONG) -> Job:
-    return Job(function, "op", "backend", device, time_limit, f"faulty_cases:{function}")
-
-
-def test_whatever_a_process_does_the_others_go_on(tmp_path: Path) -> None:
-    reported: list[CheckResult] = []
-    jobs = [job("hang", str(tmp_path / "pid"), 0.0), job("abort"), job("leave"), job("right")]
-    results = run_jobs(jobs, 2, reported.append)
-    assert [(result.name, result.status) for result in results] == [
-        ("hang", "timeout"),
-        ("abort", "crashed"),
-        ("leave", "failed"),
-        ("right", "ok"),
-    ]
-    hung, aborted, left, right = results
-    assert hung.why.startswith("ended after 0 s")
-    assert aborted.why == "ended by SIGABRT; the last words"
-    assert left.why == "ended with exit code 1; ValueError: of leave"
-    assert (right.worst_error, right.limit, right.why) == (0.5, 1.0, "")
-    assert {result.name for result in reported} == {result.name for result in results}
-    assert [result.is_good for result in results] == [False, False, False, True]
-
-
-def test_what_a_process_has_started_ends_with_it(tmp_path: Path) -> None:
-    numbers, folder = tmp_path / "pid", tmp_path / "work"
-    folder.mkdir()
-    arguments = {"name": "hang", "backend": "", "device": str(numbers)}
-    process = Process("faulty_cases:hang", arguments, math.inf, folder)
-    try:
-        while not numbers.exists():
-            assert process.ended() is None
-            sleep(0.01)
-    finally:
-        process.kill()
-    child = int(numbers.read_text())
-    while Path(f"/proc/{child}").exists() and " Z " not in Path(f"/proc/{child}/stat").read_text():
-        sleep(0.01)
-    assert process.ended() is not None
-
-
-def test_an_interrupt_leaves_no_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    started: list[Any] = []
-    popen = subprocess.Popen
-
-    def noted(*args: Any, **kwargs: Any) -> Any:
-        started.append(popen(*args, **kwargs))
-        return started[-1]
-
-    def interrupt(result: CheckResult) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(process_module.subprocess, "Popen", noted)
-    with pytest.raises(KeyboardInterrupt):
-        run_jobs([job("hang", str(tmp_path / "pid")), job("right")], 2, interrupt)
-    assert [process.returncode for process in started] == [-signal.SIGKILL, 0]
-
-
 def test_numbers_and_their_limits() -> None:
     checks = Checks()
     checks.at_most("a", 1.0, 2.0)
@@ -300,89 +224,3 @@ def test_known_tokens_are_those_of_the_rwkv_package(demo_tensors: dict[str, Tens
             _, scores, is_greedy = oracle.loglikelihood(prompt_ids, token_ids)
             assert is_greedy
             assert scores == pytest.approx(logprobs, abs=1e-4)
-
-
-def command(folder: Path, start: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The checks as a user starts them; each of their processes runs the code `start` first."""
-    (folder / "sitecustomize.py").write_text(start)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
-    line = [sys.executable, "-m", "rwkv_batch.checks", *arguments]
-    return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-
-
-def refusing(packages: list[str]) -> str:
-    return f"""
-import sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {packages!r}:
-            raise ModuleNotFoundError(f"refused: {{name}}")
-sys.meta_path.insert(0, Refuse())
-"""
-
-
-BREAKING = """
-import sys
-from importlib.machinery import PathFinder
-class Break:
-    def find_spec(self, name, path=None, target=None):
-        if name != "rwkv_batch.cpu_kernels.log_normalizer":
-            return None
-        spec = PathFinder.find_spec(name, path)
-        load = spec.loader.exec_module
-        def exec_module(module):
-            load(module)
-            right = module.log_normalizer
-            module.log_normalizer = lambda logits: right(logits) + 0.01
-        spec.loader.exec_module = exec_module
-        return spec
-sys.meta_path.insert(0, Break())
-"""
-
-
-def test_the_command_needs_torch_and_little_else(tmp_path: Path) -> None:
-    serves(NATIVE)
-    done = command(tmp_path, refusing(REFUSED_PACKAGES), "--ops", "demo", "top_tokens", "--backends", "cpu")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 cases: 4 ok" in done.stdout
-    assert f"torch            {torch.__version__}" in done.stdout
-
-
-def test_without_filelock_kernels_that_are_built_are_refused_and_definitions_checked(tmp_path: Path) -> None:
-    start = refusing([*REFUSED_PACKAGES, "filelock"])
-    done = command(tmp_path, start, "--ops", "top_tokens", "--backends", "reference", "cpu", "--devices", "cpu")
-    lines = [line for line in done.stdout.splitlines() if line.startswith("top_tokens")]
-    assert "reference" in lines[0] and " ok " in lines[0]
-    assert "cpu" in lines[1] and "filelock" in lines[1]
-
-
-def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
-    serves(NATIVE)
-    arguments = ("--ops", "log_normalizer", "top_tokens", "--backends", "cpu", "--json", str(tmp_path / "found.json"))
-    done = command(tmp_path, BREAKING, *arguments)
-    assert done.returncode == 1, done.stdout + done.stderr
-    wrong = next(line for line in done.stdout.splitlines() if line.startswith("log_normalizer"))
-    assert wrong.split()[:6] == ["log_normalizer", "cpu", "cpu", "wrong", "1.0e-02", "2.0e-06"]
-    assert "V=" in wrong and "at most 2e-06" in wrong
-    assert "3 cases: 2 ok, 1 wrong" in done.stdout
-    assert "wrong" in (tmp_path / "found.json").read_text()
-
-
-def test_a_table_has_a_line_for_each_case() -> None:
-    results = [
-        CheckResult("wkv7 bfloat16 state float16", "wkv7", "triton", "cuda:0", "ok", "", 1.2e-4, 2e-3, 8.14),
-        CheckResult("sample", "sample", "triton", "cuda:1", "timeout", "ended after 40 s", None, None, 40.2),
-    ]
-    assert format_table(results).splitlines() == [
-        "case                         backend  device  result   error    limit    s     reason",
-        "wkv7 bfloat16 state float16  triton   cuda:0  ok       1.2e-04  2.0e-03  8.1",
-        "sample                       triton   cuda:1  timeout                    40.2  ended after 40 s",
-        "",
-        "2 cases: 1 ok, 1 timeout",
-    ]
-    assert asdict(results[1])["status"] == "timeout"
-
-
-def test_nothing_to_check_is_an_error() -> None:
-    with pytest.raises(ConfigurationError, match=r"ops \['wkv8'\].*such as wkv7"):
-        run_checks([CPU], ops=["wkv8"])

@@ -22,8 +22,8 @@ from .target import Target
 BACKENDS = {"cuda": ("auto", "triton", "cuda", "reference"), "cpu": ("auto", "cpu")}
 """Type of a device → backends that are checked there. On a CPU the definitions are what is compared with."""
 AT_ONCE = 16
-BYTES_OF_PROCESS = 3 << 29
-"""Memory of a GPU that a case may take, with the driver's own: 1.5 GiB."""
+BYTES_OF_PROCESS = 2 << 30
+"""Memory of a GPU that a case may take, with the driver's own."""
 DEMO_TIMES = 3
 """Time limit of a case with the whole model, in those of a case with one op: all kernels of a model are compiled."""
 BUILD_SECONDS = 600.0

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from . import safetensors_file
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -86,10 +85,13 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         CheckpointError: unreadable, not a safetensors file, or cut short.
     """
+    from safetensors import SafetensorError, safe_open
+
     _first_bytes(path)
     try:
-        return safetensors_file.read(path)
-    except safetensors_file.FormatError as error:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
         raise CheckpointError(
             f"{path}: not a readable safetensors file ({error}). If a download or copy was cut short, "
             "fetch the file again"

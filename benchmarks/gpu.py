@@ -26,7 +26,8 @@ whose time is over goes on with what is missing when the same command is started
 part that is done is skipped, unless --force. A point that takes longer than 55 s is ended with its process, counts as
 failed, and another process goes on after it. Kernels are compiled beforehand, by several processes that go through a
 part without measuring. Nothing asserts a speed; a check that does not hold makes the exit code 1, and so does a part
-that failed. torch, triton and numpy are enough; `job` is left out where a package is missing that it needs.
+that failed. torch, triton and numpy are enough: without safetensors engine-equal leaves out the demo model, and `job`
+is left out where a package is missing that it needs.
 
     smoke         every op of every GPU backend on small inputs against float64, as `rwkv-batch doctor --check` does
     limits        copy bandwidth, bfloat16 and int8 matrix peak, floor of a launch: the denominators of what follows

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -35,7 +36,8 @@ OTHER_ROWS = {"float32": 0.2, "float16 state": 0.5}
 
 def run(context: Context) -> list[str]:
     versions = ("5.2", "7.0de") if context.is_rehearsal else VERSIONS
-    names = [*([] if context.is_rehearsal else ["demo"]), *versions]
+    has_demo = not context.is_rehearsal and find_spec("safetensors") is not None
+    names = [*(["demo"] if has_demo else []), *versions]
     for name in names:
         kinds = ["float32", "to the bit"]
         kinds += [] if name == "4" else ["float16 state"]

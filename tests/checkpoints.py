@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 VERSIONS = ("4", "5.0", "5.1", "5.2", "6.0", "7.0", "7.0de")
@@ -160,6 +159,8 @@ def write_checkpoint(tensors: dict[str, Tensor], path: str | Path) -> Path:
     """Write `tensors` as .pth or .safetensors, by the ending of `path`."""
     path = Path(path)
     if path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     elif path.suffix == ".pth":
         torch.save(tensors, path)

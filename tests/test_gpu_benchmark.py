@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,20 +16,85 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # benchmarks are not installed
 
-from benchmarks.gpu import _is_good  # noqa: E402
-from benchmarks.gpu_parts.profile import _busy  # noqa: E402
+from benchmarks.gpu import is_good, main  # noqa: E402
+from benchmarks.gpu_parts.profile import _busy, _long_gaps  # noqa: E402
 from benchmarks.gpu_parts.random_model import random_checkpoint  # noqa: E402
 from benchmarks.gpu_parts.record import DONE, FAILED, UNFINISHED, DeviceLost, Record, read  # noqa: E402
 from benchmarks.roofline import MODELS, Card, Sizes, decode_seconds, max_batch, prefill_seconds  # noqa: E402
 from rwkv_batch.models.model import ModelFile  # noqa: E402
 
-CHEAP = ("limits", "kernels", "int8", "streaming", "job")
+CHEAP = ("kernels", "int8", "streaming", "job")
+PLANNED = {
+    "first": ("smoke", "limits", "correctness", "engine-equal", "sanitizer"),
+    "second": ("smoke", "limits", "decode", "serving", "prefill", "profile"),
+}
+REFUSED = (
+    "pydantic pydantic_core pyarrow pyrwkv_tokenizer tokenizers yaml tqdm safetensors xgrammar huggingface_hub "
+    "transformers ninja psutil pandas pytest"
+)
+"""Packages of the project, and of its tests, that an image with torch and triton need not have."""
 ABOUT = {"card": "a card", "rwkv_batch": "abc", "rehearsal": True}
 
 
-def rehearse(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def rehearse(out: Path, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks.gpu", *arguments, "--rehearse", "--out", str(out)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    environment = dict(os.environ)
+    if path is not None:
+        environment["PYTHONPATH"] = os.pathsep.join([str(path), *filter(None, [environment.get("PYTHONPATH")])])
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def refusing(tmp_path) -> Path:
+    """A folder on whose path no package of REFUSED can be imported."""
+    (tmp_path / "refusing").mkdir()
+    (tmp_path / "refusing" / "sitecustomize.py").write_text(
+        f"""
+import sys
+from importlib.machinery import PathFinder
+
+class Refusing(PathFinder):
+    @classmethod
+    def find_spec(cls, name, *where):
+        return None if name.partition(".")[0] in {REFUSED.split()} else PathFinder.find_spec(name, *where)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Refusing
+"""
+    )
+    return tmp_path / "refusing"
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("plan", PLANNED)
+def test_a_plan_runs_with_torch_and_triton_alone(tmp_path, plan, refusing):
+    pytest.importorskip("triton")
+    out, packed = tmp_path / "results", tmp_path / "kept" / f"{plan}.tar.gz"
+    processes = ["--processes", "6"] if plan == "first" else []  # `second` would compile beforehand
+    done = rehearse(out, "--plan", plan, "--tar", str(packed), *processes, path=refusing)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with tarfile.open(packed) as archive:
+        found = {Path(name).stem: json.load(archive.extractfile(name)) for name in archive.getnames()}
+    assert found.keys() == set(PLANNED[plan])
+    for name, part in found.items():
+        assert (part["part"], part["status"], part["failed"], part["left_out"]) == (name, DONE, {}, []), part
+        assert part["points"] or name == "sanitizer"
+
+
+def test_compiling_beforehand_keeps_no_results(tmp_path):
+    pytest.importorskip("triton")
+    done = rehearse(tmp_path, "streaming", "--processes", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "streaming (compiling): " in done.stderr
+    assert [path.name for path in tmp_path.rglob("*.json")] == ["streaming.json"]
+
+
+def test_a_part_whose_packages_are_missing_is_left_out_with_the_reason(tmp_path, refusing):
+    done = rehearse(tmp_path / "results", "job", path=refusing)
+    assert done.returncode == 0
+    found = read(tmp_path / "results" / "job.json")
+    assert (found["status"], found["points"]) == (UNFINISHED, {})
+    assert "No module named 'pydantic'" in found["why"]
+    assert found["why"] in done.stdout
 
 
 def test_a_rehearsal_measures_every_point_and_is_not_repeated(tmp_path):
@@ -44,10 +112,18 @@ def test_a_rehearsal_measures_every_point_and_is_not_repeated(tmp_path):
     assert again.stderr.count("done before") == len(CHEAP)
 
 
-def test_an_unknown_part_is_refused(tmp_path):
-    done = rehearse(tmp_path, "decoding")
-    assert done.returncode == 2
-    assert "no part 'decoding'" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["decoding"], "no part 'decoding'"),
+        (["decode", "--models", "1B"], "no model '1B'"),
+        (["decode", "--plan", "first"], "give one of both"),
+    ],
+)
+def test_what_is_unknown_is_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert message in capsys.readouterr().err
 
 
 def record(path: Path, seconds: float = 60.0, **about: object) -> Record:
@@ -116,12 +192,12 @@ def test_a_red_check_and_a_failed_part_are_not_good():
     def part(name: str, status: str, failed: tuple[str, ...] = (), **point: object) -> dict:
         return {"part": name, "status": status, "points": {"a": point}, "failed": dict.fromkeys(failed, "why")}
 
-    assert _is_good(part("job", DONE, ok=True))
-    assert _is_good(part("peers", UNFINISHED, failed=("one",), seconds=1.0))
-    assert not _is_good(part("correctness", DONE, failed=("one",), ok=True))
-    assert not _is_good(part("correctness", DONE, ok=False))
-    assert not _is_good(part("decode", FAILED, seconds=1.0))
-    assert not _is_good(None)
+    assert is_good(part("job", DONE, ok=True))
+    assert is_good(part("peers", UNFINISHED, failed=("one",), seconds=1.0))
+    assert not is_good(part("correctness", DONE, failed=("one",), ok=True))
+    assert not is_good(part("correctness", DONE, ok=False))
+    assert not is_good(part("decode", FAILED, seconds=1.0))
+    assert not is_good(None)
 
 
 @pytest.mark.parametrize(
@@ -154,3 +230,13 @@ def test_a_random_checkpoint_is_rwkv7_and_always_the_same():
 def test_overlapping_kernels_count_once():
     assert _busy([(5.0, 7.0), (0.0, 4.0), (1.0, 3.0), (3.5, 4.5)]) == (6.5, 7.0)
     assert _busy([]) == (0.0, 0.0)
+
+
+def test_gaps_are_named_by_the_kernel_that_ends_them():
+    def event(name: str, start: float, end: float) -> SimpleNamespace:
+        return SimpleNamespace(name=name, time_range=SimpleNamespace(start=start, end=end))
+
+    # b runs beneath a; c waits 20 us after a, d 5 us, which is no gap, and the second c 40 us.
+    events = [event("c", 120, 130), event("a", 0, 100), event("b", 10, 50), event("d", 135, 140), event("c", 180, 190)]
+    assert _long_gaps(events, 2) == {"c": {"per_step": 1.0, "microseconds_per_step": 30.0}}
+    assert _long_gaps([], 2) == {}

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rwkv_batch.checks.result import WRONG
+
 from ..roofline import MODELS, Card, Sizes
 from .device import Stopwatch
-from .record import Record
+from .record import Point, Record
 
+DEFAULT_MODELS = ("0.1B", "1.5B", "7.2B")
+DRY_LAYERS = 4
+DTYPE_NAMES = frozenset(("bfloat16", "float16", "float32"))
+NEAR = 4.0
+"""An error up to so many times its limit is red, and no reason to measure another kernel in its place."""
 TINY = Sizes(L=2, C=32, F=64, V=97, N=16)
 """For rehearsals."""
 
@@ -26,7 +33,9 @@ class Context:
         is_dry: everything runs once, on a small scale, so that kernels are compiled; nothing is measured.
         folder: where temporary model files go.
         limits: points of the part `limits`, where it has run.
+        smoke: points of the part `smoke`, where it has run.
         decode: points of the part `decode`, where it has run.
+        asked_models, asked_batches: what the command named; empty where it did not.
     """
 
     device: torch.device
@@ -35,7 +44,10 @@ class Context:
     folder: Path
     record: Record
     limits: dict[str, Any]
+    smoke: dict[str, Any]
     decode: dict[str, Any]
+    asked_models: Sequence[str]
+    asked_batches: Sequence[int]
     say: Callable[[str], None]
 
     @property
@@ -59,7 +71,32 @@ class Context:
     @property
     def models(self) -> dict[str, Sizes]:
         """The models that are measured."""
-        return {"tiny": TINY} if self.is_rehearsal else {name: MODELS[name] for name in ("0.1B", "1.5B", "7.2B")}
+        return self.choose_models(DEFAULT_MODELS)
+
+    def choose_models(self, default: Sequence[str]) -> dict[str, Sizes]:
+        """Those that the command named, else these; with few layers where kernels are only to be compiled."""
+        if self.is_rehearsal:
+            return {"tiny": TINY}
+        found = {name: MODELS[name] for name in self.asked_models or default}
+        return {name: replace(sizes, L=DRY_LAYERS) for name, sizes in found.items()} if self.is_dry else found
+
+    def choose_batches(self, default: Sequence[int]) -> Sequence[int]:
+        """The numbers of rows that the command named, else these."""
+        return (2,) if self.is_rehearsal else self.asked_batches or default
+
+    def broken(self, op: str, backend: str, dtype: str = "", state_dtype: str = "", if_wrong: bool = True) -> str:
+        """What `smoke` found to be wrong with an implementation of an op; empty where it found nothing.
+
+        Args:
+            dtype, state_dtype: names; empty takes the cases of all dtypes.
+            if_wrong: an op that computes wrong numbers counts too, beside one that fails, crashes or never ends.
+        """
+        for name, point in self.smoke.items():
+            if (point["op"], point["backend"]) != (op, backend) or not _concerns(point["name"], dtype, state_dtype):
+                continue
+            if not point["ok"] and (point["status"] != WRONG or (if_wrong and not _is_near(point))):
+                return f"smoke found {name} {point['status']}: {point['why']}"
+        return ""
 
     def share_of_copy(self, num_bytes: float, seconds: float) -> float:
         """Bytes/s as a part of the copy bandwidth."""
@@ -69,5 +106,17 @@ class Context:
         return self.limits.get(point, {}).get(field)
 
 
-Part = Callable[[Context], list[str]]
-"""Measures points and returns the lines of a short table."""
+def _is_near(point: Point) -> bool:
+    """The error is so near its limit that the kernel's time is worth knowing."""
+    worst, limit = point["worst_error"], point["limit"]
+    return worst is not None and limit is not None and worst <= NEAR * limit
+
+
+def _concerns(name: str, dtype: str, state_dtype: str) -> bool:
+    """A case whose name holds no other dtype, nor another dtype of states."""
+    own, _, state = name.partition(" state ")
+    named = DTYPE_NAMES.intersection(own.split())
+    other_state = DTYPE_NAMES.intersection(state.split())
+    return (not dtype or not named or dtype in named) and (
+        not state_dtype or not other_state or state_dtype in other_state
+    )

@@ -13,8 +13,21 @@ from .record import Point, is_red
 def run(context: Context) -> list[str]:
     for checks in (check_recurrences, check_products, check_int8, check_sampling):
         for name, check in checks.points(context):
-            context.record.measure(name, check)
+            if why := _broken(context, name):
+                context.record.refuse(name, why)
+            else:
+                context.record.measure(name, check)
     return _table(context.record.points)
+
+
+def _broken(context: Context, name: str) -> str:
+    """Why a point is not worth its time: the kernel hangs, crashes or raises on small inputs already.
+
+    Args:
+        name: begins with the op's name, "/cuda" where that backend serves, and the variant of a recurrence.
+    """
+    op, _, backend = name.split()[0].partition("/")
+    return context.broken(op.split("-")[0], backend or "triton", if_wrong=False)
 
 
 def _table(points: dict[str, Point]) -> list[str]:

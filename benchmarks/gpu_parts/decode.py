@@ -12,11 +12,11 @@ from ..roofline import Sizes, decode_seconds
 from .columns import format_columns
 from .context import Context
 from .device import free_bytes, release
+from .engines import decode, load, other_backends, serve, slot_bytes, with_state
 from .random_model import random_checkpoint
 from .record import Point
-from .serving import decode, load, serve, slot_bytes, with_state
 
-BATCHES = (256, 1024, 64, 16, 1, 4096)
+BATCHES = (256, 1024, 1, 64, 16, 4096)
 """Those that matter most come first."""
 INVARIANT_BATCHES = (256, 1024)
 ROUNDS = 2
@@ -35,25 +35,25 @@ def run(context: Context) -> list[str]:
 
 
 def _run_model(context: Context, name: str, sizes: Sizes) -> None:
-    loaded = _Loaded(context, sizes)
+    loaded = Loaded(context, sizes)
     if context.is_dry:
-        context.record.measure(name, lambda: _compile(context, loaded))
+        for variant in ("float32", "float16", "batch_invariant"):
+            context.record.measure(f"{name} {variant}", partial(_compile, context, loaded, variant))
         return
-    for B in (2,) if context.is_rehearsal else BATCHES:
+    for B in context.choose_batches(BATCHES):
         context.record.measure(f"{name} B={B}", partial(_point, context, loaded, sizes, B))
         release()
 
 
-def _compile(context: Context, loaded: _Loaded) -> Point:
+def _compile(context: Context, loaded: Loaded, variant: str) -> Point:
     """Run everything that a decode step launches at any number of rows."""
-    for variant in ("float32", "float16", "batch_invariant"):
-        for B in (2,) if context.is_rehearsal else (1, 16, 64, 256, 300):
-            decode(serve(loaded.get(variant), B), 1, 0)
-            release()
+    for B in context.choose_batches((1, 16, 64, 256, 300)):
+        decode(serve(loaded.get(variant), B), 1, 0)
+        release()
     return {}
 
 
-class _Loaded:
+class Loaded:
     """The forms of one model, each loaded when it is first needed."""
 
     def __init__(self, context: Context, sizes: Sizes) -> None:
@@ -68,8 +68,15 @@ class _Loaded:
         model = self._models[is_invariant]
         return with_state(model, "float16") if variant == "float16" else model
 
+    def lack(self, num_bytes: int) -> str:
+        """Why so much memory beside the weights can't be had; empty if it can."""
+        free = free_bytes(self._context.device)
+        if free is None or num_bytes <= MEMORY_SHARE * free:
+            return ""
+        return f"needs {num_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
 
-def _point(context: Context, loaded: _Loaded, sizes: Sizes, B: int) -> Point:
+
+def _point(context: Context, loaded: Loaded, sizes: Sizes, B: int) -> Point:
     """Every variant in every round, so that a slow moment hits all; one after the other where memory is short."""
     variants = ["float32", "float16"]
     if B in INVARIANT_BATCHES or context.is_rehearsal:
@@ -77,13 +84,11 @@ def _point(context: Context, loaded: _Loaded, sizes: Sizes, B: int) -> Point:
     models, left_out = {}, {}
     for variant in variants:
         model = loaded.get(variant)
-        need, free = _need(model, B), free_bytes(context.device)
-        if free is not None and need > MEMORY_SHARE * free:
-            left_out[variant] = f"needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+        if lack := loaded.lack(B * slot_bytes(model)):
+            left_out[variant] = lack
         else:
             models[variant] = model
-    free = free_bytes(context.device)
-    together = free is None or sum(_need(model, B) for model in models.values()) <= MEMORY_SHARE * free
+    together = not loaded.lack(B * sum(slot_bytes(model) for model in models.values()))
     number = {"float16": 2}
     predicted = {name: decode_seconds(sizes, B, context.card, number.get(name, 4)) for name in models}
     lengths = {name: _length(context, predicted[name]) for name in models}
@@ -104,14 +109,11 @@ def _point(context: Context, loaded: _Loaded, sizes: Sizes, B: int) -> Point:
         "B": B,
         "interleaved": together,
         "left_out": left_out,
+        "other_backends": {name: other_backends(model) for name, model in models.items()},
         "rounds": found,
         "variants": {name: _summary(runs, B, predicted[name]) for name, runs in found.items()},
         "ratios_to_float32": _ratios(found),
     }
-
-
-def _need(model: Model, rows: int) -> int:
-    return slot_bytes(model) * rows
 
 
 def _length(context: Context, predicted: float) -> tuple[int, int]:

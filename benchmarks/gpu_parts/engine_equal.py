@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -21,8 +22,8 @@ from tests.checkpoints import VERSIONS, make_checkpoint, write_checkpoint
 
 from .columns import format_columns
 from .context import Context
+from .engines import load, random_prompts, serve
 from .record import Point, is_red
-from .serving import load, random_prompts, serve
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 SAMPLED = SamplingParams(top_p=0.85, presence_penalty=0.3, frequency_penalty=0.2, ignore_eos=True)
@@ -35,7 +36,8 @@ OTHER_ROWS = {"float32": 0.2, "float16 state": 0.5}
 
 def run(context: Context) -> list[str]:
     versions = ("5.2", "7.0de") if context.is_rehearsal else VERSIONS
-    names = [*([] if context.is_rehearsal else ["demo"]), *versions]
+    has_demo = not context.is_rehearsal and find_spec("safetensors") is not None
+    names = [*(["demo"] if has_demo else []), *versions]
     for name in names:
         kinds = ["float32", "to the bit"]
         kinds += [] if name == "4" else ["float16 state"]

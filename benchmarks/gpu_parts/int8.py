@@ -14,14 +14,14 @@ from rwkv_batch.models.mm8_linear import Mm8Linear
 from rwkv_batch.models.model import Model
 from rwkv_batch.ops import OpTable
 
-from ..roofline import MODELS, Sizes
+from ..roofline import Sizes
 from .columns import format_columns
-from .context import TINY, Context
+from .context import Context
 from .device import free_bytes, release
+from .engines import decode, engine_backend, load, serve, slot_bytes
 from .ops import backends, op
 from .random_model import random_checkpoint
 from .record import Point
-from .serving import decode, engine_backend, load, serve, slot_bytes
 
 TOKENS = (1, 8, 16, 64, 256, 1024, 8192)
 MEASURED = ("output", "key", "value", "head")
@@ -34,7 +34,7 @@ MEMORY_SHARE = 0.9
 
 
 def run(context: Context) -> list[str]:
-    models = {"tiny": TINY} if context.is_rehearsal else {name: MODELS[name] for name in ("1.5B", "7.2B")}
+    models = context.choose_models(("1.5B", "7.2B"))
     for model, sizes in models.items():
         for product in [product for product in products(sizes) if product.use in MEASURED]:
             for M in (2,) if context.is_rehearsal else TOKENS:
@@ -42,7 +42,7 @@ def run(context: Context) -> list[str]:
                     context.record.measure(f"product {model} {product.use} M={M}", partial(_rates, context, product, M))
     for model, sizes in models.items():
         loaded: dict[str, Model] = {}
-        for B in (2,) if context.is_rehearsal or context.is_dry else BATCHES:
+        for B in (2,) if context.is_dry else context.choose_batches(BATCHES):
             context.record.measure(f"engine {model} B={B}", partial(_engine, context, sizes, loaded, B))
             release()
         loaded.clear()

@@ -114,7 +114,7 @@ class RwkvBatch(Peer):
         super().__init__(task)
         from rwkv_batch.models.checkpoint import open_checkpoint
 
-        from .serving import BACKEND, load
+        from .engines import BACKEND, load
 
         context: Any = SimpleNamespace(device=self.device)
         backend = BACKEND if self.device.type == "cuda" else "reference"
@@ -122,13 +122,13 @@ class RwkvBatch(Peer):
 
     def decode_rate(self, B: int) -> float:
         """As the part `decode` measures it."""
-        from .serving import decode, serve
+        from .engines import decode, serve
 
         runs = [decode(serve(self.model, B), self.task["steps"], 0) for _ in range(2)]
         return median(run["tokens_per_second"] for run in runs)
 
     def prefiller(self, num_rows: int, length: int) -> Step:
-        from .serving import random_prompts, requests, serve
+        from .engines import random_prompts, requests, serve
 
         engine = serve(self.model, num_rows, num_rows * length)
         made = requests(random_prompts(self.model, [length] * num_rows), 1)

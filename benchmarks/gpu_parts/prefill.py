@@ -10,9 +10,9 @@ from ..roofline import Sizes, prefill_seconds
 from .columns import format_columns
 from .context import Context
 from .device import release
+from .engines import load, random_prompts, requests, serve
 from .random_model import random_checkpoint
 from .record import Point
-from .serving import load, random_prompts, requests, serve
 
 SHAPES = ((1, 8192), (8, 1024), (64, 128))
 """Rows, and tokens of each."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,22 +18,24 @@ from ..roofline import Sizes
 from .columns import format_columns
 from .context import Context
 from .device import release
+from .engines import engine_backend, load, random_prompts, requests, serve, watched
 from .random_model import random_checkpoint
 from .record import Point
-from .serving import load, random_prompts, requests, serve, watched
+from .serving import PROMPT_TOKENS, WARM_STEPS, Load, stream
 
 NUM_ROWS = 256
-PROFILED_STEPS = 10
+PROFILED_STEPS = {"decode": 10, "mixed": 20}
 SHOWN = 12
 """Kernels in the table."""
-PROMPT_TOKENS = 512
+LONG_GAP = 10.0
+"""Microseconds; shorter ones are those between two launches."""
 
 
 def run(context: Context) -> list[str]:
-    for name, sizes in list(context.models.items())[:2]:
+    for name, sizes in context.choose_models(("1.5B", "0.1B")).items():
         measure = context.record.measure
-        measure(f"{name} decode", partial(_decode, context, sizes))
-        measure(f"{name} mixed", partial(_mixed, context, sizes))
+        for kind in ("mixed", "decode"):
+            measure(f"{name} {kind}", partial(_profiled, context, sizes, kind))
         for kind in ("decode", "mixed"):
             measure(f"{name} waits, {kind}", partial(_waits, context, sizes, kind))
         release()
@@ -45,61 +47,76 @@ def _rows(context: Context) -> int:
 
 
 def _engine(context: Context, sizes: Sizes) -> Engine:
-    model = load(context, random_checkpoint(sizes, context.device))
-    return serve(model, _rows(context), 4 if context.is_rehearsal else PROMPT_TOKENS)
+    model = load(context, random_checkpoint(sizes, context.device), backend=engine_backend(context))
+    return serve(model, _rows(context), 8 if context.is_rehearsal else PROMPT_TOKENS)
 
 
-def _decoding(context: Context, engine: Engine, num_steps: int) -> list[Request]:
-    """All slots decode after the first step."""
-    return requests(random_prompts(engine.model, [1] * _rows(context)), num_steps)
+def _steps(context: Context, kind: str) -> tuple[int, int]:
+    """The first step that is watched, and how many are."""
+    if context.is_rehearsal:
+        return 2, 2
+    first = WARM_STEPS + (NUM_ROWS * _load(context).prompt // PROMPT_TOKENS if kind == "mixed" else 0)
+    return first, 2 if context.is_dry else PROFILED_STEPS[kind]
 
 
-def _mixing(context: Context, engine: Engine, num_steps: int) -> list[Request]:
-    """Prompts come in while other rows decode, for as long as `num_steps` steps."""
-    lengths = [1 + i % 2 for i in range(3)] if context.is_rehearsal else [1 + 37 * i % 700 for i in range(NUM_ROWS * 2)]
-    made = []
-    for i, prompt in enumerate(random_prompts(engine.model, lengths)):
-        made += requests([prompt], 2 + i % 3 if context.is_rehearsal else 8 + 5 * i % 40)
-    return made
+def _load(context: Context) -> Load:
+    """Prompts come in while other rows decode."""
+    return Load("tiny", 2, 4, 3) if context.is_rehearsal else Load("", NUM_ROWS, 128, 100)
 
 
-def _steps(context: Context) -> tuple[int, int]:
-    """The first step that is profiled, and how many are."""
-    return (1, 1) if context.is_rehearsal else (8, 2 if context.is_dry else PROFILED_STEPS)
+def _requests(context: Context, engine: Engine, kind: str, num_steps: int) -> Iterable[Request]:
+    """For at least so many steps: all slots decode after the first one, or prompts come in in most steps."""
+    if kind == "mixed":
+        return stream(engine.model, _load(context))
+    return requests(random_prompts(engine.model, [1] * _rows(context)), num_steps + 2)
 
 
-def _decode(context: Context, sizes: Sizes) -> Point:
+def _profiled(context: Context, sizes: Sizes, kind: str) -> Point:
+    """Some steps under torch's profiler."""
     engine = _engine(context, sizes)
-    first, count = _steps(context)
-    return _profile(context, engine, _decoding(context, engine, first + count + 2), sizes)
-
-
-def _mixed(context: Context, sizes: Sizes) -> Point:
-    engine = _engine(context, sizes)
-    return _profile(context, engine, _mixing(context, engine, sum(_steps(context))), sizes)
-
-
-def _profile(context: Context, engine: Engine, made: list[Request], sizes: Sizes) -> Point:
-    first, count = _steps(context)
+    first, count = _steps(context, kind)
+    last = first + count
     is_cuda = context.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
     profiler = torch.profiler.profile(activities=activities)
+    recorded = []
 
     def before(number: int) -> None:
-        if number in (first, first + count) and is_cuda:
+        if number not in (first, last):
+            return
+        if is_cuda:
             torch.cuda.synchronize()
-        if number == first:
-            profiler.start()
-        elif number == first + count:
-            profiler.stop()
+        recorded.append(engine.stats.recorded_steps)
+        (profiler.start if number == first else profiler.stop)()
 
-    with watched(engine, before) as steps:
-        for _ in engine.generate(made):
-            pass
-    if len(steps.ends) <= first + count:
-        raise AssertionError(f"the run had {len(steps.ends)} steps, too few to profile {count} from step {first} on")
+    _run_steps(engine, _requests(context, engine, kind, last), last + 1, before)
     events = [event for event in profiler.events() or [] if event.device_type == torch.autograd.DeviceType.CUDA]
-    return _describe(events, count, sizes)
+    return {"recorded_share": (recorded[1] - recorded[0]) / count} | _describe(events, count, sizes)
+
+
+def _run_steps(
+    engine: Engine,
+    made: Iterable[Request],
+    num_steps: int,
+    before: Callable[[int], None],
+    after: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Serve requests for so many steps.
+
+    Args:
+        before, after: called around each step with its number, from 0.
+
+    Raises:
+        AssertionError: the requests ended before.
+    """
+    with watched(engine, before, after) as steps:
+        completions = engine.generate(made)
+        for _ in completions:
+            if len(steps.ends) >= num_steps:
+                break
+        completions.close()
+    if len(steps.ends) < num_steps:
+        raise AssertionError(f"the run had {len(steps.ends)} steps, expected {num_steps}")
 
 
 def _describe(events: Sequence[Any], num_steps: int, sizes: Sizes) -> Point:
@@ -119,6 +136,7 @@ def _describe(events: Sequence[Any], num_steps: int, sizes: Sizes) -> Point:
         "busy_microseconds_per_step": busy / num_steps,
         "span_microseconds_per_step": span / num_steps,
         "idle_share": 1 - busy / span if span else None,
+        "long_gaps": _long_gaps(events, num_steps),
         "by_kernel": {
             name: {"per_step": counts[name] / num_steps, "microseconds_per_step": time / num_steps}
             for name, time in times.most_common()
@@ -135,40 +153,57 @@ def _busy(intervals: list[tuple[float, float]]) -> tuple[float, float]:
     return busy, (reached - min(start for start, _ in intervals)) if intervals else 0.0
 
 
+def _long_gaps(events: Sequence[Any], num_steps: int) -> dict[str, dict[str, float]]:
+    """Times in which the device has nothing to do, by the kernel that ends them: those that last longest first."""
+    counts: Counter[str] = Counter()
+    times: Counter[str] = Counter()
+    reached = float("inf")
+    for event in sorted(events, key=lambda event: event.time_range.start):
+        gap = event.time_range.start - reached
+        if gap > LONG_GAP:
+            counts[event.name] += 1
+            times[event.name] += gap
+        reached = event.time_range.end if reached == float("inf") else max(event.time_range.end, reached)
+    return {
+        name: {"per_step": counts[name] / num_steps, "microseconds_per_step": time / num_steps}
+        for name, time in times.most_common()
+    }
+
+
 def _waits(context: Context, sizes: Sizes, kind: str) -> Point:
     """Every step but the first ones, in which an operation that would wait for the device is an error.
 
     Giving slots to requests, between steps, is watched too: what waits there is counted.
     """
     engine = _engine(context, sizes)
-    first, count = _steps(context)
-    made = (_decoding if kind == "decode" else _mixing)(context, engine, first + 3 * count)
+    first, count = _steps(context, kind)
+    last = first + count
     is_cuda = context.device.type == "cuda"
+    reached = 0
 
     def mode(name: str) -> None:
         if is_cuda:
             torch.cuda.set_sync_debug_mode(name)
 
+    def before(number: int) -> None:
+        nonlocal reached
+        reached = number
+        mode("error" if first <= number < last else "default")
+
     why = ""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        watch = watched(
-            engine,
-            before=lambda number: mode("error" if number >= first else "default"),
-            after=lambda number: mode("warn" if number >= first else "default"),
-        )
-        with watch as steps:
-            try:
-                for _ in engine.generate(made):
-                    pass
-            except RuntimeError as error:
-                if "synchroniz" not in str(error):
-                    raise
-                why = f"step {len(steps.ends)} waits: {str(error)[:200]}"
-            finally:
-                mode("default")
+        try:
+            made = _requests(context, engine, kind, last)
+            _run_steps(engine, made, last, before, lambda number: mode("warn" if first <= number < last else "default"))
+        except RuntimeError as error:
+            if "synchroniz" not in str(error):
+                raise
+            why = f"step {reached} waits: {str(error)[:200]}"
+        finally:
+            mode("default")
     between = Counter(str(one.message)[:120] for one in caught if "synchroniz" in str(one.message))
-    return {"ok": not why, "why": why, "steps": len(steps.ends) - first, "waits_between_steps": dict(between)}
+    return {"ok": not why, "why": why, "steps": min(reached + 1, last) - first, "waits_between_steps": dict(between)}
 
 
 def _table(points: dict[str, Point]) -> list[str]:
@@ -181,13 +216,17 @@ def _table(points: dict[str, Point]) -> list[str]:
         idle = "" if point["idle_share"] is None else f"{point['idle_share']:.1%}"
         numbers = ("kernels_per_step", "kernels_per_layer", "copies_per_step")
         times = (f"{point[f'{what}_microseconds_per_step']:,.0f}" for what in ("busy", "span"))
-        rows.append([name, *(f"{point[field]:.1f}" for field in numbers), *times, idle])
-        if name.endswith("decode"):
-            kernels = list(point["by_kernel"].items())[:SHOWN]
-            lines = [
-                [f"  {kernel[:60]}", f"{one['per_step']:.0f}", f"{one['microseconds_per_step']:,.1f}"]
-                for kernel, one in kernels
-            ]
-            details += format_columns([f"{name}: kernel", "a step", "us a step"], lines)
-    header = ["profile", "kernels a step", "/ layer", "copies", "us busy", "us in all", "idle"]
+        recorded = f"{point['recorded_share']:.0%}"
+        rows.append([name, recorded, *(f"{point[field]:.1f}" for field in numbers), *times, idle])
+        details += _by_kernel(f"{name}: kernel", point["by_kernel"])
+        details += _by_kernel(f"{name}: the device idles before", point["long_gaps"])
+    header = ["profile", "recorded", "kernels a step", "/ layer", "copies", "us busy", "us in all", "idle"]
     return [*format_columns(header, rows), *details]
+
+
+def _by_kernel(title: str, found: dict[str, dict[str, float]]) -> list[str]:
+    lines = [
+        [f"  {name[:60]}", f"{one['per_step']:.1f}", f"{one['microseconds_per_step']:,.1f}"]
+        for name, one in list(found.items())[:SHOWN]
+    ]
+    return format_columns([title, "a step", "us a step"], lines) if lines else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -33,7 +33,8 @@ class Record:
         seconds: time the part may take; points that would start later are left out.
         earlier: results of an earlier start, whose points are kept if it was the same card and commit.
         say: takes progress.
-        share: (i, n): measure every n-th point from the i-th on, for the sake of compiling, and write nothing.
+        share: (i, n): measure every n-th point from the i-th on.
+        is_dry: write nothing.
         goes_on: leave out the points that failed, as another process of the same start did what comes before.
     """
 
@@ -44,15 +45,15 @@ class Record:
         seconds: float,
         earlier: dict[str, Any] | None,
         say: Callable[[str], None],
-        share: tuple[int, int] | None = None,
+        share: Sequence[int] = (),
+        is_dry: bool = False,
         goes_on: bool = False,
     ) -> None:
-        self.path, self.about, self._say, self._share = path, about, say, share
+        self.path, self.about, self._say, self._share, self._is_dry = path, about, say, share, is_dry
         self._count = -1
         self._start = monotonic()
         self._deadlines = [self._start + seconds]
-        same = earlier is not None and all(earlier["about"].get(name) == about.get(name) for name in IDENTITY)
-        kept = earlier if same and earlier is not None else {}
+        kept = earlier if earlier is not None and is_same(earlier["about"], about) else {}
         self.points: dict[str, Point] = dict(kept.get("points", {}))
         self._seconds_before = float(kept.get("seconds", 0.0))
         self.failed: dict[str, str] = dict(kept.get("failed", {})) if goes_on else {}
@@ -61,6 +62,7 @@ class Record:
         if goes_on and kept.get("current"):
             self.failed[kept["current"]] = kept["why"]
         self.left_out: list[str] = []
+        self.notes: dict[str, str] = {}
 
     @property
     def seconds_left(self) -> float:
@@ -82,10 +84,10 @@ class Record:
         Raises:
             DeviceLost: the device gave an error from which a process can't recover.
         """
+        self._count += 1
         if name in self.points:
             return self.points[name]
-        self._count += 1
-        if name in self.failed or (self._share is not None and self._count % self._share[1] != self._share[0]):
+        if name in self.failed or (self._share and self._count % self._share[1] != self._share[0]):
             return None
         if self.seconds_left <= 0:
             self.left_out.append(name)
@@ -100,6 +102,7 @@ class Record:
             self._say(f"  {name}: {self.failed[name]}")
             if is_fatal(error):
                 raise DeviceLost(f"{name}: {self.failed[name]}") from error
+            self._current = ""
             return None
         took = monotonic() - start
         self.points[name] = self.points[name] | {"took_seconds": round(took, 2)}
@@ -109,9 +112,25 @@ class Record:
         self.write(UNFINISHED, RUNNING)
         return self.points[name]
 
+    def keep(self, name: str, point: Point) -> None:
+        """A point that was measured elsewhere."""
+        self.points[name] = point
+        self.write(UNFINISHED, RUNNING)
+
+    def refuse(self, name: str, why: str) -> None:
+        """The point of this name would fail, and is not tried."""
+        if name not in self.points:
+            self.failed[name] = f"not tried: {why}"
+
+    def note(self, name: str, what: str) -> None:
+        """Something about this part that a reader of its figures must know."""
+        if name not in self.notes:
+            self._say(f"  {name}: {what}")
+        self.notes[name] = what
+
     def write(self, status: str, why: str = "", table: list[str] | None = None) -> None:
         """Replace the file."""
-        if self._share is not None:
+        if self._is_dry:
             return
         found = {
             "part": self.path.stem,
@@ -123,13 +142,57 @@ class Record:
             "points": self.points,
             "failed": self.failed,
             "left_out": self.left_out,
+            "notes": self.notes,
             "table": table or [],
             "tracebacks": self.tracebacks,
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(found, indent=1) + "\n")
-        os.replace(unfinished, self.path)
+        replace_file(self.path, found)
+
+
+def replace_file(path: Path, found: dict[str, Any]) -> None:
+    """Write a JSON file that readers see either as it was or complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(found, indent=1) + "\n")
+    os.replace(unfinished, path)
+
+
+def is_same(about: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Results of these two belong together: one card, one commit."""
+    return all(about.get(name) == other.get(name) for name in IDENTITY)
+
+
+def note_end(path: Path, why: str, is_late: bool) -> None:
+    """Say in a part's file how its process ended, which could not say so itself.
+
+    Args:
+        is_late: the part's time was over, which is no fault of the point that was being measured.
+    """
+    found = read(path)
+    if found is None:
+        found = {"part": path.stem, "why": RUNNING, "current": "", "seconds": 0.0, "about": {}, "points": {}}
+        found |= {"failed": {}, "left_out": [], "notes": {}, "table": [], "tracebacks": {}}
+    if found["why"] != RUNNING:
+        return
+    found |= {"status": UNFINISHED if is_late else FAILED, "why": why}
+    if is_late and found["current"]:
+        found["left_out"].append(found["current"])
+    elif found["current"]:
+        found["failed"][found["current"]] = why
+    replace_file(path, found)
+
+
+def merge(path: Path, shares: Iterable[Path]) -> None:
+    """Put the results of the processes that shared out a part's points into one file."""
+    found = [one for one in map(read, shares) if one is not None]
+    if not found:
+        return
+    first = next((one for one in found if one["about"]), found[0])  # a process that died early says nothing
+    whole = first | {"part": path.stem, "status": UNFINISHED, "why": RUNNING, "current": ""}
+    whole["seconds"] = max(one["seconds"] for one in found)
+    for field in ("points", "failed", "notes", "tracebacks"):
+        whole[field] = {name: value for one in found for name, value in one[field].items()}
+    replace_file(path, whole)
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -1,222 +1,186 @@
-"""Models with random weights behind the engine, and what a step of it takes."""
+"""The engine as a server sees it: every sequence that ends is replaced by a new prompt, so steps mix both.
+
+The first sequences end at evenly spread times, so that a run is in its steady state from the start: of B rows with
+completions of n tokens, B / n end in every step.
+"""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from statistics import median
+from functools import partial
+from itertools import count
 from time import perf_counter
 from typing import Any
-from unittest.mock import patch
-
-import torch
 
 from rwkv_batch.bench import difference
-from rwkv_batch.checks.cases import DTYPES
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Request
-from rwkv_batch.engine.sampler import Sampler
-from rwkv_batch.engine.slot_tables import Vocabulary
-from rwkv_batch.engine.state_pool import StateLayout
-from rwkv_batch.models.checkpoint import Checkpoint
-from rwkv_batch.models.linear import quantized_ops
-from rwkv_batch.models.model import Model, ModelFile
-from rwkv_batch.models.placement import Placement
-from rwkv_batch.ops import resolve
-from rwkv_batch.sampling_params import SamplingParams
+from rwkv_batch.models.model import Model
 
+from ..roofline import Card, Sizes, decode_seconds, prefill_seconds
+from .columns import format_columns
 from .context import Context
+from .decode import Loaded
+from .device import release
+from .engines import other_backends, random_prompts, requests, serve, slot_bytes
+from .record import Point
 
-BACKEND = "triton"
-PARAMS = SamplingParams(temperature=1.0, top_p=0.85, ignore_eos=True)
-
-
-def load(
-    context: Context,
-    checkpoint: Checkpoint,
-    dtype: str = "bfloat16",
-    state_dtype: str = "float32",
-    backend: str = BACKEND,
-    device: torch.device | None = None,
-    batch_invariant: bool = False,
-    quantization: str | None = None,
-) -> Model:
-    """A model on the part's device, or another."""
-    file = ModelFile.open(checkpoint)
-    device = device or context.device
-    placement = Placement(device, DTYPES[dtype], quantization, DTYPES[state_dtype])
-    specs = tuple(dict.fromkeys((*file.ops, *quantized_ops(quantization, device), *Sampler.OPS)))
-    ops = resolve(specs, backend, device, placement.dtype, file.sizes, placement.state_dtype)
-    return Model(file, placement, ops, batch_invariant=batch_invariant)
+PROMPT_TOKENS = 4096
+"""Of a step, beside one token for each row: what a job gives its engine on a GPU."""
+WINDOW_SECONDS = 4.0
+WARM_STEPS = 24
+"""Steps before those that are timed, beside those that the first prompts take: a step is recorded in one of them."""
+NUM_PROMPTS = 256
+"""Different ones; a run goes through them in turn."""
 
 
-def engine_backend(context: Context) -> str:
-    """What serves a whole engine; other parts rehearse Triton, whose interpreter is slow."""
-    return "reference" if context.is_rehearsal else BACKEND
-
-
-def with_state(model: Model, state_dtype: str) -> Model:
-    """The same weights with states of another dtype."""
-    other = copy.copy(model)
-    other.placement = replace(model.placement, state_dtype=DTYPES[state_dtype])
-    return other
-
-
-def serve(model: Model, num_slots: int, prompt_tokens: int = 0) -> Engine:
-    """An engine that runs as it does on a GPU: it records decode steps, and launches one before it reads the last.
+@dataclass(frozen=True)
+class Load:
+    """What is asked of the engine.
 
     Args:
-        prompt_tokens: how many of a step's tokens there may be beside one for each slot.
+        rows: sequences at a time.
+        prompt, completion: tokens of each.
+        published: tokens/s that another engine reports for this load, by card.
     """
-    is_cuda = model.device.type == "cuda"
-    can_record = model.ops.served_by(BACKEND, besides=Sampler.OPS[1:])
-    return Engine(
-        model,
-        Vocabulary.plain(model.sizes["V"]),
-        max_batch_size=num_slots,
-        max_batch_tokens=num_slots + prompt_tokens,
-        prefix_sharing=False,
-        run_ahead=None if is_cuda else True,
-        decode_graphs=None if is_cuda else can_record,
+
+    model: str
+    rows: int
+    prompt: int
+    completion: int
+    published: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} B={self.rows} {self.prompt}+{self.completion}"
+
+
+PUBLISHED = {"H100": 28_600.0, "H200": 32_300.0}
+"""rwkv-sglang with a 1.5B model and 384 sequences at a time."""
+LOADS = (
+    Load("1.5B", 256, 128, 100),
+    Load("1.5B", 384, 64, 256, PUBLISHED),
+    Load("1.5B", 1024, 128, 100),
+    Load("0.1B", 256, 128, 100),
+    Load("0.1B", 1024, 128, 100),
+)
+STATES = ("float32", "float16")
+
+
+def run(context: Context) -> list[str]:
+    loaded: dict[str, Loaded] = {}
+    for load in _loads(context):
+        sizes = context.choose_models((load.model,))[load.model]
+        loaded.setdefault(load.model, Loaded(context, sizes))
+        for state in STATES[:1] if context.is_rehearsal else STATES:
+            point = partial(_point, context, loaded[load.model], sizes, load, state)
+            context.record.measure(f"{load.name} {state}", point)
+            release()
+    return _table(context.record.points)
+
+
+def _loads(context: Context) -> tuple[Load, ...]:
+    if context.is_rehearsal:
+        return (Load("tiny", 3, 4, 3, PUBLISHED),)
+    if context.is_dry:
+        return (Load("1.5B", 256, 128, 4), Load("0.1B", 256, 128, 4))
+    models, batches = context.asked_models, context.asked_batches
+    return tuple(
+        load for load in LOADS if (not models or load.model in models) and (not batches or load.rows in batches)
     )
 
 
-def slot_bytes(model: Model) -> int:
-    """State of one sequence, and what a step holds for it beside: logits, those that are recorded, activations."""
-    layout = StateLayout(model.file.state_fields(model.placement), model.sizes["L"])
-    return layout.record_bytes + 3 * 4 * model.sizes["V"] + 40 * 2 * model.sizes["C"]
-
-
-def requests(prompts: Sequence[Sequence[int]], max_tokens: int, params: SamplingParams = PARAMS) -> list[Request]:
-    """One for each prompt."""
-    params = replace(params, max_tokens=max_tokens)
-    return [Request(i, list(prompt), params, row=i) for i, prompt in enumerate(prompts)]
-
-
-def random_prompts(model: Model, lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
-    """Token ids, uniform but for the end of text."""
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(1, model.sizes["V"], (length,), generator=generator).tolist() for length in lengths]
+def stream(model: Model, load: Load) -> Iterator[Request]:
+    """Requests without end. Completions of the first rows are shorter, each by another number of tokens."""
+    prompts = random_prompts(model, [load.prompt] * NUM_PROMPTS)
+    for number in count():
+        most = load.completion
+        if number < load.rows:
+            most = 1 + number * load.completion // load.rows
+        (request,) = requests([prompts[number % NUM_PROMPTS]], most)
+        yield replace(request, key=number, row=number)
 
 
 @dataclass
-class Steps:
-    """What was seen of the steps of one run.
+class _Seen:
+    """Counters and times at the first step that is timed, and at the last."""
 
-    Args:
-        ends: host time at the end of each step.
-        rows: rows of each step.
-        marks: device events before and after each replay of a recorded step.
-    """
-
-    ends: list[float] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
+    start: Any = None
+    end: Any = None
+    seconds: float = 0.0
 
 
-@contextmanager
-def watched(
-    engine: Engine, before: Callable[[int], None] = lambda _: None, after: Callable[[int], None] = lambda _: None
-) -> Iterator[Steps]:
-    """Note when each step of an engine ends.
-
-    Args:
-        before, after: called around each step with its number, from 0.
-    """
-    steps, step = Steps(), engine.step
-
-    def noted() -> None:
-        number = len(steps.ends)
-        before(number)
-        try:
-            step()
-        finally:
-            after(number)
-        steps.ends.append(perf_counter())
-        steps.rows.append(engine.stats.running)
-
-    with patch.object(engine, "step", noted):
-        yield steps
-
-
-@contextmanager
-def marked_replays(steps: Steps, is_on: Callable[[], bool]) -> Iterator[None]:
-    """Put device events around the replays of recorded steps while `is_on`."""
-    replay = torch.cuda.CUDAGraph.replay
-
-    def marked(graph: torch.cuda.CUDAGraph) -> None:
-        if not is_on():
-            replay(graph)
-            return
-        pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        pair[0].record()
-        replay(graph)
-        pair[1].record()
-        steps.marks.append(pair)
-
-    with patch.object(torch.cuda.CUDAGraph, "replay", marked):
-        yield
-
-
-WARM_STEPS = 6
-"""Decode steps before those that are timed: the first one is recorded."""
-
-
-def decode(engine: Engine, num_steps: int, marked_steps: int) -> dict[str, Any]:
-    """All slots decode: steady steps by the host's clock, then steps with events around the replays.
-
-    Returns:
-        Seconds of a step (mean of `num_steps`), of the median one, of the replay alone, host seconds by phase, memory.
-    """
-    B, is_cuda = engine.pool.num_slots, engine.model.device.type == "cuda"
-    first = 1 + (WARM_STEPS if is_cuda else 1)
-    last = first + num_steps
-    total = last + marked_steps + 1
-    if is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-    counted: list[Any] = []
-
-    def before(number: int) -> None:
-        if number in (first, last):
-            counted.append(replace(engine.stats))
-
-    prompts = random_prompts(engine.model, [1] * B)
-    start = perf_counter()
-    with watched(engine, before) as steps:
-
-        def is_marked() -> bool:
-            return last < len(steps.ends) < last + marked_steps
-
-        with marked_replays(steps, is_marked):
-            for _ in engine.generate(requests(prompts, total)):
-                pass
-    if min(steps.rows[first:last]) < B:
-        raise MemoryError(f"the engine went on with {min(steps.rows[first:last])} of {B} rows")
-    window = steps.ends[first - 1 : last]
-    host = difference(counted[1], counted[0])
-    busy = host.schedule_seconds + host.model_seconds + host.sample_seconds + host.commit_seconds
-    found: dict[str, Any] = {
-        "B": B,
-        "steps": num_steps,
-        "step_seconds": (window[-1] - window[0]) / num_steps,
-        "median_step_seconds": median(b - a for a, b in pairwise(window)),
-        "tokens_per_second": B * num_steps / (window[-1] - window[0]),
-        "host_seconds": busy / num_steps,
-        "host_wait_seconds": host.wait_seconds / num_steps,
-        "admission_and_first_step_seconds": steps.ends[0] - start,
-        "first_recorded_step_seconds": steps.ends[1] - steps.ends[0],
+def _point(context: Context, loaded: Loaded, sizes: Sizes, load: Load, state: str) -> Point:
+    model = loaded.get(state)
+    if lack := loaded.lack(slot_bytes(model) * load.rows):
+        raise MemoryError(lack)
+    engine = serve(model, load.rows, 8 if context.is_rehearsal else PROMPT_TOKENS)
+    is_short = context.is_rehearsal or context.is_dry
+    warm_steps = WARM_STEPS + load.rows * load.prompt // PROMPT_TOKENS
+    seen = _serve(engine, load, *((2, 0.0) if is_short else (warm_steps, WINDOW_SECONDS)))
+    found = difference(seen.end, seen.start)
+    predicted = sequence_seconds(sizes, load, context.card, 4 if state == "float32" else 2)
+    rate = found.completion_tokens / seen.seconds
+    card = str(context.record.about["card"])
+    published = next((value for name, value in load.published.items() if name in card), None)
+    return {
+        "B": load.rows,
+        "steps": found.steps,
+        "seconds": seen.seconds,
+        "completion_tokens": found.completion_tokens,
+        "prompt_tokens": found.prompt_tokens,
+        "tokens_per_second": rate,
+        "all_tokens_per_second": (found.completion_tokens + found.prompt_tokens) / seen.seconds,
+        "recorded_share": found.recorded_steps / found.steps,
+        "share_of_rows": found.row_steps / found.steps / load.rows,
+        "host_wait_share": found.wait_seconds / seen.seconds,
+        "predicted_tokens_per_second": load.completion / predicted,
+        "share_of_predicted": rate * predicted / load.completion,
+        "published_tokens_per_second": published,
+        "other_backends": other_backends(model),
     }
-    if steps.marks:
-        torch.cuda.synchronize()
-        replays = [a.elapsed_time(b) / 1000 for a, b in steps.marks]
-        between = [a[1].elapsed_time(b[0]) / 1000 for a, b in pairwise(steps.marks)]
-        found["replay_seconds"] = median(replays)
-        found["between_replays_seconds"] = median(between)
-        found["outside_share"] = 1 - found["replay_seconds"] / found["step_seconds"]
-    if is_cuda:
-        found["peak_bytes"] = torch.cuda.max_memory_allocated()
-        found["reserved_bytes"] = torch.cuda.max_memory_reserved()
-    return found
+
+
+def _serve(engine: Engine, load: Load, warm_steps: int, seconds: float) -> _Seen:
+    """Serve for so long, and at least two steps and one completion."""
+    seen, start = _Seen(), 0.0
+    completions = engine.generate(stream(engine.model, load))
+    for _ in completions:
+        now = perf_counter()
+        if seen.start is None:
+            has_recorded = engine.stats.recorded_steps > 0 or engine.stats.steps >= 2 * warm_steps
+            if engine.stats.steps >= warm_steps and has_recorded:
+                seen.start, start = replace(engine.stats), now
+        elif now - start >= seconds and engine.stats.steps > seen.start.steps + 1:
+            seen.end, seen.seconds = replace(engine.stats), now - start
+            break
+    completions.close()
+    if engine.pool.num_slots < load.rows:
+        raise MemoryError(f"the engine went on with {engine.pool.num_slots} of {load.rows} rows")
+    return seen
+
+
+def sequence_seconds(sizes: Sizes, load: Load, card: Card, state_number: int) -> float:
+    """Predicted limit: a row's part of its decode steps, and its prompt as one of many that are packed together."""
+    decoding = load.completion * decode_seconds(sizes, load.rows, card, state_number) / load.rows
+    packed = max(PROMPT_TOKENS // load.prompt, 1)
+    return decoding + prefill_seconds(sizes, packed, load.prompt, card) / packed
+
+
+def _table(points: dict[str, Point]) -> list[str]:
+    rows = [
+        [
+            name,
+            f"{point['tokens_per_second']:,.0f}",
+            f"{point['all_tokens_per_second']:,.0f}",
+            f"{1000 * point['seconds'] / point['steps']:.2f}",
+            f"{point['recorded_share']:.0%}",
+            f"{point['share_of_rows']:.0%}",
+            f"{point['share_of_predicted']:.0%}",
+            f"{point['published_tokens_per_second']:,.0f}" if point["published_tokens_per_second"] else "",
+        ]
+        for name, point in points.items()
+    ]
+    header = ["serving", "new tokens/s", "all tokens/s", "ms", "recorded", "rows in use", "of limit", "published"]
+    return format_columns(header, rows)

@@ -24,9 +24,9 @@ from ..roofline import MODELS, Sizes
 from .columns import format_columns
 from .context import TINY, Context
 from .device import release
+from .engines import engine_backend
 from .random_model import random_checkpoint
 from .record import Point
-from .serving import engine_backend
 
 BATCHES = (512, 64, 1)
 MODEL = "7.2B"

@@ -1,0 +1,187 @@
+"""Compiled Triton kernels for a card that is not there, to be taken along to a machine that has it for minutes only.
+
+    python -m benchmarks.gpu_parts.compile_cache build/triton-sm90 --capability 90 --wheel triton-3.6.0-cp312-....whl
+
+goes through the steps of the published models with a driver that launches nothing, and keeps what Triton compiles.
+`python -m benchmarks.gpu --compiled build/triton-sm90` uses it there, and says how many kernels it lacked.
+
+What Triton finds a kernel by was compared for 3.6.0: it is the same in other folders, for other users, and with Python
+3.11 and 3.12. It depends on the kernel's source with its line number, the launch's types and constants, the target,
+Triton's own files, the version of its ptxas and libdevice, and on environment variables such as TRITON_F32_DEFAULT. One
+of Triton's files differs between its wheels for two versions of Python: libtriton.so. --wheel names the wheel that the
+other machine has, where that is not the one installed here. Run this from the commit that is to be measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import cache
+
+from rwkv_batch.engine.sampler import Sampler
+from rwkv_batch.engine.slot_tables import Vocabulary
+from rwkv_batch.engine.state_pool import StatePool, pool_parts
+from rwkv_batch.models.model import Model, ModelFile
+from rwkv_batch.models.placement import Placement
+from rwkv_batch.models.rows import DecodeRows, Rows
+from rwkv_batch.ops import OpChoice, OpSpec, OpTable
+
+from ..roofline import MODELS, Sizes
+from .compiled import count
+from .context import DEFAULT_MODELS
+from .random_model import random_checkpoint
+
+CPU = torch.device("cpu")
+BATCHES = (1, 16, 64, 256, 300)
+NUM_LAYERS = 2
+LIBRARY = "triton/_C/libtriton.so"
+_SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+"""Compute capability → bytes that a program may have."""
+
+
+class NoDriver:
+    """A driver for a card that is not there: kernels are compiled, "loaded", and not launched."""
+
+    def __init__(self, capability: int) -> None:
+        self._capability, self.utils = capability, self
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self._capability, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": _SHARED_MEMORY[self._capability]}
+
+    def load_binary(self, *what: Any) -> tuple[int, int, int, int, int]:
+        """Module, function, registers, spills and most threads of a program."""
+        return 1, 1, 32, 0, 1024
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
+        return lambda *arguments: None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="is replaced; let git ignore it")
+    parser.add_argument("--capability", type=int, default=90, choices=_SHARED_MEMORY, help="of the card (90)")
+    parser.add_argument("--wheel", type=Path, metavar="FILE", help="Triton as it is installed where the card is")
+    parser.add_argument("--models", nargs="+", default=DEFAULT_MODELS, choices=MODELS, metavar="NAME")
+    options = parser.parse_args()
+    shutil.rmtree(options.folder, ignore_errors=True)
+    options.folder.mkdir(parents=True)
+    triton.runtime.driver.set_active(NoDriver(options.capability))
+    triton.knobs.cache.dir = str(options.folder.resolve())
+    triton.knobs.compilation.store_binary_only = True
+    with ExitStack() as stack:
+        if options.wheel:
+            stack.enter_context(patch.object(cache, "triton_key", key_with(options.wheel)))
+        fill({name: MODELS[name] for name in options.models})
+    size = sum(path.stat().st_size for path in options.folder.rglob("*") if path.is_file())
+    print(f"{count(options.folder)} kernels, {size / 2**20:.1f} MiB, for sm_{options.capability}")
+    return 0
+
+
+def key_with(wheel: Path) -> Callable[[], str]:
+    """`triton_key` as it is where this wheel is installed.
+
+    Raises:
+        ValueError: the wheel is of another version than the Triton installed here.
+    """
+    own = Path(triton.__file__).parents[1]
+    with zipfile.ZipFile(wheel) as archive:
+        for path in sorted((own / "triton").rglob("*.py")):
+            name = str(path.relative_to(own))
+            if name not in archive.namelist() or archive.read(name) != path.read_bytes():
+                raise ValueError(f"{wheel.name}: {name} is not that of the installed triton {triton.__version__}")
+        library = hashlib.sha256(archive.read(LIBRARY)).hexdigest()
+    key = cache.triton_key().replace(hashlib.sha256((own / LIBRARY).read_bytes()).hexdigest(), library)
+    return lambda: key
+
+
+def fill(models: dict[str, Sizes]) -> None:
+    """Compile everything that steps of these models launch."""
+
+    def multiply(a: Tensor, b: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        return a.new_empty(*a.shape[:-1], b.shape[-1], dtype=out_dtype or a.dtype)
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        # Products of a library take time here, and what they give is not looked at.
+        for name in ("mm", "bmm"):
+            stack.enter_context(patch.object(torch, name, multiply))
+        for name in ("addmm_", "baddbmm_"):
+            stack.enter_context(patch.object(Tensor, name, lambda self, *factors: self))
+        for name, sizes in models.items():
+            file = ModelFile.open(random_checkpoint(replace(sizes, L=NUM_LAYERS), CPU))
+            for state, is_invariant in ((torch.float32, False), (torch.float16, False), (torch.float32, True)):
+                print(f"{name}, {state}{', batch invariant' if is_invariant else ''}", file=sys.stderr, flush=True)
+                model = model_of(file, state, is_invariant)
+                for rows in steps():
+                    run(model, rows)
+
+
+def steps() -> Iterator[Rows]:
+    """Decode steps, a prompt alone, and prompts beside rows that decode."""
+    for B in BATCHES:
+        yield DecodeRows(B, CPU)  # type: ignore[misc]
+    for lengths in ((600,), (*(1,) * 256, *(150,) * 4)):
+        yield Rows(tuple(range(len(lengths))), lengths, CPU, (0,) * len(lengths))
+
+
+def model_of(file: ModelFile, state: torch.dtype, is_invariant: bool) -> Model:
+    """A model in bfloat16 whose ops are Triton's, though its tensors are in host memory."""
+    functions, layouts, choices = {}, {}, []
+    for spec in dict.fromkeys((*file.ops, *Sampler.OPS)):
+        module = _kernels(spec)
+        functions[spec.name] = spec.reference if module is None else getattr(module, spec.name)
+        choices.append(OpChoice(spec.name, "reference" if module is None else "triton", ()))
+        if module is not None and hasattr(module, "pack"):
+            layouts[spec.name] = module.pack
+    placement = Placement(CPU, torch.bfloat16, None, state)
+    return Model(file, placement, OpTable(functions, choices, layouts), batch_invariant=is_invariant)
+
+
+def _kernels(spec: OpSpec) -> Any:
+    """The module that serves an op; None where it is left to its definition."""
+    name = f"rwkv_batch.triton_kernels.{spec.name}"
+    if find_spec(name) is None:
+        return None
+    module = import_module(name)
+    is_left = spec.optional and hasattr(module, "better_left") and module.better_left(torch.bfloat16)
+    return None if is_left else module
+
+
+def run(model: Model, rows: Rows) -> None:
+    """Launch one step."""
+    num_rows = len(rows.slot_index)
+    num_tokens = num_rows if isinstance(rows, DecodeRows) else rows.num_tokens
+    pool = StatePool(pool_parts(model.file, model.placement), num_rows)
+    sampler = Sampler(num_rows, Vocabulary.plain(model.sizes["V"]), CPU, model.ops)
+    hidden = model.forward(torch.zeros(num_tokens, dtype=torch.int64), rows, pool.layers)
+    logits = torch.empty(num_rows, model.sizes["V"])
+    sampler.draw(model.logits(hidden[:num_rows], out=logits), rows.slot_index)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+"""Models with random weights behind the engine, and what a step of it takes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.util import find_spec
+from itertools import pairwise
+from statistics import median
+from time import perf_counter
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from rwkv_batch.bench import difference
+from rwkv_batch.checks.cases import DTYPES
+from rwkv_batch.engine.engine import Engine
+from rwkv_batch.engine.request import Request
+from rwkv_batch.engine.sampler import Sampler
+from rwkv_batch.engine.slot_tables import Vocabulary
+from rwkv_batch.engine.state_pool import StateLayout
+from rwkv_batch.models.checkpoint import Checkpoint
+from rwkv_batch.models.linear import quantized_ops
+from rwkv_batch.models.model import Model, ModelFile
+from rwkv_batch.models.placement import Placement
+from rwkv_batch.ops import OpTable, resolve
+from rwkv_batch.sampling_params import SamplingParams
+
+from .context import Context
+
+BACKEND = "triton"
+PARAMS = SamplingParams(temperature=1.0, top_p=0.85, ignore_eos=True)
+
+
+def load(
+    context: Context,
+    checkpoint: Checkpoint,
+    dtype: str = "bfloat16",
+    state_dtype: str = "float32",
+    backend: str = BACKEND,
+    device: torch.device | None = None,
+    batch_invariant: bool = False,
+    quantization: str | None = None,
+) -> Model:
+    """A model on the part's device, or another. An op that `smoke` found broken is served by another backend."""
+    file = ModelFile.open(checkpoint)
+    device = device or context.device
+    placement = Placement(device, DTYPES[dtype], quantization, DTYPES[state_dtype])
+    specs = tuple(dict.fromkeys((*file.ops, *quantized_ops(quantization, device), *Sampler.OPS)))
+    chosen = {spec.name: usable_backend(context, spec.name, backend, dtype, state_dtype) for spec in specs}
+    tables = []
+    for name in dict.fromkeys(chosen.values()):
+        own = [spec for spec in specs if chosen[spec.name] == name]
+        tables.append(resolve(own, name, device, placement.dtype, file.sizes, placement.state_dtype))
+    return Model(file, placement, joined(tables), batch_invariant=batch_invariant)
+
+
+def joined(tables: Sequence[OpTable]) -> OpTable:
+    """Tables of different ops as one."""
+    served = {choice.op: table for table in tables for choice in table.choices}
+    return OpTable(
+        {name: getattr(table, name) for name, table in served.items()},
+        [choice for table in tables for choice in table.choices],
+        {name: partial(table.pack, name) for name, table in served.items() if table.has_layout(name)},
+    )
+
+
+def usable_backend(context: Context, op: str, backend: str, dtype: str, state_dtype: str) -> str:
+    """This backend, or the next one that has the op where `smoke` found this one broken."""
+    if backend != BACKEND:
+        return backend
+    why = context.broken(op, BACKEND, dtype, state_dtype)
+    if not why:
+        return BACKEND
+    has_cuda = find_spec(f"rwkv_batch.cuda_kernels.{op}") is not None
+    other = "cuda" if has_cuda and not context.broken(op, "cuda", dtype, state_dtype) else "reference"
+    context.record.note(f"{op} served by {other}", why)
+    return other
+
+
+def other_backends(model: Model) -> dict[str, str]:
+    """Ops that Triton does not serve → what does."""
+    return {choice.op: choice.backend for choice in model.ops.choices if choice.backend != BACKEND}
+
+
+def engine_backend(context: Context) -> str:
+    """What serves a whole engine; other parts rehearse Triton, whose interpreter is slow."""
+    return "reference" if context.is_rehearsal else BACKEND
+
+
+def with_state(model: Model, state_dtype: str) -> Model:
+    """The same weights with states of another dtype."""
+    other = copy.copy(model)
+    other.placement = replace(model.placement, state_dtype=DTYPES[state_dtype])
+    return other
+
+
+def serve(model: Model, num_slots: int, prompt_tokens: int = 0) -> Engine:
+    """An engine that runs as it does on a GPU: it records decode steps, and launches one before it reads the last.
+
+    Args:
+        prompt_tokens: how many of a step's tokens there may be beside one for each slot.
+    """
+    is_cuda = model.device.type == "cuda"
+    can_record = model.ops.served_by(BACKEND, besides=Sampler.OPS[1:])
+    return Engine(
+        model,
+        Vocabulary.plain(model.sizes["V"]),
+        max_batch_size=num_slots,
+        max_batch_tokens=num_slots + prompt_tokens,
+        prefix_sharing=False,
+        run_ahead=None if is_cuda else True,
+        decode_graphs=None if is_cuda else can_record,
+    )
+
+
+def slot_bytes(model: Model) -> int:
+    """State of one sequence, and what a step holds for it beside: logits, those that are recorded, activations."""
+    layout = StateLayout(model.file.state_fields(model.placement), model.sizes["L"])
+    return layout.record_bytes + 3 * 4 * model.sizes["V"] + 40 * 2 * model.sizes["C"]
+
+
+def requests(prompts: Sequence[Sequence[int]], max_tokens: int, params: SamplingParams = PARAMS) -> list[Request]:
+    """One for each prompt."""
+    params = replace(params, max_tokens=max_tokens)
+    return [Request(i, list(prompt), params, row=i) for i, prompt in enumerate(prompts)]
+
+
+def random_prompts(model: Model, lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
+    """Token ids, uniform but for the end of text."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(1, model.sizes["V"], (length,), generator=generator).tolist() for length in lengths]
+
+
+@dataclass
+class Steps:
+    """What was seen of the steps of one run.
+
+    Args:
+        ends: host time at the end of each step.
+        rows: rows of each step.
+        marks: device events before and after each replay of a recorded step.
+    """
+
+    ends: list[float] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
+
+
+@contextmanager
+def watched(
+    engine: Engine, before: Callable[[int], None] = lambda _: None, after: Callable[[int], None] = lambda _: None
+) -> Iterator[Steps]:
+    """Note when each step of an engine ends.
+
+    Args:
+        before, after: called around each step with its number, from 0.
+    """
+    steps, step = Steps(), engine.step
+
+    def noted() -> None:
+        number = len(steps.ends)
+        before(number)
+        try:
+            step()
+        finally:
+            after(number)
+        steps.ends.append(perf_counter())
+        steps.rows.append(engine.stats.running)
+
+    with patch.object(engine, "step", noted):
+        yield steps
+
+
+@contextmanager
+def marked_replays(steps: Steps, is_on: Callable[[], bool]) -> Iterator[None]:
+    """Put device events around the replays of recorded steps while `is_on`."""
+    replay = torch.cuda.CUDAGraph.replay
+
+    def marked(graph: torch.cuda.CUDAGraph) -> None:
+        if not is_on():
+            replay(graph)
+            return
+        pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        pair[0].record()
+        replay(graph)
+        pair[1].record()
+        steps.marks.append(pair)
+
+    with patch.object(torch.cuda.CUDAGraph, "replay", marked):
+        yield
+
+
+WARM_STEPS = 6
+"""Decode steps before those that are timed: the first one is recorded."""
+
+
+def decode(engine: Engine, num_steps: int, marked_steps: int) -> dict[str, Any]:
+    """All slots decode: steady steps by the host's clock, then steps with events around the replays.
+
+    Returns:
+        Seconds of a step (mean of `num_steps`), of the median one, of the replay alone, host seconds by phase, memory.
+    """
+    B, is_cuda = engine.pool.num_slots, engine.model.device.type == "cuda"
+    first = 1 + (WARM_STEPS if is_cuda else 1)
+    last = first + num_steps
+    total = last + marked_steps + 1
+    if is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+    counted: list[Any] = []
+
+    def before(number: int) -> None:
+        if number in (first, last):
+            counted.append(replace(engine.stats))
+
+    prompts = random_prompts(engine.model, [1] * B)
+    start = perf_counter()
+    with watched(engine, before) as steps:
+
+        def is_marked() -> bool:
+            return last < len(steps.ends) < last + marked_steps
+
+        with marked_replays(steps, is_marked):
+            for _ in engine.generate(requests(prompts, total)):
+                pass
+    if min(steps.rows[first:last]) < B:
+        raise MemoryError(f"the engine went on with {min(steps.rows[first:last])} of {B} rows")
+    window = steps.ends[first - 1 : last]
+    host = difference(counted[1], counted[0])
+    busy = host.schedule_seconds + host.model_seconds + host.sample_seconds + host.commit_seconds
+    found: dict[str, Any] = {
+        "B": B,
+        "steps": num_steps,
+        "step_seconds": (window[-1] - window[0]) / num_steps,
+        "median_step_seconds": median(b - a for a, b in pairwise(window)),
+        "tokens_per_second": B * num_steps / (window[-1] - window[0]),
+        "host_seconds": busy / num_steps,
+        "host_wait_seconds": host.wait_seconds / num_steps,
+        "admission_and_first_step_seconds": steps.ends[0] - start,
+        "first_recorded_step_seconds": steps.ends[1] - steps.ends[0],
+    }
+    if steps.marks:
+        torch.cuda.synchronize()
+        replays = [a.elapsed_time(b) / 1000 for a, b in steps.marks]
+        between = [a[1].elapsed_time(b[0]) / 1000 for a, b in pairwise(steps.marks)]
+        found["replay_seconds"] = median(replays)
+        found["between_replays_seconds"] = median(between)
+        found["outside_share"] = 1 - found["replay_seconds"] / found["step_seconds"]
+    if is_cuda:
+        found["peak_bytes"] = torch.cuda.max_memory_allocated()
+        found["reserved_bytes"] = torch.cuda.max_memory_reserved()
+    return found

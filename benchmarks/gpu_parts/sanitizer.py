@@ -1,0 +1,134 @@
+"""Every op under compute-sanitizer: accesses out of bounds (memcheck), and races for shared memory (racecheck).
+
+Each point is one small case of `rwkv_batch.checks` in a process of its own. First an error is planted: where the tool
+is missing, refuses the device or does not find that error, points are skipped, which is neither right nor wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+from rwkv_batch.checks.result import OK
+
+from .columns import format_columns
+from .context import Context
+from .record import Point
+from .smoke import KERNELS, kernel_cases
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ("memcheck", "racecheck")
+FOUND = 9
+"""Exit code for an error that the tool has found."""
+CASE_SECONDS = 50.0
+PLANTED = "planted error"
+SHOWN = 8
+"""Reasons in the table."""
+_PLACES = "/usr/local/cuda/bin", "/opt/cuda/bin"
+_SIGN = "========= "
+"""What lines of the tool begin with."""
+
+
+def run(context: Context) -> list[str]:
+    tool = Tool(shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=os.pathsep.join(_PLACES)))
+    for kind in TOOLS:
+        for name, backend in chosen(context):
+            context.record.measure(f"{kind} {name} {backend}", partial(_case, tool, kind, name, backend))
+    return _table(context.record.points)
+
+
+@dataclass(frozen=True)
+class Tool:
+    """compute-sanitizer on this machine.
+
+    Args:
+        path: of the program; None where it is not installed.
+    """
+
+    path: str | None
+
+    @cached_property
+    def refusal(self) -> str:
+        """Why it cannot be believed here; empty where it finds a planted error. Asked when it is first needed."""
+        return why_not_believed(*self.run("memcheck", [PLANTED])) if self.path else "compute-sanitizer is not installed"
+
+    def run(self, kind: str, arguments: Sequence[str]) -> tuple[int | None, str]:
+        """Exit code, None after the time limit, and everything that was written."""
+        options = ["--tool", kind, "--error-exitcode", str(FOUND)]
+        command = [self.path, *options, sys.executable, "-m", "benchmarks.gpu_parts.sanitizer_case", *arguments]
+        # An allocation of its own for every tensor, so that an access beyond its end is seen.
+        environment = dict(os.environ) | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        try:
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=CASE_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            return None, (error.output or b"").decode(errors="replace")
+        return done.returncode, done.stdout.decode(errors="replace")
+
+
+def chosen(context: Context) -> list[tuple[str, str]]:
+    """(case, backend): the first case of each op that a GPU backend has and that works without the tool."""
+    found: dict[tuple[str, str], str] = {}
+    for backend in () if context.is_rehearsal else KERNELS:
+        for case in kernel_cases(context.device, backend):
+            if context.smoke.get(f"{case.name} {backend}", {"status": OK})["status"] == OK:
+                found.setdefault((case.op, backend), case.name)
+    return [(name, backend) for (_, backend), name in found.items()]
+
+
+def why_not_believed(code: int | None, output: str) -> str:
+    """The reason in what the tool said of a planted error; empty where it found it."""
+    if code == FOUND and "Invalid __global__ write" in output:
+        return ""
+    return f"the tool does not find a planted error: exit code {code}; {_last_words(output)}"
+
+
+def _case(tool: Tool, kind: str, name: str, backend: str) -> Point:
+    return {"skipped": tool.refusal} if tool.refusal else outcome(*tool.run(kind, [name, backend]))
+
+
+def outcome(code: int | None, output: str) -> Point:
+    """What one run says: an error of the tool's is red; a case that fails for another reason is skipped."""
+    if code == FOUND:
+        return {"ok": False, "why": _first_words(output), "output": output[-4000:]}
+    if code == 0:
+        return {"ok": True, "why": ""}
+    end = f"took longer than {CASE_SECONDS:.0f} s" if code is None else f"exit code {code}"
+    return {"skipped": f"{end}; {_last_words(output)}"}
+
+
+def _first_words(output: str) -> str:
+    """The tool's first line about an error, and the place."""
+    lines = [line.removeprefix(_SIGN).strip() for line in output.splitlines() if line.startswith(_SIGN)]
+    about = [line for line in lines if line and not line.startswith(("COMPUTE-SANITIZER", "Internal"))]
+    return " ".join(about[:2])[:300]
+
+
+def _last_words(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip().strip("=")]
+    return lines[-1][:300] if lines else "it wrote nothing"
+
+
+def _table(points: dict[str, Point]) -> list[str]:
+    rows = []
+    for kind in TOOLS:
+        own = [point for name, point in points.items() if name.startswith(f"{kind} ")]
+        counts = [sum(point.get("ok") is value for point in own) for value in (True, False, None)]
+        rows.append([kind, *map(str, counts)])
+    skipped = Counter(point["skipped"] for point in points.values() if "skipped" in point)
+    reasons = [f"skipped {count}: {why}" for why, count in skipped.most_common(SHOWN)]
+    return [*format_columns(["compute-sanitizer", "nothing found", "red", "skipped"], rows), *reasons]

@@ -1,0 +1,41 @@
+"""What runs under compute-sanitizer: python -m benchmarks.gpu_parts.sanitizer_case NAME [BACKEND].
+
+NAME is a case of `rwkv_batch.checks`, or "planted error", which writes one number beyond the end of a tensor. The exit
+code is 0 where the kernels ran, whether their numbers are right or not: other parts look at those.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import triton
+import triton.language as tl
+
+from rwkv_batch.checks.result import OK, WRONG
+from rwkv_batch.checks.worker import check
+
+from .sanitizer import PLANTED
+
+NUM_NUMBERS = 128
+"""512 bytes: allocations are no finer."""
+
+
+@triton.jit
+def _write(p_x, position):  # type: ignore[no-untyped-def]
+    tl.store(p_x + position, 1.0)
+
+
+def main() -> int:
+    name, *rest = sys.argv[1:]
+    if name == PLANTED:
+        _write[(1,)](torch.zeros(NUM_NUMBERS, device="cuda"), NUM_NUMBERS)
+        torch.cuda.synchronize()
+        return 0
+    found = check(name, rest[0], "cuda")
+    print(f"{found['status']}: {found['why']}")
+    return 0 if found["status"] in (OK, WRONG) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

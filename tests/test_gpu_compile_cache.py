@@ -23,14 +23,14 @@ from benchmarks.gpu_parts.compiled import adopt, count  # noqa: E402
 
 DECODE = """
 import sys, triton
-from benchmarks.gpu_parts.compile_cache import CPU, NoDriver, model_of, run
+from benchmarks.gpu_parts.compile_cache import CPU, FakeDriver, model_of, run
 from benchmarks.gpu_parts.context import TINY
 from benchmarks.gpu_parts.random_model import random_checkpoint
 from rwkv_batch.models.model import ModelFile
 from rwkv_batch.models.rows import DecodeRows
 import torch
 
-triton.runtime.driver.set_active(NoDriver(90))
+FakeDriver(90).install()
 triton.knobs.cache.dir, triton.knobs.compilation.store_binary_only = sys.argv[1], True
 hits = []
 triton.knobs.compilation.listener = lambda *, cache_hit, **_: hits.append(cache_hit)

@@ -31,7 +31,6 @@ from unittest.mock import patch
 import torch
 import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
 from triton.runtime import cache
 
 from rwkv_batch.engine.sampler import Sampler
@@ -41,6 +40,7 @@ from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.placement import Placement
 from rwkv_batch.models.rows import DecodeRows, Rows
 from rwkv_batch.ops import OpChoice, OpSpec, OpTable
+from tests.kernels.fake_driver import SHARED_BYTES, FakeDriver
 
 from ..roofline import MODELS, Sizes
 from .compiled import count
@@ -51,46 +51,18 @@ CPU = torch.device("cpu")
 BATCHES = (1, 16, 64, 256, 300)
 NUM_LAYERS = 2
 LIBRARY = "triton/_C/libtriton.so"
-_SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
-"""Compute capability → bytes that a program may have."""
-
-
-class NoDriver:
-    """A driver for a card that is not there: kernels are compiled, "loaded", and not launched."""
-
-    def __init__(self, capability: int) -> None:
-        self._capability, self.utils = capability, self
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self._capability, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": _SHARED_MEMORY[self._capability]}
-
-    def load_binary(self, *what: Any) -> tuple[int, int, int, int, int]:
-        """Module, function, registers, spills and most threads of a program."""
-        return 1, 1, 32, 0, 1024
-
-    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
-        return lambda *arguments: None
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="is replaced; let git ignore it")
-    parser.add_argument("--capability", type=int, default=90, choices=_SHARED_MEMORY, help="of the card (90)")
+    parser.add_argument("--capability", type=int, default=90, choices=SHARED_BYTES, help="of the card (90)")
     parser.add_argument("--wheel", type=Path, metavar="FILE", help="Triton as it is installed where the card is")
     parser.add_argument("--models", nargs="+", default=DEFAULT_MODELS, choices=MODELS, metavar="NAME")
     options = parser.parse_args()
     shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True)
-    triton.runtime.driver.set_active(NoDriver(options.capability))
+    FakeDriver(options.capability).install()
     triton.knobs.cache.dir = str(options.folder.resolve())
     triton.knobs.compilation.store_binary_only = True
     with ExitStack() as stack:

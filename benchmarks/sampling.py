@@ -112,7 +112,7 @@ class SamplerSteps(Steps):
 
         def step() -> None:
             sampler.prepare(slots)
-            sampler.accept(sampler.send(slots, *sampler.draw(logits, slot_index), logits))
+            sampler.send(slots, *sampler.draw(logits, slot_index), logits).read()
 
         return step
 

@@ -7,6 +7,7 @@ bounded by the slots, whatever the number of requests.
 from __future__ import annotations
 
 import logging
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -122,7 +123,7 @@ class Engine:
         try:
             with quick_thread_switches():
                 while True:
-                    # The caller's code runs between the results, so the current device must be its own there.
+                    # Not around the results: whoever takes them keeps its own current device.
                     with current_device(self.model.device):
                         self._admit(source)
                         if not self.scheduler.is_idle:
@@ -206,11 +207,12 @@ class Engine:
         Raises:
             CapacityError: a single token of a single sequence does not fit.
         """
+        handled = sys.exc_info()[1]  # the caller may be handling an error of its own
         try:
             action()
             return
         except (RuntimeError, MemoryError) as error:
-            reason = reason_of_out_of_memory(error)
+            reason = reason_of_out_of_memory(error, handled)
             if reason is None:
                 raise
         # Not in the handler above: there the exception keeps the failed step's tensors.
@@ -223,9 +225,9 @@ class Engine:
             num_slots = max(num_slots // 2, 1)
             num_tokens = max(num_tokens // 2, num_slots)
             logger.warning("out of memory: %d slots, %d tokens a step from now on (%s)", num_slots, num_tokens, reason)
-            reason = self._restart(num_slots, num_tokens)
+            reason = self._restart(num_slots, num_tokens, handled)
 
-    def _restart(self, num_slots: int, num_tokens: int) -> str | None:
+    def _restart(self, num_slots: int, num_tokens: int, handled: BaseException | None) -> str | None:
         """Go on with fewer slots and tokens. What was running starts again, and draws the same tokens.
 
         Returns:
@@ -237,15 +239,15 @@ class Engine:
                 self.snapshots.drop(sequence.work)
         self.snapshots.shrink(num_slots)
         self.scheduler = self.scheduler.restart(num_slots, num_tokens)
-        self._allocate(0)
-        torch.cuda.empty_cache()  # does nothing without a CUDA device
         try:
+            self._allocate(0)
+            torch.cuda.empty_cache()  # does nothing without a CUDA device
             self._allocate(num_slots)
         except (RuntimeError, MemoryError) as error:
-            reason = reason_of_out_of_memory(error)
+            reason = reason_of_out_of_memory(error, handled)
             if reason is None:
                 raise
-            self._allocate(0)
+            self.pool = StatePool(self._pool_parts, 0)
             return reason
         self.stats.max_batch_size, self.stats.max_batch_tokens = num_slots, num_tokens
         return None

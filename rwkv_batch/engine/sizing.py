@@ -62,7 +62,7 @@ class MemoryPlan:
         return self.besides_slots + self.slot * self.max_batch_size
 
     def __str__(self) -> str:
-        kernels = f" + kernels {_size(self.fixed)}" if self.fixed else ""
+        kernels = f" + kernels and recorded steps {_size(self.fixed)}" if self.fixed else ""
         return (
             f"memory: model {_size(self.weights)} + {self.max_batch_size} slots × {_size(self.slot)} + workspace "
             f"{_size(self.workspace)} ({self.max_batch_tokens} tokens a step){kernels} = {_size(self.total)} "

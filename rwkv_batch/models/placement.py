@@ -184,8 +184,9 @@ def _placed(share: Share) -> LayerPlacement:
 
 
 def _device(name: str) -> torch.device:
+    """A device with an index, where there can be several of its kind: the current device may change later."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "dml":
         return _directml()
     try:

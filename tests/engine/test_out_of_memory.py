@@ -7,6 +7,7 @@ from fake_model import PARAMS, HashModel, check_bookkeeping, make_engine, outcom
 from rwkv_batch.engine.out_of_memory import reason_of_out_of_memory
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
+from rwkv_batch.engine.slot_tables import SlotTables
 from rwkv_batch.errors import CapacityError
 from rwkv_batch.sampling_params import SamplingParams
 
@@ -199,6 +200,36 @@ def test_an_engine_without_slots_says_so(monkeypatch):
         list(engine.generate([request]))
     with pytest.raises(CapacityError, match="no slots left"):
         list(engine.generate([request]))
+
+
+@pytest.mark.parametrize("failing_call", [1, 2])
+def test_memory_that_ends_while_slots_are_given_up_loses_nothing(failing_call, monkeypatch):
+    """Even tables without slots have a row for padding."""
+    engine, calls, make = make_engine(FailsOnce(3), max_batch_size=8, max_batch_tokens=32), [], SlotTables.__init__
+
+    def crowded(tables, *args):
+        calls.append(args)
+        if len(calls) == failing_call:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        make(tables, *args)
+
+    monkeypatch.setattr(SlotTables, "__init__", crowded)
+    requests = [Request(row, [row], PARAMS[row % len(PARAMS)], row=row) for row in range(12)]
+    found = {completion.key: outcome(completion) for completion in engine.generate(requests)}
+    assert len(calls) > failing_call
+    monkeypatch.undo()
+    assert found == {key: outcome(completion) for key, completion in run(requests).items()}
+
+
+def test_an_error_that_the_caller_is_handling_is_not_the_engines():
+    """A caller that tries again after memory was used up sees what goes wrong then."""
+    engine = make_engine(Crowded(0, RuntimeError("shape")))
+    with pytest.raises(RuntimeError, match="shape"):
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        except torch.OutOfMemoryError:
+            list(engine.generate([Request(0, [1], SamplingParams(max_tokens=9, ignore_eos=True))]))
+    assert engine.pool.num_slots == 4
 
 
 @pytest.mark.parametrize(

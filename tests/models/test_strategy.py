@@ -206,6 +206,14 @@ def test_a_place_is_not_overwritten_while_its_layer_runs():
             assert (places[number] == number).all()
 
 
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_the_current_device_at_the_beginning_is_meant_for_good(name, monkeypatch):
+    """Programs with several GPUs change the current device."""
+    for function, answer in (("is_available", True), ("device_count", 2), ("current_device", 1)):
+        monkeypatch.setattr(torch.cuda, function, lambda answer=answer: answer)
+    assert place(device=name, dtype="float32").device == torch.device("cuda", 1)
+
+
 def test_each_matrix_of_a_stack_has_a_host_buffer_of_its_own():
     """Pinned buffers are rounded up, and the memory plan counts matrix by matrix."""
     stream = LayerStream(CPU)

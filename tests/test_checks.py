@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,21 @@ from torch import Tensor
 
 from rwkv_batch.checks.calls import DEFINITIONS, VARIANTS
 from rwkv_batch.checks.cases import DEMO, cases
+from rwkv_batch.checks.demo import check_demo
 from rwkv_batch.checks.outcome import Checks, poisoned
+from rwkv_batch.checks.sampling import check_sample
 from rwkv_batch.checks.target import Target, specs
 from rwkv_batch.checks.worker import check, is_lost, outcome
 from rwkv_batch.cpu_kernels.build import unavailable
 from rwkv_batch.demo.known import known
+from rwkv_batch.engine.slot_tables import SlotTables
+from rwkv_batch.llm import LLM
 from rwkv_batch.model_summary import DEMO_MODEL
+from rwkv_batch.models.rows import Rows
+from rwkv_batch.ops import OpTable
+from rwkv_batch.sampling_params import SamplingParams
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 NATIVE = Target("cpu", CPU)
 INTERPRETED = Target("triton", CPU)
 
@@ -56,9 +65,10 @@ def test_interpreted_kernels_are_right(name: str) -> None:
 
 
 def test_every_op_that_a_backend_has_is_checked() -> None:
-    for backend in ("triton", "cpu", "reference"):
-        target = Target(backend, CPU)
+    for target in (INTERPRETED, NATIVE, Target("reference", GPU)):
         assert {case.op for case in cases(target)} == {DEMO} | {name for name in specs() if target.has(name)}
+    not_compared_with_themselves = {case.op for case in cases(Target("reference", CPU))}
+    assert not_compared_with_themselves == {DEMO, *specs()} - {"w8a8", "w8a16", "sample", "select", "top_tokens"}
 
 
 def spoiled(function: Callable[..., Any], spoil: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -103,6 +113,109 @@ def test_a_kernel_that_is_wrong_is_found(
     # Ids that nobody wrote are outside of the vocabulary, which the steps after `select` do not survive.
     right = "failed" if case.op == "select" and spoil is unwritten else "wrong"
     assert found["status"] == right, found
+
+
+def rounded_to_nearest(definition: Callable[..., Tensor], state: Tensor, **given: Any) -> Tensor:
+    wide = state.float()
+    out = definition(state=wide, **given)
+    state.copy_(wide)
+    return out
+
+
+def rounded_by_draws_of_the_next_token(definition: Callable[..., Tensor], rows: Rows, **given: Any) -> Tensor:
+    return definition(rows=replace(rows, positions=tuple(position + 1 for position in rows.positions)), **given)
+
+
+def rounded_after_an_error_of_float32(definition: Callable[..., Tensor], v: Tensor, **given: Any) -> Tensor:
+    return definition(v=v.float() * (1 + 1e-6), **given)
+
+
+@pytest.mark.parametrize("op", ["wkv5", "wkv6", "wkv7"])
+@pytest.mark.parametrize(
+    ("computed", "status"),
+    [
+        (rounded_to_nearest, "wrong"),
+        (rounded_by_draws_of_the_next_token, "wrong"),
+        (rounded_after_an_error_of_float32, "ok"),
+    ],
+)
+def test_a_float16_state_that_is_rounded_another_way_is_found(
+    op: str, computed: Callable[..., Tensor], status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serves(INTERPRETED)
+    monkeypatch.setattr(f"rwkv_batch.triton_kernels.{op}.{op}", partial(computed, DEFINITIONS[op]))
+    found = check(f"{op} float16 state float16", "triton", "cpu")
+    assert found["status"] == status, found
+
+
+@pytest.mark.parametrize(("temperature", "num_others", "is_right"), [(1.0, 1, True), (1.0, 2, False), (0.0, 1, False)])
+def test_one_random_draw_may_differ(
+    temperature: float, num_others: int, is_right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is drawn after it is compared nevertheless, as if it had not differed."""
+    steps = iter(range(4))
+
+    def drawn(
+        definition: Callable[..., Any], logits: Tensor, slots: Tensor, tables: SlotTables, ops: OpTable
+    ) -> tuple[Tensor, Tensor]:
+        token_ids, logprobs = definition(logits, slots, tables, ops)
+        if next(steps) < num_others:
+            token_ids[0] = (token_ids[0] + 1) % logits.shape[1]
+            tables.last_token[slots[0].long()] = token_ids[0]
+        return token_ids, logprobs
+
+    target = Target("reference", CPU)
+    spec = specs()["sample"]
+    monkeypatch.setitem(specs(), "sample", replace(spec, reference=partial(drawn, spec.reference)))
+    params = [SamplingParams(temperature=temperature, presence_penalty=0.5), SamplingParams()]
+    checks = check_sample(target, 97, params, count=1, steps=4)
+    assert not checks.wrong if is_right else [found.value for found in checks.wrong] == [num_others], checks.point()
+
+
+@pytest.mark.parametrize(
+    ("name", "operation"),
+    [("w8a8 float32", "mul"), ("w8a16 float32", "mul"), ("top_tokens", "topk"), ("sample", "cumsum")],
+)
+def test_definitions_on_a_gpu_are_compared_with_what_the_host_computes(
+    name: str, operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of torch's operations is wrong on the GPU: the last number of each result."""
+    pytest.importorskip("triton")
+    from fake_cuda import DEVICE, FakeCuda, fake_cuda
+
+    on_device = FakeCuda._on_device
+    is_wrong = False
+
+    def spoiling(self: FakeCuda, function: Any, args: Any, kwargs: Any) -> Any:
+        found = on_device(self, function, args, kwargs)
+        if is_wrong and function.overloadpacket.__name__ == operation:
+            with_another_end(tuple(part.inner for part in found)[::-1] if isinstance(found, tuple) else found.inner)
+        return found
+
+    monkeypatch.setattr(FakeCuda, "_on_device", spoiling)
+    target = Target("reference", DEVICE)
+    (case,) = (case for case in cases(target) if case.name == name)
+    for is_wrong in (False, True):
+        with fake_cuda():
+            assert bool(case.run(target).wrong) == is_wrong
+
+
+def test_completions_and_scores_that_are_too_short_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Target("reference", CPU)
+    generate, score = LLM.generate, LLM.score
+
+    def short(*given: Any) -> Any:
+        outputs = generate(*given)
+        del outputs[-1].outputs[0].token_ids[-1]
+        return outputs
+
+    monkeypatch.setattr(LLM, "generate", short)
+    with pytest.raises(AssertionError, match="tokens of a completion: got 2, expected 3"):
+        check_demo(target, "float32", num_tokens=3, longest=20)
+    monkeypatch.setattr(LLM, "generate", generate)
+    monkeypatch.setattr(LLM, "score", lambda llm, pairs: score(llm, [(ids, more[:-1]) for ids, more in pairs]))
+    with pytest.raises(AssertionError, match="log-probabilities: got 2, expected 3"):
+        check_demo(target, "float32", num_tokens=3, longest=20)
 
 
 @pytest.mark.parametrize("slot", [2, 6], ids=["a slot of no row", "the slot of a row"])

@@ -18,21 +18,25 @@ from oracle import Oracle
 from safetensors.torch import load_file
 from torch import Tensor
 
+from rwkv_batch.checks import CheckResult
 from rwkv_batch.checks.calls import DEFINITIONS, VARIANTS
 from rwkv_batch.checks.cases import DEMO, cases
 from rwkv_batch.checks.demo import check_demo
 from rwkv_batch.checks.outcome import Checks, poisoned
 from rwkv_batch.checks.sampling import check_sample
-from rwkv_batch.checks.target import Target, specs
-from rwkv_batch.checks.worker import check, is_lost, outcome
+from rwkv_batch.checks.target import Target, UnusableError, specs
+from rwkv_batch.checks.worker import build_native, check, compile_triton, is_lost, outcome
 from rwkv_batch.cpu_kernels.build import unavailable
 from rwkv_batch.demo.known import known
+from rwkv_batch.doctor import findings
 from rwkv_batch.engine.slot_tables import SlotTables
+from rwkv_batch.errors import BackendError
 from rwkv_batch.llm import LLM
 from rwkv_batch.model_summary import DEMO_MODEL
 from rwkv_batch.models.rows import Rows
 from rwkv_batch.ops import OpTable
 from rwkv_batch.sampling_params import SamplingParams
+from rwkv_batch.triton_kernels.support import UnsupportedReason
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 NATIVE = Target("cpu", CPU)
@@ -237,7 +241,95 @@ def test_a_state_that_is_wrong_is_found(op: str, state: str | None, slot: int, m
     assert check(name, "triton", "cpu")["status"] == "wrong"
 
 
-def test_a_kernel_that_raises_or_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("settings", "failure", "found"),
+    [
+        (lambda *_: "no such\nprocessor", None, {"status": "refused", "why": "no such processor"}),
+        (lambda *_: None, lambda *_: "g++ failed:\nwhy", {"status": "unusable", "why": "g++ failed: why"}),
+    ],
+)
+def test_a_backend_that_is_not_made_for_this_is_told_apart_from_one_that_does_not_compile(
+    settings: Any, failure: Any, found: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = import_module("rwkv_batch.cpu_kernels.log_normalizer")
+    monkeypatch.setattr(module, "unsupported_reason", UnsupportedReason(settings, failure))
+    assert check("log_normalizer", "cpu", "cpu") == found
+    assert CheckResult("log_normalizer", "log_normalizer", "cpu", "cpu", **found).is_good == (failure is None)
+    found_of_model = check("demo model float32", "cpu", "cpu")
+    assert (found_of_model["status"], failure is None) in (("unusable", False), ("refused", True))
+
+
+def test_native_kernels_that_do_not_compile_are_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rwkv_batch.cpu_kernels import build, call
+
+    monkeypatch.setattr(build, "unavailable", lambda: "g++ failed")
+    monkeypatch.setattr(call, "unavailable", lambda: "g++ failed")
+    unusable = {"status": "unusable", "why": "g++ failed"}
+    assert build_native("", "cpu", "cpu") == unusable
+    assert check("log_normalizer", "cpu", "cpu") == unusable
+    assert check("wkv7 float32 state float32", "cpu", "cpu") == unusable
+    with pytest.raises(BackendError, match=r"no kernel for a state of torch\.float16"):
+        NATIVE.op("wkv7", torch.float32, torch.float16)
+
+
+def test_triton_kernels_that_do_not_compile_are_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
+    serves(INTERPRETED)
+    from rwkv_batch.triton_kernels import probe
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(probe, "failure", lambda op, device: f"Triton does not compile {op}")
+    target = Target("triton", GPU)
+    with pytest.raises(UnusableError, match="Triton does not compile wkv7"):
+        target.op("wkv7", torch.bfloat16)
+    with pytest.raises(BackendError, match=r"no kernel for torch\.float64") as refused:
+        target.op("wkv7", torch.float64)
+    assert not isinstance(refused.value, UnusableError)
+
+
+@pytest.mark.parametrize(
+    ("ops", "prepared"), [(["wkv7", "linear"], ["wkv7", "linear"]), (["linear", DEMO], list(specs()))]
+)
+def test_triton_kernels_are_compiled_together(
+    ops: list[str], prepared: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    from rwkv_batch.triton_kernels import probe
+
+    asked: list[Any] = []
+    monkeypatch.setattr(probe, "prepare", lambda *given: asked.append(given))
+    assert compile_triton("", "triton", "cuda:0", ops) == {"status": "ok"}
+    assert asked == [(prepared, GPU)]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_allowed", "is_named"),
+    [
+        ("linear float32", True, True),
+        ("linear float32", False, False),
+        ("wkv7 bfloat16 state float32", True, False),
+    ],
+)
+def test_float32_products_that_are_wrong_where_tf32_is_allowed_say_so(
+    name: str, is_allowed: bool, is_named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = Checks()
+    wrong.at_most("product", 1e-3, 1e-5)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr("rwkv_batch.checks.cases.Case.run", lambda *_: wrong)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if is_allowed else "highest")
+    try:
+        found, tf32 = check(name, "triton", "cuda:0"), dict(findings())["tf32"]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert found["status"] == "wrong"
+    assert found["why"].startswith("product is 0.001")
+    assert ("TF32: unset TORCH_ALLOW_TF32_CUBLAS_OVERRIDE" in found["why"]) == is_named
+    assert tf32.startswith("allowed" if is_allowed else "not allowed")
+
+
+def test_a_kernel_that_raises_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     serves(NATIVE)
     module = import_module("rwkv_batch.cpu_kernels.log_normalizer")
 
@@ -250,8 +342,6 @@ def test_a_kernel_that_raises_or_refuses_is_named(monkeypatch: pytest.MonkeyPatc
     found = check("log_normalizer", "cpu", "cpu")
     assert found["status"] == "crashed"
     assert found["why"] == "RuntimeError: CUDA error: an illegal memory access was encountered"
-    monkeypatch.setattr(module, "unsupported_reason", lambda *_: "no such\nprocessor")
-    assert check("log_normalizer", "cpu", "cpu") == {"status": "refused", "why": "no such processor"}
     assert not is_lost(RuntimeError("CUDA error: out of memory"))
 
 

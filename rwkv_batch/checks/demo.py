@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sized
 
+import torch
+
 from ..demo.known import known
+from ..errors import BackendError
 from ..llm import LLM
 from ..sampling_params import SamplingParams
 from .limits import MODEL_LOGPROB_ERROR
 from .outcome import Checks
-from .target import Target
+from .target import Target, specs
 
 
 def check_demo(target: Target, dtype: str, num_tokens: int, longest: int) -> Checks:
@@ -23,7 +26,7 @@ def check_demo(target: Target, dtype: str, num_tokens: int, longest: int) -> Che
         longest: prompts of more tokens are left out.
     """
     checks, limit = Checks(), MODEL_LOGPROB_ERROR[dtype]
-    llm = LLM("demo", tokenizer=None, device=str(target.device), dtype=dtype, backend=target.backend)
+    llm = _load(target, dtype)
     entries = [entry for entry in known() if len(entry.prompt_ids) <= longest]
     params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
     outputs = llm.generate([{"prompt_token_ids": entry.prompt_ids} for entry in entries], params)
@@ -44,6 +47,15 @@ def check_demo(target: Target, dtype: str, num_tokens: int, longest: int) -> Che
     checks.at_most("number of other greedy tokens", num_others, 0)
     checks.at_most("log-probability", worst, limit)
     return checks
+
+
+def _load(target: Target, dtype: str) -> LLM:
+    try:
+        return LLM("demo", tokenizer=None, device=str(target.device), dtype=dtype, backend=target.backend)
+    except BackendError:
+        for name in filter(target.has, specs()):
+            target.ops(name, getattr(torch, dtype))  # raises UnusableError if that is the reason
+        raise
 
 
 def _expect_as_many(what: str, given: Sized, right: Sized) -> None:

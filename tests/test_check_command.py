@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import torch
 
+from rwkv_batch import process as process_module
 from rwkv_batch.checks import CheckResult, format_table, run_checks, runner
-from rwkv_batch.checks import process as process_module
 from rwkv_batch.checks.__main__ import main as checks_main
-from rwkv_batch.checks.process import Process
 from rwkv_batch.checks.runner import Job, run_jobs
 from rwkv_batch.cli import main
 from rwkv_batch.cpu_kernels.build import unavailable
 from rwkv_batch.errors import ConfigurationError
+from rwkv_batch.process import Process
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")

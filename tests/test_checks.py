@@ -21,8 +21,8 @@ from torch import Tensor
 from rwkv_batch.checks import CheckResult
 from rwkv_batch.checks.calls import DEFINITIONS, VARIANTS
 from rwkv_batch.checks.cases import DEMO, cases
+from rwkv_batch.checks.comparisons import Checks, poisoned
 from rwkv_batch.checks.demo import check_demo
-from rwkv_batch.checks.outcome import Checks, poisoned
 from rwkv_batch.checks.sampling import check_sample
 from rwkv_batch.checks.target import Target, UnusableError, specs
 from rwkv_batch.checks.worker import build_native, check, compile_triton, is_lost, outcome

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from rwkv_batch.checks.outcome import Checks
+from rwkv_batch.checks.comparisons import Checks
 from rwkv_batch.checks.sampling import SETTINGS, Drawer, check_sample, draw_logits
 from rwkv_batch.checks.target import Target
 from rwkv_batch.sampling_params import SamplingParams

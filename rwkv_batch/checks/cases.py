@@ -9,9 +9,9 @@ from functools import partial
 import torch
 
 from .calls import VARIANTS
+from .comparisons import Checks
 from .demo import check_demo
 from .int8 import check_mm8, check_whole_numbers
-from .outcome import Checks
 from .products import Product, Sizes, check_deep_embed, check_linear, check_low_rank, check_score, products
 from .recurrences import Heads, batches, check_recurrence, check_shift_lerp
 from .sampling import SETTINGS, check_log_normalizer, check_sample, check_top_tokens

@@ -10,8 +10,8 @@ from ..demo.known import known
 from ..errors import BackendError
 from ..llm import LLM
 from ..sampling_params import SamplingParams
+from .comparisons import Checks
 from .limits import MODEL_LOGPROB_ERROR
-from .outcome import Checks
 from .target import Target, specs
 
 

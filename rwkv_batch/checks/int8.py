@@ -10,8 +10,8 @@ from torch import Tensor
 from ..models import w8a8_linear
 from ..models.mm8 import Mm8Weight, quantize_mm8
 from ..models.mm8_linear import Mm8Linear
+from .comparisons import Checks, poisoned
 from .limits import mm8_tolerance
-from .outcome import Checks, poisoned
 from .products import Product
 from .target import Target
 

@@ -12,8 +12,8 @@ from ..models.blocks import Norm
 from ..models.blocks import shift_lerp as shift_lerp_definition
 from ..models.rows import Rows
 from .calls import DEFINITIONS, Call, make_call
+from .comparisons import Checks, poisoned
 from .limits import HALF_STATE_STEP_TOLERANCE, HALF_STATE_TOLERANCE, SEVERAL_ROUNDINGS, tolerance
-from .outcome import Checks, poisoned
 from .target import Target
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from ..errors import ConfigurationError
+from ..process import POLL_SECONDS, Ended, Process
 from ..threads import usable_cores
 from .cases import DEMO, cases
-from .process import POLL_SECONDS, Ended, Process
 from .result import CRASHED, FAILED, TIMEOUT, CheckResult
 from .target import Target
 
@@ -103,10 +103,10 @@ def run_checks(
             f"expected backends among {', '.join(BACKENDS['cuda'])}, cpu, and ops such as wkv7, linear and {DEMO}"
         )
     jobs.sort(key=lambda job: job.op != DEMO)  # they take longest
-    return run_jobs(_builds(jobs), 1, say) + run_jobs(jobs, at_once or most_at_once(found), say)
+    return run_jobs(builds(jobs), 1, say) + run_jobs(jobs, at_once or most_at_once(found), say)
 
 
-def _builds(jobs: Iterable[Job]) -> Iterator[Job]:
+def builds(jobs: Iterable[Job]) -> Iterator[Job]:
     """What is compiled for many cases, and would count as the time of each that waits for it."""
     uses = [("triton" if job.backend == "auto" and job.device != "cpu" else job.backend, job) for job in jobs]
     if any(job.device == "cpu" and job.backend in BACKENDS["cpu"] for _, job in uses):

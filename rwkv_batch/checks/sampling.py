@@ -17,8 +17,8 @@ from ..engine.slot_tables import Vocabulary
 from ..models.scoring import log_normalizer as log_normalizer_definition
 from ..ops import OpTable
 from ..sampling_params import SamplingParams
+from .comparisons import Checks, poisoned
 from .limits import NORMALIZER_ERROR, OTHER_DRAWS
-from .outcome import Checks, poisoned
 from .target import CPU, Target
 
 SETTINGS = {

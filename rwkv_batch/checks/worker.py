@@ -11,7 +11,7 @@ import torch
 from ..errors import BackendError
 from ..threads import limit_threads
 from .cases import DEMO, cases
-from .outcome import Checks
+from .comparisons import Checks
 from .result import CRASHED, FAILED, OK, REFUSED, UNUSABLE, WRONG
 from .target import Target, UnusableError, specs
 

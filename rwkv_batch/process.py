@@ -64,6 +64,15 @@ class Process:
         self._start = monotonic()
         self._time_limit = time_limit
 
+    def wait(self) -> Ended:
+        """How the process ended, when it has; at the latest when its time is over."""
+        try:
+            while (ended := self.ended()) is None:
+                sleep(POLL_SECONDS)
+            return ended
+        finally:
+            self.kill()
+
     def ended(self) -> Ended | None:
         """How the process ended; None while it runs and has time left."""
         seconds = monotonic() - self._start
@@ -74,15 +83,6 @@ class Process:
         answer = json.loads(self._answer.read_text()) if self._answer.exists() else None
         log = self._log.read_text(errors="replace")[-4000:]
         return Ended(answer, self._process.returncode, is_late, log, seconds)
-
-    def wait(self) -> Ended:
-        """How the process ended, when it has; at the latest when its time is over."""
-        try:
-            while (ended := self.ended()) is None:
-                sleep(POLL_SECONDS)
-            return ended
-        finally:
-            self.kill()
 
     def kill(self) -> None:
         """End the process, if it runs, and those that it has started."""

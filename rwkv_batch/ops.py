@@ -4,7 +4,8 @@ An op is a name, a signature and a docstring; op name = module name = function n
 reference beside the model that owns it; fast twins live in the kernel packages. A twin's module also has
 `unsupported_reason(device, dtype, sizes, state_dtype) -> str | None`; where it reads a weight in a layout of its own,
 `pack(weight)`; and, where an optional op may be better off with its definition, `better_left(dtype) -> str | None`.
-`unsupported_reason` may compile: a compiler that fails is found here, and the op goes to the next backend.
+`unsupported_reason` may compile: a compiler that fails is found here, and the op goes to the next backend. Its
+`settings` takes the same arguments and compiles nothing.
 """
 
 from __future__ import annotations
@@ -87,16 +88,21 @@ class OpTable:
 
 
 def fallbacks(choices: Iterable[OpChoice]) -> list[str]:
-    """A sentence for each reason for which kernels refuse, with the ops that it concerns and who serves them."""
+    """A sentence for each reason for which kernels refuse, with the ops that it concerns and who serves them.
+
+    Where Triton refuses, the sentence also says that the engine does not record steps: Triton has to serve all ops.
+    """
     ops: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for choice in choices:
         if choice.is_fallback:
             ops.setdefault((choice.backend, choice.refused), []).append(choice.op)
-    return [
-        f"{', '.join(names)}: served by the {backend} backend{', which is slow' if backend == 'reference' else ''} "
-        f"({' · '.join(refused)})"
-        for (backend, refused), names in ops.items()
-    ]
+    sentences = []
+    for (backend, refused), names in ops.items():
+        slow = ", which is slow" if backend == "reference" else ""
+        is_unrecorded = any(reason.startswith("triton: ") for reason in refused)
+        graphs = "; steps are not recorded as CUDA graphs" if is_unrecorded else ""
+        sentences.append(f"{', '.join(names)}: served by the {backend} backend{slow}{graphs} ({' · '.join(refused)})")
+    return sentences
 
 
 def format_choices(choices: Iterable[OpChoice]) -> str:

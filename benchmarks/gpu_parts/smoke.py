@@ -13,7 +13,7 @@ from rwkv_batch.checks.target import Target
 from .context import Context
 
 CASE_SECONDS = 60.0
-"""A kernel that hangs costs no more. Its op's compiler is tried first, on a machine where nothing is compiled yet."""
+"""A kernel that hangs costs no more. What Triton compiles of it is compiled before."""
 KERNELS = ("triton", "cuda")
 REHEARSED = ("log_normalizer",)
 

@@ -22,8 +22,9 @@ from benchmarks.gpu_parts.random_model import random_checkpoint  # noqa: E402
 from benchmarks.gpu_parts.record import Record  # noqa: E402
 from benchmarks.gpu_parts.serving import Load, sequence_seconds, stream  # noqa: E402
 from benchmarks.roofline import MODELS, Card, decode_seconds  # noqa: E402
-from rwkv_batch.checks import CheckResult, runner  # noqa: E402
+from rwkv_batch.checks import CheckResult, runner, worker  # noqa: E402
 from rwkv_batch.checks.result import CRASHED, FAILED, OK, REFUSED, TIMEOUT, WRONG  # noqa: E402
+from rwkv_batch.threads import limit_threads  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -67,6 +68,21 @@ def test_an_error_near_its_limit_is_no_reason_to_measure_another_kernel(tmp_path
 def test_a_backend_that_refuses_is_not_broken(tmp_path):
     own = context(tmp_path, case("wkv7 bfloat16 state float32", REFUSED))
     assert usable_backend(own, "wkv7", "triton", "bfloat16", "float32") == "triton"
+
+
+def test_an_op_that_smoke_did_not_reach_is_used_and_named(tmp_path):
+    own = context(tmp_path, case("wkv7 bfloat16 state float32", OK))
+    assert usable_backend(own, "linear", "triton", "bfloat16", "float32") == "triton"
+    assert usable_backend(own, "wkv7", "triton", "bfloat16", "float32") == "triton"
+    assert own.record.notes.keys() == {"linear"}
+
+
+def test_processes_that_share_the_cores_have_one_thread_each(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    for backend in ("reference", "cpu"):
+        worker.check("no such case", backend, "cpu")
+    assert asked == [1, min(limit_threads(), worker.THREADS)]
 
 
 def test_a_model_loads_without_the_kernels_that_are_broken(tmp_path):

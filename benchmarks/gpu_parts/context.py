@@ -101,6 +101,10 @@ class Context:
                 return f"smoke found {name} {point['status']}: {point['why']}"
         return ""
 
+    def reached(self, op: str, backend: str) -> bool:
+        """`smoke` has a result of an implementation of an op."""
+        return any((point["op"], point["backend"]) == (op, backend) for point in self.smoke.values())
+
     def share_of_copy(self, num_bytes: float, seconds: float) -> float:
         """Bytes/s as a part of the copy bandwidth."""
         return num_bytes / seconds / self.card.bandwidth

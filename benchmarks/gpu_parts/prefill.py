@@ -28,8 +28,8 @@ def run(context: Context) -> list[str]:
                 context.record.measure(name, partial(_compile, context, loaded, sizes))
                 continue
             for rows, length in ((2, 3),) if context.is_rehearsal else SHAPES:
-                point = partial(_point, context, loaded, sizes, rows, length)
-                context.record.measure(f"{name} {rows} x {length}", point)
+                what = f"{name} {rows} x {length}"
+                context.record.measure(what, partial(_point, context, loaded, sizes, rows, length))
                 release()
         del loaded
         release()

@@ -8,8 +8,9 @@ import torch
 
 from rwkv_batch.checks import CheckResult, format_table
 from rwkv_batch.checks.cases import DEMO, Case, cases
-from rwkv_batch.checks.runner import Job, most_at_once, run_jobs
+from rwkv_batch.checks.runner import AT_ONCE, Job, run_jobs
 from rwkv_batch.checks.target import Target
+from rwkv_batch.threads import usable_cores
 
 from .context import Context
 
@@ -41,7 +42,7 @@ def run(context: Context) -> list[str]:
 
     if waiting and record.seconds_left > 0:
         try:
-            run_jobs(list(waiting.values()), most_at_once([context.device]), keep)
+            run_jobs(list(waiting.values()), min(AT_ONCE, usable_cores()), keep)
         except OutOfTime:
             context.say(f"  no time was left for {len(waiting)} cases")
     for name in waiting:

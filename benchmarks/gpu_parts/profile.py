@@ -219,8 +219,16 @@ def _table(points: dict[str, Point]) -> list[str]:
         rows.append([name, recorded, *(f"{point[field]:.1f}" for field in numbers), *times, idle])
         details += _by_kernel(f"{name}: kernel", point["by_kernel"])
         details += _by_kernel(f"{name}: the device idles before", point["long_gaps"])
-    header = ["profile", "recorded", "kernels a step", "/ layer", "copies", "us busy", "us in all"]
-    header.append("idle (under the profiler)")
+    header = [
+        "profile",
+        "recorded",
+        "kernels a step",
+        "/ layer",
+        "copies",
+        "us busy",
+        "us in all",
+        "idle (under the profiler)",
+    ]
     return [*format_columns(header, rows), *details]
 
 

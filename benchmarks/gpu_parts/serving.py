@@ -190,6 +190,14 @@ def _table(points: dict[str, Point]) -> list[str]:
         ]
         for name, point in points.items()
     ]
-    header = ["serving", "new tokens/s", "all tokens/s", "ms", "recorded", "rows in use", "of limit"]
-    header.append("published (fp16, server)")
+    header = [
+        "serving",
+        "new tokens/s",
+        "all tokens/s",
+        "ms",
+        "recorded",
+        "rows in use",
+        "of limit",
+        "published (fp16, server)",
+    ]
     return format_columns(header, rows)

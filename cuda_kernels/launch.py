@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..triton_kernels.builds import in_short
+from ..triton_kernels.support import Settings, UnsupportedReason
 from . import driver
 from .build import BuildError, Specialization, unavailable
 
@@ -42,8 +43,6 @@ def unsupported(
     elif torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
         found = ".".join(map(str, torch.cuda.get_device_capability(device)))
         return f"needs compute capability {'.'.join(map(str, MIN_CAPABILITY))}, found {found}"
-    elif reason := unavailable():
-        return reason
     if dtype not in DTYPES:
         return f"no kernel for {dtype}"
     if state_dtype not in STATE_DTYPES:
@@ -64,27 +63,20 @@ def unsupported_heads(
     return unsupported(device, dtype, sizes, state_dtype)
 
 
-Check = Callable[[torch.device, torch.dtype, Mapping[str, int], torch.dtype], str | None]
+def built(op: str, settings: Settings = unsupported) -> UnsupportedReason:
+    """The `unsupported_reason` of an op: what `settings` says, else why its kernels cannot be built or loaded.
 
-
-def built(op: str, check: Check = unsupported) -> Callable[..., str | None]:
-    """The `unsupported_reason` of an op: what `check` says of the settings, else why its kernels cannot be had."""
-
-    def unsupported_reason(
-        device: torch.device,
-        dtype: torch.dtype,
-        sizes: Mapping[str, int],
-        state_dtype: torch.dtype = torch.float32,
-    ) -> str | None:
-        """Why this op's kernels cannot serve, if so. The first call for a dtype compiles and loads one of each."""
-        reason = check(device, dtype, sizes, state_dtype)
-        return reason if reason or device.type != "cuda" else _build_failure(op, device, dtype)
-
-    return unsupported_reason
+    The first call for a dtype compiles and loads one specialization of each kernel.
+    """
+    return UnsupportedReason(settings, lambda device, dtype: _build_failure(op, device, dtype))
 
 
 def _build_failure(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Of each kernel the last specialization, which does the most, is compiled and loaded."""
+    if device.type != "cuda":
+        return None
+    if reason := unavailable():
+        return reason
     major, minor = torch.cuda.get_device_capability(device)
     specs = import_module(f".{op}", __package__).specializations()
     fitting = [s for s in specs if f"DTYPE={DTYPES[dtype]}" in s.defines and s.least <= 10 * major + minor]

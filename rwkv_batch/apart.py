@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import pickle
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-Result = TypeVar("Result")
+from .process import Process
 
-CODE = (
-    "import pickle, sys; call = open(sys.argv[1], 'rb'); sys.path[:] = pickle.load(call); "
-    "function, given = pickle.load(call); from rwkv_batch.apart import answer; answer(sys.argv[2], function, given)"
-)
-"""What the process runs: modules are imported from where this process has them."""
+Result = TypeVar("Result")
 
 
 def call_apart(function: Callable[..., Result], **given: Any) -> Result:
@@ -32,23 +27,24 @@ def call_apart(function: Callable[..., Result], **given: Any) -> Result:
     """
     with tempfile.TemporaryDirectory() as folder:
         call, answered = Path(folder, "call"), Path(folder, "answer")
-        call.write_bytes(pickle.dumps(sys.path) + pickle.dumps((function, given)))
-        command = [sys.executable, "-c", CODE, str(call), str(answered)]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        call.write_bytes(pickle.dumps((function, given)))
+        paths = {"call": str(call), "answered": str(answered)}
+        ended = Process(f"{__name__}:answer", paths, math.inf, Path(folder)).wait()
         if not answered.exists():
-            last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-            raise RuntimeError(f"{function.__name__}: its process ended with code {done.returncode}: {last}")
+            last = (ended.log.strip().splitlines() or ["it printed nothing"])[-1]
+            raise RuntimeError(f"{function.__name__}: its process ended with code {ended.code}: {last}")
         result, error = pickle.loads(answered.read_bytes())
         if error is not None:
             raise error
         return result
 
 
-def answer(path: str, function: Callable[..., Any], given: dict[str, Any]) -> None:
-    """Call the function, and write its result or its exception. Runs in the other process."""
+def answer(call: str, answered: str) -> None:
+    """Call the function of the file `call`, and write its result or its exception. Runs in the other process."""
+    function, given = pickle.loads(Path(call).read_bytes())
     result, error = None, None
     try:
         result = function(**given)
     except Exception as raised:
         error = raised
-    Path(path).write_bytes(pickle.dumps((result, error)))
+    Path(answered).write_bytes(pickle.dumps((result, error)))

@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also check every op on every device, and the demo model; exit code 1 if anything is wrong",
     )
+    doctor.add_argument("--at-once", type=int, metavar="N", help="check so many cases at a time; default: what fits")
     doctor.set_defaults(command=_doctor)
     return parser
 
@@ -100,7 +101,7 @@ def _doctor(options: argparse.Namespace) -> int:
     if not options.check:
         return 0
     print()
-    return 0 if check() else 1
+    return 0 if check(at_once=options.at_once) else 1
 
 
 if __name__ == "__main__":

@@ -59,11 +59,12 @@ def check(
     backends: Sequence[str] | None = None,
     ops: Sequence[str] | None = None,
     path: Path | None = None,
+    at_once: int | None = None,
 ) -> bool:
     """Check the ops and the demo model, and print the results as a table; progress goes to standard error.
 
     Args:
-        devices, backends, ops: as for `checks.run_checks`.
+        devices, backends, ops, at_once: as for `checks.run_checks`.
         path: a file to which the results are written as JSON, too.
 
     Returns:
@@ -74,7 +75,7 @@ def check(
     def say(result: CheckResult) -> None:
         print(f"{result.name} ({result.backend}, {result.device}): {result.status}", file=sys.stderr, flush=True)
 
-    results = run_checks(devices, backends, ops=ops, report=say)
+    results = run_checks(devices, backends, ops=ops, at_once=at_once, report=say)
     print(format_table(results))
     if path is not None:
         path.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
@@ -127,10 +128,19 @@ def _devices() -> Iterator[tuple[str, str]]:
 
     yield "cuda", f"version {torch.version.cuda}" if torch.cuda.is_available() else "no device that torch can use"
     yield "driver", _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    yield "tf32", _tf32()
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         capability = f"compute capability {device.major}.{device.minor}"
         yield f"cuda:{index}", f"{device.name}, {device.total_memory / 2**30:.1f} GiB, {capability}"
+
+
+def _tf32() -> str:
+    """Whether PyTorch may compute float32 products with fewer bits."""
+    import torch
+
+    allowed = "allowed" if torch.backends.cuda.matmul.allow_tf32 else "not allowed"
+    return f"{allowed} in float32 products on a GPU; float32 matmul precision: {torch.get_float32_matmul_precision()}"
 
 
 def _nvrtc() -> str:

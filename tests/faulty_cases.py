@@ -10,8 +10,8 @@ from time import sleep
 from typing import Any
 
 
-def right(name: str, backend: str, device: str) -> dict[str, Any]:
-    return {"status": "ok", "worst_error": 0.5, "limit": 1.0}
+def right(name: str, backend: str, device: str, worst_error: float = 0.5) -> dict[str, Any]:
+    return {"status": "ok", "worst_error": worst_error, "limit": 1.0}
 
 
 def hang(name: str, backend: str, device: str) -> None:

@@ -10,13 +10,13 @@ import claimed_gpu
 import pytest
 import torch
 
-from rwkv_batch import apart, cli
+from rwkv_batch import cli, process
 from rwkv_batch.apart import call_apart
 from rwkv_batch.errors import CapacityError
 from rwkv_batch.model_summary import inspect_model
 from rwkv_batch.models.placement import place
 
-CLAIM = "import claimed_gpu; claimed_gpu.claim(); "
+CLAIM = "import claimed_gpu; claimed_gpu.claim(); from {module}"
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def untouchable_gpu(monkeypatch, tmp_path):
     for name in names:
         monkeypatch.setattr(torch.cuda, name, refuse)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(apart, "CODE", apart.CODE.replace("function, given =", f"{CLAIM}function, given ="))
+    monkeypatch.setattr(process, "_START", process._START.replace("from {module}", CLAIM))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
 
@@ -71,12 +71,12 @@ def test_on_a_cpu_no_process_is_started(untouchable_gpu, monkeypatch):
 def test_a_function_is_called_where_modules_are_found_as_here(tmp_path, monkeypatch):
     (tmp_path / "only_here.py").write_text("import os\ndef whose(number): return os.getpid(), number + 1")
     monkeypatch.syspath_prepend(tmp_path)
-    process, number = call_apart(import_module("only_here").whose, number=2)
+    pid, number = call_apart(import_module("only_here").whose, number=2)
     assert number == 3
-    assert process != os.getpid()
+    assert pid != os.getpid()
 
 
 def test_a_process_that_ends_without_an_answer(monkeypatch):
-    monkeypatch.setattr(apart, "CODE", "import sys; sys.exit('out of luck')")
+    monkeypatch.setattr(process, "_START", "import sys; sys.exit('out of luck')")
     with pytest.raises(RuntimeError, match="place: its process ended with code 1: out of luck"):
         call_apart(place, device="cpu")

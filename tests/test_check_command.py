@@ -7,22 +7,22 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import sleep
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from rwkv_batch import process as process_module
 from rwkv_batch.checks import CheckResult, format_table, run_checks, runner
-from rwkv_batch.checks import process as process_module
-from rwkv_batch.checks.process import Process
+from rwkv_batch.checks.__main__ import main as checks_main
 from rwkv_batch.checks.runner import Job, run_jobs
 from rwkv_batch.cli import main
 from rwkv_batch.cpu_kernels.build import unavailable
 from rwkv_batch.errors import ConfigurationError
+from rwkv_batch.process import Process
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -148,8 +148,8 @@ def test_the_command_needs_torch_and_little_else(tmp_path: Path) -> None:
 
 def test_without_filelock_kernels_that_are_built_are_refused_and_definitions_checked(tmp_path: Path) -> None:
     start = refusing([*REFUSED_PACKAGES, "filelock"])
-    done = command(tmp_path, start, "--ops", "top_tokens", "--backends", "reference", "cpu", "--devices", "cpu")
-    lines = [line for line in done.stdout.splitlines() if line.startswith("top_tokens")]
+    done = command(tmp_path, start, "--ops", "log_normalizer", "--backends", "reference", "cpu", "--devices", "cpu")
+    lines = [line for line in done.stdout.splitlines() if line.startswith("log_normalizer")]
     assert "reference" in lines[0] and " ok " in lines[0]
     assert "cpu" in lines[1] and "filelock" in lines[1]
 
@@ -182,23 +182,79 @@ def test_a_table_has_a_line_for_each_case() -> None:
 
 
 @pytest.mark.parametrize(("memory", "cores", "right"), [(80, 64, 16), (5, 64, 2), (80, 3, 3), (1, 1, 1)])
-def test_as_many_at_once_as_cores_and_memory_allow(
-    memory: int, cores: int, right: int, monkeypatch: pytest.MonkeyPatch
+def test_as_many_at_once_as_cores_and_free_memory_allow(
+    memory: int, cores: int, right: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "usable_cores", lambda: cores)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=memory << 30))
+    answering(f"torch.cuda.mem_get_info = lambda device: ({memory} << 30, 100 << 30)", tmp_path, monkeypatch)
     assert runner.most_at_once([torch.device("cuda", 0), CPU]) == right
+    assert not torch.cuda.is_initialized()
+
+
+def test_a_gpu_that_does_not_say_how_much_memory_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "usable_cores", lambda: 64)
+    monkeypatch.setattr(runner, "ASK_SECONDS", 0.0)
+    assert runner.most_at_once([torch.device("cuda", 0)]) == runner.AT_ONCE
+    assert runner.most_at_once([CPU]) == runner.AT_ONCE
+
+
+def answering(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes of the checks run this code first."""
+    (folder / "answers.py").write_text(f"import torch\n{code}\n")
+    monkeypatch.syspath_prepend(folder)
+    start = process_module._START.replace("from {module}", "import answers; from {module}")
+    monkeypatch.setattr(process_module, "_START", start)
+
+
+def test_what_many_cases_wait_for_is_compiled_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[Job]] = []
+
+    def noted(jobs: Any, at_once: int, say: Any) -> list[CheckResult]:
+        ran.append(list(jobs))
+        return []
+
+    monkeypatch.setattr(runner, "run_jobs", noted)
+    gpus = [torch.device("cuda", index) for index in range(2)]
+    run_checks([*gpus, CPU], ops=["wkv7", "linear", "demo"], at_once=5)
+    builds, jobs = ran
+    assert [(job.name, job.device, job.time_limit) for job in builds] == [
+        ("build of native kernels", "cpu", 600),
+        ("build of Triton's kernels", "cuda:0", 240),
+        ("build of Triton's kernels", "cuda:1", 240),
+    ]
+    assert [set(job.more["ops"]) for job in builds[1:]] == [{"wkv7", "linear", "demo"}] * 2
+    assert len(jobs) > 20
+    run_checks(gpus[:1], ["cuda", "reference"], ops=["wkv7"], at_once=5)
+    assert ran[2] == []
+
+
+def test_paths_that_are_no_strings_reach_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])
+    (found,) = run_jobs([job("right")], 1, lambda _: None)
+    assert found.status == "ok", found
+
+
+def test_arguments_of_a_job_reach_its_function() -> None:
+    (found,) = run_jobs([replace(job("right"), more={"worst_error": 0.25})], 1, lambda _: None)
+    assert found.worst_error == 0.25
 
 
 @pytest.mark.parametrize(("is_right", "code"), [(True, 0), (False, 1)])
 def test_the_doctor_checks_when_asked(is_right: bool, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[None] = []
-    monkeypatch.setattr("rwkv_batch.doctor.check", lambda: asked.append(None) or is_right)
+    asked: list[int | None] = []
+    monkeypatch.setattr("rwkv_batch.doctor.check", lambda at_once: asked.append(at_once) or is_right)
     assert main(["doctor"]) == 0
     assert not asked
     assert main(["doctor", "--check"]) == code
-    assert asked
+    assert main(["doctor", "--check", "--at-once", "3"]) == code
+    assert asked == [None, 3]
+
+
+def test_no_case_at_a_time_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--check", "--at-once", "0"]) == 2
+    assert checks_main(["--at-once", "-1"]) == 2
+    errors = capsys.readouterr().err
+    assert "got 0, expected at least 1" in errors and "got -1, expected at least 1" in errors
 
 
 def test_nothing_to_check_is_an_error() -> None:

@@ -23,7 +23,7 @@ from benchmarks.gpu_parts.record import Record  # noqa: E402
 from benchmarks.gpu_parts.serving import Load, sequence_seconds, stream  # noqa: E402
 from benchmarks.roofline import MODELS, Card, decode_seconds  # noqa: E402
 from rwkv_batch.checks import CheckResult, runner, worker  # noqa: E402
-from rwkv_batch.checks.result import CRASHED, FAILED, OK, REFUSED, TIMEOUT, WRONG  # noqa: E402
+from rwkv_batch.checks.result import CRASHED, FAILED, OK, REFUSED, TIMEOUT, UNUSABLE, WRONG  # noqa: E402
 from rwkv_batch.threads import limit_threads  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ def case(name: str, status: str, worst: float | None = None, backend: str = "tri
     return CheckResult(name, name.split()[0], backend, "cuda:0", status, "why", worst, 1e-2)
 
 
-@pytest.mark.parametrize("status", [FAILED, TIMEOUT, CRASHED, WRONG])
+@pytest.mark.parametrize("status", [FAILED, TIMEOUT, CRASHED, UNUSABLE, WRONG])
 def test_an_op_that_smoke_finds_broken_is_served_by_the_next_backend(tmp_path, status):
     own = context(tmp_path, case("wkv7 bfloat16 state float16", status), case("sample top-p", OK))
     assert usable_backend(own, "wkv7", "triton", "bfloat16", "float16") == "cuda"

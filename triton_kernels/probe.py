@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -26,6 +26,7 @@ from filelock import FileLock
 
 from . import launch
 from .builds import in_short, private_folder, write_whole
+from .support import Settings, UnsupportedReason
 
 SOURCES = Path(__file__).parent
 TIME_LIMIT = 120
@@ -35,8 +36,6 @@ CODE = (
     "from importlib import import_module; import_module(given['module']).main(*given['arguments'])"
 )
 """What the process of the compiler runs: this package, imported from where this process has it."""
-
-Check = Callable[[torch.device, torch.dtype, Mapping[str, int], torch.dtype], str | None]
 
 
 class Target(NamedTuple):
@@ -63,19 +62,12 @@ class Outcome(NamedTuple):
 _known: dict[tuple[str, Target], Outcome] = {}
 
 
-def probed(op: str, check: Check = launch.unsupported) -> Callable[..., str | None]:
-    """The `unsupported_reason` of an op: what `check` says of the settings, else what Triton makes of the kernels."""
+def probed(op: str, settings: Settings = launch.unsupported) -> UnsupportedReason:
+    """The `unsupported_reason` of an op: what `settings` says, else what Triton makes of the kernels.
 
-    def unsupported_reason(
-        device: torch.device,
-        dtype: torch.dtype,
-        sizes: Mapping[str, int],
-        state_dtype: torch.dtype = torch.float32,
-    ) -> str | None:
-        """Why this op's kernels cannot serve, if so. The first call for a kind of device compiles."""
-        return check(device, dtype, sizes, state_dtype) or failure(op, device)
-
-    return unsupported_reason
+    The first call for a kind of device compiles.
+    """
+    return UnsupportedReason(settings, lambda device, dtype: failure(op, device))
 
 
 def failure(op: str, device: torch.device) -> str | None:

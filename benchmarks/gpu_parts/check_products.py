@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rwkv_batch.checks.cases import DTYPES, dtypes
-from rwkv_batch.checks.outcome import Checks
+from rwkv_batch.checks.comparisons import Checks
 from rwkv_batch.checks.products import (
     Product,
     check_deep_embed,

@@ -9,7 +9,7 @@ import torch
 
 from rwkv_batch.checks.calls import VARIANTS
 from rwkv_batch.checks.cases import DTYPES
-from rwkv_batch.checks.outcome import Checks
+from rwkv_batch.checks.comparisons import Checks
 from rwkv_batch.checks.recurrences import (
     Batch,
     Heads,

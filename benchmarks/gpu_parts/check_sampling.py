@@ -7,16 +7,13 @@ from functools import partial
 
 import torch
 
-from rwkv_batch.checks.outcome import Checks
+from rwkv_batch.checks.comparisons import Checks
 from rwkv_batch.checks.sampling import SETTINGS, Drawer, check_sample, draw_logits
 from rwkv_batch.checks.target import Target
 from rwkv_batch.sampling_params import SamplingParams
 
 from .context import Context
 from .record import Point
-
-DISAGREEMENT = 0.01
-"""Share of draws that may differ: the uniform number falls on a boundary that float32 leaves open."""
 
 
 def points(context: Context) -> Iterator[tuple[str, Callable[[], Point]]]:
@@ -40,7 +37,7 @@ def _size(context: Context) -> int:
 def _against_definition(context: Context, params: list[SamplingParams]) -> Point:
     count, steps = (len(params), 2) if context.is_rehearsal else (max(64, 8 * len(params)), 6)
     size = _size(context)
-    return check_sample(_target(context), size, params, count, steps, most_others=DISAGREEMENT).point()
+    return check_sample(_target(context), size, params, count, steps).point()
 
 
 def _rows(context: Context) -> Point:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from rwkv_batch.checks.outcome import Checks
+from rwkv_batch.checks.comparisons import Checks
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Completion, Request
 from rwkv_batch.model_summary import DEMO_MODEL

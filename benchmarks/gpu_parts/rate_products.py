@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from rwkv_batch.checks.outcome import Checks
+from rwkv_batch.checks.comparisons import Checks
 from rwkv_batch.checks.products import Product, products
 from rwkv_batch.triton_kernels import linear as linear_module
 from rwkv_batch.triton_kernels.linear import ANY, Choice

@@ -15,7 +15,7 @@ from rwkv_batch.threads import usable_cores
 from .context import Context
 
 CASE_SECONDS = 60.0
-"""A kernel that hangs costs no more. Its op's compiler is tried first, on a machine where nothing is compiled yet."""
+"""A kernel that hangs costs no more. It includes the compilation, as the processes of cases share that out."""
 KERNELS = ("triton", "cuda")
 FIRST = ("wkv7", "sample", "linear", "shift_lerp", "low_rank")
 """Ops of which every step of the published models consists; for each backend they come before the others."""

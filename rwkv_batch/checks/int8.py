@@ -10,8 +10,8 @@ from torch import Tensor
 from ..models import w8a8_linear
 from ..models.mm8 import Mm8Weight, quantize_mm8
 from ..models.mm8_linear import Mm8Linear
+from .comparisons import Checks, poisoned
 from .limits import mm8_tolerance
-from .outcome import Checks, poisoned
 from .products import Product
 from .target import Target
 
@@ -32,7 +32,7 @@ def check_mm8(target: Target, product: Product, dtype: torch.dtype, tokens: Iter
 
 
 def check_whole_numbers(target: Target, op: str, product: Product, dtype: torch.dtype, tokens: Iterable[int]) -> Checks:
-    """Results of `w8a8` or `w8a16` are those of the definition, whose sums are exact."""
+    """Results of `w8a8` or `w8a16` are those of the definition on the host, whose sums are exact."""
     checks, table = Checks(), target.ops(op, dtype)
     torch.manual_seed(0)
     q = torch.randint(-127, 128, (product.N, product.K), device=target.device, dtype=torch.int8)
@@ -40,7 +40,7 @@ def check_whole_numbers(target: Target, op: str, product: Product, dtype: torch.
     for x in _inputs(target, product, dtype, tokens):
         with poisoned():
             y = getattr(table, op)(x, packed, scale)
-        checks.same(_name(product, x), y, DEFINITIONS[op](x, q, scale))
+        checks.same(_name(product, x), y, DEFINITIONS[op](x.cpu(), q.cpu(), scale.cpu()))
     return checks
 
 

@@ -14,8 +14,13 @@ SEVERAL_ROUNDINGS = 2.0
 """Factor for results that are rounded several times on their way, or in which the roundings of many tokens add up."""
 
 HALF_STATE_TOLERANCE = 2e-3
-"""Norm of the error of a float16 state, and of what is read out of it, relative to the norm of the right one. The
-definition rounds by the same draws, and the difference that float32 leaves may turn a number up or down."""
+"""Norm of the error of a float16 state after several tokens, and of what is read out of it, relative to the norm of the
+right one. The definition rounds by the same draws, and the difference that float32 leaves may turn a number up or down.
+"""
+
+HALF_STATE_STEP_TOLERANCE = 1.5e-4
+"""Norm of the error of a float16 state after one token, relative to the norm of the right one. Numbers that differ by
+1e-6 before they are rounded give 2.5e-5; rounding to nearest gives 3.6e-4, and rounding by other draws 4.1e-4."""
 
 LOGPROB_ERROR = 3e-4
 """Largest error of a log-probability whose logits are made by a matrix product."""
@@ -25,6 +30,10 @@ NORMALIZER_ERROR = 2e-6
 
 MODEL_LOGPROB_ERROR = {"float32": 2e-4, "bfloat16": 0.1, "float16": 2e-2}
 """Largest error of a log-probability that the demo model gives, by the dtype of its activations."""
+
+OTHER_DRAWS = 1
+"""How many random draws of a comparison may differ: the uniform number may lie so near a boundary between two tokens
+that the last bit of an exponential decides. Greedy draws are all the same."""
 
 LIKELIER = 1e-3
 """The most likely token is known where its log-probability is larger than the next one's by more than this."""

@@ -18,8 +18,8 @@ from ..models.rwkv7 import deep_embed as deep_embed_definition
 from ..models.scoring import log_normalizer
 from ..models.scoring import score as score_definition
 from ..ops import OpTable
+from .comparisons import Checks, poisoned
 from .limits import LIKELIER, LOGPROB_ERROR, tolerance
-from .outcome import Checks, poisoned
 from .target import Target
 
 

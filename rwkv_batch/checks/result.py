@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-OK, WRONG, FAILED, TIMEOUT, CRASHED, REFUSED = "ok", "wrong", "failed", "timeout", "crashed", "refused"
+OK, WRONG, FAILED, TIMEOUT, CRASHED = "ok", "wrong", "failed", "timeout", "crashed"
+UNUSABLE, REFUSED = "unusable", "refused"
 GOOD = (OK, REFUSED)
-"""A backend that refuses an op says why, and another serves."""
+"""A backend that is not made for a dtype, a size or a device says so, and another serves."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,9 @@ class CheckResult:
         name: the op and its dtypes, such as "wkv7 bfloat16 state float16".
         op, backend, device: what was checked, where.
         status: "ok"; "wrong", numbers differ by more than they may; "failed", an error was raised; "timeout", the time
-            limit was reached; "crashed", the process ended by a signal or the device was lost; "refused", the backend
-            says that it does not serve this.
+            limit was reached; "crashed", the process ended by a signal or the device was lost; "unusable", the backend
+            is made for this, and its kernels cannot be compiled, loaded or launched; "refused", the backend is not
+            made for this dtype, size or device.
         why: the reason for any other status than "ok", its first line.
         worst_error: the error that is the largest share of its limit; None where nothing finite was compared.
         limit: the most that error may be.

@@ -5,17 +5,18 @@ from __future__ import annotations
 import signal
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import sleep
+from typing import Any
 
 import torch
 
 from ..errors import ConfigurationError
+from ..process import POLL_SECONDS, Ended, Process
 from ..threads import usable_cores
 from .cases import DEMO, cases
-from .process import Ended, Process
 from .result import CRASHED, FAILED, TIMEOUT, CheckResult
 from .target import Target
 
@@ -26,9 +27,15 @@ BYTES_OF_PROCESS = 2 << 30
 """Memory of a GPU that a case may take, with the driver's own."""
 DEMO_TIMES = 3
 """Time limit of a case with the whole model, in those of a case with one op: all kernels of a model are compiled."""
+BUILD = "build"
+"""In place of an op's name: what is compiled before the cases."""
 BUILD_SECONDS = 600.0
 """Time limit for the build of the native kernels."""
-_POLL_SECONDS = 0.02
+TRITON_SECONDS = 240.0
+"""Time limit for the compilation of Triton's kernels for one device."""
+_WORKER = "rwkv_batch.checks.worker"
+ASK_SECONDS = 120.0
+"""Time limit for the question how much memory of the GPUs is free."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,8 @@ class Job:
     Args:
         name, op, backend, device: as in `CheckResult`.
         time_limit: seconds.
-        function: "package.module:function", which the process calls with name, backend and device.
+        function: "package.module:function", which the process calls with name, backend, device and `more`.
+        more: further arguments by name, plain JSON.
     """
 
     name: str
@@ -46,7 +54,8 @@ class Job:
     backend: str
     device: str
     time_limit: float
-    function: str = "rwkv_batch.checks.worker:check"
+    function: str = f"{_WORKER}:check"
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_checks(
@@ -60,22 +69,26 @@ def run_checks(
 ) -> list[CheckResult]:
     """Check every op on every backend and device against its definition, and the demo model against known tokens.
 
-    The native kernels of a CPU are built first, if they are to be checked.
+    What all cases of a device would wait for is done first, if it is to be checked: the native kernels of a CPU are
+    built, and Triton's kernels compiled for each GPU.
 
     Args:
         devices: None takes all CUDA devices and the CPU.
         backends: of "auto", "triton", "cuda", "cpu", "reference"; None takes those that serve a device.
         ops: names of ops, or "demo" for the demo model; None takes all.
         time_limit: seconds of a case; a case with the demo model has three times as many.
-        at_once: cases that run at the same time; None takes as many as there are cores and GPU memory for, up to 16.
+        at_once: cases that run at the same time; None takes as many as there are cores and free memory of the GPUs
+            for, up to 16.
         report: called with each result when it is there.
 
     Returns:
         One result for each case, in the order in which they were started.
 
     Raises:
-        ConfigurationError: no backend of these names has ops of these names.
+        ConfigurationError: no backend of these names has ops of these names, or `at_once` is below 1.
     """
+    if at_once is not None and at_once < 1:
+        raise ConfigurationError(f"cases at once: got {at_once}, expected at least 1")
     found, say = all_devices() if devices is None else list(devices), report or (lambda _: None)
     targets = [Target(backend, device) for device in found for backend in backends or BACKENDS.get(device.type, ())]
     jobs = [
@@ -90,11 +103,19 @@ def run_checks(
             f"expected backends among {', '.join(BACKENDS['cuda'])}, cpu, and ops such as wkv7, linear and {DEMO}"
         )
     jobs.sort(key=lambda job: job.op != DEMO)  # they take longest
-    built = []
-    if any(job.device == "cpu" and job.backend in BACKENDS["cpu"] for job in jobs):
-        function = "rwkv_batch.checks.worker:build_native"
-        built = run_jobs([Job("build of native kernels", "build", "cpu", "cpu", BUILD_SECONDS, function)], 1, say)
-    return built + run_jobs(jobs, at_once or most_at_once(found), say)
+    return run_jobs(builds(jobs), 1, say) + run_jobs(jobs, at_once or most_at_once(found), say)
+
+
+def builds(jobs: Iterable[Job]) -> Iterator[Job]:
+    """What is compiled for many cases, and would count as the time of each that waits for it."""
+    uses = [("triton" if job.backend == "auto" and job.device != "cpu" else job.backend, job) for job in jobs]
+    if any(job.device == "cpu" and job.backend in BACKENDS["cpu"] for _, job in uses):
+        yield Job("build of native kernels", BUILD, "cpu", "cpu", BUILD_SECONDS, f"{_WORKER}:build_native")
+    for device in dict.fromkeys(job.device for _, job in uses if job.device != "cpu"):
+        ops = list(dict.fromkeys(job.op for backend, job in uses if (backend, job.device) == ("triton", device)))
+        if ops:
+            function = f"{_WORKER}:compile_triton"
+            yield Job("build of Triton's kernels", BUILD, "triton", device, TRITON_SECONDS, function, {"ops": ops})
 
 
 def all_devices() -> list[torch.device]:
@@ -103,10 +124,18 @@ def all_devices() -> list[torch.device]:
 
 
 def most_at_once(devices: Iterable[torch.device]) -> int:
-    """As many processes as there are cores, and as fit the smallest GPU's memory, up to 16."""
-    gpus = [one for one in devices if one.type == "cuda"] if torch.cuda.is_available() else []
-    memory = [torch.cuda.get_device_properties(one).total_memory for one in gpus]
+    """As many processes as there are cores, and as fit what is free of every GPU's memory, up to 16."""
+    gpus = [str(one) for one in devices if one.type == "cuda"]
+    with tempfile.TemporaryDirectory(prefix="rwkv_batch-checks-") as folder:
+        asked = {"devices": gpus}
+        answer = Process(f"{__name__}:free_memory", asked, ASK_SECONDS, Path(folder)).wait().answer if gpus else []
+    memory = answer or []  # of a GPU that does not answer, the cases say what is wrong
     return max(1, min(AT_ONCE, usable_cores(), *(size // BYTES_OF_PROCESS for size in memory)))
+
+
+def free_memory(devices: Sequence[str]) -> list[int]:
+    """Bytes that are free on GPUs. The question makes a CUDA context on each, which stays as long as the process."""
+    return [torch.cuda.mem_get_info(device)[0] for device in devices]
 
 
 def run_jobs(jobs: Iterable[Job], at_once: int, report: Callable[[CheckResult], None]) -> list[CheckResult]:
@@ -118,11 +147,11 @@ def run_jobs(jobs: Iterable[Job], at_once: int, report: Callable[[CheckResult], 
             while waiting or running:
                 while waiting and len(running) < at_once:
                     number, job = waiting.popleft()
-                    arguments = {"name": job.name, "backend": job.backend, "device": job.device}
+                    arguments = {"name": job.name, "backend": job.backend, "device": job.device, **job.more}
                     own = Path(folder, str(number))
                     own.mkdir()
                     running[number] = job, Process(job.function, arguments, job.time_limit, own)
-                sleep(_POLL_SECONDS)
+                sleep(POLL_SECONDS)
                 for number, (job, process) in list(running.items()):
                     if ended := process.ended():
                         del running[number]

@@ -17,9 +17,9 @@ from ..engine.slot_tables import Vocabulary
 from ..models.scoring import log_normalizer as log_normalizer_definition
 from ..ops import OpTable
 from ..sampling_params import SamplingParams
-from .limits import NORMALIZER_ERROR
-from .outcome import Checks, poisoned
-from .target import Target
+from .comparisons import Checks, poisoned
+from .limits import NORMALIZER_ERROR, OTHER_DRAWS
+from .target import CPU, Target
 
 SETTINGS = {
     "greedy": SamplingParams(temperature=0.0),
@@ -69,8 +69,8 @@ class Drawer:
 
 
 def draw_logits(target: Target, rows: int, size: int, step: int) -> Tensor:
-    generator = torch.Generator(target.device).manual_seed(step)
-    return 3 * torch.randn(rows, size, device=target.device, generator=generator)
+    generator = torch.Generator().manual_seed(step)
+    return (3 * torch.randn(rows, size, generator=generator)).to(target.device)
 
 
 def check_sample(
@@ -80,54 +80,62 @@ def check_sample(
     count: int,
     steps: int,
     own: str = "sample",
-    most_others: float = 0.0,
 ) -> Checks:
-    """The same draws, log-probabilities and tables over some steps; the logits come back as they were.
+    """Over some steps the draws, log-probabilities and tables are those of the definition on the host.
+
+    The logits come back as they were.
 
     Args:
         size, params, count, own: as for `Drawer`.
-        most_others: share of draws that may differ: the uniform number may fall on a boundary that float32 leaves open.
     """
     checks = Checks()
-    ours, right = Drawer(target, size, params, count, own), Drawer(target, size, params, count)
-    slots = _slots(target, count)
+    ours, right = Drawer(target, size, params, count, own), Drawer(Target("reference", CPU), size, params, count)
+    slots = _slots(count)
     live = slots >= 0
-    num_others, worst, changed = 0, 0.0, 0
+    is_greedy = torch.tensor([params[slot % len(params)].temperature == 0 for slot in slots.tolist()]) & live
+    num_others, num_other_greedy, worst, changed = 0, 0, 0.0, 0
     for step in range(steps):
         logits = draw_logits(target, len(slots), size, step)
         given = logits.clone()
         with poisoned():
-            token_ids, logprobs = ours.draw(given, slots)
-        changed += int((given != logits)[live].sum())
-        want_ids, want_logprobs = right.draw(logits, slots)
+            token_ids, logprobs = (part.cpu() for part in ours.draw(given, slots.to(target.device)))
+        changed += int((given != logits).cpu()[live].sum())
+        want_ids, want_logprobs = right.draw(logits.cpu(), slots)
         same = (token_ids == want_ids) & live
-        num_others += int((~same & live).sum())
+        num_others += int((~same & live & ~is_greedy).sum())
+        num_other_greedy += int((~same & is_greedy).sum())
         errors = (logprobs - want_logprobs)[same].abs().nan_to_num(nan=torch.inf)
         worst = max([worst, *errors.tolist()])
-        # From here on both have sampled the same, as penalties follow what was sampled.
-        if not bool(same[live].all()):
-            break
-    checks.at_most(f"V={size}, share of other draws", num_others / (count * steps), most_others)
+        _compare_tables(checks, f"V={size}, step {step}", ours, right, slots[same].long())
+        _align(ours, right)
+    checks.at_most(f"V={size}, other greedy draws", num_other_greedy, 0)
+    checks.at_most(f"V={size}, other random draws", num_others, OTHER_DRAWS)
     checks.at_most(f"V={size}, log-probability", worst, NORMALIZER_ERROR)
     checks.at_most(f"V={size}, logits that changed", changed, 0)
-    if not num_others:
-        _compare_tables(checks, size, ours, right, count)
     return checks
 
 
-def _compare_tables(checks: Checks, size: int, ours: Drawer, right: Drawer, count: int) -> None:
-    tables = (ours.sampler.tables, right.sampler.tables)
-    for name in ("integers", "last_token", "seen_ids", "seen_generated"):
-        a, b = (getattr(table, name)[:count] for table in tables)
-        checks.same(f"V={size}, {name}", a, b)
-    a, b = (table.seen_count[:count] for table in tables)
-    checks.near(f"V={size}, seen_count", a, b, 1e-4)
+_EXACT_TABLES = ("integers", "last_token", "seen_ids", "seen_generated")
 
 
-def _slots(target: Target, count: int) -> Tensor:
+def _compare_tables(checks: Checks, where: str, ours: Drawer, right: Drawer, slots: Tensor) -> None:
+    """Those of some slots."""
+    a, b = ours.sampler.tables, right.sampler.tables
+    for name in _EXACT_TABLES:
+        checks.same(f"{where}, {name}", getattr(a, name).cpu()[slots], getattr(b, name)[slots])
+    checks.near(f"{where}, seen_count", a.seen_count.cpu()[slots], b.seen_count[slots], 1e-4)
+
+
+def _align(ours: Drawer, right: Drawer) -> None:
+    """After another draw the same history again: what is drawn next depends on it."""
+    for name in (*_EXACT_TABLES, "seen_count"):
+        getattr(ours.sampler.tables, name).copy_(getattr(right.sampler.tables, name))
+
+
+def _slots(count: int) -> Tensor:
     """All slots, shuffled, with a row of padding."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
-    return torch.tensor([*order[:1], -1, *order[1:]], dtype=torch.int32, device=target.device)
+    return torch.tensor([*order[:1], -1, *order[1:]], dtype=torch.int32)
 
 
 def check_log_normalizer(target: Target, size: int, rows: int) -> Checks:
@@ -136,20 +144,20 @@ def check_log_normalizer(target: Target, size: int, rows: int) -> Checks:
     logits = draw_logits(target, rows, size, 0)
     with poisoned():
         found = function(logits)
-    checks.near(f"V={size}", found, torch.logsumexp(logits.double(), 1), NORMALIZER_ERROR)
+    checks.near(f"V={size}", found, torch.logsumexp(logits.cpu().double(), 1), NORMALIZER_ERROR)
     return checks
 
 
 def check_top_tokens(target: Target, size: int, rows: int) -> Checks:
-    """Ranks and ids are those of the definition, among many equal logits."""
+    """Ranks and ids are those of the definition on the host, among many equal logits."""
     checks, function = Checks(), target.op("top_tokens", torch.float32, V=size)
     logits = draw_logits(target, rows, size, 0)
     logits[1::2] = logits[1::2].round()
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(0)).to(target.device)
-    token_ids = torch.arange(rows, device=target.device) * 13 % size
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
+    token_ids = torch.arange(rows) * 13 % size
     with poisoned():
-        rank, top_ids = function(logits, order, token_ids, 20)
-    right_rank, right_ids = top_tokens_definition(logits, order, token_ids, 20)
+        rank, top_ids = function(logits, order.to(target.device), token_ids.to(target.device), 20)
+    right_rank, right_ids = top_tokens_definition(logits.cpu(), order, token_ids, 20)
     checks.same(f"V={size}, rank", rank, right_rank)
     checks.same(f"V={size}, most likely ids", top_ids, right_ids)
     return checks

@@ -17,8 +17,13 @@ from ..models.architecture import architectures
 from ..models.linear import quantized_ops
 from ..models.scoring import LOG_NORMALIZER, SCORE
 from ..ops import OpSpec, OpTable
+from ..triton_kernels.support import UnsupportedReason
 
 CPU = torch.device("cpu")
+
+
+class UnusableError(BackendError):
+    """Kernels that are made for the settings cannot be compiled, loaded or launched; the message says why."""
 
 
 @cache
@@ -61,15 +66,19 @@ class Target:
             sizes: letters of the architecture (C, N, V, ...) → values, for the kernel's own checks.
 
         Raises:
-            BackendError: the backend has no such op, or refuses; the message says why.
+            BackendError: the backend has no such op, or is not made for these settings; the message says why.
+            UnusableError: its kernels cannot be compiled, loaded or launched; the message says why.
         """
         if self.backend == "reference":
             return OpTable({name: specs()[name].reference}, ())
         if not self.has(name):
             raise BackendError(f"no {self.backend} kernel {name!r}")
         module = import_module(f"rwkv_batch.{self.backend}_kernels.{name}")
-        if reason := module.unsupported_reason(self.device, dtype, sizes, state_dtype):
+        unsupported_reason: UnsupportedReason = module.unsupported_reason
+        if reason := unsupported_reason.settings(self.device, dtype, sizes, state_dtype):
             raise BackendError(reason)
+        if reason := unsupported_reason(self.device, dtype, sizes, state_dtype):
+            raise UnusableError(reason)
         layouts = {name: module.pack} if hasattr(module, "pack") else {}
         return OpTable({name: getattr(module, name)}, (), layouts)
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ..errors import BackendError
 from ..threads import limit_threads
-from .cases import cases
-from .outcome import Checks
-from .result import CRASHED, FAILED, OK, REFUSED, WRONG
-from .target import Target
+from .cases import DEMO, cases
+from .comparisons import Checks
+from .result import CRASHED, FAILED, OK, REFUSED, UNUSABLE, WRONG
+from .target import Target, UnusableError, specs
 
 THREADS = 2
 """Of each process on a CPU: several, as native kernels share their work out, and few, as many cases run at once."""
@@ -31,10 +32,21 @@ def check(name: str, backend: str, device: str) -> dict[str, Any]:
         if target.device.type == "cuda":
             torch.cuda.synchronize(target.device)
     except BackendError as error:
-        return {"status": REFUSED, "why": " ".join(str(error).split())}
+        status = UNUSABLE if isinstance(error, UnusableError) else REFUSED
+        return {"status": status, "why": " ".join(str(error).split())}
     except Exception as error:  # whatever a backend does wrong is a result
         return {"status": CRASHED if is_lost(error) else FAILED, "why": first_line(error)}
-    return outcome(found)
+    result = outcome(found)
+    if result["status"] == WRONG and target.device.type == "cuda" and "float32" in name.partition(" state ")[0].split():
+        result["why"] += _allowed_tf32()
+    return result
+
+
+def _allowed_tf32() -> str:
+    """What makes float32 products of PyTorch inexact, and what to do; empty where they are exact."""
+    if not torch.backends.cuda.matmul.allow_tf32:
+        return ""
+    return "; PyTorch may compute float32 products in TF32: unset TORCH_ALLOW_TF32_CUBLAS_OVERRIDE and check again"
 
 
 def build_native(name: str, backend: str, device: str) -> dict[str, Any]:
@@ -42,7 +54,20 @@ def build_native(name: str, backend: str, device: str) -> dict[str, Any]:
     from ..cpu_kernels.build import unavailable
 
     reason = unavailable()
-    return {"status": REFUSED, "why": " ".join(reason.split())} if reason else {"status": OK}
+    return {"status": UNUSABLE, "why": " ".join(reason.split())} if reason else {"status": OK}
+
+
+def compile_triton(name: str, backend: str, device: str, ops: Sequence[str]) -> dict[str, Any]:
+    """Compile Triton's kernels of ops, or all where the demo model is among them; the cases say which do not compile.
+
+    Other arguments and the answer are as for `check`.
+    """
+    try:
+        from ..triton_kernels import probe
+    except ImportError as error:
+        return {"status": REFUSED, "why": first_line(error)}
+    probe.prepare(list(specs()) if DEMO in ops else ops, torch.device(device))
+    return {"status": OK}
 
 
 def outcome(found: Checks) -> dict[str, Any]:

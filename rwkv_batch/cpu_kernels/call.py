@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..triton_kernels.support import UnsupportedReason
 from .build import library, unavailable
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -33,32 +34,37 @@ def pointers(*names: str) -> list[tuple[str, Any]]:
     return [(name, POINTER) for name in names]
 
 
-def unsupported(
+def _settings(
     device: torch.device,
     dtype: torch.dtype,
     sizes: Mapping[str, int],
     state_dtype: torch.dtype = torch.float32,
 ) -> str | None:
-    """Why these kernels cannot serve, if so."""
+    """Why no kernel is made for these settings, if so."""
     if device.type != "cpu":
         return f"runs on a CPU, not on {device}"
     if dtype not in DTYPES:
         return f"no kernel for {dtype}"
     if sizes.get("N", 0) > MAX_HEAD_SIZE:
         return f"head size {sizes['N']} is above {MAX_HEAD_SIZE}"
-    return unavailable()
+    return None
 
 
-def unsupported_state(
+def _settings_of_state(
     device: torch.device,
     dtype: torch.dtype,
     sizes: Mapping[str, int],
     state_dtype: torch.dtype = torch.float32,
 ) -> str | None:
-    """As `unsupported`, for kernels that advance a matrix state."""
+    """As `_settings`, for kernels that advance a matrix state."""
     if state_dtype != torch.float32:
         return f"no kernel for a state of {state_dtype}"
-    return unsupported(device, dtype, sizes)
+    return _settings(device, dtype, sizes)
+
+
+unsupported = UnsupportedReason(_settings, lambda device, dtype: unavailable())
+unsupported_state = UnsupportedReason(_settings_of_state, lambda device, dtype: unavailable())
+"""For kernels that advance a matrix state."""
 
 
 def address(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> int | None:

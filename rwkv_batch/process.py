@@ -11,10 +11,11 @@ import sys
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, NamedTuple
 
 _START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from {module} import main; main(*sys.argv[2:])"
+POLL_SECONDS = 0.02
 _END_SECONDS = 5.0
 """How long a process that was killed is waited for. One that waits for a broken driver never ends."""
 
@@ -49,7 +50,12 @@ class Process:
 
     def __init__(self, function: str, arguments: Mapping[str, Any], time_limit: float, folder: Path) -> None:
         self._answer, self._log = folder / "answer.json", folder / "log.txt"
-        command = [sys.executable, "-c", _START.format(module=__name__), json.dumps(sys.path)]
+        command = [
+            sys.executable,
+            "-c",
+            _START.format(module=__name__),
+            json.dumps([os.fsdecode(path) for path in sys.path]),
+        ]
         command += [function, json.dumps(arguments), str(self._answer)]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -57,6 +63,15 @@ class Process:
             )
         self._start = monotonic()
         self._time_limit = time_limit
+
+    def wait(self) -> Ended:
+        """How the process ended, when it has; at the latest when its time is over."""
+        try:
+            while (ended := self.ended()) is None:
+                sleep(POLL_SECONDS)
+            return ended
+        finally:
+            self.kill()
 
     def ended(self) -> Ended | None:
         """How the process ended; None while it runs and has time left."""

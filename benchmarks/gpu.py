@@ -88,8 +88,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 from .gpu_parts.columns import format_columns
@@ -229,7 +230,10 @@ def _pack(path: Path, folder: Path) -> None:
     unfinished = path.with_name(f"{path.name}.tmp")
     with tarfile.open(unfinished, "w:gz") as archive:
         for file in sorted((*folder.glob("*.json"), *folder.glob("shares/*.json"))):
-            archive.add(file, str(inside / file.relative_to(folder)))
+            content = file.read_bytes()  # at once, as a process may replace the file meanwhile
+            entry = tarfile.TarInfo(str(inside / file.relative_to(folder)))
+            entry.size, entry.mtime = len(content), int(time())
+            archive.addfile(entry, BytesIO(content))
     os.replace(unfinished, path)
 
 

@@ -256,6 +256,14 @@ def test_points_of_shares_that_were_stopped_are_kept_for_the_same_commit_alone(t
     assert not list(tmp_path.glob("shares/*.json"))
 
 
+def test_a_process_that_fails_to_compile_beforehand_is_named(tmp_path):
+    said = []
+    own = replace(task(tmp_path, "die"), is_dry=True, share=(0, 1))
+    wait_for(Worker(own, said.append).poll)
+    assert said == [f"{own.log}: its process ended with 3"]
+    assert not own.path.exists()
+
+
 def test_meanwhile_something_else_is_done(tmp_path):
     seen = []
     own = task(tmp_path, "point")

@@ -104,10 +104,11 @@ def image(spec: Specialization, capability: tuple[int, int]) -> bytes:
         if compiler is None:
             return build_ahead([spec], [target])[0].read_bytes()
         path = stem.with_name(f"{stem.name}-{compiler.version}.cubin")
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
-                write_whole(path, compiler.compile(spec.source, options(spec, target)))
-            return path.read_bytes()
+        if not path.exists():  # where it exists, its folder may be read-only: there is no place for a lock
+            with FileLock(f"{path}.lock"):
+                if not path.exists():
+                    write_whole(path, compiler.compile(spec.source, options(spec, target)))
+        return path.read_bytes()
     except (OSError, RuntimeError) as error:
         raise BuildError(f"cannot build {spec} for {target}: {error}") from error
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..triton_kernels.builds import in_short
+from ..triton_kernels.builds import in_short, is_out_of_memory
 from ..triton_kernels.support import Settings, UnsupportedReason
 from . import driver
 from .build import BuildError, Specialization, unavailable
@@ -72,7 +72,11 @@ def built(op: str, settings: Settings = unsupported) -> UnsupportedReason:
 
 
 def _build_failure(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Of each kernel the last specialization, which does the most, is compiled and loaded."""
+    """Of each kernel the last specialization, which does the most, is compiled and loaded.
+
+    Raises:
+        OSError, RuntimeError: memory is used up, which says nothing of the kernels.
+    """
     if device.type != "cuda":
         return None
     if reason := unavailable():
@@ -84,6 +88,8 @@ def _build_failure(op: str, device: torch.device, dtype: torch.dtype) -> str | N
         for spec in {spec.kernel: spec for spec in fitting}.values():
             driver.load(device, spec)
     except (BuildError, OSError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         return in_short(str(error))
     return None
 

@@ -88,16 +88,21 @@ class OpTable:
 
 
 def fallbacks(choices: Iterable[OpChoice]) -> list[str]:
-    """A sentence for each reason for which kernels refuse, with the ops that it concerns and who serves them."""
+    """A sentence for each reason for which kernels refuse, with the ops that it concerns and who serves them.
+
+    Where Triton refuses, the sentence also says that the engine does not record steps: Triton has to serve all ops.
+    """
     ops: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for choice in choices:
         if choice.is_fallback:
             ops.setdefault((choice.backend, choice.refused), []).append(choice.op)
-    return [
-        f"{', '.join(names)}: served by the {backend} backend{', which is slow' if backend == 'reference' else ''} "
-        f"({' · '.join(refused)})"
-        for (backend, refused), names in ops.items()
-    ]
+    sentences = []
+    for (backend, refused), names in ops.items():
+        slow = ", which is slow" if backend == "reference" else ""
+        is_unrecorded = any(reason.startswith("triton: ") for reason in refused)
+        graphs = "; steps are not recorded as CUDA graphs" if is_unrecorded else ""
+        sentences.append(f"{', '.join(names)}: served by the {backend} backend{slow}{graphs} ({' · '.join(refused)})")
+    return sentences
 
 
 def format_choices(choices: Iterable[OpChoice]) -> str:

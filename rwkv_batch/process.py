@@ -50,12 +50,8 @@ class Process:
 
     def __init__(self, function: str, arguments: Mapping[str, Any], time_limit: float, folder: Path) -> None:
         self._answer, self._log = folder / "answer.json", folder / "log.txt"
-        command = [
-            sys.executable,
-            "-c",
-            _START.format(module=__name__),
-            json.dumps([os.fsdecode(path) for path in sys.path]),
-        ]
+        found_at = json.dumps([os.fsdecode(path) for path in sys.path])
+        command = [sys.executable, "-c", _START.format(module=__name__), found_at]
         command += [function, json.dumps(arguments), str(self._answer)]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(

@@ -325,7 +325,7 @@ def test_float32_products_that_are_wrong_where_tf32_is_allowed_say_so(
         torch.set_float32_matmul_precision(before)
     assert found["status"] == "wrong"
     assert found["why"].startswith("product is 0.001")
-    assert ("TF32: unset TORCH_ALLOW_TF32_CUBLAS_OVERRIDE" in found["why"]) == is_named
+    assert ("TF32 is allowed in float32 products: unset TORCH_ALLOW_TF32_CUBLAS_OVERRIDE" in found["why"]) == is_named
     assert tf32.startswith("allowed" if is_allowed else "not allowed")
 
 

@@ -72,8 +72,9 @@ def test_falling_back_is_said_in_one_sentence_for_each_reason(twin):
         OpChoice("score", "reference", ("triton: no such kernel",)),
     ]
     assert fallbacks(choices) == [
-        "wkv7, shift_lerp: served by the cuda backend (triton: no C compiler)",
-        "linear: served by the reference backend, which is slow (triton: no C compiler · cuda: no such kernel)",
+        "wkv7, shift_lerp: served by the cuda backend; steps are not recorded as CUDA graphs (triton: no C compiler)",
+        "linear: served by the reference backend, which is slow; steps are not recorded as CUDA graphs "
+        "(triton: no C compiler · cuda: no such kernel)",
     ]
 
 

@@ -1,4 +1,4 @@
-"""What every kind of compiled kernel needs around its compiler: a private folder, whole files, and a message cut short.
+"""What every kind of compiled kernel needs around its compiler: a private folder, whole files, and what errors say.
 
 Nothing here needs triton.
 """
@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import tempfile
 from pathlib import Path
+
+import torch
 
 MAX_CHARACTERS = 300
 """Of a message that is cut short."""
@@ -18,12 +21,21 @@ _INFORMATIVE = re.compile(r"error\b|\bassert|\bfatal\b|exception", re.IGNORECASE
 def private_folder(name: str) -> Path:
     """The folder of this name among this package's caches; made if need be, for this user alone.
 
+    A folder that is there already may be read-only.
+
     Raises:
-        OSError, RuntimeError: there is no home, or it cannot be written to.
+        OSError, RuntimeError: there is no home, the folder cannot be made, or others may write to it and this cannot be
+            changed.
     """
     path = Path.home() / ".cache" / "rwkv_batch" / name
     path.mkdir(parents=True, exist_ok=True)
-    path.chmod(0o700)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode != 0o700:
+        try:
+            path.chmod(0o700)
+        except OSError:
+            if mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise
     return path
 
 
@@ -41,6 +53,11 @@ def write_whole(path: Path, content: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """The error says that memory is used up, of the device or of the host."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in str(error).lower()
 
 
 def in_short(message: str) -> str:

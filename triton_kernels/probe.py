@@ -1,7 +1,7 @@
 """Whether Triton compiles the kernels of an op for a device, and can launch there: found out when an engine is built.
 
 Each op's hardest specializations are compiled once, in a process of their own, as a compiler may crash or hang. What
-came out is kept on disk, except for failures that another attempt might not meet.
+came out is kept on disk, except for failures that another attempt might not meet: the next engine asks again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -25,10 +25,12 @@ import triton.language as tl
 from filelock import FileLock
 
 from . import launch
-from .builds import in_short, private_folder, write_whole
+from .builds import in_short, is_out_of_memory, private_folder, write_whole
 from .support import Settings, UnsupportedReason
 
 SOURCES = Path(__file__).parent
+FOLDER = "triton_kernels"
+"""Among the caches."""
 TIME_LIMIT = 120
 """Seconds for the kernels of one op; a compiler that takes longer is taken to hang."""
 CODE = (
@@ -60,6 +62,10 @@ class Outcome(NamedTuple):
 
 
 _known: dict[tuple[str, Target], Outcome] = {}
+_launches: dict[int, str | None] = {}
+"""By number of the device: what `launch_failure` found."""
+_launching = Lock()
+"""Held while a launch is tried: Triton's settings are the whole process's."""
 
 
 def probed(op: str, settings: Settings = launch.unsupported) -> UnsupportedReason:
@@ -71,52 +77,81 @@ def probed(op: str, settings: Settings = launch.unsupported) -> UnsupportedReaso
 
 
 def failure(op: str, device: torch.device) -> str | None:
-    """Why Triton does not compile this op's kernels for the device, or does not launch there, if so."""
+    """Why Triton does not compile this op's kernels for the device, or does not launch there, if so.
+
+    Raises:
+        Exception: as `launch_failure`.
+    """
     if device.type != "cuda" or launch.is_interpreted():
         return None
     index = torch.cuda.current_device() if device.index is None else device.index
-    if reason := launch_failure(index):
-        return reason
     outcome = outcomes((op,), _target(index))[op]
     if outcome.failure:
         return f"Triton {triton.__version__} does not compile its kernels: {outcome.failure}"
     limit = _shared_memory(index)
     if outcome.shared > limit:
         return f"its kernels need {outcome.shared} bytes of shared memory, the device has {limit}"
-    return None
+    return launch_failure(index)
 
 
 def prepare(ops: Sequence[str], device: torch.device) -> None:
     """Compile for several ops at a time what `failure` would compile for each by itself: one process starts, not many.
+
+    What failed in this process, and another attempt might not meet, is forgotten before.
 
     Args:
         ops: names; those without a kernel here are passed over.
     """
     if device.type != "cuda" or launch.is_interpreted() or launch.unsupported(device, torch.float32, {}):
         return
+    for key in [key for key, outcome in _known.items() if outcome.failure and not outcome.is_final]:
+        _known.pop(key, None)
+    for index in [index for index, found in _launches.items() if found]:
+        _launches.pop(index, None)
     index = torch.cuda.current_device() if device.index is None else device.index
-    if launch_failure(index) is None:
-        outcomes([op for op in ops if (SOURCES / f"{op}.py").exists()], _target(index))
+    outcomes([op for op in ops if (SOURCES / f"{op}.py").exists()], _target(index))
 
 
-@cache
 def launch_failure(index: int) -> str | None:
     """Why no kernel of Triton's can be launched on the CUDA or ROCm device of this number, if so.
 
     One that does next to nothing is compiled and launched. Triton builds the code that launches kernels with a C
     compiler: some versions once, others for each kernel, so that what lies in Triton's cache does not count.
+
+    The launch is tried in this process. Another one would need a CUDA context of its own, which takes seconds and
+    hundreds of MB of the GPU's memory, and which a GPU in exclusive mode refuses. `failure` asks last, when this
+    compiler has compiled for the device in another process.
+
+    Raises:
+        Exception: memory is used up, which says nothing of Triton.
     """
-    try:
-        with torch.cuda.device(index), tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope():
-            _ = triton.runtime.driver.active.utils  # built once for all kernels: this may come from the cache
-            triton.knobs.cache.dir = folder
-            out = torch.zeros(1, dtype=torch.int32, device=torch.device("cuda", index))
-            _one_kernel[(1,)](out)
-            if out.item() != 1:
-                return "a kernel that Triton launched did not write its result"
-    except Exception as error:
-        return f"Triton {triton.__version__} cannot launch kernels here: {in_short(str(error)) or type(error).__name__}"
-    return None
+    with _launching:
+        if index not in _launches:
+            try:
+                _launches[index] = None if _launch(index) else "a kernel that Triton launched did not write its result"
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                reason = in_short(str(error)) or type(error).__name__
+                _launches[index] = f"Triton {triton.__version__} cannot launch kernels here: {reason}"
+        return _launches[index]
+
+
+def _launch(index: int) -> bool:
+    """A kernel wrote its result. What Triton builds for it goes to a new folder inside Triton's cache.
+
+    Libraries are loaded from Triton's cache, but not from every folder for temporary files.
+    """
+    with torch.cuda.device(index):
+        _ = triton.runtime.driver.active.utils  # built once for all kernels: this may come from the cache
+        out = torch.zeros(1, dtype=torch.int32, device=torch.device("cuda", index))
+        parent = triton.knobs.cache.dir
+        os.makedirs(parent, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as folder:
+            with triton.knobs.cache.scope():
+                triton.knobs.cache.dir = folder
+                _one_kernel[(1,)](out)
+            return bool(out.item() == 1)
 
 
 @triton.jit
@@ -129,61 +164,81 @@ def outcomes(ops: Sequence[str], target: Target) -> dict[str, Outcome]:
 
     Several processes that ask at the same time compile once.
     """
-    if any((op, target) not in _known for op in ops):
-        with _cache() as folder:
-            missing = []
-            for op in ops:
-                kept = _read(folder / _name(op, target)) if folder else None
-                if kept:
-                    _known.setdefault((op, target), kept)
-                if (op, target) not in _known:
-                    missing.append(op)
-            for op, outcome in _compile(missing, target).items():
-                _known[op, target] = outcome
-                if folder and outcome.is_final:
-                    with suppress(OSError):  # without a place for it, it is compiled again next time
-                        write_whole(folder / _name(op, target), json.dumps(outcome._asdict()).encode())
-    return {op: _known[op, target] for op in ops}
+    found = _found(ops, target)
+    if len(found) < len(ops):
+        with _lock():
+            found = _found(ops, target)  # another process may have compiled meanwhile
+            for op, outcome in _compile([op for op in ops if op not in found], target).items():
+                found[op] = _known[op, target] = outcome
+                if outcome.is_final:
+                    with suppress(OSError, RuntimeError):  # without a place for it, it is compiled again next time
+                        write_whole(_path(op, target), json.dumps(outcome._asdict()).encode())
+    return found
+
+
+def _found(ops: Sequence[str], target: Target) -> dict[str, Outcome]:
+    """The outcomes that are known in this process, or on disk."""
+    found = {}
+    for op in ops:
+        if outcome := _known.get((op, target)) or _read(op, target):
+            found[op] = _known[op, target] = outcome
+    return found
 
 
 @contextmanager
-def _cache() -> Iterator[Path | None]:
-    """Where outcomes are kept, for one process at a time; None where there is no such place."""
+def _lock() -> Iterator[None]:
+    """For one process at a time; where there is no place for a lock, for each."""
     try:
-        folder = private_folder("triton_kernels")
-        lock = FileLock(folder / "probe.lock")
+        lock = FileLock(private_folder(FOLDER) / "probe.lock")
         lock.acquire()
     except (OSError, RuntimeError):
-        yield None
+        yield
         return
     try:
-        yield folder
+        yield
     finally:
         lock.release()
 
 
-def _name(op: str, target: Target) -> str:
-    """Of the file with an op's outcome: by all that it depends on, which is Triton, the device and the kernels."""
-    digest = hashlib.sha256(repr((triton.__version__, *target)).encode())
-    for source in sorted(SOURCES.glob("*.py")):
-        digest.update(source.read_bytes())
-    return f"{op}-{target.architecture}-{digest.hexdigest()[:24]}.json"
-
-
-def _read(path: Path) -> Outcome | None:
+def _read(op: str, target: Target) -> Outcome | None:
     """An outcome that was kept; None where there is none, or where the file is damaged."""
     try:
-        outcome = Outcome(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        outcome = Outcome(**json.loads(_path(op, target).read_bytes()))
+    except (OSError, RuntimeError, ValueError, TypeError):
         return None
     return outcome if isinstance(outcome.shared, int) and isinstance(outcome.failure, str | None) else None
+
+
+def _path(op: str, target: Target) -> Path:
+    """The file of an op's outcome, named by what it depends on: Triton, its assembler, the device and the kernels.
+
+    Raises:
+        OSError, RuntimeError: there is no folder for it.
+    """
+    digest = hashlib.sha256(repr((triton.__version__, *_assemblers(target), *target)).encode())
+    for source in sorted(SOURCES.glob("*.py")):
+        digest.update(source.read_bytes())
+    return private_folder(FOLDER) / f"{op}-{target.architecture}-{digest.hexdigest()[:24]}.json"
+
+
+def _assemblers(target: Target) -> list[str]:
+    """Triton's assemblers for CUDA devices, which its settings may replace: path, version and time of each file."""
+    found = []
+    for name in ("ptxas", "ptxas_blackwell") if target.backend == "cuda" else ():
+        with suppress(OSError, RuntimeError):  # without it, Triton fails only where it needs it
+            tool = getattr(triton.knobs.nvidia, name)
+            found.append(f"{tool.path} {tool.version} {os.stat(tool.path).st_mtime_ns}")
+    return found
 
 
 def _compile(ops: Sequence[str], target: Target) -> dict[str, Outcome]:
     """Every op's outcome. Where the compiler ends its process, the ops behind get another one."""
     found: dict[str, Outcome] = {}
     while rest := [op for op in ops if op not in found]:
-        lines, ending = _run(rest, target)
+        try:
+            lines, ending = _run(rest, target)
+        except OSError as error:
+            return found | dict.fromkeys(rest, Outcome(f"its process cannot start: {in_short(str(error))}"))
         if not lines:
             return found | dict.fromkeys(rest, Outcome(f"its process {ending}"))
         found |= {op: Outcome(**line) for op, line in zip(rest, lines[1:], strict=False)}
@@ -193,18 +248,22 @@ def _compile(ops: Sequence[str], target: Target) -> dict[str, Outcome]:
 
 
 def _run(ops: Sequence[str], target: Target) -> tuple[list[dict[str, Any]], str]:
-    """The lines that probe_worker.py wrote, and how its process ended."""
-    with tempfile.TemporaryDirectory() as folder:
+    """The lines that probe_worker.py wrote, and how its process ended.
+
+    Raises:
+        OSError: no process, or no folder for temporary files.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         results, errors = Path(folder, "results"), Path(folder, "errors")
         results.touch()
         given = {
-            "path": sys.path,
+            "path": [str(entry) for entry in sys.path],
             "module": f"{__package__}.probe_worker",
-            "arguments": (str(results), str(errors), TIME_LIMIT, target, ops),
+            "arguments": (os.getpid(), str(results), str(errors), TIME_LIMIT, target, ops),
         }
         with errors.open("ab") as stderr:
             process = subprocess.Popen(
-                [sys.executable, "-c", CODE, json.dumps(given)],
+                [sys.executable or "", "-c", CODE, json.dumps(given)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
@@ -213,7 +272,8 @@ def _run(ops: Sequence[str], target: Target) -> tuple[list[dict[str, Any]], str]
             try:
                 status = process.wait()
             finally:
-                with suppress(ProcessLookupError):  # also an assembler that the compiler had started, and that hangs
+                # Also an assembler that the compiler had started, and that hangs.
+                with suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         lines = [json.loads(line) for line in results.read_text().split("\n")[:-1]]  # the last may be incomplete

@@ -5,9 +5,11 @@ The process is started by `probe.py`. It writes one line of JSON to a file when 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -19,17 +21,22 @@ from triton.compiler.errors import CompilationError
 from .builds import in_short
 from .specialization import compile_for
 
+PR_SET_PDEATHSIG = 1
+"""Of Linux' `prctl`: the signal that a process gets when the thread that started it ends."""
 
-def main(results: str, errors: str, time_limit: int, target: Sequence[Any], ops: Sequence[str]) -> None:
+
+def main(parent: int, results: str, errors: str, time_limit: int, target: Sequence[Any], ops: Sequence[str]) -> None:
     """Compile the specializations that each op marks for this.
 
     Args:
+        parent: number of the process that started this one. On Linux, this process is killed when that one ends.
         results: the file that lines are added to: {}, and then for each op what `Outcome` in probe.py holds.
         errors: the file that this process's standard error is appended to; it is emptied before each op.
         time_limit: seconds for an op, after which SIGALRM ends this process.
         target: arguments of `GPUTarget`.
         ops: names of modules in this package.
     """
+    _end_with(parent)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     with open(results, "a") as file:
@@ -38,6 +45,14 @@ def main(results: str, errors: str, time_limit: int, target: Sequence[Any], ops:
             signal.alarm(time_limit)
             os.ftruncate(2, 0)
             print(json.dumps(_compile(op, GPUTarget(*target), Path(errors))), file=file, flush=True)
+
+
+def _end_with(parent: int) -> None:
+    """This process does not outlive its parent, which may be killed while the compiler runs."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            sys.exit("the process that asked has ended")  # before it could be waited for
 
 
 def _compile(op: str, target: GPUTarget, errors: Path) -> dict[str, Any]:
@@ -50,9 +65,21 @@ def _compile(op: str, target: GPUTarget, errors: Path) -> dict[str, Any]:
     except Exception as error:
         # Passes of the compiler print what was wrong; their exception only says that they failed.
         printed = errors.read_text(errors="replace")
-        is_final = isinstance(error, CompilationError) or "PassManager" in str(error)
+        is_final = "PassManager" in str(error) or (isinstance(error, CompilationError) and not _lacks_resources(error))
         return {"failure": label + in_short(f"{_words(error)}\n{printed}"), "shared": 0, "is_final": is_final}
     return {"failure": None, "shared": shared, "is_final": True}
+
+
+def _lacks_resources(error: BaseException | None) -> bool:
+    """Memory or a file is what an exception, or one that it was raised for, is about.
+
+    Triton raises a `CompilationError` for whatever fails while it walks through a kernel, mostly `from None`.
+    """
+    while error is not None:
+        if isinstance(error, (MemoryError, OSError)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _words(error: BaseException) -> str:

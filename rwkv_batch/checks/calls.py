@@ -105,11 +105,7 @@ def make_call(
     """A call whose pools have two slots more than its rows need; row i has 3 + 10 i tokens behind it."""
     op = variant.split("-")[0]
     rows = Rows(tuple(slots), tuple(lengths), device, tuple(3 + 10 * i for i in range(len(slots))))
-    vectors: dict[str, Tensor | None] = {
-        name: torch.randn(rows.num_tokens, heads * size, device=device).to(dtype) for name in VECTORS[op]
-    }
-    missing = {"wkv7-first-layer": ("v_first", "v_gate"), "wkv5-no-gate": ("g",)}.get(variant, ())
-    vectors |= dict.fromkeys(missing)
+    vectors = make_vectors(variant, rows.num_tokens, heads * size, dtype, device)
     num_slots = max(*slots, 0) + 3
 
     def pool(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -121,6 +117,18 @@ def make_call(
     else:
         pools = {"state": pool(heads, size, size, dtype=state_dtype)}
     return Call(variant, vectors, make_parameters(variant, heads, size, device), pools, rows)
+
+
+def make_vectors(
+    variant: str, num_tokens: int, width: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor | None]:
+    """A recurrence's inputs [num_tokens, width]; None for those that the variant is without."""
+    names = VECTORS[variant.split("-")[0]]
+    vectors: dict[str, Tensor | None] = {
+        name: torch.randn(num_tokens, width, device=device).to(dtype) for name in names
+    }
+    missing = {"wkv7-first-layer": ("v_first", "v_gate"), "wkv5-no-gate": ("g",)}.get(variant, ())
+    return vectors | dict.fromkeys(missing)
 
 
 def make_parameters(variant: str, heads: int, size: int, device: torch.device) -> dict[str, Any]:

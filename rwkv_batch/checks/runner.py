@@ -126,10 +126,11 @@ def all_devices() -> list[torch.device]:
 def most_at_once(devices: Iterable[torch.device]) -> int:
     """As many processes as there are cores, and as fit what is free of every GPU's memory, up to 16."""
     gpus = [str(one) for one in devices if one.type == "cuda"]
-    with tempfile.TemporaryDirectory(prefix="rwkv_batch-checks-") as folder:
-        asked = {"devices": gpus}
-        answer = Process(f"{__name__}:free_memory", asked, ASK_SECONDS, Path(folder)).wait().answer if gpus else []
-    memory = answer or []  # of a GPU that does not answer, the cases say what is wrong
+    memory: list[int] = []
+    if gpus:
+        with tempfile.TemporaryDirectory(prefix="rwkv_batch-checks-") as folder:
+            asked = Process(f"{__name__}:free_memory", {"devices": gpus}, ASK_SECONDS, Path(folder))
+            memory = asked.wait().answer or []  # of a GPU that does not answer, the cases say what is wrong
     return max(1, min(AT_ONCE, usable_cores(), *(size // BYTES_OF_PROCESS for size in memory)))
 
 

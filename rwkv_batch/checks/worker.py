@@ -43,10 +43,10 @@ def check(name: str, backend: str, device: str) -> dict[str, Any]:
 
 
 def _allowed_tf32() -> str:
-    """What makes float32 products of PyTorch inexact, and what to do; empty where they are exact."""
+    """Why PyTorch's float32 products may be as coarse as TF32, and what to do; empty where they cannot be."""
     if not torch.backends.cuda.matmul.allow_tf32:
         return ""
-    return "; PyTorch may compute float32 products in TF32: unset TORCH_ALLOW_TF32_CUBLAS_OVERRIDE and check again"
+    return "; TF32 is allowed in float32 products: unset TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
 
 
 def build_native(name: str, backend: str, device: str) -> dict[str, Any]:

@@ -25,8 +25,18 @@ def install(behaviour: dict[str, str], folder: str) -> None:
                 raise RuntimeError("PassManager::run failed")
             case "source":
                 raise CompilationError("x = 1\ny = z", None, "z is not defined")
-            case "disk":
-                raise OSError("No space left on device")
+            case "memory":
+                try:
+                    raise MemoryError
+                except MemoryError as error:  # as Triton does it
+                    raise CompilationError("x = 1\ny = z", None, repr(error)) from None
+            case "file":
+                raise CompilationError("x = 1\ny = z", None, "in a function") from OSError("No space left on device")
+            case "wait":
+                signal.alarm(0)
+                Path(folder, "worker.new").write_text(str(os.getpid()))
+                os.replace(Path(folder, "worker.new"), Path(folder, "worker"))
+                signal.pause()
             case "abort":
                 os.write(2, b"compiler.cpp:12: Assertion `x > 0' failed.\n")
                 os.kill(os.getpid(), signal.SIGABRT)

@@ -16,13 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rwkv_batch.models.blocks import Norm
+from rwkv_batch.checks.calls import make_parameters, make_vectors
 from rwkv_batch.models.rows import Rows
-from rwkv_batch.models.rwkv5 import Head5
-from rwkv_batch.models.rwkv7 import Head7
 
-VARIANTS = ("wkv4", "wkv5", "wkv5-no-gate", "wkv6", "wkv7", "wkv7-first-layer")
-EPS = 64e-5
 CPU = torch.device("cpu")
 
 Function = Callable[..., Tensor]
@@ -107,44 +103,17 @@ def make_case(
     rows = Rows(tuple(slots), tuple(lengths), device, positions)
     width = num_heads * size + (3 if variant == "wkv4" else 0)
 
-    def tokens(*names: str) -> Vectors:
-        return {name: torch.randn(rows.num_tokens, width).to(device, dtype) for name in names}
-
-    def vector(mean: float = 0.0, spread: float = 1.0) -> Tensor:
-        return (mean + spread * torch.randn(width)).to(device)
-
     def pool(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(10, 2, *shape).to(device, dtype)
 
-    norm = Norm(vector(1, 0.2), vector(0, 0.2))
+    heads = (1, width) if variant == "wkv4" else (num_heads, size)
+    inputs = make_vectors(variant, rows.num_tokens, width, dtype, device) | make_parameters(variant, *heads, device)
     if variant == "wkv4":
-        parameters = {"decay": -torch.exp(vector(-1)), "bonus": vector()}
         pools = {"aa": pool(width), "bb": pool(width).abs() + 0.1, "pp": pool(width)}
         pools["pp"][5] = -1e30  # slot 4 is that of a fresh sequence
-        return Case(variant, tokens("r", "k", "v") | parameters, pools, rows)
-    pools = {"state": pool(num_heads, size, size, dtype=state_dtype)}
-    if variant.startswith("wkv7"):
-        is_first = variant == "wkv7-first-layer"
-        head: Any = Head7(
-            w0=vector(-2),
-            a0=vector(),
-            v0=None if is_first else vector(),
-            k_k=vector(0.8, 0.2),
-            k_a=vector(1, 0.2),
-            r_k=vector(0, 0.3).view(num_heads, size),
-            norm=norm,
-            eps=EPS,
-        )
-        arguments: dict[str, Any] = tokens("r", "w", "k", "v", "a", "g", "v_first", "v_gate")
-        if is_first:
-            arguments |= {"v_first": None, "v_gate": None}
     else:
-        decay = vector(-1) if variant == "wkv6" else torch.exp(-torch.exp(vector(-1)))
-        head = Head5(decay.view(num_heads, size), vector().view(num_heads, size), norm, EPS)
-        arguments = tokens("r", "k", "v", "g", *(("w",) if variant == "wkv6" else ()))
-        if variant == "wkv5-no-gate":
-            arguments["g"] = None
-    return Case(variant, arguments | {"head": head}, pools, rows)
+        pools = {"state": pool(num_heads, size, size, dtype=state_dtype)}
+    return Case(variant, inputs, pools, rows)
 
 
 def run(function: Function, case: Case) -> tuple[Tensor, Case]:

@@ -159,6 +159,21 @@ def test_a_kernel_is_compiled_once(cache, monkeypatch):
     assert [path.suffix for path in sorted(cache.iterdir())] == [".cubin", ".lock"]
 
 
+def test_what_is_there_is_read_without_a_lock(cache, monkeypatch):
+    """The folder may be read-only."""
+    compiler = FakeNvrtc()
+    monkeypatch.setattr(build, "nvrtc", lambda: compiler)
+    build.image(SPEC, (9, 0))
+    monkeypatch.setattr(build, "FileLock", read_only)
+    assert build.image(SPEC, (9, 0)) == b"cubin 1"
+    with pytest.raises(BuildError, match="Read-only"):
+        build.image(SPEC, (8, 0))
+
+
+def read_only(*_):
+    raise OSError("Read-only file system")
+
+
 def test_whatever_a_cubin_depends_on_makes_another_one(cache, tmp_path, monkeypatch):
     compiler = FakeNvrtc()
     monkeypatch.setattr(build, "nvrtc", lambda: compiler)

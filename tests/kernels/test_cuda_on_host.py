@@ -222,6 +222,17 @@ def test_a_kernel_that_is_not_built_or_not_loaded_is_a_reason(capability, kernel
     assert reason == "cannot build mm8_one: nvrtc-1.2 failed: mm8.cu(3): error: no such type"
 
 
+def test_memory_that_is_used_up_is_no_reason(monkeypatch):
+    def load(device, spec):
+        raise BuildError("cannot load wkv4: cuModuleLoadData: error 2, out of memory")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(launch, "unavailable", lambda: None)
+    monkeypatch.setattr(launch.driver, "load", load)
+    with pytest.raises(BuildError, match="out of memory"):
+        wkv4.unsupported_reason(torch.device("cuda"), torch.bfloat16, {})
+
+
 def test_auto_takes_cuda_where_triton_is_missing_or_refuses(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))

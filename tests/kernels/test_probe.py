@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import ast
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +23,7 @@ pytest.importorskip("triton")
 
 import claimed_gpu
 
-from rwkv_batch.triton_kernels import launch, probe
+from rwkv_batch.triton_kernels import builds, launch, probe
 from rwkv_batch.triton_kernels.probe import Outcome, Target, outcomes
 
 HOPPER = Target("cuda", 90, 32)
@@ -93,6 +96,68 @@ def test_every_way_to_fail_is_told_in_a_line_and_costs_no_other_op(home, misbeha
     assert cached(home) == ["linear", "shift_lerp", "wkv4"]  # what crashed is tried again next time
 
 
+def test_a_compiler_that_lacks_memory_or_disk_may_succeed_next_time(home, misbehave):
+    misbehave(wkv4_kernel="memory", shift_lerp_kernel="file")
+    assert outcomes(["wkv4", "shift_lerp"], HOPPER) == {
+        "wkv4": Outcome("wkv4_kernel: CompilationError: MemoryError()"),
+        "shift_lerp": Outcome("shift_lerp_kernel: OSError: No space left on device"),
+    }
+    assert cached(home) == []
+
+
+def test_entries_of_the_path_that_are_no_text_are_passed_on(home, misbehave, monkeypatch):
+    misbehave()
+    monkeypatch.setattr(sys, "path", [*sys.path, home])
+    assert outcomes(["wkv4"], HOPPER) == {"wkv4": COMPILED}
+
+
+@pytest.mark.parametrize("lacking", ["", None, "folder"])
+def test_a_process_that_cannot_be_started_refuses_every_op(lacking, home, monkeypatch):
+    if lacking == "folder":
+        monkeypatch.setattr(tempfile, "tempdir", str(home / "missing"))
+    else:
+        monkeypatch.setattr(sys, "executable", lacking)
+    found = outcomes(OPS, HOPPER)
+    assert {outcome.is_final for outcome in found.values()} == {False}
+    assert all(outcome.failure.startswith("its process cannot start: [Errno ") for outcome in found.values())
+    assert list(found) == [*OPS]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="by a call of Linux")
+def test_a_compiler_ends_with_the_process_that_asked(home, misbehave):
+    """Which is killed, and cannot end what it has started."""
+    misbehave(wkv4_kernel="wait")
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}; from rwkv_batch.triton_kernels import probe; "
+        f"probe.CODE = {probe.CODE!r}; probe._run(['wkv4'], probe.Target(*{tuple(HOPPER)!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=TESTS.parent)
+    file = home / "worker"
+    while not file.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    worker = psutil.Process(int(file.read_text()))
+    process.kill()
+    process.wait()
+    try:
+        worker.wait(60)
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            worker.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="by a call of Linux")
+def test_a_compiler_whose_parent_has_ended_does_not_start(home):
+    code = "from rwkv_batch.triton_kernels import probe_worker; probe_worker.main({}, 'results', '', 9, (), ())"
+    run = partial(subprocess.run, cwd=home, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": str(TESTS.parent)}
+    done = run([sys.executable, "-c", code.format(1 << 30)], env=environment)
+    assert (done.returncode, done.stderr) == (1, "the process that asked has ended\n")
+    assert not (home / "results").exists()
+    done = run([sys.executable, "-c", code.format(os.getpid())], env=environment)
+    assert (home / "results").exists(), done.stderr
+
+
 def test_a_compiler_that_hangs_is_ended_with_the_programs_that_it_started(home, misbehave):
     misbehave(wkv4_kernel="hang")
     assert outcomes(["wkv4"], HOPPER) == {"wkv4": Outcome("the compiler did not end within 120 s")}
@@ -151,6 +216,68 @@ def test_a_damaged_file_is_made_again(content, compiler, home):
     assert len(compiler.started) == 2
 
 
+def test_what_is_kept_is_read_without_a_lock(compiler, home, monkeypatch):
+    """The home may be read-only, and another process may hold the lock while it compiles."""
+    outcomes(OPS, HOPPER)
+    compiler.forget()
+    for path, name in ((Path, "chmod"), (probe, "FileLock"), (builds.tempfile, "mkstemp")):
+        monkeypatch.setattr(path, name, read_only)
+    assert outcomes(OPS, HOPPER) == dict.fromkeys(OPS, COMPILED)
+    assert len(compiler.started) == 1
+    outcomes(["mm8"], HOPPER)
+    assert compiler.started[1:] == [["mm8"]]
+
+
+def read_only(*_, **__):
+    raise OSError("Read-only file system")
+
+
+@pytest.mark.parametrize(("mode", "serves"), [(0o700, True), (0o755, True), (0o775, False), (0o777, False)])
+def test_a_folder_that_others_may_write_to_does_not_serve(mode, serves, home, monkeypatch):
+    path = builds.private_folder("some")
+    path.chmod(mode)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "chmod", read_only)
+        if serves:
+            assert builds.private_folder("some") == path
+        else:
+            with pytest.raises(OSError, match="Read-only"):
+                builds.private_folder("some")
+    builds.private_folder("some")
+    assert path.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_another_process_compiled_meanwhile_is_not_compiled_again(compiler, home, monkeypatch):
+    class Lock(probe.FileLock):
+        """Is waited for while another process writes an outcome."""
+
+        def acquire(self, *args, **kwargs):
+            builds.write_whole(probe._path("wkv4", HOPPER), json.dumps(COMPILED._asdict()).encode())
+            return super().acquire(*args, **kwargs)
+
+    monkeypatch.setattr(probe, "FileLock", Lock)
+    assert outcomes(["wkv4", "score"], HOPPER) == dict.fromkeys(["wkv4", "score"], COMPILED)
+    assert compiler.started == [["score"]]
+
+
+def test_another_assembler_makes_another_outcome(compiler, home, monkeypatch):
+    assembler = home / "ptxas"
+    assembler.write_text("#!/bin/sh\necho Cuda compilation tools, release 99.1, V99.1.2\n")
+    assembler.chmod(0o755)
+    outcomes(["wkv4"], HOPPER)
+    for name in ("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH"):
+        monkeypatch.setenv(name, str(assembler))
+        compiler.forget()
+        outcomes(["wkv4"], HOPPER)
+    os.utime(assembler, (1, 1))
+    compiler.forget()
+    outcomes(["wkv4"], HOPPER)
+    assert len(compiler.started) == 4
+    compiler.forget()
+    outcomes(["wkv4"], HOPPER)
+    assert len(compiler.started) == 4
+
+
 def test_without_a_home_kernels_are_compiled_once_in_each_process(compiler, home):
     (home / ".cache").write_text("not a folder")
     assert outcomes(["wkv4"], HOPPER) == outcomes(["wkv4"], HOPPER) == {"wkv4": COMPILED}
@@ -185,7 +312,10 @@ def test_a_failure_names_triton_and_settings_come_first(gpu, compiler, monkeypat
     expected = f"Triton {probe.triton.__version__} does not compile its kernels: wkv4_kernel: z is not defined"
     assert unsupported_reason(gpu, torch.bfloat16, {}) == expected
     monkeypatch.setattr(probe, "launch_failure", lambda index: "no launch")
-    assert unsupported_reason(gpu, torch.bfloat16, {}) == "no launch"
+    assert unsupported_reason(gpu, torch.bfloat16, {}) == expected  # nothing is launched after a compiler that failed
+    large = SimpleNamespace(shared_memory_per_block=1 << 20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: large)
+    assert probe.probed("score")(gpu, torch.bfloat16, {}) == "no launch"
 
 
 def test_a_rocm_device_is_compiled_for_by_its_name(gpu, compiler, monkeypatch):
@@ -203,67 +333,21 @@ def test_ops_of_a_model_are_compiled_in_one_process(gpu, compiler):
     assert compiler.started == [[*OPS]]
 
 
-@pytest.mark.parametrize("change", ["interpreter", "cpu", "old gpu", "no launch"])
+def test_another_engine_asks_again_what_may_have_passed(gpu, compiler):
+    compiler.outcomes = {"wkv4": Outcome("its process cannot start"), "score": Outcome("z is not defined", 0, True)}
+    for _ in range(2):
+        probe.prepare(OPS, gpu)
+        probe.probed("wkv4")(gpu, torch.bfloat16, {})
+    assert compiler.started == [[*OPS], ["wkv4"]]
+
+
+@pytest.mark.parametrize("change", ["interpreter", "cpu", "old gpu"])
 def test_nothing_is_compiled_where_it_would_not_serve(change, gpu, compiler, monkeypatch):
     device = torch.device("cpu") if change == "cpu" else gpu
     if change == "interpreter":
         monkeypatch.setattr(launch, "is_interpreted", lambda: True)
     if change == "old gpu":
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    if change == "no launch":
-        monkeypatch.setattr(probe, "launch_failure", lambda index: "no launch")
     probe.prepare(OPS, device)
     probe.probed("wkv4")(device, torch.bfloat16, {})
     assert not compiler.started
-
-
-@pytest.fixture
-def launch_failure(tmp_path) -> Callable[..., str]:
-    """What `launch_failure` says in a process that claims a GPU, with these programs on its path."""
-
-    def run(*programs: str) -> str:
-        folder = tmp_path / "bin"
-        folder.mkdir()
-        for program in programs:
-            (folder / program).symlink_to(shutil.which(program))
-        environment = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "CC")}
-        environment |= {
-            "PATH": str(folder),
-            "HOME": str(tmp_path),
-            "TRITON_CACHE_DIR": str(tmp_path / "triton"),
-            "TRITON_LIBCUDA_PATH": str(tmp_path),
-            "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS))),
-        }
-        code = (
-            "import claimed_gpu; claimed_gpu.claim(); from rwkv_batch.triton_kernels import probe; "
-            "print(probe.launch_failure(0))"
-        )
-        command = [sys.executable, "-c", code]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
-
-    return run
-
-
-def test_an_image_without_a_c_compiler_is_found_out_about(launch_failure):
-    found = launch_failure()
-    assert found.startswith(f"Triton {probe.triton.__version__} cannot launch kernels here: ")
-    assert "Failed to find C compiler" in found
-
-
-def test_an_image_without_the_drivers_library_is_found_out_about(launch_failure):
-    """A compiler is there; what it links is not."""
-    if shutil.which("gcc") is None:
-        pytest.skip("no gcc on this machine")
-    assert "gcc" in launch_failure("gcc", "as", "ld")
-
-
-@pytest.mark.gpu
-def test_a_gpu_launches_and_every_probe_compiles_for_it(monkeypatch):
-    """In a process that compiles: this one interprets."""
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    code = (
-        "from rwkv_batch.triton_kernels import probe; ops = {ops}; device = probe.torch.device('cuda'); "
-        "probe.prepare(ops, device); print([probe.failure(op, device) for op in ops])"
-    ).format(ops=[path.stem for path in probe.SOURCES.glob("*.py") if "= probed(" in path.read_text()])
-    done = subprocess.run([sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True, check=True)
-    assert set(ast.literal_eval(done.stdout)) == {None}

@@ -9,9 +9,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from kernels.kernel_cases import EPS, VARIANTS, expected, make_case, run
+from kernels.kernel_cases import expected, make_case, run
 from tolerances import assert_close
 
+from rwkv_batch.checks.calls import EPS, VARIANTS
 from rwkv_batch.models.blocks import Norm
 from rwkv_batch.models.rounding import round_stochastically
 from rwkv_batch.models.rows import Rows

@@ -1,17 +1,26 @@
-"""Everything that needs a GPU to be known, in one command of several parts, or two for a card that is lent for minutes.
+r"""Everything that needs a GPU to be known: one command of several parts, or two for a card that is lent for minutes.
 
-Two commands, each from the repository root on the machine with the GPU, and each with a time limit of its own. HASH is
-the commit, where the copy of the tree has no git; DIR is the folder whose files are kept, and gets one file from each.
+Two commands, each from the repository root on the machine with the GPU, as they are given to a tool that runs a command
+with a time limit and brings back the folder $OUT. HASH is the commit, the same in both, as the copy of the tree may
+have no git.
 
-    240 s:   python3 -m benchmarks.gpu --plan first --commit HASH --tar DIR/first.tar.gz
-    330 s:   python3 -m benchmarks.gpu --plan second --commit HASH --tar DIR/second.tar.gz
+first, with a time limit of 270 s or more:
+
+    set -o pipefail; PYTHONUNBUFFERED=1 python3 -m benchmarks.gpu --plan first --commit HASH --tar $OUT/first.tar.gz \
+        2>&1 | tee $OUT/first.log
+
+second, with a time limit of 360 s or more:
+
+    set -o pipefail; PYTHONUNBUFFERED=1 python3 -m benchmarks.gpu --plan second --commit HASH --tar $OUT/second.tar.gz \
+        2>&1 | tee $OUT/second.log
 
 `first` says whether the GPU computes what it should: parts smoke, limits, correctness, engine-equal and sanitizer.
 The machine can be given back after it, and what is red be repaired without haste. `second` measures: decode, serving,
 prefill and profile, and before them smoke and limits, where the results of this commit do not have them. Unpack
-first.tar.gz in the repository root before the second command: it holds benchmarks/results/CARD. Both commands must run
-on the same kind of card, or nothing of the first counts for the second. A plan ends by itself 15 to 20 s before its
-limit, and the tar file is written anew after every part, so that a command which is stopped leaves what it has.
+first.tar.gz in the repository root before the second command: it holds benchmarks/results/CARD. Commit the results only
+after the second command, as HASH must stay the same. Name the same kind of card for both, where the tool chooses one:
+results of another card do not count. A plan ends by itself 45 s before its limit. The tar file is written anew every
+15 s and after every part, so that a command which is stopped leaves what it has.
 
 To save most of the time that `second` spends on compiling, see gpu_parts/compile_cache.py, and add --compiled.
 
@@ -23,11 +32,13 @@ Other commands:
 
 Each part runs in processes of its own and writes its JSON after every point. A part that is stopped, that fails, or
 whose time is over goes on with what is missing when the same command is started again, on the same card and commit. A
-part that is done is skipped, unless --force. A point that takes longer than 55 s is ended with its process, counts as
-failed, and another process goes on after it. Kernels are compiled beforehand, by several processes that go through a
-part without measuring. Nothing asserts a speed; a check that does not hold makes the exit code 1, and so does a part
-that failed. torch, triton and numpy are enough: without safetensors engine-equal leaves out the demo model, and `job`
-is left out where a package is missing that it needs.
+part that is done is skipped, unless --force. A point that takes too long is ended with its process, counts as failed,
+and another process goes on after it: 55 s in most parts; in smoke 60 s a case; in sanitizer 50 s a case; in job and
+peers 400 s a point. A part whose time is over says how many points were not reached. Kernels are compiled beforehand,
+by several processes that go through a part without measuring; shares/*.log has what they write. Nothing asserts a
+speed. The exit code is 1 where a check does not hold or could not be made, and where a part failed or was not started.
+torch, triton and numpy are enough: without safetensors engine-equal leaves out the demo model, and `job` is left out
+where a package is missing that it needs.
 
     smoke         every op of every GPU backend on small inputs against float64, as `rwkv-batch doctor --check` does
     limits        copy bandwidth, bfloat16 and int8 matrix peak, floor of a launch: the denominators of what follows
@@ -36,7 +47,7 @@ is left out where a package is missing that it needs.
     engine-equal  the engine on the GPU against the reference on the CPU: greedy tokens, scores, sampled tokens
     sanitizer     every op under compute-sanitizer, which looks for accesses out of bounds and races
     decode        tokens/s of the whole engine, sampler on, B = 1 to 4096; share of the limit; host time; price of
-                  batch_invariant
+                  batch_invariant (1.5B)
     serving       tokens/s while ended sequences are replaced by new prompts, and the share of recorded steps
     profile       kernels of a step, time by kernel, what idle times wait for, and that no step waits for the device
     prefill       packed prompts: 1 x 8192, 8 x 1024, 64 x 128
@@ -59,8 +70,8 @@ Each part prints a table, such as
 the host), and what comes last is one line a part:
 
     part          status  seconds  points  red  failed  left out
-    limits        done       21.4       6    0       0         0
-    correctness   done      148.0      71    0       0         0
+    limits        done       ....     ...    0       0         0
+    correctness   done      .....     ...    0       0         0
 """
 
 from __future__ import annotations
@@ -69,34 +80,41 @@ import argparse
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from io import BytesIO
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 from .gpu_parts.columns import format_columns
 from .gpu_parts.compiled import adopt, count
 from .gpu_parts.plan import PARTS, PLANS, Stage, stages_of
 from .gpu_parts.processes import ROOT, run_stage
-from .gpu_parts.record import DONE, FAILED, is_red, is_same
+from .gpu_parts.record import DONE, FAILED, LEFT_OUT, UNFINISHED, is_red, is_same
 from .gpu_parts.task import Task
 from .roofline import MODELS
 
 MOST_PROCESSES = 16
 UNHURRIED = 1e5
 """Seconds of a stage in a rehearsal: how long that takes says nothing."""
-LEAST_SECONDS = 5.0
+LEAST_SECONDS = 12.0
 """A stage with less time than this is not started."""
+PACK_SECONDS = 15.0
+"""How often the file of all results is replaced while parts run."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     _refuse_unknown(options)
+    # As an exception, so that the processes of the parts are ended too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     card = "none" if options.rehearse else card_name()
     out = options.out or _default_folder(card, options.rehearse)
     base = Task(
@@ -106,7 +124,6 @@ def main(arguments: list[str] | None = None) -> int:
         rehearse=options.rehearse,
         models=tuple(options.models),
         batches=tuple(options.batches),
-        earlier=str(options.earlier.resolve()) if options.earlier else "",
         compiled=str(options.compiled.resolve()) if options.compiled else "",
         forgets=options.force,
     )
@@ -117,13 +134,13 @@ def main(arguments: list[str] | None = None) -> int:
     for name in done:
         say(f"{name}: done before, on this card and with this commit")
     num_compiled = adopt(options.compiled) if options.compiled else 0
-    ran = _run(stages, tasks, done, options)
+    asked = _run(stages, tasks, done, options)
     if options.compiled:
         print(f"\n{num_compiled} kernels were brought along, {count(options.compiled) - num_compiled} compiled here")
     results = {name: task.results_of(name) for name, task in tasks.items()}
     print("\n" + "\n".join(_summary(results)))
     print(f"\nwritten: {out}")
-    return 0 if all(is_good(results[name]) for name in ran) else 1
+    return 0 if all(is_good(results[name]) for name in asked) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -138,7 +155,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batches", nargs="+", default=[], type=int, metavar="B", help="numbers of rows")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: benchmarks/results/<the card's name>")
     parser.add_argument("--tar", type=Path, metavar="FILE", help="also keep all results in one .tar.gz file")
-    parser.add_argument("--earlier", type=Path, metavar="DIR", help="results of earlier starts; read, not written")
     parser.add_argument("--compiled", type=Path, metavar="DIR", help="kernels that `gpu_parts.compile_cache` compiled")
     parser.add_argument("--minutes", type=float, default=1e6, metavar="N", help="of all parts together")
     parser.add_argument("--force", action="store_true", help="measure again what has been measured")
@@ -153,37 +169,58 @@ def _refuse_unknown(options: argparse.Namespace) -> None:
         for name in names:
             if name not in known:
                 _parser().error(f"no {kind} {name!r}; there are {', '.join(known)}")
+    if options.compiled and not options.compiled.is_dir():
+        _parser().error(f"--compiled {options.compiled}: no such folder; benchmarks.gpu_parts.compile_cache makes one")
     if options.plan and options.parts:
         _parser().error(f"--plan {options.plan} and the parts {' '.join(options.parts)}: give one of both")
 
 
 def _run(stages: Sequence[Stage], tasks: dict[str, Task], done: set[str], options: argparse.Namespace) -> list[str]:
-    """Go through the stages; returns the parts that ran."""
-    begin, seconds, ran = monotonic(), 0.0, list[str]()
+    """Go through the stages; returns the parts that were to run."""
+    begin, seconds, asked = monotonic(), 0.0, list[str]()
+    pack = partial(_pack, options.tar, Path(next(iter(tasks.values())).out)) if options.tar else lambda: None
+    packing = _every(PACK_SECONDS, pack)
     default = 1 if options.rehearse else min(os.cpu_count() or 1, MOST_PROCESSES)
     num_processes = options.processes or default
     for stage in stages:
         seconds += UNHURRIED if options.rehearse else stage.seconds
         end = begin + min(seconds, 60 * options.minutes)
+        if stage.is_dry:  # nothing is measured meanwhile, so it takes no time that others have left
+            end = min(end, monotonic() + (UNHURRIED if options.rehearse else stage.seconds))
         names = [name for name in stage.parts if name not in done]
         if not names or (stage.is_dry and options.rehearse and not options.processes):
             continue
         what = f"{', '.join(names)}{' (compiling)' if stage.is_dry else ''}"
+        asked += [] if stage.is_dry else names
         start = monotonic()
         if end - start < LEAST_SECONDS:
             say(f"{what}: not started, no time is left")
             continue
         say(what if options.rehearse else f"{what}: up to {end - start:.0f} s")
-        run_stage(stage, [replace(tasks[name], end=end) for name in names], num_processes, say)
+        try:
+            own = [replace(tasks[name], end=end, is_brief=bool(options.plan)) for name in names]
+            run_stage(stage, own, num_processes, say, packing)
+        finally:
+            pack()
         say(f"{what}: {monotonic() - start:.0f} s")
         if stage.is_dry:
             continue
-        ran += names
         for name in names:
             print(f"\n{name}\n" + "\n".join((tasks[name].results_of(name) or {}).get("table", [])), flush=True)
-        if options.tar:
-            _pack(options.tar, Path(tasks[names[0]].out))
-    return ran
+    return asked
+
+
+def _every(seconds: float, function: Callable[[], None]) -> Callable[[], None]:
+    """Calls the function, but not sooner than so many seconds after the last time."""
+    last = monotonic()
+
+    def call() -> None:
+        nonlocal last
+        if monotonic() - last >= seconds:
+            function()
+            last = monotonic()
+
+    return call
 
 
 def _pack(path: Path, folder: Path) -> None:
@@ -192,8 +229,11 @@ def _pack(path: Path, folder: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.tmp")
     with tarfile.open(unfinished, "w:gz") as archive:
-        for file in sorted(folder.glob("*.json")):
-            archive.add(file, str(inside / file.name))
+        for file in sorted((*folder.glob("*.json"), *folder.glob("shares/*.json"))):
+            content = file.read_bytes()  # at once, as a process may replace the file meanwhile
+            entry = tarfile.TarInfo(str(inside / file.relative_to(folder)))
+            entry.size, entry.mtime = len(content), int(time())
+            archive.addfile(entry, BytesIO(content))
     os.replace(unfinished, path)
 
 
@@ -215,9 +255,16 @@ def _summary(results: dict[str, dict[str, Any] | None]) -> list[str]:
 
 
 def is_good(found: dict[str, Any] | None) -> bool:
-    """The part did not fail, and its checks hold; a check that could not be made does not."""
-    if found is None or found["status"] == FAILED or (PARTS[found["part"]].is_check and found["failed"]):
+    """The part did not fail, and its checks hold; a check that could not be made does not.
+
+    A part of checks is also good where it is left out for a package that is missing.
+    """
+    if found is None or found["status"] == FAILED:
         return False
+    if PARTS[found["part"]].is_check:
+        is_left = found["status"] == UNFINISHED and not found["why"].startswith(LEFT_OUT)
+        if found["failed"] or is_left:
+            return False
     return not any(map(is_red, found["points"].values()))
 
 

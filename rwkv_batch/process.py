@@ -81,14 +81,18 @@ class Process:
         return Ended(answer, self._process.returncode, is_late, log, seconds)
 
     def kill(self) -> None:
-        """End the process, if it runs, and those that it has started."""
+        """End the process, if it runs, and those that it has started, and wait for it."""
+        self.send_kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
+
+    def send_kill(self) -> None:
+        """As `kill`, without waiting: of several processes all can be told before one is waited for."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if hasattr(os, "killpg"):
                 os.killpg(self._process.pid, signal.SIGKILL)
             else:
                 self._process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_SECONDS)
 
 
 def main(function: str, arguments: str, path: str) -> None:

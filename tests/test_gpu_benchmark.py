@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,10 +19,14 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # benchmarks are not installed
 
+from benchmarks import gpu  # noqa: E402
 from benchmarks.gpu import is_good, main  # noqa: E402
+from benchmarks.gpu_parts.device import compiler_facts  # noqa: E402
+from benchmarks.gpu_parts.plan import PLANS, Stage  # noqa: E402
 from benchmarks.gpu_parts.profile import _busy, _long_gaps  # noqa: E402
 from benchmarks.gpu_parts.random_model import random_checkpoint  # noqa: E402
-from benchmarks.gpu_parts.record import DONE, FAILED, UNFINISHED, DeviceLost, Record, read  # noqa: E402
+from benchmarks.gpu_parts.record import DONE, FAILED, LEFT_OUT, UNFINISHED, DeviceLost, Record, read  # noqa: E402
+from benchmarks.gpu_parts.task import Task  # noqa: E402
 from benchmarks.roofline import MODELS, Card, Sizes, decode_seconds, max_batch, prefill_seconds  # noqa: E402
 from rwkv_batch.models.model import ModelFile  # noqa: E402
 
@@ -86,6 +93,7 @@ def test_compiling_beforehand_keeps_no_results(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "streaming (compiling): " in done.stderr
     assert [path.name for path in tmp_path.rglob("*.json")] == ["streaming.json"]
+    assert len(list(tmp_path.glob("shares/streaming-*.log"))) == 2
 
 
 def test_a_part_whose_packages_are_missing_is_left_out_with_the_reason(tmp_path, refusing):
@@ -118,12 +126,85 @@ def test_a_rehearsal_measures_every_point_and_is_not_repeated(tmp_path):
         (["decoding"], "no part 'decoding'"),
         (["decode", "--models", "1B"], "no model '1B'"),
         (["decode", "--plan", "first"], "give one of both"),
+        (["decode", "--compiled", "there/is/none"], "no such folder"),
     ],
 )
 def test_what_is_unknown_is_refused(arguments, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def sigterm():
+    """The handler is put back: `main` installs its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_command_that_is_told_to_end_ends_its_processes_and_keeps_what_there_is(tmp_path, monkeypatch, sigterm):
+    """Results are packed while parts run, those of shares too."""
+    packed, ended = tmp_path / "kept.tar.gz", []
+
+    def run_stage(stage: Stage, tasks: Sequence[Task], num_processes: int, say: object, meanwhile: Callable) -> None:
+        own = replace(tasks[0], share=(1, 3)).path
+        record(own).measure("point", lambda: {"value": 1})
+        clock.now += gpu.PACK_SECONDS
+        meanwhile()
+        with tarfile.open(packed) as archive:
+            assert [Path(name).name for name in archive.getnames()] == [own.name]
+        record(tasks[0].path).measure("other", lambda: {"value": 2})
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            ended.append(stage.parts)
+
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(gpu, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(gpu, "run_stage", run_stage)
+    with pytest.raises(SystemExit):
+        main(["correctness", "limits", "--rehearse", "--out", str(tmp_path / "out"), "--tar", str(packed)])
+    assert ended == [("correctness",)]
+    with tarfile.open(packed) as archive:
+        assert {Path(name).name for name in archive.getnames()} == {"correctness.json", "correctness-1-of-3.json"}
+
+
+def test_checks_for_which_no_time_is_left_are_not_good(tmp_path, monkeypatch, sigterm, capsys):
+    clock = SimpleNamespace(now=0.0)
+
+    def run_stage(stage: Stage, tasks: Sequence[Task], *_: object) -> None:
+        record(tasks[0].path).write(DONE)
+        clock.now = gpu.UNHURRIED - 1
+
+    monkeypatch.setattr(gpu, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(gpu, "run_stage", run_stage)
+    arguments = ["limits", "correctness", "--rehearse", "--out", str(tmp_path), "--minutes", str(gpu.UNHURRIED / 60)]
+    assert main(arguments) == 1
+    assert "correctness: not started, no time is left" in capsys.readouterr().err
+
+
+def test_compiling_takes_no_time_that_is_for_measuring(tmp_path, monkeypatch, sigterm):
+    ends = []
+
+    def run_stage(stage: Stage, tasks: Sequence[Task], *_: object) -> None:
+        ends.append((stage.is_dry, tasks[0].end, tasks[0].is_brief))
+        record(tasks[0].path, rehearsal=False).write(DONE)
+
+    monkeypatch.setattr(gpu, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(gpu, "run_stage", run_stage)
+    main(["--plan", "second", "--out", str(tmp_path)])
+    before = next(i for i, stage in enumerate(PLANS["second"]) if stage.is_dry)
+    assert ends[before] == (True, PLANS["second"][before].seconds, True)
+    assert ends[-1][1] == sum(stage.seconds for stage in PLANS["second"])
+
+
+def test_limits_say_what_compiled_kernels_are_found_by(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_F32_DEFAULT", "ieee")
+    found = compiler_facts()
+    assert len(found["triton_key"]) == 64
+    assert found["triton_variables"]["TRITON_F32_DEFAULT"] == "ieee"
 
 
 def record(path: Path, seconds: float = 60.0, **about: object) -> Record:
@@ -189,13 +270,17 @@ def test_points_that_would_start_too_late_are_left_out(tmp_path):
 
 
 def test_a_red_check_and_a_failed_part_are_not_good():
-    def part(name: str, status: str, failed: tuple[str, ...] = (), **point: object) -> dict:
-        return {"part": name, "status": status, "points": {"a": point}, "failed": dict.fromkeys(failed, "why")}
+    def part(name: str, status: str, failed: tuple[str, ...] = (), why: str = "", **point: object) -> dict:
+        points = {"a": point} if point else {}
+        return {"part": name, "status": status, "why": why, "points": points, "failed": dict.fromkeys(failed, "why")}
 
     assert is_good(part("job", DONE, ok=True))
     assert is_good(part("peers", UNFINISHED, failed=("one",), seconds=1.0))
     assert not is_good(part("correctness", DONE, failed=("one",), ok=True))
     assert not is_good(part("correctness", DONE, ok=False))
+    assert not is_good(part("correctness", UNFINISHED, why="no time was left", ok=True))
+    assert is_good(part("correctness", UNFINISHED, why=f"{LEFT_OUT}no module"))
+    assert is_good(part("decode", UNFINISHED, why="no time was left", seconds=1.0))
     assert not is_good(part("decode", FAILED, seconds=1.0))
     assert not is_good(None)
 

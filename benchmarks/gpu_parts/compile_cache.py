@@ -10,6 +10,11 @@ What Triton finds a kernel by was compared for 3.6.0: it is the same in other fo
 Triton's own files, the version of its ptxas and libdevice, and on environment variables such as TRITON_F32_DEFAULT. One
 of Triton's files differs between its wheels for two versions of Python: libtriton.so. --wheel names the wheel that the
 other machine has, where that is not the one installed here. Run this from the commit that is to be measured.
+
+A machine that is lent may have a build of the same version from elsewhere, such as download.pytorch.org, with another
+libtriton.so: then nothing that was brought along is found, and everything is compiled there. The part `limits` tells:
+"triton_key" in its "about" is what this command prints at its end where the same kernels are found, and
+"triton_variables" has the environment variables. A run says at its end how many kernels were compiled there.
 """
 
 from __future__ import annotations
@@ -45,6 +50,7 @@ from tests.kernels.fake_driver import SHARED_BYTES, FakeDriver
 from ..roofline import MODELS, Sizes
 from .compiled import count
 from .context import DEFAULT_MODELS
+from .device import key_digest
 from .random_model import random_checkpoint
 
 CPU = torch.device("cpu")
@@ -69,6 +75,7 @@ def main() -> int:
         if options.wheel:
             stack.enter_context(patch.object(cache, "triton_key", key_with(options.wheel)))
         fill({name: MODELS[name] for name in options.models})
+        print(f"triton_key {key_digest()}")
     size = sum(path.stat().st_size for path in options.folder.rglob("*") if path.is_file())
     print(f"{count(options.folder)} kernels, {size / 2**20:.1f} MiB, for sm_{options.capability}")
     return 0

@@ -15,7 +15,7 @@ from ..roofline import MODELS, Card, Sizes
 from .device import Stopwatch
 from .record import Point, Record
 
-DEFAULT_MODELS = ("0.1B", "1.5B", "7.2B")
+DEFAULT_MODELS = ("1.5B", "7.2B", "0.1B")
 DRY_LAYERS = 4
 DTYPE_NAMES = frozenset(("bfloat16", "float16", "float32"))
 NEAR = 4.0
@@ -31,6 +31,7 @@ class Context:
     Args:
         is_rehearsal: tiny sizes in Triton's interpreter on a CPU: shows that everything runs; no figure means anything.
         is_dry: everything runs once, on a small scale, so that kernels are compiled; nothing is measured.
+        is_brief: the part's time is short: figures are of one round.
         folder: where temporary model files go.
         limits: points of the part `limits`, where it has run.
         smoke: points of the part `smoke`, where it has run.
@@ -49,6 +50,7 @@ class Context:
     asked_models: Sequence[str]
     asked_batches: Sequence[int]
     say: Callable[[str], None]
+    is_brief: bool = False
 
     @property
     def stopwatch(self) -> Stopwatch:
@@ -61,6 +63,7 @@ class Context:
             "bandwidth": self._limit("copy", "bytes_per_second"),
             "matrix_rate": self._limit("bfloat16 product", "operations_per_second"),
             "launch": self._limit("launch in a graph", "seconds"),
+            "token_latency": self._limit("recurrence, one row", "seconds"),
         }
         if self.device.type == "cuda":
             properties = torch.cuda.get_device_properties(self.device)
@@ -97,6 +100,10 @@ class Context:
             if not point["ok"] and (point["status"] != WRONG or (if_wrong and not _is_near(point))):
                 return f"smoke found {name} {point['status']}: {point['why']}"
         return ""
+
+    def reached(self, op: str, backend: str) -> bool:
+        """`smoke` has a result of an implementation of an op."""
+        return any((point["op"], point["backend"]) == (op, backend) for point in self.smoke.values())
 
     def share_of_copy(self, num_bytes: float, seconds: float) -> float:
         """Bytes/s as a part of the copy bandwidth."""

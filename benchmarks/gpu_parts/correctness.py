@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
+from itertools import chain, zip_longest
+from typing import TypeVar
 
 from . import check_int8, check_products, check_recurrences, check_sampling
 from .columns import format_columns
 from .context import Context
 from .record import Point, is_red
 
+Check = TypeVar("Check")
+
 
 def run(context: Context) -> list[str]:
-    for checks in (check_recurrences, check_products, check_int8, check_sampling):
-        for name, check in checks.points(context):
-            if why := _broken(context, name):
-                context.record.refuse(name, why)
-            else:
-                context.record.measure(name, check)
+    modules = (check_recurrences, check_products, check_int8, check_sampling)
+    for name, check in in_turns(chain.from_iterable(module.points(context) for module in modules)):
+        if why := _broken(context, name):
+            context.record.refuse(name, why)
+        else:
+            context.record.measure(name, check)
     return _table(context.record.points)
+
+
+def in_turns(points: Iterable[tuple[str, Check]]) -> list[tuple[str, Check]]:
+    """One point of each op in turn, so that time which runs out leaves some of each; Triton's ops before CUDA's.
+
+    Args:
+        points: (name, check). A name begins with the op's, which "/cuda" follows where that backend serves.
+    """
+    by_op: defaultdict[str, list[tuple[str, Check]]] = defaultdict(list)
+    for name, check in points:
+        by_op[name.split()[0]].append((name, check))
+    ordered: list[tuple[str, Check]] = []
+    for is_cuda in (False, True):
+        groups = [group for op, group in by_op.items() if op.endswith("/cuda") is is_cuda]
+        ordered += [point for turn in zip_longest(*groups) for point in turn if point is not None]
+    return ordered
 
 
 def _broken(context: Context, name: str) -> str:

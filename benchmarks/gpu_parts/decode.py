@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from statistics import median
 from typing import Any
@@ -12,13 +13,13 @@ from ..roofline import Sizes, decode_seconds
 from .columns import format_columns
 from .context import Context
 from .device import free_bytes, release
-from .engines import decode, load, other_backends, serve, slot_bytes, with_state
+from .engines import BACKEND, decode, load, other_backends, serve, slot_bytes, with_state
 from .random_model import random_checkpoint
 from .record import Point
 
 BATCHES = (256, 1024, 1, 64, 16, 4096)
 """Those that matter most come first."""
-INVARIANT_BATCHES = (256, 1024)
+INVARIANT_MODEL, INVARIANT_BATCHES = "1.5B", (256, 1024)
 ROUNDS = 2
 WINDOW_SECONDS = 1.0
 """A round measures about so long."""
@@ -37,12 +38,18 @@ def run(context: Context) -> list[str]:
 def _run_model(context: Context, name: str, sizes: Sizes) -> None:
     loaded = Loaded(context, sizes)
     if context.is_dry:
-        for variant in ("float32", "float16", "batch_invariant"):
+        for variant in _variants(context, name, INVARIANT_BATCHES[0]):
             context.record.measure(f"{name} {variant}", partial(_compile, context, loaded, variant))
         return
     for B in context.choose_batches(BATCHES):
-        context.record.measure(f"{name} B={B}", partial(_point, context, loaded, sizes, B))
+        context.record.measure(f"{name} B={B}", partial(_point, context, loaded, sizes, _variants(context, name, B), B))
         release()
+
+
+def _variants(context: Context, name: str, B: int) -> list[str]:
+    """Of a model with so many rows."""
+    is_priced = context.is_rehearsal or (name == INVARIANT_MODEL and B in INVARIANT_BATCHES)
+    return ["float32", "float16", *(["batch_invariant"] if is_priced else [])]
 
 
 def _compile(context: Context, loaded: Loaded, variant: str) -> Point:
@@ -56,15 +63,17 @@ def _compile(context: Context, loaded: Loaded, variant: str) -> Point:
 class Loaded:
     """The forms of one model, each loaded when it is first needed."""
 
-    def __init__(self, context: Context, sizes: Sizes) -> None:
-        self._context, self._sizes = context, sizes
+    def __init__(self, context: Context, sizes: Sizes, backend: str = BACKEND) -> None:
+        self._context, self._sizes, self._backend = context, sizes, backend
         self._models: dict[bool, Model] = {}
 
     def get(self, variant: str) -> Model:
         is_invariant = variant == "batch_invariant"
         if is_invariant not in self._models:
             checkpoint = random_checkpoint(self._sizes, self._context.device)
-            self._models[is_invariant] = load(self._context, checkpoint, batch_invariant=is_invariant)
+            self._models[is_invariant] = load(
+                self._context, checkpoint, backend=self._backend, batch_invariant=is_invariant
+            )
         model = self._models[is_invariant]
         return with_state(model, "float16") if variant == "float16" else model
 
@@ -76,11 +85,8 @@ class Loaded:
         return f"needs {num_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
 
 
-def _point(context: Context, loaded: Loaded, sizes: Sizes, B: int) -> Point:
+def _point(context: Context, loaded: Loaded, sizes: Sizes, variants: Sequence[str], B: int) -> Point:
     """Every variant in every round, so that a slow moment hits all; one after the other where memory is short."""
-    variants = ["float32", "float16"]
-    if B in INVARIANT_BATCHES or context.is_rehearsal:
-        variants.append("batch_invariant")
     models, left_out = {}, {}
     for variant in variants:
         model = loaded.get(variant)
@@ -92,7 +98,7 @@ def _point(context: Context, loaded: Loaded, sizes: Sizes, B: int) -> Point:
     number = {"float16": 2}
     predicted = {name: decode_seconds(sizes, B, context.card, number.get(name, 4)) for name in models}
     lengths = {name: _length(context, predicted[name]) for name in models}
-    rounds = 1 if context.is_rehearsal else ROUNDS
+    rounds = 1 if context.is_rehearsal or context.is_brief else ROUNDS
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
     if together:
         engines = {name: serve(model, B) for name, model in models.items()}

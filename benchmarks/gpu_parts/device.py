@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from statistics import median
@@ -22,8 +25,12 @@ _COLD_FACTOR = 4
 _MOST_CALLS = 1500
 
 
-def about(device: torch.device, commit: str | None, rehearsal: bool) -> dict[str, Any]:
-    """Hardware, driver, versions and commit, for every result that is kept."""
+def about(device: torch.device, commit: str | None, rehearsal: bool, is_dry: bool = False) -> dict[str, Any]:
+    """Hardware, driver, versions and commit, for every result that is kept.
+
+    Args:
+        is_dry: nothing is kept, so the driver is not asked.
+    """
     facts = machine() if shutil.which("git") else {"torch": torch.__version__, "rwkv_batch": "no git"}
     if commit:
         facts["rwkv_batch"] = commit
@@ -36,11 +43,24 @@ def about(device: torch.device, commit: str | None, rehearsal: bool) -> dict[str
             "multiprocessors": properties.multi_processor_count,
             "l2_bytes": properties.L2_cache_size,
             "memory_bytes": properties.total_memory,
-            "driver": _smi("driver_version"),
-            "clock_mhz": _smi("clocks.sm"),
-            "memory_clock_mhz": _smi("clocks.mem"),
-        }
+        } | ({} if is_dry else _driver_facts())
     return facts
+
+
+def compiler_facts() -> dict[str, Any]:
+    """What Triton finds compiled kernels by, beside the kernels themselves."""
+    variables = {name: value for name, value in os.environ.items() if name.startswith("TRITON_")}
+    return {"triton_key": key_digest(), "triton_variables": variables}
+
+
+def key_digest() -> str:
+    """The SHA-256 of the part of Triton's keys that stands for Triton itself; empty where this Triton has no such."""
+    with suppress(ImportError):
+        from triton.runtime import cache
+
+        if hasattr(cache, "triton_key"):
+            return hashlib.sha256(cache.triton_key().encode()).hexdigest()
+    return ""
 
 
 def installed(package: str) -> str:
@@ -51,12 +71,17 @@ def installed(package: str) -> str:
         return "not installed"
 
 
-def _smi(field: str) -> str:
-    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader", "--id=0"]
+_DRIVER_FIELDS = {"driver": "driver_version", "clock_mhz": "clocks.sm", "memory_clock_mhz": "clocks.mem"}
+"""Name of a fact → nvidia-smi's name for it."""
+
+
+def _driver_facts() -> dict[str, str]:
+    command = ["nvidia-smi", f"--query-gpu={','.join(_DRIVER_FIELDS.values())}", "--format=csv,noheader", "--id=0"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return dict.fromkeys(_DRIVER_FIELDS, "unknown")
+    return dict(zip(_DRIVER_FIELDS, map(str.strip, answer.split(",")), strict=True))
 
 
 class Stopwatch:

@@ -13,7 +13,6 @@ import torch
 from rwkv_batch.checks.comparisons import Checks
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Completion, Request
-from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.model_summary import DEMO_MODEL
 from rwkv_batch.models.checkpoint import open_checkpoint
 from rwkv_batch.models.model import Model
@@ -22,7 +21,7 @@ from tests.checkpoints import VERSIONS, make_checkpoint, write_checkpoint
 
 from .columns import format_columns
 from .context import Context
-from .engines import load, random_prompts, serve
+from .engines import load, make_engine, random_prompts, serve
 from .record import Point, is_red
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
@@ -69,15 +68,7 @@ def _on_host(context: Context, name: str, state: str = "float32") -> Engine:
     """One step after the other, nothing recorded, all ops as they are defined."""
     checkpoint, host = open_checkpoint(_path(context, name)), torch.device("cpu")
     model = load(context, checkpoint, "float32", state, "reference", host)
-    slots, tokens = _shape(context)
-    return Engine(
-        model,
-        Vocabulary.plain(model.sizes["V"]),
-        max_batch_size=slots,
-        max_batch_tokens=slots + tokens,
-        run_ahead=False,
-        decode_graphs=False,
-    )
+    return make_engine(model, *_shape(context), run_ahead=False, decode_graphs=False)
 
 
 def _shape(context: Context) -> tuple[int, int]:

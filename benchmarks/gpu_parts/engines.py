@@ -75,6 +75,9 @@ def usable_backend(context: Context, op: str, backend: str, dtype: str, state_dt
         return backend
     why = context.broken(op, BACKEND, dtype, state_dtype)
     if not why:
+        has_smoke = context.smoke and not context.is_rehearsal  # which tries one op
+        if has_smoke and not context.reached(op, BACKEND) and find_spec(f"rwkv_batch.triton_kernels.{op}"):
+            context.record.note(op, "smoke has no result for it, so nothing says that it works")
         return BACKEND
     has_cuda = find_spec(f"rwkv_batch.cuda_kernels.{op}") is not None
     other = "cuda" if has_cuda and not context.broken(op, "cuda", dtype, state_dtype) else "reference"
@@ -105,16 +108,24 @@ def serve(model: Model, num_slots: int, prompt_tokens: int = 0) -> Engine:
     Args:
         prompt_tokens: how many of a step's tokens there may be beside one for each slot.
     """
-    is_cuda = model.device.type == "cuda"
+    if model.device.type == "cuda":
+        return make_engine(model, num_slots, prompt_tokens, run_ahead=None, decode_graphs=None)
     can_record = model.ops.served_by(BACKEND, besides=Sampler.OPS[1:])
+    return make_engine(model, num_slots, prompt_tokens, run_ahead=True, decode_graphs=can_record)
+
+
+def make_engine(
+    model: Model, num_slots: int, prompt_tokens: int, run_ahead: bool | None, decode_graphs: bool | None
+) -> Engine:
+    """An engine without a cache of prefixes, whose step has so many tokens of prompts beside one for each slot."""
     return Engine(
         model,
         Vocabulary.plain(model.sizes["V"]),
         max_batch_size=num_slots,
         max_batch_tokens=num_slots + prompt_tokens,
         prefix_sharing=False,
-        run_ahead=None if is_cuda else True,
-        decode_graphs=None if is_cuda else can_record,
+        run_ahead=run_ahead,
+        decode_graphs=decode_graphs,
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .columns import format_columns
 from .context import Context
+from .rate_recurrences import prompts
 from .record import Point
 
 
@@ -32,6 +33,7 @@ def run(context: Context) -> list[str]:
     measure("int8 product", lambda: _product(context, _int8))
     measure("launch in a graph", lambda: _launch(context, in_graph=True))
     measure("launch without a graph", lambda: _launch(context, in_graph=False))
+    measure("recurrence, one row", lambda: _token(context))
     if context.device.type == "cuda":
         measure("launch in a graph, programmatic", lambda: _launch(context, in_graph=True, programmatic=True))
     return _table(context.record.points)
@@ -80,6 +82,15 @@ def _launch(context: Context, in_graph: bool, programmatic: bool = False) -> Poi
     else:
         seconds = context.stopwatch.once(touch_all) / count
     return {"seconds": seconds, "launches": count}
+
+
+def _token(context: Context) -> Point:
+    """What a token of the only row takes one layer's recurrence: it waits for the token before."""
+    if why := context.broken("wkv7", "triton", "bfloat16", "float32"):
+        raise RuntimeError(f"not tried: {why}")
+    shape = (3, 1, 16) if context.is_rehearsal else (4096, 32, 64)
+    point = prompts(context, 1, *shape, "triton")
+    return {"tokens": shape[0], "seconds": point["seconds_per_token_of_a_row"]}
 
 
 _UNITS = {

@@ -9,9 +9,9 @@ from time import perf_counter
 from ..roofline import Sizes, prefill_seconds
 from .columns import format_columns
 from .context import Context
+from .decode import Loaded
 from .device import release
-from .engines import load, random_prompts, requests, serve
-from .random_model import random_checkpoint
+from .engines import random_prompts, requests, serve
 from .record import Point
 
 SHAPES = ((1, 8192), (8, 1024), (64, 128))
@@ -22,24 +22,27 @@ REPEATS = 7
 def run(context: Context) -> list[str]:
     models = context.models
     for count, (name, sizes) in enumerate(models.items()):
+        loaded = Loaded(context, sizes)
         with context.record.box(context.record.seconds_left / (len(models) - count)):
             if context.is_dry:
-                context.record.measure(name, partial(_compile, context, sizes))
+                context.record.measure(name, partial(_compile, context, loaded, sizes))
                 continue
             for rows, length in ((2, 3),) if context.is_rehearsal else SHAPES:
-                point = partial(_point, context, sizes, rows, length)
-                context.record.measure(f"{name} {rows} x {length}", point)
+                what = f"{name} {rows} x {length}"
+                context.record.measure(what, partial(_point, context, loaded, sizes, rows, length))
                 release()
+        del loaded
+        release()
     return _table(context.record.points)
 
 
-def _compile(context: Context, sizes: Sizes) -> Point:
-    _point(context, sizes, 2, 2 if context.is_rehearsal else 600)
+def _compile(context: Context, loaded: Loaded, sizes: Sizes) -> Point:
+    _point(context, loaded, sizes, 2, 2 if context.is_rehearsal else 600)
     return {}
 
 
-def _point(context: Context, sizes: Sizes, num_rows: int, length: int) -> Point:
-    model = load(context, random_checkpoint(sizes, context.device))
+def _point(context: Context, loaded: Loaded, sizes: Sizes, num_rows: int, length: int) -> Point:
+    model = loaded.get("float32")
     engine = serve(model, num_rows, num_rows * length)
     seconds, steps = [], 0
     repeats = 1 if context.is_rehearsal or context.is_dry else REPEATS

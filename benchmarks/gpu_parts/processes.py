@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -22,7 +23,7 @@ ATTEMPTS = 4
 """Processes that may die of a part's points, one after another."""
 END_SECONDS = 3.0
 """What a process that is told to end gets before it is killed."""
-LAST_SECONDS = 12.0
+LAST_SECONDS = 15.0
 """Of a part whose points are shared out: for the process that measures what is missing and makes the table."""
 _POLL_SECONDS = 0.2
 
@@ -61,6 +62,8 @@ class Worker:
         if code is None and now - self._told < END_SECONDS:
             return False
         self._kill()
+        if code and self._task.is_dry:
+            self._say(f"{self._task.log}: its process ended with {code}")
         if self._why or code:
             self._note(self._why or f"its process ended with {code}", is_late)
         # Where one point took the process or the device with it, another process does those that come after it.
@@ -81,13 +84,21 @@ class Worker:
             self._say(f"{self._task.path.stem}: {why}{f', in {self._current}' if self._current else ''}")
             note_end(self._task.path, why, is_late)
 
-    def stop(self) -> None:
-        """End the process and all that it has started."""
+    def terminate(self) -> None:
+        """Tell the process to end."""
         if self._process.poll() is None:
             self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(END_SECONDS)
+
+    def stop(self, end: float) -> None:
+        """End the process, which was told to, and all that it has started.
+
+        Args:
+            end: when it is killed, by `monotonic`.
+        """
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(max(end - monotonic(), 0))
         self._kill()
+        self._note("the command was stopped", is_late=True)
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -104,9 +115,9 @@ class PartRun:
         self._is_last = num_shares == 1
         shares = [replace(task, share=(i, num_shares), end=task.end - LAST_SECONDS) for i in range(num_shares)]
         tasks = [task] if self._is_last else shares
-        self._paths = [one.path for one in shares]
-        for path in self._paths:
-            path.unlink(missing_ok=True)
+        if not task.forgets:
+            self._gather(task.path)  # what a command that was stopped has left
+        self._remove_shares()
         self._workers = [Worker(one, say) for one in tasks]
 
     def poll(self) -> bool:
@@ -116,18 +127,40 @@ class PartRun:
             return False
         if self._is_last:
             return True
-        merge(self._task.path, self._paths)
+        self._gather()
+        self._remove_shares()
         self._is_last = True
         self._workers = [Worker(replace(self._task, goes_on=True, forgets=False), self._say)]
         return False
 
-    def stop(self) -> None:
+    def _shares(self) -> list[Path]:
+        return sorted(self._task.path.parent.glob(f"shares/{self._task.part}-*.json"))
+
+    def _gather(self, *others: Path) -> None:
+        if shares := self._shares():
+            merge(self._task.path, [*shares, *others])
+
+    def _remove_shares(self) -> None:
+        for path in self._shares():
+            path.unlink()
+
+    def terminate(self) -> None:
         for worker in self._workers:
-            worker.stop()
+            worker.terminate()
+
+    def stop(self, end: float) -> None:
+        for worker in self._workers:
+            worker.stop(end)
 
 
-def run_stage(stage: Stage, tasks: Sequence[Task], num_processes: int, say: Say) -> None:
-    """Run parts at the same time, until all of them are over."""
+def run_stage(
+    stage: Stage, tasks: Sequence[Task], num_processes: int, say: Say, meanwhile: Callable[[], None] = lambda: None
+) -> None:
+    """Run parts at the same time, until all of them are over.
+
+    Args:
+        meanwhile: called again and again.
+    """
     each = max(num_processes // len(tasks), 1)
     running: list[Worker | PartRun] = []
     try:
@@ -138,10 +171,14 @@ def run_stage(stage: Stage, tasks: Sequence[Task], num_processes: int, say: Say)
             running += [PartRun(task, each if PARTS[task.part].is_shared else 1, say) for task in tasks]
         while running:
             sleep(_POLL_SECONDS)
+            meanwhile()
             running = [one for one in running if not one.poll()]
     finally:
         for one in running:
-            one.stop()
+            one.terminate()
+        end = monotonic() + END_SECONDS
+        for one in running:
+            one.stop(end)
 
 
 def start(task: Task) -> subprocess.Popen[bytes]:
@@ -152,5 +189,9 @@ def start(task: Task) -> subprocess.Popen[bytes]:
         environment["TRITON_CACHE_DIR"] = task.compiled
     if task.rehearse:
         environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    quiet = subprocess.DEVNULL if task.is_dry else None
-    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, stdout=quiet, stderr=quiet)
+    with ExitStack() as stack:
+        log = None
+        if task.is_dry:
+            task.log.parent.mkdir(parents=True, exist_ok=True)
+            log = stack.enter_context(task.log.open("wb"))
+        return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, stdout=log, stderr=log)

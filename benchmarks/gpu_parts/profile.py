@@ -17,9 +17,9 @@ from rwkv_batch.engine.request import Request
 from ..roofline import Sizes
 from .columns import format_columns
 from .context import Context
+from .decode import Loaded
 from .device import release
-from .engines import engine_backend, load, random_prompts, requests, serve, watched
-from .random_model import random_checkpoint
+from .engines import engine_backend, random_prompts, requests, serve, watched
 from .record import Point
 from .serving import PROMPT_TOKENS, WARM_STEPS, Load, stream
 
@@ -33,11 +33,12 @@ LONG_GAP = 10.0
 
 def run(context: Context) -> list[str]:
     for name, sizes in context.choose_models(("1.5B", "0.1B")).items():
-        measure = context.record.measure
+        measure, loaded = context.record.measure, Loaded(context, sizes, engine_backend(context))
         for kind in ("mixed", "decode"):
-            measure(f"{name} {kind}", partial(_profiled, context, sizes, kind))
+            measure(f"{name} {kind}", partial(_profiled, context, loaded, sizes, kind))
         for kind in ("decode", "mixed"):
-            measure(f"{name} waits, {kind}", partial(_waits, context, sizes, kind))
+            measure(f"{name} waits, {kind}", partial(_waits, context, loaded, kind))
+        del loaded
         release()
     return _table(context.record.points)
 
@@ -46,9 +47,8 @@ def _rows(context: Context) -> int:
     return 2 if context.is_rehearsal else NUM_ROWS
 
 
-def _engine(context: Context, sizes: Sizes) -> Engine:
-    model = load(context, random_checkpoint(sizes, context.device), backend=engine_backend(context))
-    return serve(model, _rows(context), 8 if context.is_rehearsal else PROMPT_TOKENS)
+def _engine(context: Context, loaded: Loaded) -> Engine:
+    return serve(loaded.get("float32"), _rows(context), 8 if context.is_rehearsal else PROMPT_TOKENS)
 
 
 def _steps(context: Context, kind: str) -> tuple[int, int]:
@@ -71,14 +71,13 @@ def _requests(context: Context, engine: Engine, kind: str, num_steps: int) -> It
     return requests(random_prompts(engine.model, [1] * _rows(context)), num_steps + 2)
 
 
-def _profiled(context: Context, sizes: Sizes, kind: str) -> Point:
+def _profiled(context: Context, loaded: Loaded, sizes: Sizes, kind: str) -> Point:
     """Some steps under torch's profiler."""
-    engine = _engine(context, sizes)
+    engine = _engine(context, loaded)
     first, count = _steps(context, kind)
     last = first + count
     is_cuda = context.device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
-    profiler = torch.profiler.profile(activities=activities)
+    profiler = torch.profiler.profile(activities=[ProfilerActivity.CUDA if is_cuda else ProfilerActivity.CPU])
     recorded = []
 
     def before(number: int) -> None:
@@ -170,12 +169,12 @@ def _long_gaps(events: Sequence[Any], num_steps: int) -> dict[str, dict[str, flo
     }
 
 
-def _waits(context: Context, sizes: Sizes, kind: str) -> Point:
+def _waits(context: Context, loaded: Loaded, kind: str) -> Point:
     """Every step but the first ones, in which an operation that would wait for the device is an error.
 
     Giving slots to requests, between steps, is watched too: what waits there is counted.
     """
-    engine = _engine(context, sizes)
+    engine = _engine(context, loaded)
     first, count = _steps(context, kind)
     last = first + count
     is_cuda = context.device.type == "cuda"
@@ -220,7 +219,16 @@ def _table(points: dict[str, Point]) -> list[str]:
         rows.append([name, recorded, *(f"{point[field]:.1f}" for field in numbers), *times, idle])
         details += _by_kernel(f"{name}: kernel", point["by_kernel"])
         details += _by_kernel(f"{name}: the device idles before", point["long_gaps"])
-    header = ["profile", "recorded", "kernels a step", "/ layer", "copies", "us busy", "us in all", "idle"]
+    header = [
+        "profile",
+        "recorded",
+        "kernels a step",
+        "/ layer",
+        "copies",
+        "us busy",
+        "us in all",
+        "idle (under the profiler)",
+    ]
     return [*format_columns(header, rows), *details]
 
 

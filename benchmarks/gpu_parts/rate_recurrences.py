@@ -41,11 +41,11 @@ def run(context: Context) -> list[str]:
         for backend, mark in marks.items():
             name = f"{variant}{mark} state float32 B={rows} H={heads}"
             measure(name, partial(_decode, context, variant, rows, heads, size, "float32", backend=backend))
-    prompts = ((1, 3, 1),) if context.is_rehearsal else ((1, 4096, 12), (64, 64, 12), (1, 4096, 64), (64, 64, 64))
-    for rows, length, heads in prompts:
+    shapes = ((1, 3, 1),) if context.is_rehearsal else ((1, 4096, 12), (64, 64, 12), (1, 4096, 64), (64, 64, 64))
+    for rows, length, heads in shapes:
         for backend, mark in marks.items():
             name = f"wkv7{mark} prompts {rows} x {length} H={heads}"
-            measure(name, partial(_prompts, context, rows, length, heads, size, backend))
+            measure(name, partial(prompts, context, rows, length, heads, size, backend))
     return _table(context.record.points)
 
 
@@ -102,7 +102,7 @@ def _decode(
     }
 
 
-def _prompts(context: Context, num_rows: int, length: int, heads: int, size: int, backend: str) -> Point:
+def prompts(context: Context, num_rows: int, length: int, heads: int, size: int, backend: str) -> Point:
     """Prompts of one length; the state stays in registers, so time follows the tokens of a row."""
     function = op("wkv7", context.device, backend=backend, N=size)
     length = min(length, 8) if context.is_dry else length

@@ -7,6 +7,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -16,6 +17,8 @@ Point = dict[str, Any]
 DONE, UNFINISHED, FAILED = "done", "unfinished", "failed"
 RUNNING = "running"
 """Why a part is unfinished whose process is at work, or ended without a word."""
+LEFT_OUT = "left out: "
+"""What begins the reason why a part is unfinished that needs a package which is missing."""
 IDENTITY = ("card", "rwkv_batch", "rehearsal")
 """Facts that earlier results must share to be kept."""
 
@@ -78,6 +81,10 @@ class Record:
         finally:
             self._deadlines.pop()
 
+    def close(self) -> None:
+        """From now on no point is measured. To go through all of them again says which are missing."""
+        self._count, self._deadlines, self.left_out = -1, [-inf], []
+
     def measure(self, name: str, function: Callable[[], Point]) -> Point | None:
         """The point of this name: kept from before, or what `function` gives now; None where there is none.
 
@@ -90,7 +97,7 @@ class Record:
         if name in self.failed or (self._share and self._count % self._share[1] != self._share[0]):
             return None
         if self.seconds_left <= 0:
-            self.left_out.append(name)
+            self.leave_out(name)
             return None
         start, self._current = monotonic(), name
         self.write(UNFINISHED, RUNNING)
@@ -116,6 +123,10 @@ class Record:
         """A point that was measured elsewhere."""
         self.points[name] = point
         self.write(UNFINISHED, RUNNING)
+
+    def leave_out(self, name: str) -> None:
+        """There is no time for the point of this name."""
+        self.left_out.append(name)
 
     def refuse(self, name: str, why: str) -> None:
         """The point of this name would fail, and is not tried."""
@@ -175,21 +186,30 @@ def note_end(path: Path, why: str, is_late: bool) -> None:
     if found["why"] != RUNNING:
         return
     found |= {"status": UNFINISHED if is_late else FAILED, "why": why}
+    others = [name for name in found["left_out"] if name != found["current"]]
     if is_late and found["current"]:
-        found["left_out"].append(found["current"])
+        found["left_out"] = [*others, found["current"]]
     elif found["current"]:
+        found["left_out"] = others
         found["failed"][found["current"]] = why
+    if found["table"]:
+        found["table"].append(f"{why}; {len(found['left_out'])} points were not reached")
     replace_file(path, found)
 
 
 def merge(path: Path, shares: Iterable[Path]) -> None:
-    """Put the results of the processes that shared out a part's points into one file."""
+    """Put the results of the processes that shared out a part's points into one file.
+
+    Args:
+        shares: those of another card or commit than the first are left out.
+    """
     found = [one for one in map(read, shares) if one is not None]
     if not found:
         return
     first = next((one for one in found if one["about"]), found[0])  # a process that died early says nothing
+    found = [one for one in found if not one["about"] or is_same(one["about"], first["about"])]
     whole = first | {"part": path.stem, "status": UNFINISHED, "why": RUNNING, "current": ""}
-    whole["seconds"] = max(one["seconds"] for one in found)
+    whole |= {"seconds": max(one["seconds"] for one in found), "left_out": [], "table": []}
     for field in ("points", "failed", "notes", "tracebacks"):
         whole[field] = {name: value for one in found for name, value in one[field].items()}
     replace_file(path, whole)

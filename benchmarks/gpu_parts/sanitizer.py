@@ -1,19 +1,21 @@
 """Every op under compute-sanitizer: accesses out of bounds (memcheck), and races for shared memory (racecheck).
 
-Each point is one small case of `rwkv_batch.checks` in a process of its own. First an error is planted: where the tool
-is missing, refuses the device or does not find that error, points are skipped, which is neither right nor wrong.
+Each point is the smallest input of a case of `rwkv_batch.checks`, in a process of its own. First an error is planted:
+where the tool is missing, refuses the device or does not find that error, points are skipped, which is neither right
+nor wrong. So are those whose report names no kernel of this project.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 from rwkv_batch.checks.result import OK
@@ -31,6 +33,7 @@ CASE_SECONDS = 50.0
 PLANTED = "planted error"
 SHOWN = 8
 """Reasons in the table."""
+_KERNEL_NAMES = re.compile(r"^def (\w+_kernel)\(|__global__ void \w+\([^)]*\) (\w+)\(", re.MULTILINE)
 _PLACES = "/usr/local/cuda/bin", "/opt/cuda/bin"
 _SIGN = "========= "
 """What lines of the tool begin with."""
@@ -102,13 +105,29 @@ def _case(tool: Tool, kind: str, name: str, backend: str) -> Point:
 
 
 def outcome(code: int | None, output: str) -> Point:
-    """What one run says: an error of the tool's is red; a case that fails for another reason is skipped."""
-    if code == FOUND:
+    """What one run says: an error of the tool's in one of our kernels is red; all else that fails is skipped."""
+    if code == FOUND and names_kernel(output):
         return {"ok": False, "why": _first_words(output), "output": output[-4000:]}
+    if code == FOUND:
+        return {"skipped": f"the report names no kernel of this project: {_first_words(output)}"}
     if code == 0:
         return {"ok": True, "why": ""}
     end = f"took longer than {CASE_SECONDS:.0f} s" if code is None else f"exit code {code}"
     return {"skipped": f"{end}; {_last_words(output)}"}
+
+
+@cache
+def kernel_names() -> frozenset[str]:
+    """Those of this project's kernels, as their sources have them."""
+    sources = (*ROOT.glob("rwkv_batch/triton_kernels/*.py"), *ROOT.glob("rwkv_batch/cuda_kernels/csrc/*.cu"))
+    found = (name for path in sources for pair in _KERNEL_NAMES.findall(path.read_text()) for name in pair)
+    return frozenset(filter(None, found))
+
+
+def names_kernel(report: str) -> bool:
+    """A line of the tool's names a kernel of this project, before what the host had called."""
+    lines = [line for line in report.splitlines() if line.startswith(_SIGN) and "Host Frame" not in line]
+    return not kernel_names().isdisjoint(re.findall(r"\w+", " ".join(lines)))
 
 
 def _first_words(output: str) -> str:

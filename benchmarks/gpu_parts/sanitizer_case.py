@@ -1,19 +1,21 @@
 """What runs under compute-sanitizer: python -m benchmarks.gpu_parts.sanitizer_case NAME [BACKEND].
 
-NAME is a case of `rwkv_batch.checks`, or "planted error", which writes one number beyond the end of a tensor. The exit
-code is 0 where the kernels ran, whether their numbers are right or not: other parts look at those.
+NAME is a case of `rwkv_batch.checks`, of which the smallest input is run, or "planted error", which writes one number
+beyond the end of a tensor. The exit code is 0 where the kernels ran, whether their numbers are right or not: other
+parts look at those.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import torch
 import triton
 import triton.language as tl
 
-from rwkv_batch.checks.result import OK, WRONG
-from rwkv_batch.checks.worker import check
+from rwkv_batch.checks.cases import cases
+from rwkv_batch.checks.target import Target
 
 from .sanitizer import PLANTED
 
@@ -32,9 +34,12 @@ def main() -> int:
         _write[(1,)](torch.zeros(NUM_NUMBERS, device="cuda"), NUM_NUMBERS)
         torch.cuda.synchronize()
         return 0
-    found = check(name, rest[0], "cuda")
-    print(f"{found['status']}: {found['why']}")
-    return 0 if found["status"] in (OK, WRONG) else 1
+    torch.set_num_threads(1)
+    target = Target(rest[0], torch.device("cuda"))
+    (case,) = (case for case in cases(target) if case.name == name)
+    replace(case, checks=case.checks[:1]).run(target)
+    torch.cuda.synchronize()
+    return 0
 
 
 if __name__ == "__main__":

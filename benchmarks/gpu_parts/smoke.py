@@ -6,31 +6,65 @@ from dataclasses import asdict
 
 import torch
 
-from rwkv_batch.checks import CheckResult, format_table, run_checks
+from rwkv_batch.checks import CheckResult, format_table
 from rwkv_batch.checks.cases import DEMO, Case, cases
+from rwkv_batch.checks.runner import AT_ONCE, Job, run_jobs
 from rwkv_batch.checks.target import Target
+from rwkv_batch.threads import usable_cores
 
 from .context import Context
 
 CASE_SECONDS = 60.0
-"""A kernel that hangs costs no more. What Triton compiles of it is compiled before."""
+"""A kernel that hangs costs no more. It includes the compilation, as the processes of cases share that out."""
 KERNELS = ("triton", "cuda")
-REHEARSED = ("log_normalizer",)
+FIRST = ("wkv7", "sample", "linear", "shift_lerp", "low_rank")
+"""Ops of which every step of the published models consists; for each backend they come before the others."""
+REHEARSED = "log_normalizer"
+
+
+class OutOfTime(Exception):
+    """No result is waited for any more."""
 
 
 def run(context: Context) -> list[str]:
     """Points carry the fields of `CheckResult`."""
+    record = context.record
+    backends = ("reference",) if context.is_rehearsal else KERNELS
+    waiting = {f"{job.name} {job.backend}": job for job in jobs(context, backends)}
+    waiting = {name: job for name, job in waiting.items() if name not in record.points}
 
     def keep(result: CheckResult) -> None:
-        context.record.keep(f"{result.name} {result.backend}", asdict(result) | {"ok": result.is_good})
+        name = f"{result.name} {result.backend}"
+        record.keep(name, asdict(result) | {"ok": result.is_good})
+        del waiting[name]
+        if record.seconds_left <= 0:
+            raise OutOfTime
 
-    if context.is_rehearsal:
-        backends, ops = ("reference",), REHEARSED
-    else:
-        backends = KERNELS
-        ops = tuple({case.op: None for backend in KERNELS for case in kernel_cases(context.device, backend)})
-    found = run_checks([context.device], backends, ops=ops, time_limit=CASE_SECONDS, report=keep)
-    return format_table(found).splitlines()
+    if waiting and record.seconds_left > 0:
+        try:
+            run_jobs(list(waiting.values()), min(AT_ONCE, usable_cores()), keep)
+        except OutOfTime:
+            context.say(f"  no time was left for {len(waiting)} cases")
+    for name in waiting:
+        record.leave_out(name)
+    fields = ({name: value for name, value in point.items() if name in _FIELDS} for point in record.points.values())
+    return format_table(CheckResult(**one) for one in fields).splitlines()
+
+
+_FIELDS = CheckResult.__dataclass_fields__.keys()
+
+
+def jobs(context: Context, backends: tuple[str, ...]) -> list[Job]:
+    """All cases of single ops, those that matter most first."""
+    device = context.device
+    found = [
+        Job(case.name, case.op, backend, str(device), CASE_SECONDS)
+        for backend in backends
+        for case in kernel_cases(device, backend)
+        if not context.is_rehearsal or case.op == REHEARSED
+    ]
+    rank = {op: number for number, op in enumerate(FIRST)}
+    return sorted(found, key=lambda job: (backends.index(job.backend), rank.get(job.op, len(rank))))
 
 
 def kernel_cases(device: torch.device, backend: str) -> list[Case]:

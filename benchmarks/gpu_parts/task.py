@@ -21,10 +21,10 @@ class Task:
         rehearse: tiny sizes on the CPU.
         models: names of models; empty takes the part's own choice.
         batches: numbers of rows; empty takes the part's own choice.
-        earlier: a folder with results of earlier starts; empty where there is none.
         compiled: a folder of compiled kernels; empty takes Triton's own.
         end: when no point is started any more, by `monotonic`, which all processes of a machine share.
         share: (i, n) takes every n-th point from the i-th on; empty takes all.
+        is_brief: the part's time is short: figures are of one round.
         is_dry: run every point once on a small scale, so that kernels are compiled; keep nothing.
         goes_on: points that failed are not tried again.
         forgets: points that were measured are measured again.
@@ -36,10 +36,10 @@ class Task:
     rehearse: bool = False
     models: tuple[str, ...] = ()
     batches: tuple[int, ...] = ()
-    earlier: str = ""
     compiled: str = ""
     end: float = 0.0
     share: tuple[int, ...] = ()
+    is_brief: bool = False
     is_dry: bool = False
     goes_on: bool = False
     forgets: bool = False
@@ -50,6 +50,11 @@ class Task:
         name = f"{self.part}-{self.share[0]}-of-{self.share[1]}" if self.share else self.part
         return Path(self.out, "shares", f"{name}.json") if self.share else Path(self.out, f"{name}.json")
 
+    @property
+    def log(self) -> Path:
+        """What a process that compiles beforehand writes."""
+        return self.path.with_suffix(".log")
+
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
@@ -59,6 +64,5 @@ class Task:
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
     def results_of(self, part: str) -> dict[str, Any] | None:
-        """What a part has left, in this folder or the earlier one."""
-        found = read(Path(self.out, f"{part}.json"))
-        return read(Path(self.earlier, f"{part}.json")) if found is None and self.earlier else found
+        """What a part has left."""
+        return read(Path(self.out, f"{part}.json"))

@@ -160,6 +160,8 @@ def run_jobs(jobs: Iterable[Job], at_once: int, report: Callable[[CheckResult], 
                         report(results[number])
         finally:
             for _, process in running.values():
+                process.send_kill()
+            for _, process in running.values():
                 process.kill()
     return [results[number] for number in sorted(results)]
 

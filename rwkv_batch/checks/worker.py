@@ -22,7 +22,7 @@ _DEVICE_LOST = ("CUDA error", "CUDA_ERROR", "illegal memory access", "unspecifie
 
 def check(name: str, backend: str, device: str) -> dict[str, Any]:
     """Run one case; gives the fields of a `CheckResult` that are known here."""
-    torch.set_num_threads(min(limit_threads(), THREADS))
+    torch.set_num_threads(min(limit_threads(), 1 if device != "cpu" or backend == "reference" else THREADS))
     target = Target(backend, torch.device(device))
     try:
         if target.device.type == "cuda":

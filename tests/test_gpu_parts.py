@@ -139,6 +139,24 @@ def test_smoke_keeps_what_is_known_when_its_time_is_over(tmp_path, monkeypatch):
     assert again.record.left_out == names[3:]
 
 
+def test_smoke_compiles_once_before_its_cases_and_goes_on_where_that_fails(tmp_path, monkeypatch):
+    build, calls = runner.Job("build of Triton's kernels", "build", "triton", "cuda:0", 240.0), []
+
+    def run_jobs(jobs: list, at_once: int, report: Callable) -> None:
+        calls.append((jobs, at_once))
+        for job in jobs:
+            status = TIMEOUT if job.op == "build" else OK
+            report(CheckResult(job.name, job.op, job.backend, job.device, status))
+
+    monkeypatch.setattr(smoke, "builds", lambda jobs: [build])
+    monkeypatch.setattr(smoke, "run_jobs", run_jobs)
+    own = context(tmp_path)
+    smoke.run(own)
+    (building, at_once), (cases, _) = calls
+    assert [(job.name, job.time_limit) for job in building] == [(build.name, smoke.BUILD_SECONDS)]
+    assert at_once == 1 and len(own.record.points) == len(cases)
+
+
 def test_every_case_of_smoke_is_ended_before_one_is_waited_for(monkeypatch):
     told = []
 

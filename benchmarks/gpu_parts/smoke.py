@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
 from rwkv_batch.checks import CheckResult, format_table
 from rwkv_batch.checks.cases import DEMO, Case, cases
-from rwkv_batch.checks.runner import AT_ONCE, Job, run_jobs
+from rwkv_batch.checks.runner import AT_ONCE, Job, builds, run_jobs
 from rwkv_batch.checks.target import Target
 from rwkv_batch.threads import usable_cores
 
 from .context import Context
 
 CASE_SECONDS = 60.0
-"""A kernel that hangs costs no more. It includes the compilation, as the processes of cases share that out."""
+"""A kernel that hangs costs no more."""
+BUILD_SECONDS = 40.0
+"""For one process that compiles Triton's kernels before the cases. What it does not reach is compiled by the cases."""
 KERNELS = ("triton", "cuda")
 FIRST = ("wkv7", "sample", "linear", "shift_lerp", "low_rank")
 """Ops of which every step of the published models consists; for each backend they come before the others."""
@@ -41,6 +43,8 @@ def run(context: Context) -> list[str]:
             raise OutOfTime
 
     if waiting and record.seconds_left > 0:
+        building = [replace(job, time_limit=BUILD_SECONDS) for job in builds(list(waiting.values()))]
+        run_jobs(building, 1, lambda result: context.say(f"  {result.name}: {result.status} {result.why}"))
         try:
             run_jobs(list(waiting.values()), min(AT_ONCE, usable_cores()), keep)
         except OutOfTime:

@@ -4,7 +4,8 @@ An op is a name, a signature and a docstring; op name = module name = function n
 reference beside the model that owns it; fast twins live in the kernel packages. A twin's module also has
 `unsupported_reason(device, dtype, sizes, state_dtype) -> str | None`; where it reads a weight in a layout of its own,
 `pack(weight)`; and, where an optional op may be better off with its definition, `better_left(dtype) -> str | None`.
-`unsupported_reason` may compile: a compiler that fails is found here, and the op goes to the next backend.
+`unsupported_reason` may compile: a compiler that fails is found here, and the op goes to the next backend. Kernels for
+GPUs tell apart what they are not written for: `unsupported_reason.settings`, with the same arguments, never compiles.
 """
 
 from __future__ import annotations

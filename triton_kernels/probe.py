@@ -30,7 +30,7 @@ from .support import Settings, UnsupportedReason
 
 SOURCES = Path(__file__).parent
 FOLDER = "triton_kernels"
-"""Among the caches."""
+"""Of the outcomes, among this package's caches."""
 TIME_LIMIT = 120
 """Seconds for the kernels of one op; a compiler that takes longer is taken to hang."""
 CODE = (
@@ -65,7 +65,7 @@ _known: dict[tuple[str, Target], Outcome] = {}
 _launches: dict[int, str | None] = {}
 """By number of the device: what `launch_failure` found."""
 _launching = Lock()
-"""Held while a launch is tried: Triton's settings are the whole process's."""
+"""Held while a launch is tried, which changes Triton's settings for the whole process."""
 
 
 def probed(op: str, settings: Settings = launch.unsupported) -> UnsupportedReason:
@@ -140,7 +140,7 @@ def launch_failure(index: int) -> str | None:
 def _launch(index: int) -> bool:
     """A kernel wrote its result. What Triton builds for it goes to a new folder inside Triton's cache.
 
-    Libraries are loaded from Triton's cache, but not from every folder for temporary files.
+    A machine may forbid that libraries are loaded from folders for temporary files; Triton loads them from its cache.
     """
     with torch.cuda.device(index):
         _ = triton.runtime.driver.active.utils  # built once for all kernels: this may come from the cache
@@ -150,12 +150,11 @@ def _launch(index: int) -> bool:
         with tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as folder:
             with triton.knobs.cache.scope():
                 triton.knobs.cache.dir = folder
-                _one_kernel[(1,)](out)
+                triton.jit(_write_one)[(1,)](out)  # a new kernel: one that failed may be left unfinished
             return bool(out.item() == 1)
 
 
-@triton.jit
-def _one_kernel(p_out):  # type: ignore[no-untyped-def]
+def _write_one(p_out):  # type: ignore[no-untyped-def]
     tl.store(p_out, 1)
 
 
@@ -187,7 +186,7 @@ def _found(ops: Sequence[str], target: Target) -> dict[str, Outcome]:
 
 @contextmanager
 def _lock() -> Iterator[None]:
-    """For one process at a time; where there is no place for a lock, for each."""
+    """Held by one process at a time; where there is no place for a file to lock, by none."""
     try:
         lock = FileLock(private_folder(FOLDER) / "probe.lock")
         lock.acquire()

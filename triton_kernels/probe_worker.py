@@ -52,7 +52,7 @@ def _end_with(parent: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
-            sys.exit("the process that asked has ended")  # before it could be waited for
+            sys.exit("the process that asked has ended")  # before the call above
 
 
 def _compile(op: str, target: GPUTarget, errors: Path) -> dict[str, Any]:

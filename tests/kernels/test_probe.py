@@ -111,6 +111,15 @@ def test_entries_of_the_path_that_are_no_text_are_passed_on(home, misbehave, mon
     assert outcomes(["wkv4"], HOPPER) == {"wkv4": COMPILED}
 
 
+def test_a_process_group_that_has_ended_may_refuse_to_be_killed(home, misbehave, monkeypatch):
+    def killpg(group, number):
+        raise PermissionError("Operation not permitted")
+
+    misbehave()
+    monkeypatch.setattr(os, "killpg", killpg)
+    assert outcomes(["wkv4"], HOPPER) == {"wkv4": COMPILED}
+
+
 @pytest.mark.parametrize("lacking", ["", None, "folder"])
 def test_a_process_that_cannot_be_started_refuses_every_op(lacking, home, monkeypatch):
     if lacking == "folder":

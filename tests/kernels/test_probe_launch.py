@@ -49,7 +49,7 @@ class Kernel:
 def kernel(tmp_path, monkeypatch) -> Kernel:
     """What is launched on a claimed GPU, in a process that has launched nothing yet."""
     found, zeros = Kernel(), torch.zeros
-    monkeypatch.setattr(probe, "_one_kernel", found)
+    monkeypatch.setattr(triton, "jit", lambda function: found)
     monkeypatch.setattr(probe, "_launches", {})
     monkeypatch.setattr(triton.runtime, "driver", SimpleNamespace(active=SimpleNamespace(utils=None)))
     monkeypatch.setattr(torch.cuda, "device", claimed_gpu.no_guard)
@@ -119,7 +119,7 @@ def launch_failure(tmp_path) -> Callable[..., str]:
             "HOME": str(tmp_path),
             "TRITON_CACHE_DIR": str(tmp_path / "triton"),
             "TRITON_LIBCUDA_PATH": str(tmp_path),
-            "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS))),
+            "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS, *sys.path))),
         }
         code = (
             "import claimed_gpu; claimed_gpu.claim(); from rwkv_batch.triton_kernels import probe; "

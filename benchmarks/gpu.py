@@ -14,13 +14,13 @@ second, with a time limit of 360 s or more:
     set -o pipefail; PYTHONUNBUFFERED=1 python3 -m benchmarks.gpu --plan second --commit HASH --tar $OUT/second.tar.gz \
         2>&1 | tee $OUT/second.log
 
-`first` says whether the GPU computes what it should: parts smoke, limits, correctness, engine-equal and sanitizer.
-The machine can be given back after it, and what is red be repaired without haste. `second` measures: decode, serving,
-prefill and profile, and before them smoke and limits, where the results of this commit do not have them. Unpack
-first.tar.gz in the repository root before the second command: it holds benchmarks/results/CARD. Commit the results only
-after the second command, as HASH must stay the same. Name the same kind of card for both, where the tool chooses one:
-results of another card do not count. A plan ends by itself 45 s before its limit. The tar file is written anew every
-15 s and after every part, so that a command which is stopped leaves what it has.
+`first` says whether the GPU computes what it should: parts smoke, limits, correctness, engine-equal and sanitizer. The
+machine can be given back after it, and faults be repaired before the second command. `second` measures: decode,
+serving, prefill and profile, and before them smoke and limits, where the results of this commit do not have them.
+Unpack first.tar.gz in the repository root before the second command: it holds benchmarks/results/CARD. Commit the
+results only after the second command, as HASH must stay the same. Name the same kind of card for both, where the tool
+chooses one: results of another card do not count. A plan ends by itself 45 s before its limit. The tar file is written
+anew every 15 s and after every part, so that a command which is stopped leaves what it has.
 
 To save most of the time that `second` spends on compiling, see gpu_parts/compile_cache.py, and add --compiled.
 
@@ -33,12 +33,15 @@ Other commands:
 Each part runs in processes of its own and writes its JSON after every point. A part that is stopped, that fails, or
 whose time is over goes on with what is missing when the same command is started again, on the same card and commit. A
 part that is done is skipped, unless --force. A point that takes too long is ended with its process, counts as failed,
-and another process goes on after it: 55 s in most parts; in smoke 60 s a case; in sanitizer 50 s a case; in job and
-peers 400 s a point. A part whose time is over says how many points were not reached. Kernels are compiled beforehand,
-by several processes that go through a part without measuring; shares/*.log has what they write. Nothing asserts a
-speed. The exit code is 1 where a check does not hold or could not be made, and where a part failed or was not started.
-torch, triton and numpy are enough: without safetensors engine-equal leaves out the demo model, and `job` is left out
-where a package is missing that it needs.
+and another process goes on after it: 55 s in most parts, 400 s in job and peers. A case of smoke that takes more than
+60 s is red, one of sanitizer that takes more than 50 s is skipped. A part whose time is over says how many points were
+not reached. A part can be done although points of it failed or are red. Kernels are compiled beforehand, by several
+processes that go through a part without measuring; shares/*.log has what they write. Nothing asserts a speed. The exit
+code is 1 where a check does not hold, where a point of smoke, correctness, engine-equal or sanitizer
+failed or was not reached, and where a part failed or was not started. Points of timed parts that failed or were not
+reached, and of the sanitizer where compute-sanitizer is missing, leave it 0. torch, triton and numpy are enough:
+without safetensors engine-equal leaves out the demo model, and `job` is left out where a package is missing that it
+needs.
 
     smoke         every op of every GPU backend on small inputs against float64, as `rwkv-batch doctor --check` does
     limits        copy bandwidth, bfloat16 and int8 matrix peak, floor of a launch: the denominators of what follows
@@ -67,7 +70,9 @@ Each part prints a table, such as
     1.5B B=256 float32   ......  .....       ..%            ..%        ..%              ....
 
 ("outside replay" is the share of a step in which the device does not replay its graph: small copies, and waiting for
-the host), and what comes last is one line a part:
+the host; float32 and float16 are the dtypes of the states, weights are bfloat16), and what comes last is one line a
+part: how many points there are, how many checks do not hold (red), how many points raised an error or took too long
+(failed), and how many were not reached (left out). As a status, failed says that the part's process ended badly.
 
     part          status  seconds  points  red  failed  left out
     limits        done       ....     ...    0       0         0
@@ -229,7 +234,7 @@ def _pack(path: Path, folder: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.tmp")
     with tarfile.open(unfinished, "w:gz") as archive:
-        for file in sorted((*folder.glob("*.json"), *folder.glob("shares/*.json"))):
+        for file in sorted((*folder.glob("*.json"), *folder.glob("shares/*"))):
             content = file.read_bytes()  # at once, as a process may replace the file meanwhile
             entry = tarfile.TarInfo(str(inside / file.relative_to(folder)))
             entry.size, entry.mtime = len(content), int(time())

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .errors import RwkvBatchError
+from .errors import ConfigurationError, RwkvBatchError
 from .run import EXIT_USAGE, add_arguments, execute
 
 
@@ -67,9 +67,16 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--check",
         action="store_true",
-        help="also check every op on every device, and the demo model; exit code 1 if anything is wrong",
+        help="also check every op on every device, and the demo model: about a minute; the table goes to standard "
+        "output, progress to standard error; exit code 1 if anything is wrong. python -m rwkv_batch.checks checks a "
+        "choice of devices, backends and ops",
     )
-    doctor.add_argument("--at-once", type=int, metavar="N", help="check so many cases at a time; default: what fits")
+    doctor.add_argument(
+        "--at-once",
+        type=int,
+        metavar="N",
+        help="with --check: run N cases at a time; default: as many as cores and free GPU memory allow, at most 16",
+    )
     doctor.set_defaults(command=_doctor)
     return parser
 
@@ -97,6 +104,8 @@ def _report(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from .doctor import build_kernels, check, findings, format_findings
 
+    if options.at_once is not None and not options.check:
+        raise ConfigurationError("--at-once: got it without --check, to which it belongs")
     print(format_findings([*findings(), *(build_kernels() if options.build else ())]))
     if not options.check:
         return 0

@@ -21,6 +21,7 @@ from rwkv_batch.checks.__main__ import main as checks_main
 from rwkv_batch.checks.runner import Job, run_jobs
 from rwkv_batch.cli import main
 from rwkv_batch.cpu_kernels.build import unavailable
+from rwkv_batch.doctor import check
 from rwkv_batch.errors import ConfigurationError
 from rwkv_batch.process import Process
 
@@ -257,6 +258,32 @@ def test_no_case_at_a_time_is_an_error(capsys: pytest.CaptureFixture[str]) -> No
     assert "got 0, expected at least 1" in errors and "got -1, expected at least 1" in errors
 
 
-def test_nothing_to_check_is_an_error() -> None:
-    with pytest.raises(ConfigurationError, match=r"ops \['wkv8'\].*such as wkv7"):
-        run_checks([CPU], ops=["wkv8"])
+def test_names_that_nothing_has_are_errors_before_a_case_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigurationError, match=r"ops: got 'wkv8', expected some of .*wkv7"):
+        run_checks([CPU], ops=["wkv7", "wkv8"])
+    with pytest.raises(ConfigurationError, match=r"backends: got 'cpus', expected some of .*cpu"):
+        run_checks([CPU], ["cpus"])
+    missing = torch.cuda.device_count()
+    for option, value, words in (
+        ("--devices", "gpu", "got 'gpu', expected a device such as cuda:0"),
+        ("--devices", f"cuda:{missing}", f"cuda:{missing} is not there"),
+        ("--backends", "cpus", "invalid choice: 'cpus'"),
+        ("--json", "/nowhere/found.json", "no folder /nowhere"),
+    ):
+        with pytest.raises(SystemExit):
+            checks_main([option, value])
+        assert words in capsys.readouterr().err
+
+
+def test_a_number_of_cases_without_a_check_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--at-once", "2"]) == 2
+    assert "without --check" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("status", "is_right"), [("ok", True), ("refused", False)])
+def test_where_everything_is_refused_nothing_was_checked(
+    status: str, is_right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = CheckResult("wkv7", "wkv7", "triton", "cpu", status)
+    monkeypatch.setattr("rwkv_batch.checks.run_checks", lambda *_, **__: [result])
+    assert check() is is_right

@@ -231,7 +231,7 @@ def reason(error: BaseException) -> str:
 
 
 def is_fatal(error: BaseException) -> bool:
-    """After an illegal access or a failed launch every later call fails as well. Running out of memory passes."""
+    """After an illegal access or a failed launch every later call fails as well; after used-up memory none does."""
     text = str(error)
     return "out of memory" not in text and any(
         sign in text

@@ -22,6 +22,7 @@ from .target import Target
 
 BACKENDS = {"cuda": ("auto", "triton", "cuda", "reference"), "cpu": ("auto", "cpu")}
 """Type of a device → backends that are checked there. On a CPU the definitions are what is compared with."""
+ALL_BACKENDS = (*BACKENDS["cuda"], "cpu")
 AT_ONCE = 16
 BYTES_OF_PROCESS = 2 << 30
 """Memory of a GPU that a case may take, with the driver's own."""
@@ -85,23 +86,25 @@ def run_checks(
         One result for each case, in the order in which they were started.
 
     Raises:
-        ConfigurationError: no backend of these names has ops of these names, or `at_once` is below 1.
+        ConfigurationError: a backend or an op is unknown, or `at_once` is below 1.
     """
     if at_once is not None and at_once < 1:
         raise ConfigurationError(f"cases at once: got {at_once}, expected at least 1")
+    for backend in backends or ():
+        if backend not in ALL_BACKENDS:
+            raise ConfigurationError(f"backends: got {backend!r}, expected some of {', '.join(ALL_BACKENDS)}")
     found, say = all_devices() if devices is None else list(devices), report or (lambda _: None)
     targets = [Target(backend, device) for device in found for backend in backends or BACKENDS.get(device.type, ())]
+    there = [(target, case) for target in targets for case in cases(target)]
+    known = dict.fromkeys(case.op for _, case in there)
+    for op in ops or ():
+        if op not in known:
+            raise ConfigurationError(f"ops: got {op!r}, expected some of {', '.join(known) or 'none'}")
     jobs = [
         Job(case.name, case.op, target.backend, str(target.device), time_limit * (DEMO_TIMES if case.op == DEMO else 1))
-        for target in targets
-        for case in cases(target)
+        for target, case in there
         if ops is None or case.op in ops
     ]
-    if not jobs:
-        raise ConfigurationError(
-            f"nothing to check: got devices {[str(device) for device in found]}, backends {backends} and ops {ops}; "
-            f"expected backends among {', '.join(BACKENDS['cuda'])}, cpu, and ops such as wkv7, linear and {DEMO}"
-        )
     jobs.sort(key=lambda job: job.op != DEMO)  # they take longest
     return run_jobs(builds(jobs), 1, say) + run_jobs(jobs, at_once or most_at_once(found), say)
 

@@ -81,7 +81,7 @@ def outcome(found: Checks) -> dict[str, Any]:
 
 
 def is_lost(error: BaseException) -> bool:
-    """After an illegal access or a failed launch no call works on the device. Running out of memory passes."""
+    """After an illegal access or a failed launch no call works on the device; after used-up memory all do."""
     text = str(error)
     return "out of memory" not in text and any(sign in text for sign in _DEVICE_LOST)
 

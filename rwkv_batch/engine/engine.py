@@ -55,7 +55,8 @@ class Engine:
         prefix_sharing: compute prefixes that several rows share once. Samples of one row always share theirs.
         prefix_host_bytes: host memory for states of shared prefixes, when there are more than slots.
         run_ahead: None does so where the device has a queue of its own.
-        decode_graphs: record decode steps and replay them; None does so where the device can and all ops are kernels.
+        decode_graphs: record decode steps and replay them; None does so on a CUDA device where Triton serves every op
+            of the model and `sample`, and where the layers are not placed apart.
     """
 
     def __init__(
@@ -179,7 +180,7 @@ class Engine:
         return in_flight
 
     def _timed(self, whole_step: bool) -> AbstractContextManager[None]:
-        """Times a forward pass: where one takes as long as its call, by that, and by the step where it runs ahead."""
+        """Times forward passes: the model's call where it returns when it is done, the step where that runs ahead."""
         return self.stats.timed_forward() if whole_step == self._run_ahead else nullcontext()
 
     def _take_in(self, keep: int) -> None:
@@ -297,9 +298,9 @@ class Engine:
         self.scheduler.add_first(Sequence(work, parent) for work in works)
 
     def _refill(self, source: Source) -> None:
-        """Queue the next window of requests, while some of the last one still wait: at the end, short ones fill up.
+        """Queue the next window of requests while less than half a window waits: at the end, short ones fill slots.
 
-        Only an idle engine waits for a window, and only where nobody waits is a part of one taken.
+        The engine waits for its source only where it is idle. An incomplete window is taken only where nobody waits.
         """
         if source.is_ended or self._num_waiting >= self.window // 2:
             return

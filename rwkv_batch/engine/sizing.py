@@ -118,7 +118,7 @@ def plan_memory(
         wanted = plan(tightest, max_batch_size or 1, tokens)
         raise CapacityError(
             f"not enough memory: {wanted}, of which {MEMORY_SHARE:.0%} may be used. Use fewer slots (max_batch_size), "
-            "quantization: int8, a smaller model or a larger machine"
+            "fewer tokens of a step (max_batch_tokens), quantization: int8, a smaller model or a larger machine"
         )
     slots = min(slots, fitting[tightest], max_batch_tokens or slots)
     return plan(tightest, slots, max_batch_tokens or slots + prompt_tokens)

@@ -1,8 +1,9 @@
 """Launches every kernel on a card that is not there, and prints what Triton made of each call as lines of JSON.
 
-    python launch_worker.py ARCHITECTURE ... [--models 0.1B ...] [--tokens 1 16 ...] [--ops wkv7 ...] [--time]
-    python launch_worker.py ARCHITECTURE ... --large
+    PYTHONPATH=.:tests python tests/kernels/launch_worker.py 90 [--models 0.1B ...] [--tokens 1 16 ...] [--ops wkv7 ...]
+    PYTHONPATH=.:tests python tests/kernels/launch_worker.py 90 --large
 
+90 stands for sm_90; several cards can be named.
 The second form launches one kernel that needs more shared memory than some cards have. With `--time` the host's time
 of a call is measured too, in microseconds: that of its checks, allocations and launches.
 A process of its own: a process that interprets kernels cannot compile them.

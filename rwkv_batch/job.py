@@ -53,8 +53,8 @@ def check_job(job: JobConfig, shard: Shard, stop: StopSignals) -> str:
     """
     with stop.interruptible():
         prepared = prepare(job, partial(_inspect_model, apart=True))
-        compare_job(LocalStorage(prepared.folders.file("tmp")), prepared.folders, prepared.document)
-        return "\n".join(describe(prepared, shard))
+        started = compare_job(LocalStorage(prepared.folders.file("tmp")), prepared.folders, prepared.document)
+        return "\n".join(describe(prepared.started_as(started) if started else prepared, shard))
 
 
 def run_job(job: JobConfig, shard: Shard, stop: StopSignals) -> Outcome:
@@ -72,7 +72,7 @@ def run_job(job: JobConfig, shard: Shard, stop: StopSignals) -> Outcome:
         prepared = prepare(job, _inspect_model)
     folders = prepared.folders
     storage = LocalStorage(folders.file("tmp"))
-    open_job(storage, folders, prepared.document)
+    prepared = prepared.started_as(open_job(storage, folders, prepared.document))
     storage.sweep()
     with EventLog(folders.file(shard.file_name("log", "jsonl")), shard=str(shard)) as log:
         run = _Run(prepared, shard, stop, storage, log)

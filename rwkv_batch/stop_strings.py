@@ -57,7 +57,7 @@ class StopStrings:
 class StopMatch(NamedTuple):
     """A stop string that has ended a text."""
 
-    index: int  # type: ignore[assignment]  # hides the method of tuples
+    row: int
     """Place of the token that completed it, among those pushed together."""
     stop_string: str
     text_bytes: int

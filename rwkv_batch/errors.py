@@ -39,6 +39,13 @@ class BackendError(RwkvBatchError):
     """A backend that was named explicitly cannot serve an operation; the message lists every reason."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal asked a job to end. What it had finished is committed; the same job, started again, goes on.
+
+    Like KeyboardInterrupt, of which it is one kind, it is no `Exception`: nothing on the way mistakes it for a failure.
+    """
+
+
 class RowError(RwkvBatchError, ValueError):
     """One row is bad; all others are served.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -54,6 +54,15 @@ class Prepared:
     folders: Folders
     document: dict[str, Any]
     model: Any
+
+    def started_as(self, document: dict[str, Any]) -> Prepared:
+        """The same job under the fingerprint that its job.json records.
+
+        Args:
+            document: what job.json says.
+        """
+        footer = {**self.form.footer, "fingerprint": document["fingerprint"]}
+        return replace(self, document=document, form=replace(self.form, footer=footer))
 
     def read_passed(self, unit: Unit) -> Iterator[pa.RecordBatch]:
         """A unit's rows with the columns that its part repeats."""

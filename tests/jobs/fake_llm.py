@@ -102,13 +102,16 @@ class Stats:
     occupancy: Any = field(default_factory=Occupancy)
 
 
-def inspect_model(model: str, *, tokenizer: str | None = "auto", dtype: str = "auto", **_: Any) -> Summary:
+def inspect_model(
+    model: str, *, tokenizer: str | None = "auto", dtype: str = "auto", init_state: str | None = None, **_: Any
+) -> Summary:
     if model == "broken":
         raise CheckpointError("broken: is no checkpoint")
     if model == "huge":
         raise CapacityError("huge: needs 900 GiB, the device has 1 GiB")
     resolved = "float32" if dtype == "auto" else dtype
-    return Summary(None if tokenizer is None else Tokenizer(), hashlib.sha256(model.encode()).hexdigest(), resolved)
+    fingerprint = hashlib.sha256(f"{model} {init_state}".encode()).hexdigest()
+    return Summary(None if tokenizer is None else Tokenizer(), fingerprint, resolved)
 
 
 def hold() -> None:

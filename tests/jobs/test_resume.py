@@ -104,6 +104,8 @@ def changed(job: Job, capsys: pytest.CaptureFixture[str], *arguments: str) -> st
         ("input.max_prompt_tokens=99", "input.max_prompt_tokens: null when it was started, 99 now"),
         ("input.columns.prompt=id", 'input.columns.prompt: "prompt" when it was started, "id" now'),
         ("output.token_ids=true", "output.columns: "),
+        ("output.logprobs=true", "output.columns: "),
+        ("model.init_state=other.pth", "model.fingerprint: "),
         ("output.input_columns=none", "output.columns: "),
         ("output.rows_per_part=7", "output.rows_per_part: 10 when it was started, 7 now"),
         ("input.limit=20", "input.limit: null when it was started, 20 now"),

@@ -202,7 +202,7 @@ def test_shared_prefixes_change_no_bit_in_float32(slots, host_gib, where):
 
 
 def test_a_wrong_budget_for_prefixes_is_refused(path):
-    with pytest.raises(ConfigurationError, match="^prefix_host_gib: got -1, expected a number of GiB from 0"):
+    with pytest.raises(ConfigurationError, match=r"^prefix_host_gib: got -1, expected a number of GiB from 0"):
         LLM(path, prefix_host_gib=-1)
 
 
@@ -300,7 +300,7 @@ def test_without_a_tokenizer_ids_go_in_and_out(path):
         (dict(state_dtype="bfloat16"), ConfigurationError, "^state_dtype: got 'bfloat16'"),
         (dict(ln_x_eps=-1.0), ConfigurationError, "^ln_x_eps: got -1.0"),
         (dict(max_batch_size=0), ConfigurationError, "^max_batch_size: got 0"),
-        (dict(max_batch_size=8, max_batch_tokens=4), ConfigurationError, "^max_batch_tokens: .*at least max_batch_size"),
+        (dict(max_batch_size=8, max_batch_tokens=4), ConfigurationError, "^max_batch_tokens: got 4, expected at least"),
         (dict(max_batch_size=10**9), CapacityError, "not enough memory"),
         (dict(init_state="nowhere.pth"), CheckpointError, "^init_state: nowhere.pth is not a file"),
         (dict(backend="cuda"), BackendError, "backend 'cuda' cannot serve this model"),

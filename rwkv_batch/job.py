@@ -15,7 +15,7 @@ from .data.commit import JobFiles, Part
 from .data.dry_run import describe
 from .data.events import EventLog, machine
 from .data.plan import Shard, Unit, parse_shard
-from .data.prepare import Prepared, model_arguments, prepare
+from .data.prepare import Prepared, named_as_in_jobs, prepare
 from .data.progress import Progress
 from .data.report import summarise, write_report
 from .data.state import Folders, compare_job, open_job
@@ -150,7 +150,7 @@ class _Run:
         """Load the model and make the parts of these units."""
         job = self._prepared.job
         with self._stop.interruptible():
-            llm = _load_model(job)
+            llm = _load_model(self._prepared)
         self._log("model", model=llm.describe())
         writer = Writer(self._files, self._prepared.read_passed, job.output.flush_seconds, self._log)
         with self._progress(missing, writer, llm), writer, self._stop.interruptible():
@@ -158,8 +158,6 @@ class _Run:
             with closing(served_rows(self._prepared, llm, requests)) as served:
                 for key, records in served:
                     writer.add(key.unit, key.row, records)
-                    if records[0]["status"] == "error" and job.run.on_row_error == "stop":
-                        break
 
     def finish(self) -> Outcome:
         """Look at all parts, and where none is missing say so: whoever is last finds the job complete."""
@@ -207,17 +205,19 @@ def _inspect_model(**arguments: Any) -> Any:
     return inspect_model(**arguments)
 
 
-def _load_model(job: JobConfig) -> Any:
+def _load_model(prepared: Prepared) -> Any:
     from .llm import LLM
 
-    engine = job.engine
-    return LLM(
-        **model_arguments(job),
-        prefix_sharing=engine.prefix_sharing,
-        prefix_host_gib=engine.prefix_host_gib,
-        batch_invariant=engine.batch_invariant,
-        seed=job.sampling.seed or 0,
-    )
+    job, engine = prepared.job, prepared.job.engine
+    with named_as_in_jobs():
+        return LLM.from_summary(
+            prepared.model,
+            prefix_sharing=engine.prefix_sharing,
+            prefix_host_gib=engine.prefix_host_gib,
+            batch_invariant=engine.batch_invariant,
+            seed=job.sampling.seed or 0,
+            max_prompt_tokens=job.input.max_prompt_tokens,
+        )
 
 
 def _shown(job: JobConfig) -> dict[str, Any]:

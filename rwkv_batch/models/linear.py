@@ -142,7 +142,7 @@ def make_linear(
         CheckpointError: the matrix can't be quantised.
     """
     if quantization not in QUANTIZATIONS:
-        raise ConfigurationError(f"quantization: got {quantization!r}, expected null, 'int8' or 'w8a8'")
+        raise ConfigurationError(f"got {quantization!r}, expected null, 'int8' or 'w8a8'", setting="quantization")
     if quantization == "int8":
         return Mm8Linear(checkpoint.as_mm8(name, device).scaled(scale), device, ops or DEFINITIONS)
     weight = checkpoint.tensor(name)

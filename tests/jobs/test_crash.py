@@ -20,6 +20,7 @@ from rwkv_batch.data.commit import JobFiles
 from rwkv_batch.data.plan import Unit
 from rwkv_batch.data.prepare import Prepared, prepare
 from rwkv_batch.data.storage import LocalStorage
+from rwkv_batch.rows import GenerateRow
 
 from .conftest import Job
 
@@ -37,13 +38,13 @@ def small(job: Job) -> Job:
 def served(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows that the engine serves in this process."""
     rows: list[int] = []
-    original = fake_llm.LLM._generate
+    original = fake_llm.Serving._complete
 
-    def generate(self: Any, row: Any) -> Any:
-        rows.append(row.row)
-        return original(self, row)
+    def complete(self: Any, row: Any) -> None:
+        rows.append(row.row.row)
+        original(self, row)
 
-    monkeypatch.setattr(fake_llm.LLM, "_generate", generate)
+    monkeypatch.setattr(fake_llm.Serving, "_complete", complete)
     return rows
 
 
@@ -229,13 +230,14 @@ def test_segments_are_dropped_after_their_part_is_safe(small: Job) -> None:
 
 def commit_all(ready: Prepared, files: JobFiles, unit: Unit, rows: Any) -> None:
     """One segment with these rows, as a run of the job would commit them."""
-    llm = fake_llm.LLM()
-    from rwkv_batch.data.results import completed_row
+    from rwkv_batch.data.stream import _records
 
-    records = []
-    for row in rows:
-        output = llm._generate(fake_llm.GenerateRow(None, row, f"prompt {row}", ready.job.sampling))
-        records += [{"row": row, **record} for record in completed_row(output)]
+    llm = fake_llm.LLM.from_summary(ready.model)
+    some = [GenerateRow(None, row, f"prompt {row}", ready.job.sampling) for row in rows]
+    finished = [row for rows in llm.serving.run([some]) for row in rows]
+    records = [
+        {"row": row.row.row, **record} for row in finished for record in _records(ready, llm.tokenizer, row)
+    ]
     files.commit(unit, records)
 
 

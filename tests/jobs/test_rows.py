@@ -47,7 +47,7 @@ def test_token_ids(job: Job) -> None:
     job.input(prompt_token_ids=column).set(model__tokenizer=None, input__max_prompt_tokens=2)
     assert job.run() == 3
     assert codes(job) == [None, "null_prompt", None, "token_out_of_range", "token_out_of_range", "bad_type"]
-    assert [row["prompt_tokens"] for row in job.rows()] == [2, None, 0, 0, 0, None]
+    assert [row["prompt_tokens"] for row in job.rows()] == [2, None, 0, None, None, None]
 
 
 def test_messages(job: Job) -> None:
@@ -194,12 +194,12 @@ def test_a_wrong_cell_in_an_object_is_named(job: Job) -> None:
 def test_jsonl_stop_and_logit_bias_reach_the_engine(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     served = {}
 
-    def sample(self: fake_llm.LLM, row: fake_llm.GenerateRow, index: int, seed: int) -> Any:
-        served[row.prompt] = row.params
-        return original(self, row, index, seed)
+    def complete(self: fake_llm.Serving, row: Any) -> None:
+        served[row.row.prompt] = row.row.params
+        original(self, row)
 
-    original = fake_llm.LLM._sample
-    monkeypatch.setattr(fake_llm.LLM, "_sample", sample)
+    original = fake_llm.Serving._complete
+    monkeypatch.setattr(fake_llm.Serving, "_complete", complete)
     job.lines(
         '{"prompt": "a", "sampling": {"stop": "x", "logit_bias": {"7": -1}}}',
         '{"prompt": "b", "sampling": {"stop": ["y", "z"], "logit_bias": {"8": 2.5}}}',

@@ -30,18 +30,18 @@ ERRORS = ("BackendError", "CapacityError", "CheckpointError", "ConfigurationErro
 def fails_first(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[], None]], None]]:
     """Makes the engine call a function before its fifth row, once. Handlers of signals are put back."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    original = fake_llm.LLM._generate
+    original = fake_llm.Serving._complete
 
     def install(act: Callable[[], None]) -> None:
         rows: list[int] = []
 
-        def generate(self: Any, row: Any) -> Any:
-            rows.append(row.row)
+        def complete(self: Any, row: Any) -> None:
+            rows.append(row.row.row)
             if len(rows) == 5:
                 act()
-            return original(self, row)
+            original(self, row)
 
-        monkeypatch.setattr(fake_llm.LLM, "_generate", generate)
+        monkeypatch.setattr(fake_llm.Serving, "_complete", complete)
 
     yield install
     for number, handler in before.items():

@@ -194,9 +194,7 @@ class RequestBuilder:
         for i, ids in enumerate(continuations):
             if len(ids) > 1 or (len(ids) and is_single):
                 prompt, last = np.concatenate((context, ids[:-1])), (int(ids[-1]),)
-                requests.append(
-                    Request(key, prompt, params, 0, row.row, 1 + i, score_start=start, next_token_ids=last)
-                )
+                requests.append(Request(key, prompt, params, 0, row.row, 1 + i, score_start=start, next_token_ids=last))
         if not is_single and (firsts or row.prompt_logprobs is not None):
             params = _score_params(top, row.prompt_logprobs)
             start_of_context = None if row.prompt_logprobs is None else 1

@@ -98,9 +98,10 @@ class ServingCall(Iterator[list[Finished]]):
             if self._lists is None:
                 if self._start is None:
                     raise StopIteration
+                self._turns.check()
+                self._rows = rows = self._start()  # before its turn: from then on `abort` finds them
                 self._turns.take(self)
-                self._rows = self._start()
-                self._lists = self._rows.serve()
+                self._lists = rows.serve()
             self._turns.check()
             self.is_busy = True
             return next(self._lists)

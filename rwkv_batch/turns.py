@@ -14,8 +14,8 @@ _LOOK_SECONDS = 0.5
 
 
 LEFT_OPEN = (
-    "an iterator of this LLM was left open, and is closed by a new call: the results that it had not given are lost; use "
-    "up an iterator, or close it, before the next call"
+    "an iterator of this LLM was left open, and is closed by a new call: the results that it had not given are lost; "
+    "use up an iterator, or close it, before the next call"
 )
 
 

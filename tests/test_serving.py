@@ -208,13 +208,12 @@ def test_a_running_row_that_is_aborted_gives_the_tokens_it_has(serving):
 
 
 def test_all_samples_of_a_row_are_aborted(serving):
-    lists = serving.run([[row("long", SamplingParams(n=6, max_tokens=1500, ignore_eos=True)), row("short")]])
+    lists = serving.run([[row("long", SamplingParams(n=3, max_tokens=1500, ignore_eos=True)), row("short")]])
     found = next(lists)
     assert [one.key for one in found] == ["short"]
     serving.abort("long")
     ((several,),) = lists
-    assert [completion.finish_reason for completion in several.completions] == ["abort"] * 6
-    assert [len(completion.token_ids) > 0 for completion in several.completions] == [True] * 4 + [False] * 2 or True
+    assert [completion.finish_reason for completion in several.completions] == ["abort"] * 3
 
 
 def test_rows_that_wait_and_rows_that_have_not_come_can_be_aborted():
@@ -247,7 +246,7 @@ def test_a_row_to_score_that_is_aborted_is_an_error_row(serving):
 
     def batches():
         assert gate.wait(60)
-        yield [ScoreRow("scored", 0, [1], [[2, 3], [4]]), row("other")]
+        yield [ScoreRow("scored", 0, [1] * 200, [[2, 3], [4]]), row("other")]
 
     lists = serving.run(batches())
 
@@ -395,7 +394,7 @@ def test_rows_cannot_be_made_by_the_model_that_serves_them():
         serve(serving, [row("nested")])
 
     with pytest.raises(RuntimeError, match="waits for this one"):
-        serve(serving, *[], batches=batches()) if False else list(serving.run(batches()))
+        list(serving.run(batches()))
     engine.check_integrity()
     assert list(serve(serving, [row("next")])) == ["next"]
 
@@ -428,7 +427,7 @@ def test_an_interrupt_while_waiting_leaves_nothing_behind(serving):
     holder = threading.Thread(target=hold)
     holder.start()
     is_open.wait()
-    threading.Timer(0.1, signal.raise_signal if False else os.kill, (os.getpid(), signal.SIGINT)).start()
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         serve(serving, [row("interrupted")])
     may_close.set()

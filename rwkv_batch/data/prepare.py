@@ -23,11 +23,8 @@ from .results import output_schema, result_schema
 from .rows import RowParser
 from .state import Folders, check_folders
 
-
 SETTINGS = {
-    **{
-        name: f"model.{name}" for name in ("tokenizer", "dtype", "quantization", "strategy", "init_state", "ln_x_eps")
-    },
+    **{name: f"model.{name}" for name in ("tokenizer", "dtype", "quantization", "strategy", "init_state", "ln_x_eps")},
     **{
         name: f"engine.{name}"
         for name in ("device", "backend", "max_batch_size", "max_batch_tokens", "state_dtype", "prefix_host_gib")

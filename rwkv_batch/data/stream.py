@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from ..outputs import CompletionOutput, RequestOutput, ScoreOutput
-from ..rows import ErrorRow, GenerateRow, ScoreRow
+from ..rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
 from .commit import JobFiles
 from .plan import Unit
 from .prepare import Prepared
 from .results import Record, completed_row, failed_row, scored_row
 from .rows import RowKey
 from .writer import Writer
+
+if TYPE_CHECKING:
+    from ..engine.logprobs import TokenScores
+    from ..engine.request import Completion
 
 
 def missing_rows(
@@ -50,36 +55,32 @@ def served_rows(
                 yield row.key, _records(prepared, llm.tokenizer, row)
 
 
-def _records(prepared: Prepared, tokenizer: Any, row: Any) -> list[Record]:
+def _records(prepared: Prepared, tokenizer: Any, row: RowInFlight | ErrorRow) -> list[Record]:
     if isinstance(row, ErrorRow):
         return failed_row(prepared.job.task, row.error)
     if row.scoring is not None:
-        outputs = [
-            ScoreOutput(
-                float(scores.logprobs.sum()),
-                bool(scores.is_greedy.all()),
-                scores.logprobs.tolist(),
-                len(scores),
-                ids.tolist(),
-            )
-            for ids, scores in zip(row.scoring.continuations, row.scoring.of_continuations(row.completions))
-        ]
-        return scored_row(outputs, "choices" in prepared.columns.parts)
-    outputs = []
-    for i, found in enumerate(row.completions):
-        ids = found.token_ids.tolist()
-        text = b"".join(tokenizer.token_bytes[j] or b"" for j in ids[: found.text_tokens]) if tokenizer else b""
-        outputs.append(
-            CompletionOutput(
-                i,
-                text[: found.text_bytes].decode(errors="replace"),
-                ids,
-                float(found.token_logprobs.sum()),
-                None,
-                found.finish_reason,
-                found.stop_reason,
-                found.token_logprobs.tolist(),
-            )
-        )
-    prompt = list(row.completions[0].request.prompt_token_ids)
-    return completed_row(RequestOutput(None, prompt, None, outputs))
+        found = zip(row.scoring.continuations, row.scoring.of_continuations(row.completions), strict=True)
+        scores = [_score(ids.tolist(), scores) for ids, scores in found]
+        return scored_row(scores, "choices" in prepared.columns.parts)
+    outputs = [_output(tokenizer, index, completion) for index, completion in enumerate(row.completions)]
+    return completed_row(RequestOutput(None, list(row.requests[0].prompt_token_ids), None, outputs))
+
+
+def _score(ids: list[int], scores: TokenScores) -> ScoreOutput:
+    logprobs = scores.logprobs.tolist()
+    return ScoreOutput(math.fsum(logprobs), bool(scores.is_greedy.all()), logprobs, len(ids), ids)
+
+
+def _output(tokenizer: Any, index: int, found: Completion) -> CompletionOutput:
+    ids, logprobs = found.token_ids.tolist(), found.token_logprobs.tolist()
+    text = b"".join(tokenizer.token_bytes[i] or b"" for i in ids[: found.text_tokens]) if tokenizer else b""
+    return CompletionOutput(
+        index,
+        text[: found.text_bytes].decode(errors="replace"),
+        ids,
+        math.fsum(logprobs),
+        None,
+        found.finish_reason,
+        found.stop_reason,
+        logprobs,
+    )

@@ -235,9 +235,7 @@ def commit_all(ready: Prepared, files: JobFiles, unit: Unit, rows: Any) -> None:
     llm = fake_llm.LLM.from_summary(ready.model)
     some = [GenerateRow(None, row, f"prompt {row}", ready.job.sampling) for row in rows]
     finished = [row for rows in llm.serving.run([some]) for row in rows]
-    records = [
-        {"row": row.row.row, **record} for row in finished for record in _records(ready, llm.tokenizer, row)
-    ]
+    records = [{"row": row.row.row, **record} for row in finished for record in _records(ready, llm.tokenizer, row)]
     files.commit(unit, records)
 
 

@@ -11,6 +11,7 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 
 import rwkv_batch.job
@@ -19,17 +20,18 @@ from rwkv_batch.config import load_job
 from rwkv_batch.data.plan import Shard
 from rwkv_batch.data.stopping import StopSignals
 from rwkv_batch.data.writer import Writer
-from rwkv_batch.detokenizer import Detokenizer
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.host_copy import HostCopy
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.slot_tables import Vocabulary
+from rwkv_batch.engine.source import Pulled
 from rwkv_batch.models.architecture import StateField
 from rwkv_batch.models.model import Model
 from rwkv_batch.models.placement import Placement
 from rwkv_batch.ops import OpTable
 from rwkv_batch.prefetch import Prefetch
 from rwkv_batch.sampling_params import SamplingParams
+from rwkv_batch.stop_strings import StopMatcher, StopStrings
 
 from .cases import ALTERNATIVES, STOPS, Case, questions
 from .clocks import Watched
@@ -42,7 +44,7 @@ SERVE = (rwkv_batch.job._Run, "serve")
 LOAD = (rwkv_batch.job, "_load_model")
 WATCHED = (
     Watched(Engine, "_admit", "admission", perf_counter),
-    Watched(Detokenizer, "push", "detokenizing, stop strings", perf_counter),
+    Watched(StopMatcher, "push", "stop strings", perf_counter),
 )
 WATCHED_OF_JOB = (
     *WATCHED,
@@ -100,6 +102,7 @@ def new_engine(case: Case, device: SimulatedDevice, recorded: bool) -> Engine:
         max_batch_tokens=case.max_batch_tokens,
         run_ahead=True,
         decode_graphs=recorded,
+        new_stop_matcher=partial(StopMatcher, TOKEN_BYTES),
     )
 
 
@@ -115,40 +118,33 @@ def requests(case: Case, prompts: list[list[int]]) -> list[Any]:
         logprobs=ALTERNATIVES if case.feature == "logprobs" else None,
         **case.penalties,
     )
-    monitor = None
-    if case.feature == "stop":
-        monitor = partial(Detokenizer, TOKEN_BYTES, STOPS)
+    stops = StopStrings(STOPS) if case.feature == "stop" else None
+    arrays = [np.array(prompt, np.int32) for prompt in prompts]
     return [
-        [Request(row, prompt, params, row=row, sample=i, new_monitor=monitor) for i in range(case.n)]
-        for row, prompt in enumerate(prompts)
+        [Request(row, prompt, params, row=row, sample=i, stop_strings=stops) for i in range(case.n)]
+        for row, prompt in enumerate(arrays)
     ]
 
 
 def _scoring(row: int, text: str, texts: list[str], answer: int) -> list[Request]:
-    context, *choices = ([byte + 1 for byte in one.encode()] for one in (text, *texts))
+    context, *choices = (np.frombuffer(one.encode(), np.uint8).astype(np.int32) + 1 for one in (text, *texts))
     params = SamplingParams(max_tokens=0)
-    scored = [
-        Request(
-            row,
-            context + ids[:-1],
-            params,
-            row=row,
-            sample=1 + i,
-            score_start=len(context) + 1,
-            next_token_ids=(ids[-1],),
-        )
-        for i, ids in enumerate(choices)
-    ]
-    return [*scored, Request(row, context, params, row=row, next_token_ids=tuple(ids[0] for ids in choices))]
+    scored = []
+    for i, ids in enumerate(choices):
+        prompt, last = np.concatenate((context, ids[:-1])), (int(ids[-1]),)
+        start = len(context) + 1
+        scored.append(Request(row, prompt, params, row=row, sample=1 + i, score_start=start, next_token_ids=last))
+    firsts = tuple(int(ids[0]) for ids in choices)
+    return [*scored, Request(row, context, params, row=row, next_token_ids=firsts)]
 
 
 def complete(engine: Engine, items: Iterable[Any]) -> Iterator[Any]:
-    return engine.generate(items)
+    return engine.generate(Pulled(items))
 
 
 def num_tokens(completion: Any) -> int:
     """Sampled or scored."""
-    return len(completion.token_ids) + len(completion.prompt_scores)
+    return sum(map(len, (completion.token_ids, completion.prompt_scores or (), completion.next_scores or ())))
 
 
 @contextmanager

@@ -42,7 +42,7 @@ SERVE = (rwkv_batch.job._Run, "serve")
 LOAD = (rwkv_batch.job, "_load_model")
 WATCHED = (
     Watched(Engine, "_admit", "admission", perf_counter),
-    Watched(Detokenizer, "push", "detokenizing, stop strings", perf_counter),
+    Watched(Detokenizer, "push", "stop strings", perf_counter),
 )
 WATCHED_OF_JOB = (
     *WATCHED,

@@ -110,8 +110,8 @@ class Measurer:
         parts = {name: counted[f"{name}_seconds"] for name in PHASES if counted.get(f"{name}_seconds")}
         threads = {name: value for name, value in clocks.seconds.items() if name.startswith("thread")}
         parts |= {name: value for name, value in clocks.seconds.items() if name not in threads}
-        if "detokenizing, stop strings" in clocks.seconds and "commit" in parts:
-            parts["commit"] -= clocks.seconds["detokenizing, stop strings"]
+        if "stop strings" in clocks.seconds and "commit" in parts:
+            parts["commit"] -= clocks.seconds["stop strings"]
         parts["rest"] = spent["wall"] - sum(parts.values())
         return {
             "tokens_per_second": tokens / spent["wall"],

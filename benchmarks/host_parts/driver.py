@@ -147,6 +147,11 @@ def num_tokens(completion: Any) -> int:
     return sum(map(len, (completion.token_ids, completion.prompt_scores or (), completion.next_scores or ())))
 
 
+def num_transfers(engine: Engine) -> int:
+    """From the host to the device, since the engine was made."""
+    return engine._uploader.num_transfers
+
+
 @contextmanager
 def free_jobs(device: SimulatedDevice, recorded: bool) -> Iterator[list[Engine]]:
     """Jobs load a model that costs nothing; yields the engines that they make."""

@@ -20,10 +20,12 @@ from rwkv_batch.data.plan import Shard
 from rwkv_batch.data.stopping import StopSignals
 from rwkv_batch.data.writer import Writer
 from rwkv_batch.detokenizer import Detokenizer
+from rwkv_batch.engine import engine, in_flight, sampler, slot_tables, step_input
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.host_copy import HostCopy
 from rwkv_batch.engine.request import Request
-from rwkv_batch.engine.slot_tables import Vocabulary
+from rwkv_batch.engine.slot_tables import SlotTables, Vocabulary
+from rwkv_batch.models import rows
 from rwkv_batch.models.architecture import StateField
 from rwkv_batch.models.model import Model
 from rwkv_batch.models.placement import Placement
@@ -149,6 +151,31 @@ def complete(engine: Engine, items: Iterable[Any]) -> Iterator[Any]:
 def num_tokens(completion: Any) -> int:
     """Sampled or scored."""
     return len(completion.token_ids) + len(completion.prompt_scores)
+
+
+class _Transfers:
+    """Counts what would go from the host to a device: this version has no counter of its own."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        SlotTables._write = staticmethod(self._counted(SlotTables._write))  # type: ignore[method-assign]
+        for module in (engine, in_flight, rows, sampler, slot_tables, step_input):
+            module.upload = self._counted(module.upload)
+
+    def _counted(self, function: Any) -> Any:
+        def counted(*args: Any) -> Any:
+            self.count += 1
+            return function(*args)
+
+        return counted
+
+
+_TRANSFERS = _Transfers()
+
+
+def num_transfers(engine: Engine) -> int:
+    """From the host to a device, since the process was started."""
+    return _TRANSFERS.count
 
 
 @contextmanager

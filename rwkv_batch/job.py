@@ -18,10 +18,11 @@ from .data.plan import Shard, Unit, parse_shard
 from .data.prepare import Prepared, named_as_in_jobs, prepare
 from .data.progress import Progress
 from .data.report import summarise, write_report
+from .data.results import Results
 from .data.state import Folders, compare_job, open_job
 from .data.stopping import StopSignals
 from .data.storage import LocalStorage, Storage
-from .data.stream import missing_rows, served_rows
+from .data.stream import missing_rows
 from .data.writer import Writer
 
 SUCCESS = "_SUCCESS.json"
@@ -152,12 +153,13 @@ class _Run:
         with self._stop.interruptible():
             llm = _load_model(self._prepared)
         self._log("model", model=llm.describe())
-        writer = Writer(self._files, self._prepared.read_passed, job.output.flush_seconds, self._log)
+        to_columns = Results(job.task, self._prepared.form.results, _detokenizer(llm.tokenizer)).batch
+        writer = Writer(self._files, self._prepared.read_passed, to_columns, job.output.flush_seconds, self._log)
         with self._progress(missing, writer, llm), writer, self._stop.interruptible():
-            requests = missing_rows(self._prepared, self._files, missing, writer)
-            with closing(served_rows(self._prepared, llm, requests)) as served:
-                for key, records in served:
-                    writer.add(key.unit, key.row, records)
+            rows = missing_rows(self._prepared, self._files, missing, writer)
+            with closing(llm.serving.run(rows, stop_at_error=job.run.on_row_error == "stop")) as served:
+                for finished in served:
+                    writer.add(finished)
 
     def finish(self) -> Outcome:
         """Look at all parts, and where none is missing say so: whoever is last finds the job complete."""
@@ -203,6 +205,12 @@ def _inspect_model(**arguments: Any) -> Any:
     from .llm import inspect_model
 
     return inspect_model(**arguments)
+
+
+def _detokenizer(tokenizer: Any) -> Any:
+    from .detokenizer import BatchDetokenizer as Detokenizer
+
+    return None if tokenizer is None else Detokenizer(tokenizer.token_bytes)
 
 
 def _load_model(prepared: Prepared) -> Any:

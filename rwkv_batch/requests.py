@@ -259,7 +259,8 @@ def _attempt(make: Callable[..., Built], row: GenerateRow | ScoreRow, *given: An
     try:
         return make(*given)
     except RowError as error:
-        return ErrorRow.of(row, error)
+        # Parts have always said 0 of a row that its settings spoil, and nothing of one that is too long.
+        return ErrorRow.of(row, error, None if error.code == "prompt_too_long" else 0)
 
 
 def _prompt(prompt: Prompt) -> TextOrIds:

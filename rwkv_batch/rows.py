@@ -63,7 +63,7 @@ class ErrorRow:
     """A row that cannot be served, and why.
 
     Args:
-        prompt_tokens: tokens of its prompt; 0 where they are not known.
+        prompt_tokens: tokens of its prompt; None where they were not counted.
         prompt: its prompt, where that is text.
         num_continuations: how many were to be scored; 0 for a prompt.
     """
@@ -71,12 +71,12 @@ class ErrorRow:
     key: Hashable
     row: int
     error: RowError
-    prompt_tokens: int = 0
+    prompt_tokens: int | None = None
     prompt: str | None = None
     num_continuations: int = 0
 
     @classmethod
-    def of(cls, row: GenerateRow | ScoreRow, error: RowError, prompt_tokens: int = 0) -> ErrorRow:
+    def of(cls, row: GenerateRow | ScoreRow, error: RowError, prompt_tokens: int | None = None) -> ErrorRow:
         """The error row in place of a row."""
         if isinstance(row, ScoreRow):
             return cls(row.key, row.row, error, prompt_tokens, num_continuations=len(row.continuations))

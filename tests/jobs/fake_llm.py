@@ -50,6 +50,8 @@ class Completion:
     text_tokens: int = 0
     text_bytes: int | None = None
     scores: TokenScores | None = None
+    prompt_scores: None = None
+    next_scores: None = None
 
 
 @dataclass

@@ -102,7 +102,7 @@ def test_a_bad_override_is_named(job: Job, overrides: Any, expected: str) -> Non
 
 
 def test_a_bad_setting_of_a_mapping_is_named(job: Job) -> None:
-    with pytest.raises(ConfigurationError, match="^job: model: missing, expected a mapping with path, "):
+    with pytest.raises(ConfigurationError, match="job: model: missing, expected a mapping with path,"):
         run_job({name: section for name, section in job.settings.items() if name != "model"})
 
 

@@ -79,13 +79,13 @@ def later_version(monkeypatch: pytest.MonkeyPatch) -> None:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The models that are loaded, of any kind."""
     loaded: list[str] = []
-    original = llm.LLM.__init__
+    original = llm.LLM.from_summary
 
-    def init(self: Any, *arguments: Any, **settings: Any) -> None:
-        loaded.append(settings.get("model", "demo"))
-        original(self, *arguments, **settings)
+    def from_summary(summary: Any, **settings: Any) -> Any:
+        loaded.append(summary.file.checkpoint.path.name)
+        return original(summary, **settings)
 
-    monkeypatch.setattr(llm.LLM, "__init__", init)
+    monkeypatch.setattr(llm.LLM, "from_summary", from_summary)
     return loaded
 
 
@@ -97,7 +97,7 @@ def test_a_paused_job_ends_as_an_undisturbed_run_of_the_old_commit(
     old = copy(kind, "paused", tmp_path / "job")
     before, committed = old.files(), old.committed()
     served = rows_given_to_the_engine(monkeypatch)
-    assert (old.run(), loads) == (3, ["demo"])
+    assert (old.run(), loads) == (3, ["model.safetensors"])
     published = [name for name in before if name.endswith(".parquet")]
     assert [old.files()[name] for name in published] == [before[name] for name in published]
     expected = [pq.read_table(path) for path in sorted((DATA / kind / "finished" / "made").iterdir())]

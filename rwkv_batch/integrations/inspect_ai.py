@@ -125,7 +125,7 @@ class _Service:
 
     def __init__(self, llm: Any) -> None:
         self._llm = llm
-        self._rows: queue.Queue[GenerateRow | None] = queue.Queue()
+        self._rows: queue.Queue[tuple[Future[RequestOutput], GenerateRow] | None] = queue.Queue()
         self._waiting: set[Future[RequestOutput]] = set()
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
@@ -144,7 +144,7 @@ class _Service:
             if self._failure is not None:
                 raise RuntimeError(f"the engine has ended: {self._failure}") from self._failure
             self._waiting.add(future)
-        self._rows.put(GenerateRow(future, row, prompt, params))
+        self._rows.put((future, GenerateRow(future, row, prompt, params)))
         return future
 
     def close(self) -> None:
@@ -160,8 +160,8 @@ class _Service:
 
     def _wanted_rows(self) -> Iterator[GenerateRow]:
         """Rows as they come, without those whose futures have been cancelled before."""
-        for row in iter(self._rows.get, None):
-            if not row.key.cancelled():
+        for future, row in iter(self._rows.get, None):
+            if not future.cancelled():
                 yield row
 
     def _run(self) -> None:

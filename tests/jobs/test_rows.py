@@ -47,7 +47,7 @@ def test_token_ids(job: Job) -> None:
     job.input(prompt_token_ids=column).set(model__tokenizer=None, input__max_prompt_tokens=2)
     assert job.run() == 3
     assert codes(job) == [None, "null_prompt", None, "token_out_of_range", "token_out_of_range", "bad_type"]
-    assert [row["prompt_tokens"] for row in job.rows()] == [2, None, 0, None, None, None]
+    assert [row["prompt_tokens"] for row in job.rows()] == [2, None, 0, 0, 0, None]
 
 
 def test_messages(job: Job) -> None:

@@ -124,7 +124,7 @@ class RequestBuilder:
         """The rows with their requests, in order. All texts are encoded in one call; a bad row becomes an error row."""
         drafts = [row if isinstance(row, ErrorRow) else _attempt(self._draft, row, row) for row in rows]
         texts = [part for draft in drafts if isinstance(draft, _Draft) for part in draft.parts if isinstance(part, str)]
-        encoded = iter(_encode_many(self.tokenizer, texts) if self.tokenizer and texts else ())
+        encoded = iter(self.tokenizer.encode_many(texts) if self.tokenizer and texts else ())
         built: list[RowInFlight | ErrorRow] = []
         for draft in drafts:
             if isinstance(draft, ErrorRow):
@@ -194,9 +194,7 @@ class RequestBuilder:
         for i, ids in enumerate(continuations):
             if len(ids) > 1 or (len(ids) and is_single):
                 prompt, last = np.concatenate((context, ids[:-1])), (int(ids[-1]),)
-                requests.append(
-                    Request(key, prompt, params, 0, row.row, 1 + i, score_start=start, next_token_ids=last)
-                )
+                requests.append(Request(key, prompt, params, 0, row.row, 1 + i, score_start=start, next_token_ids=last))
         if not is_single and (firsts or row.prompt_logprobs is not None):
             params = _score_params(top, row.prompt_logprobs)
             start_of_context = None if row.prompt_logprobs is None else 1
@@ -254,18 +252,6 @@ class RequestBuilder:
         except ValueError as error:
             raise RowError("bad_sampling", str(error)) from error
         return compile_one
-
-
-def _encode_many(tokenizer, texts):
-    if hasattr(tokenizer, "encode_many"):
-        return tokenizer.encode_many(texts)
-    found = []
-    for text in texts:
-        try:
-            found.append(np.array(tokenizer.encode(text), np.int32))
-        except RowError as error:
-            found.append(error)
-    return found
 
 
 def _attempt(make: Callable[..., Built], row: GenerateRow | ScoreRow, *given: Any) -> Built | ErrorRow:

@@ -98,9 +98,10 @@ class ServingCall(Iterator[list[Finished]]):
             if self._lists is None:
                 if self._start is None:
                     raise StopIteration
+                self._turns.check()
+                self._rows = rows = self._start()  # before its turn: from then on `abort` finds them
                 self._turns.take(self)
-                self._rows = self._start()
-                self._lists = self._rows.serve()
+                self._lists = rows.serve()
             self._turns.check()
             self.is_busy = True
             return next(self._lists)
@@ -114,12 +115,13 @@ class ServingCall(Iterator[list[Finished]]):
         self.close()
 
     def is_made_by(self, thread: threading.Thread) -> bool:
-        return self._rows is not None and self._rows.are_made_by(thread)
+        rows = self._rows
+        return rows is not None and rows.are_made_by(thread)
 
     def abort(self, key: Hashable) -> None:
         """End the row with this key; see `Serving.abort`."""
-        if self._rows is not None:
-            self._rows.abort(key)
+        if (rows := self._rows) is not None:
+            rows.abort(key)
 
     def close(self) -> None:
         """End the call: rows that are not finished are dropped. In a fork of the process nothing is touched."""
@@ -127,7 +129,9 @@ class ServingCall(Iterator[list[Finished]]):
             if self._lists is not None:
                 self._lists.close()
             self._turns.give_back(self)
+            self._rows = None
         self._start = None
+
 
 class _Rows:
     """The rows of one call: where the engine takes requests from, and where its completions go.

@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
 from .cpu_kernels.build import unavailable
 from .cpu_kernels.text import Automaton, StopPusher, TokenTable
+from .engine.request import StopMatch
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,6 @@ class StopStrings:
     def expression(self) -> re.Pattern[bytes]:
         """What finds the strings where there is no native code: any match of any of them."""
         return re.compile(b"|".join(map(re.escape, self.patterns)))
-
-
-class StopMatch(NamedTuple):
-    """A stop string that has ended a text."""
-
-    row: int
-    """Place of the token that completed it, among those pushed together."""
-    stop_string: str
-    text_bytes: int
-    """Bytes of the text that remain: those before the stop string, or those up to its end."""
 
 
 class StopMatcher:

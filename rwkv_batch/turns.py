@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import warnings
 import weakref
@@ -10,6 +11,12 @@ from typing import Protocol
 
 _LOOK_SECONDS = 0.5
 """How often a call that waits looks whether the thread that it waits for is still alive."""
+
+
+LEFT_OPEN = (
+    "an iterator of this LLM was left open, and is closed by a new call: the results that it had not given are lost; "
+    "use up an iterator, or close it, before the next call"
+)
 
 
 class Call(Protocol):
@@ -85,12 +92,7 @@ class Turns:
             if holder.is_made_by(call.thread) or (holder.thread is call.thread and holder.is_busy):
                 raise RuntimeError("this LLM is serving a call that waits for this one; use another LLM, or call later")
             if holder.thread is call.thread or not (holder.thread.is_alive() or holder.is_busy):
-                warnings.warn(
-                    "an iterator of this LLM was left open, and is closed by a new call: the results that it had not "
-                    "given are lost; use up an iterator, or close it, before the next call",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+                warnings.warn(LEFT_OPEN, RuntimeWarning, stacklevel=_frames_of_this_package())
                 self._close(holder)
             del holder  # a reference from here would keep a call alive that nobody else wants
             with self._changed:
@@ -123,3 +125,12 @@ class Turns:
             if self.holder is None:
                 self._holder = weakref.ref(call)
             return self.holder is call
+
+
+def _frames_of_this_package() -> int:
+    """How many callers, from the calling function on, are functions of this package: what a warning passes over."""
+    package = __name__.partition(".")[0]
+    frame, count = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, count = frame.f_back, count + 1
+    return count

@@ -41,7 +41,7 @@ def feed(matcher: StopMatcher, slot: int, token_ids: range | list[int]) -> tuple
     for count, token_id in enumerate(token_ids, start=1):
         if found := push(matcher, [slot], [token_id]):
             (match,) = found
-            assert match.index == 0
+            assert match.row == 0
             return count, match.stop_string, match.text_bytes
     return None
 

@@ -191,7 +191,7 @@ class Serving:
                 limit = f"more than input.max_prompt_tokens ({self._max_prompt_tokens})"
                 raise RowError("prompt_too_long", f"the prompt has {len(token_ids)} tokens, {limit}")
         except RowError as error:
-            return ErrorRow.of(row, error)
+            return ErrorRow.of(row, error, None if error.code == "prompt_too_long" else 0)
         ids = np.array(token_ids, np.int32)
         if isinstance(row, GenerateRow):
             requests = [Request(ids, sample) for sample in range(row.params.n)]

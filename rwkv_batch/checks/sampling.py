@@ -58,7 +58,7 @@ class Drawer:
     ) -> None:
         self.size, self.device = size, target.device
         served = {own: target.op(own, torch.float32, V=size)} if own else {}
-        self.sampler = Sampler(count, Vocabulary.plain(size), target.device, OpTable(_DEFINITIONS | served, ()))
+        self.sampler = Sampler(count, Vocabulary.plain(size), target.device, OpTable.of(**_DEFINITIONS | served))
         for slot in range(count):
             prompt = [1 + slot % 50, 7, 9]
             self.sampler.assign(slot, Request(slot, prompt, params[slot % len(params)], seed=3, row=slot))

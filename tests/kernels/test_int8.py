@@ -94,9 +94,8 @@ def test_mm8_of_zeros_and_of_no_rows(backend):
 @pytest.mark.parametrize("name", ["x", "centred", "rx", "my", "ry", "corrections"])
 def test_wrong_arguments_of_mm8_are_refused(name):
     layer = Mm8Linear(quantize_mm8(torch.randn(32, 16)), DEVICE)
-    arguments = {"x": torch.zeros(2, 16, device=DEVICE)} | {
-        key: getattr(layer, key) for key in ("centred", "rx", "my", "ry", "corrections")
-    }
+    arguments = {"x": torch.zeros(2, 16, device=DEVICE), "centred": layer.weight}
+    arguments |= {key: getattr(layer, key) for key in ("rx", "my", "ry", "corrections")}
     for wrong in (arguments[name].double(), arguments[name][..., :-1]):
         with pytest.raises(ValueError, match=r"got .* expected"):
             triton_mm8.mm8(**arguments | {name: wrong})

@@ -210,7 +210,7 @@ def resolve(
         BackendError: the named backend refuses an op; every reason is listed.
     """
     if backend not in BACKENDS:
-        raise ConfigurationError(f"engine.backend: got {backend!r}, expected one of {', '.join(BACKENDS)}")
+        raise ConfigurationError(f"got {backend!r}, expected one of {', '.join(BACKENDS)}", setting="backend")
     specs, target = tuple(specs), _Target(device, dtype, sizes, state_dtype)
     candidates = _AUTO.get(device.type, ("reference",)) if backend == "auto" else (backend,)
     if "triton" in candidates:

@@ -94,14 +94,15 @@ def plan_memory(
 
     for name, value in (("max_batch_size", max_batch_size), ("max_batch_tokens", max_batch_tokens)):
         if value is not None and value < 1:
-            raise ConfigurationError(f"engine.{name}: got {value}, expected a positive number or auto")
+            raise ConfigurationError(f"got {value}, expected a positive number or auto", setting=name)
     prompt_tokens = _PROMPT_TOKENS.get(kind, 512)
     slots = max_batch_size or _SLOT_LIMIT.get(kind, 128)
     tokens = max_batch_tokens or slots + prompt_tokens
     if max_batch_size and max_batch_tokens and max_batch_tokens < max_batch_size:
         raise ConfigurationError(
-            f"engine.max_batch_tokens: got {max_batch_tokens}, expected at least max_batch_size ({max_batch_size}): "
-            "every running sequence needs one token of each step"
+            f"got {max_batch_tokens}, expected at least max_batch_size ({max_batch_size}): every running sequence "
+            "needs one token of each step",
+            setting="max_batch_tokens",
         )
 
     def plan(device: torch.device, slots: int, tokens: int) -> MemoryPlan:

@@ -163,7 +163,7 @@ def make_linear(
         CheckpointError: the matrix can't be quantised.
     """
     if quantization not in QUANTIZATIONS:
-        raise ConfigurationError(f"quantization: got {quantization!r}, expected null, 'int8' or 'w8a8'")
+        raise ConfigurationError(f"got {quantization!r}, expected null, 'int8' or 'w8a8'", setting="quantization")
     served = (ops or REFERENCE_OPS).implementations
     if quantization == "int8":
         return Mm8Linear(checkpoint.as_mm8(name, device).scaled(scale), device, served[MM8.name], keep)

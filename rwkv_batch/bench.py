@@ -16,6 +16,7 @@ from .bench_workloads import WORKLOADS, Workload
 from .engine.engine import Engine
 from .engine.sizing import plan_memory
 from .engine.slot_tables import Vocabulary
+from .engine.source import Pulled
 from .engine.stats import EngineStats
 from .errors import CapacityError, RwkvBatchError
 from .model_summary import inspect_model
@@ -276,6 +277,6 @@ def _complete(engine: Engine, workload: Workload) -> float:
     """Seconds from the first request to the last completion."""
     requests = workload.requests(engine.model.sizes["V"])
     start = perf_counter()
-    for _ in engine.generate(requests):
+    for _ in engine.generate(Pulled(requests)):
         pass
     return perf_counter() - start

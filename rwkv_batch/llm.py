@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import torch
 
 from .constraint import ConstraintCompiler
@@ -17,7 +19,6 @@ from .engine.engine import Engine
 from .engine.logprobs import Logprobs
 from .engine.request import END_OF_TEXT, Completion, Request
 from .engine.slot_tables import Vocabulary
-from .engine.source import Batch
 from .engine.stats import EngineStats
 from .errors import ConfigurationError, RowError
 from .model_summary import ModelSummary, inspect_model
@@ -26,8 +27,9 @@ from .models.placement import describe_layers
 from .ops import fallbacks, format_choices
 from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
 from .prefetch import Prefetch
-from .requests import GenerateRow, Prompt, RequestBuilder, ScorePlan, ScoreRow, passed_through
+from .requests import GenerateRow, Prompt, RequestBuilder, ScorePlan, ScoreRow
 from .sampling_params import SamplingParams
+from .stop_strings import StopMatcher
 from .threads import limit_threads
 from .tokenizer import Tokenizer
 
@@ -123,6 +125,7 @@ class LLM:
             init_state=init_state,
             prefix_sharing=prefix_sharing,
             prefix_host_bytes=int(prefix_host_gib * 2**30),
+            new_stop_matcher=partial(StopMatcher, self.tokenizer.token_bytes) if self.tokenizer else None,
         )
         if self.summary.placement.layers:
             logger.info("%s", describe_layers(self.summary.placement, file.sizes["L"]))
@@ -278,36 +281,46 @@ class LLM:
         build: Callable[[Any, _Group], list[Request]],
         fail: Callable[[Any, RowError], Any],
     ) -> Iterator[tuple[Any, Any]]:
-        def requests() -> Iterator[Batch]:
+        failed: deque[tuple[Any, Any]] = deque()
+
+        def requests() -> Iterator[list[Request]]:
             for row in rows:
                 group = _Group(row)
                 try:
                     built = build(row, group)
                     group.missing = len(built)
                 except RowError as error:
-                    built, group.result = [], fail(row, error)
-                yield built or passed_through(group)
+                    failed.append((row.key, fail(row, error)))
+                    yield []
+                    continue
+                if not built:
+                    failed.append((row.key, _result(group, fail)))
+                yield built
 
         ahead = Prefetch(requests(), ahead=self._engine.window)
         try:
-            for completion in self._engine.generate(ahead):
-                group: _Group = completion.key
-                if group.result is None and group.missing:
+            for finished in self._engine.run(ahead):
+                while failed:
+                    yield failed.popleft()
+                for completion in finished:
+                    group: _Group = completion.key
                     group.add(completion)
-                if not group.missing:
-                    yield group.row.key, _result(group, fail)
+                    if not group.missing:
+                        yield group.row.key, _result(group, fail)
+            yield from failed
         finally:
             ahead.close()
 
     def _request_output(self, completions: list[Completion]) -> RequestOutput:
         first = completions[0]
-        prompt = first.request.prompt_token_ids
+        prompt = list(first.request.prompt_token_ids)
         prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         if first.request.score_start is not None:
-            scored = zip(prompt[1:], first.prompt_scores, strict=True)
+            scored = zip(prompt[1:], first.prompt_scores or (), strict=True)
             prompt_logprobs = [None, *(self._logprob_dict(token_id, found) for token_id, found in scored)]
         outputs = [self._completion_output(i, completion) for i, completion in enumerate(completions)]
-        return RequestOutput(first.request.prompt, prompt, prompt_logprobs, outputs)
+        row = first.request.key.row.prompt
+        return RequestOutput(row if isinstance(row, str) else None, prompt, prompt_logprobs, outputs)
 
     def _score_outputs(self, row: ScoreRow, plan: ScorePlan, completions: list[Completion]) -> list[ScoreOutput]:
         of_context, of_continuations = plan.scores(completions)
@@ -332,18 +345,22 @@ class LLM:
 
     def _completion_output(self, index: int, completion: Completion) -> CompletionOutput:
         logprobs = None
-        if completion.request.params.logprobs is not None:
-            found = zip(completion.token_ids, completion.logprobs, strict=True)
+        token_ids, token_logprobs = completion.token_ids.tolist(), completion.token_logprobs.tolist()
+        if completion.logprobs is not None:
+            found = zip(token_ids, completion.logprobs, strict=True)
             logprobs = [self._logprob_dict(token_id, entry) for token_id, entry in found]
+        text = b""
+        if self.tokenizer is not None:
+            text = self.tokenizer.decode_bytes(token_ids[: completion.text_tokens])[: completion.text_bytes]
         return CompletionOutput(
             index=index,
-            text=completion.monitor.text() if completion.monitor else "",
-            token_ids=completion.token_ids,
-            cumulative_logprob=math.fsum(completion.token_logprobs),
+            text=text.decode("utf-8", errors="replace"),
+            token_ids=token_ids,
+            cumulative_logprob=math.fsum(token_logprobs),
             logprobs=logprobs,
             finish_reason=completion.finish_reason,
             stop_reason=completion.stop_reason,
-            token_logprobs=completion.token_logprobs,
+            token_logprobs=token_logprobs,
         )
 
     def _logprob_dict(self, token_id: int, found: Logprobs) -> dict[int, Logprob]:
@@ -389,8 +406,8 @@ def _result(group: _Group, fail: Callable[[Any, RowError], Any]) -> Any:
 
 def _is_broken(completion: Completion) -> bool:
     """Something in it is not a number."""
-    scores = completion.prompt_scores
-    return completion.finish_reason == "error" or any(not math.isfinite(score.logprob) for score in scores)
+    scores = [found.logprobs for found in (completion.prompt_scores, completion.next_scores) if found is not None]
+    return completion.finish_reason == "error" or not all(np.isfinite(found).all() for found in scores)
 
 
 def _failed_request(row: GenerateRow, error: RowError) -> RequestOutput:

@@ -9,11 +9,11 @@ from typing import Any
 
 from .chat import render_messages
 from .constraint import ConstraintCompiler
-from .detokenizer import Detokenizer
 from .engine.logprobs import Logprobs
 from .engine.request import END_OF_TEXT, Completion, Request
 from .errors import RowError
 from .sampling_params import SamplingParams
+from .stop_strings import StopStrings
 from .tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -78,16 +78,15 @@ class ScorePlan:
 
     def scores(self, completions: Iterable[Completion]) -> tuple[list[Logprobs], list[list[Logprobs]]]:
         """What the requests found: for the context's tokens where asked for, and for each continuation's tokens."""
-        found = {completion.request.sample: completion.prompt_scores for completion in completions}
-        shared = found.get(0, [])
-        num_firsts = sum(map(bool, self.continuations)) if shared else 0
-        split = len(shared) - num_firsts
-        firsts = iter(shared[split:])
+        of = {completion.request.sample: completion for completion in completions}
+        shared = of.get(0)
+        firsts = iter(shared.next_scores or ()) if shared is not None else iter(())
         scores = []
         for i, ids in enumerate(self.continuations):
-            first = [next(firsts)] if ids and num_firsts else []
-            scores.append(first + found.get(1 + i, []))
-        return shared[:split], scores
+            first = [next(firsts)] if ids and shared is not None and shared.next_scores is not None else []
+            own = of.get(1 + i)
+            scores.append(first + (list(own.prompt_scores or ()) + list(own.next_scores or ()) if own else []))
+        return list(shared.prompt_scores or ()) if shared is not None else [], scores
 
 
 class RequestBuilder:
@@ -125,19 +124,12 @@ class RequestBuilder:
         request = Request(
             key=key,
             prompt_token_ids=self.token_ids(text, "prompt") or [END_OF_TEXT],
-            prompt=text if isinstance(text, str) else None,
             params=params,
             seed=self.seed if params.seed is None else params.seed,
             row=row.row,
             score_start=1 if scored else None,
-            new_monitor=partial(
-                Detokenizer,
-                self.tokenizer.token_bytes,
-                params.stop_strings,
-                params.include_stop_str_in_output,
-                params.min_tokens,
-            )
-            if self.tokenizer
+            stop_strings=StopStrings(params.stop_strings, params.include_stop_str_in_output, params.min_tokens)
+            if params.stop_strings
             else None,
             new_constraint=self._constraint(params),
         )
@@ -160,7 +152,7 @@ class RequestBuilder:
         for i, ids in enumerate(continuations):
             if len(ids) > 1 or (ids and is_single):
                 prompt, last = context + ids[:-1], (ids[-1],)
-                requests.append(Request(key, prompt, params, None, 0, row.row, 1 + i, start, next_token_ids=last))
+                requests.append(Request(key, prompt, params, 0, row.row, 1 + i, start, next_token_ids=last))
         if not is_single and (firsts or row.prompt_logprobs is not None):
             params = replace(params, prompt_logprobs=row.prompt_logprobs)
             start_of_context = None if row.prompt_logprobs is None else 1
@@ -219,8 +211,3 @@ class RequestBuilder:
         except ValueError as error:
             raise RowError("bad_sampling", str(error)) from error
         return compile_one
-
-
-def passed_through(key: Any) -> Completion:
-    """A finished result for a row that has nothing to compute."""
-    return Completion(Request(key, [], SamplingParams(max_tokens=0)), finish_reason="error")

@@ -11,10 +11,10 @@ from types import MappingProxyType, SimpleNamespace
 import torch
 
 from rwkv_batch.engine.engine import Engine
-from rwkv_batch.engine.prefix import Prefix
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.slot_tables import Vocabulary
+from rwkv_batch.engine.source import Pulled
 from rwkv_batch.models.architecture import StateField
 from rwkv_batch.models.placement import Placement
 from rwkv_batch.models.rows import DecodeRows
@@ -83,7 +83,7 @@ def run(requests, model=None, **settings):
     """Completions by key; every one comes once, and no slot leaks."""
     engine = make_engine(model, **settings)
     completions = {}
-    for completion in engine.generate(iter(requests)):
+    for completion in engine.generate(Pulled(requests)):
         check_bookkeeping(engine)
         assert completion.key not in completions
         completions[completion.key] = completion
@@ -96,9 +96,9 @@ def check_bookkeeping(engine):
     """What the engine counts is what is there: slots, requests that wait, places for the states of prefixes."""
     engine.check_integrity()
     waiting, running = list(engine.scheduler.waiting), engine.scheduler.running
-    prefixes = [sequence.work for sequence in running if isinstance(sequence.work, Prefix)]
+    prefixes = [sequence.prefix for sequence in running if sequence.prefix is not None]
     below = [child for prefix in prefixes for child in prefix.children]
-    assert engine._num_waiting == sum(map(count_requests, [*(sequence.work for sequence in waiting), *below]))
+    assert engine.admission.num_waiting == sum(map(count_requests, [*(sequence.work for sequence in waiting), *below]))
     assert engine.snapshots.num_reserved == len(prefixes)
     wanted = Counter(sequence.parent for sequence in waiting if sequence.parent is not None)
     assert {prefix: kept.num_waiting for prefix, kept in engine.snapshots._kept.items()} == wanted
@@ -113,12 +113,12 @@ def count_requests(work):
 def outcome(completion):
     """What must not depend on company, order or size of the batch."""
     return (
-        completion.token_ids,
-        completion.token_logprobs,
+        completion.token_ids.tolist(),
+        completion.token_logprobs.tolist(),
         completion.finish_reason,
         completion.stop_reason,
-        [entry.logprob for entry in completion.prompt_scores],
-        [entry.top_ids for entry in completion.logprobs],
+        [entry.logprob for scores in (completion.prompt_scores, completion.next_scores) for entry in scores or ()],
+        [entry.top_ids for entry in completion.logprobs or ()],
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from rwkv_batch.checks.comparisons import Checks
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Completion, Request
+from rwkv_batch.engine.source import Pulled
 from rwkv_batch.model_summary import DEMO_MODEL
 from rwkv_batch.models.checkpoint import open_checkpoint
 from rwkv_batch.models.model import Model
@@ -87,7 +88,7 @@ def _requests(context: Context, model: Model, params: SamplingParams, score: boo
 
 
 def _complete(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
-    return sorted(engine.generate(requests), key=lambda completion: completion.key)
+    return sorted(engine.generate(Pulled(requests)), key=lambda completion: completion.key)
 
 
 def _equal(context: Context, name: str, kind: str) -> Point:

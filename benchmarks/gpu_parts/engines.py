@@ -22,6 +22,7 @@ from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.slot_tables import Vocabulary
+from rwkv_batch.engine.source import Pulled
 from rwkv_batch.engine.state_pool import StateLayout
 from rwkv_batch.models.checkpoint import Checkpoint
 from rwkv_batch.models.linear import quantized_ops
@@ -236,7 +237,7 @@ def decode(engine: Engine, num_steps: int, marked_steps: int) -> dict[str, Any]:
             return last < len(steps.ends) < last + marked_steps
 
         with marked_replays(steps, is_marked):
-            for _ in engine.generate(requests(prompts, total)):
+            for _ in engine.generate(Pulled(requests(prompts, total))):
                 pass
     if min(steps.rows[first:last]) < B:
         raise MemoryError(f"the engine went on with {min(steps.rows[first:last])} of {B} rows")

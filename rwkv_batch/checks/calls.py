@@ -86,7 +86,7 @@ class Call:
         own = {name: pool.clone() for name, pool in (pools or self.pools).items()}
         for pool in own.values():
             pool[slot + 1] = pool[self.rows.slots[row] + 1]
-        rows = Rows((slot,), (end - start,), self.rows.device, (self.rows.positions[row] + start,))
+        rows = Rows((slot,), (end - start,), self.rows.device, (int(self.rows.positions[row]) + start,))
         part = slice(first + start, first + end)
         vectors = {name: None if x is None else x[part].contiguous() for name, x in self.vectors.items()}
         return replace(self, vectors=vectors, pools=own, rows=rows)

@@ -59,9 +59,10 @@ class Drawer:
         self.size, self.device = size, target.device
         served = {own: target.op(own, torch.float32, V=size)} if own else {}
         self.sampler = Sampler(count, Vocabulary.plain(size), target.device, OpTable(_DEFINITIONS | served, ()))
-        for slot in range(count):
-            prompt = [1 + slot % 50, 7, 9]
-            self.sampler.assign(slot, Request(slot, prompt, params[slot % len(params)], seed=3, row=slot))
+        requests = [
+            Request(slot, [1 + slot % 50, 7, 9], params[slot % len(params)], seed=3, row=slot) for slot in range(count)
+        ]
+        self.sampler.assign(range(count), requests)
 
     def draw(self, logits: Tensor, slot_index: Tensor) -> tuple[Tensor, Tensor]:
         self.sampler.prepare(slot_index[slot_index >= 0].cpu().numpy())

@@ -1,10 +1,10 @@
-"""Decode steps of a fixed number of rows, from slots to sampled tokens, recorded once and replayed."""
+"""Steps of a fixed shape, from slots to sampled tokens, recorded once and replayed."""
 
 from __future__ import annotations
 
 import logging
 from itertools import takewhile
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -12,7 +12,10 @@ from torch import Tensor
 
 from ..models.model import Model
 from ..models.rows import DecodeRows, Rows
-from .sampler import Sampled, Sampler
+from ..models.upload import Uploader
+from .launched_step import StepResults
+from .sampler import Sampler
+from .scheduler import Scheduler, StepPlan
 from .state_pool import StatePool
 
 logger = logging.getLogger(__name__)
@@ -24,8 +27,22 @@ def bucket_sizes(most: int) -> list[int]:
     return [*takewhile(lambda size: size < most, sizes), most]
 
 
+class StepShape(NamedTuple):
+    """What a recorded step is made for."""
+
+    num_sequences: int
+    num_tokens: int
+    features: frozenset[str] = frozenset()
+    """What a step does besides feeding sampled tokens and sampling: "prompts", "logprobs"."""
+
+    @property
+    def is_recorded(self) -> bool:
+        """Steps of this shape are recorded: decode steps that return sampled tokens only."""
+        return not self.features
+
+
 class DecodeGraphs:
-    """Replays decode steps at a few batch sizes. A step runs at the next larger one; the rows added are padding.
+    """Recorded decode steps of a few batch sizes. A step runs at the next larger one; the rows added are padding.
 
     On a CUDA device each size is captured as a CUDA graph when it is first needed, on a stream that belongs to this
     engine alone. Elsewhere the same code runs on the same tensors without being recorded.
@@ -33,35 +50,32 @@ class DecodeGraphs:
     Args:
         model, pool, sampler: all of the model's ops, and the sampler's, must be served by kernels that neither
             synchronise nor read host copies.
+        uploader: counts the transfers.
     """
 
-    def __init__(self, model: Model, pool: StatePool, sampler: Sampler) -> None:
+    def __init__(self, model: Model, pool: StatePool, sampler: Sampler, uploader: Uploader) -> None:
         self._model, self._pool, self._sampler = model, pool, sampler
+        self._uploader = uploader
         self._sizes = bucket_sizes(pool.num_slots)
-        self._steps: dict[int, _Step] = {}
+        self._steps: dict[int, RecordedStep] = {}
         self._generation = sampler.tables.generation
         self._memory: Any = None
         self._stream: torch.cuda.Stream | None = None
         if model.device.type == "cuda":
             self._stream = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
 
-    def __call__(self, slots: np.ndarray, position: np.ndarray) -> Sampled:
-        """Feed every slot its last token and sample the next one.
+    def find(self, shape: StepShape) -> RecordedStep:
+        """The step that serves a shape, which is recorded if need be.
 
-        Args:
-            slots: [B] int64.
-            position: [B] int64, tokens that each slot's state has seen.
+        The sampler must have been prepared for the step: a recorded step refers to the tables of when it was recorded.
         """
-        self._sampler.prepare(slots)
-        if self._generation != self._sampler.tables.generation:  # a recorded step holds on to the tables it has seen
+        if self._generation != self._sampler.tables.generation:
             self._forget()
             self._generation = self._sampler.tables.generation
-        size = next(size for size in self._sizes if size >= len(slots))
+        size = next(size for size in self._sizes if size >= shape.num_sequences)
         if size not in self._steps:
             self._steps[size] = self._record(size)
-        step = self._steps[size]
-        step.fill(slots, position)
-        return self._sampler.send(slots, *step.run())
+        return self._steps[size]
 
     def _forget(self) -> None:
         if self._memory is not None:
@@ -69,8 +83,8 @@ class DecodeGraphs:
         self._steps.clear()
         self._memory = None
 
-    def _record(self, num_rows: int) -> _Step:
-        step = _Step(self._model, self._pool, self._sampler, num_rows)
+    def _record(self, num_rows: int) -> RecordedStep:
+        step = RecordedStep(self._model, self._pool, self._sampler, self._uploader, num_rows)
         if self._stream is not None:
             if self._memory is None:
                 self._memory = torch.cuda.graph_pool_handle()
@@ -79,11 +93,12 @@ class DecodeGraphs:
         return step
 
 
-class _Step:
+class RecordedStep:
     """One decode step of B rows."""
 
-    def __init__(self, model: Model, pool: StatePool, sampler: Sampler, num_rows: int) -> None:
+    def __init__(self, model: Model, pool: StatePool, sampler: Sampler, uploader: Uploader, num_rows: int) -> None:
         self._model, self._pool, self._sampler = model, pool, sampler
+        self._uploader = uploader
         self._rows = DecodeRows(num_rows, model.device)
         is_cuda = model.device.type == "cuda"
         self._staging = [torch.zeros(2, num_rows, dtype=torch.int32, pin_memory=is_cuda) for _ in range(2)]
@@ -94,8 +109,20 @@ class _Step:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._results: tuple[Tensor, Tensor] | None = None
 
+    def run(self, plan: StepPlan, scheduler: Scheduler) -> StepResults:
+        """Feed every slot of the plan its last token, and sample the next one."""
+        slots = plan.decoding
+        self.fill(slots, scheduler.position[slots])
+        if self._graph is None:
+            results = self._compute()
+        else:
+            self._graph.replay()
+            assert self._results is not None
+            results = self._results
+        return StepResults(slots, self._sampler.copy_to_host(slots, *results), None)
+
     def fill(self, slots: np.ndarray, position: np.ndarray) -> None:
-        """Say which slots the next run advances; the remaining rows are padding."""
+        """Write slots and positions to the device, in one transfer; the rows left over are padding, slot -1."""
         self._turn = 1 - self._turn
         staging = self._staging[self._turn]
         if self._copied:
@@ -103,18 +130,10 @@ class _Step:
         numbers = staging.numpy()
         numbers[0, : len(slots)], numbers[0, len(slots) :] = slots, -1
         numbers[1, : len(slots)], numbers[1, len(slots) :] = position, 0
-        self._rows.slot_index.copy_(staging[0], non_blocking=True)
-        self._rows.position.copy_(staging[1], non_blocking=True)
+        self._rows.numbers.copy_(staging, non_blocking=True)
+        self._uploader.num_transfers += 1
         if self._copied:
             self._copied[self._turn].record(torch.cuda.current_stream(self._rows.slot_index.device))
-
-    def run(self) -> tuple[Tensor, Tensor]:
-        """Token ids [B] and log-probabilities [B]; valid until the next run."""
-        if self._graph is None:
-            return self._compute()
-        self._graph.replay()
-        assert self._results is not None
-        return self._results
 
     def capture(self, stream: torch.cuda.Stream, memory: Any) -> None:
         """Record the step. All rows are padding meanwhile, so no state changes.

@@ -6,39 +6,45 @@ bounded by the slots, whatever the number of requests.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from ..errors import CapacityError
 from ..models.current import current_device
 from ..models.model import Model
-from ..models.upload import upload
+from ..models.upload import Uploader
+from .admission import Admission, Admitted
+from .booking import BookedRows, Booking
 from .decode_graph import DecodeGraphs
-from .in_flight import InFlight, Scores
-from .ledger import Ledger
+from .launched_step import LaunchedStep, StepResults
 from .out_of_memory import reason_of_out_of_memory
-from .prefix import Prefix, plan_prefixes
-from .request import Completion, Request
-from .sampler import Sampled, Sampler
-from .scheduler import Plan, Scheduler
+from .request import Completion, StopMatcher
+from .sampler import Sampler
+from .scheduler import Scheduler, StepPlan
 from .sequence import Sequence
 from .slot_tables import Vocabulary
 from .snapshots import Snapshots
-from .source import Batch, Pulled, Source
-from .state_pool import StatePool, pool_parts
+from .source import Source
+from .state_pool import Record, StatePool, pool_parts
 from .stats import EngineStats
-from .step_input import StepInput, build
+from .step_runner import EagerStep, StepRunner
 from .thread_switching import quick_thread_switches
 
 logger = logging.getLogger(__name__)
+
+Steps = Generator[list[Completion], None, None]
+_NOTHING = nullcontext()
 
 
 class Engine:
@@ -57,6 +63,8 @@ class Engine:
         run_ahead: None does so where the device has a queue of its own.
         decode_graphs: record decode steps and replay them; None does so on a CUDA device where Triton serves every op
             of the model and `sample`, and where the layers are not placed apart.
+        new_stop_matcher: makes what looks for the requests' stop strings, for a number of slots; None where no request
+            has any.
     """
 
     def __init__(
@@ -71,139 +79,241 @@ class Engine:
         prefix_host_bytes: int = 0,
         run_ahead: bool | None = None,
         decode_graphs: bool | None = None,
+        new_stop_matcher: Callable[[int], StopMatcher] | None = None,
     ) -> None:
         self.model = model
         self._vocabulary = vocabulary
+        self._new_stop_matcher = new_stop_matcher
         is_cuda = model.device.type == "cuda"
         self._run_ahead = is_cuda if run_ahead is None else run_ahead
         can_record = is_cuda and model.pipeline is None and model.ops.served_by("triton", besides=Sampler.OPS[1:])
         self._uses_graphs = can_record if decode_graphs is None else decode_graphs
-        self.scheduler = Scheduler(max_batch_size, max_batch_tokens)
         self.stats = EngineStats(max_batch_size, max_batch_tokens)
+        self._uploader = Uploader(model.device)
         self._pool_parts = pool_parts(model.file, model.placement, init_state)
+        self.scheduler = Scheduler(max_batch_size, max_batch_tokens)
+        self._num_slots = max_batch_size
         self._allocate(max_batch_size)
-        self._prefix_sharing = prefix_sharing
-        self.snapshots = Snapshots(max_batch_size, prefix_host_bytes // self.pool.host_record_bytes)
+        snapshots = Snapshots(max_batch_size, prefix_host_bytes // self.pool.host_record_bytes)
+        self.admission = Admission(snapshots, max(4 * max_batch_size, 256), prefix_sharing)
         self._outbox: list[Completion] = []
-        self._num_waiting = 0  # requests that have not started
-        self._is_serving = False
-        # Batches of requests among which shared prefixes are looked for.
-        self.window = max(4 * max_batch_size, 256)
+        self._aborted: deque[Any] = deque()
+        self._serving: weakref.ref[Steps] | None = None
+        self._is_damaged = False
 
     def _allocate(self, num_slots: int) -> None:
         """Everything that has a place for each slot. With 0 slots, what was there before is freed."""
-        device = self.model.device
-        self._in_flight: deque[InFlight] = deque()
-        self._graphs: DecodeGraphs | None = None
-        with current_device(device):
+        model = self.model
+        self._in_flight: deque[LaunchedStep] = deque()
+        self._runner: StepRunner | None = None
+        with current_device(model.device):
             self.pool = StatePool(self._pool_parts, num_slots)
-            self.ledger = Ledger(num_slots)
-            self.sampler = Sampler(num_slots, self._vocabulary, device, self.model.ops)
-            # Allocating tens of megabytes in every step would cost more than filling them.
-            self._logits = torch.empty(num_slots, self.model.sizes["V"], device=device)
-            if self._uses_graphs:
-                self._graphs = DecodeGraphs(self.model, self.pool, self.sampler)
+            self.booking = Booking(num_slots, self._new_stop_matcher)
+            self.sampler = Sampler(num_slots, self._vocabulary, model.device, model.ops, self._uploader)
+            eager = EagerStep(model, self.pool, self.sampler, self._uploader, self.stats, not self._run_ahead)
+            self._graphs = DecodeGraphs(model, self.pool, self.sampler, self._uploader) if self._uses_graphs else None
+            self._runner = StepRunner(eager, self._graphs, self.sampler, self.stats)
 
-    @torch.inference_mode()
-    def generate(self, requests: Iterable[Batch] | Source) -> Iterator[Completion]:
-        """Complete every request. A completion among the requests passes straight through.
+    @property
+    def window(self) -> int:
+        """Requests that are pulled at a time, and among which shared prefixes are looked for."""
+        return self.admission.window
 
-        Requests are pulled in windows, within which shared prefixes are found; a list of requests stays together.
-        Closing the iterator early frees everything that was running.
+    @property
+    def snapshots(self) -> Snapshots:
+        """States of shared prefixes."""
+        return self.admission.snapshots
+
+    def generate(self, source: Source) -> Iterator[Completion]:
+        """Complete every request; as `run`, one completion at a time."""
+        for finished in self.run(source):
+            yield from finished
+
+    def run(self, source: Source) -> Steps:
+        """Complete every request: a list for each step, of the completions that it has finished.
+
+        Closing the iterator early frees everything that was running. After an exception, wherever it came from, the
+        next call starts afresh.
 
         Raises:
             RuntimeError: another iterator of this engine is still open.
             CapacityError: a single token of a single sequence does not fit into memory.
         """
-        if self._is_serving:
-            raise RuntimeError("this engine is serving another iterator; finish or close that one first")
-        if not self.pool.num_slots:
-            raise CapacityError("this engine has run out of memory and has no slots left; make another one")
-        self._is_serving = True
-        source = requests if isinstance(requests, Source) else Pulled(requests)
+        own: list[weakref.ref[Steps]] = []
+        steps = self._run(source, own)
+        own.append(weakref.ref(steps))
+        return steps
+
+    @torch.inference_mode()
+    def _run(self, source: Source, own: list[weakref.ref[Steps]]) -> Steps:
+        self._begin(own[0])
+        has_ended = False
         try:
             with quick_thread_switches():
-                while True:
+                while not (self.scheduler.is_idle and source.is_ended):
                     # Not around the results: whoever takes them keeps its own current device.
                     with current_device(self.model.device):
+                        self._remove_aborted()
                         self._admit(source)
                         if not self.scheduler.is_idle:
                             self._within_memory(self.step)
-                    yield from self._take_finished()
-                    if self.scheduler.is_idle and source.is_ended and not self._outbox:
-                        return
+                    yield self._take_finished()
+            has_ended = True
+        except GeneratorExit:  # closed between two steps
+            has_ended = True
+            raise
         finally:
             self._abandon()
-            self._is_serving = False
+            self._is_damaged = not has_ended
+
+    def abort(self, key: Any) -> None:
+        """Finish the requests with this key at the next step, with what they have. From any thread.
+
+        Requests that a source has not given out yet are not known here.
+        """
+        self._aborted.append(key)
 
     def step(self) -> None:
-        """Launch a forward pass, and take in results."""
-        with self._timed(whole_step=True):
+        """Launch a step, and take in results."""
+        with self.stats.timed_forward() if self._run_ahead else _NOTHING:
             if self.sampler.waits_for_tokens:
-                self._take_in(keep=0)
+                self._take_in(leave_in_flight=0)
             launched = self.scheduler.has_work
             if launched:
                 self._in_flight.append(self._launch())
             may_run_ahead = self._run_ahead and launched and not self.sampler.waits_for_tokens
-            self._take_in(keep=1 if may_run_ahead else 0)
+            self._take_in(leave_in_flight=1 if may_run_ahead else 0)
 
     def check_integrity(self) -> None:
         """Assert that every slot is free or belongs to exactly one running sequence."""
         self.pool.check_integrity(sequence.slot for sequence in self.scheduler.running)
 
-    def _launch(self) -> InFlight:
+    def _begin(self, own: weakref.ref[Steps]) -> None:
+        other = self._serving() if self._serving is not None else None
+        if other is not None and inspect.getgeneratorstate(other) not in (inspect.GEN_CLOSED, inspect.GEN_CREATED):
+            raise RuntimeError("this engine is serving another iterator; finish or close that one first")
+        if not self._num_slots:
+            raise CapacityError("this engine has run out of memory and has no slots left; make another one")
+        if self._is_damaged:
+            self._rebuild()
+        self._serving = own
+        self._is_damaged = True  # until it has ended as it should
+
+    def _rebuild(self) -> None:
+        """An exception has come between two statements somewhere: nothing that is kept by slot is to be trusted."""
+        self._allocate(0)
+        self._allocate(self._num_slots)
+        self._abandon()
+
+    def _admit(self, source: Source) -> None:
+        """Give free slots to waiting requests, as far as there are any."""
+        admitted = self.admission.fill(source, self.scheduler, self.pool.num_free, may_wait=not self._outbox)
+        if admitted:
+            for sequence, slot in zip(admitted, self.pool.allocate(len(admitted)), strict=True):
+                sequence.sequence.slot = slot
+            self.scheduler.start([each.sequence for each in admitted])
+            self._within_memory(partial(self._open, admitted))
+
+    def _open(self, admitted: list[Admitted]) -> None:
+        """The slots of these sequences get their states and settings, in a fixed number of transfers."""
+        groups: dict[int, tuple[Record | None, list[int]]] = {}
+        for sequence, record in admitted:
+            groups.setdefault(id(record), (record, []))[1].append(sequence.slot)
+        slot_index = iter(self._uploader.send(*(np.array(slots, np.int64) for _, slots in groups.values())))
+        for record, _ in groups.values():
+            self.pool.fill(next(slot_index), record)
+        started = [sequence for sequence, _ in admitted if sequence.request is not None]
+        self.stats.requested_tokens += sum(len(sequence.prompt) for sequence in started)
+        self.booking.open(started)
+        sampled = [sequence for sequence in started if sequence.max_tokens]
+        requests = [sequence.request for sequence in sampled if sequence.request is not None]
+        self.sampler.assign([sequence.slot for sequence in sampled], requests)
+
+    def _launch(self) -> LaunchedStep:
+        assert self._runner is not None
         clock = self.stats.clock()
         plan = self.scheduler.plan()
         self.stats.count(plan, self.scheduler.num_running)
-        scores: Scores | None = None
-        sampled: Sampled | None
-        if self._graphs is not None and not plan.chunks and not self.sampler.wants_alternatives:
-            clock.lap("schedule_seconds")
-            self.stats.recorded_steps += 1
-            sampled = self._graphs(plan.decoding, self.scheduler.position[plan.decoding])
-            clock.lap("model_seconds")
-        else:
-            step_input = build(plan, self.scheduler.position, self.sampler.tables.last_token)
-            clock.lap("schedule_seconds")
-            with self._timed(whole_step=False):
-                hidden = self.model.forward(step_input.token_ids, step_input.rows, self.pool.layers)
-            scores = Scores(step_input.scored, hidden, self.model) if step_input.scored else None
-            logits = self._sampled_logits(step_input, hidden)
-            clock.lap("model_seconds")
-            sampled = self._sample(step_input, logits) if logits is not None else None
-        clock.lap("sample_seconds")
-        in_flight = InFlight(sampled, scores, self._advance(plan))
-        if sampled is not None:
-            in_flight.entries = self.ledger.entries(sampled.slots)
-            self.stats.completion_tokens += len(sampled.slots)
+        clock.lap("schedule_seconds")
+        results = self._runner.run(plan, self.scheduler)
+        clock = self.stats.clock()
+        launched = self._advance(plan, results)
+        self.stats.completion_tokens += len(results.sampled_slots)
+        self.stats.transfers = self._uploader.num_transfers
         clock.lap("commit_seconds")
-        return in_flight
+        return launched
 
-    def _timed(self, whole_step: bool) -> AbstractContextManager[None]:
-        """Times forward passes: the model's call where it returns when it is done, the step where that runs ahead."""
-        return self.stats.timed_forward() if whole_step == self._run_ahead else nullcontext()
+    def _advance(self, plan: StepPlan, results: StepResults) -> LaunchedStep:
+        """What the plan's step has made true, and who waits for its results."""
+        scheduler, booking = self.scheduler, self.booking
+        complete = scheduler.advance(plan)
+        self._publish(complete)
+        sequences = [(slot, scheduler.sequence(slot)) for slot in complete.tolist()]
+        unasked = np.array([slot for slot, sequence in sequences if sequence.request is None], np.int64)
+        self._release(unasked)
+        scored = np.array([slot for slot, sequence in sequences if sequence.request is not None], np.int64)
+        slots = results.sampled_slots
+        rows = BookedRows(slots, booking.owners(slots), scheduler.position[slots] - scheduler.prompt_length[slots])
+        parts = results.scores.parts if results.scores is not None else []
+        score_owners = booking.owners(np.array([part.slot for part in parts], np.int64)).tolist()
+        return LaunchedStep(results, rows, score_owners, scored, booking.owners(scored))
 
-    def _take_in(self, keep: int) -> None:
-        """Book the results of all launched steps but the latest `keep`."""
-        while len(self._in_flight) > keep:
+    def _publish(self, complete: np.ndarray) -> None:
+        """The prefixes among these sequences are computed: their children can start from their states."""
+        prefixes = []
+        for slot in complete.tolist():
+            sequence = self.scheduler.sequence(slot)
+            if sequence.prefix is not None:
+                prefixes.append((sequence.prefix, self.pool.record(slot)))
+        if prefixes:
+            self.admission.publish(prefixes, self.scheduler)
+        for slot in complete.tolist():
+            self.scheduler.sequence(slot).prefix = None  # should it start again, its children have what they need
+
+    def _take_in(self, leave_in_flight: int) -> None:
+        """Book the results of all launched steps but the latest ones."""
+        while len(self._in_flight) > leave_in_flight:
             clock = self.stats.clock()
             step = self._in_flight[0]
-            finished = list(step.scored)
-            if step.scores is not None:
-                for sequence, scores in step.scores.read():
-                    self.ledger.completion(sequence).prompt_scores.append(scores)
-            if step.sampled is not None:
-                tokens = step.sampled.read()
+            scores, sampled = step.results.scores, step.results.sampled
+            if scores is not None:
+                for part, owner, found in zip(scores.parts, step.score_owners, scores.read(), strict=True):
+                    self.booking.add_scores(part.slot, owner, found, part.are_next)
+            finished = []
+            if sampled is not None:
+                tokens = sampled.read()
                 clock.lap("wait_seconds")
-                finished += self.ledger.record(step.sampled.slots, step.entries, *tokens)
-            for sequence in finished:
-                self._outbox.append(self.ledger.close(sequence))
-                self._release(sequence)
+                finished = self.booking.record(step.sampled, tokens)
+            for slot, owner in zip(step.complete.tolist(), step.complete_owners.tolist(), strict=True):
+                if self.booking.owns(slot, owner):
+                    finished.append((slot, self.booking.close(slot, "length")))
+            if finished:
+                self._outbox += [completion for _, completion in finished]
+                self._release(np.array([slot for slot, _ in finished], np.int64))
             self._in_flight.popleft()
             clock.lap("commit_seconds")
 
+    def _remove_aborted(self) -> None:
+        """Finish what is to be aborted: what runs with the tokens that have been booked, what waits with none."""
+        if not self._aborted:
+            return
+        keys = {self._aborted.popleft() for _ in range(len(self._aborted))}
+        for request in self.admission.remove(keys, self.scheduler):
+            self._outbox.append(Completion(request, np.zeros(0, np.int32), np.zeros(0), "abort"))
+        for sequence in self.scheduler.running:
+            if sequence.request is not None and sequence.request.key in keys:
+                self._outbox.append(self.booking.close(sequence.slot, "abort"))
+                self._forget(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
+        """The request of a running sequence is finished; the prefix that it may be is still wanted."""
+        if sequence.prefix is None:
+            self._release(np.array([sequence.slot], np.int64))
+        else:
+            sequence.request = sequence.prefix.request = None
+
     def _within_memory(self, action: Callable[[], None]) -> None:
-        """Run a step, or start a sequence. Where memory is used up, everything that runs starts again in fewer slots.
+        """Run a step, or start sequences. Where memory is used up, everything that runs starts again in fewer slots.
 
         Raises:
             CapacityError: a single token of a single sequence does not fit.
@@ -234,11 +344,7 @@ class Engine:
         Returns:
             None; or why these slots do not fit, and then there are none.
         """
-        for sequence in self.scheduler.running:
-            self._num_waiting += sequence.request is not None
-            if isinstance(sequence.work, Prefix):
-                self.snapshots.drop(sequence.work)
-        self.snapshots.shrink(num_slots)
+        self.admission.restart(self.scheduler.running, num_slots)
         self.scheduler = self.scheduler.restart(num_slots, num_tokens)
         try:
             self._allocate(0)
@@ -248,8 +354,9 @@ class Engine:
             reason = reason_of_out_of_memory(error, handled)
             if reason is None:
                 raise
-            self.pool = StatePool(self._pool_parts, 0)
+            self.pool, self._num_slots = StatePool(self._pool_parts, 0), 0
             return reason
+        self._num_slots = num_slots
         self.stats.max_batch_size, self.stats.max_batch_tokens = num_slots, num_tokens
         return None
 
@@ -257,113 +364,21 @@ class Engine:
         finished, self._outbox = self._outbox, []
         return finished
 
-    def _admit(self, source: Source) -> None:
-        """Give every free slot to a sequence, as far as there are any."""
-        while self.pool.num_free:
-            self._refill(source)
-            if not self.scheduler.waiting or not self._may_start(self.scheduler.waiting[0]):
-                return
-            sequence = self.scheduler.next_waiting()
-            if isinstance(sequence.work, Prefix):
-                if not self.snapshots.has_room:
-                    self._take_apart(sequence.work, sequence.parent)
-                    continue
-                self.snapshots.reserve()
-            sequence.slot = self.pool.allocate(self.snapshots.take(sequence.parent) if sequence.parent else None)
-            self.scheduler.start(sequence)
-            if sequence.request is not None:
-                self._num_waiting -= 1
-                self._within_memory(partial(self._open, sequence, sequence.request))
-
-    def _open(self, sequence: Sequence, request: Request) -> None:
-        """The slot of a sequence gets the request's settings."""
-        self.stats.requested_tokens += len(sequence.prompt)
-        self.ledger.open(sequence)
-        if sequence.max_tokens:
-            constraint = request.new_constraint() if request.new_constraint else None
-            self.sampler.assign(sequence.slot, request, constraint)
-
-    def _may_start(self, sequence: Sequence) -> bool:
-        """Prefixes start late: once steps have tokens to spare, and those being computed may still free a place."""
-        if not isinstance(sequence.work, Prefix):
-            return True
-        waits_for_place = not self.snapshots.has_room and self.snapshots.num_reserved > 0
-        return self.scheduler.has_tokens_to_spare and not waits_for_place
-
-    def _take_apart(self, prefix: Prefix, parent: Prefix | None) -> None:
-        """There is no place for the prefix's state, and none will be free: every child computes its tokens itself."""
-        works = [*prefix.children, *([prefix.request] if prefix.request else [])]
-        if parent is not None:
-            self.snapshots.expect(parent, len(works) - 1)
-        self.scheduler.add_first(Sequence(work, parent) for work in works)
-
-    def _refill(self, source: Source) -> None:
-        """Queue the next window of requests while less than half a window waits: at the end, short ones fill slots.
-
-        The engine waits for its source only where it is idle. An incomplete window is taken only where nobody waits.
-        """
-        if source.is_ended or self._num_waiting >= self.window // 2:
-            return
-        if self.scheduler.waiting and not source.has_ready(self.window):
-            return
-        batches = source.take(self.window, wait=self.scheduler.is_idle and not self._outbox)
-        window = [item for batch in batches for item in (batch if isinstance(batch, list) else [batch])]
-        self._outbox += [item for item in window if isinstance(item, Completion)]
-        requests = [item for item in window if isinstance(item, Request)]
-        self._num_waiting += len(requests)
-        self.scheduler.add(Sequence(work, None) for work in plan_prefixes(requests, self._prefix_sharing))
-        if source.is_ended:
-            self.scheduler.sort_waiting()
-
-    def _sampled_logits(self, step_input: StepInput, hidden: Tensor) -> Tensor | None:
-        """[n, V] float32 for the n rows that get a token."""
-        index = step_input.sampled_index
-        if not len(index):
-            return None
-        if len(index) < len(hidden):
-            hidden = hidden[upload(index, torch.int64, hidden.device)]
-        return self.model.logits(hidden, out=self._logits[: len(hidden)])
-
-    def _sample(self, step_input: StepInput, logits: Tensor) -> Sampled:
-        slots = step_input.sampled_slots
-        self.sampler.prepare(slots)
-        slot_index = upload(slots, torch.int32, logits.device)
-        return self.sampler.send(slots, *self.sampler.draw(logits, slot_index), logits)
-
-    def _advance(self, plan: Plan) -> list[Sequence]:
-        """What the plan's step has made true. Returns the sequences that wait for nothing but scores."""
-        complete = self.scheduler.advance(plan)
-        self._publish(complete)
-        scored = []
-        for sequence in complete:
-            if sequence.request is None:
-                self._release(sequence)
-            else:
-                sequence.work = sequence.request  # should it start again, its children have what they need
-                scored.append(sequence)
-        return scored
-
-    def _publish(self, complete: list[Sequence]) -> None:
-        """The prefixes among these are computed: their children can start from their states.
-
-        All states are copied before any child is queued, as copying may run out of memory.
-        """
-        prefixes = [(sequence.work, sequence.slot) for sequence in complete if isinstance(sequence.work, Prefix)]
-        for prefix, slot in prefixes:
-            self.snapshots.keep(prefix, self.pool.record(slot))
-        for prefix, _ in prefixes:
-            self.scheduler.add_first(Sequence(work, prefix) for work in prefix.children)
-
-    def _release(self, sequence: Sequence) -> None:
-        self.scheduler.finish(sequence)
-        self.sampler.release(sequence.slot)
-        self.pool.free(sequence.slot)
+    def _release(self, slots: np.ndarray) -> None:
+        """The sequences in these slots have ended."""
+        if len(slots):
+            self.scheduler.finish(slots)
+            self.sampler.release(slots)
+            self.pool.free(slots.tolist())
 
     def _abandon(self) -> None:
+        """Nothing runs and nothing waits."""
         self._in_flight.clear()
-        for sequence in self.scheduler.running:
-            self.ledger.drop(sequence)
-            self._release(sequence)
+        self.booking.close_all()
+        self.sampler.release(np.arange(self.pool.num_slots))
+        self.pool.free_all()
         self.scheduler = Scheduler(self.pool.num_slots, self.scheduler.max_batch_tokens)
-        self.snapshots.clear()
-        self._outbox, self._num_waiting = [], 0
+        self.admission.clear()
+        self._outbox = []
+        self._aborted.clear()
+        self.stats.running = 0

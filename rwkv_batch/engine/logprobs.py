@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +25,66 @@ class Logprobs(NamedTuple):
     """1 is the most likely token; 0 where no alternatives were asked for."""
     top_ids: list[int]
     top_logprobs: list[float]
+
+
+@dataclass(slots=True, eq=False)
+class TokenScores:
+    """What `Logprobs` says of one token, for n tokens in arrays. Indexing and iterating give `Logprobs`.
+
+    Attributes:
+        logprobs: [n] float64.
+        is_greedy: [n] bool.
+        ranks: [n] int64.
+        top_ids, top_logprobs: [n, K] int32 and float64, most likely first; K is 0 where no alternatives were asked for.
+    """
+
+    logprobs: np.ndarray
+    is_greedy: np.ndarray
+    ranks: np.ndarray
+    top_ids: np.ndarray
+    top_logprobs: np.ndarray
+
+    @classmethod
+    def join(cls, parts: Sequence[TokenScores]) -> TokenScores:
+        """One after the other; all with the same K. Without parts: of no tokens."""
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            return cls.plain(np.zeros(0), np.zeros(0, bool))
+        columns = ("logprobs", "is_greedy", "ranks", "top_ids", "top_logprobs")
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in columns))
+
+    @classmethod
+    def plain(cls, logprobs: np.ndarray, is_greedy: np.ndarray) -> TokenScores:
+        """Of tokens for which no alternatives were asked for."""
+        count = len(logprobs)
+        return cls(logprobs, is_greedy, np.zeros(count, np.int64), np.zeros((count, 0), np.int32), np.zeros((count, 0)))
+
+    def __len__(self) -> int:
+        return len(self.logprobs)
+
+    def __getitem__(self, index: int) -> Logprobs:
+        return Logprobs(
+            float(self.logprobs[index]),
+            bool(self.is_greedy[index]),
+            int(self.ranks[index]),
+            self.top_ids[index].tolist(),
+            self.top_logprobs[index].tolist(),
+        )
+
+    def __iter__(self) -> Iterator[Logprobs]:
+        columns = (self.logprobs, self.is_greedy, self.ranks, self.top_ids, self.top_logprobs)
+        return (Logprobs(*values) for values in zip(*(column.tolist() for column in columns), strict=True))
+
+    def part(self, rows: slice | np.ndarray, count: int) -> TokenScores:
+        """Some of the tokens, with the `count` most likely ones beside each."""
+        return TokenScores(
+            self.logprobs[rows],
+            self.is_greedy[rows],
+            self.ranks[rows],
+            self.top_ids[rows, :count],
+            self.top_logprobs[rows, :count],
+        )
 
 
 def top_tokens(logits: Tensor, rows: Tensor, token_ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -47,36 +109,27 @@ TOP_TOKENS = OpSpec("top_tokens", top_tokens, optional=True)
 
 
 class TopLogprobs:
-    """Log-probabilities of `token_ids` [n], each with the `counts[i]` most likely tokens of its row, on their way.
+    """Log-probabilities of `token_ids` [n], each with the K most likely tokens of its row, on their way to the host.
 
     Args:
         logits: [B, V] float32.
         rows: [n] int64, the tokens' rows of the logits.
         logprobs: [n] float64, those of `token_ids`.
+        count: K, at least 0; no more than V come out.
         ops: implementations of `TOP_TOKENS`.
     """
 
     def __init__(
-        self,
-        logits: Tensor,
-        rows: Tensor,
-        logprobs: Tensor,
-        token_ids: Tensor,
-        counts: Sequence[int],
-        ops: OpTable,
+        self, logits: Tensor, rows: Tensor, logprobs: Tensor, token_ids: Tensor, count: int, ops: OpTable
     ) -> None:
-        rank, top_ids = ops.top_tokens(logits, rows, token_ids, min(max(counts), logits.shape[1]))
+        rank, top_ids = ops.top_tokens(logits, rows, token_ids, min(count, logits.shape[1]))
         # The normaliser is the same for all tokens of a row.
         own, top = logits[rows, token_ids].double(), logits[rows[:, None], top_ids].double()
-        self._counts = counts
         self._copies = [
-            HostCopy(tensor) for tensor in (logprobs, rank, top_ids, top - own[:, None] + logprobs[:, None])
+            HostCopy(tensor) for tensor in (logprobs, rank, top_ids.int(), top - own[:, None] + logprobs[:, None])
         ]
 
-    def read(self) -> list[Logprobs]:
-        """One for each row; waits for them."""
-        columns = (*(copy.read().tolist() for copy in self._copies), self._counts)
-        return [
-            Logprobs(logprob, rank == 1, rank, ids[:count], values[:count])
-            for logprob, rank, ids, values, count in zip(*columns, strict=True)
-        ]
+    def read(self) -> TokenScores:
+        """Waits for them."""
+        logprobs, ranks, top_ids, top_logprobs = (copy.read().numpy() for copy in self._copies)
+        return TokenScores(logprobs, ranks == 1, ranks, top_ids, top_logprobs)

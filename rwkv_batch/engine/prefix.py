@@ -7,7 +7,7 @@ few snapshots live at a time: those on the way from a root to where the walk is,
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from .request import Request
+from .shared_lengths import sorted_with_shared_lengths
 
 MIN_SHARED_TOKENS = 8
 """Below this, computing the tokens again is cheaper than copying a state."""
@@ -25,12 +26,12 @@ class Prefix:
     """Prompt tokens that all children start with.
 
     Args:
-        token_ids: from the beginning of the prompt, the parent's tokens included.
+        token_ids: [T] int32, from the beginning of the prompt, the parent's tokens included.
         num_steps: the most that any request below has.
         request: one whose prompt is these tokens and that only scores: computing the prefix serves it.
     """
 
-    token_ids: list[int]
+    token_ids: np.ndarray
     parent: Prefix | None
     num_steps: int
     request: Request | None = None
@@ -39,6 +40,37 @@ class Prefix:
     @property
     def length(self) -> int:
         return len(self.token_ids)
+
+    def requests(self) -> Iterator[Request]:
+        """All requests that this prefix and those below it serve."""
+        if self.request is not None:
+            yield self.request
+        for child in self.children:
+            yield from child.requests() if isinstance(child, Prefix) else (child,)
+
+    def remove(self, keys: set[object]) -> list[Request]:
+        """Take out the requests with these keys, here and below."""
+        removed = self.remove_children(keys)
+        if self.request is not None and self.request.key in keys:
+            removed.append(self.request)
+            self.request = None
+        return removed
+
+    def remove_children(self, keys: set[object]) -> list[Request]:
+        """Take out the requests with these keys below, and the prefixes that then serve nothing."""
+        removed = []
+        kept: list[Request | Prefix] = []
+        for child in self.children:
+            if isinstance(child, Prefix):
+                removed += child.remove(keys)
+                if any(True for _ in child.requests()):
+                    kept.append(child)
+            elif child.key in keys:
+                removed.append(child)
+            else:
+                kept.append(child)
+        self.children = kept
+        return removed
 
 
 def plan_prefixes(window: SequenceOf[Request], share_between_rows: bool = True) -> list[Request | Prefix]:
@@ -49,17 +81,26 @@ def plan_prefixes(window: SequenceOf[Request], share_between_rows: bool = True) 
     Args:
         share_between_rows: False shares only between the samples of one row.
     """
+    if share_between_rows:
+        return _plan_group(window)
     groups: dict[Hashable, list[Request]] = {}
     for request in window:
-        groups.setdefault(None if share_between_rows else request.row, []).append(request)
-    return [root for group in groups.values() for root in (_plan_group(group) if len(group) > 1 else group)]
+        groups.setdefault(request.row, []).append(request)
+    return [root for group in groups.values() for root in _plan_group(group)]
 
 
-def _plan_group(group: list[Request]) -> list[Request | Prefix]:
-    arrays = [np.asarray(request.prompt_token_ids, dtype=">u4") for request in group]
-    order = sorted(range(len(group)), key=lambda i: arrays[i].tobytes())
-    requests = [group[i] for i in order]
-    shared = _shared_lengths([arrays[i] for i in order], _shareable(requests))
+def _plan_group(group: SequenceOf[Request]) -> list[Request | Prefix]:
+    if len(group) < 2:
+        return list(group)
+    prompts = [np.asarray(request.prompt_token_ids, np.int32) for request in group]
+    order, shared = sorted_with_shared_lengths(prompts)
+    if not (shared >= MIN_SHARED_TOKENS).any():
+        return list(group)
+    places = order.tolist()
+    requests = [group[i] for i in places]
+    prompts = [prompts[i] for i in places]
+    limits = _shareable(requests, shared)
+    shared[1:] = np.minimum(shared[1:], np.minimum(limits[:-1], limits[1:]))
     steps = [request.num_steps for request in requests]
     roots: list[Request | Prefix] = []
     prefixes: list[Prefix] = []
@@ -72,12 +113,12 @@ def _plan_group(group: list[Request]) -> list[Request | Prefix]:
             continue
         common = int(shared[start + 1 : end].min())
         if common - (parent.length if parent else 0) >= MIN_SHARED_TOKENS:
-            first = requests[start]
-            parent = Prefix(first.prompt_token_ids[:common], parent, max(steps[start:end]))
+            first = prompts[start]
+            parent = Prefix(first[:common], parent, max(steps[start:end]))
             prefixes.append(parent)
             siblings.append(parent)
-            if len(first.prompt_token_ids) == common:
-                parent.request = first
+            if len(first) == common:
+                parent.request = requests[start]
                 start += 1
         cuts = start + 1 + np.flatnonzero(shared[start + 1 : end] == common)
         bounds = [start, *cuts.tolist(), end]
@@ -87,30 +128,24 @@ def _plan_group(group: list[Request]) -> list[Request | Prefix]:
     return roots
 
 
-def _shareable(requests: list[Request]) -> list[int]:
+def _shareable(requests: list[Request], shared: np.ndarray) -> np.ndarray:
     """For each of the sorted requests: how many of its first tokens a prefix may compute.
 
     That is those whose hidden states it does not need: all but the last, and none from which a score is taken. A prefix
     may be the whole prompt of one request that only scores what follows; of a second one like it only what is before
     the last token, as each sequence has at least one.
+
+    Args:
+        shared: [n], how many leading tokens each prompt shares with the one before it.
     """
-    limits = []
-    before: list[int] = []
-    for request in requests:
-        prompt = request.prompt_token_ids
+    limits = np.zeros(len(requests), np.int64)
+    length_before = -1
+    for i, request in enumerate(requests):
+        length = len(request.prompt_token_ids)
         if request.score_start is not None:
-            limits.append(max(min(len(prompt), request.score_start) - 1, 0))
+            limits[i] = max(min(length, request.score_start) - 1, 0)
         else:
-            limits.append(len(prompt) - (request.params.max_tokens > 0 or prompt == before))
-        before = prompt
+            is_repeated = length == length_before and int(shared[i]) == length
+            limits[i] = length - (request.params.max_tokens > 0 or is_repeated)
+        length_before = length
     return limits
-
-
-def _shared_lengths(arrays: list[np.ndarray], limits: list[int]) -> np.ndarray:
-    """[n]: how many leading tokens each prompt shares with the one before it, within both limits."""
-    lengths = np.zeros(len(arrays), dtype=np.int64)
-    for i in range(1, len(arrays)):
-        limit = min(limits[i - 1], limits[i])
-        differs = np.flatnonzero(arrays[i - 1][:limit] != arrays[i][:limit])
-        lengths[i] = differs[0] if len(differs) else limit
-    return lengths

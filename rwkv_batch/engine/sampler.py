@@ -2,65 +2,55 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.upload import upload
+from ..models.upload import Uploader
 from ..ops import OpTable
+from .booking import SampledTokens
 from .host_copy import HostCopy
-from .logprobs import TOP_TOKENS, Logprobs, TopLogprobs
+from .logprobs import TOP_TOKENS, TopLogprobs
 from .request import Constraint, Request
 from .sample import PARTS, SAMPLE
-from .slot_tables import SlotTables, Vocabulary
+from .slot_tables import SlotTables, Vocabulary, pack_bits
 
-
-class SampledTokens(NamedTuple):
-    """One sampled token for each row, on the host."""
-
-    token_ids: np.ndarray
-    """[B] int64."""
-    logprobs: np.ndarray
-    """[B] float64, under the model's own distribution, natural logarithm."""
-    alternatives: list[tuple[int, Logprobs]]
-    """(row, what it asks for), where a row asks for `logprobs`."""
+_NONE = -1
 
 
 class Sampled:
     """One sampled token for each row, on its way to the host.
 
     Args:
-        slots: [B] int64, of the rows.
-        token_ids, logprobs: on the device; B rows, and after them those of padding.
-        rows, top: the rows that ask for alternatives, and what they get; None where no row does.
+        count: n; the tensors may have more rows, of padding.
+        token_ids, logprobs: [n or more] int64 and float64, on the device.
+        top_rows, top: the rows that ask for the most likely tokens, and what they get; None where no row does.
         constraints: (row, constraint) of those sequences that had one when the step was launched. By the time of
             `read` a slot may belong to another sequence.
     """
 
     def __init__(
         self,
-        slots: np.ndarray,
+        count: int,
         token_ids: Tensor,
         logprobs: Tensor,
-        rows: list[int],
+        top_rows: np.ndarray,
         top: TopLogprobs | None,
         constraints: list[tuple[int, Constraint]],
     ) -> None:
-        self.slots = slots
+        self._count = count
         self._token_ids, self._logprobs = HostCopy(token_ids), HostCopy(logprobs)
-        self._rows, self._top = rows, top
+        self._top_rows, self._top = top_rows, top
         self._constraints = constraints
 
     def read(self) -> SampledTokens:
         """Waits for the tokens, and tells each constraint what its sequence has sampled."""
-        count = len(self.slots)
-        token_ids, logprobs = (copy.read().numpy()[:count] for copy in (self._token_ids, self._logprobs))
+        token_ids, logprobs = (copy.read().numpy()[: self._count] for copy in (self._token_ids, self._logprobs))
         for row, constraint in self._constraints:
             constraint.accept(int(token_ids[row]))
-        found = self._top.read() if self._top is not None else []
-        return SampledTokens(token_ids, logprobs, list(zip(self._rows, found, strict=True)))
+        return SampledTokens(token_ids, logprobs, self._top_rows, self._top.read() if self._top is not None else None)
 
 
 class Sampler:
@@ -70,32 +60,43 @@ class Sampler:
 
     Args:
         ops: implementations of `OPS`.
+        uploader: sends settings and masks to the device; None makes one of its own.
     """
 
     OPS = (SAMPLE, *PARTS, TOP_TOKENS)
 
-    def __init__(self, num_slots: int, vocabulary: Vocabulary, device: torch.device, ops: OpTable) -> None:
-        self.tables = SlotTables(num_slots, vocabulary, device)
+    def __init__(
+        self,
+        num_slots: int,
+        vocabulary: Vocabulary,
+        device: torch.device,
+        ops: OpTable,
+        uploader: Uploader | None = None,
+    ) -> None:
+        self.tables = SlotTables(num_slots, vocabulary, device, uploader)
         self._ops = ops
-        self._num_seen: dict[int, int] = {}
+        self._num_seen = np.full(num_slots, _NONE)
+        self._num_logprobs = np.full(num_slots, _NONE)
         self._constraints: dict[int, Constraint] = {}
-        self._num_logprobs: dict[int, int] = {}
 
-    def assign(self, slot: int, request: Request, constraint: Constraint | None = None) -> None:
-        """A new sequence takes `slot`."""
-        self.release(slot)
-        num_seen = self.tables.assign(slot, request)
-        if num_seen is not None:
-            self._num_seen[slot] = num_seen
-        if constraint is not None:
-            self._constraints[slot] = constraint
-        if request.params.logprobs is not None:
-            self._num_logprobs[slot] = request.params.logprobs
+    def assign(self, slots: SequenceOf[int], requests: SequenceOf[Request]) -> None:
+        """New sequences take these slots."""
+        if not slots:
+            return
+        self._num_seen[slots] = self.tables.assign(slots, requests)
+        asked = [request.params.logprobs for request in requests]
+        self._num_logprobs[slots] = [_NONE if count is None else count for count in asked]
+        for slot, request in zip(slots, requests, strict=True):
+            if request.new_constraint is not None:
+                self._constraints[slot] = request.new_constraint()
 
-    def release(self, slot: int) -> None:
-        """The slot's sequence has ended."""
-        for table in (self._num_seen, self._constraints, self._num_logprobs):
-            table.pop(slot, None)
+    def release(self, slots: np.ndarray) -> None:
+        """The sequences of these slots have ended."""
+        self._num_seen[slots] = _NONE
+        self._num_logprobs[slots] = _NONE
+        if self._constraints:
+            for slot in slots.tolist():
+                self._constraints.pop(slot, None)
 
     @property
     def waits_for_tokens(self) -> bool:
@@ -103,40 +104,58 @@ class Sampler:
         return bool(self._constraints)
 
     @property
-    def wants_alternatives(self) -> bool:
-        """Some slot asks for more than its own token's log-probability: the logits are needed after the draw."""
-        return bool(self._num_logprobs)
+    def asks_logprobs(self) -> np.ndarray:
+        """[P] bool: slots that ask for the most likely tokens. The logits are needed after the draw."""
+        return self._num_logprobs != _NONE
 
     def prepare(self, slots: np.ndarray) -> None:
-        """Bring the tables up to date before these slots sample."""
-        if self._num_seen:
-            penalized = [slot for slot in slots.tolist() if slot in self._num_seen]
-            for slot in penalized:
-                self._num_seen[slot] += 1
-            self.tables.reserve_seen(max((self._num_seen[slot] for slot in penalized), default=0))
-        for slot in slots.tolist() if self._constraints else ():
-            if slot in self._constraints:
-                allowed = torch.zeros(self.tables.vocab_size, dtype=torch.bool)
-                self._constraints[slot].allowed(allowed)
-                self.tables.set_mask(slot, allowed)
+        """Bring the tables up to date before these slots sample: [n] int64."""
+        seen = self._num_seen[slots]
+        if (seen != _NONE).any():
+            penalized = slots[seen != _NONE]
+            self._num_seen[penalized] += 1
+            self.tables.reserve_seen(int(self._num_seen[penalized].max()))
+        constrained = [slot for slot in slots.tolist() if slot in self._constraints] if self._constraints else []
+        if constrained:
+            masks = [self._allowed(self._constraints[slot]) for slot in constrained]
+            self.tables.set_masks(np.array(constrained, np.int64), np.stack(masks))
 
     def draw(self, logits: Tensor, slot_index: Tensor) -> tuple[Tensor, Tensor]:
         """Sample the next token of each row: the op `sample` on this sampler's tables."""
         token_ids, logprobs = self._ops.sample(logits, slot_index, self.tables, self._ops)
         return token_ids, logprobs
 
-    def send(self, slots: np.ndarray, token_ids: Tensor, logprobs: Tensor, logits: Tensor | None = None) -> Sampled:
-        """Start what was drawn on its way to the host, with the alternatives that rows ask for, from their logits."""
-        rows: list[int] = []
+    def copy_to_host(
+        self,
+        slots: np.ndarray,
+        token_ids: Tensor,
+        logprobs: Tensor,
+        logits: Tensor | None = None,
+        top_rows: np.ndarray | None = None,
+        top_index: Tensor | None = None,
+    ) -> Sampled:
+        """Start what was drawn on its way to the host.
+
+        Args:
+            slots: [n] int64, of the rows.
+            token_ids, logprobs: [n] or more, what `draw` gave.
+            logits: [n, V], needed where rows ask for the most likely tokens.
+            top_rows: [m] int64, rows that ask for the most likely tokens; None for none.
+            top_index: the same on the device.
+        """
         top = None
-        if self._num_logprobs and logits is not None:
-            rows = [i for i, slot in enumerate(slots.tolist()) if slot in self._num_logprobs]
-        if rows and logits is not None:
-            counts = [self._num_logprobs[slots[row]] for row in rows]
-            index = upload(rows, torch.int64, logits.device)
-            top = TopLogprobs(logits, index, logprobs[index], token_ids[index], counts, self._ops)
+        if top_rows is not None and len(top_rows):
+            assert logits is not None and top_index is not None
+            count = int(self._num_logprobs[slots[top_rows]].max())
+            top = TopLogprobs(logits, top_index, logprobs[top_index], token_ids[top_index], count, self._ops)
         constraints = []
         if self._constraints:
             owners = map(self._constraints.get, slots.tolist())
             constraints = [(row, constraint) for row, constraint in enumerate(owners) if constraint is not None]
-        return Sampled(slots, token_ids, logprobs, rows, top, constraints)
+        rows = np.zeros(0, np.int64) if top_rows is None else top_rows
+        return Sampled(len(slots), token_ids, logprobs, rows, top, constraints)
+
+    def _allowed(self, constraint: Constraint) -> np.ndarray:
+        allowed = torch.zeros(self.tables.vocab_size, dtype=torch.bool)
+        constraint.allowed(allowed)
+        return pack_bits(allowed).numpy()

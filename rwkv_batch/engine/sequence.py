@@ -1,8 +1,8 @@
-"""A running request, or a shared prefix on its way into the state."""
+"""A running request, or a shared prefix whose state is being computed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import numpy as np
 
 from .prefix import Prefix
 from .request import Request
@@ -10,35 +10,45 @@ from .request import Request
 NO_SLOT = -1
 
 
-@dataclass(eq=False)
 class Sequence:
     """Owns a slot from admission until it finishes.
 
     Args:
         work: the request to complete, or the prefix to compute.
-        parent: the prefix whose state this one starts from; its tokens are not computed again.
+        parent: the prefix whose state this sequence starts from; the parent's tokens are not computed again.
+
+    Attributes:
+        request: the request that this sequence completes; None where a prefix serves no request of its own.
+        prefix: the prefix whose state is wanted; None once the state has been copied, and for plain requests.
+        prompt: [T] int32.
+        max_tokens: tokens to sample; 0 for a prefix and for a request that only scores.
+        slot: its row of the state pool; -1 before admission.
     """
 
-    work: Request | Prefix
-    parent: Prefix | None
-    slot: int = NO_SLOT
-    num_computed: int = 0
-    """Prompt tokens that are in the state."""
+    __slots__ = ("max_tokens", "parent", "prefix", "prompt", "request", "slot")
 
-    def __post_init__(self) -> None:
-        self.num_computed = self.parent.length if self.parent else 0
-        if isinstance(self.work, Request):
-            self.request: Request | None = self.work
-            self.prompt, self.max_tokens = self.work.prompt_token_ids, self.work.params.max_tokens
+    def __init__(self, work: Request | Prefix, parent: Prefix | None = None) -> None:
+        self.parent = parent
+        self.slot = NO_SLOT
+        if isinstance(work, Prefix):
+            self.prefix: Prefix | None = work
+            self.request: Request | None = work.request
+            self.prompt = work.token_ids
+            self.max_tokens = 0
         else:
-            self.request = self.work.request
-            self.prompt, self.max_tokens = self.work.token_ids, 0
+            self.prefix = None
+            self.request = work
+            self.prompt = np.asarray(work.prompt_token_ids, np.int32)
+            self.max_tokens = work.params.max_tokens
 
     @property
-    def num_uncomputed(self) -> int:
-        """Prompt tokens still to be fed."""
-        return len(self.prompt) - self.num_computed
+    def work(self) -> Request | Prefix:
+        """What is done again where this sequence starts again."""
+        work = self.prefix or self.request
+        assert work is not None
+        return work
 
-    def chunk(self, num_tokens: int) -> list[int]:
-        """The prompt tokens to feed next."""
-        return self.prompt[self.num_computed : self.num_computed + num_tokens]
+    @property
+    def num_shared(self) -> int:
+        """Prompt tokens that the parent has computed."""
+        return self.parent.length if self.parent else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence as SequenceOf
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.upload import upload
+from ..models.upload import Uploader
+from ..sampling_params import SamplingParams
 from .philox import stream_words
 from .request import END_OF_TEXT, Request
 
 WORD_BITS = 32
+_MOST_SETTINGS = 4096
+_NO_IDS = np.zeros(0, np.int32)
 
 
 class Vocabulary(NamedTuple):
@@ -83,14 +86,19 @@ class SlotTables:
             IS_MASKED.
         sampleable: [ceil(V / 32)] int32: the same for the vocabulary as a whole.
         uncounted: [V] bool, as in `Vocabulary`.
+        uploader: sends settings to the device.
         generation: grows when a table has been replaced by a wider one.
     """
 
-    def __init__(self, num_slots: int, vocabulary: Vocabulary, device: torch.device) -> None:
+    def __init__(
+        self, num_slots: int, vocabulary: Vocabulary, device: torch.device, uploader: Uploader | None = None
+    ) -> None:
         self.num_slots = num_slots
+        self.uploader = uploader or Uploader(device)
         self.vocab_size = len(vocabulary.unsampleable)
         self.device = device
         self.generation = 0
+        self._settings: dict[int, _Settings] = {}
         rows = num_slots + 1
         self.floats = torch.zeros(rows, _NUM_FLOATS, dtype=torch.float64, device=device)
         self.integers = torch.zeros(rows, _NUM_INTEGERS, dtype=torch.int64, device=device)
@@ -106,48 +114,77 @@ class SlotTables:
         self.biases = torch.zeros(rows, 8, dtype=torch.float32, device=device)
         self.stops = torch.zeros(rows, 8, dtype=torch.int32, device=device)
 
-    def assign(self, slot: int, request: Request) -> int | None:
-        """A new sequence takes `slot`; everything of the old one is replaced.
+    def assign(self, slots: SequenceOf[int], requests: SequenceOf[Request]) -> np.ndarray:
+        """New sequences take these slots; everything of the old ones is replaced. One transfer for all.
 
         Returns:
-            How many distinct ids a penalised slot has seen: the prompt counts for the repetition penalty only.
+            [n] int64: how many distinct ids a penalised slot has seen; -1 for slots without penalties. The prompt
+            counts for the repetition penalty only.
         """
-        params = request.params
-        penalties = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty)
-        is_penalized = penalties != (0.0, 0.0, 1.0)
-        seen = sorted(set(request.prompt_token_ids)) if params.repetition_penalty != 1 else []
-        biases = {**(params.logit_bias or {}), **dict.fromkeys(params.bad_token_ids or (), -torch.inf)}
-        stops = sorted({END_OF_TEXT, *(params.stop_token_ids or ())}) if params.min_tokens else []
-        untempered = params.top_p_order == "rwkv"
-        self._write(
-            self.floats, slot, (params.temperature, params.top_p, params.min_p, *penalties, params.penalty_decay)
+        settings = [self._settings_of(request.params) for request in requests]
+        seen = [
+            np.unique(request.prompt_token_ids).astype(np.int32) if each.counts_prompt else _NO_IDS
+            for each, request in zip(settings, requests, strict=True)
+        ]
+        num_seen = np.array([len(ids) for ids in seen], np.int64)
+        integers = np.stack([each.integers for each in settings])
+        integers[:, Integer.NUM_SEEN] = num_seen
+        streams = [stream_words(request.seed, request.row, request.sample) for request in requests]
+        integers[:, Integer.STREAM : Integer.STREAM + 5] = streams
+        floats = np.stack([each.floats for each in settings])
+        masked = [i for i, each in enumerate(settings) if each.mask is not None]
+        masks = np.stack([settings[i].mask for i in masked]) if masked else np.zeros((0, 0), np.int32)  # type: ignore[misc]
+        index = np.array(slots, np.int64)
+        sent = self.uploader.send(
+            index,
+            floats,
+            integers,
+            _padded(seen),
+            _padded([each.bias_ids for each in settings]),
+            _padded([each.biases for each in settings]),
+            _padded([each.stops for each in settings]),
+            index[masked],
+            masks,
         )
-        numbers = (params.top_k, untempered, 0, params.min_tokens, is_penalized, untempered)
-        lengths = (len(seen), len(biases), len(stops), params.allowed_token_ids is not None)
-        words = stream_words(request.seed, request.row, request.sample)
-        self._write(self.integers, slot, (*numbers, *lengths, *words))
-        if seen:
-            self.reserve_seen(len(seen))
-            self._write(self.seen_ids, slot, seen)
-            self.seen_count[slot, : len(seen)] = 0
-            self.seen_generated[slot, : len(seen)] = False
-        if biases:
-            self.bias_ids, self.biases = (self._widened(t, len(biases)) for t in (self.bias_ids, self.biases))
-            self._write(self.bias_ids, slot, list(biases))
-            self._write(self.biases, slot, list(biases.values()))
-        if stops:
-            self.stops = self._widened(self.stops, len(stops))
-            self._write(self.stops, slot, stops)
-        if params.allowed_token_ids is not None:
-            allowed = torch.zeros(self.vocab_size, dtype=torch.bool)
-            allowed[params.allowed_token_ids] = True
-            self.set_mask(slot, allowed)
-        return len(seen) if is_penalized else None
+        where, floats_sent, integers_sent, seen_ids, bias_ids, biases, stops, masked_slots, masks_sent = sent
+        self.floats.index_copy_(0, where, floats_sent)
+        self.integers.index_copy_(0, where, integers_sent)
+        if width := seen_ids.shape[1]:
+            self.reserve_seen(width)
+            self.seen_ids[:, :width].index_copy_(0, where, seen_ids)
+            self.seen_count[:, :width].index_fill_(0, where, 0)
+            self.seen_generated[:, :width].index_fill_(0, where, False)
+        if width := bias_ids.shape[1]:
+            self.bias_ids, self.biases = (self._widened(table, width) for table in (self.bias_ids, self.biases))
+            self.bias_ids[:, :width].index_copy_(0, where, bias_ids)
+            self.biases[:, :width].index_copy_(0, where, biases)
+        if width := stops.shape[1]:
+            self.stops = self._widened(self.stops, width)
+            self.stops[:, :width].index_copy_(0, where, stops)
+        if masked:
+            self.mask.index_copy_(0, masked_slots, masks_sent)
+        is_penalized = integers[:, Integer.IS_PENALIZED] > 0
+        return np.where(is_penalized, num_seen, -1)
 
-    def set_mask(self, slot: int, allowed: Tensor) -> None:
-        """Restrict a slot to the ids that are True in `allowed`, [V] bool on the host."""
-        self.mask[slot] = upload(pack_bits(allowed).numpy(), torch.int32, self.device)
-        self.integers[slot, Integer.IS_MASKED] = 1
+    def set_masks(self, slots: np.ndarray, masks: np.ndarray) -> None:
+        """Restrict slots to the ids whose bits are set.
+
+        Args:
+            slots: [n] int64.
+            masks: [n, ceil(V / 32)] int32, rows of `pack_bits`.
+        """
+        where, words = self.uploader.send(slots, masks)
+        self.mask.index_copy_(0, where, words)
+        self.integers[:, Integer.IS_MASKED].index_fill_(0, where, 1)
+
+    def _settings_of(self, params: SamplingParams) -> _Settings:
+        """Requests of a job share their settings: what the tables hold of them is made once."""
+        found = self._settings.get(id(params))
+        if found is None:
+            if len(self._settings) >= _MOST_SETTINGS:
+                self._settings.clear()
+            found = self._settings[id(params)] = _Settings.of(params, self.vocab_size)
+        return found
 
     def reserve_seen(self, width: int) -> None:
         """Make room for `width` distinct ids in every slot."""
@@ -164,12 +201,61 @@ class SlotTables:
         self.generation += 1
         return torch.nn.functional.pad(table, (0, capacity - table.shape[1]))
 
-    @staticmethod
-    def _write(table: Tensor, slot: int, values: Sequence[float]) -> None:
-        if table.device.type == "cpu":  # a tenth of the time that a tensor takes to be made and copied
-            table.numpy()[slot, : len(values)] = values
-        else:
-            table[slot, : len(values)] = upload(values, table.dtype, table.device)
+
+class _Settings(NamedTuple):
+    """One request's sampling settings as the tables hold them."""
+
+    params: SamplingParams
+    """Kept, so that its identity names these settings."""
+    floats: np.ndarray
+    """[8] float64."""
+    integers: np.ndarray
+    """[16] int64, without the random stream and the number of ids seen."""
+    counts_prompt: bool
+    """The prompt's ids are seen: the repetition penalty counts them."""
+    bias_ids: np.ndarray
+    biases: np.ndarray
+    stops: np.ndarray
+    mask: np.ndarray | None
+
+    @classmethod
+    def of(cls, params: SamplingParams, vocab_size: int) -> _Settings:
+        penalties = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty)
+        is_penalized = penalties != (0.0, 0.0, 1.0)
+        biases = {**(params.logit_bias or {}), **dict.fromkeys(params.bad_token_ids or (), -np.inf)}
+        stops = sorted({END_OF_TEXT, *(params.stop_token_ids or ())}) if params.min_tokens else []
+        untempered = params.top_p_order == "rwkv"
+        mask = None
+        if params.allowed_token_ids is not None:
+            allowed = torch.zeros(vocab_size, dtype=torch.bool)
+            allowed[params.allowed_token_ids] = True
+            mask = pack_bits(allowed).numpy()
+        floats, integers = np.zeros(_NUM_FLOATS), np.zeros(_NUM_INTEGERS, np.int64)
+        floats[:7] = params.temperature, params.top_p, params.min_p, *penalties, params.penalty_decay
+        integers[:10] = (
+            *(params.top_k, untempered, 0, params.min_tokens, is_penalized, untempered),
+            *(0, len(biases), len(stops), mask is not None),
+        )
+        return cls(
+            params,
+            floats,
+            integers,
+            params.repetition_penalty != 1,
+            np.array(list(biases), np.int32),
+            np.array(list(biases.values()), np.float32),
+            np.array(stops, np.int32),
+            mask,
+        )
+
+
+def _padded(rows: list[np.ndarray]) -> np.ndarray:
+    """Rows of different lengths as one array, zeros behind the shorter ones: [n, the longest]."""
+    width = max(map(len, rows))
+    padded = np.zeros((len(rows), width), rows[0].dtype)
+    if width:
+        for row, values in zip(padded, rows, strict=True):
+            row[: len(values)] = values
+    return padded
 
 
 def pack_bits(flags: Tensor) -> Tensor:

@@ -45,17 +45,19 @@ class Snapshots:
         """A prefix starts that will need a place."""
         self.num_reserved += 1
 
-    def keep(self, prefix: Prefix, record: Record) -> None:
+    def store(self, prefix: Prefix, record: Record) -> None:
         """Copy the state of a prefix that has a place reserved, for all its children.
 
         Args:
-            record: of the pool; a copy is kept.
+            record: of the pool; a copy is kept, unless no child is left.
         """
+        self.num_reserved -= 1
+        if not prefix.children:
+            return
         on_device = sum(not snapshot.is_on_host for snapshot in self._kept.values())
         is_on_host = on_device >= self._num_on_device
         copy = record.to_host() if is_on_host else record.clone()
         self._kept[prefix] = _Snapshot(copy, len(prefix.children), is_on_host)
-        self.num_reserved -= 1
         self.peak = max(self.peak, len(self._kept))
         self.peak_on_host = max(self.peak_on_host, len(self._kept) - on_device - (not is_on_host))
 
@@ -67,9 +69,12 @@ class Snapshots:
             del self._kept[prefix]
         return snapshot.record
 
-    def expect(self, prefix: Prefix, num_children: int) -> None:
-        """As many more children than were planned will take the state of a prefix."""
-        self._kept[prefix].num_waiting += num_children
+    def add_children(self, prefix: Prefix, count: int) -> None:
+        """So many more children will take the state of a prefix, or fewer where `count` is negative."""
+        snapshot = self._kept[prefix]
+        snapshot.num_waiting += count
+        if not snapshot.num_waiting:
+            del self._kept[prefix]
 
     def shrink(self, num_on_device: int) -> None:
         """Everything that computes a prefix starts again, on a smaller device. What is kept stays where it is."""

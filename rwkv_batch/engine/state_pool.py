@@ -140,20 +140,30 @@ class StatePool:
         """Of a copy of one slot in host memory."""
         return sum(pinned_bytes(layout.record_bytes, record.device) for layout, record in self.parts)
 
-    def allocate(self, record: Record | None = None) -> int:
-        """Take the lowest free slot, holding `record` or, without one, the state of a fresh sequence.
+    def allocate(self, count: int) -> list[int]:
+        """Take the lowest free slots. What they hold is whatever was there before, until `fill`."""
+        return [heapq.heappop(self._free) for _ in range(count)]
+
+    def fill(self, slot_index: Tensor, record: Record | None = None) -> None:
+        """Let slots hold `record` or, without one, the state of a fresh sequence.
 
         Args:
+            slot_index: [n] int64, no slot twice.
             record: on the devices of the parts, or in pinned host memory.
         """
-        slot = heapq.heappop(self._free)
         for block, part in zip(self._blocks, record or self._initial_record, strict=True):
-            block[slot].copy_(part, non_blocking=True)
-        return slot
+            index = slot_index.to(block.device, non_blocking=True)
+            words = part.to(block.device, non_blocking=True).view(torch.int64)
+            block.view(torch.int64).index_copy_(0, index, words.expand(len(index), -1))
 
-    def free(self, slot: int) -> None:
-        """Give a slot back."""
-        heapq.heappush(self._free, slot)
+    def free(self, slots: Iterable[int]) -> None:
+        """Give slots back."""
+        for slot in slots:
+            heapq.heappush(self._free, slot)
+
+    def free_all(self) -> None:
+        """Every slot is free."""
+        self._free = list(range(self.num_slots))
 
     def record(self, slot: int) -> Record:
         """The slot's own memory: other sequences can start from a copy of it."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from .occupancy import Occupancy
-from .scheduler import Plan
+from .scheduler import StepPlan
 
 
 @dataclass
@@ -24,6 +24,8 @@ class EngineStats:
     """Rows of all steps."""
     recorded_steps: int = 0
     """Steps that were replayed from a recording; on a CPU, those that would be on a CUDA device."""
+    transfers: int = 0
+    """From the host to the device, those of admission included."""
     step_tokens: int = 0
     """Tokens of all steps: prompt tokens, and one for each row that decodes."""
     requested_tokens: int = 0
@@ -46,12 +48,12 @@ class EngineStats:
     """Part of the latest step's tokens that are prompt tokens."""
     occupancy: Occupancy = field(default_factory=Occupancy)
 
-    def count(self, plan: Plan, slots_in_use: int) -> None:
+    def count(self, plan: StepPlan, slots_in_use: int) -> None:
         """Count one step's rows and tokens."""
-        prompt_tokens = sum(chunk.num_tokens for chunk in plan.chunks)
+        prompt_tokens = plan.num_prompt_tokens
         self.running = slots_in_use
         self.steps += 1
-        self.row_steps += len(plan.decoding) + len(plan.chunks)
+        self.row_steps += plan.num_sequences
         self.prompt_tokens += prompt_tokens
         self.step_tokens += prompt_tokens + len(plan.decoding)
         self.prompt_share = prompt_tokens / (prompt_tokens + len(plan.decoding))

@@ -1,94 +1,165 @@
-"""A plan → tensors for one step."""
+"""A plan → tensors for one step, sent to the device in one transfer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence as SequenceOf
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.rows import Rows
-from ..models.upload import upload
-from .request import Request
-from .scheduler import Chunk, Plan
+from ..models.rows import Rows, RowTensors
+from ..models.upload import Uploader
+from .scheduler import Scheduler, StepPlan
 from .sequence import Sequence
 
 
-class ScoredToken(NamedTuple):
-    """A token whose log-probability somebody wants: one of the prompt, or one that might follow it."""
+class ScoredTokens(NamedTuple):
+    """Tokens of one sequence whose log-probabilities somebody wants, predicted in one step."""
 
-    sequence: Sequence
-    packed_index: int
-    """Of the token before it, whose hidden state predicts it."""
-    target: int
+    slot: int
+    are_next: bool
+    """They are `next_token_ids`, not tokens of the prompt."""
+    packed_index: np.ndarray
+    """[n] int64: packed index of the token before each, whose hidden state predicts it."""
+    targets: np.ndarray
+    """[n] int64."""
     num_alternatives: int | None
+    """Most likely tokens to return beside each; None for none, and no ranks."""
 
 
-@dataclass(frozen=True)
-class StepInput:
-    """One step's tensors.
+class ScoreInput(NamedTuple):
+    """All tokens that a step scores, n of them, in the order of their packed indices."""
 
-    Args:
-        token_ids: [M] int64.
-        sampled_slots: [n] int64: slots of the rows that get a token, decode rows first.
-        sampled_index: [n] int64: packed index of the hidden state that each is sampled from.
-        scored: tokens to score, in the order of their packed indices.
-    """
+    parts: list[ScoredTokens]
+    hidden_index: Tensor
+    """[m] int64: packed indices of the hidden states that predict them, each once."""
+    rows: Tensor
+    """[n] int64, ascending: which of the m hidden states predicts each."""
+    targets: Tensor
+    """[n] int64."""
+    asking: Tensor
+    """[k] int64: those of the n tokens that ask for alternatives."""
+
+
+class StepInput(NamedTuple):
+    """One step's tensors."""
 
     token_ids: Tensor
+    """[M] int64."""
     rows: Rows
     sampled_slots: np.ndarray
-    sampled_index: np.ndarray
-    scored: list[ScoredToken]
+    """[n] int64: slots of the rows that get a token, decode rows first."""
+    slot_index: Tensor
+    """[n] int32: the same on the device."""
+    sampled_index: Tensor | None
+    """[n] int64: packed index of the hidden state that each is sampled from; None where these are all, in order."""
+    top_rows: np.ndarray
+    """[m] int64: those of the n rows that ask for the most likely tokens."""
+    top_index: Tensor
+    """[m] int64: the same on the device."""
+    scored: ScoreInput | None
 
 
-def build(plan: Plan, position: np.ndarray, last_token: Tensor) -> StepInput:
-    """Pack a plan's tokens: decode rows are fed what their slots sampled last, which only the device knows.
+class _Chunk(NamedTuple):
+    sequence: Sequence
+    done: int
+    """Prompt tokens before the chunk."""
+    end: int
+    """Prompt tokens up to the end of the chunk."""
+    start: int
+    """Packed index of the chunk's first token."""
+
+
+def build(
+    plan: StepPlan, scheduler: Scheduler, last_token: Tensor, uploader: Uploader, asks_top: np.ndarray
+) -> StepInput:
+    """Pack a plan's tokens. Decode rows are fed what their slots sampled last, which only the device knows.
 
     Args:
-        position: [P] of the scheduler.
         last_token: [P + 1] int64, of the slot tables.
+        asks_top: [P] bool: slots that ask for the most likely tokens.
     """
-    device = last_token.device
     num_decoding = len(plan.decoding)
-    prompt_ids: list[int] = []
-    sampled: list[tuple[int, int]] = []
-    scored: list[ScoredToken] = []
-    for chunk in plan.chunks:
-        sequence, num_tokens = chunk
-        start = num_decoding + len(prompt_ids)
-        prompt_ids += sequence.chunk(num_tokens)
-        if sequence.request is not None:
-            scored += _scored(chunk, sequence.request, start)
-        if num_tokens == sequence.num_uncomputed and sequence.max_tokens:
-            sampled.append((sequence.slot, start + num_tokens - 1))
-    slots = np.concatenate((plan.decoding, np.array([chunk.sequence.slot for chunk in plan.chunks], np.int64)))
-    lengths = [1] * num_decoding + [chunk.num_tokens for chunk in plan.chunks]
-    rows = Rows(tuple(slots.tolist()), tuple(lengths), device, tuple(position[slots].tolist()))
-    ends = np.array(sampled, np.int64).reshape(-1, 2)
-    token_ids = upload(prompt_ids, torch.int64, device)
+    slots = np.concatenate((plan.decoding, plan.prefilling))
+    positions = scheduler.position[slots]
+    lengths = np.ones(len(slots), np.int64)
+    lengths[num_decoding:] = plan.chunk_sizes
+    chunks = _chunks(plan, scheduler)
+    prompt_ids = _joined([chunk.sequence.prompt[chunk.done : chunk.end] for chunk in chunks])
+    ends = np.cumsum(lengths) - 1
+    asks = positions + lengths >= scheduler.prompt_length[slots]  # the prompt is complete with this step
+    sampled = np.flatnonzero(asks & (scheduler.max_tokens[slots] > 0))
+    sampled_slots = slots[sampled]
+    top_rows = np.flatnonzero(asks_top[sampled_slots])
+    parts = [part for chunk in chunks for part in _scored(chunk)]
+    scores = _joined_scores(parts)
+    arrays = Rows.arrays(slots, lengths, positions)
+    sent = uploader.send(
+        *arrays,
+        prompt_ids,
+        sampled_slots.astype(np.int32),
+        ends[sampled],
+        top_rows,
+        *scores,
+    )
+    tensors = RowTensors(*sent[:4])
+    prompt_tokens, slot_index, sampled_index, top_index = sent[4:8]
+    token_ids = prompt_tokens.long()
     if num_decoding:
-        token_ids = torch.cat((last_token[rows.slot_index[:num_decoding].long()], token_ids))
+        token_ids = torch.cat((last_token[tensors.slot_index[:num_decoding].long()], token_ids))
     return StepInput(
         token_ids,
-        rows,
-        sampled_slots=np.concatenate((plan.decoding, ends[:, 0])),
-        sampled_index=np.concatenate((np.arange(num_decoding), ends[:, 1])),
-        scored=scored,
+        Rows(slots, lengths, uploader.device, positions, tensors),
+        sampled_slots,
+        slot_index,
+        sampled_index if len(sampled) < len(token_ids) else None,
+        top_rows,
+        top_index,
+        ScoreInput(parts, *sent[8:]) if parts else None,
     )
 
 
-def _scored(chunk: Chunk, request: Request, start: int) -> list[ScoredToken]:
-    sequence, num_tokens = chunk
-    prompt, done, params = sequence.prompt, sequence.num_computed, request.params
-    last = len(prompt) - 1
-    found: list[ScoredToken] = []
+def _chunks(plan: StepPlan, scheduler: Scheduler) -> list[_Chunk]:
+    starts = len(plan.decoding) + np.cumsum(plan.chunk_sizes) - plan.chunk_sizes
+    done = scheduler.position[plan.prefilling]
+    columns = (each.tolist() for each in (plan.prefilling, done, done + plan.chunk_sizes, starts))
+    return [_Chunk(scheduler.sequence(slot), *numbers) for slot, *numbers in zip(*columns, strict=True)]
+
+
+def _scored(chunk: _Chunk) -> SequenceOf[ScoredTokens]:
+    request = chunk.sequence.request
+    if request is None or (request.score_start is None and not request.next_token_ids):
+        return ()
+    prompt, params, last = chunk.sequence.prompt, request.params, len(chunk.sequence.prompt) - 1
+    offset = chunk.start - chunk.done
+    found = []
     if request.score_start is not None:
-        positions = range(max(done, request.score_start - 1), min(done + num_tokens, last))
-        found = [ScoredToken(sequence, start + p - done, prompt[p + 1], params.prompt_logprobs) for p in positions]
-    if done + num_tokens > last:
-        ids = request.next_token_ids
-        found += [ScoredToken(sequence, start + last - done, token_id, params.logprobs) for token_id in ids]
+        first, end = max(chunk.done, request.score_start - 1), min(chunk.end, last)
+        if first < end:
+            targets = prompt[first + 1 : end + 1].astype(np.int64)
+            index = np.arange(offset + first, offset + end)
+            found.append(ScoredTokens(chunk.sequence.slot, False, index, targets, params.prompt_logprobs))
+    if request.next_token_ids and chunk.end > last:
+        targets = np.array(request.next_token_ids, np.int64)
+        index = np.full(len(targets), offset + last)
+        found.append(ScoredTokens(chunk.sequence.slot, True, index, targets, params.logprobs))
     return found
+
+
+def _joined_scores(parts: list[ScoredTokens]) -> tuple[np.ndarray, ...]:
+    """The numbers of `ScoreInput`, on the host."""
+    if not parts:
+        return _NONE, _NONE, _NONE, _NONE
+    predicting, rows = np.unique(np.concatenate([part.packed_index for part in parts]), return_inverse=True)
+    asking = np.repeat([part.num_alternatives is not None for part in parts], [len(part.targets) for part in parts])
+    targets = np.concatenate([part.targets for part in parts])
+    return predicting, rows.reshape(-1), targets, np.flatnonzero(asking)
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.zeros(0, np.int32)
+
+
+_NONE = np.zeros(0, np.int64)

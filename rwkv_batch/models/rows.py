@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,20 @@ Index = slice | Tensor
 """Selects rows of a tensor: a slice where they lie together (no copy), an int64 tensor otherwise."""
 
 
-@dataclass(frozen=True)
+class RowTensors(NamedTuple):
+    """What kernels read of the rows of a step, on their device; all int32."""
+
+    slot_index: Tensor
+    """[B]."""
+    cu_seqlens: Tensor
+    """[B + 1]: row i owns packed tokens cu_seqlens[i]:cu_seqlens[i + 1]."""
+    position: Tensor
+    """[B]."""
+    token_rows: Tensor
+    """[M]: which row each packed token belongs to."""
+
+
+@dataclass(frozen=True, eq=False)
 class Rows:
     """A ragged batch of B rows with M packed tokens.
 
@@ -27,33 +41,52 @@ class Rows:
             for it means nothing.
         lengths: tokens of each row in this step, each at least 1; M is their sum.
         device: where the tensors live.
-        positions: how many tokens of its sequence each row has behind it; what float16 states are rounded by.
+        positions: how many tokens of its sequence each row has behind it; what float16 states are rounded by. Without
+            positions, 0 for each.
+        sent: the same numbers on the device, where they are there already.
     """
 
-    slots: tuple[int, ...]
-    lengths: tuple[int, ...]
+    slots: Sequence[int] | np.ndarray
+    lengths: Sequence[int] | np.ndarray
     device: torch.device
-    positions: tuple[int, ...] = ()
+    positions: Sequence[int] | np.ndarray = ()
+    sent: RowTensors | None = None
+
+    @staticmethod
+    def arrays(slots: np.ndarray, lengths: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The numbers of `RowTensors`, on the host, in its order."""
+        ends = np.zeros(len(lengths) + 1, np.int32)
+        np.cumsum(lengths, out=ends[1:])
+        token_rows = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+        return slots.astype(np.int32), ends, positions.astype(np.int32), token_rows
 
     @cached_property
+    def _tensors(self) -> RowTensors:
+        if self.sent is not None:
+            return self.sent
+        positions = self.positions if len(self.positions) else np.zeros(self.num_rows)
+        columns = (np.asarray(each, np.int64) for each in (self.slots, self.lengths, positions))
+        return RowTensors(*(upload(array, torch.int32, self.device) for array in self.arrays(*columns)))
+
+    @property
     def slot_index(self) -> Tensor:
         """[B] int32."""
-        return upload(self.slots, torch.int32, self.device)
+        return self._tensors.slot_index
 
-    @cached_property
+    @property
     def cu_seqlens(self) -> Tensor:
         """[B + 1] int32: row i owns packed tokens cu_seqlens[i]:cu_seqlens[i + 1]."""
-        return upload(list(accumulate(self.lengths, initial=0)), torch.int32, self.device)
+        return self._tensors.cu_seqlens
 
-    @cached_property
+    @property
     def position(self) -> Tensor:
         """[B] int32."""
-        return upload(self.positions or (0,) * self.num_rows, torch.int32, self.device)
+        return self._tensors.position
 
-    @cached_property
+    @property
     def token_rows(self) -> Tensor:
         """[M] int32: which row each packed token belongs to."""
-        return upload(np.repeat(np.arange(self.num_rows), self.lengths), torch.int32, self.device)
+        return self._tensors.token_rows
 
     @property
     def num_rows(self) -> int:
@@ -61,7 +94,7 @@ class Rows:
 
     @cached_property
     def num_tokens(self) -> int:
-        return sum(self.lengths)
+        return int(np.sum(self.lengths))
 
     @cached_property
     def is_decode(self) -> bool:
@@ -81,35 +114,44 @@ class Rows:
     @cached_property
     def live(self) -> Index:
         """The rows that are not padding."""
-        return _index([i for i, slot in enumerate(self.slots) if slot >= 0], self.device)
+        return _index([i for i, slot in enumerate(self._slots) if slot >= 0], self.device)
 
     @cached_property
     def live_slots(self) -> Index:
         """The slots of the rows that are not padding."""
-        return _index([slot for slot in self.slots if slot >= 0], self.device)
+        return _index([slot for slot in self._slots if slot >= 0], self.device)
+
+    @cached_property
+    def _slots(self) -> list[int]:
+        return np.asarray(self.slots, np.int64).tolist()
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        return np.asarray(self.lengths, np.int64).tolist()
 
     @cached_property
     def _by_length(self) -> tuple[int, ...]:
         """Live rows, longest first; rows of equal length stay in order."""
-        live = [i for i, slot in enumerate(self.slots) if slot >= 0]
-        return tuple(sorted(live, key=lambda i: -self.lengths[i]))
+        live = [i for i, slot in enumerate(self._slots) if slot >= 0]
+        return tuple(sorted(live, key=lambda i: -self._lengths[i]))
 
     @cached_property
     def _scan_plan(self) -> list[tuple[int, Index]]:
         """For each token position: how many rows of `_by_length` have it, and the packed indices of those tokens."""
-        starts = list(accumulate(self.lengths, initial=0))
+        lengths = self._lengths
+        starts = list(accumulate(lengths, initial=0))
         order = self._by_length
         plan: list[tuple[int, Index]] = []
         active = len(order)
-        for t in range(self.lengths[order[0]] if order else 0):
-            while self.lengths[order[active - 1]] <= t:
+        for t in range(lengths[order[0]] if order else 0):
+            while lengths[order[active - 1]] <= t:
                 active -= 1
             plan.append((active, _index([starts[i] + t for i in order[:active]], self.device)))
         return plan
 
     @cached_property
     def _scan_slots(self) -> Index:
-        return _index([self.slots[i] for i in self._by_length], self.device)
+        return _index([self._slots[i] for i in self._by_length], self.device)
 
     def scan(self, states: Sequence[Tensor], advance: Callable[..., None]) -> None:
         """Walk all rows token by token, updating their states in place.
@@ -146,8 +188,10 @@ class DecodeRows:
 
     def __init__(self, num_rows: int, device: torch.device) -> None:
         self.num_rows = self.num_tokens = num_rows
-        self.slot_index = torch.full((num_rows,), -1, dtype=torch.int32, device=device)
-        self.position = torch.zeros(num_rows, dtype=torch.int32, device=device)
+        self.numbers = torch.zeros(2, num_rows, dtype=torch.int32, device=device)
+        """Slots and positions: what changes from step to step, in one tensor."""
+        self.numbers[0] = -1
+        self.slot_index, self.position = self.numbers
         self.cu_seqlens = torch.arange(num_rows + 1, dtype=torch.int32, device=device)
         self.token_rows = self.cu_seqlens[:-1]
 

@@ -8,6 +8,49 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_ALIGNMENT = 16
+
+
+class Uploader:
+    """Sends numbers from the host to one device, many arrays in one transfer.
+
+    On a CUDA device a transfer takes its turn in the current stream, and the host does not wait for it.
+
+    Attributes:
+        num_transfers: transfers so far.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.num_transfers = 0
+
+    def send(self, *arrays: np.ndarray) -> list[Tensor]:
+        """The arrays as tensors on the device, in one transfer. On a CPU a tensor shares its array's memory."""
+        self.num_transfers += 1
+        if self.device.type == "cpu":
+            return [torch.from_numpy(array) for array in arrays]
+        starts, end = [], 0
+        for array in arrays:
+            starts.append(end)
+            end += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+        packed = np.empty(end, np.uint8)
+        for start, array in zip(starts, arrays, strict=True):
+            packed[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        sent = upload(packed, torch.uint8, self.device)
+        return [
+            sent[start : start + array.nbytes].view(_TORCH_DTYPES[array.dtype.name]).view(array.shape)
+            for start, array in zip(starts, arrays, strict=True)
+        ]
+
+
+_TORCH_DTYPES = {
+    "bool": torch.bool,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+
 
 def upload(values: Sequence[float] | np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of these values on the device. On a CUDA device the copy takes its turn in the queue."""

@@ -1,0 +1,207 @@
+"""What each running sequence has produced so far, in arrays by slot, and the rules by which sequences end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from ..outputs import FinishReason
+from .logprobs import TokenScores
+from .request import END_OF_TEXT, Completion, Request, StopMatcher
+from .sequence import Sequence
+from .top_table import TopTable
+
+_NO_PLACE = -1
+
+
+class SampledTokens(NamedTuple):
+    """One sampled token for each of n rows, on the host."""
+
+    token_ids: np.ndarray
+    """[n] int64."""
+    logprobs: np.ndarray
+    """[n] float64, under the model's own distribution, natural logarithm."""
+    top_rows: np.ndarray
+    """[m] int64: those of the n rows that ask for the most likely tokens."""
+    top: TokenScores | None
+    """Of the m rows; None where no row asks."""
+
+
+class BookedRows(NamedTuple):
+    """Whose tokens a launched step samples. By the time of its results a slot may belong to another sequence."""
+
+    slots: np.ndarray
+    """[n] int64."""
+    owners: np.ndarray
+    """[n] int64: `Booking.owners` of the slots when the step was launched."""
+    numbers: np.ndarray
+    """[n] int64: index of each token in its completion."""
+
+
+class Booking:
+    """Takes in the results of steps for P slots.
+
+    Every sequence that opens a slot's entry gets a new owner number, by which late results are recognised.
+
+    Args:
+        new_stop_matcher: makes what looks for stop strings, for a number of slots; None where no request has any.
+    """
+
+    def __init__(self, num_slots: int, new_stop_matcher: Callable[[int], StopMatcher] | None = None) -> None:
+        self._new_stop_matcher = new_stop_matcher
+        self._stop_matcher: StopMatcher | None = None
+        self._requests: list[Request | None] = [None] * num_slots
+        self._owner = np.zeros(num_slots, np.int64)
+        self._is_open = np.zeros(num_slots, bool)
+        self._max_tokens = np.zeros(num_slots, np.int64)
+        self._ends_with_text = np.zeros(num_slots, bool)
+        self._is_watched = np.zeros(num_slots, bool)
+        self._length = np.zeros(num_slots, np.int64)
+        self._stops = np.full((num_slots, 0), -1)
+        self._token_ids = np.zeros((num_slots, 64), np.int32)
+        self._logprobs = np.zeros((num_slots, 64))
+        self._top = TopTable()
+        self._top_place = np.full(num_slots, _NO_PLACE)
+        self._scores: dict[int, tuple[list[TokenScores], list[TokenScores]]] = {}
+
+    def open(self, sequences: Iterable[Sequence]) -> None:
+        """Start an entry for each of these sequences that has a request."""
+        for sequence in sequences:
+            if sequence.request is not None:
+                self._open(sequence.slot, sequence.request)
+
+    def _open(self, slot: int, request: Request) -> None:
+        params = request.params
+        self._requests[slot] = request
+        self._owner[slot] += 1
+        self._is_open[slot] = True
+        self._length[slot] = 0
+        self._max_tokens[slot] = params.max_tokens
+        # A constraint that allows the end of text allows nothing after it.
+        self._ends_with_text[slot] = request.new_constraint is not None or not params.ignore_eos
+        self._is_watched[slot] = request.stop_strings is not None
+        if request.stop_strings is not None:
+            self._matcher().start(slot, request.stop_strings)
+        stops = params.stop_token_ids or ()
+        width = self._stops.shape[1]
+        if len(stops) > width:
+            self._stops = np.pad(self._stops, ((0, 0), (0, len(stops) - width)), constant_values=-1)
+        if self._stops.shape[1]:
+            self._stops[slot] = -1
+            self._stops[slot, : len(stops)] = stops
+        self._top_place[slot] = self._top.open() if params.logprobs is not None and params.max_tokens else _NO_PLACE
+        if request.score_start is not None or request.next_token_ids:
+            self._scores[slot] = ([], [])
+
+    def owners(self, slots: np.ndarray) -> np.ndarray:
+        """[n] int64: numbers of the sequences that have these slots' entries now."""
+        return self._owner[slots]
+
+    def owns(self, slot: int, owner: int) -> bool:
+        """A sequence still has its entry."""
+        return bool(self._is_open[slot]) and int(self._owner[slot]) == owner
+
+    def add_scores(self, slot: int, owner: int, scores: TokenScores, are_next: bool) -> None:
+        """Take in scores of the next prompt tokens, or of `next_token_ids`. Scores of a closed entry are dropped."""
+        if self.owns(slot, owner):
+            self._scores[slot][are_next].append(scores)
+
+    def record(self, rows: BookedRows, tokens: SampledTokens) -> list[tuple[int, Completion]]:
+        """Take in one sampled token of each row. Rows whose entry is closed are dropped.
+
+        Returns:
+            The completions that end with their token, each with its slot. Their entries are closed.
+        """
+        slots, owners, numbers = rows
+        token_ids, logprobs, top_rows, top = tokens
+        is_open = (self._owner[slots] == owners) & self._is_open[slots]
+        self._reserve(int(numbers.max(initial=0)) + 1)
+        if top is not None:
+            self._record_top(rows, is_open, top_rows, top)
+        if not is_open.all():
+            slots, numbers, token_ids, logprobs = (each[is_open] for each in (slots, numbers, token_ids, logprobs))
+        self._token_ids[slots, numbers] = token_ids
+        self._logprobs[slots, numbers] = logprobs
+        self._length[slots] = numbers + 1
+        is_broken = ~np.isfinite(logprobs)
+        is_stop = (token_ids == END_OF_TEXT) & self._ends_with_text[slots]
+        if self._stops.shape[1]:
+            is_stop |= (self._stops[slots] == token_ids[:, None]).any(1)
+        is_end = is_broken | is_stop | (numbers + 1 >= self._max_tokens[slots])
+        matches = self._stop_matches(slots, token_ids, ~(is_broken | is_stop))
+        is_end[list(matches)] = True
+        ends = np.flatnonzero(is_end)
+        columns = (each[ends].tolist() for each in (slots, token_ids, is_broken, is_stop))
+        completions = []
+        for row, slot, token_id, broken, stopped in zip(ends.tolist(), *columns, strict=True):
+            if broken:
+                self._length[slot] -= 1  # a token whose probability is no number is not a result
+                completion = self.close(slot, "error")
+            elif stopped:
+                completion = self.close(slot, "stop", token_id)
+                completion.text_tokens -= 1
+            elif row in matches:
+                stop_string, text_bytes = matches[row]
+                completion = self.close(slot, "stop", stop_string)
+                completion.text_bytes = text_bytes
+            else:
+                completion = self.close(slot, "length")
+            completions.append((slot, completion))
+        return completions
+
+    def close(self, slot: int, finish_reason: FinishReason, stop_reason: str | int | None = None) -> Completion:
+        """End a slot's entry and take what there is."""
+        request, length = self._requests[slot], int(self._length[slot])
+        assert request is not None
+        logprobs = self._logprobs[slot, :length].copy()
+        completion = Completion(
+            request, self._token_ids[slot, :length].copy(), logprobs, finish_reason, stop_reason, text_tokens=length
+        )
+        if self._top_place[slot] != _NO_PLACE:
+            completion.logprobs = self._top.close(int(self._top_place[slot]), logprobs, request.params.logprobs or 0)
+        if slot in self._scores:
+            prompt_scores, next_scores = self._scores.pop(slot)
+            if request.score_start is not None:
+                completion.prompt_scores = TokenScores.join(prompt_scores)
+            if next_scores:
+                completion.next_scores = TokenScores.join(next_scores)
+        self._is_open[slot] = False
+        self._requests[slot] = None
+        return completion
+
+    def close_all(self) -> None:
+        """End all entries, and drop what they hold."""
+        for slot in np.flatnonzero(self._is_open).tolist():
+            self.close(slot, "abort")
+
+    def _record_top(self, rows: BookedRows, is_open: np.ndarray, top_rows: np.ndarray, top: TokenScores) -> None:
+        kept = is_open[top_rows]
+        if not kept.all():
+            top_rows, top = top_rows[kept], top.part(kept, top.top_ids.shape[1])
+        self._top.write(self._top_place[rows.slots[top_rows]], rows.numbers[top_rows], top)
+
+    def _stop_matches(
+        self, slots: np.ndarray, token_ids: np.ndarray, goes_on: np.ndarray
+    ) -> dict[int, tuple[str, int]]:
+        """Row → the stop string that its token completes, and the bytes of the text that remain."""
+        watched = np.flatnonzero(self._is_watched[slots] & goes_on)
+        if not len(watched):
+            return {}
+        found = self._matcher().push(slots[watched], token_ids[watched])
+        return {int(watched[match.row]): (match.stop_string, match.text_bytes) for match in found}
+
+    def _matcher(self) -> StopMatcher:
+        if self._stop_matcher is None:
+            if self._new_stop_matcher is None:
+                raise ValueError("a request has stop strings, but this engine was made without new_stop_matcher")
+            self._stop_matcher = self._new_stop_matcher(len(self._is_open))
+        return self._stop_matcher
+
+    def _reserve(self, length: int) -> None:
+        width = self._token_ids.shape[1]
+        if length > width:
+            extra = max(2 * width, length) - width
+            self._token_ids = np.pad(self._token_ids, ((0, 0), (0, extra)))
+            self._logprobs = np.pad(self._logprobs, ((0, 0), (0, extra)))

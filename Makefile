@@ -12,13 +12,21 @@ TRITONS := 3.6.0 3.7.0 3.7.1 3.8.0 3.9.0
 TRITONS_OF_TESTS := 3.6.0 3.7.1
 UV := uv==0.13.9
 
-.PHONY: demo test check soak mutants kernels locks clean
+.PHONY: demo test quick check soak mutants kernels locks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m rwkv_batch.run jobs/demo.yaml
 
+# Files of tests, shared out to processes; each file stays whole, as its tests share what they have set up.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.installed-test $(TRITONS_OF_TESTS:%=$(VENV)/triton/%/.installed) check
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# For every commit: all but what tests/slow.py lists.
+quick: $(VENV)/.installed-test check
+	$(PYTEST) -m "not slow and not soak"
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .

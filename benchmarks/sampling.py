@@ -106,13 +106,15 @@ class SamplerSteps(Steps):
     def step(self, settings: str, logits: torch.Tensor) -> Any:
         slots = np.arange(len(logits))
         sampler = Sampler(len(logits), Vocabulary.plain(self.vocab), CPU, self.ops)
-        for request in requests(settings, len(logits), self.vocab):
-            sampler.assign(request.row, request)
+        made = requests(settings, len(logits), self.vocab)
+        sampler.assign([request.row for request in made], made)
         slot_index = torch.from_numpy(slots).int()
+        rows = np.flatnonzero(sampler.asks_logprobs)
+        row_index = torch.from_numpy(rows)
 
         def step() -> None:
             sampler.prepare(slots)
-            sampler.send(slots, *sampler.draw(logits, slot_index), logits).read()
+            sampler.copy_to_host(slots, *sampler.draw(logits, slot_index), logits, rows, row_index).read()
 
         return step
 

@@ -48,8 +48,7 @@ class Session:
         ]
         self.model = Model(file, placement, ops, ln_x_eps, batch_invariant)
         self.pool = StatePool(pool_parts(file, placement, init_state), num_slots)
-        for _ in range(num_slots):
-            self.pool.allocate()
+        self.pool.fill(torch.tensor(self.pool.allocate(num_slots)).to(self.model.device))
 
     def feed(self, tokens: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
         """One step: slot → token ids, in the order given. Returns slot → logits [T, V] of all its tokens."""

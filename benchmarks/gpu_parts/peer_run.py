@@ -128,11 +128,13 @@ class RwkvBatch(Peer):
         return median(run["tokens_per_second"] for run in runs)
 
     def prefiller(self, num_rows: int, length: int) -> Step:
+        from rwkv_batch.engine.source import Pulled
+
         from .engines import random_prompts, requests, serve
 
         engine = serve(self.model, num_rows, num_rows * length)
         made = requests(random_prompts(self.model, [length] * num_rows), 1)
-        return lambda: list(engine.generate(made))
+        return lambda: list(engine.generate(Pulled(made)))
 
 
 class RwkvBatchHalf(RwkvBatch):

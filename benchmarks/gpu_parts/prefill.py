@@ -6,6 +6,8 @@ from functools import partial
 from statistics import median
 from time import perf_counter
 
+from rwkv_batch.engine.source import Pulled
+
 from ..roofline import Sizes, prefill_seconds
 from .columns import format_columns
 from .context import Context
@@ -49,7 +51,7 @@ def _point(context: Context, loaded: Loaded, sizes: Sizes, num_rows: int, length
     for number in range(repeats + 1):  # the first one warms up
         prompts = requests(random_prompts(model, [length] * num_rows, seed=number), 1)
         before, start = engine.stats.steps, perf_counter()
-        completions = list(engine.generate(prompts))
+        completions = list(engine.generate(Pulled(prompts)))
         seconds.append(perf_counter() - start)
         steps = engine.stats.steps - before
         assert len(completions) == num_rows

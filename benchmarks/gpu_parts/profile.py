@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity
 
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Request
+from rwkv_batch.engine.source import Pulled
 
 from ..roofline import Sizes
 from .columns import format_columns
@@ -109,7 +110,7 @@ def _run_steps(
         AssertionError: the requests ended before.
     """
     with watched(engine, before, after) as steps:
-        completions = engine.generate(made)
+        completions = engine.generate(Pulled(made))
         for _ in completions:
             if len(steps.ends) >= num_steps:
                 break

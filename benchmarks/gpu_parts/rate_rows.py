@@ -58,8 +58,7 @@ def _sample(context: Context, params: SamplingParams, B: int, is_definition: boo
     ops = OpTable({"sample": function, "log_normalizer": log_normalizer, "select": select}, ())
     sampler = Sampler(B, Vocabulary.plain(size), context.device, ops)
     seen = list(range(1, min(_SEEN, size // 2)))
-    for slot in range(B):
-        sampler.assign(slot, Request(slot, [1], params, row=slot))
+    sampler.assign(range(B), [Request(slot, [1], params, row=slot) for slot in range(B)])
     if params.presence_penalty:
         sampler.tables.reserve_seen(2 * len(seen) + 100)
         tables = sampler.tables

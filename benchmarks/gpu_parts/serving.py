@@ -16,6 +16,7 @@ from typing import Any
 from rwkv_batch.bench import difference
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Request
+from rwkv_batch.engine.source import Pulled
 from rwkv_batch.models.model import Model
 
 from ..roofline import Card, Sizes, decode_seconds, prefill_seconds
@@ -153,7 +154,7 @@ def _point(context: Context, loaded: Loaded, sizes: Sizes, load: Load, state: st
 def _serve(engine: Engine, load: Load, warm_steps: int, seconds: float) -> _Seen:
     """Serve for so long, and at least two steps and one completion."""
     seen, start = _Seen(), 0.0
-    completions = engine.generate(stream(engine.model, load))
+    completions = engine.generate(Pulled(stream(engine.model, load)))
     for _ in completions:
         now = perf_counter()
         if seen.start is None:

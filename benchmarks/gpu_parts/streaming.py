@@ -75,7 +75,8 @@ class _Step(NamedTuple):
     @classmethod
     def of(cls, model: Model, B: int) -> _Step:
         pool = StatePool(pool_parts(model.file, model.placement), B)
-        slots = tuple(pool.allocate() for _ in range(B))
+        slots = tuple(pool.allocate(B))
+        pool.fill(torch.tensor(slots, device=model.device))
         token_ids = torch.arange(1, B + 1, device=model.device) % model.sizes["V"]
         return cls(model, pool, Rows(slots, (1,) * B, model.device, (0,) * B), token_ids)
 

@@ -15,15 +15,18 @@ from running import Session
 from tolerances import assert_close
 from torch import Tensor
 
-from rwkv_batch.engine.decode_graph import DecodeGraphs
+from rwkv_batch.engine.decode_graph import DecodeGraphs, StepShape
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.host_copy import HostCopy
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
+from rwkv_batch.engine.scheduler import Scheduler, StepPlan
 from rwkv_batch.engine.slot_tables import Vocabulary
+from rwkv_batch.engine.source import Pulled
 from rwkv_batch.engine.state_pool import StatePool, pool_parts
 from rwkv_batch.models.placement import Placement
 from rwkv_batch.models.scoring import SCORE
+from rwkv_batch.models.upload import Uploader
 from rwkv_batch.ops import resolve
 from rwkv_batch.sampling_params import SamplingParams
 
@@ -76,10 +79,11 @@ def make_engine(model: HashModel, max_batch_size: int = 2) -> Engine:
 def serve(engine: Engine, requests: list[Request]) -> dict[Any, tuple[list[int], list[float]]]:
     """Request → its tokens, and all log-probabilities that it was given."""
     found = {}
-    for completion in engine.generate(requests):
-        alternatives = [value for entry in completion.logprobs for value in entry.top_logprobs]
-        scores = [entry.logprob for entry in completion.prompt_scores]
-        found[completion.key] = completion.token_ids, [*completion.token_logprobs, *alternatives, *scores]
+    for completion in engine.generate(Pulled(requests)):
+        alternatives = [value for entry in completion.logprobs or () for value in entry.top_logprobs]
+        parts = (completion.prompt_scores, completion.next_scores)
+        scores = [entry.logprob for part in parts for entry in part or ()]
+        found[completion.key] = completion.token_ids.tolist(), [*completion.token_logprobs, *alternatives, *scores]
     engine.check_integrity()
     return found
 
@@ -112,11 +116,17 @@ def decode_unread(model: HashModel) -> list[list[int]]:
     """Six decode steps of two slots, whose tokens are read in the end only."""
     pool = StatePool(pool_parts(model.file, model.placement), 3)
     sampler = Sampler(3, Vocabulary.plain(VOCAB), model.device, model.ops)
-    for slot in range(3):
-        sampler.assign(pool.allocate(), Request(slot, [1], SamplingParams(), row=slot))
-    graphs = DecodeGraphs(model, pool, sampler)
-    steps = [graphs(np.array([i % 3, (i + 1) % 3]), np.array([i, i])) for i in range(6)]
-    return [sampled.read().token_ids.tolist() for sampled in steps]
+    slots = pool.allocate(3)
+    pool.fill(torch.tensor(slots).to(model.device))
+    sampler.assign(slots, [Request(slot, [1], SamplingParams(), row=slot) for slot in slots])
+    graphs = DecodeGraphs(model, pool, sampler, Uploader(model.device))
+    scheduler, nothing = Scheduler(3, 8), np.zeros(0, np.int64)
+    steps = []
+    for i in range(6):
+        plan = StepPlan(np.array([i % 3, (i + 1) % 3]), nothing, nothing)
+        scheduler.position[:] = i
+        steps.append(graphs.find(StepShape(2, 2)).run(plan, scheduler))
+    return [step.sampled.read().token_ids.tolist() for step in steps]
 
 
 def test_steps_may_be_launched_while_none_is_read(monkeypatch):

@@ -11,6 +11,7 @@ from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.occupancy import NUM_BUCKETS, Occupancy
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.slot_tables import Vocabulary
+from rwkv_batch.engine.source import Pulled
 from rwkv_batch.sampling_params import SamplingParams
 
 SLOTS = 32
@@ -56,7 +57,7 @@ def shares_of(requests):
         step()
 
     engine.step = watched
-    finished = [completion.key for completion in engine.generate(requests)]
+    finished = [completion.key for completion in engine.generate(Pulled(requests))]
     assert sorted(finished) == list(range(len(requests)))
     assert engine.stats.occupancy.mean == pytest.approx(sum(shares) / len(shares))
     return shares
@@ -94,6 +95,6 @@ def test_rows_come_in_order_while_more_are_to_come():
         for row in range(1500)
     ]
     engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=64, max_batch_tokens=128)
-    place = {completion.key: i for i, completion in enumerate(engine.generate(requests))}
+    place = {completion.key: i for i, completion in enumerate(engine.generate(Pulled(requests)))}
     steady = range(len(requests) - 2 * engine.window)
     assert max(abs(place[row] - row) for row in steady) < engine.window

@@ -8,6 +8,7 @@ from rwkv_batch.engine.out_of_memory import reason_of_out_of_memory
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.slot_tables import SlotTables
+from rwkv_batch.engine.source import Pulled
 from rwkv_batch.errors import CapacityError
 from rwkv_batch.sampling_params import SamplingParams
 
@@ -38,7 +39,7 @@ def test_out_of_memory_halves_the_slots_and_loses_nothing(error, run_ahead, capl
     ]
     sizes = dict(max_batch_size=16, max_batch_tokens=64)
     engine = make_engine(Crowded(5, error), **sizes, run_ahead=run_ahead)
-    found = {completion.key: outcome(completion) for completion in engine.generate(requests)}
+    found = {completion.key: outcome(completion) for completion in engine.generate(Pulled(requests))}
     assert found == {key: outcome(completion) for key, completion in run(requests).items()}
     assert engine.pool.num_slots == engine.stats.max_batch_size == 4
     engine.check_integrity()
@@ -49,7 +50,7 @@ def test_out_of_memory_halves_the_slots_and_loses_nothing(error, run_ahead, capl
 def test_out_of_memory_with_one_slot_is_said():
     engine = make_engine(Crowded(0, MemoryError()), max_batch_size=2, max_batch_tokens=8)
     with pytest.raises(CapacityError, match="with a single token in a step: MemoryError"):
-        list(engine.generate([Request(0, [1], SamplingParams(max_tokens=9, ignore_eos=True))]))
+        list(engine.generate(Pulled([Request(0, [1], SamplingParams(max_tokens=9, ignore_eos=True))])))
 
 
 def test_long_chunks_that_do_not_fit_become_shorter():
@@ -61,7 +62,7 @@ def test_long_chunks_that_do_not_fit_become_shorter():
 
     request = Request(0, list(range(64)), SamplingParams(max_tokens=5))
     engine = make_engine(Narrow(), max_batch_size=8, max_batch_tokens=64)
-    found = [outcome(completion) for completion in engine.generate([request])]
+    found = [outcome(completion) for completion in engine.generate(Pulled([request]))]
     assert found == [outcome(run([request])[0])]
 
 
@@ -89,7 +90,7 @@ def test_out_of_memory_while_copying_states_loses_nothing():
         return record(slot)
 
     engine.pool.record = failing
-    found = {completion.key: outcome(completion) for completion in engine.generate(requests)}
+    found = {completion.key: outcome(completion) for completion in engine.generate(Pulled(requests))}
     assert len(calls) == 2
     # The first one's state has been given up too: it is computed again.
     assert next(num_kept for num_calls, num_kept in kept if num_calls == 2) == 0
@@ -99,7 +100,7 @@ def test_out_of_memory_while_copying_states_loses_nothing():
 def test_other_failures_pass_through():
     engine = make_engine(Crowded(0, RuntimeError("shape")), max_batch_size=2, max_batch_tokens=8)
     with pytest.raises(RuntimeError, match="shape"):
-        list(engine.generate([Request(0, [1], SamplingParams(max_tokens=9, ignore_eos=True))]))
+        list(engine.generate(Pulled([Request(0, [1], SamplingParams(max_tokens=9, ignore_eos=True))])))
     engine.check_integrity()
 
 
@@ -108,11 +109,11 @@ def test_out_of_memory_while_a_sequence_starts_loses_nothing(failing, monkeypatc
     """The tables of sampling settings grow when a request needs more room."""
     calls, assign = [], Sampler.assign
 
-    def crowded(sampler, slot, request, constraint=None):
-        calls.append(slot)
+    def crowded(sampler, slots, requests):
+        calls.append(slots)
         if len(calls) == failing:
             raise RuntimeError("CUDA error: out of memory")
-        assign(sampler, slot, request, constraint)
+        assign(sampler, slots, requests)
 
     requests = [Request(row, [row % 3] * 20 + [row], PARAMS[row % len(PARAMS)], row=row) for row in range(16)]
     expected = {key: outcome(completion) for key, completion in run(requests).items()}
@@ -153,7 +154,7 @@ def test_at_whatever_step_memory_ends_every_result_comes_once(run_ahead):
         model = FailsOnce(step)
         engine = make_engine(model, max_batch_size=6, max_batch_tokens=24, run_ahead=run_ahead)
         found = []
-        for completion in engine.generate(requests):
+        for completion in engine.generate(Pulled(requests)):
             check_bookkeeping(engine)
             found.append((completion.key, outcome(completion)))
         assert sorted(found, key=str) == sorted(expected.items(), key=str), f"memory ended in step {step}"
@@ -171,14 +172,14 @@ def test_slots_that_do_not_fit_are_halved_again(monkeypatch, caplog):
 
     def crowded(num_slots):
         if num_slots:
-            free_at_start.append(engine.pool.num_slots == engine.sampler.tables.num_slots == len(engine._logits) == 0)
+            free_at_start.append(engine.pool.num_slots == engine.sampler.tables.num_slots == 0)
         allocate(num_slots)
         if num_slots > 2:
             raise RuntimeError("CUDA error: out of memory")
 
     monkeypatch.setattr(engine, "_allocate", crowded)
     requests = [Request(row, [row], PARAMS[row % len(PARAMS)], row=row) for row in range(20)]
-    found = {completion.key: outcome(completion) for completion in engine.generate(requests)}
+    found = {completion.key: outcome(completion) for completion in engine.generate(Pulled(requests))}
     assert found == {key: outcome(completion) for key, completion in run(requests).items()}
     assert engine.pool.num_slots == engine.stats.max_batch_size == 2
     assert len(caplog.messages) == 3
@@ -197,9 +198,9 @@ def test_an_engine_without_slots_says_so(monkeypatch):
     monkeypatch.setattr(engine, "_allocate", full)
     request = Request(0, [1], SamplingParams(max_tokens=3))
     with pytest.raises(CapacityError, match="single token in a step: MemoryError"):
-        list(engine.generate([request]))
+        list(engine.generate(Pulled([request])))
     with pytest.raises(CapacityError, match="no slots left"):
-        list(engine.generate([request]))
+        list(engine.generate(Pulled([request])))
 
 
 @pytest.mark.parametrize("failing_call", [1, 2])
@@ -215,7 +216,7 @@ def test_memory_that_ends_while_slots_are_given_up_loses_nothing(failing_call, m
 
     monkeypatch.setattr(SlotTables, "__init__", crowded)
     requests = [Request(row, [row], PARAMS[row % len(PARAMS)], row=row) for row in range(12)]
-    found = {completion.key: outcome(completion) for completion in engine.generate(requests)}
+    found = {completion.key: outcome(completion) for completion in engine.generate(Pulled(requests))}
     assert len(calls) > failing_call
     monkeypatch.undo()
     assert found == {key: outcome(completion) for key, completion in run(requests).items()}
@@ -228,7 +229,7 @@ def test_an_error_that_the_caller_is_handling_is_not_the_engines():
         try:
             raise torch.OutOfMemoryError("CUDA out of memory")
         except torch.OutOfMemoryError:
-            list(engine.generate([Request(0, [1], SamplingParams(max_tokens=9, ignore_eos=True))]))
+            list(engine.generate(Pulled([Request(0, [1], SamplingParams(max_tokens=9, ignore_eos=True))])))
     assert engine.pool.num_slots == 4
 
 

@@ -55,10 +55,10 @@ def test_equals_dictionaries(rows, num_steps, seed):
     tables = SlotTables(8, Vocabulary(torch.zeros(VOCAB, dtype=torch.bool), UNCOUNTED), torch.device("cpu"))
     slots = torch.randperm(8, generator=generator)[: len(rows)].tolist()
     for slot in slots:  # what another sequence has left behind must not show
-        tables.assign(slot, Request(0, [1, 2, 3], PARAMS[3]))
+        tables.assign([slot], [Request(0, [1, 2, 3], PARAMS[3])])
     by_hand = []
     for slot, (which, prompt) in zip(slots, rows, strict=True):
-        tables.assign(slot, Request(0, prompt, PARAMS[which]))
+        tables.assign([slot], [Request(0, prompt, PARAMS[which])])
         by_hand.append(ByHand(PARAMS[which], prompt))
     index = torch.tensor(slots)
     penalized = tables.integers[index, Integer.IS_PENALIZED].nonzero()[:, 0]

@@ -97,6 +97,6 @@ def test_a_context_is_read_once_for_all_that_follows_it():
     requests = [context(0, question)]
     requests += [request(0, [*question, i, i, i], i, score_start=61) for i in range(100, 104)]
     found, (prefix,) = walk(plan_prefixes(requests))
-    assert prefix.token_ids == question
+    assert prefix.token_ids.tolist() == question
     assert prefix.request is requests[0]
     assert [len(work.prompt_token_ids) - prefix.length for work, _ in found if work is not requests[0]] == [3] * 4

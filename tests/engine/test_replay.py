@@ -15,6 +15,7 @@ from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.slot_tables import Vocabulary
+from rwkv_batch.engine.source import Pulled
 from rwkv_batch.models.checkpoint import open_checkpoint
 from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.placement import place
@@ -59,9 +60,9 @@ def serve(path: Path, device: str, backend: str, state_dtype: str, batch_size: i
         for row, params in enumerate(PARAMS)
     ]
     found = {}
-    for completion in engine.generate(requests):
-        scores = [entry.logprob for entry in completion.prompt_scores]
-        found[completion.key] = completion.token_ids, [*completion.token_logprobs, *scores]
+    for completion in engine.generate(Pulled(requests)):
+        scores = [entry.logprob for entry in completion.prompt_scores or ()]
+        found[completion.key] = completion.token_ids.tolist(), [*completion.token_logprobs, *scores]
     return found
 
 

@@ -5,6 +5,7 @@ import torch
 from fake_model import PARAMS, VOCAB, HashModel, check_bookkeeping, make_engine, outcome, run
 
 from rwkv_batch.engine.request import END_OF_TEXT, Request
+from rwkv_batch.engine.source import Pulled
 from rwkv_batch.sampling_params import SamplingParams
 
 BOTH_WAYS = pytest.mark.parametrize("run_ahead", [False, True])
@@ -58,11 +59,11 @@ def test_constraints_see_every_token_before_the_next_is_drawn(run_ahead):
 
 def test_running_ahead_reads_results_a_step_late():
     engine = make_engine(run_ahead=True)
-    list(engine.generate([Request(0, [1], SamplingParams(max_tokens=5, ignore_eos=True))]))
+    list(engine.generate(Pulled([Request(0, [1], SamplingParams(max_tokens=5, ignore_eos=True))])))
     assert engine.stats.steps == 5  # the end by length is known beforehand
     stopped = Request(0, [1], SamplingParams(max_tokens=50, logit_bias={END_OF_TEXT: 100.0}))
-    (completion,) = engine.generate([stopped])
-    assert completion.token_ids == [END_OF_TEXT]
+    (completion,) = engine.generate(Pulled([stopped]))
+    assert completion.token_ids.tolist() == [END_OF_TEXT]
     assert engine.stats.steps == 5 + 2  # the step launched before the end was seen
 
 
@@ -82,7 +83,7 @@ def test_a_constraint_sees_the_tokens_of_its_own_sequence_only(slots, run_ahead,
     requests = [*map(stopped_early, range(slots)), constrained]
     found = run(requests, max_batch_size=slots, run_ahead=run_ahead, decode_graphs=decode_graphs)
     assert len(found[9].token_ids) == 8
-    assert seen == found[9].token_ids
+    assert seen == found[9].token_ids.tolist()
 
 
 @BOTH_WAYS
@@ -98,7 +99,7 @@ def test_more_stop_tokens_of_one_row_end_no_other(run_ahead):
     several = SamplingParams(max_tokens=6, stop_token_ids=[50, 51, 52, 53, 54])
     requests = [Request(0, [1], endless, row=0), stopped_early(1), Request(2, [3], several, row=2)]
     found = check_alone(requests, max_batch_size=2, run_ahead=run_ahead)
-    assert found[0].token_ids == [END_OF_TEXT] * 20
+    assert found[0].token_ids.tolist() == [END_OF_TEXT] * 20
 
 
 @BOTH_WAYS
@@ -149,12 +150,12 @@ def test_closing_early_leaves_nothing_behind(run_ahead):
     requests = [Request(row, [row % 3] * 20 + [row], PARAMS[row % len(PARAMS)], row=row) for row in range(24)]
     engine = make_engine(run_ahead=run_ahead)
     for num_taken in (1, 5):
-        completions = engine.generate(requests)
+        completions = engine.generate(Pulled(requests))
         for _ in range(num_taken):
             next(completions)
             check_bookkeeping(engine)
         completions.close()
         check_bookkeeping(engine)
         assert engine.scheduler.is_idle and not len(engine.snapshots)
-    again = {completion.key: outcome(completion) for completion in engine.generate(requests)}
+    again = {completion.key: outcome(completion) for completion in engine.generate(Pulled(requests))}
     assert again == {key: outcome(completion) for key, completion in run(requests).items()}

@@ -24,14 +24,16 @@ def sample(sampler, logits, slots):
     """One token for each row, on the host."""
     sampler.prepare(slots)
     token_ids, logprobs = sampler.draw(logits, torch.from_numpy(slots).int())
-    return sampler.send(slots, token_ids, logprobs, logits).read()
+    rows = np.flatnonzero(sampler.asks_logprobs[slots])
+    return sampler.copy_to_host(slots, token_ids, logprobs, logits, rows, torch.from_numpy(rows)).read()
 
 
 def draw(logits, params, count=1, vocabulary=None, num_steps=1, constraint=None, ops=OPS):
     """Sample rows of equal logits from different streams; returns ids [count, num_steps] and the last result."""
     sampler = Sampler(count, vocabulary or Vocabulary.plain(logits.shape[-1]), CPU, ops)
-    for slot in range(count):
-        sampler.assign(slot, Request(slot, [1], params, seed=3, row=slot), constraint)
+    new_constraint = None if constraint is None else lambda: constraint
+    requests = [Request(slot, [1], params, seed=3, row=slot, new_constraint=new_constraint) for slot in range(count)]
+    sampler.assign(range(count), requests)
     columns = []
     for _ in range(num_steps):
         result = sample(sampler, logits.expand(count, -1).clone(), np.arange(count))
@@ -77,7 +79,7 @@ def test_logprobs_are_those_of_the_model():
     exact = logits[0].double().log_softmax(0)
     assert ids[0, 0] == 5
     assert result.logprobs[0] == pytest.approx(exact[5].item(), abs=1e-6)
-    ((_, entry),) = result.alternatives
+    (entry,) = result.top
     assert entry.logprob == pytest.approx(exact[5].item(), abs=1e-6)
     assert entry.rank == 1 + int((exact > exact[5]).sum())
     assert entry.top_ids == exact.topk(4).indices.tolist()
@@ -87,14 +89,14 @@ def test_logprobs_are_those_of_the_model():
 def test_equal_logits_rank_by_id():
     logits = torch.tensor([[5.0, 5.0, 1.0, 5.0]])
     _, result = draw(logits, SamplingParams(logprobs=2, logit_bias={3: 50.0}, temperature=0.0))
-    ((_, entry),) = result.alternatives
+    (entry,) = result.top
     assert (entry.top_ids, entry.rank) == ([0, 1], 3)
 
 
 def test_penalties_leave_banned_prompt_tokens_alone():
     vocabulary = Vocabulary(torch.arange(VOCAB) == 40, torch.zeros(VOCAB, dtype=torch.bool))
     sampler = Sampler(1, vocabulary, CPU, OPS)
-    sampler.assign(0, Request(0, [40, 3], SamplingParams(temperature=0.0, repetition_penalty=1.2)))
+    sampler.assign([0], [Request(0, [40, 3], SamplingParams(temperature=0.0, repetition_penalty=1.2))])
     logits = torch.zeros(1, VOCAB)
     logits[0, [40, 7]] = torch.tensor([90.0, 30.0])
     assert sample(sampler, logits, np.array([0])).token_ids == [7]
@@ -108,8 +110,8 @@ def test_a_neighbour_with_penalties_changes_no_bit():
         results = []
         for neighbour in (plain, other):
             sampler = Sampler(2, Vocabulary.plain(300), CPU, OPS)
-            sampler.assign(0, Request(0, [1], plain, seed=seed))
-            sampler.assign(1, Request(1, [1], neighbour, seed=seed))
+            sampler.assign([0], [Request(0, [1], plain, seed=seed)])
+            sampler.assign([1], [Request(1, [1], neighbour, seed=seed)])
             results.append(sample(sampler, logits.clone(), np.arange(2)).token_ids[0])
         assert results[0] == results[1]
 
@@ -180,16 +182,16 @@ def test_a_new_sequence_inherits_nothing_from_its_slot():
     logits = torch.randn(1, VOCAB)
 
     def drawn(sampler):
-        token_ids, logprobs, alternatives = sample(sampler, logits.clone(), np.array([0]))
-        return token_ids.tolist(), logprobs.tolist(), alternatives
+        tokens = sample(sampler, logits.clone(), np.array([0]))
+        return tokens.token_ids.tolist(), tokens.logprobs.tolist(), tokens.top
 
     plain = Request(0, [1], SamplingParams(), seed=11, row=2)
-    sampler.assign(0, plain)
+    sampler.assign([0], [plain])
     want = [drawn(sampler) for _ in range(4)]
-    sampler.assign(0, Request(0, [1], heavy))
+    sampler.assign([0], [Request(0, [1], heavy)])
     for _ in range(3):
         sample(sampler, logits.clone(), np.array([0]))
-    sampler.assign(0, plain)
+    sampler.assign([0], [plain])
     assert [drawn(sampler) for _ in range(4)] == want
 
 

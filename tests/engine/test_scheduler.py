@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,14 +23,19 @@ def step(scheduler):
     """Launch a step: slots that decode, (sequence, tokens) of the prompt chunks."""
     plan = scheduler.plan()
     scheduler.advance(plan)
-    return plan.decoding.tolist(), [tuple(chunk) for chunk in plan.chunks]
+    sequences = [scheduler.sequence(slot) for slot in plan.prefilling.tolist()]
+    return plan.decoding.tolist(), list(zip(sequences, plan.chunk_sizes.tolist(), strict=True))
+
+
+def left(scheduler, sequence):
+    """Prompt tokens that have not been fed."""
+    return len(sequence.prompt) - int(scheduler.position[sequence.slot])
 
 
 def test_decode_rows_come_first_and_prompts_fill_the_rest():
     scheduler = Scheduler(2, max_batch_tokens=10)
     short, long = sequence(3, slot=1), sequence(25)
-    for s in (short, long):
-        scheduler.start(s)
+    scheduler.start([short, long])
     assert step(scheduler) == ([], [(short, 3), (long, 7)])
     assert step(scheduler) == ([1], [(long, 9)])
     assert step(scheduler) == ([1], [(long, 9)])
@@ -41,12 +47,12 @@ def test_decode_rows_come_first_and_prompts_fill_the_rest():
 def test_a_sequence_without_tokens_to_ask_for_is_complete_with_its_prompt():
     scheduler = Scheduler(1, max_batch_tokens=8)
     scored = sequence(12, max_tokens=0)
-    scheduler.start(scored)
-    assert scheduler.advance(scheduler.plan()) == []
-    assert scheduler.advance(scheduler.plan()) == [scored]
+    scheduler.start([scored])
+    assert scheduler.advance(scheduler.plan()).tolist() == []
+    assert scheduler.advance(scheduler.plan()).tolist() == [scored.slot]
     assert not scheduler.has_work
     assert not scheduler.is_idle  # its results are on their way
-    scheduler.finish(scored)
+    scheduler.finish(np.array([scored.slot]))
     assert scheduler.is_idle
 
 
@@ -59,21 +65,19 @@ def test_everyone_advances_within_the_budget(prompts, budget, ends):
     """Some sequences end after their second token, which becomes known a step late."""
     scheduler = Scheduler(len(prompts), max_batch_tokens=max(budget, len(prompts)))
     sequences = [sequence(n, slot=i) for i, n in enumerate(prompts)]
-    for s in sequences:
-        scheduler.start(s)
+    scheduler.start(sequences)
     asked, late, num_steps = Counter(), [], 0
     while scheduler.has_work:
-        may_decode = {s.slot for s in sequences if s.num_uncomputed == 0 and 0 < asked[s.slot] < 4}
+        may_decode = {s.slot for s in sequences if left(scheduler, s) <= 0 and 0 < asked[s.slot] < 4}
         plan = scheduler.plan()
-        assert len(plan.decoding) + sum(chunk.num_tokens for chunk in plan.chunks) <= scheduler.max_batch_tokens
+        assert len(plan.decoding) + plan.num_prompt_tokens <= scheduler.max_batch_tokens
         assert set(plan.decoding) == may_decode & {s.slot for s in scheduler.running}  # no decode row ever waits
-        assert all(chunk.num_tokens >= 1 for chunk in plan.chunks)
+        assert (plan.chunk_sizes >= 1).all()
         scheduler.advance(plan)
         asked.update(plan.decoding.tolist())
-        asked.update(chunk.sequence.slot for chunk in plan.chunks if chunk.sequence.num_uncomputed == 0)
-        for s in late:
-            scheduler.finish(s)
-        late = [s for s in scheduler.running if s.slot in ends and asked[s.slot] == 2]
+        asked.update(slot for slot in plan.prefilling.tolist() if left(scheduler, sequences[slot]) == 0)
+        scheduler.finish(np.array(late, int))
+        late = [s.slot for s in scheduler.running if s.slot in ends and asked[s.slot] == 2]
         num_steps += 1
     assert all(asked[s.slot] == (3 if s.slot in ends else 4) for s in sequences)
     assert all(scheduler.position[s.slot] == len(s.prompt) + asked[s.slot] - 1 for s in sequences)
@@ -85,47 +89,46 @@ def test_children_of_a_prefix_go_before_the_queue():
     first, second, child = sequence(1), sequence(1), sequence(1)
     scheduler.add([first, second])
     scheduler.add_first([child])
-    assert [scheduler.next_waiting() for _ in range(3)] == [child, first, second]
+    assert [scheduler.waiting.popleft() for _ in range(3)] == [child, first, second]
 
 
 def test_a_restart_runs_everything_again_before_what_waits():
     scheduler = Scheduler(2, max_batch_tokens=8)
     running, waiting = sequence(5, slot=1), sequence(2)
-    scheduler.start(running)
+    scheduler.start([running])
     scheduler.add([waiting])
     scheduler.advance(scheduler.plan())
     again = scheduler.restart(1, 4)
-    restarted = again.next_waiting()
-    assert (restarted.work, restarted.num_computed) == (running.work, 0)
-    assert again.next_waiting() is waiting
+    restarted = again.waiting.popleft()
+    assert (restarted.work, restarted.parent) == (running.work, None)
+    assert again.waiting.popleft() is waiting
     assert again.max_batch_tokens == 4
 
 
 def test_what_a_short_prompt_leaves_goes_to_a_longer_one_before_it():
     scheduler = Scheduler(3, max_batch_tokens=100)
     long, short = sequence(300), sequence(10, slot=1)
-    for s in (long, short):
-        scheduler.start(s)
+    scheduler.start([long, short])
     assert step(scheduler) == ([], [(long, 90), (short, 10)])
 
 
 def test_tokens_are_to_spare_while_what_runs_does_not_fill_a_step():
     scheduler = Scheduler(3, max_batch_tokens=20)
-    assert scheduler.has_tokens_to_spare
+    assert scheduler.spare_tokens == 20
     first, second = sequence(15, max_tokens=3), sequence(25, slot=1)
-    scheduler.start(first)
-    assert scheduler.has_tokens_to_spare
-    scheduler.start(second)
-    assert not scheduler.has_tokens_to_spare
+    scheduler.start([first])
+    assert scheduler.spare_tokens > 0
+    scheduler.start([second])
+    assert scheduler.spare_tokens <= 0
     step(scheduler)  # 10 and 10
-    assert not scheduler.has_tokens_to_spare
+    assert scheduler.spare_tokens <= 0
     step(scheduler)  # 5 and 15: the second one is done with its prompt
-    assert scheduler.has_tokens_to_spare
+    assert scheduler.spare_tokens > 0
     third = sequence(18, slot=2)
-    scheduler.start(third)
-    assert not scheduler.has_tokens_to_spare  # two rows decode beside it
-    scheduler.finish(third)
-    assert scheduler.has_tokens_to_spare
+    scheduler.start([third])
+    assert scheduler.spare_tokens <= 0  # two rows decode beside it
+    scheduler.finish(np.array([third.slot]))
+    assert scheduler.spare_tokens > 0
 
 
 def test_at_the_end_the_longest_go_first_and_children_stay_together():
@@ -136,3 +139,21 @@ def test_at_the_end_the_longest_go_first_and_children_stay_together():
     scheduler.add([short, middle, *children, long])
     scheduler.sort_waiting()
     assert list(scheduler.waiting) == [long, *reversed(children), middle, short]
+
+
+@given(left=st.lists(st.integers(1, 200), min_size=1, max_size=20), budget=st.integers(1, 400))
+def test_prompts_share_a_step(left, budget):
+    """No token is wasted, and shares are equal; where they would be under 16 tokens, the first prompts go first."""
+    scheduler = Scheduler(len(left), max_batch_tokens=budget)
+    scheduler.start([sequence(n, slot=i) for i, n in enumerate(left)])
+    plan = scheduler.plan()
+    sizes = [*plan.chunk_sizes.tolist(), *[0] * (len(left) - len(plan.chunk_sizes))]
+    assert plan.prefilling.tolist() == list(range(len(plan.prefilling)))
+    assert sum(sizes) == min(budget, sum(left))
+    assert all(size <= n for size, n in zip(sizes, left, strict=True))
+    if sum(min(n, 16) for n in left) < budget:
+        unsatisfied = [size for size, n in zip(sizes, left, strict=True) if size < n]
+        assert all(size >= 16 for size in unsatisfied)
+        assert max(sizes) <= min(unsatisfied, default=200) + 1
+    else:
+        assert all(size <= 16 for size in sizes)

@@ -11,6 +11,7 @@ from rwkv_batch.engine.prefix import Prefix
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.snapshots import Snapshots
+from rwkv_batch.engine.source import Pulled
 from rwkv_batch.engine.state_pool import Record
 from rwkv_batch.sampling_params import SamplingParams
 
@@ -68,7 +69,7 @@ def test_each_distinct_token_is_computed_once_and_few_states_are_kept(workload, 
     """
     rows, num_distinct = workload()
     engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=slots, max_batch_tokens=max_batch_tokens)
-    served = sum(1 for _ in engine.generate(rows))
+    served = sum(1 for _ in engine.generate(Pulled(rows)))
     assert served == sum(map(len, rows))
     assert engine.stats.prompt_tokens == num_distinct
     assert engine.stats.requested_tokens == sum(len(request.prompt_token_ids) for row in rows for request in row)
@@ -103,10 +104,12 @@ def test_states_go_where_there_is_room(slots, on_host, computed, peak, peak_on_h
         max_batch_tokens=32,
         prefix_host_bytes=on_host * RECORD_BYTES + 63,
     )
-    found = {completion.key: completion.token_ids for completion in engine.generate([few_levels()])}
+    found = {completion.key: completion.token_ids.tolist() for completion in engine.generate(Pulled([few_levels()]))}
     alone = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=1, max_batch_tokens=99, prefix_sharing=False)
     assert found == {
-        key: next(alone.generate([request])).token_ids for request in few_levels() for key in [request.key]
+        key: next(alone.generate(Pulled([request]))).token_ids.tolist()
+        for request in few_levels()
+        for key in [request.key]
     }
     assert (engine.stats.prompt_tokens, engine.snapshots.peak, engine.snapshots.peak_on_host) == (
         computed,
@@ -124,7 +127,7 @@ def test_without_any_place_a_prefix_that_is_a_prompt_is_served_too():
     requests += [Request(i, [*context, i, i], only_scores, score_start=16, sample=i) for i in (1, 2)]
     engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=2, max_batch_tokens=64)
     engine.snapshots.shrink(0)
-    found = {completion.key: completion.prompt_scores for completion in engine.generate([requests])}
+    found = {c.key: c.prompt_scores or c.next_scores for c in engine.generate(Pulled([requests]))}
     assert {key: len(scores) for key, scores in found.items()} == {"context": 2, 1: 1, 2: 1}
     assert engine.stats.prompt_tokens == 15 + 2 * 17
     assert engine.snapshots.peak == 0
@@ -132,7 +135,7 @@ def test_without_any_place_a_prefix_that_is_a_prompt_is_served_too():
 
 def test_an_engine_closed_early_keeps_nothing():
     engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=2, max_batch_tokens=16)
-    completions = engine.generate([few_levels()])
+    completions = engine.generate(Pulled([few_levels()]))
     next(completions)
     assert len(engine.snapshots) > 0
     completions.close()
@@ -153,7 +156,7 @@ def test_out_of_memory_leaves_no_state_behind():
 
     engine = Engine(Failing(), Vocabulary.plain(VOCAB), max_batch_size=8, max_batch_tokens=64)
     kept = []
-    for _ in engine.generate([few_levels()]):
+    for _ in engine.generate(Pulled([few_levels()])):
         kept.append(len(engine.snapshots) + engine.snapshots.num_reserved)
     assert engine.stats.max_batch_size == 2
     assert len(kept) == 6 and kept[-1] == 0
@@ -166,9 +169,9 @@ def test_the_last_child_frees_the_place_of_a_copy():
     record = Record([torch.arange(64, dtype=torch.uint8)])
     snapshots.reserve()
     assert not snapshots.has_room
-    snapshots.keep(prefix, record)
+    snapshots.store(prefix, record)
     record[0].zero_()
-    snapshots.expect(prefix, 1)
+    snapshots.add_children(prefix, 1)
     for left in (1, 1, 0):
         assert snapshots.take(prefix)[0].tolist() == list(range(64))
         assert len(snapshots) == left

@@ -18,6 +18,13 @@ def make_pool(num_slots=4, overrides=None):
     return StatePool([PoolPart(layout, layout.initial_record(overrides or {}, torch.device("cpu")))], num_slots)
 
 
+def take(pool, record=None):
+    """The next free slot, filled."""
+    (slot,) = pool.allocate(1)
+    pool.fill(torch.tensor([slot]), record)
+    return slot
+
+
 def dirty(pool, slot):
     for layer in pool.layers:
         for field in FIELDS:
@@ -26,10 +33,10 @@ def dirty(pool, slot):
 
 def test_a_reused_slot_is_as_new():
     pool = make_pool()
-    slot = pool.allocate()
+    slot = take(pool)
     dirty(pool, slot)
-    pool.free(slot)
-    assert pool.allocate() == slot
+    pool.free([slot])
+    assert take(pool) == slot
     for layer in pool.layers:
         assert (layer.wkv[slot] == 0).all()
         assert (layer.shift[slot] == 0).all()
@@ -53,11 +60,11 @@ def test_fields_and_slots_do_not_overlap():
 
 def test_a_snapshot_starts_another_slot():
     pool = make_pool()
-    source = pool.allocate()
+    source = take(pool)
     dirty(pool, source)
     record = pool.record(source).clone()
     pool.layers[0].wkv[source] = 9.0
-    copy = pool.allocate(record)
+    copy = take(pool, record)
     assert (pool.layers[0].wkv[copy] == 3).all()
     assert (pool.layers[1].pp[copy] == 3).all()
 
@@ -65,14 +72,14 @@ def test_a_snapshot_starts_another_slot():
 def test_overrides_become_the_initial_state():
     states = [torch.randn(2, 3, 3), torch.randn(2, 3, 3)]
     pool = make_pool(overrides={"wkv": states})
-    slot = pool.allocate()
+    slot = take(pool)
     for layer, state in zip(pool.layers, states, strict=True):
         assert torch.equal(layer.wkv[slot], state)
 
 
 def test_integrity_names_what_is_wrong():
     pool = make_pool()
-    slots = [pool.allocate() for _ in range(3)]
+    slots = [take(pool) for _ in range(3)]
     pool.check_integrity(slots)
     with pytest.raises(AssertionError, match=r"neither used nor free: \[2\]"):
         pool.check_integrity(slots[:2])
@@ -80,3 +87,17 @@ def test_integrity_names_what_is_wrong():
         pool.check_integrity([*slots, 3])
     with pytest.raises(AssertionError, match="used twice"):
         pool.check_integrity([0, 0, 1, 2])
+
+
+def test_many_slots_are_filled_at_once_and_their_neighbours_stay():
+    pool = make_pool()
+    source = take(pool)
+    dirty(pool, source)
+    record = pool.record(source).clone()
+    slots = pool.allocate(3)
+    assert (source, slots) == (0, [1, 2, 3])
+    pool.fill(torch.tensor([1, 2, 3]))
+    pool.fill(torch.tensor([3, 1]), record)
+    assert [float(pool.layers[1].pp[slot, 0]) for slot in range(4)] == [3.0, 3.0, float(torch.tensor(-1e30)), 3.0]
+    pool.free_all()
+    assert pool.num_free == 4

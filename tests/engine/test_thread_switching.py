@@ -6,6 +6,7 @@ import pytest
 from fake_model import HashModel
 
 from rwkv_batch.engine.request import Request
+from rwkv_batch.engine.source import Pulled
 from rwkv_batch.engine.thread_switching import SECONDS
 from rwkv_batch.sampling_params import SamplingParams
 
@@ -29,7 +30,7 @@ def restored():
 
 
 def test_engines_that_run_at_the_same_time(make_engine):
-    first, second = (make_engine().generate(REQUESTS) for _ in range(2))
+    first, second = (make_engine().generate(Pulled(REQUESTS)) for _ in range(2))
     assert restored()
     next(first), next(second)
     assert short()
@@ -46,13 +47,13 @@ def test_a_failure_restores_it(make_engine):
             raise RuntimeError("shape")
 
     with pytest.raises(RuntimeError, match="shape"):
-        list(make_engine(Broken()).generate(REQUESTS))
+        list(make_engine(Broken()).generate(Pulled(REQUESTS)))
     assert restored()
 
 
 @pytest.mark.parametrize("own", [5e-5, 0.02])
 def test_an_interval_that_somebody_else_sets_stays(make_engine, own):
-    completions = make_engine().generate(REQUESTS)
+    completions = make_engine().generate(Pulled(REQUESTS))
     next(completions)
     sys.setswitchinterval(own)
     list(completions)
@@ -61,6 +62,6 @@ def test_an_interval_that_somebody_else_sets_stays(make_engine, own):
 
 def test_a_shorter_interval_is_left_alone(make_engine):
     sys.setswitchinterval(5e-5)
-    completions = make_engine().generate(REQUESTS)
+    completions = make_engine().generate(Pulled(REQUESTS))
     next(completions)
     assert sys.getswitchinterval() == pytest.approx(5e-5)

@@ -177,7 +177,7 @@ def test_equals_the_definition_while_the_tables_evolve(vocab):
     tables = SlotTables(len(settings) + 2, words, CPU)
     for slot, setting in enumerate(settings):
         params = SamplingParams(max_tokens=100, **setting)
-        tables.assign(slot, Request(slot, [1, 2, 3, 3], params, seed=2**40 + 7, row=slot, sample=slot % 3))
+        tables.assign([slot], [Request(slot, [1, 2, 3, 3], params, seed=2**40 + 7, row=slot, sample=slot % 3)])
     twin = copy.deepcopy(tables)
     slots = torch.randperm(len(settings) + 1)[: len(settings)].int() - 1
     is_row, number = slots >= 0, slots[slots >= 0].long()
@@ -203,7 +203,8 @@ def test_equals_the_definition_while_the_tables_evolve(vocab):
 def test_nothing_left_and_no_numbers():
     tables = SlotTables(3, Vocabulary.plain(70), CPU)
     for slot in range(3):
-        tables.assign(slot, Request(slot, [1], SamplingParams(bad_token_ids=list(range(70)) if slot == 0 else None)))
+        params = SamplingParams(bad_token_ids=list(range(70)) if slot == 0 else None)
+        tables.assign([slot], [Request(slot, [1], params)])
     logits = torch.randn(3, 70)
     logits[1] = -torch.inf
     logits[2, 69] = torch.nan
@@ -215,7 +216,7 @@ def test_nothing_left_and_no_numbers():
 
 def test_refuses_what_would_write_elsewhere():
     tables = SlotTables(2, Vocabulary.plain(9), CPU)
-    tables.assign(0, Request(0, [1], SamplingParams(presence_penalty=1.0)))
+    tables.assign([0], [Request(0, [1], SamplingParams(presence_penalty=1.0))])
     logits, slots = torch.randn(1, 9), torch.zeros(1, dtype=torch.int32)
     with pytest.raises(ValueError, match=r"slot_index\[0\]: got slot 2"):
         sample(logits, slots + 2, tables, None)
@@ -226,7 +227,7 @@ def test_refuses_what_would_write_elsewhere():
         sample(logits, slots, tables, None)
     tables.reserve_seen(65)
     sample(logits, slots, tables, None)
-    tables.assign(1, Request(0, [1], SamplingParams(logit_bias={9: 1.0})))
+    tables.assign([1], [Request(0, [1], SamplingParams(logit_bias={9: 1.0}))])
     with pytest.raises(ValueError, match="all its ids below 9"):
         sample(logits, slots + 1, tables, None)
 

@@ -77,9 +77,9 @@ class Slots:
         self.slots = torch.randperm(len(settings) + spare, generator=generator)[: len(settings)].int()
         self.tables = SlotTables(len(settings) + spare, words, CPU)
         for slot in range(len(settings) + spare):
-            self.tables.assign(slot, request(SETTINGS[-1], prompt, seed=slot))
+            self.tables.assign([slot], [request(SETTINGS[-1], prompt, seed=slot)])
         for row, (slot, setting) in enumerate(zip(self.slots.tolist(), settings, strict=True)):
-            self.tables.assign(slot, request(setting, prompt, row=row, **keys))
+            self.tables.assign([slot], [request(setting, prompt, row=row, **keys)])
         self.twin = to_device(self.tables)
 
     def step(self, logits: torch.Tensor, slots: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -339,7 +339,7 @@ def test_distribution(settings, streams):
     assert (numbers[found] - wanted).abs().max() < 1e-4
     tables = SlotTables(len(found), Vocabulary.plain(10), CPU)
     for slot, row in enumerate(rows[found].tolist()):
-        tables.assign(slot, request(settings, [1], row=row))
+        tables.assign([slot], [request(settings, [1], row=row)])
     index = torch.arange(len(found), dtype=torch.int32, device=DEVICE)
     token_ids, logprobs = sample(logits.repeat(len(found), 1).to(DEVICE), index, to_device(tables), None)
     assert token_ids.tolist() == expected.tolist()
@@ -352,7 +352,7 @@ def test_frequencies():
     counts = torch.zeros(5)
     tables = SlotTables(32, Vocabulary.plain(5), CPU)
     for slot in range(32):
-        tables.assign(slot, request({}, [1], row=slot))
+        tables.assign([slot], [request({}, [1], row=slot)])
     twin = to_device(tables)
     logits = probabilities.log().repeat(32, 1).to(DEVICE)
     for _ in range(6):

@@ -33,11 +33,15 @@ SLOW: dict[str, tuple[str, ...]] = {
         "kernels/test_probe_launch.py",
     ),
     "benchmarks and commands run as a whole": (
+        "integrations/test_inspect_ai.py::test_the_real_evaluation",
+        "integrations/test_lighteval.py::test_the_real_command",
         "integrations/test_lm_eval_command.py",
+        "jobs/test_demo_jobs.py::test_a_killed_job_ends_like_an_undisturbed_one",
         "jobs/test_process.py",
         "mutation/test_mutation.py",
         "test_bench.py",
         "test_benchmark_peers.py",
+        "test_benchmark_quality.py::test_it_rehearses",
         "test_benchmark_shares.py",
         "test_check_command.py",
         "test_gpu_benchmark.py",
@@ -47,6 +51,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "models of all versions run in several ways": (
         "models/test_chatrwkv_converted.py",
         "models/test_versions.py",
+        "test_check_references.py",
     ),
 }
 """Kind → files and folders below tests/, or tests of a file as file::test."""

@@ -1,12 +1,32 @@
-"""What everything but the model costs: a job of short completions with a model that costs nothing.
+"""What everything but the model costs: the engine and whole jobs on a device that computes nothing.
 
     python -m benchmarks.host
+    python -m benchmarks.host --against 558f3da --cases 256x16,1024x64 --rounds 5
+    python -m benchmarks.host --start-up --against 558f3da
 
-runs from the repository root. The engine alone: constant logits on a vocabulary of 256, sampled with temperature 1 and
-top_p 0.85. The whole job: Parquet in, Parquet out, text with a stop string, the bundled model's tokenizer (bytes) and
-state, whose forward pass is replaced by constants. Its time is divided among its parts; the threads that read and
-tokenise, and that write, are counted by the processor time they take. All of it but the sampler is set beside a decode
-step of a random RWKV-7 of 0.1B parameters at the same number of rows, measured in the same run unless it is given.
+runs from the repository root. Model and sampler are replaced by constants. They cost the host nothing, and the results
+of a step are ready `--device-ms` after the step has started: a step starts when it is launched, or when the step before
+it has ended. The engine runs one step ahead, as on a CUDA device.
+
+A case is named after its slots, the tokens of each completion, and what is special about it. The engine alone gets
+token ids and gives token ids; it looks for stop strings in `stop` cases only. A whole job reads Parquet, tokenizes with
+the bundled model's bytes, looks for a stop string that never comes, and writes Parquet. `score` cases score four
+choices after a question with five examples before it, which the questions of a subject share.
+
+    tokens/s         sampled tokens, or scored ones, per second: from the first request to the last completion of the
+                     engine alone; of a job, from when its model is loaded until its last file is written
+    per CPU second   the same per second of processor time of all threads: steadier on a machine that is busy
+    rows/s           input rows
+    device used      seconds in which the device ran a step ÷ seconds from the first launch to the last result; only
+                     where --device-ms is above 0
+    main thread      milliseconds of processor time of the main thread, per step
+    in steps         that part of them which launching steps and booking results takes
+    transfers        tensors sent to the device, per step, where the engine counts them
+
+Every figure is a median (minimum-maximum) of the rounds. With --against, another commit is measured in a process of its
+own, in the same rounds; a ratio is this commit's figure divided by the other's of the same round. --split runs each
+case once more with more clocks, and divides the time of a step among its parts: seconds of the clock on the main
+thread, seconds of processor time on other threads.
 """
 
 from __future__ import annotations
@@ -14,190 +34,276 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
+import subprocess
+import sys
 import tempfile
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
-from time import perf_counter, process_time, thread_time
+from time import monotonic
 from typing import Any
-from unittest.mock import patch
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-import yaml
+from .host_parts.cases import CASES, DEFAULT, Case
+from .host_parts.contender import PARTS, ROOT, Contender, ContenderFailed, Package, checked_out, package
 
-import rwkv_batch.job
-import rwkv_batch.llm
-from rwkv_batch.bench import BenchModel, Workload, format_table, measure, positive_int, warm_up
-from rwkv_batch.config import load_job
-from rwkv_batch.data.plan import Shard
-from rwkv_batch.data.stopping import StopSignals
-from rwkv_batch.data.writer import Writer
-from rwkv_batch.detokenizer import Detokenizer
-from rwkv_batch.engine.engine import Engine
-from rwkv_batch.engine.slot_tables import Vocabulary
-from rwkv_batch.prefetch import Prefetch
+PRESENT, OTHER = "this commit", "the other"
+NAMES_OF_PARTS = {"engine": "engine alone", "job": "whole job"}
+COLUMNS = (
+    ("tokens/s", "tokens_per_second", ",.0f"),
+    ("per CPU second", "tokens_per_processor_second", ",.0f"),
+    ("rows/s", "rows_per_second", ",.0f"),
+    ("device used", "used_share", ".1%"),
+    ("main thread, ms", "main_thread_ms", ".3f"),
+    ("in steps, ms", "in_steps_ms", ".3f"),
+    ("transfers", "transfers", ".1f"),
+)
+"""Heading, name in an answer, format."""
+RATIOS = ("tokens_per_second", "tokens_per_processor_second", "rows_per_second", "main_thread_ms", "in_steps_ms")
 
-from .free_model import VOCAB_SIZE, FreeModel, FreeOfCost
-from .timing import machine, spread
-from .workloads import FULL, QUICK, checkpoint
-
-STOP = "\n\nUser:"
-PROMPT = "Question {}: why is the sky blue?"
-NOT_HOST = ("model", "sample")
-"""Parts of a step that are not the host's work."""
-
-Split = dict[str, float]
-"""Part of a job → milliseconds of a step."""
+Runs = dict[str, dict[str, dict[str, list[dict[str, Any]]]]]
+"""Case → part → contender → one answer for each round."""
 
 
-def engine_rate(rows: int, requests: int, length: int) -> tuple[float, float]:
-    """Completion tokens of the engine alone: per second, and per second of processor time (on a busy machine)."""
-    engine = Engine(
-        FreeModel(),  # type: ignore[arg-type]
-        Vocabulary.plain(VOCAB_SIZE),
-        max_batch_size=rows,
-        max_batch_tokens=2 * rows,
-    )
-    warm_up(engine)
-    started = process_time()
-    run = measure(engine, Workload(requests, 16, length))
-    return run.stats.completion_tokens / run.seconds, run.stats.completion_tokens / (process_time() - started)
-
-
-class _Clocks:
-    """Seconds spent in some functions: on the main thread by the clock, on others by the processor time they took."""
-
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-
-    def patched(self, owner: Any, name: str, part: str, clock: Callable[[], float]) -> Any:
-        function = getattr(owner, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            start = clock()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.seconds[part] += clock() - start
-
-        return patch.object(owner, name, timed)
+def main() -> int:
+    options = _options()
+    try:
+        with packages(options.against, options.worktree) as found:
+            result = {"machine": hardware(), "commits": {name: one.commit for name, one in found.items()}}
+            if options.start_up:
+                result["start_up_seconds"] = start_up(found, options.rounds)
+            else:
+                result |= _measure(found, options)
+    except ContenderFailed as error:
+        print(f"benchmarks.host: {error}", file=sys.stderr)
+        return 1
+    _print(result)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
 
 
 @contextmanager
-def _watched_job() -> Iterator[tuple[_Clocks, list[Any]]]:
-    """Clocks in the parts of a job, and the models that it loads, which cost nothing."""
-    clocks, loaded = _Clocks(), []
-    load = rwkv_batch.job._load_model
+def packages(against: str | None, worktree: Path | None) -> Iterator[dict[str, Package]]:
+    """This commit, and the other one where there is one.
 
-    def timed_load(job: Any) -> Any:
-        start, started = perf_counter(), process_time()
-        loaded.append(load(job))
-        clocks.seconds["serving"] -= perf_counter() - start
-        clocks.seconds["processor"] -= process_time() - started
-        return loaded[-1]
-
+    Args:
+        against: a commit, which is checked out for as long as this lasts, unless `worktree` has it.
+    """
     with ExitStack() as stack:
-        stack.enter_context(patch.object(rwkv_batch.llm, "Model", FreeOfCost))
-        stack.enter_context(patch.object(rwkv_batch.job, "_load_model", timed_load))
-        for owner, name, part, clock in (
-            (rwkv_batch.job._Run, "serve", "serving", perf_counter),
-            (rwkv_batch.job._Run, "serve", "processor", process_time),
-            (Engine, "_admit", "admission", perf_counter),
-            (Detokenizer, "push", "detokenising, stop strings", perf_counter),
-            (Writer, "add", "handing rows to the writer", perf_counter),
-            (Prefetch, "_run", "thread: reading, tokenising", thread_time),
-            (Writer, "_run", "thread: writing", thread_time),
-        ):
-            stack.enter_context(clocks.patched(owner, name, part, clock))
-        yield clocks, loaded
+        found = {PRESENT: package(ROOT)}
+        if against is not None or worktree is not None:
+            root = worktree.resolve() if worktree else stack.enter_context(checked_out(str(against)))
+            found[OTHER] = package(root)
+        yield found
 
 
-def run_job(folder: Path, rows: int, requests: int, length: int) -> tuple[tuple[float, float], Split]:
-    """The same two rates of a whole job, once its model is loaded, and milliseconds of a step by part."""
-    pq.write_table(pa.table({"prompt": [PROMPT.format(i) for i in range(requests)]}), folder / "prompts.parquet")
-    job = {
-        "model": {"path": "demo"},
-        "engine": {"device": "cpu", "max_batch_size": rows},
-        "input": {"path": str(folder / "prompts.parquet")},
-        "sampling": {"max_tokens": length, "temperature": 1.0, "top_p": 0.85, "ignore_eos": True, "stop": [STOP]},
-        "output": {"path": str(folder / "out")},
+def _measure(found: dict[str, Package], options: argparse.Namespace) -> dict[str, Any]:
+    cases = [CASES[name].quick() if options.quick else CASES[name] for name in options.cases]
+    settings = {"step_ms": options.device_ms, "recorded": options.recorded, "threads": options.threads}
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        contenders = {}
+        for number, (name, one) in enumerate(found.items()):
+            contenders[name] = Contender(one, settings, Path(scratch, f"{number}.log"))
+            stack.callback(contenders[name].close)
+        runs = measure(contenders, cases, options.parts, options.rounds)
+        splits = split(contenders, cases, options.parts) if options.split else {}
+        processes = {name: one.about for name, one in contenders.items()}
+    settings |= {"rounds": options.rounds, "quick": options.quick}
+    return {"settings": settings, "processes": processes, "runs": runs, "ratios": ratios(runs), "splits": splits}
+
+
+def measure(contenders: dict[str, Contender], cases: Sequence[Case], parts: Sequence[str], rounds: int) -> Runs:
+    """Every contender once in each round, one directly after the other; who comes first changes from round to round."""
+    runs: Runs = {case.name: {part: {name: [] for name in contenders} for part in parts} for case in cases}
+    for number in range(rounds):
+        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+        for case in cases:
+            for part in parts:
+                for name, contender in list(contenders.items())[:: -1 if number % 2 else 1]:
+                    runs[case.name][part][name].append(contender.measure(part, case))
+    return runs
+
+
+def split(contenders: dict[str, Contender], cases: Sequence[Case], parts: Sequence[str]) -> dict[str, Any]:
+    """Case → part → contender → milliseconds of a step by what they are spent on."""
+    return {
+        case.name: {
+            part: {name: one.measure(part, case, watch=True)["split_ms"] for name, one in contenders.items()}
+            for part in parts
+        }
+        for case in cases
     }
-    (folder / "job.yaml").write_text(yaml.safe_dump(job))
-    with _watched_job() as (clocks, loaded), StopSignals() as stop:
-        outcome = rwkv_batch.job.run_job(load_job(str(folder / "job.yaml")), Shard(), stop)
-    stats = loaded[0].stats()
-    if (outcome.rows, outcome.errors, stats.completion_tokens) != (requests, 0, requests * length):
-        raise RuntimeError(f"the job made {outcome} and {stats.completion_tokens} tokens")
-    seconds = clocks.seconds
-    total, processor = seconds.pop("serving"), seconds.pop("processor")
-    parts = {name: getattr(stats, f"{name}_seconds") for name in ("schedule", "model", "sample", "wait", "commit")}
-    parts["commit"] -= seconds["detokenising, stop strings"]
-    threads = {name: seconds.pop(name) for name in list(seconds) if name.startswith("thread")}
-    parts |= seconds
-    parts["results, between steps"] = total - sum(parts.values())
-    rates = stats.completion_tokens / total, stats.completion_tokens / processor
-    return rates, {name: 1000 * value / stats.steps for name, value in (parts | threads).items()}
 
 
-def model_step(path: Path, rows: int) -> float:
-    """Milliseconds of a decode step of a real model, with its sampler."""
-    engine = BenchModel(path, [rows], device="cpu").engine(rows)
-    warm_up(engine)
-    run = measure(engine, Workload(rows, 1, 6))
-    return 1000 * (run.stats.model_seconds + run.stats.sample_seconds) / run.stats.steps
+def ratios(runs: Runs) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Case → part → figure → this commit's divided by the other's, for each round."""
+    return {
+        case: {
+            part: {
+                name: [mine[name] / its[name] for mine, its in zip(found[PRESENT], found[OTHER], strict=True)]
+                for name in RATIOS
+            }
+            for part, found in parts.items()
+            if OTHER in found
+        }
+        for case, parts in runs.items()
+    }
 
 
-def main() -> None:
-    options = _parser().parse_args()
-    torch.set_num_threads(options.threads)
-    alone: list[tuple[float, float]] = []
-    jobs: list[tuple[tuple[float, float], Split]] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for number in range(options.rounds):
-            alone.append(engine_rate(options.batch_size, options.requests, options.length))
-            folder = Path(scratch, f"job-{number}")
-            folder.mkdir()
-            jobs.append(run_job(folder, options.batch_size, options.requests, options.length))
-        step = options.step_ms
-        if step is None:
-            path = checkpoint(QUICK if options.quick else FULL, options.cache or Path(scratch))
-            step = model_step(path, options.batch_size)
-    split = {part: median(one[part] for _, one in jobs) for part in jobs[0][1]}
-    host = sum(value for part, value in split.items() if part not in NOT_HOST)
-    print(f"B={options.batch_size}, {options.requests:,} completions of {options.length} tokens, a free model")
-    for name, rates in (("engine alone", alone), ("whole job", [rate for rate, _ in jobs])):
-        by_clock, by_processor = zip(*rates, strict=True)
-        print(f"{name}: {spread(by_clock)} completion tokens/s, {spread(by_processor)} per second of processor time")
+def start_up(found: dict[str, Package], rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Of fresh processes that run the demo job: seconds until the first step, and those of `import torch` in them.
+
+    One more process of each package goes before: what it leaves in caches is there for the others.
+    """
+    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in found}
+    for number in range(rounds + 1):
+        for name, one in list(found.items())[:: -1 if number % 2 else 1]:
+            with tempfile.TemporaryDirectory() as scratch:
+                job = [str(one.root / "jobs" / "demo.yaml"), str(Path(scratch, "out"))]
+                command, environment = one.command("start_up", one.driver, repr(monotonic()), *job)
+                done = subprocess.run(
+                    command, cwd=one.root, env=environment, capture_output=True, text=True, check=False
+                )
+            if done.returncode or not done.stdout.strip():
+                raise ContenderFailed(f"{one.commit}: {done.stderr.strip()[-2000:]}")
+            if number:
+                seconds[name].append(json.loads(done.stdout.splitlines()[-1]))
+    return seconds
+
+
+def hardware() -> dict[str, Any]:
+    """Where the figures come from."""
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+        model = next((value.strip() for key, _, value in lines if key.strip() == "model name"), model)
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"date": now, "cpu": model, "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2)}
+
+
+def spread(values: Sequence[float | None], form: str) -> str:
+    """Median (minimum-maximum), or the only figure; "-" where there is no figure."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    if len(known) == 1:
+        return f"{known[0]:{form}}"
+    return f"{median(known):{form}} ({min(known):{form}}-{max(known):{form}})"
+
+
+def _print(result: dict[str, Any]) -> None:
+    print(_listed(result["machine"]))
+    for name, commit in result["commits"].items():
+        print(f"{name}: {commit}", _listed(result.get("processes", {}).get(name, {})))
+    if "start_up_seconds" in result:
+        _print_start_up(result["start_up_seconds"])
+        return
+    print(_listed(result["settings"]))
+    for part in next(iter(result["runs"].values())):
+        _print_part(part, result["runs"], result["ratios"])
+    for case, parts in result["splits"].items():
+        for part, by_name in parts.items():
+            _print_split(f"{case}, {NAMES_OF_PARTS[part]}", by_name)
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _print_part(part: str, runs: Runs, found: dict[str, Any]) -> None:
+    rows = []
+    for case, parts in runs.items():
+        for name, answers in parts[part].items():
+            figures = [spread([one[key] for one in answers], form) for _, key, form in COLUMNS]
+            rows.append([f"{case}, {name}", *figures])
+        if part in found[case]:
+            by_key = found[case][part]
+            rows.append(["  ratio", *(spread(by_key.get(key, []), ".2f") for _, key, _ in COLUMNS)])
     print()
-    rows = [[part, f"{value:.3f}", f"{value / (step + host):.2%}"] for part, value in split.items()]
-    print(format_table(["part of the job", "ms a step", "beside the model"], rows))
-    print(
-        f"\nall but {' and '.join(NOT_HOST)}, threads included: {host:.2f} ms a step; beside {step:.1f} ms of a model's"
+    _print_table([NAMES_OF_PARTS[part], *(heading for heading, _, _ in COLUMNS)], rows)
+
+
+def _print_split(title: str, by_name: dict[str, dict[str, float]]) -> None:
+    keys = list(dict.fromkeys(key for parts in by_name.values() for key in parts))
+    rows = [[key, *(f"{parts[key]:.3f}" if key in parts else "-" for parts in by_name.values())] for key in keys]
+    print()
+    _print_table([f"{title}: ms a step", *by_name], rows)
+
+
+def _print_start_up(seconds: dict[str, list[dict[str, float]]]) -> None:
+    rows = []
+    for name, found in seconds.items():
+        columns = [[one["total"] for one in found], [one["torch"] for one in found]]
+        columns.append([one["total"] - one["torch"] for one in found])
+        rows.append([name, *(spread(column, ".2f") for column in columns)])
+    print()
+    _print_table(["seconds to the first step", "all", "import torch", "the rest"], rows)
+
+
+def _print_table(header: list[str], rows: list[list[str]]) -> None:
+    """Columns as wide as they need to be; the first one to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
+    for line in (header, *rows):
+        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        print("  ".join([line[0].ljust(widths[0]), *cells[1:]]))
+
+
+def _names(known: Sequence[str], text: str) -> list[str]:
+    names = list(known) if text == "all" else text.split(",")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected some of {','.join(known)}, or all")
+    return names
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 1")
+    return int(text)
+
+
+def _milliseconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 60_000:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected milliseconds from 0 to 60000")
+    return value
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.host", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    print(f"step with its sampler: {host / (step + host):.1%} of the time, if nothing ran at the same time")
-    if options.out:
-        result = {"machine": machine(), "batch_size": options.batch_size, "engine_tokens_per_second": alone}
-        result |= {"job_tokens_per_second": [rate for rate, _ in jobs], "milliseconds": split, "model_step_ms": step}
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-size", type=positive_int, default=256)
-    parser.add_argument("--requests", type=positive_int, default=4096)
-    parser.add_argument("--length", type=positive_int, default=16, help="tokens of a completion")
-    parser.add_argument("--rounds", type=positive_int, default=5)
-    parser.add_argument("--step-ms", type=float, help="of the model, sampler included; measured without it")
-    parser.add_argument("--threads", type=positive_int, default=os.cpu_count())
-    parser.add_argument("--cache", type=Path, help="folder for the 0.1B checkpoint; a temporary one without it")
-    parser.add_argument("--quick", action="store_true", help="a tiny model's step: rehearses")
-    parser.add_argument("--out", type=Path, help="write the result as JSON")
-    return parser
+    known = ",".join(CASES)
+    parser.add_argument(
+        "--cases",
+        type=lambda text: _names(list(CASES), text),
+        default=list(DEFAULT),
+        metavar="NAME,…",
+        help=f"default: {','.join(DEFAULT)}; all, or some of {known}",
+    )
+    parser.add_argument(
+        "--parts", type=lambda text: _names(PARTS, text), default=list(PARTS), metavar="NAME,…", help="engine,job"
+    )
+    parser.add_argument("--rounds", type=_positive, default=3, metavar="N", help="runs of each case (3)")
+    parser.add_argument("--device-ms", type=_milliseconds, default=0.0, metavar="MS", help="what a step takes (0)")
+    parser.add_argument("--recorded", action="store_true", help="decode steps go the way of recorded ones")
+    parser.add_argument("--against", metavar="COMMIT", help="measure this commit too, in a git worktree")
+    parser.add_argument("--worktree", type=Path, metavar="FOLDER", help="has the other commit checked out")
+    parser.add_argument("--split", action="store_true", help="divide the time among parts")
+    parser.add_argument("--start-up", action="store_true", help="measure the start of a process instead")
+    parser.add_argument("--threads", type=_positive, default=os.cpu_count(), metavar="N", help="default: all cores")
+    parser.add_argument("--quick", action="store_true", help="a few rows of each case: rehearses, measures nothing")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

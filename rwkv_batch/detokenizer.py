@@ -1,16 +1,73 @@
-"""The text of one running sequence, byte by byte, and the stop string that ends it."""
+"""Token ids → text."""
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
+
+import numpy as np
+
+from .cpu_kernels.build import unavailable
+from .cpu_kernels.text import TokenTable, decode
+
+
+class BatchDetokenizer:
+    """Token ids → text, of many texts in one call. Immutable: threads may share it.
+
+    Native code serves where there is a compiler, and Python where there is none, with the same results.
+
+    Args:
+        token_bytes: bytes by id; None, or an id beyond the end, has no bytes.
+    """
+
+    def __init__(self, token_bytes: Sequence[bytes | None]) -> None:
+        self._token_bytes = token_bytes
+        self._table = None if unavailable() else TokenTable(token_bytes)
+
+    def utf8(self, token_ids: np.ndarray, offsets: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Valid UTF-8 of n texts: bytes that are not UTF-8 become U+FFFD as `bytes.decode("utf-8", "replace")` does it.
+
+        Args:
+            token_ids: [N] integers, the tokens of all texts one after the other.
+            offsets: [n + 1] integers: text i has the tokens from offsets[i] to offsets[i + 1] - 1.
+            limits: [n] integers: bytes of text i, counted before any becomes U+FFFD; -1: all bytes of its tokens.
+
+        Returns:
+            uint8 data, and offsets [n + 1] int64: text i is data[offsets[i]:offsets[i + 1]].
+
+        Raises:
+            ValueError: the offsets are not as many as expected, descend, or leave the tokens.
+        """
+        ids = np.ascontiguousarray(token_ids, dtype=np.int32)
+        starts = np.ascontiguousarray(offsets, dtype=np.int64)
+        cuts = np.ascontiguousarray(limits, dtype=np.int64)
+        if len(starts) != len(cuts) + 1:
+            raise ValueError(f"offsets: got {len(starts)} for {len(cuts)} limits, expected {len(cuts) + 1}")
+        if starts[0] < 0 or starts[-1] > len(ids) or (starts[1:] < starts[:-1]).any():
+            raise ValueError(f"offsets: got {starts.tolist()[:8]}…, expected ascending ones from 0 to {len(ids)}")
+        if self._table is not None:
+            return decode(self._table, ids, starts, cuts)
+        texts = [self._decode(ids[a:b], limit) for (a, b), limit in zip(pairwise(starts), cuts.tolist(), strict=True)]
+        ends = np.cumsum([0, *map(len, texts)], dtype=np.int64)
+        return np.frombuffer(b"".join(texts), np.uint8), ends
+
+    def texts(self, token_ids: np.ndarray, offsets: np.ndarray, limits: np.ndarray) -> list[str]:
+        """As `utf8`, as strings."""
+        data, ends = self.utf8(token_ids, offsets, limits)
+        utf8 = data.tobytes()
+        return [utf8[a:b].decode("utf-8") for a, b in pairwise(ends.tolist())]
+
+    def _decode(self, token_ids: np.ndarray, limit: int) -> bytes:
+        table = self._token_bytes
+        data = b"".join([table[i] or b"" for i in token_ids.tolist() if 0 <= i < len(table)])
+        return data[: None if limit < 0 else limit].decode("utf-8", errors="replace").encode("utf-8")
 
 
 class Detokenizer:
-    """Collects the bytes of sampled tokens, and cuts the text at a stop string.
+    """The text of one running sequence: collects the bytes of sampled tokens, and cuts the text at a stop string.
 
     Stop strings are looked for in bytes, so it makes no difference how tokens divide the text. The match that ends
     first counts; of those that end together, the longest.
@@ -25,7 +82,7 @@ class Detokenizer:
         UnicodeEncodeError: (a ValueError) a stop string has a lone surrogate.
     """
 
-    __slots__ = ("_data", "_decoder", "_end", "_ignored_tokens", "_include", "_sent", "_stops", "_table")
+    __slots__ = ("_data", "_end", "_ignored_tokens", "_include", "_stops", "_table")
 
     def __init__(
         self,
@@ -40,8 +97,6 @@ class Detokenizer:
         self._ignored_tokens = min_tokens
         self._data = bytearray()
         self._end: int | None = None  # where the text ends; None until a stop string is found
-        self._sent = 0  # bytes that `delta` has handed to its decoder
-        self._decoder: codecs.IncrementalDecoder | None = None
 
     @property
     def watches(self) -> bool:
@@ -88,32 +143,6 @@ class Detokenizer:
     def text(self) -> str:
         """The text so far, cut at the stop string; bytes that are not UTF-8 become U+FFFD."""
         return self._data[: self._end].decode("utf-8", errors="replace")
-
-    def delta(self, final: bool = False) -> str:
-        """The text since the last call. All deltas up to a final one together are `text()`.
-
-        Held back until they are decided, unless `final` or stopped: an incomplete UTF-8 sequence, and bytes that may
-        be the beginning of a stop string which is to be cut off.
-        """
-        if self._decoder is None:
-            self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        final = final or self._end is not None
-        end = len(self._data) if self._end is None else self._end
-        if not final and not self._include:
-            end -= self._undecided()
-        new = bytes(self._data[self._sent : end])
-        self._sent = end
-        return self._decoder.decode(new, final)
-
-    def _undecided(self) -> int:
-        """Length of the longest end of the data with which a stop string may begin."""
-        if self._stops is None:
-            return 0
-        for length in range(min(self._stops.reach, len(self._data)), 0, -1):
-            tail = self._data[-length:]
-            if any(len(pattern) > length and pattern.startswith(tail) for pattern, _ in self._stops.patterns):
-                return length
-        return 0
 
 
 class _Stops(NamedTuple):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+
+from .cpu_kernels.build import unavailable
+from .cpu_kernels.greedy_encode import GreedyTrie
 from .errors import ConfigurationError, RowError
-from .vocabulary import ByteTrie, read_vocabulary
+from .vocabulary import ByteTrie, read_vocabulary, unmatched
 
 # The vocabulary of RWKV's World and G1 models, by BlinkDL (github.com/BlinkDL/ChatRWKV), Apache License 2.0.
 WORLD_VOCABULARY = Path(__file__).parent / "data_files" / "rwkv_vocab_v20230424.txt"
-_WORLD_FINGERPRINT = "e8e7025bfbfa9c6e071fa66e7539d655133c2cfabe9b1a9c72a98e2114b35dc5"
 
 _CHOICES = (
     "choose 'world', 'bytes', a vocabulary file in RWKV's format, a tokenizer.json, "
@@ -36,12 +40,25 @@ class Tokenizer(ABC):
         self._tokens = tokens
 
     @abstractmethod
+    def encode_many_bytes(self, data: Sequence[bytes]) -> list[np.ndarray | RowError]:
+        """Token ids of any byte strings: for each [T] int32, or why this tokenizer cannot express it."""
+
+    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray | RowError]:
+        """Token ids of texts: for each [T] int32, or the error that `encode` would raise."""
+        try:
+            return self.encode_many_bytes([text.encode("utf-8") for text in texts])
+        except UnicodeEncodeError as error:
+            if len(texts) == 1:
+                return [_lone_surrogate(error)]
+            return [self.encode_many([text])[0] for text in texts]
+
     def encode_bytes(self, data: bytes) -> list[int]:
         """Token ids of any byte string.
 
         Raises:
             RowError: this tokenizer cannot express `data`.
         """
+        return _ids_or_raise(self.encode_many_bytes([data])[0])
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`.
@@ -49,10 +66,7 @@ class Tokenizer(ABC):
         Raises:
             RowError: code "invalid_text" for a lone surrogate, "unencodable_text" where the vocabulary lacks a byte.
         """
-        try:
-            return self.encode_bytes(text.encode("utf-8"))
-        except UnicodeEncodeError as error:
-            raise _lone_surrogate(error) from error
+        return _ids_or_raise(self.encode_many([text])[0])
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The bytes of `ids`; an id without bytes (0, undefined, out of range) adds nothing."""
@@ -81,14 +95,14 @@ class BytesTokenizer(Tokenizer):
     def __init__(self) -> None:
         super().__init__("bytes", {byte + 1: bytes([byte]) for byte in range(256)}, max_token_id=256)
 
-    def encode_bytes(self, data: bytes) -> list[int]:
-        return [byte + 1 for byte in data]
+    def encode_many_bytes(self, data: Sequence[bytes]) -> list[np.ndarray | RowError]:
+        return [np.frombuffer(one, np.uint8).astype(np.int32) + 1 for one in data]
 
 
 class RwkvTokenizer(Tokenizer):
     """Greedy longest match with a vocabulary file in RWKV's format.
 
-    The World vocabulary, whichever file it comes from, is encoded by `pyrwkv-tokenizer` where that is installed.
+    Native code encodes where there is a compiler, and Python where there is none, with the same results.
 
     Raises:
         ConfigurationError: see `read_vocabulary`.
@@ -98,32 +112,26 @@ class RwkvTokenizer(Tokenizer):
         tokens = read_vocabulary(path)
         super().__init__(name or path.name, tokens, max(tokens))
 
-    def encode_bytes(self, data: bytes) -> list[int]:
-        return self._trie.encode(data)
-
-    def encode(self, text: str) -> list[int]:
-        if self._native_encode is None:
-            return super().encode(text)
-        try:
-            return self._native_encode(text)
-        except UnicodeEncodeError as error:
-            raise _lone_surrogate(error) from error
-
-    @cached_property
-    def _trie(self) -> ByteTrie:
-        return ByteTrie(self._tokens)
+    def encode_many_bytes(self, data: Sequence[bytes]) -> list[np.ndarray | RowError]:
+        trie = self._trie
+        if isinstance(trie, ByteTrie):
+            return [_encode_in_python(trie, one) for one in data]
+        ids, offsets, positions = trie.encode(data)
+        encoded: list[np.ndarray | RowError] = [ids[a:b] for a, b in pairwise(offsets.tolist())]
+        for i in np.flatnonzero(positions >= 0).tolist():
+            encoded[i] = unmatched(data[i], int(positions[i]))
+        return encoded
 
     @cached_property
-    def _native_encode(self) -> Callable[[str], list[int]] | None:
-        # Only encoding: the decoder of pyrwkv-tokenizer aborts on invalid UTF-8 and on ids without bytes.
-        if self.fingerprint != _WORLD_FINGERPRINT:
-            return None
-        try:
-            from pyrwkv_tokenizer import RWKVTokenizer
-        except ImportError:
-            return None
-        encode: Callable[[str], list[int]] = RWKVTokenizer(vocab_filepath=str(WORLD_VOCABULARY)).encode
-        return encode
+    def _trie(self) -> GreedyTrie | ByteTrie:
+        return ByteTrie(self._tokens) if unavailable() else GreedyTrie(self._tokens)
+
+
+def _encode_in_python(trie: ByteTrie, data: bytes) -> np.ndarray | RowError:
+    try:
+        return np.array(trie.encode(data), np.int32)
+    except RowError as error:
+        return error
 
 
 def load_tokenizer(spec: str | None, *, vocab_size: int, model_path: Path | None) -> Tokenizer | None:
@@ -194,6 +202,12 @@ def _open(spec: str) -> Tokenizer:
 
         return JsonTokenizer(path)
     return RwkvTokenizer(path)
+
+
+def _ids_or_raise(encoded: np.ndarray | RowError) -> list[int]:
+    if isinstance(encoded, RowError):
+        raise encoded
+    return encoded.tolist()
 
 
 def _lone_surrogate(error: UnicodeEncodeError) -> RowError:

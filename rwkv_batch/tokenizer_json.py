@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .errors import ConfigurationError, RowError
 from .tokenizer import Tokenizer
@@ -47,14 +49,19 @@ class JsonTokenizer(Tokenizer):
             tokens[token_id] = b"" if added.special else added.content.encode("utf-8")
         super().__init__(path.name, {i: token for i, token in tokens.items() if token}, max(tokens))
 
-    def encode_bytes(self, data: bytes) -> list[int]:
+    def encode_many_bytes(self, data: Sequence[bytes]) -> list[np.ndarray | RowError]:
+        texts = [self._text(one) for one in data]
+        encodings = iter(
+            self._backend.encode_batch([text for text in texts if isinstance(text, str)], add_special_tokens=False)
+        )
+        return [np.array(next(encodings).ids, np.int32) if isinstance(text, str) else text for text in texts]
+
+    def _text(self, data: bytes) -> str | RowError:
         try:
-            text = data.decode("utf-8")
+            return data.decode("utf-8")
         except UnicodeDecodeError as error:
             message = f"{self.name} encodes UTF-8 text only, and byte {error.start} is not UTF-8: {error.reason}"
-            raise RowError("invalid_text", message) from error
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        return ids
+            return RowError("invalid_text", message)
 
     @cached_property
     def fingerprint(self) -> str:

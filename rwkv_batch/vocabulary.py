@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from .errors import ConfigurationError, RowError
+
+_PLAIN_LINE = re.compile(r"""([1-9][0-9]{0,8}) (?:'([^'\\\0]+)'|"([^"\\\0]+)") ([1-9][0-9]{0,8})""")
+"""A line whose literal stands for the characters between its quotes: nearly all are so."""
 
 
 def read_vocabulary(path: Path) -> dict[int, bytes]:
@@ -41,6 +45,12 @@ def read_vocabulary(path: Path) -> dict[int, bytes]:
 
 
 def _parse_line(line: str) -> tuple[int, bytes]:
+    plain = _PLAIN_LINE.fullmatch(line)
+    if plain is not None:  # many times faster than the general case
+        id_digits, single, double, length_digits = plain.groups()
+        token = (single or double).encode("utf-8")
+        if len(token) == int(length_digits):
+            return int(id_digits), token
     id_field, _, rest = line.partition(" ")
     literal, _, length_field = rest.rpartition(" ")
     token_id, length = _integer("id", id_field), _integer("length", length_field)
@@ -66,12 +76,21 @@ def _integer(name: str, field: str) -> int:
     return int(field)
 
 
+def unmatched(data: bytes, position: int) -> RowError:
+    """The error of a text where no token of the vocabulary matches."""
+    message = f"no token of the vocabulary matches the text at byte {position}, which is 0x{data[position]:02X}"
+    return RowError("unencodable_text", message)
+
+
 # A node of the trie: children by byte, then id and length of the longest token on the way here (length 0: none).
 _Node = tuple[dict[int, "_Node"], int, int]
 
 
 class ByteTrie:
-    """Greedy longest match over any byte string. Never changes once built, so threads may share it."""
+    """Greedy longest match over any byte string, in Python: the definition, and what serves without a compiler.
+
+    Never changes once built, so threads may share it.
+    """
 
     def __init__(self, tokens: Mapping[int, bytes]) -> None:
         self._root: _Node = ({}, 0, 0)
@@ -104,9 +123,7 @@ class ByteTrie:
                     break
                 node = child
             if not node[2]:
-                byte = data[position]
-                message = f"no token of the vocabulary matches the text at byte {position}, which is 0x{byte:02X}"
-                raise RowError("unencodable_text", message)
+                raise unmatched(data, position)
             ids.append(node[1])
             position += node[2]
         return ids

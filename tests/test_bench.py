@@ -165,19 +165,6 @@ def test_the_prefix_benchmark_counts_every_token(tmp_path):
     assert found["pairs, shared"]["seconds_saved"] > 0 == found["pairs, not shared"]["seconds_saved"]
 
 
-def test_the_host_benchmark_rehearses(tmp_path):
-    out = tmp_path / "result.json"
-    command = [sys.executable, "-m", "benchmarks.host", "--quick", "--threads", "1", "--rounds", "1"]
-    command += ["--batch-size", "8", "--requests", "40", "--length", "5", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(out.read_text())
-    assert all(milliseconds > 0 for milliseconds in result["milliseconds"].values()), result
-    assert {"detokenising, stop strings", "thread: writing", "admission"} < set(result["milliseconds"])
-    assert min(result["engine_tokens_per_second"][0] + result["job_tokens_per_second"][0]) > 0
-    assert result["model_step_ms"] > 0
-
-
 def test_the_sampling_benchmark_rehearses(tmp_path):
     out = tmp_path / "result.json"
     command = [sys.executable, "-m", "benchmarks.sampling", "--vocab", "300", "--batch-sizes", "1,3", "--rounds", "1"]

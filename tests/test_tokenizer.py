@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import ast
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rwkv_batch import tokenizer as tokenizer_module
+from rwkv_batch.cpu_kernels.build import unavailable
+from rwkv_batch.cpu_kernels.greedy_encode import GreedyTrie
 from rwkv_batch.errors import ConfigurationError, RowError
 from rwkv_batch.tokenizer import WORLD_VOCABULARY, RwkvTokenizer, Tokenizer, load_tokenizer
 from rwkv_batch.vocabulary import ByteTrie, read_vocabulary
@@ -43,6 +48,12 @@ def official():
     return module.TRIE_TOKENIZER(str(Path(module.__file__).parent / "rwkv_vocab_v20230424.txt"))
 
 
+@pytest.fixture(scope="module")
+def pyrwkv():
+    module = pytest.importorskip("pyrwkv_tokenizer", reason="no wheel for this Python")
+    return module.RWKVTokenizer(vocab_filepath=str(WORLD_VOCABULARY))
+
+
 def random_bytes(seed: int) -> bytes:
     """Bytes of every kind: uniform noise, ASCII, whitespace, and pieces of UTF-8."""
     rng = random.Random(seed)
@@ -77,20 +88,59 @@ def test_any_bytes_survive_the_round_trip(world: Tokenizer):
         assert world.decode_bytes(world.encode_bytes(data)) == data
 
 
-def test_world_without_pyrwkv_tokenizer_has_the_same_ids(world: Tokenizer, monkeypatch: pytest.MonkeyPatch):
+@given(texts=st.lists(st.one_of(st.text(), st.sampled_from(DIFFICULT)), max_size=8))
+def test_world_has_the_ids_of_pyrwkv_tokenizer(world: Tokenizer, pyrwkv, texts: list[str]):
+    encoded = world.encode_many(texts)
+    assert [ids.tolist() for ids in encoded] == [pyrwkv.encode(text) for text in texts]
+    assert all(ids.dtype == np.int32 for ids in encoded)
+
+
+def test_every_token_of_world_has_its_id(world: Tokenizer):
+    tokens = {token: token_id for token_id, token in world._tokens.items()}
+    encoded = world.encode_many_bytes(list(tokens))
+    assert np.concatenate(encoded).tolist() == list(tokens.values())
+
+
+def test_without_a_compiler_ids_and_errors_are_the_same(world: Tokenizer, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    small = write(tmp_path / "small.txt", "1 'a' 1", "2 'ab' 2")
+    texts = ["aab", "", "abz", "\ud800", "ba"]
+    native = [world.encode_many(DIFFICULT), RwkvTokenizer(small).encode_many(texts)]
+    monkeypatch.setattr(tokenizer_module, "unavailable", lambda: "no compiler")
     plain = RwkvTokenizer(WORLD_VOCABULARY)
-    monkeypatch.setitem(__import__("sys").modules, "pyrwkv_tokenizer", None)
-    text = "".join(DIFFICULT)
-    assert plain.encode(text) == world.encode(text)
-    assert plain._native_encode is None
+    assert isinstance(plain._trie, ByteTrie)
+    python = [plain.encode_many(DIFFICULT), RwkvTokenizer(small).encode_many(texts)]
+    assert list(map(comparable, python)) == list(map(comparable, native))
+    assert all(ids.dtype == np.int32 for ids in python[0])
 
 
-def test_world_is_encoded_by_pyrwkv_tokenizer_where_installed(world: Tokenizer, tmp_path: Path):
-    pytest.importorskip("pyrwkv_tokenizer", reason="no wheel for this Python")
-    assert world._native_encode is not None
-    copy = tmp_path / "copy.txt"
-    copy.write_bytes(WORLD_VOCABULARY.read_bytes().replace(b"\n", b"\r\n"))
-    assert RwkvTokenizer(copy)._native_encode is not None
+def comparable(encoded: list[np.ndarray | RowError]) -> list[list[int] | tuple[str, str]]:
+    return [(one.code, one.message) if isinstance(one, RowError) else one.tolist() for one in encoded]
+
+
+def each(tokenizer: Tokenizer, texts: list[str]) -> list[list[int] | tuple[str, str]]:
+    """What `encode` makes of each text."""
+    found: list[list[int] | tuple[str, str]] = []
+    for text in texts:
+        try:
+            found.append(tokenizer.encode(text))
+        except RowError as error:
+            found.append((error.code, error.message))
+    return found
+
+
+def test_bad_texts_among_many_are_errors_in_their_places(world: Tokenizer, tmp_path: Path):
+    path = write(tmp_path / "small.txt", "1 'a' 1", "2 'ab' 2", "7 'é' 2")
+    texts = ["aabé", "a\ud800", "", "abz", "aaa"]
+    tokenizer = RwkvTokenizer(path)
+    assert comparable(tokenizer.encode_many(texts)) == each(tokenizer, texts)
+    codes = [one.code for one in tokenizer.encode_many(texts) if isinstance(one, RowError)]
+    assert codes == ["invalid_text", "unencodable_text"]
+    assert comparable(tokenizer.encode_many(["abz", "ab"])) == each(tokenizer, ["abz", "ab"])
+    bytes_tokenizer = load_tokenizer("bytes", vocab_size=257, model_path=None)
+    for other in (world, bytes_tokenizer):
+        assert comparable(other.encode_many(texts)) == each(other, texts)
+        assert other.encode_many([]) == []
+        assert all(ids.dtype == np.int32 for ids in other.encode_many(DIFFICULT))
 
 
 def test_decode_tolerates_every_id(world: Tokenizer):
@@ -143,9 +193,61 @@ def test_trie_equals_the_naive_longest_match(tokens: list[bytes], pieces: list[b
     assert ByteTrie(vocabulary).encode(data) == naive
 
 
+@pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+@given(
+    tokens=st.lists(st.tuples(st.integers(1, 20), st.one_of(short_bytes, st.binary(min_size=1, max_size=12)))),
+    texts=st.lists(st.one_of(st.lists(short_bytes, max_size=8).map(b"".join), st.binary(max_size=20)), max_size=5),
+)
+@example(tokens=[(1, b"a" * 12), (2, b"a" * 9), (3, b"a\0"), (4, b"a"), (5, b"a")], texts=[b"a" * 40 + b"\0a"])
+def test_native_trie_equals_the_trie_in_python(tokens: list[tuple[int, bytes]], texts: list[bytes]):
+    vocabulary = dict(tokens)
+    texts = [*texts, *vocabulary.values(), b"".join(vocabulary.values()), bytes(range(256))]
+    ids, offsets, positions = GreedyTrie(vocabulary).encode(texts)
+    for text, start, end, position in zip(texts, offsets, offsets[1:], positions, strict=False):
+        try:
+            expected = ByteTrie(vocabulary).encode(text)
+        except RowError as error:
+            assert f"at byte {position}," in error.message
+            expected = ByteTrie(vocabulary).encode(text[:position])
+        else:
+            assert position == -1
+        assert ids[start:end].tolist() == expected
+
+
 def write(path: Path, *lines: str) -> Path:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+@pytest.mark.filterwarnings("ignore:.*invalid escape")
+@given(
+    tokens=st.lists(
+        st.text(
+            st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("'\"\\\n\0 \x0c\u2028")), min_size=1
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    forms=st.lists(st.sampled_from(["repr", "single", "double", "bytes"]), min_size=6, max_size=6),
+)
+def test_a_line_has_the_bytes_of_its_literal(tmp_path_factory, tokens: list[str], forms: list[str]):
+    literals = []
+    for token, form in zip(tokens, forms, strict=False):
+        quote = {"single": "'", "double": '"'}.get(form)
+        literal = f"{quote}{token}{quote}" if quote else repr(token.encode() if form == "bytes" else token)
+        try:
+            value = ast.literal_eval(literal)
+        except (ValueError, SyntaxError):
+            value = None
+        # A line break ends a line, also inside a literal.
+        valid = isinstance(value, (str, bytes)) and value and "\n" not in literal and "\r" not in literal
+        literals.append((literal, value) if valid else (repr(token), token))
+    values = [value.encode() if isinstance(value, str) else value for _, value in literals]
+    lines = [
+        f"{i} {literal} {len(v)}" for i, ((literal, _), v) in enumerate(zip(literals, values, strict=True), start=1)
+    ]
+    path = tmp_path_factory.mktemp("vocabulary") / "any.txt"
+    assert read_vocabulary(write(path, *lines)) == dict(enumerate(values, start=1))
 
 
 def test_custom_vocabulary_with_missing_bytes(tmp_path: Path):
@@ -262,6 +364,8 @@ def test_byte_level_tokenizer_json(tmp_path: Path, byte_level):
     assert tokenizer.max_token_id == byte_level.get_vocab_size() - 1
     assert tokenizer.token_bytes[0] is None and None not in tokenizer.token_bytes[1:]
     assert tokenizer.token_bytes[-1] == b"    "
+    assert comparable(tokenizer.encode_many([*DIFFICULT, "\ud800"])) == each(tokenizer, [*DIFFICULT, "\ud800"])
+    assert comparable(tokenizer.encode_many_bytes([b"a\xff", b"hello"]))[1] == tokenizer.encode("hello")
     for text in [*DIFFICULT, "hello world, 世界    hello"]:
         assert tokenizer.encode(text) == byte_level.encode(text, add_special_tokens=False).ids
         assert tokenizer.decode(tokenizer.encode(text)) == text

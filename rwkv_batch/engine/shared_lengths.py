@@ -1,26 +1,46 @@
-"""Prompts in order, and how many leading tokens neighbours share."""
+"""Prompts in the order of their token ids, and how many leading tokens neighbours share."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import numpy as np
 
+from ..cpu_kernels.build import unavailable
+from ..cpu_kernels.prefixes import sort_prompts
 
-def sorted_with_shared_lengths(prompts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Sort prompts by their token ids.
+
+def sorted_with_shared_lengths(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Sort n prompts, and count the tokens that each shares with the one before it.
+
+    Native code serves where there is a compiler, and numpy where there is none, with the same results.
 
     Args:
-        prompts: n arrays [T] int32.
+        prompts: [T] int32 each, token ids from 0; T may be 0.
 
     Returns:
-        order [n] int64: the prompts' places, sorted; a prompt comes before those that it is a prefix of. And [n] int64:
-        how many leading tokens each prompt, in that order, shares with the one before it; 0 for the first.
+        order [n] int64: the prompts' indices, ascending by their first token, then by their second, and so on. A prompt
+        comes before those that it begins. Equal prompts stay in the order in which they were given.
+        shared [n] int64: leading tokens that prompt order[i] has in common with prompt order[i - 1]; 0 for i = 0.
     """
-    keys = [prompt.astype(">u4").tobytes() for prompt in prompts]
-    order = sorted(range(len(prompts)), key=keys.__getitem__)
+    if not prompts:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    if unavailable():
+        return _sorted_by_numpy(prompts)
+    token_ids = np.concatenate(prompts, dtype=np.int32, casting="unsafe")
+    offsets = np.fromiter(accumulate(map(len, prompts), initial=0), np.int64, len(prompts) + 1)
+    return sort_prompts(token_ids, offsets)
+
+
+def _sorted_by_numpy(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    # Bytes of big-endian numbers from 0 have the order of those numbers.
+    keys = [prompt.astype(">i4").tobytes() for prompt in prompts]
+    order = np.array(sorted(range(len(prompts)), key=keys.__getitem__), np.int64)
     shared = np.zeros(len(prompts), np.int64)
-    for i in range(1, len(order)):
+    for i in range(1, len(prompts)):
         before, prompt = prompts[order[i - 1]], prompts[order[i]]
-        length = min(len(before), len(prompt))
-        differs = np.flatnonzero(before[:length] != prompt[:length])
-        shared[i] = differs[0] if len(differs) else length
-    return np.array(order, np.int64), shared
+        limit = min(len(before), len(prompt))
+        differs = np.flatnonzero(before[:limit] != prompt[:limit])
+        shared[i] = differs[0] if len(differs) else limit
+    return order, shared

@@ -1,0 +1,119 @@
+"""What is measured: batch size, lengths and features, by name."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+STOP = ("\n\nUser:",)
+"""Stop string of a whole job. No completion has a colon, so it never ends one."""
+STOPS = (*STOP, "\n\nQuestion:", "fox:", "</answer:>")
+"""Stop strings of a `stop` case."""
+ENGINE_PROMPT_TOKENS = 16
+PROMPT_TOKENS_OF_A_STEP = 4096
+"""Beside one token for each slot: the room for prompts that the package gives a step on a CUDA device."""
+ALTERNATIVES = 5
+SAMPLES = 8
+PENALTIES = {"presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.1}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One workload.
+
+    Args:
+        batch_size: slots of the engine.
+        length: tokens of each completion; 0 where rows are scored.
+        requests: completions, samples counted one by one; or rows to score.
+        feature: "" (nothing special), "stop", "logprobs", "penalties", "n8" or "score".
+    """
+
+    batch_size: int
+    length: int
+    requests: int
+    feature: str = ""
+
+    @property
+    def name(self) -> str:
+        parts = [f"{self.batch_size}x{self.length}" if self.length else str(self.batch_size), self.feature]
+        return "-".join(part for part in parts if part)
+
+    @property
+    def max_batch_tokens(self) -> int:
+        return self.batch_size + PROMPT_TOKENS_OF_A_STEP
+
+    @property
+    def n(self) -> int:
+        """Samples of a row."""
+        return SAMPLES if self.feature == "n8" else 1
+
+    @property
+    def rows(self) -> int:
+        return self.requests // self.n
+
+    @property
+    def penalties(self) -> dict[str, float]:
+        return PENALTIES if self.feature == "penalties" else {}
+
+    @property
+    def is_score(self) -> bool:
+        return self.feature == "score"
+
+    def quick(self) -> Case:
+        """The same with a few rows: a rehearsal, whose figures mean nothing."""
+        return replace(self, batch_size=self.batch_size // 128, length=self.length // 16, requests=24)
+
+
+def _table() -> dict[str, Case]:
+    waves = {(256, 16): 16, (256, 64): 8, (256, 256): 4, (1024, 16): 8, (1024, 64): 4, (1024, 256): 2}
+    found = [Case(size, length, size * count) for (size, length), count in waves.items()]
+    for size in (256, 1024):
+        found += [Case(size, 64, size * waves[size, 64], name) for name in ("stop", "logprobs", "penalties", "n8")]
+        found.append(Case(size, 0, 2048, "score"))
+    return {case.name: case for case in found}
+
+
+CASES = _table()
+DEFAULT = ("256x16", "1024x64", "1024x64-logprobs", "1024x64-penalties", "1024x64-n8", "1024-score")
+
+
+def prompt(row: int) -> str:
+    """The prompt of a job's row."""
+    return f"Question {row}: why is the sky blue?"
+
+
+class Question(NamedTuple):
+    """One row of 5-shot multiple choice: the examples of its subject and its own question, and four choices."""
+
+    context: str
+    choices: list[str]
+    answer: int
+
+
+QUESTIONS_OF_A_SUBJECT = 128
+_SHOTS, _CHOICES = 5, 4
+_CONSONANTS, _VOWELS = "bcdfghklmnprstvw", "aeiou"
+
+
+def questions(count: int) -> Iterator[Question]:
+    """Made-up English-looking text, the same at every call; 600 to 1,000 bytes of a context belong to its subject."""
+    draw = random.Random(0)
+
+    def words(least: int, most: int) -> str:
+        lengths = [draw.randint(1, 3) for _ in range(draw.randint(least, most))]
+        return " ".join("".join(draw.choice(_CONSONANTS) + draw.choice(_VOWELS) for _ in range(n)) for n in lengths)
+
+    def ask() -> tuple[str, list[str], int]:
+        choices = [" " + words(1, 3) for _ in range(_CHOICES)]
+        return f"Question: {words(16, 26)}?\nAnswer:", choices, draw.randrange(_CHOICES)
+
+    header = ""
+    for number in range(count):
+        if number % QUESTIONS_OF_A_SUBJECT == 0:
+            shots = [ask() for _ in range(_SHOTS)]
+            header = f"The following are questions about {words(2, 3)}.\n\n"
+            header += "".join(f"{text}{choices[answer]}\n\n" for text, choices, answer in shots)
+        text, choices, answer = ask()
+        yield Question(header + text, choices, answer)

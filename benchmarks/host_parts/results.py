@@ -1,0 +1,56 @@
+"""What a model and a sampler give that compute nothing: constants in tensors that are there beforehand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .device import SimulatedDevice
+
+VOCAB_SIZE = 257
+"""The bundled model's: a byte's id is its value + 1, and 0 is the end of text."""
+TOKEN_BYTES = (None, *(bytes([value]) for value in range(256)))
+MOST_ROWS, MOST_TOKENS = 4096, 1 << 16
+TEXT = b"the quick brown fox jumps over the lazy dog,\n\nand then it sleeps under the old oak tree.\n\n"
+"""Row i of every step gets token i of this text, repeated; it has no colon."""
+
+
+class FreeResults:
+    """The device's side of a step; `launch` first.
+
+    Args:
+        device: is told of every step.
+    """
+
+    def __init__(self, device: SimulatedDevice) -> None:
+        self._device = device
+        text = torch.tensor([byte + 1 for byte in TEXT])
+        self._hidden, self._logits = torch.zeros(MOST_TOKENS, 1), torch.zeros(MOST_ROWS, VOCAB_SIZE)
+        self._token_ids = text.repeat(MOST_ROWS // len(text) + 1)[:MOST_ROWS].clone()
+        self._logprobs = torch.full((MOST_TOKENS,), -1.0, dtype=torch.float64)
+        self._is_greedy = torch.zeros(MOST_TOKENS, dtype=torch.bool)
+        self._ranks = torch.full((MOST_ROWS,), 2)
+        self._top_ids = torch.arange(1, 33).repeat(MOST_ROWS, 1)
+        self.ops = {"sample": self.sample, "top_tokens": self.top_tokens, "score": self.score}
+        """In the place of the ops of these names."""
+
+    def forward(self, token_ids: Tensor, rows: Any) -> Tensor:
+        """A step is launched. The tensors that every model's kernels read of its rows are made."""
+        for name in ("slot_index", "cu_seqlens", "token_rows"):
+            getattr(rows, name)
+        self._device.launch()
+        return self._hidden[: len(token_ids)]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self._logits[: len(hidden)]
+
+    def sample(self, logits: Tensor, slot_index: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        return self._token_ids[: len(slot_index)], self._logprobs[: len(slot_index)]
+
+    def top_tokens(self, logits: Tensor, rows: Tensor, token_ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        return self._ranks[: len(rows)], self._top_ids[: len(rows), :count]
+
+    def score(self, hidden: Tensor, head: Any, targets: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        return self._logprobs[: len(targets)], self._is_greedy[: len(targets)]

@@ -1,4 +1,4 @@
-# The two commands of the README. Each makes a virtual environment in .venv, installs what its lock pins, and runs.
+# The commands of the README. Each makes a virtual environment in .venv, installs what its lock pins, and runs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

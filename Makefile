@@ -1,4 +1,4 @@
-# The two commands of the README. Each makes a virtual environment in .venv, installs what its lock pins, and runs.
+# The commands of the README. Each makes a virtual environment in .venv, installs what its lock pins, and runs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,13 +12,21 @@ TRITONS := 3.6.0 3.7.0 3.7.1 3.8.0 3.9.0
 TRITONS_OF_TESTS := 3.6.0 3.7.1
 UV := uv==0.13.9
 
-.PHONY: demo test check soak kernels locks clean
+.PHONY: demo test quick check soak mutants kernels locks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m rwkv_batch.run jobs/demo.yaml
 
+# Files of tests, shared out to processes; each file stays whole, as its tests share what they have set up.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.installed-test $(TRITONS_OF_TESTS:%=$(VENV)/triton/%/.installed) check
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# For every commit: all but what tests/slow.py lists.
+quick: $(VENV)/.installed-test check
+	$(PYTEST) -m "not slow and not soak"
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -29,6 +37,13 @@ check: $(VENV)/.installed-test
 SEEDS ?= 20
 soak: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --seeds $(SEEDS) --timeout 3600 -k "crash or sigkill or hypothesis"
+
+# Small changes of the core, drawn by a seed: do the tests notice them? ONLY=engine, or a part of a path, draws from these.
+N ?= 100
+SEED ?= 0
+JOBS ?= 2
+mutants: $(VENV)/.installed-test
+	PYTHONPATH=tests $(BIN)/python -m mutation --number $(N) --seed $(SEED) --jobs $(JOBS) --only "$(ONLY)"
 
 # Every compilation for every card, every launch through Triton's launch path, every version's recorded step.
 kernels: $(TRITONS:%=$(VENV)/triton/%/.installed)

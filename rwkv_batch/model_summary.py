@@ -19,7 +19,6 @@ from .engine.slot_tables import Vocabulary
 from .errors import CheckpointError, ConfigurationError
 from .models.architecture import describe_sizes
 from .models.checkpoint import open_checkpoint
-from .models.linear import quantized_ops
 from .models.model import ModelFile
 from .models.placement import LayerPlacement, Placement, describe_layers, place
 from .ops import OpTable, fallbacks, format_choices, resolve
@@ -199,7 +198,7 @@ def _layer_ops(file: ModelFile, placement: Placement, backend: str) -> tuple[OpT
     places = (*placement.of_layers(file.sizes["L"]), *([sampling] if placement.head_device else []))
     tables: dict[LayerPlacement, OpTable] = {}
     for one in dict.fromkeys(places):
-        specs = tuple(dict.fromkeys((*file.ops, *quantized_ops(one.quantization, one.device), *Sampler.OPS)))
+        specs = dict.fromkeys((*file.ops_at(one, head_is_remote=placement.head_device is not None), *Sampler.OPS))
         tables[one] = resolve(specs, backend, one.device, one.dtype, file.sizes, placement.state_dtype)
     return tuple(tables[one] for one in places)
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from checkpoints import make_checkpoint, write_checkpoint
 from oracle import Oracle, OraclePool
+from slow import kind_of
 
 CheckpointFile = Callable[..., Path]
 OracleFactory = Callable[..., Oracle]
@@ -47,6 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.register_profile("rwkv_batch", deadline=None, max_examples=examples, derandomize=True)
     hypothesis.settings.load_profile("rwkv_batch")
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
+    config.addinivalue_line("markers", "slow: is left out of `make quick`; `slow.py` says which tests are")
     config.addinivalue_line("markers", "soak: takes long and is left out of the gate; `-m soak` runs it")
 
 
@@ -56,6 +58,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if kind_of(item.nodeid) is not None:
+            item.add_marker(pytest.mark.slow)
+    # Where several processes share the files of tests, what takes longest shall not be left for the end.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if torch.cuda.is_available():
         return
     for item in items:

@@ -19,8 +19,14 @@ from rwkv_batch.models.placement import place
 CLAIM = "import claimed_gpu; claimed_gpu.claim(); from {module}"
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Kernels are compiled once for all tests, and kept here."""
+    return tmp_path_factory.mktemp("home")
+
+
 @pytest.fixture
-def untouchable_gpu(monkeypatch, tmp_path):
+def untouchable_gpu(monkeypatch, home):
     """A torch for CUDA in which every question to a GPU fails; other processes claim that there is one."""
 
     def refuse(*_args, **_kwargs):
@@ -32,7 +38,7 @@ def untouchable_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(process, "_START", process._START.replace("from {module}", CLAIM))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(home))
 
 
 JOB = """

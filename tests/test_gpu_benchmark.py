@@ -76,7 +76,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Refusing
 def test_a_plan_runs_with_torch_and_triton_alone(tmp_path, plan, refusing):
     pytest.importorskip("triton")
     out, packed = tmp_path / "results", tmp_path / "kept" / f"{plan}.tar.gz"
-    processes = ["--processes", "6"] if plan == "first" else []  # `second` would compile beforehand
+    processes = ["--processes", "3"] if plan == "first" else []  # `second` would compile beforehand
     done = rehearse(out, "--plan", plan, "--tar", str(packed), *processes, path=refusing)
     assert done.returncode == 0, done.stdout + done.stderr
     with tarfile.open(packed) as archive:

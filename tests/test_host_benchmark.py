@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from benchmarks.host import OTHER, PRESENT, ratios, spread, start_up
 from benchmarks.host_parts.cases import CASES, DEFAULT, QUESTIONS_OF_A_SUBJECT, questions
 from benchmarks.host_parts.contender import PARTS, ROOT, Contender, ContenderFailed, Package, checked_out, package
 from benchmarks.host_parts.device import SimulatedDevice
+from benchmarks.host_parts.worker import Transfers
 
 SETTINGS = {"step_ms": 0.0, "recorded": False, "threads": 1}
 
@@ -195,6 +197,18 @@ def test_the_benchmark_rehearses_two_processes(tmp_path):
             assert len(result["ratios"][case.name][part]["tokens_per_second"]) == 1
         assert {"thread: writing", "thread: reading, tokenizing"} < set(result["splits"][case.name]["job"][OTHER])
     assert PRESENT in done.stdout and "ratio" in done.stdout and "whole job" in done.stdout
+
+
+def test_transfers_are_counted_for_each_step():
+    """What is sent before a step belongs to it: 2 and 5, after those of the first step."""
+    time = FakeTime()
+    device = time.device(1.0)
+    sent = SimpleNamespace(count=10)
+    found = Transfers(device, SimpleNamespace(num_transfers=lambda engine: engine.count), [None, sent])
+    for count in (13, 15, 20):
+        sent.count = count
+        device.launch()
+    assert (found.mean, found.most) == (3.5, 5)
 
 
 def test_recorded_steps_are_recorded(tmp_path):

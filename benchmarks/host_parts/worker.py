@@ -24,6 +24,7 @@ import torch
 import yaml
 
 import rwkv_batch
+from rwkv_batch import run
 
 from .cases import ENGINE_PROMPT_TOKENS, STOP, STOPS, Case, prompt, questions
 from .clocks import Clocks, Watched
@@ -62,7 +63,7 @@ class Measurer:
             for _ in driver.complete(engine, driver.requests(warm_up, prompts[: case.batch_size])):
                 pass
             device.reset()
-            transfers = _Transfers(device, driver, [engine])
+            transfers = Transfers(device, driver, [engine])
             clocks.seconds.clear()
             gc.collect()
             before = _numbers(engine.stats)
@@ -90,16 +91,17 @@ class Measurer:
                 device.delays(driver.COPY),
                 clocks.watching([_step(driver), *whole, *loading, *(driver.WATCHED_OF_JOB if watch else ())]),
             ):
-                transfers = _Transfers(device, driver, engines)
-                found = driver.run_job(path)
+                transfers = Transfers(device, driver, engines)
+                code = run.main([str(path)])
             parts = [pq.read_table(part) for part in Path(scratch, "out").glob("*.parquet")]
         column = "num_tokens" if case.is_score else "completion_tokens"
         tokens = sum(_sum(part[column]) for part in parts)
+        rows = sum(part["status"].to_pylist().count("ok") for part in parts)
         expected = _scored_tokens(case) if case.is_score else case.requests * case.length
-        if (*found, tokens) != (case.rows, 0, expected):
+        if (code, rows, tokens) != (0, case.rows * case.n, expected):
             raise RuntimeError(
-                f"{case.name}: got {found[0]} rows, {found[1]} errors and {tokens} tokens of the job, "
-                f"expected {case.rows}, 0 and {expected}"
+                f"{case.name}: the job ended with {code} and wrote {rows} rows with {tokens} tokens, "
+                f"expected 0, {case.rows * case.n} and {expected}"
             )
         spent = {name: clocks.seconds.pop(name) - clocks.seconds.pop(f"loading, {name}") for name in _CLOCKS}
         return self._answer(case, spent, expected, _numbers(engines[-1].stats), clocks, transfers)
@@ -111,7 +113,7 @@ class Measurer:
         tokens: int,
         counted: dict[str, float],
         clocks: Clocks,
-        transfers: _Transfers,
+        transfers: Transfers,
     ) -> Answer:
         steps = self._device.num_steps
         in_steps = clocks.seconds.pop("in steps")
@@ -135,7 +137,7 @@ class Measurer:
         }
 
 
-class _Transfers:
+class Transfers:
     """How many arrays have gone to the device for each step.
 
     Args:

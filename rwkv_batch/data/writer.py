@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -28,7 +28,7 @@ BATCH_ROWS = 256
 BATCH_OVERHEAD = 20_000
 """Bytes that the columns of a batch hold beside their values, about."""
 LOOK_SECONDS = 1.0
-"""How long it takes at most until the thread notices that it has been abandoned."""
+"""How long it takes at most until a thread that waits notices a signal, or that it has been abandoned."""
 
 Finished = RowInFlight | ErrorRow
 
@@ -140,6 +140,8 @@ class Writer:
     ) -> None:
         try:
             self._put(_Item(None))
+            while not self._thread.done():  # a signal may come between Python's look for signals and the wait
+                wait([self._thread], LOOK_SECONDS)
             self._thread.result()
         finally:
             self._is_abandoned = True
@@ -170,9 +172,9 @@ class Writer:
 
     def _run(self) -> None:
         while not self._is_abandoned:
-            wait = LOOK_SECONDS if self._flush_at is None else min(LOOK_SECONDS, self._flush_at - time.monotonic())
+            left = LOOK_SECONDS if self._flush_at is None else self._flush_at - time.monotonic()
             try:
-                item = self._queue.get(timeout=max(0.0, wait))
+                item = self._queue.get(timeout=min(LOOK_SECONDS, max(0.0, left)))
             except queue.Empty:
                 self._flush_if_due()
                 continue

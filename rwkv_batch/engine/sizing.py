@@ -10,7 +10,7 @@ import torch
 
 from ..errors import CapacityError, ConfigurationError
 from ..models.convert import is_quantizable
-from ..models.linear import NOT_W8A8
+from ..models.linear import WIDE_INPUT_MATRIX
 from ..models.model import ModelFile
 from ..models.placement import LayerPlacement, Placement, stages
 from ..models.upload import pinned_bytes
@@ -166,7 +166,7 @@ def _layer_of(name: str, num_layers: int) -> int:
 
 def _weight_bytes(file: ModelFile, name: str, place: LayerPlacement) -> int:
     is_int8 = place.quantization is not None and is_quantizable(file.checkpoint, name)
-    if place.quantization == "w8a8" and place.device.type != "cpu" and name.endswith(NOT_W8A8):
+    if place.quantization == "w8a8" and place.device.type != "cpu" and name.endswith(WIDE_INPUT_MATRIX):
         is_int8 = False
     return math.prod(file.checkpoint.shape(name)) * (1 if is_int8 else place.dtype.itemsize)
 

@@ -1,0 +1,1 @@
+"""Which small changes of the code the tests would not notice: `make mutants`."""

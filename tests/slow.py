@@ -1,0 +1,66 @@
+"""What `make quick` leaves out, by kind. These tests have the marker `slow`; `make test` runs them first."""
+
+from __future__ import annotations
+
+SLOW: dict[str, tuple[str, ...]] = {
+    "kernels are compiled ahead of time": (
+        "kernels/test_triton_aot.py",
+        "kernels/test_launch_path.py",
+        "kernels/test_cuda_build.py",
+        "test_apart.py",
+        "test_gpu_compile_cache.py",
+    ),
+    "kernels run in Triton's interpreter": (
+        "engine/test_late_copies.py",
+        "engine/test_replay.py",
+        "engine/test_triton_engine.py",
+        "kernels/test_int8.py",
+        "kernels/test_launches.py",
+        "kernels/test_shift_lerp.py",
+        "kernels/test_triton_glue.py",
+        "kernels/test_triton_sample.py",
+        "kernels/test_triton_score.py",
+        "kernels/test_triton_wkv.py",
+        "test_checks.py",
+    ),
+    "kernels are compiled for an emulated processor": (
+        "kernels/test_cpu_products.py",
+        "kernels/test_cuda_mm8.py",
+        "kernels/test_cuda_on_host.py",
+    ),
+    "compilers and devices are asked in processes of their own": (
+        "kernels/test_probe.py",
+        "kernels/test_probe_launch.py",
+    ),
+    "benchmarks and commands run as a whole": (
+        "integrations/test_inspect_ai.py::test_the_real_evaluation",
+        "integrations/test_lighteval.py::test_the_real_command",
+        "integrations/test_lm_eval_command.py",
+        "jobs/test_demo_jobs.py::test_a_killed_job_ends_like_an_undisturbed_one",
+        "jobs/test_process.py",
+        "mutation/test_mutation.py",
+        "test_bench.py",
+        "test_benchmark_peers.py",
+        "test_benchmark_quality.py::test_it_rehearses",
+        "test_benchmark_shares.py",
+        "test_check_command.py",
+        "test_gpu_benchmark.py",
+        "test_gpu_processes.py",
+    ),
+    "the package is built and installed": ("test_packaging.py",),
+    "models of all versions run in several ways": (
+        "models/test_chatrwkv_converted.py",
+        "models/test_versions.py",
+        "test_check_references.py",
+    ),
+}
+"""Kind → files and folders below tests/, or tests of a file as file::test."""
+
+
+def kind_of(nodeid: str) -> str | None:
+    """The kind of slow test that one is, or None; `nodeid` is pytest's."""
+    name = nodeid.removeprefix("tests/").partition("[")[0]
+    for kind, places in SLOW.items():
+        if any(name == place or name.startswith((f"{place}::", f"{place}/")) for place in places):
+            return kind
+    return None

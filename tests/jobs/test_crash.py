@@ -21,7 +21,7 @@ from rwkv_batch.data.plan import Unit
 from rwkv_batch.data.prepare import Prepared, prepare
 from rwkv_batch.data.results import Results
 from rwkv_batch.data.storage import LocalStorage
-from rwkv_batch.detokenizer import BatchDetokenizer as Detokenizer
+from rwkv_batch.detokenizer import Detokenizer
 from rwkv_batch.rows import GenerateRow
 
 from .conftest import Job

@@ -1,0 +1,45 @@
+"""The most likely tokens by place: each completion gets back what was written for it, whatever grows meanwhile."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rwkv_batch.engine.logprobs import TokenScores
+from rwkv_batch.engine.top_table import TopTable
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 20), st.integers(0, 40), st.integers(0, 5)),  # first step, tokens, most likely tokens
+        min_size=1,
+        max_size=30,
+    )
+)
+def test_each_completion_gets_back_what_was_written_for_it(completions):
+    """A list of lists for each completion is the definition. Places are used again; a step has K of the row with most."""
+    table, random = TopTable(), np.random.default_rng(0)
+    running, written = {}, {i: [] for i in range(len(completions))}
+    for step in range(62):
+        for i, (first, *_) in enumerate(completions):
+            if first == step:
+                running[i] = table.open()
+        assert len(set(running.values())) == len(running)
+        for i in list(running):
+            length, count = completions[i][1:]
+            if len(written[i]) < length:
+                continue
+            found = table.close(running.pop(i), np.arange(float(length)), count)
+            assert found.logprobs.tolist() == list(range(length))
+            assert found.ranks.tolist() == [rank for rank, _, _ in written[i]]
+            assert found.is_greedy.tolist() == [rank == 1 for rank, _, _ in written[i]]
+            assert found.top_ids.tolist() == [ids[:count] for _, ids, _ in written[i]]
+            assert found.top_logprobs.tolist() == [logprobs[:count] for _, _, logprobs in written[i]]
+        ranks = random.integers(1, 4, len(running))
+        shape = len(running), max((completions[i][2] for i in running), default=0)
+        top_ids, top_logprobs = random.integers(0, 99, shape).astype(np.int32), -random.random(shape)
+        numbers = np.array([len(written[i]) for i in running], np.int64)
+        scores = TokenScores(np.zeros(len(running)), ranks == 1, ranks, top_ids, top_logprobs)
+        table.write(np.array(list(running.values()), np.int64), numbers, scores)
+        for i, *row in zip(running, ranks.tolist(), top_ids.tolist(), top_logprobs.tolist(), strict=True):
+            written[i].append(row)
+    assert not running

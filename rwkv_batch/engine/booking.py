@@ -117,7 +117,7 @@ class Booking:
         slots, owners, numbers = rows
         token_ids, logprobs, top_rows, top = tokens
         is_open = (self._owner[slots] == owners) & self._is_open[slots]
-        self._reserve(int(numbers.max(initial=0)) + 1)
+        self._reserve(int(numbers.max()) + 1)
         if top is not None:
             self._record_top(rows, is_open, top_rows, top)
         if not is_open.all():

@@ -68,7 +68,7 @@ TARGETS = (
     Target(
         "requests",
         ("requests.py", "serving.py", "turns.py", "prefetch.py", "rows.py", "sampling_params.py"),
-        ("test_serving.py", "test_llm.py", "test_sampling_params.py", "test_constraint.py"),
+        ("test_llm.py", "test_sampling_params.py", "test_constraint.py", "test_serving.py"),
         ("engine/test_abort.py", "jobs", "integrations"),
     ),
 )

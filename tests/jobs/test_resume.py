@@ -139,6 +139,11 @@ def test_a_damaged_job_file_is_refused(job: Job, capsys: pytest.CaptureFixture[s
         assert f"{job.state}/job.json is damaged" in capsys.readouterr().err
 
 
+def test_the_job_file_keeps_letters_as_they_are(job: Job) -> None:
+    assert job.set(input__template="Grüße, {{ prompt }}").run() == 0
+    assert '"input.template": "Grüße, {{ prompt }}"' in (job.state / "job.json").read_text(encoding="utf-8")
+
+
 def test_all_differences_are_printed(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     assert job.run() == 0
     message = changed(job, capsys, "-o", "sampling.seed=3", "-o", "sampling.top_k=3", "--limit", "5")

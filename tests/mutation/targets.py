@@ -50,7 +50,7 @@ TARGETS = (
     Target(
         "commit",
         ("data/commit.py", "data/storage.py", "data/writer.py", "data/results.py", "data/scores.py"),
-        ("jobs/test_writer.py", "jobs/test_results.py", "jobs/test_crash.py", "jobs/test_output.py"),
+        ("jobs/test_writer.py", "jobs/test_results.py", "jobs/test_resume.py", "jobs/test_output.py", "jobs/test_crash.py"),
         ("jobs",),
     ),
     Target(

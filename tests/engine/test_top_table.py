@@ -16,7 +16,7 @@ from rwkv_batch.engine.top_table import TopTable
     )
 )
 def test_each_completion_gets_back_what_was_written_for_it(completions):
-    """A list of lists for each completion is the definition. Places are used again; a step has K of the row with most."""
+    """A list of lists for each completion is the definition. Places are used again; K is that of the row with most."""
     table, random = TopTable(), np.random.default_rng(0)
     running, written = {}, {i: [] for i in range(len(completions))}
     for step in range(62):

@@ -44,13 +44,24 @@ TARGETS = (
     Target(
         "engine",
         ("engine/*.py",),
-        ("engine/test_engine.py", "engine/test_running_ahead.py", "engine/test_abort.py", "engine/test_out_of_memory.py"),
+        (
+            "engine/test_engine.py",
+            "engine/test_running_ahead.py",
+            "engine/test_abort.py",
+            "engine/test_out_of_memory.py",
+        ),
         ("engine", "test_llm.py", "test_serving.py", "test_constraint.py", "models/test_strategy.py"),
     ),
     Target(
         "commit",
         ("data/commit.py", "data/storage.py", "data/writer.py", "data/results.py", "data/scores.py"),
-        ("jobs/test_writer.py", "jobs/test_results.py", "jobs/test_resume.py", "jobs/test_output.py", "jobs/test_crash.py"),
+        (
+            "jobs/test_writer.py",
+            "jobs/test_results.py",
+            "jobs/test_resume.py",
+            "jobs/test_output.py",
+            "jobs/test_crash.py",
+        ),
         ("jobs",),
     ),
     Target(

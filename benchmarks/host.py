@@ -21,7 +21,8 @@ choices after a question with five examples before it, which the questions of a 
                      where --device-ms is above 0
     main thread      milliseconds of processor time of the main thread, per step
     in steps         that part of them which launching steps and booking results takes
-    transfers        tensors sent to the device, per step, where the engine counts them
+    transfers        from the host to the device, per step
+    most             such transfers of one step, where they were most
 
 Every figure is a median (minimum-maximum) of the rounds. With --against, another commit is measured in a process of its
 own, in the same rounds; a ratio is this commit's figure divided by the other's of the same round. --split runs each
@@ -59,6 +60,7 @@ COLUMNS = (
     ("main thread, ms", "main_thread_ms", ".3f"),
     ("in steps, ms", "in_steps_ms", ".3f"),
     ("transfers", "transfers", ".1f"),
+    ("most", "most_transfers", ".0f"),
 )
 """Heading, name in an answer, format."""
 RATIOS = ("tokens_per_second", "tokens_per_processor_second", "rows_per_second", "main_thread_ms", "in_steps_ms")

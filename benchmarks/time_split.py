@@ -20,7 +20,7 @@ from rwkv_batch.engine.engine import Engine
 from rwkv_batch.models.linear import LinearGroup
 from rwkv_batch.models.model import Model
 from rwkv_batch.models.product import LINEAR, Linear
-from rwkv_batch.ops import OpTable
+from rwkv_batch.ops import Implementation, OpTable
 from rwkv_batch.variants import Variant
 
 STOP = "\n\nUser:"
@@ -121,13 +121,13 @@ def _clocks_in(model: Model) -> Iterator[_Clocks]:
     def op(name: str) -> Callable[..., Any]:
         return clocks.around(getattr(model.ops, name), lambda *_: f"op {name}")
 
-    timed = {name: op(name) for name in _timed_ops(model)}
-    functions = {choice.op: getattr(model.ops, choice.op) for choice in model.ops.choices} | timed
+    timed = {name: Implementation(op(name)) for name in _timed_ops(model)}
+    implementations = model.ops.implementations | timed
     with ExitStack() as stack:
         for kind in _kinds_of(Linear) | _kinds_of(LinearGroup):
             timed_call = clocks.around(kind.__call__, lambda *_: "matrix products")
             stack.enter_context(patch.object(kind, "__call__", timed_call))
-        stack.enter_context(patch.object(model, "ops", OpTable(functions, model.ops.choices)))
+        stack.enter_context(patch.object(model, "ops", OpTable(implementations, model.ops.choices)))
         stack.enter_context(patch.object(model, "logits", clocks.around(model.logits, lambda *_: "head")))
         yield clocks
 

@@ -94,7 +94,7 @@ def _build_failure(op: str, device: torch.device, dtype: torch.dtype) -> str | N
     return None
 
 
-def pack(sizes: Sequence[int], tensors: Sequence[Tensor | None]) -> int:
+def vector_width(sizes: Sequence[int], tensors: Sequence[Tensor | None]) -> int:
     """How many numbers of one dtype can be loaded at once, 1, 2 or 4: all sizes and addresses are multiples of it."""
     given = [tensor for tensor in tensors if tensor is not None]
     for count in (4, 2):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..triton_kernels.checks import check, check_pool
 from .build import Specialization
-from .launch import DTYPES, Kernel, built, pack
+from .launch import DTYPES, Kernel, built, vector_width
 
 __all__ = ["shift_lerp", "specializations", "unsupported_reason"]
 
@@ -59,7 +59,7 @@ def shift_lerp(
     normed, delta = (torch.empty_like(x), torch.empty_like(x)) if keep_parts else (None, None)
     mixed = torch.empty((len(mix), *x.shape), dtype=dtype, device=device)
     if rows.num_tokens:
-        count = pack((width, slot_stride), (x, norm.weight, norm.bias, mix, shift, normed, delta, mixed))
+        count = vector_width((width, slot_stride), (x, norm.weight, norm.bias, mix, shift, normed, delta, mixed))
         threads = min(-(-width // (32 * count)) * 32, MAX_THREADS)
         _KERNEL.launch(
             _defines(dtype, count, -(-width // (threads * count))),

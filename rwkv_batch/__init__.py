@@ -5,6 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .errors import (
+        BackendError,
+        CapacityError,
+        CheckpointError,
+        ConfigurationError,
+        MissingExtraError,
+        ResumeError,
+        RwkvBatchError,
+        Stopped,
+    )
+    from .job import Outcome, run_job
     from .llm import LLM
     from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
     from .sampling_params import SamplingParams
@@ -18,9 +29,37 @@ _HOME = {
     "Logprob": "outputs",
     "RequestOutput": "outputs",
     "ScoreOutput": "outputs",
+    "run_job": "job",
+    "Outcome": "job",
+    "RwkvBatchError": "errors",
+    "ConfigurationError": "errors",
+    "CheckpointError": "errors",
+    "CapacityError": "errors",
+    "BackendError": "errors",
+    "MissingExtraError": "errors",
+    "ResumeError": "errors",
+    "Stopped": "errors",
 }
 
-__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams", "ScoreOutput", "__version__"]
+__all__ = [
+    "LLM",
+    "BackendError",
+    "CapacityError",
+    "CheckpointError",
+    "CompletionOutput",
+    "ConfigurationError",
+    "Logprob",
+    "MissingExtraError",
+    "Outcome",
+    "RequestOutput",
+    "ResumeError",
+    "RwkvBatchError",
+    "SamplingParams",
+    "ScoreOutput",
+    "Stopped",
+    "__version__",
+    "run_job",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -30,3 +69,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

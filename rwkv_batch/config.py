@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -88,7 +89,7 @@ class RunSection(Section):
 class JobConfig(Section):
     """One job: every setting with its default filled in.
 
-    Read one with `load_job`; the sections are attributes of the same names as in the file.
+    Make one with `load_job`; the sections are attributes of the same names as in the file.
     """
 
     task: Literal["generate", "score"] = _setting("generate or score", "generate")
@@ -101,56 +102,75 @@ class JobConfig(Section):
     run: RunSection = RunSection()
 
 
-def load_job(path: str, overrides: Sequence[str] = ()) -> JobConfig:
-    """Read and check a job file.
+def load_job(
+    job: str | os.PathLike[str] | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str] = ()
+) -> JobConfig:
+    """Read and check a job.
 
     Args:
-        path: a YAML file.
-        overrides: settings that replace the file's, each as "section.key=value" with a YAML value.
+        job: a YAML file, or what would stand in it.
+        overrides: settings that replace the job's: a mapping from "section.key" to a value, or texts
+            "section.key=value", each with a YAML value, as after `-o` on the command line.
 
     Raises:
         ConfigurationError: the file cannot be read, or settings are wrong: one line for each of them.
     """
-    settings = read_yaml(path)
+    place, settings = ("job", _plain(job)) if isinstance(job, Mapping) else (os.fspath(job), read_yaml(job))
     if not isinstance(settings, dict):
         raise ConfigurationError(
-            f"{path}: got {_shown(settings)}, expected a mapping with {_names(JobConfig.model_fields)}"
+            f"{place}: got {_shown(settings)}, expected a mapping with {_names(JobConfig.model_fields)}"
         )
-    origins = {dotted: f"-o {text}" for text in overrides for dotted in [_override(settings, text)]}
+    origins = dict(_override(settings, *override) for override in _overrides(overrides))
     settings = {key: value for key, value in settings.items() if value is not None}
     problems = list(_check_sampling(settings))
     try:
-        job = JobConfig.model_validate(settings)
+        config = JobConfig.model_validate(settings)
     except ValidationError as error:
         problems += _explain(error, settings)
     else:
-        problems += _check_together(job)
+        problems += _check_together(config)
     if problems:
         lines = [
-            f"{origins[where]}: {what}" if where in origins else f"{path}: {where}: {what}" for where, what in problems
+            f"{origins[where]}: {what}" if where in origins else f"{place}: {where}: {what}" for where, what in problems
         ]
         raise ConfigurationError("\n".join(lines))
-    return job
+    return config
 
 
-def _override(settings: dict[str, Any], text: str) -> str:
-    """Apply "a.b=value" to `settings` in place and return "a.b"."""
-    dotted, equals, value = text.partition("=")
-    if not equals or not dotted:
-        raise ConfigurationError(f"-o {text}: expected section.key=value, for example sampling.temperature=0.7")
+def _overrides(given: Mapping[str, Any] | Sequence[str]) -> Iterator[tuple[str, str, Any]]:
+    """For each: how messages call it, its "section.key", its value."""
+    if isinstance(given, Mapping):
+        yield from ((f"overrides: {dotted}", dotted, value) for dotted, value in given.items())
+        return
+    for text in given:
+        dotted, equals, value = text.partition("=")
+        if not equals or not dotted:
+            raise ConfigurationError(f"-o {text}: expected section.key=value, for example sampling.temperature=0.7")
+        try:
+            yield f"-o {text}", dotted, parse_yaml(value)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"-o {text}: {error}") from error
+
+
+def _override(settings: dict[str, Any], origin: str, dotted: str, value: Any) -> tuple[str, str]:
+    """Put a value into `settings` in place. Returns its place and its origin."""
+    if not isinstance(dotted, str) or not dotted:
+        raise ConfigurationError(f"{origin}: expected names such as 'sampling.temperature'")
     *sections, key = dotted.split(".")
     target = settings
     for name in sections:
         if target.get(name) is None:
             target[name] = {}
         if not isinstance(target[name], dict):
-            raise ConfigurationError(f"-o {text}: {name} is {_shown(target[name])}, not a section")
+            raise ConfigurationError(f"{origin}: {name} is {_shown(target[name])}, not a section")
         target = target[name]
-    try:
-        target[key] = parse_yaml(value)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"-o {text}: {error}") from error
-    return dotted
+    target[key] = _plain(value)
+    return dotted, origin
+
+
+def _plain(value: Any) -> Any:
+    """Mappings as dictionaries of our own, which may be changed; anything else as it is."""
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def _check_sampling(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:

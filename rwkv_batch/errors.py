@@ -4,7 +4,19 @@ from __future__ import annotations
 
 
 class RwkvBatchError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose.
+
+    Args:
+        setting: the setting that is wrong, under the name that the caller knows it by; the message begins with it.
+    """
+
+    def __init__(self, message: str = "", *, setting: str | None = None) -> None:
+        super().__init__(message)
+        self.setting = setting
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return message if self.setting is None else f"{self.setting}: {message}"
 
 
 class ConfigurationError(RwkvBatchError, ValueError):
@@ -25,6 +37,13 @@ class CapacityError(RwkvBatchError):
 
 class BackendError(RwkvBatchError):
     """A backend that was named explicitly cannot serve an operation; the message lists every reason."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked a job to end. What it had finished is committed; the same job, started again, goes on.
+
+    Like KeyboardInterrupt, of which it is one kind, it is no `Exception`: nothing on the way mistakes it for a failure.
+    """
 
 
 class RowError(RwkvBatchError, ValueError):

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
-from .config import JobConfig
+from .config import JobConfig, load_job
 from .data.commit import JobFiles, Part
 from .data.dry_run import describe
 from .data.events import EventLog, machine
-from .data.plan import Shard, Unit
-from .data.prepare import Prepared, model_arguments, prepare
+from .data.plan import Shard, Unit, parse_shard
+from .data.prepare import Prepared, named_as_in_jobs, prepare
 from .data.progress import Progress
 from .data.report import summarise, write_report
+from .data.results import Results
 from .data.state import Folders, compare_job, open_job
 from .data.stopping import StopSignals
 from .data.storage import LocalStorage, Storage
-from .data.stream import missing_rows, served_rows
+from .data.stream import missing_rows
 from .data.writer import Writer
 
 SUCCESS = "_SUCCESS.json"
@@ -31,10 +33,12 @@ class Outcome:
     """How a run ended.
 
     Args:
-        rows, errors: of this shard's published parts, whichever run made them.
-        is_finished: this shard has nothing left to do.
+        folders: where the job writes.
+        rows, errors: input rows in this shard's published parts, whichever run made them, and how many of them are
+            errors.
+        is_finished: this shard has nothing left to do. False where run.on_row_error: stop has ended the run.
         is_complete: nor has any other.
-        summary: the report in a few lines; none where other shards are still at work.
+        summary: the report in a few lines; empty where other shards are still at work.
     """
 
     folders: Folders
@@ -44,21 +48,55 @@ class Outcome:
     is_complete: bool
     summary: tuple[str, ...] = ()
 
+    @property
+    def output(self) -> str:
+        """The folder with the parts: an absolute path."""
+        return self.folders.output
 
-def check_job(job: JobConfig, shard: Shard, stop: StopSignals) -> str:
+    @property
+    def report(self) -> str | None:
+        """The absolute path of report.html; None where other shards are still at work. report.json lies beside it."""
+        return self.folders.file("report.html") if self.summary else None
+
+
+JobSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
+"""A job file, or what would stand in it."""
+
+Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
+"""Settings that replace the job's: "section.key" → value, or texts "section.key=value" as on the command line."""
+
+
+def check_job(job: JobSource, overrides: Overrides = (), shard: str | None = None, *, stop: StopSignals) -> str:
     """What the job would do, as text. Reads the input and the model's sizes; writes nothing, and leaves GPUs alone.
+
+    Args: as those of `run_job`.
 
     Raises:
         ConfigurationError, CheckpointError, CapacityError, MissingExtraError, ResumeError: as `run_job` would.
     """
-    with stop.interruptible():
-        prepared = prepare(job, partial(_inspect_model, apart=True))
-        compare_job(LocalStorage(prepared.folders.file("tmp")), prepared.folders, prepared.document)
-        return "\n".join(describe(prepared, shard))
+    with stop, stop.interruptible():
+        prepared = prepare(load_job(job, overrides), partial(_inspect_model, apart=True))
+        started = compare_job(LocalStorage(prepared.folders.file("tmp")), prepared.folders, prepared.document)
+        prepared = prepared.started_as(started) if started else prepared
+        return "\n".join(describe(prepared, parse_shard(shard, {})))
 
 
-def run_job(job: JobConfig, shard: Shard, stop: StopSignals) -> Outcome:
-    """Make this shard's parts of a job, or what earlier runs have left of them.
+def run_job(
+    job: JobSource, overrides: Overrides = (), shard: str | None = None, *, stop: StopSignals | None = None
+) -> Outcome:
+    """Make the parts of a job, or what earlier runs have left of them. May be called in any thread.
+
+    Called in the main thread, it heeds the signals that end a process (SIGINT, which is Ctrl-C, SIGTERM, SIGHUP,
+    SIGUSR1) where the program does not handle or ignore them itself: it commits what is finished and raises `Stopped`.
+    A second signal does what it did before, which for Ctrl-C is to raise KeyboardInterrupt at once. In other threads
+    signals are the program's own affair.
+
+    Args:
+        job: a job file, or a mapping with what would stand in it. Relative paths are relative to the current folder.
+        overrides: settings that replace the job's, for example {"sampling.max_tokens": 32}; or texts such as
+            "sampling.max_tokens=32".
+        shard: "i/n" makes the units i, i + n, …, with i from 0; None makes all.
+        stop: handles signals; for the command.
 
     Raises:
         ConfigurationError, CheckpointError, BackendError: the job is wrong; nothing has been written.
@@ -68,18 +106,20 @@ def run_job(job: JobConfig, shard: Shard, stop: StopSignals) -> Outcome:
         Stopped: a signal came; what was finished is committed.
         OSError: the disk is full or broken; what was committed stays.
     """
-    with stop.interruptible():
-        prepared = prepare(job, _inspect_model)
-    folders = prepared.folders
-    storage = LocalStorage(folders.file("tmp"))
-    open_job(storage, folders, prepared.document)
-    storage.sweep()
-    with EventLog(folders.file(shard.file_name("log", "jsonl")), shard=str(shard)) as log:
-        run = _Run(prepared, shard, stop, storage, log)
-        missing = run.survey()
-        if missing:
-            run.serve(missing)
-        return run.finish()
+    with stop or StopSignals() as stop:
+        part = parse_shard(shard, {})
+        with stop.interruptible():
+            prepared = prepare(load_job(job, overrides), _inspect_model)
+        folders = prepared.folders
+        storage = LocalStorage(folders.file("tmp"))
+        prepared = prepared.started_as(open_job(storage, folders, prepared.document))
+        storage.sweep()
+        with EventLog(folders.file(part.file_name("log", "jsonl")), shard=str(part)) as log:
+            run = _Run(prepared, part, stop, storage, log)
+            missing = run.survey()
+            if missing:
+                run.serve(missing)
+            return run.finish()
 
 
 class _Run:
@@ -111,16 +151,15 @@ class _Run:
         """Load the model and make the parts of these units."""
         job = self._prepared.job
         with self._stop.interruptible():
-            llm = _load_model(job)
+            llm = _load_model(self._prepared)
         self._log("model", model=llm.describe())
-        writer = Writer(self._files, self._prepared.read_passed, job.output.flush_seconds, self._log)
+        to_columns = Results(job.task, self._prepared.form.results, _detokenizer(llm.tokenizer)).batch
+        writer = Writer(self._files, self._prepared.read_passed, to_columns, job.output.flush_seconds, self._log)
         with self._progress(missing, writer, llm), writer, self._stop.interruptible():
-            requests = missing_rows(self._prepared, self._files, missing, writer)
-            with closing(served_rows(self._prepared, llm, requests)) as served:
-                for key, records in served:
-                    writer.add(key.unit, key.row, records)
-                    if records[0]["status"] == "error" and job.run.on_row_error == "stop":
-                        break
+            rows = missing_rows(self._prepared, self._files, missing, writer)
+            with closing(llm.serving.run(rows, stop_at_error=job.run.on_row_error == "stop")) as served:
+                for finished in served:
+                    writer.add(finished)
 
     def finish(self) -> Outcome:
         """Look at all parts, and where none is missing say so: whoever is last finds the job complete."""
@@ -168,17 +207,25 @@ def _inspect_model(**arguments: Any) -> Any:
     return inspect_model(**arguments)
 
 
-def _load_model(job: JobConfig) -> Any:
+def _detokenizer(tokenizer: Any) -> Any:
+    from .detokenizer import BatchDetokenizer as Detokenizer
+
+    return None if tokenizer is None else Detokenizer(tokenizer.token_bytes)
+
+
+def _load_model(prepared: Prepared) -> Any:
     from .llm import LLM
 
-    engine = job.engine
-    return LLM(
-        **model_arguments(job),
-        prefix_sharing=engine.prefix_sharing,
-        prefix_host_gib=engine.prefix_host_gib,
-        batch_invariant=engine.batch_invariant,
-        seed=job.sampling.seed or 0,
-    )
+    job, engine = prepared.job, prepared.job.engine
+    with named_as_in_jobs():
+        return LLM.from_summary(
+            prepared.model,
+            prefix_sharing=engine.prefix_sharing,
+            prefix_host_gib=engine.prefix_host_gib,
+            batch_invariant=engine.batch_invariant,
+            seed=job.sampling.seed or 0,
+            max_prompt_tokens=job.input.max_prompt_tokens,
+        )
 
 
 def _shown(job: JobConfig) -> dict[str, Any]:

@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-import logging
+import gc
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
+from itertools import islice, repeat
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-import numpy as np
 import torch
 
 from .constraint import ConstraintCompiler
 from .engine.engine import Engine
-from .engine.logprobs import Logprobs
-from .engine.request import END_OF_TEXT, Completion, Request
-from .engine.slot_tables import Vocabulary
 from .engine.stats import EngineStats
-from .errors import ConfigurationError, RowError
+from .errors import ConfigurationError
 from .model_summary import ModelSummary, inspect_model
 from .models.model import Model
-from .models.placement import describe_layers
-from .ops import fallbacks, format_choices
-from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
-from .prefetch import Prefetch
-from .requests import GenerateRow, Prompt, RequestBuilder, ScorePlan, ScoreRow
+from .output_builder import OutputBuilder
+from .outputs import RequestOutput, ScoreOutput
+from .requests import RequestBuilder
+from .rows import GenerateRow, ScoreRow
 from .sampling_params import SamplingParams
+from .serving import Finished, Serving
 from .stop_strings import StopMatcher
 from .threads import limit_threads
-from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .rows import Prompt
 
 __all__ = ["LLM", "GenerateRow", "ModelSummary", "ScoreRow", "inspect_model"]
 
-UNCOUNTED = b" \t0123456789"
-"""Tokens that are a part of this text are not counted by ChatRWKV's penalties."""
+ROWS_AT_ONCE = 256
+"""Rows of a list that are encoded together."""
 
-logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+SomeRow = TypeVar("SomeRow", GenerateRow, ScoreRow)
 
 
 class LLM:
@@ -63,6 +62,14 @@ class LLM:
         seed: of the random streams of requests that have none of their own.
         prefix_host_gib: host memory, in GiB, for states of shared prefixes when more are needed at a time than there
             are slots. Without a place for its state a prefix is computed for each prompt again.
+
+    Threads may share it: a call waits until the call that is running is done, or its iterator used up or closed. A call
+    closes, with a warning, an iterator that the same thread has left open. A fork of the process cannot use it. As a
+    context manager it is closed at the end.
+
+    Attributes:
+        summary: what was found out about the model before it was loaded.
+        serving: serves lists of rows.
 
     Raises:
         ConfigurationError: a setting is wrong.
@@ -90,11 +97,8 @@ class LLM:
         seed: int = 0,
         prefix_host_gib: float = 1.0,
     ) -> None:
-        if not 0 <= prefix_host_gib < math.inf:
-            raise ConfigurationError(
-                f"engine.prefix_host_gib: got {prefix_host_gib!r}, expected a number of GiB from 0"
-            )
-        self.summary = inspect_model(
+        _check_prefix_host_gib(prefix_host_gib)
+        summary = inspect_model(
             model,
             tokenizer=tokenizer,
             device=device,
@@ -108,33 +112,65 @@ class LLM:
             strategy=strategy,
             ln_x_eps=ln_x_eps,
         )
-        file, plan = self.summary.file, self.summary.memory
-        places = self.summary.placement.of_layers(file.sizes["L"])
-        if any(place.device.type == "cpu" for place in places):
-            limit_threads()
-        logger.info("%s", plan)
-        self.tokenizer: Tokenizer | None = self.summary.tokenizer
-        self.seed = seed
-        self._model = Model(file, self.summary.placement, self.summary.layer_ops, ln_x_eps, batch_invariant)
+        self._load(summary, prefix_sharing, batch_invariant, seed, prefix_host_gib)
+
+    @classmethod
+    def from_summary(
+        cls,
+        summary: ModelSummary,
+        *,
+        prefix_sharing: bool = True,
+        batch_invariant: bool = False,
+        seed: int = 0,
+        prefix_host_gib: float = 1.0,
+        max_prompt_tokens: int | None = None,
+    ) -> LLM:
+        """Load a model that has been inspected. The other arguments are those of `LLM`.
+
+        Args:
+            summary: what `inspect_model` has found: the model's file, placement, sizes and tokenizer.
+            max_prompt_tokens: a row whose prompt, or context, has more tokens is a bad row; None takes any.
+
+        Raises:
+            ConfigurationError, CheckpointError, CapacityError: as `LLM` does.
+        """
+        _check_prefix_host_gib(prefix_host_gib)
+        llm = cls.__new__(cls)
+        llm._load(summary, prefix_sharing, batch_invariant, seed, prefix_host_gib, max_prompt_tokens)
+        return llm
+
+    def _load(
+        self,
+        summary: ModelSummary,
+        prefix_sharing: bool,
+        batch_invariant: bool,
+        seed: int,
+        prefix_host_gib: float,
+        max_prompt_tokens: int | None = None,
+    ) -> None:
+        file, plan = summary.file, summary.memory
         vocab_size = file.sizes["V"]
+        if any(place.device.type == "cpu" for place in summary.placement.of_layers(file.sizes["L"])):
+            limit_threads()
+        self.summary = summary
+        self.seed = seed
+        self.tokenizer = tokenizer = summary.tokenizer
+        self._model = Model(file, summary.placement, summary.layer_ops, summary.ln_x_eps, batch_invariant)
         self._engine = Engine(
             self._model,
-            _vocabulary(self.tokenizer, vocab_size),
+            summary.vocabulary,
             max_batch_size=plan.max_batch_size,
             max_batch_tokens=plan.max_batch_tokens,
-            init_state=init_state,
+            init_state=summary.init_state,
             prefix_sharing=prefix_sharing,
             prefix_host_bytes=int(prefix_host_gib * 2**30),
-            new_stop_matcher=partial(StopMatcher, self.tokenizer.token_bytes) if self.tokenizer else None,
+            new_stop_matcher=partial(StopMatcher, tokenizer.token_bytes) if tokenizer else None,
         )
-        if self.summary.placement.layers:
-            logger.info("%s", describe_layers(self.summary.placement, file.sizes["L"]))
-        for where, table in self.summary.tables.items():
-            logger.info("%s\n%s", where, format_choices(table.choices))
-            for sentence in fallbacks(table.choices):
-                logger.warning("%s: %s", where, sentence)
-        constraints = ConstraintCompiler(self.tokenizer.token_bytes, vocab_size) if self.tokenizer else None
-        self._builder = RequestBuilder(self.tokenizer, vocab_size, seed, constraints)
+        constraints = ConstraintCompiler(tokenizer.token_bytes, vocab_size) if tokenizer else None
+        builder = RequestBuilder(tokenizer, vocab_size, seed, constraints, max_prompt_tokens)
+        self.serving = Serving(self._engine, builder)
+        self._outputs = OutputBuilder(tokenizer)
+        summary.log()
 
     def generate(
         self,
@@ -170,15 +206,16 @@ class LLM:
     ) -> Iterator[tuple[int, RequestOutput]]:
         """Complete any number of prompts in bounded memory: (index, result) in the order in which they finish.
 
-        A prompt that cannot be served gives a result with `error_code` and `error`.
+        A prompt that cannot be served gives a result with `error_code` and `error`. The model serves no other call
+        until the iterator is used up or closed.
         """
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            shared = sampling_params or SamplingParams()
-            rows = (GenerateRow(i, i, prompt, shared) for i, prompt in enumerate(prompts))
+            params = repeat(sampling_params or SamplingParams())
+            pairs, at_once = zip(prompts, params), _rows_at_once(prompts)  # noqa: B905, as one of them is endless
         else:
-            pairs = zip(prompts, sampling_params, strict=True)
-            rows = (GenerateRow(i, i, prompt, params) for i, (prompt, params) in enumerate(pairs))
-        return self.serve(rows)
+            pairs, at_once = zip(prompts, sampling_params, strict=True), _rows_at_once(prompts, sampling_params)
+        rows = (GenerateRow(i, i, prompt, params) for i, (prompt, params) in enumerate(pairs))
+        return self._serve(rows, at_once, self._outputs.requests)
 
     @overload
     def score(
@@ -234,7 +271,7 @@ class LLM:
                 continuations = continuation if several else [continuation]
                 yield ScoreRow(i, i, context, continuations, add_bos_token, top_logprobs, prompt_logprobs)
 
-        for index, outputs in self.serve_scores(rows()):
+        for index, outputs in self._serve(rows(), _rows_at_once(pairs), self._outputs.scores):
             if outputs[0].error is not None:
                 raise ValueError(f"pair {index}: {outputs[0].error}")
             scores[index] = outputs[0] if index in single else outputs
@@ -246,185 +283,71 @@ class LLM:
         Rows are pulled and tokenised on a thread of their own, a bounded number ahead. A bad row gives a result with
         `error_code` and `error`; it never stops the others.
         """
-
-        def build(row: GenerateRow, group: _Group) -> list[Request]:
-            group.finish = self._request_output
-            return self._builder.generate(row, group)
-
-        return self._serve(rows, build, _failed_request)
+        return self._serve(rows, _rows_at_once(rows), self._outputs.requests)
 
     def serve_scores(self, rows: Iterable[ScoreRow]) -> Iterator[tuple[Any, list[ScoreOutput]]]:
         """Score rows as they come: (key, one result for each continuation) in the order in which they finish."""
+        return self._serve(rows, _rows_at_once(rows), self._outputs.scores)
 
-        def build(row: ScoreRow, group: _Group) -> list[Request]:
-            plan = self._builder.score(row, group)
-            group.finish = partial(self._score_outputs, row, plan)
-            return plan.requests
+    def abort(self, key: Hashable) -> None:
+        """End the row with this key. Any thread may call.
 
-        return self._serve(rows, build, _failed_score)
+        The iterator that serves the row yields what there is, with `finish_reason` "abort"; of a row to score, a result
+        with `error_code` "abort". Nothing happens where the row is finished, or where no call runs.
+
+        Args:
+            key: the index or the key with which `generate_iter`, `serve` or `serve_scores` yields the row.
+        """
+        self.serving.abort(key)
+
+    def close(self) -> None:
+        """Free the model, once a call of another thread is done. Any later use raises RuntimeError.
+
+        In a fork of the process that has loaded the model, `close` does nothing.
+        """
+        if self.serving.close():
+            del self._model, self._engine
+            gc.collect()
+            torch.cuda.empty_cache()  # does nothing without a CUDA device
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def stats(self) -> EngineStats:
         """Counters since the model was loaded."""
+        self.serving.check()
         return self._engine.stats
 
     def describe(self) -> dict[str, Any]:
         """What was loaded and how it runs, for reports."""
+        self.serving.check()
         return {**self.summary.describe(), "matrix_bytes": self._model.matrix_bytes}
 
     def check_integrity(self) -> None:
         """Assert that no slot has leaked."""
+        self.serving.check()
         self._engine.check_integrity()
 
     def _serve(
         self,
-        rows: Iterable[Any],
-        build: Callable[[Any, _Group], list[Request]],
-        fail: Callable[[Any, RowError], Any],
-    ) -> Iterator[tuple[Any, Any]]:
-        failed: deque[tuple[Any, Any]] = deque()
-
-        def requests() -> Iterator[list[Request]]:
-            for row in rows:
-                group = _Group(row)
-                try:
-                    built = build(row, group)
-                    group.missing = len(built)
-                except RowError as error:
-                    failed.append((row.key, fail(row, error)))
-                    yield []
-                    continue
-                if not built:
-                    failed.append((row.key, _result(group, fail)))
-                yield built
-
-        ahead = Prefetch(requests(), ahead=self._engine.window)
-        try:
-            for finished in self._engine.run(ahead):
-                while failed:
-                    yield failed.popleft()
-                for completion in finished:
-                    group: _Group = completion.key
-                    group.add(completion)
-                    if not group.missing:
-                        yield group.row.key, _result(group, fail)
-            yield from failed
-        finally:
-            ahead.close()
-
-    def _request_output(self, completions: list[Completion]) -> RequestOutput:
-        first = completions[0]
-        prompt = list(first.request.prompt_token_ids)
-        prompt_logprobs: list[dict[int, Logprob] | None] | None = None
-        if first.request.score_start is not None:
-            scored = zip(prompt[1:], first.prompt_scores or (), strict=True)
-            prompt_logprobs = [None, *(self._logprob_dict(token_id, found) for token_id, found in scored)]
-        outputs = [self._completion_output(i, completion) for i, completion in enumerate(completions)]
-        row = first.request.key.row.prompt
-        return RequestOutput(row if isinstance(row, str) else None, prompt, prompt_logprobs, outputs)
-
-    def _score_outputs(self, row: ScoreRow, plan: ScorePlan, completions: list[Completion]) -> list[ScoreOutput]:
-        of_context, of_continuations = plan.scores(completions)
-        prompt_logprobs = None
-        if row.prompt_logprobs is not None:
-            prompt_logprobs = [None, *map(self._logprob_dict, plan.context[1:], of_context)]
-        outputs = []
-        for ids, scores in zip(plan.continuations, of_continuations, strict=True):
-            token_logprobs = [score.logprob for score in scores]
-            outputs.append(
-                ScoreOutput(
-                    logprob=math.fsum(token_logprobs),
-                    is_greedy=all(score.is_greedy for score in scores),
-                    token_logprobs=token_logprobs,
-                    num_tokens=len(ids),
-                    token_ids=ids,
-                    top_logprobs=None if row.top_logprobs is None else list(map(self._logprob_dict, ids, scores)),
-                    prompt_logprobs=prompt_logprobs,
-                )
-            )
-        return outputs
-
-    def _completion_output(self, index: int, completion: Completion) -> CompletionOutput:
-        logprobs = None
-        token_ids, token_logprobs = completion.token_ids.tolist(), completion.token_logprobs.tolist()
-        if completion.logprobs is not None:
-            found = zip(token_ids, completion.logprobs, strict=True)
-            logprobs = [self._logprob_dict(token_id, entry) for token_id, entry in found]
-        text = b""
-        if self.tokenizer is not None:
-            text = self.tokenizer.decode_bytes(token_ids[: completion.text_tokens])[: completion.text_bytes]
-        return CompletionOutput(
-            index=index,
-            text=text.decode("utf-8", errors="replace"),
-            token_ids=token_ids,
-            cumulative_logprob=math.fsum(token_logprobs),
-            logprobs=logprobs,
-            finish_reason=completion.finish_reason,
-            stop_reason=completion.stop_reason,
-            token_logprobs=token_logprobs,
-        )
-
-    def _logprob_dict(self, token_id: int, found: Logprobs) -> dict[int, Logprob]:
-        """The most likely tokens, most likely first, and the token itself."""
-        top = zip(found.top_ids, found.top_logprobs, strict=True)
-        entries = {i: (value, rank) for rank, (i, value) in enumerate(top, 1)}
-        entries[token_id] = (found.logprob, found.rank)
-        decode = self.tokenizer.decode if self.tokenizer else None
-        return {i: Logprob(value, rank, decode([i]) if decode else None) for i, (value, rank) in entries.items()}
+        rows: Iterable[SomeRow],
+        at_once: int,
+        outputs: Callable[[Sequence[Finished]], Iterator[tuple[Any, Result]]],
+    ) -> Iterator[tuple[Any, Result]]:
+        rows = iter(rows)
+        with closing(self.serving.run(iter(lambda: list(islice(rows, at_once)), []))) as lists:
+            for finished in lists:
+                yield from outputs(finished)
 
 
-@dataclass(eq=False)
-class _Group:
-    """The requests of one row, on their way to one result."""
-
-    row: Any
-    missing: int = 0
-    completions: list[Completion] = field(default_factory=list)
-    finish: Callable[[list[Completion]], Any] | None = None
-    """Makes the result."""
-    result: Any = None
-    """Set where the row could not be served."""
-
-    def add(self, completion: Completion) -> None:
-        """Take one finished request; the last one puts all in order."""
-        self.completions.append(completion)
-        self.missing -= 1
-        if not self.missing:
-            self.completions.sort(key=lambda c: c.request.sample)
+def _rows_at_once(*inputs: Iterable[Any]) -> int:
+    """Rows that are encoded together: many of a list. Of another iterable one, as the next may be long in coming."""
+    return ROWS_AT_ONCE if all(isinstance(one, (list, tuple)) for one in inputs) else 1
 
 
-def _result(group: _Group, fail: Callable[[Any, RowError], Any]) -> Any:
-    """The row's result. The group lets go of its completions, which refer to it."""
-    completions, group.completions = group.completions, []
-    if any(map(_is_broken, completions)):
-        reason = "the model's numbers are not finite; float16 may have overflowed: use bfloat16 or float32"
-        return fail(group.row, RowError("not_finite", reason))
-    if group.result is not None:
-        return group.result
-    assert group.finish is not None
-    return group.finish(completions)
-
-
-def _is_broken(completion: Completion) -> bool:
-    """Something in it is not a number."""
-    scores = [found.logprobs for found in (completion.prompt_scores, completion.next_scores) if found is not None]
-    return completion.finish_reason == "error" or not all(np.isfinite(found).all() for found in scores)
-
-
-def _failed_request(row: GenerateRow, error: RowError) -> RequestOutput:
-    prompt = row.prompt if isinstance(row.prompt, str) else None
-    return RequestOutput(prompt, [], None, [], error_code=error.code, error=error.message)
-
-
-def _failed_score(row: ScoreRow, error: RowError) -> list[ScoreOutput]:
-    failed = ScoreOutput(math.nan, False, [], 0, error_code=error.code, error=error.message)
-    return [failed] * max(len(row.continuations), 1)
-
-
-def _vocabulary(tokenizer: Tokenizer | None, vocab_size: int) -> Vocabulary:
-    """Ids without bytes are never sampled; ChatRWKV's penalties do not count digits, spaces and tabs."""
-    if tokenizer is None:
-        return Vocabulary.plain(vocab_size)
-    table = [tokenizer.token_bytes[i] if i < len(tokenizer.token_bytes) else None for i in range(vocab_size)]
-    unsampleable = torch.tensor([not data and i != END_OF_TEXT for i, data in enumerate(table)])
-    uncounted = torch.tensor([data is not None and data in UNCOUNTED for data in table])
-    return Vocabulary(unsampleable, uncounted)
+def _check_prefix_host_gib(value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ConfigurationError(f"got {value!r}, expected a number of GiB from 0", setting="prefix_host_gib")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,17 +12,21 @@ from typing import Any, NamedTuple
 import torch
 
 from .apart import call_apart
+from .engine.request import END_OF_TEXT
 from .engine.sampler import Sampler
 from .engine.sizing import MemoryPlan, plan_memory
+from .engine.slot_tables import Vocabulary
 from .errors import CheckpointError, ConfigurationError
 from .models.architecture import describe_sizes
 from .models.checkpoint import open_checkpoint
-from .models.linear import quantized_ops
 from .models.model import ModelFile
 from .models.placement import LayerPlacement, Placement, describe_layers, place
-from .ops import OpTable, resolve
+from .ops import OpTable, fallbacks, format_choices, resolve
 from .tokenizer import Tokenizer, load_tokenizer
 
+UNCOUNTED = b" \t0123456789"
+"""Tokens that are a part of this text are not counted by ChatRWKV's penalties."""
+logger = logging.getLogger(__name__)
 DEMO_MODEL = Path(__file__).parent / "demo" / "model.safetensors"
 
 
@@ -48,6 +53,21 @@ class ModelSummary:
     def memory_plan(self) -> str:
         return str(self.memory)
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What sampling knows of the tokens.
+
+        Ids without bytes are never sampled; ChatRWKV's penalties do not count digits, spaces and tabs.
+        """
+        vocab_size = self.file.sizes["V"]
+        if self.tokenizer is None:
+            return Vocabulary.plain(vocab_size)
+        known = self.tokenizer.token_bytes
+        table = [*known, *[None] * (vocab_size - len(known))]
+        unsampleable = torch.tensor([not data and i != END_OF_TEXT for i, data in enumerate(table)])
+        uncounted = torch.tensor([data is not None and data in UNCOUNTED for data in table])
+        return Vocabulary(unsampleable, uncounted)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the bytes of the model's files and of the initial state, in hexadecimal."""
@@ -55,6 +75,16 @@ class ModelSummary:
         if self.init_state is not None:
             digest.update(self.init_state.read_bytes())
         return digest.hexdigest()
+
+    def log(self) -> None:
+        """Say where the memory goes and who serves what; warn of ops that no kernel serves."""
+        logger.info("%s", self.memory)
+        if self.placement.layers:
+            logger.info("%s", describe_layers(self.placement, self.file.sizes["L"]))
+        for where, table in self.tables.items():
+            logger.info("%s\n%s", where, format_choices(table.choices))
+            for sentence in fallbacks(table.choices):
+                logger.warning("%s: %s", where, sentence)
 
     def describe(self) -> dict[str, Any]:
         """For reports: everything is plain JSON."""
@@ -108,12 +138,12 @@ def inspect_model(
         ConfigurationError, CheckpointError, CapacityError, BackendError: as `LLM` does.
     """
     if ln_x_eps is not None and not 0 < ln_x_eps < 1:
-        raise ConfigurationError(f"model.ln_x_eps: got {ln_x_eps!r}, expected a number between 0 and 1, or null")
+        raise ConfigurationError(f"got {ln_x_eps!r}, expected a number between 0 and 1, or null", setting="ln_x_eps")
     file = ModelFile.open(open_checkpoint(DEMO_MODEL if str(model) == "demo" else model))
     if init_state is not None:
         if not Path(init_state).is_file():
             raise CheckpointError(
-                f"model.init_state: {init_state} is not a file; expected a state-tuning .pth or .safetensors"
+                f"{init_state} is not a file; expected a state-tuning .pth or .safetensors", setting="init_state"
             )
         file.initial_states(init_state)
     settings: dict[str, Any] = {
@@ -168,7 +198,7 @@ def _layer_ops(file: ModelFile, placement: Placement, backend: str) -> tuple[OpT
     places = (*placement.of_layers(file.sizes["L"]), *([sampling] if placement.head_device else []))
     tables: dict[LayerPlacement, OpTable] = {}
     for one in dict.fromkeys(places):
-        specs = tuple(dict.fromkeys((*file.ops, *quantized_ops(one.quantization, one.device), *Sampler.OPS)))
+        specs = dict.fromkeys((*file.ops_at(one, head_is_remote=placement.head_device is not None), *Sampler.OPS))
         tables[one] = resolve(specs, backend, one.device, one.dtype, file.sizes, placement.state_dtype)
     return tuple(tables[one] for one in places)
 

@@ -1,88 +1,164 @@
-"""Which implementation serves which operation: chosen once, when the engine is built, and said aloud.
+"""Which implementation serves which op: chosen once, when the engine is built, and logged.
 
-An op is a name, a signature and a docstring; op name = module name = function name. Its definition is the float32
-reference beside the model that owns it; fast twins live in the kernel packages. A twin's module also has
-`unsupported_reason(device, dtype, sizes, state_dtype) -> str | None`; where it reads a weight in a layout of its own,
-`pack(weight)`; and, where an optional op may be better off with its definition, `better_left(dtype) -> str | None`.
-`unsupported_reason` may compile: a compiler that fails is found here, and the op goes to the next backend. Its
-`settings` takes the same arguments and compiles nothing.
+An op is a name, a signature and a docstring. Its definition is a plain PyTorch function, in the module of the model or
+the sampler that owns the op. Kernels are other implementations, in a package for each backend: `kernel_module.py` says
+what a module with kernels has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from .errors import BackendError, ConfigurationError
+from .kernel_module import KernelModule
+
+if TYPE_CHECKING:
+    from .engine.logprobs import top_tokens as _top_tokens
+    from .engine.sample import sample as _sample
+    from .engine.selection import select as _select
+    from .models.blocks import shift_lerp as _shift_lerp
+    from .models.low_rank import low_rank as _low_rank
+    from .models.rwkv4 import wkv4 as _wkv4
+    from .models.rwkv5 import wkv5 as _wkv5
+    from .models.rwkv6 import wkv6 as _wkv6
+    from .models.rwkv7 import deep_embed as _deep_embed
+    from .models.rwkv7 import wkv7 as _wkv7
+    from .models.scoring import log_normalizer as _log_normalizer
+    from .models.scoring import score as _score
 
 BACKENDS = ("auto", "triton", "cuda", "cpu", "reference")
 _PACKAGES = {"triton": "rwkv_batch.triton_kernels", "cuda": "rwkv_batch.cuda_kernels", "cpu": "rwkv_batch.cpu_kernels"}
 _AUTO = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")}
+_RECORDABLE_BACKENDS = ("triton",)
+"""Their kernels can be recorded as CUDA graphs: they neither wait for the device nor read host memory."""
 
 
 @dataclass(frozen=True)
 class OpSpec:
-    """An operation and its definition.
+    """An op and its definition.
 
     Args:
+        definition: a plain PyTorch function; every implementation has its parameters and results.
         optional: the definition is made of matrix products, or of other ops; a backend may leave the op to it.
+        is_recorded: a decode step that is recorded as a CUDA graph calls the op.
+        definition_only: why no kernel can serve this model's op, if so; of optional ops only.
     """
 
     name: str
-    reference: Callable[..., Any]
+    definition: Callable[..., Any]
     optional: bool = False
+    is_recorded: bool = True
+    definition_only: str | None = None
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """What serves an op: its definition, or a kernel.
+
+    Args:
+        function: has the parameters and the results of the definition.
+        pack, rows_independent, writes_into: as in `kernel_module.OptionalMembers`.
+    """
+
+    function: Callable[..., Any]
+    pack: Callable[[Tensor], Any] | None = None
+    rows_independent: bool = False
+    writes_into: bool = False
+
+    def packed(self, weight: Tensor) -> Any:
+        """A weight as `function` takes it: packed, or as it is."""
+        return weight if self.pack is None else self.pack(weight)
+
+    @classmethod
+    def of(cls, op: str, module: KernelModule) -> Implementation:
+        """The kernel of a module."""
+        return cls(
+            getattr(module, op),
+            getattr(module, "pack", None),
+            getattr(module, "rows_independent", False),
+            getattr(module, "writes_into", False),
+        )
 
 
 @dataclass(frozen=True)
 class OpChoice:
-    """Which backend serves an op, and why the ones before it do not."""
+    """Which backend serves an op, and why the ones before it do not.
+
+    Args:
+        is_fallback: kernels that should serve refuse.
+        is_recorded: as in `OpSpec`.
+    """
 
     op: str
     backend: str
     refused: tuple[str, ...]
     is_fallback: bool = False
-    """Kernels that should serve refuse."""
+    is_recorded: bool = True
+
+    @property
+    def can_be_recorded(self) -> bool:
+        """The op does not keep decode steps from being recorded as CUDA graphs."""
+        return not self.is_recorded or self.backend in _RECORDABLE_BACKENDS
 
 
 class OpTable:
-    """The chosen implementations, as attributes: `ops.wkv7(...)`."""
+    """The chosen implementations, as attributes: `ops.wkv7(...)`.
 
-    def __init__(
-        self,
-        functions: Mapping[str, Callable[..., Any]],
-        choices: Iterable[OpChoice],
-        layouts: Mapping[str, Callable[[Tensor], Any]] | None = None,
-    ) -> None:
-        self._functions = dict(functions)
-        self._layouts = dict(layouts or {})
+    Args:
+        implementations: of each op, by its name.
+        choices: how they were chosen; none for a table that was put together by hand.
+    """
+
+    def __init__(self, implementations: Mapping[str, Implementation], choices: Iterable[OpChoice] = ()) -> None:
+        self.implementations = dict(implementations)
         self.choices = tuple(choices)
+
+    @classmethod
+    def of(cls, **functions: Callable[..., Any]) -> OpTable:
+        """A table of these functions, which take weights as tensors."""
+        return cls({name: Implementation(function) for name, function in functions.items()})
 
     def has_kernel(self, op: str) -> bool:
         """A backend serves the op, not its definition."""
         return any(choice.op == op and choice.backend != "reference" for choice in self.choices)
 
-    def has_layout(self, op: str) -> bool:
-        """The op's implementation reads its weights in a layout of its own."""
-        return op in self._layouts
+    def packs(self, op: str) -> bool:
+        """The op takes packed weights."""
+        return self.implementations[op].pack is not None
 
     def pack(self, op: str, weight: Tensor) -> Any:
-        """A weight as the op's implementation reads it."""
-        return self._layouts[op](weight) if op in self._layouts else weight
+        """A weight as the op takes it: packed, or as it is."""
+        return self.implementations[op].packed(weight)
 
-    def served_by(self, backend: str, besides: Iterable[OpSpec] = ()) -> bool:
-        """Every op, but for those in `besides`, is served by this backend."""
-        others = {spec.name for spec in besides}
-        return all(choice.backend == backend for choice in self.choices if choice.op not in others)
+    @property
+    def can_be_recorded(self) -> bool:
+        """What serves the ops of a decode step can be recorded as a CUDA graph."""
+        return all(choice.can_be_recorded for choice in self.choices)
+
+    if TYPE_CHECKING:  # for editors and mypy: an op is called like its definition
+        shift_lerp = staticmethod(_shift_lerp)
+        low_rank = staticmethod(_low_rank)
+        deep_embed = staticmethod(_deep_embed)
+        wkv4 = staticmethod(_wkv4)
+        wkv5 = staticmethod(_wkv5)
+        wkv6 = staticmethod(_wkv6)
+        wkv7 = staticmethod(_wkv7)
+        score = staticmethod(_score)
+        log_normalizer = staticmethod(_log_normalizer)
+        sample = staticmethod(_sample)
+        select = staticmethod(_select)
+        top_tokens = staticmethod(_top_tokens)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         try:
-            return self.__dict__["_functions"][name]
+            return self.__dict__["implementations"][name].function
         except KeyError:
             raise AttributeError(f"no op {name!r} was resolved for this model") from None
 
@@ -90,18 +166,20 @@ class OpTable:
 def fallbacks(choices: Iterable[OpChoice]) -> list[str]:
     """A sentence for each reason for which kernels refuse, with the ops that it concerns and who serves them.
 
-    Where Triton refuses, the sentence also says that the engine does not record steps: Triton has to serve all ops.
+    Where one of the ops therefore keeps the engine from recording steps, the sentence says so.
     """
-    ops: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    groups: dict[tuple[str, tuple[str, ...]], list[OpChoice]] = {}
     for choice in choices:
         if choice.is_fallback:
-            ops.setdefault((choice.backend, choice.refused), []).append(choice.op)
+            groups.setdefault((choice.backend, choice.refused), []).append(choice)
     sentences = []
-    for (backend, refused), names in ops.items():
+    for (backend, refused), group in groups.items():
         slow = ", which is slow" if backend == "reference" else ""
-        is_unrecorded = any(reason.startswith("triton: ") for reason in refused)
+        could_be_recorded = any(reason.partition(": ")[0] in _RECORDABLE_BACKENDS for reason in refused)
+        is_unrecorded = could_be_recorded and not all(choice.can_be_recorded for choice in group)
         graphs = "; steps are not recorded as CUDA graphs" if is_unrecorded else ""
-        sentences.append(f"{', '.join(names)}: served by the {backend} backend{slow}{graphs} ({' · '.join(refused)})")
+        names = ", ".join(choice.op for choice in group)
+        sentences.append(f"{names}: served by the {backend} backend{slow}{graphs} ({' · '.join(refused)})")
     return sentences
 
 
@@ -132,35 +210,25 @@ def resolve(
         BackendError: the named backend refuses an op; every reason is listed.
     """
     if backend not in BACKENDS:
-        raise ConfigurationError(f"engine.backend: got {backend!r}, expected one of {', '.join(BACKENDS)}")
-    specs = tuple(specs)
+        raise ConfigurationError(f"got {backend!r}, expected one of {', '.join(BACKENDS)}", setting="backend")
+    specs, target = tuple(specs), _Target(device, dtype, sizes, state_dtype)
     candidates = _AUTO.get(device.type, ("reference",)) if backend == "auto" else (backend,)
     if "triton" in candidates:
         _compile_together(specs, device)
-    functions: dict[str, Callable[..., Any]] = {}
-    layouts: dict[str, Callable[[Tensor], Any]] = {}
+    implementations: dict[str, Implementation] = {}
     choices: list[OpChoice] = []
     failures: list[str] = []
     for spec in specs:
-        twins = []
-        for name in candidates:
-            twin = _twin(spec, name, device, dtype, sizes, state_dtype)
-            twins.append(twin)
-            if twin.function is not None:
-                break
-        refused = tuple(f"{twin.backend}: {twin.reason}" for twin in twins if twin.function is None)
-        if twin.function is None and not (spec.optional and twin.is_left):
-            failures.append(f"{spec.name}: {twin.reason}")
-            continue
-        served_by = twin.backend if twin.function is not None else "reference"
-        is_fallback = not all(one.is_left for one in twins if one.function is None)
-        choices.append(OpChoice(spec.name, served_by, refused, is_fallback))
-        functions[spec.name] = twin.function or spec.reference
-        if twin.layout is not None:
-            layouts[spec.name] = twin.layout
+        offers = _offers(spec, candidates, target)
+        serving = _serving(spec, offers)
+        if serving is None:
+            failures.append(f"{spec.name}: {offers[-1].reason}")
+        else:
+            implementations[spec.name] = serving.implementation or Implementation(spec.definition)
+            choices.append(_choice(spec, offers, serving))
     if failures:
         raise BackendError(f"backend {backend!r} cannot serve this model:\n  " + "\n  ".join(failures))
-    return OpTable(functions, choices, layouts)
+    return OpTable(implementations, choices)
 
 
 def _compile_together(specs: Iterable[OpSpec], device: torch.device) -> None:
@@ -169,40 +237,70 @@ def _compile_together(specs: Iterable[OpSpec], device: torch.device) -> None:
         probe = import_module(f"{_PACKAGES['triton']}.probe")
     except ImportError:
         return  # each op's module says why
-    probe.prepare([spec.name for spec in specs], device)
+    probe.prepare([spec.name for spec in specs if spec.definition_only is None], device)
 
 
-class _Twin(NamedTuple):
-    """One backend's answer for an op."""
+class _Target(NamedTuple):
+    """What an op is served for: the arguments of `unsupported_reason`."""
+
+    device: torch.device
+    dtype: torch.dtype
+    sizes: Mapping[str, int]
+    state_dtype: torch.dtype
+
+
+class _Offer(NamedTuple):
+    """A backend's answer for an op."""
 
     backend: str
-    function: Callable[..., Any] | None = None
-    layout: Callable[[Tensor], Any] | None = None
+    verdict: Literal["serves", "missing", "refuses", "declines"]
+    """`missing`: the backend has no kernel. `refuses`: its kernel cannot serve. `declines`: the definition should."""
     reason: str = ""
-    """Why there is no function."""
-    is_left: bool = True
-    """The backend leaves the op to its definition, and means to."""
+    """Why it does not serve."""
+    implementation: Implementation | None = None
+    """The kernel that serves; None for the definition."""
 
 
-def _twin(
-    spec: OpSpec,
-    backend: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    sizes: Mapping[str, int],
-    state_dtype: torch.dtype,
-) -> _Twin:
+def _offers(spec: OpSpec, candidates: Sequence[str], target: _Target) -> list[_Offer]:
+    """The backends' answers, up to the first one that serves."""
+    offers: list[_Offer] = []
+    for backend in candidates:
+        offers.append(_offer(spec, backend, target))
+        if offers[-1].verdict == "serves":
+            break
+    return offers
+
+
+def _offer(spec: OpSpec, backend: str, target: _Target) -> _Offer:
     if backend == "reference":
-        return _Twin(backend, spec.reference)
+        return _Offer(backend, "serves")
     name = f"{_PACKAGES[backend]}.{spec.name}"
     if find_spec(_PACKAGES[backend]) is None or find_spec(name) is None:
-        return _Twin(backend, reason="no such kernel")
+        return _Offer(backend, "missing", "no such kernel")
+    if spec.definition_only is not None:
+        return _Offer(backend, "declines", spec.definition_only)
     try:
-        module = import_module(name)
+        module = cast(KernelModule, import_module(name))
     except ImportError as error:
-        return _Twin(backend, reason=str(error), is_left=False)
-    if reason := module.unsupported_reason(device, dtype, sizes, state_dtype):
-        return _Twin(backend, reason=reason, is_left=False)
-    if spec.optional and hasattr(module, "better_left") and (reason := module.better_left(dtype)):
-        return _Twin(backend, reason=reason)
-    return _Twin(backend, getattr(module, spec.name), getattr(module, "pack", None))
+        return _Offer(backend, "refuses", str(error))
+    if reason := module.unsupported_reason(*target):
+        return _Offer(backend, "refuses", reason)
+    prefers_definition = getattr(module, "prefers_definition", None)
+    if spec.optional and prefers_definition is not None and (reason := prefers_definition(target.dtype)):
+        return _Offer(backend, "declines", reason)
+    return _Offer(backend, "serves", implementation=Implementation.of(spec.name, module))
+
+
+def _serving(spec: OpSpec, offers: Sequence[_Offer]) -> _Offer | None:
+    """The offer to take: the last one, or the definition's where the last backend leaves an optional op to it."""
+    last = offers[-1]
+    if last.verdict == "serves":
+        return last
+    is_left = spec.optional and last.verdict in ("missing", "declines")
+    return _Offer("reference", "serves") if is_left else None
+
+
+def _choice(spec: OpSpec, offers: Sequence[_Offer], serving: _Offer) -> OpChoice:
+    refused = tuple(f"{offer.backend}: {offer.reason}" for offer in offers if offer.verdict != "serves")
+    is_fallback = any(offer.verdict == "refuses" for offer in offers)
+    return OpChoice(spec.name, serving.backend, refused, is_fallback, spec.is_recorded)

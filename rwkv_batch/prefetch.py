@@ -1,44 +1,48 @@
-"""Run an iterator on a thread of its own, a bounded number of items ahead."""
+"""Run an iterator of lists on a thread of its own, a bounded number of their items ahead."""
 
 from __future__ import annotations
 
-import queue
 import threading
-import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 0.05
-"""How long `take` waits for one more item while some have gathered."""
+"""How long `take` waits for more items while some have gathered."""
 CLOSING_SECONDS = 5.0
-_END = object()
 
 
 class Prefetch(Generic[T]):
-    """Holds the next of `items`, which are made on a background thread while the caller does something else.
+    """Items of lists that are made on a background thread while the caller does something else.
 
-    An exception raised while making an item is raised again where that item would have come.
+    An exception raised while a list is made is raised again where its items would have come.
 
     Args:
-        ahead: items that may wait to be taken.
+        lists: makes the items, several at a time. A list that is ready is not kept back until the next one is.
+        ahead: items that may wait to be taken, beside the list that has been made last.
 
     Attributes:
         is_ended: every item has been taken.
+        thread: the background thread.
     """
 
-    def __init__(self, items: Iterable[T], ahead: int) -> None:
-        self._queue: queue.Queue[object] = queue.Queue(ahead)
-        self._closed = threading.Event()
+    def __init__(self, lists: Iterable[Sequence[T]], ahead: int) -> None:
         self.is_ended = False
+        self._ahead = ahead
+        self._ready: deque[T] = deque()
+        # Its lock is reentrant: a garbage collection inside may close another iterator, even this one.
+        self._changed = threading.Condition()
+        self._is_made = False  # no more items will become ready
+        self._is_closed = False
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(iter(items),), name="rwkv_batch-prefetch", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._run, args=(iter(lists),), name="rwkv_batch-prefetch", daemon=True)
+        self.thread.start()
 
     def has_ready(self, count: int) -> bool:
         """That many items can be taken without waiting, or all that are left."""
-        return self._queue.qsize() >= count or not self._thread.is_alive()
+        return len(self._ready) >= count or self._is_made
 
     def take(self, most: int, wait: bool) -> list[T]:
         """The next items, in order; [] where none is ready, or at the end (see `is_ended`).
@@ -48,39 +52,61 @@ class Prefetch(Generic[T]):
             wait: wait for the first one, and a moment for more to gather behind it.
         """
         items: list[T] = []
-        try:
-            while len(items) < most and not self.is_ended:
-                item = self._queue.get(block=wait, timeout=PATIENCE_SECONDS if items else None)
-                if item is not _END:
-                    items.append(item)  # type: ignore[arg-type]
-                elif items and self._failure is not None:
-                    self._queue.put(_END)  # the failure comes next time
-                    return items
-                else:
-                    self.is_ended = True
-        except queue.Empty:
-            return items
-        if self.is_ended and self._failure is not None:
-            raise self._failure
+        with self._changed:
+            if wait:
+                self._changed.wait_for(self._has_something)
+            self._move(items, most)
+            while wait and len(items) < most and not self._is_made:
+                if not self._changed.wait_for(self._has_something, PATIENCE_SECONDS):
+                    break
+                self._move(items, most)
+        if self._is_made and not self._ready:
+            if self._failure is None:
+                self.is_ended = True
+            elif not items:
+                self.is_ended = True
+                raise self._failure
         return items
 
     def close(self) -> None:
-        """Stop making items. Waits for the one that is being made, unless that takes long."""
-        self._closed.set()
-        deadline = time.monotonic() + CLOSING_SECONDS
-        while self._thread.is_alive() and time.monotonic() < deadline:
-            try:
-                self._queue.get(timeout=0.05)
-            except queue.Empty:
-                continue
+        """Stop making items. Waits for the list that is being made, unless that takes long."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        if threading.current_thread() is not self.thread:
+            self.thread.join(CLOSING_SECONDS)
 
-    def _run(self, items: Iterator[T]) -> None:
+    def _has_something(self) -> bool:
+        return bool(self._ready) or self._is_made
+
+    def _move(self, items: list[T], most: int) -> None:
+        """Move what is ready to `items`, until they are `most`."""
+        for _ in range(min(most - len(items), len(self._ready))):
+            items.append(self._ready.popleft())
+        self._changed.notify_all()
+
+    def _run(self, lists: Iterator[Sequence[T]]) -> None:
         try:
-            for item in items:
-                if self._closed.is_set():
+            for items in lists:
+                self._offer(items)
+                if self._is_closed:
                     break
-                self._queue.put(item)
-        except BaseException as failure:  # handed to the thread that iterates
+        except BaseException as failure:  # handed to the thread that takes
             self._failure = failure
         finally:
-            self._queue.put(_END)
+            with self._changed:
+                self._is_made = True
+                self._changed.notify_all()
+
+    def _offer(self, items: Sequence[T]) -> None:
+        """Make items ready, as far as there is room; wait for room for the others."""
+        start = 0
+        with self._changed:
+            while start < len(items):
+                self._changed.wait_for(lambda: self._is_closed or len(self._ready) < self._ahead)
+                if self._is_closed:
+                    return
+                stop = start + self._ahead - len(self._ready)
+                self._ready.extend(items[start:stop])
+                start = stop
+                self._changed.notify_all()

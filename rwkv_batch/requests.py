@@ -2,91 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import count
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+
+import numpy as np
 
 from .chat import render_messages
 from .constraint import ConstraintCompiler
-from .engine.logprobs import Logprobs
-from .engine.request import END_OF_TEXT, Completion, Request
+from .engine.logprobs import TokenScores
+from .engine.request import END_OF_TEXT, Completion, Constraint, Request
 from .errors import RowError
+from .rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
 from .sampling_params import SamplingParams
 from .stop_strings import StopStrings
 from .tokenizer import Tokenizer
 
-Prompt = str | Sequence[int] | Mapping[str, Any]
-TextOrIds = str | Sequence[int]
+if TYPE_CHECKING:
+    from .rows import Prompt, TextOrIds
+
+__all__ = ["ErrorRow", "GenerateRow", "RequestBuilder", "RowInFlight", "ScoreRow", "Scoring"]
+
+Built = TypeVar("Built")
+_NO_SCORES = TokenScores(
+    np.zeros(0), np.zeros(0, bool), np.zeros(0, np.int64), np.zeros((0, 0), np.int32), np.zeros((0, 0))
+)
+_stop_strings = lru_cache(maxsize=256)(StopStrings)
 
 
-@dataclass(frozen=True)
-class GenerateRow:
-    """One prompt to complete.
-
-    Args:
-        key: comes back with the result.
-        row: keys the random stream; the same row gives the same tokens wherever it runs.
-        prompt: text, token ids, {"prompt_token_ids": [...]}, {"prompt": text} or {"messages": [{"role", "content"}]};
-            an empty one is the beginning of a document, token 0.
-    """
-
-    key: Hashable
-    row: int
-    prompt: Prompt
-    params: SamplingParams
-
-
-@dataclass(frozen=True)
-class ScoreRow:
-    """Continuations of one context whose log-likelihoods are wanted; all text, or all token ids.
-
-    Args:
-        key: comes back with the result.
-        context: an empty one is the beginning of a document, token 0.
-        add_bos_token: put token 0 before a context that does not start with it.
-        top_logprobs: also return this many most likely tokens at each of the continuations' positions; None is off.
-        prompt_logprobs: the same for each token of the context after the first, and its own log-probability.
-    """
-
-    key: Hashable
-    row: int
-    context: TextOrIds
-    continuations: Sequence[TextOrIds]
-    add_bos_token: bool = False
-    top_logprobs: int | None = None
-    prompt_logprobs: int | None = None
-
-
-@dataclass(frozen=True)
-class ScorePlan:
-    """How one context's continuations are scored.
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How the completions of a row say what its continuations score.
 
     The context is read once: what follows it directly, the first token of every continuation, is scored from one
     hidden state. The rest of a longer continuation needs a request of its own, which starts where the context ends. A
-    single continuation is one request.
+    single continuation is one request. `sample` 0 is the context's request, 1 + i that of continuation i.
 
     Args:
-        requests: `sample` 0 is the context's, 1 + i that of continuation i; none where there is nothing to score.
-        context: token ids, at least one.
-        continuations: token ids.
+        context: [T] int32 token ids, at least one.
+        continuations: [T] int32 token ids each.
     """
 
-    requests: list[Request]
-    context: list[int]
-    continuations: list[list[int]]
+    context: np.ndarray
+    continuations: list[np.ndarray]
 
-    def scores(self, completions: Iterable[Completion]) -> tuple[list[Logprobs], list[list[Logprobs]]]:
-        """What the requests found: for the context's tokens where asked for, and for each continuation's tokens."""
-        of = {completion.request.sample: completion for completion in completions}
-        shared = of.get(0)
-        firsts = iter(shared.next_scores or ()) if shared is not None else iter(())
-        scores = []
+    def of_context(self, completions: Iterable[Completion]) -> TokenScores | None:
+        """Scores of the context's tokens after the first; None where they were not asked for."""
+        return next((found.prompt_scores for found in completions if found.request.sample == 0), None)
+
+    def of_continuations(self, completions: Iterable[Completion]) -> list[TokenScores]:
+        """Scores of each continuation's tokens."""
+        found = {completion.request.sample: completion for completion in completions}
+        shared = found[0].next_scores if 0 in found else None
+        scores, firsts = [], 0
         for i, ids in enumerate(self.continuations):
-            first = [next(firsts)] if ids and shared is not None and shared.next_scores is not None else []
-            own = of.get(1 + i)
-            scores.append(first + (list(own.prompt_scores or ()) + list(own.next_scores or ()) if own else []))
-        return list(shared.prompt_scores or ()) if shared is not None else [], scores
+            parts = []
+            if len(ids) and shared is not None:
+                parts.append(shared.part(slice(firsts, firsts + 1), shared.top_ids.shape[1]))
+                firsts += 1
+            if 1 + i in found:
+                own = found[1 + i]
+                parts += [part for part in (own.prompt_scores, own.next_scores) if part is not None and len(part)]
+            scores.append(TokenScores.join(parts) if parts else _NO_SCORES)
+        return scores
+
+
+class _Setting(NamedTuple):
+    """What a row's sampling parameters mean to its requests."""
+
+    params: SamplingParams
+    seed: int
+    stop_strings: StopStrings | None
+    new_constraint: Callable[[], Constraint] | None
+
+
+class _Draft(NamedTuple):
+    """A row whose texts are still to be encoded: a prompt, or a context with its continuations."""
+
+    row: GenerateRow | ScoreRow
+    parts: list[Any]
+    setting: _Setting | None = None
 
 
 class RequestBuilder:
@@ -96,15 +93,24 @@ class RequestBuilder:
         vocab_size: V; every token id must lie in [0, V).
         seed: of rows whose sampling parameters have none.
         constraints: compiles JSON schemas, regular expressions and grammars.
+        max_prompt_tokens: a prompt, or a context, with more tokens is a bad row; None takes any.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer | None, vocab_size: int, seed: int, constraints: ConstraintCompiler | None
+        self,
+        tokenizer: Tokenizer | None,
+        vocab_size: int,
+        seed: int,
+        constraints: ConstraintCompiler | None,
+        max_prompt_tokens: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.seed = seed
         self._constraints = constraints
+        self._max_prompt_tokens = max_prompt_tokens
+        self._keys = count()
+        self._last: _Setting | None = None
 
     def check(self, params: SamplingParams) -> None:
         """Raise RowError where no prompt could be sampled so. Constraints are compiled.
@@ -112,85 +118,120 @@ class RequestBuilder:
         Raises:
             MissingExtraError: they need a package that is missing.
         """
-        self._check_params(params)
-        self._constraint(params)
+        self._setting(params)
 
-    def generate(self, row: GenerateRow, key: Any) -> list[Request]:
-        """One request for each sample; raises RowError for a bad row."""
-        params = row.params
-        self._check_params(params)
-        text = self._text(row.prompt)
-        scored = params.prompt_logprobs is not None
-        request = Request(
-            key=key,
-            prompt_token_ids=self.token_ids(text, "prompt") or [END_OF_TEXT],
-            params=params,
-            seed=self.seed if params.seed is None else params.seed,
-            row=row.row,
-            score_start=1 if scored else None,
-            stop_strings=StopStrings(params.stop_strings, params.include_stop_str_in_output, params.min_tokens)
-            if params.stop_strings
-            else None,
-            new_constraint=self._constraint(params),
-        )
-        return [request, *(replace(request, sample=i, score_start=None) for i in range(1, params.n))]
+    def build(self, rows: Sequence[GenerateRow | ScoreRow | ErrorRow]) -> list[RowInFlight | ErrorRow]:
+        """The rows with their requests, in order. All texts are encoded in one call; a bad row becomes an error row."""
+        drafts = [row if isinstance(row, ErrorRow) else _attempt(self._draft, row, row) for row in rows]
+        texts = [part for draft in drafts if isinstance(draft, _Draft) for part in draft.parts if isinstance(part, str)]
+        encoded = iter(self.tokenizer.encode_many(texts) if self.tokenizer and texts else ())
+        built: list[RowInFlight | ErrorRow] = []
+        for draft in drafts:
+            if isinstance(draft, ErrorRow):
+                built.append(draft)
+            else:
+                parts = [next(encoded) if isinstance(part, str) else part for part in draft.parts]
+                built.append(_attempt(self._in_flight, draft.row, draft, parts))
+        return built
 
-    def score(self, row: ScoreRow, key: Any) -> ScorePlan:
-        """The requests that score a row; raises RowError for a bad row."""
-        context = self.token_ids(row.context, "context")
-        if not context or (row.add_bos_token and context[0] != END_OF_TEXT):
-            context = [END_OF_TEXT, *context]
-        if any(isinstance(continuation, str) != isinstance(row.context, str) for continuation in row.continuations):
+    def _draft(self, row: GenerateRow | ScoreRow) -> _Draft:
+        """What is to be encoded, checked as far as it can be before."""
+        if isinstance(row, GenerateRow):
+            return _Draft(row, [self._text_or_ids(_prompt(row.prompt), "prompt")], self._setting(row.params))
+        context = self._text_or_ids(row.context, "context")
+        if any(isinstance(continuation, str) != isinstance(context, str) for continuation in row.continuations):
             raise RowError("bad_type", "context and continuation must both be text or both be token ids")
-        continuations = [self.token_ids(continuation, "continuation") for continuation in row.continuations]
+        return _Draft(row, [context, *(self._text_or_ids(one, "continuation") for one in row.continuations)])
+
+    def _in_flight(self, draft: _Draft, parts: Sequence[np.ndarray | RowError]) -> RowInFlight:
+        """A row whose texts have become token ids, [T] int32 each, or the reasons why they cannot."""
+        ids = []
+        for part in parts:
+            if isinstance(part, RowError):
+                raise part
+            ids.append(part)
+        if self._max_prompt_tokens is not None and len(ids[0]) > self._max_prompt_tokens:
+            limit = f"input.max_prompt_tokens ({self._max_prompt_tokens})"
+            raise RowError("prompt_too_long", f"the prompt has {len(ids[0])} tokens, more than {limit}")
+        if isinstance(draft.row, ScoreRow):
+            return self._scored(draft.row, ids[0], ids[1:])
+        assert draft.setting is not None
+        prompt = draft.parts[0] if isinstance(draft.parts[0], str) else None
+        return self._generated(draft.row, draft.setting, prompt, ids[0])
+
+    def _generated(self, row: GenerateRow, setting: _Setting, prompt: str | None, ids: np.ndarray) -> RowInFlight:
+        """One request for each sample; the first one scores the prompt, where that is asked for."""
+        params, key = setting.params, next(self._keys)
+        ids = ids if len(ids) else np.array([END_OF_TEXT], np.int32)
+        start = None if params.prompt_logprobs is None else 1
+        requests = [
+            Request(
+                key=key,
+                prompt_token_ids=ids,
+                params=params,
+                seed=setting.seed,
+                row=row.row,
+                sample=sample,
+                score_start=None if sample else start,
+                stop_strings=setting.stop_strings,
+                new_constraint=setting.new_constraint,
+            )
+            for sample in range(params.n)
+        ]
+        return RowInFlight(row, requests, prompt)
+
+    def _scored(self, row: ScoreRow, context: np.ndarray, continuations: list[np.ndarray]) -> RowInFlight:
+        """The requests that `Scoring` describes; none where there is nothing to score."""
+        if not len(context) or (row.add_bos_token and context[0] != END_OF_TEXT):
+            context = np.concatenate(([END_OF_TEXT], context), dtype=np.int32)
+        key = next(self._keys)
         top = row.top_logprobs
-        firsts = tuple(ids[0] for ids in continuations if ids)
+        firsts = tuple(int(ids[0]) for ids in continuations if len(ids))
         is_single = row.prompt_logprobs is None and len(firsts) == 1
         start = len(context) + (not is_single)
-        params = SamplingParams(max_tokens=0, logprobs=top, prompt_logprobs=top)
+        params = _score_params(top, top)
         requests = []
         for i, ids in enumerate(continuations):
-            if len(ids) > 1 or (ids and is_single):
-                prompt, last = context + ids[:-1], (ids[-1],)
-                requests.append(Request(key, prompt, params, 0, row.row, 1 + i, start, next_token_ids=last))
+            if len(ids) > 1 or (len(ids) and is_single):
+                prompt, last = np.concatenate((context, ids[:-1])), (int(ids[-1]),)
+                requests.append(Request(key, prompt, params, 0, row.row, 1 + i, score_start=start, next_token_ids=last))
         if not is_single and (firsts or row.prompt_logprobs is not None):
-            params = replace(params, prompt_logprobs=row.prompt_logprobs)
+            params = _score_params(top, row.prompt_logprobs)
             start_of_context = None if row.prompt_logprobs is None else 1
             requests.append(
                 Request(key, context, params, row=row.row, score_start=start_of_context, next_token_ids=firsts)
             )
-        return ScorePlan(requests, context, continuations)
+        return RowInFlight(row, requests, scoring=Scoring(context, continuations))
 
-    def token_ids(self, value: object, name: str) -> list[int]:
-        """Text or ids → ids, each in [0, V)."""
+    def _text_or_ids(self, value: object, name: str) -> str | np.ndarray:
+        """Text that can be encoded, or [T] int32 ids, each in [0, V)."""
         if isinstance(value, str):
             if self.tokenizer is None:
                 raise RowError("no_tokenizer", f"the {name} is text, but this model was loaded with tokenizer=None")
-            return self.tokenizer.encode(value)
-        if isinstance(value, (bytes, bytearray)) or not isinstance(value, Sequence):
-            raise RowError("bad_type", f"the {name} is {type(value).__name__}, expected text or a list of token ids")
-        ids = list(value)
-        for token_id in ids:
-            if isinstance(token_id, bool) or not isinstance(token_id, int):
-                raise RowError("bad_type", f"the {name} holds {token_id!r}, expected token ids (integers)")
-            if not 0 <= token_id < self.vocab_size:
-                raise RowError(
-                    "token_out_of_range", f"the {name} holds id {token_id}, expected 0 to {self.vocab_size - 1}"
-                )
-        return ids
+            return value
+        value = _integers(value, name)
+        is_wrong = (value < 0) | (value >= self.vocab_size)
+        if is_wrong.any():
+            found = value[is_wrong.argmax()]
+            raise RowError("token_out_of_range", f"the {name} holds id {found}, expected 0 to {self.vocab_size - 1}")
+        return value.astype(np.int32)
 
-    @staticmethod
-    def _text(prompt: Prompt) -> TextOrIds:
-        if not isinstance(prompt, Mapping):
-            return prompt
-        for key in ("prompt_token_ids", "prompt"):
-            if key in prompt:
-                return prompt[key]
-        if "messages" in prompt:
-            return render_messages(prompt["messages"])
-        raise RowError(
-            "bad_type", f"the prompt has keys {sorted(prompt)}, expected prompt, prompt_token_ids or messages"
+    def _setting(self, params: SamplingParams) -> _Setting:
+        """Checked parameters; those of the row before are remembered, as rows often share theirs."""
+        if self._last is not None and self._last.params is params:
+            return self._last
+        self._check_params(params)
+        strings = params.stop_strings
+        setting = _Setting(
+            params,
+            seed=self.seed if params.seed is None else params.seed,
+            stop_strings=_stop_strings(strings, params.include_stop_str_in_output, params.min_tokens)
+            if strings
+            else None,
+            new_constraint=self._constraint(params),
         )
+        self._last = setting
+        return setting
 
     def _check_params(self, params: SamplingParams) -> None:
         for name in ("stop_token_ids", "allowed_token_ids", "bad_token_ids", "logit_bias"):
@@ -211,3 +252,46 @@ class RequestBuilder:
         except ValueError as error:
             raise RowError("bad_sampling", str(error)) from error
         return compile_one
+
+
+def _attempt(make: Callable[..., Built], row: GenerateRow | ScoreRow, *given: Any) -> Built | ErrorRow:
+    """What `make` makes; an error row where it finds the row bad."""
+    try:
+        return make(*given)
+    except RowError as error:
+        # Parts have always said 0 of a row that its settings spoil, and nothing of one that is too long.
+        return ErrorRow.of(row, error, None if error.code == "prompt_too_long" else 0)
+
+
+def _prompt(prompt: Prompt) -> TextOrIds:
+    """The text or the ids of a prompt in any of its forms."""
+    if not isinstance(prompt, Mapping):
+        return prompt
+    for key in ("prompt_token_ids", "prompt"):
+        if key in prompt:
+            return cast("TextOrIds", prompt[key])
+    if "messages" in prompt:
+        return render_messages(prompt["messages"])
+    raise RowError("bad_type", f"the prompt has keys {sorted(prompt)}, expected prompt, prompt_token_ids or messages")
+
+
+def _integers(value: object, name: str) -> np.ndarray:
+    """[T] integers; where they are beyond 64 bits, Python's own in an array of objects."""
+    if isinstance(value, np.ndarray):
+        if value.ndim != 1 or value.dtype.kind not in "iu":
+            raise RowError("bad_type", f"the {name} is an array {value.shape} of {value.dtype}, expected [T] integers")
+        return value
+    if isinstance(value, (bytes, bytearray)) or not isinstance(value, Sequence):
+        raise RowError("bad_type", f"the {name} is {type(value).__name__}, expected text or a list of token ids")
+    wrong = [item for item in value if type(item) is not int and (isinstance(item, bool) or not isinstance(item, int))]
+    if wrong:
+        raise RowError("bad_type", f"the {name} holds {wrong[0]!r}, expected token ids (integers)")
+    try:
+        return np.array(value, np.int64)
+    except OverflowError:
+        return np.array(value, object)
+
+
+@lru_cache(maxsize=256)
+def _score_params(logprobs: int | None, prompt_logprobs: int | None) -> SamplingParams:
+    return SamplingParams(max_tokens=0, logprobs=logprobs, prompt_logprobs=prompt_logprobs)

@@ -10,7 +10,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .errors import BackendError, CapacityError, CheckpointError, ConfigurationError, MissingExtraError, ResumeError
+from .errors import (
+    BackendError,
+    CapacityError,
+    CheckpointError,
+    ConfigurationError,
+    MissingExtraError,
+    ResumeError,
+    Stopped,
+)
 
 if TYPE_CHECKING:
     from .job import Outcome
@@ -59,23 +67,22 @@ def execute(options: argparse.Namespace, task: str | None = None) -> int:
         (run.on_row_error: stop) gives 3, also under --allow-errors, as it is not done. A second signal ends the process
         at once with 130.
     """
-    from .config import load_job
     from .data.plan import parse_shard
-    from .data.stopping import Stopped, StopSignals
+    from .data.stopping import StopSignals
     from .job import check_job, run_job
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logger.setLevel(logging.DEBUG if options.verbose else logging.INFO)  # of this package, not of those that it uses
     limit = [] if options.limit is None else [f"input.limit={options.limit}"]
+    overrides = [*options.overrides, *limit, *([f"task={task}"] if task else [])]
+    stop = StopSignals(is_command=True)
     try:
-        job = load_job(options.job, [*options.overrides, *limit, *([f"task={task}"] if task else [])])
         # The one place where the environment is read: which shard a scheduler has made this process.
-        shard = parse_shard(options.shard, os.environ)
-        with StopSignals() as stop:
-            if options.dry_run:
-                print(check_job(job, shard, stop))
-                return EXIT_OK
-            outcome = run_job(job, shard, stop)
+        shard = str(parse_shard(options.shard, os.environ))
+        if options.dry_run:
+            print(check_job(options.job, overrides, shard, stop=stop))
+            return EXIT_OK
+        outcome = run_job(options.job, overrides, shard, stop=stop)
     except Stopped:
         return _fail(EXIT_STOPPED, "stopped; start the same command again to go on")
     except ResumeError as error:
@@ -93,15 +100,14 @@ def execute(options: argparse.Namespace, task: str | None = None) -> int:
 
 
 def _summarise(outcome: Outcome) -> None:
-    folders = outcome.folders
-    output = _shortest(folders.output)
+    folders, output = outcome.folders, _shortest(outcome.output)
     print("\n".join(outcome.summary or [f"{output}: {outcome.rows:,} rows, {outcome.errors:,} of them errors"]))
     if not outcome.is_finished:
         print("stopped at a bad row (run.on_row_error: stop); start the same command again to go on")
     elif not outcome.is_complete:
         print("this shard is done; other shards are not")
     else:
-        print(f"report  {folders.file('report.html')}")
+        print(f"report  {outcome.report}")
         job = output if folders.are_siblings else _shortest(folders.state)
         print(f"look    rwkv-batch report {shlex.quote(job)} --show 3")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 from .errors import ConfigurationError
 
 
-def read_yaml(path: str) -> Any:
+def read_yaml(path: str | os.PathLike[str]) -> Any:
     """What a file holds.
 
     Raises:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from rwkv_batch.engine.state_pool import StatePool, pool_parts
 from rwkv_batch.models.checkpoint import open_checkpoint
-from rwkv_batch.models.linear import quantized_ops
 from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.placement import place
 from rwkv_batch.models.rows import Rows
@@ -43,7 +42,7 @@ class Session:
             placement = place(**defaults | settings, num_layers=file.sizes["L"])
         places = placement.of_layers(file.sizes["L"])
         ops = [
-            resolve((*file.ops, *quantized_ops(p.quantization, p.device)), backend, p.device, p.dtype, file.sizes)
+            resolve(file.ops_at(p, placement.head_device is not None), backend, p.device, p.dtype, file.sizes)
             for p in places
         ]
         self.model = Model(file, placement, ops, ln_x_eps, batch_invariant)

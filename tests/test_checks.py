@@ -163,7 +163,7 @@ def test_one_random_draw_may_differ(
 
     target = Target("reference", CPU)
     spec = specs()["sample"]
-    monkeypatch.setitem(specs(), "sample", replace(spec, reference=partial(drawn, spec.reference)))
+    monkeypatch.setitem(specs(), "sample", replace(spec, definition=partial(drawn, spec.definition)))
     params = [SamplingParams(temperature=temperature, presence_penalty=0.5), SamplingParams()]
     checks = check_sample(target, 97, params, count=1, steps=4)
     assert not checks.wrong if is_right else [found.value for found in checks.wrong] == [num_others], checks.point()

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from benchmarks.host import OTHER, PRESENT, ratios, spread, start_up
 from benchmarks.host_parts.cases import CASES, DEFAULT, QUESTIONS_OF_A_SUBJECT, questions
 from benchmarks.host_parts.contender import PARTS, ROOT, Contender, ContenderFailed, Package, checked_out, package
 from benchmarks.host_parts.device import SimulatedDevice
+from benchmarks.host_parts.worker import Transfers
 
 SETTINGS = {"step_ms": 0.0, "recorded": False, "threads": 1}
 
@@ -167,7 +169,7 @@ def test_a_spread_has_the_median_and_both_ends():
 
 def test_the_benchmark_rehearses_two_processes(tmp_path):
     out = tmp_path / "result.json"
-    names = ["1024x16", "1024x64-stop", "1024x64-logprobs", "256x64-penalties", "1024x64-n8", "1024-score"]
+    names = ["1024x64-stop", "1024x64-logprobs", "256x64-penalties", "1024x64-n8", "1024-score"]
     command = [sys.executable, "-m", "benchmarks.host", "--quick", "--rounds", "1", "--split", "--device-ms", "0.2"]
     command += ["--threads", "1", "--worktree", str(ROOT), "--cases", ",".join(names), "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -181,6 +183,7 @@ def test_the_benchmark_rehearses_two_processes(tmp_path):
                 (answer,) = result["runs"][case.name][part][contender]
                 assert 0 < answer["in_steps_ms"] < answer["main_thread_ms"]
                 assert 0 < answer["used_share"] <= 1 + 1e-9
+                assert 0 < answer["transfers"] <= answer["most_transfers"]
                 waves = -(-case.requests // case.batch_size)
                 assert answer["steps"] >= (1 if case.is_score else waves * case.length)
                 tokens_of_a_row = answer["tokens_per_second"] / answer["rows_per_second"]
@@ -194,6 +197,18 @@ def test_the_benchmark_rehearses_two_processes(tmp_path):
             assert len(result["ratios"][case.name][part]["tokens_per_second"]) == 1
         assert {"thread: writing", "thread: reading, tokenizing"} < set(result["splits"][case.name]["job"][OTHER])
     assert PRESENT in done.stdout and "ratio" in done.stdout and "whole job" in done.stdout
+
+
+def test_transfers_are_counted_for_each_step():
+    """What is sent before a step belongs to it: 2 and 5, after those of the first step."""
+    time = FakeTime()
+    device = time.device(1.0)
+    sent = SimpleNamespace(count=10)
+    found = Transfers(device, SimpleNamespace(num_transfers=lambda engine: engine.count), [None, sent])
+    for count in (13, 15, 20):
+        sent.count = count
+        device.launch()
+    assert (found.mean, found.most) == (3.5, 5)
 
 
 def test_recorded_steps_are_recorded(tmp_path):

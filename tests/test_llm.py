@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import math
+import weakref
 from time import perf_counter
 
 import pytest
@@ -12,6 +14,7 @@ from checkpoints import make_checkpoint, write_checkpoint
 from rwkv_batch import LLM, SamplingParams
 from rwkv_batch.engine.request import Completion
 from rwkv_batch.errors import BackendError, CapacityError, CheckpointError, ConfigurationError
+from rwkv_batch.llm import ScoreRow
 from rwkv_batch.models.scoring import ROWS_AT_ONCE
 
 VOCAB = 257
@@ -202,7 +205,7 @@ def test_shared_prefixes_change_no_bit_in_float32(slots, host_gib, where):
 
 
 def test_a_wrong_budget_for_prefixes_is_refused(path):
-    with pytest.raises(ConfigurationError, match="prefix_host_gib: got -1, expected a number of GiB from 0"):
+    with pytest.raises(ConfigurationError, match=r"^prefix_host_gib: got -1, expected a number of GiB from 0"):
         LLM(path, prefix_host_gib=-1)
 
 
@@ -250,12 +253,60 @@ def test_a_row_gives_the_same_tokens_in_any_company(path, llm):
     assert [output.outputs[0].token_ids for output in LLM(path, seed=1).generate(prompts, params)] != together
 
 
-def test_one_iterator_at_a_time(llm):
+def test_a_new_call_closes_an_iterator_that_was_left_open(llm):
     outer = llm.generate_iter(["a", "b", "c", "d", "e", "f"], SamplingParams(max_tokens=4))
     next(outer)
-    with pytest.raises(RuntimeError, match="another iterator"):
-        llm.generate(["z"])
-    assert len(list(outer)) == 5
+    with pytest.warns(RuntimeWarning, match="left open") as caught:
+        assert len(llm.generate(["z"])) == 1
+    assert caught[0].filename == __file__
+    assert len(list(outer)) < 5
+
+
+def test_calls_of_several_threads(llm):
+    params = SamplingParams(max_tokens=5)
+    expected = [output.outputs[0].token_ids for output in llm.generate(["a", "b"], params)]
+
+    async def together():
+        calls = [asyncio.to_thread(llm.generate, ["a", "b"], params) for _ in range(3)]
+        return await asyncio.gather(*calls, asyncio.to_thread(llm.score, [("a", "b")]))
+
+    *generated, scores = asyncio.run(together())
+    assert [[output.outputs[0].token_ids for output in outputs] for outputs in generated] == [expected] * 3
+    assert scores[0].num_tokens == 1
+
+
+def test_a_prompt_is_aborted_by_its_index(llm):
+    outputs = llm.generate_iter(["short", "long"], [SamplingParams(max_tokens=2), SamplingParams(max_tokens=5000)])
+    assert next(outputs)[0] == 0
+    llm.abort(1)
+    ((index, output),) = outputs
+    (sample,) = output.outputs
+    assert (index, sample.finish_reason, len(sample.token_ids) < 100) == (1, "abort", True)
+    assert sample.text == bytes(i - 1 for i in sample.token_ids if i).decode(errors="replace")
+
+
+def test_a_closed_model_is_free_and_says_so(path):
+    with LLM(path, max_batch_size=2) as small:
+        assert len(small.generate(["a"], SamplingParams(max_tokens=2))) == 1
+        model = weakref.ref(small._model)
+    assert model() is None
+    small.close()
+    for use in (lambda: small.generate(["a"]), lambda: small.score([("a", "b")]), small.stats, small.describe):
+        with pytest.raises(RuntimeError, match="this LLM is closed"):
+            use()
+
+
+def test_a_summary_is_all_that_loading_needs(path, llm):
+    params = SamplingParams(max_tokens=4)
+    again = LLM.from_summary(llm.summary, max_prompt_tokens=3)
+    assert again.summary is llm.summary
+    assert again.generate(["abc"], params) == llm.generate(["abc"], params)
+    (_, refused), *_ = again.generate_iter(["abcd"], params)
+    assert refused.error_code == "prompt_too_long"
+    (outputs,) = dict(again.serve_scores([ScoreRow(0, 0, "abcd", ["a", "b"])])).values()
+    assert [output.error_code for output in outputs] == ["prompt_too_long"] * 2
+    with pytest.raises(ConfigurationError, match=r"^prefix_host_gib: got -1"):
+        LLM.from_summary(llm.summary, prefix_host_gib=-1)
 
 
 def test_results_are_let_go(llm):
@@ -305,13 +356,18 @@ def test_without_a_tokenizer_ids_go_in_and_out(path):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        (dict(state_dtype="bfloat16"), ConfigurationError, "engine.state_dtype: got 'bfloat16'"),
-        (dict(ln_x_eps=-1.0), ConfigurationError, "model.ln_x_eps: got -1.0"),
-        (dict(max_batch_size=0), ConfigurationError, "engine.max_batch_size: got 0"),
-        (dict(max_batch_size=8, max_batch_tokens=4), ConfigurationError, "expected at least max_batch_size"),
+        (dict(state_dtype="bfloat16"), ConfigurationError, "^state_dtype: got 'bfloat16'"),
+        (dict(ln_x_eps=-1.0), ConfigurationError, "^ln_x_eps: got -1.0"),
+        (dict(max_batch_size=0), ConfigurationError, "^max_batch_size: got 0"),
+        (dict(max_batch_size=8, max_batch_tokens=4), ConfigurationError, "^max_batch_tokens: got 4, expected at least"),
         (dict(max_batch_size=10**9), CapacityError, "not enough memory"),
-        (dict(init_state="nowhere.pth"), CheckpointError, "nowhere.pth is not a file"),
+        (dict(init_state="nowhere.pth"), CheckpointError, "^init_state: nowhere.pth is not a file"),
         (dict(backend="cuda"), BackendError, "backend 'cuda' cannot serve this model"),
+        (dict(backend="rocm"), ConfigurationError, "^backend: got 'rocm'"),
+        (dict(dtype="fp8"), ConfigurationError, "^dtype: got 'fp8'"),
+        (dict(quantization="int4"), ConfigurationError, "^quantization: got 'int4'"),
+        (dict(strategy="cpu fp8"), ConfigurationError, "^strategy: got 'cpu fp8'"),
+        (dict(device="tpu"), ConfigurationError, "^device: got 'tpu'"),
         (dict(tokenizer="world"), ConfigurationError, "257"),
     ],
 )

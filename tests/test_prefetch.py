@@ -2,10 +2,17 @@
 
 import threading
 import time
+from itertools import count, islice
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rwkv_batch.prefetch import Prefetch
+
+
+def singles(items):
+    return ([item] for item in items)
 
 
 def take_all(source):
@@ -22,52 +29,77 @@ def wait_for(condition):
 
 
 def test_order_and_end():
-    assert take_all(Prefetch(range(100), ahead=3)) == list(range(100))
+    assert take_all(Prefetch(singles(range(100)), ahead=3)) == list(range(100))
     assert take_all(Prefetch([], ahead=1)) == []
+    assert take_all(Prefetch([[], []], ahead=1)) == []
+
+
+@given(st.lists(st.lists(st.integers(), max_size=9), max_size=9), st.integers(1, 9))
+def test_lists_of_any_sizes_come_as_items_in_order(lists, ahead):
+    assert take_all(Prefetch(lists, ahead)) == [item for items in lists for item in items]
 
 
 def test_taking_without_waiting_takes_what_is_there():
     gate = threading.Event()
 
-    def items():
-        yield from (1, 2, 3)
+    def lists():
+        yield [1]
+        yield [2, 3]
         gate.wait()
-        yield 4
+        yield [4]
 
-    source = Prefetch(items(), ahead=9)
+    source = Prefetch(lists(), ahead=9)
     wait_for(lambda: source.has_ready(3))
-    assert source.take(9, wait=True) == [1, 2, 3]
+    assert source.take(2, wait=False) == [1, 2]
+    assert source.take(9, wait=True) == [3]
     assert (source.take(9, wait=False), source.is_ended) == ([], False)
     gate.set()
     assert take_all(source) == [4]
 
 
-def test_items_are_made_elsewhere_and_not_too_far_ahead():
+def test_a_list_that_has_come_does_not_wait_for_the_next_one():
+    gate = threading.Event()
+
+    def lists():
+        yield [1]
+        gate.wait()
+
+    source = Prefetch(lists(), ahead=9)
+    assert source.take(9, wait=True) == [1]
+    gate.set()
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_items_are_made_elsewhere_and_not_too_far_ahead(size):
     made = []
     threads = set()
 
-    def items():
-        for i in range(1000):
-            made.append(i)
+    def lists():
+        numbers = count()
+        while True:
+            made.extend(islice(numbers, size))
             threads.add(threading.current_thread())
-            yield i
+            yield made[-size:]
 
-    source = Prefetch(items(), ahead=5)
-    assert source.take(1, wait=True) == [0]
-    wait_for(lambda: len(made) == 1 + 5 + 1)
+    source = Prefetch(lists(), ahead=5)
+    taken = source.take(1, wait=True)
+    wait_for(lambda: source.has_ready(5))
     time.sleep(0.05)
-    assert len(made) == 1 + 5 + 1
+    assert not source.has_ready(6)
+    assert len(made) <= 1 + 5 + size
+    taken += source.take(9, wait=False)
+    assert taken == list(range(6))
     assert threading.current_thread() not in threads
     source.close()
 
 
 def test_an_exception_comes_after_the_items_before_it():
-    def items():
-        yield 1
+    def lists():
+        yield [1]
         raise KeyError("broken")
 
-    source = Prefetch(items(), ahead=4)
-    source._thread.join()
+    source = Prefetch(lists(), ahead=4)
+    source.thread.join()
     assert source.take(9, wait=True) == [1]
     assert not source.is_ended
     with pytest.raises(KeyError, match="broken"):
@@ -75,31 +107,31 @@ def test_an_exception_comes_after_the_items_before_it():
 
 
 def test_closing_stops_the_thread_while_it_waits():
-    source = Prefetch(iter(int, 1), ahead=2)
+    source = Prefetch(iter(lambda: [0], None), ahead=2)
     source.close()
-    assert not source._thread.is_alive()
+    assert not source.thread.is_alive()
 
 
 def test_closing_does_not_wait_for_an_item_that_never_comes(monkeypatch):
     monkeypatch.setattr("rwkv_batch.prefetch.CLOSING_SECONDS", 0.1)
     gate = threading.Event()
-    source = Prefetch(iter(gate.wait, None), ahead=2)
+    source = Prefetch(singles(iter(gate.wait, None)), ahead=2)
     source.close()
-    assert source._thread.is_alive()
+    assert source.thread.is_alive()
     gate.set()
 
 
 def test_a_window_is_ready_when_it_is_whole_or_the_last():
     gate = threading.Event()
 
-    def items():
-        yield from (1, 2, 3)
+    def lists():
+        yield [1, 2, 3]
         gate.wait()
-        yield 4
+        yield [4]
 
-    source = Prefetch(items(), ahead=9)
+    source = Prefetch(lists(), ahead=9)
     wait_for(lambda: source.has_ready(3))
     assert not source.has_ready(4)
     gate.set()
-    source._thread.join()
+    source.thread.join()
     assert source.has_ready(9)

@@ -23,6 +23,7 @@ __all__ = [
     "fixed_tile",
     "linear",
     "linear_kernel",
+    "rows_independent",
     "specializations",
     "unsupported_reason",
 ]
@@ -265,6 +266,7 @@ def _multiply_by_library(
 
 
 unsupported_reason = probed("linear")
+rows_independent = True
 
 
 def specializations() -> list[Specialization]:

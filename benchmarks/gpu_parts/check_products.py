@@ -104,7 +104,7 @@ def _score(context: Context, target: Target, sizes: Sizes, dtype: torch.dtype) -
     head = DenseLinear(draw(target, sizes.V, sizes.C, dtype=dtype, std=4 / sizes.C**0.5))
     x = draw(target, most, sizes.C, dtype=dtype)
     targets = torch.randint(0, sizes.V, (most,), device=context.device)
-    ops = OpTable({"log_normalizer": log_normalizer, "score": score}, ())
+    ops = OpTable.of(log_normalizer=log_normalizer, score=score)
 
     def logprobs(M: int) -> Tensor:
         return function(x[:M].contiguous(), head, targets[:M], torch.arange(M, device=x.device), ops)[0]

@@ -44,7 +44,7 @@ from rwkv_batch.engine.state_pool import StatePool, pool_parts
 from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.placement import Placement
 from rwkv_batch.models.rows import DecodeRows, Rows
-from rwkv_batch.ops import OpChoice, OpSpec, OpTable
+from rwkv_batch.ops import Implementation, OpChoice, OpSpec, OpTable
 from tests.kernels.fake_driver import SHARED_BYTES, FakeDriver
 
 from ..roofline import MODELS, Sizes
@@ -130,15 +130,15 @@ def steps() -> Iterator[Rows]:
 
 def model_of(file: ModelFile, state: torch.dtype, is_invariant: bool) -> Model:
     """A model in bfloat16 whose ops are Triton's, though its tensors are in host memory."""
-    functions, layouts, choices = {}, {}, []
+    implementations, choices = {}, []
     for spec in dict.fromkeys((*file.ops, *Sampler.OPS)):
         module = _kernels(spec)
-        functions[spec.name] = spec.reference if module is None else getattr(module, spec.name)
-        choices.append(OpChoice(spec.name, "reference" if module is None else "triton", ()))
-        if module is not None and hasattr(module, "pack"):
-            layouts[spec.name] = module.pack
+        kernel = None if module is None else Implementation.of(spec.name, module)
+        implementations[spec.name] = kernel or Implementation(spec.definition)
+        backend = "triton" if kernel else "reference"
+        choices.append(OpChoice(spec.name, backend, (), is_recorded=spec.is_recorded))
     placement = Placement(CPU, torch.bfloat16, None, state)
-    return Model(file, placement, OpTable(functions, choices, layouts), batch_invariant=is_invariant)
+    return Model(file, placement, OpTable(implementations, choices), batch_invariant=is_invariant)
 
 
 def _kernels(spec: OpSpec) -> Any:
@@ -147,8 +147,9 @@ def _kernels(spec: OpSpec) -> Any:
     if find_spec(name) is None:
         return None
     module = import_module(name)
-    is_left = spec.optional and hasattr(module, "better_left") and module.better_left(torch.bfloat16)
-    return None if is_left else module
+    prefers_definition = getattr(module, "prefers_definition", None)
+    is_declined = spec.optional and prefers_definition is not None and prefers_definition(torch.bfloat16)
+    return None if is_declined else module
 
 
 def run(model: Model, rows: Rows) -> None:

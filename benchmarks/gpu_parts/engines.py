@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 from statistics import median
@@ -25,7 +24,6 @@ from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.source import Pulled
 from rwkv_batch.engine.state_pool import StateLayout
 from rwkv_batch.models.checkpoint import Checkpoint
-from rwkv_batch.models.linear import quantized_ops
 from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.placement import Placement
 from rwkv_batch.ops import OpTable, resolve
@@ -51,7 +49,7 @@ def load(
     file = ModelFile.open(checkpoint)
     device = device or context.device
     placement = Placement(device, DTYPES[dtype], quantization, DTYPES[state_dtype])
-    specs = tuple(dict.fromkeys((*file.ops, *quantized_ops(quantization, device), *Sampler.OPS)))
+    specs = tuple(dict.fromkeys((*file.ops_at(placement.head), *Sampler.OPS)))
     chosen = {spec.name: usable_backend(context, spec.name, backend, dtype, state_dtype) for spec in specs}
     tables = []
     for name in dict.fromkeys(chosen.values()):
@@ -64,9 +62,8 @@ def joined(tables: Sequence[OpTable]) -> OpTable:
     """Tables of different ops as one."""
     served = {choice.op: table for table in tables for choice in table.choices}
     return OpTable(
-        {name: getattr(table, name) for name, table in served.items()},
+        {name: table.implementations[name] for name, table in served.items()},
         [choice for table in tables for choice in table.choices],
-        {name: partial(table.pack, name) for name, table in served.items() if table.has_layout(name)},
     )
 
 
@@ -111,7 +108,7 @@ def serve(model: Model, num_slots: int, prompt_tokens: int = 0) -> Engine:
     """
     if model.device.type == "cuda":
         return make_engine(model, num_slots, prompt_tokens, run_ahead=None, decode_graphs=None)
-    can_record = model.ops.served_by(BACKEND, besides=Sampler.OPS[1:])
+    can_record = model.ops.can_be_recorded
     return make_engine(model, num_slots, prompt_tokens, run_ahead=True, decode_graphs=can_record)
 
 

@@ -12,7 +12,7 @@ from rwkv_batch.checks.products import Product, products
 from rwkv_batch.models.mm8 import quantize_mm8
 from rwkv_batch.models.mm8_linear import Mm8Linear
 from rwkv_batch.models.model import Model
-from rwkv_batch.ops import OpTable
+from rwkv_batch.ops import Implementation
 
 from ..roofline import Sizes
 from .columns import format_columns
@@ -61,7 +61,7 @@ def _rates(context: Context, product: Product, M: int) -> Point:
     quantized = [quantize_mm8(weight) for weight in dense]
     eight_bit = {
         f"W8A16{mark}": [
-            Mm8Linear(one, device, OpTable({"mm8": op("mm8", device, backend=backend)}, ())) for one in quantized
+            Mm8Linear(one, device, Implementation(op("mm8", device, backend=backend))) for one in quantized
         ]
         for backend, mark in backends(context.is_rehearsal).items()
     }

@@ -18,7 +18,7 @@ from rwkv_batch.models.blocks import Norm
 from rwkv_batch.models.linear import DenseLinear
 from rwkv_batch.models.rows import DecodeRows
 from rwkv_batch.models.scoring import log_normalizer, score
-from rwkv_batch.ops import OpTable
+from rwkv_batch.ops import Implementation, OpTable
 from rwkv_batch.sampling_params import SamplingParams
 
 from ..roofline import MODELS
@@ -55,7 +55,7 @@ def _sample(context: Context, params: SamplingParams, B: int, is_definition: boo
     size = TINY.V if context.is_rehearsal else 65536
     B = min(B, 64) if context.is_dry else B
     function = sample_definition if is_definition else op("sample", context.device, V=size)
-    ops = OpTable({"sample": function, "log_normalizer": log_normalizer, "select": select}, ())
+    ops = OpTable.of(sample=function, log_normalizer=log_normalizer, select=select)
     sampler = Sampler(B, Vocabulary.plain(size), context.device, ops)
     seen = list(range(1, min(_SEEN, size // 2)))
     sampler.assign(range(B), [Request(slot, [1], params, row=slot) for slot in range(B)])
@@ -119,10 +119,10 @@ def _score(context: Context, B: int) -> Point:
     sizes, device = _sizes(context), context.device
     function = op("score", device, V=sizes.V)
     weight = (torch.randn(sizes.V, sizes.C, device=device) * LOGIT_STD / sizes.C**0.5).bfloat16()
-    head = DenseLinear(weight, op("linear", device))
+    head = DenseLinear(weight, Implementation(op("linear", device)))
     x = torch.randn(B, sizes.C, device=device).bfloat16()
     targets = torch.randint(0, sizes.V, (B,), device=device)
-    ops = OpTable({"log_normalizer": log_normalizer, "score": score}, ())
+    ops = OpTable.of(log_normalizer=log_normalizer, score=score)
     rows = torch.arange(B, device=device)
     seconds = context.stopwatch.calls([partial(function, x, head, targets, rows, ops)] * 2)
     operations = 2 * B * sizes.V * sizes.C

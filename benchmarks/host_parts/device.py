@@ -17,6 +17,10 @@ class SimulatedDevice:
     Args:
         step_seconds: what a step takes; 0 makes results ready at once.
         now, sleep: the clock in seconds, and what waits on it.
+
+    Attributes:
+        on_launch: called at every launch.
+        ready_at: when the results of the step that was launched last are ready.
     """
 
     def __init__(
@@ -27,6 +31,7 @@ class SimulatedDevice:
     ) -> None:
         self.step_seconds = step_seconds
         self._now, self._sleep = now, sleep
+        self.on_launch: Callable[[], object] = lambda: None
         self.reset()
 
     def reset(self) -> None:
@@ -35,7 +40,6 @@ class SimulatedDevice:
         self.first_launch: float | None = None
         self.last_result = 0.0
         self.ready_at = 0.0
-        """When the results of the step that was launched last are ready."""
 
     def launch(self) -> None:
         """A step is put into the device's queue."""
@@ -44,6 +48,7 @@ class SimulatedDevice:
             self.first_launch = self.last_result = now
         self.ready_at = max(now, self.ready_at) + self.step_seconds
         self.num_steps += 1
+        self.on_launch()
 
     def wait(self, ready_at: float) -> None:
         """Return when the device's clock has come to `ready_at`, a former value of that attribute."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from time import perf_counter, thread_time
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
@@ -16,9 +15,6 @@ import torch
 
 import rwkv_batch.job
 import rwkv_batch.llm
-from rwkv_batch.config import load_job
-from rwkv_batch.data.plan import Shard
-from rwkv_batch.data.stopping import StopSignals
 from rwkv_batch.data.writer import Writer
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.host_copy import HostCopy
@@ -147,6 +143,11 @@ def num_tokens(completion: Any) -> int:
     return sum(map(len, (completion.token_ids, completion.prompt_scores or (), completion.next_scores or ())))
 
 
+def num_transfers(engine: Engine) -> int:
+    """From the host to the device, since the engine was made."""
+    return engine._uploader.num_transfers
+
+
 @contextmanager
 def free_jobs(device: SimulatedDevice, recorded: bool) -> Iterator[list[Engine]]:
     """Jobs load a model that costs nothing; yields the engines that they make."""
@@ -162,10 +163,3 @@ def free_jobs(device: SimulatedDevice, recorded: bool) -> Iterator[list[Engine]]
         patch.object(Engine, "__init__", make_ahead),
     ):
         yield engines
-
-
-def run_job(path: Path) -> tuple[int, int]:
-    """Rows and errors."""
-    with StopSignals() as stop:
-        outcome = rwkv_batch.job.run_job(load_job(str(path)), Shard(), stop)
-    return outcome.rows, outcome.errors

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from time import perf_counter, thread_time
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
@@ -15,15 +14,14 @@ import torch
 
 import rwkv_batch.job
 import rwkv_batch.llm
-from rwkv_batch.config import load_job
-from rwkv_batch.data.plan import Shard
-from rwkv_batch.data.stopping import StopSignals
 from rwkv_batch.data.writer import Writer
 from rwkv_batch.detokenizer import Detokenizer
+from rwkv_batch.engine import engine, in_flight, sampler, slot_tables, step_input
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.host_copy import HostCopy
 from rwkv_batch.engine.request import Request
-from rwkv_batch.engine.slot_tables import Vocabulary
+from rwkv_batch.engine.slot_tables import SlotTables, Vocabulary
+from rwkv_batch.models import rows
 from rwkv_batch.models.architecture import StateField
 from rwkv_batch.models.model import Model
 from rwkv_batch.models.placement import Placement
@@ -151,6 +149,31 @@ def num_tokens(completion: Any) -> int:
     return len(completion.token_ids) + len(completion.prompt_scores)
 
 
+class _Transfers:
+    """Counts what would go from the host to a device: this version has no counter of its own."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        SlotTables._write = staticmethod(self._counted(SlotTables._write))  # type: ignore[method-assign]
+        for module in (engine, in_flight, rows, sampler, slot_tables, step_input):
+            module.upload = self._counted(module.upload)
+
+    def _counted(self, function: Any) -> Any:
+        def counted(*args: Any) -> Any:
+            self.count += 1
+            return function(*args)
+
+        return counted
+
+
+_TRANSFERS = _Transfers()
+
+
+def num_transfers(engine: Engine) -> int:
+    """From the host to a device, since the process was started."""
+    return _TRANSFERS.count
+
+
 @contextmanager
 def free_jobs(device: SimulatedDevice, recorded: bool) -> Iterator[list[Engine]]:
     """Jobs load a model that costs nothing; yields the engines that they make."""
@@ -166,10 +189,3 @@ def free_jobs(device: SimulatedDevice, recorded: bool) -> Iterator[list[Engine]]
         patch.object(Engine, "__init__", make_ahead),
     ):
         yield engines
-
-
-def run_job(path: Path) -> tuple[int, int]:
-    """Rows and errors."""
-    with StopSignals() as stop:
-        outcome = rwkv_batch.job.run_job(load_job(str(path)), Shard(), stop)
-    return outcome.rows, outcome.errors

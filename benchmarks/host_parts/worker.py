@@ -24,6 +24,7 @@ import torch
 import yaml
 
 import rwkv_batch
+from rwkv_batch import run
 
 from .cases import ENGINE_PROMPT_TOKENS, STOP, STOPS, Case, prompt, questions
 from .clocks import Clocks, Watched
@@ -62,6 +63,7 @@ class Measurer:
             for _ in driver.complete(engine, driver.requests(warm_up, prompts[: case.batch_size])):
                 pass
             device.reset()
+            transfers = Transfers(device, driver, [engine])
             clocks.seconds.clear()
             gc.collect()
             before = _numbers(engine.stats)
@@ -72,7 +74,7 @@ class Measurer:
         if sum(made) != expected:
             raise RuntimeError(f"{case.name}: the engine made {sum(made)} tokens, expected {expected}")
         counted = {name: value - before.get(name, 0) for name, value in _numbers(engine.stats).items()}
-        return self._answer(case, spent, expected, counted, clocks)
+        return self._answer(case, spent, expected, counted, clocks, transfers)
 
     def job(self, case: Case, watch: bool) -> Answer:
         """A whole job, from Parquet to Parquet, once its model is loaded."""
@@ -89,21 +91,29 @@ class Measurer:
                 device.delays(driver.COPY),
                 clocks.watching([_step(driver), *whole, *loading, *(driver.WATCHED_OF_JOB if watch else ())]),
             ):
-                found = driver.run_job(path)
+                transfers = Transfers(device, driver, engines)
+                code = run.main([str(path)])
             parts = [pq.read_table(part) for part in Path(scratch, "out").glob("*.parquet")]
         column = "num_tokens" if case.is_score else "completion_tokens"
         tokens = sum(_sum(part[column]) for part in parts)
+        rows = sum(part["status"].to_pylist().count("ok") for part in parts)
         expected = _scored_tokens(case) if case.is_score else case.requests * case.length
-        if (*found, tokens) != (case.rows, 0, expected):
+        if (code, rows, tokens) != (0, case.rows * case.n, expected):
             raise RuntimeError(
-                f"{case.name}: got {found[0]} rows, {found[1]} errors and {tokens} tokens of the job, "
-                f"expected {case.rows}, 0 and {expected}"
+                f"{case.name}: the job ended with {code} and wrote {rows} rows with {tokens} tokens, "
+                f"expected 0, {case.rows * case.n} and {expected}"
             )
         spent = {name: clocks.seconds.pop(name) - clocks.seconds.pop(f"loading, {name}") for name in _CLOCKS}
-        return self._answer(case, spent, expected, _numbers(engines[-1].stats), clocks)
+        return self._answer(case, spent, expected, _numbers(engines[-1].stats), clocks, transfers)
 
     def _answer(
-        self, case: Case, spent: dict[str, float], tokens: int, counted: dict[str, float], clocks: Clocks
+        self,
+        case: Case,
+        spent: dict[str, float],
+        tokens: int,
+        counted: dict[str, float],
+        clocks: Clocks,
+        transfers: Transfers,
     ) -> Answer:
         steps = self._device.num_steps
         in_steps = clocks.seconds.pop("in steps")
@@ -121,9 +131,35 @@ class Measurer:
             "used_share": self._device.used_share,
             "main_thread_ms": 1000 * spent["thread"] / steps,
             "in_steps_ms": 1000 * in_steps / steps,
-            "transfers": counted["transfers"] / steps if "transfers" in counted else None,
+            "transfers": transfers.mean,
+            "most_transfers": transfers.most,
             "split_ms": {name: 1000 * value / steps for name, value in (parts | threads).items()},
         }
+
+
+class Transfers:
+    """How many arrays have gone to the device for each step.
+
+    Args:
+        engines: the last one counts; it may be made later.
+    """
+
+    def __init__(self, device: SimulatedDevice, driver: Any, engines: Sequence[Any]) -> None:
+        self._driver, self._engines = driver, engines
+        self._counts: list[int] = []
+        device.on_launch = self._add
+
+    def _add(self) -> None:
+        self._counts.append(self._driver.num_transfers(self._engines[-1]))
+
+    @property
+    def mean(self) -> float:
+        """Of all steps but the first."""
+        return (self._counts[-1] - self._counts[0]) / max(len(self._counts) - 1, 1)
+
+    @property
+    def most(self) -> int:
+        return max(map(int.__sub__, self._counts[1:], self._counts), default=0)
 
 
 def _step(driver: Any) -> Watched:

@@ -23,7 +23,7 @@ def check_mm8(target: Target, product: Product, dtype: torch.dtype, tokens: Iter
     checks, table = Checks(), target.ops("mm8", dtype)
     torch.manual_seed(0)
     weight = quantize_mm8(torch.randn(product.N, product.K, device=target.device) * product.K**-0.5)
-    layer, exact = Mm8Linear(weight, target.device, table), _stands_for(weight)
+    layer, exact = Mm8Linear(weight, target.device, table.implementations["mm8"]), _stands_for(weight)
     for x in _inputs(target, product, dtype, tokens):
         with poisoned():
             y = layer(x)

@@ -176,7 +176,7 @@ def check_score(target: Target, sizes: Sizes, dtype: torch.dtype, tokens: int) -
     right = torch.log_softmax(x.double() @ head.weight.double().t(), 1)
     targets = torch.randint(0, sizes.V, (tokens,), device=target.device)
     targets[::3] = right.argmax(1)[::3]
-    ops = OpTable({"log_normalizer": log_normalizer, "score": score_definition}, ())
+    ops = OpTable.of(log_normalizer=log_normalizer, score=score_definition)
     with poisoned():
         logprobs, is_greedy = function(x, head, targets, torch.arange(tokens, device=target.device), ops)
     best, second = right.topk(2, 1).values.unbind(1)
@@ -193,18 +193,12 @@ def _with(factors: LowRank, change: Callable[[Linear], Linear]) -> LowRank:
 
 
 def _in_float64(one: Linear) -> Linear:
-    assert isinstance(one, DenseLinear)
     return DenseLinear(one.weight.double())
 
 
 def _packed(factors: LowRank, target: Target, dtype: torch.dtype) -> LowRank:
-    """As the target's `low_rank` reads them: where weights have a layout of their own, that is it."""
+    """As the target's `low_rank` reads them: of packed weights where the target's `linear` packs them."""
     if target.backend != "cpu":
         return factors
-    table = target.ops("linear", dtype)
-
-    def pack(one: Linear) -> Linear:
-        assert isinstance(one, DenseLinear)
-        return DenseLinear(table.pack("linear", one.weight), table.linear)
-
-    return _with(factors, pack)
+    op = target.ops("linear", dtype).implementations["linear"]
+    return _with(factors, lambda one: DenseLinear(op.packed(one.weight), op))

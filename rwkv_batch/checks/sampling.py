@@ -58,7 +58,7 @@ class Drawer:
     ) -> None:
         self.size, self.device = size, target.device
         served = {own: target.op(own, torch.float32, V=size)} if own else {}
-        self.sampler = Sampler(count, Vocabulary.plain(size), target.device, OpTable(_DEFINITIONS | served, ()))
+        self.sampler = Sampler(count, Vocabulary.plain(size), target.device, OpTable.of(**_DEFINITIONS | served))
         requests = [
             Request(slot, [1 + slot % 50, 7, 9], params[slot % len(params)], seed=3, row=slot) for slot in range(count)
         ]

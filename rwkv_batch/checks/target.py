@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from ..engine.sampler import Sampler
 from ..errors import BackendError
+from ..kernel_module import KernelModule
 from ..models.architecture import architectures
 from ..models.linear import quantized_ops
 from ..models.scoring import LOG_NORMALIZER, SCORE
-from ..ops import OpSpec, OpTable
-from ..triton_kernels.support import UnsupportedReason
+from ..ops import Implementation, OpSpec, OpTable
 
 CPU = torch.device("cpu")
 
@@ -70,17 +70,15 @@ class Target:
             UnusableError: its kernels cannot be compiled, loaded or launched; the message says why.
         """
         if self.backend == "reference":
-            return OpTable({name: specs()[name].reference}, ())
+            return OpTable.of(**{name: specs()[name].definition})
         if not self.has(name):
             raise BackendError(f"no {self.backend} kernel {name!r}")
-        module = import_module(f"rwkv_batch.{self.backend}_kernels.{name}")
-        unsupported_reason: UnsupportedReason = module.unsupported_reason
-        if reason := unsupported_reason.settings(self.device, dtype, sizes, state_dtype):
+        module = cast(KernelModule, import_module(f"rwkv_batch.{self.backend}_kernels.{name}"))
+        if reason := module.unsupported_reason.settings(self.device, dtype, sizes, state_dtype):
             raise BackendError(reason)
-        if reason := unsupported_reason(self.device, dtype, sizes, state_dtype):
+        if reason := module.unsupported_reason(self.device, dtype, sizes, state_dtype):
             raise UnusableError(reason)
-        layouts = {name: module.pack} if hasattr(module, "pack") else {}
-        return OpTable({name: getattr(module, name)}, (), layouts)
+        return OpTable({name: Implementation.of(name, module)})
 
     def op(
         self, name: str, dtype: torch.dtype = torch.bfloat16, state_dtype: torch.dtype = torch.float32, **sizes: int

@@ -7,9 +7,12 @@ from torch import Tensor
 
 from .build import library
 from .call import unsupported as unsupported_reason
-from .products import PackedWeight, better_left, multiply_rows, pack_panels
+from .products import PackedWeight, multiply_rows, pack_panels, prefers_definition
 
-__all__ = ["better_left", "linear", "pack", "unsupported_reason"]
+__all__ = ["linear", "pack", "prefers_definition", "rows_independent", "unsupported_reason", "writes_into"]
+
+rows_independent = True
+writes_into = True
 
 
 def pack(weight: Tensor) -> PackedWeight:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from .call import address
 from .call import unsupported as unsupported_reason
-from .products import ACTIVATIONS, better_left, multiply
+from .products import ACTIVATIONS, multiply, prefers_definition
 
-__all__ = ["better_left", "low_rank", "unsupported_reason"]
+__all__ = ["low_rank", "prefers_definition", "unsupported_reason"]
 
 
 def low_rank(inputs: Tensor, p: Any) -> Tensor:

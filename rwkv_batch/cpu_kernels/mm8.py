@@ -9,7 +9,10 @@ from .call import address
 from .call import unsupported as unsupported_reason
 from .products import PackedWeight, multiply_rows, pack_panels
 
-__all__ = ["mm8", "pack", "unsupported_reason"]
+__all__ = ["mm8", "pack", "rows_independent", "unsupported_reason", "writes_into"]
+
+rows_independent = True
+writes_into = True
 
 
 def pack(centred: Tensor) -> PackedWeight:

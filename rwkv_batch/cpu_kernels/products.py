@@ -188,8 +188,8 @@ def multiply_whole_numbers(
     return multiply_rows(kernel, x, q.weight, activation, gate, out, dtype, into, fields)
 
 
-def better_left(dtype: torch.dtype) -> str | None:
-    """Why products with dense weights are better left to others, if so."""
+def prefers_definition(dtype: torch.dtype) -> str | None:
+    """Why products with dense weights are faster by the definition, if so."""
     if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
         return "oneDNN multiplies bfloat16 with this processor's matrix units"
     return None

@@ -9,7 +9,9 @@ from .build import library
 from .call import unsupported as unsupported_reason
 from .products import PackedInt8, multiply_whole_numbers, pack_int8
 
-__all__ = ["pack", "unsupported_reason", "w8a8"]
+__all__ = ["pack", "unsupported_reason", "w8a8", "writes_into"]
+
+writes_into = True
 
 
 def pack(q: Tensor) -> PackedInt8:

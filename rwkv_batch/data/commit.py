@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .plan import Plan, Unit
-from .results import Record
 from .storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -97,10 +96,14 @@ class JobFiles:
             return None
         return Part(os.path.basename(path), int(values["rows"]), int(values["errors"]), size)
 
-    def commit(self, unit: Unit, records: Sequence[Record]) -> None:
-        """Make finished rows durable in a new segment. Each record has its "row" beside the results."""
+    def commit(self, unit: Unit, batches: Sequence[pa.RecordBatch]) -> None:
+        """Make finished rows durable in a new segment.
+
+        Args:
+            batches: the results, with the column "row" before them.
+        """
         schema = self._segment_schema.with_metadata(self._form.schema(unit).metadata)
-        table = pa.Table.from_pylist(list(records), schema)
+        table = pa.Table.from_batches(batches, self._segment_schema).cast(schema)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         path = os.path.join(self._unit_folder(unit), f"seg-{self._next_segment:06d}-{self._run}.seg")

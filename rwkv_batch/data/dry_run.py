@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from ..errors import RowError
+from ..rows import ErrorRow, ScoreRow
 from .plan import Shard
 from .prepare import Prepared
+from .rows import RowKey
 from .table import BATCH_ROWS
 
 SHOWN_UNITS = 8
@@ -51,13 +53,21 @@ def _backends(prepared: Prepared) -> Iterator[str]:
 
 def _first_prompt(prepared: Prepared) -> Iterator[str]:
     for batch in prepared.source.read(0, min(prepared.plan.num_rows, BATCH_ROWS), prepared.columns.read):
-        for row, request in enumerate(prepared.maker.requests(batch)):
-            if isinstance(request, RowError):
-                yield f"row {row}     error {request.code}: {request.message}"
+        keys = [RowKey(prepared.plan.unit(0), row) for row in range(batch.num_rows)]
+        for row in prepared.parser.rows(batch, keys):
+            if isinstance(row, ErrorRow):
+                yield f"row {row.row}     error {row.error.code}: {row.error.message}"
                 continue
-            yield f"row {row}     {request.prompt!r}"
-            if isinstance(request.prompt, str):
-                token_ids = prepared.model.tokenizer.encode(request.prompt)
+            prompt = row.context if isinstance(row, ScoreRow) else row.prompt
+            yield f"row {row.row}     {_shown(prompt)}"
+            if isinstance(prompt, str):
+                token_ids = list(prepared.model.tokenizer.encode(prompt))
                 yield f"          {len(token_ids)} tokens: {token_ids}"
-            yield from (f"          continuation {item!r}" for item in request.continuations)
+            continuations = row.continuations if isinstance(row, ScoreRow) else ()
+            yield from (f"          continuation {_shown(item)}" for item in continuations)
             return
+
+
+def _shown(prompt: Any) -> str:
+    """Text, or token ids, as Python writes them."""
+    return repr(prompt if isinstance(prompt, str) else list(map(int, prompt)))

@@ -10,42 +10,72 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..config import JobConfig
+from ..config import JOB_SAMPLING, JobConfig, Section
 from .columns import Columns
 
 FORMAT = 1
 """Raised when the meaning of segments, parts or random streams changes."""
 
+HARMLESS = frozenset(
+    {
+        "engine.device",
+        "engine.backend",
+        "engine.max_batch_size",
+        "engine.max_batch_tokens",
+        "engine.prefix_sharing",
+        "engine.prefix_host_gib",
+        "output.flush_seconds",
+        "run.state_dir",
+        "run.on_row_error",
+        "run.backend",
+    }
+)
+"""Settings that change no row's results."""
+
+RESOLVED = frozenset(
+    {
+        "model.path",
+        "model.init_state",
+        "model.sha256",
+        "input.path",
+        "input.format",
+        "input.columns",
+        "input.limit",
+        "output.path",
+        "output.rows_per_part",
+        "output.input_columns",
+        "output.token_ids",
+        "output.logprobs",
+    }
+)
+"""Settings that are compared by what they lead to: model.fingerprint, the input's manifest, the plan, the columns."""
+
+FORMER_DEFAULTS: Mapping[str, Any] = {}
+"""Settings that job files no longer have, with the value that each had by default."""
+
 
 def result_settings(job: JobConfig, columns: Columns, schema: pa.Schema, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that changes a row's results, by dotted name. Slots, device, flush interval and shards don't.
+    """Everything that changes a row's results, by dotted name: all settings of the job that are not listed above.
 
     Args:
         schema: of the parts.
         model: "fingerprint" of the weights and initial state, "tokenizer" fingerprint or None, and the "dtype" in use.
     """
+    unused = "score." if job.task == "generate" else "sampling."
     settings: dict[str, Any] = {
         "format": FORMAT,
-        "task": job.task,
+        **{name: value for name, value in _flat(job).items() if not name.startswith(unused)},
         **{f"model.{name}": value for name, value in model.items()},
-        "model.quantization": job.model.quantization,
-        "model.strategy": job.model.strategy,
-        "model.ln_x_eps": job.model.ln_x_eps,
-        "engine.state_dtype": job.engine.state_dtype,
-        "engine.batch_invariant": job.engine.batch_invariant,
         "input.template": columns.template,
-        "input.max_prompt_tokens": job.input.max_prompt_tokens,
         **{f"input.columns.{part}": name for part, name in columns.parts.items()},
         "output.columns": [f"{field.name}: {field.type}" for field in schema],
     }
     if job.task == "generate":
-        settings |= {f"sampling.{field}": value for field, value in asdict(job.sampling).items()}
         settings |= {f"input.columns.{field}": name for field, name in columns.sampling.items()}
         settings["input.columns.sampling"] = columns.sampling_struct
     else:
         settings["input.columns.answer"] = columns.answer
-        settings |= {f"score.{name}": value for name, value in job.score.model_dump().items()}
-    return {name: _canonical(value) for name, value in settings.items()}
+    return {name: _canonical(value) for name, value in settings.items() if name not in HARMLESS | RESOLVED}
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -54,12 +84,38 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One line for each setting that differs."""
+    """One line for each setting that differs.
+
+    A setting that one side lacks, as it was added or removed since, counts as its default. Where a setting names a
+    column, the default is null: there is no such column.
+    """
+    defaults = {**FORMER_DEFAULTS, **default_settings()}
+    old, new = ({name: side.get(name, defaults.get(name)) for name in {*old, *new}} for side in (old, new))
     return [
-        f"{name}: {_shown(old, name)} when it was started, {_shown(new, name)} now"
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
+        f"{name}: {_shown(old[name])} when it was started, {_shown(new[name])} now"
+        for name in sorted(old)
+        if old[name] != new[name]
     ]
+
+
+def default_settings() -> dict[str, Any]:
+    """The settings of a job whose file says nothing, by dotted name, without those that every file must have."""
+    defaults = {f"sampling.{name}": value for name, value in asdict(JOB_SAMPLING).items()}
+    for name, field in JobConfig.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            inner = field.annotation.model_fields.items()
+            defaults |= {f"{name}.{key}": setting.default for key, setting in inner if not setting.is_required()}
+        elif name != "sampling":
+            defaults[name] = field.default
+    return {name: _canonical(value) for name, value in defaults.items()}
+
+
+def _flat(job: JobConfig) -> dict[str, Any]:
+    """All settings of a job by dotted name."""
+    flat = {f"sampling.{name}": value for name, value in asdict(job.sampling).items()}
+    for name, value in job.model_dump(exclude={"sampling"}).items():
+        flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _canonical(value: Any) -> Any:
@@ -73,6 +129,6 @@ def _canonical(value: Any) -> Any:
     return value
 
 
-def _shown(settings: Mapping[str, Any], name: str) -> str:
-    text = json.dumps(settings[name], ensure_ascii=False) if name in settings else "not set"
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."

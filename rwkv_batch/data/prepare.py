@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from .. import __version__
 from ..config import JobConfig
-from ..errors import ConfigurationError, MissingExtraError, RowError
+from ..errors import ConfigurationError, MissingExtraError, RowError, RwkvBatchError
 from .columns import CONSTRAINTS, Columns, bind_columns, expected_kinds
 from .commit import OutputFormat
 from .files import sha256_of
@@ -19,8 +20,17 @@ from .fingerprint import fingerprint, result_settings
 from .plan import Plan, Unit
 from .reader import Source, open_source
 from .results import output_schema, result_schema
-from .rows import RowMaker
+from .rows import RowParser
 from .state import Folders, check_folders
+
+SETTINGS = {
+    **{name: f"model.{name}" for name in ("tokenizer", "dtype", "quantization", "strategy", "init_state", "ln_x_eps")},
+    **{
+        name: f"engine.{name}"
+        for name in ("device", "backend", "max_batch_size", "max_batch_tokens", "state_dtype", "prefix_host_gib")
+    },
+}
+"""Argument of `LLM` → the job's setting that it comes from."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +45,39 @@ class Prepared:
     job: JobConfig
     source: Source
     columns: Columns
-    maker: RowMaker
+    parser: RowParser
     plan: Plan
     form: OutputFormat
     folders: Folders
     document: dict[str, Any]
     model: Any
 
+    def started_as(self, document: dict[str, Any]) -> Prepared:
+        """The same job under the fingerprint that its job.json records.
+
+        Args:
+            document: what job.json says.
+        """
+        footer = {**self.form.footer, "fingerprint": document["fingerprint"]}
+        return replace(self, document=document, form=replace(self.form, footer=footer))
+
     def read_passed(self, unit: Unit) -> Iterator[pa.RecordBatch]:
         """A unit's rows with the columns that its part repeats."""
         return self.source.read(unit.start, unit.stop, self.columns.passed)
 
 
+@contextmanager
+def named_as_in_jobs() -> Iterator[None]:
+    """Errors about an argument of `LLM` or `inspect_model` name the job's setting."""
+    try:
+        yield
+    except RwkvBatchError as error:
+        error.setting = SETTINGS.get(error.setting or "", error.setting)
+        raise
+
+
 def model_arguments(job: JobConfig) -> dict[str, Any]:
-    """What `LLM` and `inspect_model` both take."""
+    """What `inspect_model` takes."""
     model, engine = job.model, job.engine
     return {
         "model": model.path,
@@ -83,10 +112,11 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
     folders = Folders.of(job)
     check_folders(job, folders, source.files)
     _check_pin(job)
-    model = inspect_model(**model_arguments(job))
+    with named_as_in_jobs():
+        model = inspect_model(**model_arguments(job))
     if job.task == "generate":
         _check_sampling(job, columns, source.schema, model)
-    maker = RowMaker(job, columns, model.tokenizer)
+    parser = RowParser(job, columns)
     plan = Plan(min(source.num_rows, job.input.limit or source.num_rows), job.output.rows_per_part)
     identity = {
         "fingerprint": model.fingerprint,
@@ -111,7 +141,7 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
     footer = {"version": __version__, "fingerprint": identifier, "seed": str(job.sampling.seed)}
     passed = pa.schema([source.schema.field(name) for name in columns.passed])
     form = OutputFormat(results, passed, footer)
-    return Prepared(job, source, columns, maker, plan, form, folders, document, model)
+    return Prepared(job, source, columns, parser, plan, form, folders, document, model)
 
 
 def _check_sampling(job: JobConfig, columns: Columns, schema: pa.Schema, model: Any) -> None:

@@ -16,6 +16,8 @@ from .fingerprint import differences
 from .storage import Storage
 
 STATE_SUFFIX = ".rwkv_batch"
+JOB_KEYS = ("settings", "plan", "input", "fingerprint")
+"""What job.json holds beside what is there for people."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +89,16 @@ def read_job(storage: Storage, state: str) -> dict[str, Any] | None:
         return None
     except ValueError:
         job = None
-    if not isinstance(job, dict) or not {"settings", "plan", "input"} <= job.keys():
+    if not isinstance(job, dict) or not job.keys() >= set(JOB_KEYS):
         raise ResumeError(
-            f"{path} is damaged, expected a JSON object with settings, plan and input; put a copy of it back, "
+            f"{path} is damaged, expected a JSON object with {', '.join(JOB_KEYS)}; put a copy of it back, "
             "or remove this folder and the job's output folder to start over"
         )
     return job
 
 
-def compare_job(storage: Storage, folders: Folders, document: Mapping[str, Any]) -> bool:
-    """Whether the state folder holds a job, which then is this one.
+def compare_job(storage: Storage, folders: Folders, document: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the state folder's job.json says, which then is this job; None where there is none.
 
     Args:
         document: "settings" (what results depend on), "plan", "input" (the manifest), and more for people.
@@ -106,26 +108,30 @@ def compare_job(storage: Storage, folders: Folders, document: Mapping[str, Any])
     """
     started = read_job(storage, folders.state)
     if started is None:
-        return False
+        return None
     changes = _input_changes(started["input"], document["input"])
     if changes:
         raise ResumeError(_refusal("the input changed since the run started", changes, folders))
     changes = differences(started["settings"], document["settings"]) + differences(started["plan"], document["plan"])
     if changes:
         raise ResumeError(_refusal(f"{folders.output} was started with other settings", changes, folders))
-    return True
+    return started
 
 
-def open_job(storage: Storage, folders: Folders, document: Mapping[str, Any]) -> None:
-    """Write job.json where there is none, else compare; of two processes that start together, one writes.
+def open_job(storage: Storage, folders: Folders, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Write job.json where there is none; of two processes that start together, one writes.
+
+    Returns:
+        What job.json says. Its fingerprint is the one that parts and segments carry: a later version of this package
+        would make another one of the same settings.
 
     Raises:
         ResumeError: as `compare_job`.
     """
-    if not compare_job(storage, folders, document):
-        data = json.dumps(document, indent=1, ensure_ascii=False).encode()
-        if not storage.atomic_write(folders.file("job.json"), data, exclusive=True):
-            compare_job(storage, folders, document)
+    data = json.dumps(document, indent=1, ensure_ascii=False).encode()
+    while (started := compare_job(storage, folders, document)) is None:
+        storage.atomic_write(folders.file("job.json"), data, exclusive=True)
+    return started
 
 
 def _input_changes(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[str]:

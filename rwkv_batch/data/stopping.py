@@ -4,36 +4,43 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from ..errors import Stopped
+
 EXIT_KILLED = 130
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
-class Stopped(BaseException):
-    """A signal asked the run to end. No `Exception`, so that nothing on the way mistakes it for a failure."""
-
-
 class StopSignals:
-    """Handles the signals while its `with` block runs; from the main thread only."""
+    """Handles the signals while its `with` block runs. Outside of the main thread it handles none.
 
-    def __init__(self) -> None:
+    Args:
+        is_command: the process is this job's alone. Its signals are handled whatever they did before, and a second one
+            ends the process. Otherwise the process belongs to a program that has called `run_job`: signals that it
+            handles or ignores are left to it, and a second one does what it did before.
+    """
+
+    def __init__(self, is_command: bool = False) -> None:
         self.requested: signal.Signals | None = None
+        self._is_command = is_command
         self._is_interruptible = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        # Under nohup a hang-up is ignored, and stays so.
-        heeded = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
-        self._previous = {number: signal.signal(number, self._handle) for number in heeded}
+        if threading.current_thread() is threading.main_thread():
+            heeded = [number for number in SIGNALS if self._is_heeded(number)]
+            self._previous = {number: signal.signal(number, self._handle) for number in heeded}
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._restore()
+        if self.requested and kind is None and not self._is_command:
+            raise self._stopped()  # it came when all was done, and the program still has to hear of it
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -41,16 +48,32 @@ class StopSignals:
         self._is_interruptible = True
         try:
             if self.requested:
-                raise Stopped
+                raise self._stopped()
             yield
         finally:
             self._is_interruptible = False
+
+    def _is_heeded(self, number: signal.Signals) -> bool:
+        handler = signal.getsignal(number)
+        if self._is_command:  # under nohup a hang-up is ignored, and stays so
+            return number != signal.SIGHUP or handler != signal.SIG_IGN
+        return handler in (signal.SIG_DFL, signal.default_int_handler)
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.requested:
             os._exit(EXIT_KILLED)
         self.requested = signal.Signals(number)
-        message = f"\n{self.requested.name}: committing finished rows; a second signal ends the process at once\n"
-        os.write(2, message.encode())
+        second = "ends the process at once" if self._is_command else "does not wait for that"
+        os.write(2, f"\n{self.requested.name}: committing finished rows; a second signal {second}\n".encode())
+        if not self._is_command:
+            self._restore()
         if self._is_interruptible:
-            raise Stopped
+            raise self._stopped()
+
+    def _stopped(self) -> Stopped:
+        assert self.requested is not None
+        return Stopped(f"{self.requested.name}: what was finished is committed; start the job again to go on")

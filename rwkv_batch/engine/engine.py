@@ -86,7 +86,7 @@ class Engine:
         self._new_stop_matcher = new_stop_matcher
         is_cuda = model.device.type == "cuda"
         self._run_ahead = is_cuda if run_ahead is None else run_ahead
-        can_record = is_cuda and model.pipeline is None and model.ops.served_by("triton", besides=Sampler.OPS[1:])
+        can_record = is_cuda and model.pipeline is None and model.ops.can_be_recorded
         self._uses_graphs = can_record if decode_graphs is None else decode_graphs
         self.stats = EngineStats(max_batch_size, max_batch_tokens)
         self._uploader = Uploader(model.device)

@@ -105,7 +105,7 @@ def top_tokens(logits: Tensor, rows: Tensor, token_ids: Tensor, count: int) -> t
     return rank, sort_key(logits, position).topk(count, dim=1).indices
 
 
-TOP_TOKENS = OpSpec("top_tokens", top_tokens, optional=True)
+TOP_TOKENS = OpSpec("top_tokens", top_tokens, optional=True, is_recorded=False)
 
 
 class TopLogprobs:

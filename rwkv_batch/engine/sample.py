@@ -54,7 +54,7 @@ def sample(logits: Tensor, slot_index: Tensor, tables: SlotTables, ops: OpTable)
     return token_ids, logits.gather(1, token_ids[:, None])[:, 0].double() - normalizer
 
 
-PARTS = (LOG_NORMALIZER, OpSpec("select", select, optional=True))
+PARTS = (LOG_NORMALIZER, OpSpec("select", select, optional=True, is_recorded=False))
 SAMPLE = OpSpec("sample", sample, optional=True)
 
 

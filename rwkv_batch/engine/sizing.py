@@ -10,7 +10,7 @@ import torch
 
 from ..errors import CapacityError, ConfigurationError
 from ..models.convert import is_quantizable
-from ..models.linear import NOT_W8A8
+from ..models.linear import WIDE_INPUT_MATRIX
 from ..models.model import ModelFile
 from ..models.placement import LayerPlacement, Placement, stages
 from ..models.upload import pinned_bytes
@@ -94,14 +94,15 @@ def plan_memory(
 
     for name, value in (("max_batch_size", max_batch_size), ("max_batch_tokens", max_batch_tokens)):
         if value is not None and value < 1:
-            raise ConfigurationError(f"engine.{name}: got {value}, expected a positive number or auto")
+            raise ConfigurationError(f"got {value}, expected a positive number or auto", setting=name)
     prompt_tokens = _PROMPT_TOKENS.get(kind, 512)
     slots = max_batch_size or _SLOT_LIMIT.get(kind, 128)
     tokens = max_batch_tokens or slots + prompt_tokens
     if max_batch_size and max_batch_tokens and max_batch_tokens < max_batch_size:
         raise ConfigurationError(
-            f"engine.max_batch_tokens: got {max_batch_tokens}, expected at least max_batch_size ({max_batch_size}): "
-            "every running sequence needs one token of each step"
+            f"got {max_batch_tokens}, expected at least max_batch_size ({max_batch_size}): every running sequence "
+            "needs one token of each step",
+            setting="max_batch_tokens",
         )
 
     def plan(device: torch.device, slots: int, tokens: int) -> MemoryPlan:
@@ -165,7 +166,7 @@ def _layer_of(name: str, num_layers: int) -> int:
 
 def _weight_bytes(file: ModelFile, name: str, place: LayerPlacement) -> int:
     is_int8 = place.quantization is not None and is_quantizable(file.checkpoint, name)
-    if place.quantization == "w8a8" and place.device.type != "cpu" and name.endswith(NOT_W8A8):
+    if place.quantization == "w8a8" and place.device.type != "cpu" and name.endswith(WIDE_INPUT_MATRIX):
         is_int8 = False
     return math.prod(file.checkpoint.shape(name)) * (1 if is_int8 else place.dtype.itemsize)
 

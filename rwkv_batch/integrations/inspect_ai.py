@@ -11,6 +11,7 @@ import asyncio
 import queue
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..chat import render_messages
 from ..engine.request import END_OF_TEXT
 from ..errors import ConfigurationError, MissingExtraError
 from ..outputs import CompletionOutput, RequestOutput
-from ..requests import GenerateRow
+from ..rows import GenerateRow
 from ..sampling_params import SamplingParams
 from .pairs import random_stream
 
@@ -124,7 +125,7 @@ class _Service:
 
     def __init__(self, llm: Any) -> None:
         self._llm = llm
-        self._rows: queue.Queue[GenerateRow | None] = queue.Queue()
+        self._rows: queue.Queue[tuple[Future[RequestOutput], GenerateRow] | None] = queue.Queue()
         self._waiting: set[Future[RequestOutput]] = set()
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
@@ -132,27 +133,41 @@ class _Service:
         self._thread.start()
 
     def submit(self, row: int, prompt: list[int], params: SamplingParams) -> Future[RequestOutput]:
-        """A result to come.
+        """Ask for a completion. A future that is cancelled frees its slots at the engine's next step.
 
         Raises:
             RuntimeError: the engine has failed, or was closed.
         """
         future: Future[RequestOutput] = Future()
+        future.add_done_callback(self._abort_cancelled)
         with self._lock:
             if self._failure is not None:
                 raise RuntimeError(f"the engine has ended: {self._failure}") from self._failure
             self._waiting.add(future)
-        self._rows.put(GenerateRow(future, row, prompt, params))
+        self._rows.put((future, GenerateRow(future, row, prompt, params)))
         return future
 
     def close(self) -> None:
         self._rows.put(None)
         self._thread.join()
 
+    def _abort_cancelled(self, future: Future[RequestOutput]) -> None:
+        """Runs in whatever thread has ended the future."""
+        if future.cancelled():
+            with self._lock:
+                self._waiting.discard(future)
+            self._llm.abort(future)
+
+    def _wanted_rows(self) -> Iterator[GenerateRow]:
+        """Rows as they come, without those whose futures have been cancelled before."""
+        for future, row in iter(self._rows.get, None):
+            if not future.cancelled():
+                yield row
+
     def _run(self) -> None:
         failure: BaseException = RuntimeError("it was closed")
         try:
-            for future, output in self._llm.serve(iter(self._rows.get, None)):
+            for future, output in self._llm.serve(self._wanted_rows()):
                 with self._lock:
                     self._waiting.discard(future)
                 if future.set_running_or_notify_cancel():

@@ -23,7 +23,7 @@ from .. import __version__
 from ..chat import render_messages
 from ..engine.request import END_OF_TEXT
 from ..errors import ConfigurationError, MissingExtraError
-from ..requests import GenerateRow
+from ..rows import GenerateRow
 from ..sampling_params import SamplingParams
 from .pairs import ASSISTANT, random_stream, score_pairs
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..outputs import ScoreOutput
-from ..requests import ScoreRow
+from ..rows import ScoreRow
 
 if TYPE_CHECKING:
     from ..llm import LLM

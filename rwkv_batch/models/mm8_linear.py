@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import OpSpec, OpTable
+from ..ops import Implementation, OpSpec
 from .mm8 import Mm8Weight
 from .product import Linear
 
@@ -64,7 +63,7 @@ def mm8(x: Tensor, centred: Tensor, rx: Tensor, my: Tensor, ry: Tensor, correcti
 
 
 MM8 = OpSpec("mm8", mm8, optional=True)
-DEFINITION = OpTable({MM8.name: mm8}, ())
+MM8_DEFINITION = Implementation(mm8)
 
 
 class Mm8Linear(Linear):
@@ -72,14 +71,21 @@ class Mm8Linear(Linear):
 
     Args:
         weight: its metadata are converted to float32.
-        ops: who serves `mm8`, and in which layout.
+        op: what serves `mm8`.
+        keep: moves the bytes to where they are kept before they are packed: see `LayerStream.keep`.
 
     Attributes:
-        centred: as that implementation reads it.
+        weight: `centred` of `mm8`, or its packed weight.
         rx, my, ry, corrections: as `mm8` takes them.
     """
 
-    def __init__(self, weight: Mm8Weight, device: torch.device | str = "cpu", ops: OpTable = DEFINITION) -> None:
+    def __init__(
+        self,
+        weight: Mm8Weight,
+        device: torch.device | str = "cpu",
+        op: Implementation = MM8_DEFINITION,
+        keep: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         centred = (weight.q.t().contiguous().to(device) ^ 0x80).view(torch.int8)
         mx, self.rx, self.my, self.ry = (
             vector.to(device, torch.float32).contiguous() for vector in (weight.mx, weight.rx, weight.my, weight.ry)
@@ -87,21 +93,20 @@ class Mm8Linear(Linear):
         sums = centred.sum(1, dtype=torch.int32)
         self.corrections = torch.stack((sums * self.rx, 128.5 * self.rx, mx, torch.ones_like(mx)))
         self.out_features, self.in_features = centred.shape
-        self.centred: Any = ops.pack("mm8", centred)
-        self.nbytes = sum(part.nbytes for part in (self.centred, self.rx, self.my, self.ry, self.corrections))
-        self._op: Callable[..., Tensor] = ops.mm8
+        self.weight = op.packed(keep(centred) if keep is not None else centred)
+        self.nbytes = sum(part.nbytes for part in (self.weight, self.rx, self.my, self.ry, self.corrections))
+        self.rows_independent = op.rows_independent
+        self._op = op
 
     def write(self, x: Tensor, y: Tensor) -> None:
-        if isinstance(self.centred, Tensor):
-            super().write(x, y)
+        if self._op.writes_into:
+            self._op.function(x, self.weight, self.rx, self.my, self.ry, self.corrections, into=y)
         else:
-            self._op(x, self.centred, self.rx, self.my, self.ry, self.corrections, into=y)
-
-    def relocate(self, move: Callable[[Tensor], Tensor]) -> None:
-        self.centred = move(self.centred)
+            super().write(x, y)
 
     def product(self, x: Tensor) -> Tensor:
-        return self._op(x, self.centred, self.rx, self.my, self.ry, self.corrections)
+        y: Tensor = self._op.function(x, self.weight, self.rx, self.my, self.ry, self.corrections)
+        return y
 
 
 def _power_of_two_above(x: Tensor) -> Tensor:

@@ -14,13 +14,12 @@ from ..ops import OpSpec, OpTable
 from .architecture import DEFAULT_LN_X_EPS, Architecture, LayerState, StateField, identify
 from .blocks import Norm, layer_norm
 from .checkpoint import Checkpoint, load_state_file
-from .elsewhere import LinearElsewhere
-from .linear import DenseLinear
+from .linear import RemoteLinear, quantized_ops
 from .pipeline import Pipeline
 from .placed_weights import PlacedWeights
-from .placement import Placement
+from .placement import LayerPlacement, Placement
 from .rows import Rows
-from .scoring import LOG_NORMALIZER, SCORE, score
+from .scoring import LOG_NORMALIZER, SCORE, scoring_op
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,17 @@ class ModelFile:
 
     @property
     def ops(self) -> tuple[OpSpec, ...]:
-        """What a model needs from kernels, besides `linear.quantized_ops`."""
+        """The ops of a model whose matrices are dense."""
         return (*self.architecture.ops, SCORE, LOG_NORMALIZER)
+
+    def ops_at(self, place: LayerPlacement, head_is_remote: bool = False) -> tuple[OpSpec, ...]:
+        """The ops of the layers at a placement, and those of the head if it is there.
+
+        Args:
+            head_is_remote: the head's matrix is on another device, and results come here.
+        """
+        scoring = scoring_op(place.quantization, head_is_remote)
+        return (*self.architecture.ops, scoring, LOG_NORMALIZER, *quantized_ops(place.quantization, place.device))
 
     def state_fields(self, placement: Placement, dtype: torch.dtype | None = None) -> tuple[StateField, ...]:
         """What a layer keeps for one sequence.
@@ -94,7 +102,7 @@ class Model:
     """One loaded checkpoint.
 
     Args:
-        ops: implementations of the architecture's ops: one table for all; or one for each layer, one for the head and,
+        ops: implementations of `ModelFile.ops_at`: one table for all; or one for each layer, one for the head and,
             where logits leave the head's device, one for what follows.
         ln_x_eps: epsilon of the group norm over heads; None takes the checkpoint's own, or 64e-5.
         batch_invariant: a row's results do not depend, bit for bit, on what else is in the step.
@@ -118,9 +126,9 @@ class Model:
         self.ops = tables[-1]
         weights = PlacedWeights(checkpoint, placement, num_layers, tables, batch_invariant)
         self.architecture = file.architecture(weights, file.sizes, self.ln_x_eps)
-        norm, head = weights.at(num_layers).norm("ln_out"), weights.at(num_layers).linear("head.weight")
+        norm, head = weights.at(num_layers).norm("ln_out"), weights.at(num_layers).head()
         self._norm = Norm(*(part.to(placement.device) for part in norm))
-        self._head = LinearElsewhere(head, placement.head_device) if placement.head_device else head
+        self._head = RemoteLinear(head, placement.head_device) if placement.head_device else head
         self.matrix_bytes = weights.matrix_bytes
         is_split = bool(placement.layers)
         self.pipeline = Pipeline(self.architecture, placement, tables, weights) if is_split else None
@@ -147,9 +155,7 @@ class Model:
     def score(self, hidden: Tensor, targets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities of `targets`, predicted by the rows `rows` of hidden [m, C]: `models.scoring.score`."""
         x = layer_norm(hidden, self._norm)
-        op = self.ops.score if isinstance(self._head, DenseLinear) else score
-        logprobs, is_greedy = op(x, self._head, targets, rows, self.ops)
-        return logprobs, is_greedy
+        return self.ops.score(x, self._head, targets, rows, self.ops)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:

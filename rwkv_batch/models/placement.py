@@ -141,21 +141,23 @@ def place(
         CapacityError: the device is not there.
     """
     if state_dtype not in STATE_DTYPES:
-        raise ConfigurationError(f"engine.state_dtype: got {state_dtype!r}, expected float32 or float16")
+        raise ConfigurationError(f"got {state_dtype!r}, expected float32 or float16", setting="state_dtype")
     if strategy is not None:
         if (device, dtype, quantization) != ("auto", "auto", None):
             raise ConfigurationError(
-                "model.strategy says device, dtype and quantization; leave those three unset beside it"
+                "it says device, dtype and quantization; leave those three unset beside it", setting="strategy"
             )
         return _spread(strategy, num_layers, STATE_DTYPES[state_dtype])
     chosen = _device(device)
     if quantization not in (None, "int8", "w8a8"):
-        raise ConfigurationError(f"model.quantization: got {quantization!r}, expected null, 'int8' or 'w8a8'")
+        raise ConfigurationError(f"got {quantization!r}, expected null, 'int8' or 'w8a8'", setting="quantization")
     if dtype != "auto" and dtype not in DTYPES:
-        raise ConfigurationError(f"model.dtype: got {dtype!r}, expected auto, float32, bfloat16 or float16")
+        raise ConfigurationError(f"got {dtype!r}, expected auto, float32, bfloat16 or float16", setting="dtype")
     number = DTYPES[dtype] if dtype != "auto" else _native(stored_dtype, chosen)
     if quantization == "w8a8" and chosen.type not in ("cpu", "cuda"):
-        raise ConfigurationError(f"model.quantization: w8a8 runs on cpu and cuda, not on {device}; use int8 or null")
+        raise ConfigurationError(
+            f"w8a8 runs on cpu and cuda, not on {device}; use int8 or null", setting="quantization"
+        )
     return _sampling(LayerPlacement(chosen, number, quantization), (), STATE_DTYPES[state_dtype], num_layers)
 
 
@@ -194,14 +196,15 @@ def _device(name: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda", "mps"):
-        raise ConfigurationError(f"engine.device: got {name!r}, expected auto, cpu, cuda, cuda:N, mps or dml")
+        raise ConfigurationError(f"got {name!r}, expected auto, cpu, cuda, cuda:N, mps or dml", setting="device")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise CapacityError(
-            f"engine.device: {name} is not there; this torch ({torch.__version__}) sees {torch.cuda.device_count()} "
-            "CUDA devices. Use device: cpu, or install a CUDA build of torch and check nvidia-smi"
+            f"{name} is not there; this torch ({torch.__version__}) sees {torch.cuda.device_count()} CUDA devices. "
+            "Use device: cpu, or install a CUDA build of torch and check nvidia-smi",
+            setting="device",
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise CapacityError("engine.device: mps is not there; it needs macOS on Apple silicon. Use device: cpu")
+        raise CapacityError("mps is not there; it needs macOS on Apple silicon. Use device: cpu", setting="device")
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
@@ -212,8 +215,9 @@ def _directml() -> torch.device:
         import torch_directml
     except ImportError as error:
         raise CapacityError(
-            "engine.device: dml needs the package torch-directml (Windows or WSL, a GPU with DirectX 12), which is not "
-            f"installed here ({error}). Install it, or use device: cpu"
+            "dml needs the package torch-directml (Windows or WSL, a GPU with DirectX 12), which is not installed here "
+            f"({error}). Install it, or use device: cpu",
+            setting="device",
         ) from error
     device: torch.device = torch_directml.device()
     return device

@@ -1,16 +1,16 @@
-"""What a matrix is to the model: something that rows are multiplied with, and what may follow in the same breath."""
+"""A matrix as the model sees it: a product with rows, then an activation, a gate and a sum if they are asked for."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import OpSpec
+from ..ops import Implementation, OpSpec
 
 Activation = Literal["squared_relu", "sigmoid", "tanh"]
 
@@ -81,6 +81,7 @@ def linear(
 
 
 LINEAR = OpSpec("linear", linear, optional=True)
+LINEAR_DEFINITION = Implementation(linear)
 
 
 class Linear(ABC):
@@ -93,18 +94,18 @@ class Linear(ABC):
     out_features: int
     nbytes: int
     """Bytes the weight takes where it is kept."""
+    weight: Any
+    """What rows are multiplied with: a tensor, or the packed weight that a kernel takes in its place."""
+    rows_independent: bool = False
+    """The bits of a row's product do not depend on the number of rows."""
 
     @abstractmethod
     def product(self, x: Tensor) -> Tensor:
         """x [M, C_in] → x W^T [M, C_out], in the dtype of x."""
 
     def write(self, x: Tensor, y: Tensor) -> None:
-        """The product, written to y [M, C_out] float32: no new tensor of that size where kernels can do without."""
+        """Write the product to y [M, C_out] float32; kernels that can write there make no tensor of that size."""
         y.copy_(self(x, dtype=torch.float32))
-
-    def relocate(self, move: Callable[[Tensor], Tensor]) -> None:
-        """Keep the matrix itself where `move` puts it, as long as it is a plain tensor."""
-        raise NotImplementedError(f"a {type(self).__name__} stays where it is")
 
     def __call__(
         self,

@@ -99,7 +99,7 @@ class Rwkv4(Architecture):
     ) -> tuple[StateField, ...]:
         if state_dtype != torch.float32:
             raise ConfigurationError(
-                f"engine.state_dtype: got {state_dtype}, expected float32: {cls.name} has no matrix state"
+                f"got {state_dtype}, expected float32: {cls.name} has no matrix state", setting="state_dtype"
             )
         shift, channel = (sizes["C"],), (sizes["A"],)
         return (

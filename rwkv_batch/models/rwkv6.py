@@ -160,6 +160,7 @@ class Rwkv6(Architecture):
     def _time_mix(x: Tensor, p: TimeMix, s: LayerState, rows: Rows, ops: OpTable) -> None:
         """Adds to x in place."""
         normed, delta, mixed = ops.shift_lerp(x, p.norm, p.mix_x, s.att_shift, rows, keep_parts=True)
+        assert normed is not None and delta is not None
         mixed = torch.addcmul(normed, delta, ops.low_rank(mixed, p.shares).add_(p.mix))
         r, k, v, g = p.projections(mixed[:4])
         (w,) = ops.low_rank(mixed[4:], p.decay)

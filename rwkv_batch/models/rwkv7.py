@@ -306,6 +306,7 @@ class Rwkv7DeepEmbed(Rwkv7):
         self, x: Tensor, i: int, p: ChannelMix, token_ids: Tensor, s: LayerState, rows: Rows, ops: OpTable
     ) -> None:
         normed, _, (xk,) = ops.shift_lerp(x, p.norm, p.mix, s.ffn_shift, rows, keep_parts=True)
+        assert normed is not None
         gate = ops.deep_embed(normed, token_ids, self.deep_embeds[i])
         p.value(p.key(xk, activation="squared_relu", gate=gate), out=x)
 

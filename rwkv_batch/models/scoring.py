@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ def log_normalizer(logits: Tensor) -> Tensor:
     return peak[:, 0].double() + (logits - peak).exp_().sum(1).double().log()
 
 
-LOG_NORMALIZER = OpSpec("log_normalizer", log_normalizer, optional=True)
+LOG_NORMALIZER = OpSpec("log_normalizer", log_normalizer, optional=True, is_recorded=False)
 
 
 def score(x: Tensor, head: Linear, targets: Tensor, rows: Tensor, ops: OpTable) -> tuple[Tensor, Tensor]:
@@ -49,4 +50,18 @@ def score(x: Tensor, head: Linear, targets: Tensor, rows: Tensor, ops: OpTable) 
     return logprobs, greedy
 
 
-SCORE = OpSpec("score", score, optional=True)
+SCORE = OpSpec("score", score, optional=True, is_recorded=False)
+
+
+def scoring_op(quantization: str | None, is_remote: bool) -> OpSpec:
+    """`SCORE` for a head of this kind. Kernels read a dense weight on the device of their inputs, and no other.
+
+    Args:
+        quantization: of the head's matrix.
+        is_remote: the head's matrix is on another device than its inputs.
+    """
+    if is_remote:
+        return replace(SCORE, definition_only="the head's matrix is on another device")
+    if quantization is not None:
+        return replace(SCORE, definition_only=f"the head's matrix is {quantization}, expected a dense one")
+    return SCORE

@@ -71,7 +71,7 @@ def _parse_part(text: str, number: int, strategy: str) -> Part:
 
 def _error(strategy: str, expected: str, number: int, found: str) -> ConfigurationError:
     return ConfigurationError(
-        f"model.strategy: got {strategy!r}; in part {number}, {found}, expected {expected}; right are {EXAMPLES}"
+        f"got {strategy!r}; in part {number}, {found}, expected {expected}; right are {EXAMPLES}", setting="strategy"
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..ops import OpSpec, OpTable
+from ..ops import Implementation, OpSpec
 from .product import Activation, Linear, finish
 
 LEVELS = 127
@@ -108,28 +108,29 @@ class W8A8Linear(Linear):
 
     Args:
         q, scale: [C_out, C_in] int8 and [C_out] float32, as `quantize_w8a8` makes them.
-        ops: who serves the products, and in which layout.
-        spec: `W8A8` or `W8A16`.
+        op: what serves `w8a8` or `w8a16`.
+        keep: moves q to where it is kept before it is packed: see `LayerStream.keep`.
     """
 
-    def __init__(self, q: Tensor, scale: Tensor, ops: OpTable, spec: OpSpec = W8A8) -> None:
+    rows_independent = True  # sums of whole numbers are exact in any order
+
+    def __init__(
+        self, q: Tensor, scale: Tensor, op: Implementation, keep: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         self.out_features, self.in_features = q.shape
         self.scale = scale
-        self._q = ops.pack(spec.name, q)
-        self._op: Callable[..., Tensor] = getattr(ops, spec.name)
-        self.nbytes: int = self._q.nbytes + self.scale.nbytes
+        self.weight = op.packed(keep(q) if keep is not None else q)
+        self.nbytes: int = self.weight.nbytes + self.scale.nbytes
+        self._op = op
 
     def product(self, x: Tensor) -> Tensor:
         return self(x)
 
     def write(self, x: Tensor, y: Tensor) -> None:
-        if isinstance(self._q, Tensor):
-            super().write(x, y)
+        if self._op.writes_into:
+            self._op.function(x, self.weight, self.scale, into=y)
         else:
-            self._op(x, self._q, self.scale, into=y)
-
-    def relocate(self, move: Callable[[Tensor], Tensor]) -> None:
-        self._q = move(self._q)
+            super().write(x, y)
 
     def __call__(
         self,
@@ -139,5 +140,5 @@ class W8A8Linear(Linear):
         out: Tensor | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        y: Tensor = self._op(x, self._q, self.scale, activation, gate, out, dtype)
+        y: Tensor = self._op.function(x, self.weight, self.scale, activation, gate, out, dtype)
         return y

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import NamedTuple
@@ -11,16 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import OpTable
+from ..ops import Implementation, OpTable
 from .blocks import LAYER_NORM_EPS, Norm
 from .checkpoint import Checkpoint
 from .layer_stream import LayerStream
-from .linear import DenseLinear, FixedRowsLinear, LinearGroup, StackedLinear, make_linear, stack_w8a8
+from .linear import DenseLinear, FixedRowsLinear, LinearGroup, StackedLinear, load_dense, make_linear, stack_w8a8
 from .low_rank import LowRank, LowRankPair
-from .mm8_linear import Mm8Linear
-from .packed import pack
-from .product import Activation, Linear, linear
-from .w8a8_linear import W8A8Linear
+from .packed import PackedLinear, can_pack
+from .product import LINEAR, Activation, Linear
+from .scoring import SCORE
 
 
 class StoredPair(NamedTuple):
@@ -63,10 +62,10 @@ class Weights:
         self._ops = ops
         self._stream = stream
         self._batch_invariant = batch_invariant
-        self._has_kernels = ops.linear is not linear
-        self._linear_op: Callable[..., Tensor] = ops.linear
+        self._dense_op: Implementation = ops.implementations[LINEAR.name]
+        self._has_kernels = self._dense_op.function is not LINEAR.definition
         if self._has_kernels and batch_invariant:
-            self._linear_op = partial(ops.linear, fixed_tiles=True)
+            self._dense_op = replace(self._dense_op, function=partial(self._dense_op.function, fixed_tiles=True))
         self.matrix_bytes = 0
         """Bytes held by all matrices made so far."""
 
@@ -90,76 +89,75 @@ class Weights:
     def norm(self, prefix: str, dtype: torch.dtype | None = None) -> Norm:
         return Norm(self.vector(prefix + ".weight", dtype), self.vector(prefix + ".bias", dtype))
 
-    def linear(self, name: str, scale: float = 1.0) -> Linear:
-        """A large matrix `[C_out, C_in]`, quantised if asked. `scale` multiplies it (a power of two)."""
-        return self._keep(self._streamed(self._load(name, scale)))
+    def linear(self, name: str, scale: float = 1.0, packs: bool = True) -> Linear:
+        """A large matrix `[C_out, C_in]`, quantised if asked.
+
+        Args:
+            scale: multiplies it; a power of two.
+            packs: oneDNN may pack its weight where no kernel serves `linear`.
+        """
+        return self._counted(
+            make_linear(
+                self.checkpoint,
+                name,
+                dtype=self.dtype,
+                quantization=self.quantization,
+                device=self.device,
+                scale=scale,
+                ops=self._ops,
+                dense=partial(self._dense, packs=packs),
+                keep=None if self._stream is None else self._stream.keep,
+            )
+        )
+
+    def head(self) -> Linear:
+        """The output matrix [V, C]. Where a kernel serves `score`, it reads the weight, which then is a tensor."""
+        return self.linear("head.weight", packs=not self._ops.has_kernel(SCORE.name))
 
     def linears(self, *names: str) -> LinearGroup:
         """Large matrices of one shape, each for an input of its own."""
-        if self.quantization == "w8a8" and self._ops.has_layout("w8a8"):
+        if self.quantization == "w8a8" and self._ops.packs("w8a8"):
             q, scale = stack_w8a8(self.checkpoint, names, self.device)
             packed = self._ops.pack("w8a8", q)
             self.matrix_bytes += packed.nbytes + scale.nbytes
             return StackedLinear(packed, partial(self._ops.w8a8, scale=scale))
-        loaded = [self._load(name) for name in names]
-        if self._has_kernels and all(isinstance(one, DenseLinear) for one in loaded):
-            weights = torch.stack([one.weight for one in loaded if isinstance(one, DenseLinear)])
+        if self.quantization is None and self._has_kernels:
+            weights = torch.stack([load_dense(self.checkpoint, name, self.dtype, self.device) for name in names])
             if self._stream is not None:
                 weights = self._stream.keep(weights)
-            stacked = self._ops.pack("linear", weights)
-            self.matrix_bytes += stacked.nbytes
-            return StackedLinear(stacked, self._linear_op)
-        return LinearGroup([self._keep(self._streamed(one)) for one in loaded])
-
-    def _load(self, name: str, scale: float = 1.0) -> Linear:
-        return make_linear(
-            self.checkpoint,
-            name,
-            dtype=self.dtype,
-            quantization=self.quantization,
-            device=self.device,
-            scale=scale,
-            op=self._linear_op,
-            ops=self._ops,
-        )
-
-    def _streamed(self, one: Linear) -> Linear:
-        if self._stream is not None:
-            one.relocate(self._stream.keep)
-        return one
+            packed = self._dense_op.packed(weights)
+            self.matrix_bytes += packed.nbytes
+            return StackedLinear(packed, self._dense_op.function)
+        return LinearGroup([self.linear(name) for name in names])
 
     def low_rank(self, *pairs: StoredPair, op: str = "low_rank") -> LowRank:
         """Low-rank pairs that are computed together, never quantised.
 
         Args:
-            op: what takes them. Its kernels read stacked factors, unless `linear` has a layout of its own.
+            op: what takes them. Its kernels read stacked factors; where `linear` packs weights, each factor is packed.
         """
         down, up = LowRank.stack([pair.down for pair in pairs], [pair.up for pair in pairs])
         bounds = pairwise(accumulate((pair.down.shape[1] for pair in pairs), initial=0))
-        is_stacked = self._ops.has_kernel(op) and not self._ops.has_layout("linear")
+        is_stacked = self._ops.has_kernel(op) and not self._ops.packs("linear")
         made = []
         for pair, (start, end) in zip(pairs, bounds, strict=True):
             factors = down[start:end], up[start:end].t()
             if self._has_kernels and not is_stacked:
                 factors = down[start:end], up[start:end].t().contiguous()
-            kept = (self._keep(DenseLinear(factor, self._linear_op)) for factor in factors)
-            made.append(LowRankPair(pair.source, pair.activation, *kept))
+            matrices = (self._counted(self._dense(factor)) for factor in factors)
+            made.append(LowRankPair(pair.source, pair.activation, *matrices))
         return LowRank(tuple(made), *((down, up) if is_stacked else (None, None)))
 
-    def _keep(self, one: Linear) -> Linear:
-        if not self._has_kernels:
-            one = pack(one) if self._stream is None else one
-        elif isinstance(one, DenseLinear):
-            one = DenseLinear(self._ops.pack("linear", one.weight), self._linear_op)
+    def _dense(self, weight: Tensor, packs: bool = True) -> Linear:
+        """A dense matrix, packed where what multiplies it takes packed weights; by oneDNN only if `packs`."""
+        if packs and not self._has_kernels and self._stream is None and can_pack(weight):
+            return PackedLinear(weight)
+        return DenseLinear(self._dense_op.packed(weight), self._dense_op)
+
+    def _counted(self, one: Linear) -> Linear:
+        """The matrix, counted among `matrix_bytes`; batch-invariant where that is asked for."""
         self.matrix_bytes += one.nbytes
-        # Kernels keep a row's bits apart from the number of rows by fixed tiles, other products by fixed pieces; sums
-        # of whole numbers have no order.
-        has_fixed_tiles = (
-            isinstance(one, W8A8Linear)
-            or (isinstance(one, DenseLinear) and self._has_kernels)
-            or (isinstance(one, Mm8Linear) and self._ops.has_layout("mm8"))
-        )
-        return FixedRowsLinear(one) if self._batch_invariant and not has_fixed_tiles else one
+        return FixedRowsLinear(one) if self._batch_invariant and not one.rows_independent else one
 
     def embedding(self) -> Tensor:
         """[V, C], already layer-normed (ln0), which is computed in float32."""

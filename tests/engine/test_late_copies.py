@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fake_cuda import DEVICE, fake_cuda
+from fake_device_model import HashModelOnDevice
 from fake_model import VOCAB, HashModel
 from fake_streams import POISON, Event, Hazard, Stream
 from running import Session
@@ -24,19 +25,10 @@ from rwkv_batch.engine.scheduler import Scheduler, StepPlan
 from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.source import Pulled
 from rwkv_batch.engine.state_pool import StatePool, pool_parts
-from rwkv_batch.models.placement import Placement
-from rwkv_batch.models.scoring import SCORE
 from rwkv_batch.models.upload import Uploader
-from rwkv_batch.ops import resolve
 from rwkv_batch.sampling_params import SamplingParams
 
 pytest.importorskip("triton")
-
-
-class HashModelOnDevice(HashModel):
-    device = DEVICE
-    placement = Placement(DEVICE, torch.float32, None)
-    ops = resolve((*Sampler.OPS, SCORE), "triton", torch.device("cpu"), torch.float32, {})
 
 
 PARAMS = [

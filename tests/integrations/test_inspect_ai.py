@@ -93,6 +93,26 @@ def test_bad_requests_do_not_end_the_others(api):
     assert asyncio.run(complete(one, "a")).stop_reason in ("stop", "max_tokens")
 
 
+def test_cancelled_requests_free_their_slots(api):
+    """Eight ask for 1,500 tokens and are cancelled; a request of 4 tokens behind them needs few steps."""
+    one = api()
+    stats = one.llm.stats
+
+    async def cancel_and_ask() -> Any:
+        settings = {"max_tokens": 1500, "logit_bias": {0: -100}}
+        long = [asyncio.create_task(complete(one, f"count {i}", **settings)) for i in range(8)]
+        while stats().steps < 5:
+            await asyncio.sleep(0.001)
+        for task in long:
+            task.cancel()
+        await asyncio.gather(*long, return_exceptions=True)
+        steps = stats().steps
+        await complete(one, "short", max_tokens=4)
+        return stats().steps - steps
+
+    assert asyncio.run(cancel_and_ask()) < 200
+
+
 def test_an_engine_that_fails_tells_everybody(api, monkeypatch):
     one = api()
     monkeypatch.setattr("rwkv_batch.prefetch.CLOSING_SECONDS", 0.1)

@@ -19,7 +19,10 @@ from rwkv_batch.config import load_job
 from rwkv_batch.data.commit import JobFiles
 from rwkv_batch.data.plan import Unit
 from rwkv_batch.data.prepare import Prepared, prepare
+from rwkv_batch.data.results import Results
 from rwkv_batch.data.storage import LocalStorage
+from rwkv_batch.detokenizer import BatchDetokenizer as Detokenizer
+from rwkv_batch.rows import GenerateRow
 
 from .conftest import Job
 
@@ -37,13 +40,13 @@ def small(job: Job) -> Job:
 def served(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows that the engine serves in this process."""
     rows: list[int] = []
-    original = fake_llm.LLM._generate
+    original = fake_llm.Serving._complete
 
-    def generate(self: Any, row: Any) -> Any:
-        rows.append(row.row)
-        return original(self, row)
+    def complete(self: Any, row: Any) -> None:
+        rows.append(row.row.row)
+        original(self, row)
 
-    monkeypatch.setattr(fake_llm.LLM, "_generate", generate)
+    monkeypatch.setattr(fake_llm.Serving, "_complete", complete)
     return rows
 
 
@@ -229,14 +232,11 @@ def test_segments_are_dropped_after_their_part_is_safe(small: Job) -> None:
 
 def commit_all(ready: Prepared, files: JobFiles, unit: Unit, rows: Any) -> None:
     """One segment with these rows, as a run of the job would commit them."""
-    llm = fake_llm.LLM()
-    from rwkv_batch.data.results import completed_row
-
-    records = []
-    for row in rows:
-        output = llm._generate(fake_llm.GenerateRow(None, row, f"prompt {row}", ready.job.sampling))
-        records += [{"row": row, **record} for record in completed_row(output)]
-    files.commit(unit, records)
+    llm = fake_llm.LLM.from_summary(ready.model)
+    some = [GenerateRow(None, row, f"prompt {row}", ready.job.sampling) for row in rows]
+    finished = [row for rows in llm.serving.run([some]) for row in rows]
+    detokenizer = Detokenizer(fake_llm.Tokenizer.token_bytes)
+    files.commit(unit, [Results("generate", ready.form.results, detokenizer).batch(finished)])
 
 
 def test_torn_segments_are_ignored_and_reported(small: Job, caplog: pytest.LogCaptureFixture) -> None:
@@ -278,12 +278,15 @@ def test_of_two_segments_with_a_row_the_first_one_wins(small: Job) -> None:
     ready = prepared(small)
     unit = units_of(ready)[0]
     one, two = files_of(small, ready), files_of(small, ready)
-    blank = {"finish_reason": "stop", "status": "ok"}
-    one.commit(unit, [{"row": 0, "sample_index": 0, "completion": "first", **blank}])
+    schema = ready.form.results.insert(0, pa.field("row", pa.int64()))
+
+    def batch(completion: str, keys: list[tuple[int, int]]) -> list[pa.RecordBatch]:
+        blank = {"finish_reason": "stop", "status": "ok", "completion": completion}
+        return [pa.RecordBatch.from_pylist([{"row": r, "sample_index": s, **blank} for r, s in keys], schema)]
+
+    one.commit(unit, batch("first", [(0, 0)]))
     two.commit(unit, [])
-    two.commit(
-        unit, [{"row": r, "sample_index": s, "completion": "second", **blank} for r in (2, 1, 0) for s in (0, 1)]
-    )
+    two.commit(unit, batch("second", [(r, s) for r in (2, 1, 0) for s in (0, 1)]))
     two.publish(unit, ready.read_passed(unit))
     rows = [(row["id"], row["sample_index"], row["completion"]) for row in small.rows()]
     second = [(row, sample, "second") for row in (1, 2) for sample in (0, 1)]

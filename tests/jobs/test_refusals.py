@@ -11,6 +11,9 @@ import fake_llm
 import pyarrow as pa
 import pytest
 
+from rwkv_batch.data.prepare import SETTINGS
+from rwkv_batch.errors import ConfigurationError
+
 from .conftest import Job
 
 
@@ -62,6 +65,21 @@ TOKENS = pa.array([[1]], pa.list_(pa.int32()))
         ({"prompt": ["a"]}, {"input__template": "no.j2"}, "got 'no.j2', expected a Jinja template or an existing file"),
         ({"prompt": ["a"]}, {"model__path": "broken"}, "broken: is no checkpoint"),
         ({"context": ["a"]}, {"task": "score"}, "either continuation or choices"),
+        (
+            {"choices": [["x"]]},
+            {"task": "score", "input__columns": {"context": None}},
+            "either continuation or choices (context: null scores continuations as whole documents)",
+        ),
+        (
+            {"messages": [[{"role": 1, "content": "a"}]]},
+            {},
+            "expected list<struct<role: string, content: string>>",
+        ),
+        (
+            {"messages": [[{"role": "user", "content": 1}]]},
+            {},
+            "expected list<struct<role: string, content: string>>",
+        ),
         ({"context": ["a"], "choices": ["x"]}, {"task": "score"}, "expected list<string> or list<list<int>>"),
     ],
 )
@@ -118,6 +136,23 @@ def test_a_missing_input(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_name_of_the_output_may_be_left_out(job: Job) -> None:
     job.input(prompt=["a"], completion=["b"]).set(output__input_columns=["prompt"])
     assert job.run() == 0
+
+
+@pytest.mark.parametrize(("argument", "setting"), SETTINGS.items())
+def test_what_is_wrong_with_the_model_is_named_as_in_the_job_file(
+    job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, argument: str, setting: str
+) -> None:
+    """`LLM` and `inspect_model` name their own parameters."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConfigurationError("got this, expected that", setting=argument)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_llm, "inspect_model", refuse)
+        assert f"rwkv-batch: {setting}: got this, expected that" in refusal(job, capsys)
+    monkeypatch.setattr(fake_llm.LLM, "from_summary", refuse)
+    assert job.run() == 2
+    assert f"rwkv-batch: {setting}: got this, expected that" in capsys.readouterr().err
 
 
 def test_the_device_is_too_small(job: Job, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,11 +69,11 @@ def test_report_says_what_sharing_saved_and_how_full_the_slots_were(
     prompts: list[str | None] = [f"prompt {i:02}" for i in range(30)]
     prompts[22] = "explode"
     assert mixed.input(prompt=prompts).run() == 1
-    original, fake_llm.LLM._generate = fake_llm.LLM._generate, generate_quietly
+    original, fake_llm.Serving._complete = fake_llm.Serving._complete, complete_all
     try:
         assert mixed.run() == 0
     finally:
-        fake_llm.LLM._generate = original
+        fake_llm.Serving._complete = original
     report = report_of(mixed)
     runs = report["runs"]
     computed = runs[0]["tokens_computed"]
@@ -108,20 +108,19 @@ def test_report_covers_all_runs(job: Job) -> None:
     prompts[22] = "explode"
     job.input(prompt=prompts)
     assert job.run() == 1
-    original, fake_llm.LLM._generate = fake_llm.LLM._generate, generate_quietly
+    original, fake_llm.Serving._complete = fake_llm.Serving._complete, complete_all
     try:
         assert job.run() == 0
     finally:
-        fake_llm.LLM._generate = original
+        fake_llm.Serving._complete = original
     failed, finished = report_of(job)["runs"]
     assert failed["outcome"] == "RuntimeError: the engine exploded"
     assert finished["outcome"] == "finished"
     assert failed["rows"] + finished["rows"] == 30
 
 
-def generate_quietly(self: fake_llm.LLM, row: fake_llm.GenerateRow) -> Any:
-    outputs = [self._sample(row, sample, 0) for sample in range(row.params.n)]
-    return fake_llm.RequestOutput(None, [1], None, outputs)
+def complete_all(self: fake_llm.Serving, row: Any) -> None:
+    row.completions += [self._sampled(row.row, request) for request in row.requests]
 
 
 def test_the_page_is_one_file_with_charts(mixed: Job) -> None:

@@ -34,13 +34,12 @@ def test_an_engine_failure_ends_the_run_and_keeps_what_was_finished(
     log = (job.state / "log.jsonl").read_text()
     assert "Traceback" in log and "prompt 1" not in log
     served: list[int] = []
-    original = fake_llm.LLM._generate
 
-    def generate(self: Any, row: Any) -> Any:
-        served.append(row.row)
-        return original(self, fake_llm.GenerateRow(row.key, row.row, row.prompt.replace("explode", "x"), row.params))
+    def complete(self: Any, row: Any) -> None:
+        served.append(row.row.row)
+        row.completions += [self._sampled(row.row, request) for request in row.requests]
 
-    monkeypatch.setattr(fake_llm.LLM, "_generate", generate)
+    monkeypatch.setattr(fake_llm.Serving, "_complete", complete)
     assert job.run() == 0
     assert 22 in served and len(served) < 16
     assert [row["id"] for row in job.rows()] == [f"row-{i}" for i in range(30)]
@@ -75,7 +74,7 @@ def test_a_job_that_lost_a_part_is_no_success_until_it_is_made_again(job: Job, m
     assert job.run() == 0
     (job.output / "part-00001-of-00003.parquet").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(fake_llm.LLM, "_generate", lambda *_: 1 / 0)
+        patch.setattr(fake_llm.Serving, "_complete", lambda *_: 1 / 0)
         assert job.run() == 1
     assert not (job.state / "_SUCCESS.json").exists()
     assert job.run() == 0
@@ -105,6 +104,8 @@ def changed(job: Job, capsys: pytest.CaptureFixture[str], *arguments: str) -> st
         ("input.max_prompt_tokens=99", "input.max_prompt_tokens: null when it was started, 99 now"),
         ("input.columns.prompt=id", 'input.columns.prompt: "prompt" when it was started, "id" now'),
         ("output.token_ids=true", "output.columns: "),
+        ("output.logprobs=true", "output.columns: "),
+        ("model.init_state=other.pth", "model.fingerprint: "),
         ("output.input_columns=none", "output.columns: "),
         ("output.rows_per_part=7", "output.rows_per_part: 10 when it was started, 7 now"),
         ("input.limit=20", "input.limit: null when it was started, 20 now"),

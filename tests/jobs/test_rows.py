@@ -125,6 +125,28 @@ def test_a_struct_overrides_sampling(job: Job) -> None:
     assert codes(job)[-1] == "bad_sampling"
 
 
+def served_params(job: Job, monkeypatch: pytest.MonkeyPatch) -> list[SamplingParams]:
+    """Runs the job; what each of its rows is sampled with, in order."""
+    served: dict[int, SamplingParams] = {}
+    original = fake_llm.Serving._complete
+
+    def complete(self: fake_llm.Serving, row: Any) -> None:
+        served[row.row.row] = row.row.params
+        original(self, row)
+
+    monkeypatch.setattr(fake_llm.Serving, "_complete", complete)
+    assert job.run() == 0
+    return [served[row] for row in sorted(served)]
+
+
+def test_biases_of_a_struct_are_the_row_s_own(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A struct has the keys of all rows; a row's are those that are not null."""
+    values = [{"3": -1.0, "5": None}, {"3": None, "5": 2.0}, {"3": None, "5": None}, None]
+    kind = pa.struct([("3", pa.float64()), ("5", pa.float64())])
+    job.input(prompt=["a", "b", "c", "d"], logit_bias=pa.array(values, kind))
+    assert [params.logit_bias for params in served_params(job, monkeypatch)] == [{3: -1.0}, {5: 2.0}, {}, None]
+
+
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
@@ -162,6 +184,17 @@ def test_wrong_cells_in_jsonl(job: Job) -> None:
     assert codes(job) == [None, "bad_type", "bad_json", "bad_type", "null_prompt"]
 
 
+@pytest.mark.parametrize(("seed", "code"), [(2**63 - 1, None), (2**63, "bad_type"), (-(2**63), None)])
+def test_integers_of_64_bits_in_jsonl(job: Job, seed: int, code: str | None) -> None:
+    job.lines('{"prompt": "a", "seed": 1}', f'{{"prompt": "b", "seed": {seed}}}').run()
+    assert codes(job) == [None, code]
+
+
+def test_a_line_of_deep_brackets_is_a_bad_row(job: Job) -> None:
+    assert job.lines('{"prompt": "a"}', "[" * 200_000, '{"prompt": "b"}').run() == 3
+    assert codes(job) == [None, "bad_json", None]
+
+
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
@@ -192,22 +225,14 @@ def test_a_wrong_cell_in_an_object_is_named(job: Job) -> None:
 
 
 def test_jsonl_stop_and_logit_bias_reach_the_engine(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    served = {}
-
-    def sample(self: fake_llm.LLM, row: fake_llm.GenerateRow, index: int, seed: int) -> Any:
-        served[row.prompt] = row.params
-        return original(self, row, index, seed)
-
-    original = fake_llm.LLM._sample
-    monkeypatch.setattr(fake_llm.LLM, "_sample", sample)
     job.lines(
         '{"prompt": "a", "sampling": {"stop": "x", "logit_bias": {"7": -1}}}',
         '{"prompt": "b", "sampling": {"stop": ["y", "z"], "logit_bias": {"8": 2.5}}}',
         '{"prompt": "c"}',
     )
-    assert job.run() == 0
-    assert [served[prompt].stop_strings for prompt in "abc"] == [("x",), ("y", "z"), ()]
-    assert [served[prompt].logit_bias for prompt in "abc"] == [{7: -1.0}, {8: 2.5}, None]
+    served = served_params(job, monkeypatch)
+    assert [params.stop_strings for params in served] == [("x",), ("y", "z"), ()]
+    assert [params.logit_bias for params in served] == [{7: -1.0}, {8: 2.5}, None]
 
 
 def test_jsonl_scores_of_token_ids(job: Job) -> None:

@@ -22,6 +22,7 @@ from rwkv_batch.models.low_rank import LowRank, LowRankPair
 from rwkv_batch.models.low_rank import low_rank as low_rank_definition
 from rwkv_batch.models.mm8 import quantize_mm8
 from rwkv_batch.models.mm8_linear import Mm8Linear
+from rwkv_batch.ops import Implementation
 
 if build.unavailable():
     pytest.skip(str(build.unavailable()), allow_module_level=True)
@@ -81,7 +82,7 @@ def served(form: str, weight: Tensor) -> Callable[..., Tensor]:
         packed_q = module.pack(q)
         return lambda x, **after: getattr(module, form)(x, packed_q, scale, **after)
     whole = Mm8Linear(quantize_mm8(weight))
-    packed_bytes = mm8.pack(whole.centred)
+    packed_bytes = mm8.pack(whole.weight)
     return lambda x: mm8.mm8(x, packed_bytes, whole.rx, whole.my, whole.ry, whole.corrections)
 
 
@@ -209,7 +210,7 @@ def test_low_rank_pairs(dtype: torch.dtype) -> None:
     for source, activation, rank in ((2, "tanh", 8), (0, None, 40), (2, "sigmoid", 17)):
         factors = random(rank, 64, seed=rank).to(dtype) / 8, random(96, rank, seed=rank + 1).to(dtype) / 4
         plain.append(LowRankPair(source, activation, *map(DenseLinear, factors)))  # type: ignore[arg-type]
-        down, up = (DenseLinear(linear.pack(factor), linear.linear) for factor in factors)
+        down, up = (DenseLinear(linear.pack(factor), Implementation(linear.linear)) for factor in factors)
         packed.append(LowRankPair(source, activation, down, up))  # type: ignore[arg-type]
     got = low_rank.low_rank(inputs, LowRank(tuple(packed), None, None))
     expected = low_rank_definition(inputs.float(), LowRank(tuple(_float(pair) for pair in plain), None, None))
@@ -218,7 +219,7 @@ def test_low_rank_pairs(dtype: torch.dtype) -> None:
 
 
 def _float(pair: LowRankPair) -> LowRankPair:
-    down, up = (DenseLinear(one.weight.float()) for one in (pair.down, pair.up) if isinstance(one, DenseLinear))
+    down, up = (DenseLinear(one.weight.float()) for one in (pair.down, pair.up))
     return pair._replace(down=down, up=up)
 
 

@@ -38,7 +38,7 @@ def make_inputs(kind: str, num_tokens: int, depth: int) -> Tensor:
 def test_mm8_does_not_depend_on_company(cuda_on_cpu, num_tokens, dtype):
     """Up to eight rows, and above, in other places of a tile and in other tiles."""
     p, x = Mm8Linear(make_weight(70, 144)), make_inputs("normal", num_tokens, 144).to(DTYPES[dtype])
-    call = partial(module.mm8, centred=p.centred, rx=p.rx, my=p.my, ry=p.ry, corrections=p.corrections)
+    call = partial(module.mm8, centred=p.weight, rx=p.rx, my=p.my, ry=p.ry, corrections=p.corrections)
     whole, few = call(x), call(x[:7])
     assert torch.equal(call(x[-12:].contiguous()), whole[-12:])
     for row in (0, 1, 5):
@@ -73,7 +73,7 @@ def test_mm8_refuses(cuda_on_cpu, name, change):
 
 def test_every_tile_gives_the_same_bits(cuda_on_cpu, monkeypatch):
     linear, x = Mm8Linear(make_weight(130, 208)), make_inputs("normal", 66, 208).bfloat16()
-    tensors = (x, linear.centred, linear.rx, linear.my, linear.ry, linear.corrections)
+    tensors = (x, linear.weight, linear.rx, linear.my, linear.ry, linear.corrections)
     results = []
     for tile in module.TILES:
         monkeypatch.setattr(module, "TILES", (tile,) * 3)

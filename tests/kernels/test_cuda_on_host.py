@@ -55,7 +55,7 @@ def run_shift() -> list[Tensor]:
 def run_mm8(num_tokens: int) -> list[Tensor]:
     p = Mm8Linear(quantize_mm8(torch.randn(24, 512)))
     x = torch.randn(num_tokens, 512).bfloat16()
-    return [mm8.mm8(x, p.centred, p.rx, p.my, p.ry, p.corrections)]
+    return [mm8.mm8(x, p.weight, p.rx, p.my, p.ry, p.corrections)]
 
 
 CALLS = {

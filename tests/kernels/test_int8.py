@@ -17,7 +17,7 @@ from torch import Tensor
 from rwkv_batch.models.mm8 import quantize_mm8
 from rwkv_batch.models.mm8_linear import Mm8Linear
 from rwkv_batch.models.product import finish
-from rwkv_batch.ops import OpTable
+from rwkv_batch.ops import Implementation
 
 pytest.importorskip("triton")
 
@@ -39,15 +39,14 @@ def inputs(kind: str, rows: int, columns: int) -> Tensor:
     return x * 1e-3 if kind == "small" else x
 
 
-def table(mm8: Callable[..., Tensor]) -> OpTable:
-    """With the layout that the function's module has for weights, if any."""
-    pack = getattr(sys.modules[mm8.__module__], "pack", None)
-    return OpTable({"mm8": mm8}, (), {"mm8": pack} if pack else {})
+def kernel(mm8: Callable[..., Tensor]) -> Implementation:
+    """The function, with its module's packed weights, if any."""
+    return Implementation.of("mm8", sys.modules[mm8.__module__])
 
 
 def check_mm8(mm8: Callable[..., Tensor], device: torch.device, x: Tensor, num_rows: int) -> None:
     w = quantize_mm8(torch.randn(num_rows, x.shape[1]) / x.shape[1] ** 0.5)
-    y = Mm8Linear(w, device, table(mm8))(x.to(device))
+    y = Mm8Linear(w, device, kernel(mm8))(x.to(device))
     exact = x.double() @ definition(w).t()
     assert (y.dtype, y.shape) == (x.dtype, exact.shape)
     error = ((y.cpu() - exact).norm() / exact.norm()).item()
@@ -82,12 +81,12 @@ def test_mm8_stays_within_float16(backend):
     w = quantize_mm8(torch.where(torch.randn(16, 4096) > 2, -1e-3, 1e-3))
     x = torch.full((2, 4096), 10000.0, dtype=torch.float16)
     assert (w.q[:, 0].double() - 128) @ w.ry.double() * 10000 > torch.finfo(torch.float16).max
-    assert_close("mm8", Mm8Linear(w, device, table(mm8))(x.to(device)), x.double() @ definition(w).t(), torch.float16)
+    assert_close("mm8", Mm8Linear(w, device, kernel(mm8))(x.to(device)), x.double() @ definition(w).t(), torch.float16)
 
 
 def test_mm8_of_zeros_and_of_no_rows(backend):
     mm8, device = backend.serve("mm8")
-    layer = Mm8Linear(quantize_mm8(torch.randn(30, 20)), device, table(mm8))
+    layer = Mm8Linear(quantize_mm8(torch.randn(30, 20)), device, kernel(mm8))
     assert torch.equal(layer(torch.zeros(3, 20, device=device)).cpu(), torch.zeros(3, 30))
     assert layer(torch.zeros(0, 20, device=device)).shape == (0, 30)
 
@@ -95,9 +94,8 @@ def test_mm8_of_zeros_and_of_no_rows(backend):
 @pytest.mark.parametrize("name", ["x", "centred", "rx", "my", "ry", "corrections"])
 def test_wrong_arguments_of_mm8_are_refused(name):
     layer = Mm8Linear(quantize_mm8(torch.randn(32, 16)), DEVICE)
-    arguments = {"x": torch.zeros(2, 16, device=DEVICE)} | {
-        key: getattr(layer, key) for key in ("centred", "rx", "my", "ry", "corrections")
-    }
+    arguments = {"x": torch.zeros(2, 16, device=DEVICE), "centred": layer.weight}
+    arguments |= {key: getattr(layer, key) for key in ("rx", "my", "ry", "corrections")}
     for wrong in (arguments[name].double(), arguments[name][..., :-1]):
         with pytest.raises(ValueError, match=r"got .* expected"):
             triton_mm8.mm8(**arguments | {name: wrong})

@@ -179,7 +179,7 @@ def test_make_linear_takes_the_8_bit_form_of_the_file(converted: Converted) -> N
     dense = make_linear(checkpoint, name, dtype=torch.bfloat16, quantization=None, scale=0.5)
     assert isinstance(packed, Mm8Linear)
     assert isinstance(dense, DenseLinear)
-    assert torch.equal(packed.centred.t().int() + 128, stored.q.int())
+    assert torch.equal(packed.weight.t().int() + 128, stored.q.int())
     assert_close("dense", dense.weight, definition(stored) / 2, torch.bfloat16)
 
 

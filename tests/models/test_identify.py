@@ -121,11 +121,11 @@ def test_strategies(strategy, dtype, quantization):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(strategy="cpu fp8"), "model.strategy: got 'cpu fp8'"),
+        (dict(strategy="cpu fp8"), "strategy: got 'cpu fp8'"),
         (dict(strategy="cpu fp32", dtype="float32"), "leave those three unset"),
-        (dict(dtype="int4"), "model.dtype: got 'int4', expected auto, float32, bfloat16 or float16"),
-        (dict(quantization="int4"), "model.quantization: got 'int4'"),
-        (dict(device="gpu"), "engine.device: got 'gpu'"),
+        (dict(dtype="int4"), "dtype: got 'int4', expected auto, float32, bfloat16 or float16"),
+        (dict(quantization="int4"), "quantization: got 'int4'"),
+        (dict(device="gpu"), "device: got 'gpu'"),
     ],
 )
 def test_wrong_placements_are_refused(settings, message):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +17,14 @@ from torch import Tensor
 from rwkv_batch.errors import CheckpointError, ConfigurationError
 from rwkv_batch.models import mm8, mm8_linear
 from rwkv_batch.models.checkpoint import open_checkpoint
-from rwkv_batch.models.linear import DenseLinear, Mm8Linear, make_linear
+from rwkv_batch.models.linear import DenseLinear, FixedRowsLinear, Mm8Linear, RemoteLinear, make_linear
 from rwkv_batch.models.mm8 import Mm8Weight, dequantize_mm8, quantize_mm8
+from rwkv_batch.models.mm8_linear import MM8_DEFINITION
+from rwkv_batch.models.packed import PackedLinear, can_pack
+from rwkv_batch.models.product import LINEAR_DEFINITION, Linear
+from rwkv_batch.models.w8a8_linear import W8A8Linear, quantize_w8a8, w8a8
+from rwkv_batch.models.weights import Weights
+from rwkv_batch.ops import Implementation, OpTable
 
 DTYPES = [getattr(torch, name) for name in TOLERANCES]
 SHAPES = [(96, 160), (160, 96), (128, 128), (1, 40), (40, 1)]
@@ -195,3 +204,66 @@ def test_an_unscaled_matrix_of_the_right_dtype_is_not_copied(tmp_path: Path) -> 
     layer = make_linear(checkpoint, "head.weight", dtype=torch.float32, quantization=None)
     assert isinstance(layer, DenseLinear)
     assert layer.weight.data_ptr() == checkpoint.tensor("head.weight").data_ptr()
+
+
+W8A8_DEFINITION = Implementation(w8a8)
+MAKERS: dict[str, tuple[Callable[[Implementation], Linear], Implementation]] = {
+    "dense": (lambda op: DenseLinear(random(30, 20), op), LINEAR_DEFINITION),
+    "mm8": (lambda op: Mm8Linear(quantize_mm8(random(30, 20)), op=op), MM8_DEFINITION),
+    "w8a8": (lambda op: W8A8Linear(*quantize_w8a8(random(30, 20)), op), W8A8_DEFINITION),
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("writes_into", [False, True])
+def test_a_product_is_written_where_it_is_wanted(kind: str, writes_into: bool) -> None:
+    """By the op itself where it says that it writes there; else by a copy of what it returns."""
+    make, definition_op = MAKERS[kind]
+    written = []
+
+    def op(*args: Any, into: Tensor | None = None, **after: Any) -> Tensor:
+        y = definition_op.function(*args, **after)
+        if into is None:
+            return y
+        written.append(into)
+        return into.copy_(y)
+
+    matrix = make(replace(definition_op, function=op, writes_into=writes_into))
+    x, y = random(5, 20, seed=1), torch.full((5, 30), torch.nan)
+    matrix.write(x, y)
+    assert torch.equal(y, make(definition_op)(x, dtype=torch.float32))
+    assert [one is y for one in written] == [True] * writes_into
+
+
+@pytest.mark.parametrize("rows_independent", [False, True])
+def test_a_matrix_declares_whether_its_rows_are_independent(rows_independent: bool) -> None:
+    dense, int8, whole = (make(replace(op, rows_independent=rows_independent)) for make, op in MAKERS.values())
+    assert dense.rows_independent == int8.rows_independent == rows_independent
+    assert whole.rows_independent  # of whole numbers, sums are exact
+    assert FixedRowsLinear(dense).rows_independent
+    assert RemoteLinear(dense, torch.device("cpu")).rows_independent == rows_independent
+    if can_pack(random(30, 20)):
+        assert not PackedLinear(random(30, 20)).rows_independent
+
+
+@pytest.mark.parametrize("quantization", [None, "int8", "w8a8"])
+@pytest.mark.parametrize("rows_independent", [False, True])
+def test_only_matrices_whose_rows_depend_on_each_other_are_cut_into_pieces(
+    quantization: str | None, rows_independent: bool, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(write_checkpoint(make_checkpoint("4", n_layer=1), tmp_path / "model.pth"))
+
+    def kernel(*args: Any, **after: Any) -> Tensor:
+        return LINEAR_DEFINITION.function(*args, **after)
+
+    ops = OpTable(
+        {
+            "linear": Implementation(kernel, rows_independent=rows_independent),
+            "mm8": replace(MM8_DEFINITION, rows_independent=rows_independent),
+            "w8a8": W8A8_DEFINITION,
+        }
+    )
+    for batch_invariant in (False, True):
+        weights = Weights(checkpoint, torch.float32, quantization, torch.device("cpu"), ops, batch_invariant)
+        is_cut = batch_invariant and not rows_independent and quantization != "w8a8"
+        assert isinstance(weights.linear("head.weight"), FixedRowsLinear) == is_cut

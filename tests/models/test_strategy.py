@@ -136,7 +136,7 @@ def test_a_device_that_does_not_sample(checkpoint_file):
     placement = Placement(CPU, torch.float32, None, torch.float32, there, head_device=OTHER)
     path = checkpoint_file("7.0")
     session = Session(path, placement=placement)
-    assert type(session.model._head).__name__ == "LinearElsewhere"
+    assert type(session.model._head).__name__ == "RemoteLinear"
     assert torch.equal(feed(session), feed(Session(path)))
     assert describe_layers(placement, 3) == "layers 0-2 and head cpu:1 float32"
 

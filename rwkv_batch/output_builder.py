@@ -1,0 +1,124 @@
+"""Finished rows → what the embedded API returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from .detokenizer import BatchDetokenizer as Detokenizer
+from .engine.logprobs import TokenScores
+from .engine.request import Completion
+from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
+from .requests import Scoring
+from .rows import ErrorRow, RowInFlight, ScoreRow
+from .tokenizer import Tokenizer
+
+LogprobDicts = list[dict[int, Logprob]]
+_WHOLE_TEXT = -1
+
+
+class OutputBuilder:
+    """Makes outputs of finished rows.
+
+    Args:
+        tokenizer: says what tokens are as text; None leaves all texts empty.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self._tokenizer = tokenizer
+        self._detokenizer = Detokenizer(tokenizer.token_bytes) if tokenizer else None
+
+    def requests(self, rows: Sequence[RowInFlight | ErrorRow]) -> Iterator[tuple[Hashable, RequestOutput]]:
+        """(key, output) of each row of prompts; all texts are made in one call."""
+        served = [row for row in rows if isinstance(row, RowInFlight)]
+        texts = iter(self._texts([completion for row in served for completion in row.completions]))
+        for row in rows:
+            if isinstance(row, ErrorRow):
+                error = row.error
+                yield row.key, RequestOutput(row.prompt, [], None, [], error_code=error.code, error=error.message)
+            else:
+                yield row.key, self._request(row, [next(texts) for _ in row.completions])
+
+    def scores(self, rows: Iterable[RowInFlight | ErrorRow]) -> Iterator[tuple[Hashable, list[ScoreOutput]]]:
+        """(key, one output for each continuation) of each row that was scored; at least one output for an error row."""
+        for row in rows:
+            if isinstance(row, ErrorRow):
+                error = row.error
+                failed = ScoreOutput(math.nan, False, [], 0, error_code=error.code, error=error.message)
+                yield row.key, [failed] * max(row.num_continuations, 1)
+            elif row.scoring is not None:
+                yield row.key, self._scores(row, row.scoring)
+
+    def _scores(self, row: RowInFlight, scoring: Scoring) -> list[ScoreOutput]:
+        assert isinstance(row.row, ScoreRow)
+        prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+        if (of_context := scoring.of_context(row.completions)) is not None:
+            prompt_logprobs = [None, *self._logprobs(scoring.context[1:].tolist(), of_context)]
+        outputs = []
+        for ids, scores in zip(scoring.continuations, scoring.of_continuations(row.completions), strict=True):
+            token_ids, token_logprobs = ids.tolist(), scores.logprobs.tolist()
+            outputs.append(
+                ScoreOutput(
+                    logprob=math.fsum(token_logprobs),
+                    is_greedy=bool(scores.is_greedy.all()),
+                    token_logprobs=token_logprobs,
+                    num_tokens=len(token_ids),
+                    token_ids=token_ids,
+                    top_logprobs=None if row.row.top_logprobs is None else self._logprobs(token_ids, scores),
+                    prompt_logprobs=prompt_logprobs,
+                )
+            )
+        return outputs
+
+    def _request(self, row: RowInFlight, texts: Sequence[str]) -> RequestOutput:
+        first = row.completions[0]
+        prompt = _listed(first.request.prompt_token_ids)
+        prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+        if first.prompt_scores is not None:
+            prompt_logprobs = [None, *self._logprobs(prompt[1:], first.prompt_scores)]
+        samples = zip(row.completions, texts, strict=True)
+        outputs = [self._completion(index, completion, text) for index, (completion, text) in enumerate(samples)]
+        return RequestOutput(row.prompt, prompt, prompt_logprobs, outputs)
+
+    def _completion(self, index: int, completion: Completion, text: str) -> CompletionOutput:
+        token_ids, token_logprobs = completion.token_ids.tolist(), completion.token_logprobs.tolist()
+        scores = completion.logprobs
+        return CompletionOutput(
+            index=index,
+            text=text,
+            token_ids=token_ids,
+            cumulative_logprob=math.fsum(token_logprobs),
+            logprobs=None if scores is None else self._logprobs(token_ids, scores),
+            finish_reason=completion.finish_reason,
+            stop_reason=completion.stop_reason,
+            token_logprobs=token_logprobs,
+        )
+
+    def _texts(self, completions: Sequence[Completion]) -> list[str]:
+        """The text of each completion."""
+        if self._detokenizer is None or not completions:
+            return [""] * len(completions)
+        parts = [completion.token_ids[: completion.text_tokens] for completion in completions]
+        offsets = np.zeros(len(parts) + 1, np.int64)
+        np.cumsum([len(part) for part in parts], out=offsets[1:])
+        limits = [_WHOLE_TEXT if found.text_bytes is None else found.text_bytes for found in completions]
+        return self._detokenizer.texts(np.concatenate(parts), offsets, np.array(limits, np.int64))
+
+    def _logprobs(self, token_ids: Iterable[int], scores: TokenScores) -> LogprobDicts:
+        """For each token the most likely ones in its place, most likely first, and the token itself."""
+        decode = self._tokenizer.decode if self._tokenizer else None
+        found = []
+        for token_id, score in zip(token_ids, scores, strict=True):
+            top = zip(score.top_ids, score.top_logprobs, strict=True)
+            entries = {i: (value, rank) for rank, (i, value) in enumerate(top, 1)}
+            entries[token_id] = (score.logprob, score.rank)
+            found.append(
+                {i: Logprob(value, rank, decode([i]) if decode else None) for i, (value, rank) in entries.items()}
+            )
+        return found
+
+
+def _listed(token_ids: Sequence[int] | np.ndarray) -> list[int]:
+    return np.asarray(token_ids).tolist()

@@ -1,0 +1,96 @@
+"""Transfers to the device in a step: a fixed number, whatever the number of rows that start in it."""
+
+from contextlib import contextmanager
+
+import pytest
+
+pytest.importorskip("triton")
+
+from fake_cuda import DeviceTensor, FakeCuda, fake_cuda
+from fake_device_model import HashModelOnDevice
+from fake_model import check_bookkeeping, make_engine, outcome, run
+
+from rwkv_batch.engine.request import Request
+from rwkv_batch.engine.source import Pulled
+from rwkv_batch.sampling_params import SamplingParams
+
+MOST = 8
+SETTINGS = [
+    {},
+    dict(temperature=0.0, logprobs=3),
+    dict(top_p=0.7, presence_penalty=0.4, repetition_penalty=1.3),
+    dict(min_tokens=2, stop_token_ids=[3, 4], logit_bias={4: 3.0, 9: -1.0}),
+    dict(allowed_token_ids=list(range(40)), bad_token_ids=[3]),
+]
+
+
+def make_requests(count):
+    """Every kind of setting; prompts that share prefixes; rows that are scored too."""
+    return [
+        Request(
+            row,
+            [row % 2] * 10 + [row % 50, 5],
+            SamplingParams(max_tokens=5, ignore_eos=True, **SETTINGS[row % len(SETTINGS)]),
+            row=row,
+            score_start=2 if row % 3 == 0 else None,
+            next_token_ids=(3, 7) if row % 4 == 0 else (),
+        )
+        for row in range(count)
+    ]
+
+
+class Uncounted(HashModelOnDevice):
+    """The fake model walks its rows token by token, with transfers of its own. They are not counted."""
+
+    def __init__(self, copies):
+        self._copies = copies
+
+    def forward(self, token_ids, rows, layers):
+        before = list(self._copies)
+        hidden = super().forward(token_ids, rows, layers)
+        self._copies[:] = before
+        return hidden
+
+
+@contextmanager
+def counted(monkeypatch):
+    """The device, and a list to which every copy from the host to it is added."""
+    copies = []
+    copy = FakeCuda._copy_between
+
+    def copied(self, target, source, *arguments):
+        if isinstance(target, DeviceTensor):
+            copies.append(tuple(source.shape))
+        return copy(self, target, source, *arguments)
+
+    monkeypatch.setattr(FakeCuda, "_copy_between", copied)
+    with fake_cuda():
+        yield copies
+
+
+def transfers_of_steps(count, slots, monkeypatch, decode_graphs):
+    """Copies to the device in each step, admission included, and the completions."""
+    with counted(monkeypatch) as copies:
+        model = Uncounted(copies)
+        sizes = dict(max_batch_size=slots, max_batch_tokens=20 * slots)
+        engine = make_engine(model, **sizes, run_ahead=True, decode_graphs=decode_graphs)
+        found, steps = {}, []
+        copies.clear()
+        before = engine.stats.transfers
+        for finished in engine.run(Pulled(make_requests(count))):
+            found |= {completion.key: completion for completion in finished}
+            steps.append(list(copies))
+            copies.clear()
+        assert engine.stats.transfers - before == sum(map(len, steps)), steps
+        check_bookkeeping(engine)
+    return steps, found
+
+
+@pytest.mark.parametrize("decode_graphs", [False, True])
+def test_transfers_do_not_grow_with_the_rows(decode_graphs, monkeypatch):
+    few, _ = transfers_of_steps(6, 3, monkeypatch, decode_graphs)
+    many, found = transfers_of_steps(24, 12, monkeypatch, decode_graphs)
+    assert max(map(len, many)) <= max(map(len, few)) + 1 <= MOST
+    assert len(found) == 24
+    expected = run(make_requests(24))
+    assert {key: outcome(c)[0] for key, c in found.items()} == {key: outcome(c)[0] for key, c in expected.items()}

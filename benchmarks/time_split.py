@@ -15,12 +15,12 @@ from unittest.mock import patch
 from rwkv_batch import LLM
 from rwkv_batch.bench import Measurement, difference, measure, warm_up
 from rwkv_batch.bench_workloads import Workload
-from rwkv_batch.detokenizer import Detokenizer
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.models.linear import LinearGroup
 from rwkv_batch.models.model import Model
 from rwkv_batch.models.product import LINEAR, Linear
 from rwkv_batch.ops import Implementation, OpTable
+from rwkv_batch.stop_strings import StopMatcher
 from rwkv_batch.variants import Variant
 
 STOP = "\n\nUser:"
@@ -73,7 +73,7 @@ def split_text(checkpoint: Path, workload: Workload, variant: Variant) -> Split:
     before, clocks = replace(llm.stats()), _Clocks()
     start = perf_counter()
     # With a stop string every token is pushed as it comes.
-    with patch.object(Detokenizer, "push", clocks.around(Detokenizer.push, lambda *_: "detokenise")):
+    with patch.object(StopMatcher, "push", clocks.around(StopMatcher.push, lambda *_: "stop strings")):
         llm.generate(prompts, replace(workload.params, stop=STOP))
     seconds = perf_counter() - start
     run = Measurement(len(prompts), seconds, difference(llm.stats(), before))

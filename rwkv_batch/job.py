@@ -208,7 +208,7 @@ def _inspect_model(**arguments: Any) -> Any:
 
 
 def _detokenizer(tokenizer: Any) -> Any:
-    from .detokenizer import BatchDetokenizer as Detokenizer
+    from .detokenizer import Detokenizer
 
     return None if tokenizer is None else Detokenizer(tokenizer.token_bytes)
 

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from .detokenizer import BatchDetokenizer as Detokenizer
+from .detokenizer import Detokenizer
 from .engine.logprobs import TokenScores
 from .engine.request import Completion
 from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput

@@ -12,7 +12,8 @@ from .sampling_params import SamplingParams
 if TYPE_CHECKING:
     import numpy as np
 
-    from .engine.request import Completion, Request
+    from .engine.request import Completion as Completion
+    from .engine.request import Request
     from .requests import Scoring
 
     TextOrIds = str | Sequence[int] | np.ndarray

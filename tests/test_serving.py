@@ -262,6 +262,17 @@ def test_a_row_to_score_that_is_aborted_is_an_error_row(serving):
     assert found["other"].completions[0].finish_reason == "length"
 
 
+def test_a_row_can_be_aborted_from_the_moment_on_that_its_call_has_its_turn(serving, monkeypatch):
+    original = serving._turns.take
+
+    def take(call):
+        original(call)
+        serving.abort("long")
+
+    monkeypatch.setattr(serving._turns, "take", take)
+    assert serve(serving, [row("long", LONG)])["long"].completions[0].finish_reason == "abort"
+
+
 def test_to_abort_what_is_not_there_changes_nothing(serving):
     serving.abort("nothing")
     lists = serving.run([[row(i)] for i in range(20)])
@@ -334,6 +345,22 @@ def test_an_iterator_that_another_thread_ends_lets_waiting_calls_run(serving, ho
     third.join()
     other.join()
     assert list(found.get()) == ["other"]
+
+
+def test_a_dropped_iterator_has_the_engine_until_the_engine_is_free(serving, monkeypatch):
+    lists = serving.run([[row("long", LONG), row("short")]])
+    next(lists)
+    engine, held = serving._engine, []
+    original = engine._abandon
+
+    def abandon():
+        held.append(serving._turns.holder is not None)
+        original()
+
+    monkeypatch.setattr(engine, "_abandon", abandon)
+    del lists
+    gc.collect()
+    assert (held, serving._turns.holder) == ([True], None)
 
 
 def test_a_new_call_of_the_same_thread_closes_an_open_iterator_with_a_warning(serving):

@@ -69,7 +69,7 @@ class FreeModel:
 
     def __init__(self, device: SimulatedDevice) -> None:
         self._results = FreeResults(device)
-        self.ops = OpTable(self._results.ops, ())
+        self.ops = OpTable.of(**self._results.ops)
 
     def forward(self, token_ids: Any, rows: Any, layers: Any) -> Any:
         return self._results.forward(token_ids, rows)

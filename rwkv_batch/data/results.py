@@ -17,7 +17,7 @@ from ..rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
 from .columns import Columns
 
 if TYPE_CHECKING:
-    from ..engine.request import Completion
+    from ..rows import Completion
 
 ROW_BYTES = 1000
 """What the Python objects of a finished row hold, about, beside what its texts, tokens and requests hold."""

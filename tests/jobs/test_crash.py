@@ -21,7 +21,7 @@ from rwkv_batch.data.plan import Unit
 from rwkv_batch.data.prepare import Prepared, prepare
 from rwkv_batch.data.results import Results
 from rwkv_batch.data.storage import LocalStorage
-from rwkv_batch.detokenizer import BatchDetokenizer as Detokenizer
+from rwkv_batch.detokenizer import Detokenizer
 from rwkv_batch.rows import GenerateRow
 
 from .conftest import Job
@@ -206,6 +206,54 @@ def test_bytes_are_safe_before_their_name_and_the_name_before_the_return(
     assert (first, temporary.startswith(f"{tmp_path}/tmp/x.")) == ("sync", True)
     assert (source, target) == (temporary, str(tmp_path / "x"))
     assert last == ("sync", str(tmp_path))
+
+
+def test_the_name_of_a_new_folder_is_safe_before_anything_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder whose name was lost to a power cut takes its files with it."""
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        real(descriptor)
+
+    storage = LocalStorage(str(tmp_path / "tmp"))
+    storage.make_folder(str(tmp_path / "tmp"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        assert storage.atomic_write(str(tmp_path / "a" / "b" / "x"), b"data")
+    assert [path.removeprefix(f"{tmp_path}") for path in synced[1:]] == ["", "/a", "/a/b"]
+    assert synced[0].startswith(f"{tmp_path}/tmp/x.")
+
+
+def test_no_file_stays_open(small: Job) -> None:
+    def opened() -> list[str]:
+        return sorted(os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink())
+
+    storage = LocalStorage(str(small.folder / "tmp"))
+    storage.atomic_write(str(small.folder / "a" / "x"), b"data")
+    before = opened()
+    for exclusive in (False, True):
+        storage.atomic_write(str(small.folder / "a" / "x"), b"data", exclusive=exclusive)
+        storage.atomic_write(str(small.folder / "b" / f"y{exclusive}"), b"data", exclusive=exclusive)
+    storage.sweep()
+    assert opened() == before
+
+
+def test_foreign_files_in_the_state_folder_are_left_alone(small: Job, caplog: pytest.LogCaptureFixture) -> None:
+    small.set(output__rows_per_part=ROWS)
+    ready = prepared(small)
+    (unit,) = units_of(ready)
+    files = files_of(small, ready)
+    commit_all(ready, files, unit, [0, 1])
+    foreign = small.state / "unit-00000" / "notes.txt"
+    foreign.write_text("mine")
+    assert small.run() == 0
+    assert foreign.read_text() == "mine"
+    assert [path.name for path in foreign.parent.iterdir()] == ["notes.txt"]
+    assert "cannot be read" not in caplog.text and "damaged" not in (small.state / "log.jsonl").read_text()
 
 
 def test_segments_are_dropped_after_their_part_is_safe(small: Job) -> None:

@@ -14,6 +14,7 @@ import fake_llm
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from rwkv_batch import llm, run
 from rwkv_batch.config import JobConfig, Section
@@ -157,6 +158,18 @@ def assert_alike(found: Any, expected: Any) -> None:
             assert_alike(one, other)
     else:
         assert found == expected
+
+
+@pytest.mark.usefixtures("real_engine")
+def test_the_initial_state_is_a_part_of_the_models_fingerprint(tmp_path: Path) -> None:
+    summary = llm.inspect_model("demo", device="cpu")
+    sizes = summary.file.sizes
+    found = {summary.fingerprint}
+    for value in (0.0, 1.0):
+        state = torch.full((sizes["H"], sizes["N"], sizes["N"]), value)
+        torch.save({f"blocks.{i}.att.time_state": state for i in range(sizes["L"])}, tmp_path / "state.pth")
+        found.add(llm.inspect_model("demo", device="cpu", init_state=str(tmp_path / "state.pth")).fingerprint)
+    assert len(found) == 3
 
 
 def edit(job: Job, **settings: Any) -> None:

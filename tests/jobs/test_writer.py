@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
@@ -113,6 +114,28 @@ def test_rows_of_a_fast_engine_are_committed_together_and_in_time(monkeypatch: p
             writer.add(ok(row))
             wait_for(lambda row=row: writer.counts.done == row + 1 and writer._queue.empty())
     assert [len(rows) for rows in files.commits] == [11, 11, 8]
+
+
+def test_a_stream_that_never_stops_is_committed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rows wait in the queue before the thread takes the second one; the clock goes on by a second a row."""
+    monkeypatch.setattr(module, "BATCH_ROWS", 1)
+    now, all_here = [0.0], threading.Event()
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    files = Files()
+    with make(files, flush_seconds=9.5) as writer:
+        to_columns = writer._to_columns
+
+        def tick(rows: Sequence[Any]) -> pa.RecordBatch:
+            assert all_here.wait(60)
+            now[0] += 1
+            return to_columns(rows)
+
+        writer._to_columns = tick
+        writer.begin(UNIT, 0)
+        for row in range(30):
+            writer.add(ok(row))
+        all_here.set()
+    assert [len(rows) for rows in files.commits] == [10, 10, 10]
 
 
 def test_columns_are_made_of_many_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

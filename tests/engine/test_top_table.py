@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkv_batch.engine.logprobs import TokenScores
+from rwkv_batch.engine.logprobs import TopTokens
 from rwkv_batch.engine.top_table import TopTable
 
 
@@ -30,16 +30,24 @@ def test_each_completion_gets_back_what_was_written_for_it(completions):
                 continue
             found = table.close(running.pop(i), np.arange(float(length)), count)
             assert found.logprobs.tolist() == list(range(length))
-            assert found.ranks.tolist() == [rank for rank, _, _ in written[i]]
+            assert found.top.ranks.tolist() == [rank for rank, _, _ in written[i]]
             assert found.is_greedy.tolist() == [rank == 1 for rank, _, _ in written[i]]
-            assert found.top_ids.tolist() == [ids[:count] for _, ids, _ in written[i]]
-            assert found.top_logprobs.tolist() == [logprobs[:count] for _, _, logprobs in written[i]]
+            assert found.top.ids.tolist() == [ids[:count] for _, ids, _ in written[i]]
+            assert found.top.logprobs.tolist() == [logprobs[:count] for _, _, logprobs in written[i]]
         ranks = random.integers(1, 4, len(running))
         shape = len(running), max((completions[i][2] for i in running), default=0)
         top_ids, top_logprobs = random.integers(0, 99, shape).astype(np.int32), -random.random(shape)
         numbers = np.array([len(written[i]) for i in running], np.int64)
-        scores = TokenScores(np.zeros(len(running)), ranks == 1, ranks, top_ids, top_logprobs)
-        table.write(np.array(list(running.values()), np.int64), numbers, scores)
+        places = np.array(list(running.values()), np.int64)
+        table.write(places, numbers, TopTokens(ranks, top_ids, top_logprobs))
         for i, *row in zip(running, ranks.tolist(), top_ids.tolist(), top_logprobs.tolist(), strict=True):
             written[i].append(row)
     assert not running
+
+
+def test_a_place_is_free_again_once_its_completion_has_ended():
+    table, places = TopTable(), set()
+    for _ in range(100):
+        places.add(table.open())
+        table.close(max(places), np.zeros(0), 0)
+    assert len(places) == 1

@@ -10,7 +10,7 @@ class Target(NamedTuple):
 
     Args:
         files: patterns below rwkv_batch/. A module belongs to the first target that has it.
-        tests: files or folders below tests/ that are the modules' own.
+        tests: files or folders below tests/ that are the modules' own, but for what `slow.py` lists.
         wider: further ones, asked where the own tests notice nothing.
     """
 
@@ -78,7 +78,7 @@ TARGETS = (
     ),
     Target(
         "requests",
-        ("requests.py", "serving.py", "turns.py", "prefetch.py", "rows.py", "sampling_params.py"),
+        ("requests.py", "serving.py", "turns.py", "prefetch.py", "rows.py", "output_builder.py", "sampling_params.py"),
         ("test_llm.py", "test_sampling_params.py", "test_constraint.py", "test_serving.py"),
         ("engine/test_abort.py", "jobs", "integrations"),
     ),

@@ -245,6 +245,24 @@ def test_numbers_that_are_not_finite_end_the_row_with_an_error():
     engine.check_integrity()
 
 
+@pytest.mark.parametrize("max_tokens", [0, 4])
+@pytest.mark.parametrize("run_ahead", [False, True])
+def test_scores_that_are_not_finite_end_their_own_row_with_an_error(max_tokens, run_ahead):
+    """Prompt tokens of all rows are scored in the same step; the score of token 3 is no number."""
+
+    class Broken(HashModel):
+        def score(self, hidden, targets, rows):
+            own, is_greedy = super().score(hidden, targets, rows)
+            return own.masked_fill(targets == 3, float("nan")), is_greedy
+
+    params = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+    tokens = [2, 3, 5, 3]
+    requests = [Request(row, [1, token, 4], params, row=row, score_start=1) for row, token in enumerate(tokens)]
+    found = run(requests, Broken(), run_ahead=run_ahead)
+    expected = ["error" if token == 3 else "length" for token in tokens]
+    assert [found[row].finish_reason for row in range(4)] == expected
+
+
 def test_end_of_text_stops_unless_ignored():
     params = dict(max_tokens=5, logit_bias={END_OF_TEXT: 100.0})
     stopped = run([Request(0, [1], SamplingParams(**params))])[0]

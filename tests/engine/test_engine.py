@@ -271,6 +271,7 @@ def test_end_of_text_stops_unless_ignored():
     assert (ignored.token_ids.tolist(), ignored.finish_reason, ignored.stop_reason) == ([0] * 5, "length", None)
     delayed = run([Request(0, [1], SamplingParams(**params, min_tokens=3))])[0]
     assert len(delayed.token_ids) == 4
+    assert [completion.text_tokens for completion in (stopped, ignored, delayed)] == [0, 5, 3]
     assert 0 not in delayed.token_ids[:3]
 
 

@@ -95,6 +95,23 @@ def test_an_exception_of_the_caller_between_two_results(make_engine=make_engine)
     assert {c.key: outcome(c) for c in engine.generate(Pulled(requests()))} == expected
 
 
+def test_slots_are_allocated_again_after_an_exception_only():
+    engine = make_engine()
+    pool = engine.pool
+    list(engine.generate(Pulled(requests())))
+    completions = engine.generate(Pulled(requests()))
+    next(completions)
+    completions.close()
+    list(engine.generate(Pulled(requests())))
+    assert engine.pool is pool
+    steps = engine.run(Pulled(requests()))
+    next(steps)
+    with pytest.raises(Interrupt):
+        steps.throw(Interrupt)
+    list(engine.generate(Pulled(requests())))
+    assert engine.pool is not pool
+
+
 def test_an_exception_of_the_source():
     engine = make_engine()
     expected = {completion.key: outcome(completion) for completion in engine.generate(Pulled(requests()))}

@@ -217,7 +217,7 @@ def held_bytes(row: RowInFlight | ErrorRow) -> int:
             held += 4 * len(prompt)
         for scores in (found.prompt_scores, found.next_scores):
             if scores is not None:
-                held += SCORES_BYTES + (TOKEN_SCORE_BYTES + 12 * scores.num_alternatives) * len(scores)
+                held += SCORES_BYTES + TOKEN_SCORE_BYTES * len(scores)
     return held
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import fake_llm
@@ -13,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkv_batch.data.results import Results
+from rwkv_batch.data.results import Results, held_bytes
 from rwkv_batch.engine.logprobs import TokenScores
+from rwkv_batch.engine.request import Completion, Request
 from rwkv_batch.errors import RowError
 from rwkv_batch.rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
 from rwkv_batch.sampling_params import SamplingParams
@@ -195,3 +197,26 @@ def test_error_rows_of_a_job(job: Job, kind: str) -> None:
     assert (ok["status"], error["status"], error["error_code"]) == ("ok", "error", "null_prompt")
     kept = {"status", "error_code", "error", *(("sample_index", "finish_reason") if kind == "generate" else ())}
     assert {name for name in names if error[name] is not None} == kept
+
+
+@pytest.mark.parametrize("tokens", [1, 50, 3000])
+def test_no_more_is_held_by_scores_than_is_counted(tokens: int) -> None:
+    params, ids = SamplingParams(max_tokens=0), np.ones(3, np.int32)
+
+    def make(row: int) -> RowInFlight:
+        request = Request(row, ids, params, next_token_ids=(1,))
+        own = TokenScores(np.zeros(tokens), np.zeros(tokens, bool))
+        found = Completion(request, np.zeros(0, np.int32), np.zeros(0), "length", prompt_scores=own)
+        return RowInFlight(ScoreRow(None, row, f"context {row}", ["x"]), [request], completions=[found])
+
+    tracemalloc.start()
+    try:
+        make(0)
+        before = tracemalloc.get_traced_memory()[0]
+        rows = [make(row) for row in range(300)]
+        held = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    counted = sum(map(held_bytes, rows))
+    assert held <= 1.1 * counted
+    assert counted < 8 * held

@@ -86,9 +86,11 @@ def test_logprobs_are_those_of_the_model():
     assert entry.top_logprobs == pytest.approx(exact.topk(4).values.tolist(), abs=1e-6)
 
 
-def test_equal_logits_rank_by_id():
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_equal_logits_rank_by_id(backend):
     logits = torch.tensor([[5.0, 5.0, 1.0, 5.0]])
-    _, result = draw(logits, SamplingParams(logprobs=2, logit_bias={3: 50.0}, temperature=0.0))
+    ops = resolve(Sampler.OPS, backend, CPU, torch.float32, {})
+    _, result = draw(logits, SamplingParams(logprobs=2, logit_bias={3: 50.0}, temperature=0.0), ops=ops)
     (entry,) = result.top
     assert (entry.top_ids, entry.rank) == ([0, 1], 3)
 

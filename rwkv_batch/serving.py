@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 
-import numpy as np
-
 from .engine.engine import Engine
 from .engine.request import Completion
 from .engine.source import Item
@@ -241,7 +239,7 @@ def _finished(row: RowInFlight) -> Finished:
     completions = row.completions
     completions.sort(key=_sample)
     prompt_tokens = len(completions[0].request.prompt_token_ids)
-    if not all(map(_is_finite, completions)):
+    if any(completion.finish_reason == "error" for completion in completions):
         return ErrorRow.of(row.row, RowError("not_finite", NOT_FINITE), prompt_tokens)
     if row.scoring is not None and any(completion.finish_reason == "abort" for completion in completions):
         return ErrorRow.of(row.row, RowError("abort", ABORTED), prompt_tokens)
@@ -250,14 +248,6 @@ def _finished(row: RowInFlight) -> Finished:
 
 def _sample(completion: Completion) -> int:
     return completion.request.sample
-
-
-def _is_finite(completion: Completion) -> bool:
-    """Everything that the model said about it is a number."""
-    scores = (completion.prompt_scores, completion.next_scores)
-    return completion.finish_reason != "error" and all(
-        bool(np.isfinite(found.logprobs).all()) for found in scores if found is not None
-    )
 
 
 def _is_not_finite(row: Finished) -> bool:

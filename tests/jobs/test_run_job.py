@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -18,8 +19,9 @@ import pytest
 
 import rwkv_batch
 from rwkv_batch import ConfigurationError, Outcome, ResumeError, Stopped, run_job
+from rwkv_batch.data import stopping
 from rwkv_batch.data.commit import JobFiles
-from rwkv_batch.data.stopping import SIGNALS
+from rwkv_batch.data.stopping import SIGNALS, StopSignals
 
 from .conftest import Job
 
@@ -212,6 +214,72 @@ def test_a_second_signal_does_what_it_did_before(
         if thread.name.startswith("rwkv_batch-writer"):
             thread.join(60)
             assert not thread.is_alive()
+    assert committed(job) == 4
+
+
+def test_handlers_are_put_back_whenever_ctrl_c_comes() -> None:
+    """At every line that puts handlers in or back; a Ctrl-C that is not heeded has to raise."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    expected, line, is_reached = handlers(), 0, True
+    try:
+        while is_reached:
+            is_reached, outcome = interrupted_at(line)
+            assert handlers() == expected, f"line {line}"
+            assert outcome == ("interrupted" if is_reached else "done"), f"line {line}"
+            line += 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert line > 20
+
+
+def interrupted_at(line: int) -> tuple[bool, str]:
+    """A block of StopSignals with Ctrl-C before the line of it that is run as number `line`: was there one, its end."""
+    lines = itertools.count()
+    is_reached = False
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        nonlocal is_reached
+        if frame.f_code.co_filename != stopping.__file__ or frame.f_code.co_name == "_handle":
+            return None
+        if event == "line" and next(lines) == line:
+            is_reached = True
+            sys.settrace(None)
+            signal.raise_signal(signal.SIGINT)
+        return trace
+
+    stop, outer = StopSignals(), sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with stop, stop.interruptible():
+            pass
+    except KeyboardInterrupt:
+        return is_reached, "interrupted"
+    finally:
+        sys.settrace(outer)
+    return is_reached, "done"
+
+
+def test_a_signal_stops_a_job_whose_standard_error_is_closed(job: Job, fails_first: Callable[..., None]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    kept = os.dup(2)
+
+    def interrupt() -> None:
+        os.close(2)
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            os.dup2(kept, 2)
+
+    fails_first(interrupt)
+    job.set(output__flush_seconds=86_400)
+    try:
+        with pytest.raises(Stopped):
+            run_job(job.settings)
+    finally:
+        os.close(kept)
     assert committed(job) == 4
 
 

@@ -103,6 +103,26 @@ def test_a_bad_override_is_named(job: Job, overrides: Any, expected: str) -> Non
     assert not job.state.exists()
 
 
+def test_paths_may_be_objects_and_lists_tuples(job: Job) -> None:
+    settings = {**job.settings, "input": {"path": (job.folder / "prompts.parquet",)}}
+    outcome = run_job(settings, {"output.path": job.folder / "there", "sampling.stop": ("x",)})
+    assert (outcome.rows, outcome.output) == (30, str(job.folder / "there"))
+    assert run_job(settings, f"output.path={job.folder / 'elsewhere'}").output == str(job.folder / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("given", "overrides", "expected"),
+    [
+        (5, (), "job: got 5, expected the path of a job file, or a mapping"),
+        ({}, [("sampling.n", 2)], "overrides: got ('sampling.n', 2), expected a text such as 'sampling.n=2'"),
+    ],
+)
+def test_a_job_or_overrides_of_another_kind_are_refused(given: Any, overrides: Any, expected: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        run_job(given, overrides)
+    assert expected in str(caught.value)
+
+
 def test_a_bad_setting_of_a_mapping_is_named(job: Job) -> None:
     with pytest.raises(ConfigurationError, match="job: model: missing, expected a mapping with path,"):
         run_job({name: section for name, section in job.settings.items() if name != "model"})

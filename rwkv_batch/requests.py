@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["ErrorRow", "GenerateRow", "RequestBuilder", "RowInFlight", "ScoreRow", "Scoring"]
 
 Built = TypeVar("Built")
-_NO_SCORES = TokenScores(
-    np.zeros(0), np.zeros(0, bool), np.zeros(0, np.int64), np.zeros((0, 0), np.int32), np.zeros((0, 0))
-)
 _stop_strings = lru_cache(maxsize=256)(StopStrings)
 
 
@@ -54,18 +51,22 @@ class Scoring:
 
     def of_continuations(self, completions: Iterable[Completion]) -> list[TokenScores]:
         """Scores of each continuation's tokens."""
+        return [TokenScores.join(parts) for parts in self.parts_of_continuations(completions)]
+
+    def parts_of_continuations(self, completions: Iterable[Completion]) -> list[list[TokenScores]]:
+        """The same in parts, as they were computed, in order."""
         found = {completion.request.sample: completion for completion in completions}
         shared = found[0].next_scores if 0 in found else None
         scores, firsts = [], 0
         for i, ids in enumerate(self.continuations):
             parts = []
             if len(ids) and shared is not None:
-                parts.append(shared.part(slice(firsts, firsts + 1), shared.top_ids.shape[1]))
+                parts.append(shared.part(slice(firsts, firsts + 1)))
                 firsts += 1
             if 1 + i in found:
                 own = found[1 + i]
                 parts += [part for part in (own.prompt_scores, own.next_scores) if part is not None and len(part)]
-            scores.append(TokenScores.join(parts) if parts else _NO_SCORES)
+            scores.append(parts)
         return scores
 
 

@@ -12,6 +12,7 @@ from .sampling_params import SamplingParams
 if TYPE_CHECKING:
     import numpy as np
 
+    from .engine.logprobs import TokenScores as TokenScores
     from .engine.request import Completion as Completion
     from .engine.request import Request
     from .requests import Scoring

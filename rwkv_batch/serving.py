@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 
-import numpy as np
-
 from .engine.engine import Engine
 from .engine.request import Completion
 from .engine.source import Item
@@ -230,7 +228,7 @@ def _finished(row: RowInFlight) -> Finished:
     """A row whose completions have all come, in order; an error row where they cannot be its result."""
     completions = row.completions
     completions.sort(key=_sample)
-    if not all(map(_is_finite, completions)):
+    if any(completion.finish_reason == "error" for completion in completions):
         return ErrorRow.of(row.row, RowError("not_finite", NOT_FINITE), 0)  # which parts have always said
     if row.scoring is not None and any(completion.finish_reason == "abort" for completion in completions):
         return ErrorRow.of(row.row, RowError("abort", ABORTED))
@@ -239,14 +237,6 @@ def _finished(row: RowInFlight) -> Finished:
 
 def _sample(completion: Completion) -> int:
     return completion.request.sample
-
-
-def _is_finite(completion: Completion) -> bool:
-    """Everything that the model said about it is a number."""
-    scores = (completion.prompt_scores, completion.next_scores)
-    return completion.finish_reason != "error" and all(
-        bool(np.isfinite(found.logprobs).all()) for found in scores if found is not None
-    )
 
 
 def _is_not_finite(row: Finished) -> bool:

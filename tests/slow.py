@@ -13,6 +13,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "kernels run in Triton's interpreter": (
         "engine/test_late_copies.py",
         "engine/test_replay.py",
+        "engine/test_simulated_device.py",
         "engine/test_transfers.py",
         "engine/test_triton_engine.py",
         "kernels/test_int8.py",

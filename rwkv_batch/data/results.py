@@ -17,7 +17,7 @@ from ..rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
 from .columns import Columns
 
 if TYPE_CHECKING:
-    from ..rows import Completion
+    from ..rows import Completion, TokenScores
 
 ROW_BYTES = 1000
 """What the Python objects of a finished row hold, about, beside what its texts, tokens and requests hold."""
@@ -152,20 +152,25 @@ class Results:
     def _scored(self, rows: Sequence[RowInFlight]) -> dict[str, Any]:
         """One record for each context: of its continuation, or lists over its choices."""
         ids: list[np.ndarray] = []
-        scores: list[Any] = []
+        scores: list[TokenScores] = []
         counts = []
         for row in rows:
             assert row.scoring is not None
             counts.append(len(row.scoring.continuations))
             ids += row.scoring.continuations
-            scores += row.scoring.of_continuations(row.completions)
+            for parts in row.scoring.parts_of_continuations(row.completions):
+                scores += parts
         lengths = [len(found) for found in ids]
-        logprobs = [math.fsum(found.logprobs.tolist()) for found in scores]
+        token_logprobs = _joined((found.logprobs for found in scores), np.float64)
+        of_tokens = token_logprobs.tolist()
+        is_other = (~_joined((found.is_greedy for found in scores), bool)).tolist()
+        spans = list(pairwise([0, *accumulate(lengths)]))
+        logprobs = [math.fsum(of_tokens[start:end]) for start, end in spans]
         columns: dict[str, Any] = {
             "logprob": logprobs,
-            "is_greedy": [bool(found.is_greedy.all()) for found in scores],
+            "is_greedy": [True not in is_other[start:end] for start, end in spans],
             "num_tokens": lengths,
-            **self._of_tokens(ids, (found.logprobs for found in scores), lengths),
+            **self._of_tokens(ids, [token_logprobs], lengths),
         }
         if self._is_list:
             columns = {
@@ -212,7 +217,7 @@ def held_bytes(row: RowInFlight | ErrorRow) -> int:
             held += 4 * len(prompt)
         for scores in (found.prompt_scores, found.next_scores):
             if scores is not None:
-                held += SCORES_BYTES + (TOKEN_SCORE_BYTES + 12 * scores.top_ids.shape[1]) * len(scores)
+                held += SCORES_BYTES + (TOKEN_SCORE_BYTES + 12 * scores.num_alternatives) * len(scores)
     return held
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as SequenceOf
 from typing import NamedTuple
 
 import numpy as np
@@ -65,35 +66,41 @@ class Booking:
         self._top = TopTable()
         self._top_place = np.full(num_slots, _NO_PLACE)
         self._scores: dict[int, tuple[list[TokenScores], list[TokenScores]]] = {}
+        self._broken: set[int] = set()
 
     def open(self, sequences: Iterable[Sequence]) -> None:
         """Start an entry for each of these sequences that has a request."""
-        for sequence in sequences:
-            if sequence.request is not None:
-                self._open(sequence.slot, sequence.request)
-
-    def _open(self, slot: int, request: Request) -> None:
-        params = request.params
-        self._requests[slot] = request
-        self._owner[slot] += 1
-        self._is_open[slot] = True
-        self._length[slot] = 0
-        self._max_tokens[slot] = params.max_tokens
+        opened = [(sequence.slot, sequence.request) for sequence in sequences if sequence.request is not None]
+        if not opened:
+            return
+        slots = np.array([slot for slot, _ in opened], np.int64)
+        self._owner[slots] += 1
+        self._is_open[slots] = True
+        self._length[slots] = 0
+        self._max_tokens[slots] = [request.params.max_tokens for _, request in opened]
         # A constraint that allows the end of text allows nothing after it.
-        self._ends_with_text[slot] = request.new_constraint is not None or not params.ignore_eos
-        self._is_watched[slot] = request.stop_strings is not None
-        if request.stop_strings is not None:
-            self._matcher().start(slot, request.stop_strings)
-        stops = params.stop_token_ids or ()
+        self._ends_with_text[slots] = [
+            request.new_constraint is not None or not request.params.ignore_eos for _, request in opened
+        ]
+        self._is_watched[slots] = [request.stop_strings is not None for _, request in opened]
+        self._stops[slots] = -1
+        self._top_place[slots] = _NO_PLACE
+        for slot, request in opened:
+            self._requests[slot] = request
+            if request.stop_strings is not None:
+                self._matcher().start(slot, request.stop_strings)
+            if request.params.stop_token_ids:
+                self._set_stops(slot, request.params.stop_token_ids)
+            if request.params.logprobs is not None and request.params.max_tokens:
+                self._top_place[slot] = self._top.open()
+            if request.score_start is not None or request.next_token_ids:
+                self._scores[slot] = ([], [])
+
+    def _set_stops(self, slot: int, token_ids: SequenceOf[int]) -> None:
         width = self._stops.shape[1]
-        if len(stops) > width:
-            self._stops = np.pad(self._stops, ((0, 0), (0, len(stops) - width)), constant_values=-1)
-        if self._stops.shape[1]:
-            self._stops[slot] = -1
-            self._stops[slot, : len(stops)] = stops
-        self._top_place[slot] = self._top.open() if params.logprobs is not None and params.max_tokens else _NO_PLACE
-        if request.score_start is not None or request.next_token_ids:
-            self._scores[slot] = ([], [])
+        if len(token_ids) > width:
+            self._stops = np.pad(self._stops, ((0, 0), (0, len(token_ids) - width)), constant_values=-1)
+        self._stops[slot, : len(token_ids)] = token_ids
 
     def owners(self, slots: np.ndarray) -> np.ndarray:
         """[n] int64: numbers of the sequences that have these slots' entries now."""
@@ -107,6 +114,11 @@ class Booking:
         """Take in scores of the next prompt tokens, or of `next_token_ids`. Scores of a closed entry are dropped."""
         if self.owns(slot, owner):
             self._scores[slot][are_next].append(scores)
+
+    def break_off(self, slot: int, owner: int) -> None:
+        """Scores of this sequence are not finite: it ends with an error."""
+        if self.owns(slot, owner):
+            self._broken.add(slot)
 
     def record(self, rows: BookedRows, tokens: SampledTokens) -> list[tuple[int, Completion]]:
         """Take in one sampled token of each row. Rows whose entry is closed are dropped.
@@ -155,6 +167,9 @@ class Booking:
         """End a slot's entry and take what there is."""
         request, length = self._requests[slot], int(self._length[slot])
         assert request is not None
+        if slot in self._broken:
+            self._broken.remove(slot)
+            finish_reason = "error"
         logprobs = self._logprobs[slot, :length].copy()
         completion = Completion(
             request, self._token_ids[slot, :length].copy(), logprobs, finish_reason, stop_reason, text_tokens=length
@@ -173,14 +188,18 @@ class Booking:
 
     def close_all(self) -> None:
         """End all entries, and drop what they hold."""
-        for slot in np.flatnonzero(self._is_open).tolist():
-            self.close(slot, "abort")
+        self._is_open[:] = False
+        self._requests = [None] * len(self._requests)
+        self._top = TopTable()
+        self._scores.clear()
+        self._broken.clear()
 
     def _record_top(self, rows: BookedRows, is_open: np.ndarray, top_rows: np.ndarray, top: TokenScores) -> None:
         kept = is_open[top_rows]
         if not kept.all():
-            top_rows, top = top_rows[kept], top.part(kept, top.top_ids.shape[1])
-        self._top.write(self._top_place[rows.slots[top_rows]], rows.numbers[top_rows], top)
+            top_rows, top = top_rows[kept], top.part(kept)
+        assert top.top is not None
+        self._top.write(self._top_place[rows.slots[top_rows]], rows.numbers[top_rows], top.top)
 
     def _stop_matches(
         self, slots: np.ndarray, token_ids: np.ndarray, goes_on: np.ndarray

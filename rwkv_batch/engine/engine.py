@@ -279,6 +279,8 @@ class Engine:
             if scores is not None:
                 for part, owner, found in zip(scores.parts, step.score_owners, scores.read(), strict=True):
                     self.booking.add_scores(part.slot, owner, found, part.are_next)
+                    if not scores.are_finite and not np.isfinite(found.logprobs).all():
+                        self.booking.break_off(part.slot, owner)
             finished = []
             if sampled is not None:
                 tokens = sampled.read()

@@ -23,10 +23,14 @@ class Scores:
     Args:
         scored: the tokens.
         hidden: [M, C], of the step that predicts them.
+
+    Attributes:
+        are_finite: all log-probabilities that `read` has found are numbers.
     """
 
     def __init__(self, scored: ScoreInput, hidden: Tensor, model: Model) -> None:
         self.parts = scored.parts
+        self.are_finite = True
         hidden = hidden[scored.hidden_index]
         logprobs, is_greedy = model.score(hidden, scored.targets, scored.rows)
         self._logprobs, self._is_greedy = HostCopy(logprobs), HostCopy(is_greedy)
@@ -43,13 +47,14 @@ class Scores:
     def read(self) -> list[TokenScores]:
         """One for each part; waits for them."""
         logprobs, is_greedy = self._logprobs.read().numpy(), self._is_greedy.read().numpy()
+        self.are_finite = bool(np.isfinite(logprobs).all())
         tops = TokenScores.join([top.read() for top in self._tops])
         found = []
         start = start_of_top = 0
         for part in self.parts:
             count = len(part.targets)
             if part.num_alternatives is None:
-                found.append(TokenScores.plain(logprobs[start : start + count], is_greedy[start : start + count]))
+                found.append(TokenScores(logprobs[start : start + count], is_greedy[start : start + count]))
             else:
                 found.append(tops.part(slice(start_of_top, start_of_top + count), part.num_alternatives))
                 start_of_top += count

@@ -27,6 +27,17 @@ class Logprobs(NamedTuple):
     top_logprobs: list[float]
 
 
+class TopTokens(NamedTuple):
+    """Where n tokens rank at their positions, and the K most likely tokens there."""
+
+    ranks: np.ndarray
+    """[n] int64; 1 is the most likely token."""
+    ids: np.ndarray
+    """[n, K] int32, most likely first."""
+    logprobs: np.ndarray
+    """[n, K] float64."""
+
+
 @dataclass(slots=True, eq=False)
 class TokenScores:
     """What `Logprobs` says of one token, for n tokens in arrays. Indexing and iterating give `Logprobs`.
@@ -34,15 +45,12 @@ class TokenScores:
     Attributes:
         logprobs: [n] float64.
         is_greedy: [n] bool.
-        ranks: [n] int64.
-        top_ids, top_logprobs: [n, K] int32 and float64, most likely first; K is 0 where no alternatives were asked for.
+        top: None where no alternatives were asked for.
     """
 
     logprobs: np.ndarray
     is_greedy: np.ndarray
-    ranks: np.ndarray
-    top_ids: np.ndarray
-    top_logprobs: np.ndarray
+    top: TopTokens | None = None
 
     @classmethod
     def join(cls, parts: Sequence[TokenScores]) -> TokenScores:
@@ -50,41 +58,38 @@ class TokenScores:
         if len(parts) == 1:
             return parts[0]
         if not parts:
-            return cls.plain(np.zeros(0), np.zeros(0, bool))
-        columns = ("logprobs", "is_greedy", "ranks", "top_ids", "top_logprobs")
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in columns))
+            return cls(np.zeros(0), np.zeros(0, bool))
+        tops = [part.top for part in parts if part.top is not None]
+        return cls(
+            np.concatenate([part.logprobs for part in parts]),
+            np.concatenate([part.is_greedy for part in parts]),
+            TopTokens(*map(np.concatenate, zip(*tops, strict=True))) if tops else None,
+        )
 
-    @classmethod
-    def plain(cls, logprobs: np.ndarray, is_greedy: np.ndarray) -> TokenScores:
-        """Of tokens for which no alternatives were asked for."""
-        count = len(logprobs)
-        return cls(logprobs, is_greedy, np.zeros(count, np.int64), np.zeros((count, 0), np.int32), np.zeros((count, 0)))
+    @property
+    def num_alternatives(self) -> int:
+        """K."""
+        return 0 if self.top is None else self.top.ids.shape[1]
 
     def __len__(self) -> int:
         return len(self.logprobs)
 
     def __getitem__(self, index: int) -> Logprobs:
-        return Logprobs(
-            float(self.logprobs[index]),
-            bool(self.is_greedy[index]),
-            int(self.ranks[index]),
-            self.top_ids[index].tolist(),
-            self.top_logprobs[index].tolist(),
-        )
+        return next(iter(self.part(slice(index, index + 1))))
 
     def __iter__(self) -> Iterator[Logprobs]:
-        columns = (self.logprobs, self.is_greedy, self.ranks, self.top_ids, self.top_logprobs)
-        return (Logprobs(*values) for values in zip(*(column.tolist() for column in columns), strict=True))
+        pairs = zip(self.logprobs.tolist(), self.is_greedy.tolist(), strict=True)
+        if self.top is None:
+            return (Logprobs(logprob, is_greedy, 0, [], []) for logprob, is_greedy in pairs)
+        tops = zip(*(column.tolist() for column in self.top), strict=True)
+        return (Logprobs(*pair, *top) for pair, top in zip(pairs, tops, strict=True))
 
-    def part(self, rows: slice | np.ndarray, count: int) -> TokenScores:
-        """Some of the tokens, with the `count` most likely ones beside each."""
-        return TokenScores(
-            self.logprobs[rows],
-            self.is_greedy[rows],
-            self.ranks[rows],
-            self.top_ids[rows, :count],
-            self.top_logprobs[rows, :count],
-        )
+    def part(self, rows: slice | np.ndarray, count: int | None = None) -> TokenScores:
+        """Some of the tokens, with the `count` most likely ones beside each; None: as many as there are."""
+        top = self.top
+        if top is not None:
+            top = TopTokens(top.ranks[rows], top.ids[rows, :count], top.logprobs[rows, :count])
+        return TokenScores(self.logprobs[rows], self.is_greedy[rows], top)
 
 
 def top_tokens(logits: Tensor, rows: Tensor, token_ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -132,4 +137,4 @@ class TopLogprobs:
     def read(self) -> TokenScores:
         """Waits for them."""
         logprobs, ranks, top_ids, top_logprobs = (copy.read().numpy() for copy in self._copies)
-        return TokenScores(logprobs, ranks == 1, ranks, top_ids, top_logprobs)
+        return TokenScores(logprobs, ranks == 1, TopTokens(ranks, top_ids, top_logprobs))

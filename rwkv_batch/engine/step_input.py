@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -21,10 +22,11 @@ class ScoredTokens(NamedTuple):
     slot: int
     are_next: bool
     """They are `next_token_ids`, not tokens of the prompt."""
-    packed_index: np.ndarray
-    """[n] int64: packed index of the token before each, whose hidden state predicts it."""
-    targets: np.ndarray
-    """[n] int64."""
+    packed_index: int
+    """Of the token before the first one, whose hidden state predicts it. Tokens of a prompt are predicted by hidden
+    states that follow one another, `next_token_ids` all by this one."""
+    targets: SequenceOf[int] | np.ndarray
+    """[n]."""
     num_alternatives: int | None
     """Most likely tokens to return beside each; None for none, and no ranks."""
 
@@ -129,22 +131,20 @@ def _chunks(plan: StepPlan, scheduler: Scheduler) -> list[_Chunk]:
 
 
 def _scored(chunk: _Chunk) -> SequenceOf[ScoredTokens]:
-    request = chunk.sequence.request
+    sequence, done, end, start = chunk
+    request = sequence.request
     if request is None or (request.score_start is None and not request.next_token_ids):
         return ()
-    prompt, params, last = chunk.sequence.prompt, request.params, len(chunk.sequence.prompt) - 1
-    offset = chunk.start - chunk.done
+    last, params = len(sequence.prompt) - 1, request.params
     found = []
     if request.score_start is not None:
-        first, end = max(chunk.done, request.score_start - 1), min(chunk.end, last)
-        if first < end:
-            targets = prompt[first + 1 : end + 1].astype(np.int64)
-            index = np.arange(offset + first, offset + end)
-            found.append(ScoredTokens(chunk.sequence.slot, False, index, targets, params.prompt_logprobs))
-    if request.next_token_ids and chunk.end > last:
-        targets = np.array(request.next_token_ids, np.int64)
-        index = np.full(len(targets), offset + last)
-        found.append(ScoredTokens(chunk.sequence.slot, True, index, targets, params.logprobs))
+        first = max(done, request.score_start - 1)
+        if first < min(end, last):
+            targets = sequence.prompt[first + 1 : min(end, last) + 1]
+            found.append(ScoredTokens(sequence.slot, False, start + first - done, targets, params.prompt_logprobs))
+    if request.next_token_ids and end > last:
+        index = start + last - done
+        found.append(ScoredTokens(sequence.slot, True, index, request.next_token_ids, params.logprobs))
     return found
 
 
@@ -152,10 +152,18 @@ def _joined_scores(parts: list[ScoredTokens]) -> tuple[np.ndarray, ...]:
     """The numbers of `ScoreInput`, on the host."""
     if not parts:
         return _NONE, _NONE, _NONE, _NONE
-    predicting, rows = np.unique(np.concatenate([part.packed_index for part in parts]), return_inverse=True)
-    asking = np.repeat([part.num_alternatives is not None for part in parts], [len(part.targets) for part in parts])
-    targets = np.concatenate([part.targets for part in parts])
-    return predicting, rows.reshape(-1), targets, np.flatnonzero(asking)
+    counts = np.array([len(part.targets) for part in parts])
+    numbers = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # of each token in its part
+    advances = np.repeat([not part.are_next for part in parts], counts)
+    packed_index = np.repeat([part.packed_index for part in parts], counts) + numbers * advances
+    is_new = np.diff(packed_index, prepend=-1) > 0  # ascending, as the packed tokens are
+    targets = np.fromiter(chain.from_iterable(_listed(part.targets) for part in parts), np.int64, len(numbers))
+    asking = np.repeat([part.num_alternatives is not None for part in parts], counts)
+    return packed_index[is_new], np.cumsum(is_new) - 1, targets, np.flatnonzero(asking)
+
+
+def _listed(targets: SequenceOf[int] | np.ndarray) -> SequenceOf[int]:
+    return targets.tolist() if isinstance(targets, np.ndarray) else targets
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:

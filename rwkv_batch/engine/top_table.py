@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .logprobs import TokenScores
+from .logprobs import TokenScores, TopTokens
 
 
 class TopTable:
@@ -27,22 +27,22 @@ class TopTable:
             self._free = list(range(count, len(self._ranks)))
         return self._free.pop()
 
-    def write(self, places: np.ndarray, numbers: np.ndarray, scores: TokenScores) -> None:
+    def write(self, places: np.ndarray, numbers: np.ndarray, top: TopTokens) -> None:
         """One token for each of n places.
 
         Args:
             numbers: [n] int64, each token's index in its completion.
-            scores: of the n tokens.
+            top: of the n tokens.
         """
-        count = scores.top_ids.shape[1]
+        count = top.ids.shape[1]
         length = int(numbers.max(initial=-1)) + 1
         _, old_length, old_count = self._ids.shape
         if length > old_length or count > old_count:
             new_length = max(2 * old_length, length, 16) if length > old_length else old_length
             self._resize(len(self._ranks), new_length, max(count, old_count))
-        self._ranks[places, numbers] = scores.ranks
-        self._ids[places, numbers, :count] = scores.top_ids
-        self._logprobs[places, numbers, :count] = scores.top_logprobs
+        self._ranks[places, numbers] = top.ranks
+        self._ids[places, numbers, :count] = top.ids
+        self._logprobs[places, numbers, :count] = top.logprobs
 
     def close(self, place: int, logprobs: np.ndarray, count: int) -> TokenScores:
         """What a place holds for the first tokens of a completion; the place is free again.
@@ -54,7 +54,7 @@ class TopTable:
         self._free.append(place)
         ranks = self._ranks[place, : len(logprobs)].copy()
         top = (table[place, : len(logprobs), :count].copy() for table in (self._ids, self._logprobs))
-        return TokenScores(logprobs, ranks == 1, ranks, *top)
+        return TokenScores(logprobs, ranks == 1, TopTokens(ranks, *top))
 
     def _resize(self, num_places: int, length: int, count: int) -> None:
         for name, shape in (

@@ -61,8 +61,8 @@ class Scoring:
     context: Any
     continuations: list[Any]
 
-    def of_continuations(self, completions: list[Completion]) -> list[Any]:
-        return [completion.scores for completion in completions]
+    def parts_of_continuations(self, completions: list[Completion]) -> list[list[Any]]:
+        return [[completion.scores] for completion in completions]
 
 
 class Tokenizer:

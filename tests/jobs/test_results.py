@@ -96,7 +96,7 @@ def scored(draw: Any, count: Any) -> RowInFlight:
         triples = draw(st.lists(st.tuples(st.integers(0, 99), logprobs, st.booleans()), max_size=4))
         values, flags = np.array([one[1] for one in triples]), np.array([one[2] for one in triples], bool)
         ids = np.array([one[0] for one in triples], np.int32)
-        found.append(fake_llm.Completion(None, ids, None, scores=TokenScores.plain(values, flags)))  # type: ignore[arg-type]
+        found.append(fake_llm.Completion(None, ids, None, scores=TokenScores(values, flags)))  # type: ignore[arg-type]
     scoring = fake_llm.Scoring(None, [one.token_ids for one in found])
     return RowInFlight(ScoreRow(None, row, "", []), [], None, scoring, found)  # type: ignore[arg-type]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from kernels import cuda_on_host
 from kernels.cuda_on_host import HostRunner
-from kernels.kernel_cases import CPU, Function
+from kernels.kernel_cases import BACKENDS, CPU, Function
 
 from rwkv_batch.cuda_kernels import launch
 
@@ -54,7 +54,7 @@ def cuda_on_cpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
     monkeypatch.setattr(launch, "host_runner", request.getfixturevalue("host_runner"))
 
 
-@pytest.fixture(params=["triton", "cuda", "cpu"])
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
     if request.param == "cuda" and not torch.cuda.is_available():
         request.getfixturevalue("cuda_on_cpu")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,9 +21,26 @@ from rwkv_batch.checks.calls import make_parameters, make_vectors
 from rwkv_batch.models.rows import Rows
 
 CPU = torch.device("cpu")
+BACKENDS = ("triton", "cuda", "cpu")
 
 Function = Callable[..., Tensor]
 Vectors = dict[str, Tensor]
+
+
+def every_pair(first: Sequence[Any], second: Sequence[Any], third: Sequence[Any]) -> list[Any]:
+    """All triples, as parameters of a test; the gate runs those in which each two values meet at least once.
+
+    The others have the marker `soak`: `make kernels` runs them.
+
+    Args:
+        third: not longer than the other two.
+    """
+    return [
+        pytest.param(a, b, c, marks=[] if (i + j) % len(third) == k else [pytest.mark.soak])
+        for i, a in enumerate(first)
+        for j, b in enumerate(second)
+        for k, c in enumerate(third)
+    ]
 
 
 @dataclass(frozen=True)

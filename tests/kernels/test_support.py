@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from importlib import import_module
 from pathlib import Path
 
 import claimed_gpu
 import pytest
 import torch
+from kernels.kernel_cases import every_pair
 
 from rwkv_batch import ops
 from rwkv_batch.cuda_kernels import launch as cuda_launch
@@ -55,3 +57,12 @@ def test_sizes_are_settings(op, sizes, broken_compilers):
     unsupported_reason = import_module(f"{ops._PACKAGES[backend]}.{name}").unsupported_reason
     reason = unsupported_reason.settings(GPU, torch.bfloat16, sizes, torch.float32)
     assert reason and str(*sizes.values()) in reason
+
+
+def test_every_pair_meets_in_the_gate():
+    axes = ("abc", "defgh", "xyz")
+    every = every_pair(*axes)
+    kept = [parameters.values for parameters in every if not parameters.marks]
+    found = {pair for values in kept for pair in itertools.combinations(values, 2)}
+    assert found == {pair for two in itertools.combinations(axes, 2) for pair in itertools.product(*two)}
+    assert len(every) == 45 == 3 * len(kept)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from kernels.kernel_cases import expected, make_case, run
+from kernels.kernel_cases import BACKENDS, every_pair, expected, make_case, run
 from tolerances import assert_close
 
 from rwkv_batch.checks.calls import EPS, VARIANTS
@@ -45,15 +45,17 @@ def assert_matches(function, case, dtype):
         assert torch.equal(after.pools[name], case.pools[name]), f"{name}: other slots or layers changed"
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("backend", "variant", "dtype"), every_pair(BACKENDS, VARIANTS, [*DTYPES]), indirect=["backend"]
+)
 def test_ragged_rows_equal_float64(backend, variant, dtype):
     function, device = backend.serve(variant[:4], DTYPES[dtype])
     assert_matches(function, make_case(variant, dtype=DTYPES[dtype], device=device), DTYPES[dtype])
 
 
-@pytest.mark.parametrize("size", [32, 64, 128])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("backend", "variant", "size"), every_pair(BACKENDS, VARIANTS, [32, 64, 128]), indirect=["backend"]
+)
 def test_head_sizes(backend, variant, size):
     """v4 has no heads, but with this a width of several blocks."""
     function, device = backend.serve(variant[:4], size=size)

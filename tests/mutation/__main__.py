@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,9 @@ NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "build", "dist", "out", "*.
 BAR = 0.97
 MAX_BYTES = 24 << 30
 """Of addresses that a test process may have: a change can make a loop fill the memory."""
+
+
+_measuring = threading.Lock()
 
 
 class Mutant(NamedTuple):
@@ -143,12 +147,13 @@ class Copy:
             RuntimeError: they fail without a change.
         """
         key = tuple(tests)
-        if key not in self._limits:
-            start = time.monotonic()
-            if failure := self.first_failure(tests):
-                raise RuntimeError(f"without any change: {failure}")
-            self._limits[key] = 5 * (time.monotonic() - start) + 60
-        return self._limits[key]
+        with _measuring:
+            if key not in self._limits:
+                start = time.monotonic()
+                if failure := self.first_failure(tests):
+                    raise RuntimeError(f"without any change: {failure}")
+                self._limits[key] = 5 * (time.monotonic() - start) + 60
+            return self._limits[key]
 
     def try_out(self, mutant: Mutant) -> str | None:
         """The test that notices a change, or None."""
@@ -171,11 +176,14 @@ class Copy:
 
 
 def stages(mutant: Mutant) -> list[list[str]]:
-    """Tests to run one after the other: the files named like the module, the target's own, the wider ones."""
+    """Arguments of pytest, one run after the other: the files named like the module, the target's own, the wider ones.
+
+    Tests that `slow.py` lists are among the wider ones only.
+    """
     name = f"test_{Path(mutant.file).stem}.py"
     same = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob(name))
     own, wider = ([f"tests/{test}" for test in tests] for tests in (mutant.target.tests, mutant.target.wider))
-    return [stage for stage in (same, own, wider) if stage]
+    return [stage for stage in (same, [*own, "-m", "not slow and not soak"], wider) if stage]
 
 
 def run(mutants: Sequence[Mutant], jobs: int) -> Iterator[tuple[Mutant, str | None]]:

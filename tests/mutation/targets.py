@@ -10,7 +10,7 @@ class Target(NamedTuple):
 
     Args:
         files: patterns below rwkv_batch/. A module belongs to the first target that has it.
-        tests: files or folders below tests/ that are the modules' own.
+        tests: files or folders below tests/ that are the modules' own, but for what `slow.py` lists.
         wider: further ones, asked where the own tests notice nothing.
     """
 
@@ -26,7 +26,7 @@ TARGETS = (
         "sampler",
         tuple(f"engine/{name}.py" for name in SAMPLER),
         ("engine/test_sampler.py", "engine/test_selection.py", "engine/test_penalties.py", "engine/test_philox.py"),
-        ("engine", "test_llm.py", "test_constraint.py", "test_oracle.py", "kernels/test_triton_sample.py"),
+        ("engine", "test_llm.py", "test_constraint.py", "kernels/test_triton_sample.py"),
     ),
     Target(
         "engine",
@@ -36,20 +36,33 @@ TARGETS = (
     ),
     Target(
         "commit",
-        ("data/commit.py", "data/storage.py", "data/writer.py", "data/results.py", "data/scores.py"),
-        ("jobs/test_crash.py", "jobs/test_writer.py", "jobs/test_output.py", "jobs/test_resume.py"),
+        (
+            "data/commit.py",
+            "data/storage.py",
+            "data/writer.py",
+            "data/results.py",
+            "data/scores.py",
+            "output_builder.py",
+        ),
+        (
+            "jobs/test_crash.py",
+            "jobs/test_writer.py",
+            "jobs/test_output.py",
+            "jobs/test_results.py",
+            "jobs/test_resume.py",
+        ),
         ("jobs",),
     ),
     Target(
         "resume",
         ("data/state.py", "data/fingerprint.py", "data/plan.py", "data/history.py"),
-        ("jobs/test_plan.py", "jobs/test_resume.py", "jobs/test_refusals.py"),
+        ("jobs/test_plan.py", "jobs/test_resume.py", "jobs/test_upgrades.py", "jobs/test_refusals.py"),
         ("jobs",),
     ),
     Target(
         "requests",
-        ("requests.py", "serving.py", "sampling_params.py"),
-        ("test_llm.py", "test_sampling_params.py", "test_constraint.py"),
+        ("requests.py", "rows.py", "serving.py", "output_builder.py", "sampling_params.py"),
+        ("test_serving.py", "test_llm.py", "test_sampling_params.py", "test_constraint.py"),
         ("jobs", "engine", "integrations"),
     ),
 )

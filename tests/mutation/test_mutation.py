@@ -108,9 +108,9 @@ def test_what_is_noticed_and_by_which_test(project):
 
 
 def test_a_change_that_never_ends_is_noticed(project, tmp_path):
-    tests = ["tests/test_sums.py"]
-    copy = mutation.Copy(tmp_path / "copy", {tuple(tests): 5.0})
-    assert copy.try_out(project["n -= 1 → n -= 0"]) == "no end after 5 s"
+    mutant = project["n -= 1 → n -= 0"]
+    copy = mutation.Copy(tmp_path / "copy", {tuple(tests): 5.0 for tests in mutation.stages(mutant)})
+    assert copy.try_out(mutant) == "no end after 5 s"
 
 
 def test_tests_that_fail_anyway_are_an_error(project, tmp_path):

@@ -77,8 +77,8 @@ def split_text(checkpoint: Path, workload: Workload, variant: Variant) -> Split:
         llm.generate(prompts, replace(workload.params, stop=STOP))
     seconds = perf_counter() - start
     run = Measurement(len(prompts), seconds, difference(llm.stats(), before))
-    parts = run.phase_seconds | {"detokenise": clocks.seconds["detokenise"], "between steps": run.rest_seconds}
-    parts["commit"] -= parts["detokenise"]
+    parts = run.phase_seconds | {"stop strings": clocks.seconds["stop strings"], "between steps": run.rest_seconds}
+    parts["commit"] -= parts["stop strings"]
     return _per_step(parts, run)
 
 

@@ -183,7 +183,7 @@ def test_numbers_that_are_not_finite_are_an_error_row():
     serving, _ = make_serving(Broken())
     found = serve(serving, [row("generated"), ScoreRow("scored", 0, [1], [[2, 3]])])
     assert {key: one.error.code for key, one in found.items()} == dict.fromkeys(("generated", "scored"), "not_finite")
-    assert found["scored"].num_continuations == 1
+    assert (found["generated"].prompt_tokens, found["scored"].num_continuations) == (0, 1)
     rows = [[row(i)] for i in range(100)]
     assert len(serve(serving, *rows, stop_at_error=True)) < 100
 
@@ -305,6 +305,25 @@ def test_to_abort_what_is_not_there_changes_nothing(serving):
     assert len(found) + len(rest) == 20
     assert all(one.completions[0].finish_reason == "length" for one in [*found, *rest])
     assert serve(serving, [row(0)])[0].completions[0].finish_reason == "length"
+
+
+def test_an_abort_that_comes_too_late_does_not_hit_a_later_row_of_the_same_key(serving):
+    given = threading.Event()
+
+    def batches():
+        yield [row("key"), ErrorRow("error", 0, RowError("bad_type", "it is bad"))]
+        assert given.wait(60)
+        serving.abort("key")
+        serving.abort("error")
+        yield [row("key", prompt=[4]), row("error")]
+
+    found = []
+    for finished in serving.run(batches()):
+        found += finished
+        if len(found) == 2:
+            given.set()
+    reasons = [one.completions[0].finish_reason for one in found if isinstance(one, RowInFlight)]
+    assert reasons == ["length"] * 3
 
 
 # --- one call at a time

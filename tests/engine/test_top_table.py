@@ -9,38 +9,39 @@ from rwkv_batch.engine.top_table import TopTable
 
 
 @given(
-    st.lists(
-        st.tuples(st.integers(0, 20), st.integers(0, 40), st.integers(0, 5)),  # first step, tokens, most likely tokens
-        min_size=1,
-        max_size=30,
-    )
+    completions=st.lists(
+        st.tuples(st.integers(0, 20), st.integers(0, 40)), min_size=1, max_size=30
+    ),  # first step, tokens
+    count=st.integers(0, 5),
 )
-def test_each_completion_gets_back_what_was_written_for_it(completions):
-    """A list of lists for each completion is the definition. Places are used again; K is that of the row with most."""
+def test_each_completion_gets_back_what_was_written_for_it(completions, count):
+    """A list of lists for each completion is the definition. Places are used again."""
     table, random = TopTable(), np.random.default_rng(0)
     running, written = {}, {i: [] for i in range(len(completions))}
     for step in range(62):
-        for i, (first, *_) in enumerate(completions):
+        for i, (first, _) in enumerate(completions):
             if first == step:
                 running[i] = table.open()
         assert len(set(running.values())) == len(running)
         for i in list(running):
-            length, count = completions[i][1:]
+            length = completions[i][1]
             if len(written[i]) < length:
                 continue
-            found = table.close(running.pop(i), np.arange(float(length)), count)
+            found = table.close(running.pop(i), np.arange(float(length)))
             assert found.logprobs.tolist() == list(range(length))
-            assert found.top.ranks.tolist() == [rank for rank, _, _ in written[i]]
             assert found.is_greedy.tolist() == [rank == 1 for rank, _, _ in written[i]]
-            assert found.top.ids.tolist() == [ids[:count] for _, ids, _ in written[i]]
-            assert found.top.logprobs.tolist() == [logprobs[:count] for _, _, logprobs in written[i]]
+            assert [list(column) for column in zip(*written[i], strict=True)] == (
+                [column.tolist() for column in found.top] if length else []
+            )
+        assert table.is_empty == (not running)
+        if not running:
+            continue
         ranks = random.integers(1, 4, len(running))
-        shape = len(running), max((completions[i][2] for i in running), default=0)
-        top_ids, top_logprobs = random.integers(0, 99, shape).astype(np.int32), -random.random(shape)
+        ids = random.integers(0, 99, (len(running), count)).astype(np.int32)
+        logprobs = -random.random(ids.shape)
         numbers = np.array([len(written[i]) for i in running], np.int64)
-        places = np.array(list(running.values()), np.int64)
-        table.write(places, numbers, TopTokens(ranks, top_ids, top_logprobs))
-        for i, *row in zip(running, ranks.tolist(), top_ids.tolist(), top_logprobs.tolist(), strict=True):
+        table.write(np.array(list(running.values()), np.int64), numbers, TopTokens(ranks, ids, logprobs))
+        for i, *row in zip(running, ranks.tolist(), ids.tolist(), logprobs.tolist(), strict=True):
             written[i].append(row)
     assert not running
 
@@ -49,5 +50,5 @@ def test_a_place_is_free_again_once_its_completion_has_ended():
     table, places = TopTable(), set()
     for _ in range(100):
         places.add(table.open())
-        table.close(max(places), np.zeros(0), 0)
+        table.close(max(places), np.zeros(0))
     assert len(places) == 1

@@ -33,13 +33,13 @@ class TopTable:
         return self._free.pop()
 
     def write(self, places: np.ndarray, numbers: np.ndarray, top: TopTokens) -> None:
-        """One token for each of n places.
+        """One token for each of n places; n is at least 1.
 
         Args:
             numbers: [n] int64, each token's index in its completion.
             top: of the n tokens; always of the same K.
         """
-        length, old_length = int(numbers.max(initial=-1)) + 1, self._ids.shape[1]
+        length, old_length = int(numbers.max()) + 1, self._ids.shape[1]
         if length > old_length:
             self._resize(len(self._ranks), max(2 * old_length, length, 16), top.ids.shape[1])
         self._ranks[places, numbers] = top.ranks

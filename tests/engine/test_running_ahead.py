@@ -108,6 +108,18 @@ def test_alternatives_of_a_row_that_has_ended_reach_no_other(run_ahead):
 
 
 @BOTH_WAYS
+def test_rows_ask_for_different_numbers_of_alternatives(run_ahead):
+    """Rows begin to ask at different steps: their prompts are fed in chunks."""
+    requests = [
+        Request(row, [row + 1] * length, SamplingParams(max_tokens=6, logprobs=count, ignore_eos=True), row=row)
+        for row, (length, count) in enumerate([(1, 2), (30, 5), (45, 0), (60, None), (3, VOCAB + 9)])
+    ]
+    found = check_alone(requests, max_batch_size=5, run_ahead=run_ahead)
+    shown = [[len(entry.top_ids) for entry in found[row].logprobs or ()] for row in range(5)]
+    assert shown == [[2] * 6, [5] * 6, [0] * 6, [], [VOCAB] * 6]
+
+
+@BOTH_WAYS
 def test_a_step_of_which_no_alternatives_are_wanted_any_more(run_ahead):
     check_alone([stopped_early(key, logprobs=2) for key in range(3)], max_batch_size=1, run_ahead=run_ahead)
 

@@ -25,9 +25,10 @@ class Occupancy:
     def add(self, share: float) -> None:
         """Count one step."""
         if self._num_steps == 2 * NUM_BUCKETS * self.steps_per_bucket:
-            self._sums = [a + b for a, b in zip(self._sums[::2], self._sums[1::2], strict=True)]
-            self.steps_per_bucket *= 2
-        if self._num_steps % self.steps_per_bucket == 0:
+            joined = [a + b for a, b in zip(self._sums[::2], self._sums[1::2], strict=True)]
+            self._sums, self.steps_per_bucket = joined, 2 * self.steps_per_bucket
+        # A bucket is there already where an exception, such as Ctrl-C, has come between its beginning and its step.
+        if self._num_steps == len(self._sums) * self.steps_per_bucket:
             self._sums.append(0.0)
         self._sums[-1] += share
         self._num_steps += 1

@@ -98,3 +98,13 @@ def test_rows_come_in_order_while_more_are_to_come():
     place = {completion.key: i for i, completion in enumerate(engine.generate(Pulled(requests)))}
     steady = range(len(requests) - 2 * engine.window)
     assert max(abs(place[row] - row) for row in steady) < engine.window
+
+
+def test_a_step_that_an_exception_interrupts_is_not_counted():
+    interrupted, other = Occupancy(), Occupancy()
+    for _ in range(1000):
+        with pytest.raises(TypeError):
+            interrupted.add(None)
+        interrupted.add(0.5)
+        other.add(0.5)
+    assert interrupted.describe() == other.describe()

@@ -9,6 +9,7 @@ import weakref
 from time import perf_counter
 
 import pytest
+import torch
 from checkpoints import make_checkpoint, write_checkpoint
 
 from rwkv_batch import LLM, SamplingParams
@@ -202,6 +203,22 @@ def test_shared_prefixes_change_no_bit_in_float32(slots, host_gib, where):
         saved = (some.requested_tokens - some.prompt_tokens) * some.prompt_seconds / some.prompt_tokens
         assert some.saved_seconds == pytest.approx(saved)
         assert 0 < some.prompt_seconds < perf_counter() - start
+
+
+def test_a_state_file_starts_every_sequence(tmp_path):
+    """As the same tensors do inside the checkpoint, and not as no tensors do."""
+    tensors = make_checkpoint("6.0", vocab=VOCAB)
+    states = {f"blocks.{i}.att.time_state": 5 * torch.randn(2, 64, 64) for i in range(3)}
+    without = write_checkpoint(tensors, tmp_path / "without.pth")
+    inside = write_checkpoint(tensors | states, tmp_path / "inside.pth")
+    torch.save(states, tmp_path / "states.pth")
+
+    def tokens(path, **settings):
+        llm = LLM(path, max_batch_size=2, max_batch_tokens=24, **settings)
+        results = llm.generate(["a", "b", "c"], SamplingParams(max_tokens=8, temperature=0.0))
+        return [result.outputs[0].token_ids for result in results]
+
+    assert tokens(without, init_state=tmp_path / "states.pth") == tokens(inside) != tokens(without)
 
 
 def test_a_wrong_budget_for_prefixes_is_refused(path):

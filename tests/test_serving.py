@@ -188,6 +188,27 @@ def test_numbers_that_are_not_finite_are_an_error_row():
     assert len(serve(serving, *rows, stop_at_error=True)) < 100
 
 
+def test_scores_that_are_not_finite_are_an_error_row_whatever_they_belong_to():
+    """Of a prompt, of a context, of a continuation; the tokens that are sampled are finite."""
+
+    class Broken(HashModel):
+        def score(self, hidden, targets, rows):
+            own, is_greedy = super().score(hidden, targets, rows)
+            return own * float("nan"), is_greedy
+
+    rows = [
+        row("prompt", SamplingParams(max_tokens=2, prompt_logprobs=0)),
+        ScoreRow("context", 0, [1, 2], [[]], prompt_logprobs=0),
+        ScoreRow("continuation", 0, [1, 2], [[3]]),
+        row("unscored"),
+    ]
+    found = serve(make_serving(Broken())[0], rows)
+    assert isinstance(found.pop("unscored"), RowInFlight)
+    assert {key: one.error.code for key, one in found.items()} == dict.fromkeys(
+        ("prompt", "context", "continuation"), "not_finite"
+    )
+
+
 # --- abort
 
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 def bucket_sizes(most: int) -> list[int]:
     """Numbers of rows for which a step is recorded: powers of two, from 64 on with one in between, and `most`."""
-    sizes = sorted({2**i for i in range(most.bit_length() + 1)} | {3 * 2**i for i in range(5, most.bit_length())})
+    sizes = sorted({2**i for i in range(most.bit_length())} | {3 * 2**i for i in range(5, most.bit_length())})
     return [*takewhile(lambda size: size < most, sizes), most]
 
 

@@ -9,6 +9,7 @@ from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.slot_tables import SlotTables
 from rwkv_batch.engine.source import Pulled
+from rwkv_batch.engine.state_pool import Record
 from rwkv_batch.errors import CapacityError
 from rwkv_batch.sampling_params import SamplingParams
 
@@ -66,7 +67,7 @@ def test_long_chunks_that_do_not_fit_become_shorter():
     assert found == [outcome(run([request])[0])]
 
 
-def test_out_of_memory_while_copying_states_loses_nothing():
+def test_out_of_memory_while_copying_states_loses_nothing(monkeypatch):
     """Two prefixes are ready in the same step; the copy of the second one's state fails, once."""
     requests = [
         Request((p, row), [p] * 20 + [row], SamplingParams(max_tokens=3), row=10 * p + row)
@@ -81,17 +82,17 @@ def test_out_of_memory_while_copying_states_loses_nothing():
             return super().forward(token_ids, rows, layers)
 
     engine = make_engine(Watching(), max_batch_size=8, max_batch_tokens=64)
-    record, calls = engine.pool.record, []
+    clone, calls = Record.clone, []
 
-    def failing(slot):
-        calls.append(slot)
+    def failing(record):
+        calls.append(record)
         if len(calls) == 2:
             raise torch.OutOfMemoryError("no room for a copy")
-        return record(slot)
+        return clone(record)
 
-    engine.pool.record = failing
+    monkeypatch.setattr(Record, "clone", failing)
     found = {completion.key: outcome(completion) for completion in engine.generate(Pulled(requests))}
-    assert len(calls) == 2
+    assert len(calls) == 4
     # The first one's state has been given up too: it is computed again.
     assert next(num_kept for num_calls, num_kept in kept if num_calls == 2) == 0
     assert found == {key: outcome(completion) for key, completion in run(requests).items()}

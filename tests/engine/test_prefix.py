@@ -83,6 +83,13 @@ def test_few_shot_headers_are_computed_once():
     assert len(prefixes) == 6
 
 
+def test_two_prompts_share_from_eight_tokens_on():
+    for common in (MIN_SHARED_TOKENS - 1, MIN_SHARED_TOKENS):
+        requests = [request(row, [*range(common), 100 + row]) for row in (0, 1)]
+        _, prefixes = walk(plan_prefixes(requests))
+        assert [prefix.length for prefix in prefixes] == ([common] if common == MIN_SHARED_TOKENS else [])
+
+
 def test_sharing_within_rows_only():
     prompt = list(range(30))
     requests = [request(row, prompt, sample) for row in (0, 1) for sample in (0, 1, 2)]

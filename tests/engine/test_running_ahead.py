@@ -94,6 +94,25 @@ def test_a_step_of_which_nothing_is_wanted_any_more(run_ahead, decode_graphs):
 
 
 @BOTH_WAYS
+def test_alternatives_of_a_row_that_has_ended_reach_no_other(run_ahead):
+    """Row 1 ends while one more step of it is on its way. Row 2, which asks for none, takes its slot."""
+    with_alternatives = SamplingParams(max_tokens=60, logprobs=2, ignore_eos=True)
+    without = SamplingParams(max_tokens=8, ignore_eos=True)
+    requests = [
+        Request(0, [1], with_alternatives, row=0),
+        stopped_early(1, logprobs=2),
+        Request(2, [3], without, row=2),
+    ]
+    found = check_alone(requests, max_batch_size=2, run_ahead=run_ahead)
+    assert [len(found[key].logprobs or ()) for key in range(3)] == [60, 1, 0]
+
+
+@BOTH_WAYS
+def test_a_step_of_which_no_alternatives_are_wanted_any_more(run_ahead):
+    check_alone([stopped_early(key, logprobs=2) for key in range(3)], max_batch_size=1, run_ahead=run_ahead)
+
+
+@BOTH_WAYS
 def test_more_stop_tokens_of_one_row_end_no_other(run_ahead):
     endless = SamplingParams(max_tokens=20, ignore_eos=True, logit_bias={END_OF_TEXT: 100.0})
     several = SamplingParams(max_tokens=6, stop_token_ids=[50, 51, 52, 53, 54])

@@ -142,6 +142,16 @@ def test_an_engine_closed_early_keeps_nothing():
     assert len(engine.snapshots) == engine.snapshots.num_reserved == 0
 
 
+def test_an_engine_closed_while_a_prefix_is_computed_reserves_no_place():
+    """The header takes five steps."""
+    engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=2, max_batch_tokens=4)
+    steps = engine.run(Pulled([few_levels()]))
+    next(steps)
+    assert (engine.snapshots.num_reserved, len(engine.snapshots)) == (1, 0)
+    steps.close()
+    assert engine.snapshots.num_reserved == 0
+
+
 def test_out_of_memory_leaves_no_state_behind():
     """The device fails while prefixes are being computed; they start again, and so do the places they had reserved."""
 
@@ -176,3 +186,23 @@ def test_the_last_child_frees_the_place_of_a_copy():
         assert snapshots.take(prefix)[0].tolist() == list(range(64))
         assert len(snapshots) == left
     assert snapshots.has_room
+
+
+def test_what_does_not_fit_beside_the_pool_goes_to_host_memory():
+    class Copied(Record):
+        def clone(self):
+            return "on the device"
+
+        def to_host(self):
+            return "on the host"
+
+    prefixes = [Prefix([1] * 9, None, 0, children=[Request(i, [1], SamplingParams())]) for i in range(4)]
+    snapshots = Snapshots(2, 2)
+    for prefix in prefixes[:3]:
+        snapshots.reserve()
+        snapshots.store(prefix, Copied())
+    assert [snapshots.take(prefix) for prefix in prefixes[1:3]] == ["on the device", "on the host"]
+    snapshots.reserve()
+    snapshots.store(prefixes[3], Copied())
+    assert snapshots.take(prefixes[3]) == "on the device"
+    assert (snapshots.peak, snapshots.peak_on_host) == (3, 1)

@@ -56,7 +56,7 @@ def test_a_finished_job_loads_no_model(job: Job) -> None:
 
 
 @pytest.mark.parametrize("damage", ["removed", "torn", "foreign"])
-def test_a_lost_part_is_made_again(job: Job, damage: str) -> None:
+def test_a_lost_part_is_made_again(job: Job, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     assert job.run() == 0
     parts = job.parts()
     path = job.output / "part-00001-of-00003.parquet"
@@ -69,6 +69,9 @@ def test_a_lost_part_is_made_again(job: Job, damage: str) -> None:
         pq.write_table(table.replace_schema_metadata({b"rwkv_batch.fingerprint": b"other"}), path)
     assert job.run() == 0
     assert job.parts() == parts
+    is_damaged = damage == "torn"
+    assert (f"{path} cannot be read and is ignored" in caplog.text) == is_damaged
+    assert (str(path) in (job.state / "report.json").read_text()) == is_damaged
 
 
 def test_a_job_that_lost_a_part_is_no_success_until_it_is_made_again(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +158,11 @@ def test_a_job_file_with_values_of_other_kinds_is_refused(
     (job.state / "job.json").write_text(json.dumps(document if value is ... else {**document, key: value}))
     assert str(job.state / "job.json" if (key, value) != ("input", []) else "the input changed") in changed(job, capsys)
     assert job.parts() == parts
+
+
+def test_the_job_file_keeps_letters_as_they_are(job: Job) -> None:
+    assert job.set(input__template="Grüße, {{ prompt }}").run() == 0
+    assert '"input.template": "Grüße, {{ prompt }}"' in (job.state / "job.json").read_text(encoding="utf-8")
 
 
 def test_all_differences_are_printed(job: Job, capsys: pytest.CaptureFixture[str]) -> None:

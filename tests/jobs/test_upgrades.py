@@ -223,6 +223,12 @@ def test_a_setting_that_is_gone_is_no_difference_where_it_had_its_default(
     assert "engine.old_trick: false when it was started, true now" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("length", "shown"), [(78, '"' + 78 * "x" + '"'), (79, '"' + 76 * "x" + "...")])
+def test_a_long_setting_is_shown_by_its_first_80_characters(length: int, shown: str) -> None:
+    found = fingerprint.differences({"model.tokenizer": "x" * length}, {"model.tokenizer": None})
+    assert found == [f"model.tokenizer: {shown} when it was started, null now"]
+
+
 def test_the_recorded_fingerprint_is_the_one_that_counts(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     """Parts of any version carry it; a part with the one that this version would compute is another job's."""
     assert job.run() == 0

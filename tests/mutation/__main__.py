@@ -1,6 +1,6 @@
 """Small changes of the core, drawn by a seed, each tried on the tests: which of them does nobody notice?
 
-    make mutants [N=100] [SEED=0] [ONLY=engine] [JOBS=2]
+    make mutants [N=100] [SEED=0] [ONLY=engine/prefix.py,serving.py] [JOBS=2]
 
 Each change is made in a copy of the working tree. Its module's own tests run first, the wider ones of `targets.py` only
 where those pass. `survivors.yaml` lists changes that may go unnoticed, with the reason. The exit status is 1 where
@@ -20,7 +20,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,9 +37,6 @@ NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "build", "dist", "out", "*.
 BAR = 0.97
 MAX_BYTES = 24 << 30
 """Of addresses that a test process may have: a change can make a loop fill the memory."""
-
-
-_measuring = threading.Lock()
 
 
 class Mutant(NamedTuple):
@@ -91,9 +87,10 @@ def draw(seed: int, number: int, only: str) -> list[Mutant]:
     """The changes of a run, by target and place.
 
     Args:
-        only: a part of "target path", such as "engine" or "data/commit.py"; empty for all.
+        only: parts of "target path", such as "engine" or "data/commit.py", separated by commas; empty for all.
     """
-    mutants = [mutant for mutant in all_mutants() if only in f"{mutant.target.name} {mutant.file}"]
+    parts = only.split(",")
+    mutants = [m for m in all_mutants() if any(part in f"{m.target.name} {m.file}" for part in parts)]
     random.Random(seed).shuffle(mutants)
     drawn: list[Mutant] = []
     for mutant in mutants:
@@ -147,13 +144,12 @@ class Copy:
             RuntimeError: they fail without a change.
         """
         key = tuple(tests)
-        with _measuring:
-            if key not in self._limits:
-                start = time.monotonic()
-                if failure := self.first_failure(tests):
-                    raise RuntimeError(f"without any change: {failure}")
-                self._limits[key] = 5 * (time.monotonic() - start) + 60
-            return self._limits[key]
+        if key not in self._limits:
+            start = time.monotonic()
+            if failure := self.first_failure(tests):
+                raise RuntimeError(f"without any change: {failure}")
+            self._limits[key] = 5 * (time.monotonic() - start) + 60
+        return self._limits[key]
 
     def try_out(self, mutant: Mutant) -> str | None:
         """The test that notices a change, or None."""
@@ -176,14 +172,12 @@ class Copy:
 
 
 def stages(mutant: Mutant) -> list[list[str]]:
-    """Arguments of pytest, one run after the other: the files named like the module, the target's own, the wider ones.
-
-    Tests that `slow.py` lists are among the wider ones only.
-    """
+    """Tests to run one after the other: the files named like the module, the target's own, the wider ones."""
     name = f"test_{Path(mutant.file).stem}.py"
     same = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob(name))
     own, wider = ([f"tests/{test}" for test in tests] for tests in (mutant.target.tests, mutant.target.wider))
-    return [stage for stage in (same, [*own, "-m", "not slow and not soak"], wider) if stage]
+    own = [test for test in own if test not in same]
+    return [stage for stage in (same, own, wider) if stage]
 
 
 def run(mutants: Sequence[Mutant], jobs: int) -> Iterator[tuple[Mutant, str | None]]:
@@ -208,7 +202,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="draws the changes (default: 0)")
     parser.add_argument("--number", type=int, default=100, help="how many are drawn (default: 100)")
-    parser.add_argument("--only", default="", help="a part of 'target path', such as engine or data/commit.py")
+    parser.add_argument("--only", default="", help="parts of 'target path', such as engine,data/commit.py")
     parser.add_argument("--jobs", type=int, default=2, help="changes tried at once (default: 2)")
     parser.add_argument("--list", action="store_true", help="print what is drawn, and try nothing")
     options = parser.parse_args(arguments)

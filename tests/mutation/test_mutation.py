@@ -65,6 +65,11 @@ def test_a_seed_draws_the_same_changes():
     assert {mutant.target.name for mutant in first} == {"requests"}
 
 
+def test_changes_are_drawn_from_several_files():
+    drawn = mutation.draw(0, 40, "data/plan.py,engine/prefix.py")
+    assert {mutant.file for mutant in drawn} == {"rwkv_batch/data/plan.py", "rwkv_batch/engine/prefix.py"}
+
+
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_tests_of_the_targets_are_there(target):
     assert all((ROOT / "tests" / test).exists() for test in (*target.tests, *target.wider))

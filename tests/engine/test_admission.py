@@ -1,0 +1,66 @@
+"""What starts next, by what runs, what waits, and the room for the states of prefixes: no model."""
+
+from rwkv_batch.engine.admission import Admission
+from rwkv_batch.engine.prefix import Prefix
+from rwkv_batch.engine.request import Request
+from rwkv_batch.engine.scheduler import Scheduler
+from rwkv_batch.engine.sequence import Sequence
+from rwkv_batch.engine.snapshots import Snapshots
+from rwkv_batch.engine.source import Pulled
+from rwkv_batch.sampling_params import SamplingParams
+
+
+def request(prompt_tokens=3):
+    return Request(None, [1] * prompt_tokens, SamplingParams(max_tokens=4))
+
+
+def prefix(length=9):
+    return Prefix([1] * length, None, 4, children=[request(12), request(12)])
+
+
+def fill(*waiting, running=(), places=4, slots=4, max_batch_tokens=16):
+    """What starts of `waiting` beside prompts of `running` tokens, and what still waits."""
+    scheduler = Scheduler(slots, max_batch_tokens)
+    started = [Sequence(request(length)) for length in running]
+    for slot, sequence in enumerate(started):
+        sequence.slot = slot
+    scheduler.start(started)
+    scheduler.add(map(Sequence, waiting))
+    source = Pulled([])
+    source.take(1, wait=True)
+    admission = Admission(Snapshots(places, 0), 8, True)
+    admitted = admission.fill(source, scheduler, slots - len(running), may_wait=False)
+    return [sequence.work for sequence, _ in admitted], [sequence.work for sequence in scheduler.waiting]
+
+
+def test_as_many_start_as_there_are_free_slots():
+    requests = [request() for _ in range(4)]
+    assert fill(*requests, slots=3) == (requests[:3], requests[3:])
+    assert fill(*requests, slots=3, running=[5, 5, 5]) == ([], requests)
+
+
+def test_a_prefix_starts_only_where_the_next_step_has_unused_tokens():
+    """Requests start whatever is unused. What is behind a prefix that waits waits too."""
+    first, second = prefix(), request()
+    assert fill(first, second, running=[15]) == ([first, second], [])
+    assert fill(first, second, running=[16]) == ([], [first, second])
+    assert fill(second, first, running=[16]) == ([second], [first])
+    assert fill(second, first, running=[13]) == ([second], [first])
+    assert fill(second, first, running=[12]) == ([second, first], [])
+
+
+def test_each_prefix_that_starts_uses_tokens_of_the_next_step():
+    prefixes = [prefix(9) for _ in range(3)]
+    assert fill(*prefixes) == (prefixes[:2], prefixes[2:])
+    assert fill(*prefixes, max_batch_tokens=18) == (prefixes[:2], prefixes[2:])
+    assert fill(*prefixes, max_batch_tokens=19) == (prefixes, [])
+
+
+def test_a_prefix_waits_for_the_place_of_one_that_is_being_computed():
+    one, other = prefix(), prefix()
+    assert fill(one, other, places=1, max_batch_tokens=99) == ([one], [other])
+
+
+def test_where_no_place_will_be_free_the_children_start_without_their_prefix():
+    shared = prefix()
+    assert fill(shared, places=0) == (shared.children, [])

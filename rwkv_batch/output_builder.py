@@ -77,20 +77,23 @@ class OutputBuilder:
         prompt = _listed(first.request.prompt_token_ids)
         prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         if first.prompt_scores is not None:
-            prompt_logprobs = [None, *self._logprobs(prompt[1:], first.prompt_scores)]
+            scores = first.prompt_scores  # of fewer tokens where the row was aborted before its prompt was read
+            prompt_logprobs = [None, *self._logprobs(prompt[1 : 1 + len(scores)], scores)]
         samples = zip(row.completions, texts, strict=True)
         outputs = [self._completion(index, completion, text) for index, (completion, text) in enumerate(samples)]
         return RequestOutput(row.prompt, prompt, prompt_logprobs, outputs)
 
     def _completion(self, index: int, completion: Completion, text: str) -> CompletionOutput:
         token_ids, token_logprobs = completion.token_ids.tolist(), completion.token_logprobs.tolist()
-        scores = completion.logprobs
+        logprobs: LogprobDicts | None = None
+        if completion.request.params.logprobs is not None:
+            logprobs = [] if completion.logprobs is None else self._logprobs(token_ids, completion.logprobs)
         return CompletionOutput(
             index=index,
             text=text,
             token_ids=token_ids,
             cumulative_logprob=math.fsum(token_logprobs),
-            logprobs=None if scores is None else self._logprobs(token_ids, scores),
+            logprobs=logprobs,
             finish_reason=completion.finish_reason,
             stop_reason=completion.stop_reason,
             token_logprobs=token_logprobs,

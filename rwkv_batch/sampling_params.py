@@ -107,6 +107,7 @@ class SamplingParams:
         if self.top_p_order not in ("standard", "rwkv"):
             _reject("top_p_order", self.top_p_order, "'standard' or 'rwkv'")
         self._constraints()
+        self._keep_copies()
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -118,6 +119,14 @@ class SamplingParams:
     @classmethod
     def field_names(cls) -> tuple[str, ...]:
         return tuple(field.name for field in fields(cls))
+
+    def _keep_copies(self) -> None:
+        """What the caller does to its lists and maps afterwards changes nothing here."""
+        for name in ("stop", "stop_token_ids", "allowed_token_ids", "bad_token_ids"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, list(getattr(self, name)))
+        if self.logit_bias is not None:
+            object.__setattr__(self, "logit_bias", dict(self.logit_bias))
 
     def _integer(self, name: str, low: int, high: int) -> None:
         value = getattr(self, name)

@@ -150,6 +150,7 @@ class _Rows:
         self._running: dict[int, RowInFlight] = {}  # by the key of the requests
         self._finished: list[Finished] = []
         self._aborted: set[Hashable] = set()  # keys of rows that the engine has not taken, as far as is known
+        self._ended: dict[Hashable, None] = {}  # keys of the latest rows that have finished: too late to abort them
 
     def serve(self) -> Generator[list[Finished], None, None]:
         """Lists of finished rows."""
@@ -178,7 +179,7 @@ class _Rows:
         taken: list[Item] = []
         for row in self._ahead.take(most, wait):
             if isinstance(row, ErrorRow) or not row.requests:
-                self._finished.append(row)
+                self._end(row.key, row)
                 continue
             # First among those that run, then asked for: `abort` does it the other way round, so neither misses it.
             self._running[row.requests[0].key] = row
@@ -194,6 +195,8 @@ class _Rows:
         for row in self._running.copy().values():
             if row.key == key:
                 self._abort(row)
+        if key in self._ended:
+            self._aborted.discard(key)
 
     def are_made_by(self, thread: threading.Thread) -> bool:
         return self._ahead is not None and self._ahead.thread is thread
@@ -214,10 +217,17 @@ class _Rows:
             row = self._running[completion.request.key]
             row.completions.append(completion)
             if row.is_complete:
+                self._end(row.key, _finished(row))
                 del self._running[completion.request.key]
-                self._finished.append(_finished(row))
         finished, self._finished = self._finished, []
         return finished
+
+    def _end(self, key: Hashable, row: Finished) -> None:
+        self._ended[key] = None
+        if len(self._ended) > self._engine.window:
+            del self._ended[next(iter(self._ended))]
+        self._aborted.discard(key)
+        self._finished.append(row)
 
     def _abort(self, row: RowInFlight) -> None:
         self._aborted.discard(row.key)

@@ -128,8 +128,11 @@ class FakeCuda(TorchDispatchMode):
             return source  # it is there: only the device "meta", which it has below Python, is another one
         if is_there == goes_there:
             return source
-        made = torch.empty(source.shape, dtype=dtype, device=DEVICE if goes_there else "cpu")
-        return made.copy_(source, non_blocking=options.get("non_blocking", False))
+        is_late = options.get("non_blocking", False)
+        # As torch does it: a tensor that comes to the host without the host's waiting lies in pinned memory.
+        is_pinned = is_late and is_there
+        made = torch.empty(source.shape, dtype=dtype, device=DEVICE if goes_there else "cpu", pin_memory=is_pinned)
+        return made.copy_(source, non_blocking=is_late)
 
     def _copy_between(self, destination: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
         self._must_not_record("a copy between host and device, which would find the host's memory changed or gone,")

@@ -428,6 +428,32 @@ def test_one_token_choices_need_one_hidden_state(llm, monkeypatch):
     assert (rows, llm.stats().prompt_tokens - before) == ([1], 29)
 
 
+def test_no_tokens_have_no_logprobs(llm):
+    params = SamplingParams(max_tokens=0, logprobs=2)
+    assert llm.generate(["abcd"], params)[0].outputs[0].logprobs == []
+
+
+def test_a_row_aborted_before_its_prompt_is_read_has_the_logprobs_so_far(llm, monkeypatch):
+    prompt, params = [1 + i % 200 for i in range(200)], SamplingParams(max_tokens=3, prompt_logprobs=1, logprobs=0)
+    whole = llm.generate([prompt], params)[0]
+    step = llm._engine.step
+
+    def step_and_abort():
+        step()
+        llm.abort(0)
+
+    monkeypatch.setattr(llm._engine, "step", step_and_abort)
+    ((_, output),) = llm.generate_iter([prompt], params)
+    (completion,) = output.outputs
+    assert (completion.finish_reason, completion.token_ids, completion.logprobs) == ("abort", [], [])
+    count = len(output.prompt_logprobs)
+    assert 1 < count < 100
+    assert output.prompt_logprobs[0] is None
+    for got, expected in zip(output.prompt_logprobs[1:], whole.prompt_logprobs[1:count], strict=True):
+        assert got.keys() == expected.keys()
+    assert output.prompt_token_ids == prompt
+
+
 def test_top_and_prompt_logprobs_of_scores(path, llm, oracle):
     context, choices = [7, 8, 9, 10], [[5], [6, 7]]
     ((first, second),) = llm.score([(context, choices)], top_logprobs=3, prompt_logprobs=1)

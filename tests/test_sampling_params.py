@@ -63,3 +63,13 @@ def test_stop_strings_are_always_a_tuple():
     assert SamplingParams().stop_strings == ()
     assert SamplingParams(stop="x").stop_strings == ("x",)
     assert SamplingParams(stop=["x", "y"]).stop_strings == ("x", "y")
+
+
+def test_what_is_done_to_a_list_or_map_afterwards_changes_nothing():
+    ids, strings, bias = [1], ["a"], {1: 0.5}
+    params = SamplingParams(stop=strings, stop_token_ids=ids, allowed_token_ids=ids, bad_token_ids=ids, logit_bias=bias)
+    ids.append(2)
+    strings.append("b")
+    bias[2] = 1.0
+    assert (params.stop, params.logit_bias) == (["a"], {1: 0.5})
+    assert params.stop_token_ids == params.allowed_token_ids == params.bad_token_ids == [1]

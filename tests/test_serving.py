@@ -286,6 +286,25 @@ def test_to_abort_what_is_not_there_changes_nothing(serving):
     assert serve(serving, [row(0)])[0].completions[0].finish_reason == "length"
 
 
+def test_an_abort_that_comes_too_late_does_not_hit_a_later_row_of_the_same_key(serving):
+    given = threading.Event()
+
+    def batches():
+        yield [row("key"), ErrorRow("error", 0, RowError("bad_type", "it is bad"))]
+        assert given.wait(60)
+        serving.abort("key")
+        serving.abort("error")
+        yield [row("key", prompt=[4]), row("error")]
+
+    found = []
+    for finished in serving.run(batches()):
+        found += finished
+        if len(found) == 2:
+            given.set()
+    reasons = [one.completions[0].finish_reason for one in found if isinstance(one, RowInFlight)]
+    assert reasons == ["length"] * 3
+
+
 # --- one call at a time
 
 

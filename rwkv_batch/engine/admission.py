@@ -143,7 +143,7 @@ def _removed(sequence: Sequence, keys: set[object]) -> list[Request]:
     if sequence.prefix is not None:
         removed = sequence.prefix.remove(keys)
         sequence.request = sequence.prefix.request
-        if not any(True for _ in sequence.prefix.requests()):
+        if not sequence.prefix.is_wanted:
             sequence.prefix = None
         return removed
     if sequence.request is not None and sequence.request.key in keys:

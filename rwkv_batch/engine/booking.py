@@ -63,7 +63,7 @@ class Booking:
         self._stops = np.full((num_slots, 0), -1)
         self._token_ids = np.zeros((num_slots, 64), np.int32)
         self._logprobs = np.zeros((num_slots, 64))
-        self._top = TopTable()
+        self._tops: dict[int, TopTable] = {}  # by how many most likely tokens are asked for
         self._top_place = np.full(num_slots, _NO_PLACE)
         self._scores: dict[int, tuple[list[TokenScores], list[TokenScores]]] = {}
         self._broken: set[int] = set()
@@ -92,7 +92,7 @@ class Booking:
             if request.params.stop_token_ids:
                 self._set_stops(slot, request.params.stop_token_ids)
             if request.params.logprobs is not None and request.params.max_tokens:
-                self._top_place[slot] = self._top.open()
+                self._top_place[slot] = self._tops.setdefault(request.params.logprobs, TopTable()).open()
             if request.score_start is not None or request.next_token_ids:
                 self._scores[slot] = ([], [])
 
@@ -113,7 +113,10 @@ class Booking:
     def add_scores(self, slot: int, owner: int, scores: TokenScores, are_next: bool) -> None:
         """Take in scores of the next prompt tokens, or of `next_token_ids`. Scores of a closed entry are dropped."""
         if self.owns(slot, owner):
-            self._scores[slot][are_next].append(scores)
+            parts = self._scores[slot][are_next]
+            if parts:  # it is a slice of arrays of all that its step has scored, which are not to be kept for it
+                parts[-1] = parts[-1].copy()
+            parts.append(scores)
 
     def break_off(self, slot: int, owner: int) -> None:
         """Scores of this sequence are not finite: it ends with an error."""
@@ -175,7 +178,7 @@ class Booking:
             request, self._token_ids[slot, :length].copy(), logprobs, finish_reason, stop_reason, text_tokens=length
         )
         if self._top_place[slot] != _NO_PLACE:
-            completion.logprobs = self._top.close(int(self._top_place[slot]), logprobs, request.params.logprobs or 0)
+            completion.logprobs = self._close_top(slot, logprobs)
         if slot in self._scores:
             prompt_scores, next_scores = self._scores.pop(slot)
             if request.score_start is not None:
@@ -190,7 +193,7 @@ class Booking:
         """End all entries, and drop what they hold."""
         self._is_open[:] = False
         self._requests = [None] * len(self._requests)
-        self._top = TopTable()
+        self._tops.clear()
         self._scores.clear()
         self._broken.clear()
 
@@ -199,7 +202,25 @@ class Booking:
         if not kept.all():
             top_rows, top = top_rows[kept], top.part(kept)
         assert top.top is not None
-        self._top.write(self._top_place[rows.slots[top_rows]], rows.numbers[top_rows], top.top)
+        slots, numbers = rows.slots[top_rows], rows.numbers[top_rows]
+        asked = np.array([self._asked(slot) for slot in slots.tolist()], np.int64)
+        for count, table in self._tops.items():
+            own = np.flatnonzero(asked == count)
+            table.write(self._top_place[slots[own]], numbers[own], top.top.part(own, count))
+
+    def _close_top(self, slot: int, logprobs: np.ndarray) -> TokenScores:
+        """The most likely tokens beside those of a completion. What no other completion needs is given back."""
+        count = self._asked(slot)
+        scores = self._tops[count].close(int(self._top_place[slot]), logprobs)
+        if self._tops[count].is_empty:
+            del self._tops[count]
+        return scores
+
+    def _asked(self, slot: int) -> int:
+        """How many most likely tokens an open entry asks for."""
+        request = self._requests[slot]
+        assert request is not None
+        return request.params.logprobs or 0
 
     def _stop_matches(
         self, slots: np.ndarray, token_ids: np.ndarray, goes_on: np.ndarray

@@ -37,6 +37,10 @@ class TopTokens(NamedTuple):
     logprobs: np.ndarray
     """[n, K] float64."""
 
+    def part(self, rows: slice | np.ndarray, count: int | None) -> TopTokens:
+        """Of some of the tokens, the `count` most likely ones; None: as many as there are."""
+        return TopTokens(self.ranks[rows], self.ids[rows, :count], self.logprobs[rows, :count])
+
 
 @dataclass(slots=True, eq=False)
 class TokenScores:
@@ -75,7 +79,7 @@ class TokenScores:
         return len(self.logprobs)
 
     def __getitem__(self, index: int) -> Logprobs:
-        return next(iter(self.part(slice(index, index + 1))))
+        return next(iter(self.part(np.array([index]))))
 
     def __iter__(self) -> Iterator[Logprobs]:
         pairs = zip(self.logprobs.tolist(), self.is_greedy.tolist(), strict=True)
@@ -84,11 +88,14 @@ class TokenScores:
         tops = zip(*(column.tolist() for column in self.top), strict=True)
         return (Logprobs(*pair, *top) for pair, top in zip(pairs, tops, strict=True))
 
+    def copy(self) -> TokenScores:
+        """In arrays of its own."""
+        top = None if self.top is None else TopTokens(*(column.copy() for column in self.top))
+        return TokenScores(self.logprobs.copy(), self.is_greedy.copy(), top)
+
     def part(self, rows: slice | np.ndarray, count: int | None = None) -> TokenScores:
         """Some of the tokens, with the `count` most likely ones beside each; None: as many as there are."""
-        top = self.top
-        if top is not None:
-            top = TopTokens(top.ranks[rows], top.ids[rows, :count], top.logprobs[rows, :count])
+        top = None if self.top is None else self.top.part(rows, count)
         return TokenScores(self.logprobs[rows], self.is_greedy[rows], top)
 
 

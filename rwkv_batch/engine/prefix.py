@@ -7,7 +7,7 @@ few snapshots live at a time: those on the way from a root to where the walk is,
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -41,12 +41,10 @@ class Prefix:
     def length(self) -> int:
         return len(self.token_ids)
 
-    def requests(self) -> Iterator[Request]:
-        """All requests that this prefix and those below it serve."""
-        if self.request is not None:
-            yield self.request
-        for child in self.children:
-            yield from child.requests() if isinstance(child, Prefix) else (child,)
+    @property
+    def is_wanted(self) -> bool:
+        """There is a request that this prefix, or one below it, serves."""
+        return self.request is not None or bool(self.children)
 
     def remove(self, keys: set[object]) -> list[Request]:
         """Take out the requests with these keys, here and below."""
@@ -58,18 +56,24 @@ class Prefix:
 
     def remove_children(self, keys: set[object]) -> list[Request]:
         """Take out the requests with these keys below, and the prefixes that then serve nothing."""
-        removed = []
-        kept: list[Request | Prefix] = []
-        for child in self.children:
-            if isinstance(child, Prefix):
-                removed += child.remove(keys)
-                if any(True for _ in child.requests()):
+        removed: list[Request] = []
+        prefixes = [self]
+        for prefix in prefixes:  # grows: those below follow
+            prefixes += [child for child in prefix.children if isinstance(child, Prefix)]
+        for prefix in reversed(prefixes):  # those below are done before it
+            kept: list[Request | Prefix] = []
+            for child in prefix.children:
+                if isinstance(child, Prefix):
+                    if child.request is not None and child.request.key in keys:
+                        removed.append(child.request)
+                        child.request = None
+                    if child.is_wanted:
+                        kept.append(child)
+                elif child.key in keys:
+                    removed.append(child)
+                else:
                     kept.append(child)
-            elif child.key in keys:
-                removed.append(child)
-            else:
-                kept.append(child)
-        self.children = kept
+            prefix.children = kept
         return removed
 
 

@@ -16,7 +16,7 @@ from .philox import stream_words
 from .request import END_OF_TEXT, Request
 
 WORD_BITS = 32
-_MOST_SETTINGS = 4096
+_MOST_SETTINGS = 256
 _NO_IDS = np.zeros(0, np.int32)
 
 

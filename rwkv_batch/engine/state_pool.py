@@ -152,7 +152,7 @@ class StatePool:
             record: on the devices of the parts, or in pinned host memory.
         """
         for block, part in zip(self._blocks, record or self._initial_record, strict=True):
-            index = slot_index.to(block.device, non_blocking=True)
+            index = slot_index.to(block.device)  # waits where the block is in host memory: it is used there at once
             words = part.to(block.device, non_blocking=True).view(torch.int64)
             block.view(torch.int64).index_copy_(0, index, words.expand(len(index), -1))
 

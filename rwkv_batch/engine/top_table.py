@@ -8,9 +8,9 @@ from .logprobs import TokenScores, TopTokens
 
 
 class TopTable:
-    """Room for n completions of any length. Completions that ask for nothing take no room.
+    """Room for n completions of any length, all of which ask for the same number of tokens at each position.
 
-    A place holds, for each token, its rank and the K most likely tokens; K is the largest that was asked for.
+    A place holds, for each token, its rank and the K most likely tokens.
     """
 
     def __init__(self) -> None:
@@ -19,11 +19,16 @@ class TopTable:
         self._logprobs = np.zeros((0, 0, 0))
         self._free: list[int] = []
 
+    @property
+    def is_empty(self) -> bool:
+        """No place is in use."""
+        return len(self._free) == len(self._ranks)
+
     def open(self) -> int:
         """A place for one completion."""
         if not self._free:
             count = len(self._ranks)
-            self._resize(max(2 * count, 8), self._ids.shape[1], self._ids.shape[2])
+            self._resize(max(2 * count, 1), *self._ids.shape[1:])
             self._free = list(range(count, len(self._ranks)))
         return self._free.pop()
 
@@ -32,29 +37,24 @@ class TopTable:
 
         Args:
             numbers: [n] int64, each token's index in its completion.
-            top: of the n tokens.
+            top: of the n tokens; always of the same K.
         """
-        count = top.ids.shape[1]
-        length = int(numbers.max(initial=-1)) + 1
-        _, old_length, old_count = self._ids.shape
-        if length > old_length or count > old_count:
-            new_length = max(2 * old_length, length, 16) if length > old_length else old_length
-            self._resize(len(self._ranks), new_length, max(count, old_count))
+        length, old_length = int(numbers.max(initial=-1)) + 1, self._ids.shape[1]
+        if length > old_length:
+            self._resize(len(self._ranks), max(2 * old_length, length, 16), top.ids.shape[1])
         self._ranks[places, numbers] = top.ranks
-        self._ids[places, numbers, :count] = top.ids
-        self._logprobs[places, numbers, :count] = top.logprobs
+        self._ids[places, numbers] = top.ids
+        self._logprobs[places, numbers] = top.logprobs
 
-    def close(self, place: int, logprobs: np.ndarray, count: int) -> TokenScores:
+    def close(self, place: int, logprobs: np.ndarray) -> TokenScores:
         """What a place holds for the first tokens of a completion; the place is free again.
 
         Args:
             logprobs: [n] float64, of the completion's tokens.
-            count: most likely tokens that the completion asks for; no more than V come out.
         """
         self._free.append(place)
-        ranks = self._ranks[place, : len(logprobs)].copy()
-        top = (table[place, : len(logprobs), :count].copy() for table in (self._ids, self._logprobs))
-        return TokenScores(logprobs, ranks == 1, TopTokens(ranks, *top))
+        ranks, ids, top = (table[place, : len(logprobs)].copy() for table in (self._ranks, self._ids, self._logprobs))
+        return TokenScores(logprobs, ranks == 1, TopTokens(ranks, ids, top))
 
     def _resize(self, num_places: int, length: int, count: int) -> None:
         for name, shape in (

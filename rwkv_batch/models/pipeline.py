@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -39,7 +38,7 @@ class Pipeline:
         x: Tensor | None = None
         first: Tensor | None = None
         for device, dtype, layers in self._stages:
-            here, ids = replace(rows, device=device), token_ids.to(device)
+            here, ids = rows.on(device), token_ids.to(device)
             with current_device(device):
                 x = self._architecture.embedding[ids] if x is None else x.to(device, dtype)
                 first = None if first is None else first.to(device, dtype)

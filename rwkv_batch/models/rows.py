@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .rounding import round_stochastically
-from .upload import upload
+from .upload import Uploader, upload
 
 Index = slice | Tensor
 """Selects rows of a tensor: a slice where they lie together (no copy), an int64 tensor otherwise."""
@@ -66,7 +66,11 @@ class Rows:
             return self.sent
         positions = self.positions if len(self.positions) else np.zeros(self.num_rows)
         columns = (np.asarray(each, np.int64) for each in (self.slots, self.lengths, positions))
-        return RowTensors(*(upload(array, torch.int32, self.device) for array in self.arrays(*columns)))
+        return RowTensors(*Uploader(self.device).send(*self.arrays(*columns)))
+
+    def on(self, device: torch.device) -> Rows:
+        """The same rows, whose tensors are on another device."""
+        return self if device == self.device else replace(self, device=device, sent=None)
 
     @property
     def slot_index(self) -> Tensor:

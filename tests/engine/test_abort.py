@@ -79,3 +79,18 @@ def test_keys_that_nothing_has_are_no_error():
     engine = make_engine()
     engine.abort("nothing")
     assert serve(engine, [Request(0, [1], SHORT)], {0: ["nothing", 7]})[0].finish_reason == "length"
+
+
+def test_below_more_prefixes_than_python_has_stack_frames():
+    """Each prompt begins the next one."""
+    prompt = [1 + i % 7 for i in range(8 * 1200)]
+    requests = [Request(i, prompt[: 8 * (i + 1)], SHORT, row=i) for i in range(1200)]
+    engine = make_engine(max_batch_size=2, max_batch_tokens=4096)
+    engine.admission.window = 2400
+    found = {}
+    for finished in engine.run(Pulled(requests)):
+        found |= {completion.key: completion.finish_reason for completion in finished}
+        if engine.stats.steps == 1:
+            for i in range(3, 1200):
+                engine.abort(i)
+    assert [found[i] for i in range(1200)] == ["length"] * 3 + ["abort"] * 1197

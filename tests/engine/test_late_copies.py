@@ -26,6 +26,7 @@ from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.source import Pulled
 from rwkv_batch.engine.state_pool import StatePool, pool_parts
 from rwkv_batch.models.upload import Uploader
+from rwkv_batch.ops import resolve
 from rwkv_batch.sampling_params import SamplingParams
 
 pytest.importorskip("triton")
@@ -167,3 +168,35 @@ def test_a_layer_that_does_not_wait_is_noticed(heedless, message, checkpoint_fil
     monkeypatch.setattr(Stream, "wait_event", lambda stream, event: stream.index == heedless or wait(stream, event))
     with pytest.raises(Hazard, match=message), fake_cuda():
         feed(checkpoint_file("7.0", n_layer=4), strategy="cuda fp32 *0+")
+
+
+SPLIT = ("cuda fp32 *1 -> cpu fp32", "cpu fp32 *1 -> cuda fp32")
+
+
+@pytest.mark.parametrize("strategy", SPLIT)
+def test_slots_in_host_memory_are_filled_once_it_is_known_there_which(strategy, checkpoint_file):
+    path = checkpoint_file("7.0", n_layer=2)
+    expected = feed(path)
+    with fake_cuda():
+        got = feed(path, strategy=strategy)
+    for logits, right in zip(got, expected, strict=True):
+        assert_close("logits", logits, right, "float32", 10.0)
+
+
+def serve_split(path: Path, **settings: Any) -> dict[Any, tuple[list[int], list[float]]]:
+    model = Session(path, num_slots=1, backend="reference", **settings).model
+    ops = (*Sampler.OPS, *model.file.ops)
+    model.ops = resolve(ops, "reference", model.device, torch.float32, model.sizes)
+    requests = [one for one in make_requests() if one.score_start is None and not one.next_token_ids]
+    return serve(make_engine(model), requests)
+
+
+@pytest.mark.parametrize("strategy", SPLIT)
+def test_an_engine_whose_layers_are_on_the_device_and_on_the_host(strategy, checkpoint_file):
+    path = checkpoint_file("7.0", n_layer=2, vocab=VOCAB)
+    expected = serve_split(path)
+    with fake_cuda():
+        got = serve_split(path, strategy=strategy)
+    for key, (token_ids, logprobs) in expected.items():
+        assert got[key][0] == token_ids
+        assert got[key][1] == pytest.approx(logprobs, abs=1e-3)

@@ -60,3 +60,10 @@ def test_prompts_that_are_parts_of_arrays(kind):
     columns = np.array([[3, 1], [2, 1], [5, 9]], dtype=np.int32)
     order, shared = sorted_with_shared_lengths([columns[:, 0], columns[:, 1], columns[:2, 1]])
     assert (order.tolist(), shared.tolist()) == ([2, 1, 0], [0, 2, 0])
+
+
+def test_prompts_that_each_begin_another(kind):
+    random = np.random.default_rng(1)
+    prompt = random.integers(0, 3, 2000).tolist()
+    check([prompt[:length] for length in random.permutation(np.arange(0, 2000, 9))])
+    check([prompt[: 9 * i] + [5] * (i % 2) for i in reversed(range(220))])

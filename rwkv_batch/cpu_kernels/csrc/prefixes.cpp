@@ -33,20 +33,33 @@ int64_t shared_length(const Prompt& a, const Prompt& b, int64_t depth, int64_t l
   return depth;
 }
 
+// Leading tokens that all prompts from `first` to `last` have in common, of which `depth` are known. Compared a block at
+// a time: where one prompt differs early, nothing has been compared far beyond that.
+int64_t shared_by_all(const Prompt* first, const Prompt* last, int64_t depth) {
+  constexpr int64_t BLOCK = 128;
+  int64_t shortest = first->length;
+  for (const Prompt* prompt = first; prompt <= last; ++prompt) shortest = std::min(shortest, prompt->length);
+  while (depth < shortest) {
+    const int64_t end = std::min(depth + BLOCK, shortest);
+    int64_t common = end;
+    for (const Prompt* prompt = first + 1; prompt <= last; ++prompt) common = shared_length(*first, *prompt, depth, common);
+    depth = common;
+    if (common < end) break;
+  }
+  return depth;
+}
+
 }  // namespace
 
 extern "C" void sort_prompts(const SortPrompts* p) {
   std::vector<Prompt> prompts(p->num_prompts);
   for (int64_t i = 0; i < p->num_prompts; ++i)
     prompts[i] = {0, p->token_ids + p->offsets[i], p->offsets[i + 1] - p->offsets[i], i};
-  std::vector<Group> groups = {{0, p->num_prompts, 0}};
+  std::vector<Group> groups = {{0, p->num_prompts, 0}};  // what the whole group shares orders nothing
   while (!groups.empty()) {
     const Group group = groups.back();
     groups.pop_back();
-    const Prompt& first = prompts[group.begin];
-    int64_t depth = first.length;  // the beginning that the whole group shares orders nothing
-    for (int64_t i = group.begin + 1; i < group.end; ++i)
-      depth = shared_length(first, prompts[i], group.depth, std::min(depth, prompts[i].length));
+    const int64_t depth = shared_by_all(&prompts[group.begin], &prompts[group.end - 1], group.depth);
     for (int64_t i = group.begin; i < group.end; ++i)
       prompts[i].key = prompts[i].key_of(depth) << 32 | prompts[i].key_of(depth + 1);
     std::sort(prompts.begin() + group.begin, prompts.begin() + group.end, is_before);

@@ -206,7 +206,8 @@ class Booking:
         asked = np.array([self._asked(slot) for slot in slots.tolist()], np.int64)
         for count, table in self._tops.items():
             own = np.flatnonzero(asked == count)
-            table.write(self._top_place[slots[own]], numbers[own], top.top.part(own, count))
+            if len(own):
+                table.write(self._top_place[slots[own]], numbers[own], top.top.part(own, count))
 
     def _close_top(self, slot: int, logprobs: np.ndarray) -> TokenScores:
         """The most likely tokens beside those of a completion. What no other completion needs is given back."""

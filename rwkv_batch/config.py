@@ -110,11 +110,13 @@ def load_job(
     Args:
         job: a YAML file, or what would stand in it.
         overrides: settings that replace the job's: a mapping from "section.key" to a value, or texts
-            "section.key=value", each with a YAML value, as after `-o` on the command line.
+            "section.key=value", each with a YAML value, as after `-o` on the command line. Paths may be `pathlib`'s.
 
     Raises:
         ConfigurationError: the file cannot be read, or settings are wrong: one line for each of them.
     """
+    if not isinstance(job, str | os.PathLike | Mapping):
+        raise ConfigurationError(f"job: got {_shown(job)}, expected the path of a job file, or a mapping")
     place, settings = ("job", _plain(job)) if isinstance(job, Mapping) else (os.fspath(job), read_yaml(job))
     if not isinstance(settings, dict):
         raise ConfigurationError(
@@ -142,7 +144,9 @@ def _overrides(given: Mapping[str, Any] | Sequence[str]) -> Iterator[tuple[str, 
     if isinstance(given, Mapping):
         yield from ((f"overrides: {dotted}", dotted, value) for dotted, value in given.items())
         return
-    for text in given:
+    for text in [given] if isinstance(given, str) else given:
+        if not isinstance(text, str):
+            raise ConfigurationError(f"overrides: got {_shown(text)}, expected a text such as 'sampling.n=2'")
         dotted, equals, value = text.partition("=")
         if not equals or not dotted:
             raise ConfigurationError(f"-o {text}: expected section.key=value, for example sampling.temperature=0.7")
@@ -169,8 +173,12 @@ def _override(settings: dict[str, Any], origin: str, dotted: str, value: Any) ->
 
 
 def _plain(value: Any) -> Any:
-    """Mappings as dictionaries of our own, which may be changed; anything else as it is."""
-    return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+    """As YAML would give it: mappings as dictionaries of our own, which may be changed, and paths as texts."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _check_sampling(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -238,11 +238,10 @@ def _finished(row: RowInFlight) -> Finished:
     """A row whose completions have all come, in order; an error row where they cannot be its result."""
     completions = row.completions
     completions.sort(key=_sample)
-    prompt_tokens = len(completions[0].request.prompt_token_ids)
     if any(completion.finish_reason == "error" for completion in completions):
-        return ErrorRow.of(row.row, RowError("not_finite", NOT_FINITE), prompt_tokens)
+        return ErrorRow.of(row.row, RowError("not_finite", NOT_FINITE), 0)  # which parts have always said
     if row.scoring is not None and any(completion.finish_reason == "abort" for completion in completions):
-        return ErrorRow.of(row.row, RowError("abort", ABORTED), prompt_tokens)
+        return ErrorRow.of(row.row, RowError("abort", ABORTED))
     return row
 
 

@@ -183,7 +183,7 @@ def test_numbers_that_are_not_finite_are_an_error_row():
     serving, _ = make_serving(Broken())
     found = serve(serving, [row("generated"), ScoreRow("scored", 0, [1], [[2, 3]])])
     assert {key: one.error.code for key, one in found.items()} == dict.fromkeys(("generated", "scored"), "not_finite")
-    assert found["scored"].num_continuations == 1
+    assert (found["generated"].prompt_tokens, found["scored"].num_continuations) == (0, 1)
     rows = [[row(i)] for i in range(100)]
     assert len(serve(serving, *rows, stop_at_error=True)) < 100
 

@@ -46,7 +46,7 @@ def find_job(path: str) -> Folders:
         job = read_job(LocalStorage(state), state)
         if job is None:
             continue
-        output = job["plan"]["output.path"]
+        output = job["plan"].get("output.path")
         if output is None:
             return Folders(state.rstrip("/").removesuffix(STATE_SUFFIX), state)
         return Folders(os.path.normpath(os.path.join(state, output)), state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from .fingerprint import differences
 from .storage import Storage
 
 STATE_SUFFIX = ".rwkv_batch"
-JOB_KEYS = ("settings", "plan", "input", "fingerprint")
-"""What job.json holds beside what is there for people."""
+MANIFEST_KEYS = {"file", "rows", "bytes", "version"}
+"""What the input's manifest says about a file."""
+JOB_KEYS = {"settings": dict, "plan": dict, "input": list, "fingerprint": str}
+"""What job.json holds beside what is there for people, and of which kind each is."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,25 @@ def read_job(storage: Storage, state: str) -> dict[str, Any] | None:
         return None
     except ValueError:
         job = None
-    if not isinstance(job, dict) or not job.keys() >= set(JOB_KEYS):
+    if not _is_job(job):
         raise ResumeError(
             f"{path} is damaged, expected a JSON object with {', '.join(JOB_KEYS)}; put a copy of it back, "
             "or remove this folder and the job's output folder to start over"
         )
     return job
+
+
+def _is_job(job: Any) -> bool:
+    """It has what a job.json of any version has."""
+    if not isinstance(job, dict) or not all(isinstance(job.get(key), kind) for key, kind in JOB_KEYS.items()):
+        return False
+    numbers = (job["plan"].get("rows"), job["plan"].get("units"))
+    return (
+        re.fullmatch("[0-9a-f]{64}", job["fingerprint"]) is not None
+        and "task" in job["settings"]
+        and all(isinstance(number, int) for number in numbers)
+        and all(isinstance(entry, dict) and entry.keys() >= MANIFEST_KEYS for entry in job["input"])
+    )
 
 
 def compare_job(storage: Storage, folders: Folders, document: Mapping[str, Any]) -> dict[str, Any] | None:

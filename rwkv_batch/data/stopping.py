@@ -6,14 +6,15 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 from ..errors import Stopped
 
 EXIT_KILLED = 130
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""SIGINT is the first one that is handled and the last one that is given back: it raises wherever it is not handled."""
 
 
 class StopSignals:
@@ -33,8 +34,15 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            heeded = [number for number in SIGNALS if self._is_heeded(number)]
-            self._previous = {number: signal.signal(number, self._handle) for number in heeded}
+            self._previous = {number: signal.getsignal(number) for number in SIGNALS if self._is_heeded(number)}
+            try:
+                for number in self._previous:
+                    signal.signal(number, self._handle)
+            except BaseException:
+                self._restore()
+                raise
+            if self.requested and not self._is_command:  # it came meanwhile, and some handlers were put in after it
+                self._restore()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -60,7 +68,7 @@ class StopSignals:
         return handler in (signal.SIG_DFL, signal.default_int_handler)
 
     def _restore(self) -> None:
-        for number, handler in self._previous.items():
+        for number, handler in reversed(self._previous.items()):
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
@@ -68,7 +76,8 @@ class StopSignals:
             os._exit(EXIT_KILLED)
         self.requested = signal.Signals(number)
         second = "ends the process at once" if self._is_command else "does not wait for that"
-        os.write(2, f"\n{self.requested.name}: committing finished rows; a second signal {second}\n".encode())
+        with suppress(OSError):  # standard error may be closed
+            os.write(2, f"\n{self.requested.name}: committing finished rows; a second signal {second}\n".encode())
         if not self._is_command:
             self._restore()
         if self._is_interruptible:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rwkv_batch import cli
+from rwkv_batch.data.state import JOB_KEYS
 
 from .conftest import Job
 
@@ -137,6 +138,23 @@ def test_a_damaged_job_file_is_refused(job: Job, capsys: pytest.CaptureFixture[s
     for path in (job.output, job.state):
         assert cli.main(["report", str(path)]) == 2
         assert f"{job.state}/job.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [(key, value) for key in JOB_KEYS for value in (None, 0, "x", [], {}, [0], [{}], {"a": 0}, ...)],
+)
+def test_a_job_file_with_values_of_other_kinds_is_refused(
+    job: Job, capsys: pytest.CaptureFixture[str], key: str, value: Any
+) -> None:
+    """Never a traceback, and never a part that is made again because the fingerprint is gone."""
+    assert job.run() == 0
+    parts = job.parts()
+    document = json.loads((job.state / "job.json").read_text())
+    del document[key]
+    (job.state / "job.json").write_text(json.dumps(document if value is ... else {**document, key: value}))
+    assert str(job.state / "job.json" if (key, value) != ("input", []) else "the input changed") in changed(job, capsys)
+    assert job.parts() == parts
 
 
 def test_all_differences_are_printed(job: Job, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -18,8 +19,9 @@ import pytest
 
 import rwkv_batch
 from rwkv_batch import ConfigurationError, Outcome, ResumeError, Stopped, run_job
+from rwkv_batch.data import stopping
 from rwkv_batch.data.commit import JobFiles
-from rwkv_batch.data.stopping import SIGNALS
+from rwkv_batch.data.stopping import SIGNALS, StopSignals
 
 from .conftest import Job
 
@@ -99,6 +101,26 @@ def test_a_bad_override_is_named(job: Job, overrides: Any, expected: str) -> Non
         run_job({**job.settings, "task": "generate"}, overrides)
     assert expected in str(caught.value)
     assert not job.state.exists()
+
+
+def test_paths_may_be_objects_and_lists_tuples(job: Job) -> None:
+    settings = {**job.settings, "input": {"path": (job.folder / "prompts.parquet",)}}
+    outcome = run_job(settings, {"output.path": job.folder / "there", "sampling.stop": ("x",)})
+    assert (outcome.rows, outcome.output) == (30, str(job.folder / "there"))
+    assert run_job(settings, f"output.path={job.folder / 'elsewhere'}").output == str(job.folder / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("given", "overrides", "expected"),
+    [
+        (5, (), "job: got 5, expected the path of a job file, or a mapping"),
+        ({}, [("sampling.n", 2)], "overrides: got ('sampling.n', 2), expected a text such as 'sampling.n=2'"),
+    ],
+)
+def test_a_job_or_overrides_of_another_kind_are_refused(given: Any, overrides: Any, expected: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        run_job(given, overrides)
+    assert expected in str(caught.value)
 
 
 def test_a_bad_setting_of_a_mapping_is_named(job: Job) -> None:
@@ -212,6 +234,72 @@ def test_a_second_signal_does_what_it_did_before(
         if thread.name.startswith("rwkv_batch-writer"):
             thread.join(60)
             assert not thread.is_alive()
+    assert committed(job) == 4
+
+
+def test_handlers_are_put_back_whenever_ctrl_c_comes() -> None:
+    """At every line that puts handlers in or back; a Ctrl-C that is not heeded has to raise."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    expected, line, is_reached = handlers(), 0, True
+    try:
+        while is_reached:
+            is_reached, outcome = interrupted_at(line)
+            assert handlers() == expected, f"line {line}"
+            assert outcome == ("interrupted" if is_reached else "done"), f"line {line}"
+            line += 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert line > 20
+
+
+def interrupted_at(line: int) -> tuple[bool, str]:
+    """A block of StopSignals with Ctrl-C before the line of it that is run as number `line`: was there one, its end."""
+    lines = itertools.count()
+    is_reached = False
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        nonlocal is_reached
+        if frame.f_code.co_filename != stopping.__file__ or frame.f_code.co_name == "_handle":
+            return None
+        if event == "line" and next(lines) == line:
+            is_reached = True
+            sys.settrace(None)
+            signal.raise_signal(signal.SIGINT)
+        return trace
+
+    stop, outer = StopSignals(), sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with stop, stop.interruptible():
+            pass
+    except KeyboardInterrupt:
+        return is_reached, "interrupted"
+    finally:
+        sys.settrace(outer)
+    return is_reached, "done"
+
+
+def test_a_signal_stops_a_job_whose_standard_error_is_closed(job: Job, fails_first: Callable[..., None]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    kept = os.dup(2)
+
+    def interrupt() -> None:
+        os.close(2)
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            os.dup2(kept, 2)
+
+    fails_first(interrupt)
+    job.set(output__flush_seconds=86_400)
+    try:
+        with pytest.raises(Stopped):
+            run_job(job.settings)
+    finally:
+        os.close(kept)
     assert committed(job) == 4
 
 

@@ -30,7 +30,7 @@ _NOT_UTF8 = re.compile(rb"\xe0[\x80-\x9f]|\xed[\xa0-\xbf]|\xf0[\x80-\x8f]")
 _CONTROL = re.compile(rb"[\x00-\x1f]")
 
 
-class Constraint:
+class CompiledConstraint:
     """Follows one running sequence. Made by `ConstraintCompiler.compile`."""
 
     def __init__(self, matcher: GrammarMatcher, vocabulary: _Vocabulary, base: Bits) -> None:
@@ -96,7 +96,7 @@ class ConstraintCompiler:
         json_schema: str | Mapping[str, Any] | None = None,
         regex: str | None = None,
         grammar: str | None = None,
-    ) -> Constraint:
+    ) -> CompiledConstraint:
         """A constraint at its beginning, for one running sequence. Exactly one argument must be given.
 
         Args:
@@ -119,7 +119,7 @@ class ConstraintCompiler:
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{field}: {_reason(error)}") from error
 
-    def _constraint(self, field: str, value: Any) -> Constraint:
+    def _constraint(self, field: str, value: Any) -> CompiledConstraint:
         backend = self._backend
         from xgrammar import GrammarMatcher
 
@@ -133,7 +133,7 @@ class ConstraintCompiler:
         else:
             compiled = backend.compile_regex(value) if field == "regex" else backend.compile_grammar(value)
         base = vocabulary.json_tokens if field == "json_schema" else vocabulary.text_tokens
-        constraint = Constraint(GrammarMatcher(compiled), vocabulary, base)
+        constraint = CompiledConstraint(GrammarMatcher(compiled), vocabulary, base)
         if not constraint.next_tokens().any():
             raise ValueError("no text of this vocabulary matches")
         return constraint

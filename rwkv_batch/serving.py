@@ -28,7 +28,7 @@ class Serving:
     """Serves rows with one engine, one call at a time. Any thread may call; threads wait for each other."""
 
     def __init__(self, engine: Engine, builder: RequestBuilder) -> None:
-        self._engine = engine
+        self._engine: Engine | None = engine  # None once it is closed
         self._builder = builder
         self._turns = Turns()
 
@@ -42,7 +42,7 @@ class Serving:
             batches: a batch that has come is served without waiting for the next one.
             stop_at_error: end behind the first error row, once the rows before it are finished.
         """
-        return ServingCall(self._turns, lambda: _Rows(self._engine, self._builder, batches, stop_at_error))
+        return ServingCall(self._turns, lambda: self._rows(batches, stop_at_error))
 
     def abort(self, key: Hashable) -> None:
         """End the row with this key. It comes out soon, with the tokens that it has. Any thread may call.
@@ -67,8 +67,14 @@ class Serving:
         if not self._turns.is_here or self._turns.are_over:
             return False
         self._turns.end(ServingCall(self._turns, None), CLOSED)
-        del self._engine
+        self._engine = None
         return True
+
+    def _rows(self, batches: Iterable[Sequence[Row]], stop_at_error: bool) -> _Rows:
+        engine = self._engine
+        if engine is None:  # another thread has closed it since this one has looked
+            raise RuntimeError(CLOSED)
+        return _Rows(engine, self._builder, batches, stop_at_error)
 
 
 class ServingCall(Iterator[list[Finished]]):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from rwkv_batch.constraint import Constraint, ConstraintCompiler
+from rwkv_batch.constraint import CompiledConstraint, ConstraintCompiler
 from rwkv_batch.errors import MissingExtraError
 from rwkv_batch.tokenizer import load_tokenizer
 
@@ -28,13 +28,13 @@ def compiler() -> ConstraintCompiler:
     return ConstraintCompiler(TOKENS, V)
 
 
-def allowed_ids(constraint: Constraint) -> list[int]:
+def allowed_ids(constraint: CompiledConstraint) -> list[int]:
     mask = torch.ones(V, dtype=torch.bool)
     constraint.allowed(mask)
     return mask.nonzero()[:, 0].tolist()
 
 
-def sample(constraint: Constraint, rng: random.Random, max_tokens: int = 400) -> bytes | None:
+def sample(constraint: CompiledConstraint, rng: random.Random, max_tokens: int = 400) -> bytes | None:
     """A text of uniformly random allowed tokens that prefers to end; None if it has not ended by then."""
     text = b""
     for _ in range(max_tokens):

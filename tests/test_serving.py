@@ -566,6 +566,20 @@ def test_closing_waits_for_a_call_of_another_thread_and_refuses_later_ones():
             act()
 
 
+def test_closing_between_a_call_s_look_and_its_start_is_the_same_error(monkeypatch):
+    serving, _ = make_serving()
+    check = serving._turns.check
+
+    def check_and_close():
+        check()
+        monkeypatch.setattr(serving._turns, "check", check)
+        serving.close()
+
+    monkeypatch.setattr(serving._turns, "check", check_and_close)
+    with pytest.raises(RuntimeError, match="closed"):
+        next(serving.run([[row("late")]]))
+
+
 def test_prompts_may_be_arrays(serving):
     found = serve(serving, [row("list"), GenerateRow("array", 7, np.array([1, 2, 3], np.uint16), SHORT)])
     assert tokens(found)["list"] == tokens(found)["array"]

@@ -52,10 +52,10 @@ Check = tuple[Callable[[pa.DataType], bool], str]
 
 @dataclass(frozen=True)
 class Columns:
-    """The parts of the input's columns.
+    """The roles of the input's columns.
 
     Args:
-        parts: prompt, messages, prompt_token_ids, context, continuation or choices → its column.
+        roles: prompt, messages, prompt_token_ids, context, continuation or choices → its column.
         sampling: sampling field → the column that overrides it.
         sampling_struct: the column whose fields override sampling fields, if there is one.
         answer: the column with the index of the right choice, for the report's accuracy, if there is one.
@@ -64,7 +64,7 @@ class Columns:
         read: columns that making requests needs.
     """
 
-    parts: dict[str, str]
+    roles: dict[str, str]
     sampling: dict[str, str]
     sampling_struct: str | None
     answer: str | None

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .plan import Plan, Unit
+from .plan import Unit, UnitPlan
 from .storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,9 @@ class JobFiles:
         state_folder: holds job.json, segments and reports.
     """
 
-    def __init__(self, storage: Storage, output_folder: str, state_folder: str, plan: Plan, form: OutputFormat) -> None:
+    def __init__(
+        self, storage: Storage, output_folder: str, state_folder: str, plan: UnitPlan, form: OutputFormat
+    ) -> None:
         self._storage = storage
         self._output_folder = output_folder
         self._state_folder = state_folder

@@ -20,7 +20,7 @@ def describe(prepared: Prepared, shard: Shard) -> Iterator[str]:
     yield f"task      {job.task}"
     yield f"input     {_counted(len(source.files), 'file')}, {_counted(source.num_rows, 'row')}"
     yield from (f"          {field.name}: {field.type}" for field in source.schema)
-    yield f"prompts   from {'input.template' if columns.template else ', '.join(columns.parts.values())}"
+    yield f"prompts   from {'input.template' if columns.template else ', '.join(columns.roles.values())}"
     if columns.sampling or columns.sampling_struct:
         names = [*columns.sampling.values(), *([columns.sampling_struct] if columns.sampling_struct else [])]
         yield f"          sampled as the columns {', '.join(names)} say, where they are not null"

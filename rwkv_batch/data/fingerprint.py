@@ -67,7 +67,7 @@ def result_settings(job: JobConfig, columns: Columns, schema: pa.Schema, model: 
         **{name: value for name, value in _flat(job).items() if not name.startswith(unused)},
         **{f"model.{name}": value for name, value in model.items()},
         "input.template": columns.template,
-        **{f"input.columns.{part}": name for part, name in columns.parts.items()},
+        **{f"input.columns.{part}": name for part, name in columns.roles.items()},
         "output.columns": [f"{field.name}: {field.type}" for field in schema],
     }
     if job.task == "generate":

@@ -23,7 +23,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Plan:
+class UnitPlan:
     """Consecutive units of `rows_per_part` rows; the last one may be smaller, and is empty where the input is."""
 
     num_rows: int
@@ -45,7 +45,7 @@ class Shard:
     index: int = 0
     count: int = 1
 
-    def units(self, plan: Plan) -> Iterator[Unit]:
+    def units(self, plan: UnitPlan) -> Iterator[Unit]:
         return (plan.unit(index) for index in range(self.index, plan.num_units, self.count))
 
     def file_name(self, stem: str, extension: str) -> str:

@@ -17,8 +17,8 @@ from .columns import CONSTRAINTS, Columns, bind_columns, expected_kinds
 from .commit import OutputFormat
 from .files import sha256_of
 from .fingerprint import fingerprint, result_settings
-from .plan import Plan, Unit
-from .reader import Source, open_source
+from .plan import Unit, UnitPlan
+from .reader import Input, open_input
 from .results import output_schema, result_schema
 from .rows import RowParser
 from .state import Folders, check_folders
@@ -43,10 +43,10 @@ class Prepared:
     """
 
     job: JobConfig
-    source: Source
+    source: Input
     columns: Columns
     parser: RowParser
-    plan: Plan
+    plan: UnitPlan
     form: OutputFormat
     folders: Folders
     document: dict[str, Any]
@@ -105,7 +105,7 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
         ConfigurationError, CheckpointError, CapacityError, MissingExtraError: something is wrong; nothing has been
             written.
     """
-    source = open_source(job.input.path, job.input.format, expected_kinds(job))
+    source = open_input(job.input.path, job.input.format, expected_kinds(job))
     columns = bind_columns(job, source.schema)
     results = result_schema(job, columns)
     schema = output_schema(source.schema, columns, results)
@@ -117,7 +117,7 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
     if job.task == "generate":
         _check_sampling(job, columns, source.schema, model)
     parser = RowParser(job, columns)
-    plan = Plan(min(source.num_rows, job.input.limit or source.num_rows), job.output.rows_per_part)
+    plan = UnitPlan(min(source.num_rows, job.input.limit or source.num_rows), job.output.rows_per_part)
     identity = {
         "fingerprint": model.fingerprint,
         "tokenizer": None if model.tokenizer is None else model.tokenizer.fingerprint,

@@ -25,7 +25,7 @@ STALL_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class RunStatus:
     """A run at one moment; steps and tokens are this process's since it started."""
 
     seconds: float = 0.0
@@ -78,7 +78,7 @@ class Progress:
         self._write_metrics = write_metrics
         self._shard = shard
         self._start = time.monotonic()
-        self._recent = deque([Snapshot()])
+        self._recent = deque([RunStatus()])
         self._due = {"line": LINE_SECONDS, "metrics": 0.0, "sample": 0.0}
         self._progressed_at = 0.0
         self._bar = _open_bar(rows_total) if sys.stderr.isatty() else None
@@ -106,9 +106,9 @@ class Progress:
             if snapshot.seconds - self._progressed_at > STALL_SECONDS:
                 self._give_up(snapshot.seconds - self._progressed_at)
 
-    def _take(self) -> Snapshot:
+    def _take(self) -> RunStatus:
         stats = self._stats()
-        snapshot = Snapshot(
+        snapshot = RunStatus(
             seconds=time.monotonic() - self._start,
             rows_total=self._rows_total,
             rows_resumed=self._counts.resumed,
@@ -134,7 +134,7 @@ class Progress:
             self._recent.popleft()
         return snapshot
 
-    def _show(self, snapshot: Snapshot) -> None:
+    def _show(self, snapshot: RunStatus) -> None:
         text = describe(snapshot, self._recent[0])
         if self._bar is not None:
             self._bar.n = snapshot.rows_done
@@ -162,7 +162,7 @@ class Progress:
         os._exit(1)  # the thread that hangs cannot be asked to end
 
 
-def describe(snapshot: Snapshot, earlier: Snapshot) -> str:
+def describe(snapshot: RunStatus, earlier: RunStatus) -> str:
     """Errors, slots, token rates since `earlier`, time to go, and rows that no crash can lose."""
     seconds = max(snapshot.seconds - earlier.seconds, 1e-9)
     prompt = (snapshot.prompt_tokens - earlier.prompt_tokens) / seconds
@@ -173,7 +173,7 @@ def describe(snapshot: Snapshot, earlier: Snapshot) -> str:
     )
 
 
-def prometheus(snapshot: Snapshot, shard: Shard) -> bytes:
+def prometheus(snapshot: RunStatus, shard: Shard) -> bytes:
     """The snapshot in Prometheus' text format: one gauge for each of its fields."""
     lines = []
     for name, value in asdict(snapshot).items():
@@ -181,7 +181,7 @@ def prometheus(snapshot: Snapshot, shard: Shard) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
-def _eta(snapshot: Snapshot) -> str:
+def _eta(snapshot: RunStatus) -> str:
     made = snapshot.rows_done - snapshot.rows_resumed
     if not made:
         return "?"

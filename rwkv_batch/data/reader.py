@@ -19,7 +19,7 @@ from .table import BATCH_ROWS, READ_ERROR, Table
 
 
 @dataclass(frozen=True)
-class Source:
+class Input:
     """All input files of a job.
 
     Args:
@@ -65,7 +65,7 @@ class Source:
         return pa.RecordBatch.from_arrays(arrays, names=names)
 
 
-def open_source(paths: str | Sequence[str], file_format: str, expected: Mapping[str, Kind]) -> Source:
+def open_input(paths: str | Sequence[str], file_format: str, expected: Mapping[str, Kind]) -> Input:
     """Find and open the input.
 
     Args:
@@ -82,7 +82,7 @@ def open_source(paths: str | Sequence[str], file_format: str, expected: Mapping[
         raise ConfigurationError(f"input.path: found {' and '.join(sorted(kinds))} files together, expected one format")
     kind = kinds.pop()
     tables = tuple(_open_table(file, kind, expected) for file in files)
-    return Source(tuple(files), tables, _merged_schema(files, tables))
+    return Input(tuple(files), tables, _merged_schema(files, tables))
 
 
 def _open_table(file: InputFile, kind: str, expected: Mapping[str, Kind]) -> Table:

@@ -40,7 +40,7 @@ _STATUS = [("status", pa.string()), ("error_code", pa.string()), ("error", pa.st
 def result_schema(job: JobConfig, columns: Columns) -> pa.Schema:
     """The columns that the job adds to the input's."""
     if job.task == "score":
-        is_list = "choices" in columns.parts
+        is_list = "choices" in columns.roles
         scores = [("logprob", pa.float64()), ("is_greedy", pa.bool_()), ("num_tokens", pa.int32())]
         if job.output.token_ids:
             scores.append(("token_ids", pa.list_(pa.int32())))

@@ -69,7 +69,7 @@ class RowParser:
     def _records(self, batch: pa.RecordBatch) -> Iterator[Record | RowError]:
         """Each row's values, read column by column; where that fails, cell by cell, as one bad cell spoils its row."""
         names = batch.schema.names
-        ids = set() if self._template else set(self._columns.parts.values())
+        ids = set() if self._template else set(self._columns.roles.values())
         try:
             columns = [_values(batch[name], as_arrays=name in ids) for name in names]
         except (ValueError, OverflowError):
@@ -81,7 +81,7 @@ class RowParser:
         return GenerateRow(key, key.row, self._prompt(record), self._sampling(record))
 
     def _score_row(self, key: RowKey, record: Record) -> ScoreRow:
-        context = self._text_or_ids(record, "context") if "context" in self._columns.parts else None
+        context = self._text_or_ids(record, "context") if "context" in self._columns.roles else None
         continuations = self._continuations(record)
         if context is None:
             context = "" if isinstance(continuations[0], str) else []
@@ -90,7 +90,7 @@ class RowParser:
     def _prompt(self, record: Record) -> Any:
         if self._template is not None:
             return self._template.render(record)
-        ((part, column),) = self._columns.parts.items()
+        ((part, column),) = self._columns.roles.items()
         value = record[column]
         if value is None:
             raise RowError("null_prompt", f"the column {column!r} is null")
@@ -103,14 +103,14 @@ class RowParser:
         return value
 
     def _text_or_ids(self, record: Record, part: str) -> Any:
-        column = self._columns.parts[part]
+        column = self._columns.roles[part]
         value = record[column]
         if value is None:
             raise RowError("null_prompt", f"the column {column!r} is null")
         return value if isinstance(value, str) else _ids(column, value)
 
     def _continuations(self, record: Record) -> list[Any]:
-        column = self._columns.parts.get("choices")
+        column = self._columns.roles.get("choices")
         if column is None:
             return [self._text_or_ids(record, "continuation")]
         choices = record[column]

@@ -65,6 +65,7 @@ class Booking:
         self._logprobs = np.zeros((num_slots, 64))
         self._tops: dict[int, TopTable] = {}  # by how many most likely tokens are asked for
         self._top_place = np.full(num_slots, _NO_PLACE)
+        self._num_top = np.zeros(num_slots, np.int64)  # most likely tokens that an entry with a place asks for
         self._scores: dict[int, tuple[list[TokenScores], list[TokenScores]]] = {}
         self._broken: set[int] = set()
 
@@ -93,6 +94,7 @@ class Booking:
                 self._set_stops(slot, request.params.stop_token_ids)
             if request.params.logprobs is not None and request.params.max_tokens:
                 self._top_place[slot] = self._tops.setdefault(request.params.logprobs, TopTable()).open()
+                self._num_top[slot] = request.params.logprobs
             if request.score_start is not None or request.next_token_ids:
                 self._scores[slot] = ([], [])
 
@@ -203,25 +205,18 @@ class Booking:
             top_rows, top = top_rows[kept], top.part(kept)
         assert top.top is not None
         slots, numbers = rows.slots[top_rows], rows.numbers[top_rows]
-        asked = np.array([self._asked(slot) for slot in slots.tolist()], np.int64)
         for count, table in self._tops.items():
-            own = np.flatnonzero(asked == count)
+            own = np.flatnonzero(self._num_top[slots] == count)
             if len(own):
                 table.write(self._top_place[slots[own]], numbers[own], top.top.part(own, count))
 
     def _close_top(self, slot: int, logprobs: np.ndarray) -> TokenScores:
         """The most likely tokens beside those of a completion. What no other completion needs is given back."""
-        count = self._asked(slot)
+        count = int(self._num_top[slot])
         scores = self._tops[count].close(int(self._top_place[slot]), logprobs)
         if self._tops[count].is_empty:
             del self._tops[count]
         return scores
-
-    def _asked(self, slot: int) -> int:
-        """How many most likely tokens an open entry asks for."""
-        request = self._requests[slot]
-        assert request is not None
-        return request.params.logprobs or 0
 
     def _stop_matches(
         self, slots: np.ndarray, token_ids: np.ndarray, goes_on: np.ndarray

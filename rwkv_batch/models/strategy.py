@@ -21,7 +21,7 @@ _DTYPE = re.compile(r"(fp32|fp16|bf16)(i8)?")
 _COUNT = re.compile(r"\*(\d+)(\+)?")
 
 
-class Part(NamedTuple):
+class Clause(NamedTuple):
     """One part of a strategy."""
 
     device: str
@@ -36,23 +36,23 @@ class Part(NamedTuple):
 class Share(NamedTuple):
     """What one layer got."""
 
-    part: Part
+    part: Clause
     is_streamed: bool
 
 
-def parse(strategy: str) -> list[Part]:
+def parse(strategy: str) -> list[Clause]:
     """The parts of a strategy.
 
     Raises:
         ConfigurationError: it is malformed; the message says which part, why, and what a right one looks like.
     """
-    parts = [_parse_part(text.strip(), number, strategy) for number, text in enumerate(strategy.split("->"), 1)]
+    parts = [_parse_clause(text.strip(), number, strategy) for number, text in enumerate(strategy.split("->"), 1)]
     if sum(part.streams for part in parts) > 1:
         raise _error(strategy, "only one part can stream the rest of the layers", len(parts), "*N+ stands twice")
     return parts
 
 
-def _parse_part(text: str, number: int, strategy: str) -> Part:
+def _parse_clause(text: str, number: int, strategy: str) -> Clause:
     words = text.split()
     if not words:
         raise _error(strategy, "a device and a dtype", number, "it is empty")
@@ -66,7 +66,7 @@ def _parse_part(text: str, number: int, strategy: str) -> Part:
     if len(words) > 3 or (len(words) > 2 and count is None):
         raise _error(strategy, "*N or *N+ after the dtype, and no more", number, f"it ends with {words[-1]!r}")
     layers, plus = (int(count[1]), bool(count[2])) if count else (None, False)
-    return Part(words[0], dtype[1], bool(dtype[2]), layers, plus)
+    return Clause(words[0], dtype[1], bool(dtype[2]), layers, plus)
 
 
 def _error(strategy: str, expected: str, number: int, found: str) -> ConfigurationError:
@@ -75,7 +75,7 @@ def _error(strategy: str, expected: str, number: int, found: str) -> Configurati
     )
 
 
-def distribute(parts: Sequence[Part], num_layers: int) -> list[Share]:
+def distribute(parts: Sequence[Clause], num_layers: int) -> list[Share]:
     """Give each layer, and the head after them, its part, by ChatRWKV's rules.
 
     Returns:

@@ -36,17 +36,23 @@ def test_scores_of_a_long_prompt_do_not_keep_those_of_its_neighbours():
 
 def test_most_likely_tokens_take_room_for_those_who_ask_for_many_only():
     """And none once nobody asks any more."""
-    asked = [2, 20, 2, 2, 20, 0]
+    asked = [2, 20, 2, 2, 20, 0, 5]
+    prompts = [[row + 1] * (60 if count == 5 else 1) for row, count in enumerate(asked)]
     requests = [
-        Request(row, [row + 1], SamplingParams(max_tokens=20, ignore_eos=True, logprobs=count), row=row)
-        for row, count in enumerate(asked)
+        Request(
+            row,
+            prompt,
+            SamplingParams(max_tokens=1 if count == 5 else 20, ignore_eos=True, logprobs=count),
+            row=row,
+        )
+        for row, (prompt, count) in enumerate(zip(prompts, asked, strict=True))
     ]
-    engine = make_engine(max_batch_size=6)
+    engine = make_engine(max_batch_size=7)
     sizes, found = [], {}
     for finished in engine.run(Pulled(requests)):
         found |= {completion.key: completion for completion in finished}
         sizes.append({count: table._ids.shape[2] for count, table in engine.booking._tops.items()})
-    assert {2: 2, 20: 20, 0: 0} in sizes
+    assert {2: 2, 20: 20, 0: 0, 5: 0} in sizes  # the last one has not read its prompt
     assert sizes[-1] == {}
     for row, count in enumerate(asked):
         alone = {c.key: c for c in make_engine().generate(Pulled([requests[row]]))}[row]

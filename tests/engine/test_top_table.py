@@ -9,13 +9,11 @@ from rwkv_batch.engine.top_table import TopTable
 
 
 @given(
-    completions=st.lists(
-        st.tuples(st.integers(0, 20), st.integers(0, 40)), min_size=1, max_size=30
-    ),  # first step, tokens
     count=st.integers(0, 5),
+    completions=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 40)), min_size=1, max_size=30),
 )
-def test_each_completion_gets_back_what_was_written_for_it(completions, count):
-    """A list of lists for each completion is the definition. Places are used again."""
+def test_each_completion_gets_back_what_was_written_for_it(count, completions):
+    """A list of lists for each completion, given as its first step and its tokens, is the definition."""
     table, random = TopTable(), np.random.default_rng(0)
     running, written = {}, {i: [] for i in range(len(completions))}
     for step in range(62):
@@ -30,18 +28,16 @@ def test_each_completion_gets_back_what_was_written_for_it(completions, count):
             found = table.close(running.pop(i), np.arange(float(length)))
             assert found.logprobs.tolist() == list(range(length))
             assert found.is_greedy.tolist() == [rank == 1 for rank, _, _ in written[i]]
-            assert [list(column) for column in zip(*written[i], strict=True)] == (
-                [column.tolist() for column in found.top] if length else []
-            )
-        assert table.is_empty == (not running)
-        if not running:
-            continue
+            if length:
+                columns = [list(column) for column in zip(*written[i], strict=True)]
+                assert [column.tolist() for column in found.top] == columns
         ranks = random.integers(1, 4, len(running))
-        ids = random.integers(0, 99, (len(running), count)).astype(np.int32)
-        logprobs = -random.random(ids.shape)
+        shape = len(running), count
+        top = TopTokens(ranks, random.integers(0, 99, shape).astype(np.int32), -random.random(shape))
         numbers = np.array([len(written[i]) for i in running], np.int64)
-        table.write(np.array(list(running.values()), np.int64), numbers, TopTokens(ranks, ids, logprobs))
-        for i, *row in zip(running, ranks.tolist(), ids.tolist(), logprobs.tolist(), strict=True):
+        if running:
+            table.write(np.array(list(running.values()), np.int64), numbers, top)
+        for i, *row in zip(running, *(column.tolist() for column in top), strict=True):
             written[i].append(row)
     assert not running
 
@@ -50,5 +46,7 @@ def test_a_place_is_free_again_once_its_completion_has_ended():
     table, places = TopTable(), set()
     for _ in range(100):
         places.add(table.open())
+        assert not table.is_empty
         table.close(max(places), np.zeros(0))
+        assert table.is_empty
     assert len(places) == 1

@@ -218,7 +218,7 @@ class Serving:
         return row
 
     def _complete(self, row: RowInFlight) -> None:
-        if row.row.prompt == "explode":
+        if row.prompt == "explode":
             raise RuntimeError("the engine exploded")
         row.completions += [self._sampled(row.row, request) for request in row.requests]
         num_tokens = len(row.requests[0].prompt_token_ids)

@@ -14,7 +14,7 @@ import pytest
 
 from rwkv_batch.data import files, jsonl
 from rwkv_batch.data.files import find_files, would_be_read
-from rwkv_batch.data.reader import Source, open_source
+from rwkv_batch.data.reader import Input, open_input
 from rwkv_batch.data.table import READ_ERROR
 from rwkv_batch.errors import ConfigurationError
 
@@ -26,7 +26,7 @@ def write(path: Path, rows: range, **options: Any) -> None:
     pq.write_table(pa.table({"i": list(rows), "prompt": [f"p{i}" for i in rows]}), path, **options)
 
 
-def read(source: Source, start: int, stop: int, column: str = "i") -> list[Any]:
+def read(source: Input, start: int, stop: int, column: str = "i") -> list[Any]:
     return [value for batch in source.read(start, stop, [column]) for value in batch[column].to_pylist()]
 
 
@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_any_range_of_rows_over_files_and_row_groups(folder: Path) -> None:
-    source = open_source(str(folder), "auto", {})
+    source = open_input(str(folder), "auto", {})
     assert source.num_rows == 20
     for start in range(21):
         for stop in range(start, 21):
@@ -68,7 +68,7 @@ def test_any_range_of_rows_over_files_and_row_groups(folder: Path) -> None:
 def test_paths(folder: Path, monkeypatch: pytest.MonkeyPatch, pattern: Any, expected: int) -> None:
     monkeypatch.chdir(folder.parent)
     paths = pattern.format(folder.parent) if isinstance(pattern, str) else pattern
-    assert open_source(paths, "auto", {}).num_rows == expected
+    assert open_input(paths, "auto", {}).num_rows == expected
 
 
 @pytest.mark.parametrize("path", ["nothing.parquet", "in/*.orc", "empty", "nosuchscheme://x/y"])
@@ -84,7 +84,7 @@ def test_files_in_an_fsspec_file_system() -> None:
     with memory.open("/bucket/x/p.parquet", "wb") as file:
         pq.write_table(pa.table({"i": [1, 2, 3]}), file)
     for path in ("memory://bucket/x/p.parquet", "memory://bucket/x", "memory://bucket/*/*.parquet"):
-        source = open_source(path, "auto", {})
+        source = open_input(path, "auto", {})
         assert read(source, 0, 3) == [1, 2, 3]
         assert source.manifest()[0]["rows"] == 3
 
@@ -106,7 +106,7 @@ def test_columns_that_some_files_lack_are_null_there(tmp_path: Path) -> None:
     pq.write_table(pa.table({"i": [1], "x": pa.nulls(1)}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"y": ["b"], "i": [2]}), tmp_path / "b.parquet")
     pq.write_table(pa.table({"i": [3], "x": ["c"]}), tmp_path / "c.parquet")
-    source = open_source(str(tmp_path), "auto", {})
+    source = open_input(str(tmp_path), "auto", {})
     assert source.schema.names == ["i", "x", "y"]
     assert [read(source, 0, 3, name) for name in "ixy"] == [[1, 2, 3], [None, None, "c"], [None, "b", None]]
     assert all(batch.schema.types == source.schema.types for batch in source.read(0, 3, ["i", "x", "y"]))
@@ -123,41 +123,41 @@ def test_files_that_do_not_go_together(tmp_path: Path, columns: Any, expected: s
     else:
         pq.write_table(pa.table(columns), tmp_path / "b.parquet")
     with pytest.raises(ConfigurationError, match=expected):
-        open_source(str(tmp_path), "auto", {})
+        open_input(str(tmp_path), "auto", {})
 
 
 def test_a_file_that_lacks_every_column_asked_for(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", range(2))
     pq.write_table(pa.table({"x": [7, 8, 9]}), tmp_path / "b.parquet")
     (tmp_path / "c.jsonl").write_text('{"y": 1}\n{}\n')
-    assert read(open_source(str(tmp_path / "*.parquet"), "auto", {}), 1, 4) == [1, None, None]
+    assert read(open_input(str(tmp_path / "*.parquet"), "auto", {}), 1, 4) == [1, None, None]
     both = [str(tmp_path / "c.jsonl"), str(tmp_path / "d.jsonl")]
     (tmp_path / "d.jsonl").write_text('{"i": 5}\n')
-    assert read(open_source(both, "auto", {}), 0, 3) == [None, None, 5]
+    assert read(open_input(both, "auto", {}), 0, 3) == [None, None, 5]
 
 
 def test_formats_do_not_mix(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", range(2))
     (tmp_path / "b.jsonl").write_text("{}\n")
     with pytest.raises(ConfigurationError, match="found jsonl and parquet files together"):
-        open_source(str(tmp_path), "auto", {})
+        open_input(str(tmp_path), "auto", {})
 
 
 def test_a_name_without_extension_is_recognised_by_content(tmp_path: Path) -> None:
     write(tmp_path / "rows", range(3))
     (tmp_path / "lines").write_text('{"i": 7}\n')
     (tmp_path / "noise").write_text("i,prompt\n")
-    assert read(open_source(str(tmp_path / "rows"), "auto", {}), 0, 3) == [0, 1, 2]
-    assert read(open_source(str(tmp_path / "lines"), "auto", {}), 0, 1) == [7]
+    assert read(open_input(str(tmp_path / "rows"), "auto", {}), 0, 3) == [0, 1, 2]
+    assert read(open_input(str(tmp_path / "lines"), "auto", {}), 0, 1) == [7]
     with pytest.raises(ConfigurationError, match="noise: unknown format"):
-        open_source(str(tmp_path / "noise"), "auto", {})
+        open_input(str(tmp_path / "noise"), "auto", {})
 
 
 def test_two_columns_of_one_name(tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["i", "i"])
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(ConfigurationError, match="two columns named 'i'"):
-        open_source(str(tmp_path), "auto", {})
+        open_input(str(tmp_path), "auto", {})
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
@@ -167,7 +167,7 @@ def test_the_version_of_a_file_is_its_content(tmp_path: Path, name: str) -> None
             pq.write_table(pa.table({"prompt": prompts}), tmp_path / name)
         else:
             (tmp_path / name).write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-        (entry,) = open_source(str(tmp_path), "auto", {}).manifest()
+        (entry,) = open_input(str(tmp_path), "auto", {}).manifest()
         return entry["version"]
 
     before = version_of("p0", "p1", "p2")
@@ -198,10 +198,10 @@ def test_would_be_read(tmp_path: Path) -> None:
     assert not would_be_read("s3://in", part)
 
 
-def lines(tmp_path: Path, *records: Any) -> Source:
+def lines(tmp_path: Path, *records: Any) -> Input:
     text = "\n".join(record if isinstance(record, str) else json.dumps(record) for record in records)
     (tmp_path / "p.jsonl").write_text(text)
-    return open_source(str(tmp_path / "p.jsonl"), "auto", {"prompt": "string", "ids": ["int"]})
+    return open_input(str(tmp_path / "p.jsonl"), "auto", {"prompt": "string", "ids": ["int"]})
 
 
 def test_jsonl_types_are_found_over_the_whole_file(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_jsonl_bad_lines_and_cells_spoil_their_row_only(tmp_path: Path) -> None:
     ]
 
 
-def read_errors(source: Source, columns: list[str]) -> list[str | None]:
+def read_errors(source: Input, columns: list[str]) -> list[str | None]:
     batches = source.read(0, source.num_rows, columns)
     return [error for batch in batches for error in batch[READ_ERROR].to_pylist()]
 

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkv_batch.data.plan import Plan, Shard, parse_shard
+from rwkv_batch.data.plan import Shard, UnitPlan, parse_shard
 from rwkv_batch.errors import ConfigurationError
 
 
 @given(st.integers(0, 200), st.integers(1, 50), st.integers(1, 7))
 def test_shards_cover_every_row_once(num_rows: int, rows_per_part: int, shards: int) -> None:
-    plan = Plan(num_rows, rows_per_part)
+    plan = UnitPlan(num_rows, rows_per_part)
     units = [unit for index in range(shards) for unit in Shard(index, shards).units(plan)]
     assert sorted(unit.index for unit in units) == list(range(plan.num_units))
     rows = [row for unit in sorted(units, key=lambda unit: unit.index) for row in range(unit.start, unit.stop)]

@@ -22,7 +22,7 @@ from rwkv_batch.data import scores as scores_of_jobs
 from rwkv_batch.data.events import EventLog, read_events
 from rwkv_batch.data.history import Run, serving_seconds, timeline
 from rwkv_batch.data.plan import Shard
-from rwkv_batch.data.progress import Progress, Snapshot
+from rwkv_batch.data.progress import Progress, RunStatus
 from rwkv_batch.data.scores import ScoreSummary
 from rwkv_batch.data.storage import LocalStorage
 from rwkv_batch.data.writer import Counts
@@ -177,8 +177,8 @@ def test_metrics(mixed: Job) -> None:
 
 
 def test_a_line_says_everything() -> None:
-    before = Snapshot(seconds=70, prompt_tokens=1000, completion_tokens=500)
-    now = Snapshot(
+    before = RunStatus(seconds=70, prompt_tokens=1000, completion_tokens=500)
+    now = RunStatus(
         seconds=100,
         rows_total=5000,
         rows_resumed=1000,
@@ -193,7 +193,7 @@ def test_a_line_says_everything() -> None:
     assert progress.describe(now, before) == (
         "errors 7 | slots 318/320 | prompt 10,000 tok/s | completion 3,000 tok/s | eta 5m00s | committed 1,900"
     )
-    assert "eta ?" in progress.describe(Snapshot(), Snapshot())
+    assert "eta ?" in progress.describe(RunStatus(), RunStatus())
 
 
 class Clock:

@@ -143,11 +143,6 @@ def test_a_damaged_job_file_is_refused(job: Job, capsys: pytest.CaptureFixture[s
         assert f"{job.state}/job.json is damaged" in capsys.readouterr().err
 
 
-def test_the_job_file_keeps_letters_as_they_are(job: Job) -> None:
-    assert job.set(input__template="Grüße, {{ prompt }}").run() == 0
-    assert '"input.template": "Grüße, {{ prompt }}"' in (job.state / "job.json").read_text(encoding="utf-8")
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [(key, value) for key in JOB_KEYS for value in (None, 0, "x", [], {}, [0], [{}], {"a": 0}, ...)],
@@ -163,6 +158,11 @@ def test_a_job_file_with_values_of_other_kinds_is_refused(
     (job.state / "job.json").write_text(json.dumps(document if value is ... else {**document, key: value}))
     assert str(job.state / "job.json" if (key, value) != ("input", []) else "the input changed") in changed(job, capsys)
     assert job.parts() == parts
+
+
+def test_the_job_file_keeps_letters_as_they_are(job: Job) -> None:
+    assert job.set(input__template="Grüße, {{ prompt }}").run() == 0
+    assert '"input.template": "Grüße, {{ prompt }}"' in (job.state / "job.json").read_text(encoding="utf-8")
 
 
 def test_all_differences_are_printed(job: Job, capsys: pytest.CaptureFixture[str]) -> None:

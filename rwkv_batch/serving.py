@@ -70,11 +70,11 @@ class Serving:
         self._engine = None
         return True
 
-    def _rows(self, batches: Iterable[Sequence[Row]], stop_at_error: bool) -> _Rows:
+    def _rows(self, batches: Iterable[Sequence[Row]], stop_at_error: bool) -> _CallRows:
         engine = self._engine
         if engine is None:  # another thread has closed it since this one has looked
             raise RuntimeError(CLOSED)
-        return _Rows(engine, self._builder, batches, stop_at_error)
+        return _CallRows(engine, self._builder, batches, stop_at_error)
 
 
 class ServingCall(Iterator[list[Finished]]):
@@ -88,12 +88,12 @@ class ServingCall(Iterator[list[Finished]]):
         is_busy: a thread is asking at this moment.
     """
 
-    def __init__(self, turns: Turns, start: Callable[[], _Rows] | None) -> None:
+    def __init__(self, turns: Turns, start: Callable[[], _CallRows] | None) -> None:
         self.thread = threading.current_thread()
         self.is_busy = False
         self._turns = turns
         self._start = start
-        self._rows: _Rows | None = None
+        self._rows: _CallRows | None = None
         self._lists: Generator[list[Finished], None, None] | None = None
 
     def __next__(self) -> list[Finished]:
@@ -137,7 +137,7 @@ class ServingCall(Iterator[list[Finished]]):
         self._start = None
 
 
-class _Rows:
+class _CallRows:
     """The rows of one call: where the engine takes requests from, and where its completions go.
 
     Attributes:
@@ -160,7 +160,7 @@ class _Rows:
 
     def serve(self) -> Generator[list[Finished], None, None]:
         """Lists of finished rows."""
-        self._ahead = Prefetch(self._built(), self._engine.window)
+        self._ahead = Prefetch(self._built(), self._engine.window, _num_requests)
         steps = self._engine.run(self)
         try:
             for completions in steps:
@@ -209,7 +209,8 @@ class _Rows:
 
     def _built(self) -> Iterator[list[Finished]]:
         """Rows with their requests; runs on the thread of `_ahead`."""
-        for batch in self._batches:
+        batches = (part for batch in self._batches for part in _parts(batch, self._engine.window))
+        for batch in batches:
             rows = self._builder.build(batch)
             errors = [i for i, row in enumerate(rows) if isinstance(row, ErrorRow)] if self._stops_at_error else []
             if errors:
@@ -257,3 +258,19 @@ def _sample(completion: Completion) -> int:
 
 def _is_not_finite(row: Finished) -> bool:
     return isinstance(row, ErrorRow) and row.error.code == "not_finite"
+
+
+def _num_requests(row: Finished) -> int:
+    return max(len(row.requests), 1) if isinstance(row, RowInFlight) else 1
+
+
+def _parts(batch: Sequence[Row], most: int) -> Iterator[Sequence[Row]]:
+    """Consecutive rows that have `most` requests together, or little more: a row may have thousands of samples."""
+    start = count = 0
+    for i, row in enumerate(batch):
+        count += row.params.n if isinstance(row, GenerateRow) else 1
+        if count >= most:
+            yield batch[start : i + 1]
+            start, count = i + 1, 0
+    if start < len(batch):
+        yield batch[start:]

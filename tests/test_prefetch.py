@@ -135,3 +135,27 @@ def test_a_window_is_ready_when_it_is_whole_or_the_last():
     gate.set()
     source.thread.join()
     assert source.has_ready(9)
+
+
+def test_items_count_by_their_weight():
+    """Of items that count for many, few are made and few are taken at a time."""
+    made = []
+
+    def lists():
+        for i in range(40):
+            made.append(i)
+            yield [i]
+
+    ahead = Prefetch(lists(), 10, lambda item: 4)
+    deadline = time.monotonic() + 60
+    while not ahead.has_ready(10) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not ahead.has_ready(13)
+    assert len(made) <= 4
+    assert ahead.take(8, wait=False) == [0, 1]
+    assert ahead.take(1, wait=True) == [2]
+    rest = []
+    while not ahead.is_ended:
+        rest += ahead.take(5, wait=True)
+    assert rest == list(range(3, 40))
+    ahead.close()

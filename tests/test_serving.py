@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.source import Pulled
 from rwkv_batch.errors import RowError
+from rwkv_batch.llm import LLM
 from rwkv_batch.requests import RequestBuilder
 from rwkv_batch.rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
 from rwkv_batch.sampling_params import SamplingParams
@@ -583,3 +584,19 @@ def test_closing_between_a_call_s_look_and_its_start_is_the_same_error(monkeypat
 def test_prompts_may_be_arrays(serving):
     found = serve(serving, [row("list"), GenerateRow("array", 7, np.array([1, 2, 3], np.uint16), SHORT)])
     assert tokens(found)["list"] == tokens(found)["array"]
+
+
+def test_rows_of_many_samples_are_read_when_they_are_needed():
+    """What is read ahead is counted in requests: 30 rows of 300 samples are not all made before the first result."""
+    read = []
+
+    def rows():
+        for i in range(30):
+            read.append(i)
+            yield GenerateRow(i, i, [1, 2, i], SamplingParams(n=300, max_tokens=1))
+
+    with LLM("demo", device="cpu", max_batch_size=64) as llm:
+        results = llm.serve(rows())
+        next(results)
+        assert len(read) <= 6
+        assert len(list(results)) == 29

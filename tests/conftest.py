@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,6 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so it is for what a shell starts in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     examples = GATE_EXAMPLES * config.getoption("seeds")
     hypothesis.settings.register_profile("rwkv_batch", deadline=None, max_examples=examples, derandomize=True)
     hypothesis.settings.load_profile("rwkv_batch")

@@ -12,8 +12,9 @@ from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.source import Pulled
 
 FOLDER = str(Path(rwkv_batch.engine.engine.__file__).parent)
-NOT_OURS = ("selection.py", "sample.py", "philox.py", "penalties.py")
-"""Modules of the reference sampler: they work on what they are given, and keep nothing."""
+NOT_OURS = ("selection.py", "sample.py", "philox.py", "penalties.py", "thread_switching.py")
+"""Modules of the reference sampler work on what they are given, and keep nothing. `thread_switching` holds a lock: a
+trace can raise between the end of a `with` block and the release of its lock, where a signal cannot."""
 
 
 class Interrupt(BaseException):

@@ -16,8 +16,6 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from filelock import FileLock
-
 SOURCES = Path(__file__).with_name("csrc")
 FLAGS = "-std=c++17 -O3 -march=native -fopenmp -fPIC -fno-math-errno -fno-trapping-math"
 LIBRARY = "kernels.so"
@@ -38,6 +36,8 @@ def library() -> ctypes.CDLL:
     if compiler is None:
         raise BuildError("no C++ compiler (g++) on this machine")
     try:
+        from filelock import FileLock
+
         cache_folder = Path.home() / ".cache" / "rwkv_batch" / "cpu_kernels"
         cache_folder.mkdir(parents=True, exist_ok=True)
         cache_folder.chmod(0o700)

@@ -7,14 +7,16 @@ from fake_model import HashModel
 
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.source import Pulled
-from rwkv_batch.engine.thread_switching import SECONDS
+from rwkv_batch.engine.thread_switching import SECONDS, _SwitchInterval
 from rwkv_batch.sampling_params import SamplingParams
 
 REQUESTS = [Request(row, [row], SamplingParams(max_tokens=3), row=row) for row in range(6)]
 
 
 @pytest.fixture(autouse=True)
-def interval():
+def interval(monkeypatch):
+    # Engines of other tests may still be open in this process: those of here count by themselves.
+    monkeypatch.setattr("rwkv_batch.engine.engine.quick_thread_switches", _SwitchInterval().shortened)
     before = sys.getswitchinterval()
     sys.setswitchinterval(0.004)
     yield

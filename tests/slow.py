@@ -50,6 +50,10 @@ SLOW: dict[str, tuple[str, ...]] = {
         "test_gpu_processes.py",
     ),
     "the package is built and installed": ("test_packaging.py",),
+    "something fails at every line or step": (
+        "engine/test_interrupts.py::test_an_exception_at_any_line_leaves_the_engine_usable",
+        "jobs/test_crash.py::test_a_crash_at_every_durable_step",
+    ),
     "models of all versions run in several ways": (
         "models/test_chatrwkv_converted.py",
         "models/test_versions.py",

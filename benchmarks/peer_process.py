@@ -22,6 +22,18 @@ class PeerFailed(Exception):
     """A worker cannot be used; the text says why."""
 
 
+def end(process: subprocess.Popen[str]) -> None:
+    """End a process that reads questions until its input is closed; kill it where it does not end in time."""
+    assert process.stdin and process.stdout
+    process.stdin.close()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    process.stdout.close()
+
+
 class PeerProcess:
     """A worker that has loaded its model.
 
@@ -78,11 +90,4 @@ class PeerProcess:
 
     def close(self) -> None:
         """End it, whatever it is doing."""
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+        end(self._process)

@@ -12,7 +12,7 @@ from .engine.logprobs import TokenScores
 from .engine.request import Completion
 from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
 from .requests import Scoring
-from .rows import ErrorRow, RowInFlight, ScoreRow
+from .rows import ErrorRow, Finished, RowInFlight, ScoreRow
 from .tokenizer import Tokenizer
 
 LogprobDicts = list[dict[int, Logprob]]
@@ -30,7 +30,7 @@ class OutputBuilder:
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer.token_bytes) if tokenizer else None
 
-    def requests(self, rows: Sequence[RowInFlight | ErrorRow]) -> Iterator[tuple[Hashable, RequestOutput]]:
+    def requests(self, rows: Sequence[Finished]) -> Iterator[tuple[Hashable, RequestOutput]]:
         """(key, output) of each row of prompts; all texts are made in one call."""
         served = [row for row in rows if isinstance(row, RowInFlight)]
         texts = iter(self._texts([completion for row in served for completion in row.completions]))
@@ -41,7 +41,7 @@ class OutputBuilder:
             else:
                 yield row.key, self._request(row, [next(texts) for _ in row.completions])
 
-    def scores(self, rows: Iterable[RowInFlight | ErrorRow]) -> Iterator[tuple[Hashable, list[ScoreOutput]]]:
+    def scores(self, rows: Iterable[Finished]) -> Iterator[tuple[Hashable, list[ScoreOutput]]]:
         """(key, one output for each continuation) of each row that was scored; at least one output for an error row."""
         for row in rows:
             if isinstance(row, ErrorRow):

@@ -111,3 +111,7 @@ class RowInFlight:
     @property
     def is_complete(self) -> bool:
         return len(self.completions) == len(self.requests)
+
+
+Finished = RowInFlight | ErrorRow
+"""A row that has nothing more to come."""

@@ -11,13 +11,12 @@ from .engine.source import Item
 from .errors import RowError
 from .prefetch import Prefetch
 from .requests import RequestBuilder
-from .rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
+from .rows import ErrorRow, Finished, GenerateRow, RowInFlight, ScoreRow
 from .turns import Turns
 
 __all__ = ["ErrorRow", "Finished", "Row", "RowInFlight", "Serving", "ServingCall"]
 
 Row = GenerateRow | ScoreRow | ErrorRow
-Finished = RowInFlight | ErrorRow
 
 CLOSED = "this LLM is closed; load the model again to use it"
 NOT_FINITE = "the model's numbers are not finite; float16 may have overflowed: use bfloat16 or float32"

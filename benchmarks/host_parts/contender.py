@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..peer_process import end
 from .cases import Case
 
 ROOT = Path(__file__).parent.parent.parent
@@ -129,14 +130,7 @@ class Contender:
 
     def close(self) -> None:
         """End the process."""
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+        end(self._process)
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ..config import JobConfig
 from ..errors import ConfigurationError
-from ..rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
+from ..rows import ErrorRow, Finished, GenerateRow, RowInFlight, ScoreRow
 from .columns import Columns
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Results:
         self._schema = schema.insert(0, pa.field("row", pa.int64()))
         self._detokenizer = detokenizer
 
-    def batch(self, rows: Sequence[RowInFlight | ErrorRow]) -> pa.RecordBatch:
+    def batch(self, rows: Sequence[Finished]) -> pa.RecordBatch:
         """The results of some rows, with the rows' numbers in the column "row" before them.
 
         A row has as many records as samples, in their order; error rows come last.
@@ -204,7 +204,7 @@ class Results:
         return pa.Array.from_buffers(pa.large_string(), len(completions), buffers).cast(pa.string())
 
 
-def held_bytes(row: RowInFlight | ErrorRow) -> int:
+def held_bytes(row: Finished) -> int:
     """About the bytes of memory that a finished row holds before it is in columns."""
     if isinstance(row, ErrorRow):
         return ROW_BYTES + getsizeof(row.error.message) + getsizeof(row.prompt)

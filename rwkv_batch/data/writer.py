@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from ..rows import ErrorRow, RowInFlight
+from ..rows import ErrorRow, Finished
 from .commit import JobFiles
 from .plan import Unit
 from .results import held_bytes
@@ -29,8 +29,6 @@ BATCH_OVERHEAD = 20_000
 """Bytes that the columns of a batch hold beside their values, about."""
 LOOK_SECONDS = 1.0
 """How long it takes at most until a thread that waits notices a signal, or that it has been abandoned."""
-
-Finished = RowInFlight | ErrorRow
 
 
 @dataclass

@@ -53,7 +53,6 @@ class Scheduler:
     """
 
     def __init__(self, num_slots: int, max_batch_tokens: int) -> None:
-        self.num_slots = num_slots
         self.max_batch_tokens = max_batch_tokens
         self.waiting: deque[Sequence] = deque()
         self.position = np.zeros(num_slots, np.int64)

@@ -33,8 +33,7 @@ class StepRunner:
 
     def run(self, plan: StepPlan, scheduler: Scheduler) -> StepResults:
         """Launch the plan's step."""
-        shape = self._shape(plan)
-        if self._graphs is None or not shape.is_recorded:
+        if self._graphs is None or not (shape := self._shape(plan)).is_recorded:
             return self._eager.run(plan, scheduler)
         clock = self._stats.clock()
         self._sampler.prepare(plan.decoding)

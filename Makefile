@@ -38,7 +38,7 @@ SEEDS ?= 20
 soak: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --seeds $(SEEDS) --timeout 3600 -k "crash or sigkill or hypothesis"
 
-# Small changes of the core, drawn by a seed: do the tests notice them? ONLY=engine,data/plan.py draws from these.
+# Small changes of the core, drawn by a seed: do the tests notice them? ONLY=engine,job/plan.py draws from these.
 N ?= 100
 SEED ?= 0
 JOBS ?= 2

@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
-from rwkv_batch.bench import BenchModel, backends, format_table, measure, positive_int, positive_ints, warm_up
-from rwkv_batch.variants import Variant, variants
+from rwkv_batch.measure.bench import BenchModel, backends, format_table, measure, positive_int, positive_ints, warm_up
+from rwkv_batch.measure.variants import Variant, variants
 
 from . import probes
 from .peak_shares import Work, share_rows

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from rwkv_batch.engine.engine import Engine
-from rwkv_batch.variants import Variant
+from rwkv_batch.measure.variants import Variant
 
 from . import probes
 from .bare_products import matrices, operations

@@ -27,11 +27,11 @@ from typing import Any
 import torch
 
 from rwkv_batch import LLM, SamplingParams
-from rwkv_batch.bench import BenchModel, measure, positive_int, warm_up
-from rwkv_batch.bench_workloads import Workload
 from rwkv_batch.demo.corpus import END_OF_TEXT, encode, stdlib_documents
 from rwkv_batch.errors import RwkvBatchError
-from rwkv_batch.variants import Variant, variants
+from rwkv_batch.measure.bench import BenchModel, measure, positive_int, warm_up
+from rwkv_batch.measure.variants import Variant, variants
+from rwkv_batch.measure.workloads import Workload
 
 from .timing import machine
 

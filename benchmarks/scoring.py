@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rwkv_batch.bench import format_table, positive_int
+from rwkv_batch.measure.bench import format_table, positive_int
 
 from .timing import machine, spread
 from .workloads import FULL, QUICK, VOCAB_SIZE, checkpoint
@@ -105,7 +105,7 @@ def make_hf(path: Path) -> Score:
     from lm_eval.models.huggingface import HFLM
     from rwkv7_hf.cli import main as rwkv7_hf
 
-    from rwkv_batch.tokenizer import WORLD_VOCABULARY
+    from rwkv_batch.text.load_tokenizer import WORLD_VOCABULARY
 
     with tempfile.TemporaryDirectory() as folder:
         options = ["--vocab-file", str(WORLD_VOCABULARY), "--precision", "fp32", "--no-fuse-norm", "--low-memory"]

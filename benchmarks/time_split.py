@@ -13,15 +13,15 @@ from typing import Any
 from unittest.mock import patch
 
 from rwkv_batch import LLM
-from rwkv_batch.bench import Measurement, difference, measure, warm_up
-from rwkv_batch.bench_workloads import Workload
 from rwkv_batch.engine.engine import Engine
-from rwkv_batch.models.linear import LinearGroup
+from rwkv_batch.measure.bench import Measurement, difference, measure, warm_up
+from rwkv_batch.measure.variants import Variant
+from rwkv_batch.measure.workloads import Workload
+from rwkv_batch.models.matrices.linear import LinearGroup
+from rwkv_batch.models.matrices.product import LINEAR, Linear
 from rwkv_batch.models.model import Model
-from rwkv_batch.models.product import LINEAR, Linear
 from rwkv_batch.ops import Implementation, OpTable
-from rwkv_batch.stop_strings import StopMatcher
-from rwkv_batch.variants import Variant
+from rwkv_batch.text.stop_strings import StopMatcher
 
 STOP = "\n\nUser:"
 

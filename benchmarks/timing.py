@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from rwkv_batch.doctor import CPU_FLAGS
+from rwkv_batch.measure.doctor import CPU_FLAGS
 
 from .workloads import Point
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from rwkv_batch.bench import BenchModel, format_table, measure, positive_int, warm_up
-from rwkv_batch.variants import Variant, variants
+from rwkv_batch.measure.bench import BenchModel, format_table, measure, positive_int, warm_up
+from rwkv_batch.measure.variants import Variant, variants
 
 from . import probes
 from .bare_products import BareProducts, matrices

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from rwkv_batch.bench_workloads import RaggedWorkload, ScoreWorkload, Workload
+from rwkv_batch.measure.workloads import RaggedWorkload, ScoreWorkload, Workload
 from tests.checkpoints import HEAD_GAIN, make_checkpoint, write_checkpoint
 
 VOCAB_SIZE = 65536

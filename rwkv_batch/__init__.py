@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         RwkvBatchError,
         Stopped,
     )
-    from .job import Outcome, run_job
+    from .job.execute import Outcome, run_job
     from .llm import LLM
     from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
     from .sampling_params import SamplingParams
@@ -29,8 +29,8 @@ _HOME = {
     "Logprob": "outputs",
     "RequestOutput": "outputs",
     "ScoreOutput": "outputs",
-    "run_job": "job",
-    "Outcome": "job",
+    "run_job": "job.execute",
+    "Outcome": "job.execute",
     "RwkvBatchError": "errors",
     "ConfigurationError": "errors",
     "CheckpointError": "errors",

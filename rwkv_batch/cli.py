@@ -14,7 +14,7 @@ from .run import EXIT_USAGE, add_arguments, execute
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["bench"]:  # it has arguments of its own
-        from .bench import main as bench
+        from .measure.bench import main as bench
 
         return bench(given[1:])
     try:
@@ -82,15 +82,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from .models.convert import convert
+    from .models.files.convert import convert
 
     convert(options.source, options.target, quantization=options.quantization)
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
-    from .data.report import find_job, first_rows, summarise, write_report
-    from .data.storage import LocalStorage
+    from .job.output.storage import LocalStorage
+    from .job.report.report import find_job, first_rows, summarise, write_report
 
     folders = find_job(options.path)
     storage = LocalStorage(folders.file("tmp"))
@@ -102,7 +102,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from .doctor import build_kernels, check, findings, format_findings
+    from .measure.doctor import build_kernels, check, findings, format_findings
 
     if options.at_once is not None and not options.check:
         raise ConfigurationError("--at-once: got it without --check, to which it belongs")

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 
-from .constraint import ConstraintCompiler
 from .engine.engine import Engine
 from .engine.stats import EngineStats
 from .errors import ConfigurationError
@@ -25,7 +24,8 @@ from .requests import RequestBuilder
 from .rows import GenerateRow, ScoreRow
 from .sampling_params import SamplingParams
 from .serving import Finished, Serving
-from .stop_strings import StopMatcher
+from .text.constraint import ConstraintCompiler
+from .text.stop_strings import StopMatcher
 from .threads import limit_threads
 
 if TYPE_CHECKING:

@@ -18,11 +18,12 @@ from .engine.sizing import MemoryPlan, plan_memory
 from .engine.slot_tables import Vocabulary
 from .errors import CheckpointError, ConfigurationError
 from .models.architecture import describe_sizes
-from .models.checkpoint import open_checkpoint
+from .models.files.checkpoint import open_checkpoint
 from .models.model import ModelFile
 from .models.placement import LayerPlacement, Placement, describe_layers, place
 from .ops import OpTable, fallbacks, format_choices, resolve
-from .tokenizer import Tokenizer, load_tokenizer
+from .text.load_tokenizer import load_tokenizer
+from .text.tokenizer import Tokenizer
 
 UNCOUNTED = b" \t0123456789"
 """Tokens that are a part of this text are not counted by ChatRWKV's penalties."""

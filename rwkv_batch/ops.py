@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .engine.sample import sample as _sample
     from .engine.selection import select as _select
     from .models.blocks import shift_lerp as _shift_lerp
-    from .models.low_rank import low_rank as _low_rank
+    from .models.matrices.low_rank import low_rank as _low_rank
     from .models.rwkv4 import wkv4 as _wkv4
     from .models.rwkv5 import wkv5 as _wkv5
     from .models.rwkv6 import wkv6 as _wkv6

@@ -7,13 +7,13 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from .detokenizer import Detokenizer
 from .engine.logprobs import TokenScores
 from .engine.request import Completion
 from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
 from .requests import Scoring
 from .rows import ErrorRow, Finished, RowInFlight, ScoreRow
-from .tokenizer import Tokenizer
+from .text.detokenizer import Detokenizer
+from .text.tokenizer import Tokenizer
 
 LogprobDicts = list[dict[int, Logprob]]
 _WHOLE_TEXT = -1

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from .chat import render_messages
-from .constraint import ConstraintCompiler
 from .engine.logprobs import TokenScores
 from .engine.request import END_OF_TEXT, Completion, Constraint, Request
 from .errors import RowError
 from .rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
 from .sampling_params import SamplingParams
-from .stop_strings import StopStrings
-from .tokenizer import Tokenizer
+from .text.chat import render_messages
+from .text.constraint import ConstraintCompiler
+from .text.stop_strings import StopStrings
+from .text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from .rows import Prompt, TextOrIds

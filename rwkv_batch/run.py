@@ -21,7 +21,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .job import Outcome
+    from .job.execute import Outcome
 
 logger = logging.getLogger("rwkv_batch")
 
@@ -67,9 +67,9 @@ def execute(options: argparse.Namespace, task: str | None = None) -> int:
         (run.on_row_error: stop) gives 3, also under --allow-errors, as it is not done. A second signal ends the process
         at once with 130.
     """
-    from .data.plan import parse_shard
-    from .data.stopping import StopSignals
-    from .job import check_job, run_job
+    from .job.execute import check_job, run_job
+    from .job.plan import parse_shard
+    from .job.stopping import StopSignals
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logger.setLevel(logging.DEBUG if options.verbose else logging.INFO)  # of this package, not of those that it uses

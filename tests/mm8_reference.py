@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rwkv_batch.models.mm8 import Mm8Weight
+from rwkv_batch.models.matrices.mm8 import Mm8Weight
 
 
 def definition(w: Mm8Weight) -> Tensor:

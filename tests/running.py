@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rwkv_batch.engine.state_pool import StatePool, pool_parts
-from rwkv_batch.models.checkpoint import open_checkpoint
+from rwkv_batch.models.files.checkpoint import open_checkpoint
 from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.placement import place
 from rwkv_batch.models.rows import Rows

@@ -15,7 +15,7 @@ from rwkv_batch.cuda_kernels import launch as cuda_launch
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.errors import BackendError, ConfigurationError
 from rwkv_batch.model_summary import DEMO_MODEL
-from rwkv_batch.models.checkpoint import open_checkpoint
+from rwkv_batch.models.files.checkpoint import open_checkpoint
 from rwkv_batch.models.model import ModelFile
 from rwkv_batch.ops import Implementation, OpChoice, OpSpec, OpTable, fallbacks, format_choices, resolve
 

@@ -14,35 +14,44 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "rwkv_batch"
 
+APPLICATION = {"job", "run", "cli", "measure", "integrations"}
+LIBRARY = {"llm", "serving", "requests", "output_builder", "model_summary"}
 LAYERS = {
-    "data": {"engine", "models", "triton_kernels", "cuda_kernels"},
-    "engine": {"data", "llm", "run", "cli", "config", "tokenizer", "detokenizer", "chat", "constraint"},
-    "models": {"data", "engine", "llm", "run", "cli", "config", "tokenizer"},
+    "text": APPLICATION | LIBRARY | {"models"},
+    "models": APPLICATION | LIBRARY | {"engine", "text"},
+    "engine": APPLICATION | LIBRARY | {"text"},
+    "job/input": {"engine", "models", "job/output", "job/report"},
+    "job/output": {"engine", "models", "job/report"},
+    "job/report": {"engine", "models"},
 }
 """Folder → what its modules must not import."""
 
 
 def imported(path: Path) -> set[str]:
-    """Names below rwkv_batch that a module imports, as their first component."""
+    """What a module imports of rwkv_batch, as paths below it: "engine/request", or a name of its `__init__`."""
     package = path.relative_to(PACKAGE).parent.parts
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
-            module = (node.module or "").split(".")
+            module = tuple(node.module.split(".")) if node.module else ()
             if node.level:
-                parts = [*package[: len(package) - node.level + 1], *(module if node.module else [])]
-                found |= {parts[0]} if parts else {alias.name for alias in node.names}
+                module = (*package[: len(package) - node.level + 1], *module)
             elif module[0] == "rwkv_batch":
-                found |= {module[1]} if len(module) > 1 else {alias.name for alias in node.names}
+                module = module[1:]
+            else:
+                continue
+            found |= {"/".join((*module, alias.name)) for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("rwkv_batch.")}
+            found |= {
+                a.name.removeprefix("rwkv_batch.").replace(".", "/") for a in node.names if "rwkv_batch." in a.name
+            }
     return found
 
 
 @pytest.mark.parametrize("folder", LAYERS)
 def test_imports_follow_the_arrows(folder):
     for path in (PACKAGE / folder).rglob("*.py"):
-        backwards = imported(path) & LAYERS[folder]
+        backwards = {name for name in imported(path) for other in LAYERS[folder] if f"{name}/".startswith(f"{other}/")}
         assert not backwards, f"{path.relative_to(ROOT)} imports {sorted(backwards)}"
 
 

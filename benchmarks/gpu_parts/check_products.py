@@ -23,7 +23,7 @@ from rwkv_batch.checks.products import (
     products,
 )
 from rwkv_batch.checks.target import Target
-from rwkv_batch.models.linear import DenseLinear
+from rwkv_batch.models.matrices.linear import DenseLinear
 from rwkv_batch.models.scoring import log_normalizer, score
 from rwkv_batch.ops import OpTable
 

@@ -16,7 +16,7 @@ from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Completion, Request
 from rwkv_batch.engine.source import Pulled
 from rwkv_batch.model_summary import DEMO_MODEL
-from rwkv_batch.models.checkpoint import open_checkpoint
+from rwkv_batch.models.files.checkpoint import open_checkpoint
 from rwkv_batch.models.model import Model
 from rwkv_batch.sampling_params import SamplingParams
 from tests.checkpoints import VERSIONS, make_checkpoint, write_checkpoint

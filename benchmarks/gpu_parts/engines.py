@@ -15,7 +15,6 @@ from unittest.mock import patch
 
 import torch
 
-from rwkv_batch.bench import difference
 from rwkv_batch.checks.cases import DTYPES
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Request
@@ -23,7 +22,8 @@ from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.source import Pulled
 from rwkv_batch.engine.state_pool import StateLayout
-from rwkv_batch.models.checkpoint import Checkpoint
+from rwkv_batch.measure.bench import difference
+from rwkv_batch.models.files.checkpoint import Checkpoint
 from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.placement import Placement
 from rwkv_batch.ops import OpTable, resolve

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from rwkv_batch.checks.products import Product, products
-from rwkv_batch.models.mm8 import quantize_mm8
-from rwkv_batch.models.mm8_linear import Mm8Linear
+from rwkv_batch.models.matrices.mm8 import quantize_mm8
+from rwkv_batch.models.matrices.mm8_linear import Mm8Linear
 from rwkv_batch.models.model import Model
 from rwkv_batch.ops import Implementation
 

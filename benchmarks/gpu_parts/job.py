@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rwkv_batch.tokenizer import load_tokenizer
+from rwkv_batch.text.load_tokenizer import load_tokenizer
 
 from ..roofline import MODELS, prefill_seconds
 from .columns import format_columns

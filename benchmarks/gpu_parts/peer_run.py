@@ -112,7 +112,7 @@ class RwkvBatch(Peer):
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
-        from rwkv_batch.models.checkpoint import open_checkpoint
+        from rwkv_batch.models.files.checkpoint import open_checkpoint
 
         from .engines import BACKEND, load
 
@@ -195,7 +195,7 @@ class Fla(Peer):
         self._copy_weights()
 
     def _copy_weights(self) -> None:
-        from rwkv_batch.models.hf_names import canonical_targets
+        from rwkv_batch.models.files.hf_names import canonical_targets
 
         stored = torch.load(self.path, map_location="cpu", mmap=True)
         own = self.model.state_dict()

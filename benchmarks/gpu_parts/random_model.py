@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rwkv_batch.models.checkpoint import Checkpoint
-from rwkv_batch.models.weight_files import Restore, StoredTensor
+from rwkv_batch.models.files.checkpoint import Checkpoint
+from rwkv_batch.models.files.weight_files import Restore, StoredTensor
 
 from ..roofline import Sizes
 

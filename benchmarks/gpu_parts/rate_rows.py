@@ -15,7 +15,7 @@ from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.selection import select
 from rwkv_batch.engine.slot_tables import Integer, Vocabulary
 from rwkv_batch.models.blocks import Norm
-from rwkv_batch.models.linear import DenseLinear
+from rwkv_batch.models.matrices.linear import DenseLinear
 from rwkv_batch.models.rows import DecodeRows
 from rwkv_batch.models.scoring import log_normalizer, score
 from rwkv_batch.ops import Implementation, OpTable

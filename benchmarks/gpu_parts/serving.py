@@ -13,10 +13,10 @@ from itertools import count
 from time import perf_counter
 from typing import Any
 
-from rwkv_batch.bench import difference
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.source import Pulled
+from rwkv_batch.measure.bench import difference
 from rwkv_batch.models.model import Model
 
 from ..roofline import Card, Sizes, decode_seconds, prefill_seconds

@@ -13,21 +13,21 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-import rwkv_batch.job
+import rwkv_batch.job.execute
 import rwkv_batch.llm
-from rwkv_batch.data.writer import Writer
 from rwkv_batch.engine.engine import Engine
-from rwkv_batch.engine.host_copy import HostCopy
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.source import Pulled
+from rwkv_batch.job.output.writer import Writer
 from rwkv_batch.models.architecture import StateField
 from rwkv_batch.models.model import Model
 from rwkv_batch.models.placement import Placement
 from rwkv_batch.ops import OpTable
 from rwkv_batch.prefetch import Prefetch
 from rwkv_batch.sampling_params import SamplingParams
-from rwkv_batch.stop_strings import StopMatcher, StopStrings
+from rwkv_batch.text.stop_strings import StopMatcher, StopStrings
+from rwkv_batch.transfer import HostCopy
 
 from .cases import ALTERNATIVES, STOPS, Case, questions
 from .clocks import Watched
@@ -36,8 +36,8 @@ from .results import TOKEN_BYTES, VOCAB_SIZE, FreeResults
 
 COPY = HostCopy
 STEP = (Engine, "step")
-SERVE = (rwkv_batch.job._Run, "serve")
-LOAD = (rwkv_batch.job, "_load_model")
+SERVE = (rwkv_batch.job.execute._Run, "serve")
+LOAD = (rwkv_batch.job.execute, "_load_model")
 WATCHED = (
     Watched(Engine, "_admit", "admission", perf_counter),
     Watched(StopMatcher, "push", "stop strings", perf_counter),

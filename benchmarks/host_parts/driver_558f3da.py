@@ -11,14 +11,14 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from rwkv_batch.data.writer import Writer
+from rwkv_batch.detokenizer import Detokenizer
+from rwkv_batch.engine.host_copy import HostCopy
 
 import rwkv_batch.job
 import rwkv_batch.llm
-from rwkv_batch.data.writer import Writer
-from rwkv_batch.detokenizer import Detokenizer
 from rwkv_batch.engine import engine, in_flight, sampler, slot_tables, step_input
 from rwkv_batch.engine.engine import Engine
-from rwkv_batch.engine.host_copy import HostCopy
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.slot_tables import SlotTables, Vocabulary
 from rwkv_batch.models import rows

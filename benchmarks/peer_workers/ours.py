@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rwkv_batch import LLM, SamplingParams, __version__
-from rwkv_batch.variants import Variant
+from rwkv_batch.measure.variants import Variant
 
 from .protocol import Peer, Task, serve
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from ..doctor import check, findings, format_findings
 from ..errors import ConfigurationError
+from ..measure.doctor import check, findings, format_findings
 from .runner import ALL_BACKENDS
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ..models import w8a8_linear
-from ..models.mm8 import Mm8Weight, quantize_mm8
-from ..models.mm8_linear import Mm8Linear
+from ..models.matrices import w8a8_linear
+from ..models.matrices.mm8 import Mm8Weight, quantize_mm8
+from ..models.matrices.mm8_linear import Mm8Linear
 from .comparisons import Checks, poisoned
 from .limits import mm8_tolerance
 from .products import Product

@@ -8,11 +8,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..models.linear import DenseLinear
-from ..models.low_rank import LowRank, LowRankPair
-from ..models.low_rank import low_rank as low_rank_definition
-from ..models.product import Activation, Linear
-from ..models.product import linear as linear_definition
+from ..models.matrices.linear import DenseLinear
+from ..models.matrices.low_rank import LowRank, LowRankPair
+from ..models.matrices.low_rank import low_rank as low_rank_definition
+from ..models.matrices.product import Activation, Linear
+from ..models.matrices.product import linear as linear_definition
 from ..models.rwkv7 import DeepEmbed
 from ..models.rwkv7 import deep_embed as deep_embed_definition
 from ..models.scoring import log_normalizer

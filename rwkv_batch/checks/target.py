@@ -15,7 +15,7 @@ from ..engine.sampler import Sampler
 from ..errors import BackendError
 from ..kernel_module import KernelModule
 from ..models.architecture import architectures
-from ..models.linear import quantized_ops
+from ..models.matrices.linear import quantized_ops
 from ..models.scoring import LOG_NORMALIZER, SCORE
 from ..ops import Implementation, OpSpec, OpTable
 

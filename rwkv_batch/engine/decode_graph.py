@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..models.model import Model
 from ..models.rows import DecodeRows, Rows
-from ..models.upload import Uploader
+from ..transfer import Uploader
 from .launched_step import StepResults
 from .sampler import Sampler
 from .scheduler import Scheduler, StepPlan

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from ..errors import CapacityError
-from ..models.current import current_device
 from ..models.model import Model
-from ..models.upload import Uploader
+from ..models.pipeline import current_device
+from ..transfer import Uploader
 from .admission import Admission, Admitted
 from .booking import BookedRows, Booking
 from .decode_graph import DecodeGraphs

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..models.model import Model
 from ..models.scoring import ROWS_AT_ONCE
+from ..transfer import HostCopy
 from .booking import BookedRows
-from .host_copy import HostCopy
 from .logprobs import TokenScores, TopLogprobs
 from .sampler import Sampled
 from .step_input import ScoreInput

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..ops import OpSpec, OpTable
-from .host_copy import HostCopy
+from ..transfer import HostCopy
 from .selection import sort_key
 
 

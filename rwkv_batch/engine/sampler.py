@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.upload import Uploader
 from ..ops import OpTable
+from ..transfer import HostCopy, Uploader
 from .booking import SampledTokens
-from .host_copy import HostCopy
 from .logprobs import TOP_TOKENS, TopLogprobs
 from .request import Constraint, Request
 from .sample import PARTS, SAMPLE

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from ..errors import CapacityError, ConfigurationError
-from ..models.convert import is_quantizable
-from ..models.linear import WIDE_INPUT_MATRIX
+from ..models.files.convert import is_quantizable
+from ..models.matrices.linear import WIDE_INPUT_MATRIX
 from ..models.model import ModelFile
 from ..models.placement import LayerPlacement, Placement, stages
-from ..models.upload import pinned_bytes
+from ..transfer import pinned_bytes
 from .decode_graph import bucket_sizes
 from .state_pool import StateLayout
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.upload import Uploader
 from ..sampling_params import SamplingParams
+from ..transfer import Uploader
 from .philox import stream_words
 from .request import END_OF_TEXT, Request
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..models.architecture import LayerState, StateField
 from ..models.model import ModelFile
 from ..models.placement import Placement, stages
-from ..models.upload import pinned_bytes
+from ..transfer import pinned_bytes
 
 _ALIGNMENT = 64
 

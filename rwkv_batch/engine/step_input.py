@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..models.rows import Rows, RowTensors
-from ..models.upload import Uploader
+from ..transfer import Uploader
 from .scheduler import Scheduler, StepPlan
 from .sequence import Sequence
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..models.model import Model
-from ..models.upload import Uploader
+from ..transfer import Uploader
 from .decode_graph import DecodeGraphs, StepShape
 from .launched_step import Scores, StepResults
 from .sampler import Sampled, Sampler

@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
-from ..chat import render_messages
 from ..engine.request import END_OF_TEXT
 from ..errors import ConfigurationError, MissingExtraError
 from ..outputs import CompletionOutput, RequestOutput
 from ..rows import GenerateRow
 from ..sampling_params import SamplingParams
+from ..text.chat import render_messages
 from .pairs import random_stream
 
 try:

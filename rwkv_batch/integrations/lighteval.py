@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from rwkv_batch.chat import render_messages
 from rwkv_batch.engine.request import END_OF_TEXT
 from rwkv_batch.errors import ConfigurationError, MissingExtraError
 from rwkv_batch.integrations.pairs import ASSISTANT, random_stream, score_pairs
 from rwkv_batch.llm import LLM, GenerateRow
 from rwkv_batch.sampling_params import SamplingParams
+from rwkv_batch.text.chat import render_messages
 
 try:
     from lighteval.models.abstract_model import LightevalModel

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..chat import render_messages
 from ..engine.request import END_OF_TEXT
 from ..errors import ConfigurationError, MissingExtraError
 from ..rows import GenerateRow
 from ..sampling_params import SamplingParams
+from ..text.chat import render_messages
 from .pairs import ASSISTANT, random_stream, score_pairs
 
 try:

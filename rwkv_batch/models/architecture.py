@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..ops import OpSpec, OpTable
-from .checkpoint import Checkpoint
+from .files.checkpoint import Checkpoint
 from .placed_weights import PlacedWeights
 from .rows import Rows
 from .schema import Match, Schema

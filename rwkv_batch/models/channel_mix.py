@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ops import OpTable
 from .blocks import Norm
-from .product import Linear
+from .matrices.product import Linear
 from .rows import Rows
 from .weights import Weights
 

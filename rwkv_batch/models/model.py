@@ -13,8 +13,8 @@ from ..errors import CheckpointError
 from ..ops import OpSpec, OpTable
 from .architecture import DEFAULT_LN_X_EPS, Architecture, LayerState, StateField, identify
 from .blocks import Norm, layer_norm
-from .checkpoint import Checkpoint, load_state_file
-from .linear import RemoteLinear, quantized_ops
+from .files.checkpoint import Checkpoint, load_state_file
+from .matrices.linear import RemoteLinear, quantized_ops
 from .pipeline import Pipeline
 from .placed_weights import PlacedWeights
 from .placement import LayerPlacement, Placement

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import Tensor
 
 from ..ops import OpTable
 from .architecture import Architecture, LayerState
-from .current import current_device
 from .placed_weights import PlacedWeights
 from .placement import Placement, stages
 from .rows import Rows
@@ -51,3 +51,11 @@ class Pipeline:
     def _arrived(self, i: int) -> AbstractContextManager[None]:
         number = self._stream_numbers.get(i)
         return nullcontext() if self.stream is None or number is None else self.stream.running(number)
+
+
+def current_device(device: torch.device) -> AbstractContextManager[object]:
+    """Makes `device` the current CUDA device of this thread: kernel launches, events and streams go there.
+
+    Does nothing where `device` is no CUDA device.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

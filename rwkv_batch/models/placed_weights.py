@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..ops import OpTable
-from .checkpoint import Checkpoint
+from .files.checkpoint import Checkpoint
 from .layer_stream import LayerStream
 from .placement import LayerPlacement, Placement
 from .weights import Weights

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..transfer import Uploader, upload
 from .rounding import round_stochastically
-from .upload import Uploader, upload
 
 Index = slice | Tensor
 """Selects rows of a tensor: a slice where they lie together (no copy), an int64 tensor otherwise."""

@@ -13,9 +13,9 @@ from ..ops import OpSpec, OpTable
 from .architecture import Architecture, LayerState, StateField
 from .blocks import SHIFT_LERP, Norm, widened
 from .channel_mix import ChannelMix, output_scale, previous_share, rescale
-from .linear import LinearGroup
+from .matrices.linear import LinearGroup
+from .matrices.product import LINEAR, Linear, sigmoid
 from .placed_weights import PlacedWeights
-from .product import LINEAR, Linear, sigmoid
 from .rows import Index, Rows
 from .schema import FFN_RECEPTANCE, LAYER, LN0, TOP, Schema
 from .weights import Weights

@@ -17,9 +17,9 @@ from ..ops import OpSpec, OpTable
 from .architecture import Architecture, LayerState, StateField
 from .blocks import SHIFT_LERP, Norm, head_norm, widened
 from .channel_mix import ChannelMix, output_scale, previous_share, rescale
-from .linear import LinearGroup
+from .matrices.linear import LinearGroup
+from .matrices.product import LINEAR, Linear, silu
 from .placed_weights import PlacedWeights
-from .product import LINEAR, Linear, silu
 from .rows import Index, Rows
 from .schema import FFN_RECEPTANCE, LAYER, LN0, LN_X, TIME_STATE, TOP, Schema, Shapes
 from .weights import Weights

@@ -12,10 +12,10 @@ from ..ops import OpSpec, OpTable
 from .architecture import Architecture, LayerState, StateField
 from .blocks import SHIFT_LERP, Norm, head_norm, widened
 from .channel_mix import ChannelMix, output_scale, rescale
-from .linear import LinearGroup
-from .low_rank import LOW_RANK, LowRank
+from .matrices.linear import LinearGroup
+from .matrices.low_rank import LOW_RANK, LowRank
+from .matrices.product import LINEAR, Linear, silu
 from .placed_weights import PlacedWeights
-from .product import LINEAR, Linear, silu
 from .rows import Index, Rows
 from .rwkv5 import Head5, head_size_complaint, load_bonus, matrix_state_fields
 from .schema import FFN_RECEPTANCE, LAYER, LN0, LN_X, TIME_STATE, TOP, Schema

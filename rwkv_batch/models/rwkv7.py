@@ -13,10 +13,10 @@ from torch import Tensor
 from ..ops import OpSpec, OpTable
 from .architecture import Architecture, LayerState, StateField
 from .blocks import SHIFT_LERP, Norm, head_norm, widened
-from .linear import LinearGroup
-from .low_rank import LOW_RANK, LowRank
+from .matrices.linear import LinearGroup
+from .matrices.low_rank import LOW_RANK, LowRank
+from .matrices.product import LINEAR, Activation, Linear, sigmoid
 from .placed_weights import PlacedWeights
-from .product import LINEAR, Activation, Linear, sigmoid
 from .rows import Index, Rows
 from .rwkv5 import head_size_complaint, matrix_state_fields
 from .schema import LAYER, LN0, LN_X, TIME_STATE, TOP, Schema, Shapes

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..ops import OpSpec, OpTable
-from .product import Linear
+from .matrices.product import Linear
 
 ROWS_AT_ONCE = 64
 """Positions whose logits exist at the same time while scoring."""

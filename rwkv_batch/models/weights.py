@@ -13,12 +13,20 @@ from torch import Tensor
 
 from ..ops import Implementation, OpTable
 from .blocks import LAYER_NORM_EPS, Norm
-from .checkpoint import Checkpoint
+from .files.checkpoint import Checkpoint
 from .layer_stream import LayerStream
-from .linear import DenseLinear, FixedRowsLinear, LinearGroup, StackedLinear, load_dense, make_linear, stack_w8a8
-from .low_rank import LowRank, LowRankPair
-from .packed import PackedLinear, can_pack
-from .product import LINEAR, Activation, Linear
+from .matrices.linear import (
+    DenseLinear,
+    FixedRowsLinear,
+    LinearGroup,
+    StackedLinear,
+    load_dense,
+    make_linear,
+    stack_w8a8,
+)
+from .matrices.low_rank import LowRank, LowRankPair
+from .matrices.packed import PackedLinear, can_pack
+from .matrices.product import LINEAR, Activation, Linear
 from .scoring import SCORE
 
 

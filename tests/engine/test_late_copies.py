@@ -18,16 +18,15 @@ from torch import Tensor
 
 from rwkv_batch.engine.decode_graph import DecodeGraphs, StepShape
 from rwkv_batch.engine.engine import Engine
-from rwkv_batch.engine.host_copy import HostCopy
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.scheduler import Scheduler, StepPlan
 from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.source import Pulled
 from rwkv_batch.engine.state_pool import StatePool, pool_parts
-from rwkv_batch.models.upload import Uploader
 from rwkv_batch.ops import resolve
 from rwkv_batch.sampling_params import SamplingParams
+from rwkv_batch.transfer import HostCopy, Uploader
 
 pytest.importorskip("triton")
 

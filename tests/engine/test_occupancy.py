@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkv_batch.engine.engine import Engine
-from rwkv_batch.engine.occupancy import NUM_BUCKETS, Occupancy
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.source import Pulled
+from rwkv_batch.engine.stats import NUM_BUCKETS, Occupancy
 from rwkv_batch.sampling_params import SamplingParams
 
 SLOTS = 32

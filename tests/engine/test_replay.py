@@ -16,12 +16,12 @@ from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.source import Pulled
-from rwkv_batch.models.checkpoint import open_checkpoint
+from rwkv_batch.models.files.checkpoint import open_checkpoint
 from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.placement import place
-from rwkv_batch.models.upload import upload
 from rwkv_batch.ops import resolve
 from rwkv_batch.sampling_params import SamplingParams
+from rwkv_batch.transfer import upload
 
 pytest.importorskip("triton")
 

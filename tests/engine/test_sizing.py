@@ -8,10 +8,10 @@ from rwkv_batch.engine import sizing
 from rwkv_batch.engine.sizing import available_memory, plan_memory
 from rwkv_batch.engine.state_pool import StateLayout
 from rwkv_batch.errors import CapacityError, ConfigurationError
-from rwkv_batch.models.checkpoint import open_checkpoint
+from rwkv_batch.models.files.checkpoint import open_checkpoint
 from rwkv_batch.models.model import ModelFile
 from rwkv_batch.models.placement import LayerPlacement, Placement, place
-from rwkv_batch.models.upload import pinned_bytes
+from rwkv_batch.transfer import pinned_bytes
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from rwkv_batch.checks.calls import VARIANTS, make_call
 from rwkv_batch.checks.products import deep_embed_weights, low_rank_pairs, products
 from rwkv_batch.engine.slot_tables import SlotTables, Vocabulary
 from rwkv_batch.models.blocks import Norm
-from rwkv_batch.models.linear import DenseLinear
+from rwkv_batch.models.matrices.linear import DenseLinear
 from rwkv_batch.models.rows import DecodeRows, Rows
 from rwkv_batch.triton_kernels.tiles import Tile
 

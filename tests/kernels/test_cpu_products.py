@@ -16,12 +16,12 @@ from tolerances import assert_close
 from torch import Tensor
 
 from rwkv_batch.cpu_kernels import build, linear, low_rank, mm8, products, w8a8, w8a16
-from rwkv_batch.models import product, w8a8_linear
-from rwkv_batch.models.linear import DenseLinear
-from rwkv_batch.models.low_rank import LowRank, LowRankPair
-from rwkv_batch.models.low_rank import low_rank as low_rank_definition
-from rwkv_batch.models.mm8 import quantize_mm8
-from rwkv_batch.models.mm8_linear import Mm8Linear
+from rwkv_batch.models.matrices import product, w8a8_linear
+from rwkv_batch.models.matrices.linear import DenseLinear
+from rwkv_batch.models.matrices.low_rank import LowRank, LowRankPair
+from rwkv_batch.models.matrices.low_rank import low_rank as low_rank_definition
+from rwkv_batch.models.matrices.mm8 import quantize_mm8
+from rwkv_batch.models.matrices.mm8_linear import Mm8Linear
 from rwkv_batch.ops import Implementation
 
 if build.unavailable():

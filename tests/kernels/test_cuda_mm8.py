@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rwkv_batch.cuda_kernels import mm8 as module
-from rwkv_batch.models.mm8 import Mm8Weight, quantize_mm8
-from rwkv_batch.models.mm8_linear import Mm8Linear
+from rwkv_batch.models.matrices.mm8 import Mm8Weight, quantize_mm8
+from rwkv_batch.models.matrices.mm8_linear import Mm8Linear
 
 pytestmark = pytest.mark.usefixtures("nearest_bfloat16")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -23,8 +23,8 @@ from rwkv_batch import ops
 from rwkv_batch.cuda_kernels import launch, mm8, shift_lerp, wkv4, wkv5, wkv7
 from rwkv_batch.cuda_kernels.build import SOURCES, BuildError
 from rwkv_batch.errors import BackendError
-from rwkv_batch.models.mm8 import quantize_mm8
-from rwkv_batch.models.mm8_linear import Mm8Linear
+from rwkv_batch.models.matrices.mm8 import quantize_mm8
+from rwkv_batch.models.matrices.mm8_linear import Mm8Linear
 from rwkv_batch.ops import OpSpec, resolve
 
 pytestmark = [

@@ -14,9 +14,9 @@ from running import Session
 from tolerances import MM8_TOLERANCES, assert_close
 from torch import Tensor
 
-from rwkv_batch.models.mm8 import quantize_mm8
-from rwkv_batch.models.mm8_linear import Mm8Linear
-from rwkv_batch.models.product import finish
+from rwkv_batch.models.matrices.mm8 import quantize_mm8
+from rwkv_batch.models.matrices.mm8_linear import Mm8Linear
+from rwkv_batch.models.matrices.product import finish
 from rwkv_batch.ops import Implementation
 
 pytest.importorskip("triton")

@@ -15,11 +15,12 @@ from kernels.shift_cases import DEVICE, WIDTH, Shift, garbage_in_new_tensors, ra
 from tolerances import assert_close
 from torch import Tensor
 
-from rwkv_batch.models import low_rank, product, rwkv7
+from rwkv_batch.models import rwkv7
 from rwkv_batch.models.architecture import LayerState
-from rwkv_batch.models.checkpoint import open_checkpoint
-from rwkv_batch.models.linear import DenseLinear
-from rwkv_batch.models.low_rank import LowRank, LowRankPair
+from rwkv_batch.models.files.checkpoint import open_checkpoint
+from rwkv_batch.models.matrices import low_rank, product
+from rwkv_batch.models.matrices.linear import DenseLinear
+from rwkv_batch.models.matrices.low_rank import LowRank, LowRankPair
 from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.placement import place
 from rwkv_batch.models.rows import Rows

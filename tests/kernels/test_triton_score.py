@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from rwkv_batch.models.linear import DenseLinear
+from rwkv_batch.models.matrices.linear import DenseLinear
 from rwkv_batch.models.scoring import LOG_NORMALIZER
 from rwkv_batch.models.scoring import score as reference
 from rwkv_batch.ops import resolve

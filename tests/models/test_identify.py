@@ -10,7 +10,7 @@ from checkpoints import VERSIONS, make_checkpoint, write_checkpoint
 
 from rwkv_batch.errors import CheckpointError, ConfigurationError
 from rwkv_batch.models.architecture import architectures
-from rwkv_batch.models.checkpoint import open_checkpoint
+from rwkv_batch.models.files.checkpoint import open_checkpoint
 from rwkv_batch.models.model import ModelFile
 from rwkv_batch.models.placement import place
 

@@ -13,7 +13,7 @@ from rwkv_batch import LLM, SamplingParams
 from rwkv_batch.engine.sizing import plan_memory
 from rwkv_batch.engine.state_pool import Record
 from rwkv_batch.errors import BackendError, CapacityError, ConfigurationError
-from rwkv_batch.models.checkpoint import open_checkpoint
+from rwkv_batch.models.files.checkpoint import open_checkpoint
 from rwkv_batch.models.layer_stream import LayerStream
 from rwkv_batch.models.model import ModelFile
 from rwkv_batch.models.placement import LayerPlacement, Placement, describe_layers, place, stages

@@ -91,7 +91,7 @@ def draw(seed: int, number: int, only: str) -> list[Mutant]:
     """The changes of a run, by target and place.
 
     Args:
-        only: parts of "target path", such as "engine" or "data/commit.py", separated by commas; empty for all.
+        only: parts of "target path", such as "engine" or "job/output/commit.py", separated by commas; empty for all.
     """
     parts = only.split(",")
     mutants = [m for m in all_mutants() if any(part in f"{m.target.name} {m.file}" for part in parts)]
@@ -210,7 +210,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="draws the changes (default: 0)")
     parser.add_argument("--number", type=int, default=100, help="how many are drawn (default: 100)")
-    parser.add_argument("--only", default="", help="parts of 'target path', such as engine,data/commit.py")
+    parser.add_argument("--only", default="", help="parts of 'target path', such as engine,job/output/commit.py")
     parser.add_argument("--jobs", type=int, default=2, help="changes tried at once (default: 2)")
     parser.add_argument("--list", action="store_true", help="print what is drawn, and try nothing")
     options = parser.parse_args(arguments)

@@ -66,8 +66,8 @@ def test_a_seed_draws_the_same_changes():
 
 
 def test_changes_are_drawn_from_several_files():
-    drawn = mutation.draw(0, 40, "data/plan.py,engine/prefix.py")
-    assert {mutant.file for mutant in drawn} == {"rwkv_batch/data/plan.py", "rwkv_batch/engine/prefix.py"}
+    drawn = mutation.draw(0, 40, "job/plan.py,engine/prefix.py")
+    assert {mutant.file for mutant in drawn} == {"rwkv_batch/job/plan.py", "rwkv_batch/engine/prefix.py"}
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)

@@ -1,0 +1,1 @@
+"""A job: from input files to output files."""

@@ -1,0 +1,233 @@
+"""The story of one run of a job: prepare, compare with what is there, serve what is missing, finish."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, TypeAlias
+
+from .config import JobConfig, load_job
+from .dry_run import describe
+from .output.commit import JobFiles, Part
+from .output.results import Results
+from .output.storage import LocalStorage, Storage
+from .output.writer import Writer
+from .plan import Shard, Unit, parse_shard
+from .prepare import Prepared, named_as_in_jobs, prepare
+from .report.events import EventLog, machine
+from .report.progress import Progress
+from .report.report import summarise, write_report
+from .state import Folders, compare_job, open_job
+from .stopping import StopSignals
+from .stream import missing_rows
+
+SUCCESS = "_SUCCESS.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Args:
+        folders: where the job writes.
+        rows, errors: input rows in this shard's published parts, whichever run made them, and how many of them are
+            errors.
+        is_finished: this shard has nothing left to do. False where run.on_row_error: stop has ended the run.
+        is_complete: nor has any other.
+        summary: the report in a few lines; empty where other shards are still at work.
+    """
+
+    folders: Folders
+    rows: int
+    errors: int
+    is_finished: bool
+    is_complete: bool
+    summary: tuple[str, ...] = ()
+
+    @property
+    def output(self) -> str:
+        """The folder with the parts: an absolute path."""
+        return self.folders.output
+
+    @property
+    def report(self) -> str | None:
+        """The absolute path of report.html; None where other shards are still at work. report.json lies beside it."""
+        return self.folders.file("report.html") if self.summary else None
+
+
+JobSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
+"""A job file, or what would stand in it."""
+
+Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
+"""Settings that replace the job's: "section.key" → value, or texts "section.key=value" as on the command line."""
+
+
+def check_job(job: JobSource, overrides: Overrides = (), shard: str | None = None, *, stop: StopSignals) -> str:
+    """What the job would do, as text. Reads the input and the model's sizes; writes nothing, and leaves GPUs alone.
+
+    Args: as those of `run_job`.
+
+    Raises:
+        ConfigurationError, CheckpointError, CapacityError, MissingExtraError, ResumeError: as `run_job` would.
+    """
+    with stop, stop.interruptible():
+        prepared = prepare(load_job(job, overrides), partial(_inspect_model, apart=True))
+        started = compare_job(LocalStorage(prepared.folders.file("tmp")), prepared.folders, prepared.document)
+        prepared = prepared.started_as(started) if started else prepared
+        return "\n".join(describe(prepared, parse_shard(shard, {})))
+
+
+def run_job(
+    job: JobSource, overrides: Overrides = (), shard: str | None = None, *, stop: StopSignals | None = None
+) -> Outcome:
+    """Make the parts of a job, or what earlier runs have left of them. May be called in any thread.
+
+    Called in the main thread, it heeds the signals that end a process (SIGINT, which is Ctrl-C, SIGTERM, SIGHUP,
+    SIGUSR1) where the program does not handle or ignore them itself: it commits what is finished and raises `Stopped`.
+    A second signal does what it did before, which for Ctrl-C is to raise KeyboardInterrupt at once. In other threads
+    signals are the program's own affair.
+
+    Args:
+        job: a job file, or a mapping with what would stand in it. Relative paths are relative to the current folder.
+        overrides: settings that replace the job's, for example {"sampling.max_tokens": 32}; or texts such as
+            "sampling.max_tokens=32".
+        shard: "i/n" makes the units i, i + n, …, with i from 0; None makes all.
+        stop: handles signals; for the command.
+
+    Raises:
+        ConfigurationError, CheckpointError, BackendError: the job is wrong; nothing has been written.
+        MissingExtraError: an optional package that the job needs is missing; nothing has been written.
+        ResumeError: the output folder belongs to another job.
+        CapacityError: the device is missing or too small.
+        Stopped: a signal came; what was finished is committed.
+        OSError: the disk is full or broken; what was committed stays.
+    """
+    with stop or StopSignals() as stop:
+        part = parse_shard(shard, {})
+        with stop.interruptible():
+            prepared = prepare(load_job(job, overrides), _inspect_model)
+        folders = prepared.folders
+        storage = LocalStorage(folders.file("tmp"))
+        prepared = prepared.started_as(open_job(storage, folders, prepared.document))
+        storage.sweep()
+        with EventLog(folders.file(part.file_name("log", "jsonl")), shard=str(part)) as log:
+            run = _Run(prepared, part, stop, storage, log)
+            missing = run.survey()
+            if missing:
+                run.serve(missing)
+            return run.finish()
+
+
+class _Run:
+    """One process's share of a job."""
+
+    def __init__(self, prepared: Prepared, shard: Shard, stop: StopSignals, storage: Storage, log: EventLog) -> None:
+        self._prepared = prepared
+        self._plan, self._folders = prepared.plan, prepared.folders
+        self._shard = shard
+        self._stop = stop
+        self._storage = storage
+        self._log = log
+        self._files = JobFiles(storage, self._folders.output, self._folders.state, prepared.plan, prepared.form)
+        log("start", config=_shown(prepared.job), machine=machine())
+
+    def survey(self) -> list[Unit]:
+        """The shard's units that have no part yet. What a crash left beside a part is swept."""
+        missing = []
+        for unit in self._shard.units(self._plan):
+            if self._files.part(unit) is None:
+                missing.append(unit)
+            else:
+                self._files.drop_segments(unit)
+        if missing:
+            self._storage.remove(self._folders.file(SUCCESS))
+        return missing
+
+    def serve(self, missing: Sequence[Unit]) -> None:
+        """Load the model and make the parts of these units."""
+        job = self._prepared.job
+        with self._stop.interruptible():
+            llm = _load_model(self._prepared)
+        self._log("model", model=llm.describe())
+        to_columns = Results(job.task, self._prepared.form.results, _detokenizer(llm.tokenizer)).batch
+        writer = Writer(self._files, self._prepared.read_passed, to_columns, job.output.flush_seconds, self._log)
+        with self._progress(missing, writer, llm), writer, self._stop.interruptible():
+            rows = missing_rows(self._prepared, self._files, missing, writer)
+            with closing(llm.serving.run(rows, stop_at_error=job.run.on_row_error == "stop")) as served:
+                for finished in served:
+                    writer.add(finished)
+
+    def finish(self) -> Outcome:
+        """Look at all parts, and where none is missing say so: whoever is last finds the job complete."""
+        parts = [self._files.part(self._plan.unit(index)) for index in range(self._plan.num_units)]
+        mine = [parts[unit.index] for unit in self._shard.units(self._plan)]
+        finished = [part for part in mine if part is not None]
+        outcome = Outcome(
+            self._folders,
+            rows=sum(part.rows for part in finished),
+            errors=sum(part.errors for part in finished),
+            is_finished=None not in mine,
+            is_complete=None not in parts,
+        )
+        if outcome.is_complete:
+            self._storage.atomic_write(self._folders.file(SUCCESS), self._success([part for part in parts if part]))
+        if self._files.damaged:
+            self._log("damaged", files=sorted(self._files.damaged))
+        self._log("end", rows=outcome.rows, errors=outcome.errors)
+        if outcome.is_complete or self._shard.count == 1:
+            report = write_report(self._storage, self._folders)
+            outcome = replace(outcome, summary=tuple(summarise(report)))
+        return outcome
+
+    def _progress(self, missing: Sequence[Unit], writer: Writer, llm: Any) -> Progress:
+        total = sum(unit.num_rows for unit in self._shard.units(self._plan))
+        writer.counts.resume(total - sum(unit.num_rows for unit in missing))
+        metrics_path = self._folders.file(self._shard.file_name("metrics", "prom"))
+        write_metrics = partial(self._storage.atomic_write, metrics_path)
+        return Progress(total, writer.counts, llm.stats, self._log, write_metrics, self._shard)
+
+    def _success(self, parts: Sequence[Part]) -> bytes:
+        """A function of the parts alone: two processes that end together write the same."""
+        content = {
+            "fingerprint": self._prepared.document["fingerprint"],
+            "rows": sum(part.rows for part in parts),
+            "errors": sum(part.errors for part in parts),
+            "parts": [asdict(part) for part in parts],
+        }
+        return json.dumps(content, indent=1).encode()
+
+
+def _inspect_model(**arguments: Any) -> Any:
+    from ..llm import inspect_model
+
+    return inspect_model(**arguments)
+
+
+def _detokenizer(tokenizer: Any) -> Any:
+    from ..text.detokenizer import Detokenizer
+
+    return None if tokenizer is None else Detokenizer(tokenizer.token_bytes)
+
+
+def _load_model(prepared: Prepared) -> Any:
+    from ..llm import LLM
+
+    job, engine = prepared.job, prepared.job.engine
+    with named_as_in_jobs():
+        return LLM.from_summary(
+            prepared.model,
+            prefix_sharing=engine.prefix_sharing,
+            prefix_host_gib=engine.prefix_host_gib,
+            batch_invariant=engine.batch_invariant,
+            seed=job.sampling.seed or 0,
+            max_prompt_tokens=job.input.max_prompt_tokens,
+        )
+
+
+def _shown(job: JobConfig) -> dict[str, Any]:
+    """The settings as the report shows them."""
+    return {**job.model_dump(exclude={"sampling"}), "sampling": asdict(job.sampling)}

@@ -1,0 +1,134 @@
+"""What a job's results depend on, so that a resumed job never mixes two kinds of results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from .config import JOB_SAMPLING, JobConfig, Section
+from .input.columns import Columns
+
+FORMAT = 1
+"""Raised when the meaning of segments, parts or random streams changes."""
+
+HARMLESS = frozenset(
+    {
+        "engine.device",
+        "engine.backend",
+        "engine.max_batch_size",
+        "engine.max_batch_tokens",
+        "engine.prefix_sharing",
+        "engine.prefix_host_gib",
+        "output.flush_seconds",
+        "run.state_dir",
+        "run.on_row_error",
+        "run.backend",
+    }
+)
+"""Settings that change no row's results."""
+
+RESOLVED = frozenset(
+    {
+        "model.path",
+        "model.init_state",
+        "model.sha256",
+        "input.path",
+        "input.format",
+        "input.columns",
+        "input.limit",
+        "output.path",
+        "output.rows_per_part",
+        "output.input_columns",
+        "output.token_ids",
+        "output.logprobs",
+    }
+)
+"""Settings that are compared by what they lead to: model.fingerprint, the input's manifest, the plan, the columns."""
+
+FORMER_DEFAULTS: Mapping[str, Any] = {}
+"""Settings that job files no longer have, with the value that each had by default."""
+
+
+def result_settings(job: JobConfig, columns: Columns, schema: pa.Schema, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that changes a row's results, by dotted name: all settings of the job that are not listed above.
+
+    Args:
+        schema: of the parts.
+        model: "fingerprint" of the weights and initial state, "tokenizer" fingerprint or None, and the "dtype" in use.
+    """
+    unused = "score." if job.task == "generate" else "sampling."
+    settings: dict[str, Any] = {
+        "format": FORMAT,
+        **{name: value for name, value in _flat(job).items() if not name.startswith(unused)},
+        **{f"model.{name}": value for name, value in model.items()},
+        "input.template": columns.template,
+        **{f"input.columns.{part}": name for part, name in columns.roles.items()},
+        "output.columns": [f"{field.name}: {field.type}" for field in schema],
+    }
+    if job.task == "generate":
+        settings |= {f"input.columns.{field}": name for field, name in columns.sampling.items()}
+        settings["input.columns.sampling"] = columns.sampling_struct
+    else:
+        settings["input.columns.answer"] = columns.answer
+    return {name: _canonical(value) for name, value in settings.items() if name not in HARMLESS | RESOLVED}
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """SHA-256 of the settings, hexadecimal."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One line for each setting that differs.
+
+    A setting that one side lacks, as it was added or removed since, counts as its default. Where a setting names a
+    column, the default is null: there is no such column.
+    """
+    defaults = {**FORMER_DEFAULTS, **default_settings()}
+    old, new = ({name: side.get(name, defaults.get(name)) for name in {*old, *new}} for side in (old, new))
+    return [
+        f"{name}: {_shown(old[name])} when it was started, {_shown(new[name])} now"
+        for name in sorted(old)
+        if old[name] != new[name]
+    ]
+
+
+def default_settings() -> dict[str, Any]:
+    """The settings of a job whose file says nothing, by dotted name, without those that every file must have."""
+    defaults = {f"sampling.{name}": value for name, value in asdict(JOB_SAMPLING).items()}
+    for name, field in JobConfig.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            inner = field.annotation.model_fields.items()
+            defaults |= {f"{name}.{key}": setting.default for key, setting in inner if not setting.is_required()}
+        elif name != "sampling":
+            defaults[name] = field.default
+    return {name: _canonical(value) for name, value in defaults.items()}
+
+
+def _flat(job: JobConfig) -> dict[str, Any]:
+    """All settings of a job by dotted name."""
+    flat = {f"sampling.{name}": value for name, value in asdict(job.sampling).items()}
+    for name, value in job.model_dump(exclude={"sampling"}).items():
+        flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _canonical(value: Any) -> Any:
+    """The form in which a setting survives JSON, and in which 1 and 1.0 are the same."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {str(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."

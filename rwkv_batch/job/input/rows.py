@@ -1,0 +1,174 @@
+"""Batches of input rows become rows to serve, or the reasons why they cannot be served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.types as pt
+
+from ...errors import RowError
+from ...rows import ErrorRow, GenerateRow, ScoreRow
+from ...sampling_params import SamplingParams
+from ..config import JobConfig, sampling_with
+from ..plan import Unit
+from .columns import INTEGERS, Columns
+from .table import READ_ERROR
+
+Record = dict[str, Any]
+"""One row's values by column name."""
+
+
+class RowKey(NamedTuple):
+    """Which row of the input, and the unit it belongs to."""
+
+    unit: Unit
+    row: int
+
+
+class RowParser:
+    """Makes rows to serve of a job's input.
+
+    Args:
+        job: its sampling section is what rows override.
+        columns: which column plays which part.
+
+    Raises:
+        ConfigurationError: the template is not valid Jinja.
+    """
+
+    def __init__(self, job: JobConfig, columns: Columns) -> None:
+        self._columns = columns
+        self._params = job.sampling
+        self._add_bos_token = job.score.add_bos_token
+        self._parse = self._score_row if job.task == "score" else self._generate_row
+        self._has_sampling = bool(columns.sampling) or columns.sampling_struct is not None
+        self._template = None
+        if columns.template is not None:
+            from ...text.chat import Template
+
+            self._template = Template(columns.template)
+
+    def rows(self, batch: pa.RecordBatch, keys: Sequence[RowKey]) -> list[GenerateRow | ScoreRow | ErrorRow]:
+        """The rows of a batch, in order; each gets the key in its place."""
+        return [self._row(key, record) for key, record in zip(keys, self._records(batch), strict=True)]
+
+    def _row(self, key: RowKey, record: Record | RowError) -> GenerateRow | ScoreRow | ErrorRow:
+        if isinstance(record, RowError):
+            return ErrorRow(key, key.row, record)
+        try:
+            if reason := record.pop(READ_ERROR, None):
+                code, _, message = reason.partition(": ")
+                raise RowError(code, message)
+            return self._parse(key, record)
+        except RowError as error:
+            return ErrorRow(key, key.row, error)
+
+    def _records(self, batch: pa.RecordBatch) -> Iterator[Record | RowError]:
+        """Each row's values, read column by column; where that fails, cell by cell, as one bad cell spoils its row."""
+        names = batch.schema.names
+        ids = set() if self._template else set(self._columns.roles.values())
+        try:
+            columns = [_values(batch[name], as_arrays=name in ids) for name in names]
+        except (ValueError, OverflowError):
+            yield from (_read_cells(batch, index) for index in range(batch.num_rows))
+        else:
+            yield from (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
+
+    def _generate_row(self, key: RowKey, record: Record) -> GenerateRow:
+        return GenerateRow(key, key.row, self._prompt(record), self._sampling(record))
+
+    def _score_row(self, key: RowKey, record: Record) -> ScoreRow:
+        context = self._text_or_ids(record, "context") if "context" in self._columns.roles else None
+        continuations = self._continuations(record)
+        if context is None:
+            context = "" if isinstance(continuations[0], str) else []
+        return ScoreRow(key, key.row, context, continuations, self._add_bos_token)
+
+    def _prompt(self, record: Record) -> Any:
+        if self._template is not None:
+            return self._template.render(record)
+        ((part, column),) = self._columns.roles.items()
+        value = record[column]
+        if value is None:
+            raise RowError("null_prompt", f"the column {column!r} is null")
+        if part == "prompt_token_ids":
+            return _ids(column, value)
+        if part == "messages":
+            from ...text.chat import render_messages
+
+            return render_messages(value)
+        return value
+
+    def _text_or_ids(self, record: Record, part: str) -> Any:
+        column = self._columns.roles[part]
+        value = record[column]
+        if value is None:
+            raise RowError("null_prompt", f"the column {column!r} is null")
+        return value if isinstance(value, str) else _ids(column, value)
+
+    def _continuations(self, record: Record) -> list[Any]:
+        column = self._columns.roles.get("choices")
+        if column is None:
+            return [self._text_or_ids(record, "continuation")]
+        choices = record[column]
+        if choices is None:
+            raise RowError("null_prompt", f"the column {column!r} is null")
+        if not choices:
+            raise RowError("no_choices", f"the column {column!r} is empty, expected at least one choice")
+        if any(choice is None for choice in choices):
+            raise RowError("bad_type", f"the column {column!r} has a null in it")
+        return [choice if isinstance(choice, str) else _ids(column, choice) for choice in choices]
+
+    def _sampling(self, record: Record) -> SamplingParams:
+        if not self._has_sampling:
+            return self._params
+        values = {field: record[column] for field, column in self._columns.sampling.items()}
+        if self._columns.sampling_struct is not None:
+            values |= record[self._columns.sampling_struct] or {}
+        given = {field: _plain(field, value) for field, value in values.items() if value is not None}
+        if not given:
+            return self._params
+        try:
+            return sampling_with(self._params, given)
+        except ValueError as error:
+            raise RowError("bad_sampling", str(error).removeprefix("SamplingParams.")) from error
+
+
+def _values(column: pa.Array, as_arrays: bool) -> list[Any]:
+    """A column's values. Lists of integers without nulls in them become arrays where that is asked for."""
+    kind = column.type
+    if as_arrays and (pt.is_list(kind) or pt.is_large_list(kind)) and pt.is_integer(kind.value_type):
+        offsets = column.offsets.to_pylist()
+        values = column.values.slice(offsets[0], offsets[-1] - offsets[0])
+        if not values.null_count:
+            parts = np.split(values.to_numpy(), np.subtract(offsets[1:-1], offsets[0]))
+            is_null = column.is_null().to_pylist()
+            return [None if null else part for part, null in zip(parts, is_null, strict=True)]
+    return list(column.to_pylist())
+
+
+def _read_cells(batch: pa.RecordBatch, index: int) -> Record | RowError:
+    """One row's values; the reason where one cannot be read: text that is not UTF-8, a time out of range."""
+    try:
+        return {name: batch[name][index].as_py() for name in batch.schema.names}
+    except (ValueError, OverflowError) as error:
+        return RowError("bad_type", f"the row holds a value that cannot be read: {error}")
+
+
+def _ids(column: str, value: Any) -> Any:
+    if not isinstance(value, np.ndarray) and any(item is None for item in value):
+        raise RowError("bad_type", f"the column {column!r} has a null in it")
+    return value
+
+
+def _plain(field: str, value: Any) -> Any:
+    """Arrow's way of holding a sampling value → the value."""
+    if field in INTEGERS and isinstance(value, float) and value.is_integer():
+        return int(value)  # an integer column with nulls has often become floating on its way here
+    if field == "logit_bias":
+        pairs = value.items() if isinstance(value, dict) else value
+        return {token_id: bias for token_id, bias in pairs if bias is not None}
+    return value

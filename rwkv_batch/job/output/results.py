@@ -1,0 +1,247 @@
+"""What the output says about a row: its columns, fixed before the first row, and the arrays that fill them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
+from sys import getsizeof
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from ...errors import ConfigurationError
+from ...rows import ErrorRow, Finished, GenerateRow, RowInFlight, ScoreRow
+from ..config import JobConfig
+from ..input.columns import Columns
+
+if TYPE_CHECKING:
+    from ...rows import Completion, TokenScores
+
+ROW_BYTES = 1000
+"""What the Python objects of a finished row hold, about, beside what its texts, tokens and requests hold."""
+REQUEST_BYTES = 700
+"""The same of a request and its completion."""
+SCORES_BYTES = 700
+"""The same of the scores of a text."""
+TOKEN_SCORE_BYTES = 17
+
+
+class TextMaker(Protocol):
+    """What making text takes of `rwkv_batch.text.detokenizer`."""
+
+    def utf8(self, token_ids: np.ndarray, offsets: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+_STATUS = [("status", pa.string()), ("error_code", pa.string()), ("error", pa.string())]
+
+
+def result_schema(job: JobConfig, columns: Columns) -> pa.Schema:
+    """The columns that the job adds to the input's."""
+    if job.task == "score":
+        is_list = "choices" in columns.roles
+        scores = [("logprob", pa.float64()), ("is_greedy", pa.bool_()), ("num_tokens", pa.int32())]
+        if job.output.token_ids:
+            scores.append(("token_ids", pa.list_(pa.int32())))
+        if job.output.logprobs:
+            scores.append(("token_logprobs", pa.list_(pa.float32())))
+        fields = [(name, pa.list_(kind) if is_list else kind) for name, kind in scores] + _STATUS
+        return pa.schema([*fields, ("best_choice", pa.int32())] if is_list else fields)
+    fields = [
+        ("sample_index", pa.int32()),
+        ("completion", pa.string()),
+        ("finish_reason", pa.string()),
+        ("stop_reason", pa.string()),
+        *_STATUS,
+        ("prompt_tokens", pa.int32()),
+        ("completion_tokens", pa.int32()),
+        ("cumulative_logprob", pa.float64()),
+    ]
+    if job.output.token_ids:
+        fields.append(("token_ids", pa.list_(pa.int32())))
+    if job.output.logprobs:
+        fields.append(("token_logprobs", pa.list_(pa.float32())))
+    return pa.schema(fields)
+
+
+def output_schema(source: pa.Schema, columns: Columns, results: pa.Schema) -> pa.Schema:
+    """The columns of a part: the input's that are passed on, then the results'.
+
+    Raises:
+        ConfigurationError: they have a name in common.
+    """
+    common = [name for name in columns.passed if name in results.names]
+    if common:
+        raise ConfigurationError(
+            f"output.input_columns: the input has a column {common[0]!r}, a name that the output needs; "
+            "rename it, or leave it out of output.input_columns"
+        )
+    return pa.schema([*(source.field(name) for name in columns.passed), *results])
+
+
+class Results:
+    """Finished rows → columns.
+
+    Args:
+        task: of the job, "generate" or "score".
+        schema: of the columns that the job adds, as `result_schema` makes it.
+        detokenizer: makes text of token ids; None where tokens have none, and every completion is "".
+    """
+
+    def __init__(self, task: str, schema: pa.Schema, detokenizer: TextMaker | None) -> None:
+        self._is_score = task == "score"
+        self._is_list = "best_choice" in schema.names
+        self._schema = schema.insert(0, pa.field("row", pa.int64()))
+        self._detokenizer = detokenizer
+
+    def batch(self, rows: Sequence[Finished]) -> pa.RecordBatch:
+        """The results of some rows, with the rows' numbers in the column "row" before them.
+
+        A row has as many records as samples, in their order; error rows come last.
+        """
+        failed = [row for row in rows if isinstance(row, ErrorRow)]
+        done = [row for row in rows if isinstance(row, RowInFlight)]
+        columns = [self._scored(done) if self._is_score else self._completed(done), self._failed(failed)]
+        batches = [self._record_batch(found) for found in columns if len(found["row"])]
+        return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+
+    def _record_batch(self, columns: Mapping[str, Any]) -> pa.RecordBatch:
+        """A batch of these columns; those that are missing are null."""
+        count = len(columns["row"])
+        arrays = [
+            _array(columns[field.name], field.type) if field.name in columns else pa.nulls(count, field.type)
+            for field in self._schema
+        ]
+        return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+
+    def _failed(self, rows: Sequence[ErrorRow]) -> dict[str, Any]:
+        """One record for each row."""
+        columns: dict[str, Any] = {
+            "row": [row.row for row in rows],
+            "status": ["error"] * len(rows),
+            "error_code": [row.error.code for row in rows],
+            "error": [row.error.message for row in rows],
+        }
+        if self._is_score:
+            return columns
+        return columns | {
+            "sample_index": [0] * len(rows),
+            "finish_reason": ["error"] * len(rows),
+            "prompt_tokens": [row.prompt_tokens for row in rows],
+        }
+
+    def _completed(self, rows: Sequence[RowInFlight]) -> dict[str, Any]:
+        """One record for each sample."""
+        completions = [completion for row in rows for completion in row.completions]
+        lengths = [len(found.token_ids) for found in completions]
+        columns: dict[str, Any] = {
+            "row": np.repeat([row.row.row for row in rows], [len(row.completions) for row in rows]),
+            "sample_index": [found.request.sample for found in completions],
+            "completion": self._texts(completions),
+            "finish_reason": [found.finish_reason for found in completions],
+            "stop_reason": [None if found.stop_reason is None else str(found.stop_reason) for found in completions],
+            "status": ["ok"] * len(completions),
+            "prompt_tokens": [len(found.request.prompt_token_ids) for found in completions],
+            "completion_tokens": lengths,
+            "cumulative_logprob": [math.fsum(found.token_logprobs.tolist()) for found in completions],
+        }
+        token_ids = (found.token_ids for found in completions)
+        return columns | self._of_tokens(token_ids, (found.token_logprobs for found in completions), lengths)
+
+    def _scored(self, rows: Sequence[RowInFlight]) -> dict[str, Any]:
+        """One record for each context: of its continuation, or lists over its choices."""
+        ids: list[np.ndarray] = []
+        scores: list[TokenScores] = []
+        counts = []
+        for row in rows:
+            assert row.scoring is not None
+            counts.append(len(row.scoring.continuations))
+            ids += row.scoring.continuations
+            for parts in row.scoring.parts_of_continuations(row.completions):
+                scores += parts
+        lengths = [len(found) for found in ids]
+        token_logprobs = _joined((found.logprobs for found in scores), np.float64)
+        of_tokens = token_logprobs.tolist()
+        is_other = (~_joined((found.is_greedy for found in scores), bool)).tolist()
+        spans = list(pairwise([0, *accumulate(lengths)]))
+        logprobs = [math.fsum(of_tokens[start:end]) for start, end in spans]
+        columns: dict[str, Any] = {
+            "logprob": logprobs,
+            "is_greedy": [True not in is_other[start:end] for start, end in spans],
+            "num_tokens": lengths,
+            **self._of_tokens(ids, [token_logprobs], lengths),
+        }
+        if self._is_list:
+            columns = {
+                name: _lists(_array(values, self._schema.field(name).type.value_type), counts)
+                for name, values in columns.items()
+            }
+            starts = [0, *accumulate(counts)]
+            choices = [logprobs[start:end] for start, end in pairwise(starts)]
+            columns["best_choice"] = [found.index(max(found)) for found in choices]
+        return {"row": [row.row.row for row in rows], "status": ["ok"] * len(rows), **columns}
+
+    def _of_tokens(
+        self, ids: Iterable[np.ndarray], logprobs: Iterable[np.ndarray], lengths: Sequence[int]
+    ) -> dict[str, pa.Array]:
+        """The columns with a value for each token, where the job has them."""
+        columns: dict[str, pa.Array] = {}
+        if "token_ids" in self._schema.names:
+            columns["token_ids"] = _lists(pa.array(_joined(ids, np.int32)), lengths)
+        if "token_logprobs" in self._schema.names:
+            columns["token_logprobs"] = _lists(pa.array(_joined(logprobs, np.float32)), lengths)
+        return columns
+
+    def _texts(self, completions: Sequence[Completion]) -> Any:
+        if self._detokenizer is None:
+            return [""] * len(completions)
+        ids = _joined((found.token_ids[: found.text_tokens] for found in completions), np.int32)
+        offsets = _offsets([found.text_tokens for found in completions])
+        limits = [-1 if found.text_bytes is None else found.text_bytes for found in completions]
+        data, ends = self._detokenizer.utf8(ids, offsets, np.array(limits, np.int64))
+        buffers = [None, pa.py_buffer(ends), pa.py_buffer(data)]
+        return pa.Array.from_buffers(pa.large_string(), len(completions), buffers).cast(pa.string())
+
+
+def held_bytes(row: Finished) -> int:
+    """About the bytes of memory that a finished row holds before it is in columns."""
+    if isinstance(row, ErrorRow):
+        return ROW_BYTES + getsizeof(row.error.message) + getsizeof(row.prompt)
+    held = ROW_BYTES + _input_bytes(row.row)
+    prompt: Any = None
+    for found in row.completions:
+        held += REQUEST_BYTES + found.token_ids.nbytes + found.token_logprobs.nbytes
+        if found.request.prompt_token_ids is not prompt:  # samples share their prompt
+            prompt = found.request.prompt_token_ids
+            held += 4 * len(prompt)
+        for scores in (found.prompt_scores, found.next_scores):
+            if scores is not None:
+                held += SCORES_BYTES + TOKEN_SCORE_BYTES * len(scores)
+    return held
+
+
+def _input_bytes(row: GenerateRow | ScoreRow) -> int:
+    """What the texts, or the token ids, of a row's input hold."""
+    texts = [row.prompt] if isinstance(row, GenerateRow) else [row.context, *row.continuations]
+    return sum(map(getsizeof, texts))
+
+
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    return values if isinstance(values, pa.Array) else pa.array(values, kind)
+
+
+def _lists(values: pa.Array, lengths: Sequence[int]) -> pa.ListArray:
+    """Consecutive values as lists of these lengths."""
+    return pa.LargeListArray.from_arrays(pa.array(_offsets(lengths)), values).cast(pa.list_(values.type))
+
+
+def _offsets(lengths: Sequence[int]) -> np.ndarray:
+    """[n + 1] int64: where each of n consecutive stretches begins, and where the last one ends."""
+    return np.cumsum([0, *lengths], dtype=np.int64)
+
+
+def _joined(arrays: Iterable[np.ndarray], dtype: Any) -> np.ndarray:
+    """One after the other, in a type that holds about as much."""
+    found = list(arrays)
+    return np.concatenate(found, dtype=dtype, casting="same_kind") if found else np.zeros(0, dtype)

@@ -1,0 +1,177 @@
+"""Everything that can be settled, and refused, before a model is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from .. import __version__
+from ..errors import ConfigurationError, MissingExtraError, RowError, RwkvBatchError
+from .config import JobConfig
+from .fingerprint import fingerprint, result_settings
+from .input.columns import CONSTRAINTS, Columns, bind_columns, expected_kinds
+from .input.files import sha256_of
+from .input.reader import Input, open_input
+from .input.rows import RowParser
+from .output.commit import OutputFormat
+from .output.results import output_schema, result_schema
+from .plan import Unit, UnitPlan
+from .state import Folders, check_folders
+
+SETTINGS = {
+    **{name: f"model.{name}" for name in ("tokenizer", "dtype", "quantization", "strategy", "init_state", "ln_x_eps")},
+    **{
+        name: f"engine.{name}"
+        for name in ("device", "backend", "max_batch_size", "max_batch_tokens", "state_dtype", "prefix_host_gib")
+    },
+}
+"""Argument of `LLM` → the job's setting that it comes from."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that has passed every check but the model's.
+
+    Args:
+        document: what job.json says: settings, plan, input manifest, fingerprint.
+        model: `ModelSummary` of the model that will serve it.
+    """
+
+    job: JobConfig
+    source: Input
+    columns: Columns
+    parser: RowParser
+    plan: UnitPlan
+    form: OutputFormat
+    folders: Folders
+    document: dict[str, Any]
+    model: Any
+
+    def started_as(self, document: dict[str, Any]) -> Prepared:
+        """The same job under the fingerprint that its job.json records.
+
+        Args:
+            document: what job.json says.
+        """
+        footer = {**self.form.footer, "fingerprint": document["fingerprint"]}
+        return replace(self, document=document, form=replace(self.form, footer=footer))
+
+    def read_passed(self, unit: Unit) -> Iterator[pa.RecordBatch]:
+        """A unit's rows with the columns that its part repeats."""
+        return self.source.read(unit.start, unit.stop, self.columns.passed)
+
+
+@contextmanager
+def named_as_in_jobs() -> Iterator[None]:
+    """Errors about an argument of `LLM` or `inspect_model` name the job's setting."""
+    try:
+        yield
+    except RwkvBatchError as error:
+        error.setting = SETTINGS.get(error.setting or "", error.setting)
+        raise
+
+
+def model_arguments(job: JobConfig) -> dict[str, Any]:
+    """What `inspect_model` takes."""
+    model, engine = job.model, job.engine
+    return {
+        "model": model.path,
+        "tokenizer": model.tokenizer,
+        "device": engine.device,
+        "dtype": model.dtype,
+        "quantization": model.quantization,
+        "backend": engine.backend,
+        "max_batch_size": None if engine.max_batch_size == "auto" else engine.max_batch_size,
+        "max_batch_tokens": None if engine.max_batch_tokens == "auto" else engine.max_batch_tokens,
+        "state_dtype": engine.state_dtype,
+        "init_state": model.init_state,
+        "strategy": model.strategy,
+        "ln_x_eps": model.ln_x_eps,
+    }
+
+
+def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
+    """Check the job against its input, its folders and its model file.
+
+    Args:
+        inspect_model: reads sizes, tokenizer, memory plan and fingerprint of a model without its weights.
+
+    Raises:
+        ConfigurationError, CheckpointError, CapacityError, MissingExtraError: something is wrong; nothing has been
+            written.
+    """
+    source = open_input(job.input.path, job.input.format, expected_kinds(job))
+    columns = bind_columns(job, source.schema)
+    results = result_schema(job, columns)
+    schema = output_schema(source.schema, columns, results)
+    folders = Folders.of(job)
+    check_folders(job, folders, source.files)
+    _check_pin(job)
+    with named_as_in_jobs():
+        model = inspect_model(**model_arguments(job))
+    if job.task == "generate":
+        _check_sampling(job, columns, source.schema, model)
+    parser = RowParser(job, columns)
+    plan = UnitPlan(min(source.num_rows, job.input.limit or source.num_rows), job.output.rows_per_part)
+    identity = {
+        "fingerprint": model.fingerprint,
+        "tokenizer": None if model.tokenizer is None else model.tokenizer.fingerprint,
+        "dtype": model.describe().get("dtype", job.model.dtype),
+    }
+    settings = result_settings(job, columns, schema, identity)
+    identifier = fingerprint(settings)
+    document = {
+        "version": __version__,
+        "fingerprint": identifier,
+        "settings": settings,
+        "plan": {
+            "output.path": os.path.relpath(folders.output, folders.state) if job.run.state_dir else None,
+            "rows": plan.num_rows,
+            "output.rows_per_part": plan.rows_per_part,
+            "units": plan.num_units,
+            "input.limit": job.input.limit,
+        },
+        "input": source.manifest(),
+    }
+    footer = {"version": __version__, "fingerprint": identifier, "seed": str(job.sampling.seed)}
+    passed = pa.schema([source.schema.field(name) for name in columns.passed])
+    form = OutputFormat(results, passed, footer)
+    return Prepared(job, source, columns, parser, plan, form, folders, document, model)
+
+
+def _check_sampling(job: JobConfig, columns: Columns, schema: pa.Schema, model: Any) -> None:
+    """Check what the job itself samples with, as the engine will; of the rows' own values, only what they need."""
+    from ..requests import RequestBuilder
+    from ..text.constraint import ConstraintCompiler
+
+    vocab_size, tokenizer = model.file.sizes["V"], model.tokenizer
+    constraints = None if tokenizer is None else ConstraintCompiler(tokenizer.token_bytes, vocab_size)
+    try:
+        RequestBuilder(tokenizer, vocab_size, 0, constraints).check(job.sampling)
+    except RowError as error:
+        raise ConfigurationError(f"sampling: {error}") from error
+    struct = schema.field(columns.sampling_struct).type if columns.sampling_struct else pa.struct([])
+    fields = {*columns.sampling, *(struct.field(index).name for index in range(struct.num_fields))}
+    if not fields.isdisjoint(CONSTRAINTS):
+        try:
+            import xgrammar  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError("structured output", "xgrammar", "structured") from error
+
+
+def _check_pin(job: JobConfig) -> None:
+    """Compare `model.sha256` before anything reads the file."""
+    expected, path = job.model.sha256, job.model.path
+    if expected is None:
+        return
+    if not os.path.isfile(path):
+        raise ConfigurationError(f"model.sha256: pins a single local file, and {path!r} is none")
+    with open(path, "rb") as file:
+        found = sha256_of(file)
+    if found != expected.lower():
+        raise ConfigurationError(f"model.sha256: {path} has {found}, expected {expected}: this is another file")

@@ -1,0 +1,85 @@
+"""log.jsonl: what happened in a run, one JSON object a line, without any prompt's text."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+
+from ... import __version__
+from ..output.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+
+class EventLog:
+    """Appends events to a file; call it with an event's name and fields. Safe from any thread.
+
+    A log that cannot be written says so once and is silent from then on: rows matter more.
+    """
+
+    def __init__(self, path: str, **common: Any) -> None:
+        self._path = path
+        self._common = {**common, "run": os.urandom(4).hex()}
+        self._lock = threading.Lock()
+        self._is_broken = False
+
+    def __call__(self, event: str, **fields: Any) -> None:
+        entry = {"time": time.time(), **self._common, "event": event, **fields}
+        line = json.dumps(entry, ensure_ascii=False, default=str) + "\n"
+        with self._lock:
+            try:
+                if not self._is_broken:
+                    with open(self._path, "a", encoding="utf-8") as file:
+                        file.write(line)
+            except OSError as error:
+                self._is_broken = True
+                logger.warning("%s: no more events are logged: %s", self._path, error)
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception):
+            details = "".join(traceback.format_exception(kind, error, trace))
+            self("failure", type=type(error).__name__, message=str(error), traceback=details)
+        elif error is not None:
+            self("stopped")
+
+
+def machine() -> dict[str, Any]:
+    """Where a run takes place, and the versions that may matter when results are compared."""
+    return {
+        "host": socket.gethostname(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "pyarrow": pa.__version__,
+        "rwkv_batch": __version__,
+    }
+
+
+def read_events(storage: Storage, state_folder: str) -> Iterator[dict[str, Any]]:
+    """The events of all runs and shards of a job. A line torn by a crash is passed over."""
+    for name in storage.list(state_folder):
+        if name.startswith("log") and name.endswith(".jsonl"):
+            with storage.open(os.path.join(state_folder, name)) as file:
+                for line in file:
+                    try:
+                        event = json.loads(line)
+                    except ValueError:
+                        continue
+                    if isinstance(event, dict):
+                        yield event

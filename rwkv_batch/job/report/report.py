@@ -1,0 +1,176 @@
+"""The report of a job, made from what the job left on disk: its parts, job.json and the logs of all its runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ...errors import ConfigurationError
+from ..output.commit import part_name
+from ..output.storage import LocalStorage, Storage
+from ..state import STATE_SUFFIX, Folders, read_job
+from .events import read_events
+from .history import Run, serving_seconds, shared_prefixes, timeline, utilisation
+from .page import render
+from .scores import ScoreSummary
+
+LABELS = ("status", "error_code", "finish_reason")
+LENGTHS = ("prompt_tokens", "completion_tokens", "num_tokens")
+
+Report = dict[str, Any]
+
+
+def write_report(storage: Storage, folders: Folders) -> Report:
+    """Write report.json and report.html into the state folder, and return what they say."""
+    report = collect(storage, folders)
+    storage.atomic_write(folders.file("report.json"), json.dumps(report, indent=1, ensure_ascii=False).encode())
+    storage.atomic_write(folders.file("report.html"), render(report).encode())
+    return report
+
+
+def find_job(path: str) -> Folders:
+    """The folders of a job, from its output folder or its state folder.
+
+    Raises:
+        ConfigurationError: `path` belongs to no job.
+        ResumeError: job.json is damaged.
+    """
+    for state in (path, path.rstrip("/") + STATE_SUFFIX):
+        job = read_job(LocalStorage(state), state)
+        if job is None:
+            continue
+        output = job["plan"].get("output.path")
+        if output is None:
+            return Folders(state.rstrip("/").removesuffix(STATE_SUFFIX), state)
+        return Folders(os.path.normpath(os.path.join(state, output)), state)
+    raise ConfigurationError(f"got {path!r}, expected a job's output folder or state folder (job.json is missing)")
+
+
+def collect(storage: Storage, folders: Folders) -> Report:
+    """The report's numbers. Parts that are not published yet are not in them."""
+    job = read_job(storage, folders.state)
+    if job is None:
+        raise ConfigurationError(f"{folders.file('job.json')} is missing; start the job again to write it")
+    names = [part_name(index, job["plan"]["units"]) for index in range(job["plan"]["units"])]
+    present = set(storage.list(folders.output))
+    published = [name for name in names if name in present]
+    scores = _score_summary(job["settings"])
+    runs = Run.all_of(read_events(storage, folders.state))
+    return {
+        "output": folders.output,
+        "complete": len(published) == len(names),
+        "parts": {"published": len(published), "planned": len(names)},
+        "rows_planned": job["plan"]["rows"],
+        **_results(storage, [os.path.join(folders.output, name) for name in published], scores),
+        "prefixes": shared_prefixes(runs),
+        "utilisation": utilisation(runs),
+        "runs": [run.describe() for run in runs],
+        "serving_seconds": serving_seconds(runs),
+        "timeline": timeline([run.samples for run in runs]),
+        "job": job,
+    }
+
+
+def summarise(report: Report) -> list[str]:
+    """The report in a few lines for a terminal."""
+    parts, rows, tokens = report["parts"], report["rows"], report["tokens"]
+    seconds, used = report["serving_seconds"], report["utilisation"]
+    none = "0" if report["complete"] else "none yet"
+    made = sum(run["completion_tokens"] for run in report["runs"])
+    lines = [
+        f"{report['output']}: {parts['published']} of {parts['planned']} parts, {sum(rows.values()):,} rows",
+        f"rows    {', '.join(f'{status} {count:,}' for status, count in rows.items()) or none}",
+        f"tokens  {', '.join(f'{name} {count:,}' for name, count in tokens.items() if count)}",
+        f"speed   {made / seconds if seconds else 0.0:,.0f} completion tokens/s over {seconds:,.1f} s of serving",
+        f"steps   slots in use {used['slots']:.1%}, tokens {used['step_tokens']:.1%} of what a step may have",
+    ]
+    if sharing := describe_sharing(report):
+        lines.append(f"shared  {sharing}")
+    for name, metric in report["scores"].items():
+        lines.append(f"score   {name} {metric['value']:.4f} ± {metric['stderr']:.4f}")
+    if report["errors"]:
+        lines.append(f"errors  {', '.join(f'{code} {count:,}' for code, count in report['errors'].items())}")
+    return lines
+
+
+def describe_sharing(report: Report) -> str:
+    """What shared prefixes have saved, in words; none where they saved nothing."""
+    requested, computed, seconds = report["prefixes"].values()
+    if requested <= computed or not computed:
+        return ""
+    return (
+        f"{requested:,} prompt tokens, {computed:,} of them computed ({requested / computed:.1f} times fewer): "
+        f"about {seconds:,.1f} s saved"
+    )
+
+
+def first_rows(storage: Storage, folders: Folders, count: int) -> Iterator[dict[str, Any]]:
+    """The first rows of the published parts."""
+    for name in storage.list(folders.output):
+        with storage.open(os.path.join(folders.output, name)) as file:
+            for batch in pq.ParquetFile(file).iter_batches(max(1, count)):
+                for record in batch.slice(0, count).to_pylist():
+                    yield record
+                    count -= 1
+                if count <= 0:
+                    return
+
+
+def _results(storage: Storage, paths: Iterable[str], scores: ScoreSummary | None) -> dict[str, Any]:
+    """What the parts' rows say, counted column by column."""
+    counts: dict[str, Counter[Any]] = {name: Counter() for name in (*LABELS, *LENGTHS)}
+    for path in paths:
+        with storage.open(path) as file:
+            parquet = pq.ParquetFile(file)
+            wanted = dict.fromkeys((*LABELS, *LENGTHS, "sample_index", *(scores.needs if scores else ())))
+            names = [name for name in wanted if name in parquet.schema_arrow.names]
+            for batch in parquet.iter_batches(columns=names):
+                if scores is not None:
+                    scores.add(batch)
+                for name in counts.keys() & set(names):
+                    counts[name].update(_value_counts(batch, name))
+    return {
+        "rows": dict(counts["status"]),
+        "errors": dict(counts["error_code"]),
+        "finish_reasons": dict(counts["finish_reason"]),
+        "tokens": {name: sum(length * times for length, times in counts[name].items()) for name in LENGTHS},
+        "scores": scores.metrics() if scores else {},
+        "length_histograms": {name: _histogram(counts[name]) for name in LENGTHS if counts[name]},
+    }
+
+
+def _score_summary(settings: dict[str, Any]) -> ScoreSummary | None:
+    """None for a job of another task."""
+    if settings["task"] != "score":
+        return None
+    columns = {part: settings.get(f"input.columns.{part}") for part in ("continuation", "choices", "answer")}
+    return ScoreSummary({part: name for part, name in columns.items() if name is not None})
+
+
+def _value_counts(batch: pa.RecordBatch, name: str) -> dict[Any, int]:
+    column = batch[name]
+    if name == "prompt_tokens":  # the samples of a row share its prompt
+        column = column.filter(pc.equal(batch["sample_index"], 0))
+    if pa.types.is_list(column.type):
+        column = column.flatten()
+    return {entry["values"]: entry["counts"] for entry in column.drop_null().value_counts().to_pylist()}
+
+
+def _histogram(lengths: Counter[int]) -> dict[str, int]:
+    """Counts in bins that double in width: 0, 1, 2-3, 4-7, …"""
+    bins: Counter[int] = Counter()
+    for length, count in lengths.items():
+        bins[length.bit_length()] += count
+    return {_bin_name(size): bins[size] for size in range(min(bins), max(bins) + 1)}
+
+
+def _bin_name(bits: int) -> str:
+    low, high = (1 << bits) >> 1, (1 << bits) - 1
+    return str(low) if low >= high else f"{low}-{high}"

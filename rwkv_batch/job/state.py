@@ -1,0 +1,178 @@
+"""The state folder: what the job is, written once, and the check that a later run is the same job."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ConfigurationError, ResumeError
+from .config import JobConfig
+from .fingerprint import differences
+from .input.files import InputFile, would_be_read
+from .output.storage import Storage
+
+STATE_SUFFIX = ".rwkv_batch"
+MANIFEST_KEYS = {"file", "rows", "bytes", "version"}
+"""What the input's manifest says about a file."""
+JOB_KEYS = {"settings": dict, "plan": dict, "input": list, "fingerprint": str}
+"""What job.json holds beside what is there for people, and of which kind each is."""
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a job writes: parts, and beside them everything else."""
+
+    output: str
+    state: str
+
+    @classmethod
+    def of(cls, job: JobConfig) -> Folders:
+        output = os.path.abspath(job.output.path)
+        return cls(output, os.path.abspath(job.run.state_dir or output + STATE_SUFFIX))
+
+    @property
+    def are_siblings(self) -> bool:
+        """Whether the output folder's name tells where the state folder is."""
+        return self.state == self.output + STATE_SUFFIX
+
+    def file(self, name: str) -> str:
+        """The path of a file in the state folder."""
+        return os.path.join(self.state, name)
+
+
+def check_folders(job: JobConfig, folders: Folders, files: Sequence[InputFile]) -> None:
+    """Refuse folders in which the output would mix with the input, the state, or somebody else's files.
+
+    Raises:
+        ConfigurationError: one of them would.
+    """
+    where = f"output.path: got {job.output.path!r}"
+    if "://" in job.output.path or "://" in (job.run.state_dir or ""):
+        raise ConfigurationError(f"{where}, expected folders on a local disk for output.path and run.state_dir")
+    output, state = os.path.realpath(folders.output), os.path.realpath(folders.state)
+    if os.path.commonpath([output, state]) in (output, state):
+        raise ConfigurationError(
+            f"run.state_dir: {folders.state} and {folders.output} contain each other; use siblings"
+        )
+    if would_be_read(job.input.path, os.path.join(output, "part-00000-of-00001.parquet")):
+        raise ConfigurationError(f"{where}, a folder that input.path reads; parts would become input")
+    for file in files:
+        if os.path.realpath(file.path).startswith(os.path.join(output, "")):
+            raise ConfigurationError(f"{where}, which contains the input {file.name}; use another folder")
+    for folder in (folders.output, folders.state):
+        if os.path.lexists(folder) and not os.path.isdir(folder):
+            raise ConfigurationError(f"{folder} is a file, expected a folder or nothing")
+    if os.path.isdir(output) and os.listdir(output) and not os.path.exists(folders.file("job.json")):
+        raise ConfigurationError(
+            f"{where}, which is not empty and is no job's output ({folders.state}/job.json is missing)"
+        )
+    if _device(output) != _device(state):
+        raise ConfigurationError(
+            f"{where}, which is on another file system than {folders.state}: parts could not appear in one step; "
+            "choose both on one file system (a folder below a mount point, not the mount itself)"
+        )
+
+
+def read_job(storage: Storage, state: str) -> dict[str, Any] | None:
+    """What the job.json of a state folder says; None where there is none.
+
+    Raises:
+        ResumeError: it is damaged.
+    """
+    path = os.path.join(state, "job.json")
+    try:
+        with storage.open(path) as file:
+            job = json.load(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        job = None
+    if not _is_job(job):
+        raise ResumeError(
+            f"{path} is damaged, expected a JSON object with {', '.join(JOB_KEYS)}; put a copy of it back, "
+            "or remove this folder and the job's output folder to start over"
+        )
+    return job
+
+
+def _is_job(job: Any) -> bool:
+    """It has what a job.json of any version has."""
+    if not isinstance(job, dict) or not all(isinstance(job.get(key), kind) for key, kind in JOB_KEYS.items()):
+        return False
+    numbers = (job["plan"].get("rows"), job["plan"].get("units"))
+    return (
+        re.fullmatch("[0-9a-f]{64}", job["fingerprint"]) is not None
+        and "task" in job["settings"]
+        and all(isinstance(number, int) for number in numbers)
+        and all(isinstance(entry, dict) and entry.keys() >= MANIFEST_KEYS for entry in job["input"])
+    )
+
+
+def compare_job(storage: Storage, folders: Folders, document: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the state folder's job.json says, which then is this job; None where there is none.
+
+    Args:
+        document: "settings" (what results depend on), "plan", "input" (the manifest), and more for people.
+
+    Raises:
+        ResumeError: it holds one with other settings, another plan or another input, or a damaged one.
+    """
+    started = read_job(storage, folders.state)
+    if started is None:
+        return None
+    changes = _input_changes(started["input"], document["input"])
+    if changes:
+        raise ResumeError(_refusal("the input changed since the run started", changes, folders))
+    changes = differences(started["settings"], document["settings"]) + differences(started["plan"], document["plan"])
+    if changes:
+        raise ResumeError(_refusal(f"{folders.output} was started with other settings", changes, folders))
+    return started
+
+
+def open_job(storage: Storage, folders: Folders, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Write job.json where there is none; of two processes that start together, one writes.
+
+    Returns:
+        What job.json says. Its fingerprint is the one that parts and segments carry: a later version of this package
+        would make another one of the same settings.
+
+    Raises:
+        ResumeError: as `compare_job`.
+    """
+    data = json.dumps(document, indent=1, ensure_ascii=False).encode()
+    while (started := compare_job(storage, folders, document)) is None:
+        storage.atomic_write(folders.file("job.json"), data, exclusive=True)
+    return started
+
+
+def _input_changes(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Files are compared in order and by content: a moved folder is no change."""
+    if len(old) != len(new):
+        names = {entry["file"] for entry in old} ^ {entry["file"] for entry in new}
+        return [f"number of files was {len(old)}, is {len(new)}: {', '.join(sorted(names)) or 'names are the same'}"]
+    return [
+        f"{after['file']}: {name} was {before[name]}, is {after[name]}"
+        for before, after in zip(old, new, strict=True)
+        for name in ("rows", "bytes", "version")
+        if before[name] != after[name]
+    ]
+
+
+def _refusal(reason: str, changes: Sequence[str], folders: Folders) -> str:
+    lines = "".join(f"\n  {change}" for change in changes)
+    return (
+        f"{reason}:{lines}\nPut this back to finish the old job, choose another output.path, "
+        f"or start over: rm -r {shlex.quote(folders.output)} {shlex.quote(folders.state)}"
+    )
+
+
+def _device(folder: str) -> int:
+    """The file system of a folder, or of the nearest folder above it that exists."""
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    return os.stat(folder).st_dev

@@ -1,0 +1,35 @@
+"""The rows that are still to be served, in batches and in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from ..rows import ErrorRow, GenerateRow, ScoreRow
+from .input.rows import RowKey
+from .output.commit import JobFiles
+from .output.writer import Writer
+from .plan import Unit
+from .prepare import Prepared
+
+
+def missing_rows(
+    prepared: Prepared, files: JobFiles, units: Sequence[Unit], writer: Writer
+) -> Iterator[list[GenerateRow | ScoreRow | ErrorRow]]:
+    """All rows that no segment holds. Each unit is announced to the writer before its first row comes out.
+
+    The iterator may run on a thread of its own.
+    """
+    for unit in units:
+        committed = files.committed_rows(unit)
+        writer.begin(unit, len(committed))
+        start = unit.start
+        for batch in prepared.source.read(unit.start, unit.stop, prepared.columns.read):
+            rows = range(start, start + batch.num_rows)
+            start = rows.stop
+            missing = [row for row in rows if row not in committed]
+            if len(missing) < len(rows):
+                batch = batch.take(pa.array([row - rows.start for row in missing], pa.int64()))
+            if missing:
+                yield prepared.parser.rows(batch, [RowKey(unit, row) for row in missing])

@@ -1,0 +1,1 @@
+"""Measurements of this machine: speed, and what it can do."""

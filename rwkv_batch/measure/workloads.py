@@ -1,0 +1,76 @@
+"""What a model is measured on: random prompts, of one length or of many, to be completed or to be scored."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from functools import partial
+
+from ..engine.request import Request
+from ..sampling_params import SamplingParams
+
+SPREAD = 1.0
+"""Standard deviation of the logarithm of ragged lengths: one in six is more than 2.7 times the median."""
+LONGEST = 8
+"""Ragged lengths end at this many times their mean."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Random prompts of one length, each completed with the same number of sampled tokens."""
+
+    num_prompts: int
+    input_len: int
+    output_len: int
+
+    @property
+    def params(self) -> SamplingParams:
+        return _sampling(self.output_len)
+
+    def prompts(self, vocab_size: int) -> list[list[int]]:
+        """Token ids, uniform over the vocabulary but for the end of text; the same ones at every call."""
+        draw = random.Random(0)
+        return [draw.choices(range(1, vocab_size), k=self.input_len) for _ in range(self.num_prompts)]
+
+    def requests(self, vocab_size: int) -> list[Request]:
+        """One for each prompt, in the order of arrival."""
+        prompts = self.prompts(vocab_size)
+        return [Request(index, prompt, self.params, row=index) for index, prompt in enumerate(prompts)]
+
+
+@dataclass(frozen=True)
+class RaggedWorkload(Workload):
+    """Prompts and completions of log-normal lengths, with a long tail, as texts and chats have; lengths are means."""
+
+    def requests(self, vocab_size: int) -> list[Request]:
+        draw = random.Random(1)
+        inputs, outputs = (ragged_lengths(mean, self.num_prompts, draw) for mean in (self.input_len, self.output_len))
+        tokens = partial(draw.choices, range(1, vocab_size))
+        return [
+            Request(row, tokens(k=length), _sampling(count), row=row)
+            for row, (length, count) in enumerate(zip(inputs, outputs, strict=True))
+        ]
+
+
+@dataclass(frozen=True)
+class ScoreWorkload(Workload):
+    """Prompts of one length, of which every token but the first is scored. Nothing is sampled: `output_len` is 0."""
+
+    def requests(self, vocab_size: int) -> list[Request]:
+        params = SamplingParams(max_tokens=0, prompt_logprobs=0)
+        prompts = self.prompts(vocab_size)
+        return [Request(row, prompt, params, row=row, score_start=1) for row, prompt in enumerate(prompts)]
+
+
+WORKLOADS = {"fixed": Workload, "ragged": RaggedWorkload, "score": ScoreWorkload}
+
+
+def ragged_lengths(mean: int, count: int, draw: random.Random) -> list[int]:
+    """`count` whole numbers from 1, log-normal with this mean but for what is cut at `LONGEST` times it."""
+    location = math.log(mean) - SPREAD**2 / 2
+    return [min(max(round(draw.lognormvariate(location, SPREAD)), 1), LONGEST * mean) for _ in range(count)]
+
+
+def _sampling(max_tokens: int) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens, temperature=1.0, top_p=0.85, ignore_eos=True)

@@ -1,0 +1,146 @@
+"""Reading model files: named tensors, memory-mapped, or a refusal that says what the file is instead."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...errors import CheckpointError
+
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+_MIN_TORCH = (2, 10)
+_LFS_POINTER = b"version https://git-lfs"
+_ZIP = b"PK\x03\x04"
+
+
+def same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class Restore(NamedTuple):
+    """How a canonical tensor is got from a stored one: by a view of it, then by new values of the same shape."""
+
+    view: Callable[[Tensor], Tensor] = same
+    values: Callable[[Tensor], Tensor] = same
+
+
+AS_STORED = Restore()
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """One tensor as a file stores it: memory-mapped, not to be written to."""
+
+    stored: Tensor
+    restore: Restore = AS_STORED
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The canonical shape, found without reading the data."""
+        return tuple(self.restore.view(self.stored).shape)
+
+    def tensor(self) -> Tensor:
+        return self.restore.values(self.restore.view(self.stored))
+
+
+def read_pth(path: Path) -> dict[str, Any]:
+    """What a PyTorch file holds by name, memory-mapped where its format allows.
+
+    Only tensors, numbers and strings are unpickled, by PyTorch's own restricted loader.
+
+    Raises:
+        CheckpointError: unreadable, not a PyTorch file, cut short, or it holds other objects.
+    """
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _MIN_TORCH:
+        raise CheckpointError(
+            f"{path}: reading a PyTorch file safely needs torch 2.10 or newer, this is {torch.__version__}; "
+            "upgrade torch or use the model's .safetensors file"
+        )
+    is_zip = _first_bytes(path).startswith(_ZIP)
+    try:
+        entries = torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_unpickling_complaint(path, str(error))) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: not a readable PyTorch file; expected a .pth of named tensors (a TorchScript archive is none). "
+            "If a download or copy was cut short, fetch the file again"
+        ) from error
+    if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries):
+        raise CheckpointError(f"{path}: holds a {type(entries).__name__}, expected a dict from names to tensors")
+    return entries
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a .safetensors file, memory-mapped, and its metadata.
+
+    Raises:
+        CheckpointError: unreadable, not a safetensors file, or cut short.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    _first_bytes(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path}: not a readable safetensors file ({error}). If a download or copy was cut short, "
+            "fetch the file again"
+        ) from error
+
+
+def require_tensors(path: Path, entries: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Check that all entries are dense tensors of a dtype that weights come in.
+
+    Raises:
+        CheckpointError: names the first entry that isn't.
+    """
+    if not entries:
+        raise CheckpointError(f"{path}: holds no tensors")
+    if nested := [name for name, value in entries.items() if isinstance(value, Mapping)]:
+        raise CheckpointError(
+            f"{path}: {nested[0]!r} is a dict, as in a training checkpoint; expected named tensors. If the weights are "
+            f"in there, save them alone: torch.save(torch.load(...)[{nested[0]!r}], ...)"
+        )
+    for name, value in entries.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            kind = value.layout if isinstance(value, Tensor) else type(value).__name__
+            raise CheckpointError(f"{path}: {name!r} is a {kind}, expected dense tensors only")
+        if value.dtype not in (*FLOAT_DTYPES, torch.uint8):
+            raise CheckpointError(
+                f"{path}: {name!r} is {value.dtype}, expected float32, float16 or bfloat16; convert the file first"
+            )
+    return {name: value.detach() for name, value in entries.items()}
+
+
+def _first_bytes(path: Path) -> bytes:
+    """The start of a file, once it is known to hold data at all."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS_POINTER))
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror}); expected a model file") from error
+    if not start:
+        raise CheckpointError(f"{path}: the file is empty; fetch it again")
+    if start == _LFS_POINTER:
+        raise CheckpointError(f"{path}: a Git LFS pointer, not the model itself; run `git lfs pull` in its folder")
+    return start
+
+
+def _unpickling_complaint(path: Path, reason: str) -> str:
+    found = re.search(r"GLOBAL ([\w.]+)", reason)
+    if found is None:
+        return f"{path}: neither a PyTorch file nor a safetensors file; expected a .pth of named tensors"
+    return (
+        f"{path}: holds the Python object {found[1]}; expected plain tensors, nothing else is ever unpickled. "
+        "Save its tensors alone, as a dict, or use a .safetensors file"
+    )

@@ -1,0 +1,114 @@
+"""Products with a weight kept in 8-bit form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...ops import Implementation, OpSpec
+from .mm8 import Mm8Weight
+from .product import Linear
+
+_FEW_ROWS = 8
+"""Up to so many rows, turning bytes into floats takes longer than the product, which may then as well be float32."""
+
+_SCRATCH_BYTES = 4 << 20
+"""Size of a dequantised block: small enough for a CPU's cache, large enough for a full-speed product."""
+
+
+def mm8(x: Tensor, centred: Tensor, rx: Tensor, my: Tensor, ry: Tensor, corrections: Tensor) -> Tensor:
+    """x W^T for a weight in 8-bit form, which is never dequantised as a whole.
+
+    With c = q - 128, a whole number that every float dtype holds exactly, z[m, j] = x[m, j] ry[j] and any u[m], the
+    product is taken apart into
+
+        y[m, n] = rx[n] * (sum_j (z[m, j] - u[m]) c[j, n] + u[m] S[n] + 128.5 S2[m]) + mx[n] S0[m] + S1[m]
+        S = sum_j c[j, n],   S0 = sum_j x[m, j],   S1 = sum_j x[m, j] my[j],   S2 = sum_j z[m, j]
+
+    so that the dtype of x rounds z - u and the first sum only, and for few rows not even those: all else is float32.
+    With u near the mean of z the first sum stays small where all inputs have one sign, as those of `ffn.value` do.
+    Each row is divided by a power of two that keeps the sum within float16.
+
+    Args:
+        x: [M, C_in], any float dtype.
+        centred: [C_out, C_in], int8, contiguous: c, transposed.
+        rx: [C_out], my, ry: [C_in], float32, as in `Mm8Weight`.
+        corrections: [4, C_out], float32: what u, S2, S0 and S1 are multiplied by, hence rx S, 128.5 rx, mx and 1.
+
+    Returns:
+        [M, C_out], dtype of `x`.
+    """
+    out_features, in_features = centred.shape
+    exact, dtype = x.float(), torch.float32 if len(x) <= _FEW_ROWS else x.dtype
+    z = exact * ry
+    # |c| <= 128 and |z / unit| <= 128 / C_in keep the sum within 2**15, half of float16's range.
+    unit = _power_of_two_above(z.abs().amax(1, keepdim=True) * (in_features / 128))
+    z /= unit
+    inputs = (z - z.mean(1, keepdim=True)).to(dtype)
+    u = (z - inputs).mean(1, keepdim=True)  # with the mean of the rounding errors in it
+    s0, s1 = exact.sum(1, keepdim=True) / unit, (exact @ my)[:, None] / unit
+    row_sums = torch.cat((u, z.sum(1, keepdim=True), s0, s1), 1)
+    y = torch.empty(len(x), out_features, dtype=x.dtype, device=x.device)
+    rows = max(1, min(_SCRATCH_BYTES // (in_features * dtype.itemsize), out_features))
+    scratch = torch.empty(rows, in_features, dtype=dtype, device=x.device)
+    for start in range(0, out_features, rows):
+        columns = slice(start, min(start + rows, out_features))
+        block = scratch[: columns.stop - start].copy_(centred[columns])
+        product = F.linear(inputs, block) * rx[columns]
+        y[:, columns] = product.addmm_(row_sums, corrections[:, columns]).mul_(unit)
+    return y
+
+
+MM8 = OpSpec("mm8", mm8, optional=True)
+MM8_DEFINITION = Implementation(mm8)
+
+
+class Mm8Linear(Linear):
+    """A weight kept at one byte each.
+
+    Args:
+        weight: its metadata are converted to float32.
+        op: what serves `mm8`.
+        keep: moves the bytes to where they are kept before they are packed: see `LayerStream.keep`.
+
+    Attributes:
+        weight: `centred` of `mm8`, or its packed weight.
+        rx, my, ry, corrections: as `mm8` takes them.
+    """
+
+    def __init__(
+        self,
+        weight: Mm8Weight,
+        device: torch.device | str = "cpu",
+        op: Implementation = MM8_DEFINITION,
+        keep: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        centred = (weight.q.t().contiguous().to(device) ^ 0x80).view(torch.int8)
+        mx, self.rx, self.my, self.ry = (
+            vector.to(device, torch.float32).contiguous() for vector in (weight.mx, weight.rx, weight.my, weight.ry)
+        )
+        sums = centred.sum(1, dtype=torch.int32)
+        self.corrections = torch.stack((sums * self.rx, 128.5 * self.rx, mx, torch.ones_like(mx)))
+        self.out_features, self.in_features = centred.shape
+        self.weight = op.packed(keep(centred) if keep is not None else centred)
+        self.nbytes = sum(part.nbytes for part in (self.weight, self.rx, self.my, self.ry, self.corrections))
+        self.rows_independent = op.rows_independent
+        self._op = op
+
+    def write(self, x: Tensor, y: Tensor) -> None:
+        if self._op.writes_into:
+            self._op.function(x, self.weight, self.rx, self.my, self.ry, self.corrections, into=y)
+        else:
+            super().write(x, y)
+
+    def product(self, x: Tensor) -> Tensor:
+        y: Tensor = self._op.function(x, self.weight, self.rx, self.my, self.ry, self.corrections)
+        return y
+
+
+def _power_of_two_above(x: Tensor) -> Tensor:
+    """The smallest power of two above each x > 0; 1 for 0."""
+    return torch.ldexp(torch.ones_like(x), torch.frexp(x).exponent)

@@ -1,0 +1,118 @@
+"""A matrix as the model sees it: a product with rows, then an activation, a gate and a sum if they are asked for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...ops import Implementation, OpSpec
+
+Activation = Literal["squared_relu", "sigmoid", "tanh"]
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + e^{-x}). Unlike torch's own, each element's bits do not depend on its place in the tensor."""
+    return torch.exp(-x).add_(1).reciprocal_()
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)^2, in place."""
+    return F.relu(x, inplace=True).square_()
+
+
+def silu(x: Tensor) -> Tensor:
+    """x * sigmoid(x)."""
+    return x * sigmoid(x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "squared_relu": squared_relu,
+    "sigmoid": sigmoid,
+    "tanh": torch.tanh,
+}
+
+
+def finish(
+    y: Tensor,
+    activation: Activation | None = None,
+    gate: Tensor | None = None,
+    out: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """What follows a product y, which may be overwritten: act(y) * gate, added to `out` in place where it is given."""
+    if activation is not None:
+        y = ACTIVATIONS[activation](y)
+    if gate is not None:
+        y = y * gate
+    if out is not None:
+        return out.add_(y)
+    return y if dtype is None else y.to(dtype)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    activation: Activation | None = None,
+    gate: Tensor | None = None,
+    out: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    fixed_tiles: bool = False,
+) -> Tensor:
+    """act(x W^T) * gate, or that added to `out`.
+
+    Args:
+        x: [M, C_in], or [n, M, C_in] for n products of one shape.
+        weight: [C_out, C_in] or [n, C_out, C_in], dtype of `x`.
+        gate: [M, C_out], dtype of `x`; multiplies the activated product.
+        out: [M, C_out], dtype of `x`. **Updated in place**: the result is added to it; it is returned.
+        dtype: of the result; that of `x` where None.
+        fixed_tiles: a row's bits must not depend on M. The definition leaves that to `FixedRowsLinear`.
+
+    Returns:
+        [M, C_out] or [n, M, C_out].
+    """
+    y = F.linear(x, weight) if weight.dim() == 2 else torch.bmm(x, weight.transpose(1, 2))
+    return finish(y, activation, gate, out, dtype)
+
+
+LINEAR = OpSpec("linear", linear, optional=True)
+LINEAR_DEFINITION = Implementation(linear)
+
+
+class Linear(ABC):
+    """A weight [C_out, C_in], however it is stored.
+
+    Called with x [M, C_in], it gives `finish(x W^T, ...)`, [M, C_out] in the dtype of x unless another is asked for.
+    """
+
+    in_features: int
+    out_features: int
+    nbytes: int
+    """Bytes the weight takes where it is kept."""
+    weight: Any
+    """What rows are multiplied with: a tensor, or the packed weight that a kernel takes in its place."""
+    rows_independent: bool = False
+    """The bits of a row's product do not depend on the number of rows."""
+
+    @abstractmethod
+    def product(self, x: Tensor) -> Tensor:
+        """x [M, C_in] → x W^T [M, C_out], in the dtype of x."""
+
+    def write(self, x: Tensor, y: Tensor) -> None:
+        """Write the product to y [M, C_out] float32; kernels that can write there make no tensor of that size."""
+        y.copy_(self(x, dtype=torch.float32))
+
+    def __call__(
+        self,
+        x: Tensor,
+        activation: Activation | None = None,
+        gate: Tensor | None = None,
+        out: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        return finish(self.product(x), activation, gate, out, dtype)

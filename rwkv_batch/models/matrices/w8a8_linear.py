@@ -1,0 +1,144 @@
+"""Products of 8-bit weights with 8-bit inputs: fast where a processor multiplies bytes, and coarser than the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ...ops import Implementation, OpSpec
+from .product import Activation, Linear, finish
+
+LEVELS = 127
+"""The largest whole number that a weight becomes, and an input of 8 bits."""
+
+
+def quantize_w8a8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A scale for each output channel, and what is left, rounded to whole numbers (half to even).
+
+    Args:
+        weight: [C_out, C_in], any float dtype, on the device where it is multiplied.
+
+    Returns:
+        q [C_out, C_in] int8 within ±127, and scale [C_out] float32: weight ≈ q * scale.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    weight = weight.float()
+    scale = _scale(weight)
+    if not torch.isfinite(scale).all():
+        raise ValueError("weight holds a value that is not finite")
+    return (weight / scale).round_().to(torch.int8), scale[:, 0].contiguous()
+
+
+def _scale(x: Tensor, levels: int = LEVELS) -> Tensor:
+    """[..., n, C] float32 → [..., n, 1]: what makes each row's largest magnitude `levels`; 1 for rows of zeros."""
+    peak = x.abs().amax(-1, keepdim=True)
+    scale = peak / torch.full_like(peak, levels)  # by a plain number, a GPU would multiply by its inverse
+    return torch.where(scale == 0, 1.0, scale)
+
+
+def w8a8(
+    x: Tensor,
+    q: Tensor,
+    scale: Tensor,
+    activation: Activation | None = None,
+    gate: Tensor | None = None,
+    out: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """act(y) * gate, or that added to `out`, where each row of x is quantised as the weight is, with its own scale.
+
+        s[m] = max_k |x[m, k]| / 127,   p[m, k] = round(x[m, k] / s[m])
+        y[m, n] = (sum_k p[m, k] q[n, k]) * (s[m] * scale[n])
+
+    The sum is of whole numbers, and exact.
+
+    Args:
+        x: [M, C_in], or [n, M, C_in] for n products of one shape.
+        q: [C_out, C_in] or [n, C_out, C_in] int8.
+        scale: [C_out] or [n, C_out] float32.
+        gate, out, dtype: as in `linear` of models/product.py.
+
+    Returns:
+        [M, C_out] or [n, M, C_out].
+    """
+    return _multiply(LEVELS, x, q, scale, activation, gate, out, dtype)
+
+
+def w8a16(
+    x: Tensor,
+    q: Tensor,
+    scale: Tensor,
+    activation: Activation | None = None,
+    gate: Tensor | None = None,
+    out: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """As `w8a8`, with inputs of up to 16 bits: as many levels as keep the sum within int32."""
+    return _multiply(min(2**15 - 1, (2**31 - 1) // (LEVELS * x.shape[-1])), x, q, scale, activation, gate, out, dtype)
+
+
+def _multiply(
+    levels: int,
+    x: Tensor,
+    q: Tensor,
+    scale: Tensor,
+    activation: Activation | None,
+    gate: Tensor | None,
+    out: Tensor | None,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    inputs = x.float()
+    own_scale = _scale(inputs, levels)
+    # float64 holds the products and their sums exactly, in any order.
+    sums = (inputs / own_scale).round_().double() @ q.double().transpose(-1, -2)
+    y = sums.float().mul_(own_scale * scale[..., None, :])
+    return finish(y if dtype == torch.float32 else y.to(x.dtype), activation, gate, out, dtype)
+
+
+W8A8 = OpSpec("w8a8", w8a8)
+W8A16 = OpSpec("w8a16", w8a16, optional=True)
+
+
+class W8A8Linear(Linear):
+    """A weight of one byte each and a scale for each output channel, multiplied with rows of whole numbers.
+
+    Args:
+        q, scale: [C_out, C_in] int8 and [C_out] float32, as `quantize_w8a8` makes them.
+        op: what serves `w8a8` or `w8a16`.
+        keep: moves q to where it is kept before it is packed: see `LayerStream.keep`.
+    """
+
+    rows_independent = True  # sums of whole numbers are exact in any order
+
+    def __init__(
+        self, q: Tensor, scale: Tensor, op: Implementation, keep: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        self.out_features, self.in_features = q.shape
+        self.scale = scale
+        self.weight = op.packed(keep(q) if keep is not None else q)
+        self.nbytes: int = self.weight.nbytes + self.scale.nbytes
+        self._op = op
+
+    def product(self, x: Tensor) -> Tensor:
+        return self(x)
+
+    def write(self, x: Tensor, y: Tensor) -> None:
+        if self._op.writes_into:
+            self._op.function(x, self.weight, self.scale, into=y)
+        else:
+            super().write(x, y)
+
+    def __call__(
+        self,
+        x: Tensor,
+        activation: Activation | None = None,
+        gate: Tensor | None = None,
+        out: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        y: Tensor = self._op.function(x, self.weight, self.scale, activation, gate, out, dtype)
+        return y

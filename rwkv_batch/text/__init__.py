@@ -1,0 +1,1 @@
+"""Text and token ids: tokenizers, detokenizer and stop strings, chat formats, constraints."""

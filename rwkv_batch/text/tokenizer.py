@@ -1,0 +1,138 @@
+"""Text to token ids and back."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from ..cpu_kernels.build import unavailable
+from ..cpu_kernels.greedy_encode import GreedyTrie
+from ..errors import RowError
+from .vocabulary import ByteTrie, read_vocabulary, unmatched
+
+
+class Tokenizer(ABC):
+    """Text ↔ token ids. Immutable: threads may share it.
+
+    Args:
+        name: for reports: "world", "bytes" or a file's name.
+        tokens: id → bytes, of the ids that have bytes.
+        max_token_id: the largest id that `encode` may return.
+    """
+
+    def __init__(self, name: str, tokens: Mapping[int, bytes], max_token_id: int) -> None:
+        self.name = name
+        self.max_token_id = max_token_id
+        self._tokens = tokens
+
+    @abstractmethod
+    def encode_many_bytes(self, data: Sequence[bytes]) -> list[np.ndarray | RowError]:
+        """Token ids of any byte strings: for each [T] int32, or why this tokenizer cannot express it."""
+
+    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray | RowError]:
+        """Token ids of texts: for each [T] int32, or the error that `encode` would raise."""
+        try:
+            return self.encode_many_bytes([text.encode("utf-8") for text in texts])
+        except UnicodeEncodeError as error:
+            if len(texts) == 1:
+                return [_lone_surrogate(error)]
+            return [self.encode_many([text])[0] for text in texts]
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Token ids of any byte string.
+
+        Raises:
+            RowError: this tokenizer cannot express `data`.
+        """
+        return _ids_or_raise(self.encode_many_bytes([data])[0])
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`.
+
+        Raises:
+            RowError: code "invalid_text" for a lone surrogate, "unencodable_text" where the vocabulary lacks a byte.
+        """
+        return _ids_or_raise(self.encode_many([text])[0])
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """The bytes of `ids`; an id without bytes (0, undefined, out of range) adds nothing."""
+        get = self._tokens.get
+        return b"".join([get(token_id, b"") for token_id in ids])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    @cached_property
+    def token_bytes(self) -> list[bytes | None]:
+        """Bytes by id, from 0 to `max_token_id`; None for an id without bytes, which is never to be sampled."""
+        return [self._tokens.get(token_id) for token_id in range(self.max_token_id + 1)]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of what decides which ids a text gets."""
+        parts = [b"%d %d %b" % (token_id, len(token), token) for token_id, token in sorted(self._tokens.items())]
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+class BytesTokenizer(Tokenizer):
+    """One id for each byte: its value plus 1. Id 0 is the end of text."""
+
+    def __init__(self) -> None:
+        super().__init__("bytes", {byte + 1: bytes([byte]) for byte in range(256)}, max_token_id=256)
+
+    def encode_many_bytes(self, data: Sequence[bytes]) -> list[np.ndarray | RowError]:
+        return [np.frombuffer(one, np.uint8).astype(np.int32) + 1 for one in data]
+
+
+class RwkvTokenizer(Tokenizer):
+    """Greedy longest match with a vocabulary file in RWKV's format.
+
+    Native code encodes where there is a compiler, and Python where there is none, with the same results.
+
+    Raises:
+        ConfigurationError: see `read_vocabulary`.
+    """
+
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        tokens = read_vocabulary(path)
+        super().__init__(name or path.name, tokens, max(tokens))
+
+    def encode_many_bytes(self, data: Sequence[bytes]) -> list[np.ndarray | RowError]:
+        trie = self._trie
+        if isinstance(trie, ByteTrie):
+            return [_encode_in_python(trie, one) for one in data]
+        ids, offsets, positions = trie.encode(data)
+        encoded: list[np.ndarray | RowError] = [ids[a:b] for a, b in pairwise(offsets.tolist())]
+        for i in np.flatnonzero(positions >= 0).tolist():
+            encoded[i] = unmatched(data[i], int(positions[i]))
+        return encoded
+
+    @cached_property
+    def _trie(self) -> GreedyTrie | ByteTrie:
+        return ByteTrie(self._tokens) if unavailable() else GreedyTrie(self._tokens)
+
+
+def _encode_in_python(trie: ByteTrie, data: bytes) -> np.ndarray | RowError:
+    try:
+        return np.array(trie.encode(data), np.int32)
+    except RowError as error:
+        return error
+
+
+def _ids_or_raise(encoded: np.ndarray | RowError) -> list[int]:
+    if isinstance(encoded, RowError):
+        raise encoded
+    return encoded.tolist()
+
+
+def _lone_surrogate(error: UnicodeEncodeError) -> RowError:
+    code_point = ord(error.object[error.start])
+    message = f"the text has a lone surrogate, U+{code_point:04X}, at character {error.start}; UTF-8 cannot express it"
+    return RowError("invalid_text", message)

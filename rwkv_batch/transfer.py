@@ -1,0 +1,89 @@
+"""Copies between the host and a device: asynchronous on a CUDA device, which needs pinned host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 16
+
+
+class Uploader:
+    """Sends numbers from the host to one device, many arrays in one transfer.
+
+    On a CUDA device a transfer takes its turn in the current stream, and the host does not wait for it.
+
+    Attributes:
+        num_transfers: transfers so far.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.num_transfers = 0
+
+    def send(self, *arrays: np.ndarray) -> list[Tensor]:
+        """The arrays as tensors on the device, in one transfer. On a CPU a tensor shares its array's memory."""
+        self.num_transfers += 1
+        if self.device.type == "cpu":
+            return [torch.from_numpy(array) for array in arrays]
+        starts, end = [], 0
+        for array in arrays:
+            starts.append(end)
+            end += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+        packed = np.empty(end, np.uint8)
+        for start, array in zip(starts, arrays, strict=True):
+            packed[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        sent = upload(packed, torch.uint8, self.device)
+        return [
+            sent[start : start + array.nbytes].view(_TORCH_DTYPES[array.dtype.name]).view(array.shape)
+            for start, array in zip(starts, arrays, strict=True)
+        ]
+
+
+_TORCH_DTYPES = {
+    "bool": torch.bool,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+
+
+def upload(values: Sequence[float] | np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of these values on the device. On a CUDA device the copy takes its turn in the queue."""
+    host = torch.as_tensor(values, dtype=dtype)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+
+
+def pinned_bytes(num_bytes: int, device: torch.device) -> int:
+    """Host memory that a buffer of this size takes, for copies from and to `device`.
+
+    For a CUDA device the buffer is pinned, and torch's allocator of pinned memory rounds sizes up to a power of two.
+    """
+    return 1 << (num_bytes - 1).bit_length() if device.type == "cuda" and num_bytes else num_bytes
+
+
+class HostCopy:
+    """Copies a tensor to the host without waiting for it.
+
+    The copy is part of the device's queue: it holds what the tensor holds once all work launched so far is done.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._tensor = tensor
+        if tensor.is_cuda:
+            self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._tensor.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record(torch.cuda.current_stream(tensor.device))
+
+    def read(self) -> Tensor:
+        """The tensor, on the host; waits for it."""
+        if self._event is not None:
+            self._event.synchronize()
+            self._event = None
+        return self._tensor

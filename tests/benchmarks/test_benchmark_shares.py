@@ -1,0 +1,70 @@
+"""Bare products, shares of a peak, and every version's rehearsal."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT))  # benchmarks are not installed
+
+from benchmarks.bare_products import BareProducts, Matrix, matrices, operations  # noqa: E402
+from benchmarks.peak_shares import Work, share_rows  # noqa: E402
+from benchmarks.versions import VERSIONS  # noqa: E402
+from benchmarks.workloads import Point  # noqa: E402
+from rwkv_batch.measure.bench import BenchModel  # noqa: E402
+from rwkv_batch.measure.variants import Variant  # noqa: E402
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_matrices_are_those_that_the_model_holds(checkpoint_file, version):
+    """By the definition: kernels may store more than there is, to fill their tiles."""
+    path = checkpoint_file(version)
+    found = matrices(path)
+    model = BenchModel(path, [1], Variant("float32"), device="cpu", backend="reference").model
+    assert operations(found, with_head=True) == 2 * model.matrix_bytes / 4
+    assert found[-1] == Matrix("head.weight", 97, 128)
+    assert operations(found, with_head=True) - operations(found, with_head=False) == 2 * 97 * 128
+
+
+def test_factors_are_stored_the_other_way_round(checkpoint_file):
+    found = {matrix.name: matrix for matrix in matrices(checkpoint_file("6.0"))}
+    assert found["blocks.0.ffn.key.weight"][1:] == (256, 128)
+    assert found["blocks.0.att.time_decay_w1"][1:] == (48, 128)
+    assert found["blocks.0.att.time_maa_w2"][1:] == (128, 32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bare_products_run(dtype):
+    products = BareProducts([Matrix("a", 32, 16), Matrix("b", 16, 32)], dtype, 3)
+    assert products.seconds() > 0
+    for multiply, x in products._products:
+        assert multiply(x).shape == (3, 48 - x.shape[1])
+        assert multiply(x).dtype == getattr(torch, dtype)
+
+
+def test_shares_of_the_best_peak():
+    work = Work("bfloat16", token_operations=2 * 10**9, head_operations=10**9, matrix_bytes=10**9, state_bytes=10**8)
+    rates = {"ours": {Point("decode", 5): [10.0, 30.0, 20.0], Point("prefill", 1): [40.0], Point("ragged", 5): [40.0]}}
+    peaks = [{"bfloat16": 60.0, "float32": 1.0, "copy": 10.0}, {"bfloat16": 120.0, "float32": 2.0, "copy": 16.0}]
+    # 20 tokens/s are 60 Gop/s, and 4 steps/s of 1 GB of weights and 1 GB of states.
+    expected = [["ours", "decode B=5", "50%", "50%"], ["ours", "prefill B=1", "67%", ""]]
+    assert share_rows(rates, {"ours": work}, peaks) == expected
+    slow = [{"bfloat16": 1.0, "float32": 120.0, "copy": 16.0}]
+    assert share_rows(rates, {"ours": work}, slow) == expected
+
+
+def test_versions_rehearse(tmp_path):
+    out = tmp_path / "result.json"
+    command = [sys.executable, "-m", "benchmarks.versions", "--quick", "--rounds", "1", "--batch-size", "2"]
+    command += ["--variants", "float32", "--threads", "1", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert {f"{version} float32" for version in VERSIONS} < set(result)
+    assert all(result[f"{version} float32"]["share"] > 0 for version in VERSIONS)

@@ -1,0 +1,30 @@
+"""The real command with the fake engine: python fake_run.py JOB.yaml …; prints its peak memory when it ends.
+
+Whatever started it, it finds the default action of every signal, and SIGHUP ignored where FAKE_NOHUP is set.
+"""
+
+import os
+import signal
+import sys
+import time
+
+import fake_llm
+
+sys.modules["rwkv_batch.llm"] = fake_llm
+
+from rwkv_batch.job.output.storage import LocalStorage  # noqa: E402
+from rwkv_batch.job.stopping import SIGNALS  # noqa: E402
+from rwkv_batch.run import main  # noqa: E402
+
+for number in SIGNALS:
+    signal.signal(number, signal.SIG_DFL)
+if "FAKE_NOHUP" in os.environ:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+if "STUCK_DISK" in os.environ:
+    LocalStorage._write = lambda *_: time.sleep(3600)
+
+if __name__ == "__main__":
+    code = main()
+    with open("/proc/self/status") as file:
+        print(next(line for line in file if line.startswith("VmHWM")))
+    sys.exit(code)

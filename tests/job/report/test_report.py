@@ -1,0 +1,384 @@
+"""What a run tells people and machines: progress, metrics, log, report."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fake_llm
+import numpy
+import pyarrow as pa
+import pytest
+
+from rwkv_batch import cli
+from rwkv_batch.job.output.storage import LocalStorage
+from rwkv_batch.job.output.writer import Counts
+from rwkv_batch.job.plan import Shard
+from rwkv_batch.job.report import page as html
+from rwkv_batch.job.report import progress
+from rwkv_batch.job.report import scores as scores_of_jobs
+from rwkv_batch.job.report.events import EventLog, read_events
+from rwkv_batch.job.report.history import Run, serving_seconds, timeline
+from rwkv_batch.job.report.progress import Progress, RunStatus
+from rwkv_batch.job.report.scores import ScoreSummary
+
+from ..conftest import Job
+
+
+@pytest.fixture
+def mixed(job: Job) -> Job:
+    """28 good rows of two samples, two bad ones."""
+    prompts: list[str | None] = [f"secret {i}" for i in range(30)]
+    prompts[3] = prompts[21] = None
+    return job.input(prompt=prompts).set(sampling__n=2)
+
+
+def report_of(job: Job) -> dict[str, Any]:
+    return json.loads((job.state / "report.json").read_text())
+
+
+def test_report_counts_what_the_parts_hold(mixed: Job) -> None:
+    assert mixed.run() == 3
+    report, rows = report_of(mixed), mixed.rows()
+    assert report["rows"] == {"ok": 56, "error": 2}
+    assert report["errors"] == {"null_prompt": 2}
+    reasons = [row["finish_reason"] for row in rows]
+    assert report["finish_reasons"] == {reason: reasons.count(reason) for reason in set(reasons)}
+    assert report["tokens"]["completion_tokens"] == sum(row["completion_tokens"] or 0 for row in rows)
+    assert report["tokens"]["prompt_tokens"] == sum(row["prompt_tokens"] or 0 for row in rows) // 2
+    assert sum(report["length_histograms"]["prompt_tokens"].values()) == 28
+    assert report["length_histograms"]["prompt_tokens"] == {"8-15": 28}
+    assert (report["complete"], report["parts"]) == (True, {"published": 3, "planned": 3})
+    (run,) = report["runs"]
+    assert run["model"]["backends"] == [{"op": "wkv7", "backend": "cpu", "not_used": []}]
+    assert run["config"]["sampling"]["n"] == 2
+    assert {"host", "cpus", "python"} <= set(run["machine"])
+    assert run["outcome"] == "finished"
+    assert (run["rows"], run["completion_tokens"]) == (30, report["tokens"]["completion_tokens"])
+
+
+def test_report_says_what_sharing_saved_and_how_full_the_slots_were(
+    mixed: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two runs: what each saved is added up; the mean share of slots is over the steps of both."""
+    prompts: list[str | None] = [f"prompt {i:02}" for i in range(30)]
+    prompts[22] = "explode"
+    assert mixed.input(prompt=prompts).run() == 1
+    original, fake_llm.Serving._complete = fake_llm.Serving._complete, complete_all
+    try:
+        assert mixed.run() == 0
+    finally:
+        fake_llm.Serving._complete = original
+    report = report_of(mixed)
+    runs = report["runs"]
+    computed = runs[0]["tokens_computed"]
+    assert computed > 0 and computed % len("prompt 00") == 0
+    assert [runs[0][name] for name in ("tokens_requested", "seconds_saved_estimate")] == [2 * computed, computed]
+    assert report["prefixes"] == {
+        "tokens_requested": 2 * computed,
+        "tokens_computed": computed,
+        "seconds_saved_estimate": computed,
+    }
+    courses = [run["occupancy"]["course"] for run in runs]
+    assert runs[0]["occupancy"]["steps_per_bucket"] == 1 and [len(course) for course in courses] == [
+        run["steps"] for run in runs
+    ]
+    every_step = [share for course in courses for share in course]
+    assert report["utilisation"]["slots"] == pytest.approx(sum(every_step) / len(every_step), abs=1e-4)
+    assert report["utilisation"]["step_tokens"] == 0.25
+    out = capsys.readouterr().out
+    assert f"shared  {2 * computed:,} prompt tokens, {computed:,} of them computed (2.0 times fewer)" in out
+    assert f"slots in use {report['utilisation']['slots']:.1%}, tokens 25.0% of" in out
+    assert "seconds_saved_estimate" in (mixed.state / "report.html").read_text()
+
+
+def test_report_of_a_score_job(job: Job) -> None:
+    job.settings["task"] = "score"
+    assert job.input(context=["a", "b"], choices=[["x"], ["y", "z"]]).run() == 0
+    assert report_of(job)["length_histograms"] == {"num_tokens": {"2-3": 3}}
+
+
+def test_report_covers_all_runs(job: Job) -> None:
+    prompts = [f"prompt {i}" for i in range(30)]
+    prompts[22] = "explode"
+    job.input(prompt=prompts)
+    assert job.run() == 1
+    original, fake_llm.Serving._complete = fake_llm.Serving._complete, complete_all
+    try:
+        assert job.run() == 0
+    finally:
+        fake_llm.Serving._complete = original
+    failed, finished = report_of(job)["runs"]
+    assert failed["outcome"] == "RuntimeError: the engine exploded"
+    assert finished["outcome"] == "finished"
+    assert failed["rows"] + finished["rows"] == 30
+
+
+def complete_all(self: fake_llm.Serving, row: Any) -> None:
+    row.completions += [self._sampled(row.row, request) for request in row.requests]
+
+
+def test_the_page_is_one_file_with_charts(mixed: Job) -> None:
+    assert mixed.run() == 3
+    page = (mixed.state / "report.html").read_text()
+    assert "<script" not in page and "http" not in page
+    charts = re.findall(r"<svg.*?</svg>", page)
+    titles = [ElementTree.fromstring(chart).find("text").text for chart in charts]  # type: ignore[union-attr]
+    assert titles == [
+        "tokens per second",
+        "slots in use, share",
+        "prompt tokens",
+        "completion tokens",
+        "finish reasons",
+        "errors",
+    ]
+
+
+def test_the_page_escapes_what_it_shows() -> None:
+    chart = html.bar_chart("<title>", {"<script>": 3})
+    assert "<script>" not in chart and "<title>" not in chart
+    assert "<b>" not in html._table({"<b>": ["<b>", {"x": "<b>"}]})
+
+
+def test_no_prompt_is_written_outside_the_parts(mixed: Job, capfd: pytest.CaptureFixture[str]) -> None:
+    assert mixed.run("--verbose") == 3
+    for path in (path for path in mixed.state.rglob("*") if path.is_file()):
+        assert b"secret" not in path.read_bytes(), path
+    assert "secret" not in "".join(capfd.readouterr())
+
+
+def test_timeline_sums_runs_over_time() -> None:
+    def run(start: float, tokens: int) -> list[dict[str, float]]:
+        return [
+            {"time": start, "prompt_tokens": 0, "completion_tokens": 0, "slots_in_use": 2, "slots": 4},
+            {"time": start + 60, "prompt_tokens": 0, "completion_tokens": tokens, "slots_in_use": 2, "slots": 4},
+        ]
+
+    found = timeline([run(0, 600), run(60, 1200), [run(0, 9)[0]]])
+    assert found["seconds"][0] == 0.5 and found["seconds"][-1] == 119.5
+    assert found["completion_tokens"] == pytest.approx([10] * 60 + [20] * 60)
+    assert found["slots_in_use"] == pytest.approx([2] * 120)
+    assert timeline([])["slots"] == []
+
+
+def test_metrics(mixed: Job) -> None:
+    assert mixed.run() == 3
+    lines = (mixed.state / "metrics.prom").read_text().splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert values['rwkv_batch_rows_done{shard="0/1"}'] == "30"
+    assert values['rwkv_batch_rows_committed{shard="0/1"}'] == "30"
+    assert values['rwkv_batch_errors{shard="0/1"}'] == "2"
+    assert values['rwkv_batch_slots{shard="0/1"}'] == "8"
+
+
+def test_a_line_says_everything() -> None:
+    before = RunStatus(seconds=70, prompt_tokens=1000, completion_tokens=500)
+    now = RunStatus(
+        seconds=100,
+        rows_total=5000,
+        rows_resumed=1000,
+        rows_done=2000,
+        rows_committed=1900,
+        errors=7,
+        slots_in_use=318,
+        slots=320,
+        prompt_tokens=301_000,
+        completion_tokens=90_500,
+    )
+    assert progress.describe(now, before) == (
+        "errors 7 | slots 318/320 | prompt 10,000 tok/s | completion 3,000 tok/s | eta 5m00s | committed 1,900"
+    )
+    assert "eta ?" in progress.describe(RunStatus(), RunStatus())
+
+
+class Clock:
+    """Stands in for the module `time` and for the event that ends the watching: to wait takes no time.
+
+    Args:
+        ends_at: the second at which the watching ends.
+        at_tick: called at each wait with the time it brings.
+    """
+
+    def __init__(self, ends_at: float, at_tick: Callable[[float], object] = lambda now: None) -> None:
+        self.now, self._ends_at, self._at_tick = 0.0, ends_at, at_tick
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def strftime(self, _: str) -> str:
+        return f"{self.now:.0f} s"
+
+    def wait(self, seconds: float) -> bool:
+        self.now += seconds
+        self._at_tick(self.now)
+        return self.now >= self._ends_at
+
+    def set(self) -> None:
+        pass
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, counts: Counts, clock: Clock) -> list[tuple[str, Any]]:
+    """Watch a job of 40 rows until the clock says that it has ended. Returns the events."""
+    monkeypatch.setattr(progress, "time", clock)
+    events: list[tuple[str, Any]] = []
+    log = lambda event, **fields: events.append((event, fields))  # noqa: E731
+    watching = Progress(40, counts, fake_llm.Stats, log, lambda text: None, Shard())
+    watching._ending = clock  # type: ignore[assignment]
+    with watching:
+        pass
+    return events
+
+
+def test_lines_come_at_their_interval(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every 30 s, and one at the end."""
+    events = watch(monkeypatch, Counts(done=10), Clock(ends_at=100))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" rows")[0] for line in lines] == ["30 s", "60 s", "90 s", "100 s"]
+    assert all("rows 10/40 (25.0%) | errors 0 | slots 0/8" in line for line in lines)
+    assert len(events) > 10
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    watch(monkeypatch, Counts(done=10), Clock(ends_at=1))
+    assert re.search(r"25%.*10/40.*slots 0/8", capsys.readouterr().err)
+
+
+def test_an_engine_that_hangs_ends_the_process(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(progress.os, "_exit", codes.append)
+    events = watch(monkeypatch, Counts(), Clock(ends_at=progress.STALL_SECONDS + 2))
+    assert codes == [1]
+    assert ("failure", "Stall") in [(event, fields.get("type")) for event, fields in events]
+    assert "made no step for 1801 s" in caplog.text
+
+
+def test_an_engine_at_work_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows are committed, though rarely."""
+    codes: list[int] = []
+    monkeypatch.setattr(progress.os, "_exit", codes.append)
+    counts = Counts()
+
+    def commit(now: float) -> None:
+        counts.committed = int(now // (progress.STALL_SECONDS - 10))
+
+    watch(monkeypatch, counts, Clock(4 * progress.STALL_SECONDS, commit))
+    assert counts.committed == 4
+    assert not codes
+
+
+def test_a_log_survives_a_full_disk_and_a_torn_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = EventLog(str(tmp_path / "log.jsonl"), shard="0/1")
+    log("one", value=1)
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"event": "to')
+    events = list(read_events(LocalStorage(str(tmp_path)), str(tmp_path)))
+    assert [event["event"] for event in events] == ["one"]
+    broken = EventLog(str(tmp_path / "nowhere" / "log.jsonl"))
+    broken("one")
+    broken("two")
+    assert caplog.text.count("no more events are logged") == 1
+
+
+def test_the_report_command(mixed: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mixed.run() == 3
+    before = report_of(mixed)
+    (mixed.state / "report.json").unlink()
+    capsys.readouterr()
+    for path in (mixed.output, mixed.state, f"{mixed.output}/"):
+        assert cli.main(["report", str(path), "--show", "2"]) == 0
+        out = capsys.readouterr().out
+        assert "3 of 3 parts, 58 rows" in out and "errors  null_prompt 2" in out
+        assert out.count("prompt: secret 0") == 2 and "secret 1" not in out
+    assert report_of(mixed) == before
+    assert cli.main(["report", str(mixed.folder)]) == 2
+    assert "expected a job's output folder" in capsys.readouterr().err
+
+
+def test_the_report_of_a_state_folder_elsewhere(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job.set(run__state_dir=str(job.folder / "states" / "one")).run() == 0
+    assert cli.main(["report", str(job.folder / "states" / "one")]) == 0
+    assert f"{job.output}: 3 of 3 parts" in capsys.readouterr().out
+
+
+def test_runs_at_the_same_time_count_once() -> None:
+    """Two shards side by side for 10 s, one of them inside the other, and a later run of 5 s."""
+    spans = [(100.0, 110.0), (102.0, 105.0), (104.0, 112.0), (200.0, 205.0)]
+    runs = [Run("0/1", start, samples=[{"time": end, "seconds": end - start}]) for start, end in spans]
+    assert serving_seconds([*runs, Run("0/1", 300.0)]) == 17.0
+
+
+def answers(job: Job, **settings: Any) -> dict[str, Any]:
+    """The scores in the report of a score job."""
+    job.settings["task"] = "score"
+    assert job.set(**settings).run() == 0
+    return report_of(job)["scores"]
+
+
+def test_accuracy_is_counted_where_the_answer_is_known(job: Job) -> None:
+    choices = [["a", "some longer text", "bb"][: 2 + i % 2] for i in range(40)]
+    answer = [[0, 1, 2, None, -1][i % 5] for i in range(40)]
+    job.input(context=[f"c{i}" for i in range(40)], choices=choices, answer=answer)
+    scores = answers(job)
+    right, right_norm = [], []
+    for row in job.rows():
+        if row["answer"] is None or not 0 <= row["answer"] < len(row["choices"]):
+            continue
+        per_byte = [p / len(text) for p, text in zip(row["logprob"], row["choices"], strict=True)]
+        right.append(row["best_choice"] == row["answer"])
+        right_norm.append(per_byte.index(max(per_byte)) == row["answer"])
+    for name, values in (("accuracy", right), ("accuracy_norm", right_norm)):
+        share = sum(values) / len(values)
+        assert scores[name]["value"] == pytest.approx(share)
+        assert scores[name]["stderr"] == pytest.approx((share * (1 - share) / len(values)) ** 0.5, rel=0.15)
+    assert f"accuracy {scores['accuracy']['value']:.4f} ±" in (job.state / "report.html").read_text().replace(
+        "</th><td>", " "
+    )
+
+
+def test_bits_per_byte_and_perplexity(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    texts: list[str | None] = [f"text {i} é" * (1 + i % 3) for i in range(20)]
+    scores = answers(job.input(context=["c"] * 20, continuation=texts))
+    rows = job.rows()
+    total = -sum(row["logprob"] for row in rows)
+    num_bytes = sum(len(row["continuation"].encode()) for row in rows)
+    assert scores["bits_per_byte"]["value"] == pytest.approx(total / num_bytes / math.log(2))
+    assert scores["token_perplexity"]["value"] == pytest.approx(
+        math.exp(total / sum(row["num_tokens"] for row in rows))
+    )
+    assert scores["accuracy"]["value"] == sum(row["is_greedy"] for row in rows) / 20
+    assert 0 < scores["bits_per_byte"]["stderr"] < scores["bits_per_byte"]["value"]
+    assert "bits_per_byte" in capsys.readouterr().out
+
+
+def test_scores_need_the_columns_that_the_output_repeats(job: Job) -> None:
+    job.input(context=["c"] * 4, choices=[["a", "b"]] * 4, answer=[0, 1, 0, 1])
+    assert answers(job, output__input_columns=["answer"]).keys() == {"accuracy"}
+
+
+def test_a_column_called_answer_may_be_something_else(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    job.input(context=["c"], choices=[["a", "b"]], answer=["b"])
+    assert answers(job) == {}
+    assert job.set(output__path=str(job.folder / "other"), input__columns={"answer": "answer"}).run() == 2
+    assert "column 'answer' is string, expected int, the index of the right choice" in capsys.readouterr().err
+
+
+def test_many_rows_are_resampled_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores_of_jobs, "GROUPS", 50)
+    summary = ScoreSummary({})
+    random = numpy.random.default_rng(0)
+    values = -random.exponential(size=2000)
+    for part in numpy.split(values, 4):
+        columns = {"logprob": part, "num_tokens": numpy.ones(500, int), "is_greedy": part > -1}
+        summary.add(pa.RecordBatch.from_pydict({name: pa.array(column) for name, column in columns.items()}))
+    metrics = summary.metrics()
+    share = (values > -1).mean()
+    assert metrics["accuracy"]["value"] == pytest.approx(share)
+    assert metrics["accuracy"]["stderr"] == pytest.approx((share * (1 - share) / 2000) ** 0.5, rel=0.35)
+    assert metrics["token_perplexity"]["value"] == pytest.approx(math.exp(-values.mean()))

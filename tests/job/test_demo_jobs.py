@@ -1,0 +1,113 @@
+"""The example jobs as a user runs them, with the bundled model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from rwkv_batch import LLM
+from rwkv_batch.job.config import load_job
+from rwkv_batch.run import main
+
+ROOT = Path(__file__).parent.parent.parent
+
+pytestmark = pytest.mark.usefixtures("real_engine")
+
+
+@pytest.fixture(autouse=True)
+def in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def run(name: str, output: Path, *arguments: str) -> list[dict]:
+    assert main([f"jobs/{name}.yaml", "-o", f"output.path={output}", *arguments]) == 0
+    return [row for path in sorted(output.iterdir()) for row in pq.read_table(path).to_pylist()]
+
+
+def test_demo(tmp_path: Path) -> None:
+    rows = run("demo", tmp_path / "out", "--limit", "6", "-o", "sampling.max_tokens=4")
+    assert len(rows) == 6
+    assert all(row["status"] == "ok" and 0 < row["completion_tokens"] <= 4 for row in rows)
+
+
+def test_eval_takes_temperature_from_its_rows(tmp_path: Path) -> None:
+    arguments = ("--limit", "8", "-o", "sampling.max_tokens=6", "-o", "sampling.temperature=0.9")
+    first = run("eval", tmp_path / "a", *arguments)
+    other = run("eval", tmp_path / "b", *arguments, "-o", "sampling.seed=1")
+    assert len(first) == 8
+    greedy = [i for i, row in enumerate(first) if row["temperature"] == 0.0]
+    assert greedy and [first[i]["completion"] for i in greedy] == [other[i]["completion"] for i in greedy]
+    assert [row["completion"] for row in first] != [row["completion"] for row in other]
+
+
+def test_score(tmp_path: Path) -> None:
+    rows = run("score", tmp_path / "out", "--limit", "5")
+    assert set(rows[0]) >= {"id", "choices", "answer", "logprob", "is_greedy", "num_tokens", "best_choice"}
+    assert "context" not in rows[0]
+    for row in rows:
+        assert row["num_tokens"] == [len(choice.encode()) for choice in row["choices"]]
+        assert row["best_choice"] == max(range(4), key=lambda i: row["logprob"][i])
+
+
+def test_score_with_token_0_before_each_context(tmp_path: Path) -> None:
+    settings = ("model.dtype=float32", "score.add_bos_token=true", "output.logprobs=true")
+    rows = run("score", tmp_path / "out", "--limit", "3", *(argument for one in settings for argument in ("-o", one)))
+    contexts = pq.read_table("jobs/data/score_questions.parquet")["context"].to_pylist()
+    pairs = [(context, row["choices"]) for context, row in zip(contexts, rows, strict=False)]
+    for row, scores in zip(rows, LLM("demo", dtype="float32").score(pairs, add_bos_token=True), strict=True):
+        assert row["logprob"] == pytest.approx([score.logprob for score in scores], abs=1e-2)
+        assert [len(values) for values in row["token_logprobs"]] == row["num_tokens"]
+    scores = json.loads((tmp_path / "out.rwkv_batch" / "report.json").read_text())["scores"]
+    right = [row["best_choice"] == row["answer"] for row in rows]
+    assert scores["accuracy"]["value"] == pytest.approx(sum(right) / 3)
+    assert scores.keys() == {"accuracy", "accuracy_norm"}
+
+
+def test_eval_yaml_shows_every_setting() -> None:
+    shown = yaml.safe_load((ROOT / "jobs" / "eval.yaml").read_text())
+    settings = load_job(str(ROOT / "jobs" / "eval.yaml")).model_dump(exclude={"sampling"})
+    for section, values in settings.items():
+        if isinstance(values, dict):
+            assert list(shown[section]) == list(values), section
+
+
+KILLED_JOB = """
+import os, signal, sys
+from rwkv_batch.data.commit import JobFiles
+from rwkv_batch.run import main
+
+commit = JobFiles.commit
+
+def commit_and_die(*arguments):
+    commit(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+JobFiles.commit = commit_and_die
+main()
+"""
+"""Kills itself when it has committed rows for the first time."""
+
+
+def test_a_killed_job_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
+    settings = (
+        "output.rows_per_part=50",
+        "output.flush_seconds=0.05",
+        "sampling.max_tokens=32",
+    )
+    arguments = ["--limit", "120", *(argument for setting in settings for argument in ("-o", setting))]
+    run("eval", tmp_path / "whole", *arguments)
+    command = [sys.executable, "-c", KILLED_JOB, "jobs/eval.yaml", "-o", f"output.path={tmp_path}/killed", *arguments]
+    killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len([*tmp_path.glob("killed.rwkv_batch/unit-*/*.seg")]) == 1
+    run("eval", tmp_path / "killed", *arguments)
+    for path in (tmp_path / "whole").iterdir():
+        assert pq.read_table(path).equals(pq.read_table(tmp_path / "killed" / path.name)), path.name

@@ -1,0 +1,245 @@
+"""Starting a job again: what is kept, what is refused, and what a refusal says."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import fake_llm
+import pyarrow.parquet as pq
+import pytest
+
+from rwkv_batch import cli
+from rwkv_batch.job.state import JOB_KEYS
+
+from .conftest import Job
+
+
+def failing_job(job: Job, row: int = 22) -> Job:
+    """Its engine fails at one row; rows that finish before are committed."""
+    prompts = [f"prompt {i}" for i in range(30)]
+    prompts[row] = "explode"
+    return job.input(id=[f"row-{i}" for i in range(30)], prompt=prompts)
+
+
+def test_an_engine_failure_ends_the_run_and_keeps_what_was_finished(
+    job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing_job(job)
+    assert job.run() == 1
+    message = capsys.readouterr().err
+    assert "RuntimeError: the engine exploded" in message
+    assert "start the same command again" in message
+    assert "Traceback" not in message
+    log = (job.state / "log.jsonl").read_text()
+    assert "Traceback" in log and "prompt 1" not in log
+    served: list[int] = []
+
+    def complete(self: Any, row: Any) -> None:
+        served.append(row.row.row)
+        row.completions += [self._sampled(row.row, request) for request in row.requests]
+
+    monkeypatch.setattr(fake_llm.Serving, "_complete", complete)
+    assert job.run() == 0
+    assert 22 in served and len(served) < 16
+    assert [row["id"] for row in job.rows()] == [f"row-{i}" for i in range(30)]
+    assert (job.state / "_SUCCESS.json").exists()
+
+
+def test_a_finished_job_loads_no_model(job: Job) -> None:
+    assert job.run() == 0
+    parts = job.parts()
+    fake_llm.LLM.loaded = 0
+    assert job.run() == 0
+    assert (fake_llm.LLM.loaded, job.parts()) == (0, parts)
+
+
+@pytest.mark.parametrize("damage", ["removed", "torn", "foreign"])
+def test_a_lost_part_is_made_again(job: Job, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert job.run() == 0
+    parts = job.parts()
+    path = job.output / "part-00001-of-00003.parquet"
+    if damage == "removed":
+        path.unlink()
+    elif damage == "torn":
+        path.write_bytes(path.read_bytes()[:500])
+    else:
+        table = pq.read_table(path)
+        pq.write_table(table.replace_schema_metadata({b"rwkv_batch.fingerprint": b"other"}), path)
+    assert job.run() == 0
+    assert job.parts() == parts
+    is_damaged = damage == "torn"
+    assert (f"{path} cannot be read and is ignored" in caplog.text) == is_damaged
+    assert (str(path) in (job.state / "report.json").read_text()) == is_damaged
+
+
+def test_a_job_that_lost_a_part_is_no_success_until_it_is_made_again(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert job.run() == 0
+    (job.output / "part-00001-of-00003.parquet").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_llm.Serving, "_complete", lambda *_: 1 / 0)
+        assert job.run() == 1
+    assert not (job.state / "_SUCCESS.json").exists()
+    assert job.run() == 0
+    assert (job.state / "_SUCCESS.json").exists()
+
+
+def changed(job: Job, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    parts = job.parts()
+    fake_llm.LLM.loaded = 0
+    assert job.run(*arguments) == 4
+    assert (fake_llm.LLM.loaded, job.parts()) == (0, parts)
+    assert job.run(*arguments, "--dry-run") == 4
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "difference"),
+    [
+        ("sampling.temperature=0.5", "sampling.temperature: 1 when it was started, 0.5 now"),
+        ("sampling.seed=3", "sampling.seed: 0 when it was started, 3 now"),
+        ("sampling.stop=[x]", 'sampling.stop: null when it was started, ["x"] now'),
+        ("model.dtype=bfloat16", 'model.dtype: "float32" when it was started, "bfloat16" now'),
+        ("model.path=other", "model.fingerprint: "),
+        ("model.quantization=int8", 'model.quantization: null when it was started, "int8" now'),
+        ("model.tokenizer=null", "model.tokenizer: "),
+        ("input.template='{{ prompt }}!'", "input.template: null"),
+        ("input.max_prompt_tokens=99", "input.max_prompt_tokens: null when it was started, 99 now"),
+        ("input.columns.prompt=id", 'input.columns.prompt: "prompt" when it was started, "id" now'),
+        ("output.token_ids=true", "output.columns: "),
+        ("output.logprobs=true", "output.columns: "),
+        ("model.init_state=other.pth", "model.fingerprint: "),
+        ("output.input_columns=none", "output.columns: "),
+        ("output.rows_per_part=7", "output.rows_per_part: 10 when it was started, 7 now"),
+        ("input.limit=20", "input.limit: null when it was started, 20 now"),
+        ("engine.batch_invariant=false", "engine.batch_invariant: true when it was started, false now"),
+    ],
+)
+def test_settings_that_change_results_are_refused(
+    job: Job, capsys: pytest.CaptureFixture[str], override: str, difference: str
+) -> None:
+    if override == "model.tokenizer=null":
+        job.input(prompt_token_ids=[[1], [2]])
+    assert job.run() == 0
+    message = changed(job, capsys, "-o", override)
+    assert difference in message
+    assert f"rm -r {job.output} {job.state}" in message
+
+
+def test_the_command_to_start_over_is_safe_to_paste(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    job.set(output__path=str(job.folder / "my results"))
+    assert job.run() == 0
+    assert f"rm -r '{job.output}' '{job.state}'" in changed(job, capsys, "-o", "sampling.seed=3")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"settings": {'])
+def test_a_damaged_job_file_is_refused(job: Job, capsys: pytest.CaptureFixture[str], content: str) -> None:
+    assert job.run() == 0
+    (job.state / "job.json").write_text(content)
+    assert f"{job.state}/job.json is damaged, expected a JSON object with settings" in changed(job, capsys)
+    for path in (job.output, job.state):
+        assert cli.main(["report", str(path)]) == 2
+        assert f"{job.state}/job.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [(key, value) for key in JOB_KEYS for value in (None, 0, "x", [], {}, [0], [{}], {"a": 0}, ...)],
+)
+def test_a_job_file_with_values_of_other_kinds_is_refused(
+    job: Job, capsys: pytest.CaptureFixture[str], key: str, value: Any
+) -> None:
+    """Never a traceback, and never a part that is made again because the fingerprint is gone."""
+    assert job.run() == 0
+    parts = job.parts()
+    document = json.loads((job.state / "job.json").read_text())
+    del document[key]
+    (job.state / "job.json").write_text(json.dumps(document if value is ... else {**document, key: value}))
+    assert str(job.state / "job.json" if (key, value) != ("input", []) else "the input changed") in changed(job, capsys)
+    assert job.parts() == parts
+
+
+def test_the_job_file_keeps_letters_as_they_are(job: Job) -> None:
+    assert job.set(input__template="Grüße, {{ prompt }}").run() == 0
+    assert '"input.template": "Grüße, {{ prompt }}"' in (job.state / "job.json").read_text(encoding="utf-8")
+
+
+def test_all_differences_are_printed(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job.run() == 0
+    message = changed(job, capsys, "-o", "sampling.seed=3", "-o", "sampling.top_k=3", "--limit", "5")
+    assert all(name in message for name in ("sampling.seed", "sampling.top_k", "input.limit"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "engine.max_batch_size=3",
+        "engine.max_batch_tokens=100",
+        "engine.device=cuda",
+        "engine.backend=reference",
+        "engine.prefix_sharing=false",
+        "engine.prefix_host_gib=0",
+        "output.flush_seconds=1",
+        "model.dtype=float32",
+        "sampling.temperature=1",
+        "run.on_row_error=stop",
+    ],
+)
+def test_settings_that_change_no_results_are_not(job: Job, override: str) -> None:
+    assert job.run() == 0
+    assert job.run("-o", override) == 0
+
+
+def test_a_limited_trial_does_not_mix_with_the_full_run(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job.run("--limit", "10") == 0
+    assert "input.limit: 10 when it was started, null now" in changed(job, capsys)
+
+
+def test_a_changed_input_is_named(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job.run() == 0
+    prompts = [f"prompt {i}" for i in range(30)]
+    prompts[17] = "prompt ??"
+    job.input(id=[f"row-{i}" for i in range(30)], prompt=prompts)
+    message = changed(job, capsys)
+    assert "the input changed since the run started" in message
+    assert f"{job.folder}/prompts.parquet: version was footer-sha256:" in message
+
+
+def test_an_added_file_is_named(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    (job.folder / "in").mkdir()
+    job.input("in/a.parquet", prompt=["a"]).set(input__path=str(job.folder / "in"))
+    assert job.run() == 0
+    job.input("in/b.parquet", prompt=["b"]).set(input__path=str(job.folder / "in"))
+    assert f"number of files was 1, is 2: {job.folder}/in/b.parquet" in changed(job, capsys)
+
+
+def test_a_touched_or_moved_input_is_the_same_input(job: Job) -> None:
+    assert job.run() == 0
+    os.utime(job.folder / "prompts.parquet", (1, 1))
+    assert job.run() == 0
+    os.rename(job.folder / "prompts.parquet", job.folder / "moved.parquet")
+    assert job.set(input__path=str(job.folder / "moved.parquet")).run() == 0
+
+
+def test_moved_folders_are_the_same_job(job: Job) -> None:
+    assert job.run() == 0
+    os.rename(job.output, job.folder / "elsewhere")
+    os.rename(job.state, job.folder / "elsewhere.rwkv_batch")
+    fake_llm.LLM.loaded = 0
+    job.set(output__path=str(job.folder / "elsewhere"))
+    assert (job.run(), fake_llm.LLM.loaded) == (0, 0)
+
+
+def test_a_state_folder_serves_one_output(job: Job) -> None:
+    job.set(run__state_dir=str(job.folder / "state"))
+    assert job.run() == 0
+    assert json.loads((job.folder / "state" / "job.json").read_text())["plan"]["output.path"] == "../out"
+    assert job.set(output__path=str(job.folder / "other")).run() == 4
+
+
+def test_failed_rows_stay_failed(job: Job) -> None:
+    job.input(prompt=["a", None, "c"])
+    assert job.run() == 3
+    assert job.run() == 3
+    assert [row["status"] for row in job.rows()] == ["ok", "error", "ok"]

@@ -1,0 +1,281 @@
+"""Model files in canonical names: .pth and .safetensors, what is read when, and what is refused with which words."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import pickle
+import subprocess
+import sys
+import types
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import VERSIONS, make_checkpoint, write_checkpoint
+from torch import Tensor
+
+from rwkv_batch.errors import CheckpointError, ConfigurationError, MissingExtraError
+from rwkv_batch.models.files.checkpoint import load_state_file, open_checkpoint
+
+
+@pytest.fixture
+def tensors() -> dict[str, Tensor]:
+    return make_checkpoint("6.0", n_layer=1, n_embd=64, n_ffn=64, vocab=10)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_tensors_come_back_as_written(version: str, suffix: str, tmp_path: Path) -> None:
+    expected = make_checkpoint(version, n_layer=2, n_embd=64, n_ffn=64, vocab=10, dtype=torch.bfloat16)
+    checkpoint = open_checkpoint(write_checkpoint(expected, tmp_path / f"model{suffix}"))
+    assert checkpoint.format == suffix[1:]
+    assert checkpoint.names == expected.keys()
+    assert not checkpoint.embedding_is_normalized
+    assert checkpoint.ln_x_eps is None
+    assert checkpoint.folder == tmp_path
+    for name, tensor in expected.items():
+        assert torch.equal(checkpoint.tensor(name), tensor), name
+        assert checkpoint.shape(name) == tuple(tensor.shape)
+        assert checkpoint.dtype(name) == torch.bfloat16
+        assert checkpoint.mm8(name) is None
+
+
+def test_pth_of_other_shapes(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    """The format before zip files, an OrderedDict, parameters, and float32 vectors beside 16-bit matrices."""
+    path = tmp_path / "model.pth"
+    entries = OrderedDict((name, torch.nn.Parameter(tensor.half())) for name, tensor in tensors.items())
+    entries["blocks.0.att.time_decay"] = torch.nn.Parameter(tensors["blocks.0.att.time_decay"])
+    torch.save(entries, path, _use_new_zipfile_serialization=False)
+    checkpoint = open_checkpoint(path)
+    assert torch.equal(checkpoint.tensor("head.weight"), tensors["head.weight"].half())
+    assert not checkpoint.tensor("head.weight").requires_grad
+    assert checkpoint.dtype("blocks.0.att.time_decay") == torch.float32
+
+
+def test_fingerprint_is_that_of_the_file(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    path = write_checkpoint(tensors, tmp_path / "model.pth")
+    assert open_checkpoint(path).fingerprint() == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+_RESIDENT = """
+import sys, psutil
+from rwkv_batch.models.files.checkpoint import open_checkpoint
+resident = psutil.Process().memory_info
+for small, big in zip(sys.argv[1::2], sys.argv[2::2]):
+    open_checkpoint(small)
+    before = resident().rss
+    checkpoint = open_checkpoint(big)
+    shapes = [checkpoint.shape(name) for name in checkpoint.names]
+    opened = resident().rss
+    checkpoint.tensor("w3").sum()
+    print(opened - before, resident().rss - before)
+"""
+
+MEBIBYTE = 1 << 20
+
+
+def _sparse_file(path: Path, rows: int, columns: int, count: int) -> Path:
+    """`count` bfloat16 tensors w0, w1, ... of zeros, in a file that takes no space on the disk."""
+    if path.suffix == ".pth":
+        with torch.serialization.skip_data():
+            torch.save({f"w{i}": torch.empty(rows, columns, dtype=torch.bfloat16) for i in range(count)}, path)
+        return path
+    size = 2 * rows * columns
+    header = {
+        f"w{i}": {"dtype": "BF16", "shape": [rows, columns], "data_offsets": [i * size, (i + 1) * size]}
+        for i in range(count)
+    }
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    with path.open("r+b") as file:
+        file.truncate(8 + len(text) + count * size)
+    return path
+
+
+def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
+    files = []
+    for suffix in (".pth", ".safetensors"):
+        files += [
+            _sparse_file(tmp_path / f"small{suffix}", 1, 1, 4),
+            _sparse_file(tmp_path / f"big{suffix}", 1024, 10240, 20),
+        ]
+        assert files[-1].stat().st_size > 400 * MEBIBYTE
+    output = subprocess.run(
+        [sys.executable, "-c", _RESIDENT, *map(str, files)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[3],
+    ).stdout
+    for line in output.splitlines():
+        opened, touched = map(int, line.split())
+        assert opened < 8 * MEBIBYTE
+        assert touched < (20 + 8) * MEBIBYTE
+
+
+# Refusals
+
+
+def _pickled(value: object) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(pickle.dumps(value)) and None
+
+
+def _saved(value: object) -> Callable[[Path], None]:
+    return lambda path: torch.save(value, path)
+
+
+def _truncated(path: Path) -> None:
+    torch.save({"w": torch.zeros(100, 100)}, path)
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def _truncated_safetensors(path: Path) -> None:
+    write_checkpoint({"w": torch.zeros(100, 100)}, path)
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def _truncated_legacy(path: Path) -> None:
+    torch.save({"w": torch.zeros(100, 100)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def _script(path: Path) -> None:
+    torch.jit.script(torch.nn.Linear(2, 2)).save(path)
+
+
+MATRIX = torch.zeros(2, 2)
+REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "missing": (".pth", lambda path: None, "No such file"),
+    "empty": (".pth", lambda path: path.touch(), "empty"),
+    "lfs": (".pth", lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid"), "git lfs pull"),
+    "lfs safetensors": (".safetensors", lambda path: path.write_text("version https://git-lfs.g/"), "git lfs pull"),
+    "text": (".pth", lambda path: path.write_text("<html>Not found</html>"), "neither a PyTorch file"),
+    "noise": (".pth", lambda path: path.write_bytes(bytes(range(255, -1, -1)) * 9), "neither a PyTorch file"),
+    "another zip": (".pth", lambda path: path.write_bytes(b"PK\x03\x04" + bytes(2000)), "cut short"),
+    "truncated": (".pth", _truncated, "cut short"),
+    "truncated legacy": (".pth", _truncated_legacy, "cut short"),
+    "truncated safetensors": (".safetensors", _truncated_safetensors, "cut short"),
+    "pth called safetensors": (".safetensors", _saved({"w": MATRIX}), "not a readable safetensors"),
+    "torchscript": (".pth", _script, "TorchScript"),
+    "module": (".pth", _saved(torch.nn.Linear(2, 2)), r"torch\.nn\.modules\.linear\.Linear.*plain tensors"),
+    "code": (".pth", _saved({"w": types.SimpleNamespace(a=1)}), "SimpleNamespace"),
+    "bare pickle": (".pth", _pickled({"a": 1}), "not a readable|neither a PyTorch file"),
+    "tensor": (".pth", _saved(MATRIX), "holds a Tensor, expected a dict"),
+    "list": (".pth", _saved([MATRIX]), "holds a list, expected a dict"),
+    "numbered": (".pth", _saved({1: MATRIX}), "expected a dict from names"),
+    "no tensors": (".pth", _saved({}), "no tensors"),
+    "training": (".pth", _saved({"epoch": 3, "state_dict": {"w": MATRIX}}), "training checkpoint.*'state_dict'"),
+    "number": (".pth", _saved({"w": MATRIX, "n": 3}), "'n' is a int"),
+    "sparse": (".pth", _saved({"w": MATRIX.to_sparse()}), "sparse"),
+    "float64": (".pth", _saved({"w": MATRIX.double()}), "float64, expected float32, float16 or bfloat16"),
+    "float8": (".safetensors", lambda p: write_checkpoint({"w": MATRIX.to(torch.float8_e5m2)}, p), "float8"),
+    "uint8": (".pth", _saved({"w": MATRIX.to(torch.uint8)}), "uint8"),
+    "uint8 safetensors": (".safetensors", lambda p: write_checkpoint({"w": MATRIX.byte()}, p), "uint8"),
+    "mixed": (".pth", _saved({"a.weight": MATRIX, "b.weight": MATRIX.half()}), "several dtypes.*a.weight is .*float32"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusal(case: str, tmp_path: Path) -> None:
+    suffix, write, message = REFUSED[case]
+    path = tmp_path / f"model{suffix}"
+    write(path)
+    with pytest.raises(CheckpointError, match=message) as refusal:
+        open_checkpoint(path)
+    assert str(refusal.value).startswith(str(path))
+    assert "weights_only" not in str(refusal.value)
+
+
+def test_old_torch_is_refused_for_pickle_only(
+    tensors: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
+    with pytest.raises(CheckpointError, match=r"torch 2\.10.*this is 2\.9\.1.*safetensors"):
+        open_checkpoint(write_checkpoint(tensors, tmp_path / "model.pth"))
+    open_checkpoint(write_checkpoint(tensors, tmp_path / "model.safetensors"))
+
+
+# State files
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_state_file(suffix: str, tmp_path: Path) -> None:
+    states = {f"blocks.{i}.att.time_state": torch.randn(2, 4, 4).to(torch.bfloat16) for i in range(3)}
+    loaded = load_state_file(write_checkpoint(states, tmp_path / f"state{suffix}"))
+    assert loaded.keys() == states.keys()
+    assert all(torch.equal(loaded[name], state) for name, state in states.items())
+
+
+@pytest.mark.parametrize(
+    ("states", "message"),
+    [
+        ({"blocks.0.att.time_state": torch.zeros(2, 4, 5)}, r"\(2, 4, 5\), expected floats \[H, N, N\]"),
+        ({"blocks.0.att.time_state": torch.zeros(4, 4)}, r"expected floats \[H, N, N\]"),
+        ({"blocks.0.att.time_state": torch.zeros(2, 4, 4).byte()}, "uint8"),
+        ({"blocks.1.att.time_state": torch.zeros(2, 4, 4)}, "every layer from 0 on"),
+        ({"blocks.0.att.time_state": torch.zeros(2, 4, 4), "emb.weight": MATRIX}, "'emb.weight'"),
+    ],
+)
+def test_state_file_refusals(states: dict[str, Tensor], message: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load_state_file(write_checkpoint(states, tmp_path / "state.pth"))
+
+
+# The hub
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("address", "expected", "warns"),
+    [
+        (f"hf://BlinkDL/rwkv-7-world/model.pth@{COMMIT}", ("BlinkDL/rwkv-7-world", "model.pth", COMMIT), False),
+        ("hf://BlinkDL/rwkv-7-world/model.pth", ("BlinkDL/rwkv-7-world", "model.pth", "main"), True),
+        ("hf://a/b/folder/m.pth@refs/pr/1", ("a/b", "folder/m.pth", "refs/pr/1"), True),
+    ],
+)
+def test_hub_address(
+    address: str,
+    expected: tuple[str, str, str],
+    warns: bool,
+    tensors: dict[str, Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = write_checkpoint(tensors, tmp_path / "model.pth")
+    asked = []
+
+    def hf_hub_download(repo: str, file: str, *, revision: str) -> str:
+        asked.append((repo, file, revision))
+        return str(path)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
+    with caplog.at_level(logging.WARNING):
+        checkpoint = open_checkpoint(address)
+    assert asked == [expected]
+    assert checkpoint.names == tensors.keys()
+    assert bool(caplog.records) == warns
+
+
+@pytest.mark.parametrize("address", ["hf://owner/repo", "hf://owner//file.pth", "hf://a/b/c.pth@x@y", "hf://"])
+def test_malformed_hub_address(address: str) -> None:
+    with pytest.raises(ConfigurationError, match="expected hf://owner/repo/file"):
+        open_checkpoint(address)
+
+
+def test_hub_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hf_hub_download(*_: object, **__: object) -> str:
+        raise OSError("404 Client Error")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
+    with pytest.raises(CheckpointError, match=r"hf://a/b/c\.pth.*404"):
+        open_checkpoint("hf://a/b/c.pth")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingExtraError, match=r"rwkv_batch\[hub\]"):
+        open_checkpoint("hf://a/b/c.pth")

@@ -1,4 +1,4 @@
-"""A product with a matrix and what follows it, in one launch; see `linear` in models/product.py for the definition."""
+"""A product with a matrix and what follows it, in one launch; see `linear` in models/matrices/product.py for the definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Low-rank pairs, all of them in two launches; see `low_rank` in models/low_rank.py for the definition."""
+"""Low-rank pairs, all of them in two launches; see `low_rank` in models/matrices/low_rank.py for the definition."""
 
 from __future__ import annotations
 

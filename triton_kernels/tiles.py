@@ -26,7 +26,7 @@ class Tile(NamedTuple):
 
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
-    """As `ACTIVATIONS` in models/product.py; `x` is float32."""
+    """As `ACTIVATIONS` in models/matrices/product.py; `x` is float32."""
     if ACTIVATION == "squared_relu":
         x = tl.where(x < 0.0, 0.0, x)
         x = x * x

@@ -1,4 +1,4 @@
-"""Products with dense weights; see `linear` in models/product.py for the definition."""
+"""Products with dense weights; see `linear` in models/matrices/product.py for the definition."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def test_eval_yaml_shows_every_setting() -> None:
 
 KILLED_JOB = """
 import os, signal, sys
-from rwkv_batch.data.commit import JobFiles
+from rwkv_batch.job.output.commit import JobFiles
 from rwkv_batch.run import main
 
 commit = JobFiles.commit

@@ -60,7 +60,7 @@ def w8a8(
         x: [M, C_in], or [n, M, C_in] for n products of one shape.
         q: [C_out, C_in] or [n, C_out, C_in] int8.
         scale: [C_out] or [n, C_out] float32.
-        gate, out, dtype: as in `linear` of models/product.py.
+        gate, out, dtype: as in `linear` of models/matrices/product.py.
 
     Returns:
         [M, C_out] or [n, M, C_out].

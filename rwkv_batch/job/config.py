@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 from pydantic.fields import FieldInfo
 
-from ..errors import ConfigurationError
+from ..dtypes import DTYPES, STATE_DTYPES, DtypeName, StateDtypeName
+from ..errors import ConfigurationError, one_of
 from ..sampling_params import SamplingParams
 from .yaml_file import parse_yaml, read_yaml
 
@@ -33,7 +34,7 @@ class Section(BaseModel):
 class ModelSection(Section):
     path: str = _setting("'demo', a .pth or .safetensors file, a folder, or hf://owner/repo/file@revision")
     tokenizer: str | None = _setting("auto, world, bytes, a vocabulary or tokenizer.json file, or null", "auto")
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = _setting("auto, float32, float16 or bfloat16", "auto")
+    dtype: Literal["auto"] | DtypeName = _setting(one_of(("auto", *DTYPES)), "auto")
     quantization: str | None = _setting("the name of a weight format, or null", None)
     strategy: str | None = _setting("a ChatRWKV strategy such as 'cuda fp16 *10 -> cpu fp32', or null", None)
     init_state: str | None = _setting("a file with an initial state, or null", None)
@@ -50,7 +51,7 @@ class EngineSection(Section):
     )
     max_batch_size: Literal["auto"] | Count = _setting("auto or an integer from 1", "auto")
     max_batch_tokens: Literal["auto"] | Count = _setting("auto or an integer from 1", "auto")
-    state_dtype: Literal["float32", "float16"] = _setting("float32 or float16", "float32")
+    state_dtype: StateDtypeName = _setting(one_of(STATE_DTYPES), "float32")
     prefix_sharing: bool = _setting("true or false", True)
     prefix_host_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _setting("a number of GiB from 0", 1.0)
     batch_invariant: bool = _setting("true or false", True)

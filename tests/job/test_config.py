@@ -89,7 +89,7 @@ def test_a_wrong_setting_is_named(tmp_path: Path, line: str, expected: str) -> N
     [
         ("model.sha256=abc", "got 'abc', expected 64 hexadecimal digits, or null"),
         ("model.path=null", "got null, expected 'demo', a .pth"),
-        ("model.dtype=fp8", "got 'fp8', expected auto, float32, float16 or bfloat16"),
+        ("model.dtype=fp8", "got 'fp8', expected auto, float32, bfloat16 or float16"),
         ("model.ln_x_eps=0", "got 0, expected a number above 0, or null"),
         ("input.path=[]", "got [], expected a file, folder, glob or URL, or a list of them"),
         ("input.columns=[a]", "got ['a'], expected a mapping"),

@@ -19,6 +19,7 @@ from ..engine.source import Pulled
 from ..engine.stats import EngineStats
 from ..errors import CapacityError, RwkvBatchError
 from ..model_summary import inspect_model
+from ..models.matrices.quantization import QUANTIZATIONS
 from ..models.model import Model
 from ..run import EXIT_DEVICE, EXIT_OK, EXIT_USAGE
 from ..threads import limit_threads
@@ -206,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
         help="fixed lengths (the default), ragged ones with a long tail and these means, score: prompts are scored",
     )
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
-    parser.add_argument("--quantization", help="int8 or w8a8")
+    parser.add_argument("--quantization", help=" or ".join(QUANTIZATIONS))
     parser.add_argument(
         "--variants", type=variants, metavar="NAME,…", help="several of these at once, such as float32,bfloat16+int8"
     )

@@ -23,6 +23,7 @@ from ..models.matrices.quantization import QUANTIZATIONS
 from ..models.model import Model
 from ..run import EXIT_DEVICE, EXIT_OK, EXIT_USAGE
 from ..threads import limit_threads
+from .table import format_table
 from .variants import Variant, variants
 from .workloads import WORKLOADS, Workload
 
@@ -145,18 +146,6 @@ def difference(after: EngineStats, before: EngineStats) -> EngineStats:
         "occupancy",
     }
     return replace(after, **{name: getattr(after, name) - getattr(before, name) for name in names})
-
-
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need to be; the first one to the left, the others to the right."""
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        )
-        for line in lines
-    )
 
 
 def main(argv: list[str] | None = None) -> int:

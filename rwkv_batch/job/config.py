@@ -15,14 +15,23 @@ from ..errors import one_of
 from ..models.matrices.quantization import QUANTIZATIONS, check_quantization
 from ..sampling_fields import Biases
 from ..sampling_params import SAMPLING_FIELDS, SamplingParams
+from .input.formats import FORMATS
 from .messages import listed
 
 JOB_SAMPLING = SamplingParams(max_tokens=256, seed=0)
 """What a job samples with where its file says nothing."""
 
+
+def _format(name: str) -> str:
+    if name not in ("auto", *FORMATS):
+        raise ValueError
+    return name
+
+
 Count = Annotated[int, Field(ge=1)]
 Gibibytes = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Quantization = Annotated[str, AfterValidator(lambda name: check_quantization(name) or name)]
+Format = Annotated[str, AfterValidator(_format)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
 
 
@@ -127,8 +136,8 @@ class InputSection(Section):
         "The input's files. Relative paths are relative to the folder in which the command is started.",
         "a file, folder, glob or URL, or a list of them",
     )
-    format: Literal["auto", "parquet", "jsonl", "openai-batch"] = _setting(
-        "auto", "Format of the files. `auto` finds it by their names and first bytes."
+    format: Format = _setting(
+        "auto", "Format of the files. `auto` finds it by their names and first bytes.", one_of(["auto", *FORMATS])
     )
     columns: dict[str, str | None] = _setting(
         {},

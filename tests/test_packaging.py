@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 USE = (
     "import rwkv_batch.triton_kernels, rwkv_batch.cuda_kernels, rwkv_batch\n"
     "from rwkv_batch.model_summary import inspect_model\n"
-    "print(rwkv_batch.__file__); print(inspect_model('demo').tokenizer.name)\n"
+    "print(rwkv_batch.__file__); print(inspect_model().tokenizer.name)\n"
     "from rwkv_batch.text.load_tokenizer import load_tokenizer\n"
     "print(load_tokenizer('world', vocab_size=65536, model_path=None).encode('ok'))"
 )

@@ -110,13 +110,25 @@ class Architecture(ABC):
         return x
 
 
+_registered: list[type[Architecture]] = []
+
+
+def register(*versions: type[Architecture]) -> None:
+    """Add versions that are defined outside this package, for example in a plug-in.
+
+    From then on `architectures()` lists them, so that their checkpoints are identified and loaded like all others.
+    Registering a version again changes nothing.
+    """
+    _registered.extend(version for version in dict.fromkeys(versions) if version not in _registered)
+
+
 def architectures() -> list[type[Architecture]]:
-    """Every version, found in the `rwkv*.py` files of this package."""
+    """Every version: those of the `rwkv*.py` files of this package, then those that were registered."""
     package = import_module(__package__ or "rwkv_batch.models")
     found: list[type[Architecture]] = []
     for module in sorted(info.name for info in pkgutil.iter_modules(package.__path__) if info.name.startswith("rwkv")):
         found.extend(import_module(f"{package.__name__}.{module}").ARCHITECTURES)
-    return found
+    return found + _registered
 
 
 def identify(checkpoint: Checkpoint) -> tuple[type[Architecture], dict[str, int]]:

@@ -90,7 +90,12 @@ class Architecture(ABC):
 
     @classmethod
     def refine_sizes(cls, sizes: dict[str, int]) -> str | None:
-        """Add the sizes that are no axis of any tensor; returns what is wrong with the sizes, if anything is."""
+        """Add the sizes that are no axis of any tensor; returns what is wrong with the sizes, if anything is.
+
+        By default A and F, which estimates of memory need besides C and V, are C where the schema lacks them.
+        """
+        sizes.setdefault("A", sizes["C"])
+        sizes.setdefault("F", sizes["C"])
         return None
 
     @classmethod

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import dtypes
+from ..dtypes import torch_dtype
 from ..triton_kernels.support import UnsupportedReason
 from .build import library, unavailable
 
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+DTYPES = {torch_dtype(name): name for name in dtypes.DTYPES}
 MAX_HEAD_SIZE = 256
 
 

@@ -121,9 +121,9 @@ class Kernel:
             (int32s, ctypes.c_int),
             (floats, ctypes.c_float),
         )
-        fields = [(field, kind) for names, kind in kinds for field in names]
         self.name = name
-        self._params: type[ctypes.Structure] = type(f"{name}_params", (ctypes.Structure,), {"_fields_": fields})
+        self.fields = [(field, kind) for names, kind in kinds for field in names]
+        self._params: type[ctypes.Structure] = type(f"{name}_params", (ctypes.Structure,), {"_fields_": self.fields})
 
     def launch(self, defines: Sequence[str], grid: Sequence[int], threads: int, **values: Any) -> None:
         """Launch it on the device of its tensors; None is a null pointer.

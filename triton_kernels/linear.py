@@ -1,4 +1,4 @@
-"""A product with a matrix and its epilogue, in one launch; see `linear` in models/matrices/product.py for the definition."""
+"""A product with a matrix and its epilogue in one launch; see `linear` in models/matrices/product.py."""
 
 from __future__ import annotations
 

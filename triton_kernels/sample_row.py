@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+# Columns of the slot tables; a test compares them with engine/slot_tables.py.
 NUM_FLOATS = tl.constexpr(8)
 TEMPERATURE = tl.constexpr(0)
 TOP_P = tl.constexpr(1)

@@ -23,7 +23,7 @@ struct Sample {
   double* logprobs;       // [B]
 };
 
-// Columns of the tables; see engine/slot_tables.py.
+// Columns of the tables; a test compares them with engine/slot_tables.py.
 enum { TEMPERATURE, TOP_P, MIN_P, PRESENCE, FREQUENCY, REPETITION, DECAY, NUM_FLOATS = 8 };
 // clang-format off
 enum {

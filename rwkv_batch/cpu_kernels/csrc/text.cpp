@@ -85,8 +85,8 @@ struct PushTokens {
   int64_t* state;                    // [P]
   int64_t* ignored_tokens;           // [P]: so many next tokens end no match
   int64_t* text_bytes;               // [P]: bytes of the text so far
-  int64_t *index, *pattern,
-      *end;  // [P]: of each match its place in [0, n), its pattern, and bytes of the text up to its end
+  int64_t *index, *pattern;          // [P]: of each match, its index in [0, n) and its pattern
+  int64_t* end;                      // [P]: of each match, bytes of the text up to its end
 };
 
 // Returns how many matches there are; -1, and nothing has changed, where a slot does not exist.

@@ -55,20 +55,10 @@ def test_imports_follow_the_arrows(folder):
         assert not backwards, f"{path.relative_to(ROOT)} imports {sorted(backwards)}"
 
 
-@pytest.mark.parametrize("folder", ["triton_kernels", "cuda_kernels", "rwkv_batch/cpu_kernels"])
-def test_kernels_import_nothing_of_the_library(folder):
-    for path in (ROOT / folder).rglob("*.py"):
-        assert imported_anything(path) <= {"rwkv_batch.triton_kernels", "rwkv_batch.cuda_kernels"}, path
-
-
-def imported_anything(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("rwkv_batch"):
-            names.add(node.module)
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names if alias.name.startswith("rwkv_batch")}
-    return names
+@pytest.mark.parametrize("folder", ["triton_kernels", "cuda_kernels", "cpu_kernels", "kernel_support"])
+def test_kernels_import_nothing_but_their_own_package_and_the_shared_one(folder):
+    for path in (PACKAGE / folder).glob("*.py"):
+        assert {name.split("/")[0] for name in imported(path)} <= {folder, "kernel_support"}, path
 
 
 @pytest.mark.parametrize("name", ["lm_eval", "lighteval", "inspect_ai"])

@@ -117,7 +117,7 @@ def make_hf(path: Path) -> Score:
 
 
 def _through_harness(model: Any, rows: Sequence[Row]) -> list[float]:
-    requests = [(None, context, continuation) for row in rows for context, continuation in row]
+    requests: list[tuple[Any, ...]] = [(None, context, continuation) for row in rows for context, continuation in row]
     if type(model).__name__ == "HFLM":  # it keys its cache by the text
         requests = [((str(i), ""), *pair) for i, (_, *pair) in enumerate(requests)]
     return [logprob for logprob, _ in model._loglikelihood_tokens(requests, disable_tqdm=True)]

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from rwkv_batch.engine.engine import Engine
@@ -90,7 +91,7 @@ def _profiled(context: Context, loaded: Loaded, sizes: Sizes, kind: str) -> Poin
         (profiler.start if number == first else profiler.stop)()
 
     _run_steps(engine, _requests(context, engine, kind, last), last + 1, before)
-    events = [event for event in profiler.events() or [] if event.device_type == torch.autograd.DeviceType.CUDA]
+    events = [event for event in profiler.events() or [] if event.device_type == DeviceType.CUDA]
     return {"recorded_share": (recorded[1] - recorded[0]) / count} | _describe(events, count, sizes)
 
 

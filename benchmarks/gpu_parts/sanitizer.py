@@ -64,6 +64,7 @@ class Tool:
 
     def run(self, kind: str, arguments: Sequence[str]) -> tuple[int | None, str]:
         """Exit code, None after the time limit, and everything that was written."""
+        assert self.path is not None
         options = ["--tool", kind, "--error-exitcode", str(FOUND)]
         command = [self.path, *options, sys.executable, "-m", "benchmarks.gpu_parts.sanitizer_case", *arguments]
         # An allocation of its own for every tensor, so that an access beyond its end is seen.

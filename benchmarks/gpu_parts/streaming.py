@@ -80,7 +80,7 @@ class _Step(NamedTuple):
         token_ids = torch.arange(1, B + 1, device=model.device) % model.sizes["V"]
         return cls(model, pool, Rows(slots, (1,) * B, model.device, (0,) * B), token_ids)
 
-    def __call__(self) -> None:
+    def run(self) -> None:
         with torch.inference_mode():
             self.model.logits(self.model.forward(self.token_ids, self.rows, self.pool.layers))
 
@@ -90,8 +90,8 @@ def _point(context: Context, models: _Models, B: int) -> Point:
     pipeline = streamed.model.pipeline
     assert pipeline is not None
     seconds = {
-        "streamed": context.stopwatch.once(streamed),
-        "compute": context.stopwatch.once(resident),
+        "streamed": context.stopwatch.once(streamed.run),
+        "compute": context.stopwatch.once(resident.run),
         "transfer": context.stopwatch.once(partial(_transfer, pipeline)),
     }
     assert pipeline.stream is not None

@@ -38,7 +38,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rwkv_batch.measure.bench import format_table, positive_int
+from rwkv_batch.measure.bench import positive_int
+from rwkv_batch.measure.table import format_table
 
 from .timing import machine, spread
 from .workloads import FULL, QUICK, VOCAB_SIZE, checkpoint

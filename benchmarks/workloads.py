@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from tests.checkpoints import HEAD_GAIN, make_checkpoint, write_checkpoint
 
 from rwkv_batch.measure.workloads import RaggedWorkload, ScoreWorkload, Workload
+from tests.checkpoints import HEAD_GAIN, make_checkpoint, write_checkpoint
 
 VOCAB_SIZE = 65536
 LOGIT_STD = 4.0

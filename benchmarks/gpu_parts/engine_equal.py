@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.checkpoints import VERSIONS, make_checkpoint, write_checkpoint
 
 from rwkv_batch.checks.comparisons import Checks
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Completion, Request
 from rwkv_batch.engine.source import Pulled
+from rwkv_batch.measure.table import format_lines
 from rwkv_batch.model_summary import DEMO_MODEL
 from rwkv_batch.models.files.checkpoint import open_checkpoint
 from rwkv_batch.models.model import Model
 from rwkv_batch.sampling_params import SamplingParams
+from tests.checkpoints import VERSIONS, make_checkpoint, write_checkpoint
 
-from .columns import format_columns
 from .context import Context
 from .engines import load, make_engine, random_prompts, serve
 from .record import Point, is_red
@@ -179,4 +179,4 @@ def _table(points: dict[str, Point]) -> list[str]:
         [name, "red" if is_red(point) else "green", f"{point['worst_share_of_limit']:.2f}"]
         for name, point in points.items()
     ]
-    return format_columns(["engine", "", "worst / limit"], rows)
+    return format_lines(["engine", "", "worst / limit"], rows)

@@ -15,9 +15,9 @@ from torch.profiler import ProfilerActivity
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.source import Pulled
+from rwkv_batch.measure.table import format_lines
 
 from ..roofline import Sizes
-from .columns import format_columns
 from .context import Context
 from .decode import Loaded
 from .device import release
@@ -231,7 +231,7 @@ def _table(points: dict[str, Point]) -> list[str]:
         "us in all",
         "idle (under the profiler)",
     ]
-    return [*format_columns(header, rows), *details]
+    return [*format_lines(header, rows), *details]
 
 
 def _by_kernel(title: str, found: dict[str, dict[str, float]]) -> list[str]:
@@ -239,4 +239,4 @@ def _by_kernel(title: str, found: dict[str, dict[str, float]]) -> list[str]:
         [f"  {name[:60]}", f"{one['per_step']:.1f}", f"{one['microseconds_per_step']:,.1f}"]
         for name, one in list(found.items())[:SHOWN]
     ]
-    return format_columns([title, "a step", "us a step"], lines) if lines else []
+    return format_lines([title, "a step", "us a step"], lines) if lines else []

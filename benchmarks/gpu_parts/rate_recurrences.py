@@ -10,10 +10,10 @@ import torch
 
 from rwkv_batch.checks.calls import VECTORS, make_parameters
 from rwkv_batch.checks.cases import DTYPES
+from rwkv_batch.measure.table import format_lines
 from rwkv_batch.models.rows import DecodeRows, Rows
 from rwkv_batch.triton_kernels.recurrence import NUM_WARPS
 
-from .columns import format_columns
 from .context import Context
 from .ops import backends, op
 from .record import Point
@@ -140,5 +140,5 @@ def _table(points: dict[str, Point]) -> list[str]:
         else:
             rate = f"{1e9 * point['seconds_per_token_of_a_row']:,.0f} ns/token"
             rows.append([name, f"{1e6 * point['seconds']:,.1f}", rate, "", predicted])
-    lines = format_columns(["recurrences", "us", "rate", "of copy", "predicted / measured"], rows)
+    lines = format_lines(["recurrences", "us", "rate", "of copy", "predicted / measured"], rows)
     return [*lines, *(f"{what}: of copy by warps, {', '.join(shares)}" for what, shares in by_warps.items())]

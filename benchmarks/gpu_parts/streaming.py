@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from rwkv_batch.engine.state_pool import StatePool, pool_parts
+from rwkv_batch.measure.table import format_lines
 from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.pipeline import Pipeline
 from rwkv_batch.models.placement import LayerPlacement, Placement
@@ -21,7 +22,6 @@ from rwkv_batch.models.rows import Rows
 from rwkv_batch.ops import resolve
 
 from ..roofline import MODELS, Sizes
-from .columns import format_columns
 from .context import TINY, Context
 from .device import release
 from .engines import engine_backend
@@ -130,4 +130,4 @@ def _table(points: dict[str, Point]) -> list[str]:
         if point
     ]
     columns = ["streaming", "tokens/s", "ms", "compute", "transfer", "GB/s", "hidden", "x the slower"]
-    return format_columns(columns, rows)
+    return format_lines(columns, rows)

@@ -19,7 +19,6 @@ from ..roofline import Sizes
 from .context import Context
 from .device import free_bytes, release
 from .engines import decode, engine_backend, load, serve, slot_bytes
-from .ops import backends, op
 from .random_model import random_checkpoint
 from .record import Point
 
@@ -57,13 +56,13 @@ def _rates(context: Context, product: Product, M: int) -> Point:
     count = context.stopwatch.rotation(N * K, most=64)
     x = torch.randn(M, K, device=device).bfloat16()
     dense = [(torch.randn(N, K, device=device) * K**-0.5).bfloat16() for _ in range(count)]
-    linear, w8a8 = (op(name, device) for name in ("linear", "w8a8"))
+    linear, w8a8 = (context.op(name) for name in ("linear", "w8a8"))
     quantized = [quantize_mm8(weight) for weight in dense]
     eight_bit = {
         f"W8A16{mark}": [
-            Mm8Linear(one, device, Implementation(op("mm8", device, backend=backend))) for one in quantized
+            Mm8Linear(one, device, Implementation(context.op("mm8", backend=backend))) for one in quantized
         ]
-        for backend, mark in backends(context.is_rehearsal).items()
+        for backend, mark in context.backends.items()
     }
     levels = [(weight.float() * (127 / weight.float().abs().amax(1, keepdim=True))).round().char() for weight in dense]
     scale = torch.ones(N, device=device)

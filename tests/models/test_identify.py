@@ -9,10 +9,13 @@ import torch
 from checkpoints import VERSIONS, make_checkpoint, write_checkpoint
 
 from rwkv_batch.errors import CheckpointError, ConfigurationError
-from rwkv_batch.models.architecture import architectures
+from rwkv_batch.models import architecture as architecture_module
+from rwkv_batch.models.architecture import architectures, register
 from rwkv_batch.models.files.checkpoint import open_checkpoint
 from rwkv_batch.models.model import ModelFile
 from rwkv_batch.models.placement import place
+from rwkv_batch.models.rwkv4 import Rwkv4
+from rwkv_batch.models.schema import Schema
 
 NAMES = {
     "4": "rwkv4",
@@ -95,10 +98,27 @@ def test_layer_0_of_v7_may_carry_the_unused_value_residual(tmp_path):
     assert identify(tensors, tmp_path).architecture.name == "rwkv7"
 
 
+def test_a_registered_version_is_identified(tmp_path, monkeypatch):
+    class Wider(Rwkv4):
+        name = "wider"
+        schema = Schema(Rwkv4.schema.top, {**Rwkv4.schema.layer, "att.extra": "C"}, first_only=Rwkv4.schema.first_only)
+
+    monkeypatch.setattr(architecture_module, "_registered", [])
+    tensors = make_checkpoint("4", n_layer=1)
+    tensors["blocks.0.att.extra"] = torch.zeros(tensors["ln_out.bias"].shape)
+    with pytest.raises(CheckpointError, match=r"rwkv4: not expected: blocks.0.att.extra"):
+        identify(tensors, tmp_path)
+    before = architectures()
+    register(Wider, Wider)
+    register(Wider)
+    assert architectures() == [*before, Wider]
+    assert identify(tensors, tmp_path).architecture is Wider
+
+
 def test_states_of_another_size_are_refused(tmp_path):
     file = identify(make_checkpoint("6.0"), tmp_path)
     torch.save({f"blocks.{i}.att.time_state": torch.zeros(2, 32, 32) for i in range(3)}, tmp_path / "state.pth")
-    with pytest.raises(CheckpointError, match=r"time_state \[2, 32, 32\], expected 3 tensors .*\[2, 64, 64\]"):
+    with pytest.raises(CheckpointError, match=r"time_state \[2, 32, 32\] .*, expected .*\[2, 64, 64\], .* 3 layers"):
         file.initial_states(tmp_path / "state.pth")
 
 

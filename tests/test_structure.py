@@ -115,10 +115,8 @@ def test_tests_mirror_the_package():
 
 MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_PARAMETERS = 400, 60, 8
 LONG_FILES = {
-    "tests/job/test_crash.py",
     "tests/kernels/test_triton_glue.py",
     "tests/kernels/test_triton_sample.py",
-    "tests/test_llm.py",
     "tests/test_serving.py",
     "tests/text/test_tokenizer.py",
     "triton_kernels/sample_select.py",

@@ -9,15 +9,25 @@ import torch
 from torch import Tensor
 
 from ..ops import OpSpec, OpTable
-from .architecture import Architecture, LayerState, StateField
+from .architecture import Architecture, LayerState, RecurrenceCost, StateField
 from .blocks import SHIFT_LERP, Norm, head_norm, widened
 from .channel_mix import ChannelMix, output_scale, rescale
 from .matrices.linear import LinearGroup
 from .matrices.low_rank import LOW_RANK, LowRank
 from .matrices.product import LINEAR, Linear, silu
 from .placed_weights import PlacedWeights
+from .random_weights import (
+    GATED_FEED_FORWARD,
+    LAYER_NORMS,
+    PROJECTIONS,
+    Numbers,
+    RandomWeights,
+    matrix,
+    norms,
+    shares,
+)
 from .rows import Index, Rows
-from .rwkv5 import Head5, head_size_complaint, load_bonus, matrix_state_fields
+from .rwkv5 import Head5, gated_sizes, head_size_complaint, load_bonus, matrix_state_fields
 from .schema import FFN_RECEPTANCE, LAYER, LN0, LN_X, TIME_STATE, TOP, Schema
 from .weights import StoredPair, Weights
 
@@ -76,6 +86,12 @@ _STORED = "wkvrg"
 """The order of the five interpolations in a checkpoint."""
 _MIXED = "rkvgw"
 """Their order here: first those of the large matrices."""
+
+
+def published_sizes(C: int) -> dict[str, int]:
+    """The sizes of published models that follow from the width C; models of width 4096 and more have wider pairs."""
+    rank = 32 if C < 4096 else 64
+    return {**gated_sizes(C), "R": rank, "5R": 5 * rank, "Rw": 2 * rank}
 
 
 class Rwkv6(Architecture):
@@ -165,6 +181,26 @@ class Rwkv6(Architecture):
         r, k, v, g = p.projections(mixed[:4])
         (w,) = ops.low_rank(mixed[4:], p.decay)
         p.output(ops.wkv6(r, k, v, g, w, p.head, s.wkv, rows), out=x)
+
+    random_weights = RandomWeights(
+        {
+            **LAYER_NORMS,
+            **shares("att.time_maa_", "xwkvrg"),
+            "att.time_maa_w1": Numbers(over=("C",)),
+            "att.time_maa_w2": Numbers(0.1),
+            "att.time_decay": Numbers(is_row=True),
+            "att.time_decay_w1": Numbers(over=("C",)),
+            "att.time_decay_w2": Numbers(0.5, over=("Rw",)),
+            "att.time_faaaa": Numbers(0.5),
+            **PROJECTIONS,
+            **matrix("att.gate"),
+            **norms("att.ln_x"),
+            **shares("ffn.time_maa_", "kr"),
+            **GATED_FEED_FORWARD,
+        },
+        published_sizes,
+    )
+    recurrence_cost = RecurrenceCost(operations=5, vectors=6)
 
 
 ARCHITECTURES = (Rwkv6,)

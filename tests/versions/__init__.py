@@ -9,7 +9,7 @@ from __future__ import annotations
 import pkgutil
 from importlib import import_module
 
-from .variant import Variant
+from .variant import AdvanceToken, Variant
 
 _MODULES = sorted(info.name for info in pkgutil.iter_modules(__path__))
 VARIANTS: dict[str, Variant] = {
@@ -28,6 +28,11 @@ def in_package() -> tuple[str, ...]:
 def served_by(kernels: str) -> tuple[str, ...]:
     """The variants whose recurrence has a kernel in a package: "triton", "cuda" or "cpu"."""
     return tuple(name for name, variant in VARIANTS.items() if kernels in variant.kernels)
+
+
+def token_in_float64(op: str) -> AdvanceToken:
+    """The definition of a recurrence in float64, for the tests of its kernels."""
+    return next(variant.token_in_float64[op] for variant in VARIANTS.values() if op in variant.token_in_float64)
 
 
 def with_matrix_state() -> tuple[str, ...]:

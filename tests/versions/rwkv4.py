@@ -56,6 +56,7 @@ VARIANTS = (
         Rwkv4,
         Reference(initial, time_mix, channel_mix),
         RwkvPackage(4.0, SWITCHES, ("att_shift", "aa", "bb", "pp", "ffn_shift")),
+        launches=8,
         token_in_float64={"wkv4": token_4},
     ),
 )

@@ -72,6 +72,7 @@ VARIANTS = tuple(
         architecture,
         REFERENCE,
         RwkvPackage(float(name), SWITCHES, FIELDS),
+        launches=8,
         token_in_float64={"wkv5": token_5},
     )
     for name, architecture in (("5.0", Rwkv50), ("5.1", Rwkv51), ("5.2", Rwkv52))

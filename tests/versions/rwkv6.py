@@ -39,6 +39,7 @@ VARIANTS = (
         Reference(initial_matrix, time_mix, channel_mix),
         RwkvPackage(6.0, SWITCHES, FIELDS),
         sizes={"Rw": 48},
+        launches=14,
         token_in_float64={"wkv6": token_5},
     ),
 )

@@ -12,6 +12,7 @@ from rwkv_batch.models.architecture import Architecture
 
 Tensors = dict[str, Tensor]
 TimeMix = Callable[[Tensors, Tensor, Tensors, Tensors, float], tuple[Tensor, Tensors]]
+AdvanceToken = Callable[[Any, Tensors], tuple[Tensor, Tensors]]
 ChannelMix = Callable[[Tensors, Tensor, Tensors, Tensors], Tensor]
 
 KERNEL_PACKAGES = frozenset({"triton", "cuda", "cpu"})
@@ -75,6 +76,7 @@ class Variant:
         sizes: letter → size, for letters that `make_checkpoint` has no argument for.
         has_own_width: the width A of the time mix may differ from C.
         kernels: kernel packages that serve the recurrence.
+        launches: kernels that one layer of a decode step launches on a GPU.
         token_in_float64: op → function that advances one sequence by one token, for the tests of kernels. It is called
             with all arguments of the op but states and rows, and with the states of one sequence; it returns the output
             [A] and the new states.
@@ -87,4 +89,5 @@ class Variant:
     sizes: Mapping[str, int] = field(default_factory=dict)
     has_own_width: bool = True
     kernels: frozenset[str] = KERNEL_PACKAGES
-    token_in_float64: Mapping[str, Callable[[Any, Tensors], tuple[Tensor, Tensors]]] = field(default_factory=dict)
+    launches: int = 0
+    token_in_float64: Mapping[str, AdvanceToken] = field(default_factory=dict)

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from rwkv_batch.checks.products import Product, products
+from rwkv_batch.measure.table import format_lines
 from rwkv_batch.models.matrices.mm8 import quantize_mm8
 from rwkv_batch.models.matrices.mm8_linear import Mm8Linear
 from rwkv_batch.models.model import Model
 from rwkv_batch.ops import Implementation
 
 from ..roofline import Sizes
-from .columns import format_columns
 from .context import Context
 from .device import free_bytes, release
 from .engines import decode, engine_backend, load, serve, slot_bytes
@@ -127,7 +127,7 @@ def _product_table(points: dict[str, Point]) -> list[str]:
             )
     forms = [*next((point["seconds"] for point in points.values() if "operations" in point), ())]
     header = ["product", *(f"us {form}" for form in forms), *(f"of copy {form}" for form in forms)]
-    return format_columns([*header, *(f"x {form}" for form in forms[1:])], rows)
+    return format_lines([*header, *(f"x {form}" for form in forms[1:])], rows)
 
 
 def _engine_table(points: dict[str, Point]) -> list[str]:
@@ -137,4 +137,4 @@ def _engine_table(points: dict[str, Point]) -> list[str]:
         if name.startswith("engine ")
         for form, rate in point["tokens_per_second"].items()
     ]
-    return format_columns(["engine", "tokens/s", "x bf16"], rows)
+    return format_lines(["engine", "tokens/s", "x bf16"], rows)

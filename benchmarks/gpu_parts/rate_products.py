@@ -13,12 +13,12 @@ from torch import Tensor
 
 from rwkv_batch.checks.comparisons import Checks
 from rwkv_batch.checks.products import Product, products
+from rwkv_batch.measure.table import format_lines
 from rwkv_batch.triton_kernels import linear as linear_module
 from rwkv_batch.triton_kernels.linear import ANY, Choice
 from rwkv_batch.triton_kernels.tiles import Tile
 
 from ..roofline import MODELS, Sizes
-from .columns import format_columns
 from .context import TINY, Context
 from .ops import op
 from .record import Point
@@ -162,7 +162,7 @@ def _table(points: dict[str, Point]) -> list[str]:
         shares = [f"{predicted / time:.0%}" for time in times]
         rows.append([f"{what} M={M}", *(f"{1e6 * time:,.1f}" for time in times), f"{1e6 * predicted:,.1f}", *shares])
     header = ["products", "us ours", "fixed", "library", "predicted", "/ ours", "/ fixed", "/ library"]
-    lines = format_columns(header, rows)
+    lines = format_lines(header, rows)
     same = points.get("product, bits by tile")
     if same:
         lines.append(f"bits of a row by tokens of a tile: {'the same' if same['same_bits'] else 'not the same'}")

@@ -14,6 +14,7 @@ from rwkv_batch.engine.sample import sample as sample_definition
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.selection import select
 from rwkv_batch.engine.slot_tables import Integer, Vocabulary
+from rwkv_batch.measure.table import format_lines
 from rwkv_batch.models.blocks import Norm
 from rwkv_batch.models.matrices.linear import DenseLinear
 from rwkv_batch.models.rows import DecodeRows
@@ -22,7 +23,6 @@ from rwkv_batch.ops import Implementation, OpTable
 from rwkv_batch.sampling_params import SamplingParams
 
 from ..roofline import MODELS
-from .columns import format_columns
 from .context import TINY, Context
 from .ops import op
 from .record import Point
@@ -164,4 +164,4 @@ def _table(points: dict[str, Point]) -> list[str]:
         for name, point in points.items()
         if name.split()[0].removesuffix("'s") in (*_RATES, "sample")
     ]
-    return format_columns(["rows", "us", "rate", "of copy", "predicted / measured"], rows)
+    return format_lines(["rows", "us", "rate", "of copy", "predicted / measured"], rows)

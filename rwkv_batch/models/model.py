@@ -14,7 +14,8 @@ from ..ops import OpSpec, OpTable
 from .architecture import DEFAULT_LN_X_EPS, Architecture, LayerState, StateField, identify
 from .blocks import Norm, layer_norm
 from .files.checkpoint import Checkpoint, load_state_file
-from .matrices.linear import RemoteLinear, quantized_ops
+from .matrices.linear import RemoteLinear
+from .matrices.quantization import weight_format
 from .pipeline import Pipeline
 from .placed_weights import PlacedWeights
 from .placement import LayerPlacement, Placement
@@ -47,7 +48,8 @@ class ModelFile:
             head_is_remote: the head's matrix is on another device, and results come here.
         """
         scoring = scoring_op(place.quantization, head_is_remote)
-        return (*self.architecture.ops, scoring, LOG_NORMALIZER, *quantized_ops(place.quantization, place.device))
+        products = weight_format(place.quantization).ops(place.device)
+        return (*self.architecture.ops, scoring, LOG_NORMALIZER, *products)
 
     def state_fields(self, placement: Placement, dtype: torch.dtype | None = None) -> tuple[StateField, ...]:
         """What a layer keeps for one sequence.

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ..errors import CapacityError, ConfigurationError
+from .matrices.quantization import QUANTIZATIONS, check_quantization, weight_format
 from .strategy import Share, distribute, parse
 
 DTYPES = {
@@ -149,16 +150,23 @@ def place(
             )
         return _spread(strategy, num_layers, STATE_DTYPES[state_dtype])
     chosen = _device(device)
-    if quantization not in (None, "int8", "w8a8"):
-        raise ConfigurationError(f"got {quantization!r}, expected null, 'int8' or 'w8a8'", setting="quantization")
+    check_quantization(quantization)
     if dtype != "auto" and dtype not in DTYPES:
         raise ConfigurationError(f"got {dtype!r}, expected auto, float32, bfloat16 or float16", setting="dtype")
     number = DTYPES[dtype] if dtype != "auto" else _native(stored_dtype, chosen)
-    if quantization == "w8a8" and chosen.type not in ("cpu", "cuda"):
+    runs_on = weight_format(quantization).device_types
+    if runs_on is not None and chosen.type not in runs_on:
         raise ConfigurationError(
-            f"w8a8 runs on cpu and cuda, not on {device}; use int8 or null", setting="quantization"
+            f"{quantization} runs on {' and '.join(runs_on)}, not on {device}; use {_names_on(chosen)}",
+            setting="quantization",
         )
     return _sampling(LayerPlacement(chosen, number, quantization), (), STATE_DTYPES[state_dtype], num_layers)
+
+
+def _names_on(device: torch.device) -> str:
+    """The weight formats that a device multiplies, for a message."""
+    formats = {name: weight_format(name).device_types for name in QUANTIZATIONS}
+    return " or ".join([*(name for name, types in formats.items() if types is None or device.type in types), "null"])
 
 
 def _sampling(
@@ -182,7 +190,7 @@ def _placed(share: Share) -> LayerPlacement:
     device = _device(part.device)
     # On a CPU, weights are in host memory wherever the string wants them.
     is_streamed = is_streamed and device.type != "cpu"
-    return LayerPlacement(device, DTYPES[part.dtype], "int8" if part.is_int8 else None, is_streamed)
+    return LayerPlacement(device, DTYPES[part.dtype], part.quantization, is_streamed)
 
 
 def _device(name: str) -> torch.device:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...ops import Implementation, OpSpec
 from .mm8 import Mm8Weight
-from .product import Linear
+from .product import Linear, OpLinear
+from .weight_format import MatrixReader, WeightFormat
 
 _FEW_ROWS = 8
 """Up to so many rows, turning bytes into floats takes longer than the product, which may then as well be float32."""
@@ -66,13 +67,13 @@ MM8 = OpSpec("mm8", mm8, optional=True)
 MM8_DEFINITION = Implementation(mm8)
 
 
-class Mm8Linear(Linear):
-    """A weight kept at one byte each.
+class Mm8Linear(OpLinear):
+    """A weight in 8-bit form, one byte a weight.
 
     Args:
-        weight: its metadata are converted to float32.
+        weight: its ranges and minima are converted to float32.
         op: what serves `mm8`.
-        keep: moves the bytes to where they are kept before they are packed: see `LayerStream.keep`.
+        keep: moves the bytes to where they are kept, before they are packed: see `LayerStream.keep`.
 
     Attributes:
         weight: `centred` of `mm8`, or its packed weight.
@@ -87,26 +88,33 @@ class Mm8Linear(Linear):
         keep: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         centred = (weight.q.t().contiguous().to(device) ^ 0x80).view(torch.int8)
-        mx, self.rx, self.my, self.ry = (
+        mx, rx, my, ry = (
             vector.to(device, torch.float32).contiguous() for vector in (weight.mx, weight.rx, weight.my, weight.ry)
         )
         sums = centred.sum(1, dtype=torch.int32)
-        self.corrections = torch.stack((sums * self.rx, 128.5 * self.rx, mx, torch.ones_like(mx)))
-        self.out_features, self.in_features = centred.shape
-        self.weight = op.packed(keep(centred) if keep is not None else centred)
-        self.nbytes = sum(part.nbytes for part in (self.weight, self.rx, self.my, self.ry, self.corrections))
-        self.rows_independent = op.rows_independent
-        self._op = op
+        corrections = torch.stack((sums * rx, 128.5 * rx, mx, torch.ones_like(mx)))
+        packed = op.packed(keep(centred) if keep is not None else centred)
+        super().__init__(op, packed, centred.shape, rx, my, ry, corrections)
+        self.rx, self.my, self.ry, self.corrections = rx, my, ry, corrections
 
-    def write(self, x: Tensor, y: Tensor) -> None:
-        if self._op.writes_into:
-            self._op.function(x, self.weight, self.rx, self.my, self.ry, self.corrections, into=y)
-        else:
-            super().write(x, y)
 
-    def product(self, x: Tensor) -> Tensor:
-        y: Tensor = self._op.function(x, self.weight, self.rx, self.my, self.ry, self.corrections)
-        return y
+class Mm8Format(WeightFormat):
+    """ChatRWKV's 8-bit form, `Mm8Weight`: one byte a weight."""
+
+    is_written = True
+
+    def ops(self, device: torch.device) -> tuple[OpSpec, ...]:
+        return (MM8,)
+
+    def bytes_per_weight(self, name: str, dtype: torch.dtype, device: torch.device) -> int:
+        return 1
+
+    def load(self, reader: MatrixReader, name: str, scale: float = 1.0) -> Linear:
+        weight = reader.checkpoint.as_mm8(name, reader.device).scaled(scale)
+        return Mm8Linear(weight, reader.device, reader.ops.implementations[MM8.name], reader.keep)
+
+
+FORMAT = Mm8Format()
 
 
 def _power_of_two_above(x: Tensor) -> Tensor:

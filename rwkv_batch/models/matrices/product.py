@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -85,17 +85,18 @@ LINEAR_DEFINITION = Implementation(linear)
 
 
 class Linear(ABC):
-    """A weight [C_out, C_in], however it is stored.
+    """A weight [C_out, C_in], in whatever format it is stored.
 
-    Called with x [M, C_in], it gives `finish(x W^T, ...)`, [M, C_out] in the dtype of x unless another is asked for.
+    Called with x [M, C_in], a `Linear` returns `finish(x W^T, ...)`: [M, C_out], in the dtype of x unless `dtype` names
+    another one.
     """
 
     in_features: int
     out_features: int
     nbytes: int
-    """Bytes the weight takes where it is kept."""
+    """Bytes that the weight takes where it is kept."""
     weight: Any
-    """What rows are multiplied with: a tensor, or the packed weight that a kernel takes in its place."""
+    """What an op multiplies: a tensor, or the packed weight of a kernel."""
     rows_independent: bool = False
     """The bits of a row's product do not depend on the number of rows."""
 
@@ -104,7 +105,7 @@ class Linear(ABC):
         """x [M, C_in] → x W^T [M, C_out], in the dtype of x."""
 
     def write(self, x: Tensor, y: Tensor) -> None:
-        """Write the product to y [M, C_out] float32; kernels that can write there make no tensor of that size."""
+        """Write the product to y [M, C_out] float32, without a temporary of that size where the op can write there."""
         y.copy_(self(x, dtype=torch.float32))
 
     def __call__(
@@ -116,3 +117,46 @@ class Linear(ABC):
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         return finish(self.product(x), activation, gate, out, dtype)
+
+
+class OpLinear(Linear):
+    """A weight that one op multiplies: `op(x, weight, *parameters)`.
+
+    Args:
+        op: what serves the op.
+        weight: as the op takes it: a tensor, or a packed weight with `nbytes`.
+        shape: [C_out, C_in].
+        parameters: the tensors that the op takes after the weight, such as scales.
+    """
+
+    def __init__(self, op: Implementation, weight: Any, shape: Sequence[int], *parameters: Tensor) -> None:
+        self.out_features, self.in_features = shape
+        self.weight = weight
+        self.nbytes = sum(part.nbytes for part in (weight, *parameters))
+        self.rows_independent = op.rows_independent
+        self._op, self._parameters = op, parameters
+
+    def product(self, x: Tensor) -> Tensor:
+        y: Tensor = self._op.function(x, self.weight, *self._parameters)
+        return y
+
+    def write(self, x: Tensor, y: Tensor) -> None:
+        if self._op.writes_into:
+            self._op.function(x, self.weight, *self._parameters, into=y)
+        else:
+            super().write(x, y)
+
+
+class EpilogueLinear(OpLinear):
+    """A weight whose op computes the epilogue too: `op(x, weight, *parameters, activation, gate, out, dtype)`."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        activation: Activation | None = None,
+        gate: Tensor | None = None,
+        out: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        y: Tensor = self._op.function(x, self.weight, *self._parameters, activation, gate, out, dtype)
+        return y

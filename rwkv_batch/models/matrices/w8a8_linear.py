@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ...errors import CheckpointError
 from ...ops import Implementation, OpSpec
-from .product import Activation, Linear, finish
+from .linear import StackedLinear
+from .product import Activation, EpilogueLinear, Linear, finish
+from .weight_format import MatrixReader, WeightFormat
 
 LEVELS = 127
 """The largest whole number that a weight becomes, and an input of 8 bits."""
+
+WIDE_INPUT_MATRIX = "ffn.value.weight"
+"""The matrix that "w8a8" does not multiply with inputs of 8 bits. Its inputs are squared ReLUs: a few are so much
+larger than the others that 8 bits would round the others to zero. The weight is rounded to 8 bits; on a CPU it is
+multiplied with inputs of 16 bits, elsewhere it is a dense matrix of the rounded values."""
 
 
 def quantize_w8a8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,42 +112,56 @@ W8A8 = OpSpec("w8a8", w8a8)
 W8A16 = OpSpec("w8a16", w8a16, optional=True)
 
 
-class W8A8Linear(Linear):
+class W8A8Linear(EpilogueLinear):
     """A weight of one byte each and a scale for each output channel, multiplied with rows of whole numbers.
 
     Args:
         q, scale: [C_out, C_in] int8 and [C_out] float32, as `quantize_w8a8` makes them.
         op: what serves `w8a8` or `w8a16`.
-        keep: moves q to where it is kept before it is packed: see `LayerStream.keep`.
+        keep: moves q to where it is kept, before q is packed: see `LayerStream.keep`.
     """
-
-    rows_independent = True  # sums of whole numbers are exact in any order
 
     def __init__(
         self, q: Tensor, scale: Tensor, op: Implementation, keep: Callable[[Tensor], Tensor] | None = None
     ) -> None:
-        self.out_features, self.in_features = q.shape
-        self.scale = scale
-        self.weight = op.packed(keep(q) if keep is not None else q)
-        self.nbytes: int = self.weight.nbytes + self.scale.nbytes
-        self._op = op
+        super().__init__(op, op.packed(keep(q) if keep is not None else q), q.shape, scale)
+        self.rows_independent = True  # sums of whole numbers are exact in any order
 
-    def product(self, x: Tensor) -> Tensor:
-        return self(x)
 
-    def write(self, x: Tensor, y: Tensor) -> None:
-        if self._op.writes_into:
-            self._op.function(x, self.weight, self.scale, into=y)
-        else:
-            super().write(x, y)
+class W8A8Format(WeightFormat):
+    """int8 weights with a scale for each output channel; inputs are quantized to int8 too, a row at a time."""
 
-    def __call__(
-        self,
-        x: Tensor,
-        activation: Activation | None = None,
-        gate: Tensor | None = None,
-        out: Tensor | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        y: Tensor = self._op.function(x, self.weight, self.scale, activation, gate, out, dtype)
-        return y
+    device_types = ("cpu", "cuda")
+
+    def ops(self, device: torch.device) -> tuple[OpSpec, ...]:
+        return (W8A8, W8A16) if device.type == "cpu" else (W8A8,)
+
+    def bytes_per_weight(self, name: str, dtype: torch.dtype, device: torch.device) -> int:
+        return dtype.itemsize if name.endswith(WIDE_INPUT_MATRIX) and device.type != "cpu" else 1
+
+    def load(self, reader: MatrixReader, name: str, scale: float = 1.0) -> Linear:
+        q, weight_scale = _quantize(reader, name, scale)
+        has_wide_inputs = name.endswith(WIDE_INPUT_MATRIX)
+        if has_wide_inputs and q.device.type != "cpu":
+            return reader.make_dense(reader.keep((q * weight_scale[:, None]).to(reader.dtype)))
+        op = W8A16 if has_wide_inputs else W8A8
+        return W8A8Linear(q, weight_scale, reader.ops.implementations[op.name], reader.keep)
+
+    def stack(self, reader: MatrixReader, names: Sequence[str]) -> StackedLinear | None:
+        op = reader.ops.implementations[W8A8.name]
+        if op.pack is None:
+            return None
+        q, scale = (torch.stack(parts) for parts in zip(*(_quantize(reader, name) for name in names), strict=True))
+        packed = op.packed(q)
+        return StackedLinear(packed, partial(op.function, scale=scale), packed.nbytes + scale.nbytes)
+
+
+FORMAT = W8A8Format()
+
+
+def _quantize(reader: MatrixReader, name: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """`quantize_w8a8` of a matrix times `scale`, on the reader's device."""
+    try:
+        return quantize_w8a8(reader.stored(name, scale).to(reader.device))
+    except ValueError as error:
+        raise CheckpointError(f"{reader.checkpoint.path}: {name}: {error}") from error

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import fake_llm
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from job import fake_llm
 
 from rwkv_batch.errors import ConfigurationError
 from rwkv_batch.job.input import files, jsonl

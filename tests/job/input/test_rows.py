@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import fake_llm
 import pyarrow as pa
 import pytest
+from job import fake_llm
 
 from rwkv_batch.job.input.columns import SAMPLING_CHECKS
 from rwkv_batch.sampling_params import SamplingParams

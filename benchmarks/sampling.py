@@ -28,7 +28,8 @@ import torch
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.slot_tables import Vocabulary
-from rwkv_batch.measure.bench import format_table, positive_int
+from rwkv_batch.measure.bench import positive_int
+from rwkv_batch.measure.table import format_table
 from rwkv_batch.ops import resolve
 from rwkv_batch.sampling_params import SamplingParams
 

@@ -151,7 +151,7 @@ class RwkvPackage(Peer):
         super().__init__(task)
         is_cuda = self.device.type == "cuda"
         os.environ |= {"RWKV_V7_ON": "1", "RWKV_JIT_ON": "1", "RWKV_CUDA_ON": "1" if is_cuda else "0"}
-        from rwkv.model import RWKV  # type: ignore[import-untyped]
+        from rwkv.model import RWKV
 
         strategy = "cuda fp16" if is_cuda else "cpu fp32"
         self.model = RWKV(model=str(self.path.with_suffix("")), strategy=strategy)

@@ -15,7 +15,8 @@ from .architecture import Architecture, LayerState, StateField, architectures, i
 from .blocks import Norm, layer_norm
 from .files.checkpoint import Checkpoint
 from .files.state_file import load_state_file
-from .matrices.linear import RemoteLinear, quantized_ops
+from .matrices.linear import RemoteLinear
+from .matrices.quantization import weight_format
 from .pipeline import Pipeline
 from .placed_weights import PlacedWeights
 from .placement import LayerPlacement, Placement
@@ -49,7 +50,8 @@ class ModelFile:
             head_is_remote: the head's matrix is on another device, which sends its results to this one.
         """
         scoring = scoring_op(place.quantization, head_is_remote)
-        return (*self.architecture.ops, scoring, LOG_NORMALIZER, *quantized_ops(place.quantization, place.device))
+        products = weight_format(place.quantization).ops(place.device)
+        return (*self.architecture.ops, scoring, LOG_NORMALIZER, *products)
 
     def state_fields(self, placement: Placement, dtype: torch.dtype | None = None) -> tuple[StateField, ...]:
         """The state that a layer keeps for one sequence.

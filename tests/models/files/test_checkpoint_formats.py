@@ -172,7 +172,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "training": (".pth", _saved({"epoch": 3, "state_dict": {"w": MATRIX}}), "training checkpoint.*'state_dict'"),
     "number": (".pth", _saved({"w": MATRIX, "n": 3}), "'n' is a int"),
     "sparse": (".pth", _saved({"w": MATRIX.to_sparse()}), "sparse"),
-    "float64": (".pth", _saved({"w": MATRIX.double()}), "float64, expected float32, float16 or bfloat16"),
+    "float64": (".pth", _saved({"w": MATRIX.double()}), "float64, expected float32, bfloat16 or float16"),
     "float8": (".safetensors", lambda p: write_checkpoint({"w": MATRIX.to(torch.float8_e5m2)}, p), "float8"),
     "uint8": (".pth", _saved({"w": MATRIX.to(torch.uint8)}), "uint8"),
     "uint8 safetensors": (".safetensors", lambda p: write_checkpoint({"w": MATRIX.byte()}, p), "uint8"),

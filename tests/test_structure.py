@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernel_module": {"kernel_support"},
     **{name: {"kernel_support"} for name in KERNELS},
     "text": {"engine", "cpu_kernels"},
-    "models/files": {"models/matrices"},
+    "models/files": MODELS,
     "models/matrices": {"models/files"},
     "models": MODELS,
     "engine": MODELS | {"cpu_kernels"},

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ..errors import CheckpointError
 from ..ops import OpSpec, OpTable
 from .files.hf_layouts import HfLayout
 from .files.stored import LayerTargets
+from .random_weights import RandomWeights
 from .rows import Rows
 from .schema import Match, Schema
 
@@ -36,6 +37,15 @@ class StateField:
     shape: tuple[int, ...]
     dtype: torch.dtype
     initial_value: float = 0.0
+
+
+class RecurrenceCost(NamedTuple):
+    """The work of the recurrence for one token, which benchmarks compare with a device's limits."""
+
+    operations: int
+    """float32 instructions for each number of the recurrent state."""
+    vectors: int
+    """Activations [A] that are read and written."""
 
 
 LayerState = SimpleNamespace
@@ -83,6 +93,10 @@ class Architecture(ABC):
 
     layers: list[Any]
     """What `load_layer` returned for each layer."""
+    random_weights: ClassVar[RandomWeights]
+    """How tests and benchmarks draw a checkpoint. Loading and serving do not need it."""
+    recurrence_cost: ClassVar[RecurrenceCost]
+    """What benchmarks predict a step's time from. Loading and serving do not need it."""
 
     def __init__(self, weights: PlacedWeights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
         self.sizes = dict(sizes)

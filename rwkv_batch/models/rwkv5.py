@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..ops import OpSpec, OpTable
-from .architecture import LayerState
+from .architecture import LayerState, RecurrenceCost
 from .blocks import SHIFT_LERP, Norm, head_norm, widened
 from .channel_mix import ChannelMix, output_scale, previous_share, rescale
 from .files.hf_layouts import transformers_layout
@@ -22,6 +22,17 @@ from .files.stored import LayerTargets, Restore, as_rows
 from .matrices.linear import LinearGroup
 from .matrices.product import LINEAR, Linear, silu
 from .matrix_state import TIME_STATE, MatrixStateArchitecture
+from .random_weights import (
+    GATED_FEED_FORWARD,
+    LAYER_NORMS,
+    PROJECTIONS,
+    Numbers,
+    RandomWeights,
+    Recipe,
+    matrix,
+    norms,
+    shares,
+)
 from .rows import Index, Rows
 from .rwkv4 import TRANSFORMERS_MIXES
 from .schema import FFN_RECEPTANCE, LAYER, LN0, LN_X, TOP, Schema, Shapes
@@ -119,6 +130,26 @@ PER_HEAD = Restore(lambda stored: stored[:, 0, 0] if stored.shape[1] == 1 else s
 """[H, 1, 1] → [H], and [H, N, 1] → [H, N]: ChatRWKV's shapes of decays and bonuses."""
 
 
+def _random_layer(mixed: str, bonus: str, gate: Recipe) -> Recipe:
+    """The distributions of a layer's tensors, in the order of the published files."""
+    return {
+        **LAYER_NORMS,
+        **shares("att.time_mix_", mixed),
+        "att.time_decay": Numbers(),
+        bonus: Numbers(0.5),
+        **PROJECTIONS,
+        **gate,
+        **norms("att.ln_x"),
+        **shares("ffn.time_mix_", "kr"),
+        **GATED_FEED_FORWARD,
+    }
+
+
+def gated_sizes(C: int) -> dict[str, int]:
+    """The sizes of published models with a gate that follow from the width C: the channel mix is narrower."""
+    return {"F": C * 7 // 2 // 32 * 32}
+
+
 class Rwkv50(MatrixStateArchitecture):
     """RWKV-5.0: matrix state, one decay per head, no gate."""
 
@@ -176,6 +207,9 @@ class Rwkv50(MatrixStateArchitecture):
         k, v, r, *g = p.projections(mixed)
         p.output(ops.wkv5(r, k, v, g[0] if g else None, p.head, s.wkv, rows), out=x)
 
+    random_weights = RandomWeights(_random_layer("kvr", "att.time_first", {}))
+    recurrence_cost = RecurrenceCost(operations=5, vectors=4)
+
 
 class Rwkv51(Rwkv50):
     """RWKV-5.1: 5.0 with a gate."""
@@ -183,6 +217,8 @@ class Rwkv51(Rwkv50):
     name = "rwkv5.1"
     schema = _schema(_PER_HEAD, _GATE)
     mixed = "kvrg"
+    random_weights = RandomWeights(_random_layer("kvrg", "att.time_first", matrix("att.gate")), gated_sizes)
+    recurrence_cost = RecurrenceCost(operations=5, vectors=5)
 
 
 class Rwkv52(Rwkv51):
@@ -190,6 +226,7 @@ class Rwkv52(Rwkv51):
 
     name = "rwkv5.2"
     schema = _schema(_PER_CHANNEL, _GATE)
+    random_weights = RandomWeights(_random_layer("kvrg", "att.time_faaaa", matrix("att.gate")), gated_sizes)
 
 
 def load_bonus(weights: Weights, p: str) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops import OpSpec, OpTable
-from .architecture import LayerState
+from .architecture import LayerState, RecurrenceCost
 from .blocks import SHIFT_LERP, Norm, head_norm, widened
 from .channel_mix import ChannelMix, output_scale, rescale
 from .files.hf_layouts import fla_layout, transformers_layout
@@ -17,8 +17,18 @@ from .matrices.linear import LinearGroup
 from .matrices.low_rank import LOW_RANK, LowRank
 from .matrices.product import LINEAR, Linear, silu
 from .matrix_state import TIME_STATE, MatrixStateArchitecture
+from .random_weights import (
+    GATED_FEED_FORWARD,
+    LAYER_NORMS,
+    PROJECTIONS,
+    Numbers,
+    RandomWeights,
+    matrix,
+    norms,
+    shares,
+)
 from .rows import Index, Rows
-from .rwkv5 import PER_HEAD, Head5, load_bonus, transformers_ln_x_eps
+from .rwkv5 import PER_HEAD, Head5, gated_sizes, load_bonus, transformers_ln_x_eps
 from .schema import FFN_RECEPTANCE, LAYER, LN0, LN_X, TOP, Schema
 from .weights import StoredPair, Weights
 
@@ -123,6 +133,12 @@ _FLA: LayerTargets = {
 """Names in flash-linear-attention → canonical tensors."""
 
 
+def published_sizes(C: int) -> dict[str, int]:
+    """The sizes of published models that follow from the width C; models of width 4096 and more have wider pairs."""
+    rank = 32 if C < 4096 else 64
+    return {**gated_sizes(C), "R": rank, "5R": 5 * rank, "Rw": 2 * rank}
+
+
 class Rwkv6(MatrixStateArchitecture):
     """RWKV-6 (Finch)."""
 
@@ -210,6 +226,26 @@ class Rwkv6(MatrixStateArchitecture):
         r, k, v, g = p.projections(mixed[:4])
         (w,) = ops.low_rank(mixed[4:], p.decay)
         p.output(ops.wkv6(r, k, v, g, w, p.head, s.wkv, rows), out=x)
+
+    random_weights = RandomWeights(
+        {
+            **LAYER_NORMS,
+            **shares("att.time_maa_", "xwkvrg"),
+            "att.time_maa_w1": Numbers(over=("C",)),
+            "att.time_maa_w2": Numbers(0.1),
+            "att.time_decay": Numbers(is_row=True),
+            "att.time_decay_w1": Numbers(over=("C",)),
+            "att.time_decay_w2": Numbers(0.5, over=("Rw",)),
+            "att.time_faaaa": Numbers(0.5),
+            **PROJECTIONS,
+            **matrix("att.gate"),
+            **norms("att.ln_x"),
+            **shares("ffn.time_maa_", "kr"),
+            **GATED_FEED_FORWARD,
+        },
+        published_sizes,
+    )
+    recurrence_cost = RecurrenceCost(operations=5, vectors=6)
 
 
 ARCHITECTURES = (Rwkv6,)

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import VERSIONS, make_checkpoint, write_checkpoint
+from checkpoints import make_checkpoint, write_checkpoint
 from torch import Tensor
+from versions import VERSIONS
 
 from rwkv_batch.errors import CheckpointError, ConfigurationError, MissingExtraError
 from rwkv_batch.models.files.checkpoint import open_checkpoint

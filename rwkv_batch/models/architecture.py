@@ -91,12 +91,13 @@ class Architecture(ABC):
     default_ln_x_eps: ClassVar[float] = 64e-5
     """Epsilon of the group norm over heads where neither the checkpoint nor the user states it."""
 
-    layers: list[Any]
-    """What `load_layer` returned for each layer."""
     random_weights: ClassVar[RandomWeights]
     """How tests and benchmarks draw a checkpoint. Loading and serving do not need it."""
     recurrence_cost: ClassVar[RecurrenceCost]
-    """What benchmarks predict a step's time from. Loading and serving do not need it."""
+    """The basis of predictions of a step's time in benchmarks. Loading and serving do not need it."""
+
+    layers: list[Any]
+    """The result of `load_layer` for each layer."""
 
     def __init__(self, weights: PlacedWeights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
         self.sizes = dict(sizes)

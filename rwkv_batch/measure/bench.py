@@ -23,6 +23,7 @@ from ..model_summary import inspect_model
 from ..models.matrices.quantization import QUANTIZATIONS
 from ..models.model import Model
 from ..run import EXIT_DEVICE, EXIT_OK, EXIT_USAGE
+from ..settings import EngineSettings, ModelSettings
 from ..threads import limit_threads
 from .table import format_table
 from .variants import Variant, variants
@@ -55,13 +56,8 @@ class BenchModel:
         backend: str = "auto",
     ) -> None:
         self.summary = inspect_model(
-            path,
-            tokenizer=None,
-            device=device,
-            dtype=variant.dtype,
-            quantization=variant.quantization,
-            state_dtype=variant.state_dtype,
-            backend=backend,
+            ModelSettings(path, tokenizer=None, dtype=variant.dtype, quantization=variant.quantization),
+            EngineSettings(device, backend, state_dtype=variant.state_dtype),
         )
         file, placement = self.summary.file, self.summary.placement
         # The plan subtracts the weights from the free memory, so it must be made before they are loaded.

@@ -20,8 +20,8 @@ runs smoke and limits before them, unless this commit has their results.
 - Unpack first.tar.gz in the repository root before the second command: it holds benchmarks/results/CARD.
 - Commit the results only after the second command, because HASH must stay the same.
 - Use the same kind of card for both: results of another card do not count.
-- A plan ends by itself 45 s before its limit. The tar file is renewed every 15 s and after every part, so that a command
-  that is stopped leaves its results.
+- A plan ends by itself 45 s before its limit. The tar file is renewed every 15 s and after every part, so that a
+  command that is stopped leaves its results.
 - gpu_parts/compile_cache.py compiles the kernels on another machine; with --compiled, `second` compiles hardly any.
 
 Other commands:
@@ -31,19 +31,19 @@ Other commands:
     python -m benchmarks.gpu --rehearse                        tiny sizes in Triton's interpreter, without a GPU
 
 Each part runs in processes of its own and writes its JSON after every point. The same command, started again on the
-same card and commit, continues parts that were stopped, failed, or ran out of time. It skips parts that are done, unless
---force is given.
+same card and commit, continues parts that were stopped, failed, or ran out of time. It skips parts that are done,
+unless --force is given.
 
 A point that takes too long, 55 s in most parts and 400 s in job and peers, is killed with its process and counts as
-failed; another process continues after it. A case of smoke that takes more than 60 s is red; one of sanitizer that takes
-more than 50 s is skipped. A part that runs out of time prints how many points were not reached. A part can be done
-although points of it failed or are red. Several processes compile kernels beforehand: they run a part without measuring,
-and their output goes to shares/*.log.
+failed; another process continues after it. A case of smoke that takes more than 60 s is red; one of sanitizer that
+takes more than 50 s is skipped. A part that runs out of time prints how many points were not reached. A part can be
+done although points of it failed or are red. Several processes compile kernels beforehand: they run a part without
+measuring, and their output goes to shares/*.log.
 
 The exit code is 1 if a check does not hold, if a point of smoke, correctness, engine-equal or sanitizer failed or was
-not reached, or if a part failed or was not started. Speeds, points of timed parts that failed or were not reached, and a
-missing compute-sanitizer do not change it. torch, triton and numpy are enough: without safetensors engine-equal leaves
-out the demo model, and `job` is left out if a package that it needs is missing.
+not reached, or if a part failed or was not started. Speeds, points of timed parts that failed or were not reached, and
+a missing compute-sanitizer do not change it. torch, triton and numpy are enough: without safetensors engine-equal
+leaves out the demo model, and `job` is left out if a package that it needs is missing.
 
     smoke         every op of every GPU backend on small inputs against float64, as `rwkv-batch doctor --check` does
     limits        copy bandwidth, bfloat16 and int8 matrix peak, least time of a launch; other parts compare with them

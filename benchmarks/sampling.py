@@ -110,7 +110,7 @@ class SamplerSteps(Steps):
         made = requests(settings, len(logits), self.vocab)
         sampler.assign([request.row for request in made], made)
         slot_index = torch.from_numpy(slots).int()
-        rows = np.flatnonzero(sampler.asks_logprobs)
+        rows = np.flatnonzero(sampler.returns_logprobs)
         row_index = torch.from_numpy(rows)
 
         def step() -> None:

@@ -192,13 +192,12 @@ class Fla(Peer):
         self._copy_weights()
 
     def _copy_weights(self) -> None:
-        from rwkv_batch.models.files.hf_names import canonical_targets
+        from rwkv_batch.models.rwkv7 import Rwkv7
 
         stored = torch.load(self.path, map_location="cpu", mmap=True)
         own = self.model.state_dict()
-        target = canonical_targets(own)
         for name, parameter in own.items():
-            ((canonical, _),) = target(name)
+            ((canonical, _),) = Rwkv7.hugging_face[0].targets(name)
             value = stored[canonical]
             is_transposed = parameter.dim() == 2 and value.shape != parameter.shape
             parameter.copy_((value.t() if is_transposed else value).reshape(parameter.shape))

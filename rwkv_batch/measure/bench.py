@@ -12,12 +12,13 @@ from time import perf_counter
 
 import torch
 
+from ..dtypes import DTYPES
 from ..engine.engine import Engine
 from ..engine.sizing import plan_memory
 from ..engine.slot_tables import Vocabulary
 from ..engine.source import Pulled
 from ..engine.stats import EngineStats
-from ..errors import CapacityError, RwkvBatchError
+from ..errors import CapacityError, RwkvBatchError, one_of
 from ..model_summary import inspect_model
 from ..models.matrices.quantization import QUANTIZATIONS
 from ..models.model import Model
@@ -195,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME,…",
         help="fixed lengths (the default), ragged ones with a long tail and these means, score: prompts are scored",
     )
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--dtype", default="auto", help=one_of(("auto", *DTYPES)))
     parser.add_argument("--quantization", help=" or ".join(QUANTIZATIONS))
     parser.add_argument(
         "--variants", type=variants, metavar="NAME,…", help="several of these at once, such as float32,bfloat16+int8"

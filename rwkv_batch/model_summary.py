@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .apart import call_apart
 from .engine.request import END_OF_TEXT
 from .engine.sampler import Sampler
 from .engine.sizing import MemoryPlan, plan_memory
@@ -22,6 +21,7 @@ from .models.files.checkpoint import open_checkpoint
 from .models.model import ModelFile
 from .models.placement import LayerPlacement, Placement, describe_layers, place
 from .ops import OpTable, fallbacks, format_choices, resolve
+from .process import call_in_process
 from .text.load_tokenizer import load_tokenizer
 from .text.tokenizer import Tokenizer
 
@@ -158,7 +158,7 @@ def inspect_model(
         "strategy": strategy,
     }
     if apart and device != "cpu" and (torch.version.cuda or torch.version.hip):
-        placed = call_apart(_place_path, path=file.checkpoint.path, **settings)
+        placed = call_in_process(_place_path, path=file.checkpoint.path, **settings)
     else:
         placed = _place(file, **settings)
     return ModelSummary(

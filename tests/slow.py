@@ -7,7 +7,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "kernels/test_triton_aot.py",
         "kernels/test_launch_path.py",
         "kernels/test_cuda_build.py",
-        "test_apart.py",
+        "test_call_in_process.py",
         "benchmarks/test_gpu_compile_cache.py",
     ),
     "kernels run in Triton's interpreter": (

@@ -1,19 +1,3 @@
-<<<<<<< HEAD
-"""Stochastic rounding of float16 states: the definition, which the kernels follow to the bit.
-
-A state is computed in float32 and stored after every token. Rounding to nearest would lose every change that is smaller
-than half a step of float16: a state that decays slowly would never decay. Stochastic rounding keeps such changes on
-average. A number between two neighbors in float16 becomes the upper one with a probability that is its distance from
-the lower one in steps, so that the expected result is the number itself.
-
-Both formats store a sign and a magnitude, and float32 has 13 mantissa bits more than float16. Therefore the rounding is
-an addition to the bit pattern: a uniform random number of 13 bits is added to the lowest bits, and then those 13 bits
-are cleared. The carry, which makes the magnitude one step larger, comes with probability (lowest bits) / 2^13. A number
-that float16 holds never changes.
-
-The random number is a hash of three numbers: the token's position in its sequence, and the element's row and column in
-the state. Slot, batch and chunk are no part of the key: equal requests get equal states in any company.
-=======
 """Stochastic rounding of a float16 state. This module is the definition; kernels repeat it bit by bit.
 
 Why: each token multiplies a state by a decay close to 1. Where one token changes a number by less than half of
@@ -31,7 +15,6 @@ neither does a row's state. The bits are the hash of the row plus the hash of th
 take R + N hashes.
 
 Copies: `round_stochastically` in triton_kernels/recurrence.py and `round_state` in cuda_kernels/csrc/heads.h.
->>>>>>> refs/heads/kernels
 """
 
 from __future__ import annotations
@@ -48,11 +31,7 @@ _MASK = 0xFFFFFFFF
 
 
 def round_stochastically(x: Tensor, position: Tensor) -> Tensor:
-<<<<<<< HEAD
     """Round float32 numbers to numbers that float16 holds.
-=======
-    """Rounds float32 to values that float16 holds, up or down with probabilities that keep the mean.
->>>>>>> refs/heads/kernels
 
     Args:
         x: [B, ..., V] float32, the state of one layer for each row of the batch.
@@ -62,13 +41,8 @@ def round_stochastically(x: Tensor, position: Tensor) -> Tensor:
         As `x`, float32, unchanged by a conversion to float16. Magnitudes beyond float16's range become infinite, and
         NaN stays NaN.
     """
-<<<<<<< HEAD
     # Below 2^-14, float16 is subnormal: its steps are 2^-24, as they are from 2^-14 to 2^-13. Numbers below 2^-14 are
     # moved there, rounded, and moved back.
-=======
-    # Below 2^-14, float16 has the same step as between 2^-14 and 2^-13: 2^-24. Adding 2^-14 moves smaller numbers into
-    # that interval, where the step is 13 mantissa bits.
->>>>>>> refs/heads/kernels
     shift = torch.where(x.abs() < SMALLEST_NORMAL, torch.full_like(x, SMALLEST_NORMAL).copysign(x), 0.0)
     bits = (x + shift).view(torch.int32) + random_bits(position, x[0].numel() // x.shape[-1], x.shape[-1]).view(x.shape)
     rounded = (bits & -(1 << _DROPPED_BITS)).view(torch.float32) - shift
@@ -86,13 +60,8 @@ def random_bits(position: Tensor, num_rows: int, num_columns: int) -> Tensor:
         hash(place):   h = p ^ (place * 0x85EBCA77);  h ^= h >> 16;  h *= 0x7FEB352D;  h ^= h >> 15;  h *= 0x846CA68B
     """
 
-<<<<<<< HEAD
-    def mix(index: Tensor) -> Tensor:
-        h = (position.long()[:, None] * 0x9E3779B1) & _MASK ^ (index * 0x85EBCA77) & _MASK
-=======
     def hash_position(place: Tensor) -> Tensor:
         h = (position.long()[:, None] * 0x9E3779B1) & _MASK ^ (place * 0x85EBCA77) & _MASK
->>>>>>> refs/heads/kernels
         h = (h ^ h >> 16) * 0x7FEB352D & _MASK
         return (h ^ h >> 15) * 0x846CA68B & _MASK
 

@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-from rwkv_batch.measure.bench import BenchModel, backends, format_table, measure, positive_int, positive_ints, warm_up
+from rwkv_batch.measure.bench import BenchModel, backends, measure, positive_int, positive_ints, warm_up
+from rwkv_batch.measure.table import format_table
 from rwkv_batch.measure.variants import Variant, variants
 
 from . import probes

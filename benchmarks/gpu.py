@@ -98,7 +98,8 @@ from pathlib import Path
 from time import monotonic, time
 from typing import Any
 
-from .gpu_parts.columns import format_columns
+from rwkv_batch.measure.table import format_lines
+
 from .gpu_parts.compiled import adopt, count
 from .gpu_parts.plan import PARTS, PLANS, Stage, stages_of
 from .gpu_parts.processes import ROOT, run_stage
@@ -256,7 +257,7 @@ def _summary(results: dict[str, dict[str, Any] | None]) -> list[str]:
         red = sum(is_red(point) for point in found["points"].values())
         counts = (len(found["points"]), red, len(found["failed"]), len(found["left_out"]))
         rows.append([name, found["status"], f"{found['seconds']:.1f}", *map(str, counts)])
-    return format_columns(["part", "status", "seconds", "points", "red", "failed", "left out"], rows)
+    return format_lines(["part", "status", "seconds", "points", "red", "failed", "left out"], rows)
 
 
 def is_good(found: dict[str, Any] | None) -> bool:

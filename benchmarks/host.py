@@ -47,6 +47,8 @@ from statistics import median
 from time import monotonic
 from typing import Any
 
+from rwkv_batch.measure.table import format_table
+
 from .host_parts.cases import CASES, DEFAULT, Case
 from .host_parts.contender import PARTS, ROOT, Contender, ContenderFailed, Package, checked_out, package
 
@@ -227,14 +229,14 @@ def _print_part(part: str, runs: Runs, found: dict[str, Any]) -> None:
             by_key = found[case][part]
             rows.append(["  ratio", *(spread(by_key.get(key, []), ".2f") for _, key, _ in COLUMNS)])
     print()
-    _print_table([NAMES_OF_PARTS[part], *(heading for heading, _, _ in COLUMNS)], rows)
+    print(format_table([NAMES_OF_PARTS[part], *(heading for heading, _, _ in COLUMNS)], rows))
 
 
 def _print_split(title: str, by_name: dict[str, dict[str, float]]) -> None:
     keys = list(dict.fromkeys(key for parts in by_name.values() for key in parts))
     rows = [[key, *(f"{parts[key]:.3f}" if key in parts else "-" for parts in by_name.values())] for key in keys]
     print()
-    _print_table([f"{title}: ms a step", *by_name], rows)
+    print(format_table([f"{title}: ms a step", *by_name], rows))
 
 
 def _print_start_up(seconds: dict[str, list[dict[str, float]]]) -> None:
@@ -244,15 +246,7 @@ def _print_start_up(seconds: dict[str, list[dict[str, float]]]) -> None:
         columns.append([one["total"] - one["torch"] for one in found])
         rows.append([name, *(spread(column, ".2f") for column in columns)])
     print()
-    _print_table(["seconds to the first step", "all", "import torch", "the rest"], rows)
-
-
-def _print_table(header: list[str], rows: list[list[str]]) -> None:
-    """Columns as wide as they need to be; the first one to the left, the others to the right."""
-    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
-    for line in (header, *rows):
-        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-        print("  ".join([line[0].ljust(widths[0]), *cells[1:]]))
+    print(format_table(["seconds to the first step", "all", "import torch", "the rest"], rows))
 
 
 def _names(known: Sequence[str], text: str) -> list[str]:

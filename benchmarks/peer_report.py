@@ -6,7 +6,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from rwkv_batch.measure.bench import format_table
+from rwkv_batch.measure.table import format_table
 
 from . import probes
 from .peer_rounds import Round, Run

@@ -26,7 +26,8 @@ from typing import Any
 import torch
 
 from rwkv_batch.llm import LLM, ScoreRow
-from rwkv_batch.measure.bench import difference, format_table, positive_int
+from rwkv_batch.measure.bench import difference, positive_int
+from rwkv_batch.measure.table import format_table
 
 from .timing import machine, spread
 from .workloads import FULL, QUICK, VOCAB_SIZE, checkpoint

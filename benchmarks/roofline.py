@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from .gpu_parts.columns import format_columns
+from rwkv_batch.measure.table import format_lines
 
 TERA = 1e12
 
@@ -165,14 +165,14 @@ def main() -> None:
                 for B, s, fit in zip(batches, seconds, fits, strict=True)
             ]
             rows.append([f"{name} float{8 * number} state", *cells])
-    print("\n".join(format_columns(["", *(f"B={B}" for B in batches)], rows)))
+    print("\n".join(format_lines(["", *(f"B={B}" for B in batches)], rows)))
     print("\nprefill: tokens/s")
     shapes = ((1, 8192), (8, 1024), (64, 128))
     rows = [
         [name, *(f"{n * t / prefill_seconds(sizes, n, t, card):,.0f}" for n, t in shapes)]
         for name, sizes in MODELS.items()
     ]
-    print("\n".join(format_columns(["", *(f"{n} x {t}" for n, t in shapes)], rows)))
+    print("\n".join(format_lines(["", *(f"{n} x {t}" for n, t in shapes)], rows)))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def _serve(connection: Connection, checkpoint: Path, strategy: str, scale: Scale
     torch.set_num_threads(num_threads)
     os.environ |= {"RWKV_V7_ON": "1", "RWKV_JIT_ON": "1", "RWKV_CUDA_ON": "0"}
     with contextlib.redirect_stdout(io.StringIO()):
-        from rwkv.model import RWKV  # type: ignore[import-untyped]
+        from rwkv.model import RWKV
 
         model = RWKV(model=str(checkpoint.with_suffix("")), strategy=strategy)
     for _ in range(_WARM_UP_CALLS):

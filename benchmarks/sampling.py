@@ -28,7 +28,8 @@ import torch
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.slot_tables import Vocabulary
-from rwkv_batch.measure.bench import format_table, positive_int
+from rwkv_batch.measure.bench import positive_int
+from rwkv_batch.measure.table import format_table
 from rwkv_batch.ops import resolve
 from rwkv_batch.sampling_params import SamplingParams
 
@@ -109,7 +110,7 @@ class SamplerSteps(Steps):
         made = requests(settings, len(logits), self.vocab)
         sampler.assign([request.row for request in made], made)
         slot_index = torch.from_numpy(slots).int()
-        rows = np.flatnonzero(sampler.asks_logprobs)
+        rows = np.flatnonzero(sampler.returns_logprobs)
         row_index = torch.from_numpy(rows)
 
         def step() -> None:

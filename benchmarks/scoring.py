@@ -38,7 +38,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rwkv_batch.measure.bench import format_table, positive_int
+from rwkv_batch.measure.bench import positive_int
+from rwkv_batch.measure.table import format_table
 
 from .timing import machine, spread
 from .workloads import FULL, QUICK, VOCAB_SIZE, checkpoint
@@ -117,7 +118,7 @@ def make_hf(path: Path) -> Score:
 
 
 def _through_harness(model: Any, rows: Sequence[Row]) -> list[float]:
-    requests = [(None, context, continuation) for row in rows for context, continuation in row]
+    requests: list[tuple[Any, ...]] = [(None, context, continuation) for row in rows for context, continuation in row]
     if type(model).__name__ == "HFLM":  # it keys its cache by the text
         requests = [((str(i), ""), *pair) for i, (_, *pair) in enumerate(requests)]
     return [logprob for logprob, _ in model._loglikelihood_tokens(requests, disable_tqdm=True)]

@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from rwkv_batch.measure.bench import BenchModel, format_table, measure, positive_int, warm_up
+from rwkv_batch.measure.bench import BenchModel, measure, positive_int, warm_up
+from rwkv_batch.measure.table import format_table
 from rwkv_batch.measure.variants import Variant, variants
 
 from . import probes

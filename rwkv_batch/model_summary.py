@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .apart import call_apart
+from .dtypes import dtype_name
 from .engine.request import END_OF_TEXT
 from .engine.sampler import Sampler
 from .engine.sizing import MemoryPlan, plan_memory
@@ -98,7 +99,7 @@ class ModelSummary:
             "tokenizer": self.tokenizer.name if self.tokenizer else None,
             "device": str(self.placement.device),
             "dtype": self.placement.dtype_name,
-            "state_dtype": str(self.placement.state_dtype).removeprefix("torch."),
+            "state_dtype": dtype_name(self.placement.state_dtype),
             "quantization": self.placement.quantization,
             "layers": describe_layers(self.placement, self.file.sizes["L"]),
             "max_batch_size": self.memory.max_batch_size,

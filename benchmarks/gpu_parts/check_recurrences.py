@@ -24,14 +24,13 @@ from rwkv_batch.checks.target import Target
 from rwkv_batch.models.rows import Rows
 
 from .context import Context
-from .ops import backends
 from .record import Point
 
 
 def points(context: Context) -> Iterator[tuple[str, Callable[[], Point]]]:
     dtypes = ("bfloat16",) if context.is_rehearsal else DTYPES
     found = batches(4, 3) if context.is_rehearsal else batches(256, 300)
-    for backend, mark in backends(context.is_rehearsal).items():
+    for backend, mark in context.backends.items():
         target = Target(backend, context.device)
         for variant in VARIANTS:
             for state in ("float32",) if variant == "wkv4" else ("float32", "float16"):

@@ -45,12 +45,12 @@ from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.placement import Placement
 from rwkv_batch.models.rows import DecodeRows, Rows
 from rwkv_batch.ops import Implementation, OpChoice, OpSpec, OpTable
-from tests.kernels.fake_driver import SHARED_BYTES, FakeDriver
 
 from ..roofline import MODELS, Sizes
 from .compiled import count
 from .context import DEFAULT_MODELS
 from .device import key_digest
+from .fake_driver import SHARED_BYTES, FakeDriver
 from .random_model import random_checkpoint
 
 CPU = torch.device("cpu")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rwkv_batch.checks.result import WRONG
+from rwkv_batch.checks.target import Target
 
 from ..roofline import MODELS, Card, Sizes
 from .device import Stopwatch
@@ -104,6 +105,21 @@ class Context:
     def reached(self, op: str, backend: str) -> bool:
         """`smoke` has a result of an implementation of an op."""
         return any((point["op"], point["backend"]) == (op, backend) for point in self.smoke.values())
+
+    @property
+    def backends(self) -> dict[str, str]:
+        """Kernel package → what follows an op's name in results. CUDA kernels cannot be rehearsed."""
+        return {"triton": ""} if self.is_rehearsal else {"triton": "", "cuda": "/cuda"}
+
+    def op(
+        self, name: str, state_dtype: torch.dtype = torch.float32, backend: str = "triton", **sizes: int
+    ) -> Callable[..., Any]:
+        """The function that serves an op in bfloat16.
+
+        Raises:
+            BackendError, UnusableError: the backend does not serve the op; see `Target.ops`.
+        """
+        return Target(backend, self.device).op(name, torch.bfloat16, state_dtype, **sizes)
 
     def share_of_copy(self, num_bytes: float, seconds: float) -> float:
         """Bytes/s as a part of the copy bandwidth."""

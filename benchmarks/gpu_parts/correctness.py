@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from itertools import chain, zip_longest
 from typing import TypeVar
 
+from rwkv_batch.measure.table import format_lines
+
 from . import check_int8, check_products, check_recurrences, check_sampling
-from .columns import format_columns
 from .context import Context
 from .record import Point, is_red
 
@@ -61,4 +62,4 @@ def _table(points: dict[str, Point]) -> list[str]:
         red = sum(map(is_red, found))
         worst = max(point["worst_share_of_limit"] for point in found)
         rows.append([name, f"{len(found) - red} of {len(found)}", str(checks), f"{worst:.2f}"])
-    return format_columns(["op", "green", "checks", "worst error / limit"], rows)
+    return format_lines(["op", "green", "checks", "worst error / limit"], rows)

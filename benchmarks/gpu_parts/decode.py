@@ -7,10 +7,10 @@ from functools import partial
 from statistics import median
 from typing import Any
 
+from rwkv_batch.measure.table import format_lines
 from rwkv_batch.models.model import Model
 
 from ..roofline import Sizes, decode_seconds
-from .columns import format_columns
 from .context import Context
 from .device import free_bytes, release
 from .engines import BACKEND, decode, load, other_backends, serve, slot_bytes, with_state
@@ -180,7 +180,7 @@ def _table(points: dict[str, Point]) -> list[str]:
             )
         rows += [[f"{name} {variant}: {why}", *[""] * 7] for variant, why in point["left_out"].items()]
     header = ["decode", "tokens/s", "ms", "of limit", "outside replay", "host busy", "x float32", "GB"]
-    return format_columns(header, rows)
+    return format_lines(header, rows)
 
 
 def _percent(value: float | None) -> str:

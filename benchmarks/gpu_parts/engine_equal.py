@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,19 +16,20 @@ from rwkv_batch.checks.comparisons import Checks
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Completion, Request
 from rwkv_batch.engine.source import Pulled
+from rwkv_batch.measure.table import format_lines
 from rwkv_batch.model_summary import DEMO_MODEL
 from rwkv_batch.models.files.checkpoint import open_checkpoint
 from rwkv_batch.models.model import Model
 from rwkv_batch.sampling_params import SamplingParams
 from tests.checkpoints import VERSIONS, make_checkpoint, write_checkpoint
 
-from .columns import format_columns
 from .context import Context
 from .engines import load, make_engine, random_prompts, serve
 from .record import Point, is_red
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 SAMPLED = SamplingParams(top_p=0.85, presence_penalty=0.3, frequency_penalty=0.2, ignore_eos=True)
+TINY_SIZES = {"n_layer": 2, "n_embd": 32, "n_ffn": 64, "head_size": 16, "vocab": 40}
 TIE = 2e-3
 """Two tokens whose log-probabilities are nearer than this may change places."""
 LOGPROB_ERROR = {"float32": 2e-3, "float16 state": 5e-2, "bfloat16": 0.3}
@@ -54,7 +56,7 @@ def _path(context: Context, name: str) -> Path:
         return DEMO_MODEL
     path = context.folder / f"{name}.pth"
     if not path.exists():
-        tiny = dict(n_layer=2, n_embd=32, n_ffn=64, head_size=16, vocab=40) if context.is_rehearsal else {}
+        tiny: dict[str, Any] = TINY_SIZES if context.is_rehearsal else {}
         write_checkpoint(make_checkpoint(name, **tiny), path)
     return path
 
@@ -115,6 +117,7 @@ def _compare_greedy(context: Context, checks: Checks, model: Model, ours: Engine
     want = _complete(right, _requests(context, model, replace(GREEDY, logprobs=2)))
     wrong, worst = 0, 0.0
     for a, b in zip(got, want, strict=True):
+        assert b.logprobs is not None
         for i, (mine, other) in enumerate(zip(a.token_ids, b.token_ids, strict=True)):
             if mine != other:
                 first, second = b.logprobs[i].top_logprobs[:2]
@@ -126,13 +129,18 @@ def _compare_greedy(context: Context, checks: Checks, model: Model, ours: Engine
 
 
 def _compare_scores(context: Context, checks: Checks, model: Model, ours: Engine, right: Engine, kind: str) -> None:
+    differences = _score_differences(context, model, ours, right)
+    checks.at_most("score of a prompt token", max(differences), LOGPROB_ERROR[kind])
+
+
+def _score_differences(context: Context, model: Model, ours: Engine, right: Engine) -> list[float]:
+    """Absolute differences of the log-probabilities of all prompt tokens."""
     got, want = (_complete(engine, _requests(context, model, GREEDY, score=True)) for engine in (ours, right))
-    differences = [
+    return [
         abs(a.logprob - b.logprob)
         for one, other in zip(got, want, strict=True)
-        for a, b in zip(one.prompt_scores, other.prompt_scores, strict=True)
+        for a, b in zip(one.prompt_scores or (), other.prompt_scores or (), strict=True)
     ]
-    checks.at_most("score of a prompt token", max(differences), LOGPROB_ERROR[kind])
 
 
 def _half(context: Context, name: str) -> Point:
@@ -140,12 +148,7 @@ def _half(context: Context, name: str) -> Point:
     model, checks = _on_device(context, name, "bfloat16"), Checks()
     slots, tokens = _shape(context)
     ours, right = serve(model, slots, tokens), _on_host(context, name)
-    got, want = (_complete(engine, _requests(context, model, GREEDY, score=True)) for engine in (ours, right))
-    differences = [
-        abs(a.logprob - b.logprob)
-        for one, other in zip(got, want, strict=True)
-        for a, b in zip(one.prompt_scores, other.prompt_scores, strict=True)
-    ]
+    differences = _score_differences(context, model, ours, right)
     checks.at_most("mean score of a prompt token", sum(differences) / len(differences), LOGPROB_ERROR["bfloat16"])
     return checks.point()
 
@@ -176,4 +179,4 @@ def _table(points: dict[str, Point]) -> list[str]:
         [name, "red" if is_red(point) else "green", f"{point['worst_share_of_limit']:.2f}"]
         for name, point in points.items()
     ]
-    return format_columns(["engine", "", "worst / limit"], rows)
+    return format_lines(["engine", "", "worst / limit"], rows)

@@ -14,10 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rwkv_batch.measure.table import format_lines
 from rwkv_batch.text.load_tokenizer import load_tokenizer
 
 from ..roofline import MODELS, prefill_seconds
-from .columns import format_columns
 from .context import Context
 from .decode import best_rate
 from .random_model import random_checkpoint, write
@@ -167,4 +167,4 @@ def _table(points: dict[str, Point]) -> list[str]:
         "of decode",
         "of decode + prefill",
     ]
-    return format_columns(header, rows)
+    return format_lines(header, rows)

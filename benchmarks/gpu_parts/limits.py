@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .columns import format_columns
+from rwkv_batch.measure.table import format_lines
+
 from .context import Context
 from .rate_recurrences import prompts
 from .record import Point
@@ -106,4 +107,4 @@ def _table(points: dict[str, Point]) -> list[str]:
         field = next(field for field in _UNITS if field in point)
         scale, unit = _UNITS[field]
         rows.append([name, f"{point[field] / scale:.3g} {unit}"])
-    return format_columns(["limit", "measured"], rows)
+    return format_lines(["limit", "measured"], rows)

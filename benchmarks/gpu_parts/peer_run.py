@@ -151,7 +151,7 @@ class RwkvPackage(Peer):
         super().__init__(task)
         is_cuda = self.device.type == "cuda"
         os.environ |= {"RWKV_V7_ON": "1", "RWKV_JIT_ON": "1", "RWKV_CUDA_ON": "1" if is_cuda else "0"}
-        from rwkv.model import RWKV  # type: ignore[import-untyped]
+        from rwkv.model import RWKV
 
         strategy = "cuda fp16" if is_cuda else "cpu fp32"
         self.model = RWKV(model=str(self.path.with_suffix("")), strategy=strategy)
@@ -195,13 +195,12 @@ class Fla(Peer):
         self._copy_weights()
 
     def _copy_weights(self) -> None:
-        from rwkv_batch.models.files.hf_names import canonical_targets
+        from rwkv_batch.models.rwkv7 import Rwkv7
 
         stored = torch.load(self.path, map_location="cpu", mmap=True)
         own = self.model.state_dict()
-        target = canonical_targets(own)
         for name, parameter in own.items():
-            ((canonical, _),) = target(name)
+            ((canonical, _),) = Rwkv7.hugging_face[0].targets(name)
             value = stored[canonical]
             is_transposed = parameter.dim() == 2 and value.shape != parameter.shape
             parameter.copy_((value.t() if is_transposed else value).reshape(parameter.shape))

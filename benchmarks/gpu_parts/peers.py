@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
+from rwkv_batch.measure.table import format_lines
+
 from ..roofline import MODELS, Sizes, decode_seconds
-from .columns import format_columns
 from .context import Context
 from .device import installed
 from .random_model import random_checkpoint, write
@@ -131,7 +132,7 @@ def _table(context: Context, points: dict[str, Point], models: dict[str, Sizes])
                     [f"{model} {peer}", *decode, *(_rate(point["prefill"].get(s)) for s in prompts), point["what"]]
                 )
     header = ["peers: tokens/s", *(f"B={B}" for B in batches), *prompts, "decodes with"]
-    return [*format_columns(header, rows), *_reasons(points)]
+    return [*format_lines(header, rows), *_reasons(points)]
 
 
 def _reasons(points: dict[str, Point]) -> list[str]:

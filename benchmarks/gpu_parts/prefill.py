@@ -7,9 +7,9 @@ from statistics import median
 from time import perf_counter
 
 from rwkv_batch.engine.source import Pulled
+from rwkv_batch.measure.table import format_lines
 
 from ..roofline import Sizes, prefill_seconds
-from .columns import format_columns
 from .context import Context
 from .decode import Loaded
 from .device import release
@@ -81,4 +81,4 @@ def _table(points: dict[str, Point]) -> list[str]:
         for name, point in points.items()
         if point
     ]
-    return format_columns(["prefill", "tokens/s", "ms", "of limit", "steps"], rows)
+    return format_lines(["prefill", "tokens/s", "ms", "of limit", "steps"], rows)

@@ -9,14 +9,15 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.source import Pulled
+from rwkv_batch.measure.table import format_lines
 
 from ..roofline import Sizes
-from .columns import format_columns
 from .context import Context
 from .decode import Loaded
 from .device import release
@@ -90,7 +91,7 @@ def _profiled(context: Context, loaded: Loaded, sizes: Sizes, kind: str) -> Poin
         (profiler.start if number == first else profiler.stop)()
 
     _run_steps(engine, _requests(context, engine, kind, last), last + 1, before)
-    events = [event for event in profiler.events() or [] if event.device_type == torch.autograd.DeviceType.CUDA]
+    events = [event for event in profiler.events() or [] if event.device_type == DeviceType.CUDA]
     return {"recorded_share": (recorded[1] - recorded[0]) / count} | _describe(events, count, sizes)
 
 
@@ -230,7 +231,7 @@ def _table(points: dict[str, Point]) -> list[str]:
         "us in all",
         "idle (under the profiler)",
     ]
-    return [*format_columns(header, rows), *details]
+    return [*format_lines(header, rows), *details]
 
 
 def _by_kernel(title: str, found: dict[str, dict[str, float]]) -> list[str]:
@@ -238,4 +239,4 @@ def _by_kernel(title: str, found: dict[str, dict[str, float]]) -> list[str]:
         [f"  {name[:60]}", f"{one['per_step']:.1f}", f"{one['microseconds_per_step']:,.1f}"]
         for name, one in list(found.items())[:SHOWN]
     ]
-    return format_columns([title, "a step", "us a step"], lines) if lines else []
+    return format_lines([title, "a step", "us a step"], lines) if lines else []

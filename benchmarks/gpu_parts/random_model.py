@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rwkv_batch.models.files.checkpoint import Checkpoint
-from rwkv_batch.models.files.weight_files import Restore, StoredTensor
+from rwkv_batch.models.files.stored import Restore, StoredTensor
 
 from ..roofline import Sizes
 
@@ -38,7 +38,7 @@ def random_checkpoint(sizes: Sizes, device: torch.device, dtype: torch.dtype = t
         )
         for key, draw in _draws(sizes).items()
     }
-    return Checkpoint(Path(name), "pth", dense, ())
+    return Checkpoint(dense, (), path=Path(name), format="pth")
 
 
 def write(checkpoint: Checkpoint, path: Path) -> Path:

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from rwkv_batch.checks.comparisons import Checks
 from rwkv_batch.checks.products import Product, products
+from rwkv_batch.measure.table import format_lines
 from rwkv_batch.triton_kernels import linear as linear_module
 from rwkv_batch.triton_kernels.linear import ANY, Choice
 from rwkv_batch.triton_kernels.tiles import Tile
 
 from ..roofline import MODELS, Sizes
-from .columns import format_columns
 from .context import TINY, Context
-from .ops import op
 from .record import Point
 
 FEW, MANY = (1, 16, 64, 256), (512, 2048, 8192)
@@ -77,7 +76,7 @@ class _Buffers:
 
     def ours(self, fixed_tiles: bool) -> float:
         """Seconds of one call."""
-        function, product = op("linear", self.context.device), self.product
+        function, product = self.context.op("linear"), self.product
         dtype = torch.float32 if product.widened else None
         return self._seconds(
             lambda weight: function(self.x, weight, product.activation, None, self.out, dtype, fixed_tiles)
@@ -131,7 +130,7 @@ def _only(tile: Tile) -> AbstractContextManager[Any]:
 
 def _bits_by_tile(context: Context) -> Point:
     """Whether a product's bits are the same with other numbers of tokens in a tile, one depth at a time."""
-    function = op("linear", context.device)
+    function = context.op("linear")
     sizes = TINY if context.is_rehearsal else Sizes(12, 768, 3072)
     torch.manual_seed(0)
     weight = (torch.randn(sizes.F, sizes.C, device=context.device) * sizes.C**-0.5).bfloat16()
@@ -162,7 +161,7 @@ def _table(points: dict[str, Point]) -> list[str]:
         shares = [f"{predicted / time:.0%}" for time in times]
         rows.append([f"{what} M={M}", *(f"{1e6 * time:,.1f}" for time in times), f"{1e6 * predicted:,.1f}", *shares])
     header = ["products", "us ours", "fixed", "library", "predicted", "/ ours", "/ fixed", "/ library"]
-    lines = format_columns(header, rows)
+    lines = format_lines(header, rows)
     same = points.get("product, bits by tile")
     if same:
         lines.append(f"bits of a row by tokens of a tile: {'the same' if same['same_bits'] else 'not the same'}")

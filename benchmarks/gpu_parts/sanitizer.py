@@ -19,8 +19,8 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 
 from rwkv_batch.checks.result import OK
+from rwkv_batch.measure.table import format_lines
 
-from .columns import format_columns
 from .context import Context
 from .record import Point
 from .smoke import KERNELS, kernel_cases
@@ -64,6 +64,7 @@ class Tool:
 
     def run(self, kind: str, arguments: Sequence[str]) -> tuple[int | None, str]:
         """Exit code, None after the time limit, and everything that was written."""
+        assert self.path is not None
         options = ["--tool", kind, "--error-exitcode", str(FOUND)]
         command = [self.path, *options, sys.executable, "-m", "benchmarks.gpu_parts.sanitizer_case", *arguments]
         # An allocation of its own for every tensor, so that an access beyond its end is seen.
@@ -150,4 +151,4 @@ def _table(points: dict[str, Point]) -> list[str]:
         rows.append([kind, *map(str, counts)])
     skipped = Counter(point["skipped"] for point in points.values() if "skipped" in point)
     reasons = [f"skipped {count}: {why}" for why, count in skipped.most_common(SHOWN)]
-    return [*format_columns(["compute-sanitizer", "nothing found", "red", "skipped"], rows), *reasons]
+    return [*format_lines(["compute-sanitizer", "nothing found", "red", "skipped"], rows), *reasons]

@@ -17,10 +17,10 @@ from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.source import Pulled
 from rwkv_batch.measure.bench import difference
+from rwkv_batch.measure.table import format_lines
 from rwkv_batch.models.model import Model
 
 from ..roofline import Card, Sizes, decode_seconds, prefill_seconds
-from .columns import format_columns
 from .context import Context
 from .decode import Loaded
 from .device import release
@@ -201,4 +201,4 @@ def _table(points: dict[str, Point]) -> list[str]:
         "of limit",
         "published (fp16, server)",
     ]
-    return format_columns(header, rows)
+    return format_lines(header, rows)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from rwkv_batch.engine.state_pool import StatePool, pool_parts
+from rwkv_batch.measure.table import format_lines
 from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.pipeline import Pipeline
 from rwkv_batch.models.placement import LayerPlacement, Placement
@@ -21,7 +22,6 @@ from rwkv_batch.models.rows import Rows
 from rwkv_batch.ops import resolve
 
 from ..roofline import MODELS, Sizes
-from .columns import format_columns
 from .context import TINY, Context
 from .device import release
 from .engines import engine_backend
@@ -80,7 +80,7 @@ class _Step(NamedTuple):
         token_ids = torch.arange(1, B + 1, device=model.device) % model.sizes["V"]
         return cls(model, pool, Rows(slots, (1,) * B, model.device, (0,) * B), token_ids)
 
-    def __call__(self) -> None:
+    def run(self) -> None:
         with torch.inference_mode():
             self.model.logits(self.model.forward(self.token_ids, self.rows, self.pool.layers))
 
@@ -90,8 +90,8 @@ def _point(context: Context, models: _Models, B: int) -> Point:
     pipeline = streamed.model.pipeline
     assert pipeline is not None
     seconds = {
-        "streamed": context.stopwatch.once(streamed),
-        "compute": context.stopwatch.once(resident),
+        "streamed": context.stopwatch.once(streamed.run),
+        "compute": context.stopwatch.once(resident.run),
         "transfer": context.stopwatch.once(partial(_transfer, pipeline)),
     }
     assert pipeline.stream is not None
@@ -130,4 +130,4 @@ def _table(points: dict[str, Point]) -> list[str]:
         if point
     ]
     columns = ["streaming", "tokens/s", "ms", "compute", "transfer", "GB/s", "hidden", "x the slower"]
-    return format_columns(columns, rows)
+    return format_lines(columns, rows)

@@ -60,8 +60,9 @@ class Task:
 
     @classmethod
     def from_json(cls, text: str) -> Task:
-        fields = json.loads(text)
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        fields: dict[str, Any] = json.loads(text)
+        made: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        return cls(**made)
 
     def results_of(self, part: str) -> dict[str, Any] | None:
         """What a part has left."""

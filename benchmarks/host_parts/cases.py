@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 STOP = ("\n\nUser:",)
 """Stop string of a whole job. No completion has a colon, so it never ends one."""
@@ -54,7 +54,7 @@ class Case:
         return self.requests // self.n
 
     @property
-    def penalties(self) -> dict[str, float]:
+    def penalties(self) -> dict[str, Any]:
         return PENALTIES if self.feature == "penalties" else {}
 
     @property

@@ -64,7 +64,7 @@ class FreeModel:
     device = torch.device("cpu")
     placement = Placement(device, torch.float32, None)
     pipeline = None
-    file = _FILE
+    file: Any = _FILE
     sizes = _FILE.sizes
 
     def __init__(self, device: SimulatedDevice) -> None:
@@ -81,7 +81,7 @@ class FreeModel:
         return self._results.score(hidden, None, targets)
 
 
-class FreeOfCost(FreeModel, Model):
+class FreeOfCost(FreeModel, Model):  # type: ignore[misc]
     """For an `LLM`: the bundled model, loaded as always, and then never asked to compute."""
 
     def __init__(self, device: SimulatedDevice, *args: Any, **kwargs: Any) -> None:

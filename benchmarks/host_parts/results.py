@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,8 +34,12 @@ class FreeResults:
         self._is_greedy = torch.zeros(MOST_TOKENS, dtype=torch.bool)
         self._ranks = torch.full((MOST_ROWS,), 2)
         self._top_ids = torch.arange(1, 33).repeat(MOST_ROWS, 1)
-        self.ops = {"sample": self.sample, "top_tokens": self.top_tokens, "score": self.score}
-        """In the place of the ops of these names."""
+        self.ops: dict[str, Callable[..., Any]] = {
+            "sample": self.sample,
+            "top_tokens": self.top_tokens,
+            "score": self.score,
+        }
+        """Op → the function that replaces it."""
 
     def forward(self, token_ids: Tensor, rows: Any) -> Tensor:
         """A step is launched. The tensors that every model's kernels read of its rows are made."""

@@ -12,7 +12,7 @@ import random
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter, process_time, thread_time
@@ -80,8 +80,8 @@ class Measurer:
         """A whole job, from Parquet to Parquet, once its model is loaded."""
         driver, device = self._driver, self._device
         clocks = Clocks()
-        whole = [Watched(*driver.SERVE, name, clock) for name, clock in _CLOCKS.items()]
-        loading = [Watched(*driver.LOAD, f"loading, {name}", clock) for name, clock in _CLOCKS.items()]
+        whole = [_watched(driver.SERVE, name, clock) for name, clock in _CLOCKS.items()]
+        loading = [_watched(driver.LOAD, f"loading, {name}", clock) for name, clock in _CLOCKS.items()]
         with tempfile.TemporaryDirectory() as scratch:
             path = _write_job(Path(scratch), case)
             device.reset()
@@ -163,7 +163,12 @@ class Transfers:
 
 
 def _step(driver: Any) -> Watched:
-    return Watched(*driver.STEP, "in steps", thread_time)
+    return _watched(driver.STEP, "in steps", thread_time)
+
+
+def _watched(function: tuple[Any, str], part: str, clock: Callable[[], float]) -> Watched:
+    owner, name = function
+    return Watched(owner, name, part, clock)
 
 
 def _numbers(stats: Any) -> dict[str, float]:

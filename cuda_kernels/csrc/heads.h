@@ -67,8 +67,8 @@ static __device__ __forceinline__ void load_rows(float (&x)[ROWS], const float* 
 }
 
 // Of each column, the sum over K of x * state.
-static __device__ __forceinline__ void read_out(
-    float (&sum)[COLUMNS], const float (&x)[ROWS], const float (&state)[ROWS][COLUMNS]) {
+static __device__ __forceinline__ void read_out(float (&sum)[COLUMNS], const float (&x)[ROWS],
+                                                const float (&state)[ROWS][COLUMNS]) {
 #pragma unroll
   for (int c = 0; c < COLUMNS; ++c) {
     sum[c] = 0.0f;
@@ -79,8 +79,8 @@ static __device__ __forceinline__ void read_out(
 }
 
 // Group norm of a head's read-out.
-static __device__ __forceinline__ void head_norm(
-    float (&y)[CHANNELS], const float (&weight)[CHANNELS], const float (&bias)[CHANNELS], float eps) {
+static __device__ __forceinline__ void head_norm(float (&y)[CHANNELS], const float (&weight)[CHANNELS],
+                                                 const float (&bias)[CHANNELS], float eps) {
   const float mean = sum_own(y) / SIZE;
   float squares[CHANNELS];
 #pragma unroll
@@ -116,8 +116,8 @@ static __device__ __forceinline__ u32 mix(u32 position, u32 place) {
 
 // A float16 state is rounded stochastically: to the last bit as `round_stochastically` in models/rounding.py, so that
 // changes go into both. `first_row` is the head's first row in the record.
-static __device__ __forceinline__ void round_state(
-    float (&state)[ROWS][COLUMNS], const f16*, int position, int first_row) {
+static __device__ __forceinline__ void round_state(float (&state)[ROWS][COLUMNS], const f16*, int position,
+                                                   int first_row) {
   u32 of_column[COLUMNS];
 #pragma unroll
   for (int c = 0; c < COLUMNS; ++c) of_column[c] = mix(position, ~(u32)(own_column() + c));
@@ -128,8 +128,9 @@ static __device__ __forceinline__ void round_state(
     for (int c = 0; c < COLUMNS; ++c) {
       const float x = state[j][c];
       const u32 sign = __float_as_uint(x) & 0x80000000u;
-      const float shift = fabsf(x) < 0.00006103515625f ? __uint_as_float(sign | 0x38800000u) : 0.0f;  // 2^-14
-      const u32 bits = __float_as_uint(x + shift) + ((of_row + of_column[c]) >> 19);  // 13 bits
+      // 0.000061... is 2^-14; a shift by 19 leaves 13 bits.
+      const float shift = fabsf(x) < 0.00006103515625f ? __uint_as_float(sign | 0x38800000u) : 0.0f;
+      const u32 bits = __float_as_uint(x + shift) + ((of_row + of_column[c]) >> 19);
       const float rounded = __uint_as_float(bits & 0xFFFFE000u) - shift;
       const float kept = fabsf(rounded) > 65504.0f ? __uint_as_float(sign | 0x7F800000u) : rounded;
       state[j][c] = x != x ? x : kept;  // random bits added to a NaN would make it a number

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
-from .config import JobConfig, load_job
+from .config import JobConfig
 from .dry_run import describe
+from .load import load_job
 from .output.commit import JobFiles, Part
 from .output.results import Results
 from .output.storage import LocalStorage, Storage

@@ -12,9 +12,10 @@ import pyarrow as pa
 
 from .. import __version__
 from ..errors import ConfigurationError, MissingExtraError, RowError, RwkvBatchError
+from ..sampling_params import CONSTRAINTS
 from .config import JobConfig
 from .fingerprint import fingerprint, result_settings
-from .input.columns import CONSTRAINTS, Columns, bind_columns, expected_kinds
+from .input.columns import Columns, bind_columns, expected_kinds
 from .input.files import sha256_of
 from .input.reader import Input, open_input
 from .input.rows import RowParser

@@ -12,16 +12,19 @@ from time import perf_counter
 
 import torch
 
+from ..dtypes import DTYPES
 from ..engine.engine import Engine
 from ..engine.sizing import plan_memory
 from ..engine.slot_tables import Vocabulary
 from ..engine.source import Pulled
 from ..engine.stats import EngineStats
-from ..errors import CapacityError, RwkvBatchError
+from ..errors import CapacityError, RwkvBatchError, one_of
 from ..model_summary import inspect_model
+from ..models.matrices.quantization import QUANTIZATIONS
 from ..models.model import Model
 from ..run import EXIT_DEVICE, EXIT_OK, EXIT_USAGE
 from ..threads import limit_threads
+from .table import format_table
 from .variants import Variant, variants
 from .workloads import WORKLOADS, Workload
 
@@ -146,18 +149,6 @@ def difference(after: EngineStats, before: EngineStats) -> EngineStats:
     return replace(after, **{name: getattr(after, name) - getattr(before, name) for name in names})
 
 
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need to be; the first one to the left, the others to the right."""
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        )
-        for line in lines
-    )
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     options = _parser().parse_args(argv)
@@ -205,8 +196,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME,…",
         help="fixed lengths (the default), ragged ones with a long tail and these means, score: prompts are scored",
     )
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
-    parser.add_argument("--quantization", help="int8 or w8a8")
+    parser.add_argument("--dtype", default="auto", help=one_of(("auto", *DTYPES)))
+    parser.add_argument("--quantization", help=" or ".join(QUANTIZATIONS))
     parser.add_argument(
         "--variants", type=variants, metavar="NAME,…", help="several of these at once, such as float32,bfloat16+int8"
     )

@@ -6,7 +6,9 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+from ..dtypes import DTYPES
+from ..errors import one_of
+
 _INVARIANT = "invariant"
 _HALF_STATE = "half-state"
 
@@ -29,9 +31,9 @@ class Variant:
         """Raises argparse.ArgumentTypeError for what is no variant; whether a quantization exists is not asked here."""
         dtype, *words = text.split("+")
         quantizations = [word for word in words if word not in (_INVARIANT, _HALF_STATE)]
-        if dtype not in DTYPES or len(set(words)) < len(words) or len(quantizations) > 1 or "" in words:
+        if dtype not in ("auto", *DTYPES) or len(set(words)) < len(words) or len(quantizations) > 1 or "" in words:
             raise argparse.ArgumentTypeError(
-                f"got {text!r}, expected {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, then, each after a plus, "
+                f"got {text!r}, expected {one_of(('auto', *DTYPES))}, then, each after a plus, "
                 f"a quantization, {_INVARIANT}, {_HALF_STATE}: such as bfloat16+int8"
             )
         return cls(

@@ -7,20 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from ..errors import CapacityError, ConfigurationError
+from ..dtypes import DTYPES, SPELLINGS, STATE_DTYPES, dtype_name, torch_dtype
+from ..errors import CapacityError, ConfigurationError, one_of
+from .matrices.quantization import QUANTIZATIONS, check_quantization, weight_format
 from .strategy import Share, distribute, parse
-
-DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-}
-
-STATE_DTYPES = {name: dtype for name, dtype in DTYPES.items() if dtype != torch.bfloat16}
-"""bfloat16 has too few bits for a state: it drifts by factors within a few thousand tokens."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +102,6 @@ def stages(placement: Placement, num_layers: int) -> list[Stage]:
     return found
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """Without "torch."."""
-    return str(dtype).removeprefix("torch.")
-
-
 def place(
     *,
     device: str = "auto",
@@ -140,25 +125,32 @@ def place(
         ConfigurationError: unknown names, or both a strategy and one of the others.
         CapacityError: the device is not there.
     """
-    if state_dtype not in STATE_DTYPES:
-        raise ConfigurationError(f"got {state_dtype!r}, expected float32 or float16", setting="state_dtype")
+    if SPELLINGS.get(state_dtype) not in STATE_DTYPES:
+        raise ConfigurationError(f"got {state_dtype!r}, expected {one_of(STATE_DTYPES)}", setting="state_dtype")
     if strategy is not None:
         if (device, dtype, quantization) != ("auto", "auto", None):
             raise ConfigurationError(
                 "it says device, dtype and quantization; leave those three unset beside it", setting="strategy"
             )
-        return _spread(strategy, num_layers, STATE_DTYPES[state_dtype])
+        return _spread(strategy, num_layers, torch_dtype(state_dtype))
     chosen = _device(device)
-    if quantization not in (None, "int8", "w8a8"):
-        raise ConfigurationError(f"got {quantization!r}, expected null, 'int8' or 'w8a8'", setting="quantization")
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ConfigurationError(f"got {dtype!r}, expected auto, float32, bfloat16 or float16", setting="dtype")
-    number = DTYPES[dtype] if dtype != "auto" else _native(stored_dtype, chosen)
-    if quantization == "w8a8" and chosen.type not in ("cpu", "cuda"):
+    check_quantization(quantization)
+    if dtype != "auto" and dtype not in SPELLINGS:
+        raise ConfigurationError(f"got {dtype!r}, expected {one_of(('auto', *DTYPES))}", setting="dtype")
+    number = torch_dtype(dtype) if dtype != "auto" else _native(stored_dtype, chosen)
+    runs_on = weight_format(quantization).device_types
+    if runs_on is not None and chosen.type not in runs_on:
         raise ConfigurationError(
-            f"w8a8 runs on cpu and cuda, not on {device}; use int8 or null", setting="quantization"
+            f"{quantization} runs on {' and '.join(runs_on)}, not on {device}; use {_names_on(chosen)}",
+            setting="quantization",
         )
-    return _sampling(LayerPlacement(chosen, number, quantization), (), STATE_DTYPES[state_dtype], num_layers)
+    return _sampling(LayerPlacement(chosen, number, quantization), (), torch_dtype(state_dtype), num_layers)
+
+
+def _names_on(device: torch.device) -> str:
+    """The weight formats that a device multiplies, for a message."""
+    formats = {name: weight_format(name).device_types for name in QUANTIZATIONS}
+    return " or ".join([*(name for name, types in formats.items() if types is None or device.type in types), "null"])
 
 
 def _sampling(
@@ -182,7 +174,7 @@ def _placed(share: Share) -> LayerPlacement:
     device = _device(part.device)
     # On a CPU, weights are in host memory wherever the string wants them.
     is_streamed = is_streamed and device.type != "cpu"
-    return LayerPlacement(device, DTYPES[part.dtype], "int8" if part.is_int8 else None, is_streamed)
+    return LayerPlacement(device, torch_dtype(part.dtype), part.quantization, is_streamed)
 
 
 def _device(name: str) -> torch.device:

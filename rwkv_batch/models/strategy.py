@@ -17,7 +17,9 @@ from ..errors import ConfigurationError
 
 EXAMPLES = "'cpu fp32', 'cuda fp16i8 *12 -> cpu fp32' or 'cuda fp16 *10+'"
 _DEVICE = re.compile(r"cuda(:\d+)?|cpu|mps|dml")
-_DTYPE = re.compile(r"(fp32|fp16|bf16)(i8)?")
+_QUANTIZATIONS = {"i8": "int8"}
+"""ChatRWKV's letters after a dtype → the name of the weight format."""
+_DTYPE = re.compile(rf"(fp32|fp16|bf16)({'|'.join(_QUANTIZATIONS)})?")
 _COUNT = re.compile(r"\*(\d+)(\+)?")
 
 
@@ -27,7 +29,8 @@ class Clause(NamedTuple):
     device: str
     dtype: str
     """fp32, fp16 or bf16."""
-    is_int8: bool
+    quantization: str | None
+    """A name of matrices/quantization.py; None is the dense format."""
     num_layers: int | None
     """None takes a share of what is left."""
     streams: bool
@@ -66,7 +69,7 @@ def _parse_clause(text: str, number: int, strategy: str) -> Clause:
     if len(words) > 3 or (len(words) > 2 and count is None):
         raise _error(strategy, "*N or *N+ after the dtype, and no more", number, f"it ends with {words[-1]!r}")
     layers, plus = (int(count[1]), bool(count[2])) if count else (None, False)
-    return Clause(words[0], dtype[1], bool(dtype[2]), layers, plus)
+    return Clause(words[0], dtype[1], _QUANTIZATIONS.get(dtype[2]), layers, plus)
 
 
 def _error(strategy: str, expected: str, number: int, found: str) -> ConfigurationError:

@@ -15,18 +15,12 @@ from ..ops import Implementation, OpTable
 from .blocks import LAYER_NORM_EPS, Norm
 from .files.checkpoint import Checkpoint
 from .layer_stream import LayerStream
-from .matrices.linear import (
-    DenseLinear,
-    FixedRowsLinear,
-    LinearGroup,
-    StackedLinear,
-    load_dense,
-    make_linear,
-    stack_w8a8,
-)
+from .matrices.linear import DenseLinear, FixedRowsLinear, LinearGroup
 from .matrices.low_rank import LowRank, LowRankPair
 from .matrices.packed import PackedLinear, can_pack
 from .matrices.product import LINEAR, Activation, Linear
+from .matrices.quantization import weight_format
+from .matrices.weight_format import MatrixReader
 from .scoring import SCORE
 
 
@@ -64,16 +58,24 @@ class Weights:
     ) -> None:
         self.checkpoint = checkpoint
         self.dtype = dtype
-        self.quantization = quantization
         self.device = device
         self.rescales = rescales
         self._ops = ops
-        self._stream = stream
+        self._is_streamed = stream is not None
         self._batch_invariant = batch_invariant
         self._dense_op: Implementation = ops.implementations[LINEAR.name]
         self._has_kernels = self._dense_op.function is not LINEAR.definition
         if self._has_kernels and batch_invariant:
             self._dense_op = replace(self._dense_op, function=partial(self._dense_op.function, fixed_tiles=True))
+        self._format = weight_format(quantization)
+        self._reader = MatrixReader(
+            checkpoint,
+            dtype,
+            device,
+            OpTable({**ops.implementations, LINEAR.name: self._dense_op}),
+            self._dense,
+            **({} if stream is None else {"keep": stream.keep}),
+        )
         self.matrix_bytes = 0
         """Bytes held by all matrices made so far."""
 
@@ -97,46 +99,27 @@ class Weights:
     def norm(self, prefix: str, dtype: torch.dtype | None = None) -> Norm:
         return Norm(self.vector(prefix + ".weight", dtype), self.vector(prefix + ".bias", dtype))
 
-    def linear(self, name: str, scale: float = 1.0, packs: bool = True) -> Linear:
-        """A large matrix `[C_out, C_in]`, quantised if asked.
+    def linear(self, name: str, scale: float = 1.0) -> Linear:
+        """A large matrix [C_out, C_in], in the weight format of the placement.
 
         Args:
-            scale: multiplies it; a power of two.
-            packs: oneDNN may pack its weight where no kernel serves `linear`.
+            scale: multiplies the weight; a power of two.
         """
-        return self._counted(
-            make_linear(
-                self.checkpoint,
-                name,
-                dtype=self.dtype,
-                quantization=self.quantization,
-                device=self.device,
-                scale=scale,
-                ops=self._ops,
-                dense=partial(self._dense, packs=packs),
-                keep=None if self._stream is None else self._stream.keep,
-            )
-        )
+        return self._counted(self._format.load(self._reader, name, scale))
 
     def head(self) -> Linear:
         """The output matrix [V, C]. Where a kernel serves `score`, it reads the weight, which then is a tensor."""
-        return self.linear("head.weight", packs=not self._ops.has_kernel(SCORE.name))
+        packs = not self._ops.has_kernel(SCORE.name)
+        reader = replace(self._reader, make_dense=partial(self._dense, packs=packs))
+        return self._counted(self._format.load(reader, "head.weight"))
 
     def linears(self, *names: str) -> LinearGroup:
         """Large matrices of one shape, each for an input of its own."""
-        if self.quantization == "w8a8" and self._ops.packs("w8a8"):
-            q, scale = stack_w8a8(self.checkpoint, names, self.device)
-            packed = self._ops.pack("w8a8", q)
-            self.matrix_bytes += packed.nbytes + scale.nbytes
-            return StackedLinear(packed, partial(self._ops.w8a8, scale=scale))
-        if self.quantization is None and self._has_kernels:
-            weights = torch.stack([load_dense(self.checkpoint, name, self.dtype, self.device) for name in names])
-            if self._stream is not None:
-                weights = self._stream.keep(weights)
-            packed = self._dense_op.packed(weights)
-            self.matrix_bytes += packed.nbytes
-            return StackedLinear(packed, self._dense_op.function)
-        return LinearGroup([self.linear(name) for name in names])
+        stacked = self._format.stack(self._reader, names)
+        if stacked is None:
+            return LinearGroup([self.linear(name) for name in names])
+        self.matrix_bytes += stacked.nbytes
+        return stacked
 
     def low_rank(self, *pairs: StoredPair, op: str = "low_rank") -> LowRank:
         """Low-rank pairs that are computed together, never quantised.
@@ -158,7 +141,7 @@ class Weights:
 
     def _dense(self, weight: Tensor, packs: bool = True) -> Linear:
         """A dense matrix, packed where what multiplies it takes packed weights; by oneDNN only if `packs`."""
-        if packs and not self._has_kernels and self._stream is None and can_pack(weight):
+        if packs and not self._has_kernels and not self._is_streamed and can_pack(weight):
             return PackedLinear(weight)
         return DenseLinear(self._dense_op.packed(weight), self._dense_op)
 

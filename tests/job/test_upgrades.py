@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fake_llm
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from job import fake_llm
 
 from rwkv_batch import llm, run
 from rwkv_batch.job import fingerprint

@@ -5,9 +5,9 @@ import re
 
 import pytest
 import torch
-from checkpoints import VERSIONS
 from running import Session
 from tolerances import TOLERANCES, assert_close
+from versions import VERSIONS
 
 from rwkv_batch import LLM, SamplingParams
 from rwkv_batch.engine.sizing import plan_memory

@@ -7,8 +7,12 @@
 #include <cstdint>
 #include <cstring>
 
-struct bf16 { uint16_t bits; };
-struct f16 { _Float16 value; };
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  _Float16 value;
+};
 
 static inline float to_float(float x) { return x; }
 static inline float to_float(bf16 x) {
@@ -19,15 +23,23 @@ static inline float to_float(bf16 x) {
 }
 static inline float to_float(f16 x) { return (float)x.value; }
 
-template <typename T> static inline T from_float(float x);
-template <> inline float from_float<float>(float x) { return x; }
-template <> inline bf16 from_float<bf16>(float x) {  // round to nearest even; NaN stays NaN
+template <typename T>
+static inline T from_float(float x);
+template <>
+inline float from_float<float>(float x) {
+  return x;
+}
+template <>
+inline bf16 from_float<bf16>(float x) {  // round to nearest even; NaN stays NaN
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
   uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   return bf16{(uint16_t)(x == x ? rounded : 0x7fc0)};
 }
-template <> inline f16 from_float<f16>(float x) { return f16{(_Float16)x}; }
+template <>
+inline f16 from_float<f16>(float x) {
+  return f16{(_Float16)x};
+}
 
 // e^x with an error of about one unit in the last place, in operations that compilers vectorise.
 static inline float fast_exp(float x) {
@@ -58,16 +70,15 @@ struct Rows {
   const int32_t* start;  // [B + 1]
 };
 
-// How many neighbours of all the parts of a state a thread takes at once: what they write lies side by side, so some; but
-// every thread shall have its share.
-static inline int64_t at_once(int64_t parts) {
-  return std::clamp<int64_t>(parts / (2 * omp_get_max_threads()), 1, 4);
-}
+// How many neighbours of all the parts of a state a thread takes at once: what they write lies side by side, so some;
+// but every thread shall have its share.
+static inline int64_t at_once(int64_t parts) { return std::clamp<int64_t>(parts / (2 * omp_get_max_threads()), 1, 4); }
 
 // Walks every head of every row through its tokens: advance(token, head, its state). Heads run in parallel.
 template <typename Params, typename Advance>
 static void for_each_head(const Params& p, Advance advance) {
-#pragma omp parallel for collapse(2) schedule(dynamic, at_once(p.rows.num_rows * p.num_heads))
+  const int64_t chunk = at_once(p.rows.num_rows * p.num_heads);
+#pragma omp parallel for collapse(2) schedule(dynamic, chunk)
   for (int64_t row = 0; row < p.rows.num_rows; ++row)
     for (int64_t head = 0; head < p.num_heads; ++head) {
       const int32_t slot = p.rows.slot[row];

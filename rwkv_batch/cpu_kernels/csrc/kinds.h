@@ -2,7 +2,8 @@
 //
 // A kind multiplies units. A unit is 32 bits of input: a float, or as many neighbouring inputs as the processor
 // multiplies and adds at once. For each unit a packed weight holds PANEL output channels side by side. Where loading
-// takes more than loading, weights that many rows need are expanded first, to those of another kind with the same results.
+// takes more than loading, weights that many rows need are expanded first, to those of another kind with the same
+// results.
 #pragma once
 #include "product.h"
 
@@ -136,7 +137,8 @@ struct Int16ByInt8 : Int16 {
   }
 };
 
-// int8 by int8: four at a time where the processor has that, which takes inputs as unsigned bytes, so that 128 is added.
+// int8 by int8: four at a time where the processor has that, which takes inputs as unsigned bytes, so that 128 is
+// added.
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 struct Int8 : WholeNumbers {
   typedef uint32_t Weight;

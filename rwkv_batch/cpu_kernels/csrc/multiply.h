@@ -53,7 +53,8 @@ static void expand(const typename Kind::Weight* w, int64_t units, float* expande
 template <typename Weight>
 static inline void bring_nearer(const Weight* next, int64_t t, int64_t parts) {
   constexpr int64_t LINES = BLOCK_UNITS * PANEL * sizeof(Weight) / 64;
-  for (int64_t i = t * LINES / parts; i < (t + 1) * LINES / parts; ++i) __builtin_prefetch((const char*)next + i * 64, 0, 2);
+  for (int64_t i = t * LINES / parts; i < (t + 1) * LINES / parts; ++i)
+    __builtin_prefetch((const char*)next + i * 64, 0, 2);
 }
 
 // Few rows read a weight once; to keep the units busy they take several panels side by side.
@@ -69,21 +70,24 @@ static void tile_of(int64_t rows, int64_t panels, const typename Kind::Unit* x, 
     constexpr int MOST = panels_at_once(ROWS);
     if (panels == MOST) return tile<Kind, ROWS, MOST>(x, x_stride, w, w_stride, units, sums, sums_stride, is_first);
     for (int64_t p = 0; p < panels; ++p)
-      tile<Kind, ROWS, 1>(x, x_stride, w + p * w_stride, w_stride, units, sums + p * sums_stride, sums_stride, is_first);
+      tile<Kind, ROWS, 1>(x, x_stride, w + p * w_stride, w_stride, units, sums + p * sums_stride, sums_stride,
+                          is_first);
   }
 }
 
 // Multiplies M rows with each of `count` weights.
 //
 // Form says what is particular to a form of weight: the Kind; what it keeps of a row besides its units (Row), by
-// prepare(product, x, units); what it knows of a panel's n channels from `first` on, by channels(product, first, n); and
-// scale(channels, row, sums, v), which makes results v of sums.
+// prepare(product, x, units); what it knows of a panel's n channels from `first` on, by channels(product, first, n);
+// and scale(channels, row, sums, v), which makes results v of sums.
 template <typename T, typename Form>
 static void multiply(const Product* products, int64_t count, int64_t num_rows) {
   typedef typename Form::Kind Kind;
   typedef typename Kind::Expanded Expanded;
   typedef typename Kind::Unit Unit;
-  struct Part { int64_t units, stride, first_unit, panels, first_group; };
+  struct Part {
+    int64_t units, stride, first_unit, panels, first_group;
+  };
   thread_local std::vector<Unit> all_units;
   thread_local std::vector<typename Form::Row> all_rows;
   const int64_t block_rows = std::min(BLOCK_ROWS, num_rows);
@@ -105,7 +109,8 @@ static void multiply(const Product* products, int64_t count, int64_t num_rows) {
     const int64_t rows = std::min(block_rows, num_rows - first_row);
     const int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS, most = panels_at_once(rows);
     const int64_t sums_stride = rows * PANEL;
-    const bool expands = !std::is_same<typename Expanded::Weight, typename Kind::Weight>::value && tiles >= TILES_TO_EXPAND;
+    const bool expands =
+        !std::is_same<typename Expanded::Weight, typename Kind::Weight>::value && tiles >= TILES_TO_EXPAND;
     int64_t groups = 0;
     for (Part& part : parts) {
       part.first_group = groups;
@@ -117,7 +122,8 @@ static void multiply(const Product* products, int64_t count, int64_t num_rows) {
       for (int64_t i = 0; i < count; ++i)
         for (int64_t row = 0; row < rows; ++row) {
           const T* x = (const T*)products[i].x + (first_row + row) * products[i].inputs;
-          kept[i * block_rows + row] = Form::prepare(products[i], x, units + parts[i].first_unit + row * parts[i].stride);
+          kept[i * block_rows + row] =
+              Form::prepare(products[i], x, units + parts[i].first_unit + row * parts[i].stride);
         }
       thread_local std::vector<float> own_sums;
       own_sums.resize(most * sums_stride + BLOCK_UNITS * PANEL);
@@ -148,7 +154,8 @@ static void multiply(const Product* products, int64_t count, int64_t num_rows) {
           }
         }
         for (int64_t p = 0; p < panels; ++p)
-          finish<T, Form>(products[i], first_row, rows, (panel + p) * PANEL, sums + p * sums_stride, kept + i * block_rows);
+          finish<T, Form>(products[i], first_row, rows, (panel + p) * PANEL, sums + p * sums_stride,
+                          kept + i * block_rows);
       }
     }
   }

@@ -14,8 +14,8 @@ struct Sample {
   bool* seen_generated;
   const int32_t* bias_ids;  // [P + 1, bias_width], as the next one
   const float* biases;
-  const int32_t* stops;            // [P + 1, stop_width]
-  const int32_t* mask;             // [P + 1, ceil(V / 32)]
+  const int32_t* stops;  // [P + 1, stop_width]
+  const int32_t* mask;   // [P + 1, ceil(V / 32)]
   const int64_t* unsampleable_ids;
   int64_t num_unsampleable;
   const bool* uncounted;  // [V]
@@ -23,12 +23,14 @@ struct Sample {
   double* logprobs;       // [B]
 };
 
-// Columns of the tables; see engine/slot_tables.py.
+// Columns of the tables; a test compares them with engine/slot_tables.py.
 enum { TEMPERATURE, TOP_P, MIN_P, PRESENCE, FREQUENCY, REPETITION, DECAY, NUM_FLOATS = 8 };
+// clang-format off
 enum {
   TOP_K, UNTEMPERED, POSITION, MIN_TOKENS, IS_PENALIZED, SKIPS_UNCOUNTED, NUM_SEEN, NUM_BIASES, NUM_STOPS, IS_MASKED,
   STREAM, NUM_INTEGERS = 16
 };
+// clang-format on
 
 constexpr float MIN_TEMPERATURE = 1e-6f;
 

@@ -24,8 +24,8 @@ extern "C" void select_tokens(const Select* p) {
     Selector& selector = own<Selector>();
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < p->num_rows; ++i) {
-      const Filter filter = {p->temperature[i], p->filter_temperature[i], p->top_p[i],     p->min_p[i],
-                             p->top_k[i],       p->greedy[i],             p->untempered[i]};
+      const Filter filter = {p->temperature[i], p->filter_temperature[i], p->top_p[i], p->min_p[i], p->top_k[i],
+                             p->greedy[i],      p->untempered[i]};
       row.read(p->logits + i * p->vocab, p->vocab);
       p->token_ids[i] = selector.select(row, filter, p->uniform[i]);
     }

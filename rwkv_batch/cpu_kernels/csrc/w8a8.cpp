@@ -1,7 +1,9 @@
 // Products of whole numbers: int8 weights with a scale for each output channel, inputs of 8 or 16 bits with one a row.
 #include "multiply.h"
 
-struct Scale { float value; };
+struct Scale {
+  float value;
+};
 struct ScaleAndSum {
   float scale[PANEL];
   int32_t weight_sum[PANEL];
@@ -30,7 +32,8 @@ static float scale_of(const T* x, int64_t n, float levels) {
   return scale > 0 ? scale : 1;
 }
 
-// The nearest whole number, halves to the even one; within ±levels also where a tiny scale has lost its digits, or is NaN.
+// The nearest whole number, halves to the even one; within ±levels also where a tiny scale has lost its digits, or is
+// NaN.
 static inline int32_t whole(float x, float levels) {
   const float bounded = x > -levels ? x : -levels;
   return (int32_t)__builtin_rintf(bounded < levels ? bounded : levels);
@@ -64,14 +67,14 @@ struct Quantised {
 
 extern "C" int64_t int8_inputs() { return Int8::INPUTS; }
 
-#define DEFINE_W8A8(NAME, T)                                              \
-  extern "C" void NAME(const Product* p, int64_t count, int64_t rows) {   \
-    multiply<T, Quantised<T, Int8>>(p, count, rows);                      \
+#define DEFINE_W8A8(NAME, T)                                            \
+  extern "C" void NAME(const Product* p, int64_t count, int64_t rows) { \
+    multiply<T, Quantised<T, Int8>>(p, count, rows);                    \
   }
 FOR_EACH_DTYPE(DEFINE_W8A8, w8a8)
 
-#define DEFINE_W8A16(NAME, T)                                             \
-  extern "C" void NAME(const Product* p, int64_t count, int64_t rows) {   \
-    multiply<T, Quantised<T, Int16ByInt8>>(p, count, rows);               \
+#define DEFINE_W8A16(NAME, T)                                           \
+  extern "C" void NAME(const Product* p, int64_t count, int64_t rows) { \
+    multiply<T, Quantised<T, Int16ByInt8>>(p, count, rows);             \
   }
 FOR_EACH_DTYPE(DEFINE_W8A16, w8a16)

@@ -79,5 +79,12 @@ def test_names_that_are_given_with_their_file_are_in_it(page: Path) -> None:
         assert name in names_in(ROOT / path), f"{name_of(page)}: `{name}` in `{path}`"
 
 
+def test_the_contributor_finds_every_kind_of_file() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for kind in ("version", "kernel", "weight format", "data source", "harness"):
+        assert re.search(rf"^### Add a.* {kind}$", text, re.MULTILINE), kind
+    assert len(NAMED.findall(re.sub(r"\s+", " ", text))) >= 10
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200

@@ -1,4 +1,4 @@
-"""A model's matrix products and nothing else: what a step would take if all the rest were free."""
+"""The matrix products of a model alone: the shortest time that a step could take."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _ELEMENTWISE = ("time_decay", "time_first", "time_faaaa", "r_k")
-"""Stored as matrices [H, N], but never multiplied as such."""
+"""Tensors [H, N] that are no matrices: the model uses them elementwise."""
 _ROWS_HINT = 32
 
 
@@ -25,7 +25,7 @@ class Matrix(NamedTuple):
 
 
 def matrices(path: Path) -> list[Matrix]:
-    """Every matrix that a token is multiplied with; the head, which not every token needs, comes last."""
+    """Lists every matrix that multiplies a token. The head comes last, because not every token needs it."""
     stored: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     found = []
     for name, tensor in stored.items():
@@ -38,7 +38,7 @@ def matrices(path: Path) -> list[Matrix]:
 
 
 def operations(found: list[Matrix], *, with_head: bool) -> int:
-    """Of one token: two for each number of each matrix."""
+    """Counts the operations of one token: two for each number of each matrix."""
     return sum(2 * m.n_out * m.n_in for m in found if with_head or m.name != "head.weight")
 
 
@@ -56,7 +56,7 @@ class BareProducts:
 
     @torch.inference_mode()
     def seconds(self) -> float:
-        """Of one pass."""
+        """Returns the seconds of one pass over all products."""
         start = perf_counter()
         for multiply, x in self._products:
             multiply(x)
@@ -64,7 +64,7 @@ class BareProducts:
 
 
 def _packed(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """oneDNN's product where torch has it."""
+    """Packs a weight for oneDNN where torch offers that; returns the product with it."""
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
         product = torch.ops.mkldnn._linear_pointwise

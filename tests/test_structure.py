@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernel_module": {"kernel_support"},
     **{name: {"kernel_support"} for name in KERNELS},
     "text": {"engine", "cpu_kernels"},
-    "models/files": {"models/matrices"},
+    "models/files": MODELS,
     "models/matrices": {"models/files"},
     "models": MODELS,
     "engine": MODELS | {"cpu_kernels"},
@@ -94,7 +94,7 @@ def test_a_circle_is_found():
 
 MIRRORED_ELSEWHERE = {"cpu_kernels": "kernels", "demo": "test_demo.py", "data_files": "text"}
 """Folder of rwkv_batch without a folder of its name in tests → where its tests are."""
-TESTS_OF_OTHERS = {"kernels", "kernels/cuda_host", "benchmarks", "mutation"}
+TESTS_OF_OTHERS = {"kernels", "kernels/cuda_host", "benchmarks", "mutation", "versions"}
 """Folders of tests for other things: the three kernel packages, benchmarks/ and `make mutants`."""
 
 

@@ -1,4 +1,4 @@
-"""A model's matrix products and nothing else: the time of a step whose other work were free."""
+"""The matrix products of a model alone: the shortest time that a step could take."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROWS_HINT = 32
 
 
 def matrices(path: Path) -> list[Matrix]:
-    """Every matrix that a token of a checkpoint is multiplied with; the head, which not every token needs, is last."""
+    """Lists every matrix that multiplies a token. The head comes last, because not every token needs it."""
     file = ModelFile.open(open_checkpoint(path))
     found = [
         matrix._replace(name=f"blocks.{i}.{matrix.name}")
@@ -31,7 +31,7 @@ def matrices(path: Path) -> list[Matrix]:
 
 
 def operations(found: list[Matrix], *, with_head: bool) -> int:
-    """Of one token: two for each number of each matrix."""
+    """Counts the operations of one token: two for each number of each matrix."""
     return sum(2 * m.numbers for m in found if with_head or m.name != "head.weight")
 
 
@@ -49,7 +49,7 @@ class BareProducts:
 
     @torch.inference_mode()
     def seconds(self) -> float:
-        """Of one pass."""
+        """Returns the seconds of one pass over all products."""
         start = perf_counter()
         for multiply, x in self._products:
             multiply(x)
@@ -57,7 +57,7 @@ class BareProducts:
 
 
 def _packed(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """oneDNN's product where torch has it."""
+    """Packs a weight for oneDNN where torch offers that; returns the product with it."""
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
         product = torch.ops.mkldnn._linear_pointwise

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+
+def one_of(names: Sequence[str]) -> str:
+    """The end of an error message that lists what was expected: "a, b or c"."""
+    return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
+
 
 class RwkvBatchError(Exception):
     """Base of every error this package raises on purpose.

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "rwkv_batch"
 KERNELS = ("triton_kernels", "cuda_kernels", "cpu_kernels")
 BASICS = {
     "apart",
+    "dtypes",
     "errors",
     "kernel_module",
     "ops",
@@ -32,10 +33,11 @@ LIBRARY = {"llm", "model_summary", "output_builder", "requests", "rows", "servin
 """The other modules at the top that do the library's work."""
 MODELS = {"models", "models/files", "models/matrices"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "kernel_module": {"triton_kernels"},
-    **{name: {"triton_kernels"} for name in KERNELS},
+    "kernel_support": set(),
+    "kernel_module": {"kernel_support"},
+    **{name: {"kernel_support"} for name in KERNELS},
     "text": {"engine", "cpu_kernels"},
-    "models/files": {"models/matrices"},
+    "models/files": MODELS,
     "models/matrices": {"models/files"},
     "models": MODELS,
     "engine": MODELS | {"cpu_kernels"},

@@ -1,4 +1,4 @@
-"""What sampling knows about each slot: settings and history, in tensors beside the state pool, one row a slot."""
+"""Slot tables: the sampling settings and the history of each slot, in tensors on the device, one row a slot."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NO_IDS = np.zeros(0, np.int32)
 
 
 class Vocabulary(NamedTuple):
-    """What sampling must know about the vocabulary; both are [V] bool."""
+    """The properties of token ids that sampling needs; both are [V] bool."""
 
     unsampleable: Tensor
     """Ids without bytes, other than end of text."""
@@ -30,7 +30,7 @@ class Vocabulary(NamedTuple):
 
     @classmethod
     def plain(cls, size: int) -> Vocabulary:
-        """Every id can be sampled and is counted."""
+        """A vocabulary in which every id can be sampled and is counted."""
         return cls(torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool))
 
 
@@ -51,11 +51,11 @@ class Integer(IntEnum):
 
     TOP_K = 0
     UNTEMPERED = 1
-    """1: the filters see the probabilities at temperature 1 (ChatRWKV's order)."""
+    """1: the filters apply to the probabilities at temperature 1 (ChatRWKV's order)."""
     POSITION = 2
-    """Index, in its completion, of the token to be sampled next."""
+    """Index in the completion of the token to be sampled next."""
     MIN_TOKENS = 3
-    """Up to this position the slot's `stops` are not sampled."""
+    """The slot's `stops` are not sampled below this position."""
     IS_PENALIZED = 4
     SKIPS_UNCOUNTED = 5
     """1: occurrences of the vocabulary's `uncounted` ids are not counted."""
@@ -64,30 +64,33 @@ class Integer(IntEnum):
     NUM_STOPS = 8
     IS_MASKED = 9
     STREAM = 10
-    """First of five columns: the words of `philox.stream_words`."""
+    """First of `STREAM_WORDS` columns: the words of `philox.stream_words`."""
 
 
-_NUM_FLOATS, _NUM_INTEGERS = 8, 16
+NUM_FLOATS, NUM_INTEGERS = 8, 16
+"""Columns of both tables, a few of them spare. The columns of kernels, which cannot import these, are copies: a test
+compares them."""
+STREAM_WORDS = 5
 
 
 class SlotTables:
-    """Sampling settings and history of P slots. Row P, the last one, belongs to padding (slot -1) and means nothing.
+    """Sampling settings and history of P slots. Row P, the last one, is for padding (slot -1) and has no meaning.
 
     Attributes:
         floats: [P + 1, 8] float64, columns `Float`.
         integers: [P + 1, 16] int64, columns `Integer`.
-        last_token: [P + 1] int64, what each slot sampled last, and is fed next.
+        last_token: [P + 1] int64, the token that each slot has sampled last and is fed next.
         seen_ids, seen_count, seen_generated: [P + 1, E] int32, float32, bool: the first NUM_SEEN entries are the
-            distinct ids that a penalised slot has seen, how often (decayed), and whether it was generated rather than
-            given in the prompt.
+            distinct ids that a penalized slot has seen, how often (decayed), and whether the id was generated rather
+            than only given in the prompt.
         bias_ids, biases: [P + 1, E'] int32, float32: the first NUM_BIASES are added to logits; -inf bans.
-        stops: [P + 1, E''] int32: the first NUM_STOPS end a completion, which they must not before MIN_TOKENS.
+        stops: [P + 1, E''] int32: the first NUM_STOPS are ids that end a completion. They are banned before MIN_TOKENS.
         mask: [P + 1, ceil(V / 32)] int32: bit i % 32 of word i / 32 is set where id i may be sampled; read only where
             IS_MASKED.
         sampleable: [ceil(V / 32)] int32: the same for the vocabulary as a whole.
         uncounted: [V] bool, as in `Vocabulary`.
         uploader: sends settings to the device.
-        generation: grows when a table has been replaced by a wider one.
+        generation: counts how often a table was replaced by a wider one, in other memory.
     """
 
     def __init__(
@@ -100,8 +103,8 @@ class SlotTables:
         self.generation = 0
         self._settings: dict[int, _Settings] = {}
         rows = num_slots + 1
-        self.floats = torch.zeros(rows, _NUM_FLOATS, dtype=torch.float64, device=device)
-        self.integers = torch.zeros(rows, _NUM_INTEGERS, dtype=torch.int64, device=device)
+        self.floats = torch.zeros(rows, NUM_FLOATS, dtype=torch.float64, device=device)
+        self.integers = torch.zeros(rows, NUM_INTEGERS, dtype=torch.int64, device=device)
         self.last_token = torch.zeros(rows, dtype=torch.int64, device=device)
         self.sampleable = pack_bits(~vocabulary.unsampleable).to(device)
         self.unsampleable_ids = vocabulary.unsampleable.nonzero()[:, 0].to(device)
@@ -115,11 +118,11 @@ class SlotTables:
         self.stops = torch.zeros(rows, 8, dtype=torch.int32, device=device)
 
     def assign(self, slots: SequenceOf[int], requests: SequenceOf[Request]) -> np.ndarray:
-        """New sequences take these slots; everything of the old ones is replaced. One transfer for all.
+        """Replace all settings and history of these slots, for new sequences, in one transfer.
 
         Returns:
-            [n] int64: how many distinct ids a penalised slot has seen; -1 for slots without penalties. The prompt
-            counts for the repetition penalty only.
+            [n] int64: number of distinct ids that a penalized slot has seen; -1 for slots without penalties. The ids of
+            the prompt are seen only if there is a repetition penalty.
         """
         settings = [self._settings_of(request.params) for request in requests]
         seen = [
@@ -130,7 +133,7 @@ class SlotTables:
         integers = np.stack([each.integers for each in settings])
         integers[:, Integer.NUM_SEEN] = num_seen
         streams = [stream_words(request.seed, request.row, request.sample) for request in requests]
-        integers[:, Integer.STREAM : Integer.STREAM + 5] = streams
+        integers[:, Integer.STREAM : Integer.STREAM + STREAM_WORDS] = streams
         floats = np.stack([each.floats for each in settings])
         masked = [i for i, each in enumerate(settings) if each.mask is not None]
         masks = np.stack([settings[i].mask for i in masked]) if masked else np.zeros((0, 0), np.int32)  # type: ignore[misc]
@@ -178,7 +181,7 @@ class SlotTables:
         self.integers[:, Integer.IS_MASKED].index_fill_(0, where, 1)
 
     def _settings_of(self, params: SamplingParams) -> _Settings:
-        """Requests of a job share their settings: what the tables hold of them is made once."""
+        """The table entries of these parameters, from a cache: the requests of a job share their parameters."""
         found = self._settings.get(id(params))
         if found is None:
             if len(self._settings) >= _MOST_SETTINGS:
@@ -203,16 +206,16 @@ class SlotTables:
 
 
 class _Settings(NamedTuple):
-    """One request's sampling settings as the tables hold them."""
+    """The table entries of one request's sampling parameters."""
 
     params: SamplingParams
-    """Kept, so that its identity names these settings."""
+    """Kept alive, so that no other object gets the id() under which these settings are stored."""
     floats: np.ndarray
     """[8] float64."""
     integers: np.ndarray
-    """[16] int64, without the random stream and the number of ids seen."""
+    """[16] int64, without the random stream and the number of seen ids."""
     counts_prompt: bool
-    """The prompt's ids are seen: the repetition penalty counts them."""
+    """Whether the prompt's ids are seen ids: only the repetition penalty uses them."""
     bias_ids: np.ndarray
     biases: np.ndarray
     stops: np.ndarray
@@ -230,12 +233,18 @@ class _Settings(NamedTuple):
             allowed = torch.zeros(vocab_size, dtype=torch.bool)
             allowed[params.allowed_token_ids] = True
             mask = pack_bits(allowed).numpy()
-        floats, integers = np.zeros(_NUM_FLOATS), np.zeros(_NUM_INTEGERS, np.int64)
-        floats[:7] = params.temperature, params.top_p, params.min_p, *penalties, params.penalty_decay
-        integers[:10] = (
-            *(params.top_k, untempered, 0, params.min_tokens, is_penalized, untempered),
-            *(0, len(biases), len(stops), mask is not None),
-        )
+        floats, integers = np.zeros(NUM_FLOATS), np.zeros(NUM_INTEGERS, np.int64)
+        floats[Float.TEMPERATURE] = params.temperature
+        floats[Float.TOP_P] = params.top_p
+        floats[Float.MIN_P] = params.min_p
+        floats[[Float.PRESENCE, Float.FREQUENCY, Float.REPETITION]] = penalties
+        floats[Float.DECAY] = params.penalty_decay
+        integers[Integer.TOP_K] = params.top_k
+        integers[Integer.MIN_TOKENS] = params.min_tokens
+        integers[[Integer.UNTEMPERED, Integer.SKIPS_UNCOUNTED]] = untempered
+        integers[Integer.IS_PENALIZED] = is_penalized
+        integers[[Integer.NUM_BIASES, Integer.NUM_STOPS]] = len(biases), len(stops)
+        integers[Integer.IS_MASKED] = mask is not None
         return cls(
             params,
             floats,
@@ -249,7 +258,7 @@ class _Settings(NamedTuple):
 
 
 def _padded(rows: list[np.ndarray]) -> np.ndarray:
-    """Rows of different lengths as one array, zeros behind the shorter ones: [n, the longest]."""
+    """Pad rows of different lengths with zeros into one array: [n, longest length]."""
     width = max(map(len, rows))
     padded = np.zeros((len(rows), width), rows[0].dtype)
     if width:
@@ -259,12 +268,12 @@ def _padded(rows: list[np.ndarray]) -> np.ndarray:
 
 
 def pack_bits(flags: Tensor) -> Tensor:
-    """[V] bool on the host → [ceil(V / 32)] int32, id i in bit i % 32 of word i / 32."""
+    """Pack flags [V] bool, on the host, into [ceil(V / 32)] int32: id i in bit i % 32 of word i / 32."""
     packed = np.packbits(flags.numpy(), bitorder="little")
     return torch.from_numpy(np.pad(packed, (0, -len(packed) % 4)).view("<i4").astype(np.int32, copy=False))
 
 
 def unpack_bits(words: Tensor, size: int) -> Tensor:
-    """[..., W] int32 → [..., size] bool."""
+    """Unpack words [..., W] int32 into flags [..., size] bool; the inverse of `pack_bits`."""
     bits = (words[..., None] >> torch.arange(WORD_BITS, device=words.device)) & 1
     return bits.flatten(-2)[..., :size].bool()

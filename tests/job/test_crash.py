@@ -15,7 +15,7 @@ import pytest
 from job import fake_llm
 from job.faulty_storage import EXIT_CRASHED, Countdown, SteppingStorage, crash, fail
 
-from rwkv_batch.job.config import load_job
+from rwkv_batch.job.load import load_job
 from rwkv_batch.job.output.commit import JobFiles
 from rwkv_batch.job.output.results import Results
 from rwkv_batch.job.output.storage import LocalStorage

@@ -73,7 +73,6 @@ class Toy(Architecture):
         layer={**LAYER, **{"att.share_" + c: "C" for c in "rkv"}, "att.log_decay": "A", "ffn.share_k": "C"},
         first_only=LN0,
     )
-
     layers: list[ToyLayer]
 
     @classmethod

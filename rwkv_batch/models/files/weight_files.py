@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import CheckpointError
+from ...dtypes import DTYPES, torch_dtype
+from ...errors import CheckpointError, one_of
 from .stored import StoredTensor
 
-FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+FLOAT_DTYPES = tuple(torch_dtype(name) for name in DTYPES)
 
 _MIN_TORCH = (2, 10)
 _LFS_POINTER = b"version https://git-lfs"
@@ -87,7 +88,7 @@ def require_tensors(path: Path, entries: Mapping[str, Any]) -> dict[str, Tensor]
             raise CheckpointError(f"{path}: {name!r} is a {kind}, expected dense tensors only")
         if value.dtype not in (*FLOAT_DTYPES, torch.uint8):
             raise CheckpointError(
-                f"{path}: {name!r} is {value.dtype}, expected float32, float16 or bfloat16; convert the file first"
+                f"{path}: {name!r} is {value.dtype}, expected {one_of(DTYPES)}; convert the file first"
             )
     return {name: value.detach() for name, value in entries.items()}
 

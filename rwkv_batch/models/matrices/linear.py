@@ -1,4 +1,4 @@
-"""Dense matrices, groups of matrices, and the wrappers of a matrix: fixed numbers of rows, and another device."""
+"""Dense matrices, groups of matrices, and two wrappers of a matrix: for batch invariance, and for another device."""
 
 from __future__ import annotations
 
@@ -63,9 +63,10 @@ FORMAT = DenseFormat()
 
 
 class FixedRowsLinear(Linear):
-    """Always multiplies the same number of rows at once, so that a row's result cannot depend on how many there are.
+    """A batch-invariant matrix: multiplies blocks of `ROWS` rows, the last of them padded with zeros.
 
-    A matrix product's order of summation depends on its shape, hence, without this, on the size of the batch.
+    The order in which a library sums a product depends on the product's shape. Here all products have one shape, so
+    that the bits of a row do not depend on the number of rows.
     """
 
     ROWS = 32
@@ -81,10 +82,11 @@ class FixedRowsLinear(Linear):
 
 
 class RemoteLinear(Linear):
-    """A matrix on another device than its inputs: rows are copied there, and results are copied back.
+    """A matrix on another device than its inputs: inputs are copied there, results are copied back.
 
     Args:
-        device: where `linear` is.
+        linear: the matrix.
+        device: of the matrix.
     """
 
     def __init__(self, linear: Linear, device: torch.device) -> None:
@@ -97,7 +99,7 @@ class RemoteLinear(Linear):
 
 
 class LinearGroup:
-    """n matrices [C_out, C_in], each with an input of its own: [n, M, C_in] → n tensors [M, C_out]."""
+    """n matrices [C_out, C_in], matrix i for input i: [n, M, C_in] → n tensors [M, C_out]."""
 
     def __init__(self, linears: Sequence[Linear]) -> None:
         self._linears = linears
@@ -110,9 +112,9 @@ class StackedLinear(LinearGroup):
     """n matrices [n, C_out, C_in] that one call of an op multiplies.
 
     Args:
-        weight: a tensor, or the packed weight that `op` takes in its place.
-        op: the function of an implementation: [n, M, C_in] and the weight → [n, M, C_out].
-        nbytes: bytes that the n matrices take, with their scales.
+        weight: as `op` takes it: a tensor, or a packed weight.
+        op: a function of x [n, M, C_in] and the weight → [n, M, C_out].
+        nbytes: bytes of the n matrices, with their scales.
     """
 
     def __init__(self, weight: Any, op: Callable[..., Tensor], nbytes: int) -> None:

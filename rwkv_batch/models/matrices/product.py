@@ -1,4 +1,4 @@
-"""A matrix as the model sees it: a product with rows, then an activation, a gate and a sum if they are asked for."""
+"""The contract of a matrix, and the op `linear`: a product with rows and its epilogue (activation, gate, sum)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Activation = Literal["squared_relu", "sigmoid", "tanh"]
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """1 / (1 + e^{-x}). Unlike torch's own, each element's bits do not depend on its place in the tensor."""
+    """1 / (1 + e^{-x}). Unlike in torch.sigmoid, an element's bits do not depend on its place in the tensor."""
     return torch.exp(-x).add_(1).reciprocal_()
 
 
@@ -44,7 +44,13 @@ def finish(
     out: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """What follows a product y, which may be overwritten: act(y) * gate, added to `out` in place where it is given."""
+    """The epilogue of a product y: act(y) * gate, or that added to `out`.
+
+    Args:
+        y: [M, C_out]; may be overwritten.
+        gate, out: as in `linear`.
+        dtype: of the result; that of y where None. Without effect beside `out`.
+    """
     if activation is not None:
         y = ACTIVATIONS[activation](y)
     if gate is not None:
@@ -71,7 +77,8 @@ def linear(
         gate: [M, C_out], dtype of `x`; multiplies the activated product.
         out: [M, C_out], dtype of `x`. **Updated in place**: the result is added to it; it is returned.
         dtype: of the result; that of `x` where None.
-        fixed_tiles: a row's bits must not depend on M. The definition leaves that to `FixedRowsLinear`.
+        fixed_tiles: a kernel computes a row with the same bits for every M. The definition cannot: see
+            `FixedRowsLinear`.
 
     Returns:
         [M, C_out] or [n, M, C_out].

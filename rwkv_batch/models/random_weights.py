@@ -109,7 +109,7 @@ class RandomWeights:
 
     Args:
         layer: tensors of a layer, without the `blocks.N.` prefix, in the order of the published files. Names are those
-            of the version's schema; optional tensors may be left out.
+            of the version's schema, with one of each pair in `one_of`.
         published_sizes: width C → the sizes that published models of this width have: F and low-rank widths.
     """
 

@@ -2,6 +2,8 @@
 
 A shape is a string for a vector ("C": C elements, any number of extra axes of length 1) or a tuple for an exact shape
 (("F", "C")). A letter binds to the first value seen; every later tensor must agree.
+
+Other code reads L (layers), V, C, A and F of every model, and passes all letters to the kernels' own checks.
 """
 
 from __future__ import annotations

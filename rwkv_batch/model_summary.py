@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .apart import call_apart
 from .dtypes import dtype_name
 from .engine.request import END_OF_TEXT
 from .engine.sampler import Sampler
@@ -24,6 +23,7 @@ from .models.files.checkpoint import open_checkpoint
 from .models.model import ModelFile
 from .models.placement import LayerPlacement, Placement, describe_layers, place
 from .ops import OpTable, fallbacks, format_choices, resolve
+from .process import call_in_process
 from .settings import EngineSettings, ModelSettings
 from .text.load_tokenizer import load_tokenizer
 from .text.tokenizer import Tokenizer
@@ -162,7 +162,7 @@ def inspect_model(
             )
         file.initial_states(model.init_state)
     if apart and engine.device != "cpu" and (torch.version.cuda or torch.version.hip):
-        placed = call_apart(_place_path, path=file.checkpoint.path, model=model, engine=engine)
+        placed = call_in_process(_place_path, path=file.checkpoint.path, model=model, engine=engine)
     else:
         placed = _place(file, model, engine)
     return ModelSummary(

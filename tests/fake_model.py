@@ -98,7 +98,7 @@ def check_bookkeeping(engine):
     waiting, running = list(engine.scheduler.waiting), engine.scheduler.running
     prefixes = [sequence.prefix for sequence in running if sequence.prefix is not None]
     below = [child for prefix in prefixes for child in prefix.children]
-    assert engine.admission.num_waiting == sum(map(count_requests, [*(sequence.work for sequence in waiting), *below]))
+    assert engine.admission.num_waiting == sum(map(count_requests, [*(sequence.node for sequence in waiting), *below]))
     assert engine.snapshots.num_reserved == len(prefixes)
     wanted = Counter(sequence.parent for sequence in waiting if sequence.parent is not None)
     assert {prefix: kept.num_waiting for prefix, kept in engine.snapshots._kept.items()} == wanted

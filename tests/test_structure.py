@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernel_module": {"kernel_support"},
     **{name: {"kernel_support"} for name in KERNELS},
     "text": {"engine", "cpu_kernels"},
-    "models/files": {"models/matrices"},
+    "models/files": MODELS,
     "models/matrices": {"models/files"},
     "models": MODELS,
     "engine": MODELS | {"cpu_kernels"},
@@ -89,6 +89,14 @@ def test_no_modules_import_each_other_in_a_circle(known):
     assert not cycle({name: imports(name, known, in_functions=False) for name in known})
 
 
+def test_benchmarks_do_not_need_the_tests():
+    known = modules("benchmarks", "tests")
+    for name in known:
+        if name.startswith("benchmarks."):
+            others = imports(name, known, in_functions=True)
+            assert not any(other.startswith("tests.") for other in others), name
+
+
 def test_a_circle_is_found():
     assert cycle({"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}) == ["b", "d", "b"]
     assert not cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()})
@@ -96,7 +104,7 @@ def test_a_circle_is_found():
 
 MIRRORED_ELSEWHERE = {"cpu_kernels": "kernels", "demo": "test_demo.py", "data_files": "text"}
 """Folder of rwkv_batch without a folder of its name in tests → where its tests are."""
-TESTS_OF_OTHERS = {"kernels", "kernels/cuda_host", "benchmarks", "mutation"}
+TESTS_OF_OTHERS = {"kernels", "kernels/cuda_host", "benchmarks", "mutation", "versions"}
 """Folders of tests for other things: the three kernel packages, benchmarks/ and `make mutants`."""
 
 

@@ -1,4 +1,4 @@
-"""Which waiting requests get the free slots: the queue, shared prefixes, and the snapshots of their states."""
+"""Admission: chooses the waiting sequences that get the free slots, and keeps the snapshots of shared prefixes."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from .state_pool import Record
 
 
 class Admitted(NamedTuple):
-    """A sequence that may start."""
+    """A sequence that is to start, and the state that it starts from."""
 
     sequence: Sequence
     record: Record | None
-    """The state that it starts from; None: that of a fresh sequence."""
+    """The state of its parent prefix; None: the initial state."""
 
 
 class Admission:
-    """Decides what starts next.
+    """Pulls requests, groups them by shared prefixes, and decides which sequences start next.
 
     Args:
-        snapshots: of the states of computed prefixes.
-        window: requests that are pulled at a time, and among which shared prefixes are looked for.
+        snapshots: the states of computed prefixes.
+        window: number of requests that are pulled at a time, and searched together for shared prefixes.
         prefix_sharing: compute prefixes that several rows share once. Samples of one row always share theirs.
 
     Attributes:
-        num_waiting: requests that have been pulled and have not started.
+        num_waiting: number of requests that have been pulled and have not started.
     """
 
     def __init__(self, snapshots: Snapshots, window: int, prefix_sharing: bool) -> None:
@@ -41,10 +41,11 @@ class Admission:
         self._prefix_sharing = prefix_sharing
 
     def fill(self, source: Source, scheduler: Scheduler, num_free: int, may_wait: bool) -> list[Admitted]:
-        """The next sequences, at most one for each free slot.
+        """Take the next sequences from the queue, at most one for each free slot.
 
         Args:
-            may_wait: wait for the source where nothing else is to be done.
+            num_free: number of free slots.
+            may_wait: wait for the source if nothing runs and nothing is queued.
         """
         admitted: list[Admitted] = []
         spare = scheduler.spare_tokens
@@ -65,20 +66,21 @@ class Admission:
         return admitted
 
     def publish(self, complete: list[tuple[Prefix, Record]], scheduler: Scheduler) -> None:
-        """The states of these prefixes are computed: their children can start from them.
+        """Store the states of computed prefixes, and queue their children.
 
-        All states are copied before any child is queued, as copying may run out of memory.
+        Copying a state may run out of memory. All states are copied before any child is queued, so that the queue is
+        unchanged if that happens.
 
         Args:
-            complete: prefixes, each with its slot's record.
+            complete: prefixes, each with the record of the slot that has computed it.
         """
         for prefix, record in complete:
             self.snapshots.store(prefix, record)
         for prefix, _ in complete:
-            scheduler.add_first(Sequence(work, prefix) for work in prefix.children)
+            scheduler.add_first(Sequence(child, prefix) for child in prefix.children)
 
     def remove(self, keys: set[object], scheduler: Scheduler) -> list[Request]:
-        """Take requests with these keys out of the queue, and out of the prefixes in it and those being computed."""
+        """Take the requests with these keys out of the queue, and from below the prefixes that wait or run."""
         removed: list[Request] = []
         for sequence in scheduler.running:
             if sequence.prefix is not None:
@@ -95,7 +97,10 @@ class Admission:
         return removed
 
     def restart(self, running: list[Sequence], num_slots: int) -> None:
-        """What was running waits again, and will start from its prompt, with fewer slots."""
+        """Count the running sequences as waiting again, after a change to `num_slots` slots.
+
+        A prefix that was running is computed again, so that its snapshot is dropped if there already is one.
+        """
         for sequence in running:
             self.num_waiting += sequence.request is not None
             if sequence.prefix is not None:
@@ -103,28 +108,37 @@ class Admission:
         self.snapshots.shrink(num_slots)
 
     def clear(self) -> None:
-        """Nothing waits."""
+        """Drop all snapshots, and count no request as waiting."""
         self.snapshots.clear()
         self.num_waiting = 0
 
     def _may_start(self, sequence: Sequence, spare_tokens: int) -> bool:
-        """A prefix starts only if the next step has unused tokens and no place for its state is about to be free."""
+        """A prefix starts only if the next step has unused tokens and no snapshot place is about to become free.
+
+        Starting late keeps the number of snapshots small. Where every place is taken but a running prefix has reserved
+        one, that place becomes free when the prefix's children have started; waiting for it is cheaper than `_unshare`.
+        """
         if sequence.prefix is None:
             return True
         waits_for_place = not self.snapshots.has_room and self.snapshots.num_reserved > 0
         return spare_tokens > 0 and not waits_for_place
 
     def _unshare(self, prefix: Prefix, parent: Prefix | None, scheduler: Scheduler) -> None:
-        """There is no place for the prefix's state, and none will be free: every child computes its tokens itself."""
-        works = [*prefix.children, *([prefix.request] if prefix.request else [])]
+        """Queue the children of a prefix in its place: each computes the prefix's tokens itself.
+
+        This is for a prefix without a place for its snapshot, when no place will become free.
+        """
+        nodes = [*prefix.children, *([prefix.request] if prefix.request else [])]
         if parent is not None:
-            self.snapshots.add_children(parent, len(works) - 1)
-        scheduler.add_first(Sequence(work, parent) for work in works)
+            self.snapshots.add_children(parent, len(nodes) - 1)
+        scheduler.add_first(Sequence(node, parent) for node in nodes)
 
     def _refill(self, source: Source, scheduler: Scheduler, may_wait: bool) -> None:
-        """Pull the next window of requests before the last one is used up: short requests fill slots at the end.
+        """Pull the next window of requests while half of the last window still waits.
 
-        Waits for the source only where the engine is idle. Takes less than a window only where nothing is queued.
+        Pulling early keeps the slots full: when a window's last long requests run, the next window's requests take the
+        other slots. The call waits for the source only if the engine is idle. It takes less than a whole window only
+        if nothing is queued, because prefixes are found within a window.
         """
         if source.is_ended or self.num_waiting >= self.window // 2:
             return
@@ -133,13 +147,16 @@ class Admission:
         items = source.take(self.window, wait=may_wait and scheduler.is_idle)
         requests = [request for item in items for request in (item if isinstance(item, list) else (item,))]
         self.num_waiting += len(requests)
-        scheduler.add(Sequence(work) for work in plan_prefixes(requests, self._prefix_sharing))
+        scheduler.add(Sequence(root) for root in plan_prefixes(requests, self._prefix_sharing))
         if source.is_ended:
             scheduler.sort_waiting()
 
 
 def _removed(sequence: Sequence, keys: set[object]) -> list[Request]:
-    """Take requests out of a waiting sequence. Where nothing is left, it has neither a request nor a prefix."""
+    """Take the requests with these keys out of a waiting sequence, and return them.
+
+    A sequence from which everything was taken has neither a request nor a prefix afterwards.
+    """
     if sequence.prefix is not None:
         removed = sequence.prefix.remove(keys)
         sequence.request = sequence.prefix.request

@@ -1,4 +1,4 @@
-"""Steps of a fixed shape, from slots to sampled tokens, recorded once and replayed."""
+"""Recorded steps: decode steps of a fixed number of rows, captured once as a CUDA graph and replayed."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ logger = logging.getLogger(__name__)
 
 
 def bucket_sizes(most: int) -> list[int]:
-    """Numbers of rows for which a step is recorded: powers of two, from 64 on with one in between, and `most`."""
+    """The numbers of rows for which steps are recorded: powers of two, above 64 also the sizes halfway, and `most`."""
     sizes = sorted({2**i for i in range(most.bit_length())} | {3 * 2**i for i in range(5, most.bit_length())})
     return [*takewhile(lambda size: size < most, sizes), most]
 
 
 class StepShape(NamedTuple):
-    """What a recorded step is made for."""
+    """The shape of a step, which decides whether and as what the step is recorded."""
 
     num_sequences: int
     num_tokens: int
     features: frozenset[str] = frozenset()
-    """What a step does besides feeding sampled tokens and sampling: "prompts", "logprobs"."""
+    """Tasks of the step beyond decoding: "prompts" (prompt chunks), "logprobs" (returns the most likely tokens)."""
 
     @property
     def is_recorded(self) -> bool:
-        """Steps of this shape are recorded: decode steps that return sampled tokens only."""
+        """Whether steps of this shape are recorded: decode steps that return sampled tokens only."""
         return not self.features
 
 
 class DecodeGraphs:
-    """Recorded decode steps of a few batch sizes. A step runs at the next larger one; the rows added are padding.
+    """Recorded decode steps of a few sizes. A step runs at the next larger size; the extra rows are padding.
 
-    On a CUDA device each size is captured as a CUDA graph when it is first needed, on a stream that belongs to this
-    engine alone. Elsewhere the same code runs on the same tensors without being recorded.
+    On a CUDA device each size is captured as a CUDA graph when it is first needed, on a stream of this engine's own.
+    Without a CUDA device the same code runs on the same tensors without being recorded.
 
     Args:
-        model, pool, sampler: all of the model's ops, and the sampler's, must be served by kernels that neither
-            synchronise nor read host copies.
+        model, pool, sampler: the ops of the model and of the sampler must be served by kernels that can be recorded:
+            they neither synchronize nor read host memory.
         uploader: counts the transfers.
     """
 
@@ -65,9 +65,10 @@ class DecodeGraphs:
             self._stream = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
 
     def find(self, shape: StepShape) -> RecordedStep:
-        """The step that serves a shape, which is recorded if need be.
+        """The recorded step that serves a shape. Records it if there is none yet.
 
-        The sampler must have been prepared for the step: a recorded step refers to the tables of when it was recorded.
+        `Sampler.prepare` must have been called for the step: it may replace a table by a wider one. A recorded step
+        refers to the memory of the tables at its recording, so all recordings are dropped when a table was replaced.
         """
         if self._generation != self._sampler.tables.generation:
             self._forget()
@@ -79,7 +80,7 @@ class DecodeGraphs:
 
     def _forget(self) -> None:
         if self._memory is not None:
-            torch.cuda.synchronize(self._model.device)  # one may still be running
+            torch.cuda.synchronize(self._model.device)  # a recorded step may still be running
         self._steps.clear()
         self._memory = None
 
@@ -94,7 +95,11 @@ class DecodeGraphs:
 
 
 class RecordedStep:
-    """One decode step of B rows."""
+    """A decode step of B rows over fixed device buffers: captured once, then replayed.
+
+    Slots and positions go to the device through two pinned staging buffers in alternation, so that the host can fill
+    one while the copy from the other is in flight.
+    """
 
     def __init__(self, model: Model, pool: StatePool, sampler: Sampler, uploader: Uploader, num_rows: int) -> None:
         self._model, self._pool, self._sampler = model, pool, sampler
@@ -110,7 +115,7 @@ class RecordedStep:
         self._results: tuple[Tensor, Tensor] | None = None
 
     def run(self, plan: StepPlan, scheduler: Scheduler) -> StepResults:
-        """Feed every slot of the plan its last token, and sample the next one."""
+        """Feed every slot of the plan its last token, and sample the next token."""
         slots = plan.decoding
         self.fill(slots, scheduler.position[slots])
         if self._graph is None:
@@ -122,11 +127,11 @@ class RecordedStep:
         return StepResults(slots, self._sampler.copy_to_host(slots, *results), None)
 
     def fill(self, slots: np.ndarray, position: np.ndarray) -> None:
-        """Write slots and positions to the device, in one transfer; the rows left over are padding, slot -1."""
+        """Write slots and positions to the device buffers, in one transfer. Unused rows are padding: slot -1."""
         self._turn = 1 - self._turn
         staging = self._staging[self._turn]
         if self._copied:
-            self._copied[self._turn].synchronize()  # of two steps ago: the buffer has long been read
+            self._copied[self._turn].synchronize()  # the copy of two steps ago: no wait, unless the host is far ahead
         numbers = staging.numpy()
         numbers[0, : len(slots)], numbers[0, len(slots) :] = slots, -1
         numbers[1, : len(slots)], numbers[1, len(slots) :] = position, 0
@@ -139,24 +144,24 @@ class RecordedStep:
         """Record the step. All rows are padding meanwhile, so no state changes.
 
         Args:
-            stream: for the runs before the recording and for the recording itself. Libraries keep a workspace for each
-                stream: the first runs allocate the one that is recorded.
-            memory: handle of the pool that recorded steps share.
+            stream: runs the warm-up and the recording. Libraries allocate a workspace for each stream when they first
+                run on it; the warm-up on the same stream makes them do that before the recording.
+            memory: handle of the memory pool that all recorded steps share.
         """
         graph = torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream(stream.device))
-        # torch leaves the current stream as it is where a recording fails: this block restores it.
+        # If a recording fails, torch does not restore the current stream; this block does.
         with torch.cuda.stream(stream):
             for _ in range(2):  # compiles kernels and lets libraries allocate
                 self._compute()
-            # Work of other threads, on other streams, must not end the recording.
+            # "thread_local": calls of other threads that a recording forbids, such as an allocation, must not end it.
             with torch.cuda.graph(graph, pool=memory, stream=stream, capture_error_mode="thread_local"):
                 self._results = self._compute()
         torch.cuda.current_stream(stream.device).wait_stream(stream)
         self._graph = graph
 
     def _compute(self) -> tuple[Tensor, Tensor]:
-        # Padding, slot -1, reads the last row of the tables.
+        # Padding rows, with slot -1, read the last row of the tables.
         token_ids = self._sampler.tables.last_token[self._rows.slot_index.long()]
         hidden = self._model.forward(token_ids, cast(Rows, self._rows), self._pool.layers)
         return self._sampler.draw(self._model.logits(hidden), self._rows.slot_index)

@@ -25,7 +25,7 @@ from ..models.model import Model
 from ..models.pipeline import current_device
 from ..transfer import Uploader
 from .admission import Admission, Admitted
-from .booking import BookedRows, Booking
+from .booking import Booking, SampledRows
 from .decode_graph import DecodeGraphs
 from .launched_step import LaunchedStep, StepResults
 from .out_of_memory import reason_of_out_of_memory
@@ -37,7 +37,7 @@ from .slot_tables import Vocabulary
 from .snapshots import Snapshots
 from .source import Source
 from .state_pool import Record, StatePool, pool_parts
-from .stats import EngineStats
+from .stats import Clock, EngineStats
 from .step_runner import EagerStep, StepRunner
 from .thread_switching import quick_thread_switches
 
@@ -50,21 +50,22 @@ _NOTHING = nullcontext()
 class Engine:
     """Runs one model over any number of requests.
 
-    A step is launched, and its results are taken in, by the same call; or, running ahead, only after the next step has
-    been launched: the device never waits for the host, which meanwhile books tokens and looks for stop strings. A
-    sequence that turns out to have ended has then run for one step too many, whose token is dropped.
+    Results one step late: a CUDA device has a queue, and it is idle while the host books a step's tokens and looks for
+    stop strings. Running ahead avoids that idle time: step n + 1 is launched before the results of step n are read. The
+    sampled token stays on the device, where step n + 1 is fed it. The price: a sequence that has ended in step n still
+    takes part in step n + 1, and that token is dropped. A slot with a constraint forbids running ahead, because its
+    mask of allowed tokens depends on the token before.
 
     Args:
-        max_batch_size: slots; sequences that run at the same time.
+        max_batch_size: number of slots: sequences that run at the same time.
         max_batch_tokens: tokens of one step, prompts and decode rows together.
         init_state: a state file that every sequence starts from; None takes the checkpoint's own.
         prefix_sharing: compute prefixes that several rows share once. Samples of one row always share theirs.
-        prefix_host_bytes: host memory for states of shared prefixes, when there are more than slots.
-        run_ahead: None does so where the device has a queue of its own.
-        decode_graphs: record decode steps and replay them; None does so on a CUDA device where Triton serves every op
-            of the model and `sample`, and where the layers are not placed apart.
-        new_stop_matcher: makes what looks for the requests' stop strings, for a number of slots; None where no request
-            has any.
+        prefix_host_bytes: host memory for the snapshots of prefixes for which the device has no room.
+        run_ahead: launch a step before the results of the step before are read; None does so on a CUDA device.
+        decode_graphs: record decode steps and replay them; None does so on a CUDA device where every op of a decode
+            step can be recorded, and where no layer is placed on another device.
+        new_stop_matcher: makes a stop matcher for a number of slots; None where no request has stop strings.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class Engine:
         self._is_damaged = False
 
     def _allocate(self, num_slots: int) -> None:
-        """Everything that has a place for each slot. With 0 slots, what was there before is freed."""
+        """Make everything that is indexed by slot. With 0 slots, this frees the memory of what was there before."""
         model = self.model
         self._in_flight: deque[LaunchedStep] = deque()
         self._runner: StepRunner | None = None
@@ -116,24 +117,24 @@ class Engine:
 
     @property
     def window(self) -> int:
-        """Requests that are pulled at a time, and among which shared prefixes are looked for."""
+        """Number of requests that are pulled at a time, and searched together for shared prefixes."""
         return self.admission.window
 
     @property
     def snapshots(self) -> Snapshots:
-        """States of shared prefixes."""
+        """The snapshots of shared prefixes."""
         return self.admission.snapshots
 
     def generate(self, source: Source) -> Iterator[Completion]:
-        """Complete every request; as `run`, one completion at a time."""
+        """Complete every request. Like `run`, but yields one completion at a time."""
         for finished in self.run(source):
             yield from finished
 
     def run(self, source: Source) -> Steps:
-        """Complete every request: a list for each step, of the completions that it has finished.
+        """Complete every request. Yields a list after each step: the completions that the step has finished.
 
-        Closing the iterator early frees everything that was running. After an exception, wherever it came from, the
-        next call starts afresh.
+        Closing the iterator early drops the sequences that are running. After an exception the engine stays usable: the
+        next call starts with empty slots.
 
         Raises:
             RuntimeError: another iterator of this engine is still open.
@@ -146,12 +147,15 @@ class Engine:
 
     @torch.inference_mode()
     def _run(self, source: Source, own: list[weakref.ref[Steps]]) -> Steps:
+        # An exception, such as Ctrl-C, may come between any two lines. The pool, the scheduler, the booking and the
+        # sampler may then disagree about a slot. No line has to prevent that: `_begin` marks the engine as damaged,
+        # only an orderly end removes the mark, and the next `run` of a damaged engine allocates everything anew.
         self._begin(own[0])
         has_ended = False
         try:
             with quick_thread_switches():
                 while not (self.scheduler.is_idle and source.is_ended):
-                    # Not around the results: whoever takes them keeps its own current device.
+                    # The `yield` stays outside: the caller keeps its own current device.
                     with current_device(self.model.device):
                         self._remove_aborted()
                         self._admit(source)
@@ -167,21 +171,21 @@ class Engine:
             self._is_damaged = not has_ended
 
     def abort(self, key: Any) -> None:
-        """Finish the requests with this key at the next step, with what they have. From any thread.
+        """Finish the requests with this key before the next step, with the tokens that they have. Any thread may call.
 
-        Requests that a source has not given out yet are not known here.
+        Requests that the source has not given out yet are not affected.
         """
         self._aborted.append(key)
 
     def step(self) -> None:
-        """Launch a step, and take in results."""
+        """Launch a step, then take in the results that are due: its own, or those of the step before."""
         with self.stats.timed_forward() if self._run_ahead else _NOTHING:
-            if self.sampler.waits_for_tokens:
+            if self.sampler.has_constraints:  # a mask of this step may depend on a token that is still in flight
                 self._take_in(leave_in_flight=0)
             launched = self.scheduler.has_work
             if launched:
                 self._in_flight.append(self._launch())
-            may_run_ahead = self._run_ahead and launched and not self.sampler.waits_for_tokens
+            may_run_ahead = self._run_ahead and launched and not self.sampler.has_constraints
             self._take_in(leave_in_flight=1 if may_run_ahead else 0)
 
     def check_integrity(self) -> None:
@@ -193,20 +197,20 @@ class Engine:
         if other is not None and inspect.getgeneratorstate(other) not in (inspect.GEN_CLOSED, inspect.GEN_CREATED):
             raise RuntimeError("this engine is serving another iterator; finish or close that one first")
         if not self._num_slots:
-            raise CapacityError("this engine has run out of memory and has no slots left; make another one")
+            raise CapacityError("this engine has run out of memory and has no slots left; make another engine")
         if self._is_damaged:
             self._rebuild()
         self._serving = own
-        self._is_damaged = True  # until it has ended as it should
+        self._is_damaged = True  # until `_run` has ended without an exception
 
     def _rebuild(self) -> None:
-        """An exception has come between two statements somewhere: nothing that is kept by slot is to be trusted."""
+        """Allocate everything that is indexed by slot anew, after an exception that may have left it inconsistent."""
         self._allocate(0)
         self._allocate(self._num_slots)
         self._abandon()
 
     def _admit(self, source: Source) -> None:
-        """Give free slots to waiting requests, as far as there are any."""
+        """Give the free slots to waiting sequences."""
         admitted = self.admission.fill(source, self.scheduler, self.pool.num_free, may_wait=not self._outbox)
         if admitted:
             for sequence, slot in zip(admitted, self.pool.allocate(len(admitted)), strict=True):
@@ -215,7 +219,7 @@ class Engine:
             self._within_memory(partial(self._open, admitted))
 
     def _open(self, admitted: list[Admitted]) -> None:
-        """The slots of these sequences get their states and settings, in a fixed number of transfers."""
+        """Set the states and the sampling settings of these sequences' slots, in a fixed number of transfers."""
         groups: dict[int, tuple[Record | None, list[int]]] = {}
         for sequence, record in admitted:
             groups.setdefault(id(record), (record, []))[1].append(sequence.slot)
@@ -231,35 +235,35 @@ class Engine:
 
     def _launch(self) -> LaunchedStep:
         assert self._runner is not None
-        clock = self.stats.clock()
+        stats, clock = self.stats, Clock()
         plan = self.scheduler.plan()
-        self.stats.count(plan, self.scheduler.num_running)
-        clock.lap("schedule_seconds")
+        stats.count(plan, self.scheduler.num_running)
+        stats.schedule_seconds += clock.lap()
         results = self._runner.run(plan, self.scheduler)
-        clock = self.stats.clock()
+        clock = Clock()
         launched = self._advance(plan, results)
-        self.stats.completion_tokens += len(results.sampled_slots)
-        self.stats.transfers = self._uploader.num_transfers
-        clock.lap("commit_seconds")
+        stats.completion_tokens += len(results.sampled_slots)
+        stats.transfers = self._uploader.num_transfers
+        stats.commit_seconds += clock.lap()
         return launched
 
     def _advance(self, plan: StepPlan, results: StepResults) -> LaunchedStep:
-        """What the plan's step has made true, and who waits for its results."""
+        """Bring the scheduler up to a step that has been launched, and note to whom its results belong."""
         scheduler, booking = self.scheduler, self.booking
         complete = scheduler.advance(plan)
         self._publish(complete)
         sequences = [(slot, scheduler.sequence(slot)) for slot in complete.tolist()]
-        unasked = np.array([slot for slot, sequence in sequences if sequence.request is None], np.int64)
-        self._release(unasked)
+        without_request = np.array([slot for slot, sequence in sequences if sequence.request is None], np.int64)
+        self._release(without_request)
         scored = np.array([slot for slot, sequence in sequences if sequence.request is not None], np.int64)
         slots = results.sampled_slots
-        rows = BookedRows(slots, booking.owners(slots), scheduler.position[slots] - scheduler.prompt_length[slots])
+        rows = SampledRows(slots, booking.owners(slots), scheduler.position[slots] - scheduler.prompt_length[slots])
         parts = results.scores.parts if results.scores is not None else []
         score_owners = booking.owners(np.array([part.slot for part in parts], np.int64)).tolist()
         return LaunchedStep(results, rows, score_owners, scored, booking.owners(scored))
 
     def _publish(self, complete: np.ndarray) -> None:
-        """The prefixes among these sequences are computed: their children can start from their states."""
+        """Store the states of the prefixes that these slots have computed, and queue their children."""
         prefixes = []
         for slot in complete.tolist():
             sequence = self.scheduler.sequence(slot)
@@ -268,23 +272,23 @@ class Engine:
         if prefixes:
             self.admission.publish(prefixes, self.scheduler)
         for slot in complete.tolist():
-            self.scheduler.sequence(slot).prefix = None  # should it start again, its children have what they need
+            self.scheduler.sequence(slot).prefix = None  # a restart must not compute it again: it is stored
 
     def _take_in(self, leave_in_flight: int) -> None:
-        """Book the results of all launched steps but the latest ones."""
+        """Book the results of the launched steps, except for the latest `leave_in_flight` steps."""
         while len(self._in_flight) > leave_in_flight:
-            clock = self.stats.clock()
+            clock = Clock()
             step = self._in_flight[0]
             scores, sampled = step.results.scores, step.results.sampled
             if scores is not None:
                 for part, owner, found in zip(scores.parts, step.score_owners, scores.read(), strict=True):
                     self.booking.add_scores(part.slot, owner, found, part.are_next)
                     if not scores.are_finite and not np.isfinite(found.logprobs).all():
-                        self.booking.break_off(part.slot, owner)
+                        self.booking.fail(part.slot, owner)
             finished = []
             if sampled is not None:
                 tokens = sampled.read()
-                clock.lap("wait_seconds")
+                self.stats.wait_seconds += clock.lap()
                 finished = self.booking.record(step.sampled, tokens)
             for slot, owner in zip(step.complete.tolist(), step.complete_owners.tolist(), strict=True):
                 if self.booking.owns(slot, owner):
@@ -293,10 +297,10 @@ class Engine:
                 self._outbox += [completion for _, completion in finished]
                 self._release(np.array([slot for slot, _ in finished], np.int64))
             self._in_flight.popleft()
-            clock.lap("commit_seconds")
+            self.stats.commit_seconds += clock.lap()
 
     def _remove_aborted(self) -> None:
-        """Finish what is to be aborted: what runs with the tokens that have been booked, what waits with none."""
+        """Finish the aborted requests: running ones with the tokens booked so far, waiting ones without tokens."""
         if not self._aborted:
             return
         keys = {self._aborted.popleft() for _ in range(len(self._aborted))}
@@ -308,19 +312,19 @@ class Engine:
                 self._forget(sequence)
 
     def _forget(self, sequence: Sequence) -> None:
-        """The request of a running sequence is finished; the prefix that it may be is still wanted."""
+        """Drop the request of a running sequence. Its slot is freed, unless it computes a prefix for others."""
         if sequence.prefix is None:
             self._release(np.array([sequence.slot], np.int64))
         else:
             sequence.request = sequence.prefix.request = None
 
     def _within_memory(self, action: Callable[[], None]) -> None:
-        """Run a step, or start sequences. Where memory is used up, everything that runs starts again in fewer slots.
+        """Run a step, or start sequences. When memory runs out, halve the slots and restart all running sequences.
 
         Raises:
             CapacityError: a single token of a single sequence does not fit.
         """
-        handled = sys.exc_info()[1]  # the caller may be handling an error of its own
+        handled = sys.exc_info()[1]  # an error that the caller is handling is not one of this step
         try:
             action()
             return
@@ -328,7 +332,7 @@ class Engine:
             reason = reason_of_out_of_memory(error, handled)
             if reason is None:
                 raise
-        # Not in the handler above: there the exception keeps the failed step's tensors.
+        # Outside of the handler above: inside, the exception's traceback would keep the failed step's tensors alive.
         num_slots, num_tokens = self.pool.num_slots, self.scheduler.max_batch_tokens
         while reason is not None:
             if (num_slots, num_tokens) == (1, 1):
@@ -341,10 +345,10 @@ class Engine:
             reason = self._restart(num_slots, num_tokens, handled)
 
     def _restart(self, num_slots: int, num_tokens: int, handled: BaseException | None) -> str | None:
-        """Go on with fewer slots and tokens. What was running starts again, and draws the same tokens.
+        """Go on with fewer slots and tokens. Running sequences start again from their prompts and draw the same tokens.
 
         Returns:
-            None; or why these slots do not fit, and then there are none.
+            None; or why this number of slots does not fit, and then the engine has no slots.
         """
         self.admission.restart(self.scheduler.running, num_slots)
         self.scheduler = self.scheduler.restart(num_slots, num_tokens)
@@ -367,14 +371,14 @@ class Engine:
         return finished
 
     def _release(self, slots: np.ndarray) -> None:
-        """The sequences in these slots have ended."""
+        """Free the slots of sequences that have ended."""
         if len(slots):
             self.scheduler.finish(slots)
             self.sampler.release(slots)
             self.pool.free(slots.tolist())
 
     def _abandon(self) -> None:
-        """Nothing runs and nothing waits."""
+        """Drop everything that runs or waits."""
         self._in_flight.clear()
         self.booking.close_all()
         self.sampler.release(np.arange(self.pool.num_slots))

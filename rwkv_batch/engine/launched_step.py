@@ -1,4 +1,4 @@
-"""A launched step, whose results are on their way to the host."""
+"""A launched step, with the copies of its results to the host in flight."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import Tensor
 from ..models.model import Model
 from ..models.scoring import ROWS_AT_ONCE
 from ..transfer import HostCopy
-from .booking import BookedRows
+from .booking import SampledRows
 from .logprobs import TokenScores, TopLogprobs
 from .sampler import Sampled
 from .step_input import ScoreInput
 
 
 class Scores:
-    """Log-probabilities of given tokens, on their way to the host.
+    """The log-probabilities of given tokens (prompt tokens, `next_token_ids`), with their copies to the host in flight.
 
     Args:
-        scored: the tokens.
-        hidden: [M, C], of the step that predicts them.
+        scored: the tokens, and the hidden states that predict them.
+        hidden: [M, C], all hidden states of the step.
 
     Attributes:
-        are_finite: all log-probabilities that `read` has found are numbers.
+        are_finite: all log-probabilities are finite; known after `read`.
     """
 
     def __init__(self, scored: ScoreInput, hidden: Tensor, model: Model) -> None:
@@ -36,8 +36,8 @@ class Scores:
         self._logprobs, self._is_greedy = HostCopy(logprobs), HostCopy(is_greedy)
         self._tops: list[TopLogprobs] = []
         count = max((part.num_alternatives or 0 for part in scored.parts), default=0)
-        for start in range(0, len(scored.asking), ROWS_AT_ONCE):
-            tokens = scored.asking[start : start + ROWS_AT_ONCE]
+        for start in range(0, len(scored.with_alternatives), ROWS_AT_ONCE):
+            tokens = scored.with_alternatives[start : start + ROWS_AT_ONCE]
             logits = model.logits(hidden[scored.rows[tokens]])
             every_row = torch.arange(len(tokens), device=hidden.device)
             self._tops.append(
@@ -45,7 +45,7 @@ class Scores:
             )
 
     def read(self) -> list[TokenScores]:
-        """One for each part; waits for them."""
+        """Wait for the scores, and return those of each part."""
         logprobs, is_greedy = self._logprobs.read().numpy(), self._is_greedy.read().numpy()
         self.are_finite = bool(np.isfinite(logprobs).all())
         tops = TokenScores.join([top.read() for top in self._tops])
@@ -63,24 +63,24 @@ class Scores:
 
 
 class StepResults(NamedTuple):
-    """What a step gives once it is done."""
+    """The results of one step, to be read when its copies have arrived."""
 
     sampled_slots: np.ndarray
-    """[n] int64: slots of the rows that get a token."""
+    """[n] int64: slots of the rows that sample a token."""
     sampled: Sampled | None
-    """Their tokens; None where n is 0."""
+    """The sampled tokens; None if n is 0."""
     scores: Scores | None
-    """None where no token is scored."""
+    """None if no token is scored."""
 
 
 class LaunchedStep(NamedTuple):
-    """A step's results, and whose they are."""
+    """A step's results and the sequences that they belong to."""
 
     results: StepResults
-    sampled: BookedRows
-    """Whose tokens are sampled."""
+    sampled: SampledRows
     score_owners: list[int]
-    """The owner of each part of the scores."""
+    """The owner number of each part of the scores."""
     complete: np.ndarray
-    """Slots of the sequences that end with this step's scores: they ask for no token."""
+    """[n] int64: slots of the sequences that end with this step because they sample no token."""
     complete_owners: np.ndarray
+    """[n] int64: their owner numbers."""

@@ -1,4 +1,4 @@
-"""A token's log-probability and the most likely tokens beside it, under the model's own distribution."""
+"""Log-probabilities of tokens, and the most likely tokens at their positions, under the model's own distribution."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from .selection import sort_key
 
 
 class Logprobs(NamedTuple):
-    """One token at one position, and the most likely tokens there."""
+    """The log-probability of one token, and the most likely tokens at its position."""
 
     logprob: float
     is_greedy: bool
-    """The token is the most likely one (the first of those with the largest logit)."""
+    """Whether the token is the most likely one (of equal logits, the lowest id)."""
     rank: int
-    """1 is the most likely token; 0 where no alternatives were asked for."""
+    """1 for the most likely token; 0 if no alternatives were asked for."""
     top_ids: list[int]
     top_logprobs: list[float]
 
 
 class TopTokens(NamedTuple):
-    """Where n tokens rank at their positions, and the K most likely tokens there."""
+    """The ranks of n tokens at their positions, and the K most likely tokens of each position."""
 
     ranks: np.ndarray
-    """[n] int64; 1 is the most likely token."""
+    """[n] int64; 1 for the most likely token."""
     ids: np.ndarray
     """[n, K] int32, most likely first."""
     logprobs: np.ndarray
     """[n, K] float64."""
 
     def part(self, rows: slice | np.ndarray, count: int | None) -> TopTokens:
-        """Of some of the tokens, the `count` most likely ones; None: as many as there are."""
+        """The entries of some of the n tokens, with the `count` most likely tokens of each; None: all K."""
         return TopTokens(self.ranks[rows], self.ids[rows, :count], self.logprobs[rows, :count])
 
 
 @dataclass(slots=True, eq=False)
 class TokenScores:
-    """What `Logprobs` says of one token, for n tokens in arrays. Indexing and iterating give `Logprobs`.
+    """The fields of `Logprobs` for n tokens, in arrays. Indexing and iterating give `Logprobs`.
 
     Attributes:
         logprobs: [n] float64.
         is_greedy: [n] bool.
-        top: None where no alternatives were asked for.
+        top: None if no alternatives were asked for.
     """
 
     logprobs: np.ndarray
@@ -58,7 +58,7 @@ class TokenScores:
 
     @classmethod
     def join(cls, parts: Sequence[TokenScores]) -> TokenScores:
-        """One after the other; all with the same K. Without parts: of no tokens."""
+        """Concatenate scores that all have the same K. No parts give the scores of no tokens."""
         if len(parts) == 1:
             return parts[0]
         if not parts:
@@ -89,18 +89,18 @@ class TokenScores:
         return (Logprobs(*pair, *top) for pair, top in zip(pairs, tops, strict=True))
 
     def copy(self) -> TokenScores:
-        """In arrays of its own."""
+        """A copy that shares no memory with this one."""
         top = None if self.top is None else TopTokens(*(column.copy() for column in self.top))
         return TokenScores(self.logprobs.copy(), self.is_greedy.copy(), top)
 
     def part(self, rows: slice | np.ndarray, count: int | None = None) -> TokenScores:
-        """Some of the tokens, with the `count` most likely ones beside each; None: as many as there are."""
+        """The scores of some of the n tokens, with the `count` most likely tokens of each; None: all K."""
         top = None if self.top is None else self.top.part(rows, count)
         return TokenScores(self.logprobs[rows], self.is_greedy[rows], top)
 
 
 def top_tokens(logits: Tensor, rows: Tensor, token_ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Where tokens rank in their rows, and the most likely tokens there. Of equal logits the lowest id comes first.
+    """The ranks of tokens in their rows, and each row's most likely tokens. Of equal logits the lowest id comes first.
 
     Args:
         logits: [B, V] float32.
@@ -121,13 +121,13 @@ TOP_TOKENS = OpSpec("top_tokens", top_tokens, optional=True, is_recorded=False)
 
 
 class TopLogprobs:
-    """Log-probabilities of `token_ids` [n], each with the K most likely tokens of its row, on their way to the host.
+    """The scores of `token_ids` [n] with the K most likely tokens of each row, with their copies to the host in flight.
 
     Args:
         logits: [B, V] float32.
         rows: [n] int64, the tokens' rows of the logits.
         logprobs: [n] float64, those of `token_ids`.
-        count: K, at least 0; no more than V come out.
+        count: K, at least 0; more than V means V.
         ops: implementations of `TOP_TOKENS`.
     """
 
@@ -135,13 +135,13 @@ class TopLogprobs:
         self, logits: Tensor, rows: Tensor, logprobs: Tensor, token_ids: Tensor, count: int, ops: OpTable
     ) -> None:
         rank, top_ids = ops.top_tokens(logits, rows, token_ids, min(count, logits.shape[1]))
-        # The normaliser is the same for all tokens of a row.
+        # logprob = logit - normalizer, and a row's tokens share the normalizer: differences of logits are enough.
         own, top = logits[rows, token_ids].double(), logits[rows[:, None], top_ids].double()
         self._copies = [
             HostCopy(tensor) for tensor in (logprobs, rank, top_ids.int(), top - own[:, None] + logprobs[:, None])
         ]
 
     def read(self) -> TokenScores:
-        """Waits for them."""
+        """Wait for the copies, and return the scores."""
         logprobs, ranks, top_ids, top_logprobs = (copy.read().numpy() for copy in self._copies)
         return TokenScores(logprobs, ranks == 1, TopTokens(ranks, top_ids, top_logprobs))

@@ -1,4 +1,4 @@
-"""Which errors say that memory is used up."""
+"""Recognizes errors that mean "out of memory"."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import re
 import torch
 
 _TEXT = re.compile(r"out of memory|out_of_memory|can't allocate memory|alloc_failed", re.IGNORECASE)
-"""In the messages of torch's allocators, the CUDA runtime and driver, cuBLAS, and Triton's loader of kernels."""
+"""Matches the messages of torch's allocators, the CUDA runtime and driver, cuBLAS, and Triton's kernel loader."""
 
 
 def reason_of_out_of_memory(error: BaseException, handled: BaseException | None = None) -> str | None:
-    """The line that says so, if the error or one that it followed is about memory that is used up.
+    """The first line of an error that means "out of memory"; None if the error means something else.
 
-    torch has a class of its own for the caching allocator of a device only. While a step is recorded, the end of the
-    recording raises another error after the first.
+    Only torch's caching allocator of a device has a class for this error. The CPU allocator and the libraries raise a
+    RuntimeError, which is recognized by its message. The errors that `error` was raised from are searched too: when
+    memory runs out while a step is recorded, the end of the recording raises another error.
 
     Args:
-        handled: what was being handled already when the work began: neither it nor what it followed counts.
+        handled: an error that was being handled when the work began; the search ends before it.
     """
     found: BaseException | None = error
     while found is not None and found is not handled:

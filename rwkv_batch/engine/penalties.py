@@ -1,6 +1,6 @@
-"""What tokens seen so far subtract from the logits.
+"""Penalties: what the tokens seen so far subtract from the logits.
 
-Sparse: a slot lists the distinct ids it has seen, never the vocabulary.
+A slot lists the distinct ids that it has seen, so the work does not grow with the vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def penalize(logits: Tensor, rows: Tensor, slots: Tensor, tables: SlotTables) ->
 
     Args:
         logits: [B, V] float32.
-        rows, slots: [n] int64: rows of the logits, and the penalised slots they belong to.
+        rows, slots: [n] int64: rows of the logits, and the penalized slots that they belong to.
     """
     length = tables.integers[slots, Integer.NUM_SEEN][:, None]
     width = int(length.max())
@@ -33,7 +33,12 @@ def penalize(logits: Tensor, rows: Tensor, slots: Tensor, tables: SlotTables) ->
 
 
 def count(token_ids: Tensor, slots: Tensor, tables: SlotTables) -> None:
-    """Decay all counts of the slots, then count the tokens just sampled, [n] each. There must be room for one more."""
+    """Decay all counts of the slots, then count the tokens just sampled.
+
+    Args:
+        token_ids, slots: [n] int64.
+        tables: the seen ids must have room for one more in each slot.
+    """
     length = tables.integers[slots, Integer.NUM_SEEN]
     ids = tables.seen_ids[slots]
     listed = torch.arange(ids.shape[1], device=ids.device) < length[:, None]

@@ -15,7 +15,7 @@ _ROUNDS = 10
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:
-    """Four random words for each row.
+    """Compute four random words for each row.
 
     Args:
         counter: [B, 4] int64, each in [0, 2^32).
@@ -34,13 +34,13 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
 
 
 def stream_words(seed: int, row: int, sample: int) -> tuple[int, int, int, int, int]:
-    """What identifies one random stream: two key words of the seed, three counter words; position is the fourth."""
+    """The words that identify a random stream: two key words, and three counter words. The fourth is the position."""
     seed &= 2**64 - 1
     return seed & _MASK, seed >> 32, row & _MASK, (row >> 32) & _MASK, sample & _MASK
 
 
 def uniform(streams: Tensor, position: Tensor) -> Tensor:
-    """One number in [0, 1) with 53 random bits for each row.
+    """Draw one number in [0, 1) with 53 random bits for each row.
 
     Args:
         streams: [B, 5] int64, rows of `stream_words`.

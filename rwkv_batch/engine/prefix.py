@@ -1,8 +1,9 @@
-"""Prompt prefixes that several requests share: found in a window of requests, each computed once.
+"""Shared prompt prefixes: the token trie of a window of requests, whose inner nodes are computed once.
 
-A prefix is computed as a sequence of its own; a snapshot of its state is then copied into the slot of each child.
-Children follow their parent at once (depth first), and a prefix starts only when steps have tokens to spare, so that
-few snapshots live at a time: those on the way from a root to where the walk is, and those just computed.
+A prefix is computed by a sequence of its own. A snapshot of its state is then copied into the slot of each child.
+The trie is walked depth first (children are queued right after their parent is computed), and a prefix starts only when
+steps have tokens to spare. Both keep the number of snapshots small: they are those on the path from a root to the
+current node, and those just computed.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ from .request import Request
 from .shared_lengths import sorted_with_shared_lengths
 
 MIN_SHARED_TOKENS = 8
-"""Below this, computing the tokens again is cheaper than copying a state."""
+"""A shorter prefix is not shared: computing its tokens again is cheaper than copying a state."""
 
 
 @dataclass(eq=False)
 class Prefix:
-    """Prompt tokens that all children start with.
+    """An inner node of the trie: prompt tokens with which all requests below start.
 
     Args:
         token_ids: [T] int32, from the beginning of the prompt, the parent's tokens included.
-        num_steps: the most that any request below has.
-        request: one whose prompt is these tokens and that only scores: computing the prefix serves it.
+        num_steps: the largest `num_steps` of the requests below.
+        request: a request that only scores and whose prompt is exactly these tokens: computing the prefix serves it.
     """
 
     token_ids: np.ndarray
     parent: Prefix | None
     num_steps: int
     request: Request | None = None
-    children: list[Request | Prefix] = field(default_factory=list)
+    children: list[Node] = field(default_factory=list)
 
     @property
     def length(self) -> int:
@@ -43,11 +44,11 @@ class Prefix:
 
     @property
     def is_wanted(self) -> bool:
-        """There is a request that this prefix, or one below it, serves."""
+        """Whether the prefix still serves a request, its own or one below."""
         return self.request is not None or bool(self.children)
 
     def remove(self, keys: set[object]) -> list[Request]:
-        """Take out the requests with these keys, here and below."""
+        """Take out the requests with these keys, the prefix's own included, and return them."""
         removed = self.remove_children(keys)
         if self.request is not None and self.request.key in keys:
             removed.append(self.request)
@@ -55,13 +56,13 @@ class Prefix:
         return removed
 
     def remove_children(self, keys: set[object]) -> list[Request]:
-        """Take out the requests with these keys below, and the prefixes that then serve nothing."""
+        """Take out the requests with these keys below, and the prefixes that then serve no request."""
         removed: list[Request] = []
         prefixes = [self]
-        for prefix in prefixes:  # grows: those below follow
+        for prefix in prefixes:  # the list grows in the loop, a parent before its children
             prefixes += [child for child in prefix.children if isinstance(child, Prefix)]
-        for prefix in reversed(prefixes):  # those below are done before it
-            kept: list[Request | Prefix] = []
+        for prefix in reversed(prefixes):  # children before their parent, which asks whether they are wanted
+            kept: list[Node] = []
             for child in prefix.children:
                 if isinstance(child, Prefix):
                     if child.request is not None and child.request.key in keys:
@@ -77,10 +78,14 @@ class Prefix:
         return removed
 
 
-def plan_prefixes(window: SequenceOf[Request], share_between_rows: bool = True) -> list[Request | Prefix]:
-    """The window's work: prefixes with their children below them, and the requests that share nothing.
+Node = Request | Prefix
+"""A node of the trie: a leaf is a request, an inner node is a prefix."""
 
-    Among the children of a prefix, what may take most steps comes first.
+
+def plan_prefixes(window: SequenceOf[Request], share_between_rows: bool = True) -> list[Node]:
+    """Build the trie of a window of requests, and return its roots. A request that shares no prefix is a root.
+
+    The children of a prefix are sorted by the steps that they may take, longest first.
 
     Args:
         share_between_rows: False shares only between the samples of one row.
@@ -93,7 +98,14 @@ def plan_prefixes(window: SequenceOf[Request], share_between_rows: bool = True) 
     return [root for group in groups.values() for root in _plan_group(group)]
 
 
-def _plan_group(group: SequenceOf[Request]) -> list[Request | Prefix]:
+def _plan_group(group: SequenceOf[Request]) -> list[Node]:
+    """Build the trie of requests that may share prefixes.
+
+    The prompts are sorted, so that the requests of a subtree are neighbours. The prefix that a range of neighbours has
+    in common is as long as the smallest number of tokens that a prompt of the range shares with the one before it. The
+    range is cut where that minimum is reached, and each piece is a child. Ranges wait on a stack (`pending`), because
+    a trie may be deeper than Python's recursion limit.
+    """
     if len(group) < 2:
         return list(group)
     prompts = [np.asarray(request.prompt_token_ids, np.int32) for request in group]
@@ -106,7 +118,7 @@ def _plan_group(group: SequenceOf[Request]) -> list[Request | Prefix]:
     limits = _shareable(requests, shared)
     shared[1:] = np.minimum(shared[1:], np.minimum(limits[:-1], limits[1:]))
     steps = [request.num_steps for request in requests]
-    roots: list[Request | Prefix] = []
+    roots: list[Node] = []
     prefixes: list[Prefix] = []
     pending: list[tuple[int, int, Prefix | None]] = [(0, len(requests), None)]
     while pending:
@@ -128,16 +140,17 @@ def _plan_group(group: SequenceOf[Request]) -> list[Request | Prefix]:
         bounds = [start, *cuts.tolist(), end]
         pending += [(a, b, parent) for a, b in reversed(list(pairwise(bounds)))]
     for prefix in prefixes:
-        prefix.children.sort(key=lambda work: -work.num_steps)
+        prefix.children.sort(key=lambda node: -node.num_steps)
     return roots
 
 
 def _shareable(requests: list[Request], shared: np.ndarray) -> np.ndarray:
-    """For each of the sorted requests: how many of its first tokens a prefix may compute.
+    """How many leading tokens of each of the n sorted requests a prefix may compute, [n] int64.
 
-    That is those whose hidden states it does not need: all but the last, and none from which a score is taken. A prefix
-    may be the whole prompt of one request that only scores what follows; of a second one like it only what is before
-    the last token, as each sequence has at least one.
+    A prefix must leave the tokens whose hidden states the request needs: the tokens from which a score is taken, and
+    the last token if a next token is sampled from it. A request that only scores `next_token_ids` may be served by a
+    prefix that is its whole prompt. A second such request with the same prompt keeps its last token, because a sequence
+    has at least one token to compute.
 
     Args:
         shared: [n], how many leading tokens each prompt shares with the one before it.

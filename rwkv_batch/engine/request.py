@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: token ids only."""
+"""The input and the output of the engine: requests and completions. Token ids only, no text."""
 
 from __future__ import annotations
 
@@ -16,36 +16,38 @@ from .logprobs import TokenScores
 END_OF_TEXT = 0
 """Token 0 ends every RWKV text; it has no bytes."""
 MIN_CHUNK = 16
-"""Prompt tokens that a row is fed at a time, where it has them: enough to make moving its state in and out cheap."""
+"""The shortest chunk of a prompt, unless fewer tokens are left. At this length, reading and writing the state in each
+step costs little beside the chunk's tokens."""
 
 
 class StopMatch(NamedTuple):
     """A stop string that a token has completed."""
 
     row: int
-    """The token's place among those that were pushed."""
+    """Index of the token among those that were pushed."""
     stop_string: str
     text_bytes: int
-    """Bytes of the text that remain."""
+    """Length of the text that remains, in bytes."""
 
 
 class StopMatcher(Protocol):
-    """Looks for stop strings in the texts of all slots."""
+    """Searches the texts of all slots for stop strings, token by token."""
 
     def start(self, slot: int, stop_strings: Any) -> None:
-        """A new text begins in this slot. `stop_strings` is what the request brings."""
+        """Begin a new text in this slot. `stop_strings` is `Request.stop_strings`."""
 
     def push(self, slots: np.ndarray, token_ids: np.ndarray) -> list[StopMatch]:
-        """One token for each of n slots, [n] int64 each; the stop strings that they complete."""
+        """Append one token to each of n texts ([n] int64 each), and return the stop strings that are complete."""
 
 
 class Constraint(Protocol):
-    """Says which tokens may come next in one sequence."""
+    """Restricts the next token of one sequence."""
 
     def allowed(self, mask: Tensor) -> None:
         """Fill `mask` [V] bool: True where a token may come next."""
 
-    def accept(self, token_id: int) -> None: ...
+    def accept(self, token_id: int) -> None:
+        """Advance by the token that the sequence has sampled."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,14 +55,14 @@ class Request:
     """One sample of one row. Immutable.
 
     Args:
-        key: comes back with the completion.
+        key: returned with the completion.
         prompt_token_ids: [T] int32, T ≥ 1, each id in [0, V).
-        seed, row, sample: key the random stream, together with the position of the sampled token.
-        score_start: prompt positions from here on are scored, with the log-probability of each given those before it;
-            None scores none.
+        seed, row, sample: identify the random stream; its numbers are indexed by the position of the sampled token.
+        score_start: the prompt's tokens from this index on are scored: the log-probability of each given the tokens
+            before it; None scores none.
         next_token_ids: tokens that are scored too, each as the one token after the prompt.
-        stop_strings: what the engine's `StopMatcher` looks for; None where there are no stop strings.
-        new_constraint: makes what restricts one run of this request.
+        stop_strings: an object that the engine's `StopMatcher` understands; None if there are no stop strings.
+        new_constraint: makes a constraint; called each time that the request starts.
     """
 
     key: Any
@@ -76,7 +78,7 @@ class Request:
 
     @property
     def num_steps(self) -> int:
-        """About the most steps that it takes: those of a prompt fed in the shortest chunks, and of every token."""
+        """An estimate of the most steps that the request takes: its prompt in the shortest chunks, and every token."""
         return -(-len(self.prompt_token_ids) // MIN_CHUNK) + self.params.max_tokens
 
 
@@ -87,11 +89,11 @@ class Completion:
     Attributes:
         token_ids: [n] int32, with the token that ended the completion.
         token_logprobs: [n] float64, natural logarithm, under the model's own distribution.
-        text_tokens: how many leading tokens are text: all, but for a token that ended the completion by its id.
-        text_bytes: bytes of the text, where a stop string has cut it; None: all bytes of the text's tokens.
-        logprobs: of the n tokens, where `params.logprobs` asks for them.
-        prompt_scores: of the prompt's tokens from `score_start` on, where the request has one.
-        next_scores: of `next_token_ids`, where there are any.
+        text_tokens: number of leading tokens that are text: all but a token that ended the completion by its id.
+        text_bytes: length of the text in bytes if a stop string has cut it; None: all bytes of the text's tokens.
+        logprobs: scores of the n tokens, if `params.logprobs` asks for them.
+        prompt_scores: scores of the prompt's tokens from `score_start` on, if the request has one.
+        next_scores: scores of `next_token_ids`, if there are any.
     """
 
     request: Request

@@ -1,4 +1,4 @@
-"""The step from logits to token ids for rows whose settings and history are in the slot tables: the definition."""
+"""The definition of the op `sample`: logits → token ids, with settings and history from the slot tables."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .slot_tables import Float, Integer, SlotTables, unpack_bits
 def sample(logits: Tensor, slot_index: Tensor, tables: SlotTables, ops: OpTable) -> tuple[Tensor, Tensor]:
     """Sample the next token of each row.
 
-    Penalties, then biases, then bans shape the logits; `select` filters and draws with the uniform number that the
-    slot's stream has for its position. Then the slot's position, last token and seen ids are brought up to date.
+    Penalties, then biases, then bans are applied to the logits. `select` filters and draws, with the uniform number of
+    the slot's random stream at its position. Then the slot's position, last token and seen ids are updated.
 
     Args:
-        logits: [B, V] float32, the model's; the same afterwards, but may be changed for a while.
-        slot_index: [B] int32; no slot twice. -1 is padding: what comes out means nothing.
+        logits: [B, V] float32, the model's; modified temporarily, restored on return.
+        slot_index: [B] int32; no slot twice. -1 is padding: its results have no meaning.
         tables: **updated in place** in the rows' slots: position, last_token, and the seen ids with their counts.
         ops: implementations of `PARTS`.
 
@@ -59,7 +59,7 @@ SAMPLE = OpSpec("sample", sample, optional=True)
 
 
 def _shape(logits: Tensor, index: Tensor, integers: Tensor, tables: SlotTables) -> tuple[Tensor, Tensor]:
-    """Apply penalties, biases and bans; returns the logits to sample from, and which rows changed, [B] bool."""
+    """Apply penalties, biases and bans to a copy. Returns the logits to sample from, and the changed rows, [B] bool."""
     is_early = integers[:, Integer.POSITION] < integers[:, Integer.MIN_TOKENS]
     rows_with = {
         "penalties": integers[:, Integer.IS_PENALIZED] > 0,
@@ -92,13 +92,18 @@ def _shape(logits: Tensor, index: Tensor, integers: Tensor, tables: SlotTables) 
 
 
 def _add(shaped: Tensor, rows: Tensor, ids: Tensor, length: Tensor, values: Tensor) -> None:
-    """Add the first `length` values of each row to the logits of the ids beside them."""
+    """Add the first `length` values of each row to the logits of the corresponding ids."""
     listed = torch.arange(ids.shape[1], device=ids.device) < length[:, None]
     shaped.index_put_((rows[:, None], ids.long()), torch.where(listed, values, 0.0), accumulate=True)
 
 
 def _sampleable_mass(logits: Tensor, normalizer: Tensor, changed: Tensor, tables: SlotTables) -> Tensor:
-    """The normaliser of what can be sampled, [B]; NaN for rows of which it is not known this way."""
+    """log sum exp over the tokens that may be sampled, [B] float64; NaN for rows where it is not known.
+
+    It follows from the normalizer of all tokens: log(total - unsampleable) = log total + log1p(-unsampleable share). A
+    large share would cancel digits, so that from one half on the row is left to `select`; so are rows whose logits were
+    changed.
+    """
     share = torch.exp(logits[:, tables.unsampleable_ids].double() - normalizer[:, None]).sum(1)
     known = torch.where(share < 0.5, normalizer + torch.log1p(-share), torch.nan)
     return known.masked_fill_(changed, torch.nan)

@@ -1,4 +1,4 @@
-"""Logits → token ids and log-probabilities, for all rows of a step at once."""
+"""The sampler: logits → token ids and log-probabilities, for all rows of a step at once."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _NONE = -1
 
 
 class Sampled:
-    """One sampled token for each row, on its way to the host.
+    """The sampled tokens of a launched step, one a row, with their copies to the host in flight.
 
     Args:
         count: n; the tensors may have more rows, of padding.
         token_ids, logprobs: [n or more] int64 and float64, on the device.
-        top_rows, top: the rows that ask for the most likely tokens, and what they get; None where no row does.
-        constraints: (row, constraint) of those sequences that had one when the step was launched. By the time of
-            `read` a slot may belong to another sequence.
+        top_rows, top: the rows that return the most likely tokens, and those tokens; None if no row does.
+        constraints: (row, constraint) of the sequences that had a constraint when the step was launched. A slot may
+            have a new sequence by the time of `read`.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Sampled:
         self._constraints = constraints
 
     def read(self) -> SampledTokens:
-        """Waits for the tokens, and tells each constraint what its sequence has sampled."""
+        """Wait for the tokens, and advance each constraint by its sequence's token."""
         token_ids, logprobs = (copy.read().numpy()[: self._count] for copy in (self._token_ids, self._logprobs))
         for row, constraint in self._constraints:
             constraint.accept(int(token_ids[row]))
@@ -53,13 +53,11 @@ class Sampled:
 
 
 class Sampler:
-    """Sampling for P slots.
-
-    `assign` resets everything a slot holds: settings, penalties, random stream, position.
+    """Samples for P slots, with the settings and the history of each slot in tables on the device.
 
     Args:
         ops: implementations of `OPS`.
-        uploader: sends settings and masks to the device; None makes one of its own.
+        uploader: sends settings and masks to the device; None makes a new one.
     """
 
     OPS = (SAMPLE, *PARTS, TOP_TOKENS)
@@ -74,12 +72,12 @@ class Sampler:
     ) -> None:
         self.tables = SlotTables(num_slots, vocabulary, device, uploader)
         self._ops = ops
-        self._num_seen = np.full(num_slots, _NONE)
+        self._num_seen = np.full(num_slots, _NONE)  # at most so many distinct ids in each slot with penalties
         self._num_logprobs = np.full(num_slots, _NONE)
         self._constraints: dict[int, Constraint] = {}
 
     def assign(self, slots: SequenceOf[int], requests: SequenceOf[Request]) -> None:
-        """New sequences take these slots."""
+        """Give these slots to new sequences: settings, penalties, random stream and position are reset."""
         if not slots:
             return
         self._num_seen[slots] = self.tables.assign(slots, requests)
@@ -90,7 +88,7 @@ class Sampler:
                 self._constraints[slot] = request.new_constraint()
 
     def release(self, slots: np.ndarray) -> None:
-        """The sequences of these slots have ended."""
+        """Forget the sequences of these slots."""
         self._num_seen[slots] = _NONE
         self._num_logprobs[slots] = _NONE
         if self._constraints:
@@ -98,17 +96,17 @@ class Sampler:
                 self._constraints.pop(slot, None)
 
     @property
-    def waits_for_tokens(self) -> bool:
-        """What some slot may sample next depends on the token before it: its result must be read first."""
+    def has_constraints(self) -> bool:
+        """Whether some slot has a constraint: its next mask depends on the token before, which must be read first."""
         return bool(self._constraints)
 
     @property
-    def asks_logprobs(self) -> np.ndarray:
-        """[P] bool: slots that ask for the most likely tokens. The logits are needed after the draw."""
+    def returns_logprobs(self) -> np.ndarray:
+        """[P] bool: slots that return the most likely tokens. Their logits are needed after the draw."""
         return self._num_logprobs != _NONE
 
     def prepare(self, slots: np.ndarray) -> None:
-        """Bring the tables up to date before these slots sample: [n] int64."""
+        """Make room for one more seen id, and upload the masks of constraints, before the slots [n] int64 sample."""
         seen = self._num_seen[slots]
         if (seen != _NONE).any():
             penalized = slots[seen != _NONE]
@@ -120,7 +118,7 @@ class Sampler:
             self.tables.set_masks(np.array(constrained, np.int64), np.stack(masks))
 
     def draw(self, logits: Tensor, slot_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample the next token of each row: the op `sample` on this sampler's tables."""
+        """Sample the next token of each row, by the op `sample` on this sampler's tables."""
         token_ids, logprobs = self._ops.sample(logits, slot_index, self.tables, self._ops)
         return token_ids, logprobs
 
@@ -133,13 +131,13 @@ class Sampler:
         top_rows: np.ndarray | None = None,
         top_index: Tensor | None = None,
     ) -> Sampled:
-        """Start what was drawn on its way to the host.
+        """Start the asynchronous copies of the sampled tokens to the host.
 
         Args:
             slots: [n] int64, of the rows.
-            token_ids, logprobs: [n] or more, what `draw` gave.
-            logits: [n, V], needed where rows ask for the most likely tokens.
-            top_rows: [m] int64, rows that ask for the most likely tokens; None for none.
+            token_ids, logprobs: [n] or more, the result of `draw`.
+            logits: [n, V], needed if rows return the most likely tokens.
+            top_rows: [m] int64, the rows that return the most likely tokens; None for none.
             top_index: the same on the device.
         """
         top = None

@@ -1,6 +1,6 @@
-"""Who runs in the next step, and how many tokens of each: counts only, no tensors.
+"""The scheduler: plans which sequences run in the next step, and how many tokens of each. Counts only, no tensors.
 
-A state has a fixed size, so admission is "is a slot free?", and nothing is ever preempted.
+A recurrent state has a fixed size. Admission is therefore "is a slot free?", and no sequence is ever preempted.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from .sequence import Sequence
 
 
 class StepPlan(NamedTuple):
-    """The sequences of a step, by slot: first those that decode, one token each, then prompt chunks."""
+    """The slots of one step: first the sequences that decode, one token each, then those that read a prompt chunk."""
 
     decoding: np.ndarray
     """[D] int64 slots, ascending."""
     prefilling: np.ndarray
     """[K] int64 slots, in order of admission."""
     chunk_sizes: np.ndarray
-    """[K] int64: prompt tokens of each, at least 1."""
+    """[K] int64: prompt tokens that each of `prefilling` is fed, at least 1."""
 
     @property
     def num_sequences(self) -> int:
@@ -35,20 +35,20 @@ class StepPlan(NamedTuple):
 
 
 class Scheduler:
-    """Waiting → prefilling → decoding → draining → finished.
+    """Holds the queue and the progress of each slot, and plans steps.
 
-    Whether a sequence asks for another token is known before its latest one is: it ends, if nothing ends it sooner,
-    with `max_tokens`. A draining sequence has asked for all, and waits for the results.
+    A sequence is in turn waiting, prefilling, decoding, draining and finished. The scheduler plans the next step before
+    the results of the last one are read, so it counts launched tokens and never looks at tokens. A draining sequence
+    has launched all of its `max_tokens` tokens, and its results are still in flight. A sequence that ends earlier, by a
+    stop, is decoding until `finish` is called.
 
     Args:
         num_slots: P.
-        max_batch_tokens: tokens a step may have. Decode rows come first, one token each, and always all of them.
-            Prompts share the rest: a recurrence runs token by token, so many rows with short chunks keep a machine
-            busier than one row with a long chunk.
+        max_batch_tokens: limit of a step's tokens. All decode rows come first, one token each; prompts share the rest.
 
     Attributes:
-        position: [P] int64: tokens of its sequence that each slot's state has seen, once all launched steps are done.
-            All other counts of a sequence's tokens follow from this one.
+        position: [P] int64: how many tokens of its sequence each slot's state has seen, once all launched steps are
+            done. All other counts of a sequence's tokens follow from this one.
         prompt_length, max_tokens: [P] int64, of the slot's sequence.
     """
 
@@ -63,28 +63,28 @@ class Scheduler:
         self._running: dict[int, Sequence] = {}
 
     def add(self, sequences: Iterable[Sequence]) -> None:
-        """Queue behind the others."""
+        """Put sequences at the end of the queue."""
         self.waiting.extend(sequences)
 
     def add_first(self, sequences: Iterable[Sequence]) -> None:
-        """Queue before the others: what shares a prefix runs while its state is there."""
+        """Put sequences at the head of the queue: the children of a prefix, while its snapshot exists."""
         self.waiting.extendleft(reversed(list(sequences)))
 
     def sort_waiting(self) -> None:
-        """The source has ended: what may take most steps goes first, so that the tail of the job is short.
+        """Sort the queue once the source has ended: the longest requests start first, so that the job's tail is short.
 
         The children of a prefix stay together.
         """
         groups: dict[object, list[tuple[int, Sequence]]] = {}
         for sequence in self.waiting:
-            groups.setdefault(sequence.parent or sequence, []).append((-sequence.work.num_steps, sequence))
+            groups.setdefault(sequence.parent or sequence, []).append((-sequence.node.num_steps, sequence))
         for group in groups.values():
             group.sort(key=_first)
         longest_first = sorted(groups.values(), key=lambda group: group[0][0])
         self.waiting = deque(sequence for group in longest_first for _, sequence in group)
 
     def start(self, sequences: Iterable[Sequence]) -> None:
-        """These sequences have their slots."""
+        """Take in sequences that have been given their slots."""
         sequences = list(sequences)
         slots = np.array([sequence.slot for sequence in sequences], np.int64)
         self._running.update((sequence.slot, sequence) for sequence in sequences)
@@ -95,10 +95,12 @@ class Scheduler:
         self._prefilling = np.concatenate((self._prefilling, slots))
 
     def plan(self) -> StepPlan:
-        """The sequences of the next step.
+        """Plan the next step.
 
-        Every prompt gets the same share, but no more than it has left. Where the shares would be under MIN_CHUNK
-        tokens, prompts get MIN_CHUNK each in order of admission, until the step is full.
+        Every prompt gets the same share of the step's tokens, but no more than it has left. Equal shares are fair, and
+        they are fast: a recurrence runs token by token, so many rows with short chunks use a machine better than one
+        row with a long chunk. Where equal shares would be shorter than MIN_CHUNK, the prompts get MIN_CHUNK tokens each
+        in order of admission until the step is full, because each chunk also costs reading and writing a state.
         """
         decoding = np.flatnonzero(self._is_decoding)
         slots = self._prefilling
@@ -110,24 +112,25 @@ class Scheduler:
         return StepPlan(decoding, slots[:count], sizes[:count])
 
     def advance(self, plan: StepPlan) -> np.ndarray:
-        """The plan's step has been launched.
+        """Count the tokens of a step that has been launched.
 
         Returns:
-            Slots of the sequences whose prompt is complete with this step and which ask for no token.
+            Slots of the sequences that are complete with this step without sampling: the prompt is read, and no token
+            is to be sampled.
         """
         self.position[plan.decoding] += 1
         self.position[plan.prefilling] += plan.chunk_sizes
         complete = plan.prefilling[self.position[plan.prefilling] == self.prompt_length[plan.prefilling]]
         sampled = np.concatenate((plan.decoding, complete))
-        asked = self.position[sampled] - self.prompt_length[sampled] + 1
-        self._is_decoding[sampled] = asked < self.max_tokens[sampled]
+        num_sampled = self.position[sampled] - self.prompt_length[sampled] + 1
+        self._is_decoding[sampled] = num_sampled < self.max_tokens[sampled]
         if len(complete):
             slots = self._prefilling
             self._prefilling = slots[self.position[slots] < self.prompt_length[slots]]
         return complete[self.max_tokens[complete] == 0]
 
     def finish(self, slots: np.ndarray) -> None:
-        """The sequences in these slots give them back."""
+        """Forget the sequences in these slots."""
         self._is_decoding[slots] = False
         if len(self._prefilling):
             self._prefilling = self._prefilling[~np.isin(self._prefilling, slots)]
@@ -135,14 +138,14 @@ class Scheduler:
             del self._running[slot]
 
     def restart(self, num_slots: int, max_batch_tokens: int) -> Scheduler:
-        """A scheduler of another size. Running sequences are queued first, and start again from their prompts."""
-        again = Scheduler(num_slots, max_batch_tokens)
-        again.add(Sequence(sequence.work) for sequence in self.running)
-        again.add(self.waiting)
-        return again
+        """Make a scheduler of another size. Running sequences are queued first, and start again from their prompts."""
+        restarted = Scheduler(num_slots, max_batch_tokens)
+        restarted.add(Sequence(sequence.node) for sequence in self.running)
+        restarted.add(self.waiting)
+        return restarted
 
     def sequence(self, slot: int) -> Sequence:
-        """The sequence that owns a slot."""
+        """The running sequence that owns this slot."""
         return self._running[slot]
 
     @property
@@ -156,13 +159,13 @@ class Scheduler:
 
     @property
     def spare_tokens(self) -> int:
-        """How many tokens of the next step are unused by what runs; negative where what runs has more to feed."""
+        """Tokens of the next step that the running sequences leave unused; negative if their prompts need more."""
         left = self.prompt_length[self._prefilling] - self.position[self._prefilling]
         return self.max_batch_tokens - int(left.sum()) - int(np.count_nonzero(self._is_decoding))
 
     @property
     def has_work(self) -> bool:
-        """There is something to launch."""
+        """Whether a step can be launched: some sequence is prefilling or decoding."""
         return bool(len(self._prefilling)) or bool(self._is_decoding.any())
 
     @property
@@ -175,18 +178,22 @@ def _first(pair: tuple[int, Sequence]) -> int:
 
 
 def _shares(left: np.ndarray, budget: int) -> np.ndarray:
-    """How `budget` tokens are divided among prompts that have `left` tokens each, in order: [n] int64."""
+    """Divide `budget` tokens among n prompts: [n] int64, at most `left` [n] tokens each.
+
+    Equal shares come from "water filling": prompts shorter than the share get all that they have left, and the others
+    divide the rest equally. What remains of the division goes, one token each, to the first of the longer prompts.
+    """
     floor = np.minimum(left, MIN_CHUNK)
     if floor.sum() >= budget:
         ends = np.minimum(np.cumsum(floor), budget)
         return np.diff(ends, prepend=0)
     if left.sum() <= budget:
         return left
-    # The largest share that fits for all: prompts shorter than it get what they have, in order of length.
+    # needed[i]: the tokens given out if the share is ascending[i]. The prompts before i get all that they have left.
     ascending = np.sort(left)
     before = np.cumsum(ascending) - ascending
     needed = before + ascending * np.arange(len(left), 0, -1)
-    cut = int(np.searchsorted(needed, budget, side="right"))
+    cut = int(np.searchsorted(needed, budget, side="right"))  # prompts that are shorter than the share
     share, extra = divmod(budget - int(before[cut]), len(left) - cut)
     sizes = np.minimum(left, share)
     longer = np.flatnonzero(left > share)

@@ -1,4 +1,4 @@
-"""Prompts in the order of their token ids, and how many leading tokens neighbours share."""
+"""Sorts prompts by their token ids, and counts the leading tokens that neighbors share."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ..cpu_kernels.prefixes import sort_prompts
 
 
 def sorted_with_shared_lengths(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Sort n prompts, and count the tokens that each shares with the one before it.
+    """Sort n prompts, and count the leading tokens that each shares with the one before it.
 
-    Native code serves where there is a compiler, and numpy where there is none, with the same results.
+    The native library does it; without a compiler, numpy does it, with the same results.
 
     Args:
         prompts: [T] int32 each, token ids from 0; T may be 0.
 
     Returns:
-        order [n] int64: the prompts' indices, ascending by their first token, then by their second, and so on. A prompt
-        comes before those that it begins. Equal prompts stay in the order in which they were given.
+        order [n] int64: the prompts' indices in lexicographic order. A prompt comes before the longer ones that start
+        with it. Equal prompts keep the order in which they were given.
         shared [n] int64: leading tokens that prompt order[i] has in common with prompt order[i - 1]; 0 for i = 0.
     """
     if not prompts:
@@ -34,7 +34,7 @@ def sorted_with_shared_lengths(prompts: Sequence[np.ndarray]) -> tuple[np.ndarra
 
 
 def _sorted_by_numpy(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    # Bytes of big-endian numbers from 0 have the order of those numbers.
+    # Big-endian numbers that are not negative sort as bytes as they do as numbers.
     keys = [prompt.astype(">i4").tobytes() for prompt in prompts]
     order = np.array(sorted(range(len(prompts)), key=keys.__getitem__), np.int64)
     shared = np.zeros(len(prompts), np.int64)

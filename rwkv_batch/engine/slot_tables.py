@@ -1,4 +1,4 @@
-"""What sampling knows about each slot: settings and history, in tensors beside the state pool, one row a slot."""
+"""Slot tables: the sampling settings and the history of each slot, in tensors on the device, one row a slot."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NO_IDS = np.zeros(0, np.int32)
 
 
 class Vocabulary(NamedTuple):
-    """What sampling must know about the vocabulary; both are [V] bool."""
+    """The properties of token ids that sampling needs; both are [V] bool."""
 
     unsampleable: Tensor
     """Ids without bytes, other than end of text."""
@@ -30,7 +30,7 @@ class Vocabulary(NamedTuple):
 
     @classmethod
     def plain(cls, size: int) -> Vocabulary:
-        """Every id can be sampled and is counted."""
+        """A vocabulary in which every id can be sampled and is counted."""
         return cls(torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool))
 
 
@@ -51,11 +51,11 @@ class Integer(IntEnum):
 
     TOP_K = 0
     UNTEMPERED = 1
-    """1: the filters see the probabilities at temperature 1 (ChatRWKV's order)."""
+    """1: the filters apply to the probabilities at temperature 1 (ChatRWKV's order)."""
     POSITION = 2
-    """Index, in its completion, of the token to be sampled next."""
+    """Index in the completion of the token to be sampled next."""
     MIN_TOKENS = 3
-    """Up to this position the slot's `stops` are not sampled."""
+    """The slot's `stops` are not sampled below this position."""
     IS_PENALIZED = 4
     SKIPS_UNCOUNTED = 5
     """1: occurrences of the vocabulary's `uncounted` ids are not counted."""
@@ -74,23 +74,23 @@ STREAM_WORDS = 5
 
 
 class SlotTables:
-    """Sampling settings and history of P slots. Row P, the last one, belongs to padding (slot -1) and means nothing.
+    """Sampling settings and history of P slots. Row P, the last one, is for padding (slot -1) and has no meaning.
 
     Attributes:
         floats: [P + 1, 8] float64, columns `Float`.
         integers: [P + 1, 16] int64, columns `Integer`.
-        last_token: [P + 1] int64, what each slot sampled last, and is fed next.
+        last_token: [P + 1] int64, the token that each slot has sampled last and is fed next.
         seen_ids, seen_count, seen_generated: [P + 1, E] int32, float32, bool: the first NUM_SEEN entries are the
-            distinct ids that a penalised slot has seen, how often (decayed), and whether it was generated rather than
-            given in the prompt.
+            distinct ids that a penalized slot has seen, how often (decayed), and whether the id was generated rather
+            than only given in the prompt.
         bias_ids, biases: [P + 1, E'] int32, float32: the first NUM_BIASES are added to logits; -inf bans.
-        stops: [P + 1, E''] int32: the first NUM_STOPS end a completion, which they must not before MIN_TOKENS.
+        stops: [P + 1, E''] int32: the first NUM_STOPS are ids that end a completion. They are banned before MIN_TOKENS.
         mask: [P + 1, ceil(V / 32)] int32: bit i % 32 of word i / 32 is set where id i may be sampled; read only where
             IS_MASKED.
         sampleable: [ceil(V / 32)] int32: the same for the vocabulary as a whole.
         uncounted: [V] bool, as in `Vocabulary`.
         uploader: sends settings to the device.
-        generation: grows when a table has been replaced by a wider one.
+        generation: counts how often a table was replaced by a wider one, in other memory.
     """
 
     def __init__(
@@ -118,11 +118,11 @@ class SlotTables:
         self.stops = torch.zeros(rows, 8, dtype=torch.int32, device=device)
 
     def assign(self, slots: SequenceOf[int], requests: SequenceOf[Request]) -> np.ndarray:
-        """New sequences take these slots; everything of the old ones is replaced. One transfer for all.
+        """Replace all settings and history of these slots, for new sequences, in one transfer.
 
         Returns:
-            [n] int64: how many distinct ids a penalised slot has seen; -1 for slots without penalties. The prompt
-            counts for the repetition penalty only.
+            [n] int64: number of distinct ids that a penalized slot has seen; -1 for slots without penalties. The ids of
+            the prompt are seen only if there is a repetition penalty.
         """
         settings = [self._settings_of(request.params) for request in requests]
         seen = [
@@ -181,7 +181,7 @@ class SlotTables:
         self.integers[:, Integer.IS_MASKED].index_fill_(0, where, 1)
 
     def _settings_of(self, params: SamplingParams) -> _Settings:
-        """Requests of a job share their settings: what the tables hold of them is made once."""
+        """The table entries of these parameters, from a cache: the requests of a job share their parameters."""
         found = self._settings.get(id(params))
         if found is None:
             if len(self._settings) >= _MOST_SETTINGS:
@@ -206,16 +206,16 @@ class SlotTables:
 
 
 class _Settings(NamedTuple):
-    """One request's sampling settings as the tables hold them."""
+    """The table entries of one request's sampling parameters."""
 
     params: SamplingParams
-    """Kept, so that its identity names these settings."""
+    """Kept alive, so that no other object gets the id() under which these settings are stored."""
     floats: np.ndarray
     """[8] float64."""
     integers: np.ndarray
-    """[16] int64, without the random stream and the number of ids seen."""
+    """[16] int64, without the random stream and the number of seen ids."""
     counts_prompt: bool
-    """The prompt's ids are seen: the repetition penalty counts them."""
+    """Whether the prompt's ids are seen ids: only the repetition penalty uses them."""
     bias_ids: np.ndarray
     biases: np.ndarray
     stops: np.ndarray
@@ -258,7 +258,7 @@ class _Settings(NamedTuple):
 
 
 def _padded(rows: list[np.ndarray]) -> np.ndarray:
-    """Rows of different lengths as one array, zeros behind the shorter ones: [n, the longest]."""
+    """Pad rows of different lengths with zeros into one array: [n, longest length]."""
     width = max(map(len, rows))
     padded = np.zeros((len(rows), width), rows[0].dtype)
     if width:
@@ -268,12 +268,12 @@ def _padded(rows: list[np.ndarray]) -> np.ndarray:
 
 
 def pack_bits(flags: Tensor) -> Tensor:
-    """[V] bool on the host → [ceil(V / 32)] int32, id i in bit i % 32 of word i / 32."""
+    """Pack flags [V] bool, on the host, into [ceil(V / 32)] int32: id i in bit i % 32 of word i / 32."""
     packed = np.packbits(flags.numpy(), bitorder="little")
     return torch.from_numpy(np.pad(packed, (0, -len(packed) % 4)).view("<i4").astype(np.int32, copy=False))
 
 
 def unpack_bits(words: Tensor, size: int) -> Tensor:
-    """[..., W] int32 → [..., size] bool."""
+    """Unpack words [..., W] int32 into flags [..., size] bool; the inverse of `pack_bits`."""
     bits = (words[..., None] >> torch.arange(WORD_BITS, device=words.device)) & 1
     return bits.flatten(-2)[..., :size].bool()

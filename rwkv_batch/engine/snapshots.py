@@ -1,4 +1,4 @@
-"""Where the states of shared prefixes are kept: on the device as far as there is room, beyond that in host memory."""
+"""Snapshots: saved states of shared prefixes, on the device while it has room, then in host memory."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ class _Snapshot:
 
 
 class Snapshots:
-    """States of computed prefixes, each kept until every child has a copy.
+    """The states of computed prefixes. Each is kept until every child has been given a copy.
 
-    Whoever starts a prefix reserves the place that its state will take, so that there is one when it is computed.
+    Admission reserves a place before it starts a prefix, so that there is a place when the prefix is computed.
 
     Args:
-        num_on_device: as many lie beside the pool, on its device. On a CPU both kinds are in the same memory.
-        num_on_host: as many more lie in host memory.
+        num_on_device: places on the pool's device. On a CPU both kinds of places are in the same memory.
+        num_on_host: further places, in host memory.
+
+    Attributes:
+        num_reserved: places of prefixes that are being computed.
     """
 
     def __init__(self, num_on_device: int, num_on_host: int) -> None:
@@ -30,26 +33,27 @@ class Snapshots:
         self._kept: dict[Prefix, _Snapshot] = {}
         self.num_reserved = 0
         self.peak = 0
-        """The most that were kept at the same time."""
+        """The largest number of snapshots kept at the same time."""
         self.peak_on_host = 0
+        """The same of those in host memory."""
 
     def __len__(self) -> int:
         return len(self._kept)
 
     @property
     def has_room(self) -> bool:
-        """There is a place to reserve."""
+        """Whether there is a place to reserve."""
         return len(self._kept) + self.num_reserved < self._num_on_device + self._num_on_host
 
     def reserve(self) -> None:
-        """A prefix starts that will need a place."""
+        """Reserve a place for a prefix that starts."""
         self.num_reserved += 1
 
     def store(self, prefix: Prefix, record: Record) -> None:
-        """Copy the state of a prefix that has a place reserved, for all its children.
+        """Copy the state of a computed prefix into the place reserved for it. Without children nothing is kept.
 
         Args:
-            record: of the pool; a copy is kept, unless no child is left.
+            record: the record of the pool's slot that has computed the prefix.
         """
         self.num_reserved -= 1
         if not prefix.children:
@@ -62,7 +66,7 @@ class Snapshots:
         self.peak_on_host = max(self.peak_on_host, len(self._kept) - on_device - (not is_on_host))
 
     def take(self, prefix: Prefix) -> Record:
-        """The state, for one more child to be copied; the last child's taking frees the place."""
+        """The state of a prefix, for one of its children. The last child to take it frees the place."""
         snapshot = self._kept[prefix]
         snapshot.num_waiting -= 1
         if not snapshot.num_waiting:
@@ -70,21 +74,24 @@ class Snapshots:
         return snapshot.record
 
     def add_children(self, prefix: Prefix, count: int) -> None:
-        """So many more children will take the state of a prefix, or fewer where `count` is negative."""
+        """Expect `count` more children to take a prefix's state; a negative count expects fewer."""
         snapshot = self._kept[prefix]
         snapshot.num_waiting += count
         if not snapshot.num_waiting:
             del self._kept[prefix]
 
     def shrink(self, num_on_device: int) -> None:
-        """Everything that computes a prefix starts again, on a smaller device. What is kept stays where it is."""
+        """Change the number of places on the device, when all running sequences restart. Snapshots stay in place.
+
+        Prefixes that were being computed lose their reservations; they reserve again when they start again.
+        """
         self._num_on_device, self.num_reserved = num_on_device, 0
 
     def clear(self) -> None:
-        """Nobody waits for any state any more."""
+        """Drop all snapshots and reservations."""
         self._kept.clear()
         self.num_reserved = 0
 
     def drop(self, prefix: Prefix) -> None:
-        """Forget a state, if it is kept: its prefix is computed again."""
+        """Drop the snapshot of a prefix that will be computed again, if there is one."""
         self._kept.pop(prefix, None)

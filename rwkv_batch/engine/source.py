@@ -1,4 +1,4 @@
-"""Where requests come from: pulled, a window at a time, when a slot is free."""
+"""Sources of requests, from which the engine pulls a window at a time."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import Protocol
 from .request import Request
 
 Item = Request | list[Request]
-"""One request, or requests that belong together: the samples of a row."""
+"""One request, or the requests of one row."""
 
 
 class Source(Protocol):
-    """Gives out requests."""
+    """An iterator of requests that can be read without waiting."""
 
     is_ended: bool
-    """Everything has been taken."""
+    """Every request has been taken."""
 
     def has_ready(self, count: int) -> bool:
-        """That many can be taken without waiting, or all that are left."""
+        """Whether `count` requests, or all that are left, can be taken without waiting."""
 
     def take(self, most: int, wait: bool) -> Sequence[Item]:
-        """The next items, at most `most`; unless `wait`, only those that are ready.
+        """Take the next items, at most `most`. Without `wait`, take only those that are ready.
 
-        It may return none though it was to wait, and has not ended: the engine then returns to its caller, and asks
-        again.
+        With `wait` the result may still be empty before the source has ended. The engine then yields to its caller,
+        and calls `take` again.
         """
 
 
 class Pulled:
-    """A source over any iterable, whose items are ready when they are asked for."""
+    """A source over an iterable whose items need no waiting."""
 
     def __init__(self, items: Iterable[Item]) -> None:
         self._items = iter(items)

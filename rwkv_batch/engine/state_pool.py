@@ -1,4 +1,4 @@
-"""The only owner of recurrent memory: one preallocated block of P slots, each one contiguous record."""
+"""The state pool: owns all recurrent states, as one preallocated block of P slots, each a contiguous record."""
 
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ _ALIGNMENT = 64
 
 
 class StateLayout:
-    """Where each field of each layer lies in a slot's record.
-
-    Fields are laid out one after the other as [L, *shape], each at a multiple of 64 bytes.
-    """
+    """The layout of a slot's record: one field after the other as [L, *shape], each at a multiple of 64 bytes."""
 
     def __init__(self, fields: Sequence[StateField], num_layers: int) -> None:
         self.fields = tuple(fields)
@@ -37,7 +34,7 @@ class StateLayout:
         self.record_bytes = end
 
     def views(self, block: Tensor) -> dict[str, Tensor]:
-        """The fields of a block [P, record_bytes] uint8 as tensors [P, L, *shape] that share its memory."""
+        """The fields of a block [P, record_bytes] uint8, as tensors [P, L, *shape] that share the block's memory."""
         views = {}
         for field in self.fields:
             size = self.num_layers * math.prod(field.shape) * field.dtype.itemsize
@@ -47,10 +44,10 @@ class StateLayout:
         return views
 
     def initial_record(self, overrides: Mapping[str, Sequence[Tensor]], device: torch.device) -> Tensor:
-        """The record of a fresh sequence, [record_bytes] uint8.
+        """The record of the initial state, [record_bytes] uint8.
 
         Args:
-            overrides: field name → one tensor a layer, instead of the field's initial value.
+            overrides: field name → one tensor for each layer, in place of the field's initial value.
         """
         record = torch.zeros(1, self.record_bytes, dtype=torch.uint8)
         views = self.views(record)
@@ -62,11 +59,11 @@ class StateLayout:
 
 
 class PoolPart(NamedTuple):
-    """Layers whose states lie in one block."""
+    """Consecutive layers whose states lie in one block: on one device, with one dtype."""
 
     layout: StateLayout
     initial_record: Tensor
-    """[record_bytes] uint8, what a fresh slot holds; on the device of the block."""
+    """[record_bytes] uint8, the initial state, on the device of the block."""
 
 
 class Record(tuple[Tensor, ...]):
@@ -77,7 +74,7 @@ class Record(tuple[Tensor, ...]):
         return Record(part.clone() for part in self)
 
     def to_host(self) -> Record:
-        """A copy in host memory, which takes its turn in a device's queue, as will the one back."""
+        """An asynchronous copy in pinned host memory, ordered by the current stream. So is the copy back."""
         return Record(_copy_to_host(part) for part in self)
 
 
@@ -88,7 +85,7 @@ def _copy_to_host(part: Tensor) -> Tensor:
 
 
 def pool_parts(file: ModelFile, placement: Placement, init_state: str | Path | None = None) -> list[PoolPart]:
-    """The layers of a model by where their states live: with their layers.
+    """Group the layers of a model by device and dtype. A layer's state lies on the layer's device.
 
     Args:
         init_state: a state file that every sequence starts from; None takes the checkpoint's own.
@@ -103,10 +100,10 @@ def pool_parts(file: ModelFile, placement: Placement, init_state: str | Path | N
 
 
 class StatePool:
-    """P slots. A slot is free or belongs to one sequence; what it holds is reset when it is given out.
+    """P slots, each free or owned by one sequence. A slot is reset when it is given out, not when it is freed.
 
     Args:
-        parts: consecutive layers; one part where all are on one device and of one dtype.
+        parts: the parts of the model's layers, in order; one part if all layers are on one device and of one dtype.
     """
 
     def __init__(self, parts: Sequence[PoolPart], num_slots: int) -> None:
@@ -132,27 +129,27 @@ class StatePool:
 
     @property
     def record_bytes(self) -> int:
-        """Of one slot, in all parts together."""
+        """Size of one slot, in all parts together."""
         return sum(layout.record_bytes for layout, _ in self.parts)
 
     @property
     def host_record_bytes(self) -> int:
-        """Of a copy of one slot in host memory."""
+        """Size of a copy of one slot in host memory."""
         return sum(pinned_bytes(layout.record_bytes, record.device) for layout, record in self.parts)
 
     def allocate(self, count: int) -> list[int]:
-        """Take the lowest free slots. What they hold is whatever was there before, until `fill`."""
+        """Take the lowest free slots. They hold old states until `fill`."""
         return [heapq.heappop(self._free) for _ in range(count)]
 
     def fill(self, slot_index: Tensor, record: Record | None = None) -> None:
-        """Let slots hold `record` or, without one, the state of a fresh sequence.
+        """Copy `record` into slots; without a record, the initial state.
 
         Args:
             slot_index: [n] int64, no slot twice.
             record: on the devices of the parts, or in pinned host memory.
         """
         for block, part in zip(self._blocks, record or self._initial_record, strict=True):
-            index = slot_index.to(block.device)  # waits where the block is in host memory: it is used there at once
+            index = slot_index.to(block.device)  # blocking, because a block in host memory uses the index at once
             words = part.to(block.device, non_blocking=True).view(torch.int64)
             block.view(torch.int64).index_copy_(0, index, words.expand(len(index), -1))
 
@@ -162,11 +159,11 @@ class StatePool:
             heapq.heappush(self._free, slot)
 
     def free_all(self) -> None:
-        """Every slot is free."""
+        """Give all slots back."""
         self._free = list(range(self.num_slots))
 
     def record(self, slot: int) -> Record:
-        """The slot's own memory: other sequences can start from a copy of it."""
+        """The slot's record, as a view of its memory."""
         return Record(block[slot] for block in self._blocks)
 
     def check_integrity(self, used: Iterable[int]) -> None:

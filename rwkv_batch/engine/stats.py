@@ -1,4 +1,4 @@
-"""What the engine has done so far, and where its time went."""
+"""Counters of the engine: steps, tokens, slots in use, and the seconds of each phase."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ NUM_BUCKETS = 20
 
 
 class Occupancy:
-    """Share of the slots in use: its mean, and its course in buckets of equally many steps.
+    """The share of slots in use: its mean, and its course over time in buckets of equally many steps.
 
-    There are at most twice `NUM_BUCKETS`: where one more would be needed, neighbours become one.
+    There are at most 2 × NUM_BUCKETS buckets. When more would be needed, each two neighbors are merged.
 
     Attributes:
         steps_per_bucket: a power of two; the last bucket may have fewer.
@@ -33,7 +33,7 @@ class Occupancy:
         if self._num_steps == 2 * NUM_BUCKETS * self.steps_per_bucket:
             joined = [a + b for a, b in zip(self._sums[::2], self._sums[1::2], strict=True)]
             self._sums, self.steps_per_bucket = joined, 2 * self.steps_per_bucket
-        # A bucket is there already where an exception, such as Ctrl-C, has come between its beginning and its step.
+        # The bucket exists already if an exception, such as Ctrl-C, has come between its append and the step's count.
         if self._num_steps == len(self._sums) * self.steps_per_bucket:
             self._sums.append(0.0)
         self._sums[-1] += share
@@ -52,35 +52,35 @@ class Occupancy:
         return [total / width for total in self._sums[:-1]] + [total / last for total in self._sums[-1:]]
 
     def describe(self) -> dict[str, Any]:
-        """For a report."""
+        """The numbers that a report shows."""
         course = [round(share, 4) for share in self.course]
         return {"mean": round(self.mean, 4), "steps_per_bucket": self.steps_per_bucket, "course": course}
 
 
 @dataclass
 class EngineStats:
-    """Counters since the engine was built; times in seconds."""
+    """Counters since the engine was built. Times are in seconds of the host's clock."""
 
     max_batch_size: int
     max_batch_tokens: int
     running: int = 0
-    """Slots in use in the latest step."""
+    """Slots in use at the latest step."""
     steps: int = 0
     row_steps: int = 0
-    """Rows of all steps."""
+    """Sum of the rows of all steps."""
     recorded_steps: int = 0
-    """Steps that were replayed from a recording; on a CPU, those that would be on a CUDA device."""
+    """Steps that were replayed from a recording; without a CUDA device, steps that ran the code that is recorded."""
     transfers: int = 0
-    """From the host to the device, those of admission included."""
+    """Transfers from the host to the device, those of admission included."""
     step_tokens: int = 0
-    """Tokens of all steps: prompt tokens, and one for each row that decodes."""
+    """Sum of the tokens of all steps: prompt tokens, and one for each row that decodes."""
     requested_tokens: int = 0
-    """Prompt tokens of all requests that have started, as if nothing were shared."""
+    """Prompt tokens of all requests that have started, shared prefixes counted for each request."""
     prompt_tokens: int = 0
-    """Prompt tokens computed."""
+    """Prompt tokens computed, a shared prefix counted once."""
     completion_tokens: int = 0
     prompt_seconds: float = 0.0
-    """What prompts took: of the time of each forward pass, their share of its tokens."""
+    """Forward time spent on prompts: each forward pass's time × the share of prompt tokens among its tokens."""
     schedule_seconds: float = 0.0
     """Planning, and building the step's tensors."""
     model_seconds: float = 0.0
@@ -89,9 +89,9 @@ class EngineStats:
     wait_seconds: float = 0.0
     """Waiting for sampled tokens to arrive on the host."""
     commit_seconds: float = 0.0
-    """Appending tokens, stop strings, finishing."""
+    """Booking: appending tokens, matching stop strings, finishing sequences."""
     prompt_share: float = 0.0
-    """Part of the latest step's tokens that are prompt tokens."""
+    """Share of prompt tokens among the latest step's tokens."""
     occupancy: Occupancy = field(default_factory=Occupancy)
 
     def count(self, plan: StepPlan, slots_in_use: int) -> None:
@@ -107,30 +107,30 @@ class EngineStats:
 
     @contextmanager
     def timed_forward(self) -> Iterator[None]:
-        """A forward pass takes place inside, and before the end its step has been counted."""
+        """Time the forward pass inside the `with` block. `count` must be called for its step before the block ends.
+
+        Where the model's call returns when the pass is done, the block is that call. Where it only enqueues work, the
+        block is the whole step of the host, which in the long run takes as long as the device's.
+        """
         start = perf_counter()
         yield
         self.prompt_seconds += self.prompt_share * (perf_counter() - start)
 
     @property
     def saved_seconds(self) -> float:
-        """What sharing prefixes has saved: an estimate, prompt tokens not computed × measured seconds of one."""
+        """Estimated time saved by sharing prefixes: prompt tokens not computed × the measured seconds of a token."""
         saved = max(self.requested_tokens - self.prompt_tokens, 0)
         return saved * self.prompt_seconds / self.prompt_tokens if saved and self.prompt_tokens else 0.0
 
-    def clock(self) -> Clock:
-        """Start timing the phases of a step."""
-        return Clock(self)
-
 
 class Clock:
-    """Adds the time between laps to the phase that each lap names."""
+    """A stopwatch that is running from its creation on."""
 
-    def __init__(self, stats: EngineStats) -> None:
-        self._stats = stats
+    def __init__(self) -> None:
         self._last = perf_counter()
 
-    def lap(self, phase: str) -> None:
+    def lap(self) -> float:
+        """Seconds since the last lap, or since the creation."""
         now = perf_counter()
-        setattr(self._stats, phase, getattr(self._stats, phase) + now - self._last)
-        self._last = now
+        seconds, self._last = now - self._last, now
+        return seconds

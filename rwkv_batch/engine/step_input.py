@@ -1,4 +1,4 @@
-"""A plan → tensors for one step, sent to the device in one transfer."""
+"""Step input: turns a plan into the tensors of one step, sent to the device in one transfer."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .sequence import Sequence
 
 
 class ScoredTokens(NamedTuple):
-    """Tokens of one sequence whose log-probabilities somebody wants, predicted in one step."""
+    """Tokens of one sequence that are scored in one step."""
 
     slot: int
     are_next: bool
-    """They are `next_token_ids`, not tokens of the prompt."""
+    """True: the tokens are `next_token_ids`; False: they are consecutive tokens of the prompt."""
     packed_index: int
-    """Of the token before the first one, whose hidden state predicts it. Tokens of a prompt are predicted by hidden
-    states that follow one another, `next_token_ids` all by this one."""
+    """Packed index of the hidden state that predicts the first token. Each further token of a prompt is predicted by
+    the next hidden state; `next_token_ids` are all predicted by this one."""
     targets: SequenceOf[int] | np.ndarray
-    """[n]."""
+    """[n] token ids."""
     num_alternatives: int | None
-    """Most likely tokens to return beside each; None for none, and no ranks."""
+    """Number of most likely tokens to return for each token; None: neither those nor ranks."""
 
 
 class ScoreInput(NamedTuple):
@@ -36,52 +36,57 @@ class ScoreInput(NamedTuple):
 
     parts: list[ScoredTokens]
     hidden_index: Tensor
-    """[m] int64: packed indices of the hidden states that predict them, each once."""
+    """[m] int64: packed indices of the hidden states that predict the tokens, each once."""
     rows: Tensor
-    """[n] int64, ascending: which of the m hidden states predicts each."""
+    """[n] int64, ascending: which of the m hidden states predicts each token."""
     targets: Tensor
-    """[n] int64."""
-    asking: Tensor
-    """[k] int64: those of the n tokens that ask for alternatives."""
+    """[n] int64 token ids."""
+    with_alternatives: Tensor
+    """[k] int64: indices of those of the n tokens for which alternatives are returned."""
 
 
 class StepInput(NamedTuple):
-    """One step's tensors."""
+    """The tensors of one step."""
 
     token_ids: Tensor
     """[M] int64."""
     rows: Rows
     sampled_slots: np.ndarray
-    """[n] int64: slots of the rows that get a token, decode rows first."""
+    """[n] int64: slots of the rows that sample a token, decode rows first."""
     slot_index: Tensor
     """[n] int32: the same on the device."""
     sampled_index: Tensor | None
-    """[n] int64: packed index of the hidden state that each is sampled from; None where these are all, in order."""
+    """[n] int64: packed index of the hidden state that each row samples from; None: all hidden states, in order."""
     top_rows: np.ndarray
-    """[m] int64: those of the n rows that ask for the most likely tokens."""
+    """[m] int64: those of the n rows that return the most likely tokens."""
     top_index: Tensor
     """[m] int64: the same on the device."""
     scored: ScoreInput | None
 
 
 class _Chunk(NamedTuple):
+    """A prompt chunk of a step."""
+
     sequence: Sequence
-    done: int
-    """Prompt tokens before the chunk."""
-    end: int
-    """Prompt tokens up to the end of the chunk."""
     start: int
-    """Packed index of the chunk's first token."""
+    """Index of the chunk's first token in the prompt."""
+    end: int
+    """Index after the chunk's last token in the prompt."""
+    packed_start: int
+    """Packed index of the chunk's first token in the step."""
 
 
 def build(
-    plan: StepPlan, scheduler: Scheduler, last_token: Tensor, uploader: Uploader, asks_top: np.ndarray
+    plan: StepPlan, scheduler: Scheduler, last_token: Tensor, uploader: Uploader, returns_top: np.ndarray
 ) -> StepInput:
-    """Pack a plan's tokens. Decode rows are fed what their slots sampled last, which only the device knows.
+    """Pack the tokens of a plan: first one token of each decode row, then the prompt chunks.
+
+    Decode rows are fed the tokens that their slots sampled last. Those are read from a table on the device, because the
+    host may not know them yet.
 
     Args:
         last_token: [P + 1] int64, of the slot tables.
-        asks_top: [P] bool: slots that ask for the most likely tokens.
+        returns_top: [P] bool: slots that return the most likely tokens.
     """
     num_decoding = len(plan.decoding)
     slots = np.concatenate((plan.decoding, plan.prefilling))
@@ -89,12 +94,12 @@ def build(
     lengths = np.ones(len(slots), np.int64)
     lengths[num_decoding:] = plan.chunk_sizes
     chunks = _chunks(plan, scheduler)
-    prompt_ids = _joined([chunk.sequence.prompt[chunk.done : chunk.end] for chunk in chunks])
+    prompt_ids = _joined([chunk.sequence.prompt[chunk.start : chunk.end] for chunk in chunks])
     ends = np.cumsum(lengths) - 1
-    asks = positions + lengths >= scheduler.prompt_length[slots]  # the prompt is complete with this step
-    sampled = np.flatnonzero(asks & (scheduler.max_tokens[slots] > 0))
+    is_prompt_read = positions + lengths >= scheduler.prompt_length[slots]  # with this step
+    sampled = np.flatnonzero(is_prompt_read & (scheduler.max_tokens[slots] > 0))
     sampled_slots = slots[sampled]
-    top_rows = np.flatnonzero(asks_top[sampled_slots])
+    top_rows = np.flatnonzero(returns_top[sampled_slots])
     parts = [part for chunk in chunks for part in _scored(chunk)]
     scores = _joined_scores(parts)
     arrays = Rows.arrays(slots, lengths, positions)
@@ -125,41 +130,47 @@ def build(
 
 def _chunks(plan: StepPlan, scheduler: Scheduler) -> list[_Chunk]:
     starts = len(plan.decoding) + np.cumsum(plan.chunk_sizes) - plan.chunk_sizes
-    done = scheduler.position[plan.prefilling]
-    columns = (each.tolist() for each in (plan.prefilling, done, done + plan.chunk_sizes, starts))
+    read = scheduler.position[plan.prefilling]
+    columns = (each.tolist() for each in (plan.prefilling, read, read + plan.chunk_sizes, starts))
     return [_Chunk(scheduler.sequence(slot), *numbers) for slot, *numbers in zip(*columns, strict=True)]
 
 
 def _scored(chunk: _Chunk) -> SequenceOf[ScoredTokens]:
-    sequence, done, end, start = chunk
+    """The tokens to score that the chunk's hidden states predict.
+
+    The hidden state of prompt token i predicts token i + 1, so scores from `score_start` on need the hidden states from
+    `score_start` - 1 on. The last token's hidden state predicts `next_token_ids`.
+    """
+    sequence, start, end, packed_start = chunk
     request = sequence.request
     if request is None or (request.score_start is None and not request.next_token_ids):
         return ()
     last, params = len(sequence.prompt) - 1, request.params
     found = []
     if request.score_start is not None:
-        first = max(done, request.score_start - 1)
+        first = max(start, request.score_start - 1)
         if first < min(end, last):
+            index = packed_start + first - start
             targets = sequence.prompt[first + 1 : min(end, last) + 1]
-            found.append(ScoredTokens(sequence.slot, False, start + first - done, targets, params.prompt_logprobs))
+            found.append(ScoredTokens(sequence.slot, False, index, targets, params.prompt_logprobs))
     if request.next_token_ids and end > last:
-        index = start + last - done
+        index = packed_start + last - start
         found.append(ScoredTokens(sequence.slot, True, index, request.next_token_ids, params.logprobs))
     return found
 
 
 def _joined_scores(parts: list[ScoredTokens]) -> tuple[np.ndarray, ...]:
-    """The numbers of `ScoreInput`, on the host."""
+    """The arrays of `ScoreInput`, on the host: hidden_index, rows, targets, with_alternatives."""
     if not parts:
         return _NONE, _NONE, _NONE, _NONE
     counts = np.array([len(part.targets) for part in parts])
-    numbers = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # of each token in its part
+    index_in_part = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     advances = np.repeat([not part.are_next for part in parts], counts)
-    packed_index = np.repeat([part.packed_index for part in parts], counts) + numbers * advances
-    is_new = np.diff(packed_index, prepend=-1) > 0  # ascending, as the packed tokens are
-    targets = np.fromiter(chain.from_iterable(_listed(part.targets) for part in parts), np.int64, len(numbers))
-    asking = np.repeat([part.num_alternatives is not None for part in parts], counts)
-    return packed_index[is_new], np.cumsum(is_new) - 1, targets, np.flatnonzero(asking)
+    packed_index = np.repeat([part.packed_index for part in parts], counts) + index_in_part * advances
+    is_new = np.diff(packed_index, prepend=-1) > 0  # packed_index ascends: equal values are neighbors
+    targets = np.fromiter(chain.from_iterable(_listed(part.targets) for part in parts), np.int64, len(packed_index))
+    has_alternatives = np.repeat([part.num_alternatives is not None for part in parts], counts)
+    return packed_index[is_new], np.cumsum(is_new) - 1, targets, np.flatnonzero(has_alternatives)
 
 
 def _listed(targets: SequenceOf[int] | np.ndarray) -> SequenceOf[int]:

@@ -1,4 +1,4 @@
-"""Launches one step: its forward pass, its scores and its draw, recorded or op by op."""
+"""The step runner: launches one step (forward pass, scores and draw), recorded or op by op."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .launched_step import Scores, StepResults
 from .sampler import Sampled, Sampler
 from .scheduler import Scheduler, StepPlan
 from .state_pool import StatePool
-from .stats import EngineStats
+from .stats import Clock, EngineStats
 from .step_input import StepInput, build
 
 
 class StepRunner:
-    """Runs a step by what is made for its shape: a recorded step, or `EagerStep`.
+    """Launches a step as a recorded step if its shape allows that, else op by op.
 
     Args:
-        graphs: recorded steps; None where none are used.
+        graphs: recorded steps; None if steps are not recorded.
     """
 
     def __init__(self, eager: EagerStep, graphs: DecodeGraphs | None, sampler: Sampler, stats: EngineStats) -> None:
@@ -35,28 +35,28 @@ class StepRunner:
         """Launch the plan's step."""
         if self._graphs is None or not (shape := self._shape(plan)).is_recorded:
             return self._eager.run(plan, scheduler)
-        clock = self._stats.clock()
+        clock = Clock()
         self._sampler.prepare(plan.decoding)
         results = self._graphs.find(shape).run(plan, scheduler)
         self._stats.recorded_steps += 1
-        clock.lap("model_seconds")
+        self._stats.model_seconds += clock.lap()
         return results
 
     def _shape(self, plan: StepPlan) -> StepShape:
         features = set()
         if len(plan.prefilling):
             features.add("prompts")
-        if self._sampler.asks_logprobs[plan.decoding].any():
+        if self._sampler.returns_logprobs[plan.decoding].any():
             features.add("logprobs")
         return StepShape(plan.num_sequences, len(plan.decoding) + plan.num_prompt_tokens, frozenset(features))
 
 
 class EagerStep:
-    """Runs a step of any shape, op by op.
+    """Launches a step of any shape, op by op.
 
     Args:
-        times_forward: count the time of the model's call as that of the forward pass: where the call returns when the
-            pass is done.
+        times_forward: the model's call returns when the forward pass is done (a CPU), so that the call can be timed as
+            the forward pass.
     """
 
     def __init__(
@@ -72,21 +72,21 @@ class EagerStep:
         self._uploader = uploader
         self._stats = stats
         self._times_forward = times_forward
-        # Allocating tens of megabytes in every step would cost more than filling them.
+        # One buffer for all steps: allocating tens of megabytes in each step costs more than filling them.
         self._logits = torch.empty(pool.num_slots, model.sizes["V"], device=model.device)
 
     def run(self, plan: StepPlan, scheduler: Scheduler) -> StepResults:
         """Launch the plan's step."""
-        clock = self._stats.clock()
-        step = build(plan, scheduler, self._sampler.tables.last_token, self._uploader, self._sampler.asks_logprobs)
-        clock.lap("schedule_seconds")
-        with self._stats.timed_forward() if self._times_forward else nullcontext():
+        stats, clock = self._stats, Clock()
+        step = build(plan, scheduler, self._sampler.tables.last_token, self._uploader, self._sampler.returns_logprobs)
+        stats.schedule_seconds += clock.lap()
+        with stats.timed_forward() if self._times_forward else nullcontext():
             hidden = self._model.forward(step.token_ids, step.rows, self._pool.layers)
         scores = Scores(step.scored, hidden, self._model) if step.scored is not None else None
         logits = self._sampled_logits(step, hidden)
-        clock.lap("model_seconds")
+        stats.model_seconds += clock.lap()
         sampled = self._sample(step, logits) if logits is not None else None
-        clock.lap("sample_seconds")
+        stats.sample_seconds += clock.lap()
         return StepResults(step.sampled_slots, sampled, scores)
 
     def _sampled_logits(self, step: StepInput, hidden: Tensor) -> Tensor | None:

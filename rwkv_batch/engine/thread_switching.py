@@ -1,4 +1,4 @@
-"""How long a Python thread may keep the interpreter to itself while an engine runs."""
+"""A shorter switch interval of the Python interpreter while an engine runs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from contextlib import contextmanager
 SECONDS = 1e-4
 """The interpreter's switch interval while an engine runs.
 
-The thread that launches steps releases the interpreter in every native call. Getting it back from a thread that
-tokenises or writes may take a whole interval, for each launch of a kernel. Python's own interval is 5 ms.
+The thread that launches steps releases the interpreter's lock in every native call, such as a kernel launch. A thread
+that tokenizes or writes may then keep the lock for a whole interval, and Python's default interval is 5 ms.
 """
 
 
 class _SwitchInterval:
-    """The interval belongs to the process: the first of several engines shortens it, the last one restores it."""
+    """The process's switch interval. The first of several running engines shortens it; the last one restores it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -25,7 +25,7 @@ class _SwitchInterval:
 
     @contextmanager
     def shortened(self) -> Iterator[None]:
-        """At most `SECONDS` inside. An interval that somebody else sets meanwhile stays."""
+        """Limit the interval to `SECONDS` inside the block. An interval that other code sets meanwhile stays."""
         with self._lock:
             if not self._num_engines:
                 self._before = sys.getswitchinterval()
@@ -42,7 +42,7 @@ class _SwitchInterval:
 
 
 def _set(seconds: float) -> None:
-    """The interpreter keeps whole microseconds, and cuts off what is below."""
+    """Set the interval, rounded to whole microseconds: the interpreter itself would round down."""
     sys.setswitchinterval(seconds + 5e-7)
 
 

@@ -1,4 +1,4 @@
-"""The most likely tokens at each position of running completions, kept by the slots that ask for them."""
+"""A table of the most likely tokens at each position of running completions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from .logprobs import TokenScores, TopTokens
 
 
 class TopTable:
-    """Room for n completions of any length, all of which ask for the same number of tokens at each position.
+    """The ranks and the K most likely tokens of completions of any length, all with the same K.
 
-    A place holds, for each token, its rank and the K most likely tokens.
+    Each completion has a place. Places, and their length, grow by doubling.
     """
 
     def __init__(self) -> None:
@@ -21,33 +21,33 @@ class TopTable:
 
     @property
     def is_empty(self) -> bool:
-        """No place is in use."""
+        """Whether no place is in use."""
         return len(self._free) == len(self._ranks)
 
     def open(self) -> int:
-        """A place for one completion."""
+        """Take a place for one completion."""
         if not self._free:
             count = len(self._ranks)
             self._resize(max(2 * count, 1), *self._ids.shape[1:])
             self._free = list(range(count, len(self._ranks)))
         return self._free.pop()
 
-    def write(self, places: np.ndarray, numbers: np.ndarray, top: TopTokens) -> None:
-        """One token for each of n places; n is at least 1.
+    def write(self, places: np.ndarray, token_index: np.ndarray, top: TopTokens) -> None:
+        """Write the entries of one token for each of n places; n is at least 1.
 
         Args:
-            numbers: [n] int64, each token's index in its completion.
-            top: of the n tokens; always of the same K.
+            token_index: [n] int64, each token's index in its completion.
+            top: the entries of the n tokens; K is the same in every call.
         """
-        length, old_length = int(numbers.max()) + 1, self._ids.shape[1]
+        length, old_length = int(token_index.max()) + 1, self._ids.shape[1]
         if length > old_length:
             self._resize(len(self._ranks), max(2 * old_length, length, 16), top.ids.shape[1])
-        self._ranks[places, numbers] = top.ranks
-        self._ids[places, numbers] = top.ids
-        self._logprobs[places, numbers] = top.logprobs
+        self._ranks[places, token_index] = top.ranks
+        self._ids[places, token_index] = top.ids
+        self._logprobs[places, token_index] = top.logprobs
 
     def close(self, place: int, logprobs: np.ndarray) -> TokenScores:
-        """What a place holds for the first tokens of a completion; the place is free again.
+        """Free a place, and return its entries for the n tokens of the completion.
 
         Args:
             logprobs: [n] float64, of the completion's tokens.

@@ -1,4 +1,4 @@
-"""RWKV-5: a matrix state per head. Told apart by their tensors (the names are ChatRWKV's):
+"""RWKV-5: a matrix state for each head. Three versions, with ChatRWKV's names, differ in their tensors:
 
 5.0   no gate          one decay per head
 5.1   gate             one decay per head
@@ -14,14 +14,25 @@ import torch
 from torch import Tensor
 
 from ..ops import OpSpec, OpTable
-from .architecture import LayerState
+from .architecture import LayerState, RecurrenceCost
 from .blocks import SHIFT_LERP, Norm, head_norm, widened
 from .channel_mix import ChannelMix, output_scale, previous_share, rescale
-from .files.hf_names import transformers_layout
-from .files.stored import LayerTargets, Restore, rows
+from .files.hf_layouts import transformers_layout
+from .files.stored import LayerTargets, Restore, as_rows
 from .matrices.linear import LinearGroup
 from .matrices.product import LINEAR, Linear, silu
 from .matrix_state import TIME_STATE, MatrixStateArchitecture
+from .random_weights import (
+    GATED_FEED_FORWARD,
+    LAYER_NORMS,
+    PROJECTIONS,
+    Numbers,
+    RandomWeights,
+    Recipe,
+    matrix,
+    norms,
+    shares,
+)
 from .rows import Index, Rows
 from .rwkv4 import TRANSFORMERS_MIXES
 from .schema import FFN_RECEPTANCE, LAYER, LN0, LN_X, TOP, Schema, Shapes
@@ -32,7 +43,7 @@ class Head5(NamedTuple):
     """Per-head parameters of a v5 or v6 layer, float32."""
 
     decay: Tensor
-    """[H, K]: factor per token on each key channel, in (0, 1). v6 has its logarithm's inner term instead."""
+    """[H, K]. v5: factor per token on each key channel, in (0, 1). v6: the constant part d of log(-log(factor))."""
     bonus: Tensor
     """[H, K]: weight of the current token's own product."""
     norm: Norm
@@ -109,7 +120,7 @@ def _schema(*extra: Shapes) -> Schema:
 
 
 def transformers_ln_x_eps(config: Mapping[str, Any]) -> float | None:
-    """The epsilon of v5 and v6: the layer norm's, times the square of the number that divides each head."""
+    """The epsilon of v5 and v6: that of the layer norm, times the square of the divisor of each head's output."""
     if "head_size_divisor" in config and "layer_norm_epsilon" in config:
         return config["layer_norm_epsilon"] * config["head_size_divisor"] ** 2
     return None
@@ -117,6 +128,26 @@ def transformers_ln_x_eps(config: Mapping[str, Any]) -> float | None:
 
 PER_HEAD = Restore(lambda stored: stored[:, 0, 0] if stored.shape[1] == 1 else stored[..., 0])
 """[H, 1, 1] → [H], and [H, N, 1] → [H, N]: ChatRWKV's shapes of decays and bonuses."""
+
+
+def _random_layer(mixed: str, bonus: str, gate: Recipe) -> Recipe:
+    """The distributions of a layer's tensors, in the order of the published files."""
+    return {
+        **LAYER_NORMS,
+        **shares("att.time_mix_", mixed),
+        "att.time_decay": Numbers(),
+        bonus: Numbers(0.5),
+        **PROJECTIONS,
+        **gate,
+        **norms("att.ln_x"),
+        **shares("ffn.time_mix_", "kr"),
+        **GATED_FEED_FORWARD,
+    }
+
+
+def gated_sizes(C: int) -> dict[str, int]:
+    """The sizes of published models with a gate that follow from the width C: the channel mix is narrower."""
+    return {"F": C * 7 // 2 // 32 * 32}
 
 
 class Rwkv50(MatrixStateArchitecture):
@@ -128,11 +159,11 @@ class Rwkv50(MatrixStateArchitecture):
     mixed = "kvr"
     hugging_face = (transformers_layout("rwkv5", TRANSFORMERS_MIXES, transformers_ln_x_eps),)
     chatrwkv: ClassVar[LayerTargets] = {
-        **rows(*(f"att.time_mix_{c}" for c in "kvrg"), *(f"ffn.time_mix_{c}" for c in "kr")),
+        **as_rows(*(f"att.time_mix_{c}" for c in "kvrg"), *(f"ffn.time_mix_{c}" for c in "kr")),
         "att.time_decay": (("att.time_decay", PER_HEAD._replace(values=lambda factor: torch.log(-torch.log(factor)))),),
         "att.time_first": (("att.time_faaaa", PER_HEAD),),
     }
-    """ChatRWKV stores exp(-exp(time_decay)), and as time_first always the bonus that is used, which is time_faaaa."""
+    """ChatRWKV stores exp(-exp(time_decay)). Its time_first is no logarithm: it holds the values of time_faaaa."""
 
     layers: list[tuple[TimeMix, ChannelMix]]
 
@@ -176,6 +207,9 @@ class Rwkv50(MatrixStateArchitecture):
         k, v, r, *g = p.projections(mixed)
         p.output(ops.wkv5(r, k, v, g[0] if g else None, p.head, s.wkv, rows), out=x)
 
+    random_weights = RandomWeights(_random_layer("kvr", "att.time_first", {}))
+    recurrence_cost = RecurrenceCost(operations=5, vectors=4)
+
 
 class Rwkv51(Rwkv50):
     """RWKV-5.1: 5.0 with a gate."""
@@ -183,6 +217,8 @@ class Rwkv51(Rwkv50):
     name = "rwkv5.1"
     schema = _schema(_PER_HEAD, _GATE)
     mixed = "kvrg"
+    random_weights = RandomWeights(_random_layer("kvrg", "att.time_first", matrix("att.gate")), gated_sizes)
+    recurrence_cost = RecurrenceCost(operations=5, vectors=5)
 
 
 class Rwkv52(Rwkv51):
@@ -190,6 +226,7 @@ class Rwkv52(Rwkv51):
 
     name = "rwkv5.2"
     schema = _schema(_PER_CHANNEL, _GATE)
+    random_weights = RandomWeights(_random_layer("kvrg", "att.time_faaaa", matrix("att.gate")), gated_sizes)
 
 
 def load_bonus(weights: Weights, p: str) -> Tensor:

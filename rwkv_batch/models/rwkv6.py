@@ -1,4 +1,4 @@
-"""RWKV-6: RWKV-5.2 with a decay and interpolations that depend on the data, each through a low-rank pair."""
+"""RWKV-6: RWKV-5.2 with a decay and interpolations that depend on the input, each through a low-rank pair."""
 
 from __future__ import annotations
 
@@ -8,17 +8,27 @@ import torch
 from torch import Tensor
 
 from ..ops import OpSpec, OpTable
-from .architecture import LayerState
+from .architecture import LayerState, RecurrenceCost
 from .blocks import SHIFT_LERP, Norm, head_norm, widened
 from .channel_mix import ChannelMix, output_scale, rescale
-from .files.hf_names import fla_layout, transformers_layout
-from .files.stored import AS_STORED, ROW, TRANSPOSED, LayerTargets, Restore, renamed, row_of, rows
+from .files.hf_layouts import fla_layout, transformers_layout
+from .files.stored import AS_STORED, ROW, TRANSPOSED, LayerTargets, Restore, as_rows, renamed, row_of
 from .matrices.linear import LinearGroup
 from .matrices.low_rank import LOW_RANK, LowRank
 from .matrices.product import LINEAR, Linear, silu
 from .matrix_state import TIME_STATE, MatrixStateArchitecture
+from .random_weights import (
+    GATED_FEED_FORWARD,
+    LAYER_NORMS,
+    PROJECTIONS,
+    Numbers,
+    RandomWeights,
+    matrix,
+    norms,
+    shares,
+)
 from .rows import Index, Rows
-from .rwkv5 import PER_HEAD, Head5, load_bonus, transformers_ln_x_eps
+from .rwkv5 import PER_HEAD, Head5, gated_sizes, load_bonus, transformers_ln_x_eps
 from .schema import FFN_RECEPTANCE, LAYER, LN0, LN_X, TOP, Schema
 from .weights import StoredPair, Weights
 
@@ -33,7 +43,7 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, g: Tensor, w: Tensor, head: Head5, sta
     Args:
         r, k, v: [M, A], A = H * N.
         g: [M, A] gate before its SiLU.
-        w: [M, A] what the low-rank pair adds to the decay term d = `head.decay`.
+        w: [M, A] output of the low-rank pair, added to the decay term d = `head.decay`.
         state: [P, H, K, V] float32 or float16. **Updated in place** in the rows' slots.
 
     Returns:
@@ -64,7 +74,7 @@ class TimeMix(NamedTuple):
     mix: Tensor
     """[5, 1, C]: constant part of the previous token's share, for receptance, key, value, gate, decay."""
     shares: LowRank
-    """C → R → C, five times: the rest of those shares."""
+    """C → R → C, five times: the part of the shares that depends on the input."""
     decay: LowRank
     """C → Rw → A."""
     head: Head5
@@ -76,7 +86,7 @@ class TimeMix(NamedTuple):
 _STORED = "wkvrg"
 """The order of the five interpolations in a checkpoint."""
 _MIXED = "rkvgw"
-"""Their order here: first those of the large matrices."""
+"""Their order in `TimeMix`: first the inputs of the large matrices."""
 _FLA_STORED = "rwkvg"
 """Their order in flash-linear-attention."""
 
@@ -123,6 +133,12 @@ _FLA: LayerTargets = {
 """Names in flash-linear-attention → canonical tensors."""
 
 
+def published_sizes(C: int) -> dict[str, int]:
+    """The sizes of published models that follow from the width C; models of width 4096 and more have wider pairs."""
+    rank = 32 if C < 4096 else 64
+    return {**gated_sizes(C), "R": rank, "5R": 5 * rank, "Rw": 2 * rank}
+
+
 class Rwkv6(MatrixStateArchitecture):
     """RWKV-6 (Finch)."""
 
@@ -154,7 +170,7 @@ class Rwkv6(MatrixStateArchitecture):
         transformers_layout("rwkv6", ln_x_eps=transformers_ln_x_eps),
     )
     chatrwkv: ClassVar[LayerTargets] = {
-        **rows(*(f"att.time_maa_{c}" for c in "xwkvrg"), *(f"ffn.time_maa_{c}" for c in "kr"), "att.time_decay"),
+        **as_rows(*(f"att.time_maa_{c}" for c in "xwkvrg"), *(f"ffn.time_maa_{c}" for c in "kr"), "att.time_decay"),
         "att.time_first": (("att.time_faaaa", PER_HEAD),),
     }
 
@@ -210,6 +226,26 @@ class Rwkv6(MatrixStateArchitecture):
         r, k, v, g = p.projections(mixed[:4])
         (w,) = ops.low_rank(mixed[4:], p.decay)
         p.output(ops.wkv6(r, k, v, g, w, p.head, s.wkv, rows), out=x)
+
+    random_weights = RandomWeights(
+        {
+            **LAYER_NORMS,
+            **shares("att.time_maa_", "xwkvrg"),
+            "att.time_maa_w1": Numbers(over=("C",)),
+            "att.time_maa_w2": Numbers(0.1),
+            "att.time_decay": Numbers(is_row=True),
+            "att.time_decay_w1": Numbers(over=("C",)),
+            "att.time_decay_w2": Numbers(0.5, over=("Rw",)),
+            "att.time_faaaa": Numbers(0.5),
+            **PROJECTIONS,
+            **matrix("att.gate"),
+            **norms("att.ln_x"),
+            **shares("ffn.time_maa_", "kr"),
+            **GATED_FEED_FORWARD,
+        },
+        published_sizes,
+    )
+    recurrence_cost = RecurrenceCost(operations=5, vectors=6)
 
 
 ARCHITECTURES = (Rwkv6,)

@@ -1,4 +1,4 @@
-"""RWKV-7: a matrix state that removes what it replaces; and its variant with DeepEmbed in the channel mix."""
+"""RWKV-7: a matrix state from which each token removes its key's old value; and the variant with DeepEmbed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import OpSpec, OpTable
-from .architecture import LayerState, Refusal
+from .architecture import LayerState, RecurrenceCost, Refusal
 from .blocks import SHIFT_LERP, Norm, head_norm, widened
-from .files.hf_names import fla_layout
+from .files.hf_layouts import fla_layout
 from .files.stored import AS_STORED, ROW, TRANSPOSED, LayerTargets, renamed, row_of
 from .matrices.linear import LinearGroup
 from .matrices.low_rank import LOW_RANK, LowRank
 from .matrices.product import LINEAR, Activation, Linear, sigmoid
 from .matrix_state import TIME_STATE, MatrixStateArchitecture
+from .random_weights import LAYER_NORMS, PROJECTIONS, Numbers, RandomWeights, Recipe, matrix, norms, shares
 from .rows import Index, Rows
 from .schema import LAYER, LN0, LN_X, TOP, Schema, Shapes
 from .weights import StoredPair, Weights
@@ -29,7 +30,7 @@ MAX_LOG_DECAY = math.exp(-0.5)
 
 
 class Head7(NamedTuple):
-    """Per-channel parameters of a v7 time mix, float32, [A] unless said otherwise."""
+    """Per-channel parameters of a v7 time mix, float32, [A] unless another shape is given."""
 
     w0: Tensor
     """Added to the decay's low-rank output."""
@@ -38,9 +39,9 @@ class Head7(NamedTuple):
     v0: Tensor | None
     """Added to the value residual's low-rank output; None in layer 0."""
     k_k: Tensor
-    """Scales the key that is removed, before its normalisation."""
+    """Scales the key of the removal, before its normalization."""
     k_a: Tensor
-    """How much the in-context rate scales the key that is written."""
+    """The degree to which the in-context rate scales the key that is written: 0 not at all, 1 fully."""
     r_k: Tensor
     """[H, N]: weight of the current token's own product."""
     norm: Norm
@@ -158,9 +159,9 @@ _LAYER: Shapes = {
     "ffn.x_k": "C",
 }
 _MIXED = "rkvwag"
-"""What the interpolations are for, in the order of `TimeMix.mix`."""
+"""The uses of the interpolations, in the order of `TimeMix.mix`."""
 _ACTIVATION: dict[str, Activation | None] = {"w": "tanh", "a": None, "g": "sigmoid", "v": None}
-"""Between the factors of each low-rank pair."""
+"""The activation between the two factors of each low-rank pair."""
 _NOT_IN_FIRST = frozenset({"att.v0", "att.v1", "att.v2"})
 _FLA: LayerTargets = {
     **renamed(
@@ -187,6 +188,40 @@ _FLA: LayerTargets = {
 
 def _fla_ln_x_eps(config: Mapping[str, Any]) -> float | None:
     return config["norm_eps"] * config["head_dim"] if "norm_eps" in config and "head_dim" in config else None
+
+
+def _random_low_rank(letter: str, has_bias: bool = True) -> Recipe:
+    """The distributions of a low-rank pair and of the vector that is added to its output."""
+    bias: Recipe = {f"att.{letter}0": Numbers(is_row=True)} if has_bias else {}
+    return {**bias, f"att.{letter}1": Numbers(over=("C",)), f"att.{letter}2": Numbers(over=(f"R{letter}",))}
+
+
+def published_sizes(C: int) -> dict[str, int]:
+    """The sizes of published models that follow from the width C."""
+
+    def rank(size: float) -> int:
+        return max(32, round(size / 32) * 32)
+
+    decay = rank(1.8 * C**0.5)
+    return {"F": 4 * C, "Rw": decay, "Ra": decay, "Rv": rank(1.3 * C**0.5), "Rg": rank(0.6 * C**0.8)}
+
+
+_RANDOM_LAYER: Recipe = {
+    **LAYER_NORMS,
+    **shares("att.x_", "rwkvag"),
+    **_random_low_rank("w"),
+    **_random_low_rank("a"),
+    **_random_low_rank("v"),
+    **_random_low_rank("g", has_bias=False),
+    "att.k_k": Numbers(0.1, 0.7, is_row=True),
+    "att.k_a": Numbers(0.1, 1.0, is_row=True),
+    "att.r_k": Numbers(0.3),
+    **PROJECTIONS,
+    **norms("att.ln_x"),
+    **shares("ffn.x_", "k"),
+    **matrix("ffn.key"),
+    **matrix("ffn.value", over="F", gain=0.5),
+}
 
 
 class Rwkv7(MatrixStateArchitecture):
@@ -270,12 +305,15 @@ class Rwkv7(MatrixStateArchitecture):
         _, _, (xk,) = ops.shift_lerp(x, p.norm, p.mix, s.ffn_shift, rows)
         p.value(p.key(xk, activation="squared_relu"), out=x)
 
+    random_weights = RandomWeights(_RANDOM_LAYER, published_sizes)
+    recurrence_cost = RecurrenceCost(operations=7, vectors=8)
+
 
 def deep_embed(normed: Tensor, token_ids: Tensor, p: DeepEmbed) -> Tensor:
     """The gate of DeepEmbed: ((z s1) E[token]) s2 + s0, with the token's own square matrix E[token] of `p.table`.
 
     Args:
-        normed: z, [M, C]: what goes into the channel mix, before the token shift.
+        normed: z, [M, C]: the input of the channel mix, before the token shift.
         token_ids: [M] int64.
 
     Returns:
@@ -332,6 +370,18 @@ class Rwkv7DeepEmbed(Rwkv7):
         assert normed is not None and p.gate is not None
         gate = ops.deep_embed(normed, token_ids, p.gate)
         p.value(p.key(xk, activation="squared_relu", gate=gate), out=x)
+
+    random_weights = RandomWeights(
+        {
+            **_RANDOM_LAYER,
+            "ffn.s_emb.weight": Numbers(0.3, over=("R",)),
+            "ffn.s_emb_x.weight": Numbers(0.3, over=("R", "C")),
+            "ffn.s1": Numbers(over=("R",)),
+            "ffn.s2": Numbers(over=("F",)),
+            "ffn.s0": Numbers(0.1, 1.0, is_row=True),
+        },
+        lambda C: {**published_sizes(C), "R": 32, "RR": 32 * 32},
+    )
 
 
 ARCHITECTURES = (Rwkv7, Rwkv7DeepEmbed)

@@ -30,7 +30,7 @@ def fill(*waiting, running=(), places=4, slots=4, max_batch_tokens=16):
     source.take(1, wait=True)
     admission = Admission(Snapshots(places, 0), 8, True)
     admitted = admission.fill(source, scheduler, slots - len(running), may_wait=False)
-    return [sequence.work for sequence, _ in admitted], [sequence.work for sequence in scheduler.waiting]
+    return [sequence.node for sequence, _ in admitted], [sequence.node for sequence in scheduler.waiting]
 
 
 def test_as_many_start_as_there_are_free_slots():

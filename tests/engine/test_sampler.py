@@ -24,7 +24,7 @@ def sample(sampler, logits, slots):
     """One token for each row, on the host."""
     sampler.prepare(slots)
     token_ids, logprobs = sampler.draw(logits, torch.from_numpy(slots).int())
-    rows = np.flatnonzero(sampler.asks_logprobs[slots])
+    rows = np.flatnonzero(sampler.returns_logprobs[slots])
     return sampler.copy_to_host(slots, token_ids, logprobs, logits, rows, torch.from_numpy(rows)).read()
 
 

@@ -100,7 +100,7 @@ def test_a_restart_runs_everything_again_before_what_waits():
     scheduler.advance(scheduler.plan())
     again = scheduler.restart(1, 4)
     restarted = again.waiting.popleft()
-    assert (restarted.work, restarted.parent) == (running.work, None)
+    assert (restarted.node, restarted.parent) == (running.node, None)
     assert again.waiting.popleft() is waiting
     assert again.max_batch_tokens == 4
 
@@ -135,7 +135,7 @@ def test_at_the_end_the_longest_go_first_and_children_stay_together():
     prefix = Prefix([1] * 10, None, num_steps=0)
     scheduler = Scheduler(1, max_batch_tokens=8)
     short, middle, long = (sequence(1, max_tokens=n) for n in (2, 20, 50))
-    children = [Sequence(sequence(20, max_tokens=n).work, prefix) for n in (5, 30)]
+    children = [Sequence(sequence(20, max_tokens=n).node, prefix) for n in (5, 30)]
     scheduler.add([short, middle, *children, long])
     scheduler.sort_waiting()
     assert list(scheduler.waiting) == [long, *reversed(children), middle, short]

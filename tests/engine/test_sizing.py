@@ -1,11 +1,13 @@
-"""The memory plan: what fits, what does not, and what is said."""
+"""The memory plan: sizes that fit, sizes that do not, and the messages."""
 
 import pytest
 import torch
 from checkpoints import make_checkpoint, write_checkpoint
 
+from rwkv_batch.engine import available_memory as memory
 from rwkv_batch.engine import sizing
-from rwkv_batch.engine.sizing import available_memory, plan_memory
+from rwkv_batch.engine.available_memory import available_memory
+from rwkv_batch.engine.sizing import plan_memory
 from rwkv_batch.engine.state_pool import StateLayout
 from rwkv_batch.errors import CapacityError, ConfigurationError
 from rwkv_batch.models.files.checkpoint import open_checkpoint
@@ -96,11 +98,11 @@ def test_pinned_buffers_are_powers_of_two(size, pinned):
 
 
 def test_a_control_group_limits_what_is_available(monkeypatch):
-    """What the group uses counts, but for file pages that the kernel gives back."""
+    """The group's usage is subtracted from its limit, except for file pages that the kernel can free."""
     numbers = {"memory.max": 3 << 30, "memory.current": 2 << 30}
-    monkeypatch.setattr(sizing, "_meminfo_available", lambda: 8 << 30)
-    monkeypatch.setattr(sizing, "_number", lambda path: numbers.get(path.name))
-    monkeypatch.setattr(sizing, "_fields", lambda path: {"inactive_file": 1 << 29})
+    monkeypatch.setattr(memory, "_meminfo_available", lambda: 8 << 30)
+    monkeypatch.setattr(memory, "_number", lambda path: numbers.get(path.name))
+    monkeypatch.setattr(memory, "_fields", lambda path: {"inactive_file": 1 << 29})
     assert available_memory(torch.device("cpu")) == (1 << 30) + (1 << 29)
     numbers.clear()
     assert available_memory(torch.device("cpu")) == 8 << 30

@@ -6,7 +6,8 @@ import re
 
 import pytest
 import torch
-from checkpoints import VERSIONS, make_checkpoint, write_checkpoint
+from checkpoints import make_checkpoint, write_checkpoint
+from versions import VARIANTS, VERSIONS, with_matrix_state
 
 from rwkv_batch.errors import CheckpointError, ConfigurationError
 from rwkv_batch.models import architecture as architecture_module
@@ -17,16 +18,6 @@ from rwkv_batch.models.placement import place
 from rwkv_batch.models.rwkv4 import Rwkv4
 from rwkv_batch.models.schema import Schema
 
-NAMES = {
-    "4": "rwkv4",
-    "5.0": "rwkv5.0",
-    "5.1": "rwkv5.1",
-    "5.2": "rwkv5.2",
-    "6.0": "rwkv6",
-    "7.0": "rwkv7",
-    "7.0de": "rwkv7-deepembed",
-}
-
 
 def identify(tensors, tmp_path):
     return ModelFile.open(open_checkpoint(write_checkpoint(tensors, tmp_path / "model.pth")))
@@ -36,15 +27,16 @@ def identify(tensors, tmp_path):
 def test_exactly_one_version_matches(version, tmp_path):
     tensors = make_checkpoint(version, n_layer=1, n_embd=96, n_ffn=40, head_size=32, vocab=31)
     file = identify(tensors, tmp_path)
-    assert file.architecture.name == NAMES[version]
+    assert file.architecture is VARIANTS[version].architecture
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     matching = []
     for architecture in architectures():
         match = architecture.schema.match(shapes, shapes.__getitem__)
         if not match.describe() and not architecture.refine_sizes(match.sizes):
-            matching.append(architecture.name)
-    assert matching == [NAMES[version]]
-    expected = {"L": 1, "C": 96, "A": 96, "F": 40, "V": 31} | ({} if version == "4" else {"H": 3, "N": 32})
+            matching.append(architecture)
+    assert matching == [file.architecture]
+    heads = {"H": 3, "N": 32} if version in with_matrix_state() else {}
+    expected = {"L": 1, "C": 96, "A": 96, "F": 40, "V": 31} | heads
     assert {letter: file.sizes[letter] for letter in expected} == expected
 
 
@@ -52,7 +44,8 @@ def test_exactly_one_version_matches(version, tmp_path):
 def test_a_missing_tensor_is_named(version, tmp_path):
     tensors = make_checkpoint(version)
     del tensors["blocks.1.ffn.key.weight"]
-    with pytest.raises(CheckpointError, match=rf"{NAMES[version]}: missing: blocks.1.ffn.key.weight\n"):
+    name = re.escape(VARIANTS[version].architecture.name)
+    with pytest.raises(CheckpointError, match=rf"{name}: missing: blocks.1.ffn.key.weight\n"):
         identify(tensors, tmp_path)
 
 
@@ -122,10 +115,10 @@ def test_states_of_another_size_are_refused(tmp_path):
         file.initial_states(tmp_path / "state.pth")
 
 
-def test_v4_has_no_matrix_state_to_tune(tmp_path):
+def test_v4_starts_from_no_stored_state(tmp_path):
     file = identify(make_checkpoint("4"), tmp_path)
     torch.save({"blocks.0.att.time_state": torch.zeros(2, 64, 64)}, tmp_path / "state.pth")
-    with pytest.raises(CheckpointError, match="rwkv4 has no matrix state"):
+    with pytest.raises(CheckpointError, match=r"rwkv4 cannot start from a stored state; use a model of rwkv5\.0, "):
         file.initial_states(tmp_path / "state.pth")
 
 

@@ -108,7 +108,16 @@ TARGETS = (
     ),
     Target(
         "requests",
-        ("requests.py", "serving.py", "turns.py", "prefetch.py", "rows.py", "output_builder.py", "sampling_params.py"),
+        (
+            "requests.py",
+            "serving.py",
+            "call_lock.py",
+            "prefetch.py",
+            "rows.py",
+            "output_builder.py",
+            "sampling_fields.py",
+            "sampling_params.py",
+        ),
         (
             "test_llm.py",
             "test_llm_scores.py",

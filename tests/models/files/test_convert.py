@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import VERSIONS, make_checkpoint, write_checkpoint
+from checkpoints import make_checkpoint, write_checkpoint
 from running import Session
 from safetensors import safe_open
 from torch import Tensor
+from versions import VERSIONS
 
 from rwkv_batch.errors import CheckpointError, ConfigurationError
 from rwkv_batch.models.files import checkpoint as checkpoint_module

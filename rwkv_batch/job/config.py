@@ -141,8 +141,9 @@ class InputSection(Section):
     )
     columns: dict[str, str | None] = _setting(
         {},
-        "Which column plays which part, where a column's name is not that of its part. null: no column plays it.",
-        "a mapping from a column's part to its name, or to null: not used",
+        "Role → column, for roles whose column has another name, such as `{prompt: question}`. null: no column has the "
+        "role.",
+        "a mapping from roles to names of columns, or to null: not used",
     )
     template: str | None = _setting(
         None,

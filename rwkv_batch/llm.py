@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -15,7 +14,6 @@ import torch
 
 from .engine.engine import Engine
 from .engine.stats import EngineStats
-from .errors import ConfigurationError
 from .model_summary import ModelSummary, inspect_model
 from .models.model import Model
 from .output_builder import OutputBuilder
@@ -24,6 +22,7 @@ from .requests import RequestBuilder
 from .rows import GenerateRow, ScoreRow
 from .sampling_params import SamplingParams
 from .serving import Finished, Serving
+from .settings import EngineSettings, ModelSettings
 from .text.constraint import ConstraintCompiler
 from .text.stop_strings import StopMatcher
 from .threads import limit_threads
@@ -97,77 +96,64 @@ class LLM:
         seed: int = 0,
         prefix_host_gib: float = 1.0,
     ) -> None:
-        _check_prefix_host_gib(prefix_host_gib)
-        summary = inspect_model(
-            model,
+        model_settings = ModelSettings(
+            model=model,
             tokenizer=tokenizer,
-            device=device,
             dtype=dtype,
             quantization=quantization,
+            strategy=strategy,
+            init_state=init_state,
+            ln_x_eps=ln_x_eps,
+        )
+        engine_settings = EngineSettings(
+            device=device,
             backend=backend,
             max_batch_size=max_batch_size,
             max_batch_tokens=max_batch_tokens,
             state_dtype=state_dtype,
-            init_state=init_state,
-            strategy=strategy,
-            ln_x_eps=ln_x_eps,
+            prefix_sharing=prefix_sharing,
+            prefix_host_gib=prefix_host_gib,
+            batch_invariant=batch_invariant,
+            seed=seed,
         )
-        self._load(summary, prefix_sharing, batch_invariant, seed, prefix_host_gib)
+        self._load(inspect_model(model_settings, engine_settings))
 
     @classmethod
-    def from_summary(
-        cls,
-        summary: ModelSummary,
-        *,
-        prefix_sharing: bool = True,
-        batch_invariant: bool = False,
-        seed: int = 0,
-        prefix_host_gib: float = 1.0,
-        max_prompt_tokens: int | None = None,
-    ) -> LLM:
-        """Load a model that has been inspected. The other arguments are those of `LLM`.
+    def from_summary(cls, summary: ModelSummary, *, max_prompt_tokens: int | None = None) -> LLM:
+        """Loads a model that has been inspected.
 
         Args:
-            summary: what `inspect_model` has found: the model's file, placement, sizes and tokenizer.
+            summary: the result of `inspect_model`, with all settings.
             max_prompt_tokens: a row whose prompt, or context, has more tokens is a bad row; None takes any.
 
         Raises:
-            ConfigurationError, CheckpointError, CapacityError: as `LLM` does.
+            CheckpointError, CapacityError: as `LLM` does.
         """
-        _check_prefix_host_gib(prefix_host_gib)
         llm = cls.__new__(cls)
-        llm._load(summary, prefix_sharing, batch_invariant, seed, prefix_host_gib, max_prompt_tokens)
+        llm._load(summary, max_prompt_tokens)
         return llm
 
-    def _load(
-        self,
-        summary: ModelSummary,
-        prefix_sharing: bool,
-        batch_invariant: bool,
-        seed: int,
-        prefix_host_gib: float,
-        max_prompt_tokens: int | None = None,
-    ) -> None:
-        file, plan = summary.file, summary.memory
+    def _load(self, summary: ModelSummary, max_prompt_tokens: int | None = None) -> None:
+        file, plan, engine = summary.file, summary.memory, summary.engine
         vocab_size = file.sizes["V"]
         if any(place.device.type == "cpu" for place in summary.placement.of_layers(file.sizes["L"])):
             limit_threads()
         self.summary = summary
-        self.seed = seed
+        self.seed = engine.seed
         self.tokenizer = tokenizer = summary.tokenizer
-        self._model = Model(file, summary.placement, summary.layer_ops, summary.ln_x_eps, batch_invariant)
+        self._model = Model(file, summary.placement, summary.layer_ops, summary.model.ln_x_eps, engine.batch_invariant)
         self._engine = Engine(
             self._model,
             summary.vocabulary,
             max_batch_size=plan.max_batch_size,
             max_batch_tokens=plan.max_batch_tokens,
-            init_state=summary.init_state,
-            prefix_sharing=prefix_sharing,
-            prefix_host_bytes=int(prefix_host_gib * 2**30),
+            init_state=None if summary.model.init_state is None else Path(summary.model.init_state),
+            prefix_sharing=engine.prefix_sharing,
+            prefix_host_bytes=engine.prefix_host_bytes,
             new_stop_matcher=partial(StopMatcher, tokenizer.token_bytes) if tokenizer else None,
         )
         constraints = ConstraintCompiler(tokenizer.token_bytes, vocab_size) if tokenizer else None
-        builder = RequestBuilder(tokenizer, vocab_size, seed, constraints, max_prompt_tokens)
+        builder = RequestBuilder(tokenizer, vocab_size, engine.seed, constraints, max_prompt_tokens)
         self.serving = Serving(self._engine, builder)
         self._outputs = OutputBuilder(tokenizer)
         summary.log()
@@ -346,8 +332,3 @@ class LLM:
 def _rows_at_once(*inputs: Iterable[Any]) -> int:
     """Rows that are encoded together: many of a list. Of another iterable one, as the next may be long in coming."""
     return ROWS_AT_ONCE if all(isinstance(one, (list, tuple)) for one in inputs) else 1
-
-
-def _check_prefix_host_gib(value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise ConfigurationError(f"got {value!r}, expected a number of GiB from 0", setting="prefix_host_gib")

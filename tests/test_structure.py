@@ -38,7 +38,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernel_module": {"kernel_support"},
     **{name: {"kernel_support"} for name in KERNELS},
     "text": {"engine", "cpu_kernels"},
-    **dict.fromkeys(MODELS, MODELS),
+    "models/files": MODELS,
+    "models/matrices": {"models/files"},
+    "models": MODELS,
     "engine": MODELS | {"cpu_kernels"},
     **{name: LIBRARY | MODELS | {"engine", "text"} for name in LIBRARY},
     "demo": {"llm"},
@@ -146,7 +148,6 @@ MANY_PARAMETERS = {
     "rwkv_batch/engine/engine.py Engine.__init__",
     "rwkv_batch/integrations/lm_eval.py RwkvBatchLM.__init__",
     "rwkv_batch/llm.py LLM.__init__",
-    "rwkv_batch/model_summary.py inspect_model",
     "tests/checkpoints.py make_checkpoint",
     "triton_kernels/linear.py one",
 }

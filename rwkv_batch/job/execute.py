@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
+from ..settings import EngineSettings, ModelSettings
 from .config import JobConfig
 from .dry_run import describe
 from .load import load_job
@@ -202,10 +203,10 @@ class _Run:
         return json.dumps(content, indent=1).encode()
 
 
-def _inspect_model(**arguments: Any) -> Any:
+def _inspect_model(model: ModelSettings, engine: EngineSettings, *, apart: bool = False) -> Any:
     from ..llm import inspect_model
 
-    return inspect_model(**arguments)
+    return inspect_model(model, engine, apart=apart)
 
 
 def _detokenizer(tokenizer: Any) -> Any:
@@ -217,16 +218,8 @@ def _detokenizer(tokenizer: Any) -> Any:
 def _load_model(prepared: Prepared) -> Any:
     from ..llm import LLM
 
-    job, engine = prepared.job, prepared.job.engine
     with named_as_in_jobs():
-        return LLM.from_summary(
-            prepared.model,
-            prefix_sharing=engine.prefix_sharing,
-            prefix_host_gib=engine.prefix_host_gib,
-            batch_invariant=engine.batch_invariant,
-            seed=job.sampling.seed or 0,
-            max_prompt_tokens=job.input.max_prompt_tokens,
-        )
+        return LLM.from_summary(prepared.model, max_prompt_tokens=prepared.job.input.max_prompt_tokens)
 
 
 def _shown(job: JobConfig) -> dict[str, Any]:

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..ops import OpSpec, OpTable
-from .files.hf_names import HfLayout
+from .files.hf_layouts import HfLayout
 from .files.stored import LayerTargets
 from .random_weights import RandomWeights
 from .rows import Rows
 from .schema import Match, Schema
 
 if TYPE_CHECKING:
-    # The modules that read checkpoints ask the versions for their facts, and so import this module.
+    # These modules read checkpoints. Reading asks the versions for their facts, so they import this module.
     from .files.checkpoint import Checkpoint
     from .placed_weights import PlacedWeights
     from .weights import Weights
@@ -58,8 +58,8 @@ class Refusal:
 
     Args:
         family: its name.
-        tensors: is found in the name of a tensor that only this family has.
-        reason: completes the sentence "this is <family>, ...", and says what to use instead.
+        tensors: matches a part of a tensor's name that only this family has.
+        reason: completes the sentence "this is <family>, ..." and names models that can be run instead.
     """
 
     family: str
@@ -77,23 +77,27 @@ class Architecture(ABC):
     """
 
     name: ClassVar[str]
+    """Stands in reports and error messages."""
     schema: ClassVar[Schema]
+    """The tensors of this version's checkpoints."""
     ops: ClassVar[tuple[OpSpec, ...]]
+    """The ops that `layer` calls."""
     hugging_face: ClassVar[tuple[HfLayout, ...]] = ()
     """The layouts of this version's Hugging Face folders."""
     chatrwkv: ClassVar[LayerTargets | None] = None
-    """The layer tensors that ChatRWKV's conversion changes, besides the large matrices; None: it converts none."""
+    """The layer tensors that ChatRWKV's conversion changes, besides large matrices; None: it converts no such model."""
     refused: ClassVar[tuple[Refusal, ...]] = ()
-    """Relatives of this version that cannot be run."""
+    """Families of related checkpoints that cannot be run."""
     default_ln_x_eps: ClassVar[float] = 64e-5
     """Epsilon of the group norm over heads where neither the checkpoint nor the user states it."""
 
-    layers: list[Any]
-    """What `load_layer` returned for each layer."""
     random_weights: ClassVar[RandomWeights]
     """How tests and benchmarks draw a checkpoint. Loading and serving do not need it."""
     recurrence_cost: ClassVar[RecurrenceCost]
-    """What benchmarks predict a step's time from. Loading and serving do not need it."""
+    """The basis of predictions of a step's time in benchmarks. Loading and serving do not need it."""
+
+    layers: list[Any]
+    """The result of `load_layer` for each layer."""
 
     def __init__(self, weights: PlacedWeights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
         self.sizes = dict(sizes)
@@ -160,7 +164,7 @@ class Architecture(ABC):
 
         Args:
             token_ids: [M] int64, packed.
-            state: one namespace a layer; **updated in place** in the rows' slots.
+            state: of each layer; **updated in place** in the rows' slots.
 
         Returns:
             [M, C]: the residual stream after the last layer, before the output norm.
@@ -177,8 +181,8 @@ _registered: list[type[Architecture]] = []
 def register(*versions: type[Architecture]) -> None:
     """Add versions that are defined outside this package, for example in a plug-in.
 
-    From then on `architectures()` lists them, so that their checkpoints are identified and loaded like all others.
-    Registering a version again changes nothing.
+    Their checkpoints are then identified and loaded like those of all other versions. Registering a version again
+    changes nothing.
     """
     _registered.extend(version for version in dict.fromkeys(versions) if version not in _registered)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,10 +44,10 @@ class ModelFile:
         return (*self.architecture.ops, SCORE, LOG_NORMALIZER)
 
     def ops_at(self, place: LayerPlacement, head_is_remote: bool = False) -> tuple[OpSpec, ...]:
-        """The ops of the layers at a placement, and those of the head if it is there.
+        """The ops of the layers at a placement, and those of the head if the head has this placement.
 
         Args:
-            head_is_remote: the head's matrix is on another device, and results come here.
+            head_is_remote: the head's matrix is on another device, which sends its results to this one.
         """
         scoring = scoring_op(place.quantization, head_is_remote)
         products = weight_format(place.quantization).ops(place.device)
@@ -78,25 +78,22 @@ class ModelFile:
         states = [self.architecture.initial_state(layer) for layer in layers]
         return {field: [state[field] for state in states] for field in states[0]}
 
-    def _own_initial_state(self, names: Iterable[str]) -> dict[str, Tensor]:
-        layers, in_file = range(self.sizes["L"]), self.checkpoint.names
-        present = {name: [f"blocks.{i}.{name}" for i in layers if f"blocks.{i}.{name}" in in_file] for name in names}
-        if not any(present.values()):
-            return {}
-        for name, found in present.items():
-            if len(found) < len(layers):
-                which = f", {found[0]} the first" if found else ""
-                raise CheckpointError(
-                    f"{self.checkpoint.path}: {len(found)} of {len(layers)} layers have a {name.split('.')[-1]}"
-                    f"{which}; expected all or none; add the missing ones, or take them out and pass init_state"
-                )
-        return {name: self.checkpoint.tensor(name) for found in present.values() for name in found}
+    def _own_initial_state(self, names: Collection[str]) -> dict[str, Tensor]:
+        wanted = [f"blocks.{i}.{name}" for i in range(self.sizes["L"]) for name in names]
+        present = [name for name in wanted if name in self.checkpoint.names]
+        if present and present != wanted:
+            raise CheckpointError(
+                f"{self.checkpoint.path}: holds {len(present)} of {len(wanted)} tensors "
+                f"{', '.join(f'blocks.N.{name}' for name in names)}, {present[0]} the first; expected all or none; add "
+                "the missing ones, or take them out and pass init_state"
+            )
+        return {name: self.checkpoint.tensor(name) for name in present}
 
     def _read_initial_state(self, path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
         if not shapes:
             able = ", ".join(version.name for version in architectures() if version.schema.initial_state)
             raise CheckpointError(
-                f"{path}: {self.architecture.name} has no matrix state to start from; use a model of {able}"
+                f"{path}: {self.architecture.name} cannot start from a stored state; use a model of {able}"
             )
         return load_state_file(path, self.sizes["L"], shapes)
 
@@ -148,7 +145,7 @@ class Model:
             token_ids: [M] int64, each in [0, V).
 
         Returns:
-            [M, C]: what `logits` takes.
+            [M, C]: the input of `logits` and `score`.
         """
         if self.pipeline is not None:
             return self.pipeline.step(token_ids, rows, layers)
@@ -165,7 +162,7 @@ class Model:
         """[n, C] → [n, V] float32, which the caller may write to.
 
         Args:
-            out: [n, V] float32, kept by the caller: the result is written there.
+            out: [n, V] float32, where the result is written.
         """
         x = layer_norm(hidden, self._norm)
         if out is None:

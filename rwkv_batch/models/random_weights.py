@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .schema import Shape
+from .schema import Shape, resolve
 
 if TYPE_CHECKING:
     from .architecture import Architecture
@@ -54,7 +54,7 @@ class Numbers(NamedTuple):
 
     def draw(self, shape: Shape, sizes: Mapping[str, int]) -> Draw:
         """The distribution for these sizes."""
-        axes = tuple(axis if isinstance(axis, int) else sizes[axis] for axis in _axes(shape))
+        axes = resolve(shape, sizes)
         std = self.std
         for letter in self.over:
             std /= sizes[letter] ** 0.5
@@ -62,10 +62,6 @@ class Numbers(NamedTuple):
 
 
 Recipe = Mapping[str, Numbers]
-
-
-def _axes(shape: Shape) -> tuple[str | int, ...]:
-    return (shape,) if isinstance(shape, str) else shape
 
 
 def norms(*names: str) -> Recipe:

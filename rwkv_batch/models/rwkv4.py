@@ -1,4 +1,4 @@
-"""RWKV-4: a scalar recurrence per channel, kept in the log domain so that it never overflows."""
+"""RWKV-4: a scalar recurrence for each channel, whose state is scaled by an exponent so that it never overflows."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..ops import OpSpec, OpTable
 from .architecture import Architecture, LayerState, RecurrenceCost, StateField
 from .blocks import SHIFT_LERP, Norm, widened
 from .channel_mix import ChannelMix, output_scale, previous_share, rescale
-from .files.hf_names import transformers_layout
-from .files.stored import LayerTargets, Restore, rows
+from .files.hf_layouts import transformers_layout
+from .files.stored import LayerTargets, Restore, as_rows
 from .matrices.linear import LinearGroup
 from .matrices.product import LINEAR, Linear, sigmoid
 from .random_weights import GATED_FEED_FORWARD, LAYER_NORMS, PROJECTIONS, Numbers, RandomWeights, shares
@@ -79,7 +79,7 @@ TRANSFORMERS_MIXES = {
     "time_mix_receptance": "time_mix_r",
     "time_mix_gate": "time_mix_g",
 }
-"""Words in transformers' names of the interpolations of v4 and v5."""
+"""Interpolations of v4 and v5: the last word of their names in transformers → in a checkpoint."""
 
 
 class Rwkv4(Architecture):
@@ -101,7 +101,7 @@ class Rwkv4(Architecture):
     )
     hugging_face = (transformers_layout("rwkv", TRANSFORMERS_MIXES),)
     chatrwkv: ClassVar[LayerTargets] = {
-        **rows(*(f"att.time_mix_{c}" for c in "kvr"), *(f"ffn.time_mix_{c}" for c in "kr")),
+        **as_rows(*(f"att.time_mix_{c}" for c in "kvr"), *(f"ffn.time_mix_{c}" for c in "kr")),
         "att.time_decay": (("att.time_decay", Restore(values=lambda factor: torch.log(-factor))),),
     }
     """ChatRWKV stores -exp(time_decay)."""

@@ -1,4 +1,4 @@
-"""RWKV-5: a matrix state per head. Told apart by their tensors (the names are ChatRWKV's):
+"""RWKV-5: a matrix state for each head. Three versions, with ChatRWKV's names, differ in their tensors:
 
 5.0   no gate          one decay per head
 5.1   gate             one decay per head
@@ -17,8 +17,8 @@ from ..ops import OpSpec, OpTable
 from .architecture import LayerState, RecurrenceCost
 from .blocks import SHIFT_LERP, Norm, head_norm, widened
 from .channel_mix import ChannelMix, output_scale, previous_share, rescale
-from .files.hf_names import transformers_layout
-from .files.stored import LayerTargets, Restore, rows
+from .files.hf_layouts import transformers_layout
+from .files.stored import LayerTargets, Restore, as_rows
 from .matrices.linear import LinearGroup
 from .matrices.product import LINEAR, Linear, silu
 from .matrix_state import TIME_STATE, MatrixStateArchitecture
@@ -43,7 +43,7 @@ class Head5(NamedTuple):
     """Per-head parameters of a v5 or v6 layer, float32."""
 
     decay: Tensor
-    """[H, K]: factor per token on each key channel, in (0, 1). v6 has its logarithm's inner term instead."""
+    """[H, K]. v5: factor per token on each key channel, in (0, 1). v6: the constant part d of log(-log(factor))."""
     bonus: Tensor
     """[H, K]: weight of the current token's own product."""
     norm: Norm
@@ -120,7 +120,7 @@ def _schema(*extra: Shapes) -> Schema:
 
 
 def transformers_ln_x_eps(config: Mapping[str, Any]) -> float | None:
-    """The epsilon of v5 and v6: the layer norm's, times the square of the number that divides each head."""
+    """The epsilon of v5 and v6: that of the layer norm, times the square of the divisor of each head's output."""
     if "head_size_divisor" in config and "layer_norm_epsilon" in config:
         return config["layer_norm_epsilon"] * config["head_size_divisor"] ** 2
     return None
@@ -159,11 +159,11 @@ class Rwkv50(MatrixStateArchitecture):
     mixed = "kvr"
     hugging_face = (transformers_layout("rwkv5", TRANSFORMERS_MIXES, transformers_ln_x_eps),)
     chatrwkv: ClassVar[LayerTargets] = {
-        **rows(*(f"att.time_mix_{c}" for c in "kvrg"), *(f"ffn.time_mix_{c}" for c in "kr")),
+        **as_rows(*(f"att.time_mix_{c}" for c in "kvrg"), *(f"ffn.time_mix_{c}" for c in "kr")),
         "att.time_decay": (("att.time_decay", PER_HEAD._replace(values=lambda factor: torch.log(-torch.log(factor)))),),
         "att.time_first": (("att.time_faaaa", PER_HEAD),),
     }
-    """ChatRWKV stores exp(-exp(time_decay)), and as time_first always the bonus that is used, which is time_faaaa."""
+    """ChatRWKV stores exp(-exp(time_decay)). Its time_first is no logarithm: it holds the values of time_faaaa."""
 
     layers: list[tuple[TimeMix, ChannelMix]]
 

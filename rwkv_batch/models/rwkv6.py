@@ -1,4 +1,4 @@
-"""RWKV-6: RWKV-5.2 with a decay and interpolations that depend on the data, each through a low-rank pair."""
+"""RWKV-6: RWKV-5.2 with a decay and interpolations that depend on the input, each through a low-rank pair."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..ops import OpSpec, OpTable
 from .architecture import LayerState, RecurrenceCost
 from .blocks import SHIFT_LERP, Norm, head_norm, widened
 from .channel_mix import ChannelMix, output_scale, rescale
-from .files.hf_names import fla_layout, transformers_layout
-from .files.stored import AS_STORED, ROW, TRANSPOSED, LayerTargets, Restore, renamed, row_of, rows
+from .files.hf_layouts import fla_layout, transformers_layout
+from .files.stored import AS_STORED, ROW, TRANSPOSED, LayerTargets, Restore, as_rows, renamed, row_of
 from .matrices.linear import LinearGroup
 from .matrices.low_rank import LOW_RANK, LowRank
 from .matrices.product import LINEAR, Linear, silu
@@ -43,7 +43,7 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, g: Tensor, w: Tensor, head: Head5, sta
     Args:
         r, k, v: [M, A], A = H * N.
         g: [M, A] gate before its SiLU.
-        w: [M, A] what the low-rank pair adds to the decay term d = `head.decay`.
+        w: [M, A] output of the low-rank pair, added to the decay term d = `head.decay`.
         state: [P, H, K, V] float32 or float16. **Updated in place** in the rows' slots.
 
     Returns:
@@ -74,7 +74,7 @@ class TimeMix(NamedTuple):
     mix: Tensor
     """[5, 1, C]: constant part of the previous token's share, for receptance, key, value, gate, decay."""
     shares: LowRank
-    """C → R → C, five times: the rest of those shares."""
+    """C → R → C, five times: the part of the shares that depends on the input."""
     decay: LowRank
     """C → Rw → A."""
     head: Head5
@@ -86,7 +86,7 @@ class TimeMix(NamedTuple):
 _STORED = "wkvrg"
 """The order of the five interpolations in a checkpoint."""
 _MIXED = "rkvgw"
-"""Their order here: first those of the large matrices."""
+"""Their order in `TimeMix`: first the inputs of the large matrices."""
 _FLA_STORED = "rwkvg"
 """Their order in flash-linear-attention."""
 
@@ -170,7 +170,7 @@ class Rwkv6(MatrixStateArchitecture):
         transformers_layout("rwkv6", ln_x_eps=transformers_ln_x_eps),
     )
     chatrwkv: ClassVar[LayerTargets] = {
-        **rows(*(f"att.time_maa_{c}" for c in "xwkvrg"), *(f"ffn.time_maa_{c}" for c in "kr"), "att.time_decay"),
+        **as_rows(*(f"att.time_maa_{c}" for c in "xwkvrg"), *(f"ffn.time_maa_{c}" for c in "kr"), "att.time_decay"),
         "att.time_first": (("att.time_faaaa", PER_HEAD),),
     }
 

@@ -1,4 +1,4 @@
-"""RWKV-7: a matrix state that removes what it replaces; and its variant with DeepEmbed in the channel mix."""
+"""RWKV-7: a matrix state from which each token removes its key's old value; and the variant with DeepEmbed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..ops import OpSpec, OpTable
 from .architecture import LayerState, RecurrenceCost, Refusal
 from .blocks import SHIFT_LERP, Norm, head_norm, widened
-from .files.hf_names import fla_layout
+from .files.hf_layouts import fla_layout
 from .files.stored import AS_STORED, ROW, TRANSPOSED, LayerTargets, renamed, row_of
 from .matrices.linear import LinearGroup
 from .matrices.low_rank import LOW_RANK, LowRank
@@ -30,7 +30,7 @@ MAX_LOG_DECAY = math.exp(-0.5)
 
 
 class Head7(NamedTuple):
-    """Per-channel parameters of a v7 time mix, float32, [A] unless said otherwise."""
+    """Per-channel parameters of a v7 time mix, float32, [A] unless another shape is given."""
 
     w0: Tensor
     """Added to the decay's low-rank output."""
@@ -39,9 +39,9 @@ class Head7(NamedTuple):
     v0: Tensor | None
     """Added to the value residual's low-rank output; None in layer 0."""
     k_k: Tensor
-    """Scales the key that is removed, before its normalisation."""
+    """Scales the key of the removal, before its normalization."""
     k_a: Tensor
-    """How much the in-context rate scales the key that is written."""
+    """The degree to which the in-context rate scales the key that is written: 0 not at all, 1 fully."""
     r_k: Tensor
     """[H, N]: weight of the current token's own product."""
     norm: Norm
@@ -159,9 +159,9 @@ _LAYER: Shapes = {
     "ffn.x_k": "C",
 }
 _MIXED = "rkvwag"
-"""What the interpolations are for, in the order of `TimeMix.mix`."""
+"""The uses of the interpolations, in the order of `TimeMix.mix`."""
 _ACTIVATION: dict[str, Activation | None] = {"w": "tanh", "a": None, "g": "sigmoid", "v": None}
-"""Between the factors of each low-rank pair."""
+"""The activation between the two factors of each low-rank pair."""
 _NOT_IN_FIRST = frozenset({"att.v0", "att.v1", "att.v2"})
 _FLA: LayerTargets = {
     **renamed(
@@ -313,7 +313,7 @@ def deep_embed(normed: Tensor, token_ids: Tensor, p: DeepEmbed) -> Tensor:
     """The gate of DeepEmbed: ((z s1) E[token]) s2 + s0, with the token's own square matrix E[token] of `p.table`.
 
     Args:
-        normed: z, [M, C]: what goes into the channel mix, before the token shift.
+        normed: z, [M, C]: the input of the channel mix, before the token shift.
         token_ids: [M] int64.
 
     Returns:

@@ -115,10 +115,10 @@ def test_states_of_another_size_are_refused(tmp_path):
         file.initial_states(tmp_path / "state.pth")
 
 
-def test_v4_has_no_matrix_state_to_tune(tmp_path):
+def test_v4_starts_from_no_stored_state(tmp_path):
     file = identify(make_checkpoint("4"), tmp_path)
     torch.save({"blocks.0.att.time_state": torch.zeros(2, 64, 64)}, tmp_path / "state.pth")
-    with pytest.raises(CheckpointError, match="rwkv4 has no matrix state"):
+    with pytest.raises(CheckpointError, match=r"rwkv4 cannot start from a stored state; use a model of rwkv5\.0, "):
         file.initial_states(tmp_path / "state.pth")
 
 

@@ -22,7 +22,7 @@ from rwkv_batch.models import architecture as architecture_module
 from rwkv_batch.models.architecture import Architecture, LayerState, Refusal, StateField, register
 from rwkv_batch.models.blocks import Norm, layer_norm
 from rwkv_batch.models.files.checkpoint import Checkpoint, open_checkpoint
-from rwkv_batch.models.files.hf_names import HfLayout, fla_layout, transformers_layout
+from rwkv_batch.models.files.hf_layouts import HfLayout, fla_layout, transformers_layout
 from rwkv_batch.models.files.stored import LayerTargets, Restore, renamed
 from rwkv_batch.models.matrices.product import LINEAR, Linear
 from rwkv_batch.models.model import ModelFile
@@ -172,7 +172,7 @@ def test_an_initial_state_inside_or_beside(
         logits(without, init_state=wrong)
     del states["blocks.1.att.total"]
     partly = write_checkpoint(tensors | states, tmp_path / "partly.pth")
-    with pytest.raises(CheckpointError, match=r"1 of 2 layers have a total, blocks\.0\.att\.total the first"):
+    with pytest.raises(CheckpointError, match=r"1 of 2 tensors blocks\.N\.att\.total, blocks\.0\.att\.total the first"):
         logits(partly)
 
 

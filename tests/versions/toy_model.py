@@ -15,7 +15,6 @@ from rwkv_batch.models.architecture import Architecture, LayerState, RecurrenceC
 from rwkv_batch.models.blocks import SHIFT_LERP, Norm, widened
 from rwkv_batch.models.matrices.linear import LinearGroup
 from rwkv_batch.models.matrices.product import LINEAR, Linear, sigmoid
-from rwkv_batch.models.placed_weights import PlacedWeights
 from rwkv_batch.models.random_weights import LAYER_NORMS, PROJECTIONS, Numbers, RandomWeights, matrix, shares
 from rwkv_batch.models.rows import Index, Rows
 from rwkv_batch.models.schema import LAYER, LN0, TOP, Schema
@@ -74,10 +73,7 @@ class Toy(Architecture):
         layer={**LAYER, **{"att.share_" + c: "C" for c in "rkv"}, "att.log_decay": "A", "ffn.share_k": "C"},
         first_only=LN0,
     )
-
-    def __init__(self, weights: PlacedWeights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
-        super().__init__(weights, sizes, ln_x_eps)
-        self.layers = [self._load_layer(weights.at(i), i) for i in range(sizes["L"])]
+    layers: list[ToyLayer]
 
     @classmethod
     def state_fields(
@@ -89,8 +85,7 @@ class Toy(Architecture):
             StateField("ffn_shift", (sizes["C"],), dtype),
         )
 
-    @staticmethod
-    def _load_layer(weights: Weights, i: int) -> ToyLayer:
+    def load_layer(self, weights: Weights, i: int) -> ToyLayer:
         att, ffn = f"blocks.{i}.att.", f"blocks.{i}.ffn."
         return ToyLayer(
             time_norm=weights.norm(f"blocks.{i}.ln1"),

@@ -30,6 +30,7 @@ _RESCALED = ("att.output.weight", "ffn.value.weight")
 
 
 def is_converted(entries: Mapping[str, Any]) -> bool:
+    """Tells whether the entries of a PyTorch file are in ChatRWKV's converted form."""
     return "_strategy" in entries
 
 
@@ -60,7 +61,7 @@ def restore_converted(path: Path, entries: Mapping[str, Any]) -> Contents:
 
 
 def _layer_targets(names: Collection[str]) -> LayerTargets:
-    """The rules of the version whose schema the names fit best, once the rules are applied."""
+    """The rules of the version whose schema differs least from the names that its rules give."""
 
     def distance(version: tuple[Schema, LayerTargets]) -> tuple[int, int]:
         schema, layer = version

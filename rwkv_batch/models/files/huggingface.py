@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ..architecture import architectures
 from ..schema import Schema
-from .hf_names import HfLayout
+from .hf_layouts import HfLayout
 from .stored import Contents, StoredTensor
 from .weight_files import read_safetensors, require_one_dtype, require_tensors
 
@@ -64,7 +64,7 @@ def _candidates(folder: Path, config: Any) -> list[tuple[Schema, HfLayout]]:
 def _choose(
     candidates: Iterable[tuple[Schema, HfLayout]], names: Collection[str], embedding_is_normalized: bool
 ) -> HfLayout:
-    """The layout that gives the names which fit the schema of its version best."""
+    """The layout whose canonical names differ least from the schema of its version."""
 
     def distance(candidate: tuple[Schema, HfLayout]) -> tuple[int, int]:
         schema, layout = candidate
@@ -88,6 +88,7 @@ def _read_config(folder: Path) -> Any:
 
 
 def _check_settings(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises CheckpointError for a setting that changes the model in a way that rwkv_batch does not compute."""
     expected = {
         "attn": None,
         "quantization_config": None,

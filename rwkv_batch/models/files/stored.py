@@ -49,7 +49,7 @@ def renamed(pairs: Mapping[str, str], kinds: Iterable[str] = ("weight",)) -> dic
     return {f"{theirs}.{kind}": ((f"{ours}.{kind}", AS_STORED),) for theirs, ours in pairs.items() for kind in kinds}
 
 
-def rows(*names: str) -> dict[str, Targets]:
+def as_rows(*names: str) -> dict[str, Targets]:
     """Vectors that differ from [1, 1, C] in shape only."""
     return {name: ((name, ROW),) for name in names}
 

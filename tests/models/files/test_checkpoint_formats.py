@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import make_checkpoint, write_checkpoint
@@ -20,8 +21,11 @@ from torch import Tensor
 from versions import VERSIONS
 
 from rwkv_batch.errors import CheckpointError, ConfigurationError, MissingExtraError
+from rwkv_batch.models.files import formats
 from rwkv_batch.models.files.checkpoint import open_checkpoint
+from rwkv_batch.models.files.formats import CheckpointFormat, Source
 from rwkv_batch.models.files.state_file import load_state_file
+from rwkv_batch.models.files.stored import Contents, StoredTensor
 
 
 @pytest.fixture
@@ -200,6 +204,29 @@ def test_old_torch_is_refused_for_pickle_only(
     with pytest.raises(CheckpointError, match=r"torch 2\.10.*this is 2\.9\.1.*safetensors"):
         open_checkpoint(write_checkpoint(tensors, tmp_path / "model.pth"))
     open_checkpoint(write_checkpoint(tensors, tmp_path / "model.safetensors"))
+
+
+# Other formats
+
+
+def test_a_format_is_an_entry_of_the_table(
+    tensors: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(source: Source) -> Contents:
+        flat = np.load(source.path)
+        return Contents({name: StoredTensor(torch.from_numpy(flat[name])) for name in flat.files}, (source.path,))
+
+    arrays = CheckpointFormat("npz", lambda source: source.path.suffix == ".npz", read)
+    path = tmp_path / "model.npz"
+    np.savez(path, **{name: tensor.numpy() for name, tensor in tensors.items()})
+    with pytest.raises(CheckpointError, match="not a readable PyTorch file"):
+        open_checkpoint(path)
+    monkeypatch.setattr(formats, "FORMATS", (arrays, *formats.FORMATS))
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.format == "npz"
+    assert checkpoint.names == tensors.keys()
+    assert torch.equal(checkpoint.tensor("head.weight"), tensors["head.weight"])
+    assert checkpoint.fingerprint() == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # State files

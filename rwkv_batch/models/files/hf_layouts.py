@@ -1,8 +1,8 @@
 """Layouts of Hugging Face folders: tensor names, shapes and orientations, mapped to the canonical ones.
 
-A version states its layouts. Two families share names among versions: that of transformers (RWKV-4, and RWKV-5 and 6 in
-the same style), whose tensors differ in name only, and that of flash-linear-attention (RWKV-6 and 7), which transposes,
-stacks and reorders some.
+A version lists its layouts (`Architecture.hugging_face`). Most follow one of two styles: that of transformers, in which
+tensors differ from the canonical ones in name only, and that of flash-linear-attention, which transposes, stacks and
+reorders some.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class HfLayout:
 
     Args:
         model_type: the `model_type` in config.json.
-        targets: a tensor's name → the canonical tensors. Names that it does not know stay as they are.
+        targets: a tensor's name → the canonical tensors. Unknown names stay as they are.
+        ln_x_eps: reads the epsilon of the group norm over heads from config.json.
     """
 
     model_type: str
@@ -40,14 +41,12 @@ _TRANSFORMERS_WORDS = {"embeddings": "emb", "pre_ln": "ln0", "attention": "att",
 
 
 def transformers_layout(
-    model_type: str,
-    words: Mapping[str, str] | None = None,
-    ln_x_eps: EpsilonOf = _no_epsilon,
+    model_type: str, words: Mapping[str, str] | None = None, ln_x_eps: EpsilonOf = _no_epsilon
 ) -> HfLayout:
     """A layout in the style of transformers: rwkv.blocks.0.attention.time_mix_key → blocks.0.att.time_mix_k.
 
     Args:
-        words: words between the dots of a name → the canonical words, besides those that all versions share.
+        words: word between the dots of a name → canonical word, in addition to `_TRANSFORMERS_WORDS`.
     """
     canonical = _TRANSFORMERS_WORDS | dict(words or {})
 
@@ -73,7 +72,7 @@ def fla_layout(model_type: str, layer: LayerTargets, ln_x_eps: EpsilonOf = _no_e
     """A layout in the style of flash-linear-attention.
 
     Args:
-        layer: the tensors of a layer, named without `model.layers.N.`, besides the norms.
+        layer: the tensors of a layer but for the norms, named without `model.layers.N.`.
     """
     known = {**_FLA_NORMS, **layer}
 

@@ -37,4 +37,6 @@ def token_in_float64(op: str) -> AdvanceToken:
 
 def with_matrix_state() -> tuple[str, ...]:
     """The variants that keep one matrix for each head."""
-    return tuple(name for name, variant in VARIANTS.items() if "att.time_state" in variant.architecture.schema.layer)
+    return tuple(
+        name for name, variant in VARIANTS.items() if "att.time_state" in variant.architecture.schema.initial_state
+    )

@@ -11,63 +11,42 @@ import json
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import MISSING, fields
+from dataclasses import fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from rwkv_batch.cli import _parser as main_parser
-from rwkv_batch.job.config import JOB_SAMPLING, JobConfig, Section
+from rwkv_batch.job.config import JobConfig, Setting, describe_settings
 from rwkv_batch.job.fingerprint import HARMLESS
 from rwkv_batch.job.input.columns import Columns
 from rwkv_batch.job.output.results import result_schema
 from rwkv_batch.llm import LLM
 from rwkv_batch.measure.bench import _parser as bench_parser
 from rwkv_batch.outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
-from rwkv_batch.sampling_params import SamplingParams
+from rwkv_batch.sampling_params import SAMPLING_FIELDS, SamplingParams
 
 FOLDER = Path(__file__).parent / "reference"
 NOTICE = "<!-- Written by docs/generate.py: change the code or that script, then run it. -->"
 
-MEANINGS = {
-    "task": "complete prompts, or score continuations of contexts",
-    "model.path": "the model file; `demo` is the bundled model",
-    "model.tokenizer": "null takes and gives token ids",
-    "model.dtype": "number format of weights and activations; auto is the checkpoint's, on a CPU without "
-    "instructions for it float32",
-    "model.quantization": "`int8` or `w8a8`: matrices with one byte a weight",
-    "model.strategy": "a device and number format for each layer, in ChatRWKV's words; replaces `engine.device`, "
-    "`model.dtype` and `model.quantization`",
-    "model.init_state": "a state-tuning file from which every sequence starts",
-    "model.ln_x_eps": "epsilon of the group norm over heads; null takes the checkpoint's, else 64e-5",
-    "model.sha256": "refuses a model file with another SHA-256",
-    "engine.device": "where the model runs; auto is the first GPU, else the CPU",
-    "engine.backend": "which kernels serve; auto takes the fastest that work, a named backend must work",
-    "engine.max_batch_size": "sequences that run at the same time (slots); auto takes what is useful and fits",
-    "engine.max_batch_tokens": "tokens of one step; auto likewise",
-    "engine.state_dtype": "float16 halves the memory of a state (RWKV-5 to 7), rounded stochastically",
-    "engine.prefix_sharing": "computes prompt prefixes that several rows share once",
-    "engine.prefix_host_gib": "host memory for states of shared prefixes, in GiB",
-    "engine.batch_invariant": "a row's bits do not depend on the rows beside it; false is faster on a GPU",
-    "input.path": "where the rows are; files are read in the order of their names",
-    "input.format": "auto goes by the file name and the first bytes",
-    "input.columns": "which column holds what, for example `{prompt: question}`; null: the column is not used",
-    "input.template": "makes the prompt from the row's columns",
-    "input.limit": "takes only the first rows; part of the job, so the whole job needs another output",
-    "input.max_prompt_tokens": "a row with a longer prompt becomes an error row",
-    "score.add_bos_token": "puts token 0 before every context that does not begin with it",
-    "output.path": "the folder for the parts; nothing else is written into it",
-    "output.rows_per_part": "input rows of one output file",
-    "output.flush_seconds": "finished rows are written to disk at least this often",
-    "output.input_columns": "columns of the input that the output repeats",
-    "output.token_ids": "adds the column `token_ids`",
-    "output.logprobs": "adds the column `token_logprobs`",
-    "run.state_dir": "where progress and reports go; not inside the output folder",
-    "run.on_row_error": "stop ends the run at the first error row, with exit code 3",
-    "run.backend": "where the job runs: in this process",
+
+RESULTS = {
+    "prompt_token_ids": "The prompt's tokens.",
+    "prompt_logprobs": "For each prompt token the most likely ones in its place; None for the first one.",
+    "outputs": "One for each sample.",
+    "error_code": "Why the prompt could not be served: one of the [error codes](error-codes.md); None where it was.",
+    "error": "The same in a sentence.",
+    "text": "The completion, without the stop string.",
+    "logprobs": "For each sampled token the most likely ones in its place, and itself; None where not asked for.",
+    "finish_reason": "`stop`, `length`, `abort` or `error`.",
+    "token_logprobs": "Log-probability of each token.",
+    "num_tokens": "Tokens of the continuation.",
+    "logprob": "Natural logarithm of the probability.",
+    "decoded_token": "The token's text.",
 }
-"""Setting → what it does."""
+"""Fields of results whose name says nearly all, with their meaning."""
 
 
 def pages() -> dict[str, str]:
@@ -110,31 +89,18 @@ def _job_file() -> Iterator[str]:
         "Relative paths are relative to the folder in which the command is started.",
         "*Resume: must stay* means that the output of a started job is refused (exit code 4) when the setting gives "
         "another result than before. Paths of the model and of the input are compared by content: a moved file is no "
-        "change. The `sampling` section takes every field of [sampling parameters](sampling-params.md).",
+        "change. A setting of the section `sampling` is a field of [sampling parameters](sampling-params.md) too.",
     )
-    for name, field in JobConfig.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, Section):
-            yield from (f"## {name}", "")
-            rows = (_setting(f"{name}.{key}", key, inner) for key, inner in section.model_fields.items())
-            yield from _table("setting|values|default|resume|meaning", rows)
-        elif name == "sampling":
-            yield from ("## sampling", "", "A job's defaults differ from `SamplingParams()` in these fields:", "")
-            changed = [
-                (f"`{f.name}`", f"`{_yaml(getattr(JOB_SAMPLING, f.name))}`")
-                for f in fields(SamplingParams)
-                if getattr(JOB_SAMPLING, f.name) != f.default
-            ]
-            yield from _table("field|default in a job", changed)
-        else:
-            yield from (f"## {name}", "")
-            yield from _table("setting|values|default|resume|meaning", [_setting(name, name, field)])
+    for section, settings in groupby(describe_settings(), key=lambda setting: setting.name.partition(".")[0]):
+        yield from (f"## {section}", "")
+        head = "setting|values|default|resume|meaning"
+        yield from _table(head, (_setting(one, section) for one in settings))
 
 
-def _setting(dotted: str, key: str, field: Any) -> tuple[str, ...]:
-    default = "required" if field.is_required() else f"`{_yaml(field.default)}`"
-    resume = "may change" if dotted in HARMLESS else "must stay"
-    return f"`{key}`", field.description, default, resume, MEANINGS[dotted]
+def _setting(setting: Setting, section: str) -> tuple[str, ...]:
+    default = "required" if setting.is_required else f"`{_yaml(setting.default)}`"
+    resume = "may change" if setting.name in HARMLESS else "must stay"
+    return f"`{setting.name.removeprefix(f'{section}.')}`", setting.expected, default, resume, setting.doc
 
 
 def _arguments(docstring: str) -> dict[str, str]:
@@ -153,8 +119,7 @@ def _arguments(docstring: str) -> dict[str, str]:
 
 
 def _sampling_params() -> Iterator[str]:
-    meanings = {"include_stop_str_in_output": "the text keeps the stop string that ended it"}
-    meanings |= _arguments(SamplingParams.__doc__ or "")
+    meanings = SamplingParams.field_docs()
     yield from _prose(
         "# Sampling parameters",
         NOTICE,
@@ -163,20 +128,16 @@ def _sampling_params() -> Iterator[str]:
         "raises `ValueError` with field, value and range; in a column it makes an error row with the code "
         "`bad_sampling`.",
     )
-    rows = [
-        (f"`{field.name}`", f"`{field.type}`", f"`{_default(field)}`", meanings[field.name])
-        for field in fields(SamplingParams)
-    ]
-    yield from _table("field|type|default|meaning", rows)
+    rows = (
+        (f"`{name}`", f"`{field.type}`", declared.description, f"`{field.default!r}`", meanings[name])
+        for (name, declared), field in zip(SAMPLING_FIELDS.items(), fields(SamplingParams), strict=True)
+    )
+    yield from _table("field|type|values|default|meaning", rows)
     yield from _prose(
         "From logits to a token, in this order: penalties; `logit_bias`; bans (`allowed_token_ids`, `bad_token_ids`, "
         "`min_tokens`, constraints); temperature; top-k, top-p and min-p; the draw. With `top_p_order: rwkv` the "
         "temperature comes after the filters. Log-probabilities are the model's own: before all of these."
     )
-
-
-def _default(field: Any) -> str:
-    return repr(field.default) if field.default is not MISSING else repr(field.default_factory())
 
 
 def _llm() -> Iterator[str]:
@@ -238,7 +199,7 @@ def _fields_with_docs(kind: type) -> Iterator[tuple[str, str, str]]:
     source = inspect.getsource(kind)
     for field in fields(kind):
         doc = re.search(rf'^    {field.name}:[^\n]*\n    """(.*?)"""', source, re.DOTALL | re.MULTILINE)
-        yield f"`{field.name}`", f"`{field.type}`", " ".join(doc[1].split()) if doc else ""
+        yield f"`{field.name}`", f"`{field.type}`", " ".join(doc[1].split()) if doc else RESULTS[field.name]
 
 
 def _command_line() -> Iterator[str]:

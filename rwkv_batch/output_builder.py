@@ -1,4 +1,4 @@
-"""Finished rows → what the embedded API returns."""
+"""The output builder: turns finished rows into the outputs of the Python API."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _WHOLE_TEXT = -1
 
 
 class OutputBuilder:
-    """Makes outputs of finished rows.
+    """Turns finished rows into outputs.
 
     Args:
-        tokenizer: says what tokens are as text; None leaves all texts empty.
+        tokenizer: decodes tokens; None leaves all texts empty.
     """
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
@@ -31,7 +31,7 @@ class OutputBuilder:
         self._detokenizer = Detokenizer(tokenizer.token_bytes) if tokenizer else None
 
     def requests(self, rows: Sequence[Finished]) -> Iterator[tuple[Hashable, RequestOutput]]:
-        """(key, output) of each row of prompts; all texts are made in one call."""
+        """(key, output) of each row with a prompt. All texts are decoded in one call."""
         served = [row for row in rows if isinstance(row, RowInFlight)]
         texts = iter(self._texts([completion for row in served for completion in row.completions]))
         for row in rows:
@@ -42,7 +42,7 @@ class OutputBuilder:
                 yield row.key, self._request(row, [next(texts) for _ in row.completions])
 
     def scores(self, rows: Iterable[Finished]) -> Iterator[tuple[Hashable, list[ScoreOutput]]]:
-        """(key, one output for each continuation) of each row that was scored; at least one output for an error row."""
+        """(key, one output for each continuation) of each scored row. An error row has at least one output."""
         for row in rows:
             if isinstance(row, ErrorRow):
                 error = row.error
@@ -77,7 +77,7 @@ class OutputBuilder:
         prompt = _listed(first.request.prompt_token_ids)
         prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         if first.prompt_scores is not None:
-            scores = first.prompt_scores  # of fewer tokens where the row was aborted before its prompt was read
+            scores = first.prompt_scores  # of fewer tokens if the row was aborted before its prompt was read
             prompt_logprobs = [None, *self._logprobs(prompt[1 : 1 + len(scores)], scores)]
         samples = zip(row.completions, texts, strict=True)
         outputs = [self._completion(index, completion, text) for index, (completion, text) in enumerate(samples)]
@@ -110,7 +110,7 @@ class OutputBuilder:
         return self._detokenizer.texts(np.concatenate(parts), offsets, np.array(limits, np.int64))
 
     def _logprobs(self, token_ids: Iterable[int], scores: TokenScores) -> LogprobDicts:
-        """For each token the most likely ones in its place, most likely first, and the token itself."""
+        """For each token: the most likely tokens at its position, most likely first, and the token itself."""
         decode = self._tokenizer.decode if self._tokenizer else None
         found = []
         for token_id, score in zip(token_ids, scores, strict=True):

@@ -1,4 +1,4 @@
-"""Run an iterator of lists on a thread of its own, a bounded number of their items ahead."""
+"""Prefetch: iterates lists on a background thread, a bounded number of their items ahead."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 0.05
-"""How long `take` waits for more items while some have gathered."""
+"""How long `take` waits for one more item once it has some."""
 CLOSING_SECONDS = 5.0
+"""How long `close` waits for the background thread."""
 
 
 class Prefetch(Generic[T]):
-    """Items of lists that are made on a background thread while the caller does something else.
+    """The items of an iterator of lists, which runs on a background thread.
 
-    An exception raised while a list is made is raised again where its items would have come.
+    An exception of the iterator is raised again by `take`, after the items before it have been taken.
 
     Args:
-        lists: makes the items, several at a time. A list that is ready is not kept back until the next one is.
-        ahead: items that may wait to be taken, beside the list that has been made last.
-        weight: for how many items one counts, at least 1; None counts each for one. It must stay as it is.
+        lists: the iterator; its next list is made while the items of earlier lists can be taken.
+        ahead: limit of the weight of the items that are ready. The thread holds one more list at most.
+        weight: an item's weight, at least 1, and always the same for an item; None gives every item the weight 1.
 
     Attributes:
         is_ended: every item has been taken.
@@ -35,35 +36,35 @@ class Prefetch(Generic[T]):
         self._weight = weight or _one
         self._ready: deque[T] = deque()
         self._ready_weight = 0
-        # Its lock is reentrant: a garbage collection inside may close another iterator, even this one.
+        # A reentrant lock (a Condition's default), because a garbage collection inside may close this iterator.
         self._changed = threading.Condition()
-        self._is_made = False  # no more items will become ready
+        self._is_exhausted = False  # no more items will become ready
         self._is_closed = False
         self._failure: BaseException | None = None
         self.thread = threading.Thread(target=self._run, args=(iter(lists),), name="rwkv_batch-prefetch", daemon=True)
         self.thread.start()
 
     def has_ready(self, count: int) -> bool:
-        """That many items can be taken without waiting, or all that are left."""
-        return self._ready_weight >= count or self._is_made
+        """Whether items of this weight, or all that are left, can be taken without waiting."""
+        return self._ready_weight >= count or self._is_exhausted
 
     def take(self, most: int, wait: bool) -> list[T]:
-        """The next items, in order; [] where none is ready, or at the end (see `is_ended`).
+        """Take the next items, in order; [] if none is ready, or at the end (see `is_ended`).
 
         Args:
-            most: how many at the most; the last one may count for more than what is left of them.
-            wait: wait for the first one, and a moment for more to gather behind it.
+            most: limit of the items' weight; the last item may exceed it.
+            wait: wait for the first item, and then up to PATIENCE_SECONDS for each further one.
         """
         items: list[T] = []
         with self._changed:
             if wait:
                 self._changed.wait_for(self._has_something)
             left = self._move(items, most)
-            while wait and left > 0 and not self._is_made:
+            while wait and left > 0 and not self._is_exhausted:
                 if not self._changed.wait_for(self._has_something, PATIENCE_SECONDS):
                     break
                 left = self._move(items, left)
-        if self._is_made and not self._ready:
+        if self._is_exhausted and not self._ready:
             if self._failure is None:
                 self.is_ended = True
             elif not items:
@@ -72,7 +73,7 @@ class Prefetch(Generic[T]):
         return items
 
     def close(self) -> None:
-        """Stop making items. Waits for the list that is being made, unless that takes long."""
+        """Stop the background thread. Waits for the list that it is making, at most CLOSING_SECONDS."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -80,10 +81,10 @@ class Prefetch(Generic[T]):
             self.thread.join(CLOSING_SECONDS)
 
     def _has_something(self) -> bool:
-        return bool(self._ready) or self._is_made
+        return bool(self._ready) or self._is_exhausted
 
     def _move(self, items: list[T], most: int) -> int:
-        """Move what is ready to `items`, until they are `most`; returns how many are missing."""
+        """Move ready items to `items` until their weight is `most`. Returns the weight that is missing."""
         while self._ready and most > 0:
             items.append(self._ready.popleft())
             weight = self._weight(items[-1])
@@ -102,11 +103,11 @@ class Prefetch(Generic[T]):
             self._failure = failure
         finally:
             with self._changed:
-                self._is_made = True
+                self._is_exhausted = True
                 self._changed.notify_all()
 
     def _offer(self, items: Sequence[T]) -> None:
-        """Make items ready, as far as there is room; wait for room for the others."""
+        """Make items ready, one by one, and wait whenever their weight has reached the limit."""
         with self._changed:
             for item in items:
                 if self._ready_weight >= self._ahead:

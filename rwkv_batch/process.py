@@ -1,34 +1,39 @@
-"""One call of a function in a process of its own: whatever becomes of the process, the caller goes on."""
+"""Calls of a function in another process. However that process ends, the caller goes on."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+Result = TypeVar("Result")
 
 _START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from {module} import main; main(*sys.argv[2:])"
 POLL_SECONDS = 0.02
 _END_SECONDS = 5.0
-"""How long a process that was killed is waited for. One that waits for a broken driver never ends."""
+"""How long to wait for a killed process. A process that waits for a broken driver never ends."""
 
 
 class Ended(NamedTuple):
     """How a process ended.
 
     Args:
-        answer: what the function gave; None where it gave nothing.
-        code: exit code; that of a signal is its number, negative; None where the process did not end.
+        answer: the function's result; None if the process ended without one.
+        code: exit code; minus the signal's number if a signal ended the process; None if the process did not end.
         is_late: the time limit was reached, and the process was killed.
-        log: the end of what the process wrote to standard output and standard error.
-        seconds: from start to end.
+        log: the last 4000 characters of standard output and standard error.
+        seconds: from the start of the process to its end.
     """
 
     answer: Any
@@ -39,11 +44,11 @@ class Ended(NamedTuple):
 
 
 class Process:
-    """A process that calls a function.
+    """Starts a process that calls a function.
 
     Args:
-        function: "package.module:function"; what it returns is plain JSON.
-        arguments: by name, plain JSON.
+        function: "package.module:function"; its result must be plain JSON.
+        arguments: keyword arguments, plain JSON.
         time_limit: seconds after which the process is killed, with all processes that it started.
         folder: an empty folder for the answer and the log.
     """
@@ -61,7 +66,7 @@ class Process:
         self._time_limit = time_limit
 
     def wait(self) -> Ended:
-        """How the process ended, when it has; at the latest when its time is over."""
+        """Wait for the end of the process, at most until its time limit, and say how it ended."""
         try:
             while (ended := self.ended()) is None:
                 sleep(POLL_SECONDS)
@@ -70,7 +75,7 @@ class Process:
             self.kill()
 
     def ended(self) -> Ended | None:
-        """How the process ended; None while it runs and has time left."""
+        """How the process ended; None while it runs within its time limit."""
         seconds = monotonic() - self._start
         is_late = self._process.poll() is None and seconds > self._time_limit
         if self._process.returncode is None and not is_late:
@@ -81,13 +86,13 @@ class Process:
         return Ended(answer, self._process.returncode, is_late, log, seconds)
 
     def kill(self) -> None:
-        """End the process, if it runs, and those that it has started, and wait for it."""
+        """Kill the process and the processes that it has started, if they run, and wait for its end."""
         self.send_kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_SECONDS)
 
     def send_kill(self) -> None:
-        """As `kill`, without waiting: of several processes all can be told before one is waited for."""
+        """Like `kill`, but without waiting. Several processes can be killed before the first is waited for."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if hasattr(os, "killpg"):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -96,9 +101,50 @@ class Process:
 
 
 def main(function: str, arguments: str, path: str) -> None:
-    """What the process does: the answer appears in the file `path` when it is complete."""
+    """The program of the process. The file `path` appears when the answer in it is complete."""
     module, _, name = function.partition(":")
     answer = getattr(import_module(module), name)(**json.loads(arguments))
     unfinished = Path(path + ".tmp")
     unfinished.write_text(json.dumps(answer))
     os.replace(unfinished, path)
+
+
+def call_in_process(function: Callable[..., Result], **arguments: Any) -> Result:
+    """Call a function in another process, and return its result.
+
+    This is for a function that changes its process, such as one that initializes CUDA.
+
+    Args:
+        function: a function of a module; the other process imports it by name.
+        arguments: keyword arguments. They and the result must be possible to pickle.
+
+    Raises:
+        Exception: whatever the function raises.
+        RuntimeError: the process ended without an answer; the message has the last line that it printed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        call, answer = Path(folder, "call"), Path(folder, "answer")
+        call.write_bytes(pickle.dumps((function, arguments)))
+        paths = {"call": str(call), "answer": str(answer)}
+        ended = Process(f"{__name__}:answer_call", paths, math.inf, Path(folder)).wait()
+        if not answer.exists():
+            last = (ended.log.strip().splitlines() or ["it printed nothing"])[-1]
+            raise RuntimeError(f"{function.__name__}: its process ended with code {ended.code}: {last}")
+        result, error = pickle.loads(answer.read_bytes())
+        if error is not None:
+            raise error
+        return result
+
+
+def answer_call(call: str, answer: str) -> None:
+    """Call the function in the file `call`, and write its result or its exception to the file `answer`.
+
+    This runs in the process that `call_in_process` starts.
+    """
+    function, arguments = pickle.loads(Path(call).read_bytes())
+    result, error = None, None
+    try:
+        result = function(**arguments)
+    except Exception as raised:
+        error = raised
+    Path(answer).write_bytes(pickle.dumps((result, error)))

@@ -1,4 +1,4 @@
-"""Rows of text or token ids → requests: text becomes token ids here, and never later."""
+"""The request builder: turns rows into requests. This is the only place where text becomes token ids."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ _stop_strings = lru_cache(maxsize=256)(StopStrings)
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """How the completions of a row say what its continuations score.
+    """Finds the scores of a row's continuations in its completions.
 
-    The context is read once: what follows it directly, the first token of every continuation, is scored from one
-    hidden state. The rest of a longer continuation needs a request of its own, which starts where the context ends. A
-    single continuation is one request. `sample` 0 is the context's request, 1 + i that of continuation i.
+    The context's hidden state scores the first token of every continuation, so one request for the context serves all
+    of those. Continuation i has a second request if it has further tokens; prefix sharing computes the context only
+    once. If there is only one continuation, one request does both. `Request.sample` says which request it is: 0 is the
+    context's, 1 + i that of continuation i.
 
     Args:
         context: [T] int32 token ids, at least one.
@@ -46,15 +47,15 @@ class Scoring:
     continuations: list[np.ndarray]
 
     def of_context(self, completions: Iterable[Completion]) -> TokenScores | None:
-        """Scores of the context's tokens after the first; None where they were not asked for."""
+        """Scores of the context's tokens after the first; None if they were not asked for."""
         return next((found.prompt_scores for found in completions if found.request.sample == 0), None)
 
     def of_continuations(self, completions: Iterable[Completion]) -> list[TokenScores]:
-        """Scores of each continuation's tokens."""
+        """The scores of each continuation's tokens."""
         return [TokenScores.join(parts) for parts in self.parts_of_continuations(completions)]
 
     def parts_of_continuations(self, completions: Iterable[Completion]) -> list[list[TokenScores]]:
-        """The same in parts, as they were computed, in order."""
+        """The same, each as consecutive parts: the first token's score, and those of the continuation's own request."""
         found = {completion.request.sample: completion for completion in completions}
         shared = found[0].next_scores if 0 in found else None
         scores, firsts = [], 0
@@ -70,8 +71,8 @@ class Scoring:
         return scores
 
 
-class _Setting(NamedTuple):
-    """What a row's sampling parameters mean to its requests."""
+class _RequestSettings(NamedTuple):
+    """The settings of a row's requests that follow from its sampling parameters."""
 
     params: SamplingParams
     seed: int
@@ -80,11 +81,13 @@ class _Setting(NamedTuple):
 
 
 class _Draft(NamedTuple):
-    """A row whose texts are still to be encoded: a prompt, or a context with its continuations."""
+    """A checked row whose texts are not encoded yet."""
 
     row: GenerateRow | ScoreRow
-    parts: list[Any]
-    setting: _Setting | None = None
+    inputs: list[Any]
+    """Texts or token ids: the prompt, or the context and its continuations."""
+    settings: _RequestSettings | None = None
+    """None for a row to score."""
 
 
 class RequestBuilder:
@@ -92,9 +95,9 @@ class RequestBuilder:
 
     Args:
         vocab_size: V; every token id must lie in [0, V).
-        seed: of rows whose sampling parameters have none.
+        seed: the seed of rows whose sampling parameters have none.
         constraints: compiles JSON schemas, regular expressions and grammars.
-        max_prompt_tokens: a prompt, or a context, with more tokens is a bad row; None takes any.
+        max_prompt_tokens: a row whose prompt, or context, has more tokens becomes an error row; None is no limit.
     """
 
     def __init__(
@@ -111,58 +114,61 @@ class RequestBuilder:
         self._constraints = constraints
         self._max_prompt_tokens = max_prompt_tokens
         self._keys = count()
-        self._last: _Setting | None = None
+        self._last: _RequestSettings | None = None
 
     def check(self, params: SamplingParams) -> None:
-        """Raise RowError where no prompt could be sampled so. Constraints are compiled.
+        """Check sampling parameters, independent of a prompt. Constraints are compiled.
 
         Raises:
-            MissingExtraError: they need a package that is missing.
+            RowError: a value is wrong for this model.
+            MissingExtraError: a constraint needs a package that is missing.
         """
-        self._setting(params)
+        self._settings(params)
 
     def build(self, rows: Sequence[GenerateRow | ScoreRow | ErrorRow]) -> list[RowInFlight | ErrorRow]:
-        """The rows with their requests, in order. All texts are encoded in one call; a bad row becomes an error row."""
+        """Make the requests of each row, in order. One call encodes all texts. A bad row becomes an error row."""
         drafts = [row if isinstance(row, ErrorRow) else _attempt(self._draft, row, row) for row in rows]
-        texts = [part for draft in drafts if isinstance(draft, _Draft) for part in draft.parts if isinstance(part, str)]
+        texts = [one for draft in drafts if isinstance(draft, _Draft) for one in draft.inputs if isinstance(one, str)]
         encoded = iter(self.tokenizer.encode_many(texts) if self.tokenizer and texts else ())
         built: list[RowInFlight | ErrorRow] = []
         for draft in drafts:
             if isinstance(draft, ErrorRow):
                 built.append(draft)
             else:
-                parts = [next(encoded) if isinstance(part, str) else part for part in draft.parts]
-                built.append(_attempt(self._in_flight, draft.row, draft, parts))
+                ids = [next(encoded) if isinstance(one, str) else one for one in draft.inputs]
+                built.append(_attempt(self._row_in_flight, draft.row, draft, ids))
         return built
 
     def _draft(self, row: GenerateRow | ScoreRow) -> _Draft:
-        """What is to be encoded, checked as far as it can be before."""
+        """Check a row as far as that is possible before its texts are encoded."""
         if isinstance(row, GenerateRow):
-            return _Draft(row, [self._text_or_ids(_prompt(row.prompt), "prompt")], self._setting(row.params))
+            return _Draft(row, [self._text_or_ids(_prompt(row.prompt), "prompt")], self._settings(row.params))
         context = self._text_or_ids(row.context, "context")
         if any(isinstance(continuation, str) != isinstance(context, str) for continuation in row.continuations):
             raise RowError("bad_type", "context and continuation must both be text or both be token ids")
         return _Draft(row, [context, *(self._text_or_ids(one, "continuation") for one in row.continuations)])
 
-    def _in_flight(self, draft: _Draft, parts: Sequence[np.ndarray | RowError]) -> RowInFlight:
-        """A row whose texts have become token ids, [T] int32 each, or the reasons why they cannot."""
+    def _row_in_flight(self, draft: _Draft, encoded: Sequence[np.ndarray | RowError]) -> RowInFlight:
+        """Make the requests of a row from its token ids, [T] int32 each, or from errors of texts that have none."""
         ids = []
-        for part in parts:
-            if isinstance(part, RowError):
-                raise part
-            ids.append(part)
+        for found in encoded:
+            if isinstance(found, RowError):
+                raise found
+            ids.append(found)
         if self._max_prompt_tokens is not None and len(ids[0]) > self._max_prompt_tokens:
             limit = f"input.max_prompt_tokens ({self._max_prompt_tokens})"
             raise RowError("prompt_too_long", f"the prompt has {len(ids[0])} tokens, more than {limit}")
         if isinstance(draft.row, ScoreRow):
-            return self._scored(draft.row, ids[0], ids[1:])
-        assert draft.setting is not None
-        prompt = draft.parts[0] if isinstance(draft.parts[0], str) else None
-        return self._generated(draft.row, draft.setting, prompt, ids[0])
+            return self._score(draft.row, ids[0], ids[1:])
+        assert draft.settings is not None
+        prompt = draft.inputs[0] if isinstance(draft.inputs[0], str) else None
+        return self._generate(draft.row, draft.settings, prompt, ids[0])
 
-    def _generated(self, row: GenerateRow, setting: _Setting, prompt: str | None, ids: np.ndarray) -> RowInFlight:
-        """One request for each sample; the first one scores the prompt, where that is asked for."""
-        params, key = setting.params, next(self._keys)
+    def _generate(
+        self, row: GenerateRow, settings: _RequestSettings, prompt: str | None, ids: np.ndarray
+    ) -> RowInFlight:
+        """Make one request for each sample. The first one also scores the prompt, if that is asked for."""
+        params, key = settings.params, next(self._keys)
         ids = ids if len(ids) else np.array([END_OF_TEXT], np.int32)
         start = None if params.prompt_logprobs is None else 1
         requests = [
@@ -170,26 +176,26 @@ class RequestBuilder:
                 key=key,
                 prompt_token_ids=ids,
                 params=params,
-                seed=setting.seed,
+                seed=settings.seed,
                 row=row.row,
                 sample=sample,
                 score_start=None if sample else start,
-                stop_strings=setting.stop_strings,
-                new_constraint=setting.new_constraint,
+                stop_strings=settings.stop_strings,
+                new_constraint=settings.new_constraint,
             )
             for sample in range(params.n)
         ]
         return RowInFlight(row, requests, prompt)
 
-    def _scored(self, row: ScoreRow, context: np.ndarray, continuations: list[np.ndarray]) -> RowInFlight:
-        """The requests that `Scoring` describes; none where there is nothing to score."""
+    def _score(self, row: ScoreRow, context: np.ndarray, continuations: list[np.ndarray]) -> RowInFlight:
+        """Make the requests that `Scoring` describes; none if there is nothing to score."""
         if not len(context) or (row.add_bos_token and context[0] != END_OF_TEXT):
             context = np.concatenate(([END_OF_TEXT], context), dtype=np.int32)
         key = next(self._keys)
         top = row.top_logprobs
         firsts = tuple(int(ids[0]) for ids in continuations if len(ids))
         is_single = row.prompt_logprobs is None and len(firsts) == 1
-        start = len(context) + (not is_single)
+        start = len(context) + (not is_single)  # the context's request scores the first token, unless there is only one
         params = _score_params(top, top)
         requests = []
         for i, ids in enumerate(continuations):
@@ -205,7 +211,7 @@ class RequestBuilder:
         return RowInFlight(row, requests, scoring=Scoring(context, continuations))
 
     def _text_or_ids(self, value: object, name: str) -> str | np.ndarray:
-        """Text that can be encoded, or [T] int32 ids, each in [0, V)."""
+        """Check an input: text, or token ids in [0, V), which become [T] int32."""
         if isinstance(value, str):
             if self.tokenizer is None:
                 raise RowError("no_tokenizer", f"the {name} is text, but this model was loaded with tokenizer=None")
@@ -217,13 +223,13 @@ class RequestBuilder:
             raise RowError("token_out_of_range", f"the {name} holds id {found}, expected 0 to {self.vocab_size - 1}")
         return value.astype(np.int32)
 
-    def _setting(self, params: SamplingParams) -> _Setting:
-        """Checked parameters; those of the row before are remembered, as rows often share theirs."""
+    def _settings(self, params: SamplingParams) -> _RequestSettings:
+        """Check parameters, and make the settings of requests. The latest are kept, because rows often share theirs."""
         if self._last is not None and self._last.params is params:
             return self._last
         self._check_params(params)
         strings = params.stop_strings
-        setting = _Setting(
+        settings = _RequestSettings(
             params,
             seed=self.seed if params.seed is None else params.seed,
             stop_strings=_stop_strings(strings, params.include_stop_str_in_output, params.min_tokens)
@@ -231,8 +237,8 @@ class RequestBuilder:
             else None,
             new_constraint=self._constraint(params),
         )
-        self._last = setting
-        return setting
+        self._last = settings
+        return settings
 
     def _check_params(self, params: SamplingParams) -> None:
         for name in ("stop_token_ids", "allowed_token_ids", "bad_token_ids", "logit_bias"):
@@ -256,11 +262,12 @@ class RequestBuilder:
 
 
 def _attempt(make: Callable[..., Built], row: GenerateRow | ScoreRow, *given: Any) -> Built | ErrorRow:
-    """What `make` makes; an error row where it finds the row bad."""
+    """Call `make`; the result is an error row if it raises RowError."""
     try:
         return make(*given)
     except RowError as error:
-        # Parts have always said 0 of a row that its settings spoil, and nothing of one that is too long.
+        # prompt_tokens is 0 here, and null for a prompt that is too long, as in all parts that earlier versions wrote:
+        # a resumed job must give equal parts.
         return ErrorRow.of(row, error, None if error.code == "prompt_too_long" else 0)
 
 
@@ -277,7 +284,7 @@ def _prompt(prompt: Prompt) -> TextOrIds:
 
 
 def _integers(value: object, name: str) -> np.ndarray:
-    """[T] integers; where they are beyond 64 bits, Python's own in an array of objects."""
+    """Check token ids: [T] integers; of dtype object if one does not fit into 64 bits."""
     if isinstance(value, np.ndarray):
         if value.ndim != 1 or value.dtype.kind not in "iu":
             raise RowError("bad_type", f"the {name} is an array {value.shape} of {value.dtype}, expected [T] integers")

@@ -1,4 +1,4 @@
-"""The forms of a row outside the engine: what is to be served, what cannot be served, and what is being served."""
+"""The forms of a row outside the engine: a row to serve, an error row, and a row in flight."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class GenerateRow:
     """One prompt to complete.
 
     Args:
-        key: comes back with the result; no other row that is served at the same time has the same key.
-        row: keys the random stream; the same row gives the same tokens wherever it runs.
+        key: returned with the result; no other row that is served at the same time has the same key.
+        row: number of the row. It selects the random stream: the same row gives the same tokens in any batch.
         prompt: text, token ids, {"prompt_token_ids": [...]}, {"prompt": text} or {"messages": [{"role", "content"}]};
             an empty one is the beginning of a document, token 0.
     """
@@ -40,15 +40,15 @@ class GenerateRow:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRow:
-    """Continuations of one context whose log-likelihoods are wanted; all text, or all token ids.
+    """Continuations of one context to score; all are text, or all are token ids.
 
     Args:
-        key: comes back with the result; no other row that is served at the same time has the same key.
+        key: returned with the result; no other row that is served at the same time has the same key.
         row: number of the row.
         context: an empty one is the beginning of a document, token 0.
         add_bos_token: put token 0 before a context that does not start with it.
         top_logprobs: also return this many most likely tokens at each of the continuations' positions; None is off.
-        prompt_logprobs: the same for each token of the context after the first, and its own log-probability.
+        prompt_logprobs: the same for each token of the context after the first, and that token's log-probability.
     """
 
     key: Hashable
@@ -62,12 +62,12 @@ class ScoreRow:
 
 @dataclass(frozen=True, slots=True)
 class ErrorRow:
-    """A row that cannot be served, and why.
+    """A row that cannot be served, with the reason.
 
     Args:
-        prompt_tokens: tokens of its prompt; None where they were not counted.
-        prompt: its prompt, where that is text.
-        num_continuations: how many were to be scored; 0 for a prompt.
+        prompt_tokens: number of tokens of its prompt; None if they were not counted.
+        prompt: its prompt, if that is text.
+        num_continuations: number of continuations that were to be scored; 0 for a prompt.
     """
 
     key: Hashable
@@ -79,7 +79,7 @@ class ErrorRow:
 
     @classmethod
     def of(cls, row: GenerateRow | ScoreRow, error: RowError, prompt_tokens: int | None = None) -> ErrorRow:
-        """The error row in place of a row."""
+        """The error row that replaces a row."""
         if isinstance(row, ScoreRow):
             return cls(row.key, row.row, error, prompt_tokens, num_continuations=len(row.continuations))
         return cls(row.key, row.row, error, prompt_tokens, row.prompt if isinstance(row.prompt, str) else None)
@@ -87,14 +87,14 @@ class ErrorRow:
 
 @dataclass(slots=True, eq=False)
 class RowInFlight:
-    """A row with the requests that serve it, and their completions as far as they have come.
+    """A row with its requests and the completions that have come so far.
 
     Args:
-        requests: of a prompt, one for each sample; of a context, those that its continuations need, perhaps none. All
+        requests: for a prompt one for each sample; for a row to score those that `Scoring` describes, perhaps none. All
             have the same key, an integer that no other row of the model has.
-        prompt: the prompt's text; None where token ids were given, and for a row that is scored.
-        scoring: what the completions say about the continuations; None for a row that is completed.
-        completions: once the row is finished, of all requests in the order of their `sample`.
+        prompt: the prompt's text; None if token ids were given, and for a row to score.
+        scoring: finds the scores of the continuations in the completions; None for a prompt.
+        completions: sorted by `Request.sample` once the row is finished.
     """
 
     row: GenerateRow | ScoreRow
@@ -114,4 +114,4 @@ class RowInFlight:
 
 
 Finished = RowInFlight | ErrorRow
-"""A row that has nothing more to come."""
+"""A finished row: all its completions have come, or it is an error row."""

@@ -1,10 +1,11 @@
-"""Rows in flight: from batches of rows to finished rows, over one engine."""
+"""Serving: turns batches of rows into finished rows with one engine."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 
+from .call_lock import CallLock
 from .engine.engine import Engine
 from .engine.request import Completion
 from .engine.source import Item
@@ -12,7 +13,6 @@ from .errors import RowError
 from .prefetch import Prefetch
 from .requests import RequestBuilder
 from .rows import ErrorRow, Finished, GenerateRow, RowInFlight, ScoreRow
-from .turns import Turns
 
 __all__ = ["ErrorRow", "Finished", "Row", "RowInFlight", "Serving", "ServingCall"]
 
@@ -24,73 +24,73 @@ ABORTED = "the row was aborted before its scores were known"
 
 
 class Serving:
-    """Serves rows with one engine, one call at a time. Any thread may call; threads wait for each other."""
+    """Serves rows with one engine, one call at a time. Any thread may call; calls of several threads wait in line."""
 
     def __init__(self, engine: Engine, builder: RequestBuilder) -> None:
-        self._engine: Engine | None = engine  # None once it is closed
+        self._engine: Engine | None = engine  # None after `close`
         self._builder = builder
-        self._turns = Turns()
+        self._lock = CallLock()
 
     def run(self, batches: Iterable[Sequence[Row]], *, stop_at_error: bool = False) -> ServingCall:
-        """Serve rows as they come: finished rows in the order in which they finish, those of a step together.
+        """Serve rows, and yield lists of finished rows in the order in which they finish, one list for each step.
 
-        A thread reads the batches and encodes their texts, a bounded number of rows ahead. Rows that need no computing
-        come out at once; so do error rows, those among the input included.
+        A thread reads the batches and encodes their texts, a bounded number of rows ahead. Error rows, and rows that
+        need no computing, are finished at once.
 
         Args:
-            batches: a batch that has come is served without waiting for the next one.
-            stop_at_error: end behind the first error row, once the rows before it are finished.
+            batches: each batch is served without waiting for the next one.
+            stop_at_error: end after the first error row, once the rows before it are finished.
         """
-        return ServingCall(self._turns, lambda: self._rows(batches, stop_at_error))
+        return ServingCall(self._lock, lambda: self._rows(batches, stop_at_error))
 
     def abort(self, key: Hashable) -> None:
-        """End the row with this key. It comes out soon, with the tokens that it has. Any thread may call.
+        """End the row with this key. It is finished at the next step, with the tokens that it has. Any thread may call.
 
-        Does nothing where the row is finished, or where no call is running.
+        Does nothing if the row is finished already, or if no call is running.
         """
-        self._turns.check()
-        call = self._turns.holder
+        self._lock.check()
+        call = self._lock.holder
         if isinstance(call, ServingCall):
             call.abort(key)
 
     def check(self) -> None:
-        """Raise RuntimeError where this model cannot serve: after `close`, and in a fork of its process."""
-        self._turns.check()
+        """Raise RuntimeError if this model cannot serve: after `close`, and in a fork of its process."""
+        self._lock.check()
 
     def close(self) -> bool:
-        """Wait for the call that is running, refuse all later ones, and let go of the engine.
+        """Wait for the running call, refuse all later calls, and drop the reference to the engine.
 
         Returns:
-            False where nothing was done: it was closed before, or this is a fork of the process.
+            False if nothing was done: it was closed before, or this process is a fork.
         """
-        if not self._turns.is_here or self._turns.are_over:
+        if not self._lock.is_in_its_process or self._lock.is_closed:
             return False
-        self._turns.end(ServingCall(self._turns, None), CLOSED)
+        self._lock.close(ServingCall(self._lock, None), CLOSED)
         self._engine = None
         return True
 
     def _rows(self, batches: Iterable[Sequence[Row]], stop_at_error: bool) -> _CallRows:
         engine = self._engine
-        if engine is None:  # another thread has closed it since this one has looked
+        if engine is None:  # another thread has closed it since the last check
             raise RuntimeError(CLOSED)
         return _CallRows(engine, self._builder, batches, stop_at_error)
 
 
 class ServingCall(Iterator[list[Finished]]):
-    """Lists of finished rows. Has the engine from the first list to the end, or until it is closed.
+    """An iterator of lists of finished rows. It holds the lock from the first list to its end, or until it is closed.
 
     Args:
-        start: makes the rows once the engine is free; None for a call that serves none.
+        start: makes the call's rows; called when the first list is asked for. None for a call without rows.
 
     Attributes:
         thread: the thread that has asked for the last list.
-        is_busy: a thread is asking at this moment.
+        is_busy: a thread is inside `__next__` at this moment.
     """
 
-    def __init__(self, turns: Turns, start: Callable[[], _CallRows] | None) -> None:
+    def __init__(self, lock: CallLock, start: Callable[[], _CallRows] | None) -> None:
         self.thread = threading.current_thread()
         self.is_busy = False
-        self._turns = turns
+        self._lock = lock
         self._start = start
         self._rows: _CallRows | None = None
         self._lists: Generator[list[Finished], None, None] | None = None
@@ -101,11 +101,11 @@ class ServingCall(Iterator[list[Finished]]):
             if self._lists is None:
                 if self._start is None:
                     raise StopIteration
-                self._turns.check()
-                self._rows = rows = self._start()  # before its turn: from then on `abort` finds them
-                self._turns.take(self)
+                self._lock.check()
+                self._rows = rows = self._start()  # before `acquire`: `abort` looks for the rows of the lock's holder
+                self._lock.acquire(self)
                 self._lists = rows.serve()
-            self._turns.check()
+            self._lock.check()
             self.is_busy = True
             return next(self._lists)
         except BaseException:
@@ -117,9 +117,9 @@ class ServingCall(Iterator[list[Finished]]):
     def __del__(self) -> None:
         self.close()
 
-    def is_made_by(self, thread: threading.Thread) -> bool:
+    def reads_input_on(self, thread: threading.Thread) -> bool:
         rows = self._rows
-        return rows is not None and rows.are_made_by(thread)
+        return rows is not None and rows.reads_input_on(thread)
 
     def abort(self, key: Hashable) -> None:
         """End the row with this key; see `Serving.abort`."""
@@ -127,20 +127,20 @@ class ServingCall(Iterator[list[Finished]]):
             rows.abort(key)
 
     def close(self) -> None:
-        """End the call: rows that are not finished are dropped. In a fork of the process nothing is touched."""
-        if self._turns.is_here:
+        """End the call, and drop the rows that are not finished. In a fork of the process this does nothing."""
+        if self._lock.is_in_its_process:
             if self._lists is not None:
                 self._lists.close()
-            self._turns.give_back(self)
+            self._lock.release(self)
             self._rows = None
         self._start = None
 
 
 class _CallRows:
-    """The rows of one call: where the engine takes requests from, and where its completions go.
+    """The rows of one call. It is the engine's source of requests, and collects the completions of each row.
 
     Attributes:
-        is_ended: the engine has taken everything.
+        is_ended: the engine has taken all requests.
     """
 
     def __init__(
@@ -151,63 +151,64 @@ class _CallRows:
         self._builder = builder
         self._batches = batches
         self._stops_at_error = stop_at_error
-        self._ahead: Prefetch[Finished] | None = None
-        self._running: dict[int, RowInFlight] = {}  # by the key of the requests
+        self._prefetch: Prefetch[Finished] | None = None
+        self._running: dict[int, RowInFlight] = {}  # by the key of the row's requests
         self._finished: list[Finished] = []
-        self._aborted: set[Hashable] = set()  # keys of rows that the engine has not taken, as far as is known
-        self._ended: dict[Hashable, None] = {}  # keys of the latest rows that have finished: too late to abort them
+        self._aborted: set[Hashable] = set()  # keys of rows to abort that the engine has not taken yet
+        self._recent: dict[Hashable, None] = {}  # keys of the latest finished rows, which cannot be aborted any more
 
     def serve(self) -> Generator[list[Finished], None, None]:
-        """Lists of finished rows."""
-        self._ahead = Prefetch(self._built(), self._engine.window, _num_requests)
+        """Run the engine, and yield lists of finished rows."""
+        self._prefetch = Prefetch(self._built(), self._engine.window, _num_requests)
         steps = self._engine.run(self)
         try:
             for completions in steps:
                 finished = self._take_finished(completions)
                 if finished:
                     yield finished
-                if self._stops_at_error and any(_is_not_finite(row) for row in finished):
+                if self._stops_at_error and any(_has_failed(row) for row in finished):
                     return
             if finished := self._take_finished(()):
                 yield finished
         finally:
             steps.close()
-            self._ahead.close()
+            self._prefetch.close()
 
     def has_ready(self, count: int) -> bool:
-        """As the engine's `Source` has it."""
-        return self._ahead is not None and self._ahead.has_ready(count)
+        """See `Source`."""
+        return self._prefetch is not None and self._prefetch.has_ready(count)
 
     def take(self, most: int, wait: bool) -> list[Item]:
-        """As the engine's `Source` has it. Where only rows that need no computing have come, there are no requests."""
-        assert self._ahead is not None
+        """See `Source`. If only rows that need no computing have come, the result is empty and the engine yields."""
+        assert self._prefetch is not None
         taken: list[Item] = []
-        for row in self._ahead.take(most, wait):
+        for row in self._prefetch.take(most, wait):
             if isinstance(row, ErrorRow) or not row.requests:
                 self._end(row.key, row)
                 continue
-            # First among those that run, then asked for: `abort` does it the other way round, so neither misses it.
+            # The row is registered first and the set is searched second. `abort`, in another thread, adds to the set
+            # first and searches the registered rows second. So at least one of the two finds the other's entry.
             self._running[row.requests[0].key] = row
             if self._aborted and row.key in self._aborted:
                 self._abort(row)
             taken.append(row.requests)
-        self.is_ended = self._ahead.is_ended
+        self.is_ended = self._prefetch.is_ended
         return taken
 
     def abort(self, key: Hashable) -> None:
-        """Any thread may call."""
+        """Abort the row with this key, now or when the engine takes it. Any thread may call."""
         self._aborted.add(key)
         for row in self._running.copy().values():
             if row.key == key:
                 self._abort(row)
-        if key in self._ended:
+        if key in self._recent:
             self._aborted.discard(key)
 
-    def are_made_by(self, thread: threading.Thread) -> bool:
-        return self._ahead is not None and self._ahead.thread is thread
+    def reads_input_on(self, thread: threading.Thread) -> bool:
+        return self._prefetch is not None and self._prefetch.thread is thread
 
     def _built(self) -> Iterator[list[Finished]]:
-        """Rows with their requests; runs on the thread of `_ahead`."""
+        """Lists of rows with their requests. This runs on the thread of the prefetch."""
         batches = (part for batch in self._batches for part in _parts(batch, self._engine.window))
         for batch in batches:
             rows = self._builder.build(batch)
@@ -218,20 +219,21 @@ class _CallRows:
             yield rows
 
     def _take_finished(self, completions: Iterable[Completion]) -> list[Finished]:
-        """The rows that have nothing more to come, with those that these completions finish."""
+        """Hand these completions to their rows, and take all rows that are finished."""
         for completion in completions:
             row = self._running[completion.request.key]
             row.completions.append(completion)
             if row.is_complete:
-                self._end(row.key, _finished(row))
+                self._end(row.key, _result(row))
                 del self._running[completion.request.key]
         finished, self._finished = self._finished, []
         return finished
 
     def _end(self, key: Hashable, row: Finished) -> None:
-        self._ended[key] = None
-        if len(self._ended) > self._engine.window:
-            del self._ended[next(iter(self._ended))]
+        """Add a finished row."""
+        self._recent[key] = None
+        if len(self._recent) > self._engine.window:
+            del self._recent[next(iter(self._recent))]
         self._aborted.discard(key)
         self._finished.append(row)
 
@@ -240,12 +242,13 @@ class _CallRows:
         self._engine.abort(row.requests[0].key)
 
 
-def _finished(row: RowInFlight) -> Finished:
-    """A row whose completions have all come, in order; an error row where they cannot be its result."""
+def _result(row: RowInFlight) -> Finished:
+    """The row, with its completions sorted by sample; an error row if a completion has failed."""
     completions = row.completions
     completions.sort(key=_sample)
     if any(completion.finish_reason == "error" for completion in completions):
-        return ErrorRow.of(row.row, RowError("not_finite", NOT_FINITE), 0)  # which parts have always said
+        # prompt_tokens is 0 here, as in all parts that earlier versions wrote: a resumed job must give equal parts.
+        return ErrorRow.of(row.row, RowError("not_finite", NOT_FINITE), 0)
     if row.scoring is not None and any(completion.finish_reason == "abort" for completion in completions):
         return ErrorRow.of(row.row, RowError("abort", ABORTED))
     return row
@@ -255,7 +258,7 @@ def _sample(completion: Completion) -> int:
     return completion.request.sample
 
 
-def _is_not_finite(row: Finished) -> bool:
+def _has_failed(row: Finished) -> bool:
     return isinstance(row, ErrorRow) and row.error.code == "not_finite"
 
 
@@ -264,7 +267,7 @@ def _num_requests(row: Finished) -> int:
 
 
 def _parts(batch: Sequence[Row], most: int) -> Iterator[Sequence[Row]]:
-    """Consecutive rows that have `most` requests together, or little more: a row may have thousands of samples."""
+    """Divide a batch into runs of rows with about `most` requests: a single row may have thousands of samples."""
     start = count = 0
     for i, row in enumerate(batch):
         count += row.params.n if isinstance(row, GenerateRow) else 1

@@ -1,4 +1,4 @@
-"""How many threads the products of a CPU may use."""
+"""The number of threads for matrix products on a CPU."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _OLD_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/c
 
 
 def usable_cores() -> int:
-    """Cores that this process may keep busy: within its affinity, and within the quota of its control group."""
+    """Number of cores that this process may use: those of its affinity, limited by the quota of its control group."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota()
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
 def limit_threads() -> int:
-    """Let torch and the native kernels, which share a pool of threads, use no more threads than there are usable cores.
+    """Limit the threads of torch and of the native kernels, which share a pool, to the number of usable cores.
 
-    A container with a quota of two cores on a machine of sixty-four would else start sixty-four threads, which wait for
-    each other most of the time. Fewer threads, as OMP_NUM_THREADS or `torch.set_num_threads` say, stay fewer.
+    Without the limit, a container with a quota of two cores on a machine of sixty-four starts sixty-four threads, which
+    wait for each other most of the time. A smaller number, from OMP_NUM_THREADS or `torch.set_num_threads`, stays.
 
     Returns:
         The number of threads.
@@ -35,12 +35,12 @@ def limit_threads() -> int:
 
 
 def _quota() -> float | None:
-    """Cores' worth of time that the control group grants; None where there is no limit."""
+    """The control group's limit of processor time, in cores; None if there is no limit."""
     try:
         if _QUOTA.exists():
             quota, period = _QUOTA.read_text().split()
         else:
             quota, period = (path.read_text().strip() for path in _OLD_QUOTA)
         return int(quota) / int(period) if int(quota) > 0 else None
-    except (OSError, ValueError):  # no control groups; or "max", no limit
+    except (OSError, ValueError):  # there are no control groups, or the quota is "max": no limit
         return None

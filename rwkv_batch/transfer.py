@@ -1,4 +1,4 @@
-"""Copies between the host and a device: asynchronous on a CUDA device, which needs pinned host memory."""
+"""Copies between the host and a device. For a CUDA device they are asynchronous, which needs pinned host memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _ALIGNMENT = 16
 
 
 class Uploader:
-    """Sends numbers from the host to one device, many arrays in one transfer.
+    """Sends arrays from the host to one device, many arrays in one transfer.
 
-    On a CUDA device a transfer takes its turn in the current stream, and the host does not wait for it.
+    On a CUDA device a transfer is enqueued on the current stream, and the host does not wait for it.
 
     Attributes:
-        num_transfers: transfers so far.
+        num_transfers: number of transfers so far.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -25,7 +25,7 @@ class Uploader:
         self.num_transfers = 0
 
     def send(self, *arrays: np.ndarray) -> list[Tensor]:
-        """The arrays as tensors on the device, in one transfer. On a CPU a tensor shares its array's memory."""
+        """Send arrays in one transfer, and return them as tensors. On a CPU a tensor shares its array's memory."""
         self.num_transfers += 1
         if self.device.type == "cpu":
             return [torch.from_numpy(array) for array in arrays]
@@ -53,13 +53,13 @@ _TORCH_DTYPES = {
 
 
 def upload(values: Sequence[float] | np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of these values on the device. On a CUDA device the copy takes its turn in the queue."""
+    """Make a tensor of these values on the device. On a CUDA device the copy is enqueued on the current stream."""
     host = torch.as_tensor(values, dtype=dtype)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def pinned_bytes(num_bytes: int, device: torch.device) -> int:
-    """Host memory that a buffer of this size takes, for copies from and to `device`.
+    """Host memory, in bytes, of a buffer for copies from and to `device`.
 
     For a CUDA device the buffer is pinned, and torch's allocator of pinned memory rounds sizes up to a power of two.
     """
@@ -67,9 +67,9 @@ def pinned_bytes(num_bytes: int, device: torch.device) -> int:
 
 
 class HostCopy:
-    """Copies a tensor to the host without waiting for it.
+    """Copies a tensor to pinned host memory without waiting.
 
-    The copy is part of the device's queue: it holds what the tensor holds once all work launched so far is done.
+    The copy is enqueued on the current stream: it reads the tensor after all work that was enqueued before.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -82,7 +82,7 @@ class HostCopy:
             self._event.record(torch.cuda.current_stream(tensor.device))
 
     def read(self) -> Tensor:
-        """The tensor, on the host; waits for it."""
+        """Wait for the copy, and return it."""
         if self._event is not None:
             self._event.synchronize()
             self._event = None

@@ -7,7 +7,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "kernels/test_triton_aot.py",
         "kernels/test_launch_path.py",
         "kernels/test_cuda_build.py",
-        "test_apart.py",
+        "test_call_in_process.py",
         "benchmarks/test_gpu_compile_cache.py",
     ),
     "kernels run in Triton's interpreter": (
@@ -49,6 +49,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "benchmarks/test_benchmark_quality.py::test_it_rehearses",
         "benchmarks/test_benchmark_shares.py",
         "checks/test_check_command.py",
+        "docs/test_examples.py::test_the_examples_of_a_page_run",
         "benchmarks/test_gpu_benchmark.py",
         "benchmarks/test_gpu_processes.py",
     ),

@@ -273,7 +273,7 @@ def test_a_row_to_score_that_is_aborted_is_an_error_row(serving):
     lists = serving.run(batches())
 
     def abort():
-        while serving._turns.holder is None:
+        while serving._lock.holder is None:
             time.sleep(0.001)
         serving.abort("scored")
         gate.set()
@@ -285,13 +285,13 @@ def test_a_row_to_score_that_is_aborted_is_an_error_row(serving):
 
 
 def test_a_row_can_be_aborted_from_the_moment_on_that_its_call_has_its_turn(serving, monkeypatch):
-    original = serving._turns.take
+    original = serving._lock.acquire
 
-    def take(call):
+    def acquire(call):
         original(call)
         serving.abort("long")
 
-    monkeypatch.setattr(serving._turns, "take", take)
+    monkeypatch.setattr(serving._lock, "acquire", acquire)
     assert serve(serving, [row("long", LONG)])["long"].completions[0].finish_reason == "abort"
 
 
@@ -395,13 +395,13 @@ def test_a_dropped_iterator_has_the_engine_until_the_engine_is_free(serving, mon
     original = engine._abandon
 
     def abandon():
-        held.append(serving._turns.holder is not None)
+        held.append(serving._lock.holder is not None)
         original()
 
     monkeypatch.setattr(engine, "_abandon", abandon)
     del lists
     gc.collect()
-    assert (held, serving._turns.holder) == ([True], None)
+    assert (held, serving._lock.holder) == ([True], None)
 
 
 def test_a_new_call_of_the_same_thread_closes_an_open_iterator_with_a_warning(serving):
@@ -569,14 +569,14 @@ def test_closing_waits_for_a_call_of_another_thread_and_refuses_later_ones():
 
 def test_closing_between_a_call_s_look_and_its_start_is_the_same_error(monkeypatch):
     serving, _ = make_serving()
-    check = serving._turns.check
+    check = serving._lock.check
 
     def check_and_close():
         check()
-        monkeypatch.setattr(serving._turns, "check", check)
+        monkeypatch.setattr(serving._lock, "check", check)
         serving.close()
 
-    monkeypatch.setattr(serving._turns, "check", check_and_close)
+    monkeypatch.setattr(serving._lock, "check", check_and_close)
     with pytest.raises(RuntimeError, match="closed"):
         next(serving.run([[row("late")]]))
 

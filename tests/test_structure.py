@@ -23,7 +23,9 @@ BASICS = {
     "outputs",
     "prefetch",
     "process",
+    "sampling_fields",
     "sampling_params",
+    "settings",
     "threads",
     "transfer",
     "turns",
@@ -46,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "job/input": {"job", "rows", "text"},
     "job/output": {"job", "job/input", "rows"},
     "job/report": {"", "job", "job/output"},
-    "job": {"", "job/input", "job/output", "job/report", "llm", "requests", "rows", "text"},
+    "job": {"", "job/input", "job/output", "job/report", "llm", "models/matrices", "requests", "rows", "text"},
     "integrations": {"", "engine", "llm", "rows", "text"},
     "checks": {*KERNELS, *MODELS, "demo", "engine", "llm", "measure"},
     "measure": {*KERNELS, *MODELS, "", "checks", "engine", "model_summary", "run"},
@@ -87,6 +89,14 @@ def test_no_modules_import_each_other_in_a_circle(known):
     assert not cycle({name: imports(name, known, in_functions=False) for name in known})
 
 
+def test_benchmarks_do_not_need_the_tests():
+    known = modules("benchmarks", "tests")
+    for name in known:
+        if name.startswith("benchmarks."):
+            others = imports(name, known, in_functions=True)
+            assert not any(other.startswith("tests.") for other in others), name
+
+
 def test_a_circle_is_found():
     assert cycle({"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}) == ["b", "d", "b"]
     assert not cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()})
@@ -94,7 +104,7 @@ def test_a_circle_is_found():
 
 MIRRORED_ELSEWHERE = {"cpu_kernels": "kernels", "demo": "test_demo.py", "data_files": "text"}
 """Folder of rwkv_batch without a folder of its name in tests → where its tests are."""
-TESTS_OF_OTHERS = {"kernels", "kernels/cuda_host", "benchmarks", "mutation"}
+TESTS_OF_OTHERS = {"kernels", "kernels/cuda_host", "benchmarks", "mutation", "versions"}
 """Folders of tests for other things: the three kernel packages, benchmarks/ and `make mutants`."""
 
 
@@ -147,7 +157,6 @@ MANY_PARAMETERS = {
     "rwkv_batch/engine/engine.py Engine.__init__",
     "rwkv_batch/integrations/lm_eval.py RwkvBatchLM.__init__",
     "rwkv_batch/llm.py LLM.__init__",
-    "rwkv_batch/model_summary.py inspect_model",
     "rwkv_batch/models/matrices/linear.py make_linear",
     "tests/checkpoints.py make_checkpoint",
     "triton_kernels/linear.py one",

@@ -1,4 +1,4 @@
-"""Points for the products with int8 weights: mm8 against the matrix it stands for, w8a8 to the bit."""
+"""Checks of products with int8 weights: mm8 against the dequantized matrix, w8a8 to the bit."""
 
 from __future__ import annotations
 

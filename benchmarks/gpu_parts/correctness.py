@@ -1,4 +1,4 @@
-"""Every Triton op on the device against float64 or its definition, and to the bit where that is promised."""
+"""The part `correctness`: every op on the device against float64 or its definition, and promised bits."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def run(context: Context) -> list[str]:
 
 
 def in_turns(points: Iterable[tuple[str, Check]]) -> list[tuple[str, Check]]:
-    """One point of each op in turn, so that time which runs out leaves some of each; Triton's ops before CUDA's.
+    """Orders points: one of each op in turn, Triton's ops before CUDA's. If time runs out, every op has some points.
 
     Args:
-        points: (name, check). A name begins with the op's, which "/cuda" follows where that backend serves.
+        points: (name, check). A name begins with the op's name, with "/cuda" appended for that backend.
     """
     by_op: defaultdict[str, list[tuple[str, Check]]] = defaultdict(list)
     for name, check in points:
@@ -43,10 +43,10 @@ def in_turns(points: Iterable[tuple[str, Check]]) -> list[tuple[str, Check]]:
 
 
 def _broken(context: Context, name: str) -> str:
-    """Why a point is not worth its time: the kernel hangs, crashes or raises on small inputs already.
+    """Returns the reason to leave a point out, a kernel that fails on small inputs; empty if there is none.
 
     Args:
-        name: begins with the op's name, "/cuda" where that backend serves, and the variant of a recurrence.
+        name: begins with the op's name, or a recurrence's variant, with "/cuda" appended for that backend.
     """
     op, _, backend = name.split()[0].partition("/")
     return context.broken(op.split("-")[0], backend or "triton", if_wrong=False)

@@ -1,4 +1,4 @@
-"""8-bit weights beside bfloat16: one product at a time, and the whole engine."""
+"""The part `int8`: 8-bit weights beside bfloat16, in single products and in the whole engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOKENS = (1, 8, 16, 64, 256, 1024, 8192)
 MEASURED = ("output", "key", "value", "head")
 BATCHES = (1, 16, 256, 1024)
 FORMS = {"bfloat16": None, "W8A16": "int8", "W8A8": "w8a8"}
-"""Name → `quantization` of the models that are compared."""
+"""Name in tables → `quantization` of the model."""
 ROUNDS = 2
 NUM_STEPS = 60
 MEMORY_SHARE = 0.9
@@ -50,7 +50,7 @@ def run(context: Context) -> list[str]:
 
 
 def _rates(context: Context, product: Product, M: int) -> Point:
-    """Seconds of the bare product in each form, over weights that the cache does not hold."""
+    """Measures one product in each form, over weights that the cache does not hold."""
     device, card = context.device, context.card
     N, K = product.N, product.K
     count = context.stopwatch.rotation(N * K, most=64)
@@ -86,7 +86,7 @@ def _rates(context: Context, product: Product, M: int) -> Point:
 
 
 def _engine(context: Context, sizes: Sizes, loaded: dict[str, Model], B: int) -> Point:
-    """Decode steps of every form, in turns where memory allows it."""
+    """Measures decode steps of all forms in interleaved rounds."""
     for name, quantization in FORMS.items():
         if name not in loaded:
             checkpoint = random_checkpoint(sizes, context.device)

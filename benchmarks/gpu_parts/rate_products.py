@@ -1,4 +1,4 @@
-"""Rates of products: ours as chosen, ours with fixed tiles, and the library's; and which tiles keep a row's bits."""
+"""Rates of products: our kernel with chosen and with fixed tiles, and cuBLAS; and which tiles keep a row's bits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TILES = {
     64: (Tile(64, 32, 64, 4, 4), Tile(64, 64, 64, 4, 4), Tile(64, 128, 64, 4, 3), Tile(64, 64, 128, 4, 3)),
     256: (Tile(64, 64, 64, 4, 4), Tile(64, 128, 64, 4, 3), Tile(128, 128, 64, 8, 3), Tile(256, 128, 64, 8, 3)),
 }
-"""Tokens → tiles of ours that are compared."""
+"""Number of tokens → tiles that are compared."""
 
 
 def run(context: Context) -> list[str]:
@@ -57,7 +57,7 @@ class _Buffers:
     """Weights of a rotation, and one set of activations.
 
     Args:
-        count: sets of weights.
+        count: number of sets of weights.
     """
 
     def __init__(self, context: Context, product: Product, M: int) -> None:
@@ -75,7 +75,7 @@ class _Buffers:
         self.operations = 2 * max(product.n, 1) * M * product.N * product.K
 
     def ours(self, fixed_tiles: bool) -> float:
-        """Seconds of one call."""
+        """Returns the seconds of one call of our kernel."""
         function, product = self.context.op("linear"), self.product
         dtype = torch.float32 if product.widened else None
         return self._seconds(
@@ -83,7 +83,7 @@ class _Buffers:
         )
 
     def library(self) -> float:
-        """Seconds of the bare product."""
+        """Returns the seconds of torch's product."""
         return self._seconds(lambda weight: torch.matmul(self.x, weight.transpose(-1, -2)))
 
     def _seconds(self, call: Callable[[Tensor], Tensor]) -> float:
@@ -107,7 +107,7 @@ def _rates(context: Context, product: Product, M: int) -> Point:
 
 
 def _tiles(context: Context, product: Product, M: int) -> Point:
-    """Seconds by tile, for the tables of choices."""
+    """Measures the seconds of every tile, to choose the tables in the kernel."""
     buffers = _Buffers(context, product, M)
     found: dict[str, float | str] = {}
     for tile in TILES[M]:
@@ -115,7 +115,7 @@ def _tiles(context: Context, product: Product, M: int) -> Point:
         with _only(tile):
             try:
                 found[label] = buffers.ours(True)
-            except Exception as error:  # such as too much shared memory: the others are still worth knowing
+            except Exception as error:  # such as too much shared memory; other tiles may still work
                 if "CUDA error" in str(error):
                     raise
                 found[label] = f"{type(error).__name__}: {str(error)[:120]}"
@@ -124,12 +124,12 @@ def _tiles(context: Context, product: Product, M: int) -> Point:
 
 
 def _only(tile: Tile) -> AbstractContextManager[Any]:
-    """Our kernel with one tile, whatever the product."""
+    """Patches the kernel to take one tile for every product."""
     return patch.dict(linear_module.FIXED, {torch.bfloat16: (Choice(ANY, ANY, ANY, tile),)})
 
 
 def _bits_by_tile(context: Context) -> Point:
-    """Whether a product's bits are the same with other numbers of tokens in a tile, one depth at a time."""
+    """Checks for each depth of a tile that a product has the same bits with any number of tokens in the tile."""
     function = context.op("linear")
     sizes = TINY if context.is_rehearsal else Sizes(12, 768, 3072)
     torch.manual_seed(0)
@@ -147,7 +147,7 @@ def _bits_by_tile(context: Context) -> Point:
 
 
 def _table(points: dict[str, Point]) -> list[str]:
-    """The products of a layer together, and the head, by model and number of tokens."""
+    """Makes the table: the products of a layer together, and the head, by model and number of tokens."""
     sums: dict[tuple[str, int], list[Point]] = {}
     for name, point in points.items():
         if name.startswith("product ") and "bytes" in point:

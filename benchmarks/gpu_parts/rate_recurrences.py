@@ -54,7 +54,7 @@ def _vectors(context: Context, op_name: str, tokens: int, heads: int, size: int)
 
 
 def _states(context: Context, op_name: str, slots: int, sets: int, heads: int, size: int, state: str) -> dict[str, Any]:
-    """[P, sets, ...]: as many layers as a rotation needs."""
+    """Makes states [P, sets, ...]; a set stands for a layer of the model."""
     if op_name == "wkv4":
         vectors = (slots, sets, heads * size)
         return {name: 1 + torch.rand(vectors, device=context.device) for name in ("aa", "bb", "pp")}
@@ -72,7 +72,7 @@ def _decode(
     warps: int | None = None,
     backend: str = "triton",
 ) -> Point:
-    """One token for each row; every call of a rotation has states of its own, as the layers of a model have."""
+    """Measures a decode step: one token for each row. Every call of a rotation has its own states, like a layer."""
     function = context.op(name, DTYPES[state], backend, N=size)
     num_rows = min(num_rows, 64) if context.is_dry else num_rows
     numbers = 3 * heads * size if name == "wkv4" else heads * size * size
@@ -103,7 +103,7 @@ def _decode(
 
 
 def prompts(context: Context, num_rows: int, length: int, heads: int, size: int, backend: str) -> Point:
-    """Prompts of one length; the state stays in registers, so time follows the tokens of a row."""
+    """Measures prompts of one length. The state stays in registers, so the tokens of a row determine the time."""
     function = context.op("wkv7", backend=backend, N=size)
     length = min(length, 8) if context.is_dry else length
     rows = Rows(tuple(range(num_rows)), (length,) * num_rows, context.device)

@@ -1,4 +1,4 @@
-"""Rates of what goes over rows: the sampler, token shifts, low-rank pairs, DeepEmbed, scores."""
+"""Rates of the ops on rows: sampler, token shift, low-rank pairs, DeepEmbed, scores."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SETTINGS = {
 }
 LOGIT_STD = 4.0
 _SEEN = 200
-"""Distinct ids that a penalised slot has seen."""
+"""Number of distinct ids that a slot with penalties has seen."""
 
 
 def run(context: Context) -> list[str]:
@@ -69,7 +69,7 @@ def _sample(context: Context, params: SamplingParams, B: int, is_definition: boo
     logits = [LOGIT_STD * torch.randn(B, size, device=context.device) for _ in range(sets)]
     slot_index = torch.arange(B, dtype=torch.int32, device=context.device)
     calls = [partial(sampler.draw, one, slot_index) for one in logits]
-    if is_definition:  # it waits for the device, so it can't be recorded
+    if is_definition:  # the definition waits for the device, so it cannot be recorded
         seconds = context.stopwatch.once(calls[0])
     else:
         seconds = context.stopwatch.calls(calls)

@@ -1,8 +1,8 @@
-"""A model of which a quarter of the layers is resident and the rest is streamed from pinned host memory.
+"""The part `streaming`: a model with a quarter of the layers resident, the others streamed from pinned host memory.
 
-For each number of rows: seconds of a step, of the same step with everything resident (compute), and of the copies alone
-(transfer). A perfect overlap takes as long as the slower of the two; of the transfer, what the step took beyond compute
-was not hidden.
+For each batch size: seconds of a step, of the same step with all layers resident (compute), and of the copies alone
+(transfer). A perfect overlap takes the larger of the last two. The part of the transfer that was not hidden is the
+step's time beyond compute.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def run(context: Context) -> list[str]:
 
 
 class _Models:
-    """The model in both forms, loaded when the first point is measured."""
+    """The model in both forms, loaded on first use."""
 
     def __init__(self, context: Context, sizes: Sizes) -> None:
         self._context, self._sizes = context, sizes
@@ -108,7 +108,7 @@ def _point(context: Context, models: _Models, B: int) -> Point:
 
 
 def _transfer(pipeline: Pipeline) -> None:
-    """All copies of a step, with nothing to do in between."""
+    """Runs all copies of a step without any other work."""
     stream = pipeline.stream
     assert stream is not None
     for number in range(len(stream)):

@@ -1,4 +1,4 @@
-"""What a model and a sampler give that compute nothing: constants in tensors that are there beforehand."""
+"""Results of a model and a sampler that compute nothing: constants in tensors made beforehand."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 from .device import SimulatedDevice
 
 VOCAB_SIZE = 257
-"""The bundled model's: a byte's id is its value + 1, and 0 is the end of text."""
+"""Vocabulary size of the bundled model: a byte's id is its value + 1, and 0 is the end of text."""
 TOKEN_BYTES = (None, *(bytes([value]) for value in range(256)))
 MOST_ROWS, MOST_TOKENS = 4096, 1 << 16
 TEXT = b"the quick brown fox jumps over the lazy dog,\n\nand then it sleeps under the old oak tree.\n\n"
-"""Row i of every step gets token i of this text, repeated; it has no colon."""
+"""Row i of every step gets token i of this text, repeated. It has no colon, so no stop string matches."""
 
 
 class FreeResults:
-    """The device's side of a step; `launch` first.
+    """The results of a step. `forward` launches it on the device.
 
     Args:
-        device: is told of every step.
+        device: the device on which steps are launched.
     """
 
     def __init__(self, device: SimulatedDevice) -> None:
@@ -42,7 +42,7 @@ class FreeResults:
         """Op → the function that replaces it."""
 
     def forward(self, token_ids: Tensor, rows: Any) -> Tensor:
-        """A step is launched. The tensors that every model's kernels read of its rows are made."""
+        """Launches a step. Makes the tensors of its rows that the kernels of every model read."""
         for name in ("slot_index", "cu_seqlens", "token_rows"):
             getattr(rows, name)
         self._device.launch()

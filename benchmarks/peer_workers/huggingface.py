@@ -1,4 +1,4 @@
-"""The package `rwkv7-hf` under transformers' `generate`. The form is its dtype."""
+"""Worker for the package `rwkv7-hf` under transformers' `generate`. The form is a dtype."""
 
 from __future__ import annotations
 

@@ -108,22 +108,23 @@ static __device__ __forceinline__ void put_out(DTYPE* head, const float (&y)[CHA
 // A float32 state stays as it is.
 static __device__ __forceinline__ void round_state(float (&)[ROWS][COLUMNS], const float*, int, int) {}
 
-static __device__ __forceinline__ u32 mix(u32 position, u32 place) {
+// See models/rounding.py.
+static __device__ __forceinline__ u32 hash_position(u32 position, u32 place) {
   u32 h = (position * 0x9E3779B1u) ^ (place * 0x85EBCA77u);
   h = (h ^ (h >> 16)) * 0x7FEB352Du;
   return (h ^ (h >> 15)) * 0x846CA68Bu;
 }
 
-// A float16 state is rounded stochastically: to the last bit as `round_stochastically` in models/rounding.py, so that
-// changes go into both. `first_row` is the head's first row in the record.
+// A float16 state is rounded at random and without bias, bit by bit the same as `round_stochastically` in
+// models/rounding.py, which explains it: change both or none. `first_row` is the head's first row in the record.
 static __device__ __forceinline__ void round_state(float (&state)[ROWS][COLUMNS], const f16*, int position,
                                                    int first_row) {
   u32 of_column[COLUMNS];
 #pragma unroll
-  for (int c = 0; c < COLUMNS; ++c) of_column[c] = mix(position, ~(u32)(own_column() + c));
+  for (int c = 0; c < COLUMNS; ++c) of_column[c] = hash_position(position, ~(u32)(own_column() + c));
 #pragma unroll
   for (int j = 0; j < ROWS; ++j) {
-    const u32 of_row = mix(position, first_row + own_row(j));
+    const u32 of_row = hash_position(position, first_row + own_row(j));
 #pragma unroll
     for (int c = 0; c < COLUMNS; ++c) {
       const float x = state[j][c];

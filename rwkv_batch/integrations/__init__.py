@@ -1,1 +1,1 @@
-"""The engine inside evaluation harnesses. Each module imports its host, and is imported only when it is asked for."""
+"""Adapters for evaluation harnesses. Each module imports its harness, and is imported only when it is needed."""

@@ -1,8 +1,8 @@
-"""A model provider of Inspect, by entry point:
+"""A model provider for Inspect, registered as an entry point:
 
     inspect eval task.py --model rwkv_batch/model.pth -M dtype=float32 --temperature 0.7
 
-Samples that Inspect has in flight at the same time share the engine's batch; one is started the moment a slot is free.
+Samples that Inspect has in flight at the same time share the engine's batch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..outputs import CompletionOutput, RequestOutput
 from ..rows import GenerateRow
 from ..sampling_params import SamplingParams
 from ..text.chat import render_messages
-from .pairs import random_stream
+from .harness_requests import random_stream
 
 try:
     from inspect_ai.model import (
@@ -41,17 +41,17 @@ except ImportError as error:
     raise MissingExtraError("the Inspect provider", "inspect_ai", "inspect-ai") from error
 
 MAX_TOKENS = 2048
-"""Of a completion where the task sets no limit."""
+"""Limit of a completion if the task sets none."""
 END_OF_TURN = "\n\nUser:"
-"""Always a stop string: what comes after it in RWKV's chat format is no longer the assistant's."""
+"""A stop string of every request: in RWKV's chat format it ends the assistant's turn."""
 
 
 class RwkvBatchAPI(ModelAPI):
-    """An RWKV checkpoint.
+    """An RWKV checkpoint as a model of Inspect.
 
     Args:
-        model_name: what `LLM` takes as its model.
-        add_bos_token: begin every prompt with token 0.
+        model_name: the `model` argument of `LLM`.
+        add_bos_token: put token 0 before every prompt.
         model_args: other arguments of `LLM`; `-M name=value` on the command line.
     """
 
@@ -75,23 +75,23 @@ class RwkvBatchAPI(ModelAPI):
         self._service = _Service(self.llm)
 
     def max_connections(self) -> int:
-        """Samples in flight: two for each slot, so that a free one finds the next at once."""
+        """Limit of the samples in flight: two for each slot, so that a free slot gets its next sample at once."""
         return 2 * self.llm.summary.memory.max_batch_size
 
     def max_tokens(self) -> int | None:
         return MAX_TOKENS
 
     def close(self) -> None:
-        """End the engine's thread."""
+        """Stop the engine's thread, once the submitted requests are done."""
         self._service.close()
 
     async def generate(
         self, input: list[ChatMessage], tools: list[Any], tool_choice: Any, config: GenerateConfig
     ) -> ModelOutput:
-        """The assistant's next turn, or `config.num_choices` of them.
+        """Generate the assistant's next turn, `config.num_choices` times.
 
         Raises:
-            ValueError: tools are asked for, or a setting is out of range.
+            ValueError: there are tools, or a setting is out of range.
         """
         if tools:
             raise ValueError(f"tools: got {len(tools)}, expected none: RWKV's chat format has no tool calls")
@@ -121,7 +121,7 @@ class RwkvBatchAPI(ModelAPI):
 
 
 class _Service:
-    """A thread that serves requests as they come, and gives each of them its result."""
+    """A thread that serves requests as they come, and sets the result of each request's future."""
 
     def __init__(self, llm: Any) -> None:
         self._llm = llm
@@ -133,7 +133,10 @@ class _Service:
         self._thread.start()
 
     def submit(self, row: int, prompt: list[int], params: SamplingParams) -> Future[RequestOutput]:
-        """Ask for a completion. A future that is cancelled frees its slots at the engine's next step.
+        """Submit a request, and return the future of its output. Cancelling the future aborts the request.
+
+        Args:
+            row: the random stream of the request.
 
         Raises:
             RuntimeError: the engine has failed, or was closed.
@@ -152,14 +155,14 @@ class _Service:
         self._thread.join()
 
     def _abort_cancelled(self, future: Future[RequestOutput]) -> None:
-        """Runs in whatever thread has ended the future."""
+        """Abort the request of a cancelled future. Runs in the thread that has ended the future."""
         if future.cancelled():
             with self._lock:
                 self._waiting.discard(future)
             self._llm.abort(future)
 
     def _wanted_rows(self) -> Iterator[GenerateRow]:
-        """Rows as they come, without those whose futures have been cancelled before."""
+        """The submitted rows, without those whose futures are cancelled already."""
         for future, row in iter(self._rows.get, None):
             if not future.cancelled():
                 yield row

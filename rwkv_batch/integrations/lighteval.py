@@ -1,8 +1,8 @@
-"""A custom model of Hugging Face's lighteval. This file is what its command line asks for:
+"""A custom model for Hugging Face's lighteval. Its command line takes the path of this file:
 
     lighteval custom model.pth "$(python -c 'import rwkv_batch.integrations.lighteval as m; print(m.__file__)')" TASKS
 
-or a file of one's own, with other settings:
+or the path of another file, with other settings:
 
     import rwkv_batch.integrations.lighteval as rwkv
 
@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from rwkv_batch.engine.request import END_OF_TEXT
 from rwkv_batch.errors import ConfigurationError, MissingExtraError
-from rwkv_batch.integrations.pairs import ASSISTANT, random_stream, score_pairs
+from rwkv_batch.integrations.harness_requests import ASSISTANT, random_stream, score_pairs, with_bos
 from rwkv_batch.llm import LLM, GenerateRow
 from rwkv_batch.sampling_params import SamplingParams
 from rwkv_batch.text.chat import render_messages
@@ -32,7 +32,7 @@ except ImportError as error:
     raise MissingExtraError("the lighteval model", "lighteval", "lighteval") from error
 
 MAX_TOKENS = 256
-"""Of a completion where neither the task nor the command line sets a limit."""
+"""Limit of a completion if neither the task nor the command line sets one."""
 NO_LIMIT = 2**31 - 1
 
 _PARAMETERS = {
@@ -45,21 +45,21 @@ _PARAMETERS = {
     "min_new_tokens": "min_tokens",
     "seed": "seed",
 }
-"""lighteval's name → ours."""
+"""lighteval's name of a generation parameter → the field of `SamplingParams`."""
 
 
 class RwkvBatchModel(LightevalModel):
-    """An RWKV checkpoint; lighteval's MODEL_NAME is what `LLM` takes as its model.
+    """An RWKV checkpoint as a model of lighteval; MODEL_NAME is the `model` argument of `LLM`.
 
-    Log-likelihoods are exact at any length: nothing is cut. Contexts and continuations are split as lighteval does.
+    Log-likelihoods are exact at any length: no text is cut. lighteval splits texts into contexts and continuations.
     """
 
     options: ClassVar[dict[str, Any]] = {}
     """Other arguments of `LLM`."""
     add_bos_token: ClassVar[bool] = True
-    """Begin every sequence with token 0, unless it begins so already."""
+    """Put token 0 before every sequence that does not start with it."""
     use_chat_template: ClassVar[bool] = False
-    """Ask in RWKV's chat format."""
+    """Render prompts in RWKV's chat format."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -67,7 +67,7 @@ class RwkvBatchModel(LightevalModel):
         if self.llm.tokenizer is None:
             raise ConfigurationError("options: got tokenizer=None, expected a tokenizer: lighteval's requests are text")
         self._prompts = PromptManager(system_prompt=config.system_prompt)
-        # lighteval keys its cache by this: another model, or other conventions, have a folder of their own.
+        # The key of lighteval's cache: other models and other settings have other folders.
         settings = f"{self.llm.summary.fingerprint} {self.options} {self.add_bos_token} {self.use_chat_template}"
         name = f"rwkv_batch-{random_stream(settings, 0):014x}"
         self._cache = SampleCache(config.model_copy(update={"model_name": name}))
@@ -82,7 +82,7 @@ class RwkvBatchModel(LightevalModel):
 
     @property
     def max_length(self) -> int:
-        """A recurrent state has no length."""
+        """No limit: a recurrent state has the same size at any length."""
         return NO_LIMIT
 
     def tok_encode(self, str_to_encode: str, add_special_tokens: bool | None = None) -> list[int]:
@@ -97,7 +97,7 @@ class RwkvBatchModel(LightevalModel):
         for doc in docs:
             encoded = self._choices(self._prompt(doc), doc.choices)
             by_doc.append(list(range(len(pairs), len(pairs) + len(encoded))))
-            pairs += [(self._begun(context), continuation) for context, continuation in encoded]
+            pairs += [(with_bos(context, self.add_bos_token), continuation) for context, continuation in encoded]
         found: list[Any] = [None] * len(pairs)
         for index, output in score_pairs(self.llm, pairs):
             found[index] = output
@@ -136,7 +136,7 @@ class RwkvBatchModel(LightevalModel):
         rows = []
         for index, doc in enumerate(docs):
             text = self._prompt(doc)
-            ids = self._begun(self.tok_encode(text))
+            ids = with_bos(self.tok_encode(text), self.add_bos_token)
             rows.append(GenerateRow(index, random_stream(text, 0), ids, self._sampling_params(doc)))
         responses: list[Any] = [None] * len(docs)
         for index, output in self.llm.serve(rows):
@@ -156,15 +156,10 @@ class RwkvBatchModel(LightevalModel):
         return str(self._prompts.prepare_prompt(doc))
 
     def _choices(self, prompt: str, choices: list[str]) -> list[tuple[list[int], list[int]]]:
-        """In RWKV's chat format, what follows `Assistant:` starts with a space."""
+        """(context, continuation) ids of each choice. After `Assistant:`, RWKV's chat format has a space."""
         if prompt.endswith(ASSISTANT):
             choices = [f" {choice}" if choice[:1].strip() else choice for choice in choices]
         return list(zip(*self.tok_encode_pair(prompt, choices, pairwise=False), strict=True))
-
-    def _begun(self, ids: list[int]) -> list[int]:
-        if not ids or (self.add_bos_token and ids[0] != END_OF_TEXT):
-            return [END_OF_TEXT, *ids]
-        return ids
 
     def _sampling_params(self, doc: Doc) -> SamplingParams:
         given = self.config.generation_parameters

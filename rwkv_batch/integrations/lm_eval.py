@@ -2,7 +2,7 @@
 
     rwkv-batch lm-eval run --model rwkv_batch --model_args pretrained=model.pth --tasks lambada_openai,mmlu
 
-is the harness's own command line with this model registered. In Python:
+is the harness's own command line, with this model registered. In Python:
 
     lm_eval.simple_evaluate(model=RwkvBatchLM("model.pth"), tasks=["arc_easy"])
 """
@@ -25,7 +25,7 @@ from ..errors import ConfigurationError, MissingExtraError
 from ..rows import GenerateRow
 from ..sampling_params import SamplingParams
 from ..text.chat import render_messages
-from .pairs import ASSISTANT, random_stream, score_pairs
+from .harness_requests import ASSISTANT, random_stream, score_pairs, with_bos
 
 try:
     from lm_eval.api.model import TemplateLM
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 NAME = "rwkv_batch"
 ROLLING_LENGTH = 2048
-"""Tokens of a rolling window, as the harness's Hugging Face backend takes for RWKV."""
+"""Tokens of a rolling window: the length that the harness's Hugging Face backend takes for RWKV."""
 CHAT_TEMPLATE = "System: {system}\n\nUser: {user}\n\nAssistant: {assistant}\n\nUser: {user}\n\nAssistant:"
 _CACHE_FORMAT = 1
-"""Raised when the same request would get another answer than before."""
+"""Version of the cached answers; to be increased when a change gives the same request another answer."""
 
 logger = logging.getLogger(__name__)
 
@@ -52,16 +52,16 @@ class RwkvBatchLM(TemplateLM):
     """An RWKV checkpoint as a model of the harness.
 
     Args:
-        pretrained: what `LLM` takes as its model, or an `LLM`; `model` is another name for it.
+        pretrained: the `model` argument of `LLM`, or an `LLM`; `model` is another name for this argument.
         batch_size: sequences that run at the same time; "auto" and 1, the harness's default, let the engine decide.
-        device: the harness always names "cuda:0" where the user names none, so without CUDA that is "auto".
-        add_bos_token: begin every sequence with token 0, as RWKV's reference scripts do, unless it begins so already.
-        max_length: tokens that the model may read for one request; a longer one loses its first tokens, as it does in
-            the harness's Hugging Face backend. None, the default, cuts nothing: a recurrent state has no length.
+        device: as for `LLM`. The harness passes "cuda:0" if the user names no device; without CUDA that means "auto".
+        add_bos_token: put token 0 before every sequence that does not start with it, as RWKV's reference scripts do.
+        max_length: tokens that the model may read for one request; a longer request loses its first tokens, as in the
+            harness's Hugging Face backend. None, the default, cuts nothing: a recurrent state has no maximal length.
         rolling: "window" scores documents in disjoint windows of `max_length` or 2048 tokens, as other backends do;
-            "full" reads each from its beginning to its end.
-        max_gen_toks: tokens of a completion where the task sets no limit.
-        think_end_token: what ends a model's thinking; a completion begins after it.
+            "full" reads each document from its beginning to its end.
+        max_gen_toks: limit of a completion, in tokens, if the task sets none.
+        think_end_token: the text that ends a model's thinking; a completion starts after it.
         options: all other arguments of `LLM`.
 
     Raises:
@@ -113,28 +113,28 @@ class RwkvBatchLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """Token 0 ends a text, and nothing else does."""
+        """Token 0, which ends every text."""
         return END_OF_TEXT
 
     @property
     def tokenizer_name(self) -> str:
-        """Keys the harness's cache of rendered requests, so the chat format is in it."""
+        """The key of the harness's cache of rendered requests: the tokenizer, and NAME for the chat format."""
         tokenizer = self.llm.tokenizer
         assert tokenizer is not None
         return f"{NAME}-{tokenizer.name}-{tokenizer.fingerprint[:16]}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids of a text, without token 0: that is put before whole sequences."""
+        """Token ids of a text, without token 0, which is put before whole sequences only."""
         return self._encode(string)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation in RWKV's chat format; it ends with `Assistant:`, without a space."""
+        """Render the conversation in RWKV's chat format; the text ends with `Assistant:`, without a space."""
         text = render_messages(chat_history)
         has_prompt = chat_history[-1]["role"] != "assistant"
         return text.removesuffix(f"\n\n{ASSISTANT}") if has_prompt and not add_generation_prompt else text
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """What the results say about the chat format; there is one."""
+        """The chat template that the results record. There is only one, so it cannot be chosen by name."""
         if isinstance(chat_template, str) and chat_template:
             raise ConfigurationError(f"--apply_chat_template: got {chat_template!r}, expected no name: there is one")
         return CHAT_TEMPLATE if chat_template else None
@@ -149,10 +149,10 @@ class RwkvBatchLM(TemplateLM):
         return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """As the harness splits a text into context and continuation, but no continuation gets lost.
+        """Split a text into context and continuation as the harness does, with two differences.
 
-        What follows `Assistant:` in RWKV's chat format starts with a space. A continuation that becomes a part of the
-        context's last token is encoded by itself.
+        A continuation after `Assistant:` is given the space of RWKV's chat format. A continuation that the tokenizer
+        merges into the context's last token, so that no continuation remains, is encoded by itself.
         """
         if context.endswith(ASSISTANT) and continuation[:1].strip():
             continuation = f" {continuation}"
@@ -165,8 +165,11 @@ class RwkvBatchLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        """Score (arguments, context ids, continuation ids); results reach the harness's cache as they finish."""
-        pairs = [self._fitted(self._begun(context), continuation) for _, context, continuation in requests]
+        """Score (arguments, context ids, continuation ids). Each result is put into the harness's cache at once."""
+        pairs = [
+            self._crop_pair(with_bos(context, self.add_bos_token), continuation)
+            for _, context, continuation in requests
+        ]
         answers: list[Any] = [None] * len(requests)
         with tqdm(total=len(pairs), desc=f"{NAME}: loglikelihood", disable=disable_tqdm) as bar:
             for index, output in score_pairs(self.llm, pairs):
@@ -194,17 +197,15 @@ class RwkvBatchLM(TemplateLM):
         return answers
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """A completion of each context, in the order of the requests; a stop string is not a part of it."""
+        """A completion of each context, in the order of the requests, without the stop string."""
         occurrences: Counter[str] = Counter()
         rows = []
         for index, request in enumerate(requests):
             context, arguments = request.args
             key = json.dumps([context, arguments], sort_keys=True, default=str)
             params = self._sampling_params(arguments)
-            prompt = self._begun(self._encode(context))
-            rows.append(
-                GenerateRow(index, random_stream(key, occurrences[key]), self._shortened(prompt, params), params)
-            )
+            prompt = self._crop_prompt(with_bos(self._encode(context), self.add_bos_token), params)
+            rows.append(GenerateRow(index, random_stream(key, occurrences[key]), prompt, params))
             occurrences[key] += 1
         answers: list[Any] = [None] * len(requests)
         with tqdm(total=len(rows), desc=f"{NAME}: generate_until", disable=disable_tqdm) as bar:
@@ -217,7 +218,7 @@ class RwkvBatchLM(TemplateLM):
         return answers
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the results say about the model and the conventions that its numbers follow."""
+        """The facts that the results record about the model and the conventions of its numbers."""
         about = self.llm.describe()
         return {
             "model_sha": self.llm.summary.fingerprint,
@@ -229,10 +230,10 @@ class RwkvBatchLM(TemplateLM):
         }
 
     def set_cache_hook(self, cache_hook: Any) -> None:
-        """Take the harness's cache, and keep this model's answers in a table of their own.
+        """Use the harness's cache, with a separate table for this model's answers.
 
-        The harness's keys do not tell models apart. With one table for each model, tokenizer and set of conventions in
-        the cache's file, no model gets the answers of another.
+        The harness's keys do not depend on the model. A table for each model, tokenizer and set of conventions in the
+        cache's file prevents that a model gets the answers of another.
         """
         super().set_cache_hook(cache_hook)
         database = cache_hook.dbdict
@@ -255,7 +256,7 @@ class RwkvBatchLM(TemplateLM):
         }
 
     def _identity(self) -> str:
-        """What an answer depends on beside the request."""
+        """A hash of everything but the request that an answer depends on."""
         summary = self.llm.summary
         assert summary.tokenizer is not None
         parts = {
@@ -265,20 +266,14 @@ class RwkvBatchLM(TemplateLM):
             "dtype": summary.placement.dtype_name,
             "quantization": summary.placement.quantization,
             "state_dtype": str(summary.placement.state_dtype),
-            "ln_x_eps": summary.ln_x_eps,
+            "ln_x_eps": summary.model.ln_x_eps,
             "seed": self.llm.seed,
             **self._conventions(),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
-    def _begun(self, ids: list[int]) -> list[int]:
-        """With token 0 before it where that is asked for; an empty sequence is always the beginning of a document."""
-        if not ids or (self.add_bos_token and ids[0] != END_OF_TEXT):
-            return [END_OF_TEXT, *ids]
-        return ids
-
-    def _fitted(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
-        """The pair without the first tokens of a context that is too long. The last token is predicted, never read."""
+    def _crop_pair(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
+        """Cut a pair to `max_length` at the context's start. The last token is only predicted, so it is not counted."""
         if self.max_length is None or len(context) + len(continuation) - 1 <= self.max_length:
             return context, continuation
         if len(continuation) > self.max_length:
@@ -288,14 +283,15 @@ class RwkvBatchLM(TemplateLM):
         self._count("truncated", f"a request is longer than max_length ({self.max_length})")
         return context[-(self.max_length + 1 - len(continuation)) :], continuation
 
-    def _shortened(self, prompt: list[int], params: SamplingParams) -> list[int]:
-        if self.max_length is None or len(prompt) <= (room := max(self.max_length - params.max_tokens, 1)):
+    def _crop_prompt(self, prompt: list[int], params: SamplingParams) -> list[int]:
+        """Cut a prompt at its start, so that prompt and completion fit into `max_length`."""
+        if self.max_length is None or len(prompt) <= (limit := max(self.max_length - params.max_tokens, 1)):
             return prompt
         self._count("truncated", f"a prompt and its completion may be longer than max_length ({self.max_length})")
-        return prompt[-room:]
+        return prompt[-limit:]
 
     def _windows(self, ids: list[int]) -> list[tuple[list[int], list[int]]]:
-        """(context, continuation) pairs that predict every token of a document once."""
+        """(context, continuation) pairs in which every token of a document is predicted once."""
         if self.rolling == "full":
             return [([END_OF_TEXT], ids)] if ids else []
         length = self.max_length or ROLLING_LENGTH
@@ -335,9 +331,9 @@ def _load(model: str | Path, device: str | None, **options: Any) -> LLM:
 
 
 def register() -> None:
-    """Make the name `rwkv_batch` known to the harness, which does not look for entry points before version 0.4.14.
+    """Register the model `rwkv_batch` with the harness, which reads entry points only from version 0.4.14 on.
 
-    Its own models are registered first: it does that only while it knows none.
+    The harness registers its own models only while none is registered, so they are imported first.
     """
     import lm_eval.models  # noqa: F401
     from lm_eval.api.registry import MODEL_REGISTRY, register_model
@@ -347,7 +343,7 @@ def register() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The harness's own command line, with `--model rwkv_batch`."""
+    """Run the harness's own command line, with `--model rwkv_batch` available."""
     from lm_eval.__main__ import cli_evaluate
 
     register()

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from ..errors import ConfigurationError, RowError
 
@@ -50,7 +50,7 @@ def _turn(number: int, message: Mapping[str, str]) -> Turn:
         raise RowError(
             "bad_messages", f"message {number} (role {role!r}) has content of type {found}; expected a string"
         )
-    return Turn(cast(Role, role), content)
+    return Turn(role, content)
 
 
 def rwkv_chat(turns: Sequence[Turn]) -> str:

@@ -14,7 +14,7 @@ import yaml
 from docs.pages import PAGES, ROOT, Block, blocks, name_of
 
 from rwkv_batch import cli, run
-from rwkv_batch.job.config import load_job
+from rwkv_batch.job.load import load_job
 
 LANGUAGES = {"python", "console", "yaml", "text", "json"}
 TOOLS = {"ls", "cat", "head", "mkdir", "cp", "rm"}

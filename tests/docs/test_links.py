@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from docs.pages import PAGES, ROOT, name_of, prose
 
+WITH_LINKS = [*PAGES, ROOT / "benchmarks" / "README.md", ROOT / "rwkv_batch" / "demo" / "README.md"]
+
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 _FOLDERS = "(?:rwkv_batch|tests|triton_kernels|cuda_kernels|benchmarks|jobs|docs|locks)"
 PATH = re.compile(rf"`({_FOLDERS}/[\w./*-]*)(?:::(\w+))?`")
@@ -21,7 +23,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", WITH_LINKS, ids=name_of)
 def test_links_resolve(page: Path) -> None:
     for link in LINK.findall(prose(page)):
         if "://" in link:
@@ -40,7 +42,7 @@ def test_links_of_the_site_stay_inside_it(page: Path) -> None:
             assert (page.parent / link.partition("#")[0]).resolve().is_relative_to(ROOT / "docs"), link
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", WITH_LINKS, ids=name_of)
 def test_paths_exist(page: Path) -> None:
     """A path with a name in capitals, such as OP.py, stands for any file of its folder."""
     for path, test in PATH.findall(page.read_text(encoding="utf-8")):
@@ -77,6 +79,13 @@ def defined(node: ast.stmt) -> set[str]:
 def test_names_that_are_given_with_their_file_are_in_it(page: Path) -> None:
     for name, path in NAMED.findall(re.sub(r"\s+", " ", page.read_text(encoding="utf-8"))):
         assert name in names_in(ROOT / path), f"{name_of(page)}: `{name}` in `{path}`"
+
+
+def test_the_contributor_finds_every_kind_of_file() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for kind in ("version", "kernel", "weight format", "data source", "harness"):
+        assert re.search(rf"^### Add a.* {kind}$", text, re.MULTILINE), kind
+    assert len(NAMED.findall(re.sub(r"\s+", " ", text))) >= 10
 
 
 def test_the_readme_is_short() -> None:

@@ -1,4 +1,4 @@
-"""Harnesses run offline, and keep their files in the tests' own folders."""
+"""Settings and fixtures for harnesses: they run offline, and write into the tests' folders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# The harnesses' libraries read these when they are imported.
+# The harnesses' libraries read these variables when they are imported.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 import pytest
@@ -24,14 +24,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 @pytest.fixture(scope="session")
 def demo_oracle(oracle: Callable[..., Oracle], tmp_path_factory: pytest.TempPathFactory) -> Oracle:
-    """The bundled model as the `rwkv` package runs it, in float32."""
+    """The `rwkv` package with the bundled model, in float32."""
     tensors = {name: tensor.to(torch.float32) for name, tensor in load_file(DEMO_MODEL).items()}
     return oracle("7.0", write_checkpoint(tensors, tmp_path_factory.mktemp("demo") / "demo.pth"))
 
 
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
-    """Harnesses configure logging for the whole process; what they change is put back."""
+    """Restores the process's logging, which harnesses configure."""
     loggers = [logging.getLogger(), *(logging.getLogger(name) for name in list(logging.root.manager.loggerDict))]
     before = [(logger, logger.level, logger.propagate, logger.disabled, list(logger.handlers)) for logger in loggers]
     disabled = logging.root.manager.disable
@@ -44,6 +44,7 @@ def own_logging() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_dataset_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Gives each test its own cache of datasets, and restores the command line, which harnesses change."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")

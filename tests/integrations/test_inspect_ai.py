@@ -1,4 +1,4 @@
-"""Inspect's real evaluation with the provider that the entry point brings."""
+"""The Inspect provider: Inspect's real evaluation through the entry point, and single requests."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from rwkv_batch.integrations.inspect_ai import RwkvBatchAPI
 
 @pytest.fixture
 def api():
+    """`api(**arguments)`: a provider with the bundled model, closed after the test."""
     made: list[RwkvBatchAPI] = []
 
     def get(**arguments: Any) -> RwkvBatchAPI:
@@ -80,7 +81,7 @@ def test_settings_reach_the_sampler(api):
     assert one.max_connections() == 8
 
 
-def test_bad_requests_do_not_end_the_others(api):
+def test_a_bad_request_is_an_error_and_the_next_one_is_served(api):
     one = api()
     with pytest.raises(ValueError, match="lone surrogate"):
         asyncio.run(complete(one, "\ud800"))
@@ -94,7 +95,7 @@ def test_bad_requests_do_not_end_the_others(api):
 
 
 def test_cancelled_requests_free_their_slots(api):
-    """Eight ask for 1,500 tokens and are cancelled; a request of 4 tokens behind them needs few steps."""
+    """Eight requests of 1,500 tokens are cancelled. A request of 4 tokens after them then needs few steps."""
     one = api()
     stats = one.llm.stats
 
@@ -113,7 +114,7 @@ def test_cancelled_requests_free_their_slots(api):
     assert asyncio.run(cancel_and_ask()) < 200
 
 
-def test_an_engine_that_fails_tells_everybody(api, monkeypatch):
+def test_a_failed_engine_raises_its_error_for_running_and_later_requests(api, monkeypatch):
     one = api()
     monkeypatch.setattr("rwkv_batch.prefetch.CLOSING_SECONDS", 0.1)
     monkeypatch.setattr(one.llm._engine, "step", lambda: (_ for _ in ()).throw(RuntimeError("broken hardware")))
@@ -123,6 +124,6 @@ def test_an_engine_that_fails_tells_everybody(api, monkeypatch):
         asyncio.run(complete(one, "b"))
 
 
-def test_a_tokenizer_is_needed():
+def test_a_model_without_a_tokenizer_is_refused():
     with pytest.raises(ValueError, match="expected a tokenizer"):
         RwkvBatchAPI("demo", tokenizer=None)

@@ -1,4 +1,4 @@
-"""lighteval's real command line over a local task, against the `rwkv` package; and its requests one by one."""
+"""The lighteval model: lighteval's real command line over a local task, and single requests."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def ids(text: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory):
-    """`load(**class attributes)`: the bundled model in float32."""
+    """`load(parameters, **class attributes)`: lighteval's model with the bundled model in float32, without a cache."""
     cache = str(tmp_path_factory.mktemp("cache"))
 
     def get(parameters: dict[str, Any] | None = None, **attributes: Any) -> rwkv.RwkvBatchModel:
@@ -62,7 +62,7 @@ def document(query: str, choices: list[str], **fields: Any) -> Doc:
     return Doc(query=query, choices=choices, gold_index=0, id="0", task_name="t", **fields)
 
 
-def test_log_likelihoods(load, demo_oracle):
+def test_log_likelihoods_equal_those_of_the_package(load, demo_oracle):
     docs = [document("import ", ["os", "sys", "é\N{SNOWMAN}"]), document("def f(", ["self", "x"])]
     for responses in (
         load().loglikelihood(docs),
@@ -77,7 +77,7 @@ def test_log_likelihoods(load, demo_oracle):
                 assert response.output_tokens[i] == ids(doc.query[len(kept) :] + choice)
 
 
-def test_documents_and_chat(load, demo_oracle):
+def test_whole_documents_and_chat_prompts_equal_the_package(load, demo_oracle):
     text = "class Stack:\n" * 5
     (response,) = load(add_bos_token=False).loglikelihood_rolling([document(text, [])])
     assert response.logprobs == pytest.approx([demo_oracle.loglikelihood([0], ids(text))[0]], abs=1e-3)
@@ -87,7 +87,7 @@ def test_documents_and_chat(load, demo_oracle):
     assert response.logprobs == pytest.approx([demo_oracle.loglikelihood([0, *ids(context)], ids(" yes"))[0]], abs=1e-3)
 
 
-def test_completions(load):
+def test_completions_follow_stops_limits_and_samples(load):
     greedy = document("import os", [], generation_size=8, stop_sequences=["\n"])
     (response,) = load().greedy_until([greedy])
     (longer,) = load({"max_new_tokens": 12}).greedy_until([greedy])
@@ -114,7 +114,7 @@ def test_another_model_has_another_cache(tmp_path, checkpoint_file):
 def test_the_real_command(tmp_path, monkeypatch, demo_oracle):
     from lighteval.__main__ import app
 
-    # It imports the hundreds of tasks of its own, one of which downloads a file.
+    # Without lighteval's own tasks: it would import hundreds, one of which downloads a file.
     monkeypatch.setattr("lighteval.tasks.registry.Registry._load_from_files", lambda *_: {})
     monkeypatch.setattr("lighteval.tasks.registry.Registry._load_from_subdirs", lambda *_: {})
     monkeypatch.setattr(CustomModelConfig.model_fields["cache_dir"], "default", str(tmp_path / "cache"))
@@ -141,7 +141,7 @@ def test_the_real_command(tmp_path, monkeypatch, demo_oracle):
     assert 0 <= results["local_completions|0"]["em"] <= 1
 
 
-def test_a_tokenizer_is_needed():
+def test_a_model_without_a_tokenizer_is_refused():
     kind = type("Model", (rwkv.RwkvBatchModel,), {"options": {"tokenizer": None}})
     with pytest.raises(ValueError, match="expected a tokenizer"):
         kind(SimpleNamespace(model_name="demo"))

@@ -26,7 +26,7 @@ VOCAB = 257 + len(MERGES)
 
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every byte, and some tokens that a text and what follows it may merge into."""
+    """A vocabulary file with every byte, and some tokens that merge over the border of a context."""
     tokens: list[str | bytes] = [bytes([byte]) for byte in range(256)]
     lines = [f"{i} {token!r} {len(token)}" for i, token in enumerate(tokens, 1)]
     lines += [f"{i} {token!r} {len(token.encode())}" for i, token in enumerate(MERGES, 257)]
@@ -37,7 +37,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(checkpoint_file, vocabulary):
-    """`model(version="7.0", **arguments)`."""
+    """`model(version="7.0", **arguments)`: the harness's model over a random checkpoint, which is loaded once."""
     loaded: dict[str, LLM] = {}
 
     def get(version: str = "7.0", **arguments: Any) -> RwkvBatchLM:
@@ -50,7 +50,7 @@ def model(checkpoint_file, vocabulary):
 
 
 def encode(text: str) -> list[int]:
-    """The longest token at each place, found the slow way."""
+    """Encode by the longest token at each place, found by trying all tokens."""
     data, ids = text.encode(), []
     merges = {token.encode(): i for i, token in enumerate(MERGES, 257)}
     while data:
@@ -78,7 +78,8 @@ def random_pairs() -> list[tuple[str, str]]:
 
 
 def expected_split(context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """The harness's rule, written down again: trailing spaces move, the split is by the context's number of tokens."""
+    """The harness's rule, computed independently: trailing spaces move to the continuation, then the text is split at
+    the context's number of tokens."""
     if not context:
         return [0], encode(continuation)
     kept = context.rstrip()
@@ -100,7 +101,7 @@ def test_log_likelihoods_equal_those_of_the_package(version, model, oracle, chec
 
 
 @pytest.mark.parametrize("version", ["4", "6.0", "7.0"])
-def test_greedy_continuations_are_greedy(version, model, oracle, checkpoint_file):
+def test_continuations_that_the_model_would_choose_are_greedy(version, model, oracle, checkpoint_file):
     reference, lm = oracle(version, checkpoint_file(version, vocab=VOCAB)), model(version)
     for context in ("a", "foobar ==", "\n\n" * 30):
         ids, likeliest = [0, *encode(context)], []
@@ -111,8 +112,7 @@ def test_greedy_continuations_are_greedy(version, model, oracle, checkpoint_file
         assert [is_greedy for _, is_greedy in found] == [True, False]
 
 
-def test_merges_at_the_border(model, oracle, checkpoint_file):
-    """As the harness splits, a part may vanish; where nothing is left the continuation stands for itself."""
+def test_a_continuation_that_merges_into_its_context_is_encoded_by_itself(model, oracle, checkpoint_file):
     lm, reference = model(), oracle("7.0", checkpoint_file("7.0", vocab=VOCAB))
     pairs = [("x =", "= y"), ("http:", "//z"), ("foo", "bar"), ("a\n", "\nb"), ("a \n", "b"), ("foobar", "")]
     splits = [lm._encode_pair(*pair) for pair in pairs]
@@ -150,7 +150,7 @@ def test_max_length_keeps_the_last_tokens(model, oracle, checkpoint_file):
         lm._loglikelihood_tokens([(None, context, list(range(11)))])
 
 
-def test_rolling_windows_and_whole_documents(model, oracle, checkpoint_file):
+def test_documents_are_scored_in_windows_or_as_a_whole(model, oracle, checkpoint_file):
     reference = oracle("7.0", checkpoint_file("7.0", vocab=VOCAB))
     documents = ["foobar " * 9, "a", "", "x == y\n\n" * 20]
     requests = instances("loglikelihood_rolling", *[(text,) for text in documents])
@@ -213,7 +213,7 @@ def test_a_blank_line_ends_nothing_and_token_0_does(model):
     assert lm.eot_token_id == lm.prefix_token_id == 0
 
 
-def test_samples_differ_between_repeats_and_not_with_the_company(model):
+def test_samples_differ_between_repeats_and_do_not_depend_on_other_requests(model):
     lm = model()
     arguments = {"until": [], "do_sample": True, "temperature": 1.0, "max_gen_toks": 12}
     together = lm.generate_until(
@@ -224,7 +224,7 @@ def test_samples_differ_between_repeats_and_not_with_the_company(model):
     assert len(set(alone)) == 3
 
 
-def test_generation_arguments(model, caplog):
+def test_generation_arguments_become_sampling_parameters(model, caplog):
     lm = model()
     params = lm._sampling_params({"until": ["\n"], "do_sample": True, "top_p": 0.5, "top_k": 3, "num_beams": 4})
     assert (params.temperature, params.top_p, params.top_k, params.max_tokens) == (1.0, 0.5, 3, 256)
@@ -233,7 +233,7 @@ def test_generation_arguments(model, caplog):
     assert "num_beams: got 4" in caplog.text
 
 
-def test_thinking_is_left_out(model, oracle, checkpoint_file):
+def test_thinking_is_left_out_of_a_completion(model, oracle, checkpoint_file):
     whole = greedy_text(oracle("7.0", checkpoint_file("7.0", vocab=VOCAB)), [0, *encode("a")], 12)
     text = whole.decode(errors="replace")
     request = instances("generate_until", ("a", {"until": [], "max_gen_toks": 12}))
@@ -242,7 +242,7 @@ def test_thinking_is_left_out(model, oracle, checkpoint_file):
     ]
 
 
-def test_chat_format(model, oracle, checkpoint_file):
+def test_prompts_are_rendered_in_the_chat_format(model, oracle, checkpoint_file):
     lm, reference = model(), oracle("7.0", checkpoint_file("7.0", vocab=VOCAB))
     history = [{"role": "system", "content": "s"}, {"role": "user", "content": "q\n\nr"}]
     assert lm.apply_chat_template(history) == "System: s\n\nUser: q\nr\n\nAssistant:"
@@ -264,7 +264,7 @@ def test_chat_format(model, oracle, checkpoint_file):
 
 
 class Recorder:
-    """A cache that keeps what reaches it, and in what order."""
+    """A cache that records the answers put into it, in order."""
 
     dbdict = None
 
@@ -308,7 +308,7 @@ def test_another_model_never_gets_a_cached_answer(model, checkpoint_file, vocabu
     assert CachingLM(again, path).loglikelihood(requests) == first
 
 
-def test_wrong_arguments_are_named(checkpoint_file):
+def test_wrong_arguments_are_refused_by_name(checkpoint_file):
     path = str(checkpoint_file("7.0", vocab=VOCAB))
     for arguments, message in (
         ({"pretrained": path, "add_boss_token": True}, "unknown argument 'add_boss_token'"),
@@ -323,14 +323,14 @@ def test_wrong_arguments_are_named(checkpoint_file):
             RwkvBatchLM(**arguments)
 
 
-def test_results_say_what_they_follow(model):
+def test_results_record_the_model_and_the_conventions(model):
     info = model().get_model_info()
     assert json.loads(json.dumps(info)) == info
     assert info["model_sha"] == model().llm.summary.fingerprint
     assert {"add_bos_token": True, "eot_token_id": 0, "max_length": None, "rolling": "window"}.items() <= info.items()
 
 
-def test_the_cache_hook_of_the_base_class_is_fine(model):
+def test_a_cache_hook_without_a_database_is_accepted(model):
     lm = model()
     lm.set_cache_hook(CacheHook(None))
     assert math.isfinite(lm.loglikelihood([SimpleNamespace(args=("a", "b"))], disable_tqdm=True)[0][0])

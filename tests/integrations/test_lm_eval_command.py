@@ -1,4 +1,4 @@
-"""The harness's real command line over local tasks: its metrics equal those made by hand from the reference."""
+"""The harness's real command line over local tasks. Its metrics equal those computed from the `rwkv` package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 from oracle import Oracle
 
 from rwkv_batch.cli import main
-from rwkv_batch.integrations import pairs
+from rwkv_batch.integrations import harness_requests
 from rwkv_batch.llm import LLM
 
 ROWS = 6
@@ -80,7 +80,7 @@ def documents(greedy: Callable[[str], str]) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def reference(demo_oracle: Oracle) -> Reference:
-    """Log-likelihood and greediness of text after text, with token 0 before all."""
+    """`reference(context, continuation)`: log-likelihood and is_greedy by the `rwkv` package, after token 0."""
 
     def score(context: str, continuation: str) -> tuple[float, bool]:
         total, _, is_greedy = demo_oracle.loglikelihood([0, *ids(context)], ids(continuation))
@@ -125,16 +125,16 @@ def tasks(tmp_path_factory: pytest.TempPathFactory, greedy: Callable[[str], str]
 
 @pytest.fixture
 def evaluate(tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """`evaluate(*arguments)` runs the command in this process; results, and the samples of each task."""
+    """`evaluate(*arguments)`: runs the command in this process; returns its results and the samples of each task."""
     import lm_eval.evaluator
     import lm_eval.tasks
 
-    # It reads the 14,000 files of its own tasks first.
+    # Without the harness's own tasks: it would read 14,000 files.
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(lm_eval.tasks.TaskManager, include_defaults=False))
-    # It asks the system for its compilers, drivers and packages, which takes seconds.
+    # Without a description of the system: asking for compilers, drivers and packages takes seconds.
     monkeypatch.setattr(lm_eval.evaluator, "add_env_info", lambda results: None)
     monkeypatch.setattr(lm_eval.evaluator, "get_git_commit_hash", lambda: None)
-    # Nor are a hundred thousand resamplings for its standard errors what is tested here.
+    # With 10 resamplings for standard errors, which are not tested here, in place of 100,000.
     evaluate = lm_eval.evaluator.evaluate
     monkeypatch.setattr(lm_eval.evaluator, "evaluate", lambda **given: evaluate(**{**given, "bootstrap_iters": 10}))
     runs: list[Path] = []
@@ -162,7 +162,7 @@ def arguments_of(line: dict[str, Any]) -> list[list[Any]]:
 
 
 def check_scores(run: dict[str, Any], reference: Reference, is_chat: bool = False) -> None:
-    """Words, choices and documents against the reference: every request, then every metric."""
+    """Compare words and choices with the reference: every request, then every metric."""
     found: dict[str, list[Any]] = {"acc": [], "acc_norm": [], "logprob": [], "greedy": []}
     for line in run["lines"]["local_words"]:
         ((context, continuation),) = arguments_of(line)
@@ -194,7 +194,7 @@ def mean(values: list[Any]) -> float:
     return sum(values) / len(values)
 
 
-def test_four_kinds_of_tasks(evaluate, reference, greedy, tasks):
+def test_metrics_of_four_kinds_of_tasks_equal_the_reference(evaluate, reference, greedy, tasks):
     run = evaluate()
     rows = [json.loads(line) for line in (tasks / "rows.jsonl").open()]
     assert [arguments_of(line)[0] for line in run["lines"]["local_words"]] == [
@@ -215,7 +215,7 @@ def test_four_kinds_of_tasks(evaluate, reference, greedy, tasks):
     assert config["model_sha"] and config["model_dtype"] == "float32"
 
 
-def test_few_examples_chat_and_limit(evaluate, reference):
+def test_few_shot_examples_chat_format_and_limit_reach_the_prompts(evaluate, reference):
     names = ("local_words", "local_choices")
     run = evaluate("--num_fewshot", "2", "--limit", "4", names=names)
     assert all(len(lines) == 4 for lines in run["lines"].values())
@@ -261,7 +261,7 @@ hook.add_partial = add_and_hold
 lm_eval.tasks.TaskManager = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
 main(sys.argv[1:])
 """
-"""Waits for ever when it has five answers."""
+"""A program that evaluates, and sleeps forever once it has five answers."""
 
 
 def test_a_killed_evaluation_goes_on(evaluate, tasks, tmp_path, monkeypatch):
@@ -284,7 +284,7 @@ def test_a_killed_evaluation_goes_on(evaluate, tasks, tmp_path, monkeypatch):
         process.wait()
     kept = cached(tmp_path / "cache_rank0.db")
     served: list[int] = []
-    score_pairs = pairs.score_pairs
+    score_pairs = harness_requests.score_pairs
 
     def counted(llm: LLM, requests: list[Any]) -> Any:
         served.append(len(requests))
@@ -302,7 +302,7 @@ def test_a_killed_evaluation_goes_on(evaluate, tasks, tmp_path, monkeypatch):
 
 
 def cached(path: Path) -> int:
-    """Answers of our models that a cache holds."""
+    """Number of cached answers of this package's models."""
     if not path.exists():
         return 0
     connection = sqlite3.connect(path)

@@ -84,7 +84,15 @@ TARGETS = (
     ),
     Target(
         "requests",
-        ("requests.py", "serving.py", "turns.py", "prefetch.py", "rows.py", "output_builder.py", "sampling_params.py"),
+        (
+            "requests.py",
+            "serving.py",
+            "call_lock.py",
+            "prefetch.py",
+            "rows.py",
+            "output_builder.py",
+            "sampling_params.py",
+        ),
         ("test_llm.py", "test_sampling_params.py", "text/test_constraint.py", "test_serving.py"),
         ("engine/test_abort.py", "job", "integrations"),
     ),

@@ -9,6 +9,8 @@ from __future__ import annotations
 import pkgutil
 from importlib import import_module
 
+from rwkv_batch.models.matrix_state import MatrixStateArchitecture
+
 from .variant import AdvanceToken, Variant
 
 _MODULES = sorted(info.name for info in pkgutil.iter_modules(__path__))
@@ -38,5 +40,5 @@ def token_in_float64(op: str) -> AdvanceToken:
 def with_matrix_state() -> tuple[str, ...]:
     """The variants that keep one matrix for each head."""
     return tuple(
-        name for name, variant in VARIANTS.items() if "att.time_state" in variant.architecture.schema.initial_state
+        name for name, variant in VARIANTS.items() if issubclass(variant.architecture, MatrixStateArchitecture)
     )

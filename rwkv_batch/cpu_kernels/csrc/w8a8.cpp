@@ -20,7 +20,7 @@ static float scale_of(const T* x, int64_t n, float levels) {
     largest = magnitude > largest ? magnitude : largest;
   }
   for (int i = 0; k < n; ++i, ++k) {
-    const Ints magnitude = (Ints)all(to_float(x[k])) & MAGNITUDE;
+    const Ints magnitude = (Ints)splat(to_float(x[k])) & MAGNITUDE;
     largest[i] = std::max(largest[i], magnitude[0]);
   }
   int32_t most = 0;
@@ -40,7 +40,7 @@ static inline int32_t whole(float x, float levels) {
 }
 
 template <typename T, typename Numbers>
-struct Quantised {
+struct Quantized {
   typedef Numbers Kind;
   typedef Scale Row;
   static Row prepare(const Product& p, const T* x, uint32_t* units) {
@@ -69,12 +69,12 @@ extern "C" int64_t int8_inputs() { return Int8::INPUTS; }
 
 #define DEFINE_W8A8(NAME, T)                                            \
   extern "C" void NAME(const Product* p, int64_t count, int64_t rows) { \
-    multiply<T, Quantised<T, Int8>>(p, count, rows);                    \
+    multiply<T, Quantized<T, Int8>>(p, count, rows);                    \
   }
 FOR_EACH_DTYPE(DEFINE_W8A8, w8a8)
 
 #define DEFINE_W8A16(NAME, T)                                           \
   extern "C" void NAME(const Product* p, int64_t count, int64_t rows) { \
-    multiply<T, Quantised<T, Int16ByInt8>>(p, count, rows);             \
+    multiply<T, Quantized<T, Int16ByInt8>>(p, count, rows);             \
   }
 FOR_EACH_DTYPE(DEFINE_W8A16, w8a16)

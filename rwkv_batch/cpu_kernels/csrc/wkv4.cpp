@@ -15,7 +15,7 @@ constexpr int64_t BLOCK = 256;  // channels that one thread takes at a time
 template <typename T>
 static void run(const Wkv4& p) {
   const int64_t blocks = (p.width + BLOCK - 1) / BLOCK;
-  const int64_t chunk = at_once(p.rows.num_rows * blocks);
+  const int64_t chunk = chunk_size(p.rows.num_rows * blocks);
 #pragma omp parallel for collapse(2) schedule(dynamic, chunk)
   for (int64_t row = 0; row < p.rows.num_rows; ++row)
     for (int64_t block = 0; block < blocks; ++block) {

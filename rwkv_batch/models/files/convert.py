@@ -11,8 +11,8 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from ...errors import ConfigurationError
-from ..matrices.quantization import QUANTIZATIONS, name_list, weight_format
+from ...errors import ConfigurationError, one_of
+from ..matrices.quantization import QUANTIZATIONS, weight_format
 from .canonical import LN_X_EPS_KEY, MM8_MARK, NORMALIZED_MARK
 from .checkpoint import Checkpoint, open_checkpoint
 
@@ -55,9 +55,10 @@ def convert(source: str | Path, destination: str | Path, quantization: str | Non
         raise ConfigurationError(f"destination: got {str(destination)!r}, expected a path that ends in .safetensors")
     if not destination.parent.is_dir():
         raise ConfigurationError(f"destination: {destination.parent} is not a folder; create it first")
-    written = tuple(name for name in QUANTIZATIONS if weight_format(name).is_written)
+    written = [name for name in QUANTIZATIONS if weight_format(name).is_written]
     if quantization is not None and quantization not in written:
-        raise ConfigurationError(f"quantization: got {quantization!r}, expected {name_list(written)}")
+        expected = one_of(["null", *map(repr, written)])
+        raise ConfigurationError(f"quantization: got {quantization!r}, expected {expected}")
     checkpoint = open_checkpoint(source)
     if destination.exists() and any(destination.samefile(file) for file in checkpoint.files):
         raise ConfigurationError(f"destination: {destination} is the source itself; expected another path")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, one_of
 
 if TYPE_CHECKING:
     from .weight_format import WeightFormat
@@ -24,7 +24,8 @@ QUANTIZATIONS: tuple[str, ...] = tuple(name for name in _MODULES if name is not 
 def check_quantization(quantization: str | None) -> None:
     """Raises ConfigurationError where no weight format has this name."""
     if quantization not in _MODULES:
-        raise ConfigurationError(f"got {quantization!r}, expected {name_list(QUANTIZATIONS)}", setting="quantization")
+        expected = one_of(["null", *map(repr, QUANTIZATIONS)])
+        raise ConfigurationError(f"got {quantization!r}, expected {expected}", setting="quantization")
 
 
 def weight_format(quantization: str | None) -> WeightFormat:
@@ -36,9 +37,3 @@ def weight_format(quantization: str | None) -> WeightFormat:
     check_quantization(quantization)
     found: WeightFormat = import_module(f"{__package__}.{_MODULES[quantization]}").FORMAT
     return found
-
-
-def name_list(names: tuple[str, ...]) -> str:
-    """Names of weight formats for a message, such as "null, 'int8' or 'w8a8'"."""
-    *first, last = "null", *(repr(name) for name in names)
-    return f"{', '.join(first)} or {last}" if first else last

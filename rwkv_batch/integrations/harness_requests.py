@@ -1,4 +1,4 @@
-"""Many (context, continuation) pairs at once: equal contexts are one row, and similar ones are neighbours."""
+"""What the adapters of evaluation harnesses share: scoring of pairs, token 0 and random streams of requests."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..engine.request import END_OF_TEXT
 from ..outputs import ScoreOutput
 from ..rows import ScoreRow
 
@@ -17,13 +18,15 @@ if TYPE_CHECKING:
 ASSISTANT = "Assistant:"
 """The end of a prompt in RWKV's chat format; the answer after it starts with a space."""
 MAX_CONTINUATIONS = 32
-"""Continuations of one row; a context with more of them becomes several rows, which share its state all the same."""
+"""Limit of a row's continuations. A context with more becomes several rows, which share the context as a prefix."""
 
 Pair = tuple[Sequence[int], Sequence[int]]
 
 
 def score_pairs(llm: LLM, pairs: Sequence[Pair]) -> Iterator[tuple[int, ScoreOutput]]:
-    """(index, result) of every pair of token ids, in the order in which they finish.
+    """Score (context, continuation) pairs of token ids: (index, result) in the order in which they finish.
+
+    Pairs with equal contexts become one row. Rows are sorted by context, so that shared prefixes are found together.
 
     Raises:
         ValueError: a pair cannot be scored.
@@ -46,7 +49,19 @@ def _rows(pairs: Sequence[Pair], members: dict[bytes, list[int]]) -> Iterator[Sc
             yield ScoreRow(some, some[0], list(pairs[some[0]][0]), [list(pairs[index][1]) for index in some])
 
 
+def with_bos(ids: list[int], add_bos_token: bool) -> list[int]:
+    """A sequence with token 0 before it, unless it starts with token 0. An empty sequence always becomes token 0."""
+    if not ids or (add_bos_token and ids[0] != END_OF_TEXT):
+        return [END_OF_TEXT, *ids]
+    return ids
+
+
 def random_stream(text: str, occurrence: int) -> int:
-    """The random stream of a request: the same wherever it stands among others, another one for each repetition."""
+    """The random stream of a request, from its text. Its position among other requests does not matter.
+
+    Args:
+        text: the request's prompt and settings.
+        occurrence: number of earlier requests with the same text, so that repetitions differ.
+    """
     digest = hashlib.sha256(f"{occurrence} {text}".encode()).digest()
     return int.from_bytes(digest[:7], "big")

@@ -1,0 +1,135 @@
+"""A lock that gives one call at a time the engine; calls of other threads wait for it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import warnings
+import weakref
+from typing import Protocol
+
+_POLL_SECONDS = 0.5
+"""How often a waiting call checks whether the thread of the lock's holder is still alive."""
+
+LEFT_OPEN = (
+    "an iterator of this LLM was left open, and is closed by a new call: the results that it had not given are lost; "
+    "use up an iterator, or close it, before the next call"
+)
+
+
+class Call(Protocol):
+    """A call that can hold the lock."""
+
+    thread: threading.Thread
+    """The thread that has last asked the call for a result."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a thread is inside the call at this moment."""
+
+    def reads_input_on(self, thread: threading.Thread) -> bool:
+        """Whether this thread reads the call's input. The call cannot continue while that thread waits."""
+
+    def close(self) -> None:
+        """End the call, and release the lock."""
+
+
+class CallLock:
+    """The lock on the engine. A call holds it from `acquire` to `release`.
+
+    The lock refers to its holder weakly: a call that was garbage-collected holds the lock no longer, at whatever line
+    an exception has ended it.
+    """
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        # A reentrant lock (a Condition's default), because a garbage collection inside may close a call.
+        self._changed = threading.Condition()
+        self._holder: weakref.ref[Call] | None = None
+        self._closed_because = ""
+
+    def check(self) -> None:
+        """Raise RuntimeError if no call can acquire the lock: in a fork of the process, and after `close`."""
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                f"this LLM belongs to process {self._process}, and this is process {os.getpid()}, a fork of it without "
+                "its threads; load the model in the process that uses it, and start that process by spawn"
+            )
+        if self._closed_because:
+            raise RuntimeError(self._closed_because)
+
+    @property
+    def is_in_its_process(self) -> bool:
+        """Whether this process made the lock, rather than being a fork of the process that did."""
+        return os.getpid() == self._process
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` has been called."""
+        return bool(self._closed_because)
+
+    @property
+    def holder(self) -> Call | None:
+        """The call that holds the lock."""
+        return self._holder() if self._holder is not None else None
+
+    def acquire(self, call: Call) -> None:
+        """Wait until the lock is free, and give it to this call.
+
+        A holder that the same thread has left open is closed with a warning. So is a holder whose thread has ended.
+
+        Raises:
+            RuntimeError: see `check`; or the holder cannot end before this call does.
+        """
+        self.check()
+        while not self._try(call):
+            holder = self.holder
+            if holder is None:
+                continue
+            if holder.reads_input_on(call.thread) or (holder.thread is call.thread and holder.is_busy):
+                raise RuntimeError("this LLM is serving a call that waits for this one; use another LLM, or call later")
+            if holder.thread is call.thread or not (holder.thread.is_alive() or holder.is_busy):
+                warnings.warn(LEFT_OPEN, RuntimeWarning, stacklevel=_frames_of_this_package())
+                self._close(holder)
+            del holder  # a strong reference here would keep alive a call that was dropped everywhere else
+            with self._changed:
+                if self.holder is not None:
+                    self._changed.wait(_POLL_SECONDS)
+
+    def release(self, call: Call) -> None:
+        """Release the lock if this call holds it."""
+        with self._changed:
+            if self._holder is not None and self._holder() in (call, None):
+                self._holder = None
+                self._changed.notify_all()
+
+    def close(self, call: Call, reason: str) -> None:
+        """Wait for the lock, and refuse all later calls. `reason` is the message of their error."""
+        self.acquire(call)
+        self._closed_because = reason
+        self.release(call)
+
+    def _close(self, holder: Call) -> None:
+        """Close a call that was left open, unless another thread has just continued or closed it."""
+        try:
+            holder.close()
+        except ValueError:  # its generator is running
+            return
+
+    def _try(self, call: Call) -> bool:
+        """Give the lock to this call if it is free. Returns whether the call holds it."""
+        with self._changed:
+            self.check()
+            if self.holder is None:
+                self._holder = weakref.ref(call)
+            return self.holder is call
+
+
+def _frames_of_this_package() -> int:
+    """The `stacklevel` that makes a warning point to the caller of this package: its functions on top of the stack."""
+    package = __name__.partition(".")[0]
+    frame, count = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, count = frame.f_back, count + 1
+    return count

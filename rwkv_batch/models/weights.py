@@ -102,6 +102,7 @@ class Weights:
         return torch.stack([self.vector(name) for name in names])
 
     def norm(self, prefix: str, dtype: torch.dtype | None = None) -> Norm:
+        """The scale and shift of the norm whose tensors are `prefix`.weight and `prefix`.bias."""
         return Norm(self.vector(prefix + ".weight", dtype), self.vector(prefix + ".bias", dtype))
 
     def linear(self, name: str, scale: float = 1.0) -> Linear:

@@ -73,7 +73,7 @@ def test_the_kernel_scores_with_a_dense_head(batch_invariant, path):
 
 @pytest.mark.parametrize("batch_invariant", [False, True])
 def test_the_kernel_scores_where_none_serves_linear(batch_invariant, path, monkeypatch):
-    """The definition of `linear` multiplies the head, whose weight is still a tensor that the kernel of `score` reads."""
+    """The definition of `linear` multiplies the head. Its weight stays a tensor, which the kernel of `score` reads."""
     pytest.importorskip("triton")
     monkeypatch.setitem(import_module("rwkv_batch.ops")._AUTO, "cpu", ("triton", "reference"))
     linear = import_module("rwkv_batch.triton_kernels.linear")

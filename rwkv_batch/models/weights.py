@@ -78,7 +78,7 @@ class Weights:
             device,
             OpTable({**ops.implementations, LINEAR.name: self._dense_op}),
             self._dense,
-            **({} if stream is None else {"keep": stream.keep}),
+            None if stream is None else stream.keep,
         )
         self.matrix_bytes = 0
         """Bytes of all matrices loaded so far."""

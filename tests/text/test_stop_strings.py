@@ -47,7 +47,7 @@ def feed(matcher: StopMatcher, slot: int, token_ids: range | list[int]) -> tuple
 
 
 def naive(tokens: list[bytes], stop: StopStrings) -> tuple[int, str, int] | None:
-    """The definition: of all matches that end after the first `min_tokens` tokens, the first to end, then the longest."""
+    """The definition: the first match to end after the first `min_tokens` tokens; of those, the longest."""
     data, ignored = b"".join(tokens), len(b"".join(tokens[: stop.min_tokens]))
     matches = [
         (start + len(string.encode()), start, string)

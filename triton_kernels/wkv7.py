@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..kernel_support.tensor_checks import check, check_pool
+from ..kernel_support.recurrences import Arguments, wkv7_parameters
+from ..kernel_support.tensor_checks import check_all, check_pool
 from .launch import STATE_DTYPES, unsupported_heads
 from .probe import probed
 from .recurrence import (
-    LAUNCH,
     NUM_STAGES,
     NUM_WARPS,
     head_norm,
+    launch_heads,
     load_vector,
     round_stochastically,
     write_zeros,
@@ -165,52 +165,13 @@ def wkv7(
     """
     num_heads, size = head.r_k.shape
     width, dtype, device = num_heads * size, r.dtype, r.device
-    shape, vector = (rows.num_tokens, width), (width,)
-    for name, x in zip(_INPUTS, (r, w, k, v, a, g), strict=True):
-        check(name, x, shape, dtype, device)
-    v0 = None
-    if v_first is not None and v_gate is not None and head.v0 is not None:
-        check("v_first", v_first, shape, dtype, device)
-        check("v_gate", v_gate, shape, dtype, device)
-        v0 = check("head.v0", head.v0, vector, torch.float32, device)
-    for name in ("w0", "a0", "k_k", "k_a"):
-        check(f"head.{name}", getattr(head, name), vector, torch.float32, device)
-    check("head.r_k", head.r_k, (num_heads, size), torch.float32, device)
-    check("head.norm.weight", head.norm.weight, vector, torch.float32, device)
-    check("head.norm.bias", head.norm.bias, vector, torch.float32, device)
-    slot_stride = check_pool("state", state, (num_heads, size, size), STATE_DTYPES, device)
-    out = torch.empty_like(r)
-    if rows.num_tokens:
-        wkv7_kernel[(rows.num_rows * num_heads,)](
-            r,
-            w,
-            k,
-            v,
-            a,
-            g,
-            None if v0 is None else v_first,
-            None if v0 is None else v_gate,
-            head.w0,
-            head.a0,
-            v0,
-            head.k_k,
-            head.k_a,
-            head.r_k,
-            head.norm.weight,
-            head.norm.bias,
-            state,
-            rows.slot_index,
-            rows.cu_seqlens,
-            rows.position if state.dtype == torch.float16 else None,
-            out,
-            head.eps,
-            SLOT_STRIDE=slot_stride,
-            H=num_heads,
-            N=size,
-            num_warps=NUM_WARPS[size],
-            **LAUNCH,
-        )
-    return out
+    has_residual = v_first is not None and v_gate is not None and head.v0 is not None
+    residual = (v_first, v_gate) if has_residual else (None, None)
+    inputs: Arguments = dict(zip((*_INPUTS, *_RESIDUAL), (r, w, k, v, a, g, *residual), strict=True))
+    check_all(inputs, (rows.num_tokens, width), dtype, device)
+    parameters = wkv7_parameters(head, has_residual, device)
+    check_pool("state", state, (num_heads, size, size), STATE_DTYPES, device)
+    return launch_heads(wkv7_kernel, inputs, parameters, head.eps, state, rows)
 
 
 unsupported_reason = probed("wkv7", unsupported_heads)

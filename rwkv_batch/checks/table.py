@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from .result import OK, CheckResult
 
 MOST_WORDS = 160
-"""Characters of a reason that are shown."""
+"""Characters of a reason that are shown, at most."""
 
 
 def format_table(results: Iterable[CheckResult]) -> str:
-    """One line for each case, and how many there are of each kind."""
+    """One line for each case, and the number of cases of each status."""
     found = list(results)
     rows: list[Sequence[str]] = [("case", "backend", "device", "result", "error", "limit", "s", "reason")]
     rows += [_row(one) for one in found]
@@ -22,7 +22,7 @@ def format_table(results: Iterable[CheckResult]) -> str:
 
 
 def format_columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as they need to be."""
+    """Lines with aligned columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

@@ -24,7 +24,7 @@ LAUNCH = {"num_stages": NUM_STAGES, "enable_fp_fusion": True}
 
 @triton.jit
 def load_vector(pointer, offset, channel, mask=None):  # type: ignore[no-untyped-def]
-    """One token's vector of one input, as float32; zeros where there is no such input."""
+    """One token's vector of one input, as float32; zeros where the input is None."""
     if pointer is not None:
         x = tl.load(pointer + offset + channel, mask=mask).to(tl.float32)
     else:
@@ -34,7 +34,7 @@ def load_vector(pointer, offset, channel, mask=None):  # type: ignore[no-untyped
 
 @triton.jit
 def write_zeros(p_out, start, end, channel, WIDTH: tl.constexpr, mask=None):  # type: ignore[no-untyped-def]
-    """The output of a padding row, tokens start:end."""
+    """Writes the output of a padding row, tokens start:end."""
     offset = start.to(tl.int64) * WIDTH
     for _ in range(start, end):
         tl.store(p_out + offset + channel, 0.0, mask=mask)
@@ -43,7 +43,7 @@ def write_zeros(p_out, start, end, channel, WIDTH: tl.constexpr, mask=None):  # 
 
 @triton.jit
 def head_norm(y, weight, bias, eps, N: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Group norm of one head's read-out [N]."""
+    """Group norm of one head's output [N]."""
     centred = y - tl.sum(y, 0) / N
     variance = tl.sum(centred * centred, 0) / N
     return centred * tl.rsqrt(variance + eps) * weight + bias

@@ -17,19 +17,19 @@ from .sample_shape import shape_kernel
 from .specialization import Specialization, pointers
 
 TILE = 4096
-"""Ids that one program of the first kernel goes through."""
+"""Ids of a program of the first kernel."""
 CHUNK = 2048
-"""Ids that the second kernel goes through at a time where it looks for large logits; divides TILE."""
+"""Ids that the second kernel reads at a time to collect large logits; divides TILE."""
 BLOCK = 512
-"""Tokens of a source that it looks at together afterwards."""
+"""Tokens of a source that the second kernel reads at a time; see sample_cut.py."""
 CAP = 4096
-"""How many tokens near the top of a row are compacted at most; with more, passes go over the whole row."""
+"""Tokens near a row's largest logit that are collected at most; with more, passes read the whole row."""
 LIST = 256
-"""Entries of a slot's lists that are gone through together."""
+"""Entries of a slot's lists that are read at a time."""
 NUM_WARPS = 8
 OPTIONS: dict[str, Any] = {"num_warps": NUM_WARPS, "num_stages": 1, "enable_fp_fusion": True}
 MAX_V = 2**18
-"""Masses of more tokens could overflow 64 bits."""
+"""Vocabulary size up to which the sum of masses fits into 64 bits."""
 
 
 def sample(logits: Tensor, slot_index: Tensor, tables: Any, ops: Any) -> tuple[Tensor, Tensor]:

@@ -83,7 +83,7 @@ def wkv56_kernel(  # type: ignore[no-untyped-def]
 
     for t in range(end - start):
         r, k, v, g, w = following
-        o_next = offset + tl.where(t + 1 < end - start, H * N, 0)  # the last token has itself for a successor
+        o_next = offset + tl.where(t + 1 < end - start, H * N, 0)  # after the last token, the last token again
         following = _load(p_r, p_k, p_v, p_g, p_w, o_next, channel)
 
         y = tl.sum(state * r[:, None], 0) + tl.sum(r * bonus * k, 0) * v

@@ -104,7 +104,7 @@ def wkv7_kernel(  # type: ignore[no-untyped-def]
 
     for t in range(end - start):
         r, w, k, v, a, g, v_first, v_gate = following
-        o_next = offset + tl.where(t + 1 < end - start, H * N, 0)  # the last token has itself for a successor
+        o_next = offset + tl.where(t + 1 < end - start, H * N, 0)  # after the last token, the last token again
         following = _load(p_r, p_w, p_k, p_v, p_a, p_g, p_v_first, p_v_gate, o_next, channel)
 
         decay = tl.exp(-0.6065306597126334 * tl.sigmoid(w0 + w))
@@ -141,7 +141,7 @@ def wkv7(
     state: Tensor,
     rows: Any,
 ) -> Tensor:
-    """Advance the RWKV-7 state of each row through its tokens, and read it out. The reference has the equation.
+    """Advance the RWKV-7 state of each row through its tokens, and read it out. The definition has the equation.
 
     Args:
         r, k, v, g: [M, A], A = H * N, float32, bfloat16 or float16, contiguous.
@@ -178,7 +178,7 @@ unsupported_reason = probed("wkv7", unsupported_heads)
 
 
 def specializations() -> list[Specialization]:
-    """What models with 12 heads of 64 and 12 layers launch: prefill and decode are one compilation."""
+    """The compilations for models with 12 heads of 64 and 12 layers; prefill and decode have the same."""
 
     def one(state: str, residual: bool, vectors: str = "bf16", is_probe: bool = False) -> Specialization:
         constexprs: dict[str, Any] = {"SLOT_STRIDE": 12 * 12 * 64 * 64, "H": 12, "N": 64}

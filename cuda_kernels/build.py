@@ -43,7 +43,7 @@ class BuildError(RuntimeError):
 
 
 class Specialization(NamedTuple):
-    """One compilation of a kernel."""
+    """A compilation of a kernel."""
 
     kernel: str
     """The stem of its source, and its function's name."""

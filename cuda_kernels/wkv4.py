@@ -83,5 +83,5 @@ unsupported_reason = built("wkv4")
 
 
 def specializations() -> list[Specialization]:
-    """One for each dtype, whatever the width."""
+    """A compilation for each dtype; the width is an argument."""
     return [Specialization("wkv4", (f"DTYPE={name}",)) for name in DTYPES.values()]

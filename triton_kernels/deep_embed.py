@@ -160,7 +160,7 @@ unsupported_reason = probed("deep_embed")
 
 
 def specializations() -> list[Specialization]:
-    """What models with matrices of 32 x 32, and of 64 x 64, launch."""
+    """The compilations for models with matrices of 32 x 32 and of 64 x 64."""
 
     def one(dtype: torch.dtype, width: int, out_width: int, rank: int, is_probe: bool = False) -> Specialization:
         name = TYPES[dtype]

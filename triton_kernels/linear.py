@@ -315,7 +315,7 @@ def _finish(use: str, activation: str | None, gate: bool, add: bool, is_probe: b
 
 
 def specializations() -> list[Specialization]:
-    """What a model of width 768 launches: every tile, with the epilogue that it has most often."""
+    """The compilations for a model of width 768: every tile, with the epilogue that it has most often."""
     fp16, fp32 = torch.float16, torch.float32
     probe = _Use("key with DeepEmbed", None, 16384, 4096, activation="squared_relu", gate=True)
     uses = (

@@ -239,7 +239,7 @@ unsupported_reason = probed("low_rank")
 
 
 def specializations() -> list[Specialization]:
-    """What models of width 768 launch, and one of width 4096 with many ranks."""
+    """The compilations for models of width 768, and for one of width 4096 with many ranks."""
 
     def both(
         use: str,

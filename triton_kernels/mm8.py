@@ -195,7 +195,7 @@ unsupported_reason = probed("mm8")
 
 
 def specializations() -> list[Specialization]:
-    """What models of widths 768 and 4096 launch: every tile."""
+    """The compilations for models of widths 768 and 4096: every tile."""
 
     def product(tokens: int, rows: int, depth: int, dtype: torch.dtype, is_probe: bool = False) -> Specialization:
         tile, name = choose_tile(tokens, rows, dtype), TYPES[dtype]

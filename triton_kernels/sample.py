@@ -158,7 +158,7 @@ unsupported_reason = probed("sample", _unsupported)
 
 
 def specializations() -> list[Specialization]:
-    """What is launched for a vocabulary of 65536, and for RWKV-4's of 50277."""
+    """The compilations for a vocabulary of 65536, and for RWKV-4's of 50277."""
     common = {
         **pointers("fp32", "logits", "seen_count", "saved", "sums"),
         **pointers("fp64", "floats"),

@@ -222,7 +222,7 @@ unsupported_reason = probed("score")
 
 
 def specializations() -> list[Specialization]:
-    """What is launched for a vocabulary of 65536 by small and large models."""
+    """The compilations for a vocabulary of 65536, of small and large models."""
     size = 65536
     found = []
     for width, dtype, tiles in ((768, "bf16", HALF), (4096, "bf16", HALF), (4096, "fp16", HALF), (768, "fp32", SINGLE)):

@@ -163,7 +163,7 @@ unsupported_reason = probed("shift_lerp")
 
 
 def specializations() -> list[Specialization]:
-    """What models of width 768 with 12 layers launch, and the widest block."""
+    """The compilations for models of width 768 with 12 layers, and the widest block."""
 
     def one(
         use: str,

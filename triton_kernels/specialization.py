@@ -13,7 +13,7 @@ from triton.compiler import ASTSource
 
 @dataclass(frozen=True)
 class Specialization:
-    """One compilation of a kernel.
+    """A compilation of a kernel.
 
     Args:
         label: tells it from the kernel's other specializations, in messages.

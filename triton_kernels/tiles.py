@@ -29,7 +29,7 @@ class Tile(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """How a kernel with this tile is launched."""
+        """Launch options of a kernel with this tile."""
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
 
 

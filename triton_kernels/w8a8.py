@@ -179,7 +179,7 @@ unsupported_reason = probed("w8a8")
 
 
 def specializations() -> list[Specialization]:
-    """What models of widths 768 and 4096 launch: every tile, with the epilogue that it has most often."""
+    """The compilations for models of widths 768 and 4096: every tile, with the epilogue that it has most often."""
 
     def product(
         tokens: int,

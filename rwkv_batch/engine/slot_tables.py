@@ -1,4 +1,4 @@
-"""What sampling knows about each slot: settings and history, in tensors beside the state pool, one row a slot."""
+"""Sampling settings and history of each slot, in tensors beside the state pool, one row a slot."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ MAX_THREADS = 1024
 
 @dataclass(frozen=True)
 class Compilation:
-    """What a launch runs: a kernel, compiled for arguments of certain kinds.
+    """The compilation that a launch runs: a kernel, for arguments of certain kinds.
 
     Args:
         given: its run-time arguments, without those that are None.

@@ -13,9 +13,11 @@ import argparse
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from rwkv_batch.measure.table import format_lines
+
+from .matrices import Matrix, layer_matrices
 
 if TYPE_CHECKING:
     from rwkv_batch.models.architecture import Architecture
@@ -47,18 +49,6 @@ class Card:
     """Share of the matrix peak that the products of a step are given."""
     token_latency: float = 0.25e-6
     """Seconds that one token of one sequence takes the recurrence of one layer."""
-
-
-class Matrix(NamedTuple):
-    """A matrix of a layer that every token is multiplied with."""
-
-    name: str
-    n_in: int
-    n_out: int
-
-    @property
-    def numbers(self) -> int:
-        return self.n_in * self.n_out
 
 
 @dataclass(frozen=True)
@@ -103,22 +93,9 @@ class Sizes:
 
     @cached_property
     def matrices(self) -> list[Matrix]:
-        """The large matrices of a layer."""
-        return [
-            Matrix(name, self.letters[str(shape[1])], self.letters[str(shape[0])])
-            for name, shape in self._layer_shapes()
-            if name.endswith(".weight")
-        ]
-
-    @cached_property
-    def factors(self) -> list[Matrix]:
-        """The low-rank factors of a layer. They are stored the other way round, several in one tensor of three axes."""
-        found = []
-        for name, shape in self._layer_shapes():
-            if not name.endswith(".weight"):
-                count, n_in, n_out = (1, *(self.letters.get(str(axis), axis) for axis in shape))[-3:]
-                found += [Matrix(name, int(n_in), int(n_out))] * int(count)
-        return found
+        """The large matrices of a layer, then the factors of its low-rank pairs."""
+        found = layer_matrices(self.architecture.schema, self.letters)
+        return sorted(found, key=lambda matrix: matrix.is_factor)
 
     @cached_property
     def num_vectors(self) -> int:
@@ -131,16 +108,10 @@ class Sizes:
         layer = self.architecture.schema.layer
         return sum(shape == "C" and not name.startswith("ln") for name, shape in layer.items())
 
-    def _layer_shapes(self) -> list[tuple[str, tuple[str | int, ...]]]:
-        """Name and shape of a layer's matrices, without tables of the vocabulary and parameters of heads."""
-        schema = self.architecture.schema
-        shapes = [(name, shape) for name, shape in schema.layer.items() if not isinstance(shape, str)]
-        return [(name, shape) for name, shape in shapes if not {"V", "RR", "H"} & set(shape)]
-
     @property
     def streamed_weights(self) -> int:
         """Numbers that every step reads: all matrices but the embedding."""
-        return self.L * sum(matrix.numbers for matrix in (*self.matrices, *self.factors)) + self.V * self.C
+        return self.L * sum(matrix.numbers for matrix in self.matrices) + self.V * self.C
 
     def recurrent_numbers(self) -> int:
         """Numbers of the recurrent state of one sequence and layer."""
@@ -197,16 +168,16 @@ def decode_parts(sizes: Sizes, B: int, card: Card, state_number: int = 4, weight
         numbers = sum(m.n_in + m.n_out * (2 if m.name in ADDED else 1) for m in matrices)
         return launch(weights * weight_number + activations(numbers), 2 * B * weights)
 
-    together = [matrix for matrix in sizes.matrices if matrix.name.startswith("att.") and matrix.name not in ADDED]
-    others = [matrix for matrix in sizes.matrices if matrix not in together]
-    factors = sum(factor.numbers for factor in sizes.factors)
-    wide_sides = sum(max(factor.n_in, factor.n_out) for factor in sizes.factors)
+    large = [matrix for matrix in sizes.matrices if not matrix.is_factor]
+    together = [matrix for matrix in large if matrix.name.startswith("att.") and matrix.name not in ADDED]
+    factors = sum(matrix.numbers for matrix in sizes.matrices if matrix.is_factor)
+    wide_sides = sum(max(matrix.n_in, matrix.n_out) for matrix in sizes.matrices if matrix.is_factor)
     low_rank = launch(factors * 2 + activations(wide_sides), 2 * B * factors, count=2)
     state = sizes.recurrent_numbers()
     recurrence = launch(2 * B * state * state_number + activations(cost.vectors * C))
     return {
         "norms and shifts": L * launch(activations((sizes.num_shares + 7) * C) + 2 * 2 * C * 2 * B, count=2),
-        "matrices": L * (product(together) + sum(product([matrix]) for matrix in others)),
+        "matrices": L * (product(together) + sum(product([matrix]) for matrix in large if matrix not in together)),
         "low rank": L * low_rank if factors else 0.0,
         "recurrence": L * max(recurrence, cost.operations * B * state / card.lane_rate),
         "head": launch(V * C * weight_number + B * V * 4, 2 * B * C * V),

@@ -88,6 +88,14 @@ def test_no_modules_import_each_other_in_a_circle(known):
     assert not cycle({name: imports(name, known, in_functions=False) for name in known})
 
 
+def test_benchmarks_do_not_need_the_tests():
+    known = modules("benchmarks", "tests")
+    for name in known:
+        if name.startswith("benchmarks."):
+            others = imports(name, known, in_functions=True)
+            assert not any(other.startswith("tests.") for other in others), name
+
+
 def test_a_circle_is_found():
     assert cycle({"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}) == ["b", "d", "b"]
     assert not cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()})

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +15,14 @@ from rwkv_batch.checks.comparisons import Checks
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Completion, Request
 from rwkv_batch.engine.source import Pulled
+from rwkv_batch.errors import ConfigurationError
 from rwkv_batch.measure.table import format_lines
 from rwkv_batch.model_summary import DEMO_MODEL
+from rwkv_batch.models.architecture import architectures, version_named
 from rwkv_batch.models.files.checkpoint import open_checkpoint
 from rwkv_batch.models.model import Model
+from rwkv_batch.models.random_weights import complete_sizes, random_tensors
 from rwkv_batch.sampling_params import SamplingParams
-from tests.checkpoints import VERSIONS, make_checkpoint, write_checkpoint
 
 from .context import Context
 from .engines import load, make_engine, random_prompts, serve
@@ -29,7 +30,8 @@ from .record import Point, is_red
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 SAMPLED = SamplingParams(top_p=0.85, presence_penalty=0.3, frequency_penalty=0.2, ignore_eos=True)
-TINY_SIZES = {"n_layer": 2, "n_embd": 32, "n_ffn": 64, "head_size": 16, "vocab": 40}
+SIZES = {"L": 3, "C": 128, "F": 256, "V": 97}
+TINY_SIZES = {"L": 2, "C": 32, "F": 64, "V": 40, "N": 16}
 TIE = 2e-3
 """Two tokens whose log-probabilities differ by less may change places."""
 LOGPROB_ERROR = {"float32": 2e-3, "float16 state": 5e-2, "bfloat16": 0.3}
@@ -38,12 +40,13 @@ OTHER_ROWS = {"float32": 0.2, "float16 state": 0.5}
 
 
 def run(context: Context) -> list[str]:
-    versions = ("5.2", "7.0de") if context.is_rehearsal else VERSIONS
+    versions = [version.name for version in architectures()]
+    versions = versions[:: len(versions) - 1] if context.is_rehearsal else versions
     has_demo = not context.is_rehearsal and find_spec("safetensors") is not None
     names = [*(["demo"] if has_demo else []), *versions]
     for name in names:
         kinds = ["float32", "to the bit"]
-        kinds += [] if name == "4" else ["float16 state"]
+        kinds += ["float16 state"] if _has_float16_state(name) else []
         for kind in kinds if not context.is_rehearsal or name == names[-1] else kinds[:1]:
             context.record.measure(f"{name} {kind}", partial(_CHECKS[kind], context, name, kind))
         if not context.is_rehearsal:
@@ -51,13 +54,25 @@ def run(context: Context) -> list[str]:
     return _table(context.record.points)
 
 
+def _has_float16_state(name: str) -> bool:
+    if name == "demo":
+        return True
+    version = version_named(name)
+    try:
+        version.state_fields(complete_sizes(version, **SIZES), torch.float32, torch.float16)
+    except ConfigurationError:
+        return False
+    return True
+
+
 def _path(context: Context, name: str) -> Path:
     if name == "demo":
         return DEMO_MODEL
     path = context.folder / f"{name}.pth"
     if not path.exists():
-        tiny: dict[str, Any] = TINY_SIZES if context.is_rehearsal else {}
-        write_checkpoint(make_checkpoint(name, **tiny), path)
+        version = version_named(name)
+        sizes = complete_sizes(version, **(TINY_SIZES if context.is_rehearsal else SIZES))
+        torch.save(random_tensors(version, sizes), path)
     return path
 
 

@@ -31,7 +31,7 @@ GATE_EXAMPLES = 25
 """Examples of each property in `make test`; `--seeds N` takes N times as many."""
 
 # Importing it would set switches of torch for every test that follows; `oracle.Worker` runs it elsewhere.
-sys.modules["rwkv.model"] = None  # type: ignore[assignment]
+sys.modules["rwkv.model"] = None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -31,7 +31,7 @@ GATE_EXAMPLES = 25
 """Examples of each property-based test in `make test`; `--seeds N` multiplies them by N."""
 
 # The import would set switches of torch for every test that follows. `oracle.Worker` runs the package elsewhere.
-sys.modules["rwkv.model"] = None  # type: ignore[assignment]
+sys.modules["rwkv.model"] = None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

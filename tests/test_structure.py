@@ -15,7 +15,7 @@ from import_graph import ROOT, cycle, imports, modules
 PACKAGE = ROOT / "rwkv_batch"
 KERNELS = ("triton_kernels", "cuda_kernels", "cpu_kernels")
 BASICS = {
-    "apart",
+    "call_lock",
     "dtypes",
     "errors",
     "kernel_module",
@@ -28,7 +28,6 @@ BASICS = {
     "settings",
     "threads",
     "transfer",
-    "turns",
 }
 """Modules at the top of rwkv_batch that import only each other; all but the kernel packages may import them."""
 LIBRARY = {"llm", "model_summary", "output_builder", "requests", "rows", "serving"}

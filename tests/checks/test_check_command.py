@@ -95,7 +95,7 @@ def test_an_interrupt_leaves_no_process(monkeypatch: pytest.MonkeyPatch, tmp_pat
     def interrupt(result: CheckResult) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(process_module.subprocess, "Popen", noted)
+    monkeypatch.setattr(subprocess, "Popen", noted)
     with pytest.raises(KeyboardInterrupt):
         run_jobs([job("hang", str(tmp_path / "pid")), job("right")], 2, interrupt)
     assert [process.returncode for process in started] == [-signal.SIGKILL, 0]

@@ -242,7 +242,7 @@ def test_a_state_that_is_wrong_is_found(op: str, state: str | None, slot: int, m
     ],
 )
 def test_a_backend_that_is_not_made_for_this_is_told_apart_from_one_that_does_not_compile(
-    settings: Any, failure: Any, found: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    settings: Any, failure: Any, found: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = import_module("rwkv_batch.cpu_kernels.log_normalizer")
     monkeypatch.setattr(module, "unsupported_reason", UnsupportedReason(settings, failure))

@@ -68,7 +68,7 @@ class Shift:
         self.mix = make(num_mixes, width)
         self.pool = make(7, 3, width)
 
-    def arguments(self, pool: Tensor, tokens: slice = slice(None)) -> tuple[Any, ...]:
+    def arguments(self, pool: Tensor, tokens: slice = slice(None)) -> tuple[Tensor, Norm, Tensor, Tensor]:
         return self.x[tokens], self.norm, self.mix, pool[:, 1]
 
     def double(self) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import shutil
 import subprocess
@@ -197,7 +198,7 @@ def test_what_fails_leaves_nothing_and_says_why(cache, monkeypatch):
     monkeypatch.setattr(build, "nvrtc", lambda: compiler)
     with pytest.raises(BuildError, match="cannot build wkv4 DTYPE=bf16 for sm_90: its own words"):
         build.image(SPEC, (9, 0))
-    monkeypatch.setattr(build.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     compiler.error = None
     with pytest.raises(BuildError, match="disk full"):
         build.image(SPEC, (9, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ class Launches(TorchDispatchMode):
 
 def count_launches(path, monkeypatch):
     session = Session(path, backend="triton")
-    rows = DecodeRows(3, session.model.device)
+    rows: Any = DecodeRows(3, session.model.device)
     rows.slot_index.copy_(torch.tensor([2, -1, 0]))
     with monkeypatch.context() as patch, Launches(patch) as launches:
         session.model.forward(torch.tensor([1, 2, 3]), rows, session.pool.layers)

@@ -133,7 +133,7 @@ def launch_failure(tmp_path) -> Callable[..., str]:
 
 def test_an_image_without_a_c_compiler_is_found_out_about(launch_failure):
     found = launch_failure()
-    assert found.startswith(f"Triton {probe.triton.__version__} cannot launch kernels here: ")
+    assert found.startswith(f"Triton {triton.__version__} cannot launch kernels here: ")
     assert "Failed to find C compiler" in found
 
 

@@ -70,7 +70,9 @@ def launched_tiles(module, argument, rows):
     return {
         (
             spec.signature[argument].removeprefix("*"),
-            Tile(*(spec.constexprs[name] for name in ("BLOCK_M", rows, "BLOCK_K")), spec.num_warps, spec.num_stages),
+            Tile._make(
+                (*(spec.constexprs[name] for name in ("BLOCK_M", rows, "BLOCK_K")), spec.num_warps, spec.num_stages)
+            ),
         )
         for spec in specializations(module)
         if argument in spec.signature and "BLOCK_K" in spec.constexprs

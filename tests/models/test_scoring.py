@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -16,7 +17,7 @@ from rwkv_batch.models.placement import LayerPlacement, Placement
 from rwkv_batch.ops import Implementation, OpTable
 from rwkv_batch.settings import EngineSettings, ModelSettings
 
-SIZES = dict(n_layer=1, n_embd=64, n_att=64, n_ffn=64, head_size=16, vocab=97)
+SIZES: dict[str, Any] = dict(n_layer=1, n_embd=64, n_att=64, n_ffn=64, head_size=16, vocab=97)
 CPU, OTHER = torch.device("cpu"), torch.device("cpu:1")
 """The second stands for another device: it is not equal to the first."""
 

@@ -21,10 +21,6 @@ pieces = st.lists(st.sampled_from([0x61, 0x62, 0x0A, 0xC3, 0xA9, 0xF0, 0x9F, 0x9
 stop_texts = st.text("ab\né😀", min_size=1, max_size=4)
 
 
-def push_all(detokenizer: Detokenizer, data: bytes) -> list[str | None]:
-    return [detokenizer.push(byte + 1) for byte in data]
-
-
 @pytest.fixture(params=["native", "python"], scope="module")
 def kind(request) -> str:
     if request.param == "native" and (reason := unavailable()):
@@ -51,9 +47,9 @@ def check_texts(kind: str, table: list[bytes | None], texts: list[list[int]], li
         data = b"".join(table[i] or b"" for i in ids if 0 <= i < len(table))
         expected.append((data if limit < 0 else data[:limit]).decode("utf-8", errors="replace"))
     assert made.texts(token_ids, offsets, np.array(limits, dtype=np.int64)) == expected
-    data, ends = made.utf8(token_ids, offsets, np.array(limits, dtype=np.int64))
-    assert (data.dtype, ends.dtype, len(data)) == (np.uint8, np.int64, ends[-1])
-    assert [data[a:b].tobytes() for a, b in pairwise(ends)] == [text.encode() for text in expected]
+    utf8, ends = made.utf8(token_ids, offsets, np.array(limits, dtype=np.int64))
+    assert (utf8.dtype, ends.dtype, len(utf8)) == (np.uint8, np.int64, ends[-1])
+    assert [utf8[a:b].tobytes() for a, b in pairwise(ends)] == [text.encode() for text in expected]
 
 
 # Bytes at the limits of UTF-8, and whole characters of every length.

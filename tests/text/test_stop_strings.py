@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkv_batch.cpu_kernels.build import unavailable
+from rwkv_batch.engine.request import StopMatch
 from rwkv_batch.text import stop_strings
-from rwkv_batch.text.stop_strings import StopMatch, StopMatcher, StopStrings
+from rwkv_batch.text.stop_strings import StopMatcher, StopStrings
 
 BYTES = [None, *(bytes([byte]) for byte in range(256))]
 

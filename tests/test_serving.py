@@ -13,7 +13,7 @@ import warnings
 
 import numpy as np
 import pytest
-from fake_model import VOCAB, HashModel, make_engine
+from fakes.model import VOCAB, HashModel, make_engine
 from hypothesis import given
 from hypothesis import strategies as st
 

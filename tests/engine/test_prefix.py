@@ -42,7 +42,13 @@ def walk(roots):
     return found, prefixes
 
 
-PROMPTS = st.lists(st.integers(0, 2), min_size=1, max_size=40)
+BEGINNINGS = ([], [1] * 9, [1] * 9 + [2] * 9, [1] * 9 + [2] * 7 + [0] * 9)
+PROMPTS = st.builds(
+    lambda beginning, rest: beginning + rest,
+    st.sampled_from(BEGINNINGS),
+    st.lists(st.integers(0, 2), min_size=1, max_size=20),
+)
+"""Prompts many of which share prefixes, and prefixes of prefixes."""
 
 
 @given(
@@ -59,7 +65,7 @@ def test_every_request_appears_once_below_its_own_prefixes(prompts, contexts):
         for prefix in above:
             assert prefix.length - length >= MIN_SHARED_TOKENS
             length = prefix.length
-            assert served.prompt_token_ids[:length] == prefix.token_ids
+            assert served.prompt_token_ids[:length] == prefix.token_ids.tolist()
         is_prefix = above and above[-1].request is served
         assert is_prefix or length < len(served.prompt_token_ids)  # the last token is computed for the request
         if served.score_start is not None:

@@ -67,7 +67,7 @@ def samples_of_few_shot_prompts(groups=4, prompts=8, n=6):
 def test_each_distinct_token_is_computed_once_and_few_states_are_kept(workload, slots, max_batch_tokens, most):
     """Snapshots exist for the prefixes above the current node, and for those that were computed at the same time.
 
-    If every free slot were given to a prefix, the first workload would need four times as many, the third twice as many.
+    If every free slot were given to a prefix, the first workload would need four times as many, the third twice.
     """
     rows, num_distinct = workload()
     engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=slots, max_batch_tokens=max_batch_tokens)

@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # --no-compile: modules are compiled when they are first imported, which saves a third of the time of an installation.
 # --no-build-isolation: what comes as source is built with the setuptools of the lock, not with the newest.
+# editable_mode=compat: a path on sys.path, which editors and type checkers follow, in place of an import hook.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --no-build-isolation
 # For builds of torch that bring no Triton of their own.
 TRITON := triton==3.9.0; platform_system == 'Linux'
@@ -57,7 +58,7 @@ $(VENV)/.installed: pyproject.toml locks/demo.txt
 	$(INSTALL) --constraint locks/demo.txt torch
 	$(BIN)/python -m pip show --quiet triton 2> /dev/null || $(INSTALL) --no-deps "$(TRITON)"
 	$(INSTALL) --no-deps --requirement locks/demo.txt
-	$(INSTALL) --no-deps --editable .
+	$(INSTALL) --no-deps --config-settings editable_mode=compat --editable .
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed locks/test.txt

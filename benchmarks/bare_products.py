@@ -1,45 +1,38 @@
-"""A model's matrix products and nothing else: what a step would take if all the rest were free."""
+"""The matrix products of a model alone: the shortest time that a step could take."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ELEMENTWISE = ("time_decay", "time_first", "time_faaaa", "r_k")
-"""Stored as matrices [H, N], but never multiplied as such."""
+from rwkv_batch.models.files.checkpoint import open_checkpoint
+from rwkv_batch.models.model import ModelFile
+
+from .matrices import Matrix, layer_matrices
+
 _ROWS_HINT = 32
 
 
-class Matrix(NamedTuple):
-    """Sizes of one product: [B, n_in] → [B, n_out]."""
-
-    name: str
-    n_out: int
-    n_in: int
-
-
 def matrices(path: Path) -> list[Matrix]:
-    """Every matrix that a token is multiplied with; the head, which not every token needs, comes last."""
-    stored: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    found = []
-    for name, tensor in stored.items():
-        shape = [size for size in tensor.shape if size > 1]
-        if len(shape) < 2 or name == "emb.weight" or name.endswith(_ELEMENTWISE):
-            continue
-        n_out, n_in = shape[-2:] if name.endswith(".weight") else shape[:-3:-1]
-        found += [Matrix(name, n_out, n_in)] * (shape[0] if len(shape) == 3 else 1)
-    return sorted(found, key=lambda matrix: matrix.name == "head.weight")
+    """Lists every matrix that multiplies a token. The head comes last, because not every token needs it."""
+    file = ModelFile.open(open_checkpoint(path))
+    found = [
+        matrix._replace(name=f"blocks.{i}.{matrix.name}")
+        for i in range(file.sizes["L"])
+        for matrix in layer_matrices(file.architecture.schema, file.sizes)
+    ]
+    present = [matrix for matrix in found if matrix.name in file.checkpoint.names]
+    return [*present, Matrix("head.weight", file.sizes["V"], file.sizes["C"])]
 
 
 def operations(found: list[Matrix], *, with_head: bool) -> int:
-    """Of one token: two for each number of each matrix."""
-    return sum(2 * m.n_out * m.n_in for m in found if with_head or m.name != "head.weight")
+    """Counts the operations of one token: two for each number of each matrix."""
+    return sum(2 * m.numbers for m in found if with_head or m.name != "head.weight")
 
 
 class BareProducts:
@@ -56,7 +49,7 @@ class BareProducts:
 
     @torch.inference_mode()
     def seconds(self) -> float:
-        """Of one pass."""
+        """Returns the seconds of one pass over all products."""
         start = perf_counter()
         for multiply, x in self._products:
             multiply(x)
@@ -64,7 +57,7 @@ class BareProducts:
 
 
 def _packed(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """oneDNN's product where torch has it."""
+    """Packs a weight for oneDNN where torch offers that; returns the product with it."""
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
         product = torch.ops.mkldnn._linear_pointwise

@@ -1,14 +1,17 @@
-"""The engine on this machine's CPU, beside the `rwkv` package: rates, shares of the machine's peak, a step's parts.
+"""Measures the engine on this CPU beside the `rwkv` package: rates, shares of the machine's peak, parts of a step.
 
     python -m benchmarks.engine --out benchmarks/results/NAME.json
 
-runs from the repository root, on a random RWKV-7 checkpoint of 0.1B parameters. The engine runs as it serves: requests,
+Runs from the repository root, on a random RWKV-7 checkpoint of 0.1B parameters. The engine runs as it serves: requests,
 scheduler, sampler (temperature 1.0, top_p 0.85). The `rwkv` package completes one sequence and takes the most likely
-token. Decode counts the time inside steps; what admission costs, once for each sequence, is in the split under
-"between steps". Everything else counts all of its time: prefill (512 tokens a row), ragged (prompts of 64 and
-completions of 32 tokens on average, log-normal; both counted), score (every token of prompts of 512).
+token.
 
-The machine's peak is the best product and the best copy that the probes between the rounds have seen.
+    decode     sampled tokens. Only the time inside steps counts; the split shows admission as "between steps".
+    prefill    tokens of prompts of 512 tokens. All of the time counts, here and below.
+    ragged     prompts of 64 and completions of 32 tokens on average, log-normal. Tokens of both count.
+    score      tokens of prompts of 512 tokens, each scored.
+
+The machine's peak is the fastest matrix product and the fastest copy of the probes, which run before every round.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from typing import Any
 
 import torch
 
-from rwkv_batch.measure.bench import BenchModel, backends, format_table, measure, positive_int, positive_ints, warm_up
+from rwkv_batch.measure.bench import BenchModel, backends, measure, positive_int, positive_ints, warm_up
+from rwkv_batch.measure.table import format_table
 from rwkv_batch.measure.variants import Variant, variants
 
 from . import probes
@@ -37,7 +41,7 @@ from .workloads import FULL, MEDIUM, QUICK, Point, Scale, checkpoint
 BASE = "rwkv cpu fp32"
 STRATEGIES = ("cpu fp32", "cpu bf16")
 KINDS = {"decode": "sampled", "prefill": "prompt", "ragged": "prompt and sampled", "score": "scored"}
-"""Kind of a point → the tokens that it counts."""
+"""Kind of a point → the tokens that its rate counts."""
 PREFILL_BATCH_SIZES = (1, 8)
 RAGGED_BATCH_SIZE, SCORE_BATCH_SIZE = 32, 8
 SPLIT_REPEATS = 3
@@ -45,7 +49,7 @@ SHAPES = {"0.1B": FULL, "0.4B": MEDIUM}
 
 
 class EngineContender:
-    """The engine with one kind of weights, at several batch sizes."""
+    """The engine with weights of one variant, at several batch sizes."""
 
     def __init__(self, path: Path, variant: Variant, scale: Scale, batch_sizes: Sequence[int]) -> None:
         largest = max(batch_sizes)
@@ -62,7 +66,7 @@ class EngineContender:
         self._scale = scale
 
     def measure(self, point: Point) -> float:
-        """Tokens per second."""
+        """Returns the tokens per second of a point."""
         engine = self.engines[point.batch_size]
         warm_up(engine)
         run = measure(engine, self._scale.workload(point))
@@ -73,7 +77,7 @@ class EngineContender:
         return run.stats.prompt_tokens / run.seconds
 
     def split(self, batch_size: int) -> Split:
-        """Milliseconds of a decode step, by part."""
+        """Returns the milliseconds of a decode step, by part."""
         workload = self._scale.workload(Point("decode", batch_size))
         return split_step(self.engines[batch_size], workload, SPLIT_REPEATS)
 
@@ -116,16 +120,29 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=positive_int, default=5, metavar="N", help="each runs all contenders once (5)")
-    parser.add_argument("--batch-sizes", type=positive_ints, default=[1, 8, 32, 128], metavar="N,N,…")
+    parser.add_argument(
+        "--rounds", type=positive_int, default=5, metavar="N", help="rounds; each measures every contender once (5)"
+    )
+    parser.add_argument(
+        "--batch-sizes", type=positive_ints, default=[1, 8, 32, 128], metavar="N,N,…", help="(1,8,32,128)"
+    )
     default = [Variant("float32"), Variant("bfloat16")]
-    parser.add_argument("--variants", type=variants, default=default, help="such as float32,bfloat16+int8")
-    parser.add_argument("--shape", choices=SHAPES, default="0.1B")
-    parser.add_argument("--threads", type=positive_int, default=os.cpu_count(), metavar="N", help="default: all cores")
-    parser.add_argument("--quick", action="store_true", help="a tiny model, one round: a rehearsal")
-    parser.add_argument("--no-rwkv", action="store_true", help="without the rwkv package")
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keeps the checkpoint; default: a temporary one")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
+    parser.add_argument(
+        "--variants",
+        type=variants,
+        default=default,
+        help="forms of the weights, such as float32,bfloat16+int8 (float32,bfloat16)",
+    )
+    parser.add_argument("--shape", choices=SHAPES, default="0.1B", help="size of the random model (0.1B)")
+    parser.add_argument(
+        "--threads", type=positive_int, default=os.cpu_count(), metavar="N", help="of torch (all cores)"
+    )
+    parser.add_argument("--quick", action="store_true", help="rehearse with a tiny model and one round")
+    parser.add_argument("--no-rwkv", action="store_true", help="leave the rwkv package out")
+    parser.add_argument(
+        "--cache", type=Path, metavar="FOLDER", help="folder that keeps the checkpoint (a temporary one)"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write all results as JSON")
     return parser
 
 

@@ -1,8 +1,8 @@
-"""A RWKV-7 checkpoint as llama.cpp reads it: a GGUF file with the same weights and the World vocabulary.
+"""Converts a RWKV-7 checkpoint to a GGUF file for llama.cpp, with the same weights and the World vocabulary.
 
     python -m benchmarks.gguf_file MODEL.pth VOCABULARY.txt OUT.gguf --form F32|F16|BF16
 
-needs the packages torch and gguf. llama.cpp's own quantizer makes smaller formats from the F32 file.
+Needs the packages torch and gguf. llama.cpp's own quantizer makes smaller formats from the F32 file.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ MIX_MATRICES = {
     "output": "att.output",
 }
 _FLOAT32_PARTS = ("_norm", "time_mix_ln", "lerp", "time_mix_w1", "time_mix_w2")
-"""Whatever the form: llama.cpp multiplies these elementwise, or keeps them in full precision itself."""
+"""Parts of the names of tensors that stay float32: llama.cpp uses them elementwise or in full precision."""
 
 
 class Sizes(NamedTuple):
-    """Letters as in the README, and the ranks of the low-rank pairs."""
+    """Sizes of a checkpoint: layers, width, channel-mix width, vocabulary, head size, ranks of the low-rank pairs."""
 
     L: int
     C: int
@@ -41,7 +41,11 @@ class Sizes(NamedTuple):
 
 
 def sizes_of(checkpoint: dict[str, Tensor]) -> Sizes:
-    """Raises ValueError for anything but a RWKV-7 checkpoint of two layers or more."""
+    """Reads the sizes from the tensors.
+
+    Raises:
+        ValueError: not a RWKV-7 checkpoint, or fewer than two layers.
+    """
     if "blocks.1.att.r_k" not in checkpoint:
         raise ValueError("expected a RWKV-7 checkpoint of two layers or more: there is no blocks.1.att.r_k")
     V, C = checkpoint["emb.weight"].shape
@@ -56,7 +60,7 @@ def sizes_of(checkpoint: dict[str, Tensor]) -> Sizes:
 
 
 def tensors(checkpoint: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Names and shapes as llama.cpp has them: [C_out, C_in] for every matrix, the low-rank pairs' factors included."""
+    """Yields the tensors under llama.cpp's names. Every matrix is [C_out, C_in], also the factors of low-rank pairs."""
     yield "token_embd.weight", checkpoint["emb.weight"]
     yield "output.weight", checkpoint["head.weight"]
     yield from _norm(checkpoint, "token_embd_norm", "blocks.0.ln0")
@@ -75,7 +79,7 @@ def _block(checkpoint: dict[str, Tensor], source: str, target: str) -> Iterator[
     lerps = [checkpoint[f"{att}x_{letter}"].reshape(1, 1, -1) for letter in LERPS]
     yield f"{mix}lerp_fused.weight", torch.stack(lerps)
     for letter in PAIRS:
-        # The first layer has no residual of values; the names must be there all the same, and are never read.
+        # The first layer has no residual of values. llama.cpp expects tensors of these names and never reads them.
         stored = letter if f"{att}{letter}1" in checkpoint else "a"
         if letter != "g":
             yield f"{mix}{letter}0.weight", checkpoint[f"{att}{stored}0"].flatten()
@@ -94,12 +98,12 @@ def _norm(checkpoint: dict[str, Tensor], target: str, source: str) -> Iterator[t
 
 
 def keeps_float32(name: str, tensor: Tensor) -> bool:
-    """Vectors, and the few matrices that llama.cpp wants in full."""
+    """True for vectors, and for the few matrices that llama.cpp expects in float32."""
     return tensor.dim() == 1 or any(part in name for part in _FLOAT32_PARTS)
 
 
 def vocabulary(path: Path, size: int) -> list[bytes]:
-    """One entry for each id: token 0, the file's tokens in the escapes that llama.cpp undoes, and fillers."""
+    """Lists one text for each id: token 0, tokens with llama.cpp's escapes, and fillers up to the vocabulary size."""
     entries = [b"<s>"]
     for line in path.read_text(encoding="utf-8").splitlines():
         token = ast.literal_eval(line[line.index(" ") : line.rindex(" ")].strip())
@@ -109,7 +113,7 @@ def vocabulary(path: Path, size: int) -> list[bytes]:
 
 
 def write(model: Path, vocabulary_file: Path, out: Path, form: str) -> None:
-    """Write one of `FORMS`.
+    """Writes the GGUF file in one of `FORMS`.
 
     Raises:
         ImportError: the package gguf is missing.
@@ -156,10 +160,10 @@ def write(model: Path, vocabulary_file: Path, out: Path, form: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gguf_file", description=__doc__.partition("\n")[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("vocabulary", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--form", choices=FORMS, default="F32")
+    parser.add_argument("model", type=Path, metavar="MODEL.pth")
+    parser.add_argument("vocabulary", type=Path, metavar="VOCABULARY.txt", help="in RWKV's format")
+    parser.add_argument("out", type=Path, metavar="OUT.gguf")
+    parser.add_argument("--form", choices=FORMS, default="F32", help="dtype of the matrices (F32)")
     options = parser.parse_args()
     write(options.model, options.vocabulary, options.out, options.form)
 

@@ -1,8 +1,7 @@
-r"""Everything that needs a GPU to be known: one command of several parts, or two for a card that is lent for minutes.
+r"""Checks and measures everything that needs a GPU: one command of several parts, or two plans for a few minutes each.
 
-Two commands, each from the repository root on the machine with the GPU, as they are given to a tool that runs a command
-with a time limit and brings back the folder $OUT. HASH is the commit, the same in both, as the copy of the tree may
-have no git.
+The two plans run from the repository root on the machine with the GPU, here by a tool that runs a command with a time
+limit and returns the folder $OUT. HASH is the commit, the same in both commands: the copy of the tree may have no git.
 
 first, with a time limit of 270 s or more:
 
@@ -14,65 +13,68 @@ second, with a time limit of 360 s or more:
     set -o pipefail; PYTHONUNBUFFERED=1 python3 -m benchmarks.gpu --plan second --commit HASH --tar $OUT/second.tar.gz \
         2>&1 | tee $OUT/second.log
 
-`first` says whether the GPU computes what it should: parts smoke, limits, correctness, engine-equal and sanitizer. The
-machine can be given back after it, and faults be repaired before the second command. `second` measures: decode,
-serving, prefill and profile, and before them smoke and limits, where the results of this commit do not have them.
-Unpack first.tar.gz in the repository root before the second command: it holds benchmarks/results/CARD. Commit the
-results only after the second command, as HASH must stay the same. Name the same kind of card for both, where the tool
-chooses one: results of another card do not count. A plan ends by itself 45 s before its limit. The tar file is written
-anew every 15 s and after every part, so that a command which is stopped leaves what it has.
+`first` checks that the GPU computes right results: parts smoke, limits, correctness, engine-equal and sanitizer. After
+it the machine can be returned, and faults can be mended. `second` measures: decode, serving, prefill and profile. It
+runs smoke and limits before them, unless this commit has their results.
 
-To save most of the time that `second` spends on compiling, see gpu_parts/compile_cache.py, and add --compiled.
+- Unpack first.tar.gz in the repository root before the second command: it holds benchmarks/results/CARD.
+- Commit the results only after the second command, because HASH must stay the same.
+- Use the same kind of card for both: results of another card do not count.
+- A plan ends by itself 45 s before its limit. The tar file is renewed every 15 s and after every part, so that a
+  command that is stopped leaves its results.
+- gpu_parts/compile_cache.py compiles the kernels on another machine; with --compiled, `second` compiles hardly any.
 
 Other commands:
 
     python -m benchmarks.gpu                                   all parts, in the order of the list below
-    python -m benchmarks.gpu decode profile --models 1.5B      some of them; --batches 1 256 chooses rows likewise
+    python -m benchmarks.gpu decode profile --models 1.5B      some parts and models; --batches 1 256 for batch sizes
     python -m benchmarks.gpu --rehearse                        tiny sizes in Triton's interpreter, without a GPU
 
-Each part runs in processes of its own and writes its JSON after every point. A part that is stopped, that fails, or
-whose time is over goes on with what is missing when the same command is started again, on the same card and commit. A
-part that is done is skipped, unless --force. A point that takes too long is ended with its process, counts as failed,
-and another process goes on after it: 55 s in most parts, 400 s in job and peers. A case of smoke that takes more than
-60 s is red, one of sanitizer that takes more than 50 s is skipped. A part whose time is over says how many points were
-not reached. A part can be done although points of it failed or are red. Kernels are compiled beforehand, by several
-processes that go through a part without measuring; shares/*.log has what they write. Nothing asserts a speed. The exit
-code is 1 where a check does not hold, where a point of smoke, correctness, engine-equal or sanitizer
-failed or was not reached, and where a part failed or was not started. Points of timed parts that failed or were not
-reached, and of the sanitizer where compute-sanitizer is missing, leave it 0. torch, triton and numpy are enough:
-without safetensors engine-equal leaves out the demo model, and `job` is left out where a package is missing that it
-needs.
+Each part runs in processes of its own and writes its JSON after every point. The same command, started again on the
+same card and commit, continues parts that were stopped, failed, or ran out of time. It skips parts that are done,
+unless --force is given.
+
+A point that takes too long, 55 s in most parts and 400 s in job and peers, is killed with its process and counts as
+failed; another process continues after it. A case of smoke that takes more than 60 s is red; one of sanitizer that
+takes more than 50 s is skipped. A part that runs out of time prints how many points were not reached. A part can be
+done although points of it failed or are red. Several processes compile kernels beforehand: they run a part without
+measuring, and their output goes to shares/*.log.
+
+The exit code is 1 if a check does not hold, if a point of smoke, correctness, engine-equal or sanitizer failed or was
+not reached, or if a part failed or was not started. Speeds, points of timed parts that failed or were not reached, and
+a missing compute-sanitizer do not change it. torch, triton and numpy are enough: without safetensors engine-equal
+leaves out the demo model, and `job` is left out if a package that it needs is missing.
 
     smoke         every op of every GPU backend on small inputs against float64, as `rwkv-batch doctor --check` does
-    limits        copy bandwidth, bfloat16 and int8 matrix peak, floor of a launch: the denominators of what follows
-    correctness   every Triton op against float64 or its definition, and to the bit where that is promised
+    limits        copy bandwidth, bfloat16 and int8 matrix peak, least time of a launch; other parts compare with them
+    correctness   every op against float64 or its definition, and promised equality of bits
     kernels       bytes/s of the recurrences, products, sampler and the other ops; which tiles keep a row's bits
     engine-equal  the engine on the GPU against the reference on the CPU: greedy tokens, scores, sampled tokens
     sanitizer     every op under compute-sanitizer, which looks for accesses out of bounds and races
     decode        tokens/s of the whole engine, sampler on, B = 1 to 4096; share of the limit; host time; price of
                   batch_invariant (1.5B)
     serving       tokens/s while ended sequences are replaced by new prompts, and the share of recorded steps
-    profile       kernels of a step, time by kernel, what idle times wait for, and that no step waits for the device
+    profile       kernels of a step, time by kernel, idle times, and steps that wait for the device
     prefill       packed prompts: 1 x 8192, 8 x 1024, 64 x 128
     int8          8-bit weights beside bfloat16: products for M = 1 to 8192, the whole engine for B = 1 to 1024
-    streaming     a 7.2B model of which a quarter of the layers is resident: how much of the copies is hidden
+    streaming     a 7.2B model with a quarter of the layers resident: the share of the copies that is hidden
     job           Parquet to Parquet through `rwkv_batch.run`, ragged lengths, top-p and penalties
     peers         rwkv, flash-linear-attention, rwkvserve and rwkv-quant-nv, as far as they can be imported
 
-An op that smoke finds broken is not used: its points in correctness are left out, engines take the next backend for
-it, and the tables say so. Predicted limits are those of `roofline.py` with what `limits` measured. Models have random
-weights, drawn on the device; `job` and `peers` write one to a temporary folder. Packages that are missing can lie
-unpacked in a folder on PYTHONPATH.
+An op that smoke finds broken is not used: correctness leaves its points out, engines take the next backend for it, and
+the tables name it. Predicted limits are those of `roofline.py` with the rates of `limits`. Models have random weights,
+drawn on the device; `job` and `peers` write one to a temporary folder. Missing packages can lie unpacked in a folder on
+PYTHONPATH.
 
 Each part prints a table, such as
 
     decode             tokens/s     ms  of limit  outside replay  host busy  x float32    GB
     1.5B B=256 float32   ......  .....       ..%            ..%        ..%              ....
 
-("outside replay" is the share of a step in which the device does not replay its graph: small copies, and waiting for
-the host; float32 and float16 are the dtypes of the states, weights are bfloat16), and what comes last is one line a
-part: how many points there are, how many checks do not hold (red), how many points raised an error or took too long
-(failed), and how many were not reached (left out). As a status, failed says that the part's process ended badly.
+"outside replay" is the share of a step in which the device does not replay its graph: small copies, and waiting for the
+host. float32 and float16 are dtypes of the states; weights are bfloat16. The last table has one line for each part:
+number of points, checks that do not hold (red), points that raised an error or took too long (failed), and points that
+were not reached (left out). The status "failed" means that the process of the part ended with an error.
 
     part          status  seconds  points  red  failed  left out
     limits        done       ....     ...    0       0         0
@@ -98,7 +100,8 @@ from pathlib import Path
 from time import monotonic, time
 from typing import Any
 
-from .gpu_parts.columns import format_columns
+from rwkv_batch.measure.table import format_lines
+
 from .gpu_parts.compiled import adopt, count
 from .gpu_parts.plan import PARTS, PLANS, Stage, stages_of
 from .gpu_parts.processes import ROOT, run_stage
@@ -108,17 +111,17 @@ from .roofline import MODELS
 
 MOST_PROCESSES = 16
 UNHURRIED = 1e5
-"""Seconds of a stage in a rehearsal: how long that takes says nothing."""
+"""Time limit of a stage in a rehearsal, in seconds: none."""
 LEAST_SECONDS = 12.0
 """A stage with less time than this is not started."""
 PACK_SECONDS = 15.0
-"""How often the file of all results is replaced while parts run."""
+"""Time between two renewals of the tar file."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     _refuse_unknown(options)
-    # As an exception, so that the processes of the parts are ended too.
+    # An exception, so that the processes of the parts are ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     card = "none" if options.rehearse else card_name()
     out = options.out or _default_folder(card, options.rehearse)
@@ -154,18 +157,25 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=title, epilog=text, formatter_class=raw
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help="those listed below")
-    parser.add_argument("--plan", choices=PLANS, help="parts that fit a given time together, instead of naming them")
-    parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help=f"of {', '.join(MODELS)}")
-    parser.add_argument("--batches", nargs="+", default=[], type=int, metavar="B", help="numbers of rows")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: benchmarks/results/<the card's name>")
-    parser.add_argument("--tar", type=Path, metavar="FILE", help="also keep all results in one .tar.gz file")
-    parser.add_argument("--compiled", type=Path, metavar="DIR", help="kernels that `gpu_parts.compile_cache` compiled")
-    parser.add_argument("--minutes", type=float, default=1e6, metavar="N", help="of all parts together")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="names of parts, listed below (all)")
+    parser.add_argument("--plan", choices=PLANS, help="a choice of parts that fit a given time, instead of PART")
+    parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help=f"models: some of {', '.join(MODELS)}")
+    parser.add_argument("--batches", nargs="+", default=[], type=int, metavar="B", help="batch sizes")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of results (benchmarks/results/<the card's name>)"
+    )
+    parser.add_argument("--tar", type=Path, metavar="FILE", help="also write all results to one .tar.gz file")
+    parser.add_argument("--compiled", type=Path, metavar="DIR", help="folder of kernels from `gpu_parts.compile_cache`")
+    parser.add_argument("--minutes", type=float, default=1e6, metavar="N", help="time limit of all parts together")
     parser.add_argument("--force", action="store_true", help="measure again what has been measured")
-    parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU; figures mean nothing")
-    parser.add_argument("--commit", metavar="TEXT", help="of the tree, where git can't tell")
-    parser.add_argument("--processes", type=int, metavar="N", help="that compile or check at a time (16 or cores)")
+    parser.add_argument("--rehearse", action="store_true", help="run tiny sizes on the CPU; figures mean nothing")
+    parser.add_argument("--commit", metavar="TEXT", help="commit of the tree, if there is no git")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="processes that compile or check at a time (number of cores, at most 16)",
+    )
     return parser
 
 
@@ -181,7 +191,7 @@ def _refuse_unknown(options: argparse.Namespace) -> None:
 
 
 def _run(stages: Sequence[Stage], tasks: dict[str, Task], done: set[str], options: argparse.Namespace) -> list[str]:
-    """Go through the stages; returns the parts that were to run."""
+    """Runs the stages; returns the parts that were to run."""
     begin, seconds, asked = monotonic(), 0.0, list[str]()
     pack = partial(_pack, options.tar, Path(next(iter(tasks.values())).out)) if options.tar else lambda: None
     packing = _every(PACK_SECONDS, pack)
@@ -190,7 +200,7 @@ def _run(stages: Sequence[Stage], tasks: dict[str, Task], done: set[str], option
     for stage in stages:
         seconds += UNHURRIED if options.rehearse else stage.seconds
         end = begin + min(seconds, 60 * options.minutes)
-        if stage.is_dry:  # nothing is measured meanwhile, so it takes no time that others have left
+        if stage.is_dry:  # measures nothing, so it gets no time that other stages left
             end = min(end, monotonic() + (UNHURRIED if options.rehearse else stage.seconds))
         names = [name for name in stage.parts if name not in done]
         if not names or (stage.is_dry and options.rehearse and not options.processes):
@@ -216,7 +226,7 @@ def _run(stages: Sequence[Stage], tasks: dict[str, Task], done: set[str], option
 
 
 def _every(seconds: float, function: Callable[[], None]) -> Callable[[], None]:
-    """Calls the function, but not sooner than so many seconds after the last time."""
+    """Wraps a function so that calls within so many seconds after the last one do nothing."""
     last = monotonic()
 
     def call() -> None:
@@ -229,13 +239,13 @@ def _every(seconds: float, function: Callable[[], None]) -> Callable[[], None]:
 
 
 def _pack(path: Path, folder: Path) -> None:
-    """All results in one file, which is replaced as a whole. Its names are those of the folder in the repository."""
+    """Writes all results to one tar file, atomically, with paths relative to the repository."""
     inside = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else Path(folder.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.tmp")
     with tarfile.open(unfinished, "w:gz") as archive:
         for file in sorted((*folder.glob("*.json"), *folder.glob("shares/*"))):
-            content = file.read_bytes()  # at once, as a process may replace the file meanwhile
+            content = file.read_bytes()  # read once, because a process may replace the file
             entry = tarfile.TarInfo(str(inside / file.relative_to(folder)))
             entry.size, entry.mtime = len(content), int(time())
             archive.addfile(entry, BytesIO(content))
@@ -256,13 +266,13 @@ def _summary(results: dict[str, dict[str, Any] | None]) -> list[str]:
         red = sum(is_red(point) for point in found["points"].values())
         counts = (len(found["points"]), red, len(found["failed"]), len(found["left_out"]))
         rows.append([name, found["status"], f"{found['seconds']:.1f}", *map(str, counts)])
-    return format_columns(["part", "status", "seconds", "points", "red", "failed", "left out"], rows)
+    return format_lines(["part", "status", "seconds", "points", "red", "failed", "left out"], rows)
 
 
 def is_good(found: dict[str, Any] | None) -> bool:
-    """The part did not fail, and its checks hold; a check that could not be made does not.
+    """True if the part did not fail and its checks hold. A check that could not be made counts as a failure.
 
-    A part of checks is also good where it is left out for a package that is missing.
+    A part of checks that is left out because a package is missing is good.
     """
     if found is None or found["status"] == FAILED:
         return False
@@ -274,7 +284,7 @@ def is_good(found: dict[str, Any] | None) -> bool:
 
 
 def card_name() -> str:
-    """The first GPU's name, as its driver gives it."""
+    """Returns the first GPU's name from its driver."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "--id=0"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()

@@ -1,14 +1,14 @@
-"""What everything but the model costs: the engine and whole jobs on a device that computes nothing.
+"""Measures the cost of everything but the model: the engine and whole jobs on a device that computes nothing.
 
     python -m benchmarks.host
     python -m benchmarks.host --against 558f3da --cases 256x16,1024x64 --rounds 5
     python -m benchmarks.host --start-up --against 558f3da
 
-runs from the repository root. Model and sampler are replaced by constants. They cost the host nothing, and the results
-of a step are ready `--device-ms` after the step has started: a step starts when it is launched, or when the step before
-it has ended. The engine runs one step ahead, as on a CUDA device.
+Runs from the repository root. Model and sampler are replaced by constants. They cost the host nothing. The results
+of a step are ready `--device-ms` after its start. A step starts when it is launched, or when the step before it ends.
+The engine runs one step ahead, as on a CUDA device.
 
-A case is named after its slots, the tokens of each completion, and what is special about it. The engine alone gets
+The name of a case has its slots, the tokens of each completion, and its special feature. The engine alone gets
 token ids and gives token ids; it looks for stop strings in `stop` cases only. A whole job reads Parquet, tokenizes with
 the bundled model's bytes, looks for a stop string that never comes, and writes Parquet. `score` cases score four
 choices after a question with five examples before it, which the questions of a subject share.
@@ -20,14 +20,14 @@ choices after a question with five examples before it, which the questions of a 
     device used      seconds in which the device ran a step ÷ seconds from the first launch to the last result; only
                      where --device-ms is above 0
     main thread      milliseconds of processor time of the main thread, per step
-    in steps         that part of them which launching steps and booking results takes
+    in steps         the part of "main thread" inside Engine.step: launching steps and booking results
     transfers        from the host to the device, per step
-    most             such transfers of one step, where they were most
+    most             the largest number of such transfers in one step
 
 Every figure is a median (minimum-maximum) of the rounds. With --against, another commit is measured in a process of its
 own, in the same rounds; a ratio is this commit's figure divided by the other's of the same round. --split runs each
-case once more with more clocks, and divides the time of a step among its parts: seconds of the clock on the main
-thread, seconds of processor time on other threads.
+case once more with more clocks, and divides the time of a step among its parts: wall-clock time of the main thread,
+processor time of other threads.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ from statistics import median
 from time import monotonic
 from typing import Any
 
+from rwkv_batch.measure.table import format_table
+
 from .host_parts.cases import CASES, DEFAULT, Case
 from .host_parts.contender import PARTS, ROOT, Contender, ContenderFailed, Package, checked_out, package
 
@@ -62,11 +64,11 @@ COLUMNS = (
     ("transfers", "transfers", ".1f"),
     ("most", "most_transfers", ".0f"),
 )
-"""Heading, name in an answer, format."""
+"""Columns of the table: heading, field of an answer, format."""
 RATIOS = ("tokens_per_second", "tokens_per_processor_second", "rows_per_second", "main_thread_ms", "in_steps_ms")
 
 Runs = dict[str, dict[str, dict[str, list[dict[str, Any]]]]]
-"""Case → part → contender → one answer for each round."""
+"""Case → part → contender → its answer of each round."""
 
 
 def main() -> int:
@@ -90,10 +92,10 @@ def main() -> int:
 
 @contextmanager
 def packages(against: str | None, worktree: Path | None) -> Iterator[dict[str, Package]]:
-    """This commit, and the other one where there is one.
+    """Yields the package of this commit, and that of the other commit if there is one.
 
     Args:
-        against: a commit, which is checked out for as long as this lasts, unless `worktree` has it.
+        against: the other commit. It is checked out in a temporary worktree, unless `worktree` has it.
     """
     with ExitStack() as stack:
         found = {PRESENT: package(ROOT)}
@@ -119,7 +121,7 @@ def _measure(found: dict[str, Package], options: argparse.Namespace) -> dict[str
 
 
 def measure(contenders: dict[str, Contender], cases: Sequence[Case], parts: Sequence[str], rounds: int) -> Runs:
-    """Every contender once in each round, one directly after the other; who comes first changes from round to round."""
+    """Measures every contender once in each round. The order of the contenders turns round after each round."""
     runs: Runs = {case.name: {part: {name: [] for name in contenders} for part in parts} for case in cases}
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
@@ -131,7 +133,7 @@ def measure(contenders: dict[str, Contender], cases: Sequence[Case], parts: Sequ
 
 
 def split(contenders: dict[str, Contender], cases: Sequence[Case], parts: Sequence[str]) -> dict[str, Any]:
-    """Case → part → contender → milliseconds of a step by what they are spent on."""
+    """Returns case → part → contender → part of a step → milliseconds."""
     return {
         case.name: {
             part: {name: one.measure(part, case, watch=True)["split_ms"] for name, one in contenders.items()}
@@ -142,7 +144,7 @@ def split(contenders: dict[str, Contender], cases: Sequence[Case], parts: Sequen
 
 
 def ratios(runs: Runs) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Case → part → figure → this commit's divided by the other's, for each round."""
+    """Returns case → part → figure → this commit's value divided by the other's, for each round."""
     return {
         case: {
             part: {
@@ -157,9 +159,9 @@ def ratios(runs: Runs) -> dict[str, dict[str, dict[str, list[float]]]]:
 
 
 def start_up(found: dict[str, Package], rounds: int) -> dict[str, list[dict[str, float]]]:
-    """Of fresh processes that run the demo job: seconds until the first step, and those of `import torch` in them.
+    """Runs the demo job in fresh processes; returns their seconds until the first step, and those of `import torch`.
 
-    One more process of each package goes before: what it leaves in caches is there for the others.
+    One more process of each package runs first and is not counted: it fills the caches.
     """
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in found}
     for number in range(rounds + 1):
@@ -178,7 +180,7 @@ def start_up(found: dict[str, Package], rounds: int) -> dict[str, list[dict[str,
 
 
 def hardware() -> dict[str, Any]:
-    """Where the figures come from."""
+    """Describes the machine, for the result file."""
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -189,7 +191,7 @@ def hardware() -> dict[str, Any]:
 
 
 def spread(values: Sequence[float | None], form: str) -> str:
-    """Median (minimum-maximum), or the only figure; "-" where there is no figure."""
+    """Formats values as median (minimum-maximum), one value as itself, none as "-"."""
     known = [value for value in values if value is not None]
     if not known:
         return "-"
@@ -227,14 +229,14 @@ def _print_part(part: str, runs: Runs, found: dict[str, Any]) -> None:
             by_key = found[case][part]
             rows.append(["  ratio", *(spread(by_key.get(key, []), ".2f") for _, key, _ in COLUMNS)])
     print()
-    _print_table([NAMES_OF_PARTS[part], *(heading for heading, _, _ in COLUMNS)], rows)
+    print(format_table([NAMES_OF_PARTS[part], *(heading for heading, _, _ in COLUMNS)], rows))
 
 
 def _print_split(title: str, by_name: dict[str, dict[str, float]]) -> None:
     keys = list(dict.fromkeys(key for parts in by_name.values() for key in parts))
     rows = [[key, *(f"{parts[key]:.3f}" if key in parts else "-" for parts in by_name.values())] for key in keys]
     print()
-    _print_table([f"{title}: ms a step", *by_name], rows)
+    print(format_table([f"{title}: ms a step", *by_name], rows))
 
 
 def _print_start_up(seconds: dict[str, list[dict[str, float]]]) -> None:
@@ -244,15 +246,7 @@ def _print_start_up(seconds: dict[str, list[dict[str, float]]]) -> None:
         columns.append([one["total"] - one["torch"] for one in found])
         rows.append([name, *(spread(column, ".2f") for column in columns)])
     print()
-    _print_table(["seconds to the first step", "all", "import torch", "the rest"], rows)
-
-
-def _print_table(header: list[str], rows: list[list[str]]) -> None:
-    """Columns as wide as they need to be; the first one to the left, the others to the right."""
-    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
-    for line in (header, *rows):
-        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-        print("  ".join([line[0].ljust(widths[0]), *cells[1:]]))
+    print(format_table(["seconds to the first step", "all", "import torch", "the rest"], rows))
 
 
 def _names(known: Sequence[str], text: str) -> list[str]:
@@ -294,16 +288,28 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--parts", type=lambda text: _names(PARTS, text), default=list(PARTS), metavar="NAME,…", help="engine,job"
     )
-    parser.add_argument("--rounds", type=_positive, default=3, metavar="N", help="runs of each case (3)")
-    parser.add_argument("--device-ms", type=_milliseconds, default=0.0, metavar="MS", help="what a step takes (0)")
-    parser.add_argument("--recorded", action="store_true", help="decode steps go the way of recorded ones")
-    parser.add_argument("--against", metavar="COMMIT", help="measure this commit too, in a git worktree")
-    parser.add_argument("--worktree", type=Path, metavar="FOLDER", help="has the other commit checked out")
-    parser.add_argument("--split", action="store_true", help="divide the time among parts")
-    parser.add_argument("--start-up", action="store_true", help="measure the start of a process instead")
-    parser.add_argument("--threads", type=_positive, default=os.cpu_count(), metavar="N", help="default: all cores")
-    parser.add_argument("--quick", action="store_true", help="a few rows of each case: rehearses, measures nothing")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
+    parser.add_argument(
+        "--rounds", type=_positive, default=3, metavar="N", help="rounds; each measures every case once (3)"
+    )
+    parser.add_argument(
+        "--device-ms",
+        type=_milliseconds,
+        default=0.0,
+        metavar="MS",
+        help="time of a step on the device, in milliseconds (0)",
+    )
+    parser.add_argument(
+        "--recorded", action="store_true", help="take the code path of decode steps that are recorded as CUDA graphs"
+    )
+    parser.add_argument("--against", metavar="COMMIT", help="also measure this commit, in a temporary git worktree")
+    parser.add_argument("--worktree", type=Path, metavar="FOLDER", help="folder that has the other commit checked out")
+    parser.add_argument("--split", action="store_true", help="also divide the time of a step among its parts")
+    parser.add_argument(
+        "--start-up", action="store_true", help="measure instead how long a process takes to its first step"
+    )
+    parser.add_argument("--threads", type=_positive, default=os.cpu_count(), metavar="N", help="of torch (all cores)")
+    parser.add_argument("--quick", action="store_true", help="rehearse with a few rows of each case")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write all results as JSON")
     return parser.parse_args()
 
 

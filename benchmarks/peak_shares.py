@@ -1,4 +1,4 @@
-"""What share of a machine's measured peak a rate stands for, in matrix products and in memory traffic."""
+"""Converts tokens/s to shares of the machine's measured peaks, in matrix products and in memory traffic."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from .timing import Rates
 from .workloads import Point
 
 INTEGER_QUANTIZATIONS = ("w8a8",)
-"""Multiplied in 8-bit integers; all others in the dtype."""
+"""Quantizations whose products are of 8-bit integers; all others multiply in the dtype."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a model asks of the machine.
+    """Operations and bytes that a model needs.
 
     Args:
-        peak: name of the probe in the format of its matrix products.
-        token_operations, head_operations: of one token's matrix products, without the head's, and the head's.
-        matrix_bytes: read by every step.
-        state_bytes: of one sequence; a decode step reads and writes them.
+        peak: the probe that measures products in the number format of the model.
+        token_operations: of the matrix products of one token, without the head's.
+        head_operations: of the head's product for one token.
+        matrix_bytes: what every step reads of weights.
+        state_bytes: the state of one sequence. A decode step reads and writes it.
     """
 
     peak: str
@@ -49,14 +50,14 @@ class Work:
         )
 
     def matrix_rate(self, point: Point, tokens_per_second: float) -> float | None:
-        """Billions of operations a second; None for a mix of tokens with and without logits."""
+        """Returns billions of operations a second; None for points that mix tokens with and without logits."""
         if point.kind == "ragged":
             return None
         head = 0 if point.kind == "prefill" else self.head_operations
         return tokens_per_second * (self.token_operations + head) / 1e9
 
     def memory_rate(self, point: Point, tokens_per_second: float) -> float | None:
-        """GB/s of weights and states, read and written; None where a step has no fixed number of tokens."""
+        """Returns GB/s of weights and states, read and written; None for points whose steps vary in size."""
         if point.kind != "decode":
             return None
         step_bytes = self.matrix_bytes + 2 * self.state_bytes * point.batch_size
@@ -64,12 +65,12 @@ class Work:
 
 
 def share_rows(rates: Rates, works: Mapping[str, Work], peaks: Sequence[probes.Peaks]) -> list[list[str]]:
-    """Contender, point, and the shares of the best peaks that its median rate stands for."""
+    """Makes table rows: contender, point, and the shares of the best peaks that its median rate reaches."""
     rows = []
     for name, work in works.items():
         for point, values in rates[name].items():
             matrix, memory = work.matrix_rate(point, median(values)), work.memory_rate(point, median(values))
-            # Where a machine has no fast products of a format, float32 can stand in for it.
+            # Some machines multiply float32 faster than the number format itself; then float32 is the peak.
             shares = [_share(matrix, peaks, work.peak, "float32"), _share(memory, peaks, probes.COPY)]
             if any(shares):
                 rows.append([name, str(point), *shares])

@@ -1,4 +1,4 @@
-"""The other end of `peer_workers.protocol`: starts a worker, asks it, and ends it."""
+"""The client side of `peer_workers.protocol`: starts a worker, sends it questions, and ends it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .peer_workers.protocol import Task
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 600
-"""Loading may include writing a file, or building kernels."""
+"""Time limits. Loading may include converting a file or building kernels."""
 POINT_SECONDS = 300
 
 
 class PeerFailed(Exception):
-    """A worker cannot be used; the text says why."""
+    """A worker cannot be used. The message gives the reason."""
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """End a process that reads questions until its input is closed; kill it where it does not end in time."""
+    """Closes the input of a process, which ends it; kills it if it does not end in time."""
     assert process.stdin and process.stdout
     process.stdin.close()
     try:
@@ -43,7 +43,7 @@ class PeerProcess:
         log: file for what the engine prints.
 
     Raises:
-        PeerFailed: it does not start.
+        PeerFailed: the worker does not start.
     """
 
     def __init__(self, module: str, python: str, task: Task, log: Path) -> None:
@@ -65,10 +65,10 @@ class PeerProcess:
             raise
 
     def ask(self, question: dict[str, Any], seconds: float = POINT_SECONDS) -> dict[str, Any]:
-        """Its answer, which may be {"error": ...}.
+        """Sends a question and returns the answer, which may be {"error": ...}.
 
         Raises:
-            PeerFailed: it ended, or took too long and was ended.
+            PeerFailed: the worker ended, or took too long and was killed.
         """
         assert self._process.stdin and self._process.stdout
         late = Timer(seconds, self._process.kill)
@@ -89,5 +89,5 @@ class PeerProcess:
         raise PeerFailed(": ".join([late_words, *said[-1:]])[:300])
 
     def close(self) -> None:
-        """End it, whatever it is doing."""
+        """Ends the worker, also in the middle of a measurement."""
         end(self._process)

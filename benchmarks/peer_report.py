@@ -1,4 +1,4 @@
-"""Tables of a run: rates, ratios within rounds, how close the numbers are, and what failed."""
+"""Tables of a run: rates, ratios within rounds, differences of log-probabilities, failures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from rwkv_batch.measure.bench import format_table
+from rwkv_batch.measure.table import format_table
 
 from . import probes
 from .peer_rounds import Round, Run
@@ -15,13 +15,13 @@ from .workloads import Point
 
 BASE = "rwkv cpu fp32"
 OURS = "rwkv_batch"
-"""Engine of our contenders."""
+"""`engine` of the contenders that are this project."""
 
 
 def same_round_ratios(run: Run, name: str, point: Point, others: list[str]) -> list[float]:
-    """A contender's rate over the best of some others in the same round, for the rounds that have both.
+    """Divides a contender's rate by the best of some others in the same round, for every round that has both.
 
-    Others that run one sequence at a time are counted with the rate of one.
+    An engine that runs one sequence at a time counts with its rate at B=1.
     """
     found = []
     for one in run.rounds:
@@ -38,7 +38,7 @@ def _at(one: Round, name: str, point: Point) -> float | None:
 
 
 def differences(run: Run) -> dict[str, float]:
-    """The largest difference of a log-probability to the base's, for every contender; empty where there is no base."""
+    """Returns contender → largest difference of a log-probability to that of the base; empty without the base."""
     base = run.logprobs.get(BASE)
     if base is None:
         return {}
@@ -46,7 +46,7 @@ def differences(run: Run) -> dict[str, float]:
 
 
 def report(run: Run) -> str:
-    """Everything for people."""
+    """Formats all tables as text."""
     parts = [_versions(run), _probes(run)]
     for kind, what in (("decode", "decode, tokens/s"), ("prefill", "prefill, prompt tokens/s")):
         title = f"{what}: median (min-max) of {len(run.rounds)} rounds"
@@ -61,7 +61,7 @@ def report(run: Run) -> str:
 
 
 def as_json(run: Run) -> dict[str, Any]:
-    """Everything for a file."""
+    """Returns all results, for the JSON file."""
     ours = [name for name in run.rates if name.startswith(OURS)]
     return {
         "scale": vars(run.scale),
@@ -112,7 +112,7 @@ def _table(run: Run, title: str, kind: str, cell: Callable[[str, Point], str]) -
 
 
 def _beside(run: Run, kind: str, engine: str) -> str:
-    """Ours over the best form of another engine."""
+    """Formats the ratios of our rates to another engine's best form."""
     others = _names(run, engine)
     points = [point for point in _points(run, kind) if any(_has(run, name, point) for name in others)]
     rows = [
@@ -133,7 +133,7 @@ def _points(run: Run, kind: str) -> list[Point]:
 
 
 def _engines(run: Run) -> list[str]:
-    """The peers that have figures."""
+    """Lists the other engines that have figures."""
     return list(dict.fromkeys(c.engine for c in run.contenders if c.engine != OURS and c.name in run.rates))
 
 

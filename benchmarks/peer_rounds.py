@@ -1,4 +1,4 @@
-"""Interleaved rounds of contenders that are processes, one at a time, and what became of each."""
+"""Interleaved rounds of contenders, each a process of its own, one at a time; their rates and failures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .workloads import Point, Scale
 
 CHECK_PROMPT = [0, *range(300, 330)]
 CHECK_CANDIDATES = list(range(1, 60000, 1000))
-"""Log-probabilities of these tokens after that prompt show whether a contender computes the same model."""
+"""Tokens whose log-probabilities after `CHECK_PROMPT` are compared: all contenders must compute the same model."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Contender:
     """One engine with one form of weights.
 
     Args:
-        module: of `benchmarks.peer_workers`.
-        form: in the engine's own words.
-        python: its interpreter.
+        module: the worker, a module of `benchmarks.peer_workers`.
+        form: number format of the weights, in the engine's own words.
+        python: the interpreter that has the engine.
     """
 
     engine: str
@@ -39,7 +39,7 @@ class Contender:
 
 @dataclass
 class Round:
-    """What was measured between two probes."""
+    """Rates of one round, and the probes before it."""
 
     peaks: probes.Peaks
     rates: dict[str, dict[Point, float]] = field(default_factory=dict)
@@ -47,20 +47,20 @@ class Round:
 
 @dataclass
 class Run:
-    """Everything that is known so far."""
+    """All contenders, and all results so far."""
 
     contenders: list[Contender]
     scale: Scale
     rounds: list[Round] = field(default_factory=list)
     about: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Contender → its version, how it chooses tokens."""
+    """Contender → its version, and how it chooses tokens."""
     logprobs: dict[str, list[float]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
-    """Contender, or contender and point → why it has no figure."""
+    """Contender, or contender and point → the reason why there is no figure."""
 
     @property
     def rates(self) -> Rates:
-        """Only contenders that have any; a round in which a point failed is left out of its list."""
+        """Contender → point → rates. Contenders without rates, and rounds in which a point failed, are left out."""
         found: Rates = {}
         for contender in self.contenders:
             for point in contender.points:
@@ -73,10 +73,10 @@ class Run:
 def run_rounds(
     run: Run, start: Callable[[Contender], PeerProcess], count: int, finished: Callable[[Round], None]
 ) -> None:
-    """Measure every contender once in each round, in an order that turns round after each.
+    """Measures every contender once in each round. The order of the contenders turns round after each round.
 
     Args:
-        start: makes a contender's process; raises PeerFailed.
+        start: starts the process of a contender; raises PeerFailed.
         finished: called after every round.
     """
     for number in range(count):

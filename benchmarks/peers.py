@@ -1,18 +1,21 @@
-"""This engine beside what else runs RWKV-7 on a CPU: same weights, same prompts, same lengths, one interleaved run.
+"""Measures this engine beside other engines that run RWKV-7 on a CPU: same weights, prompts and lengths.
 
     pip install 'rwkv_batch[peers]'     # rwkv, rwkvserve, rwkv7-hf, llama-cpp-python (compiles for some 15 minutes)
     python -m benchmarks.peers --out benchmarks/results/NAME.json
 
-runs from the repository root. The peers may live in an environment of their own, which then is named:
+Runs from the repository root. The peers may have an environment of their own; `--python` names its interpreter:
 
     python -m venv peers
     CMAKE_ARGS=-DGGML_NATIVE=ON peers/bin/pip install torch rwkv==0.8.32 rwkvserve rwkv7-hf llama-cpp-python gguf
     python -m benchmarks.peers --python peers/bin/python
 
 Weights are random, in the shape of a published model. Every contender is a process of its own, started anew in every
-round, one at a time; a peer that is missing or fails is named with its reason. Decode: prompts of one token, 16 tokens
-sampled for each, tokens/s from the first request to the last token. Prefill: prompts of 512 tokens and one sampled.
-Ours runs as a job does, with its sampler and detokeniser; most peers take the most likely token, which costs less.
+round, one at a time. The report names peers that are missing or fail, with the reason.
+
+    decode     prompts of one token, 16 tokens sampled for each: tokens/s from the first request to the last token
+    prefill    prompts of 512 tokens, one token sampled for each: prompt tokens/s
+
+This engine runs as in a job, with its sampler and detokenizer. Most peers take the most likely token, which costs less.
 """
 
 from __future__ import annotations
@@ -41,18 +44,18 @@ from .workloads import FULL, MEDIUM, QUICK, VOCAB_SIZE, Point, Scale, checkpoint
 SHAPES = {"0.1B": FULL, "0.4B": MEDIUM, "tiny": QUICK}
 PREFILL_BATCH_SIZES = (1, 8)
 SLOW_BATCH_SIZE = 32
-"""Peers that are far behind are not asked for more rows than this."""
+"""The largest batch of peers that are much slower than the others."""
 FORMS = {
     "rwkv": ("rwkv_package", ("cpu fp32", "cpu bf16")),
     "rwkvserve": ("rwkvserve_package", ("fp32", "bf16")),
     "rwkv7-hf": ("huggingface", ("float32", "bfloat16")),
     "llama.cpp": ("llama", ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_0 pure")),
 }
-"""Peer → its worker, and the forms of weights that it is run with."""
+"""Peer → its worker, and the number formats that are measured."""
 
 
 def contenders(options: argparse.Namespace) -> list[Contender]:
-    """Peers first, as bases of the ratios."""
+    """Lists the contenders of a run. Peers come first, because ratios are to their rates."""
     sizes = options.batch_sizes
     slow = [size for size in sizes if size <= SLOW_BATCH_SIZE]
     prefill = [size for size in PREFILL_BATCH_SIZES if size <= max(sizes)]
@@ -74,7 +77,11 @@ def _points(decode: list[int], prefill: list[int]) -> list[Point]:
 
 
 def start(contender: Contender, path: Path, folder: Path, scale: Scale, threads: int) -> PeerProcess:
-    """Raises PeerFailed."""
+    """Starts the process of a contender.
+
+    Raises:
+        PeerFailed: the process does not start.
+    """
     task = Task(
         model=str(path),
         vocabulary=str(WORLD_VOCABULARY),
@@ -113,15 +120,24 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__.partition("\n")[0])
-    parser.add_argument("--shape", choices=SHAPES, default="0.1B", help="tiny rehearses, and measures nothing")
-    parser.add_argument("--rounds", type=positive_int, default=5, metavar="N", help="each runs all contenders once (5)")
+    parser.add_argument(
+        "--shape", choices=SHAPES, default="0.1B", help="size of the random model (0.1B); tiny is for rehearsals"
+    )
+    parser.add_argument(
+        "--rounds", type=positive_int, default=5, metavar="N", help="rounds; each measures every contender once (5)"
+    )
     parser.add_argument("--batch-sizes", type=positive_ints, default=[1, 8, 32, 64, 128], metavar="N,N,…")
     default = "float32,bfloat16,bfloat16+w8a8"
-    help_text = f"of ours, such as bfloat16+w8a8 ({default})"
+    help_text = f"forms of the weights of this engine ({default})"
     parser.add_argument("--variants", type=variants, default=[*map(Variant.parse, default.split(","))], help=help_text)
-    parser.add_argument("--peers", type=_peers, default=list(FORMS), metavar="NAME,…", help=",".join(FORMS))
+    parser.add_argument("--peers", type=_peers, default=list(FORMS), metavar="NAME,…", help=f"({','.join(FORMS)})")
     parser.add_argument(
-        "--forms", type=_assignment, action="append", default=[], metavar="PEER=FORM,…", help="instead of all of them"
+        "--forms",
+        type=_assignment,
+        action="append",
+        default=[],
+        metavar="PEER=FORM,…",
+        help="measure only these forms of a peer",
     )
     parser.add_argument(
         "--python",
@@ -129,11 +145,15 @@ def _options() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="[PEER=]PATH",
-        help="interpreter that has the peers, or one of them; default: this one",
+        help="interpreter that has the peers, or this peer (the present one)",
     )
-    parser.add_argument("--threads", type=positive_int, default=os.cpu_count(), metavar="N", help="default: all cores")
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keeps all model files; default: a temporary one")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON, after every round")
+    parser.add_argument(
+        "--threads", type=positive_int, default=os.cpu_count(), metavar="N", help="of all engines (all cores)"
+    )
+    parser.add_argument(
+        "--cache", type=Path, metavar="FOLDER", help="folder that keeps all model files (a temporary one)"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write all results as JSON after every round")
     options = parser.parse_args()
     options.python = dict(options.python)
     options.forms = {peer: forms.split(",") for peer, forms in options.forms}
@@ -149,7 +169,7 @@ def _peers(text: str) -> list[str]:
 
 
 def _assignment(text: str) -> tuple[str, str]:
-    """("", text) where no peer is named."""
+    """Splits PEER=VALUE; the peer is empty if there is none."""
     peer, _, value = text.rpartition("=")
     if peer and peer not in FORMS:
         raise argparse.ArgumentTypeError(f"got {peer!r}, expected one of {', '.join(FORMS)}")

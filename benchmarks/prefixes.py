@@ -1,13 +1,16 @@
-"""What shared prefixes save: 5-shot multiple choice with four choices, with and without sharing, interleaved.
+"""Measures what shared prefixes save: 5-shot multiple choice with four choices, with and without sharing.
 
     python -m benchmarks.prefixes --out benchmarks/results/NAME.json
 
-runs from the repository root, on a random RWKV-7 checkpoint of 0.1B parameters and random token ids: each subject has a
+Runs from the repository root, on a random RWKV-7 checkpoint of 0.1B parameters and random token ids: each subject has a
 header of 700 tokens, each question 60 tokens, each choice 4. MMLU has 57 subjects and 14,042 questions, 246 a subject.
 
-The same requests are scored by the same engine with prefix_sharing on and off, in two forms: "pairs", every choice a
-row of its own, as harnesses send them, and "rows", a question with its choices, whose context is read once in any
-case. Without sharing a question costs what it costs, however many there are: those contenders get fewer of them.
+The same engine scores the same requests with prefix_sharing on and off, in interleaved rounds and in two forms:
+
+    pairs    every choice is a row of its own, as harnesses send them
+    rows     a question with its choices is one row, whose context is read once in any case
+
+Without sharing, the cost of a question does not depend on the number of questions, so those contenders get fewer.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ from typing import Any
 import torch
 
 from rwkv_batch.llm import LLM, ScoreRow
-from rwkv_batch.measure.bench import difference, format_table, positive_int
+from rwkv_batch.measure.bench import difference, positive_int
+from rwkv_batch.measure.table import format_table
 
 from .timing import machine, spread
 from .workloads import FULL, QUICK, VOCAB_SIZE, checkpoint
@@ -36,7 +40,7 @@ HEADER_TOKENS, QUESTION_TOKENS, CHOICE_TOKENS, CHOICES = 700, 60, 4, 4
 
 @dataclass
 class Contender:
-    """One form of the requests, with or without sharing, and what was measured of it.
+    """One form of the requests, with or without sharing, and its results.
 
     Args:
         questions: of each subject.
@@ -47,11 +51,11 @@ class Contender:
     subjects: int
     questions: int
     rates: list[float] = field(default_factory=list)
-    """Questions per second, of each round."""
+    """Questions per second of each round."""
     tokens_requested: int = 0
     tokens_computed: int = 0
     seconds_saved: float = 0.0
-    """The engine's own estimate, of the last round."""
+    """Seconds that sharing saved in the last round, as the engine estimates them."""
 
     def measure(self) -> None:
         before = replace(self.llm.stats())
@@ -64,7 +68,7 @@ class Contender:
         self.seconds_saved = stats.saved_seconds
 
     def describe(self) -> dict[str, Any]:
-        """For the result file."""
+        """Returns the results, for the JSON file."""
         kept = ("questions", "rates", "tokens_requested", "tokens_computed", "seconds_saved")
         return {name: getattr(self, name) for name in kept}
 
@@ -72,7 +76,7 @@ class Contender:
         return count / (self.subjects * self.questions)
 
     def _rows(self) -> Iterator[ScoreRow]:
-        """Questions as an evaluation has them: subject after subject, all choices of a question together."""
+        """Yields questions in the order of an evaluation: by subject, all choices of a question together."""
         generator = torch.Generator().manual_seed(0)
 
         def tokens(count: int) -> list[int]:
@@ -119,16 +123,32 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--subjects", type=positive_int, default=2)
-    parser.add_argument("--questions", type=positive_int, default=246, help="questions of each subject")
-    parser.add_argument("--unshared-questions", type=positive_int, default=8, help="of them, without sharing")
-    parser.add_argument("--rounds", type=positive_int, default=3)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.prefixes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--subjects", type=positive_int, default=2, metavar="N", help="subjects (%(default)s)")
+    parser.add_argument(
+        "--questions", type=positive_int, default=246, metavar="N", help="questions of each subject (%(default)s)"
+    )
+    parser.add_argument(
+        "--unshared-questions",
+        type=positive_int,
+        default=8,
+        metavar="N",
+        help="questions of each subject for the contenders without sharing (%(default)s)",
+    )
+    parser.add_argument(
+        "--rounds", type=positive_int, default=3, metavar="N", help="rounds; each measures every contender once (3)"
+    )
     parser.add_argument("--dtype", default="auto", help="auto (bfloat16, the checkpoint's), float32 or bfloat16")
-    parser.add_argument("--threads", type=positive_int, default=os.cpu_count())
-    parser.add_argument("--cache", type=Path, help="folder for the checkpoint; a temporary one without it")
-    parser.add_argument("--quick", action="store_true", help="a tiny model: rehearses, and counts tokens")
-    parser.add_argument("--out", type=Path, help="write the result as JSON")
+    parser.add_argument(
+        "--threads", type=positive_int, default=os.cpu_count(), metavar="N", help="of torch (all cores)"
+    )
+    parser.add_argument(
+        "--cache", type=Path, metavar="FOLDER", help="folder that keeps the checkpoint (a temporary one)"
+    )
+    parser.add_argument("--quick", action="store_true", help="rehearse with a tiny model")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write all results as JSON")
     return parser
 
 
@@ -142,12 +162,12 @@ def _row(one: Contender) -> list[str]:
 
 
 def _compare(form: str, contenders: dict[str, Contender]) -> list[float]:
-    """Print how much less is computed, and how much faster it goes; returns the ratios of rates, of each round."""
+    """Prints ratios of computed tokens and of rates; returns the ratios of rates of each round."""
     shared, single = (contenders[f"{form}, {name}"] for name in ("shared", "not shared"))
     ratios = [a / b for a, b in zip(shared.rates, single.rates, strict=True)]
     fewer = single.per_question(single.tokens_computed) / shared.per_question(shared.tokens_computed)
     print(f"{form}: sharing computes {fewer:.1f} times fewer prompt tokens, and is {spread(ratios, 1)} times as fast")
-    if form == "pairs":  # otherwise the engine counts what the samples of a row share too
+    if form == "pairs":  # for rows the engine's count includes what the choices of a row share
         questions = shared.subjects * shared.questions
         saved = questions / median(single.rates) - questions / median(shared.rates)
         print(f"  the engine estimates {shared.seconds_saved:,.1f} s saved a round; by the rates it is {saved:,.1f} s")

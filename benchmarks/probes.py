@@ -1,4 +1,4 @@
-"""What the machine can do at this moment: matrix products and copies, measured in a second or two."""
+"""Probes of the machine's speed: matrix products and copies, measured within two seconds."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import torch
 SIDE, SMALL_SIDE = 1536, 192
 COPY_BYTES = 256 << 20
 SECONDS, LEAST_RUNS = 0.3, 4
-"""Spent on each probe, and how often it runs at least; the best run counts."""
+"""Seconds of each probe, and its least number of runs. The fastest run counts."""
 
 MATRIX_UNITS = {"float32": "GFLOP/s", "bfloat16": "GFLOP/s", "int8": "Gop/s"}
 COPY = "copy"
 
 Peaks = dict[str, float]
-"""float32, bfloat16, int8: billions of operations a second in a large square product, 0 where torch has none; copy:
-GB/s, read and written."""
+"""Probe → rate. float32, bfloat16, int8: billions of operations a second in a large square product, 0 where torch has
+none. copy: GB/s, read and written."""
 
 
 def peaks() -> Peaks:
-    """All probes, one after another, with torch's number of threads."""
+    """Runs all probes one after another, with torch's number of threads."""
     found = {name: _products(name) for name in MATRIX_UNITS}
     return {**found, COPY: _copy()}
 
 
 def say(found: Peaks) -> str:
-    """One line for people."""
+    """Formats probes as one line."""
     words = [f"{name} {found[name]:.0f} {unit}" for name, unit in MATRIX_UNITS.items()]
     return f"products {', '.join(words)}; copy {found[COPY]:.1f} GB/s"
 
 
 def _products(name: str) -> float:
-    """Of the large matrices, unless the small ones show that this would take too long: some processors lack a dtype."""
+    """Measures products of large matrices, or of small ones on a processor that would take too long for the large."""
     try:
         rate = _product_rate(name, SMALL_SIDE)
         return rate if 2 * SIDE**3 / rate / 1e9 > SECONDS else _product_rate(name, SIDE)
@@ -57,7 +57,7 @@ def _copy() -> float:
 
 
 def _best(run: Callable[[], object]) -> float:
-    """Seconds of the fastest run, after one that does not count."""
+    """Returns the seconds of the fastest run. The first run does not count."""
     run()
     times: list[float] = []
     while sum(times) < SECONDS or len(times) < LEAST_RUNS:

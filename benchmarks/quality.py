@@ -1,13 +1,13 @@
-"""What number formats and 8-bit matrices cost on the bundled demo model, and what they save: one table.
+"""Measures what number formats and 8-bit matrices cost and save, on the bundled demo model.
 
     python -m benchmarks.quality [--variants float32,bfloat16,float32+int8,float32+w8a8]
 
-runs from the repository root in a few minutes. Text is what the demo model was never trained on: pieces of the held-out
+Runs from the repository root in a few minutes. The demo model was never trained on the text: pieces of the held-out
 files of Python's standard library, each from an empty state.
 
     bits per byte     of these pieces, every byte scored
     same next byte    share of all positions where the most likely byte is that of the first variant, on the same text
-    same for          bytes that a greedy completion goes on like the first variant's, mean over the pieces' beginnings
+    same for          bytes until a greedy completion first differs from the first variant's; mean over the pieces
     tokens/s          a batch that decodes, sampler on; median of interleaved rounds
 """
 
@@ -41,11 +41,11 @@ HEADER = ("", "tokens/s", "matrices, MiB", "bits per byte", "same next byte", "s
 
 @dataclass
 class Quality:
-    """What one variant does with the pieces.
+    """Results of one variant on the pieces.
 
     Args:
-        likeliest: of each piece, the most likely token at every position.
-        completions: greedy ones, of each piece's beginning.
+        likeliest: the most likely token at every position, of each piece.
+        completions: greedy completions of the first bytes of each piece.
     """
 
     variant: Variant
@@ -57,10 +57,10 @@ class Quality:
 
 
 def held_out_pieces(count: int, length: int) -> list[list[int]]:
-    """Token ids of pieces that lie evenly over the held-out text, an end of text between two files.
+    """Returns token ids of pieces spread evenly over the held-out text. An end of text separates two files.
 
     Raises:
-        ValueError: there is not as much text.
+        ValueError: the held-out text is shorter than the pieces together.
     """
     text: list[int] = []
     for document in stdlib_documents():
@@ -73,7 +73,7 @@ def held_out_pieces(count: int, length: int) -> list[list[int]]:
 
 
 def examine(variant: Variant, pieces: Sequence[list[int]], completion_len: int) -> Quality:
-    """Score and complete all pieces."""
+    """Scores and completes all pieces."""
     llm = LLM("demo", device="cpu", **variant.settings)
     scores = llm.score([([END_OF_TEXT], piece) for piece in pieces], top_logprobs=1)
     likeliest = [[_first(entries) for entries in score.top_logprobs or []] for score in scores]
@@ -94,18 +94,18 @@ def _first(entries: dict[int, Any]) -> int:
 
 
 def agreement(own: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> float:
-    """Share of equal tokens, over rows that are equally long."""
+    """Returns the share of equal tokens in rows of equal lengths."""
     pairs = [pair for a, b in zip(own, other, strict=True) for pair in zip(a, b, strict=True)]
     return mean(a == b for a, b in pairs)
 
 
 def shared_length(own: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens before the first that differs."""
+    """Returns the number of tokens before the first difference."""
     return next((i for i, (a, b) in enumerate(zip(own, other, strict=True)) if a != b), len(own))
 
 
 def measure_rates(found: Sequence[Quality], options: argparse.Namespace) -> None:
-    """Tokens/s of a batch that decodes, once for each variant in every round."""
+    """Measures the tokens/s of a batch that decodes, once for each variant in every round."""
     engines = [
         (one, BenchModel("demo", [options.batch_size], one.variant, device="cpu").engine(options.batch_size))
         for one in found
@@ -118,7 +118,7 @@ def measure_rates(found: Sequence[Quality], options: argparse.Namespace) -> None
 
 
 def rows(found: Sequence[Quality]) -> list[list[str]]:
-    """The table's lines; the first variant is what the others are compared with."""
+    """Makes the rows of the table. The first variant is the standard of comparison."""
     base = found[0]
     return [
         [
@@ -134,7 +134,7 @@ def rows(found: Sequence[Quality]) -> list[list[str]]:
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table for a README."""
+    """Formats a table in Markdown."""
     rule = ["---", *(["---:"] * (len(header) - 1))]
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines])
 
@@ -152,7 +152,7 @@ def main() -> None:
         except RwkvBatchError as error:
             print(f"{variant}: {error}", file=sys.stderr)
     if not found:
-        raise SystemExit("no variant can be run")
+        raise SystemExit("no variant can run; the reasons are above")
     measure_rates(found, options)
     lines = rows(found)
     print(markdown(HEADER, lines))
@@ -168,15 +168,24 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.partition("\n")[0])
     default = "float32,bfloat16,float32+int8,bfloat16+int8,float32+w8a8,bfloat16+w8a8"
     parser.add_argument(
-        "--variants", type=variants, default=variants(default), help=f"({default}); the first is the standard"
+        "--variants",
+        type=variants,
+        default=variants(default),
+        help=f"the first is the standard of comparison ({default})",
     )
-    parser.add_argument("--pieces", type=positive_int, default=16, metavar="N", help="of held-out text (16)")
-    parser.add_argument("--piece-len", type=positive_int, default=8192, metavar="N", help="bytes of each (8192)")
-    parser.add_argument("--completion-len", type=positive_int, default=256, metavar="N", help="greedy bytes (256)")
-    parser.add_argument("--batch-size", type=positive_int, default=32, metavar="N", help="that decodes (32)")
-    parser.add_argument("--steps", type=positive_int, default=64, metavar="N", help="tokens of each row (64)")
-    parser.add_argument("--rounds", type=positive_int, default=5, metavar="N", help="of the speed (5)")
-    parser.add_argument("--threads", type=positive_int, default=os.cpu_count(), metavar="N", help="default: all cores")
+    parser.add_argument("--pieces", type=positive_int, default=16, metavar="N", help="pieces of held-out text (16)")
+    parser.add_argument("--piece-len", type=positive_int, default=8192, metavar="N", help="bytes of a piece (8192)")
+    parser.add_argument(
+        "--completion-len", type=positive_int, default=256, metavar="N", help="bytes of a greedy completion (256)"
+    )
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=32, metavar="N", help="rows that decode together (32)"
+    )
+    parser.add_argument("--steps", type=positive_int, default=64, metavar="N", help="tokens that each row decodes (64)")
+    parser.add_argument("--rounds", type=positive_int, default=5, metavar="N", help="rounds of the speed (5)")
+    parser.add_argument(
+        "--threads", type=positive_int, default=os.cpu_count(), metavar="N", help="of torch (all cores)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the table as JSON")
     return parser.parse_args()
 

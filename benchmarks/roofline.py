@@ -1,25 +1,37 @@
-"""What RWKV-7 can reach at best on a card: bytes over bandwidth, operations over rate, and a floor for every launch.
+"""Upper limits of a model's speed on a card: bytes over bandwidth, operations over rate, and a floor for every launch.
 
     python -m benchmarks.roofline [--bandwidth 4.3] [--matrix-rate 790] [--launch 2.2] [--memory 141]
 
-prints the limits for the published sizes. A launch takes the longest of three times: the floor of a launch, its bytes
-over the copy bandwidth, and its operations over the share of the matrix peak that products reach. Launches follow one
-another, so a step is their sum. Bandwidth, peak and floor are to be measured on the card (`benchmarks.gpu limits`).
+prints the limits of RWKV-7 for the published sizes. A launch takes the longest of three times: the floor of a launch,
+its bytes over the copy bandwidth, and its operations over the share of the matrix peak that products reach. Launches
+follow one another, so a step is their sum. `benchmarks.gpu limits` measures bandwidth, peak and floor on the card.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from .gpu_parts.columns import format_columns
+from rwkv_batch.measure.table import format_lines
+
+from .matrices import Matrix, layer_matrices
+
+if TYPE_CHECKING:
+    from rwkv_batch.models.architecture import Architecture
 
 TERA = 1e12
+ADDED = ("att.output.weight", "ffn.value.weight")
+"""Matrices whose products are added to the residual stream."""
+PROMPT_VECTORS = 49
+"""Vectors [C] that a layer of RWKV-7 reads and writes for each token of a prompt."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a GPU can do. The defaults are an H200's, as far as they were measured on one."""
+    """The limits of a GPU. The defaults are an H200's, as far as they were measured on one."""
 
     bandwidth: float = 4.3 * TERA
     """Bytes/s of a large copy, read and written."""
@@ -41,37 +53,80 @@ class Card:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a RWKV-7 model: layers, width, width of the channel mix, vocabulary, head size."""
+    """Sizes of a model: layers, width, width of the channel mix, vocabulary, head size; and its version.
+
+    The version says what a layer holds and how costly its recurrence is. It is imported when it is asked for: the
+    command that starts the parts of `benchmarks.gpu` does without torch.
+
+    Args:
+        version: the `name` of an `Architecture`.
+    """
 
     L: int
     C: int
     F: int
     V: int = 65536
     N: int = 64
+    version: str = "rwkv7"
 
     @property
     def H(self) -> int:
         return self.C // self.N
 
+    @cached_property
+    def architecture(self) -> type[Architecture]:
+        from rwkv_batch.models.architecture import version_named
+
+        return version_named(self.version)
+
+    @cached_property
+    def letters(self) -> dict[str, int]:
+        """The size of every letter in the version's schema; widths of low-rank pairs are those of published models."""
+        from rwkv_batch.models.random_weights import complete_sizes
+
+        return complete_sizes(self.architecture, L=self.L, C=self.C, F=self.F, V=self.V, N=self.N)
+
     @property
     def ranks(self) -> dict[str, int]:
-        """Of the low-rank pairs, by the letter in their names: the published models' rule."""
+        """Widths of RWKV-7's low-rank pairs, by the letter in their names."""
+        return {letter: self.letters[f"R{letter}"] for letter in "wavg"}
 
-        def rank(size: float) -> int:
-            return max(32, round(size / 32) * 32)
+    @cached_property
+    def matrices(self) -> list[Matrix]:
+        """The large matrices of a layer, then the factors of its low-rank pairs."""
+        found = layer_matrices(self.architecture.schema, self.letters)
+        return sorted(found, key=lambda matrix: matrix.is_factor)
 
-        decay = rank(1.8 * self.C**0.5)
-        return {"w": decay, "a": decay, "v": rank(1.3 * self.C**0.5), "g": rank(0.6 * self.C**0.8)}
+    @cached_property
+    def num_vectors(self) -> int:
+        """Vectors of about C numbers in a layer."""
+        return sum(isinstance(shape, str) or shape == ("H", "N") for shape in self.architecture.schema.layer.values())
+
+    @cached_property
+    def num_shares(self) -> int:
+        """Interpolations of the token shift in a layer: their shares are the vectors [C] besides the norms'."""
+        layer = self.architecture.schema.layer
+        return sum(shape == "C" and not name.startswith("ln") for name, shape in layer.items())
 
     @property
     def streamed_weights(self) -> int:
         """Numbers that every step reads: all matrices but the embedding."""
-        C, F = self.C, self.F
-        return self.L * (4 * C * C + 2 * C * F + 2 * C * sum(self.ranks.values())) + self.V * C
+        return self.L * sum(matrix.numbers for matrix in self.matrices) + self.V * self.C
+
+    def recurrent_numbers(self) -> int:
+        """Numbers of the recurrent state of one sequence and layer."""
+        return self._state_numbers(recurrent=True)
 
     def state_bytes(self, number: int = 4) -> int:
-        """Of one sequence, with matrix states of `number` bytes each and 16-bit activations."""
-        return self.L * (self.H * self.N**2 * number + 2 * self.C * 2)
+        """Bytes of the state of one sequence, with `number` bytes for each recurrent number and 16-bit activations."""
+        return self.L * (self.recurrent_numbers() * number + self._state_numbers(recurrent=False) * 2)
+
+    def _state_numbers(self, recurrent: bool) -> int:
+        """Token-shift rows have the dtype of activations, which tells them from the recurrent fields."""
+        import torch
+
+        fields = self.architecture.state_fields(self.letters, torch.bfloat16, torch.float32)
+        return sum(math.prod(field.shape) for field in fields if (field.dtype == torch.float32) == recurrent)
 
 
 MODELS = {
@@ -85,35 +140,46 @@ MODELS = {
 
 
 def decode_parts(sizes: Sizes, B: int, card: Card, state_number: int = 4, weight_number: int = 2) -> dict[str, float]:
-    """Seconds of a decode step of B rows, by part: nine launches a layer, then head and sampler.
+    """Seconds of a decode step of B rows, by part: nine launches a layer of RWKV-7, then head and sampler.
+
+    A launch reads and writes activations [B, C] of 16 bits: norms and shifts two times the residual stream, the sum
+    added to it and the normalized stream, and each interpolation; a product its inputs and outputs, and the residual
+    stream where it is added to that.
 
     Args:
-        state_number: bytes of a number of the matrix state.
+        state_number: bytes of a number of the recurrent state.
         weight_number: bytes of a number of a large matrix.
     """
-    L, C, F, V = sizes.L, sizes.C, sizes.F, sizes.V
-    R = sum(sizes.ranks.values())
+    L, C, V = sizes.L, sizes.C, sizes.V
+    cost = sizes.architecture.recurrence_cost
     leaves_l2 = 0.6 * card.l2 < 16 * B * C * 2
 
-    def rows(count: int) -> int:
-        """Bytes of `count` activations [B, C], where they do not stay in the cache."""
-        return count * B * C * 2 if leaves_l2 else 0
+    def activations(numbers: float) -> float:
+        """Bytes of B rows of activations, where they do not stay in the cache."""
+        return B * numbers * 2 if leaves_l2 else 0
 
     def launch(num_bytes: float, operations: float = 0.0, count: int = 1) -> float:
         products = operations / (card.matrix_rate * card.efficiency)
         return max(count * card.launch, num_bytes / card.bandwidth, products)
 
-    def product(n_in: int, n_out: int, activations: int, number: int = weight_number) -> float:
-        return launch(n_in * n_out * number + rows(activations), 2 * B * n_in * n_out)
+    def product(matrices: list[Matrix]) -> float:
+        """One launch of matrices that have inputs of their own."""
+        weights = sum(matrix.numbers for matrix in matrices)
+        numbers = sum(m.n_in + m.n_out * (2 if m.name in ADDED else 1) for m in matrices)
+        return launch(weights * weight_number + activations(numbers), 2 * B * weights)
 
-    state = 2 * B * sizes.H * sizes.N**2 * state_number
-    recurrence = max(launch(state + rows(8)), 7 * B * sizes.H * sizes.N**2 / card.lane_rate)
-    matrices = product(C, 3 * C, 6) + product(C, C, 3) + product(C, F, 5) + product(F, C, 6)
+    large = [matrix for matrix in sizes.matrices if not matrix.is_factor]
+    together = [matrix for matrix in large if matrix.name.startswith("att.") and matrix.name not in ADDED]
+    factors = sum(matrix.numbers for matrix in sizes.matrices if matrix.is_factor)
+    wide_sides = sum(max(matrix.n_in, matrix.n_out) for matrix in sizes.matrices if matrix.is_factor)
+    low_rank = launch(factors * 2 + activations(wide_sides), 2 * B * factors, count=2)
+    state = sizes.recurrent_numbers()
+    recurrence = launch(2 * B * state * state_number + activations(cost.vectors * C))
     return {
-        "norms and shifts": L * launch(rows(14) + 2 * 2 * C * 2 * B, count=2),
-        "matrices": L * matrices,
-        "low rank": L * 2 * product(C, R, 4, number=2),
-        "recurrence": L * recurrence,
+        "norms and shifts": L * launch(activations((sizes.num_shares + 7) * C) + 2 * 2 * C * 2 * B, count=2),
+        "matrices": L * (product(together) + sum(product([matrix]) for matrix in large if matrix not in together)),
+        "low rank": L * low_rank if factors else 0.0,
+        "recurrence": L * max(recurrence, cost.operations * B * state / card.lane_rate),
         "head": launch(V * C * weight_number + B * V * 4, 2 * B * C * V),
         "sampler": launch(2 * B * V * 4, count=3),
         "rest": 2 * card.launch,
@@ -130,14 +196,15 @@ def prefill_seconds(sizes: Sizes, num_rows: int, row_len: int, card: Card) -> fl
     tokens = num_rows * row_len
     matrices = sizes.streamed_weights - sizes.V * sizes.C
     products = 2 * matrices * tokens / (card.matrix_rate * card.efficiency)
-    activations = sizes.L * 49 * sizes.C * 2 * tokens / card.bandwidth
-    arithmetic = tokens * sizes.L * sizes.H * sizes.N**2 * 7 / card.lane_rate
+    activations = sizes.L * PROMPT_VECTORS * sizes.C * 2 * tokens / card.bandwidth
+    operations = sizes.architecture.recurrence_cost.operations
+    arithmetic = tokens * sizes.L * sizes.recurrent_numbers() * operations / card.lane_rate
     return products + activations + max(arithmetic, sizes.L * row_len * card.token_latency)
 
 
 def max_batch(sizes: Sizes, card: Card, state_number: int = 4, reserve: float = 6e9) -> int:
     """Rows whose states, logits and activations fit beside 16-bit weights."""
-    vectors = sizes.L * 18 * sizes.C
+    vectors = sizes.L * sizes.num_vectors * sizes.C
     weights = 2 * (sizes.streamed_weights + sizes.V * sizes.C + vectors)
     row = sizes.state_bytes(state_number) + sizes.V * 4 + sizes.C * 2 * 40
     return int((card.memory - weights - reserve) // row)
@@ -165,14 +232,14 @@ def main() -> None:
                 for B, s, fit in zip(batches, seconds, fits, strict=True)
             ]
             rows.append([f"{name} float{8 * number} state", *cells])
-    print("\n".join(format_columns(["", *(f"B={B}" for B in batches)], rows)))
+    print("\n".join(format_lines(["", *(f"B={B}" for B in batches)], rows)))
     print("\nprefill: tokens/s")
     shapes = ((1, 8192), (8, 1024), (64, 128))
     rows = [
         [name, *(f"{n * t / prefill_seconds(sizes, n, t, card):,.0f}" for n, t in shapes)]
         for name, sizes in MODELS.items()
     ]
-    print("\n".join(format_columns(["", *(f"{n} x {t}" for n, t in shapes)], rows)))
+    print("\n".join(format_lines(["", *(f"{n} x {t}" for n, t in shapes)], rows)))
 
 
 if __name__ == "__main__":

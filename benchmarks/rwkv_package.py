@@ -1,7 +1,7 @@
-"""The `rwkv` package from PyPI as its users run it: one sequence, TorchScript on, the most likely token taken.
+"""The `rwkv` package from PyPI as a contender: one sequence, TorchScript on, the most likely token.
 
-It runs in a process of its own, because it reads its switches from the environment when it is imported, and because one
-process serves one strategy. While the process has nothing to measure it waits in a read.
+The package runs in a process of its own: it reads its switches from the environment on import, and one process serves
+one strategy. An idle process waits in a read and uses no processor time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from .workloads import Point, Scale
 
 _WARM_UP_CALLS = 3
-"""TorchScript profiles the first calls of each kind."""
+"""Calls of each kind before measurements, which TorchScript needs for its profile."""
 
 
 class RwkvPackage:
@@ -46,7 +46,7 @@ class RwkvPackage:
         self._receive()
 
     def measure(self, point: Point) -> float:
-        """Tokens per second."""
+        """Returns the tokens per second of a point."""
         self._connection.send(point)
         return self._receive()
 
@@ -59,14 +59,14 @@ class RwkvPackage:
             return float(self._connection.recv())
         except EOFError as error:
             self._process.join()
-            raise SystemExit(f"{self.name}: its process has failed; what it said is above") from error
+            raise SystemExit(f"{self.name}: its process failed; its error is above") from error
 
 
 def _serve(connection: Connection, checkpoint: Path, strategy: str, scale: Scale, num_threads: int) -> None:
     torch.set_num_threads(num_threads)
     os.environ |= {"RWKV_V7_ON": "1", "RWKV_JIT_ON": "1", "RWKV_CUDA_ON": "0"}
     with contextlib.redirect_stdout(io.StringIO()):
-        from rwkv.model import RWKV  # type: ignore[import-untyped]
+        from rwkv.model import RWKV
 
         model = RWKV(model=str(checkpoint.with_suffix("")), strategy=strategy)
     for _ in range(_WARM_UP_CALLS):

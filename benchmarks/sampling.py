@@ -1,14 +1,14 @@
-"""Rows a second of the sampler, settings by settings, beside its definition and the bare torch ops.
+"""Measures the sampler in rows/s, setting by setting, beside its definition and bare torch ops.
 
     python -m benchmarks.sampling --out benchmarks/results/NAME.json
 
-runs from the repository root on random logits: "peaked" ones, normal with a standard deviation of 4, about that of a
-language model; and "flat" ones of 0.5, whose nucleus is most of the vocabulary. A step is all that the engine does
-between the logits and the tokens on the host.
+Runs from the repository root on random logits from a normal distribution. "peaked" has a standard deviation of 4, like
+a language model; "flat" has 0.5, so that the nucleus is most of the vocabulary. A step is everything that the engine
+does between the logits and the tokens on the host.
 
-    native       the sampler as a CPU engine has it
-    reference    the same made of torch's ops, the definition
-    torch        argmax for greedy, softmax + multinomial for temperature 1: nothing else, not even log-probabilities
+    native       the native sampler of a CPU engine
+    reference    its definition, made of torch's ops
+    torch        argmax for greedy, softmax and multinomial for temperature 1; no filters, no log-probabilities
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ import torch
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.slot_tables import Vocabulary
-from rwkv_batch.measure.bench import format_table, positive_int
+from rwkv_batch.measure.bench import positive_int
+from rwkv_batch.measure.table import format_table
 from rwkv_batch.ops import resolve
 from rwkv_batch.sampling_params import SamplingParams
 
@@ -56,7 +57,7 @@ SHAPES = {"peaked": LOGIT_STD, "flat": FLAT_STD}
 
 
 def requests(settings: str, num_rows: int, vocab: int) -> list[Request]:
-    """One for each row."""
+    """Makes one request for each row."""
     names = (
         [settings] * num_rows if settings != MIXED else [list(SETTINGS)[row % len(SETTINGS)] for row in range(num_rows)]
     )
@@ -69,18 +70,18 @@ def requests(settings: str, num_rows: int, vocab: int) -> list[Request]:
 
 
 class Steps:
-    """Runs steps of one kind for a while.
+    """A contender that runs steps of one kind.
 
     Args:
-        points: of kinds "settings, shape of the logits", and batch sizes.
-        seconds: how long a measurement takes, at least; it has one step, at least.
+        points: kinds are "setting, shape of the logits".
+        seconds: the shortest time of a measurement, which has at least one step.
     """
 
     def __init__(self, name: str, points: list[Point], vocab: int, seconds: float) -> None:
         self.name, self.points, self.vocab, self.seconds = name, points, vocab, seconds
 
     def measure(self, point: Point) -> float:
-        """Rows per second."""
+        """Returns the rows per second of a point."""
         settings, _, shape = point.kind.rpartition(", ")
         generator = torch.Generator().manual_seed(0)
         logits = torch.randn(point.batch_size, self.vocab, generator=generator) * SHAPES[shape]
@@ -97,7 +98,7 @@ class Steps:
 
 
 class SamplerSteps(Steps):
-    """The sampler whose ops are of one backend."""
+    """The sampler with the ops of one backend."""
 
     def __init__(self, name: str, backend: str, points: list[Point], vocab: int, seconds: float) -> None:
         super().__init__(name, points, vocab, seconds)
@@ -120,7 +121,7 @@ class SamplerSteps(Steps):
 
 
 class TorchSteps(Steps):
-    """What comes nearest among torch's own ops."""
+    """The nearest equivalent among torch's own ops."""
 
     def step(self, settings: str, logits: torch.Tensor) -> Any:
         if settings == "greedy":
@@ -173,11 +174,15 @@ def _sizes(text: str) -> list[int]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sampling", description=__doc__.partition("\n")[0])
     parser.add_argument("--vocab", type=positive_int, default=65536, metavar="V", help="size of the vocabulary (65536)")
-    parser.add_argument("--batch-sizes", type=_sizes, default=[1, 32, 128], metavar="B,B", help="default: 1,32,128")
-    parser.add_argument("--rounds", type=positive_int, default=5, metavar="N", help="each measures everything once (5)")
-    parser.add_argument("--seconds", type=float, default=0.3, metavar="S", help="of one measurement (0.3)")
-    parser.add_argument("--threads", type=positive_int, default=os.cpu_count(), metavar="N", help="default: all cores")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
+    parser.add_argument("--batch-sizes", type=_sizes, default=[1, 32, 128], metavar="B,B", help="(1,32,128)")
+    parser.add_argument(
+        "--rounds", type=positive_int, default=5, metavar="N", help="rounds; each measures everything once (5)"
+    )
+    parser.add_argument("--seconds", type=float, default=0.3, metavar="S", help="seconds of one measurement (0.3)")
+    parser.add_argument(
+        "--threads", type=positive_int, default=os.cpu_count(), metavar="N", help="of torch (all cores)"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write all results as JSON")
     return parser
 
 

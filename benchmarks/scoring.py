@@ -1,18 +1,20 @@
-"""Log-likelihoods as evaluation harnesses ask for them: rows per second beside other ways to score the same checkpoint.
+"""Measures log-likelihoods in rows/s, as evaluation harnesses request them, beside other ways to score a checkpoint.
 
     python -m benchmarks.scoring --out benchmarks/results/NAME.json
 
-runs from the repository root, on a random RWKV-7 checkpoint of 0.1B parameters and random token ids, in float32.
-Multiple choice: four choices of 4 tokens after a question of 60 tokens, behind five examples (700 tokens) that the
-questions of a subject share. Last word: contexts of 40 to 120 tokens, words of one token or, three times in ten, two.
+Runs from the repository root, on a random RWKV-7 checkpoint of 0.1B parameters and random token ids, in float32.
+
+    multiple choice    four choices of 4 tokens after a question of 60 tokens, which follows five examples (700 tokens);
+                       the questions of a subject share the examples
+    last word          contexts of 40 to 120 tokens; words of one token, three in ten of two
 
 Every contender is a process of its own, is warmed up, and gets the same (context, continuation) pairs of token ids:
 
     rwkv_batch             this project as a model of the lm-evaluation-harness
     without sharing        the same with prefix_sharing=False, each pair by itself
     rwkv, every choice     a loop over the rwkv package: each pair is one call from a fresh state
-    rwkv, context once     the best such loop: a context is read once, each choice starts from its state
-    hf                     the harness's Hugging Face backend with the package rwkv7-hf, where that is installed
+    rwkv, context once     a loop that reads a context once; each choice starts from the context's state
+    hf                     the harness's Hugging Face backend with the package rwkv7-hf, if that is installed
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rwkv_batch.measure.bench import format_table, positive_int
+from rwkv_batch.measure.bench import positive_int
+from rwkv_batch.measure.table import format_table
 
 from .timing import machine, spread
 from .workloads import FULL, QUICK, VOCAB_SIZE, checkpoint
@@ -57,7 +60,7 @@ Row = list[tuple[list[int], list[int]]]
 
 
 def multiple_choice(num_rows: int, per_subject: int) -> Iterator[Row]:
-    """Questions of one subject after another."""
+    """Yields the questions of one subject after another."""
     draw = random.Random(0)
 
     def tokens(count: int) -> list[int]:
@@ -72,7 +75,7 @@ def multiple_choice(num_rows: int, per_subject: int) -> Iterator[Row]:
 
 
 def last_word(num_rows: int) -> Iterator[Row]:
-    """One pair a row."""
+    """Yields rows of one pair."""
     draw = random.Random(1)
     for _ in range(num_rows):
         length = draw.randint(*CONTEXT_TOKENS) - 1
@@ -117,8 +120,8 @@ def make_hf(path: Path) -> Score:
 
 
 def _through_harness(model: Any, rows: Sequence[Row]) -> list[float]:
-    requests = [(None, context, continuation) for row in rows for context, continuation in row]
-    if type(model).__name__ == "HFLM":  # it keys its cache by the text
+    requests: list[tuple[Any, ...]] = [(None, context, continuation) for row in rows for context, continuation in row]
+    if type(model).__name__ == "HFLM":  # whose cache is keyed by the text
         requests = [((str(i), ""), *pair) for i, (_, *pair) in enumerate(requests)]
     return [logprob for logprob, _ in model._loglikelihood_tokens(requests, disable_tqdm=True)]
 
@@ -156,10 +159,10 @@ def make_rwkv(path: Path, context_once: bool) -> Score:
 
 
 class Contender(NamedTuple):
-    """One way to score.
+    """A way to score.
 
     Args:
-        share: of the questions it is given, so that slow ones do not take for ever; rates are per row.
+        share: of the questions that this contender gets: slow ones get fewer. Rates are per row.
     """
 
     name: str
@@ -177,7 +180,7 @@ CONTENDERS = (
 
 
 class Job(NamedTuple):
-    """What a worker is asked for."""
+    """A question to a worker."""
 
     task: str
     num_rows: int
@@ -185,7 +188,7 @@ class Job(NamedTuple):
 
 
 class Worker:
-    """A contender's process, which waits in a read while it has nothing to score."""
+    """The process of a contender. An idle process waits in a read and uses no processor time."""
 
     def __init__(self, contender: Contender, path: Path, threads: int) -> None:
         self.name = contender.name
@@ -197,7 +200,7 @@ class Worker:
         self._receive()
 
     def score(self, job: Job) -> tuple[float, list[float], float]:
-        """Seconds, log-likelihoods, and the most memory the process has had so far, in MiB."""
+        """Returns seconds, log-likelihoods, and the peak memory of the process so far, in MiB."""
         self._connection.send(job)
         return self._receive()
 
@@ -210,7 +213,7 @@ class Worker:
             return self._connection.recv()
         except EOFError as error:
             self._process.join()
-            raise SystemExit(f"{self.name}: its process has failed; what it said is above") from error
+            raise SystemExit(f"{self.name}: its process failed; its error is above") from error
 
 
 def _serve(connection: Connection, make: Callable[[Path], Score], path: Path, threads: int) -> None:
@@ -233,7 +236,7 @@ def _serve(connection: Connection, make: Callable[[Path], Score], path: Path, th
 
 
 def measure(path: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Interleaved rounds of all contenders; rates, and how far their numbers are from the rwkv package's."""
+    """Measures all contenders in interleaved rounds; returns rates and the differences to the rwkv package."""
     workers = [(one, Worker(one, path, options.threads)) for one in CONTENDERS if _is_installed(one, options)]
     rates: dict[str, dict[str, list[float]]] = {task: {one.name: [] for one, _ in workers} for task in TASKS}
     found: dict[str, dict[str, list[float]]] = {task: {} for task in TASKS}
@@ -255,7 +258,7 @@ def _is_installed(contender: Contender, options: argparse.Namespace) -> bool:
 
 
 def _differences(found: dict[str, list[float]]) -> dict[str, float]:
-    """Of each contender's log-likelihoods to the base's, over the rows that both have scored."""
+    """Returns contender → largest difference of a log-likelihood to the base's, over rows that both scored."""
     base = found.get(BASE, [])
     return {
         name: max((abs(a - b) for a, b in zip(values, base, strict=False)), default=0.0)
@@ -264,7 +267,7 @@ def _differences(found: dict[str, list[float]]) -> dict[str, float]:
 
 
 def peak_memory(path: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Task → rows → the most memory that a process of ours has had, in MiB."""
+    """Returns task → number of rows → peak memory of a process of this engine, in MiB."""
     peaks: dict[str, dict[str, float]] = {}
     for task in TASKS:
         for num_rows in (options.rows, 4 * options.rows):
@@ -315,7 +318,7 @@ def main() -> None:
 
 
 def _rounded(value: Any) -> Any:
-    """Four significant digits: more say nothing."""
+    """Rounds to four significant digits; the noise is larger than the others."""
     if isinstance(value, dict):
         return {name: _rounded(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -325,16 +328,28 @@ def _rounded(value: Any) -> Any:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scoring", description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", type=positive_int, default=48, metavar="N", help="of each task (48)")
+    parser.add_argument("--rows", type=positive_int, default=48, metavar="N", help="rows of each task (48)")
     parser.add_argument(
-        "--per-subject", type=positive_int, default=24, metavar="N", help="questions that share examples"
+        "--per-subject",
+        type=positive_int,
+        default=24,
+        metavar="N",
+        help="questions of a subject, which share examples (%(default)s)",
     )
-    parser.add_argument("--rounds", type=positive_int, default=3, metavar="N", help="each runs all contenders once (3)")
-    parser.add_argument("--threads", type=positive_int, default=os.cpu_count(), metavar="N", help="default: all cores")
-    parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave a contender out")
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keeps the checkpoint; default: a temporary one")
-    parser.add_argument("--quick", action="store_true", help="a tiny model: a rehearsal, measures nothing")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
+    parser.add_argument(
+        "--rounds", type=positive_int, default=3, metavar="N", help="rounds; each measures every contender once (3)"
+    )
+    parser.add_argument(
+        "--threads", type=positive_int, default=os.cpu_count(), metavar="N", help="of torch (all cores)"
+    )
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="NAME", help="leave this contender out; may be repeated"
+    )
+    parser.add_argument(
+        "--cache", type=Path, metavar="FOLDER", help="folder that keeps the checkpoint (a temporary one)"
+    )
+    parser.add_argument("--quick", action="store_true", help="rehearse with a tiny model")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write all results as JSON")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Where the time of a decode step goes. Clocks are put around parts of the library from here; it has no hooks."""
+"""Time of a decode step by part. The clocks are patched around functions of the library, which has no hooks."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Split = dict[str, float]
 
 
 class _Clocks:
-    """Time spent in some functions. What a timed function calls counts as its own, whether timed or not."""
+    """Time inside some functions. Calls from a timed function to another one count for the outer function."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._is_running = False
 
     def around(self, function: Callable[..., Any], name: Callable[..., str]) -> Callable[..., Any]:
-        """`function`, timed; `name` is called with its arguments and says where the time belongs."""
+        """Wraps a function with a clock. `name` maps the arguments of a call to the part that the time counts for."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             if self._is_running:
@@ -54,13 +54,13 @@ class _Clocks:
 
 
 def split_step(engine: Engine, workload: Workload, repeats: int) -> Split:
-    """Milliseconds of one decode step, by part: the run whose total is the median of `repeats`."""
+    """Returns the milliseconds of a decode step by part, from the run whose total is the median of `repeats`."""
     runs = [_split_once(engine, workload) for _ in range(repeats)]
     return next(run for run in runs if sum(run.values()) == median_low(sum(run.values()) for run in runs))
 
 
 def split_text(checkpoint: Path, workload: Workload, variant: Variant) -> Split:
-    """The same through `LLM`, phases only: every sequence becomes text and looks for a stop string."""
+    """Returns the milliseconds of a step by phase, for a run through `LLM` whose sequences have a stop string."""
     llm = LLM(
         checkpoint,
         tokenizer="world",
@@ -72,7 +72,7 @@ def split_text(checkpoint: Path, workload: Workload, variant: Variant) -> Split:
     llm.generate(prompts, replace(workload.params, max_tokens=2))
     before, clocks = replace(llm.stats()), _Clocks()
     start = perf_counter()
-    # With a stop string every token is pushed as it comes.
+    # With a stop string every token is decoded at once.
     with patch.object(StopMatcher, "push", clocks.around(StopMatcher.push, lambda *_: "stop strings")):
         llm.generate(prompts, replace(workload.params, stop=STOP))
     seconds = perf_counter() - start
@@ -83,13 +83,13 @@ def split_text(checkpoint: Path, workload: Workload, variant: Variant) -> Split:
 
 
 def own_python(split: Split) -> str:
-    """The engine's own part of a step, in words."""
+    """Formats the share of a step that the engine's own Python takes."""
     own, total = split["schedule"] + split["commit"], sum(split.values())
     return f"{own:.2f} of {total:.1f} ms a step, {own / total:.2%}"
 
 
 def split_rows(splits: Sequence[Split]) -> list[list[str]]:
-    """One line for each part, milliseconds and share for each split; all splits have the same parts."""
+    """Makes one table row for each part, with milliseconds and share of each split. All splits have the same parts."""
     totals = [sum(split.values()) for split in splits]
     rows = [
         [part, *(f"{split[part]:.2f} {split[part] / total:6.1%}" for split, total in zip(splits, totals, strict=True))]
@@ -115,7 +115,7 @@ def _split_once(engine: Engine, workload: Workload) -> Split:
 
 @contextmanager
 def _clocks_in(model: Model) -> Iterator[_Clocks]:
-    """Clocks around the model's head, its other matrix products and its ops."""
+    """Yields patches that put clocks around the model's head, its other matrix products and its ops."""
     clocks = _Clocks()
 
     def op(name: str) -> Callable[..., Any]:
@@ -133,13 +133,13 @@ def _clocks_in(model: Model) -> Iterator[_Clocks]:
 
 
 def _kinds_of(base: Any) -> set[Any]:
-    """A class and all below it that say for themselves what calling them does."""
+    """Lists a class and its subclasses, as far as each defines `__call__` itself."""
     below = set[Any]().union(*map(_kinds_of, base.__subclasses__()))
     return below | {base} if "__call__" in vars(base) else below
 
 
 def _timed_ops(model: Model) -> list[str]:
-    """The architecture's ops but for the large products, which go by that name however they are stored."""
+    """Lists the ops that get clocks: all but the large products, whose matrices have clocks of their own."""
     return [spec.name for spec in model.file.architecture.ops if spec is not LINEAR]
 
 

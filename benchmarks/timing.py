@@ -1,4 +1,4 @@
-"""Interleaved rounds, what is made of them, and what machine they ran on."""
+"""Interleaved rounds, their statistics, and facts of the machine."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from rwkv_batch.measure.doctor import CPU_FLAGS
 from .workloads import Point
 
 Rates = dict[str, dict[Point, list[float]]]
-"""Contender → point → tokens/s, one number for each round."""
+"""Contender → point → tokens/s of each round."""
 
 
 class Contender(Protocol):
-    """Something that can be measured at some points."""
+    """An engine with one form of weights, which can be measured at some points."""
 
     name: str
     points: list[Point]
 
     def measure(self, point: Point) -> float:
-        """Tokens per second."""
+        """Returns the tokens per second of a point."""
 
 
 def interleave(
@@ -38,10 +38,10 @@ def interleave(
     say: Callable[[str], None],
     between: Callable[[], object] = lambda: None,
 ) -> Rates:
-    """Measure every contender once in each round, so that a slow moment of the machine hits all of them.
+    """Measures every contender once in each round, so that a slow moment of the machine affects all of them.
 
-    The order turns round after each round, so that none always comes after the same one. `between` is called before
-    each round.
+    The order turns round after each round, so that no contender always follows the same other one. `between` is called
+    before each round.
     """
     rates: Rates = {contender.name: {point: [] for point in contender.points} for contender in contenders}
     for number in range(rounds):
@@ -54,18 +54,18 @@ def interleave(
 
 
 def ratios(rates: Rates, name: str, point: Point, base: str) -> list[float]:
-    """To the base contender in the same round, which runs one sequence at a time; empty where it is not there."""
+    """Returns the ratios to the base contender of the same round, at B=1; empty without the base."""
     base_rates = rates.get(base, {}).get(Point(point.kind, 1), [])
     return [own / other for own, other in zip(rates[name][point], base_rates, strict=False)]
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:
-    """Median (minimum-maximum)."""
+    """Formats values as median (minimum-maximum)."""
     return f"{median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 def machine() -> dict[str, Any]:
-    """Hardware and versions, for every result that is kept."""
+    """Returns hardware and versions, for every result file."""
     fields = _cpu_fields()
     flags = set(fields.get("flags", "").split())
     return {
@@ -84,7 +84,7 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu_fields() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; empty where there is no such file."""
+    """Returns the fields of the first processor in /proc/cpuinfo; empty without such a file."""
     path = Path("/proc/cpuinfo")
     if not path.is_file():
         return {}

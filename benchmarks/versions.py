@@ -1,10 +1,10 @@
-"""Every version of RWKV beside version 7: what share of its time a decode step spends on what it cannot do without.
+"""Every version of RWKV beside RWKV-7: the share of a decode step's time that its matrix products take.
 
     python -m benchmarks.versions --out benchmarks/results/NAME.json
 
 runs from the repository root, on random checkpoints of 12 layers of width 768. A version's limit is the time of its
-matrix products alone, in the same dtype through oneDNN; its share is that time over the time of a whole step, sampler
-included. A version that is served as well as the others has the same share.
+matrix products alone, in the same dtype through oneDNN. Its share is that time over the time of a whole step, sampler
+included. Versions that are served equally well have equal shares.
 """
 
 from __future__ import annotations
@@ -20,18 +20,27 @@ from typing import Any
 
 import torch
 
-from rwkv_batch.measure.bench import BenchModel, format_table, measure, positive_int, warm_up
+from rwkv_batch.measure.bench import BenchModel, measure, positive_int, warm_up
+from rwkv_batch.measure.table import format_table
 from rwkv_batch.measure.variants import Variant, variants
+from rwkv_batch.models.architecture import architectures
 
 from . import probes
 from .bare_products import BareProducts, matrices
 from .timing import machine, spread
 from .workloads import FULL, QUICK, Point, checkpoint
 
-VERSIONS = ("4", "5.2", "6.0", "7.0")
-BASE = "7.0"
+BASE = "rwkv7"
 PASSES = 5
-"""Of the bare products in each round; the median counts."""
+"""Passes through the bare products in each round; the median counts."""
+
+
+def measured() -> list[str]:
+    """Names of the versions that are measured by default: all but those with a table of the vocabulary in each layer.
+
+    Such tables would take gigabytes, and a step reads only the rows of its tokens.
+    """
+    return [version.name for version in architectures() if not any("V" in s for s in version.schema.layer.values())]
 
 
 class Contender:
@@ -56,7 +65,7 @@ class Contender:
 
     @property
     def share(self) -> float:
-        """Of a step's time, what the bare products of the same round take; median."""
+        """Time of the bare products over the time of a step of the same round; median of the rounds."""
         return median(p / s for p, s in zip(self.product_seconds, self.step_seconds, strict=True))
 
 
@@ -66,7 +75,7 @@ def main() -> None:
     about = machine()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.cache or Path(temporary)
-        paths = {version: checkpoint(options.scale, folder, version) for version in VERSIONS}
+        paths = {version: checkpoint(options.scale, folder, version) for version in options.versions}
         found = [Contender(v, path, variant, options) for variant in options.variants for v, path in paths.items()]
         peaks = []
         for number in range(options.rounds):
@@ -89,7 +98,7 @@ def main() -> None:
     ]
     print("\n".join(f"{name}: {value}" for name, value in about.items()))
     print(f"\ndecode at B={options.batch_size}: median (min-max) of {options.rounds} rounds\n")
-    header = ["", "version", "tokens/s", "ms a step", "ms of bare products", "share", f"share ÷ version {BASE}'s"]
+    header = ["", "version", "tokens/s", "ms a step", "ms of bare products", "share", f"share ÷ {BASE}'s"]
     print(format_table(header, rows))
     if options.out:
         _write(options, {"machine": about, "batch_size": options.batch_size, "peaks": peaks}, found)
@@ -110,6 +119,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.versions", description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=positive_int, default=5, metavar="N")
     parser.add_argument("--batch-size", type=positive_int, default=32, metavar="N")
+    parser.add_argument("--versions", nargs="+", default=measured(), metavar="NAME", help=f"{BASE} must be among them")
     parser.add_argument("--variants", type=_dense_variants, default=[Variant("float32"), Variant("bfloat16")])
     parser.add_argument("--threads", type=positive_int, default=os.cpu_count(), metavar="N", help="default: all cores")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keeps the checkpoints; default: a temporary one")

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
-from ..triton_kernels.builds import private_folder, write_whole
+from ..kernel_support.builds import private_folder, write_whole
 from .nvrtc import nvrtc
 
 SOURCES = Path(__file__).with_name("csrc")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..triton_kernels.checks import check_pool
+from ..kernel_support.tensor_checks import check_pool
 from .build import Specialization
 from .launch import DTYPES, PACK_BYTES, STATE_DTYPES, Kernel
 

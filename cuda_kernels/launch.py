@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..triton_kernels.builds import in_short, is_out_of_memory
-from ..triton_kernels.support import Settings, UnsupportedReason
+from ..kernel_support.builds import in_short, is_out_of_memory
+from ..kernel_support.unsupported import Settings, UnsupportedReason, low_capability, no_kernel_for
 from . import driver
 from .build import BuildError, Specialization, unavailable
 
@@ -40,14 +40,9 @@ def unsupported(
             return "runs on a GPU, not on a CPU"
     elif device.type != "cuda" or torch.version.hip is not None:
         return f"runs on a CUDA device, not on {'ROCm' if device.type == 'cuda' else device.type}"
-    elif torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
-        found = ".".join(map(str, torch.cuda.get_device_capability(device)))
-        return f"needs compute capability {'.'.join(map(str, MIN_CAPABILITY))}, found {found}"
-    if dtype not in DTYPES:
-        return f"no kernel for {dtype}"
-    if state_dtype not in STATE_DTYPES:
-        return f"no kernel for a state of {state_dtype}"
-    return None
+    elif reason := low_capability(device, MIN_CAPABILITY):
+        return reason
+    return no_kernel_for(dtype) or no_kernel_for(state_dtype, STATE_DTYPES, "a state of ")
 
 
 def unsupported_heads(
@@ -126,9 +121,9 @@ class Kernel:
             (int32s, ctypes.c_int),
             (floats, ctypes.c_float),
         )
-        fields = [(field, kind) for names, kind in kinds for field in names]
         self.name = name
-        self._params: type[ctypes.Structure] = type(f"{name}_params", (ctypes.Structure,), {"_fields_": fields})
+        self.fields = [(field, kind) for names, kind in kinds for field in names]
+        self._params: type[ctypes.Structure] = type(f"{name}_params", (ctypes.Structure,), {"_fields_": self.fields})
 
     def launch(self, defines: Sequence[str], grid: Sequence[int], threads: int, **values: Any) -> None:
         """Launch it on the device of its tensors; None is a null pointer.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..triton_kernels.checks import check
+from ..kernel_support.tensor_checks import check
 from .build import Specialization
 from .launch import DTYPES, PACK_BYTES, Kernel, built
 

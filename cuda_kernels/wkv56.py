@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..triton_kernels.checks import check
+from ..kernel_support.tensor_checks import check
 from .heads import check_heads, launch_heads
 from .launch import Kernel
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..triton_kernels.checks import check
+from ..kernel_support.tensor_checks import check
 from .build import Specialization
 from .heads import check_heads, launch_heads, specializations_of
 from .launch import Kernel, built, unsupported_heads

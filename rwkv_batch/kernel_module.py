@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .triton_kernels.support import UnsupportedReason
+from .kernel_support.unsupported import UnsupportedReason
 
 
 class KernelModule(Protocol):

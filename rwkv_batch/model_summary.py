@@ -1,9 +1,10 @@
-"""What a model is and how it would run, known without reading its weights: for dry runs, fingerprints and loading."""
+"""The summary of a model: what it is and how it would run, found without reading its weights."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,52 +12,76 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .dtypes import dtype_name
 from .engine.request import END_OF_TEXT
 from .engine.sampler import Sampler
 from .engine.sizing import MemoryPlan, plan_memory
 from .engine.slot_tables import Vocabulary
-from .errors import CheckpointError, ConfigurationError
+from .errors import CheckpointError
 from .models.architecture import describe_sizes
 from .models.files.checkpoint import open_checkpoint
 from .models.model import ModelFile
 from .models.placement import LayerPlacement, Placement, describe_layers, place
 from .ops import OpTable, fallbacks, format_choices, resolve
 from .process import call_in_process
+from .settings import EngineSettings, ModelSettings
 from .text.load_tokenizer import load_tokenizer
 from .text.tokenizer import Tokenizer
 
 UNCOUNTED = b" \t0123456789"
-"""Tokens that are a part of this text are not counted by ChatRWKV's penalties."""
+"""ChatRWKV's penalties do not count tokens that are a part of this text."""
+
 logger = logging.getLogger(__name__)
 DEMO_MODEL = Path(__file__).parent / "demo" / "model.safetensors"
 
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """One model with its tokenizer, placement and memory plan."""
+    """A model with its tokenizer, placement and memory plan: everything that loading it needs.
+
+    Args:
+        tokenizer: None where prompts are token ids only.
+        layer_ops: who serves each op: of each layer, of the head and, where the head is on a device that does not
+            sample, of sampling.
+        model, engine: the settings that led to this.
+    """
 
     file: ModelFile
     tokenizer: Tokenizer | None
     placement: Placement
     layer_ops: tuple[OpTable, ...]
-    """Of each layer, of the head and, where that is elsewhere, of sampling."""
     memory: MemoryPlan
-    init_state: Path | None
-    ln_x_eps: float | None
+    model: ModelSettings
+    engine: EngineSettings
 
     @property
     def tables(self) -> dict[str, OpTable]:
-        """What serves each op of the model and of the sampler, by placement."""
+        """Who serves each op of the model and of the sampler, by the name of the placement."""
         places = [str(place) for place in self.placement.of_layers(self.file.sizes["L"])]
         return dict(zip([*places, f"{self.placement.device} sampling"], self.layer_ops, strict=False))
 
     @property
     def memory_plan(self) -> str:
+        """The memory plan in words."""
         return str(self.memory)
 
     @property
+    def num_parameters(self) -> int:
+        """The number of weights in the checkpoint."""
+        checkpoint = self.file.checkpoint
+        return sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names)
+
+    def __str__(self) -> str:
+        """The model in a few words, such as "demo, rwkv7 1.6M, cpu float32, 128 slots"."""
+        layers = self.file.sizes["L"]
+        place = describe_layers(self.placement, layers) if self.placement.layers else str(self.placement.head)
+        name = Path(self.model.model).name
+        version, size = self.file.architecture.name, _in_words(self.num_parameters)
+        return f"{name}, {version} {size}, {place}, {self.memory.max_batch_size} slots"
+
+    @property
     def vocabulary(self) -> Vocabulary:
-        """What sampling knows of the tokens.
+        """The properties of token ids that sampling needs.
 
         Ids without bytes are never sampled; ChatRWKV's penalties do not count digits, spaces and tabs.
         """
@@ -73,12 +98,12 @@ class ModelSummary:
     def fingerprint(self) -> str:
         """SHA-256 over the bytes of the model's files and of the initial state, in hexadecimal."""
         digest = hashlib.sha256(self.file.checkpoint.fingerprint().encode())
-        if self.init_state is not None:
-            digest.update(self.init_state.read_bytes())
+        if self.model.init_state is not None:
+            digest.update(Path(self.model.init_state).read_bytes())
         return digest.hexdigest()
 
     def log(self) -> None:
-        """Say where the memory goes and who serves what; warn of ops that no kernel serves."""
+        """Logs the memory plan and who serves each op; warns of ops that no kernel serves."""
         logger.info("%s", self.memory)
         if self.placement.layers:
             logger.info("%s", describe_layers(self.placement, self.file.sizes["L"]))
@@ -88,7 +113,7 @@ class ModelSummary:
                 logger.warning("%s: %s", where, sentence)
 
     def describe(self) -> dict[str, Any]:
-        """For reports: everything is plain JSON."""
+        """The summary in plain JSON, for reports."""
         is_split = len(self.tables) > 1
         return {
             "model": str(self.file.checkpoint.path),
@@ -98,7 +123,7 @@ class ModelSummary:
             "tokenizer": self.tokenizer.name if self.tokenizer else None,
             "device": str(self.placement.device),
             "dtype": self.placement.dtype_name,
-            "state_dtype": str(self.placement.state_dtype).removeprefix("torch."),
+            "state_dtype": dtype_name(self.placement.state_dtype),
             "quantization": self.placement.quantization,
             "layers": describe_layers(self.placement, self.file.sizes["L"]),
             "max_batch_size": self.memory.max_batch_size,
@@ -115,86 +140,71 @@ class ModelSummary:
 
 
 def inspect_model(
-    model: str | Path,
+    model: ModelSettings = ModelSettings(),  # noqa: B008 - immutable
+    engine: EngineSettings = EngineSettings(),  # noqa: B008 - immutable
     *,
-    tokenizer: str | None = "auto",
-    device: str = "auto",
-    dtype: str = "auto",
-    quantization: str | None = None,
-    backend: str = "auto",
-    max_batch_size: int | None = None,
-    max_batch_tokens: int | None = None,
-    state_dtype: str = "float32",
-    init_state: str | Path | None = None,
-    strategy: str | None = None,
-    ln_x_eps: float | None = None,
     apart: bool = False,
 ) -> ModelSummary:
-    """Open a model, choose its placement and size the engine. The arguments but the last are those of `LLM`.
+    """Opens a model, chooses its placement and sizes the engine, without reading weights.
 
     Args:
-        apart: GPUs are asked by another process, so that this one does not initialize CUDA.
+        apart: another process asks GPUs for their properties, so that this process does not initialize CUDA.
 
     Raises:
         ConfigurationError, CheckpointError, CapacityError, BackendError: as `LLM` does.
     """
-    if ln_x_eps is not None and not 0 < ln_x_eps < 1:
-        raise ConfigurationError(f"got {ln_x_eps!r}, expected a number between 0 and 1, or null", setting="ln_x_eps")
-    file = ModelFile.open(open_checkpoint(DEMO_MODEL if str(model) == "demo" else model))
-    if init_state is not None:
-        if not Path(init_state).is_file():
+    path = DEMO_MODEL if str(model.model) == "demo" else model.model
+    file = ModelFile.open(open_checkpoint(path))
+    if model.init_state is not None:
+        if not Path(model.init_state).is_file():
             raise CheckpointError(
-                f"{init_state} is not a file; expected a state-tuning .pth or .safetensors", setting="init_state"
+                f"{model.init_state} is not a file; expected a state-tuning .pth or .safetensors", setting="init_state"
             )
-        file.initial_states(init_state)
-    settings: dict[str, Any] = {
-        "device": device,
-        "dtype": dtype,
-        "quantization": quantization,
-        "backend": backend,
-        "max_batch_size": max_batch_size,
-        "max_batch_tokens": max_batch_tokens,
-        "state_dtype": state_dtype,
-        "strategy": strategy,
-    }
-    if apart and device != "cpu" and (torch.version.cuda or torch.version.hip):
-        placed = call_in_process(_place_path, path=file.checkpoint.path, **settings)
+        file.initial_states(model.init_state)
+    if apart and engine.device != "cpu" and (torch.version.cuda or torch.version.hip):
+        placed = call_in_process(_place_path, path=file.checkpoint.path, model=model, engine=engine)
     else:
-        placed = _place(file, **settings)
+        placed = _place(file, model, engine)
     return ModelSummary(
         file=file,
-        tokenizer=load_tokenizer(tokenizer, vocab_size=file.sizes["V"], model_path=file.checkpoint.path),
+        tokenizer=load_tokenizer(model.tokenizer, vocab_size=file.sizes["V"], model_path=file.checkpoint.path),
         placement=placed.placement,
         layer_ops=placed.layer_ops,
         memory=placed.memory,
-        init_state=None if init_state is None else Path(init_state),
-        ln_x_eps=ln_x_eps,
+        model=model,
+        engine=engine,
     )
 
 
 class _Placed(NamedTuple):
-    """What depends on this machine's devices."""
+    """The part of a summary that depends on this machine's devices."""
 
     placement: Placement
     layer_ops: tuple[OpTable, ...]
     memory: MemoryPlan
 
 
-def _place(
-    file: ModelFile, backend: str, max_batch_size: int | None, max_batch_tokens: int | None, **settings: Any
-) -> _Placed:
-    placement = place(**settings, stored_dtype=_stored_dtype(file), num_layers=file.sizes["L"])
-    ops = _layer_ops(file, placement, backend)
-    return _Placed(placement, ops, plan_memory(file, placement, max_batch_size, max_batch_tokens))
+def _place(file: ModelFile, model: ModelSettings, engine: EngineSettings) -> _Placed:
+    placement = place(
+        device=engine.device,
+        dtype=model.dtype,
+        quantization=model.quantization,
+        strategy=model.strategy,
+        state_dtype=engine.state_dtype,
+        stored_dtype=file.checkpoint.dtype("emb.weight"),
+        num_layers=file.sizes["L"],
+    )
+    ops = _layer_ops(file, placement, engine.backend)
+    return _Placed(placement, ops, plan_memory(file, placement, engine.max_batch_size, engine.max_batch_tokens))
 
 
-def _place_path(path: Path, **settings: Any) -> _Placed:
-    """`_place`, in a process that has not opened the file."""
-    return _place(ModelFile.open(open_checkpoint(path)), **settings)
+def _place_path(path: Path, model: ModelSettings, engine: EngineSettings) -> _Placed:
+    """`_place` for a process that has not opened the file."""
+    return _place(ModelFile.open(open_checkpoint(path)), model, engine)
 
 
 def _layer_ops(file: ModelFile, placement: Placement, backend: str) -> tuple[OpTable, ...]:
-    """Of each layer, of the head, and of sampling; chosen once for each placement."""
+    """The op tables of each layer, of the head, and of sampling; a table is made once for each placement."""
     sampling = LayerPlacement(placement.device, placement.dtype)
     places = (*placement.of_layers(file.sizes["L"]), *([sampling] if placement.head_device else []))
     tables: dict[LayerPlacement, OpTable] = {}
@@ -204,5 +214,7 @@ def _layer_ops(file: ModelFile, placement: Placement, backend: str) -> tuple[OpT
     return tuple(tables[one] for one in places)
 
 
-def _stored_dtype(file: ModelFile) -> torch.dtype:
-    return file.checkpoint.dtype("emb.weight")
+def _in_words(count: int) -> str:
+    """A number of weights such as "0.8M" or "1.5B"."""
+    unit, letter = (1e9, "B") if count >= 1e9 else (1e6, "M")
+    return f"{count / unit:.1f}{letter}"

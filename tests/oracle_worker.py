@@ -13,7 +13,7 @@ from unittest import mock
 
 import numpy
 import torch
-from oracle import receive, send
+from oracle_messages import receive, send
 from rwkv.model import RWKV
 from rwkv.utils import PIPELINE
 from torch import Tensor
@@ -23,7 +23,7 @@ REFUSALS = (AssertionError, AttributeError, LookupError, OSError, RuntimeError, 
 
 
 class Server:
-    """The requests a worker answers. Models are named by the number that `load` returned."""
+    """The methods that `Worker.request` calls. A model is named by the number that `load` returned."""
 
     def __init__(self) -> None:
         self._models: dict[int, Any] = {}
@@ -31,11 +31,11 @@ class Server:
         self._loaded = 0
 
     def load(self, path: str, strategy: str) -> int:
-        # v7 is `RWKV` here only where the switches say so; it appends the ending itself, earlier versions need not.
+        # The v7 class appends ".pth" itself; the class of earlier versions accepts both.
         model = RWKV(model=path.removesuffix(".pth"), strategy=strategy)
         self._loaded += 1
         self._models[self._loaded] = model
-        # In v7 the dtype of a fresh state is a module global, which the next load overwrites.
+        # In v7 the dtype of a fresh state is a global of the module, which the next load overwrites.
         has_own = hasattr(model, "generate_zero_state")
         self._fresh_states[self._loaded] = model.generate_zero_state() if has_own else None
         return self._loaded
@@ -78,7 +78,7 @@ class Server:
 
 def main() -> None:
     torch.set_num_threads(1)
-    # The package collects garbage after every block it loads; that needn't look at all imported modules each time.
+    # The package collects garbage after every block that it loads; frozen objects are not searched again each time.
     gc.freeze()
     connection = Connection(int(sys.argv[1]))
     server = Server()

@@ -15,6 +15,7 @@ from rwkv_batch.errors import CapacityError
 from rwkv_batch.model_summary import inspect_model
 from rwkv_batch.models.placement import place
 from rwkv_batch.process import call_in_process
+from rwkv_batch.settings import EngineSettings
 
 CLAIM = "import claimed_gpu; claimed_gpu.claim(); from {module}"
 
@@ -65,12 +66,12 @@ def test_a_dry_run_shows_what_a_gpu_would_do_without_initializing_it(
 
 def test_an_error_in_the_other_process_is_raised_in_this_one(untouchable_gpu):
     with pytest.raises(CapacityError, match=r"cuda:3 is not there; this torch .* sees 1 CUDA devices"):
-        inspect_model("demo", device="cuda:3", apart=True)
+        inspect_model(engine=EngineSettings(device="cuda:3"), apart=True)
 
 
 def test_on_a_cpu_no_process_is_started(untouchable_gpu, monkeypatch):
     monkeypatch.setattr("rwkv_batch.model_summary.call_in_process", None)
-    summary = inspect_model("demo", device="cpu", backend="reference", apart=True)
+    summary = inspect_model(engine=EngineSettings(device="cpu", backend="reference"), apart=True)
     assert summary.placement.device.type == "cpu"
 
 

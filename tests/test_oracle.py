@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import VERSIONS, make_checkpoint, write_checkpoint
+from checkpoints import make_checkpoint, write_checkpoint
 from float64_reference import Float64Model
 from oracle import Oracle, OracleError, canonical_state, convert
 from tolerances import assert_close
 from torch import Tensor
+from versions import in_package
 
 PROMPT = [5, 17, 0, 96, 33, 33, 8, 61, 2]
 OTHER = [40, 3, 77, 12, 90, 1, 1, 54, 29]
@@ -31,10 +32,10 @@ def assert_states_close(version: str, flat_list: list[Tensor], expected: dict[st
         assert_close(f"v{version} {name}", got[name], field[:, row], "float32")
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", in_package())
 def test_a_whole_sequence_and_single_tokens_after_it(version: str, oracle: OracleFactory) -> None:
-    reference = Float64Model(make_checkpoint(version))
-    # The batch holds a stranger, so that rows which leak into each other show.
+    reference = Float64Model(version, make_checkpoint(version))
+    # The batch has another row, so that a leak from row to row is found.
     expected, expected_state = reference.sequence([OTHER, PROMPT])
     logits, state = oracle(version).forward(PROMPT, full_output=True)
     assert_close(f"v{version} logits", logits, expected[1], "float32")
@@ -47,9 +48,9 @@ def test_a_whole_sequence_and_single_tokens_after_it(version: str, oracle: Oracl
     assert_states_close(version, state, expected_state, row=1)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", in_package())
 def test_single_tokens_from_a_fresh_state(version: str, oracle: OracleFactory) -> None:
-    reference = Float64Model(make_checkpoint(version))
+    reference = Float64Model(version, make_checkpoint(version))
     expected_state, state = reference.initial_state(1), None
     for token in PROMPT:
         expected, expected_state = reference.step(torch.tensor([token]), expected_state)
@@ -87,7 +88,7 @@ def test_time_state_is_the_first_state(version: str, oracle: OracleFactory, tmp_
     for i in range(3):
         tensors[f"blocks.{i}.att.time_state"] = torch.randn(2, 64, 64)
     logits, state = oracle(version, write_checkpoint(tensors, tmp_path / "tuned.pth")).forward(PROMPT)
-    expected, expected_state = Float64Model(tensors).sequence([OTHER, PROMPT])
+    expected, expected_state = Float64Model(version, tensors).sequence([OTHER, PROMPT])
     assert_close("logits", logits, expected[1, -1], "float32")
     assert_states_close(version, state, expected_state, row=1)
 
@@ -95,7 +96,7 @@ def test_time_state_is_the_first_state(version: str, oracle: OracleFactory, tmp_
 def test_v4_of_another_attention_width(oracle: OracleFactory, tmp_path: Path) -> None:
     tensors = make_checkpoint("4", n_att=192)
     model = oracle("4", write_checkpoint(tensors, tmp_path / "wide.pth"))
-    expected, expected_state = Float64Model(tensors).sequence([PROMPT])
+    expected, expected_state = Float64Model("4", tensors).sequence([PROMPT])
     state = None
     for token in PROMPT:
         logits, state = model.forward([token], state)
@@ -129,7 +130,7 @@ def test_reference_of_another_attention_width(version: str, oracle: OracleFactor
     tensors = make_checkpoint(version)
     narrow = without_second_head(tensors)
     logits, state = oracle(version, write_checkpoint(tensors, tmp_path / "silent.pth")).forward(PROMPT)
-    expected, expected_state = Float64Model(narrow).sequence([PROMPT])
+    expected, expected_state = Float64Model(version, narrow).sequence([PROMPT])
     assert_close("logits", logits, expected[0, -1], "float32")
     got = canonical_state(version, state)["wkv"][:, :1]
     assert_close("wkv", got, expected_state["wkv"][:, 0], "float32")
@@ -137,8 +138,8 @@ def test_reference_of_another_attention_width(version: str, oracle: OracleFactor
 
 def test_ln_x_eps_reaches_the_reference() -> None:
     tensors = make_checkpoint("5.2")
-    usual, _ = Float64Model(tensors).sequence([PROMPT])
-    other, _ = Float64Model(tensors, ln_x_eps=1e-1).sequence([PROMPT])
+    usual, _ = Float64Model("5.2", tensors).sequence([PROMPT])
+    other, _ = Float64Model("5.2", tensors, ln_x_eps=1e-1).sequence([PROMPT])
     assert (usual - other).abs().max() > 1e-3
 
 
@@ -162,7 +163,7 @@ def test_logits_have_one_shape_whatever_the_length(version: str, oracle: OracleF
 
 @pytest.mark.parametrize("version", ["5.2", "7.0"])
 def test_loglikelihood(version: str, oracle: OracleFactory) -> None:
-    reference = Float64Model(make_checkpoint(version))
+    reference = Float64Model(version, make_checkpoint(version))
     greedy, context = [], list(PROMPT)
     for _ in MORE:
         greedy.append(int(reference.sequence([context])[0][0, -1].argmax()))
@@ -208,13 +209,13 @@ def test_a_converted_file_is_the_model(
 
 def test_v7_models_of_two_dtypes_share_a_worker(oracle: OracleFactory, checkpoint_file: CheckpointFile) -> None:
     rough = oracle("7.0", strategy="cpu bf16")
-    oracle("7.0", checkpoint_file("7.0", seed=1))  # Loaded later: the package's module-wide dtype is now float32.
+    oracle("7.0", checkpoint_file("7.0", seed=1))  # Loaded later: the global dtype of the package is now float32.
     logits, state = rough.forward(PROMPT)
     assert logits.dtype == torch.float32
     assert state[0].dtype == torch.bfloat16
 
 
-def test_a_refusal_is_told_and_the_worker_goes_on(oracle: OracleFactory, checkpoint_file: CheckpointFile) -> None:
+def test_a_refusal_is_reported_and_the_worker_goes_on(oracle: OracleFactory, checkpoint_file: CheckpointFile) -> None:
     expected, _ = oracle("6.0").forward(PROMPT)
     with pytest.raises(OracleError, match="IndexError"):
         oracle("6.0").forward([97])

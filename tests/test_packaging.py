@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import sysconfig
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 USE = (
     "import rwkv_batch.triton_kernels, rwkv_batch.cuda_kernels, rwkv_batch\n"
     "from rwkv_batch.model_summary import inspect_model\n"
-    "print(rwkv_batch.__file__); print(inspect_model('demo').tokenizer.name)\n"
+    "print(rwkv_batch.__file__); print(inspect_model().tokenizer.name)\n"
     "from rwkv_batch.text.load_tokenizer import load_tokenizer\n"
     "print(load_tokenizer('world', vocab_size=65536, model_path=None).encode('ok'))"
 )
@@ -102,6 +103,9 @@ def test_an_editable_install_works(tmp_path):
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
     python = venv / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--editable", source], check=True)
+    (options,) = re.findall(r"(--config-settings \S+) --editable", (ROOT / "Makefile").read_text())
+    subprocess.run([*pip, *options.split(), "--editable", source], check=True)
+    (path,) = site.glob("__editable__*.pth")
+    assert path.read_text().strip() == str(source), "type checkers follow a path and no import hook"
     done = subprocess.run([python, "-c", USE], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [str(source / "rwkv_batch" / "__init__.py"), "bytes", "[2095]"]

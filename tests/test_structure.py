@@ -1,74 +1,220 @@
-"""The shape of the code: imports go one way, importing is cheap, and no variable of the environment changes results."""
+"""The shape of the code: which folder imports which, how tests mirror the package, sizes, and what an import costs."""
 
 from __future__ import annotations
 
 import ast
-import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from import_graph import ROOT, cycle, imports, modules
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "rwkv_batch"
-
-APPLICATION = {"job", "run", "cli", "measure", "integrations"}
-LIBRARY = {"llm", "serving", "requests", "output_builder", "model_summary"}
-LAYERS = {
-    "text": APPLICATION | LIBRARY | {"models"},
-    "models": APPLICATION | LIBRARY | {"engine", "text"},
-    "engine": APPLICATION | LIBRARY | {"text"},
-    "job/input": {"engine", "models", "job/output", "job/report"},
-    "job/output": {"engine", "models", "job/report"},
-    "job/report": {"engine", "models"},
+KERNELS = ("triton_kernels", "cuda_kernels", "cpu_kernels")
+BASICS = {
+    "apart",
+    "dtypes",
+    "errors",
+    "kernel_module",
+    "ops",
+    "outputs",
+    "prefetch",
+    "process",
+    "sampling_fields",
+    "sampling_params",
+    "settings",
+    "threads",
+    "transfer",
+    "turns",
 }
-"""Folder → what its modules must not import."""
+"""Modules at the top of rwkv_batch that import only each other; all but the kernel packages may import them."""
+LIBRARY = {"llm", "model_summary", "output_builder", "requests", "rows", "serving"}
+"""The other modules at the top that do the library's work."""
+MODELS = {"models", "models/files", "models/matrices"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "kernel_support": set(),
+    "kernel_module": {"kernel_support"},
+    **{name: {"kernel_support"} for name in KERNELS},
+    "text": {"engine", "cpu_kernels"},
+    "models/files": MODELS,
+    "models/matrices": {"models/files"},
+    "models": MODELS,
+    "engine": MODELS | {"cpu_kernels"},
+    **{name: LIBRARY | MODELS | {"engine", "text"} for name in LIBRARY},
+    "demo": {"llm"},
+    "job/input": {"job", "rows", "text"},
+    "job/output": {"job", "job/input", "rows"},
+    "job/report": {"", "job", "job/output"},
+    "job": {"", "job/input", "job/output", "job/report", "llm", "models/matrices", "requests", "rows", "text"},
+    "integrations": {"", "engine", "llm", "rows", "text"},
+    "checks": {*KERNELS, *MODELS, "demo", "engine", "llm", "measure"},
+    "measure": {*KERNELS, *MODELS, "", "checks", "engine", "model_summary", "run"},
+    "run": {"job"},
+    "cli": {"", "integrations", "job/output", "job/report", "measure", "models/files", "run"},
+    "": {"job", "llm"},
+}
+"""Folder of rwkv_batch, or module at its top → folders and modules that it may import besides `BASICS`.
+
+Imports inside functions count, imports for type checkers do not. "" is `rwkv_batch/__init__.py`.
+"""
 
 
-def imported(path: Path) -> set[str]:
-    """What a module imports of rwkv_batch, as paths below it: "engine/request", or a name of its `__init__`."""
-    package = path.relative_to(PACKAGE).parent.parts
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            module = tuple(node.module.split(".")) if node.module else ()
-            if node.level:
-                module = (*package[: len(package) - node.level + 1], *module)
-            elif module[0] == "rwkv_batch":
-                module = module[1:]
-            else:
-                continue
-            found |= {"/".join((*module, alias.name)) for alias in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {
-                a.name.removeprefix("rwkv_batch.").replace(".", "/") for a in node.names if "rwkv_batch." in a.name
-            }
-    return found
+def place(path: Path) -> str:
+    """The folder of a module below rwkv_batch; for a module at its top the module's name."""
+    inner = path.relative_to(PACKAGE)
+    return inner.parent.as_posix() if inner.parent.parts else inner.stem.replace("__init__", "")
 
 
-@pytest.mark.parametrize("folder", LAYERS)
+KNOWN = modules("rwkv_batch", "rwkv_batch/triton_kernels", "rwkv_batch/cuda_kernels")
+
+
+def test_every_module_has_a_place():
+    assert {place(path) for path in KNOWN.values()} == BASICS | MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("folder", sorted(BASICS | MAY_IMPORT.keys()))
 def test_imports_follow_the_arrows(folder):
-    for path in (PACKAGE / folder).rglob("*.py"):
-        backwards = {name for name in imported(path) for other in LAYERS[folder] if f"{name}/".startswith(f"{other}/")}
-        assert not backwards, f"{path.relative_to(ROOT)} imports {sorted(backwards)}"
+    allowed = {folder} | MAY_IMPORT.get(folder, set()) | (set() if folder in KERNELS else BASICS)
+    for name, path in KNOWN.items():
+        if place(path) == folder:
+            others = {place(KNOWN[other]) for other in imports(name, KNOWN, in_functions=True)}
+            assert others <= allowed, f"{path.relative_to(ROOT)} must not import {sorted(others - allowed)}"
 
 
-@pytest.mark.parametrize("folder", ["triton_kernels", "cuda_kernels", "rwkv_batch/cpu_kernels"])
-def test_kernels_import_nothing_of_the_library(folder):
-    for path in (ROOT / folder).rglob("*.py"):
-        assert imported_anything(path) <= {"rwkv_batch.triton_kernels", "rwkv_batch.cuda_kernels"}, path
+@pytest.mark.parametrize("known", [KNOWN, modules("benchmarks")], ids=["rwkv_batch", "benchmarks"])
+def test_no_modules_import_each_other_in_a_circle(known):
+    assert not cycle({name: imports(name, known, in_functions=False) for name in known})
 
 
-def imported_anything(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("rwkv_batch"):
-            names.add(node.module)
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names if alias.name.startswith("rwkv_batch")}
-    return names
+def test_benchmarks_do_not_need_the_tests():
+    known = modules("benchmarks", "tests")
+    for name in known:
+        if name.startswith("benchmarks."):
+            others = imports(name, known, in_functions=True)
+            assert not any(other.startswith("tests.") for other in others), name
+
+
+def test_a_circle_is_found():
+    assert cycle({"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}) == ["b", "d", "b"]
+    assert not cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()})
+
+
+MIRRORED_ELSEWHERE = {"cpu_kernels": "kernels", "demo": "test_demo.py", "data_files": "text"}
+"""Folder of rwkv_batch without a folder of its name in tests → where its tests are."""
+TESTS_OF_OTHERS = {"kernels", "kernels/cuda_host", "benchmarks", "mutation", "versions"}
+"""Folders of tests for other things: the three kernel packages, benchmarks/ and `make mutants`."""
+
+
+def folders(root: Path) -> set[str]:
+    """Folders below one that git has, and that hold more than data."""
+    listed = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True, check=True).stdout
+    found = {parent.as_posix() for line in listed.splitlines() for parent in Path(line).parents}
+    return {name for name in found if name != "." and "data" not in name.split("/") and not name.endswith("csrc")}
+
+
+def test_tests_mirror_the_package():
+    own = folders(PACKAGE) - MIRRORED_ELSEWHERE.keys()
+    assert folders(ROOT / "tests") - TESTS_OF_OTHERS == own
+    assert all((ROOT / "tests" / place).exists() for place in (*MIRRORED_ELSEWHERE.values(), *TESTS_OF_OTHERS))
+
+
+MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_PARAMETERS = 400, 60, 8
+LONG_FILES = {
+    "tests/job/test_crash.py",
+    "tests/kernels/test_triton_glue.py",
+    "tests/kernels/test_triton_sample.py",
+    "tests/test_llm.py",
+    "tests/test_serving.py",
+    "tests/text/test_tokenizer.py",
+    "triton_kernels/sample_select.py",
+}
+LONG_FUNCTIONS = {
+    "cuda_kernels/mm8.py mm8",
+    "cuda_kernels/wkv7.py wkv7",
+    "triton_kernels/deep_embed.py deep_embed",
+    "triton_kernels/linear.py linear",
+    "triton_kernels/linear.py specializations",
+    "triton_kernels/low_rank.py low_rank",
+    "triton_kernels/low_rank.py specializations",
+    "triton_kernels/sample.py sample",
+    "triton_kernels/sample_select.py draw_filtered",
+    "triton_kernels/sample_select.py select_kernel",
+    "triton_kernels/sample_shape.py shape_kernel",
+    "triton_kernels/score.py score",
+    "triton_kernels/shift_lerp.py shift_lerp",
+    "triton_kernels/shift_lerp.py shift_lerp_kernel",
+    "triton_kernels/w8a8.py w8a8",
+    "triton_kernels/wkv56.py wkv56_kernel",
+    "triton_kernels/wkv7.py wkv7",
+    "triton_kernels/wkv7.py wkv7_kernel",
+}
+MANY_PARAMETERS = {
+    "rwkv_batch/cpu_kernels/products.py multiply_rows",
+    "rwkv_batch/cpu_kernels/products.py multiply_whole_numbers",
+    "rwkv_batch/engine/engine.py Engine.__init__",
+    "rwkv_batch/integrations/lm_eval.py RwkvBatchLM.__init__",
+    "rwkv_batch/llm.py LLM.__init__",
+    "rwkv_batch/models/matrices/linear.py make_linear",
+    "tests/checkpoints.py make_checkpoint",
+    "triton_kernels/linear.py one",
+}
+"""Functions of the public interface that name every setting. The test leaves out ops and kernels by itself."""
+OPS = {path.stem for folder in KERNELS for path in (PACKAGE / folder).glob("*.py")}
+
+
+def sources() -> dict[str, str]:
+    """Path from the repository's root → text, of every Python file."""
+    folders = ("rwkv_batch", "triton_kernels", "cuda_kernels", "benchmarks", "tests")
+    return {path.relative_to(ROOT).as_posix(): path.read_text() for path in modules(*folders).values()}
+
+
+def functions(text: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Every function of a module with its name, after its class's where it is a method."""
+
+    def inside(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                yield prefix + child.name, child
+            yield from inside(child, f"{child.name}." if isinstance(child, ast.ClassDef) else prefix)
+
+    return inside(ast.parse(text), "")
+
+
+def num_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    names = [one.arg for one in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
+    return len(names) - (names[:1] in (["self"], ["cls"]))
+
+
+def is_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """A function that Triton compiles."""
+    return any("triton.jit" in ast.unparse(decorator) for decorator in function.decorator_list)
+
+
+def test_no_file_is_too_long():
+    assert {path for path, text in sources().items() if len(text.splitlines()) > MOST_LINES} == LONG_FILES
+
+
+def test_no_function_is_too_long():
+    found = {
+        f"{path} {name}"
+        for path, text in sources().items()
+        for name, function in functions(text)
+        if (function.end_lineno or 0) - function.lineno >= MOST_LINES_OF_A_FUNCTION
+    }
+    assert found == LONG_FUNCTIONS
+
+
+def test_no_function_has_too_many_parameters():
+    found = {
+        f"{path} {name}"
+        for path, text in sources().items()
+        for name, function in functions(text)
+        if num_parameters(function) > MOST_PARAMETERS and name not in OPS and not is_kernel(function)
+    }
+    assert found == MANY_PARAMETERS
 
 
 @pytest.mark.parametrize("name", ["lm_eval", "lighteval", "inspect_ai"])
@@ -82,18 +228,6 @@ def test_a_missing_harness_is_an_extra(name):
 def test_importing_is_cheap(module):
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'triton', 'pyarrow', 'numpy'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
-
-
-def test_another_package_named_tests_is_not_imported(tmp_path):
-    """Benchmarks use helpers of the tests, and packages of other projects install folders named tests by mistake."""
-    (tmp_path / "tests").mkdir()
-    (tmp_path / "tests" / "__init__.py").touch()
-    code = "import benchmarks.workloads, tests.checkpoints; print(tests.checkpoints.__file__)"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, check=False, capture_output=True, text=True
-    )
-    assert done.stdout.strip() == str(ROOT / "tests" / "checkpoints.py"), done.stderr
 
 
 def test_public_names_are_there():

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check
+from ..kernel_support.tensor_checks import check
 from .launch import is_interpreted
 from .probe import probed
 from .specialization import Specialization, pointers

@@ -1,4 +1,4 @@
-"""What every launcher shares: why a kernel cannot serve, and checks of what it is given."""
+"""Settings that the Triton kernels serve: devices, dtypes and head sizes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Mapping
 import torch
 import triton
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from ..kernel_support.unsupported import low_capability, no_kernel_for
+
 STATE_DTYPES = (torch.float32, torch.float16)
 MIN_CAPABILITY = (8, 0)
 MIN_HEAD_SIZE, MAX_HEAD_SIZE = 16, 128
 
 
 def is_interpreted() -> bool:
-    """Kernels run in Triton's interpreter, on tensors in host memory. Decided when triton is imported."""
+    """Whether kernels run in Triton's interpreter, on tensors in host memory. Decided when triton is imported."""
     return bool(triton.knobs.runtime.interpret)
 
 
@@ -24,20 +25,15 @@ def unsupported(
     sizes: Mapping[str, int],
     state_dtype: torch.dtype = torch.float32,
 ) -> str | None:
-    """Why kernels cannot serve with these settings, if so. Nothing is compiled; probe.py does that."""
+    """The reason why kernels cannot serve with these settings, if so. Compiles nothing; probe.py does that."""
     if device.type == "cpu":
         if not is_interpreted():
             return "runs on a GPU, not on a CPU"
     elif device.type != "cuda":
         return f"runs on a CUDA or ROCm device, not on {device.type}"
-    elif torch.version.hip is None and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
-        found = ".".join(map(str, torch.cuda.get_device_capability(device)))
-        return f"needs compute capability {'.'.join(map(str, MIN_CAPABILITY))}, found {found}"
-    if dtype not in DTYPES:
-        return f"no kernel for {dtype}"
-    if state_dtype not in STATE_DTYPES:
-        return f"no kernel for a state of {state_dtype}"
-    return None
+    elif torch.version.hip is None and (reason := low_capability(device, MIN_CAPABILITY)):
+        return reason
+    return no_kernel_for(dtype) or no_kernel_for(state_dtype, STATE_DTYPES, "a state of ")
 
 
 def unsupported_heads(

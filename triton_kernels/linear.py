@@ -1,4 +1,4 @@
-"""A product with a matrix and what follows it, in one launch; see `linear` in models/matrices/product.py for the definition."""
+"""A product with a matrix and its epilogue in one launch; see `linear` in models/matrices/product.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check
+from ..kernel_support.tensor_checks import check
 from .launch import is_interpreted
 from .probe import probed
 from .specialization import Specialization, pointers

@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check
-from .launch import DTYPES, is_interpreted
+from ..kernel_support.tensor_checks import check
+from ..kernel_support.unsupported import DTYPES
+from .launch import is_interpreted
 from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES, Tile, multiply

@@ -24,9 +24,9 @@ import triton
 import triton.language as tl
 from filelock import FileLock
 
+from ..kernel_support.builds import in_short, is_out_of_memory, private_folder, write_whole
+from ..kernel_support.unsupported import Settings, UnsupportedReason
 from . import launch
-from .builds import in_short, is_out_of_memory, private_folder, write_whole
-from .support import Settings, UnsupportedReason
 
 SOURCES = Path(__file__).parent
 FOLDER = "triton_kernels"

@@ -18,7 +18,7 @@ from typing import Any
 from triton.backends.compiler import GPUTarget
 from triton.compiler.errors import CompilationError
 
-from .builds import in_short
+from ..kernel_support.builds import in_short
 from .specialization import compile_for
 
 PR_SET_PDEATHSIG = 1

@@ -42,8 +42,8 @@ def head_norm(y, weight, bias, eps, N: tl.constexpr):  # type: ignore[no-untyped
 
 
 @triton.jit
-def mix(position, place):  # type: ignore[no-untyped-def]
-    """A hash of a token's position, int32 scalar, and of rows or columns, int32; uint32."""
+def hash_position(position, place):  # type: ignore[no-untyped-def]
+    """Hash of a token's position, int32 scalar, and of rows or columns, int32, as uint32; see models/rounding.py."""
     h = (position.to(tl.uint32, bitcast=True) * 0x9E3779B1) ^ (place.to(tl.uint32, bitcast=True) * 0x85EBCA77)
     h = (h ^ (h >> 16)) * 0x7FEB352D
     return (h ^ (h >> 15)) * 0x846CA68B
@@ -51,9 +51,9 @@ def mix(position, place):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def round_stochastically(x, position, row, column):  # type: ignore[no-untyped-def]
-    """Round float32 to what float16 holds, up or down with probabilities that keep the mean.
+    """Rounds float32 to values that float16 holds, at random and without bias.
 
-    To the last bit as `round_stochastically` in models/rounding.py: changes go into both.
+    Bit by bit the same as `round_stochastically` in models/rounding.py, which explains it: change both or none.
 
     Args:
         x: [R, N], float32.
@@ -63,10 +63,11 @@ def round_stochastically(x, position, row, column):  # type: ignore[no-untyped-d
     Returns:
         [R, N], float32, unchanged by a conversion to float16. Beyond float16's range it is infinite.
     """
-    # 13 bits: what float32's mantissa has and float16's has not.
-    row += tl.minimum(position, 0)  # 0, which the compiler cannot know: else it holds products of places in registers
+    # Adds 0, as positions are not negative. The compiler does not know that, and so does not move the hashes' products
+    # out of the loop over tokens, where they would take registers.
+    row += tl.minimum(position, 0)
     column += tl.minimum(position, 0)
-    draw = (mix(position, row)[:, None] + mix(position, ~column)[None, :]) >> 19
+    draw = (hash_position(position, row)[:, None] + hash_position(position, ~column)[None, :]) >> 19
     sign = x.to(tl.uint32, bitcast=True) & 0x80000000
     shift = tl.where(tl.abs(x) < 0.00006103515625, (sign | 0x38800000).to(tl.float32, bitcast=True), 0.0)  # 2^-14
     bits = (x + shift).to(tl.uint32, bitcast=True) + draw

@@ -9,8 +9,8 @@ import torch
 import triton
 from torch import Tensor
 
+from ..kernel_support.tensor_checks import check
 from . import launch
-from .checks import check
 from .probe import probed
 from .sample_select import select_kernel
 from .sample_shape import shape_kernel

@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
+# Columns of the slot tables; a test compares them with engine/slot_tables.py.
 NUM_FLOATS = tl.constexpr(8)
 TEMPERATURE = tl.constexpr(0)
 TOP_P = tl.constexpr(1)
@@ -35,6 +38,44 @@ NONE = tl.constexpr(2**31 - 1)
 """Above every id and every place in a list."""
 
 
+class Row(NamedTuple):
+    """How the logits of a row are read."""
+
+    logits: Any
+    """Pointer to V logits, float32."""
+    sampleable: Any
+    """Pointer to ceil(V / 32) words, a bit for each id of the vocabulary: whether the id may be sampled."""
+    mask: Any
+    """Pointer to as many words, the same for the slot."""
+    num_masked: Any
+    """How many ids `mask` applies to: V, or 0 where the slot has no mask."""
+
+
+class Seen(NamedTuple):
+    """Pointers to a slot's list of seen tokens: ids, decayed counts, and whether each was generated."""
+
+    ids: Any
+    count: Any
+    generated: Any
+
+
+class Filters(NamedTuple):
+    """How the distribution of a row is shaped. A filter that keeps all tokens is off."""
+
+    temperature: Any
+    """float32, of the draw; 1 where the row is greedy."""
+    filter_temperature: Any
+    """float32, at which the filters see the probabilities."""
+    top_p: Any
+    """float64; 1 is off."""
+    min_p: Any
+    """float64; 0 is off."""
+    top_k: Any
+    """int32; 0 is off."""
+    is_untempered: Any
+    is_greedy: Any
+
+
 @triton.jit
 def load_lengths(integers):
     """How many entries of the slot's three lists edit this row: seen ids, biases, stops; int32 each.
@@ -51,15 +92,7 @@ def load_lengths(integers):
 
 @triton.jit
 def load_filters(integers, floats, V: tl.constexpr):
-    """How the slot's distribution is shaped; filters that drop nothing are turned off.
-
-    Returns:
-        temperature: float32, of the draw; 1 where the row is greedy.
-        filter_temperature: float32, at which the filters see the probabilities.
-        top_p, min_p: float64; 1 and 0 are off.
-        top_k: int32; 0 is off.
-        is_untempered, is_greedy: int1.
-    """
+    """The `Filters` of a slot."""
     temperature = tl.load(floats + TEMPERATURE).to(tl.float32)
     top_p = tl.load(floats + TOP_P)
     min_p = tl.load(floats + MIN_P)
@@ -70,23 +103,20 @@ def load_filters(integers, floats, V: tl.constexpr):
     is_filtered = (top_p < 1) | (top_k > 0) | (min_p > 0)
     is_untempered = is_filtered & (tl.load(integers + UNTEMPERED) > 0)
     filter_temperature = tl.where(is_untempered, 1.0, temperature)
-    return temperature, filter_temperature, top_p, min_p, top_k, is_untempered, is_greedy
+    return Filters(temperature, filter_temperature, top_p, min_p, top_k, is_untempered, is_greedy)
 
 
 @triton.jit
-def load_sampleable(logits, start, sampleable, mask, num_masked, V: tl.constexpr, SIZE: tl.constexpr):
+def load_sampleable(row, start, V: tl.constexpr, SIZE: tl.constexpr):
     """Logits of the ids in [start, start + SIZE), -inf where they may not be sampled; and the ids.
 
     Args:
-        logits: the row of logits.
         start: a multiple of 32, as is SIZE.
-        sampleable, mask: bits of the vocabulary, and of the slot.
-        num_masked: how many ids have bits of the slot: V or 0.
     """
     word = start // 32 + tl.arange(0, SIZE // 32)
-    words = tl.load(sampleable + word, mask=word * 32 < V, other=0)
-    words &= tl.load(mask + word, mask=word * 32 < num_masked, other=-1)
+    words = tl.load(row.sampleable + word, mask=word * 32 < V, other=0)
+    words &= tl.load(row.mask + word, mask=word * 32 < row.num_masked, other=-1)
     bits = (words[:, None] >> tl.arange(0, 32)[None, :]) & 1
     i = start + tl.arange(0, SIZE)
-    x = tl.load(logits + i, mask=i < V, other=float("-inf"))
+    x = tl.load(row.logits + i, mask=i < V, other=float("-inf"))
     return tl.where(tl.reshape(bits, [SIZE]) != 0, x, float("-inf")), i

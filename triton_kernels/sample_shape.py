@@ -16,6 +16,8 @@ from .sample_row import (
     NUM_INTEGERS,
     PRESENCE,
     REPETITION,
+    Row,
+    Seen,
     load_filters,
     load_lengths,
     load_sampleable,
@@ -31,28 +33,30 @@ def find_listed(p_ids, entry, length, low, high):
 
 @triton.jit
 def exchange(logits, saved, ids, entry, old, new, here):
-    """Put new logits in the place of old ones, which are saved."""
+    """Write new logits, and save the old ones: `select_kernel` restores them."""
     tl.store(saved + entry, old, mask=here)
     tl.store(logits + ids, new, mask=here)
 
 
 @triton.jit
-def penalize(logits, saved, p_ids, p_count, p_generated, length, floats, low, high, LIST: tl.constexpr):
+def penalize(logits, saved, seen, length, floats, low, high, LIST: tl.constexpr):
+    """Apply the presence, frequency and repetition penalties to the seen ids in [low, high)."""
     presence = tl.load(floats + PRESENCE).to(tl.float32)
     frequency = tl.load(floats + FREQUENCY).to(tl.float32)
     repetition = tl.load(floats + REPETITION).to(tl.float32)
     for start in range(0, length, LIST):
         entry = start + tl.arange(0, LIST)
-        ids, here = find_listed(p_ids, entry, length, low, high)
+        ids, here = find_listed(seen.ids, entry, length, low, high)
         old = tl.load(logits + ids, mask=here, other=0.0)
-        count = tl.load(p_count + entry, mask=here, other=0.0)
-        generated = tl.load(p_generated + entry, mask=here, other=0).to(tl.float32)
+        count = tl.load(seen.count + entry, mask=here, other=0.0)
+        generated = tl.load(seen.generated + entry, mask=here, other=0).to(tl.float32)
         new = tl.where(old > 0, old / repetition, old * repetition) - count * frequency - generated * presence
         exchange(logits, saved, ids, entry, old, new, here)
 
 
 @triton.jit
 def add_biases(logits, saved, p_ids, p_bias, length, low, high, LIST: tl.constexpr):
+    """Add biases to the listed ids in [low, high)."""
     for start in range(0, length, LIST):
         entry = start + tl.arange(0, LIST)
         ids, here = find_listed(p_ids, entry, length, low, high)
@@ -62,6 +66,7 @@ def add_biases(logits, saved, p_ids, p_bias, length, low, high, LIST: tl.constex
 
 @triton.jit
 def ban(logits, saved, p_ids, length, low, high, LIST: tl.constexpr):
+    """Set the logits of the listed ids in [low, high) to -inf."""
     for start in range(0, length, LIST):
         entry = start + tl.arange(0, LIST)
         ids, here = find_listed(p_ids, entry, length, low, high)
@@ -99,6 +104,11 @@ def shape_kernel(
     TILE: tl.constexpr,
     LIST: tl.constexpr,
 ):
+    """Grid [B, tiles]: a program takes one tile of one row.
+
+    It leaves in p_sums, for each tile, the largest logit and the mass of the given logits, then those of the shaped
+    ones; and in p_first the first id with the largest shaped logit.
+    """
     row = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     slot = tl.load(p_slot + row).to(tl.int64)
@@ -122,19 +132,9 @@ def shape_kernel(
     saved = p_saved + row * (seen_width + bias_width + stop_width)
     tl.debug_barrier()  # all threads have read the tile
     if num_seen > 0:
-        seen = slot * seen_width
-        penalize(
-            logits,
-            saved,
-            p_seen_ids + seen,
-            p_seen_count + seen,
-            p_seen_generated + seen,
-            num_seen,
-            floats,
-            low,
-            high,
-            LIST,
-        )
+        seen_start = slot * seen_width
+        seen = Seen(p_seen_ids + seen_start, p_seen_count + seen_start, p_seen_generated + seen_start)
+        penalize(logits, saved, seen, num_seen, floats, low, high, LIST)
         tl.debug_barrier()
     if num_biases > 0:
         bias = slot * bias_width
@@ -146,9 +146,9 @@ def shape_kernel(
         tl.debug_barrier()
 
     num_masked = tl.where(tl.load(integers + IS_MASKED) > 0, V, 0)
-    mask = p_mask + slot * tl.cdiv(V, 32)
-    x, _ = load_sampleable(logits, low, p_sampleable, mask, num_masked, V, TILE)
-    _, filter_temperature, _, _, _, _, _ = load_filters(integers, floats, V)
+    row_of_slot = Row(logits, p_sampleable, p_mask + slot * tl.cdiv(V, 32), num_masked)
+    x, _ = load_sampleable(row_of_slot, low, V, TILE)
+    filter_temperature = load_filters(integers, floats, V).filter_temperature
     peak = tl.max(x, 0)
     tl.store(sums + 2 * num_tiles, peak)
     tl.store(sums + 3 * num_tiles, total_mass(x, peak, LOG2E / filter_temperature))

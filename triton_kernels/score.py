@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..kernel_support.tensor_checks import check
 from . import launch
-from .checks import check
 from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import multiply

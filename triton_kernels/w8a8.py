@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check
-from .launch import DTYPES
+from ..kernel_support.tensor_checks import check
+from ..kernel_support.unsupported import DTYPES
 from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES, Tile, activate

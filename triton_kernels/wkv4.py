@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check, check_pool
+from ..kernel_support.tensor_checks import check, check_pool
 from .probe import probed
 from .recurrence import LAUNCH, NUM_STAGES, load_vector, write_zeros
 from .specialization import Specialization, pointers

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check, check_pool
+from ..kernel_support.tensor_checks import check, check_pool
 from .launch import STATE_DTYPES
 from .recurrence import (
     LAUNCH,

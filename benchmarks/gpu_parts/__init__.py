@@ -1,1 +1,1 @@
-"""The parts of `benchmarks.gpu`, one idea a file."""
+"""The parts of `benchmarks.gpu`, and the processes that run them."""

@@ -1,4 +1,4 @@
-"""Points for the products with int8 weights: mm8 against the matrix it stands for, w8a8 to the bit."""
+"""Checks of products with int8 weights: mm8 against the dequantized matrix, w8a8 to the bit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from rwkv_batch.checks.target import Target
 
 from ..roofline import MODELS
 from .context import TINY, Context
-from .ops import backends
 from .record import Point
 
 
@@ -25,7 +24,7 @@ def points(context: Context) -> Iterator[tuple[str, Callable[[], Point]]]:
         for product in [product for product in products(sizes) if product.use in ("output", "key", "value", "head")]:
             for dtype in dtypes(triton) if model != "1.5B" else ("bfloat16",):
                 where = f"{dtype} {model} {product.use}"
-                for backend, mark in backends(context.is_rehearsal).items():
+                for backend, mark in context.backends.items():
                     target = Target(backend, context.device)
                     yield f"mm8{mark} {where}", partial(_mm8, context, target, product, DTYPES[dtype])
                 yield f"w8a8 {where}", partial(_w8a8, context, triton, product, DTYPES[dtype])

@@ -1,4 +1,4 @@
-"""Points for the ops with matrix products: against float64, and each row to the bit in any company."""
+"""Checks of the ops with matrix products: against float64, and a row's bits beside any other rows."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _linear(context: Context, target: Target, product: Product, dtype: torch.dty
 
 
 def _rows(context: Context, target: Target, product: Product) -> Point:
-    """With fixed tiles a row's bits depend on nothing but the row."""
+    """Checks that with fixed tiles the bits of a row depend on the row alone."""
     dtype = torch.bfloat16
     function = target.op("linear", dtype)
     torch.manual_seed(0)

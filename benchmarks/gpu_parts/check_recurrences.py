@@ -1,4 +1,4 @@
-"""Points for the ops that keep a state: the recurrences, and the token shift with its norm and interpolations."""
+"""Checks of the ops that keep a state: the recurrences, and the token shift with its norm and interpolations."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ from rwkv_batch.checks.target import Target
 from rwkv_batch.models.rows import Rows
 
 from .context import Context
-from .ops import backends
 from .record import Point
 
 
 def points(context: Context) -> Iterator[tuple[str, Callable[[], Point]]]:
     dtypes = ("bfloat16",) if context.is_rehearsal else DTYPES
     found = batches(4, 3) if context.is_rehearsal else batches(256, 300)
-    for backend, mark in backends(context.is_rehearsal).items():
+    for backend, mark in context.backends.items():
         target = Target(backend, context.device)
         for variant in VARIANTS:
             for state in ("float32",) if variant == "wkv4" else ("float32", "float16"):
@@ -59,7 +58,7 @@ def _heads(context: Context) -> Heads:
 
 
 def _to_the_bit(context: Context, target: Target, variant: str, state: torch.dtype) -> Checks:
-    """A row is the same alone, in another slot, among others, and in two calls."""
+    """Checks that a row has the same bits alone, in another slot, among others, and in two calls."""
     batch = Batch((3, -1, 5), (2, 1, 4) if context.is_rehearsal else (40, 1, 70))
     call, function = recurrence(target, variant, batch, _heads(context), torch.bfloat16, state)
     checks, end, cut = Checks(), batch.lengths[2], batch.lengths[2] // 2 + 1
@@ -79,7 +78,7 @@ def _to_the_bit(context: Context, target: Target, variant: str, state: torch.dty
 
 
 def _cut(target: Target, dtype: torch.dtype, width: int, count: int, longest: int) -> Checks:
-    """The last row of a ragged batch, which is the longest, in two calls and alone."""
+    """Checks the bits of the last row of a ragged batch, the longest, when it runs alone in two calls."""
     checks, shift, cut = Checks(), Shift(target, dtype, width, count), longest // 3
     rows = Rows((4, 1, -1, 6), (1, 5, 2, longest), shift.device)
     x = shift.tokens(rows)

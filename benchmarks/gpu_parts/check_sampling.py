@@ -1,4 +1,4 @@
-"""Points for `sample`: against its definition step by step, row by row, and its frequencies."""
+"""Checks of `sample`: against its definition step by step, a row's bits, and the frequencies of tokens."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _against_definition(context: Context, params: list[SamplingParams]) -> Point
 
 
 def _rows(context: Context) -> Point:
-    """A row draws the same in another place, and alone."""
+    """Checks that a row draws the same token in another place and alone."""
     params = list(SETTINGS.values())
     count = 4 if context.is_rehearsal else 256
     together, shuffled, alone = (Drawer(_target(context), _size(context), params, count, "sample") for _ in range(3))
@@ -61,7 +61,7 @@ def _rows(context: Context) -> Point:
 
 
 def _frequencies(context: Context, params: SamplingParams) -> Point:
-    """A chi-square statistic of many draws from the same logits, each of its own stream."""
+    """Compares the frequencies of many draws from the same logits with their probabilities, by chi-square."""
     count, steps = (16, 1) if context.is_rehearsal else (2048, 10)
     drawer = Drawer(_target(context), _size(context), [params], count, "sample")
     logits = draw_logits(_target(context), 1, drawer.size, 0)[0] * 1.5

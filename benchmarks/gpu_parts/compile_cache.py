@@ -1,20 +1,20 @@
-"""Compiled Triton kernels for a card that is not there, to be taken along to a machine that has it for minutes only.
+"""Compiles Triton kernels for a card that this machine lacks, for use on a machine that has the card.
 
     python -m benchmarks.gpu_parts.compile_cache build/triton-sm90 --capability 90 --wheel triton-3.6.0-cp312-....whl
 
-goes through the steps of the published models with a driver that launches nothing, and keeps what Triton compiles.
-`python -m benchmarks.gpu --compiled build/triton-sm90` uses it there, and says how many kernels it lacked.
+Runs the steps of the published models with a driver that launches nothing, and keeps the kernels that Triton compiles.
+`python -m benchmarks.gpu --compiled build/triton-sm90` uses them on the other machine, and prints how many kernels were
+missing. Run this command from the commit that is to be measured.
 
-What Triton finds a kernel by was compared for 3.6.0: it is the same in other folders, for other users, and with Python
-3.11 and 3.12. It depends on the kernel's source with its line number, the launch's types and constants, the target,
-Triton's own files, the version of its ptxas and libdevice, and on environment variables such as TRITON_F32_DEFAULT. One
-of Triton's files differs between its wheels for two versions of Python: libtriton.so. --wheel names the wheel that the
-other machine has, where that is not the one installed here. Run this from the commit that is to be measured.
+Triton finds a compiled kernel by a key. The key depends on the kernel's source and its line number, the types and
+constants of the launch, the target, Triton's own files, the versions of its ptxas and libdevice, and environment
+variables such as TRITON_F32_DEFAULT. It does not depend on the folder, on the user, or on Python 3.11 or 3.12 (compared
+for Triton 3.6.0). Triton's wheels for two versions of Python differ in one file, libtriton.so: --wheel names the wheel
+of the other machine, if it is not the one installed here.
 
-A machine that is lent may have a build of the same version from elsewhere, such as download.pytorch.org, with another
-libtriton.so: then nothing that was brought along is found, and everything is compiled there. The part `limits` tells:
-"triton_key" in its "about" is what this command prints at its end where the same kernels are found, and
-"triton_variables" has the environment variables. A run says at its end how many kernels were compiled there.
+A build of the same version from another place, such as download.pytorch.org, has another libtriton.so: then no kernel
+of the folder is found, and all are compiled again. This command prints "triton_key" at its end. The kernels are found
+where the part `limits` has the same "triton_key" in its "about", which also has the environment variables.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.placement import Placement
 from rwkv_batch.models.rows import DecodeRows, Rows
 from rwkv_batch.ops import Implementation, OpChoice, OpSpec, OpTable
-from tests.kernels.fake_driver import SHARED_BYTES, FakeDriver
 
 from ..roofline import MODELS, Sizes
 from .compiled import count
 from .context import DEFAULT_MODELS
 from .device import key_digest
+from .fake_driver import SHARED_BYTES, FakeDriver
 from .random_model import random_checkpoint
 
 CPU = torch.device("cpu")
@@ -61,10 +61,19 @@ LIBRARY = "triton/_C/libtriton.so"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="is replaced; let git ignore it")
-    parser.add_argument("--capability", type=int, default=90, choices=SHARED_BYTES, help="of the card (90)")
-    parser.add_argument("--wheel", type=Path, metavar="FILE", help="Triton as it is installed where the card is")
-    parser.add_argument("--models", nargs="+", default=DEFAULT_MODELS, choices=MODELS, metavar="NAME")
+    parser.add_argument("folder", type=Path, help="folder for the kernels, which is replaced; git should ignore it")
+    parser.add_argument(
+        "--capability", type=int, default=90, choices=SHARED_BYTES, help="compute capability of the card (90)"
+    )
+    parser.add_argument("--wheel", type=Path, metavar="FILE", help="wheel of the Triton on the other machine")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=DEFAULT_MODELS,
+        choices=MODELS,
+        metavar="NAME",
+        help="published sizes (%(default)s)",
+    )
     options = parser.parse_args()
     shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True)
@@ -82,10 +91,10 @@ def main() -> int:
 
 
 def key_with(wheel: Path) -> Callable[[], str]:
-    """`triton_key` as it is where this wheel is installed.
+    """Returns a replacement of `triton_key` that gives the key of an installation of this wheel.
 
     Raises:
-        ValueError: the wheel is of another version than the Triton installed here.
+        ValueError: the wheel and the Triton installed here are of different versions.
     """
     own = Path(triton.__file__).parents[1]
     with zipfile.ZipFile(wheel) as archive:
@@ -99,14 +108,14 @@ def key_with(wheel: Path) -> Callable[[], str]:
 
 
 def fill(models: dict[str, Sizes]) -> None:
-    """Compile everything that steps of these models launch."""
+    """Compiles all kernels that steps of these models launch."""
 
     def multiply(a: Tensor, b: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         return a.new_empty(*a.shape[:-1], b.shape[-1], dtype=out_dtype or a.dtype)
 
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        # Products of a library take time here, and what they give is not looked at.
+        # Products of torch would take time, and nothing reads their results.
         for name in ("mm", "bmm"):
             stack.enter_context(patch.object(torch, name, multiply))
         for name in ("addmm_", "baddbmm_"):
@@ -121,7 +130,7 @@ def fill(models: dict[str, Sizes]) -> None:
 
 
 def steps() -> Iterator[Rows]:
-    """Decode steps, a prompt alone, and prompts beside rows that decode."""
+    """Yields decode steps, a prompt alone, and prompts beside rows that decode."""
     for B in BATCHES:
         yield DecodeRows(B, CPU)  # type: ignore[misc]
     for lengths in ((600,), (*(1,) * 256, *(150,) * 4)):
@@ -129,7 +138,7 @@ def steps() -> Iterator[Rows]:
 
 
 def model_of(file: ModelFile, state: torch.dtype, is_invariant: bool) -> Model:
-    """A model in bfloat16 whose ops are Triton's, though its tensors are in host memory."""
+    """Makes a bfloat16 model with Triton's ops and tensors in host memory."""
     implementations, choices = {}, []
     for spec in dict.fromkeys((*file.ops, *Sampler.OPS)):
         module = _kernels(spec)
@@ -142,7 +151,7 @@ def model_of(file: ModelFile, state: torch.dtype, is_invariant: bool) -> Model:
 
 
 def _kernels(spec: OpSpec) -> Any:
-    """The module that serves an op; None where it is left to its definition."""
+    """Finds the module that serves an op; None if the definition serves it."""
     name = f"rwkv_batch.triton_kernels.{spec.name}"
     if find_spec(name) is None:
         return None
@@ -153,7 +162,7 @@ def _kernels(spec: OpSpec) -> Any:
 
 
 def run(model: Model, rows: Rows) -> None:
-    """Launch one step."""
+    """Launches one step."""
     num_rows = len(rows.slot_index)
     num_tokens = num_rows if isinstance(rows, DecodeRows) else rows.num_tokens
     pool = StatePool(pool_parts(model.file, model.placement), num_rows)

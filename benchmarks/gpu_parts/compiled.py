@@ -1,4 +1,4 @@
-"""A folder of compiled Triton kernels that was filled on another machine."""
+"""A folder of Triton kernels that were compiled on another machine."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def adopt(folder: Path) -> int:
-    """Make it usable where it is now; gives the number of its kernels.
+    """Makes the folder usable on this machine; returns the number of its kernels.
 
-    Triton keeps the full path of each of a kernel's files, which is another one here.
+    Triton keeps the full paths of a kernel's files, which are replaced by those on this machine.
     """
     for path in folder.glob("*/__grp__*"):
         group = json.loads(path.read_text())
@@ -19,5 +19,5 @@ def adopt(folder: Path) -> int:
 
 
 def count(folder: Path) -> int:
-    """Kernels in it."""
+    """Counts the kernels in the folder."""
     return sum(1 for _ in folder.glob("*/*.cubin"))

@@ -1,4 +1,4 @@
-"""What every part is given."""
+"""The context of a part: device, models, results of earlier parts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rwkv_batch.checks.result import WRONG
+from rwkv_batch.checks.target import Target
 
 from ..roofline import MODELS, Card, Sizes
 from .device import Stopwatch
@@ -19,24 +20,22 @@ DEFAULT_MODELS = ("1.5B", "7.2B", "0.1B")
 DRY_LAYERS = 4
 DTYPE_NAMES = frozenset(("bfloat16", "float16", "float32"))
 NEAR = 4.0
-"""An error up to so many times its limit is red, and no reason to measure another kernel in its place."""
+"""An error up to so many times its limit is red, but the kernel is still used by the parts that measure."""
 TINY = Sizes(L=2, C=32, F=64, V=97, N=16)
-"""For rehearsals."""
+"""The model of rehearsals."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """One part's surroundings.
+    """Device, choices of the command, and results of earlier parts.
 
     Args:
-        is_rehearsal: tiny sizes in Triton's interpreter on a CPU: shows that everything runs; no figure means anything.
-        is_dry: everything runs once, on a small scale, so that kernels are compiled; nothing is measured.
-        is_brief: the part's time is short: figures are of one round.
-        folder: where temporary model files go.
-        limits: points of the part `limits`, where it has run.
-        smoke: points of the part `smoke`, where it has run.
-        decode: points of the part `decode`, where it has run.
-        asked_models, asked_batches: what the command named; empty where it did not.
+        is_rehearsal: run tiny sizes in Triton's interpreter on a CPU. Figures mean nothing.
+        is_dry: run every point once on a small scale, to compile kernels. Nothing is measured.
+        is_brief: measure one round only, because the time is short.
+        folder: for temporary model files.
+        limits, smoke, decode: points of the parts of these names; empty if the part has not run.
+        asked_models, asked_batches: what the command named; empty for the part's own choice.
     """
 
     device: torch.device
@@ -58,7 +57,7 @@ class Context:
 
     @property
     def card(self) -> Card:
-        """What the card was measured to do; the defaults of `Card` where it was not."""
+        """Rates of the card as measured by `limits`; defaults of `Card` for those that were not measured."""
         measured = {
             "bandwidth": self._limit("copy", "bytes_per_second"),
             "matrix_rate": self._limit("bfloat16 product", "operations_per_second"),
@@ -77,22 +76,22 @@ class Context:
         return self.choose_models(DEFAULT_MODELS)
 
     def choose_models(self, default: Sequence[str]) -> dict[str, Sizes]:
-        """Those that the command named, else these; with few layers where kernels are only to be compiled."""
+        """Returns the models that the command named, else the default. A dry run takes few layers."""
         if self.is_rehearsal:
             return {"tiny": TINY}
         found = {name: MODELS[name] for name in self.asked_models or default}
         return {name: replace(sizes, L=DRY_LAYERS) for name, sizes in found.items()} if self.is_dry else found
 
     def choose_batches(self, default: Sequence[int]) -> Sequence[int]:
-        """The numbers of rows that the command named, else these."""
+        """Returns the batch sizes that the command named, else the default."""
         return (2,) if self.is_rehearsal else self.asked_batches or default
 
     def broken(self, op: str, backend: str, dtype: str = "", state_dtype: str = "", if_wrong: bool = True) -> str:
-        """What `smoke` found to be wrong with an implementation of an op; empty where it found nothing.
+        """Describes the fault that `smoke` found in a backend's op; empty if it found none.
 
         Args:
-            dtype, state_dtype: names; empty takes the cases of all dtypes.
-            if_wrong: an op that computes wrong numbers counts too, beside one that fails, crashes or never ends.
+            dtype, state_dtype: names of dtypes; empty for the cases of all dtypes.
+            if_wrong: wrong numbers count as a fault, besides a failure, a crash and a timeout.
         """
         for name, point in self.smoke.items():
             if (point["op"], point["backend"]) != (op, backend) or not _concerns(point["name"], dtype, state_dtype):
@@ -102,11 +101,26 @@ class Context:
         return ""
 
     def reached(self, op: str, backend: str) -> bool:
-        """`smoke` has a result of an implementation of an op."""
+        """True if `smoke` has a result for a backend's op."""
         return any((point["op"], point["backend"]) == (op, backend) for point in self.smoke.values())
 
+    @property
+    def backends(self) -> dict[str, str]:
+        """Backend → the suffix of an op's name in results. CUDA kernels cannot be rehearsed."""
+        return {"triton": ""} if self.is_rehearsal else {"triton": "", "cuda": "/cuda"}
+
+    def op(
+        self, name: str, state_dtype: torch.dtype = torch.float32, backend: str = "triton", **sizes: int
+    ) -> Callable[..., Any]:
+        """Returns the function of a backend's op in bfloat16.
+
+        Raises:
+            BackendError, UnusableError: the backend does not serve the op; see `Target.ops`.
+        """
+        return Target(backend, self.device).op(name, torch.bfloat16, state_dtype, **sizes)
+
     def share_of_copy(self, num_bytes: float, seconds: float) -> float:
-        """Bytes/s as a part of the copy bandwidth."""
+        """Returns bytes/s ÷ copy bandwidth."""
         return num_bytes / seconds / self.card.bandwidth
 
     def _limit(self, point: str, field: str) -> float | None:
@@ -114,13 +128,13 @@ class Context:
 
 
 def _is_near(point: Point) -> bool:
-    """The error is so near its limit that the kernel's time is worth knowing."""
+    """True for an error so close to its limit that the kernel is still measured; see `NEAR`."""
     worst, limit = point["worst_error"], point["limit"]
     return worst is not None and limit is not None and worst <= NEAR * limit
 
 
 def _concerns(name: str, dtype: str, state_dtype: str) -> bool:
-    """A case whose name holds no other dtype, nor another dtype of states."""
+    """True if the name of a case contains no other dtype and no other dtype of states."""
     own, _, state = name.partition(" state ")
     named = DTYPE_NAMES.intersection(own.split())
     other_state = DTYPE_NAMES.intersection(state.split())

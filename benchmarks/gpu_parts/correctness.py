@@ -1,4 +1,4 @@
-"""Every Triton op on the device against float64 or its definition, and to the bit where that is promised."""
+"""The part `correctness`: every op on the device against float64 or its definition, and promised bits."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from itertools import chain, zip_longest
 from typing import TypeVar
 
+from rwkv_batch.measure.table import format_lines
+
 from . import check_int8, check_products, check_recurrences, check_sampling
-from .columns import format_columns
 from .context import Context
 from .record import Point, is_red
 
@@ -26,10 +27,10 @@ def run(context: Context) -> list[str]:
 
 
 def in_turns(points: Iterable[tuple[str, Check]]) -> list[tuple[str, Check]]:
-    """One point of each op in turn, so that time which runs out leaves some of each; Triton's ops before CUDA's.
+    """Orders points: one of each op in turn, Triton's ops before CUDA's. If time runs out, every op has some points.
 
     Args:
-        points: (name, check). A name begins with the op's, which "/cuda" follows where that backend serves.
+        points: (name, check). A name begins with the op's name, with "/cuda" appended for that backend.
     """
     by_op: defaultdict[str, list[tuple[str, Check]]] = defaultdict(list)
     for name, check in points:
@@ -42,10 +43,10 @@ def in_turns(points: Iterable[tuple[str, Check]]) -> list[tuple[str, Check]]:
 
 
 def _broken(context: Context, name: str) -> str:
-    """Why a point is not worth its time: the kernel hangs, crashes or raises on small inputs already.
+    """Returns the reason to leave a point out, a kernel that fails on small inputs; empty if there is none.
 
     Args:
-        name: begins with the op's name, "/cuda" where that backend serves, and the variant of a recurrence.
+        name: begins with the op's name, or a recurrence's variant, with "/cuda" appended for that backend.
     """
     op, _, backend = name.split()[0].partition("/")
     return context.broken(op.split("-")[0], backend or "triton", if_wrong=False)
@@ -61,4 +62,4 @@ def _table(points: dict[str, Point]) -> list[str]:
         red = sum(map(is_red, found))
         worst = max(point["worst_share_of_limit"] for point in found)
         rows.append([name, f"{len(found) - red} of {len(found)}", str(checks), f"{worst:.2f}"])
-    return format_columns(["op", "green", "checks", "worst error / limit"], rows)
+    return format_lines(["op", "green", "checks", "worst error / limit"], rows)

@@ -1,4 +1,4 @@
-"""Decoding with the whole engine: scheduler, sampler, recorded steps, results read one step late."""
+"""The part `decode`: the whole engine decodes, with scheduler, sampler and recorded steps."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from functools import partial
 from statistics import median
 from typing import Any
 
+from rwkv_batch.measure.table import format_lines
 from rwkv_batch.models.model import Model
 
 from ..roofline import Sizes, decode_seconds
-from .columns import format_columns
 from .context import Context
 from .device import free_bytes, release
 from .engines import BACKEND, decode, load, other_backends, serve, slot_bytes, with_state
@@ -18,11 +18,11 @@ from .random_model import random_checkpoint
 from .record import Point
 
 BATCHES = (256, 1024, 1, 64, 16, 4096)
-"""Those that matter most come first."""
+"""In the order of importance, in case time runs out."""
 INVARIANT_MODEL, INVARIANT_BATCHES = "1.5B", (256, 1024)
 ROUNDS = 2
 WINDOW_SECONDS = 1.0
-"""A round measures about so long."""
+"""Approximate time of a round."""
 MEMORY_SHARE = 0.9
 
 
@@ -47,13 +47,13 @@ def _run_model(context: Context, name: str, sizes: Sizes) -> None:
 
 
 def _variants(context: Context, name: str, B: int) -> list[str]:
-    """Of a model with so many rows."""
+    """Lists the variants to measure for a model and a batch size."""
     is_priced = context.is_rehearsal or (name == INVARIANT_MODEL and B in INVARIANT_BATCHES)
     return ["float32", "float16", *(["batch_invariant"] if is_priced else [])]
 
 
 def _compile(context: Context, loaded: Loaded, variant: str) -> Point:
-    """Run everything that a decode step launches at any number of rows."""
+    """Runs decode steps of several batch sizes, which compiles all kernels."""
     for B in context.choose_batches((1, 16, 64, 256, 300)):
         decode(serve(loaded.get(variant), B), 1, 0)
         release()
@@ -61,7 +61,7 @@ def _compile(context: Context, loaded: Loaded, variant: str) -> Point:
 
 
 class Loaded:
-    """The forms of one model, each loaded when it is first needed."""
+    """Variants of one model, loaded on first use."""
 
     def __init__(self, context: Context, sizes: Sizes, backend: str = BACKEND) -> None:
         self._context, self._sizes, self._backend = context, sizes, backend
@@ -78,7 +78,7 @@ class Loaded:
         return with_state(model, "float16") if variant == "float16" else model
 
     def lack(self, num_bytes: int) -> str:
-        """Why so much memory beside the weights can't be had; empty if it can."""
+        """Describes a lack of memory for so many bytes besides the weights; empty if there is enough."""
         free = free_bytes(self._context.device)
         if free is None or num_bytes <= MEMORY_SHARE * free:
             return ""
@@ -86,7 +86,7 @@ class Loaded:
 
 
 def _point(context: Context, loaded: Loaded, sizes: Sizes, variants: Sequence[str], B: int) -> Point:
-    """Every variant in every round, so that a slow moment hits all; one after the other where memory is short."""
+    """Measures all variants in interleaved rounds; one variant after the other if memory is short."""
     models, left_out = {}, {}
     for variant in variants:
         model = loaded.get(variant)
@@ -123,7 +123,7 @@ def _point(context: Context, loaded: Loaded, sizes: Sizes, variants: Sequence[st
 
 
 def _length(context: Context, predicted: float) -> tuple[int, int]:
-    """Steps that are timed, and steps with events."""
+    """Returns the number of timed steps, and of steps with events."""
     if context.is_rehearsal:
         return 1, 1
     steps = int(min(max(WINDOW_SECONDS / predicted, 12), 300))
@@ -131,7 +131,7 @@ def _length(context: Context, predicted: float) -> tuple[int, int]:
 
 
 def _summary(runs: list[dict[str, Any]], B: int, predicted: float) -> dict[str, Any]:
-    """Medians of the rounds."""
+    """Returns the medians of the rounds."""
 
     def middle(field: str) -> float | None:
         values = [run[field] for run in runs if field in run]
@@ -152,7 +152,7 @@ def _summary(runs: list[dict[str, Any]], B: int, predicted: float) -> dict[str, 
 
 
 def _ratios(found: dict[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
-    """Tokens/s to those of a float32 state in the same round."""
+    """Returns variant → tokens/s ÷ tokens/s of the float32 state in the same round."""
     base = found.get("float32", [])
     return {
         name: [one["step_seconds"] / own["step_seconds"] for own, one in zip(runs, base, strict=False)]
@@ -180,7 +180,7 @@ def _table(points: dict[str, Point]) -> list[str]:
             )
         rows += [[f"{name} {variant}: {why}", *[""] * 7] for variant, why in point["left_out"].items()]
     header = ["decode", "tokens/s", "ms", "of limit", "outside replay", "host busy", "x float32", "GB"]
-    return format_columns(header, rows)
+    return format_lines(header, rows)
 
 
 def _percent(value: float | None) -> str:
@@ -188,7 +188,7 @@ def _percent(value: float | None) -> str:
 
 
 def best_rate(decode_points: dict[str, Any], model: str, state: str, most_rows: int) -> float | None:
-    """Tokens/s of the largest batch that was measured up to `most_rows`."""
+    """Returns the tokens/s of the largest measured batch of at most `most_rows` rows."""
     found = {
         point["B"]: point["variants"][state]["tokens_per_second"]
         for name, point in decode_points.items()

@@ -1,4 +1,4 @@
-"""The card that is measured, and how time is taken on it."""
+"""Facts of the card, and a stopwatch for work on it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from benchmarks.timing import machine
 Call = Callable[[], Any]
 
 _COLD_FACTOR = 4
-"""Buffers that a rotation goes through hold so many times the L2 cache."""
+"""Size of all buffers of a rotation ÷ size of the L2 cache."""
 _MOST_CALLS = 1500
 
 
 def about(device: torch.device, commit: str | None, rehearsal: bool, is_dry: bool = False) -> dict[str, Any]:
-    """Hardware, driver, versions and commit, for every result that is kept.
+    """Returns hardware, driver, versions and commit, for every result file.
 
     Args:
-        is_dry: nothing is kept, so the driver is not asked.
+        is_dry: leave the driver out, because no result is kept.
     """
     facts = machine() if shutil.which("git") else {"torch": torch.__version__, "rwkv_batch": "no git"}
     if commit:
@@ -48,13 +48,13 @@ def about(device: torch.device, commit: str | None, rehearsal: bool, is_dry: boo
 
 
 def compiler_facts() -> dict[str, Any]:
-    """What Triton finds compiled kernels by, beside the kernels themselves."""
+    """Returns Triton's part of the keys of compiled kernels, and the variables of the environment that matter."""
     variables = {name: value for name, value in os.environ.items() if name.startswith("TRITON_")}
     return {"triton_key": key_digest(), "triton_variables": variables}
 
 
 def key_digest() -> str:
-    """The SHA-256 of the part of Triton's keys that stands for Triton itself; empty where this Triton has no such."""
+    """Returns the SHA-256 of Triton's part of the keys of compiled kernels; empty for a Triton without such a part."""
     with suppress(ImportError):
         from triton.runtime import cache
 
@@ -64,7 +64,7 @@ def key_digest() -> str:
 
 
 def installed(package: str) -> str:
-    """The version of a package, or that it is missing."""
+    """Returns the version of a package, or "not installed"."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -72,7 +72,7 @@ def installed(package: str) -> str:
 
 
 _DRIVER_FIELDS = {"driver": "driver_version", "clock_mhz": "clocks.sm", "memory_clock_mhz": "clocks.mem"}
-"""Name of a fact → nvidia-smi's name for it."""
+"""Name of a fact → name of nvidia-smi's field."""
 
 
 def _driver_facts() -> dict[str, str]:
@@ -85,10 +85,10 @@ def _driver_facts() -> dict[str, str]:
 
 
 class Stopwatch:
-    """Medians of several runs.
+    """Measures times as medians of several runs.
 
     Args:
-        repeats: runs that are timed, after two that are not; 0 runs things once and times nothing.
+        repeats: number of timed runs, after two that are not; 0 runs a call once without timing it.
     """
 
     def __init__(self, device: torch.device, repeats: int) -> None:
@@ -96,9 +96,9 @@ class Stopwatch:
         self.is_cuda = device.type == "cuda"
 
     def calls(self, calls: Sequence[Call]) -> float:
-        """Seconds of one call, when all of them are recorded into one graph and follow one another.
+        """Returns the seconds of one call, with all calls recorded one after another in one CUDA graph.
 
-        Where there are no graphs they are called in turn.
+        On a CPU the calls run one after another.
         """
         if not self.repeats:
             return self.once(calls[0])
@@ -107,7 +107,7 @@ class Stopwatch:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for call in calls[:2]:  # compiles kernels and lets libraries allocate
+            for call in calls[:2]:  # to compile kernels, and to let libraries allocate memory
                 call()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
@@ -119,7 +119,7 @@ class Stopwatch:
         return seconds
 
     def once(self, call: Call) -> float:
-        """Seconds of one call, by events of the device's queue."""
+        """Returns the seconds of one call, by events on the device."""
         if not self.repeats:
             call()
             return 1.0
@@ -141,7 +141,7 @@ class Stopwatch:
         return median(a.elapsed_time(b) for a, b in pairwise(marks)) / 1000
 
     def rotation(self, bytes_of_one: float, most: int = _MOST_CALLS) -> int:
-        """How many sets of buffers to go through so that each is found outside the L2 cache."""
+        """Returns how many sets of buffers a rotation needs so that the L2 cache never holds the next one."""
         if not self.is_cuda or not self.repeats:
             return 2
         l2 = torch.cuda.get_device_properties(self.device).L2_cache_size
@@ -149,7 +149,7 @@ class Stopwatch:
 
 
 def release() -> None:
-    """Give cached memory back to the device."""
+    """Returns cached memory to the device."""
     import gc
 
     gc.collect()
@@ -158,5 +158,5 @@ def release() -> None:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that can be allocated on the device now; None where it isn't counted."""
+    """Returns the free memory of the device in bytes; None for a CPU."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None

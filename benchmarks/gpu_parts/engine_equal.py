@@ -1,4 +1,4 @@
-"""The engine on the device against the engine with the definitions on the host: the same checkpoints and requests."""
+"""The part `engine-equal`: the engine on the device against the engine with the definitions on the host."""
 
 from __future__ import annotations
 
@@ -15,33 +15,38 @@ from rwkv_batch.checks.comparisons import Checks
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Completion, Request
 from rwkv_batch.engine.source import Pulled
+from rwkv_batch.errors import ConfigurationError
+from rwkv_batch.measure.table import format_lines
 from rwkv_batch.model_summary import DEMO_MODEL
+from rwkv_batch.models.architecture import architectures, version_named
 from rwkv_batch.models.files.checkpoint import open_checkpoint
 from rwkv_batch.models.model import Model
+from rwkv_batch.models.random_weights import complete_sizes, random_tensors
 from rwkv_batch.sampling_params import SamplingParams
-from tests.checkpoints import VERSIONS, make_checkpoint, write_checkpoint
 
-from .columns import format_columns
 from .context import Context
 from .engines import load, make_engine, random_prompts, serve
 from .record import Point, is_red
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 SAMPLED = SamplingParams(top_p=0.85, presence_penalty=0.3, frequency_penalty=0.2, ignore_eos=True)
+SIZES = {"L": 3, "C": 128, "F": 256, "V": 97}
+TINY_SIZES = {"L": 2, "C": 32, "F": 64, "V": 40, "N": 16}
 TIE = 2e-3
-"""Two tokens whose log-probabilities are nearer than this may change places."""
+"""Two tokens whose log-probabilities differ by less may change places."""
 LOGPROB_ERROR = {"float32": 2e-3, "float16 state": 5e-2, "bfloat16": 0.3}
 OTHER_ROWS = {"float32": 0.2, "float16 state": 0.5}
 """Share of rows whose sampled tokens may differ: one draw on a boundary changes all that follows."""
 
 
 def run(context: Context) -> list[str]:
-    versions = ("5.2", "7.0de") if context.is_rehearsal else VERSIONS
+    versions = [version.name for version in architectures()]
+    versions = versions[:: len(versions) - 1] if context.is_rehearsal else versions
     has_demo = not context.is_rehearsal and find_spec("safetensors") is not None
     names = [*(["demo"] if has_demo else []), *versions]
     for name in names:
         kinds = ["float32", "to the bit"]
-        kinds += [] if name == "4" else ["float16 state"]
+        kinds += ["float16 state"] if _has_float16_state(name) else []
         for kind in kinds if not context.is_rehearsal or name == names[-1] else kinds[:1]:
             context.record.measure(f"{name} {kind}", partial(_CHECKS[kind], context, name, kind))
         if not context.is_rehearsal:
@@ -49,13 +54,25 @@ def run(context: Context) -> list[str]:
     return _table(context.record.points)
 
 
+def _has_float16_state(name: str) -> bool:
+    if name == "demo":
+        return True
+    version = version_named(name)
+    try:
+        version.state_fields(complete_sizes(version, **SIZES), torch.float32, torch.float16)
+    except ConfigurationError:
+        return False
+    return True
+
+
 def _path(context: Context, name: str) -> Path:
     if name == "demo":
         return DEMO_MODEL
     path = context.folder / f"{name}.pth"
     if not path.exists():
-        tiny = dict(n_layer=2, n_embd=32, n_ffn=64, head_size=16, vocab=40) if context.is_rehearsal else {}
-        write_checkpoint(make_checkpoint(name, **tiny), path)
+        version = version_named(name)
+        sizes = complete_sizes(version, **(TINY_SIZES if context.is_rehearsal else SIZES))
+        torch.save(random_tensors(version, sizes), path)
     return path
 
 
@@ -67,14 +84,14 @@ def _on_device(
 
 
 def _on_host(context: Context, name: str, state: str = "float32") -> Engine:
-    """One step after the other, nothing recorded, all ops as they are defined."""
+    """Makes the engine to compare with: all ops are their definitions, no step is recorded or runs ahead."""
     checkpoint, host = open_checkpoint(_path(context, name)), torch.device("cpu")
     model = load(context, checkpoint, "float32", state, "reference", host)
     return make_engine(model, *_shape(context), run_ahead=False, decode_graphs=False)
 
 
 def _shape(context: Context) -> tuple[int, int]:
-    """Slots, fewer than requests, and prompt tokens of a step, fewer than prompts have."""
+    """Returns the number of slots, below that of requests, and of prompt tokens of a step, below that of a prompt."""
     return (2, 2) if context.is_rehearsal else (8, 40)
 
 
@@ -109,12 +126,12 @@ def _equal(context: Context, name: str, kind: str) -> Point:
 
 
 def _compare_greedy(context: Context, checks: Checks, model: Model, ours: Engine, right: Engine, kind: str) -> None:
-    """Tokens up to the first one that the definition finds hardly more likely than the second, with their
-    log-probabilities."""
+    """Compares tokens and their log-probabilities, up to the first difference at a tie."""
     got = _complete(ours, _requests(context, model, GREEDY))
     want = _complete(right, _requests(context, model, replace(GREEDY, logprobs=2)))
     wrong, worst = 0, 0.0
     for a, b in zip(got, want, strict=True):
+        assert b.logprobs is not None
         for i, (mine, other) in enumerate(zip(a.token_ids, b.token_ids, strict=True)):
             if mine != other:
                 first, second = b.logprobs[i].top_logprobs[:2]
@@ -126,32 +143,32 @@ def _compare_greedy(context: Context, checks: Checks, model: Model, ours: Engine
 
 
 def _compare_scores(context: Context, checks: Checks, model: Model, ours: Engine, right: Engine, kind: str) -> None:
-    got, want = (_complete(engine, _requests(context, model, GREEDY, score=True)) for engine in (ours, right))
-    differences = [
-        abs(a.logprob - b.logprob)
-        for one, other in zip(got, want, strict=True)
-        for a, b in zip(one.prompt_scores, other.prompt_scores, strict=True)
-    ]
+    differences = _score_differences(context, model, ours, right)
     checks.at_most("score of a prompt token", max(differences), LOGPROB_ERROR[kind])
 
 
+def _score_differences(context: Context, model: Model, ours: Engine, right: Engine) -> list[float]:
+    """Returns the absolute differences of the log-probabilities of all prompt tokens."""
+    got, want = (_complete(engine, _requests(context, model, GREEDY, score=True)) for engine in (ours, right))
+    return [
+        abs(a.logprob - b.logprob)
+        for one, other in zip(got, want, strict=True)
+        for a, b in zip(one.prompt_scores or (), other.prompt_scores or (), strict=True)
+    ]
+
+
 def _half(context: Context, name: str) -> Point:
-    """bfloat16 weights and activations against float32: close on average, as a score is a sum."""
+    """Compares scores in bfloat16 with float32 on average over all tokens, because a score is a sum."""
     model, checks = _on_device(context, name, "bfloat16"), Checks()
     slots, tokens = _shape(context)
     ours, right = serve(model, slots, tokens), _on_host(context, name)
-    got, want = (_complete(engine, _requests(context, model, GREEDY, score=True)) for engine in (ours, right))
-    differences = [
-        abs(a.logprob - b.logprob)
-        for one, other in zip(got, want, strict=True)
-        for a, b in zip(one.prompt_scores, other.prompt_scores, strict=True)
-    ]
+    differences = _score_differences(context, model, ours, right)
     checks.at_most("mean score of a prompt token", sum(differences) / len(differences), LOGPROB_ERROR["bfloat16"])
     return checks.point()
 
 
 def _to_the_bit(context: Context, name: str, kind: str) -> Point:
-    """With batch_invariant a row's tokens and log-probabilities are the same alone and among others."""
+    """Checks that with batch_invariant a row has the same tokens and log-probabilities alone and among others."""
     model, checks = _on_device(context, name, "bfloat16", batch_invariant=True), Checks()
     slots, tokens = _shape(context)
     made = _requests(context, model, SAMPLED)
@@ -176,4 +193,4 @@ def _table(points: dict[str, Point]) -> list[str]:
         [name, "red" if is_red(point) else "green", f"{point['worst_share_of_limit']:.2f}"]
         for name, point in points.items()
     ]
-    return format_columns(["engine", "", "worst / limit"], rows)
+    return format_lines(["engine", "", "worst / limit"], rows)

@@ -1,4 +1,4 @@
-"""Models with random weights behind the engine, and what a step of it takes."""
+"""Engines with random models, and clocks around their steps."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def load(
     batch_invariant: bool = False,
     quantization: str | None = None,
 ) -> Model:
-    """A model on the part's device, or another. An op that `smoke` found broken is served by another backend."""
+    """Loads a model, by default on the part's device. Another backend serves ops that `smoke` found broken."""
     file = ModelFile.open(checkpoint)
     device = device or context.device
     placement = Placement(device, DTYPES[dtype], quantization, DTYPES[state_dtype])
@@ -59,7 +59,7 @@ def load(
 
 
 def joined(tables: Sequence[OpTable]) -> OpTable:
-    """Tables of different ops as one."""
+    """Joins tables of different ops."""
     served = {choice.op: table for table in tables for choice in table.choices}
     return OpTable(
         {name: table.implementations[name] for name, table in served.items()},
@@ -68,7 +68,7 @@ def joined(tables: Sequence[OpTable]) -> OpTable:
 
 
 def usable_backend(context: Context, op: str, backend: str, dtype: str, state_dtype: str) -> str:
-    """This backend, or the next one that has the op where `smoke` found this one broken."""
+    """Returns the backend for an op: the given one, or the next one if `smoke` found the given one broken."""
     if backend != BACKEND:
         return backend
     why = context.broken(op, BACKEND, dtype, state_dtype)
@@ -84,27 +84,27 @@ def usable_backend(context: Context, op: str, backend: str, dtype: str, state_dt
 
 
 def other_backends(model: Model) -> dict[str, str]:
-    """Ops that Triton does not serve → what does."""
+    """Returns op → backend, for the ops that Triton does not serve."""
     return {choice.op: choice.backend for choice in model.ops.choices if choice.backend != BACKEND}
 
 
 def engine_backend(context: Context) -> str:
-    """What serves a whole engine; other parts rehearse Triton, whose interpreter is slow."""
+    """Returns the backend of whole engines. Rehearsals take the definitions, because Triton's interpreter is slow."""
     return "reference" if context.is_rehearsal else BACKEND
 
 
 def with_state(model: Model, state_dtype: str) -> Model:
-    """The same weights with states of another dtype."""
+    """Returns a model with the same weights and states of another dtype."""
     other = copy.copy(model)
     other.placement = replace(model.placement, state_dtype=DTYPES[state_dtype])
     return other
 
 
 def serve(model: Model, num_slots: int, prompt_tokens: int = 0) -> Engine:
-    """An engine that runs as it does on a GPU: it records decode steps, and launches one before it reads the last.
+    """Makes an engine that runs as on a GPU: it records decode steps, and launches a step before it reads the last.
 
     Args:
-        prompt_tokens: how many of a step's tokens there may be beside one for each slot.
+        prompt_tokens: tokens of a step besides one for each slot.
     """
     if model.device.type == "cuda":
         return make_engine(model, num_slots, prompt_tokens, run_ahead=None, decode_graphs=None)
@@ -115,7 +115,7 @@ def serve(model: Model, num_slots: int, prompt_tokens: int = 0) -> Engine:
 def make_engine(
     model: Model, num_slots: int, prompt_tokens: int, run_ahead: bool | None, decode_graphs: bool | None
 ) -> Engine:
-    """An engine without a cache of prefixes, whose step has so many tokens of prompts beside one for each slot."""
+    """Makes an engine without shared prefixes, whose step has `prompt_tokens` tokens besides one for each slot."""
     return Engine(
         model,
         Vocabulary.plain(model.sizes["V"]),
@@ -128,26 +128,26 @@ def make_engine(
 
 
 def slot_bytes(model: Model) -> int:
-    """State of one sequence, and what a step holds for it beside: logits, those that are recorded, activations."""
+    """Estimates the bytes of one sequence: state, logits, logits of recorded steps, activations."""
     layout = StateLayout(model.file.state_fields(model.placement), model.sizes["L"])
     return layout.record_bytes + 3 * 4 * model.sizes["V"] + 40 * 2 * model.sizes["C"]
 
 
 def requests(prompts: Sequence[Sequence[int]], max_tokens: int, params: SamplingParams = PARAMS) -> list[Request]:
-    """One for each prompt."""
+    """Makes one request for each prompt."""
     params = replace(params, max_tokens=max_tokens)
     return [Request(i, list(prompt), params, row=i) for i, prompt in enumerate(prompts)]
 
 
 def random_prompts(model: Model, lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
-    """Token ids, uniform but for the end of text."""
+    """Draws prompts of uniform token ids, without the end of text."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(1, model.sizes["V"], (length,), generator=generator).tolist() for length in lengths]
 
 
 @dataclass
 class Steps:
-    """What was seen of the steps of one run.
+    """Times and rows of the steps of a run.
 
     Args:
         ends: host time at the end of each step.
@@ -164,10 +164,10 @@ class Steps:
 def watched(
     engine: Engine, before: Callable[[int], None] = lambda _: None, after: Callable[[int], None] = lambda _: None
 ) -> Iterator[Steps]:
-    """Note when each step of an engine ends.
+    """Records the end of each step of an engine.
 
     Args:
-        before, after: called around each step with its number, from 0.
+        before, after: functions called around each step with its number, from 0.
     """
     steps, step = Steps(), engine.step
 
@@ -187,7 +187,7 @@ def watched(
 
 @contextmanager
 def marked_replays(steps: Steps, is_on: Callable[[], bool]) -> Iterator[None]:
-    """Put device events around the replays of recorded steps while `is_on`."""
+    """Puts device events around the replays of recorded steps while `is_on()`."""
     replay = torch.cuda.CUDAGraph.replay
 
     def marked(graph: torch.cuda.CUDAGraph) -> None:
@@ -205,14 +205,14 @@ def marked_replays(steps: Steps, is_on: Callable[[], bool]) -> Iterator[None]:
 
 
 WARM_STEPS = 6
-"""Decode steps before those that are timed: the first one is recorded."""
+"""Decode steps before those that are timed. The first one is recorded."""
 
 
 def decode(engine: Engine, num_steps: int, marked_steps: int) -> dict[str, Any]:
-    """All slots decode: steady steps by the host's clock, then steps with events around the replays.
+    """Decodes with all slots: steps timed by the host's clock, then steps with events around the replays.
 
     Returns:
-        Seconds of a step (mean of `num_steps`), of the median one, of the replay alone, host seconds by phase, memory.
+        Mean and median seconds of a step, seconds of the replay alone, host seconds by phase, memory.
     """
     B, is_cuda = engine.pool.num_slots, engine.model.device.type == "cuda"
     first = 1 + (WARM_STEPS if is_cuda else 1)

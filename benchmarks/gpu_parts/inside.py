@@ -1,4 +1,4 @@
-"""The process of one part, or of a share of its points: python -m benchmarks.gpu_parts.inside TASK (JSON)."""
+"""The process of one part, or of a share of its points: python -m benchmarks.gpu_parts.inside TASK, in JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def main() -> int:
         return 2
     device = torch.device("cpu" if task.rehearse else "cuda")
     if task.rehearse or task.share:
-        torch.set_num_threads(1)  # several such processes share the cores, and waiting threads would keep them busy
+        torch.set_num_threads(1)  # several such processes share the cores, and idle threads would spin on them
     torch.manual_seed(0)
     facts = about(device, task.commit, task.rehearse, task.is_dry)
     if task.part == "limits":
@@ -59,19 +59,19 @@ def main() -> int:
 
 
 def _results(task: Task, part: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """Points of another part, of the same card and commit."""
+    """Returns the points of another part, of the same card and commit."""
     found = task.results_of(part)
     return found["points"] if found and is_same(found["about"], facts) else {}
 
 
 def _limits(task: Task, facts: dict[str, Any]) -> dict[str, Any]:
-    """What the card was measured to do, with whatever commit."""
+    """Returns the points of `limits` on the same card, of any commit."""
     found = task.results_of("limits")
     return found["points"] if found and found["about"].get("card") == facts["card"] else {}
 
 
 def _remarks(record: Record) -> list[str]:
-    """What a reader of the table must know beside it."""
+    """Formats what stands below the table: red points, failed points, notes."""
     red = [f"RED {point}: {found.get('why', '')}" for point, found in record.points.items() if is_red(found)]
     missing = [f"FAILED {point}: {what}" for point, what in record.failed.items()]
     notes = [f"{name}: {what}" for name, what in record.notes.items()]

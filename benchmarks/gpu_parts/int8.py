@@ -1,4 +1,4 @@
-"""8-bit weights beside bfloat16: one product at a time, and the whole engine."""
+"""The part `int8`: 8-bit weights beside bfloat16, in single products and in the whole engine."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import Any
 import torch
 
 from rwkv_batch.checks.products import Product, products
+from rwkv_batch.measure.table import format_lines
 from rwkv_batch.models.matrices.mm8 import quantize_mm8
 from rwkv_batch.models.matrices.mm8_linear import Mm8Linear
 from rwkv_batch.models.model import Model
 from rwkv_batch.ops import Implementation
 
 from ..roofline import Sizes
-from .columns import format_columns
 from .context import Context
 from .device import free_bytes, release
 from .engines import decode, engine_backend, load, serve, slot_bytes
-from .ops import backends, op
 from .random_model import random_checkpoint
 from .record import Point
 
@@ -27,7 +26,7 @@ TOKENS = (1, 8, 16, 64, 256, 1024, 8192)
 MEASURED = ("output", "key", "value", "head")
 BATCHES = (1, 16, 256, 1024)
 FORMS = {"bfloat16": None, "W8A16": "int8", "W8A8": "w8a8"}
-"""Name → `quantization` of the models that are compared."""
+"""Name in tables → `quantization` of the model."""
 ROUNDS = 2
 NUM_STEPS = 60
 MEMORY_SHARE = 0.9
@@ -51,19 +50,19 @@ def run(context: Context) -> list[str]:
 
 
 def _rates(context: Context, product: Product, M: int) -> Point:
-    """Seconds of the bare product in each form, over weights that the cache does not hold."""
+    """Measures one product in each form, over weights that the cache does not hold."""
     device, card = context.device, context.card
     N, K = product.N, product.K
     count = context.stopwatch.rotation(N * K, most=64)
     x = torch.randn(M, K, device=device).bfloat16()
     dense = [(torch.randn(N, K, device=device) * K**-0.5).bfloat16() for _ in range(count)]
-    linear, w8a8 = (op(name, device) for name in ("linear", "w8a8"))
+    linear, w8a8 = (context.op(name) for name in ("linear", "w8a8"))
     quantized = [quantize_mm8(weight) for weight in dense]
     eight_bit = {
         f"W8A16{mark}": [
-            Mm8Linear(one, device, Implementation(op("mm8", device, backend=backend))) for one in quantized
+            Mm8Linear(one, device, Implementation(context.op("mm8", backend=backend))) for one in quantized
         ]
-        for backend, mark in backends(context.is_rehearsal).items()
+        for backend, mark in context.backends.items()
     }
     levels = [(weight.float() * (127 / weight.float().abs().amax(1, keepdim=True))).round().char() for weight in dense]
     scale = torch.ones(N, device=device)
@@ -87,7 +86,7 @@ def _rates(context: Context, product: Product, M: int) -> Point:
 
 
 def _engine(context: Context, sizes: Sizes, loaded: dict[str, Model], B: int) -> Point:
-    """Decode steps of every form, in turns where memory allows it."""
+    """Measures decode steps of all forms in interleaved rounds."""
     for name, quantization in FORMS.items():
         if name not in loaded:
             checkpoint = random_checkpoint(sizes, context.device)
@@ -127,7 +126,7 @@ def _product_table(points: dict[str, Point]) -> list[str]:
             )
     forms = [*next((point["seconds"] for point in points.values() if "operations" in point), ())]
     header = ["product", *(f"us {form}" for form in forms), *(f"of copy {form}" for form in forms)]
-    return format_columns([*header, *(f"x {form}" for form in forms[1:])], rows)
+    return format_lines([*header, *(f"x {form}" for form in forms[1:])], rows)
 
 
 def _engine_table(points: dict[str, Point]) -> list[str]:
@@ -137,4 +136,4 @@ def _engine_table(points: dict[str, Point]) -> list[str]:
         if name.startswith("engine ")
         for form, rate in point["tokens_per_second"].items()
     ]
-    return format_columns(["engine", "tokens/s", "x bf16"], rows)
+    return format_lines(["engine", "tokens/s", "x bf16"], rows)

@@ -1,4 +1,4 @@
-"""A whole job, as users start it: Parquet to Parquet through `rwkv_batch.run`, rows of many lengths, the sampler on."""
+"""The part `job`: whole jobs from Parquet to Parquet through `rwkv_batch.run`, with rows of many lengths."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rwkv_batch.measure.table import format_lines
 from rwkv_batch.text.load_tokenizer import load_tokenizer
 
 from ..roofline import MODELS, prefill_seconds
-from .columns import format_columns
 from .context import Context
 from .decode import best_rate
 from .random_model import random_checkpoint, write
@@ -26,7 +26,7 @@ from .record import Point
 ROOT = Path(__file__).parents[2]
 NUM_ROWS = {"0.1B": 12000, "1.5B": 6000}
 MOST_ROWS = 1024
-"""Slots that the engine takes on a GPU at most."""
+"""The largest number of slots that the engine takes on a GPU."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {"state_dtype": "float32", "batch_invariant": False},
     "float16": {"state_dtype": "float16", "batch_invariant": False},
@@ -54,15 +54,15 @@ def run(context: Context) -> list[str]:
 
 
 def _lengths(draw: random.Random, middle: float, spread: float, low: int, high: int) -> int:
-    """Log-normal, cut at both ends."""
+    """Draws a length from a log-normal distribution, clipped at both ends."""
     return int(min(max(draw.lognormvariate(0, spread) * middle, low), high))
 
 
 def write_prompts(path: Path, num_rows: int, words: list[str], scale: float = 1.0) -> None:
-    """Rows with a prompt of 50 to 2000 words, each a token, and 16 to 512 tokens to complete.
+    """Writes rows with prompts of 50 to 2000 words, one token each, and completions of 16 to 512 tokens.
 
     Args:
-        scale: of the lengths.
+        scale: factor of all lengths.
     """
     draw = random.Random(0)
     prompts, most = [], []
@@ -75,7 +75,7 @@ def write_prompts(path: Path, num_rows: int, words: list[str], scale: float = 1.
 
 
 def _words(model: str) -> list[str]:
-    """Texts of one token each, as far as a tokenizer with longest matches is concerned."""
+    """Lists texts that the tokenizer encodes as one token each, also one after another."""
     if model == "demo":
         return [f" {letter}" for letter in "abcdefgh"]
     tokenizer = load_tokenizer("world", vocab_size=65536, model_path=None)
@@ -98,7 +98,7 @@ def _run_job(context: Context, model: str, variant: str) -> Point:
         "sampling": SAMPLING,
         "output": {"path": str(output), "input_columns": ["id"], "rows_per_part": 20000},
     }
-    (folder / "job.yaml").write_text(json.dumps(job))  # which is YAML
+    (folder / "job.yaml").write_text(json.dumps(job))  # JSON is YAML
     command = [sys.executable, "-m", "rwkv_batch.run", str(folder / "job.yaml")]
     start = perf_counter()
     seconds = max(context.record.seconds_left, 60) + 20
@@ -167,4 +167,4 @@ def _table(points: dict[str, Point]) -> list[str]:
         "of decode",
         "of decode + prefill",
     ]
-    return format_columns(header, rows)
+    return format_lines(header, rows)

@@ -1,4 +1,4 @@
-"""How fast the kernels are by themselves: bytes/s beside the copy bandwidth, operations/s beside the matrix peak."""
+"""The part `kernels`: single kernels in bytes/s beside the copy bandwidth, and operations/s beside the matrix peak."""
 
 from __future__ import annotations
 

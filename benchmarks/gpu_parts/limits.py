@@ -1,4 +1,4 @@
-"""What the card can do: the denominators of everything else."""
+"""The part `limits`: bandwidth, peaks and latencies of the card, to which other parts compare their figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .columns import format_columns
+from rwkv_batch.measure.table import format_lines
+
 from .context import Context
 from .rate_recurrences import prompts
 from .record import Point
@@ -85,7 +86,7 @@ def _launch(context: Context, in_graph: bool, programmatic: bool = False) -> Poi
 
 
 def _token(context: Context) -> Point:
-    """What a token of the only row takes one layer's recurrence: it waits for the token before."""
+    """Measures the seconds of one token in one layer's recurrence with one row: each token waits for the one before."""
     if why := context.broken("wkv7", "triton", "bfloat16", "float32"):
         raise RuntimeError(f"not tried: {why}")
     shape = (3, 1, 16) if context.is_rehearsal else (4096, 32, 64)
@@ -106,4 +107,4 @@ def _table(points: dict[str, Point]) -> list[str]:
         field = next(field for field in _UNITS if field in point)
         scale, unit = _UNITS[field]
         rows.append([name, f"{point[field] / scale:.3g} {unit}"])
-    return format_columns(["limit", "measured"], rows)
+    return format_lines(["limit", "measured"], rows)

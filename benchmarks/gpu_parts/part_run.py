@@ -1,4 +1,4 @@
-"""One part in its process: its status and table, also where its time is over in the midst of a point."""
+"""Runs one part in its process; returns its status and table, also if its time ends in the middle of a point."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ if TYPE_CHECKING:
 
 MODULES = {"engine-equal": "engine_equal"}
 SHOWN = 12
-"""Lines of a kind that a table has below it, and names of points that are missing; all of them are in the JSON."""
+"""The largest number of remarks of a kind, or of names of missing points, below a table. The JSON has all."""
 END_SECONDS = 4.0
-"""Before a task's end, from which on no point is started: a point may go on, and the table is made."""
+"""No point is started in the last seconds of a task: the last point ends, and the table is made."""
 GO_ON_SECONDS = 6.0
-"""The same for a process that goes on where others stopped: it has just started, and makes the table of all."""
+"""The same for a process that continues a stopped one and makes the table of all points."""
 
 
 class Stopped(BaseException):
-    """The process was told to end. It passes through what handles errors of a point."""
+    """The process got SIGTERM. A BaseException, so that handlers of a point's errors let it pass."""
 
 
 def seconds_for_points(task: Task, now: float) -> float:
-    """How long points may be started, from `now` on, by `monotonic`."""
+    """Returns for how many seconds from `now` on, by `monotonic`, points may be started."""
     return task.end - now - (GO_ON_SECONDS if task.goes_on else END_SECONDS)
 
 
 def stop(*_: object) -> None:
-    """The handler of SIGTERM: an exception, so that the processes that a part has started are ended too.
+    """Handles SIGTERM: raises an exception, so that processes started by the part are ended too.
 
     Raises:
-        Stopped: once. What follows is the table, which is not to be interrupted.
+        Stopped: once. Later signals are ignored, because the table is being made.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Stopped
 
 
 def run_part(part: str, context: Context, end: float) -> tuple[str, str, list[str]]:
-    """Status of the part, why that is so, and the part's table.
+    """Runs a part; returns its status, the reason, and its table.
 
     Args:
-        end: of the task, by `monotonic`.
+        end: end of the task, by `monotonic`.
     """
     try:
         for name in PARTS[part].needs:
@@ -61,10 +61,10 @@ def run_part(part: str, context: Context, end: float) -> tuple[str, str, list[st
             table = run(context)
         except Stopped:
             context.record.close()
-            table = run(context)  # nothing is measured any more: it counts what is missing
-            if monotonic() < end:  # the process was stopped for another reason, which the parent process knows
+            table = run(context)  # measures nothing, and counts the missing points
+            if monotonic() < end:  # stopped early: the parent process knows the reason
                 return UNFINISHED, RUNNING, table
-    except Exception as error:  # the other parts go on
+    except Exception as error:  # other parts still run
         traceback.print_exc()
         return FAILED, reason(error), []
     left_out = context.record.left_out
@@ -73,6 +73,6 @@ def run_part(part: str, context: Context, end: float) -> tuple[str, str, list[st
 
 
 def shortened(items: Sequence[str], between: str) -> str:
-    """The first of them, and how many more there are."""
+    """Joins the first items, and the number of further ones."""
     more = [f"and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
     return between.join([*items[:SHOWN], *more])

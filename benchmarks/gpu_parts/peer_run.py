@@ -1,4 +1,4 @@
-"""One peer in this process: `python -m benchmarks.gpu_parts.peer_run TASK`, a JSON object, whose `out` is written."""
+"""The process of one peer: `python -m benchmarks.gpu_parts.peer_run TASK`, in JSON. Writes the file `out`."""
 
 from __future__ import annotations
 
@@ -23,15 +23,12 @@ ROUND_SECONDS = 1.0
 
 
 class Peer:
-    """Tokens/s of one engine.
-
-    Subclasses give `decoder` and `prefiller`: functions that are timed.
-    """
+    """Measures the tokens/s of one engine. Subclasses define `decoder` and `prefiller`, which make timed functions."""
 
     what: str
-    """What a decode step does."""
+    """How a decode step chooses tokens."""
     batches: tuple[int, ...] | None = None
-    """None takes any."""
+    """Batch sizes that the engine supports; None for all."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -40,11 +37,11 @@ class Peer:
         self.vocab_size: int = task["sizes"]["V"]
 
     def decoder(self, B: int) -> Step:
-        """A function that makes one step of B rows."""
+        """Makes a function that runs one decode step of B rows."""
         raise NotImplementedError
 
     def prefiller(self, num_rows: int, length: int) -> Step:
-        """A function that feeds prompts to fresh rows."""
+        """Makes a function that reads prompts into fresh rows."""
         raise NotImplementedError
 
     def tokens(self, *shape: int) -> Tensor:
@@ -52,15 +49,15 @@ class Peer:
         return torch.randint(1, self.vocab_size, shape, generator=generator).to(self.device)
 
     def decode_rate(self, B: int) -> float:
-        """Tokens/s of B rows that decode."""
+        """Returns the tokens/s of B rows that decode."""
         return B / self.seconds(self.decoder(B), self.task["steps"])
 
     def prefill_rate(self, num_rows: int, length: int) -> float:
-        """Prompt tokens/s."""
+        """Returns prompt tokens/s."""
         return num_rows * length / self.seconds(self.prefiller(num_rows, length), 1)
 
     def measure(self, save: Callable[[dict[str, Any]], None]) -> None:
-        """Tokens/s by batch and by shape of the prompts, or a reason where one did not work; saved one by one."""
+        """Measures tokens/s by batch size and by shape of the prompts, or records an error; saves after each."""
         found: dict[str, Any] = {"what": self.what, "decode": {}, "prefill": {}}
         for B in self.task["batches"]:
             if self.batches is None or B in self.batches:
@@ -72,7 +69,7 @@ class Peer:
                 save(found)
 
     def seconds(self, step: Step, count: int) -> float:
-        """Seconds of a step: the median of some rounds of up to `count` steps, after some that are not timed."""
+        """Returns the seconds of a step: the median of rounds of up to `count` steps, after warm-up steps."""
         step()
         first = self._time(step, 1)
         count = min(count, max(int(ROUND_SECONDS / first), 1))
@@ -97,7 +94,7 @@ def _attempt(measure: Callable[..., float], *arguments: int) -> float | str:
 
     try:
         return measure(*arguments)
-    except Exception as error:  # another batch may work
+    except Exception as error:  # other batch sizes may work
         if is_fatal(error):
             raise
         torch.cuda.empty_cache()
@@ -105,7 +102,7 @@ def _attempt(measure: Callable[..., float], *arguments: int) -> float | str:
 
 
 class RwkvBatch(Peer):
-    """This engine, in steady steps."""
+    """This engine."""
 
     what = "sampler (top-p), scheduler"
     state = "float32"
@@ -121,7 +118,7 @@ class RwkvBatch(Peer):
         self.model = load(context, open_checkpoint(self.path), state_dtype=self.state, backend=backend)
 
     def decode_rate(self, B: int) -> float:
-        """As the part `decode` measures it."""
+        """Returns the rate as the part `decode` measures it."""
         from .engines import decode, serve
 
         runs = [decode(serve(self.model, B), self.task["steps"], 0) for _ in range(2)]
@@ -142,7 +139,7 @@ class RwkvBatchHalf(RwkvBatch):
 
 
 class RwkvPackage(Peer):
-    """One sequence, with its own kernels and TorchScript."""
+    """The `rwkv` package: one sequence, its own kernels, TorchScript."""
 
     what = "argmax"
     batches = (1,)
@@ -151,7 +148,7 @@ class RwkvPackage(Peer):
         super().__init__(task)
         is_cuda = self.device.type == "cuda"
         os.environ |= {"RWKV_V7_ON": "1", "RWKV_JIT_ON": "1", "RWKV_CUDA_ON": "1" if is_cuda else "0"}
-        from rwkv.model import RWKV  # type: ignore[import-untyped]
+        from rwkv.model import RWKV
 
         strategy = "cuda fp16" if is_cuda else "cpu fp32"
         self.model = RWKV(model=str(self.path.with_suffix("")), strategy=strategy)
@@ -170,7 +167,7 @@ class RwkvPackage(Peer):
 
 
 class Fla(Peer):
-    """flash-linear-attention's RWKV-7 in the shape of a Hugging Face model."""
+    """flash-linear-attention's RWKV-7, as a Hugging Face model."""
 
     what = "argmax"
 
@@ -195,13 +192,12 @@ class Fla(Peer):
         self._copy_weights()
 
     def _copy_weights(self) -> None:
-        from rwkv_batch.models.files.hf_names import canonical_targets
+        from rwkv_batch.models.rwkv7 import Rwkv7
 
         stored = torch.load(self.path, map_location="cpu", mmap=True)
         own = self.model.state_dict()
-        target = canonical_targets(own)
         for name, parameter in own.items():
-            ((canonical, _),) = target(name)
+            ((canonical, _),) = Rwkv7.hugging_face[0].targets(name)
             value = stored[canonical]
             is_transposed = parameter.dim() == 2 and value.shape != parameter.shape
             parameter.copy_((value.t() if is_transposed else value).reshape(parameter.shape))
@@ -227,7 +223,7 @@ class Fla(Peer):
 
 
 class RwkvServe(Peer):
-    """rwkvserve's scheduler, fed with token ids."""
+    """rwkvserve with its scheduler, fed with token ids."""
 
     what = "sampler (top-p), scheduler"
 
@@ -287,7 +283,7 @@ class RwkvServe(Peer):
 
 
 class QuantNv(Peer):
-    """The kernels of Albatross as rwkv-quant-nv ships them, recorded as a graph: a forward pass and nothing else."""
+    """The kernels of Albatross from rwkv-quant-nv: a forward pass alone, recorded as a CUDA graph."""
 
     what = "nothing: a forward pass"
     wkv = "fp16"

@@ -1,7 +1,7 @@
-"""Other engines for RWKV-7 on the same card, weights and lengths, each in a process of its own.
+"""The part `peers`: other engines for RWKV-7 on the same card, weights and lengths, each in a process of its own.
 
-A peer that can't be imported, built or run is named with its reason. What each does in a decode step is said beside its
-figures: some take the most likely token, or none at all.
+The table names peers that cannot be imported, built or run, with the reason. It also says how a decode step of each
+chooses tokens: some engines take the most likely token, or choose none.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
+from rwkv_batch.measure.table import format_lines
+
 from ..roofline import MODELS, Sizes, decode_seconds
-from .columns import format_columns
 from .context import Context
 from .device import installed
 from .random_model import random_checkpoint, write
@@ -35,7 +36,7 @@ MODULES = {
     "rwkv_batch float16 state": ("rwkv_batch", "rwkv_batch"),
     "rwkv-quant-nv float32 state": ("rwkv7_fast_v3a", "rwkv-quant-nv"),
 }
-"""Peer → its module, its distribution."""
+"""Peer → its module, and its distribution on PyPI."""
 BATCHES = (1, 64, 256, 1024)
 PROMPTS = ((1, 1024), (8, 1024))
 BUILD_SECONDS = 240
@@ -81,7 +82,7 @@ def _start(context: Context, sizes: Sizes, path: Path, peer: str, is_brief: bool
 
 
 def _build(context: Context, there: dict[str, str], model: str, path: Path) -> None:
-    """Run every peer once, briefly and all at the same time: what they compile is kept for the runs that count."""
+    """Runs all peers once at the same time, so that their kernels are compiled before the measurements."""
     sizes = MODELS[model]
     started = {peer: _start(context, sizes, path, peer, is_brief=True) for peer in there}
     end = monotonic() + min(BUILD_SECONDS, context.record.seconds_left / 2)
@@ -131,11 +132,11 @@ def _table(context: Context, points: dict[str, Point], models: dict[str, Sizes])
                     [f"{model} {peer}", *decode, *(_rate(point["prefill"].get(s)) for s in prompts), point["what"]]
                 )
     header = ["peers: tokens/s", *(f"B={B}" for B in batches), *prompts, "decodes with"]
-    return [*format_columns(header, rows), *_reasons(points)]
+    return [*format_lines(header, rows), *_reasons(points)]
 
 
 def _reasons(points: dict[str, Point]) -> list[str]:
-    """What did not work of peers that run."""
+    """Formats the errors of peers that ran in part."""
     lines = []
     for name, point in points.items():
         whys = dict.fromkeys(value for kind in ("decode", "prefill") for value in point[kind].values())

@@ -1,4 +1,4 @@
-"""The parts of the GPU benchmark, how long each may take, and the plans that fit several into a given time."""
+"""The parts of the GPU benchmark, their time limits, and plans that fit several parts into a given time."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 
 class Part(NamedTuple):
-    """What the parent process knows of a part.
+    """Limits and kind of a part, for the parent process.
 
     Args:
-        minutes: after which the part is stopped, where no plan says otherwise.
-        point_seconds: what one point may take. A process that takes longer is killed, and another goes on after it.
-        is_check: its points are checks; one that could not be made is no good.
-        is_shared: nothing is timed, so several processes share the points out.
-        compiles: kernels are compiled beforehand, by processes that measure nothing.
-        needs: modules without which the part is left out.
+        minutes: time limit of the part, if no plan has another one.
+        point_seconds: time limit of a point. A process that exceeds it is killed, and another one continues after it.
+        is_check: its points are checks. A check that could not be made counts as a failure.
+        is_shared: several processes share the points, because nothing is timed.
+        compiles: processes that measure nothing compile the kernels beforehand.
+        needs: modules that the part needs. It is left out without them.
     """
 
     minutes: float
@@ -29,7 +29,7 @@ class Stage(NamedTuple):
     """Parts that run at the same time.
 
     Args:
-        seconds: of the plan. What a stage leaves over, the later ones that measure may use.
+        seconds: time limit in the plan. Later stages that measure may use the time that a stage leaves.
         is_dry: only compile the kernels of these parts.
     """
 
@@ -55,7 +55,7 @@ PARTS = {
     "peers": Part(9, point_seconds=400, compiles=False),
 }
 DRY_SECONDS = 150.0
-"""What compiling beforehand may take, where no plan says otherwise."""
+"""Time limit of compiling beforehand, if no plan has another one."""
 
 _TIMED = ("decode", "serving", "prefill", "profile")
 PLANS = {
@@ -71,11 +71,11 @@ PLANS = {
         *(Stage((name,), seconds) for name, seconds in zip(_TIMED, (75, 80, 25, 30), strict=True)),
     ),
 }
-"""What matters most comes first. `second` repeats the two short parts only where they were not done for this commit."""
+"""The most important parts come first. `second` runs smoke and limits only if this commit has no results of them."""
 
 
 def stages_of(parts: tuple[str, ...]) -> tuple[Stage, ...]:
-    """The named parts one after the other, each after its kernels are compiled where they are compiled beforehand."""
+    """Makes the stages of parts one after another. A stage that compiles the kernels of a part goes before it."""
     stages = []
     for name in parts:
         if PARTS[name].compiles:

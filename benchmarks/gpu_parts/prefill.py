@@ -1,4 +1,4 @@
-"""Packed prompts through the whole engine: each row asks for one token, so a run is one forward pass and a sample."""
+"""The part `prefill`: packed prompts through the whole engine. Each row asks for one token: one step, one sample."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from statistics import median
 from time import perf_counter
 
 from rwkv_batch.engine.source import Pulled
+from rwkv_batch.measure.table import format_lines
 
 from ..roofline import Sizes, prefill_seconds
-from .columns import format_columns
 from .context import Context
 from .decode import Loaded
 from .device import release
@@ -17,7 +17,7 @@ from .engines import random_prompts, requests, serve
 from .record import Point
 
 SHAPES = ((1, 8192), (8, 1024), (64, 128))
-"""Rows, and tokens of each."""
+"""Number of rows, and tokens of each row."""
 REPEATS = 7
 
 
@@ -48,7 +48,7 @@ def _point(context: Context, loaded: Loaded, sizes: Sizes, num_rows: int, length
     engine = serve(model, num_rows, num_rows * length)
     seconds, steps = [], 0
     repeats = 1 if context.is_rehearsal or context.is_dry else REPEATS
-    for number in range(repeats + 1):  # the first one warms up
+    for number in range(repeats + 1):  # the first run is a warm-up
         prompts = requests(random_prompts(model, [length] * num_rows, seed=number), 1)
         before, start = engine.stats.steps, perf_counter()
         completions = list(engine.generate(Pulled(prompts)))
@@ -81,4 +81,4 @@ def _table(points: dict[str, Point]) -> list[str]:
         for name, point in points.items()
         if point
     ]
-    return format_columns(["prefill", "tokens/s", "ms", "of limit", "steps"], rows)
+    return format_lines(["prefill", "tokens/s", "ms", "of limit", "steps"], rows)

@@ -1,4 +1,4 @@
-"""The processes of the parts: started, watched, killed when a point takes too long, and started again after it."""
+"""Processes of the parts: starts and watches them, kills one whose point takes too long, and starts the next one."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .task import Task
 
 ROOT = Path(__file__).parents[2]
 ATTEMPTS = 4
-"""Processes that may die of a part's points, one after another."""
+"""The largest number of processes, one after another, that may fail on points of a part."""
 END_SECONDS = 3.0
-"""What a process that is told to end gets before it is killed."""
+"""Time between SIGTERM and SIGKILL."""
 LAST_SECONDS = 15.0
-"""Of a part whose points are shared out: for the process that measures what is missing and makes the table."""
+"""Time that a shared part keeps for its last process, which measures missing points and makes the table."""
 _POLL_SECONDS = 0.2
 
 Say = Callable[[str], None]
 
 
 class Worker:
-    """A process that works on a task, and those that take its place; the task is stopped at its end."""
+    """Runs a task in a process, and in further ones if it fails; stops at the end of the task."""
 
     def __init__(self, task: Task, say: Say) -> None:
         self._task, self._say = task, say
@@ -48,7 +48,7 @@ class Worker:
         self._why, self._told = "", 0.0
 
     def poll(self) -> bool:
-        """Whether the task is over."""
+        """Looks at the process, and starts the next one if needed; returns True when the task is over."""
         code, now = self._process.poll(), monotonic()
         current = self._found("current") or ""
         if current != self._current:
@@ -58,7 +58,7 @@ class Worker:
             if not is_late and now - self._since < self._limit:
                 return False
             self._why, self._told = "no time was left" if is_late else f"stopped after {self._limit:.0f} s", now
-            self._process.terminate()  # it ends processes of its own that are in other groups
+            self._process.terminate()  # so that the process ends its own children, which are in other process groups
         if code is None and now - self._told < END_SECONDS:
             return False
         self._kill()
@@ -66,7 +66,7 @@ class Worker:
             self._say(f"{self._task.log}: its process ended with {code}")
         if self._why or code:
             self._note(self._why or f"its process ended with {code}", is_late)
-        # Where one point took the process or the device with it, another process does those that come after it.
+        # If a point ended the process or the device, another process runs the points after it.
         goes_on = self._found("status") == FAILED and self._found("current") and not is_late
         if not goes_on or self._attempts == ATTEMPTS:
             return True
@@ -74,23 +74,23 @@ class Worker:
         return False
 
     def _found(self, field: str) -> str:
-        """What the task's file says; empty where there is none."""
+        """Returns a field of the task's file; empty without a file."""
         found = None if self._task.is_dry else read(self._task.path)
         return str(found[field]) if found else ""
 
     def _note(self, why: str, is_late: bool) -> None:
-        """A process that ended early could not say so itself."""
+        """Writes the end of a process to its file, because a killed process cannot."""
         if not self._task.is_dry:
             self._say(f"{self._task.path.stem}: {why}{f', in {self._current}' if self._current else ''}")
             note_end(self._task.path, why, is_late)
 
     def terminate(self) -> None:
-        """Tell the process to end."""
+        """Sends SIGTERM to the process."""
         if self._process.poll() is None:
             self._process.terminate()
 
     def stop(self, end: float) -> None:
-        """End the process, which was told to, and all that it has started.
+        """Waits for the process after SIGTERM, then kills it with all of its group.
 
         Args:
             end: when it is killed, by `monotonic`.
@@ -103,12 +103,12 @@ class Worker:
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # a process in a broken driver may never end
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a process may hang in a broken driver
             self._process.wait(END_SECONDS)
 
 
 class PartRun:
-    """One part: several processes that share its points out, where nothing is timed, then one for the rest."""
+    """Runs one part. Several processes share the points of a part without timing; then one process does the rest."""
 
     def __init__(self, task: Task, num_shares: int, say: Say) -> None:
         self._task, self._say = task, say
@@ -116,12 +116,12 @@ class PartRun:
         shares = [replace(task, share=(i, num_shares), end=task.end - LAST_SECONDS) for i in range(num_shares)]
         tasks = [task] if self._is_last else shares
         if not task.forgets:
-            self._gather(task.path)  # what a command that was stopped has left
+            self._gather(task.path)  # results of a command that was stopped
         self._remove_shares()
         self._workers = [Worker(one, say) for one in tasks]
 
     def poll(self) -> bool:
-        """Whether the part is over."""
+        """Looks at the processes; returns True when the part is over."""
         are_over = [worker.poll() for worker in self._workers]
         if not all(are_over):
             return False
@@ -156,10 +156,10 @@ class PartRun:
 def run_stage(
     stage: Stage, tasks: Sequence[Task], num_processes: int, say: Say, meanwhile: Callable[[], None] = lambda: None
 ) -> None:
-    """Run parts at the same time, until all of them are over.
+    """Runs parts at the same time until all are over.
 
     Args:
-        meanwhile: called again and again.
+        meanwhile: called about five times a second.
     """
     each = max(num_processes // len(tasks), 1)
     running: list[Worker | PartRun] = []
@@ -182,7 +182,7 @@ def run_stage(
 
 
 def start(task: Task) -> subprocess.Popen[bytes]:
-    """A process for a task, the first of a group of its own."""
+    """Starts a process for a task, in a process group of its own."""
     command = [sys.executable, "-m", "benchmarks.gpu_parts.inside", task.to_json()]
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     if task.compiled:

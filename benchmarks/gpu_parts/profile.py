@@ -1,4 +1,4 @@
-"""What the device does in a step: kernels by name, how long it idles, and that no step waits for it."""
+"""The part `profile`: kernels of a step by name, idle times of the device, and steps that wait for the device."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.source import Pulled
+from rwkv_batch.measure.table import format_lines
 
 from ..roofline import Sizes
-from .columns import format_columns
 from .context import Context
 from .decode import Loaded
 from .device import release
@@ -27,9 +28,9 @@ from .serving import PROMPT_TOKENS, WARM_STEPS, Load, stream
 NUM_ROWS = 256
 PROFILED_STEPS = {"decode": 10, "mixed": 20}
 SHOWN = 12
-"""Kernels in the table."""
+"""The largest number of kernels in the table."""
 LONG_GAP = 10.0
-"""Microseconds; shorter ones are those between two launches."""
+"""In microseconds. Shorter gaps are those between two launches."""
 
 
 def run(context: Context) -> list[str]:
@@ -53,7 +54,7 @@ def _engine(context: Context, loaded: Loaded) -> Engine:
 
 
 def _steps(context: Context, kind: str) -> tuple[int, int]:
-    """The first step that is watched, and how many are."""
+    """Returns the first watched step, and the number of watched steps."""
     if context.is_rehearsal:
         return 2, 2
     first = WARM_STEPS + (NUM_ROWS * _load(context).prompt // PROMPT_TOKENS if kind == "mixed" else 0)
@@ -61,19 +62,19 @@ def _steps(context: Context, kind: str) -> tuple[int, int]:
 
 
 def _load(context: Context) -> Load:
-    """Prompts come in while other rows decode."""
+    """Returns the load of mixed steps: prompts arrive while other rows decode."""
     return Load("tiny", 2, 4, 3) if context.is_rehearsal else Load("", NUM_ROWS, 128, 100)
 
 
 def _requests(context: Context, engine: Engine, kind: str, num_steps: int) -> Iterable[Request]:
-    """For at least so many steps: all slots decode after the first one, or prompts come in in most steps."""
+    """Makes requests for at least so many steps: all slots decode, or prompts arrive in most steps."""
     if kind == "mixed":
         return stream(engine.model, _load(context))
     return requests(random_prompts(engine.model, [1] * _rows(context)), num_steps + 2)
 
 
 def _profiled(context: Context, loaded: Loaded, sizes: Sizes, kind: str) -> Point:
-    """Some steps under torch's profiler."""
+    """Profiles some steps with torch's profiler."""
     engine = _engine(context, loaded)
     first, count = _steps(context, kind)
     last = first + count
@@ -90,7 +91,7 @@ def _profiled(context: Context, loaded: Loaded, sizes: Sizes, kind: str) -> Poin
         (profiler.start if number == first else profiler.stop)()
 
     _run_steps(engine, _requests(context, engine, kind, last), last + 1, before)
-    events = [event for event in profiler.events() or [] if event.device_type == torch.autograd.DeviceType.CUDA]
+    events = [event for event in profiler.events() or [] if event.device_type == DeviceType.CUDA]
     return {"recorded_share": (recorded[1] - recorded[0]) / count} | _describe(events, count, sizes)
 
 
@@ -101,13 +102,13 @@ def _run_steps(
     before: Callable[[int], None],
     after: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Serve requests for so many steps.
+    """Serves requests for so many steps.
 
     Args:
-        before, after: called around each step with its number, from 0.
+        before, after: functions called around each step with its number, from 0.
 
     Raises:
-        AssertionError: the requests ended before.
+        AssertionError: the requests ended earlier.
     """
     with watched(engine, before, after) as steps:
         completions = engine.generate(Pulled(made))
@@ -120,7 +121,7 @@ def _run_steps(
 
 
 def _describe(events: Sequence[Any], num_steps: int, sizes: Sizes) -> Point:
-    """Counts and times of what ran on the device; times in microseconds."""
+    """Counts the kernels of a step and their times in microseconds."""
     counts: Counter[str] = Counter()
     times: Counter[str] = Counter()
     for event in events:
@@ -145,7 +146,7 @@ def _describe(events: Sequence[Any], num_steps: int, sizes: Sizes) -> Point:
 
 
 def _busy(intervals: list[tuple[float, float]]) -> tuple[float, float]:
-    """Time in which at least one of them runs, and time from the first start to the last end."""
+    """Returns the time in which at least one kernel runs, and the time from the first start to the last end."""
     busy, reached = 0.0, float("-inf")
     for start, end in sorted(intervals):
         busy += max(end - max(start, reached), 0.0)
@@ -154,7 +155,7 @@ def _busy(intervals: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _long_gaps(events: Sequence[Any], num_steps: int) -> dict[str, dict[str, float]]:
-    """Times in which the device has nothing to do, by the kernel that ends them: those that last longest first."""
+    """Returns idle times of the device by the kernel that ends them, the longest first."""
     counts: Counter[str] = Counter()
     times: Counter[str] = Counter()
     reached = float("inf")
@@ -171,9 +172,9 @@ def _long_gaps(events: Sequence[Any], num_steps: int) -> dict[str, dict[str, flo
 
 
 def _waits(context: Context, loaded: Loaded, kind: str) -> Point:
-    """Every step but the first ones, in which an operation that would wait for the device is an error.
+    """Runs steps in which torch reports every operation that waits for the device; counts the reports.
 
-    Giving slots to requests, between steps, is watched too: what waits there is counted.
+    Admission, between steps, is watched too.
     """
     engine = _engine(context, loaded)
     first, count = _steps(context, kind)
@@ -230,7 +231,7 @@ def _table(points: dict[str, Point]) -> list[str]:
         "us in all",
         "idle (under the profiler)",
     ]
-    return [*format_columns(header, rows), *details]
+    return [*format_lines(header, rows), *details]
 
 
 def _by_kernel(title: str, found: dict[str, dict[str, float]]) -> list[str]:
@@ -238,4 +239,4 @@ def _by_kernel(title: str, found: dict[str, dict[str, float]]) -> list[str]:
         [f"  {name[:60]}", f"{one['per_step']:.1f}", f"{one['microseconds_per_step']:,.1f}"]
         for name, one in list(found.items())[:SHOWN]
     ]
-    return format_columns([title, "a step", "us a step"], lines) if lines else []
+    return format_lines([title, "a step", "us a step"], lines) if lines else []

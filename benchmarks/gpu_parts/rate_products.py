@@ -1,4 +1,4 @@
-"""Rates of products: ours as chosen, ours with fixed tiles, and the library's; and which tiles keep a row's bits."""
+"""Rates of products: our kernel with chosen and with fixed tiles, and cuBLAS; and which tiles keep a row's bits."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from torch import Tensor
 
 from rwkv_batch.checks.comparisons import Checks
 from rwkv_batch.checks.products import Product, products
+from rwkv_batch.measure.table import format_lines
 from rwkv_batch.triton_kernels import linear as linear_module
 from rwkv_batch.triton_kernels.linear import ANY, Choice
 from rwkv_batch.triton_kernels.tiles import Tile
 
 from ..roofline import MODELS, Sizes
-from .columns import format_columns
 from .context import TINY, Context
-from .ops import op
 from .record import Point
 
 FEW, MANY = (1, 16, 64, 256), (512, 2048, 8192)
@@ -30,7 +29,7 @@ TILES = {
     64: (Tile(64, 32, 64, 4, 4), Tile(64, 64, 64, 4, 4), Tile(64, 128, 64, 4, 3), Tile(64, 64, 128, 4, 3)),
     256: (Tile(64, 64, 64, 4, 4), Tile(64, 128, 64, 4, 3), Tile(128, 128, 64, 8, 3), Tile(256, 128, 64, 8, 3)),
 }
-"""Tokens → tiles of ours that are compared."""
+"""Number of tokens → tiles that are compared."""
 
 
 def run(context: Context) -> list[str]:
@@ -58,7 +57,7 @@ class _Buffers:
     """Weights of a rotation, and one set of activations.
 
     Args:
-        count: sets of weights.
+        count: number of sets of weights.
     """
 
     def __init__(self, context: Context, product: Product, M: int) -> None:
@@ -76,15 +75,15 @@ class _Buffers:
         self.operations = 2 * max(product.n, 1) * M * product.N * product.K
 
     def ours(self, fixed_tiles: bool) -> float:
-        """Seconds of one call."""
-        function, product = op("linear", self.context.device), self.product
+        """Returns the seconds of one call of our kernel."""
+        function, product = self.context.op("linear"), self.product
         dtype = torch.float32 if product.widened else None
         return self._seconds(
             lambda weight: function(self.x, weight, product.activation, None, self.out, dtype, fixed_tiles)
         )
 
     def library(self) -> float:
-        """Seconds of the bare product."""
+        """Returns the seconds of torch's product."""
         return self._seconds(lambda weight: torch.matmul(self.x, weight.transpose(-1, -2)))
 
     def _seconds(self, call: Callable[[Tensor], Tensor]) -> float:
@@ -108,7 +107,7 @@ def _rates(context: Context, product: Product, M: int) -> Point:
 
 
 def _tiles(context: Context, product: Product, M: int) -> Point:
-    """Seconds by tile, for the tables of choices."""
+    """Measures the seconds of every tile, to choose the tables in the kernel."""
     buffers = _Buffers(context, product, M)
     found: dict[str, float | str] = {}
     for tile in TILES[M]:
@@ -116,7 +115,7 @@ def _tiles(context: Context, product: Product, M: int) -> Point:
         with _only(tile):
             try:
                 found[label] = buffers.ours(True)
-            except Exception as error:  # such as too much shared memory: the others are still worth knowing
+            except Exception as error:  # such as too much shared memory; other tiles may still work
                 if "CUDA error" in str(error):
                     raise
                 found[label] = f"{type(error).__name__}: {str(error)[:120]}"
@@ -125,13 +124,13 @@ def _tiles(context: Context, product: Product, M: int) -> Point:
 
 
 def _only(tile: Tile) -> AbstractContextManager[Any]:
-    """Our kernel with one tile, whatever the product."""
+    """Patches the kernel to take one tile for every product."""
     return patch.dict(linear_module.FIXED, {torch.bfloat16: (Choice(ANY, ANY, ANY, tile),)})
 
 
 def _bits_by_tile(context: Context) -> Point:
-    """Whether a product's bits are the same with other numbers of tokens in a tile, one depth at a time."""
-    function = op("linear", context.device)
+    """Checks for each depth of a tile that a product has the same bits with any number of tokens in the tile."""
+    function = context.op("linear")
     sizes = TINY if context.is_rehearsal else Sizes(12, 768, 3072)
     torch.manual_seed(0)
     weight = (torch.randn(sizes.F, sizes.C, device=context.device) * sizes.C**-0.5).bfloat16()
@@ -148,7 +147,7 @@ def _bits_by_tile(context: Context) -> Point:
 
 
 def _table(points: dict[str, Point]) -> list[str]:
-    """The products of a layer together, and the head, by model and number of tokens."""
+    """Makes the table: the products of a layer together, and the head, by model and number of tokens."""
     sums: dict[tuple[str, int], list[Point]] = {}
     for name, point in points.items():
         if name.startswith("product ") and "bytes" in point:
@@ -162,7 +161,7 @@ def _table(points: dict[str, Point]) -> list[str]:
         shares = [f"{predicted / time:.0%}" for time in times]
         rows.append([f"{what} M={M}", *(f"{1e6 * time:,.1f}" for time in times), f"{1e6 * predicted:,.1f}", *shares])
     header = ["products", "us ours", "fixed", "library", "predicted", "/ ours", "/ fixed", "/ library"]
-    lines = format_columns(header, rows)
+    lines = format_lines(header, rows)
     same = points.get("product, bits by tile")
     if same:
         lines.append(f"bits of a row by tokens of a tile: {'the same' if same['same_bits'] else 'not the same'}")

@@ -10,28 +10,28 @@ import torch
 
 from rwkv_batch.checks.calls import VECTORS, make_parameters
 from rwkv_batch.checks.cases import DTYPES
+from rwkv_batch.measure.table import format_lines
 from rwkv_batch.models.rows import DecodeRows, Rows
 from rwkv_batch.triton_kernels.recurrence import NUM_WARPS
 
-from .columns import format_columns
 from .context import Context
-from .ops import backends, op
 from .record import Point
 
 WARPS = (1, 2, 4, 8)
+BATCHES = [(1, 12), (16, 12), (64, 12), (256, 12), (1024, 12), (4096, 12), (256, 32), (256, 64), (1024, 64)]
+"""Rows and heads of a decode step."""
 
 
 def run(context: Context) -> list[str]:
     measure, size = context.record.measure, 16 if context.is_rehearsal else 64
-    batches = ((2, 1),) if context.is_rehearsal else ((1, 12), (16, 12), (64, 12), (256, 12), (1024, 12), (4096, 12))
-    batches += () if context.is_rehearsal else ((256, 32), (256, 64), (1024, 64))
-    marks = backends(context.is_rehearsal)
+    batches = [(2, 1)] if context.is_rehearsal else BATCHES
+    marks = context.backends
     for rows, heads in batches:
         for state in ("float32", "float16"):
             for backend, mark in marks.items():
                 name = f"wkv7{mark} state {state} B={rows} H={heads}"
                 measure(name, partial(_decode, context, "wkv7", rows, heads, size, state, backend=backend))
-    for rows, heads in batches[-1:] if context.is_rehearsal else ((64, 12), (1024, 12), (256, 64)):
+    for rows, heads in batches[-1:] if context.is_rehearsal else [(64, 12), (1024, 12), (256, 64)]:
         for state in ("float32", "float16"):
             for warps in WARPS[:1] if context.is_rehearsal else WARPS:
                 name = f"wkv7 state {state} B={rows} H={heads} warps={warps}"
@@ -54,12 +54,12 @@ def _vectors(context: Context, op_name: str, tokens: int, heads: int, size: int)
 
 
 def _states(context: Context, op_name: str, slots: int, sets: int, heads: int, size: int, state: str) -> dict[str, Any]:
-    """[P, sets, ...]: as many layers as a rotation needs."""
+    """Makes states [P, sets, ...]; a set stands for a layer of the model."""
     if op_name == "wkv4":
-        shape = (slots, sets, heads * size)
-        return {name: 1 + torch.rand(shape, device=context.device) for name in ("aa", "bb", "pp")}
-    shape = (slots, sets, heads, size, size)
-    return {"state": torch.randn(shape, device=context.device, dtype=DTYPES[state])}
+        vectors = (slots, sets, heads * size)
+        return {name: 1 + torch.rand(vectors, device=context.device) for name in ("aa", "bb", "pp")}
+    matrices = (slots, sets, heads, size, size)
+    return {"state": torch.randn(matrices, device=context.device, dtype=DTYPES[state])}
 
 
 def _decode(
@@ -72,8 +72,8 @@ def _decode(
     warps: int | None = None,
     backend: str = "triton",
 ) -> Point:
-    """One token for each row; every call of a rotation has states of its own, as the layers of a model have."""
-    function = op(name, context.device, torch.bfloat16, DTYPES[state], backend, N=size)
+    """Measures a decode step: one token for each row. Every call of a rotation has its own states, like a layer."""
+    function = context.op(name, DTYPES[state], backend, N=size)
     num_rows = min(num_rows, 64) if context.is_dry else num_rows
     numbers = 3 * heads * size if name == "wkv4" else heads * size * size
     state_bytes = 2 * num_rows * numbers * DTYPES[state].itemsize
@@ -103,8 +103,8 @@ def _decode(
 
 
 def prompts(context: Context, num_rows: int, length: int, heads: int, size: int, backend: str) -> Point:
-    """Prompts of one length; the state stays in registers, so time follows the tokens of a row."""
-    function = op("wkv7", context.device, backend=backend, N=size)
+    """Measures prompts of one length. The state stays in registers, so the tokens of a row determine the time."""
+    function = context.op("wkv7", backend=backend, N=size)
     length = min(length, 8) if context.is_dry else length
     rows = Rows(tuple(range(num_rows)), (length,) * num_rows, context.device)
     vectors = _vectors(context, "wkv7", rows.num_tokens, heads, size)
@@ -139,5 +139,5 @@ def _table(points: dict[str, Point]) -> list[str]:
         else:
             rate = f"{1e9 * point['seconds_per_token_of_a_row']:,.0f} ns/token"
             rows.append([name, f"{1e6 * point['seconds']:,.1f}", rate, "", predicted])
-    lines = format_columns(["recurrences", "us", "rate", "of copy", "predicted / measured"], rows)
+    lines = format_lines(["recurrences", "us", "rate", "of copy", "predicted / measured"], rows)
     return [*lines, *(f"{what}: of copy by warps, {', '.join(shares)}" for what, shares in by_warps.items())]

@@ -1,4 +1,4 @@
-"""Rates of what goes over rows: the sampler, token shifts, low-rank pairs, DeepEmbed, scores."""
+"""Rates of the ops on rows: sampler, token shift, low-rank pairs, DeepEmbed, scores."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rwkv_batch.engine.sample import sample as sample_definition
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.selection import select
 from rwkv_batch.engine.slot_tables import Integer, Vocabulary
+from rwkv_batch.measure.table import format_lines
 from rwkv_batch.models.blocks import Norm
 from rwkv_batch.models.matrices.linear import DenseLinear
 from rwkv_batch.models.rows import DecodeRows
@@ -22,9 +23,7 @@ from rwkv_batch.ops import Implementation, OpTable
 from rwkv_batch.sampling_params import SamplingParams
 
 from ..roofline import MODELS
-from .columns import format_columns
 from .context import TINY, Context
-from .ops import op
 from .record import Point
 
 SETTINGS = {
@@ -35,7 +34,7 @@ SETTINGS = {
 }
 LOGIT_STD = 4.0
 _SEEN = 200
-"""Distinct ids that a penalised slot has seen."""
+"""Number of distinct ids that a slot with penalties has seen."""
 
 
 def run(context: Context) -> list[str]:
@@ -54,7 +53,7 @@ def run(context: Context) -> list[str]:
 def _sample(context: Context, params: SamplingParams, B: int, is_definition: bool = False) -> Point:
     size = TINY.V if context.is_rehearsal else 65536
     B = min(B, 64) if context.is_dry else B
-    function = sample_definition if is_definition else op("sample", context.device, V=size)
+    function = sample_definition if is_definition else context.op("sample", V=size)
     ops = OpTable.of(sample=function, log_normalizer=log_normalizer, select=select)
     sampler = Sampler(B, Vocabulary.plain(size), context.device, ops)
     seen = list(range(1, min(_SEEN, size // 2)))
@@ -70,7 +69,7 @@ def _sample(context: Context, params: SamplingParams, B: int, is_definition: boo
     logits = [LOGIT_STD * torch.randn(B, size, device=context.device) for _ in range(sets)]
     slot_index = torch.arange(B, dtype=torch.int32, device=context.device)
     calls = [partial(sampler.draw, one, slot_index) for one in logits]
-    if is_definition:  # it waits for the device, so it can't be recorded
+    if is_definition:  # the definition waits for the device, so it cannot be recorded
         seconds = context.stopwatch.once(calls[0])
     else:
         seconds = context.stopwatch.calls(calls)
@@ -79,7 +78,7 @@ def _sample(context: Context, params: SamplingParams, B: int, is_definition: boo
 
 def _shift_lerp(context: Context, B: int) -> Point:
     sizes, device = _sizes(context), context.device
-    function, C, count = op("shift_lerp", device, C=sizes.C), sizes.C, 6
+    function, C, count = context.op("shift_lerp", C=sizes.C), sizes.C, 6
     x = torch.randn(B, C, device=device).bfloat16()
     norm = Norm(*(torch.randn(C, device=device).bfloat16() for _ in range(2)))
     mix = torch.rand(count, C, device=device).bfloat16()
@@ -93,7 +92,7 @@ def _shift_lerp(context: Context, B: int) -> Point:
 
 def _low_rank(context: Context, B: int) -> Point:
     sizes, device = _sizes(context), context.device
-    function = op("low_rank", device)
+    function = context.op("low_rank")
     ranks = sum(sizes.ranks.values())
     weight_bytes = 2 * sizes.C * ranks * 2
     sets = context.stopwatch.rotation(weight_bytes, most=128)
@@ -105,7 +104,7 @@ def _low_rank(context: Context, B: int) -> Point:
 
 def _deep_embed(context: Context, B: int) -> Point:
     sizes, device = _sizes(context), context.device
-    function = op("deep_embed", device)
+    function = context.op("deep_embed")
     weights = deep_embed_weights(sizes, device, torch.bfloat16)
     normed = torch.randn(B, sizes.C, device=device).bfloat16()
     sets = 4
@@ -117,9 +116,9 @@ def _deep_embed(context: Context, B: int) -> Point:
 
 def _score(context: Context, B: int) -> Point:
     sizes, device = _sizes(context), context.device
-    function = op("score", device, V=sizes.V)
+    function = context.op("score", V=sizes.V)
     weight = (torch.randn(sizes.V, sizes.C, device=device) * LOGIT_STD / sizes.C**0.5).bfloat16()
-    head = DenseLinear(weight, Implementation(op("linear", device)))
+    head = DenseLinear(weight, Implementation(context.op("linear")))
     x = torch.randn(B, sizes.C, device=device).bfloat16()
     targets = torch.randint(0, sizes.V, (B,), device=device)
     ops = OpTable.of(log_normalizer=log_normalizer, score=score)
@@ -164,4 +163,4 @@ def _table(points: dict[str, Point]) -> list[str]:
         for name, point in points.items()
         if name.split()[0].removesuffix("'s") in (*_RATES, "sample")
     ]
-    return format_columns(["rows", "us", "rate", "of copy", "predicted / measured"], rows)
+    return format_lines(["rows", "us", "rate", "of copy", "predicted / measured"], rows)

@@ -1,4 +1,4 @@
-"""The results of one part: a JSON file that is written after every point, and taken up again at the next start."""
+"""The results of one part: a JSON file, written after every point and continued at the next start."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ Point = dict[str, Any]
 
 DONE, UNFINISHED, FAILED = "done", "unfinished", "failed"
 RUNNING = "running"
-"""Why a part is unfinished whose process is at work, or ended without a word."""
+"""Reason of an unfinished part whose process still runs, or ended without writing another reason."""
 LEFT_OUT = "left out: "
-"""What begins the reason why a part is unfinished that needs a package which is missing."""
+"""Prefix of the reason of an unfinished part that lacks a package."""
 IDENTITY = ("card", "rwkv_batch", "rehearsal")
-"""Facts that earlier results must share to be kept."""
+"""Facts that must be equal for earlier results to be kept."""
 
 
 class DeviceLost(RuntimeError):
-    """The device can't be used by this process any more."""
+    """This process can no longer use the device."""
 
 
 class Record:
-    """Points of a part, by name.
+    """The points of a part, by name.
 
     Args:
         path: the JSON file.
         about: hardware and versions.
-        seconds: time the part may take; points that would start later are left out.
-        earlier: results of an earlier start, whose points are kept if it was the same card and commit.
-        say: takes progress.
-        share: (i, n): measure every n-th point from the i-th on.
+        seconds: time limit of the part. Points that would start later are left out.
+        earlier: results of an earlier start. Points of the same card and commit are kept.
+        say: prints progress.
+        share: (i, n) to measure every n-th point from the i-th on; empty for all.
         is_dry: write nothing.
-        goes_on: leave out the points that failed, as another process of the same start did what comes before.
+        goes_on: do not try failed points again, because this process continues one of the same start.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class Record:
 
     @property
     def seconds_left(self) -> float:
-        """Until no new point is started."""
+        """Seconds until no further point is started."""
         return min(self._deadlines) - monotonic()
 
     @contextmanager
     def box(self, seconds: float) -> Iterator[None]:
-        """Points inside must start within so many seconds."""
+        """Limits the time in which the points inside must start."""
         self._deadlines.append(monotonic() + seconds)
         try:
             yield
@@ -82,14 +82,14 @@ class Record:
             self._deadlines.pop()
 
     def close(self) -> None:
-        """From now on no point is measured. To go through all of them again says which are missing."""
+        """Stops measuring. Another pass over all points then collects those that are missing."""
         self._count, self._deadlines, self.left_out = -1, [-inf], []
 
     def measure(self, name: str, function: Callable[[], Point]) -> Point | None:
-        """The point of this name: kept from before, or what `function` gives now; None where there is none.
+        """Returns a point: kept from before, or measured now by `function`; None if it failed or is left out.
 
         Raises:
-            DeviceLost: the device gave an error from which a process can't recover.
+            DeviceLost: the device reported an error from which a process cannot recover.
         """
         self._count += 1
         if name in self.points:
@@ -120,27 +120,27 @@ class Record:
         return self.points[name]
 
     def keep(self, name: str, point: Point) -> None:
-        """A point that was measured elsewhere."""
+        """Adds a point that another process measured."""
         self.points[name] = point
         self.write(UNFINISHED, RUNNING)
 
     def leave_out(self, name: str) -> None:
-        """There is no time for the point of this name."""
+        """Notes that there was no time for a point."""
         self.left_out.append(name)
 
     def refuse(self, name: str, why: str) -> None:
-        """The point of this name would fail, and is not tried."""
+        """Counts a point as failed without trying it."""
         if name not in self.points:
             self.failed[name] = f"not tried: {why}"
 
     def note(self, name: str, what: str) -> None:
-        """Something about this part that a reader of its figures must know."""
+        """Adds a remark that readers of the figures must know."""
         if name not in self.notes:
             self._say(f"  {name}: {what}")
         self.notes[name] = what
 
     def write(self, status: str, why: str = "", table: list[str] | None = None) -> None:
-        """Replace the file."""
+        """Replaces the file."""
         if self._is_dry:
             return
         found = {
@@ -161,7 +161,7 @@ class Record:
 
 
 def replace_file(path: Path, found: dict[str, Any]) -> None:
-    """Write a JSON file that readers see either as it was or complete."""
+    """Writes a JSON file atomically: readers see the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps(found, indent=1) + "\n")
@@ -169,15 +169,15 @@ def replace_file(path: Path, found: dict[str, Any]) -> None:
 
 
 def is_same(about: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Results of these two belong together: one card, one commit."""
+    """True if two results are of the same card and commit."""
     return all(about.get(name) == other.get(name) for name in IDENTITY)
 
 
 def note_end(path: Path, why: str, is_late: bool) -> None:
-    """Say in a part's file how its process ended, which could not say so itself.
+    """Writes to a part's file how its process ended, if the process did not.
 
     Args:
-        is_late: the part's time was over, which is no fault of the point that was being measured.
+        is_late: the part's time was over, so that the current point did not fail.
     """
     found = read(path)
     if found is None:
@@ -198,15 +198,15 @@ def note_end(path: Path, why: str, is_late: bool) -> None:
 
 
 def merge(path: Path, shares: Iterable[Path]) -> None:
-    """Put the results of the processes that shared out a part's points into one file.
+    """Merges the results of processes that shared the points of a part into one file.
 
     Args:
-        shares: those of another card or commit than the first are left out.
+        shares: their files. Those of another card or commit than the first are left out.
     """
     found = [one for one in map(read, shares) if one is not None]
     if not found:
         return
-    first = next((one for one in found if one["about"]), found[0])  # a process that died early says nothing
+    first = next((one for one in found if one["about"]), found[0])  # the file of a process that died early has no facts
     found = [one for one in found if not one["about"] or is_same(one["about"], first["about"])]
     whole = first | {"part": path.stem, "status": UNFINISHED, "why": RUNNING, "current": ""}
     whole |= {"seconds": max(one["seconds"] for one in found), "left_out": [], "table": []}
@@ -216,7 +216,7 @@ def merge(path: Path, shares: Iterable[Path]) -> None:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """What a part has left; None where there is no readable file."""
+    """Reads the results of a part; None without a readable file."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -225,13 +225,13 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def reason(error: BaseException) -> str:
-    """The class of an error and the first lines of its message."""
+    """Formats the class of an error and the first lines of its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:3])[:400]}" if lines else type(error).__name__
 
 
 def is_fatal(error: BaseException) -> bool:
-    """After an illegal access or a failed launch every later call fails as well; after used-up memory none does."""
+    """True for errors after which every later call fails, such as an illegal access; not for a lack of memory."""
     text = str(error)
     return "out of memory" not in text and any(
         sign in text
@@ -240,5 +240,5 @@ def is_fatal(error: BaseException) -> bool:
 
 
 def is_red(point: Point) -> bool:
-    """A check that does not hold."""
+    """True for a check that does not hold."""
     return point.get("ok") is False

@@ -1,8 +1,8 @@
-"""Every op under compute-sanitizer: accesses out of bounds (memcheck), and races for shared memory (racecheck).
+"""The part `sanitizer`: ops under compute-sanitizer, for accesses out of bounds (memcheck) and races (racecheck).
 
-Each point is the smallest input of a case of `rwkv_batch.checks`, in a process of its own. First an error is planted:
-where the tool is missing, refuses the device or does not find that error, points are skipped, which is neither right
-nor wrong. So are those whose report names no kernel of this project.
+Each point is the smallest input of a case of `rwkv_batch.checks`, in a process of its own. The first run has a planted
+error. If the tool is missing, refuses the device or misses the planted error, all points are skipped: neither green nor
+red. A point whose report names no kernel of this project is skipped too.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 
 from rwkv_batch.checks.result import OK
+from rwkv_batch.measure.table import format_lines
 
-from .columns import format_columns
 from .context import Context
 from .record import Point
 from .smoke import KERNELS, kernel_cases
@@ -28,15 +28,15 @@ from .smoke import KERNELS, kernel_cases
 ROOT = Path(__file__).parents[2]
 TOOLS = ("memcheck", "racecheck")
 FOUND = 9
-"""Exit code for an error that the tool has found."""
+"""Exit code of the tool after it has found an error."""
 CASE_SECONDS = 50.0
 PLANTED = "planted error"
 SHOWN = 8
-"""Reasons in the table."""
+"""The largest number of reasons below the table."""
 _KERNEL_NAMES = re.compile(r"^def (\w+_kernel)\(|__global__ void \w+\([^)]*\) (\w+)\(", re.MULTILINE)
 _PLACES = "/usr/local/cuda/bin", "/opt/cuda/bin"
 _SIGN = "========= "
-"""What lines of the tool begin with."""
+"""Prefix of the tool's lines."""
 
 
 def run(context: Context) -> list[str]:
@@ -52,21 +52,22 @@ class Tool:
     """compute-sanitizer on this machine.
 
     Args:
-        path: of the program; None where it is not installed.
+        path: of the program; None if it is not installed.
     """
 
     path: str | None
 
     @cached_property
     def refusal(self) -> str:
-        """Why it cannot be believed here; empty where it finds a planted error. Asked when it is first needed."""
+        """Reason to skip all points; empty if the tool finds the planted error. Computed on first use."""
         return why_not_believed(*self.run("memcheck", [PLANTED])) if self.path else "compute-sanitizer is not installed"
 
     def run(self, kind: str, arguments: Sequence[str]) -> tuple[int | None, str]:
-        """Exit code, None after the time limit, and everything that was written."""
+        """Runs a case under the tool; returns the exit code, None after the time limit, and all output."""
+        assert self.path is not None
         options = ["--tool", kind, "--error-exitcode", str(FOUND)]
         command = [self.path, *options, sys.executable, "-m", "benchmarks.gpu_parts.sanitizer_case", *arguments]
-        # An allocation of its own for every tensor, so that an access beyond its end is seen.
+        # Every tensor gets an allocation of its own, so that the tool sees accesses beyond its end.
         environment = dict(os.environ) | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         try:
             done = subprocess.run(
@@ -84,7 +85,7 @@ class Tool:
 
 
 def chosen(context: Context) -> list[tuple[str, str]]:
-    """(case, backend): the first case of each op that a GPU backend has and that works without the tool."""
+    """Chooses (case, backend): the first case of each op of a GPU backend that works without the tool."""
     found: dict[tuple[str, str], str] = {}
     for backend in () if context.is_rehearsal else KERNELS:
         for case in kernel_cases(context.device, backend):
@@ -94,7 +95,7 @@ def chosen(context: Context) -> list[tuple[str, str]]:
 
 
 def why_not_believed(code: int | None, output: str) -> str:
-    """The reason in what the tool said of a planted error; empty where it found it."""
+    """Returns the reason not to trust the tool, from its run with a planted error; empty if it found the error."""
     if code == FOUND and "Invalid __global__ write" in output:
         return ""
     return f"the tool does not find a planted error: exit code {code}; {_last_words(output)}"
@@ -105,7 +106,7 @@ def _case(tool: Tool, kind: str, name: str, backend: str) -> Point:
 
 
 def outcome(code: int | None, output: str) -> Point:
-    """What one run says: an error of the tool's in one of our kernels is red; all else that fails is skipped."""
+    """Judges one run: an error in a kernel of this project is red, any other failure is skipped."""
     if code == FOUND and names_kernel(output):
         return {"ok": False, "why": _first_words(output), "output": output[-4000:]}
     if code == FOUND:
@@ -118,20 +119,20 @@ def outcome(code: int | None, output: str) -> Point:
 
 @cache
 def kernel_names() -> frozenset[str]:
-    """Those of this project's kernels, as their sources have them."""
+    """Lists the names of this project's kernels, from their sources."""
     sources = (*ROOT.glob("rwkv_batch/triton_kernels/*.py"), *ROOT.glob("rwkv_batch/cuda_kernels/csrc/*.cu"))
     found = (name for path in sources for pair in _KERNEL_NAMES.findall(path.read_text()) for name in pair)
     return frozenset(filter(None, found))
 
 
 def names_kernel(report: str) -> bool:
-    """A line of the tool's names a kernel of this project, before what the host had called."""
+    """True if the report names a kernel of this project before the host's call stack."""
     lines = [line for line in report.splitlines() if line.startswith(_SIGN) and "Host Frame" not in line]
     return not kernel_names().isdisjoint(re.findall(r"\w+", " ".join(lines)))
 
 
 def _first_words(output: str) -> str:
-    """The tool's first line about an error, and the place."""
+    """Returns the tool's first line about an error, with the place."""
     lines = [line.removeprefix(_SIGN).strip() for line in output.splitlines() if line.startswith(_SIGN)]
     about = [line for line in lines if line and not line.startswith(("COMPUTE-SANITIZER", "Internal"))]
     return " ".join(about[:2])[:300]
@@ -150,4 +151,4 @@ def _table(points: dict[str, Point]) -> list[str]:
         rows.append([kind, *map(str, counts)])
     skipped = Counter(point["skipped"] for point in points.values() if "skipped" in point)
     reasons = [f"skipped {count}: {why}" for why, count in skipped.most_common(SHOWN)]
-    return [*format_columns(["compute-sanitizer", "nothing found", "red", "skipped"], rows), *reasons]
+    return [*format_lines(["compute-sanitizer", "nothing found", "red", "skipped"], rows), *reasons]

@@ -1,8 +1,7 @@
-"""What runs under compute-sanitizer: python -m benchmarks.gpu_parts.sanitizer_case NAME [BACKEND].
+"""The process under compute-sanitizer: python -m benchmarks.gpu_parts.sanitizer_case NAME [BACKEND].
 
-NAME is a case of `rwkv_batch.checks`, of which the smallest input is run, or "planted error", which writes one number
-beyond the end of a tensor. The exit code is 0 where the kernels ran, whether their numbers are right or not: other
-parts look at those.
+NAME is a case of `rwkv_batch.checks`, whose smallest input runs, or "planted error", which writes one number beyond the
+end of a tensor. The exit code is 0 if the kernels ran, also with wrong numbers: other parts check those.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from rwkv_batch.checks.target import Target
 from .sanitizer import PLANTED
 
 NUM_NUMBERS = 128
-"""512 bytes: allocations are no finer."""
+"""512 bytes, the granularity of allocations."""
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The engine as a server sees it: every sequence that ends is replaced by a new prompt, so steps mix both.
+"""The part `serving`: a new prompt replaces every sequence that ends, so that steps mix prompts and decoding.
 
 The first sequences end at evenly spread times, so that a run is in its steady state from the start: of B rows with
 completions of n tokens, B / n end in every step.
@@ -17,10 +17,10 @@ from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.source import Pulled
 from rwkv_batch.measure.bench import difference
+from rwkv_batch.measure.table import format_lines
 from rwkv_batch.models.model import Model
 
 from ..roofline import Card, Sizes, decode_seconds, prefill_seconds
-from .columns import format_columns
 from .context import Context
 from .decode import Loaded
 from .device import release
@@ -28,22 +28,22 @@ from .engines import other_backends, random_prompts, requests, serve, slot_bytes
 from .record import Point
 
 PROMPT_TOKENS = 4096
-"""Of a step, beside one token for each row: what a job gives its engine on a GPU."""
+"""Tokens of a step besides one for each row, as in a job on a GPU."""
 WINDOW_SECONDS = 4.0
 WARM_STEPS = 24
-"""Steps before those that are timed, beside those that the first prompts take: a step is recorded in one of them."""
+"""Steps before those that are timed, besides those for the first prompts. One of them records a step."""
 NUM_PROMPTS = 256
-"""Different ones; a run goes through them in turn."""
+"""Number of different prompts, which a run takes in turn."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of the engine.
+    """A load of the engine.
 
     Args:
-        rows: sequences at a time.
+        rows: number of sequences at a time.
         prompt, completion: tokens of each.
-        published: tokens/s that another engine reports for this load, by card.
+        published: card → tokens/s that another engine reports for this load.
     """
 
     model: str
@@ -58,10 +58,10 @@ class Load:
 
 
 PUBLISHED = {"H100": 28_600.0, "H200": 32_300.0}
-"""Output tokens/s that rwkv-sglang reports for a 1.5B model and 384 sequences at a time, by card.
+"""Card → output tokens/s that rwkv-sglang reports for a 1.5B model and 384 sequences at a time.
 
-They are of a whole server with float16 weights; what is measured here is the engine with bfloat16 weights in its steady
-state."""
+Those are of a whole server with float16 weights. This part measures the engine alone, with bfloat16 weights, in its
+steady state."""
 LOADS = (
     Load("1.5B", 256, 128, 100),
     Load("1.5B", 384, 64, 256, PUBLISHED),
@@ -101,7 +101,7 @@ def _loads(context: Context) -> tuple[Load, ...]:
 
 
 def stream(model: Model, load: Load) -> Iterator[Request]:
-    """Requests without end. Completions of the first rows are shorter, each by another number of tokens."""
+    """Yields requests without end. The first completions are shorter, each by a different number of tokens."""
     prompts = random_prompts(model, [load.prompt] * NUM_PROMPTS)
     for number in count():
         most = load.completion
@@ -113,7 +113,7 @@ def stream(model: Model, load: Load) -> Iterator[Request]:
 
 @dataclass
 class _Seen:
-    """Counters and times at the first step that is timed, and at the last."""
+    """Counters and times at the first and the last timed step."""
 
     start: Any = None
     end: Any = None
@@ -152,7 +152,7 @@ def _point(context: Context, loaded: Loaded, sizes: Sizes, load: Load, state: st
 
 
 def _serve(engine: Engine, load: Load, warm_steps: int, seconds: float) -> _Seen:
-    """Serve for so long, and at least two steps and one completion."""
+    """Serves for so many seconds, and for at least two steps and one completion."""
     seen, start = _Seen(), 0.0
     completions = engine.generate(Pulled(stream(engine.model, load)))
     for _ in completions:
@@ -171,7 +171,7 @@ def _serve(engine: Engine, load: Load, warm_steps: int, seconds: float) -> _Seen
 
 
 def sequence_seconds(sizes: Sizes, load: Load, card: Card, state_number: int) -> float:
-    """Predicted limit: a row's part of its decode steps, and its prompt as one of many that are packed together."""
+    """Predicts the least seconds of a sequence: its share of decode steps, and of packed prompts."""
     decoding = load.completion * decode_seconds(sizes, load.rows, card, state_number) / load.rows
     packed = max(PROMPT_TOKENS // load.prompt, 1)
     return decoding + prefill_seconds(sizes, packed, load.prompt, card) / packed
@@ -201,4 +201,4 @@ def _table(points: dict[str, Point]) -> list[str]:
         "of limit",
         "published (fp16, server)",
     ]
-    return format_columns(header, rows)
+    return format_lines(header, rows)

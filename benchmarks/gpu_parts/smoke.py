@@ -1,4 +1,4 @@
-"""Every op of every GPU backend on small inputs, each case in a process of its own: what other parts can rely on."""
+"""The part `smoke`: every op of every GPU backend on small inputs, each case in a process of its own."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from rwkv_batch.threads import usable_cores
 from .context import Context
 
 CASE_SECONDS = 60.0
-"""A kernel that hangs costs no more."""
+"""Time limit of a case, in case a kernel hangs."""
 BUILD_SECONDS = 40.0
-"""For one process that compiles Triton's kernels before the cases. What it does not reach is compiled by the cases."""
+"""Time limit of the process that compiles Triton's kernels before the cases. The cases compile the others."""
 KERNELS = ("triton", "cuda")
 FIRST = ("wkv7", "sample", "linear", "shift_lerp", "low_rank")
-"""Ops of which every step of the published models consists; for each backend they come before the others."""
+"""The ops of every step of the published models. They run before the other ops of a backend."""
 REHEARSED = "log_normalizer"
 
 
 class OutOfTime(Exception):
-    """No result is waited for any more."""
+    """The part's time is over: no further result is awaited."""
 
 
 def run(context: Context) -> list[str]:
-    """Points carry the fields of `CheckResult`."""
+    """Runs the part. A point has the fields of `CheckResult`."""
     record = context.record
     backends = ("reference",) if context.is_rehearsal else KERNELS
     waiting = {f"{job.name} {job.backend}": job for job in jobs(context, backends)}
@@ -59,7 +59,7 @@ _FIELDS = CheckResult.__dataclass_fields__.keys()
 
 
 def jobs(context: Context, backends: tuple[str, ...]) -> list[Job]:
-    """All cases of single ops, those that matter most first."""
+    """Lists all cases of single ops, the most important first."""
     device = context.device
     found = [
         Job(case.name, case.op, backend, str(device), CASE_SECONDS)
@@ -72,5 +72,5 @@ def jobs(context: Context, backends: tuple[str, ...]) -> list[Job]:
 
 
 def kernel_cases(device: torch.device, backend: str) -> list[Case]:
-    """Those of single ops; `engine-equal` runs the whole demo model."""
+    """Lists the cases of single ops. `engine-equal` runs the whole demo model."""
     return [case for case in cases(Target(backend, device)) if case.op != DEMO]

@@ -1,8 +1,8 @@
-"""A model of which a quarter of the layers is resident and the rest is streamed from pinned host memory.
+"""The part `streaming`: a model with a quarter of the layers resident, the others streamed from pinned host memory.
 
-For each number of rows: seconds of a step, of the same step with everything resident (compute), and of the copies alone
-(transfer). A perfect overlap takes as long as the slower of the two; of the transfer, what the step took beyond compute
-was not hidden.
+For each batch size: seconds of a step, of the same step with all layers resident (compute), and of the copies alone
+(transfer). A perfect overlap takes the larger of the last two. The part of the transfer that was not hidden is the
+step's time beyond compute.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from rwkv_batch.engine.state_pool import StatePool, pool_parts
+from rwkv_batch.measure.table import format_lines
 from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.pipeline import Pipeline
 from rwkv_batch.models.placement import LayerPlacement, Placement
@@ -21,7 +22,6 @@ from rwkv_batch.models.rows import Rows
 from rwkv_batch.ops import resolve
 
 from ..roofline import MODELS, Sizes
-from .columns import format_columns
 from .context import TINY, Context
 from .device import release
 from .engines import engine_backend
@@ -44,7 +44,7 @@ def run(context: Context) -> list[str]:
 
 
 class _Models:
-    """The model in both forms, loaded when the first point is measured."""
+    """The model in both forms, loaded on first use."""
 
     def __init__(self, context: Context, sizes: Sizes) -> None:
         self._context, self._sizes = context, sizes
@@ -80,7 +80,7 @@ class _Step(NamedTuple):
         token_ids = torch.arange(1, B + 1, device=model.device) % model.sizes["V"]
         return cls(model, pool, Rows(slots, (1,) * B, model.device, (0,) * B), token_ids)
 
-    def __call__(self) -> None:
+    def run(self) -> None:
         with torch.inference_mode():
             self.model.logits(self.model.forward(self.token_ids, self.rows, self.pool.layers))
 
@@ -90,8 +90,8 @@ def _point(context: Context, models: _Models, B: int) -> Point:
     pipeline = streamed.model.pipeline
     assert pipeline is not None
     seconds = {
-        "streamed": context.stopwatch.once(streamed),
-        "compute": context.stopwatch.once(resident),
+        "streamed": context.stopwatch.once(streamed.run),
+        "compute": context.stopwatch.once(resident.run),
         "transfer": context.stopwatch.once(partial(_transfer, pipeline)),
     }
     assert pipeline.stream is not None
@@ -108,7 +108,7 @@ def _point(context: Context, models: _Models, B: int) -> Point:
 
 
 def _transfer(pipeline: Pipeline) -> None:
-    """All copies of a step, with nothing to do in between."""
+    """Runs all copies of a step without any other work."""
     stream = pipeline.stream
     assert stream is not None
     for number in range(len(stream)):
@@ -130,4 +130,4 @@ def _table(points: dict[str, Point]) -> list[str]:
         if point
     ]
     columns = ["streaming", "tokens/s", "ms", "compute", "transfer", "GB/s", "hidden", "x the slower"]
-    return format_columns(columns, rows)
+    return format_lines(columns, rows)

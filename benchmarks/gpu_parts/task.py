@@ -1,4 +1,4 @@
-"""What a process is told that measures one part, or a share of it."""
+"""The task of a process: one part, or a share of its points."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from .record import read
 
 @dataclass(frozen=True)
 class Task:
-    """One process's work. It travels as JSON.
+    """The work of one process, passed to it as JSON.
 
     Args:
-        part: its name.
+        part: name of the part.
         out: the folder of results.
         commit: of the tree.
-        rehearse: tiny sizes on the CPU.
-        models: names of models; empty takes the part's own choice.
-        batches: numbers of rows; empty takes the part's own choice.
-        compiled: a folder of compiled kernels; empty takes Triton's own.
-        end: when no point is started any more, by `monotonic`, which all processes of a machine share.
-        share: (i, n) takes every n-th point from the i-th on; empty takes all.
-        is_brief: the part's time is short: figures are of one round.
-        is_dry: run every point once on a small scale, so that kernels are compiled; keep nothing.
-        goes_on: points that failed are not tried again.
-        forgets: points that were measured are measured again.
+        rehearse: run tiny sizes on the CPU.
+        models: names of models; empty for the part's own choice.
+        batches: batch sizes; empty for the part's own choice.
+        compiled: a folder of compiled kernels; empty for Triton's own cache.
+        end: when no further point is started, by `monotonic`, which all processes of a machine share.
+        share: (i, n) for every n-th point from the i-th on; empty for all.
+        is_brief: measure one round only, because the time is short.
+        is_dry: run every point once on a small scale, to compile kernels. Keep nothing.
+        goes_on: do not try failed points again.
+        forgets: measure again what was measured before.
     """
 
     part: str
@@ -46,13 +46,13 @@ class Task:
 
     @property
     def path(self) -> Path:
-        """The JSON file of this process's results."""
+        """The JSON file for the results of this process."""
         name = f"{self.part}-{self.share[0]}-of-{self.share[1]}" if self.share else self.part
         return Path(self.out, "shares", f"{name}.json") if self.share else Path(self.out, f"{name}.json")
 
     @property
     def log(self) -> Path:
-        """What a process that compiles beforehand writes."""
+        """The file for the output of a process that compiles beforehand."""
         return self.path.with_suffix(".log")
 
     def to_json(self) -> str:
@@ -60,9 +60,10 @@ class Task:
 
     @classmethod
     def from_json(cls, text: str) -> Task:
-        fields = json.loads(text)
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        fields: dict[str, Any] = json.loads(text)
+        made: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        return cls(**made)
 
     def results_of(self, part: str) -> dict[str, Any] | None:
-        """What a part has left."""
+        """Returns the results of a part; None if it has none."""
         return read(Path(self.out, f"{part}.json"))

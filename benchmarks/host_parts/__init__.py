@@ -1,5 +1,5 @@
-"""What `benchmarks.host` is made of: cases, the simulated device, the process that measures, one driver a version.
+"""Modules of `benchmarks.host`: cases, the simulated device, the process that measures, a driver for each version.
 
-A driver is all that differs between commits of the package. `driver.py` goes with the package beside it,
-`driver_COMMIT.py` with the package at that commit.
+A driver holds everything that differs between commits of the package. `driver.py` belongs to the present package,
+`driver_COMMIT.py` to the package at that commit.
 """

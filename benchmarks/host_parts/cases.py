@@ -1,19 +1,19 @@
-"""What is measured: batch size, lengths and features, by name."""
+"""The workloads: batch size, lengths and features, by name."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 STOP = ("\n\nUser:",)
-"""Stop string of a whole job. No completion has a colon, so it never ends one."""
+"""Stop string of a whole job. No completion has a colon, so the string never matches."""
 STOPS = (*STOP, "\n\nQuestion:", "fox:", "</answer:>")
 """Stop strings of a `stop` case."""
 ENGINE_PROMPT_TOKENS = 16
 PROMPT_TOKENS_OF_A_STEP = 4096
-"""Beside one token for each slot: the room for prompts that the package gives a step on a CUDA device."""
+"""Tokens of a step besides one for each slot, as the package chooses them on a CUDA device."""
 ALTERNATIVES = 5
 SAMPLES = 8
 PENALTIES = {"presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.1}
@@ -25,9 +25,9 @@ class Case:
 
     Args:
         batch_size: slots of the engine.
-        length: tokens of each completion; 0 where rows are scored.
-        requests: completions, samples counted one by one; or rows to score.
-        feature: "" (nothing special), "stop", "logprobs", "penalties", "n8" or "score".
+        length: tokens of each completion; 0 for rows to score.
+        requests: number of completions, each sample counted; or number of rows to score.
+        feature: "" for none, "stop", "logprobs", "penalties", "n8" or "score".
     """
 
     batch_size: int
@@ -46,7 +46,7 @@ class Case:
 
     @property
     def n(self) -> int:
-        """Samples of a row."""
+        """Number of samples of a row."""
         return SAMPLES if self.feature == "n8" else 1
 
     @property
@@ -54,7 +54,7 @@ class Case:
         return self.requests // self.n
 
     @property
-    def penalties(self) -> dict[str, float]:
+    def penalties(self) -> dict[str, Any]:
         return PENALTIES if self.feature == "penalties" else {}
 
     @property
@@ -62,7 +62,7 @@ class Case:
         return self.feature == "score"
 
     def quick(self) -> Case:
-        """The same with a few rows: a rehearsal, whose figures mean nothing."""
+        """Returns the case with a few rows, for rehearsals. Its figures mean nothing."""
         return replace(self, batch_size=self.batch_size // 128, length=self.length // 16, requests=24)
 
 
@@ -80,12 +80,12 @@ DEFAULT = ("256x16", "1024x64", "1024x64-logprobs", "1024x64-penalties", "1024x6
 
 
 def prompt(row: int) -> str:
-    """The prompt of a job's row."""
+    """Makes the prompt of a row of a job."""
     return f"Question {row}: why is the sky blue?"
 
 
 class Question(NamedTuple):
-    """One row of 5-shot multiple choice: the examples of its subject and its own question, and four choices."""
+    """A row of 5-shot multiple choice. The context is the examples of its subject and the question."""
 
     context: str
     choices: list[str]
@@ -98,7 +98,7 @@ _CONSONANTS, _VOWELS = "bcdfghklmnprstvw", "aeiou"
 
 
 def questions(count: int) -> Iterator[Question]:
-    """Made-up English-looking text, the same at every call; 600 to 1,000 bytes of a context belong to its subject."""
+    """Yields questions of random English-looking text, the same at every call. Examples take 600 to 1,000 bytes."""
     draw = random.Random(0)
 
     def words(least: int, most: int) -> str:

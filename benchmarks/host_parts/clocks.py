@@ -1,4 +1,4 @@
-"""Seconds spent in some functions, by part."""
+"""Clocks around functions: seconds by part."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Watched(NamedTuple):
     name: str
     part: str
     clock: Callable[[], float]
-    """`perf_counter` on the main thread; `thread_time`, processor time of the thread itself, on any other."""
+    """`perf_counter` for the main thread; `thread_time`, the processor time of a thread, for all others."""
 
 
 class Clocks:
@@ -27,10 +27,10 @@ class Clocks:
 
     @contextmanager
     def watching(self, functions: Iterable[Watched]) -> Iterator[None]:
-        """Count the time in these functions.
+        """Counts the time in these functions.
 
         Raises:
-            AttributeError: an owner has no function of that name.
+            AttributeError: an owner lacks the function.
         """
         with ExitStack() as stack:
             for one in functions:

@@ -1,4 +1,4 @@
-"""One commit of the package in a process of its own, which is asked for one measurement at a time."""
+"""A contender: one commit of the package in a process of its own, which takes one measurement at a time."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from .cases import Case
 
 ROOT = Path(__file__).parent.parent.parent
 PARTS = ("engine", "job")
-"""The engine alone, and a whole job."""
-# rwkv_batch comes from PYTHONPATH; this folder's benchmarks come from where they are, whatever the other commit has.
+"""What is measured: the engine alone, and a whole job."""
+# rwkv_batch comes from PYTHONPATH. The benchmarks come from this tree, also where the other commit has some.
 _START = "import sys, rwkv_batch; sys.path.insert(0, sys.argv.pop(1)); from benchmarks.host_parts.{0} import main; "
 _START += "main(sys.argv[1:])"
 
 
 class ContenderFailed(Exception):
-    """A process cannot measure; the text says why."""
+    """A process cannot measure. The message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """Where one commit lies.
+    """One commit of the package, checked out in a folder.
 
     Args:
-        root: the folder that has `rwkv_batch` in it.
-        commit: its name for people.
-        driver: of `benchmarks.host_parts`.
+        root: the folder that contains `rwkv_batch`.
+        commit: name of the commit in reports.
+        driver: name of the driver, a module of `benchmarks.host_parts`.
     """
 
     root: Path
@@ -43,13 +43,13 @@ class Package:
     driver: str
 
     def command(self, module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
-        """What starts `main` of a module of `benchmarks.host_parts` on this package: arguments and environment."""
+        """Makes arguments and environment of a process that runs `main` of a module of `benchmarks.host_parts`."""
         command = [sys.executable, "-c", _START.format(module), str(ROOT), *arguments]
         return command, {**os.environ, "PYTHONPATH": str(self.root)}
 
 
 def package(root: Path) -> Package:
-    """The package in a folder that has a commit checked out."""
+    """Describes the package in a folder that has a commit checked out."""
     commit = git(root, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     drivers = [path.stem for path in Path(__file__).parent.glob("driver_*.py")]
     own = [name for name in drivers if commit.startswith(name.removeprefix("driver_"))]
@@ -58,10 +58,10 @@ def package(root: Path) -> Package:
 
 @contextmanager
 def checked_out(commit: str) -> Iterator[Path]:
-    """A temporary git worktree of a commit of this repository.
+    """Checks a commit out in a temporary git worktree.
 
     Raises:
-        ContenderFailed: there is no such commit here.
+        ContenderFailed: the repository lacks the commit.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "tree")
@@ -76,7 +76,7 @@ def checked_out(commit: str) -> Iterator[Path]:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """What git says; nothing where it fails."""
+    """Returns the output of git; empty if git fails."""
     done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
     return done.stdout.strip()
 
@@ -89,7 +89,7 @@ class Contender:
         log: file for what the process prints.
 
     Raises:
-        ContenderFailed: it does not start.
+        ContenderFailed: the process does not start.
     """
 
     def __init__(self, package: Package, options: dict[str, Any], log: Path) -> None:
@@ -108,11 +108,11 @@ class Contender:
             raise
 
     def measure(self, part: str, case: Case, watch: bool = False) -> dict[str, Any]:
-        """One run.
+        """Runs one measurement and returns the answer.
 
         Args:
             part: one of `PARTS`.
-            watch: count the time in more functions, which takes time itself.
+            watch: also count the time in more functions, which slows the run.
 
         Raises:
             ContenderFailed: the run failed, or the process ended.
@@ -122,14 +122,14 @@ class Contender:
             self._process.stdin.write(json.dumps({"part": part, "case": asdict(case), "watch": watch}) + "\n")
             self._process.stdin.flush()
         except OSError:
-            pass  # it has ended: reading says why
+            pass  # the process has ended: reading the answer raises the reason
         answer = self._read()
         if "error" in answer:
             raise ContenderFailed(f"{self.package.commit}: {answer['error']}")
         return answer
 
     def close(self) -> None:
-        """End the process."""
+        """Ends the process."""
         end(self._process)
 
     def _read(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A device that costs the host nothing: the results of a step are there a given time after it was launched."""
+"""A simulated device that costs the host nothing: results are ready a given time after the start of a step."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from unittest.mock import patch
 
 
 class SimulatedDevice:
-    """Runs one step at a time, in the order of their launches.
+    """A device that runs one step at a time, in the order of launches.
 
     A step starts when it is launched or when the step before it has ended, whichever is later.
 
     Args:
-        step_seconds: what a step takes; 0 makes results ready at once.
-        now, sleep: the clock in seconds, and what waits on it.
+        step_seconds: time of a step; 0 makes results ready at once.
+        now, sleep: the clock, in seconds, and the function that waits on it.
 
     Attributes:
-        on_launch: called at every launch.
-        ready_at: when the results of the step that was launched last are ready.
+        on_launch: a function called at every launch.
+        ready_at: the time at which the results of the last launched step are ready.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class SimulatedDevice:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all steps."""
+        """Forgets all steps."""
         self.num_steps = 0
         self.first_launch: float | None = None
         self.last_result = 0.0
         self.ready_at = 0.0
 
     def launch(self) -> None:
-        """A step is put into the device's queue."""
+        """Enqueues a step."""
         now = self._now()
         if self.first_launch is None:
             self.first_launch = self.last_result = now
@@ -51,28 +51,28 @@ class SimulatedDevice:
         self.on_launch()
 
     def wait(self, ready_at: float) -> None:
-        """Return when the device's clock has come to `ready_at`, a former value of that attribute."""
+        """Waits until the device's clock reaches `ready_at`, an earlier value of the attribute."""
         while (left := ready_at - self._now()) > 0:
             self._sleep(left)
         self.last_result = self._now()
 
     @property
     def wall_seconds(self) -> float:
-        """From the first launch to the last result that was read."""
+        """Seconds from the first launch to the last result that was read."""
         return 0.0 if self.first_launch is None else self.last_result - self.first_launch
 
     @property
     def used_share(self) -> float | None:
-        """Seconds in which a step ran ÷ `wall_seconds`; None for a device that takes no time."""
+        """Seconds in which a step ran ÷ `wall_seconds`; None for steps of no time."""
         busy = self.num_steps * self.step_seconds
         return busy / self.wall_seconds if busy and self.wall_seconds else None
 
     @contextmanager
     def delays(self, copy_class: Any) -> Iterator[None]:
-        """What `copy_class` copies to the host is there when the step launched before the copy has ended.
+        """Delays copies to the host until the step that was launched before the copy has ended.
 
         Args:
-            copy_class: a copy starts when an object is made; its method `read` waits for it.
+            copy_class: the class of such copies. A new object starts a copy; its method `read` waits for the copy.
         """
         make, read = copy_class.__init__, copy_class.read
 

@@ -1,4 +1,4 @@
-"""The package beside this folder: how its engine and its jobs are run without a model's and a sampler's cost."""
+"""The driver of the present package: runs its engine and its jobs without the cost of a model and a sampler."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ _FILE = SimpleNamespace(
     state_fields=lambda placement, dtype: (StateField("nothing", (1,), torch.int64),),
     initial_states=lambda init_state: {},
 )
-"""A model of one layer with a state of 8 bytes: to reset or to copy it is the device's work."""
+"""A model file of one layer with a state of 8 bytes. To reset or copy states is the device's work."""
 
 
 class FreeModel:
-    """For an `Engine`: a model without weights."""
+    """A model without weights, for an `Engine`."""
 
     device = torch.device("cpu")
     placement = Placement(device, torch.float32, None)
     pipeline = None
-    file = _FILE
+    file: Any = _FILE
     sizes = _FILE.sizes
 
     def __init__(self, device: SimulatedDevice) -> None:
@@ -81,8 +81,8 @@ class FreeModel:
         return self._results.score(hidden, None, targets)
 
 
-class FreeOfCost(FreeModel, Model):
-    """For an `LLM`: the bundled model, loaded as always, and then never asked to compute."""
+class FreeOfCost(FreeModel, Model):  # type: ignore[misc]
+    """The bundled model for an `LLM`: loaded as usual, but its step computes nothing."""
 
     def __init__(self, device: SimulatedDevice, *args: Any, **kwargs: Any) -> None:
         Model.__init__(self, *args, **kwargs)
@@ -103,7 +103,7 @@ def new_engine(case: Case, device: SimulatedDevice, recorded: bool) -> Engine:
 
 
 def requests(case: Case, prompts: list[list[int]]) -> list[Any]:
-    """A row's requests together, in the order of rows."""
+    """Makes the requests of each row, in the order of rows."""
     if case.is_score:
         return [_scoring(row, *question) for row, question in enumerate(questions(case.requests))]
     params = SamplingParams(
@@ -139,18 +139,18 @@ def complete(engine: Engine, items: Iterable[Any]) -> Iterator[Any]:
 
 
 def num_tokens(completion: Any) -> int:
-    """Sampled or scored."""
+    """Counts the sampled or scored tokens of a completion."""
     return sum(map(len, (completion.token_ids, completion.prompt_scores or (), completion.next_scores or ())))
 
 
 def num_transfers(engine: Engine) -> int:
-    """From the host to the device, since the engine was made."""
+    """Counts the transfers from the host to the device since the engine was made."""
     return engine._uploader.num_transfers
 
 
 @contextmanager
 def free_jobs(device: SimulatedDevice, recorded: bool) -> Iterator[list[Engine]]:
-    """Jobs load a model that costs nothing; yields the engines that they make."""
+    """Makes jobs load a model that costs nothing; yields the list of the engines that they make."""
     engines: list[Engine] = []
     make = Engine.__init__
 

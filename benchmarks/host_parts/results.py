@@ -1,7 +1,8 @@
-"""What a model and a sampler give that compute nothing: constants in tensors that are there beforehand."""
+"""Results of a model and a sampler that compute nothing: constants in tensors made beforehand."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,18 +11,18 @@ from torch import Tensor
 from .device import SimulatedDevice
 
 VOCAB_SIZE = 257
-"""The bundled model's: a byte's id is its value + 1, and 0 is the end of text."""
+"""Vocabulary size of the bundled model: a byte's id is its value + 1, and 0 is the end of text."""
 TOKEN_BYTES = (None, *(bytes([value]) for value in range(256)))
 MOST_ROWS, MOST_TOKENS = 4096, 1 << 16
 TEXT = b"the quick brown fox jumps over the lazy dog,\n\nand then it sleeps under the old oak tree.\n\n"
-"""Row i of every step gets token i of this text, repeated; it has no colon."""
+"""Row i of every step gets token i of this text, repeated. It has no colon, so no stop string matches."""
 
 
 class FreeResults:
-    """The device's side of a step; `launch` first.
+    """The results of a step. `forward` launches it on the device.
 
     Args:
-        device: is told of every step.
+        device: the device on which steps are launched.
     """
 
     def __init__(self, device: SimulatedDevice) -> None:
@@ -33,11 +34,15 @@ class FreeResults:
         self._is_greedy = torch.zeros(MOST_TOKENS, dtype=torch.bool)
         self._ranks = torch.full((MOST_ROWS,), 2)
         self._top_ids = torch.arange(1, 33).repeat(MOST_ROWS, 1)
-        self.ops = {"sample": self.sample, "top_tokens": self.top_tokens, "score": self.score}
-        """In the place of the ops of these names."""
+        self.ops: dict[str, Callable[..., Any]] = {
+            "sample": self.sample,
+            "top_tokens": self.top_tokens,
+            "score": self.score,
+        }
+        """Op → the function that replaces it."""
 
     def forward(self, token_ids: Tensor, rows: Any) -> Tensor:
-        """A step is launched. The tensors that every model's kernels read of its rows are made."""
+        """Launches a step. Makes the tensors of its rows that the kernels of every model read."""
         for name in ("slot_index", "cu_seqlens", "token_rows"):
             getattr(rows, name)
         self._device.launch()

@@ -1,4 +1,4 @@
-"""From the start of a process to the first step of a job: what a fresh process measures of itself."""
+"""Process that measures its own time from its start to the first step of a job."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run a job up to its first step, and print a JSON object with the seconds of `import torch` and of everything.
+    """Runs a job up to its first step; prints a JSON object with the seconds of `import torch` and of everything.
 
     Args:
         arguments: the driver's module, `time.monotonic()` from before the process was started, the job file, and the

@@ -1,6 +1,6 @@
-"""The process that measures one version of the package: questions on stdin, answers on stdout, one JSON object a line.
+"""Process that measures one version of the package: questions on stdin, answers on stdout, one JSON object a line.
 
-It is started by `contender.Contender`, which says what a question is.
+`contender.Contender` starts the process and defines the questions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import random
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter, process_time, thread_time
@@ -34,15 +34,15 @@ from .results import VOCAB_SIZE
 Answer = dict[str, Any]
 WARM_UP_LENGTH = 3
 PHASES = ("schedule", "model", "sample", "wait", "commit")
-"""What `EngineStats` times inside steps, where it has them."""
+"""Phases of a step that `EngineStats` times, as far as the version has them."""
 _CLOCKS = {"wall": perf_counter, "processor": process_time, "thread": thread_time}
 
 
 class Measurer:
-    """Measures with one driver.
+    """Runs measurements with one driver.
 
     Args:
-        recorded: decode steps take the path of steps that are recorded on a CUDA device.
+        recorded: decode steps take the code path of steps that are recorded as CUDA graphs.
     """
 
     def __init__(self, driver: Any, step_seconds: float, recorded: bool) -> None:
@@ -51,7 +51,7 @@ class Measurer:
         self._recorded = recorded
 
     def engine(self, case: Case, watch: bool) -> Answer:
-        """The engine alone, whose requests are there beforehand."""
+        """Measures the engine alone. All requests exist beforehand."""
         driver, device = self._driver, self._device
         engine = driver.new_engine(case, device, self._recorded)
         draw = random.Random(0)
@@ -77,11 +77,11 @@ class Measurer:
         return self._answer(case, spent, expected, counted, clocks, transfers)
 
     def job(self, case: Case, watch: bool) -> Answer:
-        """A whole job, from Parquet to Parquet, once its model is loaded."""
+        """Measures a whole job, from Parquet to Parquet, after its model is loaded."""
         driver, device = self._driver, self._device
         clocks = Clocks()
-        whole = [Watched(*driver.SERVE, name, clock) for name, clock in _CLOCKS.items()]
-        loading = [Watched(*driver.LOAD, f"loading, {name}", clock) for name, clock in _CLOCKS.items()]
+        whole = [_watched(driver.SERVE, name, clock) for name, clock in _CLOCKS.items()]
+        loading = [_watched(driver.LOAD, f"loading, {name}", clock) for name, clock in _CLOCKS.items()]
         with tempfile.TemporaryDirectory() as scratch:
             path = _write_job(Path(scratch), case)
             device.reset()
@@ -138,10 +138,10 @@ class Measurer:
 
 
 class Transfers:
-    """How many arrays have gone to the device for each step.
+    """Counts the arrays transferred to the device for each step.
 
     Args:
-        engines: the last one counts; it may be made later.
+        engines: the last engine of the list counts; it may be added later.
     """
 
     def __init__(self, device: SimulatedDevice, driver: Any, engines: Sequence[Any]) -> None:
@@ -154,7 +154,7 @@ class Transfers:
 
     @property
     def mean(self) -> float:
-        """Of all steps but the first."""
+        """Transfers of a step, on average over all steps but the first."""
         return (self._counts[-1] - self._counts[0]) / max(len(self._counts) - 1, 1)
 
     @property
@@ -163,27 +163,32 @@ class Transfers:
 
 
 def _step(driver: Any) -> Watched:
-    return Watched(*driver.STEP, "in steps", thread_time)
+    return _watched(driver.STEP, "in steps", thread_time)
+
+
+def _watched(function: tuple[Any, str], part: str, clock: Callable[[], float]) -> Watched:
+    owner, name = function
+    return Watched(owner, name, part, clock)
 
 
 def _numbers(stats: Any) -> dict[str, float]:
-    """The counters of an engine."""
+    """Returns the counters of an engine."""
     return {name: value for name, value in vars(stats).items() if isinstance(value, (int, float))}
 
 
 def _scored_tokens(case: Case) -> int:
-    """Of the choices; a token is a byte."""
+    """Counts the tokens of the choices; a token is a byte."""
     return sum(len(choice.encode()) for one in questions(case.requests) for choice in one.choices)
 
 
 def _sum(column: Any) -> int:
-    """Of all numbers in a column, which may hold lists."""
+    """Adds up all numbers in a column, which may hold lists."""
     values = column.combine_chunks()
     return sum((values.flatten() if pa.types.is_list(values.type) else values).to_pylist())
 
 
 def _write_job(folder: Path, case: Case) -> Path:
-    """The job's file; its input lies beside it, and its output comes into the folder out."""
+    """Writes a job file, and its input beside it. The output goes to the folder `out`."""
     settings: dict[str, Any] = {
         "model": {"path": "demo"},
         "engine": {
@@ -221,14 +226,14 @@ def _write_job(folder: Path, case: Case) -> Path:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Answer until stdin ends.
+    """Answers questions until stdin ends.
 
     Args:
         arguments: the driver's module, the folder that the package must come from, and a JSON object with `step_ms`,
             `recorded` and `threads`.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to stderr
+    os.dup2(2, 1)  # output of libraries goes to stderr
     name, root, options = arguments[0], Path(arguments[1]), json.loads(arguments[2])
     found = Path(str(rwkv_batch.__file__)).resolve().parent.parent
     if found != root.resolve():

@@ -1,4 +1,4 @@
-"""The package `rwkv7-hf` under transformers' `generate`. The form is its dtype."""
+"""Worker for the package `rwkv7-hf` under transformers' `generate`. The form is a dtype."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ class HuggingFace(Peer):
 def _converted(task: Task) -> Path:
     folder = Path(task.folder) / f"{Path(task.model).stem}-hf-{task.form}"
     if not (folder / "config.json").is_file():
-        command = [Path(sys.executable).with_name("rwkv7-hf"), "convert", "--input", task.model, "--output", folder]
+        program = str(Path(sys.executable).with_name("rwkv7-hf"))
+        command = [program, "convert", "--input", task.model, "--output", str(folder)]
         options = ["--vocab-file", task.vocabulary, "--precision", _PRECISIONS[task.form]]
         subprocess.run([*command, *options], check=True)
     return folder

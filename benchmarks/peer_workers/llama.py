@@ -1,9 +1,8 @@
-"""llama.cpp through `llama-cpp-python`: parallel sequences in one context. The form is the GGUF's type.
+"""Worker for llama.cpp through `llama-cpp-python`: parallel sequences in one context. The form is the GGUF type.
 
-A step is one `llama_decode` of one token for every sequence; the most likely tokens come from one argmax over all
-rows, which is cheaper than any of llama.cpp's own samplers. F32, F16 and BF16 files are written by
-`benchmarks.gguf_file`, the others by llama.cpp's quantizer from the F32 file; "Q4_0 pure" has the head in that format
-too.
+A step is one `llama_decode` of one token for every sequence. One argmax over all rows chooses the most likely tokens,
+which is cheaper than any of llama.cpp's own samplers. `benchmarks.gguf_file` writes F32, F16 and BF16 files;
+llama.cpp's quantizer makes the others from the F32 file. "Q4_0 pure" quantizes embedding and head too.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from .protocol import Peer, Task, log_softmax, serve
 FLOAT_FORMS = ("F32", "F16", "BF16")
 _BATCH_TOKENS = 2048
 _PIECE_TOKENS = 512
-"""What llama.cpp's own benchmark takes: tokens of a call, and of one pass over the graph."""
+"""Tokens of a call, and of one pass over the graph: the values of llama.cpp's own benchmark."""
 
 
 class Llama(Peer):
@@ -35,7 +34,7 @@ class Llama(Peer):
             str(_gguf(task)).encode(), llama_cpp.llama_model_default_params()
         )
         if not self._model:
-            raise RuntimeError("llama.cpp could not load the file; what it said is above")
+            raise RuntimeError("llama.cpp could not load the file; its error is above")
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = task.batch_size * task.row_tokens
         params.n_batch, params.n_ubatch = _BATCH_TOKENS, _PIECE_TOKENS
@@ -43,7 +42,7 @@ class Llama(Peer):
         params.n_threads = params.n_threads_batch = task.threads
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
-            raise RuntimeError("llama.cpp could not make a context; what it said is above")
+            raise RuntimeError("llama.cpp could not make a context; its error is above")
         self._vocab_size = task.vocab_size
         self._batch = llama_cpp.llama_batch_init(_BATCH_TOKENS, 0, 1)
 
@@ -60,7 +59,7 @@ class Llama(Peer):
         return log_softmax(self._feed_prompts([prompt])[0], candidates)
 
     def _feed_prompts(self, prompts: list[list[int]]) -> numpy.ndarray:
-        """Logits [B, V] after the prompts, as many prompts in a call as it holds."""
+        """Reads the prompts, as many in a call as fit; returns logits [B, V] after them."""
         length = len(prompts[0])
         group = max(_BATCH_TOKENS // length, 1)
         found = []
@@ -74,7 +73,7 @@ class Llama(Peer):
         return numpy.concatenate(found)
 
     def _decode(self, entries: list[tuple[int, int, int, bool]]) -> numpy.ndarray:
-        """Token, position, sequence and whether its logits are wanted, for each entry → logits, a view."""
+        """Runs entries of (token, position, sequence, logits are needed); returns a view of the logits."""
         batch = self._batch
         batch.n_tokens = len(entries)
         for i, (token, position, sequence, is_wanted) in enumerate(entries):
@@ -89,7 +88,7 @@ class Llama(Peer):
 
 
 def _gguf(task: Task) -> Path:
-    """The file, made if the folder does not hold it yet."""
+    """Returns the GGUF file, and makes it if the folder does not hold it yet."""
 
     def path(form: str) -> Path:
         return Path(task.folder) / f"{Path(task.model).stem}-{form.replace(' ', '-')}.gguf"
@@ -115,7 +114,7 @@ def _quantize(source: Path, target: Path, name: str, *words: str) -> None:
     unfinished = target.with_suffix(".unfinished")
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(unfinished).encode(), ctypes.byref(params))
     if code:
-        raise RuntimeError(f"llama.cpp could not quantize {source.name} to {name}; what it said is above")
+        raise RuntimeError(f"llama.cpp could not quantize {source.name} to {name}; its error is above")
     unfinished.rename(target)
 
 

@@ -1,4 +1,4 @@
-"""This project as a job runs it: requests by the thread that tokenises, engine, sampler, detokeniser."""
+"""Worker for this project, run as a job runs it: tokenizer in a thread of its own, engine, sampler, detokenizer."""
 
 from __future__ import annotations
 

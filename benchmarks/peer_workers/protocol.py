@@ -1,7 +1,7 @@
-"""What a worker is asked for, and how it answers: one JSON object a line, on stdin and stdout.
+"""The protocol of workers: one JSON object a line, questions on stdin, answers on stdout.
 
-The first line is its task, answered by what it is. Then come points to measure, one a line, each answered by a rate or
-by the error that it met; the end of stdin ends the worker. What libraries print goes to stderr.
+The first line is the task; the answer describes the worker. Every further line asks for a point, and the answer is a
+rate or an error. The end of stdin ends the worker. Output of libraries goes to stderr.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ WARM_UP_STEPS = 2
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker is to load.
+    """The model that a worker loads, and its limits.
 
     Args:
         model: a random .pth checkpoint, bfloat16.
         vocabulary: the World vocabulary file.
-        form: of the weights, in the engine's own words.
-        folder: for files that a worker makes of the checkpoint; kept.
-        batch_size: the most sequences that it will be given.
-        row_tokens: the most tokens, prompt and completion, that a row will have.
+        form: number format of the weights, in the engine's own words.
+        folder: keeps files that a worker makes of the checkpoint.
+        batch_size: the largest number of sequences of a point.
+        row_tokens: the largest number of tokens of a row, prompt and completion together.
     """
 
     model: str
@@ -42,31 +42,31 @@ class Task:
 
 
 class Peer:
-    """One engine with the model loaded. A method runs one job from its first token to its last."""
+    """An engine that has loaded the model."""
 
     version: str
     what: str
-    """How it chooses tokens."""
+    """How the engine chooses tokens."""
     has_batches: bool = True
 
     def complete(self, prompts: list[list[int]], num_tokens: int) -> None:
-        """`num_tokens` tokens for every prompt, whatever they are."""
+        """Completes every prompt with exactly `num_tokens` tokens."""
         raise NotImplementedError
 
     def logprobs(self, prompt: list[int], candidates: list[int]) -> list[float]:
-        """Log-probability of each candidate as the next token."""
+        """Returns the log-probability of each candidate as the next token."""
         raise NotImplementedError
 
 
 def prompts(batch_size: int, length: int, vocab_size: int) -> list[list[int]]:
-    """Random ids of tokens that have bytes; the same for every engine."""
+    """Draws random ids of tokens that have bytes, the same for every engine."""
     draw = random.Random(0)
     last = min(vocab_size, 65530)
     return [draw.choices(range(1, last), k=length) for _ in range(batch_size)]
 
 
 def serve(make: Callable[[Task], Peer]) -> None:
-    """Answer until stdin ends."""
+    """Answers questions until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -90,7 +90,7 @@ def _answer(peer: Peer, task: Task, question: dict[str, Any]) -> dict[str, Any]:
     if rows > 1 and not peer.has_batches:
         raise ValueError("runs one sequence at a time")
     given = prompts(rows, length, task.vocab_size)
-    # A first run prepares products of these shapes; long prompts need one row of them.
+    # A first run prepares products of these shapes. For long prompts one row is enough.
     peer.complete(given if length == 1 else given[:1], min(num_tokens, WARM_UP_STEPS))
     start = perf_counter()
     peer.complete(given, num_tokens)
@@ -98,7 +98,7 @@ def _answer(peer: Peer, task: Task, question: dict[str, Any]) -> dict[str, Any]:
 
 
 def log_softmax(logits: Sequence[float], candidates: Sequence[int]) -> list[float]:
-    """Of the candidates, over all logits, in float64."""
+    """Returns the log-probabilities of the candidates, in float64 over all logits."""
     import numpy
 
     values = numpy.asarray(logits, dtype=numpy.float64)

@@ -1,4 +1,4 @@
-"""The `rwkv` package: one sequence, TorchScript on, the most likely token taken. The form is its strategy."""
+"""Worker for the `rwkv` package: one sequence, TorchScript on, the most likely token. The form is its strategy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from .protocol import Peer, Task, log_softmax, serve
 
 _PROFILED_CALLS = 3
-"""TorchScript profiles the first calls of each kind."""
+"""Calls of each kind before measurements, which TorchScript needs for its profile."""
 
 
 class RwkvPackage(Peer):

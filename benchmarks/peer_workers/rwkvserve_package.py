@@ -1,4 +1,4 @@
-"""`rwkvserve` on a CPU: its own continuous batching and sampler. The form is its dtype."""
+"""Worker for `rwkvserve` on a CPU: its own continuous batching and sampler. The form is a dtype."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Rwkvserve(Peer):
             max_batch_tokens=task.batch_size * task.row_tokens,
         )
         self._llm.eos_token_id = None
-        # It takes prompts as text; here a text is a list of ids.
+        # rwkvserve takes prompts as text; this tokenizer reads a text as a list of ids.
         self._llm.tokenizer.encode = lambda text: json.loads(text)
 
     def complete(self, prompts: list[list[int]], num_tokens: int) -> None:
@@ -48,7 +48,7 @@ class Rwkvserve(Peer):
 
 
 def _model_folder(task: Task) -> Path:
-    """What it loads: a folder with its own names for the sizes, the checkpoint and the vocabulary."""
+    """Makes the folder that rwkvserve loads: sizes under its own names, checkpoint, vocabulary."""
     folder = Path(task.folder) / f"{Path(task.model).stem}-rwkvserve"
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint: dict[str, Any] = torch.load(task.model, map_location="cpu", weights_only=True, mmap=True)

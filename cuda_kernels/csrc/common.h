@@ -22,21 +22,22 @@ static __device__ __forceinline__ u16 float_to_half(float x) {
 #if __CUDA_ARCH__ >= 800
 // 16 bytes from global to shared memory, or zeros; complete after a wait for the group that it is committed to.
 static __device__ __forceinline__ void copy_async(void* to, const void* from, bool is_valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-               :: "r"((u32)__cvta_generic_to_shared(to)), "l"(from), "r"(is_valid ? 16 : 0) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from),
+               "r"(is_valid ? 16 : 0)
+               : "memory");
 }
 static __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until at most LEFT of this thread's groups are under way.
 template <int LEFT>
 static __device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" :: "n"(LEFT) : "memory");
+  asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 
 // sums[16, 8] += a[16, 16] b[16, 8] by a warp, on its tensor core. With g = lane / 4 and i = 2 * (lane % 4), a lane has
 // sums at (g, i), (g, i + 1) and the same of row g + 8; a pairs of numbers of a at (g, i), (g + 8, i), (g, i + 8),
 // (g + 8, i + 8), along the row; and b pairs at (i, g), (i + 8, g), along the column.
-static __device__ __forceinline__ void multiply_16x8x16(
-    float (&sums)[4], const u32 (&a)[4], const u32 (&b)[2], bool is_half) {
+static __device__ __forceinline__ void multiply_16x8x16(float (&sums)[4], const u32 (&a)[4], const u32 (&b)[2],
+                                                        bool is_half) {
   if (is_half)
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -51,10 +52,20 @@ static __device__ __forceinline__ void multiply_16x8x16(
 #endif
 #endif
 
-struct bf16 { u16 bits; };
-struct f16 { u16 bits; };
-template <typename T> struct IsHalf { static constexpr bool value = false; };
-template <> struct IsHalf<f16> { static constexpr bool value = true; };
+struct bf16 {
+  u16 bits;
+};
+struct f16 {
+  u16 bits;
+};
+template <typename T>
+struct IsHalf {
+  static constexpr bool value = false;
+};
+template <>
+struct IsHalf<f16> {
+  static constexpr bool value = true;
+};
 
 static __device__ __forceinline__ float to_float(float x) { return x; }
 static __device__ __forceinline__ float to_float(bf16 x) { return __uint_as_float((u32)x.bits << 16); }

@@ -67,8 +67,8 @@ static __device__ __forceinline__ void load_rows(float (&x)[ROWS], const float* 
 }
 
 // Of each column, the sum over K of x * state.
-static __device__ __forceinline__ void read_out(
-    float (&sum)[COLUMNS], const float (&x)[ROWS], const float (&state)[ROWS][COLUMNS]) {
+static __device__ __forceinline__ void read_out(float (&sum)[COLUMNS], const float (&x)[ROWS],
+                                                const float (&state)[ROWS][COLUMNS]) {
 #pragma unroll
   for (int c = 0; c < COLUMNS; ++c) {
     sum[c] = 0.0f;
@@ -79,8 +79,8 @@ static __device__ __forceinline__ void read_out(
 }
 
 // Group norm of a head's read-out.
-static __device__ __forceinline__ void head_norm(
-    float (&y)[CHANNELS], const float (&weight)[CHANNELS], const float (&bias)[CHANNELS], float eps) {
+static __device__ __forceinline__ void head_norm(float (&y)[CHANNELS], const float (&weight)[CHANNELS],
+                                                 const float (&bias)[CHANNELS], float eps) {
   const float mean = sum_own(y) / SIZE;
   float squares[CHANNELS];
 #pragma unroll
@@ -108,28 +108,30 @@ static __device__ __forceinline__ void put_out(DTYPE* head, const float (&y)[CHA
 // A float32 state stays as it is.
 static __device__ __forceinline__ void round_state(float (&)[ROWS][COLUMNS], const float*, int, int) {}
 
-static __device__ __forceinline__ u32 mix(u32 position, u32 place) {
+// See models/rounding.py.
+static __device__ __forceinline__ u32 hash_position(u32 position, u32 place) {
   u32 h = (position * 0x9E3779B1u) ^ (place * 0x85EBCA77u);
   h = (h ^ (h >> 16)) * 0x7FEB352Du;
   return (h ^ (h >> 15)) * 0x846CA68Bu;
 }
 
-// A float16 state is rounded stochastically: to the last bit as `round_stochastically` in models/rounding.py, so that
-// changes go into both. `first_row` is the head's first row in the record.
-static __device__ __forceinline__ void round_state(
-    float (&state)[ROWS][COLUMNS], const f16*, int position, int first_row) {
+// A float16 state is rounded at random and without bias, bit by bit the same as `round_stochastically` in
+// models/rounding.py, which explains it: change both or none. `first_row` is the head's first row in the record.
+static __device__ __forceinline__ void round_state(float (&state)[ROWS][COLUMNS], const f16*, int position,
+                                                   int first_row) {
   u32 of_column[COLUMNS];
 #pragma unroll
-  for (int c = 0; c < COLUMNS; ++c) of_column[c] = mix(position, ~(u32)(own_column() + c));
+  for (int c = 0; c < COLUMNS; ++c) of_column[c] = hash_position(position, ~(u32)(own_column() + c));
 #pragma unroll
   for (int j = 0; j < ROWS; ++j) {
-    const u32 of_row = mix(position, first_row + own_row(j));
+    const u32 of_row = hash_position(position, first_row + own_row(j));
 #pragma unroll
     for (int c = 0; c < COLUMNS; ++c) {
       const float x = state[j][c];
       const u32 sign = __float_as_uint(x) & 0x80000000u;
-      const float shift = fabsf(x) < 0.00006103515625f ? __uint_as_float(sign | 0x38800000u) : 0.0f;  // 2^-14
-      const u32 bits = __float_as_uint(x + shift) + ((of_row + of_column[c]) >> 19);  // 13 bits
+      // 0.000061... is 2^-14; a shift by 19 leaves 13 bits.
+      const float shift = fabsf(x) < 0.00006103515625f ? __uint_as_float(sign | 0x38800000u) : 0.0f;
+      const u32 bits = __float_as_uint(x + shift) + ((of_row + of_column[c]) >> 19);
       const float rounded = __uint_as_float(bits & 0xFFFFE000u) - shift;
       const float kept = fabsf(rounded) > 65504.0f ? __uint_as_float(sign | 0x7F800000u) : rounded;
       state[j][c] = x != x ? x : kept;  // random bits added to a NaN would make it a number

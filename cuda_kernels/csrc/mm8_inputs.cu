@@ -62,8 +62,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) mm8_inputs(const Params p)
   }
   reduce_block(lacking, shared[1]);
   if (threadIdx.x < 5) {
-    const float sums[5] = {
-        lacking[0] / p.depth, totals[0] * per_unit, totals[1] * per_unit, totals[2] * per_unit, unit};
+    const float sums[5] = {lacking[0] / p.depth, totals[0] * per_unit, totals[1] * per_unit, totals[2] * per_unit,
+                           unit};
     p.sums[(i64)blockIdx.x * 5 + threadIdx.x] = sums[threadIdx.x];
   }
 }

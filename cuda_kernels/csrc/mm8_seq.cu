@@ -16,8 +16,8 @@ struct Slice {
 };
 
 // Start copying a slice; zeros beyond the ends.
-static __device__ __forceinline__ void copy_slice(
-    Slice& to, const Params& p, int first_row, int first_token, int start) {
+static __device__ __forceinline__ void copy_slice(Slice& to, const Params& p, int first_row, int first_token,
+                                                  int start) {
   constexpr int WEIGHT_PACK = 16, INPUT_PACK = 8;  // numbers in 16 bytes
 #pragma unroll
   for (int i = threadIdx.x; i < BLOCK_ROWS * (DEPTH / WEIGHT_PACK); i += THREADS) {

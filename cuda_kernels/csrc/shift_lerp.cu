@@ -7,9 +7,9 @@
 #include "common.h"
 
 struct Params {
-  const DTYPE *x, *weight, *bias, *mix;    // [M, C], [C], [C], [num_mixes, C]
-  DTYPE *shift, *normed, *delta, *mixed;   // slot s at + s * slot_stride; [M, C], [M, C] or null; [num_mixes, M, C]
-  const int *slot, *start, *token_rows;    // [B], [B + 1], [M]; the last two null where every row has one token
+  const DTYPE *x, *weight, *bias, *mix;   // [M, C], [C], [C], [num_mixes, C]
+  DTYPE *shift, *normed, *delta, *mixed;  // slot s at + s * slot_stride; [M, C], [M, C] or null; [num_mixes, M, C]
+  const int *slot, *start, *token_rows;   // [B], [B + 1], [M]; the last two null where every row has one token
   i64 slot_stride, num_tokens;
   int width, num_mixes;
 };

@@ -2,11 +2,11 @@
 #include "common.h"
 
 struct Params {
-  const DTYPE *r, *k, *v;        // [M, A]
-  const float *decay, *bonus;    // [A]
-  float *aa, *bb, *pp;           // slot s at + s * slot_stride, [A]
-  DTYPE* out;                    // [M, A]
-  const int *slot, *start;       // [B], [B + 1]
+  const DTYPE *r, *k, *v;      // [M, A]
+  const float *decay, *bonus;  // [A]
+  float *aa, *bb, *pp;         // slot s at + s * slot_stride, [A]
+  DTYPE* out;                  // [M, A]
+  const int *slot, *start;     // [B], [B + 1]
   i64 slot_stride;
   int width;
 };

@@ -4,10 +4,10 @@
 #include "heads.h"
 
 struct Params {
-  const DTYPE *r, *k, *v, *g, *w;                             // [M, A]; g null in 5.0, w null in v5
+  const DTYPE *r, *k, *v, *g, *w;                        // [M, A]; g null in 5.0, w null in v5
   const float *decay, *bonus, *norm_weight, *norm_bias;  // [A]
-  STATE* state;  // slot s, head h at state + s * slot_stride + h * SIZE * SIZE
-  DTYPE* out;    // [M, A]
+  STATE* state;                                          // slot s, head h at state + s * slot_stride + h * SIZE * SIZE
+  DTYPE* out;                                            // [M, A]
   Rows rows;
   i64 slot_stride;
   int num_heads;
@@ -40,8 +40,8 @@ struct Head {
   float decay[CHANNELS], bonus[CHANNELS], norm_weight[CHANNELS], norm_bias[CHANNELS];
 };
 
-static __device__ __forceinline__ void prepare(
-    Shared& to, Kept& kept, const Token& x, const Head& head, const Params& p) {
+static __device__ __forceinline__ void prepare(Shared& to, Kept& kept, const Token& x, const Head& head,
+                                               const Params& p) {
   float factor[CHANNELS], products[CHANNELS];
 #pragma unroll
   for (int i = 0; i < CHANNELS; ++i) {
@@ -72,8 +72,8 @@ static __device__ __forceinline__ void advance(float (&state)[ROWS][COLUMNS], Sh
   round_state(state, static_cast<STATE*>(nullptr), position, first_row);
 }
 
-static __device__ __forceinline__ void finish(
-    const Shared& x, const Kept& kept, const Head& head, DTYPE* out, float eps) {
+static __device__ __forceinline__ void finish(const Shared& x, const Kept& kept, const Head& head, DTYPE* out,
+                                              float eps) {
   float y[CHANNELS];
   load_own(y, x.y);
 #pragma unroll

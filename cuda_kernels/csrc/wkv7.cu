@@ -3,7 +3,7 @@
 #include "heads.h"
 
 struct Params {
-  const DTYPE *r, *w, *k, *v, *a, *g, *v_first, *v_gate;  // [M, A]; the last two null in layer 0
+  const DTYPE *r, *w, *k, *v, *a, *g, *v_first, *v_gate;                  // [M, A]; the last two null in layer 0
   const float *w0, *a0, *v0, *k_k, *k_a, *r_k, *norm_weight, *norm_bias;  // [A]
   STATE* state;  // slot s, head h at state + s * slot_stride + h * SIZE * SIZE
   DTYPE* out;    // [M, A]
@@ -46,8 +46,8 @@ struct Head {
   float norm_weight[CHANNELS], norm_bias[CHANNELS];
 };
 
-static __device__ __forceinline__ void prepare(
-    Shared& to, Kept& kept, const Token& x, const Head& head, bool residual) {
+static __device__ __forceinline__ void prepare(Shared& to, Kept& kept, const Token& x, const Head& head,
+                                               bool residual) {
   float decay[CHANNELS], removal[CHANNELS], erased[CHANNELS], key[CHANNELS], products[CHANNELS];
 #pragma unroll
   for (int i = 0; i < CHANNELS; ++i) {
@@ -96,8 +96,8 @@ static __device__ __forceinline__ void advance(float (&state)[ROWS][COLUMNS], Sh
   if (own_lane() == 0) store(x.y + own_column(), y);
 }
 
-static __device__ __forceinline__ void finish(
-    const Shared& x, const Kept& kept, const Head& head, DTYPE* out, float eps) {
+static __device__ __forceinline__ void finish(const Shared& x, const Kept& kept, const Head& head, DTYPE* out,
+                                              float eps) {
   float y[CHANNELS];
   load_own(y, x.y);
   head_norm(y, head.norm_weight, head.norm_bias, eps);

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..dtypes import dtype_name
+
 TOLERANCES = {"float32": 1e-5, "bfloat16": 6e-3, "float16": 1e-3}
 """Largest error of one operation, relative to the largest magnitude of the right result, by the dtype computed in."""
 
@@ -41,9 +43,9 @@ LIKELIER = 1e-3
 
 def tolerance(dtype: torch.dtype) -> float:
     """Of one operation in a dtype."""
-    return TOLERANCES[str(dtype).removeprefix("torch.")]
+    return TOLERANCES[dtype_name(dtype)]
 
 
 def mm8_tolerance(dtype: torch.dtype) -> float:
     """Of a product of the 8-bit form with inputs of a dtype."""
-    return MM8_TOLERANCES[str(dtype).removeprefix("torch.")]
+    return MM8_TOLERANCES[dtype_name(dtype)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+from ..measure.table import format_lines
 from .result import OK, CheckResult
 
 MOST_WORDS = 160
@@ -14,17 +15,11 @@ MOST_WORDS = 160
 def format_table(results: Iterable[CheckResult]) -> str:
     """One line for each case, and how many there are of each kind."""
     found = list(results)
-    rows: list[Sequence[str]] = [("case", "backend", "device", "result", "error", "limit", "s", "reason")]
-    rows += [_row(one) for one in found]
+    header = ("case", "backend", "device", "result", "error", "limit", "s", "reason")
+    lines = format_lines(header, [_row(one) for one in found], left_columns=len(header))
     counts = Counter(one.status for one in found)
     summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items(), key=lambda item: item[0] != OK))
-    return "\n".join([*format_columns(rows), "", f"{len(found)} cases: {summary}" if found else "no cases"])
-
-
-def format_columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as they need to be."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, "", f"{len(found)} cases: {summary}" if found else "no cases"])
 
 
 def _row(one: CheckResult) -> tuple[str, ...]:

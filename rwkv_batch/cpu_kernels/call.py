@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..triton_kernels.support import UnsupportedReason
+from ..kernel_support.unsupported import UnsupportedReason, no_kernel_for
 from .build import library, unavailable
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -40,11 +40,11 @@ def _settings(
     sizes: Mapping[str, int],
     state_dtype: torch.dtype = torch.float32,
 ) -> str | None:
-    """Why no kernel is made for these settings, if so."""
+    """The reason why no kernel is written for these settings, if so; the dtype of a state does not matter."""
     if device.type != "cpu":
         return f"runs on a CPU, not on {device}"
-    if dtype not in DTYPES:
-        return f"no kernel for {dtype}"
+    if reason := no_kernel_for(dtype):
+        return reason
     if sizes.get("N", 0) > MAX_HEAD_SIZE:
         return f"head size {sizes['N']} is above {MAX_HEAD_SIZE}"
     return None
@@ -56,10 +56,8 @@ def _settings_of_state(
     sizes: Mapping[str, int],
     state_dtype: torch.dtype = torch.float32,
 ) -> str | None:
-    """As `_settings`, for kernels that advance a matrix state."""
-    if state_dtype != torch.float32:
-        return f"no kernel for a state of {state_dtype}"
-    return _settings(device, dtype, sizes)
+    """As `_settings`, for kernels that advance a matrix state, which is float32."""
+    return no_kernel_for(state_dtype, (torch.float32,), "a state of ") or _settings(device, dtype, sizes)
 
 
 unsupported = UnsupportedReason(_settings, lambda device, dtype: unavailable())

@@ -14,7 +14,9 @@ from .text import address, concatenate
 _INT, _POINTER = ctypes.c_int64, ctypes.c_void_p
 
 
-class _Encode(ctypes.Structure):
+class GreedyEncode(ctypes.Structure):
+    """`GreedyEncode` of csrc/greedy_encode.cpp."""
+
     _fields_ = (
         ("trie", _POINTER),
         ("num_texts", _INT),
@@ -29,7 +31,7 @@ def _functions() -> ctypes.CDLL:
     functions.greedy_trie_new.restype = _POINTER
     functions.greedy_trie_free.argtypes = (_POINTER,)
     functions.greedy_trie_free.restype = None
-    functions.greedy_encode.argtypes = (ctypes.POINTER(_Encode),)
+    functions.greedy_encode.argtypes = (ctypes.POINTER(GreedyEncode),)
     functions.greedy_encode.restype = None
     return functions
 
@@ -64,7 +66,7 @@ class GreedyTrie:
         ids = np.empty(len(data), np.int32)
         id_offsets, unmatched = np.empty(len(texts) + 1, np.int64), np.empty(len(texts), np.int64)
         _functions().greedy_encode(
-            _Encode(
+            GreedyEncode(
                 trie=self._address,
                 num_texts=len(texts),
                 bytes=address(data),

@@ -14,7 +14,9 @@ from .call import unsupported as unsupported_reason
 __all__ = ["log_normalizer", "unsupported_reason"]
 
 
-class _Struct(ctypes.Structure):
+class Normalize(ctypes.Structure):
+    """`Normalize` of csrc/select.cpp."""
+
     _fields_ = (("num_rows", INT), ("vocab", INT), *pointers("logits", "out"))
 
 
@@ -22,6 +24,6 @@ def log_normalizer(logits: Tensor) -> Tensor:
     """As the reference: sums of 64 in float32, their sum in float64."""
     out = torch.empty(len(logits), dtype=torch.float64)
     start = address("logits", logits, logits.shape, torch.float32)
-    arguments = _Struct(num_rows=len(logits), vocab=logits.shape[1], logits=start, out=out.data_ptr())
+    arguments = Normalize(num_rows=len(logits), vocab=logits.shape[1], logits=start, out=out.data_ptr())
     library().log_normalizer(ctypes.byref(arguments))
     return out

@@ -10,7 +10,9 @@ from .build import library
 from .text import address
 
 
-class _Sort(ctypes.Structure):
+class SortPrompts(ctypes.Structure):
+    """`SortPrompts` of csrc/prefixes.cpp."""
+
     _fields_ = (
         ("num_prompts", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("token_ids", "offsets", "order", "shared")),
@@ -29,7 +31,7 @@ def sort_prompts(token_ids: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray
     """
     n = len(offsets) - 1
     order, shared = np.empty(n, np.int64), np.empty(n, np.int64)
-    arguments = _Sort(
+    arguments = SortPrompts(
         num_prompts=n,
         token_ids=address(token_ids),
         offsets=address(offsets),

@@ -15,7 +15,13 @@ from .call import unsupported as unsupported_reason
 __all__ = ["sample", "unsupported_reason"]
 
 
-class _Struct(ctypes.Structure):
+NUM_INTEGERS, NUM_FLOATS = 16, 8
+"""Columns of the tables; see engine/slot_tables.py."""
+
+
+class Sample(ctypes.Structure):
+    """`Sample` of csrc/sample.cpp."""
+
     _fields_ = (
         *((name, INT) for name in ("num_rows", "vocab", "num_slots")),
         *pointers("logits", "slot_index", "integers", "floats", "last_token"),
@@ -51,14 +57,14 @@ def sample(logits: Tensor, slot_index: Tensor, tables: Any, ops: Any) -> tuple[T
     logprobs = torch.empty(num_rows, dtype=torch.float64)
     slots = tables.num_slots + 1
     seen, biases, stops = tables.seen_ids.shape[1], tables.bias_ids.shape[1], tables.stops.shape[1]
-    arguments = _Struct(
+    arguments = Sample(
         num_rows=num_rows,
         vocab=vocab,
         num_slots=tables.num_slots,
         logits=address("logits", logits, (num_rows, vocab), torch.float32),
         slot_index=address("slot_index", slot_index, (num_rows,), torch.int32),
-        integers=address("tables.integers", tables.integers, (slots, 16), torch.int64),
-        floats=address("tables.floats", tables.floats, (slots, 8), torch.float64),
+        integers=address("tables.integers", tables.integers, (slots, NUM_INTEGERS), torch.int64),
+        floats=address("tables.floats", tables.floats, (slots, NUM_FLOATS), torch.float64),
         last_token=address("tables.last_token", tables.last_token, (slots,), torch.int64),
         seen_width=seen,
         bias_width=biases,

@@ -25,7 +25,9 @@ _FILTERS = {
 }
 
 
-class _Struct(ctypes.Structure):
+class Select(ctypes.Structure):
+    """`Select` of csrc/select.cpp."""
+
     _fields_ = (
         ("num_rows", INT),
         ("vocab", INT),
@@ -39,7 +41,7 @@ def select(logits: Tensor, filters: Any, uniform: Tensor, normalizer: Tensor | N
     num_rows, vocab = logits.shape
     token_ids = torch.empty(num_rows, dtype=torch.int64)
     given = {name: address(f"filters.{name}", getattr(filters, name), (num_rows,), t) for name, t in _FILTERS.items()}
-    arguments = _Struct(
+    arguments = Select(
         num_rows=num_rows,
         vocab=vocab,
         logits=address("logits", logits, (num_rows, vocab), torch.float32),

@@ -12,7 +12,7 @@ from .call import unsupported as unsupported_reason
 
 __all__ = ["shift_lerp", "unsupported_reason"]
 
-_Struct = struct(
+ShiftLerp = struct(
     "ShiftLerp",
     ("width", INT),
     ("num_tokens", INT),
@@ -34,7 +34,7 @@ def shift_lerp(
     call(
         "shift_lerp",
         dtype,
-        _Struct,
+        ShiftLerp,
         rows,
         width=width,
         num_tokens=num_tokens,

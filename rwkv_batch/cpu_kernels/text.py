@@ -17,24 +17,30 @@ from .build import library
 _INT, _POINTER = ctypes.c_int64, ctypes.c_void_p
 
 
-class _Table(ctypes.Structure):
+class TableStruct(ctypes.Structure):
+    """`TokenTable` of csrc/text.cpp."""
+
     _fields_ = (("num_ids", _INT), ("bytes", _POINTER), ("start", _POINTER))
 
 
-class _Push(ctypes.Structure):
+class PushTokens(ctypes.Structure):
+    """`PushTokens` of csrc/text.cpp."""
+
     _fields_ = (
         ("num_rows", _INT),
         ("num_slots", _INT),
-        ("table", _Table),
+        ("table", TableStruct),
         *((name, _POINTER) for name in ("slots", "token_ids", "automaton", "state", "ignored_tokens", "text_bytes")),
         *((name, _POINTER) for name in ("index", "pattern", "end")),
     )
 
 
-class _Decode(ctypes.Structure):
+class DecodeTokens(ctypes.Structure):
+    """`DecodeTokens` of csrc/text.cpp."""
+
     _fields_ = (
         ("num_texts", _INT),
-        ("table", _Table),
+        ("table", TableStruct),
         *((name, _POINTER) for name in ("token_ids", "offsets", "limits", "data", "data_offsets")),
     )
 
@@ -46,11 +52,11 @@ def _functions() -> ctypes.CDLL:
     functions.stop_automaton_new.restype = _POINTER
     functions.stop_automaton_free.argtypes = (_POINTER,)
     functions.stop_automaton_free.restype = None
-    functions.stop_push.argtypes = (ctypes.POINTER(_Push),)
+    functions.stop_push.argtypes = (ctypes.POINTER(PushTokens),)
     functions.stop_push.restype = _INT
-    functions.tokens_size.argtypes = (ctypes.POINTER(_Table), _INT, _POINTER)
+    functions.tokens_size.argtypes = (ctypes.POINTER(TableStruct), _INT, _POINTER)
     functions.tokens_size.restype = _INT
-    functions.tokens_to_utf8.argtypes = (ctypes.POINTER(_Decode),)
+    functions.tokens_to_utf8.argtypes = (ctypes.POINTER(DecodeTokens),)
     functions.tokens_to_utf8.restype = None
     return functions
 
@@ -72,7 +78,7 @@ class TokenTable:
     def __init__(self, token_bytes: Sequence[bytes | None]) -> None:
         data, self._start = concatenate(token_bytes)
         self._data = np.frombuffer(data, np.uint8)
-        self.struct = _Table(num_ids=len(token_bytes), bytes=address(self._data), start=address(self._start))
+        self.struct = TableStruct(num_ids=len(token_bytes), bytes=address(self._data), start=address(self._start))
 
 
 class Automaton:
@@ -103,7 +109,7 @@ class StopPusher:
         names = ("slots", "token_ids", "automaton", "state", "ignored_tokens", "text_bytes", "index", "pattern", "end")
         self._arrays = {name: np.zeros(num_slots, np.int64) for name in names}
         self._slots, self._token_ids = self._arrays["slots"], self._arrays["token_ids"]
-        self._arguments = _Push(
+        self._arguments = PushTokens(
             num_slots=num_slots,
             table=table.struct,
             **{name: address(array) for name, array in self._arrays.items()},
@@ -159,7 +165,7 @@ def decode(
     size = 3 * functions.tokens_size(table.struct, len(token_ids), address(token_ids))
     data, data_offsets = np.empty(size, np.uint8), np.empty(len(offsets), np.int64)
     functions.tokens_to_utf8(
-        _Decode(
+        DecodeTokens(
             num_texts=len(limits),
             table=table.struct,
             token_ids=address(token_ids),

@@ -14,7 +14,9 @@ from .call import unsupported as unsupported_reason
 __all__ = ["top_tokens", "unsupported_reason"]
 
 
-class _Struct(ctypes.Structure):
+class TopTokens(ctypes.Structure):
+    """`TopTokens` of csrc/top_tokens.cpp."""
+
     _fields_ = (
         *((name, INT) for name in ("num_tokens", "vocab", "count")),
         *pointers("logits", "rows", "token_ids", "rank", "top_ids"),
@@ -35,7 +37,7 @@ def top_tokens(logits: Tensor, rows: Tensor, token_ids: Tensor, count: int) -> t
             raise ValueError(f"{name}: got {int(index.min())} to {int(index.max())}, expected 0 to {size - 1}")
     rank = torch.empty(len(rows), dtype=torch.int64)
     top_ids = torch.empty(len(rows), count, dtype=torch.int64)
-    arguments = _Struct(
+    arguments = TopTokens(
         num_tokens=len(rows),
         vocab=vocab,
         count=count,

@@ -12,7 +12,7 @@ from .call import unsupported as unsupported_reason
 
 __all__ = ["unsupported_reason", "wkv4"]
 
-_Struct = struct(
+Wkv4 = struct(
     "Wkv4",
     ("width", INT),
     ("slot_stride", INT),
@@ -30,7 +30,7 @@ def wkv4(
     call(
         "wkv4",
         dtype,
-        _Struct,
+        Wkv4,
         rows,
         width=width,
         slot_stride=states["aa"][1],

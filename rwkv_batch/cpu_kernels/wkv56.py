@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .call import FLOAT, INT, POINTER, address, call, pointers, pool_address, struct
 
-_Struct = struct(
+Wkv56 = struct(
     "Wkv56",
     ("num_heads", INT),
     ("size", INT),
@@ -33,7 +33,7 @@ def wkv56(
     call(
         "wkv56",
         dtype,
-        _Struct,
+        Wkv56,
         rows,
         num_heads=num_heads,
         size=size,

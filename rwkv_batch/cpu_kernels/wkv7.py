@@ -15,7 +15,7 @@ __all__ = ["unsupported_reason", "wkv7"]
 _INPUTS = ("r", "w", "k", "v", "a", "g", "v_first", "v_gate")
 _VECTORS = ("w0", "a0", "v0", "k_k", "k_a")
 
-_Struct = struct(
+Wkv7 = struct(
     "Wkv7",
     ("num_heads", INT),
     ("size", INT),
@@ -50,7 +50,7 @@ def wkv7(
     call(
         "wkv7",
         dtype,
-        _Struct,
+        Wkv7,
         rows,
         num_heads=num_heads,
         size=size,

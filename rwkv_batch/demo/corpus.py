@@ -1,6 +1,6 @@
-"""The demo's text: the Python standard library's own source, as byte tokens, split by file into train and held-out.
+"""The demo model's corpus: the source of Python's standard library as byte tokens, split by file into two sets.
 
-Token ids are the byte's value + 1 (1..256); id 0 is the end of a text and stands between documents.
+A token id is a byte's value + 1 (1 to 256). Id 0 is the end of a text and divides documents.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 VOCAB_SIZE = 257
 END_OF_TEXT = 0
 
-# Tests repeat themselves, and the other three are tables or prose: none of it shows how a library is written.
+# Tests repeat themselves, and encodings and pydoc_data are tables and prose. None of them is typical library code.
 _EXCLUDED_FOLDERS = {"site-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
 _EXCLUDED_PREFIXES = ("config-", "_sysconfigdata")
 _HELD_OUT_ONE_IN = 20
@@ -27,7 +27,7 @@ class Document(NamedTuple):
 
     @property
     def held_out(self) -> bool:
-        """Whether the file is kept from training: a function of its path alone, so the split never moves."""
+        """True for a file left out of training. It depends on the path only, so that the split is always the same."""
         return int.from_bytes(hashlib.sha256(self.path.encode()).digest()[:4], "big") % _HELD_OUT_ONE_IN == 0
 
 

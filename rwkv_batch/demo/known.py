@@ -1,8 +1,8 @@
-"""What the demo model is known to give: greedy tokens of some prompts, and their log-probabilities.
+"""Known results of the demo model: greedy tokens of some prompts, with their log-probabilities.
 
     python -m rwkv_batch.demo.known
 
-writes known.json beside the model, with the definitions in float32 on a CPU.
+computes them with the definitions, in float32 on a CPU, and writes known.json beside the model.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ PROMPTS = (
 
 
 class Known(NamedTuple):
-    """A prompt and what follows it.
+    """A prompt and its greedy completion.
 
     Args:
-        prompt_ids: token ids.
+        prompt_ids: token ids of the prompt.
         token_ids: the greedy tokens.
-        logprobs: of each greedy token, natural logarithm.
-        leads: by how much each log-probability is larger than that of the next likely token.
+        logprobs: the natural logarithm of each greedy token's probability.
+        leads: the difference between that logarithm and the one of the second most likely token.
     """
 
     prompt_ids: list[int]
@@ -49,7 +49,7 @@ class Known(NamedTuple):
 
 
 def known() -> list[Known]:
-    """One for each prompt."""
+    """The contents of known.json: an entry for each of `PROMPTS`."""
     return [Known(**entry) for entry in json.loads(FILE.read_text())]
 
 

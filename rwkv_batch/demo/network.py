@@ -1,4 +1,4 @@
-"""RWKV-7 for training: plain PyTorch, tensor names and shapes as in the published `.pth` files.
+"""RWKV-7 for training, in plain PyTorch, with the tensor names and shapes of the published `.pth` files.
 
 Sizes: B rows, T tokens of a row, C = H * N channels, H heads of N = 64, L layers, F channel-mix width, V vocabulary.
 """
@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 HEAD_SIZE = 64
-CHUNK = 16  # tokens per chunk of the recurrence; exp(-log decay) then stays below e^9.8
+CHUNK = 16
+"""Tokens of a chunk of the recurrence. The factor exp(-log decay) of a chunk is below e^9.8, since 16 exp(-1/2) <
+9.8."""
 LOG_DECAY_FLOOR = -math.exp(-0.5)
 GROUP_NORM_EPS = 64e-5
 
 
 class LayerState(NamedTuple):
-    """One layer's memory: the last row that each mix saw, [B, C], and matrices [B, H, N (key), N (value)]."""
+    """One layer's state: the last input of each mix, [B, C], and the matrices [B, H, N (key), N (value)]."""
 
     att_shift: Tensor
     ffn_shift: Tensor
@@ -29,12 +31,13 @@ class LayerState(NamedTuple):
 def wkv7(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Run the RWKV-7 recurrence over T tokens, chunk by chunk, with matrix products only.
 
-    Per head, with row vectors and the state S of shape [N (key), N (value)]:
+    For each head, with row vectors and the state S of shape [N (key), N (value)]:
 
         S_t = diag(w_t) S_{t-1} + b_tᵀ (a_t S_{t-1}) + k_tᵀ v_t        y_t = r_t S_t
 
-    Inside a chunk every u_t = a_t S_{t-1} depends on the chunk's first state S and on earlier u: a triangular system.
-    Solved, it turns the chunk into S' = transfer S + gain and y = query S + local, so only S' = ... is sequential.
+    In a chunk, each u_t = a_t S_{t-1} depends on the chunk's first state S and on the u before it. This is a triangular
+    system of linear equations. Its solution turns the chunk into S' = transfer S + gain and y = query S + local, so
+    that only the computation of S' is sequential.
 
     Args:
         r, k, v, a, b: [B, T, H, N], float32. T is a multiple of CHUNK.
@@ -76,13 +79,13 @@ def wkv7(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, s
 
 
 def _causal_mask(device: torch.device) -> Tensor:
-    """[2 CHUNK, 2 CHUNK] of 0 and 1: `a` meets what earlier tokens wrote, `r` also what its own token did."""
+    """[2 CHUNK, 2 CHUNK] of 0 and 1: `a` reads the writes of earlier tokens, `r` those of its own token too."""
     ones = torch.ones(CHUNK, CHUNK, device=device)
     return torch.cat([ones.tril(-1), ones.tril()]).repeat(1, 2)
 
 
 def _inverse_of_one_minus(x: Tensor) -> Tensor:
-    """(1 - x)⁻¹ for strictly lower triangular x: 1 + x + x² + ... ends, and doubles its length with each product."""
+    """(1 - x)⁻¹ of a strictly lower triangular x: the finite sum 1 + x + x² + …, doubled in length by each product."""
     power, inverse = x, torch.eye(CHUNK, device=x.device) + x
     for _ in range(CHUNK.bit_length() - 2):
         power = power @ power
@@ -91,12 +94,12 @@ def _inverse_of_one_minus(x: Tensor) -> Tensor:
 
 
 def shifted(x: Tensor, previous: Tensor) -> Tensor:
-    """[B, T, C] moved one token later; `previous` [B, C] comes first."""
+    """x [B, T, C] shifted by one token: `previous` [B, C], then all tokens but the last."""
     return torch.cat([previous.unsqueeze(1), x[:, :-1]], 1)
 
 
 class TimeMix(nn.Module):
-    """Attention's place in RWKV-7: reads and writes a matrix state per head."""
+    """The time mix of RWKV-7, in the place of attention: reads and writes a matrix state for each head."""
 
     x_r: nn.Parameter
     x_w: nn.Parameter
@@ -121,7 +124,7 @@ class TimeMix(nn.Module):
         for name, power in {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}.items():
             setattr(self, f"x_{name}", _vector(1 - ramp ** (power * (1 - layer / layers))))
 
-        # Decays from nearly nothing forgotten to a memory of two tokens; higher layers hold more slow channels.
+        # Initial decays reach from almost none to a memory of two tokens. Higher layers have more slow channels.
         self.w0 = _vector(-6 + 6.5 * ramp ** (1 + depth**0.3))
         self.a0 = _vector(torch.zeros(width))
         self.k_k = _vector(torch.full((width,), 0.85))
@@ -185,7 +188,7 @@ class ChannelMix(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer; the first also normalises the embedding (`ln0`)."""
+    """One layer; the first one also normalizes the embedding (`ln0`)."""
 
     def __init__(self, layer: int, layers: int, width: int, hidden: int, ranks: dict[str, int]) -> None:
         super().__init__()
@@ -206,12 +209,13 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """Token ids [B, T] and a state to logits [B, T, V] and the state after them."""
+    """The model: token ids [B, T] and a state → logits [B, T, V] and the state after the tokens."""
 
     def __init__(self, vocab: int, layers: int, width: int, hidden: int, ranks: dict[str, int]) -> None:
         super().__init__()
         self.emb = nn.Embedding(vocab, width)
-        nn.init.uniform_(self.emb.weight, -1e-2, 1e-2)  # small: ln0 rescales it, so early steps turn it quickly
+        # Small values: ln0 rescales them, so their directions change quickly at first.
+        nn.init.uniform_(self.emb.weight, -1e-2, 1e-2)
         self.blocks = nn.ModuleList(Block(layer, layers, width, hidden, ranks) for layer in range(layers))
         self.ln_out = nn.LayerNorm(width)
         self.head = _linear(width, vocab, gain=0.5)

@@ -1,8 +1,8 @@
-"""Make the small Parquet files that the example jobs read, from standard-library files the demo model never saw.
+"""Makes the small Parquet files of the example jobs, from held-out files of the standard library.
 
     python -m rwkv_batch.demo.prompts --out jobs/data
 
-Everything is chosen by a hash of where it stands, so one Python version always gives the same files.
+Rows are chosen by a hash of their place in the sources, so that a Python version always gives the same files.
 """
 
 from __future__ import annotations
@@ -25,16 +25,21 @@ PROMPT_BYTES = range(40, 401)
 REFERENCE_BYTES = 200
 CHOICES = 4
 CONTEXT_LINES = 8
-TELLING_CHARACTERS = 12  # a shorter line, such as `else:`, could stand anywhere
+TELLING_CHARACTERS = 12
+"""The least length of a line that is asked for: a shorter line, such as `else:`, fits in many places."""
 
 
 class Function(NamedTuple):
-    """A held-out function: where it starts, its dedented lines with their ends, and how many are head and docstring."""
+    """A function of a held-out file."""
 
     source: str
+    """The path of the file."""
     line: int
+    """The number of the function's first line, from 1."""
     lines: list[str]
+    """Its lines, dedented, with their line ends."""
     head_lines: int
+    """Lines before its body, which begins with the docstring if there is one."""
 
     @property
     def id(self) -> str:
@@ -42,7 +47,7 @@ class Function(NamedTuple):
 
     @property
     def introduction(self) -> str | None:
-        """The signature and the first line of text in the docstring, or None where there is no docstring."""
+        """The signature and the first line of text of the docstring; None without a docstring."""
         first = self.lines[self.head_lines].strip()
         if not first.startswith('"""'):
             return None
@@ -50,7 +55,7 @@ class Function(NamedTuple):
 
 
 def functions(documents: Iterable[Document]) -> list[Function]:
-    """Every function of at least four lines, in an order that is scattered over the files but always the same."""
+    """All functions of at least four lines, in a fixed order that mixes the files."""
     found = []
     for document in documents:
         lines = document.text.splitlines(keepends=True)
@@ -65,7 +70,7 @@ def functions(documents: Iterable[Document]) -> list[Function]:
 
 
 def demo_prompts(candidates: list[Function]) -> pa.Table:
-    """`id, prompt`: a function's signature and the first line of text in its docstring."""
+    """Columns `id, prompt`: a function's signature and the first line of text of its docstring."""
     rows = []
     for function in candidates:
         prompt = function.introduction
@@ -75,9 +80,9 @@ def demo_prompts(candidates: list[Function]) -> pa.Table:
 
 
 def eval_prompts(candidates: list[Function]) -> pa.Table:
-    """`id, prompt, source, temperature, reference`: half a function and what its author wrote next.
+    """Columns `id, prompt, source, temperature, reference`: the first half of a function, and the start of the other.
 
-    Every second row has its own temperature, the others leave it to the job.
+    Every second row has a temperature; for the others it is null, so that the job's temperature applies.
     """
     rows: list[dict[str, Any]] = []
     for function in candidates:
@@ -93,7 +98,7 @@ def eval_prompts(candidates: list[Function]) -> pa.Table:
 
 
 def score_questions(documents: list[Document]) -> pa.Table:
-    """`id, context, choices, answer`: which of four lines comes next? The wrong ones are as deeply indented."""
+    """Columns `id, context, choices, answer`: which of four lines follows? All four have the same indentation."""
     places = []
     for document in documents:
         lines = document.text.splitlines(keepends=True)
@@ -127,6 +132,7 @@ def _indent(line: str) -> int:
 
 
 def _scatter(key: str) -> int:
+    """A hash of a key, as a sort key or a pseudo-random number."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
 
 

@@ -1,4 +1,4 @@
-"""Train the bundled demo model: a byte-level RWKV-7 on the Python standard library's own source.
+"""Trains the bundled demo model, a byte-level RWKV-7, on the source of Python's standard library.
 
 python -m rwkv_batch.demo.train --out model.safetensors
 """
@@ -23,18 +23,19 @@ from .network import CHUNK, HEAD_SIZE, LayerState, Network
 RANKS = {"w": 32, "a": 32, "v": 16, "g": 64}
 RESTART_PROBABILITY = 1 / 16
 WARM_UP_STEPS = 60
-DESCENT = 0.3  # of all steps
+DESCENT = 0.3
+"""The share of all steps in which the learning rate falls to zero."""
 
 
 class Windows:
-    """Batches of consecutive windows: each row goes on where it was, or sometimes restarts anywhere."""
+    """Batches of windows of one token stream: a row continues after its last window, or restarts at a random place."""
 
     def __init__(self, stream: Tensor, rows: int, tokens: int, generator: torch.Generator) -> None:
         self.stream, self.rows, self.tokens, self.generator = stream, rows, tokens, generator
         self.position = torch.full((rows,), len(stream))
 
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs and targets, both [rows, tokens], and which rows restarted, [rows] bool."""
+        """Inputs and targets, both [rows, tokens], and [rows] bool: the row restarted."""
         last_start = len(self.stream) - self.tokens - 1
         restart = torch.rand(self.rows, generator=self.generator) < RESTART_PROBABILITY
         restart |= self.position > last_start
@@ -46,7 +47,7 @@ class Windows:
 
 
 def token_stream(documents: list[Document]) -> Tensor:
-    """The documents in a shuffled order, an end-of-text token before each and after the last."""
+    """The documents in a random order, with an end-of-text token before each of them and after the last."""
     order = torch.randperm(len(documents)).tolist()
     token_ids = [END_OF_TEXT]
     for index in order:
@@ -55,7 +56,7 @@ def token_stream(documents: list[Document]) -> Tensor:
 
 
 def carried(state: list[LayerState], restart: Tensor) -> list[LayerState]:
-    """The state for the next window: cut from the graph, and zero in the rows that restart."""
+    """The state for the next window: detached from the autograd graph, and zero in the rows that restart."""
     keep = (~restart).float()
     return [
         LayerState(*(field.detach().float() * keep.view(-1, *[1] * (field.dim() - 1)) for field in layer))
@@ -64,23 +65,24 @@ def carried(state: list[LayerState], restart: Tensor) -> list[LayerState]:
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up, a plateau, and a straight descent to zero over the last part of the run."""
+    """Linear warm-up, a plateau, and a linear descent to zero over the last part of the run."""
     warm_up = (step + 1) / WARM_UP_STEPS
     descent = (steps - step) / (steps * DESCENT)
     return peak * min(warm_up, 1.0, descent)
 
 
 def make_optimizers(network: Network, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, scaled to share AdamW's learning rate; AdamW for the rest. No vector decays.
+    """Muon for the layers' matrices, scaled so that AdamW's learning rate fits it; AdamW for all other tensors.
 
-    Muon needs about two thirds of AdamW's steps for the same loss here, at a quarter more time a step.
+    Vectors have no weight decay. For the same loss, Muon needs about two thirds of the steps that AdamW needs, and each
+    takes a quarter more time.
     """
     hidden: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         if name in ("emb.weight", "head.weight"):
             continue
-        is_matrix = parameter.dim() == 2 and not name.endswith("r_k")  # r_k is a vector, folded by head
+        is_matrix = parameter.dim() == 2 and not name.endswith("r_k")  # r_k is a vector in the shape [H, N]
         (hidden if is_matrix else vectors).append(parameter)
     muon = torch.optim.Muon(hidden, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
     groups = [
@@ -91,7 +93,7 @@ def make_optimizers(network: Network, weight_decay: float) -> list[torch.optim.O
 
 
 def average_gradients(network: Network) -> None:
-    """Replace every gradient by its mean over the processes, in one message."""
+    """Replace all gradients by their means over the processes, with one all-reduce."""
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(flat)
@@ -102,7 +104,7 @@ def average_gradients(network: Network) -> None:
 
 @torch.no_grad()
 def bits_per_byte(network: Network, stream: Tensor, rows: int = 16, tokens: int = 256) -> float:
-    """Mean over `stream`, cut into equal rows; each row starts empty and carries its state to the end."""
+    """The mean loss of a stream in bits. The stream is cut into equal rows, which start with an empty state."""
     length = (len(stream) - 1) // rows // tokens * tokens
     starts = torch.arange(rows)[:, None] * length
     state, nats = network.empty_state(rows), 0.0
@@ -115,7 +117,10 @@ def bits_per_byte(network: Network, stream: Tensor, rows: int = 16, tokens: int 
 
 
 def train(rank: int, args: argparse.Namespace, rendezvous: str) -> None:
-    """One of `args.processes` equal workers: same network and data, own rows, averaged gradients; worker 0 reports."""
+    """One of `args.processes` worker processes: the same network and stream, other rows, averaged gradients.
+
+    Worker 0 prints progress and saves the model.
+    """
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=args.processes)
     torch.manual_seed(args.seed)
@@ -162,7 +167,7 @@ def train(rank: int, args: argparse.Namespace, rendezvous: str) -> None:
 
 
 def save(network: Network, path: Path) -> None:
-    """Write the weights as bfloat16 safetensors, and leave the network with exactly those values."""
+    """Write the weights as bfloat16 safetensors, and load them back, so that the network has the values of the file."""
     tensors = {name: tensor.detach().to(torch.bfloat16) for name, tensor in network.state_dict().items()}
     save_file(tensors, path)
     network.load_state_dict(tensors)

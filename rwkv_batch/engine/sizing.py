@@ -9,7 +9,7 @@ import torch
 
 from ..errors import CapacityError, ConfigurationError
 from ..models.files.convert import is_quantizable
-from ..models.matrices.linear import WIDE_INPUT_MATRIX
+from ..models.matrices.quantization import weight_format
 from ..models.model import ModelFile
 from ..models.placement import LayerPlacement, Placement, stages
 from ..transfer import pinned_bytes
@@ -199,10 +199,8 @@ def _layer_of(name: str, num_layers: int) -> int:
 
 
 def _weight_bytes(file: ModelFile, name: str, place: LayerPlacement) -> int:
-    is_int8 = place.quantization is not None and is_quantizable(file.checkpoint, name)
-    if place.quantization == "w8a8" and place.device.type != "cpu" and name.endswith(WIDE_INPUT_MATRIX):
-        is_int8 = False
-    return math.prod(file.checkpoint.shape(name)) * (1 if is_int8 else place.dtype.itemsize)
+    form = weight_format(place.quantization if is_quantizable(file.checkpoint, name) else None)
+    return math.prod(file.checkpoint.shape(name)) * form.bytes_per_weight(name, place.dtype, place.device)
 
 
 def _size(num_bytes: int) -> str:

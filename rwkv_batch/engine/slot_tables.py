@@ -64,10 +64,13 @@ class Integer(IntEnum):
     NUM_STOPS = 8
     IS_MASKED = 9
     STREAM = 10
-    """First of five columns: the words of `philox.stream_words`."""
+    """First of `STREAM_WORDS` columns: the words of `philox.stream_words`."""
 
 
-_NUM_FLOATS, _NUM_INTEGERS = 8, 16
+NUM_FLOATS, NUM_INTEGERS = 8, 16
+"""Columns of both tables, a few of them spare. The columns of kernels, which cannot import these, are copies: a test
+compares them."""
+STREAM_WORDS = 5
 
 
 class SlotTables:
@@ -100,8 +103,8 @@ class SlotTables:
         self.generation = 0
         self._settings: dict[int, _Settings] = {}
         rows = num_slots + 1
-        self.floats = torch.zeros(rows, _NUM_FLOATS, dtype=torch.float64, device=device)
-        self.integers = torch.zeros(rows, _NUM_INTEGERS, dtype=torch.int64, device=device)
+        self.floats = torch.zeros(rows, NUM_FLOATS, dtype=torch.float64, device=device)
+        self.integers = torch.zeros(rows, NUM_INTEGERS, dtype=torch.int64, device=device)
         self.last_token = torch.zeros(rows, dtype=torch.int64, device=device)
         self.sampleable = pack_bits(~vocabulary.unsampleable).to(device)
         self.unsampleable_ids = vocabulary.unsampleable.nonzero()[:, 0].to(device)
@@ -130,7 +133,7 @@ class SlotTables:
         integers = np.stack([each.integers for each in settings])
         integers[:, Integer.NUM_SEEN] = num_seen
         streams = [stream_words(request.seed, request.row, request.sample) for request in requests]
-        integers[:, Integer.STREAM : Integer.STREAM + 5] = streams
+        integers[:, Integer.STREAM : Integer.STREAM + STREAM_WORDS] = streams
         floats = np.stack([each.floats for each in settings])
         masked = [i for i, each in enumerate(settings) if each.mask is not None]
         masks = np.stack([settings[i].mask for i in masked]) if masked else np.zeros((0, 0), np.int32)  # type: ignore[misc]
@@ -230,12 +233,18 @@ class _Settings(NamedTuple):
             allowed = torch.zeros(vocab_size, dtype=torch.bool)
             allowed[params.allowed_token_ids] = True
             mask = pack_bits(allowed).numpy()
-        floats, integers = np.zeros(_NUM_FLOATS), np.zeros(_NUM_INTEGERS, np.int64)
-        floats[:7] = params.temperature, params.top_p, params.min_p, *penalties, params.penalty_decay
-        integers[:10] = (
-            *(params.top_k, untempered, 0, params.min_tokens, is_penalized, untempered),
-            *(0, len(biases), len(stops), mask is not None),
-        )
+        floats, integers = np.zeros(NUM_FLOATS), np.zeros(NUM_INTEGERS, np.int64)
+        floats[Float.TEMPERATURE] = params.temperature
+        floats[Float.TOP_P] = params.top_p
+        floats[Float.MIN_P] = params.min_p
+        floats[[Float.PRESENCE, Float.FREQUENCY, Float.REPETITION]] = penalties
+        floats[Float.DECAY] = params.penalty_decay
+        integers[Integer.TOP_K] = params.top_k
+        integers[Integer.MIN_TOKENS] = params.min_tokens
+        integers[[Integer.UNTEMPERED, Integer.SKIPS_UNCOUNTED]] = untempered
+        integers[Integer.IS_PENALIZED] = is_penalized
+        integers[[Integer.NUM_BIASES, Integer.NUM_STOPS]] = len(biases), len(stops)
+        integers[Integer.IS_MASKED] = mask is not None
         return cls(
             params,
             floats,

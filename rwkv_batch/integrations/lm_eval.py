@@ -266,7 +266,7 @@ class RwkvBatchLM(TemplateLM):
             "dtype": summary.placement.dtype_name,
             "quantization": summary.placement.quantization,
             "state_dtype": str(summary.placement.state_dtype),
-            "ln_x_eps": summary.ln_x_eps,
+            "ln_x_eps": summary.model.ln_x_eps,
             "seed": self.llm.seed,
             **self._conventions(),
         }

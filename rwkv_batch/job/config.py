@@ -1,29 +1,49 @@
-"""A job file: its sections, their defaults, and error messages that say what to write instead."""
+"""The settings of a job file, section by section: types, defaults and meanings. `load_job` in load.py reads one."""
 
 from __future__ import annotations
 
-import difflib
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, TypeGuard, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, InstanceOf
 from pydantic.fields import FieldInfo
 
-from ..errors import ConfigurationError
-from ..sampling_params import SamplingParams
-from .yaml_file import parse_yaml, read_yaml
+from ..dtypes import DtypeName, StateDtypeName
+from ..errors import one_of
+from ..models.matrices.quantization import QUANTIZATIONS, check_quantization
+from ..sampling_fields import Biases
+from ..sampling_params import SAMPLING_FIELDS, SamplingParams
+from .input.formats import FORMATS
+from .messages import listed
 
 JOB_SAMPLING = SamplingParams(max_tokens=256, seed=0)
 """What a job samples with where its file says nothing."""
 
+
+def _format(name: str) -> str:
+    if name not in ("auto", *FORMATS):
+        raise ValueError
+    return name
+
+
 Count = Annotated[int, Field(ge=1)]
+Gibibytes = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Quantization = Annotated[str, AfterValidator(lambda name: check_quantization(name) or name)]
+Format = Annotated[str, AfterValidator(_format)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
 
 
-def _setting(expected: str, default: Any = ...) -> Any:
-    """A field whose description completes the sentence "got X, expected …"."""
-    return Field(default, description=expected)
+def _setting(default: Any, doc: str, expected: str | None = None) -> Any:
+    """Declares a setting.
+
+    Args:
+        default: `...` where a job file must have the setting.
+        doc: its meaning, in one or two sentences.
+        expected: completes the sentence "got X, expected …"; None where the type says which names are right.
+    """
+    return Field(default, description=doc, json_schema_extra={"expected": expected} if expected else None)
 
 
 class Section(BaseModel):
@@ -31,68 +51,165 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
-    path: str = _setting("'demo', a .pth or .safetensors file, a folder, or hf://owner/repo/file@revision")
-    tokenizer: str | None = _setting("auto, world, bytes, a vocabulary or tokenizer.json file, or null", "auto")
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = _setting("auto, float32, float16 or bfloat16", "auto")
-    quantization: str | None = _setting("the name of a weight format, or null", None)
-    strategy: str | None = _setting("a ChatRWKV strategy such as 'cuda fp16 *10 -> cpu fp32', or null", None)
-    init_state: str | None = _setting("a file with an initial state, or null", None)
-    ln_x_eps: Annotated[float, Field(gt=0)] | None = _setting("a number above 0, or null", None)
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = _setting(
-        "64 hexadecimal digits, or null", None
+    path: str = _setting(
+        ...,
+        "The model: `demo` (bundled), a checkpoint file, a folder in Hugging Face layout, or a file of the Hugging "
+        "Face hub.",
+        "'demo', a .pth or .safetensors file, a folder, or hf://owner/repo/file@revision",
+    )
+    tokenizer: str | None = _setting(
+        "auto",
+        "What makes token ids of text. `auto` decides by the size of the vocabulary and by the files beside the model; "
+        "null means token ids in and out.",
+        "auto, world, bytes, a vocabulary or tokenizer.json file, or null",
+    )
+    dtype: Literal["auto"] | DtypeName = _setting(
+        "auto", "Number format of weights and activations. `auto` takes the checkpoint's."
+    )
+    quantization: Quantization | None = _setting(
+        None,
+        "Weight format of the large matrices. int8 stores weights in 8 bits; w8a8 also multiplies with inputs of 8 "
+        "bits, which is faster and coarser.",
+        f"{one_of([*QUANTIZATIONS, 'null'])}",
+    )
+    strategy: str | None = _setting(
+        None,
+        "ChatRWKV's strategy string: device, number format and weight format of each layer. It replaces "
+        "`engine.device`, `model.dtype` and `model.quantization`.",
+        "a ChatRWKV strategy such as 'cuda fp16 *10 -> cpu fp32', or null",
+    )
+    init_state: str | None = _setting(
+        None, "A file of tuned initial states that every sequence starts from.", "a file with an initial state, or null"
+    )
+    ln_x_eps: Annotated[float, Field(gt=0)] | None = _setting(
+        None,
+        "Epsilon of the group norm over heads, for a checkpoint that needs another one than its version's.",
+        "a number above 0, or null",
+    )
+    sha256: Sha256 | None = _setting(
+        None,
+        "SHA-256 of the model file. The job refuses a file with any other.",
+        "64 hexadecimal digits, or null",
     )
 
 
 class EngineSection(Section):
-    device: str = _setting("auto, cpu, cuda or cuda:<index>", "auto")
-    backend: Literal["auto", "triton", "cuda", "cpu", "reference"] = _setting(
-        "auto, triton, cuda, cpu or reference", "auto"
+    device: str = _setting(
+        "auto",
+        "Where the model runs. `auto` is the first CUDA device where there is one, else the CPU.",
+        "auto, cpu, cuda or cuda:<index>",
     )
-    max_batch_size: Literal["auto"] | Count = _setting("auto or an integer from 1", "auto")
-    max_batch_tokens: Literal["auto"] | Count = _setting("auto or an integer from 1", "auto")
-    state_dtype: Literal["float32", "float16"] = _setting("float32 or float16", "float32")
-    prefix_sharing: bool = _setting("true or false", True)
-    prefix_host_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _setting("a number of GiB from 0", 1.0)
-    batch_invariant: bool = _setting("true or false", True)
+    backend: Literal["auto", "triton", "cuda", "cpu", "reference"] = _setting(
+        "auto",
+        "Which kernels run the model. `auto` takes the fastest that work here; a backend named here must serve every "
+        "operation, or the job is refused.",
+    )
+    max_batch_size: Literal["auto"] | Count = _setting(
+        "auto",
+        "Sequences that run at the same time. `auto` takes as many as are useful and fit into memory.",
+        "auto or an integer from 1",
+    )
+    max_batch_tokens: Literal["auto"] | Count = _setting(
+        "auto", "Tokens of one step: prompt chunks and decoded tokens together.", "auto or an integer from 1"
+    )
+    state_dtype: StateDtypeName = _setting(
+        "float32",
+        "Number format of the recurrent states. float16 halves their memory and traffic, and is rounded "
+        "stochastically after every token.",
+    )
+    prefix_sharing: bool = _setting(True, "Compute a prefix that several prompts have in common once.")
+    prefix_host_gib: Gibibytes = _setting(
+        1.0,
+        "Host memory, in GiB, for states of shared prefixes when more are needed at a time than there are slots.",
+        "a number of GiB from 0",
+    )
+    batch_invariant: bool = _setting(
+        True,
+        "A row's results do not depend, bit for bit, on the rows beside it, so that a job that was killed or is run "
+        "in shards ends with the same bytes. false is faster, and equal up to rounding.",
+    )
 
 
 class InputSection(Section):
-    path: str | Annotated[list[str], Field(min_length=1)] = _setting("a file, folder, glob or URL, or a list of them")
-    format: Literal["auto", "parquet", "jsonl", "openai-batch"] = _setting(
-        "auto, parquet, jsonl or openai-batch", "auto"
+    path: str | Annotated[list[str], Field(min_length=1)] = _setting(
+        ...,
+        "The input's files. Relative paths are relative to the folder in which the command is started.",
+        "a file, folder, glob or URL, or a list of them",
     )
-    columns: dict[str, str | None] = _setting("a mapping from a column's part to its name, or to null: not used", {})
-    template: str | None = _setting("a Jinja template, a file that holds one, or null", None)
-    limit: Count | None = _setting("a number of rows from 1, or null", None)
-    max_prompt_tokens: Count | None = _setting("an integer from 1, or null", None)
+    format: Format = _setting(
+        "auto", "Format of the files. `auto` finds it by their names and first bytes.", one_of(["auto", *FORMATS])
+    )
+    columns: dict[str, str | None] = _setting(
+        {},
+        "Which column plays which part, where a column's name is not that of its part. null: no column plays it.",
+        "a mapping from a column's part to its name, or to null: not used",
+    )
+    template: str | None = _setting(
+        None,
+        "A Jinja template that makes the prompt from the row's columns, such as "
+        '`"Question: {{ question }}\\nAnswer:"`, or a file that holds one.',
+        "a Jinja template, a file that holds one, or null",
+    )
+    limit: Count | None = _setting(
+        None,
+        "Serve only this many rows, the first ones. A trial with a limit needs an output of its own.",
+        "a number of rows from 1, or null",
+    )
+    max_prompt_tokens: Count | None = _setting(
+        None,
+        "A row whose prompt or context has more tokens becomes an error row.",
+        "an integer from 1, or null",
+    )
 
 
 class ScoreSection(Section):
-    add_bos_token: bool = _setting("true or false", False)
+    add_bos_token: bool = _setting(
+        False, "Put token 0 before every context, as evaluation harnesses do for RWKV. Of task score only."
+    )
 
 
 class OutputSection(Section):
-    path: str = _setting("a folder on a local disk")
-    rows_per_part: Count = _setting("an integer from 1", 20000)
-    flush_seconds: Annotated[float, Field(ge=0, le=86400)] = _setting("a number of seconds from 0 to 86400", 30.0)
-    input_columns: Literal["all", "none"] | list[str] = _setting("all, none, or a list of column names", "all")
-    token_ids: bool = _setting("true or false", False)
-    logprobs: bool = _setting("true or false", False)
+    path: str = _setting(
+        ...,
+        "The folder that will hold the parts and nothing else. Everything else goes to the state folder.",
+        "a folder on a local disk",
+    )
+    rows_per_part: Count = _setting(20000, "Input rows of one part file.", "an integer from 1")
+    flush_seconds: Annotated[float, Field(ge=0, le=86400)] = _setting(
+        30.0,
+        "Finished rows are committed to the disk at least so often. A crash loses no more than these seconds' rows and "
+        "the rows in flight.",
+        "a number of seconds from 0 to 86400",
+    )
+    input_columns: Literal["all", "none"] | list[str] = _setting(
+        "all", "The input's columns that each output row repeats.", "all, none, or a list of column names"
+    )
+    token_ids: bool = _setting(False, "Add the column `token_ids`: the ids of the completion or continuation.")
+    logprobs: bool = _setting(False, "Add the column `token_logprobs`: the log-probability of each of these tokens.")
 
 
 class RunSection(Section):
-    state_dir: str | None = _setting("a folder, or null for the output folder's name with .rwkv_batch added", None)
-    on_row_error: Literal["continue", "stop"] = _setting("continue or stop", "continue")
-    backend: Literal["local"] = _setting("local", "local")
+    state_dir: str | None = _setting(
+        None,
+        "The state folder: progress, unpublished rows and reports. It must not be inside the output folder.",
+        "a folder, or null for the output folder's name with .rwkv_batch added",
+    )
+    on_row_error: Literal["continue", "stop"] = _setting(
+        "continue",
+        "What a bad row does. `continue`: its output row gets status `error`. `stop`: the run ends at the first one.",
+    )
+    backend: Literal["local"] = _setting("local", "Where the job runs: in this process.")
 
 
 class JobConfig(Section):
-    """One job: every setting with its default filled in.
+    """A job: every setting, with its default where the file does not have it.
 
     Make one with `load_job`; the sections are attributes of the same names as in the file.
     """
 
-    task: Literal["generate", "score"] = _setting("generate or score", "generate")
+    task: Literal["generate", "score"] = _setting(
+        "generate", "`generate` completes prompts. `score` gives log-likelihoods of continuations of contexts."
+    )
     model: ModelSection
     engine: EngineSection = EngineSection()
     input: InputSection
@@ -102,198 +219,83 @@ class JobConfig(Section):
     run: RunSection = RunSection()
 
 
-def load_job(
-    job: str | os.PathLike[str] | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str] = ()
-) -> JobConfig:
-    """Read and check a job.
+class Setting(NamedTuple):
+    """A setting of a job file, for a reference of all of them.
 
     Args:
-        job: a YAML file, or what would stand in it.
-        overrides: settings that replace the job's: a mapping from "section.key" to a value, or texts
-            "section.key=value", each with a YAML value, as after `-o` on the command line. Paths may be `pathlib`'s.
-
-    Raises:
-        ConfigurationError: the file cannot be read, or settings are wrong: one line for each of them.
+        name: "section.key", or the key alone outside of sections.
+        default: None where the default is null, and where `is_required`.
+        expected: the right values in words.
+        doc: its meaning, in one or two sentences.
+        is_required: every job file must have it.
     """
-    if not isinstance(job, str | os.PathLike | Mapping):
-        raise ConfigurationError(f"job: got {_shown(job)}, expected the path of a job file, or a mapping")
-    place, settings = ("job", _plain(job)) if isinstance(job, Mapping) else (os.fspath(job), read_yaml(job))
-    if not isinstance(settings, dict):
-        raise ConfigurationError(
-            f"{place}: got {_shown(settings)}, expected a mapping with {_names(JobConfig.model_fields)}"
-        )
-    origins = dict(_override(settings, *override) for override in _overrides(overrides))
-    settings = {key: value for key, value in settings.items() if value is not None}
-    problems = list(_check_sampling(settings))
-    try:
-        config = JobConfig.model_validate(settings)
-    except ValidationError as error:
-        problems += _explain(error, settings)
+
+    name: str
+    default: Any
+    expected: str
+    doc: str
+    is_required: bool = False
+
+
+def describe_settings() -> list[Setting]:
+    """All settings of a job file, in the order of its sections."""
+    return [setting for name, field in JobConfig.model_fields.items() for setting in _settings(name, field)]
+
+
+def _settings(name: str, field: FieldInfo) -> Iterator[Setting]:
+    section = field.annotation
+    if name == "sampling":
+        docs = SamplingParams.field_docs()
+        for key, declared in SAMPLING_FIELDS.items():
+            if declared.in_jobs:
+                doc = docs[key][0].upper() + docs[key][1:]
+                yield Setting(f"sampling.{key}", getattr(JOB_SAMPLING, key), declared.description, doc)
+    elif is_section(section):
+        for key, inner in section.model_fields.items():
+            yield from _settings(f"{name}.{key}", inner)
     else:
-        problems += _check_together(config)
-    if problems:
-        lines = [
-            f"{origins[where]}: {what}" if where in origins else f"{place}: {where}: {what}" for where, what in problems
-        ]
-        raise ConfigurationError("\n".join(lines))
-    return config
+        required = field.is_required()
+        yield Setting(name, None if required else field.default, expected_of(field), field.description or "", required)
 
 
-def _overrides(given: Mapping[str, Any] | Sequence[str]) -> Iterator[tuple[str, str, Any]]:
-    """For each: how messages call it, its "section.key", its value."""
-    if isinstance(given, Mapping):
-        yield from ((f"overrides: {dotted}", dotted, value) for dotted, value in given.items())
-        return
-    for text in [given] if isinstance(given, str) else given:
-        if not isinstance(text, str):
-            raise ConfigurationError(f"overrides: got {_shown(text)}, expected a text such as 'sampling.n=2'")
-        dotted, equals, value = text.partition("=")
-        if not equals or not dotted:
-            raise ConfigurationError(f"-o {text}: expected section.key=value, for example sampling.temperature=0.7")
-        try:
-            yield f"-o {text}", dotted, parse_yaml(value)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"-o {text}: {error}") from error
+def expected_of(field: FieldInfo | None) -> str:
+    """The right values of a setting in words; they complete the sentence "got X, expected …"."""
+    if field is None:
+        return "a mapping"
+    if is_section(field.annotation):
+        return f"a mapping with {listed(field.annotation.model_fields)}"
+    if isinstance(field.json_schema_extra, dict):
+        return str(field.json_schema_extra["expected"])
+    return one_of(list(_names_of(field.annotation)))
 
 
-def _override(settings: dict[str, Any], origin: str, dotted: str, value: Any) -> tuple[str, str]:
-    """Put a value into `settings` in place. Returns its place and its origin."""
-    if not isinstance(dotted, str) or not dotted:
-        raise ConfigurationError(f"{origin}: expected names such as 'sampling.temperature'")
-    *sections, key = dotted.split(".")
-    target = settings
-    for name in sections:
-        if target.get(name) is None:
-            target[name] = {}
-        if not isinstance(target[name], dict):
-            raise ConfigurationError(f"{origin}: {name} is {_shown(target[name])}, not a section")
-        target = target[name]
-    target[key] = _plain(value)
-    return dotted, origin
+def _names_of(annotation: Any) -> Iterator[str]:
+    """The names that a setting takes whose type consists of `Literal`s, or is bool."""
+    if annotation is bool:
+        yield from ("true", "false")
+    elif get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    elif get_origin(annotation) in (Union, UnionType):
+        for member in get_args(annotation):
+            yield from _names_of(member)
 
 
-def _plain(value: Any) -> Any:
-    """As YAML would give it: mappings as dictionaries of our own, which may be changed, and paths as texts."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _check_sampling(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Replace the sampling section by `SamplingParams`, yielding what is wrong with it."""
-    section = settings.pop("sampling", {})
-    known = SamplingParams.field_names()
-    if not isinstance(section, dict):
-        yield "sampling", f"got {_shown(section)}, expected a mapping with {_names(known)}"
-        return
-    good = {}
-    for key, value in section.items():
-        if key not in known:
-            yield f"sampling.{key}", _unknown(str(key), known)
-            continue
-        try:
-            sampling_with(SamplingParams(max_tokens=2**31 - 1), {key: value})
-        except ValueError as error:
-            what = str(error).partition(": ")[2]
-            yield f"sampling.{key}", what.replace(f"got {value!r}", f"got {_shown(value)}", 1)
-        else:
-            good[key] = value
-    try:
-        settings["sampling"] = sampling_with(JOB_SAMPLING, good)
-    except ValueError as error:
-        where, _, what = str(error).partition(": ")
-        yield where.replace("SamplingParams", "sampling"), what
+def is_section(annotation: Any) -> TypeGuard[type[Section]]:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def sampling_with(base: SamplingParams, values: Mapping[str, Any]) -> SamplingParams:
-    """`base` with some fields replaced; a `seed` of None keeps the base's.
+    """Returns `base` with some fields replaced; a `seed` of None keeps the base's.
 
     Raises:
         ValueError: a value is of the wrong type or out of range; "SamplingParams.<field>: got …, expected …".
     """
-    values = {name: value for name, value in values.items() if name != "seed" or value is not None}
-    if isinstance(values.get("logit_bias"), dict):
-        values["logit_bias"] = {_token_id(key): bias for key, bias in values["logit_bias"].items()}
-    return replace(base, **values)
+    given = {name: value for name, value in values.items() if name != "seed" or value is not None}
+    return replace(base, **{name: sampling_value(name, value) for name, value in given.items()})
 
 
-def _token_id(key: Any) -> Any:
-    """JSON has no integer keys: there a token id is a string of digits."""
-    return int(key) if isinstance(key, str) and key.isdecimal() else key
-
-
-def _check_together(job: JobConfig) -> Iterator[tuple[str, str]]:
-    for name in ("logprobs", "prompt_logprobs"):
-        value = getattr(job.sampling, name)
-        if value is not None:
-            yield f"sampling.{name}", f"got {value}, expected null: output.logprobs is what writes log-probabilities"
-    if job.task == "score":
-        if job.input.template is not None:
-            yield (
-                "input.template",
-                "got a template, expected null: task score reads context and continuations from columns",
-            )
-    elif job.score != ScoreSection():
-        yield "score", "got settings, expected none: the task is generate"
-
-
-def _explain(error: ValidationError, settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """One (where, what) for each setting that pydantic refused."""
-    seen = set()
-    for problem in error.errors(include_url=False):
-        keys, field, siblings = _locate(problem["loc"])
-        where = ".".join(keys)
-        if where in seen:
-            continue
-        seen.add(where)
-        if problem["type"] in ("extra_forbidden", "invalid_key"):
-            yield where, _unknown(keys[-1], siblings)
-        elif problem["type"] == "missing":
-            yield where, f"missing, expected {_expected(field)}"
-        else:
-            yield where, f"got {_shown(_value(settings, keys))}, expected {_expected(field)}"
-
-
-def _locate(location: tuple[int | str, ...]) -> tuple[list[str], FieldInfo | None, list[str]]:
-    """Follow pydantic's location to the setting: its keys, its field, and the names beside it."""
-    section: Any = JobConfig
-    keys: list[str] = []
-    field, siblings = None, list(JobConfig.model_fields)
-    for key in location:
-        siblings = list(section.model_fields)
-        keys.append(str(key))
-        field = section.model_fields.get(key)
-        section = field.annotation if field is not None else None
-        if not (isinstance(section, type) and issubclass(section, Section)):
-            break
-    return keys, field, siblings
-
-
-def _expected(field: FieldInfo | None) -> str:
-    if field is None:
-        return "a mapping"
-    if field.description is None and isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-        return f"a mapping with {_names(field.annotation.model_fields)}"
-    return str(field.description)
-
-
-def _value(settings: Any, keys: list[str]) -> Any:
-    for key in keys:
-        settings = settings[key]
-    return settings
-
-
-def _unknown(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"unknown key (did you mean {close[0]!r}?)" if close else f"unknown key (known: {_names(known)})"
-
-
-def _names(names: Any) -> str:
-    return ", ".join(names)
-
-
-def _shown(value: Any) -> str:
-    text = {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
-    return text if len(text) <= 80 else text[:77] + "..."
+def sampling_value(name: str, value: Any) -> Any:
+    """The value of a sampling field as `SamplingParams` takes it: in JSON and YAML, a token id as a key may be text."""
+    if isinstance(SAMPLING_FIELDS[name].kind, Biases) and isinstance(value, dict):
+        return {int(key) if isinstance(key, str) and key.isdecimal() else key: bias for key, bias in value.items()}
+    return value

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pyarrow as pa
 
 from .. import __version__
 from ..errors import ConfigurationError, MissingExtraError, RowError, RwkvBatchError
-from .config import JobConfig
+from ..sampling_params import CONSTRAINTS
+from ..settings import EngineSettings, ModelSettings
+from .config import EngineSection, JobConfig, ModelSection
 from .fingerprint import fingerprint, result_settings
-from .input.columns import CONSTRAINTS, Columns, bind_columns, expected_kinds
+from .input.columns import Columns, bind_columns, expected_kinds
 from .input.files import sha256_of
 from .input.reader import Input, open_input
 from .input.rows import RowParser
@@ -24,11 +26,13 @@ from .plan import Unit, UnitPlan
 from .state import Folders, check_folders
 
 SETTINGS = {
-    **{name: f"model.{name}" for name in ("tokenizer", "dtype", "quantization", "strategy", "init_state", "ln_x_eps")},
-    **{
-        name: f"engine.{name}"
-        for name in ("device", "backend", "max_batch_size", "max_batch_tokens", "state_dtype", "prefix_host_gib")
-    },
+    name: f"{section}.{name}"
+    for section, of_job, of_library in (
+        ("model", ModelSection, ModelSettings),
+        ("engine", EngineSection, EngineSettings),
+    )
+    for name in (field.name for field in fields(of_library))
+    if name in of_job.model_fields
 }
 """Argument of `LLM` → the job's setting that it comes from."""
 
@@ -76,23 +80,16 @@ def named_as_in_jobs() -> Iterator[None]:
         raise
 
 
-def model_arguments(job: JobConfig) -> dict[str, Any]:
-    """What `inspect_model` takes."""
-    model, engine = job.model, job.engine
-    return {
-        "model": model.path,
-        "tokenizer": model.tokenizer,
-        "device": engine.device,
-        "dtype": model.dtype,
-        "quantization": model.quantization,
-        "backend": engine.backend,
-        "max_batch_size": None if engine.max_batch_size == "auto" else engine.max_batch_size,
-        "max_batch_tokens": None if engine.max_batch_tokens == "auto" else engine.max_batch_tokens,
-        "state_dtype": engine.state_dtype,
-        "init_state": model.init_state,
-        "strategy": model.strategy,
-        "ln_x_eps": model.ln_x_eps,
-    }
+def model_settings(job: JobConfig) -> ModelSettings:
+    """The settings of the job's model."""
+    return ModelSettings(model=job.model.path, **job.model.model_dump(exclude={"path", "sha256"}))
+
+
+def engine_settings(job: JobConfig) -> EngineSettings:
+    """The settings of the job's engine; a size that is "auto" is None there."""
+    settings = job.engine.model_dump()
+    sizes = {name: None for name in ("max_batch_size", "max_batch_tokens") if settings[name] == "auto"}
+    return EngineSettings(**{**settings, **sizes}, seed=job.sampling.seed or 0)
 
 
 def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
@@ -113,7 +110,7 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
     check_folders(job, folders, source.files)
     _check_pin(job)
     with named_as_in_jobs():
-        model = inspect_model(**model_arguments(job))
+        model = inspect_model(model_settings(job), engine_settings(job))
     if job.task == "generate":
         _check_sampling(job, columns, source.schema, model)
     parser = RowParser(job, columns)

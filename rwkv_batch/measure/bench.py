@@ -1,4 +1,4 @@
-"""rwkv-batch bench: how fast a model completes random prompts on this machine, and where the time goes."""
+"""The command `rwkv-batch bench`: measures how fast a model completes random prompts, and the time of each phase."""
 
 from __future__ import annotations
 
@@ -12,34 +12,38 @@ from time import perf_counter
 
 import torch
 
+from ..dtypes import DTYPES
 from ..engine.engine import Engine
 from ..engine.sizing import plan_memory
 from ..engine.slot_tables import Vocabulary
 from ..engine.source import Pulled
 from ..engine.stats import EngineStats
-from ..errors import CapacityError, RwkvBatchError
+from ..errors import CapacityError, RwkvBatchError, one_of
 from ..model_summary import inspect_model
+from ..models.matrices.quantization import QUANTIZATIONS
 from ..models.model import Model
 from ..run import EXIT_DEVICE, EXIT_OK, EXIT_USAGE
+from ..settings import EngineSettings, ModelSettings
 from ..threads import limit_threads
+from .table import format_table
 from .variants import Variant, variants
 from .workloads import WORKLOADS, Workload
 
 PHASES = ("schedule", "model", "sample", "wait", "commit")
-"""What `EngineStats` times."""
+"""The phases of a step that `EngineStats` times."""
 
 _WARM_UP_TOKENS = 2
 
 
 class BenchModel:
-    """A loaded model, to be measured with engines of several sizes.
+    """A loaded model, from which engines of several sizes are made.
 
     Args:
-        path, device, backend: as `LLM` takes them.
-        batch_sizes: of the engines; the largest must fit.
+        path, device, backend: as for `LLM`.
+        batch_sizes: of the engines; each must fit into memory.
 
     Raises:
-        ConfigurationError, CheckpointError, CapacityError, BackendError: as `LLM` does.
+        ConfigurationError, CheckpointError, CapacityError, BackendError: as in `LLM`.
     """
 
     def __init__(
@@ -52,16 +56,11 @@ class BenchModel:
         backend: str = "auto",
     ) -> None:
         self.summary = inspect_model(
-            path,
-            tokenizer=None,
-            device=device,
-            dtype=variant.dtype,
-            quantization=variant.quantization,
-            state_dtype=variant.state_dtype,
-            backend=backend,
+            ModelSettings(path, tokenizer=None, dtype=variant.dtype, quantization=variant.quantization),
+            EngineSettings(device, backend, state_dtype=variant.state_dtype),
         )
         file, placement = self.summary.file, self.summary.placement
-        # Before anything is loaded: the plan counts the weights as still to come.
+        # The plan subtracts the weights from the free memory, so it must be made before they are loaded.
         self._plans = {size: plan_memory(file, placement, size) for size in batch_sizes}
         self.model = Model(file, placement, self.summary.layer_ops, batch_invariant=variant.batch_invariant)
 
@@ -85,17 +84,17 @@ class BenchModel:
 
 
 def backends(engine: Engine) -> str:
-    """Which backend serves each op, on one line."""
+    """The backend of each op, on one line."""
     return "ops: " + ", ".join(f"{choice.op} {choice.backend}" for choice in engine.model.ops.choices)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run of a workload.
+    """The measured run of a workload.
 
     Args:
         seconds: from the first request to the last completion.
-        stats: of this run alone.
+        stats: counted in this run only.
     """
 
     num_requests: int
@@ -108,7 +107,7 @@ class Measurement:
 
     @property
     def occupancy(self) -> float:
-        """Mean share of the slots that were in use."""
+        """The share of the slots in use, averaged over the steps."""
         return self.stats.row_steps / (self.stats.steps * self.stats.max_batch_size)
 
     @property
@@ -118,24 +117,24 @@ class Measurement:
 
     @property
     def rest_seconds(self) -> float:
-        """Time outside steps: giving slots to requests, handing completions out."""
+        """Seconds outside the phases: admission of requests, and the return of completions."""
         return self.seconds - sum(self.phase_seconds.values())
 
 
 def warm_up(engine: Engine) -> None:
-    """Run every slot for a few steps, so that caches and allocators are as they are later."""
+    """Run all slots for a few steps, so that caches, allocators and recorded steps are in their steady state."""
     _complete(engine, Workload(engine.pool.num_slots, 1, _WARM_UP_TOKENS))
 
 
 def measure(engine: Engine, workload: Workload) -> Measurement:
-    """Run a workload on an engine that is idle and warm."""
+    """Run a workload on an idle engine, after `warm_up`, and measure it."""
     before = replace(engine.stats)
     seconds = _complete(engine, workload)
     return Measurement(workload.num_prompts, seconds, difference(engine.stats, before))
 
 
 def difference(after: EngineStats, before: EngineStats) -> EngineStats:
-    """What was counted between two moments."""
+    """The statistics of an engine between two moments. Sizes and averages are those of `after`."""
     names = {field.name for field in fields(EngineStats)} - {
         "max_batch_size",
         "max_batch_tokens",
@@ -146,20 +145,8 @@ def difference(after: EngineStats, before: EngineStats) -> EngineStats:
     return replace(after, **{name: getattr(after, name) - getattr(before, name) for name in names})
 
 
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need to be; the first one to the left, the others to the right."""
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        )
-        for line in lines
-    )
-
-
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; returns its exit code."""
     options = _parser().parse_args(argv)
     try:
         _bench(options)
@@ -179,6 +166,7 @@ def positive_ints(text: str) -> list[int]:
 
 
 def positive_int(text: str) -> int:
+    """The value of an argument such as "8"."""
     if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 1")
     return int(text)
@@ -203,12 +191,12 @@ def _parser() -> argparse.ArgumentParser:
         type=_workloads,
         default=["fixed"],
         metavar="NAME,…",
-        help="fixed lengths (the default), ragged ones with a long tail and these means, score: prompts are scored",
+        help="fixed: all of one length (default); ragged: these mean lengths, with a long tail; score: scored prompts",
     )
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
-    parser.add_argument("--quantization", help="int8 or w8a8")
+    parser.add_argument("--dtype", default="auto", help=one_of(("auto", *DTYPES)))
+    parser.add_argument("--quantization", help=" or ".join(QUANTIZATIONS))
     parser.add_argument(
-        "--variants", type=variants, metavar="NAME,…", help="several of these at once, such as float32,bfloat16+int8"
+        "--variants", type=variants, metavar="NAME,…", help="several of them in one run, such as float32,bfloat16+int8"
     )
     parser.add_argument("--threads", type=positive_int, metavar="N", help="of the CPU; default: torch's")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps or dml")
@@ -242,14 +230,14 @@ def _bench(options: argparse.Namespace) -> None:
                 workload = WORKLOADS[name](options.num_prompts or 2 * batch_size, options.input_len, output_len)
                 runs.append(([str(variant), name, str(batch_size)], measure(engine, workload)))
         print(backends(engine))
-        del engine, model  # the next variant's memory is planned with what is free
+        del engine, model  # the plan of the next variant counts free memory
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     print(f"random prompts of {options.input_len} tokens, {options.output_len} tokens each\n")
     header = ["variant", "prompts", "batch", "requests", "seconds", "requests/s", "total tokens/s", "output tokens/s"]
     print(format_table([*header, "occupancy", *PHASES, "rest"], [[*names, *_row(run)] for names, run in runs]))
-    print("\nfrom schedule on: shares of the time; rest is what happens between steps")
+    print("\ncolumns from schedule on: shares of the time; rest: admission and completions, between the steps")
     of_first = [run for run in runs if run[0][1] == options.workloads[0]]
     names, best = max(of_first, key=lambda run: run[1].total_tokens / run[1].seconds)
     requests, total, output = _rates(best)
@@ -268,7 +256,7 @@ def _row(run: Measurement) -> list[str]:
 
 
 def _rates(run: Measurement) -> list[str]:
-    """Requests, all tokens, and sampled tokens, each per second."""
+    """Requests, tokens, and sampled tokens, each per second."""
     output = run.stats.completion_tokens / run.seconds
     return [f"{run.num_requests / run.seconds:.2f}", f"{run.total_tokens / run.seconds:.1f}", f"{output:.1f}"]
 

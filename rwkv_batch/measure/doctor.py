@@ -1,4 +1,4 @@
-"""What a machine offers, for bug reports and for choosing a backend."""
+"""The command `rwkv-batch doctor`: a report of hardware and software, and checks of the kernels on this machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "am
 
 
 def findings() -> Iterator[tuple[str, str]]:
-    """Names and what was found under them, one line each."""
+    """The lines of the report: a name and a finding each."""
     yield "rwkv_batch", __version__
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     for package in PACKAGES:
@@ -48,7 +48,7 @@ def findings() -> Iterator[tuple[str, str]]:
 
 
 def format_findings(found: Iterable[tuple[str, str]]) -> str:
-    """One line for each."""
+    """The report as a text, a line for each finding."""
     lines = list(found)
     width = max(len(name) for name, _ in lines) + 2
     return "\n".join(f"{name:<{width}}{finding}" for name, finding in lines)
@@ -65,10 +65,10 @@ def check(
 
     Args:
         devices, backends, ops, at_once: as for `checks.run_checks`.
-        path: a file to which the results are written as JSON, too.
+        path: a JSON file for the results; None writes none.
 
     Returns:
-        Nothing is wrong: every case is ok or refused, and one at least is ok.
+        True if every case is ok or refused, and at least one is ok.
     """
     from ..checks import format_table, run_checks
     from ..checks.result import OK
@@ -84,10 +84,10 @@ def check(
 
 
 def build_kernels() -> Iterator[tuple[str, str]]:
-    """Build the CUDA kernels with nvcc: for this machine's GPUs, or for common ones where it has none.
+    """Build the CUDA kernels with nvcc: for this machine's GPUs, or for `CUDA_TARGETS` on a machine without a GPU.
 
     Raises:
-        BackendError: no nvcc, or it failed; its own words are in the message.
+        BackendError: nvcc is missing or failed; the message has nvcc's output.
     """
     import torch
 
@@ -137,7 +137,7 @@ def _devices() -> Iterator[tuple[str, str]]:
 
 
 def _tf32() -> str:
-    """Whether PyTorch may compute float32 products with fewer bits."""
+    """PyTorch's settings for float32 products with fewer bits."""
     import torch
 
     allowed = "allowed" if torch.backends.cuda.matmul.allow_tf32 else "not allowed"
@@ -152,7 +152,7 @@ def _nvrtc() -> str:
 
 
 def _first_line(program: str, *arguments: str) -> str:
-    """What a program prints first when it is asked for its version."""
+    """The first line that a program prints when it is asked for its version; the last line of nvcc."""
     path = shutil.which(program) or shutil.which(program, path=os.path.dirname(sys.executable))
     if path is None:
         return "not found"

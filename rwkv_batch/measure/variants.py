@@ -1,4 +1,4 @@
-"""Ways to run one model that are compared with each other: number formats, 8-bit matrices, invariance."""
+"""Variants of one model that are measured together: dtypes, weight formats, batch invariance."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+from ..dtypes import DTYPES
+from ..errors import one_of
+
 _INVARIANT = "invariant"
 _HALF_STATE = "half-state"
 
@@ -15,8 +17,8 @@ _HALF_STATE = "half-state"
 class Variant:
     """Settings of `LLM` that change a model's speed, memory and rounding.
 
-    Written as words with a plus between them, the dtype first: "float32", "bfloat16+int8", "bfloat16+invariant".
-    "half-state" keeps states in float16; any other word is a `quantization`.
+    As a text, a variant is words with a plus between them, the dtype first: "float32", "bfloat16+int8",
+    "bfloat16+invariant". "half-state" is float16 states; any other word is a `quantization`.
     """
 
     dtype: str = "auto"
@@ -26,12 +28,16 @@ class Variant:
 
     @classmethod
     def parse(cls, text: str) -> Variant:
-        """Raises argparse.ArgumentTypeError for what is no variant; whether a quantization exists is not asked here."""
+        """The variant of a text. Names of quantizations are checked later, by `LLM`.
+
+        Raises:
+            argparse.ArgumentTypeError: the text is not a variant.
+        """
         dtype, *words = text.split("+")
         quantizations = [word for word in words if word not in (_INVARIANT, _HALF_STATE)]
-        if dtype not in DTYPES or len(set(words)) < len(words) or len(quantizations) > 1 or "" in words:
+        if dtype not in ("auto", *DTYPES) or len(set(words)) < len(words) or len(quantizations) > 1 or "" in words:
             raise argparse.ArgumentTypeError(
-                f"got {text!r}, expected {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, then, each after a plus, "
+                f"got {text!r}, expected {one_of(('auto', *DTYPES))}, then, each after a plus, "
                 f"a quantization, {_INVARIANT}, {_HALF_STATE}: such as bfloat16+int8"
             )
         return cls(
@@ -43,7 +49,7 @@ class Variant:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Arguments of `LLM`."""
+        """The variant as arguments of `LLM`."""
         return {
             "dtype": self.dtype,
             "quantization": self.quantization,
@@ -58,5 +64,5 @@ class Variant:
 
 
 def variants(text: str) -> list[Variant]:
-    """The value of an argument such as "float32,bfloat16+int8"."""
+    """The value of an argument such as "float32,bfloat16+int8", without duplicates."""
     return list(dict.fromkeys(Variant.parse(word) for word in text.split(",")))

@@ -1,4 +1,4 @@
-"""What a model is measured on: random prompts, of one length or of many, to be completed or to be scored."""
+"""Workloads of random prompts: of one length or of many, to be completed or to be scored."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ..engine.request import Request
 from ..sampling_params import SamplingParams
 
 SPREAD = 1.0
-"""Standard deviation of the logarithm of ragged lengths: one in six is more than 2.7 times the median."""
+"""Standard deviation of the logarithm of ragged lengths: one length in six is more than 2.7 times the median."""
 LONGEST = 8
-"""Ragged lengths end at this many times their mean."""
+"""Ragged lengths are at most this many times their mean."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,22 @@ class Workload:
         return _sampling(self.output_len)
 
     def prompts(self, vocab_size: int) -> list[list[int]]:
-        """Token ids, uniform over the vocabulary but for the end of text; the same ones at every call."""
+        """The token ids of the prompts: uniform over the vocabulary without the end of text, the same at every call."""
         draw = random.Random(0)
         return [draw.choices(range(1, vocab_size), k=self.input_len) for _ in range(self.num_prompts)]
 
     def requests(self, vocab_size: int) -> list[Request]:
-        """One for each prompt, in the order of arrival."""
+        """A request for each prompt, in the order of arrival."""
         prompts = self.prompts(vocab_size)
         return [Request(index, prompt, self.params, row=index) for index, prompt in enumerate(prompts)]
 
 
 @dataclass(frozen=True)
 class RaggedWorkload(Workload):
-    """Prompts and completions of log-normal lengths, with a long tail, as texts and chats have; lengths are means."""
+    """Random prompts and completions of log-normal lengths with a long tail, as in texts and chats.
+
+    `input_len` and `output_len` are the means.
+    """
 
     def requests(self, vocab_size: int) -> list[Request]:
         draw = random.Random(1)
@@ -55,7 +58,7 @@ class RaggedWorkload(Workload):
 
 @dataclass(frozen=True)
 class ScoreWorkload(Workload):
-    """Prompts of one length, of which every token but the first is scored. Nothing is sampled: `output_len` is 0."""
+    """Random prompts of one length, whose tokens are scored, all but the first. Give 0 for `output_len`."""
 
     def requests(self, vocab_size: int) -> list[Request]:
         params = SamplingParams(max_tokens=0, prompt_logprobs=0)
@@ -67,7 +70,7 @@ WORKLOADS = {"fixed": Workload, "ragged": RaggedWorkload, "score": ScoreWorkload
 
 
 def ragged_lengths(mean: int, count: int, draw: random.Random) -> list[int]:
-    """`count` whole numbers from 1, log-normal with this mean but for what is cut at `LONGEST` times it."""
+    """`count` whole numbers, log-normal with this mean, cut at 1 and at `LONGEST` times the mean."""
     location = math.log(mean) - SPREAD**2 / 2
     return [min(max(round(draw.lognormvariate(location, SPREAD)), 1), LONGEST * mean) for _ in range(count)]
 

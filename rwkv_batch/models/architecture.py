@@ -1,31 +1,37 @@
-"""The seam between RWKV versions and everything else. A version is one class in one file; nothing else asks which."""
+"""The interface between RWKV versions and everything else: a version is one class in one file, with all its facts."""
 
 from __future__ import annotations
 
 import pkgutil
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
 from ..ops import OpSpec, OpTable
-from .files.checkpoint import Checkpoint
-from .placed_weights import PlacedWeights
+from .files.hf_layouts import HfLayout
+from .files.stored import LayerTargets
+from .random_weights import RandomWeights
 from .rows import Rows
 from .schema import Match, Schema
 
-DEFAULT_LN_X_EPS = 64e-5
+if TYPE_CHECKING:
+    # These modules read checkpoints. Reading asks the versions for their facts, so they import this module.
+    from .files.checkpoint import Checkpoint
+    from .placed_weights import PlacedWeights
+    from .weights import Weights
 
 
 @dataclass(frozen=True)
 class StateField:
-    """One tensor of the state that a layer keeps for each sequence."""
+    """A tensor of the state that a layer keeps for each sequence."""
 
     name: str
     shape: tuple[int, ...]
@@ -33,8 +39,32 @@ class StateField:
     initial_value: float = 0.0
 
 
+class RecurrenceCost(NamedTuple):
+    """The work of the recurrence for one token, which benchmarks compare with a device's limits."""
+
+    operations: int
+    """float32 instructions for each number of the recurrent state."""
+    vectors: int
+    """Activations [A] that are read and written."""
+
+
 LayerState = SimpleNamespace
 """The state of one layer for all slots: each `StateField.name` as an attribute, [P, *shape]."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A family of checkpoints that rwkv_batch recognizes and cannot run.
+
+    Args:
+        family: its name.
+        tensors: matches a part of a tensor's name that only this family has.
+        reason: completes the sentence "this is <family>, ..." and names models that can be run instead.
+    """
+
+    family: str
+    tensors: re.Pattern[str]
+    reason: str
 
 
 class Architecture(ABC):
@@ -47,18 +77,43 @@ class Architecture(ABC):
     """
 
     name: ClassVar[str]
+    """Stands in reports and error messages."""
     schema: ClassVar[Schema]
+    """The tensors of this version's checkpoints."""
     ops: ClassVar[tuple[OpSpec, ...]]
+    """The ops that `layer` calls."""
+    hugging_face: ClassVar[tuple[HfLayout, ...]] = ()
+    """The layouts of this version's Hugging Face folders."""
+    chatrwkv: ClassVar[LayerTargets | None] = None
+    """The layer tensors that ChatRWKV's conversion changes, besides large matrices; None: it converts no such model."""
+    refused: ClassVar[tuple[Refusal, ...]] = ()
+    """Families of related checkpoints that cannot be run."""
+    default_ln_x_eps: ClassVar[float] = 64e-5
+    """Epsilon of the group norm over heads where neither the checkpoint nor the user states it."""
+
+    random_weights: ClassVar[RandomWeights]
+    """How tests and benchmarks draw a checkpoint. Loading and serving do not need it."""
+    recurrence_cost: ClassVar[RecurrenceCost]
+    """The basis of predictions of a step's time in benchmarks. Loading and serving do not need it."""
+
+    layers: list[Any]
+    """The result of `load_layer` for each layer."""
 
     def __init__(self, weights: PlacedWeights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
         self.sizes = dict(sizes)
         self.ln_x_eps = ln_x_eps
         self.rescales = weights.rescales
         self.embedding = weights.at(0).embedding()
+        self.layers = [self.load_layer(weights.at(i), i) for i in range(sizes["L"])]
 
     @classmethod
     def refine_sizes(cls, sizes: dict[str, int]) -> str | None:
-        """Derive what is not an axis of any tensor (heads, head size); returns why the sizes can't be right, if so."""
+        """Add the sizes that are no axis of any tensor; returns what is wrong with the sizes, if anything is.
+
+        By default A and F, which estimates of memory need besides C and V, are C where the schema lacks them.
+        """
+        sizes.setdefault("A", sizes["C"])
+        sizes.setdefault("F", sizes["C"])
         return None
 
     @classmethod
@@ -66,7 +121,7 @@ class Architecture(ABC):
     def state_fields(
         cls, sizes: Mapping[str, int], dtype: torch.dtype, state_dtype: torch.dtype
     ) -> tuple[StateField, ...]:
-        """What one layer keeps for one sequence.
+        """The state that one layer keeps for one sequence.
 
         Args:
             dtype: of activations, hence of token-shift rows.
@@ -74,9 +129,19 @@ class Architecture(ABC):
         """
 
     @classmethod
-    def initial_wkv(cls, stored: Tensor) -> Tensor:
-        """A layer's `time_state` [H, N, N] as checkpoints store it (row = value channel) → [H, K, V]."""
-        return stored.float().transpose(-1, -2)
+    def initial_state(cls, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state fields of one layer in which every sequence starts; the others start at their initial value.
+
+        By default the tensor `att.x` is the field `x`.
+
+        Args:
+            stored: the tensors of `schema.initial_state`, by name.
+        """
+        return {name.split(".")[-1]: tensor for name, tensor in stored.items()}
+
+    @abstractmethod
+    def load_layer(self, weights: Weights, i: int) -> Any:
+        """The parameters of layer i, kept as `layers[i]`."""
 
     @abstractmethod
     def layer(
@@ -86,12 +151,12 @@ class Architecture(ABC):
 
         Args:
             x: [M, C], the residual stream. **Updated in place.**
-            first: what layer 0 returned; None in layer 0.
+            first: the tensor that layer 0 returned; None in layer 0.
             token_ids: [M] int64, packed.
             state: **updated in place** in the rows' slots.
 
         Returns:
-            [M, ...]: what later layers need of the first one, if anything; handed on.
+            [M, ...]: the tensor of layer 0 that later layers take as `first`; None if they take none.
         """
 
     def step(self, token_ids: Tensor, rows: Rows, state: list[LayerState], ops: OpTable) -> Tensor:
@@ -99,7 +164,7 @@ class Architecture(ABC):
 
         Args:
             token_ids: [M] int64, packed.
-            state: one namespace a layer; **updated in place** in the rows' slots.
+            state: of each layer; **updated in place** in the rows' slots.
 
         Returns:
             [M, C]: the residual stream after the last layer, before the output norm.
@@ -110,28 +175,44 @@ class Architecture(ABC):
         return x
 
 
+_registered: list[type[Architecture]] = []
+
+
+def register(*versions: type[Architecture]) -> None:
+    """Add versions that are defined outside this package, for example in a plug-in.
+
+    Their checkpoints are then identified and loaded like those of all other versions. Registering a version again
+    changes nothing.
+    """
+    _registered.extend(version for version in dict.fromkeys(versions) if version not in _registered)
+
+
 def architectures() -> list[type[Architecture]]:
-    """Every version, found in the `rwkv*.py` files of this package."""
+    """Every version: those of the `rwkv*.py` files of this package, then those that were registered."""
     package = import_module(__package__ or "rwkv_batch.models")
     found: list[type[Architecture]] = []
     for module in sorted(info.name for info in pkgutil.iter_modules(package.__path__) if info.name.startswith("rwkv")):
         found.extend(import_module(f"{package.__name__}.{module}").ARCHITECTURES)
-    return found
+    return found + _registered
+
+
+def version_named(name: str) -> type[Architecture]:
+    """The version whose `name` this is."""
+    return next(version for version in architectures() if version.name == name)
 
 
 def identify(checkpoint: Checkpoint) -> tuple[type[Architecture], dict[str, int]]:
-    """The one version whose tensors these are, with the sizes read from their shapes.
+    """The version of a checkpoint, with the sizes read from the shapes of its tensors.
 
     Raises:
-        CheckpointError: no version matches; the nearest ones are listed with what differs.
+        CheckpointError: the checkpoint is of a refused family; or no version matches, and the message lists the nearest
+            ones with the differences.
     """
-    if any(".qkv." in name or name.startswith("qkv") for name in checkpoint.names):
-        raise CheckpointError(
-            f"{checkpoint.path}: this is RWKV-7b (DeepEmbed attention), whose key/value cache grows with every token; "
-            "rwkv_batch keeps a state of fixed size for each sequence, so use a v4, v5, v6, v7 or v7 DeepEmbed model"
-        )
     near: list[tuple[int, str, str]] = []
     for architecture in architectures():
+        for refusal in architecture.refused:
+            if any(map(refusal.tensors.search, checkpoint.names)):
+                raise CheckpointError(f"{checkpoint.path}: this is {refusal.family}, {refusal.reason}")
         match = architecture.schema.match(checkpoint.names, checkpoint.shape, checkpoint.embedding_is_normalized)
         complaint = match.describe() or _size_complaint(architecture, match)
         if not complaint:
@@ -141,7 +222,7 @@ def identify(checkpoint: Checkpoint) -> tuple[type[Architecture], dict[str, int]
     listing = "\n".join(f"  {name}: {complaint}" for _, name, complaint in near[:3])
     raise CheckpointError(
         f"{checkpoint.path}: no RWKV version has these tensors; the nearest are\n{listing}\n"
-        "Expected a checkpoint in BlinkDL's layout, ChatRWKV's converted form, or a Hugging Face RWKV-4/6/7 folder."
+        "Expected a checkpoint in BlinkDL's layout, ChatRWKV's converted form, or a Hugging Face folder of RWKV."
     )
 
 

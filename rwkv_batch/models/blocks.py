@@ -1,4 +1,4 @@
-"""Mathematics that several versions share, in plain PyTorch: the definition that kernels are compared with."""
+"""Mathematics that several versions share: layer norm, token shift, group norm; and the definition of `shift_lerp`."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ class Norm(NamedTuple):
 
 
 def layer_norm(x: Tensor, norm: Norm) -> Tensor:
-    """[M, C] → [M, C]."""
+    """Layer norm of each row: [M, C] → [M, C]."""
     return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, LAYER_NORM_EPS)
 
 
 def widened(x: Tensor) -> Tensor:
-    """In the dtype that recurrences are computed in: float64 where it is that already, float32 otherwise."""
+    """x in the dtype of recurrences: float64 stays float64, all other dtypes become float32."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def shift_lerp(
     x: Tensor, norm: Norm, mix: Tensor, shift: Tensor, rows: Rows, keep_parts: bool = False
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """Layer norm, then interpolate each token with the one before it in its sequence.
+    """Layer norm, then the token shift: interpolations of each token with the token before it in its sequence.
 
         z_t = layer_norm(x_t),   d_t = z_{t-1} - z_t,   mixed[j]_t = z_t + d_t * mix[j]
 
     Args:
         x: [M, C].
-        mix: [n, C], the share of the previous token in each of n interpolations.
-        shift: [P, C]. z of each slot's latest token. **Updated in place**, only in rows' slots.
-        keep_parts: z and d are wanted too.
+        mix: [n, C], the weight of the previous token in each of n interpolations.
+        shift: [P, C], z of each slot's latest token. **Updated in place** in the rows' slots.
+        keep_parts: return z and d too.
 
     Returns:
-        z [M, C] and d [M, C], or None for both, and the interpolations [n, M, C].
+        z [M, C] and d [M, C], or None for both; and the interpolations [n, M, C].
     """
     normed = layer_norm(x, norm)
     previous = torch.empty_like(normed)

@@ -1,4 +1,4 @@
-"""What v4, v5 and v6 share: the feed-forward half of a layer, and the float16 rescaling of the residual stream."""
+"""The channel mix (feed-forward half of a layer) and the float16 rescaling of v4, v5 and v6."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from .rows import Rows
 from .weights import Weights
 
 RESCALE_EVERY = 6
-"""Layers after which a float16 residual stream is halved (ChatRWKV's choice)."""
+"""A float16 residual stream is halved after each group of this many layers, as in ChatRWKV.
+
+The residual stream grows with the layers, beyond float16's range of 65504. The output matrices of the layers after a
+halving are halved as often. The layer norms that read the stream cancel the factor; powers of two are exact.
+"""
 
 
 class ChannelMix(NamedTuple):
@@ -22,7 +26,7 @@ class ChannelMix(NamedTuple):
 
     norm: Norm
     mix: Tensor
-    """[2, C]: share of the previous token, for the key and the receptance."""
+    """[2, C]: the weight of the previous token, for the key and the receptance."""
     receptance: Linear
     key: Linear
     value: Linear
@@ -46,16 +50,16 @@ class ChannelMix(NamedTuple):
 
 
 def previous_share(weights: Weights, *names: str) -> Tensor:
-    """[len(names), C]. v4 and v5 store the share of the *current* token; that of the previous one is its complement."""
+    """The weights of the previous token, [len(names), C]. v4 and v5 files have 1 - those, of the current one."""
     return (1 - torch.stack([weights.float_vector(name) for name in names])).to(weights.dtype)
 
 
 def output_scale(weights: Weights, i: int) -> float:
-    """Factor on layer i's output matrices that keeps a float16 residual stream in range."""
+    """The factor on the output matrices of layer i: 1/2 for each halving of the residual stream before it."""
     return 2.0 ** -(i // RESCALE_EVERY) if weights.rescales else 1.0
 
 
 def rescale(x: Tensor, i: int) -> None:
-    """Halve the residual stream after layer i, in place, where the next layers' output matrices are halved."""
+    """Halve the residual stream in place, if layer i is the last of a group of `RESCALE_EVERY` layers."""
     if (i + 1) % RESCALE_EVERY == 0:
         x.mul_(0.5)

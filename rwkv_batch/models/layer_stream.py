@@ -1,4 +1,4 @@
-"""Layers whose matrices stay in host memory: two of them at a time are on the device, one running, one arriving."""
+"""The streaming of layers: matrices stay in host memory, and two layers at a time have a buffer on the device."""
 
 from __future__ import annotations
 
@@ -11,100 +11,109 @@ from torch import Tensor
 
 
 class _Copy(NamedTuple):
+    """A matrix in host memory, and the buffer on the device that it is copied to."""
+
     host: Tensor
     device: Tensor
 
 
 class LayerStream:
-    """Matrices of streamed layers, in pinned host memory, and the places on the device that they take turns in.
+    """The matrices of streamed layers in pinned host memory, and two buffers for them on the device.
 
-    Layers are numbered in the order in which they are added, which is the order in which they run. Layers with even and
-    with odd numbers share a place each. While a layer runs, the next one is copied on a stream of its own, which waits
-    until the layer before has left the place.
+    Layers are numbered in the order in which they are added, which is the order in which they run. Layers with even
+    numbers share one buffer, and those with odd numbers the other. While a layer runs, the next one is copied to the
+    other buffer, on a CUDA stream for copies. That stream first waits until the layer that used the buffer has run.
 
     Args:
-        device: where the layers run. Anywhere but on CUDA, a copy is done when it is asked for.
+        device: where the layers run. On other devices than CUDA, copies are synchronous.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._copies: list[list[_Copy]] = []
-        self._places: dict[tuple[object, ...], Tensor] = {}
-        self._held: list[int | None] = [None, None]
+        self._buffers: dict[tuple[object, ...], Tensor] = {}
+        self._layer_in: list[int | None] = [None, None]
+        """The layer that each of the two buffers has, or is about to have."""
         self._is_cuda = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self._is_cuda else None  # type: ignore[no-untyped-call]
-        self._arrived: list[torch.cuda.Event | None] = [None, None]
-        self._left: list[torch.cuda.Event | None] = [None, None]
+        self._copied: list[torch.cuda.Event | None] = [None, None]
+        """For each buffer, the end of the last copy to it."""
+        self._released: list[torch.cuda.Event | None] = [None, None]
+        """For each buffer, the end of the last layer that ran with it."""
 
     def __len__(self) -> int:
         return len(self._copies)
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are copied when every layer runs once; nothing where all layers have a place of their own."""
+        """Bytes that are copied in each run of all layers: 0 for at most two layers, which stay in the buffers."""
         return 0 if len(self) <= 2 else sum(copy.host.nbytes for copies in self._copies for copy in copies)
 
     @property
     def device_bytes(self) -> int:
-        """Bytes of the places on the device."""
-        return sum(place.nbytes for place in self._places.values())
+        """Bytes of the buffers on the device."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
 
     def add_layer(self) -> int:
-        """Start the next layer; returns its number."""
+        """Add a layer; returns its number. `keep` then adds matrices to it."""
         self._copies.append([])
         return len(self) - 1
 
     def keep(self, matrix: Tensor) -> Tensor:
         """Move a matrix of the newest layer, or a stack of matrices, to host memory.
 
-        Each matrix has a buffer of its own there: `pinned_bytes` of its size.
+        In host memory each matrix takes `pinned_bytes` of its size.
 
         Returns:
-            its place on the device, which holds it only while `running` says so.
+            The buffer on the device, which has the matrix only while its layer is `running`.
         """
         copies = self._copies[-1]
         key = (len(self) % 2, len(copies), matrix.shape, matrix.dtype)
-        place = self._places.setdefault(key, matrix)
+        buffer = self._buffers.setdefault(key, matrix)
         if self._stream is not None:
-            place.record_stream(self._stream)
-        for part, part_place in zip(_matrices(matrix), _matrices(place), strict=True):
+            buffer.record_stream(self._stream)
+        for part, part_buffer in zip(_matrices(matrix), _matrices(buffer), strict=True):
             host = torch.empty(part.shape, dtype=part.dtype, pin_memory=self._is_cuda).copy_(part)
-            copies.append(_Copy(host, part_place))
-        self._held = [None, None]
-        return place
+            copies.append(_Copy(host, part_buffer))
+        self._layer_in = [None, None]
+        return buffer
 
     @contextmanager
     def running(self, number: int) -> Iterator[None]:
-        """Layer `number` runs inside, on the current stream; its matrices are there, and the next ones on their way."""
+        """Context manager in which layer `number` runs, on the current CUDA stream.
+
+        The layer's matrices are in its buffer; the next layer is being copied.
+        """
         self._fetch(number)
-        place = number % 2
-        if self._is_cuda and (arrived := self._arrived[place]) is not None:
-            torch.cuda.current_stream(self._device).wait_event(arrived)
+        buffer = number % 2
+        if self._is_cuda and (copied := self._copied[buffer]) is not None:
+            torch.cuda.current_stream(self._device).wait_event(copied)
         following = (number + 1) % len(self)
-        # The first layer may share its place with the last one, which it must not push out.
-        if following % 2 != place:
+        # With an odd number of layers, the first and the last share a buffer: the first must not replace the running
+        # last.
+        if following % 2 != buffer:
             self._fetch(following)
         yield
         if self._is_cuda:
-            self._left[place] = torch.cuda.current_stream(self._device).record_event()
+            self._released[buffer] = torch.cuda.current_stream(self._device).record_event()
         self._fetch(following)
 
     def _fetch(self, number: int) -> None:
-        """Start copying a layer to its place, unless it is there."""
-        place = number % 2
-        if self._held[place] == number:
+        """Start to copy a layer to its buffer, unless the buffer has it."""
+        buffer = number % 2
+        if self._layer_in[buffer] == number:
             return
-        self._held[place] = None
-        if self._stream is not None and (left := self._left[place]) is not None:
-            self._stream.wait_event(left)
+        self._layer_in[buffer] = None
+        if self._stream is not None and (released := self._released[buffer]) is not None:
+            self._stream.wait_event(released)
         with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
             for host, device in self._copies[number]:
                 device.copy_(host, non_blocking=True)
         if self._stream is not None:
-            self._arrived[place] = self._stream.record_event()
-        self._held[place] = number
+            self._copied[buffer] = self._stream.record_event()
+        self._layer_in[buffer] = number
 
 
 def _matrices(stack: Tensor) -> tuple[Tensor, ...]:
-    """The matrices of a stack [n, N, K]; a tensor of fewer axes is one."""
+    """The n matrices of a stack [n, N, K]; a tensor with fewer axes is one matrix."""
     return stack.unbind(0) if stack.dim() > 2 else (stack,)

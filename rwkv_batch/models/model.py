@@ -1,8 +1,8 @@
-"""A checkpoint, loaded and placed: token ids in, logits out, state in a pool that somebody else owns."""
+"""A model: a checkpoint that is loaded and placed. It turns token ids into logits and updates states of a pool."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,20 +11,23 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..ops import OpSpec, OpTable
-from .architecture import DEFAULT_LN_X_EPS, Architecture, LayerState, StateField, identify
+from .architecture import Architecture, LayerState, StateField, architectures, identify
 from .blocks import Norm, layer_norm
-from .files.checkpoint import Checkpoint, load_state_file
-from .matrices.linear import RemoteLinear, quantized_ops
+from .files.checkpoint import Checkpoint
+from .files.state_file import load_state_file
+from .matrices.linear import RemoteLinear
+from .matrices.quantization import weight_format
 from .pipeline import Pipeline
 from .placed_weights import PlacedWeights
 from .placement import LayerPlacement, Placement
 from .rows import Rows
+from .schema import numeric_shape
 from .scoring import LOG_NORMALIZER, SCORE, scoring_op
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What a checkpoint is, known without reading its weights."""
+    """A checkpoint with its version and sizes, which are known without reading the weights."""
 
     checkpoint: Checkpoint
     architecture: type[Architecture]
@@ -41,16 +44,17 @@ class ModelFile:
         return (*self.architecture.ops, SCORE, LOG_NORMALIZER)
 
     def ops_at(self, place: LayerPlacement, head_is_remote: bool = False) -> tuple[OpSpec, ...]:
-        """The ops of the layers at a placement, and those of the head if it is there.
+        """The ops of the layers at a placement, and those of the head if the head has this placement.
 
         Args:
-            head_is_remote: the head's matrix is on another device, and results come here.
+            head_is_remote: the head's matrix is on another device, which sends its results to this one.
         """
         scoring = scoring_op(place.quantization, head_is_remote)
-        return (*self.architecture.ops, scoring, LOG_NORMALIZER, *quantized_ops(place.quantization, place.device))
+        products = weight_format(place.quantization).ops(place.device)
+        return (*self.architecture.ops, scoring, LOG_NORMALIZER, *products)
 
     def state_fields(self, placement: Placement, dtype: torch.dtype | None = None) -> tuple[StateField, ...]:
-        """What a layer keeps for one sequence.
+        """The state that a layer keeps for one sequence.
 
         Args:
             dtype: of the layer's activations; None takes the placement's.
@@ -58,44 +62,42 @@ class ModelFile:
         return self.architecture.state_fields(self.sizes, dtype or placement.dtype, placement.state_dtype)
 
     def initial_states(self, init_state: str | Path | None) -> dict[str, Sequence[Tensor]]:
-        """State fields that do not start at their default: the checkpoint's `time_state`, or that of a separate file.
+        """The state fields that do not start at their initial value: name → one tensor for each layer.
+
+        Args:
+            init_state: a file with the initial state; None takes the checkpoint's own, if it has one.
 
         Raises:
-            CheckpointError: the file's tensors do not fit this model.
+            CheckpointError: the file's tensors do not fit this model, or some layers of the checkpoint have none.
         """
-        names = [f"blocks.{i}.att.time_state" for i in range(self.sizes["L"])]
-        stored: Mapping[str, Tensor]
-        if init_state is None:
-            present = [n for n in names if n in self.checkpoint.names]
-            if not present:
-                return {}
-            if present != names:
-                raise CheckpointError(
-                    f"{self.checkpoint.path}: {len(present)} of {len(names)} layers have a time_state, {present[0]} "
-                    "the first; expected all or none; add the missing ones, or take them out and pass init_state"
-                )
-            stored = {n: self.checkpoint.tensor(n) for n in names}
-        else:
-            stored = load_state_file(init_state)
-            self._check_states(stored, names, init_state)
-        return {"wkv": [self.architecture.initial_wkv(stored[n]) for n in names]}
+        shapes = {
+            name: numeric_shape(shape, self.sizes) for name, shape in self.architecture.schema.initial_state.items()
+        }
+        stored = self._own_initial_state(shapes) if init_state is None else self._read_initial_state(init_state, shapes)
+        if not stored:
+            return {}
+        layers = [{name: stored[f"blocks.{i}.{name}"] for name in shapes} for i in range(self.sizes["L"])]
+        states = [self.architecture.initial_state(layer) for layer in layers]
+        return {field: [state[field] for state in states] for field in states[0]}
 
-    def _check_states(self, stored: Mapping[str, Tensor], names: Sequence[str], path: str | Path) -> None:
-        if "H" not in self.sizes:
+    def _own_initial_state(self, names: Collection[str]) -> dict[str, Tensor]:
+        wanted = [f"blocks.{i}.{name}" for i in range(self.sizes["L"]) for name in names]
+        present = [name for name in wanted if name in self.checkpoint.names]
+        if present and present != wanted:
             raise CheckpointError(
-                f"{path}: {self.architecture.name} has no matrix state to start from; use v5, v6 or v7"
+                f"{self.checkpoint.path}: holds {len(present)} of {len(wanted)} tensors "
+                f"{', '.join(f'blocks.N.{name}' for name in names)}, {present[0]} the first; expected all or none; add "
+                "the missing ones, or take them out and pass init_state"
             )
-        shape = (self.sizes["H"], self.sizes["N"], self.sizes["N"])
-        wrong = [n for n in names if n not in stored or tuple(stored[n].shape) != shape]
-        extra = sorted(set(stored) - set(names))
-        if wrong or extra:
-            found = (
-                f"{wrong[0]} {list(stored[wrong[0]].shape) if wrong[0] in stored else 'missing'}" if wrong else extra[0]
-            )
+        return {name: self.checkpoint.tensor(name) for name in present}
+
+    def _read_initial_state(self, path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        if not shapes:
+            able = ", ".join(version.name for version in architectures() if version.schema.initial_state)
             raise CheckpointError(
-                f"{path}: this state does not fit the model: found {found}, expected {len(names)} tensors "
-                f"blocks.N.att.time_state of shape {list(shape)}; use a state tuned for a model of this size"
+                f"{path}: {self.architecture.name} cannot start from a stored state; use a model of {able}"
             )
+        return load_state_file(path, self.sizes["L"], shapes)
 
 
 class Model:
@@ -104,8 +106,8 @@ class Model:
     Args:
         ops: implementations of `ModelFile.ops_at`: one table for all; or one for each layer, one for the head and,
             where logits leave the head's device, one for what follows.
-        ln_x_eps: epsilon of the group norm over heads; None takes the checkpoint's own, or 64e-5.
-        batch_invariant: a row's results do not depend, bit for bit, on what else is in the step.
+        ln_x_eps: epsilon of the group norm over heads; None takes the checkpoint's own, or the version's default.
+        batch_invariant: a row's results do not depend, bit for bit, on the other rows of the step.
     """
 
     def __init__(
@@ -120,7 +122,7 @@ class Model:
         self.file = file
         self.placement = placement
         self.sizes = file.sizes
-        self.ln_x_eps = ln_x_eps or checkpoint.ln_x_eps or DEFAULT_LN_X_EPS
+        self.ln_x_eps = ln_x_eps or checkpoint.ln_x_eps or file.architecture.default_ln_x_eps
         num_layers = file.sizes["L"]
         tables = (ops,) * (num_layers + 1) if isinstance(ops, OpTable) else tuple(ops)
         self.ops = tables[-1]
@@ -145,7 +147,7 @@ class Model:
             token_ids: [M] int64, each in [0, V).
 
         Returns:
-            [M, C]: what `logits` takes.
+            [M, C]: the input of `logits` and `score`.
         """
         if self.pipeline is not None:
             return self.pipeline.step(token_ids, rows, layers)
@@ -162,7 +164,7 @@ class Model:
         """[n, C] → [n, V] float32, which the caller may write to.
 
         Args:
-            out: [n, V] float32, kept by the caller: the result is written there.
+            out: [n, V] float32, where the result is written.
         """
         x = layer_norm(hidden, self._norm)
         if out is None:

@@ -1,4 +1,4 @@
-"""A model that is spread over devices or dtypes, or streamed: layers in stages, activations moving between them."""
+"""Runs a model whose layers have several devices or dtypes, or are streamed: stage by stage."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .rows import Rows
 
 
 class Pipeline:
-    """Runs the layers of a split placement, stage after stage.
+    """The layers of a placement with several stages. Activations are copied from stage to stage.
 
     Args:
-        ops: of each layer.
+        ops: the implementations for each layer.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Pipeline:
         self.stream = weights.stream
 
     def step(self, token_ids: Tensor, rows: Rows, state: Sequence[LayerState]) -> Tensor:
-        """As `Architecture.step`; it takes and returns tensors on the device that samples, x of the head's dtype."""
+        """`Architecture.step`, with arguments and result on the device that samples, the result in the head's dtype."""
         x: Tensor | None = None
         first: Tensor | None = None
         for device, dtype, layers in self._stages:
@@ -49,13 +49,14 @@ class Pipeline:
         return x.to(self._placement.device, self._placement.dtype)
 
     def _arrived(self, i: int) -> AbstractContextManager[None]:
+        """Context in which the matrices of layer i are on its device."""
         number = self._stream_numbers.get(i)
         return nullcontext() if self.stream is None or number is None else self.stream.running(number)
 
 
 def current_device(device: torch.device) -> AbstractContextManager[object]:
-    """Makes `device` the current CUDA device of this thread: kernel launches, events and streams go there.
+    """Context in which `device` is this thread's current CUDA device, for kernel launches, events and streams.
 
-    Does nothing where `device` is no CUDA device.
+    Without effect for devices of other types.
     """
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,4 +1,4 @@
-"""The weights of every layer, each for the placement that it has."""
+"""The weights of all layers, each loaded for its own placement."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class PlacedWeights:
 
     Args:
         num_layers: L.
-        ops: who serves each layer, and the head after them: L + 1 tables.
-        batch_invariant: matrix products whose rows do not depend on how many others there are.
+        ops: the implementations for each layer, and for the head after them: L + 1 tables.
+        batch_invariant: the bits of a row's product must not depend on the number of rows.
 
     Attributes:
-        rescales: float16 is used somewhere, so that the residual stream is kept small everywhere.
-        stream: of the layers that are streamed; None where none are.
+        rescales: float16 is used in some layer, so that the residual stream is scaled down in all of them.
+        stream: holds the streamed layers; None where no layer is streamed.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class PlacedWeights:
         """Layer → its number in the stream."""
 
     def at(self, i: int) -> Weights:
-        """The weights of layer i; of the head for i = L. Streamed layers are first asked for in their order."""
+        """The weights of layer i, or of the head for i = L. Ask for streamed layers in their order the first time."""
         place = self._places[i]
         key = i if place.is_streamed else place
         if key not in self._made:
@@ -65,5 +65,5 @@ class PlacedWeights:
 
     @property
     def matrix_bytes(self) -> int:
-        """Bytes of all matrices, wherever they are."""
+        """Bytes of all matrices, on all devices and in host memory."""
         return sum(weights.matrix_bytes for weights in self._made.values())

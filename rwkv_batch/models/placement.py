@@ -1,4 +1,4 @@
-"""Where a model's tensors live and in which dtype: from `device`/`dtype`/`quantization`, or from a strategy string."""
+"""The placement of a model: the device, dtype and weight format of each layer, from settings or a strategy string."""
 
 from __future__ import annotations
 
@@ -7,29 +7,20 @@ from typing import NamedTuple
 
 import torch
 
-from ..errors import CapacityError, ConfigurationError
+from ..dtypes import DTYPES, SPELLINGS, STATE_DTYPES, dtype_name, torch_dtype
+from ..errors import CapacityError, ConfigurationError, one_of
+from .matrices.quantization import QUANTIZATIONS, check_quantization, weight_format
 from .strategy import Share, distribute, parse
-
-DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-}
-
-STATE_DTYPES = {name: dtype for name, dtype in DTYPES.items() if dtype != torch.bfloat16}
-"""bfloat16 has too few bits for a state: it drifts by factors within a few thousand tokens."""
 
 
 @dataclass(frozen=True)
 class LayerPlacement:
-    """One layer's device, dtype and weight format.
+    """The placement of one layer, or of the head.
 
     Args:
-        dtype: of weights and activations.
-        is_streamed: its large matrices stay in host memory and are copied to the device when the layer is about to run.
+        dtype: of dense weights and activations.
+        quantization: the weight format: a name of matrices/quantization.py, or None for dense.
+        is_streamed: the layer's large matrices stay in host memory, and are copied to the device before each run.
     """
 
     device: torch.device
@@ -44,14 +35,14 @@ class LayerPlacement:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the model is.
+    """The placement of a model.
 
     Args:
         device, dtype, quantization: of the head, hence of logits and sampling; and of all layers where `layers` is
             empty.
-        head_device: where the head's matrix is, if that is a device which does not sample.
+        head_device: the device of the head's matrix, where that device cannot sample and `device` is another.
         state_dtype: of the matrix states: float32, or float16 rounded stochastically after every token.
-        layers: of each layer, where they differ from the head or from each other.
+        layers: one for each layer, where layers differ from the head or from each other.
     """
 
     device: torch.device
@@ -70,17 +61,17 @@ class Placement:
         return LayerPlacement(self.head_device or self.device, self.dtype, self.quantization)
 
     def of_layers(self, num_layers: int) -> tuple[LayerPlacement, ...]:
-        """Each layer's, and the head's after them."""
+        """The placement of each layer, and of the head after them."""
         return (*(self.layers or (self.head,) * num_layers), self.head)
 
     @property
     def uses_float16(self) -> bool:
-        """Anywhere: the residual stream is rescaled in all layers or in none."""
+        """Some layer or the head is in float16. The residual stream is then rescaled in all layers."""
         return torch.float16 in {self.dtype, *(layer.dtype for layer in self.layers)}
 
 
 def describe_layers(placement: Placement, num_layers: int) -> str:
-    """Which layers are where, such as "layers 0-11 cuda:0 float16 int8, layers 12-23 and head cpu float32"."""
+    """The placement as a text: "layers 0-11 cuda:0 float16 int8, layers 12-23 and head cpu float32"."""
     places = placement.of_layers(num_layers)
     starts = [i for i in range(num_layers) if i == 0 or places[i] != places[i - 1]]
     groups = []
@@ -94,7 +85,7 @@ def describe_layers(placement: Placement, num_layers: int) -> str:
 
 
 class Stage(NamedTuple):
-    """Consecutive layers between which activations need not move."""
+    """Consecutive layers of one device and dtype: activations are not copied between them."""
 
     device: torch.device
     dtype: torch.dtype
@@ -102,7 +93,7 @@ class Stage(NamedTuple):
 
 
 def stages(placement: Placement, num_layers: int) -> list[Stage]:
-    """The layers, without the head, in their order."""
+    """The layers in their order, without the head, grouped into stages."""
     found: list[Stage] = []
     for i, layer in enumerate(placement.of_layers(num_layers)[:-1]):
         if found and (layer.device, layer.dtype) == found[-1][:2]:
@@ -110,11 +101,6 @@ def stages(placement: Placement, num_layers: int) -> list[Stage]:
         else:
             found.append(Stage(layer.device, layer.dtype, range(i, i + 1)))
     return found
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Without "torch."."""
-    return str(dtype).removeprefix("torch.")
 
 
 def place(
@@ -127,44 +113,52 @@ def place(
     stored_dtype: torch.dtype = torch.float32,
     num_layers: int = 1,
 ) -> Placement:
-    """Choose device and dtype.
+    """The placement that settings ask for.
 
     Args:
-        device: "auto" is the first CUDA device where there is one, else the CPU.
-        dtype: "auto" is the checkpoint's own; on a CPU, float32 where the processor has no instructions for that one.
-        strategy: ChatRWKV's way of saying the three others, for each layer: see models/strategy.py.
+        device: "auto" is the current CUDA device, or the CPU on a machine without CUDA.
+        dtype: "auto" is the dtype of the checkpoint; on a CPU without instructions for it, float32.
+        quantization: a name of matrices/quantization.py, or None.
+        strategy: a ChatRWKV strategy instead of the three others: see models/strategy.py.
         stored_dtype: of the checkpoint's matrices.
-        num_layers: of the checkpoint; what a strategy is spread over.
+        num_layers: of the checkpoint; a strategy is distributed over them.
 
     Raises:
-        ConfigurationError: unknown names, or both a strategy and one of the others.
-        CapacityError: the device is not there.
+        ConfigurationError: an unknown name, or a strategy beside one of the settings that it replaces.
+        CapacityError: this machine does not have the device.
     """
-    if state_dtype not in STATE_DTYPES:
-        raise ConfigurationError(f"got {state_dtype!r}, expected float32 or float16", setting="state_dtype")
+    if SPELLINGS.get(state_dtype) not in STATE_DTYPES:
+        raise ConfigurationError(f"got {state_dtype!r}, expected {one_of(STATE_DTYPES)}", setting="state_dtype")
     if strategy is not None:
         if (device, dtype, quantization) != ("auto", "auto", None):
             raise ConfigurationError(
-                "it says device, dtype and quantization; leave those three unset beside it", setting="strategy"
+                "it sets device, dtype and quantization; leave those three unset beside it", setting="strategy"
             )
-        return _spread(strategy, num_layers, STATE_DTYPES[state_dtype])
+        return _spread(strategy, num_layers, torch_dtype(state_dtype))
     chosen = _device(device)
-    if quantization not in (None, "int8", "w8a8"):
-        raise ConfigurationError(f"got {quantization!r}, expected null, 'int8' or 'w8a8'", setting="quantization")
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ConfigurationError(f"got {dtype!r}, expected auto, float32, bfloat16 or float16", setting="dtype")
-    number = DTYPES[dtype] if dtype != "auto" else _native(stored_dtype, chosen)
-    if quantization == "w8a8" and chosen.type not in ("cpu", "cuda"):
+    check_quantization(quantization)
+    if dtype != "auto" and dtype not in SPELLINGS:
+        raise ConfigurationError(f"got {dtype!r}, expected {one_of(('auto', *DTYPES))}", setting="dtype")
+    number = torch_dtype(dtype) if dtype != "auto" else _native(stored_dtype, chosen)
+    runs_on = weight_format(quantization).device_types
+    if runs_on is not None and chosen.type not in runs_on:
         raise ConfigurationError(
-            f"w8a8 runs on cpu and cuda, not on {device}; use int8 or null", setting="quantization"
+            f"{quantization} runs on {' and '.join(runs_on)}, not on {device}; use {_names_on(chosen)}",
+            setting="quantization",
         )
-    return _sampling(LayerPlacement(chosen, number, quantization), (), STATE_DTYPES[state_dtype], num_layers)
+    return _sampling(LayerPlacement(chosen, number, quantization), (), torch_dtype(state_dtype), num_layers)
+
+
+def _names_on(device: torch.device) -> str:
+    """The weight formats that run on a device, for a message such as "use int8 or null"."""
+    formats = {name: weight_format(name).device_types for name in QUANTIZATIONS}
+    return one_of([*(name for name, types in formats.items() if types is None or device.type in types), "null"])
 
 
 def _sampling(
     head: LayerPlacement, layers: tuple[LayerPlacement, ...], state_dtype: torch.dtype, num_layers: int
 ) -> Placement:
-    """Sampling needs float64, which neither mps nor dml has: behind them, logits go to the CPU."""
+    """The placement of a model. Sampling needs float64: logits of a head on mps or dml, which lack it, go to a CPU."""
     if head.device.type in ("cpu", "cuda"):
         return Placement(head.device, head.dtype, head.quantization, state_dtype, layers)
     layers = layers or (head,) * num_layers
@@ -172,21 +166,22 @@ def _sampling(
 
 
 def _spread(strategy: str, num_layers: int, state_dtype: torch.dtype) -> Placement:
+    """The placement that a strategy string asks for."""
     *layers, head = (_placed(share) for share in distribute(parse(strategy), num_layers))
     is_same = not head.is_streamed and all(layer == head for layer in layers)
     return _sampling(head, () if is_same else tuple(layers), state_dtype, num_layers)
 
 
 def _placed(share: Share) -> LayerPlacement:
-    part, is_streamed = share
-    device = _device(part.device)
-    # On a CPU, weights are in host memory wherever the string wants them.
+    clause, is_streamed = share
+    device = _device(clause.device)
+    # The weights of a CPU are in host memory anyway.
     is_streamed = is_streamed and device.type != "cpu"
-    return LayerPlacement(device, DTYPES[part.dtype], "int8" if part.is_int8 else None, is_streamed)
+    return LayerPlacement(device, torch_dtype(clause.dtype), clause.quantization, is_streamed)
 
 
 def _device(name: str) -> torch.device:
-    """A device with an index, where there can be several of its kind: the current device may change later."""
+    """The device of a name. "cuda" becomes the current CUDA device with its index: the current device may change."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "dml":
@@ -224,6 +219,7 @@ def _directml() -> torch.device:
 
 
 def _native(stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype that "auto" stands for, of a checkpoint's dtype on a device."""
     if device.type != "cpu":
         return stored
     has_bfloat16 = stored == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()

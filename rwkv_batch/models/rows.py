@@ -1,4 +1,4 @@
-"""The shape of one step: which rows there are, how long each is, and where its state lives."""
+"""The rows of one step: the slot, the length and the position of each, on the host and on the device."""
 
 from __future__ import annotations
 
@@ -16,34 +16,37 @@ from ..transfer import Uploader, upload
 from .rounding import round_stochastically
 
 Index = slice | Tensor
-"""Selects rows of a tensor: a slice where they lie together (no copy), an int64 tensor otherwise."""
+"""Selects rows of a tensor: a slice where the rows are consecutive (a view, no copy), else an int64 tensor."""
 
 
 class RowTensors(NamedTuple):
-    """What kernels read of the rows of a step, on their device; all int32."""
+    """The tensors of a step's rows that kernels read, all int32."""
 
     slot_index: Tensor
-    """[B]."""
+    """[B]: the slot of each row; -1 for padding."""
     cu_seqlens: Tensor
-    """[B + 1]: row i owns packed tokens cu_seqlens[i]:cu_seqlens[i + 1]."""
+    """[B + 1]: row i has the packed tokens cu_seqlens[i]:cu_seqlens[i + 1]."""
     position: Tensor
-    """[B]."""
+    """[B]: tokens of each row's sequence before this step."""
     token_rows: Tensor
-    """[M]: which row each packed token belongs to."""
+    """[M]: the row of each packed token."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """A ragged batch of B rows with M packed tokens.
+    """The B rows of a step, a ragged batch of M packed tokens: row i has lengths[i] consecutive tokens of one sequence.
+
+    A row is a sequence that takes part in the step, with a chunk of its prompt or with the token sampled last. The
+    tensors are made from the host's numbers when they are first read.
 
     Args:
-        slots: slot of each row in the state pool, no slot twice; -1 is padding: no state is touched, and what comes out
-            for it means nothing.
+        slots: slot of each row in the state pool, all different; or -1 for padding, which changes no state, and whose
+            results are undefined.
         lengths: tokens of each row in this step, each at least 1; M is their sum.
-        device: where the tensors live.
-        positions: how many tokens of its sequence each row has behind it; what float16 states are rounded by. Without
-            positions, 0 for each.
-        sent: the same numbers on the device, where they are there already.
+        device: where the tensors are.
+        positions: tokens of each row's sequence before this step; 0 for all where empty. The stochastic rounding of
+            float16 states depends on them.
+        sent: the tensors, where they are on the device already.
     """
 
     slots: Sequence[int] | np.ndarray
@@ -54,7 +57,7 @@ class Rows:
 
     @staticmethod
     def arrays(slots: np.ndarray, lengths: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The numbers of `RowTensors`, on the host, in its order."""
+        """The fields of `RowTensors`, in their order, as int32 arrays on the host."""
         ends = np.zeros(len(lengths) + 1, np.int32)
         np.cumsum(lengths, out=ends[1:])
         token_rows = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
@@ -69,27 +72,27 @@ class Rows:
         return RowTensors(*Uploader(self.device).send(*self.arrays(*columns)))
 
     def on(self, device: torch.device) -> Rows:
-        """The same rows, whose tensors are on another device."""
+        """The same rows with tensors on another device."""
         return self if device == self.device else replace(self, device=device, sent=None)
 
     @property
     def slot_index(self) -> Tensor:
-        """[B] int32."""
+        """[B] int32: the slot of each row; -1 for padding."""
         return self._tensors.slot_index
 
     @property
     def cu_seqlens(self) -> Tensor:
-        """[B + 1] int32: row i owns packed tokens cu_seqlens[i]:cu_seqlens[i + 1]."""
+        """[B + 1] int32: row i has the packed tokens cu_seqlens[i]:cu_seqlens[i + 1]."""
         return self._tensors.cu_seqlens
 
     @property
     def position(self) -> Tensor:
-        """[B] int32."""
+        """[B] int32: tokens of each row's sequence before this step."""
         return self._tensors.position
 
     @property
     def token_rows(self) -> Tensor:
-        """[M] int32: which row each packed token belongs to."""
+        """[M] int32: the row of each packed token."""
         return self._tensors.token_rows
 
     @property
@@ -102,7 +105,7 @@ class Rows:
 
     @cached_property
     def is_decode(self) -> bool:
-        """Every row has one token."""
+        """Every row has exactly one token."""
         return self.num_tokens == self.num_rows
 
     @cached_property
@@ -134,58 +137,67 @@ class Rows:
         return np.asarray(self.lengths, np.int64).tolist()
 
     @cached_property
-    def _by_length(self) -> tuple[int, ...]:
-        """Live rows, longest first; rows of equal length stay in order."""
-        live = [i for i, slot in enumerate(self._slots) if slot >= 0]
-        return tuple(sorted(live, key=lambda i: -self._lengths[i]))
-
-    @cached_property
-    def _scan_plan(self) -> list[tuple[int, Index]]:
-        """For each token position: how many rows of `_by_length` have it, and the packed indices of those tokens."""
-        lengths = self._lengths
-        starts = list(accumulate(lengths, initial=0))
-        order = self._by_length
-        plan: list[tuple[int, Index]] = []
-        active = len(order)
-        for t in range(lengths[order[0]] if order else 0):
-            while lengths[order[active - 1]] <= t:
-                active -= 1
-            plan.append((active, _index([starts[i] + t for i in order[:active]], self.device)))
-        return plan
-
-    @cached_property
-    def _scan_slots(self) -> Index:
-        return _index([self._slots[i] for i in self._by_length], self.device)
+    def _scan_plan(self) -> _ScanPlan:
+        return _plan_scan(self._slots, self._lengths, self.device)
 
     def scan(self, states: Sequence[Tensor], advance: Callable[..., None]) -> None:
-        """Walk all rows token by token, updating their states in place.
+        """Run a recurrence over all rows, one token of every row at a time, and update the states in place.
+
+        The definitions of the recurrences are written with this. Padding rows are left out.
 
         Args:
-            states: tensors [P, ...], one record a slot; float32, or float16, rounded stochastically after every token.
-            advance: called as advance(tokens, *rows) for each token position, where `tokens` selects the packed tokens
-                and each of `rows` is a contiguous tensor [n, ...] of the same rows' states, float32 where the state is
-                a float, to be updated in place.
+            states: tensors [P, ...], a slot's state at its index. A float16 state is computed in float32 and rounded
+                stochastically after every token.
+            advance: called as advance(tokens, *rows) for each token position. `tokens` selects n packed tokens. Each of
+                `rows` is a contiguous tensor [n, ...] with the states of the same rows, to be updated in place; its
+                dtype is that of the state, or float32 for float16.
         """
-        slots = self._scan_slots
+        order, slots, steps = self._scan_plan
         is_half = [state.dtype == torch.float16 for state in states]
         rows = [
-            state[slots].to(torch.float32 if half else state.dtype) for state, half in zip(states, is_half, strict=True)
+            state[slots].to(torch.float32 if half else state.dtype).contiguous()
+            for state, half in zip(states, is_half, strict=True)
         ]
-        rows = [row.contiguous() for row in rows]
-        position = self.position[_index(list(self._by_length), self.device)]
-        for t, (active, tokens) in enumerate(self._scan_plan):
+        halves = [row for row, half in zip(rows, is_half, strict=True) if half]
+        position = self.position[order]
+        for t, (active, tokens) in enumerate(steps):
             advance(tokens, *(row[:active] for row in rows))
-            for row, half in zip(rows, is_half, strict=True):
-                if half:
-                    row[:active] = round_stochastically(row[:active], position[:active] + t)
+            for row in halves:
+                row[:active] = round_stochastically(row[:active], position[:active] + t)
         for state, row in zip(states, rows, strict=True):
             state[slots] = row.to(state.dtype)
 
 
-class DecodeRows:
-    """One token for each of B rows, in tensors that are filled anew before each step: what a captured step reads.
+class _ScanPlan(NamedTuple):
+    """The order in which `Rows.scan` walks the tokens of the live rows, planned on the host.
 
-    It has the tensors of `Rows`, and no copies on the host: only kernels can use it.
+    The longest rows come first, so that the rows with a token at position t are always the first ones.
+    """
+
+    order: Index
+    """The live rows, the longest first; rows of equal length stay in order."""
+    slots: Index
+    """Their slots."""
+    steps: list[tuple[int, Index]]
+    """For each token position t: how many rows are longer than t, and the packed indices of their tokens there."""
+
+
+def _plan_scan(slots: Sequence[int], lengths: Sequence[int], device: torch.device) -> _ScanPlan:
+    order = sorted((i for i, slot in enumerate(slots) if slot >= 0), key=lambda i: -lengths[i])
+    starts = list(accumulate(lengths, initial=0))
+    steps: list[tuple[int, Index]] = []
+    active = len(order)
+    for t in range(lengths[order[0]] if order else 0):
+        while lengths[order[active - 1]] <= t:
+            active -= 1
+        steps.append((active, _index([starts[i] + t for i in order[:active]], device)))
+    return _ScanPlan(_index(order, device), _index([slots[i] for i in order], device), steps)
+
+
+class DecodeRows:
+    """The B rows of a recorded decode step: one token each, in device buffers that are refilled before each replay.
+
+    It has the tensors of `Rows` and no copies on the host, so that kernels can use it and definitions cannot.
     """
 
     is_decode = True
@@ -193,7 +205,7 @@ class DecodeRows:
     def __init__(self, num_rows: int, device: torch.device) -> None:
         self.num_rows = self.num_tokens = num_rows
         self.numbers = torch.zeros(2, num_rows, dtype=torch.int32, device=device)
-        """Slots and positions: what changes from step to step, in one tensor."""
+        """Slots and positions, [2, B] int32: all that changes from step to step, in one buffer."""
         self.numbers[0] = -1
         self.slot_index, self.position = self.numbers
         self.cu_seqlens = torch.arange(num_rows + 1, dtype=torch.int32, device=device)
@@ -201,6 +213,7 @@ class DecodeRows:
 
 
 def _index(values: list[int], device: torch.device) -> Index:
+    """The index that selects `values`, in their order."""
     if not values:
         return slice(0, 0)
     if values == list(range(values[0], values[0] + len(values))):

@@ -1,21 +1,23 @@
-"""RWKV-4: a scalar recurrence per channel, kept in the log domain so that it never overflows."""
+"""RWKV-4: a scalar recurrence for each channel, whose state is scaled by an exponent so that it never overflows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError
 from ..ops import OpSpec, OpTable
-from .architecture import Architecture, LayerState, StateField
+from .architecture import Architecture, LayerState, RecurrenceCost, StateField
 from .blocks import SHIFT_LERP, Norm, widened
 from .channel_mix import ChannelMix, output_scale, previous_share, rescale
+from .files.hf_layouts import transformers_layout
+from .files.stored import LayerTargets, Restore, as_rows
 from .matrices.linear import LinearGroup
 from .matrices.product import LINEAR, Linear, sigmoid
-from .placed_weights import PlacedWeights
+from .random_weights import GATED_FEED_FORWARD, LAYER_NORMS, PROJECTIONS, Numbers, RandomWeights, shares
 from .rows import Index, Rows
 from .schema import FFN_RECEPTANCE, LAYER, LN0, TOP, Schema
 from .weights import Weights
@@ -71,6 +73,15 @@ class TimeMix(NamedTuple):
     output: Linear
 
 
+TRANSFORMERS_MIXES = {
+    "time_mix_key": "time_mix_k",
+    "time_mix_value": "time_mix_v",
+    "time_mix_receptance": "time_mix_r",
+    "time_mix_gate": "time_mix_g",
+}
+"""Interpolations of v4 and v5: the last word of their names in transformers → in a checkpoint."""
+
+
 class Rwkv4(Architecture):
     """RWKV-4 (Raven, Pile, early World)."""
 
@@ -88,10 +99,14 @@ class Rwkv4(Architecture):
         },
         first_only=LN0,
     )
+    hugging_face = (transformers_layout("rwkv", TRANSFORMERS_MIXES),)
+    chatrwkv: ClassVar[LayerTargets] = {
+        **as_rows(*(f"att.time_mix_{c}" for c in "kvr"), *(f"ffn.time_mix_{c}" for c in "kr")),
+        "att.time_decay": (("att.time_decay", Restore(values=lambda factor: torch.log(-factor))),),
+    }
+    """ChatRWKV stores -exp(time_decay)."""
 
-    def __init__(self, weights: PlacedWeights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
-        super().__init__(weights, sizes, ln_x_eps)
-        self.layers = [self._load_layer(weights.at(i), i) for i in range(sizes["L"])]
+    layers: list[tuple[TimeMix, ChannelMix]]
 
     @classmethod
     def state_fields(
@@ -110,8 +125,7 @@ class Rwkv4(Architecture):
             StateField("ffn_shift", shift, dtype),
         )
 
-    @staticmethod
-    def _load_layer(weights: Weights, i: int) -> tuple[TimeMix, ChannelMix]:
+    def load_layer(self, weights: Weights, i: int) -> tuple[TimeMix, ChannelMix]:
         p = f"blocks.{i}.att."
         scale = output_scale(weights, i)
         time_mix = TimeMix(
@@ -140,6 +154,19 @@ class Rwkv4(Architecture):
         _, _, mixed = ops.shift_lerp(x, p.norm, p.mix, s.att_shift, rows)
         k, v, r = p.projections(mixed)
         p.output(ops.wkv4(r, k, v, p.decay, p.bonus, s.aa, s.bb, s.pp, rows), out=x)
+
+    random_weights = RandomWeights(
+        {
+            **LAYER_NORMS,
+            "att.time_decay": Numbers(),
+            "att.time_first": Numbers(),
+            **shares("att.time_mix_", "kvr"),
+            **PROJECTIONS,
+            **shares("ffn.time_mix_", "kr"),
+            **GATED_FEED_FORWARD,
+        }
+    )
+    recurrence_cost = RecurrenceCost(operations=12, vectors=4)
 
 
 ARCHITECTURES = (Rwkv4,)

@@ -1,4 +1,4 @@
-"""RWKV-5: a matrix state per head. Told apart by their tensors (the names are ChatRWKV's):
+"""RWKV-5: a matrix state for each head. Three versions, with ChatRWKV's names, differ in their tensors:
 
 5.0   no gate          one decay per head
 5.1   gate             one decay per head
@@ -8,20 +8,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..ops import OpSpec, OpTable
-from .architecture import Architecture, LayerState, StateField
+from .architecture import LayerState, RecurrenceCost
 from .blocks import SHIFT_LERP, Norm, head_norm, widened
 from .channel_mix import ChannelMix, output_scale, previous_share, rescale
+from .files.hf_layouts import transformers_layout
+from .files.stored import LayerTargets, Restore, as_rows
 from .matrices.linear import LinearGroup
 from .matrices.product import LINEAR, Linear, silu
-from .placed_weights import PlacedWeights
+from .matrix_state import TIME_STATE, MatrixStateArchitecture
+from .random_weights import (
+    GATED_FEED_FORWARD,
+    LAYER_NORMS,
+    PROJECTIONS,
+    Numbers,
+    RandomWeights,
+    Recipe,
+    matrix,
+    norms,
+    shares,
+)
 from .rows import Index, Rows
-from .schema import FFN_RECEPTANCE, LAYER, LN0, LN_X, TIME_STATE, TOP, Schema, Shapes
+from .rwkv4 import TRANSFORMERS_MIXES
+from .schema import FFN_RECEPTANCE, LAYER, LN0, LN_X, TOP, Schema, Shapes
 from .weights import Weights
 
 
@@ -29,7 +43,7 @@ class Head5(NamedTuple):
     """Per-head parameters of a v5 or v6 layer, float32."""
 
     decay: Tensor
-    """[H, K]: factor per token on each key channel, in (0, 1). v6 has its logarithm's inner term instead."""
+    """[H, K]. v5: factor per token on each key channel, in (0, 1). v6: the constant part d of log(-log(factor))."""
     bonus: Tensor
     """[H, K]: weight of the current token's own product."""
     norm: Norm
@@ -99,35 +113,61 @@ def _schema(*extra: Shapes) -> Schema:
     return Schema(
         top=TOP,
         layer=layer,
-        optional=TIME_STATE,
         one_of=(("att.time_first", "att.time_faaaa"),),
         first_only=LN0,
+        initial_state=TIME_STATE,
     )
 
 
-class Rwkv50(Architecture):
+def transformers_ln_x_eps(config: Mapping[str, Any]) -> float | None:
+    """The epsilon of v5 and v6: that of the layer norm, times the square of the divisor of each head's output."""
+    if "head_size_divisor" in config and "layer_norm_epsilon" in config:
+        return config["layer_norm_epsilon"] * config["head_size_divisor"] ** 2
+    return None
+
+
+PER_HEAD = Restore(lambda stored: stored[:, 0, 0] if stored.shape[1] == 1 else stored[..., 0])
+"""[H, 1, 1] → [H], and [H, N, 1] → [H, N]: ChatRWKV's shapes of decays and bonuses."""
+
+
+def _random_layer(mixed: str, bonus: str, gate: Recipe) -> Recipe:
+    """The distributions of a layer's tensors, in the order of the published files."""
+    return {
+        **LAYER_NORMS,
+        **shares("att.time_mix_", mixed),
+        "att.time_decay": Numbers(),
+        bonus: Numbers(0.5),
+        **PROJECTIONS,
+        **gate,
+        **norms("att.ln_x"),
+        **shares("ffn.time_mix_", "kr"),
+        **GATED_FEED_FORWARD,
+    }
+
+
+def gated_sizes(C: int) -> dict[str, int]:
+    """The sizes of published models with a gate that follow from the width C: the channel mix is narrower."""
+    return {"F": C * 7 // 2 // 32 * 32}
+
+
+class Rwkv50(MatrixStateArchitecture):
     """RWKV-5.0: matrix state, one decay per head, no gate."""
 
     name = "rwkv5.0"
     ops = (SHIFT_LERP, LINEAR, OpSpec("wkv5", wkv5))
     schema = _schema(_PER_HEAD)
     mixed = "kvr"
+    hugging_face = (transformers_layout("rwkv5", TRANSFORMERS_MIXES, transformers_ln_x_eps),)
+    chatrwkv: ClassVar[LayerTargets] = {
+        **as_rows(*(f"att.time_mix_{c}" for c in "kvrg"), *(f"ffn.time_mix_{c}" for c in "kr")),
+        "att.time_decay": (("att.time_decay", PER_HEAD._replace(values=lambda factor: torch.log(-torch.log(factor)))),),
+        "att.time_first": (("att.time_faaaa", PER_HEAD),),
+    }
+    """ChatRWKV stores exp(-exp(time_decay)). Its time_first is no logarithm: it holds the values of time_faaaa."""
 
-    def __init__(self, weights: PlacedWeights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
-        super().__init__(weights, sizes, ln_x_eps)
-        self.layers = [self._load_layer(weights.at(i), i) for i in range(sizes["L"])]
+    layers: list[tuple[TimeMix, ChannelMix]]
 
-    @classmethod
-    def refine_sizes(cls, sizes: dict[str, int]) -> str | None:
-        return head_size_complaint(sizes)
-
-    @classmethod
-    def state_fields(
-        cls, sizes: Mapping[str, int], dtype: torch.dtype, state_dtype: torch.dtype
-    ) -> tuple[StateField, ...]:
-        return matrix_state_fields(sizes, dtype, state_dtype)
-
-    def _load_layer(self, weights: Weights, i: int) -> tuple[TimeMix, ChannelMix]:
+    def load_layer(self, weights: Weights, i: int) -> tuple[TimeMix, ChannelMix]:
         p = f"blocks.{i}.att."
         scale = output_scale(weights, i)
         matrices = {"k": "key", "v": "value", "r": "receptance", "g": "gate"}
@@ -167,6 +207,9 @@ class Rwkv50(Architecture):
         k, v, r, *g = p.projections(mixed)
         p.output(ops.wkv5(r, k, v, g[0] if g else None, p.head, s.wkv, rows), out=x)
 
+    random_weights = RandomWeights(_random_layer("kvr", "att.time_first", {}))
+    recurrence_cost = RecurrenceCost(operations=5, vectors=4)
+
 
 class Rwkv51(Rwkv50):
     """RWKV-5.1: 5.0 with a gate."""
@@ -174,6 +217,8 @@ class Rwkv51(Rwkv50):
     name = "rwkv5.1"
     schema = _schema(_PER_HEAD, _GATE)
     mixed = "kvrg"
+    random_weights = RandomWeights(_random_layer("kvrg", "att.time_first", matrix("att.gate")), gated_sizes)
+    recurrence_cost = RecurrenceCost(operations=5, vectors=5)
 
 
 class Rwkv52(Rwkv51):
@@ -181,31 +226,13 @@ class Rwkv52(Rwkv51):
 
     name = "rwkv5.2"
     schema = _schema(_PER_CHANNEL, _GATE)
+    random_weights = RandomWeights(_random_layer("kvrg", "att.time_faaaa", matrix("att.gate")), gated_sizes)
 
 
 def load_bonus(weights: Weights, p: str) -> Tensor:
     """`time_first` is stored as a logarithm, `time_faaaa` as it is used."""
     name = p + "time_faaaa"
     return weights.float_vector(name) if name in weights else torch.exp(weights.float_vector(p + "time_first"))
-
-
-def matrix_state_fields(
-    sizes: Mapping[str, int], dtype: torch.dtype, state_dtype: torch.dtype
-) -> tuple[StateField, ...]:
-    """The state of v5, v6 and v7: one matrix [K, V] per head and two token-shift rows."""
-    head_size = sizes["N"]
-    return (
-        StateField("wkv", (sizes["H"], head_size, head_size), state_dtype),
-        StateField("att_shift", (sizes["C"],), dtype),
-        StateField("ffn_shift", (sizes["C"],), dtype),
-    )
-
-
-def head_size_complaint(sizes: dict[str, int]) -> str | None:
-    """Set N = A / H where no tensor has it as an axis; heads must tile the attention width."""
-    width, heads = sizes["A"], sizes["H"]
-    size = sizes.setdefault("N", max(width // heads, 1))
-    return None if heads * size == width else f"{heads} heads of {size} do not make an attention width of {width}"
 
 
 ARCHITECTURES = (Rwkv50, Rwkv51, Rwkv52)

@@ -1,24 +1,35 @@
-"""RWKV-6: RWKV-5.2 with a decay and interpolations that depend on the data, each through a low-rank pair."""
+"""RWKV-6: RWKV-5.2 with a decay and interpolations that depend on the input, each through a low-rank pair."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..ops import OpSpec, OpTable
-from .architecture import Architecture, LayerState, StateField
+from .architecture import LayerState, RecurrenceCost
 from .blocks import SHIFT_LERP, Norm, head_norm, widened
 from .channel_mix import ChannelMix, output_scale, rescale
+from .files.hf_layouts import fla_layout, transformers_layout
+from .files.stored import AS_STORED, ROW, TRANSPOSED, LayerTargets, Restore, as_rows, renamed, row_of
 from .matrices.linear import LinearGroup
 from .matrices.low_rank import LOW_RANK, LowRank
 from .matrices.product import LINEAR, Linear, silu
-from .placed_weights import PlacedWeights
+from .matrix_state import TIME_STATE, MatrixStateArchitecture
+from .random_weights import (
+    GATED_FEED_FORWARD,
+    LAYER_NORMS,
+    PROJECTIONS,
+    Numbers,
+    RandomWeights,
+    matrix,
+    norms,
+    shares,
+)
 from .rows import Index, Rows
-from .rwkv5 import Head5, head_size_complaint, load_bonus, matrix_state_fields
-from .schema import FFN_RECEPTANCE, LAYER, LN0, LN_X, TIME_STATE, TOP, Schema
+from .rwkv5 import PER_HEAD, Head5, gated_sizes, load_bonus, transformers_ln_x_eps
+from .schema import FFN_RECEPTANCE, LAYER, LN0, LN_X, TOP, Schema
 from .weights import StoredPair, Weights
 
 
@@ -32,7 +43,7 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, g: Tensor, w: Tensor, head: Head5, sta
     Args:
         r, k, v: [M, A], A = H * N.
         g: [M, A] gate before its SiLU.
-        w: [M, A] what the low-rank pair adds to the decay term d = `head.decay`.
+        w: [M, A] output of the low-rank pair, added to the decay term d = `head.decay`.
         state: [P, H, K, V] float32 or float16. **Updated in place** in the rows' slots.
 
     Returns:
@@ -63,7 +74,7 @@ class TimeMix(NamedTuple):
     mix: Tensor
     """[5, 1, C]: constant part of the previous token's share, for receptance, key, value, gate, decay."""
     shares: LowRank
-    """C → R → C, five times: the rest of those shares."""
+    """C → R → C, five times: the part of the shares that depends on the input."""
     decay: LowRank
     """C → Rw → A."""
     head: Head5
@@ -75,10 +86,60 @@ class TimeMix(NamedTuple):
 _STORED = "wkvrg"
 """The order of the five interpolations in a checkpoint."""
 _MIXED = "rkvgw"
-"""Their order here: first those of the large matrices."""
+"""Their order in `TimeMix`: first the inputs of the large matrices."""
+_FLA_STORED = "rwkvg"
+"""Their order in flash-linear-attention."""
 
 
-class Rwkv6(Architecture):
+def _in_stored_order(values: Tensor) -> Tensor:
+    """Five blocks along the first axis, in flash-linear-attention's order → in a checkpoint's."""
+    return values[[_FLA_STORED.index(letter) for letter in _STORED]]
+
+
+def _columns_in_stored_order(values: Tensor) -> Tensor:
+    """The same for five blocks of columns, [C, 5 R]."""
+    return _in_stored_order(values.t().view(5, -1, len(values))).flatten(0, 1).t()
+
+
+def _five_blocks(stored: Tensor) -> Tensor:
+    """[C, 5 R] → [5, R, C]."""
+    return stored.t().view(5, -1, len(stored))
+
+
+_FLA: LayerTargets = {
+    **renamed(
+        {
+            "attn.r_proj.linear": "att.receptance",
+            "attn.k_proj.linear": "att.key",
+            "attn.v_proj.linear": "att.value",
+            "attn.g_proj.linear": "att.gate",
+            "attn.o_proj": "att.output",
+            "ffn.key.linear": "ffn.key",
+            "ffn.value": "ffn.value",
+            "ffn.receptance.linear": "ffn.receptance",
+        }
+    ),
+    "attn.x_proj.0.mu": (("att.time_maa_x", ROW),),
+    "attn.x_proj.0.linear.weight": (("att.time_maa_w1", Restore(Tensor.t, _columns_in_stored_order)),),
+    "attn.x_proj.2.weight": (("att.time_maa_w2", Restore(_five_blocks, _in_stored_order)),),
+    "attn.x_bias": tuple((f"att.time_maa_{c}", row_of(i)) for i, c in enumerate(_FLA_STORED)),
+    "attn.w_proj.linear.lora.0.weight": (("att.time_decay_w1", TRANSPOSED),),
+    "attn.w_proj.linear.lora.2.weight": (("att.time_decay_w2", TRANSPOSED),),
+    "attn.w_proj.linear.lora.2.bias": (("att.time_decay", ROW),),
+    "attn.bonus": (("att.time_faaaa", AS_STORED),),
+    "ffn.key.mu": (("ffn.time_maa_k", ROW),),
+    "ffn.receptance.mu": (("ffn.time_maa_r", ROW),),
+}
+"""Names in flash-linear-attention → canonical tensors."""
+
+
+def published_sizes(C: int) -> dict[str, int]:
+    """The sizes of published models that follow from the width C; models of width 4096 and more have wider pairs."""
+    rank = 32 if C < 4096 else 64
+    return {**gated_sizes(C), "R": rank, "5R": 5 * rank, "Rw": 2 * rank}
+
+
+class Rwkv6(MatrixStateArchitecture):
     """RWKV-6 (Finch)."""
 
     name = "rwkv6"
@@ -100,28 +161,28 @@ class Rwkv6(Architecture):
             "att.time_first": ("H", "N"),
             "att.gate.weight": ("A", "C"),
         },
-        optional=TIME_STATE,
         one_of=(("att.time_first", "att.time_faaaa"),),
         first_only=LN0,
+        initial_state=TIME_STATE,
     )
+    hugging_face = (
+        fla_layout("rwkv6", _FLA, lambda config: config.get("norm_eps")),
+        transformers_layout("rwkv6", ln_x_eps=transformers_ln_x_eps),
+    )
+    chatrwkv: ClassVar[LayerTargets] = {
+        **as_rows(*(f"att.time_maa_{c}" for c in "xwkvrg"), *(f"ffn.time_maa_{c}" for c in "kr"), "att.time_decay"),
+        "att.time_first": (("att.time_faaaa", PER_HEAD),),
+    }
 
-    def __init__(self, weights: PlacedWeights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
-        super().__init__(weights, sizes, ln_x_eps)
-        self.layers = [self._load_layer(weights.at(i), i) for i in range(sizes["L"])]
+    layers: list[tuple[TimeMix, ChannelMix]]
 
     @classmethod
     def refine_sizes(cls, sizes: dict[str, int]) -> str | None:
         if sizes["5R"] != 5 * sizes["R"]:
             return f"att.time_maa_w1 has {sizes['5R']} columns, expected 5 * {sizes['R']}"
-        return head_size_complaint(sizes)
+        return super().refine_sizes(sizes)
 
-    @classmethod
-    def state_fields(
-        cls, sizes: Mapping[str, int], dtype: torch.dtype, state_dtype: torch.dtype
-    ) -> tuple[StateField, ...]:
-        return matrix_state_fields(sizes, dtype, state_dtype)
-
-    def _load_layer(self, weights: Weights, i: int) -> tuple[TimeMix, ChannelMix]:
+    def load_layer(self, weights: Weights, i: int) -> tuple[TimeMix, ChannelMix]:
         p = f"blocks.{i}.att."
         scale = output_scale(weights, i)
         num_heads, size = self.sizes["H"], self.sizes["N"]
@@ -165,6 +226,26 @@ class Rwkv6(Architecture):
         r, k, v, g = p.projections(mixed[:4])
         (w,) = ops.low_rank(mixed[4:], p.decay)
         p.output(ops.wkv6(r, k, v, g, w, p.head, s.wkv, rows), out=x)
+
+    random_weights = RandomWeights(
+        {
+            **LAYER_NORMS,
+            **shares("att.time_maa_", "xwkvrg"),
+            "att.time_maa_w1": Numbers(over=("C",)),
+            "att.time_maa_w2": Numbers(0.1),
+            "att.time_decay": Numbers(is_row=True),
+            "att.time_decay_w1": Numbers(over=("C",)),
+            "att.time_decay_w2": Numbers(0.5, over=("Rw",)),
+            "att.time_faaaa": Numbers(0.5),
+            **PROJECTIONS,
+            **matrix("att.gate"),
+            **norms("att.ln_x"),
+            **shares("ffn.time_maa_", "kr"),
+            **GATED_FEED_FORWARD,
+        },
+        published_sizes,
+    )
+    recurrence_cost = RecurrenceCost(operations=5, vectors=6)
 
 
 ARCHITECTURES = (Rwkv6,)

@@ -1,25 +1,28 @@
-"""RWKV-7: a matrix state that removes what it replaces; and its variant with DeepEmbed in the channel mix."""
+"""RWKV-7: a matrix state from which each token removes its key's old value; and the variant with DeepEmbed."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import OpSpec, OpTable
-from .architecture import Architecture, LayerState, StateField
+from .architecture import LayerState, RecurrenceCost, Refusal
 from .blocks import SHIFT_LERP, Norm, head_norm, widened
+from .files.hf_layouts import fla_layout
+from .files.stored import AS_STORED, ROW, TRANSPOSED, LayerTargets, renamed, row_of
 from .matrices.linear import LinearGroup
 from .matrices.low_rank import LOW_RANK, LowRank
 from .matrices.product import LINEAR, Activation, Linear, sigmoid
-from .placed_weights import PlacedWeights
+from .matrix_state import TIME_STATE, MatrixStateArchitecture
+from .random_weights import LAYER_NORMS, PROJECTIONS, Numbers, RandomWeights, Recipe, matrix, norms, shares
 from .rows import Index, Rows
-from .rwkv5 import head_size_complaint, matrix_state_fields
-from .schema import LAYER, LN0, LN_X, TIME_STATE, TOP, Schema, Shapes
+from .schema import LAYER, LN0, LN_X, TOP, Schema, Shapes
 from .weights import StoredPair, Weights
 
 MAX_LOG_DECAY = math.exp(-0.5)
@@ -27,7 +30,7 @@ MAX_LOG_DECAY = math.exp(-0.5)
 
 
 class Head7(NamedTuple):
-    """Per-channel parameters of a v7 time mix, float32, [A] unless said otherwise."""
+    """Per-channel parameters of a v7 time mix, float32, [A] unless another shape is given."""
 
     w0: Tensor
     """Added to the decay's low-rank output."""
@@ -36,9 +39,9 @@ class Head7(NamedTuple):
     v0: Tensor | None
     """Added to the value residual's low-rank output; None in layer 0."""
     k_k: Tensor
-    """Scales the key that is removed, before its normalisation."""
+    """Scales the key of the removal, before its normalization."""
     k_a: Tensor
-    """How much the in-context rate scales the key that is written."""
+    """The degree to which the in-context rate scales the key that is written: 0 not at all, 1 fully."""
     r_k: Tensor
     """[H, N]: weight of the current token's own product."""
     norm: Norm
@@ -120,6 +123,17 @@ class TimeMix(NamedTuple):
     output: Linear
 
 
+class DeepEmbed(NamedTuple):
+    """A per-token gate on the channel mix's hidden layer, of rank R."""
+
+    table: Tensor
+    """[V, R * R]: a square matrix for each token of the vocabulary."""
+    factors: LowRank
+    """One pair, s1 [C → R] and s2 [R → F]."""
+    s0: Tensor
+    """[F]."""
+
+
 class ChannelMix(NamedTuple):
     """The feed-forward half of a v7 layer."""
 
@@ -128,6 +142,8 @@ class ChannelMix(NamedTuple):
     """[1, C]."""
     key: Linear
     value: Linear
+    gate: DeepEmbed | None = None
+    """None in a model without DeepEmbed."""
 
 
 _LAYER: Shapes = {
@@ -143,34 +159,92 @@ _LAYER: Shapes = {
     "ffn.x_k": "C",
 }
 _MIXED = "rkvwag"
-"""What the interpolations are for, in the order of `TimeMix.mix`."""
+"""The uses of the interpolations, in the order of `TimeMix.mix`."""
 _ACTIVATION: dict[str, Activation | None] = {"w": "tanh", "a": None, "g": "sigmoid", "v": None}
-"""Between the factors of each low-rank pair."""
+"""The activation between the two factors of each low-rank pair."""
 _NOT_IN_FIRST = frozenset({"att.v0", "att.v1", "att.v2"})
+_FLA: LayerTargets = {
+    **renamed(
+        {
+            "attn.r_proj": "att.receptance",
+            "attn.k_proj": "att.key",
+            "attn.v_proj": "att.value",
+            "attn.o_proj": "att.output",
+            "ffn.key": "ffn.key",
+            "ffn.value": "ffn.value",
+        }
+    ),
+    **{f"attn.{name}": ((f"att.{name}", ROW),) for name in ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "k_k", "k_a")},
+    # Older files stack the six x_ vectors.
+    "attn.x_x": tuple((f"att.x_{c}", row_of(i)) for i, c in enumerate("rwkvag")),
+    **{f"attn.{c}_lora.lora.2.bias": ((f"att.{c}0", ROW),) for c in "wav"},
+    **{f"attn.{c}_lora.lora.0.weight": ((f"att.{c}1", TRANSPOSED),) for c in "wavg"},
+    **{f"attn.{c}_lora.lora.2.weight": ((f"att.{c}2", TRANSPOSED),) for c in "wavg"},
+    "attn.r_k": (("att.r_k", AS_STORED),),
+    "ffn.x_k": (("ffn.x_k", ROW),),
+}
+"""Names in flash-linear-attention → canonical tensors."""
 
 
-class Rwkv7(Architecture):
+def _fla_ln_x_eps(config: Mapping[str, Any]) -> float | None:
+    return config["norm_eps"] * config["head_dim"] if "norm_eps" in config and "head_dim" in config else None
+
+
+def _random_low_rank(letter: str, has_bias: bool = True) -> Recipe:
+    """The distributions of a low-rank pair and of the vector that is added to its output."""
+    bias: Recipe = {f"att.{letter}0": Numbers(is_row=True)} if has_bias else {}
+    return {**bias, f"att.{letter}1": Numbers(over=("C",)), f"att.{letter}2": Numbers(over=(f"R{letter}",))}
+
+
+def published_sizes(C: int) -> dict[str, int]:
+    """The sizes of published models that follow from the width C."""
+
+    def rank(size: float) -> int:
+        return max(32, round(size / 32) * 32)
+
+    decay = rank(1.8 * C**0.5)
+    return {"F": 4 * C, "Rw": decay, "Ra": decay, "Rv": rank(1.3 * C**0.5), "Rg": rank(0.6 * C**0.8)}
+
+
+_RANDOM_LAYER: Recipe = {
+    **LAYER_NORMS,
+    **shares("att.x_", "rwkvag"),
+    **_random_low_rank("w"),
+    **_random_low_rank("a"),
+    **_random_low_rank("v"),
+    **_random_low_rank("g", has_bias=False),
+    "att.k_k": Numbers(0.1, 0.7, is_row=True),
+    "att.k_a": Numbers(0.1, 1.0, is_row=True),
+    "att.r_k": Numbers(0.3),
+    **PROJECTIONS,
+    **norms("att.ln_x"),
+    **shares("ffn.x_", "k"),
+    **matrix("ffn.key"),
+    **matrix("ffn.value", over="F", gain=0.5),
+}
+
+
+class Rwkv7(MatrixStateArchitecture):
     """RWKV-7 (Goose)."""
 
     name = "rwkv7"
     ops: ClassVar[tuple[OpSpec, ...]] = (SHIFT_LERP, LINEAR, LOW_RANK, OpSpec("wkv7", wkv7))
-    schema = Schema(top=TOP, layer=_LAYER, optional=TIME_STATE, not_in_first=_NOT_IN_FIRST, first_only=LN0)
+    schema = Schema(TOP, _LAYER, not_in_first=_NOT_IN_FIRST, first_only=LN0, initial_state=TIME_STATE)
 
-    def __init__(self, weights: PlacedWeights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
-        super().__init__(weights, sizes, ln_x_eps)
-        self.layers = [
-            (self._load_time_mix(weights.at(i), i), self._load_channel_mix(weights.at(i), i)) for i in range(sizes["L"])
-        ]
+    hugging_face = (fla_layout("rwkv7", _FLA, _fla_ln_x_eps),)
+    refused = (
+        Refusal(
+            "RWKV-7b (DeepEmbed attention)",
+            re.compile(r"^qkv|\.qkv\."),
+            "whose key/value cache grows with every token; rwkv_batch keeps a state of fixed size for each sequence, so"
+            " use a v4, v5, v6, v7 or v7 DeepEmbed model",
+        ),
+    )
 
-    @classmethod
-    def refine_sizes(cls, sizes: dict[str, int]) -> str | None:
-        return head_size_complaint(sizes)
+    layers: list[tuple[TimeMix, ChannelMix]]
 
-    @classmethod
-    def state_fields(
-        cls, sizes: Mapping[str, int], dtype: torch.dtype, state_dtype: torch.dtype
-    ) -> tuple[StateField, ...]:
-        return matrix_state_fields(sizes, dtype, state_dtype)
+    def load_layer(self, weights: Weights, i: int) -> tuple[TimeMix, ChannelMix]:
+        return self._load_time_mix(weights, i), self._load_channel_mix(weights, i)
 
     def _load_time_mix(self, weights: Weights, i: int) -> TimeMix:
         p = f"blocks.{i}.att."
@@ -197,8 +271,7 @@ class Rwkv7(Architecture):
             output=weights.linear(p + "output.weight"),
         )
 
-    @staticmethod
-    def _load_channel_mix(weights: Weights, i: int) -> ChannelMix:
+    def _load_channel_mix(self, weights: Weights, i: int) -> ChannelMix:
         p = f"blocks.{i}.ffn."
         return ChannelMix(
             norm=weights.norm(f"blocks.{i}.ln2"),
@@ -213,7 +286,7 @@ class Rwkv7(Architecture):
         """`first` is layer 0's v, [M, A]."""
         time_mix, channel_mix = self.layers[i]
         first = self._time_mix(x, first, time_mix, state, rows, ops)
-        self._channel_mix(x, i, channel_mix, token_ids, state, rows, ops)
+        self._channel_mix(x, channel_mix, token_ids, state, rows, ops)
         return first
 
     @staticmethod
@@ -226,30 +299,21 @@ class Rwkv7(Architecture):
         p.output(y, out=x)
         return v if v_first is None else v_first
 
-    def _channel_mix(
-        self, x: Tensor, i: int, p: ChannelMix, token_ids: Tensor, s: LayerState, rows: Rows, ops: OpTable
-    ) -> None:
+    @staticmethod
+    def _channel_mix(x: Tensor, p: ChannelMix, token_ids: Tensor, s: LayerState, rows: Rows, ops: OpTable) -> None:
         """Adds to x in place."""
         _, _, (xk,) = ops.shift_lerp(x, p.norm, p.mix, s.ffn_shift, rows)
         p.value(p.key(xk, activation="squared_relu"), out=x)
 
-
-class DeepEmbed(NamedTuple):
-    """A per-token gate on the channel mix's hidden layer, of rank R."""
-
-    table: Tensor
-    """[V, R * R]: a square matrix for each token of the vocabulary."""
-    factors: LowRank
-    """One pair, s1 [C → R] and s2 [R → F]."""
-    s0: Tensor
-    """[F]."""
+    random_weights = RandomWeights(_RANDOM_LAYER, published_sizes)
+    recurrence_cost = RecurrenceCost(operations=7, vectors=8)
 
 
 def deep_embed(normed: Tensor, token_ids: Tensor, p: DeepEmbed) -> Tensor:
     """The gate of DeepEmbed: ((z s1) E[token]) s2 + s0, with the token's own square matrix E[token] of `p.table`.
 
     Args:
-        normed: z, [M, C]: what goes into the channel mix, before the token shift.
+        normed: z, [M, C]: the input of the channel mix, before the token shift.
         token_ids: [M] int64.
 
     Returns:
@@ -276,14 +340,10 @@ class Rwkv7DeepEmbed(Rwkv7):
             "ffn.s2": ("R", "F"),
             "ffn.s0": "F",
         },
-        optional=TIME_STATE,
         not_in_first=_NOT_IN_FIRST,
         first_only=LN0,
+        initial_state=TIME_STATE,
     )
-
-    def __init__(self, weights: PlacedWeights, sizes: Mapping[str, int], ln_x_eps: float) -> None:
-        super().__init__(weights, sizes, ln_x_eps)
-        self.deep_embeds = [self._load_deep_embed(weights.at(i), i) for i in range(sizes["L"])]
 
     @classmethod
     def refine_sizes(cls, sizes: dict[str, int]) -> str | None:
@@ -291,24 +351,37 @@ class Rwkv7DeepEmbed(Rwkv7):
             return f"ffn.s_emb.weight has {sizes['RR']} columns, expected {sizes['R']} squared"
         return super().refine_sizes(sizes)
 
-    def _load_deep_embed(self, weights: Weights, i: int) -> DeepEmbed:
+    def _load_channel_mix(self, weights: Weights, i: int) -> ChannelMix:
         p = f"blocks.{i}.ffn."
         embedding = self.embedding.to(weights.device, weights.dtype)
-        return DeepEmbed(
+        gate = DeepEmbed(
             table=weights.tensor(p + "s_emb.weight") + F.linear(embedding, weights.tensor(p + "s_emb_x.weight")),
             factors=weights.low_rank(
                 StoredPair(0, None, weights.tensor(p + "s1"), weights.tensor(p + "s2")), op="deep_embed"
             ),
             s0=weights.vector(p + "s0"),
         )
+        return super()._load_channel_mix(weights, i)._replace(gate=gate)
 
-    def _channel_mix(
-        self, x: Tensor, i: int, p: ChannelMix, token_ids: Tensor, s: LayerState, rows: Rows, ops: OpTable
-    ) -> None:
+    @staticmethod
+    def _channel_mix(x: Tensor, p: ChannelMix, token_ids: Tensor, s: LayerState, rows: Rows, ops: OpTable) -> None:
+        """Adds to x in place."""
         normed, _, (xk,) = ops.shift_lerp(x, p.norm, p.mix, s.ffn_shift, rows, keep_parts=True)
-        assert normed is not None
-        gate = ops.deep_embed(normed, token_ids, self.deep_embeds[i])
+        assert normed is not None and p.gate is not None
+        gate = ops.deep_embed(normed, token_ids, p.gate)
         p.value(p.key(xk, activation="squared_relu", gate=gate), out=x)
+
+    random_weights = RandomWeights(
+        {
+            **_RANDOM_LAYER,
+            "ffn.s_emb.weight": Numbers(0.3, over=("R",)),
+            "ffn.s_emb_x.weight": Numbers(0.3, over=("R", "C")),
+            "ffn.s1": Numbers(over=("R",)),
+            "ffn.s2": Numbers(over=("F",)),
+            "ffn.s0": Numbers(0.1, 1.0, is_row=True),
+        },
+        lambda C: {**published_sizes(C), "R": 32, "RR": 32 * 32},
+    )
 
 
 ARCHITECTURES = (Rwkv7, Rwkv7DeepEmbed)

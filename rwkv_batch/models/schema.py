@@ -1,7 +1,9 @@
-"""Which tensors a version's checkpoint holds, with their shapes in letters; sizes are read by matching the letters.
+"""The tensors of a version's checkpoint, with their shapes in letters. Matching the letters gives the sizes.
 
 A shape is a string for a vector ("C": C elements, any number of extra axes of length 1) or a tuple for an exact shape
-(("F", "C")). Letters bind to the first value seen; every later tensor must agree.
+(("F", "C")). A letter binds to the first value seen; every later tensor must agree.
+
+Other code reads L (layers), V, C, A and F of every model, and passes all letters to the kernels' own checks.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ Shapes = Mapping[str, Shape]
 ShapeOf = Callable[[str], tuple[int, ...]]
 
 TOP: Shapes = {"emb.weight": ("V", "C"), "ln_out.weight": "C", "ln_out.bias": "C", "head.weight": ("V", "C")}
-"""What every version has outside its layers."""
+"""The tensors of every version outside its layers."""
 LN0: Shapes = {"ln0.weight": "C", "ln0.bias": "C"}
-"""The embedding's norm, kept in layer 0."""
+"""The norm of the embedding, which checkpoints keep in layer 0."""
 LAYER: Shapes = {
     **{f"ln{i}.{part}": "C" for i in (1, 2) for part in ("weight", "bias")},
     **{f"att.{name}.weight": ("A", "C") for name in ("key", "value", "receptance")},
@@ -26,13 +28,13 @@ LAYER: Shapes = {
     "ffn.key.weight": ("F", "C"),
     "ffn.value.weight": ("C", "F"),
 }
-"""What every version has in each layer."""
+"""The tensors of every version in each layer."""
 FFN_RECEPTANCE: Shapes = {"ffn.receptance.weight": ("C", "C")}
-LN_X: Shapes = {"att.ln_x.weight": "A", "att.ln_x.bias": "A", "att.time_state": ("H", "N", "N")}
-"""The norm over heads of v5, v6 and v7, and the state that tuning may have put beside it."""
-TIME_STATE = frozenset({"att.time_state"})
+LN_X: Shapes = {"att.ln_x.weight": "A", "att.ln_x.bias": "A"}
+"""The group norm over heads, of versions with a matrix state."""
 
-_LAYER = re.compile(r"^blocks\.(\d+)\.(.+)$")
+LAYER_TENSOR = re.compile(r"blocks\.(\d+)\.(.+)")
+"""The canonical name of a layer's tensor: the number of the layer, and the tensor's name in it."""
 
 
 @dataclass(frozen=True)
@@ -42,29 +44,42 @@ class Schema:
     Args:
         top: tensors outside the layers.
         layer: tensors of each layer, without the `blocks.N.` prefix.
-        optional: layer tensors that may be absent.
         one_of: pairs of layer tensors of which exactly one is there.
         not_in_first: layer tensors that layer 0 may lack (and ignores).
-        first_only: layer tensors that only layer 0 has; absent where the embedding is already normalised.
+        first_only: layer tensors that only layer 0 has; absent where the embedding is already normalized.
+        initial_state: layer tensors with the state that every sequence starts from, put there by state tuning. A
+            checkpoint may lack them. A separate file may hold them.
     """
 
     top: Shapes
     layer: Shapes
-    optional: frozenset[str] = frozenset()
     one_of: tuple[tuple[str, str], ...] = ()
     not_in_first: frozenset[str] = frozenset()
     first_only: Shapes = field(default_factory=dict)
+    initial_state: Shapes = field(default_factory=dict)
 
     def match(self, names: Iterable[str], shape_of: ShapeOf, embedding_is_normalized: bool = False) -> Match:
-        """Compare a checkpoint's tensors with this schema."""
+        """Compare the names and shapes of a checkpoint's tensors with this schema."""
         names = set(names)
-        num_layers = 1 + max((int(m.group(1)) for m in map(_LAYER.match, names) if m), default=-1)
+        match, expected = self._match_names(names, embedding_is_normalized)
+        for name, shape in expected.items():
+            if name in names and (conflict := _bind(match.sizes, shape, shape_of(name))):
+                match.misshapen.append(f"{name}: {conflict}")
+        return match
+
+    def match_names(self, names: Iterable[str], embedding_is_normalized: bool = False) -> Match:
+        """Compare only the names of a checkpoint's tensors with this schema; of the sizes, only L is known."""
+        return self._match_names(set(names), embedding_is_normalized)[0]
+
+    def _match_names(self, names: set[str], embedding_is_normalized: bool) -> tuple[Match, dict[str, Shape]]:
+        """The comparison of names, and every tensor that a checkpoint with this many layers may hold."""
+        num_layers = 1 + max((int(m[1]) for m in map(LAYER_TENSOR.fullmatch, names) if m), default=-1)
         expected = dict(self.top)
         may_lack: set[str] = set()
         for i in range(num_layers):
             prefix = f"blocks.{i}."
-            expected.update({prefix + name: shape for name, shape in self.layer.items()})
-            may_lack.update(prefix + name for name in self.optional)
+            expected.update({prefix + name: shape for name, shape in {**self.layer, **self.initial_state}.items()})
+            may_lack.update(prefix + name for name in self.initial_state)
             for pair in self.one_of:
                 present = [name for name in pair if prefix + name in names]
                 if len(present) == 1:
@@ -74,18 +89,18 @@ class Schema:
             if not embedding_is_normalized:
                 expected.update({"blocks.0." + name: shape for name, shape in self.first_only.items()})
         missing = sorted(name for name in expected if name not in names and name not in may_lack)
-        unexpected = sorted(names - expected.keys())
-        sizes: dict[str, int] = {"L": num_layers}
-        misshapen = []
-        for name, shape in expected.items():
-            if name in names and (conflict := _bind(sizes, shape, shape_of(name))):
-                misshapen.append(f"{name}: {conflict}")
-        return Match(sizes, missing, unexpected, misshapen)
+        return Match({"L": num_layers}, missing, sorted(names - expected.keys()), []), expected
+
+
+def numeric_shape(shape: Shape, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """A shape in letters → numbers."""
+    axes = (shape,) if isinstance(shape, str) else shape
+    return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in axes)
 
 
 @dataclass(frozen=True)
 class Match:
-    """The outcome of comparing a checkpoint with a schema; a full match has sizes and no complaints."""
+    """The result of comparing a checkpoint with a schema; a full match has all sizes and no complaints."""
 
     sizes: dict[str, int]
     missing: list[str]
@@ -96,8 +111,13 @@ class Match:
     def num_complaints(self) -> int:
         return len(self.missing) + len(self.unexpected) + len(self.misshapen)
 
+    @property
+    def name_distance(self) -> tuple[int, int]:
+        """How badly the names fit, smaller is better. A tensor that a version does not know outweighs missing ones."""
+        return len(self.unexpected), len(self.missing)
+
     def describe(self) -> str:
-        """One line: what keeps this from matching."""
+        """One line that lists the complaints, empty for a match."""
         parts = []
         for word, items in (("missing", self.missing), ("not expected", self.unexpected), ("shape", self.misshapen)):
             if items:
@@ -107,7 +127,7 @@ class Match:
 
 
 def _bind(sizes: dict[str, int], shape: Shape, actual: tuple[int, ...]) -> str | None:
-    """Bind the letters of `shape` to `actual`; returns what disagrees, if anything does."""
+    """Bind the letters of `shape` to the axes of `actual`; returns the disagreement, if there is one."""
     if isinstance(shape, str):
         if actual and max(actual) != math.prod(actual):
             return f"is {list(actual)}, expected a vector [{shape}]"

@@ -1,4 +1,4 @@
-"""From the last layer to log-probabilities of given tokens, without ever holding [tokens, V] for all of them."""
+"""Scoring: log-probabilities of given tokens, from logits of a few positions at a time, never all [tokens, V]."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..ops import OpSpec, OpTable
 from .matrices.product import Linear
 
 ROWS_AT_ONCE = 64
-"""Positions whose logits exist at the same time while scoring."""
+"""The number of positions whose logits are in memory at the same time."""
 
 
 def log_normalizer(logits: Tensor) -> Tensor:
@@ -28,15 +28,15 @@ def score(x: Tensor, head: Linear, targets: Tensor, rows: Tensor, ops: OpTable) 
     """Log-probabilities of n targets.
 
     Args:
-        x: [m, C], layer-normed: what the head turns into logits.
+        x: [m, C], the layer-normed inputs of the head.
         head: the output matrix [V, C].
         targets: [n] int64.
-        rows: [n] int64, ascending: which row of `x` predicts each target.
-        ops: implementations of `LOG_NORMALIZER`.
+        rows: [n] int64, ascending: the row of `x` that predicts each target.
+        ops: the implementation of `LOG_NORMALIZER`, which this definition calls.
 
     Returns:
-        log-probabilities [n] float64, natural logarithm; and [n] bool, whether the target is the most likely token
-        (the first of those with the largest logit).
+        The log-probabilities, [n] float64, natural logarithm. And [n] bool: the target is the most likely token, which
+        is the first of those with the largest logit.
     """
     logprobs = torch.empty(len(targets), dtype=torch.float64, device=x.device)
     greedy = torch.empty(len(targets), dtype=torch.bool, device=x.device)
@@ -54,7 +54,7 @@ SCORE = OpSpec("score", score, optional=True, is_recorded=False)
 
 
 def scoring_op(quantization: str | None, is_remote: bool) -> OpSpec:
-    """`SCORE` for a head of this kind. Kernels read a dense weight on the device of their inputs, and no other.
+    """`SCORE` for a head. Its kernels read only a dense weight on the device of their inputs.
 
     Args:
         quantization: of the head's matrix.

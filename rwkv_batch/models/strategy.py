@@ -1,10 +1,10 @@
-"""ChatRWKV's strategy strings: which device, dtype and weight format each layer has.
+"""ChatRWKV's strategy strings: the device, dtype and weight format of each layer.
 
     cuda:0 fp16i8 *12 -> cuda:1 bf16 -> cpu fp32
 
-Parts follow one another; a part takes as many layers as it says, and those without a number share the rest. The head
-(output norm and matrix) counts as one more layer, the last one. `*10+` keeps ten layers on the device and streams all
-that no part takes through it: their matrices stay in host memory, and each is copied when its layer is about to run.
+Each clause takes the next layers: `*12` takes twelve, and clauses without a number share the remaining layers. The head
+(output norm and matrix) counts as the last layer. A clause with `*10+` takes ten layers, and streams the layers that no
+clause takes: their matrices stay in host memory, and are copied to the device before each run of the layer.
 """
 
 from __future__ import annotations
@@ -17,39 +17,43 @@ from ..errors import ConfigurationError
 
 EXAMPLES = "'cpu fp32', 'cuda fp16i8 *12 -> cpu fp32' or 'cuda fp16 *10+'"
 _DEVICE = re.compile(r"cuda(:\d+)?|cpu|mps|dml")
-_DTYPE = re.compile(r"(fp32|fp16|bf16)(i8)?")
+_QUANTIZATIONS = {"i8": "int8"}
+"""ChatRWKV's letters after a dtype → the name of the weight format."""
+_DTYPE = re.compile(rf"(fp32|fp16|bf16)({'|'.join(_QUANTIZATIONS)})?")
 _COUNT = re.compile(r"\*(\d+)(\+)?")
 
 
 class Clause(NamedTuple):
-    """One part of a strategy."""
+    """One clause of a strategy; messages call it a part."""
 
     device: str
     dtype: str
     """fp32, fp16 or bf16."""
-    is_int8: bool
+    quantization: str | None
+    """A name of matrices/quantization.py; None is the dense format."""
     num_layers: int | None
-    """None takes a share of what is left."""
+    """None takes a share of the remaining layers."""
     streams: bool
+    """The clause ends with "+": the layers that no clause takes are streamed through its device."""
 
 
 class Share(NamedTuple):
-    """What one layer got."""
+    """The clause that a layer belongs to, and how."""
 
-    part: Clause
+    clause: Clause
     is_streamed: bool
 
 
 def parse(strategy: str) -> list[Clause]:
-    """The parts of a strategy.
+    """The clauses of a strategy.
 
     Raises:
-        ConfigurationError: it is malformed; the message says which part, why, and what a right one looks like.
+        ConfigurationError: the strategy is malformed; the message says which part, why, and gives correct examples.
     """
-    parts = [_parse_clause(text.strip(), number, strategy) for number, text in enumerate(strategy.split("->"), 1)]
-    if sum(part.streams for part in parts) > 1:
-        raise _error(strategy, "only one part can stream the rest of the layers", len(parts), "*N+ stands twice")
-    return parts
+    clauses = [_parse_clause(text.strip(), number, strategy) for number, text in enumerate(strategy.split("->"), 1)]
+    if sum(clause.streams for clause in clauses) > 1:
+        raise _error(strategy, "only one part can stream the rest of the layers", len(clauses), "*N+ stands twice")
+    return clauses
 
 
 def _parse_clause(text: str, number: int, strategy: str) -> Clause:
@@ -66,7 +70,7 @@ def _parse_clause(text: str, number: int, strategy: str) -> Clause:
     if len(words) > 3 or (len(words) > 2 and count is None):
         raise _error(strategy, "*N or *N+ after the dtype, and no more", number, f"it ends with {words[-1]!r}")
     layers, plus = (int(count[1]), bool(count[2])) if count else (None, False)
-    return Clause(words[0], dtype[1], bool(dtype[2]), layers, plus)
+    return Clause(words[0], dtype[1], _QUANTIZATIONS.get(dtype[2]), layers, plus)
 
 
 def _error(strategy: str, expected: str, number: int, found: str) -> ConfigurationError:
@@ -75,27 +79,30 @@ def _error(strategy: str, expected: str, number: int, found: str) -> Configurati
     )
 
 
-def distribute(parts: Sequence[Clause], num_layers: int) -> list[Share]:
-    """Give each layer, and the head after them, its part, by ChatRWKV's rules.
+def distribute(clauses: Sequence[Clause], num_layers: int) -> list[Share]:
+    """Distribute the layers, and the head after them, over the clauses by ChatRWKV's rules.
+
+    Where no clause streams, the clauses without a number share the remaining layers equally, later ones taking one
+    more; layers that still remain go to the last clause.
 
     Returns:
         num_layers + 1 shares.
     """
     total = num_layers + 1
     counts: list[int] = []
-    for part in parts:
-        counts.append(min(part.num_layers or 0, total - sum(counts)))
+    for clause in clauses:
+        counts.append(min(clause.num_layers or 0, total - sum(counts)))
     left = total - sum(counts)
-    streaming = next((i for i, part in enumerate(parts) if part.streams), None)
+    streaming = next((i for i, clause in enumerate(clauses) if clause.streams), None)
     if streaming is None:
-        free = [i for i, part in enumerate(parts) if part.num_layers is None]
+        free = [i for i, clause in enumerate(clauses) if clause.num_layers is None]
         for done, i in enumerate(free):
             counts[i] = left // (len(free) - done)
             left -= counts[i]
         counts[-1] += left
     shares = []
-    for i, (part, count) in enumerate(zip(parts, counts, strict=True)):
-        shares += [Share(part, is_streamed=False)] * count
+    for i, (clause, count) in enumerate(zip(clauses, counts, strict=True)):
+        shares += [Share(clause, is_streamed=False)] * count
         if i == streaming:
-            shares += [Share(part, is_streamed=True)] * left
+            shares += [Share(clause, is_streamed=True)] * left
     return shares

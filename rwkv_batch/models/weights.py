@@ -1,4 +1,4 @@
-"""A checkpoint's tensors as the model uses them: in the model's dtype, on its device, matrices behind `Linear`."""
+"""Loads the tensors of a checkpoint as layers use them: in their dtype and on their device, matrices as `Linear`."""
 
 from __future__ import annotations
 
@@ -15,40 +15,38 @@ from ..ops import Implementation, OpTable
 from .blocks import LAYER_NORM_EPS, Norm
 from .files.checkpoint import Checkpoint
 from .layer_stream import LayerStream
-from .matrices.linear import (
-    DenseLinear,
-    FixedRowsLinear,
-    LinearGroup,
-    StackedLinear,
-    load_dense,
-    make_linear,
-    stack_w8a8,
-)
+from .matrices.linear import DenseLinear, FixedRowsLinear, LinearGroup
 from .matrices.low_rank import LowRank, LowRankPair
 from .matrices.packed import PackedLinear, can_pack
 from .matrices.product import LINEAR, Activation, Linear
+from .matrices.quantization import weight_format
+from .matrices.weight_format import MatrixReader
 from .scoring import SCORE
 
 
 class StoredPair(NamedTuple):
-    """A low-rank pair of the checkpoint: which input it takes, its nonlinearity, its factors [C, R] and [R, A]."""
+    """A low-rank pair as checkpoints store it."""
 
     source: int
+    """The index of the pair's input."""
     activation: Activation | None
     down: Tensor
+    """[C, R]."""
     up: Tensor
+    """[R, A]."""
 
 
 class Weights:
-    """Reads one checkpoint for layers of one placement.
+    """Reads one checkpoint for the layers of one placement.
 
     Args:
         dtype: of activations and dense matrices.
-        quantization: None, "int8" (mm8) or "w8a8" for the large matrices.
-        ops: who serves matrix products.
-        batch_invariant: matrix products whose rows do not depend on how many others there are.
-        rescales: output matrices shrink with the layers, so that a float16 residual stream stays in range.
-        stream: keeps the large matrices in host memory.
+        quantization: the weight format of the large matrices: a name of matrices/quantization.py, or None for dense.
+        ops: the implementations of matrix products.
+        batch_invariant: the bits of a row's product must not depend on the number of rows.
+        rescales: output matrices are scaled down with the number of their layer, so that a float16 residual stream
+            stays in range.
+        stream: keeps the large matrices in host memory; None where they stay on the device.
     """
 
     def __init__(
@@ -64,85 +62,76 @@ class Weights:
     ) -> None:
         self.checkpoint = checkpoint
         self.dtype = dtype
-        self.quantization = quantization
         self.device = device
         self.rescales = rescales
         self._ops = ops
-        self._stream = stream
+        self._is_streamed = stream is not None
         self._batch_invariant = batch_invariant
         self._dense_op: Implementation = ops.implementations[LINEAR.name]
         self._has_kernels = self._dense_op.function is not LINEAR.definition
         if self._has_kernels and batch_invariant:
             self._dense_op = replace(self._dense_op, function=partial(self._dense_op.function, fixed_tiles=True))
+        self._format = weight_format(quantization)
+        self._reader = MatrixReader(
+            checkpoint,
+            dtype,
+            device,
+            OpTable({**ops.implementations, LINEAR.name: self._dense_op}),
+            self._dense,
+            **({} if stream is None else {"keep": stream.keep}),
+        )
         self.matrix_bytes = 0
-        """Bytes held by all matrices made so far."""
+        """Bytes of all matrices loaded so far."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.checkpoint.names
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """In the checkpoint's shape; in the model's dtype unless another is given."""
+        """A tensor in the checkpoint's shape, in `dtype` or else the dtype of activations, on the device."""
         return self.checkpoint.tensor(name).to(self.device, dtype or self.dtype)
 
     def vector(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """`tensor`, as a vector."""
         return self.tensor(name, dtype).reshape(-1)
 
     def float_vector(self, name: str) -> Tensor:
         return self.vector(name, torch.float32)
 
     def vectors(self, *names: str) -> Tensor:
-        """[len(names), C]."""
+        """Vectors of C numbers, stacked: [len(names), C]."""
         return torch.stack([self.vector(name) for name in names])
 
     def norm(self, prefix: str, dtype: torch.dtype | None = None) -> Norm:
         return Norm(self.vector(prefix + ".weight", dtype), self.vector(prefix + ".bias", dtype))
 
-    def linear(self, name: str, scale: float = 1.0, packs: bool = True) -> Linear:
-        """A large matrix `[C_out, C_in]`, quantised if asked.
+    def linear(self, name: str, scale: float = 1.0) -> Linear:
+        """A large matrix [C_out, C_in] in the weight format of the placement.
 
         Args:
-            scale: multiplies it; a power of two.
-            packs: oneDNN may pack its weight where no kernel serves `linear`.
+            scale: multiplies the weight; a power of two.
         """
-        return self._counted(
-            make_linear(
-                self.checkpoint,
-                name,
-                dtype=self.dtype,
-                quantization=self.quantization,
-                device=self.device,
-                scale=scale,
-                ops=self._ops,
-                dense=partial(self._dense, packs=packs),
-                keep=None if self._stream is None else self._stream.keep,
-            )
-        )
+        return self._counted(self._format.load(self._reader, name, scale))
 
     def head(self) -> Linear:
-        """The output matrix [V, C]. Where a kernel serves `score`, it reads the weight, which then is a tensor."""
-        return self.linear("head.weight", packs=not self._ops.has_kernel(SCORE.name))
+        """The output matrix [V, C]; not packed by oneDNN where a kernel serves `score`, which reads the weight."""
+        packs = not self._ops.has_kernel(SCORE.name)
+        reader = replace(self._reader, make_dense=partial(self._dense, packs=packs))
+        return self._counted(self._format.load(reader, "head.weight"))
 
     def linears(self, *names: str) -> LinearGroup:
-        """Large matrices of one shape, each for an input of its own."""
-        if self.quantization == "w8a8" and self._ops.packs("w8a8"):
-            q, scale = stack_w8a8(self.checkpoint, names, self.device)
-            packed = self._ops.pack("w8a8", q)
-            self.matrix_bytes += packed.nbytes + scale.nbytes
-            return StackedLinear(packed, partial(self._ops.w8a8, scale=scale))
-        if self.quantization is None and self._has_kernels:
-            weights = torch.stack([load_dense(self.checkpoint, name, self.dtype, self.device) for name in names])
-            if self._stream is not None:
-                weights = self._stream.keep(weights)
-            packed = self._dense_op.packed(weights)
-            self.matrix_bytes += packed.nbytes
-            return StackedLinear(packed, self._dense_op.function)
-        return LinearGroup([self.linear(name) for name in names])
+        """Large matrices of one shape, matrix i for input i."""
+        stacked = self._format.stack(self._reader, names)
+        if stacked is None:
+            return LinearGroup([self.linear(name) for name in names])
+        self.matrix_bytes += stacked.nbytes
+        return stacked
 
     def low_rank(self, *pairs: StoredPair, op: str = "low_rank") -> LowRank:
-        """Low-rank pairs that are computed together, never quantised.
+        """Low-rank pairs for one call of an op. They are dense in every weight format.
 
         Args:
-            op: what takes them. Its kernels read stacked factors; where `linear` packs weights, each factor is packed.
+            op: the name of that op. Its kernels read stacked factors; where `linear` packs weights, each factor is a
+                packed matrix.
         """
         down, up = LowRank.stack([pair.down for pair in pairs], [pair.up for pair in pairs])
         bounds = pairwise(accumulate((pair.down.shape[1] for pair in pairs), initial=0))
@@ -157,18 +146,18 @@ class Weights:
         return LowRank(tuple(made), *((down, up) if is_stacked else (None, None)))
 
     def _dense(self, weight: Tensor, packs: bool = True) -> Linear:
-        """A dense matrix, packed where what multiplies it takes packed weights; by oneDNN only if `packs`."""
-        if packs and not self._has_kernels and self._stream is None and can_pack(weight):
+        """The `Linear` of a dense weight, packed if its implementation takes packed weights; by oneDNN if `packs`."""
+        if packs and not self._has_kernels and not self._is_streamed and can_pack(weight):
             return PackedLinear(weight)
         return DenseLinear(self._dense_op.packed(weight), self._dense_op)
 
-    def _counted(self, one: Linear) -> Linear:
-        """The matrix, counted among `matrix_bytes`; batch-invariant where that is asked for."""
-        self.matrix_bytes += one.nbytes
-        return FixedRowsLinear(one) if self._batch_invariant and not one.rows_independent else one
+    def _counted(self, linear: Linear) -> Linear:
+        """Counts a matrix in `matrix_bytes`, and wraps it if it is to be batch-invariant and is not."""
+        self.matrix_bytes += linear.nbytes
+        return FixedRowsLinear(linear) if self._batch_invariant and not linear.rows_independent else linear
 
     def embedding(self) -> Tensor:
-        """[V, C], already layer-normed (ln0), which is computed in float32."""
+        """The embedding [V, C] after its layer norm (ln0), which is computed in float32."""
         table = self.checkpoint.tensor("emb.weight")
         if self.checkpoint.embedding_is_normalized:
             return table.to(self.device, self.dtype)

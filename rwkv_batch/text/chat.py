@@ -1,54 +1,76 @@
-"""From messages and columns to the text of a prompt."""
+"""Prompts from conversations (chat formats) and from columns (Jinja templates)."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 from ..errors import ConfigurationError, RowError
 
-_LABELS = {"system": "System", "user": "User", "assistant": "Assistant"}
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
 # A template is a small program over a row's data, and may fail as programs do.
 _PROGRAM_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
 
-def render_messages(messages: Sequence[Mapping[str, str]]) -> str:
-    """The prompt of a conversation in RWKV's chat format.
+class Turn(NamedTuple):
+    """One message of a conversation."""
 
-    `System: ...`, `User: ...` and `Assistant: ...` are divided by a blank line. Inside a message there is none, so that
-    no content can begin a turn of its own. The text ends with `Assistant:`, or with the last message where that is the
-    assistant's: the model goes on with it.
+    role: Role
+    content: str
+
+
+def render_messages(messages: Sequence[Mapping[str, str]], chat_format: str = "rwkv") -> str:
+    """The prompt of a conversation.
 
     Args:
         messages: `role` ("system", "user" or "assistant") and `content` of each turn.
+        chat_format: a name of `CHAT_FORMATS`.
 
     Raises:
         RowError: code "bad_messages".
     """
     if not messages:
         raise RowError("bad_messages", "the list of messages is empty; expected at least one")
-    turns = [_turn(number, message) for number, message in enumerate(messages)]
-    if messages[-1]["role"] != "assistant":
-        turns.append("Assistant:")
-    return "\n\n".join(turns)
+    return CHAT_FORMATS[chat_format]([_turn(number, message) for number, message in enumerate(messages)])
 
 
-def _turn(number: int, message: Mapping[str, str]) -> str:
+def _turn(number: int, message: Mapping[str, str]) -> Turn:
     if not isinstance(message, Mapping):
         raise RowError("bad_messages", f"message {number} is a {type(message).__name__}; expected role and content")
     role, content = message.get("role"), message.get("content")
-    if not isinstance(role, str) or role not in _LABELS:
-        raise RowError("bad_messages", f"message {number} has role {role!r}; expected one of {', '.join(_LABELS)}")
+    if not isinstance(role, str) or role not in ROLES:
+        raise RowError("bad_messages", f"message {number} has role {role!r}; expected one of {', '.join(ROLES)}")
     if not isinstance(content, str):
         found = type(content).__name__
         raise RowError(
             "bad_messages", f"message {number} (role {role!r}) has content of type {found}; expected a string"
         )
-    text = re.sub(r"\n{2,}", "\n", content.replace("\r\n", "\n")).strip()
-    return f"{_LABELS[role]}: {text}" if text else f"{_LABELS[role]}:"
+    return Turn(role, content)
+
+
+def rwkv_chat(turns: Sequence[Turn]) -> str:
+    """The chat format of RWKV's World and G1 models.
+
+    `System: ...`, `User: ...` and `Assistant: ...` are divided by a blank line. Blank lines inside a message are
+    removed, so that no content can begin a turn. The text ends with `Assistant:`; or, where the last message is the
+    assistant's, with that message, which the model continues.
+    """
+    parts = []
+    for role, content in turns:
+        text = re.sub(r"\n{2,}", "\n", content.replace("\r\n", "\n")).strip()
+        parts.append(f"{role.capitalize()}: {text}" if text else f"{role.capitalize()}:")
+    if turns[-1].role != "assistant":
+        parts.append("Assistant:")
+    return "\n\n".join(parts)
+
+
+CHAT_FORMATS: dict[str, Callable[[Sequence[Turn]], str]] = {"rwkv": rwkv_chat}
+"""Name of a chat format → the function that writes the prompt of a conversation, which has at least one turn."""
 
 
 class Template:

@@ -1,4 +1,4 @@
-"""Structured output: which tokens may come next so that the text matches a JSON schema, a regex or a grammar."""
+"""Structured output: the tokens that may come next in a text that a JSON schema, a regex or a grammar constrains."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ if TYPE_CHECKING:
     from torch import Tensor
     from xgrammar import GrammarCompiler, GrammarMatcher
 
-Bits = NDArray[np.uint8]  # [V], 1 where a token is allowed
+Bits = NDArray[np.uint8]
+"""[V], 1 where a token is allowed."""
 
 _CACHE_BYTES = 2**28
-# xgrammar lets surrogates pass, and in places overlong forms. They aren't UTF-8: after such a first byte of a
-# character, these second bytes are never allowed.
 _BAD_SECOND_BYTES = {0xE0: range(0x80, 0xA0), 0xED: range(0xA0, 0xC0), 0xF0: range(0x80, 0x90)}
+"""First byte of a character → second bytes that are not UTF-8 after it: surrogates (0xED) and overlong forms.
+
+xgrammar allows surrogates, and in some places overlong forms.
+"""
 _NOT_UTF8 = re.compile(rb"\xe0[\x80-\x9f]|\xed[\xa0-\xbf]|\xf0[\x80-\x8f]")
-# JSON on one line has no control characters, but xgrammar lets them pass in strings of limited length.
 _CONTROL = re.compile(rb"[\x00-\x1f]")
+"""JSON on one line has no control characters. xgrammar allows them in strings of limited length."""
 
 
 class CompiledConstraint:
-    """Follows one running sequence. Made by `ConstraintCompiler.compile`."""
+    """The constraint of one running sequence, at its latest token. Made by `ConstraintCompiler.compile`."""
 
     def __init__(self, matcher: GrammarMatcher, vocabulary: _Vocabulary, base: Bits) -> None:
         self._matcher = matcher
@@ -40,10 +43,10 @@ class CompiledConstraint:
         self._bitmask = np.zeros((1, -(-len(base) // 32)), dtype=np.int32)
         self._last_byte = 0
         self.is_finished = False
-        """End of text was accepted, or a token that was not allowed: from now on only end of text is."""
+        """`accept` was given the end of text, or a token that was not allowed. No token but end of text may follow."""
 
     def allowed(self, mask: Tensor) -> None:
-        """Say which tokens may come next. Where none can, end of text is allowed, so that there always is one.
+        """Write which tokens may come next. Where no token can, end of text is allowed, so that one always is.
 
         Args:
             mask: [V] bool, overwritten: True = allowed.
@@ -56,7 +59,7 @@ class CompiledConstraint:
         mask.copy_(torch.from_numpy(bits.view(np.bool_)))
 
     def accept(self, token_id: int) -> None:
-        """Go on behind a sampled token."""
+        """Append a sampled token to the text."""
         if self.is_finished:
             return
         is_accepted = self._matcher.accept_token(token_id)
@@ -65,7 +68,7 @@ class CompiledConstraint:
             self._last_byte = self._vocabulary.tokens[token_id][-1]
 
     def next_tokens(self) -> Bits:
-        """Tokens with which the text can go on, and end of text where it may end."""
+        """The tokens that can continue the text, and end of text where the text may end."""
         if self.is_finished:
             return np.zeros_like(self._base)
         self._matcher.fill_next_token_bitmask(self._bitmask)
@@ -77,9 +80,9 @@ class CompiledConstraint:
 
 
 class ConstraintCompiler:
-    """Compiles constraints for one vocabulary and remembers up to 256 MiB of them. Threads may share it.
+    """Compiles constraints for one vocabulary, with a cache of 256 MiB. Threads may share a compiler.
 
-    Nothing is imported or prepared before the first constraint is compiled.
+    xgrammar is imported, and the vocabulary prepared, when the first constraint is compiled.
 
     Args:
         token_bytes: bytes by id; None, or an id beyond the end, has no bytes and is never allowed.
@@ -97,16 +100,18 @@ class ConstraintCompiler:
         regex: str | None = None,
         grammar: str | None = None,
     ) -> CompiledConstraint:
-        """A constraint at its beginning, for one running sequence. Exactly one argument must be given.
+        """The constraint of a text that is still empty, for one running sequence. Give exactly one argument.
 
         Args:
             json_schema: the text is a JSON value on one line, as `json.dumps` writes it, that satisfies the schema.
-                Properties come in the schema's order; those it does not name are left out unless it asks for them.
-            regex: all of the text matches; `\\d`, `\\w` and `\\s` are ASCII.
+                Properties come in the schema's order. A property that the schema does not name is left out, unless the
+                schema asks for such properties.
+            regex: the whole text matches; `\\d`, `\\w` and `\\s` are ASCII.
             grammar: EBNF as in GBNF; the text derives from the rule `root`.
 
         Raises:
-            ValueError: malformed, not enforceable, or without any match; the message names the field and the reason.
+            ValueError: the argument is malformed, cannot be enforced, or matches no text; the message names the field
+                and the reason.
             MissingExtraError: the extra `structured` is not installed.
         """
         given = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
@@ -152,23 +157,26 @@ class ConstraintCompiler:
 
 @dataclass(frozen=True)
 class _Vocabulary:
-    """Tokens by id, b"" where there are no bytes, and what holds for every constraint over them."""
+    """The tokens by id, b"" for an id without bytes, and the bit masks that all constraints share."""
 
     tokens: list[bytes]
     eos_token_id: int
 
     @cached_property
     def text_tokens(self) -> Bits:
+        """Tokens without bytes that cannot be in UTF-8, and end of text."""
         bits = np.array([bool(token) and not _NOT_UTF8.search(token) for token in self.tokens], dtype=np.uint8)
         bits[self.eos_token_id] = 1
         return bits
 
     @cached_property
     def json_tokens(self) -> Bits:
+        """`text_tokens` without control characters."""
         return self.text_tokens & np.array([not _CONTROL.search(token) for token in self.tokens], dtype=np.uint8)
 
     @cached_property
     def after_first_byte(self) -> dict[int, Bits]:
+        """First byte of `_BAD_SECOND_BYTES` → the tokens that may follow a token that ends with it."""
         return {
             first: np.array([not token or token[0] not in bad for token in self.tokens], dtype=np.uint8)
             for first, bad in _BAD_SECOND_BYTES.items()
@@ -176,5 +184,5 @@ class _Vocabulary:
 
 
 def _reason(error: Exception) -> str:
-    """The message without xgrammar's clock, source line and failed assertion."""
+    """The message of an xgrammar error, without its time stamp, source line and failed assertion."""
     return re.sub(r"^\[[\d:]+\] \S+: (Check failed: .*? is (true|false): )?", "", str(error)).strip()

@@ -1,4 +1,4 @@
-"""Token ids → text."""
+"""The detokenizer: token ids to text, of many completions in one call."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..cpu_kernels.text import TokenTable, decode
 
 
 class Detokenizer:
-    """Token ids → text, of many texts in one call. Immutable: threads may share it.
+    """Converts token ids to text. Immutable: threads may share a detokenizer.
 
-    Native code serves where there is a compiler, and Python where there is none, with the same results.
+    Native code decodes on a machine with a compiler, Python on others. Their results are equal.
 
     Args:
-        token_bytes: bytes by id; None, or an id beyond the end, has no bytes.
+        token_bytes: bytes by id. None stands for an id without bytes; ids beyond the end have none.
     """
 
     def __init__(self, token_bytes: Sequence[bytes | None]) -> None:
@@ -25,18 +25,18 @@ class Detokenizer:
         self._table = None if unavailable() else TokenTable(token_bytes)
 
     def utf8(self, token_ids: np.ndarray, offsets: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Valid UTF-8 of n texts: bytes that are not UTF-8 become U+FFFD as `bytes.decode("utf-8", "replace")` does it.
+        """Decode n texts to valid UTF-8: other bytes become U+FFFD, as in `bytes.decode("utf-8", "replace")`.
 
         Args:
             token_ids: [N] integers, the tokens of all texts one after the other.
             offsets: [n + 1] integers: text i has the tokens from offsets[i] to offsets[i + 1] - 1.
-            limits: [n] integers: bytes of text i, counted before any becomes U+FFFD; -1: all bytes of its tokens.
+            limits: [n] integers: how many bytes of text i are decoded, before the replacement; -1 is all.
 
         Returns:
             uint8 data, and offsets [n + 1] int64: text i is data[offsets[i]:offsets[i + 1]].
 
         Raises:
-            ValueError: the offsets are not as many as expected, descend, or leave the tokens.
+            ValueError: the number of offsets is not n + 1, or the offsets descend or are out of range.
         """
         ids = np.ascontiguousarray(token_ids, dtype=np.int32)
         starts = np.ascontiguousarray(offsets, dtype=np.int64)
@@ -52,7 +52,7 @@ class Detokenizer:
         return np.frombuffer(b"".join(texts), np.uint8), ends
 
     def texts(self, token_ids: np.ndarray, offsets: np.ndarray, limits: np.ndarray) -> list[str]:
-        """As `utf8`, as strings."""
+        """`utf8`, as strings."""
         data, ends = self.utf8(token_ids, offsets, limits)
         utf8 = data.tobytes()
         return [utf8[a:b].decode("utf-8") for a, b in pairwise(ends.tolist())]

@@ -1,9 +1,10 @@
-"""Finds the tokenizer that a name, a file, or the files beside a model stand for."""
+"""Loads a tokenizer by its name, from a file, or from the files beside a model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import ConfigurationError
 from .tokenizer import BytesTokenizer, RwkvTokenizer, Tokenizer
@@ -12,8 +13,24 @@ from .tokenizer_json import JsonTokenizer
 # The vocabulary of RWKV's World and G1 models, by BlinkDL (github.com/BlinkDL/ChatRWKV), Apache License 2.0.
 WORLD_VOCABULARY = Path(__file__).parents[1] / "data_files" / "rwkv_vocab_v20230424.txt"
 
+
+class _BuiltIn(NamedTuple):
+    """A tokenizer that has a name and needs no file."""
+
+    make: Callable[[], Tokenizer]
+    vocab_sizes: range
+    """Sizes of a model's vocabulary for which "auto" chooses this tokenizer."""
+
+
+_BUILT_IN = {
+    "world": _BuiltIn(lambda: RwkvTokenizer(WORLD_VOCABULARY, name="world"), range(65529, 65537)),
+    "bytes": _BuiltIn(BytesTokenizer, range(257, 258)),
+}
+_BY_SUFFIX: dict[str, Callable[[Path], Tokenizer]] = {".json": JsonTokenizer}
+"""Suffix of a file → its tokenizer. A file with another suffix is a vocabulary in RWKV's format."""
+
 _CHOICES = (
-    "choose 'world', 'bytes', a vocabulary file in RWKV's format, a tokenizer.json, "
+    f"choose {', '.join(map(repr, _BUILT_IN))}, a vocabulary file in RWKV's format, a tokenizer.json, "
     "or null for token ids in, token ids out"
 )
 
@@ -23,10 +40,10 @@ def load_tokenizer(spec: str | None, *, vocab_size: int, model_path: Path | None
 
     Args:
         spec: "auto", "world", "bytes", the path of a vocabulary file in RWKV's format or of a tokenizer.json, or None.
-            "auto" takes the first vocabulary file beside the model whose ids fit; where there is none, a
-            vocabulary of 65529 to 65536 ids is World's and one of 257 is "bytes".
-        vocab_size: rows of the model's head; every id must be below it.
-        model_path: the model's file or folder; None where it has none.
+            "auto" takes the first vocabulary file beside the model whose ids are below `vocab_size`. Where there is
+            no such file, a `vocab_size` of 65529 to 65536 selects "world", and 257 selects "bytes".
+        vocab_size: rows of the model's head; every id of the tokenizer must be below it.
+        model_path: the model's file or folder; None for a model without files.
 
     Returns:
         None where `spec` is None: token ids in, token ids out.
@@ -46,16 +63,16 @@ def load_tokenizer(spec: str | None, *, vocab_size: int, model_path: Path | None
 
 
 def _choose(vocab_size: int, model_path: Path | None) -> Tokenizer:
+    """The tokenizer that "auto" stands for."""
     passed_over = []
     for path in _files_beside(model_path, vocab_size):
         tokenizer = _open(str(path))
         if tokenizer.max_token_id < vocab_size:
             return tokenizer
         passed_over.append(f"{path} has ids up to {tokenizer.max_token_id}")
-    if 65529 <= vocab_size <= 65536:
-        return _open("world")
-    if vocab_size == 257:
-        return _open("bytes")
+    for built_in in _BUILT_IN.values():
+        if vocab_size in built_in.vocab_sizes:
+            return built_in.make()
     found = "; ".join(passed_over) or "no vocabulary file beside the model"
     raise ConfigurationError(
         f"tokenizer 'auto': cannot tell from the model's vocabulary of {vocab_size} ids ({found}); {_CHOICES}"
@@ -63,6 +80,7 @@ def _choose(vocab_size: int, model_path: Path | None) -> Tokenizer:
 
 
 def _files_beside(model_path: Path | None, vocab_size: int) -> Iterator[Path]:
+    """The tokenizer files beside a model, in the order in which they are tried."""
     if model_path is None:
         return
     folder = model_path if model_path.is_dir() else model_path.parent
@@ -74,13 +92,10 @@ def _files_beside(model_path: Path | None, vocab_size: int) -> Iterator[Path]:
 
 
 def _open(spec: str) -> Tokenizer:
-    if spec == "world":
-        return RwkvTokenizer(WORLD_VOCABULARY, name="world")
-    if spec == "bytes":
-        return BytesTokenizer()
+    """The tokenizer of a built-in name or of a file."""
+    if spec in _BUILT_IN:
+        return _BUILT_IN[spec].make()
     path = Path(spec)
     if not path.is_file():
         raise ConfigurationError(f"tokenizer {spec!r}: no such file; {_CHOICES}, or 'auto'")
-    if path.suffix == ".json":
-        return JsonTokenizer(path)
-    return RwkvTokenizer(path)
+    return _BY_SUFFIX.get(path.suffix, RwkvTokenizer)(path)

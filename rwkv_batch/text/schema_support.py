@@ -1,7 +1,7 @@
-"""Refuses what the grammar compiler would pass over in silence, so that a constrained text satisfies its JSON schema.
+"""Refuses JSON schemas with keywords that xgrammar would ignore: every constrained text satisfies its schema.
 
-Checked against xgrammar 0.2.8 by sampling from its grammars. `oneOf` is served as `anyOf`; `format` constrains the
-form of a string only ("2023-02-31" is a date).
+The tables are for xgrammar 0.2.8, found by sampling from its grammars. `oneOf` is enforced as `anyOf`. `format`
+constrains only the form of a string: "2023-02-31" is a date.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _NOT_ENFORCED = ("not", "if", "contains", "uniqueItems", "dependentRequired", "dependentSchemas", "dependencies")
-# Each of these says all that is enforced at its place.
+# Where a schema has one of these, xgrammar enforces that keyword and ignores the others beside it.
 _SELECTORS = ("$ref", "$dynamicRef", "const", "enum", "anyOf", "oneOf", "allOf")
 _OPEN_KEYS = ("patternProperties", "propertyNames", "additionalProperties", "unevaluatedProperties")
 _BY_TYPE = {
@@ -24,9 +24,9 @@ _ASSERTIONS = ("type", *_SELECTORS, *(keyword for keywords in _BY_TYPE.values() 
 
 
 def check_schema(schema: Any, path: str = "the schema") -> None:
-    """Raise ValueError, naming the place and the keyword, if part of `schema` would not be enforced.
+    """Raise ValueError, with the place and the keyword, where xgrammar would not enforce part of `schema`.
 
-    Malformed schemas are left to the compiler.
+    A malformed schema passes: xgrammar refuses it.
     """
     if not isinstance(schema, Mapping):
         return
@@ -38,6 +38,7 @@ def check_schema(schema: Any, path: str = "the schema") -> None:
 
 
 def _problem(schema: Mapping[str, Any]) -> str | None:
+    """What xgrammar would not enforce of the keywords of a schema, without its children."""
     for keyword in _NOT_ENFORCED:
         if schema.get(keyword):
             return f"{keyword!r} cannot be enforced; leave it out and check the results"
@@ -89,7 +90,7 @@ def _string_problem(schema: Mapping[str, Any]) -> str | None:
     limits = [name for name in ("pattern", "format", "minLength", "maxLength") if name in schema]
     if len(limits) > 1 and limits != ["minLength", "maxLength"]:
         return f"only one of {' and '.join(map(repr, limits))} can be enforced"
-    # The compiler takes these as they are, where JSON would write them with a backslash.
+    # xgrammar puts these characters of a pattern into the text as they are. JSON needs a backslash before them.
     outside_classes = re.sub(r"\[(\\.|[^\]\\])*\]", "", str(schema.get("pattern", "")))
     if re.search(r'"|\\[\\"nrtfvcxu0]', outside_classes):
         return "a 'pattern' with quotes, backslashes or control characters outside [...] cannot be enforced"
@@ -97,6 +98,7 @@ def _string_problem(schema: Mapping[str, Any]) -> str | None:
 
 
 def _children(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The schemas inside a schema, each with its path."""
     for keyword in ("properties", "patternProperties", "$defs", "definitions"):
         children = schema.get(keyword)
         if isinstance(children, Mapping):

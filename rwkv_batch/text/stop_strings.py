@@ -1,4 +1,4 @@
-"""Stop strings: found in the text of running sequences as their tokens come."""
+"""Stop strings: found in the text of running sequences, token by token."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ..engine.request import StopMatch
 
 @dataclass(frozen=True)
 class StopStrings:
-    """Strings that end a text. Immutable and hashable; equal where the settings are.
+    """The strings that end a text. Immutable and hashable; equal settings are equal objects.
 
-    Stop strings are looked for in bytes, so it makes no difference how tokens divide the text. The match that ends
-    first counts; of those that end together, the longest.
+    Stop strings are matched in bytes, so that the division of a text into tokens makes no difference. Of several
+    matches, the one that ends first counts; of those with the same end, the longest.
 
     Args:
-        strings: not empty strings.
+        strings: strings of at least one character.
         include_in_output: cut the text after the stop string, not before it.
-        min_tokens: a stop string that is complete within this many first tokens is ordinary text. One that begins there
-            and is complete later counts.
+        min_tokens: a stop string that ends within the first `min_tokens` tokens is ordinary text. A stop string that
+            begins there and ends later counts.
 
     Raises:
         ValueError: a string is empty.
@@ -45,22 +45,22 @@ class StopStrings:
 
     @cached_property
     def automaton(self) -> Automaton:
-        """What native code finds the strings with."""
+        """The automaton that native code finds the strings with."""
         return Automaton(self.patterns)
 
     @cached_property
     def expression(self) -> re.Pattern[bytes]:
-        """What finds the strings where there is no native code: any match of any of them."""
+        """The regular expression that matches any of the strings, for machines without native code."""
         return re.compile(b"|".join(map(re.escape, self.patterns)))
 
 
 class StopMatcher:
-    """The texts of all slots of an engine, each watched for stop strings of its own.
+    """Finds stop strings in the texts of all slots of an engine, each with its own stop strings.
 
-    Native code serves where there is a compiler, and Python where there is none, with the same results.
+    Native code matches on a machine with a compiler, Python on others. Their results are equal.
 
     Args:
-        token_bytes: bytes by id; None, or an id beyond the end, has no bytes.
+        token_bytes: bytes by id. None stands for an id without bytes; ids beyond the end have none.
         num_slots: P; slots are 0 to P - 1.
     """
 
@@ -68,10 +68,10 @@ class StopMatcher:
         self._stop_strings: list[StopStrings | None] = [None] * num_slots
         self._native = None if unavailable() else StopPusher(TokenTable(token_bytes), num_slots)
         self._token_bytes = token_bytes
-        self._texts: list[_WatchedText | None] = [None] * num_slots  # where there is no native code
+        self._texts: list[_WatchedText | None] = [None] * num_slots  # used without native code only
 
     def start(self, slot: int, stop_strings: StopStrings) -> None:
-        """A new, empty text begins in `slot`. What was there is forgotten."""
+        """Start a new, empty text in `slot`, in place of the text that was there."""
         self._stop_strings[slot] = stop_strings
         if self._native is not None:
             self._native.start(slot, stop_strings.automaton, stop_strings.min_tokens)
@@ -81,14 +81,14 @@ class StopMatcher:
     def push(self, slots: np.ndarray, token_ids: np.ndarray) -> list[StopMatch]:
         """Append token_ids[i] to the text of slots[i].
 
-        A text that a stop string has ended, and a slot where no text has begun, take no more tokens.
+        Tokens of a slot without a text are ignored, and so are tokens after the stop string that has ended a text.
 
         Args:
             slots: [n] integers, n <= P, all different.
             token_ids: [n] integers.
 
         Returns:
-            The stop strings that end their texts with these tokens, in the order of the tokens.
+            The stop strings that these tokens complete, in the order of the tokens.
 
         Raises:
             IndexError: a slot does not exist.
@@ -119,24 +119,24 @@ class StopMatcher:
 
 
 class _WatchedText:
-    """One text, watched in Python."""
+    """One text, and the search for its stop strings in Python."""
 
     def __init__(self, stop: StopStrings) -> None:
         self._patterns = stop.patterns
         self._reach = max(map(len, stop.patterns), default=1) - 1
-        # One search for all is several times faster than one for each, and nearly all tokens end here.
+        # A single search for all strings is several times faster than a search for each. Nearly all tokens match none.
         self._search = stop.expression.search if stop.patterns else None
         self._ignored_tokens = stop.min_tokens
         self._data = bytearray()
 
     def push(self, token: bytes) -> tuple[int, int] | None:
-        """The number of the pattern that ends the text with this token, and where it ends."""
+        """Append a token. Returns the number of the pattern that ends the text, and where the match ends; or None."""
         data, old_length = self._data, len(self._data)
         data += token
         if self._ignored_tokens > 0:
             self._ignored_tokens -= 1
             return None
-        # A match ends in the new bytes, so it begins at most one byte less than a stop string before them.
+        # A match ends in the new bytes. It begins at most the length of a stop string, less one byte, before them.
         if self._search is None or self._search(data, max(0, old_length - self._reach)) is None:
             return None
         matches = []

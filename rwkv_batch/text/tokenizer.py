@@ -1,4 +1,4 @@
-"""Text to token ids and back."""
+"""Tokenizers: text to token ids and back."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .vocabulary import ByteTrie, read_vocabulary, unmatched
 
 
 class Tokenizer(ABC):
-    """Text ↔ token ids. Immutable: threads may share it.
+    """Converts text to token ids and back. Immutable: threads may share a tokenizer.
 
     Args:
         name: for reports: "world", "bytes" or a file's name.
-        tokens: id → bytes, of the ids that have bytes.
+        tokens: id → bytes, of all ids with bytes.
         max_token_id: the largest id that `encode` may return.
     """
 
@@ -33,10 +33,10 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_many_bytes(self, data: Sequence[bytes]) -> list[np.ndarray | RowError]:
-        """Token ids of any byte strings: for each [T] int32, or why this tokenizer cannot express it."""
+        """Token ids of byte strings: [T] int32 for each, or the error of one that this tokenizer cannot express."""
 
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray | RowError]:
-        """Token ids of texts: for each [T] int32, or the error that `encode` would raise."""
+        """Token ids of texts: [T] int32 for each, or the error that `encode` would raise."""
         try:
             return self.encode_many_bytes([text.encode("utf-8") for text in texts])
         except UnicodeEncodeError as error:
@@ -45,7 +45,7 @@ class Tokenizer(ABC):
             return [self.encode_many([text])[0] for text in texts]
 
     def encode_bytes(self, data: bytes) -> list[int]:
-        """Token ids of any byte string.
+        """Token ids of a byte string.
 
         Raises:
             RowError: this tokenizer cannot express `data`.
@@ -61,28 +61,28 @@ class Tokenizer(ABC):
         return _ids_or_raise(self.encode_many([text])[0])
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes of `ids`; an id without bytes (0, undefined, out of range) adds nothing."""
+        """The bytes of `ids`. An id without bytes (0, undefined or out of range) is left out."""
         get = self._tokens.get
         return b"".join([get(token_id, b"") for token_id in ids])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
+        """The text of `ids`. Bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     @cached_property
     def token_bytes(self) -> list[bytes | None]:
-        """Bytes by id, from 0 to `max_token_id`; None for an id without bytes, which is never to be sampled."""
+        """Bytes by id, from 0 to `max_token_id`; None for an id without bytes, which must never be sampled."""
         return [self._tokens.get(token_id) for token_id in range(self.max_token_id + 1)]
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) of what decides which ids a text gets."""
+        """SHA-256 (hexadecimal) of everything that the ids of a text depend on."""
         parts = [b"%d %d %b" % (token_id, len(token), token) for token_id, token in sorted(self._tokens.items())]
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 class BytesTokenizer(Tokenizer):
-    """One id for each byte: its value plus 1. Id 0 is the end of text."""
+    """A tokenizer with an id for each byte: the byte's value plus 1. Id 0 is the end of text."""
 
     def __init__(self) -> None:
         super().__init__("bytes", {byte + 1: bytes([byte]) for byte in range(256)}, max_token_id=256)
@@ -92,9 +92,9 @@ class BytesTokenizer(Tokenizer):
 
 
 class RwkvTokenizer(Tokenizer):
-    """Greedy longest match with a vocabulary file in RWKV's format.
+    """A tokenizer that matches greedily the longest token of a vocabulary file in RWKV's format.
 
-    Native code encodes where there is a compiler, and Python where there is none, with the same results.
+    Native code encodes on a machine with a compiler, Python on others. Their results are equal.
 
     Raises:
         ConfigurationError: see `read_vocabulary`.

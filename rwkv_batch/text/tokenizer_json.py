@@ -1,4 +1,4 @@
-"""Tokenizers from a `tokenizer.json`, such as the 20B_tokenizer.json of RWKV-4 "Pile" models."""
+"""Tokenizers of `tokenizer.json` files, such as the 20B_tokenizer.json of RWKV-4 "Pile" models."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 class JsonTokenizer(Tokenizer):
     """A byte-level or SentencePiece-style tokenizer of the `tokenizers` package.
 
-    Nothing is added around the text. A special token written out in a text gets its id, as `tokenizers` does it.
-    Special tokens have no bytes.
+    No tokens are added before or after the text. A special token that is spelled out in a text gets its id, as the
+    package `tokenizers` does. Special tokens have no bytes.
 
     Raises:
         ConfigurationError: the file cannot be read, or its tokens cannot be mapped to bytes.
@@ -57,6 +57,7 @@ class JsonTokenizer(Tokenizer):
         return [np.array(next(encodings).ids, np.int32) if isinstance(text, str) else text for text in texts]
 
     def _text(self, data: bytes) -> str | RowError:
+        """The text of UTF-8 bytes, or the error of bytes that are not UTF-8."""
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -69,6 +70,11 @@ class JsonTokenizer(Tokenizer):
 
 
 def _token_to_bytes(description: dict[str, Any], path: Path) -> Callable[[str], bytes]:
+    """The function from a token, as the file spells it, to its bytes; the file's decoder decides.
+
+    Raises:
+        ConfigurationError: the decoder is of another type than byte-level or SentencePiece-style.
+    """
     decoder = description.get("decoder") or {}
     steps = decoder.get("decoders", [decoder])
     kinds = {step.get("type") for step in steps}
@@ -87,6 +93,12 @@ def _token_to_bytes(description: dict[str, Any], path: Path) -> Callable[[str], 
 
 
 def _sentencepiece_bytes(token: str, marks: list[str], has_byte_tokens: bool) -> bytes:
+    """The bytes of a SentencePiece token.
+
+    Args:
+        marks: texts that stand for a space.
+        has_byte_tokens: a token such as "<0x0A>" is that one byte.
+    """
     byte = _BYTE_TOKEN.fullmatch(token) if has_byte_tokens else None
     if byte:
         return bytes.fromhex(byte[1])
@@ -96,7 +108,7 @@ def _sentencepiece_bytes(token: str, marks: list[str], has_byte_tokens: bool) ->
 
 
 def _byte_level_alphabet() -> dict[str, bytes]:
-    """GPT-2's: printable Latin-1 stands for itself, the other bytes, in order, for U+0100 and on."""
+    """GPT-2's alphabet, character → byte: printable Latin-1 stands for itself, U+0100 and on for the other bytes."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     code_points = {**{byte: byte for byte in printable}, **{byte: 256 + i for i, byte in enumerate(others)}}

@@ -10,13 +10,13 @@ from pathlib import Path
 from ..errors import ConfigurationError, RowError
 
 _PLAIN_LINE = re.compile(r"""([1-9][0-9]{0,8}) (?:'([^'\\\0]+)'|"([^"\\\0]+)") ([1-9][0-9]{0,8})""")
-"""A line whose literal stands for the characters between its quotes: nearly all are so."""
+"""A line whose literal has no escapes: its token is the text between the quotes. Nearly all lines are of this form."""
 
 
 def read_vocabulary(path: Path) -> dict[int, bytes]:
-    """Read a file whose lines are `id literal length`: `300 ' A' 2`, or `224 b'\\xdf' 1` for bytes that are not UTF-8.
+    """Read a vocabulary file. Its lines are `id literal length`: `300 ' A' 2`, or `224 b'\\xdf' 1` for other bytes.
 
-    Literals are parsed and never evaluated, so that a vocabulary file cannot run code.
+    A literal is a Python string or bytes literal. It is parsed, not evaluated, so that a file cannot run code.
 
     Returns:
         id → bytes, in the order of the file.
@@ -45,6 +45,7 @@ def read_vocabulary(path: Path) -> dict[int, bytes]:
 
 
 def _parse_line(line: str) -> tuple[int, bytes]:
+    """The id and the bytes of a line; ValueError says what is wrong with it."""
     plain = _PLAIN_LINE.fullmatch(line)
     if plain is not None:  # many times faster than the general case
         id_digits, single, double, length_digits = plain.groups()
@@ -77,26 +78,29 @@ def _integer(name: str, field: str) -> int:
 
 
 def unmatched(data: bytes, position: int) -> RowError:
-    """The error of a text where no token of the vocabulary matches."""
+    """The error of a text in which no token of the vocabulary matches at a byte position."""
     message = f"no token of the vocabulary matches the text at byte {position}, which is 0x{data[position]:02X}"
     return RowError("unencodable_text", message)
 
 
-# A node of the trie: children by byte, then id and length of the longest token on the way here (length 0: none).
 _Node = tuple[dict[int, "_Node"], int, int]
+"""A node of the trie: children by byte, then id and length of the longest token on the path to it (length 0: none)."""
 
 
 class ByteTrie:
-    """Greedy longest match over any byte string, in Python: the definition, and what serves without a compiler.
+    """Greedy longest match over byte strings, in Python: the definition, and the fallback without a compiler.
 
-    Never changes once built, so threads may share it.
+    Immutable: threads may share a trie.
+
+    Args:
+        tokens: id → bytes.
     """
 
     def __init__(self, tokens: Mapping[int, bytes]) -> None:
         self._root: _Node = ({}, 0, 0)
         self._longest = max(map(len, tokens.values()), default=0)
-        # In this order a token comes before its extensions, so that each node is final when it is made. The sort is
-        # stable: of several ids with the same bytes the last one wins, as in the `rwkv` package.
+        # Sorted, a token comes before its extensions: the longest token on the path to a node is known when the node is
+        # made. The sort is stable: of several ids with the same bytes the last one wins, as in the `rwkv` package.
         for token_id, token in sorted(tokens.items(), key=lambda item: item[1]):
             node = self._root
             for byte in token[:-1]:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from versions import VERSIONS
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))  # benchmarks are not installed
 
-from benchmarks.bare_products import BareProducts, Matrix, matrices, operations  # noqa: E402
+from benchmarks.bare_products import BareProducts, matrices, operations  # noqa: E402
+from benchmarks.matrices import Matrix  # noqa: E402
 from benchmarks.peak_shares import Work, share_rows  # noqa: E402
-from benchmarks.versions import VERSIONS  # noqa: E402
 from benchmarks.workloads import Point  # noqa: E402
 from rwkv_batch.measure.bench import BenchModel  # noqa: E402
 from rwkv_batch.measure.variants import Variant  # noqa: E402
@@ -66,5 +67,5 @@ def test_versions_rehearse(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
-    assert {f"{version} float32" for version in VERSIONS} < set(result)
-    assert all(result[f"{version} float32"]["share"] > 0 for version in VERSIONS)
+    names = [f"{version} float32" for version in ("rwkv4", "rwkv5.0", "rwkv5.1", "rwkv5.2", "rwkv6", "rwkv7")]
+    assert all(result[name]["share"] > 0 for name in names)

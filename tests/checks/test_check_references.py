@@ -39,7 +39,7 @@ def demo_tensors() -> dict[str, Tensor]:
 
 
 def test_known_tokens_are_those_of_float64(demo_tensors: dict[str, Tensor]) -> None:
-    model = Float64Model(demo_tensors)
+    model = Float64Model("7.0", demo_tensors)
     for prompt_ids, token_ids, logprobs, leads in known():
         state = model.initial_state(1)
         for token in prompt_ids:

@@ -24,12 +24,12 @@ from rwkv_batch.checks.worker import build_native, check, compile_triton, is_los
 from rwkv_batch.cpu_kernels.build import unavailable
 from rwkv_batch.engine.slot_tables import SlotTables
 from rwkv_batch.errors import BackendError
+from rwkv_batch.kernel_support.unsupported import UnsupportedReason
 from rwkv_batch.llm import LLM
 from rwkv_batch.measure.doctor import findings
 from rwkv_batch.models.rows import Rows
 from rwkv_batch.ops import OpTable
 from rwkv_batch.sampling_params import SamplingParams
-from rwkv_batch.triton_kernels.support import UnsupportedReason
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 NATIVE = Target("cpu", CPU)

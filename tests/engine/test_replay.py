@@ -10,6 +10,7 @@ import pytest
 import torch
 from fakes.cuda import DEVICE, fake_cuda
 from fakes.streams import Hazard
+from versions import served_by, with_matrix_state
 
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Request
@@ -40,8 +41,8 @@ stochastically, and a last bit of a sum may change its rounding; so the expected
 GATE = ("7.0", "float16", 3)
 CASES = [
     pytest.param(*case, marks=[] if case == GATE else pytest.mark.soak, id="-".join(map(str, case)))
-    for case in product(("4", "5.2", "6.0", "7.0", "7.0de"), BACKENDS, (1, 3, 5))
-    if case[0] != "4" or case[1] == "float32"
+    for case in product(served_by("triton"), BACKENDS, (1, 3, 5))
+    if case[0] in with_matrix_state() or case[1] == "float32"
 ]
 
 

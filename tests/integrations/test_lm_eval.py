@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import VERSIONS
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, CachingLM
 from tolerances import assert_close
+from versions import in_package
 
 from rwkv_batch import LLM
 from rwkv_batch.errors import ConfigurationError
@@ -87,7 +87,7 @@ def expected_split(context: str, continuation: str) -> tuple[list[int], list[int
     return [0, *encode(kept)], whole[start:] or encode(continuation)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", in_package())
 def test_log_likelihoods_equal_those_of_the_package(version, model, oracle, checkpoint_file):
     reference = oracle(version, checkpoint_file(version, vocab=VOCAB))
     pairs = random_pairs()

@@ -15,13 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from job import fake_llm
+
+from rwkv_batch import run
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-import fake_llm  # noqa: E402
-
-from rwkv_batch import run  # noqa: E402
 
 
 @dataclass
@@ -81,7 +79,7 @@ class Job:
         variables = {name: str(value) for name, value in environment.items()}
         process = subprocess.Popen(
             [sys.executable, str(HERE / "fake_run.py"), self.write(), *arguments],
-            env={**os.environ, "PYTHONPATH": str(HERE.parent.parent), **variables},
+            env={**os.environ, "PYTHONPATH": f"{HERE.parent.parent}{os.pathsep}{HERE.parent}", **variables},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

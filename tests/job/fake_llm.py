@@ -16,6 +16,7 @@ import numpy as np
 from rwkv_batch.engine.stats import Occupancy
 from rwkv_batch.errors import CapacityError, CheckpointError, RowError
 from rwkv_batch.rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
+from rwkv_batch.settings import EngineSettings, ModelSettings
 
 SLOTS = 8
 VOCAB_SIZE = 1000
@@ -80,6 +81,7 @@ class Summary:
     tokenizer: Tokenizer | None
     fingerprint: str
     dtype: str
+    seed: int
     memory_plan: str = "8 slots of 1 KiB"
 
     @property
@@ -104,16 +106,15 @@ class Stats:
     occupancy: Any = field(default_factory=Occupancy)
 
 
-def inspect_model(
-    model: str, *, tokenizer: str | None = "auto", dtype: str = "auto", init_state: str | None = None, **_: Any
-) -> Summary:
-    if model == "broken":
+def inspect_model(model: ModelSettings, engine: EngineSettings, *, apart: bool = False) -> Summary:
+    path = str(model.model)
+    if path == "broken":
         raise CheckpointError("broken: is no checkpoint")
-    if model == "huge":
+    if path == "huge":
         raise CapacityError("huge: needs 900 GiB, the device has 1 GiB")
-    resolved = "float32" if dtype == "auto" else dtype
-    fingerprint = hashlib.sha256(f"{model} {init_state}".encode()).hexdigest()
-    return Summary(None if tokenizer is None else Tokenizer(), fingerprint, resolved)
+    resolved = "float32" if model.dtype == "auto" else model.dtype
+    fingerprint = hashlib.sha256(f"{path} {model.init_state}".encode()).hexdigest()
+    return Summary(None if model.tokenizer is None else Tokenizer(), fingerprint, resolved, engine.seed)
 
 
 def hold() -> None:
@@ -132,11 +133,11 @@ class LLM:
     loaded = 0
 
     @classmethod
-    def from_summary(cls, summary: Summary, seed: int = 0, max_prompt_tokens: int | None = None, **_: Any) -> LLM:
+    def from_summary(cls, summary: Summary, *, max_prompt_tokens: int | None = None) -> LLM:
         cls.loaded += 1
         llm = cls()
         llm.tokenizer = summary.tokenizer
-        llm.serving = Serving(llm, seed, max_prompt_tokens)
+        llm.serving = Serving(llm, summary.seed, max_prompt_tokens)
         return llm
 
     def __init__(self) -> None:
@@ -146,7 +147,7 @@ class LLM:
         return self.counts
 
     def describe(self) -> dict[str, Any]:
-        return inspect_model("demo").describe()
+        return inspect_model(ModelSettings(), EngineSettings()).describe()
 
 
 class Serving:

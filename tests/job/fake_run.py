@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 
-import fake_llm
+from job import fake_llm
 
 sys.modules["rwkv_batch.llm"] = fake_llm
 

@@ -11,9 +11,9 @@ import types
 from pathlib import Path
 from typing import Any
 
-import fake_llm
 import pyarrow as pa
 import pytest
+from job import fake_llm
 
 from rwkv_batch import __version__, cli
 from rwkv_batch.cuda_kernels import build

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from rwkv_batch.errors import ConfigurationError
-from rwkv_batch.job.config import JobConfig, load_job
+from rwkv_batch.job.config import JobConfig, describe_settings
+from rwkv_batch.job.fingerprint import default_settings
+from rwkv_batch.job.load import load_job
+from rwkv_batch.ops import BACKENDS
 
 GOOD = "model: {path: demo}\ninput: {path: p.parquet}\noutput: {path: out}\n"
 
@@ -89,7 +95,8 @@ def test_a_wrong_setting_is_named(tmp_path: Path, line: str, expected: str) -> N
     [
         ("model.sha256=abc", "got 'abc', expected 64 hexadecimal digits, or null"),
         ("model.path=null", "got null, expected 'demo', a .pth"),
-        ("model.dtype=fp8", "got 'fp8', expected auto, float32, float16 or bfloat16"),
+        ("model.dtype=fp8", "got 'fp8', expected auto, float32, bfloat16 or float16"),
+        ("model.quantization=int4", "got 'int4', expected int8, w8a8 or null"),
         ("model.ln_x_eps=0", "got 0, expected a number above 0, or null"),
         ("input.path=[]", "got [], expected a file, folder, glob or URL, or a list of them"),
         ("input.columns=[a]", "got ['a'], expected a mapping"),
@@ -168,3 +175,30 @@ def test_a_job_cannot_be_changed(tmp_path: Path) -> None:
     job = load(tmp_path, GOOD)
     with pytest.raises(ValueError, match="frozen"):
         job.output.path = "elsewhere"  # type: ignore[misc]
+
+
+def test_every_setting_is_described() -> None:
+    described = {setting.name: setting for setting in describe_settings()}
+    required = {"model.path", "input.path", "output.path"}
+    optional = set(default_settings()) - {"sampling.logprobs", "sampling.prompt_logprobs"}
+    assert described.keys() == required | optional
+    assert {name for name, setting in described.items() if setting.is_required} == required
+    for name, setting in described.items():
+        assert setting.doc.endswith("."), name
+        assert setting.expected, name
+    assert described["engine.backend"].expected == "auto, triton, cuda, cpu or reference"
+    assert described["model.quantization"][1:3] == (None, "int8, w8a8 or null")
+    assert described["sampling.max_tokens"][1:3] == (256, "an integer from 0 to 2147483647")
+    assert described["engine.prefix_sharing"].expected == "true or false"
+
+
+def test_the_backends_of_a_job_are_those_of_the_library() -> None:
+    assert get_args(JobConfig.model_fields["engine"].annotation.model_fields["backend"].annotation) == BACKENDS
+
+
+def test_checking_a_job_file_imports_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(GOOD)
+    code = (
+        "import sys; from rwkv_batch.job.load import load_job; load_job(sys.argv[1]); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "job.yaml")], check=False).returncode == 0

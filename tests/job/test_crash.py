@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fake_llm
 import pyarrow as pa
 import pytest
-from faulty_storage import EXIT_CRASHED, Countdown, SteppingStorage, crash, fail
+from job import fake_llm
+from job.faulty_storage import EXIT_CRASHED, Countdown, SteppingStorage, crash, fail
 
-from rwkv_batch.job.config import load_job
+from rwkv_batch.job.load import load_job
 from rwkv_batch.job.output.commit import JobFiles
 from rwkv_batch.job.output.results import Results
 from rwkv_batch.job.output.storage import LocalStorage

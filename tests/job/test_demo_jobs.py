@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from rwkv_batch import LLM
-from rwkv_batch.job.config import load_job
+from rwkv_batch.job.load import load_job
 from rwkv_batch.run import main
 
 ROOT = Path(__file__).parent.parent.parent

@@ -7,9 +7,9 @@ import os
 import sys
 from typing import Any
 
-import fake_llm
 import pyarrow as pa
 import pytest
+from job import fake_llm
 
 from rwkv_batch.errors import ConfigurationError
 from rwkv_batch.job.prepare import SETTINGS

@@ -6,9 +6,9 @@ import json
 import os
 from typing import Any
 
-import fake_llm
 import pyarrow.parquet as pq
 import pytest
+from job import fake_llm
 
 from rwkv_batch import cli
 from rwkv_batch.job.state import JOB_KEYS

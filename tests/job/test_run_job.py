@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import fake_llm
 import pyarrow.parquet as pq
 import pytest
+from job import fake_llm
 
 import rwkv_batch
 from rwkv_batch import ConfigurationError, Outcome, ResumeError, Stopped, run_job

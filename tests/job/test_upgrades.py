@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fake_llm
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from job import fake_llm
 
 from rwkv_batch import llm, run
 from rwkv_batch.job import fingerprint
 from rwkv_batch.job.config import JobConfig, Section
 from rwkv_batch.sampling_params import SamplingParams
+from rwkv_batch.settings import EngineSettings, ModelSettings
 
 from .conftest import Job
 
@@ -162,13 +163,17 @@ def assert_alike(found: Any, expected: Any) -> None:
 
 @pytest.mark.usefixtures("real_engine")
 def test_the_initial_state_is_a_part_of_the_models_fingerprint(tmp_path: Path) -> None:
-    summary = llm.inspect_model("demo", device="cpu")
+    summary = llm.inspect_model(engine=EngineSettings(device="cpu"))
     sizes = summary.file.sizes
     found = {summary.fingerprint}
     for value in (0.0, 1.0):
         state = torch.full((sizes["H"], sizes["N"], sizes["N"]), value)
         torch.save({f"blocks.{i}.att.time_state": state for i in range(sizes["L"])}, tmp_path / "state.pth")
-        found.add(llm.inspect_model("demo", device="cpu", init_state=str(tmp_path / "state.pth")).fingerprint)
+        found.add(
+            llm.inspect_model(
+                ModelSettings(init_state=tmp_path / "state.pth"), EngineSettings(device="cpu")
+            ).fingerprint
+        )
     assert len(found) == 3
 
 

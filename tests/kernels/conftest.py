@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,3 +78,41 @@ def nearest_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
         return convert(x, given, wanted, mode)
 
     monkeypatch.setattr(interpreter, "_convert_float", convert_nearest)
+
+
+@pytest.fixture(scope="module")
+def quick_interpreter() -> Iterator[None]:
+    """The interpreter replaces Triton's language anew at every call inside a kernel, and looks for overflow in every
+    sum. This fixture makes it replace once, and lets sums overflow, as some of `sample` do on purpose.
+    """
+    from triton import language
+    from triton.runtime import interpreter
+
+    from rwkv_batch.triton_kernels.launch import is_interpreted
+    from rwkv_batch.triton_kernels.sample import unsupported_reason
+
+    if reason := unsupported_reason(CPU if is_interpreted() else torch.device("cuda"), torch.float32, {}):
+        pytest.skip(reason)
+    if not is_interpreted():
+        yield
+        return
+    replace = interpreter._patch_lang
+    scope = replace(SimpleNamespace(__globals__={"tl": language, "core": language.core}))
+    interpreter._patch_lang = lambda function: SimpleNamespace(restore=lambda: None)
+    builder = interpreter.interpreter_builder
+    options = builder.options
+    builder.options = dataclasses.replace(options, sanitize_overflow=False)
+    yield
+    builder.options = options
+    interpreter._patch_lang = replace
+    scope.restore()
+
+
+@pytest.fixture
+def device_is_served() -> None:
+    """Skips the test where Triton's kernels serve no device."""
+    from kernels.glue_cases import modules
+    from kernels.shift_cases import DEVICE
+
+    if reason := modules["linear"].unsupported_reason(DEVICE, torch.float32, {}):
+        pytest.skip(reason)

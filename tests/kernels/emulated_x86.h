@@ -1,5 +1,5 @@
-// Instructions that the processor at hand may lack, in plain vectors: included before a source is compiled, it makes that
-// source believe in AVX-512 with bfloat16 and bytes (EMULATE=512), without the two (510), or in AVX-VNNI (256).
+// Instructions that the processor at hand may lack, in plain vectors: included before a source is compiled, it makes
+// that source believe in AVX-512 with bfloat16 and bytes (EMULATE=512), without the two (510), or in AVX-VNNI (256).
 #pragma once
 #include <immintrin.h>
 #include <cstdint>
@@ -46,9 +46,8 @@ static inline __m512i emulated_cvtepi8_epi32(V v) {
 
 template <typename V>
 static inline __m512i emulated_cvtepi8_epi16(V v) {
-  return each_word<__m512i>([&](int i) {
-    return (uint32_t)(uint16_t)part<int8_t>(v, 2 * i) | (uint32_t)part<int8_t>(v, 2 * i + 1) << 16;
-  });
+  return each_word<__m512i>(
+      [&](int i) { return (uint32_t)(uint16_t)part<int8_t>(v, 2 * i) | (uint32_t)part<int8_t>(v, 2 * i + 1) << 16; });
 }
 
 template <typename V>

@@ -6,7 +6,6 @@ middle, rows of different lengths, and states that are not symmetric, as no shap
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,8 +13,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from versions import token_in_float64
 
 from rwkv_batch.checks.calls import make_parameters, make_vectors
 from rwkv_batch.models.rows import Rows
@@ -43,6 +42,11 @@ def every_pair(first: Sequence[Any], second: Sequence[Any], third: Sequence[Any]
     ]
 
 
+def op_of(variant: str) -> str:
+    """The op of a variant of its call, such as "wkv5-no-gate"."""
+    return variant.partition("-")[0]
+
+
 @dataclass(frozen=True)
 class Case:
     """One call of an op.
@@ -60,7 +64,7 @@ class Case:
 
     @property
     def op(self) -> str:
-        return self.variant.split("-")[0]
+        return op_of(self.variant)
 
     @property
     def tokens(self) -> Tensor:
@@ -151,7 +155,7 @@ def expected(case: Case) -> tuple[Tensor, Vectors]:
     parameters = {name: in_float64(x) for name, x in case.arguments.items()}
     states = {name: state.cpu().double() for name, state in case.states.items()}
     per_token = [name for name, x in case.arguments.items() if is_per_token(x, case)]
-    advance = {"wkv4": token_4, "wkv5": token_5, "wkv6": token_5, "wkv7": token_7}[case.op]
+    advance = token_in_float64(case.op)
     out = torch.zeros(case.rows.num_tokens, parameters["r"].shape[1], dtype=torch.float64)
     starts = case.rows.cu_seqlens.tolist()
     for i, slot in enumerate(case.rows.slots):
@@ -170,47 +174,3 @@ def in_float64(x: Any) -> Any:
     if isinstance(x, tuple):
         return type(x)(*(in_float64(field) for field in x))
     return x
-
-
-def token_4(x: Any, s: Vectors) -> tuple[Tensor, Vectors]:
-    """Sums of e^k v and e^k over the past, each older by one decay a token; kept divided by e^pp."""
-    a, b = s["aa"] * torch.exp(s["pp"]), s["bb"] * torch.exp(s["pp"])
-    now, boosted = torch.exp(x["k"]), torch.exp(x["bonus"] + x["k"])
-    y = (a + boosted * x["v"]) / (b + boosted)
-    a, b = a * torch.exp(x["decay"]) + now * x["v"], b * torch.exp(x["decay"]) + now
-    pp = torch.maximum(s["pp"] + x["decay"], x["k"])
-    return torch.sigmoid(x["r"]) * y, {"aa": a / torch.exp(pp), "bb": b / torch.exp(pp), "pp": pp}
-
-
-def token_5(x: Any, s: Vectors) -> tuple[Tensor, Vectors]:
-    """v5, and v6 where there is a `w`."""
-    head, state = x["head"], s["state"]
-    r, k, v = (x[name].view(head.bonus.shape) for name in "rkv")
-    decay = torch.exp(-torch.exp(head.decay + x["w"].view_as(k))) if "w" in x else head.decay
-    present = torch.einsum("hk,hv->hkv", k, v)
-    y = torch.einsum("hk,hkv->hv", r, state + head.bonus[:, :, None] * present)
-    y = head_norm(y, head)
-    return y if x["g"] is None else y * F.silu(x["g"]), {"state": decay[:, :, None] * state + present}
-
-
-def token_7(x: Any, s: Vectors) -> tuple[Tensor, Vectors]:
-    head, state = x["head"], s["state"]
-    v, rate = x["v"], torch.sigmoid(head.a0 + x["a"])
-    if x["v_first"] is not None:
-        v = v + (x["v_first"] - v) * torch.sigmoid(head.v0 + x["v_gate"])
-    decay = torch.exp(-math.exp(-0.5) * torch.sigmoid(head.w0 + x["w"]))
-    removal, k = x["k"] * head.k_k, x["k"] * (1 + (rate - 1) * head.k_a)
-    r, v, rate, decay, removal, k = (y.view(head.r_k.shape) for y in (x["r"], v, rate, decay, removal, k))
-    removal = removal / removal.norm(dim=1, keepdim=True)
-    removed = torch.einsum("hk,hkv->hv", removal, state)
-    state = decay[:, :, None] * state + torch.einsum("hk,hv->hkv", k, v)
-    state = state - torch.einsum("hk,hv->hkv", removal * rate, removed)
-    own = (r * k * head.r_k).sum(1, keepdim=True) * v
-    return (head_norm(torch.einsum("hk,hkv->hv", r, state), head) + own.flatten()) * x["g"], {"state": state}
-
-
-def head_norm(y: Tensor, head: Any) -> Tensor:
-    """[H, V] → [A]."""
-    centred = y - y.mean(1, keepdim=True)
-    normed = centred / torch.sqrt(centred.square().mean(1, keepdim=True) + head.eps)
-    return normed.flatten() * head.norm.weight + head.norm.bias

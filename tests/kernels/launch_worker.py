@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from kernels.fake_driver import FakeDriver
 from torch import Tensor
 
+from benchmarks.gpu_parts.fake_driver import FakeDriver
 from benchmarks.roofline import MODELS, Sizes
 from rwkv_batch.checks.calls import VARIANTS, make_call
 from rwkv_batch.checks.products import deep_embed_weights, low_rank_pairs, products

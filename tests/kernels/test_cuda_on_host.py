@@ -11,13 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from checkpoints import VERSIONS
 from kernels.cuda_on_host import HostRunner, KernelError
 from kernels.kernel_cases import CPU, make_case
 from kernels.shift_cases import Shift, ragged
 from running import Session
 from tolerances import assert_close
 from torch import Tensor
+from versions import served_by
 
 from rwkv_batch import ops
 from rwkv_batch.cuda_kernels import launch, mm8, shift_lerp, wkv4, wkv5, wkv7
@@ -127,7 +127,7 @@ def test_the_emulator_says_what_is_wrong(old, new, words, broken, monkeypatch):
         wkv4.wkv4(**case.arguments, **case.states, rows=case.rows)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", served_by("cuda"))
 def test_a_model_of_every_version_runs(version, checkpoint_file):
     path = checkpoint_file(version, n_layer=2, n_embd=32, n_att=32, n_ffn=64, head_size=16, vocab=97)
     session, right = Session(path, backend="cuda"), Session(path, backend="reference")

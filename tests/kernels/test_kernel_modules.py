@@ -14,7 +14,7 @@ import torch
 from rwkv_batch import ops
 from rwkv_batch.checks.target import specs
 from rwkv_batch.kernel_module import OptionalMembers
-from rwkv_batch.triton_kernels.support import UnsupportedReason
+from rwkv_batch.kernel_support.unsupported import UnsupportedReason
 
 PACKAGE = Path(ops.__file__).parent
 MODULES = [

@@ -9,15 +9,13 @@ import torch
 from running import Session
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.interpreter import GridExecutor
+from versions import VARIANTS, served_by
 
 from rwkv_batch.models.rows import DecodeRows
 
 FREE = {"view", "_unsafe_view", "slice", "select", "unbind", "split", "transpose", "t", "expand", "detach", "alias"}
 """What only looks at a tensor in another way."""
 FREE |= {"empty", "empty_like", "new_empty", "unsqueeze", "squeeze"}
-
-LIMITS = {"4": 8, "5.0": 8, "5.1": 8, "5.2": 8, "6.0": 14, "7.0": 9, "7.0de": 10}
-"""Launches of one layer of a decode step, where every product is a kernel of ours."""
 
 
 class Launches(TorchDispatchMode):
@@ -57,10 +55,10 @@ def count_launches(path, monkeypatch):
     return launches.counts
 
 
-@pytest.mark.parametrize("version", LIMITS)
+@pytest.mark.parametrize("version", served_by("triton"))
 def test_a_layer_takes_few_launches(version, checkpoint_file, monkeypatch):
     sizes = dict(n_embd=32, n_att=32, n_ffn=64, head_size=16)
     one, three = (count_launches(checkpoint_file(version, n_layer=n, **sizes), monkeypatch) for n in (1, 3))
     per_layer = {name: (three[name] - one[name]) / 2 for name in three if three[name] != one[name]}
     print(f"RWKV-{version}: {sum(per_layer.values()):g} launches a layer: {per_layer}")
-    assert sum(per_layer.values()) == LIMITS[version], per_layer
+    assert sum(per_layer.values()) == VARIANTS[version].launches, per_layer

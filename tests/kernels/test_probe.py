@@ -23,7 +23,8 @@ pytest.importorskip("triton")
 
 import claimed_gpu
 
-from rwkv_batch.triton_kernels import builds, launch, probe
+from rwkv_batch.kernel_support import builds
+from rwkv_batch.triton_kernels import launch, probe
 from rwkv_batch.triton_kernels.probe import Outcome, Target, outcomes
 
 HOPPER = Target("cuda", 90, 32)

@@ -9,21 +9,17 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from kernels.kernel_cases import BACKENDS, every_pair, expected, make_case, run
+from kernels.kernel_cases import BACKENDS, every_pair, expected, make_case, op_of, run
 from tolerances import assert_close
 
-from rwkv_batch.checks.calls import EPS, VARIANTS
+from rwkv_batch.checks.calls import DEFINITIONS, EPS, VARIANTS
 from rwkv_batch.models.blocks import Norm
 from rwkv_batch.models.rounding import round_stochastically
 from rwkv_batch.models.rows import Rows
-from rwkv_batch.models.rwkv4 import wkv4
-from rwkv_batch.models.rwkv5 import Head5, wkv5
-from rwkv_batch.models.rwkv6 import wkv6
-from rwkv_batch.models.rwkv7 import wkv7
+from rwkv_batch.models.rwkv5 import Head5
 from rwkv_batch.triton_kernels.launch import is_interpreted
 from rwkv_batch.triton_kernels.recurrence import round_stochastically as round_in_kernel
 
-REFERENCES = {"wkv4": wkv4, "wkv5": wkv5, "wkv6": wkv6, "wkv7": wkv7}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LATER = [variant for variant in VARIANTS if variant != "wkv4"]
 """Those whose state can be float16."""
@@ -49,7 +45,7 @@ def assert_matches(function, case, dtype):
     ("backend", "variant", "dtype"), every_pair(BACKENDS, VARIANTS, [*DTYPES]), indirect=["backend"]
 )
 def test_ragged_rows_equal_float64(backend, variant, dtype):
-    function, device = backend.serve(variant[:4], DTYPES[dtype])
+    function, device = backend.serve(op_of(variant), DTYPES[dtype])
     assert_matches(function, make_case(variant, dtype=DTYPES[dtype], device=device), DTYPES[dtype])
 
 
@@ -58,25 +54,25 @@ def test_ragged_rows_equal_float64(backend, variant, dtype):
 )
 def test_head_sizes(backend, variant, size):
     """v4 has no heads, but with this a width of several blocks."""
-    function, device = backend.serve(variant[:4], size=size)
+    function, device = backend.serve(op_of(variant), size=size)
     assert_matches(function, make_case(variant, (2, 0), (1, 2), 2, size, device=device), torch.float32)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_one_token_in_each_row(backend, variant):
-    function, device = backend.serve(variant[:4])
+    function, device = backend.serve(op_of(variant))
     assert_matches(function, make_case(variant, (5, -1, 0, 7, 2), (1,) * 5, device=device), torch.float32)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_empty_batch(backend, variant):
-    function, device = backend.serve(variant[:4])
+    function, device = backend.serve(op_of(variant))
     assert_matches(function, make_case(variant, (), (), device=device), torch.float32)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_reference_equals_float64(variant):
-    assert_matches(REFERENCES[variant[:4]], make_case(variant), torch.float32)
+    assert_matches(DEFINITIONS[op_of(variant)], make_case(variant), torch.float32)
 
 
 STATES = [(variant, "float32") for variant in VARIANTS] + [(variant, "float16") for variant in LATER]
@@ -85,7 +81,7 @@ STATES = [(variant, "float32") for variant in VARIANTS] + [(variant, "float16") 
 @pytest.mark.parametrize(("variant", "state_dtype"), STATES)
 def test_a_row_is_its_own_affair(backend, variant, state_dtype):
     """To the last bit the same alone, in another slot, and in two calls."""
-    function, device = backend.serve(variant[:4], state_dtype=DTYPES[state_dtype])
+    function, device = backend.serve(op_of(variant), state_dtype=DTYPES[state_dtype])
     case = make_case(variant, (3, -1, 5), (2, 1, 4), state_dtype=DTYPES[state_dtype], device=device)
     out, after = run(function, case)
     first, after_first = run(function, case.pick(2, 0, 3))
@@ -101,10 +97,10 @@ def test_a_row_is_its_own_affair(backend, variant, state_dtype):
 @pytest.mark.parametrize("variant", LATER)
 def test_a_float16_state_is_rounded_as_the_reference_does(backend, variant):
     """All but few numbers are the same: rounding up or down may turn on a difference that float32 leaves."""
-    function, device = backend.serve(variant[:4], state_dtype=torch.float16)
+    function, device = backend.serve(op_of(variant), state_dtype=torch.float16)
     case = make_case(variant, state_dtype=torch.float16, device=device)
     out, after = run(function, case)
-    right_out, right = run(REFERENCES[variant[:4]], case.to("cpu"))
+    right_out, right = run(DEFINITIONS[op_of(variant)], case.to("cpu"))
     assert_close("output", out[case.tokens], right_out[case.tokens], torch.float32, 100)
     got, want = after.states["state"].cpu(), right.states["state"]
     assert (got != want).double().mean() < 2e-3
@@ -172,7 +168,7 @@ WRONG = {
 @pytest.mark.parametrize("variant", LATER)
 @pytest.mark.parametrize("message", WRONG)
 def test_wrong_tensors_are_refused(backend, variant, message):
-    function, device = backend.serve(variant[:4])
+    function, device = backend.serve(op_of(variant))
     case = make_case(variant, device=device)
     arguments = case.arguments | case.states
     with pytest.raises(ValueError, match=message):

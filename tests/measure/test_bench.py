@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rwkv_batch.measure.bench import BenchModel, format_table, main, measure, warm_up
+from rwkv_batch.measure.bench import BenchModel, main, measure, warm_up
+from rwkv_batch.measure.table import format_table
 from rwkv_batch.measure.variants import Variant
 from rwkv_batch.measure.workloads import RaggedWorkload, ScoreWorkload, Workload, ragged_lengths
 from rwkv_batch.run import EXIT_OK, EXIT_USAGE

@@ -6,23 +6,17 @@ import re
 
 import pytest
 import torch
-from checkpoints import VERSIONS, make_checkpoint, write_checkpoint
+from checkpoints import make_checkpoint, write_checkpoint
+from versions import VARIANTS, VERSIONS, with_matrix_state
 
 from rwkv_batch.errors import CheckpointError, ConfigurationError
-from rwkv_batch.models.architecture import architectures
+from rwkv_batch.models import architecture as architecture_module
+from rwkv_batch.models.architecture import architectures, register
 from rwkv_batch.models.files.checkpoint import open_checkpoint
 from rwkv_batch.models.model import ModelFile
 from rwkv_batch.models.placement import place
-
-NAMES = {
-    "4": "rwkv4",
-    "5.0": "rwkv5.0",
-    "5.1": "rwkv5.1",
-    "5.2": "rwkv5.2",
-    "6.0": "rwkv6",
-    "7.0": "rwkv7",
-    "7.0de": "rwkv7-deepembed",
-}
+from rwkv_batch.models.rwkv4 import Rwkv4
+from rwkv_batch.models.schema import Schema
 
 
 def identify(tensors, tmp_path):
@@ -33,15 +27,16 @@ def identify(tensors, tmp_path):
 def test_exactly_one_version_matches(version, tmp_path):
     tensors = make_checkpoint(version, n_layer=1, n_embd=96, n_ffn=40, head_size=32, vocab=31)
     file = identify(tensors, tmp_path)
-    assert file.architecture.name == NAMES[version]
+    assert file.architecture is VARIANTS[version].architecture
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     matching = []
     for architecture in architectures():
         match = architecture.schema.match(shapes, shapes.__getitem__)
         if not match.describe() and not architecture.refine_sizes(match.sizes):
-            matching.append(architecture.name)
-    assert matching == [NAMES[version]]
-    expected = {"L": 1, "C": 96, "A": 96, "F": 40, "V": 31} | ({} if version == "4" else {"H": 3, "N": 32})
+            matching.append(architecture)
+    assert matching == [file.architecture]
+    heads = {"H": 3, "N": 32} if version in with_matrix_state() else {}
+    expected = {"L": 1, "C": 96, "A": 96, "F": 40, "V": 31} | heads
     assert {letter: file.sizes[letter] for letter in expected} == expected
 
 
@@ -49,7 +44,8 @@ def test_exactly_one_version_matches(version, tmp_path):
 def test_a_missing_tensor_is_named(version, tmp_path):
     tensors = make_checkpoint(version)
     del tensors["blocks.1.ffn.key.weight"]
-    with pytest.raises(CheckpointError, match=rf"{NAMES[version]}: missing: blocks.1.ffn.key.weight\n"):
+    name = re.escape(VARIANTS[version].architecture.name)
+    with pytest.raises(CheckpointError, match=rf"{name}: missing: blocks.1.ffn.key.weight\n"):
         identify(tensors, tmp_path)
 
 
@@ -95,17 +91,34 @@ def test_layer_0_of_v7_may_carry_the_unused_value_residual(tmp_path):
     assert identify(tensors, tmp_path).architecture.name == "rwkv7"
 
 
+def test_a_registered_version_is_identified(tmp_path, monkeypatch):
+    class Wider(Rwkv4):
+        name = "wider"
+        schema = Schema(Rwkv4.schema.top, {**Rwkv4.schema.layer, "att.extra": "C"}, first_only=Rwkv4.schema.first_only)
+
+    monkeypatch.setattr(architecture_module, "_registered", [])
+    tensors = make_checkpoint("4", n_layer=1)
+    tensors["blocks.0.att.extra"] = torch.zeros(tensors["ln_out.bias"].shape)
+    with pytest.raises(CheckpointError, match=r"rwkv4: not expected: blocks.0.att.extra"):
+        identify(tensors, tmp_path)
+    before = architectures()
+    register(Wider, Wider)
+    register(Wider)
+    assert architectures() == [*before, Wider]
+    assert identify(tensors, tmp_path).architecture is Wider
+
+
 def test_states_of_another_size_are_refused(tmp_path):
     file = identify(make_checkpoint("6.0"), tmp_path)
     torch.save({f"blocks.{i}.att.time_state": torch.zeros(2, 32, 32) for i in range(3)}, tmp_path / "state.pth")
-    with pytest.raises(CheckpointError, match=r"time_state \[2, 32, 32\], expected 3 tensors .*\[2, 64, 64\]"):
+    with pytest.raises(CheckpointError, match=r"time_state \[2, 32, 32\] .*, expected .*\[2, 64, 64\], .* 3 layers"):
         file.initial_states(tmp_path / "state.pth")
 
 
-def test_v4_has_no_matrix_state_to_tune(tmp_path):
+def test_v4_starts_from_no_stored_state(tmp_path):
     file = identify(make_checkpoint("4"), tmp_path)
     torch.save({"blocks.0.att.time_state": torch.zeros(2, 64, 64)}, tmp_path / "state.pth")
-    with pytest.raises(CheckpointError, match="rwkv4 has no matrix state"):
+    with pytest.raises(CheckpointError, match=r"rwkv4 cannot start from a stored state; use a model of rwkv5\.0, "):
         file.initial_states(tmp_path / "state.pth")
 
 

@@ -14,9 +14,9 @@ from rwkv_batch.model_summary import inspect_model
 from rwkv_batch.models import scoring
 from rwkv_batch.models.placement import LayerPlacement, Placement
 from rwkv_batch.ops import Implementation, OpTable
+from rwkv_batch.settings import EngineSettings, ModelSettings
 
 SIZES = dict(n_layer=1, n_embd=64, n_att=64, n_ffn=64, head_size=16, vocab=97)
-SETTINGS = dict(device="cpu", dtype="float32", tokenizer=None)
 CPU, OTHER = torch.device("cpu"), torch.device("cpu:1")
 """The second stands for another device: it is not equal to the first."""
 
@@ -40,6 +40,11 @@ def check_score(model):
     assert torch.equal(is_greedy, right.argmax(1) == targets)
 
 
+def summary_of(path, quantization=None):
+    model = ModelSettings(path, tokenizer=None, dtype="float32", quantization=quantization)
+    return inspect_model(model, EngineSettings("cpu", "triton"))
+
+
 def choice_of(table):
     (choice,) = (choice for choice in table.choices if choice.op == "score")
     return choice.backend, choice.refused
@@ -48,7 +53,7 @@ def choice_of(table):
 @pytest.mark.parametrize("quantization", ["int8", "w8a8"])
 def test_the_definition_scores_with_an_8_bit_head(quantization, path):
     pytest.importorskip("triton")
-    summary = inspect_model(path, quantization=quantization, backend="triton", **SETTINGS)
+    summary = summary_of(path, quantization)
     reason = f"triton: the head's matrix is {quantization}, expected a dense one"
     (table,) = summary.tables.values()
     assert choice_of(table) == ("reference", (reason,))
@@ -60,7 +65,7 @@ def test_the_definition_scores_with_an_8_bit_head(quantization, path):
 @pytest.mark.parametrize("batch_invariant", [False, True])
 def test_the_kernel_scores_with_a_dense_head(batch_invariant, path):
     kernel = pytest.importorskip("rwkv_batch.triton_kernels.score")
-    (table,) = inspect_model(path, backend="triton", **SETTINGS).tables.values()
+    (table,) = summary_of(path).tables.values()
     assert choice_of(table) == ("triton", ())
     assert table.score is kernel.score
     check_score(Session(path, backend="triton", batch_invariant=batch_invariant).model)

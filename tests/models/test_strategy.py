@@ -5,9 +5,9 @@ import re
 
 import pytest
 import torch
-from checkpoints import VERSIONS
 from running import Session
 from tolerances import TOLERANCES, assert_close
+from versions import VERSIONS
 
 from rwkv_batch import LLM, SamplingParams
 from rwkv_batch.engine.sizing import plan_memory
@@ -26,7 +26,7 @@ CPU, OTHER = torch.device("cpu"), torch.device("cpu:1")
 
 def shares(strategy, num_layers):
     return "".join(
-        str(parse(strategy).index(share.part)) + "s" * share.is_streamed
+        str(parse(strategy).index(share.clause)) + "s" * share.is_streamed
         for share in distribute(parse(strategy), num_layers)
     )
 

@@ -42,6 +42,10 @@ SYMMETRIC = ("max", "min")
 """Functions whose arguments may be swapped."""
 
 
+Node = ast.expr | ast.stmt | ast.keyword
+"""Nodes that know their place in the source."""
+
+
 class Edit(NamedTuple):
     """Replace `source[start:end]` by `text`."""
 
@@ -151,8 +155,8 @@ class _Finder:
             case ast.Expr(ast.Call() | ast.Yield() | ast.YieldFrom()) | ast.Raise() | ast.Delete():
                 yield "statement", *self._place(node), "pass"
             case ast.Assign(targets):
-                kept = (each for target in targets for each in getattr(target, "elts", [target]))
-                if any(isinstance(target, (ast.Attribute, ast.Subscript)) for target in kept):
+                assigned = (each for target in targets for each in getattr(target, "elts", [target]))
+                if any(isinstance(target, (ast.Attribute, ast.Subscript)) for target in assigned):
                     yield "statement", *self._place(node), "pass"
             case ast.Break():
                 yield "jump", *self._place(node), "continue"
@@ -163,25 +167,27 @@ class _Finder:
             if isinstance(test, ast.expr) and not isinstance(test, (ast.Compare, ast.BoolOp, ast.UnaryOp)):
                 yield "not", *self._place(test), f"(not ({self._text(test)}))"
 
-    def _place(self, node: ast.AST) -> tuple[int, int]:
+    def _place(self, node: Node) -> tuple[int, int]:
         """From where to where a node reaches in the source."""
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
         ends = []
         for number, column in ((node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)):
             line = self._lines[number - 1].encode()
             ends.append(self._starts[number - 1] + len(line[:column].decode()))
         return ends[0], ends[1]
 
-    def _text(self, node: ast.AST) -> str:
+    def _text(self, node: Node) -> str:
         start, end = self._place(node)
         return self._source[start:end]
 
-    def _between(self, left: ast.AST, right: ast.AST) -> tuple[int, int]:
+    def _between(self, left: Node, right: Node) -> tuple[int, int]:
         """Where the operator between two operands is."""
         low, high = self._place(left)[1], self._place(right)[0]
         inside = [token for token in self._tokens if low <= token[0] and token[1] <= high]
         return inside[0][0], inside[-1][1]
 
-    def _with_comma(self, node: ast.AST) -> tuple[int, int]:
+    def _with_comma(self, node: Node) -> tuple[int, int]:
         """A keyword argument with the comma behind it, or else the one before it."""
         start, end = self._place(node)
         behind = next(token for token in [*self._tokens, (len(self._source),) * 2] if token[0] >= end)

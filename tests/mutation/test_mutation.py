@@ -71,8 +71,9 @@ def test_changes_are_drawn_from_several_files():
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_tests_of_the_targets_are_there(target):
-    assert all((ROOT / "tests" / test).exists() for test in (*target.tests, *target.wider))
+def test_modules_and_tests_of_the_targets_are_there(target):
+    assert not [pattern for pattern in target.files if not [*(ROOT / "rwkv_batch").glob(pattern)]]
+    assert not [test for test in (*target.tests, *target.wider) if not (ROOT / "tests" / test).exists()]
 
 
 def test_listed_survivors_are_changes_of_the_present_code():

@@ -8,7 +8,7 @@
 
 constexpr int64_t LAST = INT64_MAX;
 
-// Tokens with a larger logit belong to the prefix, and of those with this one the ids up to `last_id`.
+// The end of a prefix. It keeps the tokens with a logit above `value`, and of those with `value` the ids to `last_id`.
 struct Cut {
   float value;
   int64_t last_id;
@@ -40,7 +40,7 @@ class Candidates {
   double count_above, mass_above;  // of the tokens above the range
   double mass;                     // of the candidates
 
-  // Collect; masses are relative to the most likely token: 2^((logit - peak) * rate).
+  // Collects the tokens of a range. A mass is relative to the most likely token: 2^((logit - peak) * rate).
   void collect(const LogitsRow& row, Range wanted, float rate) {
     range = wanted;
     size = 0;
@@ -74,28 +74,29 @@ class Candidates {
     mass = std::accumulate(bin_masses, bin_masses + BINS, 0.0);
   }
 
-  // Masses from now on at another temperature.
+  // Computes all masses again, for another temperature.
   void weigh_again(const LogitsRow& row, float rate) {
     for (int64_t t = 0; t < row.tiles; ++t)
       if (above[t] > 0) above[t] = mass_of<true>(row.tile(t), row.peak, rate, range.high);
     weigh(row.peak, rate);
   }
 
-  // Add up, into [tiles], the masses of the tokens before the cut, which lies in the range.
+  // Adds up, for each tile, the masses of the tokens that the cut keeps. The cut lies in the range.
   void sum_before(const Cut& cut, std::vector<double>& sums) const {
     sums.assign(above.begin(), above.end());
     for (int64_t i = 0; i < size; i += WIDTH) {
       Ints id;
       std::memcpy(&id, &ids[i], sizeof id);
       const Floats value = load(&values[i]);
-      const Ints is_tie = (Ints)(value == all(cut.value)) & (id <= (int32_t)std::min<int64_t>(cut.last_id, INT32_MAX));
+      const Ints is_tie =
+          (Ints)(value == splat(cut.value)) & (id <= (int32_t)std::min<int64_t>(cut.last_id, INT32_MAX));
       const Floats mass = (Floats)((Ints)load(&masses[i]) & ((Ints)(value > cut.value) | is_tie));
       const int count = (int)std::min<int64_t>(WIDTH, size - i);
       for (int j = 0; j < count; ++j) sums[id[j] / TILE] += mass[j];
     }
   }
 
-  // Whether `sum_before` can tell what is before the cut.
+  // The cut lies where `sum_before` can tell which tokens it keeps.
   bool covers(const Cut& cut) const {
     return cut.value >= range.low && (cut.value < range.high || (cut.value == range.high && cut.last_id == LAST));
   }
@@ -109,14 +110,14 @@ class Candidates {
   // The shortest prefix of at least one token with `amount`; all the candidates where there is none.
   Cut prefix(const Amount& amount) {
     Cut cut{range.high, LAST, count_above, mass_above};
-    int at = BINS - 1;
-    for (; at > 0 && !amount.is_reached(cut.count + counts[at], cut.mass + bin_masses[at]); --at) {
-      cut.count += counts[at];
-      cut.mass += bin_masses[at];
+    int last = BINS - 1;  // the bin in which the amount is reached
+    for (; last > 0 && !amount.is_reached(cut.count + counts[last], cut.mass + bin_masses[last]); --last) {
+      cut.count += counts[last];
+      cut.mass += bin_masses[last];
     }
     bin.clear();
     for (int64_t i = 0; i < size; ++i)
-      if (bin_ids[i] == at) bin.push_back((int32_t)i);
+      if (bin_ids[i] == last) bin.push_back((int32_t)i);
     const auto is_before = [this](int32_t a, int32_t b) {
       return values[a] != values[b] ? values[a] > values[b] : ids[a] < ids[b];
     };
@@ -159,11 +160,11 @@ class Candidates {
     }
   }
 
-  // Over bins of equal width, so that only one of them must be sorted.
+  // Counts and weighs the tokens in bins of equal width, so that `prefix` sorts one bin only.
   void spread() {
     const int64_t padded = (size + WIDTH - 1) / WIDTH * WIDTH;
     std::fill(values.data() + size, values.data() + padded, values[0]);
-    Floats least = all(INFINITY), most = all(-INFINITY);
+    Floats least = splat(INFINITY), most = splat(-INFINITY);
     for (int64_t i = 0; i < padded; i += WIDTH) {
       least = -larger(-load(&values[i]), -least);
       most = larger(load(&values[i]), most);
@@ -171,10 +172,10 @@ class Candidates {
     const float low = -largest(-least), width = largest(most) - low;
     const float bins_per_unit = size && width > 0 ? (BINS - 1) / width : 0.0f;
     for (int64_t i = 0; i < padded; i += WIDTH) {
-      // Where the width or its inverse is infinite, some products are not numbers: they go to the first bin.
+      // An infinite width, or an infinite inverse of it, makes some products NaN: these go to bin 0.
       const Floats place = larger((load(&values[i]) - low) * bins_per_unit, Floats{});
-      const Ints at = __builtin_convertvector(-larger(-place, all(1.0f - BINS)), Ints);
-      std::memcpy(&bin_ids[i], &at, sizeof at);
+      const Ints bin_of = __builtin_convertvector(-larger(-place, splat(1.0f - BINS)), Ints);
+      std::memcpy(&bin_ids[i], &bin_of, sizeof bin_of);
     }
     std::fill_n(counts, BINS, 0);
     std::fill_n(bin_masses, BINS, 0.0);

@@ -1,4 +1,4 @@
-// Types and vectorisable mathematics that all kernels share. No torch headers.
+// Types and vectorizable mathematics that all kernels share. No torch headers.
 #pragma once
 #include <omp.h>
 
@@ -7,8 +7,12 @@
 #include <cstdint>
 #include <cstring>
 
-struct bf16 { uint16_t bits; };
-struct f16 { _Float16 value; };
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  _Float16 value;
+};
 
 static inline float to_float(float x) { return x; }
 static inline float to_float(bf16 x) {
@@ -19,17 +23,25 @@ static inline float to_float(bf16 x) {
 }
 static inline float to_float(f16 x) { return (float)x.value; }
 
-template <typename T> static inline T from_float(float x);
-template <> inline float from_float<float>(float x) { return x; }
-template <> inline bf16 from_float<bf16>(float x) {  // round to nearest even; NaN stays NaN
+template <typename T>
+static inline T from_float(float x);
+template <>
+inline float from_float<float>(float x) {
+  return x;
+}
+template <>
+inline bf16 from_float<bf16>(float x) {  // round to nearest even; NaN stays NaN
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
   uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   return bf16{(uint16_t)(x == x ? rounded : 0x7fc0)};
 }
-template <> inline f16 from_float<f16>(float x) { return f16{(_Float16)x}; }
+template <>
+inline f16 from_float<f16>(float x) {
+  return f16{(_Float16)x};
+}
 
-// e^x with an error of about one unit in the last place, in operations that compilers vectorise.
+// e^x with an error of about one unit in the last place, in operations that compilers vectorize.
 static inline float fast_exp(float x) {
   x = x < -87.3f ? -87.3f : x;
   x = x > 88.7f ? 88.7f : x;
@@ -51,23 +63,24 @@ static inline float fast_exp(float x) {
 
 static inline float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
 
-// Which tokens belong to a row, and where its state lives; slot -1 is padding.
+// The tokens and the slot of each row; slot -1 is padding. A copy of the struct is in cpu_kernels/call.py.
 struct Rows {
   int64_t num_rows;
   const int32_t* slot;   // [B]
   const int32_t* start;  // [B + 1]
 };
 
-// How many neighbours of all the parts of a state a thread takes at once: what they write lies side by side, so some; but
-// every thread shall have its share.
-static inline int64_t at_once(int64_t parts) {
+// How many neighboring parts of a state a thread takes at a time: several, as their memory is adjacent, but few enough
+// that every thread gets at least two chunks.
+static inline int64_t chunk_size(int64_t parts) {
   return std::clamp<int64_t>(parts / (2 * omp_get_max_threads()), 1, 4);
 }
 
-// Walks every head of every row through its tokens: advance(token, head, its state). Heads run in parallel.
+// Calls advance(token, head, state of the head) for every token of every row, in order. Heads run in parallel.
 template <typename Params, typename Advance>
 static void for_each_head(const Params& p, Advance advance) {
-#pragma omp parallel for collapse(2) schedule(dynamic, at_once(p.rows.num_rows * p.num_heads))
+  const int64_t chunk = chunk_size(p.rows.num_rows * p.num_heads);
+#pragma omp parallel for collapse(2) schedule(dynamic, chunk)
   for (int64_t row = 0; row < p.rows.num_rows; ++row)
     for (int64_t head = 0; head < p.num_heads; ++head) {
       const int32_t slot = p.rows.slot[row];
@@ -79,7 +92,7 @@ static void for_each_head(const Params& p, Advance advance) {
 
 constexpr int MAX_HEAD = 256;
 
-// The sum of n numbers in a fixed order: 16 partial sums, then those.
+// The sum of n numbers in a fixed order: 16 partial sums, then their sum.
 static inline float sum_of(const float* x, int n) {
   float partial[16] = {};
   int i = 0;

@@ -4,8 +4,9 @@
 #include <cstring>
 #include <vector>
 
-// A double-array trie (Aoe, IEEE Transactions on Software Engineering 15(9), 1989): the child of node n for byte b is node
-// base[n] + b, if that node says that n is its parent. So a step of a match reads one node, however many children there are.
+// A double-array trie (Aoe, IEEE Transactions on Software Engineering 15(9), 1989): the child of node n for byte b is
+// node base[n] + b, if that node says that n is its parent. So a step of a match reads one node, however many children
+// there are.
 struct Node {
   int32_t base = 0;
   int32_t parent = -1;  // -1: no node
@@ -85,11 +86,13 @@ struct Range {  // the sorted tokens that begin with the bytes of a node
 }  // namespace
 
 // Of several tokens with the same bytes the last one counts.
-extern "C" GreedyTrie* greedy_trie_new(int64_t num_tokens, const uint8_t* bytes, const int64_t* start, const int32_t* ids) {
+extern "C" GreedyTrie* greedy_trie_new(int64_t num_tokens, const uint8_t* bytes, const int64_t* start,
+                                       const int32_t* ids) {
   std::vector<Token> tokens(num_tokens);
   for (int64_t i = 0; i < num_tokens; ++i) {
     Token& token = tokens[i] = {0, bytes + start[i], start[i + 1] - start[i], ids[i]};
-    for (int64_t b = 0; b < std::min<int64_t>(token.size, 8); ++b) token.first_bytes |= (uint64_t)token.data[b] << (56 - 8 * b);
+    for (int64_t b = 0; b < std::min<int64_t>(token.size, 8); ++b)
+      token.first_bytes |= (uint64_t)token.data[b] << (56 - 8 * b);
   }
   std::stable_sort(tokens.begin(), tokens.end(), is_before);
   GreedyTrie* trie = new GreedyTrie;
@@ -134,7 +137,7 @@ struct GreedyEncode {
   const int64_t* offsets;  // [n + 1]
   int32_t* ids;            // as many as there are bytes
   int64_t* id_offsets;     // [n + 1]
-  int64_t* unmatched;      // [n]: the position in the text at which no token matches, and the text's ids end there; -1: none
+  int64_t* unmatched;      // [n]: position in the text at which no token matches: its ids end there; -1: none
 };
 
 extern "C" void greedy_encode(const GreedyEncode* p) {

@@ -1,12 +1,20 @@
-// How stored weights meet inputs: one kind for each form of weight, all in vectors of the processor's own width.
+// Kinds: how a packed weight of each form is multiplied with inputs, in vectors of the processor's own width.
 //
-// A kind multiplies units. A unit is 32 bits of input: a float, or as many neighbouring inputs as the processor
-// multiplies and adds at once. For each unit a packed weight holds PANEL output channels side by side. Where loading
-// takes more than loading, weights that many rows need are expanded first, to those of another kind with the same results.
+// A kind multiplies units. A unit is 32 bits of input: a float, or as many neighboring inputs as the processor
+// multiplies and adds at once. For each unit a packed weight holds PANEL output channels side by side.
+//
+// A kind has these members:
+//   Weight, Unit, Vector         types of a stored weight, of a unit of input, and of a vector of sums
+//   INPUTS                       inputs of a unit
+//   load(w, low, high)           one unit of a panel, decoded to two vectors
+//   broadcast(unit)              a vector with the unit in each lane
+//   add_product(sum, x, w)       sum + x w
+//   Decoded                      the kind of a decoded weight, with the same results. Where many rows use a weight and
+//                                load decodes it, multiply.h decodes it once and then uses this kind.
 #pragma once
 #include "product.h"
 
-// As many rows as two sums for each, two weights, an input and a product leave registers for.
+// Rows of a tile. Each takes two vectors of sums; two weights, an input and a product take the other registers.
 #if defined(__AVX512BW__)
 constexpr int TILE_ROWS = 12;
 #elif defined(__AVX__)
@@ -17,15 +25,15 @@ constexpr int TILE_ROWS = 8;
 constexpr int TILE_ROWS = 4;
 #endif
 
-// Weights that become floats: one input a unit, sums in float32, in the order of the inputs.
+// Weights that are decoded to floats: one input a unit, sums in float32, in the order of the inputs.
 template <typename W>
 struct AsFloat {
   typedef W Weight;
   typedef float Unit;
   typedef Floats Vector;
-  typedef AsFloat<float> Expanded;
+  typedef AsFloat<float> Decoded;
   static constexpr int INPUTS = 1;
-  static Vector broadcast(float x) { return all(x); }
+  static Vector broadcast(float x) { return splat(x); }
   static Vector add_product(Vector sum, Vector x, Vector w) { return sum + x * w; }
   static void load(const W* w, Vector& low, Vector& high);
 };
@@ -36,7 +44,7 @@ inline void AsFloat<float>::load(const float* w, Floats& low, Floats& high) {
   high = ::load(w + LANES);
 }
 
-// Channel i lies beside channel i + LANES, so that both come out of one word without shuffling.
+// Channel i is stored beside channel i + LANES: a shift and a mask decode both from one word, without a shuffle.
 template <>
 inline void AsFloat<bf16>::load(const bf16* w, Floats& low, Floats& high) {
   const Words both = *(const Words*)w;
@@ -66,14 +74,14 @@ inline void AsFloat<int8_t>::load(const int8_t* w, Floats& low, Floats& high) {
 #endif
 }
 
-// bfloat16 as the processor multiplies it: two inputs a unit, sums in float32.
+// bfloat16 by bfloat16 in one instruction: two inputs a unit, sums in float32.
 #if defined(__AVX512BF16__)
 #define HAS_BF16_PAIRS 1
 struct Bf16Pairs {
   typedef uint32_t Weight;
   typedef uint32_t Unit;
   typedef Floats Vector;
-  typedef Bf16Pairs Expanded;
+  typedef Bf16Pairs Decoded;
   static constexpr int INPUTS = 2;
   static Vector broadcast(uint32_t x) { return (Floats)_mm512_set1_epi32((int)x); }
   static Vector add_product(Vector sum, Vector x, Vector w) {
@@ -88,7 +96,7 @@ struct Bf16Pairs {
 #define HAS_BF16_PAIRS 0
 #endif
 
-// Whole numbers, sums in int32: exact, whatever the processor.
+// Integers with sums in int32, which are exact on every processor.
 struct WholeNumbers {
   typedef uint32_t Unit;
   typedef Ints Vector;
@@ -98,7 +106,7 @@ struct WholeNumbers {
 // Two int16 by two int16.
 struct Int16 : WholeNumbers {
   typedef uint32_t Weight;
-  typedef Int16 Expanded;
+  typedef Int16 Decoded;
   typedef int16_t Input;
   static constexpr int INPUTS = 2, INPUT_OFFSET = 0;
   static Vector add_product(Vector sum, Vector x, Vector w) {
@@ -136,11 +144,12 @@ struct Int16ByInt8 : Int16 {
   }
 };
 
-// int8 by int8: four at a time where the processor has that, which takes inputs as unsigned bytes, so that 128 is added.
+// int8 by int8: four inputs a unit where the processor has such an instruction. It takes inputs as unsigned bytes: 128
+// is added to each, and the sums are corrected by the weights' sums.
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 struct Int8 : WholeNumbers {
   typedef uint32_t Weight;
-  typedef Int8 Expanded;
+  typedef Int8 Decoded;
   typedef uint8_t Input;
   static constexpr int INPUTS = 4, INPUT_OFFSET = 128;
   static Vector add_product(Vector sum, Vector x, Vector w) {

@@ -1,4 +1,4 @@
-// Several numbers at a time, in the compiler's vector types: eight where there are registers for them, else four.
+// Vectors of the compiler: eight floats where the processor has such registers, else four.
 #pragma once
 #include <cfloat>
 #include <cmath>
@@ -16,7 +16,7 @@ constexpr int WIDTH = 4;
 typedef float Floats __attribute__((vector_size(WIDTH * sizeof(float))));
 typedef int32_t Ints __attribute__((vector_size(WIDTH * sizeof(int32_t))));
 
-constexpr int TILE = 64;  // a row is gone through in tiles; one has as many tokens as a word has bits
+constexpr int TILE = 64;  // tokens of a tile: as many as a word has bits
 
 static inline Floats load(const float* x) {
   Floats y;
@@ -26,18 +26,18 @@ static inline Floats load(const float* x) {
 
 static inline void store(float* x, Floats y) { std::memcpy(x, &y, sizeof y); }
 
-static inline Floats all(float x) { return x - Floats{}; }
+static inline Floats splat(float x) { return x - Floats{}; }
 
-// The larger of each pair; `than` where one is NaN.
-static inline Floats larger(Floats x, Floats than) {
+// The larger of each pair; `other` where one of the two is NaN.
+static inline Floats larger(Floats x, Floats other) {
 #ifdef __AVX2__
-  return (Floats)_mm256_max_ps((__m256)x, (__m256)than);
+  return (Floats)_mm256_max_ps((__m256)x, (__m256)other);
 #else
-  return x > than ? x : than;
+  return x > other ? x : other;
 #endif
 }
 
-// All lanes joined into one number, in a fixed order.
+// Reduces all lanes to one number, in a fixed order.
 template <typename Join>
 static inline float joined(Floats x, Join join) {
   typedef float Four __attribute__((vector_size(16)));
@@ -58,13 +58,12 @@ static inline float sum(Floats x) {
 
 constexpr float LOG2_E = 1.44269504088896341f;
 
-// 2^x for x <= 0, in place: the error is about one unit in the last place; 2^-125 for all below. Some NaNs become
-// numbers, by whatever bits they carry.
-// Several vectors at a time, step by step, as each step waits for the one before.
+// 2^x for x <= 0, in place, with an error of about one unit in the last place; 2^-125 for x below -125. NaN inputs give
+// unspecified values, which may be finite. N vectors take each step together: one vector's steps depend on each other.
 template <int N>
 static inline void exp2_of(Floats (&x)[N]) {
   Floats shifted[N], p[N];
-  const Floats lowest = all(-125.0f);
+  const Floats lowest = splat(-125.0f);
   for (int k = 0; k < N; ++k) x[k] = larger(lowest, x[k]);
   for (int k = 0; k < N; ++k) shifted[k] = x[k] + 12582912.0f;  // the low bits are now those of the nearest integer
   for (int k = 0; k < N; ++k) p[k] = shifted[k] - 12582912.0f;
@@ -78,28 +77,29 @@ static inline void exp2_of(Floats (&x)[N]) {
   for (int k = 0; k < N; ++k) x[k] = (Floats)((Ints)p[k] + ((Ints)shifted[k] << 23));
 }
 
-// 2^((x - base) * rate) of one number: the same bits.
+// 2^((x - base) * rate) of one number, with the same bits as in a vector.
 static inline float exp2_of(float x, float base, float rate) {
-  Floats y[1] = {(all(x) - base) * rate};
+  Floats y[1] = {(splat(x) - base) * rate};
   exp2_of(y);
   return y[0][0];
 }
 
-// Sum of 2^((x - base) * rate) over TILE numbers, NaN if one of them is; or over those that are at least `low`.
-template <bool SOME = false>
+// Sum of 2^((x - base) * rate) over TILE numbers; NaN if one of them is NaN. HAS_LOW: over the numbers from `low` up;
+// NaNs are left out.
+template <bool HAS_LOW = false>
 static inline float mass_of(const float* x, float base, float rate, float low = 0) {
   constexpr int N = 4;
   Floats total[N] = {}, any[N] = {};
   for (int i = 0; i < TILE; i += N * WIDTH) {
     Floats y[N];
     for (int k = 0; k < N; ++k) y[k] = (load(x + i + k * WIDTH) - base) * rate;
-    for (int k = 0; !SOME && k < N; ++k) any[k] = (Floats)((Ints)any[k] | (Ints)(y[k] != y[k]));
+    for (int k = 0; !HAS_LOW && k < N; ++k) any[k] = (Floats)((Ints)any[k] | (Ints)(y[k] != y[k]));
     exp2_of(y);
-    for (int k = 0; SOME && k < N; ++k) y[k] = (Floats)((Ints)y[k] & (Ints)(load(x + i + k * WIDTH) >= low));
+    for (int k = 0; HAS_LOW && k < N; ++k) y[k] = (Floats)((Ints)y[k] & (Ints)(load(x + i + k * WIDTH) >= low));
     for (int k = 0; k < N; ++k) total[k] += y[k];
   }
-  // The bits of what is not a number are all set, which is a NaN.
-  if (!SOME)
+  // A comparison that holds sets all bits, and a float with all bits set is a NaN.
+  if (!HAS_LOW)
     for (int k = 0; k < N; ++k) total[k] = (Floats)((Ints)total[k] | (Ints)any[k]);
   return sum((total[0] + total[1]) + (total[2] + total[3]));
 }
@@ -119,9 +119,10 @@ static inline uint64_t at_least(const float* x, float limit) {
   return bits;
 }
 
-// What this thread keeps from call to call: memory, mostly. Out of line, so that its address is asked for only once.
+// One object of each type for each thread, which keeps its memory from call to call. Not inlined, so that a caller
+// looks its address up once.
 template <typename T>
-__attribute__((noinline)) static T& own() {
+__attribute__((noinline)) static T& thread_object() {
   static thread_local T object;
   return object;
 }

@@ -32,14 +32,13 @@ struct DensePairs : Unscaled {
     return {};
   }
 };
-template <> struct Dense<bf16, bf16> : DensePairs {};
+template <>
+struct Dense<bf16, bf16> : DensePairs {};
 #endif
 
 extern "C" int64_t panel_width() { return PANEL; }
 extern "C" int64_t has_bfloat16_pairs() { return HAS_BF16_PAIRS; }
 
-#define DEFINE(NAME, T)                                               \
-  extern "C" void NAME(const Product* p, int64_t count, int64_t rows) { \
-    multiply<T, Dense<T, T>>(p, count, rows);                         \
-  }
+#define DEFINE(NAME, T) \
+  extern "C" void NAME(const Product* p, int64_t count, int64_t rows) { multiply<T, Dense<T, T>>(p, count, rows); }
 FOR_EACH_DTYPE(DEFINE, linear)

@@ -1,4 +1,4 @@
-// One row of logits, and what one pass over it leaves: the largest logit and the mass of each tile.
+// One row of logits, with the largest logit and the mass of each tile.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -22,7 +22,7 @@ class LogitsRow {
       const int64_t end = std::min(first + BLOCK, tiles);
       for (int64_t t = first; t < end; ++t) find_max(t);
       for (int64_t t = first; t < end; ++t) {
-        fetch(t + BLOCK);
+        prefetch(t + BLOCK);
         find_mass(t);
       }
     }
@@ -35,7 +35,7 @@ class LogitsRow {
     for (int64_t t = 0; t < tiles; ++t) find_max(t);
   }
 
-  // Some logits have changed: look at their tiles again. `finish` must follow.
+  // Computes a tile's numbers again after its logits have changed. `finish` must follow.
   void refresh(int64_t t) {
     if (t == tiles - 1) pad();
     find_max(t);
@@ -46,7 +46,7 @@ class LogitsRow {
     peak = *std::max_element(tile_max.begin(), tile_max.end());
     int64_t t = 0;
     for (; t + WIDTH <= tiles; t += WIDTH) {
-      Floats share[1] = {(larger(load(&tile_max[t]), all(-FLT_MAX)) - peak) * LOG2_E};
+      Floats share[1] = {(larger(load(&tile_max[t]), splat(-FLT_MAX)) - peak) * LOG2_E};
       exp2_of(share);
       store(&shares[t], load(&tile_mass[t]) * share[0]);
     }
@@ -60,7 +60,7 @@ class LogitsRow {
 
   double log_normalizer() const { return peak + std::log(total); }
 
-  // Nothing is left to sample, or something is not a number.
+  // No token can be sampled: all logits are -inf, or one is NaN or +inf.
   bool is_empty() const { return !std::isfinite(peak) || std::isnan(total); }
 
   // The first token with the largest logit.
@@ -70,7 +70,7 @@ class LogitsRow {
   }
 
  private:
-  static constexpr int64_t BLOCK = 16;  // tiles that are gone through twice while they are at hand
+  static constexpr int64_t BLOCK = 16;  // tiles whose two passes follow each other, so that the second reads the cache
 
   std::vector<float> tile_mass;  // sum of e^(logit - the tile's largest)
   float last_tile[TILE];
@@ -87,14 +87,14 @@ class LogitsRow {
     for (int64_t i = 0, id = (tiles - 1) * TILE; i < TILE; ++i, ++id) last_tile[i] = id < vocab ? x[id] : -INFINITY;
   }
 
-  // A tile comes nearer, which processors do not foresee where a page begins.
-  void fetch(int64_t t) const {
+  // Prefetches a tile. Processors do not prefetch across the end of a page.
+  void prefetch(int64_t t) const {
     for (int i = 0; i < TILE; i += 16) __builtin_prefetch(x + std::min(t * TILE + i, vocab - 1));
   }
 
   void find_max(int64_t t) {
     const float* logits = tile(t);
-    Floats best = all(-INFINITY);
+    Floats best = splat(-INFINITY);
     for (int i = 0; i < TILE; i += WIDTH) best = larger(load(logits + i), best);
     tile_max[t] = largest(best);
   }

@@ -5,8 +5,12 @@
 // where all but the first sum, which differ in sign and nearly cancel, are float64.
 #include "multiply.h"
 
-struct RowSums { double z, x, x_minimum; };
-struct ScaleAndMinimum { float scale[PANEL], minimum[PANEL]; };
+struct RowSums {
+  double z, x, x_minimum;
+};
+struct ScaleAndMinimum {
+  float scale[PANEL], minimum[PANEL];
+};
 
 template <typename T>
 struct Mm8 {
@@ -35,8 +39,6 @@ struct Mm8 {
   }
 };
 
-#define DEFINE(NAME, T)                                               \
-  extern "C" void NAME(const Product* p, int64_t count, int64_t rows) { \
-    multiply<T, Mm8<T>>(p, count, rows);                              \
-  }
+#define DEFINE(NAME, T) \
+  extern "C" void NAME(const Product* p, int64_t count, int64_t rows) { multiply<T, Mm8<T>>(p, count, rows); }
 FOR_EACH_DTYPE(DEFINE, mm8)

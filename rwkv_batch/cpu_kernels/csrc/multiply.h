@@ -1,21 +1,24 @@
-// Rows times packed weights, by tiles that registers hold and blocks that caches hold.
+// Rows times packed weights, in tiles whose sums stay in registers and in blocks that stay in caches.
 //
-// Each result is one chain of multiply-adds over the inputs in their order: neither the number of rows nor the way they
-// are cut into tiles can change its bits.
+// Each result is one chain of multiply-adds over the inputs in their order: neither the number of rows nor the tiles
+// change its bits. From the outside to the inside:
+//   block   BLOCK_ROWS rows, prepared once: their units stay in the second level of the cache (run)
+//   group   the panels of a weight that a thread multiplies with all rows of a block (run_group)
+//   depth   BLOCK_UNITS units of a group's weights: they stay in the first level while all tiles of rows use them
+//   tile    up to TILE_ROWS rows by one to four panels, whose sums stay in registers (multiply_tile)
 #pragma once
 #include <type_traits>
 #include <vector>
 
 #include "kinds.h"
 
-// Blocks of rows and inputs that stay in the first two levels of a cache.
 constexpr int64_t BLOCK_ROWS = 40 * TILE_ROWS, BLOCK_UNITS = 256;
 
 // sums[p][r] += x[r] w[p] for ROWS rows and PANELS panels, all held in registers.
 template <typename Kind, int ROWS, int PANELS>
-static inline void tile(const typename Kind::Unit* __restrict x, int64_t x_stride,
-                        const typename Kind::Weight* __restrict w, int64_t w_stride, int64_t units,
-                        float* __restrict sums, int64_t sums_stride, bool is_first) {
+static inline void add_tile(const typename Kind::Unit* __restrict x, int64_t x_stride,
+                            const typename Kind::Weight* __restrict w, int64_t w_stride, int64_t units,
+                            float* __restrict sums, int64_t sums_stride, bool is_first) {
   typedef typename Kind::Vector Vector;
   Vector sum[PANELS][ROWS][2];
   for (int p = 0; p < PANELS; ++p)
@@ -36,120 +39,176 @@ static inline void tile(const typename Kind::Unit* __restrict x, int64_t x_strid
       for (int h = 0; h < 2; ++h) *(Vector*)(sums + p * sums_stride + r * PANEL + h * LANES) = sum[p][r][h];
 }
 
-// Tiles of rows from which on expanding a weight takes less time than it saves.
-constexpr int64_t TILES_TO_EXPAND = 3;
+// Tiles of rows from which on decoding a weight once takes less time than decoding it for each tile.
+constexpr int64_t TILES_TO_DECODE = 3;
 
+// Decodes `units` units of one panel to floats.
 template <typename Kind>
-static void expand(const typename Kind::Weight* w, int64_t units, float* expanded) {
+static void decode(const typename Kind::Weight* w, int64_t units, float* decoded) {
   for (int64_t k = 0; k < units * PANEL; k += PANEL) {
     typename Kind::Vector low, high;
     Kind::load(w + k, low, high);
-    *(typename Kind::Vector*)(expanded + k) = low;
-    *(typename Kind::Vector*)(expanded + k + LANES) = high;
+    *(typename Kind::Vector*)(decoded + k) = low;
+    *(typename Kind::Vector*)(decoded + k + LANES) = high;
   }
 }
 
-// Part t of `parts` of the next block of weights: it comes nearer while tiles are busy with this one.
+// Prefetches part t of `parts` of the BLOCK_UNITS units that follow, a part with each tile that uses those at hand.
 template <typename Weight>
-static inline void bring_nearer(const Weight* next, int64_t t, int64_t parts) {
+static inline void prefetch_lines(const Weight* next, int64_t t, int64_t parts) {
   constexpr int64_t LINES = BLOCK_UNITS * PANEL * sizeof(Weight) / 64;
-  for (int64_t i = t * LINES / parts; i < (t + 1) * LINES / parts; ++i) __builtin_prefetch((const char*)next + i * 64, 0, 2);
+  for (int64_t i = t * LINES / parts; i < (t + 1) * LINES / parts; ++i)
+    __builtin_prefetch((const char*)next + i * 64, 0, 2);
 }
 
-// Few rows read a weight once; to keep the units busy they take several panels side by side.
-constexpr int64_t panels_at_once(int64_t rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+// A tile of few rows has few sums: several panels side by side keep the multipliers busy.
+constexpr int64_t panels_per_tile(int64_t rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
+// add_tile for numbers of rows and panels that are known at run time only: rows <= ROWS, panels <=
+// panels_per_tile(rows).
 template <typename Kind, int ROWS = TILE_ROWS>
-static void tile_of(int64_t rows, int64_t panels, const typename Kind::Unit* x, int64_t x_stride,
-                    const typename Kind::Weight* w, int64_t w_stride, int64_t units, float* sums, int64_t sums_stride,
-                    bool is_first) {
+static void multiply_tile(int64_t rows, int64_t panels, const typename Kind::Unit* x, int64_t x_stride,
+                          const typename Kind::Weight* w, int64_t w_stride, int64_t units, float* sums,
+                          int64_t sums_stride, bool is_first) {
   if constexpr (ROWS > 0) {
     if (rows != ROWS)
-      return tile_of<Kind, ROWS - 1>(rows, panels, x, x_stride, w, w_stride, units, sums, sums_stride, is_first);
-    constexpr int MOST = panels_at_once(ROWS);
-    if (panels == MOST) return tile<Kind, ROWS, MOST>(x, x_stride, w, w_stride, units, sums, sums_stride, is_first);
+      return multiply_tile<Kind, ROWS - 1>(rows, panels, x, x_stride, w, w_stride, units, sums, sums_stride, is_first);
+    constexpr int MOST = panels_per_tile(ROWS);
+    if (panels == MOST) return add_tile<Kind, ROWS, MOST>(x, x_stride, w, w_stride, units, sums, sums_stride, is_first);
     for (int64_t p = 0; p < panels; ++p)
-      tile<Kind, ROWS, 1>(x, x_stride, w + p * w_stride, w_stride, units, sums + p * sums_stride, sums_stride, is_first);
+      add_tile<Kind, ROWS, 1>(x, x_stride, w + p * w_stride, w_stride, units, sums + p * sums_stride, sums_stride,
+                              is_first);
   }
 }
 
-// Multiplies M rows with each of `count` weights.
+// Several products that share their number of rows.
 //
-// Form says what is particular to a form of weight: the Kind; what it keeps of a row besides its units (Row), by
-// prepare(product, x, units); what it knows of a panel's n channels from `first` on, by channels(product, first, n); and
-// scale(channels, row, sums, v), which makes results v of sums.
+// Form is what is particular to a form of weight:
+//   Kind                             how units and weights are multiplied (kinds.h)
+//   Row                              what is kept of a row besides its units
+//   prepare(product, x, units)       writes a row's units, and returns its Row
+//   channels(product, first, n)      scales and the like of a panel's n channels, from channel `first` on
+//   scale(channels, row, sums, v)    sums of a panel -> results v
 template <typename T, typename Form>
-static void multiply(const Product* products, int64_t count, int64_t num_rows) {
+class Multiplication {
   typedef typename Form::Kind Kind;
-  typedef typename Kind::Expanded Expanded;
+  typedef typename Kind::Decoded Decoded;
   typedef typename Kind::Unit Unit;
-  struct Part { int64_t units, stride, first_unit, panels, first_group; };
-  thread_local std::vector<Unit> all_units;
-  thread_local std::vector<typename Form::Row> all_rows;
-  const int64_t block_rows = std::min(BLOCK_ROWS, num_rows);
-  std::vector<Part> parts(count);
-  int64_t size = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    Part& part = parts[i];
-    part.units = (products[i].inputs + Kind::INPUTS - 1) / Kind::INPUTS;
-    part.stride = part.units + 16;  // no power of two: rows would compete for the same lines of the cache
-    part.first_unit = size;
-    part.panels = (products[i].outputs + PANEL - 1) / PANEL;
-    size += block_rows * part.stride;
+  typedef typename Form::Row Row;
+
+ public:
+  Multiplication(const Product* products, int64_t count, int64_t num_rows)
+      : products(products), count(count), num_rows(num_rows), block_rows(std::min(BLOCK_ROWS, num_rows)) {
+    lay_out();
   }
-  all_units.resize(size);
-  all_rows.resize(count * block_rows);
-  Unit* const units = all_units.data();
-  typename Form::Row* const kept = all_rows.data();
-  for (int64_t first_row = 0; first_row < num_rows; first_row += block_rows) {
-    const int64_t rows = std::min(block_rows, num_rows - first_row);
-    const int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS, most = panels_at_once(rows);
-    const int64_t sums_stride = rows * PANEL;
-    const bool expands = !std::is_same<typename Expanded::Weight, typename Kind::Weight>::value && tiles >= TILES_TO_EXPAND;
-    int64_t groups = 0;
-    for (Part& part : parts) {
-      part.first_group = groups;
-      groups += (part.panels + most - 1) / most;
-    }
+
+  void run() {
+    for (int64_t first_row = 0; first_row < num_rows; first_row += block_rows) {
+      const int64_t rows = std::min(block_rows, num_rows - first_row);
+      const int64_t num_groups = number_groups(panels_per_tile(rows));
+      const Block block = {first_row, rows, (rows + TILE_ROWS - 1) / TILE_ROWS, panels_per_tile(rows)};
 #pragma omp parallel
-    {
+      {
 #pragma omp for collapse(2) schedule(static)
-      for (int64_t i = 0; i < count; ++i)
-        for (int64_t row = 0; row < rows; ++row) {
-          const T* x = (const T*)products[i].x + (first_row + row) * products[i].inputs;
-          kept[i * block_rows + row] = Form::prepare(products[i], x, units + parts[i].first_unit + row * parts[i].stride);
-        }
-      thread_local std::vector<float> own_sums;
-      own_sums.resize(most * sums_stride + BLOCK_UNITS * PANEL);
-      float *const sums = own_sums.data(), *const expanded = sums + most * sums_stride;
+        for (int64_t i = 0; i < count; ++i)
+          for (int64_t row = 0; row < rows; ++row) prepare_row(block, i, row);
+        thread_local std::vector<float> buffer;  // sums of a group, then the decoded units of a panel
+        buffer.resize(block.panels * rows * PANEL + BLOCK_UNITS * PANEL);
 #pragma omp for schedule(guided) nowait
-      for (int64_t group = 0; group < groups; ++group) {
-        int64_t i = 0;
-        while (i + 1 < count && group >= parts[i + 1].first_group) ++i;
-        const Part& part = parts[i];
-        const int64_t panel = (group - part.first_group) * most, panels = std::min(most, part.panels - panel);
-        const int64_t w_stride = part.units * PANEL, depth = tiles == 1 ? part.units : BLOCK_UNITS;
-        const auto* weight = (const typename Kind::Weight*)products[i].weight + panel * w_stride;
-        const Unit* x = units + part.first_unit;
-        for (int64_t k = 0; k < part.units; k += depth) {
-          const int64_t some = std::min(depth, part.units - k);
-          if (expands) expand<Kind>(weight + k * PANEL, some, expanded);
-          for (int64_t t = 0, row = 0; t < tiles; ++t) {
-            const int64_t size = rows / tiles + (t < rows % tiles);
-            if (expands) bring_nearer(weight + (k + some) * PANEL, t, tiles);
-            const Unit* own = x + row * part.stride + k;
-            if (expands)
-              tile_of<Expanded>(size, 1, own, part.stride, (const typename Expanded::Weight*)expanded, 0, some,
-                                sums + row * PANEL, sums_stride, k == 0);
-            else
-              tile_of<Kind>(size, panels, own, part.stride, weight + k * PANEL, w_stride, some, sums + row * PANEL,
-                            sums_stride, k == 0);
-            row += size;
-          }
-        }
-        for (int64_t p = 0; p < panels; ++p)
-          finish<T, Form>(products[i], first_row, rows, (panel + p) * PANEL, sums + p * sums_stride, kept + i * block_rows);
+        for (int64_t group = 0; group < num_groups; ++group) run_group(block, group, buffer.data());
       }
     }
   }
+
+ private:
+  // Where the units of one product's rows are, and its panels.
+  struct Layout {
+    int64_t units, stride, first_unit;  // units of a row; from row to row; of the product's first row
+    int64_t panels, first_group;
+  };
+
+  struct Block {
+    int64_t first_row, rows, tiles, panels;  // `panels` of a group
+  };
+
+  const Product* products;
+  const int64_t count, num_rows, block_rows;
+  std::vector<Layout> layouts;
+  Unit* units;  // of a block's rows, for each product
+  Row* kept;    // [count, block_rows]
+
+  void lay_out() {
+    thread_local std::vector<Unit> all_units;
+    thread_local std::vector<Row> all_kept;
+    layouts.resize(count);
+    int64_t size = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      Layout& layout = layouts[i];
+      layout.units = (products[i].inputs + Kind::INPUTS - 1) / Kind::INPUTS;
+      layout.stride = layout.units + 16;  // no power of two: rows would compete for the same lines of the cache
+      layout.first_unit = size;
+      layout.panels = (products[i].outputs + PANEL - 1) / PANEL;
+      size += block_rows * layout.stride;
+    }
+    all_units.resize(size);
+    all_kept.resize(count * block_rows);
+    units = all_units.data();
+    kept = all_kept.data();
+  }
+
+  // Groups of so many panels, numbered through all products. Returns how many there are.
+  int64_t number_groups(int64_t panels) {
+    int64_t num_groups = 0;
+    for (Layout& layout : layouts) {
+      layout.first_group = num_groups;
+      num_groups += (layout.panels + panels - 1) / panels;
+    }
+    return num_groups;
+  }
+
+  void prepare_row(const Block& block, int64_t i, int64_t row) {
+    const T* x = (const T*)products[i].x + (block.first_row + row) * products[i].inputs;
+    kept[i * block_rows + row] = Form::prepare(products[i], x, units + layouts[i].first_unit + row * layouts[i].stride);
+  }
+
+  // All rows of the block times the panels of one group.
+  void run_group(const Block& block, int64_t group, float* buffer) {
+    int64_t i = 0;
+    while (i + 1 < count && group >= layouts[i + 1].first_group) ++i;
+    const Layout& layout = layouts[i];
+    const int64_t panel = (group - layout.first_group) * block.panels;
+    const int64_t panels = std::min(block.panels, layout.panels - panel);
+    const int64_t w_stride = layout.units * PANEL, sums_stride = block.rows * PANEL;
+    const auto* weight = (const typename Kind::Weight*)products[i].weight + panel * w_stride;
+    float *const sums = buffer, *const decoded = buffer + block.panels * sums_stride;
+    constexpr bool IS_PACKED = !std::is_same<typename Decoded::Weight, typename Kind::Weight>::value;
+    const bool decodes = IS_PACKED && block.tiles >= TILES_TO_DECODE;
+    const int64_t depth = block.tiles == 1 ? layout.units : BLOCK_UNITS;
+    for (int64_t k = 0; k < layout.units; k += depth) {
+      const int64_t block_length = std::min(depth, layout.units - k);
+      if (decodes) decode<Kind>(weight + k * PANEL, block_length, decoded);
+      for (int64_t t = 0, row = 0; t < block.tiles; ++t) {
+        const int64_t size = block.rows / block.tiles + (t < block.rows % block.tiles);
+        const Unit* x = units + layout.first_unit + row * layout.stride + k;
+        if (decodes) {
+          prefetch_lines(weight + (k + block_length) * PANEL, t, block.tiles);
+          multiply_tile<Decoded>(size, 1, x, layout.stride, (const typename Decoded::Weight*)decoded, 0, block_length,
+                                 sums + row * PANEL, sums_stride, k == 0);
+        } else {
+          multiply_tile<Kind>(size, panels, x, layout.stride, weight + k * PANEL, w_stride, block_length,
+                              sums + row * PANEL, sums_stride, k == 0);
+        }
+        row += size;
+      }
+    }
+    for (int64_t p = 0; p < panels; ++p)
+      finish<T, Form>(products[i], block.first_row, block.rows, (panel + p) * PANEL, sums + p * sums_stride,
+                      kept + i * block_rows);
+  }
+};
+
+// Multiplies M rows with each of `count` weights.
+template <typename T, typename Form>
+static void multiply(const Product* products, int64_t count, int64_t num_rows) {
+  Multiplication<T, Form>(products, count, num_rows).run();
 }

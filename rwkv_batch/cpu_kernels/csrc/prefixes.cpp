@@ -33,8 +33,8 @@ int64_t shared_length(const Prompt& a, const Prompt& b, int64_t depth, int64_t l
   return depth;
 }
 
-// Leading tokens that all prompts from `first` to `last` have in common, of which `depth` are known. Compared a block at
-// a time: where one prompt differs early, nothing has been compared far beyond that.
+// Leading tokens that all prompts from `first` to `last` have in common, of which `depth` are known. Compared a block
+// at a time: where one prompt differs early, nothing has been compared far beyond that.
 int64_t shared_by_all(const Prompt* first, const Prompt* last, int64_t depth) {
   constexpr int64_t BLOCK = 128;
   int64_t shortest = first->length;
@@ -42,7 +42,8 @@ int64_t shared_by_all(const Prompt* first, const Prompt* last, int64_t depth) {
   while (depth < shortest) {
     const int64_t end = std::min(depth + BLOCK, shortest);
     int64_t common = end;
-    for (const Prompt* prompt = first + 1; prompt <= last; ++prompt) common = shared_length(*first, *prompt, depth, common);
+    for (const Prompt* prompt = first + 1; prompt <= last; ++prompt)
+      common = shared_length(*first, *prompt, depth, common);
     depth = common;
     if (common < end) break;
   }

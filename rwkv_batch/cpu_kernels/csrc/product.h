@@ -1,4 +1,4 @@
-// What a product is made of, and what becomes of its sums.
+// One product, and its epilogue: from sums to results.
 #pragma once
 #include "vectors.h"
 
@@ -14,7 +14,7 @@ struct Product {
   const void* weight;       // [C_out / PANEL, units, PANEL], the last panel padded with zeros
   const float *scale, *minimum, *input_scale, *input_minimum;  // [C_out], [C_out], [C_in], [C_in]; of 8-bit weights
   const int32_t* weight_sums;                                  // [C_out], of int8 weights
-  int64_t levels;                                              // what the largest input of a row becomes, by these
+  int64_t levels;                                              // integer that the largest input of a row is scaled to
   int64_t activation;
   const void* gate;  // [M, C_out] or null
   void* out;         // [M, C_out]: the result is added to it; or null
@@ -22,7 +22,7 @@ struct Product {
   int64_t y_is_float;
 };
 
-// A whole panel of results.
+// Applies an activation to a panel of results.
 static inline void activate(float* v, int64_t activation) {
   switch (activation) {
     case SQUARED_RELU:
@@ -42,7 +42,7 @@ static inline void activate(float* v, int64_t activation) {
   }
 }
 
-// A panel of one row: gated, then added to `out` where there is one, or written to `y`.
+// Multiplies a panel of one row with its gate, if any, and adds it to `out`, if any, else writes it to `y`.
 template <typename T, typename Y>
 static inline void put(const float* v, const T* gate, T* out, Y* y) {
   for (int i = 0; i < PANEL; i += LANES) {
@@ -52,7 +52,7 @@ static inline void put(const float* v, const T* gate, T* out, Y* y) {
   }
 }
 
-// The same of n < PANEL channels, by way of whole panels.
+// As `put`, for n < PANEL channels, through copies of a whole panel's size.
 template <typename T, typename Y>
 static void put_some(int n, const float* v, const T* gate, T* out, Y* y) {
   T all_gates[PANEL] = {}, all_outs[PANEL] = {};
@@ -64,7 +64,7 @@ static void put_some(int n, const float* v, const T* gate, T* out, Y* y) {
   else std::memcpy(y, all_ys, n * sizeof(Y));
 }
 
-// The sums of one panel, from output channel `first` on, become results.
+// The epilogue of one panel, from output channel `first` on, for all rows of a block.
 template <typename T, typename Form>
 static void finish(const Product& p, int64_t first_row, int64_t rows, int64_t first, const float* sums,
                    const typename Form::Row* kept) {
@@ -74,16 +74,16 @@ static void finish(const Product& p, int64_t first_row, int64_t rows, int64_t fi
     alignas(64) float v[PANEL];
     Form::scale(channels, kept[row], sums + row * PANEL, v);
     activate(v, p.activation);
-    const int64_t at = (first_row + row) * p.outputs + first;
-    const T* gate = p.gate ? (const T*)p.gate + at : nullptr;
-    T* out = p.out ? (T*)p.out + at : nullptr;
-    auto put_to = [&](auto* y) { n == PANEL ? put(v, gate, out, y + at) : put_some(n, v, gate, out, y + at); };
+    const int64_t offset = (first_row + row) * p.outputs + first;
+    const T* gate = p.gate ? (const T*)p.gate + offset : nullptr;
+    T* out = p.out ? (T*)p.out + offset : nullptr;
+    auto put_to = [&](auto* y) { n == PANEL ? put(v, gate, out, y + offset) : put_some(n, v, gate, out, y + offset); };
     if (p.y_is_float) put_to((float*)p.y);
     else put_to((T*)p.y);
   }
 }
 
-// The first n of a panel's worth of numbers, zeros after them.
+// Copies n numbers, followed by zeros up to a panel.
 template <typename Number>
 static inline void copy_panel(Number (&to)[PANEL], const Number* from, int n) {
   for (int i = 0; i < PANEL; ++i) to[i] = i < n ? from[i] : Number{};

@@ -14,8 +14,8 @@ struct Sample {
   bool* seen_generated;
   const int32_t* bias_ids;  // [P + 1, bias_width], as the next one
   const float* biases;
-  const int32_t* stops;            // [P + 1, stop_width]
-  const int32_t* mask;             // [P + 1, ceil(V / 32)]
+  const int32_t* stops;  // [P + 1, stop_width]
+  const int32_t* mask;   // [P + 1, ceil(V / 32)]
   const int64_t* unsampleable_ids;
   int64_t num_unsampleable;
   const bool* uncounted;  // [V]
@@ -23,12 +23,14 @@ struct Sample {
   double* logprobs;       // [B]
 };
 
-// Columns of the tables; see engine/slot_tables.py.
+// Columns of the tables; a test compares them with engine/slot_tables.py.
 enum { TEMPERATURE, TOP_P, MIN_P, PRESENCE, FREQUENCY, REPETITION, DECAY, NUM_FLOATS = 8 };
+// clang-format off
 enum {
   TOP_K, UNTEMPERED, POSITION, MIN_TOKENS, IS_PENALIZED, SKIPS_UNCOUNTED, NUM_SEEN, NUM_BIASES, NUM_STOPS, IS_MASKED,
   STREAM, NUM_INTEGERS = 16
 };
+// clang-format on
 
 constexpr float MIN_TEMPERATURE = 1e-6f;
 
@@ -48,7 +50,7 @@ static double uniform(const int64_t* stream, int64_t position) {
   return (double)(((uint64_t)c0 << 21) | (c1 >> 11)) * 0x1p-53;
 }
 
-// The product rounded to float before anything is added to it, as in the definition.
+// A product that is rounded to float before it is added to, as in the definition. (float * float is exact in double.)
 static float product(float x, float y) { return (float)((double)x * y); }
 
 // Logits of ids whose bit is set; -inf for the others.
@@ -58,7 +60,7 @@ static void apply_mask(const int32_t* words, const float* from, float* to, int64
   int64_t id = 0;
   for (; id + WIDTH <= vocab; id += WIDTH) {
     const Ints bits = (Ints{} + (words[id / 32] >> (id % 32))) & lanes;
-    store(to + id, bits == lanes ? load(from + id) : all(-INFINITY));
+    store(to + id, bits == lanes ? load(from + id) : splat(-INFINITY));
   }
   for (; id < vocab; ++id) to[id] = (words[id / 32] >> (id % 32)) & 1 ? from[id] : -INFINITY;
 }
@@ -75,7 +77,7 @@ class Sampler {
     row.read(x, p.vocab);
     const double normalizer = row.log_normalizer();
     shape(p, slot);
-    look_again(p, slot);
+    rescan_tiles(p, slot);
     const int64_t token = selector.select(row, filter(p, slot), uniform(integers + STREAM, integers[POSITION]));
     restore();
     p.token_ids[i] = p.last_token[slot] = token;
@@ -137,8 +139,9 @@ class Sampler {
     }
   }
 
-  // At the tiles whose logits have changed; where a mask applies, at a copy of the row.
-  void look_again(const Sample& p, int64_t slot) {
+  // Computes the numbers of tiles again whose logits have changed; of the whole row, on a masked copy, where a mask
+  // applies.
+  void rescan_tiles(const Sample& p, int64_t slot) {
     if (p.integers[slot * NUM_INTEGERS + IS_MASKED]) {
       const int32_t* words = p.mask + slot * ((p.vocab + 31) / 32);
       masked.resize(p.vocab);
@@ -202,7 +205,7 @@ extern "C" int32_t sample_tokens(const Sample* p) {
     if (p->slot_index[i] >= 0 && !is_valid(*p, p->slot_index[i])) return (int32_t)i;
 #pragma omp parallel if (p->num_rows > 1)
   {
-    Sampler& sampler = own<Sampler>();
+    Sampler& sampler = thread_object<Sampler>();
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < p->num_rows; ++i) sampler.sample(*p, i);
   }

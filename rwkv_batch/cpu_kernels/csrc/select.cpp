@@ -20,12 +20,12 @@ struct Normalize {
 extern "C" void select_tokens(const Select* p) {
 #pragma omp parallel if (p->num_rows > 1)
   {
-    LogitsRow& row = own<LogitsRow>();
-    Selector& selector = own<Selector>();
+    LogitsRow& row = thread_object<LogitsRow>();
+    Selector& selector = thread_object<Selector>();
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < p->num_rows; ++i) {
-      const Filter filter = {p->temperature[i], p->filter_temperature[i], p->top_p[i],     p->min_p[i],
-                             p->top_k[i],       p->greedy[i],             p->untempered[i]};
+      const Filter filter = {p->temperature[i], p->filter_temperature[i], p->top_p[i], p->min_p[i], p->top_k[i],
+                             p->greedy[i],      p->untempered[i]};
       row.read(p->logits + i * p->vocab, p->vocab);
       p->token_ids[i] = selector.select(row, filter, p->uniform[i]);
     }
@@ -35,7 +35,7 @@ extern "C" void select_tokens(const Select* p) {
 extern "C" void log_normalizer(const Normalize* p) {
 #pragma omp parallel if (p->num_rows > 1)
   {
-    LogitsRow& row = own<LogitsRow>();
+    LogitsRow& row = thread_object<LogitsRow>();
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < p->num_rows; ++i) {
       row.read(p->logits + i * p->vocab, p->vocab);

@@ -1,7 +1,8 @@
 // One token of one row: temperature, top-k, top-p, min-p, without sorting or listing the vocabulary.
-// The definition is in engine/selection.py. Every filter keeps a prefix of the order "logit down, id up". Where it ends
-// is looked for among a few hundred tokens with the largest logits; if it lies further down, a sample of the row says
-// in which narrow range of logits it should, and the tokens in that range are looked at; where it does not, all are.
+// The definition is in engine/selection.py. Every filter keeps a prefix of the order "logit down, id up". Its end is
+// searched in three places, one after the other: among a few hundred tokens with the largest logits (`top`); in a
+// narrow range of logits that a sample of the row predicts (`band`); and, where the prediction was wrong, in the whole
+// row.
 #pragma once
 #include "candidates.h"
 
@@ -40,16 +41,16 @@ class Selector {
  private:
   static constexpr Range whole = {-FLT_MAX, INFINITY};
   static constexpr Cut everything = {-FLT_MAX, LAST, INFINITY, INFINITY};
-  static constexpr int64_t GROUP = 4, FEW_GROUPS = 16;  // tiles in a group, whose largest logit is looked at first
-  static constexpr int64_t MANY = 192;                  // groups, at most
+  static constexpr int64_t GROUP = 4, FEW_GROUPS = 16;  // tiles in a group; fewer groups: all tokens are in `top`
+  static constexpr int64_t MANY = 192;                  // tokens that `top` has at least, if top-k is off
   static constexpr int BINS = 512;
-  static constexpr int64_t SPARSENESS = 16;  // one token in so many is in a sample
-  static constexpr double SURE = 3;          // standard deviations that a sample may be wrong by
-  static constexpr double UNSEEN = 9;        // tokens of which a sample may have missed all that it should hold
+  static constexpr int64_t SPARSENESS = 16;  // one token in so many is in the sample
+  static constexpr double DEVIATIONS = 3;    // standard errors that the sample's estimate is trusted up to
+  static constexpr double UNSEEN = 9;        // see guess
 
   const LogitsRow* row = nullptr;
   float rate = 0;    // e^(logit / the filters' temperature) = 2^(logit * rate)
-  double total = 0;  // mass of the row at that temperature; 0 until somebody asks
+  double total = 0;  // mass of the row at that temperature; 0 until total_mass is called
   Candidates top, band;
   std::vector<float> group_max;
   std::vector<double> sums;  // of the masses in each tile
@@ -74,8 +75,8 @@ class Selector {
 
   static Cut shorter(const Cut& keep, const Cut& other) { return other.is_before(keep) ? other : keep; }
 
-  // The `count`-th largest of the maxima of groups of tiles: at least as many tokens have such a logit, and most often
-  // hardly more, as a few groups hold more than one of them.
+  // A logit that at least `count` tokens reach, and hardly more: the `count`-th largest of the groups' largest logits.
+  // A few groups have more than one token from this logit up.
   float limit_of(int64_t count) {
     const int64_t groups = (row->tiles + GROUP - 1) / GROUP;
     count = std::min(count, groups * 3 / 4);
@@ -100,7 +101,7 @@ class Selector {
     for (int64_t t = 0; at_rate != LOG2_E && t < row->tiles; ++t) sums[t] = mass_of(row->tile(t), row->peak, at_rate);
   }
 
-  // The shortest prefix with `amount`, or any that is not before `keep`.
+  // The shortest prefix with `amount`; any longer one than `keep` stands for all that are longer.
   Cut prefix(const Amount& amount, const Cut& keep) {
     if (top.holds(amount)) return top.prefix(amount);
     if (top.range.low <= whole.low || top.covers(keep)) return everything;
@@ -110,7 +111,7 @@ class Selector {
     return band.holds(amount) ? band.prefix(amount) : everything;
   }
 
-  // The prefix of tokens whose mass is at least `least`, or any that is not before `keep`.
+  // The prefix of tokens whose mass is at least `least`; any longer one than `keep` stands for all that are longer.
   Cut heavier_than(double least, const Cut& keep) {
     const float limit = (float)(row->peak + std::log2(least) / rate);
     const float slack = 1e-3f / rate + 1e-5f * std::abs(limit);
@@ -120,16 +121,28 @@ class Selector {
     return band.heavier_than(least);
   }
 
-  // Where a sample of the tokens below `top` says that the prefix with `amount` ends; it may be wrong.
+  // The range of logits in which the prefix with `amount` ends, estimated from a sample of the tokens below `top`.
+  //
+  // Of the n sampled tokens, token i has the weight w_i: its mass, or 1 where tokens are counted. Let W be the sum of
+  // all w_i, A the sum of those above a boundary between bins, and s = A / W. With F, the tokens' total weight over W,
+  // F A estimates the weight above the boundary. To first order the error of s is (1 / W) sum_i (a_i - s) w_i, where
+  // a_i is 1 above the boundary and 0 below, and the terms are nearly independent. The variance of A thus is about
+  //   sum_i (a_i - s)^2 w_i^2 = (1 - s)^2 Q_above + s^2 (Q - Q_above),   Q = sum_i w_i^2.
+  // The tokens of a bin have about the same weight, that of the bin's upper end, so that the bin adds its sum of w_i
+  // times this weight to Q. The estimate is trusted within DEVIATIONS standard errors. Above the first sampled token
+  // the variance is 0: there, up to UNSEEN F times the largest weight may have been missed. (Tokens of that weight
+  // would have put UNSEEN of themselves into the sample on average, and none with a probability of e^-UNSEEN.) From the
+  // top down, `range.high` is the last boundary above which there is certainly too little, `range.low` the first above
+  // which there is enough. The answer may be wrong: `prefix` notices, and collects the whole row.
   Range guess(const Amount& amount) {
     const bool by_mass = amount.mass > 0;
     const float high = top.range.low, low = fill_bins(by_mass), width = (high - low) / BINS;
     const double heaviest = by_mass ? exp2_of(high, row->peak, rate) : 1.0;
     const double ratio = by_mass ? std::exp2(-width * rate) : 1.0;
     double weights = 0, squares = 0, weight = heaviest;  // `weight`: of one token in a bin
-    for (int at = BINS - 1; at >= 0; --at, weight *= ratio) {
-      weights += bins[at];
-      squares += bins[at] * weight;
+    for (int bin = BINS - 1; bin >= 0; --bin, weight *= ratio) {
+      weights += bins[bin];
+      squares += bins[bin] * weight;
     }
     const double needed = by_mass ? amount.mass - top.mass : amount.count - top.size;
     const double factor = by_mass ? (total_mass() - top.mass) / weights : (double)SPARSENESS;
@@ -137,28 +150,28 @@ class Selector {
     Range range = {whole.low, high};
     double above = 0, squares_above = 0;
     weight = heaviest;
-    for (int at = BINS - 1; at >= 0; --at, weight *= ratio) {
-      above += bins[at];
-      squares_above += bins[at] * weight;
+    for (int bin = BINS - 1; bin >= 0; --bin, weight *= ratio) {
+      above += bins[bin];
+      squares_above += bins[bin] * weight;
       const double share = above / weights, rest = 1 - share;
       const double variance = rest * rest * squares_above + share * share * (squares - squares_above);
-      const double error = SURE * factor * std::sqrt(std::max(variance, 0.0));
-      if (factor * above + error + unseen < needed) range.high = low + at * width;
+      const double error = DEVIATIONS * factor * std::sqrt(std::max(variance, 0.0));
+      if (factor * above + error + unseen < needed) range.high = low + bin * width;
       if (factor * above - error >= needed) {
-        range.low = low + at * width;
+        range.low = low + bin * width;
         break;
       }
     }
     return range;
   }
 
-  // Spread every SPARSENESS-th token, of those below `top`, over bins of equal width. Returns where the first starts.
+  // Sums the weights of every SPARSENESS-th token below `top` in bins of equal width. Returns the lower end of bin 0.
   float fill_bins(bool by_mass) {
     sample.clear();
     for (int64_t t = 0; t < row->tiles; t += SPARSENESS * WIDTH / TILE)
       sample.insert(sample.end(), row->tile(t), row->tile(t) + WIDTH);
     const float high = top.range.low, lowest = high - 30 * LOG2_E / rate;
-    Floats least = all(high);
+    Floats least = splat(high);
     for (size_t i = 0; i < sample.size(); i += WIDTH) least = -larger(-load(&sample[i]), -least);
     const float low = std::max(-largest(-least), lowest), bins_per_unit = high > low ? BINS / (high - low) : 0.0f;
     std::fill_n(bins, BINS, 0.0f);
@@ -166,15 +179,15 @@ class Selector {
       const Floats x = load(&sample[i]);
       Floats weight[1] = {(x - row->peak) * rate};
       exp2_of(weight);
-      weight[0] = x < high ? (by_mass ? weight[0] : all(1.0f)) : Floats{};
-      const Floats at = -larger(-(larger(x - low, Floats{}) * bins_per_unit), all(1.0f - BINS));
-      const Ints bin = __builtin_convertvector(at, Ints);
+      weight[0] = x < high ? (by_mass ? weight[0] : splat(1.0f)) : Floats{};
+      const Floats place = -larger(-(larger(x - low, Floats{}) * bins_per_unit), splat(1.0f - BINS));
+      const Ints bin = __builtin_convertvector(place, Ints);
       for (int j = 0; j < WIDTH; ++j) bins[bin[j]] += weight[0][j];
     }
     return low;
   }
 
-  // From the tiles' masses in `sums`; then from the tokens of one tile that are before the cut.
+  // Draws a tile by the masses in `sums`, then a token of this tile that the cut keeps.
   int64_t draw(const Cut& keep, float draw_rate, double uniform) {
     std::partial_sum(sums.begin(), sums.end(), sums.begin());
     const double target = uniform * sums.back();

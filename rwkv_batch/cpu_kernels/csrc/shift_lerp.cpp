@@ -13,7 +13,7 @@ struct ShiftLerp {
 };
 
 template <typename T>
-static void normalise(const ShiftLerp& p, int64_t token, float* z) {
+static void normalize(const ShiftLerp& p, int64_t token, float* z) {
   const T* x = (const T*)p.x + token * p.width;
   const T *weight = (const T*)p.weight, *bias = (const T*)p.bias;
   for (int64_t i = 0; i < p.width; ++i) z[i] = to_float(x[i]);
@@ -50,7 +50,7 @@ static void run(const ShiftLerp& p) {
   {
     float* z = new float[p.width];
 #pragma omp for schedule(static)
-    for (int64_t token = 0; token < p.num_tokens; ++token) normalise<T>(p, token, z);
+    for (int64_t token = 0; token < p.num_tokens; ++token) normalize<T>(p, token, z);
     delete[] z;
 #pragma omp for schedule(static)
     for (int64_t token = 0; token < p.num_tokens; ++token) {

@@ -21,8 +21,9 @@ static Bytes bytes_of(const TokenTable& table, int64_t id) {
   return {table.bytes + table.start[id], table.start[id + 1] - table.start[id]};
 }
 
-// Aho and Corasick's automaton (Communications of the ACM 18(6), 1975): a state is the longest end of the text with which
-// a pattern begins. Bytes that no pattern has share class 0, so that a state costs four bytes for each other class only.
+// Aho and Corasick's automaton (Communications of the ACM 18(6), 1975): a state is the longest end of the text with
+// which a pattern begins. Bytes that no pattern has share class 0, so that a state costs four bytes for each other
+// class only.
 struct Automaton {
   int64_t num_classes = 1;
   uint16_t class_of[256] = {};
@@ -84,7 +85,8 @@ struct PushTokens {
   int64_t* state;                    // [P]
   int64_t* ignored_tokens;           // [P]: so many next tokens end no match
   int64_t* text_bytes;               // [P]: bytes of the text so far
-  int64_t *index, *pattern, *end;    // [P]: of each match its place in [0, n), its pattern, and bytes of the text up to its end
+  int64_t *index, *pattern;          // [P]: of each match, its index in [0, n) and its pattern
+  int64_t* end;                      // [P]: of each match, bytes of the text up to its end
 };
 
 // Returns how many matches there are; -1, and nothing has changed, where a slot does not exist.

@@ -64,7 +64,7 @@ static void find_top(int64_t count, Ranking& r) {
 extern "C" void top_tokens(const TopTokens* p) {
 #pragma omp parallel if (p->num_tokens > 1)
   {
-    Ranking& r = own<Ranking>();
+    Ranking& r = thread_object<Ranking>();
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < p->num_tokens; ++i) {
       r.row.read_maxima(p->logits + p->rows[i] * p->vocab, p->vocab);

@@ -19,7 +19,7 @@ typedef int32_t Ints __attribute__((vector_size(LANES * 4), aligned(4)));
 typedef uint32_t Words __attribute__((vector_size(LANES * 4), aligned(4)));
 typedef uint16_t Halves __attribute__((vector_size(LANES * 2), aligned(2)));
 
-static inline Floats all(float x) { return x - Floats{}; }
+static inline Floats splat(float x) { return x - Floats{}; }
 
 static inline Floats load(const float* x) { return *(const Floats*)x; }
 

@@ -1,7 +1,9 @@
 // Products of whole numbers: int8 weights with a scale for each output channel, inputs of 8 or 16 bits with one a row.
 #include "multiply.h"
 
-struct Scale { float value; };
+struct Scale {
+  float value;
+};
 struct ScaleAndSum {
   float scale[PANEL];
   int32_t weight_sum[PANEL];
@@ -18,7 +20,7 @@ static float scale_of(const T* x, int64_t n, float levels) {
     largest = magnitude > largest ? magnitude : largest;
   }
   for (int i = 0; k < n; ++i, ++k) {
-    const Ints magnitude = (Ints)all(to_float(x[k])) & MAGNITUDE;
+    const Ints magnitude = (Ints)splat(to_float(x[k])) & MAGNITUDE;
     largest[i] = std::max(largest[i], magnitude[0]);
   }
   int32_t most = 0;
@@ -30,14 +32,15 @@ static float scale_of(const T* x, int64_t n, float levels) {
   return scale > 0 ? scale : 1;
 }
 
-// The nearest whole number, halves to the even one; within ±levels also where a tiny scale has lost its digits, or is NaN.
+// The nearest whole number, halves to the even one; within ±levels also where a tiny scale has lost its digits, or is
+// NaN.
 static inline int32_t whole(float x, float levels) {
   const float bounded = x > -levels ? x : -levels;
   return (int32_t)__builtin_rintf(bounded < levels ? bounded : levels);
 }
 
 template <typename T, typename Numbers>
-struct Quantised {
+struct Quantized {
   typedef Numbers Kind;
   typedef Scale Row;
   static Row prepare(const Product& p, const T* x, uint32_t* units) {
@@ -64,14 +67,14 @@ struct Quantised {
 
 extern "C" int64_t int8_inputs() { return Int8::INPUTS; }
 
-#define DEFINE_W8A8(NAME, T)                                              \
-  extern "C" void NAME(const Product* p, int64_t count, int64_t rows) {   \
-    multiply<T, Quantised<T, Int8>>(p, count, rows);                      \
+#define DEFINE_W8A8(NAME, T)                                            \
+  extern "C" void NAME(const Product* p, int64_t count, int64_t rows) { \
+    multiply<T, Quantized<T, Int8>>(p, count, rows);                    \
   }
 FOR_EACH_DTYPE(DEFINE_W8A8, w8a8)
 
-#define DEFINE_W8A16(NAME, T)                                             \
-  extern "C" void NAME(const Product* p, int64_t count, int64_t rows) {   \
-    multiply<T, Quantised<T, Int16ByInt8>>(p, count, rows);               \
+#define DEFINE_W8A16(NAME, T)                                           \
+  extern "C" void NAME(const Product* p, int64_t count, int64_t rows) { \
+    multiply<T, Quantized<T, Int16ByInt8>>(p, count, rows);             \
   }
 FOR_EACH_DTYPE(DEFINE_W8A16, w8a16)

@@ -4,10 +4,10 @@
 struct Wkv4 {
   Rows rows;
   int64_t width, slot_stride;
-  const void *r, *k, *v;        // [M, A]
-  const float *decay, *bonus;   // [A]
-  float *aa, *bb, *pp;          // slot s at + s * slot_stride
-  void* out;                    // [M, A]
+  const void *r, *k, *v;       // [M, A]
+  const float *decay, *bonus;  // [A]
+  float *aa, *bb, *pp;         // slot s at + s * slot_stride
+  void* out;                   // [M, A]
 };
 
 constexpr int64_t BLOCK = 256;  // channels that one thread takes at a time
@@ -15,7 +15,8 @@ constexpr int64_t BLOCK = 256;  // channels that one thread takes at a time
 template <typename T>
 static void run(const Wkv4& p) {
   const int64_t blocks = (p.width + BLOCK - 1) / BLOCK;
-#pragma omp parallel for collapse(2) schedule(dynamic, at_once(p.rows.num_rows * blocks))
+  const int64_t chunk = chunk_size(p.rows.num_rows * blocks);
+#pragma omp parallel for collapse(2) schedule(dynamic, chunk)
   for (int64_t row = 0; row < p.rows.num_rows; ++row)
     for (int64_t block = 0; block < blocks; ++block) {
       const int32_t slot = p.rows.slot[row];

@@ -1,11 +1,12 @@
-// RWKV-5 and 6: y = r (S + diag(u) k^T v), S <- diag(w) S + k^T v, then group norm and, where there is one, a SiLU gate.
-// The state is [K, V] with V contiguous. v5's decay is one factor per key channel; v6's is exp(-exp(d + w)) per token.
+// RWKV-5 and 6: y = r (S + diag(u) k^T v), S <- diag(w) S + k^T v, then group norm and, where there is one, a SiLU
+// gate. The state is [K, V] with V contiguous. v5's decay is one factor per key channel; v6's is exp(-exp(d + w)) per
+// token.
 #include "common.h"
 
 struct Wkv56 {
   Rows rows;
   int64_t num_heads, size, slot_stride;
-  const void *r, *k, *v, *g, *w;  // [M, A]; g null in 5.0, w null in v5
+  const void *r, *k, *v, *g, *w;                         // [M, A]; g null in 5.0, w null in v5
   const float *decay, *bonus, *norm_weight, *norm_bias;  // [H, K], [H, K], [A], [A]
   float eps;
   float* state;

@@ -1,5 +1,5 @@
 // RWKV-7, everything per head fused: decay, in-context rate, value residual, state update, read-out, norm, bonus, gate.
-// The state is [K, V] with V contiguous, so that every loop over V vectorises.
+// The state is [K, V] with V contiguous, so that every loop over V vectorizes.
 #include "common.h"
 
 struct Wkv7 {

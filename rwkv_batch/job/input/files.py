@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ from pyarrow import fs
 from ...errors import ConfigurationError
 
 NATIVE_SCHEMES = ("s3", "gs", "gcs", "abfs", "hdfs")
-EXTENSIONS = {".parquet": "parquet", ".pq": "parquet", ".parq": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,12 @@ def sha256_of(file: Any) -> str:
     return digest.hexdigest()
 
 
-def find_files(paths: str | Sequence[str]) -> list[InputFile]:
+def find_files(paths: str | Sequence[str], extensions: Collection[str]) -> list[InputFile]:
     """The files that `input.path` means, sorted by name, each once.
+
+    Args:
+        paths: files, folders, globs or URLs.
+        extensions: ends of the names of those of a folder's files that are meant, such as ".jsonl".
 
     Raises:
         ConfigurationError: a path names nothing, or its file system cannot be reached.
@@ -69,7 +72,7 @@ def find_files(paths: str | Sequence[str]) -> list[InputFile]:
     found: dict[str, InputFile] = {}
     for path in [paths] if isinstance(paths, str) else paths:
         try:
-            matches = _expand(path)
+            matches = _expand(path, extensions)
         except (OSError, pa.ArrowInvalid, ImportError, ValueError) as error:
             raise ConfigurationError(f"input.path: cannot read {path!r}: {error}") from error
         if not matches:
@@ -93,7 +96,7 @@ def would_be_read(paths: str | Sequence[str], path: str) -> bool:
     return False
 
 
-def _expand(path: str) -> list[InputFile]:
+def _expand(path: str, extensions: Collection[str]) -> list[InputFile]:
     filesystem, inner, prefix = _filesystem(path)
     info = filesystem.get_file_info(inner)
     if info.type == fs.FileType.File:
@@ -104,11 +107,11 @@ def _expand(path: str) -> list[InputFile]:
     infos = filesystem.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
     root = base.rstrip("/") + "/"
     names = {info.path: info.path.removeprefix(root) for info in infos if info.type == fs.FileType.File}
-    chosen = [info for info in infos if info.path in names and _is_chosen(names[info.path], pattern)]
+    chosen = [info for info in infos if info.path in names and _is_chosen(names[info.path], pattern, extensions)]
     return [_file(filesystem, info, prefix) for info in chosen]
 
 
-def _is_chosen(name: str, pattern: re.Pattern[str] | None) -> bool:
+def _is_chosen(name: str, pattern: re.Pattern[str] | None, extensions: Collection[str]) -> bool:
     """A glob decides by itself; in a folder, private files and those of other kinds are passed over."""
     pieces = name.split("/")
     if any(piece.startswith(".") for piece in pieces):
@@ -116,7 +119,7 @@ def _is_chosen(name: str, pattern: re.Pattern[str] | None) -> bool:
     if pattern is not None:
         return pattern.fullmatch(name) is not None
     is_private = any(piece.startswith("_") for piece in pieces)
-    return not is_private and os.path.splitext(name)[1].lower() in EXTENSIONS
+    return not is_private and os.path.splitext(name)[1].lower() in extensions
 
 
 def _file(filesystem: Any, info: Any, prefix: str) -> InputFile:

@@ -2,57 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ...sampling_params import SAMPLING_FIELDS
 from .files import InputFile
-from .jsonl import JsonlTable, Kind, fits
+from .json_kinds import STRING, Expected
+from .jsonl import JsonlTable
+from .roles import PROMPT_KINDS, SAMPLING_KINDS
 from .table import READ_ERROR
 
-PROMPT_KINDS: dict[str, Kind] = {
-    "prompt": "string",
-    "messages": [{"role": "string", "content": "string"}],
-    "prompt_token_ids": ["int"],
-}
-FIELDS: dict[str, Kind] = {
-    "temperature": "float",
-    "top_p": "float",
-    "max_tokens": "int",
-    "seed": "int",
-    "n": "int",
-    "presence_penalty": "float",
-    "frequency_penalty": "float",
-    "stop": "strings",
-    "logit_bias": "biases",
-}
+SAMPLING_NAMES = {alias: name for name, field in SAMPLING_FIELDS.items() for alias in field.openai}
+"""Name in a request's body → the sampling field that it sets."""
 
 IGNORED = {"model", "stream", "stream_options", "user", "metadata", "store", "service_tier"}
-"""What changes who is billed or how an answer travels, never the answer."""
+"""Names in a request's body that change billing or transport, never the answer."""
 
 
 class OpenAIBatchTable(JsonlTable):
-    """Lines of {"custom_id": …, "body": {…}} for chat/completions or completions."""
+    """Lines of {"custom_id": …, "body": {…}} for chat/completions or completions.
 
-    def __init__(self, file: InputFile) -> None:
-        self._part: str | None = None
-        super().__init__(file, {"id": "string", **PROMPT_KINDS, **FIELDS})
+    All requests of a file have the same kind of prompt, that of the first one that can be served.
+    """
+
+    def __init__(self, file: InputFile, expected: Mapping[str, Expected]) -> None:
+        self._role: str | None = None
+        sampling = {name: SAMPLING_KINDS[name] for name in SAMPLING_NAMES.values()}
+        super().__init__(file, {"id": STRING, **PROMPT_KINDS, **sampling})
+
+    @staticmethod
+    def recognizes(head: bytes) -> bool:
+        try:
+            first = json.loads(head.lstrip().partition(b"\n")[0])
+        except ValueError:
+            return False
+        return isinstance(first, dict) and "custom_id" in first and isinstance(first.get("body"), dict)
 
     def parse(self, line: bytes) -> dict[str, Any]:
         request = super().parse(line)
         if READ_ERROR in request:
             return request
-        body = request.get("body")
         row = {"id": request.get("custom_id")}
         try:
-            row.update(_columns(body))
+            row.update(_columns(request.get("body")))
         except ValueError as error:
             row[READ_ERROR] = str(error)
-        part = next((part for part in PROMPT_KINDS if row.get(part) is not None), None)
-        if part is not None and self._part is None and fits(row[part], PROMPT_KINDS[part]):
-            self._part = part  # the first good prompt decides what all of the file's prompts are
-        if part is not None and self._part not in (None, part):
-            del row[part]
-            row.setdefault(READ_ERROR, f"bad_type: got {part}, expected {self._part} as in the requests above")
+        role = next((role for role in PROMPT_KINDS if row.get(role) is not None), None)
+        if role is None:
+            return row
+        if self._role is None:
+            self._role = role if PROMPT_KINDS[role].fits(row[role]) else None
+        elif role != self._role:
+            del row[role]
+            row.setdefault(READ_ERROR, f"bad_type: got {role}, expected {self._role} as in the requests above")
         return row
 
 
@@ -65,15 +68,14 @@ def _columns(body: Any) -> Iterator[tuple[str, Any]]:
             yield name, [_message(message) for message in value] if isinstance(value, list) else value
         elif name == "prompt":
             yield ("prompt_token_ids" if isinstance(value, list) else name), value
-        elif name == "max_completion_tokens":
-            yield "max_tokens", value
-        elif name in FIELDS:
-            yield name, value
+        elif name in SAMPLING_NAMES:
+            yield SAMPLING_NAMES[name], value
         elif name not in IGNORED and not _is_off(name, value):
             raise ValueError(f"bad_sampling: body.{name} is not supported")
 
 
 def _is_off(name: str, value: Any) -> bool:
+    """Whether a name that is not supported has the value that asks for nothing."""
     if name == "logprobs":
         return value is None or value is False
     return value is None or (name == "response_format" and value == {"type": "text"})

@@ -11,10 +11,11 @@ import pyarrow.types as pt
 
 from ...errors import RowError
 from ...rows import ErrorRow, GenerateRow, ScoreRow
-from ...sampling_params import SamplingParams
+from ...sampling_fields import Biases, Integer
+from ...sampling_params import SAMPLING_FIELDS, SamplingParams
 from ..config import JobConfig, sampling_with
 from ..plan import Unit
-from .columns import INTEGERS, Columns
+from .columns import Columns
 from .table import READ_ERROR
 
 Record = dict[str, Any]
@@ -165,10 +166,11 @@ def _ids(column: str, value: Any) -> Any:
 
 
 def _plain(field: str, value: Any) -> Any:
-    """Arrow's way of holding a sampling value → the value."""
-    if field in INTEGERS and isinstance(value, float) and value.is_integer():
+    """The Python value of a sampling field that Arrow holds in another form."""
+    kind = SAMPLING_FIELDS[field].kind
+    if isinstance(kind, Integer) and isinstance(value, float) and value.is_integer():
         return int(value)  # an integer column with nulls has often become floating on its way here
-    if field == "logit_bias":
+    if isinstance(kind, Biases):
         pairs = value.items() if isinstance(value, dict) else value
         return {token_id: bias for token_id, bias in pairs if bias is not None}
     return value

@@ -1,11 +1,15 @@
-"""What every input format offers: a schema, a row count, and ranges of rows as Arrow batches."""
+"""The table: the form in which every input format offers a file's rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import pyarrow as pa
+
+from .files import InputFile
+from .json_kinds import Expected
 
 BATCH_ROWS = 512
 
@@ -13,14 +17,40 @@ READ_ERROR = "__read_error__"
 """A column that a table may add to its batches: "code: sentence" where a row could not be read, else null."""
 
 
-class Table(Protocol):
-    """One input file."""
+class Table(ABC):
+    """One opened input file. A data source is a subclass, and an entry of `FORMATS` in formats.py.
 
-    @property
-    def schema(self) -> pa.Schema: ...
+    Args:
+        file: the file, of which `schema` and `num_rows` are found at once.
+        expected: for formats whose files have no schema: the kinds of some columns' values. A value of another kind
+            makes its row a bad row.
 
-    @property
-    def num_rows(self) -> int: ...
+    Attributes:
+        extensions: ends of file names, in lower case with the dot, by which a folder's files of this format are found.
+        schema: the columns of the file.
+        num_rows: the rows of the file.
 
+    Raises:
+        ConfigurationError: rows contradict each other.
+        OSError, pa.ArrowException: the file is not of this format.
+    """
+
+    extensions: ClassVar[tuple[str, ...]]
+    schema: pa.Schema
+    num_rows: int
+
+    @abstractmethod
+    def __init__(self, file: InputFile, expected: Mapping[str, Expected]) -> None: ...
+
+    @staticmethod
+    @abstractmethod
+    def recognizes(head: bytes) -> bool:
+        """Whether a file that begins with these bytes, at most 1 MiB, is of this format."""
+
+    @abstractmethod
     def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Rows from `start` to before `stop`, in batches of at most `BATCH_ROWS`, with those of `columns` it has."""
+        """Rows from `start` to before `stop`, in batches of at most `BATCH_ROWS` rows.
+
+        Args:
+            columns: wanted columns. A batch has those of them that the file has, and perhaps READ_ERROR.
+        """

@@ -1,1 +1,1 @@
-"""Files that hold weights: formats, names, conversion."""
+"""Model files: their formats, tensor names and conversion."""

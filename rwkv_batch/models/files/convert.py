@@ -1,4 +1,4 @@
-"""Rewriting a model as one .safetensors file with canonical names, 8-bit on request."""
+"""Converts a model to one .safetensors file with canonical names, with matrices in 8-bit form on request."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from ...errors import ConfigurationError
-from .checkpoint import LN_X_EPS_KEY, MM8_MARK, NORMALIZED_MARK, Checkpoint, open_checkpoint
+from ...errors import ConfigurationError, one_of
+from ..matrices.quantization import QUANTIZATIONS, weight_format
+from .canonical import LN_X_EPS_KEY, MM8_MARK, NORMALIZED_MARK
+from .checkpoint import Checkpoint, open_checkpoint
 
 _DTYPE_CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.uint8: "U8"}
 _ALIGNMENT = 64
 
 
 class _Entry(NamedTuple):
-    """One tensor of the file to be written."""
+    """A tensor of the file to be written."""
 
     name: str
     dtype: torch.dtype
@@ -31,12 +33,12 @@ class _Entry(NamedTuple):
 
 
 def convert(source: str | Path, destination: str | Path, quantization: str | None = None) -> Path:
-    """Write the model `source` to the .safetensors file `destination`, one matrix in memory at a time.
+    """Write the model `source` to the .safetensors file `destination`, with one matrix in memory at a time.
 
     The file appears under its name only when it is complete.
 
     Args:
-        source: whatever `open_checkpoint` opens.
+        source: any path or address that `open_checkpoint` takes.
         destination: replaced if it exists.
         quantization: "int8" stores every large matrix but the embeddings in 8-bit form (mm8); None keeps all
             tensors as they are in `source`.
@@ -53,8 +55,10 @@ def convert(source: str | Path, destination: str | Path, quantization: str | Non
         raise ConfigurationError(f"destination: got {str(destination)!r}, expected a path that ends in .safetensors")
     if not destination.parent.is_dir():
         raise ConfigurationError(f"destination: {destination.parent} is not a folder; create it first")
-    if quantization not in (None, "int8"):
-        raise ConfigurationError(f"quantization: got {quantization!r}, expected null or 'int8'")
+    written = [name for name in QUANTIZATIONS if weight_format(name).is_written]
+    if quantization is not None and quantization not in written:
+        expected = one_of(["null", *map(repr, written)])
+        raise ConfigurationError(f"quantization: got {quantization!r}, expected {expected}")
     checkpoint = open_checkpoint(source)
     if destination.exists() and any(destination.samefile(file) for file in checkpoint.files):
         raise ConfigurationError(f"destination: {destination} is the source itself; expected another path")
@@ -79,7 +83,7 @@ def convert(source: str | Path, destination: str | Path, quantization: str | Non
 
 
 def is_quantizable(checkpoint: Checkpoint, name: str) -> bool:
-    """Whether a tensor is a matrix [C_out, C_in] that inputs are multiplied by; embeddings are looked up instead."""
+    """Tells whether a tensor is a matrix [C_out, C_in] of a product. Embeddings are none: they are looked up."""
     return name.endswith(".weight") and "emb" not in name and len(checkpoint.shape(name)) == 2
 
 
@@ -114,7 +118,7 @@ def _metadata(checkpoint: Checkpoint, is_quantized: bool) -> dict[str, str]:
 
 
 def _write_header(file: BinaryIO, entries: list[_Entry], metadata: dict[str, str]) -> dict[str, int]:
-    """Write a safetensors header; returns where in the file each tensor goes.
+    """Write a safetensors header; returns each tensor's offset in the file, in bytes.
 
     Wider dtypes come first and the data start at a multiple of 64 bytes, so that every mapped tensor is aligned.
     """

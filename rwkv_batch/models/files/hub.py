@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def download(address: str) -> Path:
     """Fetch a file into the hub's local cache, unless it is there, and return its path.
 
-    A revision that isn't a full commit may change between runs; that is logged as a warning.
+    Logs a warning if the revision is not a full commit, because it may then name other files in a later run.
 
     Raises:
         ConfigurationError: `address` is malformed.

@@ -3,45 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ...errors import CheckpointError
-from .hf_names import canonical_targets, is_fla
-from .weight_files import StoredTensor, read_safetensors
+from ..architecture import architectures
+from ..schema import Schema
+from .hf_layouts import HfLayout
+from .stored import Contents, StoredTensor
+from .weight_files import read_safetensors, require_one_dtype, require_tensors
 
-_MODEL_TYPES = ("rwkv", "rwkv5", "rwkv6", "rwkv7")
 _INDEX = "model.safetensors.index.json"
 _LAYER_NORM_EPS = 1e-5
 
 
-@dataclass(frozen=True, eq=False)
-class Folder:
-    """The contents of a folder in Hugging Face layout.
-
-    Args:
-        files: the weight files, in order of name.
-        has_input_norm: whether the embedding is layer-normed before the first layer.
-        ln_x_eps: epsilon of the group norm over heads, where config.json states it.
-    """
-
-    tensors: dict[str, StoredTensor]
-    files: tuple[Path, ...]
-    has_input_norm: bool
-    ln_x_eps: float | None
-
-
-def read_folder(folder: Path) -> Folder:
-    """Open the weights of a folder; tensors of unknown names keep them.
+def read_folder(folder: Path) -> Contents:
+    """Open the weights of a folder. Tensors whose names are unknown keep them.
 
     Raises:
         CheckpointError: no config.json, no .safetensors, another kind of model, or a setting that rwkv_batch lacks.
     """
-    config = _config(folder)
+    config = _read_config(folder)
+    candidates = _candidates(folder, config)
+    _check_settings(folder, config)
     files = _weight_files(folder)
     stored: dict[str, Tensor] = {}
     for file in files:
@@ -49,19 +36,48 @@ def read_folder(folder: Path) -> Folder:
         if repeated := stored.keys() & tensors.keys():
             raise CheckpointError(f"{file}: {min(repeated)!r} is in another file of the folder too")
         stored |= tensors
-    targets = canonical_targets(stored)
+    is_normalized = not config.get("norm_first", True)
+    stored = require_tensors(folder, stored)
+    layout = _choose(candidates, stored.keys(), is_normalized)
     canonical = {
-        name: StoredTensor(tensor, restore) for source, tensor in stored.items() for name, restore in targets(source)
+        name: StoredTensor(tensor, restore)
+        for source, tensor in stored.items()
+        for name, restore in layout.targets(source)
     }
     if config.get("tie_word_embeddings") and "head.weight" not in canonical and "emb.weight" in canonical:
         canonical["head.weight"] = canonical["emb.weight"]
-    return Folder(canonical, files, config.get("norm_first", True), _ln_x_eps(config, is_fla(stored)))
+    require_one_dtype(folder, canonical)
+    return Contents(canonical, files, embedding_is_normalized=is_normalized, ln_x_eps=layout.ln_x_eps(config))
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _candidates(folder: Path, config: Any) -> list[tuple[Schema, HfLayout]]:
+    """The layouts with the `model_type` of a config.json, each with the schema of its version."""
+    layouts = [(version.schema, layout) for version in architectures() for layout in version.hugging_face]
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    found = [(schema, layout) for schema, layout in layouts if layout.model_type == model_type]
+    if not found:
+        known = ", ".join(dict.fromkeys(layout.model_type for _, layout in layouts))
+        raise CheckpointError(f"{folder / 'config.json'}: model_type is {model_type!r}, expected one of {known}")
+    return found
+
+
+def _choose(
+    candidates: Iterable[tuple[Schema, HfLayout]], names: Collection[str], embedding_is_normalized: bool
+) -> HfLayout:
+    """The layout whose canonical names differ least from the schema of its version."""
+
+    def distance(candidate: tuple[Schema, HfLayout]) -> tuple[int, int]:
+        schema, layout = candidate
+        canonical = {target for name in names for target, _ in layout.targets(name)}
+        return schema.match_names(canonical, embedding_is_normalized).name_distance
+
+    return min(candidates, key=distance)[1]
+
+
+def _read_config(folder: Path) -> Any:
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text("utf-8"))
+        return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder}: has no config.json; expected a folder in Hugging Face layout, or the path of a .pth or "
@@ -69,9 +85,10 @@ def _config(folder: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON ({error}); fetch it again") from error
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    if model_type not in _MODEL_TYPES:
-        raise CheckpointError(f"{path}: model_type is {model_type!r}, expected one of {', '.join(_MODEL_TYPES)}")
+
+
+def _check_settings(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises CheckpointError for a setting that changes the model in a way that rwkv_batch does not compute."""
     expected = {
         "attn": None,
         "quantization_config": None,
@@ -81,8 +98,9 @@ def _config(folder: Path) -> dict[str, Any]:
     }
     for key, value in expected.items():
         if config.get(key, value) != value:
-            raise CheckpointError(f"{path}: {key} is {config[key]!r}; only {json.dumps(value)} is supported")
-    return config
+            raise CheckpointError(
+                f"{folder / 'config.json'}: {key} is {config[key]!r}; only {json.dumps(value)} is supported"
+            )
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
@@ -107,14 +125,3 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
             "from_pretrained(...).save_pretrained(..., safe_serialization=True)"
         )
     raise CheckpointError(f"{folder}: holds no .safetensors file")
-
-
-def _ln_x_eps(config: Mapping[str, Any], uses_fla: bool) -> float | None:
-    """As the model's own code computes it from the settings in config.json."""
-    if uses_fla and config["model_type"] == "rwkv7" and "norm_eps" in config and "head_dim" in config:
-        return config["norm_eps"] * config["head_dim"]
-    if uses_fla and config["model_type"] == "rwkv6" and "norm_eps" in config:
-        return config["norm_eps"]
-    if "head_size_divisor" in config and "layer_norm_epsilon" in config:
-        return config["layer_norm_epsilon"] * config["head_size_divisor"] ** 2
-    return None

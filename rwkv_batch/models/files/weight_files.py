@@ -1,58 +1,29 @@
-"""Reading model files: named tensors, memory-mapped, or a refusal that says what the file is instead."""
+"""Reads .pth and .safetensors files: named tensors, memory-mapped, or an error that describes the file."""
 
 from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...errors import CheckpointError
+from ...dtypes import DTYPES, torch_dtype
+from ...errors import CheckpointError, one_of
+from .stored import StoredTensor
 
-FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+FLOAT_DTYPES = tuple(torch_dtype(name) for name in DTYPES)
 
 _MIN_TORCH = (2, 10)
 _LFS_POINTER = b"version https://git-lfs"
 _ZIP = b"PK\x03\x04"
 
 
-def same(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-class Restore(NamedTuple):
-    """How a canonical tensor is got from a stored one: by a view of it, then by new values of the same shape."""
-
-    view: Callable[[Tensor], Tensor] = same
-    values: Callable[[Tensor], Tensor] = same
-
-
-AS_STORED = Restore()
-
-
-@dataclass(frozen=True, eq=False)
-class StoredTensor:
-    """One tensor as a file stores it: memory-mapped, not to be written to."""
-
-    stored: Tensor
-    restore: Restore = AS_STORED
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The canonical shape, found without reading the data."""
-        return tuple(self.restore.view(self.stored).shape)
-
-    def tensor(self) -> Tensor:
-        return self.restore.values(self.restore.view(self.stored))
-
-
 def read_pth(path: Path) -> dict[str, Any]:
-    """What a PyTorch file holds by name, memory-mapped where its format allows.
+    """The entries of a PyTorch file by name, memory-mapped where its format allows.
 
     Only tensors, numbers and strings are unpickled, by PyTorch's own restricted loader.
 
@@ -117,13 +88,34 @@ def require_tensors(path: Path, entries: Mapping[str, Any]) -> dict[str, Tensor]
             raise CheckpointError(f"{path}: {name!r} is a {kind}, expected dense tensors only")
         if value.dtype not in (*FLOAT_DTYPES, torch.uint8):
             raise CheckpointError(
-                f"{path}: {name!r} is {value.dtype}, expected float32, float16 or bfloat16; convert the file first"
+                f"{path}: {name!r} is {value.dtype}, expected {one_of(DTYPES)}; convert the file first"
             )
     return {name: value.detach() for name, value in entries.items()}
 
 
+def require_one_dtype(path: Path, dense: Mapping[str, StoredTensor]) -> None:
+    """Check that all matrices have one dtype; vectors such as decays may be float32 beside 16-bit matrices.
+
+    Raises:
+        CheckpointError: names a matrix of each dtype, or a tensor of bytes.
+    """
+    examples: dict[torch.dtype, str] = {}
+    for name, tensor in dense.items():
+        dtype = tensor.stored.dtype
+        if dtype == torch.uint8:
+            raise CheckpointError(
+                f"{path}: {name!r} is torch.uint8 without what makes it a weight; expected float32, float16 or "
+                "bfloat16, a file converted by ChatRWKV, or one from `rwkv-batch convert`"
+            )
+        if name.endswith(".weight") and tensor.stored.dim() == 2:
+            examples.setdefault(dtype, name)
+    if len(examples) > 1:
+        listing = ", ".join(f"{name} is {dtype}" for dtype, name in examples.items())
+        raise CheckpointError(f"{path}: matrices of several dtypes ({listing}); expected one, convert the file to it")
+
+
 def _first_bytes(path: Path) -> bytes:
-    """The start of a file, once it is known to hold data at all."""
+    """The first bytes of a file; raises CheckpointError for an unreadable or empty file, or a Git LFS pointer."""
     try:
         with path.open("rb") as file:
             start = file.read(len(_LFS_POINTER))

@@ -1,4 +1,4 @@
-"""Low-rank pairs C → R → A, several at once: RWKV-6 and 7 make their data-dependent parameters with them."""
+"""The op `low_rank`: products with pairs of factors C → R → A, for the data-dependent parameters of RWKV-6 and 7."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .product import Activation, Linear
 
 
 class LowRankPair(NamedTuple):
-    """One pair of factors, with a nonlinearity in between."""
+    """A pair of factors, with an activation between them."""
 
     source: int
-    """Which of the inputs it takes."""
+    """The index of the pair's input."""
     activation: Activation | None
     down: Linear
     """C → R."""
@@ -26,17 +26,17 @@ class LowRankPair(NamedTuple):
 
 
 class LowRank(NamedTuple):
-    """n pairs that are computed together."""
+    """n pairs of factors that one call of an op multiplies."""
 
     pairs: tuple[LowRankPair, ...]
     down: Tensor | None
-    """[ΣR, C]: all `down` below one another, for kernels; None where another form of the pairs serves."""
+    """[ΣR, C]: the `down` of all pairs, one below the other, as kernels read them; None where no kernel does."""
     up: Tensor | None
-    """[ΣR, A]: all `up`, transposed, below one another."""
+    """[ΣR, A]: the transposed `up` of all pairs, one below the other; None as `down`."""
 
     @property
     def starts(self) -> tuple[int, ...]:
-        """Row of `down` and `up` at which each pair starts, and where the last one ends."""
+        """The rows of `down` and `up` at which the pairs start, and the row after the last pair."""
         return tuple(accumulate((pair.down.out_features for pair in self.pairs), initial=0))
 
     @staticmethod

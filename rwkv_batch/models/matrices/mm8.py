@@ -1,8 +1,10 @@
-"""ChatRWKV's 8-bit form of a weight matrix: one byte a weight, with a range and a minimum for each row and column.
+"""ChatRWKV's 8-bit form of a weight matrix, mm8: a byte for each weight, a minimum and a range for each channel.
 
 With j an input channel and n an output channel, a weight is
 
     w[n, j] = (q[j, n] + 0.5) * ry[j] * rx[n] + my[j] + mx[n]
+
+The byte q is the index of one of 256 equal intervals; q + 0.5 is the middle of that interval.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 _BLOCK_ELEMENTS = 1 << 18
-"""Weights worked on at a time: each float32 temporary takes 1 MiB."""
+"""Weights in a block that is quantized or dequantized: each float32 temporary takes 1 MiB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,11 +25,11 @@ class Mm8Weight:
 
     Args:
         q: [C_in, C_out], uint8, of any strides.
-        mx, rx: [C_out]. Minimum and range of each output channel; `rx` is the range / 16.
-        my, ry: [C_in]. Minimum and range of each input channel; `ry` is the range / 16.
+        mx, rx: [C_out], minimum of each output channel, and its range / 16.
+        my, ry: [C_in], minimum of each input channel, and its range / 16. (16 * 16 = 256, the number of intervals.)
 
     Raises:
-        ValueError: a shape or dtype differs.
+        ValueError: a shape or a dtype does not fit the others.
     """
 
     q: Tensor
@@ -57,19 +59,21 @@ class Mm8Weight:
         return self.q.shape[1]
 
     def scaled(self, scale: float) -> Mm8Weight:
-        """The same matrix times `scale`, with float32 metadata; exact where `scale` is a power of two."""
+        """The matrix times `scale`, with minima and ranges in float32; exact for a power of two."""
         mx, rx, my = (vector.float() * scale for vector in (self.mx, self.rx, self.my))
         return Mm8Weight(self.q, mx, rx, my, self.ry.float())
 
 
 def quantize_mm8(weight: Tensor) -> Mm8Weight:
-    """Quantise a weight [C_out, C_in] of any float dtype, with ChatRWKV's arithmetic and float32 metadata.
+    """Quantize a weight [C_out, C_in] of any float dtype, with ChatRWKV's arithmetic; minima and ranges are float32.
 
-    Minima are taken first along the shorter side, as ChatRWKV does. A channel without range keeps range 0, which
-    gives back its constant exactly. Reads the weight three times, in blocks, so that no float32 copy of it is made.
+    The minima that are subtracted first are those of the larger side, as in ChatRWKV: of the input channels where
+    C_in > C_out, else of the output channels. A channel whose weights are all equal has range 0, and dequantizes to its
+    constant exactly. The weight is read three times, in blocks: the
+    minima of one side; the other minima and the ranges; the bytes. No float32 copy of the whole weight is made.
 
     Raises:
-        ValueError: `weight` is no matrix, or holds a value that is not finite.
+        ValueError: `weight` is not a float matrix, or holds a value that is not finite.
     """
     if weight.dim() != 2 or not weight.is_floating_point():
         raise ValueError(f"weight is {weight.dtype} {tuple(weight.shape)}, expected a float matrix [C_out, C_in]")
@@ -104,7 +108,7 @@ def quantize_mm8(weight: Tensor) -> Mm8Weight:
 
 
 def dequantize_mm8(w: Mm8Weight, dtype: torch.dtype) -> Tensor:
-    """Return the weight [C_out, C_in], contiguous, computed in float32 and rounded once to `dtype`."""
+    """The weight [C_out, C_in] of an 8-bit form, contiguous, computed in float32 and rounded once to `dtype`."""
     weight = torch.empty(w.out_features, w.in_features, dtype=dtype, device=w.q.device)
     mx, rx, my, ry = (vector.float() for vector in (w.mx, w.rx, w.my, w.ry))
     for rows in _row_blocks(*weight.shape):
@@ -114,10 +118,11 @@ def dequantize_mm8(w: Mm8Weight, dtype: torch.dtype) -> Tensor:
 
 
 def _row_blocks(n_rows: int, n_columns: int) -> Iterator[slice]:
+    """Slices of rows, each of at most `_BLOCK_ELEMENTS` elements, or of one row."""
     step = max(1, _BLOCK_ELEMENTS // n_columns)
     return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
 
 
 def _divisor(ranges: Tensor) -> Tensor:
-    """`ranges` with 1 for 0: a channel without range holds zeros only, whatever they are divided by."""
+    """`ranges` with 1 for 0. A channel of range 0 holds only zeros here, which any divisor leaves as they are."""
     return torch.where(ranges == 0, 1.0, ranges)

@@ -1,4 +1,4 @@
-"""Dense matrices on a CPU whose weights oneDNN packs once, instead of in every product."""
+"""Dense matrices that oneDNN packs for a CPU when they are loaded, instead of in every product."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .product import Linear
 
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 _ROWS_HINT = 32
-"""Rows of a typical product; any number works."""
+"""The number of rows that oneDNN chooses the layout for. Products of any number of rows are correct."""
 
 
 class PackedLinear(Linear):
-    """A weight [C_out, C_in] that oneDNN has packed. The product is in the weight's dtype, the result in that of x."""
+    """A weight [C_out, C_in] packed by oneDNN. The product is in the weight's dtype, the result in the dtype of x."""
 
     def __init__(self, weight: Tensor) -> None:
         self.out_features, self.in_features = weight.shape
@@ -30,13 +30,13 @@ class PackedLinear(Linear):
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether this torch packs a weight of this dtype on this device."""
+    """True where this build of torch packs a weight of this dtype and device."""
     return weight.device.type == "cpu" and _can_pack(weight.dtype)
 
 
 @cache
 def _can_pack(dtype: torch.dtype) -> bool:
-    """Whether oneDNN's operators, which are no public part of torch, are there and multiply rightly."""
+    """True where torch has oneDNN's operators, which are not public, and a small product of them is correct."""
     if dtype not in PACKED_DTYPES or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     weight = torch.arange(48, dtype=dtype).view(3, 16)

@@ -1,9 +1,9 @@
-"""A matrix as the model sees it: a product with rows, then an activation, a gate and a sum if they are asked for."""
+"""The contract of a matrix, and the op `linear`: a product with rows and its epilogue (activation, gate, sum)."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ Activation = Literal["squared_relu", "sigmoid", "tanh"]
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """1 / (1 + e^{-x}). Unlike torch's own, each element's bits do not depend on its place in the tensor."""
+    """1 / (1 + e^{-x}). Unlike in torch.sigmoid, an element's bits do not depend on its place in the tensor."""
     return torch.exp(-x).add_(1).reciprocal_()
 
 
@@ -44,7 +44,13 @@ def finish(
     out: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """What follows a product y, which may be overwritten: act(y) * gate, added to `out` in place where it is given."""
+    """The epilogue of a product y: act(y) * gate, or that added to `out`.
+
+    Args:
+        y: [M, C_out]; may be overwritten.
+        gate, out: as in `linear`.
+        dtype: of the result; that of y where None. Without effect beside `out`.
+    """
     if activation is not None:
         y = ACTIVATIONS[activation](y)
     if gate is not None:
@@ -71,7 +77,8 @@ def linear(
         gate: [M, C_out], dtype of `x`; multiplies the activated product.
         out: [M, C_out], dtype of `x`. **Updated in place**: the result is added to it; it is returned.
         dtype: of the result; that of `x` where None.
-        fixed_tiles: a row's bits must not depend on M. The definition leaves that to `FixedRowsLinear`.
+        fixed_tiles: a kernel computes a row with the same bits for every M. The definition cannot: see
+            `FixedRowsLinear`.
 
     Returns:
         [M, C_out] or [n, M, C_out].
@@ -85,17 +92,18 @@ LINEAR_DEFINITION = Implementation(linear)
 
 
 class Linear(ABC):
-    """A weight [C_out, C_in], however it is stored.
+    """A weight [C_out, C_in], in whatever format it is stored.
 
-    Called with x [M, C_in], it gives `finish(x W^T, ...)`, [M, C_out] in the dtype of x unless another is asked for.
+    Called with x [M, C_in], a `Linear` returns `finish(x W^T, ...)`: [M, C_out], in the dtype of x unless `dtype` names
+    another one.
     """
 
     in_features: int
     out_features: int
     nbytes: int
-    """Bytes the weight takes where it is kept."""
+    """Bytes that the weight takes where it is kept."""
     weight: Any
-    """What rows are multiplied with: a tensor, or the packed weight that a kernel takes in its place."""
+    """What an op multiplies: a tensor, or the packed weight of a kernel."""
     rows_independent: bool = False
     """The bits of a row's product do not depend on the number of rows."""
 
@@ -104,7 +112,7 @@ class Linear(ABC):
         """x [M, C_in] → x W^T [M, C_out], in the dtype of x."""
 
     def write(self, x: Tensor, y: Tensor) -> None:
-        """Write the product to y [M, C_out] float32; kernels that can write there make no tensor of that size."""
+        """Write the product to y [M, C_out] float32, without a temporary of that size where the op can write there."""
         y.copy_(self(x, dtype=torch.float32))
 
     def __call__(
@@ -116,3 +124,46 @@ class Linear(ABC):
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         return finish(self.product(x), activation, gate, out, dtype)
+
+
+class OpLinear(Linear):
+    """A weight that one op multiplies: `op(x, weight, *parameters)`.
+
+    Args:
+        op: what serves the op.
+        weight: as the op takes it: a tensor, or a packed weight with `nbytes`.
+        shape: [C_out, C_in].
+        parameters: the tensors that the op takes after the weight, such as scales.
+    """
+
+    def __init__(self, op: Implementation, weight: Any, shape: Sequence[int], *parameters: Tensor) -> None:
+        self.out_features, self.in_features = shape
+        self.weight = weight
+        self.nbytes = sum(part.nbytes for part in (weight, *parameters))
+        self.rows_independent = op.rows_independent
+        self._op, self._parameters = op, parameters
+
+    def product(self, x: Tensor) -> Tensor:
+        y: Tensor = self._op.function(x, self.weight, *self._parameters)
+        return y
+
+    def write(self, x: Tensor, y: Tensor) -> None:
+        if self._op.writes_into:
+            self._op.function(x, self.weight, *self._parameters, into=y)
+        else:
+            super().write(x, y)
+
+
+class EpilogueLinear(OpLinear):
+    """A weight whose op computes the epilogue too: `op(x, weight, *parameters, activation, gate, out, dtype)`."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        activation: Activation | None = None,
+        gate: Tensor | None = None,
+        out: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        y: Tensor = self._op.function(x, self.weight, *self._parameters, activation, gate, out, dtype)
+        return y

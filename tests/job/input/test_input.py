@@ -6,15 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import fake_llm
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from job import fake_llm
 
 from rwkv_batch.errors import ConfigurationError
 from rwkv_batch.job.input import files, jsonl
 from rwkv_batch.job.input.files import find_files, would_be_read
+from rwkv_batch.job.input.formats import EXTENSIONS
+from rwkv_batch.job.input.json_kinds import INTEGER, STRING, ListOf
 from rwkv_batch.job.input.reader import Input, open_input
 from rwkv_batch.job.input.table import READ_ERROR
 
@@ -76,7 +78,7 @@ def test_paths_that_mean_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch, 
     (folder.parent / "empty").mkdir()
     monkeypatch.chdir(folder.parent)
     with pytest.raises(ConfigurationError, match=r"input.path: .*" + path.split(":")[0].replace("*", r"\*")):
-        find_files(path)
+        find_files(path, EXTENSIONS)
 
 
 def test_files_in_an_fsspec_file_system() -> None:
@@ -100,7 +102,7 @@ def test_s3_paths_go_to_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
         "rwkv_batch.job.input.files.fs.FileSystem", type("FS", (), {"from_uri": staticmethod(from_uri)})
     )
     with pytest.raises(ConfigurationError, match="no network here"):
-        find_files("s3://bucket/a/*.parquet?region=eu-west-1")
+        find_files("s3://bucket/a/*.parquet?region=eu-west-1", EXTENSIONS)
     assert asked == ["s3://bucket?region=eu-west-1"]
 
 
@@ -181,7 +183,7 @@ def test_only_the_footer_of_a_parquet_file_is_read_for_its_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "a.parquet", range(10_000))
-    (file,) = find_files(str(tmp_path))
+    (file,) = find_files(str(tmp_path), EXTENSIONS)
     opened = file.open()
     monkeypatch.setattr(type(file), "open", lambda _: opened)
     starts: list[int] = []
@@ -203,7 +205,7 @@ def test_would_be_read(tmp_path: Path) -> None:
 def lines(tmp_path: Path, *records: Any) -> Input:
     text = "\n".join(record if isinstance(record, str) else json.dumps(record) for record in records)
     (tmp_path / "p.jsonl").write_text(text)
-    return open_input(str(tmp_path / "p.jsonl"), "auto", {"prompt": "string", "ids": ["int"]})
+    return open_input(str(tmp_path / "p.jsonl"), "auto", {"prompt": STRING, "ids": ListOf(INTEGER)})
 
 
 def test_jsonl_types_are_found_over_the_whole_file(tmp_path: Path) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import fake_llm
 import pyarrow as pa
 import pytest
+from job import fake_llm
 
-from rwkv_batch.job.input.columns import SAMPLING_CHECKS
+from rwkv_batch.job.input.roles import SAMPLING_CHECKS
 from rwkv_batch.sampling_params import SamplingParams
 
 from ..conftest import Job
@@ -293,3 +293,10 @@ def test_scores_of_token_ids(job: Job) -> None:
     job.set(model__tokenizer=None, input__max_prompt_tokens=2)
     assert job.run() == 3
     assert [row["error_code"] for row in job.rows()] == [None, "prompt_too_long"]
+
+
+def test_a_column_sampling_without_any_object_makes_bad_rows(job: Job) -> None:
+    job.lines('{"prompt": "a", "sampling": [1]}', '{"prompt": "a"}')
+    assert job.run() == 3
+    bad, ok = job.rows()
+    assert (bad["error_code"], bad["error"], ok["status"]) == ("bad_type", "sampling: expected an object", "ok")

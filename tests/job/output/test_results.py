@@ -6,13 +6,13 @@ import math
 import tracemalloc
 from typing import Any
 
-import fake_llm
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from job import fake_llm
 
 from rwkv_batch.engine.logprobs import TokenScores
 from rwkv_batch.engine.request import Completion, Request

@@ -9,10 +9,10 @@ import tracemalloc
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import fake_llm
 import numpy as np
 import pyarrow as pa
 import pytest
+from job import fake_llm
 
 from rwkv_batch.errors import RowError
 from rwkv_batch.job.input.rows import RowKey

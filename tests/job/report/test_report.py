@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fake_llm
 import numpy
 import pyarrow as pa
 import pytest
+from job import fake_llm
 
 from rwkv_batch import cli
 from rwkv_batch.job.output.storage import LocalStorage

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checkpoints import make_checkpoint, write_checkpoint
+from matrix_reader import matrix_reader
 from mm8_reference import definition
 from running import Session
 from tolerances import assert_close
@@ -21,8 +22,10 @@ from torch import Tensor
 from rwkv_batch.errors import CheckpointError
 from rwkv_batch.models.files import checkpoint as checkpoint_module
 from rwkv_batch.models.files.checkpoint import Checkpoint, open_checkpoint
-from rwkv_batch.models.matrices.linear import DenseLinear, Mm8Linear, make_linear
+from rwkv_batch.models.matrices.linear import DenseLinear
 from rwkv_batch.models.matrices.mm8 import Mm8Weight, quantize_mm8
+from rwkv_batch.models.matrices.mm8_linear import Mm8Linear
+from rwkv_batch.models.matrices.quantization import weight_format
 
 VERSIONS = ("4", "5.0", "5.1", "5.2", "6.0")
 STRATEGIES = {
@@ -171,12 +174,12 @@ def test_a_converted_file_runs_as_the_original_does(converted: Converted, versio
     assert_close("logits", got, want, "bfloat16" if kind == "mixed" else "float32", 10)
 
 
-def test_make_linear_takes_the_8_bit_form_of_the_file(converted: Converted) -> None:
+def test_weight_formats_take_the_8_bit_form_of_the_file(converted: Converted) -> None:
     checkpoint, name = converted.open("6.0", "int8"), "blocks.2.ffn.value.weight"
     stored = checkpoint.mm8(name)
     assert stored is not None
-    packed = make_linear(checkpoint, name, dtype=torch.float32, quantization="int8")
-    dense = make_linear(checkpoint, name, dtype=torch.bfloat16, quantization=None, scale=0.5)
+    packed = weight_format("int8").load(matrix_reader(checkpoint), name)
+    dense = weight_format(None).load(matrix_reader(checkpoint, torch.bfloat16), name, scale=0.5)
     assert isinstance(packed, Mm8Linear)
     assert isinstance(dense, DenseLinear)
     assert torch.equal(packed.weight.t().int() + 128, stored.q.int())

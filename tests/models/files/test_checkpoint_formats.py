@@ -13,13 +13,19 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from checkpoints import VERSIONS, make_checkpoint, write_checkpoint
+from checkpoints import make_checkpoint, write_checkpoint
 from torch import Tensor
+from versions import VERSIONS
 
 from rwkv_batch.errors import CheckpointError, ConfigurationError, MissingExtraError
-from rwkv_batch.models.files.checkpoint import load_state_file, open_checkpoint
+from rwkv_batch.models.files import formats
+from rwkv_batch.models.files.checkpoint import open_checkpoint
+from rwkv_batch.models.files.formats import CheckpointFormat, Source
+from rwkv_batch.models.files.state_file import load_state_file
+from rwkv_batch.models.files.stored import Contents, StoredTensor
 
 
 @pytest.fixture
@@ -171,7 +177,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "training": (".pth", _saved({"epoch": 3, "state_dict": {"w": MATRIX}}), "training checkpoint.*'state_dict'"),
     "number": (".pth", _saved({"w": MATRIX, "n": 3}), "'n' is a int"),
     "sparse": (".pth", _saved({"w": MATRIX.to_sparse()}), "sparse"),
-    "float64": (".pth", _saved({"w": MATRIX.double()}), "float64, expected float32, float16 or bfloat16"),
+    "float64": (".pth", _saved({"w": MATRIX.double()}), "float64, expected float32, bfloat16 or float16"),
     "float8": (".safetensors", lambda p: write_checkpoint({"w": MATRIX.to(torch.float8_e5m2)}, p), "float8"),
     "uint8": (".pth", _saved({"w": MATRIX.to(torch.uint8)}), "uint8"),
     "uint8 safetensors": (".safetensors", lambda p: write_checkpoint({"w": MATRIX.byte()}, p), "uint8"),
@@ -200,30 +206,57 @@ def test_old_torch_is_refused_for_pickle_only(
     open_checkpoint(write_checkpoint(tensors, tmp_path / "model.safetensors"))
 
 
+# Other formats
+
+
+def test_a_format_is_an_entry_of_the_table(
+    tensors: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(source: Source) -> Contents:
+        flat = np.load(source.path)
+        return Contents({name: StoredTensor(torch.from_numpy(flat[name])) for name in flat.files}, (source.path,))
+
+    arrays = CheckpointFormat("npz", lambda source: source.path.suffix == ".npz", read)
+    path = tmp_path / "model.npz"
+    np.savez(path, **{name: tensor.numpy() for name, tensor in tensors.items()})
+    with pytest.raises(CheckpointError, match="not a readable PyTorch file"):
+        open_checkpoint(path)
+    monkeypatch.setattr(formats, "FORMATS", (arrays, *formats.FORMATS))
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.format == "npz"
+    assert checkpoint.names == tensors.keys()
+    assert torch.equal(checkpoint.tensor("head.weight"), tensors["head.weight"])
+    assert checkpoint.fingerprint() == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 # State files
+
+SHAPES = {"att.time_state": (2, 4, 4)}
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_state_file(suffix: str, tmp_path: Path) -> None:
     states = {f"blocks.{i}.att.time_state": torch.randn(2, 4, 4).to(torch.bfloat16) for i in range(3)}
-    loaded = load_state_file(write_checkpoint(states, tmp_path / f"state{suffix}"))
+    loaded = load_state_file(write_checkpoint(states, tmp_path / f"state{suffix}"), 3, SHAPES)
     assert loaded.keys() == states.keys()
     assert all(torch.equal(loaded[name], state) for name, state in states.items())
 
 
 @pytest.mark.parametrize(
-    ("states", "message"),
+    ("states", "found"),
     [
-        ({"blocks.0.att.time_state": torch.zeros(2, 4, 5)}, r"\(2, 4, 5\), expected floats \[H, N, N\]"),
-        ({"blocks.0.att.time_state": torch.zeros(4, 4)}, r"expected floats \[H, N, N\]"),
-        ({"blocks.0.att.time_state": torch.zeros(2, 4, 4).byte()}, "uint8"),
-        ({"blocks.1.att.time_state": torch.zeros(2, 4, 4)}, "every layer from 0 on"),
-        ({"blocks.0.att.time_state": torch.zeros(2, 4, 4), "emb.weight": MATRIX}, "'emb.weight'"),
+        ({"blocks.0.att.time_state": torch.zeros(2, 4, 5)}, r"blocks.0.att.time_state \[2, 4, 5\] torch.float32"),
+        ({"blocks.0.att.time_state": torch.zeros(4, 4)}, r"blocks.0.att.time_state \[4, 4\] torch.float32"),
+        ({"blocks.0.att.time_state": torch.zeros(2, 4, 4).byte()}, r"blocks.0.att.time_state \[2, 4, 4\] torch.uint8"),
+        ({"blocks.1.att.time_state": torch.zeros(2, 4, 4)}, "blocks.0.att.time_state missing"),
+        ({"blocks.0.att.time_state": torch.zeros(2, 4, 4), "emb.weight": MATRIX}, "emb.weight"),
+        ({f"blocks.{i}.att.time_state": torch.zeros(2, 4, 4) for i in (0, 1)}, "blocks.1.att.time_state"),
     ],
 )
-def test_state_file_refusals(states: dict[str, Tensor], message: str, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=message):
-        load_state_file(write_checkpoint(states, tmp_path / "state.pth"))
+def test_state_file_refusals(states: dict[str, Tensor], found: str, tmp_path: Path) -> None:
+    expected = rf"found {found}, expected blocks.N.att.time_state of shape \[2, 4, 4\].* each of 1 layers"
+    with pytest.raises(CheckpointError, match=expected):
+        load_state_file(write_checkpoint(states, tmp_path / "state.pth"), 1, SHAPES)
 
 
 # The hub

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import VERSIONS, make_checkpoint, write_checkpoint
+from checkpoints import make_checkpoint, write_checkpoint
 from running import Session
 from safetensors import safe_open
 from torch import Tensor
+from versions import VERSIONS
 
 from rwkv_batch.errors import CheckpointError, ConfigurationError
 from rwkv_batch.models.files import checkpoint as checkpoint_module
+from rwkv_batch.models.files.canonical import MM8_MARK
 from rwkv_batch.models.files.checkpoint import open_checkpoint
 from rwkv_batch.models.files.convert import convert
 from rwkv_batch.models.matrices.mm8 import quantize_mm8
@@ -77,7 +79,7 @@ def test_what_the_source_says_besides_tensors_is_kept(tmp_path: Path, monkeypatc
     source = written(make_checkpoint("6.0", **SIZES), tmp_path)
     read = checkpoint_module.open_checkpoint(source)
     changed = checkpoint_module.Checkpoint(
-        read.path, read.format, read.dense, read.files, embedding_is_normalized=True, ln_x_eps=1e-5
+        read.dense, read.files, embedding_is_normalized=True, ln_x_eps=1e-5, path=read.path, format=read.format
     )
     monkeypatch.setattr("rwkv_batch.models.files.convert.open_checkpoint", lambda _: changed)
     checkpoint = open_checkpoint(convert(source, tmp_path / "model.safetensors"))
@@ -113,7 +115,7 @@ def test_8_bit_without_its_parts_is_refused(tmp_path: Path) -> None:
     path = convert(written(make_checkpoint("4", **SIZES), tmp_path), tmp_path / "model.safetensors", "int8")
     tensors = load_file(path)
     del tensors["head.weight_mx"]
-    save_file(tensors, path, checkpoint_module.MM8_MARK)
+    save_file(tensors, path, MM8_MARK)
     with pytest.raises(CheckpointError, match=r"head\.weight is not a matrix in 8-bit form"):
         open_checkpoint(path)
 
@@ -123,7 +125,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     tensors["head.weight"][0, 0] = torch.nan
     source, destination = written(tensors, tmp_path), tmp_path / "model.safetensors"
     destination.write_text("old")
-    with pytest.raises(CheckpointError, match=r"head\.weight can't be quantised"):
+    with pytest.raises(CheckpointError, match=r"head\.weight can't be quantized"):
         convert(source, destination, "int8")
     assert destination.read_text() == "old"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.safetensors", "source.pth"]

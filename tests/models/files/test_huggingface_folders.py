@@ -1,4 +1,8 @@
-"""Folders in Hugging Face layout, written here by the inverse of the name maps, from canonical checkpoints."""
+"""Folders in Hugging Face layout, made of canonical checkpoints.
+
+The names and orders here are written down by hand from the packages that save such folders. They do not come from the
+version files, so a wrong name map there does not pass.
+"""
 
 from __future__ import annotations
 

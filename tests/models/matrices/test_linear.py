@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import make_checkpoint, write_checkpoint
+from matrix_reader import matrix_reader
 from mm8_reference import definition
 from tolerances import TOLERANCES, assert_close
 from torch import Tensor
@@ -17,11 +18,12 @@ from torch import Tensor
 from rwkv_batch.errors import CheckpointError, ConfigurationError
 from rwkv_batch.models.files.checkpoint import open_checkpoint
 from rwkv_batch.models.matrices import mm8, mm8_linear
-from rwkv_batch.models.matrices.linear import DenseLinear, FixedRowsLinear, Mm8Linear, RemoteLinear, make_linear
+from rwkv_batch.models.matrices.linear import DenseLinear, FixedRowsLinear, RemoteLinear
 from rwkv_batch.models.matrices.mm8 import Mm8Weight, dequantize_mm8, quantize_mm8
-from rwkv_batch.models.matrices.mm8_linear import MM8_DEFINITION
+from rwkv_batch.models.matrices.mm8_linear import MM8_DEFINITION, Mm8Linear
 from rwkv_batch.models.matrices.packed import PackedLinear, can_pack
 from rwkv_batch.models.matrices.product import LINEAR_DEFINITION, Linear
+from rwkv_batch.models.matrices.quantization import weight_format
 from rwkv_batch.models.matrices.w8a8_linear import W8A8Linear, quantize_w8a8, w8a8
 from rwkv_batch.models.weights import Weights
 from rwkv_batch.ops import Implementation, OpTable
@@ -81,7 +83,7 @@ def test_values_that_are_not_finite_are_refused(bad: float, tmp_path: Path) -> N
         quantize_mm8(tensors["head.weight"])
     checkpoint = open_checkpoint(write_checkpoint(tensors, tmp_path / "bad.pth"))
     with pytest.raises(CheckpointError, match=r"head\.weight"):
-        make_linear(checkpoint, "head.weight", dtype=torch.float32, quantization="int8")
+        weight_format("int8").load(matrix_reader(checkpoint), "head.weight")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -179,29 +181,29 @@ def test_memory_is_one_byte_a_weight() -> None:
         assert (layer.in_features, layer.out_features) == (200, 300)
 
 
-def test_make_linear(tmp_path: Path) -> None:
+def test_weight_formats_load_a_matrix(tmp_path: Path) -> None:
     tensors = make_checkpoint("6.0", n_layer=1, dtype=torch.bfloat16)
     checkpoint = open_checkpoint(write_checkpoint(tensors, tmp_path / "model.pth"))
     name = "blocks.0.ffn.key.weight"
     weight = tensors[name]
 
-    dense = make_linear(checkpoint, name, dtype=torch.float32, quantization=None, scale=0.25)
+    dense = weight_format(None).load(matrix_reader(checkpoint), name, scale=0.25)
     assert isinstance(dense, DenseLinear)
     assert torch.equal(dense.weight, weight.float() / 4)
 
-    packed = make_linear(checkpoint, name, dtype=torch.float32, quantization="int8", scale=0.25)
+    packed = weight_format("int8").load(matrix_reader(checkpoint), name, scale=0.25)
     assert isinstance(packed, Mm8Linear)
     x = random(3, weight.shape[1])
     assert_close("scaled", packed(x) * 4, Mm8Linear(quantize_mm8(weight))(x), torch.float32)
 
-    with pytest.raises(ConfigurationError, match="int4"):
-        make_linear(checkpoint, name, dtype=torch.float32, quantization="int4")
+    with pytest.raises(ConfigurationError, match="got 'int4', expected null, 'int8' or 'w8a8'"):
+        weight_format("int4")
 
 
 def test_an_unscaled_matrix_of_the_right_dtype_is_not_copied(tmp_path: Path) -> None:
     tensors = make_checkpoint("4", n_layer=1)
     checkpoint = open_checkpoint(write_checkpoint(tensors, tmp_path / "model.pth"))
-    layer = make_linear(checkpoint, "head.weight", dtype=torch.float32, quantization=None)
+    layer = weight_format(None).load(matrix_reader(checkpoint), "head.weight")
     assert isinstance(layer, DenseLinear)
     assert layer.weight.data_ptr() == checkpoint.tensor("head.weight").data_ptr()
 

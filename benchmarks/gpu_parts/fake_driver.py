@@ -1,7 +1,7 @@
-"""A driver for Triton that answers for a card that is not there: all of a launch is real but the launch itself.
+"""A driver for Triton that stands in for a card that this machine lacks. It launches nothing.
 
-Triton binds and specializes the arguments, compiles, and compares what the kernel needs with what the card has. The
-driver says which card that is, and keeps a record of what would have been launched.
+Triton binds and specializes the arguments, compiles, and compares the kernel's needs with the card, as before a real
+launch. The driver states which card that is, and records the launches.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 SHARED_BYTES = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
-"""Compute capability → shared memory that a program can have, in bytes."""
+"""Compute capability → the largest shared memory of a program, in bytes."""
 MAX_THREADS = 1024
 
 
 @dataclass(frozen=True)
 class Compilation:
-    """What a launch runs: a kernel, compiled for arguments of certain kinds.
+    """A kernel, compiled for arguments of certain kinds.
 
     Args:
-        given: its run-time arguments, without those that are None.
-        unaligned: pointers that are not known to be at a multiple of 16 bytes.
+        given: names of the run-time arguments, without those that are None.
+        unaligned: pointers that may lie off a multiple of 16 bytes.
     """
 
     kernel: str
@@ -32,11 +32,11 @@ class Compilation:
 
 
 class FakeDriver:
-    """The driver of a card.
+    """The driver of a card that is not there.
 
     Attributes:
-        compilations: everything that was loaded, in order. Each compilation is loaded once.
-        launches: the place in `compilations` of every launch.
+        compilations: all loaded compilations, in order. Each is loaded once.
+        launches: index in `compilations` of every launch.
     """
 
     def __init__(self, architecture: int) -> None:
@@ -46,11 +46,11 @@ class FakeDriver:
         self.utils = _Utils(SHARED_BYTES[architecture])
 
     def install(self) -> None:
-        """Triton asks this driver from now on."""
+        """Makes this driver Triton's active one."""
         triton.runtime.driver.set_active(self)
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
-        """Called when a compilation is loaded; what it returns is called for every launch."""
+        """Registers a compilation that is loaded; returns the function that is called for every launch."""
         place = len(self.compilations)
         self.compilations.append(_describe(source))
         return lambda *args: self.launches.append(place)
@@ -59,7 +59,7 @@ class FakeDriver:
         return GPUTarget("cuda", self.architecture, 32)
 
     def get_current_device(self) -> int:
-        """A number for each card: Triton keeps what it has loaded by the number of the device."""
+        """A number that differs between cards, because Triton keeps loaded kernels by device number."""
         return self.architecture
 
     def get_current_stream(self, device: int) -> int:
@@ -71,7 +71,7 @@ class _Utils:
         self._shared_bytes = shared_bytes
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[int, int, int, int, int]:
-        """Module, function, registers, spills, and the most threads of a program."""
+        """Returns module, function, registers, spills, and the largest number of threads of a program."""
         return 1, 1, 0, 0, MAX_THREADS
 
     def unload_module(self, module: int) -> None:

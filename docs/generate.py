@@ -1,0 +1,287 @@
+"""Writes the pages of docs/reference that come from the code: `python docs/generate.py`.
+
+A test compares the files with what this script makes of the present code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from rwkv_batch.cli import _parser as main_parser
+from rwkv_batch.job.config import JobConfig, Setting, describe_settings
+from rwkv_batch.job.fingerprint import HARMLESS
+from rwkv_batch.job.input.columns import Columns
+from rwkv_batch.job.output.results import result_schema
+from rwkv_batch.llm import LLM
+from rwkv_batch.measure.bench import _parser as bench_parser
+from rwkv_batch.outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
+from rwkv_batch.sampling_params import SAMPLING_FIELDS, SamplingParams
+
+FOLDER = Path(__file__).parent / "reference"
+NOTICE = "<!-- Written by docs/generate.py: change the code or that script, then run it. -->"
+
+
+RESULTS = {
+    "prompt_token_ids": "The prompt's tokens.",
+    "prompt_logprobs": "For each prompt token the most likely ones in its place; None for the first one.",
+    "outputs": "One for each sample.",
+    "error_code": "Why the prompt could not be served: one of the [error codes](error-codes.md); None where it was.",
+    "error": "The same in a sentence.",
+    "text": "The completion, without the stop string.",
+    "logprobs": "For each sampled token the most likely ones in its place, and itself; None where not asked for.",
+    "finish_reason": "`stop`, `length`, `abort` or `error`.",
+    "token_logprobs": "Log-probability of each token.",
+    "num_tokens": "Tokens of the continuation.",
+    "logprob": "Natural logarithm of the probability.",
+    "decoded_token": "The token's text.",
+}
+"""Fields of results whose name says nearly all, with their meaning."""
+
+
+def pages() -> dict[str, str]:
+    """File name below docs/reference → its text."""
+    return {
+        "job-file.md": "\n".join(_job_file()),
+        "sampling-params.md": "\n".join(_sampling_params()),
+        "llm.md": "\n".join(_llm()),
+        "command-line.md": "\n".join(_command_line()),
+        "output-columns.md": "\n".join(_output_columns()),
+    }
+
+
+def _prose(*paragraphs: str) -> Iterator[str]:
+    """Paragraphs in lines of at most 120 characters, each with an empty line after it."""
+    for paragraph in paragraphs:
+        yield from (*textwrap.wrap(paragraph, 120, break_long_words=False, break_on_hyphens=False), "")
+
+
+def _table(head: str, rows: Iterable[Iterable[str]]) -> Iterator[str]:
+    """A Markdown table; `head` has the column names, divided by |."""
+    columns = head.split("|")
+    yield f"| {' | '.join(columns)} |"
+    yield f"|{'---|' * len(columns)}"
+    for row in rows:
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+    yield ""
+
+
+def _yaml(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _job_file() -> Iterator[str]:
+    yield from _prose(
+        "# Job file",
+        NOTICE,
+        "A job file is YAML with the sections below. Unknown keys, wrong types and impossible values are refused "
+        "before the model is loaded, all at once. `-o section.key=value` on the command line replaces a setting. "
+        "Relative paths are relative to the folder in which the command is started.",
+        "*Resume: must stay* means that the output of a started job is refused (exit code 4) when the setting gives "
+        "another result than before. Paths of the model and of the input are compared by content: a moved file is no "
+        "change. A setting of the section `sampling` is a field of [sampling parameters](sampling-params.md) too.",
+    )
+    for section, settings in groupby(describe_settings(), key=lambda setting: setting.name.partition(".")[0]):
+        yield from (f"## {section}", "")
+        head = "setting|values|default|resume|meaning"
+        yield from _table(head, (_setting(one, section) for one in settings))
+
+
+def _setting(setting: Setting, section: str) -> tuple[str, ...]:
+    default = "required" if setting.is_required else f"`{_yaml(setting.default)}`"
+    resume = "may change" if setting.name in HARMLESS else "must stay"
+    return f"`{setting.name.removeprefix(f'{section}.')}`", setting.expected, default, resume, setting.doc
+
+
+def _arguments(docstring: str) -> dict[str, str]:
+    """The "Args:" section of a docstring: name → meaning. Names that share a line have the same meaning."""
+    section = re.search(r"^ *Args:\n(.*?)(?=^\s*$|\Z)", inspect.cleandoc(docstring) + "\n", re.DOTALL | re.MULTILINE)
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in (section[1] if section else "").splitlines():
+        start = re.match(r"    ([\w, ]+): (.*)", line)
+        if start:
+            names = start[1].split(", ")
+            found |= dict.fromkeys(names, start[2])
+        else:
+            found |= {name: f"{found[name]} {line.strip()}" for name in names}
+    return found
+
+
+def _sampling_params() -> Iterator[str]:
+    meanings = SamplingParams.field_docs()
+    yield from _prose(
+        "# Sampling parameters",
+        NOTICE,
+        "`SamplingParams` of the Python API, the `sampling` section of a job file, and columns of the same names in a "
+        "job's input (one row's value replaces the job's, where it is not null) have these fields. A wrong value "
+        "raises `ValueError` with field, value and range; in a column it makes an error row with the code "
+        "`bad_sampling`.",
+    )
+    rows = (
+        (f"`{name}`", f"`{field.type}`", declared.description, f"`{field.default!r}`", meanings[name])
+        for (name, declared), field in zip(SAMPLING_FIELDS.items(), fields(SamplingParams), strict=True)
+    )
+    yield from _table("field|type|values|default|meaning", rows)
+    yield from _prose(
+        "From logits to a token, in this order: penalties; `logit_bias`; bans (`allowed_token_ids`, `bad_token_ids`, "
+        "`min_tokens`, constraints); temperature; top-k, top-p and min-p; the draw. With `top_p_order: rwkv` the "
+        "temperature comes after the filters. Log-probabilities are the model's own: before all of these."
+    )
+
+
+def _llm() -> Iterator[str]:
+    yield from _prose(
+        "# Python API",
+        NOTICE,
+        "`from rwkv_batch import LLM, SamplingParams, run_job`. Names and shapes follow vLLM's offline API.",
+        "## LLM",
+    )
+    meanings = _arguments(LLM.__doc__ or "")
+    parameters = inspect.signature(LLM).parameters.values()
+    yield from _table(
+        "argument|default|meaning", [(f"`{p.name}`", f"`{p.default!r}`", meanings[p.name]) for p in parameters]
+    )
+    yield from ("## Methods of LLM", "")
+    for name in vars(LLM):
+        if not name.startswith("_") and callable(getattr(LLM, name)):
+            yield from _method(f"LLM.{name}", getattr(LLM, name))
+    yield from ("## Results", "")
+    for kind in (RequestOutput, CompletionOutput, ScoreOutput, Logprob):
+        yield from (f"### {kind.__name__}", "", _first_paragraph(kind), "")
+        yield from _table("field|type|meaning", _fields_with_docs(kind))
+    from rwkv_batch.job.execute import Outcome, run_job
+
+    yield from ("## Jobs from Python", "")
+    yield from _method("run_job", run_job)
+    yield from ("### Outcome", "", _first_paragraph(Outcome), "")
+    meanings = _arguments((Outcome.__doc__ or "").replace("Attributes:", "Args:"))
+    members = [*meanings, *(name for name in ("output", "report") if name not in meanings)]
+    rows = [(f"`{name}`", meanings.get(name) or _first_paragraph(getattr(Outcome, name).fget)) for name in members]
+    yield from _table("field|meaning", rows)
+
+
+def _first_paragraph(thing: Any) -> str:
+    return " ".join(inspect.cleandoc(thing.__doc__ or "").split("\n\n")[0].split())
+
+
+def _method(name: str, method: Callable[..., Any]) -> Iterator[str]:
+    parameters = [p for p in inspect.signature(method).parameters.values() if p.name not in ("self", "cls")]
+    shown = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters)
+    yield from (f"### {name}", "", f"`{name}({shown})`", "")
+    text = inspect.cleandoc(method.__doc__ or "")
+    before, *_ = re.split(r"^(?:Args|Raises|Returns):", text, maxsplit=1, flags=re.MULTILINE)
+    yield from (" ".join(paragraph.split()) + "\n" for paragraph in before.strip().split("\n\n"))
+    if meanings := _arguments(text):
+        yield from _table("argument|meaning", [(f"`{argument}`", what) for argument, what in meanings.items()])
+    if raises := re.search(r"^Raises:\n((?: +.*\n?)+)", text, re.MULTILINE):
+        yield from (f"- raises {line}" for line in _joined(raises[1]))
+        yield ""
+
+
+def _joined(section: str) -> Iterator[str]:
+    """The entries of an indented section, each on one line."""
+    yield from (" ".join(entry.split()) for entry in re.split(r"^ {4}(?! )", section, flags=re.MULTILINE) if entry)
+
+
+def _fields_with_docs(kind: type) -> Iterator[tuple[str, str, str]]:
+    """Fields of a dataclass: name, type, and the literal below the field, where there is one."""
+    source = inspect.getsource(kind)
+    for field in fields(kind):
+        doc = re.search(rf'^    {field.name}:[^\n]*\n    """(.*?)"""', source, re.DOTALL | re.MULTILINE)
+        yield f"`{field.name}`", f"`{field.type}`", " ".join(doc[1].split()) if doc else RESULTS[field.name]
+
+
+def _command_line() -> Iterator[str]:
+    yield from _prose(
+        "# Command line",
+        NOTICE,
+        "`python -m rwkv_batch.run JOB.yaml` is the same as `rwkv-batch run JOB.yaml`. "
+        "[Troubleshooting](../how-to/troubleshooting.md#exit-codes) has the exit codes.",
+    )
+    commands = next(a for a in main_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    helps = {choice.dest: choice.help or "" for choice in commands._choices_actions}
+    for name, parser in {**commands.choices, "bench": bench_parser()}.items():
+        yield from (f"## {name}", "", f"{helps[name][:1].upper()}{helps[name][1:]}.", "")
+        rows = [_option(action) for action in parser._actions if not isinstance(action, argparse._HelpAction)]
+        if rows:
+            yield from _table("argument|meaning", rows)
+
+
+def _option(action: argparse.Action) -> tuple[str, str]:
+    values = action.metavar or ("" if action.nargs == 0 else action.dest.upper())
+    names = ", ".join(action.option_strings) or str(action.metavar or action.dest)
+    shown = f"{names} {values}".strip() if action.option_strings else names
+    return f"`{shown}`", (action.help or "").replace("%%", "%")
+
+
+def _output_columns() -> Iterator[str]:
+    yield from _prose(
+        "# Output columns",
+        NOTICE,
+        "A part repeats the input's columns (`output.input_columns`) and adds those below. The schema is fixed before "
+        "the first row. Columns of an error row are null, except `status`, `error_code`, `error` and, in task "
+        "generate, `sample_index` (0), `finish_reason` and, where it is known, `prompt_tokens`. [Output](output.md) "
+        "describes files and folders.",
+        "## task: generate",
+        "One output row for each input row and sample, in input order.",
+    )
+    yield from _schema("generate", {"prompt": "prompt"}, GENERATE_MEANINGS)
+    yield from _prose("## task: score, with continuation", "One output row for each input row.")
+    yield from _schema("score", {"context": "context", "continuation": "continuation"}, SCORE_MEANINGS)
+    yield from _prose(
+        "## task: score, with choices", "Lists have one element for each choice, in the order of the choices."
+    )
+    yield from _schema("score", {"context": "context", "choices": "choices"}, SCORE_MEANINGS)
+
+
+_STATUS = {
+    "status": "`ok`, or `error`",
+    "error_code": "null, or one of the [error codes](error-codes.md)",
+    "error": "null, or a sentence",
+}
+GENERATE_MEANINGS = {
+    "sample_index": "number of the sample, from 0 to `n` - 1",
+    "completion": "the text, without the stop string",
+    "finish_reason": "`stop` (end of text, a stop string or a stop token) or `length` (`max_tokens`); in an error row "
+    "`error`",
+    "stop_reason": "the stop string, or the token id (0 is end of text); null where `finish_reason` is `length`",
+    **_STATUS,
+    "prompt_tokens": "tokens of the prompt",
+    "completion_tokens": "tokens of the completion",
+    "cumulative_logprob": "sum of the sampled tokens' log-probabilities, before penalties and temperature",
+    "token_ids": "the sampled tokens; only with `output.token_ids`",
+    "token_logprobs": "log-probability of each sampled token; only with `output.logprobs`",
+}
+SCORE_MEANINGS = {
+    "logprob": "sum of the log-probabilities of the continuation's tokens (natural logarithm)",
+    "is_greedy": "each token of the continuation is the most likely one in its place",
+    "num_tokens": "tokens of the continuation",
+    **_STATUS,
+    "token_ids": "the continuation's tokens; only with `output.token_ids`",
+    "token_logprobs": "log-probability of each token; only with `output.logprobs`",
+    "best_choice": "index of the choice with the largest `logprob`",
+}
+
+
+def _schema(task: str, roles: dict[str, str], meanings: dict[str, str]) -> Iterator[str]:
+    output = {"path": "out", "token_ids": True, "logprobs": True}
+    required = {"model": {"path": "demo"}, "input": {"path": "prompts.parquet"}, "output": output}
+    job = JobConfig.model_validate({"task": task, **required})
+    schema: pa.Schema = result_schema(job, Columns(roles, {}, None, None, None, (), ()))
+    yield from _table("column|type|meaning", [(f"`{f.name}`", f"`{f.type}`", meanings[f.name]) for f in schema])
+
+
+if __name__ == "__main__":
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")

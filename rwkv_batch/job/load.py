@@ -1,0 +1,169 @@
+"""Reading and checking a job file. Every wrong setting is named, with what it is and what was expected."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from ..errors import ConfigurationError
+from ..sampling_params import SAMPLING_FIELDS
+from .config import JOB_SAMPLING, JobConfig, ScoreSection, expected_of, is_section, sampling_value, sampling_with
+from .messages import listed, shown, unknown_key
+from .yaml_file import parse_yaml, read_yaml
+
+
+def load_job(
+    job: str | os.PathLike[str] | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str] = ()
+) -> JobConfig:
+    """Read and check a job.
+
+    Args:
+        job: a YAML file, or what would stand in it.
+        overrides: settings that replace the job's: a mapping from "section.key" to a value, or texts
+            "section.key=value", each with a YAML value, as after `-o` on the command line. Paths may be `pathlib`'s.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or settings are wrong: one line for each of them.
+    """
+    if not isinstance(job, str | os.PathLike | Mapping):
+        raise ConfigurationError(f"job: got {shown(job)}, expected the path of a job file, or a mapping")
+    place, settings = ("job", _plain(job)) if isinstance(job, Mapping) else (os.fspath(job), read_yaml(job))
+    if not isinstance(settings, dict):
+        raise ConfigurationError(
+            f"{place}: got {shown(settings)}, expected a mapping with {listed(JobConfig.model_fields)}"
+        )
+    origins = dict(_override(settings, *override) for override in _overrides(overrides))
+    settings = {key: value for key, value in settings.items() if value is not None}
+    problems = list(_check_sampling(settings))
+    try:
+        config = JobConfig.model_validate(settings)
+    except ValidationError as error:
+        problems += _explain(error, settings)
+    else:
+        problems += _check_together(config)
+    if problems:
+        lines = [
+            f"{origins[where]}: {what}" if where in origins else f"{place}: {where}: {what}" for where, what in problems
+        ]
+        raise ConfigurationError("\n".join(lines))
+    return config
+
+
+def _overrides(given: Mapping[str, Any] | Sequence[str]) -> Iterator[tuple[str, str, Any]]:
+    """For each: how messages call it, its "section.key", its value."""
+    if isinstance(given, Mapping):
+        yield from ((f"overrides: {dotted}", dotted, value) for dotted, value in given.items())
+        return
+    for text in [given] if isinstance(given, str) else given:
+        if not isinstance(text, str):
+            raise ConfigurationError(f"overrides: got {shown(text)}, expected a text such as 'sampling.n=2'")
+        dotted, equals, value = text.partition("=")
+        if not equals or not dotted:
+            raise ConfigurationError(f"-o {text}: expected section.key=value, for example sampling.temperature=0.7")
+        try:
+            yield f"-o {text}", dotted, parse_yaml(value)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"-o {text}: {error}") from error
+
+
+def _override(settings: dict[str, Any], origin: str, dotted: str, value: Any) -> tuple[str, str]:
+    """Put a value into `settings` in place. Returns its place and its origin."""
+    if not isinstance(dotted, str) or not dotted:
+        raise ConfigurationError(f"{origin}: expected names such as 'sampling.temperature'")
+    *sections, key = dotted.split(".")
+    target = settings
+    for name in sections:
+        if target.get(name) is None:
+            target[name] = {}
+        if not isinstance(target[name], dict):
+            raise ConfigurationError(f"{origin}: {name} is {shown(target[name])}, not a section")
+        target = target[name]
+    target[key] = _plain(value)
+    return dotted, origin
+
+
+def _plain(value: Any) -> Any:
+    """As YAML would give it: mappings as dictionaries of our own, which may be changed, and paths as texts."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _check_sampling(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Replaces the sampling section by `SamplingParams`, and yields (where, what) for each wrong field."""
+    section = settings.pop("sampling", {})
+    if not isinstance(section, dict):
+        yield "sampling", f"got {shown(section)}, expected a mapping with {listed(SAMPLING_FIELDS)}"
+        return
+    good = {}
+    for key, value in section.items():
+        if key not in SAMPLING_FIELDS:
+            yield f"sampling.{key}", unknown_key(str(key), SAMPLING_FIELDS)
+        elif expected := SAMPLING_FIELDS[key].expected(sampling_value(key, value)):
+            yield f"sampling.{key}", f"got {shown(value)}, expected {expected}"
+        else:
+            good[key] = value
+    try:
+        settings["sampling"] = sampling_with(JOB_SAMPLING, good)
+    except ValueError as error:
+        where, _, what = str(error).partition(": ")
+        yield where.replace("SamplingParams", "sampling"), what
+
+
+def _check_together(job: JobConfig) -> Iterator[tuple[str, str]]:
+    for name, declared in SAMPLING_FIELDS.items():
+        value = getattr(job.sampling, name)
+        if value is not None and not declared.in_jobs:
+            yield f"sampling.{name}", f"got {value}, expected null: output.logprobs is what writes log-probabilities"
+    if job.task == "score":
+        if job.input.template is not None:
+            yield (
+                "input.template",
+                "got a template, expected null: task score reads context and continuations from columns",
+            )
+    elif job.score != ScoreSection():
+        yield "score", "got settings, expected none: the task is generate"
+
+
+def _explain(error: ValidationError, settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """One (where, what) for each setting that pydantic refused."""
+    seen = set()
+    for problem in error.errors(include_url=False):
+        keys, field, siblings = _locate(problem["loc"])
+        where = ".".join(keys)
+        if where in seen:
+            continue
+        seen.add(where)
+        if problem["type"] in ("extra_forbidden", "invalid_key"):
+            yield where, unknown_key(keys[-1], siblings)
+        elif problem["type"] == "missing":
+            yield where, f"missing, expected {expected_of(field)}"
+        else:
+            yield where, f"got {shown(_value(settings, keys))}, expected {expected_of(field)}"
+
+
+def _locate(location: tuple[int | str, ...]) -> tuple[list[str], FieldInfo | None, list[str]]:
+    """Follow pydantic's location to the setting: its keys, its field, and the names beside it."""
+    section: Any = JobConfig
+    keys: list[str] = []
+    field, siblings = None, list(JobConfig.model_fields)
+    for key in location:
+        siblings = list(section.model_fields)
+        keys.append(str(key))
+        field = section.model_fields.get(key)
+        section = field.annotation if field is not None else None
+        if not is_section(section):
+            break
+    return keys, field, siblings
+
+
+def _value(settings: Any, keys: list[str]) -> Any:
+    for key in keys:
+        settings = settings[key]
+    return settings

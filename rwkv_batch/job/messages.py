@@ -1,0 +1,35 @@
+"""Words of error messages about settings and columns: values, lists of names, and guesses at what was meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+MAX_SHOWN = 80
+
+
+def shortened(text: str) -> str:
+    """The text, or its beginning where it is long."""
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+
+
+def shown(value: Any) -> str:
+    """A value as in Python, but null, true and false as in YAML; its beginning where it is long."""
+    return shortened({"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value)))
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns " (did you mean 'x'?)" with the known name that is most like `name`; "" where none is like it."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def unknown_key(name: str, known: Iterable[str]) -> str:
+    """The complaint about a key that no setting has."""
+    names = list(known)
+    return f"unknown key{did_you_mean(name, names) or f' (known: {listed(names)})'}"

@@ -1,0 +1,176 @@
+"""The kinds of values that fields of `SamplingParams` take, and how a field is declared.
+
+A field is declared in one place, its line in `SamplingParams`. Its check, the job file's message, the columns of an
+input and OpenAI's batch format follow from the kind.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class Kind(ABC):
+    """A set of values."""
+
+    @abstractmethod
+    def expected(self, value: object) -> str | None:
+        """Returns None where the value is right; otherwise the end of the sentence "got X, expected …"."""
+
+    @property
+    def description(self) -> str:
+        """The values in words."""
+        return self.expected(_NOTHING) or ""
+
+
+_NOTHING = object()
+"""A value of no kind."""
+
+
+@dataclass(frozen=True)
+class Integer(Kind):
+    """An integer from `low` to `high`, both included."""
+
+    low: int
+    high: int
+
+    def expected(self, value: object) -> str | None:
+        is_right = isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
+        return None if is_right else f"an integer from {self.low} to {self.high}"
+
+
+@dataclass(frozen=True)
+class Number(Kind):
+    """A finite number from `low` to `high`, both included; above `low` where `is_open`."""
+
+    low: float
+    high: float
+    is_open: bool = False
+
+    def expected(self, value: object) -> str | None:
+        is_open, low, high = self.is_open, self.low, self.high
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and low <= value <= high and (value > low or not is_open):  # type: ignore[operator]
+            return None
+        return f"a number {'above' if is_open else 'from'} {low:g} {'up ' * is_open}to {high:g}"
+
+
+class Flag(Kind):
+    """True or False."""
+
+    def expected(self, value: object) -> str | None:
+        return None if isinstance(value, bool) else "true or false"
+
+
+@dataclass(frozen=True)
+class Choice(Kind):
+    """One of some names."""
+
+    names: tuple[str, ...]
+
+    def expected(self, value: object) -> str | None:
+        return None if value in self.names else " or ".join(map(repr, self.names))
+
+
+class Text(Kind):
+    """A string."""
+
+    def expected(self, value: object) -> str | None:
+        return None if isinstance(value, str) else "text, or None"
+
+
+class Schema(Kind):
+    """A JSON schema: a string, or a mapping."""
+
+    def expected(self, value: object) -> str | None:
+        return None if isinstance(value, str | Mapping) else "a schema as text or as a mapping, or None"
+
+
+class Strings(Kind):
+    """A non-empty string, or a list of such."""
+
+    def expected(self, value: object) -> str | None:
+        for text in value if isinstance(value, list | tuple) else (value,):
+            if not isinstance(text, str) or not text:
+                return "a non-empty string or a list of non-empty strings"
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                return "text that has an encoding, without lone surrogates"
+        return None
+
+
+@dataclass(frozen=True)
+class TokenIds(Kind):
+    """A list of token ids.
+
+    Args:
+        may_be_empty: an empty list is right too.
+    """
+
+    may_be_empty: bool = True
+
+    def expected(self, value: object) -> str | None:
+        if not isinstance(value, list | tuple) or not all(map(_is_id, value)):
+            return "a list of token ids (integers from 0)"
+        return None if value or self.may_be_empty else "at least one token id, or None for all"
+
+
+class Biases(Kind):
+    """A mapping from token id to a finite number."""
+
+    def expected(self, value: object) -> str | None:
+        is_right = isinstance(value, Mapping) and all(
+            _is_id(token_id) and isinstance(bias, int | float) and abs(bias) <= sys.float_info.max
+            for token_id, bias in value.items()
+        )
+        return None if is_right else "a map from token id to a finite number"
+
+
+@dataclass(frozen=True)
+class SamplingField:
+    """One field of `SamplingParams`.
+
+    Args:
+        kind: of its values.
+        is_optional: None is right too.
+        openai: its names in the body of a request in OpenAI's batch format; none where that has no such field.
+        in_jobs: a job file and the rows of its input may set it.
+    """
+
+    kind: Kind
+    is_optional: bool = False
+    openai: tuple[str, ...] = ()
+    in_jobs: bool = True
+
+    def expected(self, value: object) -> str | None:
+        """Returns None where the value is right; otherwise the end of the sentence "got X, expected …"."""
+        return None if value is None and self.is_optional else self.kind.expected(value)
+
+    @property
+    def description(self) -> str:
+        """The values in words, as for a job file."""
+        words = self.kind.description.removesuffix(", or None")
+        return f"{words}, or null" if self.is_optional else words
+
+
+def sampling_field(default: Any, kind: Kind, *, openai: tuple[str, ...] = (), in_jobs: bool = True) -> Any:
+    """Declares a field of the dataclass `SamplingParams`. A field whose default is None takes None too."""
+    found = SamplingField(kind, is_optional=default is None, openai=openai, in_jobs=in_jobs)
+    return field(default=default, metadata={SamplingField: found})
+
+
+def documented_arguments(documented: type) -> dict[str, str]:
+    """Returns the texts under "Args:" of a class's docstring, by name. Names that share a text each get it."""
+    text = inspect.getdoc(documented) or ""
+    section = re.search(r"^Args:\n(.*?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
+    entries = re.split(r"^    (\w[\w, ]*): ", section[1] if section else "", flags=re.MULTILINE)[1:]
+    named = zip(entries[::2], entries[1::2], strict=True)
+    return {name: " ".join(words.split()) for names, words in named for name in names.split(", ")}
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

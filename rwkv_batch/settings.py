@@ -1,0 +1,66 @@
+"""The settings of `LLM` in two groups: what the model is, and how the engine runs it.
+
+A new setting is a field here, a parameter of `LLM`, and its use; for jobs, also a field of the section of the same
+name in job/config.py. Tests compare the three.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The settings that say what the model is. Each field is the argument of `LLM` of the same name.
+
+    Raises:
+        ConfigurationError: a number is out of range.
+    """
+
+    model: str | Path = "demo"
+    tokenizer: str | None = "auto"
+    dtype: str = "auto"
+    quantization: str | None = None
+    strategy: str | None = None
+    init_state: str | Path | None = None
+    ln_x_eps: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.ln_x_eps is not None and not 0 < self.ln_x_eps < 1:
+            raise ConfigurationError(
+                f"got {self.ln_x_eps!r}, expected a number between 0 and 1, or null", setting="ln_x_eps"
+            )
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """The settings that say how the engine runs a model. Each field is the argument of `LLM` of the same name.
+
+    Raises:
+        ConfigurationError: a number is out of range.
+    """
+
+    device: str = "auto"
+    backend: str = "auto"
+    max_batch_size: int | None = None
+    max_batch_tokens: int | None = None
+    state_dtype: str = "float32"
+    prefix_sharing: bool = True
+    prefix_host_gib: float = 1.0
+    batch_invariant: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.prefix_host_gib < math.inf:
+            raise ConfigurationError(
+                f"got {self.prefix_host_gib!r}, expected a number of GiB from 0", setting="prefix_host_gib"
+            )
+
+    @property
+    def prefix_host_bytes(self) -> int:
+        """`prefix_host_gib` in bytes."""
+        return int(self.prefix_host_gib * 2**30)

@@ -1,0 +1,78 @@
+"""Kinds of JSON values: widening is a join, and the Arrow column of a kind holds every value that it was widened by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rwkv_batch.job.input.json_kinds import NULL, NUMBERS_BY_NAME, STRING, STRINGS, JsonKind, ListOf, Struct, widen
+
+SCALARS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(max_size=3)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, min_size=1, max_size=3),
+    max_leaves=8,
+)
+
+
+def kind_of(values: list[Any]) -> JsonKind | None:
+    """The kind of a column with these values; None where they contradict each other."""
+    kind: JsonKind = NULL
+    try:
+        for value in values:
+            kind = widen(kind, value)
+    except TypeError:
+        return None
+    return kind
+
+
+@given(st.lists(VALUES, max_size=4))
+def test_a_kind_holds_every_value_that_it_was_widened_by(values: list[Any]) -> None:
+    kind = kind_of(values)
+    if kind is not None:
+        assert all(map(kind.fits, values))
+        assert len(pa.array([kind.for_arrow(value) for value in values], kind.arrow)) == len(values)
+
+
+@given(st.lists(VALUES, max_size=4), st.randoms())
+def test_the_order_of_values_does_not_matter(values: list[Any], random: Any) -> None:
+    kind = kind_of(values)
+    shuffled = random.sample(values, len(values))
+    other = kind_of(shuffled)
+    assert (kind is None) == (other is None)
+    if kind is not None and other is not None:
+        assert _names_sorted(kind) == _names_sorted(other)
+
+
+@given(st.lists(VALUES, min_size=1, max_size=4))
+def test_a_value_seen_before_changes_nothing(values: list[Any]) -> None:
+    kind = kind_of(values)
+    if kind is not None:
+        assert all(widen(kind, value) is kind for value in values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "where"),
+    [
+        (STRINGS, 5, "x"),
+        (NUMBERS_BY_NAME, {"1": "a"}, "x"),
+        (ListOf(STRING), ["a", 5], "x"),
+        (Struct({"a": STRING, "b": Struct({"c": STRINGS})}), {"b": {"c": 5}}, "x.b.c"),
+    ],
+)
+def test_the_place_of_a_fault_is_named(kind: JsonKind, value: Any, where: str) -> None:
+    assert not kind.fits(value)
+    assert kind.misfit("x", value)[0] == where
+
+
+def _names_sorted(kind: JsonKind) -> Any:
+    """The kind with the names of its structs in one order."""
+    if isinstance(kind, ListOf):
+        return [_names_sorted(kind.item)]
+    if isinstance(kind, Struct):
+        return {name: _names_sorted(kind.fields[name]) for name in sorted(kind.fields)}
+    return kind.words

@@ -1,0 +1,166 @@
+"""Names and numbers that C++, CUDA and Triton sources repeat: each copy equals the one list it was copied from."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from rwkv_batch import cpu_kernels, cuda_kernels
+from rwkv_batch.cpu_kernels import (
+    call,
+    greedy_encode,
+    log_normalizer,
+    prefixes,
+    products,
+    sample,
+    select,
+    shift_lerp,
+    text,
+    top_tokens,
+    wkv4,
+    wkv7,
+    wkv56,
+)
+from rwkv_batch.cuda_kernels import launch
+from rwkv_batch.cuda_kernels import mm8 as cuda_mm8
+from rwkv_batch.cuda_kernels import shift_lerp as cuda_shift_lerp
+from rwkv_batch.cuda_kernels import wkv4 as cuda_wkv4
+from rwkv_batch.cuda_kernels import wkv7 as cuda_wkv7
+from rwkv_batch.cuda_kernels import wkv56 as cuda_wkv56
+from rwkv_batch.engine import slot_tables
+from rwkv_batch.engine.slot_tables import NUM_FLOATS, NUM_INTEGERS, Float, Integer
+
+CPU_SOURCES = Path(cpu_kernels.__file__).with_name("csrc")
+CUDA_SOURCES = Path(cuda_kernels.__file__).with_name("csrc")
+
+Fields = list[tuple[str, type]]
+
+
+def code(path: Path) -> str:
+    """A source without comments."""
+    return re.sub(r"//.*", "", path.read_text())
+
+
+def enumerators(path: Path) -> list[dict[str, int]]:
+    """The numbers of each enum of a source, by name."""
+    found = []
+    for body in re.findall(r"\benum (?:\w+ )?\{(.*?)\}", code(path), re.DOTALL):
+        numbers: dict[str, int] = {}
+        following = 0
+        for entry in filter(None, (part.strip() for part in body.split(","))):
+            name, _, value = (part.strip() for part in entry.partition("="))
+            numbers[name] = following = int(value) if value else following
+            following += 1
+        found.append(numbers)
+    return found
+
+
+def test_columns_in_cpp():
+    floats, integers = enumerators(CPU_SOURCES / "sample.cpp")
+    assert (sample.NUM_FLOATS, sample.NUM_INTEGERS) == (NUM_FLOATS, NUM_INTEGERS)
+    assert floats == {column.name: column.value for column in Float} | {"NUM_FLOATS": NUM_FLOATS}
+    assert integers == {column.name: column.value for column in Integer} | {"NUM_INTEGERS": NUM_INTEGERS}
+
+
+def test_activations_in_cpp():
+    (numbers,) = enumerators(CPU_SOURCES / "product.h")
+    assert numbers == {(name or "linear").upper(): number for name, number in products.ACTIVATIONS.items()}
+
+
+def test_columns_in_triton():
+    pytest.importorskip("triton")
+    from triton.language import constexpr
+
+    from rwkv_batch.triton_kernels import sample_row
+
+    wanted = {column.name: column.value for column in (*Float, *Integer)}
+    wanted |= {"NUM_FLOATS": NUM_FLOATS, "NUM_INTEGERS": NUM_INTEGERS}
+    numbers = {name: value.value for name, value in vars(sample_row).items() if isinstance(value, constexpr)}
+    others = {"MIN_TEMPERATURE", "LOG2E", "NONE"}
+    assert {name: value for name, value in numbers.items() if name not in others} == wanted
+
+
+def test_columns_fit_the_tables():
+    tables = slot_tables.SlotTables(1, slot_tables.Vocabulary.plain(2), torch.device("cpu"))
+    assert (tables.floats.shape[1], tables.integers.shape[1]) == (NUM_FLOATS, NUM_INTEGERS)
+    assert max(Float) < NUM_FLOATS
+    assert Integer.STREAM + slot_tables.STREAM_WORDS <= NUM_INTEGERS
+
+
+def members(source: str, name: str) -> Iterator[tuple[str, str]]:
+    """Name and type of each member of a struct, in order; pointers have a type that ends in `*`."""
+    found = re.search(rf"\bstruct {name} \{{(.*?)\n\}};", source, re.DOTALL)
+    assert found, name
+    for declaration in filter(None, (part.strip() for part in found[1].split(";"))):
+        kind, rest = re.match(r"((?:const )?\w+)\b(.*)", declaration, re.DOTALL).groups()  # type: ignore[union-attr]
+        for declarator in rest.split(","):
+            member = declarator.strip()
+            yield member.lstrip("* "), kind.removeprefix("const ") + "*" * member.count("*")
+
+
+C_TYPES = {"int64_t": ctypes.c_int64, "i64": ctypes.c_int64, "int": ctypes.c_int, "float": ctypes.c_float}
+
+
+def fields_in_source(path: Path, name: str, nested: dict[str, type]) -> Fields:
+    types = {**C_TYPES, **nested}
+    source = code(path)
+    return [(member, ctypes.c_void_p if kind.endswith("*") else types[kind]) for member, kind in members(source, name)]
+
+
+CPP_STRUCTS = [
+    (call.RowsStruct, "common.h", "Rows"),
+    (products.Product, "product.h", "Product"),
+    (sample.Sample, "sample.cpp", "Sample"),
+    (select.Select, "select.cpp", "Select"),
+    (shift_lerp.ShiftLerp, "shift_lerp.cpp", "ShiftLerp"),
+    (log_normalizer.Normalize, "select.cpp", "Normalize"),
+    (top_tokens.TopTokens, "top_tokens.cpp", "TopTokens"),
+    (prefixes.SortPrompts, "prefixes.cpp", "SortPrompts"),
+    (greedy_encode.GreedyEncode, "greedy_encode.cpp", "GreedyEncode"),
+    (text.TableStruct, "text.cpp", "TokenTable"),
+    (text.PushTokens, "text.cpp", "PushTokens"),
+    (text.DecodeTokens, "text.cpp", "DecodeTokens"),
+    (wkv4.Wkv4, "wkv4.cpp", "Wkv4"),
+    (wkv56.Wkv56, "wkv56.cpp", "Wkv56"),
+    (wkv7.Wkv7, "wkv7.cpp", "Wkv7"),
+]
+"""Each struct that Python fills, the source that declares it, and its name there."""
+
+
+@pytest.mark.parametrize(("mirror", "file", "name"), CPP_STRUCTS, ids=[name for _, _, name in CPP_STRUCTS])
+def test_structs_in_cpp(mirror, file, name):
+    nested = {"Rows": call.RowsStruct, "TokenTable": text.TableStruct}
+    assert list(mirror._fields_) == fields_in_source(CPU_SOURCES / file, name, nested)
+
+
+def test_every_struct_that_python_fills_is_compared():
+    """The parameters of the extern "C" functions that take a pointer to a struct of their own source."""
+    taken = {name for path in CPU_SOURCES.glob("*.cpp") for name in re.findall(r"\(const (\w+)\* p\b", code(path))}
+    assert taken == {name for _, _, name in CPP_STRUCTS} - {"Rows", "TokenTable"}
+
+
+@pytest.mark.parametrize(
+    "module", [cuda_wkv4, cuda_wkv56, cuda_wkv7, cuda_shift_lerp, cuda_mm8], ids=lambda m: m.__name__
+)
+def test_structs_in_cuda(module):
+    kernels = [value for value in vars(module).values() if isinstance(value, launch.Kernel)]
+    assert kernels
+    for kernel in kernels:
+        path = CUDA_SOURCES / f"{kernel.name}.cu"
+        if "struct Params {" not in path.read_text():
+            path = CUDA_SOURCES / f"{kernel.name.partition('_')[0]}.h"
+        assert kernel.fields == flat_fields(path), kernel.name
+
+
+def flat_fields(path: Path) -> Fields:
+    """The members of `Params`, with the members of `Rows` in the place of `rows`."""
+    rows = fields_in_source(CUDA_SOURCES / "heads.h", "Rows", {})
+    found: Fields = []
+    for name, kind in fields_in_source(path, "Params", {"Rows": ctypes.Structure}):
+        found += rows if kind is ctypes.Structure else [(name, kind)]
+    return found

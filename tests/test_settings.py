@@ -1,0 +1,51 @@
+"""The settings stand in three places, `LLM`, settings.py and a job's sections, and say the same."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from rwkv_batch import LLM
+from rwkv_batch.errors import ConfigurationError
+from rwkv_batch.job.config import EngineSection, ModelSection, Section
+from rwkv_batch.sampling_fields import documented_arguments
+from rwkv_batch.settings import EngineSettings, ModelSettings
+
+CALLED_OTHERWISE = {"path": "model"}
+"""Setting of a job → argument of `LLM`, where the names differ."""
+OF_JOBS_ONLY = {"sha256"}
+OF_CALLS_ONLY = {"seed"}
+"""In a job: `sampling.seed`."""
+ON_PURPOSE = {"batch_invariant": (True, False), "max_batch_size": ("auto", None), "max_batch_tokens": ("auto", None)}
+"""Setting → its default in a job and in `LLM`, where they differ."""
+
+
+def test_the_signature_of_LLM_has_all_settings_with_their_defaults() -> None:
+    parameters = list(inspect.signature(LLM).parameters.values())
+    settings = {
+        field.name: (field.default, field.type) for group in (ModelSettings, EngineSettings) for field in fields(group)
+    }
+    assert {one.name: (one.default, one.annotation) for one in parameters} == settings
+    assert list(documented_arguments(LLM)) == [one.name for one in parameters]
+
+
+@pytest.mark.parametrize(("section", "group"), [(ModelSection, ModelSettings), (EngineSection, EngineSettings)])
+def test_a_job_s_section_has_the_settings_of_the_library(section: type[Section], group: type[Any]) -> None:
+    of_job = {CALLED_OTHERWISE.get(name, name): field for name, field in section.model_fields.items()}
+    of_library = {field.name: field.default for field in fields(group)}
+    assert of_job.keys() - OF_JOBS_ONLY == of_library.keys() - OF_CALLS_ONLY
+    for name in of_library.keys() - OF_CALLS_ONLY:
+        if not of_job[name].is_required():
+            assert (of_job[name].default, of_library[name]) == ON_PURPOSE.get(name, (of_library[name],) * 2), name
+
+
+@pytest.mark.parametrize(
+    ("group", "setting", "value"),
+    [(ModelSettings, "ln_x_eps", 1.0), (EngineSettings, "prefix_host_gib", float("inf"))],
+)
+def test_a_number_out_of_range_is_refused(group: type[Any], setting: str, value: float) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^{setting}: got {value}, expected a number"):
+        group(**{setting: value})

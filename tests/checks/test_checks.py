@@ -178,7 +178,7 @@ def test_definitions_on_a_gpu_are_compared_with_what_the_host_computes(
 ) -> None:
     """Makes one of torch's operations wrong on the GPU: the last number of each result."""
     pytest.importorskip("triton")
-    from fake_cuda import DEVICE, FakeCuda, fake_cuda
+    from fakes.cuda import DEVICE, FakeCuda, fake_cuda
 
     on_device = FakeCuda._on_device
     is_wrong = False

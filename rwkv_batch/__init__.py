@@ -1,4 +1,8 @@
-"""Batch inference for RWKV language models: thousands of sequences at once, Parquet in, Parquet out."""
+"""Batch inference for RWKV language models: thousands of sequences at once.
+
+`LLM` completes and scores prompts in Python, with `SamplingParams`. `run_job` runs a job file: prompts in, Parquet out.
+On the command line: rwkv-batch --help.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +67,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that `import rwkv_batch` stays free of torch."""
+    """Imports a public name when it is first used, so that `import rwkv_batch` does not import torch."""
     if name not in _HOME:
         raise AttributeError(f"module 'rwkv_batch' has no attribute {name!r}")
     from importlib import import_module
@@ -72,4 +76,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

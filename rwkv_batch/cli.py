@@ -1,24 +1,29 @@
-"""rwkv-batch: every command of the project. A command's packages are imported when it is chosen."""
+"""The command `rwkv-batch`. A command's packages are imported when the command is chosen, so that help is fast."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from . import __version__
-from .errors import ConfigurationError, RwkvBatchError
-from .run import EXIT_USAGE, add_arguments, execute
+from .errors import ConfigurationError, RwkvBatchError, one_of
+from .run import DESCRIPTION, EXIT_USAGE, HELP, add_arguments, execute
+
+CONVERTED_FORMATS = ("int8",)
+"""Weight formats that `convert` writes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command that the arguments name (those of the process where None), and returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["bench"]:  # it has arguments of its own
+    if given[:1] == ["bench"]:  # it has a parser of its own
         from .measure.bench import main as bench
 
         return bench(given[1:])
     try:
-        if given[:1] == ["lm-eval"]:  # another project's command line
+        if given[:1] == ["lm-eval"]:  # the harness has a command line of its own
             from .integrations.lm_eval import main as lm_eval
 
             return lm_eval(given[1:])
@@ -30,46 +35,92 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rwkv-batch", description="Batch inference for RWKV language models.")
+    parser = argparse.ArgumentParser(
+        prog="rwkv-batch",
+        description="Batch inference for RWKV language models: prompts from files in, completions or scores out.",
+        epilog="rwkv-batch COMMAND --help explains a command. Begin with: rwkv-batch run jobs/demo.yaml",
+    )
     parser.add_argument("--version", action="version", version=f"rwkv_batch {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_job_commands(commands)
+    _add_report(commands)
+    _add_convert(commands)
+    _add_doctor(commands)
+    commands.add_parser("bench", help="measure how fast a model is on this machine", add_help=False)
+    commands.add_parser(
+        "lm-eval", help="evaluate a model: the lm-evaluation-harness, with --model rwkv_batch", add_help=False
+    )
+    return parser
 
-    run = commands.add_parser("run", help="run a job, or what is left of it")
+
+def _add_job_commands(commands: Any) -> None:
+    run = commands.add_parser("run", help="run a job, or what is left of it", description=DESCRIPTION, **HELP)
     add_arguments(run)
     run.set_defaults(command=execute)
 
-    validate = commands.add_parser("validate", help="check a job without running it; the same as run --dry-run")
+    validate = commands.add_parser(
+        "validate",
+        help="check a job and show its first prompt, without running it",
+        description="Check a job file, its input and its model, and show the plan, the memory and the first prompt. "
+        "Nothing is written. The same as run --dry-run.",
+        **HELP,
+    )
     add_arguments(validate)
     validate.set_defaults(command=execute, dry_run=True)
 
-    score = commands.add_parser("score", help="run a job with task: score")
+    score = commands.add_parser(
+        "score",
+        help="run a job with task: score, whatever the file says",
+        description="Run a job that computes log-likelihoods of continuations. The same as run -o task=score.",
+        **HELP,
+    )
     add_arguments(score)
     score.set_defaults(command=lambda options: execute(options, task="score"))
 
-    convert = commands.add_parser("convert", help="write a checkpoint as safetensors")
-    convert.add_argument("source", help="a .pth or .safetensors file, or a folder in Hugging Face layout")
-    convert.add_argument("target", help="the .safetensors file to write")
-    convert.add_argument("--quantization", help="store matrices in this format")
-    convert.set_defaults(command=_convert)
 
-    commands.add_parser("bench", help="measure this machine", add_help=False)
-    commands.add_parser(
-        "lm-eval", help="the lm-evaluation-harness's own command line, with --model rwkv_batch", add_help=False
+def _add_report(commands: Any) -> None:
+    report = commands.add_parser(
+        "report",
+        help="summarize a job, write its report again, and show its first results",
+        description="Summarize what a job has made so far, and write report.json and report.html into its state "
+        "folder.",
     )
-
-    report = commands.add_parser("report", help="write a job's report again, and show what it made")
     report.add_argument("path", help="the job's output folder, or its state folder where run.state_dir is set")
     report.add_argument("--show", type=int, default=0, metavar="N", help="print the first N rows of the output")
     report.set_defaults(command=_report)
 
-    doctor = commands.add_parser("doctor", help="what this machine offers: versions, devices, compilers, memory")
+
+def _add_convert(commands: Any) -> None:
+    convert = commands.add_parser(
+        "convert",
+        help="write a model as one .safetensors file, quantized on request",
+        description="Write a model as one .safetensors file with the names of RWKV's own checkpoints, one matrix in "
+        "memory at a time.",
+    )
+    convert.add_argument("source", help="a .pth or .safetensors file, a folder in Hugging Face layout, or hf://…")
+    convert.add_argument("target", help="the .safetensors file to write")
+    convert.add_argument(
+        "--quantization",
+        metavar="FORMAT",
+        help=f"store the large matrices in this weight format: {one_of(CONVERTED_FORMATS)}; default: as they are",
+    )
+    convert.set_defaults(command=_convert)
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="show what this machine offers, and check its kernels",
+        description="Show versions, devices, compilers and memory of this machine.",
+        epilog="Exit code 1: --check has found something wrong.",
+    )
     doctor.add_argument("--build", action="store_true", help="also build the CUDA kernels now, with nvcc")
     doctor.add_argument(
         "--check",
         action="store_true",
-        help="also check every op on every device, and the demo model: about a minute; the table goes to standard "
-        "output, progress to standard error; exit code 1 if anything is wrong. python -m rwkv_batch.checks checks a "
-        "choice of devices, backends and ops",
+        help="also check every op on every device against its definition, and the demo model: about a minute. The "
+        "table goes to standard output, progress to standard error. python -m rwkv_batch.checks checks a choice of "
+        "devices, backends and ops",
     )
     doctor.add_argument(
         "--at-once",
@@ -78,7 +129,6 @@ def _parser() -> argparse.ArgumentParser:
         help="with --check: run N cases at a time; default: as many as cores and free GPU memory allow, at most 16",
     )
     doctor.set_defaults(command=_doctor)
-    return parser
 
 
 def _convert(options: argparse.Namespace) -> int:

@@ -1,4 +1,15 @@
-"""The exceptions that a caller may want to catch. Each message says what was given, what was expected, what to do."""
+"""The exceptions that a caller may want to catch. Each message says what was given, what was expected, what to do.
+
+RwkvBatchError            every error that this package raises on purpose
+  ConfigurationError      also a ValueError
+  CheckpointError         also a ValueError
+  CapacityError
+  BackendError
+  ResumeError
+  RowError                also a ValueError
+  MissingExtraError       also an ImportError
+Stopped                   a KeyboardInterrupt: a signal asked a job to end
+"""
 
 from __future__ import annotations
 
@@ -11,10 +22,10 @@ def one_of(names: Sequence[str]) -> str:
 
 
 class RwkvBatchError(Exception):
-    """Base of every error this package raises on purpose.
+    """The base of all errors that this package raises on purpose.
 
     Args:
-        setting: the setting that is wrong, under the name that the caller knows it by; the message begins with it.
+        setting: the setting that is wrong, under the name by which the caller knows it. The message begins with it.
     """
 
     def __init__(self, message: str = "", *, setting: str | None = None) -> None:
@@ -35,11 +46,11 @@ class CheckpointError(RwkvBatchError, ValueError):
 
 
 class ResumeError(RwkvBatchError):
-    """The output folder belongs to a job that would give other results."""
+    """The output folder belongs to a job with other results."""
 
 
 class CapacityError(RwkvBatchError):
-    """The device is missing or has too little memory for this model with even one slot."""
+    """The device is missing, or has too little memory for this model with even one slot."""
 
 
 class BackendError(RwkvBatchError):
@@ -47,14 +58,14 @@ class BackendError(RwkvBatchError):
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked a job to end. What it had finished is committed; the same job, started again, goes on.
+    """A signal asked a job to end. Finished rows are committed; the same job, started again, goes on.
 
-    Like KeyboardInterrupt, of which it is one kind, it is no `Exception`: nothing on the way mistakes it for a failure.
+    It is a KeyboardInterrupt and no `Exception`, so that no `except Exception` takes it for a failure.
     """
 
 
 class RowError(RwkvBatchError, ValueError):
-    """One row is bad; all others are served.
+    """One row is bad; all other rows are served.
 
     Args:
         code: a short stable identifier such as "token_out_of_range", written to the `error_code` column.
@@ -68,7 +79,13 @@ class RowError(RwkvBatchError, ValueError):
 
 
 class MissingExtraError(RwkvBatchError, ImportError):
-    """An optional dependency is needed; the message names the extra that installs it."""
+    """An optional dependency is missing; the message names the extra that installs it.
+
+    Args:
+        feature: what needs the package.
+        package: its name in the package index.
+        extra: of this package, such as "structured".
+    """
 
     def __init__(self, feature: str, package: str, extra: str) -> None:
         super().__init__(f"{feature} needs the package {package!r}: pip install 'rwkv_batch[{extra}]'")

@@ -1,4 +1,4 @@
-"""The embedded API: text in, text out. Names and shapes follow vLLM's offline API."""
+"""The library's main class, `LLM`. Names and shapes follow vLLM's offline API."""
 
 from __future__ import annotations
 
@@ -40,35 +40,54 @@ SomeRow = TypeVar("SomeRow", GenerateRow, ScoreRow)
 
 
 class LLM:
-    """One loaded model and the engine that runs it.
+    """A loaded model with the engine that runs it: completes prompts, and scores continuations of contexts.
+
+    >>> from rwkv_batch import LLM, SamplingParams
+    >>> with LLM("demo", device="cpu", dtype="float32", max_batch_size=8) as llm:
+    ...     print(llm)
+    ...     outputs = llm.generate(["def mean(values):", "class Stack:"], SamplingParams(max_tokens=4, temperature=0))
+    ...     scores = llm.score([("import ", "os"), ("import ", "xyzzy")])
+    LLM(demo, rwkv7 1.6M, cpu float32, 8 slots)
+    >>> [(len(output.outputs[0].token_ids), output.outputs[0].finish_reason) for output in outputs]
+    [(4, 'length'), (4, 'length')]
+    >>> scores[0].logprob > scores[1].logprob
+    True
 
     Args:
-        model: "demo", a .pth or .safetensors file, a folder in Hugging Face layout, or hf://owner/repo/file@revision.
-        tokenizer: "auto", "world", "bytes", a vocabulary file, a tokenizer.json, or None for token ids only.
-        device: "auto", "cpu", "cuda", "cuda:N", "mps", "dml".
-        dtype: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
-        quantization: None, "int8" for 8-bit matrices, or "w8a8" for 8-bit matrices and inputs: faster, and coarser.
-        backend: "auto", "triton", "cuda", "cpu", "reference".
-        max_batch_size: sequences that run at the same time; None takes what is useful and fits.
-        max_batch_tokens: tokens of one step; None likewise.
-        state_dtype: "float32", or "float16" (v5 to v7): half the memory and traffic of a state, rounded stochastically
-            after every token.
+        model: "demo" (bundled), a .pth or .safetensors file, a folder in Hugging Face layout, or
+            hf://owner/repo/file@revision.
+        tokenizer: "auto" (by the size of the vocabulary and the files beside the model), "world", "bytes", a vocabulary
+            file, a tokenizer.json, or None: token ids in, token ids out.
+        device: "auto" (the first CUDA device where there is one, else the CPU), "cpu", "cuda", "cuda:N", "mps" or
+            "dml".
+        dtype: the number format of weights and activations: "auto" (the checkpoint's), "float32", "bfloat16" or
+            "float16".
+        quantization: the weight format of the large matrices: None keeps `dtype`; "int8" stores weights in 8 bits;
+            "w8a8" also multiplies with inputs of 8 bits, which is faster and coarser.
+        backend: the kernels that run the model: "auto" (the fastest that work here), "triton", "cuda", "cpu" or
+            "reference". A backend that is named must serve every operation.
+        max_batch_size: sequences that run at the same time; None takes as many as are useful and fit into memory.
+        max_batch_tokens: tokens of one step; None takes as many as are useful and fit into memory.
+        state_dtype: the number format of the recurrent states: "float32", or "float16" (RWKV-5 to RWKV-7), which
+            halves their memory and traffic and is rounded stochastically after every token.
         init_state: a file of tuned initial states; None starts from the checkpoint's own.
-        strategy: ChatRWKV's strategy string, instead of device, dtype and quantization: for each layer its own.
-        prefix_sharing: compute prompt prefixes that several prompts share once.
-        batch_invariant: results do not depend, bit for bit, on what else is in the batch.
+        strategy: ChatRWKV's strategy string, which gives each layer its device, dtype and weight format. It replaces
+            `device`, `dtype` and `quantization`.
+        prefix_sharing: compute a prefix that several prompts have in common once.
+        batch_invariant: a result does not depend, bit for bit, on what else is in the batch.
         ln_x_eps: epsilon of the group norm over heads; None takes the checkpoint's, or 64e-5.
-        seed: of the random streams of requests that have none of their own.
+        seed: of the random numbers of requests whose `SamplingParams` have no seed.
         prefix_host_gib: host memory, in GiB, for states of shared prefixes when more are needed at a time than there
-            are slots. Without a place for its state a prefix is computed for each prompt again.
-
-    Threads may share it: a call waits until the call that is running is done, or its iterator used up or closed. A call
-    closes, with a warning, an iterator that the same thread has left open. A fork of the process cannot use it. As a
-    context manager it is closed at the end.
+            are slots. A prefix whose state finds no place is computed again for each prompt.
 
     Attributes:
-        summary: what was found out about the model before it was loaded.
-        serving: serves lists of rows.
+        summary: the model's sizes, placement and memory plan, found before it was loaded.
+        tokenizer: the tokenizer; None where prompts are token ids only.
+        seed: the argument of the same name.
+        serving: serves lists of rows; for programs that build on this class.
+
+    Threads may share an `LLM`: a call waits until the running call is done, or its iterator is used up or closed. A
+    call closes, with a warning, an iterator that the same thread has left open. A fork of the process cannot use it.
 
     Raises:
         ConfigurationError: a setting is wrong.
@@ -163,15 +182,16 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
-        """Complete every prompt; results are in the order of the prompts.
+        """Completes every prompt, and returns the results in the order of the prompts.
 
         Args:
-            prompts: a list of prompts: text, token ids, {"prompt_token_ids": [...]} or {"messages": [...]}. One text or
-                mapping stands for a list of one.
-            sampling_params: for all prompts, or one for each.
+            prompts: a list of prompts. A prompt is text, a list of token ids, or a mapping with one of the keys
+                "prompt" (text), "prompt_token_ids" (a list of integers) and "messages" (a list of mappings with "role"
+                and "content"). A text or a mapping in place of the list is a list of one.
+            sampling_params: for all prompts, or one for each; None takes `SamplingParams()`.
 
         Raises:
-            ValueError: a prompt cannot be served; the message names it.
+            ValueError: a prompt cannot be served; the message has its index.
         """
         if isinstance(prompts, (str, dict)):
             prompts = [prompts]
@@ -190,10 +210,14 @@ class LLM:
     def generate_iter(
         self, prompts: Iterable[Prompt], sampling_params: SamplingParams | Iterable[SamplingParams] | None = None
     ) -> Iterator[tuple[int, RequestOutput]]:
-        """Complete any number of prompts in bounded memory: (index, result) in the order in which they finish.
+        """Completes any number of prompts in bounded memory, and yields (index, result) as prompts finish.
 
         A prompt that cannot be served gives a result with `error_code` and `error`. The model serves no other call
         until the iterator is used up or closed.
+
+        Args:
+            prompts: as those of `generate`; any iterable, which may have no end.
+            sampling_params: for all prompts, or an iterable with one for each.
         """
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             params = repeat(sampling_params or SamplingParams())
@@ -229,16 +253,16 @@ class LLM:
         top_logprobs: int | None = None,
         prompt_logprobs: int | None = None,
     ) -> list[Any]:
-        """The log-likelihood of each continuation given its context; results are in the order of the pairs.
+        """Computes the log-likelihood of each continuation given its context; results are in the order of the pairs.
 
         Args:
-            pairs: (context, continuation), both text or both token ids; each is encoded by itself. An empty context
-                is the beginning of a document, token 0. A list of continuations (of texts, or of lists of ids) in place
-                of one shares its context, and gives a list of results in place of one.
+            pairs: (context, continuation), both text or both lists of token ids; each is encoded by itself. An empty
+                context is the beginning of a document, token 0. A list of continuations in place of one shares the
+                context, and gives a list of results in place of one.
             add_bos_token: put token 0 before every context that does not start with it.
-            top_logprobs: also return this many most likely tokens at each of a continuation's positions, from 0; None
-                is off.
-            prompt_logprobs: the same for each token of the context after the first, and its own log-probability.
+            top_logprobs: also return the log-probabilities of this many most likely tokens, from 0, at each position of
+                a continuation; None returns none.
+            prompt_logprobs: the same for each token of the context after the first; None returns none.
 
         Raises:
             ValueError: a pair or an option cannot be served; the message names it.
@@ -249,13 +273,10 @@ class LLM:
 
         def rows() -> Iterator[ScoreRow]:
             for i, (context, continuation) in enumerate(pairs):
-                several = isinstance(continuation, (list, tuple)) and isinstance(
-                    [*continuation, 0][0], (str, list, tuple)
-                )
-                if not several:
+                if not _is_several(continuation):
                     single.add(i)
-                continuations = continuation if several else [continuation]
-                yield ScoreRow(i, i, context, continuations, add_bos_token, top_logprobs, prompt_logprobs)
+                    continuation = [continuation]
+                yield ScoreRow(i, i, context, continuation, add_bos_token, top_logprobs, prompt_logprobs)
 
         for index, outputs in self._serve(rows(), _rows_at_once(pairs), self._outputs.scores):
             if outputs[0].error is not None:
@@ -264,22 +285,22 @@ class LLM:
         return [scores[index] for index in sorted(scores)]
 
     def serve(self, rows: Iterable[GenerateRow]) -> Iterator[tuple[Any, RequestOutput]]:
-        """Complete rows as they come: (key, result) in the order in which they finish.
+        """Completes rows, and yields (key, result) as rows finish.
 
-        Rows are pulled and tokenised on a thread of their own, a bounded number ahead. A bad row gives a result with
-        `error_code` and `error`; it never stops the others.
+        A thread pulls the rows and encodes their texts, a bounded number ahead. A bad row gives a result with
+        `error_code` and `error`, and does not stop the others.
         """
         return self._serve(rows, _rows_at_once(rows), self._outputs.requests)
 
     def serve_scores(self, rows: Iterable[ScoreRow]) -> Iterator[tuple[Any, list[ScoreOutput]]]:
-        """Score rows as they come: (key, one result for each continuation) in the order in which they finish."""
+        """Scores rows, and yields (key, one result for each continuation) as rows finish. Bad rows as in `serve`."""
         return self._serve(rows, _rows_at_once(rows), self._outputs.scores)
 
     def abort(self, key: Hashable) -> None:
-        """End the row with this key. Any thread may call.
+        """Ends the row with this key early. Any thread may call.
 
-        The iterator that serves the row yields what there is, with `finish_reason` "abort"; of a row to score, a result
-        with `error_code` "abort". Nothing happens where the row is finished, or where no call runs.
+        The iterator that serves the row yields the tokens so far, with `finish_reason` "abort"; for a row to score, a
+        result with `error_code` "abort". Nothing happens where the row is finished, or where no call runs.
 
         Args:
             key: the index or the key with which `generate_iter`, `serve` or `serve_scores` yields the row.
@@ -287,7 +308,7 @@ class LLM:
         self.serving.abort(key)
 
     def close(self) -> None:
-        """Free the model, once a call of another thread is done. Any later use raises RuntimeError.
+        """Frees the model, after waiting for a call of another thread. Any later use raises RuntimeError.
 
         In a fork of the process that has loaded the model, `close` does nothing.
         """
@@ -296,6 +317,9 @@ class LLM:
             gc.collect()
             torch.cuda.empty_cache()  # does nothing without a CUDA device
 
+    def __repr__(self) -> str:
+        return f"LLM({self.summary})"
+
     def __enter__(self) -> LLM:
         return self
 
@@ -303,17 +327,17 @@ class LLM:
         self.close()
 
     def stats(self) -> EngineStats:
-        """Counters since the model was loaded."""
+        """Returns the engine's counters since the model was loaded: steps, tokens, seconds."""
         self.serving.check()
         return self._engine.stats
 
     def describe(self) -> dict[str, Any]:
-        """What was loaded and how it runs, for reports."""
+        """Returns the model's description in plain JSON, for reports: sizes, placement, memory, who serves which op."""
         self.serving.check()
         return {**self.summary.describe(), "matrix_bytes": self._model.matrix_bytes}
 
     def check_integrity(self) -> None:
-        """Assert that no slot has leaked."""
+        """Raises AssertionError where a slot is neither free nor of a running sequence."""
         self.serving.check()
         self._engine.check_integrity()
 
@@ -329,6 +353,11 @@ class LLM:
                 yield from outputs(finished)
 
 
+def _is_several(continuation: Any) -> bool:
+    """Whether this is a list of continuations. An empty list is one continuation, without tokens."""
+    return isinstance(continuation, (list, tuple)) and isinstance([*continuation, 0][0], (str, list, tuple))
+
+
 def _rows_at_once(*inputs: Iterable[Any]) -> int:
-    """Rows that are encoded together: many of a list. Of another iterable one, as the next may be long in coming."""
+    """The number of rows that are encoded together: many of a list, and one of an iterator, which may wait."""
     return ROWS_AT_ONCE if all(isinstance(one, (list, tuple)) for one in inputs) else 1

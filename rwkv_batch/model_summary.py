@@ -72,7 +72,7 @@ class ModelSummary:
         return sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names)
 
     def __str__(self) -> str:
-        """The model in a few words, such as "demo, rwkv7 0.8M, cpu float32, 128 slots"."""
+        """The model in a few words, such as "demo, rwkv7 1.6M, cpu float32, 128 slots"."""
         layers = self.file.sizes["L"]
         place = describe_layers(self.placement, layers) if self.placement.layers else str(self.placement.head)
         name = Path(self.model.model).name

@@ -1,4 +1,4 @@
-"""What the embedded API returns. Names and shapes follow vLLM's offline API."""
+"""Results of the library. Names and shapes follow vLLM's offline API. All log-probabilities are natural logarithms."""
 
 from __future__ import annotations
 
@@ -10,39 +10,59 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 @dataclass(frozen=True)
 class Logprob:
-    """One token's log-probability under the model's own distribution: before penalties, biases and temperature."""
+    """A token's log-probability under the model's own distribution: before penalties, biases and temperature.
+
+    Attributes:
+        logprob: the log-probability.
+        rank: the token's place among all tokens by probability; 1 is the most likely.
+        decoded_token: the token's text; None where there is no tokenizer.
+    """
 
     logprob: float
     rank: int
-    """1 is the most likely token."""
     decoded_token: str | None = None
 
 
 @dataclass
 class CompletionOutput:
-    """One sample of one prompt."""
+    """One sample of one prompt.
+
+    Attributes:
+        index: number of the sample, from 0.
+        text: the completion's text; "" where there is no tokenizer.
+        token_ids: sampled token ids, the one that ended the completion included.
+        cumulative_logprob: sum of `token_logprobs`.
+        logprobs: for each of `token_ids` the most likely tokens and the sampled one, by token id; None where
+            `SamplingParams.logprobs` is None.
+        finish_reason: "stop" (end of text, stop string or stop token), "length" (max_tokens), "abort" or "error".
+        stop_reason: the stop string or the token id that ended the completion, 0 for end of text; else None.
+        token_logprobs: log-probability of each of `token_ids` under the model's own distribution.
+    """
 
     index: int
-    """Sample number, from 0."""
     text: str
     token_ids: list[int]
-    """Sampled ids, with the one that ended the completion."""
     cumulative_logprob: float
-    """Sum of the sampled tokens' log-probabilities (natural logarithm, the model's own distribution)."""
     logprobs: list[dict[int, Logprob]] | None
     finish_reason: FinishReason
     stop_reason: str | int | None
-    """The stop string, or the token id (0 is end of text) that ended the completion; None otherwise."""
     token_logprobs: list[float] = field(default_factory=list)
-    """Log-probability of each of `token_ids`."""
 
 
 @dataclass
 class RequestOutput:
-    """All samples of one prompt."""
+    """All samples of one prompt.
+
+    Attributes:
+        prompt: the prompt's text; None where token ids were given.
+        prompt_token_ids: the prompt's token ids.
+        prompt_logprobs: for each of `prompt_token_ids` the most likely tokens and the prompt's own, by token id; None
+            for the first one, and in place of the list where `SamplingParams.prompt_logprobs` is None.
+        outputs: one for each sample, in order of `index`; none where the prompt could not be served.
+        error_code, error: a stable identifier and a sentence where the prompt could not be served; else None.
+    """
 
     prompt: str | None
-    """The prompt's text; None where token ids were given."""
     prompt_token_ids: list[int]
     prompt_logprobs: list[dict[int, Logprob] | None] | None
     outputs: list[CompletionOutput]
@@ -52,19 +72,27 @@ class RequestOutput:
 
 @dataclass
 class ScoreOutput:
-    """The log-likelihood of one continuation."""
+    """The log-likelihood of one continuation.
+
+    Attributes:
+        logprob: sum of `token_logprobs`.
+        is_greedy: every token of the continuation is the most likely one in its place.
+        token_logprobs: log-probability of each token of the continuation.
+        num_tokens: number of tokens of the continuation.
+        token_ids: the continuation's tokens.
+        top_logprobs: for each of `token_ids` the most likely tokens and the token itself, by token id; None where they
+            were not asked for.
+        prompt_logprobs: the same for each token of the context; None for the first one, and in place of the list where
+            they were not asked for.
+        error_code, error: a stable identifier and a sentence where the pair could not be scored; else None.
+    """
 
     logprob: float
-    """Sum over the continuation's tokens, natural logarithm."""
     is_greedy: bool
-    """Every token of the continuation is the most likely one."""
     token_logprobs: list[float]
     num_tokens: int
     token_ids: list[int] = field(default_factory=list)
-    """The continuation's tokens."""
     top_logprobs: list[dict[int, Logprob]] | None = None
-    """For each token the most likely ones in its place, and itself; None where they were not asked for."""
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
-    """The same for each token of the context; None for the first one, and where they were not asked for."""
     error_code: str | None = None
     error: str | None = None

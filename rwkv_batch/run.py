@@ -1,4 +1,4 @@
-"""python -m rwkv_batch.run JOB.yaml: the command line of a job, and what its exit codes mean."""
+"""The command line of a job, `python -m rwkv_batch.run JOB.yaml`, and the meaning of its exit codes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import (
     BackendError,
@@ -19,6 +19,7 @@ from .errors import (
     ResumeError,
     Stopped,
 )
+from .job.stopping import EXIT_KILLED
 
 if TYPE_CHECKING:
     from .job.execute import Outcome
@@ -33,51 +34,86 @@ EXIT_REFUSED = 4
 EXIT_DEVICE = 5
 EXIT_STOPPED = 75
 
+EXIT_CODES = {
+    EXIT_OK: "every row is served; with --allow-errors some rows may be errors",
+    EXIT_INTERNAL: "an internal error",
+    EXIT_USAGE: "the command line, the job file, the input or the model file is wrong",
+    EXIT_ROW_ERRORS: "some rows are errors; under run.on_row_error: stop the run has ended at one",
+    EXIT_REFUSED: "the output folder belongs to a job with other results",
+    EXIT_DEVICE: "the device is missing or has too little memory",
+    EXIT_STOPPED: "stopped by a signal; the same command goes on where this one ended",
+    EXIT_KILLED: "ended at once by a second signal",
+}
+"""Exit code → what it means."""
+
+DESCRIPTION = """\
+Run a job: read prompts or questions from files, serve them with a model, and write the results as Parquet files.
+Start the same command again after an interruption: it serves the rows that are missing."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m rwkv_batch.run", description="Run a batch inference job.")
+    """Runs the job that the arguments name (those of the process where None), and returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m rwkv_batch.run", description=DESCRIPTION, **HELP)
     add_arguments(parser)
     return execute(parser.parse_args(arguments))
 
 
+def exit_codes() -> str:
+    """The exit codes, a line each, for the end of a help text."""
+    return "exit codes:\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())
+
+
+HELP: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": exit_codes()}
+"""Arguments of the parser of a command that runs or checks a job."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of a run, for this command and for `rwkv-batch run`."""
-    parser.add_argument("job", metavar="JOB.yaml", help="the job file")
-    parser.add_argument(
-        "-o", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="a setting: sampling.top_p=0.7"
+    """Adds the arguments of a run to the parser of this command, or of `rwkv-batch run`."""
+    parser.add_argument("job", metavar="JOB.yaml", help="the job file; jobs/eval.yaml explains every setting")
+    what = parser.add_argument_group("what is run")
+    what.add_argument(
+        "-o",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting in place of the job file's, such as sampling.top_p=0.7; may be repeated",
     )
-    parser.add_argument(
-        "--shard", metavar="I/N", help="make units I, I+N, …; I from 0; auto or auto/N: from the scheduler's variables"
+    what.add_argument("--limit", type=int, metavar="N", help="serve only the first N rows; the same as input.limit")
+    what.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="make only every Nth part, from part I on; I counts from 0. auto or auto/N: take the numbers from the "
+        "variables of Slurm, torchrun or Kubernetes",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows, as input.limit")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, show the first prompt, run nothing")
-    parser.add_argument("--allow-errors", action="store_true", help="exit with 0 even where rows are errors")
-    parser.add_argument("--verbose", action="store_true", help="log more")
+    how = parser.add_argument_group("how it is run")
+    how.add_argument("--dry-run", action="store_true", help="check everything, show the first prompt, run nothing")
+    how.add_argument("--allow-errors", action="store_true", help="exit with 0 even where rows are errors")
+    how.add_argument("--verbose", action="store_true", help="log more")
 
 
 def execute(options: argparse.Namespace, task: str | None = None) -> int:
-    """Run the job that the command line names.
+    """Runs the job that the command line names.
 
     Args:
+        options: the arguments that `add_arguments` adds.
         task: replaces the job's task where it is given.
 
     Returns:
-        The exit code: 0 all rows ok, 1 internal error, 2 usage or configuration, 3 some rows are errors,
-        4 refused to resume, 5 device or memory preflight failed, 75 stopped by a signal. A run that stops at a bad row
-        (run.on_row_error: stop) gives 3, also under --allow-errors, as it is not done. A second signal ends the process
-        at once with 130.
+        The exit code, one of `EXIT_CODES`. A run that stops at a bad row (run.on_row_error: stop) gives 3 also under
+        --allow-errors, as the job is not done. A second signal ends the process at once with 130.
     """
     from .job.execute import check_job, run_job
     from .job.plan import parse_shard
     from .job.stopping import StopSignals
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logger.setLevel(logging.DEBUG if options.verbose else logging.INFO)  # of this package, not of those that it uses
+    logger.setLevel(logging.DEBUG if options.verbose else logging.INFO)  # the level of this package alone
     limit = [] if options.limit is None else [f"input.limit={options.limit}"]
     overrides = [*options.overrides, *limit, *([f"task={task}"] if task else [])]
     stop = StopSignals(is_command=True)
     try:
-        # The one place where the environment is read: which shard a scheduler has made this process.
+        # The one place where the environment is read: a scheduler's variables name this process's shard.
         shard = str(parse_shard(options.shard, os.environ))
         if options.dry_run:
             print(check_job(options.job, overrides, shard, stop=stop))
@@ -91,15 +127,16 @@ def execute(options: argparse.Namespace, task: str | None = None) -> int:
         return _fail(EXIT_DEVICE, str(error))
     except (ConfigurationError, CheckpointError, BackendError, MissingExtraError) as error:
         return _fail(EXIT_USAGE, str(error))
-    except Exception as error:  # the last place where a failure can become a message and a code
+    except Exception as error:  # every other failure becomes a message and an exit code here
         logger.debug("the failure in full", exc_info=True)
         advice = "what was committed is safe; start the same command again to go on"
         return _fail(EXIT_INTERNAL, f"{type(error).__name__}: {error}\n{advice}")
-    _summarise(outcome)
+    _print_summary(outcome)
     return EXIT_OK if outcome.is_finished and (not outcome.errors or options.allow_errors) else EXIT_ROW_ERRORS
 
 
-def _summarise(outcome: Outcome) -> None:
+def _print_summary(outcome: Outcome) -> None:
+    """Prints how the job ended, and the command that shows the results."""
     folders, output = outcome.folders, _shortest(outcome.output)
     print("\n".join(outcome.summary or [f"{output}: {outcome.rows:,} rows, {outcome.errors:,} of them errors"]))
     if not outcome.is_finished:
@@ -113,6 +150,7 @@ def _summarise(outcome: Outcome) -> None:
 
 
 def _shortest(path: str) -> str:
+    """The absolute path, or the one relative to the current folder if that is shorter."""
     return min(path, os.path.relpath(path), key=len)
 
 

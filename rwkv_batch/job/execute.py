@@ -1,4 +1,4 @@
-"""The story of one run of a job: prepare, compare with what is there, serve what is missing, finish."""
+"""One run of a job: prepare, compare with the state folder, serve the missing rows, finish."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ SUCCESS = "_SUCCESS.json"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """The end of a run.
 
     Args:
-        folders: where the job writes.
-        rows, errors: input rows in this shard's published parts, whichever run made them, and how many of them are
-            errors.
-        is_finished: this shard has nothing left to do. False where run.on_row_error: stop has ended the run.
-        is_complete: nor has any other.
+        folders: the output folder and the state folder.
+        rows: input rows in this shard's published parts, whichever run made them.
+        errors: those of `rows` that are errors.
+        is_finished: all parts of this shard are published. False where run.on_row_error: stop has ended the run.
+        is_complete: all parts of all shards are published.
         summary: the report in a few lines; empty where other shards are still at work.
     """
 
@@ -62,14 +62,15 @@ class Outcome:
 
 
 JobSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
-"""A job file, or what would stand in it."""
+"""A job file, or a mapping with the same content."""
 
 Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
 """Settings that replace the job's: "section.key" → value, or texts "section.key=value" as on the command line."""
 
 
 def check_job(job: JobSource, overrides: Overrides = (), shard: str | None = None, *, stop: StopSignals) -> str:
-    """What the job would do, as text. Reads the input and the model's sizes; writes nothing, and leaves GPUs alone.
+    """Describes in text what the job would do. Reads the input and the model's sizes; writes nothing, and does not use
+    GPUs in this process.
 
     Args: as those of `run_job`.
 
@@ -86,15 +87,29 @@ def check_job(job: JobSource, overrides: Overrides = (), shard: str | None = Non
 def run_job(
     job: JobSource, overrides: Overrides = (), shard: str | None = None, *, stop: StopSignals | None = None
 ) -> Outcome:
-    """Make the parts of a job, or what earlier runs have left of them. May be called in any thread.
+    """Makes the parts of a job that earlier runs have not made. May be called in any thread.
 
-    Called in the main thread, it heeds the signals that end a process (SIGINT, which is Ctrl-C, SIGTERM, SIGHUP,
-    SIGUSR1) where the program does not handle or ignore them itself: it commits what is finished and raises `Stopped`.
-    A second signal does what it did before, which for Ctrl-C is to raise KeyboardInterrupt at once. In other threads
-    signals are the program's own affair.
+    >>> import pyarrow, pyarrow.parquet, tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> pyarrow.parquet.write_table(pyarrow.table({"prompt": ["import ", "def f("]}), f"{folder}/prompts.parquet")
+    >>> job = {
+    ...     "model": {"path": "demo"},
+    ...     "input": {"path": f"{folder}/prompts.parquet"},
+    ...     "output": {"path": f"{folder}/out"},
+    ... }
+    >>> outcome = run_job(job, {"engine.device": "cpu", "sampling.max_tokens": 4})
+    >>> outcome.rows, outcome.errors, outcome.is_complete
+    (2, 0, True)
+    >>> pyarrow.parquet.read_table(outcome.output)["completion_tokens"].to_pylist()
+    [4, 4]
+
+    Called in the main thread, it handles the signals that end a process (SIGINT, which is Ctrl-C, SIGTERM, SIGHUP,
+    SIGUSR1) if the program neither handles nor ignores them: it commits finished rows and raises `Stopped`. A second
+    signal has the effect that it had before the call; Ctrl-C raises KeyboardInterrupt at once. In other threads it
+    handles no signals.
 
     Args:
-        job: a job file, or a mapping with what would stand in it. Relative paths are relative to the current folder.
+        job: a job file, or a mapping with the same content. Relative paths are relative to the current folder.
         overrides: settings that replace the job's, for example {"sampling.max_tokens": 32}; or texts such as
             "sampling.max_tokens=32".
         shard: "i/n" makes the units i, i + n, …, with i from 0; None makes all.
@@ -105,8 +120,8 @@ def run_job(
         MissingExtraError: an optional package that the job needs is missing; nothing has been written.
         ResumeError: the output folder belongs to another job.
         CapacityError: the device is missing or too small.
-        Stopped: a signal came; what was finished is committed.
-        OSError: the disk is full or broken; what was committed stays.
+        Stopped: a signal came; finished rows are committed.
+        OSError: the disk is full or broken; committed rows stay.
     """
     with stop or StopSignals() as stop:
         part = parse_shard(shard, {})
@@ -125,7 +140,7 @@ def run_job(
 
 
 class _Run:
-    """One process's share of a job."""
+    """The part of a job that one process does."""
 
     def __init__(self, prepared: Prepared, shard: Shard, stop: StopSignals, storage: Storage, log: EventLog) -> None:
         self._prepared = prepared
@@ -138,7 +153,7 @@ class _Run:
         log("start", config=_shown(prepared.job), machine=machine())
 
     def survey(self) -> list[Unit]:
-        """The shard's units that have no part yet. What a crash left beside a part is swept."""
+        """Returns the shard's units that have no part yet. Removes segments that a crash left beside a part."""
         missing = []
         for unit in self._shard.units(self._plan):
             if self._files.part(unit) is None:
@@ -150,7 +165,7 @@ class _Run:
         return missing
 
     def serve(self, missing: Sequence[Unit]) -> None:
-        """Load the model and make the parts of these units."""
+        """Loads the model and makes the parts of these units."""
         job = self._prepared.job
         with self._stop.interruptible():
             llm = _load_model(self._prepared)
@@ -164,7 +179,7 @@ class _Run:
                     writer.add(finished)
 
     def finish(self) -> Outcome:
-        """Look at all parts, and where none is missing say so: whoever is last finds the job complete."""
+        """Reads all parts. Where none is missing, writes _SUCCESS.json: the process that ends last finds them all."""
         parts = [self._files.part(self._plan.unit(index)) for index in range(self._plan.num_units)]
         mine = [parts[unit.index] for unit in self._shard.units(self._plan)]
         finished = [part for part in mine if part is not None]
@@ -193,7 +208,7 @@ class _Run:
         return Progress(total, writer.counts, llm.stats, self._log, write_metrics, self._shard)
 
     def _success(self, parts: Sequence[Part]) -> bytes:
-        """A function of the parts alone: two processes that end together write the same."""
+        """The content of _SUCCESS.json: a function of the parts, so that two processes that end together agree."""
         content = {
             "fingerprint": self._prepared.document["fingerprint"],
             "rows": sum(part.rows for part in parts),
@@ -223,5 +238,5 @@ def _load_model(prepared: Prepared) -> Any:
 
 
 def _shown(job: JobConfig) -> dict[str, Any]:
-    """The settings as the report shows them."""
+    """The job's settings in plain JSON, for the report."""
     return {**job.model_dump(exclude={"sampling"}), "sampling": asdict(job.sampling)}

@@ -31,7 +31,8 @@ SETTINGS = {
         ("model", ModelSection, ModelSettings),
         ("engine", EngineSection, EngineSettings),
     )
-    for name in of_job.model_fields.keys() & {field.name for field in fields(of_library)}
+    for name in (field.name for field in fields(of_library))
+    if name in of_job.model_fields
 }
 """Argument of `LLM` → the job's setting that it comes from."""
 

@@ -196,6 +196,11 @@ def architectures() -> list[type[Architecture]]:
     return found + _registered
 
 
+def version_named(name: str) -> type[Architecture]:
+    """The version whose `name` this is."""
+    return next(version for version in architectures() if version.name == name)
+
+
 def identify(checkpoint: Checkpoint) -> tuple[type[Architecture], dict[str, int]]:
     """The version of a checkpoint, with the sizes read from the shapes of its tensors.
 

@@ -21,7 +21,7 @@ from .pipeline import Pipeline
 from .placed_weights import PlacedWeights
 from .placement import LayerPlacement, Placement
 from .rows import Rows
-from .schema import resolve
+from .schema import numeric_shape
 from .scoring import LOG_NORMALIZER, SCORE, scoring_op
 
 
@@ -70,7 +70,9 @@ class ModelFile:
         Raises:
             CheckpointError: the file's tensors do not fit this model, or some layers of the checkpoint have none.
         """
-        shapes = {name: resolve(shape, self.sizes) for name, shape in self.architecture.schema.initial_state.items()}
+        shapes = {
+            name: numeric_shape(shape, self.sizes) for name, shape in self.architecture.schema.initial_state.items()
+        }
         stored = self._own_initial_state(shapes) if init_state is None else self._read_initial_state(init_state, shapes)
         if not stored:
             return {}

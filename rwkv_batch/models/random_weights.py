@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .schema import Shape, resolve
+from .schema import Shape, numeric_shape
 
 if TYPE_CHECKING:
     from .architecture import Architecture
@@ -54,7 +54,7 @@ class Numbers(NamedTuple):
 
     def draw(self, shape: Shape, sizes: Mapping[str, int]) -> Draw:
         """The distribution for these sizes."""
-        axes = resolve(shape, sizes)
+        axes = numeric_shape(shape, sizes)
         std = self.std
         for letter in self.over:
             std /= sizes[letter] ** 0.5
@@ -109,7 +109,7 @@ class RandomWeights:
 
     Args:
         layer: tensors of a layer, without the `blocks.N.` prefix, in the order of the published files. Names are those
-            of the version's schema; optional tensors may be left out.
+            of the version's schema, with one of each pair in `one_of`.
         published_sizes: width C → the sizes that published models of this width have: F and low-rank widths.
     """
 

@@ -2,6 +2,8 @@
 
 A shape is a string for a vector ("C": C elements, any number of extra axes of length 1) or a tuple for an exact shape
 (("F", "C")). A letter binds to the first value seen; every later tensor must agree.
+
+Other code reads L (layers), V, C, A and F of every model, and passes all letters to the kernels' own checks.
 """
 
 from __future__ import annotations
@@ -42,7 +44,6 @@ class Schema:
     Args:
         top: tensors outside the layers.
         layer: tensors of each layer, without the `blocks.N.` prefix.
-        optional: layer tensors that may be absent.
         one_of: pairs of layer tensors of which exactly one is there.
         not_in_first: layer tensors that layer 0 may lack (and ignores).
         first_only: layer tensors that only layer 0 has; absent where the embedding is already normalized.
@@ -52,7 +53,6 @@ class Schema:
 
     top: Shapes
     layer: Shapes
-    optional: frozenset[str] = frozenset()
     one_of: tuple[tuple[str, str], ...] = ()
     not_in_first: frozenset[str] = frozenset()
     first_only: Shapes = field(default_factory=dict)
@@ -78,10 +78,8 @@ class Schema:
         may_lack: set[str] = set()
         for i in range(num_layers):
             prefix = f"blocks.{i}."
-            expected.update(
-                {prefix + name: shape for name, shape in (*self.layer.items(), *self.initial_state.items())}
-            )
-            may_lack.update(prefix + name for name in (*self.optional, *self.initial_state))
+            expected.update({prefix + name: shape for name, shape in {**self.layer, **self.initial_state}.items()})
+            may_lack.update(prefix + name for name in self.initial_state)
             for pair in self.one_of:
                 present = [name for name in pair if prefix + name in names]
                 if len(present) == 1:
@@ -94,11 +92,10 @@ class Schema:
         return Match({"L": num_layers}, missing, sorted(names - expected.keys()), []), expected
 
 
-def resolve(shape: Shape, sizes: Mapping[str, int]) -> tuple[int, ...]:
+def numeric_shape(shape: Shape, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """A shape in letters → numbers."""
-    return tuple(
-        axis if isinstance(axis, int) else sizes[axis] for axis in ((shape,) if isinstance(shape, str) else shape)
-    )
+    axes = (shape,) if isinstance(shape, str) else shape
+    return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in axes)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,9 @@ def test_every_error_code_is_explained() -> None:
 
 
 def test_every_exit_code_is_explained() -> None:
-    codes = {value for name, value in vars(run).items() if name.startswith("EXIT_")} | {EXIT_KILLED}
+    values = [value for name, value in vars(run).items() if name.startswith("EXIT_") and isinstance(value, int)]
+    codes = {*values, EXIT_KILLED}
+    assert len(codes) >= 8
     for page in ("README.md", "docs/how-to/troubleshooting.md"):
         cells = table_rows((ROOT / page).read_text(encoding="utf-8"))
         assert codes <= {int(code) for cell in cells for code in re.findall(r"^\d+|(?<=, )\d+$", cell)}, page

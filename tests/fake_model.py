@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from types import MappingProxyType, SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ def following(state, token_ids):
     return (state * 1103515245 + token_ids[:, None] + 12345) % (2**31)
 
 
-class HashModel:
+class HashModel(Any):
     """State: a running hash of the tokens. Logits: pseudo-random numbers drawn from that hash."""
 
     device = torch.device("cpu")
@@ -37,7 +38,7 @@ class HashModel:
     placement = Placement(device, torch.float32, None)
     pipeline = None
     sizes = MappingProxyType({"L": 1, "V": VOCAB})
-    file = SimpleNamespace(
+    file: Any = SimpleNamespace(
         sizes=sizes,
         state_fields=lambda placement, dtype: (StateField("hash", (1,), torch.int64),),
         initial_states=lambda init_state: {},

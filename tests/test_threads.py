@@ -1,5 +1,6 @@
 """How many threads products use: no more than there are cores to run them."""
 
+import os
 import subprocess
 import sys
 
@@ -23,7 +24,7 @@ def test_quotas(quota, cores, tmp_path, monkeypatch):
     file = tmp_path / "cpu.max"
     file.write_text(quota)
     monkeypatch.setattr(threads, "_QUOTA", file)
-    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     assert threads.usable_cores() == cores
 
 
@@ -34,7 +35,7 @@ def test_quotas_of_old_control_groups(quota, cores, tmp_path, monkeypatch):
         file.write_text(text + "\n")
     monkeypatch.setattr(threads, "_QUOTA", tmp_path / "none")
     monkeypatch.setattr(threads, "_OLD_QUOTA", files)
-    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     assert threads.usable_cores() == cores
 
 

@@ -65,7 +65,7 @@ def codes_in_the_code() -> set[str]:
         source = path.read_text(encoding="utf-8")
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "RowError":
-                found |= {node.args[0].value} if isinstance(node.args[0], ast.Constant) else set()
+                found |= {str(node.args[0].value)} if isinstance(node.args[0], ast.Constant) else set()
         if "job/input" in path.as_posix():
             found |= set(re.findall(r'f?"([a-z]+_[a-z_]+): ', source))
     return found

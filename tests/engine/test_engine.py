@@ -4,6 +4,7 @@ import itertools
 from collections import Counter
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -170,7 +171,7 @@ def test_the_current_device_is_the_engines_in_a_step_and_the_callers_between(mak
 
 def test_a_step_is_warmed_up_and_recorded_on_the_same_stream(make_engine, monkeypatch):
     """Errors of other threads must not end the recording; each run before it and the recording itself computes once."""
-    calls, streams = [], []
+    calls, streams = list[Any](), list[Any]()
     stream = SimpleNamespace(device=torch.device("cpu"), wait_stream=lambda other: calls.append("wait"))
 
     @contextmanager
@@ -264,7 +265,7 @@ def test_scores_that_are_not_finite_end_their_own_row_with_an_error(max_tokens, 
 
 
 def test_end_of_text_stops_unless_ignored():
-    params = dict(max_tokens=5, logit_bias={END_OF_TEXT: 100.0})
+    params: dict[str, Any] = dict(max_tokens=5, logit_bias={END_OF_TEXT: 100.0})
     stopped = run([Request(0, [1], SamplingParams(**params))])[0]
     assert (stopped.token_ids.tolist(), stopped.finish_reason, stopped.stop_reason) == ([0], "stop", END_OF_TEXT)
     ignored = run([Request(0, [1], SamplingParams(**params, ignore_eos=True))])[0]

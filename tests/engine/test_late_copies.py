@@ -63,9 +63,9 @@ def make_requests() -> list[Request]:
     ]
 
 
-def make_engine(model: HashModel, max_batch_size: int = 2) -> Engine:
-    sizes = dict(max_batch_size=max_batch_size, max_batch_tokens=16, prefix_host_bytes=1 << 10)
-    return Engine(model, Vocabulary.plain(VOCAB), **sizes)
+def make_engine(model: Any, max_batch_size: int = 2) -> Engine:
+    vocabulary = Vocabulary.plain(VOCAB)
+    return Engine(model, vocabulary, max_batch_size=max_batch_size, max_batch_tokens=16, prefix_host_bytes=1 << 10)
 
 
 def serve(engine: Engine, requests: list[Request]) -> dict[Any, tuple[list[int], list[float]]]:

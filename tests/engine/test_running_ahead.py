@@ -1,5 +1,7 @@
 """A step's results are read after the next one has been launched: what is read late must not reach another sequence."""
 
+from typing import Any
+
 import pytest
 import torch
 from fake_model import PARAMS, VOCAB, HashModel, check_bookkeeping, make_engine, outcome, run
@@ -137,7 +139,7 @@ def test_more_stop_tokens_of_one_row_end_no_other(run_ahead):
 @WITH_GRAPHS
 def test_penalties_start_afresh_in_a_slot(run_ahead, decode_graphs):
     """The prompt of the second one is longer than what the first one has seen."""
-    strong = dict(presence_penalty=3.0, frequency_penalty=2.0, repetition_penalty=1.8, ignore_eos=True)
+    strong: dict[str, Any] = dict(presence_penalty=3.0, frequency_penalty=2.0, repetition_penalty=1.8, ignore_eos=True)
     requests = [
         Request(0, [5, 6, 7], SamplingParams(max_tokens=20, **strong), row=0),
         Request(1, list(range(VOCAB - 1, 10, -1)), SamplingParams(max_tokens=20, **strong), row=1),

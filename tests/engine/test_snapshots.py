@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from fake_model import VOCAB, HashModel
@@ -174,7 +175,7 @@ def test_out_of_memory_leaves_no_state_behind():
 
 def test_the_last_child_frees_the_place_of_a_copy():
     children = [Request(i, [1], SamplingParams()) for i in range(2)]
-    prefix = Prefix([1] * 9, None, 0, children=children)
+    prefix = Prefix(np.ones(9, np.int32), None, 0, children=[*children])
     snapshots = Snapshots(1, 0)
     record = Record([torch.arange(64, dtype=torch.uint8)])
     snapshots.reserve()
@@ -196,7 +197,7 @@ def test_what_does_not_fit_beside_the_pool_goes_to_host_memory():
         def to_host(self):
             return "on the host"
 
-    prefixes = [Prefix([1] * 9, None, 0, children=[Request(i, [1], SamplingParams())]) for i in range(4)]
+    prefixes = [Prefix(np.ones(9, np.int32), None, 0, children=[Request(i, [1], SamplingParams())]) for i in range(4)]
     snapshots = Snapshots(2, 2)
     for prefix in prefixes[:3]:
         snapshots.reserve()

@@ -115,6 +115,7 @@ TARGETS = (
             "prefetch.py",
             "rows.py",
             "output_builder.py",
+            "sampling_fields.py",
             "sampling_params.py",
         ),
         (

@@ -108,7 +108,7 @@ MIRRORED_ELSEWHERE = {
     "data_files": "text",
 }
 """Folder of rwkv_batch without a folder of its name in tests → where its tests are."""
-TESTS_OF_OTHERS = {"kernels", "kernels/cuda_host", "versions", "benchmarks", "docs", "mutation"}
+TESTS_OF_OTHERS = {"kernels", "fakes", "kernels/cuda_host", "versions", "benchmarks", "docs", "mutation"}
 """Folders of tests for other things: kernel packages, versions of RWKV, benchmarks/, docs/ and `make mutants`."""
 
 

@@ -1,4 +1,4 @@
-"""An op's implementation is chosen once, and the choice says why."""
+"""The choice of an op's implementation, and its reasons."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ REFUSED_PACKAGES = [
     *("fsspec", "huggingface_hub", "jinja2", "pyarrow", "pydantic", "pyrwkv_tokenizer"),
     *("tokenizers", "tqdm", "xgrammar", "yaml"),
 ]
-"""What a machine with torch, Triton and safetensors may lack."""
+"""Packages that a machine with torch, Triton and safetensors may lack."""
 
 
 def job(function: str, device: str = "cpu", time_limit: float = LONG) -> Job:

@@ -149,7 +149,7 @@ def test_a_float16_state_that_is_rounded_another_way_is_found(
 def test_one_random_draw_may_differ(
     temperature: float, num_others: int, is_right: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is drawn after it is compared nevertheless, as if it had not differed."""
+    """Draws after a different one are compared as if it had not differed."""
     steps = iter(range(4))
 
     def drawn(
@@ -176,9 +176,9 @@ def test_one_random_draw_may_differ(
 def test_definitions_on_a_gpu_are_compared_with_what_the_host_computes(
     name: str, operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of torch's operations is wrong on the GPU: the last number of each result."""
+    """Makes one of torch's operations wrong on the GPU: the last number of each result."""
     pytest.importorskip("triton")
-    from fake_cuda import DEVICE, FakeCuda, fake_cuda
+    from fakes.cuda import DEVICE, FakeCuda, fake_cuda
 
     on_device = FakeCuda._on_device
     is_wrong = False

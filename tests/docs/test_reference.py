@@ -15,7 +15,6 @@ from docs.pages import ROOT, blocks, generator
 
 from rwkv_batch import LLM, RequestOutput, SamplingParams, ScoreOutput, run, run_job
 from rwkv_batch.job.config import JobConfig
-from rwkv_batch.job.stopping import EXIT_KILLED
 
 REFERENCE = ROOT / "docs" / "reference"
 
@@ -80,7 +79,7 @@ def test_every_error_code_is_explained() -> None:
 
 
 def test_every_exit_code_is_explained() -> None:
-    codes = {value for name, value in vars(run).items() if name.startswith("EXIT_")} | {EXIT_KILLED}
+    codes = set(run.EXIT_CODES)
     for page in ("README.md", "docs/how-to/troubleshooting.md"):
         cells = table_rows((ROOT / page).read_text(encoding="utf-8"))
         assert codes <= {int(code) for cell in cells for code in re.findall(r"^\d+|(?<=, )\d+$", cell)}, page

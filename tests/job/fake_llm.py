@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from stand_in import StandIn
+from fakes.stand_in import StandIn
 
 from rwkv_batch.engine.stats import Occupancy
 from rwkv_batch.errors import CapacityError, CheckpointError, RowError

@@ -117,7 +117,7 @@ def compiled_ahead() -> set[tuple[str, frozenset[str]]]:
 
 
 def run(call: Call, driver: FakeDriver, known: set[tuple[str, frozenset[str]]]) -> dict[str, Any]:
-    """What a call has launched, and what is wrong with what it was the first to load; or the error."""
+    """The kernels that a call has launched, and faults of those that it was the first to load; or the error."""
     num_launches, num_loaded = len(driver.launches), len(driver.compilations)
     start = time.perf_counter()
     try:

@@ -1,4 +1,4 @@
-"""What lies beyond the limits of compiled kernels is found: one fault at a time, put into a compilation without any."""
+"""Faults of compiled kernels are found: each test puts one fault into a compilation without any."""
 
 from __future__ import annotations
 

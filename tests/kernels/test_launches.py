@@ -1,4 +1,4 @@
-"""How many launches a layer takes, counted: kernels of ours, and whatever torch would launch beside them."""
+"""Counts the launches of a layer: this package's kernels, and torch's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from versions import VARIANTS, served_by
 from rwkv_batch.models.rows import DecodeRows
 
 FREE = {"view", "_unsafe_view", "slice", "select", "unbind", "split", "transpose", "t", "expand", "detach", "alias"}
-"""What only looks at a tensor in another way."""
+"""Operations of torch that launch nothing: views and allocations."""
 FREE |= {"empty", "empty_like", "new_empty", "unsqueeze", "squeeze"}
 
 

@@ -1,4 +1,4 @@
-"""Compilers that fail, crash or hang are found out about when an engine is built, and a sentence says what they did."""
+"""Compilers that fail, crash or hang are found when an engine is built, and a sentence reports the failure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HOPPER = Target("cuda", 90, 32)
 TESTS = Path(__file__).parents[1]
 OPS = ("wkv4", "score", "shift_lerp", "linear")
 COMPILED = Outcome(None, 1 << 20, True)
-"""By a stand-in, which says that every kernel needs 1 MiB of shared memory."""
+"""The outcome of a fake compiler, whose kernels need 1 MiB of shared memory."""
 
 
 class Compiler:
@@ -81,7 +81,7 @@ def misbehave(home, monkeypatch) -> Callable[..., None]:
 
 
 def cached(home: Path) -> list[str]:
-    """The ops whose outcome is kept."""
+    """The ops whose outcome is on disk."""
     return sorted(path.name.partition("-")[0] for path in (home / ".cache/rwkv_batch/triton_kernels").glob("*.json"))
 
 

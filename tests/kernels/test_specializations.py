@@ -1,4 +1,4 @@
-"""What the kernel modules say that they launch, from which compilers are judged."""
+"""The specializations that kernel modules list: compilers are judged by them."""
 
 from __future__ import annotations
 

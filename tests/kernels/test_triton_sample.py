@@ -48,7 +48,7 @@ def test_equals_the_definition_while_the_tables_evolve(size, seed):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_penalties(seed):
-    """Of nearly equal logits each takes its turn, as long as the penalties are right."""
+    """Greedy draws from nearly equal logits alternate among the tokens if the penalties are right."""
     settings: list[dict[str, Any]] = [
         dict(presence_penalty=0.3),
         dict(presence_penalty=-0.05),

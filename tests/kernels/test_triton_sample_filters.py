@@ -174,7 +174,7 @@ def test_all_logits_equal(monkeypatch):
 @pytest.mark.parametrize("value", [-torch.inf, torch.nan, torch.inf])
 @pytest.mark.parametrize("where", [slice(None), slice(17, 18)], ids=["everywhere", "once"])
 def test_logits_that_are_no_numbers(value, where):
-    """A row with nothing to sample gives token 0; where the model's numbers are broken, the log-probability says so."""
+    """A row with nothing to sample gives token 0; NaN or infinite logits give a log-probability that is not finite."""
     settings = [SETTINGS[i] for i in (0, 2, 3, 7, 9, 16)]
     slots = Slots(vocabulary(100), settings)
     logits = random_logits(np.random.default_rng(0), len(settings), 100)

@@ -1,4 +1,4 @@
-"""The table of ops names what serves `score`, and that is what `Model.score` runs."""
+"""`Model.score` runs the implementation of `score` that the table of ops names."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_kernel_scores_with_a_dense_head(batch_invariant, path):
 
 @pytest.mark.parametrize("batch_invariant", [False, True])
 def test_the_kernel_scores_where_none_serves_linear(batch_invariant, path, monkeypatch):
-    """The head is then multiplied by torch, and its weight is still one that the kernel reads."""
+    """The definition of `linear` multiplies the head. Its weight stays a tensor, which the kernel of `score` reads."""
     pytest.importorskip("triton")
     monkeypatch.setitem(import_module("rwkv_batch.ops")._AUTO, "cpu", ("triton", "reference"))
     linear = import_module("rwkv_batch.triton_kernels.linear")

@@ -22,7 +22,7 @@ from rwkv_batch.rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
 from rwkv_batch.sampling_params import SamplingParams
 
 from ..conftest import Job
-from ..test_crash import prepared
+from ..prepared import prepared
 
 TOKEN_BYTES = (None, *(bytes([byte]) for byte in range(256)), "é€😀".encode(), b"", None)
 STATUS = [("status", pa.string()), ("error_code", pa.string()), ("error", pa.string())]

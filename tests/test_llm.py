@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from time import perf_counter
+from typing import Any
 
 import pytest
 import torch
@@ -86,11 +87,11 @@ def test_a_stop_token_with_text_is_not_of_the_text(llm, stop):
 
 def test_the_last_id_of_the_vocabulary_is_legal_everywhere_and_the_next_one_nowhere(llm):
     last = VOCAB - 1
-    given = dict(stop_token_ids=[last], allowed_token_ids=[98, last], bad_token_ids=[last], logit_bias={last: 1.0})
+    given: Any = dict(stop_token_ids=[last], allowed_token_ids=[98, last], bad_token_ids=[last], logit_bias={last: 1.0})
     for name, value in given.items():
         output = llm.generate([[last, 66]], SamplingParams(max_tokens=2, **{name: value}))[0]
         assert len(output.outputs[0].token_ids) >= 1
-        beyond = {last + 1: 1.0} if name == "logit_bias" else [last + 1]
+        beyond: Any = {last + 1: 1.0} if name == "logit_bias" else [last + 1]
         (_, refused), *_ = llm.generate_iter(["a"], SamplingParams(**{name: beyond}))
         assert (refused.error_code, f"{name} holds id {VOCAB}" in refused.error) == ("bad_sampling", True)
     (_, refused), *_ = llm.generate_iter([[66, VOCAB]])
@@ -99,7 +100,7 @@ def test_the_last_id_of_the_vocabulary_is_legal_everywhere_and_the_next_one_nowh
 
 def test_a_stop_string_counts_behind_min_tokens(llm):
     """As a stop token does, and as in vLLM: the first `min_tokens` tokens end nothing."""
-    always = dict(logit_bias={ord("z") + 1: 100.0}, stop="z", max_tokens=20)
+    always: dict[str, Any] = dict(logit_bias={ord("z") + 1: 100.0}, stop="z", max_tokens=20)
     for min_tokens in (0, 5):
         output = llm.generate(["y"], SamplingParams(min_tokens=min_tokens, **always))[0].outputs[0]
         assert len(output.token_ids) == min_tokens + 1
@@ -149,7 +150,7 @@ def test_shared_prefixes_change_no_bit_in_float32(slots, host_gib, where):
             prefix_sharing=sharing,
             prefix_host_gib=host_gib,
         )
-        completions = [one for output in llm.generate(prompts, params) for one in output.outputs]
+        completions: list[Any] = [one for output in llm.generate(prompts, params) for one in output.outputs]
         scores = [one for row in llm.score([(prompt, choices) for prompt in prompts]) for one in row]
         found.append([(one.token_ids, one.token_logprobs) for one in [*completions, *scores]])
         stats.append(llm.stats())
@@ -256,7 +257,8 @@ def test_structured_text(llm):
 
 
 def test_int8_and_half_precision_run(path):
-    for settings in (dict(quantization="int8"), dict(dtype="bfloat16"), dict(strategy="cpu fp16i8")):
+    choices: list[dict[str, Any]] = [dict(quantization="int8"), dict(dtype="bfloat16"), dict(strategy="cpu fp16i8")]
+    for settings in choices:
         small = LLM(path, **settings)
         assert len(small.generate(["abc"], SamplingParams(max_tokens=4, ignore_eos=True))[0].outputs[0].token_ids) == 4
         assert small.describe()["quantization"] == (("bfloat16" not in settings.values() and "int8") or None)

@@ -1,4 +1,4 @@
-"""The background iterator: order, bounded look-ahead, exceptions, and an early end."""
+"""Prefetch: order, a bounded number of items ahead, exceptions, and an early end."""
 
 import threading
 import time
@@ -23,12 +23,12 @@ def take_all(source):
 
 
 def wait_for(condition):
-    """A wait without an end is ended by pytest-timeout."""
+    """Wait for a condition. pytest-timeout limits the wait."""
     while not condition():
         time.sleep(0.005)
 
 
-def test_order_and_end():
+def test_items_come_in_order_to_the_end():
     assert take_all(Prefetch(singles(range(100)), ahead=3)) == list(range(100))
     assert take_all(Prefetch([], ahead=1)) == []
     assert take_all(Prefetch([[], []], ahead=1)) == []
@@ -39,7 +39,7 @@ def test_lists_of_any_sizes_come_as_items_in_order(lists, ahead):
     assert take_all(Prefetch(lists, ahead)) == [item for items in lists for item in items]
 
 
-def test_taking_without_waiting_takes_what_is_there():
+def test_taking_without_waiting_takes_the_items_that_are_ready():
     gate = threading.Event()
 
     def lists():
@@ -70,7 +70,7 @@ def test_a_list_that_has_come_does_not_wait_for_the_next_one():
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
-def test_items_are_made_elsewhere_and_not_too_far_ahead(size):
+def test_items_are_made_on_another_thread_and_not_too_far_ahead(size):
     made = []
     threads = set()
 
@@ -121,7 +121,7 @@ def test_closing_does_not_wait_for_an_item_that_never_comes(monkeypatch):
     gate.set()
 
 
-def test_a_window_is_ready_when_it_is_whole_or_the_last():
+def test_a_window_is_ready_when_it_is_complete_or_the_last():
     gate = threading.Event()
 
     def lists():
@@ -138,7 +138,7 @@ def test_a_window_is_ready_when_it_is_whole_or_the_last():
 
 
 def test_items_count_by_their_weight():
-    """Of items that count for many, few are made and few are taken at a time."""
+    """Of heavy items, few are made ahead and few are taken at a time."""
     made = []
 
     def lists():

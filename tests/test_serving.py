@@ -13,7 +13,7 @@ import warnings
 
 import numpy as np
 import pytest
-from fake_model import VOCAB, HashModel, make_engine
+from fakes.model import VOCAB, HashModel, make_engine
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -249,6 +249,8 @@ def test_rows_that_wait_and_rows_that_have_not_come_can_be_aborted():
         yield [row("late", LONG)]
 
     def abort_all():
+        while serving._lock.holder is None:  # before that there is no call to abort
+            time.sleep(0.001)
         time.sleep(0.01)
         for key in (*range(8), "late"):
             serving.abort(key)

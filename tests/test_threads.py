@@ -1,5 +1,6 @@
-"""How many threads products use: no more than there are cores to run them."""
+"""The number of threads for matrix products: at most the number of usable cores."""
 
+import os
 import subprocess
 import sys
 
@@ -19,22 +20,22 @@ def restore_threads():
 @pytest.mark.parametrize(
     ("quota", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 64), ("9900000 100000", 64)]
 )
-def test_quotas(quota, cores, tmp_path, monkeypatch):
+def test_a_quota_limits_the_usable_cores(quota, cores, tmp_path, monkeypatch):
     file = tmp_path / "cpu.max"
     file.write_text(quota)
     monkeypatch.setattr(threads, "_QUOTA", file)
-    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     assert threads.usable_cores() == cores
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("150000", 2), ("-1", 64)])
-def test_quotas_of_old_control_groups(quota, cores, tmp_path, monkeypatch):
+def test_a_quota_of_old_control_groups_limits_the_usable_cores(quota, cores, tmp_path, monkeypatch):
     files = tmp_path / "quota", tmp_path / "period"
     for file, text in zip(files, (quota, "100000"), strict=True):
         file.write_text(text + "\n")
     monkeypatch.setattr(threads, "_QUOTA", tmp_path / "none")
     monkeypatch.setattr(threads, "_OLD_QUOTA", files)
-    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     assert threads.usable_cores() == cores
 
 
@@ -46,8 +47,8 @@ def test_threads_are_limited_and_never_raised(monkeypatch):
     assert threads.limit_threads() == torch.get_num_threads() == 2
 
 
-def test_one_pool_of_threads():
-    """torch and the native kernels load one OpenMP runtime: two would each keep the cores busy waiting."""
+def test_torch_and_the_native_kernels_share_one_pool_of_threads():
+    """They load one OpenMP runtime. Threads of two runtimes would wait actively for each other."""
     code = (
         "import torch; from rwkv_batch.cpu_kernels import build\n"
         "if build.unavailable() is None:\n"

@@ -11,7 +11,7 @@ import logging
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -125,7 +125,7 @@ class Engine:
         """The snapshots of shared prefixes."""
         return self.admission.snapshots
 
-    def generate(self, source: Source) -> Iterator[Completion]:
+    def generate(self, source: Source) -> Generator[Completion, None, None]:
         """Complete every request. Like `run`, but yields one completion at a time."""
         for finished in self.run(source):
             yield from finished

@@ -245,6 +245,7 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _row(run: Measurement) -> list[str]:
+    """The cells of a run in the table, after its names."""
     parts = [*run.phase_seconds.values(), run.rest_seconds]
     return [
         str(run.num_requests),

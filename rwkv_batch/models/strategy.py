@@ -24,7 +24,7 @@ _COUNT = re.compile(r"\*(\d+)(\+)?")
 
 
 class Clause(NamedTuple):
-    """One clause of a strategy; messages call it a part."""
+    """A clause of a strategy; messages call it a part."""
 
     device: str
     dtype: str
@@ -57,6 +57,7 @@ def parse(strategy: str) -> list[Clause]:
 
 
 def _parse_clause(text: str, number: int, strategy: str) -> Clause:
+    """The clause of a text; number and strategy are for messages."""
     words = text.split()
     if not words:
         raise _error(strategy, "a device and a dtype", number, "it is empty")

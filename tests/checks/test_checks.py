@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rwkv_batch.checks import CheckResult
-from rwkv_batch.checks.calls import DEFINITIONS
+from rwkv_batch.checks.calls import RECURRENCES
 from rwkv_batch.checks.cases import DEMO, cases
 from rwkv_batch.checks.comparisons import Checks, poisoned
 from rwkv_batch.checks.demo import check_demo
@@ -140,7 +140,7 @@ def test_a_float16_state_that_is_rounded_another_way_is_found(
     op: str, computed: Callable[..., Tensor], status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serves(INTERPRETED)
-    monkeypatch.setattr(f"rwkv_batch.triton_kernels.{op}.{op}", partial(computed, DEFINITIONS[op]))
+    monkeypatch.setattr(f"rwkv_batch.triton_kernels.{op}.{op}", partial(computed, RECURRENCES[op].definition))
     found = check(f"{op} float16 state float16", "triton", "cpu")
     assert found["status"] == status, found
 
@@ -149,7 +149,7 @@ def test_a_float16_state_that_is_rounded_another_way_is_found(
 def test_one_random_draw_may_differ(
     temperature: float, num_others: int, is_right: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is drawn after it is compared nevertheless, as if it had not differed."""
+    """Draws after a different one are compared as if it had not differed."""
     steps = iter(range(4))
 
     def drawn(
@@ -176,9 +176,9 @@ def test_one_random_draw_may_differ(
 def test_definitions_on_a_gpu_are_compared_with_what_the_host_computes(
     name: str, operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of torch's operations is wrong on the GPU: the last number of each result."""
+    """Makes one of torch's operations wrong on the GPU: the last number of each result."""
     pytest.importorskip("triton")
-    from fake_cuda import DEVICE, FakeCuda, fake_cuda
+    from fakes.cuda import DEVICE, FakeCuda, fake_cuda
 
     on_device = FakeCuda._on_device
     is_wrong = False
@@ -242,7 +242,7 @@ def test_a_state_that_is_wrong_is_found(op: str, state: str | None, slot: int, m
     ],
 )
 def test_a_backend_that_is_not_made_for_this_is_told_apart_from_one_that_does_not_compile(
-    settings: Any, failure: Any, found: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    settings: Any, failure: Any, found: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = import_module("rwkv_batch.cpu_kernels.log_normalizer")
     monkeypatch.setattr(module, "unsupported_reason", UnsupportedReason(settings, failure))

@@ -1,11 +1,12 @@
-"""An engine over the fake model."""
+"""Fixtures of the engine's tests."""
 
 from __future__ import annotations
 
-import fake_model
 import pytest
+from fakes import model
 
 
 @pytest.fixture
 def make_engine():
-    return fake_model.make_engine
+    """`make_engine(model=None, **settings)`: an engine over the fake model."""
+    return model.make_engine

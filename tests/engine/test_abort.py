@@ -1,7 +1,7 @@
-"""Requests that nobody wants any more: their slots are free at the next step, and all others are as without them."""
+"""Aborted requests: their slots are free at the next step, and the results of all other requests are unchanged."""
 
 import pytest
-from fake_model import check_bookkeeping, make_engine, outcome, run
+from fakes.model import check_bookkeeping, make_engine, outcome, run
 
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.source import Pulled
@@ -13,7 +13,7 @@ BOTH_WAYS = pytest.mark.parametrize("run_ahead", [False, True])
 
 
 def serve(engine, requests, aborts):
-    """Completions by key. `aborts`: number of steps → keys that are aborted before the next one."""
+    """Serve requests: completions by key. `aborts`: number of a step → keys that are aborted after it."""
     found = {}
     for number, finished in enumerate(engine.run(Pulled(requests))):
         for completion in finished:
@@ -26,7 +26,7 @@ def serve(engine, requests, aborts):
 
 
 @BOTH_WAYS
-def test_slots_are_free_at_the_next_step(run_ahead):
+def test_slots_of_aborted_requests_are_free_at_the_next_step(run_ahead):
     engine = make_engine(run_ahead=run_ahead)
     requests = [Request(row, [row + 1], LONG, row=row) for row in range(4)] + [Request("next", [9], SHORT, row=9)]
     found = serve(engine, requests, {2: range(4)})
@@ -40,7 +40,7 @@ def test_slots_are_free_at_the_next_step(run_ahead):
 
 
 @BOTH_WAYS
-def test_what_waits_is_aborted_too(run_ahead):
+def test_waiting_requests_are_aborted_too(run_ahead):
     requests = [Request(row, [row + 1], SHORT if row % 2 else LONG, row=row) for row in range(12)]
     found = serve(make_engine(run_ahead=run_ahead), requests, {0: range(0, 12, 2)})
     assert {key: c.finish_reason for key, c in found.items()} == {
@@ -53,8 +53,8 @@ def test_what_waits_is_aborted_too(run_ahead):
 @BOTH_WAYS
 @pytest.mark.parametrize("step", range(8))
 @pytest.mark.parametrize("slots", [1, 2, 6])
-def test_requests_below_shared_prefixes(slots, step, run_ahead):
-    """Children that wait for a prefix, a prefix that is a request itself, prefixes of which nothing is left."""
+def test_requests_below_shared_prefixes_are_aborted_at_any_step(slots, step, run_ahead):
+    """Children that wait for a prefix, a prefix that serves a request itself, prefixes that lose all their requests."""
     header, only_scored = [1] * 20, SamplingParams(max_tokens=0)
     requests = [
         Request("header", header, only_scored, row=0, next_token_ids=(3, 7)),
@@ -75,14 +75,14 @@ def test_requests_below_shared_prefixes(slots, step, run_ahead):
         assert engine.pool.num_free == slots and not len(engine.snapshots)
 
 
-def test_keys_that_nothing_has_are_no_error():
+def test_unknown_keys_are_ignored():
     engine = make_engine()
     engine.abort("nothing")
     assert serve(engine, [Request(0, [1], SHORT)], {0: ["nothing", 7]})[0].finish_reason == "length"
 
 
-def test_below_more_prefixes_than_python_has_stack_frames():
-    """Each prompt begins the next one."""
+def test_a_trie_deeper_than_the_recursion_limit_can_be_aborted():
+    """Each prompt is the beginning of the next one."""
     prompt = [1 + i % 7 for i in range(8 * 1200)]
     requests = [Request(i, prompt[: 8 * (i + 1)], SHORT, row=i) for i in range(1200)]
     engine = make_engine(max_batch_size=2, max_batch_tokens=4096)

@@ -1,4 +1,6 @@
-"""What starts next, by what runs, what waits, and the room for the states of prefixes: no model."""
+"""Admission: which sequences start, given the running and waiting sequences and the places for snapshots. No model."""
+
+import numpy as np
 
 from rwkv_batch.engine.admission import Admission
 from rwkv_batch.engine.prefix import Prefix
@@ -15,11 +17,11 @@ def request(prompt_tokens=3):
 
 
 def prefix(length=9):
-    return Prefix([1] * length, None, 4, children=[request(12), request(12)])
+    return Prefix(np.ones(length, np.int32), None, 4, children=[request(12), request(12)])
 
 
 def fill(*waiting, running=(), places=4, slots=4, max_batch_tokens=16):
-    """What starts of `waiting` beside prompts of `running` tokens, and what still waits."""
+    """Run admission with running prompts of these lengths: the nodes that start, and those that still wait."""
     scheduler = Scheduler(slots, max_batch_tokens)
     started = [Sequence(request(length)) for length in running]
     for slot, sequence in enumerate(started):
@@ -40,7 +42,7 @@ def test_as_many_start_as_there_are_free_slots():
 
 
 def test_a_prefix_starts_only_where_the_next_step_has_unused_tokens():
-    """Requests start whatever is unused. What is behind a prefix that waits waits too."""
+    """A request starts in any case. Sequences behind a waiting prefix wait too."""
     first, second = prefix(), request()
     assert fill(first, second, running=[15]) == ([first, second], [])
     assert fill(first, second, running=[16]) == ([], [first, second])
@@ -56,11 +58,11 @@ def test_each_prefix_that_starts_uses_tokens_of_the_next_step():
     assert fill(*prefixes, max_batch_tokens=19) == (prefixes, [])
 
 
-def test_a_prefix_waits_for_the_place_of_one_that_is_being_computed():
+def test_a_prefix_waits_for_the_place_that_a_running_prefix_has_reserved():
     one, other = prefix(), prefix()
     assert fill(one, other, places=1, max_batch_tokens=99) == ([one], [other])
 
 
-def test_where_no_place_will_be_free_the_children_start_without_their_prefix():
+def test_children_start_without_their_prefix_if_no_place_will_become_free():
     shared = prefix()
     assert fill(shared, places=0) == (shared.children, [])

@@ -1,10 +1,10 @@
-"""What running sequences have produced takes memory of their own size, whatever else runs beside them."""
+"""Booking: the memory of a sequence's results does not depend on the other sequences in the batch."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from fake_model import VOCAB, make_engine
+from fakes.model import VOCAB, make_engine
 
 from rwkv_batch.engine.logprobs import TokenScores, TopTokens
 from rwkv_batch.engine.request import Request
@@ -14,12 +14,12 @@ from rwkv_batch.sampling_params import SamplingParams
 
 
 def bytes_behind(scores: TokenScores) -> int:
-    """Of the arrays that these scores keep alive."""
+    """Size of the arrays that these scores keep alive."""
     arrays = [scores.logprobs, scores.is_greedy, *(scores.top or ())]
     return sum((array if array.base is None else array.base).nbytes for array in arrays)
 
 
-def test_scores_of_a_long_prompt_do_not_keep_those_of_its_neighbours():
+def test_scores_of_a_long_prompt_do_not_keep_the_scores_of_other_rows_alive():
     params = SamplingParams(max_tokens=1, prompt_logprobs=3)
     prompts = [list(range(1, 9)) * (40 if row == 0 else 4) for row in range(40)]
     requests = [Request(row, prompt, params, row=row, score_start=1) for row, prompt in enumerate(prompts)]
@@ -34,8 +34,8 @@ def test_scores_of_a_long_prompt_do_not_keep_those_of_its_neighbours():
     assert all(held == count * per_token for held, count in kept)
 
 
-def test_most_likely_tokens_take_room_for_those_who_ask_for_many_only():
-    """And none once nobody asks any more."""
+def test_tables_of_most_likely_tokens_are_as_wide_as_each_request_asks():
+    """A table is freed when its last completion has ended."""
     asked = [2, 20, 2, 2, 20, 0, 5]
     prompts = [[row + 1] * (60 if count == 5 else 1) for row, count in enumerate(asked)]
     requests = [
@@ -60,7 +60,7 @@ def test_most_likely_tokens_take_room_for_those_who_ask_for_many_only():
         assert {len(entry.top_ids) for entry in found[row].logprobs} == {min(count, VOCAB)}
 
 
-def test_places_grow_with_the_completions_that_are_open():
+def test_a_top_table_grows_with_the_open_completions():
     table = TopTable()
     places = [table.open() for _ in range(3)]
     assert len(set(places)) == 3 and not table.is_empty
@@ -74,7 +74,7 @@ def test_places_grow_with_the_completions_that_are_open():
     assert table.is_empty
 
 
-def test_scores_of_one_token():
+def test_scores_are_indexed_like_a_list():
     scores = TokenScores(np.array([-1.0, -2.0, -3.0]), np.array([True, False, False]))
     assert [scores[i].logprob for i in (0, 2, -1)] == [-1.0, -3.0, -3.0]
     with pytest.raises(IndexError):

@@ -1,13 +1,14 @@
-"""The whole engine over a fake model: a request gives the same tokens in any company, order and size of batch."""
+"""The whole engine over a fake model: a request gives the same tokens in any batch, order and batch size."""
 
 import itertools
 from collections import Counter
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from fake_model import PARAMS, VOCAB, HashModel, outcome, run
+from fakes.model import PARAMS, VOCAB, HashModel, outcome, run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,7 +41,7 @@ REQUESTS = st.lists(
     graphs=st.booleans(),
     order=st.randoms(use_true_random=False),
 )
-def test_company_does_not_change_results(rows, slots, extra_tokens, host_snapshots, sharing, ahead, graphs, order):
+def test_results_do_not_depend_on_the_batch(rows, slots, extra_tokens, host_snapshots, sharing, ahead, graphs, order):
     requests = [
         Request(
             (row, sample),
@@ -104,7 +105,7 @@ def test_an_engine_serves_again_after_being_closed_early(make_engine):
 
 
 def test_a_source_may_give_nothing_for_a_while(make_engine):
-    """Its rows were bad ones, say: the engine returns to its caller with an empty list, and asks again."""
+    """For example, all of its rows were bad. The engine yields an empty list to its caller, and asks again."""
     engine = make_engine()
 
     class Slow:
@@ -126,7 +127,7 @@ def test_a_source_may_give_nothing_for_a_while(make_engine):
 
 
 def test_steps_are_recorded_again_when_tables_have_grown(monkeypatch):
-    """Lists of seen ids grow while others decode; a step recorded with the old ones would go on reading those."""
+    """The tables of seen ids grow while rows decode. A step that was recorded before would read the old tables."""
     recorded = []
     record = DecodeGraphs._record
     monkeypatch.setattr(DecodeGraphs, "_record", lambda graphs, size: recorded.append(size) or record(graphs, size))
@@ -169,8 +170,8 @@ def test_the_current_device_is_the_engines_in_a_step_and_the_callers_between(mak
 
 
 def test_a_step_is_warmed_up_and_recorded_on_the_same_stream(make_engine, monkeypatch):
-    """Errors of other threads must not end the recording; each run before it and the recording itself computes once."""
-    calls, streams = [], []
+    """The step is computed twice to warm up, and once to be recorded. Calls of other threads must not end that."""
+    calls, streams = list[Any](), list[Any]()
     stream = SimpleNamespace(device=torch.device("cpu"), wait_stream=lambda other: calls.append("wait"))
 
     @contextmanager
@@ -195,7 +196,7 @@ def test_a_step_is_warmed_up_and_recorded_on_the_same_stream(make_engine, monkey
     assert calls == ["wait", "stream", run_there, run_there, "graph", (*run_there, stream), "wait"]
 
 
-def test_one_iterator_at_a_time(make_engine):
+def test_a_second_iterator_is_refused_while_one_is_open(make_engine):
     engine = make_engine()
     requests = [Request(row, [row], SamplingParams(max_tokens=5), row=row) for row in range(9)]
     outer = engine.generate(Pulled(requests))
@@ -207,8 +208,8 @@ def test_one_iterator_at_a_time(make_engine):
     assert len(list(engine.generate(Pulled(requests)))) == 9
 
 
-def test_an_idle_source_does_not_stall_what_runs(make_engine):
-    """The source has nothing more until the first result is out."""
+def test_an_idle_source_does_not_stall_running_sequences(make_engine):
+    """The source gives its next request only after the first result."""
     engine = make_engine()
     results = []
 
@@ -248,7 +249,7 @@ def test_numbers_that_are_not_finite_end_the_row_with_an_error():
 @pytest.mark.parametrize("max_tokens", [0, 4])
 @pytest.mark.parametrize("run_ahead", [False, True])
 def test_scores_that_are_not_finite_end_their_own_row_with_an_error(max_tokens, run_ahead):
-    """Prompt tokens of all rows are scored in the same step; the score of token 3 is no number."""
+    """Prompt tokens of all rows are scored in the same step. The score of token 3 is NaN."""
 
     class Broken(HashModel):
         def score(self, hidden, targets, rows):
@@ -264,7 +265,7 @@ def test_scores_that_are_not_finite_end_their_own_row_with_an_error(max_tokens, 
 
 
 def test_end_of_text_stops_unless_ignored():
-    params = dict(max_tokens=5, logit_bias={END_OF_TEXT: 100.0})
+    params: dict[str, Any] = dict(max_tokens=5, logit_bias={END_OF_TEXT: 100.0})
     stopped = run([Request(0, [1], SamplingParams(**params))])[0]
     assert (stopped.token_ids.tolist(), stopped.finish_reason, stopped.stop_reason) == ([0], "stop", END_OF_TEXT)
     ignored = run([Request(0, [1], SamplingParams(**params, ignore_eos=True))])[0]

@@ -1,11 +1,11 @@
-"""An exception at any line of the engine: the next call is served as if nothing had happened."""
+"""Interrupts: after an exception at any line of the engine, the next call gives the usual results."""
 
 import random
 import sys
 from pathlib import Path
 
 import pytest
-from fake_model import PARAMS, check_bookkeeping, make_engine, outcome
+from fakes.model import PARAMS, check_bookkeeping, make_engine, outcome
 
 import rwkv_batch.engine.engine
 from rwkv_batch.engine.request import Request
@@ -13,16 +13,16 @@ from rwkv_batch.engine.source import Pulled
 
 FOLDER = str(Path(rwkv_batch.engine.engine.__file__).parent)
 NOT_OURS = ("selection.py", "sample.py", "philox.py", "penalties.py", "thread_switching.py")
-"""Modules of the reference sampler work on what they are given, and keep nothing. `thread_switching` holds a lock: a
-trace can raise between the end of a `with` block and the release of its lock, where a signal cannot."""
+"""Modules in which no exception is raised. Those of the reference sampler have no state. `thread_switching` holds a
+lock: a trace can raise between the end of a `with` block and the release of its lock, which a signal cannot."""
 
 
 class Interrupt(BaseException):
-    """What Ctrl-C raises, in a class of its own."""
+    """Stands for KeyboardInterrupt, in a class that nothing else raises."""
 
 
 class RaiseAt:
-    """Raises at the n-th line that the engine runs. Counts the lines, and remembers in which function it was."""
+    """A trace function that raises at the n-th line that the engine runs. It counts lines, and notes the function."""
 
     def __init__(self, line: int) -> None:
         self.left = line
@@ -44,7 +44,7 @@ class RaiseAt:
 
 
 def requests():
-    """Shared prefixes, samples, scores, every kind of sampling setting; more rows than slots."""
+    """Requests with shared prefixes, samples, scores and every sampling setting; more rows than slots."""
     made = [Request(row, [row % 3] * 12 + [row], PARAMS[row % len(PARAMS)], row=row) for row in range(9)]
     made.append(Request("scored", [1] * 12 + [5, 6], PARAMS[1], row=20, score_start=3, next_token_ids=(4, 5)))
     return made
@@ -78,14 +78,14 @@ def test_an_exception_at_any_line_leaves_the_engine_usable(stride, settings):
             check_bookkeeping(engine)
             assert engine.pool.num_free == engine.pool.num_slots
             assert engine.stats.running == 0
-        if line % 5 == 0:  # not each time: a second interrupt finds what the first one left
+        if line % 5 == 0:  # not each time, so that an interrupt also comes after an interrupt
             again = {completion.key: outcome(completion) for completion in engine.generate(Pulled(requests()))}
             assert again == expected, (line, trace.function)
             check_bookkeeping(engine)
-    assert num_raised > 0.9 * len(lines)  # settings that are known by then take fewer lines
+    assert num_raised > 0.9 * len(lines)  # later runs take fewer lines: table entries of settings are cached
 
 
-def test_an_exception_of_the_caller_between_two_results(make_engine=make_engine):
+def test_an_exception_of_the_caller_between_two_results_leaves_the_engine_usable(make_engine=make_engine):
     engine = make_engine()
     expected = {completion.key: outcome(completion) for completion in engine.generate(Pulled(requests()))}
     for _ in range(3):
@@ -113,7 +113,7 @@ def test_slots_are_allocated_again_after_an_exception_only():
     assert engine.pool is not pool
 
 
-def test_an_exception_of_the_source():
+def test_an_exception_of_the_source_leaves_the_engine_usable():
     engine = make_engine()
     expected = {completion.key: outcome(completion) for completion in engine.generate(Pulled(requests()))}
 

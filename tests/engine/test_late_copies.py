@@ -1,4 +1,4 @@
-"""Whole engines on a device whose copies run as late as they may give what engines without a queue give."""
+"""Whole engines on the fake CUDA device, whose copies run as late as they may: the results equal those of a CPU."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_cuda import DEVICE, fake_cuda
-from fake_device_model import HashModelOnDevice
-from fake_model import VOCAB, HashModel
-from fake_streams import POISON, Event, Hazard, Stream
+from fakes.cuda import DEVICE, fake_cuda
+from fakes.device_model import HashModelOnDevice
+from fakes.model import VOCAB, HashModel
+from fakes.streams import POISON, Event, Hazard, Stream
 from running import Session
 from tolerances import assert_close
 from torch import Tensor
@@ -44,7 +44,7 @@ PARAMS = [
 
 
 def make_requests() -> list[Request]:
-    """Prompts under a common header, of several samples each, some of which are scored."""
+    """Prompts with a common header and several samples each; some are scored."""
     draw = np.random.default_rng(3)
     header = draw.integers(1, VOCAB, 20).tolist()
     prompts = [header + draw.integers(1, VOCAB, 12).tolist() for _ in PARAMS]
@@ -63,13 +63,13 @@ def make_requests() -> list[Request]:
     ]
 
 
-def make_engine(model: HashModel, max_batch_size: int = 2) -> Engine:
-    sizes = dict(max_batch_size=max_batch_size, max_batch_tokens=16, prefix_host_bytes=1 << 10)
-    return Engine(model, Vocabulary.plain(VOCAB), **sizes)
+def make_engine(model: Any, max_batch_size: int = 2) -> Engine:
+    vocabulary = Vocabulary.plain(VOCAB)
+    return Engine(model, vocabulary, max_batch_size=max_batch_size, max_batch_tokens=16, prefix_host_bytes=1 << 10)
 
 
 def serve(engine: Engine, requests: list[Request]) -> dict[Any, tuple[list[int], list[float]]]:
-    """Request → its tokens, and all log-probabilities that it was given."""
+    """Key of a request → its tokens, and all its log-probabilities."""
     found = {}
     for completion in engine.generate(Pulled(requests)):
         alternatives = [value for entry in completion.logprobs or () for value in entry.top_logprobs]
@@ -98,14 +98,14 @@ def test_a_recorded_step_does_not_outlive_its_tables(monkeypatch):
     requests = [Request(row, [row], PARAMS[which], row=row) for row, which in enumerate((0, 5))]
     with fake_cuda() as cuda:
         serve(make_engine(HashModelOnDevice(), max_batch_size=1), requests)
-        assert [graph.num_replays for graph in cuda.graphs] == [5, 3]  # the second asks for a wider table
+        assert [graph.num_replays for graph in cuda.graphs] == [5, 3]  # the second request needs a wider table
     monkeypatch.setattr(DecodeGraphs, "_forget", lambda graphs: None)
     with pytest.raises(Hazard, match="memory that has been given back"), fake_cuda():
         serve(make_engine(HashModelOnDevice(), max_batch_size=1), requests)
 
 
 def decode_unread(model: HashModel) -> list[list[int]]:
-    """Six decode steps of two slots, whose tokens are read in the end only."""
+    """Six decode steps of two slots. Their tokens are read after the last step was launched."""
     pool = StatePool(pool_parts(model.file, model.placement), 3)
     sampler = Sampler(3, Vocabulary.plain(VOCAB), model.device, model.ops)
     slots = pool.allocate(3)
@@ -121,7 +121,7 @@ def decode_unread(model: HashModel) -> list[list[int]]:
     return [step.sampled.read().token_ids.tolist() for step in steps]
 
 
-def test_steps_may_be_launched_while_none_is_read(monkeypatch):
+def test_many_steps_may_be_launched_before_the_first_is_read(monkeypatch):
     expected = decode_unread(HashModel())
     with fake_cuda():
         assert decode_unread(HashModelOnDevice()) == expected
@@ -130,7 +130,7 @@ def test_steps_may_be_launched_while_none_is_read(monkeypatch):
         decode_unread(HashModelOnDevice())
 
 
-def test_a_result_is_not_there_before_its_event(monkeypatch):
+def test_a_copy_has_not_arrived_before_its_event(monkeypatch):
     with fake_cuda():
         tensor = torch.arange(3, device=DEVICE)
         copies = [HostCopy(tensor) for _ in range(2)]
@@ -162,7 +162,7 @@ def test_streamed_layers_arrive_before_they_run(checkpoint_file):
     ],
     ids=["the layer runs too early", "the next one arrives too early"],
 )
-def test_a_layer_that_does_not_wait_is_noticed(heedless, message, checkpoint_file, monkeypatch):
+def test_a_layer_that_does_not_wait_is_a_hazard(heedless, message, checkpoint_file, monkeypatch):
     wait = Stream.wait_event
     monkeypatch.setattr(Stream, "wait_event", lambda stream, event: stream.index == heedless or wait(stream, event))
     with pytest.raises(Hazard, match=message), fake_cuda():
@@ -173,7 +173,7 @@ SPLIT = ("cuda fp32 *1 -> cpu fp32", "cpu fp32 *1 -> cuda fp32")
 
 
 @pytest.mark.parametrize("strategy", SPLIT)
-def test_slots_in_host_memory_are_filled_once_it_is_known_there_which(strategy, checkpoint_file):
+def test_slots_in_host_memory_are_filled_after_their_indices_have_arrived(strategy, checkpoint_file):
     path = checkpoint_file("7.0", n_layer=2)
     expected = feed(path)
     with fake_cuda():
@@ -191,7 +191,7 @@ def serve_split(path: Path, **settings: Any) -> dict[Any, tuple[list[int], list[
 
 
 @pytest.mark.parametrize("strategy", SPLIT)
-def test_an_engine_whose_layers_are_on_the_device_and_on_the_host(strategy, checkpoint_file):
+def test_an_engine_with_layers_on_the_device_and_on_the_host_gives_the_same_tokens(strategy, checkpoint_file):
     path = checkpoint_file("7.0", n_layer=2, vocab=VOCAB)
     expected = serve_split(path)
     with fake_cuda():

@@ -1,4 +1,4 @@
-"""Scores of tokens in arrays, against lists of `Logprobs`."""
+"""`TokenScores`: arrays behave like lists of `Logprobs`."""
 
 import numpy as np
 import pytest

@@ -1,9 +1,9 @@
-"""How full the slots are: what is reported, and that jobs end with full slots, counted in steps."""
+"""Occupancy: its report, and that slots stay in use until the end of a job."""
 
 import random
 
 import pytest
-from fake_model import VOCAB, HashModel
+from fakes.model import VOCAB, HashModel
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,7 +31,7 @@ def test_the_course_has_the_mean_of_every_bucket(shares):
 
 
 def skewed(order, seed):
-    """600 rows: one in ten is twenty times as long as the others; lengths of completions are known, as is the end."""
+    """600 requests of known length; one in ten is twenty times as long as the others."""
     draw = random.Random(seed)
     lengths = [draw.choice((150, 200)) if draw.random() < 0.1 else draw.randrange(4, 12) for _ in range(600)]
     if order == "longest last":
@@ -48,7 +48,7 @@ def skewed(order, seed):
 
 
 def shares_of(requests):
-    """The share of slots in use at every step, seen from outside."""
+    """The share of slots in use at every step, measured outside of the engine."""
     engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=SLOTS, max_batch_tokens=4 * SLOTS)
     step, shares = engine.step, []
 
@@ -65,7 +65,7 @@ def shares_of(requests):
 
 @pytest.mark.parametrize(("order", "seed"), [("mixed", 0), ("mixed", 1), ("longest last", 0)])
 def test_slots_stay_full_until_the_end(order, seed):
-    """Steps in which fewer than 90% of the slots work are the last ones, and far fewer than the longest row has."""
+    """Only the last steps use less than 90% of the slots, and these are far fewer than the longest row's steps."""
     requests = skewed(order, seed)
     shares = shares_of(requests)
     longest = max(request.num_steps for request in requests)
@@ -76,7 +76,7 @@ def test_slots_stay_full_until_the_end(order, seed):
 
 
 def test_the_longest_children_of_a_prefix_go_first():
-    """All rows share a system prompt; the long ones come last in the input, and start before the others."""
+    """All rows share a system prompt. The long rows are last in the input, and start first."""
     system = [7] * 20
     lengths = [5] * 60 + [80, 90, 100]
     requests = [
@@ -87,8 +87,8 @@ def test_the_longest_children_of_a_prefix_go_first():
     assert len(shares) <= 100 + 4
 
 
-def test_rows_come_in_order_while_more_are_to_come():
-    """Short rows are not put off for long ones: nobody waits longer than the rows that were pulled before it take."""
+def test_rows_finish_about_in_order_until_the_source_ends():
+    """Short rows are not delayed in favor of long ones before the end."""
     draw = random.Random(0)
     requests = [
         Request(row, [row % VOCAB], SamplingParams(max_tokens=draw.choice((2, 20)), ignore_eos=True), row=row)

@@ -1,8 +1,8 @@
-"""Memory is used up in the middle of a run: fewer slots, the same results, nothing lost and nothing twice."""
+"""Out of memory in the middle of a run: the engine goes on with fewer slots, and each result comes once, unchanged."""
 
 import pytest
 import torch
-from fake_model import PARAMS, HashModel, check_bookkeeping, make_engine, outcome, run
+from fakes.model import PARAMS, HashModel, check_bookkeeping, make_engine, outcome, run
 
 from rwkv_batch.engine.out_of_memory import reason_of_out_of_memory
 from rwkv_batch.engine.request import Request
@@ -15,7 +15,7 @@ from rwkv_batch.sampling_params import SamplingParams
 
 
 class Crowded(HashModel):
-    """Runs out of memory with more than `limit` rows in a step, after some steps have gone well."""
+    """A model that runs out of memory with more than `limit` rows in a step, from the fourth step on."""
 
     def __init__(self, limit, error):
         self.limit, self.error, self.steps = limit, error, 0
@@ -48,7 +48,7 @@ def test_out_of_memory_halves_the_slots_and_loses_nothing(error, run_ahead, capl
     assert engine.scheduler.max_batch_tokens == 16
 
 
-def test_out_of_memory_with_one_slot_is_said():
+def test_out_of_memory_with_one_slot_is_a_capacity_error():
     engine = make_engine(Crowded(0, MemoryError()), max_batch_size=2, max_batch_tokens=8)
     with pytest.raises(CapacityError, match="with a single token in a step: MemoryError"):
         list(engine.generate(Pulled([Request(0, [1], SamplingParams(max_tokens=9, ignore_eos=True))])))
@@ -68,7 +68,7 @@ def test_long_chunks_that_do_not_fit_become_shorter():
 
 
 def test_out_of_memory_while_copying_states_loses_nothing(monkeypatch):
-    """Two prefixes are ready in the same step; the copy of the second one's state fails, once."""
+    """Two prefixes are complete in the same step. The copy of the second one's state fails once."""
     requests = [
         Request((p, row), [p] * 20 + [row], SamplingParams(max_tokens=3), row=10 * p + row)
         for p in (1, 2)
@@ -93,12 +93,12 @@ def test_out_of_memory_while_copying_states_loses_nothing(monkeypatch):
     monkeypatch.setattr(Record, "clone", failing)
     found = {completion.key: outcome(completion) for completion in engine.generate(Pulled(requests))}
     assert len(calls) == 4
-    # The first one's state has been given up too: it is computed again.
+    # The first prefix's state was dropped too; it is computed again.
     assert next(num_kept for num_calls, num_kept in kept if num_calls == 2) == 0
     assert found == {key: outcome(completion) for key, completion in run(requests).items()}
 
 
-def test_other_failures_pass_through():
+def test_other_errors_are_raised():
     engine = make_engine(Crowded(0, RuntimeError("shape")), max_batch_size=2, max_batch_tokens=8)
     with pytest.raises(RuntimeError, match="shape"):
         list(engine.generate(Pulled([Request(0, [1], SamplingParams(max_tokens=9, ignore_eos=True))])))
@@ -107,7 +107,7 @@ def test_other_failures_pass_through():
 
 @pytest.mark.parametrize("failing", [1, 2, 5, 9])
 def test_out_of_memory_while_a_sequence_starts_loses_nothing(failing, monkeypatch):
-    """The tables of sampling settings grow when a request needs more room."""
+    """A slot's sampling tables may grow when a sequence starts, and that may run out of memory."""
     calls, assign = [], Sampler.assign
 
     def crowded(sampler, slots, requests):
@@ -124,7 +124,7 @@ def test_out_of_memory_while_a_sequence_starts_loses_nothing(failing, monkeypatc
 
 
 class FailsOnce(HashModel):
-    """Runs out of memory in one step, after which everything fits."""
+    """A model that runs out of memory in one step."""
 
     def __init__(self, step):
         self.step, self.steps = step, 0
@@ -138,8 +138,8 @@ class FailsOnce(HashModel):
 
 
 @pytest.mark.parametrize("run_ahead", [False, True])
-def test_at_whatever_step_memory_ends_every_result_comes_once(run_ahead):
-    """A prefix that is itself a request, prefixes below prefixes, samples, rows that stop early."""
+def test_every_result_comes_once_at_whatever_step_memory_runs_out(run_ahead):
+    """With a prefix that serves a request itself, prefixes below prefixes, samples, and rows that stop early."""
     only_scored, stops = SamplingParams(max_tokens=0), SamplingParams(max_tokens=9, stop_token_ids=[8, 9, 10, 11])
     header = [1] * 20
     requests = [
@@ -166,7 +166,7 @@ def test_at_whatever_step_memory_ends_every_result_comes_once(run_ahead):
 
 
 def test_slots_that_do_not_fit_are_halved_again(monkeypatch, caplog):
-    """The tables of eight and of four slots do not fit either; what was there before is free by then."""
+    """Eight and four slots do not fit either. The old slots are freed before new ones are allocated."""
     engine = make_engine(FailsOnce(3), max_batch_size=16, max_batch_tokens=64)
     free_at_start = []
     allocate = engine._allocate
@@ -205,8 +205,8 @@ def test_an_engine_without_slots_says_so(monkeypatch):
 
 
 @pytest.mark.parametrize("failing_call", [1, 2])
-def test_memory_that_ends_while_slots_are_given_up_loses_nothing(failing_call, monkeypatch):
-    """Even tables without slots have a row for padding."""
+def test_out_of_memory_while_slots_are_freed_loses_nothing(failing_call, monkeypatch):
+    """Even tables of 0 slots need memory: they have a row for padding."""
     engine, calls, make = make_engine(FailsOnce(3), max_batch_size=8, max_batch_tokens=32), [], SlotTables.__init__
 
     def crowded(tables, *args):
@@ -223,8 +223,8 @@ def test_memory_that_ends_while_slots_are_given_up_loses_nothing(failing_call, m
     assert found == {key: outcome(completion) for key, completion in run(requests).items()}
 
 
-def test_an_error_that_the_caller_is_handling_is_not_the_engines():
-    """A caller that tries again after memory was used up sees what goes wrong then."""
+def test_an_error_that_the_caller_is_handling_does_not_count_as_the_engines():
+    """A caller that tries again after it ran out of memory is told of another error in the second try."""
     engine = make_engine(Crowded(0, RuntimeError("shape")))
     with pytest.raises(RuntimeError, match="shape"):
         try:
@@ -245,12 +245,12 @@ def test_an_error_that_the_caller_is_handling_is_not_the_engines():
         "[enforce fail at alloc_cpu.cpp:125] err == 0. DefaultCPUAllocator: can't allocate memory: you tried",
     ],
 )
-def test_words_of_whoever_ran_out_of_memory(message):
+def test_messages_of_all_allocators_are_recognized(message):
     assert reason_of_out_of_memory(RuntimeError(message)) == message.partition("\n")[0]
 
 
-def test_memory_that_ended_while_a_step_was_recorded():
-    """Leaving the recording raises an error of its own, which hides the first one."""
+def test_out_of_memory_while_a_step_is_recorded_is_recognized():
+    """Leaving the recording raises another error, which hides the first one."""
     try:
         try:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")

@@ -50,11 +50,11 @@ PARAMS = [
     num_steps=st.integers(1, 90),
     seed=st.integers(0, 1000),
 )
-def test_equals_dictionaries(rows, num_steps, seed):
+def test_penalties_equal_a_dictionary_per_row(rows, num_steps, seed):
     generator = torch.Generator().manual_seed(seed)
     tables = SlotTables(8, Vocabulary(torch.zeros(VOCAB, dtype=torch.bool), UNCOUNTED), torch.device("cpu"))
     slots = torch.randperm(8, generator=generator)[: len(rows)].tolist()
-    for slot in slots:  # what another sequence has left behind must not show
+    for slot in slots:  # the history of a former sequence must have no effect
         tables.assign([slot], [Request(0, [1, 2, 3], PARAMS[3])])
     by_hand = []
     for slot, (which, prompt) in zip(slots, rows, strict=True):

@@ -1,4 +1,4 @@
-"""The random streams: the published generator, and independence of everything but their key."""
+"""Random streams: known answers of the published generator, and dependence on the whole key."""
 
 import torch
 
@@ -20,7 +20,7 @@ KNOWN = [
 ]
 
 
-def test_known_answers():
+def test_the_generator_gives_the_published_answers():
     counters, keys, answers = (torch.tensor(column) for column in zip(*KNOWN, strict=True))
     assert philox(counters, keys).tolist() == answers.tolist()
 

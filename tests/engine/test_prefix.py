@@ -1,4 +1,4 @@
-"""Shared prefixes: nothing is lost, nothing shared that must not be, and sharing pays."""
+"""The prefix trie: every request is in it once, below prefixes that it may share, and shared tokens count once."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,34 +15,40 @@ def request(row, prompt, sample=0, score_start=None):
 
 
 def context(row, prompt):
-    """Scores what may follow its prompt."""
+    """A request that only scores `next_token_ids`."""
     return Request((row, 0), prompt, ONLY_SCORES, row=row, next_token_ids=(1, 2))
 
 
 def walk(roots):
-    """Every request below `roots` with the prefixes above it, and every prefix.
+    """All (request, prefixes above it) of a trie, and all prefixes.
 
-    A request that a prefix serves has that prefix as the last above it.
+    For a request that a prefix serves, that prefix is the last one above it.
     """
     found, prefixes = [], []
 
-    def visit(work, above):
-        if isinstance(work, Prefix):
-            prefixes.append(work)
-            assert work.parent is (above[-1] if above else None)
-            if work.request is not None:
-                found.append((work.request, [*above, work]))
-            for child in work.children:
-                visit(child, [*above, work])
+    def visit(node, above):
+        if isinstance(node, Prefix):
+            prefixes.append(node)
+            assert node.parent is (above[-1] if above else None)
+            if node.request is not None:
+                found.append((node.request, [*above, node]))
+            for child in node.children:
+                visit(child, [*above, node])
         else:
-            found.append((work, above))
+            found.append((node, above))
 
     for root in roots:
         visit(root, [])
     return found, prefixes
 
 
-PROMPTS = st.lists(st.integers(0, 2), min_size=1, max_size=40)
+BEGINNINGS = ([], [1] * 9, [1] * 9 + [2] * 9, [1] * 9 + [2] * 7 + [0] * 9)
+PROMPTS = st.builds(
+    lambda beginning, rest: beginning + rest,
+    st.sampled_from(BEGINNINGS),
+    st.lists(st.integers(0, 2), min_size=1, max_size=20),
+)
+"""Prompts many of which share prefixes, and prefixes of prefixes."""
 
 
 @given(
@@ -53,17 +59,17 @@ def test_every_request_appears_once_below_its_own_prefixes(prompts, contexts):
     requests = [request(i, prompt, score_start=start) for i, (prompt, start) in enumerate(prompts)]
     requests += [context(len(prompts) + i, prompt) for i, prompt in enumerate(contexts)]
     found, prefixes = walk(plan_prefixes(requests))
-    assert sorted(work.row for work, _ in found) == list(range(len(requests)))
-    for work, above in found:
+    assert sorted(served.row for served, _ in found) == list(range(len(requests)))
+    for served, above in found:
         length = 0
         for prefix in above:
             assert prefix.length - length >= MIN_SHARED_TOKENS
             length = prefix.length
-            assert work.prompt_token_ids[:length] == prefix.token_ids
-        is_served = above and above[-1].request is work
-        assert is_served or length < len(work.prompt_token_ids)  # the last token is the request's own
-        if work.score_start is not None:
-            assert length <= max(work.score_start - 1, 0)  # every scored position is computed by the request
+            assert served.prompt_token_ids[:length] == prefix.token_ids.tolist()
+        is_prefix = above and above[-1].request is served
+        assert is_prefix or length < len(served.prompt_token_ids)  # the last token is computed for the request
+        if served.score_start is not None:
+            assert length <= max(served.score_start - 1, 0)  # so are the tokens from which scores are taken
     assert all(len(prefix.children) + (prefix.request is not None) >= 2 for prefix in prefixes)
     assert all(prefix.children for prefix in prefixes)
 
@@ -78,7 +84,7 @@ def test_few_shot_headers_are_computed_once():
     ]
     found, prefixes = walk(plan_prefixes(requests))
     computed = sum(p.length - (p.parent.length if p.parent else 0) for p in prefixes)
-    computed += sum(len(work.prompt_token_ids) - above[-1].length for work, above in found)
+    computed += sum(len(served.prompt_token_ids) - above[-1].length for served, above in found)
     assert computed == 100 + 5 * 19 + 20 * 4
     assert len(prefixes) == 6
 
@@ -90,7 +96,7 @@ def test_two_prompts_share_from_eight_tokens_on():
         assert [prefix.length for prefix in prefixes] == ([common] if common == MIN_SHARED_TOKENS else [])
 
 
-def test_sharing_within_rows_only():
+def test_without_sharing_between_rows_the_samples_of_a_row_share():
     prompt = list(range(30))
     requests = [request(row, prompt, sample) for row in (0, 1) for sample in (0, 1, 2)]
     _, prefixes = walk(plan_prefixes(requests, share_between_rows=False))
@@ -98,12 +104,12 @@ def test_sharing_within_rows_only():
     assert all(prefix.length == 29 for prefix in prefixes)
 
 
-def test_a_context_is_read_once_for_all_that_follows_it():
-    """Four choices of 4 tokens: the context, then three tokens of each; nothing between them."""
+def test_a_context_is_read_once_for_all_its_continuations():
+    """Four choices of 4 tokens: the context is computed once, then three tokens of each choice."""
     question = list(range(60))
     requests = [context(0, question)]
     requests += [request(0, [*question, i, i, i], i, score_start=61) for i in range(100, 104)]
     found, (prefix,) = walk(plan_prefixes(requests))
     assert prefix.token_ids.tolist() == question
     assert prefix.request is requests[0]
-    assert [len(work.prompt_token_ids) - prefix.length for work, _ in found if work is not requests[0]] == [3] * 4
+    assert [len(one.prompt_token_ids) - prefix.length for one, _ in found if one is not requests[0]] == [3] * 4

@@ -1,4 +1,4 @@
-"""Decode steps recorded as operations and addresses, on a device that is not there, and replayed without Python."""
+"""Recorded decode steps on the fake CUDA device: operations and addresses, replayed without their Python code."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from fake_cuda import DEVICE, fake_cuda
-from fake_streams import Hazard
+from fakes.cuda import DEVICE, fake_cuda
+from fakes.streams import Hazard
 from versions import served_by, with_matrix_state
 
 from rwkv_batch.engine.engine import Engine
@@ -35,8 +35,8 @@ PARAMS = [
     SamplingParams(max_tokens=0),
 ]
 BACKENDS = {"float32": "reference", "float16": "triton"}
-"""State dtype → whose results are expected, on the CPU, where nothing is recorded. A sum that is rounded otherwise may
-round its float16 state another way, so the same kernels are asked for those."""
+"""State dtype → the backend of the expected results, on the CPU, where nothing is recorded. A float16 state is rounded
+stochastically, and a last bit of a sum may change its rounding; so the expected results come from the same kernels."""
 
 GATE = ("7.0", "float16", 3)
 CASES = [
@@ -47,10 +47,10 @@ CASES = [
 
 
 def serve(path: Path, device: str, backend: str, state_dtype: str, batch_size: int) -> dict[Any, Any]:
-    """Request → its tokens, and all log-probabilities that it was given."""
+    """Key of a request → its tokens, and all its log-probabilities."""
     file = ModelFile.open(open_checkpoint(path))
     placement = place(device=device, dtype="float32", state_dtype=state_dtype)
-    # Kernels that are interpreted serve tensors in host memory.
+    # Interpreted kernels compute on tensors in host memory.
     where = torch.device("cpu"), placement.dtype, file.sizes, placement.state_dtype
     ops = resolve(dict.fromkeys((*file.ops, *Sampler.OPS)), backend, *where)
     vocabulary = Vocabulary.plain(file.sizes["V"])
@@ -80,7 +80,7 @@ def test_replayed_steps_give_the_same_tokens(version, state_dtype, batch_size, c
     assert sum(graph.num_replays for graph in cuda.graphs) >= 4
 
 
-def test_memory_that_nobody_writes_is_garbage_in_a_replay():
+def test_memory_that_a_recorded_step_does_not_write_is_garbage_in_its_replay():
     with fake_cuda():
         given, graph = torch.ones(3, device=DEVICE), torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

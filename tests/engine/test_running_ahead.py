@@ -1,8 +1,10 @@
-"""A step's results are read after the next one has been launched: what is read late must not reach another sequence."""
+"""Running ahead: results are read one step late, and must not reach a sequence that has taken the slot meanwhile."""
+
+from typing import Any
 
 import pytest
 import torch
-from fake_model import PARAMS, VOCAB, HashModel, check_bookkeeping, make_engine, outcome, run
+from fakes.model import PARAMS, VOCAB, HashModel, check_bookkeeping, make_engine, outcome, run
 
 from rwkv_batch.engine.request import END_OF_TEXT, Request
 from rwkv_batch.engine.source import Pulled
@@ -13,7 +15,7 @@ WITH_GRAPHS = pytest.mark.parametrize("decode_graphs", [False, True])
 
 
 def check_alone(requests, **settings):
-    """Every request has the result that it has by itself. Returns the completions by key."""
+    """Assert that every request has the result that it has alone, and return the completions by key."""
     found = run(requests, **settings)
     alone = {request.key: outcome(run([request])[request.key]) for request in requests}
     assert {key: outcome(completion) for key, completion in found.items()} == alone
@@ -21,13 +23,13 @@ def check_alone(requests, **settings):
 
 
 def stopped_early(key, **settings):
-    """Ends with its first token, token 8, of the fifty that it may have."""
+    """A request of up to fifty tokens that ends with its first token, token 8."""
     params = SamplingParams(max_tokens=50, stop_token_ids=[8], logit_bias={8: 100.0}, **settings)
     return Request(key, [1], params, row=key)
 
 
 class Alternating:
-    """A constraint that must see every token before it can say what may follow: even and odd ids take turns."""
+    """A constraint that depends on the token before: even and odd ids alternate."""
 
     def __init__(self):
         self.last = 1
@@ -43,7 +45,7 @@ class Alternating:
 
 @BOTH_WAYS
 def test_constraints_see_every_token_before_the_next_is_drawn(run_ahead):
-    """Constrained rows come and go among others, which need not wait once those are gone."""
+    """Some rows are constrained. The others run ahead again once no constrained row runs."""
     requests = [
         Request(
             row, [row], SamplingParams(max_tokens=3 + row % 4), row=row, new_constraint=Alternating if row % 3 else None
@@ -60,7 +62,7 @@ def test_constraints_see_every_token_before_the_next_is_drawn(run_ahead):
 def test_running_ahead_reads_results_a_step_late():
     engine = make_engine(run_ahead=True)
     list(engine.generate(Pulled([Request(0, [1], SamplingParams(max_tokens=5, ignore_eos=True))])))
-    assert engine.stats.steps == 5  # the end by length is known beforehand
+    assert engine.stats.steps == 5  # an end by length is known before the last result
     stopped = Request(0, [1], SamplingParams(max_tokens=50, logit_bias={END_OF_TEXT: 100.0}))
     (completion,) = engine.generate(Pulled([stopped]))
     assert completion.token_ids.tolist() == [END_OF_TEXT]
@@ -71,7 +73,7 @@ def test_running_ahead_reads_results_a_step_late():
 @WITH_GRAPHS
 @pytest.mark.parametrize("slots", [1, 2])
 def test_a_constraint_sees_the_tokens_of_its_own_sequence_only(slots, run_ahead, decode_graphs):
-    """The slot's former sequence was stopped while one more step of it was on its way."""
+    """The slot's former sequence was stopped while one more step of it was in flight."""
     seen = []
 
     class Following(Alternating):
@@ -88,14 +90,14 @@ def test_a_constraint_sees_the_tokens_of_its_own_sequence_only(slots, run_ahead,
 
 @BOTH_WAYS
 @WITH_GRAPHS
-def test_a_step_of_which_nothing_is_wanted_any_more(run_ahead, decode_graphs):
+def test_a_step_whose_rows_have_all_ended_is_dropped(run_ahead, decode_graphs):
     requests = [*map(stopped_early, range(3)), Request(9, [2], SamplingParams(max_tokens=4), row=9)]
     check_alone(requests, max_batch_size=1, run_ahead=run_ahead, decode_graphs=decode_graphs)
 
 
 @BOTH_WAYS
 def test_alternatives_of_a_row_that_has_ended_reach_no_other(run_ahead):
-    """Row 1 ends while one more step of it is on its way. Row 2, which asks for none, takes its slot."""
+    """Row 1 ends while one more step of it is in flight. Row 2, without alternatives, takes its slot."""
     with_alternatives = SamplingParams(max_tokens=60, logprobs=2, ignore_eos=True)
     without = SamplingParams(max_tokens=8, ignore_eos=True)
     requests = [
@@ -108,8 +110,8 @@ def test_alternatives_of_a_row_that_has_ended_reach_no_other(run_ahead):
 
 
 @BOTH_WAYS
-def test_rows_ask_for_different_numbers_of_alternatives(run_ahead):
-    """Rows begin to ask at different steps: their prompts are fed in chunks."""
+def test_each_row_has_as_many_alternatives_as_it_asks_for(run_ahead):
+    """Rows sample their first tokens at different steps, because their prompts are fed in chunks."""
     requests = [
         Request(row, [row + 1] * length, SamplingParams(max_tokens=6, logprobs=count, ignore_eos=True), row=row)
         for row, (length, count) in enumerate([(1, 2), (30, 5), (45, 0), (60, None), (3, VOCAB + 9)])
@@ -120,12 +122,12 @@ def test_rows_ask_for_different_numbers_of_alternatives(run_ahead):
 
 
 @BOTH_WAYS
-def test_a_step_of_which_no_alternatives_are_wanted_any_more(run_ahead):
+def test_alternatives_of_a_step_whose_rows_have_all_ended_are_dropped(run_ahead):
     check_alone([stopped_early(key, logprobs=2) for key in range(3)], max_batch_size=1, run_ahead=run_ahead)
 
 
 @BOTH_WAYS
-def test_more_stop_tokens_of_one_row_end_no_other(run_ahead):
+def test_stop_tokens_of_one_row_end_no_other_row(run_ahead):
     endless = SamplingParams(max_tokens=20, ignore_eos=True, logit_bias={END_OF_TEXT: 100.0})
     several = SamplingParams(max_tokens=6, stop_token_ids=[50, 51, 52, 53, 54])
     requests = [Request(0, [1], endless, row=0), stopped_early(1), Request(2, [3], several, row=2)]
@@ -135,9 +137,9 @@ def test_more_stop_tokens_of_one_row_end_no_other(run_ahead):
 
 @BOTH_WAYS
 @WITH_GRAPHS
-def test_penalties_start_afresh_in_a_slot(run_ahead, decode_graphs):
-    """The prompt of the second one is longer than what the first one has seen."""
-    strong = dict(presence_penalty=3.0, frequency_penalty=2.0, repetition_penalty=1.8, ignore_eos=True)
+def test_penalties_of_a_former_sequence_do_not_apply_in_its_slot(run_ahead, decode_graphs):
+    """The second prompt has more distinct ids than the first sequence has seen."""
+    strong: dict[str, Any] = dict(presence_penalty=3.0, frequency_penalty=2.0, repetition_penalty=1.8, ignore_eos=True)
     requests = [
         Request(0, [5, 6, 7], SamplingParams(max_tokens=20, **strong), row=0),
         Request(1, list(range(VOCAB - 1, 10, -1)), SamplingParams(max_tokens=20, **strong), row=1),
@@ -146,7 +148,7 @@ def test_penalties_start_afresh_in_a_slot(run_ahead, decode_graphs):
 
 
 @BOTH_WAYS
-def test_equal_contexts_that_are_only_scored(run_ahead):
+def test_equal_contexts_that_are_only_scored_give_equal_results_when_shared(run_ahead):
     only_scored = SamplingParams(max_tokens=0)
     requests = [Request(row, [4] * 20, only_scored, row=row, next_token_ids=(3, 7 + row)) for row in range(3)]
     shared, apart = (run(requests, run_ahead=run_ahead, prefix_sharing=sharing) for sharing in (True, False))
@@ -156,7 +158,7 @@ def test_equal_contexts_that_are_only_scored(run_ahead):
 @BOTH_WAYS
 def test_a_row_that_is_not_finite_keeps_as_many_alternatives_as_tokens(run_ahead):
     class BreaksAtThree(HashModel):
-        """The logits of whoever has seen token 3 last are not numbers."""
+        """A model whose logits after token 3 are NaN."""
 
         def forward(self, token_ids, rows, layers):
             hidden = super().forward(token_ids, rows, layers)

@@ -1,4 +1,4 @@
-"""The sampler as a whole against ChatRWKV's, and its settings one by one."""
+"""The sampler: frequencies equal ChatRWKV's sampler's, and each setting has its effect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPS = resolve(Sampler.OPS, "auto", CPU, torch.float32, {})
 
 
 def sample(sampler, logits, slots):
-    """One token for each row, on the host."""
+    """Sample one token for each row, and read the results."""
     sampler.prepare(slots)
     token_ids, logprobs = sampler.draw(logits, torch.from_numpy(slots).int())
     rows = np.flatnonzero(sampler.returns_logprobs[slots])
@@ -29,7 +29,7 @@ def sample(sampler, logits, slots):
 
 
 def draw(logits, params, count=1, vocabulary=None, num_steps=1, constraint=None, ops=OPS):
-    """Sample rows of equal logits from different streams; returns ids [count, num_steps] and the last result."""
+    """Sample rows with equal logits and different random streams: ids [count, num_steps], and the last result."""
     sampler = Sampler(count, vocabulary or Vocabulary.plain(logits.shape[-1]), CPU, ops)
     new_constraint = None if constraint is None else lambda: constraint
     requests = [Request(slot, [1], params, seed=3, row=slot, new_constraint=new_constraint) for slot in range(count)]
@@ -70,7 +70,7 @@ def test_frequencies_follow_chatrwkv(settings, oracle):
 
 
 def test_logprobs_are_those_of_the_model():
-    """Whatever shapes the choice, the reported numbers are the model's own distribution."""
+    """Temperature, filters, penalties and biases do not change the reported log-probabilities."""
     logits = torch.randn(1, VOCAB) * 3
     params = SamplingParams(
         temperature=0.3, top_k=2, presence_penalty=1.0, logit_bias={5: 50.0}, logprobs=4, bad_token_ids=[7]
@@ -104,8 +104,8 @@ def test_penalties_leave_banned_prompt_tokens_alone():
     assert sample(sampler, logits, np.array([0])).token_ids == [7]
 
 
-def test_a_neighbour_with_penalties_changes_no_bit():
-    """top-p's share is taken of the same total, in whatever way it is known for other rows."""
+def test_a_neighbor_with_penalties_changes_no_bit():
+    """A neighbor with penalties makes its own normalizer unknown. The row's total for top-p must not change."""
     plain, other = SamplingParams(top_p=0.5), SamplingParams(top_p=0.5, presence_penalty=0.3, temperature=0.7)
     for seed in range(40):
         logits = torch.randn(2, 300, generator=torch.Generator().manual_seed(seed)) * 2
@@ -141,13 +141,13 @@ def test_top_p_is_a_share_of_what_can_be_sampled(share, backend):
     assert set(ids[:, 0]) == {0, 1}
 
 
-def test_allowed_tokens_only():
+def test_only_allowed_tokens_are_sampled():
     ids, _ = draw(torch.zeros(1, VOCAB), SamplingParams(allowed_token_ids=[3, 50]), count=60)
     assert set(ids[:, 0]) == {3, 50}
 
 
 def test_presence_penalty_applies_to_digits_but_they_are_not_counted():
-    """ChatRWKV lists a digit once it was generated, with an occurrence of zero."""
+    """In ChatRWKV a generated digit is a seen id with a count of zero."""
     uncounted = torch.arange(VOCAB) == 9
     vocabulary = Vocabulary(torch.zeros(VOCAB, dtype=torch.bool), uncounted)
     logits = torch.zeros(1, VOCAB)
@@ -198,7 +198,7 @@ def test_a_new_sequence_inherits_nothing_from_its_slot():
 
 
 @pytest.mark.parametrize("vocab", [1, 63, 64, 257, 5000])
-def test_normalizers(vocab):
+def test_normalizers_equal_logsumexp_in_float64(vocab):
     logits = torch.randn(7, vocab) * 20
     want = logits.double().logsumexp(1)
     torch.testing.assert_close(log_normalizer(logits), want, rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Who runs, and how much: no model, no tensors."""
+"""The scheduler: which sequences run in a step, and with how many tokens. No model, no tensors."""
 
 from collections import Counter
 
@@ -20,7 +20,7 @@ def sequence(prompt_tokens, max_tokens=4, slot=0):
 
 
 def step(scheduler):
-    """Launch a step: slots that decode, (sequence, tokens) of the prompt chunks."""
+    """Plan and launch a step: the slots that decode, and (sequence, number of tokens) of the prompt chunks."""
     plan = scheduler.plan()
     scheduler.advance(plan)
     sequences = [scheduler.sequence(slot) for slot in plan.prefilling.tolist()]
@@ -28,7 +28,7 @@ def step(scheduler):
 
 
 def left(scheduler, sequence):
-    """Prompt tokens that have not been fed."""
+    """Number of prompt tokens that have not been fed."""
     return len(sequence.prompt) - int(scheduler.position[sequence.slot])
 
 
@@ -44,14 +44,14 @@ def test_decode_rows_come_first_and_prompts_fill_the_rest():
     assert step(scheduler) == ([0], [])  # the short one has asked for its four tokens
 
 
-def test_a_sequence_without_tokens_to_ask_for_is_complete_with_its_prompt():
+def test_a_sequence_that_samples_no_token_is_complete_with_its_prompt():
     scheduler = Scheduler(1, max_batch_tokens=8)
     scored = sequence(12, max_tokens=0)
     scheduler.start([scored])
     assert scheduler.advance(scheduler.plan()).tolist() == []
     assert scheduler.advance(scheduler.plan()).tolist() == [scored.slot]
     assert not scheduler.has_work
-    assert not scheduler.is_idle  # its results are on their way
+    assert not scheduler.is_idle  # its results are in flight
     scheduler.finish(np.array([scored.slot]))
     assert scheduler.is_idle
 
@@ -61,8 +61,8 @@ def test_a_sequence_without_tokens_to_ask_for_is_complete_with_its_prompt():
     budget=st.integers(1, 40),
     ends=st.sets(st.integers(0, 11)),
 )
-def test_everyone_advances_within_the_budget(prompts, budget, ends):
-    """Some sequences end after their second token, which becomes known a step late."""
+def test_all_sequences_advance_within_the_budget(prompts, budget, ends):
+    """Some sequences end with their second token, which becomes known a step late."""
     scheduler = Scheduler(len(prompts), max_batch_tokens=max(budget, len(prompts)))
     sequences = [sequence(n, slot=i) for i, n in enumerate(prompts)]
     scheduler.start(sequences)
@@ -92,7 +92,7 @@ def test_children_of_a_prefix_go_before_the_queue():
     assert [scheduler.waiting.popleft() for _ in range(3)] == [child, first, second]
 
 
-def test_a_restart_runs_everything_again_before_what_waits():
+def test_a_restart_queues_running_sequences_before_waiting_ones():
     scheduler = Scheduler(2, max_batch_tokens=8)
     running, waiting = sequence(5, slot=1), sequence(2)
     scheduler.start([running])
@@ -105,14 +105,14 @@ def test_a_restart_runs_everything_again_before_what_waits():
     assert again.max_batch_tokens == 4
 
 
-def test_what_a_short_prompt_leaves_goes_to_a_longer_one_before_it():
+def test_tokens_that_a_short_prompt_leaves_go_to_a_longer_prompt_before_it():
     scheduler = Scheduler(3, max_batch_tokens=100)
     long, short = sequence(300), sequence(10, slot=1)
     scheduler.start([long, short])
     assert step(scheduler) == ([], [(long, 90), (short, 10)])
 
 
-def test_tokens_are_to_spare_while_what_runs_does_not_fill_a_step():
+def test_tokens_are_spare_while_running_sequences_do_not_fill_a_step():
     scheduler = Scheduler(3, max_batch_tokens=20)
     assert scheduler.spare_tokens == 20
     first, second = sequence(15, max_tokens=3), sequence(25, slot=1)
@@ -132,7 +132,7 @@ def test_tokens_are_to_spare_while_what_runs_does_not_fill_a_step():
 
 
 def test_at_the_end_the_longest_go_first_and_children_stay_together():
-    prefix = Prefix([1] * 10, None, num_steps=0)
+    prefix = Prefix(np.ones(10, np.int32), None, num_steps=0)
     scheduler = Scheduler(1, max_batch_tokens=8)
     short, middle, long = (sequence(1, max_tokens=n) for n in (2, 20, 50))
     children = [Sequence(sequence(20, max_tokens=n).node, prefix) for n in (5, 30)]
@@ -143,7 +143,7 @@ def test_at_the_end_the_longest_go_first_and_children_stay_together():
 
 @given(left=st.lists(st.integers(1, 200), min_size=1, max_size=20), budget=st.integers(1, 400))
 def test_prompts_share_a_step(left, budget):
-    """No token is wasted, and shares are equal; where they would be under 16 tokens, the first prompts go first."""
+    """No token is wasted, and shares are equal. If they would be under 16 tokens, the first prompts get 16 each."""
     scheduler = Scheduler(len(left), max_batch_tokens=budget)
     scheduler.start([sequence(n, slot=i) for i, n in enumerate(left)])
     plan = scheduler.plan()

@@ -1,4 +1,4 @@
-"""Filters and draws against a plain implementation that sorts the whole vocabulary, one row at a time."""
+"""Selection: filters and draws equal a plain implementation that sorts the whole vocabulary, one row at a time."""
 
 import numpy as np
 import pytest
@@ -15,14 +15,14 @@ IMPLEMENTATIONS = {"reference": select, "cpu": native.select}
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 def choose(request):
-    """The reference, and its native twin where there is a compiler."""
+    """The definition of `select`, and the native kernel if there is a compiler."""
     if request.param == "cpu" and (reason := unavailable()):
         pytest.skip(f"native kernels: {reason}")
     return IMPLEMENTATIONS[request.param]
 
 
 def expected_probabilities(logits, temperature, top_p, top_k, min_p, untempered):
-    """The distribution that a row is drawn from, in float64 [V], by sorting everything."""
+    """The distribution that a row is drawn from, [V] float64, found by sorting the vocabulary."""
     logits = logits.double().numpy()
     if temperature == 0:
         return np.eye(len(logits))[int(np.argmax(logits))]
@@ -41,8 +41,7 @@ def expected_probabilities(logits, temperature, top_p, top_k, min_p, untempered)
             nucleus.append(i)
             if mass >= top_p:
                 break
-        nucleus = {i for i in order if logits[i] >= logits[nucleus[-1]]}
-        keep = [i for i in keep if i in nucleus]
+        keep = [i for i in keep if logits[i] >= logits[nucleus[-1]]]
     weights = np.zeros_like(p)
     weights[keep] = np.exp((logits[keep] - logits.max()) / temperature)
     return weights / weights.sum()
@@ -59,7 +58,7 @@ def filters(n, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, untempered=False)
 
 
 def inverse_cdf_support(choose, logits, n=2001, **settings):
-    """Frequencies of each token when the uniform number sweeps [0, 1)."""
+    """The frequency of each token when the uniform number takes n equally spaced values in [0, 1)."""
     sweep = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     drawn = choose(logits.expand(n, -1).clone(), filters(n, **settings), sweep)
     return torch.bincount(drawn, minlength=logits.shape[-1]).double().numpy() / n
@@ -89,7 +88,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("vocab_size", [7, 257, 1000])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_distribution(vocab_size, settings, choose):
+def test_each_token_is_drawn_with_its_probability(vocab_size, settings, choose):
     logits = torch.randn(vocab_size) * 3
     got = inverse_cdf_support(choose, logits, **settings)
     want = expected_probabilities(
@@ -99,8 +98,8 @@ def test_distribution(vocab_size, settings, choose):
     assert np.abs(got - want).max() < 2 / 2001
 
 
-def test_nearly_flat_rows_need_every_round(choose):
-    """The kept set is larger than the first rounds' candidates, so that the whole vocabulary is sorted."""
+def test_a_nearly_flat_row_is_drawn_right_in_the_last_round(choose):
+    """The kept set is larger than the candidates of the first rounds, so the whole vocabulary is sorted."""
     logits = torch.randn(2000) * 0.01
     got = inverse_cdf_support(choose, logits, n=8001, top_p=0.9)
     want = expected_probabilities(logits, 1.0, 0.9, 0, 0.0, False)
@@ -126,7 +125,7 @@ def test_greedy_takes_the_first_of_equal_logits(choose):
 
 
 @pytest.mark.parametrize("value", [-torch.inf, torch.nan])
-def test_a_row_with_nothing_left_ends(choose, value):
+def test_a_row_without_a_token_to_sample_gives_end_of_text(choose, value):
     logits = torch.full((1, 100), value)
     for settings in (dict(), dict(temperature=0.0), dict(top_p=0.9), dict(top_k=3, min_p=0.1)):
         uniform = torch.full((1,), 0.7, dtype=torch.float64)

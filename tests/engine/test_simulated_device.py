@@ -1,4 +1,4 @@
-"""Random work on a simulated device, whose copies arrive as late as they may: the results are those of a CPU."""
+"""Random requests on the fake CUDA device, whose copies run as late as they may: the results equal those of a CPU."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
-from fake_cuda import fake_cuda
-from fake_device_model import HashModelOnDevice
-from fake_model import check_bookkeeping, make_engine, run
+from fakes.cuda import fake_cuda
+from fakes.device_model import HashModelOnDevice
+from fakes.model import check_bookkeeping, make_engine, run
 
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.source import Pulled

@@ -1,10 +1,11 @@
-"""States of shared prefixes: how many live at a time, where they lie, and what happens where there is no place."""
+"""Snapshots of shared prefixes: how many exist at a time, on which device, and what happens without a place."""
 
 import random
 
+import numpy as np
 import pytest
 import torch
-from fake_model import VOCAB, HashModel
+from fakes.model import VOCAB, HashModel
 
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.prefix import Prefix
@@ -16,7 +17,7 @@ from rwkv_batch.engine.state_pool import Record
 from rwkv_batch.sampling_params import SamplingParams
 
 RECORD_BYTES = 64
-"""Of the fake model's state."""
+"""Size of the fake model's state."""
 
 
 def tokens(draw, count):
@@ -24,7 +25,7 @@ def tokens(draw, count):
 
 
 def multiple_choice(subjects=12, questions=9, choices=4):
-    """Subject header → context of a question → continuations. Returns the rows, and how many distinct tokens."""
+    """Subject header → context of a question → continuations: the rows, and the number of distinct tokens."""
     draw, rows = random.Random(0), []
     only_scores = SamplingParams(max_tokens=0)
     for _ in range(subjects):
@@ -40,7 +41,10 @@ def multiple_choice(subjects=12, questions=9, choices=4):
 
 
 def samples_of_few_shot_prompts(groups=4, prompts=8, n=6):
-    """System prompt → few-shot header → prompt → samples, whose last prompt token is computed by each sample."""
+    """System prompt → few-shot header → prompt → samples: the rows, and the number of distinct tokens.
+
+    Each sample computes the last token of its prompt.
+    """
     draw, rows = random.Random(1), []
     system = tokens(draw, 100)
     params = SamplingParams(max_tokens=5, ignore_eos=True)
@@ -62,10 +66,9 @@ def samples_of_few_shot_prompts(groups=4, prompts=8, n=6):
     ],
 )
 def test_each_distinct_token_is_computed_once_and_few_states_are_kept(workload, slots, max_batch_tokens, most):
-    """Kept are the states above where the walk is, and those of prefixes that were computed side by side.
+    """Snapshots exist for the prefixes above the current node, and for those that were computed at the same time.
 
-    Were every free slot given to a prefix, four times as many would be kept of the first workload, twice as many of the
-    third.
+    If every free slot were given to a prefix, the first workload would need four times as many, the third twice.
     """
     rows, num_distinct = workload()
     engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=slots, max_batch_tokens=max_batch_tokens)
@@ -78,7 +81,7 @@ def test_each_distinct_token_is_computed_once_and_few_states_are_kept(workload, 
 
 
 def few_levels():
-    """A header, under which two prompts have three samples each."""
+    """Requests with a common header: two prompts with three samples each."""
     draw = random.Random(2)
     header = tokens(draw, 20)
     params = SamplingParams(max_tokens=3, ignore_eos=True)
@@ -96,7 +99,7 @@ def few_levels():
         (1, 0, 20 + 6 * 12, 1, 0),  # no place for the prompts: every sample computes its own from the header on
     ],
 )
-def test_states_go_where_there_is_room(slots, on_host, computed, peak, peak_on_host):
+def test_snapshots_lie_on_the_device_first_and_then_in_host_memory(slots, on_host, computed, peak, peak_on_host):
     engine = Engine(
         HashModel(),
         Vocabulary.plain(VOCAB),
@@ -118,8 +121,8 @@ def test_states_go_where_there_is_room(slots, on_host, computed, peak, peak_on_h
     )
 
 
-def test_without_any_place_a_prefix_that_is_a_prompt_is_served_too():
-    """A context whose state nobody keeps is a request like its continuations."""
+def test_a_context_is_served_without_a_place_for_its_snapshot():
+    """Without a place, the context is a request like its continuations."""
     draw = random.Random(3)
     context = tokens(draw, 15)
     only_scores = SamplingParams(max_tokens=0)
@@ -133,7 +136,7 @@ def test_without_any_place_a_prefix_that_is_a_prompt_is_served_too():
     assert engine.snapshots.peak == 0
 
 
-def test_an_engine_closed_early_keeps_nothing():
+def test_an_engine_that_was_closed_early_keeps_no_snapshot():
     engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=2, max_batch_tokens=16)
     completions = engine.generate(Pulled([few_levels()]))
     next(completions)
@@ -142,8 +145,8 @@ def test_an_engine_closed_early_keeps_nothing():
     assert len(engine.snapshots) == engine.snapshots.num_reserved == 0
 
 
-def test_an_engine_closed_while_a_prefix_is_computed_reserves_no_place():
-    """The header takes five steps."""
+def test_an_engine_that_was_closed_while_a_prefix_was_computed_has_no_reservation():
+    """The header takes five steps; the engine is closed after the first."""
     engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=2, max_batch_tokens=4)
     steps = engine.run(Pulled([few_levels()]))
     next(steps)
@@ -152,8 +155,8 @@ def test_an_engine_closed_while_a_prefix_is_computed_reserves_no_place():
     assert engine.snapshots.num_reserved == 0
 
 
-def test_out_of_memory_leaves_no_state_behind():
-    """The device fails while prefixes are being computed; they start again, and so do the places they had reserved."""
+def test_out_of_memory_leaves_no_snapshot_and_no_reservation():
+    """Memory runs out while prefixes are computed. They start again, and reserve their places again."""
 
     class Failing(HashModel):
         steps = 0
@@ -172,9 +175,9 @@ def test_out_of_memory_leaves_no_state_behind():
     assert len(kept) == 6 and kept[-1] == 0
 
 
-def test_the_last_child_frees_the_place_of_a_copy():
+def test_the_last_child_frees_the_place_of_a_snapshot():
     children = [Request(i, [1], SamplingParams()) for i in range(2)]
-    prefix = Prefix([1] * 9, None, 0, children=children)
+    prefix = Prefix(np.ones(9, np.int32), None, 0, children=[*children])
     snapshots = Snapshots(1, 0)
     record = Record([torch.arange(64, dtype=torch.uint8)])
     snapshots.reserve()
@@ -188,7 +191,7 @@ def test_the_last_child_frees_the_place_of_a_copy():
     assert snapshots.has_room
 
 
-def test_what_does_not_fit_beside_the_pool_goes_to_host_memory():
+def test_a_snapshot_without_a_place_on_the_device_goes_to_host_memory():
     class Copied(Record):
         def clone(self):
             return "on the device"
@@ -196,7 +199,7 @@ def test_what_does_not_fit_beside_the_pool_goes_to_host_memory():
         def to_host(self):
             return "on the host"
 
-    prefixes = [Prefix([1] * 9, None, 0, children=[Request(i, [1], SamplingParams())]) for i in range(4)]
+    prefixes = [Prefix(np.ones(9, np.int32), None, 0, children=[Request(i, [1], SamplingParams())]) for i in range(4)]
     snapshots = Snapshots(2, 2)
     for prefix in prefixes[:3]:
         snapshots.reserve()

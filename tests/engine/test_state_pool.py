@@ -1,4 +1,4 @@
-"""Slots: given out reset, copied whole, never lost."""
+"""The state pool: slots are reset when they are given out, copied as a whole, and never lost."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def make_pool(num_slots=4, overrides=None):
 
 
 def take(pool, record=None):
-    """The next free slot, filled."""
+    """Allocate and fill the next free slot."""
     (slot,) = pool.allocate(1)
     pool.fill(torch.tensor([slot]), record)
     return slot
@@ -77,7 +77,7 @@ def test_overrides_become_the_initial_state():
         assert torch.equal(layer.wkv[slot], state)
 
 
-def test_integrity_names_what_is_wrong():
+def test_the_integrity_check_names_the_slots_that_are_wrong():
     pool = make_pool()
     slots = [take(pool) for _ in range(3)]
     pool.check_integrity(slots)
@@ -89,7 +89,7 @@ def test_integrity_names_what_is_wrong():
         pool.check_integrity([0, 0, 1, 2])
 
 
-def test_many_slots_are_filled_at_once_and_their_neighbours_stay():
+def test_many_slots_are_filled_at_once_and_others_are_unchanged():
     pool = make_pool()
     source = take(pool)
     dirty(pool, source)

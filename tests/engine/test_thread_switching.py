@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from fake_model import HashModel
+from fakes.model import HashModel
 
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.source import Pulled
@@ -15,7 +15,7 @@ REQUESTS = [Request(row, [row], SamplingParams(max_tokens=3), row=row) for row i
 
 @pytest.fixture(autouse=True)
 def interval(monkeypatch):
-    # Engines of other tests may still be open in this process: those of here count by themselves.
+    # Engines of other tests may still be open in this process, so this module has its own count of engines.
     monkeypatch.setattr("rwkv_batch.engine.engine.quick_thread_switches", _SwitchInterval().shortened)
     before = sys.getswitchinterval()
     sys.setswitchinterval(0.004)
@@ -31,7 +31,7 @@ def restored():
     return sys.getswitchinterval() == pytest.approx(0.004)
 
 
-def test_engines_that_run_at_the_same_time(make_engine):
+def test_the_interval_is_restored_after_the_last_of_several_engines(make_engine):
     first, second = (make_engine().generate(Pulled(REQUESTS)) for _ in range(2))
     assert restored()
     next(first), next(second)
@@ -42,7 +42,7 @@ def test_engines_that_run_at_the_same_time(make_engine):
     assert restored()
 
 
-def test_a_failure_restores_it(make_engine):
+def test_an_error_restores_the_interval(make_engine):
     class Broken(HashModel):
         def forward(self, token_ids, rows, layers):
             assert short()
@@ -54,7 +54,7 @@ def test_a_failure_restores_it(make_engine):
 
 
 @pytest.mark.parametrize("own", [5e-5, 0.02])
-def test_an_interval_that_somebody_else_sets_stays(make_engine, own):
+def test_an_interval_that_other_code_sets_stays(make_engine, own):
     completions = make_engine().generate(Pulled(REQUESTS))
     next(completions)
     sys.setswitchinterval(own)

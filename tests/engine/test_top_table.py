@@ -1,4 +1,4 @@
-"""The most likely tokens by place: each completion gets back what was written for it, whatever grows meanwhile."""
+"""The top table: each completion gets back its own entries, also when the table has grown."""
 
 import numpy as np
 from hypothesis import given
@@ -13,7 +13,7 @@ from rwkv_batch.engine.top_table import TopTable
     completions=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 40)), min_size=1, max_size=30),
 )
 def test_each_completion_gets_back_what_was_written_for_it(count, completions):
-    """A list of lists for each completion, given as its first step and its tokens, is the definition."""
+    """The expected entries are lists for each completion, which is given as (first step, number of tokens)."""
     table, random = TopTable(), np.random.default_rng(0)
     running, written = {}, {i: [] for i in range(len(completions))}
     for step in range(62):

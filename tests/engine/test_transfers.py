@@ -1,21 +1,22 @@
-"""Transfers to the device in a step: a fixed number, whatever the number of rows that start in it."""
+"""Transfers to the device: their number in a step does not depend on the number of rows that start in it."""
 
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 pytest.importorskip("triton")
 
-from fake_cuda import DeviceTensor, FakeCuda, fake_cuda
-from fake_device_model import HashModelOnDevice
-from fake_model import check_bookkeeping, make_engine, outcome, run
+from fakes.cuda import DeviceTensor, FakeCuda, fake_cuda
+from fakes.device_model import HashModelOnDevice
+from fakes.model import check_bookkeeping, make_engine, outcome, run
 
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.source import Pulled
 from rwkv_batch.sampling_params import SamplingParams
 
 MOST = 8
-SETTINGS = [
+SETTINGS: list[dict[str, Any]] = [
     {},
     dict(temperature=0.0, logprobs=3),
     dict(top_p=0.7, presence_penalty=0.4, repetition_penalty=1.3),
@@ -25,7 +26,7 @@ SETTINGS = [
 
 
 def make_requests(count):
-    """Every kind of setting; prompts that share prefixes; rows that are scored too."""
+    """Requests with every kind of setting, shared prefixes and scores."""
     return [
         Request(
             row,
@@ -40,7 +41,7 @@ def make_requests(count):
 
 
 class Uncounted(HashModelOnDevice):
-    """The fake model walks its rows token by token, with transfers of its own. They are not counted."""
+    """The fake model, whose own transfers (it computes its rows token by token) are not counted."""
 
     def __init__(self, copies):
         self._copies = copies
@@ -54,7 +55,7 @@ class Uncounted(HashModelOnDevice):
 
 @contextmanager
 def counted(monkeypatch):
-    """The device, and a list to which every copy from the host to it is added."""
+    """The fake device, with a list of the shapes of all copies from the host to it."""
     copies = []
     copy = FakeCuda._copy_between
 
@@ -69,7 +70,7 @@ def counted(monkeypatch):
 
 
 def transfers_of_steps(count, slots, monkeypatch, decode_graphs):
-    """Copies to the device in each step, admission included, and the completions."""
+    """The copies to the device in each step, those of admission included, and the completions."""
     with counted(monkeypatch) as copies:
         model = Uncounted(copies)
         sizes = dict(max_batch_size=slots, max_batch_tokens=20 * slots)

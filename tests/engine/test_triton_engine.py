@@ -1,4 +1,4 @@
-"""Whole engines on the Triton backend, interpreted: the tokens and scores of the reference, step by recorded step."""
+"""Whole engines with interpreted Triton kernels: tokens and scores equal the reference's, in recorded steps too."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def assert_same(got, want, tolerance=1e-4):
 
 @pytest.mark.parametrize("version", served_by("triton"))
 def test_tokens_are_those_of_the_reference(version, checkpoint_file):
-    # Only RWKV-7 has a first layer of its own kind.
+    # Only RWKV-7's first layer differs from the others, so that it takes two layers to cover both.
     path = checkpoint_file(version, **SIZES | {"n_layer": 2 if version.startswith("7") else 1})
     engine = make_engine(path, "triton", run_ahead=True, decode_graphs=True)
     assert engine.model.ops.can_be_recorded
@@ -95,12 +95,12 @@ def test_a_half_precision_state_gives_the_same_tokens(checkpoint_file):
     path = checkpoint_file("7.0", **SIZES)
     settings = dict(state_dtype="float16")
     got = outcomes(make_engine(path, "triton", **settings, run_ahead=True, decode_graphs=True))
-    # A sum that is rounded otherwise may round its state another way.
+    # The state is rounded stochastically, and a last bit of a sum may change its rounding.
     assert_same(got, outcomes(make_engine(path, "reference", **settings)), tolerance=5e-3)
 
 
 def test_batch_invariance_is_to_the_bit(checkpoint_file):
-    """Other slots, chunks and company; recorded steps of another size beside steps that are not recorded."""
+    """The engines differ in slots, chunks and neighbors, and only one of them records steps."""
     path = checkpoint_file("7.0", **SIZES)
     together = outcomes(make_engine(path, "triton", batch_invariant=True, run_ahead=True, decode_graphs=True))
     engine = make_engine(

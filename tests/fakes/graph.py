@@ -1,4 +1,8 @@
-"""A recorded step: operations and the addresses of their tensors, replayed without the Python that made them."""
+"""A fake CUDA graph: a list of operations with the addresses of their tensors, replayed without the Python code.
+
+A replay fails if a recorded address is not allocated any more. Memory that was allocated during the recording holds
+garbage when a replay starts, so results that rely on its old content differ.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from fake_streams import Hazard, Queues, poison
+from fakes.streams import Hazard, Queues, poison
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -18,7 +22,7 @@ MAKE_ONLY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_str
 
 @dataclass(frozen=True)
 class Address:
-    """Where a tensor lies. It does not keep the memory from being given back."""
+    """The address of a tensor. It does not keep the memory allocated."""
 
     storage: StorageWeakRef
     dtype: torch.dtype
@@ -29,7 +33,7 @@ class Address:
     @classmethod
     def of(cls, tensor: Tensor) -> Address:
         storage = StorageWeakRef(tensor.untyped_storage())
-        return cls(storage, tensor.dtype, tensor.size(), tensor.stride(), tensor.storage_offset())
+        return cls(storage, tensor.dtype, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
 
     def tensor(self) -> Tensor:
         storage = torch.UntypedStorage._new_with_weak_ptr(self.storage.cdata)
@@ -42,27 +46,32 @@ class _Operation(NamedTuple):
     function: Callable[..., Any]
     arguments: Any
     results: Any
-    """Filled from what the function returns; None where it writes to its arguments."""
+    """Addresses to which the returned tensors are copied; None if the function writes to its arguments."""
 
 
 class FakeGraph:
-    """`torch.cuda.CUDAGraph`. What was allocated while it was recorded is its own: garbage when a replay starts."""
+    """Replaces `torch.cuda.CUDAGraph`."""
 
     def __init__(self, queues: Queues) -> None:
         self._queues = queues
         self.operations: list[_Operation] = []
         self.num_replays = 0
         self.num_launches = 0
-        """Kernels of ours among the operations."""
+        """Number of operations that are launches of this project's kernels."""
         self._own: list[Tensor] = []
 
     def add_launch(self, launch: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        """A kernel that writes to its arguments."""
+        """Record the launch of a kernel, which writes to its arguments."""
         self.num_launches += 1
         self.operations.append(_Operation(launch, _addresses((args, kwargs)), None))
 
     def add(self, function: Any, args: Any, kwargs: Any, results: Any, news: list[Tensor]) -> None:
-        """An operation of torch's, what it has returned, and what of that is new memory."""
+        """Record an operation of torch.
+
+        Args:
+            results: the returned value.
+            news: the tensors of the results that are new memory.
+        """
         self._own += news
         if any(a.alias_info is not None and a.alias_info.is_write for a in function._schema.arguments):
             self.operations.append(_Operation(function, _addresses((args, kwargs)), None))

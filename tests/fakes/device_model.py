@@ -1,8 +1,8 @@
-"""The fake model on the fake CUDA device, sampled by Triton's kernels."""
+"""The fake model on the fake CUDA device, with Triton's kernels for sampling."""
 
 import torch
-from fake_cuda import DEVICE
-from fake_model import HashModel
+from fakes.cuda import DEVICE
+from fakes.model import HashModel
 
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.models.placement import Placement
@@ -11,6 +11,8 @@ from rwkv_batch.ops import resolve
 
 
 class HashModelOnDevice(HashModel):
+    """`HashModel` on the fake CUDA device."""
+
     device = DEVICE
     placement = Placement(DEVICE, torch.float32, None)
     ops = resolve((*Sampler.OPS, SCORE), "triton", torch.device("cpu"), torch.float32, {})

@@ -1,8 +1,10 @@
-"""Streams and events of a device that is not there: who is known to have finished what, and copies that run late.
+"""Fake CUDA streams and events: which operations are ordered, and copies that run as late as they may.
 
-Every operation has a number within its stream. A clock, stream → number, says which operations are known to be
-finished: each stream has one for what has finished before its next operation starts, and so has the host. An event
-carries the clock of the stream it was recorded on, and whoever waits for the event takes that clock over.
+Every operation has a number within its stream. A clock (stream → number) says which operations have certainly finished:
+each stream has a clock for the time when its next operation starts, and the host has a clock for now. An event carries
+the clock of its stream at its recording. Waiting for an event merges that clock into the clock of the waiting stream,
+or of the host. Two operations on the same memory, of which one writes, must be ordered by these clocks; otherwise a
+`Hazard` is raised.
 """
 
 from __future__ import annotations
@@ -18,15 +20,15 @@ from torch import Tensor
 
 Clock = dict[int, int]
 POISON = -7777
-"""Fills integers that nobody has written; floats are NaN."""
+"""The value of integers in memory that was not written yet; floats are NaN."""
 
 
 class Hazard(AssertionError):
-    """Nothing orders two accesses to the same memory, or memory is used that must not be."""
+    """Two accesses to the same memory are not ordered, or memory is used that must not be."""
 
 
 def poison(tensor: Tensor) -> None:
-    """Fill memory with what no computation gives."""
+    """Fill memory with values that no computation in the tests gives."""
     if tensor.dtype == torch.bool:
         tensor.fill_(True)
     elif tensor.is_floating_point():
@@ -36,12 +38,12 @@ def poison(tensor: Tensor) -> None:
 
 
 def memory_of(tensor: Tensor) -> int:
-    """What tells the memory below a tensor from other memory."""
+    """The address of a tensor's storage, which identifies the memory."""
     return tensor.untyped_storage().data_ptr()
 
 
 def caller() -> str:
-    """The innermost place in the library or a test from which the stand-in was called."""
+    """The innermost lines of the library or a test that called the fake."""
     frames = [f for f in traceback.extract_stack() if "/rwkv_batch/" in f.filename or "/test_" in f.filename]
     return "\n".join(f"  {f.filename}:{f.lineno} {f.line}" for f in frames[-3:])
 
@@ -51,9 +53,10 @@ class Copy:
     """A copy between pinned host memory and the device that may not have run yet.
 
     Args:
-        stream, number: the operation.
+        stream, number: the copy as an operation.
         host: the tensor in host memory.
-        value: what the copy moves: on its way to the device, what the host's memory must still hold when it runs.
+        value: the numbers that the copy moves. For a copy to the device, `host` must still hold them when it runs.
+        where: the lines that enqueued the copy, for the message of a `Hazard`.
     """
 
     stream: int
@@ -64,7 +67,7 @@ class Copy:
     where: str
 
     def run(self) -> None:
-        """On its way to the device the value is there already: whoever computes with it stands behind the copy."""
+        """Run the copy. A copy to the device only checks `host`: the fake device received the value at once."""
         if not self.to_device:
             self.host.copy_(self.value)
         elif not torch.equal(_bytes(self.host), _bytes(self.value)):
@@ -80,7 +83,7 @@ class _Accesses:
 
 
 class Queues:
-    """The streams of one device, and the host's view of them."""
+    """The streams of one fake device, and the clock of the host."""
 
     def __init__(self) -> None:
         self.host_clock: Clock = {}
@@ -88,13 +91,13 @@ class Queues:
         self.current = Stream(self)
         self.copies: list[Copy] = []
         self.waits: list[str] = []
-        """Where the host has waited for the device without an event."""
+        """The lines at which the host has waited for the device without an event."""
         self._accesses: dict[int, _Accesses] = {}
         self._pinned: dict[int, Tensor] = {}
 
     @contextmanager
     def on(self, stream: Stream) -> Iterator[None]:
-        """`torch.cuda.stream`."""
+        """Replaces `torch.cuda.stream`."""
         before, self.current = self.current, stream
         try:
             yield
@@ -102,7 +105,7 @@ class Queues:
             self.current = before
 
     def run(self, reads: Iterable[Tensor] = (), writes: Iterable[Tensor] = (), news: Iterable[Tensor] = ()) -> None:
-        """One operation on the current stream; raises where something of it may run at the same time."""
+        """Count an operation on the current stream. Raises `Hazard` if another stream may use its memory meanwhile."""
         stream = self.current
         stream.take_over(self.host_clock)
         number = stream.clock[stream.index] = stream.clock[stream.index] + 1
@@ -120,12 +123,12 @@ class Queues:
             accesses.written, accesses.read = (stream.index, number), {}
 
     def forget(self, news: Iterable[Tensor]) -> None:
-        """Memory that has been allocated and not been used: who used it before does not matter."""
+        """Forget earlier accesses to memory that was allocated anew."""
         for tensor in news:
             self._accesses.pop(memory_of(tensor), None)
 
     def pin(self, tensor: Tensor) -> Tensor:
-        """Host memory that copies use while the host goes on. It is kept, so that no other takes its place."""
+        """Mark host memory as pinned. The tensor is kept alive, so that its address stays unique."""
         self._pinned[memory_of(tensor)] = tensor
         return tensor
 
@@ -133,7 +136,7 @@ class Queues:
         return memory_of(tensor) in self._pinned
 
     def copy(self, host: Tensor, device: Tensor, to_device: bool, non_blocking: bool) -> None:
-        """Copy between host memory and the device, late where that is allowed."""
+        """Copy between host memory and the device. The copy is late if it is asynchronous and the memory pinned."""
         self.run(**({"writes": [device]} if to_device else {"reads": [device]}))
         number = self.current.clock[self.current.index]
         is_late = non_blocking and self.is_pinned(host)
@@ -150,7 +153,7 @@ class Queues:
             self.wait_for(self.current)
 
     def _when_reached(self, host: Tensor) -> Tensor:
-        """What a host tensor holds once the copies to it have run that stand before the next operation."""
+        """The content of a host tensor after the copies to it that certainly run before the next operation."""
         memory = _bytes_of_memory(host)
         before = memory.clone()
         for copy in self.copies:
@@ -162,12 +165,12 @@ class Queues:
         return value
 
     def wait_for(self, stream: Stream) -> None:
-        """The host waits without an event."""
+        """Let the host wait for a stream without an event."""
         self.waits.append(caller())
         self.finish(stream.clock)
 
     def finish(self, clock: Clock) -> None:
-        """The host knows that all of this has run."""
+        """Merge a clock into the host's, and run the late copies that have then finished."""
         merge(self.host_clock, clock)
         late, self.copies = self.copies, []
         for copy in late:
@@ -177,13 +180,13 @@ class Queues:
                 self.copies.append(copy)
 
     def synchronize(self, device: Any = None) -> None:
-        """`torch.cuda.synchronize`."""
+        """Replaces `torch.cuda.synchronize`."""
         for stream in self.streams:
             self.finish(stream.clock)
 
 
 class Stream:
-    """`torch.cuda.Stream`."""
+    """Replaces `torch.cuda.Stream`."""
 
     def __init__(self, queues: Queues) -> None:
         self.queues, self.index, self.device = queues, len(queues.streams), torch.device("cuda", 0)
@@ -191,11 +194,11 @@ class Stream:
         queues.streams.append(self)
 
     def take_over(self, clock: Clock) -> None:
-        """What runs here from now on starts after all that `clock` has."""
+        """Order the stream's later operations after those of `clock`."""
         merge(self.clock, clock)
 
     def check(self, other: int, number: int, what: str) -> None:
-        """Raise unless operation `number` of another stream has finished before what runs here."""
+        """Raise unless operation `number` of the stream `other` has finished before this stream's next operation."""
         if other != self.index and self.clock.get(other, 0) < number:
             raise Hazard(f"stream {self.index} {what}: nothing waits for stream {other}; at\n{caller()}")
 
@@ -212,7 +215,7 @@ class Stream:
 
 
 class Event:
-    """`torch.cuda.Event`."""
+    """Replaces `torch.cuda.Event`."""
 
     def __init__(self, queues: Queues) -> None:
         self.queues = queues
@@ -226,7 +229,7 @@ class Event:
 
 
 def merge(clock: Clock, other: Clock) -> None:
-    """Take the later number of each stream."""
+    """Merge `other` into `clock`: the larger number of each stream."""
     for stream, number in other.items():
         clock[stream] = max(clock.get(stream, 0), number)
 

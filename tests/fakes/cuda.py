@@ -1,9 +1,12 @@
-"""A CUDA device that is not there: the library runs as it does on one, with numbers in host memory.
+"""A fake CUDA device, for machines without one. The library takes its CUDA paths; numbers are in host memory.
 
-Operations are done when they are asked for, which gives what the device would give wherever something orders them.
-Where nothing does, the test fails: `fake_streams` runs copies with pinned memory as late as it may, and knows which
-operations of two streams are ordered. `fake_graph` replays recorded steps. An operation that is given tensors of the
-host beside tensors of the device is refused, as by a device.
+The device runs each operation at once. That gives the results of a real device if the operations are ordered by
+streams, events or waits. The fake checks that they are:
+
+- `fakes.streams` runs copies with pinned memory as late as a device may, and raises `Hazard` if two operations on the
+  same memory are not ordered.
+- `fakes.graph` replays recorded steps without the Python code that made them.
+- An operation on tensors of both the host and the device is refused, as a real device refuses it.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ from typing import Any
 
 import pytest
 import torch
-from fake_graph import FakeGraph
-from fake_streams import Event, Hazard, Queues, Stream, memory_of
+from fakes.graph import FakeGraph
+from fakes.streams import Event, Hazard, Queues, Stream, memory_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -26,33 +29,33 @@ PINNING = (torch.ops.aten.pin_memory.default, torch.ops.aten._pin_memory.default
 
 
 class DeviceTensor(Tensor):
-    """A tensor of the device. Its numbers are in `inner`, a tensor in host memory."""
+    """A tensor of the fake device. Its numbers are in `inner`, a tensor in host memory."""
 
-    inner: Tensor
+    inner: Any
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> DeviceTensor:
-        # A CPU build of torch knows no CUDA device below Python: there it is a tensor of the device "meta".
+        # A CPU build of torch has no CUDA device below Python, so torch itself sees a tensor of the device "meta".
         place = (inner.stride(), inner.storage_offset())
-        made = Tensor._make_wrapper_subclass(cls, inner.shape, *place, dtype=inner.dtype, device="meta")
+        made = Tensor._make_wrapper_subclass(cls, inner.shape, *place, dtype=inner.dtype, device=torch.device("meta"))
         made.inner = inner
         return made
 
     device = property(lambda self: DEVICE)
     is_cuda = property(lambda self: True)
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
-    def record_stream(self, stream: Stream) -> None:
-        """Memory that is given back is not handed to another stream here."""
+    def record_stream(self, stream: Any) -> None:
+        """Does nothing: the fake never hands freed memory to another stream."""
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise AssertionError(f"{function}: a tensor of the device is used where there is no device")
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        raise AssertionError(f"{function}: a tensor of the fake device is used outside of `fake_cuda`")
 
 
 @contextmanager
 def fake_cuda() -> Iterator[FakeCuda]:
-    """Inside, torch.cuda is a device of one's own. In the end everything that was late is done and checked."""
+    """Replaces torch.cuda by the fake inside the block. At its end, all late copies run and are checked."""
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode(), FakeCuda() as cuda:
         cuda.install(patch)
         yield cuda
@@ -60,10 +63,10 @@ def fake_cuda() -> Iterator[FakeCuda]:
 
 
 class FakeCuda(TorchDispatchMode):
-    """The device: it does all of torch's operations, and all launches of Triton's kernels, interpreted.
+    """The fake device. It runs torch's operations, and launches of Triton's kernels in Triton's interpreter.
 
     Attributes:
-        graphs: everything that was recorded, in order.
+        graphs: all recorded graphs, in order.
     """
 
     def __init__(self) -> None:
@@ -101,7 +104,7 @@ class FakeCuda(TorchDispatchMode):
         return self.queues.pin(found) if is_pinned else found
 
     def _on_device(self, function: Any, args: Any, kwargs: Any) -> Any:
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors: list[Any] = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if strangers := [list(t.shape) for t in tensors if t.dim() and not isinstance(t, DeviceTensor)]:
             raise Hazard(f"{function} is given tensors of the host {strangers} beside tensors of the device")
         inner_args, inner_kwargs = tree_map_only(DeviceTensor, lambda tensor: tensor.inner, (args, kwargs))
@@ -118,23 +121,23 @@ class FakeCuda(TorchDispatchMode):
         return tree_map_only(Tensor, lambda tensor: _wrapped(tensor, known), found)
 
     def _converted(self, source: Tensor, options: Any) -> Tensor:
-        """A tensor of another dtype, or elsewhere. It is converted before it goes elsewhere."""
+        """A copy with another dtype or on another device. The dtype is converted first."""
         target, dtype = options.get("device"), options.get("dtype") or source.dtype
         is_there = isinstance(source, DeviceTensor)
         goes_there = is_there if target is None else _is_device(target)
         if dtype != source.dtype:
             source = torch.empty_like(source, dtype=dtype).copy_(source)
         elif is_there and goes_there and target is not None:
-            return source  # it is there: only the device "meta", which it has below Python, is another one
+            return source  # it is on the device already; only torch below Python sees "meta" as another device
         if is_there == goes_there:
             return source
         is_late = options.get("non_blocking", False)
-        # As torch does it: a tensor that comes to the host without the host's waiting lies in pinned memory.
+        # As in torch: a tensor that is copied to the host without waiting lies in pinned memory.
         is_pinned = is_late and is_there
         made = torch.empty(source.shape, dtype=dtype, device=DEVICE if goes_there else "cpu", pin_memory=is_pinned)
         return made.copy_(source, non_blocking=is_late)
 
-    def _copy_between(self, destination: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    def _copy_between(self, destination: Any, source: Any, non_blocking: bool = False) -> Tensor:
         self._must_not_record("a copy between host and device, which would find the host's memory changed or gone,")
         assert (destination.shape, destination.dtype) == (source.shape, source.dtype)
         to_device = isinstance(destination, DeviceTensor)
@@ -147,8 +150,8 @@ class FakeCuda(TorchDispatchMode):
             raise Hazard(f"{what} is part of a recorded step")
 
     def _launch(self, kernel: Any, run: Callable[..., None], args: Any, kwargs: Any) -> None:
-        """A kernel of ours: it may write to whatever it is given."""
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        """Launch one of this project's Triton kernels. It may write to each of its arguments."""
+        tensors: list[Any] = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if strangers := [list(tensor.shape) for tensor in tensors if not isinstance(tensor, DeviceTensor)]:
             raise Hazard(f"{kernel.fn.__name__} is given tensors of the host: {strangers}")
         args, kwargs = tree_map_only(DeviceTensor, lambda tensor: tensor.inner, (args, kwargs))
@@ -160,7 +163,7 @@ class FakeCuda(TorchDispatchMode):
 
     @contextmanager
     def _record(self, graph: FakeGraph, stream: Stream | None = None, **options: Any) -> Iterator[None]:
-        """`torch.cuda.graph`. Operations are done as well, with the garbage that is there."""
+        """Replaces `torch.cuda.graph`. Operations are recorded and also run, on whatever the memory holds."""
         self.queues.synchronize()
         self.graphs.append(graph)
         self._recording = graph
@@ -171,7 +174,7 @@ class FakeCuda(TorchDispatchMode):
             self._recording = None
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        """Take the place of torch.cuda, and launch the kernels that Triton interprets."""
+        """Replace the functions of torch.cuda, and the launcher of Triton's interpreter."""
         from triton.runtime.interpreter import GridExecutor
 
         queues = self.queues
@@ -203,7 +206,7 @@ def _is_device(x: Any) -> bool:
 
 
 def _has_unknown_size(operation: str, args: Any) -> bool:
-    """Only the device knows how large the result is."""
+    """Whether the size of the operation's result depends on numbers on the device."""
     is_masked = operation.startswith("index") and any(
         isinstance(leaf, Tensor) and leaf.dtype == torch.bool for leaf in tree_leaves(args[1])
     )
@@ -216,7 +219,7 @@ def _wrapped(tensor: Tensor, known: dict[int, DeviceTensor]) -> DeviceTensor:
 
 
 def _accesses(function: Any, args: Any, kwargs: Any, found: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """The tensors that an operation reads, those it writes, and those that it allocates; views access nothing."""
+    """The tensors that an operation reads, writes and allocates. An operation that returns a view accesses none."""
     schema = function._schema
     written = {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write}
     if not written and any(result.alias_info is not None for result in schema.returns):
@@ -225,7 +228,7 @@ def _accesses(function: Any, args: Any, kwargs: Any, found: Any) -> tuple[list[T
     writes: list[Tensor] = []
     names = [a.name for a in schema.arguments]
     for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
-        tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+        tensors: list[Any] = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
         (writes if name in written else reads).extend(tensors)
     given = {memory_of(tensor) for tensor in reads + writes}
     results = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]

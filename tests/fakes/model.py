@@ -1,14 +1,17 @@
 """A fake model, and an engine over it.
 
-Its logits are a function of the tokens a slot has seen, so that any mix-up of slots shows.
+The model's logits are a hash of all tokens that its slot has seen, in order. A token that is missing, comes twice, or
+reaches a wrong slot therefore changes the completion.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from types import MappingProxyType, SimpleNamespace
+from typing import Any
 
 import torch
+from fakes.stand_in import StandIn
 
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Request
@@ -25,19 +28,20 @@ from rwkv_batch.sampling_params import SamplingParams
 VOCAB = 64
 
 
-def following(state, token_ids):
+def next_hash(state, token_ids):
+    """The hash after one more token in each state."""
     return (state * 1103515245 + token_ids[:, None] + 12345) % (2**31)
 
 
-class HashModel:
-    """State: a running hash of the tokens. Logits: pseudo-random numbers drawn from that hash."""
+class HashModel(StandIn):
+    """A model whose state is a running hash of the tokens. Its logits are pseudo-random numbers from that hash."""
 
     device = torch.device("cpu")
     ops = resolve((*Sampler.OPS, SCORE), "auto", device, torch.float32, {})
     placement = Placement(device, torch.float32, None)
     pipeline = None
     sizes = MappingProxyType({"L": 1, "V": VOCAB})
-    file = SimpleNamespace(
+    file: Any = SimpleNamespace(
         sizes=sizes,
         state_fields=lambda placement, dtype: (StateField("hash", (1,), torch.int64),),
         initial_states=lambda init_state: {},
@@ -49,16 +53,16 @@ class HashModel:
         hidden = torch.zeros(len(token_ids), 1, dtype=torch.int64, device=token_ids.device)
 
         def advance(tokens, state):
-            state[:] = following(state, token_ids[tokens])
+            state[:] = next_hash(state, token_ids[tokens])
             hidden[tokens] = state
 
         rows.scan((layers[0].hash,), advance)
         return hidden
 
     def decode(self, token_ids, rows, states):
-        """As a kernel would: from the device's tensors alone, past rows that are padding, in shapes that stay."""
+        """A decode step as a kernel computes it: from device tensors only, in fixed shapes, without padding rows."""
         owned = rows.slot_index[:, None] == torch.arange(len(states), device=states.device)  # [B, P]
-        hidden = following(states[rows.slot_index.clamp(min=0).long()], token_ids)
+        hidden = next_hash(states[rows.slot_index.clamp(min=0).long()], token_ids)
         states.copy_(torch.where(owned.any(0)[:, None], (owned[:, :, None] * hidden[:, None]).sum(0), states))
         return torch.where(rows.slot_index[:, None] >= 0, hidden, -7)
 
@@ -74,13 +78,13 @@ class HashModel:
 
 
 def make_engine(model=None, **settings):
-    """An engine of 4 slots and 16 tokens a step, unless `settings` say otherwise."""
+    """An engine with 4 slots and 16 tokens a step, and other arguments of `Engine`."""
     sizes = {"max_batch_size": 4, "max_batch_tokens": 16}
     return Engine(model or HashModel(), Vocabulary.plain(VOCAB), **sizes | settings)
 
 
 def run(requests, model=None, **settings):
-    """Completions by key; every one comes once, and no slot leaks."""
+    """Serve requests, and return the completions by key. Asserts that each comes once, and that no slot leaks."""
     engine = make_engine(model, **settings)
     completions = {}
     for completion in engine.generate(Pulled(requests)):
@@ -93,7 +97,7 @@ def run(requests, model=None, **settings):
 
 
 def check_bookkeeping(engine):
-    """What the engine counts is what is there: slots, requests that wait, places for the states of prefixes."""
+    """Assert that the engine's counters are right: slots, waiting requests, snapshots and their reservations."""
     engine.check_integrity()
     waiting, running = list(engine.scheduler.waiting), engine.scheduler.running
     prefixes = [sequence.prefix for sequence in running if sequence.prefix is not None]
@@ -104,14 +108,15 @@ def check_bookkeeping(engine):
     assert {prefix: kept.num_waiting for prefix, kept in engine.snapshots._kept.items()} == wanted
 
 
-def count_requests(work):
-    if isinstance(work, Request):
+def count_requests(node):
+    """Number of requests at and below a node of the prefix trie."""
+    if isinstance(node, Request):
         return 1
-    return (work.request is not None) + sum(map(count_requests, work.children))
+    return (node.request is not None) + sum(map(count_requests, node.children))
 
 
 def outcome(completion):
-    """What must not depend on company, order or size of the batch."""
+    """The parts of a completion that must not depend on the rest of the batch, its order or its size."""
     return (
         completion.token_ids.tolist(),
         completion.token_logprobs.tolist(),

@@ -15,7 +15,7 @@ from import_graph import ROOT, cycle, imports, modules
 PACKAGE = ROOT / "rwkv_batch"
 KERNELS = ("triton_kernels", "cuda_kernels", "cpu_kernels")
 BASICS = {
-    "apart",
+    "call_lock",
     "dtypes",
     "errors",
     "kernel_module",
@@ -28,7 +28,6 @@ BASICS = {
     "settings",
     "threads",
     "transfer",
-    "turns",
 }
 """Modules at the top of rwkv_batch that import only each other; all but the kernel packages may import them."""
 LIBRARY = {"llm", "model_summary", "output_builder", "requests", "rows", "serving"}
@@ -104,8 +103,8 @@ def test_a_circle_is_found():
 
 MIRRORED_ELSEWHERE = {"cpu_kernels": "kernels", "demo": "test_demo.py", "data_files": "text"}
 """Folder of rwkv_batch without a folder of its name in tests → where its tests are."""
-TESTS_OF_OTHERS = {"kernels", "kernels/cuda_host", "benchmarks", "mutation", "versions"}
-"""Folders of tests for other things: the three kernel packages, benchmarks/ and `make mutants`."""
+TESTS_OF_OTHERS = {"kernels", "kernels/cuda_host", "benchmarks", "mutation", "versions", "fakes"}
+"""Folders of tests for other things: the three kernel packages, benchmarks/, `make mutants`, and the tests' fakes."""
 
 
 def folders(root: Path) -> set[str]:
@@ -127,7 +126,6 @@ LONG_FILES = {
     "tests/kernels/test_triton_glue.py",
     "tests/kernels/test_triton_sample.py",
     "tests/test_llm.py",
-    "tests/test_serving.py",
     "tests/text/test_tokenizer.py",
     "triton_kernels/sample_select.py",
 }

@@ -93,7 +93,14 @@ TARGETS = (
             "output_builder.py",
             "sampling_params.py",
         ),
-        ("test_llm.py", "test_sampling_params.py", "text/test_constraint.py", "test_serving.py"),
+        (
+            "test_llm.py",
+            "test_sampling_params.py",
+            "text/test_constraint.py",
+            "test_serving.py",
+            "test_serving_abort.py",
+            "test_call_lock.py",
+        ),
         ("engine/test_abort.py", "job", "integrations"),
     ),
 )

@@ -109,3 +109,14 @@ def oracle(checkpoint_file: CheckpointFile) -> Iterator[OracleFactory]:
 
     yield get
     pool.close()
+
+
+@pytest.fixture
+def serving() -> Iterator[Any]:
+    """A `Serving` over the fake model. Afterwards no slot may be in use."""
+    from served_rows import make_serving  # here, as it builds native kernels
+
+    made, engine = make_serving()
+    yield made
+    engine.check_integrity()
+    assert engine.pool.num_free == engine.pool.num_slots

@@ -11,6 +11,7 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
+from fakes.stand_in import StandIn
 
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Request
@@ -32,7 +33,7 @@ def next_hash(state, token_ids):
     return (state * 1103515245 + token_ids[:, None] + 12345) % (2**31)
 
 
-class HashModel(Any):
+class HashModel(StandIn):
     """A model whose state is a running hash of the tokens. Its logits are pseudo-random numbers from that hash."""
 
     device = torch.device("cpu")

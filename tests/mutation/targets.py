@@ -125,6 +125,8 @@ TARGETS = (
             "test_sampling_params.py",
             "text/test_constraint.py",
             "test_serving.py",
+            "test_serving_abort.py",
+            "test_call_lock.py",
         ),
         ("engine/test_abort.py", "job", "integrations"),
     ),

@@ -1,0 +1,39 @@
+"""Rows for tests of `Serving`, and an engine over the fake model that serves them."""
+
+from __future__ import annotations
+
+from fakes.model import VOCAB, make_engine
+
+from rwkv_batch.requests import RequestBuilder
+from rwkv_batch.rows import GenerateRow
+from rwkv_batch.sampling_params import SamplingParams
+from rwkv_batch.serving import Serving
+
+LONG = SamplingParams(max_tokens=1500, ignore_eos=True)
+SHORT = SamplingParams(max_tokens=3, ignore_eos=True)
+
+
+def make_serving(model=None, **settings):
+    """A `Serving`, and its engine."""
+    engine = make_engine(model, **settings)
+    return Serving(engine, RequestBuilder(None, VOCAB, 0, None)), engine
+
+
+def row(key, params=SHORT, prompt=(1, 2, 3)):
+    """A row with a prompt of token ids."""
+    return GenerateRow(key, 7, list(prompt), params)
+
+
+def serve(serving, *batches, **settings):
+    """Serve batches of rows, and return the finished rows by key. Asserts that each comes once."""
+    found = {}
+    for finished in serving.run(batches, **settings):
+        for one in finished:
+            assert one.key not in found
+            found[one.key] = one
+    return found
+
+
+def tokens(found):
+    """Key → token ids, of rows with one sample."""
+    return {key: one.completions[0].token_ids.tolist() for key, one in found.items()}

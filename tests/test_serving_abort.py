@@ -1,0 +1,128 @@
+"""Aborting rows: while they run, while they wait, before they are read, and too late."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from served_rows import LONG, make_serving, row, serve
+
+from rwkv_batch.errors import RowError
+from rwkv_batch.rows import ErrorRow, RowInFlight, ScoreRow
+from rwkv_batch.sampling_params import SamplingParams
+
+
+def test_an_aborted_row_has_the_tokens_sampled_so_far(serving):
+    whole = serve(serving, [row("long", LONG)])["long"].completions[0].token_ids.tolist()
+    lists = serving.run([[row("long", LONG), *(row(i) for i in range(9))]])
+    found = {one.key: one for one in next(lists)}
+    steps = serving._engine.stats.steps
+    serving.abort("long")
+    for finished in lists:
+        found |= {one.key: one for one in finished}
+    assert serving._engine.stats.steps - steps < 40
+    (completion,) = found["long"].completions
+    tokens = completion.token_ids.tolist()
+    assert completion.finish_reason == "abort"
+    assert 0 < len(tokens) < 40 and tokens == whole[: len(tokens)]
+    assert all(found[i].completions[0].finish_reason == "length" for i in range(9))
+
+
+def test_all_samples_of_a_row_are_aborted(serving):
+    lists = serving.run([[row("long", SamplingParams(n=3, max_tokens=1500, ignore_eos=True)), row("short")]])
+    found = next(lists)
+    assert [one.key for one in found] == ["short"]
+    serving.abort("long")
+    ((several,),) = lists
+    assert [completion.finish_reason for completion in several.completions] == ["abort"] * 3
+
+
+def test_waiting_rows_and_rows_that_were_not_read_yet_can_be_aborted():
+    """Four rows run, the others of the first batch wait, and one row has not been read."""
+    serving, engine = make_serving()
+    gate = threading.Event()
+
+    def batches():
+        yield [row(i, LONG) for i in range(8)]
+        assert gate.wait(60)
+        yield [row("late", LONG)]
+
+    def abort_all():
+        while serving._lock.holder is None:  # before that there is no call to abort
+            time.sleep(0.001)
+        time.sleep(0.01)
+        for key in (*range(8), "late"):
+            serving.abort(key)
+        gate.set()
+
+    lists = serving.run(batches())
+    threading.Thread(target=abort_all).start()
+    found = {one.key: one for finished in lists for one in finished}
+    assert set(found) == {*range(8), "late"}
+    assert {one.completions[0].finish_reason for one in found.values()} == {"abort"}
+    assert engine.stats.steps < 1500
+    engine.check_integrity()
+
+
+def test_a_row_to_score_that_is_aborted_is_an_error_row(serving):
+    gate = threading.Event()
+
+    def batches():
+        assert gate.wait(60)
+        yield [ScoreRow("scored", 0, [1] * 200, [[2, 3], [4]]), row("other")]
+
+    lists = serving.run(batches())
+
+    def abort():
+        while serving._lock.holder is None:
+            time.sleep(0.001)
+        serving.abort("scored")
+        gate.set()
+
+    threading.Thread(target=abort).start()
+    found = {one.key: one for finished in lists for one in finished}
+    assert (found["scored"].error.code, found["scored"].num_continuations) == ("abort", 2)
+    assert found["other"].completions[0].finish_reason == "length"
+
+
+def test_a_row_can_be_aborted_as_soon_as_its_call_holds_the_lock(serving, monkeypatch):
+    original = serving._lock.acquire
+
+    def acquire(call):
+        original(call)
+        serving.abort("long")
+
+    monkeypatch.setattr(serving._lock, "acquire", acquire)
+    assert serve(serving, [row("long", LONG)])["long"].completions[0].finish_reason == "abort"
+
+
+def test_aborting_unknown_and_finished_rows_changes_nothing(serving):
+    serving.abort("nothing")
+    lists = serving.run([[row(i)] for i in range(20)])
+    found = next(lists)
+    serving.abort("nothing")
+    for one in found:
+        serving.abort(one.key)
+    rest = [one for finished in lists for one in finished]
+    assert len(found) + len(rest) == 20
+    assert all(one.completions[0].finish_reason == "length" for one in [*found, *rest])
+    assert serve(serving, [row(0)])[0].completions[0].finish_reason == "length"
+
+
+def test_a_late_abort_does_not_end_a_later_row_with_the_same_key(serving):
+    given = threading.Event()
+
+    def batches():
+        yield [row("key"), ErrorRow("error", 0, RowError("bad_type", "it is bad"))]
+        assert given.wait(60)
+        serving.abort("key")
+        serving.abort("error")
+        yield [row("key", prompt=[4]), row("error")]
+
+    found = []
+    for finished in serving.run(batches()):
+        found += finished
+        if len(found) == 2:
+            given.set()
+    reasons = [one.completions[0].finish_reason for one in found if isinstance(one, RowInFlight)]
+    assert reasons == ["length"] * 3

@@ -43,7 +43,7 @@ def ops_without_kernels() -> set[str]:
 
 def token_in_float64(op: str) -> AdvanceToken:
     """The definition of a recurrence in float64, for the tests of its kernels."""
-    return next(variant.token_in_float64[op] for variant in VARIANTS.values() if op in variant.token_in_float64)
+    return {name: f for variant in VARIANTS.values() for name, f in variant.token_in_float64.items()}[op]
 
 
 def with_matrix_state() -> tuple[str, ...]:

@@ -1,1 +1,1 @@
-"""CUDA C++ kernels: one op a file. Nothing is compiled or imported until an engine asks for an op."""
+"""CUDA C++ kernels: one op a file. Nothing is compiled or imported until an engine needs an op."""

@@ -1,7 +1,8 @@
-"""Kernels → cubins: by NVRTC when a kernel is first launched, or by nvcc ahead of time; kept in a private folder.
+"""Compiles kernels to cubins: by NVRTC when a kernel is first launched, or by nvcc ahead of time.
 
-A cubin is named by all that it depends on: its source, its options, the architecture and the compiler. It is written to
-a temporary file that is renamed when it is complete, under a lock: a killed build leaves nothing to trip over.
+Cubins are kept in a private folder. The name of a cubin is a hash of its source, options, architecture and compiler. It
+is written to a temporary file, which is renamed when it is complete, under a lock: a killed build leaves no incomplete
+cubin.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .nvrtc import nvrtc
 
 SOURCES = Path(__file__).with_name("csrc")
 OPTIONS = ("-std=c++17",)
-"""Both compilers take these."""
+"""Options of both compilers."""
 NO_COMPILER = (
     "no NVRTC (libnvrtc) and no nvcc on this machine: install torch's build for CUDA, which brings NVRTC, "
     "or the toolkit"
@@ -34,7 +35,7 @@ NO_COMPILER = (
 
 
 TENSOR_CORES = 80
-"""sm_80 brought the tensor core instructions and the asynchronous copies that are used."""
+"""The first architecture, sm_80, with the tensor core instructions and asynchronous copies that mm8_seq uses."""
 
 
 class BuildError(RuntimeError):
@@ -42,7 +43,7 @@ class BuildError(RuntimeError):
 
 
 class Specialization(NamedTuple):
-    """One compilation of a kernel."""
+    """A compilation of a kernel."""
 
     kernel: str
     """The stem of its source, and its function's name."""
@@ -50,8 +51,8 @@ class Specialization(NamedTuple):
     """Macros as NAME=VALUE."""
 
     @property
-    def least(self) -> int:
-        """The architecture from which on it compiles, such as 80 for sm_80."""
+    def min_architecture(self) -> int:
+        """The oldest architecture that the kernel compiles for, such as 80 for sm_80; 0 for any."""
         return TENSOR_CORES if self.kernel == "mm8_seq" else 0
 
     @property
@@ -63,7 +64,7 @@ class Specialization(NamedTuple):
 
 
 def specializations() -> list[Specialization]:
-    """Those that common models launch, each once."""
+    """The compilations that common models launch, each once."""
     modules = (
         import_module(f".{path.stem}", __package__)
         for path in sorted(SOURCES.parent.glob("*.py"))
@@ -73,12 +74,12 @@ def specializations() -> list[Specialization]:
 
 
 def folder() -> Path:
-    """Where cubins are kept; made if need be, for this user alone."""
+    """The folder of cubins, which only this user can read; made if it is missing."""
     return private_folder("cuda_kernels")
 
 
 def unavailable() -> str | None:
-    """Why there are no kernels on this machine, and none can be compiled, if so."""
+    """The reason why this machine has no kernels and cannot compile any, if so."""
     try:
         path = folder()
     except (OSError, RuntimeError) as error:
@@ -87,12 +88,12 @@ def unavailable() -> str | None:
 
 
 def image(spec: Specialization, capability: tuple[int, int]) -> bytes:
-    """What the driver loads: a cubin, or PTX for a device that is younger than the compiler.
+    """The code that the driver loads: a cubin, or PTX for a device that is newer than the compiler.
 
-    What nvcc has built ahead of time is taken as it is; else NVRTC compiles, or nvcc where there is no NVRTC.
+    A cubin that nvcc has built ahead of time is taken first; else NVRTC compiles, or nvcc where there is no NVRTC.
 
     Raises:
-        BuildError: no compiler, or it failed; the message holds its own words.
+        BuildError: there is no compiler, or it failed; the message holds its output.
     """
     compiler = nvrtc()
     target = architecture(capability, compiler.architectures() if compiler else None)
@@ -114,10 +115,10 @@ def image(spec: Specialization, capability: tuple[int, int]) -> bytes:
 
 
 def build_ahead(specs: Sequence[Specialization], targets: Iterable[str]) -> list[Path]:
-    """Compile with nvcc, several at a time, what is not there yet and runs on each target; the cubins' paths.
+    """Compiles with nvcc, in parallel, the missing cubins for each target; returns the paths of all.
 
     Raises:
-        BuildError: no nvcc, or it failed; the message holds its own words.
+        BuildError: there is no nvcc, or it failed; the message holds its output.
     """
     compiler = nvcc()
     if compiler is None:
@@ -128,7 +129,7 @@ def build_ahead(specs: Sequence[Specialization], targets: Iterable[str]) -> list
             folder() / f"{_name(spec, target)}-{version}.cubin": (spec, target)
             for target in targets
             for spec in specs
-            if int(target.partition("_")[2]) >= spec.least
+            if int(target.partition("_")[2]) >= spec.min_architecture
         }
         with FileLock(folder() / "ahead.lock"):
             missing = {path: what for path, what in wanted.items() if not path.exists()}
@@ -140,7 +141,7 @@ def build_ahead(specs: Sequence[Specialization], targets: Iterable[str]) -> list
 
 
 def options(spec: Specialization, target: str) -> list[str]:
-    """NVRTC's and nvcc's options of a compilation."""
+    """Options of a compilation, for NVRTC and nvcc."""
     return [*OPTIONS, f"--gpu-architecture={target}", f"-I{SOURCES}", *(f"-D{define}" for define in spec.defines)]
 
 
@@ -148,7 +149,7 @@ def architecture(capability: tuple[int, int], supported: list[int] | None) -> st
     """The best target for a device: its own, an older one of its generation, or PTX of an older generation.
 
     Args:
-        supported: what the compiler knows, ascending; None takes it to know the device.
+        supported: architectures that the compiler knows, ascending; None: it knows the device's.
     """
     number = 10 * capability[0] + capability[1]
     known = [number] if supported is None else [other for other in supported if other <= number]
@@ -159,7 +160,7 @@ def architecture(capability: tuple[int, int], supported: list[int] | None) -> st
 
 @cache
 def nvcc() -> str | None:
-    """The toolkit's compiler, if it is there."""
+    """The path of the toolkit's compiler, if it is installed."""
     return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 

@@ -13,12 +13,13 @@ from .build import BuildError, Specialization, image
 def launch(
     device: torch.device, spec: Specialization, grid: tuple[int, int], threads: int, params: ctypes.Structure
 ) -> None:
-    """Put a kernel on the current stream of a device. Nothing is allocated and nothing waits, but for the first launch
-    of a specialization, which compiles and loads it: that one cannot be captured in a graph.
+    """Enqueues a kernel on the current stream of a device, without allocation or synchronization.
+
+    Only the first launch of a specialization compiles and loads it, and cannot be captured in a graph.
 
     Raises:
         BuildError: the kernel cannot be compiled or loaded.
-        RuntimeError: the driver refuses the launch; the message has its words.
+        RuntimeError: the driver refuses the launch; the message is the driver's.
     """
     index = torch.cuda.current_device() if device.index is None else device.index
     with torch.cuda.device(index):
@@ -30,7 +31,7 @@ def launch(
 
 
 def load(device: torch.device, spec: Specialization) -> None:
-    """Compile a kernel, unless that is done, and load it on a device.
+    """Compiles a kernel, if it is not compiled yet, and loads it on a device.
 
     Raises:
         BuildError: the kernel cannot be compiled or loaded.
@@ -43,7 +44,7 @@ def load(device: torch.device, spec: Specialization) -> None:
 
 
 def _use_context(index: int) -> None:
-    """This thread works in torch's own context of the device, also where torch has not called the driver yet."""
+    """Makes torch's context of the device current in this thread, also before torch has called the driver."""
     context = ctypes.c_void_p()
     _call("cuCtxGetCurrent", ctypes.byref(context))
     if not context:
@@ -59,7 +60,7 @@ def _primary_context(index: int) -> ctypes.c_void_p:
 
 @cache
 def _function(index: int, spec: Specialization) -> ctypes.c_void_p:
-    """The kernel on a device. Its module stays loaded."""
+    """The kernel, loaded on a device. Its module stays loaded."""
     compiled = image(spec, torch.cuda.get_device_capability(index))
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
     try:

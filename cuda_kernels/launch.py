@@ -1,4 +1,4 @@
-"""What every launcher shares: why a kernel cannot serve, checks of what it is given, and the launch."""
+"""Helpers of all launchers: settings that the CUDA kernels serve, builds for `unsupported_reason`, and the launch."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from . import driver
 from .build import BuildError, Specialization, unavailable
 
 DTYPES = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "f16"}
-"""dtype → its name in the sources."""
+"""dtype → the type's name in the sources."""
 STATE_DTYPES = (torch.float32, torch.float16)
 MIN_CAPABILITY = (7, 0)
 HEAD_SIZES = (16, 32, 64, 128)
 PACK_BYTES = 16
-"""The most that a thread loads at once."""
+"""Bytes that a thread loads at once, at most."""
 
 HostRunner = Callable[[Specialization, Sequence[int], int, ctypes.Structure, Mapping[str, Tensor]], None]
 host_runner: HostRunner | None = None
-"""Runs a kernel on tensors in host memory. There is none, but where an emulator is put here: tests have one."""
+"""A function that runs a kernel on tensors in host memory; None unless a test sets an emulator."""
 
 
 def unsupported(
@@ -34,7 +34,7 @@ def unsupported(
     sizes: Mapping[str, int],
     state_dtype: torch.dtype = torch.float32,
 ) -> str | None:
-    """Why kernels cannot serve with these settings, if so. Nothing is compiled; `built` does that."""
+    """The reason why kernels cannot serve with these settings, if so. Compiles nothing; `built` does."""
     if device.type == "cpu":
         if host_runner is None:
             return "runs on a GPU, not on a CPU"
@@ -59,7 +59,7 @@ def unsupported_heads(
 
 
 def built(op: str, settings: Settings = unsupported) -> UnsupportedReason:
-    """The `unsupported_reason` of an op: what `settings` says, else why its kernels cannot be built or loaded.
+    """The `unsupported_reason` of an op: the reason of `settings`, else why its kernels cannot be built or loaded.
 
     The first call for a dtype compiles and loads one specialization of each kernel.
     """
@@ -67,10 +67,10 @@ def built(op: str, settings: Settings = unsupported) -> UnsupportedReason:
 
 
 def _build_failure(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Of each kernel the last specialization, which does the most, is compiled and loaded.
+    """The reason why a kernel cannot be compiled or loaded, if so; tries the last specialization of each, the hardest.
 
     Raises:
-        OSError, RuntimeError: memory is used up, which says nothing of the kernels.
+        OSError, RuntimeError: out of memory, which is no fault of the kernels.
     """
     if device.type != "cuda":
         return None
@@ -78,7 +78,7 @@ def _build_failure(op: str, device: torch.device, dtype: torch.dtype) -> str | N
         return reason
     major, minor = torch.cuda.get_device_capability(device)
     specs = import_module(f".{op}", __package__).specializations()
-    fitting = [s for s in specs if f"DTYPE={DTYPES[dtype]}" in s.defines and s.least <= 10 * major + minor]
+    fitting = [s for s in specs if f"DTYPE={DTYPES[dtype]}" in s.defines and s.min_architecture <= 10 * major + minor]
     try:
         for spec in {spec.kernel: spec for spec in fitting}.values():
             driver.load(device, spec)
@@ -90,7 +90,7 @@ def _build_failure(op: str, device: torch.device, dtype: torch.dtype) -> str | N
 
 
 def vector_width(sizes: Sequence[int], tensors: Sequence[Tensor | None]) -> int:
-    """How many numbers of one dtype can be loaded at once, 1, 2 or 4: all sizes and addresses are multiples of it."""
+    """Numbers of one dtype that a thread can load at once, 1, 2 or 4: all sizes and addresses are multiples of it."""
     given = [tensor for tensor in tensors if tensor is not None]
     for count in (4, 2):
         is_whole = all(size % count == 0 for size in sizes)
@@ -103,7 +103,7 @@ class Kernel:
     """A kernel of one parameter, a struct.
 
     Args:
-        name: of its source, and of its function.
+        name: the name of its source file and of its function.
         pointers, int64s, int32s, floats: the struct's fields, in this order.
     """
 
@@ -126,11 +126,11 @@ class Kernel:
         self._params: type[ctypes.Structure] = type(f"{name}_params", (ctypes.Structure,), {"_fields_": self.fields})
 
     def launch(self, defines: Sequence[str], grid: Sequence[int], threads: int, **values: Any) -> None:
-        """Launch it on the device of its tensors; None is a null pointer.
+        """Launches the kernel on the device of its tensors; None becomes a null pointer.
 
         Args:
             grid: blocks, [x] or [x, y].
-            threads: of a block.
+            threads: threads of a block.
         """
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}

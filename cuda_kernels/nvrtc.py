@@ -1,4 +1,4 @@
-"""NVRTC: CUDA's compiler as a library. It comes with torch's CUDA wheels, needs no toolkit, and no GPU to compile."""
+"""NVRTC: CUDA's compiler as a library. torch's CUDA wheels bring it; it needs neither the toolkit nor a GPU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Nvrtc:
         self.version = f"nvrtc-{major.value}.{minor.value}"
 
     def architectures(self) -> list[int]:
-        """What it can compile for, ascending: 90 for compute capability 9.0."""
+        """Architectures that it compiles for, ascending: 90 for compute capability 9.0."""
         count = ctypes.c_int()
         self._call("nvrtcGetNumSupportedArchs", ctypes.byref(count))
         found = (ctypes.c_int * count.value)()
@@ -36,10 +36,10 @@ class Nvrtc:
         return sorted(found)
 
     def compile(self, source: Path, options: Sequence[str]) -> bytes:
-        """The source as a cubin, or as PTX where the options name a virtual architecture.
+        """Compiles a source to a cubin, or to PTX where the options name a virtual architecture.
 
         Raises:
-            RuntimeError: the source does not compile; the message holds the compiler's words.
+            RuntimeError: the source does not compile; the message holds the compiler's output.
         """
         program = ctypes.c_void_p()
         text, name = source.read_bytes(), source.name.encode()
@@ -70,7 +70,7 @@ class Nvrtc:
 
 @cache
 def nvrtc() -> Nvrtc | None:
-    """The first of the libraries on this machine that loads; those of torch's own CUDA version come first."""
+    """The first library on this machine that loads; libraries of torch's CUDA version are tried first."""
     own = (torch.version.cuda or "").partition(".")[0]
     for path in sorted(_paths(), key=lambda path: not path.endswith(f".so.{own}")):
         try:

@@ -36,7 +36,7 @@ def shift_lerp(
         shift: [P, C], dtype of `x`, contiguous but for its first axis. z of each slot's latest token. **Updated in
             place**, only in the slots of `rows`.
         rows: `Rows` on the same device. Slot -1 is padding: its first token has zeros before it, no state is touched.
-        keep_parts: z and d are wanted too.
+        keep_parts: return z and d too.
 
     Returns:
         z [M, C] and d [M, C], or None for both, and the interpolations [n, M, C]; dtype of `x`.
@@ -85,7 +85,7 @@ def shift_lerp(
 
 
 def _defines(dtype: torch.dtype, count: int, parts: int) -> tuple[str, ...]:
-    """Parts are rounded up to a power of two, to have few compilations."""
+    """Macros of a compilation. Parts are rounded up to a power of two, so that there are few compilations."""
     return f"DTYPE={DTYPES[dtype]}", f"PACK={count}", f"PARTS={1 << (parts - 1).bit_length()}"
 
 
@@ -93,5 +93,5 @@ unsupported_reason = built("shift_lerp")
 
 
 def specializations() -> list[Specialization]:
-    """What models of a width up to 8192 launch."""
+    """The compilations that models of a width up to 8192 launch."""
     return [Specialization("shift_lerp", _defines(dtype, 4, parts)) for dtype in DTYPES for parts in (1, 2, 4, 8)]

@@ -26,7 +26,7 @@ _KERNEL = Kernel(
 def wkv4(
     r: Tensor, k: Tensor, v: Tensor, decay: Tensor, bonus: Tensor, aa: Tensor, bb: Tensor, pp: Tensor, rows: Any
 ) -> Tensor:
-    """Advance the RWKV-4 state of each row through its tokens, and read it out. The reference has the equation.
+    """Advance the RWKV-4 state of each row through its tokens, and read it out. The definition has the equation.
 
     Args:
         r, k, v: [M, A], float32, bfloat16 or float16, contiguous.
@@ -83,5 +83,5 @@ unsupported_reason = built("wkv4")
 
 
 def specializations() -> list[Specialization]:
-    """One for each dtype, whatever the width."""
+    """A compilation for each dtype; the width is an argument."""
     return [Specialization("wkv4", (f"DTYPE={name}",)) for name in DTYPES.values()]

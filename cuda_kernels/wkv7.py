@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..kernel_support.tensor_checks import check
+from ..kernel_support.recurrences import Arguments, wkv7_parameters
+from ..kernel_support.tensor_checks import check_all
 from .build import Specialization
 from .heads import check_heads, launch_heads, specializations_of
 from .launch import Kernel, built, unsupported_heads
@@ -39,7 +39,7 @@ def wkv7(
     state: Tensor,
     rows: Any,
 ) -> Tensor:
-    """Advance the RWKV-7 state of each row through its tokens, and read it out. The reference has the equation.
+    """Advance the RWKV-7 state of each row through its tokens, and read it out. The definition has the equation.
 
     Args:
         r, k, v, g: [M, A], A = H * N, float32, bfloat16 or float16, contiguous.
@@ -63,43 +63,13 @@ def wkv7(
     """
     num_heads, size = head.r_k.shape
     width, dtype, device = num_heads * size, r.dtype, r.device
-    shape, vector = (rows.num_tokens, width), (width,)
-    inputs = dict(zip(_INPUTS, (r, w, k, v, a, g), strict=True))
-    for name, x in inputs.items():
-        check(name, x, shape, dtype, device)
-    v0 = None
-    if v_first is not None and v_gate is not None and head.v0 is not None:
-        check("v_first", v_first, shape, dtype, device)
-        check("v_gate", v_gate, shape, dtype, device)
-        v0 = check("head.v0", head.v0, vector, torch.float32, device)
-    for name in ("w0", "a0", "k_k", "k_a"):
-        check(f"head.{name}", getattr(head, name), vector, torch.float32, device)
-    check("head.r_k", head.r_k, (num_heads, size), torch.float32, device)
-    check("head.norm.weight", head.norm.weight, vector, torch.float32, device)
-    check("head.norm.bias", head.norm.bias, vector, torch.float32, device)
-    slot_stride = check_heads(state, num_heads, size, device)
-    out = torch.empty_like(r)
-    if rows.num_tokens:
-        launch_heads(
-            _KERNEL,
-            state,
-            rows,
-            slot_stride,
-            **inputs,
-            v_first=None if v0 is None else v_first,
-            v_gate=None if v0 is None else v_gate,
-            w0=head.w0,
-            a0=head.a0,
-            v0=v0,
-            k_k=head.k_k,
-            k_a=head.k_a,
-            r_k=head.r_k,
-            norm_weight=head.norm.weight,
-            norm_bias=head.norm.bias,
-            out=out,
-            eps=head.eps,
-        )
-    return out
+    has_residual = v_first is not None and v_gate is not None and head.v0 is not None
+    residual = (v_first, v_gate) if has_residual else (None, None)
+    inputs: Arguments = dict(zip((*_INPUTS, *_RESIDUAL), (r, w, k, v, a, g, *residual), strict=True))
+    check_all(inputs, (rows.num_tokens, width), dtype, device)
+    parameters = wkv7_parameters(head, has_residual, device)
+    check_heads(state, num_heads, size, device)
+    return launch_heads(_KERNEL, inputs, parameters, head.eps, state, rows)
 
 
 unsupported_reason = built("wkv7", unsupported_heads)

@@ -32,23 +32,6 @@ FOLDER = Path(__file__).parent / "reference"
 NOTICE = "<!-- Written by docs/generate.py: change the code or that script, then run it. -->"
 
 
-RESULTS = {
-    "prompt_token_ids": "The prompt's tokens.",
-    "prompt_logprobs": "For each prompt token the most likely ones in its place; None for the first one.",
-    "outputs": "One for each sample.",
-    "error_code": "Why the prompt could not be served: one of the [error codes](error-codes.md); None where it was.",
-    "error": "The same in a sentence.",
-    "text": "The completion, without the stop string.",
-    "logprobs": "For each sampled token the most likely ones in its place, and itself; None where not asked for.",
-    "finish_reason": "`stop`, `length`, `abort` or `error`.",
-    "token_logprobs": "Log-probability of each token.",
-    "num_tokens": "Tokens of the continuation.",
-    "logprob": "Natural logarithm of the probability.",
-    "decoded_token": "The token's text.",
-}
-"""Fields of results whose name says nearly all, with their meaning."""
-
-
 def pages() -> dict[str, str]:
     """File name below docs/reference → its text."""
     return {
@@ -103,12 +86,13 @@ def _setting(setting: Setting, section: str) -> tuple[str, ...]:
     return f"`{setting.name.removeprefix(f'{section}.')}`", setting.expected, default, resume, setting.doc
 
 
-def _arguments(docstring: str) -> dict[str, str]:
-    """The "Args:" section of a docstring: name → meaning. Names that share a line have the same meaning."""
-    section = re.search(r"^ *Args:\n(.*?)(?=^\s*$|\Z)", inspect.cleandoc(docstring) + "\n", re.DOTALL | re.MULTILINE)
+def _described(thing: Any, section: str = "Args") -> dict[str, str]:
+    """A section of a docstring: name → meaning. Names that share a line have the same meaning."""
+    text = inspect.getdoc(thing) or ""
+    match = re.search(rf"^{section}:\n(.*?)(?=^\s*$|\Z)", text + "\n", re.DOTALL | re.MULTILINE)
     found: dict[str, str] = {}
     names: list[str] = []
-    for line in (section[1] if section else "").splitlines():
+    for line in (match[1] if match else "").splitlines():
         start = re.match(r"    ([\w, ]+): (.*)", line)
         if start:
             names = start[1].split(", ")
@@ -147,7 +131,7 @@ def _llm() -> Iterator[str]:
         "`from rwkv_batch import LLM, SamplingParams, run_job`. Names and shapes follow vLLM's offline API.",
         "## LLM",
     )
-    meanings = _arguments(LLM.__doc__ or "")
+    meanings = _described(LLM)
     parameters = inspect.signature(LLM).parameters.values()
     yield from _table(
         "argument|default|meaning", [(f"`{p.name}`", f"`{p.default!r}`", meanings[p.name]) for p in parameters]
@@ -159,15 +143,16 @@ def _llm() -> Iterator[str]:
     yield from ("## Results", "")
     for kind in (RequestOutput, CompletionOutput, ScoreOutput, Logprob):
         yield from (f"### {kind.__name__}", "", _first_paragraph(kind), "")
-        yield from _table("field|type|meaning", _fields_with_docs(kind))
+        meanings = _described(kind, "Attributes")
+        rows = [(f"`{field.name}`", f"`{field.type}`", meanings[field.name]) for field in fields(kind)]
+        yield from _table("field|type|meaning", rows)
     from rwkv_batch.job.execute import Outcome, run_job
 
     yield from ("## Jobs from Python", "")
     yield from _method("run_job", run_job)
     yield from ("### Outcome", "", _first_paragraph(Outcome), "")
-    meanings = _arguments((Outcome.__doc__ or "").replace("Attributes:", "Args:"))
-    members = [*meanings, *(name for name in ("output", "report") if name not in meanings)]
-    rows = [(f"`{name}`", meanings.get(name) or _first_paragraph(getattr(Outcome, name).fget)) for name in members]
+    rows = [(f"`{name}`", meaning) for name, meaning in _described(Outcome).items()]
+    rows += [(f"`{name}`", _first_paragraph(getattr(Outcome, name).fget)) for name in ("output", "report")]
     yield from _table("field|meaning", rows)
 
 
@@ -181,8 +166,12 @@ def _method(name: str, method: Callable[..., Any]) -> Iterator[str]:
     yield from (f"### {name}", "", f"`{name}({shown})`", "")
     text = inspect.cleandoc(method.__doc__ or "")
     before, *_ = re.split(r"^(?:Args|Raises|Returns):", text, maxsplit=1, flags=re.MULTILINE)
-    yield from (" ".join(paragraph.split()) + "\n" for paragraph in before.strip().split("\n\n"))
-    if meanings := _arguments(text):
+    for paragraph in before.strip().split("\n\n"):
+        if paragraph.startswith(">>>"):
+            yield from ("```text", paragraph, "```", "")
+        else:
+            yield from _prose(paragraph)
+    if meanings := _described(method):
         yield from _table("argument|meaning", [(f"`{argument}`", what) for argument, what in meanings.items()])
     if raises := re.search(r"^Raises:\n((?: +.*\n?)+)", text, re.MULTILINE):
         yield from (f"- raises {line}" for line in _joined(raises[1]))
@@ -192,14 +181,6 @@ def _method(name: str, method: Callable[..., Any]) -> Iterator[str]:
 def _joined(section: str) -> Iterator[str]:
     """The entries of an indented section, each on one line."""
     yield from (" ".join(entry.split()) for entry in re.split(r"^ {4}(?! )", section, flags=re.MULTILINE) if entry)
-
-
-def _fields_with_docs(kind: type) -> Iterator[tuple[str, str, str]]:
-    """Fields of a dataclass: name, type, and the literal below the field, where there is one."""
-    source = inspect.getsource(kind)
-    for field in fields(kind):
-        doc = re.search(rf'^    {field.name}:[^\n]*\n    """(.*?)"""', source, re.DOTALL | re.MULTILINE)
-        yield f"`{field.name}`", f"`{field.type}`", " ".join(doc[1].split()) if doc else RESULTS[field.name]
 
 
 def _command_line() -> Iterator[str]:
@@ -212,7 +193,8 @@ def _command_line() -> Iterator[str]:
     commands = next(a for a in main_parser()._actions if isinstance(a, argparse._SubParsersAction))
     helps = {choice.dest: choice.help or "" for choice in commands._choices_actions}
     for name, parser in {**commands.choices, "bench": bench_parser()}.items():
-        yield from (f"## {name}", "", f"{helps[name][:1].upper()}{helps[name][1:]}.", "")
+        sentence = parser.description or f"{helps[name][:1].upper()}{helps[name][1:]}."
+        yield from _prose(f"## {name}", sentence)
         rows = [_option(action) for action in parser._actions if not isinstance(action, argparse._HelpAction)]
         if rows:
             yield from _table("argument|meaning", rows)

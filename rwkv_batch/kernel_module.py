@@ -1,4 +1,4 @@
-"""The contract of a module with kernels: what the package of a backend has for one op.
+"""The protocol of a module with kernels, one for each op in the package of a backend.
 
 The module is named like the op: `triton_kernels/wkv7.py`, `cuda_kernels/wkv7.py`, `cpu_kernels/wkv7.py` have `wkv7`.
 """
@@ -21,20 +21,21 @@ class KernelModule(Protocol):
     """
 
     unsupported_reason: UnsupportedReason
-    """Why the kernels cannot serve, in one line; None where they can. Asking may compile; `settings` never compiles."""
+    """The reason why the kernels cannot serve, in one line; None where they can. A call may compile kernels; a call of
+    `settings` does not."""
 
 
 class OptionalMembers(Protocol):
-    """What a kernel module may have as well, and what it means to leave a member out."""
+    """Members that a kernel module may have, and the meaning of leaving one out."""
 
     def pack(self, weight: Tensor) -> Any:
-        """A weight → the packed weight, with `shape` and `nbytes`, that the op's function takes in its place.
+        """Packs a weight: the result has `shape` and `nbytes`, and the op's function takes it in the weight's place.
 
         Left out: the function takes weights as tensors.
         """
 
     def prefers_definition(self, dtype: torch.dtype) -> str | None:
-        """Why an optional op is faster by its definition for activations of this dtype, if so.
+        """The reason why an optional op is faster by its definition for activations of this dtype, if so.
 
         Left out: never.
         """
@@ -52,4 +53,4 @@ class CompiledModule(KernelModule, Protocol):
     """A module of `triton_kernels` or `cuda_kernels`, whose kernels are compiled when they are needed."""
 
     def specializations(self) -> list[Any]:
-        """What is compiled for models of the usual sizes, for tests and for compiling ahead of time."""
+        """The compilations that models of the usual sizes need, for tests and for compiling ahead of time."""

@@ -1,4 +1,4 @@
-"""Which implementation serves which op: chosen once, when the engine is built, and logged.
+"""The choice of an implementation for each op: made once, when the engine is built, and logged.
 
 An op is a name, a signature and a docstring. Its definition is a plain PyTorch function, in the module of the model or
 the sampler that owns the op. Kernels are other implementations, in a package for each backend: `kernel_module.py` says
@@ -37,7 +37,7 @@ BACKENDS = ("auto", "triton", "cuda", "cpu", "reference")
 _PACKAGES = {"triton": "rwkv_batch.triton_kernels", "cuda": "rwkv_batch.cuda_kernels", "cpu": "rwkv_batch.cpu_kernels"}
 _AUTO = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")}
 _RECORDABLE_BACKENDS = ("triton",)
-"""Their kernels can be recorded as CUDA graphs: they neither wait for the device nor read host memory."""
+"""Backends whose kernels can be recorded as CUDA graphs: they neither wait for the device nor read host memory."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class OpSpec:
 
     Args:
         definition: a plain PyTorch function; every implementation has its parameters and results.
-        optional: the definition is made of matrix products, or of other ops; a backend may leave the op to it.
+        optional: a backend may have no kernel for the op: the definition consists of matrix products or of other ops.
         is_recorded: a decode step that is recorded as a CUDA graph calls the op.
-        definition_only: why no kernel can serve this model's op, if so; of optional ops only.
+        definition_only: the reason why no kernel can serve this model's op, if so; for optional ops only.
     """
 
     name: str
@@ -60,7 +60,7 @@ class OpSpec:
 
 @dataclass(frozen=True)
 class Implementation:
-    """What serves an op: its definition, or a kernel.
+    """The function that serves an op: its definition, or a kernel.
 
     Args:
         function: has the parameters and the results of the definition.
@@ -89,10 +89,10 @@ class Implementation:
 
 @dataclass(frozen=True)
 class OpChoice:
-    """Which backend serves an op, and why the ones before it do not.
+    """The backend that serves an op, and the reasons why the backends before it do not.
 
     Args:
-        is_fallback: kernels that should serve refuse.
+        is_fallback: a kernel for the op exists and refuses; a slower implementation serves.
         is_recorded: as in `OpSpec`.
     """
 
@@ -104,7 +104,7 @@ class OpChoice:
 
     @property
     def can_be_recorded(self) -> bool:
-        """The op does not keep decode steps from being recorded as CUDA graphs."""
+        """Whether decode steps that call the op can be recorded as CUDA graphs."""
         return not self.is_recorded or self.backend in _RECORDABLE_BACKENDS
 
 
@@ -113,7 +113,7 @@ class OpTable:
 
     Args:
         implementations: of each op, by its name.
-        choices: how they were chosen; none for a table that was put together by hand.
+        choices: how they were chosen; empty for a table that was not made by `resolve`.
     """
 
     def __init__(self, implementations: Mapping[str, Implementation], choices: Iterable[OpChoice] = ()) -> None:
@@ -126,11 +126,11 @@ class OpTable:
         return cls({name: Implementation(function) for name, function in functions.items()})
 
     def has_kernel(self, op: str) -> bool:
-        """A backend serves the op, not its definition."""
+        """Whether a kernel serves the op, and not its definition."""
         return any(choice.op == op and choice.backend != "reference" for choice in self.choices)
 
     def packs(self, op: str) -> bool:
-        """The op takes packed weights."""
+        """Whether the op takes packed weights."""
         return self.implementations[op].pack is not None
 
     def pack(self, op: str, weight: Tensor) -> Any:
@@ -139,7 +139,7 @@ class OpTable:
 
     @property
     def can_be_recorded(self) -> bool:
-        """What serves the ops of a decode step can be recorded as a CUDA graph."""
+        """Whether a decode step can be recorded as a CUDA graph."""
         return all(choice.can_be_recorded for choice in self.choices)
 
     if TYPE_CHECKING:  # for editors and mypy: an op is called like its definition
@@ -164,9 +164,9 @@ class OpTable:
 
 
 def fallbacks(choices: Iterable[OpChoice]) -> list[str]:
-    """A sentence for each reason for which kernels refuse, with the ops that it concerns and who serves them.
+    """One sentence for each reason why kernels refuse, with the ops concerned and the backend that serves them.
 
-    Where one of the ops therefore keeps the engine from recording steps, the sentence says so.
+    The sentence also says where the engine therefore does not record steps.
     """
     groups: dict[tuple[str, tuple[str, ...]], list[OpChoice]] = {}
     for choice in choices:
@@ -198,11 +198,11 @@ def resolve(
     sizes: Mapping[str, int],
     state_dtype: torch.dtype = torch.float32,
 ) -> OpTable:
-    """Choose an implementation for each op.
+    """Chooses an implementation for each op.
 
     Args:
-        backend: "auto" takes the fastest that works; a named backend must serve every op, but for optional ones that it
-            leaves to their definition.
+        backend: "auto" takes the fastest that works. A named backend must serve every op, except optional ones that
+            it has no kernel for, or that are faster by their definition.
         sizes: letters of the architecture (C, H, N, ...) → values, for the kernels' own checks.
 
     Raises:
@@ -232,16 +232,16 @@ def resolve(
 
 
 def _compile_together(specs: Iterable[OpSpec], device: torch.device) -> None:
-    """Triton compiles what its modules will be asked about in one process, which is faster than one for each op."""
+    """Compiles Triton's kernels of all ops in one process, which is faster than a process for each op."""
     try:
         probe = import_module(f"{_PACKAGES['triton']}.probe")
     except ImportError:
-        return  # each op's module says why
+        return  # the module of each op gives the reason
     probe.prepare([spec.name for spec in specs if spec.definition_only is None], device)
 
 
 class _Target(NamedTuple):
-    """What an op is served for: the arguments of `unsupported_reason`."""
+    """The arguments of `unsupported_reason`."""
 
     device: torch.device
     dtype: torch.dtype
@@ -256,7 +256,7 @@ class _Offer(NamedTuple):
     verdict: Literal["serves", "missing", "refuses", "declines"]
     """`missing`: the backend has no kernel. `refuses`: its kernel cannot serve. `declines`: the definition should."""
     reason: str = ""
-    """Why it does not serve."""
+    """The reason why the backend does not serve the op."""
     implementation: Implementation | None = None
     """The kernel that serves; None for the definition."""
 
@@ -272,6 +272,7 @@ def _offers(spec: OpSpec, candidates: Sequence[str], target: _Target) -> list[_O
 
 
 def _offer(spec: OpSpec, backend: str, target: _Target) -> _Offer:
+    """One backend's answer."""
     if backend == "reference":
         return _Offer(backend, "serves")
     name = f"{_PACKAGES[backend]}.{spec.name}"
@@ -292,12 +293,12 @@ def _offer(spec: OpSpec, backend: str, target: _Target) -> _Offer:
 
 
 def _serving(spec: OpSpec, offers: Sequence[_Offer]) -> _Offer | None:
-    """The offer to take: the last one, or the definition's where the last backend leaves an optional op to it."""
+    """The offer to take: the last one, or the definition where the last backend declines an optional op."""
     last = offers[-1]
     if last.verdict == "serves":
         return last
-    is_left = spec.optional and last.verdict in ("missing", "declines")
-    return _Offer("reference", "serves") if is_left else None
+    is_declined = spec.optional and last.verdict in ("missing", "declines")
+    return _Offer("reference", "serves") if is_declined else None
 
 
 def _choice(spec: OpSpec, offers: Sequence[_Offer], serving: _Offer) -> OpChoice:

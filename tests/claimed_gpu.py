@@ -39,4 +39,4 @@ def claim() -> None:
     for name, answer in ANSWERS.items():
         setattr(torch.cuda, name, answer)
     torch.cuda.device = no_guard  # type: ignore[assignment,misc]
-    torch.version.cuda = "13.0"  # type: ignore[assignment]
+    torch.version.cuda = "13.0"

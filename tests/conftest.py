@@ -24,14 +24,14 @@ from slow import kind_of
 CheckpointFile = Callable[..., Path]
 OracleFactory = Callable[..., Oracle]
 
-# Small tensors gain nothing from more, and lose much where other processes share the cores.
+# Small tensors do not gain from more threads, and lose time where other processes share the cores.
 torch.set_num_threads(1)
 
 GATE_EXAMPLES = 25
-"""Examples of each property in `make test`; `--seeds N` takes N times as many."""
+"""Examples of each property-based test in `make test`; `--seeds N` multiplies them by N."""
 
-# Importing it would set switches of torch for every test that follows; `oracle.Worker` runs it elsewhere.
-sys.modules["rwkv.model"] = None  # type: ignore[assignment]
+# The import would set switches of torch for every test that follows. `oracle.Worker` runs the package elsewhere.
+sys.modules["rwkv.model"] = None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,12 +40,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="run tests that draw moments or examples at random with N seeds; `make soak` (default: 1)",
+        help="run tests that draw moments or examples at random with N seeds, as `make soak` does (default: 1)",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so it is for what a shell starts in the background
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the shell ignores it for background processes
         signal.signal(signal.SIGINT, signal.default_int_handler)
     examples = GATE_EXAMPLES * config.getoption("seeds")
     hypothesis.settings.register_profile("rwkv_batch", deadline=None, max_examples=examples, derandomize=True)
@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if kind_of(item.nodeid) is not None:
             item.add_marker(pytest.mark.slow)
-    # Where several processes share the files of tests, what takes longest shall not be left for the end.
+    # Several processes may share the files of tests: the slow ones start first, so that the tail is short.
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if torch.cuda.is_available():
         return

@@ -1,4 +1,4 @@
-"""One loaded model with a few slots, fed by hand."""
+"""A loaded model with a few slots, which a test feeds step by step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Session:
     """A model and a state pool whose slots are all in use.
 
     Args:
-        settings: of `place`; or a `placement`.
+        settings: those of `place`, or `placement`, which replaces them.
     """
 
     def __init__(
@@ -50,7 +50,14 @@ class Session:
         self.pool.fill(torch.tensor(self.pool.allocate(num_slots)).to(self.model.device))
 
     def feed(self, tokens: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
-        """One step: slot → token ids, in the order given. Returns slot → logits [T, V] of all its tokens."""
+        """Runs one step.
+
+        Args:
+            tokens: slot → token ids, in the order of the rows.
+
+        Returns:
+            Slot → logits [T, V] of all its tokens.
+        """
         rows = Rows(tuple(tokens), tuple(len(ids) for ids in tokens.values()), self.model.device)
         packed = torch.tensor([token_id for ids in tokens.values() for token_id in ids])
         logits = self.model.logits(self.model.forward(packed, rows, self.pool.layers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from versions import VARIANTS, VERSIONS
 from rwkv_batch import LLM, SamplingParams
 from rwkv_batch.cpu_kernels.build import unavailable
 
-SIZES = dict(n_layer=2, n_embd=64, n_ffn=96, head_size=32, vocab=97)
+SIZES: dict[str, Any] = dict(n_layer=2, n_embd=64, n_ffn=96, head_size=32, vocab=97)
 SHARED = [(7 * i) % 96 + 1 for i in range(20)]
 PROMPTS = [[5], [9, 8, 7, 6, 5, 4, 3, 2, 1] * 3, *([*SHARED, i] for i in range(5)), SHARED]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)

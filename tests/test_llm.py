@@ -1,22 +1,17 @@
-"""The embedded API over a tiny random model with byte tokens."""
+"""The library's completions, over a tiny random model with byte tokens."""
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import math
-import weakref
 from time import perf_counter
+from typing import Any
 
 import pytest
 import torch
 from checkpoints import make_checkpoint, write_checkpoint
 
 from rwkv_batch import LLM, SamplingParams
-from rwkv_batch.engine.request import Completion
 from rwkv_batch.errors import BackendError, CapacityError, CheckpointError, ConfigurationError
-from rwkv_batch.llm import ScoreRow
-from rwkv_batch.models.scoring import ROWS_AT_ONCE
 
 VOCAB = 257
 
@@ -92,11 +87,11 @@ def test_a_stop_token_with_text_is_not_of_the_text(llm, stop):
 
 def test_the_last_id_of_the_vocabulary_is_legal_everywhere_and_the_next_one_nowhere(llm):
     last = VOCAB - 1
-    given = dict(stop_token_ids=[last], allowed_token_ids=[98, last], bad_token_ids=[last], logit_bias={last: 1.0})
+    given: Any = dict(stop_token_ids=[last], allowed_token_ids=[98, last], bad_token_ids=[last], logit_bias={last: 1.0})
     for name, value in given.items():
         output = llm.generate([[last, 66]], SamplingParams(max_tokens=2, **{name: value}))[0]
         assert len(output.outputs[0].token_ids) >= 1
-        beyond = {last + 1: 1.0} if name == "logit_bias" else [last + 1]
+        beyond: Any = {last + 1: 1.0} if name == "logit_bias" else [last + 1]
         (_, refused), *_ = llm.generate_iter(["a"], SamplingParams(**{name: beyond}))
         assert (refused.error_code, f"{name} holds id {VOCAB}" in refused.error) == ("bad_sampling", True)
     (_, refused), *_ = llm.generate_iter([[66, VOCAB]])
@@ -105,7 +100,7 @@ def test_the_last_id_of_the_vocabulary_is_legal_everywhere_and_the_next_one_nowh
 
 def test_a_stop_string_counts_behind_min_tokens(llm):
     """As a stop token does, and as in vLLM: the first `min_tokens` tokens end nothing."""
-    always = dict(logit_bias={ord("z") + 1: 100.0}, stop="z", max_tokens=20)
+    always: dict[str, Any] = dict(logit_bias={ord("z") + 1: 100.0}, stop="z", max_tokens=20)
     for min_tokens in (0, 5):
         output = llm.generate(["y"], SamplingParams(min_tokens=min_tokens, **always))[0].outputs[0]
         assert len(output.token_ids) == min_tokens + 1
@@ -136,38 +131,6 @@ def test_logprobs(llm):
             assert 2 <= len(entry) <= 3
 
 
-def test_scores_equal_the_rwkv_package(path, llm, oracle):
-    pairs = [([5, 6, 7], [8, 9]), ([1], [2]), (list(range(1, 60)), list(range(60, 90))), ([0], [256] * 40)]
-    for (context, continuation), got in zip(pairs, llm.score(pairs), strict=True):
-        total, each, is_greedy = oracle("7.0", path).loglikelihood(context, continuation)
-        assert got.logprob == pytest.approx(total, abs=1e-3)
-        assert got.token_logprobs == pytest.approx(each, abs=1e-4)
-        assert (got.is_greedy, got.num_tokens) == (is_greedy, len(continuation))
-
-
-def test_greedy_continuations_are_found(llm):
-    greedy = llm.generate(["qrs"], SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True))[0].outputs[0]
-    context = [byte + 1 for byte in b"qrs"]
-    assert llm.score([(context, greedy.token_ids)])[0].is_greedy
-    other = [*greedy.token_ids[:-1], (greedy.token_ids[-1] + 1) % VOCAB]
-    assert not llm.score([(context, other)])[0].is_greedy
-
-
-def test_empty_contexts_start_a_document_and_empty_continuations_are_certain(llm):
-    assert llm.score([("", "ab")])[0].token_logprobs == pytest.approx(llm.score([([0], [98, 99])])[0].token_logprobs)
-    empty = llm.score([("ab", "")])[0]
-    assert (empty.logprob, empty.is_greedy, empty.num_tokens) == (0.0, True, 0)
-
-
-def test_scoring_shares_contexts_without_changing_results(path):
-    pairs = [("a long shared context " * 3 + str(q), choice) for q in range(4) for choice in ("yes", "no", "may be")]
-    shared, single = LLM(path), LLM(path, prefix_sharing=False)
-    want = single.score(pairs)
-    got = shared.score(pairs)
-    assert [score.logprob for score in got] == pytest.approx([score.logprob for score in want], abs=1e-4)
-    assert shared.stats().prompt_tokens < 0.3 * single.stats().prompt_tokens
-
-
 @pytest.mark.parametrize(("slots", "host_gib", "where"), [(8, 0, "device"), (1, 1, "host"), (1, 0, "nowhere")])
 def test_shared_prefixes_change_no_bit_in_float32(slots, host_gib, where):
     """Three levels, generated and scored; states beside the pool, in host memory, or with a place for only one."""
@@ -187,7 +150,7 @@ def test_shared_prefixes_change_no_bit_in_float32(slots, host_gib, where):
             prefix_sharing=sharing,
             prefix_host_gib=host_gib,
         )
-        completions = [one for output in llm.generate(prompts, params) for one in output.outputs]
+        completions: list[Any] = [one for output in llm.generate(prompts, params) for one in output.outputs]
         scores = [one for row in llm.score([(prompt, choices) for prompt in prompts]) for one in row]
         found.append([(one.token_ids, one.token_logprobs) for one in [*completions, *scores]])
         stats.append(llm.stats())
@@ -226,39 +189,9 @@ def test_a_wrong_budget_for_prefixes_is_refused(path):
         LLM(path, prefix_host_gib=-1)
 
 
-def test_bad_prompts_do_not_stop_the_others(llm):
-    prompts = ["ok", [1, 999], None, {"messages": [{"role": "alien", "content": ""}]}, [True], {"text": "x"}, "ok too"]
-    outputs = dict(llm.generate_iter(prompts, SamplingParams(max_tokens=2)))
-    codes = [outputs[i].error_code for i in range(7)]
-    assert codes == [None, "token_out_of_range", "bad_type", "bad_messages", "bad_type", "bad_type", None]
-    assert "999" in outputs[1].error
-    with pytest.raises(ValueError, match="prompt 1: the prompt holds id 999, expected 0 to 256"):
-        llm.generate(prompts, SamplingParams(max_tokens=2))
-    with pytest.raises(ValueError, match="pair 0: the continuation holds id 300"):
-        llm.score([([1], [300])])
-    with pytest.raises(ValueError, match="must both be text or both be token ids"):
-        llm.score([("abc", [1, 2])])
-
-
 def test_ids_beyond_the_vocabulary_in_sampling_params(llm):
     (_, output), *_ = llm.generate_iter(["a"], SamplingParams(stop_token_ids=[400]))
     assert (output.error_code, "stop_token_ids holds id 400" in output.error) == ("bad_sampling", True)
-
-
-def test_the_iterator_pulls_as_it_goes(llm):
-    pulled = 0
-
-    def endless():
-        nonlocal pulled
-        while True:
-            pulled += 1
-            yield "abc"
-
-    outputs = llm.generate_iter(endless(), SamplingParams(max_tokens=2))
-    for _ in range(50):
-        next(outputs)
-    outputs.close()
-    assert pulled < 2000
 
 
 def test_a_row_gives_the_same_tokens_in_any_company(path, llm):
@@ -270,91 +203,10 @@ def test_a_row_gives_the_same_tokens_in_any_company(path, llm):
     assert [output.outputs[0].token_ids for output in LLM(path, seed=1).generate(prompts, params)] != together
 
 
-def test_a_new_call_closes_an_iterator_that_was_left_open(llm):
-    outer = llm.generate_iter(["a", "b", "c", "d", "e", "f"], SamplingParams(max_tokens=4))
-    next(outer)
-    with pytest.warns(RuntimeWarning, match="left open") as caught:
-        assert len(llm.generate(["z"])) == 1
-    assert caught[0].filename == __file__
-    assert len(list(outer)) < 5
-
-
-def test_calls_of_several_threads(llm):
-    params = SamplingParams(max_tokens=5)
-    expected = [output.outputs[0].token_ids for output in llm.generate(["a", "b"], params)]
-
-    async def together():
-        calls = [asyncio.to_thread(llm.generate, ["a", "b"], params) for _ in range(3)]
-        return await asyncio.gather(*calls, asyncio.to_thread(llm.score, [("a", "b")]))
-
-    *generated, scores = asyncio.run(together())
-    assert [[output.outputs[0].token_ids for output in outputs] for outputs in generated] == [expected] * 3
-    assert scores[0].num_tokens == 1
-
-
-def test_a_prompt_is_aborted_by_its_index(llm):
-    outputs = llm.generate_iter(["short", "long"], [SamplingParams(max_tokens=2), SamplingParams(max_tokens=5000)])
-    assert next(outputs)[0] == 0
-    llm.abort(1)
-    ((index, output),) = outputs
-    (sample,) = output.outputs
-    assert (index, sample.finish_reason, len(sample.token_ids) < 100) == (1, "abort", True)
-    assert sample.text == bytes(i - 1 for i in sample.token_ids if i).decode(errors="replace")
-
-
-def test_a_closed_model_is_free_and_says_so(path):
-    with LLM(path, max_batch_size=2) as small:
-        assert len(small.generate(["a"], SamplingParams(max_tokens=2))) == 1
-        model = weakref.ref(small._model)
-    assert model() is None
-    small.close()
-    for use in (lambda: small.generate(["a"]), lambda: small.score([("a", "b")]), small.stats, small.describe):
-        with pytest.raises(RuntimeError, match="this LLM is closed"):
-            use()
-
-
-def test_a_summary_is_all_that_loading_needs(path, llm):
-    params = SamplingParams(max_tokens=4)
-    again = LLM.from_summary(llm.summary, max_prompt_tokens=3)
-    assert again.summary is llm.summary
-    assert again.generate(["abc"], params) == llm.generate(["abc"], params)
-    (_, refused), *_ = again.generate_iter(["abcd"], params)
-    assert refused.error_code == "prompt_too_long"
-    (outputs,) = dict(again.serve_scores([ScoreRow(0, 0, "abcd", ["a", "b"])])).values()
-    assert [output.error_code for output in outputs] == ["prompt_too_long"] * 2
-
-
-def test_results_are_let_go(llm):
-    """Memory is bounded without the collector of cycles."""
-
-    def alive():
-        return sum(type(found) is Completion for found in gc.get_objects())
-
-    gc.collect()
-    gc.disable()
-    before = alive()
-    try:
-        for _ in llm.generate_iter((f"row {i}" for i in range(60)), SamplingParams(max_tokens=2)):
-            pass
-        after = alive()
-    finally:
-        gc.enable()
-    assert after <= before
-
-
 def test_all_samples_of_a_row_share_its_prompt_in_every_window(path):
     small = LLM(path, max_batch_size=2, max_batch_tokens=64)
     small.generate(["a prompt of some length"] * 3, SamplingParams(n=150, max_tokens=1))
     assert small.stats().prompt_tokens <= 3 * (len("a prompt of some length") - 1) + 450
-
-
-def test_scoring_never_holds_all_logits(llm, monkeypatch):
-    rows = []
-    head = llm._model._head
-    monkeypatch.setattr(llm._model, "_head", lambda x, dtype=None: rows.append(len(x)) or head(x, dtype=dtype))
-    llm.score([([1], [2] * 300)])
-    assert sum(rows) == 300
-    assert max(rows) <= ROWS_AT_ONCE
 
 
 def test_without_a_tokenizer_ids_go_in_and_out(path):
@@ -405,106 +257,13 @@ def test_structured_text(llm):
 
 
 def test_int8_and_half_precision_run(path):
-    for settings in (dict(quantization="int8"), dict(dtype="bfloat16"), dict(strategy="cpu fp16i8")):
+    choices: list[dict[str, Any]] = [dict(quantization="int8"), dict(dtype="bfloat16"), dict(strategy="cpu fp16i8")]
+    for settings in choices:
         small = LLM(path, **settings)
         assert len(small.generate(["abc"], SamplingParams(max_tokens=4, ignore_eos=True))[0].outputs[0].token_ids) == 4
         assert small.describe()["quantization"] == (("bfloat16" not in settings.values() and "int8") or None)
 
 
-def scored_by(model, context, continuation):
-    total, each, is_greedy = model.loglikelihood(context, continuation)
-    return pytest.approx(total, abs=1e-3), pytest.approx(each, abs=1e-4), is_greedy
-
-
-def test_several_continuations_of_one_context(path, llm, oracle):
-    context, choices = list(range(40, 80)), [[5], [6, 7, 8], [], [9], [6, 7], [5], [200] * 50]
-    single, several, last = llm.score([(context, [1]), (context, choices), ([3], [4])])
-    assert (single.num_tokens, last.num_tokens) == (1, 1)
-    for choice, got in zip(choices, several, strict=True):
-        assert got.token_ids == choice
-        if choice:
-            expected = scored_by(oracle("7.0", path), context, choice)
-            assert (got.logprob, got.token_logprobs, got.is_greedy) == expected
-    assert (several[2].logprob, several[2].is_greedy) == (0.0, True)
-    before = llm.stats().prompt_tokens
-    llm.score([(context, choices)])
-    assert llm.stats().prompt_tokens - before == len(context) + 2 + 1 + 49
-    assert [score.logprob for score in llm.score([("ab", ["c", "de"])])[0]] == pytest.approx(
-        [score.logprob for score in llm.score([("ab", "c"), ("ab", "de")])], abs=1e-4
-    )
-
-
-def test_one_token_choices_need_one_hidden_state(llm, monkeypatch):
-    rows = []
-    head = llm._model._head
-    monkeypatch.setattr(llm._model, "_head", lambda x, dtype=None: rows.append(len(x)) or head(x, dtype=dtype))
-    before = llm.stats().prompt_tokens
-    llm.score([(list(range(1, 30)), [[i] for i in range(20)])])
-    assert (rows, llm.stats().prompt_tokens - before) == ([1], 29)
-
-
 def test_no_tokens_have_no_logprobs(llm):
     params = SamplingParams(max_tokens=0, logprobs=2)
     assert llm.generate(["abcd"], params)[0].outputs[0].logprobs == []
-
-
-def test_a_row_aborted_before_its_prompt_is_read_has_the_logprobs_so_far(llm, monkeypatch):
-    prompt, params = [1 + i % 200 for i in range(200)], SamplingParams(max_tokens=3, prompt_logprobs=1, logprobs=0)
-    whole = llm.generate([prompt], params)[0]
-    step = llm._engine.step
-
-    def step_and_abort():
-        step()
-        llm.abort(0)
-
-    monkeypatch.setattr(llm._engine, "step", step_and_abort)
-    ((_, output),) = llm.generate_iter([prompt], params)
-    (completion,) = output.outputs
-    assert (completion.finish_reason, completion.token_ids, completion.logprobs) == ("abort", [], [])
-    count = len(output.prompt_logprobs)
-    assert 1 < count < 100
-    assert output.prompt_logprobs[0] is None
-    for got, expected in zip(output.prompt_logprobs[1:], whole.prompt_logprobs[1:count], strict=True):
-        assert got.keys() == expected.keys()
-    assert output.prompt_token_ids == prompt
-
-
-def test_top_and_prompt_logprobs_of_scores(path, llm, oracle):
-    context, choices = [7, 8, 9, 10], [[5], [6, 7]]
-    ((first, second),) = llm.score([(context, choices)], top_logprobs=3, prompt_logprobs=1)
-    logits, _ = oracle("7.0", path).forward([*context, 6], full_output=True)
-    logprobs = logits.double().log_softmax(-1)
-    for entries, token, position in (
-        (first.top_logprobs[0], 5, 3),
-        *zip(second.top_logprobs, [6, 7], [3, 4], strict=True),
-    ):
-        best = logprobs[position].topk(3)
-        assert list(entries)[:3] == best.indices.tolist()
-        assert [entry.logprob for entry in entries.values()][:3] == pytest.approx(best.values.tolist(), abs=1e-4)
-        assert entries[token].logprob == pytest.approx(logprobs[position, token].item(), abs=1e-4)
-    assert first.prompt_logprobs[0] is None
-    own = [entries[token].logprob for entries, token in zip(first.prompt_logprobs[1:], context[1:], strict=True)]
-    assert own == pytest.approx([logprobs[i, token].item() for i, token in enumerate(context[1:])], abs=1e-4)
-    assert second.prompt_logprobs == first.prompt_logprobs
-    plain = llm.score([(context, choices)])[0]
-    assert [score.logprob for score in plain] == pytest.approx([first.logprob, second.logprob], abs=1e-4)
-    assert (plain[0].top_logprobs, plain[0].prompt_logprobs) == (None, None)
-    assert llm.score([(context, [])], prompt_logprobs=0)[0].prompt_logprobs[1].keys() == {8}
-    with pytest.raises(ValueError, match="logprobs"):
-        llm.score([], top_logprobs=-1)
-
-
-def test_token_0_before_contexts_on_request(llm):
-    with_it = llm.score([("ab", "c"), ([0, 98], [99])], add_bos_token=True)
-    by_hand = llm.score([([0, 98, 99], [100]), ([0, 98], [99])])
-    assert [score.logprob for score in with_it] == pytest.approx([score.logprob for score in by_hand], abs=1e-4)
-
-
-@pytest.mark.parametrize("sharing", [True, False])
-def test_equal_contexts_of_several_rows(path, sharing):
-    llm = LLM(path, prefix_sharing=sharing, max_batch_size=3)
-    rows = [("the same context", ["a", "bc"]), ("the same context", ["a", "bc"]), ("the same context", ["d"])]
-    scores = llm.score(rows * 3)
-    want = [[s.logprob for s in llm.score([row])[0]] for row in rows]
-    assert [[s.logprob for s in outputs] for outputs in scores] == [pytest.approx(w, abs=1e-4) for w in want * 3]
-    llm.check_integrity()

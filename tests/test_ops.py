@@ -1,4 +1,4 @@
-"""An op's implementation is chosen once, and the choice says why."""
+"""The choice of an op's implementation, and its reasons."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def resolve_one(backend, name="fake_op", device=CPU):
 def kernel(monkeypatch):
     """A kernel package with one op, whose refusal can be set."""
     package, module = ModuleType("fake_kernels"), ModuleType("fake_kernels.fake_op")
+    module.__dict__.update(fake_op=lambda x: x + 2, reason=None)
+    module.__dict__.update(fake_op=lambda x: x + 2, reason=None)
     package.__path__ = []
-    module.fake_op = lambda x: x + 2
-    module.reason = None
-    module.unsupported_reason = lambda device, dtype, sizes, state_dtype: module.reason
+    module.__dict__["unsupported_reason"] = lambda device, dtype, sizes, state_dtype: module.__dict__["reason"]
     monkeypatch.setitem(sys.modules, "fake_kernels", package)
     monkeypatch.setitem(sys.modules, "fake_kernels.fake_op", module)
     monkeypatch.setattr(ops, "find_spec", lambda name: object() if name in sys.modules else None)
@@ -174,7 +174,7 @@ def broken_triton(monkeypatch):
     monkeypatch.setattr(probe.launch, "is_interpreted", lambda: False)
     monkeypatch.setattr(probe, "launch_failure", lambda index: None)
     monkeypatch.setattr(cuda_launch, "unavailable", lambda: None)
-    monkeypatch.setattr(cuda_launch.driver, "load", lambda device, spec: None)
+    monkeypatch.setattr("rwkv_batch.cuda_kernels.driver.load", lambda device, spec: None)
     for name, answer in claimed_gpu.ANSWERS.items():
         monkeypatch.setattr(torch.cuda, name, answer)
     failures = {"shift_lerp": "a layout is wrong", "sample": "operand #0 is wrong"}

@@ -101,10 +101,15 @@ def test_a_circle_is_found():
     assert not cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()})
 
 
-MIRRORED_ELSEWHERE = {"cpu_kernels": "kernels", "demo": "test_demo.py", "data_files": "text"}
+MIRRORED_ELSEWHERE = {
+    "cpu_kernels": "kernels",
+    "kernel_support": "kernels",
+    "demo": "test_demo.py",
+    "data_files": "text",
+}
 """Folder of rwkv_batch without a folder of its name in tests → where its tests are."""
-TESTS_OF_OTHERS = {"kernels", "kernels/cuda_host", "benchmarks", "mutation", "versions", "fakes"}
-"""Folders of tests for other things: the three kernel packages, benchmarks/, `make mutants`, and the tests' fakes."""
+TESTS_OF_OTHERS = {"kernels", "fakes", "kernels/cuda_host", "versions", "benchmarks", "docs", "mutation"}
+"""Folders of tests for other things: kernel packages, versions of RWKV, benchmarks/, docs/ and `make mutants`."""
 
 
 def folders(root: Path) -> set[str]:
@@ -121,14 +126,6 @@ def test_tests_mirror_the_package():
 
 
 MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_PARAMETERS = 400, 60, 8
-LONG_FILES = {
-    "tests/job/test_crash.py",
-    "tests/kernels/test_triton_glue.py",
-    "tests/kernels/test_triton_sample.py",
-    "tests/test_llm.py",
-    "tests/text/test_tokenizer.py",
-    "triton_kernels/sample_select.py",
-}
 LONG_FUNCTIONS = {
     "cuda_kernels/mm8.py mm8",
     "cuda_kernels/wkv7.py wkv7",
@@ -138,7 +135,6 @@ LONG_FUNCTIONS = {
     "triton_kernels/low_rank.py low_rank",
     "triton_kernels/low_rank.py specializations",
     "triton_kernels/sample.py sample",
-    "triton_kernels/sample_select.py draw_filtered",
     "triton_kernels/sample_select.py select_kernel",
     "triton_kernels/sample_shape.py shape_kernel",
     "triton_kernels/score.py score",
@@ -152,10 +148,8 @@ LONG_FUNCTIONS = {
 MANY_PARAMETERS = {
     "rwkv_batch/cpu_kernels/products.py multiply_rows",
     "rwkv_batch/cpu_kernels/products.py multiply_whole_numbers",
-    "rwkv_batch/engine/engine.py Engine.__init__",
     "rwkv_batch/integrations/lm_eval.py RwkvBatchLM.__init__",
     "rwkv_batch/llm.py LLM.__init__",
-    "rwkv_batch/models/matrices/linear.py make_linear",
     "tests/checkpoints.py make_checkpoint",
     "triton_kernels/linear.py one",
 }
@@ -192,7 +186,7 @@ def is_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 def test_no_file_is_too_long():
-    assert {path for path, text in sources().items() if len(text.splitlines()) > MOST_LINES} == LONG_FILES
+    assert not [path for path, text in sources().items() if len(text.splitlines()) > MOST_LINES]
 
 
 def test_no_function_is_too_long():
@@ -202,7 +196,7 @@ def test_no_function_is_too_long():
         for name, function in functions(text)
         if (function.end_lineno or 0) - function.lineno >= MOST_LINES_OF_A_FUNCTION
     }
-    assert found == LONG_FUNCTIONS
+    assert found <= LONG_FUNCTIONS
 
 
 def test_no_function_has_too_many_parameters():
@@ -212,7 +206,7 @@ def test_no_function_has_too_many_parameters():
         for name, function in functions(text)
         if num_parameters(function) > MOST_PARAMETERS and name not in OPS and not is_kernel(function)
     }
-    assert found == MANY_PARAMETERS
+    assert found <= MANY_PARAMETERS
 
 
 @pytest.mark.parametrize("name", ["lm_eval", "lighteval", "inspect_ai"])

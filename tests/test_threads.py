@@ -1,5 +1,6 @@
 """The number of threads for matrix products: at most the number of usable cores."""
 
+import os
 import subprocess
 import sys
 
@@ -23,7 +24,7 @@ def test_a_quota_limits_the_usable_cores(quota, cores, tmp_path, monkeypatch):
     file = tmp_path / "cpu.max"
     file.write_text(quota)
     monkeypatch.setattr(threads, "_QUOTA", file)
-    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     assert threads.usable_cores() == cores
 
 
@@ -34,7 +35,7 @@ def test_a_quota_of_old_control_groups_limits_the_usable_cores(quota, cores, tmp
         file.write_text(text + "\n")
     monkeypatch.setattr(threads, "_QUOTA", tmp_path / "none")
     monkeypatch.setattr(threads, "_OLD_QUOTA", files)
-    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     assert threads.usable_cores() == cores
 
 

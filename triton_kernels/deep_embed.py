@@ -18,12 +18,12 @@ from .tiles import TYPES, multiply
 __all__ = ["deep_embed", "deep_embed_kernel", "specializations", "unsupported_reason"]
 
 TOKENS, RANKS, COLUMNS = 16, 16, 128
-"""Of a program: tokens, ranks of the first product at a time, columns of the gate at a time."""
+"""Tokens of a program, ranks of the first product at a time, and columns of the gate at a time."""
 DEPTH = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 32}
 """Channels of the first product at a time."""
 NUM_WARPS, NUM_STAGES = 8, 3
 PROGRAMS = 256
-"""The columns are shared out among programs until there are so many; each of them computes the low-rank part anew."""
+"""The columns are divided among programs until there are so many; each program computes the low-rank part again."""
 
 
 @triton.jit(do_not_specialize=["num_tokens", "columns"])
@@ -104,8 +104,31 @@ def deep_embed(normed: Tensor, token_ids: Tensor, p: Any) -> Tensor:
         row's bits do not depend on M or on the other rows.
     Graph-safe: no allocation besides the output, no host sync.
     """
-    num_tokens, width = normed.shape
-    dtype, device = normed.dtype, normed.device
+    down, up = _check(normed, token_ids, p)
+    (num_tokens, width), (rank, out_width) = normed.shape, up.shape
+    gate = torch.empty(num_tokens, out_width, dtype=normed.dtype, device=normed.device)
+    if not num_tokens:
+        return gate
+    blocks_of_tokens, blocks_of_columns = triton.cdiv(num_tokens, TOKENS), triton.cdiv(out_width, COLUMNS)
+    columns = COLUMNS * triton.cdiv(blocks_of_columns, max(PROGRAMS // blocks_of_tokens, 1))
+    deep_embed_kernel[(blocks_of_tokens, triton.cdiv(out_width, columns))](
+        *(normed, token_ids, p.table, down, up, p.s0, gate, num_tokens, columns),
+        **_constants(width, out_width, rank, normed.dtype),
+        UPCAST=is_interpreted(),
+        num_warps=NUM_WARPS,
+        num_stages=NUM_STAGES,
+        enable_fp_fusion=True,
+    )
+    return gate
+
+
+def _check(normed: Tensor, token_ids: Tensor, p: Any) -> tuple[Tensor, Tensor]:
+    """The factors `down` and `up`.
+
+    Raises:
+        ValueError: a tensor is not as `deep_embed` says.
+    """
+    (num_tokens, width), dtype, device = normed.shape, normed.dtype, normed.device
     down, up = p.factors.down, p.factors.up
     if down is None or up is None:
         raise ValueError("factors: got no stacked factors, expected down [R, C] and up [R, F]")
@@ -116,42 +139,28 @@ def deep_embed(normed: Tensor, token_ids: Tensor, p: Any) -> Tensor:
     check("down", down, (rank, width), dtype, device)
     check("up", up, (rank, out_width), dtype, device)
     check("s0", p.s0, (out_width,), dtype, device)
-    gate = torch.empty(num_tokens, out_width, dtype=dtype, device=device)
-    if not num_tokens:
-        return gate
-    blocks_of_tokens, blocks_of_columns = triton.cdiv(num_tokens, TOKENS), triton.cdiv(out_width, COLUMNS)
-    columns = COLUMNS * triton.cdiv(blocks_of_columns, max(PROGRAMS // blocks_of_tokens, 1))
-    deep_embed_kernel[(blocks_of_tokens, triton.cdiv(out_width, columns))](
-        normed,
-        token_ids,
-        p.table,
-        down,
-        up,
-        p.s0,
-        gate,
-        num_tokens,
-        columns,
-        C=width,
-        F=out_width,
-        R=rank,
-        BLOCK_M=TOKENS,
-        BLOCK_R=RANKS,
-        BLOCK_C=DEPTH[dtype],
-        BLOCK_F=COLUMNS,
-        R_CEIL=max(triton.next_power_of_2(rank), 16),
-        UPCAST=is_interpreted(),
-        num_warps=NUM_WARPS,
-        num_stages=NUM_STAGES,
-        enable_fp_fusion=True,
-    )
-    return gate
+    return down, up
+
+
+def _constants(width: int, out_width: int, rank: int, dtype: torch.dtype) -> dict[str, int]:
+    """Constants of the kernel, but for UPCAST. A tensor core's product takes at least 16 ranks."""
+    return {
+        "C": width,
+        "F": out_width,
+        "R": rank,
+        "BLOCK_M": TOKENS,
+        "BLOCK_R": RANKS,
+        "BLOCK_C": DEPTH[dtype],
+        "BLOCK_F": COLUMNS,
+        "R_CEIL": max(triton.next_power_of_2(rank), 16),
+    }
 
 
 unsupported_reason = probed("deep_embed")
 
 
 def specializations() -> list[Specialization]:
-    """What models with matrices of 32 x 32, and of 64 x 64, launch."""
+    """The compilations for models with matrices of 32 x 32 and of 64 x 64."""
 
     def one(dtype: torch.dtype, width: int, out_width: int, rank: int, is_probe: bool = False) -> Specialization:
         name = TYPES[dtype]
@@ -161,17 +170,7 @@ def specializations() -> list[Specialization]:
             "num_tokens": "i32",
             "columns": "i32",
         }
-        constexprs = {
-            "C": width,
-            "F": out_width,
-            "R": rank,
-            "BLOCK_M": TOKENS,
-            "BLOCK_R": RANKS,
-            "BLOCK_C": DEPTH[dtype],
-            "BLOCK_F": COLUMNS,
-            "R_CEIL": triton.next_power_of_2(rank),
-            "UPCAST": False,
-        }
+        constexprs = _constants(width, out_width, rank, dtype) | {"UPCAST": False}
         label = f"C = {width}, F = {out_width}, R = {rank}, {name}"
         return Specialization(label, deep_embed_kernel, signature, constexprs, NUM_WARPS, NUM_STAGES, is_probe)
 

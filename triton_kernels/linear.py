@@ -13,7 +13,7 @@ from ..kernel_support.tensor_checks import check
 from .launch import is_interpreted
 from .probe import probed
 from .specialization import Specialization, pointers
-from .tiles import TYPES, Tile, activate, multiply
+from .tiles import TYPES, Tile, activate, launch_product, multiply, product_constants
 
 __all__ = [
     "CHOICES",
@@ -32,11 +32,11 @@ ANY = 1 << 62
 
 
 class Choice(NamedTuple):
-    """Up to these sizes: the tile of our kernel, or None where the library's product serves."""
+    """Up to these sizes: the tile of this module's kernel, or None for torch's product."""
 
     tokens: int
     rows: int
-    """Of the weights, of all products together: N, or n * N."""
+    """Rows of the weights of all products together: N, or n * N."""
     depth: int
     """K."""
     tile: Tile | None
@@ -48,10 +48,10 @@ _HALF = (
     Choice(16, 8192, ANY, Tile(16, 32, 128, 4, 4)),
     Choice(16, ANY, ANY, Tile(16, 64, 128, 4, 3)),
     Choice(64, 2048, 2048, Tile(64, 32, 128, 4, 3)),
-    # Long sums for few rows: the library splits them among programs.
+    # Long sums for few rows: torch's product splits them among programs.
     Choice(64, 2048, ANY, None),
     Choice(64, ANY, ANY, Tile(64, 64, 64, 4, 4)),
-    # Small products: a launch takes as long.
+    # Small products: their time is that of a launch.
     Choice(256, 4096, 1024, Tile(64, 64, 64, 4, 4)),
     Choice(ANY, ANY, ANY, None),
 )
@@ -68,15 +68,13 @@ FIXED = {
     torch.float16: _HALF_FIXED,
     torch.float32: (Choice(ANY, ANY, ANY, Tile(64, 64, 32, 4, 3)),),
 }
-"""Where a row's bits must not depend on the number of tokens: the tile depends on the weight only."""
+"""Tiles where a row's bits must not depend on the number of tokens: they depend on the weight only."""
 
-GROUP = 8
-"""Tiles of tokens that pass over the weight together, for the L2 cache's sake."""
 FINISH_BLOCK, FINISH_WARPS = 1024, 4
 
 
 def choose_tile(num_tokens: int, num_rows: int, depth: int, dtype: torch.dtype, has_library: bool) -> Tile | None:
-    """The tile of our kernel for a product, or None for the library's product."""
+    """The tile of this module's kernel for a product, or None for torch's product."""
     for choice in CHOICES[dtype]:
         if num_tokens <= choice.tokens and num_rows <= choice.rows and depth <= choice.depth:
             return choice.tile if choice.tile or has_library else fixed_tile(num_rows, dtype)
@@ -105,7 +103,9 @@ def linear_kernel(  # type: ignore[no-untyped-def]
     GROUP: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Grid [tiles, n]. The weight is the first operand: its rows fill the 64 of a tensor core for any few tokens."""
+    """Grid [tiles, n]. The weight is the first operand, so that its rows, and not the few tokens, fill the 64 rows of
+    a tensor core's product.
+    """
     tiles_m = tl.cdiv(num_tokens, BLOCK_M)
     tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     i_tile = tl.program_id(0)
@@ -145,7 +145,7 @@ def linear_kernel(  # type: ignore[no-untyped-def]
 def finish_kernel(  # type: ignore[no-untyped-def]
     p_product, p_gate, p_y, count, ACTIVATION: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Grid [count / BLOCK]: what follows a product of the library."""
+    """Grid [count / BLOCK]: the epilogue of a product that torch has computed."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = i < count
     y = activate(tl.load(p_product + i, mask=mask).to(tl.float32), ACTIVATION)
@@ -167,8 +167,8 @@ def linear(
 ) -> Tensor:
     """act(x W^T) * gate, or that added to `out`.
 
-    Few tokens are multiplied by a kernel of ours that does all of it, many by the library, with at most one launch more
-    for what follows: `CHOICES` decides by M, N and K.
+    Few tokens are multiplied by this module's kernel, with the whole epilogue fused; many by torch, with at most one
+    launch more for the epilogue. `CHOICES` decides by M, N and K.
 
     Args:
         x: [M, K], or [n, M, K] for n products of one shape; float32, bfloat16 or float16, contiguous.
@@ -177,8 +177,8 @@ def linear(
         gate: shape of the result, dtype of `x`; multiplies the activated product.
         out: shape of the result, dtype of `x`. **Updated in place**: the result is added to it; it is returned.
         dtype: of the result; that of `x` where None. Not used where `out` is given.
-        fixed_tiles: our kernel whatever M is, with a tile and an order of summation that depend on the weight only: a
-            row's bits do not depend on M or on the other rows.
+        fixed_tiles: this module's kernel for every M, with a tile and an order of summation that depend on the weight
+            only: a row's bits do not depend on M or on the other rows.
 
     Returns:
         [M, N] or [n, M, N].
@@ -187,9 +187,36 @@ def linear(
         ValueError: a shape, dtype, device or stride differs; the message names the tensor, what was given and what was
             expected.
 
-    Numerics: sums and all that follows in float32, rounded once; the library's product is rounded to the dtype of `x`
-        before what follows it.
-    Graph-safe: no allocation besides the result and the library's product, no host sync.
+    Numerics: sums and epilogue in float32, rounded once; torch's product is rounded to the dtype of `x` before the
+        epilogue.
+    Graph-safe: no allocation besides the result and torch's product, no host sync.
+    """
+    shape = _check(x, weight, gate, out)
+    *batch, num_tokens, num_rows = shape
+    depth, dtype = x.shape[-1], (dtype or x.dtype) if out is None else out.dtype
+    if 0 in shape:
+        return torch.empty(shape, dtype=dtype, device=x.device) if out is None else out
+    total_rows = num_rows * (batch[0] if batch else 1)
+    if fixed_tiles:
+        tile: Tile | None = fixed_tile(total_rows, x.dtype)
+    else:
+        # The library can widen a result, and nothing else.
+        has_library = not is_interpreted() and dtype in (x.dtype, torch.float32)
+        tile = choose_tile(num_tokens, total_rows, depth, x.dtype, has_library)
+    if tile is None:
+        return _multiply_by_library(x, weight, activation, gate, out, dtype)
+    y = torch.empty(shape, dtype=dtype, device=x.device) if out is None else out
+    sizes, epilogue = (num_tokens, num_rows, depth), {"ACTIVATION": activation, "ADD": out is not None}
+    num_products = batch[0] if batch else 1
+    launch_product(linear_kernel, (x, weight, gate, y), sizes, tile, num_products, **epilogue, UPCAST=is_interpreted())
+    return y
+
+
+def _check(x: Tensor, weight: Tensor, gate: Tensor | None, out: Tensor | None) -> tuple[int, ...]:
+    """The shape of the result.
+
+    Raises:
+        ValueError: a tensor is not as `linear` says.
     """
     if x.dim() not in (2, 3):
         raise ValueError(f"x: got {list(x.shape)}, expected [M, K] or [n, M, K]")
@@ -198,56 +225,24 @@ def linear(
     check("x", x, x.shape, x.dtype, weight.device)
     check("weight", weight, (*batch, num_rows, depth), x.dtype, x.device)
     shape = (*batch, num_tokens, num_rows)
-    if gate is not None:
-        check("gate", gate, shape, x.dtype, x.device)
-    if out is not None:
-        dtype = check("out", out, shape, x.dtype, x.device).dtype
-    dtype = dtype or x.dtype
-    num_products = batch[0] if batch else 1
-    if not (num_tokens and num_rows and num_products):
-        return torch.empty(shape, dtype=dtype, device=x.device) if out is None else out
-    if fixed_tiles:
-        tile: Tile | None = fixed_tile(num_products * num_rows, x.dtype)
-    else:
-        # The library can widen a result, and nothing else.
-        has_library = not is_interpreted() and dtype in (x.dtype, torch.float32)
-        tile = choose_tile(num_tokens, num_products * num_rows, depth, x.dtype, has_library)
-    if tile is None:
-        return _multiply_by_library(x, weight, activation, gate, out, dtype)
-    y = torch.empty(shape, dtype=dtype, device=x.device) if out is None else out
-    linear_kernel[(triton.cdiv(num_tokens, tile.tokens) * triton.cdiv(num_rows, tile.rows), num_products)](
-        x,
-        weight,
-        gate,
-        y,
-        num_tokens,
-        N=num_rows,
-        K=depth,
-        ACTIVATION=activation,
-        ADD=out is not None,
-        BLOCK_M=tile.tokens,
-        BLOCK_N=tile.rows,
-        BLOCK_K=tile.depth,
-        GROUP=GROUP,
-        UPCAST=is_interpreted(),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        enable_fp_fusion=True,
-    )
-    return y
+    for name, tensor in (("gate", gate), ("out", out)):
+        if tensor is not None:
+            check(name, tensor, shape, x.dtype, x.device)
+    return shape
 
 
 def _multiply_by_library(
     x: Tensor, weight: Tensor, activation: str | None, gate: Tensor | None, out: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
+    """torch's product, and one launch more for an epilogue that torch cannot fuse."""
     is_single = x.dim() == 2
     transposed = weight.transpose(-1, -2)
-    has_more = activation is not None or gate is not None
-    if out is not None and not has_more:
+    has_epilogue = activation is not None or gate is not None
+    if out is not None and not has_epilogue:
         return out.addmm_(x, transposed) if is_single else out.baddbmm_(x, transposed)
     multiply = torch.mm if is_single else torch.bmm
     product = multiply(x, transposed) if dtype == x.dtype else multiply(x, transposed, out_dtype=dtype)
-    if not has_more:
+    if not has_epilogue:
         return product
     y = product if out is None else out
     finish_kernel[(triton.cdiv(y.numel(), FINISH_BLOCK),)](
@@ -269,78 +264,82 @@ unsupported_reason = probed("linear")
 rows_independent = True
 
 
-def specializations() -> list[Specialization]:
-    """What a model of width 768 launches: every tile, with what is most often fused into it."""
-    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+class _Use(NamedTuple):
+    """A matrix of a model as `linear` is called with it."""
 
-    def one(
-        use: str,
-        tokens: int | None,
-        rows: int,
-        depth: int,
-        dtype: torch.dtype = bf16,
-        num_products: int = 1,
-        activation: str | None = None,
-        gate: bool = False,
-        add: bool = False,
-        result: torch.dtype | None = None,
-        is_probe: bool = False,
-    ) -> Specialization:
-        """`tokens`: up to so many; None for fixed tiles."""
-        total = num_products * rows
-        tile = fixed_tile(total, dtype) if tokens is None else choose_tile(tokens, total, depth, dtype, True)
-        assert tile is not None, use
-        name = TYPES[dtype]
-        label = f"{use} {name} {'fixed' if tokens is None else f'M <= {tokens}'}"
+    label: str
+    tokens: int | None
+    """Up to so many; None for fixed tiles."""
+    rows: int
+    depth: int
+    dtype: torch.dtype = torch.bfloat16
+    num_products: int = 1
+    activation: str | None = None
+    gate: bool = False
+    add: bool = False
+    result: torch.dtype | None = None
+
+    def specialization(self, is_probe: bool) -> Specialization:
+        total = self.num_products * self.rows
+        if self.tokens is None:
+            tile: Tile | None = fixed_tile(total, self.dtype)
+        else:
+            tile = choose_tile(self.tokens, total, self.depth, self.dtype, True)
+        assert tile is not None, self
+        name = TYPES[self.dtype]
+        label = f"{self.label} {name} {'fixed' if self.tokens is None else f'M <= {self.tokens}'}"
         signature = {
-            **pointers(name, "x", "weight", *(("gate",) if gate else ())),
-            **pointers(TYPES[result or dtype], "y"),
+            **pointers(name, "x", "weight", *(("gate",) if self.gate else ())),
+            **pointers(TYPES[self.result or self.dtype], "y"),
             "num_tokens": "i32",
         }
         constexprs = {
-            **({} if gate else {"p_gate": None}),
-            "N": rows,
-            "K": depth,
-            "ACTIVATION": activation,
-            "ADD": add,
-            "BLOCK_M": tile.tokens,
-            "BLOCK_N": tile.rows,
-            "BLOCK_K": tile.depth,
-            "GROUP": GROUP,
+            **({} if self.gate else {"p_gate": None}),
+            **product_constants(self.rows, self.depth, tile),
+            "ACTIVATION": self.activation,
+            "ADD": self.add,
             "UPCAST": False,
         }
         return Specialization(label, linear_kernel, signature, constexprs, tile.num_warps, tile.num_stages, is_probe)
 
-    def finish(use: str, activation: str | None, gate: bool, add: bool, is_probe: bool = False) -> Specialization:
-        signature = {**pointers("bf16", "product", "y", *(("gate",) if gate else ())), "count": "i32"}
-        constexprs = {
-            **({} if gate else {"p_gate": None}),
-            "ACTIVATION": activation,
-            "ADD": add,
-            "BLOCK": FINISH_BLOCK,
-        }
-        label = f"{use} after the library"
-        return Specialization(label, finish_kernel, signature, constexprs, FINISH_WARPS, 1, is_probe)
 
+def _finish(use: str, activation: str | None, gate: bool, add: bool, is_probe: bool = False) -> Specialization:
+    signature = {**pointers("bf16", "product", "y", *(("gate",) if gate else ())), "count": "i32"}
+    constexprs = {
+        **({} if gate else {"p_gate": None}),
+        "ACTIVATION": activation,
+        "ADD": add,
+        "BLOCK": FINISH_BLOCK,
+    }
+    return Specialization(f"{use} after the library", finish_kernel, signature, constexprs, FINISH_WARPS, 1, is_probe)
+
+
+def specializations() -> list[Specialization]:
+    """The compilations for a model of width 768: every tile, with the epilogue that it has most often."""
+    fp16, fp32 = torch.float16, torch.float32
+    probe = _Use("key with DeepEmbed", None, 16384, 4096, activation="squared_relu", gate=True)
+    uses = (
+        _Use("r, k, v", 16, 768, 768, num_products=3),
+        _Use("output", 16, 768, 768, add=True),
+        _Use("key", 16, 3072, 768, activation="squared_relu"),
+        _Use("value of v4", 16, 768, 3072, gate=True, add=True),
+        _Use("head", 16, 65536, 768, result=fp32),
+        _Use("head of v4", 16, 50277, 768, result=fp32),
+        _Use("receptance", 64, 768, 768, activation="sigmoid"),
+        _Use("r, k, v", 64, 768, 768, num_products=3),
+        _Use("key with DeepEmbed", 256, 3072, 768, activation="squared_relu", gate=True),
+        _Use("value of v4", None, 768, 3072, gate=True, add=True),
+        probe,
+        _Use("head", None, 65536, 768, result=fp32),
+        _Use("value", 16, 768, 3072, fp16, add=True),
+        _Use("head", None, 65536, 4096, fp16, result=fp32),
+        _Use("key with DeepEmbed", None, 3072, 768, fp16, activation="squared_relu", gate=True),
+        _Use("value of v4", 16, 768, 3072, fp32, gate=True, add=True),
+        _Use("receptance", 16, 768, 768, fp32, activation="sigmoid"),
+        _Use("key with DeepEmbed", None, 3072, 768, fp32, activation="squared_relu", gate=True),
+    )
     return [
-        one("r, k, v", 16, 768, 768, num_products=3),
-        one("output", 16, 768, 768, add=True),
-        one("key", 16, 3072, 768, activation="squared_relu"),
-        one("value of v4", 16, 768, 3072, gate=True, add=True),
-        one("head", 16, 65536, 768, result=fp32),
-        one("head of v4", 16, 50277, 768, result=fp32),
-        one("receptance", 64, 768, 768, activation="sigmoid"),
-        one("r, k, v", 64, 768, 768, num_products=3),
-        one("key with DeepEmbed", 256, 3072, 768, activation="squared_relu", gate=True),
-        one("value of v4", None, 768, 3072, gate=True, add=True),
-        one("key with DeepEmbed", None, 16384, 4096, activation="squared_relu", gate=True, is_probe=True),
-        one("head", None, 65536, 768, result=fp32),
-        one("value", 16, 768, 3072, fp16, add=True),
-        one("head", None, 65536, 4096, fp16, result=fp32),
-        one("key with DeepEmbed", None, 3072, 768, fp16, activation="squared_relu", gate=True),
-        one("value of v4", 16, 768, 3072, fp32, gate=True, add=True),
-        one("receptance", 16, 768, 768, fp32, activation="sigmoid"),
-        one("key with DeepEmbed", None, 3072, 768, fp32, activation="squared_relu", gate=True),
-        finish("key", "squared_relu", gate=False, add=False),
-        finish("value of v4", None, gate=True, add=True, is_probe=True),
+        *(use.specialization(is_probe=use is probe) for use in uses),
+        _finish("key", "squared_relu", gate=False, add=False),
+        _finish("value of v4", None, gate=True, add=True, is_probe=True),
     ]

@@ -1,4 +1,4 @@
-"""Low-rank pairs, all of them in two launches; see `low_rank` in models/matrices/low_rank.py for the definition."""
+"""Low-rank pairs, all in two launches; see `low_rank` in models/matrices/low_rank.py for the definition."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ DOWN = {
     torch.float16: (Tile(64, 32, 128, 4, 3), Tile(64, 64, 64, 4, 4)),
     torch.float32: (Tile(64, 32, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
 }
-"""Of the first products: for few ranks, so that there are more programs, and for `MANY_RANKS` in all."""
+"""Tiles of the first products: for fewer than `MANY_RANKS` ranks in all, small ones, so that there are more programs;
+and for more."""
 MANY_RANKS = 512
 UP = {
     torch.bfloat16: Tile(64, 64, 64, 4, 2),
     torch.float16: Tile(64, 64, 64, 4, 2),
     torch.float32: Tile(64, 32, 32, 4, 2),
 }
-"""Of the second products."""
+"""Tiles of the second products."""
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -160,73 +161,85 @@ def low_rank(inputs: Tensor, p: Any) -> Tensor:
         ValueError: a shape, dtype, device or stride differs; the message names the tensor, what was given and what was
             expected.
 
-    Numerics: sums and activations in float32; what is between the factors is rounded to the dtype of `inputs`. A row's
+    Numerics: sums and activations in float32; the intermediate [M, ΣR] is rounded to the dtype of `inputs`. A row's
         bits do not depend on M or on the other rows: the tiles depend on the weights only.
-    Graph-safe: no allocation besides the result and what is between the factors, no host sync.
+    Graph-safe: no allocation besides the result and the intermediate, no host sync.
     """
-    if inputs.dim() != 3 or p.down is None or p.up is None:
-        stacked = "stacked factors" if p.down is not None and p.up is not None else "no stacked factors"
-        raise ValueError(f"inputs, p: got {list(inputs.shape)} and {stacked}, expected [m, M, C] and stacked factors")
-    num_inputs, num_tokens, width = inputs.shape
+    _check(inputs, p)
+    num_tokens, width = inputs.shape[1:]
     dtype, device = inputs.dtype, inputs.device
     starts, sources = p.starts, tuple(pair.source for pair in p.pairs)
-    if max(sources) >= num_inputs:
-        raise ValueError(f"inputs: got {num_inputs} of them, expected at least {max(sources) + 1}")
-    check("inputs", inputs, inputs.shape, dtype, p.down.device)
-    check("down", p.down, (starts[-1], width), dtype, device)
-    check("up", p.up, (starts[-1], p.up.shape[-1]), dtype, device)
     out_width = p.up.shape[1]
     y = torch.empty(len(sources), num_tokens, out_width, dtype=dtype, device=device)
     if not num_tokens:
         return y
     low = torch.empty(num_tokens, starts[-1], dtype=dtype, device=device)
-    alignment = math.gcd(16, *starts)
-    tile = DOWN[dtype][starts[-1] >= MANY_RANKS]
+    tile = down_tile(starts, dtype)
+    constants = down_constants(width, starts, sources, tuple(pair.activation for pair in p.pairs), tile)
     num_blocks = sum(triton.cdiv(end - start, tile.rows) for start, end in pairwise(starts))
     down_kernel[(triton.cdiv(num_tokens, tile.tokens), num_blocks)](
-        inputs,
-        p.down,
-        low,
-        num_tokens,
-        C=width,
-        STARTS=starts,
-        SOURCES=sources,
-        ACTIVATIONS=tuple(pair.activation for pair in p.pairs),
-        ALIGNMENT=alignment,
-        BLOCK_M=tile.tokens,
-        BLOCK_R=tile.rows,
-        BLOCK_C=tile.depth,
-        UPCAST=is_interpreted(),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        enable_fp_fusion=True,
+        inputs, p.down, low, num_tokens, **constants, UPCAST=is_interpreted(), **tile.options
     )
     tile = UP[dtype]
     up_kernel[(triton.cdiv(num_tokens, tile.tokens), triton.cdiv(out_width, tile.rows), len(sources))](
-        low,
-        p.up,
-        y,
-        num_tokens,
-        A=out_width,
-        STARTS=starts,
-        NUM_PAIRS=len(sources),
-        ALIGNMENT=alignment,
-        BLOCK_M=tile.tokens,
-        BLOCK_A=tile.rows,
-        BLOCK_R=tile.depth,
-        UPCAST=is_interpreted(),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        enable_fp_fusion=True,
+        low, p.up, y, num_tokens, **up_constants(out_width, starts, tile), UPCAST=is_interpreted(), **tile.options
     )
     return y
+
+
+def _check(inputs: Tensor, p: Any) -> None:
+    """Raises ValueError where an argument is not as `low_rank` says."""
+    if inputs.dim() != 3 or p.down is None or p.up is None:
+        stacked = "stacked factors" if p.down is not None and p.up is not None else "no stacked factors"
+        raise ValueError(f"inputs, p: got {list(inputs.shape)} and {stacked}, expected [m, M, C] and stacked factors")
+    num_inputs, _, width = inputs.shape
+    num_needed = 1 + max(pair.source for pair in p.pairs)
+    if num_needed > num_inputs:
+        raise ValueError(f"inputs: got {num_inputs} of them, expected at least {num_needed}")
+    check("inputs", inputs, inputs.shape, inputs.dtype, p.down.device)
+    check("down", p.down, (p.starts[-1], width), inputs.dtype, inputs.device)
+    check("up", p.up, (p.starts[-1], p.up.shape[-1]), inputs.dtype, inputs.device)
+
+
+def down_tile(starts: tuple[int, ...], dtype: torch.dtype) -> Tile:
+    """The tile of the first products, by the number of ranks in all."""
+    return DOWN[dtype][starts[-1] >= MANY_RANKS]
+
+
+def down_constants(
+    width: int, starts: tuple[int, ...], sources: tuple[int, ...], activations: tuple[str | None, ...], tile: Tile
+) -> dict[str, Any]:
+    """Constants of `down_kernel`. Pair j has the ranks starts[j] to starts[j + 1] - 1."""
+    return {
+        "C": width,
+        "STARTS": starts,
+        "SOURCES": sources,
+        "ACTIVATIONS": activations,
+        "ALIGNMENT": math.gcd(16, *starts),
+        "BLOCK_M": tile.tokens,
+        "BLOCK_R": tile.rows,
+        "BLOCK_C": tile.depth,
+    }
+
+
+def up_constants(out_width: int, starts: tuple[int, ...], tile: Tile) -> dict[str, Any]:
+    """Constants of `up_kernel`."""
+    return {
+        "A": out_width,
+        "STARTS": starts,
+        "NUM_PAIRS": len(starts) - 1,
+        "ALIGNMENT": math.gcd(16, *starts),
+        "BLOCK_M": tile.tokens,
+        "BLOCK_A": tile.rows,
+        "BLOCK_R": tile.depth,
+    }
 
 
 unsupported_reason = probed("low_rank")
 
 
 def specializations() -> list[Specialization]:
-    """What models of width 768 launch, and one of width 4096 with many ranks."""
+    """The compilations for models of width 768, and for one of width 4096 with many ranks."""
 
     def both(
         use: str,
@@ -236,47 +249,17 @@ def specializations() -> list[Specialization]:
         activations: tuple[str | None, ...],
         is_probe: bool = False,
     ) -> list[Specialization]:
-        starts, num_pairs = tuple(accumulate(ranks, initial=0)), len(ranks)
-        name, alignment = TYPES[dtype], math.gcd(16, *ranks)
-        tile = DOWN[dtype][starts[-1] >= MANY_RANKS]
-        down = {
-            "C": width,
-            "STARTS": starts,
-            "SOURCES": tuple(range(num_pairs)),
-            "ACTIVATIONS": activations,
-            "ALIGNMENT": alignment,
-            "BLOCK_M": tile.tokens,
-            "BLOCK_R": tile.rows,
-            "BLOCK_C": tile.depth,
-            "UPCAST": False,
-        }
-        found = [
-            Specialization(
-                f"{use} {name} down",
-                down_kernel,
-                {**pointers(name, "x", "down", "low"), "num_tokens": "i32"},
-                down,
-                tile.num_warps,
-                tile.num_stages,
-                is_probe,
-            )
-        ]
+        starts, name, no_upcast = tuple(accumulate(ranks, initial=0)), TYPES[dtype], {"UPCAST": False}
+        tile = down_tile(starts, dtype)
+        down = down_constants(width, starts, tuple(range(len(ranks))), activations, tile) | no_upcast
+        signature = {**pointers(name, "x", "down", "low"), "num_tokens": "i32"}
+        options = tile.num_warps, tile.num_stages, is_probe
+        found = [Specialization(f"{use} {name} down", down_kernel, signature, down, *options)]
         tile = UP[dtype]
-        up = {
-            "A": width,
-            "STARTS": starts,
-            "NUM_PAIRS": num_pairs,
-            "ALIGNMENT": alignment,
-            "BLOCK_M": tile.tokens,
-            "BLOCK_A": tile.rows,
-            "BLOCK_R": tile.depth,
-            "UPCAST": False,
-        }
+        up = up_constants(width, starts, tile) | no_upcast
         signature = {**pointers(name, "low", "up", "y"), "num_tokens": "i32"}
-        found.append(
-            Specialization(f"{use} {name} up", up_kernel, signature, up, tile.num_warps, tile.num_stages, is_probe)
-        )
-        return found
+        options = tile.num_warps, tile.num_stages, is_probe
+        return [*found, Specialization(f"{use} {name} up", up_kernel, signature, up, *options)]
 
     v7 = (64, 64, 128, 32), ("tanh", None, "sigmoid", None)
     return [

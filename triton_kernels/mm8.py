@@ -1,4 +1,4 @@
-"""A product with a weight in 8-bit form; see `mm8` in models/mm8_linear.py for the definition and the algebra."""
+"""A product with a weight in 8-bit form; see `mm8` in models/matrices/mm8_linear.py for definition and algebra."""
 
 from __future__ import annotations
 
@@ -14,22 +14,20 @@ from ..kernel_support.unsupported import DTYPES
 from .launch import is_interpreted
 from .probe import probed
 from .specialization import Specialization, pointers
-from .tiles import TYPES, Tile, multiply
+from .tiles import TYPES, Tile, launch_product, multiply, product_constants
 
 __all__ = ["CHOICES", "choose_tile", "mm8", "mm8_kernel", "prepare_kernel", "specializations", "unsupported_reason"]
 
 ANY = 1 << 62
 PREPARE_BLOCK = 2048
-GROUP = 8
-"""Tiles of tokens that pass over the weight together, for the L2 cache's sake."""
 
 
 class Choice(NamedTuple):
-    """Up to these sizes: this tile."""
+    """Up to these sizes: the tile."""
 
     tokens: int
     rows: int
-    """Of the weight: N."""
+    """Rows of the weight: N."""
     tile: Tile
 
 
@@ -51,6 +49,7 @@ A float32 tile of 64 rows has two warps: for four, Triton 3.6 and 3.7 multiply i
 
 
 def choose_tile(num_tokens: int, num_rows: int, dtype: torch.dtype) -> Tile:
+    """The tile for a product."""
     return next(c.tile for c in CHOICES[dtype] if num_tokens <= c.tokens and num_rows <= c.rows)
 
 
@@ -73,7 +72,7 @@ def prepare_kernel(  # type: ignore[no-untyped-def]
         sum_x += x
         sum_my += x * tl.load(p_my + start + k, mask=mask, other=0.0)
         sum_z += z
-    # The smallest power of two above: one more in the exponent of a float32, and 1 for 0.
+    # The unit is the smallest power of two above the peak: the exponent of the float32 plus one; 1 where the peak is 0.
     peak = tl.max(peaks, 0) * (K / 128)
     exponent = tl.minimum(peak.to(tl.int32, bitcast=True) >> 23, 252) + 1
     unit = tl.where(peak == 0.0, 1.0, (exponent << 23).to(tl.float32, bitcast=True))
@@ -112,7 +111,9 @@ def mm8_kernel(  # type: ignore[no-untyped-def]
     GROUP: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Grid [tiles]. The weight is the first operand: it becomes floats in registers, on its way to the tensor core."""
+    """Grid [tiles]. The weight is the first operand: a tensor core reads the first operand from registers, where the
+    int8 numbers are converted.
+    """
     tiles_m = tl.cdiv(num_tokens, BLOCK_M)
     tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     i_tile = tl.program_id(0)
@@ -147,7 +148,7 @@ def mm8_kernel(  # type: ignore[no-untyped-def]
 
 
 def mm8(x: Tensor, centred: Tensor, rx: Tensor, my: Tensor, ry: Tensor, corrections: Tensor) -> Tensor:
-    """x W^T for a weight in 8-bit form, in two launches: what belongs to a row of x, then the product.
+    """x W^T for a weight in 8-bit form, in two launches: the rows' inputs and sums, then the product.
 
     Args:
         x: [M, K], float32, bfloat16 or float16, contiguous.
@@ -185,25 +186,8 @@ def mm8(x: Tensor, centred: Tensor, rx: Tensor, my: Tensor, ry: Tensor, correcti
         x, my, ry, inputs, sums, K=depth, BLOCK=block, num_warps=4, num_stages=1, enable_fp_fusion=True
     )
     tile = choose_tile(num_tokens, num_rows, x.dtype)
-    mm8_kernel[(triton.cdiv(num_tokens, tile.tokens) * triton.cdiv(num_rows, tile.rows),)](
-        inputs,
-        centred,
-        rx,
-        corrections,
-        sums,
-        y,
-        num_tokens,
-        N=num_rows,
-        K=depth,
-        BLOCK_M=tile.tokens,
-        BLOCK_N=tile.rows,
-        BLOCK_K=tile.depth,
-        GROUP=GROUP,
-        UPCAST=is_interpreted(),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        enable_fp_fusion=True,
-    )
+    arguments, sizes = (inputs, centred, rx, corrections, sums, y), (num_tokens, num_rows, depth)
+    launch_product(mm8_kernel, arguments, sizes, tile, UPCAST=is_interpreted())
     return y
 
 
@@ -211,11 +195,10 @@ unsupported_reason = probed("mm8")
 
 
 def specializations() -> list[Specialization]:
-    """What models of widths 768 and 4096 launch: every tile."""
+    """The compilations for models of widths 768 and 4096: every tile."""
 
     def product(tokens: int, rows: int, depth: int, dtype: torch.dtype, is_probe: bool = False) -> Specialization:
         tile, name = choose_tile(tokens, rows, dtype), TYPES[dtype]
-        constexprs = {"N": rows, "K": depth, "BLOCK_M": tile.tokens, "BLOCK_N": tile.rows, "BLOCK_K": tile.depth}
         return Specialization(
             f"[{rows}, {depth}] {name} M <= {tokens}",
             mm8_kernel,
@@ -225,7 +208,7 @@ def specializations() -> list[Specialization]:
                 **pointers("fp32", "rx", "corrections", "sums"),
                 "num_tokens": "i32",
             },
-            constexprs | {"GROUP": GROUP, "UPCAST": False},
+            product_constants(rows, depth, tile) | {"UPCAST": False},
             tile.num_warps,
             tile.num_stages,
             is_probe,

@@ -1,7 +1,7 @@
-"""Whether Triton compiles the kernels of an op for a device, and can launch there: found out when an engine is built.
+"""Tries whether Triton compiles the kernels of an op for a device, and can launch there, when an engine is built.
 
-Each op's hardest specializations are compiled once, in a process of their own, as a compiler may crash or hang. What
-came out is kept on disk, except for failures that another attempt might not meet: the next engine asks again.
+Each op's hardest specializations are compiled once, in a separate process, as a compiler may crash or hang. The outcome
+is kept on disk, except for failures that another attempt may not meet: the next engine tries again.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from . import launch
 
 SOURCES = Path(__file__).parent
 FOLDER = "triton_kernels"
-"""Of the outcomes, among this package's caches."""
+"""Cache folder of the outcomes."""
 TIME_LIMIT = 120
-"""Seconds for the kernels of one op; a compiler that takes longer is taken to hang."""
+"""Seconds for the kernels of one op; a compiler that takes longer counts as hanging."""
 CODE = (
     "import json, sys; given = json.loads(sys.argv[1]); sys.path[:] = given['path']; "
     "from importlib import import_module; import_module(given['module']).main(*given['arguments'])"
 )
-"""What the process of the compiler runs: this package, imported from where this process has it."""
+"""The code of the compiler's process: it imports this package from the same place as this process."""
 
 
 class Target(NamedTuple):
-    """What Triton compiles for: the arguments of its `GPUTarget`."""
+    """The device that Triton compiles for: the arguments of its `GPUTarget`."""
 
     backend: str
     """"cuda" or "hip"."""
@@ -51,25 +51,25 @@ class Target(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of an op's kernels."""
+    """The outcome of compiling an op's kernels."""
 
     failure: str | None
-    """Why they do not compile, in one line."""
+    """The reason why they do not compile, in one line; None where they do."""
     shared: int = 0
-    """Bytes of shared memory: the most that one of them needs."""
+    """Bytes of shared memory that the kernels need, at most."""
     is_final: bool = False
-    """Another attempt gives the same."""
+    """Whether another attempt would give the same."""
 
 
 _known: dict[tuple[str, Target], Outcome] = {}
 _launches: dict[int, str | None] = {}
-"""By number of the device: what `launch_failure` found."""
+"""Number of a device → result of `launch_failure`."""
 _launching = Lock()
-"""Held while a launch is tried, which changes Triton's settings for the whole process."""
+"""Held during a trial launch, which changes Triton's settings for the whole process."""
 
 
 def probed(op: str, settings: Settings = launch.unsupported) -> UnsupportedReason:
-    """The `unsupported_reason` of an op: what `settings` says, else what Triton makes of the kernels.
+    """The `unsupported_reason` of an op: the reason of `settings`, else the reason why Triton fails.
 
     The first call for a kind of device compiles.
     """
@@ -77,7 +77,7 @@ def probed(op: str, settings: Settings = launch.unsupported) -> UnsupportedReaso
 
 
 def failure(op: str, device: torch.device) -> str | None:
-    """Why Triton does not compile this op's kernels for the device, or does not launch there, if so.
+    """The reason why Triton does not compile this op's kernels for the device, or does not launch there, if so.
 
     Raises:
         Exception: as `launch_failure`.
@@ -95,12 +95,12 @@ def failure(op: str, device: torch.device) -> str | None:
 
 
 def prepare(ops: Sequence[str], device: torch.device) -> None:
-    """Compile for several ops at a time what `failure` would compile for each by itself: one process starts, not many.
+    """Compiles for several ops in one process, which `failure` would do in one process for each.
 
-    What failed in this process, and another attempt might not meet, is forgotten before.
+    Failures in this process that another attempt may not meet are forgotten first.
 
     Args:
-        ops: names; those without a kernel here are passed over.
+        ops: names; ops without a Triton kernel are ignored.
     """
     if device.type != "cuda" or launch.is_interpreted() or launch.unsupported(device, torch.float32, {}):
         return
@@ -113,17 +113,17 @@ def prepare(ops: Sequence[str], device: torch.device) -> None:
 
 
 def launch_failure(index: int) -> str | None:
-    """Why no kernel of Triton's can be launched on the CUDA or ROCm device of this number, if so.
+    """The reason why Triton cannot launch kernels on the CUDA or ROCm device of this number, if so.
 
-    One that does next to nothing is compiled and launched. Triton builds the code that launches kernels with a C
-    compiler: some versions once, others for each kernel, so that what lies in Triton's cache does not count.
+    A tiny kernel is compiled and launched. Triton builds the code that launches kernels with a C compiler: some
+    versions once, others for each kernel, so that a kernel from Triton's cache would prove nothing.
 
-    The launch is tried in this process. Another one would need a CUDA context of its own, which takes seconds and
-    hundreds of MB of the GPU's memory, and which a GPU in exclusive mode refuses. `failure` asks last, when this
-    compiler has compiled for the device in another process.
+    The launch is tried in this process. Another process would need its own CUDA context, which takes seconds and
+    hundreds of MB of the GPU's memory, and which a GPU in exclusive mode refuses. `failure` calls this last, after the
+    compiler has succeeded in another process.
 
     Raises:
-        Exception: memory is used up, which says nothing of Triton.
+        Exception: out of memory, which is no fault of Triton's.
     """
     with _launching:
         if index not in _launches:
@@ -138,19 +138,19 @@ def launch_failure(index: int) -> str | None:
 
 
 def _launch(index: int) -> bool:
-    """A kernel wrote its result. What Triton builds for it goes to a new folder inside Triton's cache.
+    """Launches a kernel; whether it wrote its result. Triton's builds for it go to a new folder inside Triton's cache.
 
-    A machine may forbid that libraries are loaded from folders for temporary files; Triton loads them from its cache.
+    The folder is not among temporary files, as machines may forbid loading libraries from there.
     """
     with torch.cuda.device(index):
-        _ = triton.runtime.driver.active.utils  # built once for all kernels: this may come from the cache
+        _ = triton.runtime.driver.active.utils  # built once for all kernels, possibly read from the cache
         out = torch.zeros(1, dtype=torch.int32, device=torch.device("cuda", index))
         parent = triton.knobs.cache.dir
         os.makedirs(parent, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as folder:
             with triton.knobs.cache.scope():
                 triton.knobs.cache.dir = folder
-                triton.jit(_write_one)[(1,)](out)  # a new kernel: one that failed may be left unfinished
+                triton.jit(_write_one)[(1,)](out)  # a new kernel, as a failed one may be incomplete
             return bool(out.item() == 1)
 
 
@@ -159,9 +159,9 @@ def _write_one(p_out):  # type: ignore[no-untyped-def]
 
 
 def outcomes(ops: Sequence[str], target: Target) -> dict[str, Outcome]:
-    """What became of each op's kernels: known in this process, or on disk, or compiled now.
+    """The outcome for each op: known in this process, read from disk, or compiled now.
 
-    Several processes that ask at the same time compile once.
+    Processes that call this at the same time compile once.
     """
     found = _found(ops, target)
     if len(found) < len(ops):
@@ -186,7 +186,7 @@ def _found(ops: Sequence[str], target: Target) -> dict[str, Outcome]:
 
 @contextmanager
 def _lock() -> Iterator[None]:
-    """Held by one process at a time; where there is no place for a file to lock, by none."""
+    """A lock that one process holds at a time; no lock where the lock file cannot be made."""
     try:
         lock = FileLock(private_folder(FOLDER) / "probe.lock")
         lock.acquire()
@@ -200,7 +200,7 @@ def _lock() -> Iterator[None]:
 
 
 def _read(op: str, target: Target) -> Outcome | None:
-    """An outcome that was kept; None where there is none, or where the file is damaged."""
+    """An outcome from disk; None where there is none, or where the file is damaged."""
     try:
         outcome = Outcome(**json.loads(_path(op, target).read_bytes()))
     except (OSError, RuntimeError, ValueError, TypeError):
@@ -209,7 +209,7 @@ def _read(op: str, target: Target) -> Outcome | None:
 
 
 def _path(op: str, target: Target) -> Path:
-    """The file of an op's outcome, named by what it depends on: Triton, its assembler, the device and the kernels.
+    """The file of an op's outcome, named by a hash of Triton, its assembler, the device and the kernels.
 
     Raises:
         OSError, RuntimeError: there is no folder for it.
@@ -221,7 +221,7 @@ def _path(op: str, target: Target) -> Path:
 
 
 def _assemblers(target: Target) -> list[str]:
-    """Triton's assemblers for CUDA devices, which its settings may replace: path, version and time of each file."""
+    """Triton's assemblers for CUDA devices, which its settings can replace: path, version and time of each file."""
     found = []
     for name in ("ptxas", "ptxas_blackwell") if target.backend == "cuda" else ():
         with suppress(OSError, RuntimeError):  # without it, Triton fails only where it needs it
@@ -231,7 +231,7 @@ def _assemblers(target: Target) -> list[str]:
 
 
 def _compile(ops: Sequence[str], target: Target) -> dict[str, Outcome]:
-    """Every op's outcome. Where the compiler ends its process, the ops behind get another one."""
+    """Compiles each op. Where the compiler ends its process, a new process compiles the remaining ops."""
     found: dict[str, Outcome] = {}
     while rest := [op for op in ops if op not in found]:
         try:
@@ -247,7 +247,7 @@ def _compile(ops: Sequence[str], target: Target) -> dict[str, Outcome]:
 
 
 def _run(ops: Sequence[str], target: Target) -> tuple[list[dict[str, Any]], str]:
-    """The lines that probe_worker.py wrote, and how its process ended.
+    """Runs probe_worker.py; returns the lines that it wrote, and how its process ended.
 
     Raises:
         OSError: no process, or no folder for temporary files.
@@ -271,7 +271,7 @@ def _run(ops: Sequence[str], target: Target) -> tuple[list[dict[str, Any]], str]
             try:
                 status = process.wait()
             finally:
-                # Also an assembler that the compiler had started, and that hangs.
+                # Ends the whole group: the compiler may have started an assembler that hangs.
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -280,6 +280,7 @@ def _run(ops: Sequence[str], target: Target) -> tuple[list[dict[str, Any]], str]
 
 
 def _ending(status: int, printed: str) -> str:
+    """How a process ended, in words."""
     if status == -signal.SIGALRM:
         return f"did not end within {TIME_LIMIT} s"
     how = f"was ended by signal {-status} ({signal.strsignal(-status)})" if status < 0 else f"ended with code {status}"
@@ -287,6 +288,7 @@ def _ending(status: int, printed: str) -> str:
 
 
 def _target(index: int) -> Target:
+    """The target of a device."""
     if torch.version.hip is not None:
         properties = torch.cuda.get_device_properties(index)
         return Target("hip", properties.gcnArchName.partition(":")[0], properties.warp_size)
@@ -295,6 +297,6 @@ def _target(index: int) -> Target:
 
 
 def _shared_memory(index: int) -> int:
-    """Bytes that a program may have."""
+    """Bytes of shared memory that a program may have."""
     properties = torch.cuda.get_device_properties(index)
     return max(properties.shared_memory_per_block, getattr(properties, "shared_memory_per_block_optin", 0))

@@ -48,7 +48,7 @@ def main(parent: int, results: str, errors: str, time_limit: int, target: Sequen
 
 
 def _end_with(parent: int) -> None:
-    """This process does not outlive its parent, which may be killed while the compiler runs."""
+    """Ends this process with its parent, which may be killed while the compiler runs."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
@@ -63,7 +63,7 @@ def _compile(op: str, target: GPUTarget, errors: Path) -> dict[str, Any]:
                 label = f"{spec.kernel.__name__}: "
                 shared = max(shared, compile_for(spec, target).metadata.shared)
     except Exception as error:
-        # Passes of the compiler print what was wrong; their exception only says that they failed.
+        # A pass of the compiler prints its error; its exception only says that the pass failed.
         printed = errors.read_text(errors="replace")
         is_final = "PassManager" in str(error) or (isinstance(error, CompilationError) and not _lacks_resources(error))
         return {"failure": label + in_short(f"{_words(error)}\n{printed}"), "shared": 0, "is_final": is_final}
@@ -71,9 +71,9 @@ def _compile(op: str, target: GPUTarget, errors: Path) -> dict[str, Any]:
 
 
 def _lacks_resources(error: BaseException | None) -> bool:
-    """Memory or a file is what an exception, or one that it was raised for, is about.
+    """Whether an exception, or one of its causes, is about memory or a file.
 
-    Triton raises a `CompilationError` for whatever fails while it walks through a kernel, mostly `from None`.
+    Triton raises a `CompilationError` for any failure while it visits a kernel's source, mostly `from None`.
     """
     while error is not None:
         if isinstance(error, (MemoryError, OSError)):
@@ -83,7 +83,7 @@ def _lacks_resources(error: BaseException | None) -> bool:
 
 
 def _words(error: BaseException) -> str:
-    """Type and message of what caused an exception. A `CompilationError` has its message behind lines of source."""
+    """Type and message of an exception's first cause. A `CompilationError` has its message after lines of source."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error).strip()

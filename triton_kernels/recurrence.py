@@ -1,22 +1,30 @@
-"""What the recurrences share: inside the kernels, and at their launch."""
+"""Helpers of the recurrences: parts of the kernels, and their launch."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from ..kernel_support.recurrences import Arguments
 
 NUM_WARPS = {16: 1, 32: 1, 64: 2, 128: 8}
-"""Head size → warps of a program, which keeps one head's state [K, V] in registers. Up to 64 nothing spills, and a
-vector [N] is at most one number a thread: with more threads than that each number is loaded several times. At 128 v7
-spills with any number. Fixed, as it orders the sums: what a row gets must not depend on who is beside it."""
+"""Head size → warps of a program, which keeps one head's state [K, V] in registers.
+
+Up to head size 64 nothing spills, and a vector [N] has at least one number for each thread: more threads would load
+numbers several times. At 128 v7 spills with any number of warps. The table is fixed because the number of warps orders
+the sums, and a row's bits must not depend on the other rows."""
 NUM_STAGES = 1
-"""There is nothing to pipeline: the kernels load the next token's vectors themselves."""
+"""The kernels load the next token's vectors themselves; Triton's pipelining has nothing to add."""
 LAUNCH = {"num_stages": NUM_STAGES, "enable_fp_fusion": True}
 
 
 @triton.jit
 def load_vector(pointer, offset, channel, mask=None):  # type: ignore[no-untyped-def]
-    """One token's vector of one input, as float32; zeros where there is no such input."""
+    """One token's vector of one input, as float32; zeros where the input is None."""
     if pointer is not None:
         x = tl.load(pointer + offset + channel, mask=mask).to(tl.float32)
     else:
@@ -26,7 +34,7 @@ def load_vector(pointer, offset, channel, mask=None):  # type: ignore[no-untyped
 
 @triton.jit
 def write_zeros(p_out, start, end, channel, WIDTH: tl.constexpr, mask=None):  # type: ignore[no-untyped-def]
-    """The output of a padding row, tokens start:end."""
+    """Writes the output of a padding row, tokens start:end."""
     offset = start.to(tl.int64) * WIDTH
     for _ in range(start, end):
         tl.store(p_out + offset + channel, 0.0, mask=mask)
@@ -35,7 +43,7 @@ def write_zeros(p_out, start, end, channel, WIDTH: tl.constexpr, mask=None):  # 
 
 @triton.jit
 def head_norm(y, weight, bias, eps, N: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Group norm of one head's read-out [N]."""
+    """Group norm of one head's output [N]."""
     centred = y - tl.sum(y, 0) / N
     variance = tl.sum(centred * centred, 0) / N
     return centred * tl.rsqrt(variance + eps) * weight + bias
@@ -74,3 +82,33 @@ def round_stochastically(x, position, row, column):  # type: ignore[no-untyped-d
     rounded = (bits & 0xFFFFE000).to(tl.float32, bitcast=True) - shift
     kept = tl.where(tl.abs(rounded) > 65504.0, (sign | 0x7F800000).to(tl.float32, bitcast=True), rounded)
     return tl.where(x != x, x, kept)  # random bits added to a NaN would make it a number
+
+
+def launch_heads(kernel: Any, inputs: Arguments, parameters: Arguments, eps: float, state: Tensor, rows: Any) -> Tensor:
+    """Launches a recurrence over heads, one program for each head of each row; returns its output.
+
+    Args:
+        inputs: `r` and other vectors of tokens, [M, A]: the kernel's first arguments, in order.
+        parameters: of the heads: the kernel's next arguments, in order.
+        state: [P, H, N, N].
+        rows: `Rows`.
+    """
+    _, num_heads, size, _ = state.shape
+    out = torch.empty_like(inputs["r"])  # type: ignore[arg-type]
+    if rows.num_tokens:
+        kernel[(rows.num_rows * num_heads,)](
+            *inputs.values(),
+            *parameters.values(),
+            state,
+            rows.slot_index,
+            rows.cu_seqlens,
+            rows.position if state.dtype == torch.float16 else None,
+            out,
+            eps,
+            SLOT_STRIDE=state.stride(0),
+            H=num_heads,
+            N=size,
+            num_warps=NUM_WARPS[size],
+            **LAUNCH,
+        )
+    return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -17,26 +17,27 @@ from .sample_shape import shape_kernel
 from .specialization import Specialization, pointers
 
 TILE = 4096
-"""Ids that one program of the first kernel goes through."""
+"""Ids of a program of the first kernel."""
 CHUNK = 2048
-"""Ids that the second kernel goes through at a time where it looks for large logits; divides TILE."""
+"""Ids that the second kernel reads at a time to collect large logits; divides TILE."""
 BLOCK = 512
-"""Tokens of a source that it looks at together afterwards."""
+"""Tokens of a source that the second kernel reads at a time; see sample_cut.py."""
 CAP = 4096
-"""How many tokens near the top of a row are compacted at most; with more, passes go over the whole row."""
+"""Tokens near a row's largest logit that are collected at most; with more, passes read the whole row."""
 LIST = 256
-"""Entries of a slot's lists that are gone through together."""
+"""Entries of a slot's lists that are read at a time."""
 NUM_WARPS = 8
+OPTIONS: dict[str, Any] = {"num_warps": NUM_WARPS, "num_stages": 1, "enable_fp_fusion": True}
 MAX_V = 2**18
-"""Masses of more tokens could overflow 64 bits."""
+"""Vocabulary size up to which the sum of masses fits into 64 bits."""
 
 
 def sample(logits: Tensor, slot_index: Tensor, tables: Any, ops: Any) -> tuple[Tensor, Tensor]:
     """As `sample` in engine/sample.py.
 
-    Nothing is sorted and V numbers are never written: what penalties, biases and early stops change is changed in
-    `logits` itself, entry by entry, and put back in the end; masks are applied when a logit is read. The first kernel
-    leaves maxima and sums of tiles; the second, one program a row, does the rest (see sample_select.py).
+    Nothing is sorted, and no copy of the logits is written. Penalties, biases and early stops change entries of
+    `logits`, which are restored in the end; masks are applied when a logit is read. The first kernel computes maxima
+    and sums of tiles (sample_shape.py); the second, one program a row, filters and draws (sample_select.py).
 
     Args:
         logits: [B, V] float32, contiguous.
@@ -44,90 +45,102 @@ def sample(logits: Tensor, slot_index: Tensor, tables: Any, ops: Any) -> tuple[T
         tables: `SlotTables`. **Updated in place.**
         ops: not used.
 
+    Returns:
+        Token ids [B] int64, and their log-probabilities [B] float64 before penalties and filters.
+
     Raises:
         ValueError: a shape, dtype, device or stride differs; the message names the tensor, what was given and what
             was expected.
 
-    Numerics: masses are exp2 in float32, as integers of 2^-44 of the largest. A draw or a cut differs from the
-        definition's only where the uniform number, or the mass at a boundary, is within about 1e-6 of it.
-        Tokens whose probability is below 2^-44 of the largest are never drawn. A row's bits depend on nothing but the
-        row and its slot.
+    Numerics: masses are exp2 in float32, as integers in units of 2^-44 of the largest. A draw or a cut differs from the
+        definition's only where the uniform number is within about 1e-6 of a boundary. A token whose probability is
+        below 2^-44 of the largest is never drawn. A row's bits depend on the row and its slot only.
     Graph-safe: allocations depend on B, V and the widths of the tables; no host sync. Tables that have been replaced
         (`tables.generation`) need a new capture.
     """
-    num_rows, size = logits.shape
-    device = logits.device
+    num_rows, device = len(logits), logits.device
     check("logits", logits, (num_rows, tables.vocab_size), torch.float32, device)
     check("slot_index", slot_index, (num_rows,), torch.int32, device)
     check("tables.integers", tables.integers, tables.integers.shape, torch.int64, device)
-    tile, chunk, block, cap = _tiles(size)
-    num_tiles = triton.cdiv(size, tile)
-    widths = tables.seen_ids.shape[1], tables.bias_ids.shape[1], tables.stops.shape[1]
     token_ids = torch.empty(num_rows, dtype=torch.int64, device=device)
     logprobs = torch.empty(num_rows, dtype=torch.float64, device=device)
-    if num_rows == 0:
-        return token_ids, logprobs
-    saved = torch.empty(num_rows, sum(widths), dtype=torch.float32, device=device)
-    sums = torch.empty(num_rows, 4, num_tiles, dtype=torch.float32, device=device)
-    first = torch.empty(num_rows, num_tiles, dtype=torch.int32, device=device)
-    near_logits = torch.empty(num_rows, cap, dtype=torch.float32, device=device)
-    near_ids = torch.empty(num_rows, cap, dtype=torch.int32, device=device)
-    seen_generated = tables.seen_generated.view(torch.uint8)
-    options = dict(num_warps=NUM_WARPS, num_stages=1, enable_fp_fusion=True)
-    shape_kernel[(num_rows, num_tiles)](
-        logits,
-        slot_index,
-        tables.integers,
-        tables.floats,
-        tables.seen_ids,
-        tables.seen_count,
-        seen_generated,
-        tables.bias_ids,
-        tables.biases,
-        tables.stops,
-        tables.mask,
-        tables.sampleable,
-        saved,
-        sums,
-        first,
-        *widths,
+    if num_rows:
+        buffers = _buffers(num_rows, tables, device)
+        _shape(logits, slot_index, tables, buffers)
+        _select(logits, slot_index, tables, buffers, token_ids, logprobs)
+    return token_ids, logprobs
+
+
+class _Buffers(NamedTuple):
+    """Memory that both kernels share."""
+
+    saved: Tensor
+    """[B, entries of the slot's lists] float32: logits before they were changed."""
+    sums: Tensor
+    """[B, 4, tiles] float32: of each tile the largest logit and the mass, as given and as changed."""
+    first: Tensor
+    """[B, tiles] int32: the first id with the largest changed logit."""
+    near: tuple[Tensor, Tensor]
+    """[B, CAP] float32 and int32: logits and ids of the tokens near a row's largest logit."""
+
+
+def _buffers(num_rows: int, tables: Any, device: torch.device) -> _Buffers:
+    tile, _, _, cap = _tiles(tables.vocab_size)
+    num_tiles = triton.cdiv(tables.vocab_size, tile)
+    return _Buffers(
+        torch.empty(num_rows, sum(_widths(tables)), dtype=torch.float32, device=device),
+        torch.empty(num_rows, 4, num_tiles, dtype=torch.float32, device=device),
+        torch.empty(num_rows, num_tiles, dtype=torch.int32, device=device),
+        (
+            torch.empty(num_rows, cap, dtype=torch.float32, device=device),
+            torch.empty(num_rows, cap, dtype=torch.int32, device=device),
+        ),
+    )
+
+
+def _widths(tables: Any) -> tuple[int, int, int]:
+    """Entries that the slots' lists have room for: seen ids, biases, stops."""
+    return tables.seen_ids.shape[1], tables.bias_ids.shape[1], tables.stops.shape[1]
+
+
+def _shape(logits: Tensor, slot_index: Tensor, tables: Any, buffers: _Buffers) -> None:
+    """Launches the first kernel."""
+    num_rows, size = logits.shape
+    tile, _, _, _ = _tiles(size)
+    shape_kernel[(num_rows, triton.cdiv(size, tile))](
+        *(logits, slot_index, tables.integers, tables.floats),
+        *(tables.seen_ids, tables.seen_count, tables.seen_generated.view(torch.uint8)),
+        *(tables.bias_ids, tables.biases, tables.stops, tables.mask, tables.sampleable),
+        *(buffers.saved, buffers.sums, buffers.first),
+        *_widths(tables),
         V=size,
         TILE=tile,
         LIST=LIST,
-        **options,
+        **OPTIONS,
     )
+
+
+def _select(
+    logits: Tensor, slot_index: Tensor, tables: Any, buffers: _Buffers, token_ids: Tensor, logprobs: Tensor
+) -> None:
+    """Launches the second kernel."""
+    num_rows, size = logits.shape
+    tile, chunk, block, cap = _tiles(size)
     select_kernel[(num_rows,)](
-        logits,
-        slot_index,
-        tables.integers,
-        tables.floats,
-        tables.last_token,
-        tables.seen_ids,
-        tables.seen_count,
-        seen_generated,
-        tables.bias_ids,
-        tables.stops,
-        tables.mask,
-        tables.sampleable,
-        tables.uncounted.view(torch.uint8),
-        saved,
-        sums,
-        first,
-        near_logits,
-        near_ids,
-        token_ids,
-        logprobs,
-        *widths,
+        *(logits, slot_index, tables.integers, tables.floats, tables.last_token),
+        *(tables.seen_ids, tables.seen_count, tables.seen_generated.view(torch.uint8)),
+        *(tables.bias_ids, tables.stops, tables.mask, tables.sampleable, tables.uncounted.view(torch.uint8)),
+        *(buffers.saved, buffers.sums, buffers.first, *buffers.near, token_ids, logprobs),
+        *_widths(tables),
         V=size,
-        NUM_TILES=num_tiles,
+        NUM_TILES=triton.cdiv(size, tile),
         TILE=tile,
         CHUNK=chunk,
         BLOCK=block,
         CAP=cap,
         LIST=LIST,
-        **options,
+        **OPTIONS,
     )
-    return token_ids, logprobs
 
 
 def _unsupported(
@@ -145,7 +158,7 @@ unsupported_reason = probed("sample", _unsupported)
 
 
 def specializations() -> list[Specialization]:
-    """What is launched for a vocabulary of 65536, and for RWKV-4's of 50277."""
+    """The compilations for a vocabulary of 65536, and for RWKV-4's of 50277."""
     common = {
         **pointers("fp32", "logits", "seen_count", "saved", "sums"),
         **pointers("fp64", "floats"),

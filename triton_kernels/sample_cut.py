@@ -1,4 +1,4 @@
-"""Where the filters of a row end: a cut in the row's ranking, found without sorting. Used by `select_kernel`.
+"""The cut where a row's filters end its ranking, found without sorting; part of `select_kernel`.
 
 The tokens of a row are ranked by logit, larger first, and among equal logits by id, smaller first. Top-k, top-p and
 min-p each keep a prefix of that ranking, so that all of them together keep a prefix. A `Cut` names its end: the
@@ -31,9 +31,9 @@ ONE = tl.constexpr(2.0**44)
 FAR = tl.constexpr(31.0)
 """A token whose logit is this far below the largest, in units of the temperature, has mass 0: exp(-31) < 2^-44."""
 NEAR = tl.constexpr(12.0)
-"""How far below the largest logit the first attempt collects tokens, in units of the filters' temperature."""
+"""Distance below the largest logit within which the first attempt collects tokens, in filter temperatures."""
 ATTEMPTS = tl.constexpr(4)
-"""How many times tokens are collected before the whole row becomes the source."""
+"""Attempts to collect tokens before the whole row becomes the source."""
 PIVOTS = tl.constexpr(8)
 LOG2_PIVOTS = tl.constexpr(3)
 
@@ -71,7 +71,7 @@ class Cut(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """What masses are relative to: the largest logit, and a temperature; float32 scalars."""
+    """The largest logit and the temperature that masses are relative to; float32 scalars."""
 
     peak: Any
     temperature: Any
@@ -225,7 +225,7 @@ def nth_equal(source, size, key, n, SIZES: tl.constexpr):
 
 @triton.jit
 def goals_of(filters, total):
-    """What the filters ask for, in terms of keys and masses.
+    """The filters' limits, as a distance of logits and as a mass.
 
     Args:
         total: sum of exp((logit - peak) / filter_temperature) over the row.

@@ -1,4 +1,4 @@
-"""What both kernels of `sample` know about a row: columns of the slot tables, filters, and which ids may be sampled."""
+"""A row as both kernels of `sample` read it: columns of the slot tables, filters, and the ids that may be sampled."""
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
@@ -39,7 +39,7 @@ NONE = tl.constexpr(2**31 - 1)
 
 
 class Row(NamedTuple):
-    """How the logits of a row are read."""
+    """The logits of a row, and the masks that apply when they are read."""
 
     logits: Any
     """Pointer to V logits, float32."""
@@ -48,7 +48,7 @@ class Row(NamedTuple):
     mask: Any
     """Pointer to as many words, the same for the slot."""
     num_masked: Any
-    """How many ids `mask` applies to: V, or 0 where the slot has no mask."""
+    """Number of ids that `mask` applies to: V, or 0 where the slot has no mask."""
 
 
 class Seen(NamedTuple):
@@ -60,7 +60,7 @@ class Seen(NamedTuple):
 
 
 class Filters(NamedTuple):
-    """How the distribution of a row is shaped. A filter that keeps all tokens is off."""
+    """The settings that shape a row's distribution. A filter that keeps all tokens is off."""
 
     temperature: Any
     """float32, of the draw; 1 where the row is greedy."""
@@ -78,7 +78,7 @@ class Filters(NamedTuple):
 
 @triton.jit
 def load_lengths(integers):
-    """How many entries of the slot's three lists edit this row: seen ids, biases, stops; int32 each.
+    """Lengths of the slot's three lists that change this row: seen ids, biases, stops; int32 each.
 
     Args:
         integers: the slot's row of the table.

@@ -19,7 +19,7 @@ from .tiles import multiply
 
 
 class Tiles(NamedTuple):
-    """How the products are cut. Nothing depends on the number of rows: a row's bits must not."""
+    """The tiles of the products. They do not depend on the number of rows, so that a row's bits do not either."""
 
     rows: int
     ids: int
@@ -31,9 +31,9 @@ class Tiles(NamedTuple):
 HALF = Tiles(rows=128, ids=128, depth=64, num_warps=8, num_stages=3)
 SINGLE = Tiles(rows=32, ids=64, depth=32, num_warps=4, num_stages=2)
 SPLITS = 128
-"""Parts of the vocabulary that are gone through side by side."""
+"""Parts of the vocabulary, each computed by programs of its own."""
 BLOCK, COMBINE_WARPS = 1024, 4
-"""How much of a row is multiplied with its target's weights at a time."""
+"""Features of a row that are multiplied with its target's weights at a time."""
 NONE = tl.constexpr(2**31 - 1)
 """Above every id."""
 
@@ -72,6 +72,7 @@ def score_kernel(
     DEPTH: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
+    """Grid [m / ROWS, parts]. Rows beyond m and ids beyond V repeat the last one; they are dropped."""
     part = tl.program_id(1)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     k = tl.arange(0, DEPTH)
@@ -114,6 +115,7 @@ def combine_kernel(
     NUM_PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Grid [n]: one target."""
     i = tl.program_id(0)
     row = tl.load(p_row + i)
     target = tl.load(p_target + i)
@@ -135,16 +137,17 @@ def combine_kernel(
     total = tl.sum(totals * tl.exp(peaks - peak), 0)
     first = tl.min(tl.where(peaks == peak, firsts, NONE), 0)
     logprob = logit.to(tl.float64) - (peak.to(tl.float64) + tl.log(total.to(tl.float64)))
-    # The logit was summed up in another order than in its tile. NaN stays.
+    # The target's logit is summed in another order than in its tile, and may be above the normalizer. NaN stays NaN.
     tl.store(p_logprob + i, tl.where(logprob > 0, 0.0, logprob))
     tl.store(p_greedy + i, ((first == target) & (total > 0)).to(tl.uint8))
 
 
 def score(x: Tensor, head: Any, targets: Tensor, rows: Tensor, ops: Any) -> tuple[Tensor, Tensor]:
-    """As `score` in models/scoring.py; the head's products are never written, nor rounded to the dtype of x.
+    """As `score` in models/scoring.py; logits are never written to memory, nor rounded to the dtype of x.
 
-    One kernel goes through parts of the vocabulary, tile by tile, and keeps each row's largest logit, where it was
-    first seen, and the sum of exp(logit - largest); another makes the targets' own logits and combines the parts.
+    The first kernel computes logits tile by tile. For each part of the vocabulary it keeps each row's largest logit,
+    the first id that has it, and the sum of exp(logit - largest). The second kernel computes the targets' own logits
+    and combines the parts.
 
     Args:
         x: [m, C] float32, bfloat16 or float16, contiguous.
@@ -158,56 +161,29 @@ def score(x: Tensor, head: Any, targets: Tensor, rows: Tensor, ops: Any) -> tupl
             was expected.
 
     Numerics: products and sums in float32; log-probabilities are within 1e-6 of float64's for logits of about 10.
-        Rows that have NaN get NaN, and say false. A row's bits do not depend on how many there are.
+        A row with NaN gets NaN and False. A row's bits do not depend on the number of rows.
     Graph-safe: allocations depend on m, n and V alone; no host sync.
     """
-    m, width = x.shape
-    weight = head.weight
-    n, size = len(targets), len(weight)
-    device = x.device
-    check("x", x, (m, width), x.dtype, device)
-    if reason := launch.unsupported(device, x.dtype, {}):
-        raise ValueError(f"x: {reason}")
-    check("head.weight", weight, (size, width), x.dtype, device)
-    check("targets", targets, (n,), torch.int64, device)
-    check("rows", rows, (n,), torch.int64, device)
-    logprobs = torch.empty(n, dtype=torch.float64, device=device)
-    greedy = torch.empty(n, dtype=torch.uint8, device=device)
+    _check(x, head.weight, targets, rows)
+    (m, width), size, n = x.shape, len(head.weight), len(targets)
+    logprobs = torch.empty(n, dtype=torch.float64, device=x.device)
+    greedy = torch.empty(n, dtype=torch.uint8, device=x.device)
     if n == 0:
         return logprobs, greedy.view(torch.bool)
     tiles = SINGLE if x.dtype == torch.float32 else HALF
     part, num_parts = _parts(size, tiles)
-    peaks, totals = torch.empty(2, num_parts, m, dtype=torch.float32, device=device)
-    firsts = torch.empty(num_parts, m, dtype=torch.int32, device=device)
+    peaks, totals = torch.empty(2, num_parts, m, dtype=torch.float32, device=x.device)
+    firsts = torch.empty(num_parts, m, dtype=torch.int32, device=x.device)
     score_kernel[(triton.cdiv(m, tiles.rows), num_parts)](
-        x,
-        weight,
-        peaks,
-        totals,
-        firsts,
-        m,
-        V=size,
-        C=width,
-        PART=part,
-        ROWS=tiles.rows,
-        IDS=tiles.ids,
-        DEPTH=tiles.depth,
+        *(x, head.weight, peaks, totals, firsts, m),
+        **_constants(size, width, part, tiles),
         UPCAST=launch.is_interpreted(),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
         enable_fp_fusion=True,
     )
     combine_kernel[(n,)](
-        x,
-        weight,
-        targets,
-        rows,
-        peaks,
-        totals,
-        firsts,
-        logprobs,
-        greedy,
-        m,
+        *(x, head.weight, targets, rows, peaks, totals, firsts, logprobs, greedy, m),
         V=size,
         C=width,
         NUM_PARTS=num_parts,
@@ -219,11 +195,34 @@ def score(x: Tensor, head: Any, targets: Tensor, rows: Tensor, ops: Any) -> tupl
     return logprobs, greedy.view(torch.bool)
 
 
+def _check(x: Tensor, weight: Tensor, targets: Tensor, rows: Tensor) -> None:
+    """Raises ValueError where a tensor is not as `score` says."""
+    m, width = x.shape
+    check("x", x, (m, width), x.dtype, x.device)
+    if reason := launch.unsupported(x.device, x.dtype, {}):
+        raise ValueError(f"x: {reason}")
+    check("head.weight", weight, (len(weight), width), x.dtype, x.device)
+    check("targets", targets, (len(targets),), torch.int64, x.device)
+    check("rows", rows, (len(targets),), torch.int64, x.device)
+
+
+def _constants(size: int, width: int, part: int, tiles: Tiles) -> dict[str, int]:
+    """Constants of `score_kernel`, but for UPCAST."""
+    return {
+        "V": size,
+        "C": width,
+        "PART": part,
+        "ROWS": tiles.rows,
+        "IDS": tiles.ids,
+        "DEPTH": tiles.depth,
+    }
+
+
 unsupported_reason = probed("score")
 
 
 def specializations() -> list[Specialization]:
-    """What is launched for a vocabulary of 65536 by small and large models."""
+    """The compilations for a vocabulary of 65536, of small and large models."""
     size = 65536
     found = []
     for width, dtype, tiles in ((768, "bf16", HALF), (4096, "bf16", HALF), (4096, "fp16", HALF), (768, "fp32", SINGLE)):
@@ -235,15 +234,7 @@ def specializations() -> list[Specialization]:
             **pointers("i32", "first"),
             "m": "i32",
         }
-        constants = dict(
-            V=size,
-            C=width,
-            PART=part,
-            ROWS=tiles.rows,
-            IDS=tiles.ids,
-            DEPTH=tiles.depth,
-            UPCAST=False,
-        )
+        constants = _constants(size, width, part, tiles) | {"UPCAST": False}
         label = f"{dtype} C={width}"
         found.append(
             Specialization(label, score_kernel, common, constants, tiles.num_warps, tiles.num_stages, is_probe)
@@ -256,6 +247,6 @@ def specializations() -> list[Specialization]:
 
 
 def _parts(size: int, tiles: Tiles) -> tuple[int, int]:
-    """How many ids a part has, a multiple of a tile's, and how many parts there are."""
+    """The number of ids of a part, a multiple of a tile's, and the number of parts."""
     part = triton.cdiv(triton.cdiv(size, SPLITS), tiles.ids) * tiles.ids
     return part, triton.cdiv(size, part)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..kernel_support.tensor_checks import check, check_pool
+from ..kernel_support.tensor_checks import check, check_all, check_pool
 from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES
@@ -18,12 +18,12 @@ __all__ = ["NUM_WARPS", "shift_lerp", "shift_lerp_kernel", "specializations", "u
 
 EPS = 1e-5
 NUM_WARPS = {256: 1, 512: 2, 1024: 4, 2048: 8, 4096: 8, 8192: 16}
-"""Channels of a token, up to → warps of its program. Fixed, as it orders the sums."""
+"""Channels of a token, at most → warps of its program. Fixed, as the number of warps orders the sums."""
 MAX_WARPS = 16
 ENABLE_FP_FUSION = False
-"""Whether the compiler may make one instruction of a product and a sum, which it would decide anew in each compilation.
-Decode steps and prompts are two compilations, and a token's bits must not depend on which of them it was part of. Where
-one instruction is wanted the kernel says so: `tl.fma`."""
+"""Whether the compiler may fuse a product and a sum into one instruction. It would decide anew in each compilation:
+decode steps and prompts are two compilations, and a token's bits must be the same in both. The kernel asks for a fused
+instruction by `tl.fma`."""
 
 
 @triton.jit
@@ -57,11 +57,11 @@ def shift_lerp_kernel(  # type: ignore[no-untyped-def]
     EPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grid [M].
+    """Grid [M]: one token.
 
-    Only the program of a row's first token touches the row's slot, so that no order of programs matters: it takes what
-    is there as the previous token, and puts the row's last token in its place, whose norm it computes itself. All
-    others compute the norm of the token before theirs.
+    Only the program of a row's first token reads and writes the row's slot, so that the order of programs does not
+    matter. It reads the previous token's norm from the slot, and writes the norm of the row's last token, which it
+    computes itself. All other programs compute the norm of the token before theirs.
     """
     token = tl.program_id(0)
     if IS_DECODE:
@@ -75,7 +75,7 @@ def shift_lerp_kernel(  # type: ignore[no-untyped-def]
     slot = tl.load(p_slot + row)
     channel = tl.arange(0, BLOCK)
     mask = channel < C
-    # Not `mask & owns_slot`: the interpreter has no masks from scalars.
+    # A comparison with a scalar bound, as the interpreter cannot combine a mask with a scalar condition.
     shifted = channel < tl.where(is_first & (slot >= 0), C, 0)
     p_old = p_shift + slot.to(tl.int64) * SLOT_STRIDE + channel
     previous = tl.load(p_old, mask=shifted, other=0.0).to(tl.float32)
@@ -114,7 +114,7 @@ def shift_lerp(
         shift: [P, C], dtype of `x`, contiguous but for its first axis. z of each slot's latest token. **Updated in
             place**, only in the slots of `rows`.
         rows: `Rows` on the same device. Slot -1 is padding: its first token has zeros before it, no state is touched.
-        keep_parts: z and d are wanted too.
+        keep_parts: return z and d too.
 
     Returns:
         z [M, C] and d [M, C], or None for both, and the interpolations [n, M, C]; dtype of `x`.
@@ -130,27 +130,17 @@ def shift_lerp(
     width = x.shape[-1]
     dtype, device = x.dtype, x.device
     check("x", x, (rows.num_tokens, width), dtype, device)
-    check("norm.weight", norm.weight, (width,), dtype, device)
-    check("norm.bias", norm.bias, (width,), dtype, device)
+    check_all({"norm.weight": norm.weight, "norm.bias": norm.bias}, (width,), dtype, device)
     check("mix", mix, (len(mix), width), dtype, device)
     slot_stride = check_pool("shift", shift, (width,), (dtype,), device)
     normed, delta = (torch.empty_like(x), torch.empty_like(x)) if keep_parts else (None, None)
     mixed = torch.empty((len(mix), *x.shape), dtype=dtype, device=device)
     if rows.num_tokens:
+        start, token_rows = (None, None) if rows.is_decode else (rows.cu_seqlens, rows.token_rows)
         block = triton.next_power_of_2(width)
         shift_lerp_kernel[(rows.num_tokens,)](
-            x,
-            norm.weight,
-            norm.bias,
-            mix,
-            shift,
-            rows.slot_index,
-            None if rows.is_decode else rows.cu_seqlens,
-            None if rows.is_decode else rows.token_rows,
-            normed,
-            delta,
-            mixed,
-            rows.num_tokens,
+            *(x, norm.weight, norm.bias, mix, shift, rows.slot_index, start, token_rows),
+            *(normed, delta, mixed, rows.num_tokens),
             SLOT_STRIDE=slot_stride,
             C=width,
             NUM_MIXES=len(mix),
@@ -165,6 +155,7 @@ def shift_lerp(
 
 
 def _num_warps(block: int) -> int:
+    """Warps of a program for a block of channels."""
     return next((warps for limit, warps in NUM_WARPS.items() if block <= limit), MAX_WARPS)
 
 
@@ -172,7 +163,7 @@ unsupported_reason = probed("shift_lerp")
 
 
 def specializations() -> list[Specialization]:
-    """What models of width 768 with 12 layers launch, and the widest block."""
+    """The compilations for models of width 768 with 12 layers, and the widest block."""
 
     def one(
         use: str,

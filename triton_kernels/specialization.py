@@ -1,4 +1,4 @@
-"""What a launch compiles: enough to compile the same ahead of time, for a device that is not there."""
+"""Compilations of kernels, described so that they can be made ahead of time, for a device that this machine lacks."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from triton.compiler import ASTSource
 
 @dataclass(frozen=True)
 class Specialization:
-    """One compilation of a kernel.
+    """A compilation of a kernel.
 
     Args:
-        label: what tells it from the kernel's others, for messages.
+        label: tells it from the kernel's other specializations, in messages.
         kernel: the `@triton.jit` function.
         signature: run-time argument → Triton type. Pointers are aligned to 16 bytes.
-        constexprs: compile-time argument → value; None for a pointer that is not given.
+        constexprs: compile-time argument → value; None for a pointer argument that is None.
         num_warps, num_stages, enable_fp_fusion: as at the launch.
-        is_probe: the hardest of the kernel's specializations to compile; each module has one for each of its kernels.
-            A compiler that makes these is taken to make the others too.
+        is_probe: the kernel's specialization that is hardest to compile; one for each kernel of a module. A compiler
+            that compiles it is assumed to compile the others.
     """
 
     label: str
@@ -36,13 +36,13 @@ class Specialization:
 
 
 def compile_for(spec: Specialization, target: GPUTarget) -> Any:
-    """A specialization, compiled by Triton for a device that need not be there.
+    """Compiles a specialization for a device that this machine need not have.
 
     Returns:
-        Triton's `CompiledKernel`: `metadata.shared` is its shared memory in bytes, `asm` what it was compiled to.
+        Triton's `CompiledKernel`: `metadata.shared` is its shared memory in bytes, `asm` its code in each form.
 
     Raises:
-        Exception: whatever Triton raises where it fails.
+        Exception: any error of Triton's.
     """
     names = spec.kernel.arg_names
     signature = {name: "constexpr" if name in spec.constexprs else spec.signature[name] for name in names}

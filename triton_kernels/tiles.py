@@ -1,27 +1,59 @@
-"""What kernels with matrix products share: tiles, activations, and a product of tiles."""
+"""Helpers of kernels with matrix products: tiles and launches, activations, and the product of two tiles."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-"""Triton's names."""
+"""Triton's names of the dtypes."""
+GROUP = 8
+"""Tiles of tokens that read the same rows of a weight one after the other, so that the L2 cache serves all but one."""
 
 
 class Tile(NamedTuple):
-    """What a program computes of a product, and how it is launched."""
+    """The part of a product that one program computes, and how the program is launched."""
 
     tokens: int
     rows: int
-    """Of the weight: output features."""
+    """Rows of the weight: output features."""
     depth: int
-    """How many input features are in flight at a time."""
+    """Input features in flight at a time."""
     num_warps: int
     num_stages: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Launch options of a kernel with this tile."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+
+
+def product_constants(num_rows: int, depth: int, tile: Tile) -> dict[str, int]:
+    """The constants that every kernel of a product x W^T has, for a weight [num_rows, depth]."""
+    blocks = {"BLOCK_M": tile.tokens, "BLOCK_N": tile.rows, "BLOCK_K": tile.depth}
+    return {"N": num_rows, "K": depth, **blocks, "GROUP": GROUP}
+
+
+def launch_product(
+    kernel: Any, arguments: Sequence[Tensor | None], sizes: tuple[int, int, int], tile: Tile, *batch: int, **more: Any
+) -> None:
+    """Launches the kernel of a product x W^T, one program a tile.
+
+    Args:
+        arguments: all but the number of tokens, which follows them.
+        sizes: tokens, rows of the weight, depth.
+        batch: number of products, for a kernel that computes several.
+        more: further constants.
+    """
+    num_tokens, num_rows, depth = sizes
+    grid = (triton.cdiv(num_tokens, tile.tokens) * triton.cdiv(num_rows, tile.rows), *batch)
+    constants = product_constants(num_rows, depth, tile)
+    kernel[grid](*arguments, num_tokens, **constants, **more, **tile.options)
 
 
 @triton.jit

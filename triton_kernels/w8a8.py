@@ -1,4 +1,4 @@
-"""A product of two int8 matrices with float scales; see `w8a8` in models/w8a8_linear.py for the definition."""
+"""A product of two int8 matrices with float scales; see `w8a8` in models/matrices/w8a8_linear.py for the definition."""
 
 from __future__ import annotations
 
@@ -11,33 +11,32 @@ from ..kernel_support.tensor_checks import check
 from ..kernel_support.unsupported import DTYPES
 from .probe import probed
 from .specialization import Specialization, pointers
-from .tiles import TYPES, Tile, activate
+from .tiles import TYPES, Tile, activate, launch_product, product_constants
 
 __all__ = ["CHOICES", "choose_tile", "quantize_kernel", "specializations", "unsupported_reason", "w8a8", "w8a8_kernel"]
 
 QUANTIZE_BLOCK = 2048
-GROUP = 8
-"""Tiles of tokens that pass over the weight together, for the L2 cache's sake."""
 CHOICES = (
     (16, Tile(16, 64, 256, 4, 4)),
     (64, Tile(64, 64, 128, 4, 4)),
     (1 << 62, Tile(128, 128, 128, 8, 3)),
 )
-"""Up to so many tokens: this tile. Predicted, not yet measured on a GPU. The sums are whole numbers: a row's bits do
-not depend on the tile, hence not on how many rows there are."""
+"""Up to so many tokens → the tile. Predicted, not yet measured on a GPU. The sums are integers, so that a row's bits do
+not depend on the tile, and so not on the number of rows."""
 
 
 def choose_tile(num_tokens: int) -> Tile:
+    """The tile for a number of tokens."""
     return next(tile for tokens, tile in CHOICES if num_tokens <= tokens)
 
 
 @triton.jit
 def quantize_kernel(p_x, p_q, p_scale, K: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Grid [M]: one row as whole numbers in [-127, 127], and what they are multiples of."""
+    """Grid [M]: one row as integers in [-127, 127], and the scale that they are multiplied by."""
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
     peaks = tl.zeros((BLOCK,), tl.float32)
-    poison = tl.zeros((BLOCK,), tl.float32)  # NaN where an input is not finite, which maxima would hide
+    poison = tl.zeros((BLOCK,), tl.float32)  # NaN where an input is not finite; a maximum ignores NaN
     for start in range(0, K, BLOCK):
         x = tl.load(p_x + row * K + start + k, mask=k < K - start, other=0.0).to(tl.float32)
         peaks = tl.maximum(peaks, tl.abs(x))
@@ -49,7 +48,7 @@ def quantize_kernel(p_x, p_q, p_scale, K: tl.constexpr, BLOCK: tl.constexpr):  #
         mask = k < K - start
         x = tl.load(p_x + row * K + start + k, mask=mask, other=0.0).to(tl.float32)
         q = tl.div_rn(x, tl.zeros((BLOCK,), tl.float32) + scale)
-        q = (q + 12582912.0) - 12582912.0  # 1.5 * 2^23: to the nearest whole number, halves to the even one
+        q = (q + 12582912.0) - 12582912.0  # 1.5 * 2^23: to the nearest integer, halves to even
         tl.store(p_q + row * K + start + k, tl.clamp(q, -127.0, 127.0).to(tl.int8), mask=mask)
 
 
@@ -71,7 +70,9 @@ def w8a8_kernel(  # type: ignore[no-untyped-def]
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Grid [tiles]. The weight is the first operand: its rows fill the 64 of a tensor core for any few tokens."""
+    """Grid [tiles]. The weight is the first operand, so that its rows, and not the few tokens, fill the 64 rows of a
+    tensor core's product.
+    """
     tiles_m = tl.cdiv(num_tokens, BLOCK_M)
     tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     i_tile = tl.program_id(0)
@@ -115,7 +116,7 @@ def w8a8(
     out: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """act((x̂ q^T) * scale) * gate, or that added to `out`, with each row x̂ of x rounded to 255 levels of its own.
+    """act((x̂ q^T) * scale) * gate, or that added to `out`, with x̂ the rows of x quantized to int8.
 
     Args:
         x: [M, K], float32, bfloat16 or float16, contiguous.
@@ -133,23 +134,12 @@ def w8a8(
         ValueError: a shape, dtype, device or stride differs; the message names the tensor, what was given and what was
             expected.
 
-    Numerics: sums in int32, exact up to K = 133144; all that follows in float32, rounded once. A row's bits do not
+    Numerics: sums in int32, exact up to K = 133144; the epilogue in float32, rounded once. A row's bits do not
         depend on the other rows.
     Graph-safe: no allocation besides the result, int8 [M, K] and one number a row; no host sync.
     """
-    if x.dim() != 2 or x.dtype not in DTYPES:
-        raise ValueError(f"x: got {x.dtype} {list(x.shape)}, expected [M, K] in one of {', '.join(map(str, DTYPES))}")
-    if q.dim() != 2:
-        raise ValueError(f"q: got {list(q.shape)}, expected [N, K]")
-    (num_tokens, depth), num_rows = x.shape, len(q)
-    check("x", x, x.shape, x.dtype, q.device)
-    check("q", q, (num_rows, depth), torch.int8, x.device)
-    check("scale", scale, (num_rows,), torch.float32, x.device)
-    shape = (num_tokens, num_rows)
-    if gate is not None:
-        check("gate", gate, shape, x.dtype, x.device)
-    if out is not None:
-        check("out", out, shape, x.dtype, x.device)
+    shape = _check(x, q, scale, gate, out)
+    (num_tokens, num_rows), depth = shape, x.shape[1]
     y = torch.empty(shape, dtype=dtype or x.dtype, device=x.device) if out is None else out
     if not (num_tokens and num_rows):
         return y
@@ -159,35 +149,37 @@ def w8a8(
     quantize_kernel[(num_tokens,)](
         x, levels, x_scale, K=depth, BLOCK=block, num_warps=4, num_stages=1, enable_fp_fusion=True
     )
+    arguments, sizes = (levels, q, x_scale, scale, gate, y), (num_tokens, num_rows, depth)
     tile = choose_tile(num_tokens)
-    w8a8_kernel[(triton.cdiv(num_tokens, tile.tokens) * triton.cdiv(num_rows, tile.rows),)](
-        levels,
-        q,
-        x_scale,
-        scale,
-        gate,
-        y,
-        num_tokens,
-        N=num_rows,
-        K=depth,
-        ACTIVATION=activation,
-        ADD=out is not None,
-        BLOCK_M=tile.tokens,
-        BLOCK_N=tile.rows,
-        BLOCK_K=tile.depth,
-        GROUP=GROUP,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        enable_fp_fusion=True,
-    )
+    launch_product(w8a8_kernel, arguments, sizes, tile, ACTIVATION=activation, ADD=out is not None)
     return y
+
+
+def _check(x: Tensor, q: Tensor, scale: Tensor, gate: Tensor | None, out: Tensor | None) -> tuple[int, int]:
+    """The shape of the result.
+
+    Raises:
+        ValueError: a tensor is not as `w8a8` says.
+    """
+    if x.dim() != 2 or x.dtype not in DTYPES:
+        raise ValueError(f"x: got {x.dtype} {list(x.shape)}, expected [M, K] in one of {', '.join(map(str, DTYPES))}")
+    if q.dim() != 2:
+        raise ValueError(f"q: got {list(q.shape)}, expected [N, K]")
+    (num_tokens, depth), num_rows = x.shape, len(q)
+    check("x", x, x.shape, x.dtype, q.device)
+    check("q", q, (num_rows, depth), torch.int8, x.device)
+    check("scale", scale, (num_rows,), torch.float32, x.device)
+    for name, tensor in (("gate", gate), ("out", out)):
+        if tensor is not None:
+            check(name, tensor, (num_tokens, num_rows), x.dtype, x.device)
+    return num_tokens, num_rows
 
 
 unsupported_reason = probed("w8a8")
 
 
 def specializations() -> list[Specialization]:
-    """What models of widths 768 and 4096 launch: every tile, with what is most often fused into it."""
+    """The compilations for models of widths 768 and 4096: every tile, with the epilogue that it has most often."""
 
     def product(
         tokens: int,
@@ -200,7 +192,6 @@ def specializations() -> list[Specialization]:
         is_probe: bool = False,
     ) -> Specialization:
         tile, name = choose_tile(tokens), TYPES[dtype]
-        constexprs = {"N": rows, "K": depth, "BLOCK_M": tile.tokens, "BLOCK_N": tile.rows, "BLOCK_K": tile.depth}
         return Specialization(
             f"[{rows}, {depth}] {name} M <= {tokens}",
             w8a8_kernel,
@@ -211,11 +202,10 @@ def specializations() -> list[Specialization]:
                 "num_tokens": "i32",
             },
             {
-                **constexprs,
+                **product_constants(rows, depth, tile),
                 **({} if gate else {"p_gate": None}),
                 "ACTIVATION": activation,
                 "ADD": add,
-                "GROUP": GROUP,
             },
             tile.num_warps,
             tile.num_stages,

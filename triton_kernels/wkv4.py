@@ -18,7 +18,7 @@ from .tiles import TYPES
 __all__ = ["BLOCK", "NUM_WARPS", "specializations", "unsupported_reason", "wkv4", "wkv4_kernel"]
 
 BLOCK, NUM_WARPS = 128, 1
-"""Channels of a program: four a thread, 16 bytes of float32."""
+"""Channels and warps of a program: four channels a thread, which are 16 bytes of float32."""
 
 
 @triton.jit
@@ -69,7 +69,7 @@ def wkv4_kernel(  # type: ignore[no-untyped-def]
 
     for t in range(end - start):
         r, k, v = following
-        o_next = offset + tl.where(t + 1 < end - start, A, 0)  # the last token has itself for a successor
+        o_next = offset + tl.where(t + 1 < end - start, A, 0)  # after the last token, the last token again
         following = _load(p_r, p_k, p_v, o_next, channel, mask)
 
         boosted = bonus + k
@@ -92,7 +92,7 @@ def wkv4_kernel(  # type: ignore[no-untyped-def]
 def wkv4(
     r: Tensor, k: Tensor, v: Tensor, decay: Tensor, bonus: Tensor, aa: Tensor, bb: Tensor, pp: Tensor, rows: Any
 ) -> Tensor:
-    """Advance the RWKV-4 state of each row through its tokens, and read it out. The reference has the equation.
+    """Advance the RWKV-4 state of each row through its tokens, and read it out. The definition has the equation.
 
     Args:
         r, k, v: [M, A], float32, bfloat16 or float16, contiguous.
@@ -149,7 +149,7 @@ unsupported_reason = probed("wkv4")
 
 
 def specializations() -> list[Specialization]:
-    """What models of width 768 with 12 layers launch: prefill and decode are one compilation."""
+    """The compilations for models of width 768 with 12 layers; prefill and decode have the same."""
     constexprs = {"SLOT_STRIDE": 12 * 768, "A": 768, "BLOCK": BLOCK}
     found = []
     for vectors in TYPES.values():

@@ -16,7 +16,7 @@ __all__ = ["NUM_WARPS", "specializations", "unsupported_reason", "wkv5", "wkv56_
 
 
 def wkv5(r: Tensor, k: Tensor, v: Tensor, g: Tensor | None, head: Any, state: Tensor, rows: Any) -> Tensor:
-    """Advance the RWKV-5 state of each row through its tokens, and read it out. The reference has the equation.
+    """Advance the RWKV-5 state of each row through its tokens, and read it out. The definition has the equation.
 
     Args:
         r, k, v: [M, A], A = H * N, float32, bfloat16 or float16, contiguous.
@@ -44,7 +44,7 @@ unsupported_reason = probed("wkv5", unsupported_heads)
 
 
 def specializations() -> list[Specialization]:
-    """What 5.0 and the later ones launch, with a float32 and a float16 state."""
+    """The compilations for 5.0 (without g) and later versions, with a float32 and a float16 state."""
     return [
         specialization("wkv5", "fp32", "w"),
         specialization("wkv5", "fp32", "w", "g"),

@@ -1,21 +1,21 @@
-"""What `wkv5` and `wkv6` share: one kernel, whose decay is a parameter in v5 and depends on the token in v6."""
+"""The kernel of `wkv5` and `wkv6`. The decay is a parameter in v5 and depends on the token in v6."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..kernel_support.tensor_checks import check, check_pool
+from ..kernel_support.recurrences import wkv56_parameters
+from ..kernel_support.tensor_checks import check_all, check_pool
 from .launch import STATE_DTYPES
 from .recurrence import (
-    LAUNCH,
     NUM_STAGES,
     NUM_WARPS,
     head_norm,
+    launch_heads,
     load_vector,
     round_stochastically,
     write_zeros,
@@ -83,7 +83,7 @@ def wkv56_kernel(  # type: ignore[no-untyped-def]
 
     for t in range(end - start):
         r, k, v, g, w = following
-        o_next = offset + tl.where(t + 1 < end - start, H * N, 0)  # the last token has itself for a successor
+        o_next = offset + tl.where(t + 1 < end - start, H * N, 0)  # after the last token, the last token again
         following = _load(p_r, p_k, p_v, p_g, p_w, o_next, channel)
 
         y = tl.sum(state * r[:, None], 0) + tl.sum(r * bonus * k, 0) * v
@@ -103,48 +103,19 @@ def wkv56_kernel(  # type: ignore[no-untyped-def]
 def wkv56(
     r: Tensor, k: Tensor, v: Tensor, g: Tensor | None, w: Tensor | None, head: Any, state: Tensor, rows: Any
 ) -> Tensor:
-    """The recurrence of v6, or of v5 where `w` is None."""
+    """The recurrence of v6, or of v5 where `w` is None; arguments as in wkv6.py."""
     num_heads, size = head.bonus.shape
-    width, dtype, device = num_heads * size, r.dtype, r.device
-    for name, x in (("r", r), ("k", k), ("v", v), ("g", g), ("w", w)):
-        if x is not None:
-            check(name, x, (rows.num_tokens, width), dtype, device)
-    for name, x in (("head.decay", head.decay), ("head.bonus", head.bonus)):
-        check(name, x, (num_heads, size), torch.float32, device)
-    for name, x in (("head.norm.weight", head.norm.weight), ("head.norm.bias", head.norm.bias)):
-        check(name, x, (width,), torch.float32, device)
-    slot_stride = check_pool("state", state, (num_heads, size, size), STATE_DTYPES, device)
-    out = torch.empty_like(r)
-    if rows.num_tokens:
-        wkv56_kernel[(rows.num_rows * num_heads,)](
-            r,
-            k,
-            v,
-            g,
-            w,
-            head.decay,
-            head.bonus,
-            head.norm.weight,
-            head.norm.bias,
-            state,
-            rows.slot_index,
-            rows.cu_seqlens,
-            rows.position if state.dtype == torch.float16 else None,
-            out,
-            head.eps,
-            SLOT_STRIDE=slot_stride,
-            H=num_heads,
-            N=size,
-            num_warps=NUM_WARPS[size],
-            **LAUNCH,
-        )
-    return out
+    inputs = {"r": r, "k": k, "v": v, "g": g, "w": w}
+    check_all(inputs, (rows.num_tokens, num_heads * size), r.dtype, r.device)
+    parameters = wkv56_parameters(head, r.device)
+    check_pool("state", state, (num_heads, size, size), STATE_DTYPES, r.device)
+    return launch_heads(wkv56_kernel, inputs, parameters, head.eps, state, rows)
 
 
 def specialization(
     name: str, state: str, *absent: str, vectors: str = "bf16", is_probe: bool = False
 ) -> Specialization:
-    """Of a model with 12 heads of 64 and 12 layers: prefill and decode are one compilation.
+    """The compilation for a model with 12 heads of 64 and 12 layers; prefill and decode have the same.
 
     Args:
         state, vectors: Triton's names of the dtypes of the state, and of inputs and output.

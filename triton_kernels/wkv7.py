@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..kernel_support.tensor_checks import check, check_pool
+from ..kernel_support.recurrences import Arguments, wkv7_parameters
+from ..kernel_support.tensor_checks import check_all, check_pool
 from .launch import STATE_DTYPES, unsupported_heads
 from .probe import probed
 from .recurrence import (
-    LAUNCH,
     NUM_STAGES,
     NUM_WARPS,
     head_norm,
+    launch_heads,
     load_vector,
     round_stochastically,
     write_zeros,
@@ -104,7 +104,7 @@ def wkv7_kernel(  # type: ignore[no-untyped-def]
 
     for t in range(end - start):
         r, w, k, v, a, g, v_first, v_gate = following
-        o_next = offset + tl.where(t + 1 < end - start, H * N, 0)  # the last token has itself for a successor
+        o_next = offset + tl.where(t + 1 < end - start, H * N, 0)  # after the last token, the last token again
         following = _load(p_r, p_w, p_k, p_v, p_a, p_g, p_v_first, p_v_gate, o_next, channel)
 
         decay = tl.exp(-0.6065306597126334 * tl.sigmoid(w0 + w))
@@ -141,7 +141,7 @@ def wkv7(
     state: Tensor,
     rows: Any,
 ) -> Tensor:
-    """Advance the RWKV-7 state of each row through its tokens, and read it out. The reference has the equation.
+    """Advance the RWKV-7 state of each row through its tokens, and read it out. The definition has the equation.
 
     Args:
         r, k, v, g: [M, A], A = H * N, float32, bfloat16 or float16, contiguous.
@@ -165,59 +165,20 @@ def wkv7(
     """
     num_heads, size = head.r_k.shape
     width, dtype, device = num_heads * size, r.dtype, r.device
-    shape, vector = (rows.num_tokens, width), (width,)
-    for name, x in zip(_INPUTS, (r, w, k, v, a, g), strict=True):
-        check(name, x, shape, dtype, device)
-    v0 = None
-    if v_first is not None and v_gate is not None and head.v0 is not None:
-        check("v_first", v_first, shape, dtype, device)
-        check("v_gate", v_gate, shape, dtype, device)
-        v0 = check("head.v0", head.v0, vector, torch.float32, device)
-    for name in ("w0", "a0", "k_k", "k_a"):
-        check(f"head.{name}", getattr(head, name), vector, torch.float32, device)
-    check("head.r_k", head.r_k, (num_heads, size), torch.float32, device)
-    check("head.norm.weight", head.norm.weight, vector, torch.float32, device)
-    check("head.norm.bias", head.norm.bias, vector, torch.float32, device)
-    slot_stride = check_pool("state", state, (num_heads, size, size), STATE_DTYPES, device)
-    out = torch.empty_like(r)
-    if rows.num_tokens:
-        wkv7_kernel[(rows.num_rows * num_heads,)](
-            r,
-            w,
-            k,
-            v,
-            a,
-            g,
-            None if v0 is None else v_first,
-            None if v0 is None else v_gate,
-            head.w0,
-            head.a0,
-            v0,
-            head.k_k,
-            head.k_a,
-            head.r_k,
-            head.norm.weight,
-            head.norm.bias,
-            state,
-            rows.slot_index,
-            rows.cu_seqlens,
-            rows.position if state.dtype == torch.float16 else None,
-            out,
-            head.eps,
-            SLOT_STRIDE=slot_stride,
-            H=num_heads,
-            N=size,
-            num_warps=NUM_WARPS[size],
-            **LAUNCH,
-        )
-    return out
+    has_residual = v_first is not None and v_gate is not None and head.v0 is not None
+    residual = (v_first, v_gate) if has_residual else (None, None)
+    inputs: Arguments = dict(zip((*_INPUTS, *_RESIDUAL), (r, w, k, v, a, g, *residual), strict=True))
+    check_all(inputs, (rows.num_tokens, width), dtype, device)
+    parameters = wkv7_parameters(head, has_residual, device)
+    check_pool("state", state, (num_heads, size, size), STATE_DTYPES, device)
+    return launch_heads(wkv7_kernel, inputs, parameters, head.eps, state, rows)
 
 
 unsupported_reason = probed("wkv7", unsupported_heads)
 
 
 def specializations() -> list[Specialization]:
-    """What models with 12 heads of 64 and 12 layers launch: prefill and decode are one compilation."""
+    """The compilations for models with 12 heads of 64 and 12 layers; prefill and decode have the same."""
 
     def one(state: str, residual: bool, vectors: str = "bf16", is_probe: bool = False) -> Specialization:
         constexprs: dict[str, Any] = {"SLOT_STRIDE": 12 * 12 * 64 * 64, "H": 12, "N": 64}

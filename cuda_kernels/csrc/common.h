@@ -1,5 +1,5 @@
-// Types and functions that all kernels share. No headers: NVRTC has none. A host build defines what follows `#else`
-// beforehand.
+// Types and functions that all kernels share. No standard headers, as NVRTC has none. A build for the host (the tests'
+// emulator) defines the functions inside `#ifdef __CUDACC__` before it includes this file.
 #pragma once
 
 typedef unsigned short u16;
@@ -27,7 +27,7 @@ static __device__ __forceinline__ void copy_async(void* to, const void* from, bo
                : "memory");
 }
 static __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until at most LEFT of this thread's groups are under way.
+// Waits until at most LEFT of this thread's groups of copies are incomplete.
 template <int LEFT>
 static __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
@@ -71,7 +71,7 @@ static __device__ __forceinline__ float to_float(float x) { return x; }
 static __device__ __forceinline__ float to_float(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
 static __device__ __forceinline__ float to_float(f16 x) { return half_to_float(x.bits); }
 
-// To the nearest, ties to even.
+// Rounds to nearest, ties to even.
 static __device__ __forceinline__ void assign(float& y, float x) { y = x; }
 static __device__ __forceinline__ void assign(f16& y, float x) { y.bits = float_to_half(x); }
 static __device__ __forceinline__ void assign(bf16& y, float x) {
@@ -83,7 +83,7 @@ static __device__ __forceinline__ void assign(bf16& y, float x) {
 #endif
 }
 
-// COUNT numbers that lie together, aligned to all of them: one load or store up to 16 bytes.
+// COUNT adjacent numbers, aligned to their size together: one load or store of up to 16 bytes.
 template <typename T, int COUNT>
 struct alignas(sizeof(T) * COUNT) Pack {
   T at[COUNT];
@@ -102,15 +102,15 @@ static __device__ __forceinline__ void store(T* to, const float (&x)[COUNT]) {
   *reinterpret_cast<Pack<T, COUNT>*>(to) = pack;
 }
 
-// Byte `i` of four, a signed whole number whose sign bit has been flipped. By way of 2^23 + byte, as a permutation of
-// bytes is faster than a conversion.
+// Byte `i` of four, a signed integer whose sign bit has been flipped, as a float. The bits of 2^23 + byte are assembled
+// by a permutation of bytes, which is faster than a conversion.
 static __device__ __forceinline__ float flipped_to_float(u32 four, int i) {
   return __uint_as_float(__byte_perm(four, 0x4B000000u, 0x7440 | i)) - 8388736.0f;
 }
 
 static __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
-// The sum over the lanes of a warp whose numbers differ in the bits FROM .. TO - 1 (powers of two); all of them get it.
+// The sum over the lanes of a warp whose numbers differ in the bits FROM .. TO - 1 (powers of two); every lane gets it.
 template <int FROM, int TO>
 static __device__ __forceinline__ float sum_lanes(float x) {
 #pragma unroll

@@ -2,10 +2,10 @@
 //
 // Compiled with SIZE, the head size N; DTYPE, that of the vectors; STATE, that of the state.
 //
-// STATE_THREADS threads have the state: each has COLUMNS neighbouring columns of every LANES-th group of four rows. The
-// lanes of one column are neighbours in a warp, so sums over K are shuffles, and a warp reads whole sectors of memory.
-// One more warp, the last, makes each token's vectors while the others work on the token before, and finishes its
-// output, CHANNELS to a lane. All of this orders the sums: it depends on SIZE alone.
+// STATE_THREADS threads hold the state: each has COLUMNS adjacent columns of every LANES-th group of four rows. The
+// lanes of one column are adjacent in a warp: sums over K are shuffles, and a warp reads whole sectors of memory. One
+// more warp, the last, prepares each token's vectors while the others advance the state by the token before, and then
+// finishes the output, CHANNELS to a lane. This layout orders the sums, and depends on SIZE only.
 #pragma once
 #include "common.h"
 
@@ -13,7 +13,7 @@ constexpr int LANES = SIZE == 16 ? 4 : 8;
 constexpr int COLUMNS = SIZE == 16 ? 2 : 4;
 constexpr int ROWS = SIZE / LANES;
 constexpr int STATE_THREADS = LANES * (SIZE / COLUMNS), THREADS = STATE_THREADS + 32;
-constexpr int MIN_BLOCKS = SIZE <= 64 ? 4 : 1;  // of a multiprocessor: how many need no register to be spilled
+constexpr int MIN_BLOCKS = SIZE <= 64 ? 4 : 1;  // blocks of a multiprocessor for which no register spills
 constexpr int CHANNELS = (SIZE + 31) / 32;
 static_assert(ROWS % 4 == 0 && STATE_THREADS % 32 == 0, "SIZE is 16, 32, 64 or 128");
 
@@ -21,7 +21,7 @@ struct Rows {
   const int *slot, *start, *position;  // [B], [B + 1], [B]; slot -1 is padding
 };
 
-// Which of a head's channels this lane of the last warp has; those from SIZE on are none.
+// Channel i of this lane of the last warp; SIZE or more: none.
 static __device__ __forceinline__ int own_channel(int i) { return (int)threadIdx.x % 32 + 32 * i; }
 
 // One number for each of a lane's channels, at `from` the first of the head; zero where there is no such channel.
@@ -55,7 +55,7 @@ static __device__ __forceinline__ void store_state(STATE* head, const float (&st
   for (int j = 0; j < ROWS; ++j) store(head + own_row(j) * SIZE + own_column(), state[j]);
 }
 
-// What a vector [K] in shared memory has for this thread's rows.
+// The elements of a vector [K] in shared memory for this thread's rows.
 static __device__ __forceinline__ void load_rows(float (&x)[ROWS], const float* vector) {
 #pragma unroll
   for (int j = 0; j < ROWS; j += 4) {
@@ -66,7 +66,7 @@ static __device__ __forceinline__ void load_rows(float (&x)[ROWS], const float* 
   }
 }
 
-// Of each column, the sum over K of x * state.
+// For each column, the sum over K of x * state.
 static __device__ __forceinline__ void read_out(float (&sum)[COLUMNS], const float (&x)[ROWS],
                                                 const float (&state)[ROWS][COLUMNS]) {
 #pragma unroll
@@ -93,7 +93,7 @@ static __device__ __forceinline__ void head_norm(float (&y)[CHANNELS], const flo
   for (int i = 0; i < CHANNELS; ++i) y[i] = y[i] * scale * weight[i] + bias[i];
 }
 
-// The output of a padding row.
+// Writes the output of a padding row.
 static __device__ __forceinline__ void write_zeros(DTYPE* out, i64 at, int length, i64 width) {
   for (int t = 0; t < length; ++t, at += width)
     if (threadIdx.x < SIZE) assign(out[at + threadIdx.x], 0.0f);
@@ -105,7 +105,7 @@ static __device__ __forceinline__ void put_out(DTYPE* head, const float (&y)[CHA
     if (own_channel(i) < SIZE) assign(head[own_channel(i)], y[i]);
 }
 
-// A float32 state stays as it is.
+// A float32 state is not rounded.
 static __device__ __forceinline__ void round_state(float (&)[ROWS][COLUMNS], const float*, int, int) {}
 
 // See models/rounding.py.

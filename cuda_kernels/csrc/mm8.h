@@ -1,4 +1,4 @@
-// What both products with 8-bit weights share.
+// Parts of both products with 8-bit weights.
 #pragma once
 #include "common.h"
 
@@ -11,7 +11,7 @@ struct Params {
   int num_tokens, rows, depth;    // M, N, K
 };
 
-// What all results of one row of the weights, and of one token, have in common.
+// Numbers that all results of one row of the weights share, and of one token.
 struct RowTerms {
   float rx, corrections[4];
 };

@@ -1,4 +1,4 @@
-// What a product with 8-bit weights needs of each token: its inputs z = x * ry, scaled and centred, and five sums.
+// The numbers of each token for a product with 8-bit weights: its inputs z = x * ry, scaled and centred, and five sums.
 // A block takes one token. Compiled with DTYPE, that of x, and INPUT, that of the inputs.
 #include "common.h"
 

@@ -1,5 +1,5 @@
 // Few tokens times 8-bit weights: the weights are streamed once for TOKENS of them, and all arithmetic is float32.
-// A warp has ROWS rows of the weights, whose sums are shared out to its lanes. Compiled with DTYPE, that of the result;
+// A warp has ROWS rows of the weights; its lanes divide the terms of each sum. Compiled with DTYPE, that of the result;
 // INPUT=float; TOKENS; and PACK, 4 where K is a multiple of 4, else 1.
 #include "mm8.h"
 

@@ -1,21 +1,21 @@
 // Many tokens times 8-bit weights, on tensor cores of compute capability 8.0 and later. The weights are the first
-// operand: whole numbers up to 128, which bfloat16 and float16 hold exactly. K is a multiple of 16.
+// operand: integers up to 128, which bfloat16 and float16 hold exactly. K is a multiple of 16.
 //
-// Compiled with DTYPE and INPUT, both bf16 or both f16; TOKENS of a block's tile, a multiple of 8; TILES, how many
-// times 16 rows of the weights a warp has; and STAGES, slices of DEPTH in flight or in use.
+// Compiled with DTYPE and INPUT, both bf16 or both f16; TOKENS of a block's tile, a multiple of 8; TILES, groups
+// of 16 rows of the weights that a warp has; and STAGES, slices of DEPTH in flight or in use.
 //
-// The order of a sum's terms is free, as long as both operands have it: of each 64, a lane has 16 that lie together.
+// The order of a sum's terms is free if it is the same in both operands: of each 64, a lane has 16 adjacent ones.
 #include "mm8.h"
 
 constexpr int WARPS = 4, THREADS = 32 * WARPS, BLOCK_ROWS = 16 * TILES * WARPS, DEPTH = 64;
-constexpr int PITCH = DEPTH + 8;  // of the inputs in shared memory: no bank is asked for two lines at once
+constexpr int PITCH = DEPTH + 8;  // of the inputs in shared memory: no two lines that are read together share a bank
 
 struct Slice {
   alignas(16) int8 weights[BLOCK_ROWS][DEPTH];
   alignas(16) INPUT inputs[TOKENS][PITCH];
 };
 
-// Start copying a slice; zeros beyond the ends.
+// Starts copying a slice; zeros beyond the ends.
 static __device__ __forceinline__ void copy_slice(Slice& to, const Params& p, int first_row, int first_token,
                                                   int start) {
   constexpr int WEIGHT_PACK = 16, INPUT_PACK = 8;  // numbers in 16 bytes
@@ -88,7 +88,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mm8_seq(const Params p) {
   for (int i = 0; i < STAGES - 1; ++i) copy_slice(slices[i], p, first_row, first_token, i * DEPTH);
   for (int i = 0; i < num_slices; ++i) {
     wait_for_copies<STAGES - 2>();
-    __syncthreads();  // slice i is here, and slice i - 1 has been used by all
+    __syncthreads();  // slice i has arrived, and all threads have used slice i - 1
     copy_slice(slices[(i + STAGES - 1) % STAGES], p, first_row, first_token, (i + STAGES - 1) * DEPTH);
     multiply_slice(sums, slices[i % STAGES]);
   }

@@ -1,9 +1,9 @@
-// Layer norm, token shift and interpolations in one launch. Compiled with DTYPE; PACK, how many numbers a thread takes
-// at once, which width, strides and addresses are multiples of; and PARTS, how many times.
+// Layer norm, token shift and interpolations in one launch. Compiled with DTYPE; PACK, the numbers that a thread loads
+// at once (width, strides and addresses are multiples of it); and PARTS, the number of such loads.
 //
-// Only the block of a row's first token touches the row's slot, so that no order of blocks matters: it takes what is
-// there as the previous token, and puts the row's last token in its place, whose norm it computes itself. All others
-// compute the norm of the token before theirs.
+// Only the block of a row's first token reads and writes the row's slot, so that the order of blocks does not matter.
+// It reads the previous token's norm from the slot, and writes the norm of the row's last token, which it computes
+// itself. All other blocks compute the norm of the token before theirs.
 #include "common.h"
 
 struct Params {
@@ -24,7 +24,7 @@ static __device__ __forceinline__ void sum_block(float (&x)[2], float (&partial)
   const int warp = threadIdx.x / 32, num_warps = blockDim.x / 32;
 #pragma unroll
   for (int i = 0; i < 2; ++i) x[i] = sum_warp(x[i]);
-  __syncthreads();  // what was in `partial` has been read
+  __syncthreads();  // all threads have read `partial` of the call before
   if (threadIdx.x % 32 == 0)
 #pragma unroll
     for (int i = 0; i < 2; ++i) partial[warp][i] = x[i];

@@ -31,12 +31,12 @@ static __device__ __forceinline__ void load_token(Token& x, const Params& p, i64
   }
 }
 
-// A token's vectors and read-out.
+// A token's vectors and output, in shared memory.
 struct Shared {
   alignas(16) float decay[SIZE], removal[SIZE], erased[SIZE], key[SIZE], r[SIZE], value[SIZE], y[SIZE];
 };
 
-// What a token's output needs besides its read-out.
+// A token's other terms of the output, in the last warp's registers.
 struct Kept {
   float value[CHANNELS], gate[CHANNELS], bonus;
 };
@@ -143,7 +143,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) wkv7(const Par
   load_own(head.norm_bias, p.norm_bias + first);
   prepare(shared[0], kept, token, head, residual);
   __syncthreads();
-  // While the others work on token t. A barrier counts warps, whichever line they wait at: as many here as above.
+  // The other warps advance the state by token t meanwhile. A barrier counts warps, whichever line they wait at: this
+  // loop has as many as the loop above.
   for (int t = 0; t < length; ++t, at += width) {
     const bool has_next = t + 1 < length;
     if (has_next) load_token(token, p, at + width);

@@ -1,4 +1,4 @@
-"""Is this machine right? Every op of every backend against its definition, and the demo model against known tokens."""
+"""Checks of a machine: every op of every backend against its definition, and the demo model against known tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m rwkv_batch.checks: what `rwkv-batch doctor --check` does, or a part of it."""
+"""python -m rwkv_batch.checks: the checks of `rwkv-batch doctor --check`, or some of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .runner import ALL_BACKENDS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 1 if anything is wrong."""
+    """Runs checks; exit code 1 if one fails."""
     parser = argparse.ArgumentParser(prog="python -m rwkv_batch.checks", description="Check this machine.")
     parser.add_argument("--devices", nargs="+", type=_device, metavar="DEVICE", help="such as cuda:0 and cpu")
     parser.add_argument("--backends", nargs="+", choices=ALL_BACKENDS, help="who serves the ops")

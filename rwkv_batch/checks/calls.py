@@ -56,19 +56,19 @@ class Call:
 
     @property
     def live_slots(self) -> list[int]:
-        """Their places in the pools."""
+        """Indices in the pools of the slots that are not padding."""
         return [slot + 1 for slot in self.rows.slots if slot >= 0]
 
     def run(self, function: Callable[..., Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The output, and the pools afterwards; this call's own stay as they are."""
+        """The output, and the pools that the call leaves; this object's pools do not change."""
         pools = {name: pool.clone() for name, pool in self.pools.items()}
         states = {name: pool[1:-1, 1] for name, pool in pools.items()}
         return function(**self.vectors, **self.parameters, **states, rows=self.rows), pools
 
     def on_host(self) -> Call:
-        """The same in host memory, for the definition: in float64, but for what goes with float16 states.
+        """The same call in host memory, for the definition: in float64, or in float32 where states are float16.
 
-        These are rounded by the bits of float32 numbers, so all else is float32 then.
+        Stochastic rounding of a float16 state is defined by the bits of float32 numbers.
         """
         is_half = any(pool.dtype == torch.float16 for pool in self.pools.values())
         dtype = torch.float32 if is_half else torch.float64
@@ -81,7 +81,7 @@ class Call:
         )
 
     def pick(self, row: int, start: int, end: int, slot: int, pools: dict[str, Tensor] | None = None) -> Call:
-        """Tokens start:end of one row alone, in a slot that holds what the row's own slot holds in `pools`."""
+        """Tokens start:end of one row alone, in a slot with the state that the row's slot has in `pools`."""
         first = sum(self.rows.lengths[:row])
         own = {name: pool.clone() for name, pool in (pools or self.pools).items()}
         for pool in own.values():
@@ -122,7 +122,7 @@ def make_call(
 def make_vectors(
     variant: str, num_tokens: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor | None]:
-    """A recurrence's inputs [num_tokens, width]; None for those that the variant is without."""
+    """A recurrence's inputs [num_tokens, width]; None for an input that the variant lacks."""
     names = VECTORS[variant.split("-")[0]]
     vectors: dict[str, Tensor | None] = {
         name: torch.randn(num_tokens, width, device=device).to(dtype) for name in names
@@ -132,7 +132,7 @@ def make_vectors(
 
 
 def make_parameters(variant: str, heads: int, size: int, device: torch.device) -> dict[str, Any]:
-    """What a recurrence takes beside vectors and states, float32."""
+    """A recurrence's other arguments, float32."""
 
     def vector(mean: float = 0.0, spread: float = 1.0) -> Tensor:
         return mean + spread * torch.randn(heads * size, device=device)

@@ -1,4 +1,4 @@
-"""What is checked: each op with each dtype, on each backend that has it; small inputs of odd sizes, and large ones."""
+"""The cases: each op with each dtype on each backend that has it, with small inputs of odd sizes and large ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .target import CPU, Target
 DEMO = "demo"
 """In place of an op's name: the demo model."""
 COMPARED_ON_HOST = ("w8a8", "w8a16", "sample", "select", "top_tokens")
-"""Ops whose results must be those of their definitions on the CPU, which tells nothing about these very definitions."""
+"""Ops that are compared with their definitions on the CPU: these definitions themselves are not checked."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -63,7 +63,7 @@ LARGE = ModelSizes(C=768, F=3072, V=65536)
 
 
 def cases(target: Target) -> Iterator[Case]:
-    """Those of a backend on a device: the whole model, and the ops that the backend has an implementation of."""
+    """The cases of a backend on a device: the whole model, and the ops that the backend implements."""
     yield from _demo(target)
     makers = (_recurrences, _shifts, _products, _int8, _sampling)
     left_out = COMPARED_ON_HOST if target == Target("reference", CPU) else ()
@@ -71,9 +71,9 @@ def cases(target: Target) -> Iterator[Case]:
 
 
 def dtypes(target: Target) -> dict[str, torch.dtype]:
-    """Those that are checked: kernels in all they serve on a GPU, definitions in the one that hides no error.
+    """The dtypes that are checked: on a GPU all that kernels serve; for definitions float32, which hides no error.
 
-    Triton's interpreter cuts bits off where it makes bfloat16, which is more than a result may be wrong by.
+    Triton's interpreter truncates where it converts to bfloat16, an error above the limit: bfloat16 is left out there.
     """
     left_out: tuple[str, ...] = ()
     if target.backend == "reference":
@@ -96,7 +96,7 @@ def _recurrences(target: Target) -> Iterator[Case]:
     for variant in VARIANTS:
         op, names = variant.split("-")[0], dtypes(target)
         is_main, first = variant == op, next(iter(names))
-        # The other variants are the same kernels without some of their inputs.
+        # The other variants run the same kernels with fewer inputs.
         pairs = [(name, "float32") for name in (names if is_main else (first,))]
         if is_main and op != "wkv4" and target.backend != "cpu":
             pairs.append((first, "float16"))

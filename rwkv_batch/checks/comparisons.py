@@ -1,4 +1,4 @@
-"""What a check finds: numbers, each with its limit."""
+"""Comparisons of a check: errors, each with its limit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Found(NamedTuple):
-    """One number and the most it may be."""
+    """One error and its limit."""
 
     name: str
     value: float
@@ -24,7 +24,7 @@ class Found(NamedTuple):
 
     @property
     def share(self) -> float:
-        """The number as a share of its limit; infinite where it is not a number, or is not allowed to differ from 0."""
+        """The error as a share of its limit; infinite where it is NaN, or where the limit is 0 and the error is not."""
         if self.limit:
             return self.value / self.limit if self.value == self.value else float("inf")
         return 0.0 if self.value == 0 else float("inf")
@@ -34,28 +34,28 @@ class Found(NamedTuple):
 
 
 class Checks:
-    """Some comparisons of one op, and their outcome."""
+    """Comparisons of one op, and their outcome."""
 
     def __init__(self) -> None:
         self.found: list[Found] = []
 
     def close(self, name: str, got: Tensor, right: Tensor, limit: float) -> None:
-        """The largest error, relative to the largest magnitude of `right`, is within the limit."""
+        """Compares the largest error, relative to the largest magnitude of `right`, with the limit."""
         difference, right = _difference(name, got, right)
         self.at_most(name, _ratio(difference.abs().amax(), right.abs().amax()) if right.numel() else 0.0, limit)
 
     def close_in_norm(self, name: str, got: Tensor, right: Tensor, limit: float) -> None:
-        """The norm of the error, relative to the norm of `right`, is within the limit."""
+        """Compares the norm of the error, relative to the norm of `right`, with the limit."""
         difference, right = _difference(name, got, right)
         self.at_most(name, _ratio(difference.norm(), right.norm()), limit)
 
     def near(self, name: str, got: Tensor, right: Tensor, limit: float) -> None:
-        """The largest error itself is within the limit."""
+        """Compares the largest absolute error with the limit."""
         difference, _ = _difference(name, got, right)
         self.at_most(name, float(difference.abs().amax()) if difference.numel() else 0.0, limit)
 
     def same(self, name: str, got: Tensor, right: Tensor) -> None:
-        """Every bit is the same; counts those numbers that differ."""
+        """Compares all bits: the error is the count of numbers that differ, and the limit is 0."""
         differs = got.shape != right.shape or got.dtype != right.dtype
         count = float("inf") if differs else int((_bits(got) != _bits(right).to(got.device)).sum())
         self.at_most(name, count, 0)
@@ -65,12 +65,12 @@ class Checks:
 
     @property
     def wrong(self) -> list[Found]:
-        """Numbers above their limit; one that is not a number is above it."""
+        """Errors above their limit; NaN is above every limit."""
         return [found for found in self.found if not found.is_right]
 
     @property
     def worst(self) -> Found:
-        """The number that is the largest share of its limit.
+        """The error that is the largest share of its limit.
 
         Raises:
             ValueError: nothing was compared.
@@ -91,7 +91,7 @@ class Checks:
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Tensors whose contents nobody has set are NaN, or the largest integer, while this lasts."""
+    """While it is active, new tensors without contents are filled with NaN, or with the largest integer."""
     before = torch.get_deterministic_debug_mode()
     torch.set_deterministic_debug_mode("warn")  # `use_deterministic_algorithms` would import torch's compiler
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
@@ -104,7 +104,7 @@ def poisoned() -> Iterator[None]:
 
 
 def _difference(name: str, got: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """got - right and right, float64; a difference that is not a number is infinite."""
+    """got - right, with infinity in the place of NaN, and right; float64."""
     if got.shape != right.shape:
         raise AssertionError(f"{name}: got the shape {list(got.shape)}, expected {list(right.shape)}")
     right = right.detach().to(got.device).double()
@@ -116,6 +116,6 @@ def _ratio(error: Tensor, size: Tensor) -> float:
 
 
 def _bits(x: Tensor) -> Tensor:
-    """Integers, as NaN equals nothing."""
+    """The bits of numbers as integers: unlike NaNs, they can be compared."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return x.contiguous().view(integers[x.element_size()])

@@ -1,4 +1,4 @@
-"""The demo model, from token ids to token ids: its greedy tokens and log-probabilities are the known ones."""
+"""Check of the demo model, from token ids to token ids: greedy tokens and log-probabilities against known ones."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .target import Target, specs
 
 
 def check_demo(target: Target, dtype: str, num_tokens: int, longest: int) -> Checks:
-    """Completions and scores of all prompts.
+    """Compares completions and scores of all prompts.
 
-    Greedy tokens are compared up to the first whose lead over the next likely token is within twice the error that its
-    log-probability may have.
+    Greedy tokens are compared up to the first whose lead over the second most likely token is within twice the limit of
+    a log-probability's error.
 
     Args:
-        num_tokens: of each completion.
-        longest: prompts of more tokens are left out.
+        num_tokens: tokens of each completion.
+        longest: prompts with more tokens are left out.
     """
     checks, limit = Checks(), MODEL_LOGPROB_ERROR[dtype]
     llm = _load(target, dtype)

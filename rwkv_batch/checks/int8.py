@@ -1,4 +1,4 @@
-"""Checks of the products with int8 weights: mm8 against the matrix it stands for, w8a8 and w8a16 to the bit."""
+"""Checks of the products with int8 weights: mm8 against the decoded matrix, w8a8 and w8a16 bit by bit."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ DEFINITIONS = {"w8a8": w8a8_linear.w8a8, "w8a16": w8a8_linear.w8a16}
 
 
 def check_mm8(target: Target, product: Product, dtype: torch.dtype, tokens: Iterable[int]) -> Checks:
-    """Results are float64 products with the matrix that the 8-bit form stands for."""
+    """Compares results with float64 products of the decoded matrix."""
     checks, table = Checks(), target.ops("mm8", dtype)
     torch.manual_seed(0)
     weight = quantize_mm8(torch.randn(product.N, product.K, device=target.device) * product.K**-0.5)
-    layer, exact = Mm8Linear(weight, target.device, table.implementations["mm8"]), _stands_for(weight)
+    layer, exact = Mm8Linear(weight, target.device, table.implementations["mm8"]), _decoded(weight)
     for x in _inputs(target, product, dtype, tokens):
         with poisoned():
             y = layer(x)
@@ -32,7 +32,7 @@ def check_mm8(target: Target, product: Product, dtype: torch.dtype, tokens: Iter
 
 
 def check_whole_numbers(target: Target, op: str, product: Product, dtype: torch.dtype, tokens: Iterable[int]) -> Checks:
-    """Results of `w8a8` or `w8a16` are those of the definition on the host, whose sums are exact."""
+    """Compares results of `w8a8` or `w8a16` with the definition on the host, whose sums are exact."""
     checks, table = Checks(), target.ops(op, dtype)
     torch.manual_seed(0)
     q = torch.randint(-127, 128, (product.N, product.K), device=target.device, dtype=torch.int8)
@@ -45,7 +45,7 @@ def check_whole_numbers(target: Target, op: str, product: Product, dtype: torch.
 
 
 def _inputs(target: Target, product: Product, dtype: torch.dtype, tokens: Iterable[int]) -> Iterator[Tensor]:
-    """[M, K] each; of one sign where they are squared ReLUs."""
+    """Inputs [M, K]; those of a value matrix are squared ReLUs."""
     for M in tokens:
         x = torch.randn(M, product.K, device=target.device)
         yield (x.relu().square() if product.use == "value" else x).to(dtype)
@@ -55,7 +55,7 @@ def _name(product: Product, x: Tensor) -> str:
     return f"{product.use} {product.N} x {product.K}, M={len(x)}"
 
 
-def _stands_for(w: Mm8Weight) -> Tensor:
-    """The matrix [N, K] of an 8-bit form, float64."""
+def _decoded(w: Mm8Weight) -> Tensor:
+    """The matrix [N, K] that an 8-bit form encodes, float64."""
     q, mx, rx, my, ry = (tensor.double() for tensor in (w.q, w.mx, w.rx, w.my, w.ry))
     return ((q + 0.5) * ry[:, None] * rx + my[:, None] + mx).t()

@@ -1,4 +1,4 @@
-"""Checks of the ops with matrix products, which are compared with float64 products of the same numbers."""
+"""Checks of the ops with matrix products: comparisons with float64 products of the same numbers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .target import Target
 
 
 class Sizes(Protocol):
-    """Of a model."""
+    """Sizes of a model."""
 
     @property
     def C(self) -> int:
@@ -40,11 +40,11 @@ class Sizes(Protocol):
 
     @property
     def ranks(self) -> Mapping[str, int]:
-        """Of the low-rank pairs, by the letter in their names: w, a, g and v."""
+        """Ranks of the low-rank pairs, by the letter in their names: w, a, g and v."""
 
 
 class Product(NamedTuple):
-    """A product of the model: n of [M, K] with [N, K], and what follows."""
+    """A product of the model: n of [M, K] with [N, K], and its epilogue."""
 
     use: str
     N: int
@@ -58,7 +58,7 @@ class Product(NamedTuple):
 
 
 def products(sizes: Sizes) -> list[Product]:
-    """Those of a layer, and the head."""
+    """The products of a layer, and the head."""
     C, F = sizes.C, sizes.F
     return [
         Product("r, k, v", C, C, n=3),
@@ -73,12 +73,12 @@ def products(sizes: Sizes) -> list[Product]:
 
 
 def draw(target: Target, *shape: int, dtype: torch.dtype, std: float = 1.0) -> Tensor:
-    """Normal numbers."""
+    """Normally distributed numbers."""
     return (torch.randn(*shape, device=target.device) * std).to(dtype)
 
 
 def draw_weight(target: Target, product: Product, dtype: torch.dtype) -> Tensor:
-    """[N, K], or [n, N, K]."""
+    """A random weight, [N, K] or [n, N, K]."""
     batch = (product.n,) if product.n else ()
     return draw(target, *batch, product.N, product.K, dtype=dtype, std=product.K**-0.5)
 
@@ -86,7 +86,7 @@ def draw_weight(target: Target, product: Product, dtype: torch.dtype) -> Tensor:
 def check_linear(
     target: Target, product: Product, dtype: torch.dtype, tokens: Iterable[int], fixed_tiles: Iterable[bool]
 ) -> Checks:
-    """Results are those of the definition in float64.
+    """Compares results with the definition in float64.
 
     Args:
         tokens: numbers of rows, M.
@@ -113,7 +113,7 @@ def check_linear(
 
 
 def low_rank_pairs(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> LowRank:
-    """Those of a v7 layer, as `Weights.low_rank` makes them for kernels."""
+    """The pairs of a v7 layer, stacked for kernels as `Weights.low_rank` does."""
     activations: dict[str, Activation | None] = {"w": "tanh", "a": None, "g": "sigmoid", "v": None}
     downs, ups = [], []
     for letter in activations:
@@ -128,7 +128,7 @@ def low_rank_pairs(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Lo
 
 
 def check_low_rank(target: Target, sizes: Sizes, dtype: torch.dtype, tokens: int) -> Checks:
-    """Results are those of the definition in float64, but for the rounding between the factors."""
+    """Compares results with the definition in float64, which does not round between the factors."""
     checks, function = Checks(), target.op("low_rank", dtype)
     torch.manual_seed(0)
     pairs = low_rank_pairs(sizes, target.device, dtype)
@@ -142,7 +142,7 @@ def check_low_rank(target: Target, sizes: Sizes, dtype: torch.dtype, tokens: int
 
 
 def deep_embed_weights(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> DeepEmbed:
-    """Of one layer, with a rank of 32 and a few tokens."""
+    """DeepEmbed weights of one layer, with rank 32 and a small vocabulary."""
     rank, vocab = 32, min(sizes.V, 4096)
     down = (torch.randn(sizes.C, rank, device=device) / sizes.C**0.5).to(dtype)
     up = (torch.randn(rank, sizes.F, device=device) / rank**0.5).to(dtype)
@@ -153,7 +153,7 @@ def deep_embed_weights(sizes: Sizes, device: torch.device, dtype: torch.dtype) -
 
 
 def check_deep_embed(target: Target, sizes: Sizes, dtype: torch.dtype, tokens: int) -> Checks:
-    """Gates are those of the definition in float64, but for the rounding between the factors."""
+    """Compares gates with the definition in float64, which does not round between the factors."""
     checks, function = Checks(), target.op("deep_embed", dtype)
     torch.manual_seed(0)
     weights = deep_embed_weights(sizes, target.device, dtype)
@@ -168,7 +168,7 @@ def check_deep_embed(target: Target, sizes: Sizes, dtype: torch.dtype, tokens: i
 
 
 def check_score(target: Target, sizes: Sizes, dtype: torch.dtype, tokens: int) -> Checks:
-    """Log-probabilities are those of float64 logits, and so are the most likely tokens where they are clear."""
+    """Compares log-probabilities with those of float64 logits, and the most likely tokens where the lead is clear."""
     checks, function = Checks(), target.op("score", dtype, V=sizes.V)
     torch.manual_seed(0)
     head = DenseLinear(draw(target, sizes.V, sizes.C, dtype=dtype, std=4 / sizes.C**0.5))
@@ -187,7 +187,7 @@ def check_score(target: Target, sizes: Sizes, dtype: torch.dtype, tokens: int) -
 
 
 def _with(factors: LowRank, change: Callable[[Linear], Linear]) -> LowRank:
-    """The same pairs with other factors."""
+    """The pairs with changed factors."""
     pairs = (pair._replace(down=change(pair.down), up=change(pair.up)) for pair in factors.pairs)
     return LowRank(tuple(pairs), None, None)
 
@@ -197,7 +197,7 @@ def _in_float64(one: Linear) -> Linear:
 
 
 def _packed(factors: LowRank, target: Target, dtype: torch.dtype) -> LowRank:
-    """As the target's `low_rank` reads them: of packed weights where the target's `linear` packs them."""
+    """The pairs as the target's `low_rank` takes them: with packed weights on a CPU."""
     if target.backend != "cpu":
         return factors
     op = target.ops("linear", dtype).implementations["linear"]

@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """How many heads there are, and channels of each."""
+    """The number of heads, and of channels of each."""
 
     number: int
     size: int
@@ -50,7 +50,7 @@ def recurrence(
 
 
 def run(function: Callable[..., Tensor], call: Call) -> tuple[Tensor, dict[str, Tensor]]:
-    """The output, and the states afterwards."""
+    """The output of a call, and the states that it leaves."""
     with poisoned():
         return call.run(function)
 
@@ -63,7 +63,7 @@ def check_recurrence(
     heads: Heads,
     found: Mapping[str, Batch],
 ) -> Checks:
-    """Output and states are those of the definition; all else is untouched."""
+    """Compares output and states with the definition's; all other memory must be unchanged."""
     checks, is_half = Checks(), state_dtype == torch.float16
     compare = checks.close_in_norm if is_half else checks.close
 
@@ -83,7 +83,7 @@ def check_recurrence(
 
 
 def _limits(batch: Batch, dtype: torch.dtype, state_dtype: torch.dtype) -> tuple[float, float]:
-    """Of the output, and of the states."""
+    """Limits of the output's error and of the states' error."""
     out, state = (SEVERAL_ROUNDINGS * tolerance(computed) for computed in (dtype, torch.float32))
     if state_dtype != torch.float16:
         return out, state
@@ -117,7 +117,7 @@ class Shift:
         return self._draw(rows.num_tokens).to(self.dtype) * 3
 
     def __call__(self, x: Tensor, rows: Rows, pool: Tensor) -> tuple[list[Tensor], Tensor]:
-        """z, d and the interpolations, and the pool afterwards."""
+        """z, d and the interpolations, and the pool that the call leaves."""
         after = pool.clone()
         with poisoned():
             normed, delta, mixed = self._function(x, self.norm, self.mix, after[:, 1], rows, keep_parts=True)
@@ -133,7 +133,7 @@ class Shift:
 
 
 def check_shift_lerp(target: Target, dtype: torch.dtype, width: int, count: int, longest: int) -> Checks:
-    """All parts and the pool are those of the definition; other slots are untouched.
+    """Compares all results and the pool with the definition's; other slots must be unchanged.
 
     Args:
         width: C.

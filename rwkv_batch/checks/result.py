@@ -7,12 +7,13 @@ from dataclasses import dataclass
 OK, WRONG, FAILED, TIMEOUT, CRASHED = "ok", "wrong", "failed", "timeout", "crashed"
 UNUSABLE, REFUSED = "unusable", "refused"
 GOOD = (OK, REFUSED)
-"""A backend that is not made for a dtype, a size or a device says so, and another serves."""
+"""Statuses that need no repair: a backend refuses a dtype, a size or a device that it does not serve, and another
+backend serves."""
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """How one case ended. Plain JSON by `dataclasses.asdict`.
+    """The outcome of one case; plain JSON by `dataclasses.asdict`.
 
     Args:
         name: the op and its dtypes, such as "wkv7 bfloat16 state float16".
@@ -22,9 +23,9 @@ class CheckResult:
             is made for this, and its kernels cannot be compiled, loaded or launched; "refused", the backend is not
             made for this dtype, size or device.
         why: the reason for any other status than "ok", its first line.
-        worst_error: the error that is the largest share of its limit; None where nothing finite was compared.
-        limit: the most that error may be.
-        seconds: of the process, from its start.
+        worst_error: the error that is the largest share of its limit; None where it is not finite.
+        limit: the limit of that error.
+        seconds: duration of the process.
     """
 
     name: str

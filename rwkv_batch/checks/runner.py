@@ -1,4 +1,4 @@
-"""All cases of a machine, each in a process of its own."""
+"""Runs all cases of a machine, each in its own process."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from .result import CRASHED, FAILED, TIMEOUT, CheckResult
 from .target import Target
 
 BACKENDS = {"cuda": ("auto", "triton", "cuda", "reference"), "cpu": ("auto", "cpu")}
-"""Type of a device → backends that are checked there. On a CPU the definitions are what is compared with."""
+"""Type of a device → backends that are checked there. On a CPU the definitions are the oracle."""
 ALL_BACKENDS = (*BACKENDS["cuda"], "cpu")
 AT_ONCE = 16
 BYTES_OF_PROCESS = 2 << 30
-"""Memory of a GPU that a case may take, with the driver's own."""
+"""Memory of a GPU that a case may take, including the driver's."""
 DEMO_TIMES = 3
-"""Time limit of a case with the whole model, in those of a case with one op: all kernels of a model are compiled."""
+"""Time limit of a case with the whole model, in time limits of one op: all kernels of a model are compiled."""
 BUILD = "build"
-"""In place of an op's name: what is compiled before the cases."""
+"""In place of an op's name: the compilation before the cases."""
 BUILD_SECONDS = 600.0
 """Time limit for the build of the native kernels."""
 TRITON_SECONDS = 240.0
 """Time limit for the compilation of Triton's kernels for one device."""
 _WORKER = "rwkv_batch.checks.worker"
 ASK_SECONDS = 120.0
-"""Time limit for the question how much memory of the GPUs is free."""
+"""Time limit, in seconds, of the process that reads the GPUs' free memory."""
 
 
 @dataclass(frozen=True)
@@ -68,19 +68,17 @@ def run_checks(
     at_once: int | None = None,
     report: Callable[[CheckResult], None] | None = None,
 ) -> list[CheckResult]:
-    """Check every op on every backend and device against its definition, and the demo model against known tokens.
+    """Checks every op on every backend and device against its definition, and the demo model against known tokens.
 
-    What all cases of a device would wait for is done first, if it is to be checked: the native kernels of a CPU are
-    built, and Triton's kernels compiled for each GPU.
+    Compilations that many cases share come first: the native kernels of a CPU, and Triton's kernels for each GPU.
 
     Args:
         devices: None takes all CUDA devices and the CPU.
         backends: of "auto", "triton", "cuda", "cpu", "reference"; None takes those that serve a device.
         ops: names of ops, or "demo" for the demo model; None takes all.
         time_limit: seconds of a case; a case with the demo model has three times as many.
-        at_once: cases that run at the same time; None takes as many as there are cores and free memory of the GPUs
-            for, up to 16.
-        report: called with each result when it is there.
+        at_once: cases that run at the same time; None takes as many as cores and free GPU memory allow, up to 16.
+        report: called with each result as soon as it is known.
 
     Returns:
         One result for each case, in the order in which they were started.
@@ -105,12 +103,12 @@ def run_checks(
         for target, case in there
         if ops is None or case.op in ops
     ]
-    jobs.sort(key=lambda job: job.op != DEMO)  # they take longest
+    jobs.sort(key=lambda job: job.op != DEMO)  # the longest first
     return run_jobs(builds(jobs), 1, say) + run_jobs(jobs, at_once or most_at_once(found), say)
 
 
 def builds(jobs: Iterable[Job]) -> Iterator[Job]:
-    """What is compiled for many cases, and would count as the time of each that waits for it."""
+    """The compilations that many cases share: each case that waits for one would count it as its own time."""
     uses = [("triton" if job.backend == "auto" and job.device != "cpu" else job.backend, job) for job in jobs]
     if any(job.device == "cpu" and job.backend in BACKENDS["cpu"] for _, job in uses):
         yield Job("build of native kernels", BUILD, "cpu", "cpu", BUILD_SECONDS, f"{_WORKER}:build_native")
@@ -127,18 +125,18 @@ def all_devices() -> list[torch.device]:
 
 
 def most_at_once(devices: Iterable[torch.device]) -> int:
-    """As many processes as there are cores, and as fit what is free of every GPU's memory, up to 16."""
+    """Processes at once: as many as there are cores, and as fit into every GPU's free memory, up to 16."""
     gpus = [str(one) for one in devices if one.type == "cuda"]
     memory: list[int] = []
     if gpus:
         with tempfile.TemporaryDirectory(prefix="rwkv_batch-checks-") as folder:
             asked = Process(f"{__name__}:free_memory", {"devices": gpus}, ASK_SECONDS, Path(folder))
-            memory = asked.wait().answer or []  # of a GPU that does not answer, the cases say what is wrong
+            memory = asked.wait().answer or []  # where a GPU does not answer, its cases report why
     return max(1, min(AT_ONCE, usable_cores(), *(size // BYTES_OF_PROCESS for size in memory)))
 
 
 def free_memory(devices: Sequence[str]) -> list[int]:
-    """Bytes that are free on GPUs. The question makes a CUDA context on each, which stays as long as the process."""
+    """Free bytes of GPUs. The call makes a CUDA context on each, which stays as long as the process."""
     return [torch.cuda.mem_get_info(device)[0] for device in devices]
 
 
@@ -170,7 +168,7 @@ def run_jobs(jobs: Iterable[Job], at_once: int, report: Callable[[CheckResult], 
 
 
 def result_of(job: Job, ended: Ended) -> CheckResult:
-    """A result, also where the process gave none."""
+    """The result of a job whose process has ended; made from the exit code where the process gave none."""
     lines = [line.strip() for line in ended.log.splitlines() if line.strip()]
     last = f"; {lines[-1]}" if lines else ""
     code = ended.code or 0

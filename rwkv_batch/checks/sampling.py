@@ -1,4 +1,4 @@
-"""Checks of what happens to logits: sampling, over steps in which tables evolve, and the most likely tokens."""
+"""Checks of the ops on logits: sampling, over steps in which the tables change, and the most likely tokens."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Drawer:
         size: of the vocabulary.
         params: of the slots, in turn.
         count: number of slots.
-        own: the op among "sample" and "select" that is the target's own; the others are definitions.
+        own: the op, "sample" or "select", that the target serves; definitions serve the others.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ def check_sample(
     steps: int,
     own: str = "sample",
 ) -> Checks:
-    """Over some steps the draws, log-probabilities and tables are those of the definition on the host.
+    """Compares draws, log-probabilities and tables with the definition's on the host, over some steps.
 
-    The logits come back as they were.
+    The logits must be unchanged after each step.
 
     Args:
         size, params, count, own: as for `Drawer`.
@@ -120,7 +120,7 @@ _EXACT_TABLES = ("integers", "last_token", "seen_ids", "seen_generated")
 
 
 def _compare_tables(checks: Checks, where: str, ours: Drawer, right: Drawer, slots: Tensor) -> None:
-    """Those of some slots."""
+    """Compares the tables' rows of some slots."""
     a, b = ours.sampler.tables, right.sampler.tables
     for name in _EXACT_TABLES:
         checks.same(f"{where}, {name}", getattr(a, name).cpu()[slots], getattr(b, name)[slots])
@@ -128,7 +128,7 @@ def _compare_tables(checks: Checks, where: str, ours: Drawer, right: Drawer, slo
 
 
 def _align(ours: Drawer, right: Drawer) -> None:
-    """After another draw the same history again: what is drawn next depends on it."""
+    """Copies the definition's history to the target: after a draw that differed, the next draws must not."""
     for name in (*_EXACT_TABLES, "seen_count"):
         getattr(ours.sampler.tables, name).copy_(getattr(right.sampler.tables, name))
 
@@ -140,7 +140,7 @@ def _slots(count: int) -> Tensor:
 
 
 def check_log_normalizer(target: Target, size: int, rows: int) -> Checks:
-    """That of float64."""
+    """Compares results with float64."""
     checks, function = Checks(), target.op("log_normalizer", torch.float32, V=size)
     logits = draw_logits(target, rows, size, 0)
     with poisoned():
@@ -150,7 +150,7 @@ def check_log_normalizer(target: Target, size: int, rows: int) -> Checks:
 
 
 def check_top_tokens(target: Target, size: int, rows: int) -> Checks:
-    """Ranks and ids are those of the definition on the host, among many equal logits."""
+    """Compares ranks and ids with the definition's on the host, with many equal logits."""
     checks, function = Checks(), target.op("top_tokens", torch.float32, V=size)
     logits = draw_logits(target, rows, size, 0)
     logits[1::2] = logits[1::2].round()

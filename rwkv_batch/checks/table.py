@@ -9,11 +9,11 @@ from ..measure.table import format_lines
 from .result import OK, CheckResult
 
 MOST_WORDS = 160
-"""Characters of a reason that are shown."""
+"""Characters of a reason that are shown, at most."""
 
 
 def format_table(results: Iterable[CheckResult]) -> str:
-    """One line for each case, and how many there are of each kind."""
+    """One line for each case, and the number of cases of each status."""
     found = list(results)
     header = ("case", "backend", "device", "result", "error", "limit", "s", "reason")
     lines = format_lines(header, [_row(one) for one in found], left_columns=len(header))

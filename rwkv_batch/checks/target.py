@@ -48,11 +48,11 @@ class Target:
 
     @property
     def is_interpreted(self) -> bool:
-        """Triton's interpreter, which is slow, runs the kernels: inputs are as small as they can be."""
+        """Whether Triton's interpreter runs the kernels. It is slow: inputs are as small as possible."""
         return self.backend == "triton" and self.device.type == "cpu"
 
     def has(self, name: str) -> bool:
-        """The backend has an implementation of the op, whether that runs here or not."""
+        """Whether the backend has an implementation of the op; it may not run on this machine."""
         if self.backend in ("auto", "reference"):
             return self.backend == "reference"
         return find_spec(f"rwkv_batch.{self.backend}_kernels.{name}") is not None
@@ -60,7 +60,7 @@ class Target:
     def ops(
         self, name: str, dtype: torch.dtype = torch.bfloat16, state_dtype: torch.dtype = torch.float32, **sizes: int
     ) -> OpTable:
-        """A table of this one op.
+        """A table with this op alone.
 
         Args:
             sizes: letters of the architecture (C, N, V, ...) → values, for the kernel's own checks.

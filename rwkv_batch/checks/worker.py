@@ -1,4 +1,4 @@
-"""What the process of one case does."""
+"""The functions that the process of one case calls."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from .result import CRASHED, FAILED, OK, REFUSED, UNUSABLE, WRONG
 from .target import Target, UnusableError, specs
 
 THREADS = 2
-"""Of each process on a CPU: several, as native kernels share their work out, and few, as many cases run at once."""
+"""Threads of each process on a CPU: more than one, so that native kernels run in parallel; few, as many cases run at
+once."""
 _DEVICE_LOST = ("CUDA error", "CUDA_ERROR", "illegal memory access", "unspecified launch failure", "misaligned address")
 
 
 def check(name: str, backend: str, device: str) -> dict[str, Any]:
-    """Run one case; gives the fields of a `CheckResult` that are known here."""
+    """Runs one case.
+
+    Returns:
+        The fields of a `CheckResult` that this process knows.
+    """
     torch.set_num_threads(min(limit_threads(), 1 if device != "cpu" or backend == "reference" else THREADS))
     target = Target(backend, torch.device(device))
     try:
@@ -34,7 +39,7 @@ def check(name: str, backend: str, device: str) -> dict[str, Any]:
     except BackendError as error:
         status = UNUSABLE if isinstance(error, UnusableError) else REFUSED
         return {"status": status, "why": " ".join(str(error).split())}
-    except Exception as error:  # whatever a backend does wrong is a result
+    except Exception as error:  # any error of a backend is a result
         return {"status": CRASHED if is_lost(error) else FAILED, "why": first_line(error)}
     result = outcome(found)
     if result["status"] == WRONG and target.device.type == "cuda" and "float32" in name.partition(" state ")[0].split():
@@ -43,14 +48,14 @@ def check(name: str, backend: str, device: str) -> dict[str, Any]:
 
 
 def _allowed_tf32() -> str:
-    """Why PyTorch's float32 products may be as coarse as TF32, and what to do; empty where they cannot be."""
+    """A hint where a setting lets PyTorch compute float32 products in TF32; else empty."""
     if not torch.backends.cuda.matmul.allow_tf32:
         return ""
     return "; TF32 is allowed in float32 products: unset TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
 
 
 def build_native(name: str, backend: str, device: str) -> dict[str, Any]:
-    """Build the native kernels of a CPU; arguments and answer as for `check`."""
+    """Builds the native kernels of a CPU; arguments and result as for `check`."""
     from ..cpu_kernels.build import unavailable
 
     reason = unavailable()
@@ -58,9 +63,9 @@ def build_native(name: str, backend: str, device: str) -> dict[str, Any]:
 
 
 def compile_triton(name: str, backend: str, device: str, ops: Sequence[str]) -> dict[str, Any]:
-    """Compile Triton's kernels of ops, or all where the demo model is among them; the cases say which do not compile.
+    """Compiles Triton's kernels of ops, or all if the demo model is among them. The cases report which do not compile.
 
-    Other arguments and the answer are as for `check`.
+    Other arguments and the result are as for `check`.
     """
     try:
         from ..triton_kernels import probe
@@ -71,7 +76,7 @@ def compile_triton(name: str, backend: str, device: str, ops: Sequence[str]) -> 
 
 
 def outcome(found: Checks) -> dict[str, Any]:
-    """What the comparisons say: whether all hold, and the one that is nearest to its limit or furthest above it."""
+    """The fields of a `CheckResult` for comparisons: the one with the largest share of its limit decides."""
     worst = found.worst
     error = worst.value if math.isfinite(worst.value) else None
     wrong = max(found.wrong, key=lambda one: one.share, default=None)
@@ -81,7 +86,7 @@ def outcome(found: Checks) -> dict[str, Any]:
 
 
 def is_lost(error: BaseException) -> bool:
-    """After an illegal access or a failed launch no call works on the device; after used-up memory all do."""
+    """Whether the device is lost: after an illegal access or a failed launch, but not after out-of-memory."""
     text = str(error)
     return "out of memory" not in text and any(sign in text for sign in _DEVICE_LOST)
 

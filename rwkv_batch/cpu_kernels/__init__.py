@@ -1,1 +1,1 @@
-"""Native CPU kernels: C++ with OpenMP, one op a file, built once by the system's compiler when an engine asks."""
+"""Native CPU kernels: C++ with OpenMP, one op a file. The system's compiler builds them when an engine needs them."""

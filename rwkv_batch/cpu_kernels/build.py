@@ -1,7 +1,7 @@
-"""Build and load the native library: once for each source, compiler and processor, under a lock, in a private folder.
+"""Builds and loads the native library: once for each source, compiler and processor, under a lock, in a private folder.
 
-The sources have no torch headers, so a build takes a few seconds. It goes to a temporary folder that is renamed when it
-is complete: a killed build leaves nothing that the next one could trip over.
+The sources include no torch headers, so that a build takes seconds. A build is made in a temporary folder, which is
+renamed when the build is complete: a killed build leaves no incomplete library.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def library() -> ctypes.CDLL:
     """The loaded library, built if need be.
 
     Raises:
-        BuildError: no compiler, or it failed; the message holds its own words.
+        BuildError: there is no compiler, or it failed; the message holds its output.
     """
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
@@ -52,7 +52,7 @@ def library() -> ctypes.CDLL:
 
 @cache
 def unavailable() -> str | None:
-    """Why the library cannot be had on this machine, if so."""
+    """The reason why the library cannot be built or loaded on this machine, if so."""
     try:
         library()
     except BuildError as error:
@@ -99,7 +99,7 @@ def _ninja() -> str:
 
 
 def _key(compiler: str) -> str:
-    """What the binary depends on: the sources, the flags, the compiler and the processor."""
+    """A name for what the binary depends on: sources, flags, compiler and processor."""
     digest = hashlib.sha256(FLAGS.encode())
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.read_bytes())
@@ -109,7 +109,7 @@ def _key(compiler: str) -> str:
 
 
 def _processor() -> str:
-    """The instructions that this processor has."""
+    """The instruction sets of this processor, as text."""
     cpuinfo = Path("/proc/cpuinfo")
     if os.name == "posix" and cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""From tensors to a C struct: checks, pointers, and the call."""
+"""Calls of native kernels: checks of tensors, their addresses in a C struct, and the call."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ INT, FLOAT, POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
 
 def pointers(*names: str) -> list[tuple[str, Any]]:
+    """Pointer fields of a struct."""
     return [(name, POINTER) for name in names]
 
 
@@ -66,7 +67,7 @@ unsupported_state = UnsupportedReason(_settings_of_state, lambda device, dtype: 
 
 
 def address(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> int | None:
-    """The address of a contiguous tensor of exactly this shape and dtype; None stays None.
+    """The address of a contiguous tensor of exactly this shape and dtype; None for None.
 
     Raises:
         ValueError: the message names the tensor, what was given and what was expected.
@@ -82,7 +83,7 @@ def address(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: tor
 
 
 def pool_address(name: str, state: Tensor, shape: Sequence[int], dtype: torch.dtype) -> tuple[int, int]:
-    """Address and slot stride, in elements, of one layer's state [P, *shape], contiguous but for its first axis."""
+    """Address and slot stride, in elements, of one layer's state [P, *shape], contiguous except for its first axis."""
     strides: list[int] = []
     size = 1
     for axis in reversed(shape):
@@ -97,6 +98,6 @@ def pool_address(name: str, state: Tensor, shape: Sequence[int], dtype: torch.dt
 
 
 def call(name: str, dtype: torch.dtype, kind: type[ctypes.Structure], rows: Any, **fields: Any) -> None:
-    """Run a kernel. The tensors behind the addresses must live until it returns, which it does when it is done."""
+    """Runs a kernel to its end. The tensors behind the addresses must live until then."""
     rows_struct = RowsStruct(rows.num_rows, rows.slot_index.data_ptr(), rows.cu_seqlens.data_ptr())
     getattr(library(), f"{name}_{DTYPES[dtype]}")(ctypes.byref(kind(rows=rows_struct, **fields)))

@@ -37,7 +37,7 @@ def _functions() -> ctypes.CDLL:
 
 
 class GreedyTrie:
-    """Greedy longest match over any byte string. Never changes once built, so threads may share it.
+    """Greedy longest match over any byte string. It does not change once built, so that threads may share it.
 
     Args:
         tokens: id → bytes. Of several ids with the same bytes the last one counts.
@@ -59,7 +59,7 @@ class GreedyTrie:
 
         Returns:
             All ids [N] int32; offsets [n + 1] int64: text i has ids[offsets[i]:offsets[i + 1]]; and [n] int64, the
-            position of the byte at which no token matches, where the ids of that text end: -1 where all is matched.
+            position of the byte at which no token matches and the ids of the text end; -1 where all bytes match.
         """
         joined, offsets = concatenate(texts)
         data = np.frombuffer(joined, np.uint8)
@@ -76,5 +76,5 @@ class GreedyTrie:
                 unmatched=address(unmatched),
             )
         )
-        # Far fewer ids than bytes: the rest of the buffer is not kept.
+        # Copied, as there are far fewer ids than bytes: the buffer is freed.
         return ids[: id_offsets[-1]].copy(), id_offsets, unmatched

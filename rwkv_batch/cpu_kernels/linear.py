@@ -16,7 +16,7 @@ writes_into = True
 
 
 def pack(weight: Tensor) -> PackedWeight:
-    """Lay out a weight [C_out, C_in] or [n, C_out, C_in] for `linear`."""
+    """Packs a weight [C_out, C_in] or [n, C_out, C_in] for `linear`."""
     in_pairs = weight.dtype == torch.bfloat16 and library().has_bfloat16_pairs()
     return pack_panels(weight, inputs=2 if in_pairs else 1)
 
@@ -31,9 +31,9 @@ def linear(
     fixed_tiles: bool = False,
     into: Tensor | None = None,
 ) -> Tensor:
-    """As the definition, with a weight from `pack`; what follows a product is float32 up to the one rounding.
+    """As the definition, with a weight from `pack`; the epilogue is float32, rounded once.
 
-    A row's bits never depend on M, whether `fixed_tiles` asks for that or not. `into` is where the result is written.
+    A row's bits never depend on M, whatever `fixed_tiles` is. `into`: a float32 tensor that the result is written to.
     """
     if x.dtype != weight.dtype:
         raise ValueError(f"x: got {x.dtype}, expected the weight's dtype {weight.dtype}")

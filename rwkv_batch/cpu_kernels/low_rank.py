@@ -1,4 +1,4 @@
-"""Low-rank pairs, computed together; see `low_rank` in models/matrices/low_rank.py for the definition."""
+"""Low-rank pairs, all in two calls; see `low_rank` in models/matrices/low_rank.py for the definition."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["low_rank", "prefers_definition", "unsupported_reason"]
 
 
 def low_rank(inputs: Tensor, p: Any) -> Tensor:
-    """As the definition; the factors are weights as `linear` packs them."""
+    """As the definition; the factors are weights that `linear` has packed."""
     num_inputs, rows, width = inputs.shape
     dtype = inputs.dtype
     address("inputs", inputs, (num_inputs, rows, width), dtype)

@@ -1,4 +1,4 @@
-"""Products with 8-bit weights; see `mm8` in models/mm8_linear.py for the definition."""
+"""Products with 8-bit weights; see `mm8` in models/matrices/mm8_linear.py for the definition."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ writes_into = True
 
 
 def pack(centred: Tensor) -> PackedWeight:
-    """Lay out centred bytes [C_out, C_in] for `mm8`."""
+    """Packs centred bytes [C_out, C_in] for `mm8`."""
     return pack_panels(centred)
 
 

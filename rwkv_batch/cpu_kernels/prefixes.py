@@ -1,4 +1,4 @@
-"""Sorted prompts and the tokens that neighbours share (csrc/prefixes.cpp)."""
+"""Sorts prompts and counts the leading tokens that neighbors share (csrc/prefixes.cpp)."""
 
 from __future__ import annotations
 

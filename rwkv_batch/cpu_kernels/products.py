@@ -1,4 +1,4 @@
-"""Matrices laid out for the native products, once, and calls that multiply rows with several of them."""
+"""Packed weights of the native products, and calls that multiply rows with several of them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Product(ctypes.Structure):
 
 @dataclass(frozen=True, eq=False)
 class PackedWeight:
-    """n matrices [C_out, C_in] as the native products read them.
+    """n matrices [C_out, C_in], packed for the native products.
 
     Args:
         panels: [n, ⌈C_out / PANEL⌉, ⌈C_in / k⌉, PANEL, k], with k inputs to a unit; padded with zeros.
@@ -48,7 +48,7 @@ class PackedWeight:
 
     @cached_property
     def addresses(self) -> tuple[int, ...]:
-        """Of each matrix."""
+        """The address of each matrix."""
         stride = self.panels.stride(0) * self.panels.itemsize
         return tuple(self.panels.data_ptr() + i * stride for i in range(len(self.panels)))
 
@@ -57,16 +57,16 @@ class PackedWeight:
         return self.panels.nbytes
 
     def product(self, which: int = 0, **fields: Any) -> Product:
-        """A product with matrix `which`; addresses in `fields` must live until the call is done."""
+        """The struct of a product with matrix `which`; tensors behind addresses in `fields` must outlive the call."""
         return Product(inputs=self.shape[-1], outputs=self.shape[-2], weight=self.addresses[which], **fields)
 
 
 def pack_panels(weight: Tensor, inputs: int = 1) -> PackedWeight:
-    """Lay out a matrix, or several of one shape, on the CPU.
+    """Packs a matrix, or several of one shape, on the CPU.
 
     Args:
         weight: [C_out, C_in] or [n, C_out, C_in].
-        inputs: how many neighbouring inputs of an output channel lie together.
+        inputs: neighboring inputs of an output channel that are stored together.
     """
     width = library().panel_width()  # output channels of a panel on this processor
     c_out, c_in = weight.shape[-2:]
@@ -95,12 +95,12 @@ class PackedInt8(NamedTuple):
 
 
 def pack_int8(q: Tensor, inputs: int) -> PackedInt8:
-    """Lay out an int8 weight [C_out, C_in] or [n, C_out, C_in]."""
+    """Packs an int8 weight [C_out, C_in] or [n, C_out, C_in]."""
     return PackedInt8(pack_panels(q, inputs), q.sum(-1, dtype=torch.int32))
 
 
 def multiply(name: str, dtype: torch.dtype, rows: int, products: Sequence[Product]) -> None:
-    """Run the kernel `name` for inputs of `dtype` on several products that share their number of rows."""
+    """Runs the kernel `name` for inputs of `dtype` on several products that share their number of rows."""
     if rows:
         kinds = (Product * len(products))(*products)
         getattr(library(), f"{name}_{DTYPES[dtype]}")(kinds, INT(len(products)), INT(rows))
@@ -117,14 +117,14 @@ def multiply_rows(
     into: Tensor | None = None,
     fields: Sequence[Mapping[str, int | None]] | None = None,
 ) -> Tensor:
-    """act(x W^T) * gate, or that added to `out`, in float32 up to the one rounding of the result.
+    """act(x W^T) * gate, or that added to `out`, in float32 and rounded once.
 
     Args:
         x: [M, C_in], or [n, M, C_in] where the weight holds n matrices.
         gate, out: [M, C_out], dtype of `x`; with a single matrix only.
         dtype: of the result; that of `x` where None.
         into: where the result is written, float32; a new tensor where None.
-        fields: what each matrix has beside its numbers, where they are whole: see csrc/product.h.
+        fields: further fields of each matrix's `Product`: scales and the like of 8-bit weights.
 
     Raises:
         ValueError: a shape, a dtype or an activation does not fit; the message says which.
@@ -173,7 +173,7 @@ def multiply_whole_numbers(
     dtype: torch.dtype | None,
     into: Tensor | None,
 ) -> Tensor:
-    """`multiply_rows` for an int8 weight, and inputs that become whole numbers up to `levels`.
+    """`multiply_rows` for an int8 weight, with inputs quantized to integers from -levels to levels.
 
     Args:
         scale: [C_out] or [n, C_out] float32.
@@ -189,7 +189,7 @@ def multiply_whole_numbers(
 
 
 def prefers_definition(dtype: torch.dtype) -> str | None:
-    """Why products with dense weights are faster by the definition, if so."""
+    """The reason why products with dense weights are faster by the definition, if so."""
     if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
         return "oneDNN multiplies bfloat16 with this processor's matrix units"
     return None

@@ -34,10 +34,10 @@ class Sample(ctypes.Structure):
 
 
 def sample(logits: Tensor, slot_index: Tensor, tables: Any, ops: Any) -> tuple[Tensor, Tensor]:
-    """As `sample` in engine/sample.py, in one pass over each row and a few over parts of it.
+    """As `sample` in engine/sample.py, in one pass over each row and some passes over parts of it.
 
-    What penalties, biases and bans change is changed in `logits` itself, entry by entry, and put back; a row with a
-    mask is copied. A row's results depend on nothing but the row and its slot.
+    Penalties, biases and bans change entries of `logits`, which are restored in the end; a row with a mask is copied. A
+    row's results depend on the row and its slot only.
 
     Args:
         logits: [B, V] float32, contiguous.
@@ -50,7 +50,7 @@ def sample(logits: Tensor, slot_index: Tensor, tables: Any, ops: Any) -> tuple[T
             seen token, or lists ids that are not in the vocabulary.
 
     Numerics: masses are float32, their sums float64. A draw or a cut differs from the definition's only where the
-        uniform number, or the mass at a boundary, is within about 1e-6 of it.
+        uniform number is within about 1e-6 of a boundary.
     """
     num_rows, vocab = len(logits), tables.vocab_size
     token_ids = torch.empty(num_rows, dtype=torch.int64)

@@ -25,7 +25,7 @@ ShiftLerp = struct(
 def shift_lerp(
     x: Tensor, norm: Any, mix: Tensor, shift: Tensor, rows: Any, keep_parts: bool = False
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """As the reference; statistics in float32, normed and delta rounded to the dtype of `x` before use."""
+    """As the definition; statistics in float32, `normed` and `delta` rounded to the dtype of `x` before use."""
     num_tokens, width = x.shape
     dtype, count = x.dtype, len(mix)
     normed, delta = torch.empty_like(x), torch.empty_like(x)

@@ -1,6 +1,6 @@
-"""The text of sampled tokens: stop strings found as tokens come, and valid UTF-8 from token ids (csrc/text.cpp).
+"""The text of sampled tokens: search for stop strings token by token, and token ids → valid UTF-8 (csrc/text.cpp).
 
-Addresses of buffers are taken once, and a call fills those buffers anew: taking an address costs as much as a call.
+Buffers and their addresses are kept from call to call: taking an address costs as much as a call.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _functions() -> ctypes.CDLL:
 
 
 def address(array: np.ndarray) -> int:
-    """Where a contiguous array begins."""
+    """The address of a contiguous array."""
     return array.__array_interface__["data"][0]
 
 
@@ -73,7 +73,7 @@ def concatenate(pieces: Sequence[bytes | None]) -> tuple[bytes, np.ndarray]:
 
 
 class TokenTable:
-    """The bytes of all tokens, where native code finds them; None has no bytes."""
+    """The bytes of all tokens, in memory that native code reads; None has no bytes."""
 
     def __init__(self, token_bytes: Sequence[bytes | None]) -> None:
         data, self._start = concatenate(token_bytes)
@@ -105,7 +105,9 @@ class StopPusher:
 
     def __init__(self, table: TokenTable, num_slots: int) -> None:
         self._table = table
-        self._automata: list[Automaton | None] = [None] * num_slots  # keeps alive what `automaton` points to
+        self._automata: list[Automaton | None] = [
+            None
+        ] * num_slots  # keeps the objects alive that `automaton` points to
         names = ("slots", "token_ids", "automaton", "state", "ignored_tokens", "text_bytes", "index", "pattern", "end")
         self._arrays = {name: np.zeros(num_slots, np.int64) for name in names}
         self._slots, self._token_ids = self._arrays["slots"], self._arrays["token_ids"]

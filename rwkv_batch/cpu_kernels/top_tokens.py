@@ -24,7 +24,7 @@ class TopTokens(ctypes.Structure):
 
 
 def top_tokens(logits: Tensor, rows: Tensor, token_ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """As the reference, without a sort of the row.
+    """As the definition, without sorting the row.
 
     Raises:
         ValueError: a shape, dtype or stride differs; `count` is not from 0 to V; a row or a token does not exist.

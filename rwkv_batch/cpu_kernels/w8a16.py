@@ -1,4 +1,4 @@
-"""Products of int8 weights with inputs of 16 bits; see `w8a16` in models/w8a8_linear.py for the definition."""
+"""Products of int8 weights with inputs of 16 bits; see `w8a16` in models/matrices/w8a8_linear.py for the definition."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ writes_into = True
 
 
 def pack(q: Tensor) -> PackedInt8:
-    """Lay out an int8 weight [C_out, C_in] or [n, C_out, C_in] for `w8a16`."""
+    """Packs an int8 weight [C_out, C_in] or [n, C_out, C_in] for `w8a16`."""
     return pack_int8(q, 2)
 
 
@@ -28,6 +28,6 @@ def w8a16(
     dtype: torch.dtype | None = None,
     into: Tensor | None = None,
 ) -> Tensor:
-    """As the definition, with a weight from `pack`. Sums are exact; what follows is float32 up to the one rounding."""
+    """As the definition, with a weight from `pack`. Sums are exact; the epilogue is float32, rounded once."""
     levels = min(2**15 - 1, (2**31 - 1) // (127 * q.shape[-1]))
     return multiply_whole_numbers("w8a16", levels, x, q, scale, activation, gate, out, dtype, into)

@@ -1,4 +1,4 @@
-"""Products of int8 by int8; see `w8a8` in models/w8a8_linear.py for the definition."""
+"""Products of int8 by int8; see `w8a8` in models/matrices/w8a8_linear.py for the definition."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ writes_into = True
 
 
 def pack(q: Tensor) -> PackedInt8:
-    """Lay out an int8 weight [C_out, C_in] or [n, C_out, C_in] for `w8a8`."""
+    """Packs an int8 weight [C_out, C_in] or [n, C_out, C_in] for `w8a8`."""
     return pack_int8(q, library().int8_inputs())
 
 
@@ -29,5 +29,5 @@ def w8a8(
     dtype: torch.dtype | None = None,
     into: Tensor | None = None,
 ) -> Tensor:
-    """As the definition, with a weight from `pack`. Sums are exact; what follows is float32 up to the one rounding."""
+    """As the definition, with a weight from `pack`. Sums are exact; the epilogue is float32, rounded once."""
     return multiply_whole_numbers("w8a8", 127, x, q, scale, activation, gate, out, dtype, into)

@@ -13,5 +13,5 @@ __all__ = ["unsupported_reason", "wkv5"]
 
 
 def wkv5(r: Tensor, k: Tensor, v: Tensor, g: Tensor | None, head: Any, state: Tensor, rows: Any) -> Tensor:
-    """As the reference; products and state in float32."""
+    """As the definition; products and state in float32. Slot -1 is padding: its output is 0, and no state changes."""
     return wkv56(r, k, v, g, None, head, state, rows)

@@ -1,4 +1,4 @@
-"""What `wkv5` and `wkv6` share: one kernel, whose decay is a parameter in v5 and depends on the token in v6."""
+"""The kernel of `wkv5` and `wkv6`. The decay is a parameter in v5 and depends on the token in v6."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def wkv7(
     state: Tensor,
     rows: Any,
 ) -> Tensor:
-    """As the reference; products and state in float32."""
+    """As the definition; products and state in float32. Slot -1 is padding: its output is 0, and no state changes."""
     num_heads, size = head.r_k.shape
     width, dtype = num_heads * size, r.dtype
     shape = (rows.num_tokens, width)

@@ -11,11 +11,11 @@ import logging
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +47,17 @@ Steps = Generator[list[Completion], None, None]
 _NOTHING = nullcontext()
 
 
+class EngineLimits(NamedTuple):
+    """The sizes of an engine."""
+
+    max_batch_size: int
+    """Number of slots: sequences that run at the same time."""
+    max_batch_tokens: int
+    """Tokens of one step, prompts and decode rows together."""
+    prefix_host_bytes: int = 0
+    """Host memory for the snapshots of prefixes for which the device has no room."""
+
+
 class Engine:
     """Runs one model over any number of requests.
 
@@ -57,11 +68,8 @@ class Engine:
     mask of allowed tokens depends on the token before.
 
     Args:
-        max_batch_size: number of slots: sequences that run at the same time.
-        max_batch_tokens: tokens of one step, prompts and decode rows together.
         init_state: a state file that every sequence starts from; None takes the checkpoint's own.
         prefix_sharing: compute prefixes that several rows share once. Samples of one row always share theirs.
-        prefix_host_bytes: host memory for the snapshots of prefixes for which the device has no room.
         run_ahead: launch a step before the results of the step before are read; None does so on a CUDA device.
         decode_graphs: record decode steps and replay them; None does so on a CUDA device where every op of a decode
             step can be recorded, and where no layer is placed on another device.
@@ -72,12 +80,10 @@ class Engine:
         self,
         model: Model,
         vocabulary: Vocabulary,
+        limits: EngineLimits,
         *,
-        max_batch_size: int,
-        max_batch_tokens: int,
         init_state: str | Path | None = None,
         prefix_sharing: bool = True,
-        prefix_host_bytes: int = 0,
         run_ahead: bool | None = None,
         decode_graphs: bool | None = None,
         new_stop_matcher: Callable[[int], StopMatcher] | None = None,
@@ -89,14 +95,15 @@ class Engine:
         self._run_ahead = is_cuda if run_ahead is None else run_ahead
         can_record = is_cuda and model.pipeline is None and model.ops.can_be_recorded
         self._uses_graphs = can_record if decode_graphs is None else decode_graphs
-        self.stats = EngineStats(max_batch_size, max_batch_tokens)
+        num_slots = limits.max_batch_size
+        self.stats = EngineStats(num_slots, limits.max_batch_tokens)
         self._uploader = Uploader(model.device)
         self._pool_parts = pool_parts(model.file, model.placement, init_state)
-        self.scheduler = Scheduler(max_batch_size, max_batch_tokens)
-        self._num_slots = max_batch_size
-        self._allocate(max_batch_size)
-        snapshots = Snapshots(max_batch_size, prefix_host_bytes // self.pool.host_record_bytes)
-        self.admission = Admission(snapshots, max(4 * max_batch_size, 256), prefix_sharing)
+        self.scheduler = Scheduler(num_slots, limits.max_batch_tokens)
+        self._num_slots = num_slots
+        self._allocate(num_slots)
+        snapshots = Snapshots(num_slots, limits.prefix_host_bytes // self.pool.host_record_bytes)
+        self.admission = Admission(snapshots, max(4 * num_slots, 256), prefix_sharing)
         self._outbox: list[Completion] = []
         self._aborted: deque[Any] = deque()
         self._serving: weakref.ref[Steps] | None = None
@@ -125,7 +132,7 @@ class Engine:
         """The snapshots of shared prefixes."""
         return self.admission.snapshots
 
-    def generate(self, source: Source) -> Iterator[Completion]:
+    def generate(self, source: Source) -> Generator[Completion, None, None]:
         """Complete every request. Like `run`, but yields one completion at a time."""
         for finished in self.run(source):
             yield from finished

@@ -1,4 +1,4 @@
-"""What a job would do, told before it does anything."""
+"""The description of a job that --dry-run prints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN_UNITS = 8
 
 
 def describe(prepared: Prepared, shard: Shard) -> Iterator[str]:
-    """Input, output, what the shard makes of it, model and first prompt, in lines for a terminal."""
+    """Yields lines for a terminal: input, output, the shard's units, the model and the first prompt."""
     job, source, columns, plan = prepared.job, prepared.source, prepared.columns, prepared.plan
     yield f"task      {job.task}"
     yield f"input     {_counted(len(source.files), 'file')}, {_counted(source.num_rows, 'row')}"
@@ -40,11 +40,12 @@ def describe(prepared: Prepared, shard: Shard) -> Iterator[str]:
 
 
 def _counted(count: int, noun: str) -> str:
+    """A number with its noun, such as "1 row" or "2 rows"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _backends(prepared: Prepared) -> Iterator[str]:
-    """Who would serve each op."""
+    """Yields the backend of each op, with the reasons against the others."""
     for choice in prepared.model.describe()["backends"]:
         where = f" on {choice['on']}" if "on" in choice else ""
         refused = f" ({' · '.join(choice['not_used'])})" if choice["not_used"] else ""
@@ -52,6 +53,7 @@ def _backends(prepared: Prepared) -> Iterator[str]:
 
 
 def _first_prompt(prepared: Prepared) -> Iterator[str]:
+    """Yields the first prompt that can be served, with its tokens, and the bad rows before it."""
     for batch in prepared.source.read(0, min(prepared.plan.num_rows, BATCH_ROWS), prepared.columns.read):
         keys = [RowKey(prepared.plan.unit(0), row) for row in range(batch.num_rows)]
         for row in prepared.parser.rows(batch, keys):
@@ -69,5 +71,5 @@ def _first_prompt(prepared: Prepared) -> Iterator[str]:
 
 
 def _shown(prompt: Any) -> str:
-    """Text, or token ids, as Python writes them."""
+    """A prompt as a Python literal: text, or a list of token ids."""
     return repr(prompt if isinstance(prompt, str) else list(map(int, prompt)))

@@ -1,4 +1,4 @@
-"""What a job's results depend on, so that a resumed job never mixes two kinds of results."""
+"""The fingerprint of a job: the settings that its results depend on, so that a resumed job never mixes two kinds."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import pyarrow as pa
 
 from .config import JOB_SAMPLING, JobConfig, Section
 from .input.columns import Columns
+from .messages import shortened
 
 FORMAT = 1
-"""Raised when the meaning of segments, parts or random streams changes."""
+"""A number that grows when the meaning of segments, parts or random streams changes."""
 
 HARMLESS = frozenset(
     {
@@ -30,7 +31,7 @@ HARMLESS = frozenset(
         "run.backend",
     }
 )
-"""Settings that change no row's results."""
+"""Settings that change no result. A setting that is not in this list changes results."""
 
 RESOLVED = frozenset(
     {
@@ -48,17 +49,18 @@ RESOLVED = frozenset(
         "output.logprobs",
     }
 )
-"""Settings that are compared by what they lead to: model.fingerprint, the input's manifest, the plan, the columns."""
+"""Settings that are not compared themselves, but by their effect: the model's fingerprint, the input's manifest, the
+plan, the columns."""
 
 FORMER_DEFAULTS: Mapping[str, Any] = {}
-"""Settings that job files no longer have, with the value that each had by default."""
+"""Settings that job files no longer have → the default that each had."""
 
 
 def result_settings(job: JobConfig, columns: Columns, schema: pa.Schema, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that changes a row's results, by dotted name: all settings of the job that are not listed above.
+    """Returns everything that changes a row's results, by dotted name: all settings that are not listed above.
 
     Args:
-        schema: of the parts.
+        schema: the columns of the parts.
         model: "fingerprint" of the weights and initial state, "tokenizer" fingerprint or None, and the "dtype" in use.
     """
     unused = "score." if job.task == "generate" else "sampling."
@@ -84,22 +86,22 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One line for each setting that differs.
+    """Returns a line for each setting that differs.
 
-    A setting that one side lacks, as it was added or removed since, counts as its default. Where a setting names a
-    column, the default is null: there is no such column.
+    A setting that one side lacks, because a version added or removed it, counts as its default. The default of a
+    setting that names a column is null.
     """
     defaults = {**FORMER_DEFAULTS, **default_settings()}
     old, new = ({name: side.get(name, defaults.get(name)) for name in {*old, *new}} for side in (old, new))
     return [
-        f"{name}: {_shown(old[name])} when it was started, {_shown(new[name])} now"
+        f"{name}: {_json(old[name])} when it was started, {_json(new[name])} now"
         for name in sorted(old)
         if old[name] != new[name]
     ]
 
 
 def default_settings() -> dict[str, Any]:
-    """The settings of a job whose file says nothing, by dotted name, without those that every file must have."""
+    """Returns the defaults of all settings by dotted name, without the settings that every file must have."""
     defaults = {f"sampling.{name}": value for name, value in asdict(JOB_SAMPLING).items()}
     for name, field in JobConfig.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
@@ -111,7 +113,7 @@ def default_settings() -> dict[str, Any]:
 
 
 def _flat(job: JobConfig) -> dict[str, Any]:
-    """All settings of a job by dotted name."""
+    """Returns all settings of a job by dotted name."""
     flat = {f"sampling.{name}": value for name, value in asdict(job.sampling).items()}
     for name, value in job.model_dump(exclude={"sampling"}).items():
         flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
@@ -119,7 +121,7 @@ def _flat(job: JobConfig) -> dict[str, Any]:
 
 
 def _canonical(value: Any) -> Any:
-    """The form in which a setting survives JSON, and in which 1 and 1.0 are the same."""
+    """Returns a value that JSON keeps unchanged, and in which 1 and 1.0 are the same."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, Mapping):
@@ -129,6 +131,5 @@ def _canonical(value: Any) -> Any:
     return value
 
 
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."
+def _json(value: Any) -> str:
+    return shortened(json.dumps(value, ensure_ascii=False))

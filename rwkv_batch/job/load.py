@@ -19,15 +19,15 @@ from .yaml_file import parse_yaml, read_yaml
 def load_job(
     job: str | os.PathLike[str] | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str] = ()
 ) -> JobConfig:
-    """Read and check a job.
+    """Reads and checks a job.
 
     Args:
-        job: a YAML file, or what would stand in it.
+        job: a YAML file, or a mapping with the same content.
         overrides: settings that replace the job's: a mapping from "section.key" to a value, or texts
             "section.key=value", each with a YAML value, as after `-o` on the command line. Paths may be `pathlib`'s.
 
     Raises:
-        ConfigurationError: the file cannot be read, or settings are wrong: one line for each of them.
+        ConfigurationError: the file cannot be read, or settings are wrong; one line for each of these.
     """
     if not isinstance(job, str | os.PathLike | Mapping):
         raise ConfigurationError(f"job: got {shown(job)}, expected the path of a job file, or a mapping")
@@ -54,7 +54,7 @@ def load_job(
 
 
 def _overrides(given: Mapping[str, Any] | Sequence[str]) -> Iterator[tuple[str, str, Any]]:
-    """For each: how messages call it, its "section.key", its value."""
+    """Yields for each override its name in messages, its "section.key" and its value."""
     if isinstance(given, Mapping):
         yield from ((f"overrides: {dotted}", dotted, value) for dotted, value in given.items())
         return
@@ -71,7 +71,7 @@ def _overrides(given: Mapping[str, Any] | Sequence[str]) -> Iterator[tuple[str, 
 
 
 def _override(settings: dict[str, Any], origin: str, dotted: str, value: Any) -> tuple[str, str]:
-    """Put a value into `settings` in place. Returns its place and its origin."""
+    """Puts a value into `settings`. Returns its "section.key" and its name in messages."""
     if not isinstance(dotted, str) or not dotted:
         raise ConfigurationError(f"{origin}: expected names such as 'sampling.temperature'")
     *sections, key = dotted.split(".")
@@ -87,7 +87,7 @@ def _override(settings: dict[str, Any], origin: str, dotted: str, value: Any) ->
 
 
 def _plain(value: Any) -> Any:
-    """As YAML would give it: mappings as dictionaries of our own, which may be changed, and paths as texts."""
+    """Returns a value as YAML gives it: mappings as new dictionaries, paths as texts."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -117,6 +117,7 @@ def _check_sampling(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _check_together(job: JobConfig) -> Iterator[tuple[str, str]]:
+    """Yields (where, what) for each setting that contradicts another one."""
     for name, declared in SAMPLING_FIELDS.items():
         value = getattr(job.sampling, name)
         if value is not None and not declared.in_jobs:
@@ -132,7 +133,7 @@ def _check_together(job: JobConfig) -> Iterator[tuple[str, str]]:
 
 
 def _explain(error: ValidationError, settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """One (where, what) for each setting that pydantic refused."""
+    """Yields (where, what) for each setting that pydantic refused."""
     seen = set()
     for problem in error.errors(include_url=False):
         keys, field, siblings = _locate(problem["loc"])
@@ -149,7 +150,7 @@ def _explain(error: ValidationError, settings: dict[str, Any]) -> Iterator[tuple
 
 
 def _locate(location: tuple[int | str, ...]) -> tuple[list[str], FieldInfo | None, list[str]]:
-    """Follow pydantic's location to the setting: its keys, its field, and the names beside it."""
+    """Follows pydantic's location to a setting. Returns its keys, its field, and the names in its section."""
     section: Any = JobConfig
     keys: list[str] = []
     field, siblings = None, list(JobConfig.model_fields)

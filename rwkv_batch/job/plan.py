@@ -1,4 +1,4 @@
-"""Which rows become which part, and which process makes it: a pure function of the input's row count."""
+"""The plan of a job: which rows become which part, and which process makes it. It depends on the row count alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Unit:
-    """The rows from `start` to before `stop`, numbered over the whole input, that become one part."""
+    """The rows that become one part: those from `start` to before `stop`, numbered over the whole input."""
 
     index: int
     start: int
@@ -40,7 +40,7 @@ class UnitPlan:
 
 @dataclass(frozen=True)
 class Shard:
-    """This process makes the units `index, index + count, …`. The default makes all of them."""
+    """The units that a process makes: `index, index + count, …`. The default is all units."""
 
     index: int = 0
     count: int = 1
@@ -49,7 +49,7 @@ class Shard:
         return (plan.unit(index) for index in range(self.index, plan.num_units, self.count))
 
     def file_name(self, stem: str, extension: str) -> str:
-        """A name that no other shard uses: stem.extension, or stem-3-of-8.extension."""
+        """Returns a file name that no other shard uses: stem.extension, or stem-3-of-8.extension."""
         return f"{stem}.{extension}" if self.count == 1 else f"{stem}-{self.index}-of-{self.count}.{extension}"
 
     def __str__(self) -> str:
@@ -57,15 +57,15 @@ class Shard:
 
 
 def parse_shard(text: str | None, environment: Mapping[str, str]) -> Shard:
-    """Read `--shard`.
+    """Reads the value of `--shard`.
 
     Args:
         text: None for the whole job; "i/n", counted from 0; "auto": index and count from a Slurm array's or torchrun's
             variables; "auto/n": the index alone from them, or from a Kubernetes indexed job's.
-        environment: consulted for "auto" only.
+        environment: the process's variables, read for "auto" only.
 
     Raises:
-        ConfigurationError: the text or the variables make no sense.
+        ConfigurationError: the text is no shard, or the variables do not name one.
     """
     if text is None:
         return Shard()
@@ -85,7 +85,7 @@ def parse_shard(text: str | None, environment: Mapping[str, str]) -> Shard:
 
 
 def _from_environment(environment: Mapping[str, str]) -> tuple[int, int | None]:
-    """Index and, where it is known, count of this process among its siblings."""
+    """Returns index and count of this process in its scheduler's group; a count of None is not known."""
     try:
         if "SLURM_ARRAY_TASK_ID" in environment:
             return _slurm_array(environment)
@@ -101,7 +101,7 @@ def _from_environment(environment: Mapping[str, str]) -> tuple[int, int | None]:
 
 
 def _slurm_array(environment: Mapping[str, str]) -> tuple[int, int]:
-    """An array may start anywhere and have a step, but no holes: a missing task's units would never be made."""
+    """Returns index and count of a task in a Slurm array. An array with holes is refused: nobody makes their units."""
     task, first, last, count = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "MAX", "COUNT"))
     step = int(environment.get("SLURM_ARRAY_TASK_STEP", 1))
     if last - first != (count - 1) * step:

@@ -1,4 +1,4 @@
-"""Everything that can be settled, and refused, before a model is loaded."""
+"""Preparation of a job: everything that can be checked, and refused, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -42,8 +42,14 @@ class Prepared:
     """A job that has passed every check but the model's.
 
     Args:
-        document: what job.json says: settings, plan, input manifest, fingerprint.
-        model: `ModelSummary` of the model that will serve it.
+        source: the input.
+        columns: which input column has which role.
+        parser: makes rows to serve of the input.
+        plan: the job's units.
+        form: schema and footer of the output files.
+        folders: the output folder and the state folder.
+        document: the content of job.json: settings, plan, input manifest, fingerprint.
+        model: `ModelSummary` of the model that will serve the job.
     """
 
     job: JobConfig
@@ -57,22 +63,22 @@ class Prepared:
     model: Any
 
     def started_as(self, document: dict[str, Any]) -> Prepared:
-        """The same job under the fingerprint that its job.json records.
+        """Returns the same job with the fingerprint that its job.json records.
 
         Args:
-            document: what job.json says.
+            document: the content of job.json.
         """
         footer = {**self.form.footer, "fingerprint": document["fingerprint"]}
         return replace(self, document=document, form=replace(self.form, footer=footer))
 
     def read_passed(self, unit: Unit) -> Iterator[pa.RecordBatch]:
-        """A unit's rows with the columns that its part repeats."""
+        """Reads the columns that a unit's part repeats from the input."""
         return self.source.read(unit.start, unit.stop, self.columns.passed)
 
 
 @contextmanager
 def named_as_in_jobs() -> Iterator[None]:
-    """Errors about an argument of `LLM` or `inspect_model` name the job's setting."""
+    """Inside, an error about an argument of `LLM` names the job's setting instead."""
     try:
         yield
     except RwkvBatchError as error:
@@ -93,10 +99,10 @@ def engine_settings(job: JobConfig) -> EngineSettings:
 
 
 def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
-    """Check the job against its input, its folders and its model file.
+    """Checks the job against its input, its folders and its model file. Writes nothing.
 
     Args:
-        inspect_model: reads sizes, tokenizer, memory plan and fingerprint of a model without its weights.
+        inspect_model: the function of that name, or a test's.
 
     Raises:
         ConfigurationError, CheckpointError, CapacityError, MissingExtraError: something is wrong; nothing has been
@@ -115,16 +121,32 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
         _check_sampling(job, columns, source.schema, model)
     parser = RowParser(job, columns)
     plan = UnitPlan(min(source.num_rows, job.input.limit or source.num_rows), job.output.rows_per_part)
+    document = _job_document(job, columns, schema, source, plan, folders, model)
+    footer = {"version": __version__, "fingerprint": document["fingerprint"], "seed": str(job.sampling.seed)}
+    passed = pa.schema([source.schema.field(name) for name in columns.passed])
+    form = OutputFormat(results, passed, footer)
+    return Prepared(job, source, columns, parser, plan, form, folders, document, model)
+
+
+def _job_document(
+    job: JobConfig,
+    columns: Columns,
+    schema: pa.Schema,
+    source: Input,
+    plan: UnitPlan,
+    folders: Folders,
+    model: Any,
+) -> dict[str, Any]:
+    """The content of job.json: version, settings with their fingerprint, plan and input manifest."""
     identity = {
         "fingerprint": model.fingerprint,
         "tokenizer": None if model.tokenizer is None else model.tokenizer.fingerprint,
         "dtype": model.describe().get("dtype", job.model.dtype),
     }
     settings = result_settings(job, columns, schema, identity)
-    identifier = fingerprint(settings)
-    document = {
+    return {
         "version": __version__,
-        "fingerprint": identifier,
+        "fingerprint": fingerprint(settings),
         "settings": settings,
         "plan": {
             "output.path": os.path.relpath(folders.output, folders.state) if job.run.state_dir else None,
@@ -135,14 +157,10 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
         },
         "input": source.manifest(),
     }
-    footer = {"version": __version__, "fingerprint": identifier, "seed": str(job.sampling.seed)}
-    passed = pa.schema([source.schema.field(name) for name in columns.passed])
-    form = OutputFormat(results, passed, footer)
-    return Prepared(job, source, columns, parser, plan, form, folders, document, model)
 
 
 def _check_sampling(job: JobConfig, columns: Columns, schema: pa.Schema, model: Any) -> None:
-    """Check what the job itself samples with, as the engine will; of the rows' own values, only what they need."""
+    """Checks the job's sampling section as the engine will, and that the extras for the rows' own values are there."""
     from ..requests import RequestBuilder
     from ..text.constraint import ConstraintCompiler
 
@@ -162,7 +180,7 @@ def _check_sampling(job: JobConfig, columns: Columns, schema: pa.Schema, model: 
 
 
 def _check_pin(job: JobConfig) -> None:
-    """Compare `model.sha256` before anything reads the file."""
+    """Compares `model.sha256` with the model file, before anything else reads the file."""
     expected, path = job.model.sha256, job.model.path
     if expected is None:
         return

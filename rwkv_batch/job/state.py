@@ -1,4 +1,4 @@
-"""The state folder: what the job is, written once, and the check that a later run is the same job."""
+"""The state folder: job.json, which is written once, and the check that a later run is the same job."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .output.storage import Storage
 
 STATE_SUFFIX = ".rwkv_batch"
 MANIFEST_KEYS = {"file", "rows", "bytes", "version"}
-"""What the input's manifest says about a file."""
+"""Keys of a file's entry in the input's manifest."""
 JOB_KEYS = {"settings": dict, "plan": dict, "input": list, "fingerprint": str}
-"""What job.json holds beside what is there for people, and of which kind each is."""
+"""Key that a later run reads from job.json → the type of its value."""
 
 
 @dataclass(frozen=True)
 class Folders:
-    """Where a job writes: parts, and beside them everything else."""
+    """The absolute paths of the two folders of a job: `output` holds parts, `state` everything else."""
 
     output: str
     state: str
@@ -37,7 +37,7 @@ class Folders:
 
     @property
     def are_siblings(self) -> bool:
-        """Whether the output folder's name tells where the state folder is."""
+        """Whether the state folder's name is that of the output folder with a suffix."""
         return self.state == self.output + STATE_SUFFIX
 
     def file(self, name: str) -> str:
@@ -46,10 +46,10 @@ class Folders:
 
 
 def check_folders(job: JobConfig, folders: Folders, files: Sequence[InputFile]) -> None:
-    """Refuse folders in which the output would mix with the input, the state, or somebody else's files.
+    """Refuses folders in which the output would mix with the input, the state, or files of others.
 
     Raises:
-        ConfigurationError: one of them would.
+        ConfigurationError: a folder is refused.
     """
     where = f"output.path: got {job.output.path!r}"
     if "://" in job.output.path or "://" in (job.run.state_dir or ""):
@@ -79,10 +79,10 @@ def check_folders(job: JobConfig, folders: Folders, files: Sequence[InputFile]) 
 
 
 def read_job(storage: Storage, state: str) -> dict[str, Any] | None:
-    """What the job.json of a state folder says; None where there is none.
+    """Returns the content of a state folder's job.json; None where there is no such file.
 
     Raises:
-        ResumeError: it is damaged.
+        ResumeError: job.json is damaged.
     """
     path = os.path.join(state, "job.json")
     try:
@@ -101,7 +101,7 @@ def read_job(storage: Storage, state: str) -> dict[str, Any] | None:
 
 
 def _is_job(job: Any) -> bool:
-    """It has what a job.json of any version has."""
+    """Whether this is the content of a job.json of any version."""
     if not isinstance(job, dict) or not all(isinstance(job.get(key), kind) for key, kind in JOB_KEYS.items()):
         return False
     numbers = (job["plan"].get("rows"), job["plan"].get("units"))
@@ -114,13 +114,13 @@ def _is_job(job: Any) -> bool:
 
 
 def compare_job(storage: Storage, folders: Folders, document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the state folder's job.json says, which then is this job; None where there is none.
+    """Returns the content of the state folder's job.json, if it is this job's; None where there is no such file.
 
     Args:
-        document: "settings" (what results depend on), "plan", "input" (the manifest), and more for people.
+        document: the content of this job's job.json: "settings", "plan", "input" (the manifest), and more.
 
     Raises:
-        ResumeError: it holds one with other settings, another plan or another input, or a damaged one.
+        ResumeError: job.json has other settings, another plan or another input, or is damaged.
     """
     started = read_job(storage, folders.state)
     if started is None:
@@ -135,11 +135,11 @@ def compare_job(storage: Storage, folders: Folders, document: Mapping[str, Any])
 
 
 def open_job(storage: Storage, folders: Folders, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Write job.json where there is none; of two processes that start together, one writes.
+    """Writes job.json where there is none. Of two processes that start together, one writes.
 
     Returns:
-        What job.json says. Its fingerprint is the one that parts and segments carry: a later version of this package
-        would make another one of the same settings.
+        The content of job.json. Parts and segments carry its fingerprint: a later version of this package may compute
+        another fingerprint from the same settings.
 
     Raises:
         ResumeError: as `compare_job`.
@@ -151,7 +151,7 @@ def open_job(storage: Storage, folders: Folders, document: Mapping[str, Any]) ->
 
 
 def _input_changes(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Files are compared in order and by content: a moved folder is no change."""
+    """Returns a line for each change of the input. Files are compared in order and by content, not by name."""
     if len(old) != len(new):
         names = {entry["file"] for entry in old} ^ {entry["file"] for entry in new}
         return [f"number of files was {len(old)}, is {len(new)}: {', '.join(sorted(names)) or 'names are the same'}"]

@@ -1,4 +1,4 @@
-"""What the signals do that ask a process to end: the first stops the run where that is safe, the second ends it."""
+"""Signals that ask a process to end: the first one stops the run where that is safe, a second one ends the process."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..errors import Stopped
 
 EXIT_KILLED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-"""SIGINT is the first one that is handled and the last one that is given back: it raises wherever it is not handled."""
+"""SIGINT is handled first and restored last, because it raises KeyboardInterrupt wherever it is not handled."""
 
 
 class StopSignals:
     """Handles the signals while its `with` block runs. Outside of the main thread it handles none.
 
     Args:
-        is_command: the process is this job's alone. Its signals are handled whatever they did before, and a second one
-            ends the process. Otherwise the process belongs to a program that has called `run_job`: signals that it
-            handles or ignores are left to it, and a second one does what it did before.
+        is_command: the process runs this job and nothing else: all signals are handled, and a second one ends the
+            process. Otherwise a program has called `run_job`: signals that the program handles or ignores are left
+            alone, and a second signal has the effect that it had before.
     """
 
     def __init__(self, is_command: bool = False) -> None:
@@ -41,18 +41,18 @@ class StopSignals:
             except BaseException:
                 self._restore()
                 raise
-            if self.requested and not self._is_command:  # it came meanwhile, and some handlers were put in after it
+            if self.requested and not self._is_command:  # a signal came while handlers were installed
                 self._restore()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._restore()
         if self.requested and kind is None and not self._is_command:
-            raise self._stopped()  # it came when all was done, and the program still has to hear of it
+            raise self._stopped()  # a signal came after the last safe point: tell the program
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """A block that a signal leaves at once by raising `Stopped`. Elsewhere the signal waits for the next one."""
+        """A block that a signal ends at once by raising `Stopped`. A signal outside waits until the next such block."""
         self._is_interruptible = True
         try:
             if self.requested:
@@ -63,7 +63,7 @@ class StopSignals:
 
     def _is_heeded(self, number: signal.Signals) -> bool:
         handler = signal.getsignal(number)
-        if self._is_command:  # under nohup a hang-up is ignored, and stays so
+        if self._is_command:  # nohup makes SIGHUP ignored: leave it so
             return number != signal.SIGHUP or handler != signal.SIG_IGN
         return handler in (signal.SIG_DFL, signal.default_int_handler)
 

@@ -1,4 +1,4 @@
-"""The rows that are still to be served, in batches and in order."""
+"""The missing rows of a job: those that still have to be served, in batches and in order."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .prepare import Prepared
 def missing_rows(
     prepared: Prepared, files: JobFiles, units: Sequence[Unit], writer: Writer
 ) -> Iterator[list[GenerateRow | ScoreRow | ErrorRow]]:
-    """All rows that no segment holds. Each unit is announced to the writer before its first row comes out.
+    """Yields all rows of the units that no segment has. Announces each unit to the writer before its first row.
 
-    The iterator may run on a thread of its own.
+    Another thread than the caller's may run the iterator.
     """
     for unit in units:
         committed = files.committed_rows(unit)

@@ -1,4 +1,4 @@
-"""YAML as people mean it: safe, strict about repeated keys, and 1e-5 is a number."""
+"""YAML of job files: loaded safely, repeated keys are errors, and 1e-5 is a number."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..errors import ConfigurationError
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
-    """What a file holds.
+    """Reads a YAML file.
 
     Raises:
-        ConfigurationError: it cannot be read or is not valid YAML; the message begins with the path.
+        ConfigurationError: the file cannot be read or is not valid YAML; the message begins with the path.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -27,7 +27,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """A value as it may stand after a key.
+    """Reads a YAML value, as it may stand after a key.
 
     Raises:
         ConfigurationError: the text is not valid YAML.
@@ -39,6 +39,8 @@ def parse_yaml(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
+    """The safe loader, which also refuses repeated keys and keys that are no scalars."""
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:

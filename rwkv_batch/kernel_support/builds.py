@@ -1,7 +1,4 @@
-"""What every kind of compiled kernel needs around its compiler: a private folder, whole files, and what errors say.
-
-Nothing here needs triton.
-"""
+"""Files and errors of compiled kernels: a private folder, atomic writes, and short forms of compilers' messages."""
 
 from __future__ import annotations
 
@@ -14,18 +11,18 @@ from pathlib import Path
 import torch
 
 MAX_CHARACTERS = 300
-"""Of a message that is cut short."""
+"""Length of a shortened message, at most."""
 _INFORMATIVE = re.compile(r"error\b|\bassert|\bfatal\b|exception", re.IGNORECASE)
 
 
 def private_folder(name: str) -> Path:
-    """The folder of this name among this package's caches; made if need be, for this user alone.
+    """The cache folder of this name, which only this user can read; made if it is missing.
 
-    A folder that is there already may be read-only.
+    An existing folder may be read-only.
 
     Raises:
-        OSError, RuntimeError: there is no home, the folder cannot be made, or others may write to it and this cannot be
-            changed.
+        OSError, RuntimeError: there is no home, the folder cannot be made, or other users can write to it and the
+            mode cannot be changed.
     """
     path = Path.home() / ".cache" / "rwkv_batch" / name
     path.mkdir(parents=True, exist_ok=True)
@@ -40,10 +37,10 @@ def private_folder(name: str) -> Path:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears under its name only when it is complete.
+    """Writes a file that has its name only when it is complete.
 
     Raises:
-        OSError: the folder is missing, full or read-only; nothing is left behind.
+        OSError: the folder is missing, full or read-only; no partial file remains.
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent)
     try:
@@ -56,12 +53,12 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """The error says that memory is used up, of the device or of the host."""
+    """Whether an error reports out-of-memory, on the device or the host."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in str(error).lower()
 
 
 def in_short(message: str) -> str:
-    """A compiler's message, which may have pages, as one line: its first, and the first after it that tells an error.
+    """A compiler's message in one line: its first line, and the first line after it that reports an error.
 
     Returns:
         At most `MAX_CHARACTERS` characters; "" where the message has none.

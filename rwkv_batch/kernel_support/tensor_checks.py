@@ -1,8 +1,8 @@
-"""Checks of the tensors that a kernel for GPUs is given, whatever it is written in."""
+"""Checks of the tensors that a GPU kernel is given, in Triton or CUDA."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,6 +25,15 @@ def check(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype, d
             f"expected a contiguous {dtype} {list(shape)} on {device}"
         )
     return tensor
+
+
+def check_all(
+    tensors: Mapping[str, Tensor | None], shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> None:
+    """As `check`, for tensors of one shape and dtype, by name; None is not checked."""
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            check(name, tensor, shape, dtype, device)
 
 
 def check_pool(

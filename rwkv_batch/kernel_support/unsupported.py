@@ -1,4 +1,4 @@
-"""Why the kernels of an op cannot serve: settings that no kernel is written for, or a compiler that fails."""
+"""Reasons why the kernels of an op cannot serve: settings without a kernel, or a compiler that fails."""
 
 from __future__ import annotations
 

@@ -181,8 +181,8 @@ _registered: list[type[Architecture]] = []
 def register(*versions: type[Architecture]) -> None:
     """Add versions that are defined outside this package, for example in a plug-in.
 
-    Their checkpoints are then identified and loaded like those of all other versions. Registering a version again
-    changes nothing.
+    Their checkpoints are then identified and loaded like those of all other versions, in this process; each worker
+    process registers them itself. Registering a version again changes nothing.
     """
     _registered.extend(version for version in dict.fromkeys(versions) if version not in _registered)
 

@@ -33,6 +33,7 @@ class ChannelMix(NamedTuple):
 
     @classmethod
     def load(cls, weights: Weights, i: int, mix: Tensor, scale: float) -> ChannelMix:
+        """Load the channel mix of layer i, with its output matrix times `scale`."""
         p = f"blocks.{i}.ffn."
         return cls(
             norm=weights.norm(f"blocks.{i}.ln2"),

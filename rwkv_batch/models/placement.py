@@ -58,6 +58,7 @@ class Placement:
 
     @property
     def head(self) -> LayerPlacement:
+        """The placement of the head; and of every layer where `layers` is empty."""
         return LayerPlacement(self.head_device or self.device, self.dtype, self.quantization)
 
     def of_layers(self, num_layers: int) -> tuple[LayerPlacement, ...]:

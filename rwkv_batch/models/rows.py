@@ -183,6 +183,7 @@ class _ScanPlan(NamedTuple):
 
 
 def _plan_scan(slots: Sequence[int], lengths: Sequence[int], device: torch.device) -> _ScanPlan:
+    """The scan plan of rows with these slots and lengths, with index tensors on the device."""
     order = sorted((i for i, slot in enumerate(slots) if slot >= 0), key=lambda i: -lengths[i])
     starts = list(accumulate(lengths, initial=0))
     steps: list[tuple[int, Index]] = []

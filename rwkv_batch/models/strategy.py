@@ -57,6 +57,7 @@ def parse(strategy: str) -> list[Clause]:
 
 
 def _parse_clause(text: str, number: int, strategy: str) -> Clause:
+    """The clause of a text; number and strategy are for messages."""
     words = text.split()
     if not words:
         raise _error(strategy, "a device and a dtype", number, "it is empty")

@@ -78,7 +78,7 @@ class Weights:
             device,
             OpTable({**ops.implementations, LINEAR.name: self._dense_op}),
             self._dense,
-            **({} if stream is None else {"keep": stream.keep}),
+            None if stream is None else stream.keep,
         )
         self.matrix_bytes = 0
         """Bytes of all matrices loaded so far."""
@@ -102,6 +102,7 @@ class Weights:
         return torch.stack([self.vector(name) for name in names])
 
     def norm(self, prefix: str, dtype: torch.dtype | None = None) -> Norm:
+        """The scale and shift of the norm whose tensors are `prefix`.weight and `prefix`.bias."""
         return Norm(self.vector(prefix + ".weight", dtype), self.vector(prefix + ".bias", dtype))
 
     def linear(self, name: str, scale: float = 1.0) -> Linear:

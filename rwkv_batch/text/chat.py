@@ -40,6 +40,7 @@ def render_messages(messages: Sequence[Mapping[str, str]], chat_format: str = "r
 
 
 def _turn(number: int, message: Mapping[str, str]) -> Turn:
+    """A message, checked; messages of errors call it by its number."""
     if not isinstance(message, Mapping):
         raise RowError("bad_messages", f"message {number} is a {type(message).__name__}; expected role and content")
     role, content = message.get("role"), message.get("content")

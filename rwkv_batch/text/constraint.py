@@ -125,6 +125,7 @@ class ConstraintCompiler:
             raise ValueError(f"{field}: {_reason(error)}") from error
 
     def _constraint(self, field: str, value: Any) -> CompiledConstraint:
+        """The constraint of one argument of `compile`. It raises errors of several types, without the field's name."""
         backend = self._backend
         from xgrammar import GrammarMatcher
 

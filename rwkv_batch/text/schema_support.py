@@ -61,6 +61,7 @@ def _problem(schema: Mapping[str, Any]) -> str | None:
 
 
 def _selector_problem(selector: str, value: Any, beside: list[str]) -> str | None:
+    """What would not be enforced of a schema with a keyword of `_SELECTORS` and other keywords beside it."""
     if beside:
         return f"{beside[0]!r} is not enforced beside {selector!r}; move it into the schema that {selector!r} names"
     if "Of" in selector and not value:
@@ -73,6 +74,7 @@ def _selector_problem(selector: str, value: Any, beside: list[str]) -> str | Non
 
 
 def _object_problem(schema: Mapping[str, Any]) -> str | None:
+    """What would not be enforced of a schema of type "object"."""
     properties = schema.get("properties") or {}
     unknown = [name for name in schema.get("required") or () if name not in properties]
     if unknown:
@@ -87,6 +89,7 @@ def _object_problem(schema: Mapping[str, Any]) -> str | None:
 
 
 def _string_problem(schema: Mapping[str, Any]) -> str | None:
+    """What would not be enforced of a schema of type "string"."""
     limits = [name for name in ("pattern", "format", "minLength", "maxLength") if name in schema]
     if len(limits) > 1 and limits != ["minLength", "maxLength"]:
         return f"only one of {' and '.join(map(repr, limits))} can be enforced"

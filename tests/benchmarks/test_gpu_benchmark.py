@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -227,7 +228,7 @@ def test_points_are_kept_for_the_same_card_and_commit(tmp_path):
 def test_a_point_that_fails_is_named_and_the_others_go_on(tmp_path):
     path = tmp_path / "part.json"
     points = record(path)
-    assert points.measure("bad", lambda: {}["missing"]) is None
+    assert points.measure("bad", lambda: dict[str, Any]()["missing"]) is None
     assert points.measure("good", lambda: {"value": 1}) is not None
     points.write(DONE)
     found = read(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -225,7 +226,7 @@ def test_the_driver_is_asked_once_and_for_what_is_kept_alone(monkeypatch):
     properties = SimpleNamespace(
         name="a card", major=9, minor=0, multi_processor_count=132, L2_cache_size=50 << 20, total_memory=80 << 30
     )
-    monkeypatch.setattr(device.subprocess, "run", answer)
+    monkeypatch.setattr(subprocess, "run", answer)
     monkeypatch.setattr(device, "machine", dict)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     found = device.about(torch.device("cuda"), "abc", False)

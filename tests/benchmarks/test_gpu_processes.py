@@ -9,8 +9,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -57,11 +59,12 @@ def work() -> None:
 
     def run(context: SimpleNamespace) -> list[str]:
         for name in task.models:
-            record.measure(name, lambda name=name: point(name))
+            record.measure(name, partial(point, name))
         return [f"table of {len(record.points)}"]
 
-    sys.modules[f"benchmarks.gpu_parts.{PART}"] = SimpleNamespace(run=run)
-    record.write(*run_part(PART, SimpleNamespace(record=record), task.end))
+    part: Any = SimpleNamespace(run=run, record=record)
+    sys.modules[f"benchmarks.gpu_parts.{PART}"] = part
+    record.write(*run_part(PART, part, task.end))
 
 
 class Clock:
@@ -198,7 +201,7 @@ def test_the_last_points_leave_time_for_the_table(tmp_path):
     assert seconds_for_points(replace(own, goes_on=True), 90.0) == 10 - GO_ON_SECONDS
 
 
-class Interrupted:
+class Interrupted(Any):
     """The context of a part of three points, which is told to end in the second one."""
 
     def __init__(self, folder: Path) -> None:

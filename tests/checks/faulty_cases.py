@@ -1,4 +1,4 @@
-"""What processes of tests do in place of a case: each function is called as `rwkv_batch.checks.worker.check` is."""
+"""Functions that processes of tests call in place of a case, with the arguments of `rwkv_batch.checks.worker.check`."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ REFUSED_PACKAGES = [
     *("fsspec", "huggingface_hub", "jinja2", "pyarrow", "pydantic", "pyrwkv_tokenizer"),
     *("tokenizers", "tqdm", "xgrammar", "yaml"),
 ]
-"""What a machine with torch, Triton and safetensors may lack."""
+"""Packages that a machine with torch, Triton and safetensors may lack."""
 
 
 def job(function: str, device: str = "cpu", time_limit: float = LONG) -> Job:
@@ -95,7 +95,7 @@ def test_an_interrupt_leaves_no_process(monkeypatch: pytest.MonkeyPatch, tmp_pat
     def interrupt(result: CheckResult) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(process_module.subprocess, "Popen", noted)
+    monkeypatch.setattr(subprocess, "Popen", noted)
     with pytest.raises(KeyboardInterrupt):
         run_jobs([job("hang", str(tmp_path / "pid")), job("right")], 2, interrupt)
     assert [process.returncode for process in started] == [-signal.SIGKILL, 0]

@@ -1,4 +1,4 @@
-"""What the checks compare with: definitions in float64, and the known tokens of the demo model."""
+"""The checks' oracles: definitions in float64, and the known tokens of the demo model."""
 
 from __future__ import annotations
 

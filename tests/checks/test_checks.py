@@ -149,7 +149,7 @@ def test_a_float16_state_that_is_rounded_another_way_is_found(
 def test_one_random_draw_may_differ(
     temperature: float, num_others: int, is_right: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is drawn after it is compared nevertheless, as if it had not differed."""
+    """Draws after a different one are compared as if it had not differed."""
     steps = iter(range(4))
 
     def drawn(
@@ -176,7 +176,7 @@ def test_one_random_draw_may_differ(
 def test_definitions_on_a_gpu_are_compared_with_what_the_host_computes(
     name: str, operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of torch's operations is wrong on the GPU: the last number of each result."""
+    """Makes one of torch's operations wrong on the GPU: the last number of each result."""
     pytest.importorskip("triton")
     from fakes.cuda import DEVICE, FakeCuda, fake_cuda
 
@@ -242,7 +242,7 @@ def test_a_state_that_is_wrong_is_found(op: str, state: str | None, slot: int, m
     ],
 )
 def test_a_backend_that_is_not_made_for_this_is_told_apart_from_one_that_does_not_compile(
-    settings: Any, failure: Any, found: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    settings: Any, failure: Any, found: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = import_module("rwkv_batch.cpu_kernels.log_normalizer")
     monkeypatch.setattr(module, "unsupported_reason", UnsupportedReason(settings, failure))

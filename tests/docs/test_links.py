@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from docs.pages import PAGES, ROOT, name_of, prose
 
+from rwkv_batch import cli
+
 WITH_LINKS = [*PAGES, ROOT / "benchmarks" / "README.md", ROOT / "rwkv_batch" / "demo" / "README.md"]
 
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
@@ -53,6 +55,18 @@ def test_paths_exist(page: Path) -> None:
             assert list(ROOT.glob(path)), f"{name_of(page)}: {path}"
         if test:
             assert f"def {test}(" in (ROOT / path).read_text(), f"{name_of(page)}: {path}::{test}"
+
+
+@pytest.mark.parametrize("page", WITH_LINKS, ids=name_of)
+def test_commands_exist(page: Path) -> None:
+    """Targets of make and commands of rwkv-batch, in prose and in blocks."""
+    text = page.read_text(encoding="utf-8")
+    targets = re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)[0].split()
+    parser = next(action for action in cli._parser()._actions if action.choices)
+    for target in re.findall(r"(?:`|^\$ )make ([a-z]+)", text, re.MULTILINE):
+        assert target in targets, f"{name_of(page)}: make {target}"
+    for command in re.findall(r"(?:`|^\$ )rwkv-batch ([a-z-]+)", text, re.MULTILINE):
+        assert command in (parser.choices or ()), f"{name_of(page)}: rwkv-batch {command}"
 
 
 def names_in(path: Path) -> set[str]:

@@ -1,5 +1,7 @@
 """Admission: which sequences start, given the running and waiting sequences and the places for snapshots. No model."""
 
+import numpy as np
+
 from rwkv_batch.engine.admission import Admission
 from rwkv_batch.engine.prefix import Prefix
 from rwkv_batch.engine.request import Request
@@ -15,7 +17,7 @@ def request(prompt_tokens=3):
 
 
 def prefix(length=9):
-    return Prefix([1] * length, None, 4, children=[request(12), request(12)])
+    return Prefix(np.ones(length, np.int32), None, 4, children=[request(12), request(12)])
 
 
 def fill(*waiting, running=(), places=4, slots=4, max_batch_tokens=16):

@@ -4,17 +4,16 @@ import itertools
 from collections import Counter
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from fakes.model import PARAMS, VOCAB, HashModel, outcome, run
+from fakes.model import PARAMS, VOCAB, HashModel, make_engine, outcome, run
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkv_batch.engine.decode_graph import DecodeGraphs, bucket_sizes
-from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import END_OF_TEXT, Request
-from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.source import Pulled
 from rwkv_batch.sampling_params import SamplingParams
 
@@ -170,7 +169,7 @@ def test_the_current_device_is_the_engines_in_a_step_and_the_callers_between(mak
 
 def test_a_step_is_warmed_up_and_recorded_on_the_same_stream(make_engine, monkeypatch):
     """The step is computed twice to warm up, and once to be recorded. Calls of other threads must not end that."""
-    calls, streams = [], []
+    calls, streams = list[Any](), list[Any]()
     stream = SimpleNamespace(device=torch.device("cpu"), wait_stream=lambda other: calls.append("wait"))
 
     @contextmanager
@@ -238,7 +237,7 @@ def test_numbers_that_are_not_finite_end_the_row_with_an_error():
             logits[hidden[:, 0] % 2 == 0] = float("nan")
             return logits
 
-    engine = Engine(Overflowing(), Vocabulary.plain(VOCAB), max_batch_size=4, max_batch_tokens=16)
+    engine = make_engine(Overflowing(), max_batch_size=4, max_batch_tokens=16)
     requests = [Request(row, [row], SamplingParams(max_tokens=6, ignore_eos=True), row=row) for row in range(12)]
     reasons = {completion.finish_reason for completion in engine.generate(Pulled(requests))}
     assert "error" in reasons
@@ -264,7 +263,7 @@ def test_scores_that_are_not_finite_end_their_own_row_with_an_error(max_tokens, 
 
 
 def test_end_of_text_stops_unless_ignored():
-    params = dict(max_tokens=5, logit_bias={END_OF_TEXT: 100.0})
+    params: dict[str, Any] = dict(max_tokens=5, logit_bias={END_OF_TEXT: 100.0})
     stopped = run([Request(0, [1], SamplingParams(**params))])[0]
     assert (stopped.token_ids.tolist(), stopped.finish_reason, stopped.stop_reason) == ([0], "stop", END_OF_TEXT)
     ignored = run([Request(0, [1], SamplingParams(**params, ignore_eos=True))])[0]

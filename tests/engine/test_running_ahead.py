@@ -1,5 +1,7 @@
 """Running ahead: results are read one step late, and must not reach a sequence that has taken the slot meanwhile."""
 
+from typing import Any
+
 import pytest
 import torch
 from fakes.model import PARAMS, VOCAB, HashModel, check_bookkeeping, make_engine, outcome, run
@@ -137,7 +139,7 @@ def test_stop_tokens_of_one_row_end_no_other_row(run_ahead):
 @WITH_GRAPHS
 def test_penalties_of_a_former_sequence_do_not_apply_in_its_slot(run_ahead, decode_graphs):
     """The second prompt has more distinct ids than the first sequence has seen."""
-    strong = dict(presence_penalty=3.0, frequency_penalty=2.0, repetition_penalty=1.8, ignore_eos=True)
+    strong: dict[str, Any] = dict(presence_penalty=3.0, frequency_penalty=2.0, repetition_penalty=1.8, ignore_eos=True)
     requests = [
         Request(0, [5, 6, 7], SamplingParams(max_tokens=20, **strong), row=0),
         Request(1, list(range(VOCAB - 1, 10, -1)), SamplingParams(max_tokens=20, **strong), row=1),

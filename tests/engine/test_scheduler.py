@@ -132,7 +132,7 @@ def test_tokens_are_spare_while_running_sequences_do_not_fill_a_step():
 
 
 def test_at_the_end_the_longest_go_first_and_children_stay_together():
-    prefix = Prefix([1] * 10, None, num_steps=0)
+    prefix = Prefix(np.ones(10, np.int32), None, num_steps=0)
     scheduler = Scheduler(1, max_batch_tokens=8)
     short, middle, long = (sequence(1, max_tokens=n) for n in (2, 20, 50))
     children = [Sequence(sequence(20, max_tokens=n).node, prefix) for n in (5, 30)]

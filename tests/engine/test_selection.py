@@ -41,8 +41,7 @@ def expected_probabilities(logits, temperature, top_p, top_k, min_p, untempered)
             nucleus.append(i)
             if mass >= top_p:
                 break
-        nucleus = {i for i in order if logits[i] >= logits[nucleus[-1]]}
-        keep = [i for i in keep if i in nucleus]
+        keep = [i for i in keep if logits[i] >= logits[nucleus[-1]]]
     weights = np.zeros_like(p)
     weights[keep] = np.exp((logits[keep] - logits.max()) / temperature)
     return weights / weights.sum()

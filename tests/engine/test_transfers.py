@@ -1,6 +1,7 @@
 """Transfers to the device: their number in a step does not depend on the number of rows that start in it."""
 
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from rwkv_batch.engine.source import Pulled
 from rwkv_batch.sampling_params import SamplingParams
 
 MOST = 8
-SETTINGS = [
+SETTINGS: list[dict[str, Any]] = [
     {},
     dict(temperature=0.0, logprobs=3),
     dict(top_p=0.7, presence_penalty=0.4, repetition_penalty=1.3),

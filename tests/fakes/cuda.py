@@ -31,25 +31,25 @@ PINNING = (torch.ops.aten.pin_memory.default, torch.ops.aten._pin_memory.default
 class DeviceTensor(Tensor):
     """A tensor of the fake device. Its numbers are in `inner`, a tensor in host memory."""
 
-    inner: Tensor
+    inner: Any
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> DeviceTensor:
         # A CPU build of torch has no CUDA device below Python, so torch itself sees a tensor of the device "meta".
         place = (inner.stride(), inner.storage_offset())
-        made = Tensor._make_wrapper_subclass(cls, inner.shape, *place, dtype=inner.dtype, device="meta")
+        made = Tensor._make_wrapper_subclass(cls, inner.shape, *place, dtype=inner.dtype, device=torch.device("meta"))
         made.inner = inner
         return made
 
     device = property(lambda self: DEVICE)
     is_cuda = property(lambda self: True)
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
-    def record_stream(self, stream: Stream) -> None:
+    def record_stream(self, stream: Any) -> None:
         """Does nothing: the fake never hands freed memory to another stream."""
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise AssertionError(f"{function}: a tensor of the fake device is used outside of `fake_cuda`")
 
 
@@ -104,7 +104,7 @@ class FakeCuda(TorchDispatchMode):
         return self.queues.pin(found) if is_pinned else found
 
     def _on_device(self, function: Any, args: Any, kwargs: Any) -> Any:
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors: list[Any] = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if strangers := [list(t.shape) for t in tensors if t.dim() and not isinstance(t, DeviceTensor)]:
             raise Hazard(f"{function} is given tensors of the host {strangers} beside tensors of the device")
         inner_args, inner_kwargs = tree_map_only(DeviceTensor, lambda tensor: tensor.inner, (args, kwargs))
@@ -137,7 +137,7 @@ class FakeCuda(TorchDispatchMode):
         made = torch.empty(source.shape, dtype=dtype, device=DEVICE if goes_there else "cpu", pin_memory=is_pinned)
         return made.copy_(source, non_blocking=is_late)
 
-    def _copy_between(self, destination: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    def _copy_between(self, destination: Any, source: Any, non_blocking: bool = False) -> Tensor:
         self._must_not_record("a copy between host and device, which would find the host's memory changed or gone,")
         assert (destination.shape, destination.dtype) == (source.shape, source.dtype)
         to_device = isinstance(destination, DeviceTensor)
@@ -151,7 +151,7 @@ class FakeCuda(TorchDispatchMode):
 
     def _launch(self, kernel: Any, run: Callable[..., None], args: Any, kwargs: Any) -> None:
         """Launch one of this project's Triton kernels. It may write to each of its arguments."""
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors: list[Any] = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if strangers := [list(tensor.shape) for tensor in tensors if not isinstance(tensor, DeviceTensor)]:
             raise Hazard(f"{kernel.fn.__name__} is given tensors of the host: {strangers}")
         args, kwargs = tree_map_only(DeviceTensor, lambda tensor: tensor.inner, (args, kwargs))
@@ -228,7 +228,7 @@ def _accesses(function: Any, args: Any, kwargs: Any, found: Any) -> tuple[list[T
     writes: list[Tensor] = []
     names = [a.name for a in schema.arguments]
     for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
-        tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+        tensors: list[Any] = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
         (writes if name in written else reads).extend(tensors)
     given = {memory_of(tensor) for tensor in reads + writes}
     results = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]

@@ -33,7 +33,7 @@ class Address:
     @classmethod
     def of(cls, tensor: Tensor) -> Address:
         storage = StorageWeakRef(tensor.untyped_storage())
-        return cls(storage, tensor.dtype, tensor.size(), tensor.stride(), tensor.storage_offset())
+        return cls(storage, tensor.dtype, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
 
     def tensor(self) -> Tensor:
         storage = torch.UntypedStorage._new_with_weak_ptr(self.storage.cdata)

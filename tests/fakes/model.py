@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from types import MappingProxyType, SimpleNamespace
+from typing import Any
 
 import torch
 
-from rwkv_batch.engine.engine import Engine
+from rwkv_batch.engine.engine import Engine, EngineLimits
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.slot_tables import Vocabulary
@@ -39,7 +40,7 @@ class HashModel:
     placement = Placement(device, torch.float32, None)
     pipeline = None
     sizes = MappingProxyType({"L": 1, "V": VOCAB})
-    file = SimpleNamespace(
+    file: Any = SimpleNamespace(
         sizes=sizes,
         state_fields=lambda placement, dtype: (StateField("hash", (1,), torch.int64),),
         initial_states=lambda init_state: {},
@@ -75,10 +76,11 @@ class HashModel:
         return logits if out is None else out.copy_(logits)
 
 
-def make_engine(model=None, **settings):
-    """An engine with 4 slots and 16 tokens a step, and other arguments of `Engine`."""
-    sizes = {"max_batch_size": 4, "max_batch_tokens": 16}
-    return Engine(model or HashModel(), Vocabulary.plain(VOCAB), **sizes | settings)
+def make_engine(model=None, max_batch_size=4, max_batch_tokens=16, prefix_host_bytes=0, **settings):
+    """An engine over the fake model, with the other arguments of `Engine`."""
+    limits = EngineLimits(max_batch_size, max_batch_tokens, prefix_host_bytes)
+    served: Any = model or HashModel()  # the fakes have no type in common with `Model`
+    return Engine(served, Vocabulary.plain(VOCAB), limits, **settings)
 
 
 def run(requests, model=None, **settings):

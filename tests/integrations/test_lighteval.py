@@ -119,7 +119,7 @@ def test_the_real_command(tmp_path, monkeypatch, demo_oracle):
     monkeypatch.setattr("lighteval.tasks.registry.Registry._load_from_subdirs", lambda *_: {})
     monkeypatch.setattr(CustomModelConfig.model_fields["cache_dir"], "default", str(tmp_path / "cache"))
     CustomModelConfig.model_rebuild(force=True)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"text": text, "choices": ["(self", " os", "None"], "answer": answer}
         for text, answer in (("def f", 0), ("import", 1), ("return ", 2), ("def g", 1))
     ]

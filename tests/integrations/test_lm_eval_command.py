@@ -117,7 +117,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory, greedy: Callable[[str], str]
     for name, body in TASKS.items():
         kind, file = ("json", "rows.jsonl") if name == "local_choices" else ("parquet", "rows.parquet")
         files = {split: str(folder / file) for split in ("train", "test")}
-        head = {"task": name, "dataset_path": kind, "test_split": "test", "fewshot_split": "train"}
+        head: dict[str, Any] = {"task": name, "dataset_path": kind, "test_split": "test", "fewshot_split": "train"}
         head |= {"dataset_kwargs": {"data_files": files}, "metadata": {"version": 1.0}}
         (folder / f"{name}.yaml").write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in head.items()) + body)
     return folder

@@ -126,3 +126,10 @@ def job(tmp_path: Path) -> Iterator[Job]:
     for process in job.processes:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def small(job: Job) -> Job:
+    """4 rows in two parts, a segment for each row."""
+    job.input(id=list(range(4)), prompt=[f"prompt {i}" for i in range(4)])
+    return job.set(output__rows_per_part=3, output__flush_seconds=0, sampling__n=2)

@@ -23,13 +23,13 @@ VOCAB_SIZE = 1000
 
 
 @dataclass
-class Request:
+class Request(Any):
     prompt_token_ids: Any
     sample: int
 
 
 @dataclass
-class TokenScores:
+class TokenScores(Any):
     """What writing scores needs of the engine's."""
 
     logprobs: Any
@@ -40,7 +40,7 @@ class TokenScores:
 
 
 @dataclass
-class Completion:
+class Completion(Any):
     """What writing results needs of the engine's."""
 
     request: Request
@@ -56,7 +56,7 @@ class Completion:
 
 
 @dataclass
-class Scoring:
+class Scoring(Any):
     """What writing scores needs of the requests'."""
 
     context: Any
@@ -131,6 +131,8 @@ class LLM:
     """
 
     loaded = 0
+    tokenizer: Tokenizer | None
+    serving: Serving
 
     @classmethod
     def from_summary(cls, summary: Summary, *, max_prompt_tokens: int | None = None) -> LLM:
@@ -195,7 +197,7 @@ class Serving:
             return ErrorRow.of(row, error, None if error.code == "prompt_too_long" else 0)
         ids = np.array(token_ids, np.int32)
         if isinstance(row, GenerateRow):
-            requests = [Request(ids, sample) for sample in range(row.params.n)]
+            requests: list[Any] = [Request(ids, sample) for sample in range(row.params.n)]
             return RowInFlight(row, requests, prompt if isinstance(prompt, str) else None)
         requests = [Request(ids, 1 + index) for index in range(len(row.continuations))]
         return RowInFlight(row, requests, scoring=Scoring(ids, []))
@@ -211,9 +213,11 @@ class Serving:
         if isinstance(row, ErrorRow):
             return row
         if row.scoring is not None:
+            assert isinstance(row.row, ScoreRow)
+            assert isinstance(row.row, ScoreRow)
             for index, continuation in enumerate(row.row.continuations):
                 row.completions.append(self._scored(row, row.requests[index], continuation))
-            row.scoring.continuations += [completion.token_ids for completion in row.completions]
+            row.scoring.continuations.extend(completion.token_ids for completion in row.completions)
             return row
         self._complete(row)
         return row
@@ -221,6 +225,8 @@ class Serving:
     def _complete(self, row: RowInFlight) -> None:
         if row.prompt == "explode":
             raise RuntimeError("the engine exploded")
+        assert isinstance(row.row, GenerateRow)
+        assert isinstance(row.row, GenerateRow)
         row.completions += [self._sampled(row.row, request) for request in row.requests]
         num_tokens = len(row.requests[0].prompt_token_ids)
         self._counts.prompt_tokens += num_tokens
@@ -228,7 +234,7 @@ class Serving:
         self._counts.saved_seconds += num_tokens * (len(row.requests) - 1)
         self._counts.completion_tokens += sum(len(completion.token_ids) for completion in row.completions)
 
-    def _sampled(self, row: GenerateRow, request: Request) -> Completion:
+    def _sampled(self, row: GenerateRow, request: Any) -> Completion:
         seed = self._seed if row.params.seed is None else row.params.seed
         prompt = row.prompt if isinstance(row.prompt, str) else list(map(int, row.prompt))
         text = f"{prompt} {row.row} {request.sample} {seed} {row.params.temperature} {row.params.max_tokens}"
@@ -244,7 +250,9 @@ class Serving:
             text_tokens=count,
         )
 
-    def _scored(self, row: RowInFlight, request: Request, continuation: Any) -> Completion:
+    def _scored(self, row: RowInFlight, request: Any, continuation: Any) -> Completion:
+        assert isinstance(row.row, ScoreRow)
+        assert isinstance(row.row, ScoreRow)
         digest = hashlib.sha256(f"{row.row.context}|{continuation}".encode()).digest()
         ids = np.array([1 + byte for byte in digest[:3]], np.int32)
         scores = TokenScores(np.array([-byte / 16 for byte in digest[:3]]), np.full(3, digest[0] % 2 == 0))

@@ -174,7 +174,7 @@ def test_a_task_refuses_what_it_would_not_use(tmp_path: Path) -> None:
 def test_a_job_cannot_be_changed(tmp_path: Path) -> None:
     job = load(tmp_path, GOOD)
     with pytest.raises(ValueError, match="frozen"):
-        job.output.path = "elsewhere"  # type: ignore[misc]
+        job.output.path = "elsewhere"
 
 
 def test_every_setting_is_described() -> None:

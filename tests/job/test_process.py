@@ -68,7 +68,7 @@ def test_sigkill_at_random_moments(long: Job, soak_seed: int) -> None:
     for _ in range(KILLS):
         before = files()
         process = long.start(FAKE_DELAY=0.01, FAKE_HOLD_AFTER=ROWS // (KILLS + 1))
-        wait_for(lambda before=before: files() != before, process)
+        wait_for(lambda before=before: files() != before, process)  # type: ignore[misc]
         time.sleep(dice.uniform(0, 0.25))
         process.kill()
         process.communicate()

@@ -114,7 +114,7 @@ def test_structured_output_without_its_package(
     job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "xgrammar", None)
-    columns = {"job": {}, "column": {"regex": ["a", None]}, "struct": {"sampling": [{"regex": "a"}, None]}}
+    columns: Any = {"job": {}, "column": {"regex": ["a", None]}, "struct": {"sampling": [{"regex": "a"}, None]}}
     job.input(prompt=["a", "b"], **columns[place])
     if place == "job":
         job.set(sampling__regex="a")

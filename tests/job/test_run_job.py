@@ -308,7 +308,7 @@ def test_a_signal_that_comes_when_all_is_done_is_not_lost(
 ) -> None:
     from rwkv_batch.job import execute as module
 
-    write_report = module.write_report
+    write_report = module.__dict__["write_report"]
 
     def write(*arguments: Any) -> Any:
         signal.raise_signal(signal.SIGINT)

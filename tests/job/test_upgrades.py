@@ -332,7 +332,8 @@ def test_the_columns_that_settings_and_answers_come_from_are_compared(
         job.settings["task"] = "score"
         job.input(context=["a"], choices=[["b", "c"]], answer=[1])
     else:
-        job.input(prompt=["a"], **{part: [0.5 if part == "temperature" else {"top_p": 0.5}]})
+        column: Any = [0.5 if part == "temperature" else {"top_p": 0.5}]
+        job.input("prompts.parquet", prompt=["a"], **{part: column})
     assert job.run() == 0
     assert job.run("-o", f"input.columns.{part}=null") == 4
     assert f'input.columns.{part}: "{part}" when it was started, null now' in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Limits of compiled kernels: one table, and what of a compilation lies beyond it."""
+"""Limits of compiled kernels, and the faults of a compilation that exceeds them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Compiled = Mapping[str, Any]
-"""What `aot_worker.py` prints of one specialization."""
+"""The line that `aot_worker.py` prints for a specialization."""
 
 # Matrix instructions that take operands of each type; a product of float32 numbers takes none.
 MMA = {"bf16": r"mma\.sync.*\.bf16\.bf16", "fp16": r"mma\.sync.*\.f16\.f16", "i8": r"mma\.sync.*\.s8\.s8"}
@@ -58,7 +58,7 @@ FIRST_OPERAND = {
 
 
 class Spill(NamedTuple):
-    """How much local memory some compilations may have, in bytes a thread."""
+    """Local memory that some compilations may have, in bytes a thread."""
 
     kernel: str
     targets: tuple[str, ...]
@@ -70,9 +70,10 @@ class Spill(NamedTuple):
 CUDA_TARGETS = tuple(name for name, target in TARGETS.items() if target.backend == "cuda")
 ANY_VERSION = ("3.6.0", "3.7.0", "3.7.1", "3.8.0", "3.9.0")
 RECURRENCES = ("wkv4_kernel", "wkv56_kernel", "wkv7_kernel")
-"""They have no local memory but for what `SPILLS` says."""
+"""Kernels without local memory, except for `SPILLS`."""
 MAX_SPILL = 64
-"""Of all other kernels. Each version of the assembler leaves a few numbers over in another kernel."""
+"""Local memory of all other kernels, in bytes a thread. Each version of the assembler spills a few numbers in another
+kernel."""
 SPILLS = (
     Spill(
         "select_kernel",
@@ -111,7 +112,7 @@ LOOPS = {
     ("wkv7", "fp16"): (1894, 1887),
 }
 """Module and dtype of the state → instructions of a warp for one token, on NVIDIA's GPUs and on AMD's. That is a
-tenth more than any version of Triton makes of the loop over tokens."""
+tenth more than any version of Triton needs for the loop over tokens."""
 
 WIDE_ACCESS = {"cuda": (r"LDG\.E\.128", r"STG\.E\.128"), "hip": (r"global_load_dwordx4", r"global_store_dwordx4")}
 """Loads and stores of 16 bytes a thread."""
@@ -119,7 +120,7 @@ NORM_INSTRUCTIONS = ("FADD", "FMUL", "FFMA", "MUFU", "SHFL")
 
 
 def faults(found: Compiled, target: str, version: str) -> list[str]:
-    """In words, what of one compilation is beyond the limits."""
+    """Faults of one compilation: sentences about numbers beyond the limits."""
     if "error" in found:
         return [found["error"]]
     return [*_resource_faults(found, target, version), *_matrix_faults(found, target), *_state_faults(found, target)]
@@ -181,7 +182,7 @@ def _state_dtype(found: Compiled) -> str:
 
 
 def _state_of_program(found: Compiled) -> tuple[int, int]:
-    """How many tensors have the state that one program holds, and the bytes of each."""
+    """Tensors of the state that one program holds, and bytes of each."""
     constexprs = found["constexprs"]
     if found["module"] == "wkv4":
         return 3, constexprs["BLOCK"] * 4
@@ -189,7 +190,7 @@ def _state_of_program(found: Compiled) -> tuple[int, int]:
 
 
 def twin_faults(all_found: Sequence[Compiled]) -> list[str]:
-    """Where `shift_lerp` computes a token's norm in another way for a decode step than for prompts.
+    """Compilations in which `shift_lerp` computes a token's norm in another way for decode steps than for prompts.
 
     A decode step has one norm, a prompt has two: of this token, and of the one before it. What follows is the same in
     both: for each of a thread's channels one difference, in float32 or in a half type, and `NUM_MIXES` interpolations.
@@ -212,7 +213,7 @@ def twin_faults(all_found: Sequence[Compiled]) -> list[str]:
 
 
 def _arithmetic(found: Compiled) -> Counter[str]:
-    """How often each instruction occurs; one for two numbers counts as two. FHADD and FHFMA are FADD and FFMA
+    """Counts of instructions; an instruction for two numbers counts as two. FHADD and FHFMA are FADD and FFMA
     with an operand of 16 bits.
     """
     counts: Counter[str] = Counter()

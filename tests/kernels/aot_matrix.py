@@ -1,4 +1,4 @@
-"""Compiles every specialization with every supported Triton for every target, and says what is beyond the limits.
+"""Compiles every specialization with every supported Triton for every target, and prints what exceeds the limits.
 
     make kernels [TARGETS="sm_90 gfx942"]
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("aot_worker.py")
 CACHE = ROOT / "build/triton_cache"
 WHEELS = Path(sys.prefix) / "triton"
-"""Where the Makefile installs Tritons beside each other, each in a folder named by its version."""
+"""The folder in which the Makefile installs Tritons, each in a folder named by its version."""
 MODULES = sorted(p.stem for p in (ROOT / "triton_kernels").glob("*.py") if "def specializations(" in p.read_text())
 NUM_PROCESSES = 2
 
@@ -35,7 +35,7 @@ def is_installed(version: str) -> bool:
 
 
 def compile_all(target: str, version: str | None = None, which: str = "all") -> list[dict[str, Any]]:
-    """What `aot_worker.py` prints of every specialization, compiled in a process of its own.
+    """The lines that `aot_worker.py` prints for all specializations, compiled in a separate process.
 
     Args:
         target: one of `TARGETS`.
@@ -62,7 +62,7 @@ def all_faults(compiled: Sequence[dict[str, Any]], target: str, version: str) ->
 
 
 def describe(compiled: Sequence[dict[str, Any]], num_faults: int, seconds: float) -> str:
-    """How many compiled, and the most that one of them takes."""
+    """A summary: the number of compilations, and their largest resources."""
     done = [one for one in compiled if "error" not in one]
     text = f"{len(done)} of {len(compiled)} compiled, {num_faults} beyond limits"
     for name, unit in (("registers", "registers"), ("spilled", "bytes spilled"), ("shared", "bytes shared")):

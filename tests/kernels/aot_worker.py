@@ -74,7 +74,7 @@ def _read_amdgcn(text: str, is_counted: bool) -> dict[str, Any]:
 
 
 def _count(text: str, instruction: re.Pattern[str], jump: re.Pattern[str]) -> dict[str, Any]:
-    """How often each instruction occurs, and how many lie between a label and each jump back to it.
+    """Counts of instructions, and the number of instructions between a label and each jump back to it.
 
     An instruction for two numbers has a name that ends in 2. Where none of its operands is a pair it computes one
     number, and is counted as that.

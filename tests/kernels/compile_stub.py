@@ -15,7 +15,7 @@ from triton.compiler.errors import CompilationError
 
 
 def install(behaviour: dict[str, str], folder: str) -> None:
-    """From now on `triton.compile` does what `behaviour` says of a kernel, and nothing for all others."""
+    """Replaces `triton.compile`: `behaviour` names what it does for a kernel; it does nothing for others."""
 
     def compile_kernel(source: Any, target: Any, options: Any) -> Any:
         name = source.fn.__name__

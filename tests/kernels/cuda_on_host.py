@@ -26,7 +26,7 @@ ENVIRONMENT = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktr
 
 
 class KernelError(RuntimeError):
-    """What the process said before it ended."""
+    """The output of the process before it ended."""
 
 
 class HostRunner:

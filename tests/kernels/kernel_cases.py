@@ -139,7 +139,7 @@ def make_case(
 
 
 def run(function: Function, case: Case) -> tuple[Tensor, Case]:
-    """Call an op on a copy of the case. What it does not write of its output is NaN.
+    """Calls an op on a copy of the case. Elements of the output that it does not write are NaN.
 
     Returns:
         The output, and the copy with the states that the op has left.
@@ -151,7 +151,7 @@ def run(function: Function, case: Case) -> tuple[Tensor, Case]:
 
 
 def expected(case: Case) -> tuple[Tensor, Vectors]:
-    """What `run` must give, output and states, in float64; padding rows give zero, states are not rounded."""
+    """The expected result of `run`, output and states, in float64; padding rows give zero, states are not rounded."""
     parameters = {name: in_float64(x) for name, x in case.arguments.items()}
     states = {name: state.cpu().double() for name, state in case.states.items()}
     per_token = [name for name, x in case.arguments.items() if is_per_token(x, case)]

@@ -105,7 +105,7 @@ def calls(sizes: Sizes, num_tokens: int) -> Iterator[Call]:
 
 def large_calls() -> Iterator[Call]:
     """A product whose tiles in flight take 144 KiB."""
-    linear = import_module("rwkv_batch.triton_kernels.linear")
+    linear: Any = import_module("rwkv_batch.triton_kernels.linear")
     linear.choose_tile = lambda *given: Tile(tokens=64, rows=128, depth=128, num_warps=4, num_stages=4)
     yield Call.of("linear", "large tile", empty(16, 768), empty(768, 768))
 
@@ -117,7 +117,7 @@ def compiled_ahead() -> set[tuple[str, frozenset[str]]]:
 
 
 def run(call: Call, driver: FakeDriver, known: set[tuple[str, frozenset[str]]]) -> dict[str, Any]:
-    """What a call has launched, and what is wrong with what it was the first to load; or the error."""
+    """The kernels that a call has launched, and faults of those that it was the first to load; or the error."""
     num_launches, num_loaded = len(driver.launches), len(driver.compilations)
     start = time.perf_counter()
     try:
@@ -168,7 +168,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     leave_the_library_out()
-    import_module("rwkv_batch.triton_kernels.launch").unsupported = lambda *given: None
+    launch: Any = import_module("rwkv_batch.triton_kernels.launch")
+    launch.unsupported = lambda *given: None
     known = compiled_ahead()
     for architecture in options.architectures:
         driver = FakeDriver(architecture)

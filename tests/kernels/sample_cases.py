@@ -25,7 +25,7 @@ Settings = Mapping[str, Any]
 
 
 def vocabulary(size: int) -> Vocabulary:
-    """Some ids have no bytes, some are not counted."""
+    """A vocabulary in which some ids have no bytes, and some are not counted."""
     ids = torch.arange(size)
     return Vocabulary(unsampleable=(ids % 37 == 5) & (ids > 20), uncounted=ids % 3 == 1)
 
@@ -33,7 +33,7 @@ def vocabulary(size: int) -> Vocabulary:
 class Slots:
     """The same slots twice: for the definition, and for the kernels.
 
-    Row i of a step is in slot `slots[i]`; other slots hold noise that nobody may touch.
+    Row i of a step is in slot `slots[i]`; other slots hold noise that must not change.
     """
 
     def __init__(self, words: Vocabulary, settings: Sequence[Settings], prompt: Sequence[int] = (1, 2, 3), **keys: Any):
@@ -134,7 +134,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 def random_settings(generator: np.random.Generator, size: int) -> dict[str, Any]:
-    """One row's settings: of everything that there is, most of the time a little."""
+    """Random settings of one row: every kind of setting occurs in some rows."""
 
     def one_of(*choices: Any) -> Any:
         return choices[generator.integers(len(choices))]

@@ -18,12 +18,12 @@ from rwkv_batch.models.rows import Rows
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 GUARD = 64
 WIDTH = 80
-"""No power of two, and not a multiple of any block."""
+"""A width that is neither a power of two nor a multiple of a block."""
 
 
 @contextmanager
 def garbage_in_new_tensors() -> Iterator[None]:
-    """What a kernel does not write is NaN."""
+    """Fills new tensors with NaN, so that elements that a kernel does not write show."""
 
     def filled(like: bool, *args: Any, **kwargs: Any) -> Tensor:
         made = (empty_like if like else empty)(*args, **kwargs)
@@ -68,7 +68,7 @@ class Shift:
         self.mix = make(num_mixes, width)
         self.pool = make(7, 3, width)
 
-    def arguments(self, pool: Tensor, tokens: slice = slice(None)) -> tuple[Any, ...]:
+    def arguments(self, pool: Tensor, tokens: slice = slice(None)) -> tuple[Tensor, Norm, Tensor, Tensor]:
         return self.x[tokens], self.norm, self.mix, pool[:, 1]
 
     def double(self) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""What lies beyond the limits of compiled kernels is found: one fault at a time, put into a compilation without any."""
+"""Faults of compiled kernels are found: each test puts one fault into a compilation without any."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ pytest.importorskip("triton")
 from kernels.aot_limits import LOOPS, faults, twin_faults
 from kernels.aot_worker import JUMP_SASS, SASS, _count
 
+MATRIX = ["wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16"]
 PRODUCT = {
     "module": "mm8",
     "kernel": "mm8_kernel",
     "label": "a product",
     "shared": 1000,
     "spilled": 0,
-    "matrix": ["wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16"],
+    "matrix": MATRIX,
     "signature": {"p_inputs": "*bf16"},
     "constexprs": {"BLOCK_N": 64},
     "num_warps": 4,
@@ -46,7 +47,7 @@ RECURRENCE = {
         (PRODUCT, {"spilled": 72}, "72 bytes of local memory"),
         (PRODUCT, {"matrix": []}, "a product of bf16"),
         (PRODUCT, {"matrix": ["mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"]}, "a product of bf16"),
-        (PRODUCT, {"matrix": [*PRODUCT["matrix"], "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32"]}, "bf16"),
+        (PRODUCT, {"matrix": [*MATRIX, "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32"]}, "bf16"),
         (PRODUCT, {"signature": {"p_inputs": "*fp32"}, "matrix": []}, None),
         (PRODUCT, {"signature": {"p_inputs": "*fp32"}, "matrix": ["tcgen05.mma.kind::tf32"]}, "full precision"),
         (PRODUCT, {"kernel": "prepare_kernel"}, "expected none"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import subprocess
 from collections.abc import Callable
 from functools import cache
@@ -48,7 +49,7 @@ def processor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     flags = PROCESSORS[request.param]
     if flags is None:
         return build.library()
-    if "x86_64" not in build.platform.machine():
+    if "x86_64" not in platform.machine():
         pytest.skip("emulates x86 processors on x86 only")
     if "v3" in flags and " avx2 " not in build._processor():
         pytest.skip("emulated with AVX2, which this processor lacks")
@@ -101,7 +102,7 @@ def test_dense_products(dtype: torch.dtype, c_out: int, c_in: int) -> None:
 @pytest.mark.parametrize("form", ["linear", *WHOLE_NUMBERS])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", [None, "squared_relu", "sigmoid", "tanh"])
-def test_what_follows_a_product(form: str, dtype: torch.dtype, activation: str | None) -> None:
+def test_what_follows_a_product(form: str, dtype: torch.dtype, activation: Any) -> None:
     weight, x = random(50, 40).to(dtype) / 3, random(9, 40, seed=1).to(dtype)
     gate, out = random(9, 50, seed=2).to(dtype), random(9, 50, seed=3).to(dtype)
     multiply = served(form, weight)
@@ -109,8 +110,8 @@ def test_what_follows_a_product(form: str, dtype: torch.dtype, activation: str |
     assert plain.dtype == torch.float32
 
     def expected(gate: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        parts = (part if part is None else part.float().clone() for part in (gate, out))
-        return product.finish(plain.clone(), activation, *parts)
+        gate, out = (part if part is None else part.float().clone() for part in (gate, out))
+        return product.finish(plain.clone(), activation, gate, out)
 
     assert_close("alone", multiply(x, activation=activation), expected(), dtype)
     assert_close("gate", multiply(x, activation=activation, gate=gate), expected(gate), dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import shutil
 import subprocess
@@ -25,9 +26,9 @@ from rwkv_batch.cuda_kernels.nvrtc import nvrtc
 TARGETS = ("sm_80", "sm_90", "sm_120")
 WIDEST = [Specialization(k, ("DTYPE=bf16", "STATE=float", "SIZE=128")) for k in ("wkv56", "wkv7")]
 SHARED_BYTES, REGISTERS = 48 << 10, 65536
-"""What a block has on every GPU without asking for more."""
+"""Shared memory of a block that every GPU has without an attribute."""
 THREADS = {"wkv56": 160, "wkv7": 160, "shift_lerp": 256, "mm8_inputs": 256}
-"""Of a block, where they are not 128 for every specialization."""
+"""Threads of a block, for kernels that do not always have 128."""
 
 
 def chosen(target: str) -> list[Specialization]:
@@ -107,7 +108,7 @@ def test_uses_the_wide_instructions(spec, instruction, cubins):
 
 
 def dump(cubin: Path, option: str) -> str:
-    """What CUDA's own tool says about a cubin; triton brings it too."""
+    """The output of CUDA's own tool for a cubin; triton brings the tool too."""
     package = find_spec("triton")
     folder = Path(package.origin).parent / "backends/nvidia/bin" if package else None
     tool = shutil.which("cuobjdump") or (shutil.which("cuobjdump", path=folder) if folder else None)
@@ -197,7 +198,7 @@ def test_what_fails_leaves_nothing_and_says_why(cache, monkeypatch):
     monkeypatch.setattr(build, "nvrtc", lambda: compiler)
     with pytest.raises(BuildError, match="cannot build wkv4 DTYPE=bf16 for sm_90: its own words"):
         build.image(SPEC, (9, 0))
-    monkeypatch.setattr(build.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     compiler.error = None
     with pytest.raises(BuildError, match="disk full"):
         build.image(SPEC, (9, 0))

@@ -1,4 +1,4 @@
-"""What is particular to the CUDA kernels of 8-bit weights: tiles, few rows, refusals."""
+"""Tests of the CUDA kernels of 8-bit weights alone: tiles, few rows, refusals."""
 
 from __future__ import annotations
 

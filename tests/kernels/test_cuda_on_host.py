@@ -20,7 +20,7 @@ from torch import Tensor
 from versions import served_by
 
 from rwkv_batch import ops
-from rwkv_batch.cuda_kernels import launch, mm8, shift_lerp, wkv4, wkv5, wkv7
+from rwkv_batch.cuda_kernels import driver, launch, mm8, shift_lerp, wkv4, wkv5, wkv7
 from rwkv_batch.cuda_kernels.build import SOURCES, BuildError
 from rwkv_batch.errors import BackendError
 from rwkv_batch.models.matrices.mm8 import quantize_mm8
@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU"),
 ]
 BARRIER = "__syncthreads();"
-BARRIERS = {
+BARRIERS: dict[str, list[tuple[int, ...]]] = {
     "wkv7": [(0, 2), (1, 3)],
     "wkv56": [(0, 2), (1, 3)],
     "shift_lerp": [(0,), (1,)],
@@ -58,7 +58,7 @@ def run_mm8(num_tokens: int) -> list[Tensor]:
     return [mm8.mm8(x, p.weight, p.rx, p.my, p.ry, p.corrections)]
 
 
-CALLS = {
+CALLS: dict[str, Callable[[], list[Tensor]]] = {
     "wkv7": lambda: run_head(wkv7.wkv7, "wkv7"),
     "wkv56": lambda: run_head(wkv5.wkv5, "wkv5"),
     "shift_lerp": run_shift,
@@ -194,7 +194,7 @@ def test_what_a_gpu_must_have(capability, hip, compiler, reason, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(launch, "unavailable", lambda: compiler)
-    monkeypatch.setattr(launch.driver, "load", lambda device, spec: None)
+    monkeypatch.setattr(driver, "load", lambda device, spec: None)
     assert wkv4.unsupported_reason(torch.device("cuda"), torch.bfloat16, {}) == reason
 
 
@@ -212,7 +212,7 @@ def test_a_kernel_that_is_not_built_or_not_loaded_is_a_reason(capability, kernel
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(launch, "unavailable", lambda: None)
-    monkeypatch.setattr(launch.driver, "load", load)
+    monkeypatch.setattr(driver, "load", load)
     failing = None
     assert mm8.unsupported_reason(torch.device("cuda"), torch.float16, {}) is None
     assert [spec.kernel for spec in tried] == kernels
@@ -228,7 +228,7 @@ def test_memory_that_is_used_up_is_no_reason(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(launch, "unavailable", lambda: None)
-    monkeypatch.setattr(launch.driver, "load", load)
+    monkeypatch.setattr(driver, "load", load)
     with pytest.raises(BuildError, match="out of memory"):
         wkv4.unsupported_reason(torch.device("cuda"), torch.bfloat16, {})
 
@@ -237,7 +237,7 @@ def test_auto_takes_cuda_where_triton_is_missing_or_refuses(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(launch, "unavailable", lambda: None)
-    monkeypatch.setattr(launch.driver, "load", lambda device, spec: None)
+    monkeypatch.setattr(driver, "load", lambda device, spec: None)
     specs, device = [OpSpec("wkv4", lambda: None)], torch.device("cuda")
     (choice,) = resolve(specs, "auto", device, torch.float16, {}).choices
     assert choice.backend == "cuda"

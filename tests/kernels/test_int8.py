@@ -156,11 +156,11 @@ def test_w8a8_rounds_halves_to_the_even_number():
 def test_what_follows_w8a8(epilogue: dict[str, Any], dtype):
     x, (q, scale) = inputs("normal", 5, 80).to(dtype), quantized(40, 80)
     extra = {name: torch.randn(5, 40).to(dtype) if value is True else value for name, value in epilogue.items()}
-    given = {name: v.to(DEVICE, copy=True) if isinstance(v, Tensor) else v for name, v in extra.items()}
+    given: Any = {name: v.to(DEVICE, copy=True) if isinstance(v, Tensor) else v for name, v in extra.items()}
     y = triton_w8a8.w8a8(x.to(DEVICE), q.to(DEVICE), scale.to(DEVICE), **given)
     assert "out" not in given or y is given["out"]
     exact = product_of_whole_numbers(x, q, scale).double()
-    wide = {name: v.double() if isinstance(v, Tensor) else v for name, v in extra.items()} | {"dtype": None}
+    wide: Any = {name: v.double() if isinstance(v, Tensor) else v for name, v in extra.items()} | {"dtype": None}
     assert y.dtype == extra.get("dtype", dtype)
     assert_close("w8a8", y, finish(exact, **wide), dtype)
 
@@ -194,7 +194,7 @@ def test_wrong_arguments_of_w8a8_are_refused(name):
 
 def test_a_quantised_model_runs_by_the_kernel_and_its_rows_stay_invariant(checkpoint_file):
     path = checkpoint_file("7.0", n_layer=1, n_embd=64, n_ffn=64, vocab=33)
-    settings = dict(quantization="int8", batch_invariant=True, backend="triton")
+    settings: dict[str, Any] = dict(quantization="int8", batch_invariant=True, backend="triton")
     alone, session = Session(path, **settings), Session(path, **settings)
     assert ("mm8", "triton") in {(choice.op, choice.backend) for choice in alone.model.ops.choices}
     want = torch.cat([alone.feed({4: [3]})[4], alone.feed({4: [9]})[4]])

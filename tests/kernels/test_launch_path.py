@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("launch_worker.py")
 WHEELS = Path(sys.prefix) / "triton"
-"""Where the Makefile installs Tritons beside each other, each in a folder named by its version."""
+"""The folder in which the Makefile installs Tritons, each in a folder named by its version."""
 
 
 def is_installed(version: str) -> bool:
@@ -31,7 +31,7 @@ OPS |= {"wkv4", "wkv5", "wkv6", "wkv7"}
 
 
 def launch(version: str | None, *arguments: Any) -> list[dict[str, Any]]:
-    """What the worker says of each call, with this Triton."""
+    """The worker's line for each call, with this Triton."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(ROOT / "build/triton_cache")
     environment["PYTHONPATH"] = os.pathsep.join(

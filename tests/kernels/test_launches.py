@@ -1,8 +1,9 @@
-"""How many launches a layer takes, counted: kernels of ours, and whatever torch would launch beside them."""
+"""Counts the launches of a layer: this package's kernels, and torch's."""
 
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from versions import VARIANTS, served_by
 from rwkv_batch.models.rows import DecodeRows
 
 FREE = {"view", "_unsafe_view", "slice", "select", "unbind", "split", "transpose", "t", "expand", "detach", "alias"}
-"""What only looks at a tensor in another way."""
+"""Operations of torch that launch nothing: views and allocations."""
 FREE |= {"empty", "empty_like", "new_empty", "unsqueeze", "squeeze"}
 
 
@@ -48,7 +49,7 @@ class Launches(TorchDispatchMode):
 
 def count_launches(path, monkeypatch):
     session = Session(path, backend="triton")
-    rows = DecodeRows(3, session.model.device)
+    rows: Any = DecodeRows(3, session.model.device)
     rows.slot_index.copy_(torch.tensor([2, -1, 0]))
     with monkeypatch.context() as patch, Launches(patch) as launches:
         session.model.forward(torch.tensor([1, 2, 3]), rows, session.pool.layers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -97,7 +97,7 @@ def members(source: str, name: str) -> Iterator[tuple[str, str]]:
     found = re.search(rf"\bstruct {name} \{{(.*?)\n\}};", source, re.DOTALL)
     assert found, name
     for declaration in filter(None, (part.strip() for part in found[1].split(";"))):
-        kind, rest = re.match(r"((?:const )?\w+)\b(.*)", declaration, re.DOTALL).groups()  # type: ignore[union-attr]
+        kind, rest = re.match(r"((?:const )?\w+)\b(.*)", declaration, re.DOTALL).groups()
         for declarator in rest.split(","):
             member = declarator.strip()
             yield member.lstrip("* "), kind.removeprefix("const ") + "*" * member.count("*")
@@ -106,7 +106,7 @@ def members(source: str, name: str) -> Iterator[tuple[str, str]]:
 C_TYPES = {"int64_t": ctypes.c_int64, "i64": ctypes.c_int64, "int": ctypes.c_int, "float": ctypes.c_float}
 
 
-def fields_in_source(path: Path, name: str, nested: dict[str, type]) -> Fields:
+def fields_in_source(path: Path, name: str, nested: Mapping[str, type]) -> Fields:
     types = {**C_TYPES, **nested}
     source = code(path)
     return [(member, ctypes.c_void_p if kind.endswith("*") else types[kind]) for member, kind in members(source, name)]

@@ -1,4 +1,4 @@
-"""Compilers that fail, crash or hang are found out about when an engine is built, and a sentence says what they did."""
+"""Compilers that fail, crash or hang are found when an engine is built, and a sentence reports the failure."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from filelock import FileLock
 
 pytest.importorskip("triton")
 
 import claimed_gpu
+import triton
 
 from rwkv_batch.kernel_support import builds
 from rwkv_batch.triton_kernels import launch, probe
@@ -31,7 +33,7 @@ HOPPER = Target("cuda", 90, 32)
 TESTS = Path(__file__).parents[1]
 OPS = ("wkv4", "score", "shift_lerp", "linear")
 COMPILED = Outcome(None, 1 << 20, True)
-"""By a stand-in, which says that every kernel needs 1 MiB of shared memory."""
+"""The outcome of a fake compiler, whose kernels need 1 MiB of shared memory."""
 
 
 class Compiler:
@@ -79,7 +81,7 @@ def misbehave(home, monkeypatch) -> Callable[..., None]:
 
 
 def cached(home: Path) -> list[str]:
-    """The ops whose outcome is kept."""
+    """The ops whose outcome is on disk."""
     return sorted(path.name.partition("-")[0] for path in (home / ".cache/rwkv_batch/triton_kernels").glob("*.json"))
 
 
@@ -203,7 +205,7 @@ def test_an_outcome_is_kept_on_disk_for_this_triton_this_device_and_these_kernel
     assert (home / ".cache/rwkv_batch/triton_kernels").stat().st_mode & 0o777 == 0o700
 
     outcomes(["wkv4"], Target("cuda", 86, 32))
-    monkeypatch.setattr(probe.triton, "__version__", "0.1")
+    monkeypatch.setattr(triton, "__version__", "0.1")
     compiler.forget()
     outcomes(["wkv4"], HOPPER)
     sources = shutil.copytree(probe.SOURCES, home / "kernels")
@@ -230,7 +232,7 @@ def test_what_is_kept_is_read_without_a_lock(compiler, home, monkeypatch):
     """The home may be read-only, and another process may hold the lock while it compiles."""
     outcomes(OPS, HOPPER)
     compiler.forget()
-    for path, name in ((Path, "chmod"), (probe, "FileLock"), (builds.tempfile, "mkstemp")):
+    for path, name in ((Path, "chmod"), (probe, "FileLock"), (tempfile, "mkstemp")):
         monkeypatch.setattr(path, name, read_only)
     assert outcomes(OPS, HOPPER) == dict.fromkeys(OPS, COMPILED)
     assert len(compiler.started) == 1
@@ -258,7 +260,7 @@ def test_a_folder_that_others_may_write_to_does_not_serve(mode, serves, home, mo
 
 
 def test_what_another_process_compiled_meanwhile_is_not_compiled_again(compiler, home, monkeypatch):
-    class Lock(probe.FileLock):
+    class Lock(FileLock):
         """Is waited for while another process writes an outcome."""
 
         def acquire(self, *args, **kwargs):
@@ -319,7 +321,7 @@ def test_a_failure_names_triton_and_settings_come_first(gpu, compiler, monkeypat
     unsupported_reason = probe.probed("wkv4")
     assert unsupported_reason(gpu, torch.float64, {}) == "no kernel for torch.float64"
     assert not compiler.started
-    expected = f"Triton {probe.triton.__version__} does not compile its kernels: wkv4_kernel: z is not defined"
+    expected = f"Triton {triton.__version__} does not compile its kernels: wkv4_kernel: z is not defined"
     assert unsupported_reason(gpu, torch.bfloat16, {}) == expected
     monkeypatch.setattr(probe, "launch_failure", lambda index: "no launch")
     assert unsupported_reason(gpu, torch.bfloat16, {}) == expected  # nothing is launched after a compiler that failed

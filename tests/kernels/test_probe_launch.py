@@ -1,4 +1,4 @@
-"""Whether Triton can launch kernels on a device is tried when an engine is built, and leaves no traces."""
+"""The trial launch of a Triton kernel when an engine is built: its result, and that it leaves no traces."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Kernel:
 
 @pytest.fixture
 def kernel(tmp_path, monkeypatch) -> Kernel:
-    """What is launched on a claimed GPU, in a process that has launched nothing yet."""
+    """The kernels that are launched on a claimed GPU, in a process that has launched nothing yet."""
     found, zeros = Kernel(), torch.zeros
     monkeypatch.setattr(triton, "jit", lambda function: found)
     monkeypatch.setattr(probe, "_launches", {})
@@ -59,7 +59,7 @@ def kernel(tmp_path, monkeypatch) -> Kernel:
 
 
 def test_a_launch_leaves_triton_as_it_was(kernel, tmp_path):
-    """What is loaded lies in Triton's own folder: others may forbid that libraries are loaded from them."""
+    """Libraries are loaded from Triton's own folder, as other folders may forbid that."""
     before = dict(os.environ)
     assert probe.launch_failure(0) is probe.launch_failure(0) is None
     (folder,) = kernel.folders  # once
@@ -106,7 +106,7 @@ def test_memory_that_is_used_up_is_not_tritons_failure(error, kernel):
 
 @pytest.fixture
 def launch_failure(tmp_path) -> Callable[..., str]:
-    """What `launch_failure` says in a process that claims a GPU, with these programs on its path."""
+    """The result of `launch_failure` in a process that claims a GPU, with these programs on its path."""
 
     def run(*programs: str) -> str:
         folder = tmp_path / "bin"
@@ -133,12 +133,12 @@ def launch_failure(tmp_path) -> Callable[..., str]:
 
 def test_an_image_without_a_c_compiler_is_found_out_about(launch_failure):
     found = launch_failure()
-    assert found.startswith(f"Triton {probe.triton.__version__} cannot launch kernels here: ")
+    assert found.startswith(f"Triton {triton.__version__} cannot launch kernels here: ")
     assert "Failed to find C compiler" in found
 
 
 def test_an_image_without_the_drivers_library_is_found_out_about(launch_failure):
-    """A compiler is there; what it links is not."""
+    """A compiler without the libraries that it links."""
     if shutil.which("gcc") is None:
         pytest.skip("no gcc on this machine")
     assert "gcc" in launch_failure("gcc", "as", "ld")

@@ -1,4 +1,4 @@
-"""What the kernel modules say that they launch, from which compilers are judged."""
+"""The specializations that kernel modules list: compilers are judged by them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def launched_tiles(module, argument, rows):
     return {
         (
             spec.signature[argument].removeprefix("*"),
-            Tile(*(spec.constexprs[name] for name in ("BLOCK_M", rows, "BLOCK_K")), spec.num_warps, spec.num_stages),
+            Tile._make(
+                (*(spec.constexprs[name] for name in ("BLOCK_M", rows, "BLOCK_K")), spec.num_warps, spec.num_stages)
+            ),
         )
         for spec in specializations(module)
         if argument in spec.signature and "BLOCK_K" in spec.constexprs

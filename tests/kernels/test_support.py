@@ -1,4 +1,4 @@
-"""What settings refuse is told apart from what a compiler fails at."""
+"""A reason from the settings is told apart from a compiler's failure."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from kernels.aot_matrix import MODULES, all_faults, compile_all, is_installed  #
 
 
 class Run(NamedTuple):
-    """What one process compiles. `version` is None for the environment's own Triton."""
+    """The compilations of one process. `version` is None for the environment's own Triton."""
 
     version: str | None
     target: str

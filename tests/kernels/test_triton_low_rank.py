@@ -46,7 +46,7 @@ def test_low_rank(pairs, num_tokens, dtype):
 
 
 def test_tanh_of_small_numbers():
-    """As many digits as of large ones."""
+    """Small numbers have as many correct digits as large ones."""
     p = stacked([(0, 16, "tanh")], torch.eye(16, device=DEVICE), torch.eye(16, device=DEVICE))
     for scale in (1e-6, 1e-3, 0.19, 0.21, 1.0, 30.0):
         inputs = random(1, 40, 16, scale=scale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,8 +48,8 @@ def test_equals_the_definition_while_the_tables_evolve(size, seed):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_penalties(seed):
-    """Of nearly equal logits each takes its turn, as long as the penalties are right."""
-    settings = [
+    """Greedy draws from nearly equal logits alternate among the tokens if the penalties are right."""
+    settings: list[dict[str, Any]] = [
         dict(presence_penalty=0.3),
         dict(presence_penalty=-0.05),
         dict(frequency_penalty=0.2),
@@ -63,7 +64,7 @@ def test_penalties(seed):
 
 
 def test_a_token_sampled_again_is_counted_again():
-    settings = [dict(temperature=0.0, frequency_penalty=0.1, penalty_decay=d, top_p_order=o)
+    settings: list[dict[str, Any]] = [dict(temperature=0.0, frequency_penalty=0.1, penalty_decay=d, top_p_order=o)
                 for d, o in ((1.0, "standard"), (0.5, "standard"), (0.5, "rwkv"))]  # fmt: skip
     slots = Slots(vocabulary(40), settings)
     logits = torch.zeros(3, 40)
@@ -77,7 +78,7 @@ def test_a_token_sampled_again_is_counted_again():
 
 
 def test_lists_longer_than_what_is_read_together():
-    settings = [
+    settings: list[dict[str, Any]] = [
         dict(temperature=0.0, **PENALTIES),
         dict(top_p=0.9, **PENALTIES, logit_bias=dict.fromkeys(range(300), 0.5)),
     ]

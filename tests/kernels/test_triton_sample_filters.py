@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,7 +143,7 @@ def test_frequencies():
 def test_ties():
     """Top-k keeps the lowest ids of equal logits, top-p all of them; greedy takes the first; 0 and -0 are equal."""
     logits = torch.tensor([2.0, 1.0, 1.0, 1.0, 0.0, -0.0, -1.0, -9.0]).repeat(6, 1)
-    settings = [
+    settings: list[dict[str, Any]] = [
         dict(top_k=3),
         dict(top_p=0.5),
         dict(top_k=3, top_p=0.5),
@@ -173,7 +174,7 @@ def test_all_logits_equal(monkeypatch):
 @pytest.mark.parametrize("value", [-torch.inf, torch.nan, torch.inf])
 @pytest.mark.parametrize("where", [slice(None), slice(17, 18)], ids=["everywhere", "once"])
 def test_logits_that_are_no_numbers(value, where):
-    """A row with nothing to sample gives token 0; where the model's numbers are broken, the log-probability says so."""
+    """A row with nothing to sample gives token 0; NaN or infinite logits give a log-probability that is not finite."""
     settings = [SETTINGS[i] for i in (0, 2, 3, 7, 9, 16)]
     slots = Slots(vocabulary(100), settings)
     logits = random_logits(np.random.default_rng(0), len(settings), 100)
@@ -188,7 +189,9 @@ def test_logits_that_are_no_numbers(value, where):
 
 
 def test_rows_in_which_everything_is_banned():
-    settings = [dict(allowed_token_ids=[7, 9], bad_token_ids=[7, 9], **SETTINGS[i]) for i in (0, 2, 3, 7)]
+    settings: list[dict[str, Any]] = [
+        dict(allowed_token_ids=[7, 9], bad_token_ids=[7, 9], **SETTINGS[i]) for i in (0, 2, 3, 7)
+    ]
     slots = Slots(Vocabulary.plain(70), settings)
     token_ids, logprobs = slots.step(random_logits(np.random.default_rng(0), 4, 70))
     assert token_ids.tolist() == [0] * 4

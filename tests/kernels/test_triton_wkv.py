@@ -108,7 +108,7 @@ def test_a_float16_state_is_rounded_as_the_reference_does(backend, variant):
 
 
 def test_a_quiet_channel_of_a_float16_state_forgets(backend):
-    """It keeps 1 - 2^-12 of itself each token, which rounding to nearest would make all of it."""
+    """A state that keeps 1 - 2^-12 of itself each token: rounding to nearest would keep all of it."""
     function, device = backend.serve("wkv5", state_dtype=torch.float16)
     size, length = 16, 60
     ones = torch.ones(1, size, device=device)

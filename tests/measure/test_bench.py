@@ -1,4 +1,4 @@
-"""The bench command and the benchmarks run, and count what they say they count. Speed is never asserted."""
+"""The bench command and the benchmarks run, and their counts are right. Speed is never asserted."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_variants_and_workloads_are_lines_of_one_table(model, capsys):
     header = next(i for i, line in enumerate(lines) if "requests/s" in line)
     rows = [line.split() for line in lines[header + 1 : header + 5]]
     assert [row[:2] for row in rows] == [[v, w] for v in ("float32", "float32+invariant") for w in ("ragged", "score")]
-    # Nothing is sampled where prompts are scored.
+    # Scored prompts have no output tokens.
     assert [float(row[7]) > 0 for row in rows] == [True, False, True, False]
 
 
@@ -110,7 +110,7 @@ def test_a_measurement_counts_its_own_run_only(model):
     for _ in range(2):
         run = measure(engine, Workload(num_prompts=3, input_len=4, output_len=5))
         assert (run.stats.prompt_tokens, run.stats.completion_tokens, run.total_tokens) == (12, 15, 27)
-        # Two rows for five steps, then the third one alone for five.
+        # Two requests run for five steps, then the third one for five.
         assert (run.stats.steps, run.occupancy) == (10, 0.75)
         assert 0 < sum(run.phase_seconds.values()) < run.seconds
         assert run.rest_seconds > 0
@@ -151,7 +151,7 @@ def test_the_engine_benchmark_rehearses(tmp_path):
 
 
 def test_the_prefix_benchmark_counts_every_token(tmp_path):
-    """A header of 700 tokens, questions of 60, four choices of 4 whose last token is only predicted."""
+    """A header of 700 tokens, questions of 60, four choices of 4 tokens; the last token of a choice is not fed."""
     out = tmp_path / "result.json"
     command = [sys.executable, "-m", "benchmarks.prefixes", "--quick", "--threads", "1", "--rounds", "1"]
     command += ["--subjects", "1", "--questions", "6", "--unshared-questions", "2", "--out", str(out)]

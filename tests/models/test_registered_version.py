@@ -1,140 +1,73 @@
-"""A version that is defined here: its facts are enough for every format, initial states and refusals."""
+"""The facts of a version that is defined here are enough for every file format, initial states and refusals."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import pytest
 import torch
-import torch.nn.functional as F
-from checkpoints import write_checkpoint
+from checkpoints import make_checkpoint, write_checkpoint
+from float64_reference import Float64Model
 from running import Session
 from tolerances import assert_close
 from torch import Tensor
+from versions.toy_model import Toy
 
-from rwkv_batch import LLM, SamplingParams
 from rwkv_batch.errors import CheckpointError
 from rwkv_batch.models import architecture as architecture_module
-from rwkv_batch.models.architecture import Architecture, LayerState, Refusal, StateField, register
-from rwkv_batch.models.blocks import Norm, layer_norm
+from rwkv_batch.models.architecture import Refusal, register
 from rwkv_batch.models.files.checkpoint import Checkpoint, open_checkpoint
 from rwkv_batch.models.files.hf_layouts import HfLayout, fla_layout, transformers_layout
-from rwkv_batch.models.files.stored import LayerTargets, Restore, renamed
-from rwkv_batch.models.matrices.product import LINEAR, Linear
+from rwkv_batch.models.files.stored import ROW, LayerTargets, Restore, as_rows, renamed, row_of
 from rwkv_batch.models.model import ModelFile
-from rwkv_batch.models.rows import Index, Rows
-from rwkv_batch.models.schema import LN0, TOP, Schema
-from rwkv_batch.models.weights import Weights
-from rwkv_batch.ops import OpSpec, OpTable
+from rwkv_batch.models.schema import Schema
 
-L, C, V = 2, 32, 257
+L, C = 2, 64
+MATRICES = ("receptance", "key", "value", "output")
 TOKENS = [3, 1, 4, 1, 5]
 
 
-def fading(k: Tensor, keep: Tensor, total: Tensor, rows: Rows) -> Tensor:
-    """s ← keep * s + k, for each channel; returns s after every token."""
-    out = torch.zeros_like(k)
+class Described(Toy):
+    """The toy version with facts about its files."""
 
-    def advance(tokens: Index, s: Tensor) -> None:
-        out[tokens] = s.mul_(keep).add_(k[tokens])
-
-    rows.scan((total,), advance)
-    return out
-
-
-class FadingLayer(NamedTuple):
-    norm: Norm
-    keep: Tensor
-    key: Linear
-
-
-class Fading(Architecture):
-    """A fading sum of keys."""
-
-    name = "fading"
-    ops = (LINEAR, OpSpec("fading", fading))
+    name = "described"
     schema = Schema(
-        top=TOP,
-        layer={"ln1.weight": "C", "ln1.bias": "C", "att.key.weight": ("C", "C"), "att.keep": "C"},
-        first_only=LN0,
-        initial_state={"att.total": ("C",)},
+        Toy.schema.top, Toy.schema.layer, first_only=Toy.schema.first_only, initial_state={"att.total": "A"}
     )
     hugging_face: ClassVar[tuple[HfLayout, ...]] = (
         fla_layout(
-            "fading",
-            {**renamed({"attn.k_proj": "att.key"}), "attn.forget": (("att.keep", Restore(values=lambda x: 1 - x)),)},
+            "toy",
+            {
+                **renamed({f"attn.{name[0]}_proj": f"att.{name}" for name in MATRICES}),
+                **renamed({"ffn.key": "ffn.key", "ffn.value": "ffn.value"}),
+                "attn.shares": tuple((f"att.share_{c}", row_of(i)) for i, c in enumerate("kvr")),
+                "attn.decay": (("att.log_decay", Restore(values=torch.log)),),
+                "ffn.share": (("ffn.share_k", ROW),),
+            },
             lambda config: config.get("eps"),
         ),
-        transformers_layout("fading", {"retention": "keep"}),
+        transformers_layout("toy", {"logarithm": "log_decay"}),
     )
-    chatrwkv: ClassVar[LayerTargets] = {"att.log_keep": (("att.keep", Restore(values=torch.exp)),)}
-    refused = (Refusal("Fading-b", re.compile("memory"), "which remembers everything; use Fading"),)
+    chatrwkv: ClassVar[LayerTargets] = {
+        **as_rows(*(f"att.share_{c}" for c in "rkv"), "ffn.share_k"),
+        "att.decay": (("att.log_decay", Restore(values=torch.log)),),
+    }
+    refused = (Refusal("the endless toy", re.compile("memory"), "which remembers everything; use the toy"),)
     default_ln_x_eps = 3e-5
-
-    layers: list[FadingLayer]
-
-    @classmethod
-    def state_fields(
-        cls, sizes: Mapping[str, int], dtype: torch.dtype, state_dtype: torch.dtype
-    ) -> tuple[StateField, ...]:
-        return (StateField("total", (sizes["C"],), torch.float32),)
-
-    def load_layer(self, weights: Weights, i: int) -> FadingLayer:
-        p = f"blocks.{i}."
-        return FadingLayer(
-            weights.norm(p + "ln1"), weights.float_vector(p + "att.keep"), weights.linear(p + "att.key.weight")
-        )
-
-    def layer(
-        self, i: int, x: Tensor, first: Tensor | None, token_ids: Tensor, state: LayerState, rows: Rows, ops: OpTable
-    ) -> None:
-        p = self.layers[i]
-        x.add_(ops.fading(p.key(layer_norm(x, p.norm)), p.keep, state.total, rows))
 
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(architecture_module, "_registered", [])
-    register(Fading)
+    register(Described)
 
 
 @pytest.fixture
 def tensors() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    shapes: dict[str, tuple[int, ...]] = {"emb.weight": (V, C), "head.weight": (V, C)}
-    shapes |= {f"{name}.{part}": (C,) for name in ("ln_out", "blocks.0.ln0") for part in ("weight", "bias")}
-    for i in range(L):
-        names = ("ln1.weight", "ln1.bias", "att.keep")
-        shapes |= {f"blocks.{i}.{name}": (C,) for name in names} | {f"blocks.{i}.att.key.weight": (C, C)}
-    return {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
-
-
-@pytest.fixture
-def states() -> dict[str, Tensor]:
-    return {f"blocks.{i}.att.total": torch.randn(C, generator=torch.Generator().manual_seed(i)) for i in range(L)}
-
-
-def expected_logits(tensors: dict[str, Tensor], states: dict[str, Tensor]) -> Tensor:
-    """The logits [T, V] of `TOKENS`, in float64."""
-    w = {name: tensor.double() for name, tensor in (tensors | states).items()}
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        return F.layer_norm(x, (C,), w[f"{name}.weight"], w[f"{name}.bias"])
-
-    x = norm(w["emb.weight"][TOKENS], "blocks.0.ln0")
-    for i in range(L):
-        keys = norm(x, f"blocks.{i}.ln1") @ w[f"blocks.{i}.att.key.weight"].t()
-        total = w.get(f"blocks.{i}.att.total", torch.zeros(C).double())
-        sums = []
-        for key in keys:
-            total = total * w[f"blocks.{i}.att.keep"] + key
-            sums.append(total)
-        x = x + torch.stack(sums)
-    return norm(x, "ln_out") @ w["head.weight"].t()
+    return make_checkpoint("toy", n_layer=L, n_embd=C, n_ffn=96)
 
 
 def logits(path: Path, **settings: Any) -> Tensor:
@@ -142,33 +75,37 @@ def logits(path: Path, **settings: Any) -> Tensor:
 
 
 def require_equal(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> None:
-    assert ModelFile.open(checkpoint).architecture is Fading
+    """The values differ by a rounding error where a layout stores an exponential."""
+    assert ModelFile.open(checkpoint).architecture is Described
     assert checkpoint.names == tensors.keys()
     for name, tensor in tensors.items():
+        assert checkpoint.shape(name) == tuple(tensor.shape), name
         assert_close(name, checkpoint.tensor(name), tensor, torch.float32)
 
 
-def test_it_is_identified_and_runs(tensors: dict[str, Tensor], tmp_path: Path) -> None:
-    path = write_checkpoint(tensors, tmp_path / "model.pth")
-    session = Session(path)
-    assert session.model.ln_x_eps == Fading.default_ln_x_eps
-    assert_close("logits", session.feed({1: TOKENS})[1], expected_logits(tensors, {}), torch.float32)
-    (result,) = LLM(path, max_batch_size=2).generate(["abc"], SamplingParams(max_tokens=3, temperature=0.0))
-    assert len(result.outputs[0].token_ids) == 3
-
-
-def test_an_initial_state_inside_or_beside(
-    tensors: dict[str, Tensor], states: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_an_initial_state_inside_or_beside(tensors: dict[str, Tensor], tmp_path: Path) -> None:
     without = write_checkpoint(tensors, tmp_path / "without.pth")
+    assert Session(without).model.ln_x_eps == Described.default_ln_x_eps
+    totals = torch.randn(L, C, generator=torch.Generator().manual_seed(0))
+    states = {f"blocks.{i}.att.total": total for i, total in enumerate(totals)}
+    reference = Float64Model("toy", tensors)
+    fresh = reference.initial_state(1)
+    plain, _ = reference.sequence([TOKENS], fresh)
+    tuned, _ = reference.sequence([TOKENS], fresh | {"total": totals[:, None].double()})
     inside = write_checkpoint(tensors | states, tmp_path / "inside.safetensors")
     beside = write_checkpoint(states, tmp_path / "states.pth")
-    want = expected_logits(tensors, states)
-    assert_close("inside", logits(inside), want, torch.float32)
-    assert_close("beside", logits(without, init_state=beside), want, torch.float32)
-    states["blocks.1.att.total"] = torch.zeros(C + 1)
+    assert_close("no state", logits(without), plain[0], "float32", 20)
+    assert_close("inside", logits(inside), tuned[0], "float32", 20)
+    assert_close("beside", logits(without, init_state=beside), tuned[0], "float32", 20)
+
+
+def test_an_initial_state_that_does_not_fit(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    without = write_checkpoint(tensors, tmp_path / "without.pth")
+    states = {f"blocks.{i}.att.total": torch.zeros(C + i) for i in range(L)}
     wrong = write_checkpoint(states, tmp_path / "wrong.pth")
-    with pytest.raises(CheckpointError, match=rf"att.total \[{C + 1}\] .*expected blocks.N.att.total of shape \[{C}\]"):
+    with pytest.raises(
+        CheckpointError, match=rf"1.att.total \[{C + 1}\] .*expected blocks.N.att.total of shape \[{C}\]"
+    ):
         logits(without, init_state=wrong)
     del states["blocks.1.att.total"]
     partly = write_checkpoint(tensors | states, tmp_path / "partly.pth")
@@ -176,46 +113,54 @@ def test_an_initial_state_inside_or_beside(
         logits(partly)
 
 
-def write_folder(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> Path:
+def write_folder(folder: Path, tensors: dict[str, Tensor]) -> Path:
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"model_type": "fading", **config}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "toy", "eps": 2e-5}))
     write_checkpoint(tensors, folder / "model.safetensors")
     return folder
 
 
-def test_its_hugging_face_layouts(tensors: dict[str, Tensor], tmp_path: Path) -> None:
-    """Both have the same `model_type`: the names decide."""
+def test_the_names_in_a_folder_choose_its_layout(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    """Both layouts have the same `model_type`."""
     theirs = {}
     for name, tensor in tensors.items():
-        name = re.sub(r"^blocks\.", "model.layers.", name).replace("att.key", "attn.k_proj")
-        name = name.replace("ln1", "attn_norm").replace("ln0", "pre_norm").replace("ln_out", "model.norm")
-        name = name.replace("emb.weight", "model.embeddings.weight").replace("head.weight", "lm_head.weight")
-        theirs[name.replace("att.keep", "attn.forget")] = 1 - tensor if "keep" in name else tensor
-    checkpoint = open_checkpoint(write_folder(tmp_path / "fla", theirs, {"eps": 2e-5}))
-    require_equal(checkpoint, tensors)
-    assert checkpoint.ln_x_eps == 2e-5
-
-    theirs = {}
-    for name, tensor in tensors.items():
-        name = name.replace("emb.", "embeddings.").replace(".att.", ".attention.").replace("ln0", "pre_ln")
-        theirs[name if "head" in name else f"rwkv.{name.replace('keep', 'retention')}"] = tensor
-    checkpoint = open_checkpoint(write_folder(tmp_path / "transformers", theirs, {"eps": 2e-5}))
+        name = name.replace("emb.", "embeddings.").replace(".att.", ".attention.").replace(".ffn.", ".feed_forward.")
+        name = name.replace("ln0", "pre_ln").replace("log_decay", "logarithm")
+        theirs[name if name.startswith("head.") else f"rwkv.{name}"] = tensor
+    checkpoint = open_checkpoint(write_folder(tmp_path / "transformers", theirs))
     require_equal(checkpoint, tensors)
     assert checkpoint.ln_x_eps is None
 
+    ours = dict(tensors)
+    theirs = {"lm_head.weight": ours.pop("head.weight"), "model.embeddings.weight": ours.pop("emb.weight")}
+    for i in range(L):
+        att, attn = f"blocks.{i}.att.", f"model.layers.{i}.attn."
+        theirs[f"{attn}shares"] = torch.stack([ours.pop(f"{att}share_{c}").view(-1) for c in "kvr"])
+        theirs[f"{attn}decay"] = torch.exp(ours.pop(f"{att}log_decay"))
+        for name in MATRICES:
+            theirs[f"{attn}{name[0]}_proj.weight"] = ours.pop(f"{att}{name}.weight")
+        theirs[f"model.layers.{i}.ffn.share"] = ours.pop(f"blocks.{i}.ffn.share_k").view(-1)
+    for name, tensor in ours.items():
+        name = name.replace("blocks.", "model.layers.").replace("ln_out", "model.norm").replace("ln0", "pre_norm")
+        theirs[name.replace("ln1", "attn_norm").replace("ln2", "ffn_norm")] = tensor
+    checkpoint = open_checkpoint(write_folder(tmp_path / "fla", theirs))
+    require_equal(checkpoint, tensors)
+    assert checkpoint.ln_x_eps == 2e-5
 
-def test_its_form_converted_by_chatrwkv(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+
+def test_the_form_converted_by_chatrwkv(tensors: dict[str, Tensor], tmp_path: Path) -> None:
     del tensors["blocks.0.ln0.weight"], tensors["blocks.0.ln0.bias"]
     converted: dict[str, Any] = {"_strategy": "cpu fp32", "_version": "0.7", "_rescale_layer": 0}
     for name, tensor in tensors.items():
-        if name.endswith(("key.weight", "head.weight")):
-            tensor = tensor.t()
-        converted[name.replace("keep", "log_keep")] = torch.log(tensor) if "keep" in name else tensor
+        if "log_decay" in name:
+            converted[name.replace("log_decay", "decay")] = torch.exp(tensor)
+        else:
+            converted[name] = tensor.t() if tensor.dim() == 2 and name != "emb.weight" else tensor.squeeze()
     torch.save(converted, tmp_path / "model.pth")
     require_equal(open_checkpoint(tmp_path / "model.pth"), tensors)
 
 
-def test_its_relatives_are_refused(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+def test_relatives_are_refused(tensors: dict[str, Tensor], tmp_path: Path) -> None:
     path = write_checkpoint(tensors | {"blocks.0.att.memory": torch.zeros(3)}, tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match="this is Fading-b, which remembers everything; use Fading"):
+    with pytest.raises(CheckpointError, match="this is the endless toy, which remembers everything; use the toy"):
         ModelFile.open(open_checkpoint(path))

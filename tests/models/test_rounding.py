@@ -1,4 +1,4 @@
-"""Stochastic rounding to float16: between neighbours, without bias, and from the position alone."""
+"""Stochastic rounding to float16: the result is an adjacent float16, unbiased, and a function of the position."""
 
 import pytest
 import torch
@@ -7,16 +7,16 @@ from rwkv_batch.models.rounding import LARGEST, round_stochastically
 
 
 def rounded(x, num_positions):
-    """[num_positions, ...]: one record at many positions."""
+    """The same record rounded at many positions, [num_positions, ...]."""
     return round_stochastically(x.expand(num_positions, *x.shape).contiguous(), torch.arange(num_positions))
 
 
 def steps(x):
-    """Distance of float16 values around x."""
+    """The distance between adjacent float16 values around x."""
     return torch.exp2(torch.frexp(x).exponent.clamp(min=-13) - 11.0)
 
 
-def test_the_mean_is_kept_and_the_neighbours_are_next():
+def test_rounding_is_unbiased_and_to_an_adjacent_value():
     x = torch.randn(16, 64) * torch.exp2(torch.arange(1024).view(16, 64) % 36 - 22.0)
     found = rounded(x, 4096).double()
     assert torch.equal(found.half().double(), found)
@@ -27,8 +27,8 @@ def test_the_mean_is_kept_and_the_neighbours_are_next():
     assert (error.mean(0) / deviation).abs().max() < 6
 
 
-def test_errors_of_neighbours_are_not_alike():
-    """Each pair of elements of a row or column is independent, whatever they are rounded from."""
+def test_errors_of_different_elements_are_independent():
+    """Errors of each pair of elements of a row or a column are uncorrelated."""
     errors = rounded(torch.full((8, 32), 1 + 2.0**-11), 4096) - 1.0
     up = (errors > 0).double().flatten(1)
     together = torch.corrcoef(up.T).fill_diagonal_(0)

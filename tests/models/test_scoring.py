@@ -1,8 +1,9 @@
-"""The table of ops names what serves `score`, and that is what `Model.score` runs."""
+"""`Model.score` runs the implementation of `score` that the table of ops names."""
 
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -16,7 +17,7 @@ from rwkv_batch.models.placement import LayerPlacement, Placement
 from rwkv_batch.ops import Implementation, OpTable
 from rwkv_batch.settings import EngineSettings, ModelSettings
 
-SIZES = dict(n_layer=1, n_embd=64, n_att=64, n_ffn=64, head_size=16, vocab=97)
+SIZES: dict[str, Any] = dict(n_layer=1, n_embd=64, n_att=64, n_ffn=64, head_size=16, vocab=97)
 CPU, OTHER = torch.device("cpu"), torch.device("cpu:1")
 """The second stands for another device: it is not equal to the first."""
 
@@ -73,7 +74,7 @@ def test_the_kernel_scores_with_a_dense_head(batch_invariant, path):
 
 @pytest.mark.parametrize("batch_invariant", [False, True])
 def test_the_kernel_scores_where_none_serves_linear(batch_invariant, path, monkeypatch):
-    """The head is then multiplied by torch, and its weight is still one that the kernel reads."""
+    """The definition of `linear` multiplies the head. Its weight stays a tensor, which the kernel of `score` reads."""
     pytest.importorskip("triton")
     monkeypatch.setitem(import_module("rwkv_batch.ops")._AUTO, "cpu", ("triton", "reference"))
     linear = import_module("rwkv_batch.triton_kernels.linear")

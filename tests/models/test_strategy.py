@@ -1,4 +1,4 @@
-"""Strategy strings: what each layer gets, and that models in pieces compute what whole ones do."""
+"""Strategy strings: the clause of each layer; and models on several devices, which compute what whole models do."""
 
 import random
 import re
@@ -21,7 +21,7 @@ from rwkv_batch.models.strategy import distribute, parse
 
 MODEL_FACTOR = 20
 CPU, OTHER = torch.device("cpu"), torch.device("cpu:1")
-"""The second stands for another device: it is not equal to the first, and moving there makes a copy."""
+"""The second stands for another device: it is not equal to the first, and `to` makes a copy."""
 
 
 def shares(strategy, num_layers):
@@ -117,7 +117,7 @@ def feed(session):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_pieces_equal_the_whole(version, checkpoint_file):
-    """On two devices, in turn; only the copies between them differ from one device."""
+    """Layers alternate between two devices. Only the copies between them differ from a model on one device."""
     path = checkpoint_file(version)
     whole, pieces = Session(path), None
     here, there = (LayerPlacement(device, torch.float32) for device in (CPU, OTHER))
@@ -131,7 +131,7 @@ def test_pieces_equal_the_whole(version, checkpoint_file):
 
 
 def test_a_device_that_does_not_sample(checkpoint_file):
-    """All layers and the head's matrix are elsewhere; the norm before it and the logits are on the CPU."""
+    """All layers and the head's matrix are on the other device; the head's norm and the logits are on the CPU."""
     there = (LayerPlacement(OTHER, torch.float32),) * 3
     placement = Placement(CPU, torch.float32, None, torch.float32, there, head_device=OTHER)
     path = checkpoint_file("7.0")
@@ -163,7 +163,7 @@ def test_mixed_formats_equal_the_rwkv_package(version, strategy, oracle, checkpo
 
 @pytest.mark.parametrize("version", ["4", "5.2", "6.0"])
 def test_rescaling_is_for_all_layers_or_none(version, oracle, checkpoint_file):
-    """float16 anywhere: the stream is halved after layer 5 whatever that layer's own dtype is."""
+    """Where any layer is float16, the residual stream is halved after layer 5, whose own dtype makes no difference."""
     path = checkpoint_file(version, n_layer=8, n_embd=32, n_ffn=48, vocab=41, head_size=16)
     exact = Session(path).feed({0: [7, 3, 11]})[0]
     for strategy in ("cpu fp16 *2 -> cpu fp32", "cpu fp32 *7 -> cpu fp16"):
@@ -179,7 +179,7 @@ def test_rescaling_is_for_all_layers_or_none(version, oracle, checkpoint_file):
 @pytest.mark.parametrize("num_streamed", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("quantization", [None, "int8", "w8a8"])
 def test_streamed_layers(num_streamed, quantization, checkpoint_file):
-    """Two layers share a place in turn; the host's copy is what each step must fetch."""
+    """Layers share buffers on the device; each step must fetch the copy in host memory."""
     path = checkpoint_file("7.0", n_layer=6, n_embd=32, n_ffn=48, vocab=41, head_size=16)
     whole = Session(path, backend="reference", quantization=quantization)
     kept = LayerPlacement(CPU, torch.float32, quantization)
@@ -208,14 +208,14 @@ def test_a_place_is_not_overwritten_while_its_layer_runs():
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])
 def test_the_current_device_at_the_beginning_is_meant_for_good(name, monkeypatch):
-    """Programs with several GPUs change the current device."""
+    """The index is kept, because programs with several GPUs change the current device."""
     for function, answer in (("is_available", True), ("device_count", 2), ("current_device", 1)):
         monkeypatch.setattr(torch.cuda, function, lambda answer=answer: answer)
     assert place(device=name, dtype="float32").device == torch.device("cuda", 1)
 
 
 def test_each_matrix_of_a_stack_has_a_host_buffer_of_its_own():
-    """Pinned buffers are rounded up, and the memory plan counts matrix by matrix."""
+    """Pinned buffers are rounded up, one matrix at a time, and so does the memory plan count them."""
     stream = LayerStream(CPU)
     stacks = [torch.arange(24.0).reshape(3, 2, 4) + 100 * i for i in range(3)]
     places = []
@@ -283,7 +283,7 @@ def test_a_named_backend_must_serve_every_device(checkpoint_file):
 
 
 def test_memory_is_planned_for_each_device(checkpoint_file, monkeypatch):
-    """Slots are as many as fit on the device that is full first; of streamed layers two are there."""
+    """The device that is full first decides the number of slots; it holds two of the streamed layers."""
     file = ModelFile.open(open_checkpoint(checkpoint_file("7.0", n_layer=6, n_embd=64, n_ffn=96, vocab=41)))
     here, there = (LayerPlacement(device, torch.float32) for device in (CPU, OTHER))
     roomy, cramped = 1 << 30, 8 << 20
@@ -298,7 +298,7 @@ def test_memory_is_planned_for_each_device(checkpoint_file, monkeypatch):
 
 
 def test_streaming_everything(monkeypatch):
-    """`*0+` by itself: all layers are streamed, the head is not."""
+    """With the single clause `*0+`, all layers are streamed and the head is not."""
     monkeypatch.setattr("rwkv_batch.models.placement._device", lambda name: torch.device("cuda", 0))
     placement = place(strategy="cuda fp16 *0+", num_layers=3)
     assert describe_layers(placement, 3) == "layers 0-2 cuda:0 float16 streamed, head cuda:0 float16"

@@ -1,3 +1,5 @@
+"""Chat formats and templates: prompts of conversations and of columns."""
+
 from __future__ import annotations
 
 import pytest

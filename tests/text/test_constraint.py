@@ -1,3 +1,5 @@
+"""Constraints: all texts of allowed tokens match the schema, regex or grammar, and wrong constraints are refused."""
+
 from __future__ import annotations
 
 import json
@@ -17,10 +19,10 @@ from rwkv_batch.text.load_tokenizer import load_tokenizer
 pytest.importorskip("xgrammar", reason="structured output needs the extra 'structured'")
 
 TOKENIZER = load_tokenizer("bytes", vocab_size=257, model_path=None)
-# Every byte, and tokens that cross borders of the grammar or are of no use in it.
+# Every byte; tokens that cross borders of the grammar; and tokens that no grammar here allows.
 WORDS = [b'{"', b'":', b'", "', b"\n\n", b"ab", b"12", b'"}', b"a\x01", b"\xed\xa0", "né".encode(), b"\xe4\xb8", b""]
 TOKENS = [*TOKENIZER.token_bytes, *(word or None for word in WORDS)]
-V = 300  # more than there are tokens, and no multiple of 32
+V = 300  # more than the tokens, and not a multiple of 32
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def allowed_ids(constraint: CompiledConstraint) -> list[int]:
 
 
 def sample(constraint: CompiledConstraint, rng: random.Random, max_tokens: int = 400) -> bytes | None:
-    """A text of uniformly random allowed tokens that prefers to end; None if it has not ended by then."""
+    """A text of random allowed tokens, half of them from those that close it; None if `max_tokens` do not end it."""
     text = b""
     for _ in range(max_tokens):
         ids = allowed_ids(constraint)
@@ -51,7 +53,7 @@ def sample(constraint: CompiledConstraint, rng: random.Random, max_tokens: int =
 
 
 def samples(compiler: ConstraintCompiler, number: int, **kind: Any) -> list[str]:
-    """Decoded strictly: a text that is not UTF-8 fails the test."""
+    """Texts of `sample`, decoded strictly: a text that is not UTF-8 fails the test."""
     texts = [sample(compiler.compile(**kind), random.Random(seed)) for seed in range(number)]
     finished = [text.decode("utf-8") for text in texts if text is not None]
     assert len(finished) >= number // 2

@@ -1,3 +1,5 @@
+"""The detokenizer against `bytes.decode`, in native code and in Python."""
+
 from __future__ import annotations
 
 from itertools import pairwise
@@ -19,10 +21,6 @@ pieces = st.lists(st.sampled_from([0x61, 0x62, 0x0A, 0xC3, 0xA9, 0xF0, 0x9F, 0x9
 stop_texts = st.text("ab\né😀", min_size=1, max_size=4)
 
 
-def push_all(detokenizer: Detokenizer, data: bytes) -> list[str | None]:
-    return [detokenizer.push(byte + 1) for byte in data]
-
-
 @pytest.fixture(params=["native", "python"], scope="module")
 def kind(request) -> str:
     if request.param == "native" and (reason := unavailable()):
@@ -40,7 +38,7 @@ def new_detokenizer(kind: str, token_bytes: list[bytes | None]) -> Detokenizer:
 
 
 def check_texts(kind: str, table: list[bytes | None], texts: list[list[int]], limits: list[int]) -> None:
-    """Both forms equal what `bytes.decode` makes of each text's bytes."""
+    """`texts` and `utf8` equal `bytes.decode` of each text's bytes."""
     made = new_detokenizer(kind, table)
     token_ids = np.array([i for ids in texts for i in ids], dtype=np.int32)
     offsets = np.cumsum([0, *map(len, texts)])
@@ -49,12 +47,12 @@ def check_texts(kind: str, table: list[bytes | None], texts: list[list[int]], li
         data = b"".join(table[i] or b"" for i in ids if 0 <= i < len(table))
         expected.append((data if limit < 0 else data[:limit]).decode("utf-8", errors="replace"))
     assert made.texts(token_ids, offsets, np.array(limits, dtype=np.int64)) == expected
-    data, ends = made.utf8(token_ids, offsets, np.array(limits, dtype=np.int64))
-    assert (data.dtype, ends.dtype, len(data)) == (np.uint8, np.int64, ends[-1])
-    assert [data[a:b].tobytes() for a, b in pairwise(ends)] == [text.encode() for text in expected]
+    utf8, ends = made.utf8(token_ids, offsets, np.array(limits, dtype=np.int64))
+    assert (utf8.dtype, ends.dtype, len(utf8)) == (np.uint8, np.int64, ends[-1])
+    assert [utf8[a:b].tobytes() for a, b in pairwise(ends)] == [text.encode() for text in expected]
 
 
-# Bytes at the borders of what UTF-8 allows, and whole characters of every length.
+# Bytes at the limits of UTF-8, and whole characters of every length.
 border_bytes = st.sampled_from(
     [0x41, 0x7F, *range(0x80, 0x100, 0x10), 0x8F, 0x9F, 0xBF, 0xC1, 0xC2, 0xDF, 0xED, 0xEF, 0xF4]
 )
@@ -76,7 +74,7 @@ def test_many_texts_equal_bytes_decode(kind, table, texts):
 
 
 def test_every_beginning_of_a_character_equals_bytes_decode(kind):
-    """All pairs of bytes, and all pairs behind the beginnings of longer characters."""
+    """All pairs of bytes, alone and after the first bytes of longer characters."""
     heads = [b"", b"\xe0\xa0", b"\xed\x9f", b"\xef\xbf", b"\xf0\x90", b"\xf0\x90\x80", b"\xf4\x8f", b"\xf4\x8f\xbf"]
     table = [*BYTES[1:], *heads]
     texts = [[256 + head, a, b] for head in range(len(heads)) for a in range(256) for b in range(256)]

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkv_batch.cpu_kernels.build import unavailable
+from rwkv_batch.engine.request import StopMatch
 from rwkv_batch.text import stop_strings
-from rwkv_batch.text.stop_strings import StopMatch, StopMatcher, StopStrings
+from rwkv_batch.text.stop_strings import StopMatcher, StopStrings
 
 BYTES = [None, *(bytes([byte]) for byte in range(256))]
 
@@ -47,7 +48,7 @@ def feed(matcher: StopMatcher, slot: int, token_ids: range | list[int]) -> tuple
 
 
 def naive(tokens: list[bytes], stop: StopStrings) -> tuple[int, str, int] | None:
-    """By definition: of all matches that end after the first `min_tokens` tokens, the earliest end, then longest."""
+    """The definition: the first match to end after the first `min_tokens` tokens; of those, the longest."""
     data, ignored = b"".join(tokens), len(b"".join(tokens[: stop.min_tokens]))
     matches = [
         (start + len(string.encode()), start, string)
@@ -93,7 +94,7 @@ def test_equals_the_definition_however_tokens_divide_the_bytes(kind, tokens, sto
     data=st.data(),
 )
 def test_interleaved_and_restarted_slots_equal_texts_on_their_own(kind, tokens, stops, steps, data):
-    """Each step pushes tokens of some slots, after new texts began in others."""
+    """Each step starts new texts in some slots, and pushes tokens to some slots."""
     matcher = new_matcher(kind, list(tokens), 4)
     running: dict[int, tuple[StopStrings, list[bytes]]] = {}
     for pushed, begun in steps:
@@ -191,7 +192,7 @@ def test_long_stop_string_with_many_different_bytes(kind):
 
 
 def test_the_matcher_keeps_what_it_looks_for(kind):
-    """Native code has the address of the strings' automaton: nobody else need hold them."""
+    """The matcher keeps the automaton alive, whose address native code has."""
     matcher = new_matcher(kind, BYTES, 1)
     for string in ("one", "two", "three"):
         matcher.start(0, StopStrings((string,)))

@@ -6,6 +6,8 @@ channel, column = value channel.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -78,7 +80,7 @@ def gated_channel_mix(layer: Tensors, inputs: Tensors) -> Tensor:
     return y * torch.sigmoid(linear(inputs["r"], layer["ffn.receptance.weight"]))
 
 
-def centered_head_norm(y: Tensor, head: Tensors) -> Tensor:
+def centered_head_norm(y: Tensor, head: Any) -> Tensor:
     """Group norm of one token, [H, V] → [A], written out for the tests of kernels."""
     centered = y - y.mean(1, keepdim=True)
     normed = centered / torch.sqrt(centered.square().mean(1, keepdim=True) + head.eps)

@@ -70,7 +70,7 @@ struct Rows {
   const int32_t* start;  // [B + 1]
 };
 
-// How many neighboring parts of a state a thread takes at a time: several, as their memory is adjacent, but few enough
+// Neighboring parts of a state that a thread takes at a time: several, as their memory is adjacent, but few enough
 // that every thread gets at least two chunks.
 static inline int64_t chunk_size(int64_t parts) {
   return std::clamp<int64_t>(parts / (2 * omp_get_max_threads()), 1, 4);

@@ -1,4 +1,4 @@
-// Greedy longest match: bytes → token ids. The definition is ByteTrie in rwkv_batch/vocabulary.py.
+// Greedy longest match: bytes → token ids. The definition is ByteTrie in rwkv_batch/text/vocabulary.py.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -10,7 +10,7 @@
 struct Node {
   int32_t base = 0;
   int32_t parent = -1;  // -1: no node
-  int32_t id = 0;       // of the longest token on the way here
+  int32_t id = 0;       // of the longest token that ends on the path to this node
   int32_t length = 0;   // of that token, in bytes; 0: none
 };
 
@@ -33,14 +33,14 @@ bool is_before(const Token& a, const Token& b) {
   return order ? order < 0 : a.size < b.size;
 }
 
-// Gives nodes their places. Free places are a list, in ascending order.
+// Assigns places in the array to nodes. Free places form a linked list, in ascending order.
 struct Builder {
   static constexpr int32_t ALPHABET = 256, MAX_TRIES = 64;
   std::vector<Node>& nodes;
-  std::vector<int32_t> next_free, previous_free;  // the list begins and ends at place 0, which is the root's
+  std::vector<int32_t> next_free, previous_free;  // the list begins and ends at place 0, the root's
 
   explicit Builder(std::vector<Node>& nodes) : nodes(nodes), next_free(ALPHABET, 0), previous_free(ALPHABET, 0) {
-    nodes.assign(ALPHABET, Node());  // a base is not negative, so no child goes to one of these
+    nodes.assign(ALPHABET, Node());  // a base is not negative, so that no child gets one of these places
   }
 
   void grow_to(int32_t size) {
@@ -65,7 +65,8 @@ struct Builder {
     return true;
   }
 
-  // A base whose places for these bytes, which ascend, are free. There is a place for every byte behind it.
+  // Finds a base whose places for these bytes, given in ascending order, are free. The array has a place for every byte
+  // after it.
   int32_t find_base(const std::vector<uint8_t>& bytes) {
     int32_t base = (int32_t)nodes.size(), tries = 0;
     for (int32_t place = next_free[0]; place && tries < MAX_TRIES; place = next_free[place], ++tries)

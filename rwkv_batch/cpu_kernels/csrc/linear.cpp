@@ -3,7 +3,7 @@
 
 struct Nothing {};
 
-// Sums that are results already.
+// Weights without scales: sums are results.
 struct Unscaled {
   typedef Nothing Row;
   static Nothing channels(const Product&, int64_t, int) { return {}; }

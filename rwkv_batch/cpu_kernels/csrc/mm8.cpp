@@ -1,4 +1,4 @@
-// Products with weights of one byte that are never turned back as a whole: see `mm8` in models/mm8_linear.py.
+// Products with 8-bit weights, which are never dequantized as a whole; see `mm8` in models/matrices/mm8_linear.py.
 //
 // With c = q - 128 and z = x * input_scale, both as they are in float32:
 //   y[n] = scale[n] (sum_k z[k] c[k, n] + 128.5 sum z) + minimum[n] sum x + sum x * input_minimum

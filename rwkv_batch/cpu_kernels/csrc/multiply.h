@@ -121,7 +121,7 @@ class Multiplication {
   }
 
  private:
-  // Where the units of one product's rows are, and its panels.
+  // Places of one product's units and panels.
   struct Layout {
     int64_t units, stride, first_unit;  // units of a row; from row to row; of the product's first row
     int64_t panels, first_group;

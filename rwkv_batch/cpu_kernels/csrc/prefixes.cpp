@@ -1,4 +1,5 @@
-// Sorted prompts and the tokens that neighbours share. The definition is in rwkv_batch/engine/shared_lengths.py.
+// Sorts prompts and counts the leading tokens that neighbors share. The definition is in
+// rwkv_batch/engine/shared_lengths.py.
 #include <algorithm>
 #include <cstdint>
 #include <vector>
@@ -34,7 +35,7 @@ int64_t shared_length(const Prompt& a, const Prompt& b, int64_t depth, int64_t l
 }
 
 // Leading tokens that all prompts from `first` to `last` have in common, of which `depth` are known. Compared a block
-// at a time: where one prompt differs early, nothing has been compared far beyond that.
+// at a time, so that little is compared beyond the first difference.
 int64_t shared_by_all(const Prompt* first, const Prompt* last, int64_t depth) {
   constexpr int64_t BLOCK = 128;
   int64_t shortest = first->length;
@@ -56,7 +57,7 @@ extern "C" void sort_prompts(const SortPrompts* p) {
   std::vector<Prompt> prompts(p->num_prompts);
   for (int64_t i = 0; i < p->num_prompts; ++i)
     prompts[i] = {0, p->token_ids + p->offsets[i], p->offsets[i + 1] - p->offsets[i], i};
-  std::vector<Group> groups = {{0, p->num_prompts, 0}};  // what the whole group shares orders nothing
+  std::vector<Group> groups = {{0, p->num_prompts, 0}};  // tokens that the whole group shares do not order it
   while (!groups.empty()) {
     const Group group = groups.back();
     groups.pop_back();
@@ -67,7 +68,8 @@ extern "C" void sort_prompts(const SortPrompts* p) {
     for (int64_t begin = group.begin, end; begin < group.end; begin = end) {
       const uint64_t key = prompts[begin].key;
       for (end = begin + 1; end < group.end && prompts[end].key == key;) ++end;
-      if (end - begin > 1 && (uint32_t)key) groups.push_back({begin, end, depth + 2});  // else they end, and are equal
+      if (end - begin > 1 && (uint32_t)key)
+        groups.push_back({begin, end, depth + 2});  // else the prompts have ended, and are equal
     }
   }
   for (int64_t i = 0; i < p->num_prompts; ++i) {

@@ -188,7 +188,7 @@ static bool are_ids(const int32_t* ids, int64_t count, int64_t width, int64_t vo
   return are_all;
 }
 
-// Whether the slot exists, has room for one more token that it has seen, and lists ids of the vocabulary.
+// The slot exists, has room for one more seen token, and lists ids of the vocabulary only.
 static bool is_valid(const Sample& p, int64_t slot) {
   if (slot >= p.num_slots) return false;
   const int64_t* integers = p.integers + slot * NUM_INTEGERS;

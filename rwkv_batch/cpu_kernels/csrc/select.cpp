@@ -1,4 +1,4 @@
-// One token for each row, and the logarithm of each row's mass.
+// select_tokens: one token for each row. log_normalizer: the logarithm of each row's mass.
 #include "select_row.h"
 
 struct Select {

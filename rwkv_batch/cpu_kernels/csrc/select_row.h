@@ -8,7 +8,7 @@
 
 constexpr int64_t KEEP_ALL = (int64_t)1 << 62;
 
-// How a row's distribution is shaped; `Filters` in engine/selection.py.
+// The settings that shape a row's distribution; `Filters` in engine/selection.py.
 struct Filter {
   float temperature, filter_temperature;
   double top_p, min_p;

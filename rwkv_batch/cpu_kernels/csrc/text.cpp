@@ -1,5 +1,5 @@
-// The text of sampled tokens: stop strings found as tokens come, and valid UTF-8 from token ids. Definitions are in
-// rwkv_batch/stop_strings.py and rwkv_batch/detokenizer.py.
+// The text of sampled tokens: search for stop strings token by token, and token ids to valid UTF-8. Definitions are in
+// rwkv_batch/text/stop_strings.py and rwkv_batch/text/detokenizer.py.
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -21,9 +21,9 @@ static Bytes bytes_of(const TokenTable& table, int64_t id) {
   return {table.bytes + table.start[id], table.start[id + 1] - table.start[id]};
 }
 
-// Aho and Corasick's automaton (Communications of the ACM 18(6), 1975): a state is the longest end of the text with
-// which a pattern begins. Bytes that no pattern has share class 0, so that a state costs four bytes for each other
-// class only.
+// Aho and Corasick's automaton (Communications of the ACM 18(6), 1975): a state is the longest end of the text that is
+// also the beginning of a pattern. Bytes that occur in no pattern share class 0: a state takes four bytes for each
+// class.
 struct Automaton {
   int64_t num_classes = 1;
   uint16_t class_of[256] = {};
@@ -56,7 +56,7 @@ extern "C" Automaton* stop_automaton_new(int64_t num_patterns, const uint8_t* by
     }
     a.pattern[state] = (int32_t)p;
   }
-  // Breadth first: what a state lacks it takes from its longest shorter end, which is complete before it.
+  // Breadth first: a state copies missing transitions from its longest shorter end, which is complete before it.
   std::vector<int32_t> shorter(a.pattern.size(), 0), queue = {0};
   for (size_t head = 0; head < queue.size(); ++head) {
     const int32_t state = queue[head];
@@ -81,15 +81,15 @@ struct PushTokens {
   int64_t num_rows, num_slots;
   TokenTable table;
   const int64_t *slots, *token_ids;  // [n]
-  const Automaton** automaton;       // [P]; null: nothing is looked for in this slot's text
+  const Automaton** automaton;       // [P]; null: this slot's text is not searched
   int64_t* state;                    // [P]
-  int64_t* ignored_tokens;           // [P]: so many next tokens end no match
+  int64_t* ignored_tokens;           // [P]: tokens in which no match counts yet
   int64_t* text_bytes;               // [P]: bytes of the text so far
   int64_t *index, *pattern;          // [P]: of each match, its index in [0, n) and its pattern
   int64_t* end;                      // [P]: of each match, bytes of the text up to its end
 };
 
-// Returns how many matches there are; -1, and nothing has changed, where a slot does not exist.
+// Returns the number of matches; -1, without any change, if a slot does not exist.
 extern "C" int64_t stop_push(const PushTokens* p) {
   int64_t found = 0;
   for (int64_t i = 0; i < p->num_rows; ++i)
@@ -137,7 +137,7 @@ static uint8_t* copy_valid(const uint8_t* s, int64_t n, uint8_t* out) {
       continue;
     }
     const int more = lead < 0xC2 ? 0 : lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : lead < 0xF5 ? 3 : 0;
-    // What the second byte may be: no longer form than needed, no surrogate, nothing above U+10FFFF.
+    // Limits of the second byte exclude overlong forms, surrogates, and code points above U+10FFFF.
     uint8_t low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
     uint8_t high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
     int length = 1;

@@ -42,7 +42,8 @@ static int64_t rank_of(int64_t token, const LogitsRow& row) {
   return rank;
 }
 
-// At least `count` tokens are not below the limit, and few more, as few tiles have several of them.
+// The tokens from a limit up are sorted. The limit is the `count`-th largest of the tiles' maxima: at least `count`
+// tokens reach it, and hardly more.
 static void find_top(int64_t count, Ranking& r) {
   float limit = -INFINITY;
   if (count <= r.row.tiles) {

@@ -1,4 +1,4 @@
-// Vectors of the processor's own width, in the compiler's vector types, and how each element type gets in and out.
+// Vectors of the processor's own width, in the compiler's vector types; loads and stores convert each element type.
 #pragma once
 #include "common.h"
 

@@ -1,4 +1,5 @@
-// Products of whole numbers: int8 weights with a scale for each output channel, inputs of 8 or 16 bits with one a row.
+// Integer products: int8 weights with a scale for each output channel, inputs of 8 or 16 bits with a scale for each
+// row.
 #include "multiply.h"
 
 struct Scale {
@@ -9,10 +10,10 @@ struct ScaleAndSum {
   int32_t weight_sum[PANEL];
 };
 
-// What makes the largest magnitude `levels`; 1 for zeros; NaN if one of the inputs is not finite.
+// The scale: largest magnitude / levels; 1 for a row of zeros; NaN if one of the inputs is not finite.
 template <typename T>
 static float scale_of(const T* x, int64_t n, float levels) {
-  constexpr int32_t MAGNITUDE = 0x7fffffff, INFINITE = 0x7f800000;  // as whole numbers, magnitudes have the same order
+  constexpr int32_t MAGNITUDE = 0x7fffffff, INFINITE = 0x7f800000;  // magnitudes order like their bits
   Ints largest{};
   int64_t k = 0;
   for (; k + LANES <= n; k += LANES) {
@@ -32,8 +33,7 @@ static float scale_of(const T* x, int64_t n, float levels) {
   return scale > 0 ? scale : 1;
 }
 
-// The nearest whole number, halves to the even one; within ±levels also where a tiny scale has lost its digits, or is
-// NaN.
+// The nearest integer, halves to even. Within +-levels also where a subnormal scale is inexact; NaN gives -levels.
 static inline int32_t whole(float x, float levels) {
   const float bounded = x > -levels ? x : -levels;
   return (int32_t)__builtin_rintf(bounded < levels ? bounded : levels);

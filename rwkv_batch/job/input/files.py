@@ -1,4 +1,4 @@
-"""Finding a job's input files: paths, folders, globs and URLs become a sorted list of files."""
+"""The search for a job's input files: paths, folders, globs and URLs become a sorted list of files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ NATIVE_SCHEMES = ("s3", "gs", "gcs", "abfs", "hdfs")
 
 @dataclass(frozen=True)
 class InputFile:
-    """One input file. `name` is its absolute path or URL, for people; `path` is what its file system calls it."""
+    """One input file.
+
+    Args:
+        name: its absolute path or URL, for people.
+        path: its path in `filesystem`.
+        filesystem: of pyarrow.
+        size: in bytes.
+        mtime_ns: time of the last change in nanoseconds since 1970; 0 where the file system has none.
+    """
 
     name: str
     path: str
@@ -28,16 +36,19 @@ class InputFile:
     mtime_ns: int
 
     def open(self) -> Any:
+        """Opens the file for reading, as a binary file of pyarrow."""
         return self.filesystem.open_input_file(self.path)
 
     @property
     def extension(self) -> str:
+        """The end of the name with its dot, in lower case, such as ".jsonl"."""
         return os.path.splitext(self.path)[1].lower()
 
     def version(self) -> str:
-        """What changes when the content does: the upload time of a remote object, else a checksum.
+        """Returns a text that changes when the content changes: the upload time of a remote object, else a checksum.
 
-        Of a Parquet file, which may be large, it is the checksum of the footer: sizes and statistics of all columns.
+        A Parquet file may be large; its version is the checksum of its footer, which has sizes and statistics of all
+        columns.
         """
         if self.mtime_ns and not isinstance(self.filesystem, fs.LocalFileSystem):
             return f"modified:{self.mtime_ns}"
@@ -52,7 +63,7 @@ class InputFile:
 
 
 def sha256_of(file: Any) -> str:
-    """Hexadecimal SHA-256 of an open binary file."""
+    """Returns the SHA-256, in hexadecimal, of an open binary file from its position on."""
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)
@@ -60,7 +71,7 @@ def sha256_of(file: Any) -> str:
 
 
 def find_files(paths: str | Sequence[str], extensions: Collection[str]) -> list[InputFile]:
-    """The files that `input.path` means, sorted by name, each once.
+    """Returns the files that `input.path` means, sorted by name, each once.
 
     Args:
         paths: files, folders, globs or URLs.
@@ -97,6 +108,7 @@ def would_be_read(paths: str | Sequence[str], path: str) -> bool:
 
 
 def _expand(path: str, extensions: Collection[str]) -> list[InputFile]:
+    """Returns the files that one path, folder, glob or URL means."""
     filesystem, inner, prefix = _filesystem(path)
     info = filesystem.get_file_info(inner)
     if info.type == fs.FileType.File:
@@ -112,7 +124,7 @@ def _expand(path: str, extensions: Collection[str]) -> list[InputFile]:
 
 
 def _is_chosen(name: str, pattern: re.Pattern[str] | None, extensions: Collection[str]) -> bool:
-    """A glob decides by itself; in a folder, private files and those of other kinds are passed over."""
+    """Whether a file is input. A glob decides alone; in a folder, private files and other extensions are left out."""
     pieces = name.split("/")
     if any(piece.startswith(".") for piece in pieces):
         return False
@@ -127,7 +139,7 @@ def _file(filesystem: Any, info: Any, prefix: str) -> InputFile:
 
 
 def _filesystem(path: str) -> tuple[Any, str, str]:
-    """The file system of a path or URL, the path inside it, and what to put before such paths for people."""
+    """Returns the file system of a path or URL, the path inside it, and the prefix of such paths for people."""
     scheme, separator, rest = path.partition("://")
     if not separator or scheme == "file":
         return fs.LocalFileSystem(), os.path.abspath(rest if separator else path), ""
@@ -143,7 +155,7 @@ def _filesystem(path: str) -> tuple[Any, str, str]:
 
 
 def _split_glob(path: str) -> tuple[str, re.Pattern[str] | None]:
-    """The folder before the first wildcard, and the pattern that paths below it must match."""
+    """Returns the folder before the first wildcard, and the pattern that paths below it must match."""
     pieces = path.split("/")
     first = next((index for index, piece in enumerate(pieces) if re.search(r"[*?\[]", piece)), None)
     if first is None:
@@ -152,7 +164,7 @@ def _split_glob(path: str) -> tuple[str, re.Pattern[str] | None]:
 
 
 def _glob_pattern(glob: str) -> re.Pattern[str]:
-    """`*` and `?` stay within a folder, `**/` is any number of folders, [...] a set of characters."""
+    """Returns the expression of a glob: `*` and `?` match within a folder, `**/` any folders, [...] one character."""
     wildcards = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     expression = ""
     for token in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob):

@@ -1,4 +1,4 @@
-"""A job's input as one long table: rows are numbered over all files, and any range of them can be read."""
+"""The input of a job as one table: rows are numbered over all files, and any range of them can be read."""
 
 from __future__ import annotations
 
@@ -32,17 +32,18 @@ class Input:
 
     @property
     def num_rows(self) -> int:
+        """The rows of all files."""
         return sum(table.num_rows for table in self.tables)
 
     def manifest(self) -> list[dict[str, Any]]:
-        """What identifies the input: per file its name, rows, size in bytes, and the version of its content."""
+        """Returns what identifies the input: for each file its name, rows, size in bytes, and version."""
         return [
             {"file": file.name, "rows": table.num_rows, "bytes": file.size, "version": file.version()}
             for file, table in zip(self.files, self.tables, strict=True)
         ]
 
     def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Rows from `start` to before `stop`, in order, as batches with exactly `columns` (and perhaps READ_ERROR)."""
+        """Yields the rows from `start` to before `stop` in batches with exactly `columns`, and perhaps READ_ERROR."""
         ends = list(accumulate(table.num_rows for table in self.tables))
         for table, end in zip(self.tables, ends, strict=True):
             first = end - table.num_rows
@@ -51,6 +52,7 @@ class Input:
                     yield self._aligned(batch, columns)
 
     def _aligned(self, batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
+        """Returns the batch with all `columns`, in the types of the whole input; a column that it lacks is null."""
         names = [*columns, READ_ERROR] if READ_ERROR in batch.schema.names else list(columns)
         arrays = []
         for name in columns:
@@ -94,6 +96,7 @@ def _open_table(file: InputFile, name: str, expected: Mapping[str, Expected]) ->
 
 
 def _merged_schema(files: Sequence[InputFile], tables: Sequence[Table]) -> pa.Schema:
+    """Returns the schema of all files together. Raises ConfigurationError where two files contradict each other."""
     schema = pa.schema([])
     for file, table in zip(files, tables, strict=True):
         names = table.schema.names

@@ -1,4 +1,4 @@
-"""Batches of input rows become rows to serve, or the reasons why they cannot be served."""
+"""From batches of input rows to rows to serve, or to error rows."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .columns import Columns
 from .table import READ_ERROR
 
 Record = dict[str, Any]
-"""One row's values by column name."""
+"""A row's values by column name."""
 
 
 class RowKey(NamedTuple):
-    """Which row of the input, and the unit it belongs to."""
+    """The key of a row: its unit, and its number in the whole input."""
 
     unit: Unit
     row: int
@@ -33,8 +33,8 @@ class RowParser:
     """Makes rows to serve of a job's input.
 
     Args:
-        job: its sampling section is what rows override.
-        columns: which column plays which part.
+        job: the job, whose sampling section a row may override.
+        columns: which column has which role.
 
     Raises:
         ConfigurationError: the template is not valid Jinja.
@@ -53,7 +53,7 @@ class RowParser:
             self._template = Template(columns.template)
 
     def rows(self, batch: pa.RecordBatch, keys: Sequence[RowKey]) -> list[GenerateRow | ScoreRow | ErrorRow]:
-        """The rows of a batch, in order; each gets the key in its place."""
+        """Returns the rows of a batch, in order, each with the key in its place."""
         return [self._row(key, record) for key, record in zip(keys, self._records(batch), strict=True)]
 
     def _row(self, key: RowKey, record: Record | RowError) -> GenerateRow | ScoreRow | ErrorRow:
@@ -68,7 +68,7 @@ class RowParser:
             return ErrorRow(key, key.row, error)
 
     def _records(self, batch: pa.RecordBatch) -> Iterator[Record | RowError]:
-        """Each row's values, read column by column; where that fails, cell by cell, as one bad cell spoils its row."""
+        """Yields each row's values, read column by column; where that fails, cell by cell, so that one row is bad."""
         names = batch.schema.names
         ids = set() if self._template else set(self._columns.roles.values())
         try:
@@ -139,7 +139,7 @@ class RowParser:
 
 
 def _values(column: pa.Array, as_arrays: bool) -> list[Any]:
-    """A column's values. Lists of integers without nulls in them become arrays where that is asked for."""
+    """Returns a column's values. With `as_arrays`, lists of integers without nulls become arrays."""
     kind = column.type
     if as_arrays and (pt.is_list(kind) or pt.is_large_list(kind)) and pt.is_integer(kind.value_type):
         offsets = column.offsets.to_pylist()
@@ -152,7 +152,7 @@ def _values(column: pa.Array, as_arrays: bool) -> list[Any]:
 
 
 def _read_cells(batch: pa.RecordBatch, index: int) -> Record | RowError:
-    """One row's values; the reason where one cannot be read: text that is not UTF-8, a time out of range."""
+    """Returns a row's values, or the error where a cell cannot be read: text that is not UTF-8, a time out of range."""
     try:
         return {name: batch[name][index].as_py() for name in batch.schema.names}
     except (ValueError, OverflowError) as error:

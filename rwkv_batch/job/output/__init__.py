@@ -1,1 +1,1 @@
-"""From results to output files."""
+"""The output of a job: from finished rows to segments and parts."""

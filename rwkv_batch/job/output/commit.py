@@ -1,7 +1,7 @@
 """The commit protocol: segments hold finished rows, a complete unit's segments become its part.
 
-A row is visible only through its part. A part has a fixed name and appears whole, so that whatever is done twice, by
-a restart or by two processes at once, leaves duplicates among segments only, where `publish` drops them.
+A row is visible only through its part. A part has a fixed name and appears whole. Work that is done twice, by a restart
+or by two processes at once, therefore leaves duplicates among segments only, and `publish` drops them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .storage import Storage
 logger = logging.getLogger(__name__)
 
 UNREADABLE = (OSError, pa.ArrowException, ValueError, KeyError)
-"""What reading a damaged Parquet file raises."""
+"""Exceptions that reading a damaged Parquet file raises."""
 
 ROW_GROUP_ROWS = 4096
 ROW_GROUP_BYTES = 64 << 20
@@ -30,7 +30,14 @@ ROW_GROUP_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Part:
-    """A published part: its name, input rows, rows that are errors, and bytes."""
+    """A published part.
+
+    Args:
+        name: of the file.
+        rows: its input rows.
+        errors: those of its input rows that are errors.
+        bytes: the size of the file.
+    """
 
     name: str
     rows: int
@@ -40,12 +47,12 @@ class Part:
 
 @dataclass(frozen=True)
 class OutputFormat:
-    """What parts and segments look like.
+    """The schema and the footer of parts and segments.
 
     Args:
         results: columns that the job adds.
         passed: columns of the input that parts repeat, before the results.
-        footer: key-values for every file; "fingerprint" tells this job's files from another's.
+        footer: key-values of every file; "fingerprint" distinguishes this job's files from another job's.
     """
 
     results: pa.Schema
@@ -53,7 +60,7 @@ class OutputFormat:
     footer: Mapping[str, str]
 
     def schema(self, unit: Unit, extra: Mapping[str, int] | None = None) -> pa.Schema:
-        """The schema of a unit's part, with its footer as metadata."""
+        """Returns the schema of a unit's part, with its footer as metadata."""
         values = {**self.footer, "unit": unit.index, **(extra or {})}
         metadata = {f"rwkv_batch.{key}": str(value) for key, value in values.items()}
         return pa.schema([*self.passed, *self.results], metadata=metadata)
@@ -63,9 +70,14 @@ class JobFiles:
     """The output folder and the state folder of one job.
 
     Args:
-        storage: does the reading and the atomic writing.
+        storage: reads, and writes atomically.
         output_folder: holds parts and nothing else.
         state_folder: holds job.json, segments and reports.
+        plan: the job's units.
+        form: schema and footer of the files.
+
+    Attributes:
+        damaged: paths of segments and parts that could not be read; their rows are served again.
     """
 
     def __init__(
@@ -80,10 +92,9 @@ class JobFiles:
         self._next_segment = 0
         self._run = os.urandom(4).hex()
         self.damaged: set[str] = set()
-        """Segments and parts that could not be read; their rows are made again."""
 
     def part(self, unit: Unit) -> Part | None:
-        """The unit's part, if it is there, whole, and this job's."""
+        """Returns the unit's part, if it is there, can be read, and is this job's; else None."""
         path = self._part_path(unit)
         try:
             with self._storage.open(path) as file:
@@ -99,10 +110,10 @@ class JobFiles:
         return Part(os.path.basename(path), int(values["rows"]), int(values["errors"]), size)
 
     def commit(self, unit: Unit, batches: Sequence[pa.RecordBatch]) -> None:
-        """Make finished rows durable in a new segment.
+        """Writes finished rows to a new segment. They are durable when this returns.
 
         Args:
-            batches: the results, with the column "row" before them.
+            batches: the results, after a column "row".
         """
         schema = self._segment_schema.with_metadata(self._form.schema(unit).metadata)
         table = pa.Table.from_batches(batches, self._segment_schema).cast(schema)
@@ -113,14 +124,17 @@ class JobFiles:
         self._storage.atomic_write(path, sink.getvalue())
 
     def committed_rows(self, unit: Unit) -> set[int]:
-        """Rows of the unit that its segments hold."""
+        """Returns the numbers of the rows that the unit's segments have."""
         return {row for segment in self._segments(unit, ["row"]) for row in segment["row"].to_pylist()}
 
     def publish(self, unit: Unit, source: Iterable[pa.RecordBatch]) -> Part:
-        """Make the part of a unit whose rows are all committed, then drop its segments.
+        """Writes the part of a unit whose rows are all committed, then removes its segments.
 
         Args:
-            source: the unit's rows with the columns that are passed on.
+            source: the unit's rows with the columns that parts repeat.
+
+        Raises:
+            RuntimeError: committed rows are missing, or the input has fewer rows than when the job started.
         """
         part = self.part(unit)
         if part is None:
@@ -136,11 +150,12 @@ class JobFiles:
         return part
 
     def drop_segments(self, unit: Unit) -> None:
+        """Removes the unit's segments."""
         for path in self._segment_paths(unit):
             self._storage.remove(path)
 
     def _results(self, unit: Unit) -> pa.Table:
-        """The committed results in row and sample order; where two segments hold a row, the first one's."""
+        """Returns the committed results in row and sample order. Of two segments with a row, the first one counts."""
         segments = list(self._segments(unit))
         if not segments:
             return self._segment_schema.empty_table()
@@ -168,7 +183,7 @@ class JobFiles:
         return Part(os.path.basename(path), unit.num_rows, errors, data.size)
 
     def _joined(self, unit: Unit, results: pa.Table, source: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-        """The results beside their rows' input columns, a batch at a time."""
+        """Yields the results with their rows' input columns before them, a batch at a time."""
         rows = np.asarray(results["row"])
         results = results.drop_columns("row")
         names = self._form.passed.names
@@ -186,7 +201,7 @@ class JobFiles:
             first_row += batch.num_rows
 
     def _segments(self, unit: Unit, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The unit's segments that can be read, in the order of their names."""
+        """Yields the unit's segments that can be read, in the order of their names."""
         for path in self._segment_paths(unit):
             try:
                 with self._storage.open(path) as file:
@@ -218,18 +233,19 @@ class JobFiles:
 
 
 def part_name(index: int, count: int) -> str:
+    """Returns the file name of the part of unit `index` of `count`."""
     return f"part-{index:05d}-of-{count:05d}.parquet"
 
 
 def _footer(parquet: pq.ParquetFile) -> dict[str, str]:
-    """This project's key-values in a Parquet file's footer, without their prefix."""
+    """Returns this project's key-values in a Parquet file's footer, without their prefix."""
     metadata = parquet.metadata.metadata or {}
     pairs = ((key.decode(), value.decode()) for key, value in metadata.items())
     return {key.removeprefix("rwkv_batch."): value for key, value in pairs if key.startswith("rwkv_batch.")}
 
 
 def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Join small tables and cut large ones, so that a reader finds row groups of a useful size."""
+    """Joins small tables and cuts large ones, so that each makes a row group of a useful size."""
     pending: list[pa.Table] = []
     for table in tables:
         for start in range(0, table.num_rows, ROW_GROUP_ROWS):

@@ -1,4 +1,4 @@
-"""What the output says about a row: its columns, fixed before the first row, and the arrays that fill them."""
+"""Result columns: their schema, which is fixed before the first row, and the arrays that fill them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from ...rows import Completion, TokenScores
 
 ROW_BYTES = 1000
-"""What the Python objects of a finished row hold, about, beside what its texts, tokens and requests hold."""
+"""Estimate of the bytes of a finished row's Python objects, without its texts, tokens and requests."""
 REQUEST_BYTES = 700
-"""The same of a request and its completion."""
+"""Estimate of the bytes of a request and its completion, without tokens."""
 SCORES_BYTES = 700
-"""The same of the scores of a text."""
+"""Estimate of the bytes of the scores of a text, without those of its tokens."""
 TOKEN_SCORE_BYTES = 17
 
 
 class TextMaker(Protocol):
-    """What making text takes of `rwkv_batch.text.detokenizer`."""
+    """The part of `rwkv_batch.text.detokenizer.Detokenizer` that makes texts of many completions at once."""
 
     def utf8(self, token_ids: np.ndarray, offsets: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
 
@@ -38,7 +38,7 @@ _STATUS = [("status", pa.string()), ("error_code", pa.string()), ("error", pa.st
 
 
 def result_schema(job: JobConfig, columns: Columns) -> pa.Schema:
-    """The columns that the job adds to the input's."""
+    """Returns the columns that the job adds to the input's."""
     if job.task == "score":
         is_list = "choices" in columns.roles
         scores = [("logprob", pa.float64()), ("is_greedy", pa.bool_()), ("num_tokens", pa.int32())]
@@ -66,10 +66,10 @@ def result_schema(job: JobConfig, columns: Columns) -> pa.Schema:
 
 
 def output_schema(source: pa.Schema, columns: Columns, results: pa.Schema) -> pa.Schema:
-    """The columns of a part: the input's that are passed on, then the results'.
+    """Returns the columns of a part: the input columns that it repeats, then the results.
 
     Raises:
-        ConfigurationError: they have a name in common.
+        ConfigurationError: an input column has the name of a result column.
     """
     common = [name for name in columns.passed if name in results.names]
     if common:
@@ -81,12 +81,12 @@ def output_schema(source: pa.Schema, columns: Columns, results: pa.Schema) -> pa
 
 
 class Results:
-    """Finished rows → columns.
+    """Makes columns of finished rows.
 
     Args:
         task: of the job, "generate" or "score".
-        schema: of the columns that the job adds, as `result_schema` makes it.
-        detokenizer: makes text of token ids; None where tokens have none, and every completion is "".
+        schema: the columns that the job adds, as `result_schema` returns them.
+        detokenizer: makes texts of token ids; None where there is no tokenizer, and every completion is "".
     """
 
     def __init__(self, task: str, schema: pa.Schema, detokenizer: TextMaker | None) -> None:
@@ -96,7 +96,7 @@ class Results:
         self._detokenizer = detokenizer
 
     def batch(self, rows: Sequence[Finished]) -> pa.RecordBatch:
-        """The results of some rows, with the rows' numbers in the column "row" before them.
+        """Returns the results of some rows, after a column "row" with the rows' numbers.
 
         A row has as many records as samples, in their order; error rows come last.
         """
@@ -107,7 +107,7 @@ class Results:
         return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
     def _record_batch(self, columns: Mapping[str, Any]) -> pa.RecordBatch:
-        """A batch of these columns; those that are missing are null."""
+        """Returns a batch of these columns; result columns that are not among them are null."""
         count = len(columns["row"])
         arrays = [
             _array(columns[field.name], field.type) if field.name in columns else pa.nulls(count, field.type)
@@ -116,7 +116,7 @@ class Results:
         return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
 
     def _failed(self, rows: Sequence[ErrorRow]) -> dict[str, Any]:
-        """One record for each row."""
+        """Returns the columns of error rows: one record for each."""
         columns: dict[str, Any] = {
             "row": [row.row for row in rows],
             "status": ["error"] * len(rows),
@@ -132,7 +132,7 @@ class Results:
         }
 
     def _completed(self, rows: Sequence[RowInFlight]) -> dict[str, Any]:
-        """One record for each sample."""
+        """Returns the columns of completed rows: one record for each sample."""
         completions = [completion for row in rows for completion in row.completions]
         lengths = [len(found.token_ids) for found in completions]
         columns: dict[str, Any] = {
@@ -150,7 +150,7 @@ class Results:
         return columns | self._of_tokens(token_ids, (found.token_logprobs for found in completions), lengths)
 
     def _scored(self, rows: Sequence[RowInFlight]) -> dict[str, Any]:
-        """One record for each context: of its continuation, or lists over its choices."""
+        """Returns the columns of scored rows: one record for each, with lists over its choices if it has choices."""
         ids: list[np.ndarray] = []
         scores: list[TokenScores] = []
         counts = []
@@ -185,7 +185,7 @@ class Results:
     def _of_tokens(
         self, ids: Iterable[np.ndarray], logprobs: Iterable[np.ndarray], lengths: Sequence[int]
     ) -> dict[str, pa.Array]:
-        """The columns with a value for each token, where the job has them."""
+        """Returns the columns with a value for each token that the job's schema has."""
         columns: dict[str, pa.Array] = {}
         if "token_ids" in self._schema.names:
             columns["token_ids"] = _lists(pa.array(_joined(ids, np.int32)), lengths)
@@ -194,6 +194,7 @@ class Results:
         return columns
 
     def _texts(self, completions: Sequence[Completion]) -> Any:
+        """Returns the texts of completions, up to a stop string where there is one."""
         if self._detokenizer is None:
             return [""] * len(completions)
         ids = _joined((found.token_ids[: found.text_tokens] for found in completions), np.int32)
@@ -205,7 +206,7 @@ class Results:
 
 
 def held_bytes(row: Finished) -> int:
-    """About the bytes of memory that a finished row holds before it is in columns."""
+    """Returns an estimate of the bytes that a finished row holds before it is in columns."""
     if isinstance(row, ErrorRow):
         return ROW_BYTES + getsizeof(row.error.message) + getsizeof(row.prompt)
     held = ROW_BYTES + _input_bytes(row.row)
@@ -222,7 +223,7 @@ def held_bytes(row: Finished) -> int:
 
 
 def _input_bytes(row: GenerateRow | ScoreRow) -> int:
-    """What the texts, or the token ids, of a row's input hold."""
+    """Returns the bytes of a row's prompt, or of its context and continuations."""
     texts = [row.prompt] if isinstance(row, GenerateRow) else [row.context, *row.continuations]
     return sum(map(getsizeof, texts))
 
@@ -232,16 +233,16 @@ def _array(values: Any, kind: pa.DataType) -> pa.Array:
 
 
 def _lists(values: pa.Array, lengths: Sequence[int]) -> pa.ListArray:
-    """Consecutive values as lists of these lengths."""
+    """Returns consecutive values as lists of these lengths."""
     return pa.LargeListArray.from_arrays(pa.array(_offsets(lengths)), values).cast(pa.list_(values.type))
 
 
 def _offsets(lengths: Sequence[int]) -> np.ndarray:
-    """[n + 1] int64: where each of n consecutive stretches begins, and where the last one ends."""
+    """Returns [n + 1] int64: the start of each of n consecutive stretches, and the end of the last one."""
     return np.cumsum([0, *lengths], dtype=np.int64)
 
 
 def _joined(arrays: Iterable[np.ndarray], dtype: Any) -> np.ndarray:
-    """One after the other, in a type that holds about as much."""
+    """Returns the arrays one after the other, converted to a type of the same kind."""
     found = list(arrays)
     return np.concatenate(found, dtype=dtype, casting="same_kind") if found else np.zeros(0, dtype)

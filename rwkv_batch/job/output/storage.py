@@ -1,4 +1,4 @@
-"""Where a job's files live: each appears whole or not at all, and stays after a power cut."""
+"""The storage of a job's files: a file appears whole or not at all, and survives a power cut."""
 
 from __future__ import annotations
 
@@ -14,26 +14,29 @@ Data: TypeAlias = bytes | pa.Buffer
 
 
 class Storage(Protocol):
-    """All that the commit protocol asks of the place where it writes; a job writes through `LocalStorage`."""
+    """The operations that the commit protocol needs. `LocalStorage` offers them on a local disk."""
 
     def list(self, folder: str) -> list[str]:
-        """Names in `folder`, sorted; none where there is no such folder."""
+        """Returns the names in `folder`, sorted; none where there is no such folder."""
 
     def open(self, path: str) -> BinaryIO:
-        """Open a whole file for reading at random. Raises FileNotFoundError."""
+        """Opens a file for reading at any position. Raises FileNotFoundError."""
 
     def atomic_write(self, path: str, data: Data, *, exclusive: bool = False) -> bool:
-        """Make `path` hold `data`, durably, in one step that other processes see entirely or not at all.
+        """Writes `data` to the file `path` durably, in one step: other processes see all of it or nothing.
+
+        Args:
+            exclusive: leave a file that exists as it is.
 
         Returns:
-            False where `exclusive` was asked for and the file existed: it is left as it was.
+            False where `exclusive` is set and the file existed.
 
         Raises:
             OSError: the data did not reach the disk; nothing has changed under `path`.
         """
 
     def remove(self, path: str) -> None:
-        """Remove a file, and its folder with the last file in it. A file that is not there is no error."""
+        """Removes a file, and its folder if that is empty then. A file that is not there is no error."""
 
 
 class LocalStorage:
@@ -76,7 +79,7 @@ class LocalStorage:
             os.rmdir(os.path.dirname(path))
 
     def make_folder(self, folder: str) -> None:
-        """Create `folder` and what is missing above it, durably."""
+        """Creates `folder` and the missing folders above it, durably."""
         if os.path.isdir(folder):
             return
         parent = os.path.dirname(os.path.abspath(folder))
@@ -86,18 +89,19 @@ class LocalStorage:
         self._sync_folder(parent)
 
     def sweep(self) -> int:
-        """Remove the temporary files of processes that died, and return how many there were."""
+        """Removes the temporary files of processes that died, and returns their number."""
         swept = 0
         for name in self.list(self.temporary_folder):
             path = os.path.join(self.temporary_folder, name)
             with suppress(OSError), open(path, "rb") as file:
-                # A living writer holds this lock, and loses it only with its life.
+                # A living writer holds this lock; the system releases it when the process ends.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.unlink(path)
                 swept += 1
         return swept
 
     def _create_locked(self, path: str) -> BinaryIO:
+        """Creates a temporary file and locks it, so that `sweep` of another process leaves it alone."""
         self.make_folder(self.temporary_folder)
         while True:
             file = open(path, "xb")  # noqa: SIM115 - the caller closes it, and with it gives up the lock
@@ -113,6 +117,7 @@ class LocalStorage:
         os.fsync(file.fileno())
 
     def _rename(self, temporary: str, path: str, exclusive: bool) -> bool:
+        """Gives the temporary file its name. Returns False where `exclusive` is set and the name is taken."""
         move = os.link if exclusive else os.replace
         while True:
             try:

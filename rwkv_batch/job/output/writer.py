@@ -1,4 +1,4 @@
-"""A thread that commits finished rows every few seconds and publishes units as they become complete."""
+"""The writer: a thread that commits finished rows every few seconds, and publishes units that are complete."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from .commit import JobFiles
 from .results import held_bytes
 
 QUEUE_BYTES = 16 << 20
-"""`add` waits while so many bytes of rows have not been taken by the thread."""
+"""`add` waits while rows of more than this many bytes wait for the thread."""
 BUFFER_BYTES = 32 << 20
-"""Rows that hold more are committed before it is time."""
+"""Rows of more than this many bytes are committed before `flush_seconds` are over."""
 BATCH_ROWS = 256
-"""So many rows of a unit become columns together; fewer only when they are committed."""
+"""The number of a unit's rows that become columns together. Fewer do only when they are committed."""
 BATCH_OVERHEAD = 20_000
-"""Bytes that the columns of a batch hold beside their values, about."""
+"""Estimate of the bytes that the columns of a batch hold beside their values."""
 LOOK_SECONDS = 1.0
-"""How long it takes at most until a thread that waits notices a signal, or that it has been abandoned."""
+"""The longest time until a waiting thread notices a signal, or that it has been abandoned."""
 
 
 @dataclass
 class Counts:
-    """Rows of this process's units.
+    """Numbers of rows of this process's units.
 
     Args:
-        resumed: committed by earlier runs.
-        done: finished, by earlier runs or this one.
-        committed: durable.
-        errors: finished by this run as errors.
+        resumed: rows that earlier runs have committed.
+        done: finished rows, of earlier runs and of this one.
+        committed: durable rows.
+        errors: rows that this run has finished as errors.
     """
 
     resumed: int = 0
@@ -48,7 +48,7 @@ class Counts:
     errors: int = 0
 
     def resume(self, rows: int) -> None:
-        """Count rows that an earlier run has committed."""
+        """Counts rows that an earlier run has committed."""
         self.resumed += rows
         self.done += rows
         self.committed += rows
@@ -56,25 +56,33 @@ class Counts:
 
 @dataclass
 class _OpenUnit:
+    """A unit whose part is not published yet.
+
+    Args:
+        missing: number of rows that have not been added.
+        rows: finished rows that are not in columns yet.
+        rows_bytes: what `rows` hold.
+        batches: finished rows in columns, not committed yet.
+        num_pending: number of rows in `rows` and `batches`.
+    """
+
     unit: Unit
     missing: int
     rows: list[Finished] = field(default_factory=list)
-    """Finished rows that are not in columns yet."""
     rows_bytes: int = 0
     batches: list[pa.RecordBatch] = field(default_factory=list)
-    """Rows that are in columns and not committed yet."""
     num_pending: int = 0
-    """Rows that are not committed yet."""
 
 
 class _Item(NamedTuple):
+    """Work for the thread; an action of None ends it. `bytes` is the memory that the item holds."""
+
     action: Callable[[], None] | None
-    """None ends the thread."""
     bytes: int = 1
 
 
 class _Queue(queue.Queue[_Item]):
-    """A queue whose size is the bytes that its items hold."""
+    """A queue whose size is the bytes that its items hold, and not their number."""
 
     def _init(self, maxsize: int) -> None:
         super()._init(maxsize)
@@ -84,6 +92,7 @@ class _Queue(queue.Queue[_Item]):
         return self._bytes
 
     def _put(self, item: _Item) -> None:
+        """Enqueues an item; waits while the queue is full. Raises the exception that has ended the thread."""
         super()._put(item)
         self._bytes += item.bytes
 
@@ -94,17 +103,21 @@ class _Queue(queue.Queue[_Item]):
 
 
 class Writer:
-    """Where finished rows go. Memory is bounded: `add` waits while the disk is slower than the engine.
+    """Takes finished rows, commits them and publishes units. Memory is bounded: `add` waits while the disk is slow.
 
     Args:
         files: the job's segments and parts.
-        read_input: a unit's rows with the columns that parts repeat.
-        to_columns: makes the results of finished rows, as `Results.batch` does.
-        flush_seconds: no finished row waits longer than this to be committed.
-        log: takes an event's name and its fields.
+        read_input: reads a unit's rows with the columns that parts repeat.
+        to_columns: makes columns of finished rows, as `Results.batch` does.
+        flush_seconds: the longest time that a finished row waits until it is committed.
+        log: writes an event, given its name and its fields.
 
-    On leaving the `with` block everything that was added is committed, also when an exception passes by. Where another
-    one, such as a second Ctrl-C, interrupts that, the thread ends by itself.
+    Attributes:
+        counts: numbers of rows, for progress.
+        buffered_bytes: estimate of what rows hold that the thread has taken and not committed.
+
+    Leaving the `with` block commits everything that was added, also after an exception. If another exception, such as a
+    second Ctrl-C, interrupts the commit, the thread ends by itself.
     """
 
     def __init__(
@@ -117,7 +130,6 @@ class Writer:
     ) -> None:
         self.counts = Counts()
         self.buffered_bytes = 0
-        """About what the rows hold that the thread has taken and not committed."""
         self._files = files
         self._read_input = read_input
         self._to_columns = to_columns
@@ -138,7 +150,7 @@ class Writer:
     ) -> None:
         try:
             self._put(_Item(None))
-            while not self._thread.done():  # a signal may come between Python's look for signals and the wait
+            while not self._thread.done():  # a wait without a limit could miss a signal
                 wait([self._thread], LOOK_SECONDS)
             self._thread.result()
         finally:
@@ -146,19 +158,20 @@ class Writer:
             self._executor.shutdown(wait=False)
 
     def begin(self, unit: Unit, committed: int) -> None:
-        """Announce a unit of which earlier runs have committed some rows; `add` will bring the others."""
+        """Announces a unit, before its rows are added. Earlier runs have committed `committed` of its rows."""
         self._put(_Item(partial(self._begin, unit, committed)))
 
     def add(self, rows: Sequence[Finished]) -> None:
-        """Take finished rows, of any units that have been announced; a row's key has its unit.
+        """Takes finished rows of any announced units; a row's key has its unit.
 
         Raises:
-            Exception: whatever ended the thread, for example OSError from a full disk.
+            Exception: the exception that has ended the thread, such as OSError from a full disk.
         """
         sizes = list(map(held_bytes, rows))
         self._put(_Item(partial(self._add, rows, sizes), 1 + sum(sizes)))
 
     def _put(self, item: _Item) -> None:
+        """Enqueues an item; waits while the queue is full. Raises the exception that has ended the thread."""
         while True:
             if self._thread.done():
                 self._thread.result()
@@ -169,6 +182,7 @@ class Writer:
                 continue
 
     def _run(self) -> None:
+        """The thread's loop: does the queued work, and flushes when it is time."""
         while not self._is_abandoned:
             left = LOOK_SECONDS if self._flush_at is None else self._flush_at - time.monotonic()
             try:
@@ -212,6 +226,7 @@ class Writer:
             self._make_columns(opened)
 
     def _make_columns(self, opened: _OpenUnit) -> None:
+        """Makes one batch of columns of the unit's finished rows."""
         if not opened.rows:
             return
         batch = self._to_columns(opened.rows)
@@ -224,11 +239,13 @@ class Writer:
             self._flush()
 
     def _flush(self) -> None:
+        """Commits all rows that are not committed yet."""
         for opened in list(self._units.values()):
             self._commit(opened)
         self._flush_at = None
 
     def _commit(self, opened: _OpenUnit) -> None:
+        """Commits the unit's pending rows in one segment."""
         if not opened.num_pending:
             return
         start = time.monotonic()
@@ -240,6 +257,7 @@ class Writer:
         opened.batches, opened.num_pending = [], 0
 
     def _publish_if_complete(self, opened: _OpenUnit) -> None:
+        """Commits and publishes the unit if all of its rows have been added."""
         if opened.missing or opened.unit.index not in self._units:
             return
         self._commit(opened)

@@ -1,1 +1,1 @@
-"""What a job tells while it runs and afterwards."""
+"""Reports of a job: progress and events while it runs, report.json and report.html afterwards."""

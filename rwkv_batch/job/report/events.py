@@ -1,4 +1,4 @@
-"""log.jsonl: what happened in a run, one JSON object a line, without any prompt's text."""
+"""The event log of a job, log.jsonl: one JSON object per line, without any prompt's text."""
 
 from __future__ import annotations
 
@@ -23,9 +23,13 @@ logger = logging.getLogger(__name__)
 
 
 class EventLog:
-    """Appends events to a file; call it with an event's name and fields. Safe from any thread.
+    """Appends events to a file; call it with an event's name and fields. Any thread may call.
 
-    A log that cannot be written says so once and is silent from then on: rows matter more.
+    A log that cannot be written warns once, and drops all later events: the job goes on without it.
+
+    Args:
+        path: the file.
+        common: fields of every event.
     """
 
     def __init__(self, path: str, **common: Any) -> None:
@@ -60,7 +64,7 @@ class EventLog:
 
 
 def machine() -> dict[str, Any]:
-    """Where a run takes place, and the versions that may matter when results are compared."""
+    """Returns the machine of a run, and the versions that may matter when results are compared."""
     return {
         "host": socket.gethostname(),
         "system": platform.platform(),
@@ -72,7 +76,7 @@ def machine() -> dict[str, Any]:
 
 
 def read_events(storage: Storage, state_folder: str) -> Iterator[dict[str, Any]]:
-    """The events of all runs and shards of a job. A line torn by a crash is passed over."""
+    """Yields the events of all runs and shards of a job. Lines that a crash has cut short are skipped."""
     for name in storage.list(state_folder):
         if name.startswith("log") and name.endswith(".jsonl"):
             with storage.open(os.path.join(state_folder, name)) as file:

@@ -1,4 +1,4 @@
-"""What the logs of a job's runs say: how each one went, and what they did over time, together."""
+"""The history of a job, from the event logs of its runs: how each run ended, and throughput over time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHARING = {
     "prompt_tokens": "tokens_computed",
     "saved_seconds": "seconds_saved_estimate",
 }
-"""What shared prefixes have saved: the engine's counters → their names in the report."""
+"""The engine's counters of shared prefixes → their names in the report."""
 LEVELS = ("slots_in_use", "slots")
 FACTS = ("config", "machine", "model", "files", "occupancy")
 
@@ -25,20 +25,23 @@ Event = Mapping[str, Any]
 
 @dataclass
 class Run:
-    """One process, from its start to its end or to its last sign of life."""
+    """One process, from its start to its end or to its last event.
+
+    Args:
+        facts: configuration, machine, model, damaged files, occupancy over the steps.
+        samples: its progress events, in order of time.
+    """
 
     shard: str
     started: float
     ended: float = 0.0
     outcome: str = "killed, or still running"
     facts: dict[str, Any] = field(default_factory=dict)
-    """Configuration, machine, model, damaged files, occupancy over the steps."""
     samples: list[Event] = field(default_factory=list)
-    """Its progress events, in order of time."""
 
     @classmethod
     def all_of(cls, events: Iterable[Event]) -> list[Run]:
-        """The runs behind these events, in order of start."""
+        """Returns the runs that wrote these events, in order of start."""
         runs: dict[str, Run] = {}
         for event in sorted(events, key=lambda event: event["time"]):
             run = runs.setdefault(event["run"], cls(event["shard"], event["time"]))
@@ -47,12 +50,12 @@ class Run:
 
     @property
     def serving_interval(self) -> tuple[float, float]:
-        """From loading the model to the last progress event, which there must be."""
+        """The times of the start of serving and of the last progress event; there must be one."""
         last = self.samples[-1]
         return last["time"] - last["seconds"], last["time"]
 
     def describe(self) -> dict[str, Any]:
-        """For the report; rows and tokens are what this run has made."""
+        """Returns the run for the report; rows and tokens are those that this run has made."""
         last = self.samples[-1] if self.samples else {}
         return {
             "shard": self.shard,
@@ -69,11 +72,12 @@ class Run:
 
     @property
     def sharing(self) -> dict[str, float]:
-        """What shared prefixes have saved this run."""
+        """Tokens and seconds that shared prefixes have saved this run."""
         last = self.samples[-1] if self.samples else {}
         return {name: last.get(counter, 0) for counter, name in SHARING.items()}
 
     def _learn(self, event: Event) -> None:
+        """Takes in one event of this run."""
         self.ended = event["time"]
         match event["event"]:
             case "progress":
@@ -89,12 +93,12 @@ class Run:
 
 
 def shared_prefixes(runs: Sequence[Run]) -> dict[str, float]:
-    """What shared prefixes have saved all runs together."""
+    """Returns tokens and seconds that shared prefixes have saved all runs together."""
     return {name: sum(run.sharing[name] for run in runs) for name in SHARING.values()}
 
 
 def utilisation(runs: Sequence[Run]) -> dict[str, float]:
-    """Shares of the slots and of a step's tokens that were in use: means over the steps of all runs."""
+    """Returns the shares of slots and of a step's tokens that were in use: means over the steps of all runs."""
     last = [run.samples[-1] for run in runs if run.samples]
     steps = sum(one["steps"] for one in last) or 1
     slots = sum(one.get("occupancy", 0.0) * one["steps"] for one in last)
@@ -103,7 +107,7 @@ def utilisation(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def serving_seconds(runs: Iterable[Run]) -> float:
-    """How long at least one of the runs was serving: shards that work side by side count once."""
+    """Returns for how many seconds at least one run was serving: shards that run at the same time count once."""
     total, covered_to = 0.0, float("-inf")
     for start, end in sorted(run.serving_interval for run in runs if run.samples):
         total += max(0.0, end - max(start, covered_to))
@@ -112,7 +116,7 @@ def serving_seconds(runs: Iterable[Run]) -> float:
 
 
 def timeline(runs: Sequence[Sequence[Event]]) -> dict[str, list[float]]:
-    """Throughput and slots over the job's wall-clock time, summed over runs and shards.
+    """Returns throughput and slots over the job's wall-clock time, summed over runs and shards.
 
     Args:
         runs: progress events of each run, in order of time.
@@ -131,7 +135,7 @@ def timeline(runs: Sequence[Sequence[Event]]) -> dict[str, list[float]]:
         times = np.array([sample["time"] for sample in run])
         for name, total in totals.items():
             values = np.array([sample[name] for sample in run], dtype=float)
-            if name in LEVELS:  # what adds up over a bin is a level's integral
+            if name in LEVELS:  # a counter adds up by itself; a level is integrated over time
                 values = np.concatenate([[0.0], np.cumsum((values[1:] + values[:-1]) / 2 * np.diff(times))])
             total += np.diff(np.interp(edges, times, values))
     columns = {"seconds": (edges[1:] + edges[:-1]) / 2 - start}

@@ -1,4 +1,4 @@
-"""report.html: one file without scripts or links, with charts drawn as SVG."""
+"""The page report.html: one file without scripts or links, with charts in SVG."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ svg text { font: 11px system-ui, sans-serif; fill: #555 } .charts { display: fle
 
 
 def render(report: Mapping[str, Any]) -> str:
-    """The report as a page."""
+    """Returns the report as an HTML page."""
     time = report["timeline"]
     occupancy = [
         used / slots if slots else 0.0 for used, slots in zip(time["slots_in_use"], time["slots"], strict=True)
@@ -58,7 +58,7 @@ def render(report: Mapping[str, Any]) -> str:
 
 
 def line_chart(title: str, x: Sequence[float], series: Mapping[str, Sequence[float]]) -> str:
-    """Lines over seconds, all from zero, with the highest value as the top of the scale."""
+    """Returns a chart of lines over seconds. The scale goes from zero to the highest value of all series."""
     top = max((value for values in series.values() for value in values), default=0.0) or 1.0
     end = (x[-1] if x else 0.0) or 1.0
     shapes = [_axes(title, _number(top), f"{_number(end)} s")]
@@ -74,7 +74,7 @@ def line_chart(title: str, x: Sequence[float], series: Mapping[str, Sequence[flo
 
 
 def bar_chart(title: str, counts: Mapping[str, int]) -> str:
-    """A bar for each name, in the given order, with its count above it."""
+    """Returns a chart with a bar for each name, in the given order, and its count above the bar."""
     top = max(counts.values(), default=0) or 1
     step = (WIDTH - 2 * MARGIN) / max(1, len(counts))
     shapes = [_axes(title, _number(top), "")]
@@ -110,7 +110,7 @@ def _number(value: float) -> str:
 
 
 def _table(value: Any) -> str:
-    """Mappings as tables, lists of mappings as tables one under the other, everything else as text."""
+    """Returns mappings as tables, lists of mappings as tables below each other, and any other value as text."""
     if isinstance(value, Mapping):
         rows = (f"<tr><th>{escape(str(name))}</th><td>{_table(item)}</td></tr>" for name, item in value.items())
         return f"<table>{''.join(rows)}</table>"

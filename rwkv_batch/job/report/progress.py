@@ -1,4 +1,4 @@
-"""How far the run is: a bar or a line for people, events for the report, metrics.prom for Prometheus."""
+"""Progress of a run: a bar or lines on the terminal, events for the report, metrics.prom for Prometheus."""
 
 from __future__ import annotations
 
@@ -21,12 +21,25 @@ TICK_SECONDS = 1.0
 LINE_SECONDS = 30.0
 METRICS_SECONDS = 15.0
 STALL_SECONDS = 1800.0
-"""An engine that makes no step for so long has failed without saying so."""
+"""An engine that makes no step for so many seconds hangs; the process is ended."""
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run at one moment; steps and tokens are this process's since it started."""
+    """The state of a run at one moment; steps and tokens are counted since this process started.
+
+    Args:
+        seconds: since the start of serving.
+        rows_total: rows of this process's units.
+        rows_resumed: rows that earlier runs have committed.
+        rows_done: finished rows, `rows_resumed` included.
+        rows_committed: rows that a crash cannot lose.
+        occupancy: mean share of the slots that were in use.
+        step_tokens: tokens of all steps, each of which may have `max_batch_tokens`.
+        requested_tokens: prompt tokens of all requests, as if no prefix were shared.
+        prompt_tokens: prompt tokens computed.
+        saved_seconds: estimate of the time that shared prefixes have saved.
+    """
 
     seconds: float = 0.0
     rows_total: int = 0
@@ -37,29 +50,25 @@ class RunStatus:
     slots_in_use: int = 0
     slots: int = 0
     occupancy: float = 0.0
-    """Mean share of the slots that were in use."""
     steps: int = 0
     step_tokens: int = 0
-    """Tokens of all steps, each of which may have `max_batch_tokens`."""
     max_batch_tokens: int = 0
     requested_tokens: int = 0
-    """Prompt tokens, as if no prefix were shared."""
     prompt_tokens: int = 0
-    """Prompt tokens computed."""
     saved_seconds: float = 0.0
     completion_tokens: int = 0
 
 
 class Progress:
-    """Watches a run from a thread of its own while its `with` block runs.
+    """Reports a run from a background thread while its `with` block runs; ends the process if the engine hangs.
 
     Args:
         rows_total: rows of this process's units.
-        counts: kept up to date by the writer.
-        stats: the engine's counters, `EngineStats`.
-        log: takes events.
-        write_metrics: takes the text of metrics.prom.
-        shard: labels the metrics.
+        counts: the writer's counters.
+        stats: returns the engine's counters, `EngineStats`.
+        log: writes an event.
+        write_metrics: writes the text of metrics.prom.
+        shard: the label of the metrics.
     """
 
     def __init__(
@@ -94,21 +103,22 @@ class Progress:
         self._ending.set()
         self._thread.join()
         self._due = dict.fromkeys(self._due, 0.0)
-        self._show(self._take())
+        self._report(self._take())
         self._log("occupancy", occupancy=self._stats().occupancy.describe())
         if self._bar is not None:
             self._bar.close()
 
     def _watch(self) -> None:
         while not self._ending.wait(TICK_SECONDS):
-            snapshot = self._take()
-            self._show(snapshot)
-            if snapshot.seconds - self._progressed_at > STALL_SECONDS:
-                self._give_up(snapshot.seconds - self._progressed_at)
+            status = self._take()
+            self._report(status)
+            if status.seconds - self._progressed_at > STALL_SECONDS:
+                self._give_up(status.seconds - self._progressed_at)
 
     def _take(self) -> RunStatus:
+        """Takes the present status into the recent ones, and notes when the run last progressed."""
         stats = self._stats()
-        snapshot = RunStatus(
+        status = RunStatus(
             seconds=time.monotonic() - self._start,
             rows_total=self._rows_total,
             rows_resumed=self._counts.resumed,
@@ -127,65 +137,74 @@ class Progress:
             completion_tokens=stats.completion_tokens,
         )
         last = self._recent[-1]
-        if (last.steps, last.rows_committed) != (snapshot.steps, snapshot.rows_committed):
-            self._progressed_at = snapshot.seconds
-        self._recent.append(snapshot)
-        while snapshot.seconds - self._recent[0].seconds > LINE_SECONDS and len(self._recent) > 2:
+        if (last.steps, last.rows_committed) != (status.steps, status.rows_committed):
+            self._progressed_at = status.seconds
+        self._recent.append(status)
+        while status.seconds - self._recent[0].seconds > LINE_SECONDS and len(self._recent) > 2:
             self._recent.popleft()
-        return snapshot
+        return status
 
-    def _show(self, snapshot: RunStatus) -> None:
-        text = describe(snapshot, self._recent[0])
-        if self._bar is not None:
-            self._bar.n = snapshot.rows_done
-            self._bar.set_postfix_str(text)
-        elif snapshot.seconds >= self._due["line"]:
-            self._due["line"] = snapshot.seconds + LINE_SECONDS
-            share = snapshot.rows_done / max(1, snapshot.rows_total)
-            rows = f"rows {snapshot.rows_done:,}/{snapshot.rows_total:,} ({share:.1%})"
-            print(time.strftime("%H:%M:%S"), rows, "|", text, file=sys.stderr, flush=True)
-        if snapshot.seconds >= self._due["sample"]:
-            # Every tick at first, then ever more rarely: a month of samples still fits a report.
-            self._due["sample"] = snapshot.seconds * (1 + 1 / 300)
-            self._log("progress", **asdict(snapshot))
-        if snapshot.seconds >= self._due["metrics"]:
-            self._due["metrics"] = snapshot.seconds + METRICS_SECONDS
+    def _report(self, status: RunStatus) -> None:
+        self._display(status, describe(status, self._recent[0]))
+        # The period grows with the run, so that a month of samples still fits into a report.
+        if self._is_due("sample", status.seconds, period=status.seconds / 300):
+            self._log("progress", **asdict(status))
+        if self._is_due("metrics", status.seconds, METRICS_SECONDS):
             try:
-                self._write_metrics(prometheus(snapshot, self._shard))
+                self._write_metrics(prometheus(status, self._shard))
             except OSError as error:
                 logger.warning("the metrics were not written: %s", error)
 
+    def _display(self, status: RunStatus, text: str) -> None:
+        """Moves the bar, or prints a line when one is due."""
+        if self._bar is not None:
+            self._bar.n = status.rows_done
+            self._bar.set_postfix_str(text)
+        elif self._is_due("line", status.seconds, LINE_SECONDS):
+            share = status.rows_done / max(1, status.rows_total)
+            rows = f"rows {status.rows_done:,}/{status.rows_total:,} ({share:.1%})"
+            print(time.strftime("%H:%M:%S"), rows, "|", text, file=sys.stderr, flush=True)
+
+    def _is_due(self, name: str, now: float, period: float) -> bool:
+        """Whether the time for a report has come. If so, the next one is due `period` seconds from now."""
+        if now < self._due[name]:
+            return False
+        self._due[name] = now + period
+        return True
+
     def _give_up(self, seconds: float) -> None:
+        """Ends the process, as the engine has hung for so many seconds."""
         message = f"the engine has made no step for {seconds:.0f} s; committed rows are safe, start the job again"
         self._log("failure", type="Stall", message=message)
         logger.error(message)
-        os._exit(1)  # the thread that hangs cannot be asked to end
+        os._exit(1)  # a thread that hangs cannot be ended otherwise
 
 
-def describe(snapshot: RunStatus, earlier: RunStatus) -> str:
-    """Errors, slots, token rates since `earlier`, time to go, and rows that no crash can lose."""
-    seconds = max(snapshot.seconds - earlier.seconds, 1e-9)
-    prompt = (snapshot.prompt_tokens - earlier.prompt_tokens) / seconds
-    completion = (snapshot.completion_tokens - earlier.completion_tokens) / seconds
+def describe(status: RunStatus, earlier: RunStatus) -> str:
+    """The status in a line: errors, slots, token rates since `earlier`, time left, committed rows."""
+    seconds = max(status.seconds - earlier.seconds, 1e-9)
+    prompt = (status.prompt_tokens - earlier.prompt_tokens) / seconds
+    completion = (status.completion_tokens - earlier.completion_tokens) / seconds
     return (
-        f"errors {snapshot.errors:,} | slots {snapshot.slots_in_use}/{snapshot.slots} | prompt {prompt:,.0f} tok/s | "
-        f"completion {completion:,.0f} tok/s | eta {_eta(snapshot)} | committed {snapshot.rows_committed:,}"
+        f"errors {status.errors:,} | slots {status.slots_in_use}/{status.slots} | prompt {prompt:,.0f} tok/s | "
+        f"completion {completion:,.0f} tok/s | eta {_eta(status)} | committed {status.rows_committed:,}"
     )
 
 
-def prometheus(snapshot: RunStatus, shard: Shard) -> bytes:
-    """The snapshot in Prometheus' text format: one gauge for each of its fields."""
+def prometheus(status: RunStatus, shard: Shard) -> bytes:
+    """The status in Prometheus' text format: a gauge for each field."""
     lines = []
-    for name, value in asdict(snapshot).items():
+    for name, value in asdict(status).items():
         lines += [f"# TYPE rwkv_batch_{name} gauge", f'rwkv_batch_{name}{{shard="{shard}"}} {value!r}']
     return ("\n".join(lines) + "\n").encode()
 
 
-def _eta(snapshot: RunStatus) -> str:
-    made = snapshot.rows_done - snapshot.rows_resumed
+def _eta(status: RunStatus) -> str:
+    """The time left at this run's mean speed; "?" before the first row."""
+    made = status.rows_done - status.rows_resumed
     if not made:
         return "?"
-    seconds = int((snapshot.rows_total - snapshot.rows_done) * snapshot.seconds / made)
+    seconds = int((status.rows_total - status.rows_done) * status.seconds / made)
     hours, minutes = seconds // 3600, seconds // 60 % 60
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds % 60:02d}s"
 

@@ -1,4 +1,4 @@
-"""The report of a job, made from what the job left on disk: its parts, job.json and the logs of all its runs."""
+"""The report of a job, made of its files: the parts, job.json and the event logs of all runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Report = dict[str, Any]
 
 
 def write_report(storage: Storage, folders: Folders) -> Report:
-    """Write report.json and report.html into the state folder, and return what they say."""
+    """Writes report.json and report.html into the state folder, and returns the report."""
     report = collect(storage, folders)
     storage.atomic_write(folders.file("report.json"), json.dumps(report, indent=1, ensure_ascii=False).encode())
     storage.atomic_write(folders.file("report.html"), render(report).encode())
@@ -36,7 +36,7 @@ def write_report(storage: Storage, folders: Folders) -> Report:
 
 
 def find_job(path: str) -> Folders:
-    """The folders of a job, from its output folder or its state folder.
+    """Returns the folders of a job, given its output folder or its state folder.
 
     Raises:
         ConfigurationError: `path` belongs to no job.
@@ -54,7 +54,7 @@ def find_job(path: str) -> Folders:
 
 
 def collect(storage: Storage, folders: Folders) -> Report:
-    """The report's numbers. Parts that are not published yet are not in them."""
+    """Returns the report. Rows of parts that are not published yet are not in it."""
     job = read_job(storage, folders.state)
     if job is None:
         raise ConfigurationError(f"{folders.file('job.json')} is missing; start the job again to write it")
@@ -79,7 +79,7 @@ def collect(storage: Storage, folders: Folders) -> Report:
 
 
 def summarise(report: Report) -> list[str]:
-    """The report in a few lines for a terminal."""
+    """Returns the report in a few lines for a terminal."""
     parts, rows, tokens = report["parts"], report["rows"], report["tokens"]
     seconds, used = report["serving_seconds"], report["utilisation"]
     none = "0" if report["complete"] else "none yet"
@@ -101,7 +101,7 @@ def summarise(report: Report) -> list[str]:
 
 
 def describe_sharing(report: Report) -> str:
-    """What shared prefixes have saved, in words; none where they saved nothing."""
+    """Returns in words what shared prefixes have saved; "" where they saved nothing."""
     requested, computed, seconds = report["prefixes"].values()
     if requested <= computed or not computed:
         return ""
@@ -112,7 +112,7 @@ def describe_sharing(report: Report) -> str:
 
 
 def first_rows(storage: Storage, folders: Folders, count: int) -> Iterator[dict[str, Any]]:
-    """The first rows of the published parts."""
+    """Yields the first `count` rows of the published parts."""
     for name in storage.list(folders.output):
         with storage.open(os.path.join(folders.output, name)) as file:
             for batch in pq.ParquetFile(file).iter_batches(max(1, count)):
@@ -124,7 +124,7 @@ def first_rows(storage: Storage, folders: Folders, count: int) -> Iterator[dict[
 
 
 def _results(storage: Storage, paths: Iterable[str], scores: ScoreSummary | None) -> dict[str, Any]:
-    """What the parts' rows say, counted column by column."""
+    """Returns counts, tokens, scores and histograms over the rows of the parts."""
     counts: dict[str, Counter[Any]] = {name: Counter() for name in (*LABELS, *LENGTHS)}
     for path in paths:
         with storage.open(path) as file:
@@ -147,7 +147,7 @@ def _results(storage: Storage, paths: Iterable[str], scores: ScoreSummary | None
 
 
 def _score_summary(settings: dict[str, Any]) -> ScoreSummary | None:
-    """None for a job of another task."""
+    """Returns an empty summary for a score job; None for another task."""
     if settings["task"] != "score":
         return None
     columns = {part: settings.get(f"input.columns.{part}") for part in ("continuation", "choices", "answer")}
@@ -164,7 +164,7 @@ def _value_counts(batch: pa.RecordBatch, name: str) -> dict[Any, int]:
 
 
 def _histogram(lengths: Counter[int]) -> dict[str, int]:
-    """Counts in bins that double in width: 0, 1, 2-3, 4-7, …"""
+    """Returns counts in bins that double in width: 0, 1, 2-3, 4-7, …"""
     bins: Counter[int] = Counter()
     for length, count in lengths.items():
         bins[length.bit_length()] += count

@@ -12,19 +12,19 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 GROUPS = 10_000
-"""Rows beyond so many are resampled in groups, so that memory and time are bounded."""
+"""Groups of rows that are resampled. Where there are more rows, rows share groups: memory and time are bounded."""
 RESAMPLINGS = 1000
 MAX_EXPONENT = 700.0
 
 
 class ScoreSummary:
-    """Takes the rows of a score job's parts, in order. A metric is a sum over rows divided by another.
+    """Sums over the rows of a score job's parts, from which its metrics are computed.
 
-    With choices and the index of the right one: `accuracy`, and `accuracy_norm` by log-likelihood per byte of the
-    choice's text. With one continuation: `accuracy`, the share of rows whose every token is the most likely one,
-    `bits_per_byte` and `token_perplexity`. A part repeats the input's columns as output.input_columns says; what needs
-    one that it leaves out is not in the summary. Rows that are errors, or whose answer is none of the choices, do not
-    count.
+    A metric is a sum over rows divided by another sum. With choices and the index of the right one: `accuracy`, and
+    `accuracy_norm` by log-likelihood per byte of the choice's text. With one continuation: `accuracy`, the share of
+    rows whose every token is the most likely one, `bits_per_byte` and `token_perplexity`. A metric that needs an input
+    column is there only if the parts repeat the column (output.input_columns). Error rows, and rows whose answer is
+    none of the choices, do not count.
 
     Args:
         columns: "continuation", "choices" and "answer" → the column of the part, where there is one.
@@ -37,11 +37,11 @@ class ScoreSummary:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The columns of a part that say something."""
+        """The columns of a part that metrics are computed from."""
         return ("logprob", "is_greedy", "num_tokens", "best_choice", *self._columns.values())
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Count the rows of a batch that has those of the columns that the part has."""
+        """Adds the rows of a batch, which has those of the needed columns that the part has."""
         rows = self._num_rows + np.arange(batch.num_rows)
         self._num_rows += batch.num_rows
         given = {part: batch[name] for part, name in self._columns.items() if name in batch.schema.names}
@@ -53,7 +53,7 @@ class ScoreSummary:
             np.add.at(sums, rows[known] % GROUPS, np.stack([above, below], 1)[known])
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Name → value and stderr; those about which no row says anything are left out."""
+        """Returns the metrics: name → "value" and "stderr". A metric without any row is left out."""
         found = {}
         for name, sums in self._sums.items():
             above, below = sums.sum(0)
@@ -62,16 +62,17 @@ class ScoreSummary:
         if "nats_per_token" in found:
             nats = found.pop("nats_per_token")
             perplexity = math.exp(min(nats["value"], MAX_EXPONENT))
-            # The error of a function is its slope times the error of what goes into it.
+            # First order: the standard error of exp(x) is exp(x) times the standard error of x.
             found["token_perplexity"] = {"value": perplexity, "stderr": perplexity * nats["stderr"]}
         return found
 
 
 Ratios = Iterator[tuple[str, Any, Any]]
-"""Metric, numerators [n], denominators [n]: float64, NaN where a row says nothing."""
+"""(metric, numerators [n], denominators [n]) for n rows, in float64; NaN where a row does not count."""
 
 
 def _single(batch: pa.RecordBatch, given: Mapping[str, pa.Array]) -> Ratios:
+    """Yields the metrics of rows with one continuation."""
     logprob = _numbers(batch["logprob"])
     yield "accuracy", _numbers(batch["is_greedy"].cast(pa.int8())), np.ones(len(logprob))
     yield "nats_per_token", -logprob, _numbers(batch["num_tokens"])
@@ -80,6 +81,7 @@ def _single(batch: pa.RecordBatch, given: Mapping[str, pa.Array]) -> Ratios:
 
 
 def _choices(batch: pa.RecordBatch, given: Mapping[str, pa.Array]) -> Ratios:
+    """Yields the metrics of rows with choices; none where the answers are not known."""
     if "answer" not in given:
         return
     answer, best = _numbers(given["answer"]), _numbers(batch["best_choice"])
@@ -95,12 +97,13 @@ def _choices(batch: pa.RecordBatch, given: Mapping[str, pa.Array]) -> Ratios:
 
 
 def _best_per_byte(logprobs: list[float], texts: list[str]) -> int:
+    """Returns the index of the choice with the highest log-likelihood per byte of its text."""
     per_byte = [logprob / max(len(text.encode()), 1) for logprob, text in zip(logprobs, texts, strict=True)]
     return max(range(len(per_byte)), key=per_byte.__getitem__)
 
 
 def _numbers(column: pa.Array) -> Any:
-    """[n] float64 that may be changed, NaN for null."""
+    """Returns a column as a new array [n] in float64, NaN for null."""
     return np.array(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
 
 
@@ -109,7 +112,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _bootstrap_error(sums: Any) -> float:
-    """Standard deviation of the ratio over resampled groups; the same for the same sums.
+    """Returns the standard deviation of the ratio over resampled groups. The random numbers are the same every time.
 
     Args:
         sums: [GROUPS, 2], numerator and denominator of each group's rows.

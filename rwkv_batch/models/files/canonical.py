@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ..matrices.mm8 import Mm8Weight
-from .stored import Contents, StoredMm8, StoredTensor
+from .stored import MM8_SUFFIXES, Contents, StoredMm8, StoredTensor
 from .weight_files import read_safetensors, require_one_dtype, require_tensors
 
 MM8_MARK = {"rwkv_batch.quantization": "mm8"}
@@ -59,7 +59,7 @@ def read_canonical_safetensors(path: Path) -> Contents:
 
 def _pop_mm8(path: Path, name: str, tensors: dict[str, Tensor]) -> StoredMm8:
     try:
-        vectors = [tensors.pop(name + suffix) for suffix in ("_mx", "_rx", "_my", "_ry")]
+        vectors = [tensors.pop(name + suffix) for suffix in MM8_SUFFIXES]
         return StoredMm8(Mm8Weight(tensors.pop(name).t(), *vectors))
     except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(

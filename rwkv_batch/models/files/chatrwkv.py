@@ -19,12 +19,11 @@ from ...errors import CheckpointError
 from ..architecture import architectures
 from ..matrices.mm8 import Mm8Weight
 from ..schema import LAYER_TENSOR, Schema
-from .stored import AS_STORED, Contents, LayerTargets, Restore, StoredMm8, StoredTensor, Targets, same
+from .stored import AS_STORED, MM8_SUFFIXES, Contents, LayerTargets, Restore, StoredMm8, StoredTensor, Targets, same
 from .weight_files import require_tensors
 
 _MARKERS = ("_strategy", "_version", "_rescale_layer")
 _OLDEST_VERSION = 0.7
-_MM8_SUFFIXES = ("_mx", "_rx", "_my", "_ry")
 _MATRICES = tuple(f"{name}.weight" for name in ("key", "value", "receptance", "gate", "output", "head"))
 _RESCALED = ("att.output.weight", "ffn.value.weight")
 
@@ -42,7 +41,7 @@ def restore_converted(path: Path, entries: Mapping[str, Any]) -> Contents:
     """
     rescale_every = _rescale_every(path, entries)
     tensors = require_tensors(path, {name: value for name, value in entries.items() if name not in _MARKERS})
-    names = [name for name in tensors if not name.endswith(_MM8_SUFFIXES)]
+    names = [name for name in tensors if not name.endswith(MM8_SUFFIXES)]
     layer = _layer_targets(names)
     dense: dict[str, StoredTensor] = {}
     quantized: dict[str, StoredMm8] = {}
@@ -94,10 +93,10 @@ def _rescale_every(path: Path, entries: Mapping[str, Any]) -> int:
 
 
 def _mm8(path: Path, name: str, tensors: Mapping[str, Tensor]) -> Mm8Weight:
-    missing = [name + suffix for suffix in _MM8_SUFFIXES if name + suffix not in tensors]
+    missing = [name + suffix for suffix in MM8_SUFFIXES if name + suffix not in tensors]
     if missing:
         raise CheckpointError(f"{path}: {name} is in 8-bit form, but {', '.join(missing)} are missing")
-    vectors = (tensors[name + suffix].reshape(-1) for suffix in _MM8_SUFFIXES)
+    vectors = (tensors[name + suffix].reshape(-1) for suffix in MM8_SUFFIXES)
     try:
         return Mm8Weight(tensors[name], *vectors)
     except ValueError as error:

@@ -15,6 +15,7 @@ from ...errors import ConfigurationError, one_of
 from ..matrices.quantization import QUANTIZATIONS, weight_format
 from .canonical import LN_X_EPS_KEY, MM8_MARK, NORMALIZED_MARK
 from .checkpoint import Checkpoint, open_checkpoint
+from .stored import MM8_SUFFIXES
 
 _DTYPE_CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.uint8: "U8"}
 _ALIGNMENT = 64
@@ -93,8 +94,8 @@ def _entries(checkpoint: Checkpoint, name: str, is_quantized: bool) -> Iterator[
         yield _Entry(name, checkpoint.dtype(name), shape)
         return
     yield _Entry(name, torch.uint8, shape)
-    for suffix, length in (("_mx", shape[0]), ("_rx", shape[0]), ("_my", shape[1]), ("_ry", shape[1])):
-        yield _Entry(name + suffix, torch.float32, (length,))
+    for suffix, axis in zip(MM8_SUFFIXES, (0, 0, 1, 1), strict=True):
+        yield _Entry(name + suffix, torch.float32, (shape[axis],))
 
 
 def _tensors(checkpoint: Checkpoint, name: str, is_quantized: bool) -> Iterator[tuple[str, Tensor]]:
@@ -103,7 +104,7 @@ def _tensors(checkpoint: Checkpoint, name: str, is_quantized: bool) -> Iterator[
         return
     mm8 = checkpoint.as_mm8(name)
     yield name, mm8.q.t()
-    yield from ((f"{name}_{vector}", getattr(mm8, vector)) for vector in ("mx", "rx", "my", "ry"))
+    yield from zip((name + suffix for suffix in MM8_SUFFIXES), (mm8.mx, mm8.rx, mm8.my, mm8.ry), strict=True)
 
 
 def _metadata(checkpoint: Checkpoint, is_quantized: bool) -> dict[str, str]:

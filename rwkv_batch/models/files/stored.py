@@ -71,6 +71,10 @@ class StoredTensor:
         return self.restore.values(self.restore.view(self.stored))
 
 
+MM8_SUFFIXES = ("_mx", "_rx", "_my", "_ry")
+"""Appended to the name of a matrix in 8-bit form: the names of the vectors of `Mm8Weight`, in its order."""
+
+
 @dataclass(frozen=True, eq=False)
 class StoredMm8:
     """A matrix that a file stores in 8-bit form, to be multiplied by `scale`."""

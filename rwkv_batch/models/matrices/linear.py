@@ -49,13 +49,13 @@ class DenseFormat(WeightFormat):
         return dtype.itemsize
 
     def load(self, reader: MatrixReader, name: str, scale: float = 1.0) -> Linear:
-        return reader.make_dense(reader.keep(reader.dense(name, scale)))
+        return reader.make_dense(reader.kept(reader.dense(name, scale)))
 
     def stack(self, reader: MatrixReader, names: Sequence[str]) -> StackedLinear | None:
         op = reader.ops.implementations[LINEAR.name]
         if op.function is LINEAR.definition:
             return None
-        weight = op.packed(reader.keep(torch.stack([reader.dense(name) for name in names])))
+        weight = op.packed(reader.kept(torch.stack([reader.dense(name) for name in names])))
         return StackedLinear(weight, op.function, weight.nbytes)
 
 

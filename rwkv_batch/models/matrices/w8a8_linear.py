@@ -155,7 +155,7 @@ class W8A8Format(WeightFormat):
         q, weight_scale = _quantize(reader, name, scale)
         has_wide_inputs = name.endswith(WIDE_INPUT_MATRIX)
         if has_wide_inputs and q.device.type != "cpu":
-            return reader.make_dense(reader.keep((q * weight_scale[:, None]).to(reader.dtype)))
+            return reader.make_dense(reader.kept((q * weight_scale[:, None]).to(reader.dtype)))
         op = W8A16 if has_wide_inputs else W8A8
         return W8A8Linear(q, weight_scale, reader.ops.implementations[op.name], reader.keep)
 

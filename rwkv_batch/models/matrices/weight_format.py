@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from .linear import StackedLinear
 
 
-def _unmoved(weight: Tensor) -> Tensor:
-    return weight
-
-
 @dataclass(frozen=True)
 class MatrixReader:
     """Reads matrices of one checkpoint for one placement.
@@ -31,7 +27,7 @@ class MatrixReader:
         device: where matrices are quantized and multiplied.
         ops: the implementations of the ops of the weight format, and of `linear`.
         make_dense: makes the `Linear` of a dense weight [C_out, C_in].
-        keep: moves a weight to where it is kept, before the weight is packed: see `LayerStream.keep`.
+        keep: moves a weight to where it is kept, before the weight is packed: see `LayerStream.keep`. None leaves it.
     """
 
     checkpoint: Checkpoint
@@ -39,7 +35,7 @@ class MatrixReader:
     device: torch.device
     ops: OpTable
     make_dense: Callable[[Tensor], Linear]
-    keep: Callable[[Tensor], Tensor] = _unmoved
+    keep: Callable[[Tensor], Tensor] | None = None
 
     def stored(self, name: str, scale: float = 1.0) -> Tensor:
         """A matrix [C_out, C_in] times `scale`, on the CPU, in the dtype of the file."""
@@ -49,6 +45,10 @@ class MatrixReader:
     def dense(self, name: str, scale: float = 1.0) -> Tensor:
         """A matrix [C_out, C_in] times `scale`, then in `dtype`, on `device`, contiguous."""
         return self.stored(name, scale).to(self.device, self.dtype).contiguous()
+
+    def kept(self, weight: Tensor) -> Tensor:
+        """A weight where it is kept."""
+        return weight if self.keep is None else self.keep(weight)
 
 
 class WeightFormat(ABC):

@@ -22,7 +22,7 @@ from rwkv_batch.rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
 from rwkv_batch.sampling_params import SamplingParams
 
 from ..conftest import Job
-from ..test_crash import prepared
+from ..prepared import prepared
 
 TOKEN_BYTES = (None, *(bytes([byte]) for byte in range(256)), "é€😀".encode(), b"", None)
 STATUS = [("status", pa.string()), ("error_code", pa.string()), ("error", pa.string())]
@@ -55,7 +55,7 @@ errors = st.builds(
     lambda row, code, message, count: ErrorRow(None, row, RowError(code, message), count),
     st.integers(0, 2**40),
     st.sampled_from(["bad_type", "not_finite"]),
-    st.text(st.characters(exclude_categories=("Cs",))),
+    st.text(st.characters(exclude_categories=["Cs"])),
     st.none() | st.integers(0, 99),
 )
 
@@ -78,8 +78,8 @@ def text_of(token_ids: Any, limit: int | None) -> str:
 def generated(draw: Any) -> RowInFlight:
     row = draw(st.integers(0, 2**40))
     prompt = np.ones(draw(st.integers(1, 5)), np.int32)
-    requests = [fake_llm.Request(prompt, sample) for sample in range(draw(st.integers(1, 3)))]
-    completions = []
+    requests: list[Any] = [fake_llm.Request(prompt, sample) for sample in range(draw(st.integers(1, 3)))]
+    completions: list[Any] = []
     for request in requests:
         pairs = draw(st.lists(st.tuples(st.integers(0, len(TOKEN_BYTES) - 1), logprobs), max_size=6))
         ids, values = np.array([i for i, _ in pairs], np.int32), np.array([value for _, value in pairs])
@@ -87,7 +87,7 @@ def generated(draw: Any) -> RowInFlight:
         kept = draw(st.integers(0, len(ids)))
         limit = draw(st.none() | st.integers(0, sum(len(TOKEN_BYTES[i] or b"") for i in ids[:kept])))
         completions.append(fake_llm.Completion(request, ids, values, *reason, kept, limit))
-    return RowInFlight(GenerateRow(None, row, "", SamplingParams()), requests, None, None, completions)  # type: ignore[arg-type]
+    return RowInFlight(GenerateRow(None, row, "", SamplingParams()), requests, None, None, completions)
 
 
 @st.composite
@@ -177,7 +177,7 @@ def test_scores_of_choices(rows: list[Any]) -> None:
 def test_without_a_tokenizer_there_is_no_text() -> None:
     request = fake_llm.Request([1], 0)
     done = fake_llm.Completion(request, np.array([5, 6], np.int32), np.zeros(2), text_tokens=2)
-    row = RowInFlight(GenerateRow(None, 3, "", SamplingParams()), [], None, None, [done])  # type: ignore[list-item]
+    row = RowInFlight(GenerateRow(None, 3, "", SamplingParams()), [], None, None, [done])
     batch = Results("generate", GENERATE, None).batch([row])
     assert (batch["completion"].to_pylist(), batch["token_ids"].to_pylist()) == ([""], [[5, 6]])
 

@@ -55,9 +55,9 @@ def ok(*rows: int, unit: Unit = UNIT, tokens: int = 1, prompt: str = "", samples
     finished = []
     for row in rows:
         ids = np.zeros(len(prompt), np.int32)
-        request = [fake_llm.Request(ids, sample) for sample in range(samples)]
-        made = RowInFlight(GenerateRow(RowKey(unit, row), row, prompt, SamplingParams()), request, prompt)  # type: ignore[arg-type]
-        made.completions += [fake_llm.Completion(one, np.zeros(tokens, np.int32), np.zeros(tokens)) for one in request]  # type: ignore[misc]
+        request: list[Any] = [fake_llm.Request(ids, sample) for sample in range(samples)]
+        made = RowInFlight(GenerateRow(RowKey(unit, row), row, prompt, SamplingParams()), request, prompt)
+        made.completions += [fake_llm.Completion(one, np.zeros(tokens, np.int32), np.zeros(tokens)) for one in request]
         finished.append(made)
     return finished
 
@@ -105,14 +105,14 @@ def test_rows_of_a_fast_engine_are_committed_together_and_in_time(monkeypatch: p
     """The clock goes on by a second a row: every tenth row the others are due, though rows never stop coming."""
     seconds = iter(range(10_000))
     now = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     files = Files()
     with make(files, flush_seconds=9.5) as writer:
         writer.begin(UNIT, 0)
         for row in range(30):
             now[0] = float(next(seconds))
             writer.add(ok(row))
-            wait_for(lambda row=row: writer.counts.done == row + 1 and writer._queue.empty())
+            wait_for(lambda done=row + 1: writer.counts.done == done and writer._queue.empty())  # type: ignore[misc]
     assert [len(rows) for rows in files.commits] == [11, 11, 8]
 
 
@@ -120,7 +120,7 @@ def test_a_stream_that_never_stops_is_committed_in_time(monkeypatch: pytest.Monk
     """All rows wait in the queue before the thread takes the second one; the clock goes on by a second a row."""
     monkeypatch.setattr(module, "BATCH_ROWS", 1)
     now, all_here = [0.0], threading.Event()
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     files = Files()
     with make(files, flush_seconds=9.5) as writer:
         to_columns = writer._to_columns
@@ -228,7 +228,7 @@ def test_add_waits_for_a_slow_disk_and_then_fails_with_it(monkeypatch: pytest.Mo
         wait_for(lambda: writer._queue.full() or row == 99)
         raise OSError("gone")
 
-    files.commit = commit  # type: ignore[method-assign]
+    monkeypatch.setattr(files, "commit", commit)
     with pytest.raises(OSError, match="gone"), make(files, flush_seconds=0) as writer:
         writer.begin(UNIT, 0)
         for row in range(100):
@@ -256,5 +256,5 @@ def test_an_interrupted_end_leaves_no_thread_behind() -> None:
     with pytest.raises(KeyboardInterrupt), writer:
         writer.begin(UNIT, 0)
         writer.add(ok(1))
-        writer._put = put  # type: ignore[method-assign]
+        writer._put = put  # type: ignore[assignment]
     writer._thread.result(60)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -129,7 +130,7 @@ def test_the_page_is_one_file_with_charts(mixed: Job) -> None:
     page = (mixed.state / "report.html").read_text()
     assert "<script" not in page and "http" not in page
     charts = re.findall(r"<svg.*?</svg>", page)
-    titles = [ElementTree.fromstring(chart).find("text").text for chart in charts]  # type: ignore[union-attr]
+    titles = [ElementTree.fromstring(chart).find("text").text for chart in charts]
     assert titles == [
         "tokens per second",
         "slots in use, share",
@@ -252,7 +253,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 def test_an_engine_that_hangs_ends_the_process(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     codes: list[int] = []
-    monkeypatch.setattr(progress.os, "_exit", codes.append)
+    monkeypatch.setattr(os, "_exit", codes.append)
     events = watch(monkeypatch, Counts(), Clock(ends_at=progress.STALL_SECONDS + 2))
     assert codes == [1]
     assert ("failure", "Stall") in [(event, fields.get("type")) for event, fields in events]
@@ -262,7 +263,7 @@ def test_an_engine_that_hangs_ends_the_process(monkeypatch: pytest.MonkeyPatch, 
 def test_an_engine_at_work_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its rows are committed, though rarely."""
     codes: list[int] = []
-    monkeypatch.setattr(progress.os, "_exit", codes.append)
+    monkeypatch.setattr(os, "_exit", codes.append)
     counts = Counts()
 
     def commit(now: float) -> None:

@@ -89,8 +89,9 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
 def as_used(version: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The canonical tensors that a converted file should give back."""
     expected = dict(tensors)
-    ln0 = [expected.pop(f"blocks.0.ln0.{kind}") for kind in ("weight", "bias")]
-    expected["emb.weight"] = F.layer_norm(expected["emb.weight"], (expected["emb.weight"].shape[1],), *ln0)
+    weight, bias = (expected.pop(f"blocks.0.ln0.{kind}") for kind in ("weight", "bias"))
+    embedding = expected["emb.weight"]
+    expected["emb.weight"] = F.layer_norm(embedding, (embedding.shape[1],), weight, bias)
     if version in ("5.0", "5.1"):
         for name in [name for name in tensors if "time_first" in name]:
             expected[name.replace("time_first", "time_faaaa")] = torch.exp(expected.pop(name))

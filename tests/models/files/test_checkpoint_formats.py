@@ -12,6 +12,7 @@ import types
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,8 +127,8 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
 # Refusals
 
 
-def _pickled(value: object) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(pickle.dumps(value)) and None
+def _pickled(value: object) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(pickle.dumps(value))
 
 
 def _saved(value: object) -> Callable[[Path], None]:
@@ -218,7 +219,8 @@ def test_a_format_is_an_entry_of_the_table(
 
     arrays = CheckpointFormat("npz", lambda source: source.path.suffix == ".npz", read)
     path = tmp_path / "model.npz"
-    np.savez(path, **{name: tensor.numpy() for name, tensor in tensors.items()})
+    values: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+    np.savez(path, **values)
     with pytest.raises(CheckpointError, match="not a readable PyTorch file"):
         open_checkpoint(path)
     monkeypatch.setattr(formats, "FORMATS", (arrays, *formats.FORMATS))

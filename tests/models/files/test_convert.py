@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from rwkv_batch.models.files.checkpoint import open_checkpoint
 from rwkv_batch.models.files.convert import convert
 from rwkv_batch.models.matrices.mm8 import quantize_mm8
 
-SIZES = {"n_layer": 2, "n_embd": 64, "n_ffn": 96, "vocab": 33}
+SIZES: dict[str, Any] = {"n_layer": 2, "n_embd": 64, "n_ffn": 96, "vocab": 33}
 LOOKED_UP = ("emb.weight", "s_emb.weight", "s_emb_x.weight")
 
 

@@ -1,4 +1,4 @@
-"""Weight matrices: the 8-bit form against its definition, dense and 8-bit products, and the memory they take."""
+"""Weight matrices: the 8-bit form against its definition, dense and 8-bit products, and their memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_quantised_weight_is_within_half_a_level(shape: tuple[int, int]) -> None:
+def test_quantized_weight_is_within_half_a_level(shape: tuple[int, int]) -> None:
     weight = random(*shape)
     w = quantize_mm8(weight)
     level = 16 * 16 * w.rx.double()[:, None] * w.ry.double() / 256
@@ -46,7 +46,7 @@ def test_quantised_weight_is_within_half_a_level(shape: tuple[int, int]) -> None
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_quantising_in_blocks_changes_nothing(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantizing_in_blocks_changes_nothing(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     weight = random(*shape).to(torch.bfloat16)
     whole = quantize_mm8(weight)
     monkeypatch.setattr(mm8, "_BLOCK_ELEMENTS", 3 * shape[1])
@@ -56,7 +56,7 @@ def test_quantising_in_blocks_changes_nothing(shape: tuple[int, int], monkeypatc
     assert torch.equal(dequantize_mm8(blocks, torch.float32), dequantize_mm8(whole, torch.float32))
 
 
-def test_quantising_leaves_the_weight_alone() -> None:
+def test_quantizing_leaves_the_weight_alone() -> None:
     weight = random(40, 30)
     quantize_mm8(weight)
     assert torch.equal(weight, random(40, 30))
@@ -88,7 +88,7 @@ def test_values_that_are_not_finite_are_refused(bad: float, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_dequantised_weight_is_its_definition(shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_dequantized_weight_is_its_definition(shape: tuple[int, int], dtype: torch.dtype) -> None:
     w = quantize_mm8(random(*shape))
     restored = dequantize_mm8(w, dtype)
     assert restored.dtype == dtype
@@ -127,7 +127,7 @@ def test_product_of_the_8_bit_form(shape: tuple[int, int], rows: int, dtype: tor
 
 @pytest.mark.parametrize("kind", ["normal", "squared_relu"])
 def test_rounding_errors_do_not_add_up(kind: str) -> None:
-    """Three roundings to bfloat16 (inputs, sum, result) of 1.7e-3 each, if they are independent."""
+    """The limit is that of three independent roundings to bfloat16 (inputs, sum, result) of 1.7e-3 each."""
     w = quantize_mm8(random(1024, 512))
     x = inputs(kind, 32, 512).bfloat16()
     exact = x.double() @ definition(w).t()
@@ -135,7 +135,7 @@ def test_rounding_errors_do_not_add_up(kind: str) -> None:
 
 
 def test_product_stays_within_float16() -> None:
-    """Large inputs and one-sided weights: the result is in range, the sum over q - 128 by itself would not be."""
+    """With large inputs and one-sided weights the result is in range, although the sum over q - 128 alone is not."""
     weight = torch.where(random(64, 4096) > 2, -1e-3, 1e-3)
     x = torch.full((20, 4096), 10000.0, dtype=torch.float16)
     w = quantize_mm8(weight)
@@ -219,7 +219,7 @@ MAKERS: dict[str, tuple[Callable[[Implementation], Linear], Implementation]] = {
 @pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize("writes_into", [False, True])
 def test_a_product_is_written_where_it_is_wanted(kind: str, writes_into: bool) -> None:
-    """By the op itself where it says that it writes there; else by a copy of what it returns."""
+    """The op writes there if it declares `writes_into`; else its result is copied."""
     make, definition_op = MAKERS[kind]
     written = []
 
@@ -241,7 +241,7 @@ def test_a_product_is_written_where_it_is_wanted(kind: str, writes_into: bool) -
 def test_a_matrix_declares_whether_its_rows_are_independent(rows_independent: bool) -> None:
     dense, int8, whole = (make(replace(op, rows_independent=rows_independent)) for make, op in MAKERS.values())
     assert dense.rows_independent == int8.rows_independent == rows_independent
-    assert whole.rows_independent  # of whole numbers, sums are exact
+    assert whole.rows_independent  # sums of whole numbers are exact
     assert FixedRowsLinear(dense).rows_independent
     assert RemoteLinear(dense, torch.device("cpu")).rows_independent == rows_independent
     if can_pack(random(30, 20)):

@@ -1,4 +1,4 @@
-"""Packed matrices give the products of dense ones."""
+"""Products of packed matrices equal those of dense ones."""
 
 import pytest
 import torch

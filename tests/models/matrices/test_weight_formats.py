@@ -46,7 +46,7 @@ class Negated(WeightFormat):
         return dtype.itemsize
 
     def load(self, reader: MatrixReader, name: str, scale: float = 1.0) -> Linear:
-        return reader.make_dense(reader.keep(-reader.dense(name, scale)))
+        return reader.make_dense(reader.kept(-reader.dense(name, scale)))
 
 
 def test_a_new_format_is_one_module_and_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

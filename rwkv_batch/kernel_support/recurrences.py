@@ -1,0 +1,52 @@
+"""Arguments of the recurrences over heads, checked, by the names that kernels have for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .tensor_checks import check, check_all
+
+Arguments = dict[str, Tensor | None]
+"""Name of a kernel's argument → tensor; None where the kernel is launched without it."""
+
+
+def wkv56_parameters(head: Any, device: torch.device) -> Arguments:
+    """Parameters of RWKV-5's and RWKV-6's heads.
+
+    Args:
+        head: `Head5`: decay and bonus [H, N], norm weight and bias [A], float32.
+
+    Raises:
+        ValueError: a shape, dtype, device or stride differs.
+    """
+    num_heads, size = head.bonus.shape
+    matrices, vectors = {"decay": head.decay, "bonus": head.bonus}, _norm(head)
+    check_all({f"head.{name}": x for name, x in matrices.items()}, (num_heads, size), torch.float32, device)
+    check_all(vectors, (num_heads * size,), torch.float32, device)
+    return {**matrices, "norm_weight": head.norm.weight, "norm_bias": head.norm.bias}
+
+
+def wkv7_parameters(head: Any, has_residual: bool, device: torch.device) -> Arguments:
+    """Parameters of RWKV-7's heads; `v0` is None without the value residual.
+
+    Args:
+        head: `Head7`: r_k [H, N]; w0, a0, v0, k_k, k_a, norm weight and bias [A], float32.
+
+    Raises:
+        ValueError: a shape, dtype, device or stride differs.
+    """
+    num_heads, size = head.r_k.shape
+    vectors = {name: getattr(head, name) for name in ("w0", "a0", "v0", "k_k", "k_a")}
+    if not has_residual:
+        vectors["v0"] = None
+    named = {f"head.{name}": x for name, x in vectors.items()} | _norm(head)
+    check_all(named, (num_heads * size,), torch.float32, device)
+    check("head.r_k", head.r_k, (num_heads, size), torch.float32, device)
+    return {**vectors, "r_k": head.r_k, "norm_weight": head.norm.weight, "norm_bias": head.norm.bias}
+
+
+def _norm(head: Any) -> dict[str, Tensor]:
+    return {"head.norm.weight": head.norm.weight, "head.norm.bias": head.norm.bias}

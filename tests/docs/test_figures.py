@@ -1,0 +1,88 @@
+"""The measured figures that pages show are those of the result files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from statistics import median
+from typing import Any
+
+from docs.pages import ROOT
+
+NUMBERS = (ROOT / "docs" / "explanation" / "numbers.md").read_text(encoding="utf-8")
+PEERS = {
+    "`rwkv` 0.8.32, fp32": "rwkv cpu fp32",
+    "`rwkvserve` 0.1.0, fp32": "rwkvserve fp32",
+    "llama.cpp F16": "llama.cpp F16",
+    "llama.cpp Q4_0": "llama.cpp Q4_0",
+    "llama.cpp Q4_0, embedding and head too": "llama.cpp Q4_0 pure",
+    "float32": "rwkv_batch float32",
+    "bfloat16": "rwkv_batch bfloat16",
+    "bfloat16, `w8a8`": "rwkv_batch bfloat16+w8a8",
+}
+POINTS = [f"decode B={size}" for size in (1, 8, 32, 64, 128)] + ["prefill B=1", "prefill B=8"]
+
+
+def result(name: str) -> Any:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def rows(text: str, title: str) -> Iterator[list[str]]:
+    """The cells of the first table below a heading, without its head."""
+    table = re.search(r"(?:^\|.*\n)+", text.split(f"## {title}\n", 1)[1], re.MULTILINE)
+    assert table is not None
+    for line in table[0].splitlines()[2:]:
+        yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_peers() -> None:
+    measured = result("peers-rwkv7-0.1b-avx2")["tokens_per_second"]
+    shown = {name: cells for name, *cells in rows(NUMBERS, "Beside other engines")}
+    for name, contender in PEERS.items():
+        medians = [
+            f"{median(measured[contender][point]):.0f}" if point in measured[contender] else "" for point in POINTS
+        ]
+        assert shown[name] == medians, name
+
+
+def test_the_readme_shows_the_same() -> None:
+    numbers = {name: cells for name, *cells in rows(NUMBERS, "Beside other engines")}
+    names = {"`rwkv` 0.8.32, float32": "`rwkv` 0.8.32, fp32"}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, *cells in rows(readme, "What it costs and gives"):
+        one, _, thirty_two, _, most, prefill, prefill_8 = numbers[names.get(name, name.removeprefix("rwkv_batch "))]
+        assert cells == [one, thirty_two, most, prefill_8 or f"{prefill} (one prompt)"], name
+
+
+def test_number_formats() -> None:
+    measured = [list(row.values()) for row in result("quality-avx2")["table"]]
+    for (name, *cells), (variant, *figures) in zip(rows(NUMBERS, "What number formats cost"), measured, strict=True):
+        assert name.replace("`", "").replace(", ", "+") == variant
+        speed, memory, bits, same, equal = figures
+        assert cells == [
+            speed,
+            memory,
+            bits,
+            same.replace(".00%", "%").replace("%", " %"),
+            equal.removesuffix(" of 256"),
+        ]
+
+
+def test_scoring() -> None:
+    measured = result("scoring-rwkv7-0.1b-cpu-rwkv-package")
+    for name, *cells in rows(NUMBERS, "Scoring"):
+        case = "multiple choice" if name.startswith("5-shot") else "last word"
+        speed = median(measured["rows_per_second"][case]["rwkv_batch"])
+        ratios = measured["median_ratio"][case]
+        found = [speed, ratios["rwkv, every choice"], ratios["rwkv, context once"]]
+        assert [float(cell) for cell in cells] == [float(f"{figure:.2g}") for figure in found], name
+
+
+def test_versions() -> None:
+    measured = result("versions-avx2")
+    speeds, shares = rows(NUMBERS, "Every version")
+    for name, speed, share in zip(("4", "5.2", "6.0", "7.0"), speeds[1:], shares[1:], strict=True):
+        found = measured[f"{name} float32"]
+        assert abs(32 / median(found["step_milliseconds"]) * 1000 - int(speed)) <= 5
+        assert f"{found['share']:.0%}" == share.replace(" ", "")

@@ -76,7 +76,7 @@ class LLM:
         prefix_sharing: compute a prefix that several prompts have in common once.
         batch_invariant: a result does not depend, bit for bit, on what else is in the batch.
         ln_x_eps: epsilon of the group norm over heads; None takes the checkpoint's, or 64e-5.
-        seed: of the random numbers of requests whose `SamplingParams` have no seed.
+        seed: the seed of the random numbers of requests whose `SamplingParams` have no seed.
         prefix_host_gib: host memory, in GiB, for states of shared prefixes when more are needed at a time than there
             are slots. A prefix whose state finds no place is computed again for each prompt.
 

@@ -61,7 +61,7 @@ class SamplingParams:
             token; None returns none.
         prompt_logprobs: also return the log-probabilities of this many most likely tokens at the position of each
             prompt token after the first, and of the prompt token; None returns none.
-        seed: of this request's random numbers; None takes the engine's seed.
+        seed: the seed of this request's random numbers; None takes the engine's.
         top_p_order: "standard" applies temperature first. "rwkv" does what ChatRWKV does: top-p and top-k on the
             untempered probabilities, then the power 1/temperature; penalties do not count digits, spaces and tabs.
         json_schema: the text is JSON that this schema accepts. Of json_schema, regex and grammar at most one may be

@@ -7,10 +7,14 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
+import torch
 
 from rwkv_batch import LLM
+from rwkv_batch.dtypes import DTYPES, SPELLINGS, STATE_DTYPES, dtype_name, torch_dtype
 from rwkv_batch.errors import ConfigurationError
 from rwkv_batch.job.config import EngineSection, ModelSection, Section
+from rwkv_batch.models.matrices.quantization import QUANTIZATIONS
+from rwkv_batch.ops import BACKENDS
 from rwkv_batch.sampling_fields import documented_arguments
 from rwkv_batch.settings import EngineSettings, ModelSettings
 
@@ -49,3 +53,18 @@ def test_a_job_s_section_has_the_settings_of_the_library(section: type[Section],
 def test_a_number_out_of_range_is_refused(group: type[Any], setting: str, value: float) -> None:
     with pytest.raises(ConfigurationError, match=rf"^{setting}: got {value}, expected a number"):
         group(**{setting: value})
+
+
+@pytest.mark.parametrize(
+    ("setting", "names"),
+    [("dtype", DTYPES), ("state_dtype", STATE_DTYPES), ("quantization", QUANTIZATIONS), ("backend", BACKENDS)],
+)
+def test_the_docstring_of_LLM_names_every_choice(setting: str, names: tuple[str, ...]) -> None:
+    text = documented_arguments(LLM)[setting]
+    assert all(f'"{name}"' in text for name in names)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("fp16", torch.float16), ("bfloat16", torch.bfloat16)])
+def test_a_dtype_has_a_name_and_a_name_a_dtype(name: str, dtype: torch.dtype) -> None:
+    assert torch_dtype(name) is dtype
+    assert SPELLINGS[name] == dtype_name(dtype)

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..kernel_support.tensor_checks import check
-from .launch import is_interpreted
+from .launch import ceil_div, is_interpreted, power_of_two
 from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES, multiply
@@ -109,9 +109,9 @@ def deep_embed(normed: Tensor, token_ids: Tensor, p: Any) -> Tensor:
     gate = torch.empty(num_tokens, out_width, dtype=normed.dtype, device=normed.device)
     if not num_tokens:
         return gate
-    blocks_of_tokens, blocks_of_columns = triton.cdiv(num_tokens, TOKENS), triton.cdiv(out_width, COLUMNS)
-    columns = COLUMNS * triton.cdiv(blocks_of_columns, max(PROGRAMS // blocks_of_tokens, 1))
-    deep_embed_kernel[(blocks_of_tokens, triton.cdiv(out_width, columns))](
+    blocks_of_tokens, blocks_of_columns = ceil_div(num_tokens, TOKENS), ceil_div(out_width, COLUMNS)
+    columns = COLUMNS * ceil_div(blocks_of_columns, max(PROGRAMS // blocks_of_tokens, 1))
+    deep_embed_kernel[(blocks_of_tokens, ceil_div(out_width, columns))](
         *(normed, token_ids, p.table, down, up, p.s0, gate, num_tokens, columns),
         **_constants(width, out_width, rank, normed.dtype),
         UPCAST=is_interpreted(),
@@ -152,7 +152,7 @@ def _constants(width: int, out_width: int, rank: int, dtype: torch.dtype) -> dic
         "BLOCK_R": RANKS,
         "BLOCK_C": DEPTH[dtype],
         "BLOCK_F": COLUMNS,
-        "R_CEIL": max(triton.next_power_of_2(rank), 16),
+        "R_CEIL": max(power_of_two(rank), 16),
     }
 
 

@@ -1,4 +1,4 @@
-"""Settings that the Triton kernels serve: devices, dtypes and head sizes."""
+"""Helpers of all launchers: settings that the Triton kernels serve, and integer arithmetic on the host."""
 
 from __future__ import annotations
 
@@ -47,3 +47,13 @@ def unsupported_heads(
     if size & (size - 1) or not MIN_HEAD_SIZE <= size <= MAX_HEAD_SIZE:
         return f"head size {size} is not a power of two from {MIN_HEAD_SIZE} to {MAX_HEAD_SIZE}"
     return unsupported(device, dtype, sizes, state_dtype)
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up. `triton.cdiv` is for kernels: on the host it takes a microsecond."""
+    return -(-a // b)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is not below n > 0."""
+    return 1 << (n - 1).bit_length()

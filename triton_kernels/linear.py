@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..kernel_support.tensor_checks import check
-from .launch import is_interpreted
+from ..kernel_support.tensor_checks import check, check_all
+from .launch import ceil_div, is_interpreted
 from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES, Tile, activate, launch_product, multiply, product_constants
@@ -225,9 +225,7 @@ def _check(x: Tensor, weight: Tensor, gate: Tensor | None, out: Tensor | None) -
     check("x", x, x.shape, x.dtype, weight.device)
     check("weight", weight, (*batch, num_rows, depth), x.dtype, x.device)
     shape = (*batch, num_tokens, num_rows)
-    for name, tensor in (("gate", gate), ("out", out)):
-        if tensor is not None:
-            check(name, tensor, shape, x.dtype, x.device)
+    check_all({"gate": gate, "out": out}, shape, x.dtype, x.device)
     return shape
 
 
@@ -245,7 +243,7 @@ def _multiply_by_library(
     if not has_epilogue:
         return product
     y = product if out is None else out
-    finish_kernel[(triton.cdiv(y.numel(), FINISH_BLOCK),)](
+    finish_kernel[(ceil_div(y.numel(), FINISH_BLOCK),)](
         product,
         gate,
         y,

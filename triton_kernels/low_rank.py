@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -12,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..kernel_support.tensor_checks import check
-from .launch import is_interpreted
+from .launch import ceil_div, is_interpreted
 from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES, Tile, activate, multiply
@@ -176,12 +177,12 @@ def low_rank(inputs: Tensor, p: Any) -> Tensor:
     low = torch.empty(num_tokens, starts[-1], dtype=dtype, device=device)
     tile = down_tile(starts, dtype)
     constants = down_constants(width, starts, sources, tuple(pair.activation for pair in p.pairs), tile)
-    num_blocks = sum(triton.cdiv(end - start, tile.rows) for start, end in pairwise(starts))
-    down_kernel[(triton.cdiv(num_tokens, tile.tokens), num_blocks)](
+    num_blocks = sum(ceil_div(end - start, tile.rows) for start, end in pairwise(starts))
+    down_kernel[(ceil_div(num_tokens, tile.tokens), num_blocks)](
         inputs, p.down, low, num_tokens, **constants, UPCAST=is_interpreted(), **tile.options
     )
     tile = UP[dtype]
-    up_kernel[(triton.cdiv(num_tokens, tile.tokens), triton.cdiv(out_width, tile.rows), len(sources))](
+    up_kernel[(ceil_div(num_tokens, tile.tokens), ceil_div(out_width, tile.rows), len(sources))](
         low, p.up, y, num_tokens, **up_constants(out_width, starts, tile), UPCAST=is_interpreted(), **tile.options
     )
     return y
@@ -206,6 +207,7 @@ def down_tile(starts: tuple[int, ...], dtype: torch.dtype) -> Tile:
     return DOWN[dtype][starts[-1] >= MANY_RANKS]
 
 
+@cache
 def down_constants(
     width: int, starts: tuple[int, ...], sources: tuple[int, ...], activations: tuple[str | None, ...], tile: Tile
 ) -> dict[str, Any]:
@@ -222,6 +224,7 @@ def down_constants(
     }
 
 
+@cache
 def up_constants(out_width: int, starts: tuple[int, ...], tile: Tile) -> dict[str, Any]:
     """Constants of `up_kernel`."""
     return {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..kernel_support.tensor_checks import check
 from ..kernel_support.unsupported import DTYPES
-from .launch import is_interpreted
+from .launch import is_interpreted, power_of_two
 from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES, Tile, launch_product, multiply, product_constants
@@ -181,7 +181,7 @@ def mm8(x: Tensor, centred: Tensor, rx: Tensor, my: Tensor, ry: Tensor, correcti
         return y
     inputs = torch.empty_like(x)
     sums = torch.empty(num_tokens, 5, dtype=torch.float32, device=x.device)
-    block = min(triton.next_power_of_2(depth), PREPARE_BLOCK)
+    block = min(power_of_two(depth), PREPARE_BLOCK)
     prepare_kernel[(num_tokens,)](
         x, my, ry, inputs, sums, K=depth, BLOCK=block, num_warps=4, num_stages=1, enable_fp_fusion=True
     )
@@ -219,7 +219,7 @@ def specializations() -> list[Specialization]:
             f"rows of {depth} {name}",
             prepare_kernel,
             {**pointers(name, "x", "inputs"), **pointers("fp32", "my", "ry", "sums")},
-            {"K": depth, "BLOCK": min(triton.next_power_of_2(depth), PREPARE_BLOCK)},
+            {"K": depth, "BLOCK": min(power_of_two(depth), PREPARE_BLOCK)},
             4,
             1,
             is_probe,

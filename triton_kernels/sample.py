@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from ..kernel_support.tensor_checks import check
@@ -65,14 +64,47 @@ def sample(logits: Tensor, slot_index: Tensor, tables: Any, ops: Any) -> tuple[T
     token_ids = torch.empty(num_rows, dtype=torch.int64, device=device)
     logprobs = torch.empty(num_rows, dtype=torch.float64, device=device)
     if num_rows:
-        buffers = _buffers(num_rows, tables, device)
-        _shape(logits, slot_index, tables, buffers)
-        _select(logits, slot_index, tables, buffers, token_ids, logprobs)
+        sizes = _Sizes.of(tables.vocab_size)
+        lists = _Lists.of(tables)
+        buffers = _Buffers.of(num_rows, sum(lists.widths), sizes, device)
+        _shape(logits, slot_index, tables, lists, buffers, sizes)
+        _select(logits, slot_index, tables, lists, buffers, sizes, (token_ids, logprobs))
     return token_ids, logprobs
 
 
+class _Sizes(NamedTuple):
+    """Constants of the kernels, no larger than the vocabulary needs."""
+
+    V: int
+    NUM_TILES: int
+    TILE: int
+    CHUNK: int
+    BLOCK: int
+    CAP: int
+
+    @classmethod
+    def of(cls, size: int) -> _Sizes:
+        most = max(32, launch.power_of_two(size))
+        tile = min(TILE, most)
+        return cls(size, launch.ceil_div(size, tile), tile, min(CHUNK, most), min(BLOCK, most), min(CAP, most))
+
+
+class _Lists(NamedTuple):
+    """The slots' lists that change logits."""
+
+    seen: tuple[Tensor, Tensor, Tensor]
+    """Ids, counts, and whether each was generated."""
+    widths: tuple[int, int, int]
+    """Entries that there is room for: seen ids, biases, stops."""
+
+    @classmethod
+    def of(cls, tables: Any) -> _Lists:
+        seen = tables.seen_ids, tables.seen_count, tables.seen_generated.view(torch.uint8)
+        return cls(seen, (tables.seen_ids.shape[1], tables.bias_ids.shape[1], tables.stops.shape[1]))
+
+
 class _Buffers(NamedTuple):
-    """Memory that both kernels share."""
+    """Memory that the first kernel fills for the second, and the second's own."""
 
     saved: Tensor
     """[B, entries of the slot's lists] float32: logits before they were changed."""
@@ -80,64 +112,52 @@ class _Buffers(NamedTuple):
     """[B, 4, tiles] float32: of each tile the largest logit and the mass, as given and as changed."""
     first: Tensor
     """[B, tiles] int32: the first id with the largest changed logit."""
-    near: tuple[Tensor, Tensor]
-    """[B, CAP] float32 and int32: logits and ids of the tokens near a row's largest logit."""
+    near_logits: Tensor
+    near_ids: Tensor
+    """[B, CAP] float32 and int32: the tokens near a row's largest logit."""
+
+    @classmethod
+    def of(cls, num_rows: int, num_entries: int, sizes: _Sizes, device: torch.device) -> _Buffers:
+        return cls(
+            torch.empty(num_rows, num_entries, dtype=torch.float32, device=device),
+            torch.empty(num_rows, 4, sizes.NUM_TILES, dtype=torch.float32, device=device),
+            torch.empty(num_rows, sizes.NUM_TILES, dtype=torch.int32, device=device),
+            torch.empty(num_rows, sizes.CAP, dtype=torch.float32, device=device),
+            torch.empty(num_rows, sizes.CAP, dtype=torch.int32, device=device),
+        )
 
 
-def _buffers(num_rows: int, tables: Any, device: torch.device) -> _Buffers:
-    tile, _, _, cap = _tiles(tables.vocab_size)
-    num_tiles = triton.cdiv(tables.vocab_size, tile)
-    return _Buffers(
-        torch.empty(num_rows, sum(_widths(tables)), dtype=torch.float32, device=device),
-        torch.empty(num_rows, 4, num_tiles, dtype=torch.float32, device=device),
-        torch.empty(num_rows, num_tiles, dtype=torch.int32, device=device),
-        (
-            torch.empty(num_rows, cap, dtype=torch.float32, device=device),
-            torch.empty(num_rows, cap, dtype=torch.int32, device=device),
-        ),
-    )
-
-
-def _widths(tables: Any) -> tuple[int, int, int]:
-    """Entries that the slots' lists have room for: seen ids, biases, stops."""
-    return tables.seen_ids.shape[1], tables.bias_ids.shape[1], tables.stops.shape[1]
-
-
-def _shape(logits: Tensor, slot_index: Tensor, tables: Any, buffers: _Buffers) -> None:
+def _shape(logits: Tensor, slot_index: Tensor, tables: Any, lists: _Lists, buffers: _Buffers, sizes: _Sizes) -> None:
     """Launches the first kernel."""
-    num_rows, size = logits.shape
-    tile, _, _, _ = _tiles(size)
-    shape_kernel[(num_rows, triton.cdiv(size, tile))](
-        *(logits, slot_index, tables.integers, tables.floats),
-        *(tables.seen_ids, tables.seen_count, tables.seen_generated.view(torch.uint8)),
+    shape_kernel[(len(logits), sizes.NUM_TILES)](
+        *(logits, slot_index, tables.integers, tables.floats, *lists.seen),
         *(tables.bias_ids, tables.biases, tables.stops, tables.mask, tables.sampleable),
         *(buffers.saved, buffers.sums, buffers.first),
-        *_widths(tables),
-        V=size,
-        TILE=tile,
+        *lists.widths,
+        V=sizes.V,
+        TILE=sizes.TILE,
         LIST=LIST,
         **OPTIONS,
     )
 
 
 def _select(
-    logits: Tensor, slot_index: Tensor, tables: Any, buffers: _Buffers, token_ids: Tensor, logprobs: Tensor
+    logits: Tensor,
+    slot_index: Tensor,
+    tables: Any,
+    lists: _Lists,
+    buffers: _Buffers,
+    sizes: _Sizes,
+    results: tuple[Tensor, Tensor],
 ) -> None:
     """Launches the second kernel."""
-    num_rows, size = logits.shape
-    tile, chunk, block, cap = _tiles(size)
-    select_kernel[(num_rows,)](
-        *(logits, slot_index, tables.integers, tables.floats, tables.last_token),
-        *(tables.seen_ids, tables.seen_count, tables.seen_generated.view(torch.uint8)),
+    select_kernel[(len(logits),)](
+        *(logits, slot_index, tables.integers, tables.floats, tables.last_token, *lists.seen),
         *(tables.bias_ids, tables.stops, tables.mask, tables.sampleable, tables.uncounted.view(torch.uint8)),
-        *(buffers.saved, buffers.sums, buffers.first, *buffers.near, token_ids, logprobs),
-        *_widths(tables),
-        V=size,
-        NUM_TILES=triton.cdiv(size, tile),
-        TILE=tile,
-        CHUNK=chunk,
-        BLOCK=block,
-        CAP=cap,
+        *buffers,
+        *results,
+        *lists.widths,
+        **sizes._asdict(),
         LIST=LIST,
         **OPTIONS,
     )
@@ -178,18 +198,12 @@ def specializations() -> list[Specialization]:
     }
     found = []
     for size in (65536, 50277):
-        tile, chunk, block, cap = _tiles(size)
-        constants = dict(V=size, TILE=tile, LIST=LIST)
-        sizes = constants | dict(NUM_TILES=triton.cdiv(size, tile), CHUNK=chunk, BLOCK=block, CAP=cap)
+        sizes = _Sizes.of(size)
+        constants = dict(V=size, TILE=sizes.TILE, LIST=LIST)
+        selecting = {**sizes._asdict(), "LIST": LIST}
         is_probe = size == 65536
         found += [
             Specialization(f"shape, V = {size}", shape_kernel, shape, constants, NUM_WARPS, 1, is_probe),
-            Specialization(f"select, V = {size}", select_kernel, select, sizes, NUM_WARPS, 1, is_probe),
+            Specialization(f"select, V = {size}", select_kernel, select, selecting, NUM_WARPS, 1, is_probe),
         ]
     return found
-
-
-def _tiles(size: int) -> tuple[int, int, int, int]:
-    """TILE, CHUNK, BLOCK and CAP, no larger than the vocabulary needs."""
-    most = max(32, triton.next_power_of_2(size))
-    return min(TILE, most), min(CHUNK, most), min(BLOCK, most), min(CAP, most)

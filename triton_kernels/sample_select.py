@@ -90,6 +90,23 @@ def draw_from_all(row, near, tiles, peaks, totals, peak, fraction, temperature, 
 
 
 @triton.jit
+def load_tiles(sums, tiles, NUM_TILES: tl.constexpr):
+    """The largest logit of each tile, and the sum of exp((logit - largest) / temperature)."""
+    peaks = tl.load(sums + tiles, mask=tiles < NUM_TILES, other=float("-inf"))
+    totals = tl.load(sums + NUM_TILES + tiles, mask=tiles < NUM_TILES, other=0.0)
+    return peaks, totals
+
+
+@triton.jit
+def log_normalizer(sums, tiles, NUM_TILES: tl.constexpr):
+    """Logarithm of the sum of exp(logit) over the row, float64, from the sums of its tiles."""
+    peaks, totals = load_tiles(sums, tiles, NUM_TILES)
+    peak = tl.max(peaks, 0)
+    total = tl.sum(totals * tl.exp2((peaks - peak) * LOG2E), 0)
+    return peak.to(tl.float64) + tl.log(total.to(tl.float64))
+
+
+@triton.jit
 def put_back(logits, saved, p_ids, length, LIST: tl.constexpr):
     """Restore the logits of the listed ids. Of an id that several lists name, the first list saved the true logit:
     lists are restored in the opposite order.
@@ -177,8 +194,7 @@ def select_kernel(
 
     tiles = tl.arange(0, triton.next_power_of_2(NUM_TILES))
     sums = p_sums + program * (4 * NUM_TILES)
-    peaks = tl.load(sums + 2 * NUM_TILES + tiles, mask=tiles < NUM_TILES, other=float("-inf"))
-    totals = tl.load(sums + 3 * NUM_TILES + tiles, mask=tiles < NUM_TILES, other=0.0)
+    peaks, totals = load_tiles(sums + 2 * NUM_TILES, tiles, NUM_TILES)
     peak = tl.max(peaks, 0)
     total = tl.sum(totals * tl.exp2((peaks - peak) * (LOG2E / filters.filter_temperature)), 0)
     first = tl.load(p_first + program * NUM_TILES + tiles, mask=tiles < NUM_TILES, other=NONE)
@@ -207,11 +223,7 @@ def select_kernel(
     tl.debug_barrier()
     put_back(logits, saved, p_seen_ids + slot * seen_width, num_seen, LIST)
     tl.debug_barrier()
-    peaks = tl.load(sums + tiles, mask=tiles < NUM_TILES, other=float("-inf"))
-    totals = tl.load(sums + NUM_TILES + tiles, mask=tiles < NUM_TILES, other=0.0)
-    peak = tl.max(peaks, 0)
-    total = tl.sum(totals * tl.exp2((peaks - peak) * LOG2E), 0)
-    normalizer = peak.to(tl.float64) + tl.log(total.to(tl.float64))
+    normalizer = log_normalizer(sums, tiles, NUM_TILES)
     tl.store(p_logprob + program, tl.load(logits + token).to(tl.float64) - normalizer)
     tl.store(p_token + program, token.to(tl.int64))
     tl.store(p_last_token + slot, token.to(tl.int64))

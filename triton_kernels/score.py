@@ -174,7 +174,7 @@ def score(x: Tensor, head: Any, targets: Tensor, rows: Tensor, ops: Any) -> tupl
     part, num_parts = _parts(size, tiles)
     peaks, totals = torch.empty(2, num_parts, m, dtype=torch.float32, device=x.device)
     firsts = torch.empty(num_parts, m, dtype=torch.int32, device=x.device)
-    score_kernel[(triton.cdiv(m, tiles.rows), num_parts)](
+    score_kernel[(launch.ceil_div(m, tiles.rows), num_parts)](
         *(x, head.weight, peaks, totals, firsts, m),
         **_constants(size, width, part, tiles),
         UPCAST=launch.is_interpreted(),
@@ -248,5 +248,5 @@ def specializations() -> list[Specialization]:
 
 def _parts(size: int, tiles: Tiles) -> tuple[int, int]:
     """The number of ids of a part, a multiple of a tile's, and the number of parts."""
-    part = triton.cdiv(triton.cdiv(size, SPLITS), tiles.ids) * tiles.ids
-    return part, triton.cdiv(size, part)
+    part = launch.ceil_div(launch.ceil_div(size, SPLITS), tiles.ids) * tiles.ids
+    return part, launch.ceil_div(size, part)

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..kernel_support.tensor_checks import check, check_all, check_pool
+from .launch import power_of_two
 from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES
@@ -137,7 +138,7 @@ def shift_lerp(
     mixed = torch.empty((len(mix), *x.shape), dtype=dtype, device=device)
     if rows.num_tokens:
         start, token_rows = (None, None) if rows.is_decode else (rows.cu_seqlens, rows.token_rows)
-        block = triton.next_power_of_2(width)
+        block = power_of_two(width)
         shift_lerp_kernel[(rows.num_tokens,)](
             *(x, norm.weight, norm.bias, mix, shift, rows.slot_index, start, token_rows),
             *(normed, delta, mixed, rows.num_tokens),
@@ -187,10 +188,10 @@ def specializations() -> list[Specialization]:
             "NUM_MIXES": num_mixes,
             "IS_DECODE": is_decode,
             "EPS": EPS,
-            "BLOCK": triton.next_power_of_2(width),
+            "BLOCK": power_of_two(width),
         }
         signature = {name: kind for name, kind in signature.items() if name not in constexprs}
-        num_warps = _num_warps(triton.next_power_of_2(width))
+        num_warps = _num_warps(power_of_two(width))
         label = f"{use} {dtype} {'decode' if is_decode else 'prefill'}"
         return Specialization(
             label, shift_lerp_kernel, signature, constexprs, num_warps, 1, is_probe, enable_fp_fusion=ENABLE_FP_FUSION

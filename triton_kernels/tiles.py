@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .launch import ceil_div
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 """Triton's names of the dtypes."""
@@ -39,6 +42,12 @@ def product_constants(num_rows: int, depth: int, tile: Tile) -> dict[str, int]:
     return {"N": num_rows, "K": depth, **blocks, "GROUP": GROUP}
 
 
+@cache
+def _constants_and_options(num_rows: int, depth: int, tile: Tile) -> dict[str, Any]:
+    """Kept, as a launch takes a few microseconds only."""
+    return product_constants(num_rows, depth, tile) | tile.options
+
+
 def launch_product(
     kernel: Any, arguments: Sequence[Tensor | None], sizes: tuple[int, int, int], tile: Tile, *batch: int, **more: Any
 ) -> None:
@@ -51,9 +60,8 @@ def launch_product(
         more: further constants.
     """
     num_tokens, num_rows, depth = sizes
-    grid = (triton.cdiv(num_tokens, tile.tokens) * triton.cdiv(num_rows, tile.rows), *batch)
-    constants = product_constants(num_rows, depth, tile)
-    kernel[grid](*arguments, num_tokens, **constants, **more, **tile.options)
+    grid = (ceil_div(num_tokens, tile.tokens) * ceil_div(num_rows, tile.rows), *batch)
+    kernel[grid](*arguments, num_tokens, **_constants_and_options(num_rows, depth, tile), **more)
 
 
 @triton.jit

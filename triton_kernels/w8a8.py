@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..kernel_support.tensor_checks import check
+from ..kernel_support.tensor_checks import check, check_all
 from ..kernel_support.unsupported import DTYPES
+from .launch import power_of_two
 from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES, Tile, activate, launch_product, product_constants
@@ -145,7 +146,7 @@ def w8a8(
         return y
     levels = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     x_scale = torch.empty(num_tokens, dtype=torch.float32, device=x.device)
-    block = min(triton.next_power_of_2(depth), QUANTIZE_BLOCK)
+    block = min(power_of_two(depth), QUANTIZE_BLOCK)
     quantize_kernel[(num_tokens,)](
         x, levels, x_scale, K=depth, BLOCK=block, num_warps=4, num_stages=1, enable_fp_fusion=True
     )
@@ -169,9 +170,7 @@ def _check(x: Tensor, q: Tensor, scale: Tensor, gate: Tensor | None, out: Tensor
     check("x", x, x.shape, x.dtype, q.device)
     check("q", q, (num_rows, depth), torch.int8, x.device)
     check("scale", scale, (num_rows,), torch.float32, x.device)
-    for name, tensor in (("gate", gate), ("out", out)):
-        if tensor is not None:
-            check(name, tensor, (num_tokens, num_rows), x.dtype, x.device)
+    check_all({"gate": gate, "out": out}, (num_tokens, num_rows), x.dtype, x.device)
     return num_tokens, num_rows
 
 
@@ -217,7 +216,7 @@ def specializations() -> list[Specialization]:
             f"rows of {depth} {name}",
             quantize_kernel,
             {**pointers(name, "x"), **pointers("i8", "q"), **pointers("fp32", "scale")},
-            {"K": depth, "BLOCK": min(triton.next_power_of_2(depth), QUANTIZE_BLOCK)},
+            {"K": depth, "BLOCK": min(power_of_two(depth), QUANTIZE_BLOCK)},
             4,
             1,
             is_probe,

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..kernel_support.tensor_checks import check, check_pool
+from .launch import ceil_div
 from .probe import probed
 from .recurrence import LAUNCH, NUM_STAGES, load_vector, write_zeros
 from .specialization import Specialization, pointers
@@ -124,7 +125,7 @@ def wkv4(
         raise ValueError(f"aa, bb, pp: got slots {strides} elements apart, expected one stride for all three")
     out = torch.empty_like(r)
     if rows.num_tokens:
-        wkv4_kernel[(rows.num_rows, triton.cdiv(width, BLOCK))](
+        wkv4_kernel[(rows.num_rows, ceil_div(width, BLOCK))](
             r,
             k,
             v,

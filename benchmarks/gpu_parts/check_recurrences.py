@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from rwkv_batch.checks.calls import VARIANTS
+from rwkv_batch.checks.calls import VARIANTS, state_dtypes
 from rwkv_batch.checks.cases import DTYPES
 from rwkv_batch.checks.comparisons import Checks
 from rwkv_batch.checks.recurrences import (
@@ -21,6 +21,7 @@ from rwkv_batch.checks.recurrences import (
     run,
 )
 from rwkv_batch.checks.target import Target
+from rwkv_batch.dtypes import dtype_name
 from rwkv_batch.models.rows import Rows
 
 from .context import Context
@@ -33,7 +34,8 @@ def points(context: Context) -> Iterator[tuple[str, Callable[[], Point]]]:
     for backend, mark in context.backends.items():
         target = Target(backend, context.device)
         for variant in VARIANTS:
-            for state in ("float32",) if variant == "wkv4" else ("float32", "float16"):
+            for state_dtype in state_dtypes(variant):
+                state = dtype_name(state_dtype)
                 for dtype in dtypes:
                     name, common = f"{variant}{mark} {dtype} state {state}", (DTYPES[dtype], DTYPES[state])
                     for kind, batch in found.items():

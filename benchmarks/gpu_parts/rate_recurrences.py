@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
-from rwkv_batch.checks.calls import VECTORS, make_parameters
+from rwkv_batch.checks.calls import RECURRENCES, make_parameters, make_states
 from rwkv_batch.checks.cases import DTYPES
 from rwkv_batch.measure.table import format_lines
 from rwkv_batch.models.rows import DecodeRows, Rows
@@ -36,7 +37,7 @@ def run(context: Context) -> list[str]:
             for warps in WARPS[:1] if context.is_rehearsal else WARPS:
                 name = f"wkv7 state {state} B={rows} H={heads} warps={warps}"
                 measure(name, partial(_decode, context, "wkv7", rows, heads, size, state, warps))
-    for variant in ("wkv4", "wkv5", "wkv6"):
+    for variant in (op for op in RECURRENCES if op != "wkv7"):
         rows, heads = batches[0] if context.is_rehearsal else (1024, 12)
         for backend, mark in marks.items():
             name = f"{variant}{mark} state float32 B={rows} H={heads}"
@@ -50,16 +51,17 @@ def run(context: Context) -> list[str]:
 
 
 def _vectors(context: Context, op_name: str, tokens: int, heads: int, size: int) -> dict[str, torch.Tensor]:
-    return {name: torch.randn(tokens, heads * size, device=context.device).bfloat16() for name in VECTORS[op_name]}
+    width, names = heads * size, RECURRENCES[op_name].vectors
+    return {name: torch.randn(tokens, width, device=context.device).bfloat16() for name in names}
 
 
 def _states(context: Context, op_name: str, slots: int, sets: int, heads: int, size: int, state: str) -> dict[str, Any]:
     """Makes states [P, sets, ...]; a set stands for a layer of the model."""
-    if op_name == "wkv4":
-        vectors = (slots, sets, heads * size)
-        return {name: 1 + torch.rand(vectors, device=context.device) for name in ("aa", "bb", "pp")}
-    matrices = (slots, sets, heads, size, size)
-    return {"state": torch.randn(matrices, device=context.device, dtype=DTYPES[state])}
+
+    def pool(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.randn(slots, sets, *shape, device=context.device, dtype=dtype)
+
+    return make_states(op_name, heads, size, pool, DTYPES[state])
 
 
 def _decode(
@@ -75,9 +77,9 @@ def _decode(
     """Measures a decode step: one token for each row. Every call of a rotation has its own states, like a layer."""
     function = context.op(name, DTYPES[state], backend, N=size)
     num_rows = min(num_rows, 64) if context.is_dry else num_rows
-    numbers = 3 * heads * size if name == "wkv4" else heads * size * size
+    numbers = sum(map(math.prod, RECURRENCES[name].states(heads, size).values()))
     state_bytes = 2 * num_rows * numbers * DTYPES[state].itemsize
-    num_bytes = state_bytes + (len(VECTORS[name]) + 1) * num_rows * heads * size * 2
+    num_bytes = state_bytes + (len(RECURRENCES[name].vectors) + 1) * num_rows * heads * size * 2
     sets = context.stopwatch.rotation(state_bytes)
     vectors, parameters = (
         _vectors(context, name, num_rows, heads, size),

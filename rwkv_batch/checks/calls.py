@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,16 +16,102 @@ from ..models.rwkv5 import Head5, wkv5
 from ..models.rwkv6 import wkv6
 from ..models.rwkv7 import Head7, wkv7
 
-VARIANTS = ("wkv4", "wkv5", "wkv5-no-gate", "wkv6", "wkv7", "wkv7-first-layer")
-DEFINITIONS: dict[str, Callable[..., Tensor]] = {"wkv4": wkv4, "wkv5": wkv5, "wkv6": wkv6, "wkv7": wkv7}
 EPS = 64e-5
-VECTORS = {
-    "wkv4": ("r", "k", "v"),
-    "wkv5": ("r", "k", "v", "g"),
-    "wkv6": ("r", "k", "v", "g", "w"),
-    "wkv7": ("r", "w", "k", "v", "a", "g", "v_first", "v_gate"),
+Vector = Callable[[float, float], Tensor]
+"""Called as vector(mean, spread): draws a float32 vector [A] from a normal distribution."""
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """How the calls of one recurrence are drawn. Checks, tests and benchmarks of kernels read `RECURRENCES`.
+
+    Args:
+        definition: the op's definition.
+        vectors: names of the inputs with one vector for each token, [M, A].
+        parameters: called as parameters(vector, heads, size, missing), where `missing` are the vectors that the variant
+            lacks. Returns the other arguments but states and rows, float32.
+        states: called as states(heads, size). Returns the states' names with their shapes for one slot.
+        variants: name → the vectors that the variant lacks, which are None. A name begins with the op's.
+        fresh: states that are not zero in a fresh sequence.
+        positive: states whose numbers are positive.
+        has_heads: vectors are split into heads; otherwise heads and size matter only as their product A.
+        has_half_state: the states may be float16.
+    """
+
+    definition: Callable[..., Tensor]
+    vectors: tuple[str, ...]
+    parameters: Callable[[Vector, int, int, tuple[str, ...]], dict[str, Any]]
+    states: Callable[[int, int], dict[str, tuple[int, ...]]]
+    variants: Mapping[str, tuple[str, ...]]
+    fresh: Mapping[str, float] = field(default_factory=dict)
+    positive: tuple[str, ...] = ()
+    has_heads: bool = True
+    has_half_state: bool = True
+
+
+def _norm(vector: Vector) -> Norm:
+    return Norm(vector(1, 0.2), vector(0, 0.2))
+
+
+def _parameters_4(vector: Vector, heads: int, size: int, missing: tuple[str, ...]) -> dict[str, Any]:
+    return {"decay": -torch.exp(vector(-1, 1)), "bonus": vector(0, 1)}
+
+
+def _parameters_5(vector: Vector, heads: int, size: int, missing: tuple[str, ...]) -> dict[str, Any]:
+    norm, decay = _norm(vector), torch.exp(-torch.exp(vector(-1, 1)))
+    return {"head": Head5(decay.view(heads, size), vector(0, 1).view(heads, size), norm, EPS)}
+
+
+def _parameters_6(vector: Vector, heads: int, size: int, missing: tuple[str, ...]) -> dict[str, Any]:
+    norm, decay = _norm(vector), vector(-1, 1)
+    return {"head": Head5(decay.view(heads, size), vector(0, 1).view(heads, size), norm, EPS)}
+
+
+def _parameters_7(vector: Vector, heads: int, size: int, missing: tuple[str, ...]) -> dict[str, Any]:
+    norm = _norm(vector)
+    v0 = None if "v_gate" in missing else vector(0, 1)
+    r_k = vector(0, 0.3).view(heads, size)
+    return {"head": Head7(vector(-2, 1), vector(0, 1), v0, vector(0.8, 0.2), vector(1, 0.2), r_k, norm, EPS)}
+
+
+def _matrix_state(heads: int, size: int) -> dict[str, tuple[int, ...]]:
+    return {"state": (heads, size, size)}
+
+
+RECURRENCES: dict[str, Recurrence] = {
+    "wkv4": Recurrence(
+        wkv4,
+        ("r", "k", "v"),
+        _parameters_4,
+        lambda heads, size: dict.fromkeys(("aa", "bb", "pp"), (heads * size,)),
+        {"wkv4": ()},
+        fresh={"pp": -1e30},
+        positive=("bb",),
+        has_heads=False,
+        has_half_state=False,
+    ),
+    "wkv5": Recurrence(wkv5, ("r", "k", "v", "g"), _parameters_5, _matrix_state, {"wkv5": (), "wkv5-no-gate": ("g",)}),
+    "wkv6": Recurrence(wkv6, ("r", "k", "v", "g", "w"), _parameters_6, _matrix_state, {"wkv6": ()}),
+    "wkv7": Recurrence(
+        wkv7,
+        ("r", "w", "k", "v", "a", "g", "v_first", "v_gate"),
+        _parameters_7,
+        _matrix_state,
+        {"wkv7": (), "wkv7-first-layer": ("v_first", "v_gate")},
+    ),
 }
-"""Op → its inputs of one vector for each token."""
+"""Op → how its calls are drawn. A recurrence with a kernel has an entry."""
+VARIANTS = tuple(variant for recurrence in RECURRENCES.values() for variant in recurrence.variants)
+
+
+def op_of(variant: str) -> str:
+    """The op of a variant such as "wkv5-no-gate"."""
+    return variant.partition("-")[0]
+
+
+def state_dtypes(variant: str) -> tuple[torch.dtype, ...]:
+    """The dtypes that the states of a variant may have."""
+    return (torch.float32, torch.float16) if RECURRENCES[op_of(variant)].has_half_state else (torch.float32,)
 
 
 @dataclass(frozen=True)
@@ -46,7 +132,7 @@ class Call:
 
     @property
     def op(self) -> str:
-        return self.variant.split("-")[0]
+        return op_of(self.variant)
 
     @property
     def live_tokens(self) -> Tensor:
@@ -103,19 +189,16 @@ def make_call(
     device: torch.device,
 ) -> Call:
     """A call whose pools have two slots more than its rows need; row i has 3 + 10 i tokens behind it."""
-    op = variant.split("-")[0]
     rows = Rows(tuple(slots), tuple(lengths), device, tuple(3 + 10 * i for i in range(len(slots))))
     vectors = make_vectors(variant, rows.num_tokens, heads * size, dtype, device)
     num_slots = max(*slots, 0) + 3
 
-    def pool(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    def pool(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.randn(num_slots + 2, 2, *shape, device=device).to(dtype)
 
-    if op == "wkv4":
-        pools = {"aa": pool(heads * size), "bb": pool(heads * size).abs() + 0.1, "pp": pool(heads * size)}
-        pools["pp"][1 + max(slots[0], 0)] = -1e30  # a fresh sequence
-    else:
-        pools = {"state": pool(heads, size, size, dtype=state_dtype)}
+    pools = make_states(variant, heads, size, pool, state_dtype)
+    for name, value in RECURRENCES[op_of(variant)].fresh.items():
+        pools[name][1 + max(slots[0], 0)] = value
     return Call(variant, vectors, make_parameters(variant, heads, size, device), pools, rows)
 
 
@@ -123,30 +206,36 @@ def make_vectors(
     variant: str, num_tokens: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor | None]:
     """A recurrence's inputs [num_tokens, width]; None for an input that the variant lacks."""
-    names = VECTORS[variant.split("-")[0]]
+    recurrence = RECURRENCES[op_of(variant)]
     vectors: dict[str, Tensor | None] = {
-        name: torch.randn(num_tokens, width, device=device).to(dtype) for name in names
+        name: torch.randn(num_tokens, width, device=device).to(dtype) for name in recurrence.vectors
     }
-    missing = {"wkv7-first-layer": ("v_first", "v_gate"), "wkv5-no-gate": ("g",)}.get(variant, ())
-    return vectors | dict.fromkeys(missing)
+    return vectors | dict.fromkeys(recurrence.variants[variant])
 
 
 def make_parameters(variant: str, heads: int, size: int, device: torch.device) -> dict[str, Any]:
     """A recurrence's other arguments, float32."""
 
-    def vector(mean: float = 0.0, spread: float = 1.0) -> Tensor:
+    def vector(mean: float, spread: float) -> Tensor:
         return mean + spread * torch.randn(heads * size, device=device)
 
-    if variant == "wkv4":
-        return {"decay": -torch.exp(vector(-1)), "bonus": vector()}
-    norm = Norm(vector(1, 0.2), vector(0, 0.2))
-    if variant.startswith("wkv7"):
-        v0 = None if variant == "wkv7-first-layer" else vector()
-        r_k = vector(0, 0.3).view(heads, size)
-        head7 = Head7(vector(-2), vector(), v0, vector(0.8, 0.2), vector(1, 0.2), r_k, norm, EPS)
-        return {"head": head7}
-    decay = vector(-1) if variant == "wkv6" else torch.exp(-torch.exp(vector(-1)))
-    return {"head": Head5(decay.view(heads, size), vector().view(heads, size), norm, EPS)}
+    recurrence = RECURRENCES[op_of(variant)]
+    return recurrence.parameters(vector, heads, size, recurrence.variants[variant])
+
+
+def make_states(
+    variant: str, heads: int, size: int, pool: Callable[[tuple[int, ...], torch.dtype], Tensor], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """A recurrence's states by name.
+
+    Args:
+        pool: called as pool(shape, dtype): draws the states of all slots, each of this shape.
+        dtype: of the states, where the recurrence leaves a choice.
+    """
+    recurrence = RECURRENCES[op_of(variant)]
+    dtype = dtype if recurrence.has_half_state else torch.float32
+    pools = {name: pool(shape, dtype) for name, shape in recurrence.states(heads, size).items()}
+    return {name: x.abs() + 0.1 if name in recurrence.positive else x for name, x in pools.items()}
 
 
 def _on_host(x: Any, dtype: torch.dtype) -> Any:

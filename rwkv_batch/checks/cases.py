@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from .calls import VARIANTS
+from .calls import RECURRENCES, VARIANTS, op_of
 from .comparisons import Checks
 from .demo import check_demo
 from .int8 import check_mm8, check_whole_numbers
@@ -94,11 +94,11 @@ def _demo(target: Target) -> Iterator[Case]:
 def _recurrences(target: Target) -> Iterator[Case]:
     heads, found = (Heads(1, 16), batches(4, 5)) if target.is_interpreted else (Heads(3, 64), batches(67, 100))
     for variant in VARIANTS:
-        op, names = variant.split("-")[0], dtypes(target)
+        op, names = op_of(variant), dtypes(target)
         is_main, first = variant == op, next(iter(names))
         # The other variants run the same kernels with fewer inputs.
         pairs = [(name, "float32") for name in (names if is_main else (first,))]
-        if is_main and op != "wkv4" and target.backend != "cpu":
+        if is_main and RECURRENCES[op].has_half_state and target.backend != "cpu":
             pairs.append((first, "float16"))
         for name, state in pairs:
             check = partial(

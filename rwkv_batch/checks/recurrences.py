@@ -11,7 +11,7 @@ from torch import Tensor
 from ..models.blocks import Norm
 from ..models.blocks import shift_lerp as shift_lerp_definition
 from ..models.rows import Rows
-from .calls import DEFINITIONS, Call, make_call
+from .calls import RECURRENCES, Call, make_call
 from .comparisons import Checks, poisoned
 from .limits import HALF_STATE_STEP_TOLERANCE, HALF_STATE_TOLERANCE, SEVERAL_ROUNDINGS, tolerance
 from .target import Target
@@ -71,7 +71,7 @@ def check_recurrence(
         out_limit, state_limit = _limits(batch, dtype, state_dtype)
         call, function = recurrence(target, variant, batch, heads, dtype, state_dtype)
         out, pools = run(function, call)
-        right_out, right_pools = call.on_host().run(DEFINITIONS[call.op])
+        right_out, right_pools = call.on_host().run(RECURRENCES[call.op].definition)
         live = call.live_tokens
         compare(f"{kind} output", out[live], right_out[live.cpu()], out_limit)
         for name, pool in pools.items():

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .build import library
 from .call import unsupported as unsupported_reason
-from .products import PackedWeight, multiply_rows, pack_panels, prefers_definition
+from .products import Epilogue, PackedWeight, multiply_rows, pack_panels, prefers_definition
 
 __all__ = ["linear", "pack", "prefers_definition", "rows_independent", "unsupported_reason", "writes_into"]
 
@@ -37,4 +37,4 @@ def linear(
     """
     if x.dtype != weight.dtype:
         raise ValueError(f"x: got {x.dtype}, expected the weight's dtype {weight.dtype}")
-    return multiply_rows("linear", x, weight, activation, gate, out, dtype, into)
+    return multiply_rows("linear", x, weight, Epilogue(activation, gate, out, dtype, into))

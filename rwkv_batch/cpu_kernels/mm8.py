@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .call import address
 from .call import unsupported as unsupported_reason
-from .products import PackedWeight, multiply_rows, pack_panels
+from .products import Epilogue, PackedWeight, multiply_rows, pack_panels
 
 __all__ = ["mm8", "pack", "rows_independent", "unsupported_reason", "writes_into"]
 
@@ -38,4 +38,4 @@ def mm8(
         "input_scale": address("ry", ry, (c_in,), torch.float32),
         "input_minimum": address("my", my, (c_in,), torch.float32),
     }
-    return multiply_rows("mm8", x, centred, into=into, fields=[fields])
+    return multiply_rows("mm8", x, centred, Epilogue(into=into), [fields])

@@ -106,29 +106,37 @@ def multiply(name: str, dtype: torch.dtype, rows: int, products: Sequence[Produc
         getattr(library(), f"{name}_{DTYPES[dtype]}")(kinds, INT(len(products)), INT(rows))
 
 
+class Epilogue(NamedTuple):
+    """The steps after a product: activation, gate, and where the result goes."""
+
+    activation: str | None = None
+    gate: Tensor | None = None
+    """[M, C_out], dtype of the inputs; with a single matrix only."""
+    out: Tensor | None = None
+    """As `gate`; the result is added to it."""
+    dtype: torch.dtype | None = None
+    """Dtype of the result; that of the inputs where None."""
+    into: Tensor | None = None
+    """float32: the result is written to it; to a new tensor where None."""
+
+
 def multiply_rows(
     kernel: str,
     x: Tensor,
     weight: PackedWeight,
-    activation: str | None = None,
-    gate: Tensor | None = None,
-    out: Tensor | None = None,
-    dtype: torch.dtype | None = None,
-    into: Tensor | None = None,
+    epilogue: Epilogue,
     fields: Sequence[Mapping[str, int | None]] | None = None,
 ) -> Tensor:
     """act(x W^T) * gate, or that added to `out`, in float32 and rounded once.
 
     Args:
         x: [M, C_in], or [n, M, C_in] where the weight holds n matrices.
-        gate, out: [M, C_out], dtype of `x`; with a single matrix only.
-        dtype: of the result; that of `x` where None.
-        into: where the result is written, float32; a new tensor where None.
         fields: further fields of each matrix's `Product`: scales and the like of 8-bit weights.
 
     Raises:
         ValueError: a shape, a dtype or an activation does not fit; the message says which.
     """
+    activation, gate, out, dtype, into = epilogue
     if len(weight.shape) == 3 and (gate is not None or out is not None):
         raise ValueError("gate, out: got one beside several matrices, expected them with a single matrix only")
     if activation not in ACTIVATIONS:
@@ -161,18 +169,7 @@ def multiply_rows(
     return y if out is not None or y.dtype == wanted else y.to(wanted)
 
 
-def multiply_whole_numbers(
-    kernel: str,
-    levels: int,
-    x: Tensor,
-    q: PackedInt8,
-    scale: Tensor,
-    activation: str | None,
-    gate: Tensor | None,
-    out: Tensor | None,
-    dtype: torch.dtype | None,
-    into: Tensor | None,
-) -> Tensor:
+def multiply_integers(kernel: str, levels: int, x: Tensor, q: PackedInt8, scale: Tensor, epilogue: Epilogue) -> Tensor:
     """`multiply_rows` for an int8 weight, with inputs quantized to integers from -levels to levels.
 
     Args:
@@ -185,7 +182,7 @@ def multiply_whole_numbers(
         {"scale": scale.data_ptr() + start, "weight_sums": q.sums.data_ptr() + start, "levels": levels}
         for start in starts
     ]
-    return multiply_rows(kernel, x, q.weight, activation, gate, out, dtype, into, fields)
+    return multiply_rows(kernel, x, q.weight, epilogue, fields)
 
 
 def prefers_definition(dtype: torch.dtype) -> str | None:

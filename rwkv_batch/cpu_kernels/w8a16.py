@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .call import unsupported as unsupported_reason
-from .products import PackedInt8, multiply_whole_numbers, pack_int8
+from .products import Epilogue, PackedInt8, multiply_integers, pack_int8
 
 __all__ = ["pack", "unsupported_reason", "w8a16", "writes_into"]
 
@@ -30,4 +30,4 @@ def w8a16(
 ) -> Tensor:
     """As the definition, with a weight from `pack`. Sums are exact; the epilogue is float32, rounded once."""
     levels = min(2**15 - 1, (2**31 - 1) // (127 * q.shape[-1]))
-    return multiply_whole_numbers("w8a16", levels, x, q, scale, activation, gate, out, dtype, into)
+    return multiply_integers("w8a16", levels, x, q, scale, Epilogue(activation, gate, out, dtype, into))

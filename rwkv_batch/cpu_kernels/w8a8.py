@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .build import library
 from .call import unsupported as unsupported_reason
-from .products import PackedInt8, multiply_whole_numbers, pack_int8
+from .products import Epilogue, PackedInt8, multiply_integers, pack_int8
 
 __all__ = ["pack", "unsupported_reason", "w8a8", "writes_into"]
 
@@ -30,4 +30,4 @@ def w8a8(
     into: Tensor | None = None,
 ) -> Tensor:
     """As the definition, with a weight from `pack`. Sums are exact; the epilogue is float32, rounded once."""
-    return multiply_whole_numbers("w8a8", 127, x, q, scale, activation, gate, out, dtype, into)
+    return multiply_integers("w8a8", 127, x, q, scale, Epilogue(activation, gate, out, dtype, into))

@@ -20,7 +20,7 @@ _HELD_OUT_ONE_IN = 20
 
 
 class Document(NamedTuple):
-    """One source file: its path relative to the standard library's folder, with forward slashes, and its text."""
+    """A source file: its path below the standard library's folder, with forward slashes, and its text."""
 
     path: str
     text: str

@@ -21,7 +21,7 @@ GROUP_NORM_EPS = 64e-5
 
 
 class LayerState(NamedTuple):
-    """One layer's state: the last input of each mix, [B, C], and the matrices [B, H, N (key), N (value)]."""
+    """The state of a layer: the last input of each mix, [B, C], and the matrices [B, H, N (key), N (value)]."""
 
     att_shift: Tensor
     ffn_shift: Tensor
@@ -188,7 +188,7 @@ class ChannelMix(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer; the first one also normalizes the embedding (`ln0`)."""
+    """A layer. The first layer also normalizes the embedding (`ln0`)."""
 
     def __init__(self, layer: int, layers: int, width: int, hidden: int, ranks: dict[str, int]) -> None:
         super().__init__()

@@ -117,7 +117,7 @@ def bits_per_byte(network: Network, stream: Tensor, rows: int = 16, tokens: int 
 
 
 def train(rank: int, args: argparse.Namespace, rendezvous: str) -> None:
-    """One of `args.processes` worker processes: the same network and stream, other rows, averaged gradients.
+    """A worker process of `args.processes`: the same network and stream, other rows, averaged gradients.
 
     Worker 0 prints progress and saves the model.
     """

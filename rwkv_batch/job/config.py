@@ -19,7 +19,7 @@ from .input.formats import FORMATS
 from .messages import listed
 
 JOB_SAMPLING = SamplingParams(max_tokens=256, seed=0)
-"""What a job samples with where its file says nothing."""
+"""The sampling section of a job whose file has none."""
 
 
 def _format(name: str) -> str:
@@ -47,10 +47,14 @@ def _setting(default: Any, doc: str, expected: str | None = None) -> Any:
 
 
 class Section(BaseModel):
+    """A section of a job file. Unknown keys and values of other types are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ModelSection(Section):
+    """The model: which one, and in which form."""
+
     path: str = _setting(
         ...,
         "The model: `demo` (bundled), a checkpoint file, a folder in Hugging Face layout, or a file of the Hugging "
@@ -94,6 +98,8 @@ class ModelSection(Section):
 
 
 class EngineSection(Section):
+    """The engine: where and how the model runs."""
+
     device: str = _setting(
         "auto",
         "Where the model runs. `auto` is the first CUDA device where there is one, else the CPU.",
@@ -131,6 +137,8 @@ class EngineSection(Section):
 
 
 class InputSection(Section):
+    """The input: files, columns and prompts."""
+
     path: str | Annotated[list[str], Field(min_length=1)] = _setting(
         ...,
         "The input's files. Relative paths are relative to the folder in which the command is started.",
@@ -141,8 +149,9 @@ class InputSection(Section):
     )
     columns: dict[str, str | None] = _setting(
         {},
-        "Which column plays which part, where a column's name is not that of its part. null: no column plays it.",
-        "a mapping from a column's part to its name, or to null: not used",
+        "Role → column, for roles whose column has another name, such as `{prompt: question}`. null: no column has the "
+        "role.",
+        "a mapping from roles to names of columns, or to null: not used",
     )
     template: str | None = _setting(
         None,
@@ -163,12 +172,16 @@ class InputSection(Section):
 
 
 class ScoreSection(Section):
+    """Settings of task score."""
+
     add_bos_token: bool = _setting(
         False, "Put token 0 before every context, as evaluation harnesses do for RWKV. Of task score only."
     )
 
 
 class OutputSection(Section):
+    """The output: where it goes, and its columns."""
+
     path: str = _setting(
         ...,
         "The folder that will hold the parts and nothing else. Everything else goes to the state folder.",
@@ -189,6 +202,8 @@ class OutputSection(Section):
 
 
 class RunSection(Section):
+    """The run: state folder and bad rows."""
+
     state_dir: str | None = _setting(
         None,
         "The state folder: progress, unpublished rows and reports. It must not be inside the output folder.",

@@ -23,10 +23,15 @@ def wkv56_parameters(head: Any, device: torch.device) -> Arguments:
         ValueError: a shape, dtype, device or stride differs.
     """
     num_heads, size = head.bonus.shape
-    matrices, vectors = {"decay": head.decay, "bonus": head.bonus}, _norm(head)
-    check_all({f"head.{name}": x for name, x in matrices.items()}, (num_heads, size), torch.float32, device)
-    check_all(vectors, (num_heads * size,), torch.float32, device)
-    return {**matrices, "norm_weight": head.norm.weight, "norm_bias": head.norm.bias}
+    matrices = {"head.decay": head.decay, "head.bonus": head.bonus}
+    check_all(matrices, (num_heads, size), torch.float32, device)
+    check_all(_norm(head), (num_heads * size,), torch.float32, device)
+    return {
+        "decay": head.decay,
+        "bonus": head.bonus,
+        "norm_weight": head.norm.weight,
+        "norm_bias": head.norm.bias,
+    }
 
 
 def wkv7_parameters(head: Any, has_residual: bool, device: torch.device) -> Arguments:
@@ -39,13 +44,21 @@ def wkv7_parameters(head: Any, has_residual: bool, device: torch.device) -> Argu
         ValueError: a shape, dtype, device or stride differs.
     """
     num_heads, size = head.r_k.shape
-    vectors = {name: getattr(head, name) for name in ("w0", "a0", "v0", "k_k", "k_a")}
-    if not has_residual:
-        vectors["v0"] = None
-    named = {f"head.{name}": x for name, x in vectors.items()} | _norm(head)
-    check_all(named, (num_heads * size,), torch.float32, device)
+    v0 = head.v0 if has_residual else None
+    vectors = {"head.w0": head.w0, "head.a0": head.a0, "head.v0": v0, "head.k_k": head.k_k, "head.k_a": head.k_a}
+    check_all(vectors, (num_heads * size,), torch.float32, device)
+    check_all(_norm(head), (num_heads * size,), torch.float32, device)
     check("head.r_k", head.r_k, (num_heads, size), torch.float32, device)
-    return {**vectors, "r_k": head.r_k, "norm_weight": head.norm.weight, "norm_bias": head.norm.bias}
+    return {
+        "w0": head.w0,
+        "a0": head.a0,
+        "v0": v0,
+        "k_k": head.k_k,
+        "k_a": head.k_a,
+        "r_k": head.r_k,
+        "norm_weight": head.norm.weight,
+        "norm_bias": head.norm.bias,
+    }
 
 
 def _norm(head: Any) -> dict[str, Tensor]:

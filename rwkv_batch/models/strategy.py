@@ -24,7 +24,7 @@ _COUNT = re.compile(r"\*(\d+)(\+)?")
 
 
 class Clause(NamedTuple):
-    """One clause of a strategy; messages call it a part."""
+    """A clause of a strategy; messages call it a part."""
 
     device: str
     dtype: str

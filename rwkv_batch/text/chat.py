@@ -18,7 +18,7 @@ _PROGRAM_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, Ru
 
 
 class Turn(NamedTuple):
-    """One message of a conversation."""
+    """A message of a conversation."""
 
     role: Role
     content: str

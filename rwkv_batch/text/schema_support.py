@@ -38,7 +38,7 @@ def check_schema(schema: Any, path: str = "the schema") -> None:
 
 
 def _problem(schema: Mapping[str, Any]) -> str | None:
-    """What xgrammar would not enforce of the keywords of a schema, without its children."""
+    """The first keyword of a schema that xgrammar would not enforce, as a message; children are not looked at."""
     for keyword in _NOT_ENFORCED:
         if schema.get(keyword):
             return f"{keyword!r} cannot be enforced; leave it out and check the results"
@@ -61,7 +61,7 @@ def _problem(schema: Mapping[str, Any]) -> str | None:
 
 
 def _selector_problem(selector: str, value: Any, beside: list[str]) -> str | None:
-    """What would not be enforced of a schema with a keyword of `_SELECTORS` and other keywords beside it."""
+    """`_problem` of a schema with a keyword of `_SELECTORS` and the keywords `beside` it."""
     if beside:
         return f"{beside[0]!r} is not enforced beside {selector!r}; move it into the schema that {selector!r} names"
     if "Of" in selector and not value:
@@ -74,7 +74,7 @@ def _selector_problem(selector: str, value: Any, beside: list[str]) -> str | Non
 
 
 def _object_problem(schema: Mapping[str, Any]) -> str | None:
-    """What would not be enforced of a schema of type "object"."""
+    """`_problem` of a schema of type "object"."""
     properties = schema.get("properties") or {}
     unknown = [name for name in schema.get("required") or () if name not in properties]
     if unknown:
@@ -89,7 +89,7 @@ def _object_problem(schema: Mapping[str, Any]) -> str | None:
 
 
 def _string_problem(schema: Mapping[str, Any]) -> str | None:
-    """What would not be enforced of a schema of type "string"."""
+    """`_problem` of a schema of type "string"."""
     limits = [name for name in ("pattern", "format", "minLength", "maxLength") if name in schema]
     if len(limits) > 1 and limits != ["minLength", "maxLength"]:
         return f"only one of {' and '.join(map(repr, limits))} can be enforced"

@@ -119,7 +119,7 @@ class StopMatcher:
 
 
 class _WatchedText:
-    """One text, and the search for its stop strings in Python."""
+    """A text, and the search for its stop strings in Python."""
 
     def __init__(self, stop: StopStrings) -> None:
         self._patterns = stop.patterns

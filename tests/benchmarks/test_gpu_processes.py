@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fakes.stand_in import StandIn
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))  # benchmarks are not installed
@@ -201,7 +202,7 @@ def test_the_last_points_leave_time_for_the_table(tmp_path):
     assert seconds_for_points(replace(own, goes_on=True), 90.0) == 10 - GO_ON_SECONDS
 
 
-class Interrupted(Any):
+class Interrupted(StandIn):
     """The context of a part of three points, which is told to end in the second one."""
 
     def __init__(self, folder: Path) -> None:

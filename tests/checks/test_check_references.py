@@ -12,7 +12,7 @@ from oracle import Oracle
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rwkv_batch.checks.calls import DEFINITIONS, VARIANTS
+from rwkv_batch.checks.calls import RECURRENCES, VARIANTS
 from rwkv_batch.demo.known import known
 from rwkv_batch.model_summary import DEMO_MODEL
 
@@ -26,7 +26,7 @@ def in_double(case: Case) -> Case:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_definitions_of_recurrences_can_be_computed_in_float64(variant: str) -> None:
     case = in_double(make_case(variant))
-    out, after = run(DEFINITIONS[case.op], case)
+    out, after = run(RECURRENCES[case.op].definition, case)
     want, states = expected(case)
     torch.testing.assert_close(out[case.tokens], want[case.tokens], rtol=1e-11, atol=1e-11)
     for name, state in after.states.items():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rwkv_batch.checks import CheckResult
-from rwkv_batch.checks.calls import DEFINITIONS
+from rwkv_batch.checks.calls import RECURRENCES
 from rwkv_batch.checks.cases import DEMO, cases
 from rwkv_batch.checks.comparisons import Checks, poisoned
 from rwkv_batch.checks.demo import check_demo
@@ -140,7 +140,7 @@ def test_a_float16_state_that_is_rounded_another_way_is_found(
     op: str, computed: Callable[..., Tensor], status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serves(INTERPRETED)
-    monkeypatch.setattr(f"rwkv_batch.triton_kernels.{op}.{op}", partial(computed, DEFINITIONS[op]))
+    monkeypatch.setattr(f"rwkv_batch.triton_kernels.{op}.{op}", partial(computed, RECURRENCES[op].definition))
     found = check(f"{op} float16 state float16", "triton", "cpu")
     assert found["status"] == status, found
 

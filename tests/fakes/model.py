@@ -11,6 +11,7 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
+from fakes.stand_in import StandIn
 
 from rwkv_batch.engine.engine import Engine, EngineLimits
 from rwkv_batch.engine.request import Request
@@ -32,7 +33,7 @@ def next_hash(state, token_ids):
     return (state * 1103515245 + token_ids[:, None] + 12345) % (2**31)
 
 
-class HashModel:
+class HashModel(StandIn):
     """A model whose state is a running hash of the tokens. Its logits are pseudo-random numbers from that hash."""
 
     device = torch.device("cpu")
@@ -79,8 +80,7 @@ class HashModel:
 def make_engine(model=None, max_batch_size=4, max_batch_tokens=16, prefix_host_bytes=0, **settings):
     """An engine over the fake model, with the other arguments of `Engine`."""
     limits = EngineLimits(max_batch_size, max_batch_tokens, prefix_host_bytes)
-    served: Any = model or HashModel()  # the fakes have no type in common with `Model`
-    return Engine(served, Vocabulary.plain(VOCAB), limits, **settings)
+    return Engine(model or HashModel(), Vocabulary.plain(VOCAB), limits, **settings)
 
 
 def run(requests, model=None, **settings):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from fakes.stand_in import StandIn
 
 from rwkv_batch.engine.stats import Occupancy
 from rwkv_batch.errors import CapacityError, CheckpointError, RowError
@@ -23,13 +24,13 @@ VOCAB_SIZE = 1000
 
 
 @dataclass
-class Request(Any):
+class Request(StandIn):
     prompt_token_ids: Any
     sample: int
 
 
 @dataclass
-class TokenScores(Any):
+class TokenScores(StandIn):
     """What writing scores needs of the engine's."""
 
     logprobs: Any
@@ -40,7 +41,7 @@ class TokenScores(Any):
 
 
 @dataclass
-class Completion(Any):
+class Completion(StandIn):
     """What writing results needs of the engine's."""
 
     request: Request
@@ -56,7 +57,7 @@ class Completion(Any):
 
 
 @dataclass
-class Scoring(Any):
+class Scoring(StandIn):
     """What writing scores needs of the requests'."""
 
     context: Any

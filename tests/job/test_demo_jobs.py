@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from rwkv_batch import LLM
+from rwkv_batch.job.config import describe_settings
 from rwkv_batch.job.load import load_job
 from rwkv_batch.run import main
 
@@ -111,3 +113,15 @@ def test_a_killed_job_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
     run("eval", tmp_path / "killed", *arguments)
     for path in (tmp_path / "whole").iterdir():
         assert pq.read_table(path).equals(pq.read_table(tmp_path / "killed" / path.name)), path.name
+
+
+def test_eval_explains_every_setting_and_marks_those_that_are_not_at_their_default() -> None:
+    text = (ROOT / "jobs" / "eval.yaml").read_text()
+    file, described = yaml.safe_load(text), {setting.name: setting for setting in describe_settings()}
+    settings = {"task": file.pop("task")} | {f"{name}.{key}": v for name, s in file.items() for key, v in s.items()}
+    assert settings.keys() == {name for name in described if not name.startswith("sampling.") or name in settings}
+    for name, value in settings.items():
+        (line,) = re.findall(
+            rf"^ *{name.rpartition('.')[2]}: .*$", text[text.index(f"\n{name.partition('.')[0]}:") :], re.MULTILINE
+        )[:1]
+        assert ("# (*)" in line) == (described[name].is_required or value != described[name].default), name

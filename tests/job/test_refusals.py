@@ -57,7 +57,7 @@ TOKENS = pa.array([[1]], pa.list_(pa.int32()))
             {},
             "the input has a column 'completion', a name that the output needs",
         ),
-        ({"prompt": ["a"]}, {"input__columns": {"promt": "prompt"}}, "unknown part (did you mean 'prompt'?)"),
+        ({"prompt": ["a"]}, {"input__columns": {"promt": "prompt"}}, "unknown role (did you mean 'prompt'?)"),
         ({"prompt": ["a"]}, {"input__columns": {"prompt": "promt"}}, "no column 'promt' (did you mean 'prompt'?)"),
         ({"prompt": ["a"]}, {"output__input_columns": ["prmpt"]}, "no column 'prmpt' (did you mean 'prompt'?)"),
         ({"prompt": ["a"]}, {"model__tokenizer": None}, "expected a tokenizer, because prompts are text"),

@@ -6,6 +6,7 @@ middle, rows of different lengths, and states that are not symmetric, as no shap
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from versions import token_in_float64
 
-from rwkv_batch.checks.calls import make_parameters, make_vectors
+from rwkv_batch.checks.calls import RECURRENCES, make_parameters, make_states, make_vectors, op_of
 from rwkv_batch.models.rows import Rows
 
 CPU = torch.device("cpu")
@@ -40,11 +41,6 @@ def every_pair(first: Sequence[Any], second: Sequence[Any], third: Sequence[Any]
         for j, b in enumerate(second)
         for k, c in enumerate(third)
     ]
-
-
-def op_of(variant: str) -> str:
-    """The op of a variant of its call, such as "wkv5-no-gate"."""
-    return variant.partition("-")[0]
 
 
 @dataclass(frozen=True)
@@ -120,21 +116,20 @@ def make_case(
     state_dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,
 ) -> Case:
-    """Random tensors in the ranges of trained models; v4's have a width of num_heads * size + 3."""
+    """Random tensors in the ranges of trained models. Without heads the width is num_heads * size + 3."""
     positions = tuple(3 + 10 * i for i in range(len(slots)))
     rows = Rows(tuple(slots), tuple(lengths), device, positions)
-    width = num_heads * size + (3 if variant == "wkv4" else 0)
+    recurrence = RECURRENCES[op_of(variant)]
+    heads = (num_heads, size) if recurrence.has_heads else (1, num_heads * size + 3)
 
-    def pool(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    def pool(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.randn(10, 2, *shape).to(device, dtype)
 
-    heads = (1, width) if variant == "wkv4" else (num_heads, size)
-    inputs = make_vectors(variant, rows.num_tokens, width, dtype, device) | make_parameters(variant, *heads, device)
-    if variant == "wkv4":
-        pools = {"aa": pool(width), "bb": pool(width).abs() + 0.1, "pp": pool(width)}
-        pools["pp"][5] = -1e30  # slot 4 is that of a fresh sequence
-    else:
-        pools = {"state": pool(num_heads, size, size, dtype=state_dtype)}
+    vectors = make_vectors(variant, rows.num_tokens, math.prod(heads), dtype, device)
+    inputs = vectors | make_parameters(variant, *heads, device)
+    pools = make_states(variant, *heads, pool, state_dtype)
+    for name, value in recurrence.fresh.items():
+        pools[name][5] = value  # slot 4 holds a fresh sequence
     return Case(variant, inputs, pools, rows)
 
 

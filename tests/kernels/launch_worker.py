@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.gpu_parts.fake_driver import FakeDriver
 from benchmarks.roofline import MODELS, Sizes
-from rwkv_batch.checks.calls import VARIANTS, make_call
+from rwkv_batch.checks.calls import VARIANTS, make_call, state_dtypes
 from rwkv_batch.checks.products import deep_embed_weights, low_rank_pairs, products
 from rwkv_batch.engine.slot_tables import SlotTables, Vocabulary
 from rwkv_batch.models.blocks import Norm
@@ -77,7 +77,7 @@ def product_calls(sizes: Sizes, num_tokens: int) -> Iterator[Call]:
 
 def recurrence_calls(sizes: Sizes, lengths: tuple[int, ...]) -> Iterator[Call]:
     for variant in VARIANTS:
-        for state_dtype in (torch.float32,) if variant == "wkv4" else (torch.float32, torch.float16):
+        for state_dtype in state_dtypes(variant):
             call = make_call(variant, range(len(lengths)), lengths, sizes.H, sizes.N, DTYPE, state_dtype, HOST)
             states = {name: pool[1:-1, 1] for name, pool in call.pools.items()}
             use = f"{variant}, state {state_dtype}"

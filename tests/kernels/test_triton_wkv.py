@@ -9,10 +9,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from kernels.kernel_cases import BACKENDS, every_pair, expected, make_case, op_of, run
+from kernels.kernel_cases import BACKENDS, every_pair, expected, make_case, run
 from tolerances import assert_close
 
-from rwkv_batch.checks.calls import DEFINITIONS, EPS, VARIANTS
+from rwkv_batch.checks.calls import EPS, RECURRENCES, VARIANTS, op_of, state_dtypes
 from rwkv_batch.models.blocks import Norm
 from rwkv_batch.models.rounding import round_stochastically
 from rwkv_batch.models.rows import Rows
@@ -21,7 +21,7 @@ from rwkv_batch.triton_kernels.launch import is_interpreted
 from rwkv_batch.triton_kernels.recurrence import round_stochastically as round_in_kernel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LATER = [variant for variant in VARIANTS if variant != "wkv4"]
+LATER = [variant for variant in VARIANTS if torch.float16 in state_dtypes(variant)]
 """Those whose state can be float16."""
 FACTOR = 4.0
 """For a few tokens in a row, and a group norm, which divides by what may be small."""
@@ -72,7 +72,7 @@ def test_an_empty_batch(backend, variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_reference_equals_float64(variant):
-    assert_matches(DEFINITIONS[op_of(variant)], make_case(variant), torch.float32)
+    assert_matches(RECURRENCES[op_of(variant)].definition, make_case(variant), torch.float32)
 
 
 STATES = [(variant, "float32") for variant in VARIANTS] + [(variant, "float16") for variant in LATER]
@@ -100,7 +100,7 @@ def test_a_float16_state_is_rounded_as_the_reference_does(backend, variant):
     function, device = backend.serve(op_of(variant), state_dtype=torch.float16)
     case = make_case(variant, state_dtype=torch.float16, device=device)
     out, after = run(function, case)
-    right_out, right = run(DEFINITIONS[op_of(variant)], case.to("cpu"))
+    right_out, right = run(RECURRENCES[op_of(variant)].definition, case.to("cpu"))
     assert_close("output", out[case.tokens], right_out[case.tokens], torch.float32, 100)
     got, want = after.states["state"].cpu(), right.states["state"]
     assert (got != want).double().mean() < 2e-3

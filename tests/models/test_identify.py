@@ -1,4 +1,4 @@
-"""Which version a checkpoint is, and what is said when it is none."""
+"""The version of a checkpoint, and the error of a checkpoint of no version."""
 
 from __future__ import annotations
 

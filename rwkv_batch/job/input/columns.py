@@ -99,7 +99,7 @@ class _Binder:
         given = {role: role for role in ROLES if role in names}
         for role, name in self._job.input.columns.items():
             if role not in ROLES:
-                self._problems.append(f"input.columns.{role}: unknown part{did_you_mean(role, ROLES)}")
+                self._problems.append(f"input.columns.{role}: unknown role{did_you_mean(role, ROLES)}")
             elif name is None:
                 given.pop(role, None)
             elif name not in names:

@@ -1,1 +1,1 @@
-"""How a weight matrix is stored and multiplied."""
+"""Weight matrices: the weight formats, and the ops that multiply them."""

@@ -103,7 +103,7 @@ class Linear(ABC):
     nbytes: int
     """Bytes that the weight takes where it is kept."""
     weight: Any
-    """What an op multiplies: a tensor, or the packed weight of a kernel."""
+    """The weight as its op takes it: a tensor, or the packed weight of a kernel."""
     rows_independent: bool = False
     """The bits of a row's product do not depend on the number of rows."""
 

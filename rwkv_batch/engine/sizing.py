@@ -113,7 +113,7 @@ class _DeviceBudget:
 def plan_memory(
     file: ModelFile, placement: Placement, max_batch_size: int | None = None, max_batch_tokens: int | None = None
 ) -> MemoryPlan:
-    """Choose the engine's sizes: those given, or as many slots and tokens as are useful and fit.
+    """Chooses the engine's sizes: those given, or as many slots and tokens as are useful and fit.
 
     The workspace is planned for the sizes that are wanted, and what then remains is divided by the bytes of a slot. The
     device on which the fewest slots fit decides.

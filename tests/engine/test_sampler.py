@@ -21,7 +21,7 @@ OPS = resolve(Sampler.OPS, "auto", CPU, torch.float32, {})
 
 
 def sample(sampler, logits, slots):
-    """Sample one token for each row, and read the results."""
+    """Samples one token for each row, and reads the results."""
     sampler.prepare(slots)
     token_ids, logprobs = sampler.draw(logits, torch.from_numpy(slots).int())
     rows = np.flatnonzero(sampler.returns_logprobs[slots])
@@ -29,7 +29,7 @@ def sample(sampler, logits, slots):
 
 
 def draw(logits, params, count=1, vocabulary=None, num_steps=1, constraint=None, ops=OPS):
-    """Sample rows with equal logits and different random streams: ids [count, num_steps], and the last result."""
+    """Samples rows with equal logits and different random streams: ids [count, num_steps], and the last result."""
     sampler = Sampler(count, vocabulary or Vocabulary.plain(logits.shape[-1]), CPU, ops)
     new_constraint = None if constraint is None else lambda: constraint
     requests = [Request(slot, [1], params, seed=3, row=slot, new_constraint=new_constraint) for slot in range(count)]

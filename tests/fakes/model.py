@@ -84,7 +84,7 @@ def make_engine(model=None, max_batch_size=4, max_batch_tokens=16, prefix_host_b
 
 
 def run(requests, model=None, **settings):
-    """Serve requests, and return the completions by key. Asserts that each comes once, and that no slot leaks."""
+    """Serves requests, and returns the completions by key. Asserts that each comes once, and that no slot leaks."""
     engine = make_engine(model, **settings)
     completions = {}
     for completion in engine.generate(Pulled(requests)):
@@ -97,7 +97,7 @@ def run(requests, model=None, **settings):
 
 
 def check_bookkeeping(engine):
-    """Assert that the engine's counters are right: slots, waiting requests, snapshots and their reservations."""
+    """Asserts that the engine's counters are right: slots, waiting requests, snapshots and their reservations."""
     engine.check_integrity()
     waiting, running = list(engine.scheduler.waiting), engine.scheduler.running
     prefixes = [sequence.prefix for sequence in running if sequence.prefix is not None]

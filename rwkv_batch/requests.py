@@ -55,7 +55,7 @@ class Scoring:
         return [TokenScores.join(parts) for parts in self.parts_of_continuations(completions)]
 
     def parts_of_continuations(self, completions: Iterable[Completion]) -> list[list[TokenScores]]:
-        """The same, each as consecutive parts: the first token's score, and those of the continuation's own request."""
+        """The scores of each continuation as consecutive parts: from the context's request and from its own."""
         found = {completion.request.sample: completion for completion in completions}
         shared = found[0].next_scores if 0 in found else None
         scores, firsts = [], 0

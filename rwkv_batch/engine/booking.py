@@ -27,7 +27,7 @@ class SampledTokens(NamedTuple):
     top_rows: np.ndarray
     """[m] int64: those of the n rows whose requests ask for the most likely tokens."""
     top: TokenScores | None
-    """Of the m rows; None where no row asks."""
+    """The scores of those m tokens; None if m is 0."""
 
 
 class SampledRows(NamedTuple):

@@ -44,7 +44,7 @@ from .thread_switching import quick_thread_switches
 logger = logging.getLogger(__name__)
 
 Steps = Generator[list[Completion], None, None]
-_NOTHING = nullcontext()
+_UNTIMED = nullcontext()
 
 
 class EngineLimits(NamedTuple):
@@ -147,7 +147,7 @@ class Engine:
             RuntimeError: another iterator of this engine is still open.
             CapacityError: a single token of a single sequence does not fit into memory.
         """
-        own: list[weakref.ref[Steps]] = []
+        own: list[weakref.ref[Steps]] = []  # the generator itself, for `_begin`: weakly, so that dropping it closes it
         steps = self._run(source, own)
         own.append(weakref.ref(steps))
         return steps
@@ -186,7 +186,7 @@ class Engine:
 
     def step(self) -> None:
         """Launches a step, then takes in the results that are due: its own, or those of the step before."""
-        with self.stats.timed_forward() if self._run_ahead else _NOTHING:
+        with self.stats.timed_forward() if self._run_ahead else _UNTIMED:
             if self.sampler.has_constraints:  # a mask of this step may depend on a token that is still in flight
                 self._take_in(leave_in_flight=0)
             launched = self.scheduler.has_work

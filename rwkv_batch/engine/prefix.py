@@ -101,7 +101,7 @@ def plan_prefixes(window: SequenceOf[Request], share_between_rows: bool = True) 
 def _plan_group(group: SequenceOf[Request]) -> list[Node]:
     """Builds the trie of requests that may share prefixes.
 
-    The prompts are sorted, so that the requests of a subtree are neighbours. The prefix that a range of neighbours has
+    The prompts are sorted, so that the requests of a subtree are neighbors. The prefix that a range of neighbors has
     in common is as long as the smallest number of tokens that a prompt of the range shares with the one before it. The
     range is cut where that minimum is reached, and each piece is a child. Ranges wait on a stack (`pending`), because
     a trie may be deeper than Python's recursion limit.
@@ -145,7 +145,7 @@ def _plan_group(group: SequenceOf[Request]) -> list[Node]:
 
 
 def _shareable(requests: list[Request], shared: np.ndarray) -> np.ndarray:
-    """How many leading tokens of each of the n sorted requests a prefix may compute, [n] int64.
+    """The number of leading tokens of each of the n sorted requests that a prefix may compute, [n] int64.
 
     A prefix must leave the tokens whose hidden states the request needs: the tokens from which a score is taken, and
     the last token if a next token is sampled from it. A request that only scores `next_token_ids` may be served by a

@@ -148,7 +148,7 @@ def _draw_filtered(tiles: Tensor, tile_max: Tensor, filters: Filters, total: Ten
 def _num_kept(
     values: Tensor, relative: Tensor, filters: Filters, total: Tensor, cuts: Tensor, is_all: bool
 ) -> tuple[Tensor, Tensor]:
-    """How many of each row's K candidates the filters keep.
+    """Counts the candidates of each row that the filters keep, of K.
 
     The candidates are sorted, most likely first. Every filter keeps the first n of that order, so each filter is a
     number of candidates, and all filters together keep the smallest of these numbers. Top-p keeps the candidates up to

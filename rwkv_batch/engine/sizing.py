@@ -103,7 +103,7 @@ class _DeviceBudget:
         )
 
     def slots_that_fit(self, slots: int, tokens: int) -> int:
-        """How many slots fit beside the weights, and beside the workspace of a step of `slots` slots and `tokens`."""
+        """The number of slots that fit beside the weights and the workspace of a step of `slots` slots and `tokens`."""
         free_bytes = int(self._available * MEMORY_SHARE) - self.plan(slots, tokens).besides_slots
         if not self._needs.slot:
             return slots if free_bytes >= 0 else 0

@@ -35,7 +35,7 @@ class Snapshots:
         self.peak = 0
         """The largest number of snapshots kept at the same time."""
         self.peak_on_host = 0
-        """The same of those in host memory."""
+        """The largest number of snapshots kept in host memory at the same time."""
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -1,4 +1,4 @@
-"""What the adapters of evaluation harnesses share: scoring of pairs, token 0 and random streams of requests."""
+"""Functions of all harness adapters: scoring of pairs, token 0, and random streams of requests."""
 
 from __future__ import annotations
 

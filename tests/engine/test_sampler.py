@@ -110,10 +110,10 @@ def test_a_neighbor_with_penalties_changes_no_bit():
     for seed in range(40):
         logits = torch.randn(2, 300, generator=torch.Generator().manual_seed(seed)) * 2
         results = []
-        for neighbour in (plain, other):
+        for neighbor in (plain, other):
             sampler = Sampler(2, Vocabulary.plain(300), CPU, OPS)
             sampler.assign([0], [Request(0, [1], plain, seed=seed)])
-            sampler.assign([1], [Request(1, [1], neighbour, seed=seed)])
+            sampler.assign([1], [Request(1, [1], neighbor, seed=seed)])
             results.append(sample(sampler, logits.clone(), np.arange(2)).token_ids[0])
         assert results[0] == results[1]
 

@@ -1,14 +1,14 @@
-# The commands of the README. Each makes a virtual environment in .venv, installs what its lock pins, and runs.
+# Each command makes a virtual environment in .venv, installs the packages of its lock, and runs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# --no-compile: modules are compiled when they are first imported, which saves a third of the time of an installation.
-# --no-build-isolation: what comes as source is built with the setuptools of the lock, not with the newest.
+# --no-compile: modules are compiled on their first import, which saves a third of the time of an installation.
+# --no-build-isolation: source packages are built with the setuptools of the lock, not with the newest.
 # editable_mode=compat: a path on sys.path, which editors and type checkers follow, in place of an import hook.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --no-build-isolation
-# For builds of torch that bring no Triton of their own.
+# For builds of torch that come without Triton.
 TRITON := triton==3.9.0; platform_system == 'Linux'
-# Those that builds of torch pin. They lie beside each other; kernels are compiled by each.
+# The versions that builds of torch pin. Each has a folder of its own, and kernels are compiled with each.
 TRITONS := 3.6.0 3.7.0 3.7.1 3.8.0 3.9.0
 TRITONS_OF_TESTS := 3.6.0 3.7.1
 UV := uv==0.13.9
@@ -18,14 +18,14 @@ UV := uv==0.13.9
 demo: $(VENV)/.installed
 	$(BIN)/python -m rwkv_batch.run jobs/demo.yaml
 
-# Files of tests, shared out to processes; each file stays whole, as its tests share what they have set up.
+# Test files are distributed over processes. A file stays in one process, because its tests share fixtures.
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed-test $(TRITONS_OF_TESTS:%=$(VENV)/triton/%/.installed) check
 	$(PYTEST)
 
-# For every commit: all but what tests/slow.py lists.
+# For every commit: all tests but those of tests/slow.py.
 quick: $(VENV)/.installed-test check
 	$(PYTEST) -m "not slow and not soak"
 
@@ -34,25 +34,25 @@ check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Many random moments to kill at, and many examples of each property.
+# Kills at many random moments, and many examples of each property.
 SEEDS ?= 20
 soak: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --seeds $(SEEDS) --timeout 3600 -k "crash or sigkill or hypothesis"
 
-# Small changes of the core, drawn by a seed: do the tests notice them? ONLY=engine,job/plan.py draws from these.
+# Draws small changes of the core by a seed and runs the tests on each. ONLY=engine,job/plan.py draws from these.
 N ?= 100
 SEED ?= 0
 JOBS ?= 2
 mutants: $(VENV)/.installed-test
 	PYTHONPATH=tests $(BIN)/python -m mutation --number $(N) --seed $(SEED) --jobs $(JOBS) --only "$(ONLY)"
 
-# Every compilation for every card, every launch through Triton's launch path, every version's recorded step.
+# All compilations for all cards, all launches through Triton's launch path, recorded steps of all versions.
 kernels: $(TRITONS:%=$(VENV)/triton/%/.installed)
 	PYTHONPATH=tests $(BIN)/python -m kernels.aot_matrix $(TARGETS)
 	$(BIN)/python -m pytest -m soak --timeout 3600 tests/kernels tests/engine
 
-# torch comes with its dependencies, as its builds differ in them; each build pins those that the lock does not know.
-# Everything else is in the lock, so nothing is left to resolve.
+# torch is installed with its dependencies, which differ between its builds and are not in the lock. All other packages
+# are in the lock, so pip resolves nothing.
 $(VENV)/.installed: pyproject.toml locks/demo.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) --constraint locks/demo.txt torch
@@ -70,8 +70,8 @@ $(VENV)/triton/%/.installed: | $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --no-deps --no-compile --target $(@D) triton==$*
 	touch $@
 
-# Writes both locks from pyproject.toml. Versions in the tests' lock stay where they still satisfy it;
-# `make locks UPGRADE=--upgrade` takes the newest. The demo's lock follows the tests' lock wherever both hold.
+# Writes both locks from pyproject.toml. Versions in locks/test.txt stay if they still satisfy pyproject.toml;
+# `make locks UPGRADE=--upgrade` takes the newest. locks/demo.txt has the versions of locks/test.txt where possible.
 COMPILE := $(BIN)/uv pip compile --quiet --config-file locks/uv.toml pyproject.toml
 locks: $(VENV)/.installed
 	$(INSTALL) "$(UV)"

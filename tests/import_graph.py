@@ -1,4 +1,4 @@
-"""Which module imports which, read from the source: nothing is imported."""
+"""The import graph, read from the sources without importing anything."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _BLOCKS = ("body", "orelse", "finalbody")
 
 
 def modules(*folders: str) -> dict[str, Path]:
-    """Full name → file of every module in these folders of the repository. Symbolic links are not followed."""
+    """Returns full name → file of every module in these folders of the repository. Symbolic links are not followed."""
     paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
     return {_name(path): path for path in paths}
 
@@ -22,10 +22,10 @@ def _name(path: Path) -> str:
 
 
 def imports(name: str, known: dict[str, Path], in_functions: bool) -> set[str]:
-    """The modules of `known` that one of them imports. Imports under `if TYPE_CHECKING` do not count.
+    """Returns the modules of `known` that one of them imports. Imports under `if TYPE_CHECKING` do not count.
 
     Args:
-        in_functions: also count imports that wait for a call of a function.
+        in_functions: also count imports inside functions.
     """
     found: set[str] = set()
     package = name if known[name].name == "__init__.py" else name.rpartition(".")[0]
@@ -42,7 +42,7 @@ def imports(name: str, known: dict[str, Path], in_functions: bool) -> set[str]:
 
 
 def _statements(body: list[ast.stmt], in_functions: bool) -> Iterator[ast.stmt]:
-    """Every statement that runs on importing, and those inside functions if asked for."""
+    """Yields every statement that runs on import, and those inside functions if asked for."""
     for node in body:
         yield node
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not in_functions:
@@ -55,7 +55,7 @@ def _statements(body: list[ast.stmt], in_functions: bool) -> Iterator[ast.stmt]:
 
 
 def cycle(graph: dict[str, set[str]]) -> list[str]:
-    """The names along one cycle, the first one again at the end; empty if there is none."""
+    """Returns the names along one cycle, with the first name again at the end; empty if there is no cycle."""
     done: set[str] = set()
     path: list[str] = []
 

@@ -1,4 +1,4 @@
-"""What `make quick` leaves out, by kind. These tests have the marker `slow`; `make test` runs them first."""
+"""Tests that `make quick` leaves out, by kind. They have the marker `slow`; `make test` runs them first."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "kernels/test_cuda_mm8.py",
         "kernels/test_cuda_on_host.py",
     ),
-    "compilers and devices are asked in processes of their own": (
+    "compilers and devices are probed in processes of their own": (
         "kernels/test_probe.py",
         "kernels/test_probe_launch.py",
     ),
@@ -68,7 +68,7 @@ SLOW: dict[str, tuple[str, ...]] = {
 
 
 def kind_of(nodeid: str) -> str | None:
-    """The kind of slow test that one is, or None; `nodeid` is pytest's."""
+    """Returns the kind of a slow test, None for another test. `nodeid` is pytest's name of it."""
     name = nodeid.removeprefix("tests/").partition("[")[0]
     for kind, places in SLOW.items():
         if any(name == place or name.startswith((f"{place}::", f"{place}/")) for place in places):

@@ -1,4 +1,4 @@
-"""The commands that the documents give are those that the Makefile has."""
+"""Documents name only targets and variables that the Makefile has, and slow.py only tests that exist."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ USE = (
 
 
 def pins(name: str) -> dict[str, SpecifierSet]:
-    """Package → version, as a lock says for this Python."""
+    """Returns package → pinned version of a lock, for this Python."""
     lines = [line.partition("#")[0] for line in (ROOT / "locks" / f"{name}.txt").read_text().splitlines()]
     requirements = [Requirement(line) for line in lines if line]
     return {one.name: one.specifier for one in requirements if one.marker is None or one.marker.evaluate()}
@@ -36,7 +36,7 @@ def pins(name: str) -> dict[str, SpecifierSet]:
     ("lock", "extras"), [("demo", ()), ("test", ("test", "structured", "lm-eval", "lighteval", "inspect-ai"))]
 )
 def test_a_lock_pins_what_the_project_asks_for(lock, extras):
-    """Installations ask for no dependencies, so a package that is not in the lock would be missing."""
+    """Installations resolve no dependencies, so a package that is not in the lock would be missing."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = project["dependencies"] + [one for extra in extras for one in project["optional-dependencies"][extra]]
     pinned = pins(lock)
@@ -54,7 +54,7 @@ def test_the_locks_agree():
 
 
 def use(path: Path, cwd: Path) -> list[str]:
-    """What the library prints when it is found in `path` first."""
+    """Runs `USE` with `path` in front of sys.path; returns the lines that it prints."""
     code = f"import sys; sys.path.insert(0, {str(path)!r})\n{USE}"
     done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
@@ -62,7 +62,7 @@ def use(path: Path, cwd: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of the checkout, as the build leaves folders behind."""
+    """A wheel, built from a copy of the checkout because a build leaves folders behind."""
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(["git", "checkout-index", "--all", f"--prefix={folder}/source/"], cwd=ROOT, check=True)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), f"{folder}/source"]
@@ -95,7 +95,7 @@ def test_a_plain_checkout_works():
 
 
 def test_an_editable_install_works(tmp_path):
-    """In an environment of its own that borrows this one's dependencies."""
+    """The installation has an environment of its own, which borrows the dependencies of this one."""
     source, venv = tmp_path / "source", tmp_path / "venv"
     subprocess.run(["git", "checkout-index", "--all", f"--prefix={source}/"], cwd=ROOT, check=True)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)

@@ -62,7 +62,7 @@ Imports inside functions count, imports for type checkers do not. "" is `rwkv_ba
 
 
 def place(path: Path) -> str:
-    """The folder of a module below rwkv_batch; for a module at its top the module's name."""
+    """Returns the folder of a module below rwkv_batch, or the name of a module at the top."""
     inner = path.relative_to(PACKAGE)
     return inner.parent.as_posix() if inner.parent.parts else inner.stem.replace("__init__", "")
 
@@ -113,7 +113,7 @@ TESTS_OF_OTHERS = {"kernels", "fakes", "kernels/cuda_host", "versions", "benchma
 
 
 def folders(root: Path) -> set[str]:
-    """Folders below one that git has, and that hold more than data."""
+    """Lists the folders below one that git tracks, without those of data and of C++ sources."""
     listed = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True, check=True).stdout
     found = {parent.as_posix() for line in listed.splitlines() for parent in Path(line).parents}
     return {name for name in found if name != "." and "data" not in name.split("/") and not name.endswith("csrc")}
@@ -126,6 +126,7 @@ def test_tests_mirror_the_package():
 
 
 MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_PARAMETERS = 400, 60, 8
+LONG_FILES: set[str] = set()
 LONG_FUNCTIONS = {
     "cuda_kernels/mm8.py mm8",
     "cuda_kernels/wkv7.py wkv7",
@@ -158,13 +159,13 @@ OPS = {path.stem for folder in KERNELS for path in (PACKAGE / folder).glob("*.py
 
 
 def sources() -> dict[str, str]:
-    """Path from the repository's root → text, of every Python file."""
+    """Returns path in the repository → text of every Python file."""
     folders = ("rwkv_batch", "triton_kernels", "cuda_kernels", "benchmarks", "tests")
     return {path.relative_to(ROOT).as_posix(): path.read_text() for path in modules(*folders).values()}
 
 
 def functions(text: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Every function of a module with its name, after its class's where it is a method."""
+    """Yields every function of a module with its name; a method's name has its class's in front."""
 
     def inside(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
         for child in ast.iter_child_nodes(node):
@@ -181,12 +182,12 @@ def num_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def is_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """A function that Triton compiles."""
+    """True for a function that Triton compiles."""
     return any("triton.jit" in ast.unparse(decorator) for decorator in function.decorator_list)
 
 
 def test_no_file_is_too_long():
-    assert not [path for path, text in sources().items() if len(text.splitlines()) > MOST_LINES]
+    assert {path for path, text in sources().items() if len(text.splitlines()) > MOST_LINES} <= LONG_FILES
 
 
 def test_no_function_is_too_long():

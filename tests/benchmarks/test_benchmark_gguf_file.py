@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import ast
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import make_checkpoint
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT))  # benchmarks are not installed
-
-from benchmarks.gguf_file import keeps_float32, sizes_of, tensors, vocabulary, write  # noqa: E402
-from rwkv_batch.text.load_tokenizer import WORLD_VOCABULARY, load_tokenizer  # noqa: E402
+from benchmarks.gguf_file import keeps_float32, sizes_of, tensors, vocabulary, write
+from rwkv_batch.text.load_tokenizer import WORLD_VOCABULARY, load_tokenizer
 
 
 @pytest.fixture(scope="module")

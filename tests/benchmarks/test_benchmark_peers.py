@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 from tolerances import TOLERANCES
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT))  # benchmarks are not installed
+from benchmarks import probes
+from benchmarks.peer_process import PeerFailed, PeerProcess
+from benchmarks.peer_report import BASE, as_json, differences, report, same_round_ratios
+from benchmarks.peer_rounds import Contender, Round, Run, run_rounds
+from benchmarks.peer_workers.protocol import Task, log_softmax, prompts
+from benchmarks.workloads import QUICK, Point
 
-from benchmarks import probes  # noqa: E402
-from benchmarks.peer_process import PeerFailed, PeerProcess  # noqa: E402
-from benchmarks.peer_report import BASE, as_json, differences, report, same_round_ratios  # noqa: E402
-from benchmarks.peer_rounds import Contender, Round, Run, run_rounds  # noqa: E402
-from benchmarks.peer_workers.protocol import Task, log_softmax, prompts  # noqa: E402
-from benchmarks.workloads import QUICK, Point  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 PEAKS = {"float32": 100.0, "bfloat16": 200.0, "int8": 0.0, "copy": 20.0}
 ONE, MANY = Point("decode", 1), Point("decode", 8)
@@ -82,7 +81,7 @@ def test_the_report_has_medians_ratios_and_reasons(run):
 
 
 class FakeProcess:
-    """Answers at once; a batch of 8 fails."""
+    """A process that answers at once. A batch of 8 fails."""
 
     def __init__(self, name: str, log: list[str]) -> None:
         self.about = {"version": "1", "what": "nothing"}

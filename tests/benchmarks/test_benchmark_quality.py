@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT))  # benchmarks are not installed
-
-from benchmarks import quality  # noqa: E402
-from benchmarks.quality import agreement, held_out_pieces, markdown, shared_length  # noqa: E402
+from benchmarks import quality
+from benchmarks.quality import agreement, held_out_pieces, markdown, shared_length
 
 
 def test_agreement_is_over_all_positions():

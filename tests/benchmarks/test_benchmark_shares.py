@@ -11,15 +11,14 @@ import pytest
 import torch
 from versions import VERSIONS
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT))  # benchmarks are not installed
+from benchmarks.bare_products import BareProducts, matrices, operations
+from benchmarks.matrices import Matrix
+from benchmarks.peak_shares import Work, share_rows
+from benchmarks.workloads import Point
+from rwkv_batch.measure.bench import BenchModel
+from rwkv_batch.measure.variants import Variant
 
-from benchmarks.bare_products import BareProducts, matrices, operations  # noqa: E402
-from benchmarks.matrices import Matrix  # noqa: E402
-from benchmarks.peak_shares import Work, share_rows  # noqa: E402
-from benchmarks.workloads import Point  # noqa: E402
-from rwkv_batch.measure.bench import BenchModel  # noqa: E402
-from rwkv_batch.measure.variants import Variant  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -1,4 +1,4 @@
-"""The commands of benchmarks that documents give: each module is there and takes these arguments."""
+"""Commands of benchmarks in documents: each module exists and accepts the arguments."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ IN_A_SENTENCE = re.compile(r"`((?:python -m benchmarks\.|rwkv-batch bench )[^`]+
 
 
 def documented() -> set[str]:
-    """Every command of a benchmark between backticks, or on a line of its own."""
+    """Lists every command of a benchmark between backticks or on a line of its own."""
     texts = [path.read_text() for path in DOCUMENTS]
     found = [command for text in texts for form in (ON_A_LINE, IN_A_SENTENCE) for command in form.findall(text)]
     return {" ".join(command.removesuffix("--help").split()) for command in found}
 
 
 class Parsed(Exception):
-    """The arguments are accepted, and nothing has run yet."""
+    """The arguments were accepted."""
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def only_parse(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_documented_commands_are_accepted(command, only_parse, monkeypatch, tmp_path):
     program, *arguments = shlex.split(command)
     (tmp_path / "build" / "triton-sm90").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)  # where folders lie that arguments name
+    monkeypatch.chdir(tmp_path)  # which has the folders that arguments name
     with pytest.raises(Parsed):
         if program == "rwkv-batch":
             main(arguments)

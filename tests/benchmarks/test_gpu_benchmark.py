@@ -17,19 +17,18 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT))  # benchmarks are not installed
+from benchmarks import gpu
+from benchmarks.gpu import is_good, main
+from benchmarks.gpu_parts.device import compiler_facts
+from benchmarks.gpu_parts.plan import PLANS, Stage
+from benchmarks.gpu_parts.profile import _busy, _long_gaps
+from benchmarks.gpu_parts.random_model import random_checkpoint
+from benchmarks.gpu_parts.record import DONE, FAILED, LEFT_OUT, UNFINISHED, DeviceLost, Record, read
+from benchmarks.gpu_parts.task import Task
+from benchmarks.roofline import MODELS, Card, Sizes, decode_seconds, max_batch, prefill_seconds
+from rwkv_batch.models.model import ModelFile
 
-from benchmarks import gpu  # noqa: E402
-from benchmarks.gpu import is_good, main  # noqa: E402
-from benchmarks.gpu_parts.device import compiler_facts  # noqa: E402
-from benchmarks.gpu_parts.plan import PLANS, Stage  # noqa: E402
-from benchmarks.gpu_parts.profile import _busy, _long_gaps  # noqa: E402
-from benchmarks.gpu_parts.random_model import random_checkpoint  # noqa: E402
-from benchmarks.gpu_parts.record import DONE, FAILED, LEFT_OUT, UNFINISHED, DeviceLost, Record, read  # noqa: E402
-from benchmarks.gpu_parts.task import Task  # noqa: E402
-from benchmarks.roofline import MODELS, Card, Sizes, decode_seconds, max_batch, prefill_seconds  # noqa: E402
-from rwkv_batch.models.model import ModelFile  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 CHEAP = ("kernels", "int8", "streaming", "job")
 PLANNED = {
@@ -40,7 +39,7 @@ REFUSED = (
     "pydantic pydantic_core pyarrow pyrwkv_tokenizer tokenizers yaml tqdm safetensors xgrammar huggingface_hub "
     "transformers ninja psutil pandas pytest"
 )
-"""Packages of the project, and of its tests, that an image with torch and triton need not have."""
+"""Packages of the project and of its tests that an image with torch and triton may lack."""
 ABOUT = {"card": "a card", "rwkv_batch": "abc", "rehearsal": True}
 
 
@@ -54,7 +53,7 @@ def rehearse(out: Path, *arguments: str, path: Path | None = None) -> subprocess
 
 @pytest.fixture
 def refusing(tmp_path) -> Path:
-    """A folder on whose path no package of REFUSED can be imported."""
+    """Makes a folder for PYTHONPATH that hides the packages of REFUSED."""
     (tmp_path / "refusing").mkdir()
     (tmp_path / "refusing" / "sitecustomize.py").write_text(
         f"""
@@ -145,7 +144,7 @@ def sigterm():
 
 
 def test_a_command_that_is_told_to_end_ends_its_processes_and_keeps_what_there_is(tmp_path, monkeypatch, sigterm):
-    """Results are packed while parts run, those of shares too."""
+    """The tar file is renewed while parts run, also with results of shares."""
     packed, ended = tmp_path / "kept.tar.gz", []
 
     def run_stage(stage: Stage, tasks: Sequence[Task], num_processes: int, say: object, meanwhile: Callable) -> None:

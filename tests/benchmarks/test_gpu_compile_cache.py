@@ -1,4 +1,4 @@
-"""Kernels compiled for a card that is not there are found again in another folder."""
+"""Triton finds kernels that were compiled for an absent card, also in another folder."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
+
+import triton
+from triton.runtime import cache
+
+from benchmarks.gpu_parts.compile_cache import LIBRARY, key_with
+from benchmarks.gpu_parts.compiled import adopt, count
+
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT))  # benchmarks are not installed
-
-from triton.runtime import cache  # noqa: E402
-
-from benchmarks.gpu_parts.compile_cache import LIBRARY, key_with  # noqa: E402
-from benchmarks.gpu_parts.compiled import adopt, count  # noqa: E402
-
 DECODE = """
 import sys, triton
 from benchmarks.gpu_parts.compile_cache import CPU, FakeDriver, model_of, run
@@ -41,7 +41,7 @@ print(hits.count(True), hits.count(False))
 
 
 def decode(folder: Path) -> tuple[int, int]:
-    """Kernels of a decode step that were found in a folder, and those that were compiled."""
+    """Runs a decode step; returns how many kernels were found in a folder, and how many were compiled."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-c", DECODE, str(folder)]

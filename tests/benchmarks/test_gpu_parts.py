@@ -1,9 +1,8 @@
-"""Parts of the GPU benchmark that decide something: what smoke forbids, the load of serving, the sanitizer's words."""
+"""Decisions in parts of the GPU benchmark: broken ops, the load of serving, reports of the sanitizer."""
 
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import islice
@@ -13,18 +12,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT))  # benchmarks are not installed
-
-from benchmarks.gpu_parts import correctness, decode, device, sanitizer, serving, smoke  # noqa: E402
-from benchmarks.gpu_parts.context import TINY, Context  # noqa: E402
-from benchmarks.gpu_parts.engines import load, other_backends, usable_backend  # noqa: E402
-from benchmarks.gpu_parts.random_model import random_checkpoint  # noqa: E402
-from benchmarks.gpu_parts.record import Record  # noqa: E402
-from benchmarks.gpu_parts.serving import Load, sequence_seconds, stream  # noqa: E402
-from benchmarks.roofline import MODELS, Card, decode_seconds  # noqa: E402
-from rwkv_batch.checks import CheckResult, runner, worker  # noqa: E402
-from rwkv_batch.checks.result import CRASHED, FAILED, OK, REFUSED, TIMEOUT, UNUSABLE, WRONG  # noqa: E402
+from benchmarks.gpu_parts import correctness, decode, device, sanitizer, serving, smoke
+from benchmarks.gpu_parts.context import TINY, Context
+from benchmarks.gpu_parts.engines import load, other_backends, usable_backend
+from benchmarks.gpu_parts.random_model import random_checkpoint
+from benchmarks.gpu_parts.record import Record
+from benchmarks.gpu_parts.serving import Load, sequence_seconds, stream
+from benchmarks.roofline import MODELS, Card, decode_seconds
+from rwkv_batch.checks import CheckResult, runner, worker
+from rwkv_batch.checks.result import CRASHED, FAILED, OK, REFUSED, TIMEOUT, UNUSABLE, WRONG
 
 CPU = torch.device("cpu")
 
@@ -317,7 +313,7 @@ def test_a_sanitizer_that_refuses_or_finds_nothing_is_not_believed(tmp_path, mon
 
 
 def test_a_sanitizer_that_works_runs_every_case(tmp_path, monkeypatch):
-    """It stands for the real one: a script that finds the planted error, and an error in each racecheck."""
+    """A script stands in for the sanitizer: it finds the planted error, and an error in each racecheck."""
     tool = tmp_path / "compute-sanitizer"
     tool.write_text(f"#!/bin/sh\ncase \"$*\" in *planted*|*racecheck*) echo '{INVALID}'; exit 9;; esac\n")
     tool.chmod(0o755)

@@ -17,22 +17,21 @@ from typing import Any
 import pytest
 from fakes.stand_in import StandIn
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT))  # benchmarks are not installed
+from benchmarks.gpu_parts import processes
+from benchmarks.gpu_parts.part_run import END_SECONDS, GO_ON_SECONDS, run_part, seconds_for_points, stop
+from benchmarks.gpu_parts.plan import PARTS, PLANS, Stage
+from benchmarks.gpu_parts.processes import ATTEMPTS, PartRun, Worker, run_stage
+from benchmarks.gpu_parts.record import DONE, FAILED, RUNNING, UNFINISHED, Record, merge, note_end, read
+from benchmarks.gpu_parts.task import Task
 
-from benchmarks.gpu_parts import processes  # noqa: E402
-from benchmarks.gpu_parts.part_run import END_SECONDS, GO_ON_SECONDS, run_part, seconds_for_points, stop  # noqa: E402
-from benchmarks.gpu_parts.plan import PARTS, PLANS, Stage  # noqa: E402
-from benchmarks.gpu_parts.processes import ATTEMPTS, PartRun, Worker, run_stage  # noqa: E402
-from benchmarks.gpu_parts.record import DONE, FAILED, RUNNING, UNFINISHED, Record, merge, note_end, read  # noqa: E402
-from benchmarks.gpu_parts.task import Task  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 PART = "correctness"
 HOUR = 3600.0
 
 
 def work() -> None:
-    """The process of a part whose points do what their names say."""
+    """Runs the process of a part. The name of a point says what the point does."""
     task = Task.from_json(sys.argv[1])
     record = Record(
         task.path,
@@ -69,7 +68,7 @@ def work() -> None:
 
 
 class Clock:
-    """Time that passes only when a test says so."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = time.monotonic()
@@ -88,8 +87,9 @@ def clock(monkeypatch) -> Clock:
 @pytest.fixture(autouse=True)
 def own_processes(monkeypatch):
     def start(task: Task) -> subprocess.Popen:
-        code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]; import test_gpu_processes as own"
-        return subprocess.Popen([sys.executable, "-c", f"{code}; own.work()", task.to_json()], start_new_session=True)
+        code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        code += "from benchmarks.test_gpu_processes import work; work()"
+        return subprocess.Popen([sys.executable, "-c", code, task.to_json()], start_new_session=True)
 
     monkeypatch.setattr(processes, "start", start)
 
@@ -109,14 +109,14 @@ def current(task: Task) -> str:
 
 
 def child(folder: Path) -> int:
-    """The process that the point "hang" has started."""
+    """Returns the process that the point "hang" has started."""
     path = folder / "child"
     wait_for(lambda: path.exists() and path.read_text().endswith("\n"))
     return int(path.read_text())
 
 
 def is_alive(pid: int) -> bool:
-    """A zombie is not."""
+    """True for a process that runs; a zombie does not."""
     status = Path(f"/proc/{pid}/status")
     try:
         return "\nState:\tZ" not in status.read_text()
@@ -203,7 +203,7 @@ def test_the_last_points_leave_time_for_the_table(tmp_path):
 
 
 class Interrupted(StandIn):
-    """The context of a part of three points, which is told to end in the second one."""
+    """A part of three points, and its context. SIGTERM arrives in the second point."""
 
     def __init__(self, folder: Path) -> None:
         self.record = Record(folder / "part.json", {"card": "a card"}, HOUR, None, print)

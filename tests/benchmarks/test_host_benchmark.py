@@ -1,4 +1,4 @@
-"""The benchmark of the host: its simulated device keeps time as one does, and its processes count what they say."""
+"""The benchmark of the host: time of the simulated device, and the counts of its processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SETTINGS = {"step_ms": 0.0, "recorded": False, "threads": 1}
 
 
 class FakeTime:
-    """A clock that goes on when somebody sleeps, a little longer than asked, or says that work was done."""
+    """A clock that advances by sleeping, slightly longer than asked, and by simulated work."""
 
     def __init__(self, late: float = 0.0) -> None:
         self.now = 100.0
@@ -61,7 +61,7 @@ def test_steps_queue_behind_each_other():
 
 
 def test_a_device_that_is_never_waited_for_in_vain_is_used_all_the_time():
-    """One step is always launched before the results of the one before it are read, however late that is noticed."""
+    """Every step is launched before the results of the previous one are read, however late the host reads them."""
     time = FakeTime(late=0.3)
     device = time.device(1.0)
     device.launch()
@@ -78,7 +78,7 @@ def test_a_device_that_is_never_waited_for_in_vain_is_used_all_the_time():
 
 @given(st.lists(st.tuples(st.floats(0, 5), st.booleans()), min_size=1, max_size=40), st.floats(0.001, 3))
 def test_one_step_runs_at_a_time(moves, step_seconds):
-    """However launches and waits follow each other, the device is never busy for longer than the time that passes."""
+    """For any order of launches and waits, the device is busy for at most the time that has passed."""
     time = FakeTime()
     device = time.device(step_seconds)
     ends: list[float] = []
@@ -200,7 +200,7 @@ def test_the_benchmark_rehearses_two_processes(tmp_path):
 
 
 def test_transfers_are_counted_for_each_step():
-    """What is sent before a step belongs to it: 2 and 5, after those of the first step."""
+    """Transfers before a step count for the step: 2 and 5, after those of the first step."""
     time = FakeTime()
     device = time.device(1.0)
     sent = SimpleNamespace(count=10)
@@ -212,7 +212,7 @@ def test_transfers_are_counted_for_each_step():
 
 
 def test_recorded_steps_are_recorded(tmp_path):
-    """With `recorded` the engine takes the path of recorded steps, whose rows have no copies on the host."""
+    """With `recorded` the engine takes the code path of recorded steps, whose rows have no copies on the host."""
     case = CASES["256x64"].quick()
     contender = Contender(package(ROOT), {**SETTINGS, "recorded": True}, tmp_path / "log")
     try:
@@ -223,13 +223,13 @@ def test_recorded_steps_are_recorded(tmp_path):
 
 
 def test_a_process_measures_the_package_that_it_was_given(tmp_path):
-    """Where another package is found on the way, such as the one that is installed, nothing is measured."""
+    """A process that imports another package, such as the installed one, refuses to measure."""
     with pytest.raises(ContenderFailed, match="rwkv_batch was imported from"):
         Contender(_Elsewhere(tmp_path, "some commit", "driver"), SETTINGS, tmp_path / "log")
 
 
 class _Elsewhere(Package):
-    """The environment's package, where that of `root` is asked for."""
+    """A contender whose environment has another package than that of `root`."""
 
     def command(self, module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
         return Package(ROOT, self.commit, self.driver).command(module, *arguments)
@@ -248,6 +248,6 @@ def test_a_commit_with_a_driver_of_its_own_gets_it(monkeypatch):
 
 
 def test_start_up_ends_with_the_first_step():
-    """One process warms caches, one counts. The job was stopped before it finished anything."""
+    """One process fills caches, one counts. The job ends before it finishes a row."""
     (found,) = start_up({PRESENT: package(Path(ROOT))}, 1)[PRESENT]
     assert 0 < found["torch"] < found["total"]

@@ -45,7 +45,7 @@ REFUSED_PACKAGES = [
 
 
 def job(function: str, device: str = "cpu", time_limit: float = LONG) -> Job:
-    return Job(function, "op", "backend", device, time_limit, f"faulty_cases:{function}")
+    return Job(function, "op", "backend", device, time_limit, f"checks.faulty_cases:{function}")
 
 
 def test_whatever_a_process_does_the_others_go_on(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_what_a_process_has_started_ends_with_it(tmp_path: Path) -> None:
     numbers, folder = tmp_path / "pid", tmp_path / "work"
     folder.mkdir()
     arguments = {"name": "hang", "backend": "", "device": str(numbers)}
-    process = Process("faulty_cases:hang", arguments, math.inf, folder)
+    process = Process("checks.faulty_cases:hang", arguments, math.inf, folder)
     try:
         while not numbers.exists():
             assert process.ended() is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import os
 import re
 from pathlib import Path
 
@@ -113,3 +114,26 @@ def test_the_readme_shows_an_output_row_as_it_is() -> None:
     columns = table_rows(section("output-columns.md", "task: generate"))
     optional = {"column", "token_ids", "token_logprobs"}
     assert list(row) == ["uid", "question", *(name for name in columns if name not in optional)]
+
+
+def test_every_file_of_the_state_folder_is_explained(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"prompt": ["a", "b"]}), rows)
+    settings = {"model": {"path": "demo"}, "input": {"path": rows}, "output": {"path": tmp_path / "out"}}
+    outcome = run_job(settings, {"sampling.max_tokens": 2})
+    text = (REFERENCE / "output.md").read_text(encoding="utf-8").split("## The state folder")[1]
+    named = set(re.findall(r"`([\w.]+)/?`", "\n".join(line.split("|")[1] for line in text.splitlines() if "|" in line)))
+    assert set(os.listdir(outcome.folders.state)) == named
+
+
+def test_messages_that_the_page_quotes_are_in_the_code() -> None:
+    """Quoted in italics at the beginning of an item; … and words in quotes stand for what differs."""
+    text = (ROOT / "docs/how-to/troubleshooting.md").read_text(encoding="utf-8")
+    quoted = [" ".join(message.split()) for message in re.findall(r"^- \*(.+?)\*:", text, re.DOTALL | re.MULTILINE)]
+    assert len(quoted) >= 10
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "rwkv_batch").rglob("*.py")]
+    constants = [node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    code = "\n".join(value for value in constants if isinstance(value, str))
+    for message in quoted:
+        for piece in re.split(r"…|'\w+'", message):
+            assert piece.strip() in code, f"{message!r}: {piece.strip()!r}"

@@ -1,1 +1,1 @@
-"""Which small changes of the code the tests would not notice: `make mutants`."""
+"""Mutation tests, `make mutants`: small changes of the code that the tests should notice."""

@@ -1,10 +1,10 @@
-"""Small changes of the core, drawn by a seed, each tried on the tests: which of them does nobody notice?
+"""Draws small changes of the core by a seed, tries each on the tests, and lists those that no test notices.
 
     make mutants [N=100] [SEED=0] [ONLY=engine/prefix.py,serving.py] [JOBS=2]
 
-Each change is made in a copy of the working tree. Its module's own tests run first, the wider ones of `targets.py` only
-where those pass. `survivors.yaml` lists changes that may go unnoticed, with the reason. The exit status is 1 where
-fewer than 97 % of the changes that make a difference are noticed.
+Each change is made in a copy of the working tree. The tests of its module run first. If they pass, the wider ones of
+`targets.py` run. `survivors.yaml` lists changes that may go unnoticed, with the reason. The exit code is 1 if the tests
+notice fewer than 97 % of the changes that make a difference.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ SURVIVORS = Path(__file__).with_name("survivors.yaml")
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "build", "dist", "out", "*.egg-info", "__pycache__", ".*_cache")
 BAR = 0.97
 MAX_BYTES = 24 << 30
-"""Of addresses that a test process may have: a change can make a loop fill the memory."""
+"""Limit of a test process's address space, because a change can make a loop fill the memory."""
 
 
 _measuring = threading.Lock()
 
 
 class Mutant(NamedTuple):
-    """One change of one module; `file` is relative to the project."""
+    """A change of a module. `file` is relative to the project."""
 
     target: Target
     file: str
@@ -53,7 +53,7 @@ class Mutant(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What `survivors.yaml` knows a change by; it does not depend on the lines above."""
+        """The key of a change in `survivors.yaml`. It does not depend on the lines above the change."""
         return self.file, self.edit.scope, self.edit.change(self.source)
 
     def __str__(self) -> str:
@@ -68,7 +68,7 @@ class Survivor(NamedTuple):
 
 
 def survivors() -> dict[tuple[str, str, str], Survivor]:
-    """What `survivors.yaml` lists: key of a mutant → why nothing notices it."""
+    """Reads `survivors.yaml`: key of a mutant → the reason why no test notices it."""
     listed = yaml.safe_load(SURVIVORS.read_text()) or []
     return {
         (one["file"], one["scope"], one["change"]): Survivor(one["reason"], one.get("equivalent", False))
@@ -77,7 +77,7 @@ def survivors() -> dict[tuple[str, str, str], Survivor]:
 
 
 def all_mutants() -> Iterator[Mutant]:
-    """Every change of every module of `TARGETS`."""
+    """Yields every change of every module of `TARGETS`."""
     seen = set()
     for target in TARGETS:
         for path in sorted(path for pattern in target.files for path in (ROOT / "rwkv_batch").glob(pattern)):
@@ -88,7 +88,7 @@ def all_mutants() -> Iterator[Mutant]:
 
 
 def draw(seed: int, number: int, only: str) -> list[Mutant]:
-    """The changes of a run, by target and place.
+    """Draws the changes of a run, sorted by target and place.
 
     Args:
         only: parts of "target path", such as "engine" or "job/output/commit.py", separated by commas; empty for all.
@@ -106,7 +106,7 @@ def draw(seed: int, number: int, only: str) -> list[Mutant]:
 
 
 class Copy:
-    """A copy of the working tree in which one change at a time is made, and tests run."""
+    """A copy of the working tree, for one change at a time and the tests of it."""
 
     def __init__(self, folder: Path, limits: dict[tuple[str, ...], float]) -> None:
         shutil.copytree(ROOT, folder, ignore=NOT_COPIED)
@@ -115,7 +115,7 @@ class Copy:
         self._num_changes = 0
 
     def first_failure(self, tests: Sequence[str], limit: float | None = None) -> str | None:
-        """The test that fails first, or None; running longer than `limit` seconds fails as well."""
+        """Returns the test that fails first, or None. Tests that take more than `limit` seconds count as a failure."""
         environment = {**os.environ, "PYTHONPATH": str(self._folder), "PYTHONWARNINGS": "ignore"}
         command = [sys.executable, "-m", "pytest", "-x", "-rfE", "--tb=no", "-p", "no:cacheprovider", *tests]
         with subprocess.Popen(
@@ -133,7 +133,7 @@ class Copy:
                 printed, _ = process.communicate(timeout=limit)
             except subprocess.TimeoutExpired:
                 printed = f"FAILED no end after {limit:.0f} s"
-            finally:  # nothing that the tests started outlives them
+            finally:  # ends all processes that the tests have started
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
         if process.returncode == 0:
@@ -142,10 +142,10 @@ class Copy:
         return failed[1] if failed else f"pytest ended with {process.returncode}: {printed[-500:]}"
 
     def limit(self, tests: list[str]) -> float:
-        """How long tests may take, in seconds: well beyond what they take without a change, measured once.
+        """Returns the time limit of tests in seconds, a multiple of their time without a change. That is measured once.
 
         Raises:
-            RuntimeError: they fail without a change.
+            RuntimeError: the tests fail without a change.
         """
         key = tuple(tests)
         with _measuring:
@@ -157,7 +157,7 @@ class Copy:
             return self._limits[key]
 
     def try_out(self, mutant: Mutant) -> str | None:
-        """The test that notices a change, or None."""
+        """Returns the test that notices a change, or None."""
         for tests in stages(mutant):
             limit = self.limit(tests)
             with self._changed(mutant):
@@ -170,16 +170,16 @@ class Copy:
         path = self._folder / mutant.file
         self._num_changes += 1
         path.write_text(mutant.edit.apply(mutant.source))
-        # Python compiles a module again where its time or size has changed, and looks at whole seconds.
+        # Python recompiles a module whose size or modification time, in whole seconds, has changed.
         os.utime(path, (self._num_changes, self._num_changes))
         yield
         shutil.copy2(ROOT / mutant.file, path)
 
 
 def stages(mutant: Mutant) -> list[list[str]]:
-    """Arguments of pytest, one run after the other: the files named like the module, the target's own, the wider ones.
+    """Returns the arguments of successive runs of pytest: files named like the module, tests of the target, wider ones.
 
-    Tests that `slow.py` lists are among the wider ones only.
+    Only the wider ones include tests that `slow.py` lists.
     """
     name = f"test_{Path(mutant.file).stem}.py"
     same = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob(name))
@@ -189,7 +189,7 @@ def stages(mutant: Mutant) -> list[list[str]]:
 
 
 def run(mutants: Sequence[Mutant], jobs: int) -> Iterator[tuple[Mutant, str | None]]:
-    """Each change with the test that notices it, or None."""
+    """Tries changes; yields each with the test that notices it, or None."""
     with tempfile.TemporaryDirectory(prefix="rwkv_batch-mutants-") as folder, ThreadPoolExecutor(jobs) as pool:
         limits: dict[tuple[str, ...], float] = {}
         copies: queue.SimpleQueue[Copy] = queue.SimpleQueue()
@@ -208,11 +208,15 @@ def run(mutants: Sequence[Mutant], jobs: int) -> Iterator[tuple[Mutant, str | No
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0, help="draws the changes (default: 0)")
-    parser.add_argument("--number", type=int, default=100, help="how many are drawn (default: 100)")
-    parser.add_argument("--only", default="", help="parts of 'target path', such as engine,job/output/commit.py")
-    parser.add_argument("--jobs", type=int, default=2, help="changes tried at once (default: 2)")
-    parser.add_argument("--list", action="store_true", help="print what is drawn, and try nothing")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw (default: 0)")
+    parser.add_argument("--number", type=int, default=100, help="number of changes (default: 100)")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="draw from targets and files with these names, such as engine,job/output/commit.py",
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="number of changes tried at a time (default: 2)")
+    parser.add_argument("--list", action="store_true", help="print the drawn changes and try none")
     options = parser.parse_args(arguments)
     drawn = draw(options.seed, options.number, options.only)
     if not drawn:

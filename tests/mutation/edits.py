@@ -1,4 +1,4 @@
-"""The small changes that are tried: one place of one module each, cut and pasted in its text."""
+"""Small changes of a module's text, each at one place."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ ARITHMETIC: dict[type[ast.operator], str] = {
     ast.BitXor: "&",
 }
 UNCHANGED = (ast.Assert, ast.JoinedStr)
-"""Assertions are there for the type checker. Python before 3.12 does not tell where a part of an f-string is."""
+"""Nodes that are not changed: assertions, and f-strings, whose parts have no place before Python 3.12."""
 SYMMETRIC = ("max", "min")
-"""Functions whose arguments may be swapped."""
+"""Functions whose arguments may be swapped without effect."""
 
 
 Node = ast.expr | ast.stmt | ast.keyword
-"""Nodes that know their place in the source."""
+"""Nodes that have a place in the source."""
 
 
 class Edit(NamedTuple):
@@ -51,7 +51,7 @@ class Edit(NamedTuple):
 
     kind: str
     scope: str
-    """Class and function that the place is in, joined by dots; empty at the top of a module."""
+    """Class and function of the place, joined by a dot; empty at the top of a module."""
     start: int
     end: int
     text: str
@@ -63,20 +63,20 @@ class Edit(NamedTuple):
         return source.count("\n", 0, self.start) + 1
 
     def change(self, source: str) -> str:
-        """The lines of the place before and after, each on one line: "before → after"."""
+        """Returns the lines of the place before and after the change as "before → after"."""
         first, last = source.rfind("\n", 0, self.start) + 1, source.find("\n", self.end)
         sides = source[first:last], source[first : self.start] + self.text + source[self.end : last]
         return " → ".join(" ".join(side.split()) for side in sides)
 
 
 def edits(source: str) -> list[Edit]:
-    """All changes of a module, in the order of their places. `is_change` is still to be asked of each."""
+    """Lists all edits of a module in the order of their places. Some change nothing; see `is_change`."""
     found = dict.fromkeys(_Finder(source).visit(ast.parse(source), ""))
     return sorted(found, key=lambda edit: (edit.start, edit.end, edit.text))
 
 
 def is_change(source: str, edit: Edit) -> bool:
-    """Whether Python reads the changed module, and reads it as another one."""
+    """True if the changed module is valid Python and differs from the original."""
     try:
         return _read(edit.apply(source)) != _read_once(source)
     except SyntaxError:
@@ -103,7 +103,7 @@ class _Finder:
         ]
 
     def visit(self, node: ast.AST, scope: str) -> Iterator[Edit]:
-        """The edits of a node and of all below it."""
+        """Yields the edits of a node and of all nodes below it."""
         for kind, start, end, text in self._of_node(node, scope):
             yield Edit(kind, scope, start, end, text)
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -150,7 +150,7 @@ class _Finder:
                 for one, two in () if self._text(function) in SYMMETRIC else itertools.pairwise(arguments):
                     yield "swap", self._place(one)[0], self._place(two)[1], f"{self._text(two)}, {self._text(one)}"
                 for keyword in keywords:
-                    if keyword.arg not in (None, "strict"):  # which checks what holds anyway
+                    if keyword.arg not in (None, "strict"):  # an assertion of equal lengths
                         yield "keyword", *self._with_comma(keyword), ""
             case ast.Expr(ast.Call() | ast.Yield() | ast.YieldFrom()) | ast.Raise() | ast.Delete():
                 yield "statement", *self._place(node), "pass"
@@ -168,7 +168,7 @@ class _Finder:
                 yield "not", *self._place(test), f"(not ({self._text(test)}))"
 
     def _place(self, node: Node) -> tuple[int, int]:
-        """From where to where a node reaches in the source."""
+        """Returns where a node begins and ends in the source."""
         assert node.end_lineno is not None
         assert node.end_col_offset is not None
         ends = []
@@ -182,13 +182,13 @@ class _Finder:
         return self._source[start:end]
 
     def _between(self, left: Node, right: Node) -> tuple[int, int]:
-        """Where the operator between two operands is."""
+        """Returns where the operator between two operands begins and ends."""
         low, high = self._place(left)[1], self._place(right)[0]
         inside = [token for token in self._tokens if low <= token[0] and token[1] <= high]
         return inside[0][0], inside[-1][1]
 
     def _with_comma(self, node: Node) -> tuple[int, int]:
-        """A keyword argument with the comma behind it, or else the one before it."""
+        """Returns where a keyword argument begins and ends, with the comma after it or else the one before it."""
         start, end = self._place(node)
         behind = next(token for token in [*self._tokens, (len(self._source),) * 2] if token[0] >= end)
         if self._source[slice(*behind)] == ",":

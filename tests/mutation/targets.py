@@ -1,4 +1,4 @@
-"""Which modules are changed, and which tests should notice."""
+"""The modules that mutation tests change, and the tests that should notice."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ class Target(NamedTuple):
 
     Args:
         files: patterns below rwkv_batch/. A module belongs to the first target that has it.
-        tests: files or folders below tests/ that are the modules' own, but for what `slow.py` lists.
-        wider: further ones, asked where the own tests notice nothing.
+        tests: files or folders below tests/, the modules' own tests. Tests of `slow.py` are left out.
+        wider: further tests, which run if the own tests notice nothing.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""`make mutants`: the changes that it makes, and what it calls noticed."""
+"""`make mutants`: the changes that it makes, and the tests that notice them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def changes(source: str, kind: str) -> set[str]:
-    """What the edits of a kind make of a line."""
+    """Returns the results of all edits of one kind."""
     return {edit.apply(source) for edit in edits(source) if edit.kind == kind and is_change(source, edit)}
 
 
@@ -85,7 +85,7 @@ def test_listed_survivors_are_changes_of_the_present_code():
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A module with a test of its own and a wider one; returns the changes by their text."""
+    """Makes a project of a module, a test of its own and a wider one; returns the changes by their text."""
     files = {
         "rwkv_batch/__init__.py": "",
         "rwkv_batch/sums.py": "def add(a, b):\n    return a + b\n\n\ndef at_least(a, b):\n    return a >= b\n\n\n"

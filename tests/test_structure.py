@@ -149,7 +149,6 @@ LONG_FUNCTIONS = {
 MANY_PARAMETERS = {
     "rwkv_batch/cpu_kernels/products.py multiply_rows",
     "rwkv_batch/cpu_kernels/products.py multiply_whole_numbers",
-    "rwkv_batch/engine/engine.py Engine.__init__",
     "rwkv_batch/integrations/lm_eval.py RwkvBatchLM.__init__",
     "rwkv_batch/llm.py LLM.__init__",
     "tests/checkpoints.py make_checkpoint",

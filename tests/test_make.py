@@ -9,7 +9,11 @@ import pytest
 from slow import SLOW, kind_of
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = sorted(path.name for path in ROOT.glob("*.md"))
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md", "rwkv_batch/**/*.md")
+    for path in ROOT.glob(pattern)
+)
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 VARIABLES = set(re.findall(r"\$\((\w+)\)", (ROOT / "Makefile").read_text()))
 

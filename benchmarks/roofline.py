@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 TERA = 1e12
 ADDED = ("att.output.weight", "ffn.value.weight")
 """Matrices whose products are added to the residual stream."""
+NORM_VECTORS = 7
+"""Vectors [C] that the two norms of a layer read and write for each token, besides the interpolations."""
 PROMPT_VECTORS = 49
 """Vectors [C] that a layer of RWKV-7 reads and writes for each token of a prompt."""
 
@@ -46,17 +48,17 @@ class Card:
     lane_rate: float = 29.6 * TERA
     """float32 instructions/s of all lanes."""
     efficiency: float = 0.8
-    """Share of the matrix peak that the products of a step are given."""
+    """Share of the matrix peak that the products of a step are assumed to reach."""
     token_latency: float = 0.25e-6
-    """Seconds that one token of one sequence takes the recurrence of one layer."""
+    """Seconds of the recurrence of one layer for one token of one sequence."""
 
 
 @dataclass(frozen=True)
 class Sizes:
     """Sizes of a model: layers, width, width of the channel mix, vocabulary, head size; and its version.
 
-    The version says what a layer holds and how costly its recurrence is. It is imported when it is asked for: the
-    command that starts the parts of `benchmarks.gpu` does without torch.
+    The version's class states the tensors and the state of a layer and the cost of the recurrence. Properties import
+    it, so that the command that starts the parts of `benchmarks.gpu` does not wait for torch.
 
     Args:
         version: the `name` of an `Architecture`.
@@ -99,27 +101,28 @@ class Sizes:
 
     @cached_property
     def num_vectors(self) -> int:
-        """Vectors of about C numbers in a layer."""
+        """Number of tensors in a layer that have about C numbers."""
         return sum(isinstance(shape, str) or shape == ("H", "N") for shape in self.architecture.schema.layer.values())
 
     @cached_property
     def num_shares(self) -> int:
-        """Interpolations of the token shift in a layer: their shares are the vectors [C] besides the norms'."""
+        """Number of interpolations of the token shift in a layer. Their shares are the vectors [C] that no norm has."""
         layer = self.architecture.schema.layer
         return sum(shape == "C" and not name.startswith("ln") for name, shape in layer.items())
 
     @property
     def streamed_weights(self) -> int:
-        """Numbers that every step reads: all matrices but the embedding."""
+        """Number of weights that every step reads: all matrices but the embedding."""
         return self.L * sum(matrix.numbers for matrix in self.matrices) + self.V * self.C
 
+    @cached_property
     def recurrent_numbers(self) -> int:
-        """Numbers of the recurrent state of one sequence and layer."""
+        """Number of elements in the recurrent state of one sequence and layer."""
         return self._state_numbers(recurrent=True)
 
     def state_bytes(self, number: int = 4) -> int:
         """Bytes of the state of one sequence, with `number` bytes for each recurrent number and 16-bit activations."""
-        return self.L * (self.recurrent_numbers() * number + self._state_numbers(recurrent=False) * 2)
+        return self.L * (self.recurrent_numbers * number + self._state_numbers(recurrent=False) * 2)
 
     def _state_numbers(self, recurrent: bool) -> int:
         """Token-shift rows have the dtype of activations, which tells them from the recurrent fields."""
@@ -142,9 +145,8 @@ MODELS = {
 def decode_parts(sizes: Sizes, B: int, card: Card, state_number: int = 4, weight_number: int = 2) -> dict[str, float]:
     """Seconds of a decode step of B rows, by part: nine launches a layer of RWKV-7, then head and sampler.
 
-    A launch reads and writes activations [B, C] of 16 bits: norms and shifts two times the residual stream, the sum
-    added to it and the normalized stream, and each interpolation; a product its inputs and outputs, and the residual
-    stream where it is added to that.
+    Activations have 16 bits. A product reads its inputs and writes its outputs; a product that is added to the residual
+    stream reads that too. Matrices of the time mix with inputs of their own share a launch, and so do low-rank pairs.
 
     Args:
         state_number: bytes of a number of the recurrent state.
@@ -173,10 +175,10 @@ def decode_parts(sizes: Sizes, B: int, card: Card, state_number: int = 4, weight
     factors = sum(matrix.numbers for matrix in sizes.matrices if matrix.is_factor)
     wide_sides = sum(max(matrix.n_in, matrix.n_out) for matrix in sizes.matrices if matrix.is_factor)
     low_rank = launch(factors * 2 + activations(wide_sides), 2 * B * factors, count=2)
-    state = sizes.recurrent_numbers()
+    state = sizes.recurrent_numbers
     recurrence = launch(2 * B * state * state_number + activations(cost.vectors * C))
     return {
-        "norms and shifts": L * launch(activations((sizes.num_shares + 7) * C) + 2 * 2 * C * 2 * B, count=2),
+        "norms and shifts": L * launch(activations((sizes.num_shares + NORM_VECTORS) * C) + 2 * 2 * C * 2 * B, count=2),
         "matrices": L * (product(together) + sum(product([matrix]) for matrix in large if matrix not in together)),
         "low rank": L * low_rank if factors else 0.0,
         "recurrence": L * max(recurrence, cost.operations * B * state / card.lane_rate),
@@ -192,18 +194,18 @@ def decode_seconds(sizes: Sizes, B: int, card: Card, state_number: int = 4, weig
 
 
 def prefill_seconds(sizes: Sizes, num_rows: int, row_len: int, card: Card) -> float:
-    """Seconds of packed prompts: the recurrence goes through a row token by token, and all heads at once."""
+    """Seconds of packed prompts. The recurrence advances all heads and rows at once, token by token."""
     tokens = num_rows * row_len
     matrices = sizes.streamed_weights - sizes.V * sizes.C
     products = 2 * matrices * tokens / (card.matrix_rate * card.efficiency)
     activations = sizes.L * PROMPT_VECTORS * sizes.C * 2 * tokens / card.bandwidth
     operations = sizes.architecture.recurrence_cost.operations
-    arithmetic = tokens * sizes.L * sizes.recurrent_numbers() * operations / card.lane_rate
+    arithmetic = tokens * sizes.L * sizes.recurrent_numbers * operations / card.lane_rate
     return products + activations + max(arithmetic, sizes.L * row_len * card.token_latency)
 
 
 def max_batch(sizes: Sizes, card: Card, state_number: int = 4, reserve: float = 6e9) -> int:
-    """Rows whose states, logits and activations fit beside 16-bit weights."""
+    """Number of rows whose states, logits and activations fit beside 16-bit weights."""
     vectors = sizes.L * sizes.num_vectors * sizes.C
     weights = 2 * (sizes.streamed_weights + sizes.V * sizes.C + vectors)
     row = sizes.state_bytes(state_number) + sizes.V * 4 + sizes.C * 2 * 40

@@ -36,9 +36,9 @@ PASSES = 5
 
 
 def measured() -> list[str]:
-    """Names of the versions that are measured by default: all but those with a table of the vocabulary in each layer.
+    """The names of the versions that are measured by default.
 
-    Such tables would take gigabytes, and a step reads only the rows of its tokens.
+    Versions with a table of the vocabulary in each layer are left out: the tables would take gigabytes.
     """
     return [version.name for version in architectures() if not any("V" in s for s in version.schema.layer.values())]
 
@@ -117,15 +117,20 @@ def _write(options: argparse.Namespace, result: dict[str, Any], found: list[Cont
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.versions", description=__doc__.partition("\n")[0])
+    names = [version.name for version in architectures()]
     parser.add_argument("--rounds", type=positive_int, default=5, metavar="N")
     parser.add_argument("--batch-size", type=positive_int, default=32, metavar="N")
-    parser.add_argument("--versions", nargs="+", default=measured(), metavar="NAME", help=f"{BASE} must be among them")
+    parser.add_argument(
+        "--versions", nargs="+", default=measured(), choices=names, metavar="NAME", help="from: %(choices)s"
+    )
     parser.add_argument("--variants", type=_dense_variants, default=[Variant("float32"), Variant("bfloat16")])
     parser.add_argument("--threads", type=positive_int, default=os.cpu_count(), metavar="N", help="default: all cores")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keeps the checkpoints; default: a temporary one")
     parser.add_argument("--quick", action="store_true", help="tiny models: a rehearsal, measures nothing")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
     options = parser.parse_args()
+    if BASE not in options.versions:
+        parser.error(f"argument --versions: got no {BASE}, with which the others are compared; add it")
     options.scale = QUICK if options.quick else FULL
     return options
 

@@ -13,7 +13,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import import_module
@@ -23,6 +22,7 @@ from typing import NamedTuple
 from filelock import FileLock
 
 from ..kernel_support.builds import private_folder, write_whole
+from ..kernel_support.ninja import built, escaped
 from .nvrtc import nvrtc
 
 SOURCES = Path(__file__).with_name("csrc")
@@ -172,20 +172,13 @@ def _nvcc_version(compiler: str) -> str:
 
 
 def _build(compiler: str, missing: dict[Path, tuple[Specialization, str]]) -> None:
-    work = Path(tempfile.mkdtemp(dir=folder()))
-    try:
-        lines = ["rule compile\n  command = $nvcc -cubin $options $in -o $out", f"nvcc = {_quoted(compiler)}"]
-        for path, (spec, target) in missing.items():
-            lines.append(f"build {path.name}: compile {_escape(spec.source)}")
-            lines.append(f"  options = {' '.join(_quoted(option) for option in options(spec, target))}")
-        (work / "build.ninja").write_text("\n".join(lines) + "\n")
-        done = subprocess.run([_ninja(), "-C", str(work)], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise OSError(f"{compiler} failed:\n{done.stdout[-2000:]}")
+    lines = ["rule compile\n  command = $nvcc -cubin $options $in -o $out", f"nvcc = {_quoted(compiler)}"]
+    for path, (spec, target) in missing.items():
+        lines.append(f"build {path.name}: compile {escaped(spec.source)}")
+        lines.append(f"  options = {' '.join(_quoted(option) for option in options(spec, target))}")
+    with built(folder(), lines, compiler) as work:
         for path in missing:
             os.replace(work / path.name, path)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _quoted(word: str) -> str:
@@ -198,16 +191,3 @@ def _name(spec: Specialization, target: str) -> str:
     for source in (*sorted(SOURCES.glob("*.h")), spec.source):
         digest.update(source.read_bytes())
     return f"{spec.kernel}-{target}-{digest.hexdigest()[:24]}"
-
-
-def _escape(text: str | Path) -> str:
-    return str(text).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
-
-
-def _ninja() -> str:
-    found = shutil.which("ninja")
-    if found is None:
-        import ninja
-
-        found = str(Path(ninja.BIN_DIR) / "ninja")
-    return found

@@ -26,7 +26,7 @@ _KERNEL = Kernel(
 def wkv4(
     r: Tensor, k: Tensor, v: Tensor, decay: Tensor, bonus: Tensor, aa: Tensor, bb: Tensor, pp: Tensor, rows: Any
 ) -> Tensor:
-    """Advance the RWKV-4 state of each row through its tokens, and read it out. The definition has the equation.
+    """Advances the RWKV-4 state of each row through its tokens; returns its output. The definition has the equation.
 
     Args:
         r, k, v: [M, A], float32, bfloat16 or float16, contiguous.

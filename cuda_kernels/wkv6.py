@@ -15,7 +15,7 @@ __all__ = ["specializations", "unsupported_reason", "wkv6"]
 
 
 def wkv6(r: Tensor, k: Tensor, v: Tensor, g: Tensor, w: Tensor, head: Any, state: Tensor, rows: Any) -> Tensor:
-    """Advance the RWKV-6 state of each row through its tokens, and read it out. The definition has the equation.
+    """Advances the RWKV-6 state of each row through its tokens; returns its output. The definition has the equation.
 
     Shapes, dtypes, padding, errors, numerics and graph safety are those of `wkv5` beside it, with
 

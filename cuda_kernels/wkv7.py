@@ -39,7 +39,7 @@ def wkv7(
     state: Tensor,
     rows: Any,
 ) -> Tensor:
-    """Advance the RWKV-7 state of each row through its tokens, and read it out. The definition has the equation.
+    """Advances the RWKV-7 state of each row through its tokens; returns its output. The definition has the equation.
 
     Args:
         r, k, v, g: [M, A], A = H * N, float32, bfloat16 or float16, contiguous.

@@ -32,7 +32,7 @@ class Call(Protocol):
         """Whether this thread reads the call's input. The call cannot continue while that thread waits."""
 
     def close(self) -> None:
-        """End the call, and release the lock."""
+        """Ends the call, and releases the lock."""
 
 
 class CallLock:
@@ -50,7 +50,7 @@ class CallLock:
         self._closed_because = ""
 
     def check(self) -> None:
-        """Raise RuntimeError if no call can acquire the lock: in a fork of the process, and after `close`."""
+        """Raises RuntimeError if no call can acquire the lock: in a fork of the process, and after `close`."""
         if os.getpid() != self._process:
             raise RuntimeError(
                 f"this LLM belongs to process {self._process}, and this is process {os.getpid()}, a fork of it without "
@@ -75,7 +75,7 @@ class CallLock:
         return self._holder() if self._holder is not None else None
 
     def acquire(self, call: Call) -> None:
-        """Wait until the lock is free, and give it to this call.
+        """Waits until the lock is free, and gives it to this call.
 
         A holder that the same thread has left open is closed with a warning. So is a holder whose thread has ended.
 
@@ -98,27 +98,27 @@ class CallLock:
                     self._changed.wait(_POLL_SECONDS)
 
     def release(self, call: Call) -> None:
-        """Release the lock if this call holds it."""
+        """Releases the lock if this call holds it."""
         with self._changed:
             if self._holder is not None and self._holder() in (call, None):
                 self._holder = None
                 self._changed.notify_all()
 
     def close(self, call: Call, reason: str) -> None:
-        """Wait for the lock, and refuse all later calls. `reason` is the message of their error."""
+        """Waits for the lock, and refuses all later calls. `reason` is the message of their error."""
         self.acquire(call)
         self._closed_because = reason
         self.release(call)
 
     def _close(self, holder: Call) -> None:
-        """Close a call that was left open, unless another thread has just continued or closed it."""
+        """Closes a call that was left open, unless another thread has just continued or closed it."""
         try:
             holder.close()
         except ValueError:  # its generator is running
             return
 
     def _try(self, call: Call) -> bool:
-        """Give the lock to this call if it is free. Returns whether the call holds it."""
+        """Gives the lock to this call if it is free. Returns whether the call holds it."""
         with self._changed:
             self.check()
             if self.holder is None:

@@ -19,7 +19,7 @@ DTYPES: tuple[DtypeName, ...] = get_args(DtypeName)
 STATE_DTYPES: tuple[StateDtypeName, ...] = get_args(StateDtypeName)
 """Dtypes of recurrent states. bfloat16 has too few bits: a state drifts by factors within a few thousand tokens."""
 
-SHORT_NAMES: dict[str, DtypeName] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+SHORT_NAMES: dict[str, DtypeName] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """ChatRWKV's names → the library's."""
 
 SPELLINGS: dict[str, DtypeName] = {**{name: name for name in DTYPES}, **SHORT_NAMES}

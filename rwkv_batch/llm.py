@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 
-from .engine.engine import Engine
+from .engine.engine import Engine, EngineLimits
 from .engine.stats import EngineStats
 from .model_summary import ModelSummary, inspect_model
 from .models.model import Model
@@ -164,11 +164,9 @@ class LLM:
         self._engine = Engine(
             self._model,
             summary.vocabulary,
-            max_batch_size=plan.max_batch_size,
-            max_batch_tokens=plan.max_batch_tokens,
+            EngineLimits(plan.max_batch_size, plan.max_batch_tokens, engine.prefix_host_bytes),
             init_state=None if summary.model.init_state is None else Path(summary.model.init_state),
             prefix_sharing=engine.prefix_sharing,
-            prefix_host_bytes=engine.prefix_host_bytes,
             new_stop_matcher=partial(StopMatcher, tokenizer.token_bytes) if tokenizer else None,
         )
         constraints = ConstraintCompiler(tokenizer.token_bytes, vocab_size) if tokenizer else None

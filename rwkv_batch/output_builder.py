@@ -11,12 +11,11 @@ from .engine.logprobs import TokenScores
 from .engine.request import Completion
 from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
 from .requests import Scoring
-from .rows import ErrorRow, Finished, RowInFlight, ScoreRow
+from .rows import ErrorRow, Finished, RowInFlight, ScoreRow, text_arrays
 from .text.detokenizer import Detokenizer
 from .text.tokenizer import Tokenizer
 
 LogprobDicts = list[dict[int, Logprob]]
-_WHOLE_TEXT = -1
 
 
 class OutputBuilder:
@@ -101,13 +100,9 @@ class OutputBuilder:
 
     def _texts(self, completions: Sequence[Completion]) -> list[str]:
         """The text of each completion."""
-        if self._detokenizer is None or not completions:
+        if self._detokenizer is None:
             return [""] * len(completions)
-        parts = [completion.token_ids[: completion.text_tokens] for completion in completions]
-        offsets = np.zeros(len(parts) + 1, np.int64)
-        np.cumsum([len(part) for part in parts], out=offsets[1:])
-        limits = [_WHOLE_TEXT if found.text_bytes is None else found.text_bytes for found in completions]
-        return self._detokenizer.texts(np.concatenate(parts), offsets, np.array(limits, np.int64))
+        return self._detokenizer.texts(*text_arrays(completions))
 
     def _logprobs(self, token_ids: Iterable[int], scores: TokenScores) -> LogprobDicts:
         """For each token: the most likely tokens at its position, most likely first, and the token itself."""

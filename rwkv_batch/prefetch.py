@@ -49,7 +49,7 @@ class Prefetch(Generic[T]):
         return self._ready_weight >= count or self._is_exhausted
 
     def take(self, most: int, wait: bool) -> list[T]:
-        """Take the next items, in order; [] if none is ready, or at the end (see `is_ended`).
+        """Takes the next items, in order; [] if none is ready, or at the end (see `is_ended`).
 
         Args:
             most: limit of the items' weight; the last item may exceed it.
@@ -73,7 +73,7 @@ class Prefetch(Generic[T]):
         return items
 
     def close(self) -> None:
-        """Stop the background thread. Waits for the list that it is making, at most CLOSING_SECONDS."""
+        """Stops the background thread. Waits for the list that it is making, at most CLOSING_SECONDS."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -84,7 +84,7 @@ class Prefetch(Generic[T]):
         return bool(self._ready) or self._is_exhausted
 
     def _move(self, items: list[T], most: int) -> int:
-        """Move ready items to `items` until their weight is `most`. Returns the weight that is missing."""
+        """Moves ready items to `items` until their weight is `most`. Returns the weight that is missing."""
         while self._ready and most > 0:
             items.append(self._ready.popleft())
             weight = self._weight(items[-1])
@@ -107,7 +107,7 @@ class Prefetch(Generic[T]):
                 self._changed.notify_all()
 
     def _offer(self, items: Sequence[T]) -> None:
-        """Make items ready, one by one, and wait whenever their weight has reached the limit."""
+        """Makes items ready, one by one, and waits whenever their weight has reached the limit."""
         with self._changed:
             for item in items:
                 if self._ready_weight >= self._ahead:

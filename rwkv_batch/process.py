@@ -66,7 +66,7 @@ class Process:
         self._time_limit = time_limit
 
     def wait(self) -> Ended:
-        """Wait for the end of the process, at most until its time limit, and say how it ended."""
+        """Waits for the end of the process, at most until its time limit, and says how it ended."""
         try:
             while (ended := self.ended()) is None:
                 sleep(POLL_SECONDS)
@@ -86,7 +86,7 @@ class Process:
         return Ended(answer, self._process.returncode, is_late, log, seconds)
 
     def kill(self) -> None:
-        """Kill the process and the processes that it has started, if they run, and wait for its end."""
+        """Kills the process and the processes that it has started, if they run, and waits for its end."""
         self.send_kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_SECONDS)
@@ -110,7 +110,7 @@ def main(function: str, arguments: str, path: str) -> None:
 
 
 def call_in_process(function: Callable[..., Result], **arguments: Any) -> Result:
-    """Call a function in another process, and return its result.
+    """Calls a function in another process, and returns its result.
 
     This is for a function that changes its process, such as one that initializes CUDA.
 
@@ -137,7 +137,7 @@ def call_in_process(function: Callable[..., Result], **arguments: Any) -> Result
 
 
 def answer_call(call: str, answer: str) -> None:
-    """Call the function in the file `call`, and write its result or its exception to the file `answer`.
+    """Calls the function in the file `call`, and writes its result or its exception to the file `answer`.
 
     This runs in the process that `call_in_process` starts.
     """

@@ -55,7 +55,7 @@ class Scoring:
         return [TokenScores.join(parts) for parts in self.parts_of_continuations(completions)]
 
     def parts_of_continuations(self, completions: Iterable[Completion]) -> list[list[TokenScores]]:
-        """The same, each as consecutive parts: the first token's score, and those of the continuation's own request."""
+        """The scores of each continuation as consecutive parts: from the context's request and from its own."""
         found = {completion.request.sample: completion for completion in completions}
         shared = found[0].next_scores if 0 in found else None
         scores, firsts = [], 0
@@ -117,7 +117,7 @@ class RequestBuilder:
         self._last: _RequestSettings | None = None
 
     def check(self, params: SamplingParams) -> None:
-        """Check sampling parameters, independent of a prompt. Constraints are compiled.
+        """Checks sampling parameters, independent of a prompt. Constraints are compiled.
 
         Raises:
             RowError: a value is wrong for this model.
@@ -126,7 +126,7 @@ class RequestBuilder:
         self._settings(params)
 
     def build(self, rows: Sequence[GenerateRow | ScoreRow | ErrorRow]) -> list[RowInFlight | ErrorRow]:
-        """Make the requests of each row, in order. One call encodes all texts. A bad row becomes an error row."""
+        """Makes the requests of each row, in order. One call encodes all texts. A bad row becomes an error row."""
         drafts = [row if isinstance(row, ErrorRow) else _attempt(self._draft, row, row) for row in rows]
         texts = [one for draft in drafts if isinstance(draft, _Draft) for one in draft.inputs if isinstance(one, str)]
         encoded = iter(self.tokenizer.encode_many(texts) if self.tokenizer and texts else ())
@@ -140,7 +140,7 @@ class RequestBuilder:
         return built
 
     def _draft(self, row: GenerateRow | ScoreRow) -> _Draft:
-        """Check a row as far as that is possible before its texts are encoded."""
+        """Checks a row as far as that is possible before its texts are encoded."""
         if isinstance(row, GenerateRow):
             return _Draft(row, [self._text_or_ids(_prompt(row.prompt), "prompt")], self._settings(row.params))
         context = self._text_or_ids(row.context, "context")
@@ -149,7 +149,7 @@ class RequestBuilder:
         return _Draft(row, [context, *(self._text_or_ids(one, "continuation") for one in row.continuations)])
 
     def _row_in_flight(self, draft: _Draft, encoded: Sequence[np.ndarray | RowError]) -> RowInFlight:
-        """Make the requests of a row from its token ids, [T] int32 each, or from errors of texts that have none."""
+        """Makes the requests of a row from its token ids, [T] int32 each, or from errors of texts that have none."""
         ids = []
         for found in encoded:
             if isinstance(found, RowError):
@@ -167,7 +167,7 @@ class RequestBuilder:
     def _generate(
         self, row: GenerateRow, settings: _RequestSettings, prompt: str | None, ids: np.ndarray
     ) -> RowInFlight:
-        """Make one request for each sample. The first one also scores the prompt, if that is asked for."""
+        """Makes one request for each sample. The first one also scores the prompt, if that is asked for."""
         params, key = settings.params, next(self._keys)
         ids = ids if len(ids) else np.array([END_OF_TEXT], np.int32)
         start = None if params.prompt_logprobs is None else 1
@@ -188,7 +188,7 @@ class RequestBuilder:
         return RowInFlight(row, requests, prompt)
 
     def _score(self, row: ScoreRow, context: np.ndarray, continuations: list[np.ndarray]) -> RowInFlight:
-        """Make the requests that `Scoring` describes; none if there is nothing to score."""
+        """Makes the requests that `Scoring` describes; none if there is nothing to score."""
         if not len(context) or (row.add_bos_token and context[0] != END_OF_TEXT):
             context = np.concatenate(([END_OF_TEXT], context), dtype=np.int32)
         key = next(self._keys)
@@ -211,7 +211,7 @@ class RequestBuilder:
         return RowInFlight(row, requests, scoring=Scoring(context, continuations))
 
     def _text_or_ids(self, value: object, name: str) -> str | np.ndarray:
-        """Check an input: text, or token ids in [0, V), which become [T] int32."""
+        """Checks an input: text, or token ids in [0, V), which become [T] int32."""
         if isinstance(value, str):
             if self.tokenizer is None:
                 raise RowError("no_tokenizer", f"the {name} is text, but this model was loaded with tokenizer=None")
@@ -224,7 +224,7 @@ class RequestBuilder:
         return value.astype(np.int32)
 
     def _settings(self, params: SamplingParams) -> _RequestSettings:
-        """Check parameters, and make the settings of requests. The latest are kept, because rows often share theirs."""
+        """Checks parameters, and makes the settings of requests. The latest are kept: rows often share theirs."""
         if self._last is not None and self._last.params is params:
             return self._last
         self._check_params(params)
@@ -262,7 +262,7 @@ class RequestBuilder:
 
 
 def _attempt(make: Callable[..., Built], row: GenerateRow | ScoreRow, *given: Any) -> Built | ErrorRow:
-    """Call `make`; the result is an error row if it raises RowError."""
+    """Calls `make`; the result is an error row if it raises RowError."""
     try:
         return make(*given)
     except RowError as error:
@@ -284,7 +284,7 @@ def _prompt(prompt: Prompt) -> TextOrIds:
 
 
 def _integers(value: object, name: str) -> np.ndarray:
-    """Check token ids: [T] integers; of dtype object if one does not fit into 64 bits."""
+    """Checks token ids: [T] integers; of dtype object if one does not fit into 64 bits."""
     if isinstance(value, np.ndarray):
         if value.ndim != 1 or value.dtype.kind not in "iu":
             raise RowError("bad_type", f"the {name} is an array {value.shape} of {value.dtype}, expected [T] integers")

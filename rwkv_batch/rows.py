@@ -6,12 +6,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .errors import RowError
 from .sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from .engine.logprobs import TokenScores as TokenScores
     from .engine.request import Completion as Completion
     from .engine.request import Request
@@ -115,3 +115,16 @@ class RowInFlight:
 
 Finished = RowInFlight | ErrorRow
 """A finished row: all its completions have come, or it is an error row."""
+
+
+def text_arrays(completions: Sequence[Completion]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The arguments of `Detokenizer.utf8` for the texts of n completions.
+
+    Returns:
+        token_ids [N] int32, of all texts one after the other; offsets [n + 1] int64, where each text begins in them;
+        limits [n] int64, the bytes of each text; -1: all bytes of its tokens.
+    """
+    parts = [found.token_ids[: found.text_tokens] for found in completions]
+    token_ids = np.concatenate(parts, dtype=np.int32, casting="same_kind") if parts else np.zeros(0, np.int32)
+    limits = [-1 if found.text_bytes is None else found.text_bytes for found in completions]
+    return token_ids, np.cumsum([0, *map(len, parts)], dtype=np.int64), np.array(limits, np.int64)

@@ -12,7 +12,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 
 class Kind(ABC):
@@ -29,7 +29,7 @@ class Kind(ABC):
 
 
 _NOTHING = object()
-"""A value of no kind."""
+"""A value of no kind: what was expected in its place describes the kind."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,7 @@ class Number(Kind):
 
     def expected(self, value: object) -> str | None:
         is_open, low, high = self.is_open, self.low, self.high
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and low <= value <= high and (value > low or not is_open):  # type: ignore[operator]
+        if _is_number(value) and low <= value <= high and (value > low or not is_open):
             return None
         return f"a number {'above' if is_open else 'from'} {low:g} {'up ' * is_open}to {high:g}"
 
@@ -170,6 +169,10 @@ def documented_arguments(documented: type) -> dict[str, str]:
     entries = re.split(r"^    (\w[\w, ]*): ", section[1] if section else "", flags=re.MULTILINE)[1:]
     named = zip(entries[::2], entries[1::2], strict=True)
     return {name: " ".join(words.split()) for names, words in named for name in names.split(", ")}
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_id(value: object) -> bool:

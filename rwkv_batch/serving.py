@@ -32,7 +32,7 @@ class Serving:
         self._lock = CallLock()
 
     def run(self, batches: Iterable[Sequence[Row]], *, stop_at_error: bool = False) -> ServingCall:
-        """Serve rows, and yield lists of finished rows in the order in which they finish, one list for each step.
+        """Serves rows, and yields lists of finished rows in the order in which they finish, one list for each step.
 
         A thread reads the batches and encodes their texts, a bounded number of rows ahead. Error rows, and rows that
         need no computing, are finished at once.
@@ -44,7 +44,7 @@ class Serving:
         return ServingCall(self._lock, lambda: self._rows(batches, stop_at_error))
 
     def abort(self, key: Hashable) -> None:
-        """End the row with this key. It is finished at the next step, with the tokens that it has. Any thread may call.
+        """Ends the row with this key at the next step, with the tokens that it has. Any thread may call.
 
         Does nothing if the row is finished already, or if no call is running.
         """
@@ -54,11 +54,11 @@ class Serving:
             call.abort(key)
 
     def check(self) -> None:
-        """Raise RuntimeError if this model cannot serve: after `close`, and in a fork of its process."""
+        """Raises RuntimeError if this model cannot serve: after `close`, and in a fork of its process."""
         self._lock.check()
 
     def close(self) -> bool:
-        """Wait for the running call, refuse all later calls, and drop the reference to the engine.
+        """Waits for the running call, refuses all later calls, and drops the reference to the engine.
 
         Returns:
             False if nothing was done: it was closed before, or this process is a fork.
@@ -122,12 +122,12 @@ class ServingCall(Iterator[list[Finished]]):
         return rows is not None and rows.reads_input_on(thread)
 
     def abort(self, key: Hashable) -> None:
-        """End the row with this key; see `Serving.abort`."""
+        """Ends the row with this key; see `Serving.abort`."""
         if (rows := self._rows) is not None:
             rows.abort(key)
 
     def close(self) -> None:
-        """End the call, and drop the rows that are not finished. In a fork of the process this does nothing."""
+        """Ends the call, and drops the rows that are not finished. In a fork of the process this does nothing."""
         if self._lock.is_in_its_process:
             if self._lists is not None:
                 self._lists.close()
@@ -158,7 +158,7 @@ class _CallRows:
         self._recent: dict[Hashable, None] = {}  # keys of the latest finished rows, which cannot be aborted any more
 
     def serve(self) -> Generator[list[Finished], None, None]:
-        """Run the engine, and yield lists of finished rows."""
+        """Runs the engine, and yields lists of finished rows."""
         self._prefetch = Prefetch(self._built(), self._engine.window, _num_requests)
         steps = self._engine.run(self)
         try:
@@ -196,7 +196,7 @@ class _CallRows:
         return taken
 
     def abort(self, key: Hashable) -> None:
-        """Abort the row with this key, now or when the engine takes it. Any thread may call."""
+        """Aborts the row with this key, now or when the engine takes it. Any thread may call."""
         self._aborted.add(key)
         for row in self._running.copy().values():
             if row.key == key:
@@ -219,7 +219,7 @@ class _CallRows:
             yield rows
 
     def _take_finished(self, completions: Iterable[Completion]) -> list[Finished]:
-        """Hand these completions to their rows, and take all rows that are finished."""
+        """Hands these completions to their rows, and takes all rows that are finished."""
         for completion in completions:
             row = self._running[completion.request.key]
             row.completions.append(completion)
@@ -230,7 +230,7 @@ class _CallRows:
         return finished
 
     def _end(self, key: Hashable, row: Finished) -> None:
-        """Add a finished row."""
+        """Adds a finished row."""
         self._recent[key] = None
         if len(self._recent) > self._engine.window:
             del self._recent[next(iter(self._recent))]
@@ -267,7 +267,7 @@ def _num_requests(row: Finished) -> int:
 
 
 def _parts(batch: Sequence[Row], most: int) -> Iterator[Sequence[Row]]:
-    """Divide a batch into runs of rows with about `most` requests: a single row may have thousands of samples."""
+    """Divides a batch into runs of rows with about `most` requests: a single row may have thousands of samples."""
     start = count = 0
     for i, row in enumerate(batch):
         count += row.params.n if isinstance(row, GenerateRow) else 1

@@ -25,7 +25,7 @@ class Uploader:
         self.num_transfers = 0
 
     def send(self, *arrays: np.ndarray) -> list[Tensor]:
-        """Send arrays in one transfer, and return them as tensors. On a CPU a tensor shares its array's memory."""
+        """Sends arrays in one transfer, and returns them as tensors. On a CPU a tensor shares its array's memory."""
         self.num_transfers += 1
         if self.device.type == "cpu":
             return [torch.from_numpy(array) for array in arrays]
@@ -53,7 +53,7 @@ _TORCH_DTYPES = {
 
 
 def upload(values: Sequence[float] | np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Make a tensor of these values on the device. On a CUDA device the copy is enqueued on the current stream."""
+    """Makes a tensor of these values on the device. On a CUDA device the copy is enqueued on the current stream."""
     host = torch.as_tensor(values, dtype=dtype)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
@@ -82,7 +82,7 @@ class HostCopy:
             self._event.record(torch.cuda.current_stream(tensor.device))
 
     def read(self) -> Tensor:
-        """Wait for the copy, and return it."""
+        """Waits for the copy, and returns it."""
         if self._event is not None:
             self._event.synchronize()
             self._event = None

@@ -25,7 +25,7 @@ def row(key, params=SHORT, prompt=(1, 2, 3)):
 
 
 def serve(serving, *batches, **settings):
-    """Serve batches of rows, and return the finished rows by key. Asserts that each comes once."""
+    """Serves batches of rows, and returns the finished rows by key. Asserts that each comes once."""
     found = {}
     for finished in serving.run(batches, **settings):
         for one in finished:

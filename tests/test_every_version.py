@@ -13,6 +13,7 @@ from versions import VARIANTS, VERSIONS
 
 from rwkv_batch import LLM, SamplingParams
 from rwkv_batch.cpu_kernels.build import unavailable
+from rwkv_batch.run import main
 
 SIZES: dict[str, Any] = dict(n_layer=2, n_embd=64, n_ffn=96, head_size=32, vocab=97)
 SHARED = [(7 * i) % 96 + 1 for i in range(20)]
@@ -89,3 +90,20 @@ def test_reports_name_version_and_backends(version, checkpoint_file):
     required = {backends[op.name] for op in variant.architecture.ops if not op.optional}
     if not unavailable():
         assert required == ({"cpu"} if "cpu" in variant.kernels else {"cpu", "reference"})
+
+
+def test_a_job_ends_with_a_report(version, checkpoint_file, tmp_path):
+    config, rows = tmp_path / "job.yaml", [json.dumps({"prompt_token_ids": ids}) for ids in PROMPTS]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(rows) + "\n")
+    settings = {
+        "task": "generate",
+        "model": {"path": str(checkpoint_file(version, **SIZES)), "tokenizer": None},
+        "input": {"path": str(tmp_path / "prompts.jsonl")},
+        "sampling": {"max_tokens": 3, "ignore_eos": True},
+        "output": {"path": str(tmp_path / "out")},
+    }
+    config.write_text(json.dumps(settings))
+    assert main([str(config)]) == 0
+    report = json.loads((tmp_path / "out.rwkv_batch" / "report.json").read_text())
+    assert (report["rows"], report["tokens"]["completion_tokens"]) == ({"ok": len(PROMPTS)}, 3 * len(PROMPTS))
+    assert report["runs"][0]["model"]["version"] == VARIANTS[version].architecture.name

@@ -23,7 +23,7 @@ def take_all(source):
 
 
 def wait_for(condition):
-    """Wait for a condition. pytest-timeout limits the wait."""
+    """Waits for a condition. pytest-timeout limits the wait."""
     while not condition():
         time.sleep(0.005)
 

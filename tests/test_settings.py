@@ -13,6 +13,7 @@ from rwkv_batch import LLM
 from rwkv_batch.dtypes import DTYPES, SPELLINGS, STATE_DTYPES, dtype_name, torch_dtype
 from rwkv_batch.errors import ConfigurationError
 from rwkv_batch.job.config import EngineSection, ModelSection, Section
+from rwkv_batch.model_summary import _in_words, inspect_model
 from rwkv_batch.models.matrices.quantization import QUANTIZATIONS
 from rwkv_batch.ops import BACKENDS
 from rwkv_batch.sampling_fields import documented_arguments
@@ -68,3 +69,13 @@ def test_the_docstring_of_LLM_names_every_choice(setting: str, names: tuple[str,
 def test_a_dtype_has_a_name_and_a_name_a_dtype(name: str, dtype: torch.dtype) -> None:
     assert torch_dtype(name) is dtype
     assert SPELLINGS[name] == dtype_name(dtype)
+
+
+def test_a_summary_in_words_names_layers_that_differ() -> None:
+    summary = inspect_model(ModelSettings(strategy="cpu fp32 *1 -> cpu fp32i8"), EngineSettings(max_batch_size=4))
+    assert str(summary) == "demo, rwkv7 1.6M, layer 0 cpu float32, layers 1-2 and head cpu float32 int8, 4 slots"
+
+
+@pytest.mark.parametrize(("count", "words"), [(191_084_544, "191.1M"), (1_527_404_544, "1.5B")])
+def test_a_number_of_weights_in_words(count: int, words: str) -> None:
+    assert _in_words(count) == words

@@ -135,10 +135,8 @@ LONG_FUNCTIONS = {
     "triton_kernels/wkv7.py wkv7_kernel",
 }
 MANY_PARAMETERS = {
-    "rwkv_batch/engine/engine.py Engine.__init__",
     "rwkv_batch/integrations/lm_eval.py RwkvBatchLM.__init__",
     "rwkv_batch/llm.py LLM.__init__",
-    "tests/checkpoints.py make_checkpoint",
 }
 """Functions of the public interface that name every setting. The test leaves out ops and kernels by itself."""
 OPS = {path.stem for folder in KERNELS for path in (PACKAGE / folder).glob("*.py")}

@@ -39,7 +39,7 @@ LOG2_PIVOTS = tl.constexpr(3)
 
 
 class Sizes(NamedTuple):
-    """Compile-time sizes of `select_kernel`: the vocabulary, and how much is read at once."""
+    """Compile-time sizes of `select_kernel`: the vocabulary, and the numbers of tokens that are read at once."""
 
     V: Any
     TILE: Any
@@ -102,13 +102,13 @@ def fraction_of(total, fraction):
 
 @triton.jit
 def copy_near(row, near, peaks, threshold, SIZES: tl.constexpr):
-    """Copy the tokens with logits from `threshold` up to the buffer `near`, as many as it has room for.
+    """Copies the tokens with logits from `threshold` up to the buffer `near`, as many as it has room for.
 
     Args:
         peaks: pointer to the largest logit of each tile of the row.
 
     Returns:
-        How many tokens there are, whether the buffer holds all of them or not.
+        The number of such tokens, also where the buffer has no room for all of them.
     """
     count = 0
     for start in range(0, SIZES.V, SIZES.CHUNK):
@@ -179,7 +179,7 @@ def search(source, size, needed, low, at_low, high, scale, BY_MASS: tl.constexpr
     loop ends, with `high` = `low` + 1: `low` is the key.
 
     Args:
-        size: how many tokens the source has.
+        size: number of tokens of the source.
         low: key of the cut so far, int64; the tokens that this cut keeps are enough.
         at_low: number or mass of these tokens.
         high: a key above all, int64.
@@ -231,7 +231,7 @@ def goals_of(filters, total):
         total: sum of exp((logit - peak) / filter_temperature) over the row.
 
     Returns:
-        min_p_reach: float32, how far below the largest logit min-p keeps tokens; 0 where it is off.
+        min_p_reach: float32, distance below the largest logit within which min-p keeps tokens; 0 where it is off.
         is_share_of_all: top-p takes its share of the whole row's mass, not of what top-k and min-p have left.
         share_of_all: int64, that share of the whole row's mass; at least 1, so that one token is kept.
     """
@@ -245,13 +245,13 @@ def goals_of(filters, total):
 
 @triton.jit
 def collect_near(row, near, peaks, scale, filters, goals, SIZES: tl.constexpr):
-    """Collect the tokens near the row's largest logit, so far down that the filters keep none below.
+    """Collects the tokens near the row's largest logit, so far down that the filters keep none below.
 
-    The distance below the largest logit, `reach`, is bisected: `too_near` is a distance within which something is
-    lacking, `too_far` one within which the buffer has no room. After ATTEMPTS the whole row is the source.
+    The distance below the largest logit, `reach`, is bisected: within `too_near` there are too few tokens for the
+    filters, within `too_far` too many for the buffer. After ATTEMPTS the whole row is the source.
 
     Returns:
-        The source; how many tokens it has; and the key of the first cut, which drops what is not collected.
+        The source; its number of tokens; and the key of the first cut, which drops tokens that are not collected.
     """
     min_p_reach, is_share_of_all, share_of_all = goals
     peak = scale.peak

@@ -16,7 +16,7 @@ __all__ = ["NUM_WARPS", "specializations", "unsupported_reason", "wkv5", "wkv56_
 
 
 def wkv5(r: Tensor, k: Tensor, v: Tensor, g: Tensor | None, head: Any, state: Tensor, rows: Any) -> Tensor:
-    """Advance the RWKV-5 state of each row through its tokens, and read it out. The definition has the equation.
+    """Advances the RWKV-5 state of each row through its tokens; returns its output. The definition has the equation.
 
     Args:
         r, k, v: [M, A], A = H * N, float32, bfloat16 or float16, contiguous.

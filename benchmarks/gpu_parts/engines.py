@@ -16,7 +16,7 @@ from unittest.mock import patch
 import torch
 
 from rwkv_batch.checks.cases import DTYPES
-from rwkv_batch.engine.engine import Engine
+from rwkv_batch.engine.engine import Engine, EngineLimits
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.slot_tables import Vocabulary
@@ -119,8 +119,7 @@ def make_engine(
     return Engine(
         model,
         Vocabulary.plain(model.sizes["V"]),
-        max_batch_size=num_slots,
-        max_batch_tokens=num_slots + prompt_tokens,
+        EngineLimits(num_slots, num_slots + prompt_tokens),
         prefix_sharing=False,
         run_ahead=run_ahead,
         decode_graphs=decode_graphs,

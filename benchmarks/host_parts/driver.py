@@ -15,7 +15,7 @@ import torch
 
 import rwkv_batch.job.execute
 import rwkv_batch.llm
-from rwkv_batch.engine.engine import Engine
+from rwkv_batch.engine.engine import Engine, EngineLimits
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.source import Pulled
@@ -94,8 +94,7 @@ def new_engine(case: Case, device: SimulatedDevice, recorded: bool) -> Engine:
     return Engine(
         FreeModel(device),  # type: ignore[arg-type]
         Vocabulary.plain(VOCAB_SIZE),
-        max_batch_size=case.batch_size,
-        max_batch_tokens=case.max_batch_tokens,
+        EngineLimits(case.batch_size, case.max_batch_tokens),
         run_ahead=True,
         decode_graphs=recorded,
         new_stop_matcher=partial(StopMatcher, TOKEN_BYTES),

@@ -12,9 +12,10 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
+
+from ..kernel_support.ninja import built, escaped
 
 SOURCES = Path(__file__).with_name("csrc")
 FLAGS = "-std=c++17 -O3 -march=native -fopenmp -fPIC -fno-math-errno -fno-trapping-math"
@@ -61,41 +62,19 @@ def unavailable() -> str | None:
 
 
 def _build(compiler: str, folder: Path) -> None:
-    work = Path(tempfile.mkdtemp(dir=folder.parent))
-    try:
-        (work / "build.ninja").write_text(_ninja_file(compiler))
-        ninja = _ninja()
-        done = subprocess.run([ninja, "-C", str(work), "-j", "2"], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise OSError(f"{compiler} failed:\n{done.stdout[-2000:]}")
+    with built(folder.parent, _ninja_lines(compiler), compiler, "-j", "2") as work:
         shutil.rmtree(folder, ignore_errors=True)
         work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
-def _ninja_file(compiler: str) -> str:
+def _ninja_lines(compiler: str) -> list[str]:
     sources = sorted(SOURCES.glob("*.cpp"))
-    lines = [
+    return [
         f"rule compile\n  command = {compiler} {FLAGS} -MMD -c $in -o $out",
         f"rule link\n  command = {compiler} -shared -fopenmp $in -o $out",
+        *(f"build {source.stem}.o: compile {escaped(source)}" for source in sources),
+        f"build {LIBRARY}: link {' '.join(source.stem + '.o' for source in sources)}",
     ]
-    lines += [f"build {source.stem}.o: compile {_escape(source)}" for source in sources]
-    lines += [f"build {LIBRARY}: link {' '.join(source.stem + '.o' for source in sources)}"]
-    return "\n".join(lines) + "\n"
-
-
-def _escape(path: Path) -> str:
-    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
-
-
-def _ninja() -> str:
-    found = shutil.which("ninja")
-    if found is None:
-        import ninja
-
-        found = str(Path(ninja.BIN_DIR) / "ninja")
-    return found
 
 
 def _key(compiler: str) -> str:

@@ -41,7 +41,7 @@ class Admission:
         self._prefix_sharing = prefix_sharing
 
     def fill(self, source: Source, scheduler: Scheduler, num_free: int, may_wait: bool) -> list[Admitted]:
-        """Take the next sequences from the queue, at most one for each free slot.
+        """Takes the next sequences from the queue, at most one for each free slot.
 
         Args:
             num_free: number of free slots.
@@ -66,7 +66,7 @@ class Admission:
         return admitted
 
     def publish(self, complete: list[tuple[Prefix, Record]], scheduler: Scheduler) -> None:
-        """Store the states of computed prefixes, and queue their children.
+        """Stores the states of computed prefixes, and queues their children.
 
         Copying a state may run out of memory. All states are copied before any child is queued, so that the queue is
         unchanged if that happens.
@@ -80,7 +80,7 @@ class Admission:
             scheduler.add_first(Sequence(child, prefix) for child in prefix.children)
 
     def remove(self, keys: set[object], scheduler: Scheduler) -> list[Request]:
-        """Take the requests with these keys out of the queue, and from below the prefixes that wait or run."""
+        """Takes the requests with these keys out of the queue, and from below the prefixes that wait or run."""
         removed: list[Request] = []
         for sequence in scheduler.running:
             if sequence.prefix is not None:
@@ -97,7 +97,7 @@ class Admission:
         return removed
 
     def restart(self, running: list[Sequence], num_slots: int) -> None:
-        """Count the running sequences as waiting again, after a change to `num_slots` slots.
+        """Counts the running sequences as waiting again, after a change to `num_slots` slots.
 
         A prefix that was running is computed again, so that its snapshot is dropped if there already is one.
         """
@@ -108,7 +108,7 @@ class Admission:
         self.snapshots.shrink(num_slots)
 
     def clear(self) -> None:
-        """Drop all snapshots, and count no request as waiting."""
+        """Drops all snapshots, and counts no request as waiting."""
         self.snapshots.clear()
         self.num_waiting = 0
 
@@ -124,7 +124,7 @@ class Admission:
         return spare_tokens > 0 and not waits_for_place
 
     def _unshare(self, prefix: Prefix, parent: Prefix | None, scheduler: Scheduler) -> None:
-        """Queue the children of a prefix in its place: each computes the prefix's tokens itself.
+        """Queues the children of a prefix in its place: each computes the prefix's tokens itself.
 
         This is for a prefix without a place for its snapshot, when no place will become free.
         """
@@ -134,7 +134,7 @@ class Admission:
         scheduler.add_first(Sequence(node, parent) for node in nodes)
 
     def _refill(self, source: Source, scheduler: Scheduler, may_wait: bool) -> None:
-        """Pull the next window of requests while half of the last window still waits.
+        """Pulls the next window of requests while half of the last window still waits.
 
         Pulling early keeps the slots full: when a window's last long requests run, the next window's requests take the
         other slots. The call waits for the source only if the engine is idle. It takes less than a whole window only
@@ -153,7 +153,7 @@ class Admission:
 
 
 def _removed(sequence: Sequence, keys: set[object]) -> list[Request]:
-    """Take the requests with these keys out of a waiting sequence, and return them.
+    """Takes the requests with these keys out of a waiting sequence, and returns them.
 
     A sequence from which everything was taken has neither a request nor a prefix afterwards.
     """

@@ -32,7 +32,7 @@ def _meminfo_available() -> int:
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """Read a file whose lines are a name and a whole number; {} if there is no such file."""
+    """Reads a file whose lines are a name and a whole number; {} if there is no such file."""
     if not path.exists():
         return {}
     words = (line.split() for line in path.read_text().splitlines())
@@ -40,7 +40,7 @@ def _fields(path: Path) -> dict[str, int]:
 
 
 def _number(path: Path) -> int | None:
-    """Read a file that is one whole number; None if there is no such file, or no number ("max": no limit)."""
+    """Reads a file that is one whole number; None if there is no such file, or no number ("max": no limit)."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

@@ -27,7 +27,7 @@ class SampledTokens(NamedTuple):
     top_rows: np.ndarray
     """[m] int64: those of the n rows whose requests ask for the most likely tokens."""
     top: TokenScores | None
-    """Of the m rows; None where no row asks."""
+    """The scores of those m tokens; None if m is 0."""
 
 
 class SampledRows(NamedTuple):
@@ -75,7 +75,7 @@ class Booking:
         self._failed: set[int] = set()  # slots of sequences that have scores that are not finite
 
     def open(self, sequences: Iterable[Sequence]) -> None:
-        """Open an entry for each of these sequences that has a request."""
+        """Opens an entry for each of these sequences that has a request."""
         opened = [(sequence.slot, sequence.request) for sequence in sequences if sequence.request is not None]
         if not opened:
             return
@@ -118,7 +118,7 @@ class Booking:
         return bool(self._is_open[slot]) and int(self._owner[slot]) == owner
 
     def add_scores(self, slot: int, owner: int, scores: TokenScores, are_next: bool) -> None:
-        """Take in the scores of some prompt tokens, or of `next_token_ids`. Scores of a closed entry are dropped."""
+        """Takes in the scores of some prompt tokens, or of `next_token_ids`. Scores of a closed entry are dropped."""
         if self.owns(slot, owner):
             parts = self._scores[slot][are_next]
             # A part is a slice of the arrays of everything that its step has scored, and keeps them alive until it is
@@ -128,12 +128,12 @@ class Booking:
             parts.append(scores)
 
     def fail(self, slot: int, owner: int) -> None:
-        """Mark a sequence whose scores are not finite: its finish reason will be "error"."""
+        """Marks a sequence whose scores are not finite: its finish reason will be "error"."""
         if self.owns(slot, owner):
             self._failed.add(slot)
 
     def record(self, rows: SampledRows, tokens: SampledTokens) -> list[tuple[int, Completion]]:
-        """Take in one sampled token of each row. Rows whose entry is closed are dropped.
+        """Takes in one sampled token of each row. Rows whose entry is closed are dropped.
 
         The end rules are tested in arrays for all rows at once; Python touches only the rows that end.
 
@@ -179,7 +179,7 @@ class Booking:
         return completions
 
     def close(self, slot: int, finish_reason: FinishReason, stop_reason: str | int | None = None) -> Completion:
-        """Close a slot's entry, and return its completion with the tokens and scores booked so far."""
+        """Closes a slot's entry, and returns its completion with the tokens and scores booked so far."""
         request, length = self._requests[slot], int(self._length[slot])
         assert request is not None
         if slot in self._failed:
@@ -202,7 +202,7 @@ class Booking:
         return completion
 
     def close_all(self) -> None:
-        """Close all entries, and drop what they hold."""
+        """Closes all entries, and drops what they hold."""
         self._is_open[:] = False
         self._requests = [None] * len(self._requests)
         self._tops.clear()
@@ -221,7 +221,7 @@ class Booking:
                 table.write(self._top_place[slots[own]], token_index[own], top.top.part(own, count))
 
     def _close_top(self, slot: int, logprobs: np.ndarray) -> TokenScores:
-        """Take the most likely tokens at each position of a completion. A table that becomes empty is freed."""
+        """Takes the most likely tokens at each position of a completion. A table that becomes empty is freed."""
         count = int(self._num_top[slot])
         scores = self._tops[count].close(int(self._top_place[slot]), logprobs)
         if self._tops[count].is_empty:
@@ -246,7 +246,7 @@ class Booking:
         return self._stop_matcher
 
     def _reserve(self, length: int) -> None:
-        """Make room for completions of this many tokens."""
+        """Makes room for completions of this many tokens."""
         width = self._token_ids.shape[1]
         if length > width:
             extra = max(2 * width, length) - width

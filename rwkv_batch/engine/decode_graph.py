@@ -115,7 +115,7 @@ class RecordedStep:
         self._results: tuple[Tensor, Tensor] | None = None
 
     def run(self, plan: StepPlan, scheduler: Scheduler) -> StepResults:
-        """Feed every slot of the plan its last token, and sample the next token."""
+        """Feeds every slot of the plan its last token, and samples the next token."""
         slots = plan.decoding
         self.fill(slots, scheduler.position[slots])
         if self._graph is None:
@@ -127,7 +127,7 @@ class RecordedStep:
         return StepResults(slots, self._sampler.copy_to_host(slots, *results), None)
 
     def fill(self, slots: np.ndarray, position: np.ndarray) -> None:
-        """Write slots and positions to the device buffers, in one transfer. Unused rows are padding: slot -1."""
+        """Writes slots and positions to the device buffers, in one transfer. Unused rows are padding: slot -1."""
         self._turn = 1 - self._turn
         staging = self._staging[self._turn]
         if self._copied:
@@ -141,7 +141,7 @@ class RecordedStep:
             self._copied[self._turn].record(torch.cuda.current_stream(self._rows.slot_index.device))
 
     def capture(self, stream: torch.cuda.Stream, memory: Any) -> None:
-        """Record the step. All rows are padding meanwhile, so no state changes.
+        """Records the step. All rows are padding meanwhile, so no state changes.
 
         Args:
             stream: runs the warm-up and the recording. Libraries allocate a workspace for each stream when they first

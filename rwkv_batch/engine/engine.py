@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,7 +44,18 @@ from .thread_switching import quick_thread_switches
 logger = logging.getLogger(__name__)
 
 Steps = Generator[list[Completion], None, None]
-_NOTHING = nullcontext()
+_UNTIMED = nullcontext()
+
+
+class EngineLimits(NamedTuple):
+    """The sizes of an engine."""
+
+    max_batch_size: int
+    """Number of slots: sequences that run at the same time."""
+    max_batch_tokens: int
+    """Tokens of one step, prompts and decode rows together."""
+    prefix_host_bytes: int = 0
+    """Host memory for the snapshots of prefixes for which the device has no room."""
 
 
 class Engine:
@@ -57,11 +68,8 @@ class Engine:
     mask of allowed tokens depends on the token before.
 
     Args:
-        max_batch_size: number of slots: sequences that run at the same time.
-        max_batch_tokens: tokens of one step, prompts and decode rows together.
         init_state: a state file that every sequence starts from; None takes the checkpoint's own.
         prefix_sharing: compute prefixes that several rows share once. Samples of one row always share theirs.
-        prefix_host_bytes: host memory for the snapshots of prefixes for which the device has no room.
         run_ahead: launch a step before the results of the step before are read; None does so on a CUDA device.
         decode_graphs: record decode steps and replay them; None does so on a CUDA device where every op of a decode
             step can be recorded, and where no layer is placed on another device.
@@ -72,12 +80,10 @@ class Engine:
         self,
         model: Model,
         vocabulary: Vocabulary,
+        limits: EngineLimits,
         *,
-        max_batch_size: int,
-        max_batch_tokens: int,
         init_state: str | Path | None = None,
         prefix_sharing: bool = True,
-        prefix_host_bytes: int = 0,
         run_ahead: bool | None = None,
         decode_graphs: bool | None = None,
         new_stop_matcher: Callable[[int], StopMatcher] | None = None,
@@ -89,21 +95,22 @@ class Engine:
         self._run_ahead = is_cuda if run_ahead is None else run_ahead
         can_record = is_cuda and model.pipeline is None and model.ops.can_be_recorded
         self._uses_graphs = can_record if decode_graphs is None else decode_graphs
-        self.stats = EngineStats(max_batch_size, max_batch_tokens)
+        num_slots = limits.max_batch_size
+        self.stats = EngineStats(num_slots, limits.max_batch_tokens)
         self._uploader = Uploader(model.device)
         self._pool_parts = pool_parts(model.file, model.placement, init_state)
-        self.scheduler = Scheduler(max_batch_size, max_batch_tokens)
-        self._num_slots = max_batch_size
-        self._allocate(max_batch_size)
-        snapshots = Snapshots(max_batch_size, prefix_host_bytes // self.pool.host_record_bytes)
-        self.admission = Admission(snapshots, max(4 * max_batch_size, 256), prefix_sharing)
+        self.scheduler = Scheduler(num_slots, limits.max_batch_tokens)
+        self._num_slots = num_slots
+        self._allocate(num_slots)
+        snapshots = Snapshots(num_slots, limits.prefix_host_bytes // self.pool.host_record_bytes)
+        self.admission = Admission(snapshots, max(4 * num_slots, 256), prefix_sharing)
         self._outbox: list[Completion] = []
         self._aborted: deque[Any] = deque()
         self._serving: weakref.ref[Steps] | None = None
         self._is_damaged = False
 
     def _allocate(self, num_slots: int) -> None:
-        """Make everything that is indexed by slot. With 0 slots, this frees the memory of what was there before."""
+        """Makes everything that is indexed by slot. With 0 slots, this frees the memory of what was there before."""
         model = self.model
         self._in_flight: deque[LaunchedStep] = deque()
         self._runner: StepRunner | None = None
@@ -126,12 +133,12 @@ class Engine:
         return self.admission.snapshots
 
     def generate(self, source: Source) -> Generator[Completion, None, None]:
-        """Complete every request. Like `run`, but yields one completion at a time."""
+        """Completes every request. Like `run`, but yields one completion at a time."""
         for finished in self.run(source):
             yield from finished
 
     def run(self, source: Source) -> Steps:
-        """Complete every request. Yields a list after each step: the completions that the step has finished.
+        """Completes every request. Yields a list after each step: the completions that the step has finished.
 
         Closing the iterator early drops the sequences that are running. After an exception the engine stays usable: the
         next call starts with empty slots.
@@ -140,7 +147,7 @@ class Engine:
             RuntimeError: another iterator of this engine is still open.
             CapacityError: a single token of a single sequence does not fit into memory.
         """
-        own: list[weakref.ref[Steps]] = []
+        own: list[weakref.ref[Steps]] = []  # the generator itself, for `_begin`: weakly, so that dropping it closes it
         steps = self._run(source, own)
         own.append(weakref.ref(steps))
         return steps
@@ -171,15 +178,15 @@ class Engine:
             self._is_damaged = not has_ended
 
     def abort(self, key: Any) -> None:
-        """Finish the requests with this key before the next step, with the tokens that they have. Any thread may call.
+        """Finishes the requests with this key before the next step with the tokens that they have. Any thread may call.
 
         Requests that the source has not given out yet are not affected.
         """
         self._aborted.append(key)
 
     def step(self) -> None:
-        """Launch a step, then take in the results that are due: its own, or those of the step before."""
-        with self.stats.timed_forward() if self._run_ahead else _NOTHING:
+        """Launches a step, then takes in the results that are due: its own, or those of the step before."""
+        with self.stats.timed_forward() if self._run_ahead else _UNTIMED:
             if self.sampler.has_constraints:  # a mask of this step may depend on a token that is still in flight
                 self._take_in(leave_in_flight=0)
             launched = self.scheduler.has_work
@@ -189,7 +196,7 @@ class Engine:
             self._take_in(leave_in_flight=1 if may_run_ahead else 0)
 
     def check_integrity(self) -> None:
-        """Assert that every slot is free or belongs to exactly one running sequence."""
+        """Asserts that every slot is free or belongs to exactly one running sequence."""
         self.pool.check_integrity(sequence.slot for sequence in self.scheduler.running)
 
     def _begin(self, own: weakref.ref[Steps]) -> None:
@@ -204,13 +211,13 @@ class Engine:
         self._is_damaged = True  # until `_run` has ended without an exception
 
     def _rebuild(self) -> None:
-        """Allocate everything that is indexed by slot anew, after an exception that may have left it inconsistent."""
+        """Allocates everything that is indexed by slot anew, after an exception that may have left it inconsistent."""
         self._allocate(0)
         self._allocate(self._num_slots)
         self._abandon()
 
     def _admit(self, source: Source) -> None:
-        """Give the free slots to waiting sequences."""
+        """Gives the free slots to waiting sequences."""
         admitted = self.admission.fill(source, self.scheduler, self.pool.num_free, may_wait=not self._outbox)
         if admitted:
             for sequence, slot in zip(admitted, self.pool.allocate(len(admitted)), strict=True):
@@ -219,7 +226,7 @@ class Engine:
             self._within_memory(partial(self._open, admitted))
 
     def _open(self, admitted: list[Admitted]) -> None:
-        """Set the states and the sampling settings of these sequences' slots, in a fixed number of transfers."""
+        """Sets the states and the sampling settings of these sequences' slots, in a fixed number of transfers."""
         groups: dict[int, tuple[Record | None, list[int]]] = {}
         for sequence, record in admitted:
             groups.setdefault(id(record), (record, []))[1].append(sequence.slot)
@@ -248,7 +255,7 @@ class Engine:
         return launched
 
     def _advance(self, plan: StepPlan, results: StepResults) -> LaunchedStep:
-        """Bring the scheduler up to a step that has been launched, and note to whom its results belong."""
+        """Brings the scheduler up to a step that has been launched, and notes to whom its results belong."""
         scheduler, booking = self.scheduler, self.booking
         complete = scheduler.advance(plan)
         self._publish(complete)
@@ -263,7 +270,7 @@ class Engine:
         return LaunchedStep(results, rows, score_owners, scored, booking.owners(scored))
 
     def _publish(self, complete: np.ndarray) -> None:
-        """Store the states of the prefixes that these slots have computed, and queue their children."""
+        """Stores the states of the prefixes that these slots have computed, and queues their children."""
         prefixes = []
         for slot in complete.tolist():
             sequence = self.scheduler.sequence(slot)
@@ -275,7 +282,7 @@ class Engine:
             self.scheduler.sequence(slot).prefix = None  # a restart must not compute it again: it is stored
 
     def _take_in(self, leave_in_flight: int) -> None:
-        """Book the results of the launched steps, except for the latest `leave_in_flight` steps."""
+        """Books the results of the launched steps, except for the latest `leave_in_flight` steps."""
         while len(self._in_flight) > leave_in_flight:
             clock = Clock()
             step = self._in_flight[0]
@@ -300,7 +307,7 @@ class Engine:
             self.stats.commit_seconds += clock.lap()
 
     def _remove_aborted(self) -> None:
-        """Finish the aborted requests: running ones with the tokens booked so far, waiting ones without tokens."""
+        """Finishes the aborted requests: running ones with the tokens booked so far, waiting ones without tokens."""
         if not self._aborted:
             return
         keys = {self._aborted.popleft() for _ in range(len(self._aborted))}
@@ -312,14 +319,14 @@ class Engine:
                 self._forget(sequence)
 
     def _forget(self, sequence: Sequence) -> None:
-        """Drop the request of a running sequence. Its slot is freed, unless it computes a prefix for others."""
+        """Drops the request of a running sequence. Its slot is freed, unless it computes a prefix for others."""
         if sequence.prefix is None:
             self._release(np.array([sequence.slot], np.int64))
         else:
             sequence.request = sequence.prefix.request = None
 
     def _within_memory(self, action: Callable[[], None]) -> None:
-        """Run a step, or start sequences. When memory runs out, halve the slots and restart all running sequences.
+        """Runs a step, or starts sequences. When memory runs out, halves the slots and restarts all sequences.
 
         Raises:
             CapacityError: a single token of a single sequence does not fit.
@@ -345,7 +352,7 @@ class Engine:
             reason = self._restart(num_slots, num_tokens, handled)
 
     def _restart(self, num_slots: int, num_tokens: int, handled: BaseException | None) -> str | None:
-        """Go on with fewer slots and tokens. Running sequences start again from their prompts and draw the same tokens.
+        """Goes on with fewer slots and tokens. Running sequences restart from their prompts and draw the same tokens.
 
         Returns:
             None; or why this number of slots does not fit, and then the engine has no slots.
@@ -371,14 +378,14 @@ class Engine:
         return finished
 
     def _release(self, slots: np.ndarray) -> None:
-        """Free the slots of sequences that have ended."""
+        """Frees the slots of sequences that have ended."""
         if len(slots):
             self.scheduler.finish(slots)
             self.sampler.release(slots)
             self.pool.free(slots.tolist())
 
     def _abandon(self) -> None:
-        """Drop everything that runs or waits."""
+        """Drops everything that runs or waits."""
         self._in_flight.clear()
         self.booking.close_all()
         self.sampler.release(np.arange(self.pool.num_slots))

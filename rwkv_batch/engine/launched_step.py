@@ -45,7 +45,7 @@ class Scores:
             )
 
     def read(self) -> list[TokenScores]:
-        """Wait for the scores, and return those of each part."""
+        """Waits for the scores, and returns those of each part."""
         logprobs, is_greedy = self._logprobs.read().numpy(), self._is_greedy.read().numpy()
         self.are_finite = bool(np.isfinite(logprobs).all())
         tops = TokenScores.join([top.read() for top in self._tops])

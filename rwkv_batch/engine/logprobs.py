@@ -58,7 +58,7 @@ class TokenScores:
 
     @classmethod
     def join(cls, parts: Sequence[TokenScores]) -> TokenScores:
-        """Concatenate scores that all have the same K. No parts give the scores of no tokens."""
+        """Concatenates scores that all have the same K. No parts give the scores of no tokens."""
         if len(parts) == 1:
             return parts[0]
         if not parts:
@@ -142,6 +142,6 @@ class TopLogprobs:
         ]
 
     def read(self) -> TokenScores:
-        """Wait for the copies, and return the scores."""
+        """Waits for the copies, and returns the scores."""
         logprobs, ranks, top_ids, top_logprobs = (copy.read().numpy() for copy in self._copies)
         return TokenScores(logprobs, ranks == 1, TopTokens(ranks, top_ids, top_logprobs))

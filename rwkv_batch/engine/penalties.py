@@ -12,7 +12,7 @@ from .slot_tables import Float, Integer, SlotTables
 
 
 def penalize(logits: Tensor, rows: Tensor, slots: Tensor, tables: SlotTables) -> None:
-    """Apply presence, frequency and repetition penalties to some rows of logits, in place.
+    """Applies presence, frequency and repetition penalties to some rows of logits, in place.
 
         l ← (l / repetition if l > 0 else l * repetition) - count * frequency - generated * presence
 
@@ -33,7 +33,7 @@ def penalize(logits: Tensor, rows: Tensor, slots: Tensor, tables: SlotTables) ->
 
 
 def count(token_ids: Tensor, slots: Tensor, tables: SlotTables) -> None:
-    """Decay all counts of the slots, then count the tokens just sampled.
+    """Decays all counts of the slots, then counts the tokens just sampled.
 
     Args:
         token_ids, slots: [n] int64.

@@ -15,7 +15,7 @@ _ROUNDS = 10
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:
-    """Compute four random words for each row.
+    """Computes four random words for each row.
 
     Args:
         counter: [B, 4] int64, each in [0, 2^32).
@@ -40,7 +40,7 @@ def stream_words(seed: int, row: int, sample: int) -> tuple[int, int, int, int, 
 
 
 def uniform(streams: Tensor, position: Tensor) -> Tensor:
-    """Draw one number in [0, 1) with 53 random bits for each row.
+    """Draws one number in [0, 1) with 53 random bits for each row.
 
     Args:
         streams: [B, 5] int64, rows of `stream_words`.

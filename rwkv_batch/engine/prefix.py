@@ -48,7 +48,7 @@ class Prefix:
         return self.request is not None or bool(self.children)
 
     def remove(self, keys: set[object]) -> list[Request]:
-        """Take out the requests with these keys, the prefix's own included, and return them."""
+        """Takes out the requests with these keys, the prefix's own included, and returns them."""
         removed = self.remove_children(keys)
         if self.request is not None and self.request.key in keys:
             removed.append(self.request)
@@ -56,7 +56,7 @@ class Prefix:
         return removed
 
     def remove_children(self, keys: set[object]) -> list[Request]:
-        """Take out the requests with these keys below, and the prefixes that then serve no request."""
+        """Takes out the requests with these keys below, and the prefixes that then serve no request."""
         removed: list[Request] = []
         prefixes = [self]
         for prefix in prefixes:  # the list grows in the loop, a parent before its children
@@ -83,7 +83,7 @@ Node = Request | Prefix
 
 
 def plan_prefixes(window: SequenceOf[Request], share_between_rows: bool = True) -> list[Node]:
-    """Build the trie of a window of requests, and return its roots. A request that shares no prefix is a root.
+    """Builds the trie of a window of requests, and returns its roots. A request that shares no prefix is a root.
 
     The children of a prefix are sorted by the steps that they may take, longest first.
 
@@ -99,9 +99,9 @@ def plan_prefixes(window: SequenceOf[Request], share_between_rows: bool = True) 
 
 
 def _plan_group(group: SequenceOf[Request]) -> list[Node]:
-    """Build the trie of requests that may share prefixes.
+    """Builds the trie of requests that may share prefixes.
 
-    The prompts are sorted, so that the requests of a subtree are neighbours. The prefix that a range of neighbours has
+    The prompts are sorted, so that the requests of a subtree are neighbors. The prefix that a range of neighbors has
     in common is as long as the smallest number of tokens that a prompt of the range shares with the one before it. The
     range is cut where that minimum is reached, and each piece is a child. Ranges wait on a stack (`pending`), because
     a trie may be deeper than Python's recursion limit.
@@ -145,7 +145,7 @@ def _plan_group(group: SequenceOf[Request]) -> list[Node]:
 
 
 def _shareable(requests: list[Request], shared: np.ndarray) -> np.ndarray:
-    """How many leading tokens of each of the n sorted requests a prefix may compute, [n] int64.
+    """The number of leading tokens of each of the n sorted requests that a prefix may compute, [n] int64.
 
     A prefix must leave the tokens whose hidden states the request needs: the tokens from which a score is taken, and
     the last token if a next token is sampled from it. A request that only scores `next_token_ids` may be served by a

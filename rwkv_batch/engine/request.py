@@ -34,20 +34,20 @@ class StopMatcher(Protocol):
     """Searches the texts of all slots for stop strings, token by token."""
 
     def start(self, slot: int, stop_strings: Any) -> None:
-        """Begin a new text in this slot. `stop_strings` is `Request.stop_strings`."""
+        """Begins a new text in this slot. `stop_strings` is `Request.stop_strings`."""
 
     def push(self, slots: np.ndarray, token_ids: np.ndarray) -> list[StopMatch]:
-        """Append one token to each of n texts ([n] int64 each), and return the stop strings that are complete."""
+        """Appends one token to each of n texts ([n] int64 each), and returns the stop strings that are complete."""
 
 
 class Constraint(Protocol):
     """Restricts the next token of one sequence."""
 
     def allowed(self, mask: Tensor) -> None:
-        """Fill `mask` [V] bool: True where a token may come next."""
+        """Fills `mask` [V] bool: True where a token may come next."""
 
     def accept(self, token_id: int) -> None:
-        """Advance by the token that the sequence has sampled."""
+        """Advances by the token that the sequence has sampled."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

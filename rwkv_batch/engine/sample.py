@@ -14,7 +14,7 @@ from .slot_tables import Float, Integer, SlotTables, unpack_bits
 
 
 def sample(logits: Tensor, slot_index: Tensor, tables: SlotTables, ops: OpTable) -> tuple[Tensor, Tensor]:
-    """Sample the next token of each row.
+    """Samples the next token of each row.
 
     Penalties, then biases, then bans are applied to the logits. `select` filters and draws, with the uniform number of
     the slot's random stream at its position. Then the slot's position, last token and seen ids are updated.
@@ -59,7 +59,7 @@ SAMPLE = OpSpec("sample", sample, optional=True)
 
 
 def _shape(logits: Tensor, index: Tensor, integers: Tensor, tables: SlotTables) -> tuple[Tensor, Tensor]:
-    """Apply penalties, biases and bans to a copy. Returns the logits to sample from, and the changed rows, [B] bool."""
+    """Applies penalties, biases and bans to a copy; returns the logits to sample from and the changed rows [B] bool."""
     is_early = integers[:, Integer.POSITION] < integers[:, Integer.MIN_TOKENS]
     rows_with = {
         "penalties": integers[:, Integer.IS_PENALIZED] > 0,
@@ -92,7 +92,7 @@ def _shape(logits: Tensor, index: Tensor, integers: Tensor, tables: SlotTables) 
 
 
 def _add(shaped: Tensor, rows: Tensor, ids: Tensor, length: Tensor, values: Tensor) -> None:
-    """Add the first `length` values of each row to the logits of the corresponding ids."""
+    """Adds the first `length` values of each row to the logits of the corresponding ids."""
     listed = torch.arange(ids.shape[1], device=ids.device) < length[:, None]
     shaped.index_put_((rows[:, None], ids.long()), torch.where(listed, values, 0.0), accumulate=True)
 

@@ -45,7 +45,7 @@ class Sampled:
         self._constraints = constraints
 
     def read(self) -> SampledTokens:
-        """Wait for the tokens, and advance each constraint by its sequence's token."""
+        """Waits for the tokens, and advances each constraint by its sequence's token."""
         token_ids, logprobs = (copy.read().numpy()[: self._count] for copy in (self._token_ids, self._logprobs))
         for row, constraint in self._constraints:
             constraint.accept(int(token_ids[row]))
@@ -77,7 +77,7 @@ class Sampler:
         self._constraints: dict[int, Constraint] = {}
 
     def assign(self, slots: SequenceOf[int], requests: SequenceOf[Request]) -> None:
-        """Give these slots to new sequences: settings, penalties, random stream and position are reset."""
+        """Gives these slots to new sequences: settings, penalties, random stream and position are reset."""
         if not slots:
             return
         self._num_seen[slots] = self.tables.assign(slots, requests)
@@ -88,7 +88,7 @@ class Sampler:
                 self._constraints[slot] = request.new_constraint()
 
     def release(self, slots: np.ndarray) -> None:
-        """Forget the sequences of these slots."""
+        """Forgets the sequences of these slots."""
         self._num_seen[slots] = _NONE
         self._num_logprobs[slots] = _NONE
         if self._constraints:
@@ -106,7 +106,7 @@ class Sampler:
         return self._num_logprobs != _NONE
 
     def prepare(self, slots: np.ndarray) -> None:
-        """Make room for one more seen id, and upload the masks of constraints, before the slots [n] int64 sample."""
+        """Makes room for one more seen id, and uploads the masks of constraints, before the slots [n] int64 sample."""
         seen = self._num_seen[slots]
         if (seen != _NONE).any():
             penalized = slots[seen != _NONE]
@@ -118,7 +118,7 @@ class Sampler:
             self.tables.set_masks(np.array(constrained, np.int64), np.stack(masks))
 
     def draw(self, logits: Tensor, slot_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample the next token of each row, by the op `sample` on this sampler's tables."""
+        """Samples the next token of each row, by the op `sample` on this sampler's tables."""
         token_ids, logprobs = self._ops.sample(logits, slot_index, self.tables, self._ops)
         return token_ids, logprobs
 
@@ -131,7 +131,7 @@ class Sampler:
         top_rows: np.ndarray | None = None,
         top_index: Tensor | None = None,
     ) -> Sampled:
-        """Start the asynchronous copies of the sampled tokens to the host.
+        """Starts the asynchronous copies of the sampled tokens to the host.
 
         Args:
             slots: [n] int64, of the rows.

@@ -63,15 +63,15 @@ class Scheduler:
         self._running: dict[int, Sequence] = {}
 
     def add(self, sequences: Iterable[Sequence]) -> None:
-        """Put sequences at the end of the queue."""
+        """Puts sequences at the end of the queue."""
         self.waiting.extend(sequences)
 
     def add_first(self, sequences: Iterable[Sequence]) -> None:
-        """Put sequences at the head of the queue: the children of a prefix, while its snapshot exists."""
+        """Puts sequences at the head of the queue: the children of a prefix, while its snapshot exists."""
         self.waiting.extendleft(reversed(list(sequences)))
 
     def sort_waiting(self) -> None:
-        """Sort the queue once the source has ended: the longest requests start first, so that the job's tail is short.
+        """Sorts the queue once the source has ended: the longest requests start first, so that the job's tail is short.
 
         The children of a prefix stay together.
         """
@@ -84,7 +84,7 @@ class Scheduler:
         self.waiting = deque(sequence for group in longest_first for _, sequence in group)
 
     def start(self, sequences: Iterable[Sequence]) -> None:
-        """Take in sequences that have been given their slots."""
+        """Takes in sequences that have been given their slots."""
         sequences = list(sequences)
         slots = np.array([sequence.slot for sequence in sequences], np.int64)
         self._running.update((sequence.slot, sequence) for sequence in sequences)
@@ -95,7 +95,7 @@ class Scheduler:
         self._prefilling = np.concatenate((self._prefilling, slots))
 
     def plan(self) -> StepPlan:
-        """Plan the next step.
+        """Plans the next step.
 
         Every prompt gets the same share of the step's tokens, but no more than it has left. Equal shares are fair, and
         they are fast: a recurrence runs token by token, so many rows with short chunks use a machine better than one
@@ -112,7 +112,7 @@ class Scheduler:
         return StepPlan(decoding, slots[:count], sizes[:count])
 
     def advance(self, plan: StepPlan) -> np.ndarray:
-        """Count the tokens of a step that has been launched.
+        """Counts the tokens of a step that has been launched.
 
         Returns:
             Slots of the sequences that are complete with this step without sampling: the prompt is read, and no token
@@ -130,7 +130,7 @@ class Scheduler:
         return complete[self.max_tokens[complete] == 0]
 
     def finish(self, slots: np.ndarray) -> None:
-        """Forget the sequences in these slots."""
+        """Forgets the sequences in these slots."""
         self._is_decoding[slots] = False
         if len(self._prefilling):
             self._prefilling = self._prefilling[~np.isin(self._prefilling, slots)]
@@ -138,7 +138,7 @@ class Scheduler:
             del self._running[slot]
 
     def restart(self, num_slots: int, max_batch_tokens: int) -> Scheduler:
-        """Make a scheduler of another size. Running sequences are queued first, and start again from their prompts."""
+        """Makes a scheduler of another size. Running sequences are queued first, and start again from their prompts."""
         restarted = Scheduler(num_slots, max_batch_tokens)
         restarted.add(Sequence(sequence.node) for sequence in self.running)
         restarted.add(self.waiting)
@@ -178,7 +178,7 @@ def _first(pair: tuple[int, Sequence]) -> int:
 
 
 def _shares(left: np.ndarray, budget: int) -> np.ndarray:
-    """Divide `budget` tokens among n prompts: [n] int64, at most `left` [n] tokens each.
+    """Divides `budget` tokens among n prompts: [n] int64, at most `left` [n] tokens each.
 
     Equal shares come from "water filling": prompts shorter than the share get all that they have left, and the others
     divide the rest equally. What remains of the division goes, one token each, to the first of the longer prompts.

@@ -56,7 +56,7 @@ class Filters:
 
 
 def select(logits: Tensor, filters: Filters, uniform: Tensor, normalizer: Tensor | None = None) -> Tensor:
-    """Choose one token id for each row.
+    """Chooses one token id for each row.
 
     Args:
         logits: [B, V] float32; -inf where a token must not be sampled.
@@ -95,7 +95,7 @@ def _argmax(tiles: Tensor, tile_max: Tensor) -> Tensor:
 
 
 def _draw_from_all(tiles: Tensor, tile_max: Tensor, temperature: Tensor, uniform: Tensor) -> Tensor:
-    """Draw from the whole distribution: find the tile that the target falls into, then the token inside the tile."""
+    """Draws from the whole distribution: finds the tile that the target falls into, then the token inside the tile."""
     mass = _mass(tiles, tile_max, temperature)
     row = torch.arange(len(tiles), device=tiles.device)
     cumulative = mass.sum(-1).double().cumsum(1)
@@ -126,7 +126,7 @@ def _total_mass(tiles: Tensor, tile_max: Tensor, filters: Filters, normalizer: T
 
 
 def _draw_filtered(tiles: Tensor, tile_max: Tensor, filters: Filters, total: Tensor, uniform: Tensor) -> Tensor:
-    """Draw from the filtered distribution, in rounds with more and more candidates: [B] int64."""
+    """Draws from the filtered distribution, in rounds with more and more candidates: [B] int64."""
     token_ids = torch.empty(len(tiles), dtype=torch.int64, device=tiles.device)
     rows = torch.arange(len(tiles), device=tiles.device)
     size = tiles.shape[1] * TILE
@@ -148,7 +148,7 @@ def _draw_filtered(tiles: Tensor, tile_max: Tensor, filters: Filters, total: Ten
 def _num_kept(
     values: Tensor, relative: Tensor, filters: Filters, total: Tensor, cuts: Tensor, is_all: bool
 ) -> tuple[Tensor, Tensor]:
-    """How many of each row's K candidates the filters keep.
+    """Counts the candidates of each row that the filters keep, of K.
 
     The candidates are sorted, most likely first. Every filter keeps the first n of that order, so each filter is a
     number of candidates, and all filters together keep the smallest of these numbers. Top-p keeps the candidates up to
@@ -183,7 +183,7 @@ def _num_kept(
 
 
 def _draw_kept(ids: Tensor, weights: Tensor, num_kept: Tensor, uniform: Tensor) -> Tensor:
-    """Draw from the first `num_kept` candidates of each row: [B] int64.
+    """Draws from the first `num_kept` candidates of each row: [B] int64.
 
     The cumulative sum goes through the kept tokens in the order of their ids. A kernel has that order without sorting
     by probability, and can draw the same token.

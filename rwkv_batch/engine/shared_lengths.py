@@ -12,7 +12,7 @@ from ..cpu_kernels.prefixes import sort_prompts
 
 
 def sorted_with_shared_lengths(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Sort n prompts, and count the leading tokens that each shares with the one before it.
+    """Sorts n prompts, and counts the leading tokens that each shares with the one before it.
 
     The native library does it; without a compiler, numpy does it, with the same results.
 

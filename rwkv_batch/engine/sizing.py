@@ -103,7 +103,7 @@ class _DeviceBudget:
         )
 
     def slots_that_fit(self, slots: int, tokens: int) -> int:
-        """How many slots fit beside the weights, and beside the workspace of a step of `slots` slots and `tokens`."""
+        """The number of slots that fit beside the weights and the workspace of a step of `slots` slots and `tokens`."""
         free_bytes = int(self._available * MEMORY_SHARE) - self.plan(slots, tokens).besides_slots
         if not self._needs.slot:
             return slots if free_bytes >= 0 else 0
@@ -113,7 +113,7 @@ class _DeviceBudget:
 def plan_memory(
     file: ModelFile, placement: Placement, max_batch_size: int | None = None, max_batch_tokens: int | None = None
 ) -> MemoryPlan:
-    """Choose the engine's sizes: those given, or as many slots and tokens as are useful and fit.
+    """Chooses the engine's sizes: those given, or as many slots and tokens as are useful and fit.
 
     The workspace is planned for the sizes that are wanted, and what then remains is divided by the bytes of a slot. The
     device on which the fewest slots fit decides.

@@ -118,7 +118,7 @@ class SlotTables:
         self.stops = torch.zeros(rows, 8, dtype=torch.int32, device=device)
 
     def assign(self, slots: SequenceOf[int], requests: SequenceOf[Request]) -> np.ndarray:
-        """Replace all settings and history of these slots, for new sequences, in one transfer.
+        """Replaces all settings and history of these slots, for new sequences, in one transfer.
 
         Returns:
             [n] int64: number of distinct ids that a penalized slot has seen; -1 for slots without penalties. The ids of
@@ -170,7 +170,7 @@ class SlotTables:
         return np.where(is_penalized, num_seen, -1)
 
     def set_masks(self, slots: np.ndarray, masks: np.ndarray) -> None:
-        """Restrict slots to the ids whose bits are set.
+        """Restricts slots to the ids whose bits are set.
 
         Args:
             slots: [n] int64.
@@ -190,7 +190,7 @@ class SlotTables:
         return found
 
     def reserve_seen(self, width: int) -> None:
-        """Make room for `width` distinct ids in every slot."""
+        """Makes room for `width` distinct ids in every slot."""
         self.seen_ids = self._widened(self.seen_ids, width)
         self.seen_count = self._widened(self.seen_count, width)
         self.seen_generated = self._widened(self.seen_generated, width)
@@ -258,7 +258,7 @@ class _Settings(NamedTuple):
 
 
 def _padded(rows: list[np.ndarray]) -> np.ndarray:
-    """Pad rows of different lengths with zeros into one array: [n, longest length]."""
+    """Pads rows of different lengths with zeros into one array: [n, longest length]."""
     width = max(map(len, rows))
     padded = np.zeros((len(rows), width), rows[0].dtype)
     if width:
@@ -268,12 +268,12 @@ def _padded(rows: list[np.ndarray]) -> np.ndarray:
 
 
 def pack_bits(flags: Tensor) -> Tensor:
-    """Pack flags [V] bool, on the host, into [ceil(V / 32)] int32: id i in bit i % 32 of word i / 32."""
+    """Packs flags [V] bool, on the host, into [ceil(V / 32)] int32: id i in bit i % 32 of word i / 32."""
     packed = np.packbits(flags.numpy(), bitorder="little")
     return torch.from_numpy(np.pad(packed, (0, -len(packed) % 4)).view("<i4").astype(np.int32, copy=False))
 
 
 def unpack_bits(words: Tensor, size: int) -> Tensor:
-    """Unpack words [..., W] int32 into flags [..., size] bool; the inverse of `pack_bits`."""
+    """Unpacks words [..., W] int32 into flags [..., size] bool; the inverse of `pack_bits`."""
     bits = (words[..., None] >> torch.arange(WORD_BITS, device=words.device)) & 1
     return bits.flatten(-2)[..., :size].bool()

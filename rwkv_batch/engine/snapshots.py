@@ -35,7 +35,7 @@ class Snapshots:
         self.peak = 0
         """The largest number of snapshots kept at the same time."""
         self.peak_on_host = 0
-        """The same of those in host memory."""
+        """The largest number of snapshots kept in host memory at the same time."""
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -46,11 +46,11 @@ class Snapshots:
         return len(self._kept) + self.num_reserved < self._num_on_device + self._num_on_host
 
     def reserve(self) -> None:
-        """Reserve a place for a prefix that starts."""
+        """Reserves a place for a prefix that starts."""
         self.num_reserved += 1
 
     def store(self, prefix: Prefix, record: Record) -> None:
-        """Copy the state of a computed prefix into the place reserved for it. Without children nothing is kept.
+        """Copies the state of a computed prefix into the place reserved for it. Without children nothing is kept.
 
         Args:
             record: the record of the pool's slot that has computed the prefix.
@@ -74,24 +74,24 @@ class Snapshots:
         return snapshot.record
 
     def add_children(self, prefix: Prefix, count: int) -> None:
-        """Expect `count` more children to take a prefix's state; a negative count expects fewer."""
+        """Expects `count` more children to take a prefix's state; a negative count expects fewer."""
         snapshot = self._kept[prefix]
         snapshot.num_waiting += count
         if not snapshot.num_waiting:
             del self._kept[prefix]
 
     def shrink(self, num_on_device: int) -> None:
-        """Change the number of places on the device, when all running sequences restart. Snapshots stay in place.
+        """Changes the number of places on the device, when all running sequences restart. Snapshots stay in place.
 
         Prefixes that were being computed lose their reservations; they reserve again when they start again.
         """
         self._num_on_device, self.num_reserved = num_on_device, 0
 
     def clear(self) -> None:
-        """Drop all snapshots and reservations."""
+        """Drops all snapshots and reservations."""
         self._kept.clear()
         self.num_reserved = 0
 
     def drop(self, prefix: Prefix) -> None:
-        """Drop the snapshot of a prefix that will be computed again, if there is one."""
+        """Drops the snapshot of a prefix that will be computed again, if there is one."""
         self._kept.pop(prefix, None)

@@ -22,7 +22,7 @@ class Source(Protocol):
         """Whether `count` requests, or all that are left, can be taken without waiting."""
 
     def take(self, most: int, wait: bool) -> Sequence[Item]:
-        """Take the next items, at most `most`. Without `wait`, take only those that are ready.
+        """Takes the next items, at most `most`. Without `wait`, takes only those that are ready.
 
         With `wait` the result may still be empty before the source has ended. The engine then yields to its caller,
         and calls `take` again.

@@ -85,7 +85,7 @@ def _copy_to_host(part: Tensor) -> Tensor:
 
 
 def pool_parts(file: ModelFile, placement: Placement, init_state: str | Path | None = None) -> list[PoolPart]:
-    """Group the layers of a model by device and dtype. A layer's state lies on the layer's device.
+    """Groups the layers of a model by device and dtype. A layer's state lies on the layer's device.
 
     Args:
         init_state: a state file that every sequence starts from; None takes the checkpoint's own.
@@ -138,11 +138,11 @@ class StatePool:
         return sum(pinned_bytes(layout.record_bytes, record.device) for layout, record in self.parts)
 
     def allocate(self, count: int) -> list[int]:
-        """Take the lowest free slots. They hold old states until `fill`."""
+        """Takes the lowest free slots. They hold old states until `fill`."""
         return [heapq.heappop(self._free) for _ in range(count)]
 
     def fill(self, slot_index: Tensor, record: Record | None = None) -> None:
-        """Copy `record` into slots; without a record, the initial state.
+        """Copies `record` into slots; without a record, the initial state.
 
         Args:
             slot_index: [n] int64, no slot twice.
@@ -154,12 +154,12 @@ class StatePool:
             block.view(torch.int64).index_copy_(0, index, words.expand(len(index), -1))
 
     def free(self, slots: Iterable[int]) -> None:
-        """Give slots back."""
+        """Gives slots back."""
         for slot in slots:
             heapq.heappush(self._free, slot)
 
     def free_all(self) -> None:
-        """Give all slots back."""
+        """Gives all slots back."""
         self._free = list(range(self.num_slots))
 
     def record(self, slot: int) -> Record:
@@ -167,7 +167,7 @@ class StatePool:
         return Record(block[slot] for block in self._blocks)
 
     def check_integrity(self, used: Iterable[int]) -> None:
-        """Assert that free and used slots partition the pool.
+        """Asserts that free and used slots partition the pool.
 
         Raises:
             AssertionError: a slot has leaked, is used twice, or is used and free.

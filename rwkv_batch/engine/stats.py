@@ -29,7 +29,7 @@ class Occupancy:
         self._total = 0.0
 
     def add(self, share: float) -> None:
-        """Count one step."""
+        """Counts one step."""
         if self._num_steps == 2 * NUM_BUCKETS * self.steps_per_bucket:
             joined = [a + b for a, b in zip(self._sums[::2], self._sums[1::2], strict=True)]
             self._sums, self.steps_per_bucket = joined, 2 * self.steps_per_bucket
@@ -95,7 +95,7 @@ class EngineStats:
     occupancy: Occupancy = field(default_factory=Occupancy)
 
     def count(self, plan: StepPlan, slots_in_use: int) -> None:
-        """Count one step's rows and tokens."""
+        """Counts one step's rows and tokens."""
         prompt_tokens = plan.num_prompt_tokens
         self.running = slots_in_use
         self.steps += 1
@@ -107,7 +107,7 @@ class EngineStats:
 
     @contextmanager
     def timed_forward(self) -> Iterator[None]:
-        """Time the forward pass inside the `with` block. `count` must be called for its step before the block ends.
+        """Times the forward pass inside the `with` block. `count` must be called for its step before the block ends.
 
         Where the model's call returns when the pass is done, the block is that call. Where it only enqueues work, the
         block is the whole step of the host, which in the long run takes as long as the device's.

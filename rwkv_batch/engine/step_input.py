@@ -79,7 +79,7 @@ class _Chunk(NamedTuple):
 def build(
     plan: StepPlan, scheduler: Scheduler, last_token: Tensor, uploader: Uploader, returns_top: np.ndarray
 ) -> StepInput:
-    """Pack the tokens of a plan: first one token of each decode row, then the prompt chunks.
+    """Packs the tokens of a plan: first one token of each decode row, then the prompt chunks.
 
     Decode rows are fed the tokens that their slots sampled last. Those are read from a table on the device, because the
     host may not know them yet.

@@ -32,7 +32,7 @@ class StepRunner:
         self._stats = stats
 
     def run(self, plan: StepPlan, scheduler: Scheduler) -> StepResults:
-        """Launch the plan's step."""
+        """Launches the plan's step."""
         if self._graphs is None or not (shape := self._shape(plan)).is_recorded:
             return self._eager.run(plan, scheduler)
         clock = Clock()
@@ -76,7 +76,7 @@ class EagerStep:
         self._logits = torch.empty(pool.num_slots, model.sizes["V"], device=model.device)
 
     def run(self, plan: StepPlan, scheduler: Scheduler) -> StepResults:
-        """Launch the plan's step."""
+        """Launches the plan's step."""
         stats, clock = self._stats, Clock()
         step = build(plan, scheduler, self._sampler.tables.last_token, self._uploader, self._sampler.returns_logprobs)
         stats.schedule_seconds += clock.lap()

@@ -25,7 +25,7 @@ class _SwitchInterval:
 
     @contextmanager
     def shortened(self) -> Iterator[None]:
-        """Limit the interval to `SECONDS` inside the block. An interval that other code sets meanwhile stays."""
+        """Limits the interval to `SECONDS` inside the block. An interval that other code sets meanwhile stays."""
         with self._lock:
             if not self._num_engines:
                 self._before = sys.getswitchinterval()
@@ -42,7 +42,7 @@ class _SwitchInterval:
 
 
 def _set(seconds: float) -> None:
-    """Set the interval, rounded to whole microseconds: the interpreter itself would round down."""
+    """Sets the interval, rounded to whole microseconds: the interpreter itself would round down."""
     sys.setswitchinterval(seconds + 5e-7)
 
 

@@ -25,7 +25,7 @@ class TopTable:
         return len(self._free) == len(self._ranks)
 
     def open(self) -> int:
-        """Take a place for one completion."""
+        """Takes a place for one completion."""
         if not self._free:
             count = len(self._ranks)
             self._resize(max(2 * count, 1), *self._ids.shape[1:])
@@ -33,7 +33,7 @@ class TopTable:
         return self._free.pop()
 
     def write(self, places: np.ndarray, token_index: np.ndarray, top: TopTokens) -> None:
-        """Write the entries of one token for each of n places; n is at least 1.
+        """Writes the entries of one token for each of n places; n is at least 1.
 
         Args:
             token_index: [n] int64, each token's index in its completion.
@@ -47,7 +47,7 @@ class TopTable:
         self._logprobs[places, token_index] = top.logprobs
 
     def close(self, place: int, logprobs: np.ndarray) -> TokenScores:
-        """Free a place, and return its entries for the n tokens of the completion.
+        """Frees a place, and returns its entries for the n tokens of the completion.
 
         Args:
             logprobs: [n] float64, of the completion's tokens.

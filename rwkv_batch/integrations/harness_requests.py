@@ -1,4 +1,4 @@
-"""What the adapters of evaluation harnesses share: scoring of pairs, token 0 and random streams of requests."""
+"""Functions of all harness adapters: scoring of pairs, token 0, and random streams of requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Pair = tuple[Sequence[int], Sequence[int]]
 
 
 def score_pairs(llm: LLM, pairs: Sequence[Pair]) -> Iterator[tuple[int, ScoreOutput]]:
-    """Score (context, continuation) pairs of token ids: (index, result) in the order in which they finish.
+    """Scores (context, continuation) pairs of token ids: (index, result) in the order in which they finish.
 
     Pairs with equal contexts become one row. Rows are sorted by context, so that shared prefixes are found together.
 

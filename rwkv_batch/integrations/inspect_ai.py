@@ -82,13 +82,13 @@ class RwkvBatchAPI(ModelAPI):
         return MAX_TOKENS
 
     def close(self) -> None:
-        """Stop the engine's thread, once the submitted requests are done."""
+        """Stops the engine's thread, once the submitted requests are done."""
         self._service.close()
 
     async def generate(
         self, input: list[ChatMessage], tools: list[Any], tool_choice: Any, config: GenerateConfig
     ) -> ModelOutput:
-        """Generate the assistant's next turn, `config.num_choices` times.
+        """Generates the assistant's next turn, `config.num_choices` times.
 
         Raises:
             ValueError: there are tools, or a setting is out of range.
@@ -133,7 +133,7 @@ class _Service:
         self._thread.start()
 
     def submit(self, row: int, prompt: list[int], params: SamplingParams) -> Future[RequestOutput]:
-        """Submit a request, and return the future of its output. Cancelling the future aborts the request.
+        """Submits a request, and returns the future of its output. Cancelling the future aborts the request.
 
         Args:
             row: the random stream of the request.
@@ -155,7 +155,7 @@ class _Service:
         self._thread.join()
 
     def _abort_cancelled(self, future: Future[RequestOutput]) -> None:
-        """Abort the request of a cancelled future. Runs in the thread that has ended the future."""
+        """Aborts the request of a cancelled future. Runs in the thread that has ended the future."""
         if future.cancelled():
             with self._lock:
                 self._waiting.discard(future)

@@ -128,7 +128,7 @@ class RwkvBatchLM(TemplateLM):
         return self._encode(string)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Render the conversation in RWKV's chat format; the text ends with `Assistant:`, without a space."""
+        """Renders the conversation in RWKV's chat format; the text ends with `Assistant:`, without a space."""
         text = render_messages(chat_history)
         has_prompt = chat_history[-1]["role"] != "assistant"
         return text.removesuffix(f"\n\n{ASSISTANT}") if has_prompt and not add_generation_prompt else text
@@ -149,7 +149,7 @@ class RwkvBatchLM(TemplateLM):
         return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Split a text into context and continuation as the harness does, with two differences.
+        """Splits a text into context and continuation as the harness does, with two differences.
 
         A continuation after `Assistant:` is given the space of RWKV's chat format. A continuation that the tokenizer
         merges into the context's last token, so that no continuation remains, is encoded by itself.
@@ -165,7 +165,7 @@ class RwkvBatchLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        """Score (arguments, context ids, continuation ids). Each result is put into the harness's cache at once."""
+        """Scores (arguments, context ids, continuation ids). Each result is put into the harness's cache at once."""
         pairs = [
             self._crop_pair(with_bos(context, self.add_bos_token), continuation)
             for _, context, continuation in requests
@@ -230,7 +230,7 @@ class RwkvBatchLM(TemplateLM):
         }
 
     def set_cache_hook(self, cache_hook: Any) -> None:
-        """Use the harness's cache, with a separate table for this model's answers.
+        """Uses the harness's cache, with a separate table for this model's answers.
 
         The harness's keys do not depend on the model. A table for each model, tokenizer and set of conventions in the
         cache's file prevents that a model gets the answers of another.
@@ -273,7 +273,7 @@ class RwkvBatchLM(TemplateLM):
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def _crop_pair(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
-        """Cut a pair to `max_length` at the context's start. The last token is only predicted, so it is not counted."""
+        """Cuts a pair to `max_length` at the context's start. The last token does not count: it is only predicted."""
         if self.max_length is None or len(context) + len(continuation) - 1 <= self.max_length:
             return context, continuation
         if len(continuation) > self.max_length:
@@ -284,7 +284,7 @@ class RwkvBatchLM(TemplateLM):
         return context[-(self.max_length + 1 - len(continuation)) :], continuation
 
     def _crop_prompt(self, prompt: list[int], params: SamplingParams) -> list[int]:
-        """Cut a prompt at its start, so that prompt and completion fit into `max_length`."""
+        """Cuts a prompt at its start, so that prompt and completion fit into `max_length`."""
         if self.max_length is None or len(prompt) <= (limit := max(self.max_length - params.max_tokens, 1)):
             return prompt
         self._count("truncated", f"a prompt and its completion may be longer than max_length ({self.max_length})")
@@ -331,7 +331,7 @@ def _load(model: str | Path, device: str | None, **options: Any) -> LLM:
 
 
 def register() -> None:
-    """Register the model `rwkv_batch` with the harness, which reads entry points only from version 0.4.14 on.
+    """Registers the model `rwkv_batch` with the harness, which reads entry points only from version 0.4.14 on.
 
     The harness registers its own models only while none is registered, so they are imported first.
     """
@@ -343,7 +343,7 @@ def register() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the harness's own command line, with `--model rwkv_batch` available."""
+    """Runs the harness's own command line, with `--model rwkv_batch` available."""
     from lm_eval.__main__ import cli_evaluate
 
     register()

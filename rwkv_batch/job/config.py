@@ -22,16 +22,21 @@ JOB_SAMPLING = SamplingParams(max_tokens=256, seed=0)
 """The sampling section of a job whose file has none."""
 
 
-def _format(name: str) -> str:
+def _known_format(name: str) -> str:
     if name not in ("auto", *FORMATS):
         raise ValueError
     return name
 
 
+def _known_quantization(name: str) -> str:
+    check_quantization(name)
+    return name
+
+
 Count = Annotated[int, Field(ge=1)]
 Gibibytes = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Quantization = Annotated[str, AfterValidator(lambda name: check_quantization(name) or name)]
-Format = Annotated[str, AfterValidator(_format)]
+Quantization = Annotated[str, AfterValidator(_known_quantization)]
+Format = Annotated[str, AfterValidator(_known_format)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
 
 
@@ -74,7 +79,7 @@ class ModelSection(Section):
         None,
         "Weight format of the large matrices. int8 stores weights in 8 bits; w8a8 also multiplies with inputs of 8 "
         "bits, which is faster and coarser.",
-        f"{one_of([*QUANTIZATIONS, 'null'])}",
+        one_of([*QUANTIZATIONS, "null"]),
     )
     strategy: str | None = _setting(
         None,

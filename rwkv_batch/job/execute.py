@@ -150,7 +150,7 @@ class _Run:
         self._storage = storage
         self._log = log
         self._files = JobFiles(storage, self._folders.output, self._folders.state, prepared.plan, prepared.form)
-        log("start", config=_shown(prepared.job), machine=machine())
+        log("start", config=_plain_settings(prepared.job), machine=machine())
 
     def survey(self) -> list[Unit]:
         """Returns the shard's units that have no part yet. Removes segments that a crash left beside a part."""
@@ -237,6 +237,6 @@ def _load_model(prepared: Prepared) -> Any:
         return LLM.from_summary(prepared.model, max_prompt_tokens=prepared.job.input.max_prompt_tokens)
 
 
-def _shown(job: JobConfig) -> dict[str, Any]:
+def _plain_settings(job: JobConfig) -> dict[str, Any]:
     """The job's settings in plain JSON, for the report."""
     return {**job.model_dump(exclude={"sampling"}), "sampling": asdict(job.sampling)}

@@ -13,7 +13,7 @@ from time import perf_counter
 import torch
 
 from ..dtypes import DTYPES
-from ..engine.engine import Engine
+from ..engine.engine import Engine, EngineLimits
 from ..engine.sizing import plan_memory
 from ..engine.slot_tables import Vocabulary
 from ..engine.source import Pulled
@@ -69,8 +69,7 @@ class BenchModel:
         return Engine(
             self.model,
             Vocabulary.plain(self.model.sizes["V"]),
-            max_batch_size=batch_size,
-            max_batch_tokens=self._plans[batch_size].max_batch_tokens,
+            EngineLimits(batch_size, self._plans[batch_size].max_batch_tokens),
         )
 
     def __str__(self) -> str:

@@ -197,8 +197,8 @@ def architectures() -> list[type[Architecture]]:
 
 
 def version_named(name: str) -> type[Architecture]:
-    """The version whose `name` this is."""
-    return next(version for version in architectures() if version.name == name)
+    """The version whose `name` this is; raises KeyError if there is none."""
+    return {version.name: version for version in architectures()}[name]
 
 
 def identify(checkpoint: Checkpoint) -> tuple[type[Architecture], dict[str, int]]:

@@ -13,13 +13,14 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..dtypes import SHORT_NAMES
 from ..errors import ConfigurationError
 
 EXAMPLES = "'cpu fp32', 'cuda fp16i8 *12 -> cpu fp32' or 'cuda fp16 *10+'"
 _DEVICE = re.compile(r"cuda(:\d+)?|cpu|mps|dml")
 _QUANTIZATIONS = {"i8": "int8"}
 """ChatRWKV's letters after a dtype → the name of the weight format."""
-_DTYPE = re.compile(rf"(fp32|fp16|bf16)({'|'.join(_QUANTIZATIONS)})?")
+_DTYPE = re.compile(rf"({'|'.join(SHORT_NAMES)})({'|'.join(_QUANTIZATIONS)})?")
 _COUNT = re.compile(r"\*(\d+)(\+)?")
 
 
@@ -66,7 +67,7 @@ def _parse_clause(text: str, number: int, strategy: str) -> Clause:
     dtype = _DTYPE.fullmatch(words[1]) if len(words) > 1 else None
     if dtype is None:
         found = f"the dtype is {words[1]!r}" if len(words) > 1 else "there is no dtype"
-        raise _error(strategy, "fp32, fp16, bf16, or one of them with i8", number, found)
+        raise _error(strategy, f"{', '.join(SHORT_NAMES)}, or one of them with i8", number, found)
     count = _COUNT.fullmatch(words[2]) if len(words) > 2 else None
     if len(words) > 3 or (len(words) > 2 and count is None):
         raise _error(strategy, "*N or *N+ after the dtype, and no more", number, f"it ends with {words[-1]!r}")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from versions import VERSIONS
+from versions import VARIANTS, VERSIONS
 
 from benchmarks.bare_products import BareProducts, matrices, operations
 from benchmarks.matrices import Matrix
 from benchmarks.peak_shares import Work, share_rows
+from benchmarks.roofline import Card, Sizes, decode_parts, prefill_seconds
 from benchmarks.workloads import Point
 from rwkv_batch.measure.bench import BenchModel
 from rwkv_batch.measure.variants import Variant
@@ -30,6 +32,21 @@ def test_the_matrices_are_those_that_the_model_holds(checkpoint_file, version):
     assert operations(found, with_head=True) == 2 * model.matrix_bytes / 4
     assert found[-1] == Matrix("head.weight", 97, 128)
     assert operations(found, with_head=True) - operations(found, with_head=False) == 2 * 97 * 128
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_limits_are_read_from_the_version(checkpoint_file, version):
+    architecture = VARIANTS[version].architecture
+    sizes = Sizes(L=2, C=128, F=256, V=97, version=architecture.name)
+    parts = decode_parts(sizes, 4, Card())
+    assert (parts.pop("low rank") > 0) == any(matrix.is_factor for matrix in sizes.matrices)
+    assert all(seconds > 0 for seconds in parts.values())
+    assert prefill_seconds(sizes, 2, 8, Card()) > 0
+    fields = architecture.state_fields(sizes.letters, torch.bfloat16, torch.float32)
+    assert sizes.state_bytes() == 2 * sum(math.prod(field.shape) * field.dtype.itemsize for field in fields)
+    expected = matrices(checkpoint_file(version, n_layer=2))
+    large = [matrix.numbers for matrix in sizes.matrices if not matrix.is_factor]
+    assert 2 * sum(large) + 97 * 128 == sum(m.numbers for m in expected if m.name.endswith(".weight"))
 
 
 def test_factors_are_stored_the_other_way_round(checkpoint_file):

@@ -21,7 +21,7 @@ def prefix(length=9):
 
 
 def fill(*waiting, running=(), places=4, slots=4, max_batch_tokens=16):
-    """Run admission with running prompts of these lengths: the nodes that start, and those that still wait."""
+    """Runs admission with running prompts of these lengths: the nodes that start, and those that still wait."""
     scheduler = Scheduler(slots, max_batch_tokens)
     started = [Sequence(request(length)) for length in running]
     for slot, sequence in enumerate(started):

@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from fakes.model import PARAMS, VOCAB, HashModel, outcome, run
+from fakes.model import PARAMS, VOCAB, HashModel, make_engine, outcome, run
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkv_batch.engine.decode_graph import DecodeGraphs, bucket_sizes
-from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import END_OF_TEXT, Request
-from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.source import Pulled
 from rwkv_batch.sampling_params import SamplingParams
 
@@ -239,7 +237,7 @@ def test_numbers_that_are_not_finite_end_the_row_with_an_error():
             logits[hidden[:, 0] % 2 == 0] = float("nan")
             return logits
 
-    engine = Engine(Overflowing(), Vocabulary.plain(VOCAB), max_batch_size=4, max_batch_tokens=16)
+    engine = make_engine(Overflowing(), max_batch_size=4, max_batch_tokens=16)
     requests = [Request(row, [row], SamplingParams(max_tokens=6, ignore_eos=True), row=row) for row in range(12)]
     reasons = {completion.finish_reason for completion in engine.generate(Pulled(requests))}
     assert "error" in reasons

@@ -17,7 +17,7 @@ from tolerances import assert_close
 from torch import Tensor
 
 from rwkv_batch.engine.decode_graph import DecodeGraphs, StepShape
-from rwkv_batch.engine.engine import Engine
+from rwkv_batch.engine.engine import Engine, EngineLimits
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.scheduler import Scheduler, StepPlan
@@ -65,7 +65,7 @@ def make_requests() -> list[Request]:
 
 def make_engine(model: Any, max_batch_size: int = 2) -> Engine:
     vocabulary = Vocabulary.plain(VOCAB)
-    return Engine(model, vocabulary, max_batch_size=max_batch_size, max_batch_tokens=16, prefix_host_bytes=1 << 10)
+    return Engine(model, vocabulary, EngineLimits(max_batch_size, 16, prefix_host_bytes=1 << 10))
 
 
 def serve(engine: Engine, requests: list[Request]) -> dict[Any, tuple[list[int], list[float]]]:
@@ -104,7 +104,7 @@ def test_a_recorded_step_does_not_outlive_its_tables(monkeypatch):
         serve(make_engine(HashModelOnDevice(), max_batch_size=1), requests)
 
 
-def decode_unread(model: HashModel) -> list[list[int]]:
+def decode_unread(model: Any) -> list[list[int]]:
     """Six decode steps of two slots. Their tokens are read after the last step was launched."""
     pool = StatePool(pool_parts(model.file, model.placement), 3)
     sampler = Sampler(3, Vocabulary.plain(VOCAB), model.device, model.ops)

@@ -3,13 +3,11 @@
 import random
 
 import pytest
-from fakes.model import VOCAB, HashModel
+from fakes.model import VOCAB, make_engine
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.request import Request
-from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.source import Pulled
 from rwkv_batch.engine.stats import NUM_BUCKETS, Occupancy
 from rwkv_batch.sampling_params import SamplingParams
@@ -49,7 +47,7 @@ def skewed(order, seed):
 
 def shares_of(requests):
     """The share of slots in use at every step, measured outside of the engine."""
-    engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=SLOTS, max_batch_tokens=4 * SLOTS)
+    engine = make_engine(max_batch_size=SLOTS, max_batch_tokens=4 * SLOTS)
     step, shares = engine.step, []
 
     def watched():
@@ -94,7 +92,7 @@ def test_rows_finish_about_in_order_until_the_source_ends():
         Request(row, [row % VOCAB], SamplingParams(max_tokens=draw.choice((2, 20)), ignore_eos=True), row=row)
         for row in range(1500)
     ]
-    engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=64, max_batch_tokens=128)
+    engine = make_engine(max_batch_size=64, max_batch_tokens=128)
     place = {completion.key: i for i, completion in enumerate(engine.generate(Pulled(requests)))}
     steady = range(len(requests) - 2 * engine.window)
     assert max(abs(place[row] - row) for row in steady) < engine.window

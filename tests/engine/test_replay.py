@@ -12,7 +12,7 @@ from fakes.cuda import DEVICE, fake_cuda
 from fakes.streams import Hazard
 from versions import served_by, with_matrix_state
 
-from rwkv_batch.engine.engine import Engine
+from rwkv_batch.engine.engine import Engine, EngineLimits
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.slot_tables import Vocabulary
@@ -54,7 +54,7 @@ def serve(path: Path, device: str, backend: str, state_dtype: str, batch_size: i
     where = torch.device("cpu"), placement.dtype, file.sizes, placement.state_dtype
     ops = resolve(dict.fromkeys((*file.ops, *Sampler.OPS)), backend, *where)
     vocabulary = Vocabulary.plain(file.sizes["V"])
-    engine = Engine(Model(file, placement, ops), vocabulary, max_batch_size=batch_size, max_batch_tokens=8)
+    engine = Engine(Model(file, placement, ops), vocabulary, EngineLimits(batch_size, 8))
     prompts = torch.randint(1, 97, (5, 9), generator=torch.Generator().manual_seed(5)).tolist()
     requests = [
         Request(row, prompts[row][: 1 + (5 * row) % 9], params, row=row, score_start=1 if row > 2 else None)

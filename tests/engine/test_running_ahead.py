@@ -15,7 +15,7 @@ WITH_GRAPHS = pytest.mark.parametrize("decode_graphs", [False, True])
 
 
 def check_alone(requests, **settings):
-    """Assert that every request has the result that it has alone, and return the completions by key."""
+    """Asserts that every request has the result that it has alone, and returns the completions by key."""
     found = run(requests, **settings)
     alone = {request.key: outcome(run([request])[request.key]) for request in requests}
     assert {key: outcome(completion) for key, completion in found.items()} == alone

@@ -21,7 +21,7 @@ OPS = resolve(Sampler.OPS, "auto", CPU, torch.float32, {})
 
 
 def sample(sampler, logits, slots):
-    """Sample one token for each row, and read the results."""
+    """Samples one token for each row, and reads the results."""
     sampler.prepare(slots)
     token_ids, logprobs = sampler.draw(logits, torch.from_numpy(slots).int())
     rows = np.flatnonzero(sampler.returns_logprobs[slots])
@@ -29,7 +29,7 @@ def sample(sampler, logits, slots):
 
 
 def draw(logits, params, count=1, vocabulary=None, num_steps=1, constraint=None, ops=OPS):
-    """Sample rows with equal logits and different random streams: ids [count, num_steps], and the last result."""
+    """Samples rows with equal logits and different random streams: ids [count, num_steps], and the last result."""
     sampler = Sampler(count, vocabulary or Vocabulary.plain(logits.shape[-1]), CPU, ops)
     new_constraint = None if constraint is None else lambda: constraint
     requests = [Request(slot, [1], params, seed=3, row=slot, new_constraint=new_constraint) for slot in range(count)]
@@ -110,10 +110,10 @@ def test_a_neighbor_with_penalties_changes_no_bit():
     for seed in range(40):
         logits = torch.randn(2, 300, generator=torch.Generator().manual_seed(seed)) * 2
         results = []
-        for neighbour in (plain, other):
+        for neighbor in (plain, other):
             sampler = Sampler(2, Vocabulary.plain(300), CPU, OPS)
             sampler.assign([0], [Request(0, [1], plain, seed=seed)])
-            sampler.assign([1], [Request(1, [1], neighbour, seed=seed)])
+            sampler.assign([1], [Request(1, [1], neighbor, seed=seed)])
             results.append(sample(sampler, logits.clone(), np.arange(2)).token_ids[0])
         assert results[0] == results[1]
 

@@ -20,7 +20,7 @@ def sequence(prompt_tokens, max_tokens=4, slot=0):
 
 
 def step(scheduler):
-    """Plan and launch a step: the slots that decode, and (sequence, number of tokens) of the prompt chunks."""
+    """Plans and launches a step: the slots that decode, and (sequence, number of tokens) of the prompt chunks."""
     plan = scheduler.plan()
     scheduler.advance(plan)
     sequences = [scheduler.sequence(slot) for slot in plan.prefilling.tolist()]

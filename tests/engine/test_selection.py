@@ -158,7 +158,7 @@ def test_banned_tokens_are_never_drawn(choose):
     vocab_size=st.integers(2, 400),
     seed=st.integers(0, 2**16),
 )
-def test_a_row_does_not_depend_on_its_neighbours(rows, vocab_size, seed):
+def test_a_row_does_not_depend_on_its_neighbors(rows, vocab_size, seed):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(len(rows), vocab_size, generator=generator) * 4
     uniform = torch.rand(len(rows), generator=generator, dtype=torch.float64)

@@ -5,12 +5,10 @@ import random
 import numpy as np
 import pytest
 import torch
-from fakes.model import VOCAB, HashModel
+from fakes.model import VOCAB, HashModel, make_engine
 
-from rwkv_batch.engine.engine import Engine
 from rwkv_batch.engine.prefix import Prefix
 from rwkv_batch.engine.request import Request
-from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.snapshots import Snapshots
 from rwkv_batch.engine.source import Pulled
 from rwkv_batch.engine.state_pool import Record
@@ -71,7 +69,7 @@ def test_each_distinct_token_is_computed_once_and_few_states_are_kept(workload, 
     If every free slot were given to a prefix, the first workload would need four times as many, the third twice.
     """
     rows, num_distinct = workload()
-    engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=slots, max_batch_tokens=max_batch_tokens)
+    engine = make_engine(max_batch_size=slots, max_batch_tokens=max_batch_tokens)
     served = sum(1 for _ in engine.generate(Pulled(rows)))
     assert served == sum(map(len, rows))
     assert engine.stats.prompt_tokens == num_distinct
@@ -100,15 +98,13 @@ def few_levels():
     ],
 )
 def test_snapshots_lie_on_the_device_first_and_then_in_host_memory(slots, on_host, computed, peak, peak_on_host):
-    engine = Engine(
-        HashModel(),
-        Vocabulary.plain(VOCAB),
+    engine = make_engine(
         max_batch_size=slots,
         max_batch_tokens=32,
         prefix_host_bytes=on_host * RECORD_BYTES + 63,
     )
     found = {completion.key: completion.token_ids.tolist() for completion in engine.generate(Pulled([few_levels()]))}
-    alone = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=1, max_batch_tokens=99, prefix_sharing=False)
+    alone = make_engine(max_batch_size=1, max_batch_tokens=99, prefix_sharing=False)
     assert found == {
         key: next(alone.generate(Pulled([request]))).token_ids.tolist()
         for request in few_levels()
@@ -128,7 +124,7 @@ def test_a_context_is_served_without_a_place_for_its_snapshot():
     only_scores = SamplingParams(max_tokens=0)
     requests = [Request("context", context, only_scores, next_token_ids=(1, 2))]
     requests += [Request(i, [*context, i, i], only_scores, score_start=16, sample=i) for i in (1, 2)]
-    engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=2, max_batch_tokens=64)
+    engine = make_engine(max_batch_size=2, max_batch_tokens=64)
     engine.snapshots.shrink(0)
     found = {c.key: c.prompt_scores or c.next_scores for c in engine.generate(Pulled([requests]))}
     assert {key: len(scores) for key, scores in found.items()} == {"context": 2, 1: 1, 2: 1}
@@ -137,7 +133,7 @@ def test_a_context_is_served_without_a_place_for_its_snapshot():
 
 
 def test_an_engine_that_was_closed_early_keeps_no_snapshot():
-    engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=2, max_batch_tokens=16)
+    engine = make_engine(max_batch_size=2, max_batch_tokens=16)
     completions = engine.generate(Pulled([few_levels()]))
     next(completions)
     assert len(engine.snapshots) > 0
@@ -147,7 +143,7 @@ def test_an_engine_that_was_closed_early_keeps_no_snapshot():
 
 def test_an_engine_that_was_closed_while_a_prefix_was_computed_has_no_reservation():
     """The header takes five steps; the engine is closed after the first."""
-    engine = Engine(HashModel(), Vocabulary.plain(VOCAB), max_batch_size=2, max_batch_tokens=4)
+    engine = make_engine(max_batch_size=2, max_batch_tokens=4)
     steps = engine.run(Pulled([few_levels()]))
     next(steps)
     assert (engine.snapshots.num_reserved, len(engine.snapshots)) == (1, 0)
@@ -167,7 +163,7 @@ def test_out_of_memory_leaves_no_snapshot_and_no_reservation():
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().forward(token_ids, rows, layers)
 
-    engine = Engine(Failing(), Vocabulary.plain(VOCAB), max_batch_size=8, max_batch_tokens=64)
+    engine = make_engine(Failing(), max_batch_size=8, max_batch_tokens=64)
     kept = []
     for _ in engine.generate(Pulled([few_levels()])):
         kept.append(len(engine.snapshots) + engine.snapshots.num_reserved)

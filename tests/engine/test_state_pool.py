@@ -19,7 +19,7 @@ def make_pool(num_slots=4, overrides=None):
 
 
 def take(pool, record=None):
-    """Allocate and fill the next free slot."""
+    """Allocates and fills the next free slot."""
     (slot,) = pool.allocate(1)
     pool.fill(torch.tensor([slot]), record)
     return slot

@@ -9,7 +9,7 @@ import torch
 from versions import served_by
 
 from rwkv_batch import ops
-from rwkv_batch.engine.engine import Engine
+from rwkv_batch.engine.engine import Engine, EngineLimits
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.slot_tables import Vocabulary
@@ -30,14 +30,13 @@ PARAMS = [
 ]
 
 
-def make_engine(path, backend, state_dtype="float32", batch_invariant=False, **settings):
+def make_engine(path, backend, state_dtype="float32", batch_invariant=False, limits=(3, 8), **settings):
     file = ModelFile.open(open_checkpoint(path))
     placement = place(device="cpu", dtype="float32", state_dtype=state_dtype)
     specs = dict.fromkeys((*file.ops, *Sampler.OPS))
     table = resolve(specs, backend, placement.device, placement.dtype, file.sizes, placement.state_dtype)
     model = Model(file, placement, table, batch_invariant=batch_invariant)
-    sizes = {"max_batch_size": 3, "max_batch_tokens": 8} | settings
-    return Engine(model, Vocabulary.plain(file.sizes["V"]), **sizes)
+    return Engine(model, Vocabulary.plain(file.sizes["V"]), EngineLimits(*limits), **settings)
 
 
 def requests():
@@ -103,7 +102,5 @@ def test_batch_invariance_is_to_the_bit(checkpoint_file):
     """The engines differ in slots, chunks and neighbors, and only one of them records steps."""
     path = checkpoint_file("7.0", **SIZES)
     together = outcomes(make_engine(path, "triton", batch_invariant=True, run_ahead=True, decode_graphs=True))
-    engine = make_engine(
-        path, "triton", batch_invariant=True, max_batch_size=5, max_batch_tokens=13, decode_graphs=False
-    )
+    engine = make_engine(path, "triton", batch_invariant=True, limits=(5, 13), decode_graphs=False)
     assert together == outcomes(engine)

@@ -150,7 +150,7 @@ class FakeCuda(TorchDispatchMode):
             raise Hazard(f"{what} is part of a recorded step")
 
     def _launch(self, kernel: Any, run: Callable[..., None], args: Any, kwargs: Any) -> None:
-        """Launch one of this project's Triton kernels. It may write to each of its arguments."""
+        """Launches one of this project's Triton kernels. It may write to each of its arguments."""
         tensors: list[Any] = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if strangers := [list(tensor.shape) for tensor in tensors if not isinstance(tensor, DeviceTensor)]:
             raise Hazard(f"{kernel.fn.__name__} is given tensors of the host: {strangers}")
@@ -174,7 +174,7 @@ class FakeCuda(TorchDispatchMode):
             self._recording = None
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        """Replace the functions of torch.cuda, and the launcher of Triton's interpreter."""
+        """Replaces the functions of torch.cuda, and the launcher of Triton's interpreter."""
         from triton.runtime.interpreter import GridExecutor
 
         queues = self.queues

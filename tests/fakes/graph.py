@@ -61,12 +61,12 @@ class FakeGraph:
         self._own: list[Tensor] = []
 
     def add_launch(self, launch: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        """Record the launch of a kernel, which writes to its arguments."""
+        """Records the launch of a kernel, which writes to its arguments."""
         self.num_launches += 1
         self.operations.append(_Operation(launch, _addresses((args, kwargs)), None))
 
     def add(self, function: Any, args: Any, kwargs: Any, results: Any, news: list[Tensor]) -> None:
-        """Record an operation of torch.
+        """Records an operation of torch.
 
         Args:
             results: the returned value.

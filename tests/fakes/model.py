@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from fakes.stand_in import StandIn
 
-from rwkv_batch.engine.engine import Engine
+from rwkv_batch.engine.engine import Engine, EngineLimits
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.slot_tables import Vocabulary
@@ -77,14 +77,14 @@ class HashModel(StandIn):
         return logits if out is None else out.copy_(logits)
 
 
-def make_engine(model=None, **settings):
-    """An engine with 4 slots and 16 tokens a step, and other arguments of `Engine`."""
-    sizes = {"max_batch_size": 4, "max_batch_tokens": 16}
-    return Engine(model or HashModel(), Vocabulary.plain(VOCAB), **sizes | settings)
+def make_engine(model=None, max_batch_size=4, max_batch_tokens=16, prefix_host_bytes=0, **settings):
+    """An engine over the fake model, with the other arguments of `Engine`."""
+    limits = EngineLimits(max_batch_size, max_batch_tokens, prefix_host_bytes)
+    return Engine(model or HashModel(), Vocabulary.plain(VOCAB), limits, **settings)
 
 
 def run(requests, model=None, **settings):
-    """Serve requests, and return the completions by key. Asserts that each comes once, and that no slot leaks."""
+    """Serves requests, and returns the completions by key. Asserts that each comes once, and that no slot leaks."""
     engine = make_engine(model, **settings)
     completions = {}
     for completion in engine.generate(Pulled(requests)):
@@ -97,7 +97,7 @@ def run(requests, model=None, **settings):
 
 
 def check_bookkeeping(engine):
-    """Assert that the engine's counters are right: slots, waiting requests, snapshots and their reservations."""
+    """Asserts that the engine's counters are right: slots, waiting requests, snapshots and their reservations."""
     engine.check_integrity()
     waiting, running = list(engine.scheduler.waiting), engine.scheduler.running
     prefixes = [sequence.prefix for sequence in running if sequence.prefix is not None]

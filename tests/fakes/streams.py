@@ -28,7 +28,7 @@ class Hazard(AssertionError):
 
 
 def poison(tensor: Tensor) -> None:
-    """Fill memory with values that no computation in the tests gives."""
+    """Fills memory with values that no computation in the tests gives."""
     if tensor.dtype == torch.bool:
         tensor.fill_(True)
     elif tensor.is_floating_point():
@@ -67,7 +67,7 @@ class Copy:
     where: str
 
     def run(self) -> None:
-        """Run the copy. A copy to the device only checks `host`: the fake device received the value at once."""
+        """Runs the copy. A copy to the device only checks `host`: the fake device received the value at once."""
         if not self.to_device:
             self.host.copy_(self.value)
         elif not torch.equal(_bytes(self.host), _bytes(self.value)):
@@ -105,7 +105,7 @@ class Queues:
             self.current = before
 
     def run(self, reads: Iterable[Tensor] = (), writes: Iterable[Tensor] = (), news: Iterable[Tensor] = ()) -> None:
-        """Count an operation on the current stream. Raises `Hazard` if another stream may use its memory meanwhile."""
+        """Counts an operation on the current stream. Raises `Hazard` if another stream may use its memory meanwhile."""
         stream = self.current
         stream.take_over(self.host_clock)
         number = stream.clock[stream.index] = stream.clock[stream.index] + 1
@@ -123,12 +123,12 @@ class Queues:
             accesses.written, accesses.read = (stream.index, number), {}
 
     def forget(self, news: Iterable[Tensor]) -> None:
-        """Forget earlier accesses to memory that was allocated anew."""
+        """Forgets earlier accesses to memory that was allocated anew."""
         for tensor in news:
             self._accesses.pop(memory_of(tensor), None)
 
     def pin(self, tensor: Tensor) -> Tensor:
-        """Mark host memory as pinned. The tensor is kept alive, so that its address stays unique."""
+        """Marks host memory as pinned. The tensor is kept alive, so that its address stays unique."""
         self._pinned[memory_of(tensor)] = tensor
         return tensor
 
@@ -136,7 +136,7 @@ class Queues:
         return memory_of(tensor) in self._pinned
 
     def copy(self, host: Tensor, device: Tensor, to_device: bool, non_blocking: bool) -> None:
-        """Copy between host memory and the device. The copy is late if it is asynchronous and the memory pinned."""
+        """Copies between host memory and the device. The copy is late if it is asynchronous and the memory pinned."""
         self.run(**({"writes": [device]} if to_device else {"reads": [device]}))
         number = self.current.clock[self.current.index]
         is_late = non_blocking and self.is_pinned(host)
@@ -165,7 +165,7 @@ class Queues:
         return value
 
     def wait_for(self, stream: Stream) -> None:
-        """Let the host wait for a stream without an event."""
+        """Lets the host wait for a stream without an event."""
         self.waits.append(caller())
         self.finish(stream.clock)
 
@@ -198,7 +198,7 @@ class Stream:
         merge(self.clock, clock)
 
     def check(self, other: int, number: int, what: str) -> None:
-        """Raise unless operation `number` of the stream `other` has finished before this stream's next operation."""
+        """Raises unless operation `number` of the stream `other` has finished before this stream's next operation."""
         if other != self.index and self.clock.get(other, 0) < number:
             raise Hazard(f"stream {self.index} {what}: nothing waits for stream {other}; at\n{caller()}")
 

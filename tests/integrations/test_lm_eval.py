@@ -50,7 +50,7 @@ def model(checkpoint_file, vocabulary):
 
 
 def encode(text: str) -> list[int]:
-    """Encode by the longest token at each place, found by trying all tokens."""
+    """Encodes by the longest token at each place, found by trying all tokens."""
     data, ids = text.encode(), []
     merges = {token.encode(): i for i, token in enumerate(MERGES, 257)}
     while data:

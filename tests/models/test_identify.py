@@ -23,6 +23,10 @@ def identify(tensors, tmp_path):
     return ModelFile.open(open_checkpoint(write_checkpoint(tensors, tmp_path / "model.pth")))
 
 
+def test_every_version_has_its_module_of_tests():
+    assert {variant.architecture for variant in VARIANTS.values()} == set(architectures())
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_exactly_one_version_matches(version, tmp_path):
     tensors = make_checkpoint(version, n_layer=1, n_embd=96, n_ffn=40, head_size=32, vocab=31)

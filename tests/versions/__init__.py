@@ -32,9 +32,18 @@ def served_by(kernels: str) -> tuple[str, ...]:
     return tuple(name for name, variant in VARIANTS.items() if kernels in variant.kernels)
 
 
+def ops_without_kernels() -> set[str]:
+    """The ops that only variants without kernels have."""
+    served, others = (
+        {op.name for variant in VARIANTS.values() if bool(variant.kernels) == kind for op in variant.architecture.ops}
+        for kind in (True, False)
+    )
+    return others - served
+
+
 def token_in_float64(op: str) -> AdvanceToken:
     """The definition of a recurrence in float64, for the tests of its kernels."""
-    return next(variant.token_in_float64[op] for variant in VARIANTS.values() if op in variant.token_in_float64)
+    return {name: f for variant in VARIANTS.values() for name, f in variant.token_in_float64.items()}[op]
 
 
 def with_matrix_state() -> tuple[str, ...]:

@@ -81,7 +81,11 @@ def gated_channel_mix(layer: Tensors, inputs: Tensors) -> Tensor:
 
 
 def centered_head_norm(y: Tensor, head: Any) -> Tensor:
-    """Group norm of one token, [H, V] → [A], written out for the tests of kernels."""
+    """The group norm of one token, [H, V] → [A], for the tests of kernels.
+
+    Args:
+        head: parameters of an op, with `eps` and `norm`.
+    """
     centered = y - y.mean(1, keepdim=True)
     normed = centered / torch.sqrt(centered.square().mean(1, keepdim=True) + head.eps)
     return normed.flatten() * head.norm.weight + head.norm.bias

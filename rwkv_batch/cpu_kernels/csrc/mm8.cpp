@@ -28,14 +28,14 @@ struct Mm8 {
     return sums;
   }
   static ScaleAndMinimum channels(const Product& p, int64_t first, int n) {
-    ScaleAndMinimum own;
-    copy_panel(own.scale, p.scale + first, n);
-    copy_panel(own.minimum, p.minimum + first, n);
-    return own;
+    ScaleAndMinimum channels;
+    copy_panel(channels.scale, p.scale + first, n);
+    copy_panel(channels.minimum, p.minimum + first, n);
+    return channels;
   }
-  static void scale(const ScaleAndMinimum& own, const Row& row, const float* sums, float* v) {
+  static void scale(const ScaleAndMinimum& channels, const Row& row, const float* sums, float* v) {
     for (int i = 0; i < PANEL; ++i)
-      v[i] = (float)(own.scale[i] * (sums[i] + 128.5 * row.z) + own.minimum[i] * row.x + row.x_minimum);
+      v[i] = (float)(channels.scale[i] * (sums[i] + 128.5 * row.z) + channels.minimum[i] * row.x + row.x_minimum);
   }
 };
 

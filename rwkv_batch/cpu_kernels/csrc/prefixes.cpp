@@ -73,8 +73,8 @@ extern "C" void sort_prompts(const SortPrompts* p) {
     }
   }
   for (int64_t i = 0; i < p->num_prompts; ++i) {
-    const Prompt &before = prompts[i ? i - 1 : 0], &own = prompts[i];
-    p->order[i] = own.index;
-    p->shared[i] = i ? shared_length(before, own, 0, std::min(before.length, own.length)) : 0;
+    const Prompt &before = prompts[i ? i - 1 : 0], &prompt = prompts[i];
+    p->order[i] = prompt.index;
+    p->shared[i] = i ? shared_length(before, prompt, 0, std::min(before.length, prompt.length)) : 0;
   }
 }

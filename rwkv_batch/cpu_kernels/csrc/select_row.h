@@ -123,17 +123,17 @@ class Selector {
 
   // The range of logits in which the prefix with `amount` ends, estimated from a sample of the tokens below `top`.
   //
-  // Of the n sampled tokens, token i has the weight w_i: its mass, or 1 where tokens are counted. Let W be the sum of
-  // all w_i, A the sum of those above a boundary between bins, and s = A / W. With F, the tokens' total weight over W,
-  // F A estimates the weight above the boundary. To first order the error of s is (1 / W) sum_i (a_i - s) w_i, where
-  // a_i is 1 above the boundary and 0 below, and the terms are nearly independent. The variance of A thus is about
+  // Sampled token i has the weight w_i: its mass, or 1 where tokens are counted. Let W be the sum of all w_i, A the sum
+  // of those above a boundary between bins, and s = A / W. With F, the weight of all tokens over W, F A estimates the
+  // weight above the boundary. To first order the error of s is (1 / W) sum_i (a_i - s) w_i, where a_i is 1 above the
+  // boundary and 0 below, and the terms are nearly independent. The variance of F A is thus about F^2 times
   //   sum_i (a_i - s)^2 w_i^2 = (1 - s)^2 Q_above + s^2 (Q - Q_above),   Q = sum_i w_i^2.
-  // The tokens of a bin have about the same weight, that of the bin's upper end, so that the bin adds its sum of w_i
-  // times this weight to Q. The estimate is trusted within DEVIATIONS standard errors. Above the first sampled token
-  // the variance is 0: there, up to UNSEEN F times the largest weight may have been missed. (Tokens of that weight
-  // would have put UNSEEN of themselves into the sample on average, and none with a probability of e^-UNSEEN.) From the
-  // top down, `range.high` is the last boundary above which there is certainly too little, `range.low` the first above
-  // which there is enough. The answer may be wrong: `prefix` notices, and collects the whole row.
+  // The tokens of a bin have about the same weight, that of the bin's upper end: the bin adds to Q its sum of w_i times
+  // this weight. The estimate is trusted within DEVIATIONS standard errors. Above the first sampled token the variance
+  // is 0, but UNSEEN F times the largest weight may have been missed: tokens with that weight in all have UNSEEN of
+  // themselves in the sample on average, and none with a probability of e^-UNSEEN.
+  // From the top down, `range.high` is the last boundary above which there is certainly too little, `range.low` the
+  // first above which there is enough. The answer may be wrong: `prefix` notices, and collects the whole row.
   Range guess(const Amount& amount) {
     const bool by_mass = amount.mass > 0;
     const float high = top.range.low, low = fill_bins(by_mass), width = (high - low) / BINS;

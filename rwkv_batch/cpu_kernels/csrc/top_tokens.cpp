@@ -31,13 +31,13 @@ static Ranked ranked(float logit, int64_t id) {
 
 static int64_t rank_of(int64_t token, const LogitsRow& row) {
   int64_t rank = 1;
-  const float own = row.x[token], above = std::nextafter(own, INFINITY);
+  const float logit = row.x[token], above = std::nextafter(logit, INFINITY);
   for (int64_t t = 0; t < row.tiles; ++t) {
-    if (!(row.tile_max[t] >= own)) continue;
+    if (!(row.tile_max[t] >= logit)) continue;
     const int64_t before = token - t * TILE;
     const uint64_t listed = before <= 0 ? 0 : before >= TILE ? ~0ull : (1ull << before) - 1;
-    const uint64_t larger = own < INFINITY ? at_least(row.tile(t), above) : 0;
-    rank += __builtin_popcountll(larger | (at_least(row.tile(t), own) & listed));
+    const uint64_t larger = logit < INFINITY ? at_least(row.tile(t), above) : 0;
+    rank += __builtin_popcountll(larger | (at_least(row.tile(t), logit) & listed));
   }
   return rank;
 }

@@ -52,15 +52,15 @@ struct Quantized {
     return {scale};
   }
   static ScaleAndSum channels(const Product& p, int64_t first, int n) {
-    ScaleAndSum own;
-    copy_panel(own.scale, p.scale + first, n);
-    copy_panel(own.weight_sum, p.weight_sums + first, n);
-    return own;
+    ScaleAndSum channels;
+    copy_panel(channels.scale, p.scale + first, n);
+    copy_panel(channels.weight_sum, p.weight_sums + first, n);
+    return channels;
   }
-  static void scale(const ScaleAndSum& own, Row row, const float* sums, float* v) {
+  static void scale(const ScaleAndSum& channels, Row row, const float* sums, float* v) {
     for (int i = 0; i < PANEL; i += LANES) {
-      const Ints sum = *(const Ints*)(sums + i) - Kind::INPUT_OFFSET * *(const Ints*)(own.weight_sum + i);
-      store(v + i, __builtin_convertvector(sum, Floats) * (row.value * load(own.scale + i)));
+      const Ints sum = *(const Ints*)(sums + i) - Kind::INPUT_OFFSET * *(const Ints*)(channels.weight_sum + i);
+      store(v + i, __builtin_convertvector(sum, Floats) * (row.value * load(channels.scale + i)));
     }
   }
 };

@@ -16,18 +16,18 @@ struct Wkv56 {
 template <typename T, int SIZE>
 static void advance(const Wkv56& p, int64_t token, int64_t head, float* __restrict state) {
   const int n = SIZE ? SIZE : (int)p.size;
-  const int64_t at = (token * p.num_heads + head) * n, own = head * n;
-  const T *r_ = (const T*)p.r + at, *k_ = (const T*)p.k + at, *v_ = (const T*)p.v + at;
+  const int64_t offset = (token * p.num_heads + head) * n, first = head * n;
+  const T *r_ = (const T*)p.r + offset, *k_ = (const T*)p.k + offset, *v_ = (const T*)p.v + offset;
   alignas(64) float r[MAX_HEAD], key[MAX_HEAD], value[MAX_HEAD], decay[MAX_HEAD], scratch[MAX_HEAD], y[MAX_HEAD];
   for (int i = 0; i < n; ++i) {
     r[i] = to_float(r_[i]);
     key[i] = to_float(k_[i]);
     value[i] = to_float(v_[i]);
-    decay[i] = p.decay[own + i];
-    scratch[i] = r[i] * p.bonus[own + i] * key[i];
+    decay[i] = p.decay[first + i];
+    scratch[i] = r[i] * p.bonus[first + i] * key[i];
   }
   if (p.w) {
-    const T* w = (const T*)p.w + at;
+    const T* w = (const T*)p.w + offset;
     for (int i = 0; i < n; ++i) decay[i] = fast_exp(-fast_exp(decay[i] + to_float(w[i])));
   }
   const float bonus = sum_of(scratch, n);
@@ -40,10 +40,10 @@ static void advance(const Wkv56& p, int64_t token, int64_t head, float* __restri
       s[v] = s[v] * d + value[v] * w;
     }
   }
-  head_norm(y, n, p.norm_weight + own, p.norm_bias + own, p.eps);
-  T* out = (T*)p.out + at;
+  head_norm(y, n, p.norm_weight + first, p.norm_bias + first, p.eps);
+  T* out = (T*)p.out + offset;
   if (p.g) {
-    const T* g = (const T*)p.g + at;
+    const T* g = (const T*)p.g + offset;
     for (int i = 0; i < n; ++i) y[i] *= to_float(g[i]) * sigmoid(to_float(g[i]));
   }
   for (int i = 0; i < n; ++i) out[i] = from_float<T>(y[i]);

@@ -15,10 +15,10 @@ struct Wkv7 {
 template <typename T, int SIZE>
 static void advance(const Wkv7& p, int64_t token, int64_t head, float* __restrict state) {
   const int n = SIZE ? SIZE : (int)p.size;
-  const int64_t at = (token * p.num_heads + head) * n, own = head * n;
-  const T *r_ = (const T*)p.r + at, *w_ = (const T*)p.w + at, *k_ = (const T*)p.k + at, *v_ = (const T*)p.v + at;
-  const T *a_ = (const T*)p.a + at, *g_ = (const T*)p.g + at;
-  const float *w0 = p.w0 + own, *a0 = p.a0 + own, *k_k = p.k_k + own, *k_a = p.k_a + own, *r_k = p.r_k + own;
+  const int64_t offset = (token * p.num_heads + head) * n, first = head * n;
+  const T *r_ = (const T*)p.r + offset, *w_ = (const T*)p.w + offset, *k_ = (const T*)p.k + offset;
+  const T *v_ = (const T*)p.v + offset, *a_ = (const T*)p.a + offset, *g_ = (const T*)p.g + offset;
+  const float *w0 = p.w0 + first, *a0 = p.a0 + first, *k_k = p.k_k + first, *k_a = p.k_a + first, *r_k = p.r_k + first;
   alignas(64) float r[MAX_HEAD], decay[MAX_HEAD], key[MAX_HEAD], value[MAX_HEAD], removal[MAX_HEAD], rate[MAX_HEAD];
   alignas(64) float scratch[MAX_HEAD], removed[MAX_HEAD], y[MAX_HEAD];
   for (int i = 0; i < n; ++i) {
@@ -32,9 +32,10 @@ static void advance(const Wkv7& p, int64_t token, int64_t head, float* __restric
     key[i] = raw * (1.0f + (rate[i] - 1.0f) * k_a[i]);
   }
   if (p.v_first) {
-    const T *first = (const T*)p.v_first + at, *gate = (const T*)p.v_gate + at;
-    const float* v0 = p.v0 + own;
-    for (int i = 0; i < n; ++i) value[i] += (to_float(first[i]) - value[i]) * sigmoid(v0[i] + to_float(gate[i]));
+    const T *from_first_layer = (const T*)p.v_first + offset, *gate = (const T*)p.v_gate + offset;
+    const float* v0 = p.v0 + first;
+    for (int i = 0; i < n; ++i)
+      value[i] += (to_float(from_first_layer[i]) - value[i]) * sigmoid(v0[i] + to_float(gate[i]));
   }
   const float length = std::sqrt(sum_of(scratch, n));
   const float unit = 1.0f / (length > 1e-12f ? length : 1e-12f);
@@ -58,8 +59,8 @@ static void advance(const Wkv7& p, int64_t token, int64_t head, float* __restric
       y[v] += updated * q;
     }
   }
-  head_norm(y, n, p.norm_weight + own, p.norm_bias + own, p.eps);
-  T* out = (T*)p.out + at;
+  head_norm(y, n, p.norm_weight + first, p.norm_bias + first, p.eps);
+  T* out = (T*)p.out + offset;
   for (int i = 0; i < n; ++i) out[i] = from_float<T>((y[i] + bonus * value[i]) * to_float(g_[i]));
 }
 

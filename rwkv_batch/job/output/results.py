@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...errors import ConfigurationError
-from ...rows import ErrorRow, Finished, GenerateRow, RowInFlight, ScoreRow
+from ...rows import ErrorRow, Finished, GenerateRow, RowInFlight, ScoreRow, text_arrays
 from ..config import JobConfig
 from ..input.columns import Columns
 
@@ -197,10 +197,7 @@ class Results:
         """Returns the texts of completions, up to a stop string where there is one."""
         if self._detokenizer is None:
             return [""] * len(completions)
-        ids = _joined((found.token_ids[: found.text_tokens] for found in completions), np.int32)
-        offsets = _offsets([found.text_tokens for found in completions])
-        limits = [-1 if found.text_bytes is None else found.text_bytes for found in completions]
-        data, ends = self._detokenizer.utf8(ids, offsets, np.array(limits, np.int64))
+        data, ends = self._detokenizer.utf8(*text_arrays(completions))
         buffers = [None, pa.py_buffer(ends), pa.py_buffer(data)]
         return pa.Array.from_buffers(pa.large_string(), len(completions), buffers).cast(pa.string())
 

@@ -41,11 +41,22 @@ class Checkpoint(Contents):
         return self.files[0].parent
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The canonical shape; a matrix is [C_out, C_in] in every form."""
+        """The canonical shape; a matrix is [C_out, C_in] in every form.
+
+        Raises:
+            CheckpointError: the stored shape has no canonical one.
+        """
         if name in self.quantized:
             stored = self.quantized[name].stored
             return stored.out_features, stored.in_features
-        return self.dense[name].shape
+        try:
+            return self.dense[name].shape
+        except (RuntimeError, IndexError) as error:
+            found = list(self.dense[name].stored.shape)
+            raise CheckpointError(
+                f"{self.path}: {name} is stored in shape {found}, which no checkpoint of this format has ({error}); "
+                "fetch or convert it again"
+            ) from error
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype in the file: torch.uint8 for a matrix in 8-bit form."""

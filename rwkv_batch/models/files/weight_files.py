@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ FLOAT_DTYPES = tuple(torch_dtype(name) for name in DTYPES)
 _MIN_TORCH = (2, 10)
 _LFS_POINTER = b"version https://git-lfs"
 _ZIP = b"PK\x03\x04"
+_DAMAGED = (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError, struct.error)
+"""Errors of PyTorch's loader where the bytes are damaged, or are of another format."""
 
 
 def read_pth(path: Path) -> dict[str, Any]:
@@ -40,7 +43,7 @@ def read_pth(path: Path) -> dict[str, Any]:
         entries = torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_unpickling_complaint(path, str(error))) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except _DAMAGED as error:
         raise CheckpointError(
             f"{path}: not a readable PyTorch file; expected a .pth of named tensors (a TorchScript archive is none). "
             "If a download or copy was cut short, fetch the file again"

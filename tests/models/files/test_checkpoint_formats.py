@@ -162,6 +162,8 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "lfs safetensors": (".safetensors", lambda path: path.write_text("version https://git-lfs.g/"), "git lfs pull"),
     "text": (".pth", lambda path: path.write_text("<html>Not found</html>"), "neither a PyTorch file"),
     "noise": (".pth", lambda path: path.write_bytes(bytes(range(255, -1, -1)) * 9), "neither a PyTorch file"),
+    "three bytes": (".pth", lambda path: path.write_bytes(b"abc"), "not a readable PyTorch file"),
+    "gguf": (".pth", lambda path: path.write_bytes(b"GGUF"), "not a readable PyTorch file|neither a PyTorch file"),
     "another zip": (".pth", lambda path: path.write_bytes(b"PK\x03\x04" + bytes(2000)), "cut short"),
     "truncated": (".pth", _truncated, "cut short"),
     "truncated legacy": (".pth", _truncated_legacy, "cut short"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from checkpoints import make_checkpoint, write_checkpoint
 from torch import Tensor
 
 from rwkv_batch.errors import CheckpointError
+from rwkv_batch.models.architecture import identify
 from rwkv_batch.models.files.checkpoint import open_checkpoint
 
 SIZES: dict[str, Any] = {"n_layer": 2, "n_embd": 128, "n_ffn": 192, "vocab": 50}
@@ -207,6 +209,19 @@ def test_unknown_names_stay(tmp_path: Path) -> None:
     tensors = {"model.layers.0.attn.q_proj.weight": torch.zeros(2, 2), "model.rotary": torch.zeros(2)}
     checkpoint = open_checkpoint(write_folder(tmp_path / "model", tensors, {"model_type": "rwkv7"}))
     assert checkpoint.names == tensors.keys()
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "shape"),
+    [("fla v6", "attn.x_bias", [0, 128]), ("fla v7", "attn.w_lora.lora.0.weight", [1, 32, 128])],
+    ids=str,
+)
+def test_a_tensor_of_an_impossible_shape(family: str, name: str, shape: list[int], tmp_path: Path) -> None:
+    version, rename, config, _ = FAMILIES[family]
+    tensors = rename(make_checkpoint(version, **SIZES)) | {f"model.layers.1.{name}": torch.zeros(shape)}
+    checkpoint = open_checkpoint(write_folder(tmp_path / "model", tensors, config))
+    with pytest.raises(CheckpointError, match=re.escape(f"is stored in shape {shape}")):
+        identify(checkpoint)
 
 
 MATRIX = {"head.weight": torch.zeros(2, 2)}

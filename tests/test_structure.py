@@ -187,7 +187,11 @@ def test_no_function_has_too_many_parameters():
     assert found <= MANY_PARAMETERS
 
 
-@pytest.mark.parametrize("name", ["lm_eval", "lighteval", "inspect_ai"])
+HARNESSES = sorted({path.stem for path in (PACKAGE / "integrations").glob("*.py")} - {"__init__", "harness_requests"})
+"""Modules of `integrations`, each named like the package of its harness."""
+
+
+@pytest.mark.parametrize("name", HARNESSES)
 def test_a_missing_harness_is_an_extra(name):
     code = f"import sys; sys.modules[{name!r}] = None\nimport rwkv_batch.integrations.{name}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True)

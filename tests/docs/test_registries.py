@@ -6,11 +6,10 @@ import re
 
 import pytest
 
+from docs.pages import ROOT
 from rwkv_batch.checks.target import specs
 from rwkv_batch.models.architecture import architectures
 from rwkv_batch.models.matrices.quantization import QUANTIZATIONS
-
-from .pages import ROOT
 
 
 def first_cells(page: str) -> str:

@@ -21,7 +21,7 @@ PROMPTS = [[5], [9, 8, 7, 6, 5, 4, 3, 2, 1] * 3, *([*SHARED, i] for i in range(5
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
 SAMPLED = SamplingParams(temperature=1.0, top_p=0.9, max_tokens=6, seed=3, ignore_eos=True)
 TOLERANCE = 1e-4
-"""Of a log-probability, whose logits have a standard deviation of 2.5."""
+"""Largest error of a log-probability. Its logits have a standard deviation of 2.5."""
 
 pytestmark = pytest.mark.parametrize("version", VERSIONS)
 

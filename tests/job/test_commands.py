@@ -140,6 +140,31 @@ def test_convert_and_bench_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> Non
     assert calls == [(("a.pth", "b.safetensors"), {"quantization": "int8"}), ["--rows", "3"]]
 
 
+def test_without_a_command_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "run a job, or what is left of it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("rnu", " or lm-eval (did you mean 'run'?)"),
+        ("jobs/demo.yaml", "; to run a job: rwkv-batch run jobs/demo.yaml"),
+        ("xyz", " or lm-eval"),
+    ],
+)
+def test_an_unknown_command(capsys: pytest.CaptureFixture[str], given: str, hint: str) -> None:
+    assert cli.main([given]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"rwkv-batch: got '{given}', expected a command: run, validate, ")
+    assert err.endswith(f"{hint}\n")
+
+
+def test_the_known_commands_are_those_of_the_parser() -> None:
+    parser = next(action for action in cli._parser()._actions if action.choices)
+    assert cli.COMMANDS == tuple(parser.choices or ())
+
+
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out
@@ -164,7 +189,7 @@ def test_doctor_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_doctor_on_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One prints nothing; it is beside Python, and not on the path."""
+    """A program beside the interpreter is found, also if it is not on the path. This one prints no version."""
     (tmp_path / "silent").write_text("#!/bin/sh\n")
     (tmp_path / "silent").chmod(0o755)
     assert doctor._first_line("silent") == "not found"

@@ -184,7 +184,7 @@ def test_in_other_threads_twice_in_one_process(job: Job) -> None:
 def test_a_signal_stops_a_job_of_the_main_thread(
     job: Job, fails_first: Callable[..., None], number: signal.Signals
 ) -> None:
-    """As a notebook's Ctrl-C does."""
+    """A program that does not handle the signal itself, such as a notebook at Ctrl-C, gets `Stopped`."""
     signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     before = handlers()
     fails_first(lambda: signal.raise_signal(number))

@@ -48,7 +48,7 @@ class Compiler:
         return [{}, *(self.outcomes.get(op, COMPILED)._asdict() for op in ops)], "ended"
 
     def forget(self) -> None:
-        """As another process would."""
+        """Forgets the verdicts in memory, so that the next question reads the files, as in a new process."""
         probe._known.clear()
 
 
@@ -137,7 +137,7 @@ def test_a_process_that_cannot_be_started_refuses_every_op(lacking, home, monkey
 
 @pytest.mark.skipif(sys.platform != "linux", reason="by a call of Linux")
 def test_a_compiler_ends_with_the_process_that_asked(home, misbehave):
-    """Which is killed, and cannot end what it has started."""
+    """The process that asked is killed, so it cannot end the compiler that it has started."""
     misbehave(wkv4_kernel="wait")
     code = (
         f"import sys; sys.path[:] = {sys.path!r}; from rwkv_batch.triton_kernels import probe; "

@@ -10,7 +10,6 @@ from versions import VARIANTS
 
 from rwkv_batch.models.random_weights import complete_sizes, random_tensors
 
-
 SIZES = {"n_layer": 3, "n_embd": 128, "n_ffn": 256, "head_size": 64, "vocab": 97}
 
 

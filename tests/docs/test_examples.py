@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from docs.pages import PAGES, ROOT, Block, blocks, name_of
 
+from docs.pages import PAGES, ROOT, Block, blocks, name_of
 from rwkv_batch import cli, run
 from rwkv_batch.job.load import load_job
 

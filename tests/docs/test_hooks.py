@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import yaml
+
 from docs.pages import ROOT
 
 HOOKS = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from docs.pages import PAGES, ROOT, name_of, prose
 
+from docs.pages import PAGES, ROOT, name_of, prose
 from rwkv_batch import cli
 
 WITH_LINKS = [*PAGES, ROOT / "benchmarks" / "README.md", ROOT / "rwkv_batch" / "demo" / "README.md"]

@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from docs.pages import ROOT, blocks, generator
 
+from docs.pages import ROOT, blocks, generator
 from rwkv_batch import LLM, RequestOutput, SamplingParams, ScoreOutput, run, run_job
 from rwkv_batch.job.config import JobConfig
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from job import fake_llm
 
+from job import fake_llm
 from rwkv_batch import run
 
 HERE = Path(__file__).parent

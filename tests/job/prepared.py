@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 from job import fake_llm
-
 from rwkv_batch.job.load import load_job
 from rwkv_batch.job.output.commit import JobFiles
 from rwkv_batch.job.output.results import Results

@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from job import fake_llm
 
+from job import fake_llm
 from rwkv_batch import __version__, cli
 from rwkv_batch.cuda_kernels import build
 from rwkv_batch.measure import doctor

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from job import fake_llm
 from job.faulty_storage import EXIT_CRASHED, Countdown, SteppingStorage, crash, fail
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from job import fake_llm
 
+from job import fake_llm
 from rwkv_batch.errors import ConfigurationError
 from rwkv_batch.job.prepare import SETTINGS
 

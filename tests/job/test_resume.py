@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from job import fake_llm
 
+from job import fake_llm
 from rwkv_batch import cli
 from rwkv_batch.job.state import JOB_KEYS
 

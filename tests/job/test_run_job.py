@@ -15,9 +15,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from job import fake_llm
 
 import rwkv_batch
+from job import fake_llm
 from rwkv_batch import ConfigurationError, Outcome, ResumeError, Stopped, run_job
 from rwkv_batch.job import stopping
 from rwkv_batch.job.output.commit import JobFiles

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from job import fake_llm
 
+from job import fake_llm
 from rwkv_batch import llm, run
 from rwkv_batch.job import fingerprint
 from rwkv_batch.job.config import JobConfig, Section

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+
 from mutation.edits import Edit, edits, is_change
 from mutation.targets import TARGETS, Target
 

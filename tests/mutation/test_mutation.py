@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 import pytest
+
 from mutation import __main__ as mutation
 from mutation.edits import edits, is_change
 from mutation.targets import TARGETS, Target

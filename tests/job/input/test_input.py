@@ -10,8 +10,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from job import fake_llm
 
+from job import fake_llm
 from rwkv_batch.errors import ConfigurationError
 from rwkv_batch.job.input import files, jsonl
 from rwkv_batch.job.input.files import find_files, would_be_read

@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from job import fake_llm
 
+from job import fake_llm
 from rwkv_batch.job.input.roles import SAMPLING_CHECKS
 from rwkv_batch.sampling_params import SamplingParams
 

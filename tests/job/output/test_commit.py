@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from job.faulty_storage import Countdown, SteppingStorage
 
+from job.faulty_storage import Countdown, SteppingStorage
 from rwkv_batch.job.output.commit import JobFiles
 from rwkv_batch.job.output.storage import LocalStorage
 

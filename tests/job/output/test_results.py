@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from job import fake_llm
 
+from job import fake_llm
 from rwkv_batch.engine.logprobs import TokenScores
 from rwkv_batch.engine.request import Completion, Request
 from rwkv_batch.errors import RowError

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from job import fake_llm
 
+from job import fake_llm
 from rwkv_batch.errors import RowError
 from rwkv_batch.job.input.rows import RowKey
 from rwkv_batch.job.output import writer as module

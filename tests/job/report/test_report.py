@@ -15,8 +15,8 @@ from typing import Any
 import numpy
 import pyarrow as pa
 import pytest
-from job import fake_llm
 
+from job import fake_llm
 from rwkv_batch import cli
 from rwkv_batch.job.output.storage import LocalStorage
 from rwkv_batch.job.output.writer import Counts

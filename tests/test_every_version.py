@@ -57,7 +57,7 @@ def test_completions_and_scores_equal_float64(version, checkpoint_file):
 
 
 def test_rows_depend_on_nothing_but_themselves(version, checkpoint_file):
-    """With and without shared prefixes, alone and among others: to the bit."""
+    """A row gives the same bits with and without shared prefixes, alone and among others."""
     together = load(checkpoint_file, version, batch_invariant=True)
     expected = [out.outputs[0] for out in together.generate(as_prompts(PROMPTS), SAMPLED)]
     assert together.stats().prompt_tokens < sum(map(len, PROMPTS)), "no prefix was shared"

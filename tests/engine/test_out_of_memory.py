@@ -139,7 +139,7 @@ class FailsOnce(HashModel):
 
 @pytest.mark.parametrize("run_ahead", [False, True])
 def test_every_result_comes_once_at_whatever_step_memory_runs_out(run_ahead):
-    """With a prefix that serves a request itself, prefixes below prefixes, samples, and rows that stop early."""
+    """The requests have nested prefixes, a prefix that is itself a request, samples, and early stops."""
     only_scored, stops = SamplingParams(max_tokens=0), SamplingParams(max_tokens=9, stop_token_ids=[8, 9, 10, 11])
     header = [1] * 20
     requests = [

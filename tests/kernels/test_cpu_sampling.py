@@ -140,7 +140,7 @@ def test_a_nan_of_any_bits_ends_the_row(bits):
 
 @pytest.mark.parametrize("row", ["as far apart as can be", "almost equal"])
 def test_bins_of_logits_that_have_no_width(row):
-    """Where the distance overflows, or its inverse does, there is no bin to compute."""
+    """The width of bins, or its inverse, overflows. Draws are those of the definition nevertheless."""
     logits = torch.randn(257)
     if row == "almost equal":
         logits = torch.zeros(257)

@@ -37,7 +37,7 @@ COMPILED = Outcome(None, 1 << 20, True)
 
 
 class Compiler:
-    """In place of the processes that compile: notes for which ops they were started, and gives the outcomes."""
+    """Stands in for the processes that compile: notes for which ops they were started, and gives the outcomes."""
 
     def __init__(self) -> None:
         self.started: list[list[str]] = []
@@ -186,7 +186,7 @@ def test_a_process_that_does_not_start_refuses_every_op(home, monkeypatch):
 
 
 def test_triton_itself_is_asked(home, monkeypatch):
-    """Without the stub. There is no architecture gfx000."""
+    """Triton itself compiles here, and refuses gfx000, an architecture that does not exist."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     failure = outcomes(["wkv4"], Target("hip", "gfx000", 64))["wkv4"].failure
     assert failure is not None and failure.startswith("wkv4_kernel: ") and "gfx000" in failure

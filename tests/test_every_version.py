@@ -22,7 +22,7 @@ PROMPTS = [[5], [9, 8, 7, 6, 5, 4, 3, 2, 1] * 3, *([*SHARED, i] for i in range(5
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
 SAMPLED = SamplingParams(temperature=1.0, top_p=0.9, max_tokens=6, seed=3, ignore_eos=True)
 TOLERANCE = 1e-4
-"""Of a log-probability, whose logits have a standard deviation of 2.5."""
+"""Largest error of a log-probability. Its logits have a standard deviation of 2.5."""
 LARGEST_CHANGE = {"int8": 0.25, "w8a8": 0.25}
 """Weight format → the most by which it may change the mean log-probability of a text's tokens."""
 
@@ -60,7 +60,7 @@ def test_completions_and_scores_equal_float64(version, checkpoint_file):
 
 
 def test_rows_depend_on_nothing_but_themselves(version, checkpoint_file):
-    """With and without shared prefixes, alone and among others: to the bit."""
+    """A row gives the same bits with and without shared prefixes, alone and among others."""
     together = load(checkpoint_file, version, batch_invariant=True)
     expected = [out.outputs[0] for out in together.generate(as_prompts(PROMPTS), SAMPLED)]
     assert together.stats().prompt_tokens < sum(map(len, PROMPTS)), "no prefix was shared"

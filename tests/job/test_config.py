@@ -108,6 +108,7 @@ def test_a_wrong_setting_is_named(tmp_path: Path, line: str, expected: str) -> N
         ("output.flush_seconds=-1", "got -1, expected a number of seconds from 0 to 86400"),
         ("output.input_columns=some", "got 'some', expected all, none, or a list of column names"),
         ("sampling.temprature=0.7", "unknown key (did you mean 'temperature'?)"),
+        ("temperature=0.7", "unknown key (did you mean 'sampling.temperature'?)"),
         ("nothing", "expected section.key=value"),
         ("model.path.x=1", "path is 'demo', not a section"),
         ("sampling.stop=[", "not a YAML value"),

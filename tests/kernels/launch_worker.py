@@ -146,7 +146,7 @@ def host_microseconds(call: Call, repeats: int = 200) -> float:
 
 
 def leave_the_library_out() -> None:
-    """Its products are no launches of Triton's. What they would have made is garbage, as all numbers are here."""
+    """Replaces torch's matrix products, which are no launches of Triton's, by uninitialized results."""
 
     def product(x: Tensor, weight: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         return empty(*x.shape[:-1], weight.shape[-1], dtype=out_dtype or x.dtype)

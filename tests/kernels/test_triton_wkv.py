@@ -22,9 +22,9 @@ from rwkv_batch.triton_kernels.recurrence import round_stochastically as round_i
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LATER = [variant for variant in VARIANTS if torch.float16 in state_dtypes(variant)]
-"""Those whose state can be float16."""
+"""Variants whose state can be float16."""
 FACTOR = 4.0
-"""For a few tokens in a row, and a group norm, which divides by what may be small."""
+"""Factor on the limit of one op: errors add up over tokens, and the group norm may divide by a small number."""
 
 
 def assert_matches(function, case, dtype):
@@ -79,8 +79,8 @@ STATES = [(variant, "float32") for variant in VARIANTS] + [(variant, "float16") 
 
 
 @pytest.mark.parametrize(("variant", "state_dtype"), STATES)
-def test_a_row_is_its_own_affair(backend, variant, state_dtype):
-    """To the last bit the same alone, in another slot, and in two calls."""
+def test_a_row_does_not_depend_on_the_others(backend, variant, state_dtype):
+    """A row gives the same bits alone, in another slot, and in two calls."""
     function, device = backend.serve(op_of(variant), state_dtype=DTYPES[state_dtype])
     case = make_case(variant, (3, -1, 5), (2, 1, 4), state_dtype=DTYPES[state_dtype], device=device)
     out, after = run(function, case)

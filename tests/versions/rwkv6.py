@@ -15,7 +15,7 @@ from .variant import Reference, RwkvPackage, Tensors, Variant
 
 
 def time_mix(layer: Tensors, x: Tensor, old: Tensors, token: Tensors, eps: float) -> tuple[Tensor, Tensors]:
-    """As 5.2, with a decay and shares of the token shift that depend on the input."""
+    """The time mix of 5.2, but the decay and the shares of the token shift depend on the input."""
     probe = torch.tanh(lerp(x, old["att_shift"], layer["att.time_maa_x"]) @ layer["att.time_maa_w1"])
     offsets = torch.einsum("bjr,jrc->jbc", split(probe, 5), layer["att.time_maa_w2"])
     inputs = {

@@ -166,7 +166,7 @@ def test_columns_are_made_of_many_rows_at_a_time(monkeypatch: pytest.MonkeyPatch
     ids=["short", "64 tokens", "long", "long prompts", "samples", "errors"],
 )
 def test_no_more_is_held_than_is_counted(rows: Callable[[int], list[Any]]) -> None:
-    """What Python, numpy and Arrow have allocated for rows that are not committed; the prompts go with the rows."""
+    """Rows that are not committed take no more memory in Python, numpy and Arrow than the writer counts for them."""
     unit = Unit(0, 0, 10**6)
     tracemalloc.start()
     try:

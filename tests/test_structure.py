@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checks": {*KERNELS, *MODELS, "demo", "engine", "llm", "measure"},
     "measure": {*KERNELS, *MODELS, "", "checks", "engine", "model_summary", "run"},
     "run": {"job"},
-    "cli": {"", "integrations", "job/output", "job/report", "measure", "models/files", "run"},
+    "cli": {"", "integrations", "job", "job/output", "job/report", "measure", "models/files", "run"},
     "": {"job", "llm"},
 }
 """Folder of rwkv_batch, or module at its top → folders and modules that it may import besides `BASICS`.

@@ -233,6 +233,7 @@ def test_without_a_tokenizer_ids_go_in_and_out(path):
         (dict(backend="rocm"), ConfigurationError, "^backend: got 'rocm'"),
         (dict(dtype="fp8"), ConfigurationError, "^dtype: got 'fp8'"),
         (dict(quantization="int4"), ConfigurationError, "^quantization: got 'int4'"),
+        (dict(quantization=["int8"]), ConfigurationError, r"^quantization: got \[.int8.\]"),
         (dict(strategy="cpu fp8"), ConfigurationError, "^strategy: got 'cpu fp8'"),
         (dict(device="tpu"), ConfigurationError, "^device: got 'tpu'"),
         (dict(tokenizer="world"), ConfigurationError, "257"),

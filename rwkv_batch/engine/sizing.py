@@ -200,7 +200,7 @@ def _layer_of(name: str, num_layers: int) -> int:
 
 def _weight_bytes(file: ModelFile, name: str, place: LayerPlacement) -> int:
     form = weight_format(place.quantization if is_quantizable(file.checkpoint, name) else None)
-    return math.prod(file.checkpoint.shape(name)) * form.bytes_per_weight(name, place.dtype, place.device)
+    return math.ceil(math.prod(file.checkpoint.shape(name)) * form.bytes_per_weight(name, place.dtype, place.device))
 
 
 def _size(num_bytes: int) -> str:

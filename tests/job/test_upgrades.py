@@ -299,7 +299,9 @@ CHANGES: dict[str, str] = {
     "sampling.regex": "a",
     "sampling.grammar": 'root ::= "a"',
 }
-"""Settings that change results, with another value than the default. Other tests change those with an empty text."""
+"""Settings that change results, with another value than the default. Other tests change those with an empty text.
+
+A new setting is listed here, or in `HARMLESS` or `RESOLVED` of job/fingerprint.py."""
 
 UNWRITTEN = {"sampling.logprobs", "sampling.prompt_logprobs"}
 """Fields of `SamplingParams` that a job refuses, because it does not write their results."""

@@ -48,7 +48,7 @@ class JsonlTable(Table):
         """The object of one line, or {READ_ERROR: reason} where there is none. Empty objects inside it become None."""
         try:
             record = json.loads(line, object_hook=lambda item: item or None)
-            if b"\\u" in line:
+            if b"\\u" in line or b"\xed" in line:  # an escape, or the first byte of a surrogate that is encoded itself
                 json.dumps(record, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             return {READ_ERROR: "invalid_text: the line has half of a surrogate pair, expected text"}

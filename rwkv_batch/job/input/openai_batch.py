@@ -35,7 +35,7 @@ class OpenAIBatchTable(JsonlTable):
     def recognizes(head: bytes) -> bool:
         try:
             first = json.loads(head.lstrip().partition(b"\n")[0])
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
         return isinstance(first, dict) and "custom_id" in first and isinstance(first.get("body"), dict)
 

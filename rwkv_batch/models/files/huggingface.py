@@ -51,20 +51,23 @@ def read_folder(folder: Path) -> Contents:
 
 
 def _candidates(folder: Path, config: Any) -> list[tuple[Schema, HfLayout]]:
-    """The layouts with the `model_type` of a config.json, each with the schema of its version."""
+    """All layouts, each with the schema of its version; those with the `model_type` of the config.json come first."""
     layouts = [(version.schema, layout) for version in architectures() for layout in version.hugging_face]
     model_type = config.get("model_type") if isinstance(config, dict) else None
-    found = [(schema, layout) for schema, layout in layouts if layout.model_type == model_type]
-    if not found:
+    if model_type not in [layout.model_type for _, layout in layouts]:
         known = ", ".join(dict.fromkeys(layout.model_type for _, layout in layouts))
         raise CheckpointError(f"{folder / 'config.json'}: model_type is {model_type!r}, expected one of {known}")
-    return found
+    return sorted(layouts, key=lambda candidate: candidate[1].model_type != model_type)
 
 
 def _choose(
     candidates: Iterable[tuple[Schema, HfLayout]], names: Collection[str], embedding_is_normalized: bool
 ) -> HfLayout:
-    """The layout whose canonical names differ least from the schema of its version."""
+    """The layout whose canonical names differ least from the schema of its version; of several, the first.
+
+    The names decide, not the `model_type`: folders exist whose config.json states another version than their tensors
+    have.
+    """
 
     def distance(candidate: tuple[Schema, HfLayout]) -> tuple[int, int]:
         schema, layout = candidate

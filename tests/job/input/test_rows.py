@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -193,6 +194,20 @@ def test_integers_of_64_bits_in_jsonl(job: Job, seed: int, code: str | None) -> 
 def test_a_line_of_deep_brackets_is_a_bad_row(job: Job) -> None:
     assert job.lines('{"prompt": "a"}', "[" * 200_000, '{"prompt": "b"}').run() == 3
     assert codes(job) == [None, "bad_json", None]
+
+
+def test_a_first_line_of_deep_brackets_is_a_bad_row(job: Job) -> None:
+    assert job.lines("[" * 200_000, '{"prompt": "b"}').run() == 3
+    assert codes(job) == ["bad_json", None]
+
+
+@pytest.mark.parametrize("half", [b"\\ud800", "\ud800".encode(errors="surrogatepass")])
+def test_half_of_a_surrogate_pair_makes_a_bad_row(job: Job, half: bytes) -> None:
+    job.lines('{"prompt": "\ud55c"}', "HALF", '{"prompt": "b"}')
+    path = Path(job.settings["input"]["path"])
+    path.write_bytes(path.read_bytes().replace(b"HALF", b'{"prompt": "' + half + b'"}'))
+    assert job.run() == 3
+    assert codes(job) == [None, "invalid_text", None]
 
 
 @pytest.mark.parametrize(

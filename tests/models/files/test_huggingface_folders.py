@@ -159,6 +159,18 @@ def test_tensors_are_canonical(family: str, tmp_path: Path) -> None:
         assert torch.equal(checkpoint.tensor(name), tensor), name
 
 
+@pytest.mark.parametrize("model_type", ["rwkv", "rwkv5", "rwkv6", "rwkv7"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_decide_where_the_config_states_another_version(family: str, model_type: str, tmp_path: Path) -> None:
+    version, rename, config, _ = FAMILIES[family]
+    expected = make_checkpoint(version, **SIZES)
+    folder = write_folder(tmp_path / "model", rename(expected), {**config, "model_type": model_type})
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.names == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(checkpoint.tensor(name), tensor), name
+
+
 def test_shards(tmp_path: Path) -> None:
     expected = make_checkpoint("7.0", **SIZES)
     shards = ["model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors"]

@@ -268,3 +268,15 @@ def test_int8_and_half_precision_run(path):
 def test_no_tokens_have_no_logprobs(llm):
     params = SamplingParams(max_tokens=0, logprobs=2)
     assert llm.generate(["abcd"], params)[0].outputs[0].logprobs == []
+
+
+@pytest.mark.parametrize("pairs", ["ab", ["ab"], ("import ", "os"), [{"context": "a", "continuation": "b"}], [("a",)]])
+def test_what_is_no_pair_is_not_scored(llm, pairs):
+    with pytest.raises(ValueError, match=r"pair 0: got .*, expected \(context, continuation\)"):
+        llm.score(pairs)
+    llm.check_integrity()
+
+
+def test_a_mapping_is_no_sampling_params(llm):
+    with pytest.raises(ValueError, match=r"sampling_params: got a mapping, expected SamplingParams\(\.\.\.\)"):
+        llm.generate(["a"], {"temperature": 0})

@@ -70,7 +70,7 @@ def filters(settings: Sequence[dict[str, Any]]) -> Filters:
 
 
 def assert_same_draws(row: torch.Tensor, per_setting: int = 3) -> None:
-    """`row`, [V], under all settings, each with a few uniform numbers; twice, as memory is kept from call to call."""
+    """Asserts that kernel and definition draw the same from `row` [V], under all settings. Two calls share buffers."""
     settings = [each for each in SETTINGS for _ in range(per_setting)]
     logits = row.expand(len(settings), -1).contiguous()
     uniform = torch.rand(len(settings), dtype=torch.float64, generator=torch.Generator().manual_seed(len(row)))

@@ -103,7 +103,7 @@ NESTED: dict[str, type] = {name: struct for struct, name in NAMES_IN_CPP.items()
 
 
 def members_of(package: ModuleType, kind: type) -> list[Any]:
-    """The classes or objects of a kind that the modules of a package have, each once."""
+    """Lists the subclasses of `ctypes.Structure`, or the objects of another class, in the modules of a package."""
     names = [f"{package.__name__}.{info.name}" for info in pkgutil.iter_modules(package.__path__)]
     found = [value for name in names for value in vars(import_module(name)).values()]
     is_class = kind is ctypes.Structure
@@ -129,7 +129,7 @@ def test_structs_in_cpp(name):
 
 
 def test_every_struct_that_python_fills_is_compared():
-    """The parameters of the extern "C" functions that take a pointer to a struct of their own source."""
+    """Every struct to which an extern "C" function takes a pointer has a counterpart in Python."""
     taken = {name for path in CPU_SOURCES.glob("*.cpp") for name in re.findall(r"\(const (\w+)\* p\b", code(path))}
     assert taken == CPP_STRUCTS.keys() - NESTED.keys()
 

@@ -208,8 +208,8 @@ def test_a_place_is_not_overwritten_while_its_layer_runs():
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])
-def test_the_current_device_at_the_beginning_is_meant_for_good(name, monkeypatch):
-    """The index is kept, because programs with several GPUs change the current device."""
+def test_the_index_of_the_current_device_is_kept(name, monkeypatch):
+    """Programs with several GPUs change the current device later, and the model stays where it is."""
     for function, answer in (("is_available", True), ("device_count", 2), ("current_device", 1)):
         monkeypatch.setattr(torch.cuda, function, lambda answer=answer: answer)
     assert place(device=name, dtype="float32").device == torch.device("cuda", 1)

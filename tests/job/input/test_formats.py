@@ -91,7 +91,7 @@ class LinesTable(Table):
 
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    import_module("rwkv_batch.job.config")  # whose messages keep the names that are there when it is imported
+    import_module("rwkv_batch.job.config")  # its messages list the formats that exist when it is imported
     monkeypatch.setitem(FORMATS, "lines", LinesTable)
 
 

@@ -55,7 +55,7 @@ class Contender:
         self.product_seconds: list[float] = []
 
     def measure(self) -> None:
-        """One round."""
+        """Measures one round: the bare matrix products, then the engine's steps."""
         warm_up(self._engine)
         self._products.seconds()
         products = [self._products.seconds() for _ in range(PASSES)]

@@ -182,7 +182,7 @@ def _build(compiler: str, missing: dict[Path, tuple[Specialization, str]]) -> No
 
 
 def _quoted(word: str) -> str:
-    """For the shell, inside a ninja file."""
+    """Quotes a word for the shell, and for the ninja file that holds the command."""
     return shlex.quote(word).replace("$", "$$")
 
 

@@ -44,7 +44,7 @@ class Tile(NamedTuple):
 
 
 TILES = (Tile(16, 1, 6), Tile(64, 1, 3), Tile(64, 2, 2))
-"""For up to 16 tokens, up to `MEDIUM` of them, and more. Within the 48 KiB of shared memory that any GPU has."""
+"""Tiles for up to 16 tokens, for up to `MEDIUM`, and for more. Each fits into 48 KiB, the shared memory of any GPU."""
 MEDIUM = 256
 
 

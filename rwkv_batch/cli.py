@@ -9,7 +9,10 @@ from typing import Any
 
 from . import __version__
 from .errors import ConfigurationError, RwkvBatchError, one_of
+from .job.messages import did_you_mean
 from .run import DESCRIPTION, EXIT_USAGE, HELP, add_arguments, execute
+
+COMMANDS = ("run", "validate", "score", "report", "convert", "doctor", "bench", "lm-eval")
 
 CONVERTED_FORMATS = ("int8",)
 """Weight formats that `convert` writes."""
@@ -27,11 +30,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .integrations.lm_eval import main as lm_eval
 
             return lm_eval(given[1:])
-        options = _parser().parse_args(given)
+        parser = _parser()
+        if not given:
+            parser.print_help(sys.stderr)
+            return EXIT_USAGE
+        _check_command(given[0])
+        options = parser.parse_args(given)
         return int(options.command(options))
     except RwkvBatchError as error:
         print(f"rwkv-batch: {error}", file=sys.stderr)
         return EXIT_USAGE
+
+
+def _check_command(name: str) -> None:
+    """Raises ConfigurationError where the first argument is neither an option nor a command."""
+    if name.startswith("-") or name in COMMANDS:
+        return
+    is_job = name.endswith((".yaml", ".yml"))
+    hint = f"; to run a job: rwkv-batch run {name}" if is_job else did_you_mean(name, COMMANDS)
+    raise ConfigurationError(f"got {name!r}, expected a command: {one_of(COMMANDS)}{hint}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+import reprlib
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice, repeat
@@ -220,6 +221,8 @@ class LLM:
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             params = repeat(sampling_params or SamplingParams())
             pairs, at_once = zip(prompts, params), _rows_at_once(prompts)  # noqa: B905, as one of them is endless
+        elif isinstance(sampling_params, Mapping):
+            raise ValueError("sampling_params: got a mapping, expected SamplingParams(...) or a list of them")
         else:
             pairs, at_once = zip(prompts, sampling_params, strict=True), _rows_at_once(prompts, sampling_params)
         rows = (GenerateRow(i, i, prompt, params) for i, (prompt, params) in enumerate(pairs))
@@ -270,7 +273,10 @@ class LLM:
         single: set[int] = set()
 
         def rows() -> Iterator[ScoreRow]:
-            for i, (context, continuation) in enumerate(pairs):
+            for i, pair in enumerate(pairs):
+                if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                    raise ValueError(f"pair {i}: got {reprlib.repr(pair)}, expected (context, continuation)")
+                context, continuation = pair
                 if not _is_several(continuation):
                     single.add(i)
                     continuation = [continuation]

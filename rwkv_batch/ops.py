@@ -272,7 +272,7 @@ def _offers(spec: OpSpec, candidates: Sequence[str], target: _Target) -> list[_O
 
 
 def _offer(spec: OpSpec, backend: str, target: _Target) -> _Offer:
-    """One backend's answer."""
+    """Asks one backend if it serves the op, and if not, why."""
     if backend == "reference":
         return _Offer(backend, "serves")
     name = f"{_PACKAGES[backend]}.{spec.name}"

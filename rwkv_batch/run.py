@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how it is run")
     how.add_argument("--dry-run", action="store_true", help="check everything, show the first prompt, run nothing")
     how.add_argument("--allow-errors", action="store_true", help="exit with 0 even where rows are errors")
-    how.add_argument("--verbose", action="store_true", help="log more")
+    how.add_argument("--verbose", action="store_true", help="log more, and show a failure in full")
 
 
 def execute(options: argparse.Namespace, task: str | None = None) -> int:

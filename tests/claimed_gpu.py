@@ -30,12 +30,12 @@ ANSWERS: dict[str, Any] = {
 
 @contextmanager
 def no_guard(index: int) -> Iterator[None]:
-    """In place of `torch.cuda.device`."""
+    """Stands in for `torch.cuda.device`, and does nothing."""
     yield
 
 
 def claim() -> None:
-    """From now on torch says that there is one GPU, of compute capability 9.0, with 70 GiB free."""
+    """Makes torch say that there is one GPU, of compute capability 9.0, with 70 GiB free."""
     for name, answer in ANSWERS.items():
         setattr(torch.cuda, name, answer)
     torch.cuda.device = no_guard  # type: ignore[assignment,misc]

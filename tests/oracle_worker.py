@@ -19,7 +19,7 @@ from rwkv.utils import PIPELINE
 from torch import Tensor
 
 REFUSALS = (AssertionError, AttributeError, LookupError, OSError, RuntimeError, ValueError, pickle.UnpicklingError)
-"""What the package raises for a file, a strategy or a token that it does not take."""
+"""The exceptions that the package raises for a file, a strategy or a token that it refuses."""
 
 
 class Server:

@@ -78,7 +78,7 @@ def test_stop_strings_cut_the_text(llm):
 
 @pytest.mark.parametrize("stop", [None, "never"])
 def test_a_stop_token_with_text_is_not_of_the_text(llm, stop):
-    """Also where every token is watched for a stop string."""
+    """The same holds where a stop string is set, and so every token is searched for it."""
     params = SamplingParams(max_tokens=9, stop_token_ids=[99], logit_bias={99: 100.0}, stop=stop)
     output = llm.generate(["y"], params)[0].outputs[0]
     assert (output.token_ids, output.text) == ([99], "")
@@ -99,7 +99,7 @@ def test_the_last_id_of_the_vocabulary_is_legal_everywhere_and_the_next_one_nowh
 
 
 def test_a_stop_string_counts_behind_min_tokens(llm):
-    """As a stop token does, and as in vLLM: the first `min_tokens` tokens end nothing."""
+    """A stop string does not end a completion within the first `min_tokens` tokens; vLLM does the same."""
     always: dict[str, Any] = dict(logit_bias={ord("z") + 1: 100.0}, stop="z", max_tokens=20)
     for min_tokens in (0, 5):
         output = llm.generate(["y"], SamplingParams(min_tokens=min_tokens, **always))[0].outputs[0]
@@ -169,7 +169,7 @@ def test_shared_prefixes_change_no_bit_in_float32(slots, host_gib, where):
 
 
 def test_a_state_file_starts_every_sequence(tmp_path):
-    """As the same tensors do inside the checkpoint, and not as no tensors do."""
+    """A state file has the effect of the same tensors inside the checkpoint. Without them the tokens differ."""
     tensors = make_checkpoint("6.0", vocab=VOCAB)
     states = {f"blocks.{i}.att.time_state": 5 * torch.randn(2, 64, 64) for i in range(3)}
     without = write_checkpoint(tensors, tmp_path / "without.pth")
@@ -268,3 +268,15 @@ def test_int8_and_half_precision_run(path):
 def test_no_tokens_have_no_logprobs(llm):
     params = SamplingParams(max_tokens=0, logprobs=2)
     assert llm.generate(["abcd"], params)[0].outputs[0].logprobs == []
+
+
+@pytest.mark.parametrize("pairs", ["ab", ["ab"], ("import ", "os"), [{"context": "a", "continuation": "b"}], [("a",)]])
+def test_what_is_no_pair_is_not_scored(llm, pairs):
+    with pytest.raises(ValueError, match=r"pair 0: got .*, expected \(context, continuation\)"):
+        llm.score(pairs)
+    llm.check_integrity()
+
+
+def test_a_mapping_is_no_sampling_params(llm):
+    with pytest.raises(ValueError, match=r"sampling_params: got a mapping, expected SamplingParams\(\.\.\.\)"):
+        llm.generate(["a"], {"temperature": 0})

@@ -132,7 +132,7 @@ def test_a_table_can_be_recorded_where_the_kernels_of_recorded_ops_can():
 
 
 def test_ops_that_a_recorded_step_calls():
-    """Decode steps without log-probabilities of other tokens. Ops that only definitions call are not among them."""
+    """Recorded steps decode, without log-probabilities of other tokens. They call no op of a definition alone."""
     specs = (*ModelFile.open(open_checkpoint(DEMO_MODEL)).ops, *Sampler.OPS)
     choices = resolve(specs, "reference", CPU, torch.float32, {}).choices
     recorded = {choice.op for choice in choices if choice.is_recorded}

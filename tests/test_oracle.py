@@ -61,7 +61,7 @@ def test_single_tokens_from_a_fresh_state(version: str, oracle: OracleFactory) -
 
 @pytest.mark.parametrize("version", ["5.0", "5.1", "5.2", "6.0", "7.0"])
 def test_rows_of_wkv_are_key_channels(version: str, oracle: OracleFactory) -> None:
-    """After one token the state is k^T v, so each of its rows is a multiple of v; heads are square, no shape tells."""
+    """After one token the state is k^T v, so each row is a multiple of v. No shape shows a transpose."""
     weights = {name.removeprefix("blocks.0."): tensor for name, tensor in make_checkpoint(version).items()}
     token = PROMPT[0]
     x = weights["emb.weight"][token]

@@ -138,7 +138,7 @@ def test_a_window_is_ready_when_it_is_complete_or_the_last():
 
 
 def test_items_count_by_their_weight():
-    """Of heavy items, few are made ahead and few are taken at a time."""
+    """The limits are sums of weights: fewer heavy items are made ahead, and fewer are taken at a time."""
     made = []
 
     def lists():

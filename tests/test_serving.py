@@ -75,7 +75,7 @@ def test_scores_are_those_of_every_continuation_alone(serving):
 
 
 def test_rows_that_need_no_computing_are_finished_at_once(serving):
-    """They do not wait for the next batch either: the input is held back until they are out."""
+    """Such rows do not wait for the next batch: they are yielded before the input gives another one."""
     gate = threading.Event()
 
     def batches():

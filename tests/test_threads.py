@@ -48,7 +48,7 @@ def test_threads_are_limited_and_never_raised(monkeypatch):
 
 
 def test_torch_and_the_native_kernels_share_one_pool_of_threads():
-    """They load one OpenMP runtime. Threads of two runtimes would wait actively for each other."""
+    """Both load the same OpenMP runtime. Threads of two runtimes would wait actively for each other."""
     code = (
         "import torch; from rwkv_batch.cpu_kernels import build\n"
         "if build.unavailable() is None:\n"

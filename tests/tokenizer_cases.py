@@ -29,7 +29,7 @@ DIFFICULT = [
 
 
 def comparable(encoded: list[np.ndarray | RowError]) -> list[list[int] | tuple[str, str]]:
-    """Ids as lists, errors as code and message."""
+    """Converts results of a tokenizer to values that `==` compares: token ids to lists, errors to (code, message)."""
     return [(one.code, one.message) if isinstance(one, RowError) else one.tolist() for one in encoded]
 
 

@@ -44,7 +44,7 @@ def product_constants(num_rows: int, depth: int, tile: Tile) -> dict[str, int]:
 
 @cache
 def _constants_and_options(num_rows: int, depth: int, tile: Tile) -> dict[str, Any]:
-    """Kept, as a launch takes a few microseconds only."""
+    """The constants and launch options of a product. Cached, because a launch takes only a few microseconds."""
     return product_constants(num_rows, depth, tile) | tile.options
 
 

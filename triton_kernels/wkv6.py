@@ -31,7 +31,7 @@ unsupported_reason = probed("wkv6", unsupported_heads)
 
 
 def specializations() -> list[Specialization]:
-    """With a float32 and a float16 state."""
+    """The compilations for float32 and float16 states."""
     return [
         specialization("wkv6", "fp32"),
         specialization("wkv6", "fp16", is_probe=True),

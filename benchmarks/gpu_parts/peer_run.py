@@ -102,7 +102,7 @@ def _attempt(measure: Callable[..., float], *arguments: int) -> float | str:
 
 
 class RwkvBatch(Peer):
-    """This engine."""
+    """The contender rwkv_batch."""
 
     what = "sampler (top-p), scheduler"
     state = "float32"

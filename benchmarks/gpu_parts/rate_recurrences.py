@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import torch
 
-from rwkv_batch.checks.calls import RECURRENCES, make_parameters, make_states
+from rwkv_batch.checks.calls import RECURRENCES, make_parameters, make_states, op_of
 from rwkv_batch.checks.cases import DTYPES
 from rwkv_batch.measure.table import format_lines
 from rwkv_batch.models.rows import DecodeRows, Rows
@@ -129,7 +129,7 @@ def _table(points: dict[str, Point]) -> list[str]:
     rows: list[list[str]] = []
     by_warps: dict[str, list[str]] = {}
     for name, point in points.items():
-        if not name.startswith("wkv"):
+        if op_of(name.split()[0].partition("/")[0]) not in RECURRENCES:
             continue
         what, _, warps = name.partition(" warps=")
         predicted = f"{point['predicted_seconds'] / point['seconds']:.0%}"

@@ -59,7 +59,7 @@ _FILE = SimpleNamespace(
 
 
 class FreeModel:
-    """For an `Engine`: a model without weights."""
+    """A model without weights, for an `Engine`. It computes nothing."""
 
     device = torch.device("cpu")
     placement = Placement(device, torch.float32, None)
@@ -82,7 +82,7 @@ class FreeModel:
 
 
 class FreeOfCost(FreeModel, Model):
-    """For an `LLM`: the bundled model, loaded as always, and then never asked to compute."""
+    """The bundled model, for an `LLM`. It is loaded as usual, and computes nothing."""
 
     def __init__(self, device: SimulatedDevice, *args: Any, **kwargs: Any) -> None:
         Model.__init__(self, *args, **kwargs)
@@ -170,7 +170,7 @@ _TRANSFERS = _Transfers()
 
 
 def num_transfers(engine: Engine) -> int:
-    """From the host to a device, since the process was started."""
+    """Returns the number of transfers from the host to a device since the process started."""
     return _TRANSFERS.count
 
 

@@ -21,7 +21,7 @@ struct Rows {
   const int *slot, *start, *position;  // [B], [B + 1], [B]; slot -1 is padding
 };
 
-// Channel i of this lane of the last warp; SIZE or more: none.
+// The i-th channel of this lane of the last warp. SIZE or more stands for no channel.
 static __device__ __forceinline__ int own_channel(int i) { return (int)threadIdx.x % 32 + 32 * i; }
 
 // One number for each of a lane's channels, at `from` the first of the head; zero where there is no such channel.

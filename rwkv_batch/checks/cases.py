@@ -47,7 +47,7 @@ class Case:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """As `products.Sizes`."""
+    """The sizes of the model whose ops are checked; satisfies `products.Sizes`."""
 
     C: int
     F: int
@@ -56,10 +56,10 @@ class ModelSizes:
 
 
 TINY = ModelSizes(C=32, F=64, V=97, ranks=dict.fromkeys("wavg", 32))
-"""For Triton's interpreter."""
+"""Sizes for Triton's interpreter, which is slow."""
 SMALL = ModelSizes(C=192, F=640, V=1003)
 LARGE = ModelSizes(C=768, F=3072, V=65536)
-"""Of a model of 0.1B parameters."""
+"""Sizes of a model of 0.1B parameters."""
 
 
 def cases(target: Target) -> Iterator[Case]:

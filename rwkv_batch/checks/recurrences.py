@@ -124,7 +124,7 @@ class Shift:
         return [normed, delta, *mixed], after
 
     def definition(self, x: Tensor, rows: Rows) -> tuple[list[Tensor], Tensor]:
-        """As a call with `pool`, in float64."""
+        """The result of a call with `pool`, computed by the definition in float64."""
         after, norm = self.pool.double(), Norm(*(part.double() for part in self.norm))
         normed, delta, mixed = shift_lerp_definition(
             x.double(), norm, self.mix.double(), after[:, 1], rows, keep_parts=True

@@ -149,7 +149,7 @@ def plan_memory(
 def _check_sizes(max_batch_size: int | None, max_batch_tokens: int | None) -> None:
     for name, value in (("max_batch_size", max_batch_size), ("max_batch_tokens", max_batch_tokens)):
         if value is not None and value < 1:
-            raise ConfigurationError(f"got {value}, expected a positive number or auto", setting=name)
+            raise ConfigurationError(f"got {value}, expected a positive number, or auto (in Python None)", setting=name)
     if max_batch_size and max_batch_tokens and max_batch_tokens < max_batch_size:
         raise ConfigurationError(
             f"got {max_batch_tokens}, expected at least max_batch_size ({max_batch_size}): every running sequence "
@@ -200,7 +200,7 @@ def _layer_of(name: str, num_layers: int) -> int:
 
 def _weight_bytes(file: ModelFile, name: str, place: LayerPlacement) -> int:
     form = weight_format(place.quantization if is_quantizable(file.checkpoint, name) else None)
-    return math.prod(file.checkpoint.shape(name)) * form.bytes_per_weight(name, place.dtype, place.device)
+    return math.ceil(math.prod(file.checkpoint.shape(name)) * form.bytes_per_weight(name, place.dtype, place.device))
 
 
 def _size(num_bytes: int) -> str:

@@ -86,7 +86,11 @@ class RwkvBatchLM(TemplateLM):
     ) -> None:
         super().__init__()
         if (pretrained is None) == (model is None):
-            raise ConfigurationError(f"pretrained: got {pretrained!r} and model={model!r}, expected one of them")
+            others = f"; other arguments: {', '.join(options)}" if options else ""
+            raise ConfigurationError(
+                f"pretrained: got {pretrained!r} and model={model!r}, expected one of them, as in pretrained=model.pth"
+                f"{others}"
+            )
         if rolling not in ("window", "full"):
             raise ConfigurationError(f"rolling: got {rolling!r}, expected 'window' or 'full'")
         if not isinstance(add_bos_token, bool):

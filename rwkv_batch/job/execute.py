@@ -113,7 +113,7 @@ def run_job(
         overrides: settings that replace the job's, for example {"sampling.max_tokens": 32}; or texts such as
             "sampling.max_tokens=32".
         shard: "i/n" makes the units i, i + n, …, with i from 0; None makes all.
-        stop: handles signals; for the command.
+        stop: the signal handling of `rwkv-batch run`. A program leaves it out.
 
     Raises:
         ConfigurationError, CheckpointError, BackendError: the job is wrong; nothing has been written.

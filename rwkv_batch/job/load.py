@@ -142,7 +142,8 @@ def _explain(error: ValidationError, settings: dict[str, Any]) -> Iterator[tuple
             continue
         seen.add(where)
         if problem["type"] in ("extra_forbidden", "invalid_key"):
-            yield where, unknown_key(keys[-1], siblings)
+            meant = f"sampling.{where}" if where in SAMPLING_FIELDS else None
+            yield where, unknown_key(keys[-1], siblings, meant)
         elif problem["type"] == "missing":
             yield where, f"missing, expected {expected_of(field)}"
         else:

@@ -29,7 +29,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def unknown_key(name: str, known: Iterable[str]) -> str:
-    """The complaint about a key that no setting has."""
+def unknown_key(name: str, known: Iterable[str], meant: str | None = None) -> str:
+    """The complaint about a key that no setting has.
+
+    Args:
+        meant: the setting that was meant, where it is known.
+    """
     names = list(known)
-    return f"unknown key{did_you_mean(name, names) or f' (known: {listed(names)})'}"
+    guess = f" (did you mean {meant!r}?)" if meant else did_you_mean(name, names)
+    return f"unknown key{guess or f' (known: {listed(names)})'}"

@@ -197,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--variants", type=variants, metavar="NAME,…", help="several of them in one run, such as float32,bfloat16+int8"
     )
-    parser.add_argument("--threads", type=positive_int, metavar="N", help="of the CPU; default: torch's")
+    parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads; default: as many as torch uses")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps or dml")
     parser.add_argument("--backend", default="auto", help="auto, triton, cuda, cpu or reference")
     return parser

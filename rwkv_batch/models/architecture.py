@@ -108,9 +108,10 @@ class Architecture(ABC):
 
     @classmethod
     def refine_sizes(cls, sizes: dict[str, int]) -> str | None:
-        """Add the sizes that are no axis of any tensor; returns what is wrong with the sizes, if anything is.
+        """Adds the sizes that follow from others and are not known yet; returns what is wrong with the sizes, if so.
 
-        By default A and F, which estimates of memory need besides C and V, are C where the schema lacks them.
+        Called with the sizes that a checkpoint's tensors have, and with those of a checkpoint to be drawn. By default A
+        and F, which estimates of memory need besides C and V, are C where the schema lacks them.
         """
         sizes.setdefault("A", sizes["C"])
         sizes.setdefault("F", sizes["C"])

@@ -120,11 +120,24 @@ class RandomWeights:
 def complete_sizes(version: type[Architecture], *, C: int, **given: int) -> dict[str, int]:
     """All sizes of a checkpoint: the given ones, and for the others what published models of width C have.
 
+    The version's `refine_sizes` adds those that follow from other sizes.
+
     Args:
         given: must hold L and V.
+
+    Raises:
+        ValueError: the sizes do not fit together, or a letter of the version's schema has no size.
     """
     sizes = {"C": C, "A": C, "N": 64, **version.random_weights.published_sizes(C), **given}
-    return {"H": sizes["A"] // sizes["N"], **sizes}
+    sizes = {"H": sizes["A"] // sizes["N"], **sizes}
+    if complaint := version.refine_sizes(sizes):
+        raise ValueError(f"{version.name}: {complaint}")
+    if unknown := sorted(version.schema.letters - sizes.keys()):
+        raise ValueError(
+            f"{version.name}: got no size for {', '.join(unknown)} of its schema; state it in `published_sizes` of its "
+            "`random_weights` if it follows from C, or in `refine_sizes` if it follows from other sizes"
+        )
+    return sizes
 
 
 def draws(version: type[Architecture], sizes: Mapping[str, int], logit_std: float = LOGIT_STD) -> dict[str, Draw]:

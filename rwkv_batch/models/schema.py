@@ -58,6 +58,13 @@ class Schema:
     first_only: Shapes = field(default_factory=dict)
     initial_state: Shapes = field(default_factory=dict)
 
+    @property
+    def letters(self) -> set[str]:
+        """The sizes that the shapes of the tensors name."""
+        shapes = [*self.top.values(), *self.layer.values(), *self.first_only.values()]
+        axes = (axis for shape in shapes for axis in ((shape,) if isinstance(shape, str) else shape))
+        return {axis for axis in axes if isinstance(axis, str)}
+
     def match(self, names: Iterable[str], shape_of: ShapeOf, embedding_is_normalized: bool = False) -> Match:
         """Compare the names and shapes of a checkpoint's tensors with this schema."""
         names = set(names)

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_matrices_are_those_that_the_model_holds(checkpoint_file, version):
-    """By the definition: kernels may store more than there is, to fill their tiles."""
+    """The model uses the definitions, because kernels may pad matrices to fill their tiles."""
     path = checkpoint_file(version)
     found = matrices(path)
     model = BenchModel(path, [1], Variant("float32"), device="cpu", backend="reference").model

@@ -48,7 +48,7 @@ def only_parse(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_documented_commands_are_accepted(command, only_parse, monkeypatch, tmp_path):
     program, *arguments = shlex.split(command)
     (tmp_path / "build" / "triton-sm90").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)  # which has the folders that arguments name
+    monkeypatch.chdir(tmp_path)  # it has the folders that arguments name
     with pytest.raises(Parsed):
         if program == "rwkv-batch":
             main(arguments)

@@ -248,6 +248,6 @@ def test_a_commit_with_a_driver_of_its_own_gets_it(monkeypatch):
 
 
 def test_start_up_ends_with_the_first_step():
-    """One process fills caches, one counts. The job ends before it finishes a row."""
+    """The first process fills caches, the second is measured. The job ends before it finishes a row."""
     (found,) = start_up({PRESENT: package(Path(ROOT))}, 1)[PRESENT]
     assert 0 < found["torch"] < found["total"]

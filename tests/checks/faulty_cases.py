@@ -15,7 +15,7 @@ def right(name: str, backend: str, device: str, worst_error: float = 0.5) -> dic
 
 
 def hang(name: str, backend: str, device: str) -> None:
-    """Never ends, and neither does the process that it starts, whose number goes to the file `device`."""
+    """Never ends, nor does the process that it starts. The id of that process is written to the file `device`."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1e6)"])
     unfinished = Path(device + ".tmp")
     unfinished.write_text(str(child.pid))

@@ -70,7 +70,7 @@ def test_commands_exist(page: Path) -> None:
 
 
 def names_in(path: Path) -> set[str]:
-    """What a module defines at its top level, and the members of its classes as Class.member."""
+    """Names that a module defines at its top level, and the members of its classes as Class.member."""
     found: set[str] = set()
     for node in ast.parse(path.read_text()).body:
         found |= defined(node)

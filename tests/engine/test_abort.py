@@ -13,7 +13,7 @@ BOTH_WAYS = pytest.mark.parametrize("run_ahead", [False, True])
 
 
 def serve(engine, requests, aborts):
-    """Serves requests: completions by key. `aborts`: number of a step → keys that are aborted after it."""
+    """Serves requests and returns key → completion. `aborts` maps the number of a step to keys to abort after it."""
     found = {}
     for number, finished in enumerate(engine.run(Pulled(requests))):
         for completion in finished:

@@ -1,4 +1,4 @@
-"""Occupancy: its report, and that slots stay in use until the end of a job."""
+"""Occupancy: the report shows it, and slots stay in use until the end of a job."""
 
 import random
 

@@ -139,7 +139,7 @@ class FailsOnce(HashModel):
 
 @pytest.mark.parametrize("run_ahead", [False, True])
 def test_every_result_comes_once_at_whatever_step_memory_runs_out(run_ahead):
-    """With a prefix that serves a request itself, prefixes below prefixes, samples, and rows that stop early."""
+    """The requests have nested prefixes, a prefix that is itself a request, samples, and early stops."""
     only_scored, stops = SamplingParams(max_tokens=0), SamplingParams(max_tokens=9, stop_token_ids=[8, 9, 10, 11])
     header = [1] * 20
     requests = [
@@ -206,7 +206,7 @@ def test_an_engine_without_slots_says_so(monkeypatch):
 
 @pytest.mark.parametrize("failing_call", [1, 2])
 def test_out_of_memory_while_slots_are_freed_loses_nothing(failing_call, monkeypatch):
-    """Even tables of 0 slots need memory: they have a row for padding."""
+    """Allocating the tables of 0 slots can also run out of memory, because they have a row for padding."""
     engine, calls, make = make_engine(FailsOnce(3), max_batch_size=8, max_batch_tokens=32), [], SlotTables.__init__
 
     def crowded(tables, *args):

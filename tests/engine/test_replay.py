@@ -47,7 +47,7 @@ CASES = [
 
 
 def serve(path: Path, device: str, backend: str, state_dtype: str, batch_size: int) -> dict[Any, Any]:
-    """Key of a request → its tokens, and all its log-probabilities."""
+    """Serves requests with every kind of setting. Returns key → tokens and all log-probabilities."""
     file = ModelFile.open(open_checkpoint(path))
     placement = place(device=device, dtype="float32", state_dtype=state_dtype)
     # Interpreted kernels compute on tensors in host memory.

@@ -313,7 +313,8 @@ def test_wrong_arguments_are_refused_by_name(checkpoint_file):
     for arguments, message in (
         ({"pretrained": path, "add_boss_token": True}, "unknown argument 'add_boss_token'"),
         ({"pretrained": path, "model": path}, "expected one of them"),
-        ({}, "expected one of them"),
+        ({}, r"expected one of them, as in pretrained=model\.pth$"),
+        ({"pretraind": path}, "expected one of them, as in .*; other arguments: pretraind$"),
         ({"pretrained": path, "rolling": "half"}, "'window' or 'full'"),
         ({"pretrained": path, "max_length": 1}, "expected an integer from 2"),
         ({"pretrained": path, "add_bos_token": 1}, "expected True or False"),

@@ -31,7 +31,7 @@ class Request(StandIn):
 
 @dataclass
 class TokenScores(StandIn):
-    """What writing scores needs of the engine's."""
+    """The part of the engine's `TokenScores` that a job reads when it writes scores."""
 
     logprobs: Any
     is_greedy: Any
@@ -42,7 +42,7 @@ class TokenScores(StandIn):
 
 @dataclass
 class Completion(StandIn):
-    """What writing results needs of the engine's."""
+    """The part of the engine's `Completion` that a job reads when it writes results."""
 
     request: Request
     token_ids: Any
@@ -58,7 +58,7 @@ class Completion(StandIn):
 
 @dataclass
 class Scoring(StandIn):
-    """What writing scores needs of the requests'."""
+    """The part of the `Scoring` of `rwkv_batch.requests` that a job reads when it writes scores."""
 
     context: Any
     continuations: list[Any]

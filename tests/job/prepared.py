@@ -42,7 +42,7 @@ def units_of(ready: Prepared) -> list[Unit]:
 
 
 def commit_all(ready: Prepared, files: JobFiles, unit: Unit, rows: Any) -> None:
-    """One segment with these rows, as a run of the job would commit them."""
+    """Commits these rows in one segment, as a run of the job would."""
     llm = fake_llm.LLM.from_summary(ready.model)
     some: list[Any] = [GenerateRow(None, row, f"prompt {row}", ready.job.sampling) for row in rows]
     finished = [row for rows in llm.serving.run([some]) for row in rows]

@@ -121,12 +121,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == f"rwkv_batch {__version__}"
 
 
-def test_no_command_is_a_usage_error() -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main([])
-    assert caught.value.code == 2
-
-
 def test_convert_and_bench_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     converter = types.ModuleType("rwkv_batch.models.files.convert")
@@ -138,6 +132,31 @@ def test_convert_and_bench_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> Non
     assert cli.main(["convert", "a.pth", "b.safetensors", "--quantization", "int8"]) == 0
     assert cli.main(["bench", "--rows", "3"]) == 7
     assert calls == [(("a.pth", "b.safetensors"), {"quantization": "int8"}), ["--rows", "3"]]
+
+
+def test_without_a_command_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "run a job, or what is left of it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("rnu", " or lm-eval (did you mean 'run'?)"),
+        ("jobs/demo.yaml", "; to run a job: rwkv-batch run jobs/demo.yaml"),
+        ("xyz", " or lm-eval"),
+    ],
+)
+def test_an_unknown_command(capsys: pytest.CaptureFixture[str], given: str, hint: str) -> None:
+    assert cli.main([given]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"rwkv-batch: got '{given}', expected a command: run, validate, ")
+    assert err.endswith(f"{hint}\n")
+
+
+def test_the_known_commands_are_those_of_the_parser() -> None:
+    parser = next(action for action in cli._parser()._actions if action.choices)
+    assert tuple(parser.choices or ()) == cli.COMMANDS
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,7 +183,7 @@ def test_doctor_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_doctor_on_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One prints nothing; it is beside Python, and not on the path."""
+    """A program beside the interpreter is found, also if it is not on the path. This one prints no version."""
     (tmp_path / "silent").write_text("#!/bin/sh\n")
     (tmp_path / "silent").chmod(0o755)
     assert doctor._first_line("silent") == "not found"

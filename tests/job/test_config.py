@@ -13,8 +13,11 @@ from rwkv_batch.errors import ConfigurationError
 from rwkv_batch.job.config import JobConfig, describe_settings
 from rwkv_batch.job.fingerprint import default_settings
 from rwkv_batch.job.load import load_job
+from rwkv_batch.models.matrices.quantization import QUANTIZATIONS
 from rwkv_batch.ops import BACKENDS
 
+FORMATS = f"{', '.join(QUANTIZATIONS)} or null"
+"""The values of `model.quantization`, as messages list them."""
 GOOD = "model: {path: demo}\ninput: {path: p.parquet}\noutput: {path: out}\n"
 
 
@@ -96,7 +99,7 @@ def test_a_wrong_setting_is_named(tmp_path: Path, line: str, expected: str) -> N
         ("model.sha256=abc", "got 'abc', expected 64 hexadecimal digits, or null"),
         ("model.path=null", "got null, expected 'demo', a .pth"),
         ("model.dtype=fp8", "got 'fp8', expected auto, float32, bfloat16 or float16"),
-        ("model.quantization=int4", "got 'int4', expected int8, w8a8 or null"),
+        ("model.quantization=no-such", f"got 'no-such', expected {FORMATS}"),
         ("model.ln_x_eps=0", "got 0, expected a number above 0, or null"),
         ("input.path=[]", "got [], expected a file, folder, glob or URL, or a list of them"),
         ("input.columns=[a]", "got ['a'], expected a mapping"),
@@ -105,6 +108,7 @@ def test_a_wrong_setting_is_named(tmp_path: Path, line: str, expected: str) -> N
         ("output.flush_seconds=-1", "got -1, expected a number of seconds from 0 to 86400"),
         ("output.input_columns=some", "got 'some', expected all, none, or a list of column names"),
         ("sampling.temprature=0.7", "unknown key (did you mean 'temperature'?)"),
+        ("temperature=0.7", "unknown key (did you mean 'sampling.temperature'?)"),
         ("nothing", "expected section.key=value"),
         ("model.path.x=1", "path is 'demo', not a section"),
         ("sampling.stop=[", "not a YAML value"),
@@ -187,7 +191,7 @@ def test_every_setting_is_described() -> None:
         assert setting.doc.endswith("."), name
         assert setting.expected, name
     assert described["engine.backend"].expected == "auto, triton, cuda, cpu or reference"
-    assert described["model.quantization"][1:3] == (None, "int8, w8a8 or null")
+    assert described["model.quantization"][1:3] == (None, FORMATS)
     assert described["sampling.max_tokens"][1:3] == (256, "an integer from 0 to 2147483647")
     assert described["engine.prefix_sharing"].expected == "true or false"
 

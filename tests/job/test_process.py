@@ -182,7 +182,7 @@ def test_a_scheduler_names_the_shard(long: Job) -> None:
 
 
 def test_memory_does_not_grow_with_the_input(job: Job, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """10,000 and 100,000 rows, 90 MB of text and far more of Python objects apart."""
+    """Compares the peak memory of jobs over 10,000 and 100,000 rows, whose texts differ by 90 MB."""
     job.folder = tmp_path_factory.mktemp("memory")
     peaks = {}
     for count in (10_000, 100_000):

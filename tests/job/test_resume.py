@@ -17,7 +17,7 @@ from .conftest import Job
 
 
 def failing_job(job: Job, row: int = 22) -> Job:
-    """Its engine fails at one row; rows that finish before are committed."""
+    """A job whose engine fails at one row. Rows that finish before are committed."""
     prompts = [f"prompt {i}" for i in range(30)]
     prompts[row] = "explode"
     return job.input(id=[f"row-{i}" for i in range(30)], prompt=prompts)
@@ -150,7 +150,7 @@ def test_a_damaged_job_file_is_refused(job: Job, capsys: pytest.CaptureFixture[s
 def test_a_job_file_with_values_of_other_kinds_is_refused(
     job: Job, capsys: pytest.CaptureFixture[str], key: str, value: Any
 ) -> None:
-    """Never a traceback, and never a part that is made again because the fingerprint is gone."""
+    """The refusal is a message, not a traceback, and no part is made again."""
     assert job.run() == 0
     parts = job.parts()
     document = json.loads((job.state / "job.json").read_text())

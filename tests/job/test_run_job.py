@@ -184,7 +184,7 @@ def test_in_other_threads_twice_in_one_process(job: Job) -> None:
 def test_a_signal_stops_a_job_of_the_main_thread(
     job: Job, fails_first: Callable[..., None], number: signal.Signals
 ) -> None:
-    """As a notebook's Ctrl-C does."""
+    """A program that does not handle the signal itself, such as a notebook at Ctrl-C, gets `Stopped`."""
     signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     before = handlers()
     fails_first(lambda: signal.raise_signal(number))
@@ -238,7 +238,7 @@ def test_a_second_signal_does_what_it_did_before(
 
 
 def test_handlers_are_put_back_whenever_ctrl_c_comes() -> None:
-    """At every line that puts handlers in or back; a Ctrl-C that is not heeded has to raise."""
+    """Ctrl-C comes before every line that installs or restores handlers. It raises, and handlers are restored."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -256,7 +256,7 @@ def test_handlers_are_put_back_whenever_ctrl_c_comes() -> None:
 
 
 def interrupted_at(line: int) -> tuple[bool, str]:
-    """A block of StopSignals with Ctrl-C before the line of it that is run as number `line`: was there one, its end."""
+    """Runs a block of StopSignals with Ctrl-C before its `line`-th line. Returns if it has that line, and its end."""
     lines = itertools.count()
     is_reached = False
 

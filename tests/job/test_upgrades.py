@@ -146,7 +146,7 @@ def own_footer(table: pa.Table) -> dict[str, str]:
 
 
 def assert_alike(found: Any, expected: Any) -> None:
-    """Equal, numbers that are not whole up to the rounding of float32 sums."""
+    """Asserts that two results are equal. Floating-point numbers may differ by the rounding of float32 sums."""
     if isinstance(expected, float):
         assert found == pytest.approx(expected, abs=1e-3)
     elif isinstance(expected, dict):
@@ -299,10 +299,12 @@ CHANGES: dict[str, str] = {
     "sampling.regex": "a",
     "sampling.grammar": 'root ::= "a"',
 }
-"""Settings that change results, with another value than the default. Other tests change those with an empty text."""
+"""Settings that change results, with another value than the default. Other tests change those with an empty text.
+
+A new setting is listed here, or in `HARMLESS` or `RESOLVED` of job/fingerprint.py."""
 
 UNWRITTEN = {"sampling.logprobs", "sampling.prompt_logprobs"}
-"""What a job refuses."""
+"""Fields of `SamplingParams` that a job refuses, because it does not write their results."""
 
 
 def test_every_setting_is_compared_or_harmless() -> None:

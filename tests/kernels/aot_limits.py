@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from rwkv_batch.checks.calls import RECURRENCES
 
 Compiled = Mapping[str, Any]
 """The line that `aot_worker.py` prints for a specialization."""
@@ -69,11 +72,9 @@ class Spill(NamedTuple):
 
 CUDA_TARGETS = tuple(name for name, target in TARGETS.items() if target.backend == "cuda")
 ANY_VERSION = ("3.6.0", "3.7.0", "3.7.1", "3.8.0", "3.9.0")
-RECURRENCES = ("wkv4_kernel", "wkv56_kernel", "wkv7_kernel")
-"""Kernels without local memory, except for `SPILLS`."""
 MAX_SPILL = 64
-"""Local memory of all other kernels, in bytes a thread. Each version of the assembler spills a few numbers in another
-kernel."""
+"""Local memory of kernels other than the recurrences, in bytes a thread. Each version of the assembler spills a few
+numbers in another kernel. Recurrences have none, except for `SPILLS`."""
 SPILLS = (
     Spill(
         "select_kernel",
@@ -130,16 +131,16 @@ def _resource_faults(found: Compiled, target: str, version: str) -> Iterator[str
     allowed = TARGETS[target].shared_bytes
     if found["shared"] > allowed:
         yield f"{found['shared']} bytes of shared memory, a program can have {allowed}"
-    allowed = _allowed_spill(found["kernel"], target, version)
+    allowed = _allowed_spill(found, target, version)
     if found["spilled"] > allowed:
         yield f"{found['spilled']} bytes of local memory a thread, expected at most {allowed}"
 
 
-def _allowed_spill(kernel: str, target: str, version: str) -> int:
+def _allowed_spill(found: Compiled, target: str, version: str) -> int:
     for spill in SPILLS:
-        if spill.kernel == kernel and target in spill.targets and version in spill.versions:
+        if spill.kernel == found["kernel"] and target in spill.targets and version in spill.versions:
             return spill.num_bytes
-    return 0 if kernel in RECURRENCES else MAX_SPILL
+    return 0 if found["module"] in RECURRENCES else MAX_SPILL
 
 
 def _matrix_faults(found: Compiled, target: str) -> Iterator[str]:
@@ -162,7 +163,7 @@ def _matrix_faults(found: Compiled, target: str) -> Iterator[str]:
 
 def _state_faults(found: Compiled, target: str) -> Iterator[str]:
     """A recurrence reads and writes its state 16 bytes at a time, and has few instructions for each token."""
-    if found["kernel"] not in RECURRENCES:
+    if found["module"] not in RECURRENCES:
         return
     backend, _, warp_size, *_ = TARGETS[target]
     instructions = Counter(found["instructions"])
@@ -172,9 +173,11 @@ def _state_faults(found: Compiled, target: str) -> Iterator[str]:
         wide = sum(count for name, count in instructions.items() if re.match(pattern, name))
         if wide < expected:
             yield f"{wide} of {pattern}, expected {expected} for the state"
-    allowed = LOOPS[found["module"], _state_dtype(found)][backend == "hip"]
-    if max(found["loops"]) > allowed:
-        yield f"{max(found['loops'])} instructions a token, expected at most {allowed}"
+    kind, num_instructions = (found["module"], _state_dtype(found)), max(found["loops"])
+    if kind not in LOOPS:
+        yield f"{num_instructions} instructions a token, expected a limit for {kind} in LOOPS of aot_limits.py"
+    elif num_instructions > LOOPS[kind][backend == "hip"]:
+        yield f"{num_instructions} instructions a token, expected at most {LOOPS[kind][backend == 'hip']}"
 
 
 def _state_dtype(found: Compiled) -> str:
@@ -182,11 +185,10 @@ def _state_dtype(found: Compiled) -> str:
 
 
 def _state_of_program(found: Compiled) -> tuple[int, int]:
-    """Tensors of the state that one program holds, and bytes of each."""
-    constexprs = found["constexprs"]
-    if found["module"] == "wkv4":
-        return 3, constexprs["BLOCK"] * 4
-    return 1, constexprs["N"] ** 2 * (4 if _state_dtype(found) == "fp32" else 2)
+    """Tensors of the state that one program holds, and bytes of each: a head, or a block of channels without heads."""
+    recurrence, constexprs = RECURRENCES[found["module"]], found["constexprs"]
+    shapes = recurrence.states(1, constexprs["N"] if recurrence.has_heads else constexprs["BLOCK"])
+    return len(shapes), math.prod(next(iter(shapes.values()))) * (4 if _state_dtype(found) == "fp32" else 2)
 
 
 def twin_faults(all_found: Sequence[Compiled]) -> list[str]:

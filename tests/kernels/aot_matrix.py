@@ -54,7 +54,7 @@ def compile_all(target: str, version: str | None = None, which: str = "all") -> 
 
 
 def all_faults(compiled: Sequence[dict[str, Any]], target: str, version: str) -> list[str]:
-    """In words, what of the compilations of one version and target is beyond the limits."""
+    """Lists, as sentences, the limits that compilations of one version and target exceed."""
     found = [
         f"{one['kernel']} ({one['label']}): {reason}" for one in compiled for reason in faults(one, target, version)
     ]

@@ -22,11 +22,12 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 
+from rwkv_batch.checks.calls import RECURRENCES
 from rwkv_batch.triton_kernels.specialization import Specialization, compile_for
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-COUNTED = ("wkv4_kernel", "wkv56_kernel", "wkv7_kernel", "shift_lerp_kernel")
-"""Kernels whose instructions are counted."""
+COUNTED = {*RECURRENCES, "shift_lerp"}
+"""Modules whose kernels' instructions are counted."""
 PACKED = ("FADD2", "FMUL2", "FFMA2")
 MATRIX_PTX = r"(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)[\w.:]*"
 SASS = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*(?:\.\w+)*)(.*)")
@@ -35,10 +36,9 @@ JUMP_SASS = re.compile(r"`\((\.L_\w+)\)")
 JUMP_GCN = re.compile(r"(\.LBB\w+)")
 
 
-def compile_one(spec: Specialization, target: GPUTarget) -> dict[str, Any]:
-    """Resources and instructions of one specialization."""
+def compile_one(spec: Specialization, target: GPUTarget, is_counted: bool) -> dict[str, Any]:
+    """Resources and, where they are counted, instructions of one specialization."""
     compiled = compile_for(spec, target)
-    is_counted = spec.kernel.__name__ in COUNTED
     found = {
         "shared": compiled.metadata.shared,
         "num_warps": spec.num_warps,
@@ -105,7 +105,7 @@ def main() -> None:
             found = {"module": module, "kernel": spec.kernel.__name__, "label": spec.label}
             start = time.monotonic()
             try:
-                found |= compile_one(spec, target)
+                found |= compile_one(spec, target, module in COUNTED)
             except Exception as error:
                 found["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[-500:]}"
             print(json.dumps(found | {"seconds": round(time.monotonic() - start, 2)}), flush=True)

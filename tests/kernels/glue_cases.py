@@ -29,7 +29,7 @@ def call(name: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def assert_both(name: str, got: Tensor, reference: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
-    """Like the definition, which rounds after each step, and at least as near to what is right."""
+    """Asserts that a result is close to the float64 result, and to the definition's, which rounds after each step."""
     assert got.dtype == reference.dtype
     assert_close(f"{name} against float64", got, exact, dtype)
     assert_close(f"{name} against the reference", got, reference, dtype, 4.0)

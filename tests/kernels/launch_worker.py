@@ -66,7 +66,7 @@ def product_calls(sizes: Sizes, num_tokens: int) -> Iterator[Call]:
         following = product.activation, gate, out, torch.float32 if product.widened else None
         yield Call.of("linear", product.use, x, weight, *following)
         yield Call.of("linear", f"{product.use}, fixed tiles", x, weight, *following, fixed_tiles=True)
-        if not product.n and product.use not in ("value", "gated value"):  # which are not kept in this form
+        if not product.n and product.use not in ("value", "gated value"):  # w8a8 keeps these dense on a GPU
             levels = empty(product.N, product.K, dtype=torch.int8)
             yield Call.of("w8a8", product.use, x, levels, torch.empty(product.N), *following)
     for N, K in ((sizes.C, sizes.C), (sizes.F, sizes.C), (sizes.C, sizes.F), (sizes.V, sizes.C)):
@@ -146,7 +146,7 @@ def host_microseconds(call: Call, repeats: int = 200) -> float:
 
 
 def leave_the_library_out() -> None:
-    """Its products are no launches of Triton's. What they would have made is garbage, as all numbers are here."""
+    """Replaces torch's matrix products, which are no launches of Triton's, by uninitialized results."""
 
     def product(x: Tensor, weight: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         return empty(*x.shape[:-1], weight.shape[-1], dtype=out_dtype or x.dtype)

@@ -48,7 +48,7 @@ class Slots:
         self.twin = to_device(self.tables)
 
     def step(self, logits: torch.Tensor, slots: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step of both: tokens and log-probabilities of the kernels, which must be those of the definition."""
+        """Samples with the kernels and with the definition, compares both, and returns tokens and log-probabilities."""
         slots = self.slots if slots is None else slots
         given = logits.to(DEVICE, copy=True)
         before = copy.deepcopy(self.twin)

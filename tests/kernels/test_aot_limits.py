@@ -36,6 +36,7 @@ RECURRENCE = {
     "instructions": {"LDG.E.128": 16, "STG.E.128": 16, "LDG.E.U16": 8},
     "loops": [2, LOOPS["wkv7", "fp32"][0]],
 }
+NO_LIMIT = {"module": "wkv4", "kernel": "wkv4_kernel", "signature": {"p_state": "*fp16"}, "constexprs": {"BLOCK": 64}}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,8 @@ RECURRENCE = {
         (RECURRENCE, {"spilled": 8}, "8 bytes of local memory"),
         (RECURRENCE, {"instructions": {"LDG.E.128": 15, "LDG.E.64": 2, "STG.E.128": 16}}, r"15 of LDG.*expected 16"),
         (RECURRENCE, {"instructions": {"LDG.E.128": 16, "STG.E.64": 32}}, r"0 of STG.*expected 16"),
-        (RECURRENCE, {"loops": [2, LOOPS["wkv7", "fp32"][0] + 1]}, "instructions a token"),
+        (RECURRENCE, {"loops": [2, LOOPS["wkv7", "fp32"][0] + 1]}, "instructions a token, expected at most"),
+        (RECURRENCE, NO_LIMIT, r"a token, expected a limit for \('wkv4', 'fp16'\) in LOOPS"),
     ],
 )
 def test_a_fault_is_found(good, changes, reason):

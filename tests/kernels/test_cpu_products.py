@@ -41,7 +41,7 @@ PROCESSORS = {
 WHOLE_NUMBERS = {"w8a8": w8a8, "w8a16": w8a16}
 
 COUNTS = (1, 2, 3, 5, 13, 31, 100)
-"""Rows: every kind of tile, with and without expanded weights."""
+"""Numbers of rows that together use every kind of tile, with and without expanded weights."""
 
 
 @pytest.fixture(scope="session", params=PROCESSORS)

@@ -70,7 +70,7 @@ def filters(settings: Sequence[dict[str, Any]]) -> Filters:
 
 
 def assert_same_draws(row: torch.Tensor, per_setting: int = 3) -> None:
-    """`row`, [V], under all settings, each with a few uniform numbers; twice, as memory is kept from call to call."""
+    """Asserts that kernel and definition draw the same from `row` [V], under all settings. Two calls share buffers."""
     settings = [each for each in SETTINGS for _ in range(per_setting)]
     logits = row.expand(len(settings), -1).contiguous()
     uniform = torch.rand(len(settings), dtype=torch.float64, generator=torch.Generator().manual_seed(len(row)))
@@ -131,7 +131,7 @@ def test_a_logit_that_is_no_number_ends_the_row(value, place):
 
 @pytest.mark.parametrize("bits", [0x7FFFFFFF, -1])
 def test_a_nan_of_any_bits_ends_the_row(bits):
-    """As GPUs make them: all bits set, with or without the sign."""
+    """GPUs produce NaNs with all bits set, with or without the sign."""
     logits = torch.randn(len(SETTINGS), 300)
     logits[:, 77] = torch.tensor([bits], dtype=torch.int32).view(torch.float32)
     assert select(logits, filters(SETTINGS), torch.full((len(SETTINGS),), 0.5, dtype=torch.float64)).eq(0).all()
@@ -140,7 +140,7 @@ def test_a_nan_of_any_bits_ends_the_row(bits):
 
 @pytest.mark.parametrize("row", ["as far apart as can be", "almost equal"])
 def test_bins_of_logits_that_have_no_width(row):
-    """Where the distance overflows, or its inverse does, there is no bin to compute."""
+    """The width of bins, or its inverse, overflows. Draws are those of the definition nevertheless."""
     logits = torch.randn(257)
     if row == "almost equal":
         logits = torch.zeros(257)

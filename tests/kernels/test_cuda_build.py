@@ -273,7 +273,7 @@ class FakeDriver:
 
 
 def test_how_a_kernel_is_launched(monkeypatch):
-    """One parameter, a struct, on the current stream; loaded once; in torch's context where the thread has none."""
+    """A launch passes one struct on the current stream, in torch's context. A kernel is loaded once."""
     fake = FakeDriver()
     monkeypatch.setattr(driver, "_library", lambda: fake)
     monkeypatch.setattr(driver, "image", lambda spec, capability: b"cubin")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from versions import VARIANTS, VERSIONS
 
 from rwkv_batch import ops
 from rwkv_batch.checks.target import specs
@@ -79,3 +80,12 @@ def test_only_optional_members_are_looked_up() -> None:
     """`Implementation.of` and `resolve` ask for no member that the contract does not name."""
     named = {name for name in vars(OptionalMembers) if not name.startswith("_")} | set(OptionalMembers.__annotations__)
     assert named == {"pack", "prefers_definition", *FACTS}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_variant_names_the_packages_that_have_its_kernels(version: str) -> None:
+    """`Variant.kernels` says which kernels must be there, so that a kernel that got lost is noticed."""
+    variant = VARIANTS[version]
+    needed = {op.name for op in variant.architecture.ops if not op.optional}
+    found = {backend for backend in ops._PACKAGES if {(backend, op) for op in needed} <= {*MODULES}}
+    assert variant.kernels == found

@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import pkgutil
 import re
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
 from rwkv_batch import cpu_kernels, cuda_kernels
-from rwkv_batch.cpu_kernels import (
-    call,
-    greedy_encode,
-    log_normalizer,
-    prefixes,
-    products,
-    sample,
-    select,
-    shift_lerp,
-    text,
-    top_tokens,
-    wkv4,
-    wkv7,
-    wkv56,
-)
+from rwkv_batch.cpu_kernels import call, products, sample, text
 from rwkv_batch.cuda_kernels import launch
-from rwkv_batch.cuda_kernels import mm8 as cuda_mm8
-from rwkv_batch.cuda_kernels import shift_lerp as cuda_shift_lerp
-from rwkv_batch.cuda_kernels import wkv4 as cuda_wkv4
-from rwkv_batch.cuda_kernels import wkv7 as cuda_wkv7
-from rwkv_batch.cuda_kernels import wkv56 as cuda_wkv56
 from rwkv_batch.engine import slot_tables
 from rwkv_batch.engine.slot_tables import NUM_FLOATS, NUM_INTEGERS, Float, Integer
 
@@ -112,49 +97,53 @@ def fields_in_source(path: Path, name: str, nested: Mapping[str, type]) -> Field
     return [(member, ctypes.c_void_p if kind.endswith("*") else types[kind]) for member, kind in members(source, name)]
 
 
-CPP_STRUCTS = [
-    (call.RowsStruct, "common.h", "Rows"),
-    (products.Product, "product.h", "Product"),
-    (sample.Sample, "sample.cpp", "Sample"),
-    (select.Select, "select.cpp", "Select"),
-    (shift_lerp.ShiftLerp, "shift_lerp.cpp", "ShiftLerp"),
-    (log_normalizer.Normalize, "select.cpp", "Normalize"),
-    (top_tokens.TopTokens, "top_tokens.cpp", "TopTokens"),
-    (prefixes.SortPrompts, "prefixes.cpp", "SortPrompts"),
-    (greedy_encode.GreedyEncode, "greedy_encode.cpp", "GreedyEncode"),
-    (text.TableStruct, "text.cpp", "TokenTable"),
-    (text.PushTokens, "text.cpp", "PushTokens"),
-    (text.DecodeTokens, "text.cpp", "DecodeTokens"),
-    (wkv4.Wkv4, "wkv4.cpp", "Wkv4"),
-    (wkv56.Wkv56, "wkv56.cpp", "Wkv56"),
-    (wkv7.Wkv7, "wkv7.cpp", "Wkv7"),
-]
-"""Each struct that Python fills, the source that declares it, and its name there."""
+NAMES_IN_CPP = {call.RowsStruct: "Rows", text.TableStruct: "TokenTable"}
+"""Structs inside others, whose names differ; all others have one name."""
+NESTED: dict[str, type] = {name: struct for struct, name in NAMES_IN_CPP.items()}
 
 
-@pytest.mark.parametrize(("mirror", "file", "name"), CPP_STRUCTS, ids=[name for _, _, name in CPP_STRUCTS])
-def test_structs_in_cpp(mirror, file, name):
-    nested = {"Rows": call.RowsStruct, "TokenTable": text.TableStruct}
-    assert list(mirror._fields_) == fields_in_source(CPU_SOURCES / file, name, nested)
+def members_of(package: ModuleType, kind: type) -> list[Any]:
+    """Lists the subclasses of `ctypes.Structure`, or the objects of another class, in the modules of a package."""
+    names = [f"{package.__name__}.{info.name}" for info in pkgutil.iter_modules(package.__path__)]
+    found = [value for name in names for value in vars(import_module(name)).values()]
+    is_class = kind is ctypes.Structure
+    return [
+        *dict.fromkeys(
+            x for x in found if (isinstance(x, type) and issubclass(x, kind) if is_class else isinstance(x, kind))
+        )
+    ]
+
+
+CPP_STRUCTS = {
+    NAMES_IN_CPP.get(struct, struct.__name__): struct for struct in members_of(cpu_kernels, ctypes.Structure)
+}
+"""Name of a struct in C++ → the struct that Python fills."""
+CUDA_KERNELS = members_of(cuda_kernels, launch.Kernel)
+
+
+@pytest.mark.parametrize("name", CPP_STRUCTS)
+def test_structs_in_cpp(name):
+    declaration = re.compile(rf"\bstruct {name} \{{")
+    (path,) = (path for path in sorted(CPU_SOURCES.iterdir()) if declaration.search(code(path)))
+    assert list(CPP_STRUCTS[name]._fields_) == fields_in_source(path, name, NESTED)
 
 
 def test_every_struct_that_python_fills_is_compared():
-    """The parameters of the extern "C" functions that take a pointer to a struct of their own source."""
+    """Every struct to which an extern "C" function takes a pointer has a counterpart in Python."""
     taken = {name for path in CPU_SOURCES.glob("*.cpp") for name in re.findall(r"\(const (\w+)\* p\b", code(path))}
-    assert taken == {name for _, _, name in CPP_STRUCTS} - {"Rows", "TokenTable"}
+    assert taken == CPP_STRUCTS.keys() - NESTED.keys()
 
 
-@pytest.mark.parametrize(
-    "module", [cuda_wkv4, cuda_wkv56, cuda_wkv7, cuda_shift_lerp, cuda_mm8], ids=lambda m: m.__name__
-)
-def test_structs_in_cuda(module):
-    kernels = [value for value in vars(module).values() if isinstance(value, launch.Kernel)]
-    assert kernels
-    for kernel in kernels:
-        path = CUDA_SOURCES / f"{kernel.name}.cu"
-        if "struct Params {" not in path.read_text():
-            path = CUDA_SOURCES / f"{kernel.name.partition('_')[0]}.h"
-        assert kernel.fields == flat_fields(path), kernel.name
+def test_every_source_in_cuda_is_compared():
+    assert {kernel.name for kernel in CUDA_KERNELS} == {path.stem for path in CUDA_SOURCES.glob("*.cu")}
+
+
+@pytest.mark.parametrize("kernel", CUDA_KERNELS, ids=lambda kernel: kernel.name)
+def test_structs_in_cuda(kernel):
+    path = CUDA_SOURCES / f"{kernel.name}.cu"
+    if "struct Params {" not in path.read_text():
+        path = CUDA_SOURCES / f"{kernel.name.partition('_')[0]}.h"
+    assert kernel.fields == flat_fields(path)
 
 
 def flat_fields(path: Path) -> Fields:

@@ -37,7 +37,7 @@ COMPILED = Outcome(None, 1 << 20, True)
 
 
 class Compiler:
-    """In place of the processes that compile: notes for which ops they were started, and gives the outcomes."""
+    """Stands in for the processes that compile: notes for which ops they were started, and gives the outcomes."""
 
     def __init__(self) -> None:
         self.started: list[list[str]] = []
@@ -48,7 +48,7 @@ class Compiler:
         return [{}, *(self.outcomes.get(op, COMPILED)._asdict() for op in ops)], "ended"
 
     def forget(self) -> None:
-        """As another process would."""
+        """Forgets the verdicts in memory, so that the next question reads the files, as in a new process."""
         probe._known.clear()
 
 
@@ -137,7 +137,7 @@ def test_a_process_that_cannot_be_started_refuses_every_op(lacking, home, monkey
 
 @pytest.mark.skipif(sys.platform != "linux", reason="by a call of Linux")
 def test_a_compiler_ends_with_the_process_that_asked(home, misbehave):
-    """Which is killed, and cannot end what it has started."""
+    """The process that asked is killed, so it cannot end the compiler that it has started."""
     misbehave(wkv4_kernel="wait")
     code = (
         f"import sys; sys.path[:] = {sys.path!r}; from rwkv_batch.triton_kernels import probe; "
@@ -186,7 +186,7 @@ def test_a_process_that_does_not_start_refuses_every_op(home, monkeypatch):
 
 
 def test_triton_itself_is_asked(home, monkeypatch):
-    """Without the stub. There is no architecture gfx000."""
+    """Triton itself compiles here, and refuses gfx000, an architecture that does not exist."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     failure = outcomes(["wkv4"], Target("hip", "gfx000", 64))["wkv4"].failure
     assert failure is not None and failure.startswith("wkv4_kernel: ") and "gfx000" in failure

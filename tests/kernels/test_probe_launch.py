@@ -27,7 +27,7 @@ OPS = ("wkv4", "score")
 
 
 class Kernel:
-    """In place of the kernel that is launched: notes Triton's folder, and does as it is told."""
+    """Stands in for the kernel that is launched: records Triton's folder, and writes or raises `result`."""
 
     def __init__(self) -> None:
         self.folders: list[Path] = []
@@ -70,7 +70,7 @@ def test_a_launch_leaves_triton_as_it_was(kernel, tmp_path):
 
 
 def test_a_failed_launch_is_tried_again_for_another_engine(kernel, monkeypatch):
-    """Not for each op; and what has succeeded is not tried again."""
+    """A launch is tried once for all ops of an engine. A launch that has succeeded is not tried again."""
     monkeypatch.setattr(launch, "is_interpreted", lambda: False)
     monkeypatch.setattr(probe, "outcomes", lambda ops, target: dict.fromkeys(ops, Outcome(None)))
     for name, answer in claimed_gpu.ANSWERS.items():
@@ -146,7 +146,7 @@ def test_an_image_without_the_drivers_library_is_found_out_about(launch_failure)
 
 @pytest.mark.gpu
 def test_a_gpu_launches_and_every_probe_compiles_for_it(monkeypatch):
-    """In a process that compiles: this one interprets."""
+    """The probes run in a process that compiles, because this one interprets kernels."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     code = (
         "from rwkv_batch.triton_kernels import probe; ops = {ops}; device = probe.torch.device('cuda'); "

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("nearest_bfloat16")
 
 
 def serve(backend: Any, dtype: torch.dtype = torch.float32) -> tuple[Callable[..., Any], torch.device]:
-    """The function, among tensors that are NaN where it does not write; and its device."""
+    """The backend's function, called with NaN in new tensors so that elements not written show; and its device."""
     function, device = backend.serve("shift_lerp", dtype)
 
     def call(*args: Any, **kwargs: Any) -> Any:

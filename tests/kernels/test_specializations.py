@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from rwkv_batch.checks.calls import RECURRENCES
 from rwkv_batch.triton_kernels import linear, mm8, w8a8
 from rwkv_batch.triton_kernels.tiles import Tile
 
@@ -51,17 +52,14 @@ def types_of(specs, argument):
         ("score", "p_x"),
         ("shift_lerp", "p_x"),
         ("w8a8", "p_y"),
-        ("wkv4", "p_r"),
-        ("wkv5", "p_r"),
-        ("wkv6", "p_r"),
-        ("wkv7", "p_r"),
+        *((op, f"p_{RECURRENCES[op].vectors[0]}") for op in RECURRENCES if op in MODULES),
     ],
 )
 def test_each_dtype_of_a_model_is_there(module, argument):
     assert types_of(specializations(module), argument) == {"fp32", "bf16", "fp16"}
 
 
-@pytest.mark.parametrize("module", ["wkv5", "wkv6", "wkv7"])
+@pytest.mark.parametrize("module", [op for op in RECURRENCES if op in MODULES and RECURRENCES[op].has_half_state])
 def test_each_dtype_of_a_state_is_there(module):
     assert types_of(specializations(module), "p_state") == {"fp32", "fp16"}
 

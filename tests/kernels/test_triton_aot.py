@@ -35,7 +35,7 @@ Compile = Callable[[Run], list[dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def compiled() -> Iterator[Compile]:
-    """`compiled(run)`: all of its compilations. The runs go on side by side, in processes."""
+    """A function from a run to its compilations. The runs are processes, two at a time."""
     with ThreadPoolExecutor(2) as pool:
         wanted = [run for run in RUNS if run.version is None or is_installed(run.version)]
         running = {run: pool.submit(compile_all, run.target, run.version, run.which) for run in wanted}

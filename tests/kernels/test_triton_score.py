@@ -44,7 +44,7 @@ def rows_and_weight(n, width, size, dtype, scale=1.0):
 
 
 def run(x, weight, targets, rows=None):
-    """On the kernels' device, in new tensors; back on the host. Row i predicts target i where `rows` is None."""
+    """Scores on the kernels' device and returns results on the host. Without `rows`, row i predicts target i."""
     head = DenseLinear(weight.to(DEVICE))
     rows = torch.arange(len(targets)) if rows is None else rows
     logprobs, greedy = score(x.to(DEVICE), head, targets.to(DEVICE), rows.to(DEVICE), None)
@@ -89,7 +89,7 @@ def test_equals_the_definition(num_targets, small_tiles):
 
 
 def test_the_first_of_equal_logits_is_the_most_likely_token(small_tiles):
-    """In one tile, in two tiles of a part, and in two parts."""
+    """The equal logits are in one tile, in two tiles of a part, and in two parts."""
     weight = torch.zeros(100, 8)
     for first, other in ((3, 5), (3, 20), (3, 80), (40, 90)):
         weight[:] = -1.0
@@ -131,7 +131,7 @@ def test_a_row_does_not_depend_on_the_others(small_tiles):
 
 
 def test_only_the_results_and_parts_are_allocated(monkeypatch):
-    """Never [n, V]."""
+    """No tensor has the size of all logits, [n, V]."""
     sizes = []
     empty = torch.empty
 

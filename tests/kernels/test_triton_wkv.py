@@ -22,9 +22,9 @@ from rwkv_batch.triton_kernels.recurrence import round_stochastically as round_i
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LATER = [variant for variant in VARIANTS if torch.float16 in state_dtypes(variant)]
-"""Those whose state can be float16."""
+"""Variants whose state can be float16."""
 FACTOR = 4.0
-"""For a few tokens in a row, and a group norm, which divides by what may be small."""
+"""Factor on the limit of one op: errors add up over tokens, and the group norm may divide by a small number."""
 
 
 def assert_matches(function, case, dtype):
@@ -79,8 +79,8 @@ STATES = [(variant, "float32") for variant in VARIANTS] + [(variant, "float16") 
 
 
 @pytest.mark.parametrize(("variant", "state_dtype"), STATES)
-def test_a_row_is_its_own_affair(backend, variant, state_dtype):
-    """To the last bit the same alone, in another slot, and in two calls."""
+def test_a_row_does_not_depend_on_the_others(backend, variant, state_dtype):
+    """A row gives the same bits alone, in another slot, and in two calls."""
     function, device = backend.serve(op_of(variant), state_dtype=DTYPES[state_dtype])
     case = make_case(variant, (3, -1, 5), (2, 1, 4), state_dtype=DTYPES[state_dtype], device=device)
     out, after = run(function, case)
@@ -102,9 +102,10 @@ def test_a_float16_state_is_rounded_as_the_reference_does(backend, variant):
     out, after = run(function, case)
     right_out, right = run(RECURRENCES[op_of(variant)].definition, case.to("cpu"))
     assert_close("output", out[case.tokens], right_out[case.tokens], torch.float32, 100)
-    got, want = after.states["state"].cpu(), right.states["state"]
-    assert (got != want).double().mean() < 2e-3
-    assert_close("state", got, want, torch.float16, 2)
+    for name, want in right.states.items():
+        got = after.states[name].cpu()
+        assert (got != want).double().mean() < 2e-3
+        assert_close(name, got, want, torch.float16, 2)
 
 
 def test_a_quiet_channel_of_a_float16_state_forgets(backend):
@@ -154,6 +155,25 @@ def test_rounding_is_the_reference_s_to_the_bit():
 
 
 WRONG = {
+    "v: got torch.float64": lambda given: given.double(),
+    "v: got .* expected a contiguous": lambda given: given[:, :-1],
+    "s: got torch.bfloat16": lambda given: given.bfloat16(),
+}
+"""Message → changes the second vector, which it calls v, or the first state, which it calls s."""
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("message", WRONG)
+def test_a_wrong_vector_or_state_is_refused(backend, variant, message):
+    function, device = backend.serve(op_of(variant))
+    case = make_case(variant, device=device)
+    arguments = case.arguments | case.states
+    name = RECURRENCES[case.op].vectors[1] if message[0] == "v" else next(iter(case.states))
+    with pytest.raises(ValueError, match=name + message[1:]):
+        function(**arguments | {name: WRONG[message](arguments[name])}, rows=case.rows)
+
+
+WRONG_HEAD = {
     "k: got torch.float64": lambda a: {"k": a["k"].double()},
     "v: got .* expected a contiguous": lambda a: {"v": a["v"][:, :-1]},
     "r: got .* expected a contiguous": lambda a: {"r": a["r"].T.contiguous().T},
@@ -165,14 +185,14 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("variant", LATER)
-@pytest.mark.parametrize("message", WRONG)
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if op_of(variant) in ("wkv5", "wkv6", "wkv7")])
+@pytest.mark.parametrize("message", WRONG_HEAD)
 def test_wrong_tensors_are_refused(backend, variant, message):
     function, device = backend.serve(op_of(variant))
     case = make_case(variant, device=device)
     arguments = case.arguments | case.states
     with pytest.raises(ValueError, match=message):
-        function(**arguments | WRONG[message](arguments), rows=case.rows)
+        function(**arguments | WRONG_HEAD[message](arguments), rows=case.rows)
 
 
 WRONG_4 = {

@@ -75,7 +75,7 @@ def logits(path: Path, **settings: Any) -> Tensor:
 
 
 def require_equal(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> None:
-    """The values differ by a rounding error where a layout stores an exponential."""
+    """Asserts that a checkpoint has these tensors, up to rounding: a layout may store an exponential of a value."""
     assert ModelFile.open(checkpoint).architecture is Described
     assert checkpoint.names == tensors.keys()
     for name, tensor in tensors.items():

@@ -13,6 +13,7 @@ from running import Session
 
 from rwkv_batch.model_summary import inspect_model
 from rwkv_batch.models import scoring
+from rwkv_batch.models.matrices.quantization import QUANTIZATIONS
 from rwkv_batch.models.placement import LayerPlacement, Placement
 from rwkv_batch.ops import Implementation, OpTable
 from rwkv_batch.settings import EngineSettings, ModelSettings
@@ -51,8 +52,8 @@ def choice_of(table):
     return choice.backend, choice.refused
 
 
-@pytest.mark.parametrize("quantization", ["int8", "w8a8"])
-def test_the_definition_scores_with_an_8_bit_head(quantization, path):
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_the_definition_scores_with_a_quantized_head(quantization, path):
     pytest.importorskip("triton")
     summary = summary_of(path, quantization)
     reason = f"triton: the head's matrix is {quantization}, expected a dense one"

@@ -15,6 +15,7 @@ from rwkv_batch.engine.state_pool import Record
 from rwkv_batch.errors import BackendError, CapacityError, ConfigurationError
 from rwkv_batch.models.files.checkpoint import open_checkpoint
 from rwkv_batch.models.layer_stream import LayerStream
+from rwkv_batch.models.matrices.quantization import QUANTIZATIONS
 from rwkv_batch.models.model import ModelFile
 from rwkv_batch.models.placement import LayerPlacement, Placement, describe_layers, place, stages
 from rwkv_batch.models.strategy import distribute, parse
@@ -177,7 +178,7 @@ def test_rescaling_is_for_all_layers_or_none(version, oracle, checkpoint_file):
 
 
 @pytest.mark.parametrize("num_streamed", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("quantization", [None, "int8", "w8a8"])
+@pytest.mark.parametrize("quantization", [None, *QUANTIZATIONS])
 def test_streamed_layers(num_streamed, quantization, checkpoint_file):
     """Layers share buffers on the device; each step must fetch the copy in host memory."""
     path = checkpoint_file("7.0", n_layer=6, n_embd=32, n_ffn=48, vocab=41, head_size=16)
@@ -207,8 +208,8 @@ def test_a_place_is_not_overwritten_while_its_layer_runs():
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])
-def test_the_current_device_at_the_beginning_is_meant_for_good(name, monkeypatch):
-    """The index is kept, because programs with several GPUs change the current device."""
+def test_the_index_of_the_current_device_is_kept(name, monkeypatch):
+    """Programs with several GPUs change the current device later, and the model stays where it is."""
     for function, answer in (("is_available", True), ("device_count", 2), ("current_device", 1)):
         monkeypatch.setattr(torch.cuda, function, lambda answer=answer: answer)
     assert place(device=name, dtype="float32").device == torch.device("cuda", 1)

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from rwkv_batch.errors import ConfigurationError, RowError
-from rwkv_batch.text.chat import Template, render_messages
+from rwkv_batch.text.chat import CHAT_FORMATS, Template, render_messages
+
+
+@pytest.mark.parametrize("name", CHAT_FORMATS)
+def test_every_chat_format_writes_every_message_in_its_place(name: str):
+    words = ["alpha", "beta", "gamma", "delta"]
+    roles = ["system", "user", "assistant", "user"]
+    prompt = render_messages([{"role": r, "content": w} for r, w in zip(roles, words, strict=True)], name)
+    places = [prompt.index(word) for word in words]
+    assert places == sorted(places)
+    assert prompt.count("alpha") == 1
 
 
 def test_conversation_opens_the_assistants_turn():

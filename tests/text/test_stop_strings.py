@@ -38,7 +38,7 @@ def push(matcher: StopMatcher, slots: list[int], token_ids: list[int]) -> list[S
 
 
 def feed(matcher: StopMatcher, slot: int, token_ids: range | list[int]) -> tuple[int, str, int] | None:
-    """Push ids one at a time until a stop string ends the text: how many were pushed, which one, and the bytes left."""
+    """Pushes ids until a stop string ends the text. Returns the number of ids, the stop string and the bytes left."""
     for count, token_id in enumerate(token_ids, start=1):
         if found := push(matcher, [slot], [token_id]):
             (match,) = found

@@ -6,6 +6,7 @@ channel, column = value channel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,11 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .variant import Tensors
-
-
-def num_heads(layer: Tensors) -> int:
-    """H of a block of v5, v6 or v7. Each has one of these tensors, whose first axis is the heads."""
-    return next(layer[name].shape[0] for name in ("att.r_k", "att.time_faaaa", "att.time_decay") if name in layer)
 
 
 def split(x: Tensor, parts: int) -> Tensor:
@@ -61,12 +57,23 @@ def project(layer: Tensors, inputs: Tensors) -> tuple[Tensor, Tensor, Tensor]:
     return r, k, linear(inputs["v"], layer["att.value.weight"])
 
 
-def initial_matrix(layer: Tensors) -> Tensors:
-    """ "wkv" [H, K, V] of a fresh sequence: zeros, or the block's `time_state`, which is stored as [H, V, K]."""
-    if "att.time_state" in layer:
-        return {"wkv": layer["att.time_state"].transpose(1, 2)}
-    H, A = num_heads(layer), layer["att.key.weight"].shape[0]
-    return {"wkv": torch.zeros(H, A // H, A // H, dtype=torch.float64)}
+def initial_matrix(heads: str) -> Callable[[Tensors], Tensors]:
+    """The `initial` of a version with a matrix for each head.
+
+    Args:
+        heads: a tensor of the layer whose first axis is the heads.
+
+    Returns:
+        layer → "wkv" [H, K, V] of a fresh sequence: zeros, or the block's `time_state`, which is stored as [H, V, K].
+    """
+
+    def initial(layer: Tensors) -> Tensors:
+        if "att.time_state" in layer:
+            return {"wkv": layer["att.time_state"].transpose(1, 2)}
+        H, A = layer[heads].shape[0], layer["att.key.weight"].shape[0]
+        return {"wkv": torch.zeros(H, A // H, A // H, dtype=torch.float64)}
+
+    return initial
 
 
 def squared_relu(layer: Tensors, x: Tensor) -> Tensor:

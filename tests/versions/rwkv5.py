@@ -16,7 +16,6 @@ from .float64_parts import (
     initial_matrix,
     lerp,
     linear,
-    num_heads,
     outer,
     project,
     read,
@@ -32,7 +31,7 @@ def time_mix(layer: Tensors, x: Tensor, old: Tensors, token: Tensors, eps: float
     """The decay is one number a head in 5.0 and 5.1, one a channel in 5.2; 5.0 has no gate."""
     names = [name for name in "rkvg" if f"att.time_mix_{name}" in layer]
     inputs = {name: lerp(old["att_shift"], x, layer[f"att.time_mix_{name}"]) for name in names}
-    decay = torch.exp(-layer["att.time_decay"].reshape(num_heads(layer), -1).exp())
+    decay = torch.exp(-layer["att.time_decay"].reshape(old["wkv"].shape[1], -1).exp())
     y, wkv = wkv_5(layer, inputs, decay, old["wkv"], eps)
     if "g" in inputs:
         y = y * F.silu(linear(inputs["g"], layer["att.gate.weight"]))
@@ -45,7 +44,7 @@ def wkv_5(layer: Tensors, inputs: Tensors, decay: Tensor, wkv: Tensor, eps: floa
     Returns:
         y [B, A], normalized, and S' [B, H, K, V].
     """
-    H = num_heads(layer)
+    H = wkv.shape[1]
     # `time_faaaa` is the bonus itself, the older `time_first` its logarithm.
     bonus = layer["att.time_faaaa"] if "att.time_faaaa" in layer else layer["att.time_first"].exp()
     r, k, v = (split(vector, H) for vector in project(layer, inputs))
@@ -65,7 +64,7 @@ def token_5(x: Any, s: Tensors) -> tuple[Tensor, Tensors]:
     return y if x["g"] is None else y * F.silu(x["g"]), {"state": decay[:, :, None] * state + present}
 
 
-REFERENCE = Reference(initial_matrix, time_mix, channel_mix)
+REFERENCE = Reference(initial_matrix("att.time_decay"), time_mix, channel_mix)
 VARIANTS = tuple(
     Variant(
         name,

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from rwkv_batch.models.rwkv6 import Rwkv6
 
-from .float64_parts import gated_channel_mix, initial_matrix, lerp, linear, num_heads, split
+from .float64_parts import gated_channel_mix, initial_matrix, lerp, linear, split
 from .rwkv4 import SWITCHES
 from .rwkv5 import FIELDS, token_5, wkv_5
 from .variant import Reference, RwkvPackage, Tensors, Variant
 
 
 def time_mix(layer: Tensors, x: Tensor, old: Tensors, token: Tensors, eps: float) -> tuple[Tensor, Tensors]:
-    """As 5.2, with a decay and shares of the token shift that depend on the input."""
+    """The time mix of 5.2, but the decay and the shares of the token shift depend on the input."""
     probe = torch.tanh(lerp(x, old["att_shift"], layer["att.time_maa_x"]) @ layer["att.time_maa_w1"])
     offsets = torch.einsum("bjr,jrc->jbc", split(probe, 5), layer["att.time_maa_w2"])
     inputs = {
@@ -24,7 +24,7 @@ def time_mix(layer: Tensors, x: Tensor, old: Tensors, token: Tensors, eps: float
     }
     log_rate = torch.tanh(inputs["w"] @ layer["att.time_decay_w1"]) @ layer["att.time_decay_w2"]
     decay = torch.exp(-torch.exp(layer["att.time_decay"].flatten() + log_rate))
-    y, wkv = wkv_5(layer, inputs, split(decay, num_heads(layer)), old["wkv"], eps)
+    y, wkv = wkv_5(layer, inputs, split(decay, old["wkv"].shape[1]), old["wkv"], eps)
     return y * F.silu(linear(inputs["g"], layer["att.gate.weight"])), {"wkv": wkv}
 
 
@@ -36,7 +36,7 @@ VARIANTS = (
     Variant(
         "6.0",
         Rwkv6,
-        Reference(initial_matrix, time_mix, channel_mix),
+        Reference(initial_matrix("att.time_faaaa"), time_mix, channel_mix),
         RwkvPackage(6.0, SWITCHES, FIELDS),
         sizes={"Rw": 48},
         launches=14,

@@ -18,7 +18,6 @@ from .float64_parts import (
     initial_matrix,
     lerp,
     linear,
-    num_heads,
     outer,
     project,
     read,
@@ -54,7 +53,7 @@ def time_mix(layer: Tensors, x: Tensor, old: Tensors, token: Tensors, eps: float
     kk = k * layer["att.k_k"].flatten()
     k = k * (1 + (a - 1) * layer["att.k_a"].flatten())
 
-    r, w, k, v, a, kk = (split(vector, num_heads(layer)) for vector in (r, w, k, v, a, kk))
+    r, w, k, v, a, kk = (split(vector, old["wkv"].shape[1]) for vector in (r, w, k, v, a, kk))
     kk = F.normalize(kk, dim=-1)
     wkv = w[..., None] * old["wkv"] - outer(a * kk, read(old["wkv"], kk)) + outer(k, v)
     bonus = (r * k * layer["att.r_k"]).sum(-1, keepdim=True) * v
@@ -105,7 +104,7 @@ VARIANTS = (
     Variant(
         "7.0",
         Rwkv7,
-        Reference(initial_matrix, time_mix, channel_mix),
+        Reference(initial_matrix("att.r_k"), time_mix, channel_mix),
         package(deep_embed=False),
         sizes=SIZES,
         has_own_width=False,
@@ -115,7 +114,7 @@ VARIANTS = (
     Variant(
         "7.0de",
         Rwkv7DeepEmbed,
-        Reference(initial_matrix, time_mix, deep_channel_mix),
+        Reference(initial_matrix("att.r_k"), time_mix, deep_channel_mix),
         package(deep_embed=True),
         sizes=SIZES,
         has_own_width=False,

@@ -52,7 +52,7 @@ static inline void put(const float* v, const T* gate, T* out, Y* y) {
   }
 }
 
-// As `put`, for n < PANEL channels, through copies of a whole panel's size.
+// Does what `put` does, for n < PANEL channels, through copies of a whole panel's size.
 template <typename T, typename Y>
 static void put_some(int n, const float* v, const T* gate, T* out, Y* y) {
   T all_gates[PANEL] = {}, all_outs[PANEL] = {};

@@ -39,7 +39,7 @@ static inline Floats load(const f16* x) {
 
 static inline void store(float* x, Floats y) { *(Floats*)x = y; }
 
-// As from_float.
+// Rounds as from_float does.
 static inline void store(bf16* x, Floats y) {
   const Words bits = (Words)y, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   *(Halves*)x = __builtin_convertvector(y == y ? rounded : Words{} + 0x7fc0, Halves);

@@ -123,7 +123,9 @@ def _first_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             start = file.read(len(_LFS_POINTER))
     except OSError as error:
-        raise CheckpointError(f"{path}: can't be read ({error.strerror}); expected a model file") from error
+        raise CheckpointError(
+            f"{path}: can't be read ({error.strerror}); expected a model file, or hf://owner/repo/file"
+        ) from error
     if not start:
         raise CheckpointError(f"{path}: the file is empty; fetch it again")
     if start == _LFS_POINTER:

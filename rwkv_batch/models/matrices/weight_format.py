@@ -64,8 +64,10 @@ class WeightFormat(ABC):
         return ()
 
     @abstractmethod
-    def bytes_per_weight(self, name: str, dtype: torch.dtype, device: torch.device) -> int:
-        """Bytes of one weight of the matrix `name`; scales of rows and columns are not counted.
+    def bytes_per_weight(self, name: str, dtype: torch.dtype, device: torch.device) -> float:
+        """Bytes of one weight of the matrix `name`, with its part of what groups of weights share, such as scales.
+
+        Scales of rows and columns are not counted.
 
         Args:
             dtype: of dense weights.

@@ -141,7 +141,7 @@ def served_params(job: Job, monkeypatch: pytest.MonkeyPatch) -> list[SamplingPar
 
 
 def test_biases_of_a_struct_are_the_row_s_own(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A struct has the keys of all rows; a row's are those that are not null."""
+    """An Arrow struct has the keys of all rows. A row has a bias where its value is not null."""
     values = [{"3": -1.0, "5": None}, {"3": None, "5": 2.0}, {"3": None, "5": None}, None]
     kind = pa.struct([("3", pa.float64()), ("5", pa.float64())])
     job.input(prompt=["a", "b", "c", "d"], logit_bias=pa.array(values, kind))

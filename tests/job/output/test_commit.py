@@ -1,4 +1,4 @@
-"""Segments and parts: which rows count, what is reported, and that a part is made once whoever makes it."""
+"""Segments and parts: which rows count, what is reported, and that several processes make one part."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..prepared import ROWS, commit_all, files_of, forget, prepared, undisturbed
 
 
 class ReadingStorage(SteppingStorage):
-    """Steps at reads too: another process may act between a listing and the opening of what it lists."""
+    """A storage that also steps at reads: another process may act between listing a folder and opening a file."""
 
     def list(self, folder: str) -> list[str]:
         names = super().list(folder)

@@ -18,7 +18,7 @@ from ..prepared import in_child
 def test_bytes_are_safe_before_their_name_and_the_name_before_the_return(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exclusive: bool
 ) -> None:
-    """What a power cut keeps is what was synced, in this order; a killed process would not show the difference."""
+    """A power cut keeps only what was synced. Killing a process cannot show this, so the calls are recorded."""
     trace: list[tuple[str, str]] = []
     real = {name: getattr(os, name) for name in ("fsync", "replace", "link")}
 

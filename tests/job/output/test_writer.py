@@ -102,7 +102,7 @@ def test_a_large_buffer_is_committed_early(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_rows_of_a_fast_engine_are_committed_together_and_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock goes on by a second a row: every tenth row the others are due, though rows never stop coming."""
+    """A row comes every second without a pause, and rows are due after 9.5 s: a commit has 11 rows."""
     seconds = iter(range(10_000))
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
@@ -166,7 +166,7 @@ def test_columns_are_made_of_many_rows_at_a_time(monkeypatch: pytest.MonkeyPatch
     ids=["short", "64 tokens", "long", "long prompts", "samples", "errors"],
 )
 def test_no_more_is_held_than_is_counted(rows: Callable[[int], list[Any]]) -> None:
-    """What Python, numpy and Arrow have allocated for rows that are not committed; the prompts go with the rows."""
+    """Rows that are not committed take no more memory in Python, numpy and Arrow than the writer counts for them."""
     unit = Unit(0, 0, 10**6)
     tracemalloc.start()
     try:

@@ -1,4 +1,4 @@
-"""What a run tells people and machines: progress, metrics, log, report."""
+"""The output of a run for people and machines: progress, metrics, log, report."""
 
 from __future__ import annotations
 
@@ -261,7 +261,7 @@ def test_an_engine_that_hangs_ends_the_process(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_an_engine_at_work_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its rows are committed, though rarely."""
+    """A run that commits rows, though rarely, is not stalled."""
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
     counts = Counts()

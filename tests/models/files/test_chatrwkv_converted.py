@@ -165,7 +165,7 @@ def test_mixed_strategies(converted: Converted, version: str) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("kind", STRATEGIES)
 def test_a_converted_file_runs_as_the_original_does(converted: Converted, version: str, kind: str) -> None:
-    """By the strategy it was converted for; 8-bit matrices are taken as they are."""
+    """The strategy is that of the conversion. 8-bit matrices are not quantized again."""
     ids, strategy = [3, 14, 15, 9, 26], STRATEGIES[kind]
     original = converted.folder / f"{version}.pth"
     want = Session(original, strategy=strategy).feed({0: ids})[0]

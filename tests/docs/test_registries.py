@@ -1,0 +1,42 @@
+"""Pages name what is registered by being a file of the package: versions, ops, weight formats and harnesses."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from docs.pages import ROOT
+from rwkv_batch.checks.target import specs
+from rwkv_batch.models.architecture import architectures
+from rwkv_batch.models.matrices.quantization import QUANTIZATIONS
+
+
+def first_cells(page: str) -> str:
+    """The first cells of all rows of the tables of a page."""
+    lines = (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines()
+    return "\n".join(line.split("|")[1] for line in lines if line.startswith("|"))
+
+
+def test_every_version_is_in_the_table_of_versions() -> None:
+    own = [version for version in architectures() if version.__module__.startswith("rwkv_batch.")]
+    numbers = {re.sub(r"rwkv([\d.]+).*", r"\1", version.name) for version in own}
+    listed = re.findall(r"[\d.]*\d", first_cells("how-to/models.md"))
+    assert numbers - {*listed} == set()
+
+
+def test_every_op_of_the_package_is_in_the_table_of_ops() -> None:
+    own = {name for name, spec in specs().items() if spec.definition.__module__.startswith("rwkv_batch.")}
+    listed = re.findall(r"`(\w+)`", first_cells("explanation/kernels.md"))
+    assert own - {*listed} == set()
+
+
+@pytest.mark.parametrize("name", QUANTIZATIONS)
+def test_every_weight_format_is_in_the_table_of_formats(name: str) -> None:
+    assert f"`{name}`" in first_cells("how-to/models.md")
+
+
+def test_every_harness_has_a_section() -> None:
+    page = (ROOT / "docs/how-to/evaluation.md").read_text(encoding="utf-8")
+    modules = {path.stem for path in (ROOT / "rwkv_batch/integrations").glob("*.py")} - {"__init__", "harness_requests"}
+    assert [name for name in sorted(modules) if f"`{name.replace('_', '-')}`" not in page] == []

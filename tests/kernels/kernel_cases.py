@@ -151,7 +151,7 @@ def expected(case: Case) -> tuple[Tensor, Vectors]:
     states = {name: state.cpu().double() for name, state in case.states.items()}
     per_token = [name for name, x in case.arguments.items() if is_per_token(x, case)]
     advance = token_in_float64(case.op)
-    out = torch.zeros(case.rows.num_tokens, parameters["r"].shape[1], dtype=torch.float64)
+    out = torch.zeros(case.rows.num_tokens, parameters[RECURRENCES[case.op].vectors[0]].shape[1], dtype=torch.float64)
     starts = case.rows.cu_seqlens.tolist()
     for i, slot in enumerate(case.rows.slots):
         for t in range(starts[i], starts[i + 1]) if slot >= 0 else ():

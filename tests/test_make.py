@@ -41,7 +41,7 @@ def test_what_quick_leaves_out_is_there(place):
 
 
 def test_tests_are_slow_by_file_by_folder_and_by_name(monkeypatch):
-    monkeypatch.setitem(SLOW, "long", ("job", "test_llm.py::test_a", "test_ops.py"))
-    names = ("job/test_plan.py::test_b", "test_llm.py::test_a[1::2]", "test_ops.py::test_b[/]")
+    monkeypatch.setitem(SLOW, "long", ("job", "test_serving.py::test_a", "test_ops.py"))
+    names = ("job/test_plan.py::test_b", "test_serving.py::test_a[1::2]", "test_ops.py::test_b[/]")
     assert {kind_of(f"tests/{name}") for name in names} == {"long"}
-    assert kind_of("tests/test_llm.py::test_ab") is kind_of("tests/test_llm.py::test_b") is None
+    assert kind_of("tests/test_serving.py::test_ab") is kind_of("tests/test_serving.py::test_b") is None

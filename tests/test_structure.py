@@ -108,8 +108,8 @@ MIRRORED_ELSEWHERE = {
     "data_files": "text",
 }
 """Folder of rwkv_batch without a folder of its name in tests → where its tests are."""
-TESTS_OF_OTHERS = {"kernels", "fakes", "kernels/cuda_host", "versions", "benchmarks", "docs", "mutation"}
-"""Folders of tests for other things: kernel packages, versions of RWKV, benchmarks/, docs/ and `make mutants`."""
+TESTS_OF_OTHERS = {"kernels", "fakes", "llm", "kernels/cuda_host", "versions", "benchmarks", "docs", "mutation"}
+"""Folders of tests for other things: fakes, the module `llm`, kernel packages, versions of RWKV, benchmarks/, docs/ and `make mutants`."""
 
 
 def folders(root: Path) -> set[str]:

@@ -35,9 +35,7 @@ TARGETS = (
         ),
         (
             "engine/test_engine.py",
-            "test_llm.py",
-            "test_llm_scores.py",
-            "test_llm_calls.py",
+            "llm",
             "text/test_constraint.py",
             "kernels/test_cpu_sampling.py",
         ),
@@ -49,9 +47,7 @@ TARGETS = (
         (
             "engine/test_running_ahead.py",
             "engine/test_occupancy.py",
-            "test_llm.py",
-            "test_llm_scores.py",
-            "test_llm_calls.py",
+            "llm",
             "test_serving.py",
         ),
     ),
@@ -66,9 +62,7 @@ TARGETS = (
         ),
         (
             "engine",
-            "test_llm.py",
-            "test_llm_scores.py",
-            "test_llm_calls.py",
+            "llm",
             "test_serving.py",
             "text/test_constraint.py",
             "models/test_strategy.py",
@@ -104,7 +98,7 @@ TARGETS = (
         "text",
         ("text/stop_strings.py", "text/detokenizer.py"),
         ("text/test_stop_strings.py", "text/test_detokenizer.py"),
-        ("test_llm.py", "test_llm_scores.py", "test_llm_calls.py", "test_serving.py", "job/test_demo_jobs.py"),
+        ("llm", "test_serving.py", "job/test_demo_jobs.py"),
     ),
     Target(
         "requests",
@@ -119,9 +113,7 @@ TARGETS = (
             "sampling_params.py",
         ),
         (
-            "test_llm.py",
-            "test_llm_scores.py",
-            "test_llm_calls.py",
+            "llm",
             "test_sampling_params.py",
             "text/test_constraint.py",
             "test_serving.py",

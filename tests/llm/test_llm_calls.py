@@ -7,29 +7,10 @@ import gc
 import weakref
 
 import pytest
-from checkpoints import make_checkpoint, write_checkpoint
 
 from rwkv_batch import LLM, SamplingParams
 from rwkv_batch.engine.request import Completion
 from rwkv_batch.llm import ScoreRow
-
-VOCAB = 257
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    return write_checkpoint(make_checkpoint("7.0", vocab=VOCAB), tmp_path_factory.mktemp("llm") / "model.pth")
-
-
-@pytest.fixture(scope="module")
-def llm(path):
-    return LLM(path, max_batch_size=4, max_batch_tokens=24)
-
-
-@pytest.fixture(autouse=True)
-def no_slot_leaks(llm):
-    yield
-    llm.check_integrity()
 
 
 def test_bad_prompts_do_not_stop_the_others(llm):

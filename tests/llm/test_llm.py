@@ -16,22 +16,6 @@ from rwkv_batch.errors import BackendError, CapacityError, CheckpointError, Conf
 VOCAB = 257
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    return write_checkpoint(make_checkpoint("7.0", vocab=VOCAB), tmp_path_factory.mktemp("llm") / "model.pth")
-
-
-@pytest.fixture(scope="module")
-def llm(path):
-    return LLM(path, max_batch_size=4, max_batch_tokens=24)
-
-
-@pytest.fixture(autouse=True)
-def no_slot_leaks(llm):
-    yield
-    llm.check_integrity()
-
-
 def test_results_are_in_the_order_of_the_prompts(llm):
     prompts = [f"prompt {i}" * (1 + i % 5) for i in range(30)]
     params = [SamplingParams(max_tokens=1 + i % 7) for i in range(30)]

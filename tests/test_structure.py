@@ -109,7 +109,7 @@ MIRRORED_ELSEWHERE = {
 }
 """Folder of rwkv_batch without a folder of its name in tests → where its tests are."""
 TESTS_OF_OTHERS = {"kernels", "fakes", "llm", "kernels/cuda_host", "versions", "benchmarks", "docs", "mutation"}
-"""Folders of tests for other things: fakes, the module `llm`, kernel packages, versions, benchmarks/, docs/, mutants."""
+"""Folders of tests for other things: fakes, `llm.py`, kernel packages, versions, benchmarks/, docs/ and mutants."""
 
 
 def folders(root: Path) -> set[str]:

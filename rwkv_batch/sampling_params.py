@@ -108,7 +108,9 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name, declared in SAMPLING_FIELDS.items():
-            if expected := declared.expected(getattr(self, name)):
+            value = getattr(self, name)
+            is_default = value is getattr(type(self), name)  # the class attribute of a field is its default
+            if not is_default and (expected := declared.expected(value)):
                 self._reject(name, expected)
         if self.min_tokens > self.max_tokens:
             self._reject("min_tokens", f"at most max_tokens ({self.max_tokens})")

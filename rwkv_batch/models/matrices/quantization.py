@@ -23,7 +23,7 @@ QUANTIZATIONS: tuple[str, ...] = tuple(name for name in _MODULES if name is not 
 
 def check_quantization(quantization: str | None) -> None:
     """Raises ConfigurationError where no weight format has this name."""
-    if quantization not in (None, *QUANTIZATIONS):
+    if quantization not in tuple(_MODULES):  # a tuple, as a wrong value may have no hash
         expected = one_of(["null", *map(repr, QUANTIZATIONS)])
         raise ConfigurationError(f"got {quantization!r}, expected {expected}", setting="quantization")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
@@ -48,6 +49,7 @@ class CallLock:
         self._changed = threading.Condition()
         self._holder: weakref.ref[Call] | None = None
         self._closed_because = ""
+        _locks.add(self)
 
     def check(self) -> None:
         """Raises RuntimeError if no call can acquire the lock: in a fork of the process, and after `close`."""
@@ -124,6 +126,18 @@ class CallLock:
             if self.holder is None:
                 self._holder = weakref.ref(call)
             return self.holder is call
+
+
+_locks: weakref.WeakSet[CallLock] = weakref.WeakSet()
+"""The locks of this process."""
+
+
+@atexit.register
+def _close_open_calls() -> None:
+    """Closes calls that were left open, while the modules that a call needs at its end are still there."""
+    for lock in list(_locks):
+        if (holder := lock.holder) is not None and not holder.is_busy:
+            holder.close()
 
 
 def _frames_of_this_package() -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -134,3 +136,9 @@ def test_results_are_let_go(llm):
     finally:
         gc.enable()
     assert after <= before
+
+
+def test_an_iterator_that_is_open_when_python_ends_says_nothing():
+    code = "from rwkv_batch import LLM; outputs = LLM('demo').generate_iter(['a', 'b']); print(next(outputs)[0])"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip() in ("0", "1"), done.stderr) == (0, True, "")

@@ -1,20 +1,15 @@
-"""Prompts from conversations (chat formats) and from columns (Jinja templates)."""
+"""Prompts from conversations: chat formats."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
-from ..errors import ConfigurationError, RowError
+from ..errors import RowError
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = get_args(Role)
-
-# A template is a small program over a row's data, and may fail as programs do.
-_PROGRAM_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
 
 class Turn(NamedTuple):
@@ -72,42 +67,3 @@ def rwkv_chat(turns: Sequence[Turn]) -> str:
 
 CHAT_FORMATS: dict[str, Callable[[Sequence[Turn]], str]] = {"rwkv": rwkv_chat}
 """Name of a chat format → the function that writes the prompt of a conversation, which has at least one turn."""
-
-
-class Template:
-    """A Jinja template, compiled once and run in Jinja's sandbox for each row.
-
-    A name that is not a column is an error, not an empty string. One newline at the template's end is dropped. The
-    filter `tojson` writes plain JSON, without escapes for HTML.
-
-    Raises:
-        ConfigurationError: a syntax error; the message names the line.
-    """
-
-    def __init__(self, source: str) -> None:
-        import jinja2
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
-        environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise ConfigurationError(f"template, line {error.lineno}: {error.message}") from error
-
-    def render(self, columns: Mapping[str, Any]) -> str:
-        """The prompt of one row.
-
-        Args:
-            columns: values by column name; `messages` is one of them where the row has messages.
-
-        Raises:
-            RowError: code "template_error": an unknown column, an operation that fails, or one the sandbox forbids.
-        """
-        from jinja2 import TemplateError
-
-        try:
-            return self._template.render(columns)
-        except (TemplateError, *_PROGRAM_ERRORS) as error:
-            message = f"template: {type(error).__name__}: {error} (columns: {', '.join(columns) or 'none'})"
-            raise RowError("template_error", message) from error

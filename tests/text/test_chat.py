@@ -1,11 +1,11 @@
-"""Chat formats and templates: prompts of conversations and of columns."""
+"""Chat formats: prompts of conversations."""
 
 from __future__ import annotations
 
 import pytest
 
-from rwkv_batch.errors import ConfigurationError, RowError
-from rwkv_batch.text.chat import CHAT_FORMATS, Template, render_messages
+from rwkv_batch.errors import RowError
+from rwkv_batch.text.chat import CHAT_FORMATS, render_messages
 
 
 @pytest.mark.parametrize("name", CHAT_FORMATS)
@@ -69,41 +69,3 @@ def test_bad_messages_are_row_errors(messages: list, named: str):
     with pytest.raises(RowError, match=named) as caught:
         render_messages(messages)
     assert caught.value.code == "bad_messages"
-
-
-def test_template_renders_columns_and_messages():
-    template = Template("{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}{{ n + 1 }}")
-    assert template.render({"messages": [{"role": "user", "content": "é"}], "n": 1}) == "user=é;2"
-
-
-def test_template_writes_json_without_html_escapes():
-    assert Template("{{ row | tojson }}").render({"row": {"a": "<é>'&"}}) == '{"a": "<é>\'&"}'
-
-
-@pytest.mark.parametrize("source", ["fine\n{{ oops", "fine\n{% for %}", "fine\n{{ x | nofilter }}"])
-def test_template_syntax_error_names_the_line(source: str):
-    with pytest.raises(ConfigurationError, match="line 2"):
-        Template(source)
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{{ question }}",  # not a column
-        "{% if question %}{% endif %}",
-        "{{ text + 1 }}",
-        "{{ 1 // 0 }}",
-        "{{ messages[3].content }}",
-        "{{ text.__class__.__mro__ }}",
-        "{{ messages.append(1) }}",
-        "{% include 'other' %}",
-        "{{ range(10 ** 9) | list }}",
-        "{{ 'x' * (10 ** 18) }}",
-    ],
-)
-def test_failing_template_is_a_row_error(source: str):
-    template = Template(source)
-    with pytest.raises(RowError) as caught:
-        template.render({"text": "abc", "messages": []})
-    assert caught.value.code == "template_error"
-    assert "columns: text, messages" in caught.value.message

@@ -86,12 +86,24 @@ class _Binder:
         struct = None if is_score else self._sampling_struct(sampling)
         self._check_tokenizer(roles)
         passed = self._passed_columns()
+        in_template = self._template_columns()
         if self._problems:
             raise ConfigurationError("\n".join(self._problems))
-        needed = {*roles.values(), *sampling.values(), *([struct] if struct else [])}
-        names = self._schema.names
-        read = names if self._template is not None else [name for name in names if name in needed]
+        needed = {*roles.values(), *sampling.values(), *([struct] if struct else []), *in_template}
+        read = [name for name in self._schema.names if name in needed]
         return Columns(roles, sampling, struct, answer, self._template, tuple(passed), tuple(read))
+
+    def _template_columns(self) -> list[str]:
+        """The columns that the template reads; none without a template."""
+        if self._template is None:
+            return []
+        from .template import Template
+
+        try:
+            return Template(self._template).columns(self._schema.names)
+        except ConfigurationError as error:
+            self._problems.append(str(error))
+            return []
 
     def _given_columns(self) -> dict[str, str]:
         """Role → column for every role that has one: named in `input.columns`, else a column of the role's own name."""

@@ -48,7 +48,7 @@ class RowParser:
         self._has_sampling = bool(columns.sampling) or columns.sampling_struct is not None
         self._template = None
         if columns.template is not None:
-            from ...text.chat import Template
+            from .template import Template
 
             self._template = Template(columns.template)
 
@@ -73,7 +73,7 @@ class RowParser:
         ids = set() if self._template else set(self._columns.roles.values())
         try:
             columns = [_values(batch[name], as_arrays=name in ids) for name in names]
-        except (ValueError, OverflowError):
+        except Exception:  # of pyarrow, of a time zone or of pandas: what a value raises is not known
             yield from (_read_cells(batch, index) for index in range(batch.num_rows))
         else:
             yield from (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
@@ -155,8 +155,8 @@ def _read_cells(batch: pa.RecordBatch, index: int) -> Record | RowError:
     """Returns a row's values, or the error where a cell cannot be read: text that is not UTF-8, a time out of range."""
     try:
         return {name: batch[name][index].as_py() for name in batch.schema.names}
-    except (ValueError, OverflowError) as error:
-        return RowError("bad_type", f"the row holds a value that cannot be read: {error}")
+    except Exception as error:  # see `_records`
+        return RowError("bad_type", f"the row holds a value that cannot be read: {type(error).__name__}: {error}")
 
 
 def _ids(column: str, value: Any) -> Any:

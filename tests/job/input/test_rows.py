@@ -77,9 +77,9 @@ def test_template(job: Job) -> None:
     job.input(question=["one", None, "three"], tone=["kind", "x", None])
     job.set(input__template="{{ question.upper() }}, {{ tone }}!")
     assert job.run() == 3
-    first, second, third = job.rows()
-    assert (first["prompt_tokens"], third["prompt_tokens"]) == (len("ONE, kind!"), len("THREE, None!"))
-    assert second["error_code"] == "template_error"
+    first, *others = job.rows()
+    assert first["prompt_tokens"] == len("ONE, kind!")
+    assert [row["error_code"] for row in others] == ["template_error", "template_error"]
 
 
 def test_template_from_a_file_sees_messages(job: Job) -> None:

@@ -116,8 +116,9 @@ def execute(options: argparse.Namespace, task: str | None = None) -> int:
         # The one place where the environment is read: a scheduler's variables name this process's shard.
         shard = str(parse_shard(options.shard, os.environ))
         if options.dry_run:
-            print(check_job(options.job, overrides, shard, stop=stop))
-            return EXIT_OK
+            text, is_useful = check_job(options.job, overrides, shard, stop=stop)
+            print(text)
+            return EXIT_OK if is_useful else EXIT_ROW_ERRORS
         outcome = run_job(options.job, overrides, shard, stop=stop)
     except Stopped:
         return _fail(EXIT_STOPPED, "stopped; start the same command again to go on")

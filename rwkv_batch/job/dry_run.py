@@ -3,27 +3,87 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-from ..rows import ErrorRow, ScoreRow
+from ..errors import RowError
+from ..rows import ErrorRow, GenerateRow, ScoreRow
 from .input.rows import RowKey
 from .input.table import BATCH_ROWS
 from .plan import Shard
 from .prepare import Prepared
 
 SHOWN_UNITS = 8
+SHOWN_TOKENS = 32
 
 
-def describe(prepared: Prepared, shard: Shard) -> Iterator[str]:
-    """Yields lines for a terminal: input, output, the shard's units, the model and the first prompt."""
+@dataclass
+class ErrorCount:
+    """The rows with one error code: their number, and the first one."""
+
+    row: int
+    message: str
+    count: int = 0
+
+
+@dataclass
+class FirstRows:
+    """What became of the first rows of the input.
+
+    Attributes:
+        row: the first row that can be served, if there is one.
+        token_ids: of that row's prompt or context.
+        errors: by error code, in the order of the rows.
+    """
+
+    num_read: int = 0
+    row: GenerateRow | ScoreRow | None = None
+    token_ids: list[int] = field(default_factory=list)
+    errors: dict[str, ErrorCount] = field(default_factory=dict)
+
+    @property
+    def are_errors(self) -> bool:
+        """Rows were read, and each is an error."""
+        return self.num_read > 0 and sum(error.count for error in self.errors.values()) == self.num_read
+
+    def count_error(self, row: int, error: RowError) -> None:
+        """Counts a row that is an error."""
+        self.errors.setdefault(error.code, ErrorCount(row, error.message)).count += 1
+
+
+def read_first_rows(prepared: Prepared) -> FirstRows:
+    """Reads the first rows, at most one batch, and makes rows to serve of them."""
+    first = FirstRows()
+    for batch in prepared.source.read(0, min(prepared.plan.num_rows, BATCH_ROWS), prepared.columns.read):
+        start = first.num_read
+        keys = [RowKey(prepared.plan.unit(0), start + row) for row in range(batch.num_rows)]
+        first.num_read += batch.num_rows
+        for row in prepared.parser.rows(batch, keys):
+            if isinstance(row, ErrorRow):
+                first.count_error(row.row, row.error)
+            elif first.row is None:
+                try:
+                    first.token_ids = _token_ids(prepared, row)
+                    first.row = row
+                except RowError as error:
+                    first.count_error(row.row, error)
+    return first
+
+
+def _token_ids(prepared: Prepared, row: GenerateRow | ScoreRow) -> list[int]:
+    prompt = row.context if isinstance(row, ScoreRow) else row.prompt
+    return list(prepared.model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+
+
+def describe(prepared: Prepared, shard: Shard, first: FirstRows) -> Iterator[str]:
+    """Yields lines for a terminal: input, output, the shard's units, the model, the first prompt and bad rows."""
     job, source, columns, plan = prepared.job, prepared.source, prepared.columns, prepared.plan
     yield f"task      {job.task}"
     yield f"input     {_counted(len(source.files), 'file')}, {_counted(source.num_rows, 'row')}"
     yield from (f"          {field.name}: {field.type}" for field in source.schema)
     yield f"prompts   from {'input.template' if columns.template else ', '.join(columns.roles.values())}"
-    if columns.sampling or columns.sampling_struct:
-        names = [*columns.sampling.values(), *([columns.sampling_struct] if columns.sampling_struct else [])]
-        yield f"          sampled as the columns {', '.join(names)} say, where they are not null"
+    if columns.overriding:
+        yield f"          sampled as the columns {', '.join(columns.overriding)} say, where they are not null"
     yield f"output    {prepared.folders.output}: {_counted(plan.num_rows, 'row')} in {_counted(plan.num_units, 'part')}"
     yield from (f"          {field.name}: {field.type}" for field in prepared.form.schema(plan.unit(0)))
     if shard.count > 1:
@@ -36,7 +96,7 @@ def describe(prepared: Prepared, shard: Shard) -> Iterator[str]:
     yield f"model     {job.model.path}"
     yield from (f"          {line}" for line in str(prepared.model.memory_plan).splitlines())
     yield from _backends(prepared)
-    yield from _first_prompt(prepared)
+    yield from _first_rows(first)
 
 
 def _counted(count: int, noun: str) -> str:
@@ -52,22 +112,20 @@ def _backends(prepared: Prepared) -> Iterator[str]:
         yield f"op        {choice['op']}: {choice['backend']}{where}{refused}"
 
 
-def _first_prompt(prepared: Prepared) -> Iterator[str]:
-    """Yields the first prompt that can be served, with its tokens, and the bad rows before it."""
-    for batch in prepared.source.read(0, min(prepared.plan.num_rows, BATCH_ROWS), prepared.columns.read):
-        keys = [RowKey(prepared.plan.unit(0), row) for row in range(batch.num_rows)]
-        for row in prepared.parser.rows(batch, keys):
-            if isinstance(row, ErrorRow):
-                yield f"row {row.row}     error {row.error.code}: {row.error.message}"
-                continue
-            prompt = row.context if isinstance(row, ScoreRow) else row.prompt
-            yield f"row {row.row}     {_shown(prompt)}"
-            if isinstance(prompt, str):
-                token_ids = list(prepared.model.tokenizer.encode(prompt))
-                yield f"          {len(token_ids)} tokens: {token_ids}"
-            continuations = row.continuations if isinstance(row, ScoreRow) else ()
-            yield from (f"          continuation {_shown(item)}" for item in continuations)
-            return
+def _first_rows(first: FirstRows) -> Iterator[str]:
+    """Yields the first prompt that can be served, with its tokens, and the errors of the rows that were read."""
+    for code, error in first.errors.items():
+        yield f"errors    {error.count:,} of the first {_counted(first.num_read, 'row')}: {code}"
+        yield f"          row {error.row}: {error.message}"
+    if first.row is None:
+        return
+    prompt = first.row.context if isinstance(first.row, ScoreRow) else first.row.prompt
+    yield f"row {first.row.row}     {_shown(prompt)}"
+    ids = first.token_ids
+    if isinstance(prompt, str):
+        yield f"          {_counted(len(ids), 'token')}: {ids[:SHOWN_TOKENS]}{' …' * (len(ids) > SHOWN_TOKENS)}"
+    continuations = first.row.continuations if isinstance(first.row, ScoreRow) else ()
+    yield from (f"          continuation {_shown(item)}" for item in continuations)
 
 
 def _shown(prompt: Any) -> str:

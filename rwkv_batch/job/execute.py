@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -12,7 +13,7 @@ from typing import Any, TypeAlias
 
 from ..settings import EngineSettings, ModelSettings
 from .config import JobConfig
-from .dry_run import describe
+from .dry_run import describe, read_first_rows
 from .load import load_job
 from .output.commit import JobFiles, Part
 from .output.results import Results
@@ -28,6 +29,9 @@ from .stopping import StopSignals
 from .stream import missing_rows
 
 SUCCESS = "_SUCCESS.json"
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,14 @@ Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
 """Settings that replace the job's: "section.key" → value, or texts "section.key=value" as on the command line."""
 
 
-def check_job(job: JobSource, overrides: Overrides = (), shard: str | None = None, *, stop: StopSignals) -> str:
+def check_job(
+    job: JobSource, overrides: Overrides = (), shard: str | None = None, *, stop: StopSignals
+) -> tuple[str, bool]:
     """Describes in text what the job would do. Reads the input and the model's sizes; writes nothing, and does not use
     GPUs in this process.
+
+    Returns:
+        The text, and whether the job makes sense so far: not each of the first rows is an error.
 
     Args: as those of `run_job`.
 
@@ -81,7 +90,8 @@ def check_job(job: JobSource, overrides: Overrides = (), shard: str | None = Non
         prepared = prepare(load_job(job, overrides), partial(_inspect_model, apart=True))
         started = compare_job(LocalStorage(prepared.folders.file("tmp")), prepared.folders, prepared.document)
         prepared = prepared.started_as(started) if started else prepared
-        return "\n".join(describe(prepared, parse_shard(shard, {})))
+        first = read_first_rows(prepared)
+        return "\n".join(describe(prepared, parse_shard(shard, {}), first)), not first.are_errors
 
 
 def run_job(
@@ -127,6 +137,8 @@ def run_job(
         part = parse_shard(shard, {})
         with stop.interruptible():
             prepared = prepare(load_job(job, overrides), _inspect_model)
+        if overriding := prepared.columns.overriding:
+            logger.info("sampled as the columns %s say, where they are not null", ", ".join(overriding))
         folders = prepared.folders
         storage = LocalStorage(folders.file("tmp"))
         prepared = prepared.started_as(open_job(storage, folders, prepared.document))

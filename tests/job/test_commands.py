@@ -35,13 +35,39 @@ def test_dry_run_shows_everything_and_writes_nothing(job: Job, capsys: pytest.Ca
             "completion_tokens: int32",
             "8 slots of 1 KiB",
             "op        wkv7: cpu\n",
-            "row 0     error null_prompt",
+            "row 0: the column 'prompt' is null",
             r"row 1     'line\nbreak'",
             "10 tokens: [108, 105,",
         ):
             assert expected in out
     assert fake_llm.LLM.loaded == 0
     assert not job.output.exists() and not job.state.exists()
+
+
+def test_dry_run_counts_bad_rows(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    job.input(prompt=[None, "fine", None], temperature=[1.0, 1.0, -1.0])
+    assert job.run("--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "errors    2 of the first 3 rows: null_prompt" in lines
+    assert "          row 0: the column 'prompt' is null" in lines
+    assert "row 1     'fine'" in lines
+
+
+def test_dry_run_of_a_job_in_which_every_row_is_bad(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    job.input(prompt=["a", "b"], temperature=[-1.0, -2.0])
+    assert job.run("--dry-run") == 3
+    assert "errors    2 of the first 2 rows: bad_sampling" in capsys.readouterr().out
+
+
+def test_dry_run_of_no_rows(job: Job) -> None:
+    assert job.input(prompt=pa.array([], pa.string())).run("--dry-run") == 0
+
+
+def test_dry_run_shows_the_first_tokens_of_a_long_prompt(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    job.input(prompt=["a" * 1000])
+    assert job.run("--dry-run") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "1,000 tokens: [" in line]
+    assert line.endswith("] …") and len(line) < 300
 
 
 def test_dry_run_of_a_shard(job: Job, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,6 +42,11 @@ class Columns:
     passed: tuple[str, ...]
     read: tuple[str, ...]
 
+    @property
+    def overriding(self) -> list[str]:
+        """The columns whose values override the job's sampling settings."""
+        return [*self.sampling.values(), *([self.sampling_struct] if self.sampling_struct else [])]
+
 
 def expected_kinds(job: JobConfig) -> dict[str, Expected]:
     """For formats without a schema: column → the kind of its values. A value of another kind makes a bad row."""

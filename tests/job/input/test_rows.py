@@ -94,6 +94,13 @@ def completions(job: Job) -> list[tuple[int, str]]:
     return [(row["sample_index"], row["completion"]) for row in job.rows()]
 
 
+def test_a_run_names_the_columns_that_override_sampling(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    job.input(prompt=["a"], n=[2], temperature=[0.5])
+    with caplog.at_level("INFO", "rwkv_batch"):
+        assert job.run() == 0
+    assert "sampled as the columns n, temperature say" in caplog.text
+
+
 def test_rows_override_sampling(job: Job) -> None:
     prompts = ["a", "b", "c", "d"]
     job.input(

@@ -52,9 +52,11 @@ SLOW: dict[str, tuple[str, ...]] = {
         "docs/test_examples.py::test_the_examples_of_a_page_run",
         "benchmarks/test_gpu_benchmark.py",
         "benchmarks/test_gpu_processes.py",
+        "benchmarks/test_host_benchmark.py",
     ),
     "the package is built and installed": ("test_packaging.py",),
     "something fails at every line or step": (
+        "job/test_crash.py::test_the_disk_fails_at_every_durable_step",
         "engine/test_interrupts.py::test_an_exception_at_any_line_leaves_the_engine_usable",
         "job/test_crash.py::test_a_crash_at_every_durable_step",
     ),

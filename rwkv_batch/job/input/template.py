@@ -79,11 +79,12 @@ class Template:
             ConfigurationError: the template names a column that the input lacks, and does not handle its absence with
                 `is defined` or `default`. One line for each.
         """
-        named = self._names if ROW in known else (self._names - {ROW}) | self._subscripts
+        has_mapping = ROW in self._names and ROW not in known  # else the template or a column gives the name a meaning
+        named = (self._names - {ROW}) | self._subscripts if has_mapping else self._names
         if missing := sorted(named - {*known} - self._guarded):
             lines = (f"the input has no column {name!r}{did_you_mean(name, known)}" for name in missing)
             raise ConfigurationError("\n".join(f"input.template: {line}" for line in lines))
-        reads_all = self._reads_all and ROW not in known
+        reads_all = has_mapping and self._reads_all
         return [name for name in known if reads_all or name in named]
 
     def render(self, columns: Mapping[str, Any]) -> str:
@@ -159,7 +160,8 @@ def _with_checked_concatenations(tree: nodes.Template) -> nodes.Template:
 def _row_subscripts(tree: nodes.Template) -> Iterator[Any]:
     """Yields the subscripts of `row` with a constant text, as in row["Question Text"]."""
     for node in tree.find_all(nodes.Getitem):
-        if isinstance(node.node, nodes.Name) and node.node.name == ROW and isinstance(node.arg, nodes.Const):
+        is_of_row = isinstance(node.node, nodes.Name) and node.node.name == ROW
+        if is_of_row and isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str):
             yield node
 
 

@@ -56,8 +56,10 @@ def test_failing_template_is_a_row_error(source: str):
         ("{% set c = a %}{{ c }}{% for x in range(2) %}{{ x }}{% endfor %}", ["a"]),
         ("{{ row['two words'] }}{{ c }}", ["two words", "c"]),
         ("{{ row.a }}", ["a", "b", "two words", "c"]),
+        ("{{ row[0] }}{{ row['a'] }}", ["a", "b", "two words", "c"]),
         ("{% for name in row %}{{ name }}{% endfor %}", ["a", "b", "two words", "c"]),
         ("{{ d | default('') }}{% if e is defined %}{{ e }}{% endif %}{{ a }}", ["a"]),
+        ("{% for row in b %}{{ row['x'] }}{% endfor %}", ["b"]),
         ("no column", []),
     ],
 )

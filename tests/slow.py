@@ -44,6 +44,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "job/test_demo_jobs.py::test_a_killed_job_ends_like_an_undisturbed_one",
         "job/test_process.py",
         "mutation/test_mutation.py",
+        "test_structure.py::test_a_missing_harness_is_an_extra",
         "measure/test_bench.py",
         "benchmarks/test_benchmark_peers.py",
         "benchmarks/test_benchmark_quality.py::test_it_rehearses",

@@ -24,7 +24,7 @@ def main() -> int:
     if not task.rehearse and not torch.cuda.is_available():
         say("no CUDA device; --rehearse runs without one")
         return 2
-    device = torch.device("cpu" if task.rehearse else "cuda")
+    device = torch.device("cpu" if task.rehearse else "cuda:0")
     if task.rehearse or task.share:
         torch.set_num_threads(1)  # several such processes share the cores, and idle threads would spin on them
     torch.manual_seed(0)

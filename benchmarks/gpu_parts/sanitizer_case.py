@@ -34,7 +34,7 @@ def main() -> int:
         torch.cuda.synchronize()
         return 0
     torch.set_num_threads(1)
-    target = Target(rest[0], torch.device("cuda"))
+    target = Target(rest[0], torch.device("cuda:0"))
     (case,) = (case for case in cases(target) if case.name == name)
     replace(case, checks=case.checks[:1]).run(target)
     torch.cuda.synchronize()

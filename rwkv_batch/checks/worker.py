@@ -28,7 +28,7 @@ def check(name: str, backend: str, device: str) -> dict[str, Any]:
         The fields of a `CheckResult` that this process knows.
     """
     torch.set_num_threads(min(limit_threads(), 1 if device != "cpu" or backend == "reference" else THREADS))
-    target = Target(backend, torch.device(device))
+    target = Target(backend, indexed(torch.device(device)))
     try:
         if target.device.type == "cuda":
             torch.cuda.set_device(target.device)
@@ -45,6 +45,11 @@ def check(name: str, backend: str, device: str) -> dict[str, Any]:
     if result["status"] == WRONG and target.device.type == "cuda" and "float32" in name.partition(" state ")[0].split():
         result["why"] += _allowed_tf32()
     return result
+
+
+def indexed(device: torch.device) -> torch.device:
+    """The device with its index. `torch.cuda.set_device` refuses "cuda"."""
+    return torch.device("cuda", 0) if device.type == "cuda" and device.index is None else device
 
 
 def _allowed_tf32() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -14,6 +14,14 @@ from .files import InputFile, find_files
 from .formats import EXTENSIONS, FORMATS, format_of
 from .json_kinds import Expected
 from .table import READ_ERROR, Table
+
+
+class Span(NamedTuple):
+    """The rows of one file: those from `start` to before `stop`, numbered over the whole input."""
+
+    file: InputFile
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,14 @@ class Input:
             {"file": file.name, "rows": table.num_rows, "bytes": file.size, "version": file.version()}
             for file, table in zip(self.files, self.tables, strict=True)
         ]
+
+    def spans(self, start: int, stop: int) -> Iterator[Span]:
+        """Yields the files that hold the rows from `start` to before `stop`, each with those of its rows."""
+        end = 0
+        for file, table in zip(self.files, self.tables, strict=True):
+            first, end = end, end + table.num_rows
+            if first < stop and start < end:
+                yield Span(file, max(start, first), min(stop, end))
 
     def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yields the rows from `start` to before `stop` in batches with exactly `columns`, and perhaps READ_ERROR."""

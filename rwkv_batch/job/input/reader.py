@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -17,6 +17,14 @@ from .hive import partition_types
 from .json_kinds import Expected
 from .table import Rows, Table, batch_of
 from .unify import converted, readable, unified
+
+
+class Span(NamedTuple):
+    """The rows of one file: those from `start` to before `stop`, numbered over the whole input."""
+
+    file: InputFile
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,14 @@ class Input:
             {"file": file.name, "rows": table.num_rows, "bytes": file.size, "version": file.version()}
             for file, table in zip(self.files, self.tables, strict=True)
         ]
+
+    def spans(self, start: int, stop: int) -> Iterator[Span]:
+        """Yields the files that hold the rows from `start` to before `stop`, each with those of its rows."""
+        end = 0
+        for file, table in zip(self.files, self.tables, strict=True):
+            first, end = end, end + table.num_rows
+            if first < stop and start < end:
+                yield Span(file, max(start, first), min(stop, end))
 
     def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Rows]:
         """Yields the rows from `start` to before `stop`, with exactly `columns`, in the types of the schema."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -61,21 +62,26 @@ def expected_kinds(job: JobConfig) -> dict[str, Expected]:
     return {name: kinds[role] for role, name in named.items() if name is not None}
 
 
-def bind_columns(job: JobConfig, schema: pa.Schema) -> Columns:
+def bind_columns(job: JobConfig, schema: pa.Schema, contradictions: Mapping[str, str]) -> Columns:
     """Finds the columns that the job needs.
+
+    Args:
+        schema: of the input.
+        contradictions: column that has no one type over all files → why.
 
     Raises:
         ConfigurationError: a column is missing, ambiguous or of the wrong type; one line for each problem.
     """
-    return _Binder(job, schema).bind()
+    return _Binder(job, schema, contradictions).bind()
 
 
 class _Binder:
     """Finds the columns of one job, and collects everything that is wrong with them."""
 
-    def __init__(self, job: JobConfig, schema: pa.Schema) -> None:
+    def __init__(self, job: JobConfig, schema: pa.Schema, contradictions: Mapping[str, str]) -> None:
         self._job = job
         self._schema = schema
+        self._contradictions = contradictions
         self._problems: list[str] = []
         self._given = self._given_columns()
         self._template = _template_source(job.input.template)
@@ -92,9 +98,11 @@ class _Binder:
         self._check_tokenizer(roles)
         passed = self._passed_columns()
         in_template = self._template_columns()
+        needed = {*roles.values(), *sampling.values(), *([struct] if struct else []), *in_template}
+        used = needed | {*passed}
+        self._problems += [f"input.path: {text}" for name, text in self._contradictions.items() if name in used]
         if self._problems:
             raise ConfigurationError("\n".join(self._problems))
-        needed = {*roles.values(), *sampling.values(), *([struct] if struct else []), *in_template}
         read = [name for name in self._schema.names if name in needed]
         return Columns(roles, sampling, struct, answer, self._template, tuple(passed), tuple(read))
 
@@ -205,10 +213,12 @@ class _Binder:
                 self._problems.append(
                     f"output.input_columns: the input has no column {name!r}{did_you_mean(name, names)}"
                 )
-        return [name for name in names if name in wanted]
+        chosen = {*wanted}
+        return [name for name in names if name in chosen]
 
     def _check_type(self, name: str, check: Check, where: str) -> None:
-        self._check_field(self._schema.field(name), check, where)
+        if name not in self._contradictions:
+            self._check_field(self._schema.field(name), check, where)
 
     def _check_field(self, field: pa.Field, check: Check, where: str) -> None:
         if not check.accepts(field.type):

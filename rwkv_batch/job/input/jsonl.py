@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, RowError
 from .files import InputFile
 from .json_kinds import NULL, Expected, JsonKind, widen
-from .table import BATCH_ROWS, READ_ERROR, Table
+from .table import BATCH_ROWS, Rows, Table, batch_of
 
 BOOKMARK_ROWS = 4096
 """The offset of every row with this number, or a multiple of it, is kept, so that a range of rows is found fast."""
+
+
+class Line(NamedTuple):
+    """What a line holds: values by column name, and why the row is bad, if it is."""
+
+    record: dict[str, Any]
+    error: RowError | None = None
 
 
 class JsonlTable(Table):
@@ -36,7 +43,7 @@ class JsonlTable(Table):
         for offset, line in self._lines(0):
             if self.num_rows and self.num_rows % BOOKMARK_ROWS == 0:
                 self._bookmarks.append(offset)
-            self._learn(self.parse(line))
+            self._learn(self.parse(line).record)
             self.num_rows += 1
         self.schema = pa.schema([(name, kind.arrow) for name, kind in self._kinds.items()])
 
@@ -44,28 +51,28 @@ class JsonlTable(Table):
     def recognizes(head: bytes) -> bool:
         return head.lstrip().startswith(b"{")
 
-    def parse(self, line: bytes) -> dict[str, Any]:
-        """The object of one line, or {READ_ERROR: reason} where there is none. Empty objects inside it become None."""
+    def parse(self, line: bytes) -> Line:
+        """The object of one line. Empty objects inside it become None."""
         try:
             record = json.loads(line, object_hook=lambda item: item or None)
             if b"\\u" in line or b"\xed" in line:  # an escape, or the first byte of a surrogate that is encoded itself
                 json.dumps(record, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            return {READ_ERROR: "invalid_text: the line has half of a surrogate pair, expected text"}
+            return Line({}, RowError("invalid_text", "the line has half of a surrogate pair, expected text"))
         except (ValueError, RecursionError) as error:
-            return {READ_ERROR: f"bad_json: the line is not valid JSON: {error}"}
+            return Line({}, RowError("bad_json", f"the line is not valid JSON: {error}"))
         if record is not None and not isinstance(record, dict):
-            return {READ_ERROR: "bad_json: the line is valid JSON, expected an object"}
-        return record or {}
+            return Line({}, RowError("bad_json", "the line is valid JSON, expected an object"))
+        return Line(record or {})
 
-    def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Rows]:
         if start >= stop:
             return
         bookmark = start // BOOKMARK_ROWS
         skipped = start - bookmark * BOOKMARK_ROWS
         lines = islice(self._lines(self._bookmarks[bookmark]), skipped, skipped + stop - start)
-        while records := [self.parse(line) for _, line in islice(lines, BATCH_ROWS)]:
-            yield self._batch(records, [name for name in columns if name in self._kinds])
+        while parsed := [self.parse(line) for _, line in islice(lines, BATCH_ROWS)]:
+            yield self._rows(parsed, [name for name in columns if name in self._kinds])
 
     def _lines(self, offset: int) -> Iterator[tuple[int, bytes]]:
         """Lines that are not blank, each with its offset in bytes."""
@@ -84,8 +91,6 @@ class JsonlTable(Table):
     def _learn(self, record: dict[str, Any]) -> None:
         """Widens the columns' kinds by one row."""
         for name, value in record.items():
-            if name == READ_ERROR:
-                continue
             try:
                 self._kinds[name] = widen(self._kinds.get(name, NULL), value, self._wanted(name, value))
             except TypeError as error:
@@ -103,18 +108,18 @@ class JsonlTable(Table):
                 return kind
         return wanted[0]
 
-    def _batch(self, records: list[dict[str, Any]], columns: Sequence[str]) -> pa.RecordBatch:
-        for record in records:
+    def _rows(self, lines: list[Line], columns: Sequence[str]) -> Rows:
+        errors = {row: line.error for row, line in enumerate(lines) if line.error is not None}
+        for row, (record, _) in enumerate(lines):
             for name in columns:
                 kind, value = self._kinds[name], record.get(name)
                 if not kind.fits(value):
                     where, expected = self._required(name).misfit(name, value)
-                    record.setdefault(READ_ERROR, f"bad_type: {where}: expected {expected.words}")
+                    errors.setdefault(row, RowError("bad_type", f"{where}: expected {expected.words}"))
                     value = None
                 record[name] = kind.for_arrow(value)
-        arrays = [pa.array([record[name] for record in records], self._kinds[name].arrow) for name in columns]
-        errors = pa.array([record.get(READ_ERROR) for record in records], pa.string())
-        return pa.RecordBatch.from_arrays([*arrays, errors], names=[*columns, READ_ERROR])
+        arrays = {name: pa.array([record[name] for record, _ in lines], self._kinds[name].arrow) for name in columns}
+        return Rows(batch_of(arrays, len(lines)), errors)
 
     def _required(self, name: str) -> JsonKind:
         """The kind of a column. Where the file has no value of the right kind, the kind that was expected."""

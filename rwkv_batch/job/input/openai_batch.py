@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ...errors import RowError
 from ...sampling_params import SAMPLING_FIELDS
 from .files import InputFile
 from .json_kinds import STRING, Expected
-from .jsonl import JsonlTable
+from .jsonl import JsonlTable, Line
 from .roles import PROMPT_KINDS, SAMPLING_KINDS
-from .table import READ_ERROR
 
 SAMPLING_NAMES = {alias: name for name, field in SAMPLING_FIELDS.items() for alias in field.openai}
 """Name in a request's body → the sampling field that it sets."""
@@ -39,30 +39,30 @@ class OpenAIBatchTable(JsonlTable):
             return False
         return isinstance(first, dict) and "custom_id" in first and isinstance(first.get("body"), dict)
 
-    def parse(self, line: bytes) -> dict[str, Any]:
-        request = super().parse(line)
-        if READ_ERROR in request:
-            return request
+    def parse(self, line: bytes) -> Line:
+        request, error = super().parse(line)
+        if error is not None:
+            return Line({}, error)
         row = {"id": request.get("custom_id")}
         try:
             row.update(_columns(request.get("body")))
-        except ValueError as error:
-            row[READ_ERROR] = str(error)
+        except RowError as found:
+            error = found
         role = next((role for role in PROMPT_KINDS if row.get(role) is not None), None)
         if role is None:
-            return row
+            return Line(row, error)
         if self._role is None:
             self._role = role if PROMPT_KINDS[role].fits(row[role]) else None
         elif role != self._role:
             del row[role]
-            row.setdefault(READ_ERROR, f"bad_type: got {role}, expected {self._role} as in the requests above")
-        return row
+            error = error or RowError("bad_type", f"got {role}, expected {self._role} as in the requests above")
+        return Line(row, error)
 
 
 def _columns(body: Any) -> Iterator[tuple[str, Any]]:
-    """The columns of one request. Raises ValueError with "code: sentence"."""
+    """The columns of one request. Raises RowError."""
     if not isinstance(body, dict):
-        raise ValueError("bad_json: body: expected an object")
+        raise RowError("bad_json", "body: expected an object")
     for name, value in body.items():
         if name == "messages":
             yield name, [_message(message) for message in value] if isinstance(value, list) else value
@@ -71,7 +71,7 @@ def _columns(body: Any) -> Iterator[tuple[str, Any]]:
         elif name in SAMPLING_NAMES:
             yield SAMPLING_NAMES[name], value
         elif name not in IGNORED and not _is_off(name, value):
-            raise ValueError(f"bad_sampling: body.{name} is not supported")
+            raise RowError("bad_sampling", f"body.{name} is not supported")
 
 
 def _is_off(name: str, value: Any) -> bool:
@@ -87,5 +87,5 @@ def _message(message: Any) -> Any:
         return message
     parts = message["content"]
     if not all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
-        raise ValueError("bad_messages: expected content of type text only")
+        raise RowError("bad_messages", "expected content of type text only")
     return {**message, "content": "".join(str(part.get("text", "")) for part in parts)}

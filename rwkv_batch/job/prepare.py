@@ -109,7 +109,7 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
             written.
     """
     source = open_input(job.input.path, job.input.format, expected_kinds(job))
-    columns = bind_columns(job, source.schema)
+    columns = bind_columns(job, source.schema, source.has_prompts_of_several_kinds)
     results = result_schema(job, columns)
     schema = output_schema(source.schema, columns, results)
     folders = Folders.of(job)

@@ -61,21 +61,25 @@ def expected_kinds(job: JobConfig) -> dict[str, Expected]:
     return {name: kinds[role] for role, name in named.items() if name is not None}
 
 
-def bind_columns(job: JobConfig, schema: pa.Schema) -> Columns:
+def bind_columns(job: JobConfig, schema: pa.Schema, several_prompts: bool = False) -> Columns:
     """Finds the columns that the job needs.
+
+    Args:
+        several_prompts: each row may have its prompt in another column.
 
     Raises:
         ConfigurationError: a column is missing, ambiguous or of the wrong type; one line for each problem.
     """
-    return _Binder(job, schema).bind()
+    return _Binder(job, schema, several_prompts).bind()
 
 
 class _Binder:
     """Finds the columns of one job, and collects everything that is wrong with them."""
 
-    def __init__(self, job: JobConfig, schema: pa.Schema) -> None:
+    def __init__(self, job: JobConfig, schema: pa.Schema, several_prompts: bool) -> None:
         self._job = job
         self._schema = schema
+        self._several_prompts = several_prompts
         self._problems: list[str] = []
         self._given = self._given_columns()
         self._template = _template_source(job.input.template)
@@ -127,11 +131,11 @@ class _Binder:
         return given
 
     def _prompt_roles(self) -> dict[str, str]:
-        """The one column that prompts come from; none where a template makes them."""
+        """The column that prompts come from; none where a template makes them, several where rows differ in it."""
         if self._template is not None:
             return {}
         present = _named_prompts(self._job) or [role for role in PROMPT_KINDS if role in self._given]
-        if len(present) != 1:
+        if not present or (len(present) > 1 and not self._several_prompts):
             found = f"found {' and '.join(present)}" if present else "found none of them"
             self._problems.append(
                 f"input.columns: {found}, expected exactly one of the columns {listed(PROMPT_KINDS)} "

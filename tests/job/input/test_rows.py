@@ -192,8 +192,10 @@ def test_wrong_cells_in_jsonl(job: Job) -> None:
     assert codes(job) == [None, "bad_type", "bad_json", "bad_type", "null_prompt"]
 
 
-@pytest.mark.parametrize(("seed", "code"), [(2**63 - 1, None), (2**63, "bad_type"), (-(2**63), None)])
-def test_integers_of_64_bits_in_jsonl(job: Job, seed: int, code: str | None) -> None:
+@pytest.mark.parametrize(
+    ("seed", "code"), [(2**64 - 1, None), (2**64, "bad_type"), (-(2**63), None), (7.0, None), (7.5, "bad_type")]
+)
+def test_integers_of_64_bits_in_jsonl(job: Job, seed: float, code: str | None) -> None:
     job.lines('{"prompt": "a", "seed": 1}', f'{{"prompt": "b", "seed": {seed}}}').run()
     assert codes(job) == [None, code]
 

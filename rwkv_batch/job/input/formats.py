@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from ...errors import ConfigurationError, one_of
+from .arrow_file import ArrowTable
 from .compression import head_of
+from .csv_file import CsvTable, TsvTable
 from .files import InputFile
 from .jsonl import JsonlTable
 from .openai_batch import OpenAIBatchTable
 from .parquet import ParquetTable
 from .table import Table
 
-FORMATS: dict[str, type[Table]] = {"parquet": ParquetTable, "openai-batch": OpenAIBatchTable, "jsonl": JsonlTable}
+FORMATS: dict[str, type[Table]] = {
+    "parquet": ParquetTable,
+    "arrow": ArrowTable,
+    "openai-batch": OpenAIBatchTable,
+    "jsonl": JsonlTable,
+    "csv": CsvTable,
+    "tsv": TsvTable,
+}
 """Name in `input.format` → its table. Of formats that share an extension, the more special one comes first."""
 
 EXTENSIONS = frozenset(extension for table in FORMATS.values() for extension in table.extensions)

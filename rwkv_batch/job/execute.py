@@ -168,7 +168,7 @@ class _Run:
         """Returns the shard's units that have no part yet. Removes segments that a crash left beside a part."""
         missing = []
         for unit in self._shard.units(self._plan):
-            if self._files.part(unit) is None:
+            if self._files.part(unit, thorough=True) is None:
                 missing.append(unit)
             else:
                 self._files.drop_segments(unit)
@@ -183,7 +183,7 @@ class _Run:
             llm = _load_model(self._prepared)
         self._log("model", model=llm.describe())
         to_columns = Results(job.task, self._prepared.form.results, _detokenizer(llm.tokenizer)).batch
-        writer = Writer(self._files, self._prepared.read_passed, to_columns, job.output.flush_seconds, self._log)
+        writer = Writer(self._files, self._prepared.source, to_columns, job.output.flush_seconds, self._log)
         with self._progress(missing, writer, llm), writer, self._stop.interruptible():
             rows = missing_rows(self._prepared, self._files, missing, writer)
             with closing(llm.serving.run(rows, stop_at_error=job.run.on_row_error == "stop")) as served:

@@ -20,9 +20,9 @@ from .input.columns import Columns, bind_columns, expected_kinds
 from .input.files import sha256_of
 from .input.reader import Input, open_input
 from .input.rows import RowParser
-from .output.commit import OutputFormat
-from .output.results import output_schema, result_schema
-from .plan import Unit, UnitPlan
+from .output.parts import OutputFormat
+from .output.results import passed_schema, result_schema
+from .plan import UnitPlan
 from .state import Folders, check_folders
 
 SETTINGS = {
@@ -71,10 +71,6 @@ class Prepared:
         footer = {**self.form.footer, "fingerprint": document["fingerprint"]}
         return replace(self, document=document, form=replace(self.form, footer=footer))
 
-    def read_passed(self, unit: Unit) -> Iterator[pa.RecordBatch]:
-        """Reads the columns that a unit's part repeats from the input."""
-        return self.source.read(unit.start, unit.stop, self.columns.passed)
-
 
 @contextmanager
 def named_as_in_jobs() -> Iterator[None]:
@@ -109,9 +105,10 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
             written.
     """
     source = open_input(job.input.path, job.input.format, expected_kinds(job))
-    columns = bind_columns(job, source.schema, source.has_prompts_of_several_kinds)
+    columns = bind_columns(job, source)
     results = result_schema(job, columns)
-    schema = output_schema(source.schema, columns, results)
+    passed = passed_schema(source.schema, columns, results)
+    schema = pa.schema([*passed, *results])
     folders = Folders.of(job)
     check_folders(job, folders, source.files)
     _check_pin(job)
@@ -123,7 +120,6 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
     plan = UnitPlan(min(source.num_rows, job.input.limit or source.num_rows), job.output.rows_per_part)
     document = _job_document(job, columns, schema, source, plan, folders, model)
     footer = {"version": __version__, "fingerprint": document["fingerprint"], "seed": str(job.sampling.seed)}
-    passed = pa.schema([source.schema.field(name) for name in columns.passed])
     form = OutputFormat(results, passed, footer)
     return Prepared(job, source, columns, parser, plan, form, folders, document, model)
 

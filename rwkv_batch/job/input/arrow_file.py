@@ -11,7 +11,7 @@ from pyarrow import ipc
 from .continued import Continued
 from .files import InputFile
 from .json_kinds import Expected
-from .table import BATCH_ROWS, Table
+from .table import BATCH_ROWS, Rows, Table, batch_of
 
 FILE_MAGIC, STREAM_MAGIC = b"ARROW1", b"\xff\xff\xff\xff"
 
@@ -36,13 +36,14 @@ class ArrowTable(Table):
     def recognizes(head: bytes) -> bool:
         return head.startswith((FILE_MAGIC, STREAM_MAGIC))
 
-    def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Rows]:
         if start >= stop:
             return
         known = [name for name in columns if name in self.schema.names]
         for piece in self._pieces(start, stop, known):
             for first in range(0, len(piece), BATCH_ROWS):
-                yield piece.slice(first, BATCH_ROWS).select(known)
+                part = piece.slice(first, BATCH_ROWS)
+                yield Rows(batch_of({name: part.column(name) for name in known}, len(part)), {})
 
     def _pieces(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yields rows of the record batches that have some."""

@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
+from ...errors import RowError
 from .compression import compression_of, head_of, open_stream
 from .continued import Continued
 from .csv_kinds import STRING, TextKind, kinds_for
 from .files import InputFile
 from .json_kinds import Expected
-from .table import BATCH_ROWS, READ_ERROR, Table
+from .table import BATCH_ROWS, Rows, Table, batch_of
 
 BLOCK_BYTES = 16 << 20
 """A row is at most this long."""
@@ -64,13 +65,13 @@ class CsvTable(Table):
                 table._settle(name, kinds[-1] if is_empty else common[0])
         return ours
 
-    def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Rows]:
         known = [name for name in columns if name in self._kinds]
         if start >= stop:
             return
         for piece in self._continued.read(start, stop, known):
             for first in range(0, len(piece), BATCH_ROWS):
-                yield self._batch(piece[first : first + BATCH_ROWS], known)
+                yield self._rows(piece[first : first + BATCH_ROWS], known)
 
     def _column_names(self) -> list[str]:
         """The names in the first line; none where the file has no content."""
@@ -92,14 +93,14 @@ class CsvTable(Table):
         for index in self.schema.get_all_field_indices(name):
             self.schema = self.schema.set(index, pa.field(name, kind.arrow))
 
-    def _batch(self, piece: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
-        errors = dict(enumerate(piece.column(0).to_pylist()))
-        arrays = []
-        for name in columns:
-            array, misfits = _converted(name, piece.column(name), self._kinds[name][0])
-            arrays.append(array)
-            errors |= {row: error for row, error in misfits.items() if errors[row] is None}
-        return pa.RecordBatch.from_arrays([*arrays, pa.array(errors.values(), pa.string())], [*columns, READ_ERROR])
+    def _rows(self, piece: pa.RecordBatch, columns: Sequence[str]) -> Rows:
+        reasons = enumerate(piece.column(0).to_pylist())
+        errors = {row: RowError("read_error", reason) for row, reason in reasons if reason is not None}
+        arrays = {}
+        for name, texts in zip(columns, piece.columns[1:], strict=False):
+            arrays[name], misfits = _converted(name, texts, self._kinds[name][0])
+            errors = {**misfits, **errors}
+        return Rows(batch_of(arrays, len(piece)), errors)
 
     def _pieces(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """All rows in pieces: why a row is bad, or null; then the texts of some columns, of all if none is named.
@@ -110,7 +111,7 @@ class CsvTable(Table):
 
         def note(row: Any) -> str:
             fields = f"{row.actual_columns} fields, expected {row.expected_columns} as in the first line"
-            bad[row.number - FIRST_ROW] = f"read_error: the row has {fields}"
+            bad[row.number - FIRST_ROW] = f"the row has {fields}"
             return "skip"
 
         if not self._names:
@@ -173,7 +174,7 @@ def _with_bad_rows(batch: pa.RecordBatch, first: int, bad: dict[int, str]) -> pa
     return pa.RecordBatch.from_arrays([pa.array(reasons, pa.string()), *columns], ["", *batch.schema.names])
 
 
-def _converted(name: str, texts: pa.Array, kind: TextKind) -> tuple[pa.Array, dict[int, str]]:
+def _converted(name: str, texts: pa.Array, kind: TextKind) -> tuple[pa.Array, dict[int, RowError]]:
     """Returns the values of a column's texts; null where a text is of another kind, with the reason by its row."""
     try:
         return kind.convert(texts), {}
@@ -183,7 +184,7 @@ def _converted(name: str, texts: pa.Array, kind: TextKind) -> tuple[pa.Array, di
             cell = texts.slice(row, 1)
             if not kind.has(cell):
                 code = "invalid_text" if kind is STRING else "bad_type"
-                errors[row] = f"{code}: the column {name!r}: expected {kind.words}"
+                errors[row] = RowError(code, f"the column {name!r}: expected {kind.words}")
                 cell = pa.nulls(1, texts.type)
             cells.append(kind.convert(cell))
         return pa.concat_arrays(cells), errors

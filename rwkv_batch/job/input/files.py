@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -33,6 +33,7 @@ class InputFile:
         filesystem: of pyarrow.
         size: in bytes.
         mtime_ns: time of the last change in nanoseconds since 1970; 0 where the file system has none.
+        partition: values of the Hive folders above it, as text, by column.
     """
 
     name: str
@@ -40,6 +41,7 @@ class InputFile:
     filesystem: Any
     size: int
     mtime_ns: int
+    partition: Mapping[str, str | None] = field(default_factory=dict)
 
     def open(self) -> Any:
         """Opens the file for reading, as a binary file of pyarrow."""

@@ -48,9 +48,9 @@ class JsonKind(ABC):
         """Whether a value is of this kind."""
         return value is None or self.has(value)
 
-    def fault(self, where: str, value: Any) -> str:
-        """What is wrong with a value that does not fit, as "code: sentence"; `where` names the value."""
-        return f"bad_type: {where}: expected {self.words}"
+    def fault(self, where: str, value: Any) -> RowError:
+        """What is wrong with a value that does not fit; `where` names the value."""
+        return RowError("bad_type", f"{where}: expected {self.words}")
 
     def for_arrow(self, value: Any) -> Any:
         """A value of this kind in the form that `pyarrow.array` takes."""
@@ -127,7 +127,7 @@ class Struct(JsonKind):
     def has(self, value: Any) -> bool:
         return isinstance(value, dict) and all(kind.fits(value.get(name)) for name, kind in self.fields.items())
 
-    def fault(self, where: str, value: Any) -> str:
+    def fault(self, where: str, value: Any) -> RowError:
         if not isinstance(value, dict):
             return super().fault(where, value)
         name, kind = next((name, kind) for name, kind in self.fields.items() if not kind.fits(value.get(name)))
@@ -178,9 +178,8 @@ class Messages(JsonKind):
     def has(self, value: Any) -> bool:
         return self._error(value) is None
 
-    def fault(self, where: str, value: Any) -> str:
-        error = self._error(value)
-        return super().fault(where, value) if error is None else f"{error.code}: {error}"
+    def fault(self, where: str, value: Any) -> RowError:
+        return self._error(value) or super().fault(where, value)
 
     def for_arrow(self, value: Any) -> Any:
         return None if value is None else plain_messages(value)

@@ -15,7 +15,7 @@ from .continued import Continued
 from .files import InputFile
 from .json_kinds import INTEGER, JSON_TEXT, NULL, Expected, JsonKind, Struct, join, settled, widen
 from .lines import UTF8_MARK, read_lines
-from .table import BATCH_ROWS, READ_ERROR, Table
+from .table import BATCH_ROWS, Rows, Table, batch_of
 
 BOOKMARK_ROWS = 4096
 """The offset of every row with this number, or a multiple of it, is kept, so that a range of rows is found fast."""
@@ -97,12 +97,12 @@ class JsonlTable(Table):
             return Line({}, RowError("bad_json", "the line is valid JSON, expected an object"))
         return Line(record or {})
 
-    def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Rows]:
         if start >= stop:
             return
         known = [name for name in columns if name in self._kinds]
         for lines in self._batches_of_lines(start, stop, known):
-            yield self._batch([self.parse(line) for line in lines], known)
+            yield self._rows([self.parse(line) for line in lines], known)
 
     def _batches_of_lines(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[list[bytes]]:
         """Yields the lines of some rows, in batches of bounded length."""
@@ -132,8 +132,7 @@ class JsonlTable(Table):
     def _learn(self, record: dict[str, Any]) -> None:
         """Widens the columns' kinds by one row."""
         for name, value in record.items():
-            if name != READ_ERROR:
-                self._kinds[name] = widen(self._kinds.get(name, NULL), value, self._wanted(name, value))
+            self._kinds[name] = widen(self._kinds.get(name, NULL), value, self._wanted(name, value))
 
     def _wanted(self, name: str, value: Any) -> JsonKind | None:
         """The kind that a column must have. The first value that is not empty decides between alternatives."""
@@ -164,20 +163,18 @@ class JsonlTable(Table):
             self._kinds[name] = settled(kind)
         self.schema = pa.schema([(name, kind.arrow) for name, kind in self._kinds.items()])
 
-    def _batch(self, lines: list[Line], columns: Sequence[str]) -> pa.RecordBatch:
-        errors = [line.error for line in lines]
+    def _rows(self, lines: list[Line], columns: Sequence[str]) -> Rows:
+        errors = {row: line.error for row, line in enumerate(lines) if line.error is not None}
         values: dict[str, list[Any]] = {name: [] for name in columns}
         for row, (record, _) in enumerate(lines):
             for name in columns:
                 kind, value = self._kinds[name], record.get(name)
                 if not kind.fits(value):
-                    code, _, message = self._required(name).fault(name, value).partition(": ")
-                    errors[row] = errors[row] or RowError(code, message)
+                    errors.setdefault(row, self._required(name).fault(name, value))
                     value = None
                 values[name].append(kind.for_arrow(value))
-        arrays = [pa.array(values[name], self._kinds[name].arrow) for name in columns]
-        reasons = pa.array([error and f"{error.code}: {error}" for error in errors], pa.string())
-        return pa.RecordBatch.from_arrays([*arrays, reasons], names=[*columns, READ_ERROR])
+        arrays = {name: pa.array(values[name], self._kinds[name].arrow) for name in columns}
+        return Rows(batch_of(arrays, len(lines)), errors)
 
     def _required(self, name: str) -> JsonKind:
         """The kind of a column. Where the file has no value of the right kind, the kind that was expected."""

@@ -17,7 +17,7 @@ from ...text.messages import utf8
 from ..config import JobConfig, sampling_with
 from ..plan import Unit
 from .columns import Columns
-from .table import READ_ERROR
+from .table import Rows
 
 Record = dict[str, Any]
 """A row's values by column name."""
@@ -53,17 +53,17 @@ class RowParser:
 
             self._template = Template(columns.template)
 
-    def rows(self, batch: pa.RecordBatch, keys: Sequence[RowKey]) -> list[GenerateRow | ScoreRow | ErrorRow]:
-        """Returns the rows of a batch, in order, each with the key in its place."""
-        return [self._row(key, record) for key, record in zip(keys, self._records(batch), strict=True)]
+    def rows(self, source: Rows, keys: Sequence[RowKey]) -> list[GenerateRow | ScoreRow | ErrorRow]:
+        """Returns rows to serve, in order, each with the key in its place."""
+        records = enumerate(self._records(source.batch))
+        return [
+            self._row(key, source.errors.get(index, record)) for key, (index, record) in zip(keys, records, strict=True)
+        ]
 
     def _row(self, key: RowKey, record: Record | RowError) -> GenerateRow | ScoreRow | ErrorRow:
         if isinstance(record, RowError):
             return ErrorRow(key, key.row, record)
         try:
-            if reason := record.pop(READ_ERROR, None):
-                code, _, message = reason.partition(": ")
-                raise RowError(code, message)
             return self._parse(key, record)
         except RowError as error:
             return ErrorRow(key, key.row, error)

@@ -40,7 +40,7 @@ def test_ranges(tmp_path: Path, kind: str) -> None:
     source = open_input(str(tmp_path), "auto", {})
     for start in range(31):
         for stop in range(start, 31):
-            found = [value for batch in source.read(start, stop, ["i"]) for value in batch["i"].to_pylist()]
+            found = [value for rows in source.read(start, stop, ["i"]) for value in rows.batch["i"].to_pylist()]
             assert found == list(range(start, stop))
 
 

@@ -18,7 +18,7 @@ from ..conftest import Job
 
 
 def read(source: Input, start: int, stop: int, column: str) -> list[Any]:
-    return [value for batch in source.read(start, stop, [column]) for value in batch[column].to_pylist()]
+    return [value for rows in source.read(start, stop, [column]) for value in rows.batch[column].to_pylist()]
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,12 @@ from rwkv_batch.job.input import lines as lines_module
 from rwkv_batch.job.input.json_kinds import INTEGER, STRING, ListOf
 from rwkv_batch.job.input.lines import read_lines
 from rwkv_batch.job.input.reader import Input, open_input
-from rwkv_batch.job.input.table import READ_ERROR
 
 from ..conftest import Job
 
 
 def read(source: Input, start: int, stop: int, column: str = "i") -> list[Any]:
-    return [value for batch in source.read(start, stop, [column]) for value in batch[column].to_pylist()]
+    return [value for rows in source.read(start, stop, [column]) for value in rows.batch[column].to_pylist()]
 
 
 def lines(tmp_path: Path, *records: Any) -> Input:
@@ -69,20 +68,14 @@ def test_bad_lines_and_cells_spoil_their_row_only(tmp_path: Path) -> None:
     )
     assert source.schema.field("prompt").type == pa.string()
     assert read(source, 0, 6, "prompt") == [None, "good", None, None, None, None]
-    errors = read_errors(source, ["prompt", "ids"])
-    assert [error and error.partition(":")[0] for error in errors] == [
-        "bad_type",
-        None,
-        "bad_json",
-        "bad_json",
-        "bad_type",
-        "invalid_text",
-    ]
-
-
-def read_errors(source: Input, columns: list[str]) -> list[str | None]:
-    batches = source.read(0, source.num_rows, columns)
-    return [error for batch in batches for error in batch[READ_ERROR].to_pylist()]
+    (rows,) = source.read(0, 6, ["prompt", "ids"])
+    assert {row: error.code for row, error in rows.errors.items()} == {
+        0: "bad_type",
+        2: "bad_json",
+        3: "bad_json",
+        4: "bad_type",
+        5: "invalid_text",
+    }
 
 
 def test_of_the_wrong_type_throughout_keeps_the_expected_type(tmp_path: Path) -> None:
@@ -260,7 +253,7 @@ def test_lines_longer_than_a_block_are_joined_once(tmp_path: Path, monkeypatch: 
 def test_batches_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonl, "BATCH_BYTES", 100)
     source = lines(tmp_path, *({"prompt": "x" * 80} for _ in range(5)))
-    assert [batch.num_rows for batch in source.read(0, 5, ["prompt"])] == [2, 2, 1]
+    assert [rows.batch.num_rows for rows in source.read(0, 5, ["prompt"])] == [2, 2, 1]
 
 
 def test_messages_in_every_form(job: Job) -> None:

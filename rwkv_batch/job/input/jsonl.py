@@ -89,7 +89,9 @@ class JsonlTable(Table):
             return Line({}, RowError("invalid_text", "the line has half of a surrogate pair, expected text"))
         except RecursionError:
             return Line({}, _too_deep())
-        except ValueError as error:
+        except json.JSONDecodeError as error:
+            return Line({}, RowError("bad_json", f"the line is not valid JSON: {error.msg} at character {error.pos}"))
+        except ValueError as error:  # an integer of thousands of digits
             return Line({}, RowError("bad_json", f"the line is not valid JSON: {error}"))
         if text.count("[") + text.count("{") > MAX_DEPTH and _is_deeper(record, MAX_DEPTH):
             return Line({}, _too_deep())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -15,6 +14,7 @@ from ..config import JobConfig
 from ..messages import did_you_mean, listed
 from .arrow_types import Check, is_ids, is_lists_of_ids
 from .json_kinds import Expected, Struct
+from .reader import Input
 from .roles import CHECKS, PROMPT_KINDS, SAMPLING_CHECKS, SAMPLING_KINDS, SCORE_KINDS
 
 ROLES = (*CHECKS, "id", "sampling", *SAMPLING_FIELDS)
@@ -62,26 +62,23 @@ def expected_kinds(job: JobConfig) -> dict[str, Expected]:
     return {name: kinds[role] for role, name in named.items() if name is not None}
 
 
-def bind_columns(job: JobConfig, schema: pa.Schema, contradictions: Mapping[str, str]) -> Columns:
+def bind_columns(job: JobConfig, source: Input) -> Columns:
     """Finds the columns that the job needs.
-
-    Args:
-        schema: of the input.
-        contradictions: column that has no one type over all files → why.
 
     Raises:
         ConfigurationError: a column is missing, ambiguous or of the wrong type; one line for each problem.
     """
-    return _Binder(job, schema, contradictions).bind()
+    return _Binder(job, source).bind()
 
 
 class _Binder:
     """Finds the columns of one job, and collects everything that is wrong with them."""
 
-    def __init__(self, job: JobConfig, schema: pa.Schema, contradictions: Mapping[str, str]) -> None:
+    def __init__(self, job: JobConfig, source: Input) -> None:
         self._job = job
-        self._schema = schema
-        self._contradictions = contradictions
+        self._schema = source.schema
+        self._contradictions = source.contradictions
+        self._several_prompts = source.has_prompts_of_several_kinds
         self._problems: list[str] = []
         self._given = self._given_columns()
         self._template = _template_source(job.input.template)
@@ -135,11 +132,11 @@ class _Binder:
         return given
 
     def _prompt_roles(self) -> dict[str, str]:
-        """The one column that prompts come from; none where a template makes them."""
+        """The column that prompts come from; none where a template makes them, several where rows differ in it."""
         if self._template is not None:
             return {}
         present = _named_prompts(self._job) or [role for role in PROMPT_KINDS if role in self._given]
-        if len(present) != 1:
+        if not present or (len(present) > 1 and not self._several_prompts):
             found = f"found {' and '.join(present)}" if present else "found none of them"
             self._problems.append(
                 f"input.columns: {found}, expected exactly one of the columns {listed(PROMPT_KINDS)} "

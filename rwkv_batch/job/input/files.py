@@ -19,6 +19,12 @@ from .hive import partition_of
 from .lakes import refuse_lakes
 from .listing import Entry, entries
 
+COMPRESSED = (".gz", ".zst", ".bz2")
+"""Ends of names of compressed files, after the end that tells the format."""
+
+WEAK_EXTENSIONS = (".json",)
+"""Extensions of files that often lie beside data. In a folder with files of other extensions they are not input."""
+
 NATIVE_SCHEMES = ("s3", "gs", "gcs", "abfs", "hdfs")
 
 
@@ -55,8 +61,8 @@ class InputFile:
 
     @property
     def extension(self) -> str:
-        """The end of the name with its dot, in lower case, such as ".jsonl"."""
-        return os.path.splitext(self.path)[1].lower()
+        """The end of the name with its dot, in lower case, such as ".jsonl"; without that of a compression."""
+        return extension_of(self.path)
 
     def version(self) -> str:
         """Returns a text that changes when the content changes: the upload time of a remote object, else a checksum.
@@ -74,6 +80,12 @@ class InputFile:
                 return f"sha256:{sha256_of(file)}"
             file.seek(self.size - 8 - int.from_bytes(length, "little"))
             return f"footer-sha256:{sha256_of(file)}"
+
+
+def extension_of(path: str) -> str:
+    """Returns the end of a file's name with its dot, in lower case; without that of a compression."""
+    stem, extension = os.path.splitext(path.lower())
+    return os.path.splitext(stem)[1] if extension in COMPRESSED else extension
 
 
 def sha256_of(file: Any) -> str:
@@ -143,6 +155,8 @@ def _expand(path: str, extensions: Collection[str]) -> list[InputFile]:
         for entry in listing
         if entry.size is not None and _is_chosen(entry.path.removeprefix(root), pattern, extensions)
     ]
+    if pattern is None:
+        chosen = [entry for entry in chosen if extension_of(entry.path) not in WEAK_EXTENSIONS] or chosen
     refuse_lakes(filesystem, base, [entry.path for entry in listing], [entry.path for entry in chosen])
     for entry in chosen:
         if entry.is_missing:
@@ -158,7 +172,7 @@ def _is_chosen(name: str, pattern: re.Pattern[str] | None, extensions: Collectio
     if pattern is not None:
         return pattern.fullmatch(name) is not None
     is_private = any(piece.startswith("_") and "=" not in piece for piece in pieces)
-    return not is_private and os.path.splitext(name)[1].lower() in extensions
+    return not is_private and extension_of(name) in extensions
 
 
 def _file(filesystem: Any, entry: Entry, prefix: str, base: str) -> InputFile:

@@ -48,6 +48,11 @@ class Input:
         """The rows of all files."""
         return sum(table.num_rows for table in self.tables)
 
+    @property
+    def has_prompts_of_several_kinds(self) -> bool:
+        """Whether each row has its prompt in one of several columns."""
+        return any(table.has_prompts_of_several_kinds for table in self.tables)
+
     def manifest(self) -> list[dict[str, Any]]:
         """Returns what identifies the input: for each file its name, rows, size in bytes, and version."""
         return [
@@ -124,14 +129,13 @@ def open_input(paths: str | Sequence[str], file_format: str, expected: Mapping[s
         ConfigurationError: nothing is there, a file cannot be read, or lines contradict each other.
     """
     files = find_files(paths, EXTENSIONS)
-    formats = {file_format} if file_format != "auto" else {format_of(file) for file in files}
+    formats = {file_format} if file_format != "auto" else {name for file in files if (name := format_of(file))}
     if len(formats) > 1:
         raise ConfigurationError(
             f"input.path: found {' and '.join(sorted(formats))} files together, expected one format"
         )
-    name = formats.pop()
-    tables = tuple(_open_table(file, name, expected) for file in files)
-    return _input(files, tables)
+    name = formats.pop() if formats else "jsonl"
+    return _input(files, FORMATS[name].settle([_open_table(file, name, expected) for file in files]))
 
 
 def _open_table(file: InputFile, name: str, expected: Mapping[str, Expected]) -> Table:

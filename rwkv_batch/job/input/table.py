@@ -54,15 +54,18 @@ class Table(ABC):
 
     Attributes:
         extensions: ends of file names, in lower case with the dot, by which a folder's files of this format are found.
+        has_prompts_of_several_kinds: each row has its prompt in one of the columns prompt, messages and
+            prompt_token_ids.
         schema: the columns of the file.
         num_rows: the rows of the file.
 
     Raises:
-        ConfigurationError: rows contradict each other.
+        ConfigurationError: the file is not what its name says.
         OSError, pa.ArrowException: the file is not of this format.
     """
 
     extensions: ClassVar[tuple[str, ...]]
+    has_prompts_of_several_kinds: ClassVar[bool] = False
     schema: pa.Schema
     num_rows: int
 
@@ -73,6 +76,11 @@ class Table(ABC):
     @abstractmethod
     def recognizes(head: bytes) -> bool:
         """Whether a file that begins with these bytes, at most 1 MiB, is of this format."""
+
+    @classmethod
+    def settle(cls, tables: Sequence[Table]) -> Sequence[Table]:
+        """Returns the files of one input; with common types, where files of the format have no schema."""
+        return tables
 
     @abstractmethod
     def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Rows]:

@@ -88,7 +88,8 @@ def check_job(
     """
     with stop, stop.interruptible():
         prepared = prepare(load_job(job, overrides), partial(_inspect_model, apart=True))
-        started = compare_job(LocalStorage(prepared.folders.file("tmp")), prepared.folders, prepared.document)
+        storage = LocalStorage(prepared.folders.file("tmp"))
+        started = compare_job(storage, prepared.folders, prepared.document, prepared.source.files)
         prepared = prepared.started_as(started) if started else prepared
         first = read_first_rows(prepared)
         return "\n".join(describe(prepared, parse_shard(shard, {}), first)), not first.are_errors
@@ -137,11 +138,11 @@ def run_job(
         part = parse_shard(shard, {})
         with stop.interruptible():
             prepared = prepare(load_job(job, overrides), _inspect_model)
-        if overriding := prepared.columns.overriding:
-            logger.info("sampled as the columns %s say, where they are not null", ", ".join(overriding))
-        folders = prepared.folders
-        storage = LocalStorage(folders.file("tmp"))
-        prepared = prepared.started_as(open_job(storage, folders, prepared.document))
+            if overriding := prepared.columns.overriding:
+                logger.info("sampled as the columns %s say, where they are not null", ", ".join(overriding))
+            folders = prepared.folders
+            storage = LocalStorage(folders.file("tmp"))
+            prepared = prepared.started_as(open_job(storage, folders, prepared.document, prepared.source.files))
         storage.sweep()
         with EventLog(folders.file(part.file_name("log", "jsonl")), shard=str(part)) as log:
             run = _Run(prepared, part, stop, storage, log)
@@ -191,7 +192,11 @@ class _Run:
                     writer.add(finished)
 
     def finish(self) -> Outcome:
-        """Reads all parts. Where none is missing, writes _SUCCESS.json: the process that ends last finds them all."""
+        """Reads all parts. Where none is missing, writes _SUCCESS.json: the process that ends last finds them all.
+
+        Raises:
+            ResumeError: the parts are there, but the input has changed meanwhile.
+        """
         parts = [self._files.part(self._plan.unit(index)) for index in range(self._plan.num_units)]
         mine = [parts[unit.index] for unit in self._shard.units(self._plan)]
         finished = [part for part in mine if part is not None]
@@ -203,6 +208,7 @@ class _Run:
             is_complete=None not in parts,
         )
         if outcome.is_complete:
+            self._prepared.source.check_unchanged()
             self._storage.atomic_write(self._folders.file(SUCCESS), self._success([part for part in parts if part]))
         if self._files.damaged:
             self._log("damaged", files=sorted(self._files.damaged))

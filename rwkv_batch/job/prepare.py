@@ -17,9 +17,9 @@ from ..settings import EngineSettings, ModelSettings
 from .config import EngineSection, JobConfig, ModelSection
 from .fingerprint import fingerprint, result_settings
 from .input.columns import Columns, bind_columns, expected_kinds
-from .input.files import sha256_of
 from .input.reader import Input, open_input
 from .input.rows import RowParser
+from .input.version import sha256_of
 from .output.commit import OutputFormat
 from .output.results import output_schema, result_schema
 from .plan import Unit, UnitPlan

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
 
 from ...errors import ConfigurationError
+from .version import FileVersion
 
 NATIVE_SCHEMES = ("s3", "gs", "gcs", "abfs", "hdfs")
 
@@ -36,7 +37,8 @@ class InputFile:
     mtime_ns: int
 
     def open(self) -> Any:
-        """Opens the file for reading, as a binary file of pyarrow."""
+        """Opens the file for reading, as a binary file of pyarrow. Raises ResumeError where it has changed."""
+        self.version.check()
         return self.filesystem.open_input_file(self.path)
 
     @property
@@ -44,30 +46,10 @@ class InputFile:
         """The end of the name with its dot, in lower case, such as ".jsonl"."""
         return os.path.splitext(self.path)[1].lower()
 
-    def version(self) -> str:
-        """Returns a text that changes when the content changes: the upload time of a remote object, else a checksum.
-
-        A Parquet file may be large; its version is the checksum of its footer, which has sizes and statistics of all
-        columns.
-        """
-        if self.mtime_ns and not isinstance(self.filesystem, fs.LocalFileSystem):
-            return f"modified:{self.mtime_ns}"
-        with self.open() as file:
-            file.seek(max(0, self.size - 8))
-            length, magic = file.read(4), file.read(4)
-            if magic != b"PAR1":
-                file.seek(0)
-                return f"sha256:{sha256_of(file)}"
-            file.seek(self.size - 8 - int.from_bytes(length, "little"))
-            return f"footer-sha256:{sha256_of(file)}"
-
-
-def sha256_of(file: Any) -> str:
-    """Returns the SHA-256, in hexadecimal, of an open binary file from its position on."""
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+    @cached_property
+    def version(self) -> FileVersion:
+        """What tells whether the file is still what it was when it was first opened."""
+        return FileVersion(self.name, self.path, self.filesystem)
 
 
 def find_files(paths: str | Sequence[str], extensions: Collection[str]) -> list[InputFile]:

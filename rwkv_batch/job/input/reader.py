@@ -36,19 +36,25 @@ class Input:
         return sum(table.num_rows for table in self.tables)
 
     def manifest(self) -> list[dict[str, Any]]:
-        """Returns what identifies the input: for each file its name, rows, size in bytes, and version."""
+        """Returns what describes the input: for each file its name, rows, and size in bytes."""
         return [
-            {"file": file.name, "rows": table.num_rows, "bytes": file.size, "version": file.version()}
+            {"file": file.name, "rows": table.num_rows, "bytes": file.size}
             for file, table in zip(self.files, self.tables, strict=True)
         ]
+
+    def check_unchanged(self) -> None:
+        """Raises ResumeError where a file that the job reads is no longer what it was."""
+        for file in self.files:
+            if file.version.recorded is not None:
+                file.version.check()
 
     def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yields the rows from `start` to before `stop` in batches with exactly `columns`, and perhaps READ_ERROR."""
         ends = list(accumulate(table.num_rows for table in self.tables))
-        for table, end in zip(self.tables, ends, strict=True):
+        for file, table, end in zip(self.files, self.tables, ends, strict=True):
             first = end - table.num_rows
             if first < stop and start < end:
-                for batch in table.read(max(start - first, 0), min(stop, end) - first, columns):
+                for batch in file.version.checked(table.read(max(start - first, 0), min(stop, end) - first, columns)):
                     yield self._aligned(batch, columns)
 
     def _aligned(self, batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:

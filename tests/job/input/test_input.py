@@ -13,7 +13,7 @@ import pytest
 
 from job import fake_llm
 from rwkv_batch.errors import ConfigurationError
-from rwkv_batch.job.input import files, jsonl
+from rwkv_batch.job.input import jsonl
 from rwkv_batch.job.input.files import find_files, would_be_read
 from rwkv_batch.job.input.formats import EXTENSIONS
 from rwkv_batch.job.input.json_kinds import INTEGER, STRING, ListOf
@@ -162,35 +162,6 @@ def test_two_columns_of_one_name(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(ConfigurationError, match="two columns named 'i'"):
         open_input(str(tmp_path), "auto", {})
-
-
-@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
-def test_the_version_of_a_file_is_its_content(tmp_path: Path, name: str) -> None:
-    def version_of(*prompts: str) -> Any:
-        if name == "a.parquet":
-            pq.write_table(pa.table({"prompt": prompts}), tmp_path / name)
-        else:
-            (tmp_path / name).write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-        (entry,) = open_input(str(tmp_path), "auto", {}).manifest()
-        return entry["version"]
-
-    before = version_of("p0", "p1", "p2")
-    assert version_of("p0", "p1", "p2") == before
-    assert version_of("p0", "p1", "p9") != before
-
-
-def test_only_the_footer_of_a_parquet_file_is_read_for_its_version(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path / "a.parquet", range(10_000))
-    (file,) = find_files(str(tmp_path), EXTENSIONS)
-    opened = file.open()
-    monkeypatch.setattr(type(file), "open", lambda _: opened)
-    starts: list[int] = []
-    monkeypatch.setattr(files, "sha256_of", lambda stream: starts.append(stream.tell()) or "0")
-    assert file.version() == "footer-sha256:0"
-    footer = pq.read_metadata(tmp_path / "a.parquet").serialized_size
-    assert starts == [file.size - 8 - footer]
 
 
 def test_would_be_read(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def compare_job(
     """Returns the content of the state folder's job.json, if it is this job's; None where there is no such file.
 
     Args:
-        document: the content of this job's job.json: "settings", "plan", "input" (the manifest), and more.
+        document: the content of this job's job.json: "settings", "plan", "input" (the manifest), "backends", and more.
         files: the input, in the order of the manifest.
 
     Raises:
@@ -149,6 +149,12 @@ def compare_job(
     changes = differences(started["settings"], document["settings"]) + differences(started["plan"], document["plan"])
     if changes:
         raise ResumeError(_refusal(f"{folders.output} was started with other settings", changes, folders))
+    if others := _other_backends(started.get("backends"), document["backends"]):
+        logger.warning(
+            "the job was started with other backends, so rows of this run are equal up to rounding only, and not bit "
+            "for bit: %s",
+            ", ".join(others),
+        )
     return started
 
 
@@ -197,6 +203,13 @@ def _input_changes(
         if not changed and (found := file.version.differs(before["version"], before.get("stamp"))) is not None:
             changes.append(f"{after['file']}: content was {before['version']}, is {found or 'of an unknown kind'}")
     return changes
+
+
+def _other_backends(old: Any, new: Mapping[str, str]) -> list[str]:
+    """Returns a text for each op that another backend serves now. Jobs of earlier versions have not recorded any."""
+    if not isinstance(old, Mapping):
+        return []
+    return [f"{op} was {old[op]}, is {backend}" for op, backend in new.items() if old.get(op, backend) != backend]
 
 
 def _refusal(reason: str, changes: Sequence[str], folders: Folders) -> str:

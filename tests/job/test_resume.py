@@ -362,3 +362,29 @@ def test_a_job_of_an_earlier_release_goes_on_with_a_warning(
     writer = pq.read_metadata(path).created_by.encode()
     edit_in_place(path, writer, writer.replace(b"parquet", b"another"))
     assert "content was footer-sha256:" in changed(job, capsys)
+
+
+def test_a_run_with_other_backends_says_so_in_a_line(
+    job: Job, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert job.run() == 0
+    assert json.loads((job.state / "job.json").read_text())["backends"] == {"wkv7": "cpu"}
+    assert job.run() == 0
+    assert "other backends" not in caplog.text
+    choices = [{"op": "wkv7", "backend": "reference", "not_used": ["cpu: no compiler"]}]
+    monkeypatch.setattr(fake_llm.Summary, "describe", lambda self: {"dtype": self.dtype, "backends": choices})
+    assert job.run() == 0
+    (message,) = [record.getMessage() for record in caplog.records if "other backends" in record.getMessage()]
+    assert message.endswith("not bit for bit: wkv7 was cpu, is reference") and "\n" not in message
+
+
+@pytest.mark.parametrize("content", [..., [], "cpu"])
+def test_a_job_that_has_not_recorded_its_backends_goes_on(
+    job: Job, caplog: pytest.LogCaptureFixture, content: Any
+) -> None:
+    assert job.run() == 0
+    document = json.loads((job.state / "job.json").read_text())
+    del document["backends"]
+    (job.state / "job.json").write_text(json.dumps(document if content is ... else {**document, "backends": content}))
+    assert job.run() == 0
+    assert "other backends" not in caplog.text

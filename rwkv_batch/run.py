@@ -20,6 +20,7 @@ from .errors import (
     Stopped,
 )
 from .job.stopping import EXIT_KILLED
+from .job.streams import lasting_streams
 
 if TYPE_CHECKING:
     from .job.execute import Outcome
@@ -55,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the job that the arguments name (those of the process where None), and returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m rwkv_batch.run", description=DESCRIPTION, **HELP)
     add_arguments(parser)
-    return execute(parser.parse_args(arguments))
+    with lasting_streams():
+        return execute(parser.parse_args(arguments))
 
 
 def exit_codes() -> str:

@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from ...errors import ConfigurationError
 from ..input.reader import Span
-from ..input.table import READ_ERROR
 from ..plan import Unit, UnitPlan
 from .parts import OutputFormat, PartMaker, RowSource
 
@@ -87,11 +86,12 @@ class Rehearsal:
         return problem or next(self._read_errors(spans, passed.names), None)
 
     def _read_errors(self, spans: list[Span], names: list[str]) -> Iterator[str]:
-        """Yields why rows could not be read where their file is damaged. Other bad rows are data."""
+        """Yields why rows could not be read, where none of a batch could. Single bad rows are data."""
         for span in spans if names else []:
-            for batch in self._source.read(span.start, span.stop, names):
-                reasons = batch.column(READ_ERROR).to_pylist() if READ_ERROR in batch.schema.names else []
-                yield from (reason for reason in reasons if reason and reason.startswith("read_error"))
+            for rows in self._source.read(span.start, span.stop, names):
+                found = [error.message for error in rows.errors.values() if error.code == "read_error"]
+                if len(found) == rows.batch.num_rows:
+                    yield found[0]
 
     def _advice(self) -> str:
         return "; repair the file, or name in output.input_columns only the columns that the output needs"

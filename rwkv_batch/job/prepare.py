@@ -110,7 +110,7 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
             written.
     """
     source = open_input(job.input.path, job.input.format, expected_kinds(job))
-    columns = bind_columns(job, source.schema)
+    columns = bind_columns(job, source)
     results = result_schema(job, columns)
     passed = passed_schema(source.schema, columns, results)
     folders = Folders.of(job)

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ...errors import RwkvBatchError
+from ...errors import RowError, RwkvBatchError
 from ..input.reader import Span
-from ..input.table import BATCH_ROWS, READ_ERROR
+from ..input.table import BATCH_ROWS, Rows, batch_of
 from ..plan import Unit
 from .column_types import stored
 
@@ -65,7 +65,7 @@ class RowSource(Protocol):
 
     def spans(self, start: int, stop: int) -> Iterable[Span]: ...
 
-    def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]: ...
+    def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Rows]: ...
 
 
 class MadePart(NamedTuple):
@@ -184,39 +184,36 @@ class PartMaker:
         results = results.drop_columns("row").append_column("is_first", _is_first(results))
         for span in spans:
             start = span.start
-            for count, batch, reasons in self._read(span, passed, lost):
+            for batch, unreadable in self._read(span, passed, lost):
+                count = batch.num_rows
                 low, high = np.searchsorted(rows, [start, start + count])
                 at = rows[low:high] - start
                 start += count
                 for first, last in _slices(batch, at):
-                    result = _with_errors(results.slice(low + first, last - first), reasons, at[first:last])
+                    result = _with_errors(results.slice(low + first, last - first), unreadable, at[first:last])
                     columns = [*_taken(batch, at[first:last]), *result.columns]
                     yield pa.table(columns, names=[*passed.names, *result.column_names])
 
-    def _read(
-        self, span: Span, passed: pa.Schema, lost: Lost
-    ) -> Iterator[tuple[int, pa.RecordBatch, Sequence[str | None] | None]]:
-        """Yields batches of input columns: the number of rows, the columns, and why rows could not be read."""
+    def _read(self, span: Span, passed: pa.Schema, lost: Lost) -> Iterator[Rows]:
+        """Yields the input columns of a file's rows, with nulls and errors where a column is lost."""
         gone = {name: reason for (file, name), reason in lost.items() if file == span.file.name}
         names = [name for name in passed.names if name not in gone]
         sentences = "; ".join(f"{span.file.name}: column {name!r}: {reason}" for name, reason in gone.items())
-        if not names:
-            for start in range(span.start, span.stop, BATCH_ROWS):
-                count = min(BATCH_ROWS, span.stop - start)
-                nulls = [pa.nulls(count, field.type) for field in passed]
-                reasons = [f"read_error: {sentences}"] * count if gone else None
-                yield count, pa.RecordBatch.from_arrays(nulls, schema=passed), reasons
-            return
-        for batch in self._source.read(span.start, span.stop, names):
+        for batch, unreadable in self._source.read(span.start, span.stop, names) if names else _no_columns(span):
             count = batch.num_rows
-            found = batch.column(READ_ERROR).to_pylist() if READ_ERROR in batch.schema.names else [None] * count
-            columns = [
-                pa.nulls(count, field.type) if field.name in gone else stored(batch.column(field.name), field.type)
+            columns = {
+                field.name: (
+                    pa.nulls(count, field.type) if field.name in gone else stored(batch.column(field.name), field.type)
+                )
                 for field in passed
-            ]
-            if gone:
-                found = [own or f"read_error: {sentences}" for own in found]
-            yield count, pa.RecordBatch.from_arrays(columns, schema=passed), found
+            }
+            lost_rows = dict.fromkeys(range(count if gone else 0), RowError("read_error", sentences))
+            yield Rows(batch_of(columns, count), {**lost_rows, **unreadable})
+
+
+def _no_columns(span: Span) -> Iterator[Rows]:
+    for start in range(span.start, span.stop, BATCH_ROWS):
+        yield Rows(batch_of({}, min(BATCH_ROWS, span.stop - start)), {})
 
 
 def footer(parquet: pq.ParquetFile) -> dict[str, str]:
@@ -286,22 +283,21 @@ def _taken(batch: pa.RecordBatch, at: np.ndarray) -> list[pa.Array]:
     return list(batch.take(pa.array(at)).columns)
 
 
-def _with_errors(results: pa.Table, reasons: Sequence[str | None] | None, at: np.ndarray) -> pa.Table:
+def _with_errors(results: pa.Table, unreadable: Mapping[int, RowError], at: np.ndarray) -> pa.Table:
     """Returns results in which the rows that could not be read are errors.
 
     Args:
-        reasons: "code: sentence" for each row of a batch that could not be read; None where all could.
+        unreadable: row of a batch → why it could not be read.
         at: the row in the batch of each result.
     """
-    found = [reasons[row] for row in at] if reasons else []
+    found = [unreadable.get(row) for row in at.tolist()] if unreadable else []
     if not any(found):
         return results
-    is_new = pc.and_(pc.is_valid(pa.array(found, pa.string())), pc.equal(results["status"], "ok"))
-    pairs = [(reason or ": ").partition(": ") for reason in found]
+    is_new = pc.and_(pa.array([error is not None for error in found]), pc.equal(results["status"], "ok"))
     texts = {
         "status": ["error"] * len(found),
-        "error_code": [code for code, _, _ in pairs],
-        "error": [sentence for _, _, sentence in pairs],
+        "error_code": [error and error.code for error in found],
+        "error": [error and error.message for error in found],
     }
     for name, values in texts.items():
         column = pc.if_else(is_new, pa.array(values, results[name].type), results[name])

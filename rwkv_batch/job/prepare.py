@@ -21,6 +21,7 @@ from .input.files import sha256_of
 from .input.reader import Input, open_input
 from .input.rows import RowParser
 from .output.parts import OutputFormat
+from .output.rehearsal import Rehearsal
 from .output.results import passed_schema, result_schema
 from .plan import UnitPlan
 from .state import Folders, check_folders
@@ -71,6 +72,10 @@ class Prepared:
         footer = {**self.form.footer, "fingerprint": document["fingerprint"]}
         return replace(self, document=document, form=replace(self.form, footer=footer))
 
+    def rehearsal(self) -> Rehearsal:
+        """Returns what makes test parts of this job."""
+        return Rehearsal(self.form, self.source, self.plan)
+
 
 @contextmanager
 def named_as_in_jobs() -> Iterator[None]:
@@ -108,7 +113,6 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
     columns = bind_columns(job, source)
     results = result_schema(job, columns)
     passed = passed_schema(source.schema, columns, results)
-    schema = pa.schema([*passed, *results])
     folders = Folders.of(job)
     check_folders(job, folders, source.files)
     _check_pin(job)
@@ -118,16 +122,16 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
         _check_sampling(job, columns, source.schema, model)
     parser = RowParser(job, columns)
     plan = UnitPlan(min(source.num_rows, job.input.limit or source.num_rows), job.output.rows_per_part)
-    document = _job_document(job, columns, schema, source, plan, folders, model)
+    form = OutputFormat(results, passed, {})
+    document = _job_document(job, columns, form, source, plan, folders, model)
     footer = {"version": __version__, "fingerprint": document["fingerprint"], "seed": str(job.sampling.seed)}
-    form = OutputFormat(results, passed, footer)
-    return Prepared(job, source, columns, parser, plan, form, folders, document, model)
+    return Prepared(job, source, columns, parser, plan, replace(form, footer=footer), folders, document, model)
 
 
 def _job_document(
     job: JobConfig,
     columns: Columns,
-    schema: pa.Schema,
+    form: OutputFormat,
     source: Input,
     plan: UnitPlan,
     folders: Folders,
@@ -139,7 +143,7 @@ def _job_document(
         "tokenizer": None if model.tokenizer is None else model.tokenizer.fingerprint,
         "dtype": model.describe().get("dtype", job.model.dtype),
     }
-    settings = result_settings(job, columns, schema, identity)
+    settings = result_settings(job, columns, form.passed, form.results, identity)
     return {
         "version": __version__,
         "fingerprint": fingerprint(settings),

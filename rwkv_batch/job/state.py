@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import ConfigurationError, ResumeError
 from .config import JobConfig
-from .fingerprint import differences
+from .fingerprint import PASSED, differences, with_passed_columns
 from .input.files import InputFile, would_be_read
 from .output.storage import Storage
 
@@ -116,6 +116,8 @@ def _is_job(job: Any) -> bool:
 def compare_job(storage: Storage, folders: Folders, document: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns the content of the state folder's job.json, if it is this job's; None where there is no such file.
 
+    While no part is published, the columns that parts repeat may differ: what is returned has the present ones.
+
     Args:
         document: the content of this job's job.json: "settings", "plan", "input" (the manifest), and more.
 
@@ -128,14 +130,29 @@ def compare_job(storage: Storage, folders: Folders, document: Mapping[str, Any])
     changes = _input_changes(started["input"], document["input"])
     if changes:
         raise ResumeError(_refusal("the input changed since the run started", changes, folders))
-    changes = differences(started["settings"], document["settings"]) + differences(started["plan"], document["plan"])
+    settings = with_passed_columns(started["settings"], document["settings"])
+    hint = ""
+    if settings[PASSED] != document["settings"][PASSED]:
+        if has_parts(storage, folders):
+            hint = f" ({PASSED} may change only until the first part is published)"
+        else:
+            settings[PASSED] = document["settings"][PASSED]
+            started = {**started, "settings": settings}
+    changes = differences(settings, document["settings"]) + differences(started["plan"], document["plan"])
     if changes:
-        raise ResumeError(_refusal(f"{folders.output} was started with other settings", changes, folders))
+        raise ResumeError(_refusal(f"{folders.output} was started with other settings{hint}", changes, folders))
     return started
 
 
+def has_parts(storage: Storage, folders: Folders) -> bool:
+    """Whether a part is published."""
+    return any(name.startswith("part-") for name in storage.list(folders.output))
+
+
 def open_job(storage: Storage, folders: Folders, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes job.json where there is none. Of two processes that start together, one writes.
+    """Writes job.json where there is none, or where the columns that parts repeat have changed.
+
+    Of two processes that start together, one writes.
 
     Returns:
         The content of job.json. Parts and segments carry its fingerprint: a later version of this package may compute
@@ -147,6 +164,8 @@ def open_job(storage: Storage, folders: Folders, document: Mapping[str, Any]) ->
     data = json.dumps(document, indent=1, ensure_ascii=False).encode()
     while (started := compare_job(storage, folders, document)) is None:
         storage.atomic_write(folders.file("job.json"), data, exclusive=True)
+    if started != read_job(storage, folders.state):
+        storage.atomic_write(folders.file("job.json"), json.dumps(started, indent=1, ensure_ascii=False).encode())
     return started
 
 

@@ -74,6 +74,90 @@ def test_a_lost_part_is_made_again(job: Job, damage: str, caplog: pytest.LogCapt
     assert (str(path) in (job.state / "report.json").read_text()) == is_damaged
 
 
+@pytest.mark.parametrize("is_paused", [False, True])
+def test_a_part_that_is_damaged_on_the_disk_is_set_aside_and_made_again(
+    job: Job, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, is_paused: bool
+) -> None:
+    """Any byte may change: in a page, where the part can still be read, or in the footer."""
+    assert job.run() == 0
+    parts = job.parts()
+    name = "part-00001-of-00003.parquet"
+    whole = parts[name]
+    for place in range(4, len(whole) - 4, len(whole) // 13):
+        caplog.clear()
+        broken = whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :]
+        (job.output / name).write_bytes(broken)
+        if is_paused:
+            (job.output / "part-00002-of-00003.parquet").unlink()
+        assert job.run() == 0, place
+        assert job.parts() == parts, place
+        (aside,) = (job.state / "damaged").iterdir()
+        assert aside.read_bytes() == broken
+        assert f"{job.output / name} is damaged" in caplog.text and f"it is now {aside}" in caplog.text
+        assert f"{job.output / name}" in (job.state / "log.jsonl").read_text()
+        aside.unlink()
+    capsys.readouterr()
+
+
+def test_a_damaged_part_is_named_by_the_report(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job.run() == 0
+    path = job.output / "part-00001-of-00003.parquet"
+    path.write_bytes(path.read_bytes()[:500])
+    assert cli.main(["report", str(job.output), "--show", "20"]) == 0
+    text = capsys.readouterr().out
+    assert "damaged part-00001-of-00003.parquet cannot be read; start the job again to make it again" in text
+    assert "row-9" in text and "row-10" not in text and "row-29" in text
+    report = json.loads((job.state / "report.json").read_text())
+    assert (report["complete"], list(report["damaged"]), report["rows"]) == (False, [path.name], {"ok": 20})
+    assert path.name in (job.state / "report.html").read_text()
+    assert job.run() == 0
+    assert json.loads((job.state / "report.json").read_text())["damaged"] == {}
+
+
+def test_input_columns_may_change_until_the_first_part(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    """Segments hold no input columns, so that nothing is served again."""
+    failing_job(job, row=9).set(output__flush_seconds=0)
+    assert job.run() == 1
+    assert not job.output.exists() or not job.parts()
+    committed = {row for path in job.state.glob("unit-*/*.seg") for row in pq.read_table(path)["row"].to_pylist()}
+    assert len(committed) > 1
+    served: list[int] = []
+
+    def complete(self: Any, row: Any) -> None:
+        served.append(row.row.row)
+        row.completions += [self._sampled(row.row, request) for request in row.requests]
+
+    original, fake_llm.Serving._complete = fake_llm.Serving._complete, complete
+    try:
+        assert job.run("-o", "output.input_columns=[id]", "--dry-run") == 0
+        assert '"prompt"' in (job.state / "job.json").read_text().partition("output.input_columns")[2][:60]
+        assert job.run("-o", "output.input_columns=[id]") == 0
+    finally:
+        fake_llm.Serving._complete = original
+    assert committed.isdisjoint(served)
+    assert job.table().column_names[:2] == ["id", "sample_index"]
+    message = changed(job, capsys)
+    assert "output.input_columns may change only until the first part is published" in message
+    assert 'output.input_columns: ["id"] when it was started, ["id", "prompt"] now' in message
+    assert job.run("-o", "output.input_columns=[id]") == 0
+
+
+def test_a_part_of_a_run_with_other_input_columns_is_made_again(job: Job) -> None:
+    """Of another process, which started before the columns changed and has published since."""
+    assert job.set(output__input_columns=["id"]).run() == 0
+    parts = job.parts()
+    settings = (job.state / "job.json").read_text()
+    job.output.rename(job.folder / "old")
+    assert job.set(output__input_columns="all").run() == 0
+    assert (job.state / "job.json").read_text() != settings
+    for name, data in parts.items():
+        (job.output / name).write_bytes(data)
+    for record in (job.state / "parts").iterdir():
+        record.unlink()
+    assert job.run() == 0
+    assert job.table().column_names[:3] == ["id", "prompt", "sample_index"]
+
+
 def test_a_job_that_lost_a_part_is_no_success_until_it_is_made_again(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     assert job.run() == 0
     (job.output / "part-00001-of-00003.parquet").unlink()
@@ -110,7 +194,7 @@ def changed(job: Job, capsys: pytest.CaptureFixture[str], *arguments: str) -> st
         ("output.token_ids=true", "output.columns: "),
         ("output.logprobs=true", "output.columns: "),
         ("model.init_state=other.pth", "model.fingerprint: "),
-        ("output.input_columns=none", "output.columns: "),
+        ("output.input_columns=none", 'output.input_columns: ["id", "prompt"] when it was started, [] now'),
         ("output.rows_per_part=7", "output.rows_per_part: 10 when it was started, 7 now"),
         ("input.limit=20", "input.limit: null when it was started, 20 now"),
         ("engine.batch_invariant=false", "engine.batch_invariant: true when it was started, false now"),

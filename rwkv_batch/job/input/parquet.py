@@ -47,7 +47,7 @@ class ParquetTable(Table):
     def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Rows]:
         present = [name for name in columns if name in self._names]
         with self._file.open() as stream:
-            parquet = _opened(stream)
+            parquet = _opened(stream, self._file.name)
             for index, end in enumerate(accumulate(self._group_rows)):
                 row = end - self._group_rows[index]
                 if row >= stop or end <= start:
@@ -91,7 +91,7 @@ class _RowGroup:
     def _read_by_column(self, columns: Sequence[str], start: int) -> Iterator[Rows]:
         """Yields the rows from `start` on. Each column is decoded by itself, so that one spoils no other."""
         file = _WatchedFile(self.stream)
-        parquet = _opened(pa.PythonFile(file, mode="r"))
+        parquet = _opened(pa.PythonFile(file, mode="r"), self.file)
         cells = {name: self._cells(parquet, file, name) for name in columns}
         for first in range(0, self.num_rows, BATCH_ROWS):
             count = min(BATCH_ROWS, self.num_rows - first)
@@ -131,9 +131,13 @@ class _RowGroup:
             yield pa.nulls(count, kind), error
 
 
-def _opened(stream: Any) -> pq.ParquetFile:
-    # Buffered pages instead of whole column chunks: a file of one huge row group takes no more memory.
-    return pq.ParquetFile(stream, pre_buffer=False, buffer_size=BLOCK_BYTES, page_checksum_verification=True)
+def _opened(stream: Any, name: str) -> pq.ParquetFile:
+    """Opens a file whose footer could be read before. Raises OSError with the file's name where that fails."""
+    try:
+        # Buffered pages instead of whole column chunks: a file of one huge row group takes no more memory.
+        return pq.ParquetFile(stream, pre_buffer=False, buffer_size=BLOCK_BYTES, page_checksum_verification=True)
+    except DECODING_ERRORS as error:
+        raise OSError(errno.EIO, f"cannot be read: {error}", name) from error
 
 
 class _WatchedFile:

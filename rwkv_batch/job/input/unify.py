@@ -12,9 +12,10 @@ Change: TypeAlias = Callable[[pa.DataType], pa.DataType]
 
 
 def readable(kind: pa.DataType) -> pa.DataType:
-    """The type in which a column is read: large strings in place of views, and nullable at every depth.
+    """The type in which a column is read.
 
-    Cells of any column may become null, because a file may lack the column, and because a cell may be unreadable.
+    It has no views, for which pyarrow lacks functions, and is nullable at every depth. Cells of any column may become
+    null, because a file may lack the column, and because a cell may be unreadable.
     """
     return _changed(kind, _without_view)
 
@@ -31,7 +32,10 @@ def unified(kinds: Sequence[pa.DataType]) -> pa.DataType:
     first, *others = dict.fromkeys(kinds)
     if not others:
         return first
-    schemas = [pa.schema([("", _changed(kind, _plain))]) for kind in (first, *others)]
+    plain = [_changed(kind, _plain) for kind in (first, *others)]
+    if any(map(pt.is_decimal, plain)):
+        plain = [_decimal(kind) if pt.is_integer(kind) else kind for kind in plain]
+    schemas = [pa.schema([("", kind)]) for kind in plain]
     return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
 
 
@@ -39,6 +43,8 @@ def converted(array: pa.Array, kind: pa.DataType) -> pa.Array:
     """Returns the array as another type. Raises pa.ArrowException where a value does not fit."""
     if array.type == kind:
         return array
+    if _has_list_view(array.type):  # whose cast to lists is wrong in pyarrow 26
+        return pa.array(array.to_pylist(), kind)
     try:
         return array.cast(kind)
     except (pa.ArrowNotImplementedError, pa.ArrowTypeError):  # casts that this version of pyarrow lacks
@@ -46,6 +52,9 @@ def converted(array: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def _without_view(kind: pa.DataType) -> pa.DataType:
+    if isinstance(kind, pa.BaseExtensionType):
+        storage = readable(kind.storage_type)
+        return kind if storage == kind.storage_type else storage
     if pt.is_string_view(kind):
         return pa.large_string()
     return pa.large_binary() if pt.is_binary_view(kind) else kind
@@ -60,6 +69,12 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return pa.timestamp(kind.unit, "UTC") if pt.is_timestamp(kind) and kind.tz is not None else kind
 
 
+def _decimal(kind: pa.DataType) -> pa.DataType:
+    """The decimals that hold all integers of a type. With a decimal, pyarrow unifies integers to too few digits."""
+    largest = 2**kind.bit_width if pt.is_unsigned_integer(kind) else 2 ** (kind.bit_width - 1)
+    return pa.decimal128(len(str(largest)), 0)
+
+
 def _changed(kind: pa.DataType, change: Change) -> pa.DataType:
     """The type with all types inside it changed, and all fields inside it nullable."""
 
@@ -72,8 +87,15 @@ def _changed(kind: pa.DataType, change: Change) -> pa.DataType:
         return pa.map_(_changed(kind.key_type, change), nullable(kind.item_field), keys_sorted=kind.keys_sorted)
     if pt.is_list(kind):
         return pa.list_(nullable(kind.value_field))
-    if pt.is_large_list(kind):
+    if pt.is_list_view(kind):
+        return pa.list_(nullable(kind.value_field))
+    if pt.is_large_list(kind) or pt.is_large_list_view(kind):
         return pa.large_list(nullable(kind.value_field))
     if pt.is_fixed_size_list(kind):
         return pa.list_(nullable(kind.value_field), kind.list_size)
     return change(kind)
+
+
+def _has_list_view(kind: pa.DataType) -> bool:
+    children = (kind.field(index).type for index in range(kind.num_fields))
+    return pt.is_list_view(kind) or pt.is_large_list_view(kind) or any(map(_has_list_view, children))

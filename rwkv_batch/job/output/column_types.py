@@ -5,6 +5,13 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.types as pt
 
+_LISTS = (
+    (pt.is_list, pa.list_),
+    (pt.is_large_list, pa.large_list),
+    (pt.is_list_view, pa.list_view),
+    (pt.is_large_list_view, pa.large_list_view),
+)
+
 
 def passed_field(field: pa.Field) -> pa.Field:
     """Returns the field under which a part repeats an input column: nullable, and of a type that can be written."""
@@ -14,8 +21,8 @@ def passed_field(field: pa.Field) -> pa.Field:
 def stored_type(kind: pa.DataType) -> pa.DataType:
     """Returns the type in which a part holds values of a type of the input.
 
-    pyarrow has no copies of views, and Parquet no run-end encoding: views become large strings, large binaries and
-    lists, runs become their values. No field inside is required, because a file may lack the column. An extension type
+    pyarrow cannot take rows of views, and Parquet has no run-end encoding: views become large strings and binaries,
+    runs become their values. No field inside is required, because a file may lack the column. An extension type
     whose storage changes becomes its storage.
     """
     if pt.is_string_view(kind):
@@ -40,10 +47,9 @@ def _stored_nested(kind: pa.DataType) -> pa.DataType:
         return pa.map_(stored_type(kind.key_type), passed_field(kind.item_field), kind.keys_sorted)
     if pt.is_fixed_size_list(kind):
         return pa.list_(passed_field(kind.value_field), kind.list_size)
-    if pt.is_large_list(kind) or pt.is_large_list_view(kind):
-        return pa.large_list(passed_field(kind.value_field))
-    if pt.is_list(kind) or pt.is_list_view(kind):
-        return pa.list_(passed_field(kind.value_field))
+    for is_kind, make in _LISTS:
+        if is_kind(kind):
+            return make(passed_field(kind.value_field))
     return kind
 
 
@@ -56,6 +62,9 @@ def roomy_type(kind: pa.DataType) -> pa.DataType:
 
 def stored(array: pa.Array, kind: pa.DataType) -> pa.Array:
     """Returns a column of the input as `kind`, which is `stored_type` of its type."""
-    if pt.is_run_end_encoded(array.type):
-        array = pa.compute.run_end_decode(array)
-    return array if array.type == kind else array.cast(kind)
+    if array.type == kind:
+        return array
+    try:
+        return array.cast(kind)
+    except pa.ArrowNotImplementedError:  # casts of runs and of list views; these types are rare
+        return pa.array(array.to_pylist(), kind)

@@ -106,11 +106,7 @@ class PartMaker:
         except Exception as error:  # what the readers and writers of all types raise is not known
             if is_no_damage(error):
                 raise
-            lost = self._lost(unit, results, spans)
-            if not lost:
-                files = ", ".join(span.file.name for span in spans)
-                raise RuntimeError(f"unit {unit.index} ({files}) cannot be written: {error}") from error
-            made = self._write(unit, results, spans, passed, lost)
+            made, lost = self._without_lost(unit, results, spans)
         if made.records != results.num_rows:
             raise RuntimeError(f"unit {unit.index}: the input has lost rows since the job started")
         if made.errors != _count_errors(results):  # of rows that could not be read; the footer has their number
@@ -126,6 +122,19 @@ class PartMaker:
                 raise
             return f"{type(error).__name__}: {error}"
         return None
+
+    def _without_lost(self, unit: Unit, results: pa.Table, spans: Sequence[Span]) -> tuple[MadePart, Lost]:
+        """Makes the part of a unit without the cells that cannot be passed on. Returns these too."""
+        fault = self.problem(unit, results, spans, pa.schema([]))
+        if fault is None:
+            lost = self._lost(unit, results, spans)
+            try:
+                return self._write(unit, results, spans, self._form.passed, lost), lost
+            except Exception as error:  # see `make`
+                if is_no_damage(error):
+                    raise
+                fault = str(error)
+        raise RuntimeError(f"unit {unit.index} ({', '.join(span.file.name for span in spans)}) has no part: {fault}")
 
     def _lost(self, unit: Unit, results: pa.Table, spans: Sequence[Span]) -> Lost:
         """Finds the columns that cannot be passed on, each in each file alone."""
@@ -157,12 +166,14 @@ class PartMaker:
         sink = pa.BufferOutputStream()
         records = found = 0
         joined = self._joined(results, spans, passed, lost)
+        status = len(passed) + self._form.results.get_field_index("status")
         with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
             for group in _row_groups(joined):
                 records += group.num_rows
                 last = group.num_columns - 1
-                found += _sum_of(pc.and_(group.column(last), pc.equal(group["status"], "error")))
-                writer.write_table(group.remove_column(last).cast(schema), row_group_size=group.num_rows)
+                found += _sum_of(pc.and_(group.column(last), pc.equal(group.column(status), "error")))
+                group = group.remove_column(last).rename_columns(schema.names)
+                writer.write_table(group.cast(schema), row_group_size=group.num_rows)
         data = sink.getvalue()
         _read_back(data, schema, records)
         return MadePart(data, records, found)

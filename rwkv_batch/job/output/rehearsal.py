@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from ...errors import ConfigurationError
 from ..input.reader import Span
-from ..input.table import READ_ERROR
 from ..plan import Unit, UnitPlan
 from .parts import OutputFormat, PartMaker, RowSource
 
@@ -89,9 +88,8 @@ class Rehearsal:
     def _read_errors(self, spans: list[Span], names: list[str]) -> Iterator[str]:
         """Yields why rows could not be read where their file is damaged. Other bad rows are data."""
         for span in spans if names else []:
-            for batch in self._source.read(span.start, span.stop, names):
-                reasons = batch.column(READ_ERROR).to_pylist() if READ_ERROR in batch.schema.names else []
-                yield from (reason for reason in reasons if reason and reason.startswith("read_error"))
+            for _, errors in self._source.read(span.start, span.stop, names):
+                yield from (str(error) for error in errors.values() if error.code == "read_error")
 
     def _advice(self) -> str:
         return "; repair the file, or name in output.input_columns only the columns that the output needs"

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rwkv_batch.errors import ResumeError
+from rwkv_batch.errors import ResumeError, RowError
 from rwkv_batch.job.input.reader import Span
-from rwkv_batch.job.input.table import READ_ERROR
+from rwkv_batch.job.input.table import Rows
 from rwkv_batch.job.output import parts
 from rwkv_batch.job.output.parts import MadePart, OutputFormat, PartMaker, footer
 from rwkv_batch.job.plan import Unit
@@ -39,24 +39,27 @@ class File:
 class Source:
     """Stands in for the input: two files of 3 rows. Reading a column in `failing` raises."""
 
-    def __init__(self, failing: dict[str, Exception] | None = None, **columns: Any) -> None:
+    def __init__(
+        self, failing: dict[str, Exception] | None = None, errors: dict[int, RowError] | None = None, **columns: Any
+    ) -> None:
         self.table = pa.table(columns or {"x": range(6), "y": list("abcdef")})
         self.files = [File("one"), File("two")]
-        self.failing = failing or {}
+        self.failing, self.errors = failing or {}, errors or {}
         self.reads: list[tuple[int, int, list[str]]] = []
 
     def spans(self, start: int, stop: int) -> Iterator[Span]:
         for file, low, high in zip(self.files, (0, 3), (3, 6), strict=True):
             yield Span(file, max(start, low), min(stop, high))  # type: ignore[arg-type]
 
-    def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Rows]:
         self.reads.append((start, stop, list(columns)))
         for row in range(start, stop):
             for name in columns:
                 if f"{name}{row}" in self.failing:
                     raise self.failing[f"{name}{row}"]
-            own = [READ_ERROR] if READ_ERROR in self.table.column_names else []
-            yield from self.table.select([*columns, *own]).slice(row, 1).to_batches()
+            errors = {0: self.errors[row]} if row in self.errors else {}
+            for batch in self.table.select([*columns]).slice(row, 1).to_batches():
+                yield Rows(batch, errors)
 
 
 def results(samples: int = 1, rows: Sequence[int] = range(6), failed: Sequence[int] = ()) -> pa.Table:
@@ -73,8 +76,9 @@ def results(samples: int = 1, rows: Sequence[int] = range(6), failed: Sequence[i
 
 
 def made(source: Source, table: pa.Table) -> MadePart:
-    kinds = pa.schema([field for field in source.table.schema if field.name != READ_ERROR])
-    return PartMaker(OutputFormat(RESULTS, kinds, {"fingerprint": "f"}), source).make(Unit(7, 0, 6), table)
+    return PartMaker(OutputFormat(RESULTS, source.table.schema, {"fingerprint": "f"}), source).make(
+        Unit(7, 0, 6), table
+    )
 
 
 def read(part: MadePart) -> pq.ParquetFile:
@@ -114,8 +118,8 @@ def test_all_columns_may_be_lost() -> None:
 
 
 def test_rows_that_the_reader_could_not_read_are_errors() -> None:
-    reasons = [None, "invalid_text: not UTF-8", None, "bad_json: no: object", None, None]
-    source = Source(x=range(6), **{READ_ERROR: pa.array(reasons)})
+    errors = {1: RowError("invalid_text", "not UTF-8"), 3: RowError("bad_json", "no: object")}
+    source = Source(x=range(6), errors=errors)
     rows = read(made(source, results(failed=[1]))).read().to_pylist()
     assert [row["error_code"] for row in rows] == [None, "own", None, "bad_json", None, None]
     assert (rows[3]["status"], rows[3]["error"]) == ("error", "no: object")

@@ -43,7 +43,7 @@ class Columns:
     template: str | None
     passed: tuple[str, ...]
     read: tuple[str, ...]
-    json_text: tuple[str, ...]
+    json_text: tuple[str, ...] = ()
 
     @property
     def overriding(self) -> list[str]:

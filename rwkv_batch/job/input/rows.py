@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -91,7 +92,9 @@ class RowParser:
 
     def _prompt(self, record: Record) -> Any:
         if self._template is not None:
-            return self._template.render(record)
+            texts = {name: record[name] for name in self._columns.json_text}
+            values = {name: json.loads(text) for name, text in texts.items() if text is not None}
+            return self._template.render({**record, **values})
         given = {part: column for part, column in self._columns.roles.items() if record[column] is not None}
         if len(given) != 1:
             names = " and ".join(map(repr, self._columns.roles.values()))

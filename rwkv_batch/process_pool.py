@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from importlib import import_module
 from time import sleep
 from typing import Any
@@ -19,8 +20,6 @@ from .process import python_command
 
 IDLE_SECONDS = 30.0
 """A process without a call for this long ends."""
-MEMORY_BYTES = 4 << 30
-"""The memory of a process. An allocation beyond it fails."""
 _PARENT_SECONDS = 0.5
 """How often a process looks whether its parent still runs."""
 
@@ -45,11 +44,11 @@ class ProcessPool:
             calls.
         shared: anything that can be pickled.
         num_processes: the most processes that run at the same time.
+        memory_bytes: what a process may allocate, where the system can limit it. An allocation beyond it fails.
     """
 
-    def __init__(self, function: str, shared: Any, num_processes: int) -> None:
-        self._function = function
-        self._shared = shared
+    def __init__(self, function: str, shared: Any, num_processes: int, memory_bytes: int) -> None:
+        self._start = partial(_Worker, function, shared, memory_bytes)
         self._num_processes = num_processes
         self._lock = threading.Lock()
         self._calls: queue.SimpleQueue[tuple[Future[Any], Any, float]] = queue.SimpleQueue()
@@ -93,7 +92,7 @@ class ProcessPool:
             result, failure = None, None
             try:
                 if worker is None or not worker.is_alive:
-                    worker = _Worker(self._function, self._shared)
+                    worker = self._start()
                 result = worker.call(argument, time_limit)
             except CallFailed as error:
                 failure = error
@@ -112,10 +111,10 @@ class ProcessPool:
 class _Worker:
     """One process, which answers one call at a time."""
 
-    def __init__(self, function: str, shared: Any) -> None:
+    def __init__(self, function: str, shared: Any, memory_bytes: int) -> None:
         # A session of its own: Ctrl-C in a terminal is for the parent alone.
         self._process = subprocess.Popen(
-            python_command(__name__, function),
+            python_command(__name__, function, str(memory_bytes)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -167,12 +166,12 @@ class _Worker:
         return result
 
 
-def main(function: str) -> None:
+def main(function: str, memory_bytes: str) -> None:
     """The program of a process: calls the function with the first message, and answers all further ones."""
     messages, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    _limit_memory()
+    _limit_memory(int(memory_bytes))
     module, _, name = function.partition(":")
     answer: Callable[[Any], Any] | None = None
     while True:
@@ -203,11 +202,11 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _limit_memory() -> None:
+def _limit_memory(num_bytes: int) -> None:
     """Limits what this process may allocate, where the system can do that."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        limit = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
+        limit = num_bytes if hard == resource.RLIM_INFINITY else min(num_bytes, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))

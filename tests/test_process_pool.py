@@ -15,12 +15,13 @@ from rwkv_batch.process import python_command
 from rwkv_batch.process_pool import CallFailed, ProcessPool
 
 LONG = 600.0
+MEMORY = 1 << 30
 
 
 @pytest.fixture
 def pool(monkeypatch):
     monkeypatch.setattr("rwkv_batch.process_pool.IDLE_SECONDS", 1.0)
-    return ProcessPool("pool_answers:answers", {"key": b"value"}, 1)
+    return ProcessPool("pool_answers:answers", {"key": b"value"}, 1, MEMORY)
 
 
 def wait_until_gone(pid):
@@ -59,7 +60,7 @@ def test_a_call_that_fails_leaves_the_others_alone(pool, argument, reason):
 
 def test_a_process_that_cannot_start_fails_the_call():
     with pytest.raises(CallFailed, match="no such model"):
-        ProcessPool("pool_answers:answers", "broken", 1).submit(1, LONG).result()
+        ProcessPool("pool_answers:answers", "broken", 1, MEMORY).submit(1, LONG).result()
 
 
 def test_a_process_without_calls_ends_and_another_one_starts(pool):
@@ -69,7 +70,7 @@ def test_a_process_without_calls_ends_and_another_one_starts(pool):
 
 
 def test_a_slow_call_does_not_stop_another_process_from_answering():
-    pool = ProcessPool("pool_answers:answers", None, 2)
+    pool = ProcessPool("pool_answers:answers", None, 2, MEMORY)
     late, good = pool.submit("hang", 2.0), pool.submit("good", LONG)
     assert good.result()[1] == "good"
     with pytest.raises(CallFailed):
@@ -78,7 +79,7 @@ def test_a_slow_call_does_not_stop_another_process_from_answering():
 
 def run_pool(path: str) -> None:
     """Runs in a process of its own: writes the process id of its pool's process, which then hangs."""
-    pool = ProcessPool("pool_answers:answers", None, 1)
+    pool = ProcessPool("pool_answers:answers", None, 1, MEMORY)
     *_, pid = pool.submit(1, LONG).result()
     pool.submit("hang", LONG)
     with open(path + ".tmp", "w") as file:

@@ -22,6 +22,8 @@ TEXT_BYTES = 1 << 20
 CACHE_BYTES = 256 << 20
 """What all remembered constraints hold together, at most."""
 NUM_PROCESSES = 2
+MEMORY_BYTES = 4 << 30
+"""The memory of each process."""
 _ENTRY_BYTES = 2000
 """Estimate of what a remembered constraint holds beside its texts."""
 
@@ -76,9 +78,8 @@ class ConstraintCompiler:
         self._known: OrderedDict[tuple[str, str], Future[Compiled]] = OrderedDict()
         self._sizes: dict[tuple[str, str], int] = {}
         self._num_bytes = 0
-        self._pool = ProcessPool(
-            f"{answer_compilations.__module__}:{answer_compilations.__name__}", self._vocabulary, NUM_PROCESSES
-        )
+        function = f"{answer_compilations.__module__}:{answer_compilations.__name__}"
+        self._pool = ProcessPool(function, self._vocabulary, NUM_PROCESSES, MEMORY_BYTES)
 
     def compile(
         self,

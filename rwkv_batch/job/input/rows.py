@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,8 @@ from .table import READ_ERROR
 
 Record = dict[str, Any]
 """A row's values by column name."""
+_PROMPT: Any = object()
+"""The key of a rendered prompt in a record. It is no text, and so not the name of a column."""
 
 
 class RowKey(NamedTuple):
@@ -36,8 +38,6 @@ class RowParser:
         job: the job, whose sampling section a row may override.
         columns: which column has which role.
 
-    Raises:
-        ConfigurationError: the template is not valid Jinja.
     """
 
     def __init__(self, job: JobConfig, columns: Columns) -> None:
@@ -46,11 +46,11 @@ class RowParser:
         self._add_bos_token = job.score.add_bos_token
         self._parse = self._score_row if job.task == "score" else self._generate_row
         self._has_sampling = bool(columns.sampling) or columns.sampling_struct is not None
-        self._template = None
+        self._renderer = None
         if columns.template is not None:
-            from .template import Template
+            from .rendering import Renderer
 
-            self._template = Template(columns.template)
+            self._renderer = Renderer(columns.template)
 
     def rows(self, batch: pa.RecordBatch, keys: Sequence[RowKey]) -> list[GenerateRow | ScoreRow | ErrorRow]:
         """Returns the rows of a batch, in order, each with the key in its place."""
@@ -67,10 +67,20 @@ class RowParser:
         except RowError as error:
             return ErrorRow(key, key.row, error)
 
-    def _records(self, batch: pa.RecordBatch) -> Iterator[Record | RowError]:
+    def _records(self, batch: pa.RecordBatch) -> Iterable[Record | RowError]:
+        """Returns each row's values. With a template they include the prompt, or its error, under the key _PROMPT."""
+        if self._renderer is None:
+            return self._cells(batch)
+        records = list(self._cells(batch))
+        readable = [record for record in records if not isinstance(record, RowError)]
+        for record, prompt in zip(readable, self._renderer.render(readable), strict=True):
+            record[_PROMPT] = prompt
+        return records
+
+    def _cells(self, batch: pa.RecordBatch) -> Iterator[Record | RowError]:
         """Yields each row's values, read column by column; where that fails, cell by cell, so that one row is bad."""
         names = batch.schema.names
-        ids = set() if self._template else set(self._columns.roles.values())
+        ids = set() if self._renderer else set(self._columns.roles.values())
         try:
             columns = [_values(batch[name], as_arrays=name in ids) for name in names]
         except Exception:  # of pyarrow, of a time zone or of pandas: what a value raises is not known
@@ -89,8 +99,11 @@ class RowParser:
         return ScoreRow(key, key.row, context, continuations, self._add_bos_token)
 
     def _prompt(self, record: Record) -> Any:
-        if self._template is not None:
-            return self._template.render(record)
+        if self._renderer is not None:
+            prompt = record[_PROMPT]
+            if isinstance(prompt, RowError):
+                raise prompt
+            return prompt
         ((part, column),) = self._columns.roles.items()
         value = record[column]
         if value is None:

@@ -69,7 +69,14 @@ def _job_file() -> Iterator[str]:
         NOTICE,
         "A job file is YAML with the sections below. Unknown keys, wrong types and impossible values are refused "
         "before the model is loaded, all at once. `-o section.key=value` on the command line replaces a setting. "
-        "Relative paths are relative to the folder in which the command is started.",
+        "Relative paths are relative to the folder in which the command is started; `~` at the beginning of a path is "
+        "the home folder.",
+        "`${NAME}` in a job file is the value of an environment variable, as in Docker Compose; `${NAME:-default}` has "
+        "a default, `${NAME:?message}` a message of its own. A variable that is not set is an error. A value without "
+        "quotes has the type that it would have if it were written there: `limit: ${N}` is a number, "
+        '`limit: "${N}"` is text. `$${` is the text `${`. Values of variables stand in logs and reports: give no '
+        "secret to a job in this way. Top-level keys that begin with `x-` are ignored: a place for remarks and for "
+        "YAML anchors. `rwkv-batch run -` reads the job file from standard input.",
         "*Resume: must stay* means that the output of a started job is refused (exit code 4) when the setting gives "
         "another result than before. Paths of the model and of the input are compared by content: a moved file is no "
         "change. A setting of the section `sampling` is a field of [sampling parameters](sampling-params.md) too.",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.types as pt
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, looked_up
 from ...sampling_params import SAMPLING_FIELDS
 from ..config import JobConfig
 from ..messages import did_you_mean, listed
@@ -227,7 +227,12 @@ def _template_source(template: str | None) -> str | None:
     """`input.template` itself where it looks like Jinja, else what the file of that name holds."""
     if template is None or "{{" in template or "{%" in template:
         return template
-    if not os.path.isfile(template):
-        raise ConfigurationError(f"input.template: got {template!r}, expected a Jinja template or an existing file")
-    with open(template, encoding="utf-8") as file:
-        return file.read()
+    try:
+        with open(os.path.expanduser(template), encoding="utf-8") as file:
+            return file.read()
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or no valid path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigurationError(
+            f"input.template: got {template!r}, expected a Jinja template or an existing file{looked_up(template)}: "
+            f"{reason}"
+        ) from error

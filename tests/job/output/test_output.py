@@ -162,7 +162,7 @@ def test_an_empty_input_gives_an_empty_part(job: Job) -> None:
 
 
 def test_limit(job: Job) -> None:
-    assert job.run("--limit", "12") == 0
+    assert job.run("-o", "input.limit=12") == 0
     assert [row["id"] for row in job.rows()] == [f"row-{i}" for i in range(12)]
 
 

@@ -42,6 +42,8 @@ def _expanded(path: str) -> str:
     return expanded
 
 
+ExtraColumn = Literal["prompt", "input_row", "input_file"]
+EXTRA_COLUMNS: tuple[str, ...] = get_args(ExtraColumn)
 Path = Annotated[str, AfterValidator(_expanded)]
 Count = Annotated[int, Field(ge=1)]
 Gibibytes = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -212,7 +214,21 @@ class OutputSection(Section):
         "a number of seconds from 0 to 86400",
     )
     input_columns: Literal["all", "none"] | list[str] = _setting(
-        "all", "The input's columns that each output row repeats.", "all, none, or a list of column names"
+        "all",
+        "The input's columns that each output row repeats. The column with the role `id` is always repeated.",
+        "all, none, or a list of column names",
+    )
+    columns: dict[str, Annotated[str, Field(min_length=1)]] = _setting(
+        {},
+        "Column that the job adds → another name for it, such as `{completion: rating, status: rating_status}`, where "
+        "the input has a column of its name.",
+        "a mapping from names of columns that the job adds to other names",
+    )
+    extra: list[ExtraColumn] = _setting(
+        [],
+        "Further columns: `prompt` is the text that the model read, of task score the context; null where it is token "
+        "ids. `input_row` is the number of the row in the whole input, from 0. `input_file` is the file of the row.",
+        f"a list of {one_of(EXTRA_COLUMNS)}",
     )
     token_ids: bool = _setting(False, "Add the column `token_ids`: the ids of the completion or continuation.")
     logprobs: bool = _setting(False, "Add the column `token_logprobs`: the log-probability of each of these tokens.")

@@ -112,6 +112,7 @@ def changed(job: Job, capsys: pytest.CaptureFixture[str], *arguments: str) -> st
         ("output.logprobs=true", "output.columns: "),
         ("model.init_state=other.pth", "model.fingerprint: "),
         ("output.input_columns=none", "output.columns: "),
+        ("output.extra=[input_row]", "output.columns: "),
         ("output.rows_per_part=7", "output.rows_per_part: 10 when it was started, 7 now"),
         ("input.limit=20", "input.limit: null when it was started, 20 now"),
         ("engine.batch_invariant=false", "engine.batch_invariant: true when it was started, false now"),

@@ -198,14 +198,16 @@ class _Binder:
 
     def _passed_columns(self) -> list[str]:
         wanted, names = self._job.output.input_columns, self._schema.names
-        if isinstance(wanted, str):
-            return list(names) if wanted == "all" else []
+        if wanted == "all":
+            return list(names)
+        wanted = [] if isinstance(wanted, str) else wanted
         for name in wanted:
             if name not in names:
                 self._problems.append(
                     f"output.input_columns: the input has no column {name!r}{did_you_mean(name, names)}"
                 )
-        return [name for name in names if name in wanted]
+        kept = {*wanted, self._given.get("id")}
+        return [name for name in names if name in kept]
 
     def _check_type(self, name: str, check: Check, where: str) -> None:
         self._check_field(self._schema.field(name), check, where)

@@ -147,8 +147,11 @@ def _print_summary(outcome: Outcome) -> None:
     """Prints how the job ended, and the command that shows the results."""
     folders, output = outcome.folders, _shortest(outcome.output)
     print("\n".join(outcome.summary or [f"{output}: {outcome.rows:,} rows, {outcome.errors:,} of them errors"]))
-    if not outcome.is_finished:
-        print("stopped at a bad row (run.on_row_error: stop); start the same command again to go on")
+    if outcome.stopped_at:
+        print(f"stopped at {outcome.stopped_at}")
+        print("run.on_row_error is stop: start the same command again to go on with the rows after it")
+    elif not outcome.is_finished:
+        print("parts are missing; start the same command again to make them")
     elif not outcome.is_complete:
         print("this shard is done; other shards are not")
     else:

@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
+from ..rows import ErrorRow, Finished
 from ..settings import EngineSettings, ModelSettings
 from .config import JobConfig
 from .dry_run import describe, read_first_rows
 from .load import load_job
+from .messages import shown
 from .output.commit import JobFiles, Part
 from .output.results import Results
 from .output.storage import LocalStorage, Storage
@@ -45,6 +47,7 @@ class Outcome:
         is_finished: all parts of this shard are published. False where run.on_row_error: stop has ended the run.
         is_complete: all parts of all shards are published.
         summary: the report in a few lines; empty where other shards are still at work.
+        stopped_at: the row that has ended the run, with its error, in words; "" where none has.
     """
 
     folders: Folders
@@ -53,6 +56,7 @@ class Outcome:
     is_finished: bool
     is_complete: bool
     summary: tuple[str, ...] = ()
+    stopped_at: str = ""
 
     @property
     def output(self) -> str:
@@ -175,6 +179,7 @@ class _Run:
         self._stop = stop
         self._storage = storage
         self._log = log
+        self._stopped_at = ""
         self._files = JobFiles(storage, self._folders.output, self._folders.state, prepared.plan, prepared.form)
         log("start", config=_plain_settings(prepared.job), machine=machine())
 
@@ -203,6 +208,8 @@ class _Run:
             with closing(llm.serving.run(rows, stop_at_error=job.run.on_row_error == "stop")) as served:
                 for finished in served:
                     writer.add(finished)
+                    if job.run.on_row_error == "stop" and not self._stopped_at:
+                        self._stopped_at = next((self._described(row) for row in finished if _is_error(row)), "")
 
     def finish(self) -> Outcome:
         """Reads all parts. Where none is missing, writes _SUCCESS.json: the process that ends last finds them all."""
@@ -215,6 +222,7 @@ class _Run:
             errors=sum(part.errors for part in finished),
             is_finished=None not in mine,
             is_complete=None not in parts,
+            stopped_at=self._stopped_at,
         )
         if outcome.is_complete:
             self._storage.atomic_write(self._folders.file(SUCCESS), self._success([part for part in parts if part]))
@@ -225,6 +233,14 @@ class _Run:
             report = write_report(self._storage, self._folders)
             outcome = replace(outcome, summary=tuple(summarise(report)))
         return outcome
+
+    def _described(self, row: Any) -> str:
+        """Names an error row with its id, and its error."""
+        named = ""
+        if name := self._prepared.columns.id:
+            (batch,) = self._prepared.source.read(row.row, row.row + 1, [name])
+            named = f" ({name} {shown(batch[name][0].as_py())})"
+        return f"row {row.row}{named}: {row.error.code}: {row.error.message}"
 
     def _progress(self, missing: Sequence[Unit], writer: Writer, llm: Any) -> Progress:
         total = sum(unit.num_rows for unit in self._shard.units(self._plan))
@@ -242,6 +258,10 @@ class _Run:
             "parts": [asdict(part) for part in parts],
         }
         return json.dumps(content, indent=1).encode()
+
+
+def _is_error(row: Finished) -> bool:
+    return isinstance(row, ErrorRow)
 
 
 def _inspect_model(model: ModelSettings, engine: EngineSettings, *, apart: bool = False) -> Any:

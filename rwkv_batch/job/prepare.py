@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from .. import __version__
-from ..errors import ConfigurationError, MissingExtraError, RowError, RwkvBatchError
+from ..errors import ConfigurationError, MissingExtraError, RowError, RwkvBatchError, looked_up
 from ..sampling_params import CONSTRAINTS
 from ..settings import EngineSettings, ModelSettings
 from .config import EngineSection, JobConfig, ModelSection
@@ -193,8 +193,11 @@ def _check_pin(job: JobConfig) -> None:
     if expected is None:
         return
     if not os.path.isfile(path):
-        raise ConfigurationError(f"model.sha256: pins a single local file, and {path!r} is none")
-    with open(path, "rb") as file:
-        found = sha256_of(file)
+        raise ConfigurationError(f"model.sha256: pins a single local file, and {path!r} is none{looked_up(path)}")
+    try:
+        with open(path, "rb") as file:
+            found = sha256_of(file)
+    except OSError as error:
+        raise ConfigurationError(f"model.sha256: {path} cannot be read: {error.strerror}") from error
     if found != expected.lower():
         raise ConfigurationError(f"model.sha256: {path} has {found}, expected {expected}: this is another file")

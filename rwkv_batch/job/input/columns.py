@@ -32,6 +32,7 @@ class Columns:
         template: source of the Jinja template that makes the prompt, if there is one.
         passed: columns that the output repeats.
         read: columns that making requests needs.
+        id: the column that names rows, if there is one.
     """
 
     roles: dict[str, str]
@@ -41,6 +42,7 @@ class Columns:
     template: str | None
     passed: tuple[str, ...]
     read: tuple[str, ...]
+    id: str | None = None
 
     @property
     def overriding(self) -> list[str]:
@@ -96,7 +98,9 @@ class _Binder:
             raise ConfigurationError("\n".join(self._problems))
         needed = {*roles.values(), *sampling.values(), *([struct] if struct else []), *in_template}
         read = [name for name in self._schema.names if name in needed]
-        return Columns(roles, sampling, struct, answer, self._template, tuple(passed), tuple(read))
+        return Columns(
+            roles, sampling, struct, answer, self._template, tuple(passed), tuple(read), self._given.get("id")
+        )
 
     def _template_columns(self) -> list[str]:
         """The columns that the template reads; none without a template."""

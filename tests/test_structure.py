@@ -30,7 +30,7 @@ BASICS = {
     "transfer",
 }
 """Modules at the top of rwkv_batch that import only each other; all but the kernel packages may import them."""
-LIBRARY = {"llm", "model_summary", "output_builder", "requests", "rows", "serving"}
+LIBRARY = {"arguments", "llm", "model_summary", "output_builder", "requests", "rows", "serving"}
 """The other modules at the top that do the library's work."""
 MODELS = {"models", "models/files", "models/matrices"}
 MAY_IMPORT: dict[str, set[str]] = {

@@ -29,7 +29,7 @@ from .stopping import StopSignals
 from .stream import missing_rows
 
 SUCCESS = "_SUCCESS.json"
-
+TRIAL = "this is a trial, with an output of its own; without --limit the whole job starts fresh beside it"
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
 
 
 def check_job(
-    job: JobSource, overrides: Overrides = (), shard: str | None = None, *, stop: StopSignals
+    job: JobSource, overrides: Overrides = (), shard: str | None = None, *, limit: int | None = None, stop: StopSignals
 ) -> tuple[str, bool]:
     """Describes in text what the job would do. Reads the input and the model's sizes; writes nothing, and does not use
     GPUs in this process.
@@ -87,15 +87,21 @@ def check_job(
         ConfigurationError, CheckpointError, CapacityError, MissingExtraError, ResumeError: as `run_job` would.
     """
     with stop, stop.interruptible():
-        prepared = prepare(load_job(job, overrides), partial(_inspect_model, apart=True))
+        prepared = prepare(load_job(job, overrides, limit), partial(_inspect_model, apart=True))
         started = compare_job(LocalStorage(prepared.folders.file("tmp")), prepared.folders, prepared.document)
         prepared = prepared.started_as(started) if started else prepared
         first = read_first_rows(prepared)
-        return "\n".join(describe(prepared, parse_shard(shard, {}), first)), not first.are_errors
+        lines = [*([TRIAL] if limit is not None else []), *describe(prepared, parse_shard(shard, {}), first)]
+        return "\n".join(lines), not first.are_errors
 
 
 def run_job(
-    job: JobSource, overrides: Overrides = (), shard: str | None = None, *, stop: StopSignals | None = None
+    job: JobSource,
+    overrides: Overrides = (),
+    shard: str | None = None,
+    *,
+    limit: int | None = None,
+    stop: StopSignals | None = None,
 ) -> Outcome:
     """Makes the parts of a job that earlier runs have not made. May be called in any thread.
 
@@ -123,6 +129,7 @@ def run_job(
         overrides: settings that replace the job's, for example {"sampling.max_tokens": 32}; or texts such as
             "sampling.max_tokens=32".
         shard: "i/n" makes the units i, i + n, …, with i from 0; None makes all.
+        limit: makes a trial with this many rows, the first ones, in an output of its own: "<output>-limit-N".
         stop: the signal handling of `rwkv-batch run`. A program leaves it out.
 
     Raises:
@@ -136,9 +143,8 @@ def run_job(
     with stop or StopSignals() as stop:
         part = parse_shard(shard, {})
         with stop.interruptible():
-            prepared = prepare(load_job(job, overrides), _inspect_model)
-        if overriding := prepared.columns.overriding:
-            logger.info("sampled as the columns %s say, where they are not null", ", ".join(overriding))
+            prepared = prepare(load_job(job, overrides, limit), _inspect_model)
+        _announce(prepared, is_trial=limit is not None)
         folders = prepared.folders
         storage = LocalStorage(folders.file("tmp"))
         prepared = prepared.started_as(open_job(storage, folders, prepared.document))
@@ -149,6 +155,14 @@ def run_job(
             if missing:
                 run.serve(missing)
             return run.finish()
+
+
+def _announce(prepared: Prepared, is_trial: bool) -> None:
+    """Logs what a user may not expect of this run."""
+    if is_trial:
+        logger.info("%s: %s", TRIAL, prepared.folders.output)
+    if overriding := prepared.columns.overriding:
+        logger.info("sampled as the columns %s say, where they are not null", ", ".join(overriding))
 
 
 class _Run:

@@ -21,7 +21,9 @@ from .input.files import sha256_of
 from .input.reader import Input, open_input
 from .input.rows import RowParser
 from .output.commit import OutputFormat
-from .output.results import output_schema, result_schema
+from .output.extra import TYPES as EXTRA_TYPES
+from .output.extra import RowSource
+from .output.results import output_names, output_schema, result_schema
 from .plan import Unit, UnitPlan
 from .state import Folders, check_folders
 
@@ -72,8 +74,11 @@ class Prepared:
         return replace(self, document=document, form=replace(self.form, footer=footer))
 
     def read_passed(self, unit: Unit) -> Iterator[pa.RecordBatch]:
-        """Reads the columns that a unit's part repeats from the input."""
-        return self.source.read(unit.start, unit.stop, self.columns.passed)
+        """Reads the columns that a unit's part repeats from the input, and those of output.extra."""
+        files = [entry["file"] for entry in self.document["input"]]  # as when the job started: files may move
+        names = {own: name for own, name in self.form.names.items() if own in EXTRA_TYPES}
+        rows = RowSource(self.source, self.parser, self.columns.read, files, names)
+        return rows.read(unit.start, unit.stop, self.form.passed.names)
 
 
 @contextmanager
@@ -111,7 +116,9 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
     source = open_input(job.input.path, job.input.format, expected_kinds(job))
     columns = bind_columns(job, source.schema)
     results = result_schema(job, columns)
-    schema = output_schema(source.schema, columns, results)
+    names = output_names(job, columns, results)
+    extra = [pa.field(names[name], EXTRA_TYPES[name]) for name in names if name in EXTRA_TYPES]
+    passed = pa.schema([*(source.schema.field(name) for name in columns.passed), *extra])
     folders = Folders.of(job)
     check_folders(job, folders, source.files)
     _check_pin(job)
@@ -121,10 +128,11 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
         _check_sampling(job, columns, source.schema, model)
     parser = RowParser(job, columns)
     plan = UnitPlan(min(source.num_rows, job.input.limit or source.num_rows), job.output.rows_per_part)
+    schema = output_schema(passed, results, names)
     document = _job_document(job, columns, schema, source, plan, folders, model)
+    document["columns"] = {own: name for own, name in names.items() if own != name}
     footer = {"version": __version__, "fingerprint": document["fingerprint"], "seed": str(job.sampling.seed)}
-    passed = pa.schema([source.schema.field(name) for name in columns.passed])
-    form = OutputFormat(results, passed, footer)
+    form = OutputFormat(results, passed, names, footer)
     return Prepared(job, source, columns, parser, plan, form, folders, document, model)
 
 

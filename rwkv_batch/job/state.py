@@ -108,6 +108,7 @@ def _is_job(job: Any) -> bool:
     return (
         re.fullmatch("[0-9a-f]{64}", job["fingerprint"]) is not None
         and "task" in job["settings"]
+        and isinstance(job.get("columns", {}), dict)
         and all(isinstance(number, int) for number in numbers)
         and all(isinstance(entry, dict) and entry.keys() >= MANIFEST_KEYS for entry in job["input"])
     )

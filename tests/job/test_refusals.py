@@ -55,7 +55,40 @@ TOKENS = pa.array([[1]], pa.list_(pa.int32()))
         (
             {"prompt": ["a"], "completion": ["b"]},
             {},
-            "the input has a column 'completion', a name that the output needs",
+            "output.columns: the input has columns with names that the output needs: completion. Rename the output's, "
+            "for example columns: {completion: completion_2}, or leave the input's out of output.input_columns",
+        ),
+        (
+            {"prompt": ["a"], "status": ["b"], "status_2": ["c"], "error": ["d"], "rating": ["e"]},
+            {"output__columns": {"completion": "rating", "error": "error"}},
+            "the output needs: status, error, rating. Rename the output's, for example "
+            "columns: {completion: completion_2, status: status_3, error: error_2}",
+        ),
+        (
+            {"prompt": ["a"]},
+            {"output__columns": {"completoin": "x"}, "output__extra": ["prompt"]},
+            "output.columns.completoin: the job adds no column of this name (did you mean 'completion'?)\n"
+            "output.columns: the input has columns with names that the output needs: prompt. Rename",
+        ),
+        (
+            {"prompt": ["a"]},
+            {"output__columns": {"x": "y"}},
+            "output.columns.x: the job adds no column of this name; it",
+        ),
+        (
+            {"prompt": ["a"]},
+            {"output__columns": {"completion": "status"}},
+            "output.columns: got two columns named 'status', expected one",
+        ),
+        (
+            {"prompt": ["a"]},
+            {"output__columns": {"completion": ""}},
+            "output.columns: got {'completion': ''}, expected a",
+        ),
+        (
+            {"prompt": ["a"]},
+            {"output__extra": ["row"]},
+            "output.extra: got ['row'], expected a list of prompt, input_row or input_file",
         ),
         ({"prompt": ["a"]}, {"input__columns": {"promt": "prompt"}}, "unknown role (did you mean 'prompt'?)"),
         ({"prompt": ["a"]}, {"input__columns": {"prompt": "promt"}}, "no column 'promt' (did you mean 'prompt'?)"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.types as pt
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, looked_up
 from ...sampling_params import SAMPLING_FIELDS
 from ..config import JobConfig
 from ..messages import did_you_mean, listed
@@ -198,14 +198,16 @@ class _Binder:
 
     def _passed_columns(self) -> list[str]:
         wanted, names = self._job.output.input_columns, self._schema.names
-        if isinstance(wanted, str):
-            return list(names) if wanted == "all" else []
+        if wanted == "all":
+            return list(names)
+        wanted = [] if isinstance(wanted, str) else wanted
         for name in wanted:
             if name not in names:
                 self._problems.append(
                     f"output.input_columns: the input has no column {name!r}{did_you_mean(name, names)}"
                 )
-        return [name for name in names if name in wanted]
+        kept = {*wanted, self._given.get("id")}
+        return [name for name in names if name in kept]
 
     def _check_type(self, name: str, check: Check, where: str) -> None:
         self._check_field(self._schema.field(name), check, where)
@@ -227,7 +229,12 @@ def _template_source(template: str | None) -> str | None:
     """`input.template` itself where it looks like Jinja, else what the file of that name holds."""
     if template is None or "{{" in template or "{%" in template:
         return template
-    if not os.path.isfile(template):
-        raise ConfigurationError(f"input.template: got {template!r}, expected a Jinja template or an existing file")
-    with open(template, encoding="utf-8") as file:
-        return file.read()
+    try:
+        with open(os.path.expanduser(template), encoding="utf-8") as file:
+            return file.read()
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or no valid path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigurationError(
+            f"input.template: got {template!r}, expected a Jinja template or an existing file{looked_up(template)}: "
+            f"{reason}"
+        ) from error

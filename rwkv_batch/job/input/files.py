@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, looked_up
 
 NATIVE_SCHEMES = ("s3", "gs", "gcs", "abfs", "hdfs")
 
@@ -88,7 +88,7 @@ def find_files(paths: str | Sequence[str], extensions: Collection[str]) -> list[
             raise ConfigurationError(f"input.path: cannot read {path!r}: {error}") from error
         if not matches:
             raise ConfigurationError(
-                f"input.path: got {path!r}, expected an existing file, folder or glob with files in it"
+                f"input.path: got {path!r}{looked_up(path)}, expected an existing file, folder or glob with files in it"
             )
         found.update((file.name, file) for file in matches)
     return [found[name] for name in sorted(found)]

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..plan import Unit, UnitPlan
+from .results import output_schema
 from .storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -52,18 +53,20 @@ class OutputFormat:
     Args:
         results: columns that the job adds.
         passed: columns of the input that parts repeat, before the results.
+        names: the name in parts of each column in `results`.
         footer: key-values of every file; "fingerprint" distinguishes this job's files from another job's.
     """
 
     results: pa.Schema
     passed: pa.Schema
+    names: Mapping[str, str]
     footer: Mapping[str, str]
 
     def schema(self, unit: Unit, extra: Mapping[str, int] | None = None) -> pa.Schema:
         """Returns the schema of a unit's part, with its footer as metadata."""
         values = {**self.footer, "unit": unit.index, **(extra or {})}
         metadata = {f"rwkv_batch.{key}": str(value) for key, value in values.items()}
-        return pa.schema([*self.passed, *self.results], metadata=metadata)
+        return output_schema(self.passed, self.results, self.names).with_metadata(metadata)
 
 
 class JobFiles:
@@ -186,6 +189,7 @@ class JobFiles:
         """Yields the results with their rows' input columns before them, a batch at a time."""
         rows = np.asarray(results["row"])
         results = results.drop_columns("row")
+        results = results.rename_columns([self._form.names[name] for name in results.column_names])
         names = self._form.passed.names
         if not names:
             yield results

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +19,7 @@ from ..state import STATE_SUFFIX, Folders, read_job
 from .events import read_events
 from .history import Run, serving_seconds, shared_prefixes, timeline, utilisation
 from .page import render
+from .scores import RESULTS as SCORES
 from .scores import ScoreSummary
 
 LABELS = ("status", "error_code", "finish_reason")
@@ -68,7 +69,7 @@ def collect(storage: Storage, folders: Folders) -> Report:
         "complete": len(published) == len(names),
         "parts": {"published": len(published), "planned": len(names)},
         "rows_planned": job["plan"]["rows"],
-        **_results(storage, [os.path.join(folders.output, name) for name in published], scores),
+        **_results(storage, [os.path.join(folders.output, name) for name in published], job.get("columns", {}), scores),
         "prefixes": shared_prefixes(runs),
         "utilisation": utilisation(runs),
         "runs": [run.describe() for run in runs],
@@ -123,19 +124,28 @@ def first_rows(storage: Storage, folders: Folders, count: int) -> Iterator[dict[
                     return
 
 
-def _results(storage: Storage, paths: Iterable[str], scores: ScoreSummary | None) -> dict[str, Any]:
-    """Returns counts, tokens, scores and histograms over the rows of the parts."""
+def _results(
+    storage: Storage, paths: Iterable[str], renamed: Mapping[str, str], scores: ScoreSummary | None
+) -> dict[str, Any]:
+    """Returns counts, tokens, scores and histograms over the rows of the parts.
+
+    Args:
+        renamed: column that the job adds → its name in the parts, where that is another one.
+    """
     counts: dict[str, Counter[Any]] = {name: Counter() for name in (*LABELS, *LENGTHS)}
+    own = dict.fromkeys((*LABELS, *LENGTHS, "sample_index", *(SCORES if scores else ())))
     for path in paths:
         with storage.open(path) as file:
             parquet = pq.ParquetFile(file)
-            wanted = dict.fromkeys((*LABELS, *LENGTHS, "sample_index", *(scores.needs if scores else ())))
-            names = [name for name in wanted if name in parquet.schema_arrow.names]
-            for batch in parquet.iter_batches(columns=names):
+            present = parquet.schema_arrow.names
+            names = {name: renamed.get(name, name) for name in own if renamed.get(name, name) in present}
+            passed = [name for name in (scores.columns.values() if scores else ()) if name in present]
+            for batch in parquet.iter_batches(columns=[*dict.fromkeys([*names.values(), *passed])]):
+                results = batch.select([*names.values()]).rename_columns([*names])
                 if scores is not None:
-                    scores.add(batch)
-                for name in counts.keys() & set(names):
-                    counts[name].update(_value_counts(batch, name))
+                    scores.add(results, batch)
+                for name in counts.keys() & names.keys():
+                    counts[name].update(_value_counts(results, name))
     return {
         "rows": dict(counts["status"]),
         "errors": dict(counts["error_code"]),

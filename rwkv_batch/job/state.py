@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from .input.files import InputFile, would_be_read
 from .output.storage import Storage
 
 STATE_SUFFIX = ".rwkv_batch"
+LONGEST_NAME = 120
+"""Characters of the longest path below one of the folders: a segment's, or a temporary file's."""
 MANIFEST_KEYS = {"file", "rows", "bytes", "version"}
 """Keys of a file's entry in the input's manifest."""
 JOB_KEYS = {"settings": dict, "plan": dict, "input": list, "fingerprint": str}
@@ -67,6 +70,9 @@ def check_folders(job: JobConfig, folders: Folders, files: Sequence[InputFile]) 
     for folder in (folders.output, folders.state):
         if os.path.lexists(folder) and not os.path.isdir(folder):
             raise ConfigurationError(f"{folder} is a file, expected a folder or nothing")
+    for folder in (output, state):  # raises OSError where a path is too long for a file in it
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(os.path.join(folder, "x" * LONGEST_NAME))
     if os.path.isdir(output) and os.listdir(output) and not os.path.exists(folders.file("job.json")):
         raise ConfigurationError(
             f"{where}, which is not empty and is no job's output ({folders.state}/job.json is missing)"

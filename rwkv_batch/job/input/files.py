@@ -9,7 +9,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 from pyarrow import fs
 
 from ...errors import ConfigurationError, looked_up
@@ -84,7 +83,7 @@ def find_files(paths: str | Sequence[str], extensions: Collection[str]) -> list[
     for path in [paths] if isinstance(paths, str) else paths:
         try:
             matches = _expand(path, extensions)
-        except (OSError, pa.ArrowInvalid, ImportError, ValueError) as error:
+        except Exception as error:  # file systems raise exceptions of many classes
             raise ConfigurationError(f"input.path: cannot read {path!r}: {error}") from error
         if not matches:
             raise ConfigurationError(
@@ -167,9 +166,9 @@ def _glob_pattern(glob: str) -> re.Pattern[str]:
     """Returns the expression of a glob: `*` and `?` match within a folder, `**/` any folders, [...] one character."""
     wildcards = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     expression = ""
-    for token in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob):
+    for token in re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]]+\])", glob):
         if token.startswith("[") and token.endswith("]"):
-            expression += token.replace("[!", "[^", 1)
+            expression += token.replace("\\", r"\\").replace("[!", "[^", 1)
         else:
             expression += wildcards.get(token) or re.escape(token)
     return re.compile(expression)

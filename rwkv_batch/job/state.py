@@ -9,6 +9,7 @@ import re
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from .output.storage import Storage
 logger = logging.getLogger(__name__)
 
 STATE_SUFFIX = ".rwkv_batch"
+LONGEST_NAME = 120
+"""Characters of the longest path below one of the folders: a segment's, or a temporary file's."""
 MANIFEST_KEYS = {"file", "rows", "bytes", "version"}
 """Keys of a file's entry in the input's manifest."""
 JOB_KEYS = {"settings": dict, "plan": dict, "input": list, "fingerprint": str}
@@ -89,6 +92,8 @@ def _check_writable(folder: str, setting: str) -> None:
     """
     nearest = folder
     try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(os.path.join(folder, "x" * LONGEST_NAME))  # fails where a path is too long for a file in it
         while not _is_there(nearest):
             nearest = os.path.dirname(nearest)
         is_folder = os.path.isdir(nearest)

@@ -150,10 +150,10 @@ def run_job(
         with stop.interruptible():
             prepared = prepare(load_job(job, overrides, limit), _inspect_model)
             storage, rehearsal = LocalStorage(prepared.folders.file("tmp")), prepared.rehearsal()
-            _check_output(prepared, storage, rehearsal)
+            started = _check_output(prepared, storage, rehearsal)
         _announce(prepared, is_trial=limit is not None)
         folders = prepared.folders
-        prepared = prepared.started_as(open_job(storage, folders, prepared.document, prepared.source.files))
+        prepared = prepared.started_as(open_job(storage, folders, prepared.document, prepared.source.files, started))
         storage.sweep()
         with EventLog(folders.file(part.file_name("log", "jsonl")), shard=str(part)) as log:
             run = _Run(prepared, part, stop, storage, log)

@@ -216,13 +216,20 @@ def has_parts(storage: Storage, folders: Folders) -> bool:
 
 
 def open_job(
-    storage: Storage, folders: Folders, document: Mapping[str, Any], files: Sequence[InputFile]
+    storage: Storage,
+    folders: Folders,
+    document: Mapping[str, Any],
+    files: Sequence[InputFile],
+    started: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Writes job.json where there is none, or where the columns that parts repeat have changed.
 
     Of two processes that start together, one writes.
 
     The content of the input is read once for its checksums before job.json is written.
+
+    Args:
+        started: what `compare_job` has returned for the same arguments.
 
     Returns:
         The content of job.json. Parts and segments carry its fingerprint: a later version of this package may compute
@@ -231,10 +238,11 @@ def open_job(
     Raises:
         ResumeError: as `compare_job`.
     """
-    while (started := compare_job(storage, folders, document, files)) is None:
+    while started is None:
         manifest = list(_with_versions(document["input"], files, document["plan"]["rows"]))
         data = json.dumps({**document, "input": manifest}, indent=1, ensure_ascii=False).encode()
         storage.atomic_write(folders.file("job.json"), data, exclusive=True)
+        started = compare_job(storage, folders, document, files)
     if started != read_job(storage, folders.state):
         storage.atomic_write(folders.file("job.json"), json.dumps(started, indent=1, ensure_ascii=False).encode())
     return started

@@ -143,7 +143,7 @@ def run_job(
         if overriding := prepared.columns.overriding:
             logger.info("sampled as the columns %s say, where they are not null", ", ".join(overriding))
         folders = prepared.folders
-        prepared = prepared.started_as(open_job(storage, folders, prepared.document))
+        prepared = prepared.started_as(open_job(storage, folders, prepared.document, prepared.source.files))
         storage.sweep()
         with EventLog(folders.file(part.file_name("log", "jsonl")), shard=str(part)) as log:
             run = _Run(prepared, part, stop, storage, log)
@@ -161,7 +161,7 @@ def _check_output(prepared: Prepared, storage: Storage, rehearsal: Rehearsal) ->
     Returns:
         The content of job.json; None where there is no such file.
     """
-    started = compare_job(storage, prepared.folders, prepared.document)
+    started = compare_job(storage, prepared.folders, prepared.document, prepared.source.files)
     if not has_parts(storage, prepared.folders):
         rehearsal.check()
     return started
@@ -207,7 +207,11 @@ class _Run:
                     writer.add(finished)
 
     def finish(self) -> Outcome:
-        """Reads all parts. Where none is missing, writes _SUCCESS.json: the process that ends last finds them all."""
+        """Reads all parts. Where none is missing, writes _SUCCESS.json: the process that ends last finds them all.
+
+        Raises:
+            ResumeError: the parts are there, but the input has changed meanwhile.
+        """
         parts = [self._files.part(self._plan.unit(index)) for index in range(self._plan.num_units)]
         mine = [parts[unit.index] for unit in self._shard.units(self._plan)]
         finished = [part for part in mine if part is not None]
@@ -219,6 +223,7 @@ class _Run:
             is_complete=None not in parts,
         )
         if outcome.is_complete:
+            self._prepared.source.check_unchanged()
             self._storage.atomic_write(self._folders.file(SUCCESS), self._success([part for part in parts if part]))
         if self._files.damaged:
             self._log("damaged", files=sorted(self._files.damaged))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -17,9 +17,9 @@ from ..settings import EngineSettings, ModelSettings
 from .config import EngineSection, JobConfig, ModelSection
 from .fingerprint import fingerprint, result_settings
 from .input.columns import Columns, bind_columns, expected_kinds
-from .input.files import sha256_of
 from .input.reader import Input, open_input
 from .input.rows import RowParser
+from .input.version import sha256_of
 from .output.parts import OutputFormat
 from .output.rehearsal import Rehearsal
 from .output.results import passed_schema, result_schema
@@ -137,7 +137,7 @@ def _job_document(
     folders: Folders,
     model: Any,
 ) -> dict[str, Any]:
-    """The content of job.json: version, settings with their fingerprint, plan and input manifest."""
+    """The content of job.json: version, settings with their fingerprint, plan, input manifest and backends."""
     identity = {
         "fingerprint": model.fingerprint,
         "tokenizer": None if model.tokenizer is None else model.tokenizer.fingerprint,
@@ -156,7 +156,13 @@ def _job_document(
             "input.limit": job.input.limit,
         },
         "input": source.manifest(),
+        "backends": _backends(model.describe()["backends"]),
     }
+
+
+def _backends(choices: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Returns who serves each op: the op, with its device where there are several → the backend."""
+    return {f"{one['op']} on {one['on']}" if "on" in one else one["op"]: one["backend"] for one in choices}
 
 
 def _check_sampling(job: JobConfig, columns: Columns, schema: pa.Schema, model: Any) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
@@ -18,6 +18,7 @@ from ...errors import ConfigurationError
 from .hive import partition_of
 from .lakes import refuse_lakes
 from .listing import Entry, entries
+from .version import FileVersion, open_path
 
 COMPRESSED = (".gz", ".zst", ".bz2")
 """Ends of names of compressed files, after the end that tells the format."""
@@ -49,9 +50,9 @@ class InputFile:
     partition: Mapping[str, str | None] = field(default_factory=dict)
 
     def open(self) -> Any:
-        """Opens the file for reading, as a binary file of pyarrow."""
-        is_local = isinstance(self.filesystem, fs.LocalFileSystem)
-        return self.filesystem.open_input_file(os.fsencode(self.path) if is_local else self.path)
+        """Opens the file for reading, as a binary file of pyarrow. Raises ResumeError where it has changed."""
+        self.version.check()
+        return open_path(self.filesystem, self.path)
 
     @property
     def identity(self) -> str:
@@ -64,36 +65,16 @@ class InputFile:
         """The end of the name with its dot, in lower case, such as ".jsonl"; without that of a compression."""
         return extension_of(self.path)
 
-    def version(self) -> str:
-        """Returns a text that changes when the content changes: the upload time of a remote object, else a checksum.
-
-        A Parquet file may be large; its version is the checksum of its footer, which has sizes and statistics of all
-        columns.
-        """
-        if self.mtime_ns and not isinstance(self.filesystem, fs.LocalFileSystem):
-            return f"modified:{self.mtime_ns}"
-        with self.open() as file:
-            file.seek(max(0, self.size - 8))
-            length, magic = file.read(4), file.read(4)
-            if magic != b"PAR1":
-                file.seek(0)
-                return f"sha256:{sha256_of(file)}"
-            file.seek(self.size - 8 - int.from_bytes(length, "little"))
-            return f"footer-sha256:{sha256_of(file)}"
+    @cached_property
+    def version(self) -> FileVersion:
+        """What tells whether the file is still what it was when it was first opened."""
+        return FileVersion(self.name, self.path, self.filesystem)
 
 
 def extension_of(path: str) -> str:
     """Returns the end of a file's name with its dot, in lower case; without that of a compression."""
     stem, extension = os.path.splitext(path.lower())
     return os.path.splitext(stem)[1] if extension in COMPRESSED else extension
-
-
-def sha256_of(file: Any) -> str:
-    """Returns the SHA-256, in hexadecimal, of an open binary file from its position on."""
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def find_files(paths: str | Sequence[str], extensions: Collection[str]) -> list[InputFile]:

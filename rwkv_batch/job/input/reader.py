@@ -54,9 +54,9 @@ class Input:
         return any(table.has_prompts_of_several_kinds for table in self.tables)
 
     def manifest(self) -> list[dict[str, Any]]:
-        """Returns what identifies the input: for each file its name, rows, size in bytes, and version."""
+        """Returns what describes the input: for each file its name, rows, and size in bytes."""
         return [
-            {"file": file.name, "rows": table.num_rows, "bytes": file.size, "version": file.version()}
+            {"file": file.name, "rows": table.num_rows, "bytes": file.size}
             for file, table in zip(self.files, self.tables, strict=True)
         ]
 
@@ -67,6 +67,12 @@ class Input:
             first, end = end, end + table.num_rows
             if first < stop and start < end:
                 yield Span(file, max(start, first), min(stop, end))
+
+    def check_unchanged(self) -> None:
+        """Raises ResumeError where a file that the job reads is no longer what it was."""
+        for file in self.files:
+            if file.version.recorded is not None:
+                file.version.check()
 
     def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Rows]:
         """Yields the rows from `start` to before `stop`, with exactly `columns`, in the types of the schema."""
@@ -81,7 +87,8 @@ class Input:
                     if name in kinds and value is not None
                 }
                 wanted = [name for name in columns if name not in file.partition]
-                for rows in table.read(max(start - first, 0), min(stop, end) - first, wanted):
+                found = table.read(max(start - first, 0), min(stop, end) - first, wanted)
+                for rows in file.version.checked(found):
                     yield _aligned(rows, kinds, constants)
 
 

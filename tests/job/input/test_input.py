@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from rwkv_batch.errors import ConfigurationError
-from rwkv_batch.job.input import files
 from rwkv_batch.job.input.files import find_files, would_be_read
 from rwkv_batch.job.input.formats import EXTENSIONS
 from rwkv_batch.job.input.reader import Input, open_input
@@ -149,35 +147,6 @@ def test_two_columns_of_one_name(tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["i", "i"])
     pq.write_table(table, tmp_path / "a.parquet")
     assert "two columns named 'i'" in open_input(str(tmp_path), "auto", {}).contradictions["i"]
-
-
-@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
-def test_the_version_of_a_file_is_its_content(tmp_path: Path, name: str) -> None:
-    def version_of(*prompts: str) -> Any:
-        if name == "a.parquet":
-            pq.write_table(pa.table({"prompt": prompts}), tmp_path / name)
-        else:
-            (tmp_path / name).write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-        (entry,) = open_input(str(tmp_path), "auto", {}).manifest()
-        return entry["version"]
-
-    before = version_of("p0", "p1", "p2")
-    assert version_of("p0", "p1", "p2") == before
-    assert version_of("p0", "p1", "p9") != before
-
-
-def test_only_the_footer_of_a_parquet_file_is_read_for_its_version(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path / "a.parquet", range(10_000))
-    (file,) = find_files(str(tmp_path), EXTENSIONS)
-    opened = file.open()
-    monkeypatch.setattr(type(file), "open", lambda _: opened)
-    starts: list[int] = []
-    monkeypatch.setattr(files, "sha256_of", lambda stream: starts.append(stream.tell()) or "0")
-    assert file.version() == "footer-sha256:0"
-    footer = pq.read_metadata(tmp_path / "a.parquet").serialized_size
-    assert starts == [file.size - 8 - footer]
 
 
 def test_would_be_read(tmp_path: Path) -> None:

@@ -40,12 +40,11 @@ class Source:
     """Stands in for the input: two files of 3 rows. Reading a column in `failing` raises."""
 
     def __init__(
-        self, failing: dict[str, Exception] | None = None, bad: dict[int, RowError] | None = None, **columns: Any
+        self, failing: dict[str, Exception] | None = None, errors: dict[int, RowError] | None = None, **columns: Any
     ) -> None:
         self.table = pa.table(columns or {"x": range(6), "y": list("abcdef")})
         self.files = [File("one"), File("two")]
-        self.failing = failing or {}
-        self.bad = bad or {}
+        self.failing, self.errors = failing or {}, errors or {}
         self.reads: list[tuple[int, int, list[str]]] = []
 
     def spans(self, start: int, stop: int) -> Iterator[Span]:
@@ -58,8 +57,9 @@ class Source:
             for name in columns:
                 if f"{name}{row}" in self.failing:
                     raise self.failing[f"{name}{row}"]
-            (batch,) = self.table.select(columns).slice(row, 1).to_batches()
-            yield Rows(batch, {0: self.bad[row]} if row in self.bad else {})
+            errors = {0: self.errors[row]} if row in self.errors else {}
+            for batch in self.table.select([*columns]).slice(row, 1).to_batches():
+                yield Rows(batch, errors)
 
 
 def results(samples: int = 1, rows: Sequence[int] = range(6), failed: Sequence[int] = ()) -> pa.Table:
@@ -118,7 +118,8 @@ def test_all_columns_may_be_lost() -> None:
 
 
 def test_rows_that_the_reader_could_not_read_are_errors() -> None:
-    source = Source(x=range(6), bad={1: RowError("invalid_text", "not UTF-8"), 3: RowError("bad_json", "no: object")})
+    errors = {1: RowError("invalid_text", "not UTF-8"), 3: RowError("bad_json", "no: object")}
+    source = Source(x=range(6), errors=errors)
     rows = read(made(source, results(failed=[1]))).read().to_pylist()
     assert [row["error_code"] for row in rows] == [None, "own", None, "bad_json", None, None]
     assert (rows[3]["status"], rows[3]["error"]) == ("error", "no: object")
@@ -189,7 +190,7 @@ def test_samples_of_large_cells_take_bounded_memory(tmp_path: Path) -> None:
     texts = [f"{row:06d}" * 12_000 for row in range(512)]
     source = Source(x=texts)
     source.spans = lambda start, stop: iter([Span(source.files[0], 0, 512)])  # type: ignore[arg-type]
-    source.read = lambda *_: iter(source.table.to_batches())
+    source.read = lambda *_: (Rows(batch, {}) for batch in source.table.to_batches())
     before = pa.total_allocated_bytes()
     peaks = []
     joined = PartMaker(OutputFormat(RESULTS, source.table.schema, {}), source)._joined(

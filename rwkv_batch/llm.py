@@ -24,7 +24,6 @@ from .rows import GenerateRow, ScoreRow
 from .sampling_params import SamplingParams
 from .serving import Finished, Serving
 from .settings import EngineSettings, ModelSettings
-from .text.constraint import ConstraintCompiler
 from .text.stop_strings import StopMatcher
 from .threads import limit_threads
 
@@ -80,6 +79,8 @@ class LLM:
         seed: the seed of the random numbers of requests whose `SamplingParams` have no seed.
         prefix_host_gib: host memory, in GiB, for states of shared prefixes when more are needed at a time than there
             are slots. A prefix whose state finds no place is computed again for each prompt.
+        constraint_timeout: seconds that one JSON schema, regular expression or grammar may take: to be compiled, and
+            again for the steps of a row that find its allowed tokens slowly. Beyond it the prompt cannot be served.
 
     Attributes:
         summary: the model's sizes, placement and memory plan, found before it was loaded.
@@ -115,6 +116,7 @@ class LLM:
         ln_x_eps: float | None = None,
         seed: int = 0,
         prefix_host_gib: float = 1.0,
+        constraint_timeout: float = 10.0,
     ) -> None:
         model_settings = ModelSettings(
             model=model,
@@ -135,6 +137,7 @@ class LLM:
             prefix_host_gib=prefix_host_gib,
             batch_invariant=batch_invariant,
             seed=seed,
+            constraint_timeout=constraint_timeout,
         )
         self._load(inspect_model(model_settings, engine_settings))
 
@@ -170,8 +173,7 @@ class LLM:
             prefix_sharing=engine.prefix_sharing,
             new_stop_matcher=partial(StopMatcher, tokenizer.token_bytes) if tokenizer else None,
         )
-        constraints = ConstraintCompiler(tokenizer.token_bytes, vocab_size) if tokenizer else None
-        builder = RequestBuilder(tokenizer, vocab_size, engine.seed, constraints, max_prompt_tokens)
+        builder = RequestBuilder(tokenizer, vocab_size, engine.seed, summary.constraints, max_prompt_tokens)
         self.serving = Serving(self._engine, builder)
         self._outputs = OutputBuilder(tokenizer)
         summary.log()

@@ -25,6 +25,7 @@ from .models.placement import LayerPlacement, Placement, describe_layers, place
 from .ops import OpTable, fallbacks, format_choices, resolve
 from .process import call_in_process
 from .settings import EngineSettings, ModelSettings
+from .text.constraint_compiler import ConstraintCompiler
 from .text.load_tokenizer import load_tokenizer
 from .text.tokenizer import Tokenizer
 
@@ -93,6 +94,14 @@ class ModelSummary:
         unsampleable = torch.tensor([not data and i != END_OF_TEXT for i, data in enumerate(table)])
         uncounted = torch.tensor([data is not None and data in UNCOUNTED for data in table])
         return Vocabulary(unsampleable, uncounted)
+
+    @cached_property
+    def constraints(self) -> ConstraintCompiler | None:
+        """Compiles constraints for this model; None where prompts are token ids only."""
+        if self.tokenizer is None:
+            return None
+        timeout = self.engine.constraint_timeout
+        return ConstraintCompiler(self.tokenizer.token_bytes, self.file.sizes["V"], timeout=timeout)
 
     @cached_property
     def fingerprint(self) -> str:

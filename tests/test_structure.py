@@ -23,6 +23,7 @@ BASICS = {
     "outputs",
     "prefetch",
     "process",
+    "process_pool",
     "sampling_fields",
     "sampling_params",
     "settings",

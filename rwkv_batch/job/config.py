@@ -35,6 +35,7 @@ def _known_quantization(name: str) -> str:
 
 Count = Annotated[int, Field(ge=1)]
 Gibibytes = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Quantization = Annotated[str, AfterValidator(_known_quantization)]
 Format = Annotated[str, AfterValidator(_known_format)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
@@ -133,6 +134,12 @@ class EngineSection(Section):
         1.0,
         "Host memory, in GiB, for states of shared prefixes when more are needed at a time than there are slots.",
         "a number of GiB from 0",
+    )
+    constraint_timeout: Seconds = _setting(
+        10.0,
+        "Seconds that one JSON schema, regular expression or grammar may take: to be compiled, and again for the steps "
+        "of a row that find its allowed tokens slowly. Beyond it the row is an error row, `constraint_too_large`.",
+        "a number of seconds above 0",
     )
     batch_invariant: bool = _setting(
         True,

@@ -168,12 +168,9 @@ def _backends(choices: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def _check_sampling(job: JobConfig, columns: Columns, schema: pa.Schema, model: Any) -> None:
     """Checks the job's sampling section as the engine will, and that the extras for the rows' own values are there."""
     from ..requests import RequestBuilder
-    from ..text.constraint import ConstraintCompiler
 
-    vocab_size, tokenizer = model.file.sizes["V"], model.tokenizer
-    constraints = None if tokenizer is None else ConstraintCompiler(tokenizer.token_bytes, vocab_size)
     try:
-        RequestBuilder(tokenizer, vocab_size, 0, constraints).check(job.sampling)
+        RequestBuilder(model.tokenizer, model.file.sizes["V"], 0, model.constraints).check(job.sampling)
     except RowError as error:
         raise ConfigurationError(f"sampling: {error}") from error
     struct = schema.field(columns.sampling_struct).type if columns.sampling_struct else pa.struct([])

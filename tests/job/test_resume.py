@@ -270,6 +270,7 @@ def test_all_differences_are_printed(job: Job, capsys: pytest.CaptureFixture[str
         "engine.backend=reference",
         "engine.prefix_sharing=false",
         "engine.prefix_host_gib=0",
+        "engine.constraint_timeout=1",
         "output.flush_seconds=1",
         "model.dtype=float32",
         "sampling.temperature=1",

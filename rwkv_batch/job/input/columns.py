@@ -33,6 +33,7 @@ class Columns:
         template: source of the Jinja template that makes the prompt, if there is one.
         passed: columns that the output repeats.
         read: columns that making requests needs.
+        json_text: those of them that the template gets as the values that their JSON text stands for.
     """
 
     roles: dict[str, str]
@@ -42,6 +43,7 @@ class Columns:
     template: str | None
     passed: tuple[str, ...]
     read: tuple[str, ...]
+    json_text: tuple[str, ...] = ()
 
     @property
     def overriding(self) -> list[str]:
@@ -78,6 +80,7 @@ class _Binder:
         self._job = job
         self._schema = source.schema
         self._contradictions = source.contradictions
+        self._json_text = source.json_text
         self._several_prompts = source.has_prompts_of_several_kinds
         self._problems: list[str] = []
         self._given = self._given_columns()
@@ -101,7 +104,8 @@ class _Binder:
         if self._problems:
             raise ConfigurationError("\n".join(self._problems))
         read = [name for name in self._schema.names if name in needed]
-        return Columns(roles, sampling, struct, answer, self._template, tuple(passed), tuple(read))
+        json_text = tuple(name for name in in_template if name in self._json_text)
+        return Columns(roles, sampling, struct, answer, self._template, tuple(passed), tuple(read), json_text)
 
     def _template_columns(self) -> list[str]:
         """The columns that the template reads; none without a template."""

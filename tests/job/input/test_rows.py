@@ -119,6 +119,15 @@ def test_template(job: Job) -> None:
     assert [row["error_code"] for row in others] == ["template_error", "template_error"]
 
 
+def test_a_template_sees_the_values_of_a_column_of_several_types(job: Job) -> None:
+    job.lines('{"tags": [1, "b"], "id": 1}', '{"tags": ["c"], "id": "2b"}', '{"id": 2.5, "tags": null}', "{}")
+    job.set(input__template="{{ tags | join('+') if tags else 'none' }} {{ id }}")
+    assert job.run() == 3
+    rows = job.rows()
+    assert [row["prompt_tokens"] for row in rows] == [*map(len, ("1+b 1", "c 2b", "none 2.5")), None]
+    assert [row["tags"] for row in rows] == ['[1, "b"]', '["c"]', None, None]
+
+
 def test_template_from_a_file_sees_messages(job: Job) -> None:
     job.input(messages=[[{"role": "user", "content": "hi"}]])
     (job.folder / "t.j2").write_text("{{ messages[0].content }}!")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -17,14 +18,14 @@ from .dry_run import describe, read_first_rows
 from .load import load_job
 from .output.commit import JobFiles, Part
 from .output.results import Results
-from .output.storage import LocalStorage, Storage
+from .output.storage import LocalStorage, Storage, StorageError
 from .output.writer import Writer
 from .plan import Shard, Unit, parse_shard
 from .prepare import Prepared, named_as_in_jobs, prepare
 from .report.events import EventLog, machine
 from .report.progress import Progress
 from .report.report import summarise, write_report
-from .state import Folders, compare_job, open_job
+from .state import Folders, compare_job, open_job, restore_job
 from .stopping import StopSignals
 from .stream import missing_rows
 
@@ -147,8 +148,11 @@ def run_job(
         with EventLog(folders.file(part.file_name("log", "jsonl")), shard=str(part)) as log:
             run = _Run(prepared, part, stop, storage, log)
             missing = run.survey()
-            if missing:
-                run.serve(missing)
+            try:
+                if missing:
+                    run.serve(missing)
+            finally:
+                restore_job(storage, folders, prepared.document)
             return run.finish()
 
 
@@ -163,6 +167,7 @@ class _Run:
         self._storage = storage
         self._log = log
         self._files = JobFiles(storage, self._folders.output, self._folders.state, prepared.plan, prepared.form)
+        self._has_ended_at_error = False
         log("start", config=_plain_settings(prepared.job), machine=machine())
 
     def survey(self) -> list[Unit]:
@@ -190,15 +195,20 @@ class _Run:
             with closing(llm.serving.run(rows, stop_at_error=job.run.on_row_error == "stop")) as served:
                 for finished in served:
                     writer.add(finished)
+        self._has_ended_at_error = job.run.on_row_error == "stop" and writer.counts.errors > 0
 
     def finish(self) -> Outcome:
         """Reads all parts. Where none is missing, writes _SUCCESS.json: the process that ends last finds them all.
 
         Raises:
             ResumeError: the parts are there, but the input has changed meanwhile.
+            StorageError: a published part of this shard is gone.
         """
         parts = [self._files.part(self._plan.unit(index)) for index in range(self._plan.num_units)]
         mine = [parts[unit.index] for unit in self._shard.units(self._plan)]
+        if None in mine and not self._has_ended_at_error:
+            gone = FileNotFoundError(errno.ENOENT, "they were published, and removed while the job ran")
+            raise StorageError(self._folders.output, f"read: {mine.count(None)} part(s) are missing", gone)
         finished = [part for part in mine if part is not None]
         outcome = Outcome(
             self._folders,

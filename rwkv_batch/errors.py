@@ -46,7 +46,7 @@ class CheckpointError(RwkvBatchError, ValueError):
 
 
 class ResumeError(RwkvBatchError):
-    """The output folder belongs to a job with other results."""
+    """The output folder belongs to a job with other results, or the input has changed since the job started."""
 
 
 class CapacityError(RwkvBatchError):

@@ -20,6 +20,7 @@ from .errors import (
     Stopped,
 )
 from .job.stopping import EXIT_KILLED
+from .job.streams import lasting_streams
 
 if TYPE_CHECKING:
     from .job.execute import Outcome
@@ -39,7 +40,7 @@ EXIT_CODES = {
     EXIT_INTERNAL: "an internal error",
     EXIT_USAGE: "the command line, the job file, the input or the model file is wrong",
     EXIT_ROW_ERRORS: "some rows are errors; under run.on_row_error: stop the run has ended at one",
-    EXIT_REFUSED: "the output folder belongs to a job with other results",
+    EXIT_REFUSED: "the output folder belongs to a job with other results, or the input has changed",
     EXIT_DEVICE: "the device is missing or has too little memory",
     EXIT_STOPPED: "stopped by a signal; the same command goes on where this one ended",
     EXIT_KILLED: "ended at once by a second signal",
@@ -55,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the job that the arguments name (those of the process where None), and returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m rwkv_batch.run", description=DESCRIPTION, **HELP)
     add_arguments(parser)
-    return execute(parser.parse_args(arguments))
+    with lasting_streams():
+        return execute(parser.parse_args(arguments))
 
 
 def exit_codes() -> str:

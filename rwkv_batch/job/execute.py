@@ -16,6 +16,7 @@ from .config import JobConfig
 from .dry_run import describe, read_first_rows
 from .load import load_job
 from .output.commit import JobFiles, Part
+from .output.rehearsal import Rehearsal
 from .output.results import Results
 from .output.storage import LocalStorage, Storage
 from .output.writer import Writer
@@ -24,7 +25,7 @@ from .prepare import Prepared, named_as_in_jobs, prepare
 from .report.events import EventLog, machine
 from .report.progress import Progress
 from .report.report import summarise, write_report
-from .state import Folders, compare_job, open_job
+from .state import Folders, compare_job, has_parts, open_job
 from .stopping import StopSignals
 from .stream import missing_rows
 
@@ -88,7 +89,7 @@ def check_job(
     """
     with stop, stop.interruptible():
         prepared = prepare(load_job(job, overrides), partial(_inspect_model, apart=True))
-        started = compare_job(LocalStorage(prepared.folders.file("tmp")), prepared.folders, prepared.document)
+        started = _check_output(prepared, LocalStorage(prepared.folders.file("tmp")), prepared.rehearsal())
         prepared = prepared.started_as(started) if started else prepared
         first = read_first_rows(prepared)
         return "\n".join(describe(prepared, parse_shard(shard, {}), first)), not first.are_errors
@@ -137,18 +138,33 @@ def run_job(
         part = parse_shard(shard, {})
         with stop.interruptible():
             prepared = prepare(load_job(job, overrides), _inspect_model)
+            storage, rehearsal = LocalStorage(prepared.folders.file("tmp")), prepared.rehearsal()
+            _check_output(prepared, storage, rehearsal)
         if overriding := prepared.columns.overriding:
             logger.info("sampled as the columns %s say, where they are not null", ", ".join(overriding))
         folders = prepared.folders
-        storage = LocalStorage(folders.file("tmp"))
-        prepared = prepared.started_as(open_job(storage, folders, prepared.document))
+        prepared = prepared.started_as(open_job(storage, folders, prepared.document, prepared.source.files))
         storage.sweep()
         with EventLog(folders.file(part.file_name("log", "jsonl")), shard=str(part)) as log:
             run = _Run(prepared, part, stop, storage, log)
             missing = run.survey()
             if missing:
-                run.serve(missing)
+                run.serve(missing, rehearsal)
             return run.finish()
+
+
+def _check_output(prepared: Prepared, storage: Storage, rehearsal: Rehearsal) -> dict[str, Any] | None:
+    """Compares the job with its job.json, and makes test parts if no part is published.
+
+    A part that cannot be written after others are published is no reason to stop: see `rwkv_batch.job.output.parts`.
+
+    Returns:
+        The content of job.json; None where there is no such file.
+    """
+    started = compare_job(storage, prepared.folders, prepared.document, prepared.source.files)
+    if not has_parts(storage, prepared.folders):
+        rehearsal.check()
+    return started
 
 
 class _Run:
@@ -168,7 +184,7 @@ class _Run:
         """Returns the shard's units that have no part yet. Removes segments that a crash left beside a part."""
         missing = []
         for unit in self._shard.units(self._plan):
-            if self._files.part(unit) is None:
+            if self._files.part(unit, thorough=True) is None:
                 missing.append(unit)
             else:
                 self._files.drop_segments(unit)
@@ -176,22 +192,26 @@ class _Run:
             self._storage.remove(self._folders.file(SUCCESS))
         return missing
 
-    def serve(self, missing: Sequence[Unit]) -> None:
+    def serve(self, missing: Sequence[Unit], rehearsal: Rehearsal) -> None:
         """Loads the model and makes the parts of these units."""
         job = self._prepared.job
         with self._stop.interruptible():
             llm = _load_model(self._prepared)
         self._log("model", model=llm.describe())
         to_columns = Results(job.task, self._prepared.form.results, _detokenizer(llm.tokenizer)).batch
-        writer = Writer(self._files, self._prepared.read_passed, to_columns, job.output.flush_seconds, self._log)
+        writer = Writer(self._files, self._prepared.source, to_columns, job.output.flush_seconds, self._log)
         with self._progress(missing, writer, llm), writer, self._stop.interruptible():
-            rows = missing_rows(self._prepared, self._files, missing, writer)
+            rows = missing_rows(self._prepared, self._files, missing, writer, rehearsal)
             with closing(llm.serving.run(rows, stop_at_error=job.run.on_row_error == "stop")) as served:
                 for finished in served:
                     writer.add(finished)
 
     def finish(self) -> Outcome:
-        """Reads all parts. Where none is missing, writes _SUCCESS.json: the process that ends last finds them all."""
+        """Reads all parts. Where none is missing, writes _SUCCESS.json: the process that ends last finds them all.
+
+        Raises:
+            ResumeError: the parts are there, but the input has changed meanwhile.
+        """
         parts = [self._files.part(self._plan.unit(index)) for index in range(self._plan.num_units)]
         mine = [parts[unit.index] for unit in self._shard.units(self._plan)]
         finished = [part for part in mine if part is not None]
@@ -203,6 +223,7 @@ class _Run:
             is_complete=None not in parts,
         )
         if outcome.is_complete:
+            self._prepared.source.check_unchanged()
             self._storage.atomic_write(self._folders.file(SUCCESS), self._success([part for part in parts if part]))
         if self._files.damaged:
             self._log("damaged", files=sorted(self._files.damaged))

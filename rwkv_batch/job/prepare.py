@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -17,12 +17,13 @@ from ..settings import EngineSettings, ModelSettings
 from .config import EngineSection, JobConfig, ModelSection
 from .fingerprint import fingerprint, result_settings
 from .input.columns import Columns, bind_columns, expected_kinds
-from .input.files import sha256_of
 from .input.reader import Input, open_input
 from .input.rows import RowParser
-from .output.commit import OutputFormat
-from .output.results import output_schema, result_schema
-from .plan import Unit, UnitPlan
+from .input.version import sha256_of
+from .output.parts import OutputFormat
+from .output.rehearsal import Rehearsal
+from .output.results import passed_schema, result_schema
+from .plan import UnitPlan
 from .state import Folders, check_folders
 
 SETTINGS = {
@@ -71,9 +72,9 @@ class Prepared:
         footer = {**self.form.footer, "fingerprint": document["fingerprint"]}
         return replace(self, document=document, form=replace(self.form, footer=footer))
 
-    def read_passed(self, unit: Unit) -> Iterator[pa.RecordBatch]:
-        """Reads the columns that a unit's part repeats from the input."""
-        return self.source.read(unit.start, unit.stop, self.columns.passed)
+    def rehearsal(self) -> Rehearsal:
+        """Returns what makes test parts of this job."""
+        return Rehearsal(self.form, self.source, self.plan)
 
 
 @contextmanager
@@ -109,9 +110,9 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
             written.
     """
     source = open_input(job.input.path, job.input.format, expected_kinds(job))
-    columns = bind_columns(job, source.schema)
+    columns = bind_columns(job, source)
     results = result_schema(job, columns)
-    schema = output_schema(source.schema, columns, results)
+    passed = passed_schema(source.schema, columns, results)
     folders = Folders.of(job)
     check_folders(job, folders, source.files)
     _check_pin(job)
@@ -121,29 +122,28 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
         _check_sampling(job, columns, source.schema, model)
     parser = RowParser(job, columns)
     plan = UnitPlan(min(source.num_rows, job.input.limit or source.num_rows), job.output.rows_per_part)
-    document = _job_document(job, columns, schema, source, plan, folders, model)
+    form = OutputFormat(results, passed, {})
+    document = _job_document(job, columns, form, source, plan, folders, model)
     footer = {"version": __version__, "fingerprint": document["fingerprint"], "seed": str(job.sampling.seed)}
-    passed = pa.schema([source.schema.field(name) for name in columns.passed])
-    form = OutputFormat(results, passed, footer)
-    return Prepared(job, source, columns, parser, plan, form, folders, document, model)
+    return Prepared(job, source, columns, parser, plan, replace(form, footer=footer), folders, document, model)
 
 
 def _job_document(
     job: JobConfig,
     columns: Columns,
-    schema: pa.Schema,
+    form: OutputFormat,
     source: Input,
     plan: UnitPlan,
     folders: Folders,
     model: Any,
 ) -> dict[str, Any]:
-    """The content of job.json: version, settings with their fingerprint, plan and input manifest."""
+    """The content of job.json: version, settings with their fingerprint, plan, input manifest and backends."""
     identity = {
         "fingerprint": model.fingerprint,
         "tokenizer": None if model.tokenizer is None else model.tokenizer.fingerprint,
         "dtype": model.describe().get("dtype", job.model.dtype),
     }
-    settings = result_settings(job, columns, schema, identity)
+    settings = result_settings(job, columns, form.passed, form.results, identity)
     return {
         "version": __version__,
         "fingerprint": fingerprint(settings),
@@ -156,7 +156,13 @@ def _job_document(
             "input.limit": job.input.limit,
         },
         "input": source.manifest(),
+        "backends": _backends(model.describe()["backends"]),
     }
+
+
+def _backends(choices: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Returns who serves each op: the op, with its device where there are several → the backend."""
+    return {f"{one['op']} on {one['on']}" if "on" in one else one["op"]: one["backend"] for one in choices}
 
 
 def _check_sampling(job: JobConfig, columns: Columns, schema: pa.Schema, model: Any) -> None:

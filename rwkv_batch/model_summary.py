@@ -17,7 +17,7 @@ from .engine.request import END_OF_TEXT
 from .engine.sampler import Sampler
 from .engine.sizing import MemoryPlan, plan_memory
 from .engine.slot_tables import Vocabulary
-from .errors import CheckpointError
+from .errors import CheckpointError, looked_up
 from .models.architecture import describe_sizes
 from .models.files.checkpoint import open_checkpoint
 from .models.model import ModelFile
@@ -25,6 +25,7 @@ from .models.placement import LayerPlacement, Placement, describe_layers, place
 from .ops import OpTable, fallbacks, format_choices, resolve
 from .process import call_in_process
 from .settings import EngineSettings, ModelSettings
+from .text.constraint_compiler import ConstraintCompiler
 from .text.load_tokenizer import load_tokenizer
 from .text.tokenizer import Tokenizer
 
@@ -95,6 +96,14 @@ class ModelSummary:
         return Vocabulary(unsampleable, uncounted)
 
     @cached_property
+    def constraints(self) -> ConstraintCompiler | None:
+        """Compiles constraints for this model; None where prompts are token ids only."""
+        if self.tokenizer is None:
+            return None
+        timeout = self.engine.constraint_timeout
+        return ConstraintCompiler(self.tokenizer.token_bytes, self.file.sizes["V"], timeout=timeout)
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the bytes of the model's files and of the initial state, in hexadecimal."""
         digest = hashlib.sha256(self.file.checkpoint.fingerprint().encode())
@@ -158,7 +167,9 @@ def inspect_model(
     if model.init_state is not None:
         if not Path(model.init_state).is_file():
             raise CheckpointError(
-                f"{model.init_state} is not a file; expected a state-tuning .pth or .safetensors", setting="init_state"
+                f"{model.init_state} is not a file{looked_up(model.init_state)}; "
+                "expected a state-tuning .pth or .safetensors",
+                setting="init_state",
             )
         file.initial_states(model.init_state)
     if apart and engine.device != "cpu" and (torch.version.cuda or torch.version.hip):

@@ -25,6 +25,7 @@ HARMLESS = frozenset(
         "engine.max_batch_tokens",
         "engine.prefix_sharing",
         "engine.prefix_host_gib",
+        "engine.constraint_timeout",
         "output.flush_seconds",
         "run.state_dir",
         "run.on_row_error",
@@ -45,6 +46,7 @@ RESOLVED = frozenset(
         "output.path",
         "output.rows_per_part",
         "output.input_columns",
+        "output.extra",
         "output.token_ids",
         "output.logprobs",
     }

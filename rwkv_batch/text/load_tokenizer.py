@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, looked_up
 from .tokenizer import BytesTokenizer, RwkvTokenizer, Tokenizer
 from .tokenizer_json import JsonTokenizer
 
@@ -97,5 +97,5 @@ def _open(spec: str) -> Tokenizer:
         return _BUILT_IN[spec].make()
     path = Path(spec)
     if not path.is_file():
-        raise ConfigurationError(f"tokenizer {spec!r}: no such file; {_CHOICES}, or 'auto'")
+        raise ConfigurationError(f"tokenizer {spec!r}: no such file{looked_up(spec)}; {_CHOICES}, or 'auto'")
     return _BY_SUFFIX.get(path.suffix, RwkvTokenizer)(path)

@@ -95,7 +95,7 @@ class CsvTable(Table):
 
     def _rows(self, piece: pa.RecordBatch, columns: Sequence[str]) -> Rows:
         reasons = enumerate(piece.column(0).to_pylist())
-        errors = {row: RowError("read_error", reason) for row, reason in reasons if reason is not None}
+        errors = {row: RowError("bad_type", reason) for row, reason in reasons if reason is not None}
         arrays = {}
         for name, texts in zip(columns, piece.columns[1:], strict=False):
             arrays[name], misfits = _converted(name, texts, self._kinds[name][0])

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, looked_up
 from .hive import partition_of
 from .lakes import refuse_lakes
 from .listing import Entry, entries
@@ -98,7 +98,7 @@ def find_files(paths: str | Sequence[str], extensions: Collection[str]) -> list[
             raise ConfigurationError(f"input.path: cannot read {path!r}: {error}") from error
         if not matches:
             raise ConfigurationError(
-                f"input.path: got {path!r}, expected an existing file, folder or glob with files in it"
+                f"input.path: got {path!r}{looked_up(path)}, expected an existing file, folder or glob with files in it"
             )
         for file in matches:
             identity = file.identity

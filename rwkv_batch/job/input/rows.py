@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,8 @@ from .table import Rows
 
 Record = dict[str, Any]
 """A row's values by column name."""
+_PROMPT: Any = object()
+"""The key of a rendered prompt in a record. It is no text, and so not the name of a column."""
 
 
 class RowKey(NamedTuple):
@@ -37,8 +40,6 @@ class RowParser:
         job: the job, whose sampling section a row may override.
         columns: which column has which role.
 
-    Raises:
-        ConfigurationError: the template is not valid Jinja.
     """
 
     def __init__(self, job: JobConfig, columns: Columns) -> None:
@@ -47,11 +48,11 @@ class RowParser:
         self._add_bos_token = job.score.add_bos_token
         self._parse = self._score_row if job.task == "score" else self._generate_row
         self._has_sampling = bool(columns.sampling) or columns.sampling_struct is not None
-        self._template = None
+        self._renderer = None
         if columns.template is not None:
-            from .template import Template
+            from .rendering import Renderer
 
-            self._template = Template(columns.template)
+            self._renderer = Renderer(columns.template)
 
     def rows(self, source: Rows, keys: Sequence[RowKey]) -> list[GenerateRow | ScoreRow | ErrorRow]:
         """Returns rows to serve, in order, each with the key in its place."""
@@ -68,10 +69,26 @@ class RowParser:
         except RowError as error:
             return ErrorRow(key, key.row, error)
 
-    def _records(self, batch: pa.RecordBatch) -> Iterator[Record | RowError]:
+    def _records(self, batch: pa.RecordBatch) -> Iterable[Record | RowError]:
+        """Returns each row's values. With a template they include the prompt, or its error, under the key _PROMPT."""
+        if self._renderer is None:
+            return self._cells(batch)
+        records = list(self._cells(batch))
+        readable = [record for record in records if not isinstance(record, RowError)]
+        prompts = self._renderer.render([self._parsed(record) for record in readable])
+        for record, prompt in zip(readable, prompts, strict=True):
+            record[_PROMPT] = prompt
+        return records
+
+    def _parsed(self, record: Record) -> Record:
+        """The values for a template: those that a column holds as JSON text are parsed."""
+        texts = {name: record[name] for name in self._columns.json_text}
+        return {**record, **{name: json.loads(text) for name, text in texts.items() if text is not None}}
+
+    def _cells(self, batch: pa.RecordBatch) -> Iterator[Record | RowError]:
         """Yields each row's values, read column by column; where that fails, cell by cell, so that one row is bad."""
         names = batch.schema.names
-        ids = set() if self._template else set(self._columns.roles.values())
+        ids = set() if self._renderer else set(self._columns.roles.values())
         try:
             columns = [_values(batch[name], as_arrays=name in ids) for name in names]
         except Exception:  # of pyarrow, of a time zone or of pandas: what a value raises is not known
@@ -90,8 +107,11 @@ class RowParser:
         return ScoreRow(key, key.row, context, continuations, self._add_bos_token)
 
     def _prompt(self, record: Record) -> Any:
-        if self._template is not None:
-            return self._template.render(record)
+        if self._renderer is not None:
+            prompt = record[_PROMPT]
+            if isinstance(prompt, RowError):
+                raise prompt
+            return prompt
         given = {part: column for part, column in self._columns.roles.items() if record[column] is not None}
         if len(given) != 1:
             names = " and ".join(map(repr, self._columns.roles.values()))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...dtypes import DTYPES, torch_dtype
-from ...errors import CheckpointError, one_of
+from ...errors import CheckpointError, looked_up, one_of
 from .stored import StoredTensor
 
 FLOAT_DTYPES = tuple(torch_dtype(name) for name in DTYPES)
@@ -124,7 +124,7 @@ def _first_bytes(path: Path) -> bytes:
             start = file.read(len(_LFS_POINTER))
     except OSError as error:
         raise CheckpointError(
-            f"{path}: can't be read ({error.strerror}); expected a model file, or hf://owner/repo/file"
+            f"{path}: can't be read ({error.strerror}){looked_up(path)}; expected a model file, or hf://owner/repo/file"
         ) from error
     if not start:
         raise CheckpointError(f"{path}: the file is empty; fetch it again")

@@ -68,12 +68,12 @@ def test_bad_rows_stay_in_their_places(job: Job, monkeypatch: pytest.MonkeyPatch
     unread = {0, 7, 8, 39}
     assert [row["id"] for row in rows] == [None if i in unread else 1 if i in bad else i for i in range(40)]
     codes = {
-        0: "read_error",
-        7: "read_error",
-        8: "read_error",
+        0: "bad_type",
+        7: "bad_type",
+        8: "bad_type",
         20: "invalid_text",
         23: "invalid_text",
-        39: "read_error",
+        39: "bad_type",
     }
     assert [row["error_code"] for row in rows] == [codes.get(i) for i in range(40)]
 

@@ -45,6 +45,7 @@ def test_a_column_that_cannot_be_read_is_refused(job: Job, capsys: pytest.Captur
     damage(job.folder / "prompts.parquet", "note")
     message = refusal(job, capsys)
     assert f"{job.folder}/prompts.parquet: the column 'note' (string) cannot be passed on: " in message
+    assert "row group 0, column 'note': Corrupt snappy compressed data" in message
     assert "name in output.input_columns only the columns that the output needs" in message
     assert job.run("-o", "output.input_columns=[prompt, other]") == 0
 

@@ -29,6 +29,7 @@ BASICS = {
     "settings",
     "threads",
     "transfer",
+    "user_files",
 }
 """Modules at the top of rwkv_batch that import only each other; all but the kernel packages may import them."""
 LIBRARY = {"arguments", "llm", "model_summary", "output_builder", "requests", "rows", "serving"}
@@ -52,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "integrations": {"", "engine", "llm", "rows", "text"},
     "checks": {*KERNELS, *MODELS, "demo", "engine", "llm", "measure"},
     "measure": {*KERNELS, *MODELS, "", "checks", "engine", "model_summary", "run"},
-    "run": {"job"},
+    "run": {"job", "job/output"},
     "cli": {"", "integrations", "job", "job/output", "job/report", "measure", "models/files", "run"},
     "": {"job", "llm"},
 }

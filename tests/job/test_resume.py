@@ -200,7 +200,7 @@ def changed(job: Job, capsys: pytest.CaptureFixture[str], *arguments: str) -> st
         ("output.token_ids=true", "output.columns: "),
         ("output.logprobs=true", "output.columns: "),
         ("model.init_state=other.pth", "model.fingerprint: "),
-        ("output.input_columns=none", 'output.input_columns: ["id", "prompt"] when it was started, [] now'),
+        ("output.input_columns=none", 'output.input_columns: ["id", "prompt"] when it was started, ["id"] now'),
         ("output.extra=[input_row]", 'output.input_columns: ["id", "prompt"] when it was started, '),
         ("output.rows_per_part=7", "output.rows_per_part: 10 when it was started, 7 now"),
         ("input.limit=20", "input.limit: null when it was started, 20 now"),

@@ -201,6 +201,7 @@ def changed(job: Job, capsys: pytest.CaptureFixture[str], *arguments: str) -> st
         ("output.logprobs=true", "output.columns: "),
         ("model.init_state=other.pth", "model.fingerprint: "),
         ("output.input_columns=none", 'output.input_columns: ["id", "prompt"] when it was started, [] now'),
+        ("output.extra=[input_row]", 'output.input_columns: ["id", "prompt"] when it was started, '),
         ("output.rows_per_part=7", "output.rows_per_part: 10 when it was started, 7 now"),
         ("input.limit=20", "input.limit: null when it was started, 20 now"),
         ("engine.batch_invariant=false", "engine.batch_invariant: true when it was started, false now"),
@@ -257,7 +258,7 @@ def test_the_job_file_keeps_letters_as_they_are(job: Job) -> None:
 
 def test_all_differences_are_printed(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     assert job.run() == 0
-    message = changed(job, capsys, "-o", "sampling.seed=3", "-o", "sampling.top_k=3", "--limit", "5")
+    message = changed(job, capsys, "-o", "sampling.seed=3", "-o", "sampling.top_k=3", "-o", "input.limit=5")
     assert all(name in message for name in ("sampling.seed", "sampling.top_k", "input.limit"))
 
 
@@ -282,9 +283,35 @@ def test_settings_that_change_no_results_are_not(job: Job, override: str) -> Non
     assert job.run("-o", override) == 0
 
 
-def test_a_limited_trial_does_not_mix_with_the_full_run(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
-    assert job.run("--limit", "10") == 0
+def test_a_limit_in_the_file_is_part_of_the_job(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job.run("-o", "input.limit=10") == 0
     assert "input.limit: 10 when it was started, null now" in changed(job, capsys)
+
+
+@pytest.mark.parametrize("state", [None, "state"])
+def test_a_trial_has_an_output_of_its_own(
+    job: Job, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, state: str | None
+) -> None:
+    job.set(input__limit=20, run__state_dir=state and str(job.folder / state))
+    for limit, rows in ((3, 3), (25, 20)):
+        trial = Path(f"{job.output}-limit-{limit}")
+        assert job.run("--limit", str(limit), "--dry-run") == 0
+        out = capsys.readouterr().out
+        assert out.startswith("this is a trial, with an output of its own; without --limit the whole job starts fresh")
+        assert f"{trial}: {rows} rows" in out and not trial.exists()
+        assert job.run("--limit", str(limit)) == 0
+        assert f"the whole job starts fresh beside it: {trial}" in caplog.text
+        assert pq.read_table(trial).num_rows == rows
+        assert (job.folder / f"out-limit-{limit}.rwkv_batch" / "_SUCCESS.json").exists()
+        assert f"report {trial} --show 3" in capsys.readouterr().out
+        assert not job.output.exists() and not (job.folder / "state").exists()
+    assert (job.run(), job.table().num_rows) == (0, 20)
+    assert (job.run("--limit", "3"), fake_llm.LLM.loaded) == (0, 3)
+
+
+def test_a_trial_of_a_path_with_a_slash_at_its_end(job: Job) -> None:
+    assert job.set(output__path=f"{job.output}/").run("--limit", "2") == 0
+    assert Path(f"{job.output}-limit-2").is_dir()
 
 
 def test_a_changed_input_is_named(job: Job, capsys: pytest.CaptureFixture[str]) -> None:

@@ -318,9 +318,12 @@ def test_jsonl_scores_of_token_ids(job: Job) -> None:
 def test_stop_at_the_first_bad_row(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     prompts: list[str | None] = [f"p{i}" for i in range(30)]
     prompts[25] = None
-    job.input(prompt=prompts).set(run__on_row_error="stop")
+    job.input(prompt=prompts, uid=[f"u\n{i}" for i in range(30)])
+    job.set(run__on_row_error="stop", input__columns={"id": "uid"}, output__input_columns="none")
     assert job.run() == 3
-    assert "stopped at a bad row" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "stopped at row 25 (uid 'u\\n25'): null_prompt: the column 'prompt' is null\n" in out
+    assert "start the same command again to go on with the rows after it" in out
     assert sorted(job.parts()) == ["part-00000-of-00003.parquet", "part-00001-of-00003.parquet"]
     assert not (job.state / "_SUCCESS.json").exists()
     job.set(run__on_row_error="continue")
@@ -328,9 +331,10 @@ def test_stop_at_the_first_bad_row(job: Job, capsys: pytest.CaptureFixture[str])
     assert [row["status"] for row in job.rows()].count("ok") == 29
 
 
-def test_stop_at_a_row_that_the_engine_refuses(job: Job) -> None:
+def test_stop_at_a_row_that_the_engine_refuses(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     job.input(prompt_token_ids=[[1]] * 10 + [[-1]] + [[1]] * 1000).set(run__on_row_error="stop")
     assert job.run() == 3
+    assert "stopped at row 10: token_out_of_range: id -1, expected 0 to " in capsys.readouterr().out
     assert not (job.state / "_SUCCESS.json").exists()
 
 

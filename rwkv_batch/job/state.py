@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from .output.storage import Storage
 
 logger = logging.getLogger(__name__)
 
+LATE_SECONDS = 0.1
 STATE_SUFFIX = ".rwkv_batch"
 LONGEST_NAME = 120
 """Characters of the longest path below one of the folders: a segment's, or a temporary file's."""
@@ -75,7 +77,8 @@ def check_folders(job: JobConfig, folders: Folders, files: Sequence[InputFile]) 
             raise ConfigurationError(f"{where}, which contains the input {file.name}; use another folder")
     if os.path.isdir(output) and os.listdir(output) and not os.path.exists(folders.file("job.json")):
         raise ConfigurationError(
-            f"{where}, which is not empty and is no job's output ({folders.state}/job.json is missing)"
+            f"{where}, which is not empty and is no job's output ({folders.state}/job.json is missing): choose another "
+            "folder, or put job.json back if it was removed"
         )
     if _device(output) != _device(state):
         raise ConfigurationError(
@@ -241,11 +244,21 @@ def open_job(
     while started is None:
         manifest = list(_with_versions(document["input"], files, document["plan"]["rows"]))
         data = json.dumps({**document, "input": manifest}, indent=1, ensure_ascii=False).encode()
-        storage.atomic_write(folders.file("job.json"), data, exclusive=True)
+        if not storage.atomic_write(folders.file("job.json"), data, exclusive=True):
+            time.sleep(LATE_SECONDS)  # another process has just written it, and it may not be visible yet
         started = compare_job(storage, folders, document, files)
     if started != read_job(storage, folders.state):
         storage.atomic_write(folders.file("job.json"), json.dumps(started, indent=1, ensure_ascii=False).encode())
     return started
+
+
+def restore_job(storage: Storage, folders: Folders, document: Mapping[str, Any]) -> None:
+    """Writes job.json again where it was removed while the job ran. Without it no later start would know the parts."""
+    with suppress(OSError, ResumeError):
+        if read_job(storage, folders.state) is None:
+            data = json.dumps(document, indent=1, ensure_ascii=False).encode()
+            if storage.atomic_write(folders.file("job.json"), data, exclusive=True):
+                logger.warning("%s was removed while the job ran, and has been written again", folders.file("job.json"))
 
 
 def _with_versions(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -165,7 +166,7 @@ def inspect_model(
     path = DEMO_MODEL if str(model.model) == "demo" else model.model
     file = ModelFile.open(open_checkpoint(path))
     if model.init_state is not None:
-        if not Path(model.init_state).is_file():
+        if not os.path.isfile(model.init_state):
             raise CheckpointError(
                 f"{model.init_state} is not a file{looked_up(model.init_state)}; "
                 "expected a state-tuning .pth or .safetensors",

@@ -29,6 +29,7 @@ BASICS = {
     "settings",
     "threads",
     "transfer",
+    "user_files",
 }
 """Modules at the top of rwkv_batch that import only each other; all but the kernel packages may import them."""
 LIBRARY = {"arguments", "llm", "model_summary", "output_builder", "requests", "rows", "serving"}

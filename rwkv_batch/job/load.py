@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from ..errors import ConfigurationError
+from ..sampling_fields import SURROGATE
 from ..sampling_params import SAMPLING_FIELDS
 from .config import JOB_SAMPLING, JobConfig, ScoreSection, expected_of, is_section, sampling_value, sampling_with
 from .messages import listed, shown, unknown_key
@@ -42,7 +43,7 @@ def load_job(
         )
     origins = dict(_override(settings, *override) for override in _overrides(overrides))
     settings = {key: value for key, value in settings.items() if value is not None and not _is_note(key)}
-    problems = list(_check_sampling(settings))
+    problems = [*_check_texts(settings), *_check_sampling(settings)]
     try:
         config = JobConfig.model_validate(settings)
     except ValidationError as error:
@@ -50,9 +51,7 @@ def load_job(
     else:
         problems += _check_together(config)
     if problems:
-        lines = [
-            f"{origins[where]}: {what}" if where in origins else f"{place}: {where}: {what}" for where, what in problems
-        ]
+        lines = [f"{origins.get(where, f'{place}: {where}')}: {what}" for where, what in problems]
         raise ConfigurationError("\n".join(lines))
     return config if limit is None else _trial(config, limit)
 
@@ -117,6 +116,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _check_texts(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Yields (where, what) for each text that has no encoding, in mappings and lists of any depth."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _check_texts(key, where)
+            yield from _check_texts(item, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _check_texts(item, where)
+    elif isinstance(value, str) and (found := SURROGATE.search(value)):
+        yield where, f"got {shown(value)}, expected text without the lone surrogate U+{ord(found[0]):04X}"
 
 
 def _check_sampling(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:

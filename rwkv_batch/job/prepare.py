@@ -20,6 +20,7 @@ from .input.columns import Columns, bind_columns, expected_kinds
 from .input.reader import Input, open_input
 from .input.rows import RowParser
 from .input.version import sha256_of
+from .messages import shortened
 from .output.column_types import passed_field
 from .output.extra import TYPES as EXTRA_TYPES
 from .output.extra import TracedInput
@@ -108,6 +109,17 @@ def engine_settings(job: JobConfig) -> EngineSettings:
     return EngineSettings(**{**settings, **sizes}, seed=job.sampling.seed or 0)
 
 
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Inside, nothing is read but what settings name: an error of the operating system is an error of a setting."""
+    try:
+        yield
+    except OSError as error:
+        path = f"{shortened(str(error.filename))}: " if error.filename else ""
+        raise ConfigurationError(f"{path}{error.strerror or error}; expected a file or folder to work with") from error
+
+
+@_readable()
 def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
     """Checks the job against its input, its folders and its model file. Writes nothing.
 

@@ -9,6 +9,7 @@ import re
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from .output.storage import Storage
 logger = logging.getLogger(__name__)
 
 STATE_SUFFIX = ".rwkv_batch"
+LONGEST_NAME = 120
+"""Characters of the longest path below one of the folders: a segment's, or a temporary file's."""
 MANIFEST_KEYS = {"file", "rows", "bytes", "version"}
 """Keys of a file's entry in the input's manifest."""
 JOB_KEYS = {"settings": dict, "plan": dict, "input": list, "fingerprint": str}
@@ -70,6 +73,9 @@ def check_folders(job: JobConfig, folders: Folders, files: Sequence[InputFile]) 
     for file in files:
         if os.path.realpath(file.path).startswith(os.path.join(output, "")):
             raise ConfigurationError(f"{where}, which contains the input {file.name}; use another folder")
+    for folder in (output, state):  # raises OSError where a path is too long for a file in it
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(os.path.join(folder, "x" * LONGEST_NAME))
     if os.path.isdir(output) and os.listdir(output) and not os.path.exists(folders.file("job.json")):
         raise ConfigurationError(
             f"{where}, which is not empty and is no job's output ({folders.state}/job.json is missing)"

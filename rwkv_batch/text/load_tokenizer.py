@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -96,6 +97,6 @@ def _open(spec: str) -> Tokenizer:
     if spec in _BUILT_IN:
         return _BUILT_IN[spec].make()
     path = Path(spec)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigurationError(f"tokenizer {spec!r}: no such file{looked_up(spec)}; {_CHOICES}, or 'auto'")
     return _BY_SUFFIX.get(path.suffix, RwkvTokenizer)(path)

@@ -10,6 +10,7 @@ import pyarrow.types as pt
 
 from ...errors import ConfigurationError, looked_up
 from ...sampling_params import SAMPLING_FIELDS
+from ...user_files import read_text, reason_of
 from ..config import JobConfig
 from ..messages import did_you_mean, listed
 from .arrow_types import Check, is_ids, is_lists_of_ids
@@ -245,11 +246,9 @@ def _template_source(template: str | None) -> str | None:
     if template is None or "{{" in template or "{%" in template:
         return template
     try:
-        with open(os.path.expanduser(template), encoding="utf-8") as file:
-            return file.read()
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or no valid path
-        reason = error.strerror if isinstance(error, OSError) else error
+        return read_text(os.path.expanduser(template))
+    except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"input.template: got {template!r}, expected a Jinja template or an existing file{looked_up(template)}: "
-            f"{reason}"
+            f"{reason_of(error)}"
         ) from error

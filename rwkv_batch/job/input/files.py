@@ -11,7 +11,6 @@ from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
-import pyarrow as pa
 from pyarrow import fs
 
 from ...errors import ConfigurationError, looked_up
@@ -94,7 +93,7 @@ def find_files(paths: str | Sequence[str], extensions: Collection[str]) -> list[
             matches = _expand(path, extensions)
         except ConfigurationError:
             raise
-        except (OSError, pa.ArrowInvalid, ImportError, ValueError) as error:
+        except Exception as error:  # file systems raise exceptions of many classes
             raise ConfigurationError(f"input.path: cannot read {path!r}: {error}") from error
         if not matches:
             raise ConfigurationError(
@@ -193,9 +192,9 @@ def _glob_pattern(glob: str) -> re.Pattern[str]:
     """Returns the expression of a glob: `*` and `?` match within a folder, `**/` any folders, [...] one character."""
     wildcards = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     expression = ""
-    for token in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob):
+    for token in re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]]+\])", glob):
         if token.startswith("[") and token.endswith("]"):
-            expression += token.replace("[!", "[^", 1)
+            expression += token.replace("\\", r"\\").replace("[!", "[^", 1)
         else:
             expression += wildcards.get(token) or re.escape(token)
     return re.compile(expression)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,7 +45,7 @@ class CheckpointFormat:
 
 
 FORMATS = (
-    CheckpointFormat("huggingface", lambda source: source.path.is_dir(), lambda source: read_folder(source.path)),
+    CheckpointFormat("huggingface", lambda source: os.path.isdir(source.path), lambda source: read_folder(source.path)),
     CheckpointFormat(
         "safetensors",
         lambda source: source.path.suffix == ".safetensors",

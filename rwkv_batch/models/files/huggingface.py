@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import CheckpointError
+from ...user_files import read_json, reason_of
 from ..architecture import architectures
 from ..schema import Schema
 from .hf_layouts import HfLayout
@@ -80,14 +81,14 @@ def _choose(
 def _read_config(folder: Path) -> Any:
     path = folder / "config.json"
     try:
-        return json.loads(path.read_text("utf-8"))
+        return read_json(path)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder}: has no config.json; expected a folder in Hugging Face layout, or the path of a .pth or "
             ".safetensors file"
         ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error}); fetch it again") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not JSON ({reason_of(error)}); fetch it again") from error
 
 
 def _check_settings(folder: Path, config: Mapping[str, Any]) -> None:
@@ -110,7 +111,7 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     index = folder / _INDEX
     if index.is_file():
         try:
-            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+            names = set(read_json(index)["weight_map"].values())
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(f"{index}: not an index of safetensors files ({error!r}); fetch it again") from error
         strange = [name for name in names if not isinstance(name, str) or Path(name).name != name]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...dtypes import DTYPES, torch_dtype
 from ...errors import CheckpointError, looked_up, one_of
+from ...user_files import reason_of, require_regular
 from .stored import StoredTensor
 
 FLOAT_DTYPES = tuple(torch_dtype(name) for name in DTYPES)
@@ -120,11 +121,12 @@ def require_one_dtype(path: Path, dense: Mapping[str, StoredTensor]) -> None:
 def _first_bytes(path: Path) -> bytes:
     """The first bytes of a file; raises CheckpointError for an unreadable or empty file, or a Git LFS pointer."""
     try:
+        require_regular(path)
         with path.open("rb") as file:
             start = file.read(len(_LFS_POINTER))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: can't be read ({error.strerror}){looked_up(path)}; expected a model file, or hf://owner/repo/file"
+            f"{path}: can't be read ({reason_of(error)}){looked_up(path)}; expected a model file, or hf://owner/repo/file"
         ) from error
     if not start:
         raise CheckpointError(f"{path}: the file is empty; fetch it again")

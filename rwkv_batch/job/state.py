@@ -75,6 +75,9 @@ def check_folders(job: JobConfig, folders: Folders, files: Sequence[InputFile]) 
     for file in files:
         if os.path.realpath(file.path).startswith(os.path.join(output, "")):
             raise ConfigurationError(f"{where}, which contains the input {file.name}; use another folder")
+    for folder in (output, state):  # raises OSError where a path is too long for a file in it
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(os.path.join(folder, "x" * LONGEST_NAME))
     if os.path.isdir(output) and os.listdir(output) and not os.path.exists(folders.file("job.json")):
         raise ConfigurationError(
             f"{where}, which is not empty and is no job's output ({folders.state}/job.json is missing): choose another "

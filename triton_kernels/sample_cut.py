@@ -228,7 +228,7 @@ def goals_of(filters, total):
     """The filters' limits, as a distance of logits and as a mass.
 
     Args:
-        total: sum of exp((logit - peak) / filter_temperature) over the row.
+        total: sum of exp((logit - peak) / filter_temperature) over the row, int64 in units of 1 / ONE.
 
     Returns:
         min_p_reach: float32, distance below the largest logit within which min-p keeps tokens; 0 where it is off.
@@ -239,7 +239,7 @@ def goals_of(filters, total):
     min_p_reach = -filters.filter_temperature * tl.log(min_p).to(tl.float32)
     is_cut = (filters.top_k > 0) | (filters.min_p > 0)
     is_share_of_all = filters.is_untempered | (is_cut == 0)
-    share_of_all = tl.maximum((filters.top_p * total.to(tl.float64) * ONE).to(tl.int64), 1)
+    share_of_all = tl.maximum((filters.top_p * total.to(tl.float64)).to(tl.int64), 1)
     return min_p_reach, is_share_of_all, share_of_all
 
 

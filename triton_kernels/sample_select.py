@@ -53,7 +53,8 @@ def draw_filtered(row, near, peaks, peak, total, fraction, filters, SIZES: tl.co
     Args:
         near: a buffer for CAP tokens.
         peaks: pointer to the tiles' largest logits.
-        peak, total: the row's largest logit, and the sum of exp((logit - peak) / filter_temperature).
+        peak, total: the row's largest logit, and the sum of exp((logit - peak) / filter_temperature), int64 in units
+            of 1 / ONE.
         fraction: the uniform number, float64 in [0, 1).
     """
     scale = Scale(peak, filters.filter_temperature)
@@ -196,7 +197,11 @@ def select_kernel(
     sums = p_sums + program * (4 * NUM_TILES)
     peaks, totals = load_tiles(sums + 2 * NUM_TILES, tiles, NUM_TILES)
     peak = tl.max(peaks, 0)
-    total = tl.sum(totals * tl.exp2((peaks - peak) * (LOG2E / filters.filter_temperature)), 0)
+    masses = totals * tl.exp2((peaks - peak) * (LOG2E / filters.filter_temperature))
+    is_finite = tl.sum((masses < float("inf")).to(tl.int32), 0) == masses.shape[0]  # NaN is not
+    # All threads take part in the passes below, and must agree on every limit. A sum of integers is the same in all
+    # threads. A sum of floats is not: the compiler fuses the product above with the addition of a neighbor's product.
+    total = tl.sum(tl.where(masses < float("inf"), masses * ONE, 0.0).to(tl.int64), 0)
     first = tl.load(p_first + program * NUM_TILES + tiles, mask=tiles < NUM_TILES, other=NONE)
 
     num_masked = tl.where(tl.load(integers + IS_MASKED) > 0, V, 0)
@@ -204,7 +209,7 @@ def select_kernel(
     near = Near(p_near_logits + program * CAP, p_near_ids + program * CAP)
     SIZES: tl.constexpr = Sizes(V, TILE, CHUNK, BLOCK, CAP)
     token = tl.min(tl.where(peaks == peak, first, NONE), 0)
-    has_mass = (total > 0.5) & (total < float("inf"))
+    has_mass = is_finite & (total > 0)
     if has_mass & (filters.is_greedy == 0):
         fraction = uniform(integers + STREAM, tl.load(integers + POSITION))
         if is_filtered:

@@ -118,10 +118,10 @@ def wkv7_kernel(  # type: ignore[no-untyped-def]
         removed = tl.sum(state * removal[:, None], 0)  # [V]
         added = tl.fma((removal * -rate)[:, None], removed[None, :], k[:, None] * v[None, :])
         state = tl.fma(state, decay[:, None], added)
+        y = head_norm(tl.sum(state * r[:, None], 0), norm_weight, norm_bias, eps, N)
         if p_position is not None:
             state = round_stochastically(state, position + t, channel, i)
 
-        y = head_norm(tl.sum(state * r[:, None], 0), norm_weight, norm_bias, eps, N)
         y = (y + tl.sum(r * k * r_k, 0) * v) * g
         tl.store(p_out + offset + channel, y.to(p_out.dtype.element_ty))
         offset += H * N

@@ -32,7 +32,7 @@ def run(context: Context) -> list[str]:
         with context.record.box(context.record.seconds_left / (len(models) - count)):
             _run_model(context, name, sizes)
         release()
-    return _table(context.record.points)
+    return [] if context.is_dry else _table(context.record.points)
 
 
 def _run_model(context: Context, name: str, sizes: Sizes) -> None:

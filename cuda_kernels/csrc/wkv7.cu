@@ -90,9 +90,9 @@ static __device__ __forceinline__ void advance(float (&state)[ROWS][COLUMNS], Sh
 #pragma unroll
     for (int c = 0; c < COLUMNS; ++c)
       state[j][c] = fmaf(state[j][c], decay[j], fmaf(erased[j], removed[c], key[j] * value[c]));
-  round_state(state, static_cast<STATE*>(nullptr), position, first_row);
   load_rows(r, x.r);
   read_out(y, r, state);
+  round_state(state, static_cast<STATE*>(nullptr), position, first_row);
   if (own_lane() == 0) store(x.y + own_column(), y);
 }
 

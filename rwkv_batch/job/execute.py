@@ -17,6 +17,7 @@ from .config import JobConfig
 from .dry_run import describe, read_first_rows
 from .load import load_job
 from .output.commit import JobFiles, Part
+from .output.rehearsal import Rehearsal
 from .output.results import Results
 from .output.storage import LocalStorage, Storage, StorageError
 from .output.writer import Writer
@@ -25,7 +26,7 @@ from .prepare import Prepared, named_as_in_jobs, prepare
 from .report.events import EventLog, machine
 from .report.progress import Progress
 from .report.report import summarise, write_report
-from .state import Folders, compare_job, open_job, restore_job
+from .state import Folders, compare_job, has_parts, open_job, restore_job
 from .stopping import StopSignals
 from .stream import missing_rows
 
@@ -89,8 +90,7 @@ def check_job(
     """
     with stop, stop.interruptible():
         prepared = prepare(load_job(job, overrides), partial(_inspect_model, apart=True))
-        storage = LocalStorage(prepared.folders.file("tmp"))
-        started = compare_job(storage, prepared.folders, prepared.document, prepared.source.files)
+        started = _check_output(prepared, LocalStorage(prepared.folders.file("tmp")), prepared.rehearsal())
         prepared = prepared.started_as(started) if started else prepared
         first = read_first_rows(prepared)
         return "\n".join(describe(prepared, parse_shard(shard, {}), first)), not first.are_errors
@@ -139,10 +139,11 @@ def run_job(
         part = parse_shard(shard, {})
         with stop.interruptible():
             prepared = prepare(load_job(job, overrides), _inspect_model)
+            storage, rehearsal = LocalStorage(prepared.folders.file("tmp")), prepared.rehearsal()
+            _check_output(prepared, storage, rehearsal)
             if overriding := prepared.columns.overriding:
                 logger.info("sampled as the columns %s say, where they are not null", ", ".join(overriding))
             folders = prepared.folders
-            storage = LocalStorage(folders.file("tmp"))
             prepared = prepared.started_as(open_job(storage, folders, prepared.document, prepared.source.files))
         storage.sweep()
         with EventLog(folders.file(part.file_name("log", "jsonl")), shard=str(part)) as log:
@@ -150,10 +151,24 @@ def run_job(
             missing = run.survey()
             try:
                 if missing:
-                    run.serve(missing)
+                    run.serve(missing, rehearsal)
             finally:
                 restore_job(storage, folders, prepared.document)
             return run.finish()
+
+
+def _check_output(prepared: Prepared, storage: Storage, rehearsal: Rehearsal) -> dict[str, Any] | None:
+    """Compares the job with its job.json, and makes test parts if no part is published.
+
+    A part that cannot be written after others are published is no reason to stop: see `rwkv_batch.job.output.parts`.
+
+    Returns:
+        The content of job.json; None where there is no such file.
+    """
+    started = compare_job(storage, prepared.folders, prepared.document, prepared.source.files)
+    if not has_parts(storage, prepared.folders):
+        rehearsal.check()
+    return started
 
 
 class _Run:
@@ -174,7 +189,7 @@ class _Run:
         """Returns the shard's units that have no part yet. Removes segments that a crash left beside a part."""
         missing = []
         for unit in self._shard.units(self._plan):
-            if self._files.part(unit) is None:
+            if self._files.part(unit, thorough=True) is None:
                 missing.append(unit)
             else:
                 self._files.drop_segments(unit)
@@ -182,16 +197,16 @@ class _Run:
             self._storage.remove(self._folders.file(SUCCESS))
         return missing
 
-    def serve(self, missing: Sequence[Unit]) -> None:
+    def serve(self, missing: Sequence[Unit], rehearsal: Rehearsal) -> None:
         """Loads the model and makes the parts of these units."""
         job = self._prepared.job
         with self._stop.interruptible():
             llm = _load_model(self._prepared)
         self._log("model", model=llm.describe())
         to_columns = Results(job.task, self._prepared.form.results, _detokenizer(llm.tokenizer)).batch
-        writer = Writer(self._files, self._prepared.read_passed, to_columns, job.output.flush_seconds, self._log)
+        writer = Writer(self._files, self._prepared.source, to_columns, job.output.flush_seconds, self._log)
         with self._progress(missing, writer, llm), writer, self._stop.interruptible():
-            rows = missing_rows(self._prepared, self._files, missing, writer)
+            rows = missing_rows(self._prepared, self._files, missing, writer, rehearsal)
             with closing(llm.serving.run(rows, stop_at_error=job.run.on_row_error == "stop")) as served:
                 for finished in served:
                     writer.add(finished)

@@ -20,9 +20,10 @@ from .input.columns import Columns, bind_columns, expected_kinds
 from .input.reader import Input, open_input
 from .input.rows import RowParser
 from .input.version import sha256_of
-from .output.commit import OutputFormat
-from .output.results import output_schema, result_schema
-from .plan import Unit, UnitPlan
+from .output.parts import OutputFormat
+from .output.rehearsal import Rehearsal
+from .output.results import passed_schema, result_schema
+from .plan import UnitPlan
 from .state import Folders, check_folders
 
 SETTINGS = {
@@ -71,9 +72,9 @@ class Prepared:
         footer = {**self.form.footer, "fingerprint": document["fingerprint"]}
         return replace(self, document=document, form=replace(self.form, footer=footer))
 
-    def read_passed(self, unit: Unit) -> Iterator[pa.RecordBatch]:
-        """Reads the columns that a unit's part repeats from the input."""
-        return self.source.read(unit.start, unit.stop, self.columns.passed)
+    def rehearsal(self) -> Rehearsal:
+        """Returns what makes test parts of this job."""
+        return Rehearsal(self.form, self.source, self.plan)
 
 
 @contextmanager
@@ -109,9 +110,9 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
             written.
     """
     source = open_input(job.input.path, job.input.format, expected_kinds(job))
-    columns = bind_columns(job, source.schema)
+    columns = bind_columns(job, source)
     results = result_schema(job, columns)
-    schema = output_schema(source.schema, columns, results)
+    passed = passed_schema(source.schema, columns, results)
     folders = Folders.of(job)
     check_folders(job, folders, source.files)
     _check_pin(job)
@@ -121,17 +122,16 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
         _check_sampling(job, columns, source.schema, model)
     parser = RowParser(job, columns)
     plan = UnitPlan(min(source.num_rows, job.input.limit or source.num_rows), job.output.rows_per_part)
-    document = _job_document(job, columns, schema, source, plan, folders, model)
+    form = OutputFormat(results, passed, {})
+    document = _job_document(job, columns, form, source, plan, folders, model)
     footer = {"version": __version__, "fingerprint": document["fingerprint"], "seed": str(job.sampling.seed)}
-    passed = pa.schema([source.schema.field(name) for name in columns.passed])
-    form = OutputFormat(results, passed, footer)
-    return Prepared(job, source, columns, parser, plan, form, folders, document, model)
+    return Prepared(job, source, columns, parser, plan, replace(form, footer=footer), folders, document, model)
 
 
 def _job_document(
     job: JobConfig,
     columns: Columns,
-    schema: pa.Schema,
+    form: OutputFormat,
     source: Input,
     plan: UnitPlan,
     folders: Folders,
@@ -143,7 +143,7 @@ def _job_document(
         "tokenizer": None if model.tokenizer is None else model.tokenizer.fingerprint,
         "dtype": model.describe().get("dtype", job.model.dtype),
     }
-    settings = result_settings(job, columns, schema, identity)
+    settings = result_settings(job, columns, form.passed, form.results, identity)
     return {
         "version": __version__,
         "fingerprint": fingerprint(settings),

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import ConfigurationError, ResumeError
 from .config import JobConfig
-from .fingerprint import differences
+from .fingerprint import PASSED, differences, with_passed_columns
 from .input.files import InputFile, would_be_read
 from .output.storage import Storage
 
@@ -131,6 +131,8 @@ def compare_job(
 ) -> dict[str, Any] | None:
     """Returns the content of the state folder's job.json, if it is this job's; None where there is no such file.
 
+    While no part is published, the columns that parts repeat may differ: what is returned has the present ones.
+
     Args:
         document: the content of this job's job.json: "settings", "plan", "input" (the manifest), "backends", and more.
         files: the input, in the order of the manifest.
@@ -144,28 +146,31 @@ def compare_job(
     changes = _input_changes(started["input"], document["input"], files)
     if changes:
         raise ResumeError(_refusal("the input changed since the run started", changes, folders))
-    if weak := sum(file.version.is_weak for file in files):
-        logger.warning(
-            "an earlier version of this package has started the job: of %d Parquet file(s) it recorded the footer "
-            "alone, so a change of a text by another of the same length before this start cannot be noticed",
-            weak,
-        )
-    changes = differences(started["settings"], document["settings"]) + differences(started["plan"], document["plan"])
+    settings = with_passed_columns(started["settings"], document["settings"])
+    hint = ""
+    if settings[PASSED] != document["settings"][PASSED]:
+        if has_parts(storage, folders):
+            hint = f" ({PASSED} may change only until the first part is published)"
+        else:
+            settings[PASSED] = document["settings"][PASSED]
+            started = {**started, "settings": settings}
+    changes = differences(settings, document["settings"]) + differences(started["plan"], document["plan"])
     if changes:
-        raise ResumeError(_refusal(f"{folders.output} was started with other settings", changes, folders))
-    if others := _other_backends(started.get("backends"), document["backends"]):
-        logger.warning(
-            "the job was started with other backends, so rows of this run are equal up to rounding only, and not bit "
-            "for bit: %s",
-            ", ".join(others),
-        )
+        raise ResumeError(_refusal(f"{folders.output} was started with other settings{hint}", changes, folders))
     return started
+
+
+def has_parts(storage: Storage, folders: Folders) -> bool:
+    """Whether a part is published."""
+    return any(name.startswith("part-") for name in storage.list(folders.output))
 
 
 def open_job(
     storage: Storage, folders: Folders, document: Mapping[str, Any], files: Sequence[InputFile]
 ) -> dict[str, Any]:
-    """Writes job.json where there is none. Of two processes that start together, one writes.
+    """Writes job.json where there is none, or where the columns that parts repeat have changed.
+
+    Of two processes that start together, one writes.
 
     The content of the input is read once for its checksums before job.json is written.
 
@@ -181,7 +186,26 @@ def open_job(
         data = json.dumps({**document, "input": manifest}, indent=1, ensure_ascii=False).encode()
         if not storage.atomic_write(folders.file("job.json"), data, exclusive=True):
             time.sleep(LATE_SECONDS)  # another process has just written it, and it may not be visible yet
+    if started != read_job(storage, folders.state):
+        storage.atomic_write(folders.file("job.json"), json.dumps(started, indent=1, ensure_ascii=False).encode())
+    _warn(started, document, files)
     return started
+
+
+def _warn(started: Mapping[str, Any], document: Mapping[str, Any], files: Sequence[InputFile]) -> None:
+    """Logs what is no reason to refuse a job that was started before."""
+    if weak := sum(file.version.is_weak for file in files):
+        logger.warning(
+            "an earlier version of this package has started the job: of %d Parquet file(s) it recorded the footer "
+            "alone, so a change of a text by another of the same length before this start cannot be noticed",
+            weak,
+        )
+    if others := _other_backends(started.get("backends"), document["backends"]):
+        logger.warning(
+            "the job was started with other backends, so rows of this run are equal up to rounding only, and not bit "
+            "for bit: %s",
+            ", ".join(others),
+        )
 
 
 def restore_job(storage: Storage, folders: Folders, document: Mapping[str, Any]) -> None:

@@ -124,7 +124,12 @@ def faults(found: Compiled, target: str, version: str) -> list[str]:
     """Faults of one compilation: sentences about numbers beyond the limits."""
     if "error" in found:
         return [found["error"]]
-    return [*_resource_faults(found, target, version), *_matrix_faults(found, target), *_state_faults(found, target)]
+    return [
+        *_resource_faults(found, target, version),
+        *_loop_faults(found),
+        *_matrix_faults(found, target),
+        *_state_faults(found, target),
+    ]
 
 
 def _resource_faults(found: Compiled, target: str, version: str) -> Iterator[str]:
@@ -134,6 +139,16 @@ def _resource_faults(found: Compiled, target: str, version: str) -> Iterator[str
     allowed = _allowed_spill(found, target, version)
     if found["spilled"] > allowed:
         yield f"{found['spilled']} bytes of local memory a thread, expected at most {allowed}"
+
+
+def _loop_faults(found: Compiled) -> Iterator[str]:
+    """A loop ends for all threads of a program at once, because they meet at barriers inside.
+
+    A sum of floats can differ between threads in its last bit: each thread adds its own product, which the compiler
+    does not round, to a neighbor's, which it does. A loop whose length depends on such a sum can wait forever.
+    """
+    if count := found["sums_before_loops"]:
+        yield f"{count} sums of floats before a loop whose length depends on data, expected sums of integers"
 
 
 def _allowed_spill(found: Compiled, target: str, version: str) -> int:

@@ -34,6 +34,7 @@ SASS = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*(?:\.\w+)*)(
 GCN = re.compile(r"^\t([a-z]\w+)(.*)")
 JUMP_SASS = re.compile(r"`\((\.L_\w+)\)")
 JUMP_GCN = re.compile(r"(\.LBB\w+)")
+FLOAT_SUM = re.compile(r'"tt\.reduce"[^\n]*\n[^\n]*\n[^\n]*arith\.addf')
 
 
 def compile_one(spec: Specialization, target: GPUTarget, is_counted: bool) -> dict[str, Any]:
@@ -44,11 +45,17 @@ def compile_one(spec: Specialization, target: GPUTarget, is_counted: bool) -> di
         "num_warps": spec.num_warps,
         "constexprs": dict(spec.constexprs),
         "signature": dict(spec.signature),
+        "sums_before_loops": _sums_before_loops(compiled.asm["ttir"]),
     }
     if target.backend == "cuda":
         matrix = sorted(set(re.findall(MATRIX_PTX, compiled.asm["ptx"])))
         return found | {"matrix": matrix} | _read_cubin(compiled.asm["cubin"], is_counted)
     return found | _read_amdgcn(compiled.asm["amdgcn"], is_counted)
+
+
+def _sums_before_loops(ttir: str) -> int:
+    """The number of sums of floats over threads that come before the last loop whose length depends on data."""
+    return len(FLOAT_SUM.findall(ttir, 0, max(ttir.rfind("scf.while"), 0)))
 
 
 def _read_cubin(cubin: bytes, is_counted: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,10 +14,11 @@ from ...errors import RowError
 from ...rows import ErrorRow, GenerateRow, ScoreRow
 from ...sampling_fields import Biases, Integer
 from ...sampling_params import SAMPLING_FIELDS, SamplingParams
+from ...text.messages import utf8
 from ..config import JobConfig, sampling_with
 from ..plan import Unit
 from .columns import Columns
-from .table import READ_ERROR
+from .table import Rows
 
 Record = dict[str, Any]
 """A row's values by column name."""
@@ -52,17 +54,17 @@ class RowParser:
 
             self._template = Template(columns.template)
 
-    def rows(self, batch: pa.RecordBatch, keys: Sequence[RowKey]) -> list[GenerateRow | ScoreRow | ErrorRow]:
-        """Returns the rows of a batch, in order, each with the key in its place."""
-        return [self._row(key, record) for key, record in zip(keys, self._records(batch), strict=True)]
+    def rows(self, source: Rows, keys: Sequence[RowKey]) -> list[GenerateRow | ScoreRow | ErrorRow]:
+        """Returns rows to serve, in order, each with the key in its place."""
+        records = enumerate(self._records(source.batch))
+        return [
+            self._row(key, source.errors.get(index, record)) for key, (index, record) in zip(keys, records, strict=True)
+        ]
 
     def _row(self, key: RowKey, record: Record | RowError) -> GenerateRow | ScoreRow | ErrorRow:
         if isinstance(record, RowError):
             return ErrorRow(key, key.row, record)
         try:
-            if reason := record.pop(READ_ERROR, None):
-                code, _, message = reason.partition(": ")
-                raise RowError(code, message)
             return self._parse(key, record)
         except RowError as error:
             return ErrorRow(key, key.row, error)
@@ -90,25 +92,32 @@ class RowParser:
 
     def _prompt(self, record: Record) -> Any:
         if self._template is not None:
-            return self._template.render(record)
-        ((part, column),) = self._columns.roles.items()
+            texts = {name: record[name] for name in self._columns.json_text}
+            values = {name: json.loads(text) for name, text in texts.items() if text is not None}
+            return self._template.render({**record, **values})
+        given = {part: column for part, column in self._columns.roles.items() if record[column] is not None}
+        if len(given) != 1:
+            names = " and ".join(map(repr, self._columns.roles.values()))
+            if given:
+                raise RowError("bad_type", f"the row has several prompts, expected one in the columns {names}")
+            are_null = f"column {names} is" if len(self._columns.roles) == 1 else f"columns {names} are"
+            raise RowError("null_prompt", f"the {are_null} null")
+        ((part, column),) = given.items()
         value = record[column]
-        if value is None:
-            raise RowError("null_prompt", f"the column {column!r} is null")
         if part == "prompt_token_ids":
             return _ids(column, value)
         if part == "messages":
             from ...text.chat import render_messages
 
             return render_messages(value)
-        return value
+        return _text(column, value)
 
     def _text_or_ids(self, record: Record, part: str) -> Any:
         column = self._columns.roles[part]
         value = record[column]
         if value is None:
             raise RowError("null_prompt", f"the column {column!r} is null")
-        return value if isinstance(value, str) else _ids(column, value)
+        return value if isinstance(value := _text(column, value), str) else _ids(column, value)
 
     def _continuations(self, record: Record) -> list[Any]:
         column = self._columns.roles.get("choices")
@@ -121,7 +130,8 @@ class RowParser:
             raise RowError("no_choices", f"the column {column!r} is empty, expected at least one choice")
         if any(choice is None for choice in choices):
             raise RowError("bad_type", f"the column {column!r} has a null in it")
-        return [choice if isinstance(choice, str) else _ids(column, choice) for choice in choices]
+        texts = [_text(column, choice) for choice in choices]
+        return [choice if isinstance(choice, str) else _ids(column, choice) for choice in texts]
 
     def _sampling(self, record: Record) -> SamplingParams:
         if not self._has_sampling:
@@ -157,6 +167,11 @@ def _read_cells(batch: pa.RecordBatch, index: int) -> Record | RowError:
         return {name: batch[name][index].as_py() for name in batch.schema.names}
     except Exception as error:  # see `_records`
         return RowError("bad_type", f"the row holds a value that cannot be read: {type(error).__name__}: {error}")
+
+
+def _text(column: str, value: Any) -> Any:
+    """The text that bytes hold in UTF-8, and any other value itself."""
+    return utf8(value, f"the column {column!r}") if isinstance(value, bytes) else value
 
 
 def _ids(column: str, value: Any) -> Any:

@@ -129,14 +129,14 @@ class FileVersion:
         return self._content[1]
 
     def _content_hash(self) -> str:
-        with self._filesystem.open_input_file(self._path) as file:
+        with open_path(self._filesystem, self._path) as file:
             if (size := file.size()) >= LONG_BYTES:
                 logger.info("%s: reading %.1f GB once for the checksum of its content", self._name, size / 1e9)
             return sha256_of(file)
 
     def _footer_hash(self) -> str:
         """The SHA-256 of a Parquet file's footer; of no text where the file is too short to have one."""
-        with self._filesystem.open_input_file(self._path) as file:
+        with open_path(self._filesystem, self._path) as file:
             size = file.size()
             file.seek(max(0, size - 8))
             length = int.from_bytes(file.read(4), "little")
@@ -185,6 +185,12 @@ def _fsspec(filesystem: Any) -> Any:
         return None
     handler.fs.invalidate_cache()
     return handler.fs
+
+
+def open_path(filesystem: Any, path: str) -> Any:
+    """Opens a file for reading, as a binary file of pyarrow. A local path whose bytes are not UTF-8 has surrogates."""
+    is_local = isinstance(filesystem, fs.LocalFileSystem)
+    return filesystem.open_input_file(os.fsencode(path) if is_local else path)
 
 
 def sha256_of(file: Any) -> str:

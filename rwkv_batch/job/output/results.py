@@ -15,6 +15,7 @@ from ...errors import ConfigurationError
 from ...rows import ErrorRow, Finished, GenerateRow, RowInFlight, ScoreRow, text_arrays
 from ..config import JobConfig
 from ..input.columns import Columns
+from .column_types import passed_field
 
 if TYPE_CHECKING:
     from ...rows import Completion, TokenScores
@@ -65,8 +66,8 @@ def result_schema(job: JobConfig, columns: Columns) -> pa.Schema:
     return pa.schema(fields)
 
 
-def output_schema(source: pa.Schema, columns: Columns, results: pa.Schema) -> pa.Schema:
-    """Returns the columns of a part: the input columns that it repeats, then the results.
+def passed_schema(source: pa.Schema, columns: Columns, results: pa.Schema) -> pa.Schema:
+    """Returns the input columns that a part repeats. All of them may be null, as files may lack them.
 
     Raises:
         ConfigurationError: an input column has the name of a result column.
@@ -77,7 +78,7 @@ def output_schema(source: pa.Schema, columns: Columns, results: pa.Schema) -> pa
             f"output.input_columns: the input has a column {common[0]!r}, a name that the output needs; "
             "rename it, or leave it out of output.input_columns"
         )
-    return pa.schema([*(source.field(name) for name in columns.passed), *results])
+    return pa.schema([passed_field(source.field(name)) for name in columns.passed])
 
 
 class Results:

@@ -157,7 +157,7 @@ def test_no_row_is_given_that_was_read_after_a_change(tmp_path: Path, name: str)
         path.write_text("".join(f'{{"prompt": "{row:04}"}}\n' for row in range(2000)))
     source = open_input(str(path), "auto", {})
     batches = source.read(0, 2000, ["prompt"])
-    assert next(batches)["prompt"][0].as_py() == "0000"
+    assert next(batches).batch["prompt"][0].as_py() == "0000"
     with open(path, "r+b") as file:
         file.seek(path.stat().st_size // 2)
         file.write(b"x")

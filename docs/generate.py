@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from rwkv_batch.cli import _parser as main_parser
 from rwkv_batch.job.config import JobConfig, Setting, describe_settings
-from rwkv_batch.job.fingerprint import HARMLESS
+from rwkv_batch.job.fingerprint import HARMLESS, PASSED
 from rwkv_batch.job.input.columns import Columns
 from rwkv_batch.job.output.extra import TYPES
 from rwkv_batch.job.output.results import result_schema
@@ -91,6 +91,8 @@ def _job_file() -> Iterator[str]:
 def _setting(setting: Setting, section: str) -> tuple[str, ...]:
     default = "required" if setting.is_required else f"`{_yaml(setting.default)}`"
     resume = "may change" if setting.name in HARMLESS else "must stay"
+    if setting.name == PASSED:
+        resume = "may change until the first part"
     return f"`{setting.name.removeprefix(f'{section}.')}`", setting.expected, default, resume, setting.doc
 
 

@@ -114,6 +114,7 @@ def execute(options: argparse.Namespace, task: str | None = None) -> int:
         --allow-errors, as the job is not done. A second signal ends the process at once with 130.
     """
     from .job.execute import check_job, run_job
+    from .job.output.storage import StorageError
     from .job.plan import parse_shard
     from .job.stopping import StopSignals
 
@@ -143,7 +144,8 @@ def execute(options: argparse.Namespace, task: str | None = None) -> int:
     except Exception as error:  # every other failure becomes a message and an exit code here
         logger.debug("the failure in full", exc_info=True)
         advice = "what was committed is safe; start the same command again to go on"
-        return _fail(EXIT_INTERNAL, f"{type(error).__name__}: {error}\n{advice}")
+        kind = "" if isinstance(error, StorageError) else f"{type(error).__name__}: "
+        return _fail(EXIT_INTERNAL, f"{kind}{error}\n{advice}")
     _print_summary(outcome)
     return EXIT_OK if outcome.is_finished and (not outcome.errors or options.allow_errors) else EXIT_ROW_ERRORS
 

@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "integrations": {"", "engine", "llm", "rows", "text"},
     "checks": {*KERNELS, *MODELS, "demo", "engine", "llm", "measure"},
     "measure": {*KERNELS, *MODELS, "", "checks", "engine", "model_summary", "run"},
-    "run": {"job"},
+    "run": {"job", "job/output"},
     "cli": {"", "integrations", "job", "job/output", "job/report", "measure", "models/files", "run"},
     "": {"job", "llm"},
 }

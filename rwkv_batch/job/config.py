@@ -35,9 +35,9 @@ def _known_quantization(name: str) -> str:
 
 
 def _expanded(path: str) -> str:
-    """The path with the home folder in place of `~` or `~name` at its beginning. It must not be empty."""
+    """The path with the home folder in place of `~` or `~name` at its beginning. No path has a NUL character."""
     expanded = os.path.expanduser(path)
-    if not expanded or expanded.startswith("~"):
+    if not expanded or expanded.startswith("~") or "\0" in expanded:
         raise ValueError
     return expanded
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -20,14 +21,14 @@ from .messages import shown
 from .output.commit import JobFiles, Part
 from .output.rehearsal import Rehearsal
 from .output.results import Results
-from .output.storage import LocalStorage, Storage
+from .output.storage import LocalStorage, Storage, StorageError
 from .output.writer import Writer
 from .plan import Shard, Unit, parse_shard
 from .prepare import Prepared, named_as_in_jobs, prepare
 from .report.events import EventLog, machine
 from .report.progress import Progress
 from .report.report import summarise, write_report
-from .state import Folders, compare_job, has_parts, open_job
+from .state import Folders, compare_job, has_parts, open_job, restore_job
 from .stopping import StopSignals
 from .stream import missing_rows
 
@@ -150,16 +151,20 @@ def run_job(
         with stop.interruptible():
             prepared = prepare(load_job(job, overrides, limit), _inspect_model)
             storage, rehearsal = LocalStorage(prepared.folders.file("tmp")), prepared.rehearsal()
-            _check_output(prepared, storage, rehearsal)
-        _announce(prepared, is_trial=limit is not None)
-        folders = prepared.folders
-        prepared = prepared.started_as(open_job(storage, folders, prepared.document, prepared.source.files))
+            started = _check_output(prepared, storage, rehearsal)
+            _announce(prepared, is_trial=limit is not None)
+            folders = prepared.folders
+            document = open_job(storage, folders, prepared.document, prepared.source.files, started)
+            prepared = prepared.started_as(document)
         storage.sweep()
         with EventLog(folders.file(part.file_name("log", "jsonl")), shard=str(part)) as log:
             run = _Run(prepared, part, stop, storage, log)
             missing = run.survey()
-            if missing:
-                run.serve(missing, rehearsal)
+            try:
+                if missing:
+                    run.serve(missing, rehearsal)
+            finally:
+                restore_job(storage, folders, prepared.document)
             return run.finish()
 
 
@@ -232,9 +237,13 @@ class _Run:
 
         Raises:
             ResumeError: the parts are there, but the input has changed meanwhile.
+            StorageError: a published part of this shard is gone.
         """
         parts = [self._files.part(self._plan.unit(index)) for index in range(self._plan.num_units)]
         mine = [parts[unit.index] for unit in self._shard.units(self._plan)]
+        if None in mine and not self._stopped_at:
+            gone = FileNotFoundError(errno.ENOENT, "they were published, and removed while the job ran")
+            raise StorageError(self._folders.output, f"read: {mine.count(None)} part(s) are missing", gone)
         finished = [part for part in mine if part is not None]
         outcome = Outcome(
             self._folders,

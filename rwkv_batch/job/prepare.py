@@ -134,7 +134,7 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
     columns = bind_columns(job, source)
     results = result_schema(job, columns)
     names = output_names(job, columns, results)
-    extra = [pa.field(names[name], kind) for name, kind in EXTRA_TYPES.items() if name in names]
+    extra = [pa.field(names[name], EXTRA_TYPES[name]) for name in names if name in EXTRA_TYPES]
     passed = pa.schema([*(passed_field(source.schema.field(name)) for name in columns.passed), *extra])
     folders = Folders.of(job)
     check_folders(job, folders, source.files)

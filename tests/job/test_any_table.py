@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, event, given, reject, settings
+from hypothesis import HealthCheck, Phase, event, given, reject, settings
 from hypothesis import strategies as st
 
 from job import fake_llm
@@ -21,6 +21,7 @@ from .conftest import Job
 from .prepared import in_child
 from .tables import KINDS, column, sibling
 
+PHASES = [Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink]
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
@@ -56,7 +57,7 @@ def run(job: Job, crash_at: int) -> int:
     return in_child(act)
 
 
-@settings(suppress_health_check=list(HealthCheck))
+@settings(max_examples=settings().max_examples // 3, suppress_health_check=list(HealthCheck), phases=PHASES)
 @given(st.lists(KINDS, max_size=4), st.integers(0, 2**32), st.integers(1, 3), st.integers(1, 60))
 def test_every_table_is_served_or_refused(kinds: list[pa.DataType], seed: int, n: int, crash_at: int) -> None:
     dice = random.Random(seed)
@@ -80,6 +81,7 @@ def test_every_table_is_served_or_refused(kinds: list[pa.DataType], seed: int, n
             if code != EXIT_CRASHED:
                 break
             code = run(job, dice.randint(20, 90))
+        event(f"at the end {code}")
         assert code in (0, 3)
         assert_is_whole(job, tables, n)
 

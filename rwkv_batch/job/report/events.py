@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from ... import __version__
-from ..output.storage import Storage
+from ..output.storage import Storage, private_mode
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +50,17 @@ class EventLog:
         with self._lock:
             try:
                 if not self._is_broken:
-                    with open(self._path, "a", encoding="utf-8", errors="backslashreplace") as file:
+                    with open(
+                        self._path, "a", encoding="utf-8", errors="backslashreplace", opener=self._create
+                    ) as file:
                         file.write(line)
             except OSError as error:
                 self._is_broken = True
                 logger.warning("%s: no more events are logged: %s", self._path, error)
+
+    def _create(self, path: str, flags: int) -> int:
+        """Opens the file; a new one has the permissions of its folder."""
+        return os.open(path, flags, private_mode(os.path.dirname(path)) & 0o666)
 
     def __enter__(self) -> EventLog:
         return self

@@ -91,8 +91,15 @@ def test_whole_numbers_of_pandas_are_integers(job: Job) -> None:
     assert job.set(input__path=str(job.folder / "p.csv")).run() == 0
 
 
+@pytest.mark.parametrize("text", ["", "\n\n", "x,y", "x,y\n", "\n\nx,y\r\n"])
+def test_files_without_rows(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    source = open_input(str(tmp_path / "a.csv"), "csv", {})
+    assert (source.num_rows, source.schema.names) == (0, ["x", "y"] if "x" in text else [])
+
+
 def test_a_row_longer_than_a_block_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(csv_file, "BLOCK_BYTES", 64)
     (tmp_path / "a.csv").write_text("x,y\n" + "x" * 300 + ",1\n")
-    with pytest.raises(ConfigurationError, match="must not be longer than"):
+    with pytest.raises(ConfigurationError, match=r"a row is longer than .* write JSON Lines"):
         open_input(str(tmp_path), "auto", {"y": INTEGER})

@@ -27,14 +27,14 @@ class FakeJob(Job):
         return [SimpleNamespace(kill=lambda: None, join=lambda: None, exitcode=self.code)]
 
 
-@pytest.mark.parametrize(("differs", "wrong"), [(9, None), (2, "after kill 1"), (3, "at the end")])
+@pytest.mark.parametrize(("differs", "wrong"), [(9, None), (3, "after kill 1"), (4, "at the end")])
 def test_parts_that_differ_are_noticed(tmp_path: Path, differs: int, wrong: str | None) -> None:
-    """The first start is undisturbed, the second one is killed."""
+    """The first two starts are undisturbed, the third one is killed."""
     job = FakeJob(FORMS[0], tmp_path, 1)
     job.differs = (differs,)
     found = list(kills(job, 1, random.Random(0)))
     assert wrong in found[0] if wrong else not found
-    assert job.starts == 3
+    assert job.starts == 4
 
 
 def test_damage_that_stays_is_noticed(tmp_path: Path) -> None:

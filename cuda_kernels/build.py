@@ -19,12 +19,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock
-
-from ..kernel_support.builds import private_folder, write_whole
+from ..kernel_support.builds import write_whole
+from ..kernel_support.cache import kept, one_at_a_time, private_folder
 from ..kernel_support.ninja import built, escaped
 from .nvrtc import nvrtc
 
+FOLDER = "cuda_kernels"
 SOURCES = Path(__file__).with_name("csrc")
 OPTIONS = ("-std=c++17",)
 """Options of both compilers."""
@@ -75,16 +75,18 @@ def specializations() -> list[Specialization]:
 
 def folder() -> Path:
     """The folder of cubins, which only this user can read; made if it is missing."""
-    return private_folder("cuda_kernels")
+    return private_folder(FOLDER)
 
 
 def unavailable() -> str | None:
     """The reason why this machine has no kernels and cannot compile any, if so."""
+    if any(True for _ in kept(FOLDER, "*-nvcc-*.cubin")):
+        return None
     try:
-        path = folder()
-    except (OSError, RuntimeError) as error:
-        return f"no folder for compiled kernels: {error}"
-    return None if nvrtc() or nvcc() or any(path.glob("*-nvcc-*.cubin")) else NO_COMPILER
+        folder()
+    except OSError as error:
+        return str(error)
+    return None if nvrtc() or nvcc() else NO_COMPILER
 
 
 def image(spec: Specialization, capability: tuple[int, int]) -> bytes:
@@ -98,17 +100,17 @@ def image(spec: Specialization, capability: tuple[int, int]) -> bytes:
     compiler = nvrtc()
     target = architecture(capability, compiler.architectures() if compiler else None)
     try:
-        stem = folder() / _name(spec, target)
-        ahead = sorted(stem.parent.glob(f"{stem.name}-nvcc-*.cubin"))
-        if ahead:
+        name = _name(spec, target)
+        if ahead := list(kept(FOLDER, f"{name}-nvcc-*.cubin")):
             return ahead[-1].read_bytes()
         if compiler is None:
             return build_ahead([spec], [target])[0].read_bytes()
-        path = stem.with_name(f"{stem.name}-{compiler.version}.cubin")
-        if not path.exists():  # where it exists, its folder may be read-only: there is no place for a lock
-            with FileLock(f"{path}.lock"):
-                if not path.exists():
-                    write_whole(path, compiler.compile(spec.source, options(spec, target)))
+        for path in kept(FOLDER, f"{name}-{compiler.version}.cubin"):
+            return path.read_bytes()
+        path = folder() / f"{name}-{compiler.version}.cubin"
+        with one_at_a_time(path.with_name(f"{path.name}.lock")):
+            if not path.exists():
+                write_whole(path, compiler.compile(spec.source, options(spec, target)))
         return path.read_bytes()
     except (OSError, RuntimeError) as error:
         raise BuildError(f"cannot build {spec} for {target}: {error}") from error
@@ -131,7 +133,7 @@ def build_ahead(specs: Sequence[Specialization], targets: Iterable[str]) -> list
             for spec in specs
             if int(target.partition("_")[2]) >= spec.min_architecture
         }
-        with FileLock(folder() / "ahead.lock"):
+        with one_at_a_time(folder() / "ahead.lock"):
             missing = {path: what for path, what in wanted.items() if not path.exists()}
             if missing:
                 _build(compiler, missing)

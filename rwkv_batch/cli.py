@@ -10,6 +10,7 @@ from typing import Any
 from . import __version__
 from .errors import ConfigurationError, RwkvBatchError, one_of
 from .job.messages import did_you_mean
+from .job.streams import lasting_streams
 from .run import DESCRIPTION, EXIT_USAGE, HELP, add_arguments, execute
 
 COMMANDS = ("run", "validate", "score", "report", "convert", "doctor", "bench", "lm-eval")
@@ -20,7 +21,11 @@ CONVERTED_FORMATS = ("int8",)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command that the arguments name (those of the process where None), and returns the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    with lasting_streams():
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(given: list[str]) -> int:
     if given[:1] == ["bench"]:  # it has a parser of its own
         from .measure.bench import main as bench
 

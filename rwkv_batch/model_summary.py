@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from .engine.request import END_OF_TEXT
 from .engine.sampler import Sampler
 from .engine.sizing import MemoryPlan, plan_memory
 from .engine.slot_tables import Vocabulary
-from .errors import CheckpointError
+from .errors import CheckpointError, looked_up
 from .models.architecture import describe_sizes
 from .models.files.checkpoint import open_checkpoint
 from .models.model import ModelFile
@@ -25,6 +26,7 @@ from .models.placement import LayerPlacement, Placement, describe_layers, place
 from .ops import OpTable, fallbacks, format_choices, resolve
 from .process import call_in_process
 from .settings import EngineSettings, ModelSettings
+from .text.constraint_compiler import ConstraintCompiler
 from .text.load_tokenizer import load_tokenizer
 from .text.tokenizer import Tokenizer
 
@@ -93,6 +95,14 @@ class ModelSummary:
         unsampleable = torch.tensor([not data and i != END_OF_TEXT for i, data in enumerate(table)])
         uncounted = torch.tensor([data is not None and data in UNCOUNTED for data in table])
         return Vocabulary(unsampleable, uncounted)
+
+    @cached_property
+    def constraints(self) -> ConstraintCompiler | None:
+        """Compiles constraints for this model; None where prompts are token ids only."""
+        if self.tokenizer is None:
+            return None
+        timeout = self.engine.constraint_timeout
+        return ConstraintCompiler(self.tokenizer.token_bytes, self.file.sizes["V"], timeout=timeout)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -165,9 +175,11 @@ def inspect_model(
     path = DEMO_MODEL if str(model.model) == "demo" else model.model
     file = ModelFile.open(open_checkpoint(path))
     if model.init_state is not None:
-        if not Path(model.init_state).is_file():
+        if not os.path.isfile(model.init_state):
             raise CheckpointError(
-                f"{model.init_state} is not a file; expected a state-tuning .pth or .safetensors", setting="init_state"
+                f"{model.init_state} is not a file{looked_up(model.init_state)}; "
+                "expected a state-tuning .pth or .safetensors",
+                setting="init_state",
             )
         file.initial_states(model.init_state)
     if apart and engine.device != "cpu" and (torch.version.cuda or torch.version.hip):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Generic, TypeVar
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -22,27 +24,44 @@ class Prefetch(Generic[T]):
 
     Args:
         lists: the iterator; its next list is made while the items of earlier lists can be taken.
-        ahead: limit of the weight of the items that are ready. The thread holds one more list at most.
+        ahead: limit of the weight of the items that have not been taken. The thread holds one more list at most.
         weight: an item's weight, at least 1, and always the same for an item; None gives every item the weight 1.
+        needs: the future that must be complete before an item is ready, or None. The items behind it are ready before.
+        in_order: no item is ready before the items in front of it.
 
     Attributes:
         is_ended: every item has been taken.
         thread: the background thread.
     """
 
-    def __init__(self, lists: Iterable[Sequence[T]], ahead: int, weight: Callable[[T], int] | None = None) -> None:
+    def __init__(
+        self,
+        lists: Iterable[Sequence[T]],
+        ahead: int,
+        weight: Callable[[T], int] | None = None,
+        needs: Callable[[T], Future[Any] | None] | None = None,
+        in_order: bool = False,
+    ) -> None:
         self.is_ended = False
         self._ahead = ahead
         self._weight = weight or _one
+        self._needs = needs or _nothing
+        self._in_order = in_order
         self._ready: deque[T] = deque()
         self._ready_weight = 0
+        self._pending_weight = 0  # of the items whose futures are not complete
         # A reentrant lock (a Condition's default), because a garbage collection inside may close this iterator.
         self._changed = threading.Condition()
-        self._is_exhausted = False  # no more items will become ready
+        self._has_ended = False  # the iterator has ended
         self._is_closed = False
         self._failure: BaseException | None = None
         self.thread = threading.Thread(target=self._run, args=(iter(lists),), name="rwkv_batch-prefetch", daemon=True)
         self.thread.start()
+
+    @property
+    def _is_exhausted(self) -> bool:
+        """No more items will become ready."""
+        return self._has_ended and not self._pending_weight
 
     def has_ready(self, count: int) -> bool:
         """Whether items of this weight, or all that are left, can be taken without waiting."""
@@ -103,21 +122,44 @@ class Prefetch(Generic[T]):
             self._failure = failure
         finally:
             with self._changed:
-                self._is_exhausted = True
+                self._has_ended = True
                 self._changed.notify_all()
 
     def _offer(self, items: Sequence[T]) -> None:
-        """Makes items ready, one by one, and waits whenever their weight has reached the limit."""
+        """Makes items ready, one by one, and waits whenever the weight of those not taken has reached the limit."""
         with self._changed:
             for item in items:
-                if self._ready_weight >= self._ahead:
+                if not self._may_offer():
                     self._changed.notify_all()
-                    self._changed.wait_for(lambda: self._is_closed or self._ready_weight < self._ahead)
+                    self._changed.wait_for(self._may_offer)
                 if self._is_closed:
                     return
-                self._ready.append(item)
-                self._ready_weight += self._weight(item)
+                needed = self._needs(item)
+                if needed is None or needed.done():
+                    self._add(item)
+                else:
+                    self._pending_weight += self._weight(item)
+                    needed.add_done_callback(partial(self._arrive, item))
             self._changed.notify_all()
+
+    def _may_offer(self) -> bool:
+        is_behind = self._in_order and self._pending_weight > 0
+        return self._is_closed or (not is_behind and self._ready_weight + self._pending_weight < self._ahead)
+
+    def _arrive(self, item: T, _: Future[Any]) -> None:
+        """Makes an item ready whose future is complete. This runs on the thread that completes the future."""
+        with self._changed:
+            self._pending_weight -= self._weight(item)
+            self._add(item)
+            self._changed.notify_all()
+
+    def _add(self, item: T) -> None:
+        self._ready.append(item)
+        self._ready_weight += self._weight(item)
+
+
+def _nothing(item: object) -> None:
+    return None
 
 
 def _one(item: object) -> int:

@@ -55,9 +55,7 @@ class Process:
 
     def __init__(self, function: str, arguments: Mapping[str, Any], time_limit: float, folder: Path) -> None:
         self._answer, self._log = folder / "answer.json", folder / "log.txt"
-        found_at = json.dumps([os.fsdecode(path) for path in sys.path])
-        command = [sys.executable, "-c", _START.format(module=__name__), found_at]
-        command += [function, json.dumps(arguments), str(self._answer)]
+        command = python_command(__name__, function, json.dumps(arguments), str(self._answer))
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -98,6 +96,15 @@ class Process:
                 os.killpg(self._process.pid, signal.SIGKILL)
             else:
                 self._process.kill()
+
+
+def python_command(module: str, *arguments: str) -> list[str]:
+    """The command that calls `main(*arguments)` of a module, with this process's search path for modules.
+
+    It does not import the caller's main module, so that a script, a notebook and a test can run it.
+    """
+    found_at = json.dumps([os.fsdecode(path) for path in sys.path])
+    return [sys.executable, "-c", _START.format(module=module), found_at, *arguments]
 
 
 def main(function: str, arguments: str, path: str) -> None:

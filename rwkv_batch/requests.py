@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 import numpy as np
 
 from .engine.logprobs import TokenScores
-from .engine.request import END_OF_TEXT, Completion, Constraint, Request
+from .engine.request import END_OF_TEXT, Completion, Request
 from .errors import RowError
 from .rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
 from .sampling_params import SamplingParams
 from .text.chat import render_messages
-from .text.constraint import ConstraintCompiler
+from .text.constraint_compiler import ConstraintCompiler, RowConstraint
 from .text.stop_strings import StopStrings
 from .text.tokenizer import Tokenizer
 
@@ -77,7 +77,8 @@ class _RequestSettings(NamedTuple):
     params: SamplingParams
     seed: int
     stop_strings: StopStrings | None
-    new_constraint: Callable[[], Constraint] | None
+    new_constraint: Callable[[], RowConstraint] | None
+    """Starts to compile the constraint, unless it is known, and makes that of one row."""
 
 
 class _Draft(NamedTuple):
@@ -117,16 +118,24 @@ class RequestBuilder:
         self._last: _RequestSettings | None = None
 
     def check(self, params: SamplingParams) -> None:
-        """Checks sampling parameters, independent of a prompt. Constraints are compiled.
+        """Checks sampling parameters, independent of a prompt. Waits until constraints are compiled.
 
         Raises:
             RowError: a value is wrong for this model.
             MissingExtraError: a constraint needs a package that is missing.
         """
-        self._settings(params)
+        settings = self._settings(params)
+        if settings.new_constraint is not None:
+            constraint = settings.new_constraint()
+            constraint.compiled.exception()
+            if error := constraint.error():
+                raise error
 
     def build(self, rows: Sequence[GenerateRow | ScoreRow | ErrorRow]) -> list[RowInFlight | ErrorRow]:
-        """Makes the requests of each row, in order. One call encodes all texts. A bad row becomes an error row."""
+        """Makes the requests of each row, in order. One call encodes all texts. A bad row becomes an error row.
+
+        The constraints of the rows may still be compiling.
+        """
         drafts = [row if isinstance(row, ErrorRow) else _attempt(self._draft, row, row) for row in rows]
         texts = [one for draft in drafts if isinstance(draft, _Draft) for one in draft.inputs if isinstance(one, str)]
         encoded = iter(self.tokenizer.encode_many(texts) if self.tokenizer and texts else ())
@@ -171,6 +180,7 @@ class RequestBuilder:
         params, key = settings.params, next(self._keys)
         ids = ids if len(ids) else np.array([END_OF_TEXT], np.int32)
         start = None if params.prompt_logprobs is None else 1
+        constraint = settings.new_constraint() if settings.new_constraint is not None else None
         requests = [
             Request(
                 key=key,
@@ -181,11 +191,11 @@ class RequestBuilder:
                 sample=sample,
                 score_start=None if sample else start,
                 stop_strings=settings.stop_strings,
-                new_constraint=settings.new_constraint,
+                new_constraint=constraint,
             )
             for sample in range(params.n)
         ]
-        return RowInFlight(row, requests, prompt)
+        return RowInFlight(row, requests, prompt, constraint=constraint)
 
     def _score(self, row: ScoreRow, context: np.ndarray, continuations: list[np.ndarray]) -> RowInFlight:
         """Makes the requests that `Scoring` describes; none if there is nothing to score."""
@@ -225,8 +235,9 @@ class RequestBuilder:
 
     def _settings(self, params: SamplingParams) -> _RequestSettings:
         """Checks parameters, and makes the settings of requests. The latest are kept: rows often share theirs."""
-        if self._last is not None and self._last.params is params:
-            return self._last
+        last = self._last  # another thread may replace it
+        if last is not None and last.params is params:
+            return last
         self._check_params(params)
         strings = params.stop_strings
         settings = _RequestSettings(
@@ -248,17 +259,13 @@ class RequestBuilder:
         if params.stop_strings and self.tokenizer is None:
             raise RowError("no_tokenizer", "stop strings need a tokenizer; pass stop_token_ids, or load one")
 
-    def _constraint(self, params: SamplingParams) -> Any:
-        if params.json_schema is None and params.regex is None and params.grammar is None:
+    def _constraint(self, params: SamplingParams) -> Callable[[], RowConstraint] | None:
+        given = params.json_schema, params.regex, params.grammar
+        if given == (None, None, None):
             return None
         if self._constraints is None:
             raise RowError("no_tokenizer", "json_schema, regex and grammar need a tokenizer")
-        compile_one = partial(self._constraints.compile, params.json_schema, params.regex, params.grammar)
-        try:
-            compile_one()
-        except ValueError as error:
-            raise RowError("bad_sampling", str(error)) from error
-        return compile_one
+        return partial(self._constraints.start, *given)
 
 
 def _attempt(make: Callable[..., Built], row: GenerateRow | ScoreRow, *given: Any) -> Built | ErrorRow:

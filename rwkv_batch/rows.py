@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from sys import getsizeof
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .engine.request import Completion as Completion
     from .engine.request import Request
     from .requests import Scoring
+    from .text.constraint_compiler import RowConstraint
 
     TextOrIds = str | Sequence[int] | np.ndarray
     Prompt = TextOrIds | Mapping[str, Any]
@@ -95,6 +97,7 @@ class RowInFlight:
         prompt: the prompt's text; None if token ids were given, and for a row to score.
         scoring: finds the scores of the continuations in the completions; None for a prompt.
         completions: sorted by `Request.sample` once the row is finished.
+        constraint: of the requests; None if the texts are free. They may start when it is compiled.
     """
 
     row: GenerateRow | ScoreRow
@@ -102,6 +105,7 @@ class RowInFlight:
     prompt: str | None = None
     scoring: Scoring | None = None
     completions: list[Completion] = field(default_factory=list)
+    constraint: RowConstraint | None = None
 
     @property
     def key(self) -> Hashable:
@@ -115,6 +119,37 @@ class RowInFlight:
 
 Finished = RowInFlight | ErrorRow
 """A finished row: all its completions have come, or it is an error row."""
+
+
+ROW_BYTES = 1000
+"""Estimate of the bytes that a row holds beside its texts and token ids."""
+_INTEGER_BYTES = 36
+
+
+def input_bytes(row: GenerateRow | ScoreRow | ErrorRow) -> int:
+    """An estimate of the bytes that a row's texts and ids hold, as they were given."""
+    if isinstance(row, ScoreRow):
+        return ROW_BYTES + _bytes_of(row.context) + sum(map(_bytes_of, row.continuations))
+    return ROW_BYTES + _bytes_of(row.prompt)
+
+
+def held_bytes(row: Finished) -> int:
+    """An estimate of the bytes that a row in flight, or an error row, holds before its requests start."""
+    if isinstance(row, ErrorRow):
+        return input_bytes(row)
+    arrays = {id(request.prompt_token_ids): 4 * len(request.prompt_token_ids) for request in row.requests}
+    return input_bytes(row.row) + ROW_BYTES * len(row.requests) + sum(arrays.values())
+
+
+def _bytes_of(value: Any) -> int:
+    """An estimate of the bytes of a text, of token ids, or of messages."""
+    if isinstance(value, (str, np.ndarray)):
+        return getsizeof(value)
+    if isinstance(value, Mapping):
+        return sum(map(_bytes_of, value.values()))
+    if isinstance(value, (list, tuple)):
+        return _INTEGER_BYTES * len(value) if value and isinstance(value[0], int) else sum(map(_bytes_of, value))
+    return _INTEGER_BYTES
 
 
 def text_arrays(completions: Sequence[Completion]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ from .errors import (
     Stopped,
 )
 from .job.stopping import EXIT_KILLED
+from .job.streams import lasting_streams
 
 if TYPE_CHECKING:
     from .job.execute import Outcome
@@ -39,7 +40,7 @@ EXIT_CODES = {
     EXIT_INTERNAL: "an internal error",
     EXIT_USAGE: "the command line, the job file, the input or the model file is wrong",
     EXIT_ROW_ERRORS: "some rows are errors; under run.on_row_error: stop the run has ended at one",
-    EXIT_REFUSED: "the output folder belongs to a job with other results",
+    EXIT_REFUSED: "the output folder belongs to a job with other results, or the input has changed",
     EXIT_DEVICE: "the device is missing or has too little memory",
     EXIT_STOPPED: "stopped by a signal; the same command goes on where this one ended",
     EXIT_KILLED: "ended at once by a second signal",
@@ -55,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the job that the arguments name (those of the process where None), and returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m rwkv_batch.run", description=DESCRIPTION, **HELP)
     add_arguments(parser)
-    return execute(parser.parse_args(arguments))
+    with lasting_streams():
+        return execute(parser.parse_args(arguments))
 
 
 def exit_codes() -> str:
@@ -69,7 +71,9 @@ HELP: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter,
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of a run to the parser of this command, or of `rwkv-batch run`."""
-    parser.add_argument("job", metavar="JOB.yaml", help="the job file; jobs/eval.yaml explains every setting")
+    parser.add_argument(
+        "job", metavar="JOB.yaml", help="the job file, or - for standard input; jobs/eval.yaml explains every setting"
+    )
     what = parser.add_argument_group("what is run")
     what.add_argument(
         "-o",
@@ -79,7 +83,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="a setting in place of the job file's, such as sampling.top_p=0.7; may be repeated",
     )
-    what.add_argument("--limit", type=int, metavar="N", help="serve only the first N rows; the same as input.limit")
+    what.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="a trial of the first N rows: it writes to OUTPUT-limit-N, and the whole job starts fresh beside it",
+    )
     what.add_argument(
         "--shard",
         metavar="I/N",
@@ -109,17 +118,17 @@ def execute(options: argparse.Namespace, task: str | None = None) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logger.setLevel(logging.DEBUG if options.verbose else logging.INFO)  # the level of this package alone
-    limit = [] if options.limit is None else [f"input.limit={options.limit}"]
-    overrides = [*options.overrides, *limit, *([f"task={task}"] if task else [])]
+    overrides = [*options.overrides, *([f"task={task}"] if task else [])]
     stop = StopSignals(is_command=True)
     try:
-        # The one place where the environment is read: a scheduler's variables name this process's shard.
+        # The environment is read here, where a scheduler's variables name this process's shard, and for a job file's
+        # references to variables.
         shard = str(parse_shard(options.shard, os.environ))
         if options.dry_run:
-            text, is_useful = check_job(options.job, overrides, shard, stop=stop)
+            text, is_useful = check_job(options.job, overrides, shard, limit=options.limit, stop=stop)
             print(text)
             return EXIT_OK if is_useful else EXIT_ROW_ERRORS
-        outcome = run_job(options.job, overrides, shard, stop=stop)
+        outcome = run_job(options.job, overrides, shard, limit=options.limit, stop=stop)
     except Stopped:
         return _fail(EXIT_STOPPED, "stopped; start the same command again to go on")
     except ResumeError as error:
@@ -140,8 +149,11 @@ def _print_summary(outcome: Outcome) -> None:
     """Prints how the job ended, and the command that shows the results."""
     folders, output = outcome.folders, _shortest(outcome.output)
     print("\n".join(outcome.summary or [f"{output}: {outcome.rows:,} rows, {outcome.errors:,} of them errors"]))
-    if not outcome.is_finished:
-        print("stopped at a bad row (run.on_row_error: stop); start the same command again to go on")
+    if outcome.stopped_at:
+        print(f"stopped at {outcome.stopped_at}")
+        print("run.on_row_error is stop: start the same command again to go on with the rows after it")
+    elif not outcome.is_finished:
+        print("parts are missing; start the same command again to make them")
     elif not outcome.is_complete:
         print("this shard is done; other shards are not")
     else:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any
 
 from .call_lock import CallLock
 from .engine.engine import Engine
@@ -12,11 +14,17 @@ from .engine.source import Item
 from .errors import RowError
 from .prefetch import Prefetch
 from .requests import RequestBuilder
-from .rows import ErrorRow, Finished, GenerateRow, RowInFlight, ScoreRow
+from .rows import ErrorRow, Finished, GenerateRow, RowInFlight, ScoreRow, held_bytes, input_bytes
 
 __all__ = ["ErrorRow", "Finished", "Row", "RowInFlight", "Serving", "ServingCall"]
 
 Row = GenerateRow | ScoreRow | ErrorRow
+
+WINDOW_BYTES = 64 << 20
+"""What the rows of one window hold, at most, unless it is a single row. There are two windows: the rows that are read
+ahead, and the rows that the engine has taken beyond those that run."""
+PART_BYTES = 16 << 20
+"""What rows whose texts are encoded together hold, unless it is a single row."""
 
 CLOSED = "this LLM is closed; load the model again to use it"
 NOT_FINITE = "the model's numbers are not finite; float16 may have overflowed: use bfloat16 or float32"
@@ -34,8 +42,8 @@ class Serving:
     def run(self, batches: Iterable[Sequence[Row]], *, stop_at_error: bool = False) -> ServingCall:
         """Serves rows, and yields lists of finished rows in the order in which they finish, one list for each step.
 
-        A thread reads the batches and encodes their texts, a bounded number of rows ahead. Error rows, and rows that
-        need no computing, are finished at once.
+        A thread reads the batches and encodes their texts, ahead by a bounded number of rows and bytes. Error rows, and
+        rows that need no computing, are finished at once. A row whose constraint is being compiled lets others pass.
 
         Args:
             batches: each batch is served without waiting for the next one.
@@ -153,13 +161,16 @@ class _CallRows:
         self._stops_at_error = stop_at_error
         self._prefetch: Prefetch[Finished] | None = None
         self._running: dict[int, RowInFlight] = {}  # by the key of the row's requests
+        self._running_bytes = 0
         self._finished: list[Finished] = []
         self._aborted: set[Hashable] = set()  # keys of rows to abort that the engine has not taken yet
         self._recent: dict[Hashable, None] = {}  # keys of the latest finished rows, which cannot be aborted any more
 
     def serve(self) -> Generator[list[Finished], None, None]:
         """Runs the engine, and yields lists of finished rows."""
-        self._prefetch = Prefetch(self._built(), self._engine.window, _num_requests)
+        self._prefetch = Prefetch(
+            self._built(), self._engine.window, self._weight, _needed, in_order=self._stops_at_error
+        )
         steps = self._engine.run(self)
         try:
             for completions in steps:
@@ -176,19 +187,25 @@ class _CallRows:
 
     def has_ready(self, count: int) -> bool:
         """See `Source`."""
-        return self._prefetch is not None and self._prefetch.has_ready(count)
+        # Without ready rows the engine takes more only when none of its own waits.
+        has_room = self._running_bytes < WINDOW_BYTES
+        return self._prefetch is not None and has_room and self._prefetch.has_ready(count)
 
     def take(self, most: int, wait: bool) -> list[Item]:
         """See `Source`. If only rows that need no computing have come, the result is empty and the engine yields."""
         assert self._prefetch is not None
         taken: list[Item] = []
-        for row in self._prefetch.take(most, wait):
+        for row in map(_with_constraint, self._prefetch.take(most, wait)):
             if isinstance(row, ErrorRow) or not row.requests:
                 self._end(row.key, row)
+                if self._stops_at_error and isinstance(row, ErrorRow):
+                    self.is_ended = True
+                    return taken
                 continue
             # The row is registered first and the set is searched second. `abort`, in another thread, adds to the set
             # first and searches the registered rows second. So at least one of the two finds the other's entry.
             self._running[row.requests[0].key] = row
+            self._running_bytes += held_bytes(row)
             if self._aborted and row.key in self._aborted:
                 self._abort(row)
             taken.append(row.requests)
@@ -209,14 +226,17 @@ class _CallRows:
 
     def _built(self) -> Iterator[list[Finished]]:
         """Lists of rows with their requests. This runs on the thread of the prefetch."""
-        batches = (part for batch in self._batches for part in _parts(batch, self._engine.window))
-        for batch in batches:
-            rows = self._builder.build(batch)
-            errors = [i for i, row in enumerate(rows) if isinstance(row, ErrorRow)] if self._stops_at_error else []
-            if errors:
-                yield rows[: errors[0] + 1]
-                return
-            yield rows
+        for batch in self._batches:
+            for part in _parts(batch, self._engine.window):
+                rows = self._builder.build(part)
+                yield rows
+                if self._stops_at_error and any(isinstance(row, ErrorRow) for row in rows):
+                    return
+
+    def _weight(self, row: Finished) -> int:
+        """A row's requests, and its share of WINDOW_BYTES as so many requests."""
+        num_requests = len(row.requests) if isinstance(row, RowInFlight) else 0
+        return max(num_requests, 1) + held_bytes(row) * self._engine.window // WINDOW_BYTES
 
     def _take_finished(self, completions: Iterable[Completion]) -> list[Finished]:
         """Hands these completions to their rows, and takes all rows that are finished."""
@@ -226,6 +246,7 @@ class _CallRows:
             if row.is_complete:
                 self._end(row.key, _result(row))
                 del self._running[completion.request.key]
+                self._running_bytes -= held_bytes(row)
         finished, self._finished = self._finished, []
         return finished
 
@@ -251,7 +272,7 @@ def _result(row: RowInFlight) -> Finished:
         return ErrorRow.of(row.row, RowError("not_finite", NOT_FINITE), 0)
     if row.scoring is not None and any(completion.finish_reason == "abort" for completion in completions):
         return ErrorRow.of(row.row, RowError("abort", ABORTED))
-    return row
+    return _with_constraint(row)
 
 
 def _sample(completion: Completion) -> int:
@@ -262,17 +283,27 @@ def _has_failed(row: Finished) -> bool:
     return isinstance(row, ErrorRow) and row.error.code == "not_finite"
 
 
-def _num_requests(row: Finished) -> int:
-    return max(len(row.requests), 1) if isinstance(row, RowInFlight) else 1
+def _needed(row: Finished) -> Future[Any] | None:
+    """What a row waits for before it may start: its constraint."""
+    return row.constraint.compiled if isinstance(row, RowInFlight) and row.constraint is not None else None
+
+
+def _with_constraint(row: Finished) -> Finished:
+    """The row, or an error row if its constraint cannot be used."""
+    if isinstance(row, RowInFlight) and row.constraint is not None and (error := row.constraint.error()):
+        return ErrorRow.of(row.row, error, 0)
+    return row
 
 
 def _parts(batch: Sequence[Row], most: int) -> Iterator[Sequence[Row]]:
-    """Divides a batch into runs of rows with about `most` requests: a single row may have thousands of samples."""
-    start = count = 0
+    """Divides a batch into runs of rows with about `most` requests and PART_BYTES: one row may have thousands of
+    samples, or a long text."""
+    start = count = held = 0
     for i, row in enumerate(batch):
         count += row.params.n if isinstance(row, GenerateRow) else 1
-        if count >= most:
+        held += input_bytes(row)
+        if count >= most or held >= PART_BYTES:
             yield batch[start : i + 1]
-            start, count = i + 1, 0
+            start, count, held = i + 1, 0, 0
     if start < len(batch):
         yield batch[start:]

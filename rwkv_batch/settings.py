@@ -53,8 +53,13 @@ class EngineSettings:
     prefix_host_gib: float = 1.0
     batch_invariant: bool = False
     seed: int = 0
+    constraint_timeout: float = 10.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.constraint_timeout < math.inf:
+            raise ConfigurationError(
+                f"got {self.constraint_timeout!r}, expected a number of seconds above 0", setting="constraint_timeout"
+            )
         if not 0 <= self.prefix_host_gib < math.inf:
             raise ConfigurationError(
                 f"got {self.prefix_host_gib!r}, expected a number of GiB from 0", setting="prefix_host_gib"

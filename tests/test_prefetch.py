@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import Future
 from itertools import count, islice
 
 import pytest
@@ -159,3 +160,51 @@ def test_items_count_by_their_weight():
         rest += ahead.take(5, wait=True)
     assert rest == list(range(3, 40))
     ahead.close()
+
+
+def test_an_item_whose_future_is_not_complete_lets_others_pass():
+    needed = {2: Future(), 5: Future()}
+    source = Prefetch([[1, 2, 3], [4, 5]], ahead=9, needs=needed.get)
+    found = []
+    while len(found) < 3:
+        found += source.take(9, wait=True)
+    assert found == [1, 3, 4]
+    assert not source.has_ready(1) and not source.is_ended
+    needed[5].set_result(None)
+    assert source.take(9, wait=True) == [5]
+    threading.Timer(0.05, needed[2].set_exception, [ValueError()]).start()
+    assert source.take(9, wait=True) == [2]
+    assert source.take(9, wait=True) == [] and source.is_ended
+
+
+def test_items_whose_futures_are_not_complete_count_as_ahead():
+    needed = {0: Future()}
+    reached = []
+
+    def lists():
+        for item in range(9):
+            reached.append(item)
+            yield [item]
+
+    source = Prefetch(lists(), ahead=2, needs=needed.get)
+    wait_for(lambda: source.has_ready(1))
+    time.sleep(0.05)
+    assert reached == [0, 1, 2]
+    needed[0].set_result(None)
+    assert sorted(take_all(source)) == list(range(9))
+
+
+def test_in_order_an_item_waits_for_the_items_in_front_of_it():
+    needed = {1: Future()}
+    source = Prefetch([[0, 1, 2]], ahead=9, needs=needed.get, in_order=True)
+    assert source.take(9, wait=True) == [0]
+    assert not source.has_ready(1)
+    needed[1].set_result(None)
+    assert take_all(source) == [1, 2]
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_closing_does_not_wait_for_futures(in_order):
+    source = Prefetch([[0, 1], [2]], ahead=1, needs={0: Future()}.get, in_order=in_order)
+    source.close()
+    assert not source.thread.is_alive()

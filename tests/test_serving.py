@@ -5,6 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from concurrent.futures import Future
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from rwkv_batch.errors import RowError
 from rwkv_batch.llm import LLM
 from rwkv_batch.rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
 from rwkv_batch.sampling_params import SamplingParams
+from rwkv_batch.text.constraint_compiler import RowConstraint
 
 KINDS = st.sampled_from(["generate", "samples", "score", "nothing", "error", "unbuildable"])
 
@@ -192,3 +195,104 @@ def test_rows_of_many_samples_are_read_when_they_are_needed():
         next(results)
         assert len(read) <= 6
         assert len(list(results)) == 29
+
+
+class SlowConstraints:
+    """Stands in for a `ConstraintCompiler`: the test completes the futures. What is compiled allows every token."""
+
+    def __init__(self):
+        self.compiled = {}
+
+    def start(self, json_schema, regex, grammar):
+        future = self.compiled.setdefault(regex, Future())
+        if regex == "known":
+            future = Future()
+            future.set_exception(RowError("bad_sampling", "regex: known to be bad"))
+        return RowConstraint("regex", future, 10.0)
+
+
+class Free:
+    """Stands in for a `Compiled`."""
+
+    def begin(self, step_time):
+        return SimpleNamespace(allowed=lambda mask: mask.fill_(True), accept=lambda token_id: None)
+
+
+def make_slow():
+    serving, engine = make_serving()
+    constraints = SlowConstraints()
+    serving._builder._constraints = constraints
+    return serving, engine, constraints.compiled
+
+
+def constrained(key, regex):
+    return row(key, SamplingParams(max_tokens=3, regex=regex))
+
+
+def test_a_row_whose_constraint_is_compiling_lets_others_pass():
+    serving, engine, compiled = make_slow()
+    lists = serving.run([[constrained("slow", "a"), constrained("bad", "b"), row("free")], [row("next")]])
+    found = [one.key for one in next(lists)]
+    while len(found) < 2:
+        found += [one.key for one in next(lists)]
+    assert sorted(found) == ["free", "next"]
+    compiled["b"].set_exception(RowError("constraint_too_large", "regex: compiling takes too long"))
+    (bad,) = next(lists)
+    assert (bad.key, bad.error.code, bad.prompt_tokens) == ("bad", "constraint_too_large", 0)
+    compiled["a"].set_result(Free())
+    (slow,) = (one for finished in lists for one in finished)
+    assert slow.key == "slow" and len(slow.completions[0].token_ids) == 3
+    engine.check_integrity()
+
+
+def test_a_call_ends_at_once_while_constraints_are_compiling():
+    serving, _, _ = make_slow()
+    lists = serving.run([[constrained("slow", "a"), row("free")]])
+    assert [one.key for one in next(lists)] == ["free"]
+    lists.close()
+    assert set(serve(serving, [row("after")])) == {"after"}
+
+
+def test_with_stop_at_error_no_row_passes_a_constraint_that_is_compiling():
+    serving, _, compiled = make_slow()
+    rows = [row("first"), constrained("bad", "b"), row("never"), constrained("known", "known")]
+    lists = serving.run([rows, [row("nor this")]], stop_at_error=True)
+    assert [one.key for one in next(lists)] == ["first"]
+    compiled["b"].set_exception(RowError("bad_sampling", "regex: bad"))
+    assert [one.key for finished in lists for one in finished] == ["bad"]
+
+
+def test_a_row_whose_steps_are_too_slow_is_an_error_row():
+    serving, _, compiled = make_slow()
+    compiled["a"] = Future()
+
+    class Slow(Free):
+        def begin(self, step_time):
+            step_time.count(100.0)
+            return super().begin(step_time)
+
+    compiled["a"].set_result(Slow())
+    found = serve(serving, [constrained("slow", "a"), row("free")])
+    assert found["slow"].error.code == "constraint_too_large"
+    assert "10 s" in found["slow"].error.message
+    assert isinstance(found["free"], RowInFlight)
+
+
+def test_rows_ahead_are_bounded_in_bytes(monkeypatch):
+    """A long prompt takes as much of the windows as many short ones: 1,000 token ids hold 40 kB."""
+    monkeypatch.setattr("rwkv_batch.serving.WINDOW_BYTES", 160_000)
+    serving, engine = make_serving()
+    assert engine.window > 100
+    made = []
+
+    def batches():
+        for key in range(100):
+            made.append(key)
+            yield [row(key, SamplingParams(max_tokens=0), prompt=[1] * 1000)]
+
+    most = done = 0
+    for finished in serving.run(batches()):
+        done += len(finished)
+        most = max(most, len(made) - done)
+    assert done == 100
+    assert most < 40

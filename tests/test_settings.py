@@ -49,7 +49,11 @@ def test_a_job_s_section_has_the_settings_of_the_library(section: type[Section],
 
 @pytest.mark.parametrize(
     ("group", "setting", "value"),
-    [(ModelSettings, "ln_x_eps", 1.0), (EngineSettings, "prefix_host_gib", float("inf"))],
+    [
+        (ModelSettings, "ln_x_eps", 1.0),
+        (EngineSettings, "prefix_host_gib", float("inf")),
+        (EngineSettings, "constraint_timeout", 0),
+    ],
 )
 def test_a_number_out_of_range_is_refused(group: type[Any], setting: str, value: float) -> None:
     with pytest.raises(ConfigurationError, match=rf"^{setting}: got {value}, expected a number"):

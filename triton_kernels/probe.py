@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
-from filelock import FileLock
 
-from ..kernel_support.builds import in_short, is_out_of_memory, private_folder, write_whole
+from ..kernel_support.builds import in_short, is_out_of_memory, write_whole
+from ..kernel_support.cache import kept, one_at_a_time, private_folder
 from ..kernel_support.unsupported import Settings, UnsupportedReason
 from . import launch
 
@@ -170,8 +170,9 @@ def outcomes(ops: Sequence[str], target: Target) -> dict[str, Outcome]:
             for op, outcome in _compile([op for op in ops if op not in found], target).items():
                 found[op] = _known[op, target] = outcome
                 if outcome.is_final:
-                    with suppress(OSError, RuntimeError):  # without a place for it, it is compiled again next time
-                        write_whole(_path(op, target), json.dumps(outcome._asdict()).encode())
+                    with suppress(OSError):  # without a place for it, it is compiled again next time
+                        path = private_folder(FOLDER) / _file_name(op, target)
+                        write_whole(path, json.dumps(outcome._asdict()).encode())
     return found
 
 
@@ -188,36 +189,30 @@ def _found(ops: Sequence[str], target: Target) -> dict[str, Outcome]:
 def _lock() -> Iterator[None]:
     """A lock that one process holds at a time; no lock where the lock file cannot be made."""
     try:
-        lock = FileLock(private_folder(FOLDER) / "probe.lock")
-        lock.acquire()
-    except (OSError, RuntimeError):
+        path = private_folder(FOLDER) / "probe.lock"
+    except OSError:
         yield
         return
-    try:
+    with one_at_a_time(path):
         yield
-    finally:
-        lock.release()
 
 
 def _read(op: str, target: Target) -> Outcome | None:
     """An outcome from disk; None where there is none, or where the file is damaged."""
-    try:
-        outcome = Outcome(**json.loads(_path(op, target).read_bytes()))
-    except (OSError, RuntimeError, ValueError, TypeError):
-        return None
-    return outcome if isinstance(outcome.shared, int) and isinstance(outcome.failure, str | None) else None
+    for path in kept(FOLDER, _file_name(op, target)):
+        with suppress(OSError, ValueError, TypeError):
+            outcome = Outcome(**json.loads(path.read_bytes()))
+            if isinstance(outcome.shared, int) and isinstance(outcome.failure, str | None):
+                return outcome
+    return None
 
 
-def _path(op: str, target: Target) -> Path:
-    """The file of an op's outcome, named by a hash of Triton, its assembler, the device and the kernels.
-
-    Raises:
-        OSError, RuntimeError: there is no folder for it.
-    """
+def _file_name(op: str, target: Target) -> str:
+    """The name of the file of an op's outcome: a hash of Triton, its assembler, the device and the kernels."""
     digest = hashlib.sha256(repr((triton.__version__, *_assemblers(target), *target)).encode())
     for source in sorted(SOURCES.glob("*.py")):
         digest.update(source.read_bytes())
-    return private_folder(FOLDER) / f"{op}-{target.architecture}-{digest.hexdigest()[:24]}.json"
+    return f"{op}-{target.architecture}-{digest.hexdigest()[:24]}.json"
 
 
 def _assemblers(target: Target) -> list[str]:

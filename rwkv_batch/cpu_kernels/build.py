@@ -1,25 +1,29 @@
-"""Builds and loads the native library: once for each source, compiler and processor, under a lock, in a private folder.
+"""Builds and loads the native library: once for each source and processor, under a lock, in a private folder.
 
-The sources include no torch headers, so that a build takes seconds. A build is made in a temporary folder, which is
-renamed when the build is complete: a killed build leaves no incomplete library.
+The sources include no torch headers, so that a build takes seconds. A library is built in a temporary folder and gets
+its name when it is complete: a killed build leaves no incomplete library. A library that is there needs no compiler.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
-import subprocess
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from ..kernel_support.cache import kept, one_at_a_time, private_folders
 from ..kernel_support.ninja import built, escaped
+
+logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).with_name("csrc")
 FLAGS = "-std=c++17 -O3 -march=native -fopenmp -fPIC -fno-math-errno -fno-trapping-math"
-LIBRARY = "kernels.so"
+FOLDER = "cpu_kernels"
 
 
 class BuildError(RuntimeError):
@@ -31,24 +35,27 @@ def library() -> ctypes.CDLL:
     """The loaded library, built if need be.
 
     Raises:
-        BuildError: there is no compiler, or it failed; the message holds its output.
+        BuildError: there is no compiler, it failed, or no library can be loaded; the message holds the reasons.
     """
+    name = f"{_key()}.so"
+    reasons: list[str] = []
+    for path in kept(FOLDER, name):
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError as error:
+            reasons.append(f"cannot load {path}: {error}")
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
-        raise BuildError("no C++ compiler (g++) on this machine")
+        raise BuildError("; ".join(["no C++ compiler (g++) on this machine", *reasons]))
     try:
-        from filelock import FileLock
-
-        cache_folder = Path.home() / ".cache" / "rwkv_batch" / "cpu_kernels"
-        cache_folder.mkdir(parents=True, exist_ok=True)
-        cache_folder.chmod(0o700)
-        folder = cache_folder / _key(compiler)
-        with FileLock(folder.with_suffix(".lock")):
-            if not (folder / LIBRARY).exists():
-                _build(compiler, folder)
-        return ctypes.CDLL(str(folder / LIBRARY))
-    except (OSError, ImportError, RuntimeError) as error:
-        raise BuildError(f"cannot build the native kernels: {error}") from error
+        for folder in private_folders(FOLDER, for_libraries=True):
+            try:
+                return _build(compiler, folder / name)
+            except OSError as error:
+                reasons.append(str(error))
+    except (OSError, ImportError) as error:
+        reasons.append(str(error))
+    raise BuildError(f"cannot build the native kernels: {'; '.join(dict.fromkeys(reasons))}")
 
 
 @cache
@@ -61,28 +68,39 @@ def unavailable() -> str | None:
     return None
 
 
-def _build(compiler: str, folder: Path) -> None:
-    with built(folder.parent, _ninja_lines(compiler), compiler, "-j", "2") as work:
-        shutil.rmtree(folder, ignore_errors=True)
-        work.rename(folder)
+def _build(compiler: str, path: Path) -> ctypes.CDLL:
+    """Builds a library at `path` and loads it, or loads the one that another process has built meanwhile.
+
+    Raises:
+        OSError: the compiler failed, the library cannot be written, or it cannot be loaded.
+        ImportError: there is no ninja.
+    """
+    with one_at_a_time(path.with_suffix(".lock")):
+        with suppress(OSError):
+            return ctypes.CDLL(str(path))
+        logger.warning("building the native CPU kernels in %s; this takes up to a minute, once", path.parent)
+        with built(path.parent, _ninja_lines(compiler, path.name), compiler, "-j", "2") as work:
+            with open(work / path.name, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(work / path.name, path)
+    return ctypes.CDLL(str(path))
 
 
-def _ninja_lines(compiler: str) -> list[str]:
+def _ninja_lines(compiler: str, library: str) -> list[str]:
     sources = sorted(SOURCES.glob("*.cpp"))
     return [
         f"rule compile\n  command = {compiler} {FLAGS} -MMD -c $in -o $out",
-        f"rule link\n  command = {compiler} -shared -fopenmp $in -o $out",
+        f"rule link\n  command = {compiler} -shared {FLAGS} $in -o $out",
         *(f"build {source.stem}.o: compile {escaped(source)}" for source in sources),
-        f"build {LIBRARY}: link {' '.join(source.stem + '.o' for source in sources)}",
+        f"build {library}: link {' '.join(source.stem + '.o' for source in sources)}",
     ]
 
 
-def _key(compiler: str) -> str:
-    """A name for what the binary depends on: sources, flags, compiler and processor."""
+def _key() -> str:
+    """A name for what the binary depends on: sources, flags and processor. Without a compiler it is known, too."""
     digest = hashlib.sha256(FLAGS.encode())
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.read_bytes())
-    digest.update(subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout)
     digest.update(_processor().encode())
     return f"{platform.machine()}-{digest.hexdigest()[:24]}"
 

@@ -54,11 +54,11 @@ class FirstRows:
 def read_first_rows(prepared: Prepared) -> FirstRows:
     """Reads the first rows, at most one batch, and makes rows to serve of them."""
     first = FirstRows()
-    for batch in prepared.source.read(0, min(prepared.plan.num_rows, BATCH_ROWS), prepared.columns.read):
+    for rows in prepared.source.read(0, min(prepared.plan.num_rows, BATCH_ROWS), prepared.columns.read):
         start = first.num_read
-        keys = [RowKey(prepared.plan.unit(0), start + row) for row in range(batch.num_rows)]
-        first.num_read += batch.num_rows
-        for row in prepared.parser.rows(batch, keys):
+        keys = [RowKey(prepared.plan.unit(0), start + row) for row in range(rows.batch.num_rows)]
+        first.num_read += rows.batch.num_rows
+        for row in prepared.parser.rows(rows, keys):
             if isinstance(row, ErrorRow):
                 first.count_error(row.row, row.error)
             elif first.row is None:

@@ -25,6 +25,7 @@ HARMLESS = frozenset(
         "engine.max_batch_tokens",
         "engine.prefix_sharing",
         "engine.prefix_host_gib",
+        "engine.constraint_timeout",
         "output.flush_seconds",
         "run.state_dir",
         "run.on_row_error",
@@ -45,6 +46,7 @@ RESOLVED = frozenset(
         "output.path",
         "output.rows_per_part",
         "output.input_columns",
+        "output.extra",
         "output.token_ids",
         "output.logprobs",
     }
@@ -52,15 +54,21 @@ RESOLVED = frozenset(
 """Settings that are not compared themselves, but by their effect: the model's fingerprint, the input's manifest, the
 plan, the columns."""
 
+PASSED = "output.input_columns"
+"""The setting whose recorded value is the names of the columns that parts repeat."""
+
 FORMER_DEFAULTS: Mapping[str, Any] = {}
 """Settings that job files no longer have → the default that each had."""
 
 
-def result_settings(job: JobConfig, columns: Columns, schema: pa.Schema, model: Mapping[str, Any]) -> dict[str, Any]:
+def result_settings(
+    job: JobConfig, columns: Columns, passed: pa.Schema, results: pa.Schema, model: Mapping[str, Any]
+) -> dict[str, Any]:
     """Returns everything that changes a row's results, by dotted name: all settings that are not listed above.
 
     Args:
-        schema: the columns of the parts.
+        passed: the columns of parts that repeat the input's. Their types follow from the input.
+        results: the other columns of parts.
         model: "fingerprint" of the weights and initial state, "tokenizer" fingerprint or None, and the "dtype" in use.
     """
     unused = "score." if job.task == "generate" else "sampling."
@@ -70,14 +78,34 @@ def result_settings(job: JobConfig, columns: Columns, schema: pa.Schema, model: 
         **{f"model.{name}": value for name, value in model.items()},
         "input.template": columns.template,
         **{f"input.columns.{part}": name for part, name in columns.roles.items()},
-        "output.columns": [f"{field.name}: {field.type}" for field in schema],
+        "output.columns": [f"{field.name}: {field.type}" for field in results],
     }
     if job.task == "generate":
         settings |= {f"input.columns.{field}": name for field, name in columns.sampling.items()}
         settings["input.columns.sampling"] = columns.sampling_struct
     else:
         settings["input.columns.answer"] = columns.answer
-    return {name: _canonical(value) for name, value in settings.items() if name not in HARMLESS | RESOLVED}
+    compared = {name: value for name, value in settings.items() if name not in HARMLESS | RESOLVED}
+    return {name: _canonical(value) for name, value in {**compared, PASSED: passed.names}.items()}
+
+
+def with_passed_columns(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns recorded settings with `PASSED`. Earlier versions recorded all columns of parts in one list.
+
+    Args:
+        old: the recorded settings.
+        new: the present settings.
+    """
+    columns, results = old.get("output.columns", []), new["output.columns"]
+    passed = len(columns) - len(results)
+    if PASSED in old or columns[passed:] != results:
+        return {PASSED: new[PASSED], **old}
+    names = [column.partition(": ")[0] for column in columns[:passed]]
+    # A name may have a colon in it. The list without types is then the present one, if it fits.
+    fits = len(new[PASSED]) == passed and all(
+        column.startswith(f"{name}: ") for column, name in zip(columns, new[PASSED], strict=False)
+    )
+    return {**old, "output.columns": results, PASSED: new[PASSED] if fits else names}
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -11,18 +11,23 @@ from typing import Any
 import pyarrow as pa
 
 from .. import __version__
-from ..errors import ConfigurationError, MissingExtraError, RowError, RwkvBatchError
+from ..errors import ConfigurationError, MissingExtraError, RowError, RwkvBatchError, looked_up
 from ..sampling_params import CONSTRAINTS
 from ..settings import EngineSettings, ModelSettings
 from .config import EngineSection, JobConfig, ModelSection
 from .fingerprint import fingerprint, result_settings
 from .input.columns import Columns, bind_columns, expected_kinds
-from .input.files import sha256_of
 from .input.reader import Input, open_input
 from .input.rows import RowParser
-from .output.commit import OutputFormat
-from .output.results import output_schema, result_schema
-from .plan import Unit, UnitPlan
+from .input.version import sha256_of
+from .messages import shortened
+from .output.column_types import passed_field
+from .output.extra import TYPES as EXTRA_TYPES
+from .output.extra import TracedInput
+from .output.parts import OutputFormat, RowSource
+from .output.rehearsal import Rehearsal
+from .output.results import output_names, result_schema
+from .plan import UnitPlan
 from .state import Folders, check_folders
 
 SETTINGS = {
@@ -71,9 +76,15 @@ class Prepared:
         footer = {**self.form.footer, "fingerprint": document["fingerprint"]}
         return replace(self, document=document, form=replace(self.form, footer=footer))
 
-    def read_passed(self, unit: Unit) -> Iterator[pa.RecordBatch]:
-        """Reads the columns that a unit's part repeats from the input."""
-        return self.source.read(unit.start, unit.stop, self.columns.passed)
+    def part_source(self) -> RowSource:
+        """Returns the input with the columns of output.extra, as parts repeat it."""
+        files = [entry["file"] for entry in self.document["input"]]  # as when the job started: files may move
+        names: dict[str, str] = {own: self.form.names.get(own, own) for own in self.job.output.extra}
+        return TracedInput(self.source, self.parser, self.columns.read, files, names) if names else self.source
+
+    def rehearsal(self) -> Rehearsal:
+        """Returns what makes test parts of this job."""
+        return Rehearsal(self.form, self.part_source(), self.plan)
 
 
 @contextmanager
@@ -98,6 +109,17 @@ def engine_settings(job: JobConfig) -> EngineSettings:
     return EngineSettings(**{**settings, **sizes}, seed=job.sampling.seed or 0)
 
 
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Inside, nothing is read but what settings name: an error of the operating system is an error of a setting."""
+    try:
+        yield
+    except OSError as error:
+        path = f"{shortened(str(error.filename))}: " if error.filename else ""
+        raise ConfigurationError(f"{path}{error.strerror or error}; expected a file or folder to work with") from error
+
+
+@_readable()
 def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
     """Checks the job against its input, its folders and its model file. Writes nothing.
 
@@ -109,9 +131,11 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
             written.
     """
     source = open_input(job.input.path, job.input.format, expected_kinds(job))
-    columns = bind_columns(job, source.schema)
+    columns = bind_columns(job, source)
     results = result_schema(job, columns)
-    schema = output_schema(source.schema, columns, results)
+    names = output_names(job, columns, results)
+    extra = [pa.field(names[name], kind) for name, kind in EXTRA_TYPES.items() if name in names]
+    passed = pa.schema([*(passed_field(source.schema.field(name)) for name in columns.passed), *extra])
     folders = Folders.of(job)
     check_folders(job, folders, source.files)
     _check_pin(job)
@@ -121,29 +145,28 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
         _check_sampling(job, columns, source.schema, model)
     parser = RowParser(job, columns)
     plan = UnitPlan(min(source.num_rows, job.input.limit or source.num_rows), job.output.rows_per_part)
-    document = _job_document(job, columns, schema, source, plan, folders, model)
+    form = OutputFormat(results, passed, {}, {own: name for own, name in names.items() if own != name})
+    document = _job_document(job, columns, form, source, plan, folders, model)
     footer = {"version": __version__, "fingerprint": document["fingerprint"], "seed": str(job.sampling.seed)}
-    passed = pa.schema([source.schema.field(name) for name in columns.passed])
-    form = OutputFormat(results, passed, footer)
-    return Prepared(job, source, columns, parser, plan, form, folders, document, model)
+    return Prepared(job, source, columns, parser, plan, replace(form, footer=footer), folders, document, model)
 
 
 def _job_document(
     job: JobConfig,
     columns: Columns,
-    schema: pa.Schema,
+    form: OutputFormat,
     source: Input,
     plan: UnitPlan,
     folders: Folders,
     model: Any,
 ) -> dict[str, Any]:
-    """The content of job.json: version, settings with their fingerprint, plan and input manifest."""
+    """The content of job.json: version, settings with their fingerprint, plan, input manifest and backends."""
     identity = {
         "fingerprint": model.fingerprint,
         "tokenizer": None if model.tokenizer is None else model.tokenizer.fingerprint,
         "dtype": model.describe().get("dtype", job.model.dtype),
     }
-    settings = result_settings(job, columns, schema, identity)
+    settings = result_settings(job, columns, form.passed, form.named_results(), identity)
     return {
         "version": __version__,
         "fingerprint": fingerprint(settings),
@@ -156,18 +179,22 @@ def _job_document(
             "input.limit": job.input.limit,
         },
         "input": source.manifest(),
+        "backends": _backends(model.describe()["backends"]),
+        "columns": form.names,
     }
+
+
+def _backends(choices: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Returns who serves each op: the op, with its device where there are several → the backend."""
+    return {f"{one['op']} on {one['on']}" if "on" in one else one["op"]: one["backend"] for one in choices}
 
 
 def _check_sampling(job: JobConfig, columns: Columns, schema: pa.Schema, model: Any) -> None:
     """Checks the job's sampling section as the engine will, and that the extras for the rows' own values are there."""
     from ..requests import RequestBuilder
-    from ..text.constraint import ConstraintCompiler
 
-    vocab_size, tokenizer = model.file.sizes["V"], model.tokenizer
-    constraints = None if tokenizer is None else ConstraintCompiler(tokenizer.token_bytes, vocab_size)
     try:
-        RequestBuilder(tokenizer, vocab_size, 0, constraints).check(job.sampling)
+        RequestBuilder(model.tokenizer, model.file.sizes["V"], 0, model.constraints).check(job.sampling)
     except RowError as error:
         raise ConfigurationError(f"sampling: {error}") from error
     struct = schema.field(columns.sampling_struct).type if columns.sampling_struct else pa.struct([])
@@ -185,8 +212,11 @@ def _check_pin(job: JobConfig) -> None:
     if expected is None:
         return
     if not os.path.isfile(path):
-        raise ConfigurationError(f"model.sha256: pins a single local file, and {path!r} is none")
-    with open(path, "rb") as file:
-        found = sha256_of(file)
+        raise ConfigurationError(f"model.sha256: pins a single local file, and {path!r} is none{looked_up(path)}")
+    try:
+        with open(path, "rb") as file:
+            found = sha256_of(file)
+    except OSError as error:
+        raise ConfigurationError(f"model.sha256: {path} cannot be read: {error.strerror}") from error
     if found != expected.lower():
         raise ConfigurationError(f"model.sha256: {path} has {found}, expected {expected}: this is another file")

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigurationError, ResumeError
 from .config import JobConfig
-from .fingerprint import differences
+from .fingerprint import PASSED, differences, with_passed_columns
 from .input.files import InputFile, would_be_read
 from .output.storage import Storage
 
+logger = logging.getLogger(__name__)
+
 STATE_SUFFIX = ".rwkv_batch"
+LONGEST_NAME = 120
+"""Characters of the longest path below one of the folders: a segment's, or a temporary file's."""
 MANIFEST_KEYS = {"file", "rows", "bytes", "version"}
 """Keys of a file's entry in the input's manifest."""
 JOB_KEYS = {"settings": dict, "plan": dict, "input": list, "fingerprint": str}
@@ -54,6 +61,8 @@ def check_folders(job: JobConfig, folders: Folders, files: Sequence[InputFile]) 
     where = f"output.path: got {job.output.path!r}"
     if "://" in job.output.path or "://" in (job.run.state_dir or ""):
         raise ConfigurationError(f"{where}, expected folders on a local disk for output.path and run.state_dir")
+    _check_writable(folders.output, "output.path")
+    _check_writable(folders.state, "run.state_dir" if job.run.state_dir else "output.path")
     output, state = os.path.realpath(folders.output), os.path.realpath(folders.state)
     if os.path.commonpath([output, state]) in (output, state):
         raise ConfigurationError(
@@ -64,9 +73,6 @@ def check_folders(job: JobConfig, folders: Folders, files: Sequence[InputFile]) 
     for file in files:
         if os.path.realpath(file.path).startswith(os.path.join(output, "")):
             raise ConfigurationError(f"{where}, which contains the input {file.name}; use another folder")
-    for folder in (folders.output, folders.state):
-        if os.path.lexists(folder) and not os.path.isdir(folder):
-            raise ConfigurationError(f"{folder} is a file, expected a folder or nothing")
     if os.path.isdir(output) and os.listdir(output) and not os.path.exists(folders.file("job.json")):
         raise ConfigurationError(
             f"{where}, which is not empty and is no job's output ({folders.state}/job.json is missing)"
@@ -76,6 +82,40 @@ def check_folders(job: JobConfig, folders: Folders, files: Sequence[InputFile]) 
             f"{where}, which is on another file system than {folders.state}: parts could not appear in one step; "
             "choose both on one file system (a folder below a mount point, not the mount itself)"
         )
+
+
+def _check_writable(folder: str, setting: str) -> None:
+    """Refuses a folder that cannot be made or written to. Leaves nothing behind: the file that it writes has no name.
+
+    Raises:
+        ConfigurationError: the folder is refused.
+    """
+    nearest = folder
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(os.path.join(folder, "x" * LONGEST_NAME))  # fails where a path is too long for a file in it
+        while not _is_there(nearest):
+            nearest = os.path.dirname(nearest)
+        is_folder = os.path.isdir(nearest)
+        if is_folder:
+            os.listdir(nearest)
+            with tempfile.TemporaryFile(dir=nearest):
+                pass
+    except (OSError, ValueError) as error:  # ValueError: no valid path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigurationError(
+            f"{setting}: cannot write to {folder!r} ({nearest!r}: {reason}); choose another folder, or make it writable"
+        ) from error
+    if not is_folder:
+        raise ConfigurationError(f"{setting}: {nearest} is a file, or a link to none; expected a folder or nothing")
+
+
+def _is_there(path: str) -> bool:
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def read_job(storage: Storage, state: str) -> dict[str, Any] | None:
@@ -108,16 +148,28 @@ def _is_job(job: Any) -> bool:
     return (
         re.fullmatch("[0-9a-f]{64}", job["fingerprint"]) is not None
         and "task" in job["settings"]
+        and isinstance(job.get("columns", {}), dict)
         and all(isinstance(number, int) for number in numbers)
-        and all(isinstance(entry, dict) and entry.keys() >= MANIFEST_KEYS for entry in job["input"])
+        and all(_is_entry(entry) for entry in job["input"])
     )
 
 
-def compare_job(storage: Storage, folders: Folders, document: Mapping[str, Any]) -> dict[str, Any] | None:
+def _is_entry(entry: Any) -> bool:
+    """Whether this describes a file in a manifest of any version."""
+    is_known = isinstance(entry, dict) and entry.keys() >= MANIFEST_KEYS
+    return is_known and isinstance(entry["version"], str | None) and isinstance(entry.get("stamp"), str | None)
+
+
+def compare_job(
+    storage: Storage, folders: Folders, document: Mapping[str, Any], files: Sequence[InputFile]
+) -> dict[str, Any] | None:
     """Returns the content of the state folder's job.json, if it is this job's; None where there is no such file.
 
+    While no part is published, the columns that parts repeat may differ: what is returned has the present ones.
+
     Args:
-        document: the content of this job's job.json: "settings", "plan", "input" (the manifest), and more.
+        document: the content of this job's job.json: "settings", "plan", "input" (the manifest), "backends", and more.
+        files: the input, in the order of the manifest.
 
     Raises:
         ResumeError: job.json has other settings, another plan or another input, or is damaged.
@@ -125,17 +177,59 @@ def compare_job(storage: Storage, folders: Folders, document: Mapping[str, Any])
     started = read_job(storage, folders.state)
     if started is None:
         return None
-    changes = _input_changes(started["input"], document["input"])
+    changes = _input_changes(started["input"], document["input"], files)
     if changes:
         raise ResumeError(_refusal("the input changed since the run started", changes, folders))
-    changes = differences(started["settings"], document["settings"]) + differences(started["plan"], document["plan"])
+    _warn_of_weak_versions(files)
+    settings = with_passed_columns(started["settings"], document["settings"])
+    hint = ""
+    if settings[PASSED] != document["settings"][PASSED]:
+        if has_parts(storage, folders):
+            hint = f" ({PASSED} may change only until the first part is published)"
+        else:
+            settings[PASSED] = document["settings"][PASSED]
+            started = {**started, "settings": settings}
+    changes = differences(settings, document["settings"]) + differences(started["plan"], document["plan"])
     if changes:
-        raise ResumeError(_refusal(f"{folders.output} was started with other settings", changes, folders))
+        raise ResumeError(_refusal(f"{folders.output} was started with other settings{hint}", changes, folders))
+    if others := _other_backends(started.get("backends"), document["backends"]):
+        logger.warning(
+            "the job was started with other backends, so rows of this run are equal up to rounding only, and not bit "
+            "for bit: %s",
+            ", ".join(others),
+        )
     return started
 
 
-def open_job(storage: Storage, folders: Folders, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes job.json where there is none. Of two processes that start together, one writes.
+def _warn_of_weak_versions(files: Sequence[InputFile]) -> None:
+    if weak := sum(file.version.is_weak for file in files):
+        logger.warning(
+            "an earlier version of this package has started the job: of %d Parquet file(s) it recorded the footer "
+            "alone, so a change of a text by another of the same length before this start cannot be noticed",
+            weak,
+        )
+
+
+def has_parts(storage: Storage, folders: Folders) -> bool:
+    """Whether a part is published."""
+    return any(name.startswith("part-") for name in storage.list(folders.output))
+
+
+def open_job(
+    storage: Storage,
+    folders: Folders,
+    document: Mapping[str, Any],
+    files: Sequence[InputFile],
+    started: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Writes job.json where there is none, or where the columns that parts repeat have changed.
+
+    Of two processes that start together, one writes.
+
+    The content of the input is read once for its checksums before job.json is written.
+
+    Args:
+        started: what `compare_job` has returned for the same arguments.
 
     Returns:
         The content of job.json. Parts and segments carry its fingerprint: a later version of this package may compute
@@ -144,23 +238,47 @@ def open_job(storage: Storage, folders: Folders, document: Mapping[str, Any]) ->
     Raises:
         ResumeError: as `compare_job`.
     """
-    data = json.dumps(document, indent=1, ensure_ascii=False).encode()
-    while (started := compare_job(storage, folders, document)) is None:
+    while started is None:
+        manifest = list(_with_versions(document["input"], files, document["plan"]["rows"]))
+        data = json.dumps({**document, "input": manifest}, indent=1, ensure_ascii=False).encode()
         storage.atomic_write(folders.file("job.json"), data, exclusive=True)
+        started = compare_job(storage, folders, document, files)
+    if started != read_job(storage, folders.state):
+        storage.atomic_write(folders.file("job.json"), json.dumps(started, indent=1, ensure_ascii=False).encode())
     return started
 
 
-def _input_changes(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[str]:
+def _with_versions(
+    manifest: Sequence[Mapping[str, Any]], files: Sequence[InputFile], num_rows: int
+) -> Iterator[dict[str, Any]]:
+    """Yields the entries with the version of each file that has one of the job's first `num_rows` rows."""
+    first = 0
+    for entry, file in zip(manifest, files, strict=True):
+        yield {**entry, **(file.version.record() if first < num_rows else {"version": None})}
+        first += entry["rows"]
+
+
+def _input_changes(
+    old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], files: Sequence[InputFile]
+) -> list[str]:
     """Returns a line for each change of the input. Files are compared in order and by content, not by name."""
     if len(old) != len(new):
         names = {entry["file"] for entry in old} ^ {entry["file"] for entry in new}
         return [f"number of files was {len(old)}, is {len(new)}: {', '.join(sorted(names)) or 'names are the same'}"]
-    return [
-        f"{after['file']}: {name} was {before[name]}, is {after[name]}"
-        for before, after in zip(old, new, strict=True)
-        for name in ("rows", "bytes", "version")
-        if before[name] != after[name]
-    ]
+    changes = []
+    for before, after, file in zip(old, new, files, strict=True):
+        changed = [name for name in ("rows", "bytes") if before[name] != after[name]]
+        changes += [f"{after['file']}: {name} was {before[name]}, is {after[name]}" for name in changed]
+        if not changed and (found := file.version.differs(before["version"], before.get("stamp"))) is not None:
+            changes.append(f"{after['file']}: content was {before['version']}, is {found or 'of an unknown kind'}")
+    return changes
+
+
+def _other_backends(old: Any, new: Mapping[str, str]) -> list[str]:
+    """Returns a text for each op that another backend serves now. Jobs of earlier versions have not recorded any."""
+    if not isinstance(old, Mapping):
+        return []
+    return [f"{op} was {old[op]}, is {backend}" for op, backend in new.items() if old.get(op, backend) != backend]
 
 
 def _refusal(reason: str, changes: Sequence[str], folders: Folders) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -76,8 +77,9 @@ class StopSignals:
             os._exit(EXIT_KILLED)
         self.requested = signal.Signals(number)
         second = "ends the process at once" if self._is_command else "does not wait for that"
-        with suppress(OSError):  # standard error may be closed
-            os.write(2, f"\n{self.requested.name}: committing finished rows; a second signal {second}\n".encode())
+        if sys.stderr is not None:  # where it is closed, a file of the job may have its number
+            with suppress(OSError):
+                os.write(2, f"\n{self.requested.name}: committing finished rows; a second signal {second}\n".encode())
         if not self._is_command:
             self._restore()
         if self._is_interruptible:

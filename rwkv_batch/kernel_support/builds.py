@@ -1,10 +1,9 @@
-"""Files and errors of compiled kernels: a private folder, atomic writes, and short forms of compilers' messages."""
+"""Files and errors of compiled kernels: atomic writes, and short forms of compilers' messages."""
 
 from __future__ import annotations
 
 import os
 import re
-import stat
 import tempfile
 from pathlib import Path
 
@@ -13,27 +12,6 @@ import torch
 MAX_CHARACTERS = 300
 """Length of a shortened message, at most."""
 _INFORMATIVE = re.compile(r"error\b|\bassert|\bfatal\b|exception", re.IGNORECASE)
-
-
-def private_folder(name: str) -> Path:
-    """The cache folder of this name, which only this user can read; made if it is missing.
-
-    An existing folder may be read-only.
-
-    Raises:
-        OSError, RuntimeError: there is no home, the folder cannot be made, or other users can write to it and the
-            mode cannot be changed.
-    """
-    path = Path.home() / ".cache" / "rwkv_batch" / name
-    path.mkdir(parents=True, exist_ok=True)
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode != 0o700:
-        try:
-            path.chmod(0o700)
-        except OSError:
-            if mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise
-    return path
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 from ..errors import RowError
+from .messages import plain_messages
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = get_args(Role)
+ROLE_NAMES: dict[str, Role] = {**{role: role for role in ROLES}, "developer": "system"}
+"""Name of a role in a message → the role."""
 
 
 class Turn(NamedTuple):
@@ -19,34 +22,30 @@ class Turn(NamedTuple):
     content: str
 
 
-def render_messages(messages: Sequence[Mapping[str, str]], chat_format: str = "rwkv") -> str:
+def render_messages(messages: Any, chat_format: str = "rwkv") -> str:
     """The prompt of a conversation.
 
     Args:
-        messages: `role` ("system", "user" or "assistant") and `content` of each turn.
+        messages: `role` ("system" or "developer", "user", "assistant") and `content` of each turn, in any form that
+            `plain_messages` takes.
         chat_format: a name of `CHAT_FORMATS`.
 
     Raises:
-        RowError: code "bad_messages".
+        RowError: code "bad_messages", or "invalid_text" for bytes that are not UTF-8.
     """
-    if not messages:
+    turns = [_turn(number, **message) for number, message in enumerate(plain_messages(messages))]
+    if not turns:
         raise RowError("bad_messages", "the list of messages is empty; expected at least one")
-    return CHAT_FORMATS[chat_format]([_turn(number, message) for number, message in enumerate(messages)])
+    return CHAT_FORMATS[chat_format](turns)
 
 
-def _turn(number: int, message: Mapping[str, str]) -> Turn:
-    """A message, checked; messages of errors call it by its number."""
-    if not isinstance(message, Mapping):
-        raise RowError("bad_messages", f"message {number} is a {type(message).__name__}; expected role and content")
-    role, content = message.get("role"), message.get("content")
-    if not isinstance(role, str) or role not in ROLES:
-        raise RowError("bad_messages", f"message {number} has role {role!r}; expected one of {', '.join(ROLES)}")
-    if not isinstance(content, str):
-        found = type(content).__name__
-        raise RowError(
-            "bad_messages", f"message {number} (role {role!r}) has content of type {found}; expected a string"
-        )
-    return Turn(role, content)
+def _turn(number: int, role: str, content: str) -> Turn:
+    """A turn, its role checked; the error calls it by its number."""
+    known = ROLE_NAMES.get(role)
+    if known is None:
+        expected = ", ".join(ROLE_NAMES)
+        raise RowError("bad_messages", f"message {number} has role {role!r}; expected one of {expected}")
+    return Turn(known, content)
 
 
 def rwkv_chat(turns: Sequence[Turn]) -> str:

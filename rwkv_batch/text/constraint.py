@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,17 +14,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MissingExtraError
 from .schema_support import check_schema
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from xgrammar import GrammarCompiler, GrammarMatcher
+    from xgrammar import CompiledGrammar, GrammarMatcher, TokenizerInfo
 
 Bits = NDArray[np.uint8]
 """[V], 1 where a token is allowed."""
 
-_CACHE_BYTES = 2**28
+COMPILED_BYTES = 32 << 20
+"""The size of the largest compiled constraint, serialized."""
+SLOW_SECONDS = 0.02
+"""Processor time of a step that counts as slow. A usual constraint takes a hundredth of it."""
+TOO_DEEP = "is nested too deeply"
+PROBE_STEPS = 16
+PROBE_SECONDS = 0.25
+"""Processor time that the first `PROBE_STEPS` steps of a text may take together."""
 _BAD_SECOND_BYTES = {0xE0: range(0x80, 0xA0), 0xED: range(0xA0, 0xC0), 0xF0: range(0x80, 0x90)}
 """First byte of a character → second bytes that are not UTF-8 after it: surrogates (0xED) and overlong forms.
 
@@ -33,13 +41,34 @@ _CONTROL = re.compile(rb"[\x00-\x1f]")
 """JSON on one line has no control characters. xgrammar allows them in strings of limited length."""
 
 
-class CompiledConstraint:
-    """The constraint of one running sequence, at its latest token. Made by `ConstraintCompiler.compile`."""
+class StepTime:
+    """The time that slow steps have left.
 
-    def __init__(self, matcher: GrammarMatcher, vocabulary: _Vocabulary, base: Bits) -> None:
+    Args:
+        limit: seconds of processor time.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self._left = limit
+
+    def count(self, seconds: float) -> None:
+        """Counts one step, if it was slow."""
+        if seconds > SLOW_SECONDS:
+            self._left -= seconds
+
+    @property
+    def is_spent(self) -> bool:
+        return self._left < 0
+
+
+class CompiledConstraint:
+    """The constraint of one running sequence, at its latest token. Once its step time is spent, its text ends."""
+
+    def __init__(self, matcher: GrammarMatcher, vocabulary: Vocabulary, base: Bits, step_time: StepTime) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._base = base
+        self._step_time = step_time
         self._bitmask = np.zeros((1, -(-len(base) // 32)), dtype=np.int32)
         self._last_byte = 0
         self.is_finished = False
@@ -62,16 +91,20 @@ class CompiledConstraint:
         """Append a sampled token to the text."""
         if self.is_finished:
             return
+        start = time.thread_time()
         is_accepted = self._matcher.accept_token(token_id)
+        self._step_time.count(time.thread_time() - start)
         self.is_finished = not is_accepted or token_id == self._vocabulary.eos_token_id
         if not self.is_finished:
             self._last_byte = self._vocabulary.tokens[token_id][-1]
 
     def next_tokens(self) -> Bits:
         """The tokens that can continue the text, and end of text where the text may end."""
-        if self.is_finished:
+        if self.is_finished or self._step_time.is_spent:
             return np.zeros_like(self._base)
+        start = time.thread_time()
         self._matcher.fill_next_token_bitmask(self._bitmask)
+        self._step_time.count(time.thread_time() - start)
         bits = np.unpackbits(self._bitmask.view(np.uint8), count=len(self._base), bitorder="little")
         bits &= self._base
         if self._last_byte in _BAD_SECOND_BYTES:
@@ -79,89 +112,124 @@ class CompiledConstraint:
         return bits
 
 
-class ConstraintCompiler:
-    """Compiles constraints for one vocabulary, with a cache of 256 MiB. Threads may share a compiler.
-
-    xgrammar is imported, and the vocabulary prepared, when the first constraint is compiled.
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled constraint, which begins any number of texts.
 
     Args:
-        token_bytes: bytes by id; None, or an id beyond the end, has no bytes and is never allowed.
-        vocab_size: V.
-        eos_token_id: the end of text; allowed where the text may end.
+        is_json: the texts are JSON on one line.
     """
 
-    def __init__(self, token_bytes: Sequence[bytes | None], vocab_size: int, eos_token_id: int = 0) -> None:
-        tokens = [token or b"" for token in token_bytes[:vocab_size]]
-        self._vocabulary = _Vocabulary(tokens + [b""] * (vocab_size - len(tokens)), eos_token_id)
+    grammar: CompiledGrammar
+    vocabulary: Vocabulary
+    is_json: bool
 
-    def compile(
-        self,
-        json_schema: str | Mapping[str, Any] | None = None,
-        regex: str | None = None,
-        grammar: str | None = None,
-    ) -> CompiledConstraint:
-        """The constraint of a text that is still empty, for one running sequence. Give exactly one argument.
-
-        Args:
-            json_schema: the text is a JSON value on one line, as `json.dumps` writes it, that satisfies the schema.
-                Properties come in the schema's order. A property that the schema does not name is left out, unless the
-                schema asks for such properties.
-            regex: the whole text matches; `\\d`, `\\w` and `\\s` are ASCII.
-            grammar: EBNF as in GBNF; the text derives from the rule `root`.
-
-        Raises:
-            ValueError: the argument is malformed, cannot be enforced, or matches no text; the message names the field
-                and the reason.
-            MissingExtraError: the extra `structured` is not installed.
-        """
-        given = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
-        fields = [field for field, value in given.items() if value is not None]
-        if len(fields) != 1:
-            raise ValueError(f"got {' and '.join(fields) or 'no constraint'}, expected one of {', '.join(given)}")
-        field = fields[0]
-        try:
-            return self._constraint(field, given[field])
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{field}: {_reason(error)}") from error
-
-    def _constraint(self, field: str, value: Any) -> CompiledConstraint:
-        """The constraint of one argument of `compile`. It raises errors of several types, without the field's name."""
-        backend = self._backend
+    def begin(self, step_time: StepTime) -> CompiledConstraint:
+        """The constraint of a text that is still empty."""
         from xgrammar import GrammarMatcher
 
-        vocabulary = self._vocabulary
-        if field == "json_schema":
-            schema = json.loads(value) if isinstance(value, str) else value
-            check_schema(schema)
-            compiled = backend.compile_json_schema(json.dumps(schema), any_whitespace=False)
-        elif not isinstance(value, str):
-            raise TypeError(f"got {value!r}, expected a string")
-        else:
-            compiled = backend.compile_regex(value) if field == "regex" else backend.compile_grammar(value)
-        base = vocabulary.json_tokens if field == "json_schema" else vocabulary.text_tokens
-        constraint = CompiledConstraint(GrammarMatcher(compiled), vocabulary, base)
-        if not constraint.next_tokens().any():
-            raise ValueError("no text of this vocabulary matches")
-        return constraint
+        base = self.vocabulary.json_tokens if self.is_json else self.vocabulary.text_tokens
+        return CompiledConstraint(GrammarMatcher(self.grammar), self.vocabulary, base, step_time)
 
-    @cached_property
-    def _backend(self) -> GrammarCompiler:
+
+class Refused(ValueError):
+    """A constraint cannot be used.
+
+    Args:
+        is_too_large: it is well-formed, and takes too much time or memory.
+    """
+
+    def __init__(self, message: str, is_too_large: bool = False) -> None:
+        super().__init__(message)
+        self.is_too_large = is_too_large
+
+
+def answer_compilations(vocabulary: Vocabulary) -> Callable[[tuple[str, str]], tuple[str | None, str, bool]]:
+    """What a process of `ProcessPool` calls: (field, text) → (the serialized grammar or None, the reason, too large).
+
+    The field is "json_schema", "regex" or "grammar".
+    """
+    import xgrammar
+
+    # A grammar returns to the parent, which has a cache of its own.
+    compiler = xgrammar.GrammarCompiler(vocabulary.tokenizer_info(), cache_enabled=False)
+
+    def answer(argument: tuple[str, str]) -> tuple[str | None, str, bool]:
         try:
-            import xgrammar
-        except ImportError as error:
-            raise MissingExtraError("structured output", "xgrammar", "structured") from error
-        vocabulary = self._vocabulary
-        stops = [vocabulary.eos_token_id]
-        info = xgrammar.TokenizerInfo(vocabulary.tokens, vocab_size=len(vocabulary.tokens), stop_token_ids=stops)
-        return xgrammar.GrammarCompiler(info, cache_limit_bytes=_CACHE_BYTES)
+            return _compile(compiler, vocabulary, *argument), "", False
+        except Refused as error:
+            return None, str(error), error.is_too_large
+        except RecursionError:
+            return None, TOO_DEEP, True
+        except MemoryError:
+            return None, "compiling takes too much memory", True
+        except (TypeError, ValueError, RuntimeError) as error:
+            return None, _reason(error), False
+
+    return answer
+
+
+def _compile(compiler: Any, vocabulary: Vocabulary, field: str, text: str) -> str:
+    """The serialized grammar of a constraint. It raises errors of several types, without the field's name."""
+    if field == "json_schema":
+        schema = json.loads(text)
+        check_schema(schema)
+        grammar = compiler.compile_json_schema(json.dumps(schema), any_whitespace=False)
+    else:
+        grammar = compiler.compile_regex(text) if field == "regex" else compiler.compile_grammar(text)
+    compiled = Compiled(grammar, vocabulary, field == "json_schema")
+    if not compiled.begin(StepTime(math.inf)).next_tokens().any():
+        raise Refused("no text of this vocabulary matches")
+    _probe(compiled)
+    serialized: str = grammar.serialize_json()
+    if len(serialized) > COMPILED_BYTES:
+        size = f"{len(serialized) >> 20} MiB"
+        raise Refused(f"the compiled constraint has {size}, at most {COMPILED_BYTES >> 20} MiB are served", True)
+    return serialized
+
+
+def _probe(compiled: Compiled) -> None:
+    """Begins two texts, of the longest tokens and of any tokens. Raises Refused where a step of them is slow."""
+    vocabulary, rng = compiled.vocabulary, np.random.default_rng(0)
+    for takes_longest in (True, False):
+        constraint, start = compiled.begin(StepTime(math.inf)), time.thread_time()
+        for step in range(1, PROBE_STEPS + 1):
+            bits = constraint.next_tokens()
+            bits[vocabulary.eos_token_id] = 0
+            ids = np.flatnonzero(bits)
+            if not len(ids):
+                break
+            constraint.accept(int(ids[np.argmax(vocabulary.lengths[ids])] if takes_longest else rng.choice(ids)))
+            seconds = time.thread_time() - start
+            if seconds > PROBE_SECONDS:
+                found = f"finding the allowed tokens of {step} steps takes {seconds:.1f} s"
+                raise Refused(f"{found}, at most {PROBE_SECONDS} s are served; simplify it", True)
 
 
 @dataclass(frozen=True)
-class _Vocabulary:
+class Vocabulary:
     """The tokens by id, b"" for an id without bytes, and the bit masks that all constraints share."""
 
     tokens: list[bytes]
     eos_token_id: int
+
+    @classmethod
+    def of(cls, token_bytes: Sequence[bytes | None], vocab_size: int, eos_token_id: int) -> Vocabulary:
+        """The vocabulary with V = `vocab_size`; None, or an id beyond the end of `token_bytes`, has no bytes."""
+        tokens = [token or b"" for token in token_bytes[:vocab_size]]
+        return cls(tokens + [b""] * (vocab_size - len(tokens)), eos_token_id)
+
+    def tokenizer_info(self) -> TokenizerInfo:
+        """The vocabulary in xgrammar's form."""
+        import xgrammar
+
+        stops = [self.eos_token_id]
+        return xgrammar.TokenizerInfo(self.tokens, vocab_size=len(self.tokens), stop_token_ids=stops)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """[V], the number of bytes of each token."""
+        return np.array([len(token) for token in self.tokens])
 
     @cached_property
     def text_tokens(self) -> Bits:

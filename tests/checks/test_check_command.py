@@ -147,14 +147,6 @@ def test_the_command_needs_torch_and_little_else(tmp_path: Path) -> None:
     assert f"torch            {torch.__version__}" in done.stdout
 
 
-def test_without_filelock_kernels_that_are_built_are_refused_and_definitions_checked(tmp_path: Path) -> None:
-    start = refusing([*REFUSED_PACKAGES, "filelock"])
-    done = command(tmp_path, start, "--ops", "log_normalizer", "--backends", "reference", "cpu", "--devices", "cpu")
-    lines = [line for line in done.stdout.splitlines() if line.startswith("log_normalizer")]
-    assert "reference" in lines[0] and " ok " in lines[0]
-    assert "cpu" in lines[1] and "filelock" in lines[1]
-
-
 @pytest.mark.usefixtures("native")
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     arguments = ("--ops", "log_normalizer", "top_tokens", "--backends", "cpu", "--json", str(tmp_path / "found.json"))

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -84,6 +85,14 @@ class Summary:
     dtype: str
     seed: int
     memory_plan: str = "8 slots of 1 KiB"
+    constraint_timeout: float = 10.0
+
+    @cached_property
+    def constraints(self) -> Any:
+        from rwkv_batch.text.constraint_compiler import ConstraintCompiler
+
+        tokens = self.tokenizer and self.tokenizer.token_bytes
+        return tokens and ConstraintCompiler(tokens, VOCAB_SIZE, timeout=self.constraint_timeout)
 
     @property
     def file(self) -> Any:
@@ -115,7 +124,13 @@ def inspect_model(model: ModelSettings, engine: EngineSettings, *, apart: bool =
         raise CapacityError("huge: needs 900 GiB, the device has 1 GiB")
     resolved = "float32" if model.dtype == "auto" else model.dtype
     fingerprint = hashlib.sha256(f"{path} {model.init_state}".encode()).hexdigest()
-    return Summary(None if model.tokenizer is None else Tokenizer(), fingerprint, resolved, engine.seed)
+    return Summary(
+        None if model.tokenizer is None else Tokenizer(),
+        fingerprint,
+        resolved,
+        engine.seed,
+        constraint_timeout=engine.constraint_timeout,
+    )
 
 
 def hold() -> None:

@@ -83,6 +83,7 @@ run:     {state_dir: null, on_row_error: continue, backend: local}
         ("engine: {backend: rocm}", "engine.backend: got 'rocm', expected auto, triton, cuda, cpu or reference"),
         ("engine: {prefix_sharing: 1}", "engine.prefix_sharing: got 1, expected true or false"),
         ("engine: {prefix_host_gib: -1}", "engine.prefix_host_gib: got -1, expected a number of GiB from 0"),
+        ("engine: {constraint_timeout: 0}", "engine.constraint_timeout: got 0, expected a number of seconds above 0"),
         ("engine: {prefix_host_gib: .inf}", "engine.prefix_host_gib: got inf, expected a number of GiB from 0"),
         ("run: {on_row_error: skip}", "run.on_row_error: got 'skip', expected continue or stop"),
         ("run: fast", "run: got 'fast', expected a mapping with state_dir, on_row_error, backend"),

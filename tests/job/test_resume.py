@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from job import fake_llm
 from rwkv_batch import cli
+from rwkv_batch.job import execute
+from rwkv_batch.job.output.commit import JobFiles
 from rwkv_batch.job.state import JOB_KEYS
 
 from .conftest import Job
@@ -69,9 +75,93 @@ def test_a_lost_part_is_made_again(job: Job, damage: str, caplog: pytest.LogCapt
         pq.write_table(table.replace_schema_metadata({b"rwkv_batch.fingerprint": b"other"}), path)
     assert job.run() == 0
     assert job.parts() == parts
-    is_damaged = damage == "torn"
-    assert (f"{path} cannot be read and is ignored" in caplog.text) == is_damaged
+    is_damaged = damage != "removed"
+    assert (f"{path} is damaged" in caplog.text) == is_damaged
     assert (str(path) in (job.state / "report.json").read_text()) == is_damaged
+
+
+@pytest.mark.parametrize("is_paused", [False, True])
+def test_a_part_that_is_damaged_on_the_disk_is_set_aside_and_made_again(
+    job: Job, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, is_paused: bool
+) -> None:
+    """Any byte may change: in a page, where the part can still be read, or in the footer."""
+    assert job.run() == 0
+    parts = job.parts()
+    name = "part-00001-of-00003.parquet"
+    whole = parts[name]
+    for place in range(4, len(whole) - 4, len(whole) // 13):
+        caplog.clear()
+        broken = whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :]
+        (job.output / name).write_bytes(broken)
+        if is_paused:
+            (job.output / "part-00002-of-00003.parquet").unlink()
+        assert job.run() == 0, place
+        assert job.parts() == parts, place
+        (aside,) = (job.state / "damaged").iterdir()
+        assert aside.read_bytes() == broken
+        assert f"{job.output / name} is damaged" in caplog.text and f"it is now {aside}" in caplog.text
+        assert f"{job.output / name}" in (job.state / "log.jsonl").read_text()
+        aside.unlink()
+    capsys.readouterr()
+
+
+def test_a_damaged_part_is_named_by_the_report(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job.run() == 0
+    path = job.output / "part-00001-of-00003.parquet"
+    path.write_bytes(path.read_bytes()[:500])
+    assert cli.main(["report", str(job.output), "--show", "20"]) == 0
+    text = capsys.readouterr().out
+    assert "damaged part-00001-of-00003.parquet cannot be read; start the job again to make it again" in text
+    assert "row-9" in text and "row-10" not in text and "row-29" in text
+    report = json.loads((job.state / "report.json").read_text())
+    assert (report["complete"], list(report["damaged"]), report["rows"]) == (False, [path.name], {"ok": 20})
+    assert path.name in (job.state / "report.html").read_text()
+    assert job.run() == 0
+    assert json.loads((job.state / "report.json").read_text())["damaged"] == {}
+
+
+def test_input_columns_may_change_until_the_first_part(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    """Segments hold no input columns, so that nothing is served again."""
+    failing_job(job, row=9).set(output__flush_seconds=0)
+    assert job.run() == 1
+    assert not job.output.exists() or not job.parts()
+    committed = {row for path in job.state.glob("unit-*/*.seg") for row in pq.read_table(path)["row"].to_pylist()}
+    assert len(committed) > 1
+    served: list[int] = []
+
+    def complete(self: Any, row: Any) -> None:
+        served.append(row.row.row)
+        row.completions += [self._sampled(row.row, request) for request in row.requests]
+
+    original, fake_llm.Serving._complete = fake_llm.Serving._complete, complete
+    try:
+        assert job.run("-o", "output.input_columns=[id]", "--dry-run") == 0
+        assert '"prompt"' in (job.state / "job.json").read_text().partition("output.input_columns")[2][:60]
+        assert job.run("-o", "output.input_columns=[id]") == 0
+    finally:
+        fake_llm.Serving._complete = original
+    assert committed.isdisjoint(served)
+    assert job.table().column_names[:2] == ["id", "sample_index"]
+    message = changed(job, capsys)
+    assert "output.input_columns may change only until the first part is published" in message
+    assert 'output.input_columns: ["id"] when it was started, ["id", "prompt"] now' in message
+    assert job.run("-o", "output.input_columns=[id]") == 0
+
+
+def test_a_part_of_a_run_with_other_input_columns_is_made_again(job: Job) -> None:
+    """Of another process, which started before the columns changed and has published since."""
+    assert job.set(output__input_columns=["id"]).run() == 0
+    parts = job.parts()
+    settings = (job.state / "job.json").read_text()
+    job.output.rename(job.folder / "old")
+    assert job.set(output__input_columns="all").run() == 0
+    assert (job.state / "job.json").read_text() != settings
+    for name, data in parts.items():
+        (job.output / name).write_bytes(data)
+    for record in (job.state / "parts").iterdir():
+        record.unlink()
+    assert job.run() == 0
+    assert job.table().column_names[:3] == ["id", "prompt", "sample_index"]
 
 
 def test_a_job_that_lost_a_part_is_no_success_until_it_is_made_again(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +200,8 @@ def changed(job: Job, capsys: pytest.CaptureFixture[str], *arguments: str) -> st
         ("output.token_ids=true", "output.columns: "),
         ("output.logprobs=true", "output.columns: "),
         ("model.init_state=other.pth", "model.fingerprint: "),
-        ("output.input_columns=none", "output.columns: "),
+        ("output.input_columns=none", 'output.input_columns: ["id", "prompt"] when it was started, [] now'),
+        ("output.extra=[input_row]", 'output.input_columns: ["id", "prompt"] when it was started, '),
         ("output.rows_per_part=7", "output.rows_per_part: 10 when it was started, 7 now"),
         ("input.limit=20", "input.limit: null when it was started, 20 now"),
         ("engine.batch_invariant=false", "engine.batch_invariant: true when it was started, false now"),
@@ -167,7 +258,7 @@ def test_the_job_file_keeps_letters_as_they_are(job: Job) -> None:
 
 def test_all_differences_are_printed(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     assert job.run() == 0
-    message = changed(job, capsys, "-o", "sampling.seed=3", "-o", "sampling.top_k=3", "--limit", "5")
+    message = changed(job, capsys, "-o", "sampling.seed=3", "-o", "sampling.top_k=3", "-o", "input.limit=5")
     assert all(name in message for name in ("sampling.seed", "sampling.top_k", "input.limit"))
 
 
@@ -180,6 +271,7 @@ def test_all_differences_are_printed(job: Job, capsys: pytest.CaptureFixture[str
         "engine.backend=reference",
         "engine.prefix_sharing=false",
         "engine.prefix_host_gib=0",
+        "engine.constraint_timeout=1",
         "output.flush_seconds=1",
         "model.dtype=float32",
         "sampling.temperature=1",
@@ -191,9 +283,35 @@ def test_settings_that_change_no_results_are_not(job: Job, override: str) -> Non
     assert job.run("-o", override) == 0
 
 
-def test_a_limited_trial_does_not_mix_with_the_full_run(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
-    assert job.run("--limit", "10") == 0
+def test_a_limit_in_the_file_is_part_of_the_job(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job.run("-o", "input.limit=10") == 0
     assert "input.limit: 10 when it was started, null now" in changed(job, capsys)
+
+
+@pytest.mark.parametrize("state", [None, "state"])
+def test_a_trial_has_an_output_of_its_own(
+    job: Job, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, state: str | None
+) -> None:
+    job.set(input__limit=20, run__state_dir=state and str(job.folder / state))
+    for limit, rows in ((3, 3), (25, 20)):
+        trial = Path(f"{job.output}-limit-{limit}")
+        assert job.run("--limit", str(limit), "--dry-run") == 0
+        out = capsys.readouterr().out
+        assert out.startswith("this is a trial, with an output of its own; without --limit the whole job starts fresh")
+        assert f"{trial}: {rows} rows" in out and not trial.exists()
+        assert job.run("--limit", str(limit)) == 0
+        assert f"the whole job starts fresh beside it: {trial}" in caplog.text
+        assert pq.read_table(trial).num_rows == rows
+        assert (job.folder / f"out-limit-{limit}.rwkv_batch" / "_SUCCESS.json").exists()
+        assert f"report {trial} --show 3" in capsys.readouterr().out
+        assert not job.output.exists() and not (job.folder / "state").exists()
+    assert (job.run(), job.table().num_rows) == (0, 20)
+    assert (job.run("--limit", "3"), fake_llm.LLM.loaded) == (0, 3)
+
+
+def test_a_trial_of_a_path_with_a_slash_at_its_end(job: Job) -> None:
+    assert job.set(output__path=f"{job.output}/").run("--limit", "2") == 0
+    assert Path(f"{job.output}-limit-2").is_dir()
 
 
 def test_a_changed_input_is_named(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,7 +321,7 @@ def test_a_changed_input_is_named(job: Job, capsys: pytest.CaptureFixture[str]) 
     job.input(id=[f"row-{i}" for i in range(30)], prompt=prompts)
     message = changed(job, capsys)
     assert "the input changed since the run started" in message
-    assert f"{job.folder}/prompts.parquet: version was footer-sha256:" in message
+    assert f"{job.folder}/prompts.parquet: bytes was " in message
 
 
 def test_an_added_file_is_named(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,3 +361,142 @@ def test_failed_rows_stay_failed(job: Job) -> None:
     assert job.run() == 3
     assert job.run() == 3
     assert [row["status"] for row in job.rows()] == ["ok", "error", "ok"]
+
+
+def edit_in_place(path: Path, old: bytes, new: bytes) -> None:
+    """Changes bytes of a file, and keeps its inode, size and time."""
+    times = path.stat()
+    content = path.read_bytes()
+    assert old in content
+    with open(path, "r+b") as file:
+        file.write(content.replace(old, new))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def plain_input(job: Job) -> Path:
+    """The job's prompts as bytes that can be edited: not compressed, without a dictionary, no statistics."""
+    path = job.folder / "prompts.parquet"
+    options: Any = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(pq.read_table(path), path, **options)
+    return path
+
+
+def test_prompts_that_were_swapped_between_two_runs_are_noticed(
+    job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The footer is the same."""
+    path = plain_input(job)
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_llm.Serving, "_complete", lambda *_: 1 / 0)
+        assert job.run() == 1
+    edit_in_place(path, b"prompt 11", b"prompt 12")
+    assert job.run() == 4
+    assert f"{path}: content was sha256:" in capsys.readouterr().err
+
+
+def test_a_finished_job_whose_input_has_changed_is_not_complete(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    path = plain_input(job)
+    assert job.run() == 0
+    edit_in_place(path, b"prompt 11", b"prompt 12")
+    assert "the input changed since the run started" in changed(job, capsys)
+
+
+@pytest.mark.parametrize("when", ["while a unit is read", "before a unit is published", "before the end"])
+def test_a_file_that_is_replaced_while_the_job_runs_ends_it(
+    job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """No part joins completions with the columns of another file, and the old file lets the job end as it would."""
+    path = job.folder / "prompts.parquet"
+    assert job.run() == 0
+    expected = job.parts()
+    shutil.rmtree(job.output)
+    shutil.rmtree(job.state)
+    kept = path.with_suffix(".kept")
+    shutil.copy(path, kept)
+
+    def replace() -> None:
+        pq.write_table(pa.table({"prompt": [f"other {i}" for i in range(30)]}), path.with_suffix(".new"))
+        os.replace(path.with_suffix(".new"), path)
+
+    place: tuple[Any, str] = {
+        "while a unit is read": (fake_llm.Serving, "_complete"),
+        "before a unit is published": (JobFiles, "publish"),
+        "before the end": (execute._Run, "finish"),
+    }[when]
+    original, calls = getattr(*place), []
+
+    def act(*arguments: Any) -> Any:
+        if not calls:
+            replace()
+        calls.append(1)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, act)
+        assert job.run() == 4
+    message = capsys.readouterr().err
+    assert f"the input changed while the job ran: {path}" in message and "Traceback" not in message
+    assert job.output.exists() == (when == "before the end")
+    assert not (job.state / "_SUCCESS.json").exists()
+    assert job.run() == 4
+    shutil.copy(kept, path)
+    assert job.run() == 0
+    assert job.parts() == expected
+
+
+def test_a_trial_reads_only_the_files_that_it_serves(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content of the other files is not read for a checksum, and may change."""
+    (job.folder / "in").mkdir()
+    job.input("in/a.parquet", prompt=["a", "b"])
+    job.input("in/b.parquet", prompt=["c", "d"]).set(input__path=str(job.folder / "in"), input__limit=2)
+    assert job.run() == 0
+    manifest = json.loads((job.state / "job.json").read_text())["input"]
+    assert [str(entry["version"])[:7] for entry in manifest] == ["sha256:", "None"]
+    path = job.folder / "in" / "b.parquet"
+    path.write_bytes(path.read_bytes())
+    assert job.run() == 0
+
+
+def test_a_job_of_an_earlier_release_goes_on_with_a_warning(
+    job: Job, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It recorded the footer of a Parquet file alone."""
+    path = plain_input(job)
+    assert job.run() == 0
+    assert "recorded the footer" not in caplog.text
+    document = json.loads((job.state / "job.json").read_text())
+    footer = path.read_bytes()[-8 - pq.read_metadata(path).serialized_size :]
+    entry = {**document["input"][0], "version": f"footer-sha256:{hashlib.sha256(footer).hexdigest()}"}
+    del entry["stamp"]
+    (job.state / "job.json").write_text(json.dumps({**document, "input": [entry]}))
+    assert job.run() == 0
+    assert "of 1 Parquet file(s) it recorded the footer alone" in caplog.text
+    writer = pq.read_metadata(path).created_by.encode()
+    edit_in_place(path, writer, writer.replace(b"parquet", b"another"))
+    assert "content was footer-sha256:" in changed(job, capsys)
+
+
+def test_a_run_with_other_backends_says_so_in_a_line(
+    job: Job, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert job.run() == 0
+    assert json.loads((job.state / "job.json").read_text())["backends"] == {"wkv7": "cpu"}
+    assert job.run() == 0
+    assert "other backends" not in caplog.text
+    choices = [{"op": "wkv7", "backend": "reference", "not_used": ["cpu: no compiler"]}]
+    monkeypatch.setattr(fake_llm.Summary, "describe", lambda self: {"dtype": self.dtype, "backends": choices})
+    assert job.run() == 0
+    (message,) = [record.getMessage() for record in caplog.records if "other backends" in record.getMessage()]
+    assert message.endswith("not bit for bit: wkv7 was cpu, is reference") and "\n" not in message
+
+
+@pytest.mark.parametrize("content", [..., [], "cpu"])
+def test_a_job_that_has_not_recorded_its_backends_goes_on(
+    job: Job, caplog: pytest.LogCaptureFixture, content: Any
+) -> None:
+    assert job.run() == 0
+    document = json.loads((job.state / "job.json").read_text())
+    del document["backends"]
+    (job.state / "job.json").write_text(json.dumps(document if content is ... else {**document, "backends": content}))
+    assert job.run() == 0
+    assert "other backends" not in caplog.text

@@ -22,6 +22,7 @@ from rwkv_batch.cuda_kernels import build, driver
 from rwkv_batch.cuda_kernels.build import SOURCES, BuildError, Specialization, architecture
 from rwkv_batch.cuda_kernels.launch import Kernel
 from rwkv_batch.cuda_kernels.nvrtc import nvrtc
+from rwkv_batch.kernel_support import cache as cache_folders
 
 TARGETS = ("sm_80", "sm_90", "sm_120")
 WIDEST = [Specialization(k, ("DTYPE=bf16", "STATE=float", "SIZE=128")) for k in ("wkv56", "wkv7")]
@@ -125,10 +126,10 @@ def dump(cubin: Path, option: str) -> str:
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """A home of its own, without a compiler, and what a compiler was asked for."""
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(cache_folders, "places", lambda name: [tmp_path / name])
     monkeypatch.setattr(build, "nvrtc", lambda: None)
     monkeypatch.setattr(build, "nvcc", lambda: None)
-    return tmp_path / ".cache" / "rwkv_batch" / "cuda_kernels"
+    return tmp_path / "cuda_kernels"
 
 
 class FakeNvrtc:
@@ -165,7 +166,7 @@ def test_what_is_there_is_read_without_a_lock(cache, monkeypatch):
     compiler = FakeNvrtc()
     monkeypatch.setattr(build, "nvrtc", lambda: compiler)
     build.image(SPEC, (9, 0))
-    monkeypatch.setattr(build, "FileLock", read_only)
+    monkeypatch.setattr(build, "one_at_a_time", read_only)
     assert build.image(SPEC, (9, 0)) == b"cubin 1"
     with pytest.raises(BuildError, match="Read-only"):
         build.image(SPEC, (8, 0))
@@ -208,7 +209,7 @@ def test_what_fails_leaves_nothing_and_says_why(cache, monkeypatch):
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc on this machine")
 def test_what_nvcc_built_ahead_of_time_is_taken(cache, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr(Path, "home", lambda: cache.parents[2])
+    monkeypatch.setattr(cache_folders, "places", lambda name: [cache])
     compiler = FakeNvrtc()
     monkeypatch.setattr(build, "nvrtc", lambda: compiler)
     paths = build.build_ahead([SPEC], ["sm_90", "sm_80"])

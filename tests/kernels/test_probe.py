@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,14 +18,13 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from filelock import FileLock
 
 pytest.importorskip("triton")
 
 import claimed_gpu
 import triton
 
-from rwkv_batch.kernel_support import builds
+from rwkv_batch.kernel_support import builds, cache
 from rwkv_batch.triton_kernels import launch, probe
 from rwkv_batch.triton_kernels.probe import Outcome, Target, outcomes
 
@@ -55,7 +54,7 @@ class Compiler:
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
     """A home without a cache, in a process that knows nothing yet."""
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(cache, "places", lambda name: [tmp_path / ".cache" / "rwkv_batch" / name])
     monkeypatch.setattr(probe, "_known", {})
     return tmp_path
 
@@ -232,7 +231,7 @@ def test_what_is_kept_is_read_without_a_lock(compiler, home, monkeypatch):
     """The home may be read-only, and another process may hold the lock while it compiles."""
     outcomes(OPS, HOPPER)
     compiler.forget()
-    for path, name in ((Path, "chmod"), (probe, "FileLock"), (tempfile, "mkstemp")):
+    for path, name in ((Path, "chmod"), (cache, "_make_private"), (tempfile, "mkstemp")):
         monkeypatch.setattr(path, name, read_only)
     assert outcomes(OPS, HOPPER) == dict.fromkeys(OPS, COMPILED)
     assert len(compiler.started) == 1
@@ -244,30 +243,14 @@ def read_only(*_, **__):
     raise OSError("Read-only file system")
 
 
-@pytest.mark.parametrize(("mode", "serves"), [(0o700, True), (0o755, True), (0o775, False), (0o777, False)])
-def test_a_folder_that_others_may_write_to_does_not_serve(mode, serves, home, monkeypatch):
-    path = builds.private_folder("some")
-    path.chmod(mode)
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "chmod", read_only)
-        if serves:
-            assert builds.private_folder("some") == path
-        else:
-            with pytest.raises(OSError, match="Read-only"):
-                builds.private_folder("some")
-    builds.private_folder("some")
-    assert path.stat().st_mode & 0o777 == 0o700
-
-
 def test_what_another_process_compiled_meanwhile_is_not_compiled_again(compiler, home, monkeypatch):
-    class Lock(FileLock):
+    @contextmanager
+    def lock(path):
         """Is waited for while another process writes an outcome."""
+        builds.write_whole(path.parent / probe._file_name("wkv4", HOPPER), json.dumps(COMPILED._asdict()).encode())
+        yield
 
-        def acquire(self, *args, **kwargs):
-            builds.write_whole(probe._path("wkv4", HOPPER), json.dumps(COMPILED._asdict()).encode())
-            return super().acquire(*args, **kwargs)
-
-    monkeypatch.setattr(probe, "FileLock", Lock)
+    monkeypatch.setattr(probe, "one_at_a_time", lock)
     assert outcomes(["wkv4", "score"], HOPPER) == dict.fromkeys(["wkv4", "score"], COMPILED)
     assert compiler.started == [["score"]]
 

@@ -29,6 +29,11 @@ def test_conversation_opens_the_assistants_turn():
     assert render_messages(messages) == expected
 
 
+def test_a_developer_is_the_system():
+    messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert render_messages(messages) == "System: Be brief.\n\nUser: Hi\n\nAssistant:"
+
+
 def test_last_assistant_message_is_continued():
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<think"}]
     assert render_messages(messages) == "User: Hi\n\nAssistant: <think"
@@ -62,7 +67,7 @@ def test_content_holds_no_blank_line(content: str, expected: str):
         ([{"role": "user", "content": "x"}, {"role": "user", "content": None}], "message 1"),
         ([{"role": ["user"], "content": "x"}], r"\['user'\]"),
         (["hello"], "str"),
-        ("hello", "str"),
+        ("hello", "text that is not JSON"),
     ],
 )
 def test_bad_messages_are_row_errors(messages: list, named: str):

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import random
 import re
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from rwkv_batch.errors import MissingExtraError
-from rwkv_batch.text.constraint import CompiledConstraint, ConstraintCompiler
+from rwkv_batch.text.constraint import CompiledConstraint
+from rwkv_batch.text.constraint_compiler import ConstraintCompiler
 from rwkv_batch.text.load_tokenizer import load_tokenizer
 
 pytest.importorskip("xgrammar", reason="structured output needs the extra 'structured'")
@@ -252,19 +251,3 @@ def test_constraints_of_one_grammar_are_independent(compiler: ConstraintCompiler
     first.accept(TOKENS.index(b"a"))
     assert allowed_ids(first) == [TOKENS.index(b"b")]
     assert TOKENS.index(b"a") in allowed_ids(second)
-
-
-def test_compiled_grammars_are_remembered(compiler: ConstraintCompiler):
-    compiler.compile(json_schema={"type": "string", "maxLength": 11})
-    size = compiler._backend.get_cache_size_bytes()
-    compiler.compile(json_schema='{"type": "string", "maxLength": 11}')
-    assert compiler._backend.get_cache_size_bytes() == size
-    compiler.compile(json_schema={"type": "string", "maxLength": 12})
-    assert compiler._backend.get_cache_size_bytes() > size
-
-
-def test_missing_extra_is_named_when_first_needed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "xgrammar", None)
-    compiler = ConstraintCompiler(TOKENS, V)
-    with pytest.raises(MissingExtraError, match=r"rwkv_batch\[structured\]"):
-        compiler.compile(regex="a")

@@ -55,11 +55,34 @@ def is_texts(kind: pa.DataType) -> bool:
     return is_list(kind, is_text)
 
 
+def is_utf8(kind: pa.DataType) -> bool:
+    """Text, also in a column of bytes."""
+    kind = value_type(kind)
+    return is_text(kind) or bool(pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_binary_view(kind))
+
+
+def is_utf8s(kind: pa.DataType) -> bool:
+    return is_list(kind, is_utf8)
+
+
+def is_json(kind: pa.DataType) -> bool:
+    """Text that may be JSON: text in UTF-8, or Arrow's extension type of JSON."""
+    return is_utf8(kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind)
+
+
 def is_messages(kind: pa.DataType) -> bool:
-    """Lists of structs that have at least a role and a content, both text."""
+    """Lists of structs, or structs of lists, that have at least a role and a content; or JSON text."""
+
+    def is_content(item: pa.DataType) -> bool:
+        return is_utf8(item) or is_list(item, lambda part: is_utf8(part) or pt.is_struct(part)) or pt.is_null(item)
 
     def is_message(item: pa.DataType) -> bool:
         fields = {field.name: field.type for field in item} if pt.is_struct(item) else {}
-        return all(name in fields and is_text(fields[name]) for name in ("role", "content"))
+        return {"role", "content"} <= fields.keys() and is_utf8(fields["role"]) and is_content(fields["content"])
 
-    return is_list(kind, is_message)
+    def has_lists(item: pa.DataType) -> bool:
+        fields = {field.name: field.type for field in item} if pt.is_struct(item) else {}
+        lists = [fields.get("role", pa.null()), fields.get("content", pa.null())]
+        return is_list(lists[0], is_utf8) and is_list(lists[1], is_content)
+
+    return is_list(kind, is_message) or has_lists(kind) or is_json(kind)

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.types as pt
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, looked_up
 from ...sampling_params import SAMPLING_FIELDS
+from ...user_files import read_text, reason_of
 from ..config import JobConfig
 from ..messages import did_you_mean, listed
 from .arrow_types import Check, is_ids, is_lists_of_ids
 from .json_kinds import Expected, Struct
+from .reader import Input
 from .roles import CHECKS, PROMPT_KINDS, SAMPLING_CHECKS, SAMPLING_KINDS, SCORE_KINDS
 
 ROLES = (*CHECKS, "id", "sampling", *SAMPLING_FIELDS)
@@ -32,6 +34,8 @@ class Columns:
         template: source of the Jinja template that makes the prompt, if there is one.
         passed: columns that the output repeats.
         read: columns that making requests needs.
+        json_text: those of them that the template gets as the values that their JSON text stands for.
+        id: the column that names rows, if there is one.
     """
 
     roles: dict[str, str]
@@ -41,6 +45,8 @@ class Columns:
     template: str | None
     passed: tuple[str, ...]
     read: tuple[str, ...]
+    json_text: tuple[str, ...] = ()
+    id: str | None = None
 
     @property
     def overriding(self) -> list[str]:
@@ -61,21 +67,24 @@ def expected_kinds(job: JobConfig) -> dict[str, Expected]:
     return {name: kinds[role] for role, name in named.items() if name is not None}
 
 
-def bind_columns(job: JobConfig, schema: pa.Schema) -> Columns:
+def bind_columns(job: JobConfig, source: Input) -> Columns:
     """Finds the columns that the job needs.
 
     Raises:
         ConfigurationError: a column is missing, ambiguous or of the wrong type; one line for each problem.
     """
-    return _Binder(job, schema).bind()
+    return _Binder(job, source).bind()
 
 
 class _Binder:
     """Finds the columns of one job, and collects everything that is wrong with them."""
 
-    def __init__(self, job: JobConfig, schema: pa.Schema) -> None:
+    def __init__(self, job: JobConfig, source: Input) -> None:
         self._job = job
-        self._schema = schema
+        self._schema = source.schema
+        self._contradictions = source.contradictions
+        self._json_text = source.json_text
+        self._several_prompts = source.has_prompts_of_several_kinds
         self._problems: list[str] = []
         self._given = self._given_columns()
         self._template = _template_source(job.input.template)
@@ -92,11 +101,17 @@ class _Binder:
         self._check_tokenizer(roles)
         passed = self._passed_columns()
         in_template = self._template_columns()
+        needed = {*roles.values(), *sampling.values(), *([struct] if struct else []), *in_template}
+        used = needed | {*passed}
+        self._problems += [f"input.path: {text}" for name, text in self._contradictions.items() if name in used]
         if self._problems:
             raise ConfigurationError("\n".join(self._problems))
-        needed = {*roles.values(), *sampling.values(), *([struct] if struct else []), *in_template}
         read = [name for name in self._schema.names if name in needed]
-        return Columns(roles, sampling, struct, answer, self._template, tuple(passed), tuple(read))
+        json_text = tuple(name for name in in_template if name in self._json_text)
+        id_column = self._given.get("id")
+        return Columns(
+            roles, sampling, struct, answer, self._template, tuple(passed), tuple(read), json_text, id_column
+        )
 
     def _template_columns(self) -> list[str]:
         """The columns that the template reads; none without a template."""
@@ -127,11 +142,11 @@ class _Binder:
         return given
 
     def _prompt_roles(self) -> dict[str, str]:
-        """The one column that prompts come from; none where a template makes them."""
+        """The column that prompts come from; none where a template makes them, several where rows differ in it."""
         if self._template is not None:
             return {}
         present = _named_prompts(self._job) or [role for role in PROMPT_KINDS if role in self._given]
-        if len(present) != 1:
+        if not present or (len(present) > 1 and not self._several_prompts):
             found = f"found {' and '.join(present)}" if present else "found none of them"
             self._problems.append(
                 f"input.columns: {found}, expected exactly one of the columns {listed(PROMPT_KINDS)} "
@@ -198,17 +213,20 @@ class _Binder:
 
     def _passed_columns(self) -> list[str]:
         wanted, names = self._job.output.input_columns, self._schema.names
-        if isinstance(wanted, str):
-            return list(names) if wanted == "all" else []
+        if wanted == "all":
+            return list(names)
+        wanted = [] if isinstance(wanted, str) else wanted
         for name in wanted:
             if name not in names:
                 self._problems.append(
                     f"output.input_columns: the input has no column {name!r}{did_you_mean(name, names)}"
                 )
-        return [name for name in names if name in wanted]
+        kept = {*wanted, self._given.get("id")}
+        return [name for name in names if name in kept]
 
     def _check_type(self, name: str, check: Check, where: str) -> None:
-        self._check_field(self._schema.field(name), check, where)
+        if name not in self._contradictions:
+            self._check_field(self._schema.field(name), check, where)
 
     def _check_field(self, field: pa.Field, check: Check, where: str) -> None:
         if not check.accepts(field.type):
@@ -227,7 +245,10 @@ def _template_source(template: str | None) -> str | None:
     """`input.template` itself where it looks like Jinja, else what the file of that name holds."""
     if template is None or "{{" in template or "{%" in template:
         return template
-    if not os.path.isfile(template):
-        raise ConfigurationError(f"input.template: got {template!r}, expected a Jinja template or an existing file")
-    with open(template, encoding="utf-8") as file:
-        return file.read()
+    try:
+        return read_text(os.path.expanduser(template))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"input.template: got {template!r}, expected a Jinja template or an existing file{looked_up(template)}: "
+            f"{reason_of(error)}"
+        ) from error

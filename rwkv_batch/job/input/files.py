@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import os
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
-import pyarrow as pa
 from pyarrow import fs
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, looked_up
+from .hive import partition_of
+from .lakes import refuse_lakes
+from .listing import Entry, entries
+from .version import FileVersion, open_path
+
+COMPRESSED = (".gz", ".zst", ".bz2")
+"""Ends of names of compressed files, after the end that tells the format."""
+
+WEAK_EXTENSIONS = (".json",)
+"""Extensions of files that often lie beside data. In a folder with files of other extensions they are not input."""
 
 NATIVE_SCHEMES = ("s3", "gs", "gcs", "abfs", "hdfs")
 
@@ -22,11 +33,12 @@ class InputFile:
     """One input file.
 
     Args:
-        name: its absolute path or URL, for people.
+        name: its absolute path or URL, for people. Bytes that are not UTF-8 are written \\xe9.
         path: its path in `filesystem`.
         filesystem: of pyarrow.
         size: in bytes.
         mtime_ns: time of the last change in nanoseconds since 1970; 0 where the file system has none.
+        partition: values of the Hive folders above it, as text, by column.
     """
 
     name: str
@@ -34,64 +46,64 @@ class InputFile:
     filesystem: Any
     size: int
     mtime_ns: int
+    partition: Mapping[str, str | None] = field(default_factory=dict)
 
     def open(self) -> Any:
-        """Opens the file for reading, as a binary file of pyarrow."""
-        return self.filesystem.open_input_file(self.path)
+        """Opens the file for reading, as a binary file of pyarrow. Raises ResumeError where it has changed."""
+        self.version.check()
+        return open_path(self.filesystem, self.path)
+
+    @property
+    def identity(self) -> str:
+        """What two paths to one file have in common: the path without links, or the URL."""
+        is_local = isinstance(self.filesystem, fs.LocalFileSystem)
+        return os.path.realpath(self.path) if is_local else self.name
 
     @property
     def extension(self) -> str:
-        """The end of the name with its dot, in lower case, such as ".jsonl"."""
-        return os.path.splitext(self.path)[1].lower()
+        """The end of the name with its dot, in lower case, such as ".jsonl"; without that of a compression."""
+        return extension_of(self.path)
 
-    def version(self) -> str:
-        """Returns a text that changes when the content changes: the upload time of a remote object, else a checksum.
-
-        A Parquet file may be large; its version is the checksum of its footer, which has sizes and statistics of all
-        columns.
-        """
-        if self.mtime_ns and not isinstance(self.filesystem, fs.LocalFileSystem):
-            return f"modified:{self.mtime_ns}"
-        with self.open() as file:
-            file.seek(max(0, self.size - 8))
-            length, magic = file.read(4), file.read(4)
-            if magic != b"PAR1":
-                file.seek(0)
-                return f"sha256:{sha256_of(file)}"
-            file.seek(self.size - 8 - int.from_bytes(length, "little"))
-            return f"footer-sha256:{sha256_of(file)}"
+    @cached_property
+    def version(self) -> FileVersion:
+        """What tells whether the file is still what it was when it was first opened."""
+        return FileVersion(self.name, self.path, self.filesystem)
 
 
-def sha256_of(file: Any) -> str:
-    """Returns the SHA-256, in hexadecimal, of an open binary file from its position on."""
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+def extension_of(path: str) -> str:
+    """Returns the end of a file's name with its dot, in lower case; without that of a compression."""
+    stem, extension = os.path.splitext(path.lower())
+    return os.path.splitext(stem)[1] if extension in COMPRESSED else extension
 
 
 def find_files(paths: str | Sequence[str], extensions: Collection[str]) -> list[InputFile]:
-    """Returns the files that `input.path` means, sorted by name, each once.
+    """Returns the files that `input.path` means, sorted by name, each once, also where links lead to it.
 
     Args:
         paths: files, folders, globs or URLs.
         extensions: ends of the names of those of a folder's files that are meant, such as ".jsonl".
 
     Raises:
-        ConfigurationError: a path names nothing, or its file system cannot be reached.
+        ConfigurationError: a path names nothing or a Delta, Hudi or Iceberg table, or its file system cannot be
+            reached.
     """
     found: dict[str, InputFile] = {}
     for path in [paths] if isinstance(paths, str) else paths:
         try:
             matches = _expand(path, extensions)
-        except (OSError, pa.ArrowInvalid, ImportError, ValueError) as error:
+        except ConfigurationError:
+            raise
+        except Exception as error:  # file systems raise exceptions of many classes
             raise ConfigurationError(f"input.path: cannot read {path!r}: {error}") from error
         if not matches:
             raise ConfigurationError(
-                f"input.path: got {path!r}, expected an existing file, folder or glob with files in it"
+                f"input.path: got {path!r}{looked_up(path)}, expected an existing file, folder or glob with files in it"
             )
-        found.update((file.name, file) for file in matches)
-    return [found[name] for name in sorted(found)]
+        for file in matches:
+            identity = file.identity
+            known = found.setdefault(identity, file)
+            found[identity] = min(known, file, key=lambda one: (one.name != identity, one.name))
+    return sorted(found.values(), key=lambda file: file.name)
 
 
 def would_be_read(paths: str | Sequence[str], path: str) -> bool:
@@ -112,15 +124,24 @@ def _expand(path: str, extensions: Collection[str]) -> list[InputFile]:
     filesystem, inner, prefix = _filesystem(path)
     info = filesystem.get_file_info(inner)
     if info.type == fs.FileType.File:
-        return [_file(filesystem, info, prefix)]
+        return [_file(filesystem, Entry(info.path, info.size, info.mtime_ns or 0), prefix, os.path.dirname(inner))]
     base, pattern = (inner, None) if info.type == fs.FileType.Directory else _split_glob(inner)
     if info.type == fs.FileType.NotFound and pattern is None:
         return []
-    infos = filesystem.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
+    listing = entries(filesystem, base)
     root = base.rstrip("/") + "/"
-    names = {info.path: info.path.removeprefix(root) for info in infos if info.type == fs.FileType.File}
-    chosen = [info for info in infos if info.path in names and _is_chosen(names[info.path], pattern, extensions)]
-    return [_file(filesystem, info, prefix) for info in chosen]
+    chosen = [
+        entry
+        for entry in listing
+        if entry.size is not None and _is_chosen(entry.path.removeprefix(root), pattern, extensions)
+    ]
+    if pattern is None:
+        chosen = [entry for entry in chosen if extension_of(entry.path) not in WEAK_EXTENSIONS] or chosen
+    refuse_lakes(filesystem, base, [entry.path for entry in listing], [entry.path for entry in chosen])
+    for entry in chosen:
+        if entry.is_missing:
+            raise FileNotFoundError(errno.ENOENT, "a link to a file that is not there", entry.path)
+    return [_file(filesystem, entry, prefix, base) for entry in chosen]
 
 
 def _is_chosen(name: str, pattern: re.Pattern[str] | None, extensions: Collection[str]) -> bool:
@@ -130,12 +151,16 @@ def _is_chosen(name: str, pattern: re.Pattern[str] | None, extensions: Collectio
         return False
     if pattern is not None:
         return pattern.fullmatch(name) is not None
-    is_private = any(piece.startswith("_") for piece in pieces)
-    return not is_private and os.path.splitext(name)[1].lower() in extensions
+    is_private = any(piece.startswith("_") and "=" not in piece for piece in pieces)
+    return not is_private and extension_of(name) in extensions
 
 
-def _file(filesystem: Any, info: Any, prefix: str) -> InputFile:
-    return InputFile(prefix + info.path, info.path, filesystem, info.size, info.mtime_ns or 0)
+def _file(filesystem: Any, entry: Entry, prefix: str, base: str) -> InputFile:
+    """Returns a file that was found in the folder `base`, or below it."""
+    name = os.fsencode(entry.path).decode(errors="backslashreplace")
+    folders = [*takewhile(lambda folder: "=" in folder, reversed(base.split("/")))][::-1]
+    folders += os.path.dirname(name.removeprefix(base)).split("/")
+    return InputFile(prefix + name, entry.path, filesystem, entry.size or 0, entry.mtime_ns, partition_of(folders))
 
 
 def _filesystem(path: str) -> tuple[Any, str, str]:
@@ -167,9 +192,9 @@ def _glob_pattern(glob: str) -> re.Pattern[str]:
     """Returns the expression of a glob: `*` and `?` match within a folder, `**/` any folders, [...] one character."""
     wildcards = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     expression = ""
-    for token in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob):
+    for token in re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]]+\])", glob):
         if token.startswith("[") and token.endswith("]"):
-            expression += token.replace("[!", "[^", 1)
+            expression += token.replace("\\", r"\\").replace("[!", "[^", 1)
         else:
             expression += wildcards.get(token) or re.escape(token)
     return re.compile(expression)

@@ -3,89 +3,65 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
 
-from ...sampling_params import SAMPLING_FIELDS
+import pyarrow as pa
+
+from ...errors import RowError
 from .files import InputFile
 from .json_kinds import STRING, Expected
-from .jsonl import JsonlTable
+from .jsonl import JsonlTable, Line
+from .lines import UTF8_MARK
+from .openai_body import SAMPLING_NAMES, columns_of
 from .roles import PROMPT_KINDS, SAMPLING_KINDS
-from .table import READ_ERROR
+from .table import Table
 
-SAMPLING_NAMES = {alias: name for name, field in SAMPLING_FIELDS.items() for alias in field.openai}
-"""Name in a request's body → the sampling field that it sets."""
+URLS = ("/v1/chat/completions", "/v1/completions")
 
-IGNORED = {"model", "stream", "stream_options", "user", "metadata", "store", "service_tier"}
-"""Names in a request's body that change billing or transport, never the answer."""
+_BEGINS_REQUEST = re.compile(rb'\s*\{\s*"custom_id"\s*:')
 
 
 class OpenAIBatchTable(JsonlTable):
-    """Lines of {"custom_id": …, "body": {…}} for chat/completions or completions.
+    """Lines of {"custom_id": …, "url": …, "body": {…}} for chat/completions or completions, also both in one file."""
 
-    All requests of a file have the same kind of prompt, that of the first one that can be served.
-    """
+    extensions = (".jsonl", ".ndjson", ".json")
+    has_prompts_of_several_kinds = True
 
     def __init__(self, file: InputFile, expected: Mapping[str, Expected]) -> None:
-        self._role: str | None = None
         sampling = {name: SAMPLING_KINDS[name] for name in SAMPLING_NAMES.values()}
         super().__init__(file, {"id": STRING, **PROMPT_KINDS, **sampling})
 
     @staticmethod
     def recognizes(head: bytes) -> bool:
-        try:
-            first = json.loads(head.lstrip().partition(b"\n")[0])
-        except (ValueError, RecursionError):
-            return False
-        return isinstance(first, dict) and "custom_id" in first and isinstance(first.get("body"), dict)
+        """The first line that is an object decides."""
+        lines = head.removeprefix(UTF8_MARK).split(b"\n", 100)
+        for line in lines[:100]:
+            try:
+                first = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(first, dict):
+                return "custom_id" in first and isinstance(first.get("body"), dict)
+        return _BEGINS_REQUEST.match(lines[0]) is not None
 
-    def parse(self, line: bytes) -> dict[str, Any]:
-        request = super().parse(line)
-        if READ_ERROR in request:
-            return request
+    @classmethod
+    def settle(cls, tables: Sequence[Table]) -> Sequence[Table]:
+        settled = super().settle(tables)
+        if all(PROMPT_KINDS.keys().isdisjoint(table.schema.names) for table in settled):
+            for table in settled:  # no request has a prompt: each row then says what is wrong with it
+                table.schema = table.schema.append(pa.field("prompt", STRING.arrow))
+        return settled
+
+    def parse(self, line: bytes) -> Line:
+        request, error = super().parse(line)
+        if error is not None:
+            return Line({}, error)
         row = {"id": request.get("custom_id")}
         try:
-            row.update(_columns(request.get("body")))
-        except ValueError as error:
-            row[READ_ERROR] = str(error)
-        role = next((role for role in PROMPT_KINDS if row.get(role) is not None), None)
-        if role is None:
-            return row
-        if self._role is None:
-            self._role = role if PROMPT_KINDS[role].fits(row[role]) else None
-        elif role != self._role:
-            del row[role]
-            row.setdefault(READ_ERROR, f"bad_type: got {role}, expected {self._role} as in the requests above")
-        return row
-
-
-def _columns(body: Any) -> Iterator[tuple[str, Any]]:
-    """The columns of one request. Raises ValueError with "code: sentence"."""
-    if not isinstance(body, dict):
-        raise ValueError("bad_json: body: expected an object")
-    for name, value in body.items():
-        if name == "messages":
-            yield name, [_message(message) for message in value] if isinstance(value, list) else value
-        elif name == "prompt":
-            yield ("prompt_token_ids" if isinstance(value, list) else name), value
-        elif name in SAMPLING_NAMES:
-            yield SAMPLING_NAMES[name], value
-        elif name not in IGNORED and not _is_off(name, value):
-            raise ValueError(f"bad_sampling: body.{name} is not supported")
-
-
-def _is_off(name: str, value: Any) -> bool:
-    """Whether a name that is not supported has the value that asks for nothing."""
-    if name == "logprobs":
-        return value is None or value is False
-    return value is None or (name == "response_format" and value == {"type": "text"})
-
-
-def _message(message: Any) -> Any:
-    """A message whose content is plain text, also where it came as a list of text parts."""
-    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
-        return message
-    parts = message["content"]
-    if not all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
-        raise ValueError("bad_messages: expected content of type text only")
-    return {**message, "content": "".join(str(part.get("text", "")) for part in parts)}
+            if request.get("url") not in (None, *URLS):
+                raise RowError("bad_sampling", f"url: got {request['url']!r}, expected {' or '.join(URLS)}")
+            row.update(columns_of(request.get("body")))
+        except RowError as found:
+            error = found
+        return Line(row, error)

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...errors import RowError
 from .files import InputFile
 from .json_kinds import Expected
-from .table import BATCH_ROWS, Table
+from .table import BATCH_ROWS, Rows, Table, batch_of
+
+BLOCK_BYTES = 1 << 20
+DECODING_ERRORS = (OSError, pa.ArrowException, ValueError)
+"""What damaged or encrypted data raises. A disk or a network that fails raises OSError too."""
 
 
 class ParquetTable(Table):
-    """A Parquet file: schema and row counts from its footer, rows streamed page by page."""
+    """A Parquet file: schema and row counts from its footer, rows streamed page by page.
+
+    Page checksums are verified. A row with a cell that cannot be decoded is an error row. After a damaged page, the
+    rest of its column chunk cannot be decoded either.
+    """
 
     extensions = (".parquet", ".pq", ".parq")
 
@@ -25,24 +37,130 @@ class ParquetTable(Table):
             self.schema = parquet.schema_arrow
             metadata = parquet.metadata
             self._group_rows = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+        self._names = frozenset(self.schema.names)
         self.num_rows = sum(self._group_rows)
 
     @staticmethod
     def recognizes(head: bytes) -> bool:
         return head.startswith(b"PAR1")
 
-    def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        ends = list(accumulate(self._group_rows))
-        groups = [i for i, end in enumerate(ends) if start < end and end - self._group_rows[i] < stop]
-        present = [name for name in columns if name in self.schema.names]
-        row = ends[groups[0]] - self._group_rows[groups[0]] if groups else stop
+    def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Rows]:
+        present = [name for name in columns if name in self._names]
         with self._file.open() as stream:
-            # Buffered pages instead of whole column chunks: a file of one huge row group takes no more memory.
-            parquet = pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)
-            for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=present):
-                first, last = max(start - row, 0), min(stop - row, batch.num_rows)
-                if first < last:
-                    yield batch.slice(first, last - first)
-                row += batch.num_rows
-                if row >= stop:
-                    return
+            parquet = _opened(stream, self._file.name)
+            for index, end in enumerate(accumulate(self._group_rows)):
+                row = end - self._group_rows[index]
+                if row >= stop or end <= start:
+                    continue
+                for rows in _RowGroup(self._file.name, stream, parquet, index, end - row).read(present):
+                    first, last = max(start - row, 0), min(stop - row, rows.batch.num_rows)
+                    if first < last:
+                        yield rows.slice(first, last)
+                    row += rows.batch.num_rows
+                    if row >= stop:
+                        return
+
+
+@dataclass(frozen=True)
+class _RowGroup:
+    """Row group `index` of a file.
+
+    Args:
+        file: its name.
+        stream: the open file that `parquet` reads.
+    """
+
+    file: str
+    stream: Any
+    parquet: pq.ParquetFile
+    index: int
+    num_rows: int
+
+    def read(self, columns: Sequence[str]) -> Iterator[Rows]:
+        """Yields all rows. Raises OSError where the bytes cannot be read."""
+        done = 0
+        try:
+            for batch in self.parquet.iter_batches(BATCH_ROWS, row_groups=[self.index], columns=columns):
+                done += batch.num_rows
+                yield Rows(batch.select(columns), {})
+        except DECODING_ERRORS:  # of some column, which the next lines find
+            pass
+        if done < self.num_rows:
+            yield from self._read_by_column(columns, done)
+
+    def _read_by_column(self, columns: Sequence[str], start: int) -> Iterator[Rows]:
+        """Yields the rows from `start` on. Each column is decoded by itself, so that one spoils no other."""
+        file = _WatchedFile(self.stream)
+        parquet = _opened(pa.PythonFile(file, mode="r"), self.file)
+        cells = {name: self._cells(parquet, file, name) for name in columns}
+        for first in range(0, self.num_rows, BATCH_ROWS):
+            count = min(BATCH_ROWS, self.num_rows - first)
+            found = {name: next(chunks) for name, chunks in cells.items()}
+            error = next((error for _, error in found.values() if error is not None), None)
+            errors = {} if error is None else dict.fromkeys(range(count), error)
+            rows = Rows(batch_of({name: array for name, (array, _) in found.items()}, count), errors)
+            if first + count > start:
+                yield rows.slice(max(start - first, 0), count)
+
+    def _cells(
+        self, parquet: pq.ParquetFile, file: _WatchedFile, column: str
+    ) -> Iterator[tuple[pa.Array, RowError | None]]:
+        """Yields a column, `BATCH_ROWS` rows at a time; nulls and the reason from where it cannot be decoded."""
+        batches = parquet.iter_batches(BATCH_ROWS, row_groups=[self.index], columns=[column])
+        left = self.num_rows
+        reason = "fewer values than rows"
+        try:
+            while left:
+                pieces: list[pa.Array] = []
+                while sum(map(len, pieces)) < min(BATCH_ROWS, left):
+                    pieces.append(next(batches).select([column]).column(0))
+                values = pa.concat_arrays(pieces)
+                left -= len(values)
+                yield values, None
+        except StopIteration:
+            pass
+        except DECODING_ERRORS as found:
+            if file.error is not None:
+                raise OSError(errno.EIO, f"cannot be read: {file.error}", self.file) from found
+            reason = str(found)
+        error = RowError("read_error", f"{self.file}: row group {self.index}, column {column!r}: {reason}")
+        kind = parquet.schema_arrow.field(column).type
+        while left:
+            count = min(BATCH_ROWS, left)
+            left -= count
+            yield pa.nulls(count, kind), error
+
+
+def _opened(stream: Any, name: str) -> pq.ParquetFile:
+    """Opens a file whose footer could be read before. Raises OSError with the file's name where that fails."""
+    try:
+        # Buffered pages instead of whole column chunks: a file of one huge row group takes no more memory.
+        return pq.ParquetFile(stream, pre_buffer=False, buffer_size=BLOCK_BYTES, page_checksum_verification=True)
+    except DECODING_ERRORS as error:
+        raise OSError(errno.EIO, f"cannot be read: {error}", name) from error
+
+
+class _WatchedFile:
+    """A file for pyarrow that keeps the error of a failed read, to tell a disk that fails from damaged data."""
+
+    closed = False
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.error: Exception | None = None
+
+    def read(self, size: int) -> bytes:
+        try:
+            return bytes(self._stream.read(size))
+        except Exception as error:  # of any file system
+            self.error = error
+            raise
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._stream.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._stream.tell())
+
+    def close(self) -> None:
+        """The stream is closed by who opened it."""

@@ -17,13 +17,26 @@ from .arrow_types import (
     is_number,
     is_text,
     is_texts,
+    is_utf8,
+    is_utf8s,
     or_null,
 )
-from .json_kinds import BOOLEAN, INTEGER, NUMBER, NUMBERS_BY_NAME, STRING, STRINGS, Expected, JsonKind, ListOf, Struct
+from .json_kinds import (
+    BOOLEAN,
+    INTEGER,
+    MESSAGES,
+    NUMBER,
+    NUMBERS_BY_NAME,
+    STRING,
+    STRINGS,
+    Expected,
+    JsonKind,
+    ListOf,
+)
 
 PROMPT_KINDS: dict[str, JsonKind] = {
     "prompt": STRING,
-    "messages": ListOf(Struct({"role": STRING, "content": STRING})),
+    "messages": MESSAGES,
     "prompt_token_ids": ListOf(INTEGER),
 }
 """Where prompts come from → the JSON kind of the column. A generate job has one of these columns, or a template."""
@@ -35,14 +48,14 @@ SCORE_KINDS: dict[str, Expected] = {
 }
 """Parts of a row of a score job → the JSON kinds of the column."""
 
-_TEXT_OR_IDS = Check(lambda kind: is_text(kind) or is_ids(kind), "string or list<int>")
+_TEXT_OR_IDS = Check(lambda kind: is_utf8(kind) or is_ids(kind), "string or list<int>")
 CHECKS: dict[str, Check] = {
-    "prompt": Check(is_text, "string"),
-    "messages": Check(is_messages, "list<struct<role: string, content: string>>"),
+    "prompt": Check(is_utf8, "string"),
+    "messages": Check(is_messages, "list<struct<role: string, content: string>>, or JSON text of it"),
     "prompt_token_ids": Check(is_ids, "list<int>"),
     "context": _TEXT_OR_IDS,
     "continuation": _TEXT_OR_IDS,
-    "choices": Check(lambda kind: is_texts(kind) or is_lists_of_ids(kind), "list<string> or list<list<int>>"),
+    "choices": Check(lambda kind: is_utf8s(kind) or is_lists_of_ids(kind), "list<string> or list<list<int>>"),
     "answer": Check(pt.is_integer, "int, the index of the right choice"),
 }
 """Role → the Arrow types of its column."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,13 +14,16 @@ from ...errors import RowError
 from ...rows import ErrorRow, GenerateRow, ScoreRow
 from ...sampling_fields import Biases, Integer
 from ...sampling_params import SAMPLING_FIELDS, SamplingParams
+from ...text.messages import utf8
 from ..config import JobConfig, sampling_with
 from ..plan import Unit
 from .columns import Columns
-from .table import READ_ERROR
+from .table import Rows
 
 Record = dict[str, Any]
 """A row's values by column name."""
+_PROMPT: Any = object()
+"""The key of a rendered prompt in a record. It is no text, and so not the name of a column."""
 
 
 class RowKey(NamedTuple):
@@ -36,8 +40,6 @@ class RowParser:
         job: the job, whose sampling section a row may override.
         columns: which column has which role.
 
-    Raises:
-        ConfigurationError: the template is not valid Jinja.
     """
 
     def __init__(self, job: JobConfig, columns: Columns) -> None:
@@ -46,31 +48,47 @@ class RowParser:
         self._add_bos_token = job.score.add_bos_token
         self._parse = self._score_row if job.task == "score" else self._generate_row
         self._has_sampling = bool(columns.sampling) or columns.sampling_struct is not None
-        self._template = None
+        self._renderer = None
         if columns.template is not None:
-            from .template import Template
+            from .rendering import Renderer
 
-            self._template = Template(columns.template)
+            self._renderer = Renderer(columns.template)
 
-    def rows(self, batch: pa.RecordBatch, keys: Sequence[RowKey]) -> list[GenerateRow | ScoreRow | ErrorRow]:
-        """Returns the rows of a batch, in order, each with the key in its place."""
-        return [self._row(key, record) for key, record in zip(keys, self._records(batch), strict=True)]
+    def rows(self, source: Rows, keys: Sequence[RowKey]) -> list[GenerateRow | ScoreRow | ErrorRow]:
+        """Returns rows to serve, in order, each with the key in its place."""
+        records = enumerate(self._records(source.batch))
+        return [
+            self._row(key, source.errors.get(index, record)) for key, (index, record) in zip(keys, records, strict=True)
+        ]
 
     def _row(self, key: RowKey, record: Record | RowError) -> GenerateRow | ScoreRow | ErrorRow:
         if isinstance(record, RowError):
             return ErrorRow(key, key.row, record)
         try:
-            if reason := record.pop(READ_ERROR, None):
-                code, _, message = reason.partition(": ")
-                raise RowError(code, message)
             return self._parse(key, record)
         except RowError as error:
             return ErrorRow(key, key.row, error)
 
-    def _records(self, batch: pa.RecordBatch) -> Iterator[Record | RowError]:
+    def _records(self, batch: pa.RecordBatch) -> Iterable[Record | RowError]:
+        """Returns each row's values. With a template they include the prompt, or its error, under the key _PROMPT."""
+        if self._renderer is None:
+            return self._cells(batch)
+        records = list(self._cells(batch))
+        readable = [record for record in records if not isinstance(record, RowError)]
+        prompts = self._renderer.render([self._parsed(record) for record in readable])
+        for record, prompt in zip(readable, prompts, strict=True):
+            record[_PROMPT] = prompt
+        return records
+
+    def _parsed(self, record: Record) -> Record:
+        """The values for a template: those that a column holds as JSON text are parsed."""
+        texts = {name: record[name] for name in self._columns.json_text}
+        return {**record, **{name: json.loads(text) for name, text in texts.items() if text is not None}}
+
+    def _cells(self, batch: pa.RecordBatch) -> Iterator[Record | RowError]:
         """Yields each row's values, read column by column; where that fails, cell by cell, so that one row is bad."""
         names = batch.schema.names
-        ids = set() if self._template else set(self._columns.roles.values())
+        ids = set() if self._renderer else set(self._columns.roles.values())
         try:
             columns = [_values(batch[name], as_arrays=name in ids) for name in names]
         except Exception:  # of pyarrow, of a time zone or of pandas: what a value raises is not known
@@ -89,26 +107,34 @@ class RowParser:
         return ScoreRow(key, key.row, context, continuations, self._add_bos_token)
 
     def _prompt(self, record: Record) -> Any:
-        if self._template is not None:
-            return self._template.render(record)
-        ((part, column),) = self._columns.roles.items()
+        if self._renderer is not None:
+            prompt = record[_PROMPT]
+            if isinstance(prompt, RowError):
+                raise prompt
+            return prompt
+        given = {part: column for part, column in self._columns.roles.items() if record[column] is not None}
+        if len(given) != 1:
+            names = " and ".join(map(repr, self._columns.roles.values()))
+            if given:
+                raise RowError("bad_type", f"the row has several prompts, expected one in the columns {names}")
+            are_null = f"column {names} is" if len(self._columns.roles) == 1 else f"columns {names} are"
+            raise RowError("null_prompt", f"the {are_null} null")
+        ((part, column),) = given.items()
         value = record[column]
-        if value is None:
-            raise RowError("null_prompt", f"the column {column!r} is null")
         if part == "prompt_token_ids":
             return _ids(column, value)
         if part == "messages":
             from ...text.chat import render_messages
 
             return render_messages(value)
-        return value
+        return _text(column, value)
 
     def _text_or_ids(self, record: Record, part: str) -> Any:
         column = self._columns.roles[part]
         value = record[column]
         if value is None:
             raise RowError("null_prompt", f"the column {column!r} is null")
-        return value if isinstance(value, str) else _ids(column, value)
+        return value if isinstance(value := _text(column, value), str) else _ids(column, value)
 
     def _continuations(self, record: Record) -> list[Any]:
         column = self._columns.roles.get("choices")
@@ -121,7 +147,8 @@ class RowParser:
             raise RowError("no_choices", f"the column {column!r} is empty, expected at least one choice")
         if any(choice is None for choice in choices):
             raise RowError("bad_type", f"the column {column!r} has a null in it")
-        return [choice if isinstance(choice, str) else _ids(column, choice) for choice in choices]
+        texts = [_text(column, choice) for choice in choices]
+        return [choice if isinstance(choice, str) else _ids(column, choice) for choice in texts]
 
     def _sampling(self, record: Record) -> SamplingParams:
         if not self._has_sampling:
@@ -157,6 +184,11 @@ def _read_cells(batch: pa.RecordBatch, index: int) -> Record | RowError:
         return {name: batch[name][index].as_py() for name in batch.schema.names}
     except Exception as error:  # see `_records`
         return RowError("bad_type", f"the row holds a value that cannot be read: {type(error).__name__}: {error}")
+
+
+def _text(column: str, value: Any) -> Any:
+    """The text that bytes hold in UTF-8, and any other value itself."""
+    return utf8(value, f"the column {column!r}") if isinstance(value, bytes) else value
 
 
 def _ids(column: str, value: Any) -> Any:

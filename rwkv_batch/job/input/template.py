@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date, time, timedelta
+from decimal import Decimal
 from functools import partial, wraps
 from typing import Any
+from uuid import UUID
 
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta, nodes
+from jinja2 import (
+    Environment,
+    StrictUndefined,
+    TemplateError,
+    TemplateSyntaxError,
+    Undefined,
+    meta,
+    nodes,
+    pass_eval_context,
+)
+from jinja2.nodes import EvalContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ...errors import ConfigurationError, RowError
@@ -19,31 +32,30 @@ ROW = "row"
 # A template is a small program over a row's data, and may fail as programs do.
 _PROGRAM_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 _TEXT_FILTERS = (
-    "capitalize",
-    "center",
-    "e",
-    "escape",
-    "forceescape",
-    "format",
-    "indent",
-    "lower",
-    "replace",
-    "string",
-    "striptags",
-    "title",
-    "trim",
-    "truncate",
-    "upper",
-    "urlencode",
-    "urlize",
-    "wordcount",
-    "wordwrap",
+    *("capitalize", "center", "e", "escape", "forceescape", "format", "indent", "lower", "pprint", "replace"),
+    *("string", "striptags", "title", "trim", "truncate", "upper", "urlencode", "urlize", "wordcount", "wordwrap"),
+    "xmlattr",
 )
-"""Jinja's filters that would turn a null into the text "None"."""
+"""Jinja's filters that would turn any value into text."""
+_CLOCKS = ("now", "today", "utcnow")
+"""The methods of dates that read the clock."""
+_PLAIN = (str, int, float, bool, Decimal, date, time, timedelta, UUID)
+"""The types of the values that become text."""
+_HINTS = {
+    "bytes": "write .decode()",
+    "generator": "write | list",
+    "builtin_function_or_method": "write () behind the name",
+    "method": "write () behind the name",
+}
+"""Name of a type that does not become text → what to do."""
 
 
 class _NullPrinted(Exception):
     """A null would become text."""
+
+
+class _NotPrintable(Exception):
+    """A value that is no data would become text."""
 
 
 class Template:
@@ -51,16 +63,18 @@ class Template:
 
     Every column is a name, and `row` maps each column to its value, unless a column has this name. One newline at the
     template's end is dropped. The filter `tojson` writes plain JSON, without escapes for HTML. A null is printed as
-    JSON only; anywhere else it is an error, unless the template handles it with `if` or `or`.
+    JSON only; anywhere else it is an error, unless the template handles it with `if` or `or`. What is printed is text,
+    numbers, booleans, times, and lists and mappings of these.
 
     Raises:
-        ConfigurationError: a syntax error; the message names the line.
+        ConfigurationError: a syntax error, or a filter or function that draws at random; the message names the line.
     """
 
     def __init__(self, source: str) -> None:
         environment = _environment()
         try:
             tree = environment.parse(source)
+            _refuse_chance(tree)
             self._names = meta.find_undeclared_variables(tree) - environment.globals.keys()
             self._subscripts = {node.arg.value for node in _row_subscripts(tree)}
             self._reads_all = _num_loads(tree, ROW) > sum(1 for _ in _row_subscripts(tree))
@@ -68,6 +82,14 @@ class Template:
             self._template = environment.from_string(_with_checked_concatenations(tree))
         except TemplateSyntaxError as error:
             raise ConfigurationError(f"template, line {error.lineno}: {error.message}") from error
+        except (
+            SyntaxError,
+            ValueError,
+            ArithmeticError,
+            RecursionError,
+            MemoryError,
+        ) as error:
+            raise ConfigurationError(f"template: Python cannot compile it: {error or type(error).__name__}") from error
 
     def columns(self, known: Sequence[str]) -> list[str]:
         """The columns of an input that the template reads, in the input's order.
@@ -94,8 +116,8 @@ class Template:
             columns: values by column name.
 
         Raises:
-            RowError: code "template_error": an unknown column, a null that is printed, an operation that fails, or one
-                that the sandbox forbids.
+            RowError: code "template_error": an unknown column, a null or an object that is printed, an operation that
+                fails, or one that the sandbox forbids.
         """
         try:
             return self._template.render({ROW: columns, **columns})
@@ -103,36 +125,80 @@ class Template:
             nulls = ", ".join(name for name, value in columns.items() if value is None) or "inside a column"
             message = f"template: a null is printed (null in this row: {nulls}); write {{{{ name or '' }}}}, or use if"
             raise RowError("template_error", message) from None
+        except _NotPrintable as error:
+            raise RowError("template_error", f"template: {error}") from None
         except (TemplateError, *_PROGRAM_ERRORS) as error:
             message = f"template: {type(error).__name__}: {error} (columns: {', '.join(columns) or 'none'})"
             raise RowError("template_error", message) from error
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, finalize=_printed)
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, in which only data becomes text, and nothing reads the clock."""
+
+    intercepted_binops = frozenset(["%"])
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if isinstance(left, str):
+            _printed(right)
+        return super().call_binop(context, operator, left, right)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        wrapped = super().wrap_str_format(value)
+        return None if wrapped is None else _checked(wrapped, checks_named=True)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        reads_clock = attr in _CLOCKS and isinstance(obj, date)
+        return not reads_clock and super().is_safe_attribute(obj, attr, value)
+
+
+def _environment() -> _Environment:
+    # Without the optimizer, expressions of constants are computed for each row, within the limits of a row.
+    environment = _Environment(undefined=StrictUndefined, finalize=_finalized, optimized=False)
     for name in _TEXT_FILTERS:
-        environment.filters[name] = _without_nulls(environment.filters[name])
+        environment.filters[name] = _checked(environment.filters[name], checks_named=name == "format")
     environment.filters["join"] = _join_without_nulls(environment.filters["join"])
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.filters["_printed"] = _printed
+    del environment.filters["random"], environment.globals["lipsum"]
     return environment
 
 
+@pass_eval_context  # so that Jinja does not print constants when it compiles
+def _finalized(_: EvalContext, value: Any) -> Any:
+    return _printed(value)
+
+
 def _printed(value: Any) -> Any:
-    """Returns a value that becomes text; raises _NullPrinted for a null."""
+    """Returns a value that becomes text. Raises _NullPrinted for a null and _NotPrintable for what is no data."""
+    if isinstance(value, _PLAIN):
+        return value
     if value is None:
         raise _NullPrinted
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            _printed(item)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            _printed(name)
+            _printed(item)
+    elif isinstance(value, Undefined):
+        str(value)  # raises the error that names it
+    else:
+        kind = type(value).__name__
+        hint = f"; {_HINTS[kind]}" if kind in _HINTS else ""
+        raise _NotPrintable(f"an object of type {kind} is printed, expected text, a number, a list or a mapping{hint}")
     return value
 
 
-def _without_nulls(text_filter: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that raises _NullPrinted where the value or an argument is a null."""
+def _checked(function: Callable[..., Any], checks_named: bool = False) -> Callable[..., Any]:
+    """A filter or a method that first passes the value and its arguments, perhaps named ones, to `_printed`."""
 
-    @wraps(text_filter)
+    @wraps(function)
     def checked(*arguments: Any, **named: Any) -> Any:
-        if any(argument is None for argument in arguments):
-            raise _NullPrinted
-        return text_filter(*arguments, **named)
+        for argument in (*arguments, *(named.values() if checks_named else ())):
+            if not isinstance(argument, (EvalContext, Environment)):
+                _printed(argument)
+        return function(*arguments, **named)
 
     return checked
 
@@ -155,6 +221,16 @@ def _with_checked_concatenations(tree: nodes.Template) -> nodes.Template:
             for part in concatenation.nodes
         ]
     return tree
+
+
+def _refuse_chance(tree: nodes.Template) -> None:
+    """Raises ConfigurationError where a template draws at random."""
+    draws: list[tuple[str, Any]] = [("random", node) for node in tree.find_all(nodes.Filter)]
+    draws += [("lipsum", node) for node in tree.find_all(nodes.Name)]
+    for name, node in draws:
+        if node.name == name:
+            reason = "draws at random, and a job that is started again would give other prompts"
+            raise ConfigurationError(f"template, line {node.lineno}: {name!r} {reason}; leave it out")
 
 
 def _row_subscripts(tree: nodes.Template) -> Iterator[Any]:

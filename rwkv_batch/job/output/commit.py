@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +19,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..plan import Unit, UnitPlan
+from .column_types import roomy_type
+from .parts import OutputFormat, PartMaker, RowSource, footer
+from .records import PartRecords
 from .storage import Storage
 
 logger = logging.getLogger(__name__)
 
 UNREADABLE = (OSError, pa.ArrowException, ValueError, KeyError)
 """Exceptions that reading a damaged Parquet file raises."""
-
-ROW_GROUP_ROWS = 4096
-ROW_GROUP_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -45,27 +47,6 @@ class Part:
     bytes: int
 
 
-@dataclass(frozen=True)
-class OutputFormat:
-    """The schema and the footer of parts and segments.
-
-    Args:
-        results: columns that the job adds.
-        passed: columns of the input that parts repeat, before the results.
-        footer: key-values of every file; "fingerprint" distinguishes this job's files from another job's.
-    """
-
-    results: pa.Schema
-    passed: pa.Schema
-    footer: Mapping[str, str]
-
-    def schema(self, unit: Unit, extra: Mapping[str, int] | None = None) -> pa.Schema:
-        """Returns the schema of a unit's part, with its footer as metadata."""
-        values = {**self.footer, "unit": unit.index, **(extra or {})}
-        metadata = {f"rwkv_batch.{key}": str(value) for key, value in values.items()}
-        return pa.schema([*self.passed, *self.results], metadata=metadata)
-
-
 class JobFiles:
     """The output folder and the state folder of one job.
 
@@ -77,7 +58,7 @@ class JobFiles:
         form: schema and footer of the files.
 
     Attributes:
-        damaged: paths of segments and parts that could not be read; their rows are served again.
+        damaged: paths of segments and parts that were set aside as damaged; their rows are served again.
     """
 
     def __init__(
@@ -89,23 +70,34 @@ class JobFiles:
         self._plan = plan
         self._form = form
         self._segment_schema = form.results.insert(0, pa.field("row", pa.int64()))
+        self._roomy_schema = pa.schema([field.with_type(roomy_type(field.type)) for field in self._segment_schema])
         self._next_segment = 0
         self._run = os.urandom(4).hex()
-        self.damaged: set[str] = set()
+        self._records = PartRecords(storage, os.path.join(state_folder, "parts"))
+        self.damaged: list[str] = []
 
-    def part(self, unit: Unit) -> Part | None:
-        """Returns the unit's part, if it is there, can be read, and is this job's; else None."""
+    def part(self, unit: Unit, *, thorough: bool = False) -> Part | None:
+        """Returns the unit's part, if it is there and is this job's; else None. A damaged part is set aside.
+
+        Args:
+            thorough: read the whole part and compare its checksum, and not its size alone.
+        """
         path = self._part_path(unit)
         try:
             with self._storage.open(path) as file:
-                values = _footer(pq.ParquetFile(file))
                 size = file.seek(0, os.SEEK_END)
+                fault = self._records.fault(path, size, file if thorough else None)
+                values, names = _footer_of(file) if fault is None else ({}, [])
         except FileNotFoundError:
             return None
         except UNREADABLE as error:
-            self._report_damage(path, error)
+            fault = str(error)
+        if fault is not None:
+            self._set_aside(path, fault)
             return None
         if values.get("fingerprint") != self._form.footer["fingerprint"] or values.get("unit") != str(unit.index):
+            return None
+        if names != self._form.schema(unit).names:  # of a run with another output.input_columns
             return None
         return Part(os.path.basename(path), int(values["rows"]), int(values["errors"]), size)
 
@@ -124,17 +116,17 @@ class JobFiles:
         self._storage.atomic_write(path, sink.getvalue())
 
     def committed_rows(self, unit: Unit) -> set[int]:
-        """Returns the numbers of the rows that the unit's segments have."""
-        return {row for segment in self._segments(unit, ["row"]) for row in segment["row"].to_pylist()}
+        """Returns the numbers of the rows that the unit's segments have. Reads the segments whole."""
+        return {row for segment in self._segments(unit) for row in segment["row"].to_pylist()}
 
-    def publish(self, unit: Unit, source: Iterable[pa.RecordBatch]) -> Part:
+    def publish(self, unit: Unit, source: RowSource) -> Part:
         """Writes the part of a unit whose rows are all committed, then removes its segments.
 
         Args:
-            source: the unit's rows with the columns that parts repeat.
+            source: the input, whose columns parts repeat.
 
         Raises:
-            RuntimeError: committed rows are missing, or the input has fewer rows than when the job started.
+            RuntimeError: committed rows are missing, or `PartMaker` cannot make the part.
         """
         part = self.part(unit)
         if part is None:
@@ -158,7 +150,7 @@ class JobFiles:
         """Returns the committed results in row and sample order. Of two segments with a row, the first one counts."""
         segments = list(self._segments(unit))
         if not segments:
-            return self._segment_schema.empty_table()
+            return self._roomy_schema.empty_table()
         table = pa.concat_tables(segments)
         rows = np.asarray(table["row"])
         segment_of = np.repeat(np.arange(len(segments)), [len(segment) for segment in segments])
@@ -166,55 +158,28 @@ class JobFiles:
         kept = np.flatnonzero(segment_of == segment_of[first][row_of])
         return table.take(pa.array(kept[np.argsort(rows[kept], kind="stable")]))
 
-    def _write_part(self, unit: Unit, results: pa.Table, source: Iterable[pa.RecordBatch]) -> Part:
-        errors = pc.sum(pc.equal(results["status"], "error")).as_py() or 0
-        schema = self._form.schema(unit, {"rows": unit.num_rows, "errors": errors})
-        sink = pa.BufferOutputStream()
-        num_records = 0
-        with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-            for group in _row_groups(self._joined(unit, results, source)):
-                num_records += group.num_rows
-                writer.write_table(group.cast(schema), row_group_size=group.num_rows)
-        if num_records != results.num_rows:
-            raise RuntimeError(f"unit {unit.index}: the input has lost rows since the job started")
-        data = sink.getvalue()
+    def _write_part(self, unit: Unit, results: pa.Table, source: RowSource) -> Part:
+        made = PartMaker(self._form, source).make(unit, results)
         path = self._part_path(unit)
-        self._storage.atomic_write(path, data)
-        return Part(os.path.basename(path), unit.num_rows, errors, data.size)
+        self._records.add(path, made.data)
+        self._storage.atomic_write(path, made.data)
+        return Part(os.path.basename(path), unit.num_rows, made.errors, made.data.size)
 
-    def _joined(self, unit: Unit, results: pa.Table, source: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-        """Yields the results with their rows' input columns before them, a batch at a time."""
-        rows = np.asarray(results["row"])
-        results = results.drop_columns("row")
-        names = self._form.passed.names
-        if not names:
-            yield results
-            return
-        first_row = unit.start
-        for batch in source:
-            low, high = np.searchsorted(rows, [first_row, first_row + batch.num_rows])
-            passed = pa.Table.from_batches([batch.select(names)])
-            if high - low != batch.num_rows:  # several samples of a row repeat its input
-                passed = passed.take(pa.array(rows[low:high] - first_row))
-            result = results.slice(low, high - low)
-            yield pa.table([*passed.columns, *result.columns], names=[*names, *result.column_names])
-            first_row += batch.num_rows
-
-    def _segments(self, unit: Unit, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Yields the unit's segments that can be read, in the order of their names."""
+    def _segments(self, unit: Unit) -> Iterator[pa.Table]:
+        """Yields the unit's segments in the order of their names. A damaged one is set aside."""
         for path in self._segment_paths(unit):
             try:
                 with self._storage.open(path) as file:
                     parquet = pq.ParquetFile(file, page_checksum_verification=True)
-                    if _footer(parquet).get("fingerprint") != self._form.footer["fingerprint"]:
+                    if footer(parquet).get("fingerprint") != self._form.footer["fingerprint"]:
                         continue
-                    table = parquet.read(columns).select(columns or self._segment_schema.names)
+                    table = parquet.read().select(self._segment_schema.names).cast(self._roomy_schema)
             except FileNotFoundError:  # another process has just published the unit
                 continue
             except UNREADABLE as error:
-                self._report_damage(path, error)
+                self._set_aside(path, str(error))
                 continue
-            yield table.replace_schema_metadata(None)
+            yield table
 
     def _segment_paths(self, unit: Unit) -> list[str]:
         folder = self._unit_folder(unit)
@@ -226,32 +191,21 @@ class JobFiles:
     def _part_path(self, unit: Unit) -> str:
         return os.path.join(self._output_folder, part_name(unit.index, self._plan.num_units))
 
-    def _report_damage(self, path: str, error: Exception) -> None:
-        if path not in self.damaged:
-            self.damaged.add(path)
-            logger.warning("%s cannot be read and is ignored; its rows are made again (%s)", path, error)
+    def _set_aside(self, path: str, fault: str) -> None:
+        """Moves a damaged segment or part into the state folder, under a name that nothing reads."""
+        target = os.path.join(self._state_folder, "damaged", f"{os.path.basename(path)}.{os.urandom(4).hex()}")
+        with suppress(FileNotFoundError):  # another process has just done so
+            self._storage.move(path, target)
+            self.damaged.append(path)
+            logger.warning("%s is damaged (%s); it is now %s, and its rows are made again", path, fault, target)
+
+
+def _footer_of(file: Any) -> tuple[dict[str, str], list[str]]:
+    """Returns this project's key-values in the footer of an open part, and the names of its columns."""
+    parquet = pq.ParquetFile(file)
+    return footer(parquet), parquet.schema_arrow.names
 
 
 def part_name(index: int, count: int) -> str:
     """Returns the file name of the part of unit `index` of `count`."""
     return f"part-{index:05d}-of-{count:05d}.parquet"
-
-
-def _footer(parquet: pq.ParquetFile) -> dict[str, str]:
-    """Returns this project's key-values in a Parquet file's footer, without their prefix."""
-    metadata = parquet.metadata.metadata or {}
-    pairs = ((key.decode(), value.decode()) for key, value in metadata.items())
-    return {key.removeprefix("rwkv_batch."): value for key, value in pairs if key.startswith("rwkv_batch.")}
-
-
-def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Joins small tables and cuts large ones, so that each makes a row group of a useful size."""
-    pending: list[pa.Table] = []
-    for table in tables:
-        for start in range(0, table.num_rows, ROW_GROUP_ROWS):
-            pending.append(table.slice(start, ROW_GROUP_ROWS))
-            if sum(map(len, pending)) >= ROW_GROUP_ROWS or sum(piece.nbytes for piece in pending) >= ROW_GROUP_BYTES:
-                yield pa.concat_tables(pending)
-                pending = []
-    if pending:
-        yield pa.concat_tables(pending)

@@ -38,6 +38,9 @@ class Storage(Protocol):
     def remove(self, path: str) -> None:
         """Removes a file, and its folder if that is empty then. A file that is not there is no error."""
 
+    def move(self, path: str, target: str) -> None:
+        """Gives a file another name, in one step. Raises FileNotFoundError where the file is not there."""
+
 
 class LocalStorage:
     """A POSIX file system: temporary file, fsync, rename, fsync of the folder.
@@ -77,6 +80,12 @@ class LocalStorage:
             os.unlink(path)
         with suppress(OSError):
             os.rmdir(os.path.dirname(path))
+
+    def move(self, path: str, target: str) -> None:
+        self.make_folder(os.path.dirname(target))
+        os.replace(path, target)
+        self._sync_folder(os.path.dirname(target))
+        self._sync_folder(os.path.dirname(path))
 
     def make_folder(self, folder: str) -> None:
         """Creates `folder` and the missing folders above it, durably."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,7 @@ import pyarrow as pa
 from ...rows import ErrorRow, Finished
 from ..plan import Unit
 from .commit import JobFiles
+from .parts import RowSource
 from .results import held_bytes
 
 QUEUE_BYTES = 16 << 20
@@ -107,7 +108,7 @@ class Writer:
 
     Args:
         files: the job's segments and parts.
-        read_input: reads a unit's rows with the columns that parts repeat.
+        source: the input, whose columns parts repeat.
         to_columns: makes columns of finished rows, as `Results.batch` does.
         flush_seconds: the longest time that a finished row waits until it is committed.
         log: writes an event, given its name and its fields.
@@ -123,7 +124,7 @@ class Writer:
     def __init__(
         self,
         files: JobFiles,
-        read_input: Callable[[Unit], Iterable[pa.RecordBatch]],
+        source: RowSource,
         to_columns: Callable[[Sequence[Finished]], pa.RecordBatch],
         flush_seconds: float,
         log: Callable[..., None],
@@ -131,7 +132,7 @@ class Writer:
         self.counts = Counts()
         self.buffered_bytes = 0
         self._files = files
-        self._read_input = read_input
+        self._source = source
         self._to_columns = to_columns
         self._flush_seconds = flush_seconds
         self._log = log
@@ -262,7 +263,7 @@ class Writer:
             return
         self._commit(opened)
         start = time.monotonic()
-        part = self._files.publish(opened.unit, self._read_input(opened.unit))
+        part = self._files.publish(opened.unit, self._source)
         del self._units[opened.unit.index]
         seconds = time.monotonic() - start
         self._log("publish", part=part.name, rows=part.rows, errors=part.errors, bytes=part.bytes, seconds=seconds)

@@ -39,6 +39,7 @@ def render(report: Mapping[str, Any]) -> str:
         "output": report["output"],
         "complete": report["complete"],
         "parts": f"{report['parts']['published']} of {report['parts']['planned']}",
+        **({"damaged parts": report["damaged"]} if report["damaged"] else {}),
         "input rows": report["rows_planned"],
         "output rows": report["rows"],
         "tokens": report["tokens"],

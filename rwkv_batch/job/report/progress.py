@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,7 +91,7 @@ class Progress:
         self._recent = deque([RunStatus()])
         self._due = {"line": LINE_SECONDS, "metrics": 0.0, "sample": 0.0}
         self._progressed_at = 0.0
-        self._bar = _open_bar(rows_total) if sys.stderr.isatty() else None
+        self._bar = _open_bar(rows_total)
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="rwkv_batch-progress", daemon=True)
 
@@ -106,7 +107,8 @@ class Progress:
         self._report(self._take())
         self._log("occupancy", occupancy=self._stats().occupancy.describe())
         if self._bar is not None:
-            self._bar.close()
+            with suppress(OSError, ValueError):
+                self._bar.close()
 
     def _watch(self) -> None:
         while not self._ending.wait(TICK_SECONDS):
@@ -145,7 +147,8 @@ class Progress:
         return status
 
     def _report(self, status: RunStatus) -> None:
-        self._display(status, describe(status, self._recent[0]))
+        with suppress(OSError, ValueError):  # standard error is closed, or nobody reads it: the job goes on
+            self._display(status, describe(status, self._recent[0]))
         # The period grows with the run, so that a month of samples still fits into a report.
         if self._is_due("sample", status.seconds, period=status.seconds / 300):
             self._log("progress", **asdict(status))
@@ -160,7 +163,7 @@ class Progress:
         if self._bar is not None:
             self._bar.n = status.rows_done
             self._bar.set_postfix_str(text)
-        elif self._is_due("line", status.seconds, LINE_SECONDS):
+        elif sys.stderr is not None and self._is_due("line", status.seconds, LINE_SECONDS):
             share = status.rows_done / max(1, status.rows_total)
             rows = f"rows {status.rows_done:,}/{status.rows_total:,} ({share:.1%})"
             print(time.strftime("%H:%M:%S"), rows, "|", text, file=sys.stderr, flush=True)
@@ -210,6 +213,10 @@ def _eta(status: RunStatus) -> str:
 
 
 def _open_bar(rows_total: int) -> Any:
-    from tqdm import tqdm
+    """A bar, where standard error is a terminal; else None."""
+    with suppress(AttributeError, OSError, ValueError):  # there is no standard error, or it is closed
+        if sys.stderr.isatty():
+            from tqdm import tqdm
 
-    return tqdm(total=rows_total, unit="row", dynamic_ncols=True)
+            return tqdm(total=rows_total, unit="row", dynamic_ncols=True)
+    return None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from copy import deepcopy
 from typing import Any
 
 import pyarrow as pa
@@ -13,12 +15,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...errors import ConfigurationError
-from ..output.commit import part_name
+from ..output.commit import UNREADABLE, part_name
 from ..output.storage import LocalStorage, Storage
 from ..state import STATE_SUFFIX, Folders, read_job
 from .events import read_events
 from .history import Run, serving_seconds, shared_prefixes, timeline, utilisation
 from .page import render
+from .scores import RESULTS as SCORES
 from .scores import ScoreSummary
 
 LABELS = ("status", "error_code", "finish_reason")
@@ -61,14 +64,14 @@ def collect(storage: Storage, folders: Folders) -> Report:
     names = [part_name(index, job["plan"]["units"]) for index in range(job["plan"]["units"])]
     present = set(storage.list(folders.output))
     published = [name for name in names if name in present]
-    scores = _score_summary(job["settings"])
+    results = _results(storage, [os.path.join(folders.output, name) for name in published], job)
     runs = Run.all_of(read_events(storage, folders.state))
     return {
         "output": folders.output,
-        "complete": len(published) == len(names),
+        "complete": len(published) == len(names) and not results["damaged"],
         "parts": {"published": len(published), "planned": len(names)},
         "rows_planned": job["plan"]["rows"],
-        **_results(storage, [os.path.join(folders.output, name) for name in published], scores),
+        **results,
         "prefixes": shared_prefixes(runs),
         "utilisation": utilisation(runs),
         "runs": [run.describe() for run in runs],
@@ -95,6 +98,8 @@ def summarise(report: Report) -> list[str]:
         lines.append(f"shared  {sharing}")
     for name, metric in report["scores"].items():
         lines.append(f"score   {name} {metric['value']:.4f} ± {metric['stderr']:.4f}")
+    for name, error in report["damaged"].items():
+        lines.append(f"damaged {name} cannot be read; start the job again to make it again ({error})")
     if report["errors"]:
         lines.append(f"errors  {', '.join(f'{code} {count:,}' for code, count in report['errors'].items())}")
     return lines
@@ -112,9 +117,9 @@ def describe_sharing(report: Report) -> str:
 
 
 def first_rows(storage: Storage, folders: Folders, count: int) -> Iterator[dict[str, Any]]:
-    """Yields the first `count` rows of the published parts."""
+    """Yields the first `count` rows of the published parts. Parts that are damaged are left out."""
     for name in storage.list(folders.output):
-        with storage.open(os.path.join(folders.output, name)) as file:
+        with suppress(*UNREADABLE), storage.open(os.path.join(folders.output, name)) as file:
             for batch in pq.ParquetFile(file).iter_batches(max(1, count)):
                 for record in batch.slice(0, count).to_pylist():
                     yield record
@@ -123,20 +128,21 @@ def first_rows(storage: Storage, folders: Folders, count: int) -> Iterator[dict[
                     return
 
 
-def _results(storage: Storage, paths: Iterable[str], scores: ScoreSummary | None) -> dict[str, Any]:
-    """Returns counts, tokens, scores and histograms over the rows of the parts."""
+def _results(storage: Storage, paths: Iterable[str], job: dict[str, Any]) -> dict[str, Any]:
+    """Returns counts, tokens, scores and histograms over the rows of the parts, and which parts are damaged."""
+    scores = _score_summary(job["settings"])
     counts: dict[str, Counter[Any]] = {name: Counter() for name in (*LABELS, *LENGTHS)}
+    damaged = {}
     for path in paths:
-        with storage.open(path) as file:
-            parquet = pq.ParquetFile(file)
-            wanted = dict.fromkeys((*LABELS, *LENGTHS, "sample_index", *(scores.needs if scores else ())))
-            names = [name for name in wanted if name in parquet.schema_arrow.names]
-            for batch in parquet.iter_batches(columns=names):
-                if scores is not None:
-                    scores.add(batch)
-                for name in counts.keys() & set(names):
-                    counts[name].update(_value_counts(batch, name))
+        try:
+            found, scores = _count(storage, path, job.get("columns", {}), deepcopy(scores))
+        except UNREADABLE as error:
+            damaged[os.path.basename(path)] = str(error)
+            continue
+        for name, counter in found.items():
+            counts[name].update(counter)
     return {
+        "damaged": damaged,
         "rows": dict(counts["status"]),
         "errors": dict(counts["error_code"]),
         "finish_reasons": dict(counts["finish_reason"]),
@@ -144,6 +150,30 @@ def _results(storage: Storage, paths: Iterable[str], scores: ScoreSummary | None
         "scores": scores.metrics() if scores else {},
         "length_histograms": {name: _histogram(counts[name]) for name in LENGTHS if counts[name]},
     }
+
+
+def _count(
+    storage: Storage, path: str, renamed: Mapping[str, str], scores: ScoreSummary | None
+) -> tuple[dict[str, Counter[Any]], ScoreSummary | None]:
+    """Counts the labels and lengths of one part, and adds its rows to the scores. Returns both.
+
+    Args:
+        renamed: column that the job adds → its name in the parts, where that is another one.
+    """
+    counts: dict[str, Counter[Any]] = {name: Counter() for name in (*LABELS, *LENGTHS)}
+    own = dict.fromkeys((*LABELS, *LENGTHS, "sample_index", *(SCORES if scores else ())))
+    with storage.open(path) as file:
+        parquet = pq.ParquetFile(file)
+        present = parquet.schema_arrow.names
+        names = {name: renamed.get(name, name) for name in own if renamed.get(name, name) in present}
+        passed = [name for name in (scores.columns.values() if scores else ()) if name in present]
+        for batch in parquet.iter_batches(columns=[*dict.fromkeys([*names.values(), *passed])]):
+            results = batch.select([*names.values()]).rename_columns([*names])
+            if scores is not None:
+                scores.add(results, batch)
+            for name in counts.keys() & names.keys():
+                counts[name].update(_value_counts(results, name))
+    return counts, scores
 
 
 def _score_summary(settings: dict[str, Any]) -> ScoreSummary | None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import CheckpointError
+from ...user_files import read_json, reason_of
 from ..architecture import architectures
 from ..schema import Schema
 from .hf_layouts import HfLayout
@@ -110,9 +111,9 @@ def _read_config(folder: Path) -> Any:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON ({error}); fetch it again") from error
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not JSON ({reason_of(error)}); fetch it again") from error
 
 
 def _check_settings(folder: Path, config: Mapping[str, Any]) -> None:

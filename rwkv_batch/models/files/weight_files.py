@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import re
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ...dtypes import DTYPES, torch_dtype
-from ...errors import CheckpointError, one_of
+from ...errors import CheckpointError, looked_up, one_of
+from ...user_files import reason_of, require_regular
 from .stored import StoredTensor
 
 FLOAT_DTYPES = (*(torch_dtype(name) for name in DTYPES), torch.float64)
@@ -131,14 +131,13 @@ def first_bytes(path: Path) -> bytes:
         CheckpointError: unreadable, no regular file, empty, a Git LFS pointer, or of a format that is never read.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise CheckpointError(f"{path}: neither a regular file nor a folder; expected a model file")
+        require_regular(path)
         with path.open("rb") as file:
             start = file.read(len(_LFS_POINTER))
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise CheckpointError(
-            f"{_shown(path)}: can't be read ({reason}); expected a model file, or hf://owner/repo/file{_hint(path)}"
+            f"{_shown(path)}: can't be read ({reason_of(error)}){looked_up(path)}; expected a model file, or "
+            f"hf://owner/repo/file{_hint(path)}"
         ) from error
     if not start:
         raise CheckpointError(f"{path}: the file is empty; fetch it again")

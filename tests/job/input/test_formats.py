@@ -16,7 +16,7 @@ from rwkv_batch.job.input.files import InputFile
 from rwkv_batch.job.input.formats import FORMATS, format_of
 from rwkv_batch.job.input.json_kinds import Expected
 from rwkv_batch.job.input.reader import open_input
-from rwkv_batch.job.input.table import BATCH_ROWS, READ_ERROR, Table
+from rwkv_batch.job.input.table import BATCH_ROWS, Rows, Table
 
 from ..conftest import Job
 
@@ -34,10 +34,27 @@ def _write_openai_batch(path: Path, prompts: list[str]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def _write_arrow(path: Path, prompts: list[str]) -> None:
+    table = pa.table({"other": prompts, "prompt": prompts})
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=700)
+
+
+def _write_csv(path: Path, prompts: list[str]) -> None:
+    path.write_text("other,prompt\n" + "".join(f"{i},{prompt}\n" for i, prompt in enumerate(prompts)))
+
+
+def _write_tsv(path: Path, prompts: list[str]) -> None:
+    path.write_text("other\tprompt\n" + "".join(f"{i}\t{prompt}\n" for i, prompt in enumerate(prompts)))
+
+
 WRITERS: dict[str, Callable[[Path, list[str]], None]] = {
     "parquet": _write_parquet,
     "jsonl": _write_jsonl,
     "openai-batch": _write_openai_batch,
+    "arrow": _write_arrow,
+    "csv": _write_csv,
+    "tsv": _write_tsv,
 }
 """Format → writes a file of it with a column `prompt` of these texts, and another column."""
 PROMPTS = [f"p{i}" for i in range(2 * BATCH_ROWS + 300)]
@@ -55,13 +72,13 @@ def test_any_range_of_rows_comes_in_small_batches(name: str, tmp_path: Path) -> 
     assert "prompt" in table.schema.names
     edges = (0, 1, BATCH_ROWS, 700, 1023, len(PROMPTS))
     for start, stop in ((start, stop) for start in edges for stop in edges if start <= stop):
-        batches = list(table.read(start, stop, ["prompt", "no such column"]))
+        batches = [rows.batch for rows in table.read(start, stop, ["prompt", "no such column"])]
         assert all(0 < batch.num_rows <= BATCH_ROWS for batch in batches)
-        assert all({*batch.schema.names} - {READ_ERROR} == {"prompt"} for batch in batches)
+        assert all(batch.schema.names == ["prompt"] for batch in batches)
         assert [prompt for batch in batches for prompt in batch["prompt"].to_pylist()] == PROMPTS[start:stop]
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("csv", "tsv")])
 def test_the_first_bytes_tell_the_format(name: str, tmp_path: Path) -> None:
     WRITERS[name](tmp_path / "prompts", PROMPTS[:3])
     (file,) = open_input(str(tmp_path / "prompts"), "auto", {}).files
@@ -83,10 +100,10 @@ class LinesTable(Table):
     def recognizes(head: bytes) -> bool:
         return head.startswith(b"#lines")
 
-    def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Rows]:
         for first in range(start, stop, BATCH_ROWS):
             lines = self._lines[first : min(first + BATCH_ROWS, stop)]
-            yield pa.record_batch({"prompt": lines}).select([name for name in columns if name == "prompt"])
+            yield Rows(pa.record_batch({"prompt": lines}).select([name for name in columns if name == "prompt"]), {})
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,42 @@ def test_messages(job: Job) -> None:
     assert job.rows()[0]["prompt_tokens"] == len("User: hello\n\nAssistant:")
 
 
+USER = {"role": "user", "content": "hello"}
+PARTS = {"role": "user", "content": [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]}
+IMAGE = {"role": "user", "content": [{"type": "image_url", "text": None}]}
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([[PARTS], [IMAGE]]),
+        pa.array([{"role": ["user"], "content": ["hello"]}, {"role": ["user"], "content": []}]),
+        pa.array([{"role": ["user"], "content": [PARTS["content"]]}, None]),
+        pa.array([json.dumps([USER]), "hello"]),
+        pa.array([json.dumps([PARTS]), "{}"]).dictionary_encode(),
+        pa.array([json.dumps([USER]).encode(), b"\xff"], pa.large_binary()),
+        pa.array([[{"role": b"user", "content": b"hello"}], [{"role": b"user", "content": b"\xff"}]]),
+        pa.ExtensionArray.from_storage(pa.json_(), pa.array([json.dumps([USER]), None])),
+        pa.array([json.dumps([USER]), None], pa.string_view()),
+    ],
+    ids=["parts", "lists", "lists of parts", "text", "dictionary", "binary", "bytes", "JSON", "view"],
+)
+def test_messages_in_every_form(job: Job, column: pa.Array) -> None:
+    assert job.input(messages=column).run() == 3
+    good, bad = job.rows()
+    assert (good["status"], good["prompt_tokens"]) == ("ok", len("User: hello\n\nAssistant:"))
+    assert bad["error_code"] in ("bad_messages", "null_prompt", "invalid_text")
+
+
+def test_text_in_columns_of_bytes(job: Job) -> None:
+    job.input(prompt=pa.array(["é".encode(), b"\xff", None], pa.binary()))
+    assert job.run() == 3
+    assert codes(job) == [None, "invalid_text", "null_prompt"]
+    job.input("score.parquet", context=[b"a", b"b"], choices=[[b"x", b"y"], [b"x", b"\xff"]])
+    assert job.set(output__path=str(job.folder / "score")).run("-o", "task=score") == 3
+    assert codes(job) == [None, "invalid_text"]
+
+
 def test_a_time_beyond_all_calendars(job: Job) -> None:
     job.input(when=pa.array([0, 2**60], pa.timestamp("us"))).set(input__template="{{ when.year }}")
     assert job.run() == 3
@@ -80,6 +117,15 @@ def test_template(job: Job) -> None:
     first, *others = job.rows()
     assert first["prompt_tokens"] == len("ONE, kind!")
     assert [row["error_code"] for row in others] == ["template_error", "template_error"]
+
+
+def test_a_template_sees_the_values_of_a_column_of_several_types(job: Job) -> None:
+    job.lines('{"tags": [1, "b"], "id": 1}', '{"tags": ["c"], "id": "2b"}', '{"id": 2.5, "tags": null}', "{}")
+    job.set(input__template="{{ tags | join('+') if tags else 'none' }} {{ id }}")
+    assert job.run() == 3
+    rows = job.rows()
+    assert [row["prompt_tokens"] for row in rows] == [*map(len, ("1+b 1", "c 2b", "none 2.5")), None]
+    assert [row["tags"] for row in rows] == ['[1, "b"]', '["c"]', None, None]
 
 
 def test_template_from_a_file_sees_messages(job: Job) -> None:
@@ -192,8 +238,10 @@ def test_wrong_cells_in_jsonl(job: Job) -> None:
     assert codes(job) == [None, "bad_type", "bad_json", "bad_type", "null_prompt"]
 
 
-@pytest.mark.parametrize(("seed", "code"), [(2**63 - 1, None), (2**63, "bad_type"), (-(2**63), None)])
-def test_integers_of_64_bits_in_jsonl(job: Job, seed: int, code: str | None) -> None:
+@pytest.mark.parametrize(
+    ("seed", "code"), [(2**64 - 1, None), (2**64, "bad_type"), (-(2**63), None), (7.0, None), (7.5, "bad_type")]
+)
+def test_integers_of_64_bits_in_jsonl(job: Job, seed: float, code: str | None) -> None:
     job.lines('{"prompt": "a", "seed": 1}', f'{{"prompt": "b", "seed": {seed}}}').run()
     assert codes(job) == [None, code]
 
@@ -270,9 +318,12 @@ def test_jsonl_scores_of_token_ids(job: Job) -> None:
 def test_stop_at_the_first_bad_row(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     prompts: list[str | None] = [f"p{i}" for i in range(30)]
     prompts[25] = None
-    job.input(prompt=prompts).set(run__on_row_error="stop")
+    job.input(prompt=prompts, uid=[f"u\n{i}" for i in range(30)])
+    job.set(run__on_row_error="stop", input__columns={"id": "uid"}, output__input_columns="none")
     assert job.run() == 3
-    assert "stopped at a bad row" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "stopped at row 25 (uid 'u\\n25'): null_prompt: the column 'prompt' is null\n" in out
+    assert "start the same command again to go on with the rows after it" in out
     assert sorted(job.parts()) == ["part-00000-of-00003.parquet", "part-00001-of-00003.parquet"]
     assert not (job.state / "_SUCCESS.json").exists()
     job.set(run__on_row_error="continue")
@@ -280,9 +331,10 @@ def test_stop_at_the_first_bad_row(job: Job, capsys: pytest.CaptureFixture[str])
     assert [row["status"] for row in job.rows()].count("ok") == 29
 
 
-def test_stop_at_a_row_that_the_engine_refuses(job: Job) -> None:
+def test_stop_at_a_row_that_the_engine_refuses(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     job.input(prompt_token_ids=[[1]] * 10 + [[-1]] + [[1]] * 1000).set(run__on_row_error="stop")
     assert job.run() == 3
+    assert "stopped at row 10: token_out_of_range: id -1, expected 0 to " in capsys.readouterr().out
     assert not (job.state / "_SUCCESS.json").exists()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from decimal import Decimal
+
 import pyarrow as pa
 import pytest
 
@@ -120,6 +123,64 @@ def test_a_printed_null_is_a_row_error(source: str):
 )
 def test_nulls_that_the_template_handles(source: str, text: str):
     assert Template(source).render({"x": None}) == text
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("{{ text.upper }}", "builtin_function_or_method is printed.*write \\(\\) behind the name"),
+        ("{{ [text.upper] }}", "builtin_function_or_method"),
+        ("{{ {'a': text.upper} }}", "builtin_function_or_method"),
+        ("{{ text.upper | string }}", "builtin_function_or_method"),
+        ("{{ text.upper ~ '' }}", "builtin_function_or_method"),
+        ("{{ '%s' % text.upper }}", "builtin_function_or_method"),
+        ("{{ '%s' % (text.upper,) }}", "builtin_function_or_method"),
+        ("{{ '{}'.format(text.upper) }}", "builtin_function_or_method"),
+        ("{{ '{a}'.format(a=text.upper) }}", "builtin_function_or_method"),
+        ("{{ '%(a)s' | format(a=text.upper) }}", "builtin_function_or_method"),
+        ("{{ [text.upper] | join }}", "builtin_function_or_method"),
+        ("{{ text | map('upper') }}", "generator is printed.*write \\| list"),
+        ("{{ range(3) }}", "range"),
+        ("{{ {'a': 1}.items() }}", "dict_items"),
+        ("{{ [missing] }}", "'missing' is undefined"),
+        ("{{ raw }}", "bytes is printed.*decode"),
+        ("{% macro m() %}{% endmacro %}{{ m }}", "Macro"),
+        ("{% for c in text %}{{ loop }}{% endfor %}", "LoopContext"),
+        ("{{ when.now() }}", "SecurityError"),
+    ],
+)
+def test_what_is_no_data_is_not_printed(source: str, reason: str):
+    template = Template(source)
+    with pytest.raises(RowError, match=reason) as caught:
+        template.render({"text": "abc", "raw": b"abc", "when": datetime(2020, 1, 2)})
+    assert caught.value.code == "template_error"
+
+
+@pytest.mark.parametrize("source", ["{{ '%s' % x }}", "{{ '{}'.format(x) }}", "{{ '{a}'.format(a=x) }}", "{{ [x] }}"])
+def test_a_null_inside_a_text_is_a_row_error(source: str):
+    with pytest.raises(RowError, match="a null is printed"):
+        Template(source).render({"x": None})
+
+
+def test_data_is_printed():
+    source = "{{ [1, 2.5, true, 'a'] }} {{ {'a': [when.date().isoformat()]} }} {{ when }} {{ many }} {{ '%s' % (1,) }}"
+    columns = {"when": datetime(2020, 1, 2), "many": Decimal("1.50")}
+    assert Template(source).render(columns) == "[1, 2.5, True, 'a'] {'a': ['2020-01-02']} 2020-01-02 00:00:00 1.50 1"
+
+
+@pytest.mark.parametrize("source", ["fine\n{{ [1, 2] | random }}", "fine\n{% if x %}{{ lipsum(1) }}{% endif %}"])
+def test_chance_is_refused(source: str):
+    with pytest.raises(ConfigurationError, match=r"line 2: '(random|lipsum)' draws at random"):
+        Template(source)
+
+
+def test_expressions_of_constants_are_not_computed_when_the_template_is_read():
+    Template("{{ 'x' * (10 ** 18) }}{{ '%1000000000000d' % 1 }}{{ 'x' | center(10 ** 18) }}")
+
+
+def test_a_template_that_python_cannot_compile_is_refused():
+    with pytest.raises(ConfigurationError, match="cannot compile"):
+        Template("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}")
 
 
 def test_an_unknown_column_ends_the_job_before_the_model_loads(job: Job, capsys: pytest.CaptureFixture[str]):

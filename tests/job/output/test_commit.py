@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def test_foreign_files_in_the_state_folder_are_left_alone(small: Job, caplog: py
     assert small.run() == 0
     assert foreign.read_text() == "mine"
     assert [path.name for path in foreign.parent.iterdir()] == ["notes.txt"]
-    assert "cannot be read" not in caplog.text and "damaged" not in (small.state / "log.jsonl").read_text()
+    assert "is damaged" not in caplog.text and "damaged" not in (small.state / "log.jsonl").read_text()
 
 
 def test_segments_are_dropped_after_their_part_is_safe(small: Job) -> None:
@@ -61,11 +62,11 @@ def test_segments_are_dropped_after_their_part_is_safe(small: Job) -> None:
     files = files_of(small, ready, Recording(ready.folders.file("tmp")))
     commit_all(ready, files, unit, [0, 1])
     commit_all(ready, files, unit, [2])
-    files.publish(unit, ready.read_passed(unit))
-    assert acts == ["wrote .seg", "wrote .seg", "wrote .parquet", "removed .seg", "removed .seg"]
+    files.publish(unit, ready.source)
+    assert acts == ["wrote .seg", "wrote .seg", "wrote .json", "wrote .parquet", "removed .seg", "removed .seg"]
 
 
-def test_torn_segments_are_ignored_and_reported(small: Job, caplog: pytest.LogCaptureFixture) -> None:
+def test_torn_segments_are_set_aside_and_reported(small: Job, caplog: pytest.LogCaptureFixture) -> None:
     small.set(output__rows_per_part=ROWS)
     parts = undisturbed(small)
     ready = prepared(small)
@@ -79,14 +80,19 @@ def test_torn_segments_are_ignored_and_reported(small: Job, caplog: pytest.LogCa
         second.write_bytes(whole[:size])
         reader = files_of(small, ready)
         assert reader.committed_rows(unit) == {0, 1}, f"cut to {size} bytes"
-        assert reader.damaged == {str(second)}
+        assert reader.damaged == [str(second)]
+        assert not second.exists()
     for flipped in range(0, len(whole), 7):
         second.write_bytes(whole[:flipped] + bytes([whole[flipped] ^ 0xFF]) + whole[flipped + 1 :])
         assert files_of(small, ready).committed_rows(unit) in ({0, 1}, {0, 1, 2, 3}), f"byte {flipped}"
+    shutil.rmtree(small.state / "damaged")
     second.write_bytes(whole[: len(whole) // 2])
     assert small.run() == 0
     assert small.parts() == parts
-    assert f"{second} cannot be read and is ignored" in caplog.text
+    assert f"{second} is damaged" in caplog.text
+    (aside,) = (small.state / "damaged").iterdir()
+    assert aside.read_bytes() == whole[: len(whole) // 2]
+    assert f"it is now {aside}, and its rows are made again" in caplog.text
     assert str(second) in (small.state / "report.json").read_text()
     assert first.exists() is False
 
@@ -113,7 +119,7 @@ def test_of_two_segments_with_a_row_the_first_one_wins(small: Job) -> None:
     one.commit(unit, batch("first", [(0, 0)]))
     two.commit(unit, [])
     two.commit(unit, batch("second", [(r, s) for r in (2, 1, 0) for s in (0, 1)]))
-    two.publish(unit, ready.read_passed(unit))
+    two.publish(unit, ready.source)
     rows = [(row["id"], row["sample_index"], row["completion"]) for row in small.rows()]
     second = [(row, sample, "second") for row in (1, 2) for sample in (0, 1)]
     assert rows == [(0, 0, "first"), *second]
@@ -133,13 +139,13 @@ def test_two_runs_of_one_unit_publish_the_same_part(small: Job) -> None:
 
         def publish(other: JobFiles = other) -> None:
             commit_all(ready, other, unit, range(ROWS))
-            other.publish(unit, ready.read_passed(unit))
+            other.publish(unit, ready.source)
 
         countdown = Countdown(step, publish)
         mine = files_of(small, ready, ReadingStorage(ready.folders.file("tmp"), countdown))
         commit_all(ready, mine, unit, [0, 3])
         commit_all(ready, mine, unit, [1, 2])
-        assert mine.publish(unit, ready.read_passed(unit)).rows == ROWS
+        assert mine.publish(unit, ready.source).rows == ROWS
         assert not mine.damaged
         assert small.parts() == parts, f"at step {step}"
         is_over = countdown.left > 0
@@ -153,7 +159,7 @@ def test_rows_that_vanish_are_noticed(small: Job) -> None:
     files = files_of(small, ready)
     commit_all(ready, files, unit, [0, 1])
     with pytest.raises(RuntimeError, match="1 committed rows"):
-        files.publish(unit, ready.read_passed(unit))
+        files.publish(unit, ready.source)
     assert not small.output.exists()
 
 
@@ -162,6 +168,6 @@ def test_an_input_that_shrinks_during_the_run_is_noticed(small: Job) -> None:
     unit = units_of(ready)[0]
     files = files_of(small, ready)
     commit_all(ready, files, unit, range(3))
-    short = pa.record_batch({"id": [0], "prompt": ["prompt 0"]})
+    short = prepared(small.input("short.parquet", id=[0], prompt=["prompt 0"])).source
     with pytest.raises(RuntimeError, match="the input has lost rows"):
-        files.publish(unit, [short])
+        files.publish(unit, short)

@@ -48,7 +48,7 @@ class Files:
 
 def make(files: Files, flush_seconds: float = 1000.0) -> Writer:
     to_columns = Results("generate", SCHEMA, None).batch
-    return Writer(files, lambda unit: [], to_columns, flush_seconds, lambda *_, **__: None)  # type: ignore[arg-type]
+    return Writer(files, None, to_columns, flush_seconds, lambda *_, **__: None)  # type: ignore[arg-type]
 
 
 def ok(*rows: int, unit: Unit = UNIT, tokens: int = 1, prompt: str = "", samples: int = 1) -> list[Any]:

@@ -176,7 +176,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "GGUF file, the format of llama.cpp.*use the .pth",
     ),
     "gguf by its name": (".gguf", lambda path: path.write_bytes(b"GGUF" + bytes(99)), "GGUF file"),
-    "fifo": (".pth", lambda path: os.mkfifo(path), "neither a regular file nor a folder"),
+    "fifo": (".pth", lambda path: os.mkfifo(path), "a pipe or a device"),
     "meta": (".pth", _saved({"w": torch.empty(2, 2, device="meta")}), "'w' has no data"),
     "two of one name": (
         ".pth",

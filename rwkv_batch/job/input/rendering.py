@@ -1,0 +1,84 @@
+"""Renders a template for many rows in another process, so that no row takes more than its time and memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ...errors import RowError
+from ...process_pool import CallFailed, ProcessPool
+from .template import Template
+
+ROW_SECONDS = 3.0
+"""Rendering one row may take so long."""
+PART_SECONDS = 0.5
+"""After this time the process answers with the rows that it has rendered."""
+ROWS_AT_ONCE = 256
+PROMPT_CHARACTERS = 32 << 20
+"""The length of the longest prompt that a template may make."""
+MEMORY_BYTES = 1 << 30
+"""The memory of the process."""
+
+_Row = Mapping[str, Any]
+
+
+class Renderer:
+    """Renders a template, for lists of rows.
+
+    Args:
+        source: a template that `Template` accepts.
+    """
+
+    def __init__(self, source: str) -> None:
+        function = f"{answer_rows.__module__}:{answer_rows.__name__}"
+        self._pool = ProcessPool(function, source, num_processes=1, memory_bytes=MEMORY_BYTES)
+
+    def render(self, rows: Sequence[_Row]) -> list[str | RowError]:
+        """The prompt of each row, or its error: code "template_error".
+
+        Args:
+            rows: of each row the values by column name.
+        """
+        found: list[str | RowError] = []
+        while len(found) < len(rows):
+            found += self._rendered(rows[len(found) : len(found) + ROWS_AT_ONCE])
+        return found
+
+    def _rendered(self, rows: Sequence[_Row]) -> list[str | RowError]:
+        """The prompts of at least the first of these rows."""
+        try:
+            answers = self._pool.submit(list(rows), ROW_SECONDS + PART_SECONDS).result()
+        except CallFailed as error:
+            if len(rows) > 1:
+                return [prompt for row in rows for prompt in self._rendered([row])]
+            reason = f"takes more than {ROW_SECONDS:g} s" if error.is_late else f"fails: {error}"
+            return [RowError("template_error", f"template: rendering this row {reason}")]
+        return [RowError("template_error", message) if text is None else text for text, message in answers]
+
+
+def answer_rows(source: str) -> Callable[[list[_Row]], list[tuple[str | None, str]]]:
+    """What the process calls: rows → (the prompt, "") or (None, the error) of at least the first of them."""
+    template = Template(source)
+
+    def answer(rows: list[_Row]) -> list[tuple[str | None, str]]:
+        end = time.monotonic() + PART_SECONDS
+        found: list[tuple[str | None, str]] = []
+        for row in rows:
+            found.append(_answer(template, row))
+            if time.monotonic() > end:
+                break
+        return found
+
+    return answer
+
+
+def _answer(template: Template, row: _Row) -> tuple[str | None, str]:
+    try:
+        text = template.render(row)
+    except RowError as error:
+        return None, error.message
+    if len(text) > PROMPT_CHARACTERS:
+        limit = f"expected at most {PROMPT_CHARACTERS}"
+        return None, f"template: the prompt has {len(text)} characters, {limit}"
+    return text, ""

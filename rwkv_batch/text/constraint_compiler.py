@@ -1,0 +1,204 @@
+"""Compiles constraints in other processes, in bounded time and memory, and remembers them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MissingExtraError, RowError
+from ..process_pool import CallFailed, ProcessPool
+from .constraint import TOO_DEEP, Compiled, CompiledConstraint, StepTime, Vocabulary, answer_compilations
+
+if TYPE_CHECKING:
+    from xgrammar import TokenizerInfo
+
+TEXT_BYTES = 1 << 20
+"""The size of the longest constraint, in characters."""
+CACHE_BYTES = 256 << 20
+"""What all remembered constraints hold together, at most."""
+NUM_PROCESSES = 2
+MEMORY_BYTES = 4 << 30
+"""The memory of each process."""
+_ENTRY_BYTES = 2000
+"""Estimate of what a remembered constraint holds beside its texts."""
+
+
+class RowConstraint:
+    """The constraint of one row. Called, it begins the text of one sample, which needs the compiled constraint.
+
+    Args:
+        field: the sampling field: "json_schema", "regex" or "grammar".
+        compiled: the future of the compiled constraint; its exception is a RowError.
+        timeout: seconds of processor time that the slow steps of the row may take together.
+    """
+
+    def __init__(self, field: str, compiled: Future[Compiled], timeout: float) -> None:
+        self.compiled = compiled
+        self._field = field
+        self._timeout = timeout
+        self._step_time = StepTime(timeout)
+
+    def __call__(self) -> CompiledConstraint:
+        return self.compiled.result().begin(self._step_time)
+
+    def error(self) -> RowError | None:
+        """Why the row cannot be served, as far as that is known."""
+        if self.compiled.done() and (error := self.compiled.exception()) is not None:
+            return error if isinstance(error, RowError) else _too_large(self._field, str(error))
+        if self._step_time.is_spent:
+            limit = f"more than constraint_timeout ({self._timeout:g} s)"
+            return _too_large(self._field, f"finding the allowed tokens takes {limit}; simplify it")
+        return None
+
+
+class ConstraintCompiler:
+    """Compiles constraints for one vocabulary. Threads may share a compiler.
+
+    Other processes compile. They start with the first constraint, and end when they have had nothing to do for a while.
+    The compiled constraints, and the errors, are remembered by their texts.
+
+    Args:
+        token_bytes: bytes by id; None, or an id beyond the end, has no bytes and is never allowed.
+        vocab_size: V.
+        eos_token_id: the end of text; allowed where the text may end.
+        timeout: seconds that compiling one constraint may take.
+    """
+
+    def __init__(
+        self, token_bytes: Sequence[bytes | None], vocab_size: int, eos_token_id: int = 0, timeout: float = 10.0
+    ) -> None:
+        self._vocabulary = Vocabulary.of(token_bytes, vocab_size, eos_token_id)
+        self._timeout = timeout
+        self._lock = threading.RLock()
+        self._known: OrderedDict[tuple[str, str], Future[Compiled]] = OrderedDict()
+        self._sizes: dict[tuple[str, str], int] = {}
+        self._num_bytes = 0
+        function = f"{answer_compilations.__module__}:{answer_compilations.__name__}"
+        self._pool = ProcessPool(function, self._vocabulary, NUM_PROCESSES, MEMORY_BYTES)
+
+    def compile(
+        self,
+        json_schema: str | Mapping[str, Any] | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
+    ) -> CompiledConstraint:
+        """The constraint of a text that is still empty, for one running sequence. Waits until it is compiled.
+
+        Raises:
+            RowError, MissingExtraError: as `start`; and RowError for what the future of `start` raises.
+        """
+        constraint = self.start(json_schema, regex, grammar)
+        constraint.compiled.exception()
+        if error := constraint.error():
+            raise error
+        return constraint()
+
+    def start(
+        self,
+        json_schema: str | Mapping[str, Any] | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
+    ) -> RowConstraint:
+        """Starts to compile the constraint of a row, unless it is known. Give exactly one argument.
+
+        Args:
+            json_schema: the text is a JSON value on one line, as `json.dumps` writes it, that satisfies the schema.
+                Properties come in the schema's order. A property that the schema does not name is left out, unless the
+                schema asks for such properties.
+            regex: the whole text matches; `\\d`, `\\w` and `\\s` are ASCII.
+            grammar: EBNF as in GBNF; the text derives from the rule `root`.
+
+        Returns:
+            The constraint. Its future raises RowError: code "bad_sampling" for an argument that is malformed, cannot be
+            enforced, or matches no text; "constraint_too_large" for one that takes too much time or memory. The
+            message names the field and the reason.
+
+        Raises:
+            RowError: the same, for what is known at once.
+            MissingExtraError: the extra `structured` is not installed.
+        """
+        given = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
+        fields = [field for field, value in given.items() if value is not None]
+        if len(fields) != 1:
+            found = " and ".join(fields) or "no constraint"
+            raise RowError("bad_sampling", f"got {found}, expected one of {', '.join(given)}")
+        (field,) = fields
+        key = field, _text(field, given[field])
+        with self._lock:
+            compiled = self._known.get(key)
+            if compiled is None:
+                compiled = self._compiled(*key)
+                self._remember(key, compiled, 0)
+            else:
+                self._known.move_to_end(key)
+        return RowConstraint(field, compiled, self._timeout)
+
+    @cached_property
+    def _tokenizer_info(self) -> TokenizerInfo:
+        try:
+            import xgrammar  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError("structured output", "xgrammar", "structured") from error
+        return self._vocabulary.tokenizer_info()
+
+    def _compiled(self, field: str, text: str) -> Future[Compiled]:
+        """The future of the compiled constraint. It is complete when another process has compiled it."""
+        self._tokenizer_info  # noqa: B018 - raises MissingExtraError here, and not in another thread
+        compiled: Future[Compiled] = Future()
+        self._pool.submit((field, text), self._timeout).add_done_callback(partial(self._finish, compiled, field, text))
+        return compiled
+
+    def _finish(self, compiled: Future[Compiled], field: str, text: str, answered: Future[Any]) -> None:
+        """Completes a future with the answer of a process."""
+        from xgrammar import CompiledGrammar
+
+        try:
+            serialized, reason, is_too_large = answered.result()
+            if serialized is None:
+                raise _too_large(field, reason) if is_too_large else RowError("bad_sampling", f"{field}: {reason}")
+            grammar = CompiledGrammar.deserialize_json(serialized, self._tokenizer_info)
+            result = Compiled(grammar, self._vocabulary, is_json=field == "json_schema")
+        except CallFailed as error:
+            limit = f"takes more than constraint_timeout ({self._timeout:g} s)"
+            reason = f"compiling {limit if error.is_late else f'failed: {error}'}; simplify it"
+            compiled.set_exception(_too_large(field, reason))
+        except BaseException as error:
+            compiled.set_exception(error)
+        else:
+            with self._lock:
+                self._remember((field, text), compiled, len(serialized))
+            compiled.set_result(result)
+
+    def _remember(self, key: tuple[str, str], compiled: Future[Compiled], num_bytes: int) -> None:
+        """Puts a constraint into the cache, and drops the oldest ones while all together are too large."""
+        self._known[key] = compiled
+        size = _ENTRY_BYTES + len(key[1]) + num_bytes
+        self._num_bytes += size - self._sizes.get(key, 0)
+        self._sizes[key] = size
+        while len(self._known) > 1 and self._num_bytes > CACHE_BYTES:
+            oldest, _ = self._known.popitem(last=False)
+            self._num_bytes -= self._sizes.pop(oldest)
+
+
+def _text(field: str, value: Any) -> str:
+    """A constraint as text. Raises RowError where it has none, and where the text is too long."""
+    try:
+        text = json.dumps(value) if field == "json_schema" and not isinstance(value, str) else value
+    except RecursionError as error:
+        raise _too_large(field, TOO_DEEP) from error
+    except (TypeError, ValueError) as error:
+        raise RowError("bad_sampling", f"{field}: {error}") from error
+    if not isinstance(text, str):
+        raise RowError("bad_sampling", f"{field}: got {text!r}, expected a string")
+    if len(text) > TEXT_BYTES:
+        raise _too_large(field, f"has {len(text)} characters, expected at most {TEXT_BYTES}")
+    return text
+
+
+def _too_large(field: str, reason: str) -> RowError:
+    return RowError("constraint_too_large", f"{field}: {reason}")

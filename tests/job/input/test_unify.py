@@ -1,0 +1,128 @@
+"""One type for a column that several files have."""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from rwkv_batch.job.input.unify import converted, readable, unified
+
+TEXT = pa.string()
+INT = pa.int64()
+STRUCT = pa.struct([pa.field("a", pa.int32(), nullable=False)])
+
+
+def list_of(item: pa.DataType) -> pa.DataType:
+    return pa.list_(item)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (TEXT, pa.large_string(), pa.large_string()),
+        (pa.dictionary(pa.int8(), TEXT), TEXT, TEXT),
+        (pa.dictionary(pa.int8(), TEXT), pa.dictionary(pa.int32(), pa.large_string()), pa.large_string()),
+        (pa.int32(), INT, INT),
+        (pa.uint8(), pa.int16(), pa.int16()),
+        (pa.float32(), pa.float64(), pa.float64()),
+        (INT, pa.float64(), pa.float64()),
+        (pa.decimal128(7, 5), pa.decimal128(8, 2), pa.decimal128(11, 5)),
+        (pa.decimal128(7, 2), INT, pa.decimal128(21, 2)),
+        (pa.timestamp("us"), pa.timestamp("ns"), pa.timestamp("ns")),
+        (pa.timestamp("us", "UTC"), pa.timestamp("ms", "Europe/Berlin"), pa.timestamp("us", "UTC")),
+        (pa.date32(), pa.date64(), pa.date64()),
+        (pa.time32("s"), pa.time64("us"), pa.time64("us")),
+        (pa.duration("s"), pa.duration("ms"), pa.duration("ms")),
+        (pa.null(), STRUCT, pa.struct([("a", pa.int32())])),
+        (pa.binary(16), pa.binary(), pa.binary()),
+        (pa.uuid(), pa.binary(16), pa.binary(16)),
+        (pa.json_(), TEXT, TEXT),
+        (pa.list_(pa.int8(), 2), list_of(INT), list_of(INT)),
+        (list_of(TEXT), pa.large_list(pa.dictionary(pa.int8(), TEXT)), pa.large_list(TEXT)),
+        (list_of(pa.null()), list_of(STRUCT), list_of(pa.struct([("a", pa.int32())]))),
+        (STRUCT, pa.struct([("a", pa.int32()), ("b", TEXT)]), pa.struct([("a", pa.int32()), ("b", TEXT)])),
+        (STRUCT, pa.struct([("a", pa.float64())]), pa.struct([("a", pa.float64())])),
+        (pa.map_(TEXT, pa.int8()), pa.map_(TEXT, INT), pa.map_(TEXT, INT)),
+    ],
+    ids=str,
+)
+def test_types_that_hold_the_same_kind_of_value(first: Any, second: Any, expected: Any) -> None:
+    assert unified([first, second]) == unified([second, first]) == expected
+    assert unified([second, pa.null(), second, first]) == expected
+    for kind in (first, second):
+        assert converted(pa.nulls(3, kind), expected).null_count == 3
+
+
+@pytest.mark.parametrize(
+    "other", [TEXT, pa.bool_(), pa.timestamp("us"), list_of(INT), pa.struct([("a", INT)]), pa.map_(TEXT, INT)], ids=str
+)
+def test_types_that_hold_other_kinds_of_value(other: pa.DataType) -> None:
+    with pytest.raises(pa.ArrowException):
+        unified([INT, other])
+
+
+def test_a_type_that_all_files_have_is_kept() -> None:
+    for kind in (pa.dictionary(pa.int8(), TEXT), pa.timestamp("us", "Europe/Berlin"), pa.date32()):
+        assert unified([kind, kind]) == kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected", "value"),
+    [
+        (pa.string_view(), pa.large_string(), "x"),
+        (pa.binary_view(), pa.large_binary(), b"x"),
+        (list_of(pa.string_view()), list_of(pa.large_string()), ["x", None]),
+        (pa.list_view(pa.string_view()), list_of(pa.large_string()), ["x", None]),
+        (pa.large_list_view(TEXT), pa.large_list(TEXT), ["x", "y"]),
+        (pa.list_(pa.string_view(), 2), pa.list_(pa.large_string(), 2), ["x", None]),
+        (pa.map_(TEXT, pa.string_view()), pa.map_(TEXT, pa.large_string()), [("x", "y")]),
+        (pa.struct([("a", list_of(pa.string_view()))]), pa.struct([("a", list_of(pa.large_string()))]), {"a": ["x"]}),
+        (STRUCT, pa.struct([("a", pa.int32())]), {"a": 1}),
+        (list_of(pa.field("element", TEXT, nullable=False)), list_of(TEXT), ["x"]),
+        (pa.dictionary(pa.int8(), TEXT), pa.dictionary(pa.int8(), TEXT), "x"),
+    ],
+    ids=str,
+)
+def test_views_and_required_fields_are_read_as_other_types(kind: Any, expected: Any, value: Any) -> None:
+    assert readable(kind) == expected
+    found = converted(pa.array([value, None], kind), expected)
+    found.validate(full=True)
+    assert found.type == expected
+    assert found.to_pylist() == [value, None]
+
+
+NOON = datetime(2024, 1, 1, 12, tzinfo=timezone.utc)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "wider", "expected"),
+    [
+        ([1, None], INT, pa.float64(), [1.0, None]),
+        ([Decimal("1.5")], pa.decimal128(7, 5), pa.decimal128(11, 5), [Decimal("1.50000")]),
+        ([7], INT, pa.decimal128(21, 2), [Decimal("7.00")]),
+        ([NOON], pa.timestamp("ms", "UTC"), pa.timestamp("us", "UTC"), [NOON]),
+        ([date(2024, 1, 1)], pa.date32(), pa.date64(), [date(2024, 1, 1)]),
+        ([timedelta(seconds=2)], pa.duration("s"), pa.duration("us"), [timedelta(seconds=2)]),
+        ([{"a": 1}], STRUCT, pa.struct([("a", INT), ("b", TEXT)]), [{"a": 1, "b": None}]),
+        ([{"a": 1}], STRUCT, pa.struct([("b", TEXT), ("a", INT)]), [{"b": None, "a": 1}]),
+        ([[{"a": 1}]], list_of(STRUCT), list_of(pa.struct([("a", INT), ("b", TEXT)])), [[{"a": 1, "b": None}]]),
+    ],
+)
+def test_values_keep_their_meaning(values: Any, kind: Any, wider: Any, expected: Any) -> None:
+    assert converted(pa.array(values, kind), wider).to_pylist() == expected
+
+
+def test_a_dictionary_inside_a_list_becomes_its_values() -> None:
+    lists = pa.ListArray.from_arrays([0, 2], pa.array(["x", None]).dictionary_encode())
+    assert converted(lists, list_of(TEXT)).to_pylist() == [["x", None]]
+
+
+@pytest.mark.parametrize(("value", "kind", "other"), [(2**60 + 1, INT, pa.float64()), (2**63, pa.uint64(), INT)])
+def test_a_value_that_does_not_fit_is_no_other_value(value: int, kind: Any, other: Any) -> None:
+    assert unified([kind, other]) == other
+    with pytest.raises(pa.ArrowInvalid):
+        converted(pa.array([value], kind), other)

@@ -59,6 +59,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     ),
     "the package is built and installed": ("test_packaging.py",),
     "something fails at every line or step": (
+        "job/test_any_table.py",
         "job/test_crash.py::test_the_disk_fails_at_every_durable_step",
         "engine/test_interrupts.py::test_an_exception_at_any_line_leaves_the_engine_usable",
         "job/test_crash.py::test_a_crash_at_every_durable_step",

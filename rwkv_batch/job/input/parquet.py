@@ -81,6 +81,7 @@ class _RowGroup:
         done = 0
         try:
             for batch in self.parquet.iter_batches(BATCH_ROWS, row_groups=[self.index], columns=columns):
+                batch.validate()
                 done += batch.num_rows
                 yield Rows(batch.select(columns), {})
         except DECODING_ERRORS:  # of some column, which the next lines find

@@ -45,7 +45,7 @@ sanitize: $(VENV)/.installed-test
 # Kills at many random moments, and many examples of each property.
 SEEDS ?= 20
 soak: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --seeds $(SEEDS) --timeout 3600 -k "crash or sigkill or hypothesis"
+	$(BIN)/python -m pytest --seeds $(SEEDS) --timeout 3600 -k "crash or sigkill or hypothesis or mutated"
 
 # Draws small changes of the core by a seed and runs the tests on each. ONLY=engine,job/plan.py draws from these.
 N ?= 100

@@ -24,8 +24,8 @@ from job.mutations import as_json, mutated, mutated_bytes
 from rwkv_batch import run
 from rwkv_batch.model_summary import ModelSummary, inspect_model
 
-CASES = 60
-"""Mutations of one seed: 60 in the gate; `make soak SEEDS=170` runs 10,000."""
+CASES = 50
+"""Mutations of one seed: 50 in the gate; `make soak SEEDS=200` runs 10,000."""
 SECONDS = 120
 """The process ends where one mutation takes longer."""
 ENDS = (run.EXIT_OK, run.EXIT_USAGE, run.EXIT_ROW_ERRORS, run.EXIT_REFUSED, run.EXIT_DEVICE)
@@ -97,7 +97,7 @@ def write_files(folder: Path) -> None:
 
 def change_bytes(dice: random.Random, folder: Path) -> dict[str, Any]:
     job = dice.choice(JOBS)
-    read = [path.name for path in folder.glob("*.*") if path.name in json.dumps(job)]
+    read = [path.name for path in folder.glob("*.*") if path.stem in json.dumps(job)]
     path = folder / dice.choice(sorted(read))
     path.write_bytes(mutated_bytes(dice, path.read_bytes()))
     return job

@@ -34,7 +34,7 @@ TOKENS = pa.array([[1]], pa.list_(pa.int32()))
         ({"text": ["a"]}, {}, "found none of them, expected exactly one of the columns prompt, messages"),
         ({"prompt": ["a"], "prompt_token_ids": TOKENS}, {}, "found prompt and prompt_token_ids, expected exactly one"),
         ({"prompt": [1]}, {}, "input.columns.prompt: column 'prompt' is int64, expected string"),
-        ({"messages": [1]}, {}, "column 'messages' is int64, expected "),
+        ({"messages": [1]}, {}, "column 'messages' is int64, expected list<struct<role: string, content: string>>"),
         ({"prompt_token_ids": ["a"]}, {}, "column 'prompt_token_ids' is string, expected list<int>"),
         ({"prompt": ["a"], "temperature": ["x"]}, {}, "column 'temperature' is string, expected a number"),
         ({"prompt": ["a"], "logprobs": [1]}, {}, "column 'logprobs' is int64, expected only nulls, as output.logprobs"),

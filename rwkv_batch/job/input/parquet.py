@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 from ...errors import RowError
 from .files import InputFile
 from .json_kinds import Expected
-from .table import BATCH_ROWS, Rows, Table, batch_of
+from .table import BATCH_BYTES, BATCH_ROWS, Rows, Table, batch_of
 
 BLOCK_BYTES = 1 << 20
+_SAMPLE_ROWS = 4
+"""Rows that are read first, to learn their size."""
 DECODING_ERRORS = (OSError, pa.ArrowException, ValueError)
 """What damaged or encrypted data raises. A disk or a network that fails raises OSError too."""
 
@@ -80,13 +82,26 @@ class _RowGroup:
         """Yields all rows. Raises OSError where the bytes cannot be read."""
         done = 0
         try:
-            for batch in self.parquet.iter_batches(BATCH_ROWS, row_groups=[self.index], columns=columns):
+            at_once = self._rows_at_once(columns)
+            for batch in self.parquet.iter_batches(at_once, row_groups=[self.index], columns=columns):
                 done += batch.num_rows
                 yield Rows(batch.select(columns), {})
         except DECODING_ERRORS:  # of some column, which the next lines find
             pass
         if done < self.num_rows:
             yield from self._read_by_column(columns, done)
+
+    def _rows_at_once(self, columns: Sequence[str]) -> int:
+        """The number of rows that hold BATCH_BYTES, by their mean size; 1 to BATCH_ROWS."""
+        group = self.parquet.metadata.row_group(self.index)
+        chunks = [group.column(number) for number in range(group.num_columns)]
+        chunks = [chunk for chunk in chunks if chunk.path_in_schema in columns or "." in chunk.path_in_schema]
+        row_bytes = sum(chunk.total_uncompressed_size for chunk in chunks) / max(self.num_rows, 1)
+        if any(chunk.has_dictionary_page for chunk in chunks):  # a value that is stored once may stand in every row
+            for first in self.parquet.iter_batches(_SAMPLE_ROWS, row_groups=[self.index], columns=columns):
+                row_bytes = max(row_bytes, first.nbytes / first.num_rows)
+                break
+        return int(min(max(BATCH_BYTES / max(row_bytes, 1), 1), BATCH_ROWS))
 
     def _read_by_column(self, columns: Sequence[str], start: int) -> Iterator[Rows]:
         """Yields the rows from `start` on. Each column is decoded by itself, so that one spoils no other."""

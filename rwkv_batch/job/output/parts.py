@@ -252,7 +252,8 @@ def _read_bytes(span: Span) -> None:
 def _read_back(data: pa.Buffer, schema: pa.Schema, records: int) -> None:
     """Reads a part as a reader will. Raises ValueError or an exception of pyarrow where that fails."""
     parquet = pq.ParquetFile(pa.BufferReader(data))
-    found = sum(batch.num_rows for batch in parquet.iter_batches())
+    groups = range(parquet.num_row_groups)
+    found = sum(batch.num_rows for group in groups for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group]))
     if parquet.schema_arrow.names != schema.names or found != records:
         raise ValueError(f"read back {found} records of {parquet.schema_arrow.names}, expected {records}")
 

@@ -10,7 +10,7 @@ import pytest
 from rwkv_batch.errors import RowError
 from rwkv_batch.job.input.openai_body import IGNORED, OFF, SAMPLING_NAMES, columns_of
 from rwkv_batch.sampling_params import SamplingParams
-from rwkv_batch.text.constraint import ConstraintCompiler
+from rwkv_batch.text.constraint_compiler import ConstraintCompiler
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 TEXT = json.dumps(SCHEMA)

@@ -129,8 +129,10 @@ def _sampling_params() -> Iterator[str]:
     yield from _table("field|type|values|default|meaning", rows)
     yield from _prose(
         "From logits to a token, in this order: penalties; `logit_bias`; bans (`allowed_token_ids`, `bad_token_ids`, "
-        "`min_tokens`, constraints); temperature; top-k, top-p and min-p; the draw. With `top_p_order: rwkv` the "
-        "temperature comes after the filters. Log-probabilities are the model's own: before all of these."
+        "`min_tokens`, constraints); temperature; top-k, top-p and min-p; the draw. top-p acts on what top-k and min-p "
+        "have left: `top_p` is a share of the probability of these tokens, as in vLLM. With `top_p_order: rwkv` the "
+        "temperature comes after the filters, and `top_p` is a share of the probability of all tokens, as in ChatRWKV; "
+        "what each filter keeps is then drawn from. Log-probabilities are the model's own: before all of these."
     )
 
 

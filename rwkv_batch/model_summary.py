@@ -113,7 +113,16 @@ class ModelSummary:
         return digest.hexdigest()
 
     def log(self) -> None:
-        """Logs the memory plan and who serves each op; warns of ops that no kernel serves."""
+        """Logs the memory plan and who serves each op; warns of casts and of ops that no kernel serves."""
+        checkpoint = self.file.checkpoint
+        if others := checkpoint.other_dtypes:
+            found = ", ".join(map(dtype_name, (checkpoint.matrix_dtype, *others)))
+            logger.warning(
+                "%s: matrices of several dtypes (%s); all are cast to %s",
+                checkpoint.path,
+                found,
+                self.placement.dtype_name,
+            )
         logger.info("%s", self.memory)
         if self.placement.layers:
             logger.info("%s", describe_layers(self.placement, self.file.sizes["L"]))
@@ -179,7 +188,12 @@ def inspect_model(
         placed = _place(file, model, engine)
     return ModelSummary(
         file=file,
-        tokenizer=load_tokenizer(model.tokenizer, vocab_size=file.sizes["V"], model_path=file.checkpoint.path),
+        tokenizer=load_tokenizer(
+            model.tokenizer,
+            vocab_size=file.sizes["V"],
+            model_path=file.checkpoint.path,
+            parse_special_tokens=model.parse_special_tokens,
+        ),
         placement=placed.placement,
         layer_ops=placed.layer_ops,
         memory=placed.memory,
@@ -203,7 +217,7 @@ def _place(file: ModelFile, model: ModelSettings, engine: EngineSettings) -> _Pl
         quantization=model.quantization,
         strategy=model.strategy,
         state_dtype=engine.state_dtype,
-        stored_dtype=file.checkpoint.dtype("emb.weight"),
+        stored_dtype=file.checkpoint.matrix_dtype,
         num_layers=file.sizes["L"],
     )
     ops = _layer_ops(file, placement, engine.backend)

@@ -19,6 +19,7 @@ from .errors import (
     ResumeError,
     Stopped,
 )
+from .job.messages import printable
 from .job.stopping import EXIT_KILLED
 from .job.streams import lasting_streams
 
@@ -117,7 +118,9 @@ def execute(options: argparse.Namespace, task: str | None = None) -> int:
     from .job.plan import parse_shard
     from .job.stopping import StopSignals
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_TerminalFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logger.setLevel(logging.DEBUG if options.verbose else logging.INFO)  # the level of this package alone
     overrides = [*options.overrides, *([f"task={task}"] if task else [])]
     stop = StopSignals(is_command=True)
@@ -127,7 +130,7 @@ def execute(options: argparse.Namespace, task: str | None = None) -> int:
         shard = str(parse_shard(options.shard, os.environ))
         if options.dry_run:
             text, is_useful = check_job(options.job, overrides, shard, limit=options.limit, stop=stop)
-            print(text)
+            print(printable(text))
             return EXIT_OK if is_useful else EXIT_ROW_ERRORS
         outcome = run_job(options.job, overrides, shard, limit=options.limit, stop=stop)
     except Stopped:
@@ -147,12 +150,18 @@ def execute(options: argparse.Namespace, task: str | None = None) -> int:
     return EXIT_OK if outcome.is_finished and (not outcome.errors or options.allow_errors) else EXIT_ROW_ERRORS
 
 
+class _TerminalFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def _print_summary(outcome: Outcome) -> None:
     """Prints how the job ended, and the command that shows the results."""
     folders, output = outcome.folders, _shortest(outcome.output)
-    print("\n".join(outcome.summary or [f"{output}: {outcome.rows:,} rows, {outcome.errors:,} of them errors"]))
+    lines = outcome.summary or [f"{output}: {outcome.rows:,} rows, {outcome.errors:,} of them errors"]
+    print(printable("\n".join(lines)))
     if outcome.stopped_at:
-        print(f"stopped at {outcome.stopped_at}")
+        print(printable(f"stopped at {outcome.stopped_at}"))
         print("run.on_row_error is stop: start the same command again to go on with the rows after it")
     elif not outcome.is_finished:
         print("parts are missing; start the same command again to make them")
@@ -170,7 +179,7 @@ def _shortest(path: str) -> str:
 
 
 def _fail(code: int, message: str) -> int:
-    print(f"rwkv-batch: {message}", file=sys.stderr)
+    print(f"rwkv-batch: {printable(message)}", file=sys.stderr)
     return code
 
 

@@ -75,6 +75,9 @@ def check_folders(job: JobConfig, folders: Folders, files: Sequence[InputFile]) 
     for file in files:
         if os.path.realpath(file.path).startswith(os.path.join(output, "")):
             raise ConfigurationError(f"{where}, which contains the input {file.name}; use another folder")
+    for folder in (output, state):  # raises OSError where a path is too long for a file in it
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(os.path.join(folder, "x" * LONGEST_NAME))
     if os.path.isdir(output) and os.listdir(output) and not os.path.exists(folders.file("job.json")):
         raise ConfigurationError(
             f"{where}, which is not empty and is no job's output ({folders.state}/job.json is missing): choose another "
@@ -183,7 +186,6 @@ def compare_job(
     changes = _input_changes(started["input"], document["input"], files)
     if changes:
         raise ResumeError(_refusal("the input changed since the run started", changes, folders))
-    _warn_of_weak_versions(files)
     settings = with_passed_columns(started["settings"], document["settings"])
     hint = ""
     if settings[PASSED] != document["settings"][PASSED]:
@@ -195,22 +197,7 @@ def compare_job(
     changes = differences(settings, document["settings"]) + differences(started["plan"], document["plan"])
     if changes:
         raise ResumeError(_refusal(f"{folders.output} was started with other settings{hint}", changes, folders))
-    if others := _other_backends(started.get("backends"), document["backends"]):
-        logger.warning(
-            "the job was started with other backends, so rows of this run are equal up to rounding only, and not bit "
-            "for bit: %s",
-            ", ".join(others),
-        )
     return started
-
-
-def _warn_of_weak_versions(files: Sequence[InputFile]) -> None:
-    if weak := sum(file.version.is_weak for file in files):
-        logger.warning(
-            "an earlier version of this package has started the job: of %d Parquet file(s) it recorded the footer "
-            "alone, so a change of a text by another of the same length before this start cannot be noticed",
-            weak,
-        )
 
 
 def has_parts(storage: Storage, folders: Folders) -> bool:
@@ -249,7 +236,24 @@ def open_job(
         started = compare_job(storage, folders, document, files)
     if started != read_job(storage, folders.state):
         storage.atomic_write(folders.file("job.json"), json.dumps(started, indent=1, ensure_ascii=False).encode())
+    _warn(started, document, files)
     return started
+
+
+def _warn(started: Mapping[str, Any], document: Mapping[str, Any], files: Sequence[InputFile]) -> None:
+    """Logs what is no reason to refuse a job that was started before."""
+    if weak := sum(file.version.is_weak for file in files):
+        logger.warning(
+            "an earlier version of this package has started the job: of %d Parquet file(s) it recorded the footer "
+            "alone, so a change of a text by another of the same length before this start cannot be noticed",
+            weak,
+        )
+    if others := _other_backends(started.get("backends"), document["backends"]):
+        logger.warning(
+            "the job was started with other backends, so rows of this run are equal up to rounding only, and not bit "
+            "for bit: %s",
+            ", ".join(others),
+        )
 
 
 def restore_job(storage: Storage, folders: Folders, document: Mapping[str, Any]) -> None:

@@ -96,10 +96,13 @@ def test_a_folder_that_lists_new_files_late(small: Job, monkeypatch: pytest.Monk
     """Each folder is listed as it was when the process looked first."""
     parts = undisturbed(small)
     original, seen = os.listdir, dict[str, list[str]]()
-    monkeypatch.setattr(
-        os, "listdir", lambda folder: seen.setdefault(str(folder), original(folder) if os.path.isdir(folder) else [])
-    )
-    assert small.run() == 0
+
+    def listdir(folder: Any) -> list[str]:
+        return seen.setdefault(str(folder), original(folder))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", listdir)
+        assert small.run() == 0
     assert small.parts() == parts
     assert json.loads((small.state / "report.json").read_text())["complete"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import faulthandler
 import json
 import os
@@ -24,8 +25,8 @@ from job.mutations import as_json, mutated, mutated_bytes
 from rwkv_batch import run
 from rwkv_batch.model_summary import ModelSummary, inspect_model
 
-CASES = 60
-"""Mutations of one seed: 60 in the gate; `make soak SEEDS=170` runs 10,000."""
+CASES = 50
+"""Mutations of one seed: 50 in the gate; `make soak SEEDS=200` runs 10,000."""
 SECONDS = 120
 """The process ends where one mutation takes longer."""
 ENDS = (run.EXIT_OK, run.EXIT_USAGE, run.EXIT_ROW_ERRORS, run.EXIT_REFUSED, run.EXIT_DEVICE)
@@ -97,7 +98,7 @@ def write_files(folder: Path) -> None:
 
 def change_bytes(dice: random.Random, folder: Path) -> dict[str, Any]:
     job = dice.choice(JOBS)
-    read = [path.name for path in folder.glob("*.*") if path.name in json.dumps(job)]
+    read = [path.name for path in folder.glob("*.*") if path.stem in json.dumps(job)]
     path = folder / dice.choice(sorted(read))
     path.write_bytes(mutated_bytes(dice, path.read_bytes()))
     return job
@@ -178,3 +179,38 @@ def test_mutated_files_end_with_a_sentence(in_folder: Path, soak_seed: int, caps
             assert re.search(r"^rwkv-batch: \S", message, re.MULTILINE), f"seed {seed}"
         ends[code] += 1
     assert ends[run.EXIT_USAGE] and ends[run.EXIT_OK] + ends[run.EXIT_ROW_ERRORS], ends
+
+
+RAISED: list[tuple[str, Any]] = [
+    *(("input.path", value) for value in ("[!]", "[z-a]", "hf://", "\0", "\ud800", "x" * 70_000, "fifo", "loop")),
+    *(("model.path", value) for value in ("", "\0", "\ud800", "x" * 300, "fifo", "folder", "/dev/zero")),
+    *(("model.init_state", value) for value in ("\0", "x" * 300, "fifo", "folder")),
+    *(
+        ("model.tokenizer", value)
+        for value in ("\0", "x" * 300, "fifo", "folder", "deep.json", "empty.json", "empty.txt")
+    ),
+    *(
+        ("input.template", value)
+        for value in ("\0", "x" * 300, "fifo", "latin.j2", "{% if 1 %}" * 200 + "{% endif %}" * 200)
+    ),
+    *(("output.path", value) for value in ("", "\0", "\ud800", "x" * 250, "x" * 70_000)),
+    *(("sampling.logit_bias", value) for value in ({"5": 10**100}, {"5": 10**400}, {"5": True}, {"9" * 100: 1})),
+    *(("sampling.stop", value) for value in ("\ud800", [""], [10**100])),
+]
+
+
+@pytest.mark.parametrize(("setting", "value"), RAISED, ids=lambda value: ascii(value)[:30])
+def test_settings_that_ended_jobs_with_exceptions(
+    in_folder: Path, capsys: pytest.CaptureFixture[str], setting: str, value: Any
+) -> None:
+    write_files(in_folder)
+    (in_folder / "deep.json").write_text("[" * 100_000)
+    (in_folder / "empty.json").write_text('{"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}}')
+    (in_folder / "empty.txt").touch()
+    (in_folder / "latin.j2").write_bytes(b"caf\xe9")
+    job = copy.deepcopy(JOBS[0])
+    section, key = setting.split(".")
+    job[section][key] = value
+    (in_folder / "job.yaml").write_bytes(as_json(job, random.Random(1)))
+    assert run.main(["job.yaml"]) == run.EXIT_USAGE
+    assert re.search(r"^rwkv-batch: .{20}", capsys.readouterr().err, re.MULTILINE)

@@ -82,13 +82,9 @@ class Template:
             self._template = environment.from_string(_with_checked_concatenations(tree))
         except TemplateSyntaxError as error:
             raise ConfigurationError(f"template, line {error.lineno}: {error.message}") from error
-        except (
-            SyntaxError,
-            ValueError,
-            ArithmeticError,
-            RecursionError,
-            MemoryError,
-        ) as error:
+        except ConfigurationError:
+            raise
+        except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
             raise ConfigurationError(f"template: Python cannot compile it: {error or type(error).__name__}") from error
 
     def columns(self, known: Sequence[str]) -> list[str]:

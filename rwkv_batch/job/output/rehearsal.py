@@ -90,7 +90,7 @@ class Rehearsal:
         for span in spans if names else []:
             for rows in self._source.read(span.start, span.stop, names):
                 found = [error.message for error in rows.errors.values() if error.code == "read_error"]
-                if len(found) == rows.batch.num_rows:
+                if found and len(found) == rows.batch.num_rows:
                     yield found[0]
 
     def _advice(self) -> str:

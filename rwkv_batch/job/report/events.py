@@ -22,6 +22,10 @@ from ..output.storage import Storage, private_mode
 logger = logging.getLogger(__name__)
 
 
+COMMON = {"time", "run", "shard", "event"}
+"""Keys of every event."""
+
+
 class EventLog:
     """Appends events to a file; call it with an event's name and fields. Any thread may call.
 
@@ -37,14 +41,18 @@ class EventLog:
         self._common = {**common, "run": os.urandom(4).hex()}
         self._lock = threading.Lock()
         self._is_broken = False
+        self._started = time.time() - time.monotonic()
 
     def __call__(self, event: str, **fields: Any) -> None:
-        entry = {"time": time.time(), **self._common, "event": event, **fields}
+        now = self._started + time.monotonic()  # goes on evenly, also where the system's clock is set
+        entry = {"time": now, **self._common, "event": event, **fields}
         line = json.dumps(entry, ensure_ascii=False, default=str) + "\n"
         with self._lock:
             try:
                 if not self._is_broken:
-                    with open(self._path, "a", encoding="utf-8", opener=self._create) as file:
+                    with open(
+                        self._path, "a", encoding="utf-8", errors="backslashreplace", opener=self._create
+                    ) as file:
                         file.write(line)
             except OSError as error:
                 self._is_broken = True
@@ -79,15 +87,25 @@ def machine() -> dict[str, Any]:
     }
 
 
+def memory() -> dict[str, int]:
+    """Returns the largest memory that this process has held, in bytes; without it where the system does not tell."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:  # resource.getrusage counts the parent's memory too
+            peaks = [line.split()[1] for line in file if line.startswith("VmHWM:")]
+    except OSError:
+        peaks = []
+    return {"peak_bytes": int(peaks[0]) << 10} if peaks else {}
+
+
 def read_events(storage: Storage, state_folder: str) -> Iterator[dict[str, Any]]:
-    """Yields the events of all runs and shards of a job. Lines that a crash has cut short are skipped."""
+    """Yields the events of all runs and shards of a job, those of a run in their order. Damaged lines are skipped."""
     for name in storage.list(state_folder):
         if name.startswith("log") and name.endswith(".jsonl"):
             with storage.open(os.path.join(state_folder, name)) as file:
                 for line in file:
                     try:
                         event = json.loads(line)
-                    except ValueError:
+                    except (ValueError, RecursionError):
                         continue
-                    if isinstance(event, dict):
+                    if isinstance(event, dict) and event.keys() >= COMMON:
                         yield event

@@ -18,7 +18,7 @@ SHARING = {
 }
 """The engine's counters of shared prefixes → their names in the report."""
 LEVELS = ("slots_in_use", "slots")
-FACTS = ("config", "machine", "model", "files", "occupancy")
+FACTS = ("config", "machine", "model", "files", "occupancy", "memory")
 
 Event = Mapping[str, Any]
 
@@ -28,7 +28,7 @@ class Run:
     """One process, from its start to its end or to its last event.
 
     Args:
-        facts: configuration, machine, model, damaged files, occupancy over the steps.
+        facts: configuration, machine, model, damaged files, occupancy over the steps, memory.
         samples: its progress events, in order of time.
     """
 
@@ -41,12 +41,16 @@ class Run:
 
     @classmethod
     def all_of(cls, events: Iterable[Event]) -> list[Run]:
-        """Returns the runs that wrote these events, in order of start."""
+        """Returns the runs that wrote these events, in order of start.
+
+        Args:
+            events: those of a run in their order; runs may alternate.
+        """
         runs: dict[str, Run] = {}
-        for event in sorted(events, key=lambda event: event["time"]):
+        for event in events:
             run = runs.setdefault(event["run"], cls(event["shard"], event["time"]))
             run._learn(event)
-        return list(runs.values())
+        return sorted(runs.values(), key=lambda run: run.started)
 
     @property
     def serving_interval(self) -> tuple[float, float]:
@@ -81,8 +85,10 @@ class Run:
         self.ended = event["time"]
         match event["event"]:
             case "progress":
-                self.samples.append(event)
-            case "start" | "model" | "damaged" | "occupancy":
+                first = self.samples[0] if self.samples else event
+                # A run's own seconds, as the system's clock may have been set.
+                self.samples.append({**event, "time": first["time"] + event["seconds"] - first["seconds"]})
+            case "start" | "model" | "damaged" | "occupancy" | "memory":
                 self.facts |= {name: event[name] for name in FACTS if name in event}
             case "failure":
                 self.outcome = f"{event['type']}: {event['message']}"

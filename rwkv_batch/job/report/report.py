@@ -33,8 +33,9 @@ Report = dict[str, Any]
 def write_report(storage: Storage, folders: Folders) -> Report:
     """Writes report.json and report.html into the state folder, and returns the report."""
     report = collect(storage, folders)
-    storage.atomic_write(folders.file("report.json"), json.dumps(report, indent=1, ensure_ascii=False).encode())
-    storage.atomic_write(folders.file("report.html"), render(report).encode())
+    plain = json.dumps(report, indent=1, ensure_ascii=False)
+    for name, text in (("report.json", plain), ("report.html", render(report))):
+        storage.atomic_write(folders.file(name), text.encode(errors="backslashreplace"))
     return report
 
 

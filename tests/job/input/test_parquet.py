@@ -275,3 +275,29 @@ def test_columns_that_the_job_does_not_use_are_not_decoded(job: Job, count_decod
     job.set(input__template="{{ c7 }} {{ row['c9'] }}", output__input_columns=["c8"])
     assert job.run() == 0
     assert {name for name in count_decoded() if name[1:].isdigit()} == {"c7", "c8", "c9"}
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dictionary": True}], ids=["plain", "dictionary"])
+def test_batches_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    """A value that a dictionary stores once is as large in each row."""
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 100_000)
+    path = tmp_path / "large.parquet"
+    pq.write_table(
+        pa.table({"x": ["a" * 10_000] * 600, "y": ["b"] * 600}), path, **{"use_dictionary": False, **options}
+    )
+    source = open_input(str(path), "auto", {})
+    for columns, most in ((["x"], 10), (["x", "y"], 10), (["y"], 512)):
+        counts = [rows.batch.num_rows for rows in source.read(0, 600, columns)]
+        assert sum(counts) == 600
+        assert most // 2 < max(counts) <= most
+
+
+def test_memory_that_is_short_makes_no_error_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a.parquet")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise pa.ArrowMemoryError("malloc of size 512016384 failed")
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", fail)
+    with pytest.raises(MemoryError):
+        list(open_input(str(tmp_path / "a.parquet"), "auto", {}).read(0, 10, ["prompt"]))

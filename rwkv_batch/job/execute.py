@@ -150,12 +150,13 @@ def run_job(
         part = parse_shard(shard, {})
         with stop.interruptible():
             prepared = prepare(load_job(job, overrides, limit), _inspect_model)
-            storage, rehearsal = LocalStorage(prepared.folders.file("tmp")), prepared.rehearsal()
+            folders, rehearsal = prepared.folders, prepared.rehearsal()
+            storage = LocalStorage(folders.file("tmp"))
             started = _check_output(prepared, storage, rehearsal)
             _announce(prepared, is_trial=limit is not None)
-            folders = prepared.folders
-            document = open_job(storage, folders, prepared.document, prepared.source.files, started)
-            prepared = prepared.started_as(document)
+            prepared = prepared.started_as(
+                open_job(storage, folders, prepared.document, prepared.source.files, started)
+            )
         storage.sweep()
         with EventLog(folders.file(part.file_name("log", "jsonl")), shard=str(part)) as log:
             run = _Run(prepared, part, stop, storage, log)

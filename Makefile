@@ -13,7 +13,7 @@ TRITONS := 3.6.0 3.7.0 3.7.1 3.8.0 3.9.0
 TRITONS_OF_TESTS := 3.6.0 3.7.1
 UV := uv==0.13.9
 
-.PHONY: demo test quick check soak mutants kernels locks clean
+.PHONY: demo test quick check sanitize soak mutants kernels locks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m rwkv_batch.run jobs/demo.yaml
@@ -35,10 +35,17 @@ check: $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.cu' '*.h')
 
+# The CPU kernels with random shapes and numbers, in a library that ends the process at an access outside of an array, at a
+# signed overflow and at other undefined behavior. Needs g++ with its sanitizers.
+SANITIZED := $(wildcard tests/kernels/test_cpu_*.py tests/text/test_*.py) tests/engine/test_selection.py \
+	tests/engine/test_shared_lengths.py tests/engine/test_sampler.py
+sanitize: $(VENV)/.installed-test
+	PYTHONPATH=tests $(BIN)/python -m kernels.sanitizers --seeds 10 --timeout 3600 $(SANITIZED)
+
 # Kills at many random moments, and many examples of each property.
 SEEDS ?= 20
 soak: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --seeds $(SEEDS) --timeout 3600 -k "crash or sigkill or hypothesis"
+	$(BIN)/python -m pytest --seeds $(SEEDS) --timeout 3600 -k "crash or sigkill or hypothesis or mutated"
 
 # Draws small changes of the core by a seed and runs the tests on each. ONLY=engine,job/plan.py draws from these.
 N ?= 100

@@ -20,8 +20,9 @@ import pyarrow as pa
 
 from rwkv_batch.cli import _parser as main_parser
 from rwkv_batch.job.config import JobConfig, Setting, describe_settings
-from rwkv_batch.job.fingerprint import HARMLESS
+from rwkv_batch.job.fingerprint import HARMLESS, PASSED
 from rwkv_batch.job.input.columns import Columns
+from rwkv_batch.job.output.extra import TYPES
 from rwkv_batch.job.output.results import result_schema
 from rwkv_batch.llm import LLM
 from rwkv_batch.measure.bench import _parser as bench_parser
@@ -69,7 +70,14 @@ def _job_file() -> Iterator[str]:
         NOTICE,
         "A job file is YAML with the sections below. Unknown keys, wrong types and impossible values are refused "
         "before the model is loaded, all at once. `-o section.key=value` on the command line replaces a setting. "
-        "Relative paths are relative to the folder in which the command is started.",
+        "Relative paths are relative to the folder in which the command is started; `~` at the beginning of a path is "
+        "the home folder.",
+        "`${NAME}` in a job file is the value of an environment variable, as in Docker Compose; `${NAME:-default}` has "
+        "a default, `${NAME:?message}` a message of its own. A variable that is not set is an error. A value without "
+        "quotes has the type that it would have if it were written there: `limit: ${N}` is a number, "
+        '`limit: "${N}"` is text. `$${` is the text `${`. Values of variables stand in logs and reports: give no '
+        "secret to a job in this way. Top-level keys that begin with `x-` are ignored: a place for remarks and for "
+        "YAML anchors. `rwkv-batch run -` reads the job file from standard input.",
         "*Resume: must stay* means that the output of a started job is refused (exit code 4) when the setting gives "
         "another result than before. Paths of the model and of the input are compared by content: a moved file is no "
         "change. A setting of the section `sampling` is a field of [sampling parameters](sampling-params.md) too.",
@@ -83,6 +91,8 @@ def _job_file() -> Iterator[str]:
 def _setting(setting: Setting, section: str) -> tuple[str, ...]:
     default = "required" if setting.is_required else f"`{_yaml(setting.default)}`"
     resume = "may change" if setting.name in HARMLESS else "must stay"
+    if setting.name == PASSED:
+        resume = "may change until the first part"
     return f"`{setting.name.removeprefix(f'{section}.')}`", setting.expected, default, resume, setting.doc
 
 
@@ -119,8 +129,10 @@ def _sampling_params() -> Iterator[str]:
     yield from _table("field|type|values|default|meaning", rows)
     yield from _prose(
         "From logits to a token, in this order: penalties; `logit_bias`; bans (`allowed_token_ids`, `bad_token_ids`, "
-        "`min_tokens`, constraints); temperature; top-k, top-p and min-p; the draw. With `top_p_order: rwkv` the "
-        "temperature comes after the filters. Log-probabilities are the model's own: before all of these."
+        "`min_tokens`, constraints); temperature; top-k, top-p and min-p; the draw. top-p acts on what top-k and min-p "
+        "have left: `top_p` is a share of the probability of these tokens, as in vLLM. With `top_p_order: rwkv` the "
+        "temperature comes after the filters, and `top_p` is a share of the probability of all tokens, as in ChatRWKV; "
+        "what each filter keeps is then drawn from. Log-probabilities are the model's own: before all of these."
     )
 
 
@@ -211,10 +223,10 @@ def _output_columns() -> Iterator[str]:
     yield from _prose(
         "# Output columns",
         NOTICE,
-        "A part repeats the input's columns (`output.input_columns`) and adds those below. The schema is fixed before "
-        "the first row. Columns of an error row are null, except `status`, `error_code`, `error` and, in task "
-        "generate, `sample_index` (0), `finish_reason` and, where it is known, `prompt_tokens`. [Output](output.md) "
-        "describes files and folders.",
+        "A part repeats the input's columns (`output.input_columns`), has those of `output.extra`, and adds those "
+        "below. `output.columns` gives them other names. The schema is fixed before the first row. Columns of an error "
+        "row are null, except `status`, `error_code`, `error` and, in task generate, `sample_index` (0), "
+        "`finish_reason` and, where it is known, `prompt_tokens`. [Output](output.md) describes files and folders.",
         "## task: generate",
         "One output row for each input row and sample, in input order.",
     )
@@ -225,8 +237,18 @@ def _output_columns() -> Iterator[str]:
         "## task: score, with choices", "Lists have one element for each choice, in the order of the choices."
     )
     yield from _schema("score", {"context": "context", "choices": "choices"}, SCORE_MEANINGS)
+    yield from _prose("## output.extra", "These columns come after the input's. They are there in error rows too.")
+    yield from _table(
+        "column|type|meaning", ((f"`{name}`", f"`{kind}`", EXTRA_MEANINGS[name]) for name, kind in TYPES.items())
+    )
 
 
+EXTRA_MEANINGS = {
+    "prompt": "the text that the model read, of task score the context; null where it is token ids, and where the row "
+    "is an error before its text is made",
+    "input_row": "number of the row in the whole input, from 0, as in messages about rows",
+    "input_file": "file of the row: its absolute path, or its URL, when the job was started",
+}
 _STATUS = {
     "status": "`ok`, or `error`",
     "error_code": "null, or one of the [error codes](error-codes.md)",

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import __version__
 from .errors import ConfigurationError, RwkvBatchError, one_of
-from .job.messages import did_you_mean
+from .job.messages import did_you_mean, printable
 from .job.streams import lasting_streams
 from .run import DESCRIPTION, EXIT_USAGE, HELP, add_arguments, execute
 
@@ -43,7 +43,7 @@ def _main(given: list[str]) -> int:
         options = parser.parse_args(given)
         return int(options.command(options))
     except RwkvBatchError as error:
-        print(f"rwkv-batch: {error}", file=sys.stderr)
+        print(f"rwkv-batch: {printable(str(error))}", file=sys.stderr)
         return EXIT_USAGE
 
 
@@ -166,10 +166,10 @@ def _report(options: argparse.Namespace) -> int:
 
     folders = find_job(options.path)
     storage = LocalStorage(folders.file("tmp"))
-    print("\n".join(summarise(write_report(storage, folders))))
+    print(printable("\n".join(summarise(write_report(storage, folders)))))
     for record in first_rows(storage, folders, options.show):
         print()
-        print("\n".join(f"{name}: {value}" for name, value in record.items() if value is not None))
+        print(printable("\n".join(f"{name}: {value}" for name, value in record.items() if value is not None)))
     return 0
 
 

@@ -13,12 +13,19 @@ Stopped                   a KeyboardInterrupt: a signal asked a job to end
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 
 def one_of(names: Sequence[str]) -> str:
     """The end of an error message that lists what was expected: "a, b or c"."""
     return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
+
+
+def looked_up(path: str | os.PathLike[str]) -> str:
+    """Returns where a relative path was looked up, for an error that it is not found; "" for any other path or URL."""
+    name = os.fspath(path)
+    return "" if os.path.isabs(name) or "://" in name else f" (looked up in the current folder, {os.getcwd()})"
 
 
 class RwkvBatchError(Exception):

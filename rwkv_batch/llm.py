@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-import reprlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice, repeat
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 
+from . import arguments
 from .engine.engine import Engine, EngineLimits
 from .engine.stats import EngineStats
+from .errors import RowError
 from .model_summary import ModelSummary, inspect_model
 from .models.model import Model
 from .output_builder import OutputBuilder
@@ -32,8 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LLM", "GenerateRow", "ModelSummary", "ScoreRow", "inspect_model"]
 
-ROWS_AT_ONCE = 256
-"""Rows of a list that are encoded together."""
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 SomeRow = TypeVar("SomeRow", GenerateRow, ScoreRow)
@@ -173,7 +174,9 @@ class LLM:
             prefix_sharing=engine.prefix_sharing,
             new_stop_matcher=partial(StopMatcher, tokenizer.token_bytes) if tokenizer else None,
         )
-        builder = RequestBuilder(tokenizer, vocab_size, engine.seed, summary.constraints, max_prompt_tokens)
+        self._builder = builder = RequestBuilder(
+            tokenizer, vocab_size, engine.seed, summary.constraints, max_prompt_tokens
+        )
         self.serving = Serving(self._engine, builder)
         self._outputs = OutputBuilder(tokenizer)
         summary.log()
@@ -191,22 +194,22 @@ class LLM:
                 and "content"). A text or a mapping in place of the list is a list of one.
             sampling_params: for all prompts, or one for each; None takes `SamplingParams()`.
 
+        A prompt that cannot be served (a token id out of range, say) has a result with `error_code` and `error`, and
+        one output, empty, with `finish_reason` "error". A warning is logged. All others are served.
+
         Raises:
-            ValueError: a prompt cannot be served; the message has its index.
+            ValueError: something is of a wrong type, or sampling parameters for all prompts are wrong for this model.
+                Nothing has been served.
         """
-        if isinstance(prompts, (str, dict)):
-            prompts = [prompts]
-        prompt_list: list[Any] = list(prompts)
-        if isinstance(sampling_params, Sequence) and len(sampling_params) != len(prompt_list):
-            raise ValueError(
-                f"got {len(sampling_params)} sampling_params for {len(prompt_list)} prompts, expected as many"
-            )
-        outputs: dict[int, RequestOutput] = {}
-        for index, output in self.generate_iter(prompt_list, sampling_params):
-            if output.error is not None:
-                raise ValueError(f"prompt {index}: {output.error}")
-            outputs[index] = output
-        return [outputs[index] for index in range(len(prompt_list))]
+        self.serving.check()
+        prompt_list = arguments.prompt_list(prompts, self.tokenizer is not None)
+        params_list = arguments.params_list(sampling_params, len(prompt_list))
+        if params_list and (sampling_params is None or isinstance(sampling_params, SamplingParams)):
+            self._check_params(params_list[0])
+        outputs = dict(self.generate_iter(prompt_list, params_list))
+        found = [outputs[index] for index in range(len(prompt_list))]
+        _warn("prompt", [output.error for output in found])
+        return found
 
     def generate_iter(
         self, prompts: Iterable[Prompt], sampling_params: SamplingParams | Iterable[SamplingParams] | None = None
@@ -222,11 +225,11 @@ class LLM:
         """
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             params = repeat(sampling_params or SamplingParams())
-            pairs, at_once = zip(prompts, params), _rows_at_once(prompts)  # noqa: B905, as one of them is endless
-        elif isinstance(sampling_params, Mapping):
-            raise ValueError("sampling_params: got a mapping, expected SamplingParams(...) or a list of them")
+            pairs, at_once = zip(prompts, params), arguments.rows_at_once(prompts)  # noqa: B905, as one of them is endless
         else:
-            pairs, at_once = zip(prompts, sampling_params, strict=True), _rows_at_once(prompts, sampling_params)
+            arguments.refuse_mapping(sampling_params)
+            at_once = arguments.rows_at_once(prompts, sampling_params)
+            pairs = zip(prompts, arguments.checked_params(sampling_params), strict=True)
         rows = (GenerateRow(i, i, prompt, params) for i, (prompt, params) in enumerate(pairs))
         return self._serve(rows, at_once, self._outputs.requests)
 
@@ -267,28 +270,25 @@ class LLM:
                 a continuation; None returns none.
             prompt_logprobs: the same for each token of the context after the first; None returns none.
 
+        A pair that cannot be scored has results with `error_code` and `error`, whose `logprob` is NaN. A warning is
+        logged. All others are scored.
+
         Raises:
-            ValueError: a pair or an option cannot be served; the message names it.
+            ValueError: something is no pair, or an option is wrong. Nothing has been scored.
         """
+        self.serving.check()
         SamplingParams(logprobs=top_logprobs, prompt_logprobs=prompt_logprobs)  # refuses values out of range
-        scores: dict[int, Any] = {}
-        single: set[int] = set()
-
-        def rows() -> Iterator[ScoreRow]:
-            for i, pair in enumerate(pairs):
-                if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-                    raise ValueError(f"pair {i}: got {reprlib.repr(pair)}, expected (context, continuation)")
-                context, continuation = pair
-                if not _is_several(continuation):
-                    single.add(i)
-                    continuation = [continuation]
-                yield ScoreRow(i, i, context, continuation, add_bos_token, top_logprobs, prompt_logprobs)
-
-        for index, outputs in self._serve(rows(), _rows_at_once(pairs), self._outputs.scores):
-            if outputs[0].error is not None:
-                raise ValueError(f"pair {index}: {outputs[0].error}")
-            scores[index] = outputs[0] if index in single else outputs
-        return [scores[index] for index in sorted(scores)]
+        found = arguments.pair_list(pairs, self.tokenizer is not None)
+        several = [arguments.is_several(continuation) for _, continuation in found]
+        rows = [
+            ScoreRow(
+                i, i, context, continuation if many else [continuation], add_bos_token, top_logprobs, prompt_logprobs
+            )
+            for i, ((context, continuation), many) in enumerate(zip(found, several, strict=True))
+        ]
+        scores = dict(self.serve_scores(rows))
+        _warn("pair", [scores[i][0].error for i in range(len(rows))])
+        return [scores[i] if many else scores[i][0] for i, many in enumerate(several)]
 
     def serve(self, rows: Iterable[GenerateRow]) -> Iterator[tuple[Any, RequestOutput]]:
         """Completes rows, and yields (key, result) as rows finish.
@@ -296,11 +296,11 @@ class LLM:
         A thread pulls the rows and encodes their texts, a bounded number ahead. A bad row gives a result with
         `error_code` and `error`, and does not stop the others.
         """
-        return self._serve(rows, _rows_at_once(rows), self._outputs.requests)
+        return self._serve(rows, arguments.rows_at_once(rows), self._outputs.requests)
 
     def serve_scores(self, rows: Iterable[ScoreRow]) -> Iterator[tuple[Any, list[ScoreOutput]]]:
         """Scores rows, and yields (key, one result for each continuation) as rows finish. Bad rows as in `serve`."""
-        return self._serve(rows, _rows_at_once(rows), self._outputs.scores)
+        return self._serve(rows, arguments.rows_at_once(rows), self._outputs.scores)
 
     def abort(self, key: Hashable) -> None:
         """Ends the row with this key early. Any thread may call.
@@ -347,6 +347,13 @@ class LLM:
         self.serving.check()
         self._engine.check_integrity()
 
+    def _check_params(self, params: SamplingParams) -> None:
+        """Raises ValueError where sampling parameters are wrong for this model."""
+        try:
+            self._builder.check(params)
+        except RowError as error:
+            raise ValueError(f"sampling_params: {error}") from error
+
     def _serve(
         self,
         rows: Iterable[SomeRow],
@@ -359,11 +366,15 @@ class LLM:
                 yield from outputs(finished)
 
 
-def _is_several(continuation: Any) -> bool:
-    """Whether this is a list of continuations. An empty list is one continuation, without tokens."""
-    return isinstance(continuation, (list, tuple)) and isinstance([*continuation, 0][0], (str, list, tuple))
-
-
-def _rows_at_once(*inputs: Iterable[Any]) -> int:
-    """The number of rows that are encoded together: many of a list, and one of an iterator, which may wait."""
-    return ROWS_AT_ONCE if all(isinstance(one, (list, tuple)) for one in inputs) else 1
+def _warn(name: str, errors: Sequence[str | None]) -> None:
+    """Logs how many results of a call are errors, with the first one."""
+    wrong = [index for index, error in enumerate(errors) if error is not None]
+    if wrong:
+        logger.warning(
+            "%d of %d results are errors; the first one is of %s %d: %s",
+            len(wrong),
+            len(errors),
+            name,
+            wrong[0],
+            errors[wrong[0]],
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from .engine.request import END_OF_TEXT
 from .engine.sampler import Sampler
 from .engine.sizing import MemoryPlan, plan_memory
 from .engine.slot_tables import Vocabulary
-from .errors import CheckpointError
+from .errors import CheckpointError, looked_up
 from .models.architecture import describe_sizes
 from .models.files.checkpoint import open_checkpoint
 from .models.model import ModelFile
@@ -112,7 +113,16 @@ class ModelSummary:
         return digest.hexdigest()
 
     def log(self) -> None:
-        """Logs the memory plan and who serves each op; warns of ops that no kernel serves."""
+        """Logs the memory plan and who serves each op; warns of casts and of ops that no kernel serves."""
+        checkpoint = self.file.checkpoint
+        if others := checkpoint.other_dtypes:
+            found = ", ".join(map(dtype_name, (checkpoint.matrix_dtype, *others)))
+            logger.warning(
+                "%s: matrices of several dtypes (%s); all are cast to %s",
+                checkpoint.path,
+                found,
+                self.placement.dtype_name,
+            )
         logger.info("%s", self.memory)
         if self.placement.layers:
             logger.info("%s", describe_layers(self.placement, self.file.sizes["L"]))
@@ -165,9 +175,11 @@ def inspect_model(
     path = DEMO_MODEL if str(model.model) == "demo" else model.model
     file = ModelFile.open(open_checkpoint(path))
     if model.init_state is not None:
-        if not Path(model.init_state).is_file():
+        if not os.path.isfile(model.init_state):
             raise CheckpointError(
-                f"{model.init_state} is not a file; expected a state-tuning .pth or .safetensors", setting="init_state"
+                f"{model.init_state} is not a file{looked_up(model.init_state)}; "
+                "expected a state-tuning .pth or .safetensors",
+                setting="init_state",
             )
         file.initial_states(model.init_state)
     if apart and engine.device != "cpu" and (torch.version.cuda or torch.version.hip):
@@ -200,7 +212,7 @@ def _place(file: ModelFile, model: ModelSettings, engine: EngineSettings) -> _Pl
         quantization=model.quantization,
         strategy=model.strategy,
         state_dtype=engine.state_dtype,
-        stored_dtype=file.checkpoint.dtype("emb.weight"),
+        stored_dtype=file.checkpoint.matrix_dtype,
         num_layers=file.sizes["L"],
     )
     ops = _layer_ops(file, placement, engine.backend)

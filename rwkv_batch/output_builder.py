@@ -36,7 +36,8 @@ class OutputBuilder:
         for row in rows:
             if isinstance(row, ErrorRow):
                 error = row.error
-                yield row.key, RequestOutput(row.prompt, [], None, [], error_code=error.code, error=error.message)
+                failed = CompletionOutput(0, "", [], math.nan, None, "error", None)
+                yield row.key, RequestOutput(row.prompt, [], None, [failed], error_code=error.code, error=error.message)
             else:
                 yield row.key, self._request(row, [next(texts) for _ in row.completions])
 

@@ -31,7 +31,7 @@ class CompletionOutput:
         index: number of the sample, from 0.
         text: the completion's text; "" where there is no tokenizer.
         token_ids: sampled token ids, the one that ended the completion included.
-        cumulative_logprob: sum of `token_logprobs`.
+        cumulative_logprob: sum of `token_logprobs`; NaN where `finish_reason` is "error".
         logprobs: for each of `token_ids` the most likely tokens and the sampled one, by token id; None where
             `SamplingParams.logprobs` is None.
         finish_reason: "stop" (end of text, stop string or stop token), "length" (max_tokens), "abort" or "error".
@@ -58,7 +58,8 @@ class RequestOutput:
         prompt_token_ids: the prompt's token ids.
         prompt_logprobs: for each of `prompt_token_ids` the most likely tokens and the prompt's own, by token id; None
             for the first one, and in place of the list where `SamplingParams.prompt_logprobs` is None.
-        outputs: one for each sample, in order of `index`; none where the prompt could not be served.
+        outputs: one for each sample, in order of `index`; a single one with `finish_reason` "error" where the prompt
+            could not be served.
         error_code, error: a stable identifier and a sentence where the prompt could not be served; else None.
     """
 

@@ -235,8 +235,9 @@ class RequestBuilder:
 
     def _settings(self, params: SamplingParams) -> _RequestSettings:
         """Checks parameters, and makes the settings of requests. The latest are kept: rows often share theirs."""
-        if self._last is not None and self._last.params is params:
-            return self._last
+        last = self._last  # another thread may replace it
+        if last is not None and last.params is params:
+            return last
         self._check_params(params)
         strings = params.stop_strings
         settings = _RequestSettings(

@@ -19,6 +19,7 @@ from .errors import (
     ResumeError,
     Stopped,
 )
+from .job.messages import printable
 from .job.stopping import EXIT_KILLED
 from .job.streams import lasting_streams
 
@@ -71,7 +72,9 @@ HELP: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter,
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of a run to the parser of this command, or of `rwkv-batch run`."""
-    parser.add_argument("job", metavar="JOB.yaml", help="the job file; jobs/eval.yaml explains every setting")
+    parser.add_argument(
+        "job", metavar="JOB.yaml", help="the job file, or - for standard input; jobs/eval.yaml explains every setting"
+    )
     what = parser.add_argument_group("what is run")
     what.add_argument(
         "-o",
@@ -81,7 +84,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="a setting in place of the job file's, such as sampling.top_p=0.7; may be repeated",
     )
-    what.add_argument("--limit", type=int, metavar="N", help="serve only the first N rows; the same as input.limit")
+    what.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="a trial of the first N rows: it writes to OUTPUT-limit-N, and the whole job starts fresh beside it",
+    )
     what.add_argument(
         "--shard",
         metavar="I/N",
@@ -106,22 +114,25 @@ def execute(options: argparse.Namespace, task: str | None = None) -> int:
         --allow-errors, as the job is not done. A second signal ends the process at once with 130.
     """
     from .job.execute import check_job, run_job
+    from .job.output.storage import StorageError
     from .job.plan import parse_shard
     from .job.stopping import StopSignals
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_TerminalFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logger.setLevel(logging.DEBUG if options.verbose else logging.INFO)  # the level of this package alone
-    limit = [] if options.limit is None else [f"input.limit={options.limit}"]
-    overrides = [*options.overrides, *limit, *([f"task={task}"] if task else [])]
+    overrides = [*options.overrides, *([f"task={task}"] if task else [])]
     stop = StopSignals(is_command=True)
     try:
-        # The one place where the environment is read: a scheduler's variables name this process's shard.
+        # The environment is read here, where a scheduler's variables name this process's shard, and for a job file's
+        # references to variables.
         shard = str(parse_shard(options.shard, os.environ))
         if options.dry_run:
-            text, is_useful = check_job(options.job, overrides, shard, stop=stop)
-            print(text)
+            text, is_useful = check_job(options.job, overrides, shard, limit=options.limit, stop=stop)
+            print(printable(text))
             return EXIT_OK if is_useful else EXIT_ROW_ERRORS
-        outcome = run_job(options.job, overrides, shard, stop=stop)
+        outcome = run_job(options.job, overrides, shard, limit=options.limit, stop=stop)
     except Stopped:
         return _fail(EXIT_STOPPED, "stopped; start the same command again to go on")
     except ResumeError as error:
@@ -133,17 +144,27 @@ def execute(options: argparse.Namespace, task: str | None = None) -> int:
     except Exception as error:  # every other failure becomes a message and an exit code here
         logger.debug("the failure in full", exc_info=True)
         advice = "what was committed is safe; start the same command again to go on"
-        return _fail(EXIT_INTERNAL, f"{type(error).__name__}: {error}\n{advice}")
+        kind = "" if isinstance(error, StorageError) else f"{type(error).__name__}: "
+        return _fail(EXIT_INTERNAL, f"{kind}{error}\n{advice}")
     _print_summary(outcome)
     return EXIT_OK if outcome.is_finished and (not outcome.errors or options.allow_errors) else EXIT_ROW_ERRORS
+
+
+class _TerminalFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _print_summary(outcome: Outcome) -> None:
     """Prints how the job ended, and the command that shows the results."""
     folders, output = outcome.folders, _shortest(outcome.output)
-    print("\n".join(outcome.summary or [f"{output}: {outcome.rows:,} rows, {outcome.errors:,} of them errors"]))
-    if not outcome.is_finished:
-        print("stopped at a bad row (run.on_row_error: stop); start the same command again to go on")
+    lines = outcome.summary or [f"{output}: {outcome.rows:,} rows, {outcome.errors:,} of them errors"]
+    print(printable("\n".join(lines)))
+    if outcome.stopped_at:
+        print(printable(f"stopped at {outcome.stopped_at}"))
+        print("run.on_row_error is stop: start the same command again to go on with the rows after it")
+    elif not outcome.is_finished:
+        print("parts are missing; start the same command again to make them")
     elif not outcome.is_complete:
         print("this shard is done; other shards are not")
     else:
@@ -158,7 +179,7 @@ def _shortest(path: str) -> str:
 
 
 def _fail(code: int, message: str) -> int:
-    print(f"rwkv-batch: {message}", file=sys.stderr)
+    print(f"rwkv-batch: {printable(message)}", file=sys.stderr)
     return code
 
 

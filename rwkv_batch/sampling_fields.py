@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a character, which has no encoding."""
 
 
 class Kind(ABC):
@@ -97,7 +99,7 @@ class Strings(Kind):
         for text in value if isinstance(value, list | tuple) else (value,):
             if not isinstance(text, str) or not text:
                 return "a non-empty string or a list of non-empty strings"
-            if any("\ud800" <= character <= "\udfff" for character in text):
+            if SURROGATE.search(text):
                 return "text that has an encoding, without lone surrogates"
         return None
 
@@ -119,14 +121,17 @@ class TokenIds(Kind):
 
 
 class Biases(Kind):
-    """A mapping from token id to a finite number."""
+    """A mapping from token id to a number that float32 can hold."""
 
     def expected(self, value: object) -> str | None:
         is_right = isinstance(value, Mapping) and all(
-            _is_id(token_id) and isinstance(bias, int | float) and abs(bias) <= sys.float_info.max
-            for token_id, bias in value.items()
+            _is_id(token_id) and _is_number(bias) and abs(bias) <= _LARGEST_FLOAT for token_id, bias in value.items()
         )
-        return None if is_right else "a map from token id to a finite number"
+        return None if is_right else "a map from token id to a finite number (float32)"
+
+
+_LARGEST_FLOAT = 3.4028234663852886e38
+"""The largest number of float32."""
 
 
 @dataclass(frozen=True)

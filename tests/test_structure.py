@@ -29,9 +29,10 @@ BASICS = {
     "settings",
     "threads",
     "transfer",
+    "user_files",
 }
 """Modules at the top of rwkv_batch that import only each other; all but the kernel packages may import them."""
-LIBRARY = {"llm", "model_summary", "output_builder", "requests", "rows", "serving"}
+LIBRARY = {"arguments", "llm", "model_summary", "output_builder", "requests", "rows", "serving"}
 """The other modules at the top that do the library's work."""
 MODELS = {"models", "models/files", "models/matrices"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -52,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "integrations": {"", "engine", "llm", "rows", "text"},
     "checks": {*KERNELS, *MODELS, "demo", "engine", "llm", "measure"},
     "measure": {*KERNELS, *MODELS, "", "checks", "engine", "model_summary", "run"},
-    "run": {"job"},
+    "run": {"job", "job/output"},
     "cli": {"", "integrations", "job", "job/output", "job/report", "measure", "models/files", "run"},
     "": {"job", "llm"},
 }
@@ -214,9 +215,11 @@ def test_public_names_are_there():
 
 
 def test_the_environment_is_read_in_two_places_only():
-    """`--shard auto` reads the variables of the launcher, and the folder of compiled kernels follows XDG_CACHE_HOME."""
+    """`--shard auto` reads the variables of the launcher, a job file those that it names, and the folder of compiled
+    kernels follows XDG_CACHE_HOME; nothing else does.
+    """
     readers = set()
     for path in PACKAGE.rglob("*.py"):
         if re.search(r"os\.environ|getenv", path.read_text()):
             readers.add(path.relative_to(PACKAGE).as_posix())
-    assert readers == {"run.py", "kernel_support/cache.py"}
+    assert readers == {"run.py", "job/yaml_file.py", "kernel_support/cache.py"}

@@ -90,7 +90,7 @@ def _ninja_lines(compiler: str, library: str) -> list[str]:
     sources = sorted(SOURCES.glob("*.cpp"))
     return [
         f"rule compile\n  command = {compiler} {FLAGS} -MMD -c $in -o $out",
-        f"rule link\n  command = {compiler} -shared -fopenmp $in -o $out",
+        f"rule link\n  command = {compiler} -shared {FLAGS} $in -o $out",
         *(f"build {source.stem}.o: compile {escaped(source)}" for source in sources),
         f"build {library}: link {' '.join(source.stem + '.o' for source in sources)}",
     ]

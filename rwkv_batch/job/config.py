@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import UnionType
@@ -33,6 +34,17 @@ def _known_quantization(name: str) -> str:
     return name
 
 
+def _expanded(path: str) -> str:
+    """The path with the home folder in place of `~` or `~name` at its beginning. No path has a NUL character."""
+    expanded = os.path.expanduser(path)
+    if not expanded or expanded.startswith("~") or "\0" in expanded:
+        raise ValueError
+    return expanded
+
+
+ExtraColumn = Literal["prompt", "input_row", "input_file"]
+EXTRA_COLUMNS: tuple[str, ...] = get_args(ExtraColumn)
+Path = Annotated[str, AfterValidator(_expanded)]
 Count = Annotated[int, Field(ge=1)]
 Gibibytes = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -61,13 +73,13 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The model: which one, and in which form."""
 
-    path: str = _setting(
+    path: Path = _setting(
         ...,
         "The model: `demo` (bundled), a checkpoint file, a folder in Hugging Face layout, or a file of the Hugging "
         "Face hub.",
         "'demo', a .pth or .safetensors file, a folder, or hf://owner/repo/file@revision",
     )
-    tokenizer: str | None = _setting(
+    tokenizer: Path | None = _setting(
         "auto",
         "What makes token ids of text. `auto` decides by the size of the vocabulary and by the files beside the model; "
         "null means token ids in and out.",
@@ -88,7 +100,7 @@ class ModelSection(Section):
         "`engine.device`, `model.dtype` and `model.quantization`.",
         "a ChatRWKV strategy such as 'cuda fp16 *10 -> cpu fp32', or null",
     )
-    init_state: str | None = _setting(
+    init_state: Path | None = _setting(
         None, "A file of tuned initial states that every sequence starts from.", "a file with an initial state, or null"
     )
     ln_x_eps: Annotated[float, Field(gt=0)] | None = _setting(
@@ -151,9 +163,10 @@ class EngineSection(Section):
 class InputSection(Section):
     """The input: files, columns and prompts."""
 
-    path: str | Annotated[list[str], Field(min_length=1)] = _setting(
+    path: Path | Annotated[list[Path], Field(min_length=1)] = _setting(
         ...,
-        "The input's files. Relative paths are relative to the folder in which the command is started.",
+        "The input's files. Relative paths are relative to the folder in which the command is started; `~` is the home "
+        "folder.",
         "a file, folder, glob or URL, or a list of them",
     )
     format: Format = _setting(
@@ -173,7 +186,8 @@ class InputSection(Section):
     )
     limit: Count | None = _setting(
         None,
-        "Serve only this many rows, the first ones. A trial with a limit needs an output of its own.",
+        "The job has only this many rows, the first ones. A trial is better made with `--limit` on the command line, "
+        "which has an output of its own.",
         "a number of rows from 1, or null",
     )
     max_prompt_tokens: Count | None = _setting(
@@ -194,7 +208,7 @@ class ScoreSection(Section):
 class OutputSection(Section):
     """The output: where it goes, and its columns."""
 
-    path: str = _setting(
+    path: Path = _setting(
         ...,
         "The folder that will hold the parts and nothing else. Everything else goes to the state folder.",
         "a folder on a local disk",
@@ -207,7 +221,21 @@ class OutputSection(Section):
         "a number of seconds from 0 to 86400",
     )
     input_columns: Literal["all", "none"] | list[str] = _setting(
-        "all", "The input's columns that each output row repeats.", "all, none, or a list of column names"
+        "all",
+        "The input's columns that each output row repeats. The column with the role `id` is always repeated.",
+        "all, none, or a list of column names",
+    )
+    columns: dict[str, Annotated[str, Field(min_length=1)]] = _setting(
+        {},
+        "Column that the job adds → another name for it, such as `{completion: rating, status: rating_status}`, where "
+        "the input has a column of its name.",
+        "a mapping from names of columns that the job adds to other names",
+    )
+    extra: list[ExtraColumn] = _setting(
+        [],
+        "Further columns: `prompt` is the text that the model read, of task score the context; null where it is token "
+        "ids. `input_row` is the number of the row in the whole input, from 0. `input_file` is the file of the row.",
+        f"a list of {one_of(EXTRA_COLUMNS)}",
     )
     token_ids: bool = _setting(False, "Add the column `token_ids`: the ids of the completion or continuation.")
     logprobs: bool = _setting(False, "Add the column `token_logprobs`: the log-probability of each of these tokens.")
@@ -216,7 +244,7 @@ class OutputSection(Section):
 class RunSection(Section):
     """The run: state folder and bad rows."""
 
-    state_dir: str | None = _setting(
+    state_dir: Path | None = _setting(
         None,
         "The state folder: progress, unpublished rows and reports. It must not be inside the output folder.",
         "a folder, or null for the output folder's name with .rwkv_batch added",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -11,26 +12,28 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
+from ..rows import ErrorRow, Finished
 from ..settings import EngineSettings, ModelSettings
 from .config import JobConfig
 from .dry_run import describe, read_first_rows
 from .load import load_job
+from .messages import shown
 from .output.commit import JobFiles, Part
 from .output.rehearsal import Rehearsal
 from .output.results import Results
-from .output.storage import LocalStorage, Storage
+from .output.storage import LocalStorage, Storage, StorageError
 from .output.writer import Writer
 from .plan import Shard, Unit, parse_shard
 from .prepare import Prepared, named_as_in_jobs, prepare
 from .report.events import EventLog, machine
 from .report.progress import Progress
 from .report.report import summarise, write_report
-from .state import Folders, compare_job, has_parts, open_job
+from .state import Folders, compare_job, has_parts, open_job, restore_job
 from .stopping import StopSignals
 from .stream import missing_rows
 
 SUCCESS = "_SUCCESS.json"
-
+TRIAL = "this is a trial, with an output of its own; without --limit the whole job starts fresh beside it"
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ class Outcome:
         is_finished: all parts of this shard are published. False where run.on_row_error: stop has ended the run.
         is_complete: all parts of all shards are published.
         summary: the report in a few lines; empty where other shards are still at work.
+        stopped_at: the row that has ended the run, with its error, in words; "" where none has.
     """
 
     folders: Folders
@@ -54,6 +58,7 @@ class Outcome:
     is_finished: bool
     is_complete: bool
     summary: tuple[str, ...] = ()
+    stopped_at: str = ""
 
     @property
     def output(self) -> str:
@@ -74,7 +79,7 @@ Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
 
 
 def check_job(
-    job: JobSource, overrides: Overrides = (), shard: str | None = None, *, stop: StopSignals
+    job: JobSource, overrides: Overrides = (), shard: str | None = None, *, limit: int | None = None, stop: StopSignals
 ) -> tuple[str, bool]:
     """Describes in text what the job would do. Reads the input and the model's sizes; writes nothing, and does not use
     GPUs in this process.
@@ -88,15 +93,21 @@ def check_job(
         ConfigurationError, CheckpointError, CapacityError, MissingExtraError, ResumeError: as `run_job` would.
     """
     with stop, stop.interruptible():
-        prepared = prepare(load_job(job, overrides), partial(_inspect_model, apart=True))
+        prepared = prepare(load_job(job, overrides, limit), partial(_inspect_model, apart=True))
         started = _check_output(prepared, LocalStorage(prepared.folders.file("tmp")), prepared.rehearsal())
         prepared = prepared.started_as(started) if started else prepared
         first = read_first_rows(prepared)
-        return "\n".join(describe(prepared, parse_shard(shard, {}), first)), not first.are_errors
+        lines = [*([TRIAL] if limit is not None else []), *describe(prepared, parse_shard(shard, {}), first)]
+        return "\n".join(lines), not first.are_errors
 
 
 def run_job(
-    job: JobSource, overrides: Overrides = (), shard: str | None = None, *, stop: StopSignals | None = None
+    job: JobSource,
+    overrides: Overrides = (),
+    shard: str | None = None,
+    *,
+    limit: int | None = None,
+    stop: StopSignals | None = None,
 ) -> Outcome:
     """Makes the parts of a job that earlier runs have not made. May be called in any thread.
 
@@ -124,6 +135,7 @@ def run_job(
         overrides: settings that replace the job's, for example {"sampling.max_tokens": 32}; or texts such as
             "sampling.max_tokens=32".
         shard: "i/n" makes the units i, i + n, …, with i from 0; None makes all.
+        limit: makes a trial with this many rows, the first ones, in an output of its own: "<output>-limit-N".
         stop: the signal handling of `rwkv-batch run`. A program leaves it out.
 
     Raises:
@@ -137,19 +149,23 @@ def run_job(
     with stop or StopSignals() as stop:
         part = parse_shard(shard, {})
         with stop.interruptible():
-            prepared = prepare(load_job(job, overrides), _inspect_model)
-            storage, rehearsal = LocalStorage(prepared.folders.file("tmp")), prepared.rehearsal()
-            _check_output(prepared, storage, rehearsal)
-        if overriding := prepared.columns.overriding:
-            logger.info("sampled as the columns %s say, where they are not null", ", ".join(overriding))
-        folders = prepared.folders
-        prepared = prepared.started_as(open_job(storage, folders, prepared.document, prepared.source.files))
+            prepared = prepare(load_job(job, overrides, limit), _inspect_model)
+            folders, rehearsal = prepared.folders, prepared.rehearsal()
+            storage = LocalStorage(folders.file("tmp"))
+            started = _check_output(prepared, storage, rehearsal)
+            _announce(prepared, is_trial=limit is not None)
+            prepared = prepared.started_as(
+                open_job(storage, folders, prepared.document, prepared.source.files, started)
+            )
         storage.sweep()
         with EventLog(folders.file(part.file_name("log", "jsonl")), shard=str(part)) as log:
             run = _Run(prepared, part, stop, storage, log)
             missing = run.survey()
-            if missing:
-                run.serve(missing, rehearsal)
+            try:
+                if missing:
+                    run.serve(missing, rehearsal)
+            finally:
+                restore_job(storage, folders, prepared.document)
             return run.finish()
 
 
@@ -167,6 +183,14 @@ def _check_output(prepared: Prepared, storage: Storage, rehearsal: Rehearsal) ->
     return started
 
 
+def _announce(prepared: Prepared, is_trial: bool) -> None:
+    """Logs what a user may not expect of this run."""
+    if is_trial:
+        logger.info("%s: %s", TRIAL, prepared.folders.output)
+    if overriding := prepared.columns.overriding:
+        logger.info("sampled as the columns %s say, where they are not null", ", ".join(overriding))
+
+
 class _Run:
     """The part of a job that one process does."""
 
@@ -177,6 +201,7 @@ class _Run:
         self._stop = stop
         self._storage = storage
         self._log = log
+        self._stopped_at = ""
         self._files = JobFiles(storage, self._folders.output, self._folders.state, prepared.plan, prepared.form)
         log("start", config=_plain_settings(prepared.job), machine=machine())
 
@@ -199,21 +224,27 @@ class _Run:
             llm = _load_model(self._prepared)
         self._log("model", model=llm.describe())
         to_columns = Results(job.task, self._prepared.form.results, _detokenizer(llm.tokenizer)).batch
-        writer = Writer(self._files, self._prepared.source, to_columns, job.output.flush_seconds, self._log)
+        writer = Writer(self._files, self._prepared.part_source(), to_columns, job.output.flush_seconds, self._log)
         with self._progress(missing, writer, llm), writer, self._stop.interruptible():
             rows = missing_rows(self._prepared, self._files, missing, writer, rehearsal)
             with closing(llm.serving.run(rows, stop_at_error=job.run.on_row_error == "stop")) as served:
                 for finished in served:
                     writer.add(finished)
+                    if job.run.on_row_error == "stop" and not self._stopped_at:
+                        self._stopped_at = next((self._described(row) for row in finished if _is_error(row)), "")
 
     def finish(self) -> Outcome:
         """Reads all parts. Where none is missing, writes _SUCCESS.json: the process that ends last finds them all.
 
         Raises:
             ResumeError: the parts are there, but the input has changed meanwhile.
+            StorageError: a published part of this shard is gone.
         """
         parts = [self._files.part(self._plan.unit(index)) for index in range(self._plan.num_units)]
         mine = [parts[unit.index] for unit in self._shard.units(self._plan)]
+        if None in mine and not self._stopped_at:
+            gone = FileNotFoundError(errno.ENOENT, "they were published, and removed while the job ran")
+            raise StorageError(self._folders.output, f"read: {mine.count(None)} part(s) are missing", gone)
         finished = [part for part in mine if part is not None]
         outcome = Outcome(
             self._folders,
@@ -221,6 +252,7 @@ class _Run:
             errors=sum(part.errors for part in finished),
             is_finished=None not in mine,
             is_complete=None not in parts,
+            stopped_at=self._stopped_at,
         )
         if outcome.is_complete:
             self._prepared.source.check_unchanged()
@@ -232,6 +264,14 @@ class _Run:
             report = write_report(self._storage, self._folders)
             outcome = replace(outcome, summary=tuple(summarise(report)))
         return outcome
+
+    def _described(self, row: Any) -> str:
+        """Names an error row with its id, and its error."""
+        named = ""
+        if name := self._prepared.columns.id:
+            (found,) = self._prepared.source.read(row.row, row.row + 1, [name])
+            named = f" ({name} {shown(found.batch[name][0].as_py())})"
+        return f"row {row.row}{named}: {row.error.code}: {row.error.message}"
 
     def _progress(self, missing: Sequence[Unit], writer: Writer, llm: Any) -> Progress:
         total = sum(unit.num_rows for unit in self._shard.units(self._plan))
@@ -249,6 +289,10 @@ class _Run:
             "parts": [asdict(part) for part in parts],
         }
         return json.dumps(content, indent=1).encode()
+
+
+def _is_error(row: Finished) -> bool:
+    return isinstance(row, ErrorRow)
 
 
 def _inspect_model(model: ModelSettings, engine: EngineSettings, *, apart: bool = False) -> Any:

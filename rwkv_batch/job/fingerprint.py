@@ -46,6 +46,7 @@ RESOLVED = frozenset(
         "output.path",
         "output.rows_per_part",
         "output.input_columns",
+        "output.extra",
         "output.token_ids",
         "output.logprobs",
     }

@@ -10,35 +10,40 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from ..errors import ConfigurationError
+from ..sampling_fields import SURROGATE
 from ..sampling_params import SAMPLING_FIELDS
 from .config import JOB_SAMPLING, JobConfig, ScoreSection, expected_of, is_section, sampling_value, sampling_with
 from .messages import listed, shown, unknown_key
-from .yaml_file import parse_yaml, read_yaml
+from .yaml_file import file_label, parse_yaml, read_yaml
 
 
 def load_job(
-    job: str | os.PathLike[str] | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str] = ()
+    job: str | os.PathLike[str] | Mapping[str, Any],
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    limit: int | None = None,
 ) -> JobConfig:
     """Reads and checks a job.
 
     Args:
-        job: a YAML file, or a mapping with the same content.
+        job: a YAML file, "-" for standard input, or a mapping with the same content. Environment variables are put
+            into a file only. Top-level keys that begin with "x-" are ignored.
         overrides: settings that replace the job's: a mapping from "section.key" to a value, or texts
             "section.key=value", each with a YAML value, as after `-o` on the command line. Paths may be `pathlib`'s.
+        limit: makes a trial of the job: its first rows, this many at most, with an output of its own.
 
     Raises:
         ConfigurationError: the file cannot be read, or settings are wrong; one line for each of these.
     """
     if not isinstance(job, str | os.PathLike | Mapping):
         raise ConfigurationError(f"job: got {shown(job)}, expected the path of a job file, or a mapping")
-    place, settings = ("job", _plain(job)) if isinstance(job, Mapping) else (os.fspath(job), read_yaml(job))
+    place, settings = ("job", _plain(job)) if isinstance(job, Mapping) else (file_label(job), read_yaml(job))
     if not isinstance(settings, dict):
         raise ConfigurationError(
             f"{place}: got {shown(settings)}, expected a mapping with {listed(JobConfig.model_fields)}"
         )
     origins = dict(_override(settings, *override) for override in _overrides(overrides))
-    settings = {key: value for key, value in settings.items() if value is not None}
-    problems = list(_check_sampling(settings))
+    settings = {key: value for key, value in settings.items() if value is not None and not _is_note(key)}
+    problems = [*_check_texts(settings), *_check_sampling(settings)]
     try:
         config = JobConfig.model_validate(settings)
     except ValidationError as error:
@@ -46,11 +51,29 @@ def load_job(
     else:
         problems += _check_together(config)
     if problems:
-        lines = [
-            f"{origins[where]}: {what}" if where in origins else f"{place}: {where}: {what}" for where, what in problems
-        ]
+        lines = [f"{origins.get(where, f'{place}: {where}')}: {what}" for where, what in problems]
         raise ConfigurationError("\n".join(lines))
-    return config
+    return config if limit is None else _trial(config, limit)
+
+
+def _is_note(key: Any) -> bool:
+    """Whether a top-level key is the file's own, for anchors and remarks, as in Docker Compose files."""
+    return isinstance(key, str) and key.startswith("x-")
+
+
+def _trial(job: JobConfig, limit: int) -> JobConfig:
+    """Returns the job with its first rows only, and with an output and a state folder of its own."""
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise ConfigurationError(f"--limit: got {shown(limit)}, expected a number of rows from 1")
+    rows = limit if job.input.limit is None else min(limit, job.input.limit)
+    folder = f"{job.output.path.rstrip('/')}-limit-{limit}"
+    return job.model_copy(
+        update={
+            "input": job.input.model_copy(update={"limit": rows}),
+            "output": job.output.model_copy(update={"path": folder}),
+            "run": job.run.model_copy(update={"state_dir": None}),
+        }
+    )
 
 
 def _overrides(given: Mapping[str, Any] | Sequence[str]) -> Iterator[tuple[str, str, Any]]:
@@ -93,6 +116,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _check_texts(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Yields (where, what) for each text that has no encoding, in mappings and lists of any depth."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _check_texts(key, where)
+            yield from _check_texts(item, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _check_texts(item, where)
+    elif isinstance(value, str) and (found := SURROGATE.search(value)):
+        yield where, f"got {shown(value)}, expected text without the lone surrogate U+{ord(found[0]):04X}"
 
 
 def _check_sampling(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:

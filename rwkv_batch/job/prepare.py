@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from .. import __version__
-from ..errors import ConfigurationError, MissingExtraError, RowError, RwkvBatchError
+from ..errors import ConfigurationError, MissingExtraError, RowError, RwkvBatchError, looked_up
 from ..sampling_params import CONSTRAINTS
 from ..settings import EngineSettings, ModelSettings
 from .config import EngineSection, JobConfig, ModelSection
@@ -20,9 +20,13 @@ from .input.columns import Columns, bind_columns, expected_kinds
 from .input.reader import Input, open_input
 from .input.rows import RowParser
 from .input.version import sha256_of
-from .output.parts import OutputFormat
+from .messages import shortened
+from .output.column_types import passed_field
+from .output.extra import TYPES as EXTRA_TYPES
+from .output.extra import TracedInput
+from .output.parts import OutputFormat, RowSource
 from .output.rehearsal import Rehearsal
-from .output.results import passed_schema, result_schema
+from .output.results import output_names, result_schema
 from .plan import UnitPlan
 from .state import Folders, check_folders
 
@@ -72,9 +76,15 @@ class Prepared:
         footer = {**self.form.footer, "fingerprint": document["fingerprint"]}
         return replace(self, document=document, form=replace(self.form, footer=footer))
 
+    def part_source(self) -> RowSource:
+        """Returns the input with the columns of output.extra, as parts repeat it."""
+        files = [entry["file"] for entry in self.document["input"]]  # as when the job started: files may move
+        names: dict[str, str] = {own: self.form.names.get(own, own) for own in self.job.output.extra}
+        return TracedInput(self.source, self.parser, self.columns.read, files, names) if names else self.source
+
     def rehearsal(self) -> Rehearsal:
         """Returns what makes test parts of this job."""
-        return Rehearsal(self.form, self.source, self.plan)
+        return Rehearsal(self.form, self.part_source(), self.plan)
 
 
 @contextmanager
@@ -99,6 +109,17 @@ def engine_settings(job: JobConfig) -> EngineSettings:
     return EngineSettings(**{**settings, **sizes}, seed=job.sampling.seed or 0)
 
 
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Inside, nothing is read but what settings name: an error of the operating system is an error of a setting."""
+    try:
+        yield
+    except OSError as error:
+        path = f"{shortened(str(error.filename))}: " if error.filename else ""
+        raise ConfigurationError(f"{path}{error.strerror or error}; expected a file or folder to work with") from error
+
+
+@_readable()
 def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
     """Checks the job against its input, its folders and its model file. Writes nothing.
 
@@ -112,7 +133,9 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
     source = open_input(job.input.path, job.input.format, expected_kinds(job))
     columns = bind_columns(job, source)
     results = result_schema(job, columns)
-    passed = passed_schema(source.schema, columns, results)
+    names = output_names(job, columns, results)
+    extra = [pa.field(names[name], EXTRA_TYPES[name]) for name in names if name in EXTRA_TYPES]
+    passed = pa.schema([*(passed_field(source.schema.field(name)) for name in columns.passed), *extra])
     folders = Folders.of(job)
     check_folders(job, folders, source.files)
     _check_pin(job)
@@ -122,7 +145,7 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
         _check_sampling(job, columns, source.schema, model)
     parser = RowParser(job, columns)
     plan = UnitPlan(min(source.num_rows, job.input.limit or source.num_rows), job.output.rows_per_part)
-    form = OutputFormat(results, passed, {})
+    form = OutputFormat(results, passed, {}, {own: name for own, name in names.items() if own != name})
     document = _job_document(job, columns, form, source, plan, folders, model)
     footer = {"version": __version__, "fingerprint": document["fingerprint"], "seed": str(job.sampling.seed)}
     return Prepared(job, source, columns, parser, plan, replace(form, footer=footer), folders, document, model)
@@ -143,7 +166,7 @@ def _job_document(
         "tokenizer": None if model.tokenizer is None else model.tokenizer.fingerprint,
         "dtype": model.describe().get("dtype", job.model.dtype),
     }
-    settings = result_settings(job, columns, form.passed, form.results, identity)
+    settings = result_settings(job, columns, form.passed, form.named_results(), identity)
     return {
         "version": __version__,
         "fingerprint": fingerprint(settings),
@@ -157,6 +180,7 @@ def _job_document(
         },
         "input": source.manifest(),
         "backends": _backends(model.describe()["backends"]),
+        "columns": form.names,
     }
 
 
@@ -188,8 +212,11 @@ def _check_pin(job: JobConfig) -> None:
     if expected is None:
         return
     if not os.path.isfile(path):
-        raise ConfigurationError(f"model.sha256: pins a single local file, and {path!r} is none")
-    with open(path, "rb") as file:
-        found = sha256_of(file)
+        raise ConfigurationError(f"model.sha256: pins a single local file, and {path!r} is none{looked_up(path)}")
+    try:
+        with open(path, "rb") as file:
+            found = sha256_of(file)
+    except OSError as error:
+        raise ConfigurationError(f"model.sha256: {path} cannot be read: {error.strerror}") from error
     if found != expected.lower():
         raise ConfigurationError(f"model.sha256: {path} has {found}, expected {expected}: this is another file")

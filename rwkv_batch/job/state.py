@@ -7,7 +7,10 @@ import logging
 import os
 import re
 import shlex
+import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +22,10 @@ from .output.storage import Storage
 
 logger = logging.getLogger(__name__)
 
+LATE_SECONDS = 0.1
 STATE_SUFFIX = ".rwkv_batch"
+LONGEST_NAME = 120
+"""Characters of the longest path below one of the folders: a segment's, or a temporary file's."""
 MANIFEST_KEYS = {"file", "rows", "bytes", "version"}
 """Keys of a file's entry in the input's manifest."""
 JOB_KEYS = {"settings": dict, "plan": dict, "input": list, "fingerprint": str}
@@ -57,6 +63,8 @@ def check_folders(job: JobConfig, folders: Folders, files: Sequence[InputFile]) 
     where = f"output.path: got {job.output.path!r}"
     if "://" in job.output.path or "://" in (job.run.state_dir or ""):
         raise ConfigurationError(f"{where}, expected folders on a local disk for output.path and run.state_dir")
+    _check_writable(folders.output, "output.path")
+    _check_writable(folders.state, "run.state_dir" if job.run.state_dir else "output.path")
     output, state = os.path.realpath(folders.output), os.path.realpath(folders.state)
     if os.path.commonpath([output, state]) in (output, state):
         raise ConfigurationError(
@@ -67,18 +75,53 @@ def check_folders(job: JobConfig, folders: Folders, files: Sequence[InputFile]) 
     for file in files:
         if os.path.realpath(file.path).startswith(os.path.join(output, "")):
             raise ConfigurationError(f"{where}, which contains the input {file.name}; use another folder")
-    for folder in (folders.output, folders.state):
-        if os.path.lexists(folder) and not os.path.isdir(folder):
-            raise ConfigurationError(f"{folder} is a file, expected a folder or nothing")
+    for folder in (output, state):  # raises OSError where a path is too long for a file in it
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(os.path.join(folder, "x" * LONGEST_NAME))
     if os.path.isdir(output) and os.listdir(output) and not os.path.exists(folders.file("job.json")):
         raise ConfigurationError(
-            f"{where}, which is not empty and is no job's output ({folders.state}/job.json is missing)"
+            f"{where}, which is not empty and is no job's output ({folders.state}/job.json is missing): choose another "
+            "folder, or put job.json back if it was removed"
         )
     if _device(output) != _device(state):
         raise ConfigurationError(
             f"{where}, which is on another file system than {folders.state}: parts could not appear in one step; "
             "choose both on one file system (a folder below a mount point, not the mount itself)"
         )
+
+
+def _check_writable(folder: str, setting: str) -> None:
+    """Refuses a folder that cannot be made or written to. Leaves nothing behind: the file that it writes has no name.
+
+    Raises:
+        ConfigurationError: the folder is refused.
+    """
+    nearest = folder
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(os.path.join(folder, "x" * LONGEST_NAME))  # fails where a path is too long for a file in it
+        while not _is_there(nearest):
+            nearest = os.path.dirname(nearest)
+        is_folder = os.path.isdir(nearest)
+        if is_folder:
+            os.listdir(nearest)
+            with tempfile.TemporaryFile(dir=nearest):
+                pass
+    except (OSError, ValueError) as error:  # ValueError: no valid path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigurationError(
+            f"{setting}: cannot write to {folder!r} ({nearest!r}: {reason}); choose another folder, or make it writable"
+        ) from error
+    if not is_folder:
+        raise ConfigurationError(f"{setting}: {nearest} is a file, or a link to none; expected a folder or nothing")
+
+
+def _is_there(path: str) -> bool:
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def read_job(storage: Storage, state: str) -> dict[str, Any] | None:
@@ -111,6 +154,7 @@ def _is_job(job: Any) -> bool:
     return (
         re.fullmatch("[0-9a-f]{64}", job["fingerprint"]) is not None
         and "task" in job["settings"]
+        and isinstance(job.get("columns", {}), dict)
         and all(isinstance(number, int) for number in numbers)
         and all(_is_entry(entry) for entry in job["input"])
     )
@@ -142,7 +186,6 @@ def compare_job(
     changes = _input_changes(started["input"], document["input"], files)
     if changes:
         raise ResumeError(_refusal("the input changed since the run started", changes, folders))
-    _warn_of_weak_versions(files)
     settings = with_passed_columns(started["settings"], document["settings"])
     hint = ""
     if settings[PASSED] != document["settings"][PASSED]:
@@ -154,22 +197,7 @@ def compare_job(
     changes = differences(settings, document["settings"]) + differences(started["plan"], document["plan"])
     if changes:
         raise ResumeError(_refusal(f"{folders.output} was started with other settings{hint}", changes, folders))
-    if others := _other_backends(started.get("backends"), document["backends"]):
-        logger.warning(
-            "the job was started with other backends, so rows of this run are equal up to rounding only, and not bit "
-            "for bit: %s",
-            ", ".join(others),
-        )
     return started
-
-
-def _warn_of_weak_versions(files: Sequence[InputFile]) -> None:
-    if weak := sum(file.version.is_weak for file in files):
-        logger.warning(
-            "an earlier version of this package has started the job: of %d Parquet file(s) it recorded the footer "
-            "alone, so a change of a text by another of the same length before this start cannot be noticed",
-            weak,
-        )
 
 
 def has_parts(storage: Storage, folders: Folders) -> bool:
@@ -178,13 +206,20 @@ def has_parts(storage: Storage, folders: Folders) -> bool:
 
 
 def open_job(
-    storage: Storage, folders: Folders, document: Mapping[str, Any], files: Sequence[InputFile]
+    storage: Storage,
+    folders: Folders,
+    document: Mapping[str, Any],
+    files: Sequence[InputFile],
+    started: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Writes job.json where there is none, or where the columns that parts repeat have changed.
 
     Of two processes that start together, one writes.
 
     The content of the input is read once for its checksums before job.json is written.
+
+    Args:
+        started: what `compare_job` has returned for the same arguments.
 
     Returns:
         The content of job.json. Parts and segments carry its fingerprint: a later version of this package may compute
@@ -193,13 +228,41 @@ def open_job(
     Raises:
         ResumeError: as `compare_job`.
     """
-    while (started := compare_job(storage, folders, document, files)) is None:
+    while started is None:
         manifest = list(_with_versions(document["input"], files, document["plan"]["rows"]))
         data = json.dumps({**document, "input": manifest}, indent=1, ensure_ascii=False).encode()
-        storage.atomic_write(folders.file("job.json"), data, exclusive=True)
+        if not storage.atomic_write(folders.file("job.json"), data, exclusive=True):
+            time.sleep(LATE_SECONDS)  # another process has just written it, and it may not be visible yet
+        started = compare_job(storage, folders, document, files)
     if started != read_job(storage, folders.state):
         storage.atomic_write(folders.file("job.json"), json.dumps(started, indent=1, ensure_ascii=False).encode())
+    _warn(started, document, files)
     return started
+
+
+def _warn(started: Mapping[str, Any], document: Mapping[str, Any], files: Sequence[InputFile]) -> None:
+    """Logs what is no reason to refuse a job that was started before."""
+    if weak := sum(file.version.is_weak for file in files):
+        logger.warning(
+            "an earlier version of this package has started the job: of %d Parquet file(s) it recorded the footer "
+            "alone, so a change of a text by another of the same length before this start cannot be noticed",
+            weak,
+        )
+    if others := _other_backends(started.get("backends"), document["backends"]):
+        logger.warning(
+            "the job was started with other backends, so rows of this run are equal up to rounding only, and not bit "
+            "for bit: %s",
+            ", ".join(others),
+        )
+
+
+def restore_job(storage: Storage, folders: Folders, document: Mapping[str, Any]) -> None:
+    """Writes job.json again where it was removed while the job ran. Without it no later start would know the parts."""
+    with suppress(OSError, ResumeError):
+        if read_job(storage, folders.state) is None:
+            data = json.dumps(document, indent=1, ensure_ascii=False).encode()
+            if storage.atomic_write(folders.file("job.json"), data, exclusive=True):
+                logger.warning("%s was removed while the job ran, and has been written again", folders.file("job.json"))
 
 
 def _with_versions(

@@ -206,10 +206,10 @@ def identify(checkpoint: Checkpoint) -> tuple[type[Architecture], dict[str, int]
     """The version of a checkpoint, with the sizes read from the shapes of its tensors.
 
     Raises:
-        CheckpointError: the checkpoint is of a refused family; or no version matches, and the message lists the nearest
-            ones with the differences.
+        CheckpointError: the checkpoint is of a refused family; or no version matches, and the message states how it
+            differs from the nearest ones, or what kind of names it has instead.
     """
-    near: list[tuple[int, str, str]] = []
+    near: list[_Near] = []
     for architecture in architectures():
         for refusal in architecture.refused:
             if any(map(refusal.tensors.search, checkpoint.names)):
@@ -218,13 +218,38 @@ def identify(checkpoint: Checkpoint) -> tuple[type[Architecture], dict[str, int]
         complaint = match.describe() or _size_complaint(architecture, match)
         if not complaint:
             return architecture, match.sizes
-        near.append((match.num_complaints, architecture.name, complaint))
-    near.sort()
-    listing = "\n".join(f"  {name}: {complaint}" for _, name, complaint in near[:3])
-    raise CheckpointError(
-        f"{checkpoint.path}: no RWKV version has these tensors; the nearest are\n{listing}\n"
-        "Expected a checkpoint in BlinkDL's layout, ChatRWKV's converted form, or a Hugging Face folder of RWKV."
+        near.append(_Near(match.num_complaints, architecture.name, complaint))
+    raise CheckpointError(f"{checkpoint.path}: no RWKV version has these tensors; {_difference(checkpoint, near)}")
+
+
+class _Near(NamedTuple):
+    """A version that a checkpoint is not of."""
+
+    num_complaints: int
+    name: str
+    complaint: str
+
+
+def _difference(checkpoint: Checkpoint, near: list[_Near]) -> str:
+    """How a checkpoint of no version differs from the nearest ones: at most three, of those that share its names."""
+    expected = (
+        "Expected a checkpoint in BlinkDL's layout, ChatRWKV's converted form, web-rwkv's, or a Hugging Face folder "
+        "of RWKV."
     )
+    names = sorted(checkpoint.names)
+    if any(name.startswith("layers.") or ".layers." in name for name in names):
+        expected = (
+            "These are names of a Hugging Face folder: pass the folder with its config.json instead of one of its "
+            "files, or hf://owner/repo for a repository. If it is a folder already, it is none of a version of RWKV "
+            "that rwkv_batch runs."
+        )
+    elif any("lora_" in name for name in names):
+        expected = "These are names of an adapter (LoRA): merge it into its model first."
+    near = sorted(near)
+    alike = [one for one in near if one.num_complaints < len(names)] or near
+    lines = "\n".join(f"  {one.name}: {one.complaint}" for one in alike[:3])
+    examples = ", ".join(repr(name[:100]) for name in names[:2])
+    return f"it has {len(names)}, such as {examples}; the nearest are\n{lines}\n{expected}"
 
 
 def _size_complaint(architecture: type[Architecture], match: Match) -> str | None:

@@ -17,7 +17,7 @@ from ..ops import OpSpec, OpTable
 from .architecture import LayerState, RecurrenceCost
 from .blocks import SHIFT_LERP, Norm, head_norm, widened
 from .channel_mix import ChannelMix, output_scale, previous_share, rescale
-from .files.hf_layouts import transformers_layout
+from .files.hf_layouts import product, transformers_layout
 from .files.stored import LayerTargets, Restore, as_rows
 from .matrices.linear import LinearGroup
 from .matrices.product import LINEAR, Linear, silu
@@ -121,9 +121,7 @@ def _schema(*extra: Shapes) -> Schema:
 
 def transformers_ln_x_eps(config: Mapping[str, Any]) -> float | None:
     """The epsilon of v5 and v6: that of the layer norm, times the square of the divisor of each head's output."""
-    if "head_size_divisor" in config and "layer_norm_epsilon" in config:
-        return config["layer_norm_epsilon"] * config["head_size_divisor"] ** 2
-    return None
+    return product(config, "layer_norm_epsilon", "head_size_divisor", "head_size_divisor")
 
 
 PER_HEAD = Restore(lambda stored: stored[:, 0, 0] if stored.shape[1] == 1 else stored[..., 0])
@@ -217,7 +215,7 @@ class Rwkv51(Rwkv50):
     name = "rwkv5.1"
     schema = _schema(_PER_HEAD, _GATE)
     mixed = "kvrg"
-    random_weights = RandomWeights(_random_layer("kvrg", "att.time_first", matrix("att.gate")), gated_sizes)
+    random_weights = RandomWeights(_random_layer("kvrg", "att.time_faaaa", matrix("att.gate")), gated_sizes)
     recurrence_cost = RecurrenceCost(operations=5, vectors=5)
 
 

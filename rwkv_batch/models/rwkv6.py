@@ -11,7 +11,7 @@ from ..ops import OpSpec, OpTable
 from .architecture import LayerState, RecurrenceCost
 from .blocks import SHIFT_LERP, Norm, head_norm, widened
 from .channel_mix import ChannelMix, output_scale, rescale
-from .files.hf_layouts import fla_layout, transformers_layout
+from .files.hf_layouts import fla_layout, number, transformers_layout
 from .files.stored import AS_STORED, ROW, TRANSPOSED, LayerTargets, Restore, as_rows, renamed, row_of
 from .matrices.linear import LinearGroup
 from .matrices.low_rank import LOW_RANK, LowRank
@@ -166,7 +166,7 @@ class Rwkv6(MatrixStateArchitecture):
         initial_state=TIME_STATE,
     )
     hugging_face = (
-        fla_layout("rwkv6", _FLA, lambda config: config.get("norm_eps")),
+        fla_layout("rwkv6", _FLA, lambda config: number(config, "norm_eps")),
         transformers_layout("rwkv6", ln_x_eps=transformers_ln_x_eps),
     )
     chatrwkv: ClassVar[LayerTargets] = {

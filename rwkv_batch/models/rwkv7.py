@@ -14,7 +14,7 @@ from torch import Tensor
 from ..ops import OpSpec, OpTable
 from .architecture import LayerState, RecurrenceCost, Refusal
 from .blocks import SHIFT_LERP, Norm, head_norm, widened
-from .files.hf_layouts import fla_layout
+from .files.hf_layouts import fla_layout, number, product, transformers_layout
 from .files.stored import AS_STORED, ROW, TRANSPOSED, LayerTargets, renamed, row_of
 from .matrices.linear import LinearGroup
 from .matrices.low_rank import LOW_RANK, LowRank
@@ -186,8 +186,33 @@ _FLA: LayerTargets = {
 """Names in flash-linear-attention → canonical tensors."""
 
 
-def _fla_ln_x_eps(config: Mapping[str, Any]) -> float | None:
-    return config["norm_eps"] * config["head_dim"] if "norm_eps" in config and "head_dim" in config else None
+_RWKV_RS: LayerTargets = {
+    **renamed(
+        {
+            "linear_attn.r_proj": "att.receptance",
+            "linear_attn.k_proj": "att.key",
+            "linear_attn.v_proj": "att.value",
+            "linear_attn.o_proj": "att.output",
+            "mlp.key": "ffn.key",
+            "mlp.value": "ffn.value",
+        }
+    ),
+    **{
+        f"linear_attn.{name}": ((f"att.{name}", ROW),)
+        for name in ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "k_k", "k_a", "w0", "a0", "v0")
+    },
+    **{f"linear_attn.{c}{i}": ((f"att.{c}{i}", AS_STORED),) for c in "wavg" for i in (1, 2)},
+    "linear_attn.r_k": (("att.r_k", AS_STORED),),
+    "mlp.x_k": (("ffn.x_k", ROW),),
+}
+"""Names in rwkv-rs's folders → canonical tensors."""
+_LINEAR_PAIRS: LayerTargets = {f"att.{c}{i}.weight": ((f"att.{c}{i}", TRANSPOSED),) for c in "wavg" for i in (1, 2)}
+"""Low-rank matrices that transformers keeps as linear layers, hence transposed."""
+
+
+def _hf_ln_x_eps(config: Mapping[str, Any]) -> float | None:
+    """The epsilon itself, or that of the layer norm times the size of a head."""
+    return number(config, "group_norm_epsilon") or product(config, "norm_eps", "head_dim")
 
 
 def _random_low_rank(letter: str, has_bias: bool = True) -> Recipe:
@@ -231,8 +256,24 @@ class Rwkv7(MatrixStateArchitecture):
     ops: ClassVar[tuple[OpSpec, ...]] = (SHIFT_LERP, LINEAR, LOW_RANK, OpSpec("wkv7", wkv7))
     schema = Schema(TOP, _LAYER, not_in_first=_NOT_IN_FIRST, first_only=LN0, initial_state=TIME_STATE)
 
-    hugging_face = (fla_layout("rwkv7", _FLA, _fla_ln_x_eps),)
+    hugging_face = (
+        fla_layout("rwkv7", _FLA, _hf_ln_x_eps),
+        transformers_layout("rwkv7", ln_x_eps=_hf_ln_x_eps, layer=_LINEAR_PAIRS),
+        fla_layout("rwkv", _RWKV_RS, _hf_ln_x_eps),
+    )
     refused = (
+        Refusal(
+            "RWKV-8 (ROSA)",
+            re.compile(r"\.rosa\.|rosa_qkv"),
+            "whose state is the history of all tokens; rwkv_batch keeps a state of fixed size for each sequence, so use"
+            " a v4, v5, v6, v7 or v7 DeepEmbed model",
+        ),
+        Refusal(
+            "a model with attention, or a hybrid of RWKV and attention",
+            re.compile(r"\.(self_attn|attn)\.q_proj\."),
+            "whose key/value cache grows with every token; rwkv_batch keeps a state of fixed size for each sequence, so"
+            " use a v4, v5, v6, v7 or v7 DeepEmbed model",
+        ),
         Refusal(
             "RWKV-7b (DeepEmbed attention)",
             re.compile(r"^qkv|\.qkv\."),

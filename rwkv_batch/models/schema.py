@@ -33,7 +33,7 @@ FFN_RECEPTANCE: Shapes = {"ffn.receptance.weight": ("C", "C")}
 LN_X: Shapes = {"att.ln_x.weight": "A", "att.ln_x.bias": "A"}
 """The group norm over heads, of versions with a matrix state."""
 
-LAYER_TENSOR = re.compile(r"blocks\.(\d+)\.(.+)")
+LAYER_TENSOR = re.compile(r"blocks\.(0|[1-9][0-9]{0,8})\.(.+)")
 """The canonical name of a layer's tensor: the number of the layer, and the tensor's name in it."""
 
 
@@ -80,7 +80,7 @@ class Schema:
 
     def _match_names(self, names: set[str], embedding_is_normalized: bool) -> tuple[Match, dict[str, Shape]]:
         """The comparison of names, and every tensor that a checkpoint with this many layers may hold."""
-        num_layers = 1 + max((int(m[1]) for m in map(LAYER_TENSOR.fullmatch, names) if m), default=-1)
+        num_layers = len({m[1] for m in map(LAYER_TENSOR.fullmatch, names) if m})
         expected = dict(self.top)
         may_lack: set[str] = set()
         for i in range(num_layers):
@@ -124,13 +124,28 @@ class Match:
         return len(self.unexpected), len(self.missing)
 
     def describe(self) -> str:
-        """One line that lists the complaints, empty for a match."""
+        """One line that lists the complaints, empty for a match. Equal names of several layers are one item."""
         parts = []
-        for word, items in (("missing", self.missing), ("not expected", self.unexpected), ("shape", self.misshapen)):
+        for word, items in (
+            ("missing", _by_layer(self.missing)),
+            ("not expected", _by_layer(self.unexpected)),
+            ("shape", self.misshapen),
+        ):
             if items:
                 more = f" and {len(items) - 3} more" if len(items) > 3 else ""
-                parts.append(f"{word}: {', '.join(items[:3])}{more}")
+                parts.append(f"{word}: {', '.join(item[:200] for item in items[:3])}{more}")
         return "; ".join(parts)
+
+
+def _by_layer(names: Iterable[str]) -> list[str]:
+    """The names, with those of one tensor in several layers as one item: blocks.N.att.r_k (12 layers)."""
+    layers: dict[str, list[str]] = {}
+    for name in names:
+        match = LAYER_TENSOR.fullmatch(name)
+        layers.setdefault(match[2] if match else name, []).append(name)
+    return [
+        found[0] if len(found) == 1 else f"blocks.N.{short} ({len(found)} layers)" for short, found in layers.items()
+    ]
 
 
 def _bind(sizes: dict[str, int], shape: Shape, actual: tuple[int, ...]) -> str | None:

@@ -87,8 +87,8 @@ class Weights:
         return name in self.checkpoint.names
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """A tensor in the checkpoint's shape, in `dtype` or else the dtype of activations, on the device."""
-        return self.checkpoint.tensor(name).to(self.device, dtype or self.dtype)
+        """A tensor in the checkpoint's shape, in `dtype` or else that of activations, on the device, contiguous."""
+        return self.checkpoint.tensor(name).to(self.device, dtype or self.dtype).contiguous()
 
     def vector(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """`tensor`, as a vector."""
@@ -161,7 +161,7 @@ class Weights:
         """The embedding [V, C] after its layer norm (ln0), which is computed in float32."""
         table = self.checkpoint.tensor("emb.weight")
         if self.checkpoint.embedding_is_normalized:
-            return table.to(self.device, self.dtype)
+            return table.to(self.device, self.dtype).contiguous()
         weight = self.checkpoint.tensor("blocks.0.ln0.weight").float()
         bias = self.checkpoint.tensor("blocks.0.ln0.bias").float()
         normed = torch.empty(table.shape, dtype=self.dtype, device=self.device)

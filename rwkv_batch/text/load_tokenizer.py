@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, looked_up
 from .tokenizer import BytesTokenizer, RwkvTokenizer, Tokenizer
 from .tokenizer_json import JsonTokenizer
 
@@ -96,6 +97,6 @@ def _open(spec: str) -> Tokenizer:
     if spec in _BUILT_IN:
         return _BUILT_IN[spec].make()
     path = Path(spec)
-    if not path.is_file():
-        raise ConfigurationError(f"tokenizer {spec!r}: no such file; {_CHOICES}, or 'auto'")
+    if not os.path.isfile(path):
+        raise ConfigurationError(f"tokenizer {spec!r}: no such file{looked_up(spec)}; {_CHOICES}, or 'auto'")
     return _BY_SUFFIX.get(path.suffix, RwkvTokenizer)(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigurationError, RowError
+from ..user_files import parse_json, read_text, reason_of
 from .tokenizer import Tokenizer
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -32,10 +32,10 @@ class JsonTokenizer(Tokenizer):
         from tokenizers import Tokenizer as Backend
 
         try:
-            self._source = path.read_text(encoding="utf-8")
-            description: dict[str, Any] = json.loads(self._source)
+            self._source = read_text(path)
+            description: dict[str, Any] = parse_json(self._source)
         except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{path}: not a readable tokenizer.json: {error}") from error
+            raise ConfigurationError(f"{path}: not a readable tokenizer.json: {reason_of(error)}") from error
         try:
             self._backend = Backend.from_str(self._source)
         except Exception as error:  # the package raises no narrower class

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import ConfigurationError, RowError
+from ..user_files import read_text, reason_of
 
 _PLAIN_LINE = re.compile(r"""([1-9][0-9]{0,8}) (?:'([^'\\\0]+)'|"([^"\\\0]+)") ([1-9][0-9]{0,8})""")
 """A line whose literal has no escapes: its token is the text between the quotes. Nearly all lines are of this form."""
@@ -25,9 +26,9 @@ def read_vocabulary(path: Path) -> dict[int, bytes]:
         ConfigurationError: the file cannot be read, or a line is wrong; the message names file, line and reason.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: not a readable vocabulary file: {error}") from error
+        lines = read_text(path).split("\n")
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path}: not a readable vocabulary file: {reason_of(error)}") from error
     tokens: dict[int, bytes] = {}
     for number, line in enumerate(lines, start=1):
         if not line:

@@ -8,6 +8,7 @@ import pytest
 
 from docs.pages import ROOT
 from rwkv_batch.checks.target import specs
+from rwkv_batch.job.input.formats import FORMATS
 from rwkv_batch.models.architecture import architectures
 from rwkv_batch.models.matrices.quantization import QUANTIZATIONS
 
@@ -34,6 +35,11 @@ def test_every_op_of_the_package_is_in_the_table_of_ops() -> None:
 @pytest.mark.parametrize("name", QUANTIZATIONS)
 def test_every_weight_format_is_in_the_table_of_formats(name: str) -> None:
     assert f"`{name}`" in first_cells("how-to/models.md")
+
+
+def test_every_extension_of_an_input_format_is_in_the_table_of_formats() -> None:
+    cells = first_cells("reference/input-formats.md")
+    assert [one for table in FORMATS.values() for one in table.extensions if f"`{one}`" not in cells] == []
 
 
 def test_every_harness_has_a_section() -> None:

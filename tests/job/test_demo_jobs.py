@@ -35,13 +35,13 @@ def run(name: str, output: Path, *arguments: str) -> list[dict]:
 
 
 def test_demo(tmp_path: Path) -> None:
-    rows = run("demo", tmp_path / "out", "--limit", "6", "-o", "sampling.max_tokens=4")
+    rows = run("demo", tmp_path / "out", "-o", "input.limit=6", "-o", "sampling.max_tokens=4")
     assert len(rows) == 6
     assert all(row["status"] == "ok" and 0 < row["completion_tokens"] <= 4 for row in rows)
 
 
 def test_eval_takes_temperature_from_its_rows(tmp_path: Path) -> None:
-    arguments = ("--limit", "8", "-o", "sampling.max_tokens=6", "-o", "sampling.temperature=0.9")
+    arguments = ("-o", "input.limit=8", "-o", "sampling.max_tokens=6", "-o", "sampling.temperature=0.9")
     first = run("eval", tmp_path / "a", *arguments)
     other = run("eval", tmp_path / "b", *arguments, "-o", "sampling.seed=1")
     assert len(first) == 8
@@ -51,7 +51,7 @@ def test_eval_takes_temperature_from_its_rows(tmp_path: Path) -> None:
 
 
 def test_score(tmp_path: Path) -> None:
-    rows = run("score", tmp_path / "out", "--limit", "5")
+    rows = run("score", tmp_path / "out", "-o", "input.limit=5")
     assert set(rows[0]) >= {"id", "choices", "answer", "logprob", "is_greedy", "num_tokens", "best_choice"}
     assert "context" not in rows[0]
     for row in rows:
@@ -60,8 +60,8 @@ def test_score(tmp_path: Path) -> None:
 
 
 def test_score_with_token_0_before_each_context(tmp_path: Path) -> None:
-    settings = ("model.dtype=float32", "score.add_bos_token=true", "output.logprobs=true")
-    rows = run("score", tmp_path / "out", "--limit", "3", *(argument for one in settings for argument in ("-o", one)))
+    settings = ("input.limit=3", "model.dtype=float32", "score.add_bos_token=true", "output.logprobs=true")
+    rows = run("score", tmp_path / "out", *(argument for one in settings for argument in ("-o", one)))
     contexts = pq.read_table("jobs/data/score_questions.parquet")["context"].to_pylist()
     pairs = [(context, row["choices"]) for context, row in zip(contexts, rows, strict=False)]
     for row, scores in zip(rows, LLM("demo", dtype="float32").score(pairs, add_bos_token=True), strict=True):
@@ -103,8 +103,9 @@ def test_a_killed_job_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
         "output.rows_per_part=50",
         "output.flush_seconds=0.05",
         "sampling.max_tokens=32",
+        "input.limit=120",
     )
-    arguments = ["--limit", "120", *(argument for setting in settings for argument in ("-o", setting))]
+    arguments = [argument for setting in settings for argument in ("-o", setting)]
     run("eval", tmp_path / "whole", *arguments)
     command = [sys.executable, "-c", KILLED_JOB, "jobs/eval.yaml", "-o", f"output.path={tmp_path}/killed", *arguments]
     killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL, check=False)

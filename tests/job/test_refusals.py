@@ -34,7 +34,7 @@ TOKENS = pa.array([[1]], pa.list_(pa.int32()))
         ({"text": ["a"]}, {}, "found none of them, expected exactly one of the columns prompt, messages"),
         ({"prompt": ["a"], "prompt_token_ids": TOKENS}, {}, "found prompt and prompt_token_ids, expected exactly one"),
         ({"prompt": [1]}, {}, "input.columns.prompt: column 'prompt' is int64, expected string"),
-        ({"messages": ["a"]}, {}, "column 'messages' is string, expected list<struct<role: string, content: string>>"),
+        ({"messages": [1]}, {}, "column 'messages' is int64, expected "),
         ({"prompt_token_ids": ["a"]}, {}, "column 'prompt_token_ids' is string, expected list<int>"),
         ({"prompt": ["a"], "temperature": ["x"]}, {}, "column 'temperature' is string, expected a number"),
         ({"prompt": ["a"], "logprobs": [1]}, {}, "column 'logprobs' is int64, expected only nulls, as output.logprobs"),
@@ -55,7 +55,40 @@ TOKENS = pa.array([[1]], pa.list_(pa.int32()))
         (
             {"prompt": ["a"], "completion": ["b"]},
             {},
-            "the input has a column 'completion', a name that the output needs",
+            "output.columns: the input has columns with names that the output needs: completion. Rename the output's, "
+            "for example columns: {completion: completion_2}, or leave the input's out of output.input_columns",
+        ),
+        (
+            {"prompt": ["a"], "status": ["b"], "status_2": ["c"], "error": ["d"], "rating": ["e"]},
+            {"output__columns": {"completion": "rating", "error": "error"}},
+            "the output needs: status, error, rating. Rename the output's, for example "
+            "columns: {completion: completion_2, status: status_3, error: error_2}",
+        ),
+        (
+            {"prompt": ["a"]},
+            {"output__columns": {"completoin": "x"}, "output__extra": ["prompt"]},
+            "output.columns.completoin: the job adds no column of this name (did you mean 'completion'?)\n"
+            "output.columns: the input has columns with names that the output needs: prompt. Rename",
+        ),
+        (
+            {"prompt": ["a"]},
+            {"output__columns": {"x": "y"}},
+            "output.columns.x: the job adds no column of this name; it",
+        ),
+        (
+            {"prompt": ["a"]},
+            {"output__columns": {"completion": "status"}},
+            "output.columns: got two columns named 'status', expected one",
+        ),
+        (
+            {"prompt": ["a"]},
+            {"output__columns": {"completion": ""}},
+            "output.columns: got {'completion': ''}, expected a",
+        ),
+        (
+            {"prompt": ["a"]},
+            {"output__extra": ["row"]},
+            "output.extra: got ['row'], expected a list of prompt, input_row or input_file",
         ),
         ({"prompt": ["a"]}, {"input__columns": {"promt": "prompt"}}, "unknown role (did you mean 'prompt'?)"),
         ({"prompt": ["a"]}, {"input__columns": {"prompt": "promt"}}, "no column 'promt' (did you mean 'prompt'?)"),
@@ -224,7 +257,7 @@ def through_a_link(job: Job) -> None:
         (around_input, "which contains the input"),
         (around_input_through_a_link, "which contains the input"),
         (foreign, "is not empty and is no job's output"),
-        (a_file, "is a file, expected a folder"),
+        (a_file, "is a file, or a link to none; expected a folder"),
         (state_inside, "contain each other"),
         (state_around, "contain each other"),
         (object_store, "expected folders on a local disk"),
@@ -236,10 +269,71 @@ def test_folders(job: Job, capsys: pytest.CaptureFixture[str], arrange: Any, exp
 
 
 def test_state_on_another_file_system(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
-    elsewhere = "/proc/self"
-    assert os.stat(elsewhere).st_dev != os.stat(job.folder).st_dev
-    job.set(run__state_dir=f"{elsewhere}/state")
+    folders = (folder for folder in ("/tmp", "/dev/shm", "/var/tmp", "/run") if os.access(folder, os.W_OK))
+    elsewhere = next((folder for folder in folders if os.stat(folder).st_dev != os.stat(job.folder).st_dev), None)
+    if elsewhere is None:
+        pytest.skip("this machine has one writable file system")
+    job.set(run__state_dir=f"{elsewhere}/no-such-folder/state")
     assert "another file system" in refusal(job, capsys)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/proc/self/out", "output.path: cannot write to '/proc/self/out' ('/proc/self': "),
+        ("{folder}/prompts.parquet/out", "output.path: cannot write to '{folder}/prompts.parquet/out' ("),
+        ("{folder}/" + "x" * 300, "File name too long); choose another folder, or make it writable"),
+        ("{folder}/" + "x" * 250, ".rwkv_batch': File name too long); choose another folder"),
+        ("{folder}/a\0b", "expected a folder on a local disk"),
+        ("{folder}/\ud800", "expected text without the lone surrogate U+D800"),
+        ("{folder}/loop/out", "Too many levels of symbolic links); choose another folder"),
+        ("{folder}/nowhere", "output.path: {folder}/nowhere is a file, or a link to none; expected a folder"),
+    ],
+)
+def test_folders_that_cannot_be_written(job: Job, capsys: pytest.CaptureFixture[str], path: str, expected: str) -> None:
+    (job.folder / "loop").symlink_to(job.folder / "loop")
+    (job.folder / "nowhere").symlink_to(job.folder / "nothing")
+    job.set(output__path=path.replace("{folder}", str(job.folder)))
+    for arguments in ([], ["--dry-run"]):
+        assert expected.replace("{folder}", str(job.folder)) in refusal(job, capsys, *arguments)
+
+
+def test_a_state_folder_that_cannot_be_written(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    job.set(run__state_dir="/proc/self/state")
+    for arguments in ([], ["--dry-run"]):
+        assert "run.state_dir: cannot write to '/proc/self/state' (" in refusal(job, capsys, *arguments)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_folder_without_permission(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    job.folder.joinpath("closed").mkdir(mode=0o500)
+    job.set(output__path=str(job.folder / "closed" / "out"))
+    for arguments in ([], ["--dry-run"]):
+        assert "closed': Permission denied); choose another folder" in refusal(job, capsys, *arguments)
+
+
+def test_templates_that_cannot_be_read(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    (job.folder / "latin.j2").write_bytes(b"\xe9{{ prompt }}")
+    for path, expected in ((job.folder, "it is a folder"), (job.folder / "latin.j2", "can't decode byte 0xe9")):
+        message = refusal(job.set(input__template=str(path)), capsys)
+        assert "input.template: got " in message and expected in message
+
+
+def test_where_relative_paths_were_looked_up(
+    job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(job.folder)
+    place = f"(looked up in the current folder, {job.folder})"
+    assert f"input.path: got 'no/*.jsonl' {place}, expected an existing" in refusal(
+        job, capsys, "-o", "input.path=no/*.jsonl"
+    )
+    assert f"expected a Jinja template or an existing file {place}: No such file" in refusal(
+        job, capsys, "-o", "input.template=no.j2"
+    )
+    assert f"'no.pth' is none {place}" in refusal(
+        job, capsys, "-o", "model.path=no.pth", "-o", f"model.sha256='{'0' * 64}'"
+    )
+    assert "looked up" not in refusal(job, capsys, "-o", "input.path=/no/such.jsonl")
 
 
 def test_shards_that_make_no_sense(job: Job, capsys: pytest.CaptureFixture[str]) -> None:

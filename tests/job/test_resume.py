@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from job import fake_llm
 from rwkv_batch import cli
-from rwkv_batch.job import execute
-from rwkv_batch.job.output.commit import JobFiles
 from rwkv_batch.job.state import JOB_KEYS
 
 from .conftest import Job
@@ -200,7 +195,8 @@ def changed(job: Job, capsys: pytest.CaptureFixture[str], *arguments: str) -> st
         ("output.token_ids=true", "output.columns: "),
         ("output.logprobs=true", "output.columns: "),
         ("model.init_state=other.pth", "model.fingerprint: "),
-        ("output.input_columns=none", 'output.input_columns: ["id", "prompt"] when it was started, [] now'),
+        ("output.input_columns=none", 'output.input_columns: ["id", "prompt"] when it was started, ["id"] now'),
+        ("output.extra=[input_row]", 'output.input_columns: ["id", "prompt"] when it was started, '),
         ("output.rows_per_part=7", "output.rows_per_part: 10 when it was started, 7 now"),
         ("input.limit=20", "input.limit: null when it was started, 20 now"),
         ("engine.batch_invariant=false", "engine.batch_invariant: true when it was started, false now"),
@@ -257,7 +253,7 @@ def test_the_job_file_keeps_letters_as_they_are(job: Job) -> None:
 
 def test_all_differences_are_printed(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     assert job.run() == 0
-    message = changed(job, capsys, "-o", "sampling.seed=3", "-o", "sampling.top_k=3", "--limit", "5")
+    message = changed(job, capsys, "-o", "sampling.seed=3", "-o", "sampling.top_k=3", "-o", "input.limit=5")
     assert all(name in message for name in ("sampling.seed", "sampling.top_k", "input.limit"))
 
 
@@ -282,9 +278,35 @@ def test_settings_that_change_no_results_are_not(job: Job, override: str) -> Non
     assert job.run("-o", override) == 0
 
 
-def test_a_limited_trial_does_not_mix_with_the_full_run(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
-    assert job.run("--limit", "10") == 0
+def test_a_limit_in_the_file_is_part_of_the_job(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job.run("-o", "input.limit=10") == 0
     assert "input.limit: 10 when it was started, null now" in changed(job, capsys)
+
+
+@pytest.mark.parametrize("state", [None, "state"])
+def test_a_trial_has_an_output_of_its_own(
+    job: Job, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, state: str | None
+) -> None:
+    job.set(input__limit=20, run__state_dir=state and str(job.folder / state))
+    for limit, rows in ((3, 3), (25, 20)):
+        trial = Path(f"{job.output}-limit-{limit}")
+        assert job.run("--limit", str(limit), "--dry-run") == 0
+        out = capsys.readouterr().out
+        assert out.startswith("this is a trial, with an output of its own; without --limit the whole job starts fresh")
+        assert f"{trial}: {rows} rows" in out and not trial.exists()
+        assert job.run("--limit", str(limit)) == 0
+        assert f"the whole job starts fresh beside it: {trial}" in caplog.text
+        assert pq.read_table(trial).num_rows == rows
+        assert (job.folder / f"out-limit-{limit}.rwkv_batch" / "_SUCCESS.json").exists()
+        assert f"report {trial} --show 3" in capsys.readouterr().out
+        assert not job.output.exists() and not (job.folder / "state").exists()
+    assert (job.run(), job.table().num_rows) == (0, 20)
+    assert (job.run("--limit", "3"), fake_llm.LLM.loaded) == (0, 3)
+
+
+def test_a_trial_of_a_path_with_a_slash_at_its_end(job: Job) -> None:
+    assert job.set(output__path=f"{job.output}/").run("--limit", "2") == 0
+    assert Path(f"{job.output}-limit-2").is_dir()
 
 
 def test_a_changed_input_is_named(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
@@ -334,119 +356,6 @@ def test_failed_rows_stay_failed(job: Job) -> None:
     assert job.run() == 3
     assert job.run() == 3
     assert [row["status"] for row in job.rows()] == ["ok", "error", "ok"]
-
-
-def edit_in_place(path: Path, old: bytes, new: bytes) -> None:
-    """Changes bytes of a file, and keeps its inode, size and time."""
-    times = path.stat()
-    content = path.read_bytes()
-    assert old in content
-    with open(path, "r+b") as file:
-        file.write(content.replace(old, new))
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-
-
-def plain_input(job: Job) -> Path:
-    """The job's prompts as bytes that can be edited: not compressed, without a dictionary, no statistics."""
-    path = job.folder / "prompts.parquet"
-    options: Any = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-    pq.write_table(pq.read_table(path), path, **options)
-    return path
-
-
-def test_prompts_that_were_swapped_between_two_runs_are_noticed(
-    job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The footer is the same."""
-    path = plain_input(job)
-    with monkeypatch.context() as patch:
-        patch.setattr(fake_llm.Serving, "_complete", lambda *_: 1 / 0)
-        assert job.run() == 1
-    edit_in_place(path, b"prompt 11", b"prompt 12")
-    assert job.run() == 4
-    assert f"{path}: content was sha256:" in capsys.readouterr().err
-
-
-def test_a_finished_job_whose_input_has_changed_is_not_complete(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
-    path = plain_input(job)
-    assert job.run() == 0
-    edit_in_place(path, b"prompt 11", b"prompt 12")
-    assert "the input changed since the run started" in changed(job, capsys)
-
-
-@pytest.mark.parametrize("when", ["while a unit is read", "before a unit is published", "before the end"])
-def test_a_file_that_is_replaced_while_the_job_runs_ends_it(
-    job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, when: str
-) -> None:
-    """No part joins completions with the columns of another file, and the old file lets the job end as it would."""
-    path = job.folder / "prompts.parquet"
-    assert job.run() == 0
-    expected = job.parts()
-    shutil.rmtree(job.output)
-    shutil.rmtree(job.state)
-    kept = path.with_suffix(".kept")
-    shutil.copy(path, kept)
-
-    def replace() -> None:
-        pq.write_table(pa.table({"prompt": [f"other {i}" for i in range(30)]}), path.with_suffix(".new"))
-        os.replace(path.with_suffix(".new"), path)
-
-    place: tuple[Any, str] = {
-        "while a unit is read": (fake_llm.Serving, "_complete"),
-        "before a unit is published": (JobFiles, "publish"),
-        "before the end": (execute._Run, "finish"),
-    }[when]
-    original, calls = getattr(*place), []
-
-    def act(*arguments: Any) -> Any:
-        if not calls:
-            replace()
-        calls.append(1)
-        return original(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(*place, act)
-        assert job.run() == 4
-    message = capsys.readouterr().err
-    assert f"the input changed while the job ran: {path}" in message and "Traceback" not in message
-    assert job.output.exists() == (when == "before the end")
-    assert not (job.state / "_SUCCESS.json").exists()
-    assert job.run() == 4
-    shutil.copy(kept, path)
-    assert job.run() == 0
-    assert job.parts() == expected
-
-
-def test_a_trial_reads_only_the_files_that_it_serves(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The content of the other files is not read for a checksum, and may change."""
-    (job.folder / "in").mkdir()
-    job.input("in/a.parquet", prompt=["a", "b"])
-    job.input("in/b.parquet", prompt=["c", "d"]).set(input__path=str(job.folder / "in"), input__limit=2)
-    assert job.run() == 0
-    manifest = json.loads((job.state / "job.json").read_text())["input"]
-    assert [str(entry["version"])[:7] for entry in manifest] == ["sha256:", "None"]
-    path = job.folder / "in" / "b.parquet"
-    path.write_bytes(path.read_bytes())
-    assert job.run() == 0
-
-
-def test_a_job_of_an_earlier_release_goes_on_with_a_warning(
-    job: Job, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It recorded the footer of a Parquet file alone."""
-    path = plain_input(job)
-    assert job.run() == 0
-    assert "recorded the footer" not in caplog.text
-    document = json.loads((job.state / "job.json").read_text())
-    footer = path.read_bytes()[-8 - pq.read_metadata(path).serialized_size :]
-    entry = {**document["input"][0], "version": f"footer-sha256:{hashlib.sha256(footer).hexdigest()}"}
-    del entry["stamp"]
-    (job.state / "job.json").write_text(json.dumps({**document, "input": [entry]}))
-    assert job.run() == 0
-    assert "of 1 Parquet file(s) it recorded the footer alone" in caplog.text
-    writer = pq.read_metadata(path).created_by.encode()
-    edit_in_place(path, writer, writer.replace(b"parquet", b"another"))
-    assert "content was footer-sha256:" in changed(job, capsys)
 
 
 def test_a_run_with_other_backends_says_so_in_a_line(

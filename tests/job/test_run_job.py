@@ -159,6 +159,7 @@ def test_a_run_that_ends_at_a_bad_row(job: Job) -> None:
     job.input(prompt=[None, *["p"] * 29])
     outcome = run_job(job.settings, {"run.on_row_error": "stop"})
     assert (outcome.is_finished, outcome.is_complete) == (False, False)
+    assert outcome.stopped_at.startswith("row ")
     outcome = run_job(job.settings)
     assert (outcome.rows, outcome.errors, outcome.is_finished) == (30, 1, True)
 

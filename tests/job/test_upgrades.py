@@ -275,6 +275,7 @@ CHANGES: dict[str, str] = {
     "input.template": "'{{ prompt }}!'",
     "input.max_prompt_tokens": "99",
     "score.add_bos_token": "true",
+    "output.columns": "{completion: text}",
     "sampling.n": "2",
     "sampling.temperature": "0.5",
     "sampling.top_p": "0.5",

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernels import sanitizers
 from mm8_reference import definition
 from tolerances import assert_close
 from torch import Tensor
@@ -57,7 +58,8 @@ def processor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     sources = [str(build.SOURCES / f"{name}.cpp") for name in ("linear", "mm8", "w8a8")]
     included = ["-include", str(Path(__file__).with_name("emulated_x86.h"))] if "EMULATE" in flags else []
     common = "g++ -std=c++17 -fopenmp -fPIC -shared -fno-math-errno -fno-trapping-math -Wno-psabi"
-    subprocess.run([*common.split(), *flags.split(), *included, *sources, "-o", str(out)], check=True)
+    every = [*common.split(), *flags.split(), *sanitizers.active(), *included, *sources]
+    subprocess.run([*every, "-o", str(out)], check=True)
     return ctypes.CDLL(str(out))
 
 

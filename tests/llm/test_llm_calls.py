@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
+import re
 import subprocess
 import sys
 import weakref
 
+import numpy as np
 import pytest
 
 from rwkv_batch import LLM, SamplingParams
@@ -21,12 +24,92 @@ def test_bad_prompts_do_not_stop_the_others(llm):
     codes = [outputs[i].error_code for i in range(7)]
     assert codes == [None, "token_out_of_range", "bad_type", "bad_messages", "bad_type", "bad_type", None]
     assert "999" in outputs[1].error
-    with pytest.raises(ValueError, match="prompt 1: the prompt holds id 999, expected 0 to 256"):
-        llm.generate(prompts, SamplingParams(max_tokens=2))
-    with pytest.raises(ValueError, match="pair 0: the continuation holds id 300"):
-        llm.score([([1], [300])])
-    with pytest.raises(ValueError, match="must both be text or both be token ids"):
-        llm.score([("abc", [1, 2])])
+    assert [outputs[i].outputs[0].finish_reason for i in range(7)] == ["length", *["error"] * 5, "length"]
+
+
+def test_a_bad_prompt_costs_nothing_but_itself(llm, caplog):
+    prompts = ["ok", [1, 999], "\ud800", {"messages": [{"role": "alien", "content": ""}]}, "ok too"]
+    params = SamplingParams(max_tokens=2, n=2)
+    outputs = llm.generate(prompts, params)
+    codes = [output.error_code for output in outputs]
+    assert codes == [None, "token_out_of_range", "invalid_text", "bad_messages", None]
+    assert outputs[1].error == "the prompt holds id 999, expected 0 to 256"
+    (failed,) = outputs[1].outputs
+    assert (failed.index, failed.text, failed.token_ids, failed.finish_reason) == (0, "", [], "error")
+    assert math.isnan(failed.cumulative_logprob) and (outputs[1].prompt, outputs[1].prompt_token_ids) == (None, [])
+    assert [len(outputs[i].outputs) for i in (0, 4)] == [2, 2]
+    assert "3 of 5 results are errors; the first one is of prompt 1: the prompt holds id 999" in caplog.text
+    limited = LLM.from_summary(llm.summary, max_prompt_tokens=3).generate(["abcd", "abc"], params)
+    assert [output.error_code for output in limited] == ["prompt_too_long", None]
+
+
+def test_a_bad_pair_costs_nothing_but_itself(llm, caplog):
+    pairs = [([1], [2]), ([1], [300]), ("\ud800", ["a", "b"]), ([1], [2])]
+    scores = llm.score(pairs)
+    assert scores[0].logprob == scores[3].logprob < 0
+    assert (scores[1].error_code, scores[1].error[:28]) == ("token_out_of_range", "the continuation holds id 30")
+    assert math.isnan(scores[1].logprob)
+    assert [score.error_code for score in scores[2]] == ["invalid_text"] * 2
+    assert "2 of 4 results are errors; the first one is of pair 1: the continuation holds id 300" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda llm: llm.generate(["a"] * 50 + [None]),
+            "prompt 50: got None, expected text, a list of token ids, or a",
+        ),
+        (lambda llm: llm.generate(None), "prompts: got None, expected a list of prompts"),
+        (lambda llm: llm.generate(b"ab"), "prompts: got b'ab', expected a list of prompts"),
+        (lambda llm: llm.generate([1, 2]), r"prompt 0: got 1, expected text.*\nprompt 1: got 2, expected"),
+        (lambda llm: llm.generate([None] * 5), r"prompt 2: got None.*\nand 2 more$"),
+        (lambda llm: llm.generate(["a", [True]]), r"prompt 1: got \[True\], expected"),
+        (lambda llm: llm.generate(["a", [1.0]]), r"prompt 1: got \[1.0\], expected"),
+        (lambda llm: llm.generate([np.zeros((2, 2), int)]), r"prompt 0: got array.*, expected text"),
+        (
+            lambda llm: llm.generate({"text": "a"}),
+            r"got {'text': 'a'}, expected a mapping with one of the keys prompt_",
+        ),
+        (lambda llm: llm.generate({"prompt": None}), r"got {'prompt': None}, expected text"),
+        (lambda llm: llm.generate({"messages": "hi"}), "expected messages: a list of mappings"),
+        (lambda llm: llm.generate([[{"role": "user"}]]), r"messages are given as {'messages': \[...\]}"),
+        (lambda llm: llm.generate(["a"], [{"n": 1}]), r"sampling_params 0: got {'n': 1}, expected SamplingParams"),
+        (lambda llm: llm.generate(["a"], "greedy"), "sampling_params: got a text, expected SamplingParams"),
+        (lambda llm: llm.generate(["a"], 5), "sampling_params: got 5, expected a list"),
+        (lambda llm: llm.generate(["a", "b"], [SamplingParams()]), "got 1 sampling_params for 2 prompts"),
+        (
+            lambda llm: llm.generate(["a"], SamplingParams(stop_token_ids=[400])),
+            "stop_token_ids holds id 400, expected",
+        ),
+        (lambda llm: list(llm.generate_iter(["a"], [None])), "sampling_params 0: got None, expected SamplingParams"),
+        (lambda llm: llm.score([("a", "b")] * 50 + [("a", None)]), r"pair 50: got \('a', None\), expected \(context"),
+        (lambda llm: llm.score([("a", [1, 2])]), "both must be text, or both lists of token ids"),
+        (lambda llm: llm.score([([1], [[2], "c"])]), "both must be text, or both lists of token ids"),
+        (lambda llm: llm.score(5), "pairs: got 5, expected a list of pairs"),
+    ],
+)
+def test_a_wrong_type_is_refused_before_the_first_step(llm, call, message):
+    steps = llm.stats().steps
+    with pytest.raises(ValueError, match=re.compile(message, re.DOTALL)):
+        call(llm)
+    assert llm.stats().steps == steps
+    llm.check_integrity()
+
+
+def test_inputs_of_every_right_type(llm):
+    prompts = ("a", [], [1, 2], (1, 2), np.array([1, 2]), {"prompt": "a"}, {"prompt_token_ids": [1]}, iter_once(["b"]))
+    params = SamplingParams(max_tokens=1)
+    outputs = llm.generate(prompts[:-1], (params for _ in prompts[:-1])) + llm.generate(prompts[-1], params)
+    outputs += llm.generate({"messages": [{"role": "user", "content": "a"}]}, params)
+    assert [output.error for output in outputs] == [None] * 9
+    scores = llm.score([("a", ""), ("", ["a", "b"]), ([], []), ((1,), (2,)), (np.array([1]), [np.array([2]), [3]])])
+    assert [isinstance(score, list) for score in scores] == [False, True, False, False, True]
+    assert llm.generate([]) == [] and llm.score([]) == []
+
+
+def iter_once(items):
+    yield from items
 
 
 def test_the_iterator_pulls_as_it_goes(llm):

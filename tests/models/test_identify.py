@@ -81,6 +81,53 @@ def test_growing_caches_are_refused_by_name(tmp_path):
         identify(tensors, tmp_path)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_forward_module.", "model.", "_orig_mod.module."])
+def test_a_prefix_of_all_names_is_left_out(prefix, tmp_path):
+    tensors = {prefix + name: tensor for name, tensor in make_checkpoint("6.0").items()}
+    assert identify(tensors, tmp_path).architecture.name == "rwkv6"
+
+
+def test_tensors_that_all_layers_lack_are_one_item(tmp_path):
+    tensors = {name: tensor for name, tensor in make_checkpoint("7.0").items() if "att.r_k" not in name}
+    with pytest.raises(CheckpointError, match=r"rwkv7: missing: blocks\.N\.att\.r_k \(3 layers\)\n"):
+        identify(tensors, tmp_path)
+
+
+def test_only_versions_that_share_the_names_are_listed(tmp_path):
+    tensors = make_checkpoint("4") | {"blocks.0.att.mystery": torch.zeros(3)}
+    with pytest.raises(CheckpointError) as caught:
+        identify(tensors, tmp_path)
+    assert "rwkv4: not expected: blocks.0.att.mystery" in str(caught.value)
+    assert "rwkv6" not in str(caught.value)
+    assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize(
+    "name", ["blocks.1000000000.att.x", "blocks.999999999.att.key.weight", f"blocks.{'9' * 5000}.att.x", "blocks.١.x"]
+)
+def test_layers_are_counted_not_numbered(name, tmp_path):
+    with pytest.raises(CheckpointError, match=r"no RWKV version has these tensors; it has 1, such as 'blocks\."):
+        identify({name: torch.zeros(2, 2)}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("blocks.0.rosa.rosa_qkv.emb.weight", r"RWKV-8 \(ROSA\)"),
+        ("rwkv7.blocks.0.qkv.k1", "RWKV-7b"),
+        ("model.layers.3.self_attn.q_proj.weight", "a model with attention, or a hybrid"),
+    ],
+)
+def test_what_cannot_run_is_refused_by_name(name, family, tmp_path):
+    with pytest.raises(CheckpointError, match=f"this is {family}"):
+        identify(make_checkpoint("7.0") | {name: torch.zeros(4, 4)}, tmp_path)
+
+
+def test_an_adapter_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"adapter \(LoRA\): merge it"):
+        identify({"blocks.0.att.key.lora_A": torch.zeros(4, 4)}, tmp_path)
+
+
 def test_something_else_entirely_lists_the_nearest_versions(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         identify({"model.embed.weight": torch.zeros(4, 4)}, tmp_path)

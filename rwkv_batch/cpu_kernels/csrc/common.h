@@ -55,9 +55,12 @@ static inline float fast_exp(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const int32_t shifted = ((int32_t)n + 127) << 23;
+  const float moved = n + 12582912.0f;  // the low bits are now those of n, also where a conversion of NaN is undefined
+  uint32_t bits;
+  std::memcpy(&bits, &moved, 4);
+  bits = (bits + 127) << 23;
   float scale;
-  std::memcpy(&scale, &shifted, 4);
+  std::memcpy(&scale, &bits, 4);
   return p * scale;
 }
 

@@ -109,13 +109,14 @@ struct Int16 : WholeNumbers {
   typedef Int16 Decoded;
   typedef int16_t Input;
   static constexpr int INPUTS = 2, INPUT_OFFSET = 0;
+  static Vector low_half(Vector x) { return (Vector)((Words)x << 16) >> 16; }
   static Vector add_product(Vector sum, Vector x, Vector w) {
 #if defined(__AVX512BW__)
     return sum + (Ints)_mm512_madd_epi16((__m512i)x, (__m512i)w);
 #elif defined(__AVX2__)
     return sum + (Ints)_mm256_madd_epi16((__m256i)x, (__m256i)w);
 #else
-    return sum + ((x << 16) >> 16) * ((w << 16) >> 16) + (x >> 16) * (w >> 16);
+    return sum + low_half(x) * low_half(w) + (x >> 16) * (w >> 16);
 #endif
   }
   static void load(const uint32_t* w, Vector& low, Vector& high) {

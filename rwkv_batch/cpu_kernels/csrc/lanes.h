@@ -15,6 +15,7 @@ constexpr int WIDTH = 4;
 #endif
 typedef float Floats __attribute__((vector_size(WIDTH * sizeof(float))));
 typedef int32_t Ints __attribute__((vector_size(WIDTH * sizeof(int32_t))));
+typedef uint32_t Words __attribute__((vector_size(WIDTH * sizeof(uint32_t))));
 
 constexpr int TILE = 64;  // tokens of a tile: as many as a word has bits
 
@@ -74,7 +75,7 @@ static inline void exp2_of(Floats (&x)[N]) {
   for (int k = 0; k < N; ++k) p[k] = p[k] * x[k] + 2.40226479e-1f;
   for (int k = 0; k < N; ++k) p[k] = p[k] * x[k] + 6.93147203e-1f;
   for (int k = 0; k < N; ++k) p[k] = p[k] * x[k] + 1.0f;
-  for (int k = 0; k < N; ++k) x[k] = (Floats)((Ints)p[k] + ((Ints)shifted[k] << 23));
+  for (int k = 0; k < N; ++k) x[k] = (Floats)((Words)p[k] + ((Words)shifted[k] << 23));
 }
 
 // 2^((x - base) * rate) of one number, with the same bits as in a vector.

@@ -26,7 +26,7 @@ static Ranked ranked(float logit, int64_t id) {
   int32_t bits;
   logit += 0.0f;  // -0 is 0
   std::memcpy(&bits, &logit, sizeof bits);
-  return {((int64_t)(bits ^ ((bits >> 31) & 0x7FFFFFFF)) << 31) - id, (int32_t)id};
+  return {(bits ^ ((bits >> 31) & 0x7FFFFFFF)) * (INT64_C(1) << 31) - id, (int32_t)id};
 }
 
 static int64_t rank_of(int64_t token, const LogitsRow& row) {

@@ -59,7 +59,8 @@ struct Quantized {
   }
   static void scale(const ScaleAndSum& channels, Row row, const float* sums, float* v) {
     for (int i = 0; i < PANEL; i += LANES) {
-      const Ints sum = *(const Ints*)(sums + i) - Kind::INPUT_OFFSET * *(const Ints*)(channels.weight_sum + i);
+      const Words offset = Kind::INPUT_OFFSET * *(const Words*)(channels.weight_sum + i);
+      const Ints sum = (Ints)(*(const Words*)(sums + i) - offset);
       store(v + i, __builtin_convertvector(sum, Floats) * (row.value * load(channels.scale + i)));
     }
   }

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.types as pt
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, looked_up
 from ...sampling_params import SAMPLING_FIELDS
+from ...user_files import read_text, reason_of
 from ..config import JobConfig
 from ..messages import did_you_mean, listed
 from .arrow_types import Check, is_ids, is_lists_of_ids
@@ -33,6 +34,8 @@ class Columns:
         template: source of the Jinja template that makes the prompt, if there is one.
         passed: columns that the output repeats.
         read: columns that making requests needs.
+        json_text: those of them that the template gets as the values that their JSON text stands for.
+        id: the column that names rows, if there is one.
     """
 
     roles: dict[str, str]
@@ -42,6 +45,8 @@ class Columns:
     template: str | None
     passed: tuple[str, ...]
     read: tuple[str, ...]
+    json_text: tuple[str, ...] = ()
+    id: str | None = None
 
     @property
     def overriding(self) -> list[str]:
@@ -78,6 +83,7 @@ class _Binder:
         self._job = job
         self._schema = source.schema
         self._contradictions = source.contradictions
+        self._json_text = source.json_text
         self._several_prompts = source.has_prompts_of_several_kinds
         self._problems: list[str] = []
         self._given = self._given_columns()
@@ -101,7 +107,11 @@ class _Binder:
         if self._problems:
             raise ConfigurationError("\n".join(self._problems))
         read = [name for name in self._schema.names if name in needed]
-        return Columns(roles, sampling, struct, answer, self._template, tuple(passed), tuple(read))
+        json_text = tuple(name for name in in_template if name in self._json_text)
+        id_column = self._given.get("id")
+        return Columns(
+            roles, sampling, struct, answer, self._template, tuple(passed), tuple(read), json_text, id_column
+        )
 
     def _template_columns(self) -> list[str]:
         """The columns that the template reads; none without a template."""
@@ -203,15 +213,16 @@ class _Binder:
 
     def _passed_columns(self) -> list[str]:
         wanted, names = self._job.output.input_columns, self._schema.names
-        if isinstance(wanted, str):
-            return list(names) if wanted == "all" else []
+        if wanted == "all":
+            return list(names)
+        wanted = [] if isinstance(wanted, str) else wanted
         for name in wanted:
             if name not in names:
                 self._problems.append(
                     f"output.input_columns: the input has no column {name!r}{did_you_mean(name, names)}"
                 )
-        chosen = {*wanted}
-        return [name for name in names if name in chosen]
+        kept = {*wanted, self._given.get("id")}
+        return [name for name in names if name in kept]
 
     def _check_type(self, name: str, check: Check, where: str) -> None:
         if name not in self._contradictions:
@@ -234,7 +245,10 @@ def _template_source(template: str | None) -> str | None:
     """`input.template` itself where it looks like Jinja, else what the file of that name holds."""
     if template is None or "{{" in template or "{%" in template:
         return template
-    if not os.path.isfile(template):
-        raise ConfigurationError(f"input.template: got {template!r}, expected a Jinja template or an existing file")
-    with open(template, encoding="utf-8") as file:
-        return file.read()
+    try:
+        return read_text(os.path.expanduser(template))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"input.template: got {template!r}, expected a Jinja template or an existing file{looked_up(template)}: "
+            f"{reason_of(error)}"
+        ) from error

@@ -38,13 +38,13 @@ class CsvTable(Table):
         self._file = file
         self._compression = compression_of(file)
         self._names: list[str] = []
-        self._names = self._column_names()
-        self._kinds = {name: [*kinds_for(expected.get(name))] for name in self._names}
-        self._empty = {*self._names}
         self.num_rows = 0
-        for piece in self._pieces(()):
-            self._learn(piece)
-            self.num_rows += len(piece)
+        try:
+            self._scan(expected)
+        except pa.ArrowInvalid as error:
+            if "straddling" not in str(error):
+                raise
+            raise pa.ArrowInvalid(f"a row is longer than {BLOCK_BYTES >> 20} MiB; write JSON Lines instead") from error
         self._continued = Continued(self._pieces, self.num_rows)
         self.schema = pa.schema([(name, self._kinds[name][0].arrow) for name in self._names])
 
@@ -73,12 +73,17 @@ class CsvTable(Table):
             for first in range(0, len(piece), BATCH_ROWS):
                 yield self._rows(piece[first : first + BATCH_ROWS], known)
 
-    def _column_names(self) -> list[str]:
-        """The names in the first line; none where the file has no content."""
-        if not head_of(self._file, BLOCK_BYTES).strip():
-            return []
-        with open_stream(self._file, self._compression) as stream:
-            return list(self._reader(stream, (), lambda _: "skip").schema.names)
+    def _scan(self, expected: Mapping[str, Expected]) -> None:
+        """Finds names, kinds and the number of rows."""
+        head = head_of(self._file, 1 << 20).strip(b"\r\n")
+        self._has_rows = b"\n" in head or b"\r" in head
+        if head:
+            self._names = self._reader(pa.BufferReader(head + b"\n"), (), lambda _: "skip").schema.names
+        self._kinds = {name: [*kinds_for(expected.get(name))] for name in self._names}
+        self._empty = {*self._names}
+        for piece in self._pieces(()):
+            self._learn(piece)
+            self.num_rows += len(piece)
 
     def _learn(self, piece: pa.RecordBatch) -> None:
         """Drops the kinds that some of these texts do not have. The last one of a column always stays."""
@@ -95,7 +100,7 @@ class CsvTable(Table):
 
     def _rows(self, piece: pa.RecordBatch, columns: Sequence[str]) -> Rows:
         reasons = enumerate(piece.column(0).to_pylist())
-        errors = {row: RowError("read_error", reason) for row, reason in reasons if reason is not None}
+        errors = {row: RowError("bad_type", reason) for row, reason in reasons if reason is not None}
         arrays = {}
         for name, texts in zip(columns, piece.columns[1:], strict=False):
             arrays[name], misfits = _converted(name, texts, self._kinds[name][0])
@@ -114,7 +119,7 @@ class CsvTable(Table):
             bad[row.number - FIRST_ROW] = f"the row has {fields}"
             return "skip"
 
-        if not self._names:
+        if not self._has_rows:
             return
         row = 0
         with open_stream(self._file, self._compression) as stream:
@@ -132,22 +137,19 @@ class CsvTable(Table):
         Args:
             note: is called with each row that has a wrong number of fields, and returns "skip".
         """
-        try:
-            return csv.open_csv(
-                stream,
-                csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
-                csv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=note),
-                csv.ConvertOptions(
-                    check_utf8=False,
-                    column_types=dict.fromkeys(self._names, pa.binary()),
-                    include_columns=[*columns],
-                    null_values=[""],
-                    strings_can_be_null=True,
-                    quoted_strings_can_be_null=False,
-                ),
-            )
-        except pa.ArrowInvalid as error:
-            raise pa.ArrowInvalid(f"{error}; a row must not be longer than {BLOCK_BYTES >> 20} MiB") from error
+        return csv.open_csv(
+            stream,
+            csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
+            csv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=note),
+            csv.ConvertOptions(
+                check_utf8=False,
+                column_types=dict.fromkeys(self._names, pa.binary()),
+                include_columns=[*columns],
+                null_values=[""],
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=False,
+            ),
+        )
 
 
 class TsvTable(CsvTable):

@@ -11,10 +11,9 @@ from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
-import pyarrow as pa
 from pyarrow import fs
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, looked_up
 from .hive import partition_of
 from .lakes import refuse_lakes
 from .listing import Entry, entries
@@ -94,11 +93,11 @@ def find_files(paths: str | Sequence[str], extensions: Collection[str]) -> list[
             matches = _expand(path, extensions)
         except ConfigurationError:
             raise
-        except (OSError, pa.ArrowInvalid, ImportError, ValueError) as error:
+        except Exception as error:  # file systems raise exceptions of many classes
             raise ConfigurationError(f"input.path: cannot read {path!r}: {error}") from error
         if not matches:
             raise ConfigurationError(
-                f"input.path: got {path!r}, expected an existing file, folder or glob with files in it"
+                f"input.path: got {path!r}{looked_up(path)}, expected an existing file, folder or glob with files in it"
             )
         for file in matches:
             identity = file.identity
@@ -193,9 +192,9 @@ def _glob_pattern(glob: str) -> re.Pattern[str]:
     """Returns the expression of a glob: `*` and `?` match within a folder, `**/` any folders, [...] one character."""
     wildcards = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     expression = ""
-    for token in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob):
+    for token in re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]]+\])", glob):
         if token.startswith("[") and token.endswith("]"):
-            expression += token.replace("[!", "[^", 1)
+            expression += token.replace("\\", r"\\").replace("[!", "[^", 1)
         else:
             expression += wildcards.get(token) or re.escape(token)
     return re.compile(expression)

@@ -162,6 +162,7 @@ class JsonlTable(Table):
             if isinstance(wanted, Struct) and isinstance(kind, Struct) and not kind.fields:
                 kind = wanted
             self._kinds[name] = settled(kind)
+        self.json_text = {name for name, kind in self._kinds.items() if kind is JSON_TEXT}
         self.schema = pa.schema([(name, kind.arrow) for name, kind in self._kinds.items()])
 
     def _rows(self, lines: list[Line], columns: Sequence[str]) -> Rows:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
 
 from ...errors import RowError
 from .files import InputFile
@@ -13,6 +15,7 @@ from .jsonl import JsonlTable, Line
 from .lines import UTF8_MARK
 from .openai_body import SAMPLING_NAMES, columns_of
 from .roles import PROMPT_KINDS, SAMPLING_KINDS
+from .table import Table
 
 URLS = ("/v1/chat/completions", "/v1/completions")
 
@@ -41,6 +44,14 @@ class OpenAIBatchTable(JsonlTable):
             if isinstance(first, dict):
                 return "custom_id" in first and isinstance(first.get("body"), dict)
         return _BEGINS_REQUEST.match(lines[0]) is not None
+
+    @classmethod
+    def settle(cls, tables: Sequence[Table]) -> Sequence[Table]:
+        settled = super().settle(tables)
+        if all(PROMPT_KINDS.keys().isdisjoint(table.schema.names) for table in settled):
+            for table in settled:  # no request has a prompt: each row then says what is wrong with it
+                table.schema = table.schema.append(pa.field("prompt", STRING.arrow))
+        return settled
 
     def parse(self, line: bytes) -> Line:
         request, error = super().parse(line)

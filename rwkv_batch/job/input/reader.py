@@ -53,6 +53,11 @@ class Input:
         """Whether each row has its prompt in one of several columns."""
         return any(table.has_prompts_of_several_kinds for table in self.tables)
 
+    @property
+    def json_text(self) -> frozenset[str]:
+        """The columns that hold JSON text in place of values without a common type."""
+        return frozenset().union(*(table.json_text for table in self.tables))
+
     def manifest(self) -> list[dict[str, Any]]:
         """Returns what describes the input: for each file its name, rows, and size in bytes."""
         return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -74,9 +75,15 @@ class RowParser:
             return self._cells(batch)
         records = list(self._cells(batch))
         readable = [record for record in records if not isinstance(record, RowError)]
-        for record, prompt in zip(readable, self._renderer.render(readable), strict=True):
+        prompts = self._renderer.render([self._parsed(record) for record in readable])
+        for record, prompt in zip(readable, prompts, strict=True):
             record[_PROMPT] = prompt
         return records
+
+    def _parsed(self, record: Record) -> Record:
+        """The values for a template: those that a column holds as JSON text are parsed."""
+        texts = {name: record[name] for name in self._columns.json_text}
+        return {**record, **{name: json.loads(text) for name, text in texts.items() if text is not None}}
 
     def _cells(self, batch: pa.RecordBatch) -> Iterator[Record | RowError]:
         """Yields each row's values, read column by column; where that fails, cell by cell, so that one row is bad."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import pyarrow as pa
@@ -67,6 +67,7 @@ class Table(ABC):
         extensions: ends of file names, in lower case with the dot, by which a folder's files of this format are found.
         has_prompts_of_several_kinds: each row has its prompt in one of the columns prompt, messages and
             prompt_token_ids.
+        json_text: names of columns that hold JSON text in place of values without a common type.
         schema: the columns of the file.
         num_rows: the rows of the file.
 
@@ -77,6 +78,7 @@ class Table(ABC):
 
     extensions: ClassVar[tuple[str, ...]]
     has_prompts_of_several_kinds: ClassVar[bool] = False
+    json_text: Collection[str] = frozenset()
     schema: pa.Schema
     num_rows: int
 

@@ -82,8 +82,10 @@ class Template:
             self._template = environment.from_string(_with_checked_concatenations(tree))
         except TemplateSyntaxError as error:
             raise ConfigurationError(f"template, line {error.lineno}: {error.message}") from error
-        except (MemoryError, RecursionError, SyntaxError) as error:
-            raise ConfigurationError(f"template: Python cannot compile it: {error}") from error
+        except ConfigurationError:
+            raise
+        except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
+            raise ConfigurationError(f"template: Python cannot compile it: {error or type(error).__name__}") from error
 
     def columns(self, known: Sequence[str]) -> list[str]:
         """The columns of an input that the template reads, in the input's order.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.types as pt
 
 Change: TypeAlias = Callable[[pa.DataType], pa.DataType]
@@ -14,8 +15,8 @@ Change: TypeAlias = Callable[[pa.DataType], pa.DataType]
 def readable(kind: pa.DataType) -> pa.DataType:
     """The type in which a column is read.
 
-    It has no views, for which pyarrow lacks functions, and is nullable at every depth. Cells of any column may become
-    null, because a file may lack the column, and because a cell may be unreadable.
+    It has no views and runs, for which pyarrow lacks functions, and is nullable at every depth. Cells of any column may
+    become null, because a file may lack the column, and because a cell may be unreadable.
     """
     return _changed(kind, _without_view)
 
@@ -43,6 +44,8 @@ def converted(array: pa.Array, kind: pa.DataType) -> pa.Array:
     """Returns the array as another type. Raises pa.ArrowException where a value does not fit."""
     if array.type == kind:
         return array
+    if pt.is_run_end_encoded(array.type):
+        return converted(pc.run_end_decode(array), kind)
     if _has_list_view(array.type):  # whose cast to lists is wrong in pyarrow 26
         return pa.array(array.to_pylist(), kind)
     try:
@@ -55,6 +58,10 @@ def _without_view(kind: pa.DataType) -> pa.DataType:
     if isinstance(kind, pa.BaseExtensionType):
         storage = readable(kind.storage_type)
         return kind if storage == kind.storage_type else storage
+    if pt.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, readable(kind.value_type), kind.ordered)
+    if pt.is_run_end_encoded(kind):
+        return readable(kind.value_type)
     if pt.is_string_view(kind):
         return pa.large_string()
     return pa.large_binary() if pt.is_binary_view(kind) else kind

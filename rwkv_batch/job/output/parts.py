@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -40,13 +40,15 @@ class OutputFormat:
 
     Args:
         results: columns that the job adds.
-        passed: columns of the input that parts repeat, before the results.
+        passed: columns of the input that parts repeat, before the results, and those of output.extra.
         footer: key-values of every file; "fingerprint" distinguishes this job's files from another job's.
+        names: column in `results` → its name in parts, where that is another one.
     """
 
     results: pa.Schema
     passed: pa.Schema
     footer: Mapping[str, str]
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def schema(self, unit: Unit, passed: pa.Schema | None = None, extra: Mapping[str, int] | None = None) -> pa.Schema:
         """Returns the schema of a unit's part, with its footer as metadata.
@@ -57,7 +59,11 @@ class OutputFormat:
         """
         values = {**self.footer, "unit": unit.index, **(extra or {})}
         metadata = {f"rwkv_batch.{key}": str(value) for key, value in values.items()}
-        return pa.schema([*(self.passed if passed is None else passed), *self.results], metadata=metadata)
+        return pa.schema([*(self.passed if passed is None else passed), *self.named_results()], metadata=metadata)
+
+    def named_results(self) -> pa.Schema:
+        """Returns the columns that the job adds, with their names in parts."""
+        return pa.schema([field.with_name(self.names.get(field.name, field.name)) for field in self.results])
 
 
 class RowSource(Protocol):
@@ -140,14 +146,14 @@ class PartMaker:
         """Finds the columns that cannot be passed on, each in each file alone."""
         found: dict[tuple[str, str], str] = {}
         for span in spans:
-            for field in self._form.passed:
-                passed = pa.schema([field])
+            for column in self._form.passed:
+                passed = pa.schema([column])
                 if self.problem(unit, results, [span], passed) is None:
                     continue
                 _read_bytes(span)  # where the disk or the network is the reason, this raises
                 if reason := self.problem(unit, results, [span], passed):
-                    found[span.file.name, field.name] = reason
-                    where = f"unit {unit.index}: {span.file.name}: column {field.name!r}"
+                    found[span.file.name, column.name] = reason
+                    where = f"unit {unit.index}: {span.file.name}: column {column.name!r}"
                     logger.warning("%s cannot be passed on: its rows are errors, with null there (%s)", where, reason)
         return found
 

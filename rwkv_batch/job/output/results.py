@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate, pairwise
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
+from itertools import accumulate, count, pairwise
 from sys import getsizeof
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +16,7 @@ from ...errors import ConfigurationError
 from ...rows import ErrorRow, Finished, GenerateRow, RowInFlight, ScoreRow, text_arrays
 from ..config import JobConfig
 from ..input.columns import Columns
-from .column_types import passed_field
+from ..messages import did_you_mean, listed
 
 if TYPE_CHECKING:
     from ...rows import Completion, TokenScores
@@ -66,19 +67,39 @@ def result_schema(job: JobConfig, columns: Columns) -> pa.Schema:
     return pa.schema(fields)
 
 
-def passed_schema(source: pa.Schema, columns: Columns, results: pa.Schema) -> pa.Schema:
-    """Returns the input columns that a part repeats. All of them may be null, as files may lack them.
+def output_names(job: JobConfig, columns: Columns, results: pa.Schema) -> dict[str, str]:
+    """Returns the columns that the job adds: its own name for each → the name in parts, as output.columns gives it.
+
+    Args:
+        results: as `result_schema` returns it. The columns of output.extra come on top.
 
     Raises:
-        ConfigurationError: an input column has the name of a result column.
+        ConfigurationError: output.columns has a name that the job does not add, or two columns would have one name.
     """
-    common = [name for name in columns.passed if name in results.names]
+    own = [*results.names, *dict.fromkeys(job.output.extra)]
+    renamed = job.output.columns
+    problems = []
+    for name in (name for name in renamed if name not in own):
+        hint = did_you_mean(name, own) or f"; it adds {listed(own)}"
+        problems.append(f"output.columns.{name}: the job adds no column of this name{hint}")
+    names = {name: renamed.get(name, name) for name in own}
+    used = Counter(names.values())
+    problems += [f"output.columns: got two columns named {name!r}, expected one" for name in used if used[name] > 1]
+    common = [name for name in columns.passed if name in used]
     if common:
-        raise ConfigurationError(
-            f"output.input_columns: the input has a column {common[0]!r}, a name that the output needs; "
-            "rename it, or leave it out of output.input_columns"
+        free = {name: _free_name(name, {*columns.passed, *used}) for name in own if names[name] in common}
+        example = listed(f"{name}: {new}" for name, new in free.items())
+        problems.append(
+            f"output.columns: the input has columns with names that the output needs: {listed(common)}. Rename the "
+            f"output's, for example columns: {{{example}}}, or leave the input's out of output.input_columns"
         )
-    return pa.schema([passed_field(source.field(name)) for name in columns.passed])
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+    return names
+
+
+def _free_name(name: str, taken: Container[str]) -> str:
+    return next(free for free in (f"{name}_{number}" for number in count(2)) if free not in taken)
 
 
 class Results:

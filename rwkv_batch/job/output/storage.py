@@ -2,15 +2,61 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
+import stat
 import uuid
-from contextlib import suppress
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import BinaryIO, Protocol, TypeAlias
 
 import pyarrow as pa
 
+logger = logging.getLogger(__name__)
+
 Data: TypeAlias = bytes | pa.Buffer
+
+ADVICE = {
+    errno.ENOSPC: "make room on this disk",
+    errno.EDQUOT: "the quota is used up: make room, or have it raised",
+    errno.EROFS: "the file system is read-only: mount it for writing, or choose another output.path",
+    errno.EACCES: "this user may not write there: change the permissions, or choose another output.path",
+    errno.EPERM: "this user may not write there: change the permissions, or choose another output.path",
+    errno.ENAMETOOLONG: "choose a shorter output.path",
+    errno.EIO: "the disk reports a failure: see the system's log",
+    errno.ESTALE: "the server of this network file system has lost it: mount it again",
+}
+"""Error number → what to do."""
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK}
+"""Errors of file systems that have no hard links."""
+NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EISDIR}
+"""Errors of file systems that cannot sync a folder."""
+
+
+class StorageError(OSError):
+    """A file or a folder cannot be read or written. The text is a sentence with its path and with what to do."""
+
+    def __init__(self, path: str, verb: str, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror, path)
+        reason = error.strerror or str(error)
+        self._text = "; ".join(filter(None, (f"{path} cannot be {verb}: {reason}", ADVICE.get(error.errno or 0))))
+
+    def __str__(self) -> str:
+        return self._text
+
+
+@contextmanager
+def _named(path: str, verb: str) -> Iterator[None]:
+    """Gives errors inside a sentence with the path. A file that is missing stays a FileNotFoundError."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, StorageError):
+        raise
+    except OSError as error:
+        raise StorageError(path, verb, error) from error
 
 
 class Storage(Protocol):
@@ -45,41 +91,62 @@ class Storage(Protocol):
 class LocalStorage:
     """A POSIX file system: temporary file, fsync, rename, fsync of the folder.
 
+    It also serves file systems without locks, hard links or a sync of folders, and those that list a new file late,
+    such as NFS: `list` gives what this object has written, listed or not.
+
+    The folder that holds `temporary_folder` is the state folder. It is made for its user alone, and what is made inside
+    has its permissions. All other files and folders have those of the umask.
+
     Args:
         temporary_folder: where files are written before they get their name; on the file system of all of them.
     """
 
     def __init__(self, temporary_folder: str) -> None:
         self.temporary_folder = temporary_folder
+        self._private = os.path.dirname(os.path.abspath(temporary_folder))
+        self._written: defaultdict[str, set[str]] = defaultdict(set)
+        self._told: set[str] = set()
 
     def list(self, folder: str) -> list[str]:
-        try:
-            return sorted(os.listdir(folder))
-        except FileNotFoundError:
-            return []
+        with _named(folder, "read"):
+            try:
+                found = os.listdir(folder)
+            except FileNotFoundError:
+                found = []
+        missing = [name for name in self._written[folder].difference(found) if self._is_there(folder, name)]
+        return sorted([*found, *missing])
 
     def open(self, path: str) -> BinaryIO:
-        return open(path, "rb")
+        with _named(path, "read"):
+            return open(path, "rb")
 
     def atomic_write(self, path: str, data: Data, *, exclusive: bool = False) -> bool:
-        temporary = os.path.join(self.temporary_folder, f"{os.path.basename(path)}.{uuid.uuid4().hex}.tmp")
-        file = self._create_locked(temporary)
-        try:
-            with file:
-                self._write(file, data)
-                if not self._rename(temporary, path, exclusive):
-                    return False
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-        self._sync_folder(os.path.dirname(path))
+        folder, name = os.path.split(path)
+        temporary = os.path.join(self.temporary_folder, f"{name}.{uuid.uuid4().hex}.tmp")
+        with _named(path, "written"):
+            file = self._create_locked(temporary)
+            try:
+                with file:
+                    self._write(file, data)
+                    if self._is_private(path):
+                        with suppress(OSError):  # a file system without permissions
+                            os.fchmod(file.fileno(), self._private_mode() & 0o666)
+                    if not self._rename(temporary, path, exclusive):
+                        return False
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
+            self._sync_folder(folder)
+        self._written[folder].add(name)
         return True
 
     def remove(self, path: str) -> None:
-        with suppress(FileNotFoundError):
+        folder, name = os.path.split(path)
+        self._written[folder].discard(name)
+        with _named(path, "removed"), suppress(FileNotFoundError):
             os.unlink(path)
         with suppress(OSError):
-            os.rmdir(os.path.dirname(path))
+            os.rmdir(folder)
 
     def move(self, path: str, target: str) -> None:
         self.make_folder(os.path.dirname(target))
@@ -93,8 +160,15 @@ class LocalStorage:
             return
         parent = os.path.dirname(os.path.abspath(folder))
         self.make_folder(parent)
-        with suppress(FileExistsError):
-            os.mkdir(folder)
+        with _named(folder, "made"), suppress(FileExistsError):
+            if self._is_private(folder):
+                mode = self._private_mode()
+                os.mkdir(folder, mode)
+                with suppress(OSError):  # a file system without permissions
+                    inherited = os.stat(folder).st_mode & stat.S_ISGID
+                    os.chmod(folder, inherited | mode)  # also what the umask takes away
+            else:
+                os.mkdir(folder)
         self._sync_folder(parent)
 
     def sweep(self) -> int:
@@ -127,7 +201,7 @@ class LocalStorage:
 
     def _rename(self, temporary: str, path: str, exclusive: bool) -> bool:
         """Gives the temporary file its name. Returns False where `exclusive` is set and the name is taken."""
-        move = os.link if exclusive else os.replace
+        move = self._move_to_free_name if exclusive else os.replace
         while True:
             try:
                 move(temporary, path)
@@ -139,6 +213,21 @@ class LocalStorage:
                     raise
                 self.make_folder(os.path.dirname(path))
 
+    def _move_to_free_name(self, temporary: str, path: str) -> None:
+        """Gives the temporary file a name that no file has. Raises FileExistsError where one has it."""
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            self._tell("no hard links", path, error, "of two runs that start at the same moment, one may be refused")
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # one process alone gets the name
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                os.unlink(path)
+                raise
+
     def _sync_folder(self, folder: str) -> None:
         try:
             descriptor = os.open(folder, os.O_RDONLY)
@@ -146,5 +235,40 @@ class LocalStorage:
             return
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in NO_FOLDER_SYNC:
+                raise
+            self._tell("no sync of folders", folder, error, "a power cut may undo the last seconds")
         finally:
             os.close(descriptor)
+
+    def _tell(self, what: str, path: str, error: OSError, effect: str) -> None:
+        """Logs once what the file system lacks."""
+        if what not in self._told:
+            self._told.add(what)
+            logger.warning(
+                "%s: this file system has %s (%s); the job goes on, but %s", path, what, error.strerror, effect
+            )
+
+    def _is_there(self, folder: str, name: str) -> bool:
+        """Whether a file that this object has written, and that is not listed, can be opened. If not, forgets it."""
+        try:
+            os.close(os.open(os.path.join(folder, name), os.O_RDONLY))
+        except OSError:
+            self._written[folder].discard(name)
+            return False
+        return True
+
+    def _is_private(self, path: str) -> bool:
+        return os.path.commonpath([self._private, os.path.abspath(path)]) == self._private
+
+    def _private_mode(self) -> int:
+        return private_mode(self._private)
+
+
+def private_mode(state_folder: str) -> int:
+    """The permissions of folders inside a state folder: its own, or those of its user alone while there is none."""
+    try:
+        return stat.S_IMODE(os.stat(state_folder).st_mode) & 0o777
+    except OSError:
+        return 0o700

@@ -17,9 +17,13 @@ from typing import Any
 import pyarrow as pa
 
 from ... import __version__
-from ..output.storage import Storage
+from ..output.storage import Storage, private_mode
 
 logger = logging.getLogger(__name__)
+
+
+COMMON = {"time", "run", "shard", "event"}
+"""Keys of every event."""
 
 
 class EventLog:
@@ -37,18 +41,26 @@ class EventLog:
         self._common = {**common, "run": os.urandom(4).hex()}
         self._lock = threading.Lock()
         self._is_broken = False
+        self._started = time.time() - time.monotonic()
 
     def __call__(self, event: str, **fields: Any) -> None:
-        entry = {"time": time.time(), **self._common, "event": event, **fields}
+        now = self._started + time.monotonic()  # goes on evenly, also where the system's clock is set
+        entry = {"time": now, **self._common, "event": event, **fields}
         line = json.dumps(entry, ensure_ascii=False, default=str) + "\n"
         with self._lock:
             try:
                 if not self._is_broken:
-                    with open(self._path, "a", encoding="utf-8") as file:
+                    with open(
+                        self._path, "a", encoding="utf-8", errors="backslashreplace", opener=self._create
+                    ) as file:
                         file.write(line)
             except OSError as error:
                 self._is_broken = True
                 logger.warning("%s: no more events are logged: %s", self._path, error)
+
+    def _create(self, path: str, flags: int) -> int:
+        """Opens the file; a new one has the permissions of its folder."""
+        return os.open(path, flags, private_mode(os.path.dirname(path)) & 0o666)
 
     def __enter__(self) -> EventLog:
         return self
@@ -86,14 +98,14 @@ def memory() -> dict[str, int]:
 
 
 def read_events(storage: Storage, state_folder: str) -> Iterator[dict[str, Any]]:
-    """Yields the events of all runs and shards of a job. Lines that a crash has cut short are skipped."""
+    """Yields the events of all runs and shards of a job, those of a run in their order. Damaged lines are skipped."""
     for name in storage.list(state_folder):
         if name.startswith("log") and name.endswith(".jsonl"):
             with storage.open(os.path.join(state_folder, name)) as file:
                 for line in file:
                     try:
                         event = json.loads(line)
-                    except ValueError:
+                    except (ValueError, RecursionError):
                         continue
-                    if isinstance(event, dict):
+                    if isinstance(event, dict) and event.keys() >= COMMON:
                         yield event

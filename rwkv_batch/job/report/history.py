@@ -41,12 +41,16 @@ class Run:
 
     @classmethod
     def all_of(cls, events: Iterable[Event]) -> list[Run]:
-        """Returns the runs that wrote these events, in order of start."""
+        """Returns the runs that wrote these events, in order of start.
+
+        Args:
+            events: those of a run in their order; runs may alternate.
+        """
         runs: dict[str, Run] = {}
-        for event in sorted(events, key=lambda event: event["time"]):
+        for event in events:
             run = runs.setdefault(event["run"], cls(event["shard"], event["time"]))
             run._learn(event)
-        return list(runs.values())
+        return sorted(runs.values(), key=lambda run: run.started)
 
     @property
     def serving_interval(self) -> tuple[float, float]:
@@ -81,7 +85,9 @@ class Run:
         self.ended = event["time"]
         match event["event"]:
             case "progress":
-                self.samples.append(event)
+                first = self.samples[0] if self.samples else event
+                # A run's own seconds, as the system's clock may have been set.
+                self.samples.append({**event, "time": first["time"] + event["seconds"] - first["seconds"]})
             case "start" | "model" | "damaged" | "occupancy" | "memory":
                 self.facts |= {name: event[name] for name in FACTS if name in event}
             case "failure":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from typing import Any
@@ -21,6 +21,7 @@ from ..state import STATE_SUFFIX, Folders, read_job
 from .events import read_events
 from .history import Run, serving_seconds, shared_prefixes, timeline, utilisation
 from .page import render
+from .scores import RESULTS as SCORES
 from .scores import ScoreSummary
 
 LABELS = ("status", "error_code", "finish_reason")
@@ -32,8 +33,9 @@ Report = dict[str, Any]
 def write_report(storage: Storage, folders: Folders) -> Report:
     """Writes report.json and report.html into the state folder, and returns the report."""
     report = collect(storage, folders)
-    storage.atomic_write(folders.file("report.json"), json.dumps(report, indent=1, ensure_ascii=False).encode())
-    storage.atomic_write(folders.file("report.html"), render(report).encode())
+    plain = json.dumps(report, indent=1, ensure_ascii=False)
+    for name, text in (("report.json", plain), ("report.html", render(report))):
+        storage.atomic_write(folders.file(name), text.encode(errors="backslashreplace"))
     return report
 
 
@@ -63,7 +65,7 @@ def collect(storage: Storage, folders: Folders) -> Report:
     names = [part_name(index, job["plan"]["units"]) for index in range(job["plan"]["units"])]
     present = set(storage.list(folders.output))
     published = [name for name in names if name in present]
-    results = _results(storage, [os.path.join(folders.output, name) for name in published], job["settings"])
+    results = _results(storage, [os.path.join(folders.output, name) for name in published], job)
     runs = Run.all_of(read_events(storage, folders.state))
     return {
         "output": folders.output,
@@ -127,14 +129,14 @@ def first_rows(storage: Storage, folders: Folders, count: int) -> Iterator[dict[
                     return
 
 
-def _results(storage: Storage, paths: Iterable[str], settings: dict[str, Any]) -> dict[str, Any]:
+def _results(storage: Storage, paths: Iterable[str], job: dict[str, Any]) -> dict[str, Any]:
     """Returns counts, tokens, scores and histograms over the rows of the parts, and which parts are damaged."""
-    scores = _score_summary(settings)
+    scores = _score_summary(job["settings"])
     counts: dict[str, Counter[Any]] = {name: Counter() for name in (*LABELS, *LENGTHS)}
     damaged = {}
     for path in paths:
         try:
-            found, scores = _count(storage, path, deepcopy(scores))
+            found, scores = _count(storage, path, job.get("columns", {}), deepcopy(scores))
         except UNREADABLE as error:
             damaged[os.path.basename(path)] = str(error)
             continue
@@ -152,19 +154,26 @@ def _results(storage: Storage, paths: Iterable[str], settings: dict[str, Any]) -
 
 
 def _count(
-    storage: Storage, path: str, scores: ScoreSummary | None
+    storage: Storage, path: str, renamed: Mapping[str, str], scores: ScoreSummary | None
 ) -> tuple[dict[str, Counter[Any]], ScoreSummary | None]:
-    """Counts the labels and lengths of one part, and adds its rows to the scores. Returns both."""
+    """Counts the labels and lengths of one part, and adds its rows to the scores. Returns both.
+
+    Args:
+        renamed: column that the job adds → its name in the parts, where that is another one.
+    """
     counts: dict[str, Counter[Any]] = {name: Counter() for name in (*LABELS, *LENGTHS)}
+    own = dict.fromkeys((*LABELS, *LENGTHS, "sample_index", *(SCORES if scores else ())))
     with storage.open(path) as file:
         parquet = pq.ParquetFile(file)
-        wanted = dict.fromkeys((*LABELS, *LENGTHS, "sample_index", *(scores.needs if scores else ())))
-        names = [name for name in wanted if name in parquet.schema_arrow.names]
-        for batch in parquet.iter_batches(columns=names):
+        present = parquet.schema_arrow.names
+        names = {name: renamed.get(name, name) for name in own if renamed.get(name, name) in present}
+        passed = [name for name in (scores.columns.values() if scores else ()) if name in present]
+        for batch in parquet.iter_batches(columns=[*dict.fromkeys([*names.values(), *passed])]):
+            results = batch.select([*names.values()]).rename_columns([*names])
             if scores is not None:
-                scores.add(batch)
-            for name in counts.keys() & set(names):
-                counts[name].update(_value_counts(batch, name))
+                scores.add(results, batch)
+            for name in counts.keys() & names.keys():
+                counts[name].update(_value_counts(results, name))
     return counts, scores
 
 

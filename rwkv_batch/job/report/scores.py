@@ -15,6 +15,8 @@ GROUPS = 10_000
 """Groups of rows that are resampled. Where there are more rows, rows share groups: memory and time are bounded."""
 RESAMPLINGS = 1000
 MAX_EXPONENT = 700.0
+RESULTS = ("logprob", "is_greedy", "num_tokens", "best_choice")
+"""The columns that a score job adds and metrics are computed from."""
 
 
 class ScoreSummary:
@@ -31,22 +33,22 @@ class ScoreSummary:
     """
 
     def __init__(self, columns: Mapping[str, str]) -> None:
-        self._columns = columns
+        self.columns = columns
         self._sums: dict[str, Any] = {}
         self._num_rows = 0
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The columns of a part that metrics are computed from."""
-        return ("logprob", "is_greedy", "num_tokens", "best_choice", *self._columns.values())
+    def add(self, results: pa.RecordBatch, passed: pa.RecordBatch) -> None:
+        """Adds rows.
 
-    def add(self, batch: pa.RecordBatch) -> None:
-        """Adds the rows of a batch, which has those of the needed columns that the part has."""
-        rows = self._num_rows + np.arange(batch.num_rows)
-        self._num_rows += batch.num_rows
-        given = {part: batch[name] for part, name in self._columns.items() if name in batch.schema.names}
+        Args:
+            results: those of the columns in `RESULTS` that the part has, under these names.
+            passed: the same rows with the columns of the input that the part has.
+        """
+        rows = self._num_rows + np.arange(results.num_rows)
+        self._num_rows += results.num_rows
+        given = {part: passed[name] for part, name in self.columns.items() if name in passed.schema.names}
         for name, above, below in (
-            _choices(batch, given) if "best_choice" in batch.schema.names else _single(batch, given)
+            _choices(results, given) if "best_choice" in results.schema.names else _single(results, given)
         ):
             known = ~(np.isnan(above) | np.isnan(below))
             sums = self._sums.setdefault(name, np.zeros((GROUPS, 2)))

@@ -46,9 +46,7 @@ def restore_converted(path: Path, entries: Mapping[str, Any]) -> Contents:
     dense: dict[str, StoredTensor] = {}
     quantized: dict[str, StoredMm8] = {}
     for name in names:
-        scale = 1.0
-        if rescale_every and name.endswith(_RESCALED):
-            scale = 2.0 ** (int(name.split(".")[1]) // rescale_every)
+        scale = _scale(name, rescale_every)
         if tensors[name].dtype == torch.uint8:
             quantized[name] = StoredMm8(_mm8(path, name, tensors), scale)
         elif name.endswith(_MATRICES):
@@ -57,6 +55,13 @@ def restore_converted(path: Path, entries: Mapping[str, Any]) -> Contents:
         else:
             dense |= {target: StoredTensor(tensors[name], restore) for target, restore in _targets(name, layer)}
     return Contents(dense, (path,), quantized, embedding_is_normalized=True)
+
+
+def _scale(name: str, rescale_every: int) -> float:
+    """The number by which a matrix was divided."""
+    match = LAYER_TENSOR.fullmatch(name)
+    is_rescaled = rescale_every > 0 and match is not None and match[2] in _RESCALED
+    return 2.0 ** min(int(match[1]) // rescale_every, 100) if is_rescaled and match else 1.0
 
 
 def _layer_targets(names: Collection[str]) -> LayerTargets:

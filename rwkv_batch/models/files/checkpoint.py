@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +16,9 @@ from ...errors import CheckpointError
 from ..matrices.mm8 import Mm8Weight, dequantize_mm8, quantize_mm8
 from . import hub
 from .formats import read_checkpoint
+from .huggingface import weight_files
 from .stored import Contents
+from .weight_files import first_bytes
 
 _HASH_BLOCK = 1 << 22
 
@@ -62,6 +66,26 @@ class Checkpoint(Contents):
         """The dtype in the file: torch.uint8 for a matrix in 8-bit form."""
         return torch.uint8 if name in self.quantized else self.dense[name].stored.dtype
 
+    @cached_property
+    def matrix_dtype(self) -> torch.dtype:
+        """The dtype of most numbers in dense matrices; float64 counts as float32. Matrices may have several."""
+        return max(self._matrix_numbers, key=self._matrix_numbers.__getitem__, default=torch.float32)
+
+    @property
+    def other_dtypes(self) -> list[torch.dtype]:
+        """The dtypes of dense matrices besides `matrix_dtype`."""
+        return [dtype for dtype in self._matrix_numbers if dtype != self.matrix_dtype]
+
+    @cached_property
+    def _matrix_numbers(self) -> dict[torch.dtype, int]:
+        """Dtype → numbers of all dense matrices that have it."""
+        counts: dict[torch.dtype, int] = {}
+        for name, tensor in self.dense.items():
+            if name.endswith(".weight") and tensor.stored.dim() == 2:
+                dtype = torch.float32 if tensor.stored.dtype == torch.float64 else tensor.stored.dtype
+                counts[dtype] = counts.get(dtype, 0) + tensor.stored.numel()
+        return counts
+
     def tensor(self, name: str) -> Tensor:
         """A tensor on the CPU in its canonical shape. Not to be written to: its memory may be that of the mapped file.
 
@@ -87,25 +111,51 @@ class Checkpoint(Contents):
 
     def fingerprint(self) -> str:
         """The SHA-256 of the bytes of `files`, one after the other, in hexadecimal."""
-        digest = hashlib.sha256()
-        for path in self.files:
-            with path.open("rb") as file:
-                while block := file.read(_HASH_BLOCK):
-                    digest.update(block)
-        return digest.hexdigest()
+        return _sha256(self.files)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a model without reading its weights.
 
     Args:
-        path: a .pth file (BlinkDL's, or converted by ChatRWKV), a .safetensors file with the same names (or from
-            `convert`), a folder in Hugging Face layout, or hf://owner/repo/file@revision.
+        path: a .pth file (BlinkDL's, or converted by ChatRWKV), a safetensors file with the same names (or from
+            `convert`, or web-rwkv's .st), a folder in Hugging Face layout or a file of one, or an address: hf://owner/
+            repo for a repository in that layout, hf://owner/repo/file for a file; then @revision.
 
     Raises:
         CheckpointError: the message says what was found, what was expected and what to do.
         ConfigurationError, MissingExtraError: a malformed hf:// address, or the extra `hub` is missing.
     """
-    path = hub.download(str(path)) if str(path).startswith(hub.SCHEME) else Path(path)
+    path = _local(path)
     format_name, contents = read_checkpoint(path)
     return Checkpoint(**vars(contents), path=path, format=format_name)
+
+
+def sha256_of_model(path: str | Path) -> str:
+    """The SHA-256 of a model's weight files, in hexadecimal; nothing in them is interpreted.
+
+    Args:
+        path: as for `open_checkpoint`. Of a folder, the weight files count one after the other, in the order of their
+            names.
+
+    Raises:
+        CheckpointError, ConfigurationError, MissingExtraError: as for `open_checkpoint`.
+    """
+    path = _local(path)
+    if os.path.isdir(path):
+        return _sha256(weight_files(path))
+    first_bytes(path)
+    return _sha256((path,))
+
+
+def _local(path: str | Path) -> Path:
+    return hub.download(str(path)) if str(path).startswith(hub.SCHEME) else Path(path)
+
+
+def _sha256(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(_HASH_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()

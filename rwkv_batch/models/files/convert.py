@@ -13,11 +13,17 @@ from torch import Tensor
 
 from ...errors import ConfigurationError, one_of
 from ..matrices.quantization import QUANTIZATIONS, weight_format
-from .canonical import LN_X_EPS_KEY, MM8_MARK, NORMALIZED_MARK
+from .canonical import LAYOUT_MARK, LN_X_EPS_KEY, MM8_MARK, NORMALIZED_MARK
 from .checkpoint import Checkpoint, open_checkpoint
 from .stored import MM8_SUFFIXES
 
-_DTYPE_CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.uint8: "U8"}
+_DTYPE_CODES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.uint8: "U8",
+}
 _ALIGNMENT = 64
 
 
@@ -108,7 +114,7 @@ def _tensors(checkpoint: Checkpoint, name: str, is_quantized: bool) -> Iterator[
 
 
 def _metadata(checkpoint: Checkpoint, is_quantized: bool) -> dict[str, str]:
-    metadata = {"format": "pt"}
+    metadata = {"format": "pt", **LAYOUT_MARK}
     if is_quantized:
         metadata |= MM8_MARK
     if checkpoint.embedding_is_normalized:

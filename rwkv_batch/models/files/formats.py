@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .canonical import plain_tensors, read_canonical_safetensors
+from torch import Tensor
+
+from .canonical import plain_tensors, safetensors_contents
 from .chatrwkv import is_converted, restore_converted
-from .huggingface import read_folder
+from .huggingface import folder_around, read_folder
 from .stored import Contents
-from .weight_files import read_pth
+from .web_rwkv import is_web_rwkv, read_web_rwkv
+from .weight_files import holds_safetensors, read_pth, read_safetensors
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,23 @@ class Source:
     """A local file or folder that holds a checkpoint."""
 
     path: Path
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """The folder in Hugging Face layout that the path is or is a weight file of; None where there is none."""
+        if os.path.isdir(self.path):  # False, where Path.is_dir raises for a path that no file can have
+            return self.path
+        return folder_around(self.path, self.safetensors[0]) if self.holds_safetensors else None
+
+    @cached_property
+    def holds_safetensors(self) -> bool:
+        """Whether the file has the format of .safetensors; raises CheckpointError if it cannot be read."""
+        return holds_safetensors(self.path)
+
+    @cached_property
+    def safetensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The tensors and the metadata of a safetensors file; raises CheckpointError if the file is none."""
+        return read_safetensors(self.path)
 
     @cached_property
     def pth_entries(self) -> dict[str, Any]:
@@ -43,12 +64,22 @@ class CheckpointFormat:
     read: Callable[[Source], Contents]
 
 
+def _read_folder(source: Source) -> Contents:
+    assert source.folder is not None
+    return read_folder(source.folder)
+
+
 FORMATS = (
-    CheckpointFormat("huggingface", lambda source: source.path.is_dir(), lambda source: read_folder(source.path)),
+    CheckpointFormat("huggingface", lambda source: source.folder is not None, _read_folder),
+    CheckpointFormat(
+        "web-rwkv",
+        lambda source: source.holds_safetensors and is_web_rwkv(source.path, *source.safetensors),
+        lambda source: read_web_rwkv(source.path, source.safetensors[0]),
+    ),
     CheckpointFormat(
         "safetensors",
-        lambda source: source.path.suffix == ".safetensors",
-        lambda source: read_canonical_safetensors(source.path),
+        lambda source: source.holds_safetensors,
+        lambda source: safetensors_contents(source.path, *source.safetensors),
     ),
     CheckpointFormat(
         "converted",

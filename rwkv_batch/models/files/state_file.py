@@ -8,11 +8,19 @@ from pathlib import Path
 from torch import Tensor
 
 from ...errors import CheckpointError
-from .weight_files import FLOAT_DTYPES, read_pth, read_safetensors, require_tensors
+from .web_rwkv import as_canonical_states
+from .weight_files import FLOAT_DTYPES, holds_safetensors, read_pth, read_safetensors, require_tensors
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not holds_safetensors(path):
+        return require_tensors(path, read_pth(path))
+    stored, metadata = read_safetensors(path)
+    return as_canonical_states(path, require_tensors(path, stored), metadata)
 
 
 def load_state_file(path: str | Path, num_layers: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The tensors of a file with an initial state, as stored.
+    """The tensors of a file with an initial state, in the shapes that a .pth has.
 
     Args:
         shapes: a tensor's name within its layer → its shape, for all tensors that each layer has.
@@ -21,7 +29,7 @@ def load_state_file(path: str | Path, num_layers: int, shapes: Mapping[str, tupl
         CheckpointError: the file is unreadable, or its tensors are not those of a model with these sizes.
     """
     path = Path(path)
-    states = require_tensors(path, read_safetensors(path)[0] if path.suffix == ".safetensors" else read_pth(path))
+    states = _read(path)
     expected = {f"blocks.{i}.{name}": shape for i in range(num_layers) for name, shape in shapes.items()}
     complaint = next(
         (

@@ -30,6 +30,8 @@ def row_of(i: int) -> Restore:
 
 AS_STORED = Restore()
 TRANSPOSED = Restore(Tensor.t)
+SWAPPED = Restore(lambda stored: stored.transpose(-1, -2))
+"""[..., a, b] → [..., b, a]."""
 ROW = Restore(lambda stored: stored.reshape(1, 1, -1))
 """[C] or [H, N, 1] → [1, 1, C]."""
 

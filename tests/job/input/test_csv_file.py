@@ -68,12 +68,12 @@ def test_bad_rows_stay_in_their_places(job: Job, monkeypatch: pytest.MonkeyPatch
     unread = {0, 7, 8, 39}
     assert [row["id"] for row in rows] == [None if i in unread else 1 if i in bad else i for i in range(40)]
     codes = {
-        0: "read_error",
-        7: "read_error",
-        8: "read_error",
+        0: "bad_type",
+        7: "bad_type",
+        8: "bad_type",
         20: "invalid_text",
         23: "invalid_text",
-        39: "read_error",
+        39: "bad_type",
     }
     assert [row["error_code"] for row in rows] == [codes.get(i) for i in range(40)]
 
@@ -91,8 +91,15 @@ def test_whole_numbers_of_pandas_are_integers(job: Job) -> None:
     assert job.set(input__path=str(job.folder / "p.csv")).run() == 0
 
 
+@pytest.mark.parametrize("text", ["", "\n\n", "x,y", "x,y\n", "\n\nx,y\r\n"])
+def test_files_without_rows(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    source = open_input(str(tmp_path / "a.csv"), "csv", {})
+    assert (source.num_rows, source.schema.names) == (0, ["x", "y"] if "x" in text else [])
+
+
 def test_a_row_longer_than_a_block_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(csv_file, "BLOCK_BYTES", 64)
     (tmp_path / "a.csv").write_text("x,y\n" + "x" * 300 + ",1\n")
-    with pytest.raises(ConfigurationError, match="must not be longer than"):
+    with pytest.raises(ConfigurationError, match=r"a row is longer than .* write JSON Lines"):
         open_input(str(tmp_path), "auto", {"y": INTEGER})

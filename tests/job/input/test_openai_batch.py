@@ -92,6 +92,12 @@ def test_lines_that_are_no_requests_keep_the_format(tmp_path: Any) -> None:
     assert open_input(str(path), "auto", {}).schema.names == ["id", "prompt"]
 
 
+def test_a_file_without_any_prompt(job: Job) -> None:
+    embed = json.dumps({"custom_id": "a", "url": "/v1/embeddings", "body": {"input": "x"}})
+    assert job.lines(embed, request("b", tools=5)).run() == 3
+    assert [row["error_code"] for row in job.rows()] == ["bad_sampling", "bad_sampling"]
+
+
 @pytest.mark.parametrize("seed", [2**63 + 1, -(2**63)])
 def test_large_seeds(job: Job, seed: int) -> None:
     assert job.lines(request("a", prompt="x", seed=seed)).run() == 0

@@ -119,6 +119,15 @@ def test_template(job: Job) -> None:
     assert [row["error_code"] for row in others] == ["template_error", "template_error"]
 
 
+def test_a_template_sees_the_values_of_a_column_of_several_types(job: Job) -> None:
+    job.lines('{"tags": [1, "b"], "id": 1}', '{"tags": ["c"], "id": "2b"}', '{"id": 2.5, "tags": null}', "{}")
+    job.set(input__template="{{ tags | join('+') if tags else 'none' }} {{ id }}")
+    assert job.run() == 3
+    rows = job.rows()
+    assert [row["prompt_tokens"] for row in rows] == [*map(len, ("1+b 1", "c 2b", "none 2.5")), None]
+    assert [row["tags"] for row in rows] == ['[1, "b"]', '["c"]', None, None]
+
+
 def test_template_from_a_file_sees_messages(job: Job) -> None:
     job.input(messages=[[{"role": "user", "content": "hi"}]])
     (job.folder / "t.j2").write_text("{{ messages[0].content }}!")
@@ -309,9 +318,12 @@ def test_jsonl_scores_of_token_ids(job: Job) -> None:
 def test_stop_at_the_first_bad_row(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     prompts: list[str | None] = [f"p{i}" for i in range(30)]
     prompts[25] = None
-    job.input(prompt=prompts).set(run__on_row_error="stop")
+    job.input(prompt=prompts, uid=[f"u\n{i}" for i in range(30)])
+    job.set(run__on_row_error="stop", input__columns={"id": "uid"}, output__input_columns="none")
     assert job.run() == 3
-    assert "stopped at a bad row" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "stopped at row 25 (uid 'u\\n25'): null_prompt: the column 'prompt' is null\n" in out
+    assert "start the same command again to go on with the rows after it" in out
     assert sorted(job.parts()) == ["part-00000-of-00003.parquet", "part-00001-of-00003.parquet"]
     assert not (job.state / "_SUCCESS.json").exists()
     job.set(run__on_row_error="continue")
@@ -319,9 +331,10 @@ def test_stop_at_the_first_bad_row(job: Job, capsys: pytest.CaptureFixture[str])
     assert [row["status"] for row in job.rows()].count("ok") == 29
 
 
-def test_stop_at_a_row_that_the_engine_refuses(job: Job) -> None:
+def test_stop_at_a_row_that_the_engine_refuses(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     job.input(prompt_token_ids=[[1]] * 10 + [[-1]] + [[1]] * 1000).set(run__on_row_error="stop")
     assert job.run() == 3
+    assert "stopped at row 10: token_out_of_range: id -1, expected 0 to " in capsys.readouterr().out
     assert not (job.state / "_SUCCESS.json").exists()
 
 

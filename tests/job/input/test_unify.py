@@ -84,6 +84,7 @@ def test_a_type_that_all_files_have_is_kept() -> None:
         (STRUCT, pa.struct([("a", pa.int32())]), {"a": 1}),
         (list_of(pa.field("element", TEXT, nullable=False)), list_of(TEXT), ["x"]),
         (pa.dictionary(pa.int8(), TEXT), pa.dictionary(pa.int8(), TEXT), "x"),
+        (pa.run_end_encoded(pa.int32(), TEXT), TEXT, "x"),
     ],
     ids=str,
 )
@@ -119,6 +120,13 @@ def test_values_keep_their_meaning(values: Any, kind: Any, wider: Any, expected:
 def test_a_dictionary_inside_a_list_becomes_its_values() -> None:
     lists = pa.ListArray.from_arrays([0, 2], pa.array(["x", None]).dictionary_encode())
     assert converted(lists, list_of(TEXT)).to_pylist() == [["x", None]]
+
+
+def test_a_dictionary_of_views() -> None:
+    views = pa.DictionaryArray.from_arrays([1, None, 0], pa.array(["x", "y"], pa.string_view()))
+    found = converted(views, readable(views.type))
+    assert found.type == pa.dictionary(pa.int64(), pa.large_string())
+    assert found.to_pylist() == ["y", None, "x"]
 
 
 @pytest.mark.parametrize(("value", "kind", "other"), [(2**60 + 1, INT, pa.float64()), (2**63, pa.uint64(), INT)])

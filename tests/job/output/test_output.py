@@ -37,7 +37,7 @@ def test_columns_that_are_asked_for(job: Job) -> None:
     job.set(output__token_ids=True, output__logprobs=True, output__input_columns="none")
     assert job.run() == 0
     asked = [("token_ids", pa.list_(pa.int32())), ("token_logprobs", pa.list_(pa.float32()))]
-    assert job.table().schema.remove_metadata() == pa.schema([*GENERATED, *asked])
+    assert job.table().schema.remove_metadata() == pa.schema([("id", pa.string()), *GENERATED, *asked])
     row = job.rows()[0]
     assert len(row["token_ids"]) == len(row["token_logprobs"]) == row["completion_tokens"]
     assert sum(row["token_logprobs"]) == pytest.approx(row["cumulative_logprob"])
@@ -123,6 +123,33 @@ def test_some_input_columns(job: Job) -> None:
     assert job.table().column_names[:2] == ["id", "sample_index"]
 
 
+@pytest.mark.parametrize("wanted", ["none", [], ["prompt"]])
+def test_the_id_is_always_kept(job: Job, wanted: object) -> None:
+    job.input(prompt=["a", "b"], uid=[3, 4], other=[5, 6]).set(output__input_columns=wanted)
+    passed = ["prompt"] if wanted == ["prompt"] else []
+    assert job.run() == 0
+    assert job.table().column_names[: len(passed) + 1] == [*passed, "sample_index"]
+    job.set(input__columns={"id": "uid"}, output__path=str(job.folder / "with-id"))
+    assert job.run() == 0
+    assert job.table().column_names[: len(passed) + 2] == [*passed, "uid", "sample_index"]
+    assert job.table()["uid"].to_pylist() == [3, 4]
+
+
+def test_columns_under_other_names(job: Job) -> None:
+    """The input has columns with the names of the output, and `row`, which segments have too."""
+    job.input(prompt=["a", "b"], status=["x", "y"], completion=[1, 2], row=["p", "q"], sample_index=[7, 8])
+    names = {"status": "job_status", "completion": "status_2", "sample_index": "error", "error": "row_error"}
+    job.set(output__columns=names, sampling__n=2)
+    assert job.run() == 0
+    table = job.table()
+    assert table.column_names[:5] == ["prompt", "status", "completion", "row", "sample_index"]
+    assert table.column_names[5:] == [names.get(name, name) for name, _ in GENERATED]
+    rows = [(row["row"], row["status"], row["completion"], row["sample_index"], row["error"]) for row in job.rows()]
+    assert rows == [("p", "x", 1, 7, 0), ("p", "x", 1, 7, 1), ("q", "y", 2, 8, 0), ("q", "y", 2, 8, 1)]
+    assert {row["job_status"] for row in job.rows()} == {"ok"}
+    assert json.loads((job.state / "report.json").read_text())["rows"] == {"ok": 4}
+
+
 def test_footers_and_success(job: Job) -> None:
     assert job.set(sampling__seed=5).run() == 0
     success = json.loads((job.state / "_SUCCESS.json").read_text())
@@ -162,7 +189,7 @@ def test_an_empty_input_gives_an_empty_part(job: Job) -> None:
 
 
 def test_limit(job: Job) -> None:
-    assert job.run("--limit", "12") == 0
+    assert job.run("-o", "input.limit=12") == 0
     assert [row["id"] for row in job.rows()] == [f"row-{i}" for i in range(12)]
 
 

@@ -37,29 +37,27 @@ class File:
 
 
 class Source:
-    """Stands in for the input: two files of 3 rows. Reading a column in `failing` raises."""
+    """Stands in for the input: two files of 3 rows. Reading the cell of a column and a row in `failing` raises."""
 
     def __init__(
-        self, failing: dict[str, Exception] | None = None, errors: dict[int, RowError] | None = None, **columns: Any
+        self, failing: dict[str, Exception] | None = None, bad: dict[int, RowError] | None = None, **columns: Any
     ) -> None:
         self.table = pa.table(columns or {"x": range(6), "y": list("abcdef")})
         self.files = [File("one"), File("two")]
-        self.failing, self.errors = failing or {}, errors or {}
-        self.reads: list[tuple[int, int, list[str]]] = []
+        self.failing = failing or {}
+        self.bad = bad or {}
 
     def spans(self, start: int, stop: int) -> Iterator[Span]:
         for file, low, high in zip(self.files, (0, 3), (3, 6), strict=True):
             yield Span(file, max(start, low), min(stop, high))  # type: ignore[arg-type]
 
     def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Rows]:
-        self.reads.append((start, stop, list(columns)))
         for row in range(start, stop):
             for name in columns:
                 if f"{name}{row}" in self.failing:
                     raise self.failing[f"{name}{row}"]
-            errors = {0: self.errors[row]} if row in self.errors else {}
-            for batch in self.table.select([*columns]).slice(row, 1).to_batches():
-                yield Rows(batch, errors)
+            errors = {0: self.bad[row]} if row in self.bad else {}
+            yield Rows(self.table.select(columns).slice(row, 1).to_batches()[0], errors)
 
 
 def results(samples: int = 1, rows: Sequence[int] = range(6), failed: Sequence[int] = ()) -> pa.Table:
@@ -118,8 +116,7 @@ def test_all_columns_may_be_lost() -> None:
 
 
 def test_rows_that_the_reader_could_not_read_are_errors() -> None:
-    errors = {1: RowError("invalid_text", "not UTF-8"), 3: RowError("bad_json", "no: object")}
-    source = Source(x=range(6), errors=errors)
+    source = Source(bad={1: RowError("invalid_text", "not UTF-8"), 3: RowError("bad_json", "no: object")})
     rows = read(made(source, results(failed=[1]))).read().to_pylist()
     assert [row["error_code"] for row in rows] == [None, "own", None, "bad_json", None, None]
     assert (rows[3]["status"], rows[3]["error"]) == ("error", "no: object")
@@ -190,7 +187,7 @@ def test_samples_of_large_cells_take_bounded_memory(tmp_path: Path) -> None:
     texts = [f"{row:06d}" * 12_000 for row in range(512)]
     source = Source(x=texts)
     source.spans = lambda start, stop: iter([Span(source.files[0], 0, 512)])  # type: ignore[arg-type]
-    source.read = lambda *_: iter(source.table.to_batches())
+    source.read = lambda *_: iter([Rows(source.table.to_batches()[0], {})])
     before = pa.total_allocated_bytes()
     peaks = []
     joined = PartMaker(OutputFormat(RESULTS, source.table.schema, {}), source)._joined(

@@ -363,6 +363,16 @@ def test_scores_need_the_columns_that_the_output_repeats(job: Job) -> None:
     assert answers(job, output__input_columns=["answer"]).keys() == {"accuracy"}
 
 
+def test_scores_under_other_names(job: Job) -> None:
+    """The input has columns with the names of the scores; its answer is one of them."""
+    job.input(context=["c"] * 4, choices=[["a", "b"]] * 4, answer=[0, 1, 0, 1])
+    expected = answers(job)
+    job.input(context=["c"] * 4, choices=[["a", "b"]] * 4, best_choice=[0, 1, 0, 1], logprob=["x"] * 4)
+    job.set(input__columns={"answer": "best_choice"}, output__path=str(job.folder / "renamed"))
+    renamed = {"best_choice": "is_greedy", "is_greedy": "greedy", "logprob": "score"}
+    assert answers(job, output__columns=renamed) == expected
+
+
 def test_a_column_called_answer_may_be_something_else(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     job.input(context=["c"], choices=[["a", "b"]], answer=["b"])
     assert answers(job) == {}
@@ -377,7 +387,8 @@ def test_many_rows_are_resampled_in_groups(monkeypatch: pytest.MonkeyPatch) -> N
     values = -random.exponential(size=2000)
     for part in numpy.split(values, 4):
         columns = {"logprob": part, "num_tokens": numpy.ones(500, int), "is_greedy": part > -1}
-        summary.add(pa.RecordBatch.from_pydict({name: pa.array(column) for name, column in columns.items()}))
+        batch = pa.RecordBatch.from_pydict({name: pa.array(column) for name, column in columns.items()})
+        summary.add(batch, batch.select([]))
     metrics = summary.metrics()
     share = (values > -1).mean()
     assert metrics["accuracy"]["value"] == pytest.approx(share)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
+import os
 import pickle
 import subprocess
 import sys
@@ -18,12 +20,15 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import make_checkpoint, write_checkpoint
+from running import Session
+from safetensors.torch import save_file
 from torch import Tensor
-from versions import VERSIONS
+from versions import VERSIONS, with_matrix_state
 
 from rwkv_batch.errors import CheckpointError, ConfigurationError, MissingExtraError
+from rwkv_batch.models.architecture import identify
 from rwkv_batch.models.files import formats
-from rwkv_batch.models.files.checkpoint import open_checkpoint
+from rwkv_batch.models.files.checkpoint import open_checkpoint, sha256_of_model
 from rwkv_batch.models.files.formats import CheckpointFormat, Source
 from rwkv_batch.models.files.state_file import load_state_file
 from rwkv_batch.models.files.stored import Contents, StoredTensor
@@ -70,7 +75,8 @@ def test_fingerprint_is_that_of_the_file(tensors: dict[str, Tensor], tmp_path: P
 
 _RESIDENT = """
 import sys, psutil
-from rwkv_batch.models.files.checkpoint import open_checkpoint
+from rwkv_batch.models.architecture import identify
+from rwkv_batch.models.files.checkpoint import open_checkpoint, sha256_of_model
 resident = psutil.Process().memory_info
 for small, big in zip(sys.argv[1::2], sys.argv[2::2]):
     open_checkpoint(small)
@@ -155,6 +161,7 @@ def _script(path: Path) -> None:
 
 
 MATRIX = torch.zeros(2, 2)
+SQUARE = {name: torch.zeros(2, 2) for name in ("emb.weight", "blocks.0.att.w1", "blocks.0.att.w2")}
 REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "missing": (".pth", lambda path: None, "No such file"),
     "empty": (".pth", lambda path: path.touch(), "empty"),
@@ -163,7 +170,25 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "text": (".pth", lambda path: path.write_text("<html>Not found</html>"), "neither a PyTorch file"),
     "noise": (".pth", lambda path: path.write_bytes(bytes(range(255, -1, -1)) * 9), "neither a PyTorch file"),
     "three bytes": (".pth", lambda path: path.write_bytes(b"abc"), "not a readable PyTorch file"),
-    "gguf": (".pth", lambda path: path.write_bytes(b"GGUF"), "not a readable PyTorch file|neither a PyTorch file"),
+    "gguf": (
+        ".pth",
+        lambda path: path.write_bytes(b"GGUF" + bytes(99)),
+        "GGUF file, the format of llama.cpp.*use the .pth",
+    ),
+    "gguf by its name": (".gguf", lambda path: path.write_bytes(b"GGUF" + bytes(99)), "GGUF file"),
+    "fifo": (".pth", lambda path: os.mkfifo(path), "neither a regular file nor a folder"),
+    "meta": (".pth", _saved({"w": torch.empty(2, 2, device="meta")}), "'w' has no data"),
+    "two of one name": (
+        ".pth",
+        _saved({"module.emb.weight": MATRIX, "module.head.weight": MATRIX, "head.weight": MATRIX}),
+        "name the same tensor",
+    ),
+    "eps": (
+        ".safetensors",
+        lambda path: save_file({"w": MATRIX}, path, {"rwkv_batch.ln_x_eps": "nan"}),
+        "ln_x_eps are 'nan', expected a number between 0 and 1",
+    ),
+    "square": (".safetensors", lambda path: write_checkpoint(SQUARE, path), "all low-rank matrices are square"),
     "another zip": (".pth", lambda path: path.write_bytes(b"PK\x03\x04" + bytes(2000)), "cut short"),
     "truncated": (".pth", _truncated, "cut short"),
     "truncated legacy": (".pth", _truncated_legacy, "cut short"),
@@ -180,11 +205,10 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "training": (".pth", _saved({"epoch": 3, "state_dict": {"w": MATRIX}}), "training checkpoint.*'state_dict'"),
     "number": (".pth", _saved({"w": MATRIX, "n": 3}), "'n' is a int"),
     "sparse": (".pth", _saved({"w": MATRIX.to_sparse()}), "sparse"),
-    "float64": (".pth", _saved({"w": MATRIX.double()}), "float64, expected float32, bfloat16 or float16"),
+    "int16": (".pth", _saved({"w": MATRIX.short()}), "int16, expected float32, bfloat16 or float16"),
     "float8": (".safetensors", lambda p: write_checkpoint({"w": MATRIX.to(torch.float8_e5m2)}, p), "float8"),
     "uint8": (".pth", _saved({"w": MATRIX.to(torch.uint8)}), "uint8"),
     "uint8 safetensors": (".safetensors", lambda p: write_checkpoint({"w": MATRIX.byte()}, p), "uint8"),
-    "mixed": (".pth", _saved({"a.weight": MATRIX, "b.weight": MATRIX.half()}), "several dtypes.*a.weight is .*float32"),
 }
 
 
@@ -207,6 +231,103 @@ def test_old_torch_is_refused_for_pickle_only(
     with pytest.raises(CheckpointError, match=r"torch 2\.10.*this is 2\.9\.1.*safetensors"):
         open_checkpoint(write_checkpoint(tensors, tmp_path / "model.pth"))
     open_checkpoint(write_checkpoint(tensors, tmp_path / "model.safetensors"))
+
+
+def test_a_repository_without_its_scheme_gets_a_hint() -> None:
+    with pytest.raises(CheckpointError, match=r"written hf://RWKV/RWKV7-1\.5B"):
+        open_checkpoint("RWKV/RWKV7-1.5B")
+
+
+@pytest.mark.parametrize(
+    "path", ["a\0b.pth", "x" * 5000, "\ud800.pth", "x/" * 3000], ids=["nul", "long", "surrogate", "deep"]
+)
+def test_a_path_that_no_file_can_have(path: str) -> None:
+    with pytest.raises(CheckpointError, match="can't be read") as refusal:
+        open_checkpoint(path)
+    str(refusal.value).encode()
+
+
+def _damaged_pth() -> bytes:
+    buffer = io.BytesIO()
+    torch.save({f"blocks.{i}.att.key.weight": torch.randn(8, 8) for i in range(3)}, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_damaged_bytes_of_a_pth_give_a_sentence(seed: int, tmp_path: Path) -> None:
+    """Whatever error the loader raises; a change that leaves the file readable gives tensors."""
+    content, random = bytearray(_damaged_pth()), np.random.default_rng(seed)
+    pickled = content.index(b"data.pkl")
+    for position in random.integers(pickled, pickled + 700, 1 + seed % 5):
+        content[position] = random.integers(256)
+    path = tmp_path / "model.pth"
+    path.write_bytes(content)
+    try:
+        checkpoint = open_checkpoint(path)
+        identify(checkpoint)
+    except CheckpointError as error:
+        assert str(error).startswith(str(path))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_tensors_may_be_stored_with_any_strides(version: str, tmp_path: Path) -> None:
+    dense = make_checkpoint(version, n_layer=2, n_embd=128, n_ffn=64, vocab=10)
+    strided = {name: tensor.transpose(0, -1).contiguous().transpose(0, -1) for name, tensor in dense.items()}
+    if version in with_matrix_state():
+        state = torch.randn(2, 64, 64)
+        dense |= {f"blocks.{i}.att.time_state": state for i in range(2)}
+        strided |= {
+            f"blocks.{i}.att.time_state": state.transpose(0, -1).contiguous().transpose(0, -1) for i in range(2)
+        }
+    want, got = (
+        Session(write_checkpoint(one, tmp_path / f"{i}.pth")).feed({0: [1, 2, 3]})[0]
+        for i, one in enumerate((dense, strided))
+    )
+    assert torch.equal(got, want)
+
+
+# Several number formats
+
+DTYPE_CASES = {
+    "float32 embedding": ({"emb.weight": torch.float32, "head.weight": torch.float32}, torch.bfloat16),
+    "float64 matrix": ({"blocks.0.ffn.key.weight": torch.float64}, torch.bfloat16),
+    "float16 rest": ({"emb.weight": torch.bfloat16}, torch.float16),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("case", DTYPE_CASES)
+def test_matrices_of_several_dtypes(case: str, suffix: str, tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    others, common = DTYPE_CASES[case]
+    stored = {name: tensor.to(others.get(name, common)) for name, tensor in tensors.items()}
+    checkpoint = open_checkpoint(write_checkpoint(stored, tmp_path / f"model{suffix}"))
+    assert checkpoint.matrix_dtype == common
+    assert checkpoint.other_dtypes == [
+        torch.float32 if dtype == torch.float64 else dtype for dtype in set(others.values())
+    ]
+
+
+def test_a_model_of_float64_runs_in_float32(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    double = {name: tensor.double() for name, tensor in tensors.items()}
+    checkpoint = open_checkpoint(write_checkpoint(double, tmp_path / "model.pth"))
+    assert (checkpoint.matrix_dtype, checkpoint.other_dtypes) == (torch.float32, [])
+    want, got = (
+        Session(write_checkpoint(one, tmp_path / f"{i}.pth")).feed({0: [1, 2, 3]})[0]
+        for i, one in enumerate((tensors, double))
+    )
+    assert torch.equal(got, want)
+
+
+# The pin
+
+
+def test_sha256_of_a_model(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    path = write_checkpoint(tensors, tmp_path / "model.safetensors")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert sha256_of_model(path) == digest
+    assert sha256_of_model(tmp_path) == digest
+    with pytest.raises(CheckpointError, match="can't be read"):
+        sha256_of_model(tmp_path / "missing.pth")
 
 
 # Other formats
@@ -300,7 +421,44 @@ def test_hub_address(
     assert bool(caplog.records) == warns
 
 
-@pytest.mark.parametrize("address", ["hf://owner/repo", "hf://owner//file.pth", "hf://a/b/c.pth@x@y", "hf://"])
+@pytest.mark.parametrize(
+    ("address", "inner", "revision"),
+    [
+        ("hf://RWKV/RWKV7-7.2B-20260805", "", "main"),
+        (f"hf://a/b@{COMMIT}", "", COMMIT),
+        ("hf://a/b/weights/rwkv7-1.5B", "weights/rwkv7-1.5B", "main"),
+    ],
+)
+def test_hub_address_of_a_repository(
+    address: str,
+    inner: str,
+    revision: str,
+    tensors: dict[str, Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / inner
+    folder.mkdir(parents=True, exist_ok=True)
+    write_checkpoint({f"rwkv.{name}": tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "rwkv6"}')
+    asked = []
+
+    def snapshot_download(repo: str, *, revision: str, allow_patterns: list[str]) -> str:
+        asked.append((repo, revision, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    checkpoint = open_checkpoint(address)
+    assert checkpoint.names == tensors.keys()
+    assert checkpoint.format == "huggingface"
+    ((_, asked_revision, patterns),) = asked
+    assert asked_revision == revision
+    assert {f"{inner}/*.json".lstrip("/"), f"{inner}/*.safetensors".lstrip("/")} <= set(patterns)
+
+
+@pytest.mark.parametrize(
+    "address", ["hf://owner", "hf://owner//file.pth", "hf://a/b/c.pth@x@y", "hf://", "hf://\ud800/b"]
+)
 def test_malformed_hub_address(address: str) -> None:
     with pytest.raises(ConfigurationError, match="expected hf://owner/repo/file"):
         open_checkpoint(address)

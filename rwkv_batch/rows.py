@@ -79,6 +79,10 @@ class ErrorRow:
     prompt: str | None = None
     num_continuations: int = 0
 
+    def __post_init__(self) -> None:
+        # The traceback has the frames of the calls, whose variables hold the prompts and token ids of many rows.
+        self.error.__traceback__ = self.error.__cause__ = self.error.__context__ = None
+
     @classmethod
     def of(cls, row: GenerateRow | ScoreRow, error: RowError, prompt_tokens: int | None = None) -> ErrorRow:
         """The error row that replaces a row."""

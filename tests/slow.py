@@ -42,6 +42,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "integrations/test_lighteval.py::test_the_real_command",
         "integrations/test_lm_eval_command.py",
         "job/test_demo_jobs.py::test_a_killed_job_ends_like_an_undisturbed_one",
+        "job/test_memory.py",
         "job/test_process.py",
         "job/test_streams.py::test_the_exit_code_is_that_of_the_work",
         "job/test_streams.py::test_a_signal_writes_no_message_into_a_file_of_the_job",
@@ -60,6 +61,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     ),
     "the package is built and installed": ("test_packaging.py",),
     "something fails at every line or step": (
+        "job/test_any_table.py",
         "job/test_crash.py::test_the_disk_fails_at_every_durable_step",
         "engine/test_interrupts.py::test_an_exception_at_any_line_leaves_the_engine_usable",
         "job/test_crash.py::test_a_crash_at_every_durable_step",

@@ -34,5 +34,6 @@ def missing_rows(
             start += rows.batch.num_rows
             if len(missing) < rows.batch.num_rows:
                 rows = rows.take(missing)
-            if keys:
-                yield prepared.parser.rows(rows, keys)
+            for part in rows.parts() if keys else ():
+                yield prepared.parser.rows(part, keys[: part.batch.num_rows])
+                keys = keys[part.batch.num_rows :]

@@ -15,11 +15,10 @@ from .continued import Continued
 from .files import InputFile
 from .json_kinds import INTEGER, JSON_TEXT, NULL, Expected, JsonKind, Struct, join, settled, widen
 from .lines import UTF8_MARK, read_lines
-from .table import BATCH_ROWS, Rows, Table, batch_of
+from .table import BATCH_BYTES, BATCH_ROWS, Rows, Table, batch_of
 
 BOOKMARK_ROWS = 4096
 """The offset of every row with this number, or a multiple of it, is kept, so that a range of rows is found fast."""
-BATCH_BYTES = 16 << 20
 """A batch ends with the line that makes it longer."""
 MAX_DEPTH = 100
 """Lists and objects inside each other in a line."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 from ...errors import RowError
 from .files import InputFile
 from .json_kinds import Expected
-from .table import BATCH_ROWS, Rows, Table, batch_of
+from .table import BATCH_BYTES, BATCH_ROWS, Rows, Table, batch_of
 
 BLOCK_BYTES = 1 << 20
+_SAMPLE_ROWS = 4
+"""Rows that are read first, to learn their size."""
 DECODING_ERRORS = (OSError, pa.ArrowException, ValueError)
 """What damaged or encrypted data raises. A disk or a network that fails raises OSError too."""
 
@@ -48,11 +50,12 @@ class ParquetTable(Table):
         present = [name for name in columns if name in self._names]
         with self._file.open() as stream:
             parquet = _opened(stream, self._file.name)
+            chunks = _chunks(parquet.schema, self._names, present)
             for index, end in enumerate(accumulate(self._group_rows)):
                 row = end - self._group_rows[index]
                 if row >= stop or end <= start:
                     continue
-                for rows in _RowGroup(self._file.name, stream, parquet, index, end - row).read(present):
+                for rows in _RowGroup(self._file.name, stream, parquet, index, end - row, chunks).read(present):
                     first, last = max(start - row, 0), min(stop - row, rows.batch.num_rows)
                     if first < last:
                         yield rows.slice(first, last)
@@ -68,6 +71,7 @@ class _RowGroup:
     Args:
         file: its name.
         stream: the open file that `parquet` reads.
+        chunks: the numbers of the column chunks that are read.
     """
 
     file: str
@@ -75,18 +79,37 @@ class _RowGroup:
     parquet: pq.ParquetFile
     index: int
     num_rows: int
+    chunks: Sequence[int]
 
     def read(self, columns: Sequence[str]) -> Iterator[Rows]:
         """Yields all rows. Raises OSError where the bytes cannot be read."""
         done = 0
         try:
-            for batch in self.parquet.iter_batches(BATCH_ROWS, row_groups=[self.index], columns=columns):
+            at_once = self._rows_at_once(columns)
+            for batch in self.parquet.iter_batches(at_once, row_groups=[self.index], columns=columns):
+                batch.validate()
                 done += batch.num_rows
                 yield Rows(batch.select(columns), {})
+        except MemoryError:  # an ArrowException too, and no damage
+            raise
         except DECODING_ERRORS:  # of some column, which the next lines find
             pass
         if done < self.num_rows:
             yield from self._read_by_column(columns, done)
+
+    def _rows_at_once(self, columns: Sequence[str]) -> int:
+        """The number of rows that hold BATCH_BYTES, by their mean size; 1 to BATCH_ROWS.
+
+        The first rows count too, because a value that is stored once, in a dictionary, may stand in every row.
+        """
+        first = next(self.parquet.iter_batches(_SAMPLE_ROWS, row_groups=[self.index], columns=columns), None)
+        if first is None:
+            return BATCH_ROWS
+        # The metadata of an encrypted column would end the process. These columns could be decoded.
+        group = self.parquet.metadata.row_group(self.index)
+        stored = sum(group.column(number).total_uncompressed_size for number in self.chunks)
+        row_bytes = max(first.nbytes / first.num_rows, stored / self.num_rows, 1)
+        return int(min(max(BATCH_BYTES / row_bytes, 1), BATCH_ROWS))
 
     def _read_by_column(self, columns: Sequence[str], start: int) -> Iterator[Rows]:
         """Yields the rows from `start` on. Each column is decoded by itself, so that one spoils no other."""
@@ -119,6 +142,8 @@ class _RowGroup:
                 yield values, None
         except StopIteration:
             pass
+        except MemoryError:
+            raise
         except DECODING_ERRORS as found:
             if file.error is not None:
                 raise OSError(errno.EIO, f"cannot be read: {file.error}", self.file) from found
@@ -129,6 +154,14 @@ class _RowGroup:
             count = min(BATCH_ROWS, left)
             left -= count
             yield pa.nulls(count, kind), error
+
+
+def _chunks(schema: pq.ParquetSchema, names: Collection[str], columns: Sequence[str]) -> list[int]:
+    """Returns the numbers of the column chunks of `columns`, among all `names`. A nested column has several."""
+    wanted = {*columns}
+    paths = [schema.column(number).path for number in range(len(schema))]
+    fields = [path if path in names else path.partition(".")[0] for path in paths]
+    return [number for number, field in enumerate(fields) if field in wanted]
 
 
 def _opened(stream: Any, name: str) -> pq.ParquetFile:

@@ -106,6 +106,8 @@ def _aligned(rows: Rows, kinds: Mapping[str, pa.DataType], constants: Mapping[st
         if name in present:
             try:
                 arrays[name] = converted(present[name], kind)
+            except MemoryError:  # an ArrowException too
+                raise
             except pa.ArrowException:
                 arrays[name], misfits = _converted_cells(present[name], kind, name)
                 errors = {**misfits, **errors}

@@ -91,6 +91,8 @@ class RowParser:
         ids = set() if self._renderer else set(self._columns.roles.values())
         try:
             columns = [_values(batch[name], as_arrays=name in ids) for name in names]
+        except MemoryError:
+            raise
         except Exception:  # of pyarrow, of a time zone or of pandas: what a value raises is not known
             yield from (_read_cells(batch, index) for index in range(batch.num_rows))
         else:

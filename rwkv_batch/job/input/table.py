@@ -13,10 +13,12 @@ from .files import InputFile
 from .json_kinds import Expected
 
 BATCH_ROWS = 512
+BATCH_BYTES = 16 << 20
+"""What the rows of a batch hold, at most, unless it is a single row."""
 
 
 class Rows(NamedTuple):
-    """Consecutive rows, at most `BATCH_ROWS`.
+    """Consecutive rows, at most `BATCH_ROWS`. Most formats also give at most `BATCH_BYTES`.
 
     Attributes:
         batch: their columns.
@@ -30,6 +32,15 @@ class Rows(NamedTuple):
         """Returns the rows from `start` to before `stop`."""
         errors = {row - start: error for row, error in self.errors.items() if start <= row < stop}
         return Rows(self.batch.slice(start, stop - start), errors)
+
+    def parts(self) -> Iterator[Rows]:
+        """Yields the rows in parts of at most `BATCH_BYTES`, or of one row."""
+        if self.batch.num_rows > 1 and self.batch.nbytes > BATCH_BYTES:
+            middle = self.batch.num_rows // 2
+            yield from self.slice(0, middle).parts()
+            yield from self.slice(middle, self.batch.num_rows).parts()
+        else:
+            yield self
 
     def take(self, indices: Sequence[int]) -> Rows:
         """Returns some of the rows."""

@@ -6,6 +6,7 @@ or by two processes at once, therefore leaves duplicates among segments only, an
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -91,6 +92,7 @@ class JobFiles:
         except FileNotFoundError:
             return None
         except UNREADABLE as error:
+            _raise_unless_damaged(error)
             fault = str(error)
         if fault is not None:
             self._set_aside(path, fault)
@@ -177,6 +179,7 @@ class JobFiles:
             except FileNotFoundError:  # another process has just published the unit
                 continue
             except UNREADABLE as error:
+                _raise_unless_damaged(error)
                 self._set_aside(path, str(error))
                 continue
             yield table
@@ -204,6 +207,12 @@ def _footer_of(file: Any) -> tuple[dict[str, str], list[str]]:
     """Returns this project's key-values in the footer of an open part, and the names of its columns."""
     parquet = pq.ParquetFile(file)
     return footer(parquet), parquet.schema_arrow.names
+
+
+def _raise_unless_damaged(error: Exception) -> None:
+    """Raises an error of the system, such as a missing permission, which says nothing about a file's content."""
+    if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
+        raise error
 
 
 def part_name(index: int, count: int) -> str:

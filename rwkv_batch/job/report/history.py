@@ -18,7 +18,7 @@ SHARING = {
 }
 """The engine's counters of shared prefixes → their names in the report."""
 LEVELS = ("slots_in_use", "slots")
-FACTS = ("config", "machine", "model", "files", "occupancy")
+FACTS = ("config", "machine", "model", "files", "occupancy", "memory")
 
 Event = Mapping[str, Any]
 
@@ -28,7 +28,7 @@ class Run:
     """One process, from its start to its end or to its last event.
 
     Args:
-        facts: configuration, machine, model, damaged files, occupancy over the steps.
+        facts: configuration, machine, model, damaged files, occupancy over the steps, memory.
         samples: its progress events, in order of time.
     """
 
@@ -88,7 +88,7 @@ class Run:
                 first = self.samples[0] if self.samples else event
                 # A run's own seconds, as the system's clock may have been set.
                 self.samples.append({**event, "time": first["time"] + event["seconds"] - first["seconds"]})
-            case "start" | "model" | "damaged" | "occupancy":
+            case "start" | "model" | "damaged" | "occupancy" | "memory":
                 self.facts |= {name: event[name] for name in FACTS if name in event}
             case "failure":
                 self.outcome = f"{event['type']}: {event['message']}"

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..output.writer import Counts
 from ..plan import Shard
+from .events import memory
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ class Progress:
         self._due = dict.fromkeys(self._due, 0.0)
         self._report(self._take())
         self._log("occupancy", occupancy=self._stats().occupancy.describe())
+        self._log("memory", memory=memory())
         if self._bar is not None:
             with suppress(OSError, ValueError):
                 self._bar.close()

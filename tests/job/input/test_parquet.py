@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
@@ -158,6 +159,29 @@ def test_a_job_serves_all_rows_that_can_be_read(job: Job, column: str) -> None:
     assert fake_llm.LLM.loaded == loaded
 
 
+def test_an_array_that_is_not_valid_spoils_its_own_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pyarrow reads a DuckDB ARRAY with a null."""
+    write(tmp_path / "a.parquet")
+    original = pq.ParquetFile.iter_batches
+
+    def iter_batches(self: Any, *arguments: Any, **named: Any) -> Any:
+        for batch in original(self, *arguments, **named):
+            offsets = np.zeros(batch.num_rows + 1, np.int32)
+            lists = pa.Array.from_buffers(
+                pa.list_(pa.int8()), batch.num_rows, [None, pa.py_buffer(offsets)], children=[pa.array([1], pa.int8())]
+            )
+            columns = {name: lists if name == "id" else batch.column(name) for name in batch.schema.names}
+            changed = pa.record_batch(columns)
+            offsets[-1] = 9  # of which the array knows nothing
+            yield changed
+
+    source = open_input(str(tmp_path), "auto", {})
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    found, errors = read(source, ["prompt", "id"])
+    assert (found["prompt"].null_count, found["id"].null_count, len(errors)) == (0, ROWS, ROWS)
+    assert "column 'id': " in errors[0].message
+
+
 class FailingFile:
     """A file whose reads fail from a place on."""
 
@@ -251,3 +275,29 @@ def test_columns_that_the_job_does_not_use_are_not_decoded(job: Job, count_decod
     job.set(input__template="{{ c7 }} {{ row['c9'] }}", output__input_columns=["c8"])
     assert job.run() == 0
     assert {name for name in count_decoded() if name[1:].isdigit()} == {"c7", "c8", "c9"}
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dictionary": True}], ids=["plain", "dictionary"])
+def test_batches_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    """A value that a dictionary stores once is as large in each row."""
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 100_000)
+    path = tmp_path / "large.parquet"
+    pq.write_table(
+        pa.table({"x": ["a" * 10_000] * 600, "y": ["b"] * 600}), path, **{"use_dictionary": False, **options}
+    )
+    source = open_input(str(path), "auto", {})
+    for columns, most in ((["x"], 10), (["x", "y"], 10), (["y"], 512)):
+        counts = [rows.batch.num_rows for rows in source.read(0, 600, columns)]
+        assert sum(counts) == 600
+        assert most // 2 < max(counts) <= most
+
+
+def test_memory_that_is_short_makes_no_error_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a.parquet")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise pa.ArrowMemoryError("malloc of size 512016384 failed")
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", fail)
+    with pytest.raises(MemoryError):
+        list(open_input(str(tmp_path / "a.parquet"), "auto", {}).read(0, 10, ["prompt"]))

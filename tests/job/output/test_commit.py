@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from job.faulty_storage import Countdown, SteppingStorage
 from rwkv_batch.job.output.commit import JobFiles
-from rwkv_batch.job.output.storage import LocalStorage
+from rwkv_batch.job.output.storage import LocalStorage, StorageError
 
 from ..conftest import Job
 from ..prepared import ROWS, commit_all, files_of, forget, prepared, undisturbed, units_of
@@ -171,3 +172,22 @@ def test_an_input_that_shrinks_during_the_run_is_noticed(small: Job) -> None:
     short = prepared(small.input("short.parquet", id=[0], prompt=["prompt 0"])).source
     with pytest.raises(RuntimeError, match="the input has lost rows"):
         files.publish(unit, short)
+
+
+def test_a_file_that_may_not_be_read_is_no_damaged_one(small: Job) -> None:
+    """The run ends with the error, and the file stays where it is."""
+
+    class Closed(LocalStorage):
+        def open(self, path: str) -> Any:
+            if path.endswith((".seg", ".parquet")):
+                raise StorageError(path, "read", PermissionError(errno.EACCES, "Permission denied"))
+            return super().open(path)
+
+    ready = prepared(small)
+    unit = units_of(ready)[0]
+    commit_all(ready, files_of(small, ready), unit, [0, 1, 2])
+    closed = files_of(small, ready, Closed(ready.folders.file("tmp")))
+    for act in (closed.committed_rows, closed.part):
+        with pytest.raises(StorageError, match="cannot be read"):
+            act(unit)
+    assert len(list(small.state.glob("unit-*/*.seg"))) == 1 and not closed.damaged

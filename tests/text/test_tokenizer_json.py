@@ -214,7 +214,7 @@ class _Failing:
         self.error = error
 
 
-def test_a_text_at_which_the_package_fails_is_an_error_of_its_own(tmp_path: Path, byte_level):
+def test_a_text_at_which_the_package_fails_is_an_error_of_its_own(tmp_path, byte_level):
     class PanicException(BaseException):
         pass
 

@@ -324,7 +324,7 @@ def test_a_folder_without_permission(job: Job, capsys: pytest.CaptureFixture[str
 
 def test_templates_that_cannot_be_read(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     (job.folder / "latin.j2").write_bytes(b"\xe9{{ prompt }}")
-    for path, expected in ((job.folder, "it is a folder"), (job.folder / "latin.j2", "can't decode byte 0xe9")):
+    for path, expected in ((job.folder, "Is a directory"), (job.folder / "latin.j2", "can't decode byte 0xe9")):
         message = refusal(job.set(input__template=str(path)), capsys)
         assert "input.template: got " in message and expected in message
 

@@ -36,16 +36,18 @@ check: $(VENV)/.installed-test
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.cu' '*.h')
 
 # The CPU kernels with random shapes and numbers, in a library that ends the process at an access outside of an array, at a
-# signed overflow and at other undefined behavior. Needs g++ with its sanitizers.
+# signed overflow and at other undefined behavior. Needs g++ with its sanitizers. Emulated processors are left out.
 SANITIZED := $(wildcard tests/kernels/test_cpu_*.py tests/text/test_*.py) tests/engine/test_selection.py \
 	tests/engine/test_shared_lengths.py tests/engine/test_sampler.py
 sanitize: $(VENV)/.installed-test
-	PYTHONPATH=tests $(BIN)/python -m kernels.sanitizers --seeds 10 --timeout 3600 $(SANITIZED)
+	PYTHONPATH=tests $(BIN)/python -m kernels.sanitizers --seeds 10 --timeout 3600 -k "not AVX" $(SANITIZED)
 
-# Kills at many random moments, and many examples of each property.
+# Kills at many random moments, many examples of each property, mutated files (50 of each seed), and long jobs.
 SEEDS ?= 20
+SIZE ?= 1
 soak: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --seeds $(SEEDS) --timeout 3600 -k "crash or sigkill or hypothesis or mutated"
+	$(BIN)/python -m benchmarks.soak --size $(SIZE)
 
 # Draws small changes of the core by a seed and runs the tests on each. ONLY=engine,job/plan.py draws from these.
 N ?= 100

@@ -82,6 +82,8 @@ class LLM:
             are slots. A prefix whose state finds no place is computed again for each prompt.
         constraint_timeout: seconds that one JSON schema, regular expression or grammar may take: to be compiled, and
             again for the steps of a row that find its allowed tokens slowly. Beyond it the prompt cannot be served.
+        parse_special_tokens: a special token of a tokenizer.json that is spelled out in a prompt, such as
+            <|endoftext|>, becomes its id; False reads it as text.
 
     Attributes:
         summary: the model's sizes, placement and memory plan, found before it was loaded.
@@ -118,6 +120,7 @@ class LLM:
         seed: int = 0,
         prefix_host_gib: float = 1.0,
         constraint_timeout: float = 10.0,
+        parse_special_tokens: bool = False,
     ) -> None:
         model_settings = ModelSettings(
             model=model,
@@ -127,6 +130,7 @@ class LLM:
             strategy=strategy,
             init_state=init_state,
             ln_x_eps=ln_x_eps,
+            parse_special_tokens=parse_special_tokens,
         )
         engine_settings = EngineSettings(
             device=device,

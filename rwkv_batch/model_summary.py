@@ -188,7 +188,12 @@ def inspect_model(
         placed = _place(file, model, engine)
     return ModelSummary(
         file=file,
-        tokenizer=load_tokenizer(model.tokenizer, vocab_size=file.sizes["V"], model_path=file.checkpoint.path),
+        tokenizer=load_tokenizer(
+            model.tokenizer,
+            vocab_size=file.sizes["V"],
+            model_path=file.checkpoint.path,
+            parse_special_tokens=model.parse_special_tokens,
+        ),
         placement=placed.placement,
         layer_ops=placed.layer_ops,
         memory=placed.memory,

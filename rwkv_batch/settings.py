@@ -28,6 +28,7 @@ class ModelSettings:
     strategy: str | None = None
     init_state: str | Path | None = None
     ln_x_eps: float | None = None
+    parse_special_tokens: bool = False
 
     def __post_init__(self) -> None:
         if self.ln_x_eps is not None and not 0 < self.ln_x_eps < 1:

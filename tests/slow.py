@@ -52,6 +52,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "benchmarks/test_benchmark_peers.py",
         "benchmarks/test_benchmark_quality.py::test_it_rehearses",
         "benchmarks/test_benchmark_shares.py",
+        "benchmarks/test_benchmark_soak.py::test_it_rehearses",
         "checks/test_check_command.py",
         "docs/test_examples.py::test_the_examples_of_a_page_run",
         "benchmarks/test_gpu_benchmark.py",
@@ -60,6 +61,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     ),
     "the package is built and installed": ("test_packaging.py",),
     "something fails at every line or step": (
+        "job/test_any_table.py",
         "job/test_crash.py::test_the_disk_fails_at_every_durable_step",
         "engine/test_interrupts.py::test_an_exception_at_any_line_leaves_the_engine_usable",
         "job/test_crash.py::test_a_crash_at_every_durable_step",

@@ -40,6 +40,8 @@ WRONG = [
     ("ignore_eos", 1, "true or false"),
     ("include_stop_str_in_output", "yes", "true or false"),
     ("logit_bias", {1: float("inf")}, "a map from token id to a finite number"),
+    ("logit_bias", {1: 10**100}, "a map from token id to a finite number (float32)"),
+    ("logit_bias", {1: True}, "a map from token id to a finite number"),
     ("logit_bias", {"a": 1.0}, "a map from token id to a finite number"),
     ("logprobs", -1, "an integer from 0"),
     ("prompt_logprobs", 1.5, "an integer from 0"),

@@ -108,9 +108,15 @@ class ModelSection(Section):
         "Epsilon of the group norm over heads, for a checkpoint that needs another one than its version's.",
         "a number above 0, or null",
     )
+    parse_special_tokens: bool = _setting(
+        False,
+        "A special token of a tokenizer.json that is spelled out in a prompt, such as <|endoftext|>, becomes its id. "
+        "With false, it is text like any other, so that a prompt cannot end the document.",
+    )
     sha256: Sha256 | None = _setting(
         None,
-        "SHA-256 of the model file. The job refuses a file with any other.",
+        "SHA-256 of the model's weight file; of a folder, of its weight files one after the other, in the order of "
+        "their names. The job refuses a model with any other.",
         "64 hexadecimal digits, or null",
     )
 

@@ -159,14 +159,7 @@ def run_job(
             )
         storage.sweep()
         with EventLog(folders.file(part.file_name("log", "jsonl")), shard=str(part)) as log:
-            run = _Run(prepared, part, stop, storage, log)
-            missing = run.survey()
-            try:
-                if missing:
-                    run.serve(missing, rehearsal)
-            finally:
-                restore_job(storage, folders, prepared.document)
-            return run.finish()
+            return _Run(prepared, part, stop, storage, log).make(rehearsal)
 
 
 def _check_output(prepared: Prepared, storage: Storage, rehearsal: Rehearsal) -> dict[str, Any] | None:
@@ -204,6 +197,16 @@ class _Run:
         self._stopped_at = ""
         self._files = JobFiles(storage, self._folders.output, self._folders.state, prepared.plan, prepared.form)
         log("start", config=_plain_settings(prepared.job), machine=machine())
+
+    def make(self, rehearsal: Rehearsal) -> Outcome:
+        """Makes the parts that are missing. However it ends, job.json is there afterwards."""
+        missing = self.survey()
+        try:
+            if missing:
+                self.serve(missing, rehearsal)
+        finally:
+            restore_job(self._storage, self._folders, self._prepared.document)
+        return self.finish()
 
     def survey(self) -> list[Unit]:
         """Returns the shard's units that have no part yet. Removes segments that a crash left beside a part."""

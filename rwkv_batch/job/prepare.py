@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from .. import __version__
-from ..errors import ConfigurationError, MissingExtraError, RowError, RwkvBatchError, looked_up
+from ..errors import ConfigurationError, MissingExtraError, RowError, RwkvBatchError
 from ..sampling_params import CONSTRAINTS
 from ..settings import EngineSettings, ModelSettings
 from .config import EngineSection, JobConfig, ModelSection
@@ -19,7 +19,6 @@ from .fingerprint import fingerprint, result_settings
 from .input.columns import Columns, bind_columns, expected_kinds
 from .input.reader import Input, open_input
 from .input.rows import RowParser
-from .input.version import sha256_of
 from .messages import shortened
 from .output.column_types import passed_field
 from .output.extra import TYPES as EXTRA_TYPES
@@ -207,16 +206,14 @@ def _check_sampling(job: JobConfig, columns: Columns, schema: pa.Schema, model: 
 
 
 def _check_pin(job: JobConfig) -> None:
-    """Compares `model.sha256` with the model file, before anything else reads the file."""
+    """Compares `model.sha256` with the model's weight files, before anything else reads them."""
     expected, path = job.model.sha256, job.model.path
     if expected is None:
         return
-    if not os.path.isfile(path):
-        raise ConfigurationError(f"model.sha256: pins a single local file, and {path!r} is none{looked_up(path)}")
-    try:
-        with open(path, "rb") as file:
-            found = sha256_of(file)
-    except OSError as error:
-        raise ConfigurationError(f"model.sha256: {path} cannot be read: {error.strerror}") from error
+    from ..models.files.checkpoint import sha256_of_model  # imports torch
+
+    if path == "demo":
+        raise ConfigurationError("model.sha256: pins weight files, and 'demo' is a part of rwkv_batch; leave it null")
+    found = sha256_of_model(path)
     if found != expected.lower():
-        raise ConfigurationError(f"model.sha256: {path} has {found}, expected {expected}: this is another file")
+        raise ConfigurationError(f"model.sha256: {path} has {found}, expected {expected}: this is another model")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +13,7 @@ from torch import Tensor
 from ..ops import OpSpec, OpTable
 from .architecture import LayerState, RecurrenceCost, Refusal
 from .blocks import SHIFT_LERP, Norm, head_norm, widened
-from .files.hf_layouts import fla_layout, number, product, transformers_layout
-from .files.stored import AS_STORED, ROW, TRANSPOSED, LayerTargets, renamed, row_of
+from .files.rwkv7_layouts import LAYOUTS
 from .matrices.linear import LinearGroup
 from .matrices.low_rank import LOW_RANK, LowRank
 from .matrices.product import LINEAR, Activation, Linear, sigmoid
@@ -163,56 +161,6 @@ _MIXED = "rkvwag"
 _ACTIVATION: dict[str, Activation | None] = {"w": "tanh", "a": None, "g": "sigmoid", "v": None}
 """The activation between the two factors of each low-rank pair."""
 _NOT_IN_FIRST = frozenset({"att.v0", "att.v1", "att.v2"})
-_FLA: LayerTargets = {
-    **renamed(
-        {
-            "attn.r_proj": "att.receptance",
-            "attn.k_proj": "att.key",
-            "attn.v_proj": "att.value",
-            "attn.o_proj": "att.output",
-            "ffn.key": "ffn.key",
-            "ffn.value": "ffn.value",
-        }
-    ),
-    **{f"attn.{name}": ((f"att.{name}", ROW),) for name in ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "k_k", "k_a")},
-    # Older files stack the six x_ vectors.
-    "attn.x_x": tuple((f"att.x_{c}", row_of(i)) for i, c in enumerate("rwkvag")),
-    **{f"attn.{c}_lora.lora.2.bias": ((f"att.{c}0", ROW),) for c in "wav"},
-    **{f"attn.{c}_lora.lora.0.weight": ((f"att.{c}1", TRANSPOSED),) for c in "wavg"},
-    **{f"attn.{c}_lora.lora.2.weight": ((f"att.{c}2", TRANSPOSED),) for c in "wavg"},
-    "attn.r_k": (("att.r_k", AS_STORED),),
-    "ffn.x_k": (("ffn.x_k", ROW),),
-}
-"""Names in flash-linear-attention → canonical tensors."""
-
-
-_RWKV_RS: LayerTargets = {
-    **renamed(
-        {
-            "linear_attn.r_proj": "att.receptance",
-            "linear_attn.k_proj": "att.key",
-            "linear_attn.v_proj": "att.value",
-            "linear_attn.o_proj": "att.output",
-            "mlp.key": "ffn.key",
-            "mlp.value": "ffn.value",
-        }
-    ),
-    **{
-        f"linear_attn.{name}": ((f"att.{name}", ROW),)
-        for name in ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "k_k", "k_a", "w0", "a0", "v0")
-    },
-    **{f"linear_attn.{c}{i}": ((f"att.{c}{i}", AS_STORED),) for c in "wavg" for i in (1, 2)},
-    "linear_attn.r_k": (("att.r_k", AS_STORED),),
-    "mlp.x_k": (("ffn.x_k", ROW),),
-}
-"""Names in rwkv-rs's folders → canonical tensors."""
-_LINEAR_PAIRS: LayerTargets = {f"att.{c}{i}.weight": ((f"att.{c}{i}", TRANSPOSED),) for c in "wavg" for i in (1, 2)}
-"""Low-rank matrices that transformers keeps as linear layers, hence transposed."""
-
-
-def _hf_ln_x_eps(config: Mapping[str, Any]) -> float | None:
-    """The epsilon itself, or that of the layer norm times the size of a head."""
-    return number(config, "group_norm_epsilon") or product(config, "norm_eps", "head_dim")
 
 
 def _random_low_rank(letter: str, has_bias: bool = True) -> Recipe:
@@ -256,11 +204,7 @@ class Rwkv7(MatrixStateArchitecture):
     ops: ClassVar[tuple[OpSpec, ...]] = (SHIFT_LERP, LINEAR, LOW_RANK, OpSpec("wkv7", wkv7))
     schema = Schema(TOP, _LAYER, not_in_first=_NOT_IN_FIRST, first_only=LN0, initial_state=TIME_STATE)
 
-    hugging_face = (
-        fla_layout("rwkv7", _FLA, _hf_ln_x_eps),
-        transformers_layout("rwkv7", ln_x_eps=_hf_ln_x_eps, layer=_LINEAR_PAIRS),
-        fla_layout("rwkv", _RWKV_RS, _hf_ln_x_eps),
-    )
+    hugging_face = LAYOUTS
     refused = (
         Refusal(
             "RWKV-8 (ROSA)",

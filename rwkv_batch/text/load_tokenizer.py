@@ -9,10 +9,8 @@ from typing import NamedTuple
 
 from ..errors import ConfigurationError, looked_up
 from .tokenizer import BytesTokenizer, RwkvTokenizer, Tokenizer
-from .tokenizer_json import JsonTokenizer
-
-# The vocabulary of RWKV's World and G1 models, by BlinkDL (github.com/BlinkDL/ChatRWKV), Apache License 2.0.
-WORLD_VOCABULARY = Path(__file__).parents[1] / "data_files" / "rwkv_vocab_v20230424.txt"
+from .tokenizer_json import WORLD_VOCABULARY as WORLD_VOCABULARY
+from .tokenizer_json import open_tokenizer_json
 
 
 class _BuiltIn(NamedTuple):
@@ -27,8 +25,8 @@ _BUILT_IN = {
     "world": _BuiltIn(lambda: RwkvTokenizer(WORLD_VOCABULARY, name="world"), range(65529, 65537)),
     "bytes": _BuiltIn(BytesTokenizer, range(257, 258)),
 }
-_BY_SUFFIX: dict[str, Callable[[Path], Tokenizer]] = {".json": JsonTokenizer}
-"""Suffix of a file → its tokenizer. A file with another suffix is a vocabulary in RWKV's format."""
+_PILE_SIZES = range(50277, 50277 + 512)
+"""Sizes of the vocabulary of models with the tokenizer 20B_tokenizer.json: its ids, and rows that fill up the head."""
 
 _CHOICES = (
     f"choose {', '.join(map(repr, _BUILT_IN))}, a vocabulary file in RWKV's format, a tokenizer.json, "
@@ -36,7 +34,9 @@ _CHOICES = (
 )
 
 
-def load_tokenizer(spec: str | None, *, vocab_size: int, model_path: Path | None) -> Tokenizer | None:
+def load_tokenizer(
+    spec: str | None, *, vocab_size: int, model_path: Path | None, parse_special_tokens: bool = False
+) -> Tokenizer | None:
     """The tokenizer that `spec` names.
 
     Args:
@@ -45,6 +45,7 @@ def load_tokenizer(spec: str | None, *, vocab_size: int, model_path: Path | None
             no such file, a `vocab_size` of 65529 to 65536 selects "world", and 257 selects "bytes".
         vocab_size: rows of the model's head; every id of the tokenizer must be below it.
         model_path: the model's file or folder; None for a model without files.
+        parse_special_tokens: a special token of a tokenizer.json that is spelled out in a text becomes its id.
 
     Returns:
         None where `spec` is None: token ids in, token ids out.
@@ -54,7 +55,10 @@ def load_tokenizer(spec: str | None, *, vocab_size: int, model_path: Path | None
     """
     if spec is None:
         return None
-    tokenizer = _choose(vocab_size, model_path) if spec == "auto" else _open(spec)
+    if spec == "auto":
+        tokenizer = _choose(vocab_size, model_path, parse_special_tokens)
+    else:
+        tokenizer = _open(spec, parse_special_tokens)
     if tokenizer.max_token_id >= vocab_size:
         raise ConfigurationError(
             f"tokenizer {tokenizer.name!r}: its largest id is {tokenizer.max_token_id}, but the model's vocabulary has "
@@ -63,11 +67,11 @@ def load_tokenizer(spec: str | None, *, vocab_size: int, model_path: Path | None
     return tokenizer
 
 
-def _choose(vocab_size: int, model_path: Path | None) -> Tokenizer:
+def _choose(vocab_size: int, model_path: Path | None, parse_special_tokens: bool) -> Tokenizer:
     """The tokenizer that "auto" stands for."""
     passed_over = []
     for path in _files_beside(model_path, vocab_size):
-        tokenizer = _open(str(path))
+        tokenizer = _open(str(path), parse_special_tokens)
         if tokenizer.max_token_id < vocab_size:
             return tokenizer
         passed_over.append(f"{path} has ids up to {tokenizer.max_token_id}")
@@ -87,16 +91,16 @@ def _files_beside(model_path: Path | None, vocab_size: int) -> Iterator[Path]:
     folder = model_path if model_path.is_dir() else model_path.parent
     yield from sorted(folder.glob("rwkv_vocab*.txt"))
     names = ["vocab.txt", "tokenizer.json"]
-    if vocab_size == 50277:  # RWKV-4 "Pile" models
+    if vocab_size in _PILE_SIZES:
         names.append("20B_tokenizer.json")
     yield from (folder / name for name in names if (folder / name).is_file())
 
 
-def _open(spec: str) -> Tokenizer:
+def _open(spec: str, parse_special_tokens: bool) -> Tokenizer:
     """The tokenizer of a built-in name or of a file."""
     if spec in _BUILT_IN:
         return _BUILT_IN[spec].make()
     path = Path(spec)
     if not os.path.isfile(path):
         raise ConfigurationError(f"tokenizer {spec!r}: no such file{looked_up(spec)}; {_CHOICES}, or 'auto'")
-    return _BY_SUFFIX.get(path.suffix, RwkvTokenizer)(path)
+    return open_tokenizer_json(path, parse_special_tokens) if path.suffix == ".json" else RwkvTokenizer(path)

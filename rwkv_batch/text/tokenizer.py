@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -91,20 +92,44 @@ class BytesTokenizer(Tokenizer):
         return [np.frombuffer(one, np.uint8).astype(np.int32) + 1 for one in data]
 
 
-class RwkvTokenizer(Tokenizer):
-    """A tokenizer that matches greedily the longest token of a vocabulary file in RWKV's format.
+class GreedyTokenizer(Tokenizer):
+    """A tokenizer that matches greedily the longest token of a vocabulary.
 
     Native code encodes on a machine with a compiler, Python on others. Their results are equal.
 
-    Raises:
-        ConfigurationError: see `read_vocabulary`.
+    Args:
+        tokens: id → bytes.
+        special_tokens: texts that become an id as a whole, wherever they stand.
+        max_token_id: the largest id, with those that have no bytes; None where all have.
     """
 
-    def __init__(self, path: Path, name: str | None = None) -> None:
-        tokens = read_vocabulary(path)
-        super().__init__(name or path.name, tokens, max(tokens))
+    def __init__(
+        self,
+        tokens: Mapping[int, bytes],
+        name: str,
+        special_tokens: Mapping[str, int] | None = None,
+        max_token_id: int | None = None,
+    ) -> None:
+        super().__init__(name, tokens, max(tokens) if max_token_id is None else max_token_id)
+        self._special = {text.encode("utf-8"): token_id for text, token_id in (special_tokens or {}).items() if text}
+        longest_first = sorted(self._special, key=len, reverse=True)
+        self._split = re.compile(b"(%b)" % b"|".join(map(re.escape, longest_first))) if longest_first else None
 
     def encode_many_bytes(self, data: Sequence[bytes]) -> list[np.ndarray | RowError]:
+        if self._split is not None:
+            return [self._encode_parts(self._split.split(one)) for one in data]
+        return self._encode_plain(data)
+
+    def _encode_parts(self, parts: Sequence[bytes]) -> np.ndarray | RowError:
+        """Token ids of a text whose parts with odd numbers are special tokens."""
+        encoded = self._encode_plain(parts[::2])
+        if error := next((one for one in encoded if isinstance(one, RowError)), None):
+            return error
+        special = [np.array([self._special[part]], np.int32) for part in parts[1::2]]
+        ids = [one for pair in zip_longest(encoded, special) for one in pair if isinstance(one, np.ndarray)]
+        return np.concatenate(ids)
+
+    def _encode_plain(self, data: Sequence[bytes]) -> list[np.ndarray | RowError]:
         trie = self._trie
         if isinstance(trie, ByteTrie):
             return [_encode_in_python(trie, one) for one in data]
@@ -117,6 +142,23 @@ class RwkvTokenizer(Tokenizer):
     @cached_property
     def _trie(self) -> GreedyTrie | ByteTrie:
         return ByteTrie(self._tokens) if unavailable() else GreedyTrie(self._tokens)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        if not self._special:
+            return super().fingerprint
+        return hashlib.sha256(repr((super().fingerprint, sorted(self._special.items()))).encode()).hexdigest()
+
+
+class RwkvTokenizer(GreedyTokenizer):
+    """The tokenizer of a vocabulary file in RWKV's format.
+
+    Raises:
+        ConfigurationError: see `read_vocabulary`.
+    """
+
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        super().__init__(read_vocabulary(path), name or path.name)
 
 
 def _encode_in_python(trie: ByteTrie, data: bytes) -> np.ndarray | RowError:

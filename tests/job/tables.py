@@ -30,7 +30,9 @@ LEAVES = [
 
 
 def _nested(inner: st.SearchStrategy[pa.DataType]) -> st.SearchStrategy[pa.DataType]:
-    fields = st.builds(lambda kind, nullable: pa.field("item", kind, nullable), inner, st.booleans())
+    fields = st.builds(
+        lambda kind, nullable: pa.field("item", kind, nullable or pt.is_null(kind)), inner, st.booleans()
+    )
     lists = st.sampled_from([pa.list_, pa.large_list, pa.list_view, lambda field: pa.list_(field, 2)])
     return st.one_of(
         st.builds(lambda make, field: make(field), lists, fields),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import faulthandler
 import json
 import os
@@ -178,3 +179,38 @@ def test_mutated_files_end_with_a_sentence(in_folder: Path, soak_seed: int, caps
             assert re.search(r"^rwkv-batch: \S", message, re.MULTILINE), f"seed {seed}"
         ends[code] += 1
     assert ends[run.EXIT_USAGE] and ends[run.EXIT_OK] + ends[run.EXIT_ROW_ERRORS], ends
+
+
+RAISED: list[tuple[str, Any]] = [
+    *(("input.path", value) for value in ("[!]", "[z-a]", "hf://", "\0", "\ud800", "x" * 70_000, "fifo", "loop")),
+    *(("model.path", value) for value in ("", "\0", "\ud800", "x" * 300, "fifo", "folder", "/dev/zero")),
+    *(("model.init_state", value) for value in ("\0", "x" * 300, "fifo", "folder")),
+    *(
+        ("model.tokenizer", value)
+        for value in ("\0", "x" * 300, "fifo", "folder", "deep.json", "empty.json", "empty.txt")
+    ),
+    *(
+        ("input.template", value)
+        for value in ("\0", "x" * 300, "fifo", "latin.j2", "{% if 1 %}" * 200 + "{% endif %}" * 200)
+    ),
+    *(("output.path", value) for value in ("", "\0", "\ud800", "x" * 250, "x" * 70_000)),
+    *(("sampling.logit_bias", value) for value in ({"5": 10**100}, {"5": 10**400}, {"5": True}, {"9" * 100: 1})),
+    *(("sampling.stop", value) for value in ("\ud800", [""], [10**100])),
+]
+
+
+@pytest.mark.parametrize(("setting", "value"), RAISED, ids=lambda value: ascii(value)[:30])
+def test_settings_that_ended_jobs_with_exceptions(
+    in_folder: Path, capsys: pytest.CaptureFixture[str], setting: str, value: Any
+) -> None:
+    write_files(in_folder)
+    (in_folder / "deep.json").write_text("[" * 100_000)
+    (in_folder / "empty.json").write_text('{"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}}')
+    (in_folder / "empty.txt").touch()
+    (in_folder / "latin.j2").write_bytes(b"caf\xe9")
+    job = copy.deepcopy(JOBS[0])
+    section, key = setting.split(".")
+    job[section][key] = value
+    (in_folder / "job.yaml").write_bytes(as_json(job, random.Random(1)))
+    assert run.main(["job.yaml"]) == run.EXIT_USAGE
+    assert re.search(r"^rwkv-batch: .{20}", capsys.readouterr().err, re.MULTILINE)

@@ -34,7 +34,7 @@ TOKENS = pa.array([[1]], pa.list_(pa.int32()))
         ({"text": ["a"]}, {}, "found none of them, expected exactly one of the columns prompt, messages"),
         ({"prompt": ["a"], "prompt_token_ids": TOKENS}, {}, "found prompt and prompt_token_ids, expected exactly one"),
         ({"prompt": [1]}, {}, "input.columns.prompt: column 'prompt' is int64, expected string"),
-        ({"messages": [1]}, {}, "column 'messages' is int64, expected "),
+        ({"messages": [1]}, {}, "column 'messages' is int64, expected list<struct<role: string, content: string>>"),
         ({"prompt_token_ids": ["a"]}, {}, "column 'prompt_token_ids' is string, expected list<int>"),
         ({"prompt": ["a"], "temperature": ["x"]}, {}, "column 'temperature' is string, expected a number"),
         ({"prompt": ["a"], "logprobs": [1]}, {}, "column 'logprobs' is int64, expected only nulls, as output.logprobs"),
@@ -196,13 +196,23 @@ def test_a_pinned_model(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     path = job.folder / "model.pth"
     path.write_bytes(b"weights")
     job.set(model__path=str(path), model__sha256="0" * 64)
-    assert "this is another file" in refusal(job, capsys)
+    assert "this is another model" in refusal(job, capsys)
     job.set(model__sha256=hashlib.sha256(b"weights").hexdigest().upper())
     assert job.run() == 0
 
 
 def test_a_pin_on_something_else(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "pins a single local file" in refusal(job.set(model__sha256="0" * 64), capsys)
+    assert "'demo' is a part of rwkv_batch" in refusal(job.set(model__sha256="0" * 64), capsys)
+
+
+def test_a_pinned_folder(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = job.folder / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    job.set(model__path=str(folder), model__sha256="0" * 64)
+    assert "this is another model" in refusal(job, capsys)
+    job.set(model__sha256=hashlib.sha256(b"weights").hexdigest())
+    assert job.run() == 0
 
 
 def in_input(job: Job) -> None:
@@ -330,7 +340,7 @@ def test_where_relative_paths_were_looked_up(
     assert f"expected a Jinja template or an existing file {place}: No such file" in refusal(
         job, capsys, "-o", "input.template=no.j2"
     )
-    assert f"'no.pth' is none {place}" in refusal(
+    assert f"no.pth: can't be read (No such file or directory) {place}" in refusal(
         job, capsys, "-o", "model.path=no.pth", "-o", f"model.sha256='{'0' * 64}'"
     )
     assert "looked up" not in refusal(job, capsys, "-o", "input.path=/no/such.jsonl")

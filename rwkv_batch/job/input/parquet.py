@@ -87,6 +87,7 @@ class _RowGroup:
         try:
             at_once = self._rows_at_once(columns)
             for batch in self.parquet.iter_batches(at_once, row_groups=[self.index], columns=columns):
+                batch.validate()
                 done += batch.num_rows
                 yield Rows(batch.select(columns), {})
         except MemoryError:  # an ArrowException too, and no damage

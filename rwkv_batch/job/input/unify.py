@@ -46,12 +46,21 @@ def converted(array: pa.Array, kind: pa.DataType) -> pa.Array:
         return array
     if pt.is_run_end_encoded(array.type):
         return converted(pc.run_end_decode(array), kind)
-    if _has_list_view(array.type):  # whose cast to lists is wrong in pyarrow 26
-        return pa.array(array.to_pylist(), kind)
+    found = None if _has_list_view(array.type) else _cast(array, kind)  # pyarrow 26 casts list views wrongly
+    return pa.array(array.to_pylist(), kind) if found is None else found
+
+
+def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array | None:
+    """Returns the array as another type; None where this version of pyarrow lacks the cast, or makes no valid array."""
     try:
-        return array.cast(kind)
-    except (pa.ArrowNotImplementedError, pa.ArrowTypeError):  # casts that this version of pyarrow lacks
-        return pa.array(array.to_pylist(), kind)
+        found = array.cast(kind)
+    except (pa.ArrowNotImplementedError, pa.ArrowTypeError):
+        return None
+    try:
+        found.validate()
+    except pa.ArrowInvalid:
+        return None
+    return found
 
 
 def _without_view(kind: pa.DataType) -> pa.DataType:

@@ -6,6 +6,7 @@ or by two processes at once, therefore leaves duplicates among segments only, an
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -91,6 +92,7 @@ class JobFiles:
         except FileNotFoundError:
             return None
         except UNREADABLE as error:
+            _raise_unless_damaged(error)
             fault = str(error)
         if fault is not None:
             self._set_aside(path, fault)
@@ -147,16 +149,21 @@ class JobFiles:
             self._storage.remove(path)
 
     def _results(self, unit: Unit) -> pa.Table:
-        """Returns the committed results in row and sample order. Of two segments with a row, the first one counts."""
+        """Returns the committed results in row and sample order.
+
+        Of two segments with a row, the first one counts; but a result replaces an error.
+        """
         segments = list(self._segments(unit))
         if not segments:
             return self._roomy_schema.empty_table()
         table = pa.concat_tables(segments)
-        rows = np.asarray(table["row"])
-        segment_of = np.repeat(np.arange(len(segments)), [len(segment) for segment in segments])
+        is_error = np.asarray(pc.equal(table["status"], "error"))
+        order = np.argsort(is_error, kind="stable")  # so that the first one of a row is a result, if there is one
+        rows = np.asarray(table["row"])[order]
+        segment_of = np.repeat(np.arange(len(segments)), [len(segment) for segment in segments])[order]
         _, first, row_of = np.unique(rows, return_index=True, return_inverse=True)
         kept = np.flatnonzero(segment_of == segment_of[first][row_of])
-        return table.take(pa.array(kept[np.argsort(rows[kept], kind="stable")]))
+        return table.take(pa.array(order[kept][np.argsort(rows[kept], kind="stable")]))
 
     def _write_part(self, unit: Unit, results: pa.Table, source: RowSource) -> Part:
         made = PartMaker(self._form, source).make(unit, results)
@@ -177,6 +184,7 @@ class JobFiles:
             except FileNotFoundError:  # another process has just published the unit
                 continue
             except UNREADABLE as error:
+                _raise_unless_damaged(error)
                 self._set_aside(path, str(error))
                 continue
             yield table
@@ -204,6 +212,12 @@ def _footer_of(file: Any) -> tuple[dict[str, str], list[str]]:
     """Returns this project's key-values in the footer of an open part, and the names of its columns."""
     parquet = pq.ParquetFile(file)
     return footer(parquet), parquet.schema_arrow.names
+
+
+def _raise_unless_damaged(error: Exception) -> None:
+    """Raises an error of the system, such as a missing permission, which says nothing about a file's content."""
+    if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
+        raise error
 
 
 def part_name(index: int, count: int) -> str:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from ...errors import RowError, RwkvBatchError
 from ..input.reader import Span
-from ..input.table import BATCH_BYTES, BATCH_ROWS, Rows, batch_of
+from ..input.table import BATCH_ROWS, Rows, batch_of
 from ..plan import Unit
 from .column_types import stored
 
@@ -258,11 +258,7 @@ def _read_bytes(span: Span) -> None:
 def _read_back(data: pa.Buffer, schema: pa.Schema, records: int) -> None:
     """Reads a part as a reader will. Raises ValueError or an exception of pyarrow where that fails."""
     parquet = pq.ParquetFile(pa.BufferReader(data))
-    found = 0
-    for index in range(parquet.num_row_groups):
-        group = parquet.metadata.row_group(index)
-        at_once = max(1, min(BATCH_ROWS, group.num_rows * BATCH_BYTES // max(group.total_byte_size, 1)))
-        found += sum(batch.num_rows for batch in parquet.iter_batches(at_once, row_groups=[index]))
+    found = sum(parquet.read_row_group(index).num_rows for index in range(parquet.num_row_groups))
     if parquet.schema_arrow.names != schema.names or found != records:
         raise ValueError(f"read back {found} records of {parquet.schema_arrow.names}, expected {records}")
 

@@ -149,10 +149,13 @@ class LocalStorage:
             os.rmdir(folder)
 
     def move(self, path: str, target: str) -> None:
-        self.make_folder(os.path.dirname(target))
-        os.replace(path, target)
-        self._sync_folder(os.path.dirname(target))
-        self._sync_folder(os.path.dirname(path))
+        folder, name = os.path.split(path)
+        with _named(path, "moved"):
+            self.make_folder(os.path.dirname(target))
+            os.replace(path, target)
+            self._sync_folder(os.path.dirname(target))
+            self._sync_folder(folder)
+        self._written[folder].discard(name)
 
     def make_folder(self, folder: str) -> None:
         """Creates `folder` and the missing folders above it, durably."""

@@ -78,6 +78,16 @@ def test_bad_rows_stay_in_their_places(job: Job, monkeypatch: pytest.MonkeyPatch
     assert [row["error_code"] for row in rows] == [codes.get(i) for i in range(40)]
 
 
+@pytest.mark.parametrize("bad", [range(20), range(10, 30), range(1, 30, 2), range(30)])
+def test_more_bad_rows_than_good_ones(tmp_path: Path, bad: range) -> None:
+    (tmp_path / "a.csv").write_text("x,y\n" + "".join("bad\n" if i in bad else f"{i},0\n" for i in range(30)))
+    source = open_input(str(tmp_path), "auto", {})
+    pieces = [*source.read(0, 30, ["x"])]
+    values = [value for rows in pieces for value in rows.batch["x"].to_pylist()]
+    assert values == [None if i in bad else i for i in range(30)]
+    assert sum(len(rows.errors) for rows in pieces) == len(bad)
+
+
 def test_roles_decide_on_types(job: Job) -> None:
     (job.folder / "p.tsv").write_text("prompt\tmax_tokens\ttemperature\n1\t2.0\t0\n2\t\thot\n3\tmany\t1\n")
     job.set(input__path=str(job.folder / "p.tsv"))

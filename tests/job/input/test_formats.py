@@ -85,6 +85,15 @@ def test_the_first_bytes_tell_the_format(name: str, tmp_path: Path) -> None:
     assert format_of(file) == name
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_units_may_be_served_in_any_order(name: str, job: Job) -> None:
+    path = job.folder / f"prompts{FORMATS[name].extensions[0]}"
+    WRITERS[name](path, PROMPTS[:35])
+    job.set(input__path=str(path))
+    assert [job.run("--shard", shard) for shard in ("3/4", "1/4", "0/2")] == [0, 0, 0]
+    assert [row["prompt"] for row in job.rows()] == PROMPTS[:35]
+
+
 class LinesTable(Table):
     """Plain text: every line is a prompt."""
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
@@ -156,6 +157,29 @@ def test_a_job_serves_all_rows_that_can_be_read(job: Job, column: str) -> None:
     loaded = fake_llm.LLM.loaded
     assert job.run() == 3  # complete: nothing is served again
     assert fake_llm.LLM.loaded == loaded
+
+
+def test_an_array_that_is_not_valid_spoils_its_own_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pyarrow reads a DuckDB ARRAY with a null."""
+    write(tmp_path / "a.parquet")
+    original = pq.ParquetFile.iter_batches
+
+    def iter_batches(self: Any, *arguments: Any, **named: Any) -> Any:
+        for batch in original(self, *arguments, **named):
+            offsets = np.zeros(batch.num_rows + 1, np.int32)
+            lists = pa.Array.from_buffers(
+                pa.list_(pa.int8()), batch.num_rows, [None, pa.py_buffer(offsets)], children=[pa.array([1], pa.int8())]
+            )
+            columns = {name: lists if name == "id" else batch.column(name) for name in batch.schema.names}
+            changed = pa.record_batch(columns)
+            offsets[-1] = 9  # of which the array knows nothing
+            yield changed
+
+    source = open_input(str(tmp_path), "auto", {})
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    found, errors = read(source, ["prompt", "id"])
+    assert (found["prompt"].null_count, found["id"].null_count, len(errors)) == (0, ROWS, ROWS)
+    assert "column 'id': " in errors[0].message
 
 
 class FailingFile:

@@ -122,6 +122,15 @@ def test_a_dictionary_inside_a_list_becomes_its_values() -> None:
     assert converted(lists, list_of(TEXT)).to_pylist() == [["x", None]]
 
 
+def test_a_cast_that_makes_an_invalid_array_is_not_used() -> None:
+    """pyarrow 26 loses the nulls of the inner lists."""
+    kind = pa.map_(TEXT, pa.field("item", list_of(pa.null()), nullable=False))
+    array = pa.array([[("a", [None, None])], [("b", [None])]], kind)
+    found = converted(array, readable(kind))
+    found.validate(full=True)
+    assert found.to_pylist() == array.to_pylist()
+
+
 def test_a_dictionary_of_views() -> None:
     views = pa.DictionaryArray.from_arrays([1, None, 0], pa.array(["x", "y"], pa.string_view()))
     found = converted(views, readable(views.type))

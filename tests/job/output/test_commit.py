@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from job.faulty_storage import Countdown, SteppingStorage
 from rwkv_batch.job.output.commit import JobFiles
-from rwkv_batch.job.output.storage import LocalStorage
+from rwkv_batch.job.output.storage import LocalStorage, StorageError
 
 from ..conftest import Job
 from ..prepared import ROWS, commit_all, files_of, forget, prepared, undisturbed, units_of
@@ -125,6 +126,26 @@ def test_of_two_segments_with_a_row_the_first_one_wins(small: Job) -> None:
     assert rows == [(0, 0, "first"), *second]
 
 
+def test_a_result_replaces_an_error(small: Job) -> None:
+    """Of two results, or of two errors, the first one counts."""
+    ready = prepared(small)
+    unit = units_of(ready)[0]
+    files = files_of(small, ready)
+    schema = ready.form.results.insert(0, pa.field("row", pa.int64()))
+
+    def commit(name: str, done: list[int], failed: list[int]) -> None:
+        records = [{"row": row, "sample_index": s, "status": "ok", "completion": name} for row in done for s in (0, 1)]
+        records += [{"row": row, "sample_index": 0, "status": "error", "error": name} for row in failed]
+        files.commit(unit, [pa.RecordBatch.from_pylist(records, schema)])
+
+    commit("first", [0], [2, 1])
+    commit("second", [1], [0, 2])
+    commit("third", [0, 1], [])
+    files.publish(unit, ready.source)
+    found = [(row["id"], row["sample_index"], row["completion"] or row["error"]) for row in small.rows()]
+    assert found == [(0, 0, "first"), (0, 1, "first"), (1, 0, "second"), (1, 1, "second"), (2, 0, "first")]
+
+
 def test_two_runs_of_one_unit_publish_the_same_part(small: Job) -> None:
     """The other run publishes, and drops all segments, between any two of this one's steps."""
     small.set(output__rows_per_part=ROWS)
@@ -171,3 +192,22 @@ def test_an_input_that_shrinks_during_the_run_is_noticed(small: Job) -> None:
     short = prepared(small.input("short.parquet", id=[0], prompt=["prompt 0"])).source
     with pytest.raises(RuntimeError, match="the input has lost rows"):
         files.publish(unit, short)
+
+
+def test_a_file_that_may_not_be_read_is_no_damaged_one(small: Job) -> None:
+    """The run ends with the error, and the file stays where it is."""
+
+    class Closed(LocalStorage):
+        def open(self, path: str) -> Any:
+            if path.endswith((".seg", ".parquet")):
+                raise StorageError(path, "read", PermissionError(errno.EACCES, "Permission denied"))
+            return super().open(path)
+
+    ready = prepared(small)
+    unit = units_of(ready)[0]
+    commit_all(ready, files_of(small, ready), unit, [0, 1, 2])
+    closed = files_of(small, ready, Closed(ready.folders.file("tmp")))
+    for act in (closed.committed_rows, closed.part):
+        with pytest.raises(StorageError, match="cannot be read"):
+            act(unit)
+    assert len(list(small.state.glob("unit-*/*.seg"))) == 1 and not closed.damaged

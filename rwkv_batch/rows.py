@@ -110,11 +110,20 @@ class RowInFlight:
     scoring: Scoring | None = None
     completions: list[Completion] = field(default_factory=list)
     constraint: RowConstraint | None = None
+    _num_bytes: int | None = None
 
     @property
     def key(self) -> Hashable:
         """The key under which the caller knows the row."""
         return self.row.key
+
+    @property
+    def num_bytes(self) -> int:
+        """An estimate of the bytes that the row holds before its requests start."""
+        if self._num_bytes is None:
+            arrays = {id(request.prompt_token_ids): 4 * len(request.prompt_token_ids) for request in self.requests}
+            self._num_bytes = input_bytes(self.row) + ROW_BYTES * len(self.requests) + sum(arrays.values())
+        return self._num_bytes
 
     @property
     def is_complete(self) -> bool:
@@ -139,10 +148,7 @@ def input_bytes(row: GenerateRow | ScoreRow | ErrorRow) -> int:
 
 def held_bytes(row: Finished) -> int:
     """An estimate of the bytes that a row in flight, or an error row, holds before its requests start."""
-    if isinstance(row, ErrorRow):
-        return input_bytes(row)
-    arrays = {id(request.prompt_token_ids): 4 * len(request.prompt_token_ids) for request in row.requests}
-    return input_bytes(row.row) + ROW_BYTES * len(row.requests) + sum(arrays.values())
+    return input_bytes(row) if isinstance(row, ErrorRow) else row.num_bytes
 
 
 def _bytes_of(value: Any) -> int:

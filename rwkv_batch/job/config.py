@@ -77,7 +77,7 @@ class ModelSection(Section):
         ...,
         "The model: `demo` (bundled), a checkpoint file, a folder in Hugging Face layout, or a file of the Hugging "
         "Face hub.",
-        "'demo', a .pth, .safetensors or .st file, a folder, or hf://owner/repo/file@revision",
+        "'demo', a .pth or .safetensors file, a folder, or hf://owner/repo/file@revision",
     )
     tokenizer: Path | None = _setting(
         "auto",

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from ...errors import RowError, RwkvBatchError
 from ..input.reader import Span
-from ..input.table import BATCH_BYTES, BATCH_ROWS, Rows, batch_of
+from ..input.table import BATCH_ROWS, Rows, batch_of
 from ..plan import Unit
 from .column_types import stored
 

@@ -41,7 +41,7 @@ def test_damage_that_stays_is_noticed(tmp_path: Path) -> None:
     job, outcomes = FakeJob(FORMS[0], tmp_path, 1), Counter[str]()
     assert not list(damages(job, 3, random.Random(0), outcomes))
     assert outcomes == {"equal at the end": 3}
-    job.differs = tuple(range(job.starts + 2, 99))
+    job.differs = tuple(range(job.starts + 3, 99))
     assert list(damages(job, 2, random.Random(0), outcomes))
     assert outcomes["wrong"] == 2
 

@@ -75,46 +75,6 @@ def test_a_lost_part_is_made_again(job: Job, damage: str, caplog: pytest.LogCapt
     assert (str(path) in (job.state / "report.json").read_text()) == is_damaged
 
 
-@pytest.mark.parametrize("is_paused", [False, True])
-def test_a_part_that_is_damaged_on_the_disk_is_set_aside_and_made_again(
-    job: Job, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, is_paused: bool
-) -> None:
-    """Any byte may change: in a page, where the part can still be read, or in the footer."""
-    assert job.run() == 0
-    parts = job.parts()
-    name = "part-00001-of-00003.parquet"
-    whole = parts[name]
-    for place in range(4, len(whole) - 4, len(whole) // 13):
-        caplog.clear()
-        broken = whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :]
-        (job.output / name).write_bytes(broken)
-        if is_paused:
-            (job.output / "part-00002-of-00003.parquet").unlink()
-        assert job.run() == 0, place
-        assert job.parts() == parts, place
-        (aside,) = (job.state / "damaged").iterdir()
-        assert aside.read_bytes() == broken
-        assert f"{job.output / name} is damaged" in caplog.text and f"it is now {aside}" in caplog.text
-        assert f"{job.output / name}" in (job.state / "log.jsonl").read_text()
-        aside.unlink()
-    capsys.readouterr()
-
-
-def test_a_damaged_part_is_named_by_the_report(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
-    assert job.run() == 0
-    path = job.output / "part-00001-of-00003.parquet"
-    path.write_bytes(path.read_bytes()[:500])
-    assert cli.main(["report", str(job.output), "--show", "20"]) == 0
-    text = capsys.readouterr().out
-    assert "damaged part-00001-of-00003.parquet cannot be read; start the job again to make it again" in text
-    assert "row-9" in text and "row-10" not in text and "row-29" in text
-    report = json.loads((job.state / "report.json").read_text())
-    assert (report["complete"], list(report["damaged"]), report["rows"]) == (False, [path.name], {"ok": 20})
-    assert path.name in (job.state / "report.html").read_text()
-    assert job.run() == 0
-    assert json.loads((job.state / "report.json").read_text())["damaged"] == {}
-
-
 def test_input_columns_may_change_until_the_first_part(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     """Segments hold no input columns, so that nothing is served again."""
     failing_job(job, row=9).set(output__flush_seconds=0)

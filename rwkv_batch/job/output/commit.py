@@ -149,16 +149,21 @@ class JobFiles:
             self._storage.remove(path)
 
     def _results(self, unit: Unit) -> pa.Table:
-        """Returns the committed results in row and sample order. Of two segments with a row, the first one counts."""
+        """Returns the committed results in row and sample order.
+
+        Of two segments with a row, the first one counts; but a result replaces an error.
+        """
         segments = list(self._segments(unit))
         if not segments:
             return self._roomy_schema.empty_table()
         table = pa.concat_tables(segments)
-        rows = np.asarray(table["row"])
-        segment_of = np.repeat(np.arange(len(segments)), [len(segment) for segment in segments])
+        is_error = np.asarray(pc.equal(table["status"], "error"))
+        order = np.argsort(is_error, kind="stable")  # so that the first one of a row is a result, if there is one
+        rows = np.asarray(table["row"])[order]
+        segment_of = np.repeat(np.arange(len(segments)), [len(segment) for segment in segments])[order]
         _, first, row_of = np.unique(rows, return_index=True, return_inverse=True)
         kept = np.flatnonzero(segment_of == segment_of[first][row_of])
-        return table.take(pa.array(kept[np.argsort(rows[kept], kind="stable")]))
+        return table.take(pa.array(order[kept][np.argsort(rows[kept], kind="stable")]))
 
     def _write_part(self, unit: Unit, results: pa.Table, source: RowSource) -> Part:
         made = PartMaker(self._form, source).make(unit, results)

@@ -61,3 +61,10 @@ def test_a_table_in_another_file_system() -> None:
     for path in ("memory://lake", "memory://lake/t", "memory://lake/*/*.parquet"):
         with pytest.raises(ConfigurationError, match="Delta"):
             find_files(path, EXTENSIONS)
+
+
+def test_a_folder_beside_the_data_of_an_iceberg_table_is_read(tmp_path: Path) -> None:
+    make(tmp_path, LOGS["Iceberg"])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "b.parquet").write_text("{}")
+    assert len(find_files(str(tmp_path / "other"), EXTENSIONS)) == 1

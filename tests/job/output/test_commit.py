@@ -126,6 +126,26 @@ def test_of_two_segments_with_a_row_the_first_one_wins(small: Job) -> None:
     assert rows == [(0, 0, "first"), *second]
 
 
+def test_a_result_replaces_an_error(small: Job) -> None:
+    """Of two results, or of two errors, the first one counts."""
+    ready = prepared(small)
+    unit = units_of(ready)[0]
+    files = files_of(small, ready)
+    schema = ready.form.results.insert(0, pa.field("row", pa.int64()))
+
+    def commit(name: str, done: list[int], failed: list[int]) -> None:
+        records = [{"row": row, "sample_index": s, "status": "ok", "completion": name} for row in done for s in (0, 1)]
+        records += [{"row": row, "sample_index": 0, "status": "error", "error": name} for row in failed]
+        files.commit(unit, [pa.RecordBatch.from_pylist(records, schema)])
+
+    commit("first", [0], [2, 1])
+    commit("second", [1], [0, 2])
+    commit("third", [0, 1], [])
+    files.publish(unit, ready.source)
+    found = [(row["id"], row["sample_index"], row["completion"] or row["error"]) for row in small.rows()]
+    assert found == [(0, 0, "first"), (0, 1, "first"), (1, 0, "second"), (1, 1, "second"), (2, 0, "first")]
+
+
 def test_two_runs_of_one_unit_publish_the_same_part(small: Job) -> None:
     """The other run publishes, and drops all segments, between any two of this one's steps."""
     small.set(output__rows_per_part=ROWS)

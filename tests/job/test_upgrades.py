@@ -270,6 +270,7 @@ CHANGES: dict[str, str] = {
     "model.quantization": "int8",
     "model.strategy": "cpu fp32",
     "model.ln_x_eps": "1e-5",
+    "model.parse_special_tokens": "true",
     "engine.state_dtype": "float16",
     "engine.batch_invariant": "false",
     "input.template": "'{{ prompt }}!'",

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 MAX_SHOWN = 80
+LISTED_NAMES = 30
+"""So many names are listed."""
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that steer a terminal or the direction of writing, and halves of characters. Not newline and tab."""
 
@@ -28,7 +30,10 @@ def shown(value: Any) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    return ", ".join(names)
+    """Returns the names with commas; of many the first ones, and how many more there are."""
+    known = list(names)
+    shown = ", ".join(known[:LISTED_NAMES])
+    return shown if len(known) <= LISTED_NAMES else f"{shown} and {len(known) - LISTED_NAMES} more"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -32,6 +32,8 @@ TOKENS = pa.array([[1]], pa.list_(pa.int32()))
     ("columns", "settings", "expected"),
     [
         ({"text": ["a"]}, {}, "found none of them, expected exactly one of the columns prompt, messages"),
+        ({"text": ["a"]}, {}, "; the input has text"),
+        ({f"c{i}": ["a"] for i in range(40)}, {}, "c28, c29 and 10 more"),
         ({"prompt": ["a"], "prompt_token_ids": TOKENS}, {}, "found prompt and prompt_token_ids, expected exactly one"),
         ({"prompt": [1]}, {}, "input.columns.prompt: column 'prompt' is int64, expected string"),
         ({"messages": [1]}, {}, "column 'messages' is int64, expected list<struct<role: string, content: string>>"),

@@ -150,7 +150,7 @@ class _Binder:
             found = f"found {' and '.join(present)}" if present else "found none of them"
             self._problems.append(
                 f"input.columns: {found}, expected exactly one of the columns {listed(PROMPT_KINDS)} "
-                "(name it, for example columns: {prompt: question})"
+                f"(name it, for example columns: {{prompt: question}}); the input has {listed(self._schema.names)}"
             )
         return {role: self._given[role] for role in present if role in self._given}
 
@@ -162,7 +162,8 @@ class _Binder:
         if len(endings) != 1 or ("context" not in given and not (wants_none and endings == ["continuation"])):
             self._problems.append(
                 "input.columns: task score needs the column context, and either continuation or choices "
-                "(context: null scores continuations as whole documents)"
+                "(context: null scores continuations as whole documents); "
+                f"the input has {listed(self._schema.names)}"
             )
             return {}
         return {role: given[role] for role in ("context", *endings) if role in given}

@@ -27,23 +27,23 @@ def refuse_lakes(filesystem: Any, base: str, listing: Sequence[str], chosen: Seq
     for kind, root in (*_roots(listing), *_roots_above(filesystem, base)):
         if any(path.startswith(f"{root}/") for path in chosen):
             raise ConfigurationError(
-                f"input.path: {root} belongs to a {kind} table: its folder also holds files with deleted and replaced "
+                f"input.path: {root} belongs to {kind} table: its folder also holds files with deleted and replaced "
                 "rows; export the table to Parquet files, or list its live files in input.path"
             )
 
 
 def _roots(listing: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yields the kind and the folder of each table that has its log in the listing."""
+    """Yields the kind, with its article, and the folder of each table that has its log in the listing."""
     found = {}
     for path in listing:
         pieces = path.split("/")
         for index, piece in enumerate(pieces):
             if piece == "_delta_log":
-                found["/".join(pieces[:index])] = "Delta"
+                found["/".join(pieces[:index])] = "a Delta"
             elif piece.startswith(".hoodie"):
-                found["/".join(pieces[:index])] = "Hudi"
+                found["/".join(pieces[:index])] = "a Hudi"
         if pieces[-2:-1] == ["metadata"] and _ICEBERG.fullmatch(pieces[-1]):
-            found["/".join(pieces[:-2])] = "Iceberg"
+            found["/".join(pieces[:-2])] = "an Iceberg"
     return ((kind, root) for root, kind in found.items())
 
 

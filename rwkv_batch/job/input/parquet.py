@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import RowError
+from .decoding import DECODING_ERRORS, WatchedFile
 from .files import InputFile
 from .json_kinds import Expected
 from .table import BATCH_BYTES, BATCH_ROWS, Rows, Table, batch_of
@@ -19,8 +20,6 @@ from .table import BATCH_BYTES, BATCH_ROWS, Rows, Table, batch_of
 BLOCK_BYTES = 1 << 20
 _SAMPLE_ROWS = 4
 """Rows that are read first, to learn their size."""
-DECODING_ERRORS = (OSError, pa.ArrowException, ValueError)
-"""What damaged or encrypted data raises. A disk or a network that fails raises OSError too."""
 
 
 class ParquetTable(Table):
@@ -113,7 +112,7 @@ class _RowGroup:
 
     def _read_by_column(self, columns: Sequence[str], start: int) -> Iterator[Rows]:
         """Yields the rows from `start` on. Each column is decoded by itself, so that one spoils no other."""
-        file = _WatchedFile(self.stream)
+        file = WatchedFile(self.stream)
         parquet = _opened(pa.PythonFile(file, mode="r"), self.file)
         cells = {name: self._cells(parquet, file, name) for name in columns}
         for first in range(0, self.num_rows, BATCH_ROWS):
@@ -126,7 +125,7 @@ class _RowGroup:
                 yield rows.slice(max(start - first, 0), count)
 
     def _cells(
-        self, parquet: pq.ParquetFile, file: _WatchedFile, column: str
+        self, parquet: pq.ParquetFile, file: WatchedFile, column: str
     ) -> Iterator[tuple[pa.Array, RowError | None]]:
         """Yields a column, `BATCH_ROWS` rows at a time; nulls and the reason from where it cannot be decoded."""
         batches = parquet.iter_batches(BATCH_ROWS, row_groups=[self.index], columns=[column])
@@ -171,29 +170,3 @@ def _opened(stream: Any, name: str) -> pq.ParquetFile:
         return pq.ParquetFile(stream, pre_buffer=False, buffer_size=BLOCK_BYTES, page_checksum_verification=True)
     except DECODING_ERRORS as error:
         raise OSError(errno.EIO, f"cannot be read: {error}", name) from error
-
-
-class _WatchedFile:
-    """A file for pyarrow that keeps the error of a failed read, to tell a disk that fails from damaged data."""
-
-    closed = False
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self.error: Exception | None = None
-
-    def read(self, size: int) -> bytes:
-        try:
-            return bytes(self._stream.read(size))
-        except Exception as error:  # of any file system
-            self.error = error
-            raise
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return int(self._stream.seek(offset, whence))
-
-    def tell(self) -> int:
-        return int(self._stream.tell())
-
-    def close(self) -> None:
-        """The stream is closed by who opened it."""

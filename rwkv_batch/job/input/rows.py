@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.types as pt
 
 from ...errors import RowError
 from ...rows import ErrorRow, GenerateRow, ScoreRow
@@ -17,11 +16,10 @@ from ...sampling_params import SAMPLING_FIELDS, SamplingParams
 from ...text.messages import utf8
 from ..config import JobConfig, sampling_with
 from ..plan import Unit
+from .cells import Record, records
 from .columns import Columns
 from .table import Rows
 
-Record = dict[str, Any]
-"""A row's values by column name."""
 _PROMPT: Any = object()
 """The key of a rendered prompt in a record. It is no text, and so not the name of a column."""
 
@@ -73,12 +71,12 @@ class RowParser:
         """Returns each row's values. With a template they include the prompt, or its error, under the key _PROMPT."""
         if self._renderer is None:
             return self._cells(batch)
-        records = list(self._cells(batch))
-        readable = [record for record in records if not isinstance(record, RowError)]
+        found = list(self._cells(batch))
+        readable = [record for record in found if not isinstance(record, RowError)]
         prompts = self._renderer.render([self._parsed(record) for record in readable])
         for record, prompt in zip(readable, prompts, strict=True):
             record[_PROMPT] = prompt
-        return records
+        return found
 
     def _parsed(self, record: Record) -> Record:
         """The values for a template: those that a column holds as JSON text are parsed."""
@@ -86,17 +84,7 @@ class RowParser:
         return {**record, **{name: json.loads(text) for name, text in texts.items() if text is not None}}
 
     def _cells(self, batch: pa.RecordBatch) -> Iterator[Record | RowError]:
-        """Yields each row's values, read column by column; where that fails, cell by cell, so that one row is bad."""
-        names = batch.schema.names
-        ids = set() if self._renderer else set(self._columns.roles.values())
-        try:
-            columns = [_values(batch[name], as_arrays=name in ids) for name in names]
-        except MemoryError:
-            raise
-        except Exception:  # of pyarrow, of a time zone or of pandas: what a value raises is not known
-            yield from (_read_cells(batch, index) for index in range(batch.num_rows))
-        else:
-            yield from (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
+        return records(batch, frozenset() if self._renderer else frozenset(self._columns.roles.values()))
 
     def _generate_row(self, key: RowKey, record: Record) -> GenerateRow:
         return GenerateRow(key, key.row, self._prompt(record), self._sampling(record))
@@ -165,27 +153,6 @@ class RowParser:
             return sampling_with(self._params, given)
         except ValueError as error:
             raise RowError("bad_sampling", str(error).removeprefix("SamplingParams.")) from error
-
-
-def _values(column: pa.Array, as_arrays: bool) -> list[Any]:
-    """Returns a column's values. With `as_arrays`, lists of integers without nulls become arrays."""
-    kind = column.type
-    if as_arrays and (pt.is_list(kind) or pt.is_large_list(kind)) and pt.is_integer(kind.value_type):
-        offsets = column.offsets.to_pylist()
-        values = column.values.slice(offsets[0], offsets[-1] - offsets[0])
-        if not values.null_count:
-            parts = np.split(values.to_numpy(), np.subtract(offsets[1:-1], offsets[0]))
-            is_null = column.is_null().to_pylist()
-            return [None if null else part for part, null in zip(parts, is_null, strict=True)]
-    return list(column.to_pylist())
-
-
-def _read_cells(batch: pa.RecordBatch, index: int) -> Record | RowError:
-    """Returns a row's values, or the error where a cell cannot be read: text that is not UTF-8, a time out of range."""
-    try:
-        return {name: batch[name][index].as_py() for name in batch.schema.names}
-    except Exception as error:  # see `_records`
-        return RowError("bad_type", f"the row holds a value that cannot be read: {type(error).__name__}: {error}")
 
 
 def _text(column: str, value: Any) -> Any:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
+_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
 Change: TypeAlias = Callable[[pa.DataType], pa.DataType]
 
 
@@ -50,6 +51,21 @@ def converted(array: pa.Array, kind: pa.DataType) -> pa.Array:
     return pa.array(array.to_pylist(), kind) if found is None else found
 
 
+def microseconds(kind: pa.DataType) -> pa.DataType:
+    """The type with microseconds in place of nanoseconds."""
+    return _changed(kind, _microseconds)
+
+
+def text_as_bytes(kind: pa.DataType) -> pa.DataType:
+    """The type with bytes in place of text, in the same layout."""
+    return _changed(kind, lambda inner: _BYTES.get(inner, inner))
+
+
+def nanoseconds_as_text(kind: pa.DataType) -> pa.DataType:
+    """The type with text in place of times in nanoseconds, and a number in place of durations in nanoseconds."""
+    return _changed(kind, _nanoseconds_as_text)
+
+
 def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array | None:
     """Returns the array as another type; None where this version of pyarrow lacks the cast, or makes no valid array."""
     try:
@@ -83,6 +99,29 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     if isinstance(kind, pa.BaseExtensionType):
         return _changed(kind.storage_type, _plain)
     return pa.timestamp(kind.unit, "UTC") if pt.is_timestamp(kind) and kind.tz is not None else kind
+
+
+def _microseconds(kind: pa.DataType) -> pa.DataType:
+    if pt.is_dictionary(kind):
+        changed = microseconds(kind.value_type)
+        return kind if changed == kind.value_type else changed
+    if not _has_nanoseconds(kind):
+        return kind
+    if pt.is_timestamp(kind):
+        return pa.timestamp("us", kind.tz)
+    return pa.duration("us") if pt.is_duration(kind) else pa.time64("us")
+
+
+def _nanoseconds_as_text(kind: pa.DataType) -> pa.DataType:
+    if pt.is_dictionary(kind):
+        return nanoseconds_as_text(kind.value_type)
+    if not _has_nanoseconds(kind):
+        return kind
+    return pa.int64() if pt.is_duration(kind) else pa.string()
+
+
+def _has_nanoseconds(kind: pa.DataType) -> bool:
+    return bool((pt.is_timestamp(kind) or pt.is_duration(kind) or pt.is_time(kind)) and kind.unit == "ns")
 
 
 def _decimal(kind: pa.DataType) -> pa.DataType:

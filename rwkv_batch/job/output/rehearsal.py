@@ -86,12 +86,12 @@ class Rehearsal:
         return problem or next(self._read_errors(spans, passed.names), None)
 
     def _read_errors(self, spans: list[Span], names: list[str]) -> Iterator[str]:
-        """Yields why rows could not be read, where none of a batch could. Single bad rows are data."""
+        """Yields why the rows of a span could not be read, where none of them could. Single bad rows are data."""
         for span in spans if names else []:
-            for rows in self._source.read(span.start, span.stop, names):
-                found = [error.message for error in rows.errors.values() if error.code == "read_error"]
-                if found and len(found) == rows.batch.num_rows:
-                    yield found[0]
+            batches = [*self._source.read(span.start, span.stop, names)]
+            errors = [error for rows in batches for error in rows.errors.values() if error.code == "read_error"]
+            if errors and len(errors) == sum(rows.batch.num_rows for rows in batches):
+                yield errors[0].message
 
     def _advice(self) -> str:
         return "; repair the file, or name in output.input_columns only the columns that the output needs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +58,44 @@ def test_a_file_without_columns_or_rows(tmp_path: Path) -> None:
         with pa.ipc.new_file(tmp_path / name, table.schema) as writer:
             writer.write_table(table)
     assert open_input(str(tmp_path), "auto", {}).num_rows == 0
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+@pytest.mark.parametrize("compression", [None, "lz4"])
+def test_rows_of_damaged_data_are_error_rows(job: Job, kind: str, compression: str | None) -> None:
+    """Offsets that point outside of the text end the process where they are used."""
+    texts = [f"{i * 7919:030d}" for i in range(40)]
+    table = pa.table({"prompt": ["p"] * 40, "text": texts, "list": [[i, i] for i in range(40)]})
+    path = job.folder / "a.arrow"
+    new: Any = pa.ipc.new_file if kind == "file" else pa.ipc.new_stream
+    with new(path, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(table, max_chunksize=10)
+    data = bytearray(path.read_bytes())
+    if compression is None:
+        offsets = pa.array([30 * i for i in range(11)], pa.int32()).buffers()[1].to_pybytes()[:44]
+        found = [match.start() for match in re.finditer(re.escape(offsets), data)]
+        assert len(found) == 4
+        data[found[2] + 8 : found[2] + 12] = b"\xff\xff\xff\x7f"
+    else:
+        frames = [match.start() for match in re.finditer(re.escape(b"\x04\x22\x4d\x18"), data)]
+        assert len(frames) == 4 * 6
+        data[frames[2 * 6 + 2]] = 0
+    path.write_bytes(data)
+    assert job.set(input__path=str(path), sampling__n=2).run() == 3
+    output = job.table()
+    assert output["error_code"].to_pylist() == [None] * 40 + ["read_error"] * 20 + [None] * 20
+    assert "a.arrow: record batch 2, column 'text': " in output["error"][40].as_py()
+    assert output["text"].to_pylist() == [
+        text for row in (*texts[:20], *[None] * 10, *texts[30:]) for text in (row, row)
+    ]
+    assert output["list"].to_pylist() == [[i, i] for i in range(40) for _ in range(2)]
+
+
+def test_text_that_is_not_utf8_is_no_damage(job: Job) -> None:
+    text = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
+    lists = pa.ListArray.from_arrays([0, 1, 2, 3], text)
+    table = pa.table({"prompt": text, "d": text.dictionary_encode(), "l": lists})
+    with pa.ipc.new_file(job.folder / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    assert job.set(input__path=str(job.folder / "a.arrow")).run() == 3
+    assert job.table()["error_code"].to_pylist() == [None, "invalid_text", None]

@@ -107,7 +107,7 @@ def test_text_that_is_not_utf8(job: Job) -> None:
     raw = pa.array([b"fine", b"\xff\xfe", b"also"], pa.binary())
     job.input(prompt=pa.Array.from_buffers(pa.string(), 3, raw.buffers()))
     assert job.run() == 3
-    assert [row["error_code"] for row in job.table().select(["error_code"]).to_pylist()] == [None, "bad_type", None]
+    assert [row["error_code"] for row in job.table().select(["error_code"]).to_pylist()] == [None, "invalid_text", None]
 
 
 def test_template(job: Job) -> None:

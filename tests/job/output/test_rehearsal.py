@@ -123,3 +123,12 @@ def test_bad_rows_are_no_reason_to_refuse(job: Job) -> None:
     job.lines('{"prompt": "a"}', "{", '{"prompt": "b"}')
     assert job.run("--dry-run") == 0
     assert job.run() == 3
+
+
+def test_rows_that_can_be_read_keep_a_file(job: Job) -> None:
+    texts = [f"{row:04d}" * 50 for row in range(30)]
+    pq.write_table(pa.table({"prompt": texts, "note": texts}), job.folder / "prompts.parquet", row_group_size=10)
+    damage(job.folder / "prompts.parquet", "note", row_group=1)
+    job.set(input__path=str(job.folder / "prompts.parquet"))
+    assert job.run() == 3
+    assert job.table()["error_code"].to_pylist() == [None] * 10 + ["read_error"] * 10 + [None] * 10

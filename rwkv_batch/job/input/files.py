@@ -192,6 +192,8 @@ def _glob_pattern(glob: str) -> re.Pattern[str]:
     """Returns the expression of a glob: `*` and `?` match within a folder, `**/` any folders, [...] one character."""
     wildcards = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     expression = ""
+    # Repeated wildcards would take exponential time.
+    glob = re.sub(r"\*{2,}", "**", re.sub(r"(?:\*{2,}/)+", "**/", glob))
     for token in re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]]+\])", glob):
         if token.startswith("[") and token.endswith("]"):
             expression += token.replace("\\", r"\\").replace("[!", "[^", 1)

@@ -73,3 +73,12 @@ def test_names_that_are_not_utf8(folder: Path, job: Job) -> None:
     job.set(input__path=str(folder), input__columns={"n": None})
     assert job.run() == 0
     assert [row["n"] for row in job.rows()] == [None, None, "\\xe9", None]
+
+
+@pytest.mark.parametrize("glob", ["*" * 99 + ".jsonl", "**/" * 99 + "a.jsonl"])
+def test_repeated_wildcards(tmp_path: Path, glob: str) -> None:
+    name = "/".join(["folder"] * 9) + "/b.txt"
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).touch()
+    (tmp_path / "a.jsonl").touch()
+    assert [file.name for file in find_files(f"{tmp_path}/{glob}", [".jsonl"])] == [f"{tmp_path}/a.jsonl"]

@@ -19,9 +19,8 @@ import pyarrow.parquet as pq
 
 from ...errors import RowError, RwkvBatchError
 from ..input.reader import Span
-from ..input.table import BATCH_ROWS, Rows, batch_of
+from ..input.table import Rows, batch_of, no_columns
 from ..plan import Unit
-from .column_types import stored
 
 logger = logging.getLogger(__name__)
 
@@ -205,21 +204,15 @@ class PartMaker:
         gone = {name: reason for (file, name), reason in lost.items() if file == span.file.name}
         names = [name for name in passed.names if name not in gone]
         sentences = "; ".join(f"{span.file.name}: column {name!r}: {reason}" for name, reason in gone.items())
-        for batch, unreadable in self._source.read(span.start, span.stop, names) if names else _no_columns(span):
+        found = self._source.read(span.start, span.stop, names) if names else no_columns(span.start, span.stop)
+        for batch, unreadable in found:
             count = batch.num_rows
             columns = {
-                field.name: (
-                    pa.nulls(count, field.type) if field.name in gone else stored(batch.column(field.name), field.type)
-                )
+                field.name: pa.nulls(count, field.type) if field.name in gone else batch.column(field.name)
                 for field in passed
             }
             lost_rows = dict.fromkeys(range(count if gone else 0), RowError("read_error", sentences))
             yield Rows(batch_of(columns, count), {**lost_rows, **unreadable})
-
-
-def _no_columns(span: Span) -> Iterator[Rows]:
-    for start in range(span.start, span.stop, BATCH_ROWS):
-        yield Rows(batch_of({}, min(BATCH_ROWS, span.stop - start)), {})
 
 
 def footer(parquet: pq.ParquetFile) -> dict[str, str]:

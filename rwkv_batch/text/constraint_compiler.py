@@ -17,8 +17,8 @@ from .constraint import TOO_DEEP, Compiled, CompiledConstraint, StepTime, Vocabu
 if TYPE_CHECKING:
     from xgrammar import TokenizerInfo
 
-TEXT_BYTES = 1 << 20
-"""The size of the longest constraint, in characters."""
+TEXT_CHARACTERS = 1 << 20
+"""The length of the longest constraint."""
 CACHE_BYTES = 256 << 20
 """What all remembered constraints hold together, at most."""
 NUM_PROCESSES = 2
@@ -195,8 +195,8 @@ def _text(field: str, value: Any) -> str:
         raise RowError("bad_sampling", f"{field}: {error}") from error
     if not isinstance(text, str):
         raise RowError("bad_sampling", f"{field}: got {text!r}, expected a string")
-    if len(text) > TEXT_BYTES:
-        raise _too_large(field, f"has {len(text)} characters, expected at most {TEXT_BYTES}")
+    if len(text) > TEXT_CHARACTERS:
+        raise _too_large(field, f"has {len(text)} characters, expected at most {TEXT_CHARACTERS}")
     return text
 
 

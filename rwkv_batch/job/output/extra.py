@@ -1,6 +1,6 @@
 """The columns of output.extra: the prompt as the model read it, the row's number, and its file.
 
-They are made when a part is written, from the input, as the columns that parts repeat.
+They are made from the input when a part is written, as the columns are that parts repeat.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 ROW_GROUP_ROWS = 4096
 ROW_GROUP_BYTES = 64 << 20
 SLICE_BYTES = 16 << 20
-"""Input columns are repeated for the samples of their rows in slices of at most so many bytes, or of one record."""
+"""Size of the slices in which input columns are repeated for the samples of their rows. One record may be larger."""
 
 Lost: TypeAlias = Mapping[tuple[str, str], str]
 """File and column → why the column's cells in the file cannot be passed on."""

@@ -45,9 +45,13 @@ class ProcessPool:
         shared: anything that can be pickled.
         num_processes: the most processes that run at the same time.
         memory_bytes: what a process may allocate, where the system can limit it. An allocation beyond it fails.
+        idle_seconds: a process without a call for this long ends; None is IDLE_SECONDS.
     """
 
-    def __init__(self, function: str, shared: Any, num_processes: int, memory_bytes: int) -> None:
+    def __init__(
+        self, function: str, shared: Any, num_processes: int, memory_bytes: int, idle_seconds: float | None = None
+    ) -> None:
+        self._idle_seconds = idle_seconds
         self._start = partial(_Worker, function, shared, memory_bytes)
         self._num_processes = num_processes
         self._lock = threading.Lock()
@@ -82,7 +86,7 @@ class ProcessPool:
         worker: _Worker | None = None
         while True:
             try:
-                future, argument, time_limit = self._calls.get(timeout=IDLE_SECONDS)
+                future, argument, time_limit = self._calls.get(timeout=self._idle_seconds or IDLE_SECONDS)
             except queue.Empty:
                 with self._lock:
                     if not self._calls.empty():

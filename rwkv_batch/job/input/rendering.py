@@ -20,6 +20,9 @@ PROMPT_CHARACTERS = 32 << 20
 MEMORY_BYTES = 1 << 30
 """The memory of the process."""
 
+IDLE_SECONDS = 3.0
+"""The process starts in a fraction of a second."""
+
 _Row = Mapping[str, Any]
 
 
@@ -32,7 +35,9 @@ class Renderer:
 
     def __init__(self, source: str) -> None:
         function = f"{answer_rows.__module__}:{answer_rows.__name__}"
-        self._pool = ProcessPool(function, source, num_processes=1, memory_bytes=MEMORY_BYTES)
+        self._pool = ProcessPool(
+            function, source, num_processes=1, memory_bytes=MEMORY_BYTES, idle_seconds=IDLE_SECONDS
+        )
 
     def render(self, rows: Sequence[_Row]) -> list[str | RowError]:
         """The prompt of each row, or its error: code "template_error".

@@ -30,7 +30,7 @@ LOWEST, HIGHEST, HIGHEST_UNSIGNED = -(2**63), 2**63 - 1, 2**64 - 1
 
 def shown_json(value: Any) -> str:
     """A JSON value in an error message: a number, true, false or null itself, and of anything else its type."""
-    types = {str: "a string", list: "a list", dict: "an object"}
+    types: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
     return types.get(type(value)) or shortened(json.dumps(value))
 
 

@@ -109,10 +109,11 @@ class ProcessCaller:
 
     Args:
         function, shared, memory_bytes: as in `ProcessPool`.
+        idle_seconds: a process without a call for this long ends; None is IDLE_SECONDS.
     """
 
-    def __init__(self, function: str, shared: Any, memory_bytes: int) -> None:
-        self._start = partial(_Worker, function, shared, memory_bytes)
+    def __init__(self, function: str, shared: Any, memory_bytes: int, idle_seconds: float | None = None) -> None:
+        self._start = partial(_Worker, function, shared, memory_bytes, idle_seconds)
         self._worker: _Worker | None = None
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -142,7 +143,8 @@ class ProcessCaller:
 class _Worker:
     """One process, which answers one call at a time."""
 
-    def __init__(self, function: str, shared: Any, memory_bytes: int) -> None:
+    def __init__(self, function: str, shared: Any, memory_bytes: int, idle_seconds: float | None) -> None:
+        self._idle_seconds = IDLE_SECONDS if idle_seconds is None else idle_seconds
         # A session of its own: Ctrl-C in a terminal is for the parent alone.
         self._process = subprocess.Popen(
             python_command(__name__, function, str(memory_bytes)),
@@ -164,7 +166,7 @@ class _Worker:
         try:
             return self._exchange(argument)
         finally:
-            self._end.is_in(IDLE_SECONDS)
+            self._end.is_in(self._idle_seconds)
 
     def kill(self) -> None:
         """Ends the process, and waits for its end."""

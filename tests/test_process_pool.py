@@ -101,8 +101,8 @@ def test_a_late_call_of_a_caller_fails_after_one_that_could_take_longer(caller):
     assert caller.call("good", LONG)[1] == "good"
 
 
-def test_a_caller_without_calls_ends_its_process(caller, monkeypatch):
-    monkeypatch.setattr("rwkv_batch.process_pool.IDLE_SECONDS", 0.1)
+def test_a_caller_without_calls_ends_its_process():
+    caller = ProcessCaller("pool_answers:answers", None, MEMORY, idle_seconds=0.1)
     *_, pid = caller.call(1, LONG)
     wait_until_gone(pid)
     assert caller.call(2, LONG)[1] == 2

@@ -35,7 +35,7 @@ class Renderer:
 
     def __init__(self, source: str) -> None:
         function = f"{answer_rows.__module__}:{answer_rows.__name__}"
-        self._process = ProcessCaller(function, source, MEMORY_BYTES)
+        self._process = ProcessCaller(function, source, MEMORY_BYTES, IDLE_SECONDS)
 
     def render(self, rows: Sequence[_Row]) -> list[str | RowError]:
         """The prompt of each row, or its error: code "template_error".

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import queue
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from importlib import import_module
-from time import sleep
+from time import monotonic, sleep
 from typing import Any
 
 from .process import python_command
@@ -48,7 +49,7 @@ class ProcessPool:
     """
 
     def __init__(self, function: str, shared: Any, num_processes: int, memory_bytes: int) -> None:
-        self._start = partial(_Worker, function, shared, memory_bytes)
+        self._new_caller = partial(ProcessCaller, function, shared, memory_bytes)
         self._num_processes = num_processes
         self._lock = threading.Lock()
         self._calls: queue.SimpleQueue[tuple[Future[Any], Any, float]] = queue.SimpleQueue()
@@ -79,7 +80,7 @@ class ProcessPool:
 
     def _serve(self) -> None:
         """The loop of a thread: hands one call after the other to its process, until there is none for a while."""
-        worker: _Worker | None = None
+        caller = self._new_caller()
         while True:
             try:
                 future, argument, time_limit = self._calls.get(timeout=IDLE_SECONDS)
@@ -91,27 +92,59 @@ class ProcessPool:
                 break
             result, failure = None, None
             try:
-                if worker is None or not worker.is_alive:
-                    worker = self._start()
-                result = worker.call(argument, time_limit)
+                result = caller.call(argument, time_limit)
             except CallFailed as error:
                 failure = error
-            except Exception as error:  # the process cannot be started: the next call tries again
-                failure = CallFailed(f"{type(error).__name__}: {error}")
             with self._lock:
                 self._num_open -= 1
             if failure is None:
                 future.set_result(result)
             else:
                 future.set_exception(failure)
-        if worker is not None:
-            worker.kill()
+        caller.end()
+
+
+class ProcessCaller:
+    """Calls a function in one other process, which starts with the first call. The caller's thread waits.
+
+    Args:
+        function, shared, memory_bytes: as in `ProcessPool`.
+        idle_seconds: a process without a call for this long ends; None is IDLE_SECONDS.
+    """
+
+    def __init__(self, function: str, shared: Any, memory_bytes: int, idle_seconds: float | None = None) -> None:
+        self._start = partial(_Worker, function, shared, memory_bytes, idle_seconds)
+        self._worker: _Worker | None = None
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def call(self, argument: Any, time_limit: float) -> Any:
+        """Returns the result. Raises `CallFailed`. The arguments are those of `ProcessPool.submit`."""
+        if self._pid != os.getpid():  # a fork of the process has no process of its own yet
+            self._worker, self._lock, self._pid = None, threading.Lock(), os.getpid()
+        with self._lock:
+            try:
+                if self._worker is None or not self._worker.begins_call(time_limit):
+                    self._worker = self._start()
+                    self._worker.begins_call(time_limit)
+                return self._worker.call(argument)
+            except CallFailed:
+                raise
+            except Exception as error:  # the process cannot be started: the next call tries again
+                raise CallFailed(f"{type(error).__name__}: {error}") from error
+
+    def end(self) -> None:
+        """Ends the process."""
+        with self._lock:
+            if self._worker is not None:
+                self._worker.kill()
 
 
 class _Worker:
     """One process, which answers one call at a time."""
 
-    def __init__(self, function: str, shared: Any, memory_bytes: int) -> None:
+    def __init__(self, function: str, shared: Any, memory_bytes: int, idle_seconds: float | None) -> None:
+        self._idle_seconds = IDLE_SECONDS if idle_seconds is None else idle_seconds
         # A session of its own: Ctrl-C in a terminal is for the parent alone.
         self._process = subprocess.Popen(
             python_command(__name__, function, str(memory_bytes)),
@@ -120,35 +153,27 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        self._end = _MovingEnd(self._process)
         self._exchange(shared)
 
-    @property
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
+    def begins_call(self, time_limit: float) -> bool:
+        """Starts the time of a call. Returns False if the process has ended: it cannot answer."""
+        self._end.is_in(time_limit)
+        return not self._end.is_past and self._process.poll() is None
 
-    def call(self, argument: Any, time_limit: float) -> Any:
+    def call(self, argument: Any) -> Any:
         """Returns the answer. Raises CallFailed; after a late call the process has ended."""
-        late = threading.Event()
-
-        def end() -> None:
-            late.set()
-            self._process.kill()
-
-        timer = threading.Timer(time_limit, end)
-        timer.daemon = True
-        timer.start()
         try:
             return self._exchange(argument)
-        except CallFailed as error:
-            raise CallFailed(str(error), is_late=late.is_set()) from error
         finally:
-            timer.cancel()
+            self._end.is_in(self._idle_seconds)
 
     def kill(self) -> None:
         """Ends the process, and waits for its end."""
         with contextlib.suppress(OSError):
             self._process.kill()
         self._process.wait()
+        self._end.is_in(0)  # ends its thread
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
                 pipe and pipe.close()
@@ -159,11 +184,43 @@ class _Worker:
             _send(self._process.stdin, message)
             result, error = pickle.load(self._process.stdout)
         except (OSError, EOFError, pickle.UnpicklingError):
+            is_late = self._end.is_past
             self.kill()
-            raise CallFailed(f"its process ended with code {self._process.returncode}") from None
+            raise CallFailed(f"its process ended with code {self._process.returncode}", is_late) from None
+        except BaseException:  # the answer to this message would be taken for the answer to the next one
+            self.kill()
+            raise
         if error is not None:
             raise CallFailed(error)
         return result
+
+
+class _MovingEnd:
+    """Kills a process at a time that moves with each call. To move the time costs no thread and, mostly, no switch."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.is_past = False
+        self._process = process
+        self._time = self._wakes = math.inf
+        self._changed = threading.Condition()
+        threading.Thread(target=self._run, name="rwkv_batch-process-end", daemon=True).start()
+
+    def is_in(self, seconds: float) -> None:
+        """Moves the time, unless it is past."""
+        with self._changed:
+            self._time = monotonic() + seconds
+            if self._time < self._wakes:
+                self._changed.notify()
+
+    def _run(self) -> None:
+        with self._changed:
+            while (seconds := self._time - monotonic()) > 0:
+                self._wakes = self._time
+                self._changed.wait(min(seconds, threading.TIMEOUT_MAX))
+            self.is_past = True
+            with contextlib.suppress(OSError):
+                self._process.kill()
+        self._process.wait()
 
 
 def main(function: str, memory_bytes: str) -> None:
@@ -191,7 +248,7 @@ def main(function: str, memory_bytes: str) -> None:
 
 
 def _send(pipe: Any, message: Any) -> None:
-    pickle.dump(message, pipe, pickle.HIGHEST_PROTOCOL)
+    pipe.write(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
     pipe.flush()
 
 

@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 
 from rwkv_batch.process import python_command
-from rwkv_batch.process_pool import CallFailed, ProcessPool
+from rwkv_batch.process_pool import CallFailed, ProcessCaller, ProcessPool
 
 LONG = 600.0
 MEMORY = 1 << 30
@@ -75,6 +77,56 @@ def test_a_slow_call_does_not_stop_another_process_from_answering():
     assert good.result()[1] == "good"
     with pytest.raises(CallFailed):
         late.result()
+
+
+@pytest.fixture
+def caller():
+    caller = ProcessCaller("pool_answers:answers", None, MEMORY)
+    yield caller
+    caller.end()
+
+
+def test_a_caller_has_one_process_and_starts_no_thread_for_a_call(caller):
+    *_, pid = caller.call(1, LONG)
+    threads = threading.enumerate()
+    assert {caller.call(i, LONG)[2] for i in range(20)} == {pid}
+    assert threading.enumerate() == threads
+
+
+def test_a_late_call_of_a_caller_fails_after_one_that_could_take_longer(caller):
+    caller.call(1, LONG)
+    with pytest.raises(CallFailed) as failed:
+        caller.call("hang", 0.1)
+    assert failed.value.is_late
+    assert caller.call("good", LONG)[1] == "good"
+
+
+def test_a_caller_without_calls_ends_its_process():
+    caller = ProcessCaller("pool_answers:answers", None, MEMORY, idle_seconds=0.1)
+    *_, pid = caller.call(1, LONG)
+    wait_until_gone(pid)
+    assert caller.call(2, LONG)[1] == 2
+
+
+def test_an_interrupted_call_gives_its_answer_to_no_other(caller, monkeypatch):
+    caller.call(1, LONG)
+    with monkeypatch.context() as patched:
+        patched.setattr("rwkv_batch.process_pool.pickle.load", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            caller.call("interrupted", LONG)
+    assert caller.call("next", LONG)[1] == "next"
+
+
+def test_a_fork_has_a_process_of_its_own(caller):
+    *_, pid = caller.call(1, LONG)
+    if not (child := os.fork()):
+        code = 2
+        try:
+            code = 0 if caller.call(2, LONG)[2] != pid else 1
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert caller.call(3, LONG)[2] == pid
 
 
 def run_pool(path: str) -> None:

@@ -7,18 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...errors import RowError
-from ...process_pool import CallFailed, ProcessPool
+from ...process_pool import CallFailed, ProcessCaller
 from .template import Template
 
 ROW_SECONDS = 3.0
-"""Rendering one row may take so long."""
+"""The time limit of rendering one row."""
 PART_SECONDS = 0.5
 """After this time the process answers with the rows that it has rendered."""
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE = 512
 PROMPT_CHARACTERS = 32 << 20
 """The length of the longest prompt that a template may make."""
 MEMORY_BYTES = 1 << 30
 """The memory of the process."""
+
+IDLE_SECONDS = 3.0
+"""The process starts in a fraction of a second."""
 
 _Row = Mapping[str, Any]
 
@@ -32,7 +35,7 @@ class Renderer:
 
     def __init__(self, source: str) -> None:
         function = f"{answer_rows.__module__}:{answer_rows.__name__}"
-        self._pool = ProcessPool(function, source, num_processes=1, memory_bytes=MEMORY_BYTES)
+        self._process = ProcessCaller(function, source, MEMORY_BYTES, IDLE_SECONDS)
 
     def render(self, rows: Sequence[_Row]) -> list[str | RowError]:
         """The prompt of each row, or its error: code "template_error".
@@ -48,7 +51,7 @@ class Renderer:
     def _rendered(self, rows: Sequence[_Row]) -> list[str | RowError]:
         """The prompts of at least the first of these rows."""
         try:
-            answers = self._pool.submit(list(rows), ROW_SECONDS + PART_SECONDS).result()
+            answers = self._process.call(list(rows), ROW_SECONDS + PART_SECONDS)
         except CallFailed as error:
             if len(rows) > 1:
                 return [prompt for row in rows for prompt in self._rendered([row])]

@@ -37,7 +37,6 @@ class RowParser:
     Args:
         job: the job, whose sampling section a row may override.
         columns: which column has which role.
-
     """
 
     def __init__(self, job: JobConfig, columns: Columns) -> None:

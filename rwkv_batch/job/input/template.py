@@ -80,6 +80,7 @@ class Template:
             self._reads_all = _num_loads(tree, ROW) > sum(1 for _ in _row_subscripts(tree))
             self._guarded = {node.node.name for node in _guards(tree)}
             self._template = environment.from_string(_with_checked_concatenations(tree))
+            self._globals = {**self._template.globals}
         except TemplateSyntaxError as error:
             raise ConfigurationError(f"template, line {error.lineno}: {error.message}") from error
         except ConfigurationError:
@@ -116,7 +117,9 @@ class Template:
                 fails, or one that the sandbox forbids.
         """
         try:
-            return self._template.render({ROW: columns, **columns})
+            # As `Template.render`, which would merge the globals name by name for each row.
+            context = self._template.new_context({**self._globals, ROW: columns, **columns}, shared=True)
+            return "".join(self._template.root_render_func(context))
         except _NullPrinted:
             nulls = ", ".join(name for name, value in columns.items() if value is None) or "inside a column"
             message = f"template: a null is printed (null in this row: {nulls}); write {{{{ name or '' }}}}, or use if"

@@ -32,7 +32,7 @@ import torch
 
 from rwkv_batch.measure.bench import positive_int, positive_ints
 from rwkv_batch.measure.variants import Variant, variants
-from rwkv_batch.text.load_tokenizer import WORLD_VOCABULARY
+from rwkv_batch.text.vocabulary import WORLD_VOCABULARY
 
 from .peer_process import PeerProcess
 from .peer_report import as_json, report

@@ -108,7 +108,7 @@ def make_hf(path: Path) -> Score:
     from lm_eval.models.huggingface import HFLM
     from rwkv7_hf.cli import main as rwkv7_hf
 
-    from rwkv_batch.text.load_tokenizer import WORLD_VOCABULARY
+    from rwkv_batch.text.vocabulary import WORLD_VOCABULARY
 
     with tempfile.TemporaryDirectory() as folder:
         options = ["--vocab-file", str(WORLD_VOCABULARY), "--precision", "fp32", "--no-fuse-norm", "--low-memory"]

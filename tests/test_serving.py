@@ -212,7 +212,7 @@ class SlowConstraints:
 
 
 class Free:
-    """Stands in for a `Compiled`."""
+    """Stands in for a `CompiledConstraint`."""
 
     def begin(self, step_time):
         return SimpleNamespace(allowed=lambda mask: mask.fill_(True), accept=lambda token_id: None)

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "rwkv_batch"
 KERNELS = ("triton_kernels", "cuda_kernels", "cpu_kernels")
 BASICS = {
     "call_lock",
+    "checksum",
     "dtypes",
     "errors",
     "kernel_module",

@@ -19,7 +19,7 @@ from .dry_run import describe, read_first_rows
 from .load import load_job
 from .messages import shown
 from .output.commit import JobFiles, Part
-from .output.rehearsal import Rehearsal
+from .output.part_check import PartCheck
 from .output.results import Results
 from .output.storage import LocalStorage, Storage, StorageError
 from .output.writer import Writer
@@ -94,7 +94,7 @@ def check_job(
     """
     with stop, stop.interruptible():
         prepared = prepare(load_job(job, overrides, limit), partial(_inspect_model, apart=True))
-        started = _check_output(prepared, LocalStorage(prepared.folders.file("tmp")), prepared.rehearsal())
+        started = _check_output(prepared, LocalStorage(prepared.folders.file("tmp")), prepared.part_check())
         prepared = prepared.started_as(started) if started else prepared
         first = read_first_rows(prepared)
         lines = [*([TRIAL] if limit is not None else []), *describe(prepared, parse_shard(shard, {}), first)]
@@ -150,19 +150,19 @@ def run_job(
         part = parse_shard(shard, {})
         with stop.interruptible():
             prepared = prepare(load_job(job, overrides, limit), _inspect_model)
-            folders, rehearsal = prepared.folders, prepared.rehearsal()
+            folders, part_check = prepared.folders, prepared.part_check()
             storage = LocalStorage(folders.file("tmp"))
-            started = _check_output(prepared, storage, rehearsal)
+            started = _check_output(prepared, storage, part_check)
             _announce(prepared, is_trial=limit is not None)
             prepared = prepared.started_as(
                 open_job(storage, folders, prepared.document, prepared.source.files, started)
             )
         storage.sweep()
         with EventLog(folders.file(part.file_name("log", "jsonl")), shard=str(part)) as log:
-            return _Run(prepared, part, stop, storage, log).make(rehearsal)
+            return _Run(prepared, part, stop, storage, log).make(part_check)
 
 
-def _check_output(prepared: Prepared, storage: Storage, rehearsal: Rehearsal) -> dict[str, Any] | None:
+def _check_output(prepared: Prepared, storage: Storage, part_check: PartCheck) -> dict[str, Any] | None:
     """Compares the job with its job.json, and makes test parts if no part is published.
 
     A part that cannot be written after others are published is no reason to stop: see `rwkv_batch.job.output.parts`.
@@ -172,7 +172,7 @@ def _check_output(prepared: Prepared, storage: Storage, rehearsal: Rehearsal) ->
     """
     started = compare_job(storage, prepared.folders, prepared.document, prepared.source.files)
     if not has_parts(storage, prepared.folders):
-        rehearsal.check()
+        part_check.check()
     return started
 
 
@@ -198,12 +198,12 @@ class _Run:
         self._files = JobFiles(storage, self._folders.output, self._folders.state, prepared.plan, prepared.form)
         log("start", config=_plain_settings(prepared.job), machine=machine())
 
-    def make(self, rehearsal: Rehearsal) -> Outcome:
+    def make(self, part_check: PartCheck) -> Outcome:
         """Makes the parts that are missing. However it ends, job.json is there afterwards."""
         missing = self.survey()
         try:
             if missing:
-                self.serve(missing, rehearsal)
+                self.serve(missing, part_check)
         finally:
             restore_job(self._storage, self._folders, self._prepared.document)
         return self.finish()
@@ -220,7 +220,7 @@ class _Run:
             self._storage.remove(self._folders.file(SUCCESS))
         return missing
 
-    def serve(self, missing: Sequence[Unit], rehearsal: Rehearsal) -> None:
+    def serve(self, missing: Sequence[Unit], part_check: PartCheck) -> None:
         """Loads the model and makes the parts of these units."""
         job = self._prepared.job
         with self._stop.interruptible():
@@ -229,7 +229,7 @@ class _Run:
         to_columns = Results(job.task, self._prepared.form.results, _detokenizer(llm.tokenizer)).batch
         writer = Writer(self._files, self._prepared.part_source(), to_columns, job.output.flush_seconds, self._log)
         with self._progress(missing, writer, llm), writer, self._stop.interruptible():
-            rows = missing_rows(self._prepared, self._files, missing, writer, rehearsal)
+            rows = missing_rows(self._prepared, self._files, missing, writer, part_check)
             with closing(llm.serving.run(rows, stop_at_error=job.run.on_row_error == "stop")) as served:
                 for finished in served:
                     writer.add(finished)

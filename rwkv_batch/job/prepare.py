@@ -20,11 +20,10 @@ from .input.columns import Columns, bind_columns, expected_kinds
 from .input.reader import Input, open_input
 from .input.rows import RowParser
 from .messages import shortened
-from .output.column_types import passed_field
 from .output.extra import TYPES as EXTRA_TYPES
-from .output.extra import TracedInput
+from .output.extra import InputWithExtra
+from .output.part_check import PartCheck
 from .output.parts import OutputFormat, RowSource
-from .output.rehearsal import Rehearsal
 from .output.results import output_names, result_schema
 from .plan import UnitPlan
 from .state import Folders, check_folders
@@ -79,11 +78,11 @@ class Prepared:
         """Returns the input with the columns of output.extra, as parts repeat it."""
         files = [entry["file"] for entry in self.document["input"]]  # as when the job started: files may move
         names: dict[str, str] = {own: self.form.names.get(own, own) for own in self.job.output.extra}
-        return TracedInput(self.source, self.parser, self.columns.read, files, names) if names else self.source
+        return InputWithExtra(self.source, self.parser, self.columns.read, files, names) if names else self.source
 
-    def rehearsal(self) -> Rehearsal:
+    def part_check(self) -> PartCheck:
         """Returns what makes test parts of this job."""
-        return Rehearsal(self.form, self.part_source(), self.plan)
+        return PartCheck(self.form, self.part_source(), self.plan)
 
 
 @contextmanager
@@ -134,7 +133,7 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
     results = result_schema(job, columns)
     names = output_names(job, columns, results)
     extra = [pa.field(names[name], EXTRA_TYPES[name]) for name in names if name in EXTRA_TYPES]
-    passed = pa.schema([*(passed_field(source.schema.field(name)) for name in columns.passed), *extra])
+    passed = pa.schema([*(source.schema.field(name) for name in columns.passed), *extra])
     folders = Folders.of(job)
     check_folders(job, folders, source.files)
     _check_pin(job)

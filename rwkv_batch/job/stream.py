@@ -7,24 +7,24 @@ from collections.abc import Iterator, Sequence
 from ..rows import ErrorRow, GenerateRow, ScoreRow
 from .input.rows import RowKey
 from .output.commit import JobFiles
-from .output.rehearsal import Rehearsal
+from .output.part_check import PartCheck
 from .output.writer import Writer
 from .plan import Unit
 from .prepare import Prepared
 
 
 def missing_rows(
-    prepared: Prepared, files: JobFiles, units: Sequence[Unit], writer: Writer, rehearsal: Rehearsal
+    prepared: Prepared, files: JobFiles, units: Sequence[Unit], writer: Writer, part_check: PartCheck
 ) -> Iterator[list[GenerateRow | ScoreRow | ErrorRow]]:
     """Yields all rows of the units that no segment has. Announces each unit to the writer before its first row.
 
     Another thread than the caller's may run the iterator.
 
     Args:
-        rehearsal: tests files that it has not tested yet, ahead of their unit.
+        part_check: tests files that it has not tested yet, ahead of their unit.
     """
     for unit in units:
-        rehearsal.check_ahead(unit)
+        part_check.check_ahead(unit)
         committed = files.committed_rows(unit)
         writer.begin(unit, len(committed))
         start = unit.start

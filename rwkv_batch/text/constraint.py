@@ -61,7 +61,7 @@ class StepTime:
         return self._left < 0
 
 
-class CompiledConstraint:
+class SequenceConstraint:
     """The constraint of one running sequence, at its latest token. Once its step time is spent, its text ends."""
 
     def __init__(self, matcher: GrammarMatcher, vocabulary: Vocabulary, base: Bits, step_time: StepTime) -> None:
@@ -113,7 +113,7 @@ class CompiledConstraint:
 
 
 @dataclass(frozen=True)
-class Compiled:
+class CompiledConstraint:
     """A compiled constraint, which begins any number of texts.
 
     Args:
@@ -124,12 +124,12 @@ class Compiled:
     vocabulary: Vocabulary
     is_json: bool
 
-    def begin(self, step_time: StepTime) -> CompiledConstraint:
+    def begin(self, step_time: StepTime) -> SequenceConstraint:
         """The constraint of a text that is still empty."""
         from xgrammar import GrammarMatcher
 
         base = self.vocabulary.json_tokens if self.is_json else self.vocabulary.text_tokens
-        return CompiledConstraint(GrammarMatcher(self.grammar), self.vocabulary, base, step_time)
+        return SequenceConstraint(GrammarMatcher(self.grammar), self.vocabulary, base, step_time)
 
 
 class Refused(ValueError):
@@ -177,7 +177,7 @@ def _compile(compiler: Any, vocabulary: Vocabulary, field: str, text: str) -> st
         grammar = compiler.compile_json_schema(json.dumps(schema), any_whitespace=False)
     else:
         grammar = compiler.compile_regex(text) if field == "regex" else compiler.compile_grammar(text)
-    compiled = Compiled(grammar, vocabulary, field == "json_schema")
+    compiled = CompiledConstraint(grammar, vocabulary, field == "json_schema")
     if not compiled.begin(StepTime(math.inf)).next_tokens().any():
         raise Refused("no text of this vocabulary matches")
     _probe(compiled)
@@ -188,7 +188,7 @@ def _compile(compiler: Any, vocabulary: Vocabulary, field: str, text: str) -> st
     return serialized
 
 
-def _probe(compiled: Compiled) -> None:
+def _probe(compiled: CompiledConstraint) -> None:
     """Begins two texts, of the longest tokens and of any tokens. Raises Refused where a step of them is slow."""
     vocabulary, rng = compiled.vocabulary, np.random.default_rng(0)
     for takes_longest in (True, False):

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingExtraError, RowError
 from ..process_pool import CallFailed, ProcessPool
-from .constraint import TOO_DEEP, Compiled, CompiledConstraint, StepTime, Vocabulary, answer_compilations
+from .constraint import TOO_DEEP, CompiledConstraint, SequenceConstraint, StepTime, Vocabulary, answer_compilations
 
 if TYPE_CHECKING:
     from xgrammar import TokenizerInfo
 
-TEXT_BYTES = 1 << 20
-"""The size of the longest constraint, in characters."""
+TEXT_CHARACTERS = 1 << 20
+"""The length of the longest constraint."""
 CACHE_BYTES = 256 << 20
 """What all remembered constraints hold together, at most."""
 NUM_PROCESSES = 2
@@ -37,13 +37,13 @@ class RowConstraint:
         timeout: seconds of processor time that the slow steps of the row may take together.
     """
 
-    def __init__(self, field: str, compiled: Future[Compiled], timeout: float) -> None:
+    def __init__(self, field: str, compiled: Future[CompiledConstraint], timeout: float) -> None:
         self.compiled = compiled
         self._field = field
         self._timeout = timeout
         self._step_time = StepTime(timeout)
 
-    def __call__(self) -> CompiledConstraint:
+    def __call__(self) -> SequenceConstraint:
         return self.compiled.result().begin(self._step_time)
 
     def error(self) -> RowError | None:
@@ -75,7 +75,7 @@ class ConstraintCompiler:
         self._vocabulary = Vocabulary.of(token_bytes, vocab_size, eos_token_id)
         self._timeout = timeout
         self._lock = threading.RLock()
-        self._known: OrderedDict[tuple[str, str], Future[Compiled]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], Future[CompiledConstraint]] = OrderedDict()
         self._sizes: dict[tuple[str, str], int] = {}
         self._num_bytes = 0
         function = f"{answer_compilations.__module__}:{answer_compilations.__name__}"
@@ -86,7 +86,7 @@ class ConstraintCompiler:
         json_schema: str | Mapping[str, Any] | None = None,
         regex: str | None = None,
         grammar: str | None = None,
-    ) -> CompiledConstraint:
+    ) -> SequenceConstraint:
         """The constraint of a text that is still empty, for one running sequence. Waits until it is compiled.
 
         Raises:
@@ -146,14 +146,14 @@ class ConstraintCompiler:
             raise MissingExtraError("structured output", "xgrammar", "structured") from error
         return self._vocabulary.tokenizer_info()
 
-    def _compiled(self, field: str, text: str) -> Future[Compiled]:
+    def _compiled(self, field: str, text: str) -> Future[CompiledConstraint]:
         """The future of the compiled constraint. It is complete when another process has compiled it."""
         self._tokenizer_info  # noqa: B018 - raises MissingExtraError here, and not in another thread
-        compiled: Future[Compiled] = Future()
+        compiled: Future[CompiledConstraint] = Future()
         self._pool.submit((field, text), self._timeout).add_done_callback(partial(self._finish, compiled, field, text))
         return compiled
 
-    def _finish(self, compiled: Future[Compiled], field: str, text: str, answered: Future[Any]) -> None:
+    def _finish(self, compiled: Future[CompiledConstraint], field: str, text: str, answered: Future[Any]) -> None:
         """Completes a future with the answer of a process."""
         from xgrammar import CompiledGrammar
 
@@ -162,7 +162,7 @@ class ConstraintCompiler:
             if serialized is None:
                 raise _too_large(field, reason) if is_too_large else RowError("bad_sampling", f"{field}: {reason}")
             grammar = CompiledGrammar.deserialize_json(serialized, self._tokenizer_info)
-            result = Compiled(grammar, self._vocabulary, is_json=field == "json_schema")
+            result = CompiledConstraint(grammar, self._vocabulary, is_json=field == "json_schema")
         except CallFailed as error:
             limit = f"takes more than constraint_timeout ({self._timeout:g} s)"
             reason = f"compiling {limit if error.is_late else f'failed: {error}'}; simplify it"
@@ -174,7 +174,7 @@ class ConstraintCompiler:
                 self._remember((field, text), compiled, len(serialized))
             compiled.set_result(result)
 
-    def _remember(self, key: tuple[str, str], compiled: Future[Compiled], num_bytes: int) -> None:
+    def _remember(self, key: tuple[str, str], compiled: Future[CompiledConstraint], num_bytes: int) -> None:
         """Puts a constraint into the cache, and drops the oldest ones while all together are too large."""
         self._known[key] = compiled
         size = _ENTRY_BYTES + len(key[1]) + num_bytes
@@ -195,8 +195,8 @@ def _text(field: str, value: Any) -> str:
         raise RowError("bad_sampling", f"{field}: {error}") from error
     if not isinstance(text, str):
         raise RowError("bad_sampling", f"{field}: got {text!r}, expected a string")
-    if len(text) > TEXT_BYTES:
-        raise _too_large(field, f"has {len(text)} characters, expected at most {TEXT_BYTES}")
+    if len(text) > TEXT_CHARACTERS:
+        raise _too_large(field, f"has {len(text)} characters, expected at most {TEXT_CHARACTERS}")
     return text
 
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from ..errors import ConfigurationError, looked_up
 from .tokenizer import BytesTokenizer, RwkvTokenizer, Tokenizer
-from .tokenizer_json import WORLD_VOCABULARY as WORLD_VOCABULARY
 from .tokenizer_json import open_tokenizer_json
+from .vocabulary import WORLD_VOCABULARY
 
 
 class _BuiltIn(NamedTuple):

@@ -17,10 +17,7 @@ import numpy as np
 from ..errors import ConfigurationError, RowError
 from ..user_files import parse_json, read_text, reason_of
 from .tokenizer import GreedyTokenizer, Tokenizer
-from .vocabulary import read_vocabulary
-
-# The vocabulary of RWKV's World and G1 models, by BlinkDL (github.com/BlinkDL/ChatRWKV), Apache License 2.0.
-WORLD_VOCABULARY = Path(__file__).parents[1] / "data_files" / "rwkv_vocab_v20230424.txt"
+from .vocabulary import WORLD_VOCABULARY, read_vocabulary
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _LONGEST_WORD = 10_000

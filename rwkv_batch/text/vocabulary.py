@@ -10,6 +10,9 @@ from pathlib import Path
 from ..errors import ConfigurationError, RowError
 from ..user_files import read_text, reason_of
 
+WORLD_VOCABULARY = Path(__file__).parents[1] / "data_files" / "rwkv_vocab_v20230424.txt"
+"""The vocabulary of RWKV's World and G1 models, by BlinkDL (github.com/BlinkDL/ChatRWKV), Apache License 2.0."""
+
 _PLAIN_LINE = re.compile(r"""([1-9][0-9]{0,8}) (?:'([^'\\\0]+)'|"([^"\\\0]+)") ([1-9][0-9]{0,8})""")
 """A line whose literal has no escapes: its token is the text between the quotes. Nearly all lines are of this form."""
 

@@ -10,7 +10,8 @@ import torch
 from checkpoints import make_checkpoint
 
 from benchmarks.gguf_file import keeps_float32, sizes_of, tensors, vocabulary, write
-from rwkv_batch.text.load_tokenizer import WORLD_VOCABULARY, load_tokenizer
+from rwkv_batch.text.load_tokenizer import load_tokenizer
+from rwkv_batch.text.vocabulary import WORLD_VOCABULARY
 
 
 @pytest.fixture(scope="module")

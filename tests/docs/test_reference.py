@@ -73,8 +73,10 @@ def codes_in_the_code() -> set[str]:
 
 
 def test_every_error_code_is_explained() -> None:
-    rows = table_rows((REFERENCE / "error-codes.md").read_text(encoding="utf-8"))
+    page = (REFERENCE / "error-codes.md").read_text(encoding="utf-8")
+    rows = table_rows(page)
     del rows["error code"]
+    assert len(re.findall(r"^\| `", page, re.MULTILINE)) == len(rows), "expected one row for each code"
     assert set(rows) == codes_in_the_code()
     assert all(cause for cause, *_ in rows.values())
 

@@ -17,6 +17,7 @@ import pytest
 from job import fake_llm
 from rwkv_batch import __version__, cli
 from rwkv_batch.cuda_kernels import build
+from rwkv_batch.job.report.report import summarise
 from rwkv_batch.measure import doctor
 
 from .conftest import Job
@@ -86,6 +87,15 @@ def test_score_is_a_run_with_another_task(job: Job) -> None:
     job.input(context=["a"], continuation=["x"])
     assert cli.main(["score", job.write()]) == 0
     assert "logprob" in job.table().column_names
+
+
+def test_the_speed_of_a_score_job_is_that_of_prompt_tokens() -> None:
+    runs = [{"prompt_tokens": 3000, "completion_tokens": 0}, {"prompt_tokens": 1000, "completion_tokens": 0}]
+    counts: Any = {name: {} for name in ("rows", "tokens", "scores", "damaged", "errors")}
+    steps = {"utilisation": {"slots": 0.5, "step_tokens": 0.5}, "prefixes": {"asked": 0, "computed": 0, "saved": 0.0}}
+    parts = {"parts": {"published": 1, "planned": 1}, "output": "out", "complete": True}
+    lines = summarise({**counts, **steps, **parts, "runs": runs, "serving_seconds": 2.0})
+    assert "speed   2,000 prompt and 0 completion tokens/s over 2.0 s of serving" in lines
 
 
 def test_a_finished_run_says_where_to_look(job: Job, capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,7 +84,7 @@ def test_a_page_that_is_damaged_in_the_middle_of_a_file(job: Job, caplog: pytest
 def test_a_part_that_cannot_be_made_leaves_nothing_behind(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not a file under a part's name. What was committed stays."""
     with monkeypatch.context() as patch:
-        patch.setattr("rwkv_batch.job.output.rehearsal.Rehearsal.check", lambda self: None)
+        patch.setattr("rwkv_batch.job.output.part_check.PartCheck.check", lambda self: None)
         patch.setattr("rwkv_batch.job.output.parts._read_back", lambda *_: 1 / 0)
         assert job.run() == 1
     assert not Path(job.output).exists() or not list(job.output.iterdir())

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from rwkv_batch.text.constraint import CompiledConstraint
+from rwkv_batch.text.constraint import SequenceConstraint
 from rwkv_batch.text.constraint_compiler import ConstraintCompiler
 from rwkv_batch.text.load_tokenizer import load_tokenizer
 
@@ -29,13 +29,13 @@ def compiler() -> ConstraintCompiler:
     return ConstraintCompiler(TOKENS, V)
 
 
-def allowed_ids(constraint: CompiledConstraint) -> list[int]:
+def allowed_ids(constraint: SequenceConstraint) -> list[int]:
     mask = torch.ones(V, dtype=torch.bool)
     constraint.allowed(mask)
     return mask.nonzero()[:, 0].tolist()
 
 
-def sample(constraint: CompiledConstraint, rng: random.Random, max_tokens: int = 400) -> bytes | None:
+def sample(constraint: SequenceConstraint, rng: random.Random, max_tokens: int = 400) -> bytes | None:
     """A text of random allowed tokens, half of them from those that close it; None if `max_tokens` do not end it."""
     text = b""
     for _ in range(max_tokens):

@@ -10,7 +10,7 @@ import pytest
 from rwkv_batch import LLM, SamplingParams
 from rwkv_batch.errors import ConfigurationError, MissingExtraError, RowError
 from rwkv_batch.text import constraint, constraint_compiler
-from rwkv_batch.text.constraint import Compiled, Refused, StepTime
+from rwkv_batch.text.constraint import CompiledConstraint, Refused, StepTime
 from rwkv_batch.text.constraint_compiler import ConstraintCompiler
 
 pytest.importorskip("xgrammar", reason="structured output needs the extra 'structured'")
@@ -111,7 +111,7 @@ def test_slow_steps_of_a_row_end_its_texts(compiler: ConstraintCompiler, monkeyp
 
 
 def test_a_process_without_memory_is_a_constraint_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> Compiled:
+    def fail(*_: Any) -> CompiledConstraint:
         raise MemoryError
 
     monkeypatch.setattr(constraint, "_compile", fail)

@@ -14,9 +14,9 @@ from tokenizer_cases import DIFFICULT, comparable, each, write
 
 from rwkv_batch.errors import RowError
 from rwkv_batch.text import tokenizer as tokenizer_module
-from rwkv_batch.text.load_tokenizer import WORLD_VOCABULARY, load_tokenizer
+from rwkv_batch.text.load_tokenizer import load_tokenizer
 from rwkv_batch.text.tokenizer import RwkvTokenizer, Tokenizer
-from rwkv_batch.text.vocabulary import ByteTrie
+from rwkv_batch.text.vocabulary import WORLD_VOCABULARY, ByteTrie
 
 
 @pytest.fixture(scope="module")

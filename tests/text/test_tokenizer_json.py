@@ -11,10 +11,10 @@ import pytest
 from tokenizer_cases import DIFFICULT, comparable, each
 
 from rwkv_batch.errors import ConfigurationError, RowError
-from rwkv_batch.text.load_tokenizer import WORLD_VOCABULARY, load_tokenizer
+from rwkv_batch.text.load_tokenizer import load_tokenizer
 from rwkv_batch.text.tokenizer import GreedyTokenizer
 from rwkv_batch.text.tokenizer_json import _byte_level_alphabet
-from rwkv_batch.text.vocabulary import read_vocabulary
+from rwkv_batch.text.vocabulary import WORLD_VOCABULARY, read_vocabulary
 
 
 @pytest.fixture(scope="module")

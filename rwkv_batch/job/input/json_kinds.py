@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from ...errors import RowError
 from ...text.messages import plain_messages
+from ..messages import shortened
 
 MAX_COLUMN_DEPTH = 32
 """Lists and objects inside each other in a typed column. A Parquet file with three times as many cannot be read."""
@@ -25,6 +26,12 @@ MAX_FIELDS = 1000
 EXACT = 2**53
 """All integers up to this one, with either sign, are float64 numbers too."""
 LOWEST, HIGHEST, HIGHEST_UNSIGNED = -(2**63), 2**63 - 1, 2**64 - 1
+
+
+def shown_json(value: Any) -> str:
+    """A JSON value in an error message: a number, true, false or null itself, and of anything else its type."""
+    types: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
+    return types.get(type(value)) or shortened(json.dumps(value))
 
 
 class JsonKind(ABC):
@@ -50,7 +57,7 @@ class JsonKind(ABC):
 
     def fault(self, where: str, value: Any) -> RowError:
         """What is wrong with a value that does not fit; `where` names the value."""
-        return RowError("bad_type", f"{where}: expected {self.words}")
+        return RowError("bad_type", f"{where}: got {shown_json(value)}, expected {self.words}")
 
     def for_arrow(self, value: Any) -> Any:
         """A value of this kind in the form that `pyarrow.array` takes."""
@@ -99,7 +106,7 @@ class ListOf(JsonKind):
     """Lists of values of one kind."""
 
     def __init__(self, item: JsonKind) -> None:
-        super().__init__(f"a list of {item.words}")
+        super().__init__(f"a list, each item {item.words}")
         self.item = item
 
     @cached_property
@@ -108,6 +115,12 @@ class ListOf(JsonKind):
 
     def has(self, value: Any) -> bool:
         return isinstance(value, list) and all(map(self.item.fits, value))
+
+    def fault(self, where: str, value: Any) -> RowError:
+        if not isinstance(value, list):
+            return super().fault(where, value)
+        index, item = next((index, item) for index, item in enumerate(value) if not self.item.fits(item))
+        return self.item.fault(f"{where}[{index}]", item)
 
     def for_arrow(self, value: Any) -> Any:
         return None if value is None else [self.item.for_arrow(item) for item in value]
@@ -162,6 +175,12 @@ class NumbersByName(JsonKind):
 
     def has(self, value: Any) -> bool:
         return isinstance(value, dict) and all(map(NUMBER.fits, value.values()))
+
+    def fault(self, where: str, value: Any) -> RowError:
+        if not isinstance(value, dict):
+            return super().fault(where, value)
+        name, item = next((name, item) for name, item in value.items() if not NUMBER.fits(item))
+        return NUMBER.fault(f"{where}.{name}", item)
 
     def for_arrow(self, value: Any) -> Any:
         return None if value is None else list(value.items())

@@ -19,7 +19,6 @@ from .table import BATCH_BYTES, BATCH_ROWS, Rows, Table, batch_of
 
 BOOKMARK_ROWS = 4096
 """The offset of every row with this number, or a multiple of it, is kept, so that a range of rows is found fast."""
-"""A batch ends with the line that makes it longer."""
 MAX_DEPTH = 100
 """Lists and objects inside each other in a line."""
 
@@ -106,7 +105,7 @@ class JsonlTable(Table):
             yield self._rows([self.parse(line) for line in lines], known)
 
     def _batches_of_lines(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[list[bytes]]:
-        """Yields the lines of some rows, in batches of bounded length."""
+        """Yields the lines of some rows in batches. The line that makes one longer than `BATCH_BYTES` ends it."""
         batch: list[bytes] = []
         num_bytes = 0
         for (line,) in self._lines_of(start, stop, columns):

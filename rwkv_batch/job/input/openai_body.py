@@ -8,6 +8,7 @@ from typing import Any
 
 from ...errors import RowError
 from ...sampling_params import SAMPLING_FIELDS
+from .json_kinds import shown_json
 
 SAMPLING_NAMES = {
     alias: name
@@ -87,12 +88,12 @@ def columns_of(body: Any) -> dict[str, Any]:
         RowError: the body is no object, or asks for something that would change the result and is not supported.
     """
     if not isinstance(body, dict):
-        raise RowError("bad_json", "body: expected an object")
+        raise RowError("bad_json", f"body: got {shown_json(body)}, expected an object")
     columns: dict[str, Any] = {}
     for name, value in body.items():
         for column, setting in _settings(body, name, value):
             if column in columns and columns[column] != setting:
-                raise RowError("bad_sampling", f"body.{name}: {column} is given twice, with two values")
+                raise RowError("bad_sampling", f"body.{name}: {column} is given twice, with two values; expected one")
             columns[column] = setting
     return columns
 
@@ -134,7 +135,7 @@ def _response_format(where: str, value: Any) -> Iterator[Setting]:
         inner = value.get("json_schema")
         schema = inner.get("schema") if isinstance(inner, dict) else None
         if schema is None:
-            raise RowError("bad_sampling", f"{where}: expected json_schema.schema")
+            raise RowError("bad_sampling", f"{where}: json_schema.schema is missing; expected a JSON schema there")
         yield "json_schema", _schema(schema)
     elif kind == "json_object":
         yield "json_schema", _schema({"type": "object"} if value.get("schema") is None else value["schema"])
@@ -144,7 +145,7 @@ def _response_format(where: str, value: Any) -> Iterator[Setting]:
 
 def _structured_outputs(where: str, value: Any) -> Iterator[Setting]:
     if not isinstance(value, dict):
-        raise RowError("bad_sampling", f"{where}: expected an object")
+        raise RowError("bad_sampling", f"{where}: got {shown_json(value)}, expected an object")
     for name, constraint in value.items():
         if constraint is None or constraint is False:
             continue
@@ -171,7 +172,7 @@ def _grammar(where: str, value: Any) -> Iterator[Setting]:
 
 def _choice(where: str, value: Any) -> Iterator[Setting]:
     if not isinstance(value, list) or not value or not all(isinstance(choice, str) for choice in value):
-        raise RowError("bad_sampling", f"{where}: expected a list of strings")
+        raise RowError("bad_sampling", f"{where}: got {shown_json(value)}, expected a list of at least one string")
     yield "grammar", "root ::= " + " | ".join(json.dumps(choice) for choice in value)
 
 

@@ -11,7 +11,7 @@ from ...process_pool import CallFailed, ProcessCaller
 from .template import Template
 
 ROW_SECONDS = 3.0
-"""Rendering one row may take so long."""
+"""The time limit of rendering one row."""
 PART_SECONDS = 0.5
 """After this time, or after PROMPT_CHARACTERS, the process answers with the rows that it has rendered."""
 ROWS_AT_ONCE = 512

@@ -39,7 +39,6 @@ class RowParser:
     Args:
         job: the job, whose sampling section a row may override.
         columns: which column has which role.
-
     """
 
     def __init__(self, job: JobConfig, columns: Columns) -> None:
@@ -184,7 +183,7 @@ def _read_cells(batch: pa.RecordBatch, index: int) -> Record | RowError:
     """Returns a row's values, or the error where a cell cannot be read: text that is not UTF-8, a time out of range."""
     try:
         return {name: batch[name][index].as_py() for name in batch.schema.names}
-    except Exception as error:  # see `_records`
+    except Exception as error:  # see `_cells`
         return RowError("bad_type", f"the row holds a value that cannot be read: {type(error).__name__}: {error}")
 
 

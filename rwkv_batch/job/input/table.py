@@ -55,6 +55,12 @@ def batch_of(columns: Mapping[str, pa.Array], num_rows: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_struct_array(pa.array([{}] * num_rows, pa.struct([])))
 
 
+def no_columns(start: int, stop: int) -> Iterator[Rows]:
+    """Yields the rows from `start` to before `stop` with no column. Nothing is read."""
+    for first in range(start, stop, BATCH_ROWS):
+        yield Rows(batch_of({}, min(BATCH_ROWS, stop - first)), {})
+
+
 class Table(ABC):
     """One opened input file. A data source is a subclass, and an entry of `FORMATS` in formats.py.
 

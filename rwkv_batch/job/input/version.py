@@ -8,7 +8,6 @@ A file with another stamp, such as one that was copied to another machine, is un
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
+from ...checksum import sha256_of
 from ...errors import ResumeError
 
 logger = logging.getLogger(__name__)
@@ -191,11 +191,3 @@ def open_path(filesystem: Any, path: str) -> Any:
     """Opens a file for reading, as a binary file of pyarrow. A local path whose bytes are not UTF-8 has surrogates."""
     is_local = isinstance(filesystem, fs.LocalFileSystem)
     return filesystem.open_input_file(os.fsencode(path) if is_local else path)
-
-
-def sha256_of(file: Any) -> str:
-    """Returns the SHA-256, in hexadecimal, of an open binary file from its position on."""
-    digest = hashlib.sha256()
-    while block := file.read(4 << 20):
-        digest.update(block)
-    return digest.hexdigest()

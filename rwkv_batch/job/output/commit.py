@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pyarrow.types as pt
 
 from ..plan import Unit, UnitPlan
-from .column_types import roomy_type
 from .parts import OutputFormat, PartMaker, RowSource, footer
 from .records import PartRecords
 from .storage import Storage
@@ -71,7 +71,7 @@ class JobFiles:
         self._plan = plan
         self._form = form
         self._segment_schema = form.results.insert(0, pa.field("row", pa.int64()))
-        self._roomy_schema = pa.schema([field.with_type(roomy_type(field.type)) for field in self._segment_schema])
+        self._roomy_schema = pa.schema([field.with_type(_roomy_type(field.type)) for field in self._segment_schema])
         self._next_segment = 0
         self._run = os.urandom(4).hex()
         self._records = PartRecords(storage, os.path.join(state_folder, "parts"))
@@ -218,6 +218,13 @@ def _raise_unless_damaged(error: Exception) -> None:
     """Raises an error of the system, such as a missing permission, which says nothing about a file's content."""
     if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
         raise error
+
+
+def _roomy_type(kind: pa.DataType) -> pa.DataType:
+    """Returns the type of a result column in memory: more than 2 GiB of texts or of tokens fit into it."""
+    if pt.is_string(kind):
+        return pa.large_string()
+    return pa.large_list(_roomy_type(kind.value_type)) if pt.is_list(kind) else kind
 
 
 def part_name(index: int, count: int) -> str:

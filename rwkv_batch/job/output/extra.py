@@ -1,6 +1,6 @@
 """The columns of output.extra: the prompt as the model read it, the row's number, and its file.
 
-They are made when a part is written, from the input, as the columns that parts repeat.
+They are made from the input when a part is written, as the columns are that parts repeat.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import pyarrow as pa
 from ...rows import ErrorRow, ScoreRow
 from ..input.reader import Input, Span
 from ..input.rows import RowKey, RowParser
-from ..input.table import BATCH_ROWS, Rows, batch_of
+from ..input.table import Rows, batch_of, no_columns
 from ..plan import Unit
 
 TYPES = {"prompt": pa.string(), "input_row": pa.int64(), "input_file": pa.string()}
 """Extra column → its type."""
 
 
-class TracedInput:
+class InputWithExtra:
     """The rows of a job's input, with the extra columns.
 
     Args:
@@ -50,7 +50,7 @@ class TracedInput:
         extra = {name: own for own, name in self._names.items() if name in columns}
         needed = dict.fromkeys(name for name in columns if name not in extra)
         needed |= dict.fromkeys(self._read if "prompt" in extra.values() else ())
-        for found in self._rows(start, stop, list(needed)):
+        for found in self._source.read(start, stop, list(needed)) if needed else no_columns(start, stop):
             numbers = range(start, start + found.batch.num_rows)
             start = numbers.stop
             arrays = {
@@ -58,13 +58,6 @@ class TracedInput:
                 for name in columns
             }
             yield Rows(batch_of(arrays, len(numbers)), found.errors)
-
-    def _rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Rows]:
-        if columns:
-            yield from self._source.read(start, stop, columns)
-            return
-        for first in range(start, stop, BATCH_ROWS):
-            yield Rows(batch_of({}, min(BATCH_ROWS, stop - first)), {})
 
     def _extra(self, name: str, numbers: range, rows: Rows) -> pa.Array:
         if name == "input_row":

@@ -19,16 +19,15 @@ import pyarrow.parquet as pq
 
 from ...errors import RowError, RwkvBatchError
 from ..input.reader import Span
-from ..input.table import BATCH_ROWS, Rows, batch_of
+from ..input.table import Rows, batch_of, no_columns
 from ..plan import Unit
-from .column_types import stored
 
 logger = logging.getLogger(__name__)
 
 ROW_GROUP_ROWS = 4096
 ROW_GROUP_BYTES = 64 << 20
 SLICE_BYTES = 16 << 20
-"""Input columns are repeated for the samples of their rows in slices of at most so many bytes, or of one record."""
+"""Size of the slices in which input columns are repeated for the samples of their rows. One record may be larger."""
 
 Lost: TypeAlias = Mapping[tuple[str, str], str]
 """File and column → why the column's cells in the file cannot be passed on."""
@@ -205,21 +204,15 @@ class PartMaker:
         gone = {name: reason for (file, name), reason in lost.items() if file == span.file.name}
         names = [name for name in passed.names if name not in gone]
         sentences = "; ".join(f"{span.file.name}: column {name!r}: {reason}" for name, reason in gone.items())
-        for batch, unreadable in self._source.read(span.start, span.stop, names) if names else _no_columns(span):
+        found = self._source.read(span.start, span.stop, names) if names else no_columns(span.start, span.stop)
+        for batch, unreadable in found:
             count = batch.num_rows
             columns = {
-                field.name: (
-                    pa.nulls(count, field.type) if field.name in gone else stored(batch.column(field.name), field.type)
-                )
+                field.name: pa.nulls(count, field.type) if field.name in gone else batch.column(field.name)
                 for field in passed
             }
             lost_rows = dict.fromkeys(range(count if gone else 0), RowError("read_error", sentences))
             yield Rows(batch_of(columns, count), {**lost_rows, **unreadable})
-
-
-def _no_columns(span: Span) -> Iterator[Rows]:
-    for start in range(span.start, span.stop, BATCH_ROWS):
-        yield Rows(batch_of({}, min(BATCH_ROWS, span.stop - start)), {})
 
 
 def footer(parquet: pq.ParquetFile) -> dict[str, str]:

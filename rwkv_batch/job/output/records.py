@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..input.version import sha256_of
+from ...checksum import sha256_of
 from .storage import Storage
 
 

@@ -88,7 +88,8 @@ def output_names(job: JobConfig, columns: Columns, results: pa.Schema) -> dict[s
     common = [name for name in columns.passed if name in used]
     if common:
         free = {name: _free_name(name, {*columns.passed, *used}) for name in own if names[name] in common}
-        example = listed(f"{name}: {new}" for name, new in free.items())
+        proposed = {name: free.get(name, new) for name, new in names.items() if name in free or name in renamed}
+        example = listed(f"{name}: {new}" for name, new in proposed.items())
         problems.append(
             f"output.columns: the input has columns with names that the output needs: {listed(common)}. Rename the "
             f"output's, for example columns: {{{example}}}, or leave the input's out of output.input_columns"

@@ -93,7 +93,6 @@ class _Queue(queue.Queue[_Item]):
         return self._bytes
 
     def _put(self, item: _Item) -> None:
-        """Enqueues an item; waits while the queue is full. Raises the exception that has ended the thread."""
         super()._put(item)
         self._bytes += item.bytes
 

@@ -87,12 +87,15 @@ def summarise(report: Report) -> list[str]:
     parts, rows, tokens = report["parts"], report["rows"], report["tokens"]
     seconds, used = report["serving_seconds"], report["utilisation"]
     none = "0" if report["complete"] else "none yet"
-    made = sum(run["completion_tokens"] for run in report["runs"])
+    speeds = [
+        f"{sum(run[f'{kind}_tokens'] for run in report['runs']) / seconds if seconds else 0.0:,.0f} {kind}"
+        for kind in ("prompt", "completion")
+    ]
     lines = [
         f"{report['output']}: {parts['published']} of {parts['planned']} parts, {sum(rows.values()):,} rows",
         f"rows    {', '.join(f'{status} {count:,}' for status, count in rows.items()) or none}",
         f"tokens  {', '.join(f'{name} {count:,}' for name, count in tokens.items() if count)}",
-        f"speed   {made / seconds if seconds else 0.0:,.0f} completion tokens/s over {seconds:,.1f} s of serving",
+        f"speed   {' and '.join(speeds)} tokens/s over {seconds:,.1f} s of serving",
         f"steps   slots in use {used['slots']:.1%}, tokens {used['step_tokens']:.1%} of what a step may have",
     ]
     if sharing := describe_sharing(report):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...checksum import sha256_of
 from ...errors import CheckpointError
 from ..matrices.mm8 import Mm8Weight, dequantize_mm8, quantize_mm8
 from . import hub
@@ -19,8 +20,6 @@ from .formats import read_checkpoint
 from .huggingface import weight_files
 from .stored import Contents
 from .weight_files import first_bytes
-
-_HASH_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -153,9 +152,5 @@ def _local(path: str | Path) -> Path:
 
 
 def _sha256(files: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(_HASH_BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
+    with ExitStack() as stack:
+        return sha256_of(*(stack.enter_context(path.open("rb")) for path in files))

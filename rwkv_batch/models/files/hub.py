@@ -14,13 +14,11 @@ _ADDRESS = re.compile(
     r"hf://(?P<owner>[\w.-]+)/(?P<repo>[\w.-]+)(?:/(?P<file>[^@/][^@]*?))?/?(?:@(?P<revision>[^@]+))?"
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-logger = logging.getLogger(__name__)
-
-
 _FILES_OF_A_FOLDER = ("*.safetensors", "*.json", "*.txt", "*.jinja")
 _FILE = re.compile(r"\.(pth|pt|bin|safetensors|st|gguf)$", re.IGNORECASE)
 """The suffix of an address that names a file, not a folder of a repository."""
+
+logger = logging.getLogger(__name__)
 
 
 def download(address: str) -> Path:
@@ -54,4 +52,7 @@ def download(address: str) -> Path:
         patterns = [f"{inner}/{pattern}" if inner else pattern for pattern in _FILES_OF_A_FOLDER]
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns)) / inner
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{address}: can't be fetched: {error}") from error
+        raise CheckpointError(
+            f"{address}: can't be fetched ({error}); check the address and the network, log in with `hf auth login` "
+            "for a private repository, or name a file that you have downloaded"
+        ) from error

@@ -102,9 +102,9 @@ def as_canonical_states(path: Path, states: Mapping[str, Tensor], metadata: Mapp
     """
     if LAYOUT_MARK.items() <= metadata.items():
         return dict(states)
-    is_named_so = path.suffix == SUFFIX
+    has_suffix = path.suffix == SUFFIX
     is_half = all(state.dtype == torch.float16 for state in states.values())
-    if is_named_so != is_half:
+    if has_suffix != is_half:
         raise CheckpointError(
             f"{path}: nothing tells whether these states are stored as in a .pth or, as web-rwkv does, transposed: "
             f"web-rwkv writes float16 to *{SUFFIX}, others write .safetensors or another number format. If web-rwkv or "

@@ -107,8 +107,8 @@ def require_floats(path: Path, dense: Mapping[str, StoredTensor]) -> None:
     for name, tensor in dense.items():
         if tensor.stored.dtype == torch.uint8:
             raise CheckpointError(
-                f"{path}: {name!r} is torch.uint8 without what makes it a weight; expected float32, float16 or "
-                "bfloat16, a file converted by ChatRWKV, or one from `rwkv-batch convert`"
+                f"{path}: {name!r} is torch.uint8 without the scales that make weights of bytes; expected "
+                "float32, float16 or bfloat16, a file converted by ChatRWKV, or one from `rwkv-batch convert`"
             )
 
 

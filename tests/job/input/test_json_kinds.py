@@ -65,17 +65,23 @@ def test_a_value_seen_before_changes_nothing(values: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "value", "where"),
+    ("kind", "value", "sentence"),
     [
-        (STRINGS, 5, "x"),
-        (NUMBERS_BY_NAME, {"1": "a"}, "x"),
-        (ListOf(STRING), ["a", 5], "x"),
-        (Struct({"a": STRING, "b": Struct({"c": STRINGS})}), {"b": {"c": 5}}, "x.b.c"),
+        (STRINGS, 5, "x: got 5, expected a string or a list of strings"),
+        (NUMBERS_BY_NAME, [True], "x: got a list, expected an object of numbers"),
+        (NUMBERS_BY_NAME, {"0": 1, "1": "a"}, "x.1: got a string, expected a number"),
+        (ListOf(STRING), {}, "x: got an object, expected a list, each item a string"),
+        (ListOf(STRING), ["a", True], "x[1]: got true, expected a string"),
+        (
+            Struct({"a": STRING, "b": Struct({"c": STRINGS})}),
+            {"b": {"c": 5}},
+            "x.b.c: got 5, expected a string or a list of strings",
+        ),
     ],
 )
-def test_the_place_of_a_fault_is_named(kind: JsonKind, value: Any, where: str) -> None:
+def test_a_fault_names_the_place_and_what_was_given(kind: JsonKind, value: Any, sentence: str) -> None:
     assert not kind.fits(value)
-    assert str(kind.fault("x", value)).startswith(f"{where}: expected ")
+    assert str(kind.fault("x", value)) == sentence
 
 
 def _names_sorted(kind: JsonKind) -> Any:

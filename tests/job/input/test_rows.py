@@ -291,7 +291,7 @@ def test_a_first_prompt_of_the_wrong_type_is_a_bad_row(job: Job) -> None:
 
 def test_a_wrong_cell_in_an_object_is_named(job: Job) -> None:
     job.lines('{"prompt": "a", "sampling": {"n": 1, "stop": 5}}').run()
-    assert job.rows()[0]["error"] == "sampling.stop: expected a string or a list of strings"
+    assert job.rows()[0]["error"] == "sampling.stop: got 5, expected a string or a list of strings"
 
 
 def test_jsonl_stop_and_logit_bias_reach_the_engine(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,4 +373,8 @@ def test_a_column_sampling_without_any_object_makes_bad_rows(job: Job) -> None:
     job.lines('{"prompt": "a", "sampling": [1]}', '{"prompt": "a"}')
     assert job.run() == 3
     bad, ok = job.rows()
-    assert (bad["error_code"], bad["error"], ok["status"]) == ("bad_type", "sampling: expected an object", "ok")
+    assert (bad["error_code"], bad["error"], ok["status"]) == (
+        "bad_type",
+        "sampling: got a list, expected an object",
+        "ok",
+    )

@@ -7,11 +7,13 @@ from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rwkv_batch.job.input.unify import converted, readable, unified
 
 TEXT = pa.string()
+LARGE = pa.large_string()
 INT = pa.int64()
 STRUCT = pa.struct([pa.field("a", pa.int32(), nullable=False)])
 
@@ -143,3 +145,51 @@ def test_a_value_that_does_not_fit_is_no_other_value(value: int, kind: Any, othe
     assert unified([kind, other]) == other
     with pytest.raises(pa.ArrowInvalid):
         converted(pa.array([value], kind), other)
+
+
+READ_TYPES: dict[str, tuple[pa.Array, pa.DataType]] = {
+    "view": (pa.array(["a", None], pa.string_view()), LARGE),
+    "binary view": (pa.array([b"a", None], pa.binary_view()), pa.large_binary()),
+    "view in a struct": (pa.array([{"a": "x"}, None], pa.struct([("a", pa.string_view())])), pa.struct([("a", LARGE)])),
+    "view in a list": (pa.array([["x"], None], pa.list_(pa.string_view())), pa.list_(LARGE)),
+    "view in a large list": (pa.array([["x"], None], pa.large_list(pa.string_view())), pa.large_list(LARGE)),
+    "view in a fixed list": (pa.array([["x"], None], pa.list_(pa.string_view(), 1)), pa.list_(LARGE, 1)),
+    "view in a map": (
+        pa.array([[("k", "v")], None], pa.map_(pa.string_view(), pa.string_view())),
+        pa.map_(LARGE, LARGE),
+    ),
+    "view in a dictionary": (
+        pa.DictionaryArray.from_arrays(pa.array([0, None], pa.int8()), pa.array(["a"], pa.string_view())),
+        pa.dictionary(pa.int8(), LARGE),
+    ),
+    "view in an extension": (
+        pa.ExtensionArray.from_storage(pa.json_(pa.string_view()), pa.array(["{}", None], pa.string_view())),
+        LARGE,
+    ),
+    "list view": (pa.array([["x"], None], pa.list_view(pa.string_view())), pa.list_(LARGE)),
+    "large list view": (pa.array([["x"], None], pa.large_list_view(pa.string_view())), pa.large_list(LARGE)),
+    "runs": (pa.RunEndEncodedArray.from_arrays([1, 2], ["a", None]), pa.string()),
+    "runs in a list": (
+        pa.ListArray.from_arrays([0, 2, 2], pa.RunEndEncodedArray.from_arrays([1, 3], ["a", "b"])),
+        pa.list_(pa.string()),
+    ),
+    "required in a struct": (
+        pa.array([{"a": 1}, {"a": 2}], pa.struct([STRUCT[0]])),
+        pa.struct([("a", pa.int32())]),
+    ),
+    "extension": (pa.array([b"0" * 16, None], pa.uuid()), pa.uuid()),
+    "dictionary": (pa.array(["a", None]).dictionary_encode(), pa.dictionary(pa.int32(), pa.string())),
+    "plain": (pa.array([1, None], pa.decimal128(5, 2)), pa.decimal128(5, 2)),
+}
+
+
+@pytest.mark.parametrize("case", READ_TYPES)
+def test_what_is_read_can_be_taken_and_written(case: str) -> None:
+    array, expected = READ_TYPES[case]
+    assert readable(array.type) == expected
+    assert readable(expected) == expected
+    column = converted(array, expected)
+    assert column.to_pylist() == array.to_pylist()
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"x": column}).take(pa.array([1, 0, 0])), sink)
+    assert pq.read_table(pa.BufferReader(sink.getvalue()))["x"].to_pylist() == [array.to_pylist()[i] for i in (1, 0, 0)]

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rwkv_batch import checksum
 from rwkv_batch.errors import ResumeError
 from rwkv_batch.job.input import version
 from rwkv_batch.job.input.files import InputFile, find_files
@@ -50,7 +51,7 @@ def rewritten(path: Path, *prompts: str) -> None:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A number for each read of a file for its hash."""
     reads: list[int] = []
-    original = version.sha256_of
+    original = checksum.sha256_of
 
     def counted(file: Any) -> str:
         reads.append(1)
@@ -193,7 +194,7 @@ def iter_raising(error: Exception) -> Any:
 def test_a_file_that_grows_while_it_is_hashed_has_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.parquet"
     file = written(path, "one", "two")
-    original = version.sha256_of
+    original = checksum.sha256_of
 
     def growing(stream: Any) -> str:
         with open(path, "ab") as other:

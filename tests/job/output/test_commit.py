@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from job.faulty_storage import Countdown, SteppingStorage
+from rwkv_batch.job.output import commit
 from rwkv_batch.job.output.commit import JobFiles
 from rwkv_batch.job.output.storage import LocalStorage, StorageError
 
@@ -211,3 +212,9 @@ def test_a_file_that_may_not_be_read_is_no_damaged_one(small: Job) -> None:
         with pytest.raises(StorageError, match="cannot be read"):
             act(unit)
     assert len(list(small.state.glob("unit-*/*.seg"))) == 1 and not closed.damaged
+
+
+def test_results_in_memory_have_room() -> None:
+    assert commit._roomy_type(pa.string()) == pa.large_string()
+    assert commit._roomy_type(pa.list_(pa.list_(pa.string()))) == pa.large_list(pa.large_list(pa.large_string()))
+    assert commit._roomy_type(pa.int32()) == pa.int32()

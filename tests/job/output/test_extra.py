@@ -116,3 +116,14 @@ def test_a_refusal_names_every_column_of_the_first_job(job: Job, capsys: pytest.
     assert job.run() == 0
     names = job.table().column_names
     assert {"completion", "completion_2", "completion_3"} < {*names} and len(names) == 2 + 3 * 10
+
+
+def test_the_proposal_keeps_the_names_that_the_job_gives(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job.run() == 0
+    job.set(input__path=str(job.output), output__path=str(job.folder / "rated"))
+    job.set(output__columns={"completion": "rating"})
+    assert job.run("--dry-run") == 2
+    proposal = capsys.readouterr().err.split("for example ")[1].split(", or leave")[0]
+    job.set(output__columns=yaml.safe_load(f"{{{proposal}}}")["columns"])
+    assert job.run() == 0
+    assert {"rating", "status_2"} < {*job.table().column_names}

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job import fake_llm
-from rwkv_batch.job.output import parts, rehearsal
+from rwkv_batch.job.output import part_check, parts
 
 from ..conftest import Job
 
@@ -94,7 +94,7 @@ def test_every_file_is_tested_up_to_a_limit(
     """A file beyond the limit is tested ahead of its unit. Its rows are served, and become error rows."""
     many_files(job, bad=2)
     assert "/in/2.parquet: the column 'note'" in refusal(job, capsys)
-    monkeypatch.setattr(rehearsal, "FILES", 2)
+    monkeypatch.setattr(part_check, "FILES", 2)
     assert job.run() == 3
     assert [row["status"] for row in job.rows()] == ["ok"] * 4 + ["error"] * 2 + ["ok"] * 2
     row = job.rows()[4]
@@ -109,7 +109,7 @@ def test_a_job_with_published_parts_is_not_stopped(job: Job, monkeypatch: pytest
     """A file that is damaged while the job is paused costs its rows, and not the rest of the job."""
     many_files(job, bad=2)
     with monkeypatch.context() as patch:
-        patch.setattr(rehearsal, "FILES", 2)
+        patch.setattr(part_check, "FILES", 2)
         assert job.run() == 3
     (job.output / "part-00000-of-00004.parquet").unlink()
     assert job.run() == 3

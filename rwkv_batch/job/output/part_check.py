@@ -24,7 +24,7 @@ ROWS = 16
 """Rows of a file that are tested."""
 
 
-class Rehearsal:
+class PartCheck:
     """Test parts of one job.
 
     Args:

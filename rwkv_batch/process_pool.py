@@ -154,12 +154,18 @@ class _Worker:
             start_new_session=True,
         )
         self._end = _MovingEnd(self._process)
-        self._exchange(shared)
+        try:
+            self._exchange(shared)
+        except CallFailed:
+            self.kill()
+            raise
 
     def begins_call(self, time_limit: float) -> bool:
         """Starts the time of a call. Returns False if the process has ended: it cannot answer."""
         self._end.is_in(time_limit)
-        return not self._end.is_past and self._process.poll() is None
+        if self._process.poll() is not None:
+            self.kill()
+        return not self._end.is_past
 
     def call(self, argument: Any) -> Any:
         """Returns the answer. Raises CallFailed; after a late call the process has ended."""
@@ -170,10 +176,8 @@ class _Worker:
 
     def kill(self) -> None:
         """Ends the process, and waits for its end."""
-        with contextlib.suppress(OSError):
-            self._process.kill()
+        self._end.now()
         self._process.wait()
-        self._end.is_in(0)  # ends its thread
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
                 pipe and pipe.close()
@@ -212,14 +216,20 @@ class _MovingEnd:
             if self._time < self._wakes:
                 self._changed.notify()
 
-    def _run(self) -> None:
+    def now(self) -> None:
+        """Kills the process."""
         with self._changed:
-            while (seconds := self._time - monotonic()) > 0:
-                self._wakes = self._time
-                self._changed.wait(min(seconds, threading.TIMEOUT_MAX))
             self.is_past = True
             with contextlib.suppress(OSError):
                 self._process.kill()
+            self._changed.notify()
+
+    def _run(self) -> None:
+        with self._changed:
+            while not self.is_past and (seconds := self._time - monotonic()) > 0:
+                self._wakes = self._time
+                self._changed.wait(min(seconds, threading.TIMEOUT_MAX))
+            self.now()
         self._process.wait()
 
 

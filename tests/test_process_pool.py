@@ -101,6 +101,14 @@ def test_a_late_call_of_a_caller_fails_after_one_that_could_take_longer(caller):
     assert caller.call("good", LONG)[1] == "good"
 
 
+def test_a_process_that_cannot_start_is_ended():
+    before = {*threading.enumerate()}
+    with pytest.raises(CallFailed, match="no such model"):
+        ProcessCaller("pool_answers:answers", "broken", MEMORY).call(1, LONG)
+    while {*threading.enumerate()} - before:
+        time.sleep(0.01)  # pytest-timeout limits the wait
+
+
 def test_a_caller_without_calls_ends_its_process():
     caller = ProcessCaller("pool_answers:answers", None, MEMORY, idle_seconds=0.1)
     *_, pid = caller.call(1, LONG)

@@ -13,7 +13,7 @@ from .template import Template
 ROW_SECONDS = 3.0
 """The time limit of rendering one row."""
 PART_SECONDS = 0.5
-"""After this time the process answers with the rows that it has rendered."""
+"""After this time, or after PROMPT_CHARACTERS, the process answers with the rows that it has rendered."""
 ROWS_AT_ONCE = 512
 PROMPT_CHARACTERS = 32 << 20
 """The length of the longest prompt that a template may make."""
@@ -67,9 +67,12 @@ def answer_rows(source: str) -> Callable[[list[_Row]], list[tuple[str | None, st
     def answer(rows: list[_Row]) -> list[tuple[str | None, str]]:
         end = time.monotonic() + PART_SECONDS
         found: list[tuple[str | None, str]] = []
+        num_characters = 0
         for row in rows:
-            found.append(_answer(template, row))
-            if time.monotonic() > end:
+            text, message = _answer(template, row)
+            found.append((text, message))
+            num_characters += len(text or "")
+            if num_characters > PROMPT_CHARACTERS or time.monotonic() > end:
                 break
         return found
 

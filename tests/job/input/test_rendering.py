@@ -68,6 +68,12 @@ def test_after_a_while_the_rows_that_are_rendered_are_answered(monkeypatch: pyte
     assert answer_rows("{{ n }}")([{"n": 1}, {"n": 2}]) == [("1", "")]
 
 
+def test_long_prompts_are_answered_in_parts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rendering, "PROMPT_CHARACTERS", 10)
+    rows = [{"n": 6}, {"n": 5}, {"n": 4}]
+    assert [len(text or "") for text, _ in answer_rows("{{ '-' * n }}")(rows)] == [6, 5]
+
+
 def test_a_bad_row_of_a_job_is_an_error_row(job: Job):
     job.input(length=[1, 3_000_000_000, 2]).set(input__template="{{ '-' * length }}")
     assert job.run() == 3

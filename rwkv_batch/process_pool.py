@@ -109,11 +109,10 @@ class ProcessCaller:
 
     Args:
         function, shared, memory_bytes: as in `ProcessPool`.
-        idle_seconds: a process without a call for this long ends; None is IDLE_SECONDS.
     """
 
-    def __init__(self, function: str, shared: Any, memory_bytes: int, idle_seconds: float | None = None) -> None:
-        self._start = partial(_Worker, function, shared, memory_bytes, idle_seconds)
+    def __init__(self, function: str, shared: Any, memory_bytes: int) -> None:
+        self._start = partial(_Worker, function, shared, memory_bytes)
         self._worker: _Worker | None = None
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -143,8 +142,7 @@ class ProcessCaller:
 class _Worker:
     """One process, which answers one call at a time."""
 
-    def __init__(self, function: str, shared: Any, memory_bytes: int, idle_seconds: float | None) -> None:
-        self._idle_seconds = IDLE_SECONDS if idle_seconds is None else idle_seconds
+    def __init__(self, function: str, shared: Any, memory_bytes: int) -> None:
         # A session of its own: Ctrl-C in a terminal is for the parent alone.
         self._process = subprocess.Popen(
             python_command(__name__, function, str(memory_bytes)),
@@ -172,7 +170,7 @@ class _Worker:
         try:
             return self._exchange(argument)
         finally:
-            self._end.is_in(self._idle_seconds)
+            self._end.is_in(IDLE_SECONDS)
 
     def kill(self) -> None:
         """Ends the process, and waits for its end."""

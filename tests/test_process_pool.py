@@ -109,8 +109,9 @@ def test_a_process_that_cannot_start_is_ended():
         time.sleep(0.01)  # pytest-timeout limits the wait
 
 
-def test_a_caller_without_calls_ends_its_process():
-    caller = ProcessCaller("pool_answers:answers", None, MEMORY, idle_seconds=0.1)
+def test_a_caller_without_calls_ends_its_process(monkeypatch):
+    monkeypatch.setattr("rwkv_batch.process_pool.IDLE_SECONDS", 0.1)
+    caller = ProcessCaller("pool_answers:answers", None, MEMORY)
     *_, pid = caller.call(1, LONG)
     wait_until_gone(pid)
     assert caller.call(2, LONG)[1] == 2

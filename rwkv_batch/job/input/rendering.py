@@ -20,9 +20,6 @@ PROMPT_CHARACTERS = 32 << 20
 MEMORY_BYTES = 1 << 30
 """The memory of the process."""
 
-IDLE_SECONDS = 3.0
-"""The process starts in a fraction of a second."""
-
 _Row = Mapping[str, Any]
 
 
@@ -35,7 +32,7 @@ class Renderer:
 
     def __init__(self, source: str) -> None:
         function = f"{answer_rows.__module__}:{answer_rows.__name__}"
-        self._process = ProcessCaller(function, source, MEMORY_BYTES, IDLE_SECONDS)
+        self._process = ProcessCaller(function, source, MEMORY_BYTES)
 
     def render(self, rows: Sequence[_Row]) -> list[str | RowError]:
         """The prompt of each row, or its error: code "template_error".

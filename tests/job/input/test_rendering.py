@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -70,7 +71,7 @@ def test_after_a_while_the_rows_that_are_rendered_are_answered(monkeypatch: pyte
 
 def test_long_prompts_are_answered_in_parts(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(rendering, "PROMPT_CHARACTERS", 10)
-    rows = [{"n": 6}, {"n": 5}, {"n": 4}]
+    rows: list[Mapping[str, Any]] = [{"n": 6}, {"n": 5}, {"n": 4}]
     assert [len(text or "") for text, _ in answer_rows("{{ '-' * n }}")(rows)] == [6, 5]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +13,7 @@ from typing import Any
 from pyarrow import fs
 
 from ...errors import ConfigurationError, looked_up
+from .glob import Glob, split_glob
 from .hive import partition_of
 from .lakes import refuse_lakes
 from .listing import Entry, entries
@@ -112,9 +112,9 @@ def would_be_read(paths: str | Sequence[str], path: str) -> bool:
     for item in [paths] if isinstance(paths, str) else paths:
         if "://" in item and not item.startswith("file://"):
             continue
-        base, pattern = _split_glob(item.removeprefix("file://"))
+        base, pattern = split_glob(item.removeprefix("file://"))
         root = os.path.join(os.path.realpath(base), "")
-        if target.startswith(root) and (pattern is None or pattern.fullmatch(target[len(root) :])):
+        if target.startswith(root) and (pattern is None or pattern.matches(target[len(root) :])):
             return True
     return False
 
@@ -125,7 +125,7 @@ def _expand(path: str, extensions: Collection[str]) -> list[InputFile]:
     info = filesystem.get_file_info(inner)
     if info.type == fs.FileType.File:
         return [_file(filesystem, Entry(info.path, info.size, info.mtime_ns or 0), prefix, os.path.dirname(inner))]
-    base, pattern = (inner, None) if info.type == fs.FileType.Directory else _split_glob(inner)
+    base, pattern = (inner, None) if info.type == fs.FileType.Directory else split_glob(inner)
     if info.type == fs.FileType.NotFound and pattern is None:
         return []
     listing = entries(filesystem, base)
@@ -144,13 +144,13 @@ def _expand(path: str, extensions: Collection[str]) -> list[InputFile]:
     return [_file(filesystem, entry, prefix, base) for entry in chosen]
 
 
-def _is_chosen(name: str, pattern: re.Pattern[str] | None, extensions: Collection[str]) -> bool:
+def _is_chosen(name: str, pattern: Glob | None, extensions: Collection[str]) -> bool:
     """Whether a file is input. A glob decides alone; in a folder, private files and other extensions are left out."""
     pieces = name.split("/")
     if any(piece.startswith(".") for piece in pieces):
         return False
     if pattern is not None:
-        return pattern.fullmatch(name) is not None
+        return pattern.matches(name)
     is_private = any(piece.startswith("_") and "=" not in piece for piece in pieces)
     return not is_private and extension_of(name) in extensions
 
@@ -177,26 +177,3 @@ def _filesystem(path: str) -> tuple[Any, str, str]:
 
     remote, inner = fsspec.core.url_to_fs(path)
     return fs.PyFileSystem(fs.FSSpecHandler(remote)), inner, f"{scheme}://"
-
-
-def _split_glob(path: str) -> tuple[str, re.Pattern[str] | None]:
-    """Returns the folder before the first wildcard, and the pattern that paths below it must match."""
-    pieces = path.split("/")
-    first = next((index for index, piece in enumerate(pieces) if re.search(r"[*?\[]", piece)), None)
-    if first is None:
-        return path, None
-    return "/".join(pieces[:first]) or ("/" if path.startswith("/") else "."), _glob_pattern("/".join(pieces[first:]))
-
-
-def _glob_pattern(glob: str) -> re.Pattern[str]:
-    """Returns the expression of a glob: `*` and `?` match within a folder, `**/` any folders, [...] one character."""
-    wildcards = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    expression = ""
-    # Repeated wildcards would take exponential time.
-    glob = re.sub(r"\*{2,}", "**", re.sub(r"(?:\*{2,}/)+", "**/", glob))
-    for token in re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]]+\])", glob):
-        if token.startswith("[") and token.endswith("]"):
-            expression += token.replace("\\", r"\\").replace("[!", "[^", 1)
-        else:
-            expression += wildcards.get(token) or re.escape(token)
-    return re.compile(expression)

@@ -27,7 +27,9 @@ def test_what_a_glob_means(glob, means, others):
     assert [path for path in (*means, *others) if found.matches(path)] == means
 
 
-@pytest.mark.parametrize("glob", ["*a" * 30, "[ab]*" * 30 + "c", "**/*a" * 30, "**/" * 60 + "x", "a**b" * 30, "?*" * 30 + "c"])
+@pytest.mark.parametrize(
+    "glob", ["*a" * 30, "[ab]*" * 30 + "c", "**/*a" * 30, "**/" * 60 + "x", "a**b" * 30, "?*" * 30 + "c"]
+)
 def test_matching_ends(glob):
     found = Glob(glob)
     assert not found.matches("a" * 60 + "b")

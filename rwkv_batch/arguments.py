@@ -21,9 +21,11 @@ PROMPT_KEYS = ("prompt_token_ids", "prompt", "messages")
 ROWS_AT_ONCE = 256
 """Rows of a list that are encoded together."""
 
+_NO_TOKENIZER = "which is text, but this model was loaded with tokenizer=None"
+
 
 def prompt_list(prompts: Any, has_tokenizer: bool) -> list[Any]:
-    """Returns prompts as a list; a text or a mapping in place of the list is a list of one.
+    """Returns prompts as a list. A text or a mapping that is given in place of a list becomes a list with this item.
 
     Raises:
         ValueError: this is no list of prompts; the message names the first wrong ones.
@@ -119,7 +121,7 @@ def _wrong_prompt(prompt: Any, has_tokenizer: bool) -> str | None:
         if key == "messages" and not _is_messages(value):
             return "expected messages: a list of mappings with role and content"
     if is_text:
-        return None if has_tokenizer else "which is text, but this model was loaded with tokenizer=None"
+        return None if has_tokenizer else _NO_TOKENIZER
     if _is_ids(value):
         return None
     if _is_messages(value) and len(value):
@@ -134,7 +136,7 @@ def _wrong_pair(pair: Any, has_tokenizer: bool) -> str | None:
     context, continuation = pair
     parts = [context, *(continuation if is_several(continuation) else [continuation])]
     if all(isinstance(part, str) for part in parts):
-        return None if has_tokenizer else "which is text, but this model was loaded with tokenizer=None"
+        return None if has_tokenizer else _NO_TOKENIZER
     if all(map(_is_ids, parts)):
         return None
     return "expected (context, continuation): both must be text, or both lists of token ids"

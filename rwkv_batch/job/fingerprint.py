@@ -55,7 +55,7 @@ RESOLVED = frozenset(
 plan, the columns."""
 
 PASSED = "output.input_columns"
-"""The setting whose recorded value is the names of the columns that parts repeat."""
+"""A setting. The value that job.json records for it is a list: the names of the columns that parts repeat."""
 
 FORMER_DEFAULTS: Mapping[str, Any] = {}
 """Settings that job files no longer have → the default that each had."""

@@ -230,12 +230,12 @@ def open_job(
     """
     while started is None:
         manifest = list(_with_versions(document["input"], files, document["plan"]["rows"]))
-        data = json.dumps({**document, "input": manifest}, indent=1, ensure_ascii=False).encode()
+        data = _encoded({**document, "input": manifest})
         if not storage.atomic_write(folders.file("job.json"), data, exclusive=True):
             time.sleep(LATE_SECONDS)  # another process has just written it, and it may not be visible yet
         started = compare_job(storage, folders, document, files)
     if started != read_job(storage, folders.state):
-        storage.atomic_write(folders.file("job.json"), json.dumps(started, indent=1, ensure_ascii=False).encode())
+        storage.atomic_write(folders.file("job.json"), _encoded(started))
     _warn(started, document, files)
     return started
 
@@ -259,10 +259,14 @@ def _warn(started: Mapping[str, Any], document: Mapping[str, Any], files: Sequen
 def restore_job(storage: Storage, folders: Folders, document: Mapping[str, Any]) -> None:
     """Writes job.json again where it was removed while the job ran. Without it no later start would know the parts."""
     with suppress(OSError, ResumeError):
-        if read_job(storage, folders.state) is None:
-            data = json.dumps(document, indent=1, ensure_ascii=False).encode()
-            if storage.atomic_write(folders.file("job.json"), data, exclusive=True):
-                logger.warning("%s was removed while the job ran, and has been written again", folders.file("job.json"))
+        is_gone = read_job(storage, folders.state) is None
+        if is_gone and storage.atomic_write(folders.file("job.json"), _encoded(document), exclusive=True):
+            logger.warning("%s was removed while the job ran, and has been written again", folders.file("job.json"))
+
+
+def _encoded(document: Mapping[str, Any]) -> bytes:
+    """The bytes of a job.json."""
+    return json.dumps(document, indent=1, ensure_ascii=False).encode()
 
 
 def _with_versions(

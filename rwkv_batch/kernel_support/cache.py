@@ -80,10 +80,10 @@ def private_folder(name: str) -> Path:
 
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """A block that one process, or thread, runs at a time.
+    """A lock: of all processes and threads that use the same file, one at a time runs the block.
 
-    Another one that stays inside for more than `LOCK_SECONDS`, and a file system without locks, are no reason to fail:
-    then the block runs at the same time as another one. What it makes must appear whole.
+    Two cases are no reason to fail: the lock is held for more than `LOCK_SECONDS`, or the file system has no locks. The
+    block then runs without the lock. A file that the block makes must therefore appear in one step.
 
     Args:
         path: of the lock file, which stays. The lock ends with its process.

@@ -21,7 +21,7 @@ from rwkv_batch.checks.comparisons import Checks, poisoned
 from rwkv_batch.checks.demo import check_demo
 from rwkv_batch.checks.sampling import check_sample
 from rwkv_batch.checks.target import Target, UnusableError, specs
-from rwkv_batch.checks.worker import build_native, check, compile_triton, is_lost, outcome
+from rwkv_batch.checks.worker import build_native, check, compile_triton, indexed, is_lost, outcome
 from rwkv_batch.cpu_kernels.build import unavailable
 from rwkv_batch.engine.slot_tables import SlotTables
 from rwkv_batch.errors import BackendError
@@ -375,3 +375,10 @@ def test_memory_that_nobody_wrote_is_no_number() -> None:
         assert torch.empty(3).isnan().all()
         assert torch.empty_like(torch.ones(3, dtype=torch.int8)).eq(127).all()
     assert torch.get_deterministic_debug_mode() == 0
+
+
+def test_a_cuda_device_has_an_index():
+    """`torch.cuda.set_device` refuses a device without one."""
+    assert indexed(torch.device("cuda")) == GPU
+    assert indexed(torch.device("cuda", 3)) == torch.device("cuda", 3)
+    assert indexed(CPU) == CPU

@@ -24,7 +24,7 @@ def run_limited(job: Job, engine: str) -> int:
     """The exit code of the job in a process that may allocate LIMIT beside its modules."""
     script = [sys.executable, str(HERE / "limited_run.py"), str(LIMIT), engine, job.write()]
     paths = os.pathsep.join(map(str, (HERE.parent.parent, HERE.parent)))
-    # One pool and few arenas: reserved and unused memory counts too.
+    # Memory that an allocator reserves counts as used: one allocator with few arenas reserves little.
     pools = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1"}
     return subprocess.run(script, env={**os.environ, "PYTHONPATH": paths, **pools}, check=False).returncode
 

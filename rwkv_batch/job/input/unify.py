@@ -140,9 +140,7 @@ def _changed(kind: pa.DataType, change: Change) -> pa.DataType:
         return pa.struct([nullable(field) for field in kind])
     if pt.is_map(kind):
         return pa.map_(_changed(kind.key_type, change), nullable(kind.item_field), keys_sorted=kind.keys_sorted)
-    if pt.is_list(kind):
-        return pa.list_(nullable(kind.value_field))
-    if pt.is_list_view(kind):
+    if pt.is_list(kind) or pt.is_list_view(kind):
         return pa.list_(nullable(kind.value_field))
     if pt.is_large_list(kind) or pt.is_large_list_view(kind):
         return pa.large_list(nullable(kind.value_field))

@@ -36,7 +36,7 @@ def folder_around(path: Path, names: Collection[str]) -> Path | None:
 
 
 def read_folder(folder: Path) -> Contents:
-    """Open the weights of a folder. Tensors whose names are unknown keep them, but for a prefix.
+    """Open the weights of a folder. A tensor of an unknown name keeps its name, without a prefix that all names share.
 
     Raises:
         CheckpointError: no config.json, no .safetensors, another kind of model, or a setting that rwkv_batch lacks.

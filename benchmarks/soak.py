@@ -9,7 +9,7 @@ its figures; the exit code is 1 where a figure is wrong.
               over; at the end all parts must equal those of an undisturbed run, byte for byte
     damages   bytes of a file of the state folder or of the output are changed while no process runs; the same command
               must end with the same parts, or refuse a damaged job.json with exit code 4
-    memory    one long job: the memory in use after a quarter of its rows and at its end
+    memory    one long job, and one of a quarter of its rows: the most memory that each of them uses
 
 --size multiplies the number of attacks and rows. --seed chooses other moments and bytes.
 """
@@ -21,13 +21,14 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,9 @@ def _command(arguments: list[str], log: str) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    sys.exit(main(arguments))
+    code = main(arguments)
+    Path(f"{log}.usage").write_text(json.dumps(asdict(Usage.of_this_process())))
+    sys.exit(code)
 
 
 def kills(job: Job, count: int, dice: random.Random) -> Iterator[str]:
@@ -206,34 +209,25 @@ def _damage(path: Path, dice: random.Random) -> None:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process uses."""
+    """What a process of the command has used at its end: its largest memory, and the descriptors that are open."""
 
     mebibytes: float
     descriptors: int
 
     @classmethod
-    def of(cls, pid: int) -> Usage:
-        fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-        return cls(int(fields["VmRSS"].split()[0]) / 1024, len(os.listdir(f"/proc/{pid}/fd")))
+    def of_this_process(cls) -> Usage:
+        return cls(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, len(os.listdir("/proc/self/fd")))
 
 
-def memory(job: Job) -> tuple[Usage, Usage, float]:
-    """Runs a long job. Returns what it uses after a quarter of its rows and at its end, and its seconds."""
+def memory(folder: Path, rows: int) -> tuple[Usage, float]:
+    """Runs a job of 20 parts. Returns what its process has used, and its seconds."""
+    form = Form("long", (f"output.rows_per_part={max(1, rows // 20)}", "output.flush_seconds=1"))
+    job = Job(form, folder, rows)
+    job.write_input()
     start = time.monotonic()
-    (process,) = job.start()
-    quarter, last = None, None
-    while process.is_alive():
-        try:
-            last = Usage.of(process.pid)
-        except (OSError, KeyError):  # it has just ended
-            break
-        published = len(list(job.output.glob("*.parquet"))) if job.output.exists() else 0
-        if quarter is None and published >= 5:  # of 20 parts
-            quarter = last
-        time.sleep(0.2)
-    if job.end([process]) != EXIT_OK or quarter is None or last is None:
-        raise RuntimeError(f"{job.form.name}: {(job.folder / 'log.txt').read_text()[-2000:]}")
-    return quarter, last, time.monotonic() - start
+    if job.end(job.start()) != EXIT_OK:
+        raise RuntimeError(f"{form.name}: {(folder / 'log.txt').read_text()[-2000:]}")
+    return Usage(**json.loads((folder / "log.txt.usage").read_text())), time.monotonic() - start
 
 
 def soak(folder: Path, size: int, seed: int) -> Iterator[tuple[list[str], list[str]]]:
@@ -252,12 +246,11 @@ def soak(folder: Path, size: int, seed: int) -> Iterator[tuple[list[str], list[s
     words = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items()))
     yield ["damaged files", f"{sum(outcomes.values())} damages", words], wrong
     rows = LONG_ROWS * size
-    job = Job(Form("long", (f"output.rows_per_part={rows // 20}", "output.flush_seconds=1")), folder / "memory", rows)
-    job.write_input()
-    quarter, last, seconds = memory(job)
-    used = f"{quarter.mebibytes:.0f} MiB after a quarter, {last.mebibytes:.0f} MiB at the end"
-    files = f"{quarter.descriptors} and {last.descriptors} descriptors"
-    grown = last.mebibytes > 1.2 * quarter.mebibytes or last.descriptors > quarter.descriptors + 4
+    quarter, _ = memory(folder / "memory-quarter", rows // 4)
+    whole, seconds = memory(folder / "memory", rows)
+    used = f"{quarter.mebibytes:.0f} MiB with a quarter of the rows, {whole.mebibytes:.0f} MiB with all"
+    files = f"{quarter.descriptors} and {whole.descriptors} descriptors"
+    grown = whole.mebibytes > 1.2 * quarter.mebibytes or whole.descriptors > quarter.descriptors + 4
     yield ["memory", f"{rows:,} rows in {seconds:.0f} s", f"{used}; {files}"], ["memory grows"] * grown
 
 

@@ -10,8 +10,8 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from .rows import id_array, is_integer
+from .sampling_fields import plain
 from .sampling_params import SamplingParams
 
 SHOWN = 3
@@ -82,7 +82,10 @@ def refuse_mapping(params: Any) -> None:
 
 def is_several(continuation: Any) -> bool:
     """Whether this is a list of continuations. An empty list is one continuation, without tokens."""
-    return isinstance(continuation, (list, tuple)) and isinstance([*continuation, 0][0], (str, list, tuple, np.ndarray))
+    if not isinstance(continuation, (list, tuple)):
+        return False
+    first = [*continuation, 0][0]
+    return isinstance(first, (str, list, tuple)) or getattr(first, "ndim", 0) > 0
 
 
 def rows_at_once(*inputs: Iterable[Any]) -> int:
@@ -148,8 +151,9 @@ def _is_messages(value: Any) -> bool:
 
 def _is_ids(value: Any) -> bool:
     """Whether this is a list of integers, of any size."""
-    if isinstance(value, np.ndarray):
-        return value.ndim == 1 and value.dtype.kind in "iu"
+    if (array := id_array(value)) is not None:
+        return array.ndim == 1 and array.dtype.kind in "iu"
+    value = plain(value)
     if isinstance(value, (str, bytes, bytearray)) or not isinstance(value, Sequence):
         return False
-    return set(map(type, value)) <= {int} or all(isinstance(i, int) and not isinstance(i, bool) for i in value)
+    return set(map(type, value)) <= {int} or all(map(is_integer, value))

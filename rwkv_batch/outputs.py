@@ -15,7 +15,7 @@ class Logprob:
     Attributes:
         logprob: the log-probability.
         rank: the token's place among all tokens by probability; 1 is the most likely.
-        decoded_token: the token's text; None where there is no tokenizer.
+        decoded_token: the token's text; None where there is no tokenizer, or where `detokenize` is False.
     """
 
     logprob: float
@@ -29,7 +29,7 @@ class CompletionOutput:
 
     Attributes:
         index: number of the sample, from 0.
-        text: the completion's text; "" where there is no tokenizer.
+        text: the completion's text; "" where there is no tokenizer, or where `detokenize` is False.
         token_ids: sampled token ids, the one that ended the completion included.
         cumulative_logprob: sum of `token_logprobs`; NaN where `finish_reason` is "error".
         logprobs: for each of `token_ids` the most likely tokens and the sampled one, by token id; None where

@@ -13,7 +13,8 @@ import numpy as np
 from .engine.logprobs import TokenScores
 from .engine.request import END_OF_TEXT, Completion, Request
 from .errors import RowError
-from .rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
+from .rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow, id_array, is_integer
+from .sampling_fields import plain
 from .sampling_params import SamplingParams
 from .text.chat import render_messages
 from .text.constraint_compiler import ConstraintCompiler, RowConstraint
@@ -292,13 +293,14 @@ def _prompt(prompt: Prompt) -> TextOrIds:
 
 def _integers(value: object, name: str) -> np.ndarray:
     """Checks token ids: [T] integers; of dtype object if one does not fit into 64 bits."""
-    if isinstance(value, np.ndarray):
-        if value.ndim != 1 or value.dtype.kind not in "iu":
-            raise RowError("bad_type", f"the {name} is an array {value.shape} of {value.dtype}, expected [T] integers")
-        return value
+    if (array := id_array(value)) is not None:
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise RowError("bad_type", f"the {name} is an array {array.shape} of {array.dtype}, expected [T] integers")
+        return array
+    value = plain(value)
     if isinstance(value, (bytes, bytearray)) or not isinstance(value, Sequence):
         raise RowError("bad_type", f"the {name} is {type(value).__name__}, expected text or a list of token ids")
-    wrong = [item for item in value if type(item) is not int and (isinstance(item, bool) or not isinstance(item, int))]
+    wrong = [item for item in value if type(item) is not int and not is_integer(item)]
     if wrong:
         raise RowError("bad_type", f"the {name} holds {wrong[0]!r}, expected token ids (integers)")
     try:

@@ -75,7 +75,8 @@ class Choice(Kind):
     names: tuple[str, ...]
 
     def expected(self, value: object) -> str | None:
-        return None if value in self.names else " or ".join(map(repr, self.names))
+        is_right = isinstance(value, str) and value in self.names
+        return None if is_right else " or ".join(map(repr, self.names))
 
 
 class Text(Kind):
@@ -161,10 +162,32 @@ class SamplingField:
         return f"{words}, or null" if self.is_optional else words
 
 
-def sampling_field(default: Any, kind: Kind, *, openai: tuple[str, ...] = (), in_jobs: bool = True) -> Any:
+def sampling_field(
+    default: Any,
+    kind: Kind,
+    *,
+    openai: tuple[str, ...] = (),
+    in_jobs: bool = True,
+    takes_none: bool = False,
+) -> Any:
     """Declares a field of the dataclass `SamplingParams`. A field whose default is None takes None too."""
-    found = SamplingField(kind, is_optional=default is None, openai=openai, in_jobs=in_jobs)
+    found = SamplingField(kind, is_optional=takes_none or default is None, openai=openai, in_jobs=in_jobs)
     return field(default=default, metadata={SamplingField: found})
+
+
+def plain(value: Any) -> Any:
+    """The value in Python's own types.
+
+    Numbers and arrays of numpy, torch and pandas become numbers and lists, also as items of a list, a tuple or a
+    mapping. Any other value is returned as it is.
+    """
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value] if any(hasattr(one, "tolist") for one in value) else value
+    if isinstance(value, Mapping) and any(hasattr(one, "tolist") for pair in value.items() for one in pair):
+        return {plain(key): plain(one) for key, one in value.items()}
+    return value
 
 
 def documented_arguments(documented: type) -> dict[str, str]:

@@ -18,12 +18,16 @@ from .sampling_fields import (
     Text,
     TokenIds,
     documented_arguments,
+    plain,
     sampling_field,
 )
 
 TopPOrder = Literal["standard", "rwkv"]
 CONSTRAINTS = ("json_schema", "regex", "grammar")
 """Fields of which at most one is given."""
+UNLIMITED_TOKENS = 65536
+"""The largest number of tokens of a completion where `max_tokens` is None. A recurrent model has no context length
+that would limit it."""
 
 _COUNT = Integer(0, 2**31 - 1)
 _PENALTY = Number(-100.0, 100.0)
@@ -46,7 +50,7 @@ class SamplingParams:
         frequency_penalty: subtracted from the logit of each generated token once for each occurrence.
         repetition_penalty: divides positive and multiplies negative logits of tokens in the prompt or the output.
         penalty_decay: multiplies counts of occurrences at every step, before the new token is counted.
-        max_tokens: largest number of tokens of a completion.
+        max_tokens: largest number of tokens of a completion; None is 65,536 tokens.
         min_tokens: among the first `min_tokens` tokens there is no end of text and no stop token, and no stop string
             is completed.
         stop: a string or strings that end the completion. The text ends before the string, unless
@@ -61,6 +65,7 @@ class SamplingParams:
             token; None returns none.
         prompt_logprobs: also return the log-probabilities of this many most likely tokens at the position of each
             prompt token after the first, and of the prompt token; None returns none.
+        detokenize: False returns no texts: the completion's is "", and `decoded_token` is None. It excludes `stop`.
         seed: the seed of this request's random numbers; None takes the engine's.
         top_p_order: "standard" applies temperature first. "rwkv" does what ChatRWKV does: top-p and top-k on the
             untempered probabilities, then the power 1/temperature; penalties do not count digits, spaces and tabs.
@@ -68,6 +73,8 @@ class SamplingParams:
             given; each needs the extra `structured`.
         regex: the text matches this regular expression.
         grammar: the text is derived from the rule `root` of this grammar, in the EBNF of GBNF.
+
+    Numbers and arrays of numpy, torch and pandas are taken as Python's own numbers and lists.
 
     Raises:
         ValueError: a value is of the wrong type or out of range; the message names field, value and range.
@@ -89,7 +96,7 @@ class SamplingParams:
     frequency_penalty: float = sampling_field(0.0, _PENALTY, openai=("frequency_penalty",))
     repetition_penalty: float = sampling_field(1.0, Number(0.0, 100.0, is_open=True))
     penalty_decay: float = sampling_field(1.0, _SHARE)
-    max_tokens: int = sampling_field(16, _COUNT, openai=("max_tokens", "max_completion_tokens"))
+    max_tokens: int | None = sampling_field(16, _COUNT, openai=("max_tokens", "max_completion_tokens"), takes_none=True)
     min_tokens: int = sampling_field(0, _COUNT)
     stop: str | Sequence[str] | None = sampling_field(None, Strings(), openai=("stop",))
     stop_token_ids: Sequence[int] | None = sampling_field(None, TokenIds())
@@ -100,6 +107,7 @@ class SamplingParams:
     bad_token_ids: Sequence[int] | None = sampling_field(None, TokenIds())
     logprobs: int | None = sampling_field(None, Integer(0, 2**16), in_jobs=False)
     prompt_logprobs: int | None = sampling_field(None, Integer(0, 2**16), in_jobs=False)
+    detokenize: bool = sampling_field(True, Flag(), in_jobs=False)
     seed: int | None = sampling_field(None, Integer(-(2**63), 2**64 - 1), openai=("seed",))
     top_p_order: TopPOrder = sampling_field("standard", _ORDER)  # noqa: RUF009 - the field specifier of this class
     json_schema: str | Mapping[str, Any] | None = sampling_field(None, Schema())
@@ -109,11 +117,16 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name, declared in SAMPLING_FIELDS.items():
             value = getattr(self, name)
-            is_default = value is getattr(type(self), name)  # the class attribute of a field is its default
-            if not is_default and (expected := declared.expected(value)):
+            if value is getattr(type(self), name):  # the class attribute of a field is its default
+                continue
+            if (found := plain(value)) is not value:
+                object.__setattr__(self, name, found)
+            if expected := declared.expected(found):
                 self._reject(name, expected)
-        if self.min_tokens > self.max_tokens:
-            self._reject("min_tokens", f"at most max_tokens ({self.max_tokens})")
+        if self.min_tokens > self.token_limit:
+            self._reject("min_tokens", f"at most max_tokens ({self.token_limit})")
+        if self.stop_strings and not self.detokenize:
+            self._reject("stop", "no stop strings, which are searched in the text, where detokenize is False")
         given = [name for name in CONSTRAINTS if getattr(self, name) is not None]
         if len(given) > 1:
             self._reject(given[1], f"at most one of {', '.join(CONSTRAINTS)} ({given[0]} is set too)")
@@ -125,6 +138,11 @@ class SamplingParams:
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def token_limit(self) -> int:
+        """The largest number of tokens of a completion: `max_tokens`, or `UNLIMITED_TOKENS` where that is None."""
+        return UNLIMITED_TOKENS if self.max_tokens is None else self.max_tokens
 
     @classmethod
     def field_names(cls) -> tuple[str, ...]:

@@ -79,7 +79,7 @@ class Request:
     @property
     def num_steps(self) -> int:
         """An estimate of the most steps that the request takes: its prompt in the shortest chunks, and every token."""
-        return -(-len(self.prompt_token_ids) // MIN_CHUNK) + self.params.max_tokens
+        return -(-len(self.prompt_token_ids) // MIN_CHUNK) + self.params.token_limit
 
 
 @dataclass(slots=True, eq=False)

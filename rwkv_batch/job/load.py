@@ -13,6 +13,7 @@ from ..errors import ConfigurationError
 from ..sampling_fields import SURROGATE
 from ..sampling_params import SAMPLING_FIELDS
 from .config import JOB_SAMPLING, JobConfig, ScoreSection, expected_of, is_section, sampling_value, sampling_with
+from .input.roles import WRITES_LOGPROBS
 from .messages import listed, shown, unknown_key
 from .yaml_file import file_label, parse_yaml, read_yaml
 
@@ -155,9 +156,10 @@ def _check_sampling(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _check_together(job: JobConfig) -> Iterator[tuple[str, str]]:
     """Yields (where, what) for each setting that contradicts another one."""
     for name, declared in SAMPLING_FIELDS.items():
-        value = getattr(job.sampling, name)
-        if value is not None and not declared.in_jobs:
-            yield f"sampling.{name}", f"got {value}, expected null: output.logprobs is what writes log-probabilities"
+        value, default = getattr(job.sampling, name), getattr(JOB_SAMPLING, name)
+        if value != default and not declared.in_jobs:
+            expected = "true: a job writes texts" if default else f"null: {WRITES_LOGPROBS}"
+            yield f"sampling.{name}", f"got {shown(value)}, expected {expected}"
     if job.task == "score":
         if job.input.template is not None:
             yield (

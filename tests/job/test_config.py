@@ -72,6 +72,7 @@ run:     {state_dir: null, on_row_error: continue, backend: local}
         ("sampling: {temperature: null}", "sampling.temperature: got null, expected a number from 0 to 100"),
         ("sampling: {logprobs: 2}", "sampling.logprobs: got 2, expected null: output.logprobs is"),
         ("sampling: {prompt_logprobs: 0}", "sampling.prompt_logprobs: got 0, expected null: output.logprobs is"),
+        ("sampling: {detokenize: false}", "sampling.detokenize: got false, expected true: a job writes texts"),
         ("engine: {state_dtype: bfloat16}", "engine.state_dtype: got 'bfloat16', expected float32 or float16"),
         ("sampling: {top_p: 3}", "sampling.top_p: got 3, expected a number from 0 to 1"),
         ("sampling: {n: two}", "sampling.n: got 'two', expected an integer from 1 to 65536"),
@@ -185,7 +186,7 @@ def test_a_job_cannot_be_changed(tmp_path: Path) -> None:
 def test_every_setting_is_described() -> None:
     described = {setting.name: setting for setting in describe_settings()}
     required = {"model.path", "input.path", "output.path"}
-    optional = set(default_settings()) - {"sampling.logprobs", "sampling.prompt_logprobs"}
+    optional = set(default_settings()) - {"sampling.logprobs", "sampling.prompt_logprobs", "sampling.detokenize"}
     assert described.keys() == required | optional
     assert {name for name, setting in described.items() if setting.is_required} == required
     for name, setting in described.items():

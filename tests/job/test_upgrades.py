@@ -305,8 +305,8 @@ CHANGES: dict[str, str] = {
 
 A new setting is listed here, or in `HARMLESS` or `RESOLVED` of job/fingerprint.py."""
 
-UNWRITTEN = {"sampling.logprobs", "sampling.prompt_logprobs"}
-"""Fields of `SamplingParams` that a job refuses, because it does not write their results."""
+UNWRITTEN = {"sampling.logprobs", "sampling.prompt_logprobs", "sampling.detokenize"}
+"""Fields of `SamplingParams` that a job refuses: it writes no results of the first two, and always the text."""
 
 
 def test_every_setting_is_compared_or_harmless() -> None:

@@ -62,7 +62,8 @@ CHECKS: dict[str, Check] = {
 
 _NUMBER = Check(or_null(is_number), "a number")
 _STRING = Check(or_null(is_text), "string")
-_UNUSED = Check(pt.is_null, "only nulls, as output.logprobs is what writes log-probabilities")
+WRITES_LOGPROBS = "output.logprobs is what writes log-probabilities"
+_UNUSED = Check(pt.is_null, f"only nulls, as {WRITES_LOGPROBS}, and texts are always written")
 _SAMPLING_TYPES: dict[type[fields.Kind], tuple[JsonKind, Check]] = {
     fields.Integer: (INTEGER, _NUMBER),
     fields.Number: (NUMBER, _NUMBER),

@@ -48,6 +48,10 @@ class CompletionOutput:
     stop_reason: str | int | None
     token_logprobs: list[float] = field(default_factory=list)
 
+    def finished(self) -> bool:
+        """Whether the sample is finished: True, as there are no other results."""
+        return self.finish_reason is not None
+
 
 @dataclass
 class RequestOutput:
@@ -61,6 +65,9 @@ class RequestOutput:
         outputs: one for each sample, in order of `index`; a single one with `finish_reason` "error" where the prompt
             could not be served.
         error_code, error: a stable identifier and a sentence where the prompt could not be served; else None.
+        request_id: a number, as text, that no other result of this `LLM` has; "" where the caller chose the key.
+        finished: whether all samples are finished: True, as there are no other results.
+        metrics, num_cached_tokens, lora_request: None; vLLM's results have these attributes.
     """
 
     prompt: str | None
@@ -69,6 +76,11 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     error_code: str | None = None
     error: str | None = None
+    request_id: str = ""
+    finished: bool = True
+    metrics: None = None
+    num_cached_tokens: int | None = None
+    lora_request: None = None
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
@@ -16,6 +16,7 @@ from .errors import RowError
 from .rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow, id_array, is_integer
 from .sampling_fields import plain
 from .sampling_params import SamplingParams
+from .text.bad_words import bad_word_ids
 from .text.chat import render_messages
 from .text.constraint_compiler import ConstraintCompiler, RowConstraint
 from .text.stop_strings import StopStrings
@@ -116,7 +117,7 @@ class RequestBuilder:
         self._constraints = constraints
         self._max_prompt_tokens = max_prompt_tokens
         self._keys = count()
-        self._last: _RequestSettings | None = None
+        self._last: tuple[SamplingParams, _RequestSettings] | None = None
 
     def check(self, params: SamplingParams) -> None:
         """Checks sampling parameters, independent of a prompt. Waits until constraints are compiled.
@@ -165,6 +166,12 @@ class RequestBuilder:
             if isinstance(found, RowError):
                 raise found
             ids.append(found)
+        if (
+            draft.settings is not None
+            and (kept := draft.settings.params.truncate_prompt_tokens) is not None
+            and kept >= 0
+        ):
+            ids[0] = ids[0][len(ids[0]) - min(kept, len(ids[0])) :]
         if self._max_prompt_tokens is not None and len(ids[0]) > self._max_prompt_tokens:
             limit = f"input.max_prompt_tokens ({self._max_prompt_tokens})"
             raise RowError("prompt_too_long", f"the prompt has {len(ids[0])} tokens, more than {limit}")
@@ -237,8 +244,9 @@ class RequestBuilder:
     def _settings(self, params: SamplingParams) -> _RequestSettings:
         """Checks parameters, and makes the settings of requests. The latest are kept: rows often share theirs."""
         last = self._last  # another thread may replace it
-        if last is not None and last.params is params:
-            return last
+        if last is not None and last[0] is params:
+            return last[1]
+        given, params = params, self._without_bad_words(params)
         self._check_params(params)
         strings = params.stop_strings
         settings = _RequestSettings(
@@ -249,8 +257,18 @@ class RequestBuilder:
             else None,
             new_constraint=self._constraint(params),
         )
-        self._last = settings
+        self._last = given, settings
         return settings
+
+    def _without_bad_words(self, params: SamplingParams) -> SamplingParams:
+        """Parameters whose `bad_words` are among their `bad_token_ids`."""
+        if not params.bad_words:
+            return params
+        if self.tokenizer is None:
+            raise RowError("no_tokenizer", "bad_words need a tokenizer; pass bad_token_ids, or load one")
+        words = [params.bad_words] if isinstance(params.bad_words, str) else params.bad_words
+        banned = [*(params.bad_token_ids or ()), *bad_word_ids(self.tokenizer, words)]
+        return replace(params, bad_words=None, bad_token_ids=banned)
 
     def _check_params(self, params: SamplingParams) -> None:
         for name in ("stop_token_ids", "allowed_token_ids", "bad_token_ids", "logit_bias"):

@@ -137,9 +137,9 @@ LLM_ARGUMENTS = _by_name(
         "block_size swap_space num_gpu_blocks_override kv_cache_memory_bytes kv_offloading_size kv_offloading_backend "
         "kv_cache_dtype_skip_layers calculate_kv_scales kv_cache_metrics kv_cache_metrics_sample "
         "kv_sharing_fast_prefill prefix_caching_hash_algo prefix_cache_retention_interval prefix_match_unit "
-        "disable_hybrid_kv_cache_manager watermark scheduler_reserve_full_isl kv_transfer_config kv_events_config ec_transfer_config "
-        "ec_manager_config preemption_mode num_lookahead_slots use_v2_block_manager mamba_block_size mamba_cache_mode use_replayssm "
-        "replayssm_buffer_len use_cache",
+        "disable_hybrid_kv_cache_manager watermark scheduler_reserve_full_isl kv_transfer_config kv_events_config "
+        "ec_transfer_config ec_manager_config preemption_mode num_lookahead_slots use_v2_block_manager "
+        "mamba_block_size mamba_cache_mode use_replayssm replayssm_buffer_len use_cache",
     ),
     _without_effect(
         "RWKV reads prompts of any length; `SamplingParams.max_tokens` limits a completion",
@@ -361,6 +361,11 @@ def own_arguments(
             shown = reprlib.repr(value)
             raise ConfigurationError(f"got {shown}, which has no equal here: {entry.text}", setting=name)
     return found
+
+
+def absent_method(name: str) -> str:
+    """The end of a sentence that says what there is in place of a method of vLLM's `LLM`; "" for other names."""
+    return f", which vLLM's has: {ABSENT_METHODS[name]}" if name in ABSENT_METHODS else ""
 
 
 def warn_once(owner: str, name: str, reason: str) -> None:

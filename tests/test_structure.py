@@ -19,18 +19,23 @@ BASICS = {
     "checksum",
     "dtypes",
     "errors",
+    "inputs",
     "kernel_module",
     "ops",
     "outputs",
     "prefetch",
     "process",
     "process_pool",
+    "progress_bar",
+    "results",
     "sampling_fields",
     "sampling_params",
     "settings",
+    "structured_outputs",
     "threads",
     "transfer",
     "user_files",
+    "vllm_arguments",
 }
 """Modules at the top of rwkv_batch that import only each other; all but the kernel packages may import them."""
 LIBRARY = {"arguments", "llm", "model_summary", "output_builder", "requests", "rows", "serving"}

@@ -261,6 +261,6 @@ def test_what_is_no_pair_is_not_scored(llm, pairs):
     llm.check_integrity()
 
 
-def test_a_mapping_is_no_sampling_params(llm):
+def test_a_text_is_no_sampling_params(llm):
     with pytest.raises(ValueError, match=r"sampling_params: got a mapping, expected SamplingParams\(\.\.\.\)"):
         llm.generate(["a"], {"temperature": 0})

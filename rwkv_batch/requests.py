@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
 from .engine.logprobs import TokenScores
+from .engine.permitted import permitted_ids, reason_of_nothing
 from .engine.request import END_OF_TEXT, Completion, Request
 from .errors import RowError
 from .rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow, id_array, is_integer
@@ -247,7 +248,7 @@ class RequestBuilder:
         if last is not None and last[0] is params:
             return last[1]
         given, params = params, self._without_bad_words(params)
-        self._check_params(params)
+        permitted = self._check_params(params)
         strings = params.stop_strings
         settings = _RequestSettings(
             params,
@@ -255,7 +256,7 @@ class RequestBuilder:
             stop_strings=_stop_strings(strings, params.include_stop_str_in_output, params.min_tokens)
             if strings
             else None,
-            new_constraint=self._constraint(params),
+            new_constraint=self._constraint(params, permitted),
         )
         self._last = given, settings
         return settings
@@ -270,21 +271,38 @@ class RequestBuilder:
         banned = [*(params.bad_token_ids or ()), *bad_word_ids(self.tokenizer, words)]
         return replace(params, bad_words=None, bad_token_ids=banned)
 
-    def _check_params(self, params: SamplingParams) -> None:
+    def _check_params(self, params: SamplingParams) -> np.ndarray | None:
+        """Raises RowError where a value is wrong for this model. Returns `permitted_ids`."""
         for name in ("stop_token_ids", "allowed_token_ids", "bad_token_ids", "logit_bias"):
             beyond = [i for i in getattr(params, name) or () if i >= self.vocab_size]
             if beyond:
                 raise RowError("bad_sampling", f"{name} holds id {beyond[0]}, expected ids below {self.vocab_size}")
+        permitted = permitted_ids(params, self._sampleable)
+        if reason := reason_of_nothing(params, self._sampleable if permitted is None else permitted):
+            raise RowError("bad_sampling", reason)
         if params.stop_strings and self.tokenizer is None:
             raise RowError("no_tokenizer", "stop strings need a tokenizer; pass stop_token_ids, or load one")
+        return permitted
 
-    def _constraint(self, params: SamplingParams) -> Callable[[], RowConstraint] | None:
+    @cached_property
+    def _sampleable(self) -> np.ndarray:
+        """[V] bool: ids with bytes, and the end of text. Without a tokenizer every id."""
+        sampleable = np.ones(self.vocab_size, bool)
+        if self.tokenizer is not None:
+            known = self.tokenizer.token_bytes[: self.vocab_size]
+            sampleable[: len(known)] = [bool(token) for token in known]
+            sampleable[len(known) :] = False
+            sampleable[END_OF_TEXT] = True
+        return sampleable
+
+    def _constraint(self, params: SamplingParams, permitted: np.ndarray | None) -> Callable[[], RowConstraint] | None:
         given = params.json_schema, params.regex, params.grammar
         if given == (None, None, None):
             return None
         if self._constraints is None:
             raise RowError("no_tokenizer", "json_schema, regex and grammar need a tokenizer")
-        return partial(self._constraints.start, *given)
+        bits = None if permitted is None else permitted.view(np.uint8)
+        return partial(self._constraints.start, *given, permitted=bits)
 
 
 def _attempt(make: Callable[..., Built], row: GenerateRow | ScoreRow, *given: Any) -> Built | ErrorRow:

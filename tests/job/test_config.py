@@ -194,7 +194,7 @@ def test_every_setting_is_described() -> None:
         assert setting.expected, name
     assert described["engine.backend"].expected == "auto, triton, cuda, cpu or reference"
     assert described["model.quantization"][1:3] == (None, FORMATS)
-    assert described["sampling.max_tokens"][1:3] == (256, "an integer from 0 to 2147483647")
+    assert described["sampling.max_tokens"][1:3] == (256, "an integer from 0 to 2147483647, or null")
     assert described["engine.prefix_sharing"].expected == "true or false"
 
 

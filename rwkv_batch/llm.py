@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import torch
 
 from . import arguments, progress_bar
+from .chat_calls import ChatCalls
 from .engine.engine import Engine, EngineLimits
 from .engine.stats import EngineStats
 from .errors import RowError
@@ -33,6 +34,7 @@ from .vllm_arguments import GENERATE_ARGUMENTS, absent_method, own_arguments
 if TYPE_CHECKING:
     from .progress_bar import UseTqdm
     from .rows import Prompt
+    from .text.chat import ChatSettings
 
     Params = SamplingParams | Mapping[str, Any]
 
@@ -42,7 +44,7 @@ Result = TypeVar("Result")
 SomeRow = TypeVar("SomeRow", GenerateRow, ScoreRow)
 
 
-class LLM:
+class LLM(ChatCalls):
     """A loaded model with the engine that runs it: completes prompts, and scores continuations of contexts.
 
     >>> from rwkv_batch import LLM, SamplingParams
@@ -86,6 +88,7 @@ class LLM:
             again for the steps of a row that find its allowed tokens slowly. Beyond it the prompt cannot be served.
         parse_special_tokens: a special token of a tokenizer.json that is spelled out in a prompt, such as
             <|endoftext|>, becomes its id; False reads it as text.
+        chat: how conversations become prompts: `ChatSettings`, or a mapping of its fields.
         others: arguments of vLLM's `LLM` and of Hugging Face's `from_pretrained`. Those that mean nothing here are
             accepted with one warning, and those that would change results are refused.
 
@@ -125,6 +128,7 @@ class LLM:
         prefix_host_gib: float = 1.0,
         constraint_timeout: float = 10.0,
         parse_special_tokens: bool = False,
+        chat: ChatSettings | Mapping[str, Any] | None = None,
         **others: Any,
     ) -> None:
         self._load(inspect_model(*arguments.settings_of(locals())))
@@ -162,7 +166,7 @@ class LLM:
             new_stop_matcher=partial(StopMatcher, tokenizer.token_bytes) if tokenizer else None,
         )
         self._builder = builder = RequestBuilder(
-            tokenizer, vocab_size, engine.seed, summary.constraints, max_prompt_tokens
+            tokenizer, vocab_size, engine.seed, summary.constraints, max_prompt_tokens, lambda: summary.chat_format
         )
         self.serving = Serving(self._engine, builder)
         self._outputs = OutputBuilder(tokenizer)

@@ -46,6 +46,15 @@ def pair_list(pairs: Any, has_tokenizer: bool) -> list[tuple[Any, Any]]:
     return found
 
 
+def check_prefix(prefix: Any, has_tokenizer: bool) -> None:
+    """Raises ValueError where this is no prefix of contexts: text, a list of token ids, or None."""
+    is_text = isinstance(prefix, str)
+    if prefix is not None and not is_text and not _is_ids(prefix):
+        raise ValueError(f"prefix: got {reprlib.repr(prefix)}, expected text, a list of token ids, or None")
+    if is_text and not has_tokenizer:
+        raise ValueError(f"prefix: got {reprlib.repr(prefix)}, {_NO_TOKENIZER}")
+
+
 def params_list(params: Any, num_prompts: int) -> list[SamplingParams]:
     """Returns a list with the sampling parameters of each prompt.
 

@@ -30,7 +30,7 @@ from .text.stop_strings import StopMatcher
 from .threads import limit_threads
 
 if TYPE_CHECKING:
-    from .rows import Prompt
+    from .rows import Prompt, TextOrIds
 
 __all__ = ["LLM", "GenerateRow", "ModelSummary", "ScoreRow", "inspect_model"]
 
@@ -243,6 +243,7 @@ class LLM:
         pairs: Iterable[tuple[str, str] | tuple[Sequence[int], Sequence[int]]],
         *,
         add_bos_token: bool = False,
+        prefix: TextOrIds | None = None,
         top_logprobs: int | None = None,
         prompt_logprobs: int | None = None,
     ) -> list[ScoreOutput]: ...
@@ -252,6 +253,7 @@ class LLM:
         pairs: Iterable[tuple[str, list[str]] | tuple[Sequence[int], list[list[int]]]],
         *,
         add_bos_token: bool = False,
+        prefix: TextOrIds | None = None,
         top_logprobs: int | None = None,
         prompt_logprobs: int | None = None,
     ) -> list[list[ScoreOutput]]: ...
@@ -260,6 +262,7 @@ class LLM:
         pairs: Iterable[tuple[Any, Any]],
         *,
         add_bos_token: bool = False,
+        prefix: TextOrIds | None = None,
         top_logprobs: int | None = None,
         prompt_logprobs: int | None = None,
     ) -> list[Any]:
@@ -270,6 +273,8 @@ class LLM:
                 context is the beginning of a document, token 0. A list of continuations in place of one shares the
                 context, and gives a list of results in place of one.
             add_bos_token: put token 0 before every context that does not start with it.
+            prefix: text or token ids in front of every context, such as "\\n", encoded by itself; after token 0, where
+                that is added. A context that has a prefix is not empty.
             top_logprobs: also return the log-probabilities of this many most likely tokens, from 0, at each position of
                 a continuation; None returns none.
             prompt_logprobs: the same for each token of the context after the first; None returns none.
@@ -283,11 +288,11 @@ class LLM:
         self.serving.check()
         SamplingParams(logprobs=top_logprobs, prompt_logprobs=prompt_logprobs)  # refuses values out of range
         found = arguments.pair_list(pairs, self.tokenizer is not None)
+        arguments.check_prefix(prefix, self.tokenizer is not None)
         several = [arguments.is_several(continuation) for _, continuation in found]
+        options = (add_bos_token, top_logprobs, prompt_logprobs, prefix)
         rows = [
-            ScoreRow(
-                i, i, context, continuation if many else [continuation], add_bos_token, top_logprobs, prompt_logprobs
-            )
+            ScoreRow(i, i, context, continuation if many else [continuation], *options)
             for i, ((context, continuation), many) in enumerate(zip(found, several, strict=True))
         ]
         scores = dict(self.serve_scores(rows))

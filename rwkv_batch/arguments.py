@@ -120,6 +120,15 @@ def pair_list(pairs: Any, has_tokenizer: bool) -> list[tuple[Any, Any]]:
     return found
 
 
+def check_prefix(prefix: Any, has_tokenizer: bool) -> None:
+    """Raises ValueError where this is no prefix of contexts: text, a list of token ids, or None."""
+    is_text = isinstance(prefix, str)
+    if prefix is not None and not is_text and not _is_ids(prefix):
+        raise ValueError(f"prefix: got {reprlib.repr(prefix)}, expected text, a list of token ids, or None")
+    if is_text and not has_tokenizer:
+        raise ValueError(f"prefix: got {reprlib.repr(prefix)}, {_NO_TOKENIZER}")
+
+
 def generate_rows(prompts: Iterable[Any], params: Any) -> tuple[Iterator[GenerateRow], int]:
     """Returns the rows of prompts with their sampling parameters, and how many of them are encoded together.
 

@@ -33,7 +33,7 @@ from .vllm_arguments import GENERATE_ARGUMENTS, absent_method, own_arguments
 
 if TYPE_CHECKING:
     from .progress_bar import UseTqdm
-    from .rows import Prompt
+    from .rows import Prompt, TextOrIds
     from .text.chat import ChatSettings
 
     Params = SamplingParams | Mapping[str, Any]
@@ -235,6 +235,7 @@ class LLM(ChatCalls):
         pairs: Iterable[tuple[str, str] | tuple[Sequence[int], Sequence[int]]],
         *,
         add_bos_token: bool = False,
+        prefix: TextOrIds | None = None,
         top_logprobs: int | None = None,
         prompt_logprobs: int | None = None,
     ) -> list[ScoreOutput]: ...
@@ -244,6 +245,7 @@ class LLM(ChatCalls):
         pairs: Iterable[tuple[str, list[str]] | tuple[Sequence[int], list[list[int]]]],
         *,
         add_bos_token: bool = False,
+        prefix: TextOrIds | None = None,
         top_logprobs: int | None = None,
         prompt_logprobs: int | None = None,
     ) -> list[list[ScoreOutput]]: ...
@@ -252,6 +254,7 @@ class LLM(ChatCalls):
         pairs: Iterable[tuple[Any, Any]],
         *,
         add_bos_token: bool = False,
+        prefix: TextOrIds | None = None,
         top_logprobs: int | None = None,
         prompt_logprobs: int | None = None,
     ) -> list[Any]:
@@ -262,6 +265,8 @@ class LLM(ChatCalls):
                 context is the beginning of a document, token 0. A list of continuations in place of one shares the
                 context, and gives a list of results in place of one.
             add_bos_token: put token 0 before every context that does not start with it.
+            prefix: text or token ids in front of every context, such as "\\n", encoded by itself; after token 0, where
+                that is added. A context that has a prefix is not empty.
             top_logprobs: also return the log-probabilities of this many most likely tokens, from 0, at each position of
                 a continuation; None returns none.
             prompt_logprobs: the same for each token of the context after the first; None returns none.
@@ -275,11 +280,11 @@ class LLM(ChatCalls):
         self.serving.check()
         SamplingParams(logprobs=top_logprobs, prompt_logprobs=prompt_logprobs)  # refuses values out of range
         found = arguments.pair_list(pairs, self.tokenizer is not None)
+        arguments.check_prefix(prefix, self.tokenizer is not None)
         several = [arguments.is_several(continuation) for _, continuation in found]
+        options = (add_bos_token, top_logprobs, prompt_logprobs, prefix)
         rows = [
-            ScoreRow(
-                i, i, context, continuation if many else [continuation], add_bos_token, top_logprobs, prompt_logprobs
-            )
+            ScoreRow(i, i, context, continuation if many else [continuation], *options)
             for i, ((context, continuation), many) in enumerate(zip(found, several, strict=True))
         ]
         scores = dict(self.serve_scores(rows))

@@ -26,7 +26,7 @@ from .text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from .rows import Prompt, TextOrIds
 
-__all__ = ["ErrorRow", "GenerateRow", "RequestBuilder", "RowInFlight", "ScoreRow", "Scoring"]
+__all__ = ["ErrorRow", "GenerateRow", "RequestBuilder", "RowInFlight", "ScoreRow", "Scoring", "scored_context"]
 
 Built = TypeVar("Built")
 _stop_strings = lru_cache(maxsize=256)(StopStrings)
@@ -74,6 +74,16 @@ class Scoring:
         return scores
 
 
+class ChunkScoring(Scoring):
+    """Finds the scores of a document that is scored in chunks: one request for each chunk, numbered from 1."""
+
+    def parts_of_continuations(self, completions: Iterable[Completion]) -> list[list[TokenScores]]:
+        """The scores of the document's tokens, as consecutive parts."""
+        ordered = sorted(completions, key=lambda found: found.request.sample)
+        both = (part for found in ordered for part in (found.prompt_scores, found.next_scores))
+        return [[part for part in both if part is not None and len(part)]]
+
+
 class _RequestSettings(NamedTuple):
     """The settings of a row's requests that follow from its sampling parameters."""
 
@@ -89,7 +99,7 @@ class _Draft(NamedTuple):
 
     row: GenerateRow | ScoreRow
     inputs: list[Any]
-    """Texts or token ids: the prompt, or the context and its continuations."""
+    """Texts or token ids: the prompt, or the context, its continuations and, where there is one, its prefix."""
     settings: _RequestSettings | None = None
     """None for a row to score."""
 
@@ -184,7 +194,8 @@ class RequestBuilder:
         context = self._text_or_ids(row.context, "context")
         if any(isinstance(continuation, str) != isinstance(context, str) for continuation in row.continuations):
             raise RowError("bad_type", "context and continuation must both be text or both be token ids")
-        return _Draft(row, [context, *(self._text_or_ids(one, "continuation") for one in row.continuations)])
+        inputs = [context, *(self._text_or_ids(one, "continuation") for one in row.continuations)]
+        return _Draft(row, inputs if row.prefix is None else [*inputs, self._text_or_ids(row.prefix, "prefix")])
 
     def _row_in_flight(self, draft: _Draft, encoded: Sequence[np.ndarray | RowError]) -> RowInFlight:
         """Makes the requests of a row from its token ids, [T] int32 each, or from errors of texts that have none."""
@@ -203,7 +214,7 @@ class RequestBuilder:
             limit = f"input.max_prompt_tokens ({self._max_prompt_tokens})"
             raise RowError("prompt_too_long", f"the prompt has {len(ids[0])} tokens, more than {limit}")
         if isinstance(draft.row, ScoreRow):
-            return self._score(draft.row, ids[0], ids[1:])
+            return self._score(draft.row, ids)
         assert draft.settings is not None
         prompt = draft.inputs[0] if isinstance(draft.inputs[0], str) else None
         return self._generate(draft.row, draft.settings, prompt, ids[0])
@@ -232,10 +243,16 @@ class RequestBuilder:
         ]
         return RowInFlight(row, requests, prompt, constraint=constraint)
 
-    def _score(self, row: ScoreRow, context: np.ndarray, continuations: list[np.ndarray]) -> RowInFlight:
-        """Makes the requests that `Scoring` describes; none if there is nothing to score."""
-        if not len(context) or (row.add_bos_token and context[0] != END_OF_TEXT):
-            context = np.concatenate(([END_OF_TEXT], context), dtype=np.int32)
+    def _score(self, row: ScoreRow, encoded: Sequence[np.ndarray]) -> RowInFlight:
+        """Makes the requests that `Scoring` describes; none if there is nothing to score.
+
+        Args:
+            encoded: [T] int32 each: of the context, of the continuations and, where there is one, of the prefix.
+        """
+        continuations = list(encoded[1 : 1 + len(row.continuations)])
+        context = scored_context(row, encoded[0], encoded[-1] if row.prefix is not None else None)
+        if row.chunk_tokens is not None:
+            return self._score_chunks(row, context, continuations)
         key = next(self._keys)
         top = row.top_logprobs
         firsts = tuple(int(ids[0]) for ids in continuations if len(ids))
@@ -254,6 +271,30 @@ class RequestBuilder:
                 Request(key, context, params, row=row.row, score_start=start_of_context, next_token_ids=firsts)
             )
         return RowInFlight(row, requests, scoring=Scoring(context, continuations))
+
+    def _score_chunks(self, row: ScoreRow, start: np.ndarray, documents: list[np.ndarray]) -> RowInFlight:
+        """Makes one request for each chunk of a document that has a token to score.
+
+        Args:
+            start: [T] int32, what stands in front of each chunk, perhaps nothing.
+            documents: [T] int32; there must be one.
+        """
+        if len(documents) != 1 or len(row.context) or row.prompt_logprobs is not None:
+            raise RowError("bad_type", "chunk_tokens is for one document: a continuation whose context is empty")
+        assert row.chunk_tokens is not None
+        key, params = next(self._keys), _score_params(row.top_logprobs, None)
+        requests, scored = [], []
+        for number, first in enumerate(range(0, len(documents[0]), row.chunk_tokens), 1):
+            ids = np.concatenate((start, documents[0][first : first + row.chunk_tokens]), dtype=np.int32)
+            begin = max(1, len(start))
+            if len(ids) > begin:
+                scored.append(ids[begin:])
+                last = (int(ids[-1]),)
+                requests.append(
+                    Request(key, ids[:-1], params, 0, row.row, number, score_start=begin, next_token_ids=last)
+                )
+        tokens = np.concatenate(scored) if scored else np.zeros(0, np.int32)
+        return RowInFlight(row, requests, scoring=ChunkScoring(start, [tokens]))
 
     def _text_or_ids(self, value: object, name: str) -> str | np.ndarray:
         """Checks an input: text, or token ids in [0, V), which become [T] int32."""
@@ -329,6 +370,23 @@ class RequestBuilder:
             raise RowError("no_tokenizer", "json_schema, regex and grammar need a tokenizer")
         bits = None if permitted is None else permitted.view(np.uint8)
         return partial(self._constraints.start, *given, permitted=bits)
+
+
+def scored_context(row: ScoreRow, context: np.ndarray, prefix: np.ndarray | None) -> np.ndarray:
+    """The tokens that the model reads before a row's continuations, or before each chunk of its document.
+
+    Args:
+        context: [T] int32, the row's context.
+        prefix: [T] int32, the row's prefix; None where it has none.
+
+    Returns:
+        [T] int32. It is empty only in front of chunks.
+    """
+    read = context if prefix is None else np.concatenate((prefix, context), dtype=np.int32)
+    is_empty = not len(read)
+    if (is_empty and row.chunk_tokens is None) or (row.add_bos_token and (is_empty or read[0] != END_OF_TEXT)):
+        read = np.concatenate(([END_OF_TEXT], read), dtype=np.int32)
+    return read
 
 
 def _attempt(make: Callable[..., Built], row: GenerateRow | ScoreRow, *given: Any) -> Built | ErrorRow:

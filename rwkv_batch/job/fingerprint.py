@@ -26,6 +26,7 @@ HARMLESS = frozenset(
         "engine.prefix_sharing",
         "engine.prefix_host_gib",
         "engine.constraint_timeout",
+        "score.group_by",
         "output.flush_seconds",
         "run.state_dir",
         "run.on_row_error",
@@ -85,6 +86,10 @@ def result_settings(
         settings["input.columns.sampling"] = columns.sampling_struct
     else:
         settings["input.columns.answer"] = columns.answer
+        if columns.scored is not None:
+            kind = columns.scored.answer_kind
+            settings[columns.scored.template_setting] = columns.scored.template
+            settings["score.answer"] = "auto" if kind in (None, "index") else kind
     compared = {name: value for name, value in settings.items() if name not in HARMLESS | RESOLVED}
     return {name: _canonical(value) for name, value in {**compared, PASSED: passed.names}.items()}
 

@@ -161,11 +161,8 @@ def _check_together(job: JobConfig) -> Iterator[tuple[str, str]]:
             expected = "true: a job writes texts" if default else f"null: {WRITES_LOGPROBS}"
             yield f"sampling.{name}", f"got {shown(value)}, expected {expected}"
     if job.task == "score":
-        if job.input.template is not None:
-            yield (
-                "input.template",
-                "got a template, expected null: task score reads context and continuations from columns",
-            )
+        if job.score.choice_template is not None and job.score.continuation_template is not None:
+            yield "score.continuation_template", "got a template beside score.choice_template, expected one of them"
     elif job.score != ScoreSection():
         yield "score", "got settings, expected none: the task is generate"
 

@@ -90,7 +90,7 @@ def prompt_list(prompts: Any, has_tokenizer: bool) -> list[Any]:
     Raises:
         ValueError: this is no list of prompts; the message names the first wrong ones.
     """
-    is_one = isinstance(prompts, (str, Mapping)) or (_is_ids(prompts) and len(prompts) > 0)
+    is_one = isinstance(prompts, (str, Mapping)) or _is_one_of_ids(prompts)
     found = [prompts] if is_one else _listed(prompts, "prompts")
     _check("prompt", found, lambda prompt: _wrong_prompt(prompt, has_tokenizer))
     return found
@@ -159,7 +159,10 @@ def params_list(params: Any, num_prompts: int) -> list[SamplingParams]:
     _check("sampling_params", found, _wrong_params)
     if len(found) != num_prompts:
         raise ValueError(f"got {len(found)} sampling_params for {num_prompts} prompts, expected as many")
-    copies = {id(one): _taken(one) for one in found}
+    copies: dict[int, SamplingParams] = {}
+    for place, one in enumerate(found):
+        if id(one) not in copies:
+            copies[id(one)] = _taken(one, f"sampling_params {place}: ")
     return [copies[id(one)] for one in found]
 
 
@@ -176,7 +179,7 @@ def checked_params(params: Any) -> Iterator[SamplingParams]:
         if reason := _wrong_params(one):
             raise ValueError(f"sampling_params {index}: got {reprlib.repr(one)}, {reason}")
         if one is not last or one != copy:  # rows often share theirs; a caller may change it in between
-            last, copy = one, _taken(one)
+            last, copy = one, _taken(one, f"sampling_params {index}: ")
         assert copy is not None
         yield copy
 
@@ -192,9 +195,12 @@ def is_one_params(params: Any) -> bool:
     return params is None or isinstance(params, (SamplingParams, Mapping))
 
 
-def _taken(params: SamplingParams | Mapping[str, Any] | None) -> SamplingParams:
-    """A copy of sampling parameters that nobody changes."""
-    return params.clone() if isinstance(params, SamplingParams) else SamplingParams(**(params or {}))
+def _taken(params: SamplingParams | Mapping[str, Any] | None, where: str = "") -> SamplingParams:
+    """A copy of sampling parameters that nobody changes. An error's message begins with `where`."""
+    try:
+        return params.clone() if isinstance(params, SamplingParams) else SamplingParams(**(params or {}))
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from error
 
 
 def is_several(continuation: Any) -> bool:
@@ -223,6 +229,13 @@ def _check(name: str, items: Iterable[Any], wrong: Callable[[Any], str | None]) 
         lines = [f"{name} {index}: got {reprlib.repr(item)}, {reason}" for index, item, reason in found[:SHOWN]]
         rest = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
         raise ValueError("\n".join([*lines, *rest]))
+
+
+def _is_one_of_ids(prompts: Any) -> bool:
+    """Whether this is one prompt of token ids: a list of integers, or an array [T]."""
+    if isinstance(prompts, (list, tuple)):
+        return bool(prompts) and type(prompts[0]) is int and _is_ids(prompts)
+    return getattr(prompts, "ndim", 0) == 1 and _is_ids(prompts)
 
 
 def _wrong_params(params: Any) -> str | None:

@@ -323,7 +323,7 @@ class LLM(ChatCalls):
         if self.tokenizer is None:
             raise ValueError("get_tokenizer: this model was loaded with tokenizer=None")
         if self._hf_tokenizer is None:
-            self._hf_tokenizer = HfTokenizer(self.tokenizer)
+            self._hf_tokenizer = HfTokenizer(self.tokenizer, self.chat_format)
         return self._hf_tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:

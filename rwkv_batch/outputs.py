@@ -76,7 +76,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     error_code: str | None = None
     error: str | None = None
-    request_id: str = ""
+    request_id: str = field(default="", compare=False)
     finished: bool = True
     metrics: None = None
     num_cached_tokens: int | None = None

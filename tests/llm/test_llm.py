@@ -262,5 +262,5 @@ def test_what_is_no_pair_is_not_scored(llm, pairs):
 
 
 def test_a_text_is_no_sampling_params(llm):
-    with pytest.raises(ValueError, match=r"sampling_params: got a mapping, expected SamplingParams\(\.\.\.\)"):
-        llm.generate(["a"], {"temperature": 0})
+    with pytest.raises(ValueError, match=r"sampling_params: got a text, expected SamplingParams\(\.\.\.\)"):
+        llm.generate(["a"], "temperature=0")

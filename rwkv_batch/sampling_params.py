@@ -88,7 +88,8 @@ class SamplingParams:
             token; None returns none.
         prompt_logprobs: also return the log-probabilities of this many most likely tokens at the position of each
             prompt token after the first, and of the prompt token; None returns none.
-        detokenize: False returns no texts: the completion's is "", and `decoded_token` is None. It excludes `stop`.
+        detokenize: False returns no texts: the completion's is "", and `decoded_token` is None. Stop strings end it
+            all the same.
         seed: the seed of this request's random numbers; None takes the engine's.
         top_p_order: "standard" applies temperature first. "rwkv" does what ChatRWKV does: top-p and top-k on the
             untempered probabilities, then the power 1/temperature; penalties do not count digits, spaces and tabs.
@@ -143,7 +144,7 @@ class SamplingParams:
 
         def __init__(self, *values: Any, **given: Any) -> None:
             if values:
-                given = {**dict(zip(SAMPLING_FIELDS, values, strict=False)), **given}
+                given = {**_named(values), **given}
             if not given.keys() <= _DEFAULTS.keys():
                 given = _own_fields(given)
             kept = self.__dict__
@@ -188,8 +189,6 @@ class SamplingParams:
         """Raises ValueError where fields contradict each other."""
         if self.min_tokens and self.min_tokens > self.token_limit:
             self._reject("min_tokens", f"at most max_tokens ({self.token_limit})")
-        if not self.detokenize and self.stop_strings:
-            self._reject("stop", "no stop strings, which are searched in the text, where detokenize is False")
         if self.json_schema is not None or self.regex is not None:
             given = [name for name in CONSTRAINTS if getattr(self, name) is not None]
             if len(given) > 1:
@@ -236,6 +235,13 @@ def _checked(name: str, value: Any) -> Any:
     if expected := declared.expected(found):
         raise ValueError(f"SamplingParams.{name}: got {found!r}, expected {expected}")
     return found if found is None else declared.kind.kept(found)
+
+
+def _named(values: Sequence[Any]) -> dict[str, Any]:
+    """The values of the first fields, by name."""
+    if len(values) > len(SAMPLING_FIELDS):
+        raise TypeError(f"SamplingParams takes {len(SAMPLING_FIELDS)} fields, got {len(values)} values")
+    return dict(zip(SAMPLING_FIELDS, values, strict=False))
 
 
 def _own_fields(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -296,9 +296,8 @@ SAMPLING_ARGUMENTS = _by_name(
     _refused("prompt_logprob_start", "`prompt_logprobs` begins with the second token", 0, 1),
     _refused("trace_decode_token_ids", "`llm.score` scores given tokens"),
     _refused("repetition_detection", "leave it out"),
-    _refused("max_new_tokens", "it is `max_tokens` here, as in vLLM"),
-    _refused("do_sample", "`temperature=0` is greedy decoding", True),
-    _refused("num_return_sequences", "it is `n` here, as in vLLM"),
+    _renamed(max_new_tokens="max_tokens", num_return_sequences="n"),
+    _converted("do_sample", "temperature=0", lambda value: {} if value else {"temperature": 0.0}),
 )
 """Fields of vLLM's `SamplingParams`, older ones included, and common names of Hugging Face's `generate`."""
 
@@ -308,13 +307,14 @@ GENERATE_ARGUMENTS = _by_name(
     _refused("prompt_adapter_request", "`init_state` of `LLM` loads tuned initial states"),
     _refused("guided_options_request", "give `structured_outputs` to `SamplingParams`"),
     _refused("tokenization_kwargs", "`SamplingParams.truncate_prompt_tokens` cuts prompts"),
-    _refused("chat_template_kwargs", "it is an argument of `llm.chat`"),
+    _without_effect_unless("messages are text in any of OpenAI's forms", chat_template_content_format="auto"),
+    _without_effect_unless("prompts are text", mm_processor_kwargs={}),
 )
-"""Arguments of vLLM's `LLM.generate`."""
+"""Arguments of vLLM's `LLM.generate` and `LLM.chat`."""
 
 ABSENT_METHODS = {
     "beam_search": "generate with `n` samples, and choose by `cumulative_logprob`",
-    "embed": "there is no such result",
+    "embed": "vectors are no result of this engine",
     "encode": "llm.get_tokenizer().encode converts text; hidden states are no result",
     "classify": "llm.score compares continuations",
     "reward": "llm.score returns log-likelihoods",

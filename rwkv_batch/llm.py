@@ -25,7 +25,7 @@ from .requests import RequestBuilder
 from .rows import GenerateRow, ScoreRow
 from .sampling_params import SamplingParams
 from .serving import Finished, Serving
-from .settings import EngineSettings, ModelSettings
+from .settings import EngineSettings, LogprobsMode, ModelSettings
 from .text.stop_strings import StopMatcher
 from .threads import limit_threads
 
@@ -84,6 +84,11 @@ class LLM:
             again for the steps of a row that find its allowed tokens slowly. Beyond it the prompt cannot be served.
         parse_special_tokens: a special token of a tokenizer.json that is spelled out in a prompt, such as
             <|endoftext|>, becomes its id; False reads it as text.
+        memory_share: the share, above 0 and up to 1, of the memory that is free when the model is inspected (on a CPU,
+            within the control group's limit), for weights, slots and workspace. It bounds `max_batch_size`.
+        logprobs_mode: the distribution of sampled tokens' log-probabilities: "raw_logprobs" is the model's own, before
+            penalties, biases, bans and temperature; "processed_logprobs" is the one that the token is drawn from, after
+            all of these and the filters, -inf for a token that cannot be drawn. Of a prompt's tokens it is always raw.
 
     Attributes:
         summary: the model's sizes, placement and memory plan, found before it was loaded.
@@ -121,6 +126,8 @@ class LLM:
         prefix_host_gib: float = 1.0,
         constraint_timeout: float = 10.0,
         parse_special_tokens: bool = False,
+        memory_share: float = 0.85,
+        logprobs_mode: LogprobsMode = "raw_logprobs",
     ) -> None:
         model_settings = ModelSettings(
             model=model,
@@ -143,6 +150,8 @@ class LLM:
             batch_invariant=batch_invariant,
             seed=seed,
             constraint_timeout=constraint_timeout,
+            memory_share=memory_share,
+            logprobs_mode=logprobs_mode,
         )
         self._load(inspect_model(model_settings, engine_settings))
 
@@ -177,6 +186,7 @@ class LLM:
             init_state=None if summary.model.init_state is None else Path(summary.model.init_state),
             prefix_sharing=engine.prefix_sharing,
             new_stop_matcher=partial(StopMatcher, tokenizer.token_bytes) if tokenizer else None,
+            logprobs_mode=engine.logprobs_mode,
         )
         self._builder = builder = RequestBuilder(
             tokenizer, vocab_size, engine.seed, summary.constraints, max_prompt_tokens

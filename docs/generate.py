@@ -134,7 +134,8 @@ def _sampling_params() -> Iterator[str]:
         "temperature comes after the filters, and `top_p` is a share of the probability of all tokens, as in ChatRWKV; "
         "what each filter keeps is then drawn from.",
         "Log-probabilities are the model's own, before all of these (`logprobs_mode: raw_logprobs`). With "
-        "`processed_logprobs`, those of sampled tokens are after all of these, as in vLLM: of the distribution that the token is drawn from, and -inf for a token that cannot be drawn. A greedy row "
+        "`processed_logprobs`, those of sampled tokens are after all of these, as in vLLM: of the distribution that "
+        "the token is drawn from, and -inf for a token that cannot be drawn. A greedy row "
         "(`temperature: 0`) has no temperature and no filters, so that its distribution is the one after the bans. "
         "The log-probabilities of a prompt's tokens, and of task score, are always the model's own.",
         "Bans that leave nothing to sample are refused, with the words *nothing may be sampled*: a vocabulary without "

@@ -49,7 +49,7 @@ def open_tokenizer_json(path: Path, parse_special_tokens: bool = False) -> Token
     if model.get("type") == "RwkvTrie":
         try:
             return _trie_tokenizer(path, description, parse_special_tokens)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ConfigurationError(f"{path}: not a tokenizer.json: {error!r}"[:300]) from error
     if model.get("dropout"):
         logger.warning("%s: the dropout of its BPE model is left out: a text has one result", path)

@@ -26,6 +26,7 @@ from .results import RequestNumbers, warn_of_errors
 from .rows import GenerateRow, ScoreRow
 from .sampling_params import SamplingParams
 from .serving import Finished, Serving
+from .settings import LogprobsMode
 from .text.hf_tokenizer import HfTokenizer
 from .text.stop_strings import StopMatcher
 from .threads import limit_threads
@@ -88,6 +89,11 @@ class LLM(ChatCalls):
             again for the steps of a row that find its allowed tokens slowly. Beyond it the prompt cannot be served.
         parse_special_tokens: a special token of a tokenizer.json that is spelled out in a prompt, such as
             <|endoftext|>, becomes its id; False reads it as text.
+        memory_share: the share, above 0 and up to 1, of the memory that is free when the model is inspected (on a CPU,
+            within the control group's limit), for weights, slots and workspace. It bounds `max_batch_size`.
+        logprobs_mode: the distribution of sampled tokens' log-probabilities: "raw_logprobs" is the model's own, before
+            penalties, biases, bans and temperature; "processed_logprobs" is the one that the token is drawn from, after
+            all of these and the filters, -inf for a token that cannot be drawn. Of a prompt's tokens it is always raw.
         chat: how conversations become prompts: `ChatSettings`, or a mapping of its fields.
         others: arguments of vLLM's `LLM` and of Hugging Face's `from_pretrained`. Those that mean nothing here are
             accepted with one warning, and those that would change results are refused.
@@ -128,6 +134,8 @@ class LLM(ChatCalls):
         prefix_host_gib: float = 1.0,
         constraint_timeout: float = 10.0,
         parse_special_tokens: bool = False,
+        memory_share: float = 0.85,
+        logprobs_mode: LogprobsMode = "raw_logprobs",
         chat: ChatSettings | Mapping[str, Any] | None = None,
         **others: Any,
     ) -> None:
@@ -164,6 +172,7 @@ class LLM(ChatCalls):
             init_state=None if summary.model.init_state is None else Path(summary.model.init_state),
             prefix_sharing=engine.prefix_sharing,
             new_stop_matcher=partial(StopMatcher, tokenizer.token_bytes) if tokenizer else None,
+            logprobs_mode=engine.logprobs_mode,
         )
         self._builder = builder = RequestBuilder(
             tokenizer, vocab_size, engine.seed, summary.constraints, max_prompt_tokens, lambda: summary.chat_format

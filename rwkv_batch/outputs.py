@@ -10,7 +10,7 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 @dataclass(frozen=True)
 class Logprob:
-    """A token's log-probability under the model's own distribution: before penalties, biases and temperature.
+    """A token's log-probability, under the distribution that `logprobs_mode` of `LLM` names.
 
     Attributes:
         logprob: the log-probability.
@@ -36,7 +36,7 @@ class CompletionOutput:
             `SamplingParams.logprobs` is None.
         finish_reason: "stop" (end of text, stop string or stop token), "length" (max_tokens), "abort" or "error".
         stop_reason: the stop string or the token id that ended the completion, 0 for end of text; else None.
-        token_logprobs: log-probability of each of `token_ids` under the model's own distribution.
+        token_logprobs: log-probability of each of `token_ids`, under the distribution that `logprobs_mode` names.
     """
 
     index: int

@@ -23,7 +23,7 @@ class SampledTokens(NamedTuple):
     token_ids: np.ndarray
     """[n] int64."""
     logprobs: np.ndarray
-    """[n] float64, under the model's own distribution, natural logarithm."""
+    """[n] float64, natural logarithm."""
     top_rows: np.ndarray
     """[m] int64: those of the n rows whose requests ask for the most likely tokens."""
     top: TokenScores | None

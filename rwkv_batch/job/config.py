@@ -47,6 +47,7 @@ EXTRA_COLUMNS: tuple[str, ...] = get_args(ExtraColumn)
 Path = Annotated[str, AfterValidator(_expanded)]
 Count = Annotated[int, Field(ge=1)]
 Gibibytes = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Quantization = Annotated[str, AfterValidator(_known_quantization)]
 Format = Annotated[str, AfterValidator(_known_format)]
@@ -158,6 +159,18 @@ class EngineSection(Section):
         "Seconds that one JSON schema, regular expression or grammar may take: to be compiled, and again for the steps "
         "of a row that find its allowed tokens slowly. Beyond it the row is an error row, `constraint_too_large`.",
         "a number of seconds above 0",
+    )
+    memory_share: Share = _setting(
+        0.85,
+        "The share of the memory that is free when the model is inspected that weights, slots and workspace may take. "
+        "On a CPU the free memory is that within the control group's limit.",
+        "a number above 0 up to 1",
+    )
+    logprobs_mode: Literal["raw_logprobs", "processed_logprobs"] = _setting(
+        "raw_logprobs",
+        "The distribution that `cumulative_logprob` and `token_logprobs` are of. `raw_logprobs`: the model's own. "
+        "`processed_logprobs`: the one that the token is drawn from, after penalties, biases, bans, temperature and "
+        "filters. Of task score they are always the model's own.",
     )
     batch_invariant: bool = _setting(
         True,

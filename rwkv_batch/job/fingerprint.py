@@ -26,6 +26,7 @@ HARMLESS = frozenset(
         "engine.prefix_sharing",
         "engine.prefix_host_gib",
         "engine.constraint_timeout",
+        "engine.memory_share",
         "score.group_by",
         "output.flush_seconds",
         "run.state_dir",

@@ -273,6 +273,7 @@ CHANGES: dict[str, str] = {
     "model.parse_special_tokens": "true",
     "engine.state_dtype": "float16",
     "engine.batch_invariant": "false",
+    "engine.logprobs_mode": "processed_logprobs",
     "input.template": "'{{ prompt }}!'",
     "input.max_prompt_tokens": "99",
     "score.add_bos_token": "true",

@@ -33,11 +33,10 @@ from .threads import limit_threads
 from .vllm_arguments import GENERATE_ARGUMENTS, absent_method, own_arguments
 
 if TYPE_CHECKING:
+    from .chat_calls import Params
     from .progress_bar import UseTqdm
     from .rows import Prompt, TextOrIds
     from .text.chat import ChatSettings
-
-    Params = SamplingParams | Mapping[str, Any]
 
 __all__ = ["LLM", "GenerateRow", "ModelSummary", "ScoreRow", "inspect_model"]
 

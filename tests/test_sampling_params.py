@@ -106,12 +106,6 @@ def test_None_is_the_largest_number_of_tokens():
         SamplingParams(max_tokens=None, min_tokens=65537)
 
 
-def test_stop_strings_need_the_text():
-    with pytest.raises(ValueError, match=r"SamplingParams.stop: got 'a', expected no stop strings"):
-        SamplingParams(stop="a", detokenize=False)
-    assert not SamplingParams(stop=[], stop_token_ids=[1], detokenize=False).detokenize
-
-
 def test_one_constraint_at_a_time():
     with pytest.raises(ValueError, match="at most one of json_schema, regex, grammar"):
         SamplingParams(regex="a", json_schema={})

@@ -34,6 +34,12 @@ _NO_TOKENIZER = "which is text, but this model was loaded with tokenizer=None"
 
 _DTYPES = {"half": "float16", "float": "float32"}
 """vLLM's and PyTorch's names of dtypes that have another name here."""
+_VLLM_QUANTIZATIONS = (
+    *("awq", "awq_marlin", "auto_round", "bitblas", "bitsandbytes", "compressed-tensors", "experts_int8", "fbgemm_fp8"),
+    *("fp8", "fp_quant", "gguf", "gptq", "gptq_marlin", "hqq", "inc", "ipex", "marlin", "modelopt", "modelopt_fp4"),
+    *("moe_wna16", "mxfp4", "petit_nvfp4", "ptpc_fp8", "quark", "rtn", "torchao", "tpu_int8"),
+)
+"""vLLM's names of quantizations."""
 
 
 def settings_of(given: Mapping[str, Any]) -> tuple[ModelSettings, EngineSettings]:
@@ -57,6 +63,12 @@ def settings_of(given: Mapping[str, Any]) -> tuple[ModelSettings, EngineSettings
     values["model"] = _with_revision(values["model"], revision)
     if str(values["tokenizer"]) == str(given["model"]):
         values["tokenizer"] = "auto"
+    if values["quantization"] in _VLLM_QUANTIZATIONS:
+        raise ConfigurationError(
+            f"got {values['quantization']!r}, whose weights this engine does not read; 'int8' or 'w8a8' quantizes any "
+            "RWKV model when it is loaded",
+            setting="quantization",
+        )
     values["dtype"] = _dtype(values["dtype"])
     values["device"] = f"cuda:{values['device']}" if type(values["device"]) is int else str(values["device"])
     values["seed"] = 0 if values["seed"] is None else values["seed"]

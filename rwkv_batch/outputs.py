@@ -32,8 +32,8 @@ class CompletionOutput:
         text: the completion's text; "" where there is no tokenizer, or where `detokenize` is False.
         token_ids: sampled token ids, the one that ended the completion included.
         cumulative_logprob: sum of `token_logprobs`; NaN where `finish_reason` is "error".
-        logprobs: for each of `token_ids` the most likely tokens and the sampled one, by token id; None where
-            `SamplingParams.logprobs` is None.
+        logprobs: for each of `token_ids` the sampled token, which is the first entry, and the most likely ones, by
+            token id; None where `SamplingParams.logprobs` is None.
         finish_reason: "stop" (end of text, stop string or stop token), "length" (max_tokens), "abort" or "error".
         stop_reason: the stop string or the token id that ended the completion, 0 for end of text; else None.
         token_logprobs: log-probability of each of `token_ids`, under the distribution that `logprobs_mode` names.

@@ -51,6 +51,14 @@ class Integer(Kind):
 
 
 @dataclass(frozen=True)
+class MostLikely(Integer):
+    """A number of most likely tokens, up to `high`; -1 is all."""
+
+    def kept(self, value: Any) -> Any:
+        return self.high if value == -1 else value
+
+
+@dataclass(frozen=True)
 class Number(Kind):
     """A finite number from `low` to `high`, both included; above `low` where `is_open`."""
 

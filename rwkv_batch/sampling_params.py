@@ -14,6 +14,7 @@ from .sampling_fields import (
     Choice,
     Flag,
     Integer,
+    MostLikely,
     Number,
     SamplingField,
     Schema,
@@ -85,9 +86,9 @@ class SamplingParams:
         bad_words: never sample the tokens of these words, at the beginning of a text and after a space. Each word must
             be one token.
         logprobs: also return the log-probabilities of this many most likely tokens at each step, and of the sampled
-            token; None returns none.
+            token, which is the first entry; -1 returns those of all tokens, None none.
         prompt_logprobs: also return the log-probabilities of this many most likely tokens at the position of each
-            prompt token after the first, and of the prompt token; None returns none.
+            prompt token after the first, and of the prompt token; -1 and None as for `logprobs`.
         detokenize: False returns no texts: the completion's is "", and `decoded_token` is None. Stop strings end it
             all the same.
         seed: the seed of this request's random numbers; None takes the engine's.
@@ -131,8 +132,8 @@ class SamplingParams:
     allowed_token_ids: Sequence[int] | None = sampling_field(None, TokenIds(may_be_empty=False))
     bad_token_ids: Sequence[int] | None = sampling_field(None, TokenIds())
     bad_words: str | Sequence[str] | None = sampling_field(None, Strings())
-    logprobs: int | None = sampling_field(None, Integer(0, 2**16), in_jobs=False)
-    prompt_logprobs: int | None = sampling_field(None, Integer(0, 2**16), in_jobs=False)
+    logprobs: int | None = sampling_field(None, MostLikely(-1, 2**16), in_jobs=False)
+    prompt_logprobs: int | None = sampling_field(None, MostLikely(-1, 2**16), in_jobs=False)
     detokenize: bool = sampling_field(True, Flag(), in_jobs=False)
     seed: int | None = sampling_field(None, Integer(-(2**63), 2**64 - 1), openai=("seed",))
     top_p_order: TopPOrder = sampling_field("standard", _ORDER)  # noqa: RUF009 - the field specifier of this class

@@ -17,9 +17,9 @@ TOOLS = [{"type": "function", "function": {"name": "now", "parameters": {"type":
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "now", "arguments": "{}"}}]}
 RESULT = {"role": "tool", "content": "12:00"}
 CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\\n{{ message.content }}<|im_end|>\\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\\n{% if enable_thinking %}<think>{% endif %}{% endif %}"
-).replace("\\\\n", "\\n")
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking %}<think>{% endif %}{% endif %}"
+)
 
 
 def prompts(job: Job) -> list[str]:
@@ -247,7 +247,7 @@ def test_what_was_chosen_is_recorded_and_reported(job: Job) -> None:
         "chat.stop_token_ids": [],
     }
     report = json.loads((job.state / "report.json").read_text())
-    assert report["chat"] == {
+    assert report["runs"][0]["chat"] == {
         "format": "rwkv",
         "found": "no chat template beside the model",
         "think": "none",

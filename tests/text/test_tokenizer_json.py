@@ -221,7 +221,7 @@ def test_a_wordpiece_model_of_long_words_is_refused(tmp_path: Path):
         if is_served:
             assert load_tokenizer("auto", vocab_size=300, model_path=tmp_path) is not None
         else:
-            with pytest.raises(ConfigurationError, match="grows faster than .* square; expected at most 200"):
+            with pytest.raises(ConfigurationError, match=r"grows faster than .* square; expected at most 200"):
                 load_tokenizer("auto", vocab_size=300, model_path=tmp_path)
 
 

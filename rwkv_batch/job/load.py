@@ -12,8 +12,9 @@ from pydantic.fields import FieldInfo
 from ..errors import ConfigurationError
 from ..sampling_fields import SURROGATE
 from ..sampling_params import SAMPLING_FIELDS
-from .config import JOB_SAMPLING, JobConfig, ScoreSection, expected_of, is_section, sampling_value, sampling_with
+from .config import JOB_SAMPLING, JobConfig, expected_of, is_section, sampling_value, sampling_with
 from .messages import listed, shown, unknown_key
+from .score_section import ScoreSection
 from .yaml_file import file_label, parse_yaml, read_yaml
 
 

@@ -108,7 +108,7 @@ def _chunk_requests(row: ScoreRow, start: np.ndarray, documents: list[np.ndarray
     if len(documents) != 1 or len(row.context) or row.prompt_logprobs is not None:
         raise RowError("bad_type", "chunk_tokens is for one document: a continuation whose context is empty")
     assert row.chunk_tokens is not None
-    params = _score_params(row.top_logprobs, None)
+    params = _score_params(row.top_logprobs, row.top_logprobs)
     requests, scored = [], []
     for number, first in enumerate(range(0, len(documents[0]), row.chunk_tokens), 1):
         ids = np.concatenate((start, documents[0][first : first + row.chunk_tokens]), dtype=np.int32)

@@ -80,7 +80,7 @@ def _token_ids(prepared: Prepared, row: GenerateRow | ScoreRow) -> list[int]:
 
     if not isinstance(row, ScoreRow):
         return encoded(row.prompt) or [0]
-    from ..requests import scored_context
+    from ..score_requests import scored_context
 
     prefix = None if row.prefix is None else np.array(encoded(row.prefix), np.int32)
     found: list[int] = scored_context(row, np.array(encoded(row.context), np.int32), prefix).tolist()

@@ -10,9 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from .config import JOB_SAMPLING, JobConfig, Section
+from .config import JOB_SAMPLING, JobConfig
 from .input.columns import Columns
 from .messages import shortened
+from .section import Section
 
 FORMAT = 1
 """A number that grows when the meaning of segments, parts or random streams changes."""

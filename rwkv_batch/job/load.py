@@ -18,7 +18,6 @@ from .config import (
     JOB_SAMPLING,
     ChatSection,
     JobConfig,
-    ScoreSection,
     expected_of,
     is_section,
     sampling_value,
@@ -26,6 +25,7 @@ from .config import (
 )
 from .input.roles import WRITES_LOGPROBS
 from .messages import did_you_mean, listed, shown, unknown_key
+from .score_section import ScoreSection
 from .yaml_file import file_label, parse_yaml, read_yaml
 
 

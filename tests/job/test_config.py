@@ -180,8 +180,9 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_task_refuses_what_it_would_not_use(tmp_path: Path) -> None:
-    (found,) = problems(tmp_path, GOOD + "task: score\n", "output.token_ids=true", "input.template='{{a}}'")
-    assert "input.template" in found
+    templates = ("score.choice_template='{{a}}'", "score.continuation_template='{{b}}'")
+    (found,) = problems(tmp_path, GOOD + "task: score\n", *templates)
+    assert "score.continuation_template=" in found and "got a template beside score.choice_template" in found
     (found,) = problems(tmp_path, GOOD, "score.add_bos_token=true")
     assert "the task is generate" in found
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .engine.logprobs import TokenScores as TokenScores
     from .engine.request import Completion as Completion
     from .engine.request import Request
-    from .requests import Scoring
+    from .score_requests import Scoring
     from .text.constraint_compiler import RowConstraint
 
     TextOrIds = str | Sequence[int] | np.ndarray

@@ -12,7 +12,8 @@ import torch
 from rwkv_batch import LLM
 from rwkv_batch.dtypes import DTYPES, SPELLINGS, STATE_DTYPES, dtype_name, torch_dtype
 from rwkv_batch.errors import ConfigurationError
-from rwkv_batch.job.config import EngineSection, ModelSection, Section
+from rwkv_batch.job.config import EngineSection, ModelSection
+from rwkv_batch.job.section import Section
 from rwkv_batch.model_summary import _in_words, inspect_model
 from rwkv_batch.models.matrices.quantization import QUANTIZATIONS
 from rwkv_batch.ops import BACKENDS

@@ -38,7 +38,17 @@ BASICS = {
     "vllm_arguments",
 }
 """Modules at the top of rwkv_batch that import only each other; all but the kernel packages may import them."""
-LIBRARY = {"arguments", "chat_calls", "llm", "model_summary", "output_builder", "requests", "rows", "serving"}
+LIBRARY = {
+    "arguments",
+    "chat_calls",
+    "llm",
+    "model_summary",
+    "output_builder",
+    "requests",
+    "rows",
+    "score_requests",
+    "serving",
+}
 """The other modules at the top that do the library's work."""
 MODELS = {"models", "models/files", "models/matrices"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -65,6 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "models/matrices",
         "requests",
         "rows",
+        "score_requests",
         "text",
     },
     "integrations": {"", "engine", "llm", "rows", "text"},

@@ -80,7 +80,7 @@ def _token_ids(prepared: Prepared, row: GenerateRow | ScoreRow) -> list[int]:
 
     if not isinstance(row, ScoreRow):
         return encoded(row.prompt) or [0]
-    from ..requests import scored_context
+    from ..score_requests import scored_context
 
     prefix = None if row.prefix is None else np.array(encoded(row.prefix), np.int32)
     found: list[int] = scored_context(row, np.array(encoded(row.context), np.int32), prefix).tolist()
@@ -97,6 +97,8 @@ def describe(prepared: Prepared, shard: Shard, first: FirstRows) -> Iterator[str
     yield f"prompts   from {', '.join(made)}"
     if columns.scored is not None and columns.answer is not None:
         yield f"answers   from {columns.answer}, as {columns.scored.answer_kind}"
+    if prepared.chat is not None:
+        yield from prepared.chat.lines()
     if columns.overriding:
         yield f"          sampled as the columns {', '.join(columns.overriding)} say, where they are not null"
     yield f"output    {prepared.folders.output}: {_counted(plan.num_rows, 'row')} in {_counted(plan.num_units, 'part')}"

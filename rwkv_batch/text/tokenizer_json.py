@@ -20,8 +20,9 @@ from .tokenizer import GreedyTokenizer, Tokenizer
 from .vocabulary import WORLD_VOCABULARY, read_vocabulary
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
-_LONGEST_WORD = 10_000
-"""Characters of the longest word that a WordPiece model may take at once: its time grows faster than the word."""
+_LONGEST_WORD = 200
+"""Characters of the longest word that a WordPiece model may take at once. The package's time grows faster than the
+square of a word's length."""
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def open_tokenizer_json(path: Path, parse_special_tokens: bool = False) -> Token
     if model.get("max_input_chars_per_word", 0) > _LONGEST_WORD:
         raise ConfigurationError(
             f"{path}: a WordPiece model that takes words of up to {model['max_input_chars_per_word']} characters, in a "
-            f"time that grows with the square of their length; expected at most {_LONGEST_WORD}. Name another tokenizer"
+            f"time that grows faster than their square; expected at most {_LONGEST_WORD}. Name another tokenizer"
         )
     return tokenizer
 

@@ -19,7 +19,6 @@ from rwkv_batch.engine.stats import Occupancy
 from rwkv_batch.errors import CapacityError, CheckpointError, RowError
 from rwkv_batch.rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
 from rwkv_batch.settings import EngineSettings, ModelSettings
-from rwkv_batch.text.chat import ChatSettings, open_chat
 
 SLOTS = 8
 VOCAB_SIZE = 1000
@@ -87,7 +86,7 @@ class Summary:
     seed: int
     memory_plan: str = "8 slots of 1 KiB"
     constraint_timeout: float = 10.0
-    chat_format: Any = None
+    path: str = ""
 
     @cached_property
     def constraints(self) -> Any:
@@ -98,7 +97,7 @@ class Summary:
 
     @property
     def file(self) -> Any:
-        return SimpleNamespace(sizes={"V": VOCAB_SIZE})
+        return SimpleNamespace(sizes={"V": VOCAB_SIZE}, checkpoint=SimpleNamespace(path=self.path))
 
     def describe(self) -> dict[str, Any]:
         return {"model": "fake", "dtype": self.dtype, "backends": [{"op": "wkv7", "backend": "cpu", "not_used": []}]}
@@ -132,7 +131,7 @@ def inspect_model(model: ModelSettings, engine: EngineSettings, *, apart: bool =
         resolved,
         engine.seed,
         constraint_timeout=engine.constraint_timeout,
-        chat_format=open_chat(ChatSettings.of(model.chat), None),
+        path=path,
     )
 
 

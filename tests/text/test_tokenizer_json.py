@@ -215,9 +215,14 @@ def test_another_greedy_vocabulary_is_not_world(tmp_path: Path):
 def test_a_wordpiece_model_of_long_words_is_refused(tmp_path: Path):
     description = json.loads(greedy_json(tmp_path / "tokenizer.json", {1: b"a"}, 2).read_text(encoding="utf-8"))
     description["model"]["continuing_subword_prefix"] = "##"
-    (tmp_path / "tokenizer.json").write_text(json.dumps(description), encoding="utf-8")
-    with pytest.raises(ConfigurationError, match="grows with the square"):
-        load_tokenizer("auto", vocab_size=300, model_path=tmp_path)
+    for longest, is_served in ((2**31 - 1, False), (201, False), (200, True)):
+        description["model"]["max_input_chars_per_word"] = longest
+        (tmp_path / "tokenizer.json").write_text(json.dumps(description), encoding="utf-8")
+        if is_served:
+            assert load_tokenizer("auto", vocab_size=300, model_path=tmp_path) is not None
+        else:
+            with pytest.raises(ConfigurationError, match=r"grows faster than .* square; expected at most 200"):
+                load_tokenizer("auto", vocab_size=300, model_path=tmp_path)
 
 
 def test_special_tokens_in_a_text(tmp_path: Path, byte_level):

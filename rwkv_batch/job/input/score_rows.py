@@ -79,16 +79,18 @@ class ScoreRows:
         Raises:
             RowError: a value is null, or is not what its column should hold.
         """
+        context = self._context(record)
         choices = self._choices(record) if self._scored.kind == "choices" else None
-        made = rendered(record, _SCORED) if self.has_template else None
-        if choices is not None:
-            continuations = choices if made is None else made
+        if self.has_template:
+            continuations = rendered(record, _SCORED)
         else:
-            continuations = [self._single(record)] if made is None else made
+            continuations = [self._single(record)] if choices is None else choices
+        if context is None:
+            context = "" if isinstance(continuations[0], str) else []
         return ScoreRow(
             key,
             number,
-            self._context(record, continuations),
+            context,
             continuations,
             self._score.add_bos_token,
             prefix=self._score.prefix,
@@ -96,12 +98,11 @@ class ScoreRows:
             answer=None if choices is None else self._answer(record, choices),
         )
 
-    def _context(self, record: Record, continuations: Sequence[Any]) -> Any:
+    def _context(self, record: Record) -> Any:
+        """The context of a row; None where the job has none."""
         if self._columns.template is not None:
             return rendered(record, PROMPT)
-        if "context" in self._columns.roles:
-            return self._text_or_ids(record, "context")
-        return "" if isinstance(continuations[0], str) else []
+        return self._text_or_ids(record, "context") if "context" in self._columns.roles else None
 
     def _single(self, record: Record) -> Any:
         return self._text_or_ids(record, "text" if "text" in self._columns.roles else "continuation")

@@ -30,6 +30,8 @@ LABELS = ("status", "error_code", "finish_reason")
 LENGTHS = {"generate": ("prompt_tokens", "completion_tokens"), "score": ("num_tokens",)}
 """Task → the columns with numbers of tokens."""
 ALL_LENGTHS = (*LENGTHS["generate"], *LENGTHS["score"])
+FIRST = {"generate": "sample_index", "score": "logprob"}
+"""Task → the first of the columns that a job adds. Columns of the input with the name of another one come before it."""
 SHOWN_GROUPS = 100
 """Groups of rows that a terminal shows."""
 
@@ -208,7 +210,9 @@ def _count(
     with storage.open(path) as file:
         parquet = pq.ParquetFile(file)
         present = parquet.schema_arrow.names
-        names = {name: renamed.get(name, name) for name in own if renamed.get(name, name) in present}
+        first = FIRST["score" if scores is not None else "generate"]
+        added = present[present.index(renamed.get(first, first)) :]
+        names = {name: renamed.get(name, name) for name in own if renamed.get(name, name) in added}
         passed = [name for name in (scores.passed if scores else ()) if name in present]
         for batch in parquet.iter_batches(columns=[*dict.fromkeys([*names.values(), *passed])]):
             results = batch.select([*names.values()]).rename_columns([*names])

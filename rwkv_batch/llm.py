@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice, repeat
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import torch
 
 from . import arguments
+from .chat_calls import ChatCalls
 from .engine.engine import Engine, EngineLimits
 from .engine.stats import EngineStats
 from .errors import RowError
@@ -31,6 +32,7 @@ from .threads import limit_threads
 
 if TYPE_CHECKING:
     from .rows import Prompt
+    from .text.chat import ChatSettings
 
 __all__ = ["LLM", "GenerateRow", "ModelSummary", "ScoreRow", "inspect_model"]
 
@@ -40,7 +42,7 @@ Result = TypeVar("Result")
 SomeRow = TypeVar("SomeRow", GenerateRow, ScoreRow)
 
 
-class LLM:
+class LLM(ChatCalls):
     """A loaded model with the engine that runs it: completes prompts, and scores continuations of contexts.
 
     >>> from rwkv_batch import LLM, SamplingParams
@@ -84,6 +86,7 @@ class LLM:
             again for the steps of a row that find its allowed tokens slowly. Beyond it the prompt cannot be served.
         parse_special_tokens: a special token of a tokenizer.json that is spelled out in a prompt, such as
             <|endoftext|>, becomes its id; False reads it as text.
+        chat: how conversations become prompts: `ChatSettings`, or a mapping of its fields.
 
     Attributes:
         summary: the model's sizes, placement and memory plan, found before it was loaded.
@@ -121,6 +124,7 @@ class LLM:
         prefix_host_gib: float = 1.0,
         constraint_timeout: float = 10.0,
         parse_special_tokens: bool = False,
+        chat: ChatSettings | Mapping[str, Any] | None = None,
     ) -> None:
         model_settings = ModelSettings(
             model=model,
@@ -131,6 +135,7 @@ class LLM:
             init_state=init_state,
             ln_x_eps=ln_x_eps,
             parse_special_tokens=parse_special_tokens,
+            chat=chat,
         )
         engine_settings = EngineSettings(
             device=device,
@@ -179,7 +184,7 @@ class LLM:
             new_stop_matcher=partial(StopMatcher, tokenizer.token_bytes) if tokenizer else None,
         )
         self._builder = builder = RequestBuilder(
-            tokenizer, vocab_size, engine.seed, summary.constraints, max_prompt_tokens
+            tokenizer, vocab_size, engine.seed, summary.constraints, max_prompt_tokens, lambda: summary.chat_format
         )
         self.serving = Serving(self._engine, builder)
         self._outputs = OutputBuilder(tokenizer)

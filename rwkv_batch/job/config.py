@@ -16,6 +16,7 @@ from ..errors import one_of
 from ..models.matrices.quantization import QUANTIZATIONS, check_quantization
 from ..sampling_fields import Biases
 from ..sampling_params import SAMPLING_FIELDS, SamplingParams
+from ..text.chat import format_names
 from .input.formats import FORMATS
 from .messages import listed
 
@@ -31,6 +32,12 @@ def _known_format(name: str) -> str:
 
 def _known_quantization(name: str) -> str:
     check_quantization(name)
+    return name
+
+
+def _known_chat_format(name: str) -> str:
+    if name not in format_names():
+        raise ValueError
     return name
 
 
@@ -50,6 +57,7 @@ Gibibytes = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Quantization = Annotated[str, AfterValidator(_known_quantization)]
 Format = Annotated[str, AfterValidator(_known_format)]
+ChatFormatName = Annotated[str, AfterValidator(_known_chat_format)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
 
 
@@ -203,6 +211,26 @@ class InputSection(Section):
     )
 
 
+class ChatSection(Section):
+    """How the conversations of a column of messages become prompts."""
+
+    format: ChatFormatName = _setting(
+        "auto",
+        "The chat format. `auto` takes the chat template beside the model, else `rwkv`.",
+        one_of(format_names()),
+    )
+    think: Literal["none", "open", "fake"] = _setting(
+        "none",
+        "How a prompt ends. `none`: the model begins as it likes; `open`: with a thought; `fake`: with a thought that "
+        "is closed at once.",
+    )
+    template: str | None = _setting(
+        None,
+        "A Jinja chat template, as in Hugging Face, or a file that holds one. null takes the one beside the model.",
+        "a Jinja template, a file that holds one, or null",
+    )
+
+
 class ScoreSection(Section):
     """Settings of task score."""
 
@@ -274,6 +302,7 @@ class JobConfig(Section):
     model: ModelSection
     engine: EngineSection = EngineSection()
     input: InputSection
+    chat: ChatSection = ChatSection()
     sampling: InstanceOf[SamplingParams] = JOB_SAMPLING
     score: ScoreSection = ScoreSection()
     output: OutputSection

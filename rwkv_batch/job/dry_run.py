@@ -82,6 +82,8 @@ def describe(prepared: Prepared, shard: Shard, first: FirstRows) -> Iterator[str
     yield f"input     {_counted(len(source.files), 'file')}, {_counted(source.num_rows, 'row')}"
     yield from (f"          {field.name}: {field.type}" for field in source.schema)
     yield f"prompts   from {'input.template' if columns.template else ', '.join(columns.roles.values())}"
+    if prepared.chat is not None:
+        yield from prepared.chat.lines()
     if columns.overriding:
         yield f"          sampled as the columns {', '.join(columns.overriding)} say, where they are not null"
     yield f"output    {prepared.folders.output}: {_counted(plan.num_rows, 'row')} in {_counted(plan.num_units, 'part')}"

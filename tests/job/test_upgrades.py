@@ -275,6 +275,9 @@ CHANGES: dict[str, str] = {
     "engine.batch_invariant": "false",
     "input.template": "'{{ prompt }}!'",
     "input.max_prompt_tokens": "99",
+    "chat.format": "bot",
+    "chat.think": "open",
+    "chat.template": "'{{ messages[0].content }}'",
     "score.add_bos_token": "true",
     "output.columns": "{completion: text}",
     "sampling.n": "2",
@@ -322,6 +325,8 @@ def test_every_setting_that_changes_results_is_compared(
     if name == "score.add_bos_token":
         job.settings["task"] = "score"
         job.input(context=["a"], continuation=["b"])
+    if name.startswith("chat."):
+        job.input(messages=[[{"role": "user", "content": "a"}]])
     assert job.run() == 0
     capsys.readouterr()
     assert job.run("-o", f"{name}={CHANGES[name]}") == 4

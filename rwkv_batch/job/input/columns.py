@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 
 import pyarrow as pa
 import pyarrow.types as pt
@@ -14,11 +16,11 @@ from ...user_files import read_text, reason_of
 from ..config import JobConfig
 from ..messages import did_you_mean, listed
 from .arrow_types import Check, is_ids, is_lists_of_ids
-from .json_kinds import Expected, Struct
+from .json_kinds import PLAIN_MESSAGES, Expected, Struct
 from .reader import Input
-from .roles import CHECKS, PROMPT_KINDS, SAMPLING_CHECKS, SAMPLING_KINDS, SCORE_KINDS
+from .roles import CHAT_KINDS, CHECKS, PROMPT_KINDS, SAMPLING_CHECKS, SAMPLING_KINDS, SCORE_KINDS
 
-ROLES = (*CHECKS, "id", "sampling", *SAMPLING_FIELDS)
+ROLES = (*CHECKS, "id", "sampling", *CHAT_KINDS, *SAMPLING_FIELDS)
 """All names that `input.columns` takes."""
 
 
@@ -36,6 +38,7 @@ class Columns:
         read: columns that making requests needs.
         json_text: those of them that the template gets as the values that their JSON text stands for.
         id: the column that names rows, if there is one.
+        chat: tools or chat_template_kwargs → its column, beside one of messages.
     """
 
     roles: dict[str, str]
@@ -47,6 +50,7 @@ class Columns:
     read: tuple[str, ...]
     json_text: tuple[str, ...] = ()
     id: str | None = None
+    chat: Mapping[str, str] = dataclass_field(default_factory=dict)
 
     @property
     def overriding(self) -> list[str]:
@@ -54,8 +58,12 @@ class Columns:
         return [*self.sampling.values(), *([self.sampling_struct] if self.sampling_struct else [])]
 
 
-def expected_kinds(job: JobConfig) -> dict[str, Expected]:
-    """For formats without a schema: column → the kind of its values. A value of another kind makes a bad row."""
+def expected_kinds(job: JobConfig, is_older: bool = False) -> dict[str, Expected]:
+    """For formats without a schema: column → the kind of its values. A value of another kind makes a bad row.
+
+    Args:
+        is_older: the job was begun by a version that read nothing of messages but role and content.
+    """
     kinds: dict[str, Expected]
     if job.task == "score":
         kinds = dict(SCORE_KINDS)
@@ -63,6 +71,8 @@ def expected_kinds(job: JobConfig) -> dict[str, Expected]:
         kinds = {**SAMPLING_KINDS, "sampling": Struct(SAMPLING_KINDS)}
         if job.input.template is None:
             kinds |= {role: PROMPT_KINDS[role] for role in _named_prompts(job) or PROMPT_KINDS}
+            if "messages" in kinds:
+                kinds |= {"messages": PLAIN_MESSAGES} if is_older else CHAT_KINDS
     named = {role: job.input.columns.get(role, role) for role in kinds}
     return {name: kinds[role] for role, name in named.items() if name is not None}
 
@@ -98,10 +108,11 @@ class _Binder:
             self._check_type(name, CHECKS[role], f"input.columns.{role}")
         sampling = {} if is_score else self._sampling_columns()
         struct = None if is_score else self._sampling_struct(sampling)
+        chat = {role: self._given[role] for role in CHAT_KINDS if role in self._given and "messages" in roles}
         self._check_tokenizer(roles)
         passed = self._passed_columns()
         in_template = self._template_columns()
-        needed = {*roles.values(), *sampling.values(), *([struct] if struct else []), *in_template}
+        needed = {*roles.values(), *sampling.values(), *chat.values(), *([struct] if struct else []), *in_template}
         used = needed | {*passed}
         self._problems += [f"input.path: {text}" for name, text in self._contradictions.items() if name in used]
         if self._problems:
@@ -110,7 +121,7 @@ class _Binder:
         json_text = tuple(name for name in in_template if name in self._json_text)
         id_column = self._given.get("id")
         return Columns(
-            roles, sampling, struct, answer, self._template, tuple(passed), tuple(read), json_text, id_column
+            roles, sampling, struct, answer, self._template, tuple(passed), tuple(read), json_text, id_column, chat
         )
 
     def _template_columns(self) -> list[str]:

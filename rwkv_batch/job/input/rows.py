@@ -14,10 +14,12 @@ from ...rows import ErrorRow, GenerateRow, ScoreRow
 from ...sampling_fields import Biases, Integer
 from ...sampling_params import SAMPLING_FIELDS, SamplingParams
 from ...text.messages import utf8
+from ..chat import JobChat
 from ..config import JobConfig, sampling_with
 from ..plan import Unit
 from .cells import Record, records
 from .columns import Columns
+from .conversations import Conversations
 from .table import Rows
 
 _PROMPT: Any = object()
@@ -37,14 +39,16 @@ class RowParser:
     Args:
         job: the job, whose sampling section a row may override.
         columns: which column has which role.
+        chat: how conversations become prompts; None where there are none.
     """
 
-    def __init__(self, job: JobConfig, columns: Columns) -> None:
+    def __init__(self, job: JobConfig, columns: Columns, chat: JobChat | None = None) -> None:
         self._columns = columns
         self._params = job.sampling
         self._add_bos_token = job.score.add_bos_token
         self._parse = self._score_row if job.task == "score" else self._generate_row
         self._has_sampling = bool(columns.sampling) or columns.sampling_struct is not None
+        self._conversations = None if chat is None else Conversations(chat, columns.chat)
         self._renderer = None
         if columns.template is not None:
             from .rendering import Renderer
@@ -54,9 +58,10 @@ class RowParser:
     def rows(self, source: Rows, keys: Sequence[RowKey]) -> list[GenerateRow | ScoreRow | ErrorRow]:
         """Returns rows to serve, in order, each with the key in its place."""
         records = enumerate(self._records(source.batch))
-        return [
+        found = [
             self._row(key, source.errors.get(index, record)) for key, (index, record) in zip(keys, records, strict=True)
         ]
+        return found if self._conversations is None else self._conversations.rendered(found)
 
     def _row(self, key: RowKey, record: Record | RowError) -> GenerateRow | ScoreRow | ErrorRow:
         if isinstance(record, RowError):
@@ -112,10 +117,8 @@ class RowParser:
         value = record[column]
         if part == "prompt_token_ids":
             return _ids(column, value)
-        if part == "messages":
-            from ...text.chat import render_messages
-
-            return render_messages(value)
+        if part == "messages" and self._conversations is not None:
+            return self._conversations.of(value, record)
         return _text(column, value)
 
     def _text_or_ids(self, record: Record, part: str) -> Any:

@@ -201,8 +201,15 @@ def test_no_function_has_too_many_parameters():
     assert found == MANY_PARAMETERS
 
 
-HARNESSES = sorted({path.stem for path in (PACKAGE / "integrations").glob("*.py")} - {"__init__", "harness_requests"})
-"""Modules of `integrations`, each named like the package of its harness."""
+EXTRAS = re.findall(r"^([a-z-]+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+HARNESSES = sorted(
+    path.stem for path in (PACKAGE / "integrations").glob("*.py") if path.stem.replace("_", "-") in EXTRAS
+)
+"""Modules of `integrations` that are named like an extra, which is named like the package of their harness."""
+
+
+def test_every_harness_is_found():
+    assert HARNESSES == ["inspect_ai", "lighteval", "lm_eval"]
 
 
 @pytest.mark.parametrize("name", HARNESSES)

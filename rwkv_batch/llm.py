@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice, repeat
@@ -26,6 +26,7 @@ from .rows import GenerateRow, ScoreRow
 from .sampling_params import SamplingParams
 from .serving import Finished, Serving
 from .settings import EngineSettings, ModelSettings
+from .text.chat import ChatFormat, ChatSettings
 from .text.stop_strings import StopMatcher
 from .threads import limit_threads
 
@@ -84,10 +85,12 @@ class LLM:
             again for the steps of a row that find its allowed tokens slowly. Beyond it the prompt cannot be served.
         parse_special_tokens: a special token of a tokenizer.json that is spelled out in a prompt, such as
             <|endoftext|>, becomes its id; False reads it as text.
+        chat: how conversations become prompts: `ChatSettings`, or a mapping of its fields.
 
     Attributes:
         summary: the model's sizes, placement and memory plan, found before it was loaded.
         tokenizer: the tokenizer; None where prompts are token ids only.
+        chat_format: renders conversations; its `name` says what "auto" has found.
         seed: the argument of the same name.
         serving: serves lists of rows; for programs that build on this class.
 
@@ -121,6 +124,7 @@ class LLM:
         prefix_host_gib: float = 1.0,
         constraint_timeout: float = 10.0,
         parse_special_tokens: bool = False,
+        chat: ChatSettings | Mapping[str, Any] | None = None,
     ) -> None:
         model_settings = ModelSettings(
             model=model,
@@ -131,6 +135,7 @@ class LLM:
             init_state=init_state,
             ln_x_eps=ln_x_eps,
             parse_special_tokens=parse_special_tokens,
+            chat=chat,
         )
         engine_settings = EngineSettings(
             device=device,
@@ -169,6 +174,7 @@ class LLM:
         self.summary = summary
         self.seed = engine.seed
         self.tokenizer = tokenizer = summary.tokenizer
+        self.chat_format: ChatFormat = summary.chat_format
         self._model = Model(file, summary.placement, summary.layer_ops, summary.model.ln_x_eps, engine.batch_invariant)
         self._engine = Engine(
             self._model,
@@ -179,7 +185,7 @@ class LLM:
             new_stop_matcher=partial(StopMatcher, tokenizer.token_bytes) if tokenizer else None,
         )
         self._builder = builder = RequestBuilder(
-            tokenizer, vocab_size, engine.seed, summary.constraints, max_prompt_tokens
+            tokenizer, vocab_size, engine.seed, summary.constraints, max_prompt_tokens, self.chat_format
         )
         self.serving = Serving(self._engine, builder)
         self._outputs = OutputBuilder(tokenizer)

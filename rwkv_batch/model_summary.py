@@ -26,6 +26,7 @@ from .models.placement import LayerPlacement, Placement, describe_layers, place
 from .ops import OpTable, fallbacks, format_choices, resolve
 from .process import call_in_process
 from .settings import EngineSettings, ModelSettings
+from .text.chat import ChatFormat, ChatSettings, open_chat
 from .text.constraint_compiler import ConstraintCompiler
 from .text.load_tokenizer import load_tokenizer
 from .text.tokenizer import Tokenizer
@@ -43,6 +44,7 @@ class ModelSummary:
 
     Args:
         tokenizer: None where prompts are token ids only.
+        chat_format: renders conversations.
         layer_ops: who serves each op: of each layer, of the head and, where the head is on a device that does not
             sample, of sampling.
         model, engine: the settings that led to this.
@@ -50,6 +52,7 @@ class ModelSummary:
 
     file: ModelFile
     tokenizer: Tokenizer | None
+    chat_format: ChatFormat
     placement: Placement
     layer_ops: tuple[OpTable, ...]
     memory: MemoryPlan
@@ -194,6 +197,7 @@ def inspect_model(
             model_path=file.checkpoint.path,
             parse_special_tokens=model.parse_special_tokens,
         ),
+        chat_format=open_chat(ChatSettings.of(model.chat), file.checkpoint.path),
         placement=placed.placement,
         layer_ops=placed.layer_ops,
         memory=placed.memory,

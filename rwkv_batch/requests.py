@@ -15,7 +15,7 @@ from .engine.request import END_OF_TEXT, Completion, Request
 from .errors import RowError
 from .rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
 from .sampling_params import SamplingParams
-from .text.chat import render_messages
+from .text.chat import FALLBACK, ChatFormat, ChatSettings, Conversation, Rendered, WithStops, open_chat
 from .text.constraint_compiler import ConstraintCompiler, RowConstraint
 from .text.stop_strings import StopStrings
 from .text.tokenizer import Tokenizer
@@ -99,6 +99,7 @@ class RequestBuilder:
         seed: the seed of rows whose sampling parameters have none.
         constraints: compiles JSON schemas, regular expressions and grammars.
         max_prompt_tokens: a row whose prompt, or context, has more tokens becomes an error row; None is no limit.
+        chat_format: renders the messages of rows that bring no format of their own; None is the format `rwkv`.
     """
 
     def __init__(
@@ -108,14 +109,17 @@ class RequestBuilder:
         seed: int,
         constraints: ConstraintCompiler | None,
         max_prompt_tokens: int | None = None,
+        chat_format: ChatFormat | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.seed = seed
         self._constraints = constraints
         self._max_prompt_tokens = max_prompt_tokens
+        self._chat_format = chat_format or open_chat(ChatSettings(FALLBACK), None)
         self._keys = count()
         self._last: _RequestSettings | None = None
+        self._with_stops = WithStops()
 
     def check(self, params: SamplingParams) -> None:
         """Checks sampling parameters, independent of a prompt. Waits until constraints are compiled.
@@ -136,6 +140,7 @@ class RequestBuilder:
 
         The constraints of the rows may still be compiling.
         """
+        rows = self._rendered(rows)
         drafts = [row if isinstance(row, ErrorRow) else _attempt(self._draft, row, row) for row in rows]
         texts = [one for draft in drafts if isinstance(draft, _Draft) for one in draft.inputs if isinstance(one, str)]
         encoded = iter(self.tokenizer.encode_many(texts) if self.tokenizer and texts else ())
@@ -147,6 +152,26 @@ class RequestBuilder:
                 ids = [next(encoded) if isinstance(one, str) else one for one in draft.inputs]
                 built.append(_attempt(self._row_in_flight, draft.row, draft, ids))
         return built
+
+    def _rendered(
+        self, rows: Sequence[GenerateRow | ScoreRow | ErrorRow]
+    ) -> Sequence[GenerateRow | ScoreRow | ErrorRow]:
+        """The rows with a text in place of each conversation. Rows of one chat format are rendered in one call."""
+        found = {index: chat for index, row in enumerate(rows) if (chat := _conversation(row, self._chat_format))}
+        if not found:
+            return rows
+        changed = list(rows)
+        for chat_format in dict.fromkeys(chat_format for chat_format, _ in found.values()):
+            places = [index for index, (one, _) in found.items() if one is chat_format]
+            prompts = chat_format.render_many([found[index][1] for index in places])
+            for index, prompt in zip(places, prompts, strict=True):
+                changed[index] = self._with_prompt(cast("GenerateRow", rows[index]), prompt)
+        return changed
+
+    def _with_prompt(self, row: GenerateRow, prompt: Rendered | RowError) -> GenerateRow | ErrorRow:
+        if isinstance(prompt, RowError):
+            return ErrorRow.of(row, prompt, 0)
+        return GenerateRow(row.key, row.row, prompt.text, self._with_stops(row.params, prompt))
 
     def _draft(self, row: GenerateRow | ScoreRow) -> _Draft:
         """Checks a row as far as that is possible before its texts are encoded."""
@@ -278,6 +303,23 @@ def _attempt(make: Callable[..., Built], row: GenerateRow | ScoreRow, *given: An
         return ErrorRow.of(row, error, None if error.code == "prompt_too_long" else 0)
 
 
+def _conversation(
+    row: GenerateRow | ScoreRow | ErrorRow, chat_format: ChatFormat
+) -> tuple[ChatFormat, Conversation] | None:
+    """The conversation that a row's prompt is, with the format that renders it; None where it is something else."""
+    prompt = row.prompt if isinstance(row, GenerateRow) else None
+    if not isinstance(prompt, Mapping) or "messages" not in prompt or {"prompt_token_ids", "prompt"} & prompt.keys():
+        return None
+    conversation = Conversation(
+        prompt["messages"],
+        tools=prompt.get("tools"),
+        add_generation_prompt=prompt.get("add_generation_prompt", True),
+        continue_final_message=prompt.get("continue_final_message", False),
+        template_kwargs=prompt.get("chat_template_kwargs") or {},
+    )
+    return prompt.get("chat_format") or chat_format, conversation
+
+
 def _prompt(prompt: Prompt) -> TextOrIds:
     """The text or the ids of a prompt in any of its forms."""
     if not isinstance(prompt, Mapping):
@@ -285,8 +327,6 @@ def _prompt(prompt: Prompt) -> TextOrIds:
     for key in ("prompt_token_ids", "prompt"):
         if key in prompt:
             return cast("TextOrIds", prompt[key])
-    if "messages" in prompt:
-        return render_messages(prompt["messages"])
     raise RowError("bad_type", f"the prompt has keys {sorted(prompt)}, expected prompt, prompt_token_ids or messages")
 
 

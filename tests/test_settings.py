@@ -22,8 +22,8 @@ from rwkv_batch.settings import EngineSettings, ModelSettings
 CALLED_OTHERWISE = {"path": "model"}
 """Setting of a job → argument of `LLM`, where the names differ."""
 OF_JOBS_ONLY = {"sha256"}
-OF_CALLS_ONLY = {"seed"}
-"""Arguments of `LLM` alone. In a job the seed is `sampling.seed`."""
+OF_CALLS_ONLY = {"seed", "chat"}
+"""Arguments of `LLM` alone. In a job the seed is `sampling.seed`, and `chat` is a section."""
 ON_PURPOSE = {"batch_invariant": (True, False), "max_batch_size": ("auto", None), "max_batch_tokens": ("auto", None)}
 """Setting → its default in a job and in `LLM`, where they differ."""
 

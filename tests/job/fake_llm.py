@@ -19,6 +19,7 @@ from rwkv_batch.engine.stats import Occupancy
 from rwkv_batch.errors import CapacityError, CheckpointError, RowError
 from rwkv_batch.rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
 from rwkv_batch.settings import EngineSettings, ModelSettings
+from rwkv_batch.text.chat import ChatSettings, open_chat
 
 SLOTS = 8
 VOCAB_SIZE = 1000
@@ -86,6 +87,7 @@ class Summary:
     seed: int
     memory_plan: str = "8 slots of 1 KiB"
     constraint_timeout: float = 10.0
+    chat_format: Any = None
 
     @cached_property
     def constraints(self) -> Any:
@@ -130,6 +132,7 @@ def inspect_model(model: ModelSettings, engine: EngineSettings, *, apart: bool =
         resolved,
         engine.seed,
         constraint_timeout=engine.constraint_timeout,
+        chat_format=open_chat(ChatSettings.of(model.chat), None),
     )
 
 

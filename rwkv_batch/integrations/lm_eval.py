@@ -24,14 +24,14 @@ from .harness_requests import score_pairs
 from .model_arguments import NAME, check_arguments, check_tokenizer, load_model, own_arguments
 
 try:
-    import lm_eval.models
+    import lm_eval.models  # noqa: F401 - the harness registers its own models only while none is registered
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import model_registry
     from tqdm import tqdm
 except ImportError as error:
     raise MissingExtraError("the lm-evaluation-harness backend", "lm_eval", "lm-eval") from error
 
-from .lm_eval_arguments import chat_settings_of, check_own, conventions_of, engine_device, merged
+from .lm_eval_arguments import chat_settings_of, check_own, conventions_of, engine_device, merged, template_args_of
 from .lm_eval_cache import AnswerTables, digest, model_identity, placement_in_words
 from .lm_eval_chat import Chat, ChatPrompt
 from .lm_eval_completions import Completions
@@ -64,13 +64,13 @@ class RwkvBatchLM(TemplateLM):
             an empty state and leaves the first of them unscored, as uncheatable-eval does.
         rolling_length: None takes `max_length`, or else 2048 for windows and 1024 for chunks.
         max_gen_toks: limit of a completion, in tokens, if the task sets none.
-        think_end_token: the text that ends a model's thinking; a completion starts after it. None is "</think>" where
-            `think` is "open", and otherwise none.
+        think_end_token: the text that ends a model's thinking; a completion starts after it, and strings of
+            `until` end it there. None is "</think>" where `think` is "open", and otherwise none.
         seed: the seed of samples. None takes torch's, which the harness sets from its option `--seed`.
         chat_format, think, chat_template: the fields `format`, `think` and `template` of `ChatSettings`, for prompts
-            in a chat format (`--apply_chat_template`).
+            in a chat format (`--apply_chat_template`). None takes those of the `LLM`.
         enable_thinking: True is think="open", False is think="fake".
-        chat_template_args: a mapping with `enable_thinking`.
+        chat_template_args: names for a chat template; `enable_thinking` among them means the same for every format.
         options: all other arguments of `LLM`.
 
     Attributes:
@@ -99,7 +99,7 @@ class RwkvBatchLM(TemplateLM):
         max_gen_toks: int = 256,
         think_end_token: str | None = None,
         seed: int | None = None,
-        chat_format: str = "auto",
+        chat_format: str | None = None,
         think: str | None = None,
         chat_template: str | None = None,
         enable_thinking: bool | None = None,
@@ -137,7 +137,8 @@ class RwkvBatchLM(TemplateLM):
         check_tokenizer(source)
         self.llm: LLM = source
         self._device = source.summary.placement.device
-        self.chat = Chat(chat_settings_of(given), source.summary.file.checkpoint.path)
+        settings = chat_settings_of(given, ChatSettings.of(source.summary.model.chat))
+        self.chat = Chat(settings, template_args_of(given), source.summary.file.checkpoint.path)
         self._encoder = Encoder(source.tokenizer.encode, self.conventions)
         self.counts = self._encoder.counts
         self._completions = Completions(self._encoder, self.conventions, self.chat, seed)
@@ -147,10 +148,8 @@ class RwkvBatchLM(TemplateLM):
         offer_tokenizer(hf_tokenizer, [NAME, *(str(name) for name in names if name is not None)])
 
     @classmethod
-    def create_from_arg_string(
-        cls, arg_string: str, additional_config: dict[str, Any] | None = None
-    ) -> RwkvBatchLM:
-        """The model of `--model_args` as a text, name=value with commas between. These win over the harness's options."""
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> RwkvBatchLM:
+        """The model of a text such as pretrained=demo,seed=1. What it names wins over the harness's own options."""
         from lm_eval.utils import simple_parse_args_string
 
         return cls(**merged(simple_parse_args_string(arg_string), additional_config))
@@ -159,7 +158,7 @@ class RwkvBatchLM(TemplateLM):
     def create_from_arg_obj(
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
     ) -> RwkvBatchLM:
-        """The model of `--model_args` as a mapping. These win over the harness's options."""
+        """The model of a mapping of arguments, which win over the harness's own options."""
         return cls(**merged(arg_dict, additional_config))
 
     @property
@@ -225,8 +224,7 @@ class RwkvBatchLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """Scores (arguments, context ids, continuation ids). Each result is put into the harness's cache at once."""
         pairs = [
-            self._encoder.cut_pair(self._encoder.opened(context), continuation)
-            for _, context, continuation in requests
+            self._encoder.cut_pair(self._encoder.opened(context), continuation) for _, context, continuation in requests
         ]
         answers: list[Any] = [None] * len(requests)
         with tqdm(total=len(pairs), desc=f"{NAME}: loglikelihood", disable=disable_tqdm) as bar:
@@ -239,9 +237,7 @@ class RwkvBatchLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of each whole document, in the order of the requests."""
-        documents = [
-            self._encoder.document(request.args[0]) for request in _bar(requests, "encoding", disable_tqdm)
-        ]
+        documents = [self._encoder.document(request.args[0]) for request in _bar(requests, "encoding", disable_tqdm)]
         pairs = [pair for document in documents for pair in document]
         owners = [index for index, document in enumerate(documents) for _ in document]
         missing = [len(document) for document in documents]

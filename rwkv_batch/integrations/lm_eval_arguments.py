@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -17,8 +18,8 @@ ROLLING_LENGTHS = {"window": 2048, "chunks": 1024}
 that of uncheatable-eval."""
 HARNESS_DEVICE = "cuda:0"
 """The device that the harness's command line names where its user names none."""
-THINK_END = "</think>"
-"""The text that ends the thinking of a G1 model."""
+_CHAT_SETTINGS = {"chat.format": "chat_format", "chat.think": "think", "chat.template": "chat_template"}
+"""Name of a setting of the chat format in an error → the model argument."""
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\r": "\r"}
 
 
@@ -33,7 +34,8 @@ class Conventions:
         rolling: "window", "full" or "chunks": how documents are scored.
         rolling_length: tokens of a window or a chunk; None takes `max_length`, or `ROLLING_LENGTHS`.
         max_gen_toks: limit of a completion, in tokens, where the task sets none.
-        think_end_token: the text that ends a model's thinking; a completion starts after it.
+        think_end_token: the text that ends a model's thinking; a completion starts after it. None is "</think>" after
+            a prompt of a chat format that begins to think, and otherwise none.
 
     Raises:
         ConfigurationError: a value is wrong.
@@ -85,44 +87,45 @@ def unescaped(text: Any) -> Any:
     return text
 
 
-def think_mode(think: str | None, enable_thinking: Any, template_args: Any) -> str:
-    """The setting `think` of the chat format that the arguments ask for.
-
-    Args:
-        think: the argument `think`; None is none.
-        enable_thinking: the harness's name: True is "open", False is "fake".
-        template_args: the argument `chat_template_args`, a mapping or its JSON, which may hold `enable_thinking`.
+def template_args_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Names for a chat template that model arguments give: `chat_template_args`, and `enable_thinking`.
 
     Raises:
-        ConfigurationError: a value is wrong, or two of them contradict.
+        ConfigurationError: a value is wrong.
     """
-    given = _template_args(template_args)
-    if enable_thinking is not None:
-        given = {**given, "enable_thinking": enable_thinking}
-    if (wanted := given.get("enable_thinking")) is None:
-        return think or "none"
-    if not isinstance(wanted, bool):
-        raise ConfigurationError(f"enable_thinking: got {wanted!r}, expected True or False")
-    mode = "open" if wanted else "fake"
-    if think not in (None, mode):
-        raise ConfigurationError(f"think: got {think!r} beside enable_thinking={wanted}, which is think={mode}")
-    return mode
-
-
-def _template_args(value: Any) -> Mapping[str, Any]:
-    expected = 'expected a mapping such as {"enable_thinking": true}'
-    if value is None:
-        return {}
+    value, expected = given.get("chat_template_args"), 'expected a mapping such as {"enable_thinking": true}'
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except ValueError as error:
             raise ConfigurationError(f"chat_template_args: got {value!r}, {expected}") from error
-    if not isinstance(value, Mapping):
+    if value is not None and not isinstance(value, Mapping):
         raise ConfigurationError(f"chat_template_args: got {value!r}, {expected}")
-    if others := value.keys() - {"enable_thinking"}:
-        raise ConfigurationError(f"chat_template_args: got {sorted(others)}, expected only enable_thinking")
-    return value
+    found = dict(value or {})
+    if given.get("enable_thinking") is not None:
+        found["enable_thinking"] = given["enable_thinking"]
+    thinking = found.get("enable_thinking", True)
+    if not isinstance(thinking, bool):
+        raise ConfigurationError(f"enable_thinking: got {thinking!r}, expected True or False")
+    return found
+
+
+def think_of(given: Mapping[str, Any], default: str = "none") -> str:
+    """The setting `think` of the chat format: the argument `think`, or what `enable_thinking` means.
+
+    Args:
+        default: the setting where neither is given.
+
+    Raises:
+        ConfigurationError: a value is wrong, or the two contradict.
+    """
+    think, wanted = given.get("think"), template_args_of(given).get("enable_thinking")
+    if wanted is None:
+        return default if think is None else think
+    mode = "open" if wanted else "fake"
+    if think not in (None, mode):
+        raise ConfigurationError(f"think: got {think!r} beside enable_thinking={wanted}, which is think={mode}")
+    return mode
 
 
 def conventions_of(given: Mapping[str, Any]) -> Conventions:
@@ -133,22 +136,38 @@ def conventions_of(given: Mapping[str, Any]) -> Conventions:
     """
     values = {field.name: given[field.name] for field in fields(Conventions) if field.name in given}
     values["prefix"] = unescaped(values.get("prefix"))
-    if values.get("think_end_token") is None and _think(given) == "open":
-        values["think_end_token"] = THINK_END
     return Conventions(**values)
 
 
-def chat_settings_of(given: Mapping[str, Any]) -> ChatSettings:
+def chat_settings_of(given: Mapping[str, Any], of_model: ChatSettings | None = None) -> ChatSettings:
     """The settings of the chat format that model arguments name.
+
+    Args:
+        of_model: those of the `LLM`, which count where the arguments name none.
 
     Raises:
         ConfigurationError: a value is wrong.
     """
-    return ChatSettings(given.get("chat_format", "auto"), _think(given), given.get("chat_template"))
+    base = of_model or ChatSettings()
+    name, template = given.get("chat_format"), unescaped(given.get("chat_template"))
+    is_other = name is not None or template is not None
+    with argument_names():
+        return ChatSettings(
+            "auto" if name is None and is_other else name or base.format,
+            think_of(given, base.think),
+            template if is_other else base.template,
+        )
 
 
-def _think(given: Mapping[str, Any]) -> str:
-    return think_mode(given.get("think"), given.get("enable_thinking"), given.get("chat_template_args"))
+@contextmanager
+def argument_names() -> Iterator[None]:
+    """Inside, errors about settings of the chat format name the model arguments."""
+    try:
+        yield
+    except ConfigurationError as error:
+        if error.setting not in _CHAT_SETTINGS:
+            raise
+        raise ConfigurationError(str(error.args[0]), setting=_CHAT_SETTINGS[error.setting]) from error
 
 
 def check_own(given: Mapping[str, Any]) -> None:

@@ -35,13 +35,15 @@ class Wanted:
         prompt: the context.
         is_sampled: the harness counts it as sampled, and keeps no answer of it.
         identity: a hash of the request, its occurrence and the seed.
-        until: the strings of the task that end the answer after the thinking, where that is cut off.
+        think_end_token: the text that ends the thinking, which is cut off; None where there is none.
+        until: the strings of the task that end the answer after the thinking.
     """
 
     row: GenerateRow
     prompt: str
     is_sampled: bool
     identity: str
+    think_end_token: str | None
     until: list[str]
 
 
@@ -80,36 +82,39 @@ class Completions:
                 harness takes no sample for another.
         """
         context, arguments = request.args
-        params, is_sampled, until = self.sampling_params(arguments, is_chat=isinstance(context, ChatPrompt))
+        is_chat = isinstance(context, ChatPrompt)
+        think_end = self._conventions.think_end_token or (self._chat.think_end_token if is_chat else None)
+        params, is_sampled, until = self.sampling_params(arguments, is_chat=is_chat, thinks=think_end is not None)
         if is_sampled and not arguments.get("do_sample"):
             arguments = {**arguments, "do_sample": True}
             request.arguments = (context, arguments)
-        key = json.dumps([context, arguments, isinstance(context, ChatPrompt)], sort_keys=True, default=str)
+        key = json.dumps([context, arguments, is_chat], sort_keys=True, default=str)
         occurrence = self._occurrences[key]
         self._occurrences[key] += 1
         if is_sampled and params.seed is None:
             params = replace(params, seed=self.seed)
         prompt = self._encoder.cut_prompt(self._encoder.opened(self._encoder.encode(context)), params.max_tokens)
         row = GenerateRow(index, random_stream(key, occurrence), prompt, params)
-        return Wanted(row, context, is_sampled, digest([key, occurrence, params.seed]), until)
+        return Wanted(row, context, is_sampled, digest([key, occurrence, params.seed]), think_end, until)
 
     def answer(self, wanted: Wanted, text: str) -> str:
         """The answer of a text: without the thinking, the strings after it, and the end of a closed thought."""
         text = self._chat.answer(wanted.prompt, text)
-        answer: str = postprocess_generated_text(text, wanted.until, self._conventions.think_end_token)
+        answer: str = postprocess_generated_text(text, wanted.until, wanted.think_end_token)
         return answer
 
     def sampling_params(
-        self, arguments: Mapping[str, Any], *, is_chat: bool = False
+        self, arguments: Mapping[str, Any], *, is_chat: bool = False, thinks: bool = False
     ) -> tuple[SamplingParams, bool, list[str]]:
         """The sampling parameters of a task's generation arguments.
 
         Args:
             is_chat: the stop strings of the chat format end the completion too.
+            thinks: a thinking is cut off; strings of `until` may occur in it.
 
         Returns:
-            The parameters; whether the harness counts the request as sampled; and strings of `until` that the engine
-            does not stop at, because they may occur in the thinking, which is cut off.
+            The parameters; whether the harness counts the request as sampled; and the strings of `until` that the
+            engine does not stop at, because they may occur in the thinking.
         """
         kwargs = dict(normalize_gen_kwargs(dict(arguments), default_max_gen_toks=self._conventions.max_gen_toks))
         until = [text for text in handle_stop_sequences(kwargs.pop("until"), eos=None) if text]
@@ -120,10 +125,12 @@ class Completions:
             self._ignored.add(name)
             logger.warning("%s: got %r among the generation arguments, which this model ignores", name, kwargs[name])
         chosen = {name: value for name, value in kwargs.items() if name in known and value is not None}
-        later = until if self._conventions.think_end_token is not None else []
+        later = until if thinks else []
         stop = [] if later else list(until)
         if is_chat:
             stop += [text for text in self._chat.format.stop if text not in stop]
+            ids = [*chosen.get("stop_token_ids", ()), *self._chat.format.stop_token_ids]
+            chosen["stop_token_ids"] = ids or None
         params = SamplingParams(
             stop=stop, max_tokens=max_tokens, temperature=temperature if do_sample else 0.0, **chosen
         )

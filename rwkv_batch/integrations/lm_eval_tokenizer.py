@@ -6,14 +6,15 @@ These tasks call `transformers.AutoTokenizer.from_pretrained` with a value of th
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..text.hf_tokenizer import HfTokenizer
 
 _offered: dict[str, HfTokenizer] = {}
 """Name → the tokenizer that `AutoTokenizer.from_pretrained` gives for it."""
+_others: Callable[..., Any] | None = None
+"""What `AutoTokenizer.from_pretrained` was before, which serves all other names."""
 
 
 def offer_tokenizer(tokenizer: HfTokenizer, names: Iterable[str]) -> None:
@@ -24,19 +25,20 @@ def offer_tokenizer(tokenizer: HfTokenizer, names: Iterable[str]) -> None:
     Args:
         names: what the user calls the model and its tokenizer. A name that was offered before gets the new tokenizer.
     """
+    global _others
     try:
         from transformers import AutoTokenizer
     except ImportError:
         return
     _offered.update(dict.fromkeys(names, tokenizer))
-    from_pretrained = AutoTokenizer.from_pretrained
-    if getattr(from_pretrained, "offered", None) is _offered:
-        return
+    if AutoTokenizer.from_pretrained is not _from_pretrained:
+        _others = AutoTokenizer.from_pretrained
+        AutoTokenizer.from_pretrained = _from_pretrained
 
-    @functools.wraps(from_pretrained)
-    def with_offered(name: Any, *arguments: Any, **options: Any) -> Any:
-        found = _offered.get(str(name))
-        return from_pretrained(name, *arguments, **options) if found is None else found
 
-    with_offered.offered = _offered  # type: ignore[attr-defined] - a mark
-    AutoTokenizer.from_pretrained = with_offered
+def _from_pretrained(name: Any, *arguments: Any, **options: Any) -> Any:
+    found = _offered.get(str(name))
+    if found is not None:
+        return found
+    assert _others is not None
+    return _others(name, *arguments, **options)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # The harnesses' libraries read these variables when they are imported.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -17,9 +18,12 @@ from checkpoints import write_checkpoint
 from oracle import Oracle
 from safetensors.torch import load_file
 
+from rwkv_batch.llm import LLM
 from rwkv_batch.model_summary import DEMO_MODEL
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+from small_model import MERGES, VOCAB
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +54,30 @@ def own_dataset_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     yield
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vocabulary file with every byte, and some tokens that merge over the border of a context."""
+    tokens: list[str | bytes] = [bytes([byte]) for byte in range(256)]
+    lines = [f"{i} {token!r} {len(token)}" for i, token in enumerate(tokens, 1)]
+    lines += [f"{i} {token!r} {len(token.encode())}" for i, token in enumerate(MERGES, 257)]
+    path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(checkpoint_file, vocabulary):
+    """`model(version="7.0", **arguments)`: the harness's model over a random checkpoint, which is loaded once."""
+    from rwkv_batch.integrations.lm_eval import RwkvBatchLM
+
+    loaded: dict[str, LLM] = {}
+
+    def get(version: str = "7.0", **arguments: Any) -> Any:
+        if version not in loaded:
+            path = checkpoint_file(version, vocab=VOCAB)
+            loaded[version] = LLM(path, tokenizer=str(vocabulary), max_batch_size=8, max_batch_tokens=64)
+        return RwkvBatchLM(loaded[version], **arguments)
+
+    return get

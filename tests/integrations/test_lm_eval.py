@@ -15,7 +15,6 @@ from tolerances import assert_close
 from versions import in_package
 
 
-
 def random_text(draw: random.Random, most: int) -> str:
     pieces = [*MERGES, "a", "b ", "\n", "=", "foo", "bar", "é", "\N{SNOWMAN}", " ", "y", "e"]
     return "".join(draw.choice(pieces) for _ in range(draw.randint(1, most)))
@@ -127,7 +126,9 @@ def test_chunks_start_from_an_empty_state_and_leave_their_first_token_unscored(m
     reference = oracle("7.0", checkpoint_file("7.0", vocab=VOCAB))
     texts = ["x == y\n\n" * 6, "abcdefgh", "abcdefghi", "a", ""]
     lm = model(rolling="chunks", rolling_length=8)
-    found = lm.loglikelihood_rolling(instances("loglikelihood_rolling", *[(text,) for text in texts]), disable_tqdm=True)
+    found = lm.loglikelihood_rolling(
+        instances("loglikelihood_rolling", *[(text,) for text in texts]), disable_tqdm=True
+    )
     for text, total in zip(texts, found, strict=True):
         ids = encode(text)
         chunks = [ids[start : start + 8] for start in range(0, len(ids), 8)]

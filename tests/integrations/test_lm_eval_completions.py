@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
-import torch
 from small_model import VOCAB, encode, greedy_text, instances
 
 from rwkv_batch.integrations.lm_eval import RwkvBatchLM
@@ -73,5 +71,3 @@ def test_thinking_is_left_out_of_a_completion(model, oracle, checkpoint_file):
     assert model(think_end_token=text[3]).generate_until(request, disable_tqdm=True) == [
         text.split(text[3])[-1].lstrip()
     ]
-
-

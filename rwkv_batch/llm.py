@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import torch
 
 from . import arguments
+from .chat_calls import ChatCalls
 from .engine.engine import Engine, EngineLimits
 from .engine.stats import EngineStats
 from .errors import RowError
@@ -26,12 +27,12 @@ from .rows import GenerateRow, ScoreRow
 from .sampling_params import SamplingParams
 from .serving import Finished, Serving
 from .settings import EngineSettings, ModelSettings
-from .text.chat import ChatFormat, ChatSettings
 from .text.stop_strings import StopMatcher
 from .threads import limit_threads
 
 if TYPE_CHECKING:
     from .rows import Prompt
+    from .text.chat import ChatSettings
 
 __all__ = ["LLM", "GenerateRow", "ModelSummary", "ScoreRow", "inspect_model"]
 
@@ -41,7 +42,7 @@ Result = TypeVar("Result")
 SomeRow = TypeVar("SomeRow", GenerateRow, ScoreRow)
 
 
-class LLM:
+class LLM(ChatCalls):
     """A loaded model with the engine that runs it: completes prompts, and scores continuations of contexts.
 
     >>> from rwkv_batch import LLM, SamplingParams
@@ -90,7 +91,6 @@ class LLM:
     Attributes:
         summary: the model's sizes, placement and memory plan, found before it was loaded.
         tokenizer: the tokenizer; None where prompts are token ids only.
-        chat_format: renders conversations; its `name` says what "auto" has found.
         seed: the argument of the same name.
         serving: serves lists of rows; for programs that build on this class.
 
@@ -174,7 +174,6 @@ class LLM:
         self.summary = summary
         self.seed = engine.seed
         self.tokenizer = tokenizer = summary.tokenizer
-        self.chat_format: ChatFormat = summary.chat_format
         self._model = Model(file, summary.placement, summary.layer_ops, summary.model.ln_x_eps, engine.batch_invariant)
         self._engine = Engine(
             self._model,
@@ -185,7 +184,7 @@ class LLM:
             new_stop_matcher=partial(StopMatcher, tokenizer.token_bytes) if tokenizer else None,
         )
         self._builder = builder = RequestBuilder(
-            tokenizer, vocab_size, engine.seed, summary.constraints, max_prompt_tokens, self.chat_format
+            tokenizer, vocab_size, engine.seed, summary.constraints, max_prompt_tokens, lambda: summary.chat_format
         )
         self.serving = Serving(self._engine, builder)
         self._outputs = OutputBuilder(tokenizer)

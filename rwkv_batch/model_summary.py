@@ -44,7 +44,6 @@ class ModelSummary:
 
     Args:
         tokenizer: None where prompts are token ids only.
-        chat_format: renders conversations.
         layer_ops: who serves each op: of each layer, of the head and, where the head is on a device that does not
             sample, of sampling.
         model, engine: the settings that led to this.
@@ -52,7 +51,6 @@ class ModelSummary:
 
     file: ModelFile
     tokenizer: Tokenizer | None
-    chat_format: ChatFormat
     placement: Placement
     layer_ops: tuple[OpTable, ...]
     memory: MemoryPlan
@@ -106,6 +104,15 @@ class ModelSummary:
             return None
         timeout = self.engine.constraint_timeout
         return ConstraintCompiler(self.tokenizer.token_bytes, self.file.sizes["V"], timeout=timeout)
+
+    @cached_property
+    def chat_format(self) -> ChatFormat:
+        """Renders conversations.
+
+        Raises:
+            ConfigurationError: the chat template beside the model cannot be used.
+        """
+        return open_chat(ChatSettings.of(self.model.chat), self.file.checkpoint.path)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -189,7 +196,7 @@ def inspect_model(
         placed = call_in_process(_place_path, path=file.checkpoint.path, model=model, engine=engine)
     else:
         placed = _place(file, model, engine)
-    return ModelSummary(
+    summary = ModelSummary(
         file=file,
         tokenizer=load_tokenizer(
             model.tokenizer,
@@ -197,13 +204,15 @@ def inspect_model(
             model_path=file.checkpoint.path,
             parse_special_tokens=model.parse_special_tokens,
         ),
-        chat_format=open_chat(ChatSettings.of(model.chat), file.checkpoint.path),
         placement=placed.placement,
         layer_ops=placed.layer_ops,
         memory=placed.memory,
         model=model,
         engine=engine,
     )
+    if ChatSettings.of(model.chat) != ChatSettings():
+        _ = summary.chat_format  # what a caller asks for must be there; what "auto" finds matters to conversations only
+    return summary
 
 
 class _Placed(NamedTuple):

@@ -99,7 +99,8 @@ class RequestBuilder:
         seed: the seed of rows whose sampling parameters have none.
         constraints: compiles JSON schemas, regular expressions and grammars.
         max_prompt_tokens: a row whose prompt, or context, has more tokens becomes an error row; None is no limit.
-        chat_format: renders the messages of rows that bring no format of their own; None is the format `rwkv`.
+        chat_format: gives the format for the messages of rows that bring none of their own; called when one is needed.
+            None is the format `rwkv`.
     """
 
     def __init__(
@@ -109,14 +110,14 @@ class RequestBuilder:
         seed: int,
         constraints: ConstraintCompiler | None,
         max_prompt_tokens: int | None = None,
-        chat_format: ChatFormat | None = None,
+        chat_format: Callable[[], ChatFormat] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.seed = seed
         self._constraints = constraints
         self._max_prompt_tokens = max_prompt_tokens
-        self._chat_format = chat_format or open_chat(ChatSettings(FALLBACK), None)
+        self._chat_format = chat_format or partial(open_chat, ChatSettings(FALLBACK), None)
         self._keys = count()
         self._last: _RequestSettings | None = None
         self._with_stops = WithStops()
@@ -304,7 +305,7 @@ def _attempt(make: Callable[..., Built], row: GenerateRow | ScoreRow, *given: An
 
 
 def _conversation(
-    row: GenerateRow | ScoreRow | ErrorRow, chat_format: ChatFormat
+    row: GenerateRow | ScoreRow | ErrorRow, chat_format: Callable[[], ChatFormat]
 ) -> tuple[ChatFormat, Conversation] | None:
     """The conversation that a row's prompt is, with the format that renders it; None where it is something else."""
     prompt = row.prompt if isinstance(row, GenerateRow) else None
@@ -317,7 +318,7 @@ def _conversation(
         continue_final_message=prompt.get("continue_final_message", False),
         template_kwargs=prompt.get("chat_template_kwargs") or {},
     )
-    return prompt.get("chat_format") or chat_format, conversation
+    return prompt.get("chat_format") or chat_format(), conversation
 
 
 def _prompt(prompt: Prompt) -> TextOrIds:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from os import PathLike
-from typing import Any, NamedTuple, Protocol
+from functools import lru_cache
+from os import PathLike, fspath
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..errors import ConfigurationError, RowError, did_you_mean, one_of
 from ..sampling_params import SamplingParams
-from .chat_formats import CHAT_FORMATS, THOUGHTS, Draft, Ending
+from .chat_files import TEMPLATE_FILE, TOKENIZER_FILE, ChatFiles, read_chat_files, template_source
+from .chat_formats import CHAT_FORMATS, THOUGHTS, Draft, Ending, parsed_or_text
+from .chat_template import DEFAULTS, THINK_NAMES, ChatTemplate, Input, Shared, answer_conversations
+from .chat_template import NAME as TEMPLATE_NAME
 from .messages import Turn, definitions_of, plain_messages, plain_tools, turns_of
+from .rendering import Renderer
 
-AUTO, TEMPLATE, FALLBACK = "auto", "template", "rwkv"
+AUTO, TEMPLATE = "auto", "template"
+FALLBACK, OFFICIAL = "rwkv", "bot"
+"""What "auto" is without a chat template, and with the official one of RWKV models."""
+NONE_BESIDE = "no chat template beside the model"
+
+Made = TypeVar("Made")
 
 
 def format_names() -> list[str]:
@@ -201,6 +212,41 @@ class _BuiltInWriter:
         return Rendered(*self._format.write(Draft(turns, tools, ending, self._thought)))
 
 
+class _TemplateWriter:
+    """Renders the conversations of a chat template, in another process.
+
+    Args:
+        names: what the template may read, unless a conversation brings other values.
+        files: what stands beside the model.
+    """
+
+    def __init__(self, shared: Shared, names: Mapping[str, Any], files: ChatFiles) -> None:
+        function = f"{answer_conversations.__module__}:{answer_conversations.__name__}"
+        self._renderer = Renderer(function, shared, TEMPLATE_NAME)
+        self._names = names
+        self._files = files
+
+    def write(self, conversations: Sequence[Conversation]) -> list[Rendered | RowError]:
+        inputs = [attempted(self._input, one) for one in conversations]
+        texts = iter(self._renderer.render([one for one in inputs if not isinstance(one, RowError)]))
+        prompts = [one if isinstance(one, RowError) else next(texts) for one in inputs]
+        stops = self._files.stop, self._files.stop_token_ids
+        return [one if isinstance(one, RowError) else Rendered(one, *stops) for one in prompts]
+
+    def _input(self, conversation: Conversation) -> Input:
+        messages = plain_messages(conversation.messages)
+        turns = turns_of(messages)
+        ending = ending_of(conversation, turns)
+        if ending == "opened" and _is_blank(turns[-1]):
+            messages.pop()
+        for message, turn in zip(messages, turns, strict=False):
+            message["role"] = turn.role
+            if turn.role == "tool":
+                message["rwkv_json_content"] = parsed_or_text(turn.content)
+        names = {**self._names, **conversation.template_kwargs}
+        return Input(messages, plain_tools(conversation.tools), ending == "opened", ending == "continued", names)
+
+
 def ending_of(conversation: Conversation, turns: Sequence[Turn]) -> Ending:
     """How the prompt of a conversation ends.
 
@@ -224,25 +270,101 @@ def _is_blank(turn: Turn) -> bool:
     return turn.role == "assistant" and not turn.tool_calls and not turn.content.strip()
 
 
-def attempted(render: Callable[[Conversation], Rendered], conversation: Conversation) -> Rendered | RowError:
-    """What `render` returns for a conversation, or its error."""
+def attempted(make: Callable[[Conversation], Made], conversation: Conversation) -> Made | RowError:
+    """What `make` returns for a conversation, or its error."""
     try:
-        return render(conversation)
+        return make(conversation)
     except RowError as error:
         return error
 
 
-def open_chat(settings: ChatSettings, model_path: str | PathLike[str] | None) -> ChatFormat:
+def open_chat(settings: ChatSettings, model_path: str | PathLike[str] | None, *, has_clock: bool = True) -> ChatFormat:
     """The chat format that settings ask for.
 
     Args:
         model_path: the model's file or folder, where "auto" looks for a chat template; None for a model without files.
+        has_clock: a chat template may call `strftime_now`.
 
     Raises:
         ConfigurationError: there is no template where one is asked for, or it cannot be used.
     """
-    name = FALLBACK if settings.format == AUTO else settings.format
-    return ChatFormat(name, CHAT_FORMATS[name].stop, _BuiltInWriter(name, THOUGHTS[settings.think]))
+    name, origin = settings.format, ""
+    if name == AUTO and settings.template is not None:
+        name = TEMPLATE
+    if name in (AUTO, TEMPLATE):
+        files = read_chat_files(model_path)
+        if name == TEMPLATE or (files.template is not None and not files.is_official):
+            return _open_template(settings, files, model_path, has_clock)
+        name = OFFICIAL if files.is_official else FALLBACK
+        origin = f"{files.origin} is RWKV's official template" if files.is_official else NONE_BESIDE
+    return ChatFormat(name, CHAT_FORMATS[name].stop, _BuiltInWriter(name, THOUGHTS[settings.think]), origin=origin)
+
+
+def _open_template(
+    settings: ChatSettings, files: ChatFiles, model_path: str | PathLike[str] | None, has_clock: bool
+) -> ChatFormat:
+    source, origin = files.template, files.origin
+    if settings.template is not None:
+        source, origin = template_source(settings.template)
+    if source is None:
+        raise ConfigurationError(
+            f"got {TEMPLATE!r}, but there is no {TEMPLATE_FILE}, and no chat_template in {TOKENIZER_FILE}, beside "
+            f"{model_path}; name a file in chat.template, or choose one of {', '.join(CHAT_FORMATS)}",
+            setting="chat.format",
+        )
+    where = "chat.template" if settings.template is not None else "chat.format"
+    try:
+        template = ChatTemplate(source, files.tokens, has_clock)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{origin}: {error}" if origin else str(error), setting=where) from error
+    readable = THINK_NAMES.keys() & template.names
+    if settings.think != "none" and not readable:
+        raise ConfigurationError(
+            f"got {settings.think!r}, expected 'none': the chat template reads none of {', '.join(THINK_NAMES)}",
+            setting="chat.think",
+        )
+    names = {name: value for name, value in DEFAULTS.items() if name in template.names}
+    if settings.think != "none":
+        names |= {name: THINK_NAMES[name][settings.think] for name in sorted(readable)}
+    writer = _TemplateWriter(Shared(source, files.tokens, has_clock), names, files)
+    return ChatFormat(TEMPLATE, files.stop, writer, stop_token_ids=files.stop_token_ids, origin=origin, template=source)
+
+
+def chosen_format(
+    chat: ChatSettings | Mapping[str, Any] | None,
+    template: str | PathLike[str] | None,
+    model_path: str | PathLike[str] | None,
+) -> ChatFormat | None:
+    """The chat format that one call asks for; None where it asks for none. The latest ones are kept.
+
+    Args:
+        chat: the call's settings.
+        template: a chat template, in place of that of `chat`.
+
+    Raises:
+        ConfigurationError: as `ChatSettings` and `open_chat`.
+    """
+    if chat is None and template is None:
+        return None
+    settings = ChatSettings.of(chat)
+    if template is not None:
+        settings = replace(settings, template=fspath(template))
+    return _opened(settings, None if model_path is None else fspath(model_path))
+
+
+_opened = lru_cache(maxsize=16)(open_chat)
+
+
+def chat_prompts(messages: Any, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The prompts of one conversation, or of a list of conversations, each with these options.
+
+    Raises:
+        ValueError: these are neither.
+    """
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence) or not messages:
+        raise ValueError(f"messages: got {reprlib.repr(messages)}, expected a list of messages, or of conversations")
+    conversations = [messages] if isinstance(messages[0], Mapping) else messages
+    return [{"messages": conversation, **options} for conversation in conversations]
 
 
 def render_messages(messages: Any) -> str:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from .messages import ToolCall, ToolDefinition, Turn
+from .messages import ToolDefinition, Turn
 
 THOUGHTS = {"none": "", "open": "<think", "fake": "<think></think"}
 """Value of `ChatSettings.think` → how the assistant's turn begins. The last `>` is left to the model: it may be one
@@ -163,7 +163,7 @@ def write_function_calling(draft: Draft) -> Written:
 def _content(turn: Turn) -> list[str]:
     """The lines of a turn under its header."""
     if turn.role == "tool":
-        return _fenced(_parsed(turn.content))
+        return _fenced(parsed_or_text(turn.content))
     text = _guarded(turn)
     calls = [line for call in turn.tool_calls for line in (_CALL_MARK, *_fenced(call.as_json()))]
     return [text, *calls] if text or turn.role == "user" else calls
@@ -190,11 +190,11 @@ def _trimmed(turn: Turn) -> str:
     The user's has no blank lines at all.
     """
     text = turn.content.replace("\r\n", "\n").replace("\r", "\n")
-    text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).rstrip(" \t\n")
+    text = "\n".join(line.rstrip(" \t") for line in text.split("\n")).rstrip("\n")
     return re.sub(r"\n{2,}", "\n", text) if turn.role == "user" else text
 
 
-def _parsed(text: str) -> Any:
+def parsed_or_text(text: str) -> Any:
     """The value of a JSON text; any other text itself."""
     try:
         return json.loads(text)
@@ -212,5 +212,3 @@ CHAT_FORMATS: dict[str, BuiltIn] = {
     "function_calling": BuiltIn(FUNCTION_CALLING_STOP, write_function_calling),
 }
 """Name of a chat format → how it is written. `ChatSettings.format` takes these names."""
-
-__all__ = ["CHAT_FORMATS", "THOUGHTS", "BuiltIn", "Draft", "Ending", "ToolCall", "Written"]

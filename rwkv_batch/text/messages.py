@@ -184,9 +184,9 @@ def _calls(where: str, message: Mapping[str, Any]) -> Sequence[Any]:
 
 
 def _plain_call(where: str, call: Any) -> dict[str, Any]:
-    function = (call.get("function") or call) if isinstance(call, Mapping) else None
+    function = (call.get("function") or call) if isinstance(call, Mapping) else {}
     name = function.get("name") if isinstance(function, Mapping) else None
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name or not isinstance(function, Mapping):
         raise _bad(f"{where} has a tool call without a name; expected function.name and function.arguments")
     arguments = _without_nulls(function.get("arguments"))
     if isinstance(arguments, str):

@@ -214,7 +214,7 @@ class RwkvBatchLM(TemplateLM):
                 "think: got 'open' for a task that scores answers; the model would think before it answers. Use "
                 "think=none or think=fake, or tasks that generate"
             )
-        return prompt.answer_start + continuation if continuation[:1].strip() else continuation
+        return prompt.answered(continuation)
 
     def _encode_pair(self, context: str, continuation: str) -> Pair:
         return self._encoder.split(context, continuation) if context else ([], self._encoder.encode(continuation))

@@ -22,15 +22,22 @@ class ChatPrompt(str):
 
     __slots__ = ()
 
-    @property
-    def answer_start(self) -> str:
-        """What stands between this prompt and an answer that is scored.
+    def answered(self, continuation: str) -> ChatAnswer:
+        """An answer to be scored after this prompt, with what stands between the two.
 
-        A space after `Assistant:`; the last character of a thought that the prompt closes; nothing after other ends.
+        That is a space after `Assistant:`, the last character of a thought that the prompt closes, and nothing after
+        other ends. An answer that begins with white space brings its own.
         """
-        if self.endswith(ASSISTANT):
-            return " "
-        return ">" if self.endswith(THOUGHT_END) else ""
+        if isinstance(continuation, ChatAnswer):
+            return continuation
+        start = " " if self.endswith(ASSISTANT) else ">" if self.endswith(THOUGHT_END) else ""
+        return ChatAnswer(start + continuation if continuation[:1].strip() else continuation)
+
+
+class ChatAnswer(str):
+    """An answer as it is scored after a `ChatPrompt`."""
+
+    __slots__ = ()
 
 
 class Chat:

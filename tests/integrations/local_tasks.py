@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ generation_kwargs:
   until: ["Question:"]
   do_sample: false
   max_gen_toks: 64
-  regex: " 4\\n\\nUser: 9\\+9\\?\\n\\nAssistant: 18"
+  regex: " 4\\n\\nUser: 9[+]9[?]\\n\\nAssistant: 18"
 filter_list:
 - name: flexible-extract
   filter:
@@ -106,3 +107,17 @@ def command(tasks: Path, names: tuple[str, ...], arguments: str = "pretrained=de
 def arguments_of(line: dict[str, Any]) -> list[list[Any]]:
     """The requests of a sample, in order."""
     return [list(request.values()) for _, request in sorted(line["arguments"].items())]
+
+
+def cached(path: Path) -> int:
+    """Number of cached answers of this package's models."""
+    if not path.exists():
+        return 0
+    connection = sqlite3.connect(path)
+    try:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE name LIKE 'rwkv_batch-%' AND type = 'table'")
+        return sum(connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for (name,) in tables.fetchall())
+    except sqlite3.OperationalError:
+        return 0
+    finally:
+        connection.close()

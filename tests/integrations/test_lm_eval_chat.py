@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import dill
@@ -10,7 +12,9 @@ from small_model import VOCAB, encode, instances
 
 from rwkv_batch import LLM
 from rwkv_batch.errors import ConfigurationError
+from rwkv_batch.integrations.lm_eval import RwkvBatchLM
 from rwkv_batch.integrations.lm_eval_chat import ChatPrompt
+from rwkv_batch.model_summary import DEMO_MODEL
 
 HISTORY = [{"role": "system", "content": "s"}, {"role": "user", "content": "q\n\nr"}]
 ANSWERED = [*HISTORY, {"role": "assistant", "content": "It is"}]
@@ -49,8 +53,6 @@ def test_what_enables_thinking_has_the_names_of_other_backends(model):
 
 
 def test_the_settings_of_a_loaded_model_count(checkpoint_file, vocabulary, model):
-    from rwkv_batch.integrations.lm_eval import RwkvBatchLM
-
     llm = LLM(checkpoint_file("7.0", vocab=VOCAB), tokenizer=str(vocabulary), chat={"format": "bot", "think": "fake"})
     assert RwkvBatchLM(llm).apply_chat_template(HISTORY).endswith("\nBot✿<think></think")
     assert RwkvBatchLM(llm, think="none").apply_chat_template(HISTORY).endswith("\nBot✿")
@@ -104,8 +106,6 @@ def test_answers_of_a_model_that_begins_to_think_are_not_scored(model):
 
 def completion(lm, prompt: str, forced: str, **arguments: object) -> str:
     """The answer of a model whose text is forced."""
-    import re
-
     settings = {"until": [], "max_gen_toks": 120, "regex": re.escape(forced).replace("\\ ", " "), **arguments}
     (text,) = lm.generate_until(instances("generate_until", (prompt, settings)), disable_tqdm=True)
     return text
@@ -140,15 +140,14 @@ def test_prompts_are_known_again_after_the_cache_of_requests(model):
     """The harness writes rendered requests with dill, and reads them in another process."""
     prompt = dill.loads(dill.dumps(model().apply_chat_template(HISTORY)))
     assert isinstance(prompt, ChatPrompt)
-    assert prompt.answer_start == " "
+    assert prompt.answered("4") == " 4"
 
 
-def test_a_template_beside_the_model_is_used_and_recorded(demo_folder: Path):
-    from rwkv_batch.integrations.lm_eval import RwkvBatchLM
-
+def test_a_template_beside_the_model_is_used_and_recorded(tmp_path: Path):
     template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>{{ mood }}"
-    (demo_folder / "chat_template.jinja").write_text(template)
-    lm = RwkvBatchLM(str(demo_folder), chat_template_args={"mood": "calm"})
+    shutil.copy(DEMO_MODEL, tmp_path / "model.safetensors")
+    (tmp_path / "chat_template.jinja").write_text(template)
+    lm = RwkvBatchLM(tmp_path / "model.safetensors", chat_template_args={"mood": "calm"})
     assert lm.chat_template(True) == template
     assert lm.get_model_info()["chat_format"] == "template"
     assert lm.apply_chat_template(HISTORY) == "<system>s<user>q\n\nr<assistant>calm"

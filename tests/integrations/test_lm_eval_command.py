@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import sqlite3
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
-from local_tasks import ROWS, Reference, arguments_of, command
+from local_tasks import ROWS, Reference, arguments_of, cached, command
 
 from rwkv_batch.integrations import harness_requests
 from rwkv_batch.llm import LLM
@@ -157,20 +155,6 @@ def test_a_killed_evaluation_goes_on(evaluate, tasks, tmp_path, monkeypatch):
         for metric, value in whole["results"][name].items():
             if isinstance(value, float):
                 assert again["results"][name][metric] == pytest.approx(value, rel=1e-4), metric
-
-
-def cached(path: Path) -> int:
-    """Number of cached answers of this package's models."""
-    if not path.exists():
-        return 0
-    connection = sqlite3.connect(path)
-    try:
-        tables = connection.execute("SELECT name FROM sqlite_master WHERE name LIKE 'rwkv_batch-%' AND type = 'table'")
-        return sum(connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for (name,) in tables.fetchall())
-    except sqlite3.OperationalError:
-        return 0
-    finally:
-        connection.close()
 
 
 def test_other_models_of_the_harness_still_work(evaluate, tmp_path):

@@ -32,7 +32,7 @@ def _main(given: list[str]) -> int:
         return bench(given[1:])
     try:
         if given[:1] == ["lm-eval"]:  # the harness has a command line of its own
-            from .integrations.lm_eval_command import main as lm_eval
+            from .integrations.lm_eval import main as lm_eval
 
             return lm_eval(given[1:])
         parser = _parser()

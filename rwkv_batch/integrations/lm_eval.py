@@ -41,7 +41,7 @@ from .lm_eval_tokenizer import offer_tokenizer
 if TYPE_CHECKING:
     from ..llm import LLM
 
-__all__ = ["NAME", "RwkvBatchLM", "register"]
+__all__ = ["NAME", "RwkvBatchLM", "main", "register"]
 
 logger = logging.getLogger(__name__)
 
@@ -106,25 +106,9 @@ class RwkvBatchLM(TemplateLM):
         chat_template_args: Mapping[str, Any] | str | None = None,
         **options: Any,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "options", "__class__")}
         super().__init__()
         check_arguments(options, option="--model_args", own=own_arguments(type(self)))
-        given = {
-            "pretrained": pretrained,
-            "model": model,
-            "add_bos_token": add_bos_token,
-            "prefix": prefix,
-            "max_length": max_length,
-            "rolling": rolling,
-            "rolling_length": rolling_length,
-            "max_gen_toks": max_gen_toks,
-            "think_end_token": think_end_token,
-            "seed": seed,
-            "chat_format": chat_format,
-            "think": think,
-            "chat_template": chat_template,
-            "enable_thinking": enable_thinking,
-            "chat_template_args": chat_template_args,
-        }
         check_own(given)
         self.conventions = conventions_of(given)
         source: Any = model if pretrained is None else pretrained
@@ -325,6 +309,13 @@ def register() -> None:
     """Registers the model `rwkv_batch` with the harness, which reads entry points only from version 0.4.14 on."""
     if NAME not in model_registry:
         model_registry.register(NAME)(RwkvBatchLM)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the harness's own command line, with `--model rwkv_batch`; see `lm_eval_command`."""
+    from .lm_eval_command import main as run
+
+    return run(arguments)
 
 
 register()

@@ -27,8 +27,8 @@ from rwkv_batch.model_summary import DEMO_MODEL
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from local_tasks import MORE_TASKS, TASKS, Reference, command, documents, ids
-from small_model import MERGES, VOCAB
+from integrations.local_tasks import MORE_TASKS, TASKS, Reference, command, documents, ids
+from integrations.small_model import MERGES, VOCAB
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lm_eval.api.model import CacheHook, TemplateLM
-from small_model import MERGES, VOCAB, encode, greedy_text, instances
 from tolerances import assert_close
 from versions import in_package
+
+from integrations.small_model import MERGES, VOCAB, encode, greedy_text, instances
 
 
 def random_text(draw: random.Random, most: int) -> str:

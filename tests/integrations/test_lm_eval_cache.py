@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from lm_eval.api.model import CachingLM
-from small_model import VOCAB, instances
 
+from integrations.small_model import VOCAB, instances
 from rwkv_batch.integrations.lm_eval import RwkvBatchLM
 from rwkv_batch.integrations.lm_eval_cache import digest, model_identity
 
@@ -93,7 +93,7 @@ def test_settings_that_change_answers_never_share_them(checkpoint_file, vocabula
     checkpoint = checkpoint_file("7.0", vocab=VOCAB)
     found = [identity(checkpoint, vocabulary, **settings) for settings in SETTINGS]
     assert len(set(found)) == len(SETTINGS)
-    same = [
+    same: list[dict[str, Any]] = [
         {"strategy": "cpu fp32"},
         {"strategy": "cpu fp32 *1 -> cpu fp32"},
         {"max_batch_size": 3, "max_batch_tokens": 16, "prefix_sharing": False, "backend": "reference"},
@@ -121,7 +121,8 @@ def test_a_chat_format_has_answers_of_its_own(model, tmp_path):
     text = "User: 2\\+2\\?\n\nAssistant:".replace("\\", "")
     plain = CachingLM(model(), path).generate_until(instances("generate_until", (text, settings)))
     assert plain == ["4\n\nUser: 5"]
-    for arguments in ({}, {"think": "fake"}, {"chat_format": "bot"}):
+    chats: list[dict[str, str]] = [{}, {"think": "fake"}, {"chat_format": "bot"}]
+    for arguments in chats:
         lm = CachingLM(model(**arguments), path)
         prompt = lm.apply_chat_template([{"role": "user", "content": "2+2?"}])
         assert (prompt == text) is (arguments == {})

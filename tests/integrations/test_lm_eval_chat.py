@@ -6,10 +6,9 @@ import re
 import shutil
 from pathlib import Path
 
-import dill
 import pytest
-from small_model import VOCAB, encode, instances
 
+from integrations.small_model import VOCAB, encode, instances
 from rwkv_batch import LLM
 from rwkv_batch.errors import ConfigurationError
 from rwkv_batch.integrations.lm_eval import RwkvBatchLM
@@ -138,6 +137,7 @@ def test_thinking_is_cut_off_and_strings_of_the_task_end_the_answer_after_it(mod
 
 def test_prompts_are_known_again_after_the_cache_of_requests(model):
     """The harness writes rendered requests with dill, and reads them in another process."""
+    dill = pytest.importorskip("dill")
     prompt = dill.loads(dill.dumps(model().apply_chat_template(HISTORY)))
     assert isinstance(prompt, ChatPrompt)
     assert prompt.answered("4") == " 4"

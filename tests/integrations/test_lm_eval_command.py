@@ -11,8 +11,8 @@ import time
 from typing import Any
 
 import pytest
-from local_tasks import ROWS, Reference, arguments_of, cached, command
 
+from integrations.local_tasks import ROWS, Reference, arguments_of, cached, command
 from rwkv_batch.integrations import harness_requests
 from rwkv_batch.llm import LLM
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from small_model import VOCAB, encode, greedy_text, instances
-
+from integrations.small_model import VOCAB, encode, greedy_text, instances
 from rwkv_batch.integrations.lm_eval import RwkvBatchLM
 from rwkv_batch.sampling_params import SamplingParams
 

@@ -11,8 +11,8 @@ from typing import Any
 import lm_eval
 import lm_eval.tasks
 import pytest
-from local_tasks import ROWS, arguments_of, cached, command
 
+from integrations.local_tasks import ROWS, arguments_of, cached, command
 from rwkv_batch.cli import main
 from rwkv_batch.llm import LLM
 

@@ -45,6 +45,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "job/test_demo_jobs.py::test_a_killed_job_ends_like_an_undisturbed_one",
         "job/test_memory.py",
         "job/test_process.py",
+        "job/test_score_jobs.py",
         "job/test_streams.py::test_the_exit_code_is_that_of_the_work",
         "job/test_streams.py::test_a_signal_writes_no_message_into_a_file_of_the_job",
         "mutation/test_mutation.py",

@@ -183,9 +183,9 @@ def _llm() -> Iterator[str]:
     yield from ("## Jobs from Python", "")
     yield from _method("run_job", run_job)
     yield from ("### Outcome", "", _first_paragraph(Outcome), "")
-    rows = [(f"`{name}`", meaning) for name, meaning in _described(Outcome).items()]
-    rows += [(f"`{name}`", _first_paragraph(getattr(Outcome, name).fget)) for name in ("output", "report")]
-    yield from _table("field|meaning", rows)
+    about = [(f"`{name}`", meaning) for name, meaning in _described(Outcome).items()]
+    about += [(f"`{name}`", _first_paragraph(getattr(Outcome, name).fget)) for name in ("output", "report")]
+    yield from _table("field|meaning", about)
 
 
 def _vllm() -> Iterator[str]:

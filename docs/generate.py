@@ -192,8 +192,8 @@ def _vllm() -> Iterator[str]:
     yield from _prose(
         "# vLLM's arguments",
         NOTICE,
-        "What becomes of the arguments of vLLM's offline API and of Hugging Face's `from_pretrained` that are none here "
-        "under the same name. [Coming from vLLM](../how-to/vllm.md) has examples.",
+        "What becomes of the arguments of vLLM's offline API and of Hugging Face's `from_pretrained` that are none "
+        "here under the same name. [Coming from vLLM](../how-to/vllm.md) has examples.",
         "A name without effect is accepted, with one warning in a process. A refused name raises `ConfigurationError`, "
         "unless it asks for nothing: None, False, what is empty, and the values after *but*.",
     )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rwkv_batch.text.chat import ChatSettings, open_chat
 from rwkv_batch.text.chat_formats import CHAT_FORMATS
 
-TALK = [
+TALK: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hi"},
     {"role": "assistant", "content": "Hello."},
@@ -27,7 +27,7 @@ WEATHER = {
     },
 }
 NOW = {"name": "now"}
-CALLS = [
+CALLS: list[dict[str, Any]] = [
     {"role": "system", "content": "Use tools."},
     {"role": "user", "content": "Paris?\n\nIn Celsius.  "},
     {

@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from rwkv_batch.chat_calls import ChatCalls
 from rwkv_batch.cli import _parser as main_parser
 from rwkv_batch.job.config import JobConfig, Setting, describe_settings
 from rwkv_batch.job.fingerprint import HARMLESS, PASSED
@@ -169,7 +170,7 @@ def _llm() -> Iterator[str]:
     given = [(f"`{p.name}`", "" if p.default is p.empty else f"`{p.default!r}`", meanings[p.name]) for p in parameters]
     yield from _table("argument|default|meaning", given)
     yield from ("## Methods of LLM", "")
-    for name in vars(LLM):
+    for name in [*vars(LLM), *vars(ChatCalls)]:
         if not name.startswith("_") and callable(getattr(LLM, name)):
             yield from _method(f"LLM.{name}", getattr(LLM, name))
     yield from ("## Results", "")

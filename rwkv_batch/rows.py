@@ -168,7 +168,7 @@ def _bytes_of(value: Any) -> int:
         return sum(map(_bytes_of, value.values()))
     if isinstance(value, (list, tuple)):
         return _INTEGER_BYTES * len(value) if value and isinstance(value[0], int) else sum(map(_bytes_of, value))
-    return _INTEGER_BYTES
+    return max(int(getattr(value, "nbytes", 0)), _INTEGER_BYTES)
 
 
 def text_arrays(completions: Sequence[Completion]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -182,3 +182,19 @@ def text_arrays(completions: Sequence[Completion]) -> tuple[np.ndarray, np.ndarr
     token_ids = np.concatenate(parts, dtype=np.int32, casting="same_kind") if parts else np.zeros(0, np.int32)
     limits = [-1 if found.text_bytes is None else found.text_bytes for found in completions]
     return token_ids, np.cumsum([0, *map(len, parts)], dtype=np.int64), np.array(limits, np.int64)
+
+
+def id_array(value: object) -> np.ndarray | None:
+    """The numpy array of an array of numpy or torch, of any shape and dtype; None for any other value."""
+    if isinstance(value, np.ndarray):
+        return value
+    if not hasattr(value, "detach"):  # a method of torch's tensors
+        return None
+    tensor: Any = value
+    array: np.ndarray = (tensor.float() if tensor.dtype.is_floating_point else tensor).numpy(force=True)
+    return array
+
+
+def is_integer(value: object) -> bool:
+    """Whether this is an integer of Python or numpy, and not True or False."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -54,6 +54,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "benchmarks/test_benchmark_quality.py::test_it_rehearses",
         "benchmarks/test_benchmark_shares.py",
         "benchmarks/test_benchmark_soak.py::test_it_rehearses",
+        "benchmarks/test_benchmark_tokenizers.py::test_it_rehearses",
         "checks/test_check_command.py",
         "docs/test_examples.py::test_the_examples_of_a_page_run",
         "benchmarks/test_gpu_benchmark.py",

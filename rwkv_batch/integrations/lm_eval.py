@@ -289,7 +289,7 @@ class RwkvBatchLM(TemplateLM):
 
     def _crop_prompt(self, prompt: list[int], params: SamplingParams) -> list[int]:
         """Cuts a prompt at its start, so that prompt and completion fit into `max_length`."""
-        if self.max_length is None or len(prompt) <= (limit := max(self.max_length - params.max_tokens, 1)):
+        if self.max_length is None or len(prompt) <= (limit := max(self.max_length - params.token_limit, 1)):
             return prompt
         self._count("truncated", f"a prompt and its completion may be longer than max_length ({self.max_length})")
         return prompt[-limit:]

@@ -97,6 +97,8 @@ def describe(prepared: Prepared, shard: Shard, first: FirstRows) -> Iterator[str
     yield f"prompts   from {', '.join(made)}"
     if columns.scored is not None and columns.answer is not None:
         yield f"answers   from {columns.answer}, as {columns.scored.answer_kind}"
+    if prepared.chat is not None:
+        yield from prepared.chat.lines()
     if columns.overriding:
         yield f"          sampled as the columns {', '.join(columns.overriding)} say, where they are not null"
     yield f"output    {prepared.folders.output}: {_counted(plan.num_rows, 'row')} in {_counted(plan.num_units, 'part')}"

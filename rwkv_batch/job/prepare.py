@@ -14,6 +14,7 @@ from .. import __version__
 from ..errors import ConfigurationError, MissingExtraError, ResumeError, RowError, RwkvBatchError
 from ..sampling_params import CONSTRAINTS
 from ..settings import EngineSettings, ModelSettings
+from .chat import JobChat, is_older_job, open_job_chat
 from .config import EngineSection, JobConfig, ModelSection
 from .fingerprint import fingerprint, result_settings
 from .input.columns import Columns, bind_columns, expected_kinds
@@ -55,6 +56,7 @@ class Prepared:
         folders: the output folder and the state folder.
         document: the content of job.json: settings, plan, input manifest, fingerprint.
         model: `ModelSummary` of the model that will serve the job.
+        chat: how conversations become prompts; None where no prompt is one.
     """
 
     job: JobConfig
@@ -66,6 +68,7 @@ class Prepared:
     folders: Folders
     document: dict[str, Any]
     model: Any
+    chat: JobChat | None = None
 
     def started_as(self, document: dict[str, Any]) -> Prepared:
         """Returns the same job with the fingerprint that its job.json records.
@@ -130,8 +133,9 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
         ConfigurationError, CheckpointError, CapacityError, MissingExtraError: something is wrong; nothing has been
             written.
     """
-    source = open_input(job.input.path, job.input.format, expected_kinds(job))
     folders = Folders.of(job)
+    is_older = is_older_job(LocalStorage(folders.file("tmp")), folders)
+    source = open_input(job.input.path, job.input.format, expected_kinds(job, is_older))
     is_earlier = _is_of_an_earlier_version(job, folders)
     if is_earlier:
         job = without_late_answers(job, source.schema)
@@ -147,12 +151,13 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
         model = inspect_model(model_settings(job), engine_settings(job))
     if job.task == "generate":
         _check_sampling(job, columns, source.schema, model)
-    parser = RowParser(job, replace(columns, answer=None) if is_earlier else columns)
+    chat = open_job_chat(job, "messages" in columns.roles, model.file.checkpoint.path, is_older)
+    parser = RowParser(job, replace(columns, answer=None) if is_earlier else columns, chat)
     plan = UnitPlan(min(source.num_rows, job.input.limit or source.num_rows), job.output.rows_per_part)
     form = OutputFormat(results, passed, {}, {own: name for own, name in names.items() if own != name})
-    document = _job_document(job, columns, form, source, plan, folders, model)
+    document = _job_document(job, columns, form, source, plan, folders, model, chat)
     footer = {"version": __version__, "fingerprint": document["fingerprint"], "seed": str(job.sampling.seed)}
-    return Prepared(job, source, columns, parser, plan, replace(form, footer=footer), folders, document, model)
+    return Prepared(job, source, columns, parser, plan, replace(form, footer=footer), folders, document, model, chat)
 
 
 def _is_of_an_earlier_version(job: JobConfig, folders: Folders) -> bool:
@@ -175,6 +180,7 @@ def _job_document(
     plan: UnitPlan,
     folders: Folders,
     model: Any,
+    chat: JobChat | None,
 ) -> dict[str, Any]:
     """The content of job.json: version, settings with their fingerprint, plan, input manifest and backends."""
     identity = {
@@ -182,7 +188,9 @@ def _job_document(
         "tokenizer": None if model.tokenizer is None else model.tokenizer.fingerprint,
         "dtype": model.describe().get("dtype", job.model.dtype),
     }
-    settings = result_settings(job, columns, form.passed, form.named_results(), identity)
+    settings = result_settings(
+        job, columns, form.passed, form.named_results(), identity, None if chat is None else chat.recorded()
+    )
     return {
         "version": __version__,
         "fingerprint": fingerprint(settings),

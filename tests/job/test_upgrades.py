@@ -274,8 +274,12 @@ CHANGES: dict[str, str] = {
     "model.parse_special_tokens": "true",
     "engine.state_dtype": "float16",
     "engine.batch_invariant": "false",
+    "engine.logprobs_mode": "processed_logprobs",
     "input.template": "'{{ prompt }}!'",
     "input.max_prompt_tokens": "99",
+    "chat.format": "bot",
+    "chat.think": "open",
+    "chat.template": "'{{ messages[0].content }}'",
     "score.add_bos_token": "true",
     "score.prefix": "'\\n'",
     "score.chunk_tokens": "4",
@@ -297,10 +301,12 @@ CHANGES: dict[str, str] = {
     "sampling.min_tokens": "2",
     "sampling.stop": "[x]",
     "sampling.stop_token_ids": "[5]",
+    "sampling.truncate_prompt_tokens": "5",
     "sampling.ignore_eos": "true",
     "sampling.include_stop_str_in_output": "true",
     "sampling.logit_bias": "{5: 1}",
     "sampling.allowed_token_ids": "[5]",
+    "sampling.bad_words": "[x]",
     "sampling.bad_token_ids": "[5]",
     "sampling.seed": "5",
     "sampling.top_p_order": "rwkv",
@@ -320,8 +326,8 @@ OF_SCORE: dict[str, Any] = {
 }
 """Setting of task score → an input for it."""
 
-UNWRITTEN = {"sampling.logprobs", "sampling.prompt_logprobs"}
-"""Fields of `SamplingParams` that a job refuses, because it does not write their results."""
+UNWRITTEN = {"sampling.logprobs", "sampling.prompt_logprobs", "sampling.detokenize"}
+"""Fields of `SamplingParams` that a job refuses: it writes no results of the first two, and always the text."""
 
 
 def test_every_setting_is_compared_or_harmless() -> None:
@@ -337,6 +343,8 @@ def test_every_setting_that_changes_results_is_compared(
     if name.startswith("score."):
         job.settings["task"] = "score"
         job.input(**OF_SCORE.get(name, {"context": ["a"], "continuation": ["b"]}))
+    if name.startswith("chat."):
+        job.input(messages=[[{"role": "user", "content": "a"}]])
     assert job.run() == 0
     capsys.readouterr()
     assert job.run("-o", f"{name}={CHANGES[name]}") == 4

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 
 import pyarrow as pa
 import pyarrow.types as pt
@@ -15,9 +16,9 @@ from ...user_files import read_text, reason_of
 from ..config import JobConfig
 from ..messages import did_you_mean, listed
 from .arrow_types import Check, is_ids, is_lists_of_ids
-from .json_kinds import Expected, Struct
+from .json_kinds import PLAIN_MESSAGES, Expected, Struct
 from .reader import Input
-from .roles import CHECKS, PROMPT_KINDS, SAMPLING_CHECKS, SAMPLING_KINDS, SCORE_KINDS
+from .roles import CHAT_KINDS, CHECKS, PROMPT_KINDS, SAMPLING_CHECKS, SAMPLING_KINDS, SCORE_KINDS
 from .score_columns import (
     CHOICE_NAMES,
     Scored,
@@ -29,7 +30,7 @@ from .score_columns import (
     score_roles,
 )
 
-ROLES = (*CHECKS, "id", "sampling", *SAMPLING_FIELDS)
+ROLES = (*CHECKS, "id", "sampling", *CHAT_KINDS, *SAMPLING_FIELDS)
 """All names that `input.columns` takes."""
 
 
@@ -48,6 +49,7 @@ class Columns:
         json_text: those of them that the template gets as the values that their JSON text stands for.
         id: the column that names rows, if there is one.
         scored: what a score job scores; None for another task.
+        chat: tools or chat_template_kwargs → its column, beside one of messages.
     """
 
     roles: dict[str, str]
@@ -60,6 +62,7 @@ class Columns:
     json_text: tuple[str, ...] = ()
     id: str | None = None
     scored: Scored | None = None
+    chat: Mapping[str, str] = dataclass_field(default_factory=dict)
 
     @property
     def overriding(self) -> list[str]:
@@ -67,8 +70,12 @@ class Columns:
         return [*self.sampling.values(), *([self.sampling_struct] if self.sampling_struct else [])]
 
 
-def expected_kinds(job: JobConfig) -> dict[str, Expected]:
-    """For formats without a schema: column → the kind of its values. A value of another kind makes a bad row."""
+def expected_kinds(job: JobConfig, is_older: bool = False) -> dict[str, Expected]:
+    """For formats without a schema: column → the kind of its values. A value of another kind makes a bad row.
+
+    Args:
+        is_older: the job was begun by a version that read nothing of messages but role and content.
+    """
     kinds: dict[str, Expected]
     if job.task == "score":
         kinds = {role: kind for role, kind in SCORE_KINDS.items() if _is_read(job, role)}
@@ -76,6 +83,8 @@ def expected_kinds(job: JobConfig) -> dict[str, Expected]:
         kinds = {**SAMPLING_KINDS, "sampling": Struct(SAMPLING_KINDS)}
         if job.input.template is None:
             kinds |= {role: PROMPT_KINDS[role] for role in _named_prompts(job) or PROMPT_KINDS}
+            if "messages" in kinds:
+                kinds |= {"messages": PLAIN_MESSAGES} if is_older else CHAT_KINDS
     named = {role: job.input.columns.get(role, role) for role in kinds}
     return {name: kinds[role] for role, name in named.items() if name is not None}
 
@@ -120,10 +129,12 @@ class _Binder:
         answer = self._answer(roles) if scored is not None and scored.kind == "choices" else None
         sampling = {} if is_score else self._sampling_columns()
         struct = None if is_score else self._sampling_struct(sampling)
+        chat = {role: self._given[role] for role in CHAT_KINDS if role in self._given and "messages" in roles}
         self._check_tokenizer(roles)
         passed = self._passed_columns()
         in_template = self._template_columns(scored)
-        needed = {*roles.values(), *sampling.values(), *in_template, *(name for name in (struct, answer) if name)}
+        needed = {*roles.values(), *sampling.values(), *chat.values(), *in_template}
+        needed |= {name for name in (struct, answer) if name is not None}
         used = needed | {*passed}
         self._problems += [f"input.path: {text}" for name, text in self._contradictions.items() if name in used]
         if self._problems:
@@ -134,7 +145,17 @@ class _Binder:
         json_text = tuple(name for name in [*in_template, answer] if name in self._json_text)
         id_column = self._given.get("id")
         return Columns(
-            roles, sampling, struct, answer, self._template, tuple(passed), tuple(read), json_text, id_column, scored
+            roles,
+            sampling,
+            struct,
+            answer,
+            self._template,
+            tuple(passed),
+            tuple(read),
+            json_text,
+            id_column,
+            scored,
+            chat,
         )
 
     def _template_columns(self, scored: Scored | None) -> list[str]:

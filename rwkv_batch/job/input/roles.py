@@ -24,6 +24,7 @@ from .arrow_types import (
 from .json_kinds import (
     BOOLEAN,
     INTEGER,
+    JSON_TEXT,
     MESSAGES,
     NUMBER,
     NUMBERS_BY_NAME,
@@ -40,6 +41,9 @@ PROMPT_KINDS: dict[str, JsonKind] = {
     "prompt_token_ids": ListOf(INTEGER),
 }
 """Where prompts come from → the JSON kind of the column. A generate job has one of these columns, or a template."""
+
+CHAT_KINDS: dict[str, JsonKind] = {"tools": JSON_TEXT, "chat_template_kwargs": JSON_TEXT}
+"""What a row may have beside messages → the JSON kind of the column."""
 
 SCORE_KINDS: dict[str, Expected] = {
     "context": (STRING, ListOf(INTEGER)),
@@ -66,7 +70,8 @@ CHECKS: dict[str, Check] = {
 
 _NUMBER = Check(or_null(is_number), "a number")
 _STRING = Check(or_null(is_text), "string")
-_UNUSED = Check(pt.is_null, "only nulls, as output.logprobs is what writes log-probabilities")
+WRITES_LOGPROBS = "output.logprobs is what writes log-probabilities"
+_UNUSED = Check(pt.is_null, f"only nulls, as {WRITES_LOGPROBS}, and texts are always written")
 _SAMPLING_TYPES: dict[type[fields.Kind], tuple[JsonKind, Check]] = {
     fields.Integer: (INTEGER, _NUMBER),
     fields.Number: (NUMBER, _NUMBER),

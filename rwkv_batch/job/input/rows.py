@@ -12,10 +12,12 @@ from ...errors import RowError
 from ...rows import ErrorRow, GenerateRow, ScoreRow
 from ...sampling_fields import Biases, Integer
 from ...sampling_params import SAMPLING_FIELDS, SamplingParams
+from ..chat import JobChat
 from ..config import JobConfig, sampling_with
 from ..plan import Unit
 from .cells import Record, records
 from .columns import Columns
+from .conversations import Conversations
 from .score_rows import PROMPT, ScoreRows, ids_in, rendered, renderer_of, text_in
 from .table import Rows
 
@@ -33,21 +35,24 @@ class RowParser:
     Args:
         job: the job, whose sampling section a row may override.
         columns: which column has which role.
+        chat: how conversations become prompts; None where there are none.
     """
 
-    def __init__(self, job: JobConfig, columns: Columns) -> None:
+    def __init__(self, job: JobConfig, columns: Columns, chat: JobChat | None = None) -> None:
         self._columns = columns
         self._params = job.sampling
         self._score_rows = None if columns.scored is None else ScoreRows(job, columns, columns.scored)
         self._has_sampling = bool(columns.sampling) or columns.sampling_struct is not None
         self._renderer = renderer_of(columns.template, "input.template")
+        self._conversations = None if chat is None else Conversations(chat, columns.chat)
 
     def rows(self, source: Rows, keys: Sequence[RowKey]) -> list[GenerateRow | ScoreRow | ErrorRow]:
         """Returns rows to serve, in order, each with the key in its place."""
-        found = enumerate(self._records(source.batch))
-        return [
-            self._row(key, source.errors.get(index, record)) for key, (index, record) in zip(keys, found, strict=True)
+        read = enumerate(self._records(source.batch))
+        found = [
+            self._row(key, source.errors.get(index, record)) for key, (index, record) in zip(keys, read, strict=True)
         ]
+        return found if self._conversations is None else self._conversations.rendered(found)
 
     def _row(self, key: RowKey, record: Record | RowError) -> GenerateRow | ScoreRow | ErrorRow:
         if isinstance(record, RowError):
@@ -93,10 +98,8 @@ class RowParser:
         value = record[column]
         if part == "prompt_token_ids":
             return ids_in(column, value)
-        if part == "messages":
-            from ...text.chat import render_messages
-
-            return render_messages(value)
+        if part == "messages" and self._conversations is not None:
+            return self._conversations.of(value, record)
         return text_in(column, value)
 
     def _sampling(self, record: Record) -> SamplingParams:

@@ -18,7 +18,7 @@ SHARING = {
 }
 """The engine's counters of shared prefixes → their names in the report."""
 LEVELS = ("slots_in_use", "slots")
-FACTS = ("config", "machine", "model", "files", "occupancy", "memory")
+FACTS = ("config", "chat", "machine", "model", "files", "occupancy", "memory")
 
 Event = Mapping[str, Any]
 

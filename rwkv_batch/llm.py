@@ -275,8 +275,8 @@ class LLM(ChatCalls):
             add_bos_token: put token 0 before every context that does not start with it.
             prefix: text or token ids in front of every context, such as "\\n", encoded by itself; after token 0, where
                 that is added. A context that has a prefix is not empty.
-            top_logprobs: also return the log-probabilities of this many most likely tokens, from 0, at each position of
-                a continuation; None returns none.
+            top_logprobs: also return the log-probabilities of this many most likely tokens at each position of a
+                continuation; -1 returns those of all tokens, None none.
             prompt_logprobs: the same for each token of the context after the first; None returns none.
 
         A pair that cannot be scored has results with `error_code` and `error`, whose `logprob` is NaN. A warning is

@@ -41,6 +41,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "integrations/test_inspect_ai.py::test_the_real_evaluation",
         "integrations/test_lighteval.py::test_the_real_command",
         "integrations/test_lm_eval_command.py",
+        "integrations/test_lm_eval_options.py",
         "job/test_demo_jobs.py::test_a_killed_job_ends_like_an_undisturbed_one",
         "job/test_memory.py",
         "job/test_process.py",

@@ -50,7 +50,8 @@ def check_arguments(given: Iterable[str], *, option: str, own: Iterable[str] = (
     from ..llm import LLM
 
     parameters = signature(LLM).parameters.values()
-    known = [*own, *(parameter.name for parameter in parameters if parameter.kind is not Parameter.VAR_KEYWORD)]
+    named = (parameter.name for parameter in parameters if parameter.kind is not Parameter.VAR_KEYWORD)
+    known = list(dict.fromkeys([*own, *named]))
     for name in given:
         if name not in known:
             raise ConfigurationError(

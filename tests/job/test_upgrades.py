@@ -318,6 +318,9 @@ CHANGES: dict[str, str] = {
 
 A new setting is listed here, or in `HARMLESS` or `RESOLVED` of job/fingerprint.py."""
 
+UNWRITTEN = {"sampling.logprobs", "sampling.prompt_logprobs", "sampling.detokenize"}
+"""Fields of `SamplingParams` that a job refuses: it writes no results of the first two, and always the text."""
+
 OF_SCORE: dict[str, Any] = {
     "score.chunk_tokens": {"text": ["a"]},
     "score.choices": {"context": ["a"], "choices": [["b"]]},
@@ -325,9 +328,6 @@ OF_SCORE: dict[str, Any] = {
     "score.answer": {"context": ["a", "b"], "choices": [["b", "c"], ["d", "e"]], "answer": ["A", "b"]},
 }
 """Setting of task score → an input for it."""
-
-UNWRITTEN = {"sampling.logprobs", "sampling.prompt_logprobs", "sampling.detokenize"}
-"""Fields of `SamplingParams` that a job refuses: it writes no results of the first two, and always the text."""
 
 
 def test_every_setting_is_compared_or_harmless() -> None:

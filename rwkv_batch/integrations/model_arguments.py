@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from ..llm import LLM
 
 NAME = "rwkv_batch"
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "an integer"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+}
+"""Annotation of a parameter → the types that are right, and their name."""
 
 
 def load_model(model: str | Path, options: Mapping[str, Any], *, option: str, own: Iterable[str] = ()) -> LLM:
@@ -31,6 +37,7 @@ def load_model(model: str | Path, options: Mapping[str, Any], *, option: str, ow
         CheckpointError, CapacityError, BackendError: as `LLM` does.
     """
     check_arguments(options, option=option, own=own)
+    check_values(options, option=option)
     from ..llm import LLM
 
     start = perf_counter()
@@ -57,6 +64,21 @@ def check_arguments(given: Iterable[str], *, option: str, own: Iterable[str] = (
             raise ConfigurationError(
                 f"{option}: unknown argument {name!r}{did_you_mean(name, known)}, expected one of {', '.join(known)}"
             )
+
+
+def check_values(options: Mapping[str, Any], *, option: str) -> None:
+    """Raises ConfigurationError for an argument of `LLM` that is a number or a flag, and was given something else."""
+    from ..llm import LLM
+
+    for name, parameter in signature(LLM).parameters.items():
+        kinds = str(parameter.annotation).split(" | ")
+        known = [kind for kind in kinds if kind in _KINDS]
+        if name not in options or not known or set(kinds) - {*known, "None"}:
+            continue
+        (types, expected), value = _KINDS[known[0]], options[name]
+        is_right = isinstance(value, types) and (known == ["bool"] or not isinstance(value, bool))
+        if not is_right and not (value is None and "None" in kinds):
+            raise ConfigurationError(f"{option}: {name}: got {value!r}, expected {expected}")
 
 
 def check_tokenizer(llm: LLM) -> None:

@@ -11,7 +11,10 @@ from .text.chat import ChatFormat, ChatSettings, chat_prompts, chosen_format
 if TYPE_CHECKING:
     from .model_summary import ModelSummary
     from .outputs import RequestOutput
+    from .progress_bar import UseTqdm
     from .sampling_params import SamplingParams
+
+    Params = SamplingParams | Mapping[str, Any]
 
 
 class ChatCalls(ABC):
@@ -21,7 +24,7 @@ class ChatCalls(ABC):
 
     @abstractmethod
     def generate(
-        self, prompts: Any, sampling_params: SamplingParams | Sequence[SamplingParams] | None = None
+        self, prompts: Any, sampling_params: Params | Sequence[Params] | None = None, **options: Any
     ) -> list[RequestOutput]: ...
 
     @property
@@ -32,8 +35,8 @@ class ChatCalls(ABC):
     def chat(
         self,
         messages: Any,
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        use_tqdm: bool = False,
+        sampling_params: Params | Sequence[Params] | None = None,
+        use_tqdm: UseTqdm = None,
         *,
         chat: ChatSettings | Mapping[str, Any] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
@@ -41,6 +44,7 @@ class ChatCalls(ABC):
         chat_template_kwargs: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        **others: Any,
     ) -> list[RequestOutput]:
         """Writes the assistant's next message in each conversation. Results are those of `generate`.
 
@@ -48,6 +52,7 @@ class ChatCalls(ABC):
 
         Args:
             messages: a conversation, which is a list of mappings with "role" and "content", or a list of conversations.
+            sampling_params, use_tqdm, others: as those of `generate`.
             chat: how they become prompts, in place of the model's `chat`.
             tools: what the model may call: definitions of functions, as in OpenAI's API.
             chat_template: a Jinja chat template, or a file that holds one: short for `chat={"template": ...}`.
@@ -70,4 +75,4 @@ class ChatCalls(ABC):
                 "chat_format": chosen_format(chat, chat_template, path) or self.chat_format,
             },
         )
-        return self.generate(prompts, sampling_params)
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, **others)

@@ -234,7 +234,8 @@ def _place(file: ModelFile, model: ModelSettings, engine: EngineSettings) -> _Pl
         num_layers=file.sizes["L"],
     )
     ops = _layer_ops(file, placement, engine.backend)
-    return _Placed(placement, ops, plan_memory(file, placement, engine.max_batch_size, engine.max_batch_tokens))
+    sizes = engine.max_batch_size, engine.max_batch_tokens
+    return _Placed(placement, ops, plan_memory(file, placement, *sizes, engine.memory_share))
 
 
 def _place_path(path: Path, model: ModelSettings, engine: EngineSettings) -> _Placed:

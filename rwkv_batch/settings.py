@@ -10,9 +10,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, one_of
+
+LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
+LOGPROBS_MODES = get_args(LogprobsMode)
 
 if TYPE_CHECKING:
     from .text.chat import ChatSettings
@@ -61,11 +64,21 @@ class EngineSettings:
     batch_invariant: bool = False
     seed: int = 0
     constraint_timeout: float = 10.0
+    memory_share: float = 0.85
+    logprobs_mode: LogprobsMode = "raw_logprobs"
 
     def __post_init__(self) -> None:
         if not 0 < self.constraint_timeout < math.inf:
             raise ConfigurationError(
                 f"got {self.constraint_timeout!r}, expected a number of seconds above 0", setting="constraint_timeout"
+            )
+        if not 0 < self.memory_share <= 1:
+            raise ConfigurationError(
+                f"got {self.memory_share!r}, expected a number above 0 up to 1", setting="memory_share"
+            )
+        if self.logprobs_mode not in LOGPROBS_MODES:
+            raise ConfigurationError(
+                f"got {self.logprobs_mode!r}, expected {one_of(LOGPROBS_MODES)}", setting="logprobs_mode"
             )
         if not 0 <= self.prefix_host_gib < math.inf:
             raise ConfigurationError(

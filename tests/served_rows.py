@@ -50,7 +50,7 @@ class SlowConstraints:
     def __init__(self):
         self.compiled = {}
 
-    def start(self, json_schema, regex, grammar):
+    def start(self, json_schema, regex, grammar, permitted):
         future = self.compiled.setdefault(regex, Future())
         if regex == "known":
             future = Future()
@@ -62,7 +62,9 @@ class Free:
     """Stands in for a `CompiledConstraint`."""
 
     def begin(self, step_time):
-        return SimpleNamespace(allowed=lambda mask: mask.fill_(True), accept=lambda token_id: None)
+        return SimpleNamespace(
+            allowed=lambda mask: mask.fill_(True), accept=lambda token_id: None, restrict=lambda *_: None
+        )
 
 
 def make_slow():

@@ -79,7 +79,7 @@ class Request:
     @property
     def num_steps(self) -> int:
         """An estimate of the most steps that the request takes: its prompt in the shortest chunks, and every token."""
-        return -(-len(self.prompt_token_ids) // MIN_CHUNK) + self.params.max_tokens
+        return -(-len(self.prompt_token_ids) // MIN_CHUNK) + self.params.token_limit
 
 
 @dataclass(slots=True, eq=False)
@@ -88,7 +88,7 @@ class Completion:
 
     Attributes:
         token_ids: [n] int32, with the token that ended the completion.
-        token_logprobs: [n] float64, natural logarithm, under the model's own distribution.
+        token_logprobs: [n] float64, natural logarithm, under the distribution that the engine's `logprobs_mode` names.
         text_tokens: number of leading tokens that are text: all but a token that ended the completion by its id.
         text_bytes: length of the text in bytes if a stop string has cut it; None: all bytes of the text's tokens.
         logprobs: scores of the n tokens, if `params.logprobs` asks for them.

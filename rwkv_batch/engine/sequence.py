@@ -39,7 +39,7 @@ class Sequence:
             self.prefix = None
             self.request = node
             self.prompt = np.asarray(node.prompt_token_ids, np.int32)
-            self.max_tokens = node.params.max_tokens
+            self.max_tokens = node.params.token_limit
 
     @property
     def node(self) -> Node:

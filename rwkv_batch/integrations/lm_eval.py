@@ -31,7 +31,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("the lm-evaluation-harness backend", "lm_eval", "lm-eval") from error
 
-from .lm_eval_arguments import chat_settings_of, check_own, conventions_of, engine_device, merged, template_args_of
+from .lm_eval_arguments import chat_settings_of, check_own, conventions_of, engine_options, merged, template_args_of
 from .lm_eval_cache import AnswerTables, digest, model_identity, placement_in_words
 from .lm_eval_chat import Chat, ChatPrompt
 from .lm_eval_completions import Completions
@@ -113,8 +113,7 @@ class RwkvBatchLM(TemplateLM):
         self.conventions = conventions_of(given)
         source: Any = model if pretrained is None else pretrained
         if isinstance(source, (str, Path)):
-            slots = max_batch_size or (batch_size if isinstance(batch_size, int) and batch_size > 1 else None)
-            options = {**options, "device": engine_device(device, options.get("strategy")), "max_batch_size": slots}
+            options |= engine_options({**given, **options})
             source = load_model(source, options, option="--model_args")
         elif options:
             raise ConfigurationError(f"{next(iter(options))}: a model that is loaded already takes no options")

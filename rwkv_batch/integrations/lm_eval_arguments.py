@@ -187,17 +187,28 @@ def check_own(given: Mapping[str, Any]) -> None:
     chat_settings_of(given)
 
 
-def engine_device(device: str | None, strategy: str | None) -> str:
-    """The argument `device` of `LLM`. The harness's default is no choice beside a strategy, and without CUDA."""
-    is_default = device == HARNESS_DEVICE and (strategy is not None or not torch.cuda.is_available())
-    return "auto" if device is None or is_default else device
+def engine_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments `device` and `max_batch_size` of `LLM` that follow from the adapter's and the harness's.
+
+    The harness's default device is no choice beside a strategy, and without CUDA. A `batch_size` that is a number above
+    1 is a number of slots.
+    """
+    device, batch_size = given.get("device"), given.get("batch_size")
+    is_default = device == HARNESS_DEVICE and (given.get("strategy") is not None or not torch.cuda.is_available())
+    slots = batch_size if isinstance(batch_size, int) and batch_size > 1 else None
+    return {
+        "device": "auto" if device is None or is_default else device,
+        "max_batch_size": given.get("max_batch_size") or slots,
+    }
 
 
 def merged(model_args: Mapping[str, Any], harness: Mapping[str, Any] | None) -> dict[str, Any]:
     """The arguments of a model: those of `--model_args`, and of the harness's own options where the former lack them.
 
     Args:
-        model_args: the arguments that the user gave for the model.
+        model_args: the arguments that the user gave for the model. `trust_remote_code` is left out: the harness adds it
+            for its option of that name, which is about data sets.
         harness: the harness's `batch_size`, `max_batch_size` and `device`; None values are left out.
     """
-    return {**{name: value for name, value in (harness or {}).items() if value is not None}, **model_args}
+    known = {name: value for name, value in (harness or {}).items() if value is not None}
+    return {**known, **{name: value for name, value in model_args.items() if name != "trust_remote_code"}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ..dtypes import dtype_name
@@ -21,24 +22,30 @@ def digest(parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
+RESOLVED = {"model", "tokenizer", "dtype", "quantization", "strategy", "init_state", "device", "chat"}
+"""Settings of `LLM` that the identity names by their effect: fingerprints, the layers, the chat format of a request."""
+HARMLESS = {"backend", "max_batch_size", "max_batch_tokens", "prefix_sharing", "prefix_host_gib", "constraint_timeout"}
+"""Settings of `LLM` that change the rounding of the last bits at most."""
+
+
 def model_identity(llm: LLM) -> dict[str, Any]:
     """Every property of a model that changes its answers, in plain JSON.
 
-    Settings that lead to the same dtypes and weight formats are the same identity, however they are written. Left out
-    is what changes the rounding of the last bits at most: devices, backends, the number of slots, prefix sharing.
+    Settings that lead to the same dtypes and weight formats are the same identity, however they are written. Devices
+    are left out, as are the settings in `HARMLESS`.
     """
     summary = llm.summary
     assert summary.tokenizer is not None
     layers = summary.placement.of_layers(summary.file.sizes["L"])
+    settings = {
+        field.name: getattr(one, field.name) for one in (summary.model, summary.engine) for field in fields(one)
+    }
     return {
-        "model": summary.fingerprint,
+        **{name: value for name, value in settings.items() if name not in RESOLVED | HARMLESS},
+        "fingerprint": summary.fingerprint,
         "tokenizer": summary.tokenizer.fingerprint,
-        "parse_special_tokens": summary.model.parse_special_tokens,
         "layers": [f"{dtype_name(layer.dtype)} {layer.quantization}" for layer in layers],
         "state_dtype": dtype_name(summary.placement.state_dtype),
-        "ln_x_eps": summary.model.ln_x_eps,
-        "batch_invariant": summary.engine.batch_invariant,
-        "seed": llm.seed,
     }
 
 

@@ -20,7 +20,7 @@ from lm_eval.utils import setup_logging, simple_parse_args_string
 from ..llm import inspect_model
 from ..settings import EngineSettings, ModelSettings
 from .lm_eval import NAME, RwkvBatchLM
-from .lm_eval_arguments import check_own, engine_device
+from .lm_eval_arguments import check_own, engine_options, merged
 from .model_arguments import check_arguments, own_arguments, report
 
 COMMAND = "rwkv-batch lm-eval"
@@ -63,11 +63,11 @@ def _check(options: Namespace) -> None:
     arguments = given.get("model_args") or {}
     if isinstance(arguments, str):
         arguments = simple_parse_args_string(arguments)
+    arguments = merged(arguments, {name: given.get(name) for name in ("batch_size", "max_batch_size", "device")})
     check_arguments(arguments, option="--model_args", own=own_arguments(RwkvBatchLM))
     check_own(arguments)
     model = arguments.get("pretrained", arguments.get("model"))
-    device = engine_device(arguments.get("device", given.get("device")), arguments.get("strategy"))
-    settings = {**arguments, "model": model, "device": device}
+    settings = {**arguments, "model": model, **engine_options(arguments)}
     summary = inspect_model(_fields(ModelSettings, settings), _fields(EngineSettings, settings))
     report(f"{summary}; the harness now reads its tasks, which may take a minute, and loads the model then")
 

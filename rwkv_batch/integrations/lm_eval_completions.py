@@ -93,7 +93,7 @@ class Completions:
         self._occurrences[key] += 1
         if is_sampled and params.seed is None:
             params = replace(params, seed=self.seed)
-        prompt = self._encoder.cut_prompt(self._encoder.opened(self._encoder.encode(context)), params.max_tokens)
+        prompt = self._encoder.cut_prompt(self._encoder.opened(self._encoder.encode(context)), params.token_limit)
         row = GenerateRow(index, random_stream(key, occurrence), prompt, params)
         return Wanted(row, context, is_sampled, digest([key, occurrence, params.seed]), think_end, until)
 

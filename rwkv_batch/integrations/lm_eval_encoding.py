@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
@@ -34,6 +35,7 @@ class Encoder:
         self.encode = encode
         self.counts: Counter[str] = Counter(truncated=0, merged_at_the_border=0, encoded_alone=0)
         self._conventions = conventions
+        self._context = lru_cache(maxsize=1)(encode)  # the choices of a question follow one another
         self._prefix = None if conventions.prefix is None else encode(conventions.prefix)
 
     def opened(self, ids: list[int]) -> list[int]:
@@ -50,7 +52,7 @@ class Encoder:
         """
         kept = context.rstrip()
         continuation = context[len(kept) :] + continuation
-        context_ids, whole = self.encode(kept), self.encode(kept + continuation)
+        context_ids, whole = self._context(kept), self.encode(kept + continuation)
         continuation_ids = whole[len(context_ids) :]
         if whole[: len(context_ids)] != context_ids:
             self._count("merged_at_the_border", "a token covers the end of a context and the start of its continuation")

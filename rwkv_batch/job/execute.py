@@ -285,7 +285,7 @@ class _Run:
         writer.counts.resume(total - sum(unit.num_rows for unit in missing))
         metrics_path = self._folders.file(self._shard.file_name("metrics", "prom"))
         write_metrics = partial(self._storage.atomic_write, metrics_path)
-        return Progress(total, writer.counts, llm.stats, self._log, write_metrics, self._shard)
+        return Progress(total, writer.counts, llm.stats, self._log, write_metrics, self._shard, self._prepared.job.task)
 
     def _success(self, parts: Sequence[Part]) -> bytes:
         """The content of _SUCCESS.json: a function of the parts, so that two processes that end together agree."""

@@ -10,9 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from .config import JOB_SAMPLING, JobConfig, Section
+from .config import JOB_SAMPLING, JobConfig
 from .input.columns import Columns
 from .messages import shortened
+from .section import Section
 
 FORMAT = 1
 """A number that grows when the meaning of segments, parts or random streams changes."""
@@ -26,6 +27,8 @@ HARMLESS = frozenset(
         "engine.prefix_sharing",
         "engine.prefix_host_gib",
         "engine.constraint_timeout",
+        "engine.memory_share",
+        "score.group_by",
         "output.flush_seconds",
         "run.state_dir",
         "run.on_row_error",
@@ -91,6 +94,10 @@ def result_settings(
         settings["input.columns.sampling"] = columns.sampling_struct
     else:
         settings["input.columns.answer"] = columns.answer
+        if columns.scored is not None:
+            kind = columns.scored.answer_kind
+            settings[columns.scored.template_setting] = columns.scored.template
+            settings["score.answer"] = "auto" if kind in (None, "index") else kind
     if chat is not None:
         settings = {name: value for name, value in settings.items() if not name.startswith("chat.")} | {**chat}
         settings |= {f"input.columns.{role}": name for role, name in columns.chat.items() if chat}

@@ -18,13 +18,14 @@ from .config import (
     JOB_SAMPLING,
     ChatSection,
     JobConfig,
-    ScoreSection,
     expected_of,
     is_section,
     sampling_value,
     sampling_with,
 )
+from .input.roles import WRITES_LOGPROBS
 from .messages import did_you_mean, listed, shown, unknown_key
+from .score_section import ScoreSection
 from .yaml_file import file_label, parse_yaml, read_yaml
 
 
@@ -172,15 +173,13 @@ def _check_together(job: JobConfig) -> Iterator[tuple[str, str]]:
     except ConfigurationError as error:
         yield str(error.setting), str(error.args[0])
     for name, declared in SAMPLING_FIELDS.items():
-        value = getattr(job.sampling, name)
-        if value is not None and not declared.in_jobs:
-            yield f"sampling.{name}", f"got {value}, expected null: output.logprobs is what writes log-probabilities"
+        value, default = getattr(job.sampling, name), getattr(JOB_SAMPLING, name)
+        if value != default and not declared.in_jobs:
+            expected = "true: a job writes texts" if default else f"null: {WRITES_LOGPROBS}"
+            yield f"sampling.{name}", f"got {shown(value)}, expected {expected}"
     if job.task == "score":
-        if job.input.template is not None:
-            yield (
-                "input.template",
-                "got a template, expected null: task score reads context and continuations from columns",
-            )
+        if job.score.choice_template is not None and job.score.continuation_template is not None:
+            yield "score.continuation_template", "got a template beside score.choice_template, expected one of them"
         if job.chat != ChatSection():
             yield "chat", "got settings, expected none: task score reads no conversations"
     elif job.score != ScoreSection():

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from .. import __version__
-from ..errors import ConfigurationError, MissingExtraError, RowError, RwkvBatchError
+from ..errors import ConfigurationError, MissingExtraError, ResumeError, RowError, RwkvBatchError
 from ..sampling_params import CONSTRAINTS
 from ..settings import EngineSettings, ModelSettings
 from .chat import JobChat, is_older_job, open_job_chat
@@ -20,15 +20,16 @@ from .fingerprint import fingerprint, result_settings
 from .input.columns import Columns, bind_columns, expected_kinds
 from .input.reader import Input, open_input
 from .input.rows import RowParser
+from .input.score_columns import without_late_answers
 from .messages import shortened
 from .output.extra import TYPES as EXTRA_TYPES
 from .output.extra import InputWithExtra
 from .output.part_check import PartCheck
 from .output.parts import OutputFormat, RowSource
-from .output.results import output_names, result_schema
+from .output.results import output_names, result_schema, without_later
 from .output.storage import LocalStorage
 from .plan import UnitPlan
-from .state import Folders, check_folders
+from .state import Folders, check_folders, read_job
 
 SETTINGS = {
     name: f"{section}.{name}"
@@ -135,8 +136,12 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
     folders = Folders.of(job)
     is_older = is_older_job(LocalStorage(folders.file("tmp")), folders)
     source = open_input(job.input.path, job.input.format, expected_kinds(job, is_older))
+    is_earlier = _is_of_an_earlier_version(job, folders)
+    if is_earlier:
+        job = without_late_answers(job, source.schema)
     columns = bind_columns(job, source)
     results = result_schema(job, columns)
+    results = without_later(results) if is_earlier else results
     names = output_names(job, columns, results)
     extra = [pa.field(names[name], EXTRA_TYPES[name]) for name in names if name in EXTRA_TYPES]
     passed = pa.schema([*(source.schema.field(name) for name in columns.passed), *extra])
@@ -147,12 +152,24 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
     if job.task == "generate":
         _check_sampling(job, columns, source.schema, model)
     chat = open_job_chat(job, "messages" in columns.roles, model.file.checkpoint.path, is_older)
-    parser = RowParser(job, columns, chat)
+    parser = RowParser(job, replace(columns, answer=None) if is_earlier else columns, chat)
     plan = UnitPlan(min(source.num_rows, job.input.limit or source.num_rows), job.output.rows_per_part)
     form = OutputFormat(results, passed, {}, {own: name for own, name in names.items() if own != name})
     document = _job_document(job, columns, form, source, plan, folders, model, chat)
     footer = {"version": __version__, "fingerprint": document["fingerprint"], "seed": str(job.sampling.seed)}
     return Prepared(job, source, columns, parser, plan, replace(form, footer=footer), folders, document, model, chat)
+
+
+def _is_of_an_earlier_version(job: JobConfig, folders: Folders) -> bool:
+    """Whether the job was started before score jobs had answers in their rows. Its rows and columns stay as they were.
+
+    A state folder that cannot be read is left to later checks.
+    """
+    try:
+        started = read_job(LocalStorage(folders.file("tmp")), folders.state)
+    except (OSError, ValueError, ResumeError):
+        return False
+    return started is not None and started["settings"]["task"] == "score" and "score.answer" not in started["settings"]
 
 
 def _job_document(

@@ -71,11 +71,26 @@ class SequenceConstraint:
         self._step_time = step_time
         self._bitmask = np.zeros((1, -(-len(base) // 32)), dtype=np.int32)
         self._last_byte = 0
+        self._may_end = False  # the text is complete after its latest token
+        self._on_dead_end: Callable[[], None] | None = None
         self.is_finished = False
         """`accept` was given the end of text, or a token that was not allowed. No token but end of text may follow."""
 
+    def restrict(self, permitted: Bits | None, on_dead_end: Callable[[], None]) -> None:
+        """Leave out tokens that the request bans.
+
+        Args:
+            permitted: the tokens that it does not ban; None: it bans none.
+            on_dead_end: called when no token can continue a text that is not complete.
+        """
+        self._on_dead_end = on_dead_end
+        if permitted is not None:
+            self._base = self._base & permitted
+
     def allowed(self, mask: Tensor) -> None:
         """Write which tokens may come next. Where no token can, end of text is allowed, so that one always is.
+
+        A complete text ends so, even where the request bans the end of text.
 
         Args:
             mask: [V] bool, overwritten: True = allowed.
@@ -84,8 +99,15 @@ class SequenceConstraint:
 
         bits = self.next_tokens()
         if not bits.any():
+            if self.is_stuck and self._on_dead_end is not None:
+                self._on_dead_end()
             bits[self._vocabulary.eos_token_id] = 1
         mask.copy_(torch.from_numpy(bits.view(np.bool_)))
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the text is not complete, asked after `next_tokens` has found no token that continues it."""
+        return not (self.is_finished or self._step_time.is_spent or self._may_end)
 
     def accept(self, token_id: int) -> None:
         """Append a sampled token to the text."""
@@ -106,6 +128,7 @@ class SequenceConstraint:
         self._matcher.fill_next_token_bitmask(self._bitmask)
         self._step_time.count(time.thread_time() - start)
         bits = np.unpackbits(self._bitmask.view(np.uint8), count=len(self._base), bitorder="little")
+        self._may_end = bool(bits[self._vocabulary.eos_token_id])
         bits &= self._base
         if self._last_byte in _BAD_SECOND_BYTES:
             bits &= self._vocabulary.after_first_byte[self._last_byte]

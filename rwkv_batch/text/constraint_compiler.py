@@ -10,9 +10,18 @@ from concurrent.futures import Future
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+from ..engine.permitted import NOTHING
 from ..errors import MissingExtraError, RowError
 from ..process_pool import CallFailed, ProcessPool
-from .constraint import TOO_DEEP, CompiledConstraint, SequenceConstraint, StepTime, Vocabulary, answer_compilations
+from .constraint import (
+    TOO_DEEP,
+    Bits,
+    CompiledConstraint,
+    SequenceConstraint,
+    StepTime,
+    Vocabulary,
+    answer_compilations,
+)
 
 if TYPE_CHECKING:
     from xgrammar import TokenizerInfo
@@ -35,16 +44,30 @@ class RowConstraint:
         field: the sampling field: "json_schema", "regex" or "grammar".
         compiled: the future of the compiled constraint; its exception is a RowError.
         timeout: seconds of processor time that the slow steps of the row may take together.
+        permitted: the tokens that the row's `allowed_token_ids` and `bad_token_ids` permit; None: they ban none.
     """
 
-    def __init__(self, field: str, compiled: Future[CompiledConstraint], timeout: float) -> None:
+    def __init__(
+        self, field: str, compiled: Future[CompiledConstraint], timeout: float, permitted: Bits | None = None
+    ) -> None:
         self.compiled = compiled
         self._field = field
         self._timeout = timeout
         self._step_time = StepTime(timeout)
+        self._permitted = permitted
+        self._is_checked = permitted is None
+        self._nothing: str | None = None
+        """Why no token could be sampled; None as long as one could."""
 
     def __call__(self) -> SequenceConstraint:
-        return self.compiled.result().begin(self._step_time)
+        constraint = self.compiled.result().begin(self._step_time)
+        constraint.restrict(self._permitted, self._note_dead_end)
+        return constraint
+
+    def _note_dead_end(self) -> None:
+        """Notes that a sample could not go on: the row becomes an error row."""
+        why = "no token of the vocabulary can follow" if self._permitted is None else "every possible token is banned"
+        self._nothing = f"in a text that is not complete, {why}"
 
     def error(self) -> RowError | None:
         """Why the row cannot be served, as far as that is known."""
@@ -53,6 +76,12 @@ class RowConstraint:
         if self._step_time.is_spent:
             limit = f"more than constraint_timeout ({self._timeout:g} s)"
             return _too_large(self._field, f"finding the allowed tokens takes {limit}; simplify it")
+        if self._nothing is None and not self._is_checked and self.compiled.done():
+            self._is_checked = True
+            if not self().next_tokens().any():
+                self._nothing = "every token that the text may begin with is banned"
+        if self._nothing is not None:
+            return RowError("bad_sampling", f"{self._field}: {NOTHING}: {self._nothing}")
         return None
 
 
@@ -103,6 +132,8 @@ class ConstraintCompiler:
         json_schema: str | Mapping[str, Any] | None = None,
         regex: str | None = None,
         grammar: str | None = None,
+        *,
+        permitted: Bits | None = None,
     ) -> RowConstraint:
         """Starts to compile the constraint of a row, unless it is known. Give exactly one argument.
 
@@ -112,6 +143,7 @@ class ConstraintCompiler:
                 schema asks for such properties.
             regex: the whole text matches; `\\d`, `\\w` and `\\s` are ASCII.
             grammar: EBNF as in GBNF; the text derives from the rule `root`.
+            permitted: the tokens that the row permits beside the constraint; None: all.
 
         Returns:
             The constraint. Its future raises RowError: code "bad_sampling" for an argument that is malformed, cannot be
@@ -136,7 +168,7 @@ class ConstraintCompiler:
                 self._remember(key, compiled, 0)
             else:
                 self._known.move_to_end(key)
-        return RowConstraint(field, compiled, self._timeout)
+        return RowConstraint(field, compiled, self._timeout, permitted)
 
     @cached_property
     def _tokenizer_info(self) -> TokenizerInfo:

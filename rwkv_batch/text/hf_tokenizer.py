@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .chat import ChatFormat
 
 END_OF_TEXT_ID = 0
 END_OF_TEXT = "<|endoftext|>"
@@ -26,13 +29,8 @@ WITHOUT_EFFECT = {
 }
 """Arguments of Hugging Face's methods that change nothing here: no token is added, and special tokens have no text."""
 
-
-class RendersMessages(Protocol):
-    """Writes the prompt of a conversation."""
-
-    def render(
-        self, messages: Any, *, tools: Any = None, add_generation_prompt: bool = True
-    ) -> str: ...  # pragma: no cover - a protocol
+OPTIONS = {"padding", "truncation", "max_length", "padding_side", "return_tensors", "return_attention_mask"}
+"""Arguments of a call beside the text."""
 
 
 class Encoding(dict[str, Any]):
@@ -61,11 +59,11 @@ class HfTokenizer:
 
     Args:
         tokenizer: converts text.
-        render: the chat format's method that writes the prompt of a conversation; None: `apply_chat_template` raises.
-        chat_template: the Jinja template of the chat format, where it has one.
+        chat_format: writes the prompt of a conversation; None: `apply_chat_template` raises.
+        chat_template: the Jinja template of the chat format; None takes its `template`.
 
     Attributes:
-        chat_template: the argument of the same name.
+        chat_template: the argument of the same name; None where there is none, as in the built-in formats.
         name_or_path: the name of the tokenizer, "world" or "bytes", or of its file.
         vocab_size: the number of token ids, those without text included.
         eos_token_id, bos_token_id, pad_token_id: 0. A program may set another `pad_token_id`.
@@ -82,11 +80,11 @@ class HfTokenizer:
     model_max_length = 10**30
 
     def __init__(
-        self, tokenizer: Tokenizer, render: RendersMessages | None = None, chat_template: str | None = None
+        self, tokenizer: Tokenizer, chat_format: ChatFormat | None = None, chat_template: str | None = None
     ) -> None:
         self._tokenizer = tokenizer
-        self._render = render
-        self.chat_template = chat_template
+        self._chat_format = chat_format
+        self.chat_template = chat_template or (chat_format and chat_format.template)
         self.name_or_path = tokenizer.name
         self.vocab_size = tokenizer.max_token_id + 1
         self.pad_token: str | None = END_OF_TEXT
@@ -239,28 +237,34 @@ class HfTokenizer:
             add_generation_prompt: end with what begins the assistant's turn.
             continue_final_message: the model continues the last message, which is the assistant's.
             return_dict: return what a call of the tokenizer returns.
-            options: those of a call, such as `return_tensors`.
+            options: those of a call, such as `return_tensors`. All others are names for the chat template.
 
         Raises:
             ValueError: there is no chat format, the messages do not fit it, or both a generation prompt and a
                 continuation are asked for.
-            TypeError: an argument is not known.
         """
-        if self._render is None:
+        if self._chat_format is None:
             raise ValueError("this tokenizer has no chat format; llm.get_tokenizer() returns one that has")
         if add_generation_prompt and continue_final_message:
             raise ValueError("expected add_generation_prompt or continue_final_message, got both")
         if options.pop("chat_template", None) is not None:
             raise ValueError("chat_template: name it where the model is opened: LLM(..., chat={'template': file})")
+        names = {name: value for name, value in options.items() if name not in OPTIONS | WITHOUT_EFFECT}
         several = bool(conversation) and isinstance(conversation[0], (list, tuple))
         texts = [
-            self._render.render(one, tools=tools, add_generation_prompt=add_generation_prompt)
+            self._chat_format.render(
+                one,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                template_kwargs=names,
+            )
             for one in (conversation if several else [conversation])
         ]
         if not tokenize:
-            _refuse(options)
             return texts if several else texts[0]
-        encoded = self(texts if several else texts[0], **options)
+        of_call = {name: value for name, value in options.items() if name not in names}
+        encoded = self(texts if several else texts[0], **of_call)
         return encoded if return_dict else encoded["input_ids"]
 
     def pad(self, encoded: Mapping[str, Any] | Iterable[Mapping[str, Any]], **options: Any) -> Encoding:

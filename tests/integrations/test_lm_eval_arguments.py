@@ -12,7 +12,7 @@ from integrations.small_model import VOCAB
 from rwkv_batch import LLM
 from rwkv_batch.errors import ConfigurationError
 from rwkv_batch.integrations.lm_eval import RwkvBatchLM, register
-from rwkv_batch.integrations.lm_eval_arguments import engine_device
+from rwkv_batch.integrations.lm_eval_arguments import engine_options
 
 
 def test_wrong_arguments_are_refused_by_name(checkpoint_file):
@@ -57,13 +57,31 @@ def test_model_arguments_win_over_the_options_of_the_harness(checkpoint_file):
 
 
 def test_the_default_device_of_the_harness_is_no_choice_without_cuda_and_beside_a_strategy(monkeypatch):
+    def device(given: dict[str, Any]) -> str:
+        return str(engine_options(given)["device"])
+
     for has_cuda in (False, True):
         monkeypatch.setattr("torch.cuda.is_available", lambda found=has_cuda: found)
-        assert engine_device(None, None) == "auto"
-        assert engine_device("cuda:0", "cuda fp16 *10+") == "auto"
-        assert engine_device("cpu", "cpu fp32") == "cpu"  # the engine refuses one of the two
-        assert engine_device("cuda:0", None) == ("cuda:0" if has_cuda else "auto")
-        assert engine_device("cuda:1", None) == "cuda:1"  # the engine says what there is
+        assert device({}) == device({"device": None}) == "auto"
+        assert device({"device": "cuda:0", "strategy": "cuda fp16 *10+"}) == "auto"
+        assert device({"device": "cpu", "strategy": "cpu fp32"}) == "cpu"  # the engine refuses one of the two
+        assert device({"device": "cuda:0"}) == ("cuda:0" if has_cuda else "auto")
+        assert device({"device": "cuda:1"}) == "cuda:1"  # the engine says what there is
+
+
+def test_a_batch_size_is_a_number_of_slots():
+    for given, expected in (
+        ({"batch_size": 1}, None),
+        ({"batch_size": 4}, 4),
+        ({"batch_size": "auto:4"}, None),
+        ({"batch_size": 4, "max_batch_size": 8}, 8),
+    ):
+        assert engine_options(given)["max_batch_size"] == expected
+
+
+def test_the_option_about_the_code_of_data_sets_is_none_of_the_model(checkpoint_file):
+    path = str(checkpoint_file("7.0", vocab=VOCAB))
+    RwkvBatchLM.create_from_arg_obj({"pretrained": path, "tokenizer": "bytes", "trust_remote_code": True})
 
 
 def test_the_harness_finds_the_model_by_its_name():

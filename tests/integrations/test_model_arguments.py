@@ -34,6 +34,14 @@ def test_known_arguments_of_both_are_taken():
     check_arguments(["max_length", "dtype", "batch_invariant"], option="-M", own=own_arguments(Adapter))
 
 
+def test_arguments_of_vllm_are_left_to_the_model():
+    check_arguments(["gpu_memory_utilization"], option="-M")
+    with load_model("demo", {"device": "cpu", "max_num_seqs": 3, "tensor_parallel_size": 1}, option="-M") as llm:
+        assert llm.summary.memory.max_batch_size == 3
+    with pytest.raises(ConfigurationError, match="gpu_memory_utilization: got 7"):
+        load_model("demo", {"gpu_memory_utilization": 7}, option="-M")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [

@@ -72,6 +72,7 @@ run:     {state_dir: null, on_row_error: continue, backend: local}
         ("sampling: {temperature: null}", "sampling.temperature: got null, expected a number from 0 to 100"),
         ("sampling: {logprobs: 2}", "sampling.logprobs: got 2, expected null: output.logprobs is"),
         ("sampling: {prompt_logprobs: 0}", "sampling.prompt_logprobs: got 0, expected null: output.logprobs is"),
+        ("sampling: {detokenize: false}", "sampling.detokenize: got false, expected true: a job writes texts"),
         ("engine: {state_dtype: bfloat16}", "engine.state_dtype: got 'bfloat16', expected float32 or float16"),
         ("sampling: {top_p: 3}", "sampling.top_p: got 3, expected a number from 0 to 1"),
         ("sampling: {n: two}", "sampling.n: got 'two', expected an integer from 1 to 65536"),
@@ -179,8 +180,9 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_task_refuses_what_it_would_not_use(tmp_path: Path) -> None:
-    (found,) = problems(tmp_path, GOOD + "task: score\n", "output.token_ids=true", "input.template='{{a}}'")
-    assert "input.template" in found
+    templates = ("score.choice_template='{{a}}'", "score.continuation_template='{{b}}'")
+    (found,) = problems(tmp_path, GOOD + "task: score\n", *templates)
+    assert "score.continuation_template=" in found and "got a template beside score.choice_template" in found
     (found,) = problems(tmp_path, GOOD, "score.add_bos_token=true")
     assert "the task is generate" in found
 
@@ -194,7 +196,7 @@ def test_a_job_cannot_be_changed(tmp_path: Path) -> None:
 def test_every_setting_is_described() -> None:
     described = {setting.name: setting for setting in describe_settings()}
     required = {"model.path", "input.path", "output.path"}
-    optional = set(default_settings()) - {"sampling.logprobs", "sampling.prompt_logprobs"}
+    optional = set(default_settings()) - {"sampling.logprobs", "sampling.prompt_logprobs", "sampling.detokenize"}
     assert described.keys() == required | optional
     assert {name for name, setting in described.items() if setting.is_required} == required
     for name, setting in described.items():
@@ -202,7 +204,7 @@ def test_every_setting_is_described() -> None:
         assert setting.expected, name
     assert described["engine.backend"].expected == "auto, triton, cuda, cpu or reference"
     assert described["model.quantization"][1:3] == (None, FORMATS)
-    assert described["sampling.max_tokens"][1:3] == (256, "an integer from 0 to 2147483647")
+    assert described["sampling.max_tokens"][1:3] == (256, "an integer from 0 to 2147483647, or null")
     assert described["engine.prefix_sharing"].expected == "true or false"
 
 

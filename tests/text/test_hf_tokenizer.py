@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from rwkv_batch.text.chat import ChatSettings, open_chat
 from rwkv_batch.text.hf_tokenizer import END_OF_TEXT, HfTokenizer
 from rwkv_batch.text.load_tokenizer import load_tokenizer
 from rwkv_batch.text.tokenizer import BytesTokenizer
@@ -110,24 +111,33 @@ def test_token_names_of_bytes_and_of_ids_without_bytes() -> None:
         ours.convert_tokens_to_string(["!", "nonsense"])
 
 
-class _Rendered:
-    def render(self, messages: Any, *, tools: Any = None, add_generation_prompt: bool = True) -> str:
-        return f"{[one['content'] for one in messages]} {tools} {add_generation_prompt}"
-
-
 def test_a_chat_template_is_the_chat_format() -> None:
-    ours = HfTokenizer(BytesTokenizer(), _Rendered())
+    ours = HfTokenizer(BytesTokenizer(), open_chat(ChatSettings("rwkv"), None))
     messages = [{"role": "user", "content": "a"}]
-    text = "['a'] None True"
+    text = "User: a\n\nAssistant:"
+    assert ours.chat_template is None
     assert ours.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == text
     assert ours.apply_chat_template(messages, add_generation_prompt=True) == ours.encode(text)
-    assert ours.apply_chat_template([messages, messages], tokenize=False) == ["['a'] None False"] * 2
-    found = ours.apply_chat_template(messages, ["t"], return_dict=True, return_tensors="pt")
-    assert ours.decode(found.input_ids[0]) == "['a'] ['t'] False"
+    assert ours.apply_chat_template([messages, messages], tokenize=False) == ["User: a"] * 2
+    found = ours.apply_chat_template(messages, return_dict=True, return_tensors="pt")
+    assert ours.decode(found.input_ids[0]) == "User: a"
+    begun = [*messages, {"role": "assistant", "content": "b"}]
+    assert ours.apply_chat_template(begun, tokenize=False, continue_final_message=True) == f"{text} b"
     with pytest.raises(ValueError, match="got both"):
         ours.apply_chat_template(messages, add_generation_prompt=True, continue_final_message=True)
     with pytest.raises(ValueError, match="no chat format"):
         HfTokenizer(BytesTokenizer()).apply_chat_template(messages)
+
+
+def test_a_chat_template_of_jinja_gets_tools_and_further_names(tmp_path: Path) -> None:
+    template = "{{ messages[0].content }} {{ tools | length }} {{ enable_thinking }} {{ add_generation_prompt }}"
+    (tmp_path / "chat.jinja").write_text(template)
+    settings = ChatSettings("template", template=str(tmp_path / "chat.jinja"))
+    ours = HfTokenizer(BytesTokenizer(), open_chat(settings, None))
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    given: dict[str, Any] = {"tools": [tool], "enable_thinking": False, "add_generation_prompt": True}
+    assert ours.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False, **given) == "a 1 False True"
+    assert ours.chat_template == template
 
 
 @pytest.mark.parametrize(
@@ -143,7 +153,7 @@ def test_a_chat_template_is_the_chat_format() -> None:
 )
 def test_what_is_not_there_is_named(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        call(HfTokenizer(BytesTokenizer(), _Rendered()))
+        call(HfTokenizer(BytesTokenizer(), open_chat(ChatSettings("rwkv"), None)))
 
 
 def test_a_program_may_set_the_padding() -> None:

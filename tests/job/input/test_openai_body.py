@@ -9,7 +9,7 @@ import pytest
 
 from rwkv_batch.errors import RowError
 from rwkv_batch.job.input.openai_body import IGNORED, OFF, SAMPLING_NAMES, columns_of
-from rwkv_batch.sampling_params import SamplingParams
+from rwkv_batch.sampling_params import SAMPLING_FIELDS
 from rwkv_batch.text.constraint_compiler import ConstraintCompiler
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -92,7 +92,7 @@ def test_what_would_change_the_result_is_refused(body: dict[str, Any], named: st
 
 
 def test_names_of_sampling_params_are_names_of_a_body() -> None:
-    assert set(SAMPLING_NAMES.values()) == set(SamplingParams.field_names()) - {"logprobs", "prompt_logprobs"}
+    assert set(SAMPLING_NAMES.values()) == {name for name, field in SAMPLING_FIELDS.items() if field.in_jobs}
 
 
 @pytest.mark.parametrize("choices", [["a", "b"], ['"', "\\"], ["line\nbreak", "é漢", "\x01"]])

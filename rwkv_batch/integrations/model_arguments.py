@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError, did_you_mean
+from ..vllm_arguments import LLM_ARGUMENTS
 
 if TYPE_CHECKING:
     from ..llm import LLM
@@ -43,6 +44,8 @@ def load_model(model: str | Path, options: Mapping[str, Any], *, option: str, ow
 def check_arguments(given: Iterable[str], *, option: str, own: Iterable[str] = ()) -> None:
     """Raises ConfigurationError for the first name that is neither an argument of `LLM` nor one of `own`.
 
+    Names of vLLM's and Hugging Face's arguments, which `LLM` takes or refuses itself, are arguments of `LLM`.
+
     Args:
         given: names of the arguments that the user gave.
         option, own: as those of `load_model`.
@@ -53,7 +56,7 @@ def check_arguments(given: Iterable[str], *, option: str, own: Iterable[str] = (
     named = (parameter.name for parameter in parameters if parameter.kind is not Parameter.VAR_KEYWORD)
     known = list(dict.fromkeys([*own, *named]))
     for name in given:
-        if name not in known:
+        if name not in known and name not in LLM_ARGUMENTS:
             raise ConfigurationError(
                 f"{option}: unknown argument {name!r}{did_you_mean(name, known)}, expected one of {', '.join(known)}"
             )

@@ -113,10 +113,10 @@ def decode_unread(model: Any) -> list[list[int]]:
     graphs = DecodeGraphs(model, pool, sampler, Uploader(model.device), torch.zeros(3, VOCAB, device=model.device))
     steps = []
     for i in range(6):
-        slots = np.array([i % 3, (i + 1) % 3])
+        decoding = np.array([i % 3, (i + 1) % 3])
         step = graphs.find(StepShape(2, 2))
-        step.launch_forward(slots, np.full(2, i))
-        steps.append(step.launch_draw(slots))
+        step.launch_forward(decoding, np.full(2, i))
+        steps.append(step.launch_draw(decoding))
     return [step.sampled.read().token_ids.tolist() for step in steps]
 
 

@@ -26,7 +26,7 @@ def completed_alone(request: Request) -> list[int]:
     model, state = HashModel(), torch.zeros(1, 1, dtype=torch.int64)
     for token_id in request.prompt_token_ids:
         state = (state * 1103515245 + token_id + 12345) % 2**31
-    constraint = request.new_constraint() if request.new_constraint else None
+    constraint: Any = request.new_constraint() if request.new_constraint else None
     sampler = Sampler(1, Vocabulary.plain(VOCAB), model.device, model.ops)
     plain = Request(0, request.prompt_token_ids, request.params, request.seed, request.row, request.sample)
     sampler.assign([0], [plain])

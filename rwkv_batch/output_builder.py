@@ -110,7 +110,7 @@ class OutputBuilder:
         return [next(texts) if completion.request.params.detokenize else "" for completion in completions]
 
     def _logprobs(self, token_ids: Iterable[int], scores: TokenScores, decodes: bool = True) -> LogprobDicts:
-        """For each token: the most likely tokens at its position, most likely first, and the token itself.
+        """For each token: the token itself, then the most likely tokens at its position, most likely first.
 
         Args:
             decodes: give each token's text; otherwise `decoded_token` is None.
@@ -119,8 +119,9 @@ class OutputBuilder:
         found = []
         for token_id, score in zip(token_ids, scores, strict=True):
             top = zip(score.top_ids, score.top_logprobs, strict=True)
-            entries = {i: (value, rank) for rank, (i, value) in enumerate(top, 1)}
-            entries[token_id] = (score.logprob, score.rank)
+            entries = {token_id: (score.logprob, score.rank)}
+            for rank, (i, value) in enumerate(top, 1):
+                entries.setdefault(i, (value, rank))
             found.append(
                 {i: Logprob(value, rank, decode([i]) if decode else None) for i, (value, rank) in entries.items()}
             )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .engine.logprobs import TokenScores as TokenScores
     from .engine.request import Completion as Completion
     from .engine.request import Request
-    from .requests import Scoring
+    from .score_requests import Scoring
     from .text.constraint_compiler import RowConstraint
 
     TextOrIds = str | Sequence[int] | np.ndarray
@@ -49,6 +49,12 @@ class ScoreRow:
         row: number of the row.
         context: an empty one is the beginning of a document, token 0.
         add_bos_token: put token 0 before a context that does not start with it.
+        prefix: text or token ids in front of the context, encoded by itself; after token 0, where that is added. None
+            is no prefix, and so is an empty one.
+        chunk_tokens: the continuation is a document, which is scored in chunks of this many tokens. Each chunk starts
+            from a fresh state, after the prefix and token 0 as above. Where there is neither, the first token of a
+            chunk is its context, and has no score. The context is empty then. None scores a document as a whole.
+        answer: index of the right continuation, where it is known. The model does not see it.
         top_logprobs: also return this many most likely tokens at each of the continuations' positions; None is off.
         prompt_logprobs: the same for each token of the context after the first, and that token's log-probability.
     """
@@ -60,6 +66,9 @@ class ScoreRow:
     add_bos_token: bool = False
     top_logprobs: int | None = None
     prompt_logprobs: int | None = None
+    prefix: TextOrIds | None = None
+    chunk_tokens: int | None = None
+    answer: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,18 @@ name in job/config.py. Tests compare the three.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .errors import ConfigurationError, one_of
 
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
 LOGPROBS_MODES = get_args(LogprobsMode)
+
+if TYPE_CHECKING:
+    from .text.chat import ChatSettings
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class ModelSettings:
     init_state: str | Path | None = None
     ln_x_eps: float | None = None
     parse_special_tokens: bool = False
+    chat: ChatSettings | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.ln_x_eps is not None and not 0 < self.ln_x_eps < 1:

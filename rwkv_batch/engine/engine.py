@@ -34,7 +34,6 @@ from .out_of_memory import reason_of_out_of_memory
 from .request import Completion, StopMatcher
 from .sampler import Sampler
 from .scheduler import Scheduler, StepPlan
-from .sequence import Sequence
 from .slot_tables import Vocabulary
 from .snapshots import Snapshots
 from .source import Source
@@ -304,23 +303,23 @@ class Engine:
             self.stats.commit_seconds += clock.lap()
 
     def _remove_aborted(self) -> None:
-        """Finishes the aborted requests: running ones with the tokens booked so far, waiting ones without tokens."""
+        """Finishes the aborted requests: running ones with the tokens booked so far, waiting ones without tokens.
+
+        A running prefix that no request needs any more ends too.
+        """
         if not self._aborted:
             return
         keys = {self._aborted.popleft() for _ in range(len(self._aborted))}
-        for request in self.admission.remove(keys, self.scheduler):
-            self._outbox.append(Completion(request, np.zeros(0, np.int32), np.zeros(0), "abort"))
+        self._outbox += map(Completion.of_waiting, self.admission.remove(keys, self.scheduler))
+        unwanted = []
         for sequence in self.scheduler.running:
             if sequence.request is not None and sequence.request.key in keys:
                 self._outbox.append(self.booking.close(sequence.slot, "abort"))
-                self._forget(sequence)
-
-    def _forget(self, sequence: Sequence) -> None:
-        """Drops the request of a running sequence. Its slot is freed, unless it computes a prefix for others."""
-        if sequence.prefix is None:
-            self._release(np.array([sequence.slot], np.int64))
-        else:
-            sequence.request = sequence.prefix.request = None
+                sequence.drop_request()
+            if sequence.is_unwanted:
+                unwanted.append(sequence.slot)
+                self.admission.give_up(sequence)
+        self._release(np.array(unwanted, np.int64))
 
     def _within_memory(self, action: Callable[[], None]) -> None:
         """Runs a step, or starts sequences. When memory runs out, halves the slots and restarts all sequences.

@@ -120,6 +120,11 @@ class Completion:
     prompt_scores: TokenScores | None = None
     next_scores: TokenScores | None = None
 
+    @classmethod
+    def of_waiting(cls, request: Request) -> Completion:
+        """The result of a request that was aborted before it started: no tokens."""
+        return cls(request, np.zeros(0, np.int32), np.zeros(0), "abort")
+
     @property
     def key(self) -> Any:
         return self.request.key

@@ -48,6 +48,17 @@ class Sequence:
         assert node is not None
         return node
 
+    def drop_request(self) -> None:
+        """Drops the request. A prefix that computes tokens for other requests still does so."""
+        self.request = None
+        if self.prefix is not None:
+            self.prefix.request = None
+
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether the sequence serves no request, neither its own nor one below its prefix."""
+        return self.request is None and (self.prefix is None or not self.prefix.is_wanted)
+
     @property
     def num_shared(self) -> int:
         """Number of prompt tokens that the parent has computed."""

@@ -65,7 +65,7 @@ run:     {state_dir: null, on_row_error: continue, backend: local}
     ("line", "expected"),
     [
         ("task: gen", "task: got 'gen', expected generate or score"),
-        ("typo: 1", "typo: unknown key (known: task, model, engine, input, sampling, score, output, run)"),
+        ("typo: 1", "typo: unknown key (known: task, model, engine, input, chat, sampling, score, output, run)"),
         ("sampling: {temprature: 1}", "sampling.temprature: unknown key (did you mean 'temperature'?)"),
         ("1: x", "1: unknown key (known: task, model,"),
         ("engine: {1: x}", "engine.1: unknown key (known: device, backend,"),
@@ -87,6 +87,15 @@ run:     {state_dir: null, on_row_error: continue, backend: local}
         ("engine: {constraint_timeout: 0}", "engine.constraint_timeout: got 0, expected a number of seconds above 0"),
         ("engine: {prefix_host_gib: .inf}", "engine.prefix_host_gib: got inf, expected a number of GiB from 0"),
         ("run: {on_row_error: skip}", "run.on_row_error: got 'skip', expected continue or stop"),
+        (
+            "chat: {format: bto}",
+            "chat.format: got 'bto', expected auto, rwkv, bot, function_calling or template (did you mean 'bot'?)",
+        ),
+        ("chat: {think: always}", "chat.think: got 'always', expected none, open or fake"),
+        (
+            "chat: {format: rwkv, template: '{{ messages }}'}",
+            "chat.template: got a template, expected none beside chat.format 'rwkv'",
+        ),
         ("run: fast", "run: got 'fast', expected a mapping with state_dir, on_row_error, backend"),
     ],
 )
@@ -171,8 +180,9 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_task_refuses_what_it_would_not_use(tmp_path: Path) -> None:
-    (found,) = problems(tmp_path, GOOD + "task: score\n", "output.token_ids=true", "input.template='{{a}}'")
-    assert "input.template" in found
+    templates = ("score.choice_template='{{a}}'", "score.continuation_template='{{b}}'")
+    (found,) = problems(tmp_path, GOOD + "task: score\n", *templates)
+    assert "score.continuation_template=" in found and "got a template beside score.choice_template" in found
     (found,) = problems(tmp_path, GOOD, "score.add_bos_token=true")
     assert "the task is generate" in found
 

@@ -18,10 +18,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from rwkv_batch.chat_calls import ChatCalls
 from rwkv_batch.cli import _parser as main_parser
 from rwkv_batch.job.config import JobConfig, Setting, describe_settings
 from rwkv_batch.job.fingerprint import HARMLESS, PASSED
 from rwkv_batch.job.input.columns import Columns
+from rwkv_batch.job.input.score_columns import Scored
 from rwkv_batch.job.output.extra import TYPES
 from rwkv_batch.job.output.results import result_schema
 from rwkv_batch.llm import LLM
@@ -169,7 +171,7 @@ def _llm() -> Iterator[str]:
     given = [(f"`{p.name}`", "" if p.default is p.empty else f"`{p.default!r}`", meanings[p.name]) for p in parameters]
     yield from _table("argument|default|meaning", given)
     yield from ("## Methods of LLM", "")
-    for name in vars(LLM):
+    for name in [*vars(LLM), *vars(ChatCalls)]:
         if not name.startswith("_") and callable(getattr(LLM, name)):
             yield from _method(f"LLM.{name}", getattr(LLM, name))
     yield from ("## Results", "")
@@ -292,13 +294,13 @@ def _output_columns() -> Iterator[str]:
         "## task: generate",
         "One output row for each input row and sample, in input order.",
     )
-    yield from _schema("generate", {"prompt": "prompt"}, GENERATE_MEANINGS)
-    yield from _prose("## task: score, with continuation", "One output row for each input row.")
-    yield from _schema("score", {"context": "context", "continuation": "continuation"}, SCORE_MEANINGS)
+    yield from _schema("generate", None, GENERATE_MEANINGS)
+    yield from _prose("## task: score, with continuation or text", "One output row for each input row.")
+    yield from _schema("score", Scored("continuation"), SCORE_MEANINGS)
     yield from _prose(
         "## task: score, with choices", "Lists have one element for each choice, in the order of the choices."
     )
-    yield from _schema("score", {"context": "context", "choices": "choices"}, SCORE_MEANINGS)
+    yield from _schema("score", Scored("choices"), SCORE_MEANINGS)
     yield from _prose("## output.extra", "These columns come after the input's. They are there in error rows too.")
     yield from _table(
         "column|type|meaning", ((f"`{name}`", f"`{kind}`", EXTRA_MEANINGS[name]) for name, kind in TYPES.items())
@@ -332,19 +334,25 @@ GENERATE_MEANINGS = {
 SCORE_MEANINGS = {
     "logprob": "sum of the log-probabilities of the continuation's tokens (natural logarithm)",
     "is_greedy": "each token of the continuation is the most likely one in its place",
-    "num_tokens": "tokens of the continuation",
+    "num_tokens": "tokens of the continuation; of a document in chunks, those that have a score",
     **_STATUS,
     "token_ids": "the continuation's tokens; only with `output.token_ids`",
     "token_logprobs": "log-probability of each token; only with `output.logprobs`",
+    "num_bytes": "bytes of the continuation, or of the text, in UTF-8; null where it is token ids",
     "best_choice": "index of the choice with the largest `logprob`",
+    "best_choice_norm": "the same by `logprob` per character of the choice; not where choices are token ids",
+    "best_choice_bytes": "the same by `logprob` per byte of the choice; not where choices are token ids",
+    "correct": "`best_choice` is the answer; only with a column `answer`, and null where that is null",
+    "correct_norm": "`best_choice_norm` is the answer",
+    "correct_bytes": "`best_choice_bytes` is the answer",
 }
 
 
-def _schema(task: str, roles: dict[str, str], meanings: dict[str, str]) -> Iterator[str]:
+def _schema(task: str, scored: Scored | None, meanings: dict[str, str]) -> Iterator[str]:
     output = {"path": "out", "token_ids": True, "logprobs": True}
     required = {"model": {"path": "demo"}, "input": {"path": "prompts.parquet"}, "output": output}
     job = JobConfig.model_validate({"task": task, **required})
-    schema: pa.Schema = result_schema(job, Columns(roles, {}, None, None, None, (), ()))
+    schema: pa.Schema = result_schema(job, Columns({}, {}, None, "answer", None, (), (), scored=scored))
     yield from _table("column|type|meaning", [(f"`{f.name}`", f"`{f.type}`", meanings[f.name]) for f in schema])
 
 

@@ -171,7 +171,7 @@ def _llm() -> Iterator[str]:
     given = [(f"`{p.name}`", "" if p.default is p.empty else f"`{p.default!r}`", meanings[p.name]) for p in parameters]
     yield from _table("argument|default|meaning", given)
     yield from ("## Methods of LLM", "")
-    for name in [*vars(LLM), *vars(ChatCalls)]:
+    for name in dict.fromkeys([*vars(LLM), *vars(ChatCalls)]):
         if not name.startswith("_") and callable(getattr(LLM, name)):
             yield from _method(f"LLM.{name}", getattr(LLM, name))
     yield from ("## Results", "")

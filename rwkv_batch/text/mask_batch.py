@@ -1,0 +1,58 @@
+"""The masks of many constrained sequences in one call, on several threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from llguidance import LLExecutor
+
+    from .constraint import SequenceConstraint, Vocabulary
+
+
+class MaskBatch:
+    """Serves the constraints of one vocabulary in one call. The calls release Python's lock."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._eos_token_id = vocabulary.eos_token_id
+
+    @cached_property
+    def _executor(self) -> LLExecutor:
+        from llguidance import LLExecutor
+
+        return LLExecutor()
+
+    def accept(self, constraints: Sequence[SequenceConstraint], token_ids: Sequence[int]) -> None:
+        """Advances each constraint by the token that its sequence has sampled."""
+        given: list[Any] = [
+            (constraint, int(token_id))
+            for constraint, token_id in zip(constraints, token_ids, strict=True)
+            if not constraint.is_finished
+        ]
+        answers = self._executor.consume_token_par([(constraint.matcher, token_id) for constraint, token_id in given])
+        for (constraint, token_id), is_accepted in zip(given, answers, strict=True):
+            constraint.note(token_id, is_accepted)
+
+    def fill(self, constraints: Sequence[SequenceConstraint], masks: NDArray[np.int32]) -> None:
+        """Writes the masks of the tokens that may come next. Where no token can, end of text is allowed.
+
+        Args:
+            constraints: n constraints.
+            masks: [n, ceil(V / 32)] int32, contiguous, overwritten: bit i % 32 of word i // 32 is set where token i may
+                come next.
+        """
+        is_open = [not constraint.is_finished for constraint in constraints]
+        matchers = [(constraint.matcher, row) for row, constraint in enumerate(constraints) if is_open[row]]
+        if matchers:
+            self._executor.unsafe_compute_mask_ptr(matchers, masks.ctypes.data, masks.strides[0], len(masks))
+        for row, constraint in enumerate(constraints):
+            if is_open[row] and constraint.matcher.is_error():
+                constraint.work.is_exceeded, is_open[row] = True, False
+        masks[~np.array(is_open, bool)] = 0
+        word, bit = divmod(self._eos_token_id, 32)
+        masks[~masks.any(axis=1), word] = np.array(1 << bit, np.uint32).view(np.int32)

@@ -15,7 +15,7 @@ from rwkv_batch.text.constraint import SequenceConstraint
 from rwkv_batch.text.constraint_compiler import ConstraintCompiler
 from rwkv_batch.text.load_tokenizer import load_tokenizer
 
-pytest.importorskip("xgrammar", reason="structured output needs the extra 'structured'")
+pytest.importorskip("llguidance", reason="structured output needs the extra 'structured'")
 
 TOKENIZER = load_tokenizer("bytes", vocab_size=257, model_path=None)
 # Every byte; tokens that cross borders of the grammar; and tokens that no grammar here allows.

@@ -13,7 +13,7 @@ from rwkv_batch.text import constraint, constraint_compiler
 from rwkv_batch.text.constraint import CompiledConstraint, Refused, StepTime
 from rwkv_batch.text.constraint_compiler import ConstraintCompiler
 
-pytest.importorskip("xgrammar", reason="structured output needs the extra 'structured'")
+pytest.importorskip("llguidance", reason="structured output needs the extra 'structured'")
 
 TOKENS = [None, *(bytes([byte]) for byte in range(256)), b"a" * 32]
 V = len(TOKENS)
@@ -120,7 +120,7 @@ def test_a_process_without_memory_is_a_constraint_that_is_too_large(monkeypatch:
 
 
 def test_missing_extra_is_named_when_first_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "xgrammar", None)
+    monkeypatch.setitem(sys.modules, "llguidance", None)
     compiler = ConstraintCompiler(TOKENS, V)
     with pytest.raises(MissingExtraError, match=r"rwkv_batch\[structured\]"):
         compiler.compile(regex="a")

@@ -52,8 +52,11 @@ def grammar_of(field: str, text: str) -> str:
     """
     if field == "json_schema":
         schema, has_open_keys = enforceable_schema(json.loads(text, parse_constant=_no_number))
-        # A key that the schema does not name could be a name of the schema in escapes, so there are none then.
-        form = {**_JSON_FORM, "json_allow_general_unicode_escapes": not has_open_keys}
+        # llguidance takes a key with \u escapes for another name, so there are none beside names of the schema.
+        escapes = (
+            {"json_allowed_escapes": 'nrbtf\\"'} if has_open_keys else {"json_allow_general_unicode_escapes": True}
+        )
+        form = {**_JSON_FORM, **escapes}
         return f"{_OPTIONS}start: %json {json.dumps({**schema, 'x-guidance': form})}"
     if field == "regex":
         return f"{_OPTIONS}start: TEXT\nTEXT: /{rust_regex(text)}/"

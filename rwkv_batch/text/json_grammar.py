@@ -383,7 +383,8 @@ def _numbers_of_properties(schema: Mapping[str, Any], num_required: int, is_open
         out.pop("minProperties", None)
     elif is_open and out["minProperties"] > num_required + 1:
         raise Refused(
-            f"'minProperties' is enforced up to {num_required + 1} here: a key that the schema does not name may come twice"
+            f"'minProperties' is enforced up to {num_required + 1} here: "
+            "a key that the schema does not name may come twice"
         )
     return out
 

@@ -24,8 +24,9 @@ def rust_regex(pattern: str, *, is_schema: bool = False) -> str:
 
     Args:
         pattern: in Python's syntax; `\\d`, `\\w` and `\\s` are ASCII.
-        is_schema: the pattern of a JSON schema instead: `\\s` and `.` as in ECMAScript. Nothing matches U+0000: of a class
-            with all control characters llguidance 1.9.1 would write the quotation mark and the backslash too.
+        is_schema: the pattern of a JSON schema instead, matched as both Python and ECMAScript do. Nothing matches
+            U+0000: for a class with all control characters llguidance 1.9.1 would also write the quotation mark and
+            the backslash.
 
     Raises:
         ValueError: what cannot be enforced, or a malformed escape. Rust's parser finds other errors.
@@ -80,7 +81,7 @@ class _Rewriting:
         match = _GROUP.match(self._pattern, self._at)
         if match is None:
             raise ValueError(
-                f"{self._pattern[self._at : self._at + 4]!r} (a lookaround, or a group that no other engine knows) cannot be enforced"
+                f"{self._pattern[self._at : self._at + 4]!r} (a lookaround, or an unknown kind of group) cannot be enforced"
             )
         flags = match["flags"]
         if flags and set(flags) - set("i" if self._is_schema else "is"):
@@ -117,7 +118,7 @@ class _Rewriting:
         return rf"[{match[0]}&&[^\x00]]" if self._is_schema else match[0]
 
     def _class_escape(self, letter: str, is_negated: bool) -> str:
-        """The characters of \\d, \\w and \\s, as they stand in a class. Where dialects differ, what all of them match."""
+        """The characters of \\d, \\w and \\s, as they stand in a class: what all dialects match."""
         is_wide = self._is_schema and letter.isupper() != is_negated
         inside = (_WIDE if is_wide else _NARROW)[letter.lower()]
         nul = r"\x00" if self._is_schema else ""

@@ -208,7 +208,7 @@ class SlowConstraints:
         if regex == "known":
             future = Future()
             future.set_exception(RowError("bad_sampling", "regex: known to be bad"))
-        return RowConstraint("regex", future, 10.0)
+        return RowConstraint("regex", future)
 
 
 class Free:

@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..threads import usable_cores
+
 if TYPE_CHECKING:
     from llguidance import LLExecutor
 
     from .constraint import SequenceConstraint, Vocabulary
+
+
+MOST_THREADS = 8
 
 
 class MaskBatch:
@@ -25,7 +30,7 @@ class MaskBatch:
     def _executor(self) -> LLExecutor:
         from llguidance import LLExecutor
 
-        return LLExecutor()
+        return LLExecutor(min(usable_cores(), MOST_THREADS))
 
     def accept(self, constraints: Sequence[SequenceConstraint], token_ids: Sequence[int]) -> None:
         """Advances each constraint by the token that its sequence has sampled."""

@@ -137,7 +137,7 @@ class Vocabulary:
         """The state of an empty text under a grammar in llguidance's notation. Its `get_error` says what is wrong."""
         from llguidance import LLMatcher, LLParserLimits
 
-        return LLMatcher(self.tokenizer, grammar, log_level=0, limits=LLParserLimits(**LIMITS))
+        return LLMatcher(self.tokenizer, grammar, log_level=0, limits=LLParserLimits(**LIMITS, verbose_errors=False))
 
 
 class _Tokens:

@@ -114,7 +114,7 @@ def _body(body: list[_Token], names: dict[str, str], is_regular: bool) -> str:
         elif token.kind == "text":
             parts.append(_text(_TEXT_ESCAPE.sub(_unescaped, token.text[1:-1]), is_regular))
         elif token.kind == "chars":
-            parts.append(_terminal(rust_regex(token.text), token))
+            parts.append(f"/{rust_regex(token.text)}/")
         elif token.text == ".":
             parts.append(f"/{_ANY}/")
         elif token.kind == "count":
@@ -138,12 +138,6 @@ def _text(text: str, is_regular: bool) -> str:
     if not text:
         return '""'
     return f"/{literal(text)}/" if is_regular else "(" + " ".join(f"/{literal(char)}/" for char in text) + ")"
-
-
-def _terminal(pattern: str, token: _Token) -> str:
-    if len(pattern) < 3:
-        raise ValueError(f"line {token.line}: a class [] is empty")
-    return f"/{pattern}/"
 
 
 def _count(token: _Token) -> str:

@@ -132,7 +132,19 @@ def _sampling_params() -> Iterator[str]:
         "`min_tokens`, constraints); temperature; top-k, top-p and min-p; the draw. top-p acts on what top-k and min-p "
         "have left: `top_p` is a share of the probability of these tokens, as in vLLM. With `top_p_order: rwkv` the "
         "temperature comes after the filters, and `top_p` is a share of the probability of all tokens, as in ChatRWKV; "
-        "what each filter keeps is then drawn from. Log-probabilities are the model's own: before all of these."
+        "what each filter keeps is then drawn from.",
+        "Log-probabilities are the model's own, before all of these (`logprobs_mode: raw_logprobs`). With "
+        "`processed_logprobs`, those of sampled tokens are after all of these, as in vLLM: of the distribution that "
+        "the token is drawn from, and -inf for a token that cannot be drawn. A greedy row "
+        "(`temperature: 0`) has no temperature and no filters, so that its distribution is the one after the bans. "
+        "The log-probabilities of a prompt's tokens, and of task score, are always the model's own.",
+        "Bans that leave nothing to sample are refused, with the words *nothing may be sampled*: a vocabulary without "
+        "a token that is allowed and not bad; the end of text alone with `min_tokens` or `ignore_eos`; a constraint "
+        "whose first tokens are all banned. Where a text comes to a point at which its constraint allows banned tokens "
+        "only, its row is an error row, `bad_sampling`. A text that its constraint completes ends there, even where "
+        "the end of text is banned.",
+        "`max_tokens: null` (in Python `None`) is 65,536 tokens: an RWKV model has no context length that would end a "
+        "completion.",
     )
 
 

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
         RwkvBatchError,
         Stopped,
     )
+    from .inputs import TextPrompt, TokensPrompt
     from .job.execute import Outcome, run_job
     from .llm import LLM
     from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
     from .sampling_params import SamplingParams
+    from .structured_outputs import StructuredOutputsParams
 
 __version__ = "0.1.0"
 
@@ -33,6 +35,9 @@ _HOME = {
     "Logprob": "outputs",
     "RequestOutput": "outputs",
     "ScoreOutput": "outputs",
+    "StructuredOutputsParams": "structured_outputs",
+    "TextPrompt": "inputs",
+    "TokensPrompt": "inputs",
     "run_job": "job.execute",
     "Outcome": "job.execute",
     "RwkvBatchError": "errors",
@@ -61,6 +66,9 @@ __all__ = [
     "SamplingParams",
     "ScoreOutput",
     "Stopped",
+    "StructuredOutputsParams",
+    "TextPrompt",
+    "TokensPrompt",
     "__version__",
     "run_job",
 ]

@@ -92,7 +92,7 @@ class Request:
     @property
     def num_steps(self) -> int:
         """An estimate of the most steps that the request takes: its prompt in the shortest chunks, and every token."""
-        return -(-len(self.prompt_token_ids) // MIN_CHUNK) + self.params.max_tokens
+        return -(-len(self.prompt_token_ids) // MIN_CHUNK) + self.params.token_limit
 
 
 @dataclass(slots=True, eq=False)
@@ -101,7 +101,7 @@ class Completion:
 
     Attributes:
         token_ids: [n] int32, with the token that ended the completion.
-        token_logprobs: [n] float64, natural logarithm, under the model's own distribution.
+        token_logprobs: [n] float64, natural logarithm, under the distribution that the engine's `logprobs_mode` names.
         text_tokens: number of leading tokens that are text: all but a token that ended the completion by its id.
         text_bytes: length of the text in bytes if a stop string has cut it; None: all bytes of the text's tokens.
         logprobs: scores of the n tokens, if `params.logprobs` asks for them.
@@ -119,6 +119,11 @@ class Completion:
     logprobs: TokenScores | None = None
     prompt_scores: TokenScores | None = None
     next_scores: TokenScores | None = None
+
+    @classmethod
+    def of_waiting(cls, request: Request) -> Completion:
+        """The result of a request that was aborted before it started: no tokens."""
+        return cls(request, np.zeros(0, np.int32), np.zeros(0), "abort")
 
     @property
     def key(self) -> Any:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from ..ops import OpTable
+from ..settings import LogprobsMode
 from ..transfer import HostCopy, Uploader
 from .booking import SampledTokens
 from .logprobs import TOP_TOKENS, TopLogprobs
+from .processed import ProcessedLogits
 from .request import Request
 from .sample import PARTS, SAMPLE
 from .slot_constraints import SlotConstraints
@@ -58,6 +60,7 @@ class Sampler:
     Args:
         ops: implementations of `OPS`.
         uploader: sends settings and masks to the device; None makes a new one.
+        logprobs_mode: which log-probabilities are returned, see `LLM`.
         stats: counts the seconds that masks take; None makes new ones.
     """
 
@@ -70,10 +73,12 @@ class Sampler:
         device: torch.device,
         ops: OpTable,
         uploader: Uploader | None = None,
+        logprobs_mode: LogprobsMode = "raw_logprobs",
         stats: EngineStats | None = None,
     ) -> None:
         self.tables = SlotTables(num_slots, vocabulary, device, uploader)
         self._ops = ops
+        self._is_processed = logprobs_mode == "processed_logprobs"
         self._num_seen = np.full(num_slots, _NONE)  # at most so many distinct ids in each slot with penalties
         self._num_logprobs = np.full(num_slots, _NONE)
         self._constraints = SlotConstraints(
@@ -119,8 +124,14 @@ class Sampler:
         self._constraints.prepare(slots)
 
     def draw(self, logits: Tensor, slot_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples the next token of each row, by the op `sample` on this sampler's tables."""
+        """Samples the next token of each row, by the op `sample` on this sampler's tables.
+
+        With processed log-probabilities, the processed logits replace `logits` [B, V].
+        """
+        processed = ProcessedLogits(logits, slot_index, self.tables) if self._is_processed else None
         token_ids, logprobs = self._ops.sample(logits, slot_index, self.tables, self._ops)
+        if processed is not None:
+            logprobs = processed.replace(logits, token_ids, self._ops)
         return token_ids, logprobs
 
     def copy_to_host(

@@ -201,7 +201,10 @@ def _logprobs(sample: CompletionOutput) -> Logprobs | None:
         return None
     content = []
     for token_id, entries in zip(sample.token_ids, sample.logprobs, strict=True):
-        top = [TopLogprob(token=entry.decoded_token or "", logprob=entry.logprob) for entry in entries.values()]
+        top = [
+            TopLogprob(token=entry.decoded_token or "", logprob=entry.logprob)
+            for entry in sorted(entries.values(), key=lambda one: one.rank)
+        ]
         own = entries[token_id]
         content.append(Logprob(token=own.decoded_token or "", logprob=own.logprob, top_logprobs=top))
     return Logprobs(content=content)

@@ -27,6 +27,7 @@ PERSON = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
+SIZES = (65529, 65536)
 KINDS: list[dict[str, Any]] = [
     {"json_schema": PERSON},
     {"regex": "(yes|no)( [a-zé中]{1,9}){0,4}"},
@@ -36,10 +37,23 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(scope="module", params=[65536, 65529], ids=str)
+def kind(i: int, size: int) -> dict[str, Any]:
+    """A constraint, and for some rows the tokens that their requests permit."""
+    permitted = np.ones(size, np.uint8)
+    permitted[[0, *range(98, size, 3)]] = 0
+    return {**KINDS[i % len(KINDS)], "permitted": permitted if i % 7 == 3 else None}
+
+
+@pytest.fixture(scope="module", params=SIZES, ids=str)
 def compiler(request: pytest.FixtureRequest) -> ConstraintCompiler:
     """World's vocabulary: its last words of a mask are whole, or have bits beyond the last token."""
     return ConstraintCompiler(TOKENS, request.param)
+
+
+def begin(compiler: ConstraintCompiler, **kind: Any) -> SequenceConstraint:
+    row = compiler.start(**kind)
+    row.compiled.result()
+    return row()
 
 
 def expected(constraint: SequenceConstraint) -> np.ndarray:
@@ -62,8 +76,8 @@ def fill(constraints: list[SequenceConstraint]) -> np.ndarray:
 def test_masks_of_a_batch_are_those_of_each_constraint_alone(compiler: ConstraintCompiler):
     """Texts of every kind, in and out of phase; some have ended, some are given a token that is not allowed."""
     draw = random.Random(0)
-    together = [compiler.compile(**KINDS[i % len(KINDS)]) for i in range(40)]
-    alone = [compiler.compile(**KINDS[i % len(KINDS)]) for i in range(40)]
+    size = len(fill([compiler.compile(regex="a")])[0])
+    together, alone = ([begin(compiler, **kind(i, size)) for i in range(40)] for _ in range(2))
     batch = together[0].batch
     for _ in range(24):
         found = fill(together)
@@ -98,6 +112,19 @@ def test_a_row_of_too_much_work_ends_and_the_others_go_on(compiler: ConstraintCo
     assert greedy.work.is_exceeded and not other.work.is_exceeded
     assert np.flatnonzero(masks[0]).tolist() == [0]
     np.testing.assert_array_equal(masks[1], expected(other))
+
+
+def test_bans_that_stop_a_text_are_noted_and_those_that_stop_a_complete_one_are_not(compiler: ConstraintCompiler):
+    size = len(fill([compiler.compile(regex="a")])[0])
+    a, b = TOKENS.index(b"a"), TOKENS.index(b"b")
+    permitted = np.ones(size, np.uint8)
+    permitted[[0, b]] = 0
+    stuck, complete, free = (begin(compiler, regex=regex, permitted=permitted) for regex in ("ab", "a", "aa"))
+    batch = stuck.batch
+    batch.accept([stuck, complete, free], [a] * 3)
+    masks = fill([stuck, complete, free])
+    assert [np.flatnonzero(mask).tolist() for mask in masks] == [[0], [0], [a]]
+    assert [each.work.is_stuck for each in (stuck, complete, free)] == [True, False, False]
 
 
 def test_other_threads_run_while_masks_are_filled(compiler: ConstraintCompiler):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Bits = NDArray[np.uint8]
 """[V], 1 where a token is allowed."""
 
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "max_items_in_row": 10_000,
     "initial_lexer_fuel": 5_000_000,
     "step_lexer_fuel": 200_000,

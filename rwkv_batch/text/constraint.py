@@ -21,7 +21,7 @@ Bits = NDArray[np.uint8]
 Words = NDArray[np.int32]
 """[W] or [n, W], W = ceil(V / 32): bit i % 32 of word i // 32 is set where token i is allowed."""
 
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "max_items_in_row": 10_000,
     "initial_lexer_fuel": 5_000_000,
     "step_lexer_fuel": 200_000,

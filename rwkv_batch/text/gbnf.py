@@ -50,9 +50,9 @@ def lark_of_gbnf(text: str) -> str:
         raise ValueError("there is no rule 'root', from which the text derives")
     is_regular = not _is_recursive(used)
     letter = "R" if is_regular else "r"
-    names = {name: f"{letter}{i}" for i, name in enumerate(rules)}
-    lines = [f"{names[name]}: {_body(body, names, is_regular)}" for name, body in rules.items()]
-    return "\n".join([f"start: {names['root']}", *lines])
+    new_names = {name: f"{letter}{i}" for i, name in enumerate(rules)}
+    lines = [f"{new_names[name]}: {_body(body, new_names, is_regular)}" for name, body in rules.items()]
+    return "\n".join([f"start: {new_names['root']}", *lines])
 
 
 def _tokens(text: str) -> Iterator[_Token]:

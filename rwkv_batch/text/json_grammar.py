@@ -20,11 +20,14 @@ from .schema_support import (
     check_keywords,
     check_value,
     count,
+    has_control_characters,
     implied_type,
     number_keywords,
     pattern,
+    property_counts,
     string_keywords,
     types_of,
+    without_property_names,
 )
 
 _IN_PLACE = ("$ref", "allOf", "anyOf", "oneOf")
@@ -93,12 +96,16 @@ class _Rewriting:
         self._names: dict[str, str] = {}
         self._definitions: dict[str, Any] = {}
         self._waiting: list[str] = []
+        self._with_controls: list[str] = []
 
     def finished(self, root: Any) -> dict[str, Any]:
         """The rewritten root with all definitions that it needs."""
         while self._waiting:
             pointer = self._waiting.pop()
             self._definitions[self._names[pointer]] = self.value(self._resolve(pointer), pointer)
+        if self.has_open_keys and self._with_controls:
+            beside = "an object that may have other keys than its own"
+            raise Refused(f"{self._with_controls[0]}: control characters cannot be enforced beside {beside}")
         whole = {"allOf": [root]} if "$ref" in root else dict(root)
         return {**whole, "$defs": self._definitions} if self._definitions else whole
 
@@ -217,6 +224,8 @@ class _Rewriting:
             for keyword in ("const", "enum"):
                 if keyword in schema:
                     check_value(keyword, schema[keyword])
+                    if has_control_characters(schema[keyword]):
+                        self._with_controls.append(f"{path}: {keyword!r}")
                     out[keyword] = schema[keyword]
             out |= number_keywords(schema)
             strings = string_keywords(schema)
@@ -261,9 +270,10 @@ class _Rewriting:
         """
         if "propertyNames" in schema:
             with _place(path):
-                schema = _without_property_names(schema, known is not None)
-                known = known and _Names()
-                known and known.add(schema)
+                schema = without_property_names(schema, known is not None)
+                if known is not None:
+                    known = _Names()
+                    known.add(schema)
         with _place(path):
             required = schema.get("required", [])
             if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
@@ -276,7 +286,7 @@ class _Rewriting:
             rewritten = {name: self.value(child, f"{path}.{keyword}.{name}") for name, child in children.items()}
             if keyword == "patternProperties":
                 with _place(path):
-                    rewritten = {_key_pattern(name): child for name, child in rewritten.items()}
+                    rewritten = {pattern(name): child for name, child in rewritten.items()}
             if rewritten:
                 out[keyword] = rewritten
         others = schema.get("additionalProperties")
@@ -297,7 +307,7 @@ class _Rewriting:
         if others is not None:
             out["additionalProperties"] = self.value(others, f"{path}.additionalProperties")
         with _place(path):
-            out |= _numbers_of_properties(schema, len(set(required)), others is not False or "patternProperties" in out)
+            out |= property_counts(schema, len(set(required)), others is not False or "patternProperties" in out)
         return out
 
     def _definition(self, pointer: str, path: str) -> str:
@@ -369,41 +379,5 @@ def _closed(known: _Names) -> dict[str, Any]:
     if known.names:
         out["properties"] = {name: {} for name in known.names}
     if known.patterns:
-        out["patternProperties"] = {_key_pattern(name): {} for name in known.patterns}
+        out["patternProperties"] = {pattern(name): {} for name in known.patterns}
     return out
-
-
-def _key_pattern(name: str) -> str:
-    return pattern(name)
-
-
-def _numbers_of_properties(schema: Mapping[str, Any], num_required: int, is_open: bool) -> dict[str, int]:
-    out = {name: count(name, schema[name]) for name in ("minProperties", "maxProperties") if name in schema}
-    if out.get("minProperties", 0) <= num_required:
-        out.pop("minProperties", None)
-    elif is_open and out["minProperties"] > num_required + 1:
-        raise Refused(
-            f"'minProperties' is enforced up to {num_required + 1} here: "
-            "a key that the schema does not name may come twice"
-        )
-    return out
-
-
-def _without_property_names(schema: Mapping[str, Any], is_alone: bool) -> dict[str, Any]:
-    """A schema with other keywords in the place of `propertyNames`."""
-    names, out = schema["propertyNames"], {key: value for key, value in schema.items() if key != "propertyNames"}
-    if names is True or names == {} or names == {"type": "string"}:
-        return out
-    others = out.pop("additionalProperties", True)
-    said = {key: value for key, value in names.items() if key in KEYWORDS and key != "type"} if names else {}
-    if not is_alone or any(key in out for key in ("properties", "patternProperties", "required")):
-        raise Refused(
-            "'propertyNames' is not enforced beside 'properties', 'patternProperties', 'required' or other schemas"
-        )
-    if list(said) == ["pattern"]:
-        return {**out, "patternProperties": {said["pattern"]: others}, "additionalProperties": False}
-    values = said.get("enum", [said["const"]] if "const" in said else None)
-    if len(said) == 1 and isinstance(values, list):
-        properties = {name: others for name in values if isinstance(name, str)}
-        return {**out, "properties": properties, "additionalProperties": False}
-    raise Refused("'propertyNames' is enforced with one of 'pattern', 'enum' and 'const' alone")

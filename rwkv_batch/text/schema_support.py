@@ -5,6 +5,7 @@ The tables are for llguidance 1.9.1, found by comparing its texts with the packa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ KEYWORDS = ("type", "const", "enum", *OBJECT_KEYWORDS, *ARRAY_KEYWORDS, *STRING_
 LARGEST = 1 << 53
 """Numbers up to here are exact in llguidance. A bound beyond it is lowered to it."""
 
+_NEEDS_U = re.compile("[\x00-\x07\x0b\x0e-\x1f]")
 _YEAR = r"(?:[0-9]{3}[1-9]|[0-9]{2}[1-9][0-9]|[0-9][1-9][0-9]{2}|[1-9][0-9]{3})"
 _LEAP_YEAR = r"(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
 _DATE = (
@@ -176,3 +178,48 @@ def check_value(keyword: str, value: Any) -> None:
             check_value(keyword, child)
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) > LARGEST:
         raise Refused(f"{keyword!r}: numbers beyond {LARGEST} cannot be enforced, got {value}")
+
+
+def has_control_characters(value: Any) -> bool:
+    """Whether a value of `const` or `enum` has characters that JSON writes with \\u only."""
+    if isinstance(value, str):
+        return bool(_NEEDS_U.search(value))
+    children = [*value, *value.values()] if isinstance(value, Mapping) else value if isinstance(value, list) else []
+    return any(map(has_control_characters, children))
+
+
+def property_counts(schema: Mapping[str, Any], num_required: int, is_open: bool) -> dict[str, int]:
+    """`minProperties` and `maxProperties`, as far as they ask for more than the required keys.
+
+    Args:
+        is_open: keys may come that the schema does not name.
+    """
+    out = {name: count(name, schema[name]) for name in ("minProperties", "maxProperties") if name in schema}
+    if out.get("minProperties", 0) <= num_required:
+        out.pop("minProperties", None)
+    elif is_open and out["minProperties"] > num_required + 1:
+        raise Refused(
+            f"'minProperties' is enforced up to {num_required + 1} here: "
+            "a key that the schema does not name may come twice"
+        )
+    return out
+
+
+def without_property_names(schema: Mapping[str, Any], is_alone: bool) -> dict[str, Any]:
+    """A schema with other keywords in the place of `propertyNames`."""
+    names, out = schema["propertyNames"], {key: value for key, value in schema.items() if key != "propertyNames"}
+    if names is True or names == {} or names == {"type": "string"}:
+        return out
+    others = out.pop("additionalProperties", True)
+    said = {key: value for key, value in names.items() if key in KEYWORDS and key != "type"} if names else {}
+    if not is_alone or any(key in out for key in ("properties", "patternProperties", "required")):
+        raise Refused(
+            "'propertyNames' is not enforced beside 'properties', 'patternProperties', 'required' or other schemas"
+        )
+    if list(said) == ["pattern"]:
+        return {**out, "patternProperties": {said["pattern"]: others}, "additionalProperties": False}
+    values = said.get("enum", [said["const"]] if "const" in said else None)
+    if len(said) == 1 and isinstance(values, list):
+        properties = {name: others for name in values if isinstance(name, str)}
+        return {**out, "properties": properties, "additionalProperties": False}
+    raise Refused("'propertyNames' is enforced with one of 'pattern', 'enum' and 'const' alone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from rwkv_batch.errors import ConfigurationError, MissingExtraError, RowError
 from rwkv_batch.text import constraint, constraint_compiler, constraint_grammar
 from rwkv_batch.text.constraint import Vocabulary
 from rwkv_batch.text.constraint_compiler import ConstraintCompiler
+from rwkv_batch.text.schema_support import Refused
 
 pytest.importorskip("llguidance", reason="structured output needs the extra 'structured'")
 
@@ -105,7 +107,7 @@ def test_many_required_properties(compiler: ConstraintCompiler) -> None:
 
 def test_a_grammar_beyond_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(constraint.LIMITS, "max_grammar_size", 5)
-    with pytest.raises(constraint_grammar.Refused) as refused:
+    with pytest.raises(Refused) as refused:
         constraint_grammar.check(Vocabulary.of(TOKENS, V, 0), constraint_grammar.grammar_of("json_schema", "{}"))
     assert refused.value.is_too_large, refused.value
 
@@ -114,7 +116,7 @@ def test_a_step_beyond_the_limits_ends_the_texts_of_its_row(monkeypatch: pytest.
     monkeypatch.setitem(constraint.LIMITS, "max_items_in_row", 3)
     compiler = ConstraintCompiler(TOKENS, V)
     vocabulary = compiler._vocabulary
-    row = constraint_compiler.RowConstraint("grammar", constraint_compiler.Future())
+    row = constraint_compiler.RowConstraint("grammar", Future())
     ambiguous = constraint_grammar.grammar_of("grammar", "root ::= x x x x\nx ::= x | [ab]* | [a-c]* | root")
     row.compiled.set_result(constraint.CompiledConstraint(vocabulary.compile(ambiguous), vocabulary))
     text, other = row(), row()

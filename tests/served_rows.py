@@ -62,9 +62,8 @@ class Free:
     """Stands in for a `CompiledConstraint`."""
 
     def begin(self, step_time):
-        return SimpleNamespace(
-            allowed=lambda mask: mask.fill_(True), accept=lambda token_id: None, restrict=lambda *_: None
-        )
+        batch = SimpleNamespace(accept=lambda constraints, ids: None, fill=lambda constraints, masks: masks.fill(-1))
+        return SimpleNamespace(batch=batch, restrict=lambda *_: None)
 
 
 def make_slow():

@@ -56,8 +56,8 @@ class Engine:
     Results one step late: a CUDA device has a queue, and it is idle while the host books a step's tokens and looks for
     stop strings. Running ahead avoids that idle time: step n + 1 is launched before the results of step n are read. The
     sampled token stays on the device, where step n + 1 is fed it. The price: a sequence that has ended in step n still
-    takes part in step n + 1, and that token is dropped. A slot with a constraint forbids running ahead, because its
-    mask of allowed tokens depends on the token before.
+    takes part in step n + 1, and that token is dropped. The mask of a constraint depends on the token before: where a
+    row has one, the draw of step n + 1 waits for the tokens of step n. Its forward pass runs meanwhile.
 
     Args:
         init_state: a state file that every sequence starts from; None takes the checkpoint's own.
@@ -113,12 +113,13 @@ class Engine:
         with current_device(model.device):
             self.pool = StatePool(self._pool_parts, num_slots)
             self.booking = Booking(num_slots, self._new_stop_matcher)
-            self.sampler = Sampler(
-                num_slots, self._vocabulary, model.device, model.ops, self._uploader, self._logprobs_mode
-            )
+            setup = self._vocabulary, model.device, model.ops, self._uploader, self.stats
+            self.sampler = Sampler(num_slots, *setup, self._logprobs_mode)
             eager = EagerStep(model, self.pool, self.sampler, self._uploader, self.stats, not self._run_ahead)
-            self._graphs = DecodeGraphs(model, self.pool, self.sampler, self._uploader) if self._uses_graphs else None
-            self._runner = StepRunner(eager, self._graphs, self.sampler, self.stats)
+            graphs = None
+            if self._uses_graphs:
+                graphs = DecodeGraphs(model, self.pool, self.sampler, self._uploader, eager.logits)
+            self._runner = StepRunner(eager, graphs, self.sampler, self.stats)
 
     @property
     def window(self) -> int:
@@ -185,13 +186,10 @@ class Engine:
     def step(self) -> None:
         """Launches a step, then takes in the results that are due: its own, or those of the step before."""
         with self.stats.timed_forward() if self._run_ahead else _UNTIMED:
-            if self.sampler.has_constraints:  # a mask of this step may depend on a token that is still in flight
-                self._take_in(leave_in_flight=0)
             launched = self.scheduler.has_work
             if launched:
                 self._in_flight.append(self._launch())
-            may_run_ahead = self._run_ahead and launched and not self.sampler.has_constraints
-            self._take_in(leave_in_flight=1 if may_run_ahead else 0)
+            self._take_in(leave_in_flight=1 if self._run_ahead and launched else 0)
 
     def check_integrity(self) -> None:
         """Asserts that every slot is free or belongs to exactly one running sequence."""

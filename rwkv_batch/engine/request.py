@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from ..outputs import FinishReason
 from ..sampling_params import SamplingParams
@@ -40,14 +39,28 @@ class StopMatcher(Protocol):
         """Appends one token to each of n texts ([n] int64 each), and returns the stop strings that are complete."""
 
 
+class ConstraintBatch(Protocol):
+    """Serves the constraints of many sequences in one call."""
+
+    def accept(self, constraints: Sequence[Any], token_ids: Sequence[int]) -> None:
+        """Advances each constraint by the token that its sequence has sampled."""
+
+    def fill(self, constraints: Sequence[Any], masks: np.ndarray) -> None:
+        """Writes the masks of the tokens that may come next.
+
+        Args:
+            constraints: n constraints.
+            masks: [n, ceil(V / 32)] int32, contiguous, overwritten: bit i % 32 of word i // 32 is set where token i may
+                come next.
+        """
+
+
 class Constraint(Protocol):
     """Restricts the next token of one sequence."""
 
-    def allowed(self, mask: Tensor) -> None:
-        """Fills `mask` [V] bool: True where a token may come next."""
-
-    def accept(self, token_id: int) -> None:
-        """Advances by the token that the sequence has sampled."""
+    @property
+    def batch(self) -> ConstraintBatch:
+        """Serves this constraint, together with others that have the same `batch`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from ..llm import LLM
 
 NAME = "rwkv_batch"
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "an integer"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+}
+"""Annotation of a parameter → the types that are right, and their name."""
 
 
 def load_model(model: str | Path, options: Mapping[str, Any], *, option: str, own: Iterable[str] = ()) -> LLM:
@@ -32,6 +38,7 @@ def load_model(model: str | Path, options: Mapping[str, Any], *, option: str, ow
         CheckpointError, CapacityError, BackendError: as `LLM` does.
     """
     check_arguments(options, option=option, own=own)
+    check_values(options, option=option)
     from ..llm import LLM
 
     start = perf_counter()
@@ -44,7 +51,7 @@ def load_model(model: str | Path, options: Mapping[str, Any], *, option: str, ow
 def check_arguments(given: Iterable[str], *, option: str, own: Iterable[str] = ()) -> None:
     """Raises ConfigurationError for the first name that is neither an argument of `LLM` nor one of `own`.
 
-    Names of vLLM's and Hugging Face's arguments, which `LLM` takes or refuses itself, are arguments of `LLM`.
+    An argument of vLLM is left to `LLM`, which translates it, warns of it, or refuses it.
 
     Args:
         given: names of the arguments that the user gave.
@@ -60,6 +67,21 @@ def check_arguments(given: Iterable[str], *, option: str, own: Iterable[str] = (
             raise ConfigurationError(
                 f"{option}: unknown argument {name!r}{did_you_mean(name, known)}, expected one of {', '.join(known)}"
             )
+
+
+def check_values(options: Mapping[str, Any], *, option: str) -> None:
+    """Raises ConfigurationError for an argument of `LLM` that is a number or a flag, and was given something else."""
+    from ..llm import LLM
+
+    for name, parameter in signature(LLM).parameters.items():
+        kinds = str(parameter.annotation).split(" | ")
+        known = [kind for kind in kinds if kind in _KINDS]
+        if name not in options or not known or set(kinds) - {*known, "None"}:
+            continue
+        (types, expected), value = _KINDS[known[0]], options[name]
+        is_right = isinstance(value, types) and (known == ["bool"] or not isinstance(value, bool))
+        if not is_right and not (value is None and "None" in kinds):
+            raise ConfigurationError(f"{option}: {name}: got {value!r}, expected {expected}")
 
 
 def check_tokenizer(llm: LLM) -> None:

@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 from .schema_support import check_schema
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from xgrammar import CompiledGrammar, GrammarMatcher, TokenizerInfo
+
+    from .mask_batch import MaskBatch
 
 Bits = NDArray[np.uint8]
 """[V], 1 where a token is allowed."""
+Words = NDArray[np.int32]
+"""Masks [n, W], W = ceil(V / 32): bit i % 32 of word i // 32 is set where token i is allowed."""
 
 COMPILED_BYTES = 32 << 20
 """The size of the largest compiled constraint, serialized."""
@@ -50,11 +53,13 @@ class StepTime:
 
     def __init__(self, limit: float) -> None:
         self._left = limit
+        self.has_slow_steps = False
 
     def count(self, seconds: float) -> None:
         """Counts one step, if it was slow."""
         if seconds > SLOW_SECONDS:
             self._left -= seconds
+            self.has_slow_steps = True
 
     @property
     def is_spent(self) -> bool:
@@ -62,77 +67,122 @@ class StepTime:
 
 
 class SequenceConstraint:
-    """The constraint of one running sequence, at its latest token. Once its step time is spent, its text ends."""
+    """The constraint of one running sequence, at its latest token. Once its step time is spent, its text ends.
 
-    def __init__(self, matcher: GrammarMatcher, vocabulary: Vocabulary, base: Bits, step_time: StepTime) -> None:
-        self._matcher = matcher
-        self._vocabulary = vocabulary
-        self._base = base
-        self._step_time = step_time
-        self._bitmask = np.zeros((1, -(-len(base) // 32)), dtype=np.int32)
-        self._last_byte = 0
-        self._may_end = False  # the text is complete after its latest token
-        self._on_dead_end: Callable[[], None] | None = None
+    Args:
+        is_json: the text is JSON on one line.
+
+    Attributes:
+        matcher: xgrammar's state of the text.
+        is_finished: `accept` was given the end of text, or a token that was not allowed. No token but end of text may
+            follow.
+        last_byte: the last byte of the text; 0 for an empty text.
+        permitted: [W] int32, the mask of the tokens that the request does not ban; None: it bans none.
+    """
+
+    __slots__ = (
+        "is_finished",
+        "is_json",
+        "last_byte",
+        "matcher",
+        "on_dead_end",
+        "permitted",
+        "step_time",
+        "vocabulary",
+    )
+
+    def __init__(self, matcher: GrammarMatcher, vocabulary: Vocabulary, is_json: bool, step_time: StepTime) -> None:
+        self.matcher = matcher
+        self.vocabulary = vocabulary
+        self.is_json = is_json
+        self.step_time = step_time
+        self.permitted: NDArray[np.int32] | None = None
+        self.on_dead_end: Callable[[], None] | None = None
         self.is_finished = False
-        """`accept` was given the end of text, or a token that was not allowed. No token but end of text may follow."""
+        self.last_byte = 0
 
-    def restrict(self, permitted: Bits | None, on_dead_end: Callable[[], None]) -> None:
-        """Leave out tokens that the request bans.
+    def restrict(self, permitted: NDArray[np.int32] | None, on_dead_end: Callable[[], None]) -> None:
+        """Leaves out tokens that the request bans.
 
         Args:
-            permitted: the tokens that it does not ban; None: it bans none.
+            permitted: [W] int32, the mask of the tokens that it does not ban; None: it bans none.
             on_dead_end: called when no token can continue a text that is not complete.
         """
-        self._on_dead_end = on_dead_end
-        if permitted is not None:
-            self._base = self._base & permitted
+        self.permitted, self.on_dead_end = permitted, on_dead_end
 
-    def allowed(self, mask: Tensor) -> None:
-        """Write which tokens may come next. Where no token can, end of text is allowed, so that one always is.
-
-        A complete text ends so, even where the request bans the end of text.
+    def end(self, is_complete: bool) -> None:
+        """Takes in that no token can follow.
 
         Args:
-            mask: [V] bool, overwritten: True = allowed.
+            is_complete: the grammar allows the text to end here.
         """
-        import torch
-
-        bits = self.next_tokens()
-        if not bits.any():
-            if self.is_stuck and self._on_dead_end is not None:
-                self._on_dead_end()
-            bits[self._vocabulary.eos_token_id] = 1
-        mask.copy_(torch.from_numpy(bits.view(np.bool_)))
+        if self.is_open and not is_complete and self.on_dead_end is not None:
+            self.on_dead_end()
 
     @property
-    def is_stuck(self) -> bool:
-        """Whether the text is not complete, asked after `next_tokens` has found no token that continues it."""
-        return not (self.is_finished or self._step_time.is_spent or self._may_end)
+    def batch(self) -> MaskBatch:
+        """Serves this constraint together with the others of its vocabulary."""
+        return self.vocabulary.batch
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a token other than end of text may follow."""
+        return not (self.is_finished or self.step_time.is_spent)
 
     def accept(self, token_id: int) -> None:
         """Append a sampled token to the text."""
         if self.is_finished:
             return
         start = time.thread_time()
-        is_accepted = self._matcher.accept_token(token_id)
-        self._step_time.count(time.thread_time() - start)
-        self.is_finished = not is_accepted or token_id == self._vocabulary.eos_token_id
+        is_accepted = self.matcher.accept_token(token_id)
+        self.step_time.count(time.thread_time() - start)
+        self.note(token_id, is_accepted)
+
+    def note(self, token_id: int, is_accepted: bool) -> None:
+        """Takes in that the matcher has been given a token."""
+        self.is_finished = not is_accepted or token_id == self.vocabulary.eos_token_id
         if not self.is_finished:
-            self._last_byte = self._vocabulary.tokens[token_id][-1]
+            self.last_byte = self.vocabulary.tokens[token_id][-1]
+
+    def match(self, words: Words) -> float:
+        """Writes the tokens that the grammar allows, and returns the seconds of processor time that it took.
+
+        Args:
+            words: [1, W] int32, overwritten: the mask, of all tokens of the vocabulary.
+        """
+        start = time.thread_time()
+        self.matcher.fill_next_token_bitmask(words)
+        seconds = time.thread_time() - start
+        self.step_time.count(seconds)
+        return seconds
 
     def next_tokens(self) -> Bits:
         """The tokens that can continue the text, and end of text where the text may end."""
-        if self.is_finished or self._step_time.is_spent:
-            return np.zeros_like(self._base)
-        start = time.thread_time()
-        self._matcher.fill_next_token_bitmask(self._bitmask)
-        self._step_time.count(time.thread_time() - start)
-        bits = np.unpackbits(self._bitmask.view(np.uint8), count=len(self._base), bitorder="little")
-        self._may_end = bool(bits[self._vocabulary.eos_token_id])
-        bits &= self._base
-        if self._last_byte in _BAD_SECOND_BYTES:
-            bits &= self._vocabulary.after_first_byte[self._last_byte]
-        return bits
+        words = np.zeros((1, self.vocabulary.num_words), np.int32)
+        if self.is_open:
+            self.match(words)
+            narrow([self], words)
+        return np.unpackbits(words.view(np.uint8), count=len(self.vocabulary.tokens), bitorder="little")
+
+
+def narrow(constraints: Sequence[SequenceConstraint], masks: Words) -> None:
+    """Removes tokens that would make a text invalid UTF-8, from JSON those with control characters, and banned ones.
+
+    Args:
+        constraints: n constraints of one vocabulary.
+        masks: [n, W] int32, what their grammars allow.
+    """
+    vocabulary = constraints[0].vocabulary
+    are_json = [constraint.is_json for constraint in constraints]
+    if all(are_json) or not any(are_json):
+        masks &= vocabulary.json_words if are_json[0] else vocabulary.text_words
+    else:
+        masks &= np.where(np.array(are_json)[:, None], vocabulary.json_words, vocabulary.text_words)
+    for row, constraint in enumerate(constraints):
+        if constraint.last_byte in _BAD_SECOND_BYTES:
+            masks[row] &= vocabulary.words_after[constraint.last_byte]
+        if constraint.permitted is not None:
+            masks[row] &= constraint.permitted
 
 
 @dataclass(frozen=True)
@@ -151,8 +201,7 @@ class CompiledConstraint:
         """The constraint of a text that is still empty."""
         from xgrammar import GrammarMatcher
 
-        base = self.vocabulary.json_tokens if self.is_json else self.vocabulary.text_tokens
-        return SequenceConstraint(GrammarMatcher(self.grammar), self.vocabulary, base, step_time)
+        return SequenceConstraint(GrammarMatcher(self.grammar), self.vocabulary, self.is_json, step_time)
 
 
 class Refused(ValueError):
@@ -250,6 +299,21 @@ class Vocabulary:
         return xgrammar.TokenizerInfo(self.tokens, vocab_size=len(self.tokens), stop_token_ids=stops)
 
     @cached_property
+    def batch(self) -> MaskBatch:
+        """Serves all constraints of this vocabulary together."""
+        from .mask_batch import MaskBatch
+
+        return MaskBatch(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Vocabulary, (self.tokens, self.eos_token_id)  # nothing that is cached travels to another process
+
+    @property
+    def num_words(self) -> int:
+        """W, the words of a mask."""
+        return -(-len(self.tokens) // 32)
+
+    @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """[V], the number of bytes of each token."""
         return np.array([len(token) for token in self.tokens])
@@ -267,12 +331,28 @@ class Vocabulary:
         return self.text_tokens & np.array([not _CONTROL.search(token) for token in self.tokens], dtype=np.uint8)
 
     @cached_property
-    def after_first_byte(self) -> dict[int, Bits]:
-        """First byte of `_BAD_SECOND_BYTES` → the tokens that may follow a token that ends with it."""
+    def text_words(self) -> NDArray[np.int32]:
+        """[W], the mask `text_tokens`."""
+        return packed(self.text_tokens)
+
+    @cached_property
+    def json_words(self) -> NDArray[np.int32]:
+        """[W], the mask `json_tokens`."""
+        return packed(self.json_tokens)
+
+    @cached_property
+    def words_after(self) -> dict[int, NDArray[np.int32]]:
+        """First byte of `_BAD_SECOND_BYTES` → [W], the mask of the tokens that may follow a token that ends with it."""
         return {
-            first: np.array([not token or token[0] not in bad for token in self.tokens], dtype=np.uint8)
+            first: packed(np.array([not token or token[0] not in bad for token in self.tokens], dtype=np.uint8))
             for first, bad in _BAD_SECOND_BYTES.items()
         }
+
+
+def packed(bits: Bits) -> NDArray[np.int32]:
+    """[V] → [W], one row of a mask."""
+    packed = np.packbits(bits, bitorder="little")
+    return np.pad(packed, (0, -len(packed) % 4)).view("<i4").astype(np.int32, copy=False)
 
 
 def _reason(error: Exception) -> str:

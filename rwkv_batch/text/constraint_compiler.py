@@ -21,6 +21,7 @@ from .constraint import (
     StepTime,
     Vocabulary,
     answer_compilations,
+    packed,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class RowConstraint:
         field: the sampling field: "json_schema", "regex" or "grammar".
         compiled: the future of the compiled constraint; its exception is a RowError.
         timeout: seconds of processor time that the slow steps of the row may take together.
-        permitted: the tokens that the row's `allowed_token_ids` and `bad_token_ids` permit; None: they ban none.
+        permitted: [V], the tokens that the row's `allowed_token_ids` and `bad_token_ids` permit; None: they ban none.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class RowConstraint:
         self._field = field
         self._timeout = timeout
         self._step_time = StepTime(timeout)
-        self._permitted = permitted
+        self._permitted = None if permitted is None else packed(permitted)
         self._is_checked = permitted is None
         self._nothing: str | None = None
         """Why no token could be sampled; None as long as one could."""

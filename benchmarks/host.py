@@ -11,7 +11,8 @@ The engine runs one step ahead, as on a CUDA device.
 The name of a case has its slots, the tokens of each completion, and its special feature. The engine alone gets
 token ids and gives token ids; it looks for stop strings in `stop` cases only. A whole job reads Parquet, tokenizes with
 the bundled model's bytes, looks for a stop string that never comes, and writes Parquet. `score` cases score four
-choices after a question with five examples before it, which the questions of a subject share.
+choices after a question with five examples before it, which the questions of a subject share. `constrained` and `few`
+cases measure the engine alone, with the World vocabulary: every row, or one of sixteen, has a JSON schema.
 
     tokens/s         sampled tokens, or scored ones, per second: from the first request to the last completion of the
                      engine alone; of a job, from when its model is loaded until its last file is written
@@ -20,6 +21,7 @@ choices after a question with five examples before it, which the questions of a 
     device used      seconds in which the device ran a step ÷ seconds from the first launch to the last result; only
                      where --device-ms is above 0
     main thread      milliseconds of processor time of the main thread, per step
+    all threads      milliseconds of processor time of all threads, per step
     in steps         the part of "main thread" inside Engine.step: launching steps and booking results
     transfers        from the host to the device, per step
     most             the largest number of such transfers in one step
@@ -61,11 +63,19 @@ COLUMNS = (
     ("device used", "used_share", ".1%"),
     ("main thread, ms", "main_thread_ms", ".3f"),
     ("in steps, ms", "in_steps_ms", ".3f"),
+    ("all threads, ms", "all_threads_ms", ".3f"),
     ("transfers", "transfers", ".1f"),
     ("most", "most_transfers", ".0f"),
 )
 """Columns of the table: heading, field of an answer, format."""
-RATIOS = ("tokens_per_second", "tokens_per_processor_second", "rows_per_second", "main_thread_ms", "in_steps_ms")
+RATIOS = (
+    "tokens_per_second",
+    "tokens_per_processor_second",
+    "rows_per_second",
+    "main_thread_ms",
+    "in_steps_ms",
+    "all_threads_ms",
+)
 
 Runs = dict[str, dict[str, dict[str, list[dict[str, Any]]]]]
 """Case → part → contender → its answer of each round."""
@@ -122,11 +132,13 @@ def _measure(found: dict[str, Package], options: argparse.Namespace) -> dict[str
 
 def measure(contenders: dict[str, Contender], cases: Sequence[Case], parts: Sequence[str], rounds: int) -> Runs:
     """Measures every contender once in each round. The order of the contenders turns round after each round."""
-    runs: Runs = {case.name: {part: {name: [] for name in contenders} for part in parts} for case in cases}
+    runs: Runs = {
+        case.name: {part: {name: [] for name in contenders} for part in parts if part in case.parts} for case in cases
+    }
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         for case in cases:
-            for part in parts:
+            for part in runs[case.name]:
                 for name, contender in list(contenders.items())[:: -1 if number % 2 else 1]:
                     runs[case.name][part][name].append(contender.measure(part, case))
     return runs
@@ -138,6 +150,7 @@ def split(contenders: dict[str, Contender], cases: Sequence[Case], parts: Sequen
         case.name: {
             part: {name: one.measure(part, case, watch=True)["split_ms"] for name, one in contenders.items()}
             for part in parts
+            if part in case.parts
         }
         for case in cases
     }
@@ -208,8 +221,9 @@ def _print(result: dict[str, Any]) -> None:
         _print_start_up(result["start_up_seconds"])
         return
     print(_listed(result["settings"]))
-    for part in next(iter(result["runs"].values())):
-        _print_part(part, result["runs"], result["ratios"])
+    for part in PARTS:
+        if any(part in parts for parts in result["runs"].values()):
+            _print_part(part, result["runs"], result["ratios"])
     for case, parts in result["splits"].items():
         for part, by_name in parts.items():
             _print_split(f"{case}, {NAMES_OF_PARTS[part]}", by_name)
@@ -222,7 +236,7 @@ def _listed(values: dict[str, Any]) -> str:
 def _print_part(part: str, runs: Runs, found: dict[str, Any]) -> None:
     rows = []
     for case, parts in runs.items():
-        for name, answers in parts[part].items():
+        for name, answers in parts.get(part, {}).items():
             figures = [spread([one[key] for one in answers], form) for _, key, form in COLUMNS]
             rows.append([f"{case}, {name}", *figures])
         if part in found[case]:

@@ -114,7 +114,7 @@ class SamplerSteps(Steps):
         row_index = torch.from_numpy(rows)
 
         def step() -> None:
-            sampler.prepare(slots)
+            sampler.reserve(slots)
             sampler.copy_to_host(slots, *sampler.draw(logits, slot_index), logits, rows, row_index).read()
 
         return step

@@ -19,20 +19,27 @@ if TYPE_CHECKING:
         RwkvBatchError,
         Stopped,
     )
+    from .inputs import TextPrompt, TokensPrompt
     from .job.execute import Outcome, run_job
     from .llm import LLM
     from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
     from .sampling_params import SamplingParams
+    from .structured_outputs import StructuredOutputsParams
+    from .text.chat import ChatSettings
 
 __version__ = "0.1.0"
 
 _HOME = {
     "LLM": "llm",
     "SamplingParams": "sampling_params",
+    "ChatSettings": "text.chat",
     "CompletionOutput": "outputs",
     "Logprob": "outputs",
     "RequestOutput": "outputs",
     "ScoreOutput": "outputs",
+    "StructuredOutputsParams": "structured_outputs",
+    "TextPrompt": "inputs",
+    "TokensPrompt": "inputs",
     "run_job": "job.execute",
     "Outcome": "job.execute",
     "RwkvBatchError": "errors",
@@ -49,6 +56,7 @@ __all__ = [
     "LLM",
     "BackendError",
     "CapacityError",
+    "ChatSettings",
     "CheckpointError",
     "CompletionOutput",
     "ConfigurationError",
@@ -61,6 +69,9 @@ __all__ = [
     "SamplingParams",
     "ScoreOutput",
     "Stopped",
+    "StructuredOutputsParams",
+    "TextPrompt",
+    "TokensPrompt",
     "__version__",
     "run_job",
 ]

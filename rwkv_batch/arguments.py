@@ -6,17 +6,25 @@ a mistake in the data: it costs its own row only.
 
 from __future__ import annotations
 
+import operator
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from itertools import repeat
 from typing import Any
 
-import numpy as np
-
+from .errors import ConfigurationError
+from .rows import GenerateRow, id_array, is_integer
+from .sampling_fields import plain
 from .sampling_params import SamplingParams
+from .settings import EngineSettings, ModelSettings
+from .vllm_arguments import LLM_ARGUMENTS, own_arguments, warn_once
 
 SHOWN = 3
 """Wrong items that a message names."""
 PROMPT_KEYS = ("prompt_token_ids", "prompt", "messages")
+_MEDIA = ("multi_modal_data", "prompt_embeds", "encoder_prompt", "decoder_prompt")
+"""vLLM's keys of prompts that are no text."""
 
 ROWS_AT_ONCE = 256
 """Rows of a list that are encoded together."""
@@ -24,15 +32,93 @@ ROWS_AT_ONCE = 256
 _NO_TOKENIZER = "which is text, but this model was loaded with tokenizer=None"
 
 
+_DTYPES = {"half": "float16", "float": "float32"}
+"""vLLM's and PyTorch's names of dtypes that have another name here."""
+_VLLM_QUANTIZATIONS = (
+    *("awq", "awq_marlin", "auto_round", "bitblas", "bitsandbytes", "compressed-tensors", "experts_int8", "fbgemm_fp8"),
+    *("fp8", "fp_quant", "gguf", "gptq", "gptq_marlin", "hqq", "inc", "ipex", "marlin", "modelopt", "modelopt_fp4"),
+    *("moe_wna16", "mxfp4", "petit_nvfp4", "ptpc_fp8", "quark", "rtn", "torchao", "tpu_int8"),
+)
+"""vLLM's names of quantizations."""
+
+
+def settings_of(given: Mapping[str, Any]) -> tuple[ModelSettings, EngineSettings]:
+    """Returns the settings that the arguments of `LLM` give.
+
+    Args:
+        given: the arguments by name; `others` has those of vLLM and Hugging Face.
+
+    Raises:
+        ConfigurationError: an argument is not known, has no equal here, or is given under two names.
+    """
+    groups = (ModelSettings, EngineSettings)
+    defaults = {field.name: field.default for group in groups for field in fields(group)}
+    values = {name: given[name] for name in defaults}
+    foreign = own_arguments("LLM", given["others"], defaults, LLM_ARGUMENTS)
+    revision = foreign.pop("revision", None)
+    for name, value in foreign.items():
+        if values[name] not in (defaults[name], value):
+            raise ConfigurationError(f"got {values[name]!r}, and {value!r} under another name; give one", setting=name)
+        values[name] = value
+    values["model"] = _with_revision(values["model"], revision)
+    if str(values["tokenizer"]) == str(given["model"]):
+        values["tokenizer"] = "auto"
+    if values["quantization"] in _VLLM_QUANTIZATIONS:
+        raise ConfigurationError(
+            f"got {values['quantization']!r}, whose weights this engine does not read; 'int8' or 'w8a8' quantizes any "
+            "RWKV model when it is loaded",
+            setting="quantization",
+        )
+    values["dtype"] = _dtype(values["dtype"])
+    values["device"] = f"cuda:{values['device']}" if type(values["device"]) is int else str(values["device"])
+    values["seed"] = 0 if values["seed"] is None else values["seed"]
+    whole = {
+        name: operator.index(value)
+        for name, value in values.items()
+        if hasattr(value, "__index__") and type(value) is not bool
+    }
+    model, engine = ({field.name: (values | whole)[field.name] for field in fields(group)} for group in groups)
+    return ModelSettings(**model), EngineSettings(**engine)
+
+
+def _with_revision(model: Any, revision: str | None) -> Any:
+    if revision is None:
+        return model
+    if isinstance(model, str) and model.startswith("hf://") and "@" not in model:
+        return f"{model}@{revision}"
+    warn_once("LLM", "revision", "the model is no repository without a revision: hf://owner/repo")
+    return model
+
+
+def _dtype(dtype: Any) -> Any:
+    """The name of a dtype, which may be one of PyTorch."""
+    name = str(dtype).removeprefix("torch.")
+    return _DTYPES.get(name, name)
+
+
 def prompt_list(prompts: Any, has_tokenizer: bool) -> list[Any]:
-    """Returns prompts as a list. A text or a mapping that is given in place of a list becomes a list with this item.
+    """Returns prompts as a list. One prompt that is given in place of a list becomes a list with this item.
 
     Raises:
         ValueError: this is no list of prompts; the message names the first wrong ones.
     """
-    found = [prompts] if isinstance(prompts, (str, Mapping)) else _listed(prompts, "prompts")
+    is_one = isinstance(prompts, (str, Mapping)) or _is_one_of_ids(prompts)
+    found = [prompts] if is_one else _listed(prompts, "prompts")
     _check("prompt", found, lambda prompt: _wrong_prompt(prompt, has_tokenizer))
     return found
+
+
+def prompts_of(prompts: Any, prompt_token_ids: Any) -> Any:
+    """Returns the prompts of a call that may give token ids in place of them, as in older versions of vLLM.
+
+    Raises:
+        ValueError: neither is given.
+    """
+    if prompt_token_ids is not None:
+        return prompt_token_ids
+    if prompts is None:
+        raise ValueError("prompts: got None, expected a list of prompts")
+    return prompts
 
 
 def pair_list(pairs: Any, has_tokenizer: bool) -> list[tuple[Any, Any]]:
@@ -46,43 +132,95 @@ def pair_list(pairs: Any, has_tokenizer: bool) -> list[tuple[Any, Any]]:
     return found
 
 
-def params_list(params: Any, num_prompts: int) -> list[SamplingParams]:
-    """Returns a list with the sampling parameters of each prompt.
+def check_prefix(prefix: Any, has_tokenizer: bool) -> None:
+    """Raises ValueError where this is no prefix of contexts: text, a list of token ids, or None."""
+    is_text = isinstance(prefix, str)
+    if prefix is not None and not is_text and not _is_ids(prefix):
+        raise ValueError(f"prefix: got {reprlib.repr(prefix)}, expected text, a list of token ids, or None")
+    if is_text and not has_tokenizer:
+        raise ValueError(f"prefix: got {reprlib.repr(prefix)}, {_NO_TOKENIZER}")
+
+
+def generate_rows(prompts: Iterable[Any], params: Any) -> tuple[Iterator[GenerateRow], int]:
+    """Returns the rows of prompts with their sampling parameters, and how many of them are encoded together.
 
     Args:
-        params: None, `SamplingParams` for all prompts, or an iterable with one for each.
+        params: as those of `params_list`; a list has one for each prompt.
+
+    Raises:
+        ValueError: the parameters are something else; later, there are fewer or more of them than prompts.
+    """
+    is_one = is_one_params(params)
+    pairs = zip(prompts, checked_params(params), strict=not is_one)
+    rows = (GenerateRow(i, i, prompt, one) for i, (prompt, one) in enumerate(pairs))
+    return rows, rows_at_once(prompts) if is_one else rows_at_once(prompts, params)
+
+
+def params_list(params: Any, num_prompts: int) -> list[SamplingParams]:
+    """Returns a list with the sampling parameters of each prompt, as copies that no caller changes.
+
+    Args:
+        params: None, `SamplingParams` or a mapping with its fields for all prompts, or an iterable with one for each.
 
     Raises:
         ValueError: this is something else, or a list of another length.
     """
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * num_prompts
-    refuse_mapping(params)
+    if is_one_params(params):
+        return [_taken(params)] * num_prompts
     found = _listed(params, "sampling_params")
     _check("sampling_params", found, _wrong_params)
     if len(found) != num_prompts:
         raise ValueError(f"got {len(found)} sampling_params for {num_prompts} prompts, expected as many")
-    return found
+    copies: dict[int, SamplingParams] = {}
+    for place, one in enumerate(found):
+        if id(one) not in copies:
+            copies[id(one)] = _taken(one, f"sampling_params {place}: ")
+    return [copies[id(one)] for one in found]
 
 
-def checked_params(params: Iterable[Any]) -> Iterator[SamplingParams]:
-    """Yields sampling parameters. Raises ValueError at something else."""
+def checked_params(params: Any) -> Iterator[SamplingParams]:
+    """Yields sampling parameters: without end where they are for all prompts, else one for each prompt.
+
+    Raises:
+        ValueError: one is something else.
+    """
+    if is_one_params(params):
+        yield from repeat(_taken(params))
+    last = copy = None
     for index, one in enumerate(params):
         if reason := _wrong_params(one):
             raise ValueError(f"sampling_params {index}: got {reprlib.repr(one)}, {reason}")
-        yield one
+        if one is not last or one != copy:  # rows often share theirs; a caller may change it in between
+            last, copy = one, _taken(one, f"sampling_params {index}: ")
+        assert copy is not None
+        yield copy
 
 
-def refuse_mapping(params: Any) -> None:
-    """Raises ValueError for a mapping or a text in place of sampling parameters."""
-    if isinstance(params, (Mapping, str)):
-        kind = "a mapping" if isinstance(params, Mapping) else "a text"
-        raise ValueError(f"sampling_params: got {kind}, expected SamplingParams(...) or a list of them")
+def is_one_params(params: Any) -> bool:
+    """Whether this is for all prompts: None, `SamplingParams`, or a mapping with its fields.
+
+    Raises:
+        ValueError: this is text.
+    """
+    if isinstance(params, str):
+        raise ValueError("sampling_params: got a text, expected SamplingParams(...), or a list of them")
+    return params is None or isinstance(params, (SamplingParams, Mapping))
+
+
+def _taken(params: SamplingParams | Mapping[str, Any] | None, where: str = "") -> SamplingParams:
+    """A copy of sampling parameters that nobody changes. An error's message begins with `where`."""
+    try:
+        return params.clone() if isinstance(params, SamplingParams) else SamplingParams(**(params or {}))
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from error
 
 
 def is_several(continuation: Any) -> bool:
     """Whether this is a list of continuations. An empty list is one continuation, without tokens."""
-    return isinstance(continuation, (list, tuple)) and isinstance([*continuation, 0][0], (str, list, tuple, np.ndarray))
+    if not isinstance(continuation, (list, tuple)):
+        return False
+    first = [*continuation, 0][0]
+    return isinstance(first, (str, list, tuple)) or getattr(first, "ndim", 0) > 0
 
 
 def rows_at_once(*inputs: Iterable[Any]) -> int:
@@ -105,8 +243,19 @@ def _check(name: str, items: Iterable[Any], wrong: Callable[[Any], str | None]) 
         raise ValueError("\n".join([*lines, *rest]))
 
 
+def _is_one_of_ids(prompts: Any) -> bool:
+    """Whether this is one prompt of token ids: a list of integers, or an array [T]."""
+    if isinstance(prompts, (list, tuple)):
+        return bool(prompts) and type(prompts[0]) is int and _is_ids(prompts)
+    return getattr(prompts, "ndim", 0) == 1 and _is_ids(prompts)
+
+
 def _wrong_params(params: Any) -> str | None:
-    return None if isinstance(params, SamplingParams) else "expected SamplingParams(...)"
+    if isinstance(params, SamplingParams) or (
+        isinstance(params, Mapping) and all(isinstance(key, str) for key in params)
+    ):
+        return None
+    return "expected SamplingParams(...), or a mapping with its fields"
 
 
 def _wrong_prompt(prompt: Any, has_tokenizer: bool) -> str | None:
@@ -116,6 +265,8 @@ def _wrong_prompt(prompt: Any, has_tokenizer: bool) -> str | None:
         key = next((key for key in PROMPT_KEYS if key in prompt), None)
         if key is None:
             return f"expected a mapping with one of the keys {', '.join(PROMPT_KEYS)}"
+        if media := next((name for name in _MEDIA if prompt.get(name)), None):
+            return f"expected text or token ids: {media} cannot be read"
         value = prompt[key]
         is_text = key == "messages" or isinstance(value, str)
         if key == "messages" and not _is_messages(value):
@@ -148,8 +299,9 @@ def _is_messages(value: Any) -> bool:
 
 def _is_ids(value: Any) -> bool:
     """Whether this is a list of integers, of any size."""
-    if isinstance(value, np.ndarray):
-        return value.ndim == 1 and value.dtype.kind in "iu"
+    if (array := id_array(value)) is not None:
+        return array.ndim == 1 and array.dtype.kind in "iu"
+    value = plain(value)
     if isinstance(value, (str, bytes, bytearray)) or not isinstance(value, Sequence):
         return False
-    return set(map(type, value)) <= {int} or all(isinstance(i, int) and not isinstance(i, bool) for i in value)
+    return set(map(type, value)) <= {int} or all(map(is_integer, value))

@@ -13,13 +13,20 @@ Stopped                   a KeyboardInterrupt: a signal asked a job to end
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def one_of(names: Sequence[str]) -> str:
     """The end of an error message that lists what was expected: "a, b or c"."""
     return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns " (did you mean 'x'?)" with the known name that is most like `name`; "" where none is like it."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def looked_up(path: str | os.PathLike[str]) -> str:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import gc
-import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import islice, repeat
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 
-from . import arguments
+from . import arguments, progress_bar
+from .chat_calls import ChatCalls
 from .engine.engine import Engine, EngineLimits
 from .engine.stats import EngineStats
 from .errors import RowError
@@ -22,25 +22,29 @@ from .models.model import Model
 from .output_builder import OutputBuilder
 from .outputs import RequestOutput, ScoreOutput
 from .requests import RequestBuilder
+from .results import RequestNumbers, warn_of_errors
 from .rows import GenerateRow, ScoreRow
 from .sampling_params import SamplingParams
 from .serving import Finished, Serving
-from .settings import EngineSettings, ModelSettings
+from .settings import LogprobsMode
+from .text.hf_tokenizer import HfTokenizer
 from .text.stop_strings import StopMatcher
 from .threads import limit_threads
+from .vllm_arguments import GENERATE_ARGUMENTS, absent_method, own_arguments
 
 if TYPE_CHECKING:
-    from .rows import Prompt
+    from .chat_calls import Params
+    from .progress_bar import UseTqdm
+    from .rows import Prompt, TextOrIds
+    from .text.chat import ChatSettings
 
 __all__ = ["LLM", "GenerateRow", "ModelSummary", "ScoreRow", "inspect_model"]
-
-logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 SomeRow = TypeVar("SomeRow", GenerateRow, ScoreRow)
 
 
-class LLM:
+class LLM(ChatCalls):
     """A loaded model with the engine that runs it: completes prompts, and scores continuations of contexts.
 
     >>> from rwkv_batch import LLM, SamplingParams
@@ -84,6 +88,14 @@ class LLM:
             again for the steps of a row that find its allowed tokens slowly. Beyond it the prompt cannot be served.
         parse_special_tokens: a special token of a tokenizer.json that is spelled out in a prompt, such as
             <|endoftext|>, becomes its id; False reads it as text.
+        memory_share: the share, above 0 and up to 1, of the memory that is free when the model is inspected (on a CPU,
+            within the control group's limit), for weights, slots and workspace. It bounds `max_batch_size`.
+        logprobs_mode: the distribution of sampled tokens' log-probabilities: "raw_logprobs" is the model's own, before
+            penalties, biases, bans and temperature; "processed_logprobs" is the one that the token is drawn from, after
+            all of these and the filters, -inf for a token that cannot be drawn. Of a prompt's tokens it is always raw.
+        chat: how conversations become prompts: `ChatSettings`, or a mapping of its fields.
+        others: arguments of vLLM's `LLM` and of Hugging Face's `from_pretrained`. Those that mean nothing here are
+            accepted with one warning, and those that would change results are refused.
 
     Attributes:
         summary: the model's sizes, placement and memory plan, found before it was loaded.
@@ -105,8 +117,8 @@ class LLM:
         self,
         model: str | Path = "demo",
         tokenizer: str | None = "auto",
-        device: str = "auto",
-        dtype: str = "auto",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
         quantization: str | None = None,
         backend: str = "auto",
         max_batch_size: int | None = None,
@@ -117,34 +129,16 @@ class LLM:
         prefix_sharing: bool = True,
         batch_invariant: bool = False,
         ln_x_eps: float | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         prefix_host_gib: float = 1.0,
         constraint_timeout: float = 10.0,
         parse_special_tokens: bool = False,
+        memory_share: float = 0.85,
+        logprobs_mode: LogprobsMode = "raw_logprobs",
+        chat: ChatSettings | Mapping[str, Any] | None = None,
+        **others: Any,
     ) -> None:
-        model_settings = ModelSettings(
-            model=model,
-            tokenizer=tokenizer,
-            dtype=dtype,
-            quantization=quantization,
-            strategy=strategy,
-            init_state=init_state,
-            ln_x_eps=ln_x_eps,
-            parse_special_tokens=parse_special_tokens,
-        )
-        engine_settings = EngineSettings(
-            device=device,
-            backend=backend,
-            max_batch_size=max_batch_size,
-            max_batch_tokens=max_batch_tokens,
-            state_dtype=state_dtype,
-            prefix_sharing=prefix_sharing,
-            prefix_host_gib=prefix_host_gib,
-            batch_invariant=batch_invariant,
-            seed=seed,
-            constraint_timeout=constraint_timeout,
-        )
-        self._load(inspect_model(model_settings, engine_settings))
+        self._load(inspect_model(*arguments.settings_of(locals())))
 
     @classmethod
     def from_summary(cls, summary: ModelSummary, *, max_prompt_tokens: int | None = None) -> LLM:
@@ -177,18 +171,25 @@ class LLM:
             init_state=None if summary.model.init_state is None else Path(summary.model.init_state),
             prefix_sharing=engine.prefix_sharing,
             new_stop_matcher=partial(StopMatcher, tokenizer.token_bytes) if tokenizer else None,
+            logprobs_mode=engine.logprobs_mode,
         )
         self._builder = builder = RequestBuilder(
-            tokenizer, vocab_size, engine.seed, summary.constraints, max_prompt_tokens
+            tokenizer, vocab_size, engine.seed, summary.constraints, max_prompt_tokens, lambda: summary.chat_format
         )
         self.serving = Serving(self._engine, builder)
         self._outputs = OutputBuilder(tokenizer)
+        self._hf_tokenizer: HfTokenizer | None = None
+        self._numbers = RequestNumbers()
         summary.log()
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        sampling_params: Params | Sequence[Params] | None = None,
+        *,
+        use_tqdm: UseTqdm = None,
+        prompt_token_ids: Sequence[Any] | None = None,
+        **others: Any,
     ) -> list[RequestOutput]:
         """Completes every prompt, and returns the results in the order of the prompts.
 
@@ -196,7 +197,12 @@ class LLM:
             prompts: a list of prompts. A prompt is text, a list of token ids, or a mapping with one of the keys
                 "prompt" (text), "prompt_token_ids" (a list of integers) and "messages" (a list of mappings with "role"
                 and "content"). A text or a mapping in place of the list is a list of one.
-            sampling_params: for all prompts, or one for each; None takes `SamplingParams()`.
+            sampling_params: `SamplingParams`, or a mapping with its fields, for all prompts, or one for each; None
+                takes `SamplingParams()`.
+            use_tqdm: show a progress bar; None shows it on a terminal and in a notebook. A function makes the bar, and
+                is called as tqdm is.
+            prompt_token_ids: prompts as token ids, in place of `prompts`.
+            others: arguments of vLLM's method, which are ignored or refused as those of `LLM` are.
 
         A prompt that cannot be served (a token id out of range, say) has a result with `error_code` and `error`, and
         one output, empty, with `finish_reason` "error". A warning is logged. All others are served.
@@ -206,17 +212,18 @@ class LLM:
                 Nothing has been served.
         """
         self.serving.check()
-        prompt_list = arguments.prompt_list(prompts, self.tokenizer is not None)
+        own_arguments("LLM.generate", others, ("prompts", "sampling_params", "use_tqdm"), GENERATE_ARGUMENTS)
+        prompt_list = arguments.prompt_list(arguments.prompts_of(prompts, prompt_token_ids), self.tokenizer is not None)
         params_list = arguments.params_list(sampling_params, len(prompt_list))
-        if params_list and (sampling_params is None or isinstance(sampling_params, SamplingParams)):
+        if params_list and arguments.is_one_params(sampling_params):
             self._check_params(params_list[0])
-        outputs = dict(self.generate_iter(prompt_list, params_list))
-        found = [outputs[index] for index in range(len(prompt_list))]
-        _warn("prompt", [output.error for output in found])
+        outputs = dict(progress_bar.shown(self.generate_iter(prompt_list, params_list), len(prompt_list), use_tqdm))
+        found = [outputs[i] for i in range(len(prompt_list))]
+        warn_of_errors("prompt", [output.error for output in found])
         return found
 
     def generate_iter(
-        self, prompts: Iterable[Prompt], sampling_params: SamplingParams | Iterable[SamplingParams] | None = None
+        self, prompts: Iterable[Prompt], sampling_params: Params | Iterable[Params] | None = None
     ) -> Iterator[tuple[int, RequestOutput]]:
         """Completes any number of prompts in bounded memory, and yields (index, result) as prompts finish.
 
@@ -227,15 +234,8 @@ class LLM:
             prompts: as those of `generate`; any iterable, which may have no end.
             sampling_params: for all prompts, or an iterable with one for each.
         """
-        if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            params = repeat(sampling_params or SamplingParams())
-            pairs, at_once = zip(prompts, params), arguments.rows_at_once(prompts)  # noqa: B905, as one of them is endless
-        else:
-            arguments.refuse_mapping(sampling_params)
-            at_once = arguments.rows_at_once(prompts, sampling_params)
-            pairs = zip(prompts, arguments.checked_params(sampling_params), strict=True)
-        rows = (GenerateRow(i, i, prompt, params) for i, (prompt, params) in enumerate(pairs))
-        return self._serve(rows, at_once, self._outputs.requests)
+        rows, at_once = arguments.generate_rows(prompts, sampling_params)
+        return self._numbers.given_to(self._serve(rows, at_once, self._outputs.requests))
 
     @overload
     def score(
@@ -243,6 +243,7 @@ class LLM:
         pairs: Iterable[tuple[str, str] | tuple[Sequence[int], Sequence[int]]],
         *,
         add_bos_token: bool = False,
+        prefix: TextOrIds | None = None,
         top_logprobs: int | None = None,
         prompt_logprobs: int | None = None,
     ) -> list[ScoreOutput]: ...
@@ -252,6 +253,7 @@ class LLM:
         pairs: Iterable[tuple[str, list[str]] | tuple[Sequence[int], list[list[int]]]],
         *,
         add_bos_token: bool = False,
+        prefix: TextOrIds | None = None,
         top_logprobs: int | None = None,
         prompt_logprobs: int | None = None,
     ) -> list[list[ScoreOutput]]: ...
@@ -260,6 +262,7 @@ class LLM:
         pairs: Iterable[tuple[Any, Any]],
         *,
         add_bos_token: bool = False,
+        prefix: TextOrIds | None = None,
         top_logprobs: int | None = None,
         prompt_logprobs: int | None = None,
     ) -> list[Any]:
@@ -270,8 +273,10 @@ class LLM:
                 context is the beginning of a document, token 0. A list of continuations in place of one shares the
                 context, and gives a list of results in place of one.
             add_bos_token: put token 0 before every context that does not start with it.
-            top_logprobs: also return the log-probabilities of this many most likely tokens, from 0, at each position of
-                a continuation; None returns none.
+            prefix: text or token ids in front of every context, such as "\\n", encoded by itself; after token 0, where
+                that is added. A context that has a prefix is not empty.
+            top_logprobs: also return the log-probabilities of this many most likely tokens at each position of a
+                continuation; -1 returns those of all tokens, None none.
             prompt_logprobs: the same for each token of the context after the first; None returns none.
 
         A pair that cannot be scored has results with `error_code` and `error`, whose `logprob` is NaN. A warning is
@@ -283,15 +288,15 @@ class LLM:
         self.serving.check()
         SamplingParams(logprobs=top_logprobs, prompt_logprobs=prompt_logprobs)  # refuses values out of range
         found = arguments.pair_list(pairs, self.tokenizer is not None)
+        arguments.check_prefix(prefix, self.tokenizer is not None)
         several = [arguments.is_several(continuation) for _, continuation in found]
+        options = (add_bos_token, top_logprobs, prompt_logprobs, prefix)
         rows = [
-            ScoreRow(
-                i, i, context, continuation if many else [continuation], add_bos_token, top_logprobs, prompt_logprobs
-            )
+            ScoreRow(i, i, context, continuation if many else [continuation], *options)
             for i, ((context, continuation), many) in enumerate(zip(found, several, strict=True))
         ]
         scores = dict(self.serve_scores(rows))
-        _warn("pair", [scores[i][0].error for i in range(len(rows))])
+        warn_of_errors("pair", [scores[i][0].error for i in range(len(rows))])
         return [scores[i] if many else scores[i][0] for i, many in enumerate(several)]
 
     def serve(self, rows: Iterable[GenerateRow]) -> Iterator[tuple[Any, RequestOutput]]:
@@ -317,6 +322,22 @@ class LLM:
         """
         self.serving.abort(key)
 
+    def get_tokenizer(self) -> HfTokenizer:
+        """Returns the tokenizer with the methods of Hugging Face's tokenizers.
+
+        Raises:
+            ValueError: the model was loaded with tokenizer=None.
+        """
+        if self.tokenizer is None:
+            raise ValueError("get_tokenizer: this model was loaded with tokenizer=None")
+        if self._hf_tokenizer is None:
+            self._hf_tokenizer = HfTokenizer(self.tokenizer, self.chat_format)
+        return self._hf_tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """Returns the sampling parameters of a call that gives none: `SamplingParams()`."""
+        return SamplingParams()
+
     def close(self) -> None:
         """Frees the model, after waiting for a call of another thread. Any later use raises RuntimeError.
 
@@ -326,6 +347,11 @@ class LLM:
             del self._model, self._engine
             gc.collect()
             torch.cuda.empty_cache()  # does nothing without a CUDA device
+
+    if not TYPE_CHECKING:  # type checkers know the attributes
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(f"LLM has no attribute {name!r}{absent_method(name)}")
 
     def __repr__(self) -> str:
         return f"LLM({self.summary})"
@@ -368,17 +394,3 @@ class LLM:
         with closing(self.serving.run(iter(lambda: list(islice(rows, at_once)), []))) as lists:
             for finished in lists:
                 yield from outputs(finished)
-
-
-def _warn(name: str, errors: Sequence[str | None]) -> None:
-    """Logs how many results of a call are errors, with the first one."""
-    wrong = [index for index, error in enumerate(errors) if error is not None]
-    if wrong:
-        logger.warning(
-            "%d of %d results are errors; the first one is of %s %d: %s",
-            len(wrong),
-            len(errors),
-            name,
-            wrong[0],
-            errors[wrong[0]],
-        )

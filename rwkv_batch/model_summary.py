@@ -26,6 +26,7 @@ from .models.placement import LayerPlacement, Placement, describe_layers, place
 from .ops import OpTable, fallbacks, format_choices, resolve
 from .process import call_in_process
 from .settings import EngineSettings, ModelSettings
+from .text.chat import ChatFormat, ChatSettings, open_chat
 from .text.constraint_compiler import ConstraintCompiler
 from .text.load_tokenizer import load_tokenizer
 from .text.tokenizer import Tokenizer
@@ -103,6 +104,15 @@ class ModelSummary:
             return None
         timeout = self.engine.constraint_timeout
         return ConstraintCompiler(self.tokenizer.token_bytes, self.file.sizes["V"], timeout=timeout)
+
+    @cached_property
+    def chat_format(self) -> ChatFormat:
+        """Renders conversations.
+
+        Raises:
+            ConfigurationError: the chat template beside the model cannot be used.
+        """
+        return open_chat(ChatSettings.of(self.model.chat), self.file.checkpoint.path)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -186,7 +196,7 @@ def inspect_model(
         placed = call_in_process(_place_path, path=file.checkpoint.path, model=model, engine=engine)
     else:
         placed = _place(file, model, engine)
-    return ModelSummary(
+    summary = ModelSummary(
         file=file,
         tokenizer=load_tokenizer(
             model.tokenizer,
@@ -200,6 +210,9 @@ def inspect_model(
         model=model,
         engine=engine,
     )
+    if ChatSettings.of(model.chat) != ChatSettings():
+        _ = summary.chat_format  # what a caller asks for must be there; what "auto" finds matters to conversations only
+    return summary
 
 
 class _Placed(NamedTuple):
@@ -221,7 +234,8 @@ def _place(file: ModelFile, model: ModelSettings, engine: EngineSettings) -> _Pl
         num_layers=file.sizes["L"],
     )
     ops = _layer_ops(file, placement, engine.backend)
-    return _Placed(placement, ops, plan_memory(file, placement, engine.max_batch_size, engine.max_batch_tokens))
+    sizes = engine.max_batch_size, engine.max_batch_tokens
+    return _Placed(placement, ops, plan_memory(file, placement, *sizes, engine.memory_share))
 
 
 def _place_path(path: Path, model: ModelSettings, engine: EngineSettings) -> _Placed:

@@ -78,7 +78,8 @@ class OutputBuilder:
         prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         if first.prompt_scores is not None:
             scores = first.prompt_scores  # of fewer tokens if the row was aborted before its prompt was read
-            prompt_logprobs = [None, *self._logprobs(prompt[1 : 1 + len(scores)], scores)]
+            decodes = first.request.params.detokenize
+            prompt_logprobs = [None, *self._logprobs(prompt[1 : 1 + len(scores)], scores, decodes)]
         samples = zip(row.completions, texts, strict=True)
         outputs = [self._completion(index, completion, text) for index, (completion, text) in enumerate(samples)]
         return RequestOutput(row.prompt, prompt, prompt_logprobs, outputs)
@@ -87,7 +88,8 @@ class OutputBuilder:
         token_ids, token_logprobs = completion.token_ids.tolist(), completion.token_logprobs.tolist()
         logprobs: LogprobDicts | None = None
         if completion.request.params.logprobs is not None:
-            logprobs = [] if completion.logprobs is None else self._logprobs(token_ids, completion.logprobs)
+            decodes = completion.request.params.detokenize
+            logprobs = [] if completion.logprobs is None else self._logprobs(token_ids, completion.logprobs, decodes)
         return CompletionOutput(
             index=index,
             text=text,
@@ -100,19 +102,26 @@ class OutputBuilder:
         )
 
     def _texts(self, completions: Sequence[Completion]) -> list[str]:
-        """The text of each completion."""
+        """The text of each completion; "" where `detokenize` is False."""
         if self._detokenizer is None:
             return [""] * len(completions)
-        return self._detokenizer.texts(*text_arrays(completions))
+        wanted = [completion for completion in completions if completion.request.params.detokenize]
+        texts = iter(self._detokenizer.texts(*text_arrays(wanted)) if wanted else ())
+        return [next(texts) if completion.request.params.detokenize else "" for completion in completions]
 
-    def _logprobs(self, token_ids: Iterable[int], scores: TokenScores) -> LogprobDicts:
-        """For each token: the most likely tokens at its position, most likely first, and the token itself."""
-        decode = self._tokenizer.decode if self._tokenizer else None
+    def _logprobs(self, token_ids: Iterable[int], scores: TokenScores, decodes: bool = True) -> LogprobDicts:
+        """For each token: the token itself, then the most likely tokens at its position, most likely first.
+
+        Args:
+            decodes: give each token's text; otherwise `decoded_token` is None.
+        """
+        decode = self._tokenizer.decode if self._tokenizer and decodes else None
         found = []
         for token_id, score in zip(token_ids, scores, strict=True):
             top = zip(score.top_ids, score.top_logprobs, strict=True)
-            entries = {i: (value, rank) for rank, (i, value) in enumerate(top, 1)}
-            entries[token_id] = (score.logprob, score.rank)
+            entries = {token_id: (score.logprob, score.rank)}
+            for rank, (i, value) in enumerate(top, 1):
+                entries.setdefault(i, (value, rank))
             found.append(
                 {i: Logprob(value, rank, decode([i]) if decode else None) for i, (value, rank) in entries.items()}
             )

@@ -10,12 +10,12 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 @dataclass(frozen=True)
 class Logprob:
-    """A token's log-probability under the model's own distribution: before penalties, biases and temperature.
+    """A token's log-probability, under the distribution that `logprobs_mode` of `LLM` names.
 
     Attributes:
         logprob: the log-probability.
         rank: the token's place among all tokens by probability; 1 is the most likely.
-        decoded_token: the token's text; None where there is no tokenizer.
+        decoded_token: the token's text; None where there is no tokenizer, or where `detokenize` is False.
     """
 
     logprob: float
@@ -29,14 +29,14 @@ class CompletionOutput:
 
     Attributes:
         index: number of the sample, from 0.
-        text: the completion's text; "" where there is no tokenizer.
+        text: the completion's text; "" where there is no tokenizer, or where `detokenize` is False.
         token_ids: sampled token ids, the one that ended the completion included.
         cumulative_logprob: sum of `token_logprobs`; NaN where `finish_reason` is "error".
-        logprobs: for each of `token_ids` the most likely tokens and the sampled one, by token id; None where
-            `SamplingParams.logprobs` is None.
+        logprobs: for each of `token_ids` the sampled token, which is the first entry, and the most likely ones, by
+            token id; None where `SamplingParams.logprobs` is None.
         finish_reason: "stop" (end of text, stop string or stop token), "length" (max_tokens), "abort" or "error".
         stop_reason: the stop string or the token id that ended the completion, 0 for end of text; else None.
-        token_logprobs: log-probability of each of `token_ids` under the model's own distribution.
+        token_logprobs: log-probability of each of `token_ids`, under the distribution that `logprobs_mode` names.
     """
 
     index: int
@@ -47,6 +47,10 @@ class CompletionOutput:
     finish_reason: FinishReason
     stop_reason: str | int | None
     token_logprobs: list[float] = field(default_factory=list)
+
+    def finished(self) -> bool:
+        """Whether the sample is finished: True, as there are no other results."""
+        return self.finish_reason is not None
 
 
 @dataclass
@@ -61,6 +65,9 @@ class RequestOutput:
         outputs: one for each sample, in order of `index`; a single one with `finish_reason` "error" where the prompt
             could not be served.
         error_code, error: a stable identifier and a sentence where the prompt could not be served; else None.
+        request_id: a number, as text, that no other result of this `LLM` has; "" where the caller chose the key.
+        finished: whether all samples are finished: True, as there are no other results.
+        metrics, num_cached_tokens, lora_request: None; vLLM's results have these attributes.
     """
 
     prompt: str | None
@@ -69,6 +76,11 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     error_code: str | None = None
     error: str | None = None
+    request_id: str = field(default="", compare=False)
+    finished: bool = True
+    metrics: None = None
+    num_cached_tokens: int | None = None
+    lora_request: None = None
 
 
 @dataclass

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
+from itertools import count
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -28,6 +29,7 @@ class Prefetch(Generic[T]):
         weight: an item's weight, at least 1, and always the same for an item; None gives every item the weight 1.
         needs: the future that must be complete before an item is ready, or None. The items behind it are ready before.
         in_order: no item is ready before the items in front of it.
+        is_dropped: whether an item is not wanted any more; see `drop`.
 
     Attributes:
         is_ended: every item has been taken.
@@ -41,15 +43,20 @@ class Prefetch(Generic[T]):
         weight: Callable[[T], int] | None = None,
         needs: Callable[[T], Future[Any] | None] | None = None,
         in_order: bool = False,
+        is_dropped: Callable[[T], bool] | None = None,
     ) -> None:
         self.is_ended = False
         self._ahead = ahead
         self._weight = weight or _one
         self._needs = needs or _nothing
         self._in_order = in_order
+        self._is_dropped = is_dropped or _never
+        self._dropped: deque[T] = deque()
+        self._pending: dict[int, T] = {}  # by number: the items whose futures are not complete
+        self._numbers = count()
         self._ready: deque[T] = deque()
         self._ready_weight = 0
-        self._pending_weight = 0  # of the items whose futures are not complete
+        self._pending_weight = 0
         # A reentrant lock (a Condition's default), because a garbage collection inside may close this iterator.
         self._changed = threading.Condition()
         self._has_ended = False  # the iterator has ended
@@ -72,14 +79,15 @@ class Prefetch(Generic[T]):
 
         Args:
             most: limit of the items' weight; the last item may exceed it.
-            wait: wait for the first item, and then up to PATIENCE_SECONDS for each further one.
+            wait: wait for the first item, and then up to PATIENCE_SECONDS for each further one; or until an item is
+                dropped.
         """
         items: list[T] = []
         with self._changed:
             if wait:
                 self._changed.wait_for(self._has_something)
             left = self._move(items, most)
-            while wait and left > 0 and not self._is_exhausted:
+            while wait and left > 0 and not (self._is_exhausted or self._dropped):
                 if not self._changed.wait_for(self._has_something, PATIENCE_SECONDS):
                     break
                 left = self._move(items, left)
@@ -91,6 +99,26 @@ class Prefetch(Generic[T]):
                 raise self._failure
         return items
 
+    def drop(self) -> None:
+        """Takes out the items for which `is_dropped` is true now. Any thread may call.
+
+        An item for which it becomes true before the item is ready is dropped later, without a call.
+        """
+        with self._changed:
+            ready, self._ready, self._ready_weight = self._ready, deque(), 0
+            for item in ready:
+                if self._is_dropped(item):
+                    self._dropped.append(item)
+                else:
+                    self._add(item)
+            for number in [number for number, item in self._pending.items() if self._is_dropped(item)]:
+                self._dropped.append(self._withdraw(number))
+            self._changed.notify_all()
+
+    def take_dropped(self) -> list[T]:
+        """The items that were dropped since the last call, which `take` does not give."""
+        return [self._dropped.popleft() for _ in range(len(self._dropped))]
+
     def close(self) -> None:
         """Stops the background thread. Waits for the list that it is making, at most CLOSING_SECONDS."""
         with self._changed:
@@ -100,7 +128,7 @@ class Prefetch(Generic[T]):
             self.thread.join(CLOSING_SECONDS)
 
     def _has_something(self) -> bool:
-        return bool(self._ready) or self._is_exhausted
+        return bool(self._ready) or bool(self._dropped) or self._is_exhausted
 
     def _move(self, items: list[T], most: int) -> int:
         """Moves ready items to `items` until their weight is `most`. Returns the weight that is missing."""
@@ -135,23 +163,33 @@ class Prefetch(Generic[T]):
                 if self._is_closed:
                     return
                 needed = self._needs(item)
-                if needed is None or needed.done():
+                if self._is_dropped(item):
+                    self._dropped.append(item)
+                elif needed is None or needed.done():
                     self._add(item)
                 else:
+                    number = next(self._numbers)
+                    self._pending[number] = item
                     self._pending_weight += self._weight(item)
-                    needed.add_done_callback(partial(self._arrive, item))
+                    needed.add_done_callback(partial(self._arrive, number))
             self._changed.notify_all()
 
     def _may_offer(self) -> bool:
         is_behind = self._in_order and self._pending_weight > 0
         return self._is_closed or (not is_behind and self._ready_weight + self._pending_weight < self._ahead)
 
-    def _arrive(self, item: T, _: Future[Any]) -> None:
+    def _arrive(self, number: int, _: Future[Any]) -> None:
         """Makes an item ready whose future is complete. This runs on the thread that completes the future."""
         with self._changed:
-            self._pending_weight -= self._weight(item)
-            self._add(item)
-            self._changed.notify_all()
+            if number in self._pending:  # it was not dropped
+                self._add(self._withdraw(number))
+                self._changed.notify_all()
+
+    def _withdraw(self, number: int) -> T:
+        """Takes out a pending item."""
+        item = self._pending.pop(number)
+        self._pending_weight -= self._weight(item)
+        return item
 
     def _add(self, item: T) -> None:
         self._ready.append(item)
@@ -160,6 +198,10 @@ class Prefetch(Generic[T]):
 
 def _nothing(item: object) -> None:
     return None
+
+
+def _never(item: object) -> bool:
+    return False
 
 
 def _one(item: object) -> int:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, lru_cache, partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from .engine.logprobs import TokenScores
-from .engine.request import END_OF_TEXT, Completion, Request
+from .engine.permitted import permitted_ids, reason_of_nothing
+from .engine.request import END_OF_TEXT, Request
 from .errors import RowError
-from .rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
+from .rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow, id_array, is_integer
+from .sampling_fields import plain
 from .sampling_params import SamplingParams
-from .text.chat import render_messages
+from .score_requests import Scoring, score_requests
+from .text.bad_words import bad_word_ids
+from .text.chat import FALLBACK, ChatFormat, ChatSettings, Conversation, Rendered, WithStops, open_chat
 from .text.constraint_compiler import ConstraintCompiler, RowConstraint
 from .text.stop_strings import StopStrings
 from .text.tokenizer import Tokenizer
@@ -27,48 +30,6 @@ __all__ = ["ErrorRow", "GenerateRow", "RequestBuilder", "RowInFlight", "ScoreRow
 
 Built = TypeVar("Built")
 _stop_strings = lru_cache(maxsize=256)(StopStrings)
-
-
-@dataclass(frozen=True, slots=True)
-class Scoring:
-    """Finds the scores of a row's continuations in its completions.
-
-    The context's hidden state scores the first token of every continuation, so one request for the context serves all
-    of those. Continuation i has a second request if it has further tokens; prefix sharing computes the context only
-    once. If there is only one continuation, one request does both. `Request.sample` says which request it is: 0 is the
-    context's, 1 + i that of continuation i.
-
-    Args:
-        context: [T] int32 token ids, at least one.
-        continuations: [T] int32 token ids each.
-    """
-
-    context: np.ndarray
-    continuations: list[np.ndarray]
-
-    def of_context(self, completions: Iterable[Completion]) -> TokenScores | None:
-        """Scores of the context's tokens after the first; None if they were not asked for."""
-        return next((found.prompt_scores for found in completions if found.request.sample == 0), None)
-
-    def of_continuations(self, completions: Iterable[Completion]) -> list[TokenScores]:
-        """The scores of each continuation's tokens."""
-        return [TokenScores.join(parts) for parts in self.parts_of_continuations(completions)]
-
-    def parts_of_continuations(self, completions: Iterable[Completion]) -> list[list[TokenScores]]:
-        """The scores of each continuation as consecutive parts: from the context's request and from its own."""
-        found = {completion.request.sample: completion for completion in completions}
-        shared = found[0].next_scores if 0 in found else None
-        scores, firsts = [], 0
-        for i, ids in enumerate(self.continuations):
-            parts = []
-            if len(ids) and shared is not None:
-                parts.append(shared.part(slice(firsts, firsts + 1)))
-                firsts += 1
-            if 1 + i in found:
-                own = found[1 + i]
-                parts += [part for part in (own.prompt_scores, own.next_scores) if part is not None and len(part)]
-            scores.append(parts)
-        return scores
 
 
 class _RequestSettings(NamedTuple):
@@ -86,7 +47,7 @@ class _Draft(NamedTuple):
 
     row: GenerateRow | ScoreRow
     inputs: list[Any]
-    """Texts or token ids: the prompt, or the context and its continuations."""
+    """Texts or token ids: the prompt, or the context, its continuations and, where there is one, its prefix."""
     settings: _RequestSettings | None = None
     """None for a row to score."""
 
@@ -99,6 +60,8 @@ class RequestBuilder:
         seed: the seed of rows whose sampling parameters have none.
         constraints: compiles JSON schemas, regular expressions and grammars.
         max_prompt_tokens: a row whose prompt, or context, has more tokens becomes an error row; None is no limit.
+        chat_format: gives the format for the messages of rows that bring none of their own; called when one is needed.
+            None is the format `rwkv`.
     """
 
     def __init__(
@@ -108,14 +71,17 @@ class RequestBuilder:
         seed: int,
         constraints: ConstraintCompiler | None,
         max_prompt_tokens: int | None = None,
+        chat_format: Callable[[], ChatFormat] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.seed = seed
         self._constraints = constraints
         self._max_prompt_tokens = max_prompt_tokens
+        self._chat_format = chat_format or partial(open_chat, ChatSettings(FALLBACK), None)
         self._keys = count()
-        self._last: _RequestSettings | None = None
+        self._last: tuple[SamplingParams, _RequestSettings] | None = None
+        self._with_stops = WithStops()
 
     def check(self, params: SamplingParams) -> None:
         """Checks sampling parameters, independent of a prompt. Waits until constraints are compiled.
@@ -136,6 +102,7 @@ class RequestBuilder:
 
         The constraints of the rows may still be compiling.
         """
+        rows = self._rendered(rows)
         drafts = [row if isinstance(row, ErrorRow) else _attempt(self._draft, row, row) for row in rows]
         texts = [one for draft in drafts if isinstance(draft, _Draft) for one in draft.inputs if isinstance(one, str)]
         encoded = iter(self.tokenizer.encode_many(texts) if self.tokenizer and texts else ())
@@ -148,6 +115,26 @@ class RequestBuilder:
                 built.append(_attempt(self._row_in_flight, draft.row, draft, ids))
         return built
 
+    def _rendered(
+        self, rows: Sequence[GenerateRow | ScoreRow | ErrorRow]
+    ) -> Sequence[GenerateRow | ScoreRow | ErrorRow]:
+        """The rows with a text in place of each conversation. Rows of one chat format are rendered in one call."""
+        found = {index: chat for index, row in enumerate(rows) if (chat := _conversation(row, self._chat_format))}
+        if not found:
+            return rows
+        changed = list(rows)
+        for chat_format in dict.fromkeys(chat_format for chat_format, _ in found.values()):
+            places = [index for index, (one, _) in found.items() if one is chat_format]
+            prompts = chat_format.render_many([found[index][1] for index in places])
+            for index, prompt in zip(places, prompts, strict=True):
+                changed[index] = self._with_prompt(cast("GenerateRow", rows[index]), prompt)
+        return changed
+
+    def _with_prompt(self, row: GenerateRow, prompt: Rendered | RowError) -> GenerateRow | ErrorRow:
+        if isinstance(prompt, RowError):
+            return ErrorRow.of(row, prompt, 0)
+        return GenerateRow(row.key, row.row, prompt.text, self._with_stops(row.params, prompt))
+
     def _draft(self, row: GenerateRow | ScoreRow) -> _Draft:
         """Checks a row as far as that is possible before its texts are encoded."""
         if isinstance(row, GenerateRow):
@@ -155,7 +142,8 @@ class RequestBuilder:
         context = self._text_or_ids(row.context, "context")
         if any(isinstance(continuation, str) != isinstance(context, str) for continuation in row.continuations):
             raise RowError("bad_type", "context and continuation must both be text or both be token ids")
-        return _Draft(row, [context, *(self._text_or_ids(one, "continuation") for one in row.continuations)])
+        inputs = [context, *(self._text_or_ids(one, "continuation") for one in row.continuations)]
+        return _Draft(row, inputs if row.prefix is None else [*inputs, self._text_or_ids(row.prefix, "prefix")])
 
     def _row_in_flight(self, draft: _Draft, encoded: Sequence[np.ndarray | RowError]) -> RowInFlight:
         """Makes the requests of a row from its token ids, [T] int32 each, or from errors of texts that have none."""
@@ -164,11 +152,17 @@ class RequestBuilder:
             if isinstance(found, RowError):
                 raise found
             ids.append(found)
+        if (
+            draft.settings is not None
+            and (kept := draft.settings.params.truncate_prompt_tokens) is not None
+            and kept >= 0
+        ):
+            ids[0] = ids[0][len(ids[0]) - min(kept, len(ids[0])) :]
         if self._max_prompt_tokens is not None and len(ids[0]) > self._max_prompt_tokens:
             limit = f"input.max_prompt_tokens ({self._max_prompt_tokens})"
             raise RowError("prompt_too_long", f"the prompt has {len(ids[0])} tokens, more than {limit}")
         if isinstance(draft.row, ScoreRow):
-            return self._score(draft.row, ids[0], ids[1:])
+            return score_requests(draft.row, ids, next(self._keys))
         assert draft.settings is not None
         prompt = draft.inputs[0] if isinstance(draft.inputs[0], str) else None
         return self._generate(draft.row, draft.settings, prompt, ids[0])
@@ -197,29 +191,6 @@ class RequestBuilder:
         ]
         return RowInFlight(row, requests, prompt, constraint=constraint)
 
-    def _score(self, row: ScoreRow, context: np.ndarray, continuations: list[np.ndarray]) -> RowInFlight:
-        """Makes the requests that `Scoring` describes; none if there is nothing to score."""
-        if not len(context) or (row.add_bos_token and context[0] != END_OF_TEXT):
-            context = np.concatenate(([END_OF_TEXT], context), dtype=np.int32)
-        key = next(self._keys)
-        top = row.top_logprobs
-        firsts = tuple(int(ids[0]) for ids in continuations if len(ids))
-        is_single = row.prompt_logprobs is None and len(firsts) == 1
-        start = len(context) + (not is_single)  # the context's request scores the first token, unless there is only one
-        params = _score_params(top, top)
-        requests = []
-        for i, ids in enumerate(continuations):
-            if len(ids) > 1 or (len(ids) and is_single):
-                prompt, last = np.concatenate((context, ids[:-1])), (int(ids[-1]),)
-                requests.append(Request(key, prompt, params, 0, row.row, 1 + i, score_start=start, next_token_ids=last))
-        if not is_single and (firsts or row.prompt_logprobs is not None):
-            params = _score_params(top, row.prompt_logprobs)
-            start_of_context = None if row.prompt_logprobs is None else 1
-            requests.append(
-                Request(key, context, params, row=row.row, score_start=start_of_context, next_token_ids=firsts)
-            )
-        return RowInFlight(row, requests, scoring=Scoring(context, continuations))
-
     def _text_or_ids(self, value: object, name: str) -> str | np.ndarray:
         """Checks an input: text, or token ids in [0, V), which become [T] int32."""
         if isinstance(value, str):
@@ -236,9 +207,10 @@ class RequestBuilder:
     def _settings(self, params: SamplingParams) -> _RequestSettings:
         """Checks parameters, and makes the settings of requests. The latest are kept: rows often share theirs."""
         last = self._last  # another thread may replace it
-        if last is not None and last.params is params:
-            return last
-        self._check_params(params)
+        if last is not None and last[0] is params:
+            return last[1]
+        given, params = params, self._without_bad_words(params)
+        permitted = self._check_params(params)
         strings = params.stop_strings
         settings = _RequestSettings(
             params,
@@ -246,26 +218,53 @@ class RequestBuilder:
             stop_strings=_stop_strings(strings, params.include_stop_str_in_output, params.min_tokens)
             if strings
             else None,
-            new_constraint=self._constraint(params),
+            new_constraint=self._constraint(params, permitted),
         )
-        self._last = settings
+        self._last = given, settings
         return settings
 
-    def _check_params(self, params: SamplingParams) -> None:
+    def _without_bad_words(self, params: SamplingParams) -> SamplingParams:
+        """Parameters whose `bad_words` are among their `bad_token_ids`."""
+        if not params.bad_words:
+            return params
+        if self.tokenizer is None:
+            raise RowError("no_tokenizer", "bad_words need a tokenizer; pass bad_token_ids, or load one")
+        words = [params.bad_words] if isinstance(params.bad_words, str) else params.bad_words
+        banned = [*(params.bad_token_ids or ()), *bad_word_ids(self.tokenizer, words)]
+        return replace(params, bad_words=None, bad_token_ids=banned)
+
+    def _check_params(self, params: SamplingParams) -> np.ndarray | None:
+        """Raises RowError where a value is wrong for this model. Returns `permitted_ids`."""
         for name in ("stop_token_ids", "allowed_token_ids", "bad_token_ids", "logit_bias"):
             beyond = [i for i in getattr(params, name) or () if i >= self.vocab_size]
             if beyond:
                 raise RowError("bad_sampling", f"{name} holds id {beyond[0]}, expected ids below {self.vocab_size}")
+        permitted = permitted_ids(params, self._sampleable)
+        if reason := reason_of_nothing(params, self._sampleable if permitted is None else permitted):
+            raise RowError("bad_sampling", reason)
         if params.stop_strings and self.tokenizer is None:
             raise RowError("no_tokenizer", "stop strings need a tokenizer; pass stop_token_ids, or load one")
+        return permitted
 
-    def _constraint(self, params: SamplingParams) -> Callable[[], RowConstraint] | None:
+    @cached_property
+    def _sampleable(self) -> np.ndarray:
+        """[V] bool: ids with bytes, and the end of text. Without a tokenizer every id."""
+        sampleable = np.ones(self.vocab_size, bool)
+        if self.tokenizer is not None:
+            known = self.tokenizer.token_bytes[: self.vocab_size]
+            sampleable[: len(known)] = [bool(token) for token in known]
+            sampleable[len(known) :] = False
+            sampleable[END_OF_TEXT] = True
+        return sampleable
+
+    def _constraint(self, params: SamplingParams, permitted: np.ndarray | None) -> Callable[[], RowConstraint] | None:
         given = params.json_schema, params.regex, params.grammar
         if given == (None, None, None):
             return None
         if self._constraints is None:
             raise RowError("no_tokenizer", "json_schema, regex and grammar need a tokenizer")
-        return partial(self._constraints.start, *given)
+        bits = None if permitted is None else permitted.view(np.uint8)
+        return partial(self._constraints.start, *given, permitted=bits)
 
 
 def _attempt(make: Callable[..., Built], row: GenerateRow | ScoreRow, *given: Any) -> Built | ErrorRow:
@@ -278,6 +277,23 @@ def _attempt(make: Callable[..., Built], row: GenerateRow | ScoreRow, *given: An
         return ErrorRow.of(row, error, None if error.code == "prompt_too_long" else 0)
 
 
+def _conversation(
+    row: GenerateRow | ScoreRow | ErrorRow, chat_format: Callable[[], ChatFormat]
+) -> tuple[ChatFormat, Conversation] | None:
+    """The conversation that a row's prompt is, with the format that renders it; None where it is something else."""
+    prompt = row.prompt if isinstance(row, GenerateRow) else None
+    if not isinstance(prompt, Mapping) or "messages" not in prompt or {"prompt_token_ids", "prompt"} & prompt.keys():
+        return None
+    conversation = Conversation(
+        prompt["messages"],
+        tools=prompt.get("tools"),
+        add_generation_prompt=prompt.get("add_generation_prompt", True),
+        continue_final_message=prompt.get("continue_final_message", False),
+        template_kwargs=prompt.get("chat_template_kwargs") or {},
+    )
+    return prompt.get("chat_format") or chat_format(), conversation
+
+
 def _prompt(prompt: Prompt) -> TextOrIds:
     """The text or the ids of a prompt in any of its forms."""
     if not isinstance(prompt, Mapping):
@@ -285,28 +301,22 @@ def _prompt(prompt: Prompt) -> TextOrIds:
     for key in ("prompt_token_ids", "prompt"):
         if key in prompt:
             return cast("TextOrIds", prompt[key])
-    if "messages" in prompt:
-        return render_messages(prompt["messages"])
     raise RowError("bad_type", f"the prompt has keys {sorted(prompt)}, expected prompt, prompt_token_ids or messages")
 
 
 def _integers(value: object, name: str) -> np.ndarray:
     """Checks token ids: [T] integers; of dtype object if one does not fit into 64 bits."""
-    if isinstance(value, np.ndarray):
-        if value.ndim != 1 or value.dtype.kind not in "iu":
-            raise RowError("bad_type", f"the {name} is an array {value.shape} of {value.dtype}, expected [T] integers")
-        return value
+    if (array := id_array(value)) is not None:
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise RowError("bad_type", f"the {name} is an array {array.shape} of {array.dtype}, expected [T] integers")
+        return array
+    value = plain(value)
     if isinstance(value, (bytes, bytearray)) or not isinstance(value, Sequence):
         raise RowError("bad_type", f"the {name} is {type(value).__name__}, expected text or a list of token ids")
-    wrong = [item for item in value if type(item) is not int and (isinstance(item, bool) or not isinstance(item, int))]
+    wrong = [item for item in value if type(item) is not int and not is_integer(item)]
     if wrong:
         raise RowError("bad_type", f"the {name} holds {wrong[0]!r}, expected token ids (integers)")
     try:
         return np.array(value, np.int64)
     except OverflowError:
         return np.array(value, object)
-
-
-@lru_cache(maxsize=256)
-def _score_params(logprobs: int | None, prompt_logprobs: int | None) -> SamplingParams:
-    return SamplingParams(max_tokens=0, logprobs=logprobs, prompt_logprobs=prompt_logprobs)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .engine.logprobs import TokenScores as TokenScores
     from .engine.request import Completion as Completion
     from .engine.request import Request
-    from .requests import Scoring
+    from .score_requests import Scoring
     from .text.constraint_compiler import RowConstraint
 
     TextOrIds = str | Sequence[int] | np.ndarray
@@ -49,6 +49,12 @@ class ScoreRow:
         row: number of the row.
         context: an empty one is the beginning of a document, token 0.
         add_bos_token: put token 0 before a context that does not start with it.
+        prefix: text or token ids in front of the context, encoded by itself; after token 0, where that is added. None
+            is no prefix, and so is an empty one.
+        chunk_tokens: the continuation is a document, which is scored in chunks of this many tokens. Each chunk starts
+            from a fresh state, after the prefix and token 0 as above. Where there is neither, the first token of a
+            chunk is its context, and has no score. The context is empty then. None scores a document as a whole.
+        answer: index of the right continuation, where it is known. The model does not see it.
         top_logprobs: also return this many most likely tokens at each of the continuations' positions; None is off.
         prompt_logprobs: the same for each token of the context after the first, and that token's log-probability.
     """
@@ -60,6 +66,9 @@ class ScoreRow:
     add_bos_token: bool = False
     top_logprobs: int | None = None
     prompt_logprobs: int | None = None
+    prefix: TextOrIds | None = None
+    chunk_tokens: int | None = None
+    answer: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +168,7 @@ def _bytes_of(value: Any) -> int:
         return sum(map(_bytes_of, value.values()))
     if isinstance(value, (list, tuple)):
         return _INTEGER_BYTES * len(value) if value and isinstance(value[0], int) else sum(map(_bytes_of, value))
-    return _INTEGER_BYTES
+    return max(int(getattr(value, "nbytes", 0)), _INTEGER_BYTES)
 
 
 def text_arrays(completions: Sequence[Completion]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -173,3 +182,19 @@ def text_arrays(completions: Sequence[Completion]) -> tuple[np.ndarray, np.ndarr
     token_ids = np.concatenate(parts, dtype=np.int32, casting="same_kind") if parts else np.zeros(0, np.int32)
     limits = [-1 if found.text_bytes is None else found.text_bytes for found in completions]
     return token_ids, np.cumsum([0, *map(len, parts)], dtype=np.int64), np.array(limits, np.int64)
+
+
+def id_array(value: object) -> np.ndarray | None:
+    """The numpy array of an array of numpy or torch, of any shape and dtype; None for any other value."""
+    if isinstance(value, np.ndarray):
+        return value
+    if not hasattr(value, "detach"):  # a method of torch's tensors
+        return None
+    tensor: Any = value
+    array: np.ndarray = (tensor.float() if tensor.dtype.is_floating_point else tensor).numpy(force=True)
+    return array
+
+
+def is_integer(value: object) -> bool:
+    """Whether this is an integer of Python or numpy, and not True or False."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

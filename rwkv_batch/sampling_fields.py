@@ -24,6 +24,10 @@ class Kind(ABC):
     def expected(self, value: object) -> str | None:
         """Returns None where the value is right; otherwise the end of the sentence "got X, expected …"."""
 
+    def kept(self, value: Any) -> Any:
+        """The form in which a right value is kept: a list or a mapping is copied."""
+        return value
+
     @property
     def description(self) -> str:
         """The values in words."""
@@ -44,6 +48,14 @@ class Integer(Kind):
     def expected(self, value: object) -> str | None:
         is_right = isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
         return None if is_right else f"an integer from {self.low} to {self.high}"
+
+
+@dataclass(frozen=True)
+class MostLikely(Integer):
+    """A number of most likely tokens, up to `high`; -1 is all."""
+
+    def kept(self, value: Any) -> Any:
+        return self.high if value == -1 else value
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,8 @@ class Choice(Kind):
     names: tuple[str, ...]
 
     def expected(self, value: object) -> str | None:
-        return None if value in self.names else " or ".join(map(repr, self.names))
+        is_right = isinstance(value, str) and value in self.names
+        return None if is_right else " or ".join(map(repr, self.names))
 
 
 class Text(Kind):
@@ -86,10 +99,14 @@ class Text(Kind):
 
 
 class Schema(Kind):
-    """A JSON schema: a string, or a mapping."""
+    """A JSON schema: a string, a mapping, or a class of pydantic, which has one."""
 
     def expected(self, value: object) -> str | None:
-        return None if isinstance(value, str | Mapping) else "a schema as text or as a mapping, or None"
+        is_right = isinstance(value, str | Mapping) or _has_schema(value)
+        return None if is_right else "a schema as text or as a mapping, or None"
+
+    def kept(self, value: Any) -> Any:
+        return value.model_json_schema() if _has_schema(value) else value
 
 
 class Strings(Kind):
@@ -102,6 +119,9 @@ class Strings(Kind):
             if SURROGATE.search(text):
                 return "text that has an encoding, without lone surrogates"
         return None
+
+    def kept(self, value: Any) -> Any:
+        return list(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -119,6 +139,9 @@ class TokenIds(Kind):
             return "a list of token ids (integers from 0)"
         return None if value or self.may_be_empty else "at least one token id, or None for all"
 
+    def kept(self, value: Any) -> Any:
+        return list(value) if isinstance(value, list) else value
+
 
 class Biases(Kind):
     """A mapping from token id to a number that float32 can hold."""
@@ -128,6 +151,9 @@ class Biases(Kind):
             _is_id(token_id) and _is_number(bias) and abs(bias) <= _LARGEST_FLOAT for token_id, bias in value.items()
         )
         return None if is_right else "a map from token id to a finite number (float32)"
+
+    def kept(self, value: Any) -> Any:
+        return dict(value)
 
 
 _LARGEST_FLOAT = 3.4028234663852886e38
@@ -161,10 +187,32 @@ class SamplingField:
         return f"{words}, or null" if self.is_optional else words
 
 
-def sampling_field(default: Any, kind: Kind, *, openai: tuple[str, ...] = (), in_jobs: bool = True) -> Any:
+def sampling_field(
+    default: Any,
+    kind: Kind,
+    *,
+    openai: tuple[str, ...] = (),
+    in_jobs: bool = True,
+    takes_none: bool = False,
+) -> Any:
     """Declares a field of the dataclass `SamplingParams`. A field whose default is None takes None too."""
-    found = SamplingField(kind, is_optional=default is None, openai=openai, in_jobs=in_jobs)
+    found = SamplingField(kind, is_optional=takes_none or default is None, openai=openai, in_jobs=in_jobs)
     return field(default=default, metadata={SamplingField: found})
+
+
+def plain(value: Any) -> Any:
+    """The value in Python's own types.
+
+    Numbers and arrays of numpy, torch and pandas become numbers and lists, also as items of a list, a tuple or a
+    mapping. Any other value is returned as it is.
+    """
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value] if any(hasattr(one, "tolist") for one in value) else value
+    if isinstance(value, Mapping) and any(hasattr(one, "tolist") for pair in value.items() for one in pair):
+        return {plain(key): plain(one) for key, one in value.items()}
+    return value
 
 
 def documented_arguments(documented: type) -> dict[str, str]:
@@ -174,6 +222,10 @@ def documented_arguments(documented: type) -> dict[str, str]:
     entries = re.split(r"^    (\w[\w, ]*): ", section[1] if section else "", flags=re.MULTILINE)[1:]
     named = zip(entries[::2], entries[1::2], strict=True)
     return {name: " ".join(words.split()) for names, words in named for name in names.split(", ")}
+
+
+def _has_schema(value: object) -> bool:
+    return isinstance(value, type) and hasattr(value, "model_json_schema")
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:

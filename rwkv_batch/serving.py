@@ -169,7 +169,7 @@ class _CallRows:
     def serve(self) -> Generator[list[Finished], None, None]:
         """Runs the engine, and yields lists of finished rows."""
         self._prefetch = Prefetch(
-            self._built(), self._engine.window, self._weight, _needed, in_order=self._stops_at_error
+            self._built(), self._engine.window, self._weight, _needed, self._stops_at_error, self._is_aborted
         )
         steps = self._engine.run(self)
         try:
@@ -213,8 +213,10 @@ class _CallRows:
         return taken
 
     def abort(self, key: Hashable) -> None:
-        """Aborts the row with this key, now or when the engine takes it. Any thread may call."""
+        """Aborts the row with this key, now or when it is read. Any thread may call."""
         self._aborted.add(key)
+        if self._prefetch is not None:
+            self._prefetch.drop()
         for row in self._running.copy().values():
             if row.key == key:
                 self._abort(row)
@@ -240,6 +242,9 @@ class _CallRows:
 
     def _take_finished(self, completions: Iterable[Completion]) -> list[Finished]:
         """Hands these completions to their rows, and takes all rows that are finished."""
+        assert self._prefetch is not None
+        for waiting in self._prefetch.take_dropped():
+            self._end(waiting.key, _aborted(waiting))
         for completion in completions:
             row = self._running[completion.request.key]
             row.completions.append(completion)
@@ -258,6 +263,9 @@ class _CallRows:
         self._aborted.discard(key)
         self._finished.append(row)
 
+    def _is_aborted(self, row: Finished) -> bool:
+        return bool(self._aborted) and row.key in self._aborted
+
     def _abort(self, row: RowInFlight) -> None:
         self._aborted.discard(row.key)
         self._engine.abort(row.requests[0].key)
@@ -273,6 +281,14 @@ def _result(row: RowInFlight) -> Finished:
     if row.scoring is not None and any(completion.finish_reason == "abort" for completion in completions):
         return ErrorRow.of(row.row, RowError("abort", ABORTED))
     return _with_constraint(row)
+
+
+def _aborted(row: Finished) -> Finished:
+    """A row that was aborted before the engine took it."""
+    if isinstance(row, ErrorRow) or not row.requests:
+        return row
+    row.completions = [Completion.of_waiting(request) for request in row.requests]
+    return _result(row)
 
 
 def _sample(completion: Completion) -> int:

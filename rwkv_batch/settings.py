@@ -7,10 +7,18 @@ name in job/config.py. Tests compare the three.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, one_of
+
+LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
+LOGPROBS_MODES = get_args(LogprobsMode)
+
+if TYPE_CHECKING:
+    from .text.chat import ChatSettings
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,7 @@ class ModelSettings:
     init_state: str | Path | None = None
     ln_x_eps: float | None = None
     parse_special_tokens: bool = False
+    chat: ChatSettings | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.ln_x_eps is not None and not 0 < self.ln_x_eps < 1:
@@ -55,11 +64,21 @@ class EngineSettings:
     batch_invariant: bool = False
     seed: int = 0
     constraint_timeout: float = 10.0
+    memory_share: float = 0.85
+    logprobs_mode: LogprobsMode = "raw_logprobs"
 
     def __post_init__(self) -> None:
         if not 0 < self.constraint_timeout < math.inf:
             raise ConfigurationError(
                 f"got {self.constraint_timeout!r}, expected a number of seconds above 0", setting="constraint_timeout"
+            )
+        if not 0 < self.memory_share <= 1:
+            raise ConfigurationError(
+                f"got {self.memory_share!r}, expected a number above 0 up to 1", setting="memory_share"
+            )
+        if self.logprobs_mode not in LOGPROBS_MODES:
+            raise ConfigurationError(
+                f"got {self.logprobs_mode!r}, expected {one_of(LOGPROBS_MODES)}", setting="logprobs_mode"
             )
         if not 0 <= self.prefix_host_gib < math.inf:
             raise ConfigurationError(

@@ -66,6 +66,35 @@ def pinned_bytes(num_bytes: int, device: torch.device) -> int:
     return 1 << (num_bytes - 1).bit_length() if device.type == "cuda" and num_bytes else num_bytes
 
 
+class Staging:
+    """Two host buffers for transfers to a device, in alternation: one is filled while the other's copy is in flight.
+
+    Args:
+        shape, dtype: of each buffer. For a CUDA device the buffers are pinned.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        self._device = device
+        is_cuda = device.type == "cuda"
+        self._buffers = [torch.zeros(shape, dtype=dtype, pin_memory=is_cuda) for _ in range(2)]
+        self._copied: list[torch.cuda.Event] = []
+        if is_cuda:
+            self._copied = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
+        self._turn = 0
+
+    def take(self) -> Tensor:
+        """The buffer that is not in use. `sent` must be called once its copy has been enqueued."""
+        self._turn = 1 - self._turn
+        if self._copied:
+            self._copied[self._turn].synchronize()  # the copy of two turns ago: no wait, unless the host is far ahead
+        return self._buffers[self._turn]
+
+    def sent(self) -> None:
+        """Notes that the buffer's copy has been enqueued on the current stream."""
+        if self._copied:
+            self._copied[self._turn].record(torch.cuda.current_stream(self._device))
+
+
 class HostCopy:
     """Copies a tensor to pinned host memory without waiting.
 

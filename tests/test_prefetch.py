@@ -208,3 +208,54 @@ def test_closing_does_not_wait_for_futures(in_order):
     source = Prefetch([[0, 1], [2]], ahead=1, needs={0: Future()}.get, in_order=in_order)
     source.close()
     assert not source.thread.is_alive()
+
+
+def test_dropped_items_are_not_taken_whether_they_are_ready_pending_or_not_made():
+    dropped, needed, gate = set(), {2: Future(), 3: Future()}, threading.Event()
+
+    def lists():
+        yield [0, 1, 2, 3]
+        gate.wait()
+        yield [4, 5]
+
+    source = Prefetch(lists(), ahead=9, needs=needed.get, is_dropped=dropped.__contains__)
+    wait_for(lambda: len(source._pending) == 2)
+    source.drop()
+    assert source.take_dropped() == []
+    dropped |= {0, 2, 4}
+    source.drop()
+    assert source.take_dropped() == [0, 2]
+    gate.set()
+    wait_for(lambda: source.has_ready(2))
+    assert source.take(9, wait=False) == [1, 5]
+    assert source.take_dropped() == [4]
+    assert not source.is_ended
+    needed[2].set_result(None)
+    needed[3].set_result(None)
+    assert take_all(source) == [3]
+
+
+def test_dropping_makes_room_for_further_items():
+    dropped, made = set(), []
+
+    def lists():
+        for item in range(6):
+            made.append(item)
+            yield [item]
+
+    source = Prefetch(lists(), ahead=2, needs={0: Future()}.get, is_dropped=dropped.__contains__)
+    wait_for(lambda: len(made) == 3)
+    dropped |= {0, 1}
+    source.drop()
+    assert take_all(source) == [2, 3, 4, 5]
+
+
+def test_a_caller_that_waits_is_woken_by_a_drop():
+    dropped = set()
+    source = Prefetch([[0], [1]], ahead=9, needs={0: Future(), 1: Future()}.get, is_dropped=dropped.__contains__)
+    wait_for(lambda: len(source._pending) == 2)
+    dropped.add(1)
+    threading.Timer(0.05, source.drop).start()
+    assert source.take(9, wait=True) == []
+    assert (source.take_dropped(), source.is_ended) == ([1], False)
+    source.close()

@@ -6,14 +6,13 @@ import queue
 import threading
 import time
 from concurrent.futures import Future
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fakes.model import VOCAB, HashModel, make_engine
 from hypothesis import given
 from hypothesis import strategies as st
-from served_rows import LONG, SHORT, make_serving, row, serve, tokens
+from served_rows import LONG, SHORT, Free, constrained, make_serving, make_slow, row, serve, tokens
 
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.source import Pulled
@@ -21,7 +20,6 @@ from rwkv_batch.errors import RowError
 from rwkv_batch.llm import LLM
 from rwkv_batch.rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
 from rwkv_batch.sampling_params import SamplingParams
-from rwkv_batch.text.constraint_compiler import RowConstraint
 
 KINDS = st.sampled_from(["generate", "samples", "score", "nothing", "error", "unbuildable"])
 
@@ -197,38 +195,6 @@ def test_rows_of_many_samples_are_read_when_they_are_needed():
         assert len(list(results)) == 29
 
 
-class SlowConstraints:
-    """Stands in for a `ConstraintCompiler`: the test completes the futures. What is compiled allows every token."""
-
-    def __init__(self):
-        self.compiled = {}
-
-    def start(self, json_schema, regex, grammar):
-        future = self.compiled.setdefault(regex, Future())
-        if regex == "known":
-            future = Future()
-            future.set_exception(RowError("bad_sampling", "regex: known to be bad"))
-        return RowConstraint("regex", future, 10.0)
-
-
-class Free:
-    """Stands in for a `CompiledConstraint`."""
-
-    def begin(self, step_time):
-        return SimpleNamespace(allowed=lambda mask: mask.fill_(True), accept=lambda token_id: None)
-
-
-def make_slow():
-    serving, engine = make_serving()
-    constraints = SlowConstraints()
-    serving._builder._constraints = constraints
-    return serving, engine, constraints.compiled
-
-
-def constrained(key, regex):
-    return row(key, SamplingParams(max_tokens=3, regex=regex))
-
-
 def test_a_row_whose_constraint_is_compiling_lets_others_pass():
     serving, engine, compiled = make_slow()
     lists = serving.run([[constrained("slow", "a"), constrained("bad", "b"), row("free")], [row("next")]])
@@ -262,19 +228,19 @@ def test_with_stop_at_error_no_row_passes_a_constraint_that_is_compiling():
     assert [one.key for finished in lists for one in finished] == ["bad"]
 
 
-def test_a_row_whose_steps_are_too_slow_is_an_error_row():
+def test_a_row_whose_steps_take_too_much_work_is_an_error_row():
     serving, _, compiled = make_slow()
     compiled["a"] = Future()
 
     class Slow(Free):
-        def begin(self, step_time):
-            step_time.count(100.0)
-            return super().begin(step_time)
+        def begin(self, work, permitted):
+            work.is_exceeded = True
+            return super().begin(work, permitted)
 
     compiled["a"].set_result(Slow())
     found = serve(serving, [constrained("slow", "a"), row("free")])
     assert found["slow"].error.code == "constraint_too_large"
-    assert "10 s" in found["slow"].error.message
+    assert "too much work" in found["slow"].error.message
     assert isinstance(found["free"], RowInFlight)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from served_rows import LONG, make_serving, row, serve
+from served_rows import LONG, constrained, make_serving, make_slow, row, serve
 
 from rwkv_batch.errors import RowError
 from rwkv_batch.rows import ErrorRow, RowInFlight, ScoreRow
@@ -126,3 +126,46 @@ def test_a_late_abort_does_not_end_a_later_row_with_the_same_key(serving):
             given.set()
     reasons = [one.completions[0].finish_reason for one in found if isinstance(one, RowInFlight)]
     assert reasons == ["length"] * 3
+
+
+def abort_when(is_time, serving, key):
+    """Aborts a row from another thread, once `is_time` is true."""
+
+    def act():
+        while not is_time():
+            time.sleep(0.001)
+        serving.abort(key)
+
+    threading.Thread(target=act).start()
+
+
+def test_a_row_whose_constraint_is_compiling_is_finished_at_once():
+    """The engine is idle and waits for the constraint, which is never compiled."""
+    serving, engine, compiled = make_slow()
+    lists = serving.run([[constrained("slow", "a")]])
+    abort_when(lambda: "a" in compiled and serving._lock.holder is not None, serving, "slow")
+    ((one,),) = lists
+    assert [completion.finish_reason for completion in one.completions] == ["abort"]
+    assert engine.stats.steps == 0 and not compiled["a"].done()
+
+
+def test_rows_that_were_read_ahead_are_finished_while_all_slots_are_busy():
+    """The engine has taken as many rows as it takes. It would take the rows behind them hundreds of steps later."""
+    serving, engine = make_serving()
+    behind = [row("prompt"), ScoreRow("scored", 0, [1], [[2, 3], [4]]), ScoreRow("nothing", 0, [1], [[]])]
+    lists = serving.run([[row("first"), *(row(i, LONG) for i in range(engine.window))], behind])
+    assert [one.key for one in next(lists)] == ["first"]
+    rows = lists._rows
+    while rows._prefetch._ready_weight < len(behind):
+        time.sleep(0.001)
+    steps = engine.stats.steps
+    for one in behind:
+        serving.abort(one.key)
+    found = {one.key: one for one in next(lists)}
+    assert engine.stats.steps <= steps + 1
+    assert [completion.finish_reason for completion in found["prompt"].completions] == ["abort"]
+    assert (found["scored"].error.code, found["scored"].num_continuations) == ("abort", 2)
+    assert isinstance(found["nothing"], RowInFlight)
+    assert not rows._aborted  # a later row with one of these keys is served
+    lists.close()
+    engine.check_integrity()

@@ -12,29 +12,38 @@ import torch
 from rwkv_batch import LLM
 from rwkv_batch.dtypes import DTYPES, SPELLINGS, STATE_DTYPES, dtype_name, torch_dtype
 from rwkv_batch.errors import ConfigurationError
-from rwkv_batch.job.config import EngineSection, ModelSection, Section
+from rwkv_batch.job.config import EngineSection, ModelSection
+from rwkv_batch.job.section import Section
 from rwkv_batch.model_summary import _in_words, inspect_model
 from rwkv_batch.models.matrices.quantization import QUANTIZATIONS
 from rwkv_batch.ops import BACKENDS
 from rwkv_batch.sampling_fields import documented_arguments
-from rwkv_batch.settings import EngineSettings, ModelSettings
+from rwkv_batch.settings import LOGPROBS_MODES, EngineSettings, ModelSettings
 
 CALLED_OTHERWISE = {"path": "model"}
 """Setting of a job → argument of `LLM`, where the names differ."""
 OF_JOBS_ONLY = {"sha256"}
-OF_CALLS_ONLY = {"seed"}
-"""Arguments of `LLM` alone. In a job the seed is `sampling.seed`."""
+OF_CALLS_ONLY = {"seed", "chat"}
+"""Arguments of `LLM` alone. In a job the seed is `sampling.seed`, and `chat` is a section."""
+TAKES_MORE = {
+    "device": "str | torch.device",
+    "dtype": "str | torch.dtype",
+    "seed": "int | None",
+}
+"""Argument of `LLM` whose values are more than those of the setting → its annotation."""
 ON_PURPOSE = {"batch_invariant": (True, False), "max_batch_size": ("auto", None), "max_batch_tokens": ("auto", None)}
 """Setting → its default in a job and in `LLM`, where they differ."""
 
 
 def test_the_signature_of_LLM_has_all_settings_with_their_defaults() -> None:
-    parameters = list(inspect.signature(LLM).parameters.values())
+    *parameters, others = inspect.signature(LLM).parameters.values()
     settings = {
-        field.name: (field.default, field.type) for group in (ModelSettings, EngineSettings) for field in fields(group)
+        field.name: (field.default, TAKES_MORE.get(field.name, field.type))
+        for group in (ModelSettings, EngineSettings)
+        for field in fields(group)
     }
     assert {one.name: (one.default, one.annotation) for one in parameters} == settings
-    assert list(documented_arguments(LLM)) == [one.name for one in parameters]
+    assert list(documented_arguments(LLM)) == [one.name for one in (*parameters, others)]
 
 
 @pytest.mark.parametrize(("section", "group"), [(ModelSection, ModelSettings), (EngineSection, EngineSettings)])
@@ -53,6 +62,9 @@ def test_a_job_s_section_has_the_settings_of_the_library(section: type[Section],
         (ModelSettings, "ln_x_eps", 1.0),
         (EngineSettings, "prefix_host_gib", float("inf")),
         (EngineSettings, "constraint_timeout", 0),
+        (EngineSettings, "memory_share", 0),
+        (EngineSettings, "memory_share", 1.01),
+        (EngineSettings, "memory_share", float("nan")),
     ],
 )
 def test_a_number_out_of_range_is_refused(group: type[Any], setting: str, value: float) -> None:
@@ -60,9 +72,21 @@ def test_a_number_out_of_range_is_refused(group: type[Any], setting: str, value:
         group(**{setting: value})
 
 
+def test_another_mode_of_log_probabilities_is_refused() -> None:
+    expected = "^logprobs_mode: got 'raw_logits', expected raw_logprobs or processed_logprobs"
+    with pytest.raises(ConfigurationError, match=expected):
+        EngineSettings(logprobs_mode="raw_logits")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("setting", "names"),
-    [("dtype", DTYPES), ("state_dtype", STATE_DTYPES), ("quantization", QUANTIZATIONS), ("backend", BACKENDS)],
+    [
+        ("logprobs_mode", LOGPROBS_MODES),
+        ("dtype", DTYPES),
+        ("state_dtype", STATE_DTYPES),
+        ("quantization", QUANTIZATIONS),
+        ("backend", BACKENDS),
+    ],
 )
 def test_the_docstring_of_LLM_names_every_choice(setting: str, names: tuple[str, ...]) -> None:
     text = documented_arguments(LLM)[setting]

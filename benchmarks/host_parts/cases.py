@@ -16,6 +16,7 @@ PROMPT_TOKENS_OF_A_STEP = 4096
 """Tokens of a step besides one for each slot, as the package chooses them on a CUDA device."""
 ALTERNATIVES = 5
 SAMPLES = 8
+WARM_UP_LENGTH = 3
 PENALTIES = {"presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.1}
 
 
@@ -27,7 +28,8 @@ class Case:
         batch_size: slots of the engine.
         length: tokens of each completion; 0 for rows to score.
         requests: number of completions, each sample counted; or number of rows to score.
-        feature: "" for none, "stop", "logprobs", "penalties", "n8" or "score".
+        feature: "" for none, "stop", "logprobs", "penalties", "n8", "score", "constrained" (every row has a JSON
+            schema) or "few" (one row of sixteen has one).
     """
 
     batch_size: int
@@ -61,6 +63,20 @@ class Case:
     def is_score(self) -> bool:
         return self.feature == "score"
 
+    @property
+    def share_constrained(self) -> float:
+        """Share of the rows that have a JSON schema. The vocabulary of such a case is World's."""
+        return {"constrained": 1.0, "few": 1 / 16}.get(self.feature, 0.0)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What can be measured. Jobs run with the vocabulary of the bundled model, where masks cost little."""
+        return ("engine",) if self.share_constrained else ("engine", "job")
+
+    def warm_up(self) -> Case:
+        """Returns a short case that does what this one does first."""
+        return Case(self.batch_size, WARM_UP_LENGTH, self.batch_size, self.feature if self.share_constrained else "")
+
     def quick(self) -> Case:
         """Returns the case with a few rows, for rehearsals. Its figures mean nothing."""
         return replace(self, batch_size=self.batch_size // 128, length=self.length // 16, requests=24)
@@ -72,6 +88,7 @@ def _table() -> dict[str, Case]:
     for size in (256, 1024):
         found += [Case(size, 64, size * waves[size, 64], name) for name in ("stop", "logprobs", "penalties", "n8")]
         found.append(Case(size, 0, 2048, "score"))
+        found += [Case(size, 64, size * waves[size, 64], name) for name in ("constrained", "few")]
     return {case.name: case for case in found}
 
 

@@ -29,6 +29,7 @@ from rwkv_batch.sampling_params import SamplingParams
 from rwkv_batch.text.stop_strings import StopMatcher, StopStrings
 from rwkv_batch.transfer import HostCopy
 
+from . import structured
 from .cases import ALTERNATIVES, STOPS, Case, questions
 from .clocks import Watched
 from .device import SimulatedDevice
@@ -67,8 +68,11 @@ class FreeModel:
     file: Any = _FILE
     sizes = _FILE.sizes
 
-    def __init__(self, device: SimulatedDevice) -> None:
+    def __init__(self, device: SimulatedDevice, case: Case | None = None) -> None:
         self._results = FreeResults(device)
+        if case is not None and case.share_constrained:
+            self._results = FreeResults(device, structured.VOCAB_SIZE, structured.texts())
+            self.sizes = MappingProxyType({**self.sizes, "V": structured.VOCAB_SIZE})
         self.ops = OpTable.of(**self._results.ops)
 
     def forward(self, token_ids: Any, rows: Any, layers: Any) -> Any:
@@ -91,9 +95,10 @@ class FreeOfCost(FreeModel, Model):  # type: ignore[misc]
 
 
 def new_engine(case: Case, device: SimulatedDevice, recorded: bool) -> Engine:
+    model = FreeModel(device, case)
     return Engine(
-        FreeModel(device),  # type: ignore[arg-type]
-        Vocabulary.plain(VOCAB_SIZE),
+        model,  # type: ignore[arg-type]
+        Vocabulary.plain(model.sizes["V"]),
         EngineLimits(case.batch_size, case.max_batch_tokens),
         run_ahead=True,
         decode_graphs=recorded,
@@ -115,8 +120,20 @@ def requests(case: Case, prompts: list[list[int]]) -> list[Any]:
     )
     stops = StopStrings(STOPS) if case.feature == "stop" else None
     arrays = [np.array(prompt, np.int32) for prompt in prompts]
+    period = round(1 / case.share_constrained) if case.share_constrained else 0
     return [
-        [Request(row, prompt, params, row=row, sample=i, stop_strings=stops) for i in range(case.n)]
+        [
+            Request(
+                row,
+                prompt,
+                params,
+                row=row,
+                sample=i,
+                stop_strings=stops,
+                new_constraint=structured.constraint() if period and row % period == 0 else None,
+            )
+            for i in range(case.n)
+        ]
         for row, prompt in enumerate(arrays)
     ]
 

@@ -32,8 +32,7 @@ from .device import SimulatedDevice
 from .results import VOCAB_SIZE
 
 Answer = dict[str, Any]
-WARM_UP_LENGTH = 3
-PHASES = ("schedule", "model", "sample", "wait", "commit")
+PHASES = ("schedule", "model", "mask", "sample", "wait", "commit")
 """Phases of a step that `EngineStats` times, as far as the version has them."""
 _CLOCKS = {"wall": perf_counter, "processor": process_time, "thread": thread_time}
 
@@ -59,8 +58,7 @@ class Measurer:
         items = driver.requests(case, prompts)
         clocks = Clocks()
         with device.delays(driver.COPY), clocks.watching([_step(driver), *(driver.WATCHED if watch else ())]):
-            warm_up = Case(case.batch_size, WARM_UP_LENGTH, case.batch_size)
-            for _ in driver.complete(engine, driver.requests(warm_up, prompts[: case.batch_size])):
+            for _ in driver.complete(engine, driver.requests(case.warm_up(), prompts[: case.batch_size])):
                 pass
             device.reset()
             transfers = Transfers(device, driver, [engine])
@@ -131,6 +129,7 @@ class Measurer:
             "used_share": self._device.used_share,
             "main_thread_ms": 1000 * spent["thread"] / steps,
             "in_steps_ms": 1000 * in_steps / steps,
+            "all_threads_ms": 1000 * spent["processor"] / steps,
             "transfers": transfers.mean,
             "most_transfers": transfers.most,
             "split_ms": {name: 1000 * value / steps for name, value in (parts | threads).items()},

@@ -65,7 +65,7 @@ class Drawer:
         self.sampler.assign(range(count), requests)
 
     def draw(self, logits: Tensor, slot_index: Tensor) -> tuple[Tensor, Tensor]:
-        self.sampler.prepare(slot_index[slot_index >= 0].cpu().numpy())
+        self.sampler.reserve(slot_index[slot_index >= 0].cpu().numpy())
         return self.sampler.draw(logits, slot_index)
 
 

@@ -96,6 +96,11 @@ class Admission:
         self.num_waiting -= len(removed)
         return removed
 
+    def give_up(self, sequence: Sequence) -> None:
+        """Takes back what a running sequence has reserved, when it ends before its prefix is computed."""
+        if sequence.prefix is not None:
+            self.snapshots.cancel()
+
     def restart(self, running: list[Sequence], num_slots: int) -> None:
         """Counts the running sequences as waiting again, after a change to `num_slots` slots.
 

@@ -23,7 +23,7 @@ class SampledTokens(NamedTuple):
     token_ids: np.ndarray
     """[n] int64."""
     logprobs: np.ndarray
-    """[n] float64, under the model's own distribution, natural logarithm."""
+    """[n] float64, natural logarithm."""
     top_rows: np.ndarray
     """[m] int64: those of the n rows whose requests ask for the most likely tokens."""
     top: TokenScores | None
@@ -83,7 +83,7 @@ class Booking:
         self._owner[slots] += 1
         self._is_open[slots] = True
         self._length[slots] = 0
-        self._max_tokens[slots] = [request.params.max_tokens for _, request in opened]
+        self._max_tokens[slots] = [request.params.token_limit for _, request in opened]
         # A constraint that allows the end of text allows nothing after it, so ignore_eos has no effect on it.
         self._stops_at_end_of_text[slots] = [
             request.new_constraint is not None or not request.params.ignore_eos for _, request in opened
@@ -97,7 +97,7 @@ class Booking:
                 self._matcher().start(slot, request.stop_strings)
             if request.params.stop_token_ids:
                 self._set_stops(slot, request.params.stop_token_ids)
-            if request.params.logprobs is not None and request.params.max_tokens:
+            if request.params.logprobs is not None and request.params.token_limit:
                 self._top_place[slot] = self._tops.setdefault(request.params.logprobs, TopTable()).open()
                 self._num_top[slot] = request.params.logprobs
             if request.score_start is not None or request.next_token_ids:

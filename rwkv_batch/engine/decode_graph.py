@@ -12,10 +12,9 @@ from torch import Tensor
 
 from ..models.model import Model
 from ..models.rows import DecodeRows, Rows
-from ..transfer import Uploader
+from ..transfer import Staging, Uploader
 from .launched_step import StepResults
 from .sampler import Sampler
-from .scheduler import Scheduler, StepPlan
 from .state_pool import StatePool
 
 logger = logging.getLogger(__name__)
@@ -51,11 +50,12 @@ class DecodeGraphs:
         model, pool, sampler: the ops of the model and of the sampler must be served by kernels that can be recorded:
             they neither synchronize nor read host memory.
         uploader: counts the transfers.
+        logits: [P, V] float32: the buffer of all steps' logits.
     """
 
-    def __init__(self, model: Model, pool: StatePool, sampler: Sampler, uploader: Uploader) -> None:
+    def __init__(self, model: Model, pool: StatePool, sampler: Sampler, uploader: Uploader, logits: Tensor) -> None:
         self._model, self._pool, self._sampler = model, pool, sampler
-        self._uploader = uploader
+        self._uploader, self._logits = uploader, logits
         self._sizes = bucket_sizes(pool.num_slots)
         self._steps: dict[int, RecordedStep] = {}
         self._generation = sampler.tables.generation
@@ -67,7 +67,7 @@ class DecodeGraphs:
     def find(self, shape: StepShape) -> RecordedStep:
         """The recorded step that serves a shape. Records it if there is none yet.
 
-        `Sampler.prepare` must have been called for the step: it may replace a table by a wider one. A recorded step
+        `Sampler.reserve` must have been called for the step: it may replace a table by a wider one. A recorded step
         refers to the memory of the tables at its recording, so all recordings are dropped when a table was replaced.
         """
         if self._generation != self._sampler.tables.generation:
@@ -85,7 +85,7 @@ class DecodeGraphs:
         self._memory = None
 
     def _record(self, num_rows: int) -> RecordedStep:
-        step = RecordedStep(self._model, self._pool, self._sampler, self._uploader, num_rows)
+        step = RecordedStep(self._model, self._pool, self._sampler, self._uploader, self._logits[:num_rows])
         if self._stream is not None:
             if self._memory is None:
                 self._memory = torch.cuda.graph_pool_handle()
@@ -97,48 +97,49 @@ class DecodeGraphs:
 class RecordedStep:
     """A decode step of B rows over fixed device buffers: captured once, then replayed.
 
-    Slots and positions go to the device through two pinned staging buffers in alternation, so that the host can fill
-    one while the copy from the other is in flight.
+    The forward pass and the draw are two recordings: the masks of constraints are uploaded between them, while the
+    device computes the forward pass.
+
+    Args:
+        logits: [B, V] float32, a buffer that all steps may share: the forward pass writes it, the draw reads it.
     """
 
-    def __init__(self, model: Model, pool: StatePool, sampler: Sampler, uploader: Uploader, num_rows: int) -> None:
+    def __init__(self, model: Model, pool: StatePool, sampler: Sampler, uploader: Uploader, logits: Tensor) -> None:
         self._model, self._pool, self._sampler = model, pool, sampler
-        self._uploader = uploader
-        self._rows = DecodeRows(num_rows, model.device)
-        is_cuda = model.device.type == "cuda"
-        self._staging = [torch.zeros(2, num_rows, dtype=torch.int32, pin_memory=is_cuda) for _ in range(2)]
-        self._copied: list[torch.cuda.Event] = []
-        if is_cuda:
-            self._copied = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
-        self._turn = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._uploader, self._logits = uploader, logits
+        self._rows = DecodeRows(len(logits), model.device)
+        self._staging = Staging((2, len(logits)), torch.int32, model.device)
+        self._forward_graph: torch.cuda.CUDAGraph | None = None
+        self._draw_graph: torch.cuda.CUDAGraph | None = None
         self._results: tuple[Tensor, Tensor] | None = None
 
-    def run(self, plan: StepPlan, scheduler: Scheduler) -> StepResults:
-        """Feeds every slot of the plan its last token, and samples the next token."""
-        slots = plan.decoding
-        self.fill(slots, scheduler.position[slots])
-        if self._graph is None:
-            results = self._compute()
+    def launch_forward(self, slots: np.ndarray, position: np.ndarray) -> None:
+        """Feeds every slot [n] int64 its last token. Further rows are padding."""
+        self.fill(slots, position)
+        if self._forward_graph is None:
+            self._forward()
         else:
-            self._graph.replay()
+            self._forward_graph.replay()
+
+    def launch_draw(self, slots: np.ndarray) -> StepResults:
+        """Samples the next token of the slots of `launch_forward`."""
+        if self._draw_graph is None:
+            results = self._draw()
+        else:
+            self._draw_graph.replay()
             assert self._results is not None
             results = self._results
         return StepResults(slots, self._sampler.copy_to_host(slots, *results), None)
 
     def fill(self, slots: np.ndarray, position: np.ndarray) -> None:
         """Writes slots and positions to the device buffers, in one transfer. Unused rows are padding: slot -1."""
-        self._turn = 1 - self._turn
-        staging = self._staging[self._turn]
-        if self._copied:
-            self._copied[self._turn].synchronize()  # the copy of two steps ago: no wait, unless the host is far ahead
+        staging = self._staging.take()
         numbers = staging.numpy()
         numbers[0, : len(slots)], numbers[0, len(slots) :] = slots, -1
         numbers[1, : len(slots)], numbers[1, len(slots) :] = position, 0
         self._rows.numbers.copy_(staging, non_blocking=True)
         self._uploader.num_transfers += 1
-        if self._copied:
-            self._copied[self._turn].record(torch.cuda.current_stream(self._rows.slot_index.device))
+        self._staging.sent()
 
     def capture(self, stream: torch.cuda.Stream, memory: Any) -> None:
         """Records the step. All rows are padding meanwhile, so no state changes.
@@ -148,20 +149,26 @@ class RecordedStep:
                 run on it; the warm-up on the same stream makes them do that before the recording.
             memory: handle of the memory pool that all recorded steps share.
         """
-        graph = torch.cuda.CUDAGraph()
+        forward, draw = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream(stream.device))
         # If a recording fails, torch does not restore the current stream; this block does.
         with torch.cuda.stream(stream):
             for _ in range(2):  # compiles kernels and lets libraries allocate
-                self._compute()
+                self._forward()
+                self._draw()
             # "thread_local": calls of other threads that a recording forbids, such as an allocation, must not end it.
-            with torch.cuda.graph(graph, pool=memory, stream=stream, capture_error_mode="thread_local"):
-                self._results = self._compute()
+            with torch.cuda.graph(forward, pool=memory, stream=stream, capture_error_mode="thread_local"):
+                self._forward()
+            with torch.cuda.graph(draw, pool=memory, stream=stream, capture_error_mode="thread_local"):
+                self._results = self._draw()
         torch.cuda.current_stream(stream.device).wait_stream(stream)
-        self._graph = graph
+        self._forward_graph, self._draw_graph = forward, draw
 
-    def _compute(self) -> tuple[Tensor, Tensor]:
+    def _forward(self) -> None:
         # Padding rows, with slot -1, read the last row of the tables.
         token_ids = self._sampler.tables.last_token[self._rows.slot_index.long()]
         hidden = self._model.forward(token_ids, cast(Rows, self._rows), self._pool.layers)
-        return self._sampler.draw(self._model.logits(hidden), self._rows.slot_index)
+        self._model.logits(hidden, out=self._logits)
+
+    def _draw(self) -> tuple[Tensor, Tensor]:
+        return self._sampler.draw(self._logits, self._rows.slot_index)

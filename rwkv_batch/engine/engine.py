@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,16 +23,17 @@ import torch
 from ..errors import CapacityError
 from ..models.model import Model
 from ..models.pipeline import current_device
+from ..settings import LogprobsMode
 from ..transfer import Uploader
 from .admission import Admission, Admitted
 from .booking import Booking, SampledRows
 from .decode_graph import DecodeGraphs
 from .launched_step import LaunchedStep, StepResults
+from .limits import EngineLimits
 from .out_of_memory import reason_of_out_of_memory
 from .request import Completion, StopMatcher
 from .sampler import Sampler
 from .scheduler import Scheduler, StepPlan
-from .sequence import Sequence
 from .slot_tables import Vocabulary
 from .snapshots import Snapshots
 from .source import Source
@@ -41,21 +42,12 @@ from .stats import Clock, EngineStats
 from .step_runner import EagerStep, StepRunner
 from .thread_switching import quick_thread_switches
 
+__all__ = ["Engine", "EngineLimits"]
+
 logger = logging.getLogger(__name__)
 
 Steps = Generator[list[Completion], None, None]
 _UNTIMED = nullcontext()
-
-
-class EngineLimits(NamedTuple):
-    """The sizes of an engine."""
-
-    max_batch_size: int
-    """Number of slots: sequences that run at the same time."""
-    max_batch_tokens: int
-    """Tokens of one step, prompts and decode rows together."""
-    prefix_host_bytes: int = 0
-    """Host memory for the snapshots of prefixes for which the device has no room."""
 
 
 class Engine:
@@ -64,8 +56,8 @@ class Engine:
     Results one step late: a CUDA device has a queue, and it is idle while the host books a step's tokens and looks for
     stop strings. Running ahead avoids that idle time: step n + 1 is launched before the results of step n are read. The
     sampled token stays on the device, where step n + 1 is fed it. The price: a sequence that has ended in step n still
-    takes part in step n + 1, and that token is dropped. A slot with a constraint forbids running ahead, because its
-    mask of allowed tokens depends on the token before.
+    takes part in step n + 1, and that token is dropped. The mask of a constraint depends on the token before: where a
+    row has one, the draw of step n + 1 waits for the tokens of step n. Its forward pass runs meanwhile.
 
     Args:
         init_state: a state file that every sequence starts from; None takes the checkpoint's own.
@@ -74,6 +66,7 @@ class Engine:
         decode_graphs: record decode steps and replay them; None does so on a CUDA device where every op of a decode
             step can be recorded, and where no layer is placed on another device.
         new_stop_matcher: makes a stop matcher for a number of slots; None where no request has stop strings.
+        logprobs_mode: which log-probabilities the sampled tokens have, see `LLM`. Processed ones are not recorded.
     """
 
     def __init__(
@@ -87,14 +80,17 @@ class Engine:
         run_ahead: bool | None = None,
         decode_graphs: bool | None = None,
         new_stop_matcher: Callable[[int], StopMatcher] | None = None,
+        logprobs_mode: LogprobsMode = "raw_logprobs",
     ) -> None:
         self.model = model
         self._vocabulary = vocabulary
         self._new_stop_matcher = new_stop_matcher
         is_cuda = model.device.type == "cuda"
         self._run_ahead = is_cuda if run_ahead is None else run_ahead
+        self._logprobs_mode = logprobs_mode
         can_record = is_cuda and model.pipeline is None and model.ops.can_be_recorded
         self._uses_graphs = can_record if decode_graphs is None else decode_graphs
+        self._uses_graphs &= logprobs_mode == "raw_logprobs"
         num_slots = limits.max_batch_size
         self.stats = EngineStats(num_slots, limits.max_batch_tokens)
         self._uploader = Uploader(model.device)
@@ -117,10 +113,14 @@ class Engine:
         with current_device(model.device):
             self.pool = StatePool(self._pool_parts, num_slots)
             self.booking = Booking(num_slots, self._new_stop_matcher)
-            self.sampler = Sampler(num_slots, self._vocabulary, model.device, model.ops, self._uploader)
+            self.sampler = Sampler(
+                num_slots, self._vocabulary, model.device, model.ops, self._uploader, self._logprobs_mode, self.stats
+            )
             eager = EagerStep(model, self.pool, self.sampler, self._uploader, self.stats, not self._run_ahead)
-            self._graphs = DecodeGraphs(model, self.pool, self.sampler, self._uploader) if self._uses_graphs else None
-            self._runner = StepRunner(eager, self._graphs, self.sampler, self.stats)
+            graphs = None
+            if self._uses_graphs:
+                graphs = DecodeGraphs(model, self.pool, self.sampler, self._uploader, eager.logits)
+            self._runner = StepRunner(eager, graphs, self.sampler, self.stats)
 
     @property
     def window(self) -> int:
@@ -187,13 +187,10 @@ class Engine:
     def step(self) -> None:
         """Launches a step, then takes in the results that are due: its own, or those of the step before."""
         with self.stats.timed_forward() if self._run_ahead else _UNTIMED:
-            if self.sampler.has_constraints:  # a mask of this step may depend on a token that is still in flight
-                self._take_in(leave_in_flight=0)
             launched = self.scheduler.has_work
             if launched:
                 self._in_flight.append(self._launch())
-            may_run_ahead = self._run_ahead and launched and not self.sampler.has_constraints
-            self._take_in(leave_in_flight=1 if may_run_ahead else 0)
+            self._take_in(leave_in_flight=1 if self._run_ahead and launched else 0)
 
     def check_integrity(self) -> None:
         """Asserts that every slot is free or belongs to exactly one running sequence."""
@@ -307,23 +304,23 @@ class Engine:
             self.stats.commit_seconds += clock.lap()
 
     def _remove_aborted(self) -> None:
-        """Finishes the aborted requests: running ones with the tokens booked so far, waiting ones without tokens."""
+        """Finishes the aborted requests: running ones with the tokens booked so far, waiting ones without tokens.
+
+        A running prefix that no request needs any more ends too.
+        """
         if not self._aborted:
             return
         keys = {self._aborted.popleft() for _ in range(len(self._aborted))}
-        for request in self.admission.remove(keys, self.scheduler):
-            self._outbox.append(Completion(request, np.zeros(0, np.int32), np.zeros(0), "abort"))
+        self._outbox += map(Completion.of_waiting, self.admission.remove(keys, self.scheduler))
+        unwanted = []
         for sequence in self.scheduler.running:
             if sequence.request is not None and sequence.request.key in keys:
                 self._outbox.append(self.booking.close(sequence.slot, "abort"))
-                self._forget(sequence)
-
-    def _forget(self, sequence: Sequence) -> None:
-        """Drops the request of a running sequence. Its slot is freed, unless it computes a prefix for others."""
-        if sequence.prefix is None:
-            self._release(np.array([sequence.slot], np.int64))
-        else:
-            sequence.request = sequence.prefix.request = None
+                sequence.drop_request()
+            if sequence.is_unwanted:
+                unwanted.append(sequence.slot)
+                self.admission.give_up(sequence)
+        self._release(np.array(unwanted, np.int64))
 
     def _within_memory(self, action: Callable[[], None]) -> None:
         """Runs a step, or starts sequences. When memory runs out, halves the slots and restarts all sequences.

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens, and the most likely tokens at their positions, under the model's own distribution."""
+"""Log-probabilities of tokens, and the most likely tokens at their positions."""
 
 from __future__ import annotations
 

@@ -163,6 +163,6 @@ def _shareable(requests: list[Request], shared: np.ndarray) -> np.ndarray:
             limits[i] = max(min(length, request.score_start) - 1, 0)
         else:
             is_repeated = length == length_before and int(shared[i]) == length
-            limits[i] = length - (request.params.max_tokens > 0 or is_repeated)
+            limits[i] = length - (request.params.token_limit > 0 or is_repeated)
         length_before = length
     return limits

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from ..outputs import FinishReason
 from ..sampling_params import SamplingParams
@@ -40,14 +39,28 @@ class StopMatcher(Protocol):
         """Appends one token to each of n texts ([n] int64 each), and returns the stop strings that are complete."""
 
 
+class ConstraintBatch(Protocol):
+    """Serves the constraints of many sequences in one call."""
+
+    def accept(self, constraints: Sequence[Any], token_ids: Sequence[int]) -> None:
+        """Advances each constraint by the token that its sequence has sampled."""
+
+    def fill(self, constraints: Sequence[Any], masks: np.ndarray) -> None:
+        """Writes the masks of the tokens that may come next.
+
+        Args:
+            constraints: n constraints.
+            masks: [n, ceil(V / 32)] int32, contiguous, overwritten: bit i % 32 of word i // 32 is set where token i may
+                come next.
+        """
+
+
 class Constraint(Protocol):
     """Restricts the next token of one sequence."""
 
-    def allowed(self, mask: Tensor) -> None:
-        """Fills `mask` [V] bool: True where a token may come next."""
-
-    def accept(self, token_id: int) -> None:
-        """Advances by the token that the sequence has sampled."""
+    @property
+    def batch(self) -> ConstraintBatch:
+        """Serves this constraint, together with others that have the same `batch`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +92,7 @@ class Request:
     @property
     def num_steps(self) -> int:
         """An estimate of the most steps that the request takes: its prompt in the shortest chunks, and every token."""
-        return -(-len(self.prompt_token_ids) // MIN_CHUNK) + self.params.max_tokens
+        return -(-len(self.prompt_token_ids) // MIN_CHUNK) + self.params.token_limit
 
 
 @dataclass(slots=True, eq=False)
@@ -88,7 +101,7 @@ class Completion:
 
     Attributes:
         token_ids: [n] int32, with the token that ended the completion.
-        token_logprobs: [n] float64, natural logarithm, under the model's own distribution.
+        token_logprobs: [n] float64, natural logarithm, under the distribution that the engine's `logprobs_mode` names.
         text_tokens: number of leading tokens that are text: all but a token that ended the completion by its id.
         text_bytes: length of the text in bytes if a stop string has cut it; None: all bytes of the text's tokens.
         logprobs: scores of the n tokens, if `params.logprobs` asks for them.
@@ -106,6 +119,11 @@ class Completion:
     logprobs: TokenScores | None = None
     prompt_scores: TokenScores | None = None
     next_scores: TokenScores | None = None
+
+    @classmethod
+    def of_waiting(cls, request: Request) -> Completion:
+        """The result of a request that was aborted before it started: no tokens."""
+        return cls(request, np.zeros(0, np.int32), np.zeros(0), "abort")
 
     @property
     def key(self) -> Any:

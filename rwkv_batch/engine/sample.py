@@ -31,15 +31,9 @@ def sample(logits: Tensor, slot_index: Tensor, tables: SlotTables, ops: OpTable)
     index = slot_index.long() % (tables.num_slots + 1)
     integers, floats = tables.integers[index], tables.floats[index].t().contiguous()
     normalizer = ops.log_normalizer(logits)
-    shaped, changed = _shape(logits, index, integers, tables)
+    shaped, changed = shape(logits, index, integers, tables)
     sampleable = _sampleable_mass(logits, normalizer, changed, tables)
-    filters = Filters(
-        temperature=floats[Float.TEMPERATURE].float(),
-        top_p=floats[Float.TOP_P],
-        top_k=integers[:, Integer.TOP_K],
-        min_p=floats[Float.MIN_P],
-        untempered=integers[:, Integer.UNTEMPERED] > 0,
-    )
+    filters = filters_of(integers, floats)
     draws = uniform(integers[:, Integer.STREAM : Integer.STREAM + 5], integers[:, Integer.POSITION])
     unsampleable = logits[:, tables.unsampleable_ids]
     shaped.index_fill_(1, tables.unsampleable_ids, -torch.inf)
@@ -58,7 +52,23 @@ PARTS = (LOG_NORMALIZER, OpSpec("select", select, optional=True, is_recorded=Fal
 SAMPLE = OpSpec("sample", sample, optional=True)
 
 
-def _shape(logits: Tensor, index: Tensor, integers: Tensor, tables: SlotTables) -> tuple[Tensor, Tensor]:
+def filters_of(integers: Tensor, floats: Tensor) -> Filters:
+    """The filters of B rows, from their entries of the slot tables.
+
+    Args:
+        integers: [B, 16] int64, as `SlotTables.integers`.
+        floats: [8, B] float64, `SlotTables.floats` transposed.
+    """
+    return Filters(
+        temperature=floats[Float.TEMPERATURE].float(),
+        top_p=floats[Float.TOP_P],
+        top_k=integers[:, Integer.TOP_K],
+        min_p=floats[Float.MIN_P],
+        untempered=integers[:, Integer.UNTEMPERED] > 0,
+    )
+
+
+def shape(logits: Tensor, index: Tensor, integers: Tensor, tables: SlotTables) -> tuple[Tensor, Tensor]:
     """Applies penalties, biases and bans to a copy; returns the logits to sample from and the changed rows [B] bool."""
     is_early = integers[:, Integer.POSITION] < integers[:, Integer.MIN_TOKENS]
     rows_with = {

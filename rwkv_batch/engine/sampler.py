@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 from ..ops import OpTable
+from ..settings import LogprobsMode
 from ..transfer import HostCopy, Uploader
 from .booking import SampledTokens
 from .logprobs import TOP_TOKENS, TopLogprobs
-from .request import Constraint, Request
+from .processed import ProcessedLogits
+from .request import Request
 from .sample import PARTS, SAMPLE
-from .slot_tables import SlotTables, Vocabulary, pack_bits
+from .slot_constraints import SlotConstraints
+from .slot_tables import SlotTables, Vocabulary
+from .stats import EngineStats
 
 _NONE = -1
 
@@ -26,8 +30,6 @@ class Sampled:
         count: n; the tensors may have more rows, of padding.
         token_ids, logprobs: [n or more] int64 and float64, on the device.
         top_rows, top: the rows that return the most likely tokens, and those tokens; None if no row does.
-        constraints: (row, constraint) of the sequences that had a constraint when the step was launched. A slot may
-            have a new sequence by the time of `read`.
     """
 
     def __init__(
@@ -37,19 +39,19 @@ class Sampled:
         logprobs: Tensor,
         top_rows: np.ndarray,
         top: TopLogprobs | None,
-        constraints: list[tuple[int, Constraint]],
     ) -> None:
         self._count = count
         self._token_ids, self._logprobs = HostCopy(token_ids), HostCopy(logprobs)
         self._top_rows, self._top = top_rows, top
-        self._constraints = constraints
+
+    def token_ids(self) -> np.ndarray:
+        """Waits for the tokens, [n] int64."""
+        return self._token_ids.read().numpy()[: self._count]
 
     def read(self) -> SampledTokens:
-        """Waits for the tokens, and advances each constraint by its sequence's token."""
-        token_ids, logprobs = (copy.read().numpy()[: self._count] for copy in (self._token_ids, self._logprobs))
-        for row, constraint in self._constraints:
-            constraint.accept(int(token_ids[row]))
-        return SampledTokens(token_ids, logprobs, self._top_rows, self._top.read() if self._top is not None else None)
+        """Waits for all results."""
+        logprobs, top = self._logprobs.read().numpy()[: self._count], self._top.read() if self._top else None
+        return SampledTokens(self.token_ids(), logprobs, self._top_rows, top)
 
 
 class Sampler:
@@ -58,6 +60,8 @@ class Sampler:
     Args:
         ops: implementations of `OPS`.
         uploader: sends settings and masks to the device; None makes a new one.
+        logprobs_mode: which log-probabilities are returned, see `LLM`.
+        stats: counts the seconds that masks take; None makes new ones.
     """
 
     OPS = (SAMPLE, *PARTS, TOP_TOKENS)
@@ -69,12 +73,17 @@ class Sampler:
         device: torch.device,
         ops: OpTable,
         uploader: Uploader | None = None,
+        logprobs_mode: LogprobsMode = "raw_logprobs",
+        stats: EngineStats | None = None,
     ) -> None:
         self.tables = SlotTables(num_slots, vocabulary, device, uploader)
         self._ops = ops
+        self._is_processed = logprobs_mode == "processed_logprobs"
         self._num_seen = np.full(num_slots, _NONE)  # at most so many distinct ids in each slot with penalties
         self._num_logprobs = np.full(num_slots, _NONE)
-        self._constraints: dict[int, Constraint] = {}
+        self._constraints = SlotConstraints(
+            self.tables, self.tables.uploader, stats or EngineStats(num_slots, num_slots)
+        )
 
     def assign(self, slots: SequenceOf[int], requests: SequenceOf[Request]) -> None:
         """Gives these slots to new sequences: settings, penalties, random stream and position are reset."""
@@ -85,41 +94,44 @@ class Sampler:
         self._num_logprobs[slots] = [_NONE if count is None else count for count in asked]
         for slot, request in zip(slots, requests, strict=True):
             if request.new_constraint is not None:
-                self._constraints[slot] = request.new_constraint()
+                self._constraints.open(slot, request.new_constraint())
 
     def release(self, slots: np.ndarray) -> None:
         """Forgets the sequences of these slots."""
         self._num_seen[slots] = _NONE
         self._num_logprobs[slots] = _NONE
-        if self._constraints:
-            for slot in slots.tolist():
-                self._constraints.pop(slot, None)
-
-    @property
-    def has_constraints(self) -> bool:
-        """Whether some slot has a constraint: its next mask depends on the token before, which must be read first."""
-        return bool(self._constraints)
+        self._constraints.release(slots)
 
     @property
     def returns_logprobs(self) -> np.ndarray:
         """[P] bool: slots that return the most likely tokens. Their logits are needed after the draw."""
         return self._num_logprobs != _NONE
 
-    def prepare(self, slots: np.ndarray) -> None:
-        """Makes room for one more seen id, and uploads the masks of constraints, before the slots [n] int64 sample."""
+    def reserve(self, slots: np.ndarray) -> None:
+        """Makes room for one more seen id, before the slots [n] int64 sample. It may replace tables by wider ones."""
         seen = self._num_seen[slots]
         if (seen != _NONE).any():
             penalized = slots[seen != _NONE]
             self._num_seen[penalized] += 1
             self.tables.reserve_seen(int(self._num_seen[penalized].max()))
-        constrained = [slot for slot in slots.tolist() if slot in self._constraints] if self._constraints else []
-        if constrained:
-            masks = [self._allowed(self._constraints[slot]) for slot in constrained]
-            self.tables.set_masks(np.array(constrained, np.int64), np.stack(masks))
+
+    def constrain(self, slots: np.ndarray) -> None:
+        """Sets the masks of constraints, before the slots [n] int64 sample.
+
+        It may wait for the tokens that the slots have sampled last. Launch the forward pass before, so that the device
+        computes meanwhile.
+        """
+        self._constraints.prepare(slots)
 
     def draw(self, logits: Tensor, slot_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples the next token of each row, by the op `sample` on this sampler's tables."""
+        """Samples the next token of each row, by the op `sample` on this sampler's tables.
+
+        With processed log-probabilities, the processed logits replace `logits` [B, V].
+        """
+        processed = ProcessedLogits(logits, slot_index, self.tables) if self._is_processed else None
         token_ids, logprobs = self._ops.sample(logits, slot_index, self.tables, self._ops)
+        if processed is not None:
+            logprobs = processed.replace(logits, token_ids, self._ops)
         return token_ids, logprobs
 
     def copy_to_host(
@@ -145,14 +157,7 @@ class Sampler:
             assert logits is not None and top_index is not None
             count = int(self._num_logprobs[slots[top_rows]].max())
             top = TopLogprobs(logits, top_index, logprobs[top_index], token_ids[top_index], count, self._ops)
-        constraints = []
-        if self._constraints:
-            owners = map(self._constraints.get, slots.tolist())
-            constraints = [(row, constraint) for row, constraint in enumerate(owners) if constraint is not None]
         rows = np.zeros(0, np.int64) if top_rows is None else top_rows
-        return Sampled(len(slots), token_ids, logprobs, rows, top, constraints)
-
-    def _allowed(self, constraint: Constraint) -> np.ndarray:
-        allowed = torch.zeros(self.tables.vocab_size, dtype=torch.bool)
-        constraint.allowed(allowed)
-        return pack_bits(allowed).numpy()
+        sampled = Sampled(len(slots), token_ids, logprobs, rows, top)
+        self._constraints.follow(slots, sampled)
+        return sampled

@@ -12,6 +12,9 @@ one number for each position.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -67,9 +70,7 @@ def select(logits: Tensor, filters: Filters, uniform: Tensor, normalizer: Tensor
     Returns:
         [B] int64; 0, end of text, for a row without a token that may be sampled.
     """
-    missing = -logits.shape[1] % TILE
-    padded = F.pad(logits, (0, missing), value=-torch.inf) if missing else logits
-    tiles = padded.view(len(padded), -1, TILE)
+    tiles = _tiles(logits)
     tile_max = tiles.amax(-1)
     token_ids = _argmax(tiles, tile_max)
     is_empty = ~tile_max.amax(1).isfinite()
@@ -85,6 +86,13 @@ def select(logits: Tensor, filters: Filters, uniform: Tensor, normalizer: Tensor
             part = filters.at(rows)
             token_ids[rows] = _draw_filtered(tiles[rows], tile_max[rows], part, total[rows], uniform[rows])
     return token_ids.masked_fill_(is_empty, 0)
+
+
+def _tiles(logits: Tensor) -> Tensor:
+    """Cuts [B, V] into [B, tiles, TILE]; the last tile is filled up with -inf."""
+    missing = -logits.shape[1] % TILE
+    padded = F.pad(logits, (0, missing), value=-torch.inf) if missing else logits
+    return padded.view(len(padded), -1, TILE)
 
 
 def _argmax(tiles: Tensor, tile_max: Tensor) -> Tensor:
@@ -125,9 +133,23 @@ def _total_mass(tiles: Tensor, tile_max: Tensor, filters: Filters, normalizer: T
     return total
 
 
-def _draw_filtered(tiles: Tensor, tile_max: Tensor, filters: Filters, total: Tensor, uniform: Tensor) -> Tensor:
-    """Draws from the filtered distribution, in rounds with more and more candidates: [B] int64."""
-    token_ids = torch.empty(len(tiles), dtype=torch.int64, device=tiles.device)
+class _Kept(NamedTuple):
+    """The tokens that the filters keep, of n rows."""
+
+    rows: Tensor
+    """[n] int64."""
+    filters: Filters
+    """Of the n rows."""
+    ids: Tensor
+    """[n, K] int64, most likely first."""
+    relative: Tensor
+    """[n, K] float64, the logits of `ids` minus the largest one."""
+    num_kept: Tensor
+    """[n] int64: so many of the K are kept."""
+
+
+def _kept_tokens(tiles: Tensor, tile_max: Tensor, filters: Filters, total: Tensor) -> Iterator[_Kept]:
+    """Finds what the filters keep, in rounds with more and more candidates. Yields each row once."""
     rows = torch.arange(len(tiles), device=tiles.device)
     size = tiles.shape[1] * TILE
     for count in (*(n for n in _ROUNDS if n < size), size):
@@ -135,14 +157,41 @@ def _draw_filtered(tiles: Tensor, tile_max: Tensor, filters: Filters, total: Ten
         relative = (values - values[:, :1]).double()
         cuts = (filters.top_k < size) | (filters.min_p > 0)
         num_kept, complete = _num_kept(values, relative, filters, total, cuts, is_all=count == size)
-        chosen = _draw_kept(ids, torch.exp(relative / filters.temperature[:, None]), num_kept, uniform)
-        token_ids[rows[complete]] = chosen[complete]
         if complete.all():
+            yield _Kept(rows, filters, ids, relative, num_kept)
             break
-        rest = (~complete).nonzero()[:, 0]
+        done, rest = complete.nonzero()[:, 0], (~complete).nonzero()[:, 0]
+        if len(done):
+            yield _Kept(rows[done], filters.at(done), ids[done], relative[done], num_kept[done])
         rows, tiles, tile_max, filters = rows[rest], tiles[rest], tile_max[rest], filters.at(rest)
-        total, uniform = total[rest], uniform[rest]
+        total = total[rest]
+
+
+def _draw_filtered(tiles: Tensor, tile_max: Tensor, filters: Filters, total: Tensor, uniform: Tensor) -> Tensor:
+    """Draws from the filtered distribution: [B] int64."""
+    token_ids = torch.empty(len(tiles), dtype=torch.int64, device=tiles.device)
+    for found in _kept_tokens(tiles, tile_max, filters, total):
+        weights = torch.exp(found.relative / found.filters.temperature[:, None])
+        token_ids[found.rows] = _draw_kept(found.ids, weights, found.num_kept, uniform[found.rows])
     return token_ids
+
+
+def kept(logits: Tensor, filters: Filters) -> Tensor:
+    """The tokens that a row is drawn from: [B, V] bool. A greedy row keeps all.
+
+    Args:
+        logits: [B, V] float32; -inf where a token must not be sampled.
+    """
+    mask = torch.ones(logits.shape, dtype=torch.bool, device=logits.device)
+    active = filters.active.nonzero()[:, 0]
+    if len(active):
+        tiles, part = _tiles(logits[active]), filters.at(active)
+        tile_max = tiles.amax(-1)
+        for found in _kept_tokens(tiles, tile_max, part, _total_mass(tiles, tile_max, part, None)):
+            listed = torch.arange(found.ids.shape[1], device=logits.device) < found.num_kept[:, None]
+            own = torch.zeros(len(listed), tiles.shape[1] * TILE, dtype=torch.bool, device=logits.device)
+            mask[active[found.rows]] = own.scatter_(1, found.ids, listed)[:, : logits.shape[1]]
+    return mask
 
 
 def _num_kept(

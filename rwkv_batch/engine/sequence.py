@@ -39,7 +39,7 @@ class Sequence:
             self.prefix = None
             self.request = node
             self.prompt = np.asarray(node.prompt_token_ids, np.int32)
-            self.max_tokens = node.params.max_tokens
+            self.max_tokens = node.params.token_limit
 
     @property
     def node(self) -> Node:
@@ -47,6 +47,17 @@ class Sequence:
         node = self.prefix or self.request
         assert node is not None
         return node
+
+    def drop_request(self) -> None:
+        """Drops the request. A prefix that computes tokens for other requests still does so."""
+        self.request = None
+        if self.prefix is not None:
+            self.prefix.request = None
+
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether the sequence serves no request, neither its own nor one below its prefix."""
+        return self.request is None and (self.prefix is None or not self.prefix.is_wanted)
 
     @property
     def num_shared(self) -> int:

@@ -18,7 +18,8 @@ from .decode_graph import bucket_sizes
 from .state_pool import StateLayout
 
 MEMORY_SHARE = 0.85
-"""Share of the available memory that the plan may use. The rest is for what the plan estimates too low."""
+"""Share of the available memory that the plan may use, unless another one is given. The rest is for what the plan
+estimates too low."""
 _SLOT_LIMIT = {"cpu": 128, "cuda": 1024}
 """Slots above this limit do not make a step more efficient."""
 _PROMPT_TOKENS = {"cpu": 512, "cuda": 4096}
@@ -76,13 +77,17 @@ class _DeviceBudget:
     Args:
         needs: what the device must hold.
         is_named: the plan names the device, because there are several.
+        memory_share: the share of the available memory that the plan may use.
     """
 
-    def __init__(self, file: ModelFile, device: torch.device, needs: _DeviceNeeds, is_named: bool) -> None:
+    def __init__(
+        self, file: ModelFile, device: torch.device, needs: _DeviceNeeds, is_named: bool, memory_share: float
+    ) -> None:
         self._sizes = file.sizes
         self._device = device
         self._needs = needs
         self._available = available_memory(device)
+        self._share = memory_share
         self._name = str(device) if is_named else ""
 
     def plan(self, slots: int, tokens: int) -> MemoryPlan:
@@ -104,14 +109,18 @@ class _DeviceBudget:
 
     def slots_that_fit(self, slots: int, tokens: int) -> int:
         """The number of slots that fit beside the weights and the workspace of a step of `slots` slots and `tokens`."""
-        free_bytes = int(self._available * MEMORY_SHARE) - self.plan(slots, tokens).besides_slots
+        free_bytes = int(self._available * self._share) - self.plan(slots, tokens).besides_slots
         if not self._needs.slot:
             return slots if free_bytes >= 0 else 0
         return free_bytes // self._needs.slot
 
 
 def plan_memory(
-    file: ModelFile, placement: Placement, max_batch_size: int | None = None, max_batch_tokens: int | None = None
+    file: ModelFile,
+    placement: Placement,
+    max_batch_size: int | None = None,
+    max_batch_tokens: int | None = None,
+    memory_share: float = MEMORY_SHARE,
 ) -> MemoryPlan:
     """Chooses the engine's sizes: those given, or as many slots and tokens as are useful and fit.
 
@@ -121,6 +130,7 @@ def plan_memory(
     Args:
         max_batch_size: number of slots; None chooses it.
         max_batch_tokens: tokens of a step; None chooses it.
+        memory_share: the share of each device's available memory that may be used, above 0 and up to 1.
 
     Raises:
         ConfigurationError: a size is not positive, or there are fewer tokens than slots.
@@ -128,7 +138,7 @@ def plan_memory(
     """
     _check_sizes(max_batch_size, max_batch_tokens)
     needs = _device_needs(file, placement)
-    budgets = [_DeviceBudget(file, device, held, len(needs) > 1) for device, held in needs.items()]
+    budgets = [_DeviceBudget(file, device, held, len(needs) > 1, memory_share) for device, held in needs.items()]
     kind = placement.device.type
     prompt_tokens = _PROMPT_TOKENS.get(kind, 512)
     slots = max_batch_size or _SLOT_LIMIT.get(kind, 128)
@@ -139,8 +149,9 @@ def plan_memory(
     if most < (max_batch_size or 1):
         wanted = tightest.plan(max_batch_size or 1, tokens)
         raise CapacityError(
-            f"not enough memory: {wanted}, of which {MEMORY_SHARE:.0%} may be used. Use fewer slots (max_batch_size), "
-            "fewer tokens of a step (max_batch_tokens), quantization: int8, a smaller model or a larger machine"
+            f"not enough memory: {wanted}, of which {memory_share:.0%} may be used (memory_share). Use fewer slots "
+            "(max_batch_size), fewer tokens of a step (max_batch_tokens), quantization: int8, a smaller model or a "
+            "larger machine"
         )
     slots = min(slots, most, max_batch_tokens or slots)
     return tightest.plan(slots, max_batch_tokens or slots + prompt_tokens)

@@ -132,6 +132,7 @@ class SlotTables:
         num_seen = np.array([len(ids) for ids in seen], np.int64)
         integers = np.stack([each.integers for each in settings])
         integers[:, Integer.NUM_SEEN] = num_seen
+        integers[[request.new_constraint is not None for request in requests], Integer.IS_MASKED] = 1
         streams = [stream_words(request.seed, request.row, request.sample) for request in requests]
         integers[:, Integer.STREAM : Integer.STREAM + STREAM_WORDS] = streams
         floats = np.stack([each.floats for each in settings])
@@ -169,16 +170,17 @@ class SlotTables:
         is_penalized = integers[:, Integer.IS_PENALIZED] > 0
         return np.where(is_penalized, num_seen, -1)
 
-    def set_masks(self, slots: np.ndarray, masks: np.ndarray) -> None:
-        """Restricts slots to the ids whose bits are set.
+    def set_masks(self, slots: Tensor, masks: Tensor) -> None:
+        """Sets the masks of slots. They apply where the request has a constraint.
 
         Args:
-            slots: [n] int64.
-            masks: [n, ceil(V / 32)] int32, rows of `pack_bits`.
+            slots: [n] int64, on the device.
+            masks: [n, ceil(V / 32)] int32, on the device: rows of `pack_bits`.
         """
-        where, words = self.uploader.send(slots, masks)
-        self.mask.index_copy_(0, where, words)
-        self.integers[:, Integer.IS_MASKED].index_fill_(0, where, 1)
+        if self.device.type == "cpu":
+            self.mask.numpy()[slots.numpy()] = masks.numpy()  # on a CPU a tenth of the time of index_copy_
+        else:
+            self.mask.index_copy_(0, slots, masks)
 
     def _settings_of(self, params: SamplingParams) -> _Settings:
         """The table entries of these parameters, from a cache: the requests of a job share their parameters."""

@@ -49,6 +49,10 @@ class Snapshots:
         """Reserves a place for a prefix that starts."""
         self.num_reserved += 1
 
+    def cancel(self) -> None:
+        """Gives back the place of a prefix that will not be computed."""
+        self.num_reserved -= 1
+
     def store(self, prefix: Prefix, record: Record) -> None:
         """Copies the state of a computed prefix into the place reserved for it. Without children nothing is kept.
 

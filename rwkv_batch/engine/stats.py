@@ -86,6 +86,8 @@ class EngineStats:
     model_seconds: float = 0.0
     """Forward pass, logits and scores."""
     sample_seconds: float = 0.0
+    mask_seconds: float = 0.0
+    """Advancing constraints by the sampled tokens, and filling and sending the masks of their next tokens."""
     wait_seconds: float = 0.0
     """Waiting for sampled tokens to arrive on the host."""
     commit_seconds: float = 0.0

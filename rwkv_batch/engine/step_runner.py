@@ -11,7 +11,7 @@ from ..models.model import Model
 from ..transfer import Uploader
 from .decode_graph import DecodeGraphs, StepShape
 from .launched_step import Scores, StepResults
-from .sampler import Sampled, Sampler
+from .sampler import Sampler
 from .scheduler import Scheduler, StepPlan
 from .state_pool import StatePool
 from .stats import Clock, EngineStats
@@ -35,11 +35,16 @@ class StepRunner:
         """Launches the plan's step."""
         if self._graphs is None or not (shape := self._shape(plan)).is_recorded:
             return self._eager.run(plan, scheduler)
-        clock = Clock()
-        self._sampler.prepare(plan.decoding)
-        results = self._graphs.find(shape).run(plan, scheduler)
-        self._stats.recorded_steps += 1
-        self._stats.model_seconds += clock.lap()
+        stats, clock, slots = self._stats, Clock(), plan.decoding
+        self._sampler.reserve(slots)
+        step = self._graphs.find(shape)
+        step.launch_forward(slots, scheduler.position[slots])
+        stats.model_seconds += clock.lap()
+        self._sampler.constrain(slots)
+        clock.lap()  # the sampler counts this time
+        results = step.launch_draw(slots)
+        stats.recorded_steps += 1
+        stats.model_seconds += clock.lap()
         return results
 
     def _shape(self, plan: StepPlan) -> StepShape:
@@ -57,6 +62,9 @@ class EagerStep:
     Args:
         times_forward: the model's call returns when the forward pass is done (a CPU), so that the call can be timed as
             the forward pass.
+
+    Attributes:
+        logits: [P, V] float32, the buffer of all steps' logits.
     """
 
     def __init__(
@@ -73,7 +81,7 @@ class EagerStep:
         self._stats = stats
         self._times_forward = times_forward
         # One buffer for all steps: allocating tens of megabytes in each step costs more than filling them.
-        self._logits = torch.empty(pool.num_slots, model.sizes["V"], device=model.device)
+        self.logits = torch.empty(pool.num_slots, model.sizes["V"], device=model.device)
 
     def run(self, plan: StepPlan, scheduler: Scheduler) -> StepResults:
         """Launches the plan's step."""
@@ -85,7 +93,13 @@ class EagerStep:
         scores = Scores(step.scored, hidden, self._model) if step.scored is not None else None
         logits = self._sampled_logits(step, hidden)
         stats.model_seconds += clock.lap()
-        sampled = self._sample(step, logits) if logits is not None else None
+        if logits is None:
+            return StepResults(step.sampled_slots, None, scores)
+        self._sampler.reserve(step.sampled_slots)
+        self._sampler.constrain(step.sampled_slots)
+        clock.lap()  # the sampler counts this time
+        drawn = self._sampler.draw(logits, step.slot_index)
+        sampled = self._sampler.copy_to_host(step.sampled_slots, *drawn, logits, step.top_rows, step.top_index)
         stats.sample_seconds += clock.lap()
         return StepResults(step.sampled_slots, sampled, scores)
 
@@ -96,9 +110,4 @@ class EagerStep:
             return None
         if step.sampled_index is not None:
             hidden = hidden[step.sampled_index]
-        return self._model.logits(hidden, out=self._logits[:count])
-
-    def _sample(self, step: StepInput, logits: Tensor) -> Sampled:
-        self._sampler.prepare(step.sampled_slots)
-        drawn = self._sampler.draw(logits, step.slot_index)
-        return self._sampler.copy_to_host(step.sampled_slots, *drawn, logits, step.top_rows, step.top_index)
+        return self._model.logits(hidden, out=self.logits[:count])

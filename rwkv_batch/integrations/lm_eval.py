@@ -2,48 +2,46 @@
 
     rwkv-batch lm-eval run --model rwkv_batch --model_args pretrained=model.pth --tasks lambada_openai,mmlu
 
-is the harness's own command line, with this model registered. In Python:
+is the harness's own command line, with this model registered. In Python, once this module is imported:
 
+    lm_eval.simple_evaluate(model="rwkv_batch", model_args={"pretrained": "model.pth"}, tasks=["arc_easy"])
     lm_eval.simple_evaluate(model=RwkvBatchLM("model.pth"), tasks=["arc_easy"])
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import sys
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from inspect import signature
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..engine.request import END_OF_TEXT
 from ..errors import ConfigurationError, MissingExtraError
-from ..rows import GenerateRow
-from ..sampling_params import SamplingParams
-from ..text.chat import render_messages
-from .harness_requests import ASSISTANT, random_stream, score_pairs, with_bos
+from ..text.chat import ChatSettings
+from ..text.hf_tokenizer import HfTokenizer
+from .harness_requests import score_pairs
+from .model_arguments import NAME, check_arguments, check_tokenizer, load_model, own_arguments
 
 try:
+    import lm_eval.models  # noqa: F401 - the harness registers its own models only while none is registered
     from lm_eval.api.model import TemplateLM
-    from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
-    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+    from lm_eval.api.registry import model_registry
     from tqdm import tqdm
 except ImportError as error:
     raise MissingExtraError("the lm-evaluation-harness backend", "lm_eval", "lm-eval") from error
 
+from .lm_eval_arguments import chat_settings_of, check_own, conventions_of, engine_options, merged, template_args_of
+from .lm_eval_cache import AnswerTables, digest, model_identity, placement_in_words
+from .lm_eval_chat import Chat, ChatPrompt
+from .lm_eval_completions import Completions
+from .lm_eval_encoding import Encoder, Pair
+from .lm_eval_tokenizer import offer_tokenizer
+
 if TYPE_CHECKING:
     from ..llm import LLM
 
-NAME = "rwkv_batch"
-ROLLING_LENGTH = 2048
-"""Tokens of a rolling window: the length that the harness's Hugging Face backend takes for RWKV."""
-CHAT_TEMPLATE = "System: {system}\n\nUser: {user}\n\nAssistant: {assistant}\n\nUser: {user}\n\nAssistant:"
-_CACHE_FORMAT = 1
-"""Version of the cached answers; to be increased when a change gives the same request another answer."""
+__all__ = ["NAME", "RwkvBatchLM", "main", "register"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +52,31 @@ class RwkvBatchLM(TemplateLM):
     Args:
         pretrained: the `model` argument of `LLM`, or an `LLM`; `model` is another name for this argument.
         batch_size: sequences that run at the same time; "auto" and 1, the harness's default, let the engine decide.
-        device: as for `LLM`. The harness passes "cuda:0" if the user names no device; without CUDA that means "auto".
+        device: as for `LLM`. The harness passes "cuda:0" if the user names no device; without CUDA, and beside
+            `strategy`, that means "auto".
         add_bos_token: put token 0 before every sequence that does not start with it, as RWKV's reference scripts do.
+        prefix: a text before every sequence in place of token 0, such as "\\n". In a text from a command line, the
+            two characters of \\n are a newline.
         max_length: tokens that the model may read for one request; a longer request loses its first tokens, as in the
             harness's Hugging Face backend. None, the default, cuts nothing: a recurrent state has no maximal length.
-        rolling: "window" scores documents in disjoint windows of `max_length` or 2048 tokens, as other backends do;
-            "full" reads each document from its beginning to its end.
+        rolling: "window" scores documents in disjoint windows of `rolling_length` tokens, as other backends do;
+            "full" reads each document from its beginning to its end; "chunks" reads each `rolling_length` tokens from
+            an empty state and leaves the first of them unscored, as uncheatable-eval does.
+        rolling_length: None takes `max_length`, or else 2048 for windows and 1024 for chunks.
         max_gen_toks: limit of a completion, in tokens, if the task sets none.
-        think_end_token: the text that ends a model's thinking; a completion starts after it.
+        think_end_token: the text that ends a model's thinking; a completion starts after it, and strings of
+            `until` end it there. None is "</think>" where `think` is "open", and otherwise none.
+        seed: the seed of samples. None takes torch's, which the harness sets from its option `--seed`.
+        chat_format, think, chat_template: the fields `format`, `think` and `template` of `ChatSettings`, for prompts
+            in a chat format (`--apply_chat_template`). None takes those of the `LLM`.
+        enable_thinking: True is think="open", False is think="fake".
+        chat_template_args: names for a chat template; `enable_thinking` among them means the same for every format.
         options: all other arguments of `LLM`.
+
+    Attributes:
+        llm: the model.
+        conventions: what the arguments say about the requests.
+        counts: what the results count, see `Encoder`.
 
     Raises:
         ConfigurationError: an argument is unknown or wrong.
@@ -78,42 +92,57 @@ class RwkvBatchLM(TemplateLM):
         max_batch_size: int | None = None,
         device: str | None = None,
         add_bos_token: bool = True,
+        prefix: str | None = None,
         max_length: int | None = None,
         rolling: str = "window",
+        rolling_length: int | None = None,
         max_gen_toks: int = 256,
         think_end_token: str | None = None,
+        seed: int | None = None,
+        chat_format: str | None = None,
+        think: str | None = None,
+        chat_template: str | None = None,
+        enable_thinking: bool | None = None,
+        chat_template_args: Mapping[str, Any] | str | None = None,
         **options: Any,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "options", "__class__")}
         super().__init__()
-        if (pretrained is None) == (model is None):
-            others = f"; other arguments: {', '.join(options)}" if options else ""
-            raise ConfigurationError(
-                f"pretrained: got {pretrained!r} and model={model!r}, expected one of them, as in pretrained=model.pth"
-                f"{others}"
-            )
-        if rolling not in ("window", "full"):
-            raise ConfigurationError(f"rolling: got {rolling!r}, expected 'window' or 'full'")
-        if not isinstance(add_bos_token, bool):
-            raise ConfigurationError(f"add_bos_token: got {add_bos_token!r}, expected True or False")
-        if max_length is not None and not (isinstance(max_length, int) and max_length >= 2):
-            raise ConfigurationError(f"max_length: got {max_length!r}, expected an integer from 2, or None")
+        check_arguments(options, option="--model_args", own=own_arguments(type(self)))
+        check_own(given)
+        self.conventions = conventions_of(given)
         source: Any = model if pretrained is None else pretrained
         if isinstance(source, (str, Path)):
-            slots = max_batch_size or (batch_size if isinstance(batch_size, int) and batch_size > 1 else None)
-            source = _load(source, device, max_batch_size=slots, **options)
+            options |= engine_options({**given, **options})
+            source = load_model(source, options, option="--model_args")
         elif options:
             raise ConfigurationError(f"{next(iter(options))}: a model that is loaded already takes no options")
-        if source.tokenizer is None:
-            raise ConfigurationError("tokenizer: got None, expected a tokenizer: the harness's requests are text")
+        check_tokenizer(source)
         self.llm: LLM = source
-        self.add_bos_token = add_bos_token
-        self.max_length = max_length
-        self.rolling = rolling
-        self.max_gen_toks = max_gen_toks
-        self.think_end_token = think_end_token
-        self.counts: Counter[str] = Counter(truncated=0, merged_at_the_border=0)
-        self._encode = source.tokenizer.encode
-        self._ignored: set[str] = set()
+        self._device = source.summary.placement.device
+        settings = chat_settings_of(given, ChatSettings.of(source.summary.model.chat))
+        self.chat = Chat(settings, template_args_of(given), source.summary.file.checkpoint.path)
+        self._encoder = Encoder(source.tokenizer.encode, self.conventions)
+        self.counts = self._encoder.counts
+        self._completions = Completions(self._encoder, self.conventions, self.chat, seed)
+        self._tables: AnswerTables | None = None
+        names = (source.summary.model.model, source.summary.model.tokenizer)
+        hf_tokenizer = HfTokenizer(source.tokenizer, self.chat.format, self.chat.format.template)
+        offer_tokenizer(hf_tokenizer, [NAME, *(str(name) for name in names if name is not None)])
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> RwkvBatchLM:
+        """The model of a text such as pretrained=demo,seed=1. What it names wins over the harness's own options."""
+        from lm_eval.utils import simple_parse_args_string
+
+        return cls(**merged(simple_parse_args_string(arg_string), additional_config))
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> RwkvBatchLM:
+        """The model of a mapping of arguments, which win over the harness's own options."""
+        return cls(**merged(arg_dict, additional_config))
 
     @property
     def eot_token_id(self) -> int:
@@ -122,57 +151,63 @@ class RwkvBatchLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """The key of the harness's cache of rendered requests: the tokenizer, and NAME for the chat format."""
+        """The key of the harness's cache of rendered requests: the tokenizer and the chat format.
+
+        The harness reads it where a chat format is on, also when the rendered requests come from its cache.
+        """
         tokenizer = self.llm.tokenizer
         assert tokenizer is not None
-        return f"{NAME}-{tokenizer.name}-{tokenizer.fingerprint[:16]}"
+        self._note_chat()
+        return f"{NAME}-{tokenizer.name}-{tokenizer.fingerprint[:16]}-{digest(self.chat.identity())[:16]}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids of a text, without token 0, which is put before whole sequences only."""
-        return self._encode(string)
+        return self._encoder.encode(string)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Renders the conversation in RWKV's chat format; the text ends with `Assistant:`, without a space."""
-        text = render_messages(chat_history)
-        has_prompt = chat_history[-1]["role"] != "assistant"
-        return text.removesuffix(f"\n\n{ASSISTANT}") if has_prompt and not add_generation_prompt else text
+        """The prompt of a conversation in the chat format. An assistant's message at the end is continued."""
+        self._note_chat()
+        return self.chat.render(chat_history, add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The chat template that the results record. There is only one, so it cannot be chosen by name."""
-        if isinstance(chat_template, str) and chat_template:
-            raise ConfigurationError(f"--apply_chat_template: got {chat_template!r}, expected no name: there is one")
-        return CHAT_TEMPLATE if chat_template else None
+        """The chat template that the results record; a name chooses the format. None where no chat format is on."""
+        if not chat_template:
+            return None
+        self.chat.choose(chat_template if isinstance(chat_template, str) else None)
+        return self.chat.template
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(log-likelihood, is_greedy) of each (context, continuation), in the order of the requests."""
+        """(log-likelihood, is_greedy) of each (context, continuation), in the order of the requests.
+
+        After a prompt of a chat format, a continuation that begins with no white space gets the format's start of an
+        answer, and the request's arguments show it.
+        """
         encoded = []
-        for request in requests:
-            context, continuation = request.args
-            pair = self._encode_pair(context, continuation) if context else ([], self._encode(continuation))
-            encoded.append((request.args, *pair))
+        for request in _bar(requests, "encoding", disable_tqdm):
+            context, continuation = arguments = request.args
+            if isinstance(context, ChatPrompt):
+                continuation = self._answer(context, continuation)
+                request.arguments = (context, continuation)
+            encoded.append((arguments, *self._encode_pair(context, continuation)))
         return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
 
-    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Splits a text into context and continuation as the harness does, with two differences.
+    def _answer(self, prompt: ChatPrompt, continuation: str) -> str:
+        if self.chat.think == "open":
+            raise ValueError(
+                "think: got 'open' for a task that scores answers; the model would think before it answers. Use "
+                "think=none or think=fake, or tasks that generate"
+            )
+        return prompt.answered(continuation)
 
-        A continuation after `Assistant:` is given the space of RWKV's chat format. A continuation that the tokenizer
-        merges into the context's last token, so that no continuation remains, is encoded by itself.
-        """
-        if context.endswith(ASSISTANT) and continuation[:1].strip():
-            continuation = f" {continuation}"
-        context_ids, continuation_ids = super()._encode_pair(context, continuation)
-        if continuation and not continuation_ids:
-            self._count("merged_at_the_border", "a continuation merges into its context's last token")
-            continuation_ids = self._encode(continuation)
-        return context_ids, continuation_ids
+    def _encode_pair(self, context: str, continuation: str) -> Pair:
+        return self._encoder.split(context, continuation) if context else ([], self._encoder.encode(continuation))
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
         """Scores (arguments, context ids, continuation ids). Each result is put into the harness's cache at once."""
         pairs = [
-            self._crop_pair(with_bos(context, self.add_bos_token), continuation)
-            for _, context, continuation in requests
+            self._encoder.cut_pair(self._encoder.opened(context), continuation) for _, context, continuation in requests
         ]
         answers: list[Any] = [None] * len(requests)
         with tqdm(total=len(pairs), desc=f"{NAME}: loglikelihood", disable=disable_tqdm) as bar:
@@ -185,10 +220,10 @@ class RwkvBatchLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of each whole document, in the order of the requests."""
-        windows = [self._windows(self._encode(request.args[0])) for request in requests]
-        pairs = [window for document in windows for window in document]
-        owners = [document for document, its_windows in enumerate(windows) for _ in its_windows]
-        missing = [len(its_windows) for its_windows in windows]
+        documents = [self._encoder.document(request.args[0]) for request in _bar(requests, "encoding", disable_tqdm)]
+        pairs = [pair for document in documents for pair in document]
+        owners = [index for index, document in enumerate(documents) for _ in document]
+        missing = [len(document) for document in documents]
         answers = [0.0] * len(requests)
         with tqdm(total=len(pairs), desc=f"{NAME}: loglikelihood_rolling", disable=disable_tqdm) as bar:
             for index, output in score_pairs(self.llm, pairs):
@@ -201,23 +236,32 @@ class RwkvBatchLM(TemplateLM):
         return answers
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """A completion of each context, in the order of the requests, without the stop string."""
-        occurrences: Counter[str] = Counter()
-        rows = []
-        for index, request in enumerate(requests):
-            context, arguments = request.args
-            key = json.dumps([context, arguments], sort_keys=True, default=str)
-            params = self._sampling_params(arguments)
-            prompt = self._crop_prompt(with_bos(self._encode(context), self.add_bos_token), params)
-            rows.append(GenerateRow(index, random_stream(key, occurrences[key]), prompt, params))
-            occurrences[key] += 1
+        """A completion of each context, in the order of the requests, without the stop string.
+
+        A request that samples says so in its arguments afterwards (`do_sample`): the harness then never takes one
+        sample for all repeats.
+        """
         answers: list[Any] = [None] * len(requests)
-        with tqdm(total=len(rows), desc=f"{NAME}: generate_until", disable=disable_tqdm) as bar:
-            for index, output in self.llm.serve(rows):
+        to_serve = []
+        self._completions.start()
+        for index, request in enumerate(_bar(requests, "encoding", disable_tqdm)):
+            wanted = self._completions.wanted(index, request)
+            answers[index] = self._tables.sample(wanted.identity) if self._tables and wanted.is_sampled else None
+            if answers[index] is None:
+                to_serve.append(wanted)
+        by_index = {wanted.row.key: wanted for wanted in to_serve}
+        if kept := len(requests) - len(to_serve):
+            logger.info("%d samples of an earlier run are kept, %d are to be made", kept, len(to_serve))
+        with tqdm(total=len(to_serve), desc=f"{NAME}: generate_until", disable=disable_tqdm) as bar:
+            for index, output in self.llm.serve(wanted.row for wanted in to_serve):
                 if output.error is not None:
                     raise ValueError(f"request {index}: {output.error}")
-                answers[index] = postprocess_generated_text(output.outputs[0].text, None, self.think_end_token)
-                self.cache_hook.add_partial("generate_until", requests[index].args, answers[index])
+                wanted = by_index[index]
+                answers[index] = self._completions.answer(wanted, output.outputs[0].text)
+                if not wanted.is_sampled:
+                    self.cache_hook.add_partial("generate_until", requests[index].args, answers[index])
+                elif self._tables:
+                    self._tables.keep_sample(wanted.identity, answers[index])
                 bar.update()
         return answers
 
@@ -226,131 +270,51 @@ class RwkvBatchLM(TemplateLM):
         about = self.llm.describe()
         return {
             "model_sha": self.llm.summary.fingerprint,
-            "model_dtype": about["dtype"],
+            **placement_in_words(self.llm),
             "rwkv_batch_version": __version__,
-            **self._conventions(),
-            **{name: about[name] for name in ("version", "tokenizer", "quantization", "max_batch_size", "backends")},
+            "eot_token_id": END_OF_TEXT,
+            **self.conventions.describe(),
+            **self.chat.describe(),
+            "sampling_seed": self._completions.seed,
+            "batch_invariant": self.llm.summary.engine.batch_invariant,
+            **{
+                name: about[name]
+                for name in ("version", "tokenizer", "layers", "state_dtype", "max_batch_size", "backends")
+            },
             **self.counts,
         }
 
     def set_cache_hook(self, cache_hook: Any) -> None:
-        """Uses the harness's cache, with a separate table for this model's answers.
-
-        The harness's keys do not depend on the model. A table for each model, tokenizer and set of conventions in the
-        cache's file prevents that a model gets the answers of another.
-        """
+        """Uses the harness's cache, with tables of their own for this model's answers, see `AnswerTables`."""
         super().set_cache_hook(cache_hook)
         database = cache_hook.dbdict
+        self._tables = None
         if database is not None:
-            database.tablename = f"{NAME}-{self._identity()}"
-            database.conn.execute(
-                f'CREATE TABLE IF NOT EXISTS "{database.tablename}" (key TEXT PRIMARY KEY, value BLOB)'
-            )
-            database.conn.commit()
+            identity = {**model_identity(self.llm), **self.conventions.describe()}
+            self._tables = AnswerTables(database, NAME, identity)
 
-    def _conventions(self) -> dict[str, Any]:
-        return {
-            "add_bos_token": self.add_bos_token,
-            "eot_token_id": END_OF_TEXT,
-            "max_length": self.max_length,
-            "rolling": self.rolling,
-            "rolling_length": (self.max_length or ROLLING_LENGTH) if self.rolling == "window" else None,
-            "max_gen_toks": self.max_gen_toks,
-            "think_end_token": self.think_end_token,
-        }
-
-    def _identity(self) -> str:
-        """A hash of everything but the request that an answer depends on."""
-        summary = self.llm.summary
-        assert summary.tokenizer is not None
-        parts = {
-            "format": _CACHE_FORMAT,
-            "model": summary.fingerprint,
-            "tokenizer": summary.tokenizer.fingerprint,
-            "dtype": summary.placement.dtype_name,
-            "quantization": summary.placement.quantization,
-            "state_dtype": str(summary.placement.state_dtype),
-            "ln_x_eps": summary.model.ln_x_eps,
-            "seed": self.llm.seed,
-            **self._conventions(),
-        }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-
-    def _crop_pair(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
-        """Cuts a pair to `max_length` at the context's start. The last token does not count: it is only predicted."""
-        if self.max_length is None or len(context) + len(continuation) - 1 <= self.max_length:
-            return context, continuation
-        if len(continuation) > self.max_length:
-            raise ValueError(
-                f"max_length: got {self.max_length}, expected at least {len(continuation)} for a continuation"
-            )
-        self._count("truncated", f"a request is longer than max_length ({self.max_length})")
-        return context[-(self.max_length + 1 - len(continuation)) :], continuation
-
-    def _crop_prompt(self, prompt: list[int], params: SamplingParams) -> list[int]:
-        """Cuts a prompt at its start, so that prompt and completion fit into `max_length`."""
-        if self.max_length is None or len(prompt) <= (limit := max(self.max_length - params.max_tokens, 1)):
-            return prompt
-        self._count("truncated", f"a prompt and its completion may be longer than max_length ({self.max_length})")
-        return prompt[-limit:]
-
-    def _windows(self, ids: list[int]) -> list[tuple[list[int], list[int]]]:
-        """(context, continuation) pairs in which every token of a document is predicted once."""
-        if self.rolling == "full":
-            return [([END_OF_TEXT], ids)] if ids else []
-        length = self.max_length or ROLLING_LENGTH
-        windows = get_rolling_token_windows(ids, prefix_token=self.prefix_token_id, max_seq_len=length, context_len=1)
-        return [make_disjoint_window(window) for window in windows]
-
-    def _sampling_params(self, arguments: Mapping[str, Any]) -> SamplingParams:
-        kwargs = dict(normalize_gen_kwargs(dict(arguments), default_max_gen_toks=self.max_gen_toks))
-        stop = [text for text in handle_stop_sequences(kwargs.pop("until"), eos=None) if text]
-        max_tokens, do_sample = kwargs.pop("max_gen_toks"), kwargs.pop("do_sample")
-        temperature = float(kwargs.pop("temperature", 1.0))
-        known = set(SamplingParams.field_names()) - {"n", "stop", "logprobs", "prompt_logprobs"}
-        for name in sorted(kwargs.keys() - known - self._ignored):
-            self._ignored.add(name)
-            logger.warning("%s: got %r among the generation arguments, which this model ignores", name, kwargs[name])
-        chosen = {name: value for name, value in kwargs.items() if name in known and value is not None}
-        return SamplingParams(stop=stop, max_tokens=max_tokens, temperature=temperature if do_sample else 0.0, **chosen)
-
-    def _count(self, what: str, sentence: str) -> None:
-        if not self.counts[what]:
-            logger.warning("%s; the results count such requests as %s", sentence, what)
-        self.counts[what] += 1
+    def _note_chat(self) -> None:
+        """A chat format is on in this evaluation: answers are kept apart from those of the same text without it."""
+        if self._tables is not None:
+            self._tables.use_chat(self.chat.identity())
 
 
-def _load(model: str | Path, device: str | None, **options: Any) -> LLM:
-    import torch
-
-    from ..llm import LLM
-
-    known = list(signature(LLM).parameters)
-    for name in options:
-        if name not in known:
-            raise ConfigurationError(f"--model_args: unknown argument {name!r}, expected one of {', '.join(known)}")
-    if device is None or (device.startswith("cuda") and not torch.cuda.is_available()):
-        device = "auto"
-    return LLM(model, device=device, **options)
+def _bar(requests: Sequence[Any], what: str, is_disabled: bool) -> Iterator[Any]:
+    """The requests, with a bar that shows how many are encoded."""
+    return iter(tqdm(requests, desc=f"{NAME}: {what}", disable=is_disabled))
 
 
 def register() -> None:
-    """Registers the model `rwkv_batch` with the harness, which reads entry points only from version 0.4.14 on.
-
-    The harness registers its own models only while none is registered, so they are imported first.
-    """
-    import lm_eval.models  # noqa: F401
-    from lm_eval.api.registry import MODEL_REGISTRY, register_model
-
-    if NAME not in MODEL_REGISTRY:
-        register_model(NAME)(RwkvBatchLM)
+    """Registers the model `rwkv_batch` with the harness, which reads entry points only from version 0.4.14 on."""
+    if NAME not in model_registry:
+        model_registry.register(NAME)(RwkvBatchLM)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the harness's own command line, with `--model rwkv_batch` available."""
-    from lm_eval.__main__ import cli_evaluate
+    """Runs the harness's own command line, with `--model rwkv_batch`; see `lm_eval_command`."""
+    from .lm_eval_command import main as run
 
-    register()
-    sys.argv = ["rwkv-batch lm-eval", *arguments]
-    cli_evaluate()
-    return 0
+    return run(arguments)
+
+
+register()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeGuard, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, InstanceOf
+from pydantic import AfterValidator, Field, InstanceOf
 from pydantic.fields import FieldInfo
 
 from ..dtypes import DtypeName, StateDtypeName
@@ -16,8 +16,12 @@ from ..errors import one_of
 from ..models.matrices.quantization import QUANTIZATIONS, check_quantization
 from ..sampling_fields import Biases
 from ..sampling_params import SAMPLING_FIELDS, SamplingParams
+from ..text.chat import format_names
 from .input.formats import FORMATS
 from .messages import listed
+from .score_section import ScoreSection
+from .section import Count, Section
+from .section import setting as _setting
 
 JOB_SAMPLING = SamplingParams(max_tokens=256, seed=0)
 """The sampling section of a job whose file has none."""
@@ -34,6 +38,12 @@ def _known_quantization(name: str) -> str:
     return name
 
 
+def _known_chat_format(name: str) -> str:
+    if name not in format_names():
+        raise ValueError
+    return name
+
+
 def _expanded(path: str) -> str:
     """The path with the home folder in place of `~` or `~name` at its beginning. No path has a NUL character."""
     expanded = os.path.expanduser(path)
@@ -45,29 +55,13 @@ def _expanded(path: str) -> str:
 ExtraColumn = Literal["prompt", "input_row", "input_file"]
 EXTRA_COLUMNS: tuple[str, ...] = get_args(ExtraColumn)
 Path = Annotated[str, AfterValidator(_expanded)]
-Count = Annotated[int, Field(ge=1)]
 Gibibytes = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Quantization = Annotated[str, AfterValidator(_known_quantization)]
 Format = Annotated[str, AfterValidator(_known_format)]
+ChatFormatName = Annotated[str, AfterValidator(_known_chat_format)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
-
-
-def _setting(default: Any, doc: str, expected: str | None = None) -> Any:
-    """Declares a setting.
-
-    Args:
-        default: `...` where a job file must have the setting.
-        doc: its meaning, in one or two sentences.
-        expected: completes the sentence "got X, expected …"; None where the type says which names are right.
-    """
-    return Field(default, description=doc, json_schema_extra={"expected": expected} if expected else None)
-
-
-class Section(BaseModel):
-    """A section of a job file. Unknown keys and values of other types are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ModelSection(Section):
@@ -159,6 +153,18 @@ class EngineSection(Section):
         "of a row that find its allowed tokens slowly. Beyond it the row is an error row, `constraint_too_large`.",
         "a number of seconds above 0",
     )
+    memory_share: Share = _setting(
+        0.85,
+        "The share of the memory that is free when the model is inspected that weights, slots and workspace may take. "
+        "On a CPU the free memory is that within the control group's limit.",
+        "a number above 0 up to 1",
+    )
+    logprobs_mode: Literal["raw_logprobs", "processed_logprobs"] = _setting(
+        "raw_logprobs",
+        "The distribution that `cumulative_logprob` and `token_logprobs` are of. `raw_logprobs`: the model's own. "
+        "`processed_logprobs`: the one that the token is drawn from, after penalties, biases, bans, temperature and "
+        "filters. Of task score they are always the model's own.",
+    )
     batch_invariant: bool = _setting(
         True,
         "A row's results do not depend, bit for bit, on the rows beside it, so that a job that was killed or is run "
@@ -203,11 +209,23 @@ class InputSection(Section):
     )
 
 
-class ScoreSection(Section):
-    """Settings of task score."""
+class ChatSection(Section):
+    """How the conversations of a column of messages become prompts."""
 
-    add_bos_token: bool = _setting(
-        False, "Put token 0 before every context, as evaluation harnesses do for RWKV. Of task score only."
+    format: ChatFormatName = _setting(
+        "auto",
+        "The chat format. `auto` takes the chat template beside the model, else `rwkv`.",
+        one_of(format_names()),
+    )
+    think: Literal["none", "open", "fake"] = _setting(
+        "none",
+        "How a prompt ends. `none`: the model begins as it likes; `open`: with a thought; `fake`: with a thought that "
+        "is closed at once.",
+    )
+    template: str | None = _setting(
+        None,
+        "A Jinja chat template, as in Hugging Face, or a file that holds one. null takes the one beside the model.",
+        "a Jinja template, a file that holds one, or null",
     )
 
 
@@ -274,6 +292,7 @@ class JobConfig(Section):
     model: ModelSection
     engine: EngineSection = EngineSection()
     input: InputSection
+    chat: ChatSection = ChatSection()
     sampling: InstanceOf[SamplingParams] = JOB_SAMPLING
     score: ScoreSection = ScoreSection()
     output: OutputSection

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ..errors import RowError
 from ..rows import ErrorRow, GenerateRow, ScoreRow
 from .input.rows import RowKey
@@ -15,6 +17,8 @@ from .prepare import Prepared
 
 SHOWN_UNITS = 8
 SHOWN_TOKENS = 32
+SHOWN_LENGTH = 10_000
+"""Characters, or token ids, of a prompt."""
 
 
 @dataclass
@@ -32,7 +36,7 @@ class FirstRows:
 
     Attributes:
         row: the first row that can be served, if there is one.
-        token_ids: of that row's prompt or context.
+        token_ids: of that row's prompt; of task score what is read before a continuation, token 0 and prefix included.
         errors: by error code, in the order of the rows.
     """
 
@@ -71,8 +75,16 @@ def read_first_rows(prepared: Prepared) -> FirstRows:
 
 
 def _token_ids(prepared: Prepared, row: GenerateRow | ScoreRow) -> list[int]:
-    prompt = row.context if isinstance(row, ScoreRow) else row.prompt
-    return list(prepared.model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+    def encoded(prompt: Any) -> list[int]:
+        return list(prepared.model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+
+    if not isinstance(row, ScoreRow):
+        return encoded(row.prompt) or [0]
+    from ..score_requests import scored_context
+
+    prefix = None if row.prefix is None else np.array(encoded(row.prefix), np.int32)
+    found: list[int] = scored_context(row, np.array(encoded(row.context), np.int32), prefix).tolist()
+    return found
 
 
 def describe(prepared: Prepared, shard: Shard, first: FirstRows) -> Iterator[str]:
@@ -81,7 +93,12 @@ def describe(prepared: Prepared, shard: Shard, first: FirstRows) -> Iterator[str
     yield f"task      {job.task}"
     yield f"input     {_counted(len(source.files), 'file')}, {_counted(source.num_rows, 'row')}"
     yield from (f"          {field.name}: {field.type}" for field in source.schema)
-    yield f"prompts   from {'input.template' if columns.template else ', '.join(columns.roles.values())}"
+    made = ["input.template"] * (columns.template is not None) + [*columns.roles.values()]
+    yield f"prompts   from {', '.join(made)}"
+    if columns.scored is not None and columns.answer is not None:
+        yield f"answers   from {columns.answer}, as {columns.scored.answer_kind}"
+    if prepared.chat is not None:
+        yield from prepared.chat.lines()
     if columns.overriding:
         yield f"          sampled as the columns {', '.join(columns.overriding)} say, where they are not null"
     yield f"output    {prepared.folders.output}: {_counted(plan.num_rows, 'row')} in {_counted(plan.num_units, 'part')}"
@@ -122,12 +139,22 @@ def _first_rows(first: FirstRows) -> Iterator[str]:
     prompt = first.row.context if isinstance(first.row, ScoreRow) else first.row.prompt
     yield f"row {first.row.row}     {_shown(prompt)}"
     ids = first.token_ids
-    if isinstance(prompt, str):
+    if isinstance(prompt, str) or ids != list(prompt):
         yield f"          {_counted(len(ids), 'token')}: {ids[:SHOWN_TOKENS]}{' …' * (len(ids) > SHOWN_TOKENS)}"
-    continuations = first.row.continuations if isinstance(first.row, ScoreRow) else ()
-    yield from (f"          continuation {_shown(item)}" for item in continuations)
+    if isinstance(first.row, ScoreRow):
+        yield from _continuations(first.row)
+
+
+def _continuations(row: ScoreRow) -> Iterator[str]:
+    """Yields what is scored in a row, and which choice is the right one."""
+    for index, item in enumerate(row.continuations):
+        yield f"          continuation {_shown(item)}{' (the right one)' * (index == row.answer)}"
+    if row.chunk_tokens is not None:
+        yield f"          in chunks of {row.chunk_tokens:,} tokens"
 
 
 def _shown(prompt: Any) -> str:
-    """A prompt as a Python literal: text, or a list of token ids."""
-    return repr(prompt if isinstance(prompt, str) else list(map(int, prompt)))
+    """A prompt as a Python literal: text, or a list of token ids; the beginning of a very long one."""
+    beginning = prompt[:SHOWN_LENGTH]
+    text = repr(beginning if isinstance(beginning, str) else list(map(int, beginning)))
+    return text if len(beginning) == len(prompt) else f"{text} … ({len(prompt):,} in all)"

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from ..rows import ErrorRow, Finished
 from ..settings import EngineSettings, ModelSettings
+from .chat import OLDER
 from .config import JobConfig
 from .dry_run import describe, read_first_rows
 from .load import load_job
@@ -182,6 +183,8 @@ def _announce(prepared: Prepared, is_trial: bool) -> None:
         logger.info("%s: %s", TRIAL, prepared.folders.output)
     if overriding := prepared.columns.overriding:
         logger.info("sampled as the columns %s say, where they are not null", ", ".join(overriding))
+    if prepared.chat is not None:
+        logger.info("%s", OLDER if prepared.chat.is_older else "; ".join(map(str.strip, prepared.chat.lines())))
 
 
 class _Run:
@@ -196,7 +199,8 @@ class _Run:
         self._log = log
         self._stopped_at = ""
         self._files = JobFiles(storage, self._folders.output, self._folders.state, prepared.plan, prepared.form)
-        log("start", config=_plain_settings(prepared.job), machine=machine())
+        chat = None if prepared.chat is None else prepared.chat.describe()
+        log("start", config=_plain_settings(prepared.job), chat=chat, machine=machine())
 
     def make(self, part_check: PartCheck) -> Outcome:
         """Makes the parts that are missing. However it ends, job.json is there afterwards."""
@@ -281,7 +285,7 @@ class _Run:
         writer.counts.resume(total - sum(unit.num_rows for unit in missing))
         metrics_path = self._folders.file(self._shard.file_name("metrics", "prom"))
         write_metrics = partial(self._storage.atomic_write, metrics_path)
-        return Progress(total, writer.counts, llm.stats, self._log, write_metrics, self._shard)
+        return Progress(total, writer.counts, llm.stats, self._log, write_metrics, self._shard, self._prepared.job.task)
 
     def _success(self, parts: Sequence[Part]) -> bytes:
         """The content of _SUCCESS.json: a function of the parts, so that two processes that end together agree."""

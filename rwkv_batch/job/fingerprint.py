@@ -10,9 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from .config import JOB_SAMPLING, JobConfig, Section
+from .config import JOB_SAMPLING, JobConfig
 from .input.columns import Columns
 from .messages import shortened
+from .section import Section
 
 FORMAT = 1
 """A number that grows when the meaning of segments, parts or random streams changes."""
@@ -26,6 +27,8 @@ HARMLESS = frozenset(
         "engine.prefix_sharing",
         "engine.prefix_host_gib",
         "engine.constraint_timeout",
+        "engine.memory_share",
+        "score.group_by",
         "output.flush_seconds",
         "run.state_dir",
         "run.on_row_error",
@@ -62,13 +65,19 @@ FORMER_DEFAULTS: Mapping[str, Any] = {}
 
 
 def result_settings(
-    job: JobConfig, columns: Columns, passed: pa.Schema, results: pa.Schema, model: Mapping[str, Any]
+    job: JobConfig,
+    columns: Columns,
+    passed: pa.Schema,
+    results: pa.Schema,
+    model: Mapping[str, Any],
+    chat: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns everything that changes a row's results, by dotted name: all settings that are not listed above.
 
     Args:
         passed: the columns of parts that repeat the input's. Their types follow from the input.
         results: the other columns of parts.
+        chat: in place of the section, what conversations are rendered with, by dotted name; None where there are none.
         model: "fingerprint" of the weights and initial state, "tokenizer" fingerprint or None, and the "dtype" in use.
     """
     unused = "score." if job.task == "generate" else "sampling."
@@ -85,6 +94,13 @@ def result_settings(
         settings["input.columns.sampling"] = columns.sampling_struct
     else:
         settings["input.columns.answer"] = columns.answer
+        if columns.scored is not None:
+            kind = columns.scored.answer_kind
+            settings[columns.scored.template_setting] = columns.scored.template
+            settings["score.answer"] = "auto" if kind in (None, "index") else kind
+    if chat is not None:
+        settings = {name: value for name, value in settings.items() if not name.startswith("chat.")} | {**chat}
+        settings |= {f"input.columns.{role}": name for role, name in columns.chat.items() if chat}
     compared = {name: value for name, value in settings.items() if name not in HARMLESS | RESOLVED}
     return {name: _canonical(value) for name, value in {**compared, PASSED: passed.names}.items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,19 @@ from pydantic.fields import FieldInfo
 from ..errors import ConfigurationError
 from ..sampling_fields import SURROGATE
 from ..sampling_params import SAMPLING_FIELDS
-from .config import JOB_SAMPLING, JobConfig, ScoreSection, expected_of, is_section, sampling_value, sampling_with
-from .messages import listed, shown, unknown_key
+from ..text.chat import ChatSettings
+from .config import (
+    JOB_SAMPLING,
+    ChatSection,
+    JobConfig,
+    expected_of,
+    is_section,
+    sampling_value,
+    sampling_with,
+)
+from .input.roles import WRITES_LOGPROBS
+from .messages import did_you_mean, listed, shown, unknown_key
+from .score_section import ScoreSection
 from .yaml_file import file_label, parse_yaml, read_yaml
 
 
@@ -154,16 +166,22 @@ def _check_sampling(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _check_together(job: JobConfig) -> Iterator[tuple[str, str]]:
     """Yields (where, what) for each setting that contradicts another one."""
+    if job.chat.template is not None and job.input.template is not None:
+        yield "chat.template", "got a template beside input.template, expected one of them: each makes the prompts"
+    try:
+        ChatSettings(**job.chat.model_dump())
+    except ConfigurationError as error:
+        yield str(error.setting), str(error.args[0])
     for name, declared in SAMPLING_FIELDS.items():
-        value = getattr(job.sampling, name)
-        if value is not None and not declared.in_jobs:
-            yield f"sampling.{name}", f"got {value}, expected null: output.logprobs is what writes log-probabilities"
+        value, default = getattr(job.sampling, name), getattr(JOB_SAMPLING, name)
+        if value != default and not declared.in_jobs:
+            expected = "true: a job writes texts" if default else f"null: {WRITES_LOGPROBS}"
+            yield f"sampling.{name}", f"got {shown(value)}, expected {expected}"
     if job.task == "score":
-        if job.input.template is not None:
-            yield (
-                "input.template",
-                "got a template, expected null: task score reads context and continuations from columns",
-            )
+        if job.score.choice_template is not None and job.score.continuation_template is not None:
+            yield "score.continuation_template", "got a template beside score.choice_template, expected one of them"
+        if job.chat != ChatSection():
+            yield "chat", "got settings, expected none: task score reads no conversations"
     elif job.score != ScoreSection():
         yield "score", "got settings, expected none: the task is generate"
 
@@ -183,7 +201,14 @@ def _explain(error: ValidationError, settings: dict[str, Any]) -> Iterator[tuple
         elif problem["type"] == "missing":
             yield where, f"missing, expected {expected_of(field)}"
         else:
-            yield where, f"got {shown(_value(settings, keys))}, expected {expected_of(field)}"
+            value, expected = _value(settings, keys), expected_of(field)
+            yield where, f"got {shown(value)}, expected {expected}{_guess(value, expected)}"
+
+
+def _guess(value: Any, expected: str) -> str:
+    """What may have been meant, where `expected` lists names: "auto, rwkv or bot"."""
+    names = re.split(", | or ", expected)
+    return did_you_mean(value, names) if isinstance(value, str) and all(" " not in name for name in names) else ""
 
 
 def _locate(location: tuple[int | str, ...]) -> tuple[list[str], FieldInfo | None, list[str]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from typing import Any
+
+from ..errors import did_you_mean as did_you_mean
 
 MAX_SHOWN = 80
 LISTED_NAMES = 30
@@ -34,12 +35,6 @@ def listed(names: Iterable[str]) -> str:
     known = list(names)
     shown = ", ".join(known[:LISTED_NAMES])
     return shown if len(known) <= LISTED_NAMES else f"{shown} and {len(known) - LISTED_NAMES} more"
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns " (did you mean 'x'?)" with the known name that is most like `name`; "" where none is like it."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def unknown_key(name: str, known: Iterable[str], meant: str | None = None) -> str:

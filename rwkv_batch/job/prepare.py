@@ -11,22 +11,25 @@ from typing import Any
 import pyarrow as pa
 
 from .. import __version__
-from ..errors import ConfigurationError, MissingExtraError, RowError, RwkvBatchError
+from ..errors import ConfigurationError, MissingExtraError, ResumeError, RowError, RwkvBatchError
 from ..sampling_params import CONSTRAINTS
 from ..settings import EngineSettings, ModelSettings
+from .chat import JobChat, is_older_job, open_job_chat
 from .config import EngineSection, JobConfig, ModelSection
 from .fingerprint import fingerprint, result_settings
 from .input.columns import Columns, bind_columns, expected_kinds
 from .input.reader import Input, open_input
 from .input.rows import RowParser
+from .input.score_columns import without_late_answers
 from .messages import shortened
 from .output.extra import TYPES as EXTRA_TYPES
 from .output.extra import InputWithExtra
 from .output.part_check import PartCheck
 from .output.parts import OutputFormat, RowSource
-from .output.results import output_names, result_schema
+from .output.results import output_names, result_schema, without_later
+from .output.storage import LocalStorage
 from .plan import UnitPlan
-from .state import Folders, check_folders
+from .state import Folders, check_folders, read_job
 
 SETTINGS = {
     name: f"{section}.{name}"
@@ -53,6 +56,7 @@ class Prepared:
         folders: the output folder and the state folder.
         document: the content of job.json: settings, plan, input manifest, fingerprint.
         model: `ModelSummary` of the model that will serve the job.
+        chat: how conversations become prompts; None where no prompt is one.
     """
 
     job: JobConfig
@@ -64,6 +68,7 @@ class Prepared:
     folders: Folders
     document: dict[str, Any]
     model: Any
+    chat: JobChat | None = None
 
     def started_as(self, document: dict[str, Any]) -> Prepared:
         """Returns the same job with the fingerprint that its job.json records.
@@ -128,25 +133,43 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
         ConfigurationError, CheckpointError, CapacityError, MissingExtraError: something is wrong; nothing has been
             written.
     """
-    source = open_input(job.input.path, job.input.format, expected_kinds(job))
+    folders = Folders.of(job)
+    is_older = is_older_job(LocalStorage(folders.file("tmp")), folders)
+    source = open_input(job.input.path, job.input.format, expected_kinds(job, is_older))
+    is_earlier = _is_of_an_earlier_version(job, folders)
+    if is_earlier:
+        job = without_late_answers(job, source.schema)
     columns = bind_columns(job, source)
     results = result_schema(job, columns)
+    results = without_later(results) if is_earlier else results
     names = output_names(job, columns, results)
     extra = [pa.field(names[name], EXTRA_TYPES[name]) for name in names if name in EXTRA_TYPES]
     passed = pa.schema([*(source.schema.field(name) for name in columns.passed), *extra])
-    folders = Folders.of(job)
     check_folders(job, folders, source.files)
     _check_pin(job)
     with named_as_in_jobs():
         model = inspect_model(model_settings(job), engine_settings(job))
     if job.task == "generate":
         _check_sampling(job, columns, source.schema, model)
-    parser = RowParser(job, columns)
+    chat = open_job_chat(job, "messages" in columns.roles, model.file.checkpoint.path, is_older)
+    parser = RowParser(job, replace(columns, answer=None) if is_earlier else columns, chat)
     plan = UnitPlan(min(source.num_rows, job.input.limit or source.num_rows), job.output.rows_per_part)
     form = OutputFormat(results, passed, {}, {own: name for own, name in names.items() if own != name})
-    document = _job_document(job, columns, form, source, plan, folders, model)
+    document = _job_document(job, columns, form, source, plan, folders, model, chat)
     footer = {"version": __version__, "fingerprint": document["fingerprint"], "seed": str(job.sampling.seed)}
-    return Prepared(job, source, columns, parser, plan, replace(form, footer=footer), folders, document, model)
+    return Prepared(job, source, columns, parser, plan, replace(form, footer=footer), folders, document, model, chat)
+
+
+def _is_of_an_earlier_version(job: JobConfig, folders: Folders) -> bool:
+    """Whether the job was started before score jobs had answers in their rows. Its rows and columns stay as they were.
+
+    A state folder that cannot be read is left to later checks.
+    """
+    try:
+        started = read_job(LocalStorage(folders.file("tmp")), folders.state)
+    except (OSError, ValueError, ResumeError):
+        return False
+    return started is not None and started["settings"]["task"] == "score" and "score.answer" not in started["settings"]
 
 
 def _job_document(
@@ -157,6 +180,7 @@ def _job_document(
     plan: UnitPlan,
     folders: Folders,
     model: Any,
+    chat: JobChat | None,
 ) -> dict[str, Any]:
     """The content of job.json: version, settings with their fingerprint, plan, input manifest and backends."""
     identity = {
@@ -164,7 +188,9 @@ def _job_document(
         "tokenizer": None if model.tokenizer is None else model.tokenizer.fingerprint,
         "dtype": model.describe().get("dtype", job.model.dtype),
     }
-    settings = result_settings(job, columns, form.passed, form.named_results(), identity)
+    settings = result_settings(
+        job, columns, form.passed, form.named_results(), identity, None if chat is None else chat.recorded()
+    )
     return {
         "version": __version__,
         "fingerprint": fingerprint(settings),

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
-    from torch import Tensor
 
     from .mask_batch import MaskBatch
 
 Bits = NDArray[np.uint8]
 """[V], 1 where a token is allowed."""
+Words = NDArray[np.int32]
+"""[W] or [n, W], W = ceil(V / 32): bit i % 32 of word i // 32 is set where token i is allowed."""
 
 LIMITS: dict[str, Any] = {
     "max_items_in_row": 10_000,
@@ -37,9 +38,16 @@ _WRONG_TOKEN = re.compile("doesn't satisfy the grammar|parser stopped|no extensi
 
 
 class Work:
-    """Whether a step of a row's texts has taken more work than `LIMITS`. The samples of a row share it."""
+    """What ends all texts of a row. The samples of a row share it.
 
-    is_exceeded = False
+    Attributes:
+        is_exceeded: a step of a text has taken more work than `LIMITS`.
+        is_stuck: no token can follow a text that is not complete.
+    """
+
+    def __init__(self) -> None:
+        self.is_exceeded = False
+        self.is_stuck = False
 
 
 class SequenceConstraint:
@@ -47,14 +55,16 @@ class SequenceConstraint:
 
     Args:
         matcher: the state of the text.
+        permitted: [W] int32, one row of a mask: the tokens that the request does not ban; None: it bans none.
     """
 
-    __slots__ = ("is_finished", "matcher", "vocabulary", "work")
+    __slots__ = ("is_finished", "matcher", "permitted", "vocabulary", "work")
 
-    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary, work: Work) -> None:
+    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary, work: Work, permitted: Words | None = None) -> None:
         self.matcher = matcher
         self.vocabulary = vocabulary
         self.work = work
+        self.permitted = permitted
         self.is_finished = False
         """`accept` was given the end of text, or a token that was not allowed. No token but end of text may follow."""
 
@@ -62,19 +72,6 @@ class SequenceConstraint:
     def batch(self) -> MaskBatch:
         """Serves this constraint together with the others of its vocabulary."""
         return self.vocabulary.batch
-
-    def allowed(self, mask: Tensor) -> None:
-        """Write which tokens may come next. Where no token can, end of text is allowed, so that one always is.
-
-        Args:
-            mask: [V] bool, overwritten: True = allowed.
-        """
-        import torch
-
-        bits = self.next_tokens()
-        if not bits.any():
-            bits[self.vocabulary.eos_token_id] = 1
-        mask.copy_(torch.from_numpy(bits.view(np.bool_)))
 
     def accept(self, token_id: int) -> None:
         """Append a sampled token to the text."""
@@ -96,7 +93,16 @@ class SequenceConstraint:
         if self.matcher.is_error():
             self.work.is_exceeded = True
             return np.zeros(size, np.uint8)
-        return np.unpackbits(mask, count=size, bitorder="little")
+        bits = np.unpackbits(mask, count=size, bitorder="little")
+        if self.permitted is not None:
+            bits &= np.unpackbits(self.permitted.view(np.uint8), count=size, bitorder="little")
+        return bits
+
+
+def packed(bits: Bits) -> Words:
+    """Flags [V] as one row of a mask, [W] int32: token i in bit i % 32 of word i // 32."""
+    found = np.packbits(bits, bitorder="little")
+    return np.pad(found, (0, -len(found) % 4)).view("<i4").astype(np.int32, copy=False)
 
 
 @dataclass(frozen=True)
@@ -110,9 +116,9 @@ class CompiledConstraint:
     matcher: LLMatcher
     vocabulary: Vocabulary
 
-    def begin(self, work: Work) -> SequenceConstraint:
+    def begin(self, work: Work, permitted: Words | None = None) -> SequenceConstraint:
         """The constraint of a text that is still empty."""
-        return SequenceConstraint(self.matcher.deep_copy(), self.vocabulary, work)
+        return SequenceConstraint(self.matcher.deep_copy(), self.vocabulary, work, permitted)
 
 
 @dataclass(frozen=True)

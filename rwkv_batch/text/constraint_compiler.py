@@ -10,9 +10,10 @@ from concurrent.futures import Future
 from functools import cached_property, partial
 from typing import Any
 
+from ..engine.permitted import NOTHING
 from ..errors import MissingExtraError, RowError
 from ..process_pool import CallFailed, ProcessPool
-from .constraint import CompiledConstraint, SequenceConstraint, Vocabulary, Work
+from .constraint import Bits, CompiledConstraint, SequenceConstraint, Vocabulary, Work, packed
 from .constraint_grammar import TOO_DEEP, answer_compilations
 
 TEXT_CHARACTERS = 1 << 20
@@ -34,15 +35,18 @@ class RowConstraint:
     Args:
         field: the sampling field: "json_schema", "regex" or "grammar".
         compiled: the future of the compiled constraint; its exception is a RowError.
+        permitted: the tokens that the row's `allowed_token_ids` and `bad_token_ids` permit; None: they ban none.
     """
 
-    def __init__(self, field: str, compiled: Future[CompiledConstraint]) -> None:
+    def __init__(self, field: str, compiled: Future[CompiledConstraint], permitted: Bits | None = None) -> None:
         self.compiled = compiled
         self._field = field
         self._work = Work()
+        self._permitted = None if permitted is None else packed(permitted)
+        self._is_checked = permitted is None
 
     def __call__(self) -> SequenceConstraint:
-        return self.compiled.result().begin(self._work)
+        return self.compiled.result().begin(self._work, self._permitted)
 
     def error(self) -> RowError | None:
         """Why the row cannot be served, as far as that is known."""
@@ -50,7 +54,20 @@ class RowConstraint:
             return error if isinstance(error, RowError) else _too_large(self._field, str(error))
         if self._work.is_exceeded:
             return _too_large(self._field, "finding the allowed tokens of a step takes too much work; simplify it")
+        if nothing := self._nothing():
+            return RowError("bad_sampling", f"{self._field}: {NOTHING}: {nothing}")
         return None
+
+    def _nothing(self) -> str | None:
+        """Why no token could be sampled; None as long as one could."""
+        if not self._is_checked and self.compiled.done():
+            self._is_checked = True
+            if not self().next_tokens().any():
+                return "every token that the text may begin with is banned"
+        if not self._work.is_stuck:
+            return None
+        why = "no token of the vocabulary can follow" if self._permitted is None else "every possible token is banned"
+        return f"in a text that is not complete, {why}"
 
 
 class ConstraintCompiler:
@@ -100,6 +117,8 @@ class ConstraintCompiler:
         json_schema: str | Mapping[str, Any] | None = None,
         regex: str | None = None,
         grammar: str | None = None,
+        *,
+        permitted: Bits | None = None,
     ) -> RowConstraint:
         """Starts to compile the constraint of a row, unless it is known. Give exactly one argument.
 
@@ -109,6 +128,7 @@ class ConstraintCompiler:
                 schema asks for such properties.
             regex: the whole text matches; `\\d`, `\\w` and `\\s` are ASCII.
             grammar: EBNF as in GBNF; the text derives from the rule `root`.
+            permitted: the tokens that the row permits beside the constraint; None: all.
 
         Returns:
             The constraint. Its future raises RowError: code "bad_sampling" for an argument that is malformed, cannot be
@@ -133,7 +153,7 @@ class ConstraintCompiler:
                 self._remember(key, compiled, 0)
             else:
                 self._known.move_to_end(key)
-        return RowConstraint(field, compiled)
+        return RowConstraint(field, compiled, permitted)
 
     @cached_property
     def _has_extra(self) -> bool:

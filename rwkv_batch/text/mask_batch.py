@@ -9,28 +9,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..threads import usable_cores
+
 if TYPE_CHECKING:
     from llguidance import LLExecutor
 
     from .constraint import SequenceConstraint, Vocabulary
 
 
+MOST_THREADS = 8
+
+
 class MaskBatch:
     """Serves the constraints of one vocabulary in one call. The calls release Python's lock."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._eos_token_id = vocabulary.eos_token_id
+        word, bit = divmod(vocabulary.eos_token_id, 32)
+        self._end = word, np.array(1 << bit, np.uint32).view(np.int32)
 
     @cached_property
     def _executor(self) -> LLExecutor:
         from llguidance import LLExecutor
 
-        return LLExecutor()
+        return LLExecutor(min(usable_cores(), MOST_THREADS))
 
     def accept(self, constraints: Sequence[SequenceConstraint], token_ids: Sequence[int]) -> None:
         """Advances each constraint by the token that its sequence has sampled."""
         given: list[Any] = [
-            (constraint, int(token_id))
+            (constraint, token_id)
             for constraint, token_id in zip(constraints, token_ids, strict=True)
             if not constraint.is_finished
         ]
@@ -41,18 +47,27 @@ class MaskBatch:
     def fill(self, constraints: Sequence[SequenceConstraint], masks: NDArray[np.int32]) -> None:
         """Writes the masks of the tokens that may come next. Where no token can, end of text is allowed.
 
+        A complete text ends so, even where its request bans the end of text.
+
         Args:
             constraints: n constraints.
             masks: [n, ceil(V / 32)] int32, contiguous, overwritten: bit i % 32 of word i // 32 is set where token i may
                 come next.
         """
-        is_open = [not constraint.is_finished for constraint in constraints]
-        matchers = [(constraint.matcher, row) for row, constraint in enumerate(constraints) if is_open[row]]
+        is_open = np.array([not (each.is_finished or each.work.is_exceeded) for each in constraints])
+        matchers = [(constraints[row].matcher, row) for row in np.flatnonzero(is_open).tolist()]
         if matchers:
             self._executor.unsafe_compute_mask_ptr(matchers, masks.ctypes.data, masks.strides[0], len(masks))
-        for row, constraint in enumerate(constraints):
-            if is_open[row] and constraint.matcher.is_error():
-                constraint.work.is_exceeded, is_open[row] = True, False
-        masks[~np.array(is_open, bool)] = 0
-        word, bit = divmod(self._eos_token_id, 32)
-        masks[~masks.any(axis=1), word] = np.array(1 << bit, np.uint32).view(np.int32)
+        for matcher, row in matchers:
+            if matcher.is_error():
+                constraints[row].work.is_exceeded, is_open[row] = True, False
+        masks[~is_open] = 0
+        word, bit = self._end
+        is_complete = (masks[:, word] & bit).astype(bool)
+        for mask, constraint in zip(masks, constraints, strict=True):
+            if constraint.permitted is not None:
+                mask &= constraint.permitted
+        is_empty = ~masks.any(axis=1)
+        for row in np.flatnonzero(is_empty & is_open & ~is_complete).tolist():
+            constraints[row].work.is_stuck = True
+        masks[is_empty, word] = bit

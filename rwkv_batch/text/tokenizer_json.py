@@ -20,8 +20,9 @@ from .tokenizer import GreedyTokenizer, Tokenizer
 from .vocabulary import WORLD_VOCABULARY, read_vocabulary
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
-_LONGEST_WORD = 10_000
-"""Characters of the longest word that a WordPiece model may take at once: its time grows faster than the word."""
+_LONGEST_WORD = 200
+"""Characters of the longest word that a WordPiece model may take at once. The package's time grows faster than the
+square of a word's length."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,11 @@ def open_tokenizer_json(path: Path, parse_special_tokens: bool = False) -> Token
     model = description.get("model") if isinstance(description, dict) else None
     if not isinstance(model, dict):
         raise ConfigurationError(f"{path}: not a tokenizer.json: it describes no model")
-    if model.get("type") == "RwkvTrie":  # a type of the fork of `tokenizers` by rwkv-rs, which has one vocabulary
-        specials = {"<|endoftext|>": 0} if parse_special_tokens else {}
-        return GreedyTokenizer(read_vocabulary(WORLD_VOCABULARY), "world", specials)
+    if model.get("type") == "RwkvTrie":
+        try:
+            return _trie_tokenizer(path, description, parse_special_tokens)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ConfigurationError(f"{path}: not a tokenizer.json: {error!r}"[:300]) from error
     if model.get("dropout"):
         logger.warning("%s: the dropout of its BPE model is left out: a text has one result", path)
         model["dropout"] = None
@@ -64,7 +67,7 @@ def open_tokenizer_json(path: Path, parse_special_tokens: bool = False) -> Token
     if model.get("max_input_chars_per_word", 0) > _LONGEST_WORD:
         raise ConfigurationError(
             f"{path}: a WordPiece model that takes words of up to {model['max_input_chars_per_word']} characters, in a "
-            f"time that grows with the square of their length; expected at most {_LONGEST_WORD}. Name another tokenizer"
+            f"time that grows faster than their square; expected at most {_LONGEST_WORD}. Name another tokenizer"
         )
     return tokenizer
 
@@ -109,10 +112,8 @@ class JsonTokenizer(Tokenizer):
 
     @property
     def is_world(self) -> bool:
-        """Whether the ids with bytes, and the bytes, are those of RWKV's World vocabulary. Id 0 ends a text."""
-        if not 65529 <= len(self._tokens) <= 65530:
-            return False
-        return {i: token for i, token in self._tokens.items() if i} == read_vocabulary(WORLD_VOCABULARY)
+        """Whether the vocabulary is RWKV's World."""
+        return _is_world(self._tokens)
 
     def as_greedy(self, special_tokens: Mapping[str, int]) -> GreedyTokenizer:
         """The tokenizer that takes the longest of these tokens at each byte."""
@@ -162,14 +163,63 @@ def _errors_of_the_package() -> Iterator[None]:
         raise _PackageError(str(error)[:300]) from error
 
 
+def _is_world(tokens: Mapping[int, bytes]) -> bool:
+    """Whether the ids with bytes, and the bytes, are those of RWKV's World vocabulary. Id 0 ends a text."""
+    if not 65529 <= len(tokens) <= 65530:
+        return False
+    return {i: token for i, token in tokens.items() if i} == read_vocabulary(WORLD_VOCABULARY)
+
+
+def _trie_tokenizer(path: Path, description: dict[str, Any], parse_special_tokens: bool) -> GreedyTokenizer:
+    """The tokenizer of the model type `RwkvTrie`, which a fork of the package `tokenizers` by rwkv-rs has.
+
+    It takes the longest token at each byte of the whole text. Id 0 ends a text, and has no bytes.
+
+    Raises:
+        ConfigurationError: the file lists no vocabulary, or asks for more than the longest token.
+    """
+    vocabulary = description["model"].get("vocab")
+    if not isinstance(vocabulary, dict) or not all(type(i) is int and 0 <= i < 2**31 for i in vocabulary.values()):
+        raise ConfigurationError(
+            f"{path}: a model of type RwkvTrie without a vocabulary: expected a mapping from tokens to ids; if it is "
+            "that of RWKV's World models, name the tokenizer: world"
+        )
+    if not _takes_whole_texts(description, may_lack_step=True):
+        raise ConfigurationError(
+            f"{path}: a model of type RwkvTrie with a normalizer, a pre-tokenizer or added tokens that are not "
+            "special; expected none of these. Name another tokenizer"
+        )
+    special_tokens = {token["content"]: token["id"] for token in description.get("added_tokens") or []}
+    alphabet, no_bytes = _byte_level_alphabet(), {0, *special_tokens.values()}
+    spelled = {i: _byte_level_bytes(token, alphabet) for token, i in vocabulary.items() if i not in no_bytes}
+    tokens = {i: token for i, token in spelled.items() if token}
+    if not tokens:
+        raise ConfigurationError(f"{path}: the vocabulary is empty; fetch the file again")
+    specials = {"<|endoftext|>": 0, **special_tokens} if parse_special_tokens else {}
+    if _is_world(tokens):
+        return GreedyTokenizer(read_vocabulary(WORLD_VOCABULARY), "world", specials)
+    return GreedyTokenizer(tokens, path.name, specials, max(no_bytes.union(vocabulary.values())))
+
+
 def _is_greedy_over_bytes(description: dict[str, Any]) -> bool:
     """Tells whether a WordPiece model takes the longest token at each byte of the whole text."""
+    return description["model"].get("continuing_subword_prefix") == "" and _takes_whole_texts(description)
+
+
+def _takes_whole_texts(description: dict[str, Any], may_lack_step: bool = False) -> bool:
+    """Tells whether the model gets a text as it is, all of it, as bytes.
+
+    Args:
+        may_lack_step: the model takes bytes by itself, so that no step has to spell them.
+    """
     steps = description.get("pre_tokenizer") or {}
     (step, *others) = steps.get("pretokenizers") or [steps]
     return (
-        description["model"].get("continuing_subword_prefix") == ""
-        and not description.get("normalizer")
-        and (step.get("type"), step.get("use_regex"), step.get("add_prefix_space")) == ("ByteLevel", False, False)
+        not description.get("normalizer")
+        and (
+            (may_lack_step and not step)
+            or (step.get("type"), step.get("use_regex"), step.get("add_prefix_space")) == ("ByteLevel", False, False)
+        )
         and not others
         and all(token.get("special") for token in description.get("added_tokens") or [])
     )

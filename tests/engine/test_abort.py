@@ -1,7 +1,10 @@
 """Aborted requests: their slots are free at the next step, and the results of all other requests are unchanged."""
 
 import pytest
-from fakes.model import check_bookkeeping, make_engine, outcome, run
+import torch
+from fakes.model import PARAMS, HashModel, check_bookkeeping, make_engine, outcome, run
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.source import Pulled
@@ -12,13 +15,17 @@ SHORT = SamplingParams(max_tokens=4, ignore_eos=True)
 BOTH_WAYS = pytest.mark.parametrize("run_ahead", [False, True])
 
 
-def serve(engine, requests, aborts):
-    """Serves requests and returns key → completion. `aborts` maps the number of a step to keys to abort after it."""
+def serve(engine, requests, aborts, per_sample=False):
+    """Serves requests and returns key → completion. `aborts` maps the number of a step to keys to abort after it.
+
+    With `per_sample` the result's keys are (key, sample).
+    """
     found = {}
     for number, finished in enumerate(engine.run(Pulled(requests))):
         for completion in finished:
-            assert completion.key not in found
-            found[completion.key] = completion
+            key = (completion.key, completion.request.sample) if per_sample else completion.key
+            assert key not in found
+            found[key] = completion
         for key in aborts.get(number, ()):
             engine.abort(key)
         check_bookkeeping(engine)
@@ -94,3 +101,140 @@ def test_a_trie_deeper_than_the_recursion_limit_can_be_aborted():
             for i in range(3, 1200):
                 engine.abort(i)
     assert [found[i] for i in range(1200)] == ["length"] * 3 + ["abort"] * 1197
+
+
+@BOTH_WAYS
+def test_a_prefix_that_is_being_computed_ends_with_its_last_request(run_ahead):
+    """The prompt of 4,000 tokens is read in chunks, as a prefix of the row's three samples."""
+    samples = [Request("samples", [1] * 4000, SHORT, row=0, sample=sample) for sample in range(3)]
+    after = Request("after", [2] * 9, SHORT, row=1)
+    engine = make_engine(max_batch_size=1, max_batch_tokens=32, run_ahead=run_ahead)
+    found = serve(engine, [*samples, after], {3: ["samples"]}, per_sample=True)
+    assert engine.stats.steps < 12
+    assert {found["samples", i].finish_reason for i in range(3)} == {"abort"}
+    assert outcome(found["after", 0]) == outcome(run([after])["after"])
+
+
+class Failing(HashModel):
+    """A model that runs out of memory once, in step number `at`."""
+
+    def __init__(self, at):
+        self.at, self.steps = at, 0
+
+    def forward(self, token_ids, rows, layers):
+        self.steps += 1
+        if self.steps == self.at:
+            raise torch.OutOfMemoryError("once")
+        return super().forward(token_ids, rows, layers)
+
+
+@BOTH_WAYS
+def test_a_prefix_that_restarts_does_not_serve_its_aborted_request_again(run_ahead):
+    """The prompt of "header" is the prefix of three others. It is aborted in step 1, and step 3 runs out of memory."""
+    header, only_scored = [1] * 40, SamplingParams(max_tokens=0)
+    below = [Request(i, [*header, i], SHORT, row=i) for i in range(3)]
+    requests = [Request("header", header, only_scored, row=9, next_token_ids=(3, 7)), *below]
+    found = serve(make_engine(Failing(3), max_batch_tokens=8, run_ahead=run_ahead), requests, {1: ["header"]})
+    assert found.pop("header").finish_reason == "abort"
+    assert {i: outcome(found[i]) for i in found} == {i: outcome(each) for i, each in run(below).items()}
+
+
+class Odd:
+    """A constraint: odd tokens only."""
+
+    def allowed(self, mask):
+        mask.fill_(False)
+        mask[1::2] = True
+
+    def accept(self, token_id):
+        assert token_id % 2
+
+
+ROWS = st.lists(
+    st.tuples(
+        st.integers(0, 1),  # the token that the prompt repeats
+        st.sampled_from([1, 9, 20, 20, 40]),  # how often: prompts share prefixes, and some are prefixes of others
+        st.sampled_from([(), (), (2,), (2, 3, 4)]),  # the prompt's end
+        st.sampled_from(PARAMS),
+        st.integers(1, 3),  # samples
+        st.sampled_from(["", "", "scores", "next", "context", "constraint"]),
+    ),
+    min_size=1,
+    max_size=10,
+)
+
+
+def requests_of(rows):
+    """The requests of each row, which have the row's number as their key."""
+    return [
+        [
+            Request(
+                row,
+                [token] * count + list(end),
+                SamplingParams(max_tokens=0) if kind == "context" else params,
+                row=row,
+                sample=sample,
+                score_start=1 if kind == "scores" and sample == 0 else None,
+                next_token_ids=(3, 7) if kind in ("next", "context") and sample == 0 else (),
+                new_constraint=Odd if kind == "constraint" else None,
+            )
+            for sample in range(samples)
+        ]
+        for row, (token, count, end, params, samples, kind) in enumerate(rows)
+    ]
+
+
+def keys_of(node):
+    """The keys of the requests at and below a node of the prefix trie."""
+    if isinstance(node, Request):
+        return {node.key}
+    return set().union({node.request.key} if node.request is not None else set(), *map(keys_of, node.children))
+
+
+def results(completions):
+    """(key, sample) → completion. Asserts that each comes once."""
+    found = {(completion.key, completion.request.sample): completion for completion in completions}
+    assert len(found) == len(completions)
+    return found
+
+
+@given(
+    rows=ROWS,
+    aborts=st.dictionaries(st.integers(0, 12), st.sets(st.integers(0, 9)), min_size=1, max_size=4),
+    slots=st.integers(1, 6),
+    extra=st.integers(1, 20),
+    run_ahead=st.booleans(),
+    failing=st.integers(0, 12),
+    window=st.sampled_from([2, 8, 256]),
+)
+def test_aborts_at_random_moments_change_nothing_else(rows, aborts, slots, extra, run_ahead, failing, window):
+    """Whatever is aborted and when, out of memory included: all other results are those of a run without the rows."""
+    requests = requests_of(rows)
+    engine = make_engine(Failing(failing), max_batch_size=slots, max_batch_tokens=slots + extra, run_ahead=run_ahead)
+    engine.admission.window = window
+    completions, aborted = [], set()
+    for number, finished in enumerate(engine.run(Pulled(requests))):
+        check_bookkeeping(engine)
+        completions += finished
+        held = [keys_of(sequence.node) for sequence in (*engine.scheduler.running, *engine.scheduler.waiting)]
+        assert all(held)  # a prefix that no request needs has no slot
+        assert not aborted & set().union(*held)
+        now = aborts.get(number, set())
+        aborted |= now & set().union(*held)
+        for row in now:
+            engine.abort(row)
+    assert engine.pool.num_free == engine.pool.num_slots and not len(engine.snapshots)
+    assert engine.snapshots.num_reserved == engine.admission.num_waiting == 0
+    found, expected = results(completions), {}
+    for is_aborted in (False, True):  # the aborted rows, and the others without them
+        some = [row for row in requests if (row[0].key in aborted) == is_aborted]
+        expected |= results(list(make_engine(max_batch_size=8, max_batch_tokens=64).generate(Pulled(some))))
+    assert found.keys() == expected.keys()
+    ended = {key for key in found if found[key].finish_reason == "abort"}
+    assert {row for row, _ in ended} == aborted
+    for key, completion in found.items():
+        tokens = completion.token_ids.tolist()
+        if key in ended:
+            assert tokens == expected[key].token_ids.tolist()[: len(tokens)]
+        else:  # also a sample that had finished when the rest of its row was aborted
+            assert outcome(completion) == outcome(expected[key])

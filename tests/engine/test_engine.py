@@ -168,7 +168,7 @@ def test_the_current_device_is_the_engines_in_a_step_and_the_callers_between(mak
 
 
 def test_a_step_is_warmed_up_and_recorded_on_the_same_stream(make_engine, monkeypatch):
-    """The step is computed twice to warm up, and once to be recorded. Calls of other threads must not end that."""
+    """The step is computed twice to warm up, then its two parts are recorded. Other threads must not end that."""
     calls, streams = list[Any](), list[Any]()
     stream = SimpleNamespace(device=torch.device("cpu"), wait_stream=lambda other: calls.append("wait"))
 
@@ -187,11 +187,13 @@ def test_a_step_is_warmed_up_and_recorded_on_the_same_stream(make_engine, monkey
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
     monkeypatch.setattr(torch.cuda, "graph", graph)
-    step = make_engine(decode_graphs=True)._graphs._record(2)
-    monkeypatch.setattr(step, "_compute", lambda: calls.append(("compute", *streams)))
+    step = make_engine(decode_graphs=True)._runner._graphs._record(2)
+    for part in ("_forward", "_draw"):
+        monkeypatch.setattr(step, part, lambda part=part: calls.append((part, *streams)))
     step.capture(stream, "memory")
-    run_there = ("compute", stream)
-    assert calls == ["wait", "stream", run_there, run_there, "graph", (*run_there, stream), "wait"]
+    warm_up = [("_forward", stream), ("_draw", stream)]
+    recordings = ["graph", ("_forward", stream, stream), "graph", ("_draw", stream, stream)]
+    assert calls == ["wait", "stream", *warm_up, *warm_up, *recordings, "wait"]
 
 
 def test_a_second_iterator_is_refused_while_one_is_open(make_engine):

@@ -20,7 +20,6 @@ from rwkv_batch.engine.decode_graph import DecodeGraphs, StepShape
 from rwkv_batch.engine.engine import Engine, EngineLimits
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
-from rwkv_batch.engine.scheduler import Scheduler, StepPlan
 from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.source import Pulled
 from rwkv_batch.engine.state_pool import StatePool, pool_parts
@@ -98,7 +97,7 @@ def test_a_recorded_step_does_not_outlive_its_tables(monkeypatch):
     requests = [Request(row, [row], PARAMS[which], row=row) for row, which in enumerate((0, 5))]
     with fake_cuda() as cuda:
         serve(make_engine(HashModelOnDevice(), max_batch_size=1), requests)
-        assert [graph.num_replays for graph in cuda.graphs] == [5, 3]  # the second request needs a wider table
+        assert [graph.num_replays for graph in cuda.graphs] == [5, 5, 3, 3]  # the second request needs a wider table
     monkeypatch.setattr(DecodeGraphs, "_forget", lambda graphs: None)
     with pytest.raises(Hazard, match="memory that has been given back"), fake_cuda():
         serve(make_engine(HashModelOnDevice(), max_batch_size=1), requests)
@@ -111,13 +110,13 @@ def decode_unread(model: Any) -> list[list[int]]:
     slots = pool.allocate(3)
     pool.fill(torch.tensor(slots).to(model.device))
     sampler.assign(slots, [Request(slot, [1], SamplingParams(), row=slot) for slot in slots])
-    graphs = DecodeGraphs(model, pool, sampler, Uploader(model.device))
-    scheduler, nothing = Scheduler(3, 8), np.zeros(0, np.int64)
+    graphs = DecodeGraphs(model, pool, sampler, Uploader(model.device), torch.zeros(3, VOCAB, device=model.device))
     steps = []
     for i in range(6):
-        plan = StepPlan(np.array([i % 3, (i + 1) % 3]), nothing, nothing)
-        scheduler.position[:] = i
-        steps.append(graphs.find(StepShape(2, 2)).run(plan, scheduler))
+        decoding = np.array([i % 3, (i + 1) % 3])
+        step = graphs.find(StepShape(2, 2))
+        step.launch_forward(decoding, np.full(2, i))
+        steps.append(step.launch_draw(decoding))
     return [step.sampled.read().token_ids.tolist() for step in steps]
 
 

@@ -22,7 +22,8 @@ OPS = resolve(Sampler.OPS, "auto", CPU, torch.float32, {})
 
 def sample(sampler, logits, slots):
     """Samples one token for each row, and reads the results."""
-    sampler.prepare(slots)
+    sampler.reserve(slots)
+    sampler.constrain(slots)
     token_ids, logprobs = sampler.draw(logits, torch.from_numpy(slots).int())
     rows = np.flatnonzero(sampler.returns_logprobs[slots])
     return sampler.copy_to_host(slots, token_ids, logprobs, logits, rows, torch.from_numpy(rows)).read()

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
+from fakes.constraint import Alternating, Hashed
 from fakes.cuda import fake_cuda
 from fakes.device_model import HashModelOnDevice
 from fakes.model import check_bookkeeping, make_engine, run
@@ -30,6 +31,7 @@ rows = st.lists(
         st.sampled_from(KINDS),
         st.integers(1, 3),  # samples
         st.sampled_from(("", "scores", "next")),
+        st.sampled_from((None, None, Alternating, Hashed)),
     ),
     min_size=1,
     max_size=7,
@@ -46,8 +48,9 @@ def make_requests(rows):
             sample=sample,
             score_start=1 if what == "scores" and sample == 0 else None,
             next_token_ids=(3, 7) if what == "next" and sample == 0 else (),
+            new_constraint=constraint,
         )
-        for row, (prompt, length, kind, samples, what) in enumerate(rows)
+        for row, (prompt, length, kind, samples, what, constraint) in enumerate(rows)
         for sample in range(samples)
     ]
 

@@ -42,6 +42,16 @@ def test_little_memory_gives_fewer_slots(file, monkeypatch):
     assert found.max_batch_tokens == 10 + 512
 
 
+def test_the_share_of_memory_decides_the_slots(file, monkeypatch):
+    generous = plan(file, monkeypatch, 64 << 30)
+    available = 2 * (generous.besides_slots + 10 * generous.slot)
+    place_on_cpu = place(device="cpu", dtype="float32")
+    monkeypatch.setattr(sizing, "available_memory", lambda device: available)
+    assert plan_memory(file, place_on_cpu, memory_share=0.5).max_batch_size == 10
+    with pytest.raises(CapacityError, match=r"of which 1% may be used \(memory_share\)"):
+        plan_memory(file, place_on_cpu, memory_share=0.01)
+
+
 def test_sizes_that_were_asked_for_are_kept_or_refused(file, monkeypatch):
     assert plan(file, monkeypatch, 64 << 30, 7, 30).max_batch_tokens == 30
     assert plan(file, monkeypatch, 64 << 30, None, 30).max_batch_size == 30

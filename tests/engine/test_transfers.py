@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("triton")
 
+from fakes.constraint import Alternating
 from fakes.cuda import DeviceTensor, FakeCuda, fake_cuda
 from fakes.device_model import HashModelOnDevice
 from fakes.model import check_bookkeeping, make_engine, outcome, run
@@ -26,7 +27,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 def make_requests(count):
-    """Requests with every kind of setting, shared prefixes and scores."""
+    """Requests with every kind of setting, shared prefixes, scores and constraints."""
     return [
         Request(
             row,
@@ -35,6 +36,7 @@ def make_requests(count):
             row=row,
             score_start=2 if row % 3 == 0 else None,
             next_token_ids=(3, 7) if row % 4 == 0 else (),
+            new_constraint=Alternating if row % 5 < 2 else None,
         )
         for row in range(count)
     ]

@@ -5,175 +5,31 @@ from __future__ import annotations
 import json
 import math
 import os
-import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from oracle import Oracle
 
-from rwkv_batch.cli import main
+from integrations.local_tasks import ROWS, Reference, arguments_of, cached, command
 from rwkv_batch.integrations import harness_requests
 from rwkv_batch.llm import LLM
 
-ROWS = 6
-TASKS = {
-    "local_words": """
-output_type: loglikelihood
-doc_to_text: "{{text}}"
-doc_to_target: "{{word}}"
-metric_list:
-- {metric: perplexity, aggregation: perplexity, higher_is_better: false}
-- {metric: acc, aggregation: mean, higher_is_better: true}
-""",
-    "local_choices": """
-output_type: multiple_choice
-doc_to_text: "Question: {{text}}\\nAnswer:"
-doc_to_choice: "{{choices}}"
-doc_to_target: "{{answer}}"
-metric_list:
-- {metric: acc, aggregation: mean, higher_is_better: true}
-- {metric: acc_norm, aggregation: mean, higher_is_better: true}
-""",
-    "local_completions": """
-output_type: generate_until
-doc_to_text: "{{text}}"
-doc_to_target: "{{completion}}"
-generation_kwargs: {until: ["\\n"], max_gen_toks: 8, do_sample: false}
-metric_list:
-- {metric: exact_match, aggregation: mean, higher_is_better: true}
-""",
-    "local_documents": """
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{page}}"
-metric_list:
-- {metric: word_perplexity}
-- {metric: byte_perplexity}
-- {metric: bits_per_byte}
-""",
-}
-Reference = Callable[[str, str], tuple[float, bool]]
 
-
-def documents(greedy: Callable[[str], str]) -> list[dict[str, Any]]:
-    names = ["import os", "def read", "class Stack", "for line", "return self", "if not"]
-    return [
-        {
-            "text": f"{name}{i}",
-            "word": [".path", "(self", "\N{SNOWMAN}"][i % 3],
-            "choices": ["True", "None", "self.value"][: 2 + i % 2],
-            "answer": i % 2,
-            "completion": greedy(f"{name}{i}") if i % 2 else "nothing of the kind",
-            "page": f"{name}\n\n    pass  # {i}\n" * (1 + i),
-        }
-        for i, name in enumerate(names[:ROWS])
-    ]
-
-
-@pytest.fixture(scope="module")
-def reference(demo_oracle: Oracle) -> Reference:
-    """`reference(context, continuation)`: log-likelihood and is_greedy by the `rwkv` package, after token 0."""
-
-    def score(context: str, continuation: str) -> tuple[float, bool]:
-        total, _, is_greedy = demo_oracle.loglikelihood([0, *ids(context)], ids(continuation))
-        return total, is_greedy
-
-    return score
-
-
-@pytest.fixture(scope="module")
-def greedy(demo_oracle: Oracle) -> Callable[[str], str]:
-    def complete(context: str) -> str:
-        found: list[int] = []
-        while len(found) < 8:
-            logits, _ = demo_oracle.forward([0, *ids(context), *found], full_output=True)
-            found.append(int(logits[-1].argmax()))
-            if found[-1] == 0:
-                break
-        return bytes(i - 1 for i in found if i).decode(errors="replace").split("\n")[0]
-
-    return complete
-
-
-def ids(text: str) -> list[int]:
-    return [byte + 1 for byte in text.encode()]
-
-
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory: pytest.TempPathFactory, greedy: Callable[[str], str]) -> Path:
-    """A folder with the four tasks: choices from JSON lines, the others from Parquet."""
-    folder = tmp_path_factory.mktemp("tasks")
-    rows = documents(greedy)
-    pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name, body in TASKS.items():
-        kind, file = ("json", "rows.jsonl") if name == "local_choices" else ("parquet", "rows.parquet")
-        files = {split: str(folder / file) for split in ("train", "test")}
-        head: dict[str, Any] = {"task": name, "dataset_path": kind, "test_split": "test", "fewshot_split": "train"}
-        head |= {"dataset_kwargs": {"data_files": files}, "metadata": {"version": 1.0}}
-        (folder / f"{name}.yaml").write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in head.items()) + body)
-    return folder
-
-
-@pytest.fixture
-def evaluate(tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """`evaluate(*arguments)`: runs the command in this process; returns its results and the samples of each task."""
-    import lm_eval.evaluator
-    import lm_eval.tasks
-
-    # Without the harness's own tasks: it would read 14,000 files.
-    monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(lm_eval.tasks.TaskManager, include_defaults=False))
-    # Without a description of the system: asking for compilers, drivers and packages takes seconds.
-    monkeypatch.setattr(lm_eval.evaluator, "add_env_info", lambda results: None)
-    monkeypatch.setattr(lm_eval.evaluator, "get_git_commit_hash", lambda: None)
-    # With 10 resamplings for standard errors, which are not tested here, in place of 100,000.
-    evaluate = lm_eval.evaluator.evaluate
-    monkeypatch.setattr(lm_eval.evaluator, "evaluate", lambda **given: evaluate(**{**given, "bootstrap_iters": 10}))
-    runs: list[Path] = []
-
-    def run(*arguments: str, names: tuple[str, ...] = tuple(TASKS)) -> dict[str, Any]:
-        out = tmp_path / f"out{len(runs)}"
-        runs.append(out)
-        assert main(["lm-eval", *command(tasks, names), "--output_path", str(out), *arguments]) == 0
-        (file,) = out.glob("*/results_*.json")
-        samples = {name: next(iter(out.glob(f"*/samples_{name}_*.jsonl")), None) for name in names}
-        lines = {name: [json.loads(line) for line in p.open()] for name, p in samples.items() if p}
-        return {**json.loads(file.read_text()), "lines": lines}
-
-    return run
-
-
-def command(tasks: Path, names: tuple[str, ...], arguments: str = "pretrained=demo,dtype=float32") -> list[str]:
-    options = ["--include_path", str(tasks), "--tasks", ",".join(names), "--log_samples"]
-    return ["run", "--model", "rwkv_batch", "--model_args", arguments, *options]
-
-
-def arguments_of(line: dict[str, Any]) -> list[list[Any]]:
-    """The requests of a sample, in order."""
-    return [list(request.values()) for _, request in sorted(line["arguments"].items())]
-
-
-def check_scores(run: dict[str, Any], reference: Reference, is_chat: bool = False) -> None:
+def check_scores(run: dict[str, Any], reference: Reference) -> None:
     """Compare words and choices with the reference: every request, then every metric."""
     found: dict[str, list[Any]] = {"acc": [], "acc_norm": [], "logprob": [], "greedy": []}
     for line in run["lines"]["local_words"]:
         ((context, continuation),) = arguments_of(line)
-        total, is_greedy = reference(context, " " * is_chat + continuation)
+        total, is_greedy = reference(context, continuation)
         ((logged_total, logged_greedy),) = line["filtered_resps"]
         assert float(logged_total) == pytest.approx(total, abs=1e-3)
         assert str(logged_greedy) == str(is_greedy)
         found["logprob"].append(total)
         found["greedy"].append(is_greedy)
     for line in run["lines"]["local_choices"]:
-        totals = [reference(c, " " * (is_chat and choice[0] != " ") + choice)[0] for c, choice in arguments_of(line)]
+        totals = [reference(context, choice)[0] for context, choice in arguments_of(line)]
         assert [float(total) for total, _ in line["filtered_resps"]] == pytest.approx(totals, abs=1e-3)
         lengths = [len(choice) for choice in line["doc"]["choices"]]
         found["acc"].append(best(totals) == line["doc"]["answer"])
@@ -227,8 +83,8 @@ def test_few_shot_examples_chat_format_and_limit_reach_the_prompts(evaluate, ref
     assert context.startswith("User: Question: ")
     assert context.endswith("\n\nAssistant:")
     assert context.count("\n\nAssistant:") == 2
-    assert not choice.startswith(" ")
-    check_scores(run, reference, is_chat=True)
+    assert choice.startswith(" ")  # what was scored, not the task's choice
+    check_scores(run, reference)
     assert "Assistant:" in run["chat_template"]
 
 
@@ -299,20 +155,6 @@ def test_a_killed_evaluation_goes_on(evaluate, tasks, tmp_path, monkeypatch):
         for metric, value in whole["results"][name].items():
             if isinstance(value, float):
                 assert again["results"][name][metric] == pytest.approx(value, rel=1e-4), metric
-
-
-def cached(path: Path) -> int:
-    """Number of cached answers of this package's models."""
-    if not path.exists():
-        return 0
-    connection = sqlite3.connect(path)
-    try:
-        tables = connection.execute("SELECT name FROM sqlite_master WHERE name LIKE 'rwkv_batch-%' AND type = 'table'")
-        return sum(connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for (name,) in tables.fetchall())
-    except sqlite3.OperationalError:
-        return 0
-    finally:
-        connection.close()
 
 
 def test_other_models_of_the_harness_still_work(evaluate, tmp_path):

@@ -86,6 +86,7 @@ class Summary:
     seed: int
     memory_plan: str = "8 slots of 1 KiB"
     constraint_timeout: float = 10.0
+    path: str = ""
 
     @cached_property
     def constraints(self) -> Any:
@@ -96,7 +97,7 @@ class Summary:
 
     @property
     def file(self) -> Any:
-        return SimpleNamespace(sizes={"V": VOCAB_SIZE})
+        return SimpleNamespace(sizes={"V": VOCAB_SIZE}, checkpoint=SimpleNamespace(path=self.path))
 
     def describe(self) -> dict[str, Any]:
         return {"model": "fake", "dtype": self.dtype, "backends": [{"op": "wkv7", "backend": "cpu", "not_used": []}]}
@@ -130,6 +131,7 @@ def inspect_model(model: ModelSettings, engine: EngineSettings, *, apart: bool =
         resolved,
         engine.seed,
         constraint_timeout=engine.constraint_timeout,
+        path=path,
     )
 
 

@@ -80,7 +80,39 @@ def test_dry_run_of_a_shard(job: Job, capsys: pytest.CaptureFixture[str]) -> Non
 def test_dry_run_of_a_score_job(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     job.input(context=["a"], choices=[["x", "y"]])
     assert job.run("--dry-run", "-o", "task=score") == 0
-    assert "continuation 'y'" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "continuation 'y'\n" in out and "          1 token: [97]\n" in out
+
+
+@pytest.mark.parametrize(
+    ("settings", "columns", "expected"),
+    [
+        ({"add_bos_token": True}, {"context": ["ab"]}, "3 tokens: [0, 97, 98]"),
+        ({"prefix": "\n"}, {"context": ["ab"]}, "3 tokens: [10, 97, 98]"),
+        ({"prefix": "\n", "add_bos_token": True}, {"context": ["ab"]}, "4 tokens: [0, 10, 97, 98]"),
+        ({}, {"context": [""]}, "1 token: [0]"),
+        ({"prefix": "\n"}, {"context": [""]}, "1 token: [10]"),
+        ({"add_bos_token": True}, {"context": [[5, 6]]}, "3 tokens: [0, 5, 6]"),
+        ({"add_bos_token": True}, {"context": [[0, 6]]}, "[0, 6]\n          continuation"),
+        ({}, {"text": ["ab"]}, "1 token: [0]"),
+        ({"chunk_tokens": 512}, {"text": ["ab"]}, "0 tokens: []"),
+        ({"chunk_tokens": 512, "add_bos_token": True}, {"text": ["ab"]}, "1 token: [0]"),
+    ],
+)
+def test_dry_run_shows_the_tokens_that_are_read_before_a_continuation(
+    job: Job, capsys: pytest.CaptureFixture[str], settings: Any, columns: Any, expected: str
+) -> None:
+    job.settings["task"] = "score"
+    if "context" in columns:
+        columns = {**columns, "continuation": [[7]] if isinstance(columns["context"][0], list) else ["c"]}
+    job.settings["score"] = settings
+    assert job.input(**columns).run("--dry-run") == 0
+    assert expected in capsys.readouterr().out
+
+
+def test_dry_run_of_an_empty_prompt(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job.input(prompt=[""]).run("--dry-run") == 0
+    assert "1 token: [0]" in capsys.readouterr().out
 
 
 def test_score_is_a_run_with_another_task(job: Job) -> None:
@@ -89,13 +121,14 @@ def test_score_is_a_run_with_another_task(job: Job) -> None:
     assert "logprob" in job.table().column_names
 
 
-def test_the_speed_of_a_score_job_is_that_of_prompt_tokens() -> None:
-    runs = [{"prompt_tokens": 3000, "completion_tokens": 0}, {"prompt_tokens": 1000, "completion_tokens": 0}]
+def test_the_speed_of_a_score_job_is_that_of_prompt_and_scored_tokens() -> None:
+    run = {"completion_tokens": 0, "scored_tokens": 250}
+    runs = [{**run, "prompt_tokens": 3000}, {**run, "prompt_tokens": 1000}]
     counts: Any = {name: {} for name in ("rows", "tokens", "scores", "damaged", "errors")}
     steps = {"utilisation": {"slots": 0.5, "step_tokens": 0.5}, "prefixes": {"asked": 0, "computed": 0, "saved": 0.0}}
-    parts = {"parts": {"published": 1, "planned": 1}, "output": "out", "complete": True}
+    parts = {"parts": {"published": 1, "planned": 1}, "output": "out", "complete": True, "task": "score"}
     lines = summarise({**counts, **steps, **parts, "runs": runs, "serving_seconds": 2.0})
-    assert "speed   2,000 prompt and 0 completion tokens/s over 2.0 s of serving" in lines
+    assert "speed   2,000 prompt and 250 scored tokens/s over 2.0 s of serving" in lines
 
 
 def test_a_finished_run_says_where_to_look(job: Job, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,13 +65,14 @@ run:     {state_dir: null, on_row_error: continue, backend: local}
     ("line", "expected"),
     [
         ("task: gen", "task: got 'gen', expected generate or score"),
-        ("typo: 1", "typo: unknown key (known: task, model, engine, input, sampling, score, output, run)"),
+        ("typo: 1", "typo: unknown key (known: task, model, engine, input, chat, sampling, score, output, run)"),
         ("sampling: {temprature: 1}", "sampling.temprature: unknown key (did you mean 'temperature'?)"),
         ("1: x", "1: unknown key (known: task, model,"),
         ("engine: {1: x}", "engine.1: unknown key (known: device, backend,"),
         ("sampling: {temperature: null}", "sampling.temperature: got null, expected a number from 0 to 100"),
         ("sampling: {logprobs: 2}", "sampling.logprobs: got 2, expected null: output.logprobs is"),
         ("sampling: {prompt_logprobs: 0}", "sampling.prompt_logprobs: got 0, expected null: output.logprobs is"),
+        ("sampling: {detokenize: false}", "sampling.detokenize: got false, expected true: a job writes texts"),
         ("engine: {state_dtype: bfloat16}", "engine.state_dtype: got 'bfloat16', expected float32 or float16"),
         ("sampling: {top_p: 3}", "sampling.top_p: got 3, expected a number from 0 to 1"),
         ("sampling: {n: two}", "sampling.n: got 'two', expected an integer from 1 to 65536"),
@@ -86,6 +87,15 @@ run:     {state_dir: null, on_row_error: continue, backend: local}
         ("engine: {constraint_timeout: 0}", "engine.constraint_timeout: got 0, expected a number of seconds above 0"),
         ("engine: {prefix_host_gib: .inf}", "engine.prefix_host_gib: got inf, expected a number of GiB from 0"),
         ("run: {on_row_error: skip}", "run.on_row_error: got 'skip', expected continue or stop"),
+        (
+            "chat: {format: bto}",
+            "chat.format: got 'bto', expected auto, rwkv, bot, function_calling or template (did you mean 'bot'?)",
+        ),
+        ("chat: {think: always}", "chat.think: got 'always', expected none, open or fake"),
+        (
+            "chat: {format: rwkv, template: '{{ messages }}'}",
+            "chat.template: got a template, expected none beside chat.format 'rwkv'",
+        ),
         ("run: fast", "run: got 'fast', expected a mapping with state_dir, on_row_error, backend"),
     ],
 )
@@ -170,8 +180,9 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_task_refuses_what_it_would_not_use(tmp_path: Path) -> None:
-    (found,) = problems(tmp_path, GOOD + "task: score\n", "output.token_ids=true", "input.template='{{a}}'")
-    assert "input.template" in found
+    templates = ("score.choice_template='{{a}}'", "score.continuation_template='{{b}}'")
+    (found,) = problems(tmp_path, GOOD + "task: score\n", *templates)
+    assert "score.continuation_template=" in found and "got a template beside score.choice_template" in found
     (found,) = problems(tmp_path, GOOD, "score.add_bos_token=true")
     assert "the task is generate" in found
 
@@ -185,7 +196,7 @@ def test_a_job_cannot_be_changed(tmp_path: Path) -> None:
 def test_every_setting_is_described() -> None:
     described = {setting.name: setting for setting in describe_settings()}
     required = {"model.path", "input.path", "output.path"}
-    optional = set(default_settings()) - {"sampling.logprobs", "sampling.prompt_logprobs"}
+    optional = set(default_settings()) - {"sampling.logprobs", "sampling.prompt_logprobs", "sampling.detokenize"}
     assert described.keys() == required | optional
     assert {name for name, setting in described.items() if setting.is_required} == required
     for name, setting in described.items():
@@ -193,7 +204,7 @@ def test_every_setting_is_described() -> None:
         assert setting.expected, name
     assert described["engine.backend"].expected == "auto, triton, cuda, cpu or reference"
     assert described["model.quantization"][1:3] == (None, FORMATS)
-    assert described["sampling.max_tokens"][1:3] == (256, "an integer from 0 to 2147483647")
+    assert described["sampling.max_tokens"][1:3] == (256, "an integer from 0 to 2147483647, or null")
     assert described["engine.prefix_sharing"].expected == "true or false"
 
 

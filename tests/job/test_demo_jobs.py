@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -70,7 +71,43 @@ def test_score_with_token_0_before_each_context(tmp_path: Path) -> None:
     scores = json.loads((tmp_path / "out.rwkv_batch" / "report.json").read_text())["scores"]
     right = [row["best_choice"] == row["answer"] for row in rows]
     assert scores["accuracy"]["value"] == pytest.approx(sum(right) / 3)
-    assert scores.keys() == {"accuracy", "accuracy_norm"}
+    assert scores.keys() == {"accuracy", "accuracy_norm", "accuracy_bytes"}
+
+
+@pytest.mark.parametrize("form", ["index", "letter", "text", "parquet"])
+def test_mmlu_as_it_is_published(tmp_path: Path, form: str) -> None:
+    """One job file for JSON Lines and Parquet, whatever the answers are; the scores equal those of `LLM.score`."""
+    rows = [json.loads(line) for line in (ROOT / "jobs" / "data" / "mmlu_questions.jsonl").read_text().splitlines()]
+    if form in ("letter", "text"):
+        rows = [
+            {**row, "answer": "ABCD"[row["answer"]] if form == "letter" else row["choices"][row["answer"]]}
+            for row in rows
+        ]
+    path = tmp_path / ("mmlu.parquet" if form == "parquet" else "mmlu.jsonl")
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = run("mmlu", tmp_path / "out", "-o", f"input.path={path}", "-o", "model.dtype=float32")
+    assert [row["subject"] for row in found] == [row["subject"] for row in rows]
+    contexts = [
+        f"User: You are a very talented expert in {row['subject'].replace('_', ' ')}. Answer this question:\n"
+        f"{row['question']}\n"
+        + "".join(f"{letter}. {choice}\n" for letter, choice in zip("ABCD", row["choices"], strict=True))
+        + "\nAssistant: The answer is"
+        for row in rows
+    ]
+    pairs = [(context, [" A", " B", " C", " D"]) for context in contexts]
+    for row, scores in zip(found, LLM("demo", dtype="float32").score(pairs, add_bos_token=True), strict=True):
+        assert row["logprob"] == pytest.approx([score.logprob for score in scores], abs=1e-2)
+    report = json.loads((tmp_path / "out.rwkv_batch" / "report.json").read_text())
+    groups = report["score_groups"]["groups"]
+    assert list(groups) == ["astronomy", "computer_science", "elementary_mathematics"]
+    answers = [1, 1, 0, 3, 2, 1, 0]
+    right = [row["best_choice"] == answer for row, answer in zip(found, answers, strict=True)]
+    assert right == [row["correct"] for row in found]
+    assert groups["elementary_mathematics"]["accuracy"]["value"] == pytest.approx(sum(right[:3]) / 3)
+    assert report["scores"]["accuracy"]["value"] == pytest.approx(sum(right) / 7)
 
 
 def test_eval_yaml_shows_every_setting() -> None:

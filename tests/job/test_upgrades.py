@@ -18,7 +18,8 @@ import torch
 from job import fake_llm
 from rwkv_batch import llm, run
 from rwkv_batch.job import fingerprint
-from rwkv_batch.job.config import JobConfig, Section
+from rwkv_batch.job.config import JobConfig
+from rwkv_batch.job.section import Section
 from rwkv_batch.sampling_params import SamplingParams
 from rwkv_batch.settings import EngineSettings, ModelSettings
 
@@ -273,9 +274,19 @@ CHANGES: dict[str, str] = {
     "model.parse_special_tokens": "true",
     "engine.state_dtype": "float16",
     "engine.batch_invariant": "false",
+    "engine.logprobs_mode": "processed_logprobs",
     "input.template": "'{{ prompt }}!'",
     "input.max_prompt_tokens": "99",
+    "chat.format": "bot",
+    "chat.think": "open",
+    "chat.template": "'{{ messages[0].content }}'",
     "score.add_bos_token": "true",
+    "score.prefix": "'\\n'",
+    "score.chunk_tokens": "4",
+    "score.choices": "[x, y]",
+    "score.choice_template": "' {{ letter }}'",
+    "score.continuation_template": "'{{ context }}!'",
+    "score.answer": "text",
     "output.columns": "{completion: text}",
     "sampling.n": "2",
     "sampling.temperature": "0.5",
@@ -290,10 +301,12 @@ CHANGES: dict[str, str] = {
     "sampling.min_tokens": "2",
     "sampling.stop": "[x]",
     "sampling.stop_token_ids": "[5]",
+    "sampling.truncate_prompt_tokens": "5",
     "sampling.ignore_eos": "true",
     "sampling.include_stop_str_in_output": "true",
     "sampling.logit_bias": "{5: 1}",
     "sampling.allowed_token_ids": "[5]",
+    "sampling.bad_words": "[x]",
     "sampling.bad_token_ids": "[5]",
     "sampling.seed": "5",
     "sampling.top_p_order": "rwkv",
@@ -305,8 +318,16 @@ CHANGES: dict[str, str] = {
 
 A new setting is listed here, or in `HARMLESS` or `RESOLVED` of job/fingerprint.py."""
 
-UNWRITTEN = {"sampling.logprobs", "sampling.prompt_logprobs"}
-"""Fields of `SamplingParams` that a job refuses, because it does not write their results."""
+UNWRITTEN = {"sampling.logprobs", "sampling.prompt_logprobs", "sampling.detokenize"}
+"""Fields of `SamplingParams` that a job refuses: it writes no results of the first two, and always the text."""
+
+OF_SCORE: dict[str, Any] = {
+    "score.chunk_tokens": {"text": ["a"]},
+    "score.choices": {"context": ["a"], "choices": [["b"]]},
+    "score.choice_template": {"context": ["a"], "choices": [["b"]]},
+    "score.answer": {"context": ["a", "b"], "choices": [["b", "c"], ["d", "e"]], "answer": ["A", "b"]},
+}
+"""Setting of task score → an input for it."""
 
 
 def test_every_setting_is_compared_or_harmless() -> None:
@@ -319,9 +340,11 @@ def test_every_setting_is_compared_or_harmless() -> None:
 def test_every_setting_that_changes_results_is_compared(
     job: Job, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    if name == "score.add_bos_token":
+    if name.startswith("score."):
         job.settings["task"] = "score"
-        job.input(context=["a"], continuation=["b"])
+        job.input(**OF_SCORE.get(name, {"context": ["a"], "continuation": ["b"]}))
+    if name.startswith("chat."):
+        job.input(messages=[[{"role": "user", "content": "a"}]])
     assert job.run() == 0
     capsys.readouterr()
     assert job.run("-o", f"{name}={CHANGES[name]}") == 4

@@ -111,7 +111,8 @@ def test_logprobs(llm):
     for sample in output.outputs:
         for token_id, logprob, entry in zip(sample.token_ids, sample.token_logprobs, sample.logprobs, strict=True):
             assert entry[token_id].logprob == pytest.approx(logprob, abs=1e-6)
-            assert [v.rank for v in entry.values()][:2] == [1, 2]
+            assert next(iter(entry)) == token_id
+            assert sorted(v.rank for v in entry.values())[:2] == [1, 2]
             assert 2 <= len(entry) <= 3
 
 
@@ -249,6 +250,32 @@ def test_int8_and_half_precision_run(path):
         assert small.describe()["quantization"] == (("bfloat16" not in settings.values() and "int8") or None)
 
 
+def test_processed_logprobs_are_of_the_distribution_that_is_drawn_from(path, llm):
+    params = SamplingParams(max_tokens=3, temperature=0.5, top_k=2, seed=1, logprobs=3, prompt_logprobs=1)
+    with LLM(path, max_batch_size=2, logprobs_mode="processed_logprobs") as processed:
+        (raw,), (found,) = llm.generate(["ab"], params), processed.generate(["ab"], params)
+        assert found.prompt_logprobs == raw.prompt_logprobs
+        assert processed.score([("ab", "cd")]) == llm.score([("ab", "cd")])
+        (greedy,) = processed.generate(["ab"], SamplingParams(max_tokens=2, temperature=0))
+        (banned,) = processed.generate(["ab"], SamplingParams(max_tokens=2, allowed_token_ids=[66]))
+    before, after = raw.outputs[0], found.outputs[0]
+    assert before.token_ids == after.token_ids
+    assert after.cumulative_logprob == pytest.approx(sum(after.token_logprobs))
+    positions = zip(after.token_ids, after.token_logprobs, before.logprobs, after.logprobs, strict=True)
+    for token, logprob, tops_before, tops_after in positions:
+        first, second, third = sorted(tops_before.values(), key=lambda one: one.rank)[:3]
+        likely = sorted(tops_after.values(), key=lambda one: one.rank)
+        odds = 2 * (first.logprob - second.logprob)  # the temperature doubles differences of logits
+        expected = [-math.log1p(math.exp(-odds)), -math.log1p(math.exp(odds)), -math.inf]
+        assert [one.logprob for one in likely] == pytest.approx(expected, abs=1e-5)
+        assert tops_after[token].logprob == logprob
+        assert third.logprob > -math.inf
+    assert greedy.outputs[0].token_logprobs == pytest.approx(
+        llm.generate(["ab"], SamplingParams(max_tokens=2, temperature=0))[0].outputs[0].token_logprobs
+    )
+    assert banned.outputs[0].token_logprobs == [0.0, 0.0]
+
+
 def test_no_tokens_have_no_logprobs(llm):
     params = SamplingParams(max_tokens=0, logprobs=2)
     assert llm.generate(["abcd"], params)[0].outputs[0].logprobs == []
@@ -261,6 +288,6 @@ def test_what_is_no_pair_is_not_scored(llm, pairs):
     llm.check_integrity()
 
 
-def test_a_mapping_is_no_sampling_params(llm):
-    with pytest.raises(ValueError, match=r"sampling_params: got a mapping, expected SamplingParams\(\.\.\.\)"):
-        llm.generate(["a"], {"temperature": 0})
+def test_a_text_is_no_sampling_params(llm):
+    with pytest.raises(ValueError, match=r"sampling_params: got a text, expected SamplingParams\(\.\.\.\)"):
+        llm.generate(["a"], "temperature=0")

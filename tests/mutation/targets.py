@@ -20,7 +20,7 @@ class Target(NamedTuple):
     wider: tuple[str, ...]
 
 
-SAMPLER = ("logprobs", "penalties", "philox", "sample", "sampler", "selection", "slot_tables")
+SAMPLER = ("logprobs", "penalties", "philox", "sample", "sampler", "selection", "slot_constraints", "slot_tables")
 QUEUE = ("admission", "prefix", "scheduler", "sequence", "shared_lengths", "snapshots", "source")
 TARGETS = (
     Target(
@@ -32,6 +32,7 @@ TARGETS = (
             "engine/test_penalties.py",
             "engine/test_philox.py",
             "engine/test_running_ahead.py",
+            "engine/test_slot_constraints.py",
         ),
         (
             "engine/test_engine.py",
@@ -80,6 +81,7 @@ TARGETS = (
         (
             "job/output/test_writer.py",
             "job/output/test_results.py",
+            "job/report/test_scores.py",
             "job/test_resume.py",
             "job/output/test_output.py",
             "job/output/test_commit.py",
@@ -104,6 +106,7 @@ TARGETS = (
         "requests",
         (
             "requests.py",
+            "score_requests.py",
             "serving.py",
             "call_lock.py",
             "prefetch.py",
@@ -114,6 +117,7 @@ TARGETS = (
         ),
         (
             "llm",
+            "test_score_requests.py",
             "test_sampling_params.py",
             "text/test_constraint.py",
             "test_serving.py",

@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 
 from rwkv_batch.errors import RowError
-from rwkv_batch.text.chat import CHAT_FORMATS, render_messages
+from rwkv_batch.text.chat import ChatSettings, open_chat, render_messages
+from rwkv_batch.text.chat_formats import CHAT_FORMATS
 
 
 @pytest.mark.parametrize("name", CHAT_FORMATS)
 def test_every_chat_format_writes_every_message_in_its_place(name: str):
     words = ["alpha", "beta", "gamma", "delta"]
     roles = ["system", "user", "assistant", "user"]
-    prompt = render_messages([{"role": r, "content": w} for r, w in zip(roles, words, strict=True)], name)
+    messages = [{"role": r, "content": w} for r, w in zip(roles, words, strict=True)]
+    prompt = open_chat(ChatSettings(name), None).render(messages)
     places = [prompt.index(word) for word in words]
     assert places == sorted(places)
     assert prompt.count("alpha") == 1
@@ -62,7 +64,7 @@ def test_content_holds_no_blank_line(content: str, expected: str):
     ("messages", "named"),
     [
         ([], "empty"),
-        ([{"role": "tool", "content": "x"}], "'tool'"),
+        ([{"role": "toll", "content": "x"}], "'toll'"),
         ([{"content": "x"}], "None"),
         ([{"role": "user", "content": "x"}, {"role": "user", "content": None}], "message 1"),
         ([{"role": ["user"], "content": "x"}], r"\['user'\]"),

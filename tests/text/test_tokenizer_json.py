@@ -97,7 +97,7 @@ def test_tokenizer_json_without_bytes_is_refused(tmp_path: Path):
 PLACEHOLDER = "\ue000{}\ue001"
 
 
-def greedy_json(path: Path, tokens: dict[int, bytes], size: int, model_type: str = "WordPiece") -> Path:
+def greedy_json(path: Path, tokens: dict[int, bytes], size: int) -> Path:
     """Writes the file of a published RWKV-7 folder: greedy longest match as WordPiece over the whole text."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers
@@ -118,7 +118,6 @@ def greedy_json(path: Path, tokens: dict[int, bytes], size: int, model_type: str
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<|endoftext|>"])
     description = json.loads(backend.to_str())
-    description["model"]["type"] = model_type
     path.write_text(json.dumps(description), encoding="utf-8")
     return path
 
@@ -147,9 +146,58 @@ def test_special_tokens_of_world_are_parsed_on_request(world_json: Path):
     assert tokenizer.token_bytes[0] is None
 
 
-def test_a_type_of_another_package_is_world(tmp_path: Path):
-    path = greedy_json(tmp_path / "tokenizer.json", {1: b"a"}, 2, "RwkvTrie")
-    assert load_tokenizer(str(path), vocab_size=65536, model_path=None).name == "world"
+def trie_json(path: Path, tokens: dict[int, bytes], size: int, **changes: Any) -> Path:
+    """Writes a file of the model type `RwkvTrie`. A change replaces a part of the file; "vocab", of its model."""
+    description = json.loads(greedy_json(path, tokens, size).read_text(encoding="utf-8"))
+    vocabulary = changes.pop("vocab", description["model"]["vocab"])
+    description |= {"model": {"type": "RwkvTrie", "vocab": vocabulary}, "pre_tokenizer": None, **changes}
+    path.write_text(json.dumps(description), encoding="utf-8")
+    return path
+
+
+def test_a_trie_of_world_s_vocabulary_is_world(tmp_path: Path):
+    path = trie_json(tmp_path / "tokenizer.json", read_vocabulary(WORLD_VOCABULARY), 65536)
+    tokenizer = load_tokenizer("auto", vocab_size=65536, model_path=tmp_path)
+    world = load_tokenizer("world", vocab_size=65536, model_path=None)
+    assert (tokenizer.name, tokenizer.max_token_id, tokenizer.fingerprint) == ("world", 65529, world.fingerprint)
+    parsed = load_tokenizer(str(path), vocab_size=65536, model_path=None, parse_special_tokens=True)
+    assert parsed.encode("a<|endoftext|>") == [*world.encode("a"), 0]
+
+
+def test_a_trie_of_another_vocabulary_is_not_world(tmp_path: Path):
+    """Even where the ids are World's and the bytes of a single token differ."""
+    tokens = read_vocabulary(WORLD_VOCABULARY)
+    path = trie_json(tmp_path / "tokenizer.json", {**tokens, 40000: tokens[40001], 40001: tokens[40000]}, 65536)
+    other = load_tokenizer("auto", vocab_size=65536, model_path=tmp_path)
+    assert (other.name, other.max_token_id) == ("tokenizer.json", 65535)
+    assert other.token_bytes[40000] == tokens[40001] and other.token_bytes[0] is None
+    few = {byte + 1: bytes([byte]) for byte in range(256)} | {257: "é".encode()}
+    trie_json(path, few, 300)
+    tokenizer = load_tokenizer("auto", vocab_size=300, model_path=tmp_path)
+    assert tokenizer.encode("né<|endoftext|>")[:3] == [111, 257, 61]
+    assert (tokenizer.max_token_id, tokenizer.token_bytes[299]) == (299, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab": None}, "without a vocabulary.*name the tokenizer: world"),
+        ({"vocab": {"a": "1"}}, "without a vocabulary"),
+        ({"vocab": {}}, "the vocabulary is empty"),
+        ({"normalizer": {"type": "NFC"}}, "with a normalizer, a pre-tokenizer or added tokens"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "with a normalizer, a pre-tokenizer or added tokens"),
+        ({"added_tokens": [{"content": "ab", "id": 9, "special": False}]}, "added tokens that are not special"),
+        ({"added_tokens": [{"special": True}]}, "not a tokenizer.json: KeyError"),
+        ({"added_tokens": [5]}, "not a tokenizer.json: AttributeError"),
+        ({"added_tokens": [{"content": 5, "id": "x", "special": True}]}, "not a tokenizer.json"),
+        ({"pre_tokenizer": 5}, "not a tokenizer.json: AttributeError"),
+    ],
+    ids=str,
+)
+def test_a_trie_that_is_more_than_a_vocabulary_is_refused(tmp_path: Path, changes: dict[str, Any], message: str):
+    path = trie_json(tmp_path / "tokenizer.json", {1: b"a"}, 2, **changes)
+    with pytest.raises(ConfigurationError, match=message):
+        load_tokenizer(str(path), vocab_size=300, model_path=None)
 
 
 def test_another_greedy_vocabulary_is_not_world(tmp_path: Path):
@@ -167,9 +215,14 @@ def test_another_greedy_vocabulary_is_not_world(tmp_path: Path):
 def test_a_wordpiece_model_of_long_words_is_refused(tmp_path: Path):
     description = json.loads(greedy_json(tmp_path / "tokenizer.json", {1: b"a"}, 2).read_text(encoding="utf-8"))
     description["model"]["continuing_subword_prefix"] = "##"
-    (tmp_path / "tokenizer.json").write_text(json.dumps(description), encoding="utf-8")
-    with pytest.raises(ConfigurationError, match="grows with the square"):
-        load_tokenizer("auto", vocab_size=300, model_path=tmp_path)
+    for longest, is_served in ((2**31 - 1, False), (201, False), (200, True)):
+        description["model"]["max_input_chars_per_word"] = longest
+        (tmp_path / "tokenizer.json").write_text(json.dumps(description), encoding="utf-8")
+        if is_served:
+            assert load_tokenizer("auto", vocab_size=300, model_path=tmp_path) is not None
+        else:
+            with pytest.raises(ConfigurationError, match=r"grows faster than .* square; expected at most 200"):
+                load_tokenizer("auto", vocab_size=300, model_path=tmp_path)
 
 
 def test_special_tokens_in_a_text(tmp_path: Path, byte_level):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 
 import pyarrow as pa
 import pyarrow.types as pt
@@ -14,11 +16,21 @@ from ...user_files import read_text, reason_of
 from ..config import JobConfig
 from ..messages import did_you_mean, listed
 from .arrow_types import Check, is_ids, is_lists_of_ids
-from .json_kinds import Expected, Struct
+from .json_kinds import PLAIN_MESSAGES, Expected, Struct
 from .reader import Input
-from .roles import CHECKS, PROMPT_KINDS, SAMPLING_CHECKS, SAMPLING_KINDS, SCORE_KINDS
+from .roles import CHAT_KINDS, CHECKS, PROMPT_KINDS, SAMPLING_CHECKS, SAMPLING_KINDS, SCORE_KINDS
+from .score_columns import (
+    CHOICE_NAMES,
+    Scored,
+    answer_kind,
+    answer_problem,
+    are_ids,
+    check_score,
+    kind_of_rows,
+    score_roles,
+)
 
-ROLES = (*CHECKS, "id", "sampling", *SAMPLING_FIELDS)
+ROLES = (*CHECKS, "id", "sampling", *CHAT_KINDS, *SAMPLING_FIELDS)
 """All names that `input.columns` takes."""
 
 
@@ -27,15 +39,17 @@ class Columns:
     """The roles of the input's columns.
 
     Args:
-        roles: prompt, messages, prompt_token_ids, context, continuation or choices → its column.
+        roles: prompt, messages, prompt_token_ids, context, continuation, choices or text → its column.
         sampling: sampling field → the column that overrides it.
         sampling_struct: the column whose fields override sampling fields, if there is one.
-        answer: the column with the index of the right choice, for the report's accuracy, if there is one.
+        answer: the column with the right choice, if there is one.
         template: source of the Jinja template that makes the prompt, if there is one.
         passed: columns that the output repeats.
         read: columns that making requests needs.
         json_text: those of them that the template gets as the values that their JSON text stands for.
         id: the column that names rows, if there is one.
+        scored: what a score job scores; None for another task.
+        chat: tools or chat_template_kwargs → its column, beside one of messages.
     """
 
     roles: dict[str, str]
@@ -47,6 +61,8 @@ class Columns:
     read: tuple[str, ...]
     json_text: tuple[str, ...] = ()
     id: str | None = None
+    scored: Scored | None = None
+    chat: Mapping[str, str] = dataclass_field(default_factory=dict)
 
     @property
     def overriding(self) -> list[str]:
@@ -54,17 +70,30 @@ class Columns:
         return [*self.sampling.values(), *([self.sampling_struct] if self.sampling_struct else [])]
 
 
-def expected_kinds(job: JobConfig) -> dict[str, Expected]:
-    """For formats without a schema: column → the kind of its values. A value of another kind makes a bad row."""
+def expected_kinds(job: JobConfig, is_older: bool = False) -> dict[str, Expected]:
+    """For formats without a schema: column → the kind of its values. A value of another kind makes a bad row.
+
+    Args:
+        is_older: the job was begun by a version that read nothing of messages but role and content.
+    """
     kinds: dict[str, Expected]
     if job.task == "score":
-        kinds = dict(SCORE_KINDS)
+        kinds = {role: kind for role, kind in SCORE_KINDS.items() if _is_read(job, role)}
     else:
         kinds = {**SAMPLING_KINDS, "sampling": Struct(SAMPLING_KINDS)}
         if job.input.template is None:
             kinds |= {role: PROMPT_KINDS[role] for role in _named_prompts(job) or PROMPT_KINDS}
+            if "messages" in kinds:
+                kinds |= {"messages": PLAIN_MESSAGES} if is_older else CHAT_KINDS
     named = {role: job.input.columns.get(role, role) for role in kinds}
     return {name: kinds[role] for role, name in named.items() if name is not None}
+
+
+def _is_read(job: JobConfig, role: str) -> bool:
+    """Whether a column of a score job that is there may have this role."""
+    if role == "context":
+        return job.input.template is None
+    return role != "text" or job.input.columns.get("text") is not None
 
 
 def bind_columns(job: JobConfig, source: Input) -> Columns:
@@ -81,6 +110,7 @@ class _Binder:
 
     def __init__(self, job: JobConfig, source: Input) -> None:
         self._job = job
+        self._source = source
         self._schema = source.schema
         self._contradictions = source.contradictions
         self._json_text = source.json_text
@@ -93,36 +123,62 @@ class _Binder:
         """Raises ConfigurationError with all problems."""
         is_score = self._job.task == "score"
         roles = self._score_roles() if is_score else self._prompt_roles()
-        answer = self._answer() if "choices" in roles else None
         for role, name in roles.items():
             self._check_type(name, CHECKS[role], f"input.columns.{role}")
+        scored = self._scored(roles) if is_score else None
+        answer = self._answer(roles) if scored is not None and scored.kind == "choices" else None
         sampling = {} if is_score else self._sampling_columns()
         struct = None if is_score else self._sampling_struct(sampling)
+        chat = {role: self._given[role] for role in CHAT_KINDS if role in self._given and "messages" in roles}
         self._check_tokenizer(roles)
         passed = self._passed_columns()
-        in_template = self._template_columns()
-        needed = {*roles.values(), *sampling.values(), *([struct] if struct else []), *in_template}
+        in_template = self._template_columns(scored)
+        needed = {*roles.values(), *sampling.values(), *chat.values(), *in_template}
+        needed |= {name for name in (struct, answer) if name is not None}
         used = needed | {*passed}
         self._problems += [f"input.path: {text}" for name, text in self._contradictions.items() if name in used]
         if self._problems:
             raise ConfigurationError("\n".join(self._problems))
+        if scored is not None and answer is not None:
+            scored = replace(scored, answer_kind=answer_kind(self._job, self._source, answer, roles.get("choices")))
         read = [name for name in self._schema.names if name in needed]
-        json_text = tuple(name for name in in_template if name in self._json_text)
+        json_text = tuple(name for name in [*in_template, answer] if name in self._json_text)
         id_column = self._given.get("id")
         return Columns(
-            roles, sampling, struct, answer, self._template, tuple(passed), tuple(read), json_text, id_column
+            roles,
+            sampling,
+            struct,
+            answer,
+            self._template,
+            tuple(passed),
+            tuple(read),
+            json_text,
+            id_column,
+            scored,
+            chat,
         )
 
-    def _template_columns(self) -> list[str]:
-        """The columns that the template reads; none without a template."""
-        if self._template is None:
-            return []
+    def _template_columns(self, scored: Scored | None) -> list[str]:
+        """The columns that templates read, in the input's order; none without a template."""
+        names = self._schema.names
+        found: list[str] = []
+        if self._template is not None:
+            found += self._columns_of(self._template, "input.template", names)
+        if scored is not None and scored.template is not None:
+            extra = CHOICE_NAMES if scored.kind == "choices" else ()
+            found += self._columns_of(scored.template, scored.template_setting, [*names, *extra])
+        return [name for name in names if name in found]
+
+    def _columns_of(self, source: str, setting: str, names: Sequence[str]) -> list[str]:
+        """The names that a template reads, of those that it may read."""
         from .template import Template
 
         try:
-            return Template(self._template).columns(self._schema.names)
+            return Template(source, setting).columns(names)
         except ConfigurationError as error:
-            self._problems.append(str(error))
+            section = setting.rpartition(".")[0]
+            text = str(error)
+            self._problems.append(text if section == "input" or text.startswith(setting) else f"{section}.{text}")
             return []
 
     def _given_columns(self) -> dict[str, str]:
@@ -155,27 +211,34 @@ class _Binder:
         return {role: self._given[role] for role in present if role in self._given}
 
     def _score_roles(self) -> dict[str, str]:
-        """The context and what is scored after it; with `context: null` continuations are whole documents."""
-        columns, given = self._job.input.columns, self._given
-        endings = [role for role in ("continuation", "choices") if role in given]
-        wants_none = "context" in columns and columns["context"] is None
-        if len(endings) != 1 or ("context" not in given and not (wants_none and endings == ["continuation"])):
+        """The context and what is scored after it."""
+        roles, problems = score_roles(self._job, self._given, self._schema.names)
+        self._problems += problems
+        if (name := roles.get("text")) in self._json_text:
             self._problems.append(
-                "input.columns: task score needs the column context, and either continuation or choices "
-                "(context: null scores continuations as whole documents); "
-                f"the input has {listed(self._schema.names)}"
+                f"input.columns.text: column {name!r} holds values of several kinds; with columns: {{text: {name}}} a "
+                "value that is no text makes an error row"
             )
-            return {}
-        return {role: given[role] for role in ("context", *endings) if role in given}
+        return roles
 
-    def _answer(self) -> str | None:
-        """The column with the right choices. A column that is only by chance called answer holds no integers."""
+    def _scored(self, roles: dict[str, str]) -> Scored:
+        """What is scored in each row."""
+        score = self._job.score
+        kind = kind_of_rows(self._job, roles)
+        setting = "choice_template" if kind == "choices" else "continuation_template"
+        template = _template_source(getattr(score, setting), f"score.{setting}")
+        self._problems += check_score(self._job, kind, self._schema.names)
+        has_texts = template is not None or not are_ids(self._schema, roles)
+        return Scored(kind, tuple(score.choices) if score.choices else None, template, None, has_texts)
+
+    def _answer(self, roles: dict[str, str]) -> str | None:
+        """The column with the right choices. A column that is only by chance called answer may hold nulls only."""
         name = self._given.get("answer")
-        if name is None or CHECKS["answer"].accepts(self._schema.field(name).type):
-            return name
-        if "answer" in self._job.input.columns:
-            self._check_type(name, CHECKS["answer"], "input.columns.answer")
-        return None
+        if name is None or ("answer" not in self._job.input.columns and pt.is_null(self._schema.field(name).type)):
+            return None
+        if problem := answer_problem(self._job, self._schema.field(name), are_ids(self._schema, roles)):
+            self._problems.append(problem)
+        return name
 
     def _sampling_columns(self) -> dict[str, str]:
         sampling = {field: self._given[field] for field in SAMPLING_FIELDS if field in self._given}
@@ -206,7 +269,9 @@ class _Binder:
     def _check_tokenizer(self, roles: dict[str, str]) -> None:
         """Prompts that are text need a tokenizer."""
         kinds = [self._schema.field(name).type for name in roles.values()]
-        has_text = self._template is not None or not all(is_ids(kind) or is_lists_of_ids(kind) for kind in kinds)
+        score = self._job.score
+        made = [self._template, score.choices, score.choice_template, score.continuation_template]
+        has_text = made != [None] * 4 or not all(is_ids(kind) or is_lists_of_ids(kind) for kind in kinds)
         if self._job.model.tokenizer is None and has_text:
             self._problems.append(
                 "model.tokenizer: got null, which serves token ids only; expected a tokenizer, because prompts are text"
@@ -222,7 +287,7 @@ class _Binder:
                 self._problems.append(
                     f"output.input_columns: the input has no column {name!r}{did_you_mean(name, names)}"
                 )
-        kept = {*wanted, self._given.get("id")}
+        kept = {*wanted, self._given.get("id"), self._job.score.group_by}
         return [name for name in names if name in kept]
 
     def _check_type(self, name: str, check: Check, where: str) -> None:
@@ -242,14 +307,14 @@ def _named_prompts(job: JobConfig) -> list[str]:
     return [role for role in PROMPT_KINDS if job.input.columns.get(role) is not None]
 
 
-def _template_source(template: str | None) -> str | None:
-    """`input.template` itself where it looks like Jinja, else what the file of that name holds."""
+def _template_source(template: str | None, setting: str = "input.template") -> str | None:
+    """A setting's value itself where it looks like Jinja, else what the file of that name holds."""
     if template is None or "{{" in template or "{%" in template:
         return template
     try:
         return read_text(os.path.expanduser(template))
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"input.template: got {template!r}, expected a Jinja template or an existing file{looked_up(template)}: "
+            f"{setting}: got {template!r}, expected a Jinja template or an existing file{looked_up(template)}: "
             f"{reason_of(error)}"
         ) from error

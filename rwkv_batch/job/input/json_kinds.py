@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 from ...errors import RowError
-from ...text.messages import plain_messages
+from ...text.messages import TEXT_FIELDS, plain_messages
 from ..messages import shortened
 
 MAX_COLUMN_DEPTH = 32
@@ -187,12 +187,16 @@ class NumbersByName(JsonKind):
 
 
 class Messages(JsonKind):
-    """Conversations in any form that `plain_messages` takes; in Arrow a list of messages of plain text."""
+    """Conversations in any form that `plain_messages` takes; in Arrow a list of messages of plain text.
 
-    arrow = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    Args:
+        fields: of a message, all text; `tool_calls` is JSON text.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *fields: str) -> None:
         super().__init__("a list of messages")
+        self.fields = fields
+        self.arrow = pa.list_(pa.struct([(field, pa.string()) for field in fields]))
 
     def has(self, value: Any) -> bool:
         return self._error(value) is None
@@ -201,7 +205,12 @@ class Messages(JsonKind):
         return self._error(value) or super().fault(where, value)
 
     def for_arrow(self, value: Any) -> Any:
-        return None if value is None else plain_messages(value)
+        return None if value is None else [self._message(message) for message in plain_messages(value)]
+
+    def _message(self, message: dict[str, Any]) -> dict[str, str | None]:
+        calls = message.get("tool_calls")
+        texts = {**message, "tool_calls": json.dumps(calls, ensure_ascii=False) if calls else None}
+        return {field: texts.get(field) for field in self.fields}
 
     def _error(self, value: Any) -> RowError | None:
         try:
@@ -226,7 +235,19 @@ class JsonText(JsonKind):
         return None if value is None else json.dumps(value, ensure_ascii=False)
 
 
-STRINGS, NUMBERS_BY_NAME, MESSAGES, JSON_TEXT = Strings(), NumbersByName(), Messages(), JsonText()
+class OpenMessages(Messages):
+    """Conversations: of role and content alone, or with all fields, as the values of a column have them."""
+
+    def kind_of(self, value: Any) -> Messages:
+        """The narrowest of the two kinds that has a value."""
+        messages = () if self._error(value) or value is None else plain_messages(value)
+        return ALL_MESSAGES if any(len(message) > len(self.fields) for message in messages) else self
+
+
+STRINGS, NUMBERS_BY_NAME, JSON_TEXT = Strings(), NumbersByName(), JsonText()
+PLAIN_MESSAGES = Messages("role", "content")
+ALL_MESSAGES = Messages("role", "content", "tool_calls", *TEXT_FIELDS)
+MESSAGES = OpenMessages("role", "content")
 
 Expected: TypeAlias = JsonKind | tuple[JsonKind, ...]
 """The kind that a column must have; of several, the first one that has a value of the column."""
@@ -238,6 +259,8 @@ def widen(kind: JsonKind, value: Any, wanted: JsonKind | None = None) -> JsonKin
     Args:
         wanted: what values must be. The result has nothing else in it, whatever the value is.
     """
+    if isinstance(wanted, OpenMessages):
+        return join(kind, wanted.kind_of(value))
     if wanted is INTEGER:
         return _widen_integers(kind, value)
     if isinstance(wanted, Struct):
@@ -267,6 +290,8 @@ def join(kind: JsonKind, other: JsonKind) -> JsonKind:
         return other
     if isinstance(kind, Integers) and isinstance(other, Integers):
         return _integers(min(kind.low, other.low), max(kind.high, other.high))
+    if isinstance(kind, Messages) and isinstance(other, Messages):
+        return max(kind, other, key=lambda one: len(one.fields))
     if isinstance(kind, ListOf) and isinstance(other, ListOf):
         item = join(kind.item, other.item)
         return kind if item is kind.item else ListOf(item)

@@ -13,7 +13,7 @@ from ...errors import ConfigurationError, RowError
 from .compression import compression_of
 from .continued import Continued
 from .files import InputFile
-from .json_kinds import INTEGER, JSON_TEXT, NULL, Expected, JsonKind, Struct, join, settled, widen
+from .json_kinds import INTEGER, JSON_TEXT, NULL, Expected, JsonKind, OpenMessages, Struct, join, settled, widen
 from .lines import UTF8_MARK, read_lines
 from .table import BATCH_BYTES, BATCH_ROWS, Rows, Table, batch_of
 
@@ -148,7 +148,7 @@ class JsonlTable(Table):
     def _is_open(self, name: str) -> bool:
         """Whether the values of a column decide on its kind, at least in a part."""
         wanted = self._expected.get(name)
-        return wanted is None or wanted is INTEGER or isinstance(wanted, Struct)
+        return wanted is None or wanted is INTEGER or isinstance(wanted, Struct | OpenMessages)
 
     def _settle(self, kinds: Mapping[str, JsonKind]) -> None:
         """Gives the columns of this file kinds that have all their values, and that a Parquet file can hold.

@@ -14,7 +14,7 @@ from .json_kinds import STRING, Expected
 from .jsonl import JsonlTable, Line
 from .lines import UTF8_MARK
 from .openai_body import SAMPLING_NAMES, columns_of
-from .roles import PROMPT_KINDS, SAMPLING_KINDS
+from .roles import CHAT_KINDS, PROMPT_KINDS, SAMPLING_KINDS
 from .table import Table
 
 URLS = ("/v1/chat/completions", "/v1/completions")
@@ -30,7 +30,7 @@ class OpenAIBatchTable(JsonlTable):
 
     def __init__(self, file: InputFile, expected: Mapping[str, Expected]) -> None:
         sampling = {name: SAMPLING_KINDS[name] for name in SAMPLING_NAMES.values()}
-        super().__init__(file, {"id": STRING, **PROMPT_KINDS, **sampling})
+        super().__init__(file, {"id": STRING, **PROMPT_KINDS, **CHAT_KINDS, **sampling})
 
     @staticmethod
     def recognizes(head: bytes) -> bool:

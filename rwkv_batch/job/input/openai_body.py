@@ -34,7 +34,6 @@ IGNORED = {
     "prompt_cache_retention",
     "cache_salt",
     "parallel_tool_calls",
-    "chat_template_kwargs",
     "reasoning_effort",
     "verbosity",
     "include_reasoning",
@@ -47,7 +46,7 @@ IGNORED = {
     "guided_decoding_backend",
     "kv_transfer_params",
 }
-"""Names that change nothing here: of transport and billing, or of features that RWKV's chat format does not have."""
+"""Names that change nothing here: of transport and billing, or of features that RWKV models do not have."""
 
 OFF: dict[str, tuple[Any, ...]] = {
     "logprobs": (False,),
@@ -57,8 +56,6 @@ OFF: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
-    "tools": ([],),
-    "functions": ([],),
     "modalities": (["text"],),
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
@@ -72,10 +69,13 @@ OFF: dict[str, tuple[Any, ...]] = {
 
 REASONS = {
     "logprobs": "output.logprobs in the job file writes log-probabilities",
-    "tools": 'there are no tool calls; leave it out, or set tool_choice to "none"',
-    "functions": 'there are no tool calls; leave it out, or set function_call to "none"',
+    "tool_choice": 'the model decides whether it calls a tool; leave it out, or set it to "auto" or "none"',
+    "function_call": 'the model decides whether it calls a function; leave it out, or set it to "auto" or "none"',
 }
 """Name that is not supported → what to do instead of leaving it out."""
+
+CHOICES = {"tools": "tool_choice", "functions": "function_call"}
+"""Name of the definitions of tools → the name that says whether the model may call them."""
 
 Setting = tuple[str, Any]
 """A column's name and its value."""
@@ -102,8 +102,11 @@ def _settings(body: dict[str, Any], name: str, value: Any) -> Iterator[Setting]:
     """The columns that one name of a body sets."""
     if value is None or name in IGNORED or any(type(value) is type(off) and value == off for off in OFF.get(name, ())):
         return
-    if name == "messages":
+    if name in ("messages", "chat_template_kwargs"):
         yield name, value
+    elif name in CHOICES:
+        if body.get(CHOICES[name]) != "none" and value != []:
+            yield "tools", value
     elif name == "prompt":
         yield _prompt(value)
     elif name in SAMPLING_NAMES:
@@ -111,13 +114,8 @@ def _settings(body: dict[str, Any], name: str, value: Any) -> Iterator[Setting]:
         yield column, _schema(value) if column == "json_schema" else value
     elif name in CONSTRAINTS:
         yield from CONSTRAINTS[name](f"body.{name}", value)
-    elif not _is_unused_tool(body, name):
+    else:
         raise RowError("bad_sampling", f"body.{name} is not supported: {REASONS.get(name, 'leave it out')}")
-
-
-def _is_unused_tool(body: dict[str, Any], name: str) -> bool:
-    """Whether a name lists tools that the model must not call."""
-    return body.get({"tools": "tool_choice", "functions": "function_call"}.get(name, "")) == "none"
 
 
 def _prompt(value: Any) -> Setting:

@@ -16,7 +16,7 @@ PART_SECONDS = 0.5
 """After this time, or after PROMPT_CHARACTERS, the process answers with the rows that it has rendered."""
 ROWS_AT_ONCE = 512
 PROMPT_CHARACTERS = 32 << 20
-"""The length of the longest prompt that a template may make."""
+"""The length of the longest text that a template may make."""
 MEMORY_BYTES = 1 << 30
 """The memory of the process."""
 
@@ -28,14 +28,16 @@ class Renderer:
 
     Args:
         source: a template that `Template` accepts.
+        setting: the setting that has it, for messages.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, setting: str = "input.template") -> None:
         function = f"{answer_rows.__module__}:{answer_rows.__name__}"
-        self._process = ProcessCaller(function, source, MEMORY_BYTES)
+        self._process = ProcessCaller(function, (source, setting), MEMORY_BYTES)
+        self._name = setting.rpartition(".")[2]
 
     def render(self, rows: Sequence[_Row]) -> list[str | RowError]:
-        """The prompt of each row, or its error: code "template_error".
+        """The text of each row, or its error: code "template_error".
 
         Args:
             rows: of each row the values by column name.
@@ -46,27 +48,32 @@ class Renderer:
         return found
 
     def _rendered(self, rows: Sequence[_Row]) -> list[str | RowError]:
-        """The prompts of at least the first of these rows."""
+        """The texts of at least the first of these rows."""
         try:
             answers = self._process.call(list(rows), ROW_SECONDS + PART_SECONDS)
         except CallFailed as error:
             if len(rows) > 1:
-                return [prompt for row in rows for prompt in self._rendered([row])]
+                return [text for row in rows for text in self._rendered([row])]
             reason = f"takes more than {ROW_SECONDS:g} s" if error.is_late else f"fails: {error}"
-            return [RowError("template_error", f"template: rendering this row {reason}")]
+            return [RowError("template_error", f"{self._name}: rendering this row {reason}")]
         return [RowError("template_error", message) if text is None else text for text, message in answers]
 
 
-def answer_rows(source: str) -> Callable[[list[_Row]], list[tuple[str | None, str]]]:
-    """What the process calls: rows → (the prompt, "") or (None, the error) of at least the first of them."""
-    template = Template(source)
+def answer_rows(shared: tuple[str, str]) -> Callable[[list[_Row]], list[tuple[str | None, str]]]:
+    """What the process calls: rows → (the text, "") or (None, the error) of at least the first of them.
+
+    Args:
+        shared: a template and its setting, as `Renderer` takes them.
+    """
+    template = Template(*shared)
+    name = shared[1].rpartition(".")[2]
 
     def answer(rows: list[_Row]) -> list[tuple[str | None, str]]:
         end = time.monotonic() + PART_SECONDS
         found: list[tuple[str | None, str]] = []
         num_characters = 0
         for row in rows:
-            text, message = _answer(template, row)
+            text, message = _answer(template, name, row)
             found.append((text, message))
             num_characters += len(text or "")
             if num_characters > PROMPT_CHARACTERS or time.monotonic() > end:
@@ -76,12 +83,12 @@ def answer_rows(source: str) -> Callable[[list[_Row]], list[tuple[str | None, st
     return answer
 
 
-def _answer(template: Template, row: _Row) -> tuple[str | None, str]:
+def _answer(template: Template, name: str, row: _Row) -> tuple[str | None, str]:
     try:
         text = template.render(row)
     except RowError as error:
         return None, error.message
     if len(text) > PROMPT_CHARACTERS:
         limit = f"expected at most {PROMPT_CHARACTERS}"
-        return None, f"template: the prompt has {len(text)} characters, {limit}"
+        return None, f"{name}: the text has {len(text)} characters, {limit}"
     return text, ""

@@ -24,6 +24,7 @@ from .arrow_types import (
 from .json_kinds import (
     BOOLEAN,
     INTEGER,
+    JSON_TEXT,
     MESSAGES,
     NUMBER,
     NUMBERS_BY_NAME,
@@ -41,10 +42,14 @@ PROMPT_KINDS: dict[str, JsonKind] = {
 }
 """Where prompts come from → the JSON kind of the column. A generate job has one of these columns, or a template."""
 
+CHAT_KINDS: dict[str, JsonKind] = {"tools": JSON_TEXT, "chat_template_kwargs": JSON_TEXT}
+"""What a row may have beside messages → the JSON kind of the column."""
+
 SCORE_KINDS: dict[str, Expected] = {
     "context": (STRING, ListOf(INTEGER)),
     "continuation": (STRING, ListOf(INTEGER)),
     "choices": (ListOf(STRING), ListOf(ListOf(INTEGER))),
+    "text": (STRING, ListOf(INTEGER)),
 }
 """Parts of a row of a score job → the JSON kinds of the column."""
 
@@ -56,13 +61,17 @@ CHECKS: dict[str, Check] = {
     "context": _TEXT_OR_IDS,
     "continuation": _TEXT_OR_IDS,
     "choices": Check(lambda kind: is_utf8s(kind) or is_lists_of_ids(kind), "list<string> or list<list<int>>"),
-    "answer": Check(pt.is_integer, "int, the index of the right choice"),
+    "text": _TEXT_OR_IDS,
+    "answer": Check(
+        lambda kind: is_number(kind) or is_text(kind), "int or string: the index, letter or text of a choice"
+    ),
 }
 """Role → the Arrow types of its column."""
 
 _NUMBER = Check(or_null(is_number), "a number")
 _STRING = Check(or_null(is_text), "string")
-_UNUSED = Check(pt.is_null, "only nulls, as output.logprobs is what writes log-probabilities")
+WRITES_LOGPROBS = "output.logprobs is what writes log-probabilities"
+_UNUSED = Check(pt.is_null, f"only nulls, as {WRITES_LOGPROBS}, and texts are always written")
 _SAMPLING_TYPES: dict[type[fields.Kind], tuple[JsonKind, Check]] = {
     fields.Integer: (INTEGER, _NUMBER),
     fields.Number: (NUMBER, _NUMBER),

@@ -66,15 +66,21 @@ class Template:
     JSON only; anywhere else it is an error, unless the template handles it with `if` or `or`. What is printed is text,
     numbers, booleans, times, and lists and mappings of these.
 
+    Args:
+        source: the template.
+        setting: the setting that has it, for messages.
+
     Raises:
         ConfigurationError: a syntax error, or a filter or function that draws at random; the message names the line.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, setting: str = "input.template") -> None:
+        self._setting = setting
+        self._name = name = setting.rpartition(".")[2]
         environment = _environment()
         try:
             tree = environment.parse(source)
-            _refuse_chance(tree)
+            _refuse_chance(tree, name)
             self._names = meta.find_undeclared_variables(tree) - environment.globals.keys()
             self._subscripts = {node.arg.value for node in _row_subscripts(tree)}
             self._reads_all = _num_loads(tree, ROW) > sum(1 for _ in _row_subscripts(tree))
@@ -82,11 +88,11 @@ class Template:
             self._template = environment.from_string(_with_checked_concatenations(tree))
             self._globals = {**self._template.globals}
         except TemplateSyntaxError as error:
-            raise ConfigurationError(f"template, line {error.lineno}: {error.message}") from error
+            raise ConfigurationError(f"{name}, line {error.lineno}: {error.message}") from error
         except ConfigurationError:
             raise
         except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
-            raise ConfigurationError(f"template: Python cannot compile it: {error or type(error).__name__}") from error
+            raise ConfigurationError(f"{name}: Python cannot compile it: {error or type(error).__name__}") from error
 
     def columns(self, known: Sequence[str]) -> list[str]:
         """The columns of an input that the template reads, in the input's order.
@@ -102,7 +108,7 @@ class Template:
         named = (self._names - {ROW}) | self._subscripts if has_mapping else self._names
         if missing := sorted(named - {*known} - self._guarded):
             lines = (f"the input has no column {name!r}{did_you_mean(name, known)}" for name in missing)
-            raise ConfigurationError("\n".join(f"input.template: {line}" for line in lines))
+            raise ConfigurationError("\n".join(f"{self._setting}: {line}" for line in lines))
         reads_all = has_mapping and self._reads_all
         return [name for name in known if reads_all or name in named]
 
@@ -122,12 +128,14 @@ class Template:
             return "".join(self._template.root_render_func(context))
         except _NullPrinted:
             nulls = ", ".join(name for name, value in columns.items() if value is None) or "inside a column"
-            message = f"template: a null is printed (null in this row: {nulls}); write {{{{ name or '' }}}}, or use if"
+            message = (
+                f"{self._name}: a null is printed (null in this row: {nulls}); write {{{{ name or '' }}}}, or use if"
+            )
             raise RowError("template_error", message) from None
         except _NotPrintable as error:
-            raise RowError("template_error", f"template: {error}") from None
+            raise RowError("template_error", f"{self._name}: {error}") from None
         except (TemplateError, *_PROGRAM_ERRORS) as error:
-            message = f"template: {type(error).__name__}: {error} (columns: {', '.join(columns) or 'none'})"
+            message = f"{self._name}: {type(error).__name__}: {error} (columns: {', '.join(columns) or 'none'})"
             raise RowError("template_error", message) from error
 
 
@@ -222,14 +230,14 @@ def _with_checked_concatenations(tree: nodes.Template) -> nodes.Template:
     return tree
 
 
-def _refuse_chance(tree: nodes.Template) -> None:
+def _refuse_chance(tree: nodes.Template, template: str) -> None:
     """Raises ConfigurationError where a template draws at random."""
     draws: list[tuple[str, Any]] = [("random", node) for node in tree.find_all(nodes.Filter)]
     draws += [("lipsum", node) for node in tree.find_all(nodes.Name)]
     for name, node in draws:
         if node.name == name:
             reason = "draws at random, and a job that is started again would give other prompts"
-            raise ConfigurationError(f"template, line {node.lineno}: {name!r} {reason}; leave it out")
+            raise ConfigurationError(f"{template}, line {node.lineno}: {name!r} {reason}; leave it out")
 
 
 def _row_subscripts(tree: nodes.Template) -> Iterator[Any]:

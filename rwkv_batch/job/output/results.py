@@ -30,6 +30,12 @@ SCORES_BYTES = 700
 TOKEN_SCORE_BYTES = 17
 
 
+NORMS = ("", "_norm", "_bytes")
+"""What is compared between choices: the log-likelihood; that per character; that per byte. See `best_choice`."""
+LATER = frozenset({"num_bytes", *(f"best_choice{norm}" for norm in NORMS[1:]), *(f"correct{norm}" for norm in NORMS)})
+"""Columns of task score that came after the first version."""
+
+
 class TextMaker(Protocol):
     """The part of `rwkv_batch.text.detokenizer.Detokenizer` that makes texts of many completions at once."""
 
@@ -42,14 +48,7 @@ _STATUS = [("status", pa.string()), ("error_code", pa.string()), ("error", pa.st
 def result_schema(job: JobConfig, columns: Columns) -> pa.Schema:
     """Returns the columns that the job adds to the input's."""
     if job.task == "score":
-        is_list = "choices" in columns.roles
-        scores = [("logprob", pa.float64()), ("is_greedy", pa.bool_()), ("num_tokens", pa.int32())]
-        if job.output.token_ids:
-            scores.append(("token_ids", pa.list_(pa.int32())))
-        if job.output.logprobs:
-            scores.append(("token_logprobs", pa.list_(pa.float32())))
-        fields = [(name, pa.list_(kind) if is_list else kind) for name, kind in scores] + _STATUS
-        return pa.schema([*fields, ("best_choice", pa.int32())] if is_list else fields)
+        return _score_schema(job, columns)
     fields = [
         ("sample_index", pa.int32()),
         ("completion", pa.string()),
@@ -65,6 +64,29 @@ def result_schema(job: JobConfig, columns: Columns) -> pa.Schema:
     if job.output.logprobs:
         fields.append(("token_logprobs", pa.list_(pa.float32())))
     return pa.schema(fields)
+
+
+def _score_schema(job: JobConfig, columns: Columns) -> pa.Schema:
+    assert columns.scored is not None
+    is_list = columns.scored.kind == "choices"
+    scores = [("logprob", pa.float64()), ("is_greedy", pa.bool_()), ("num_tokens", pa.int32())]
+    if job.output.token_ids:
+        scores.append(("token_ids", pa.list_(pa.int32())))
+    if job.output.logprobs:
+        scores.append(("token_logprobs", pa.list_(pa.float32())))
+    fields = [(name, pa.list_(kind) if is_list else kind) for name, kind in scores] + _STATUS
+    if not is_list:
+        return pa.schema([*fields, ("num_bytes", pa.int64())])
+    norms = NORMS if columns.scored.has_texts else NORMS[:1]
+    fields += [(f"best_choice{norm}", pa.int32()) for norm in norms]
+    if columns.answer is not None:
+        fields += [(f"correct{norm}", pa.bool_()) for norm in norms]
+    return pa.schema(fields)
+
+
+def without_later(results: pa.Schema) -> pa.Schema:
+    """Returns the columns without those of `LATER`: those of a score job that an earlier version has started."""
+    return pa.schema([field for field in results if field.name not in LATER])
 
 
 def output_names(job: JobConfig, columns: Columns, results: pa.Schema) -> dict[str, str]:
@@ -200,10 +222,30 @@ class Results:
                 name: _lists(_array(values, self._schema.field(name).type.value_type), counts)
                 for name, values in columns.items()
             }
-            starts = [0, *accumulate(counts)]
-            choices = [logprobs[start:end] for start, end in pairwise(starts)]
-            columns["best_choice"] = [found.index(max(found)) for found in choices]
+            starts = pairwise([0, *accumulate(counts)])
+            columns |= self._choices(rows, [logprobs[start:end] for start, end in starts])
+        elif "num_bytes" in self._schema.names:
+            columns["num_bytes"] = [_num_bytes(row.row) for row in rows]
         return {"row": [row.row.row for row in rows], "status": ["ok"] * len(rows), **columns}
+
+    def _choices(self, rows: Sequence[RowInFlight], logprobs: Sequence[Sequence[float]]) -> dict[str, Any]:
+        """Returns the columns with the best choice of each row, and whether it is the right one.
+
+        Args:
+            logprobs: of each row those of its choices.
+        """
+        columns: dict[str, Any] = {}
+        scored: list[Any] = [row.row for row in rows]
+        answers = [row.answer for row in scored]
+        for norm in NORMS:
+            if f"best_choice{norm}" in self._schema.names:
+                pairs = zip(logprobs, scored, strict=True)
+                best = [best_choice(found, row.continuations, norm) for found, row in pairs]
+                columns[f"best_choice{norm}"] = best
+                columns[f"correct{norm}"] = [
+                    None if right is None else found == right for found, right in zip(best, answers, strict=True)
+                ]
+        return columns
 
     def _of_tokens(
         self, ids: Iterable[np.ndarray], logprobs: Iterable[np.ndarray], lengths: Sequence[int]
@@ -223,6 +265,28 @@ class Results:
         data, ends = self._detokenizer.utf8(*text_arrays(completions))
         buffers = [None, pa.py_buffer(ends), pa.py_buffer(data)]
         return pa.Array.from_buffers(pa.large_string(), len(completions), buffers).cast(pa.string())
+
+
+def best_choice(logprobs: Sequence[float], choices: Sequence[Any], norm: str) -> int:
+    """Returns the index of the choice with the highest log-likelihood, as it is or per unit of length; ties: the first.
+
+    Args:
+        choices: as they were scored.
+        norm: of `NORMS`. The length of a choice is that of its text without one space at its beginning, which is the
+            delimiter after the context, as in lm-evaluation-harness. A choice without any length comes last.
+    """
+    values = list(logprobs)
+    if norm:
+        texts = [choice.removeprefix(" ") for choice in choices]
+        lengths = [len(text.encode() if norm == "_bytes" else text) for text in texts]
+        values = [value / length if length else -math.inf for value, length in zip(values, lengths, strict=True)]
+    return values.index(max(values))
+
+
+def _num_bytes(row: Any) -> int | None:
+    """Returns the bytes of a row's continuation in UTF-8; None where it is token ids."""
+    (text,) = row.continuations
+    return len(text.encode()) if isinstance(text, str) else None
 
 
 def held_bytes(row: Finished) -> int:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from ...rows import ErrorRow, Finished
+from ...rows import ErrorRow, Finished, RowInFlight
 from ..plan import Unit
 from .commit import JobFiles
 from .parts import RowSource
@@ -41,12 +41,14 @@ class Counts:
         done: finished rows, of earlier runs and of this one.
         committed: durable rows.
         errors: rows that this run has finished as errors.
+        scored_tokens: tokens of continuations that this run has scored.
     """
 
     resumed: int = 0
     done: int = 0
     committed: int = 0
     errors: int = 0
+    scored_tokens: int = 0
 
     def resume(self, rows: int) -> None:
         """Counts rows that an earlier run has committed."""
@@ -203,6 +205,8 @@ class Writer:
     def _add(self, rows: Sequence[Finished], sizes: Sequence[int]) -> None:
         self.counts.done += len(rows)
         self.counts.errors += sum(isinstance(row, ErrorRow) for row in rows)
+        scorings = (row.scoring for row in rows if isinstance(row, RowInFlight) and row.scoring is not None)
+        self.counts.scored_tokens += sum(len(ids) for scoring in scorings for ids in scoring.continuations)
         if self._flush_at is None:
             self._flush_at = time.monotonic() + self._flush_seconds
         touched = []

@@ -10,7 +10,7 @@ import numpy as np
 
 TIMELINE_BINS = 120
 
-COUNTERS = ("prompt_tokens", "completion_tokens")
+COUNTERS = ("prompt_tokens", "completion_tokens", "scored_tokens")
 SHARING = {
     "requested_tokens": "tokens_requested",
     "prompt_tokens": "tokens_computed",
@@ -18,7 +18,7 @@ SHARING = {
 }
 """The engine's counters of shared prefixes → their names in the report."""
 LEVELS = ("slots_in_use", "slots")
-FACTS = ("config", "machine", "model", "files", "occupancy", "memory")
+FACTS = ("config", "chat", "machine", "model", "files", "occupancy", "memory")
 
 Event = Mapping[str, Any]
 
@@ -128,8 +128,9 @@ def timeline(runs: Sequence[Sequence[Event]]) -> dict[str, list[float]]:
         runs: progress events of each run, in order of time.
 
     Returns:
-        Columns of equal length: "seconds" since the first event (the middle of each bin), "prompt_tokens" and
-        "completion_tokens" per second, "slots_in_use" and "slots" (means over the bin). Empty without events.
+        Columns of equal length: "seconds" since the first event (the middle of each bin), "prompt_tokens",
+        "completion_tokens" and "scored_tokens" per second, "slots_in_use" and "slots" (means over the bin). Empty
+        without events.
     """
     runs = [run for run in runs if len(run) > 1]
     if not runs:
@@ -140,7 +141,7 @@ def timeline(runs: Sequence[Sequence[Event]]) -> dict[str, list[float]]:
     for run in runs:
         times = np.array([sample["time"] for sample in run])
         for name, total in totals.items():
-            values = np.array([sample[name] for sample in run], dtype=float)
+            values = np.array([sample.get(name, 0) for sample in run], dtype=float)
             if name in LEVELS:  # a counter adds up by itself; a level is integrated over time
                 values = np.concatenate([[0.0], np.cumsum((values[1:] + values[:-1]) / 2 * np.diff(times))])
             total += np.diff(np.interp(edges, times, values))

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from .progress import RATES
+from .score_conventions import shown_metric
+
 WIDTH, HEIGHT, MARGIN = 640, 200, 46
 COLOURS = ("#2a6f97", "#e07a5f", "#6a994e", "#9d4edd")
 
@@ -24,10 +27,7 @@ def render(report: Mapping[str, Any]) -> str:
     occupancy = [
         used / slots if slots else 0.0 for used, slots in zip(time["slots_in_use"], time["slots"], strict=True)
     ]
-    throughput = {
-        "completion": time["completion_tokens"],
-        "prompt": time["prompt_tokens"],
-    }
+    throughput = {kind: time[f"{kind}_tokens"] for kind in reversed(RATES[report["task"]])}
     charts = [line_chart("tokens per second", time["seconds"], throughput)]
     charts.append(line_chart("slots in use, share", time["seconds"], {"occupancy": occupancy}))
     for name, histogram in report["length_histograms"].items():
@@ -45,10 +45,11 @@ def render(report: Mapping[str, Any]) -> str:
         "tokens": report["tokens"],
         "shared prefixes": report["prefixes"],
         "in use, mean over all steps": {name: f"{share:.1%}" for name, share in report["utilisation"].items()},
-        **{name: f"{metric['value']:.4f} ± {metric['stderr']:.4f}" for name, metric in report["scores"].items()},
+        **{name: shown_metric(metric) for name, metric in report["scores"].items()},
     }
     sections = [
         ("Summary", _table(summary)),
+        *_of_scores(report),
         ("Charts", f'<div class="charts">{"".join(charts)}</div>'),
         *((f"Run {index}", _table(run)) for index, run in enumerate(report["runs"], 1)),
         ("Job", _table(report["job"])),
@@ -56,6 +57,23 @@ def render(report: Mapping[str, Any]) -> str:
     body = "".join(f"<h2>{escape(title)}</h2>{content}" for title, content in sections)
     head = f'<meta charset="utf-8"><title>{escape(report["output"])}</title><style>{_STYLE}</style>'
     return f"<!doctype html><html><head>{head}</head><body><h1>rwkv_batch report</h1>{body}</body></html>\n"
+
+
+def _of_scores(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns the sections of a score job: the scores of groups, and the conventions; none for another task."""
+    sections = []
+    if groups := report.get("score_groups"):
+        table = {
+            name: {
+                "rows": max((metric["rows"] for metric in metrics.values()), default=0),
+                **{metric: shown_metric(found) for metric, found in metrics.items()},
+            }
+            for name, metrics in groups["groups"].items()
+        }
+        sections.append((f"Scores by {groups['column']}", _columns_table(groups["column"], table)))
+    if "conventions" in report:
+        sections.append(("Conventions of the scores", _table(report["conventions"])))
+    return sections
 
 
 def line_chart(title: str, x: Sequence[float], series: Mapping[str, Sequence[float]]) -> str:
@@ -108,6 +126,17 @@ def _axes(title: str, top: str, end: str) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.3g}"
+
+
+def _columns_table(corner: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns a table with a row for each name, and a column for each value; `corner` is the head of the names."""
+    heads = [*dict.fromkeys(head for values in rows.values() for head in values)]
+    lines = ["".join(f"<th>{escape(str(head))}</th>" for head in (corner, *heads))]
+    lines += [
+        f"<th>{escape(name)}</th>" + "".join(f"<td>{_table(values.get(head, ''))}</td>" for head in heads)
+        for name, values in rows.items()
+    ]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def _table(value: Any) -> str:

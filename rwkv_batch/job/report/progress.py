@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
 LINE_SECONDS = 30.0
 METRICS_SECONDS = 15.0
+RATES = {"generate": ("prompt", "completion"), "score": ("prompt", "scored")}
+"""Task → kinds of tokens, whose rates are shown."""
 STALL_SECONDS = 1800.0
 """An engine that makes no step for so many seconds hangs; the process is ended."""
 
@@ -41,6 +43,7 @@ class RunStatus:
         requested_tokens: prompt tokens of all requests, as if no prefix were shared.
         prompt_tokens: prompt tokens computed.
         saved_seconds: estimate of the time that shared prefixes have saved.
+        scored_tokens: tokens of continuations that have been scored.
     """
 
     seconds: float = 0.0
@@ -59,6 +62,7 @@ class RunStatus:
     prompt_tokens: int = 0
     saved_seconds: float = 0.0
     completion_tokens: int = 0
+    scored_tokens: int = 0
 
 
 class Progress:
@@ -71,6 +75,7 @@ class Progress:
         log: writes an event.
         write_metrics: writes the text of metrics.prom.
         shard: the label of the metrics.
+        task: of the job, "generate" or "score".
     """
 
     def __init__(
@@ -81,7 +86,9 @@ class Progress:
         log: Callable[..., None],
         write_metrics: Callable[[bytes], object],
         shard: Shard,
+        task: str = "generate",
     ) -> None:
+        self._task = task
         self._rows_total = rows_total
         self._counts = counts
         self._stats = stats
@@ -139,6 +146,7 @@ class Progress:
             prompt_tokens=stats.prompt_tokens,
             saved_seconds=stats.saved_seconds,
             completion_tokens=stats.completion_tokens,
+            scored_tokens=self._counts.scored_tokens,
         )
         last = self._recent[-1]
         if (last.steps, last.rows_committed) != (status.steps, status.rows_committed):
@@ -150,7 +158,7 @@ class Progress:
 
     def _report(self, status: RunStatus) -> None:
         with suppress(OSError, ValueError):  # standard error is closed, or nobody reads it: the job goes on
-            self._display(status, describe(status, self._recent[0]))
+            self._display(status, describe(status, self._recent[0], self._task))
         # The period grows with the run, so that a month of samples still fits into a report.
         if self._is_due("sample", status.seconds, period=status.seconds / 300):
             self._log("progress", **asdict(status))
@@ -185,14 +193,16 @@ class Progress:
         os._exit(1)  # a thread that hangs cannot be ended otherwise
 
 
-def describe(status: RunStatus, earlier: RunStatus) -> str:
+def describe(status: RunStatus, earlier: RunStatus, task: str = "generate") -> str:
     """The status in a line: errors, slots, token rates since `earlier`, time left, committed rows."""
     seconds = max(status.seconds - earlier.seconds, 1e-9)
-    prompt = (status.prompt_tokens - earlier.prompt_tokens) / seconds
-    completion = (status.completion_tokens - earlier.completion_tokens) / seconds
+    rates = (
+        f"{kind} {(getattr(status, f'{kind}_tokens') - getattr(earlier, f'{kind}_tokens')) / seconds:,.0f} tok/s"
+        for kind in RATES[task]
+    )
     return (
-        f"errors {status.errors:,} | slots {status.slots_in_use}/{status.slots} | prompt {prompt:,.0f} tok/s | "
-        f"completion {completion:,.0f} tok/s | eta {_eta(status)} | committed {status.rows_committed:,}"
+        f"errors {status.errors:,} | slots {status.slots_in_use}/{status.slots} | {' | '.join(rates)} | "
+        f"eta {_eta(status)} | committed {status.rows_committed:,}"
     )
 
 

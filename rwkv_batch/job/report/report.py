@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from typing import Any
@@ -21,11 +21,19 @@ from ..state import STATE_SUFFIX, Folders, read_job
 from .events import read_events
 from .history import Run, serving_seconds, shared_prefixes, timeline, utilisation
 from .page import render
+from .progress import RATES
+from .score_conventions import conventions, empty_summary, shown_metric
 from .scores import RESULTS as SCORES
 from .scores import ScoreSummary
 
 LABELS = ("status", "error_code", "finish_reason")
-LENGTHS = ("prompt_tokens", "completion_tokens", "num_tokens")
+LENGTHS = {"generate": ("prompt_tokens", "completion_tokens"), "score": ("num_tokens",)}
+"""Task → the columns with numbers of tokens."""
+ALL_LENGTHS = (*LENGTHS["generate"], *LENGTHS["score"])
+FIRST = {"generate": "sample_index", "score": "logprob"}
+"""Task → the first of the columns that a job adds. Columns of the input with the name of another one come before it."""
+SHOWN_GROUPS = 100
+"""Groups of rows that a terminal shows."""
 
 Report = dict[str, Any]
 
@@ -65,14 +73,17 @@ def collect(storage: Storage, folders: Folders) -> Report:
     names = [part_name(index, job["plan"]["units"]) for index in range(job["plan"]["units"])]
     present = set(storage.list(folders.output))
     published = [name for name in names if name in present]
-    results = _results(storage, [os.path.join(folders.output, name) for name in published], job)
     runs = Run.all_of(read_events(storage, folders.state))
+    scores = empty_summary(job["settings"], _group_by(runs))
+    results = _results(storage, [os.path.join(folders.output, name) for name in published], job, scores)
     return {
         "output": folders.output,
         "complete": len(published) == len(names) and not results["damaged"],
         "parts": {"published": len(published), "planned": len(names)},
+        "task": job["settings"]["task"],
         "rows_planned": job["plan"]["rows"],
         **results,
+        **({"conventions": conventions(job["settings"])} if scores is not None else {}),
         "prefixes": shared_prefixes(runs),
         "utilisation": utilisation(runs),
         "runs": [run.describe() for run in runs],
@@ -89,7 +100,7 @@ def summarise(report: Report) -> list[str]:
     none = "0" if report["complete"] else "none yet"
     speeds = [
         f"{sum(run[f'{kind}_tokens'] for run in report['runs']) / seconds if seconds else 0.0:,.0f} {kind}"
-        for kind in ("prompt", "completion")
+        for kind in RATES[report["task"]]
     ]
     lines = [
         f"{report['output']}: {parts['published']} of {parts['planned']} parts, {sum(rows.values()):,} rows",
@@ -100,8 +111,8 @@ def summarise(report: Report) -> list[str]:
     ]
     if sharing := describe_sharing(report):
         lines.append(f"shared  {sharing}")
-    for name, metric in report["scores"].items():
-        lines.append(f"score   {name} {metric['value']:.4f} ± {metric['stderr']:.4f}")
+    lines += [f"score   {name} {shown_metric(metric)}" for name, metric in report["scores"].items()]
+    lines += _groups(report)
     for name, error in report["damaged"].items():
         lines.append(f"damaged {name} cannot be read; start the job again to make it again ({error})")
     if report["errors"]:
@@ -132,10 +143,29 @@ def first_rows(storage: Storage, folders: Folders, count: int) -> Iterator[dict[
                     return
 
 
-def _results(storage: Storage, paths: Iterable[str], job: dict[str, Any]) -> dict[str, Any]:
+def _groups(report: Report) -> Iterator[str]:
+    """Yields a line for each group of rows of a score job, up to `SHOWN_GROUPS`."""
+    groups = report.get("score_groups", {}).get("groups", {})
+    for name, metrics in [*groups.items()][:SHOWN_GROUPS]:
+        shown = ", ".join(f"{metric} {shown_metric(found)}" for metric, found in metrics.items())
+        rows = max((found["rows"] for found in metrics.values()), default=0)
+        yield f"group   {name} ({rows:,} rows): {shown}"
+    if len(groups) > SHOWN_GROUPS:
+        yield f"        and {len(groups) - SHOWN_GROUPS:,} more groups, see report.json"
+
+
+def _group_by(runs: Sequence[Run]) -> str | None:
+    """Returns the column by which the latest run of the job groups rows."""
+    configs = [run.facts["config"] for run in runs if "config" in run.facts]
+    found: str | None = configs[-1].get("score", {}).get("group_by") if configs else None
+    return found
+
+
+def _results(
+    storage: Storage, paths: Iterable[str], job: dict[str, Any], scores: ScoreSummary | None
+) -> dict[str, Any]:
     """Returns counts, tokens, scores and histograms over the rows of the parts, and which parts are damaged."""
-    scores = _score_summary(job["settings"])
-    counts: dict[str, Counter[Any]] = {name: Counter() for name in (*LABELS, *LENGTHS)}
+    counts: dict[str, Counter[Any]] = {name: Counter() for name in (*LABELS, *ALL_LENGTHS)}
     damaged = {}
     for path in paths:
         try:
@@ -150,10 +180,21 @@ def _results(storage: Storage, paths: Iterable[str], job: dict[str, Any]) -> dic
         "rows": dict(counts["status"]),
         "errors": dict(counts["error_code"]),
         "finish_reasons": dict(counts["finish_reason"]),
-        "tokens": {name: sum(length * times for length, times in counts[name].items()) for name in LENGTHS},
-        "scores": scores.metrics() if scores else {},
-        "length_histograms": {name: _histogram(counts[name]) for name in LENGTHS if counts[name]},
+        "tokens": {
+            name: sum(length * times for length, times in counts[name].items())
+            for name in LENGTHS[job["settings"]["task"]]
+        },
+        **_scores(scores),
+        "length_histograms": {name: _histogram(counts[name]) for name in ALL_LENGTHS if counts[name]},
     }
+
+
+def _scores(summary: ScoreSummary | None) -> dict[str, Any]:
+    """Returns the metrics of all rows, and those of groups, where the job has them."""
+    if summary is None:
+        return {"scores": {}}
+    groups = {"column": summary.group_by, "groups": summary.groups()}
+    return {"scores": summary.metrics(), **({} if summary.group_by is None else {"score_groups": groups})}
 
 
 def _count(
@@ -164,13 +205,15 @@ def _count(
     Args:
         renamed: column that the job adds → its name in the parts, where that is another one.
     """
-    counts: dict[str, Counter[Any]] = {name: Counter() for name in (*LABELS, *LENGTHS)}
-    own = dict.fromkeys((*LABELS, *LENGTHS, "sample_index", *(SCORES if scores else ())))
+    counts: dict[str, Counter[Any]] = {name: Counter() for name in (*LABELS, *ALL_LENGTHS)}
+    own = dict.fromkeys((*LABELS, *ALL_LENGTHS, "sample_index", *(SCORES if scores else ())))
     with storage.open(path) as file:
         parquet = pq.ParquetFile(file)
         present = parquet.schema_arrow.names
-        names = {name: renamed.get(name, name) for name in own if renamed.get(name, name) in present}
-        passed = [name for name in (scores.columns.values() if scores else ()) if name in present]
+        first = FIRST["score" if scores is not None else "generate"]
+        added = present[present.index(renamed.get(first, first)) :]
+        names = {name: renamed.get(name, name) for name in own if renamed.get(name, name) in added}
+        passed = [name for name in (scores.passed if scores else ()) if name in present]
         for batch in parquet.iter_batches(columns=[*dict.fromkeys([*names.values(), *passed])]):
             results = batch.select([*names.values()]).rename_columns([*names])
             if scores is not None:
@@ -178,14 +221,6 @@ def _count(
             for name in counts.keys() & names.keys():
                 counts[name].update(_value_counts(results, name))
     return counts, scores
-
-
-def _score_summary(settings: dict[str, Any]) -> ScoreSummary | None:
-    """Returns an empty summary for a score job; None for another task."""
-    if settings["task"] != "score":
-        return None
-    columns = {part: settings.get(f"input.columns.{part}") for part in ("continuation", "choices", "answer")}
-    return ScoreSummary({part: name for part, name in columns.items() if name is not None})
 
 
 def _value_counts(batch: pa.RecordBatch, name: str) -> dict[Any, int]:

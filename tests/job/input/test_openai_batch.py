@@ -34,7 +34,7 @@ def test_requests_of_a_chat(job: Job) -> None:
         ("one", 0, None),
         ("two", 0, None),
         ("two", 1, None),
-        ("three", 0, "bad_sampling"),
+        ("three", 0, "bad_messages"),
         ("four", 0, "bad_messages"),
         ("five", 0, "bad_type"),
         ("six", 0, "bad_json"),
@@ -42,7 +42,7 @@ def test_requests_of_a_chat(job: Job) -> None:
     ]
     assert [row["prompt_tokens"] for row in rows[:2]] == [len("User: hi\n\nAssistant:"), len("User: ab\n\nAssistant:")]
     assert rows[0]["completion_tokens"] <= 3
-    assert rows[3]["error"].startswith("body.tools is not supported: there are no tool calls")
+    assert rows[3]["error"] == "tool 0 has the name None; expected text on one line"
     assert fake_llm.LLM.loaded == 1
 
 
@@ -95,7 +95,7 @@ def test_lines_that_are_no_requests_keep_the_format(tmp_path: Any) -> None:
 def test_a_file_without_any_prompt(job: Job) -> None:
     embed = json.dumps({"custom_id": "a", "url": "/v1/embeddings", "body": {"input": "x"}})
     assert job.lines(embed, request("b", tools=5)).run() == 3
-    assert [row["error_code"] for row in job.rows()] == ["bad_sampling", "bad_sampling"]
+    assert [row["error_code"] for row in job.rows()] == ["bad_sampling", "null_prompt"]
 
 
 @pytest.mark.parametrize("seed", [2**63 + 1, -(2**63)])

@@ -9,7 +9,7 @@ import pytest
 
 from rwkv_batch.errors import RowError
 from rwkv_batch.job.input.openai_body import IGNORED, OFF, SAMPLING_NAMES, columns_of
-from rwkv_batch.sampling_params import SamplingParams
+from rwkv_batch.sampling_params import SAMPLING_FIELDS
 from rwkv_batch.text.constraint_compiler import ConstraintCompiler
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -43,7 +43,14 @@ TEXT = json.dumps(SCHEMA)
         ({"stop_token_ids": [1], "allowed_token_ids": [1, 2]}, {"stop_token_ids": [1], "allowed_token_ids": [1, 2]}),
         ({"max_tokens": 3.0, "max_completion_tokens": 3}, {"max_tokens": 3.0}),
         ({"tool_choice": "none", "tools": [{"type": "function"}]}, {}),
-        ({"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "low"}, {}),
+        (
+            {"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "low"},
+            {"chat_template_kwargs": {"enable_thinking": False}},
+        ),
+        ({"tools": [{"type": "function"}], "tool_choice": "auto"}, {"tools": [{"type": "function"}]}),
+        ({"tools": [], "functions": []}, {}),
+        ({"functions": [{"name": "f"}]}, {"tools": [{"name": "f"}]}),
+        ({"functions": [{"name": "f"}], "function_call": "none"}, {}),
         ({name: {"any": 1} for name in sorted(IGNORED)}, {}),
         ({name: values[0] for name, values in OFF.items()}, {}),
         (dict.fromkeys((*OFF, "no such name", "response_format", "seed")), {}),
@@ -62,9 +69,8 @@ def test_bodies(body: dict[str, Any], expected: dict[str, Any]) -> None:
     [
         ({"logprobs": True}, "body.logprobs is not supported: output.logprobs in the job file"),
         ({"logprobs": 0}, "body.logprobs is not supported"),
-        ({"tools": [{"type": "function"}]}, "body.tools is not supported"),
-        ({"tools": [{"type": "function"}], "tool_choice": "auto"}, "body.tools is not supported"),
-        ({"tool_choice": "required"}, "body.tool_choice is not supported: leave it out"),
+        ({"tool_choice": "required"}, "body.tool_choice is not supported: the model decides whether it calls a tool"),
+        ({"tools": [{"name": "f"}], "functions": [{"name": "g"}]}, "body.functions: tools is given twice"),
         ({"temprature": 1}, "body.temprature is not supported"),
         ({"response_format": {"type": "json_schema"}}, "body.response_format: json_schema.schema is missing"),
         ({"response_format": "json"}, "body.response_format: got type None"),
@@ -86,7 +92,7 @@ def test_what_would_change_the_result_is_refused(body: dict[str, Any], named: st
 
 
 def test_names_of_sampling_params_are_names_of_a_body() -> None:
-    assert set(SAMPLING_NAMES.values()) == set(SamplingParams.field_names()) - {"logprobs", "prompt_logprobs"}
+    assert set(SAMPLING_NAMES.values()) == {name for name, field in SAMPLING_FIELDS.items() if field.in_jobs}
 
 
 @pytest.mark.parametrize("choices", [["a", "b"], ['"', "\\"], ["line\nbreak", "é漢", "\x01"]])

@@ -57,22 +57,22 @@ def test_a_row_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_prompt_that_is_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(rendering, "PROMPT_CHARACTERS", 10)
-    answer = answer_rows("{{ '-' * n }}")
+    answer = answer_rows(("{{ '-' * n }}", "input.template"))
     assert answer([{"n": 10}, {"n": 11}]) == [
         ("-" * 10, ""),
-        (None, "template: the prompt has 11 characters, expected at most 10"),
+        (None, "template: the text has 11 characters, expected at most 10"),
     ]
 
 
 def test_after_a_while_the_rows_that_are_rendered_are_answered(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(rendering, "PART_SECONDS", 0.0)
-    assert answer_rows("{{ n }}")([{"n": 1}, {"n": 2}]) == [("1", "")]
+    assert answer_rows(("{{ n }}", "input.template"))([{"n": 1}, {"n": 2}]) == [("1", "")]
 
 
 def test_long_prompts_are_answered_in_parts(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(rendering, "PROMPT_CHARACTERS", 10)
     rows: list[Mapping[str, Any]] = [{"n": 6}, {"n": 5}, {"n": 4}]
-    assert [len(text or "") for text, _ in answer_rows("{{ '-' * n }}")(rows)] == [6, 5]
+    assert [len(text or "") for text, _ in answer_rows(("{{ '-' * n }}", "input.template"))(rows)] == [6, 5]
 
 
 def test_a_bad_row_of_a_job_is_an_error_row(job: Job):

@@ -51,14 +51,37 @@ def test_columns_of_score(job: Job, as_choices: bool) -> None:
         job.input(context=["a"], choices=[["x", "y"]])
         lists = [(name, pa.list_(kind)) for name, kind in scores]
         expected = [("context", pa.string()), ("choices", pa.list_(pa.string())), *lists, *STATUS]
-        expected.append(("best_choice", pa.int32()))
+        expected += [(f"best_choice{norm}", pa.int32()) for norm in ("", "_norm", "_bytes")]
     else:
         job.input(context=["a"], continuation=["x"])
         expected = [("context", pa.string()), ("continuation", pa.string()), *scores, *STATUS]
+        expected.append(("num_bytes", pa.int64()))
     assert job.run() == 0
     found = job.table().schema.remove_metadata()
     assert found.names == [name for name, _ in expected]
     assert [str(kind).replace("element", "item") for kind in found.types] == [str(kind) for _, kind in expected]
+
+
+@pytest.mark.parametrize("ids", [False, True])
+def test_columns_of_choices_with_answers(job: Job, ids: bool) -> None:
+    job.settings["task"] = "score"
+    job.input(context=[[1]] if ids else ["a"], choices=[[[2], [3]]] if ids else [["x", "y"]], answer=[1])
+    assert job.run() == 0
+    norms = [""] if ids else ["", "_norm", "_bytes"]
+    last = [(f"best_choice{norm}", pa.int32()) for norm in norms] + [(f"correct{norm}", pa.bool_()) for norm in norms]
+    assert [(field.name, field.type) for field in job.table().schema][-len(last) :] == last
+    (row,) = job.rows()
+    assert all(row[f"correct{norm}"] == (row[f"best_choice{norm}"] == 1) for norm in norms)
+
+
+def test_bytes_of_what_is_scored(job: Job) -> None:
+    job.settings["task"] = "score"
+    job.input(context=["a", "b"], continuation=["é ", ""])
+    assert job.run() == 0
+    assert [row["num_bytes"] for row in job.rows()] == [3, 0]
+    job.input(text=[[1, 2]]).set(output__path=str(job.folder / "ids"))
+    assert job.run() == 0
+    assert [row["num_bytes"] for row in job.rows()] == [None]
 
 
 @pytest.mark.parametrize("as_choices", [False, True])
@@ -80,7 +103,11 @@ def test_documents_without_a_context(job: Job) -> None:
     job.input(continuation=["a", "b"])
     assert job.run() == 2
     assert job.set(input__columns={"context": None}).run() == 0
-    assert [row["status"] for row in job.rows()] == ["ok", "ok"]
+    expected = job.rows()
+    assert [row["status"] for row in expected] == ["ok", "ok"]
+    job.input(text=["a", "b"]).set(input__columns={}, output__path=str(job.folder / "texts"))
+    assert job.run() == 0
+    assert [row["logprob"] for row in job.rows()] == [row["logprob"] for row in expected]
 
 
 def test_columns_do_not_depend_on_the_rows(job: Job) -> None:

@@ -47,8 +47,16 @@ SCORES = [
     ("token_ids", pa.list_(pa.int32())),
     ("token_logprobs", pa.list_(pa.float32())),
 ]
-SCORE = pa.schema([*SCORES, *STATUS])
-CHOICES = pa.schema([*((name, pa.list_(kind)) for name, kind in SCORES), *STATUS, ("best_choice", pa.int32())])
+SCORE = pa.schema([*SCORES, *STATUS, ("num_bytes", pa.int64())])
+NORMS = ("", "_norm", "_bytes")
+CHOICES = pa.schema(
+    [
+        *((name, pa.list_(kind)) for name, kind in SCORES),
+        *STATUS,
+        *((f"best_choice{norm}", pa.int32()) for norm in NORMS),
+        *((f"correct{norm}", pa.bool_()) for norm in NORMS),
+    ]
+)
 
 logprobs = st.floats(-1e30, 0, allow_subnormal=False)
 errors = st.builds(
@@ -94,13 +102,15 @@ def generated(draw: Any) -> RowInFlight:
 def scored(draw: Any, count: Any) -> RowInFlight:
     row = draw(st.integers(0, 2**40))
     found = []
-    for _ in range(draw(count)):
+    texts = [draw(st.sampled_from(["", " ", "a", " b", "  c", "é", " lang"])) for _ in range(draw(count))]
+    for _ in texts:
         triples = draw(st.lists(st.tuples(st.integers(0, 99), logprobs, st.booleans()), max_size=4))
         values, flags = np.array([one[1] for one in triples]), np.array([one[2] for one in triples], bool)
         ids = np.array([one[0] for one in triples], np.int32)
         found.append(fake_llm.Completion(None, ids, None, scores=TokenScores(values, flags)))  # type: ignore[arg-type]
     scoring = fake_llm.Scoring(None, [one.token_ids for one in found])
-    return RowInFlight(ScoreRow(None, row, "", []), [], None, scoring, found)  # type: ignore[arg-type]
+    answer = draw(st.none() | st.integers(0, len(texts) - 1))
+    return RowInFlight(ScoreRow(None, row, "", texts, answer=answer), [], None, scoring, found)  # type: ignore[arg-type]
 
 
 def records(task: str, row: Any, is_list: bool) -> list[dict[str, Any]]:
@@ -133,16 +143,26 @@ def records(task: str, row: Any, is_list: bool) -> list[dict[str, Any]]:
         "token_ids": [found.token_ids.tolist() for found in row.completions],
         "token_logprobs": [found.scores.logprobs.tolist() for found in row.completions],
     }
+    texts, answer = row.row.continuations, row.row.answer
     if not is_list:
-        return [{"row": row.row.row, "status": "ok", **{name: values[0] for name, values in columns.items()}}]
-    best = max(range(len(columns["logprob"])), key=columns["logprob"].__getitem__)
-    return [{"row": row.row.row, "status": "ok", **columns, "best_choice": best}]
+        own = {name: values[0] for name, values in columns.items()}
+        return [{"row": row.row.row, "status": "ok", **own, "num_bytes": len(texts[0].encode())}]
+    plain = [text[1:] if text.startswith(" ") else text for text in texts]
+    lengths = {"": [1] * len(texts), "_norm": list(map(len, plain)), "_bytes": [len(text.encode()) for text in plain]}
+    best = {}
+    for norm, sizes in lengths.items():
+        values = [p / n if n else -math.inf for p, n in zip(columns["logprob"], sizes, strict=True)]
+        best[f"best_choice{norm}"] = max(range(len(values)), key=values.__getitem__)
+    right = {f"correct{norm}": None if answer is None else best[f"best_choice{norm}"] == answer for norm in NORMS}
+    return [{"row": row.row.row, "status": "ok", **columns, **best, **right}]
 
 
 def check(task: str, schema: pa.Schema, rows: list[Any]) -> None:
     ordered = [row for row in rows if not isinstance(row, ErrorRow)] + [r for r in rows if isinstance(r, ErrorRow)]
     whole = schema.insert(0, pa.field("row", pa.int64()))
+    names = set(whole.names)
     made = [record for row in ordered for record in records(task, row, "best_choice" in schema.names)]
+    made = [{name: value for name, value in record.items() if name in names} for record in made]
     expected = pa.Table.from_pylist(made, whole)
     found = pa.Table.from_batches([Results(task, schema, Python()).batch(rows)])
     found.validate(full=True)
@@ -172,6 +192,9 @@ def test_scores(rows: list[Any]) -> None:
 def test_scores_of_choices(rows: list[Any]) -> None:
     check("score", CHOICES, rows)
     check("score", pa.schema([field for field in CHOICES if not field.name.startswith("token_")]), rows)
+    check(
+        "score", pa.schema([field for field in CHOICES if not field.name.startswith(("correct", "best_choice_"))]), rows
+    )
 
 
 def test_without_a_tokenizer_there_is_no_text() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import sys
@@ -12,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy
-import pyarrow as pa
 import pytest
 
 from job import fake_llm
@@ -23,11 +20,9 @@ from rwkv_batch.job.output.writer import Counts
 from rwkv_batch.job.plan import Shard
 from rwkv_batch.job.report import page as html
 from rwkv_batch.job.report import progress
-from rwkv_batch.job.report import scores as scores_of_jobs
 from rwkv_batch.job.report.events import EventLog, read_events
 from rwkv_batch.job.report.history import Run, serving_seconds, timeline
 from rwkv_batch.job.report.progress import Progress, RunStatus
-from rwkv_batch.job.report.scores import ScoreSummary
 
 from ..conftest import Job
 
@@ -102,7 +97,12 @@ def test_report_says_what_sharing_saved_and_how_full_the_slots_were(
 def test_report_of_a_score_job(job: Job) -> None:
     job.settings["task"] = "score"
     assert job.input(context=["a", "b"], choices=[["x"], ["y", "z"]]).run() == 0
-    assert report_of(job)["length_histograms"] == {"num_tokens": {"2-3": 3}}
+    report = report_of(job)
+    assert report["length_histograms"] == {"num_tokens": {"2-3": 3}}
+    assert report["tokens"] == {"num_tokens": 9}
+    assert [run["scored_tokens"] for run in report["runs"]] == [9]
+    assert "completion" not in (job.state / "report.html").read_text().partition("<h2>Run 1")[0]
+    assert 'rwkv_batch_scored_tokens{shard="0/1"} 9' in (job.state / "metrics.prom").read_text()
 
 
 def test_report_covers_all_runs(job: Job) -> None:
@@ -196,6 +196,15 @@ def test_a_line_says_everything() -> None:
         "errors 7 | slots 318/320 | prompt 10,000 tok/s | completion 3,000 tok/s | eta 5m00s | committed 1,900"
     )
     assert "eta ?" in progress.describe(RunStatus(), RunStatus())
+
+
+def test_a_line_of_a_score_job_has_scored_tokens() -> None:
+    before, now = (
+        RunStatus(seconds=70, scored_tokens=100),
+        RunStatus(seconds=100, prompt_tokens=60, scored_tokens=30100),
+    )
+    line = progress.describe(now, before, "score")
+    assert "| prompt 2 tok/s | scored 1,000 tok/s |" in line and "completion" not in line
 
 
 class Clock:
@@ -313,84 +322,3 @@ def test_runs_at_the_same_time_count_once() -> None:
     spans = [(100.0, 110.0), (102.0, 105.0), (104.0, 112.0), (200.0, 205.0)]
     runs = [Run("0/1", start, samples=[{"time": end, "seconds": end - start}]) for start, end in spans]
     assert serving_seconds([*runs, Run("0/1", 300.0)]) == 17.0
-
-
-def answers(job: Job, **settings: Any) -> dict[str, Any]:
-    """The scores in the report of a score job."""
-    job.settings["task"] = "score"
-    assert job.set(**settings).run() == 0
-    return report_of(job)["scores"]
-
-
-def test_accuracy_is_counted_where_the_answer_is_known(job: Job) -> None:
-    choices = [["a", "some longer text", "bb"][: 2 + i % 2] for i in range(40)]
-    answer = [[0, 1, 2, None, -1][i % 5] for i in range(40)]
-    job.input(context=[f"c{i}" for i in range(40)], choices=choices, answer=answer)
-    scores = answers(job)
-    right, right_norm = [], []
-    for row in job.rows():
-        if row["answer"] is None or not 0 <= row["answer"] < len(row["choices"]):
-            continue
-        per_byte = [p / len(text) for p, text in zip(row["logprob"], row["choices"], strict=True)]
-        right.append(row["best_choice"] == row["answer"])
-        right_norm.append(per_byte.index(max(per_byte)) == row["answer"])
-    for name, values in (("accuracy", right), ("accuracy_norm", right_norm)):
-        share = sum(values) / len(values)
-        assert scores[name]["value"] == pytest.approx(share)
-        assert scores[name]["stderr"] == pytest.approx((share * (1 - share) / len(values)) ** 0.5, rel=0.15)
-    assert f"accuracy {scores['accuracy']['value']:.4f} ±" in (job.state / "report.html").read_text().replace(
-        "</th><td>", " "
-    )
-
-
-def test_bits_per_byte_and_perplexity(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
-    texts: list[str | None] = [f"text {i} é" * (1 + i % 3) for i in range(20)]
-    scores = answers(job.input(context=["c"] * 20, continuation=texts))
-    rows = job.rows()
-    total = -sum(row["logprob"] for row in rows)
-    num_bytes = sum(len(row["continuation"].encode()) for row in rows)
-    assert scores["bits_per_byte"]["value"] == pytest.approx(total / num_bytes / math.log(2))
-    assert scores["token_perplexity"]["value"] == pytest.approx(
-        math.exp(total / sum(row["num_tokens"] for row in rows))
-    )
-    assert scores["accuracy"]["value"] == sum(row["is_greedy"] for row in rows) / 20
-    assert 0 < scores["bits_per_byte"]["stderr"] < scores["bits_per_byte"]["value"]
-    assert "bits_per_byte" in capsys.readouterr().out
-
-
-def test_scores_need_the_columns_that_the_output_repeats(job: Job) -> None:
-    job.input(context=["c"] * 4, choices=[["a", "b"]] * 4, answer=[0, 1, 0, 1])
-    assert answers(job, output__input_columns=["answer"]).keys() == {"accuracy"}
-
-
-def test_scores_under_other_names(job: Job) -> None:
-    """The input has columns with the names of the scores; its answer is one of them."""
-    job.input(context=["c"] * 4, choices=[["a", "b"]] * 4, answer=[0, 1, 0, 1])
-    expected = answers(job)
-    job.input(context=["c"] * 4, choices=[["a", "b"]] * 4, best_choice=[0, 1, 0, 1], logprob=["x"] * 4)
-    job.set(input__columns={"answer": "best_choice"}, output__path=str(job.folder / "renamed"))
-    renamed = {"best_choice": "is_greedy", "is_greedy": "greedy", "logprob": "score"}
-    assert answers(job, output__columns=renamed) == expected
-
-
-def test_a_column_called_answer_may_be_something_else(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
-    job.input(context=["c"], choices=[["a", "b"]], answer=["b"])
-    assert answers(job) == {}
-    assert job.set(output__path=str(job.folder / "other"), input__columns={"answer": "answer"}).run() == 2
-    assert "column 'answer' is string, expected int, the index of the right choice" in capsys.readouterr().err
-
-
-def test_many_rows_are_resampled_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores_of_jobs, "GROUPS", 50)
-    summary = ScoreSummary({})
-    random = numpy.random.default_rng(0)
-    values = -random.exponential(size=2000)
-    for part in numpy.split(values, 4):
-        columns = {"logprob": part, "num_tokens": numpy.ones(500, int), "is_greedy": part > -1}
-        batch = pa.RecordBatch.from_pydict({name: pa.array(column) for name, column in columns.items()})
-        summary.add(batch, batch.select([]))
-    metrics = summary.metrics()
-    share = (values > -1).mean()
-    assert metrics["accuracy"]["value"] == pytest.approx(share)
-    assert metrics["accuracy"]["stderr"] == pytest.approx((share * (1 - share) / 2000) ** 0.5, rel=0.35)
-    assert metrics["token_perplexity"]["value"] == pytest.approx(math.exp(-values.mean()))

@@ -1,0 +1,88 @@
+"""Templates run in another process, so that no prompt takes more than its time and memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..errors import RowError
+from ..process_pool import CallFailed, ProcessCaller
+
+PROMPT_SECONDS = 3.0
+"""The time limit of rendering one prompt."""
+PART_SECONDS = 0.5
+"""After this time, or after PROMPT_CHARACTERS, the process answers with the prompts that it has rendered."""
+PROMPTS_AT_ONCE = 512
+PROMPT_CHARACTERS = 32 << 20
+"""The length of the longest prompt that a template may make."""
+MEMORY_BYTES = 1 << 30
+"""The memory of the process."""
+
+Answer = tuple[str | None, str, str]
+"""(the prompt, "", "") or (None, an error code, the error)."""
+
+
+class Renderer:
+    """Renders the prompts of one template, for lists of inputs.
+
+    Args:
+        function: "package.module:function". The process calls it once, with `shared`; what it returns is what
+            `answering` makes.
+        shared: anything that can be pickled, such as the template's source.
+        name: what the template is called in errors.
+    """
+
+    def __init__(self, function: str, shared: Any, name: str) -> None:
+        self._process = ProcessCaller(function, shared, MEMORY_BYTES)
+        self._name = name
+
+    def render(self, inputs: Sequence[Any]) -> list[str | RowError]:
+        """The prompt of each input, or its error."""
+        found: list[str | RowError] = []
+        while len(found) < len(inputs):
+            found += self._rendered(inputs[len(found) : len(found) + PROMPTS_AT_ONCE])
+        return found
+
+    def _rendered(self, inputs: Sequence[Any]) -> list[str | RowError]:
+        """The prompts of at least the first of these inputs."""
+        try:
+            answers: list[Answer] = self._process.call(list(inputs), PROMPT_SECONDS + PART_SECONDS)
+        except CallFailed as error:
+            if len(inputs) > 1:
+                return [prompt for one in inputs for prompt in self._rendered([one])]
+            reason = f"takes more than {PROMPT_SECONDS:g} s" if error.is_late else f"fails: {error}"
+            return [RowError("template_error", f"{self._name}: rendering this prompt {reason}")]
+        return [RowError(code, message) if text is None else text for text, code, message in answers]
+
+
+def answering(render: Callable[[Any], str], name: str) -> Callable[[list[Any]], list[Answer]]:
+    """What the process calls: inputs → the answers of at least the first of them.
+
+    Args:
+        render: makes the prompt of one input, or raises RowError.
+        name: what the template is called in errors.
+    """
+
+    def answer(one: Any) -> Answer:
+        try:
+            text = render(one)
+        except RowError as error:
+            return None, error.code, error.message
+        if len(text) > PROMPT_CHARACTERS:
+            message = f"{name}: the prompt has {len(text)} characters, expected at most {PROMPT_CHARACTERS}"
+            return None, "template_error", message
+        return text, "", ""
+
+    def answer_all(inputs: list[Any]) -> list[Answer]:
+        end = time.monotonic() + PART_SECONDS
+        found: list[Answer] = []
+        num_characters = 0
+        for one in inputs:
+            found.append(answer(one))
+            num_characters += len(found[-1][0] or "")
+            if num_characters > PROMPT_CHARACTERS or time.monotonic() > end:
+                break
+        return found
+
+    return answer_all

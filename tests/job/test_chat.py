@@ -1,0 +1,325 @@
+"""Conversations in jobs: the format and its stops, tools and names of rows, and jobs that an earlier version began."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from .conftest import Job
+
+HELLO = [{"role": "user", "content": "hi"}]
+TOOLS = [{"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}]
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "now", "arguments": "{}"}}]}
+RESULT = {"role": "tool", "content": "12:00"}
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking %}<think>{% endif %}{% endif %}"
+)
+
+
+def prompts(job: Job) -> list[str]:
+    return [row["prompt"] for row in job.rows()]
+
+
+def dry_run(job: Job, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert job.run("--dry-run", *arguments) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "User: hi\n\nAssistant:"),
+        ({"think": "open"}, "User: hi\n\nAssistant: <think"),
+        ({"format": "bot", "think": "fake"}, "User✿hi✿\nBot✿<think></think"),
+        ({"format": "function_calling"}, "### User\nhi\n### Assistant\n"),
+        ({"template": CHATML}, "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"),
+        ({"template": CHATML, "think": "open"}, "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n<think>"),
+    ],
+)
+def test_the_section_chat_decides_on_the_prompt(job: Job, settings: dict[str, str], expected: str) -> None:
+    job.input(messages=[HELLO]).set(output__extra=["prompt"])
+    job.settings["chat"] = settings
+    assert job.run() == 0
+    assert prompts(job) == [expected]
+
+
+@pytest.mark.parametrize(("place", "text"), [("text", CHATML), ("file", "chat.jinja"), ("beside", None)])
+def test_a_template_may_be_a_text_a_file_or_stand_beside_the_model(
+    job: Job, capsys: pytest.CaptureFixture[str], place: str, text: str | None
+) -> None:
+    model = job.folder / "model"
+    model.mkdir()
+    if place == "beside":
+        (model / "chat_template.jinja").write_text(CHATML)
+        (model / "generation_config.json").write_text('{"stop_strings": ["<|im_end|>"], "eos_token_id": [0, 7]}')
+    else:
+        (job.folder / "chat.jinja").write_text(CHATML)
+        job.set(chat__template=str(job.folder / "chat.jinja") if place == "file" else text)
+    job.input(messages=[HELLO]).set(output__extra=["prompt"], model__path=str(model))
+    shown = dry_run(job, capsys)
+    assert f"chat      template{f' ({model}/chat_template.jinja)' if place == 'beside' else ''}" in shown.replace(
+        f" ({job.folder}/chat.jinja)", ""
+    )
+    if place == "beside":
+        assert "a turn ends at '<|im_end|>', token ids [7]" in shown
+    assert job.run() == 0
+    assert prompts(job) == ["<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"]
+
+
+def test_a_turn_ends_at_the_format_s_stops_unless_stop_is_given(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rwkv_batch.job.input.rows import RowParser
+
+    stops: list[Any] = []
+    original = RowParser.rows
+
+    def rows(self: RowParser, *arguments: Any) -> Any:
+        found = original(self, *arguments)
+        stops.extend(row.params.stop for row in found)  # type: ignore[union-attr]
+        return found
+
+    monkeypatch.setattr(RowParser, "rows", rows)
+    job.input(messages=[HELLO] * 3, stop=pa.array([None, [], ["x"]], pa.list_(pa.string())))
+    assert "a turn ends at '\\n\\nUser:'" in dry_run(job, capsys)
+    assert stops == [["\n\nUser:"], [], ["x"]]
+    stops.clear()
+    dry_run(job, capsys, "-o", "sampling.stop=[]")
+    assert stops == [[], [], ["x"]]
+    stops.clear()
+    dry_run(job, capsys, "-o", "chat.format=bot")
+    assert stops == [["✿"], [], ["x"]]
+    job.input(prompt=["no conversation"])
+    stops.clear()
+    dry_run(job, capsys)
+    assert stops == [None]
+
+
+def with_tools(job: Job, form: str) -> Job:
+    conversation = [{"role": "user", "content": "time?"}, CALL, RESULT]
+    if form == "jsonl":
+        lines = [{"messages": HELLO}, {"messages": conversation, "tools": TOOLS}]
+        return job.lines(*map(json.dumps, lines))
+    if form == "openai":
+        bodies = [{"messages": HELLO}, {"messages": conversation, "tools": TOOLS, "tool_choice": "auto"}]
+        lines = [{"custom_id": str(i), "url": "/v1/chat/completions", "body": body} for i, body in enumerate(bodies)]
+        return job.lines(*map(json.dumps, lines))
+    tools: Any = [None, json.dumps(TOOLS)] if form == "text" else [None, TOOLS]
+    messages: Any = [json.dumps(HELLO), json.dumps(conversation)] if form == "text" else [HELLO, conversation]
+    return job.input(messages=messages, tools=tools)
+
+
+WITH_TOOLS = """System: Tools:
+[
+{"name":"now","arguments":{}}
+]
+Return only a JSON function call.
+
+User: time?
+
+Assistant: ```json
+{"name":"now","arguments":{}}
+```
+
+User: Function output:
+12:00
+
+Assistant:"""
+
+
+@pytest.mark.parametrize("form", ["jsonl", "openai", "text"])
+def test_tools_and_calls_come_from_every_kind_of_input(job: Job, form: str) -> None:
+    with_tools(job, form).set(output__extra=["prompt"])
+    assert job.run() == 0
+    assert prompts(job) == ["User: hi\n\nAssistant:", WITH_TOOLS]
+    if form != "text":  # what the output repeats is an input again
+        again = pq.read_table(next(job.output.iterdir())).select(["messages", "tools"])
+        pq.write_table(again, job.folder / "again.parquet")
+        job.set(input__path=str(job.folder / "again.parquet"), output__path=str(job.folder / "again"))
+        assert job.run() == 0
+        assert prompts(job)[1] == WITH_TOOLS
+
+
+def test_a_table_holds_tools_and_calls_as_structs(job: Job) -> None:
+    """Structs have a null for every field that only other rows have."""
+    call = {"id": "c", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+    fields = [("role", pa.string()), ("content", pa.string()), ("tool_calls", pa.list_(pa.infer_type([call])))]
+    conversation = [
+        {"role": "user", "content": "time?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "12:00"},
+    ]
+    messages = pa.array([HELLO, conversation], pa.list_(pa.struct(fields)))
+    parameters = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "string"}}}
+    other = {"type": "function", "function": {"name": "other", "parameters": parameters}}
+    only_a = {"type": "object", "properties": {"a": {"type": "string"}}}
+    own = {"type": "function", "function": {"name": "now", "parameters": only_a}}
+    job.input(messages=messages, tools=[[other], [own]]).set(output__extra=["prompt"])
+    assert job.run() == 0
+    assert prompts(job)[1] == WITH_TOOLS.replace('"arguments":{}}\n]', '"arguments":{"a":{"type":"string"}}}\n]')
+
+
+def test_names_for_the_template_come_from_each_row(job: Job) -> None:
+    names = ['{"enable_thinking": true}', None, '{"enable_thinking": false}', "[1]", "{"]
+    job.input(messages=[HELLO] * 5, chat_template_kwargs=names).set(output__extra=["prompt"], chat__template=CHATML)
+    assert job.run() == 3
+    assert [bool(prompt and prompt.endswith("<think>")) for prompt in prompts(job)] == [True] + [False] * 4
+    assert [row["error_code"] for row in job.rows()] == [None, None, None, "bad_messages", "bad_messages"]
+
+
+def test_a_template_refuses_messages_row_by_row(job: Job) -> None:
+    template = "{% if messages[0].content == 'no' %}{{ raise_exception('never') }}{% endif %}{{ messages[0].content }}"
+    job.input(messages=[[{"role": "user", "content": text}] for text in ("a", "no", "b")]).set(chat__template=template)
+    assert job.run() == 3
+    rows = job.rows()
+    assert [row["error_code"] for row in rows] == [None, "bad_messages", None]
+    assert rows[1]["error"] == "the chat template refuses the messages: never"
+
+
+@pytest.mark.parametrize(
+    ("columns", "settings", "expected"),
+    [
+        ({"prompt": ["a"]}, {"chat__format": "bot"}, "chat: got settings, expected none: prompts come from a column"),
+        (
+            {"a": ["a"]},
+            {"chat__think": "open", "input__template": "{{ a }}"},
+            "chat: got settings, expected none: prompts come from input.template",
+        ),
+        (
+            {"a": ["a"]},
+            {"chat__template": "{{ messages }}", "input__template": "{{ a }}"},
+            "chat.template: got a template beside input.template, expected one of them",
+        ),
+        (
+            {"messages": [HELLO]},
+            {"chat__format": "template"},
+            "chat.format: got 'template', but there is no chat_templ",
+        ),
+        ({"messages": [HELLO]}, {"chat__template": "nowhere.jinja"}, "chat.template: got 'nowhere.jinja', expected a"),
+        ({"messages": [HELLO]}, {"chat__template": "{{ messages"}, "chat.template: chat template, line 1: "),
+        (
+            {"messages": [HELLO]},
+            {"chat__template": "{{ messages }}", "chat__think": "fake"},
+            "chat.think: got 'fake', expected 'none': the chat template reads none of enable_thinking,",
+        ),
+        (
+            {"messages": [HELLO]},
+            {"chat__template": "{{ strftime_now('%Y') }}"},
+            "chat.template: chat template: strftime_now reads the clock",
+        ),
+        (
+            {"messages": [HELLO]},
+            {"task": "score", "chat__format": "bot"},
+            "chat: got settings, expected none: task score",
+        ),
+    ],
+)
+def test_a_chat_that_cannot_be_is_refused_before_the_model_loads(
+    job: Job, capsys: pytest.CaptureFixture[str], columns: Any, settings: dict[str, str], expected: str
+) -> None:
+    job.settings["task"] = settings.pop("task", "generate")
+    assert job.input(**columns).set(**settings).run() == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_a_template_may_ask_for_the_clock_that_jobs_do_not_have(job: Job) -> None:
+    template = "{{ strftime_now('%Y') if strftime_now is defined else 'no clock' }}"
+    job.input(messages=[HELLO]).set(chat__template=template, output__extra=["prompt"])
+    assert job.run() == 0
+    assert prompts(job) == ["no clock"]
+
+
+def test_what_was_chosen_is_recorded_and_reported(job: Job) -> None:
+    job.input(messages=[HELLO])
+    assert job.run() == 0
+    settings = json.loads((job.state / "job.json").read_text())["settings"]
+    assert {name: value for name, value in settings.items() if name.startswith("chat.")} == {
+        "chat.format": "rwkv",
+        "chat.think": "none",
+        "chat.template": None,
+        "chat.stop": ["\n\nUser:"],
+        "chat.stop_token_ids": [],
+    }
+    report = json.loads((job.state / "report.json").read_text())
+    assert report["runs"][0]["chat"] == {
+        "format": "rwkv",
+        "found": "no chat template beside the model",
+        "think": "none",
+        "stop": ["\n\nUser:"],
+    }
+    assert "no chat template beside the model" in (job.state / "report.html").read_text()
+
+
+def test_a_template_that_has_changed_is_another_job(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    file = job.folder / "chat.jinja"
+    file.write_text("{{ messages[0].content }}")
+    job.input(messages=[HELLO]).set(chat__template=str(file))
+    assert job.run() == 0
+    file.write_text("{{ messages[0].content }}!")
+    assert job.run() == 4
+    assert "chat.template: " in capsys.readouterr().err
+
+
+def begun_by_an_earlier_version(job: Job) -> None:
+    """Starts a job, and takes out of its job.json what such a version did not know."""
+    assert job.run("-o", "sampling.stop=[]") == 0
+    path = job.state / "job.json"
+    document = json.loads(path.read_text())
+    document["settings"]["sampling.stop"] = None
+    for name in [name for name in document["settings"] if name.startswith("chat.")]:
+        del document["settings"][name]
+    path.write_text(json.dumps(document))
+    next(job.output.iterdir()).unlink()
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_a_job_of_an_earlier_version_goes_on_as_it_began(
+    job: Job, form: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = job.folder / "model"
+    model.mkdir()
+    job.set(model__path=str(model), output__extra=["prompt"])
+    conversations = [HELLO, [*HELLO, RESULT], [*HELLO, {**CALL, "content": "x"}, *HELLO]]
+    if form == "parquet":
+        job.input(messages=[json.dumps(one) for one in conversations])
+    else:
+        job.lines(*(json.dumps({"messages": one}) for one in conversations[:1]))
+    begun_by_an_earlier_version(job)
+    (model / "chat_template.jinja").write_text(CHATML)  # an earlier version did not look for it
+    shown = dry_run(job, capsys)
+    assert "this job was begun by a version without the section chat" in shown
+    assert job.run() == (3 if form == "parquet" else 0)
+    rows = job.rows()
+    assert rows[0]["prompt"] == "User: hi\n\nAssistant:"
+    assert "this job was begun by a version without the section chat" in caplog.text
+    if form == "parquet":
+        assert rows[1]["error"] == ("message 1 has role 'tool'; expected one of system, user, assistant, developer")
+        assert rows[2]["prompt"] == "User: hi\n\nAssistant: x\n\nUser: hi\n\nAssistant:"
+
+
+def test_a_job_of_an_earlier_version_takes_no_other_format(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    job.input(messages=[HELLO])
+    begun_by_an_earlier_version(job)
+    assert job.run("-o", "chat.format=bot") == 4
+    assert 'chat.format: "auto" when it was started, "bot" now' in capsys.readouterr().err
+
+
+def test_the_stops_end_completions_of_the_engine(job: Job, real_engine: None) -> None:
+    """The bundled model writes source text, so that a forced text stands in for the assistant's turn."""
+    job.input(messages=[HELLO]).set(sampling__regex=r" 4\n\nUser: 9\+9\?", model__dtype="float32", engine__device="cpu")
+    job.set(sampling__max_tokens=64)
+    assert job.run() == 0
+    (row,) = job.rows()
+    assert (row["completion"], row["finish_reason"], row["stop_reason"]) == (" 4", "stop", "\n\nUser:")
+
+
+def test_a_folder_of_a_model_is_no_template(tmp_path: Path) -> None:
+    from rwkv_batch.text.chat import ChatSettings, open_chat
+
+    assert open_chat(ChatSettings(), tmp_path).name == "rwkv"

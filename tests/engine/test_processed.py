@@ -111,7 +111,7 @@ def test_they_are_those_of_the_distribution_that_is_drawn_from(backend, chosen, 
     for _ in range(STEPS):
         model = 3 * torch.randn(count, V, generator=generator)
         logits = model.clone()
-        sampler.prepare(slots)
+        sampler.reserve(slots)
         token_ids, logprobs = sampler.draw(logits, torch.from_numpy(slots).int())
         sampled = sampler.copy_to_host(slots, token_ids, logprobs, logits, slots, torch.from_numpy(slots)).read()
         for row, reference in enumerate(references):
@@ -145,5 +145,5 @@ def test_a_token_at_the_limit_of_a_filter_that_the_kernel_has_drawn_counts_as_ke
 def test_the_model_s_numbers_that_are_not_finite_stay_so():
     sampler = Sampler(1, Vocabulary.plain(V), CPU, OPS["auto"], logprobs_mode="processed_logprobs")
     sampler.assign([0], [Request(0, [1], SamplingParams())])
-    sampler.prepare(np.array([0]))
+    sampler.reserve(np.array([0]))
     assert not sampler.draw(torch.full((1, V), torch.nan), torch.tensor([0], dtype=torch.int32))[1].isfinite().any()

@@ -18,16 +18,26 @@ from typing import Any
 
 import pyarrow as pa
 
+from rwkv_batch.chat_calls import ChatCalls
 from rwkv_batch.cli import _parser as main_parser
 from rwkv_batch.job.config import JobConfig, Setting, describe_settings
 from rwkv_batch.job.fingerprint import HARMLESS, PASSED
 from rwkv_batch.job.input.columns import Columns
+from rwkv_batch.job.input.score_columns import Scored
 from rwkv_batch.job.output.extra import TYPES
 from rwkv_batch.job.output.results import result_schema
 from rwkv_batch.llm import LLM
 from rwkv_batch.measure.bench import _parser as bench_parser
 from rwkv_batch.outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
 from rwkv_batch.sampling_params import SAMPLING_FIELDS, SamplingParams
+from rwkv_batch.vllm_arguments import (
+    ABSENT_METHODS,
+    GENERATE_ARGUMENTS,
+    LLM_ARGUMENTS,
+    SAMPLING_ARGUMENTS,
+    Effect,
+    Foreign,
+)
 
 FOLDER = Path(__file__).parent / "reference"
 NOTICE = "<!-- Written by docs/generate.py: change the code or that script, then run it. -->"
@@ -39,6 +49,7 @@ def pages() -> dict[str, str]:
         "job-file.md": "\n".join(_job_file()),
         "sampling-params.md": "\n".join(_sampling_params()),
         "llm.md": "\n".join(_llm()),
+        "vllm.md": "\n".join(_vllm()),
         "command-line.md": "\n".join(_command_line()),
         "output-columns.md": "\n".join(_output_columns()),
     }
@@ -157,11 +168,10 @@ def _llm() -> Iterator[str]:
     )
     meanings = _described(LLM)
     parameters = inspect.signature(LLM).parameters.values()
-    yield from _table(
-        "argument|default|meaning", [(f"`{p.name}`", f"`{p.default!r}`", meanings[p.name]) for p in parameters]
-    )
+    given = [(f"`{p.name}`", "" if p.default is p.empty else f"`{p.default!r}`", meanings[p.name]) for p in parameters]
+    yield from _table("argument|default|meaning", given)
     yield from ("## Methods of LLM", "")
-    for name in vars(LLM):
+    for name in [*vars(LLM), *vars(ChatCalls)]:
         if not name.startswith("_") and callable(getattr(LLM, name)):
             yield from _method(f"LLM.{name}", getattr(LLM, name))
     yield from ("## Results", "")
@@ -175,9 +185,51 @@ def _llm() -> Iterator[str]:
     yield from ("## Jobs from Python", "")
     yield from _method("run_job", run_job)
     yield from ("### Outcome", "", _first_paragraph(Outcome), "")
-    rows = [(f"`{name}`", meaning) for name, meaning in _described(Outcome).items()]
-    rows += [(f"`{name}`", _first_paragraph(getattr(Outcome, name).fget)) for name in ("output", "report")]
-    yield from _table("field|meaning", rows)
+    about = [(f"`{name}`", meaning) for name, meaning in _described(Outcome).items()]
+    about += [(f"`{name}`", _first_paragraph(getattr(Outcome, name).fget)) for name in ("output", "report")]
+    yield from _table("field|meaning", about)
+
+
+def _vllm() -> Iterator[str]:
+    yield from _prose(
+        "# vLLM's arguments",
+        NOTICE,
+        "What becomes of the arguments of vLLM's offline API and of Hugging Face's `from_pretrained` that are none here "
+        "under the same name. [Coming from vLLM](../how-to/vllm.md) has examples.",
+        "A name without effect is accepted, with one warning in a process. A refused name raises `ConfigurationError`, "
+        "unless it asks for nothing: None, False, what is empty, and the values after *but*.",
+    )
+    for title, table in VLLM_TABLES.items():
+        yield from (f"## {title}", "")
+        foreign = sorted(table.values(), key=lambda one: (ORDER.index(one.effect), one.text, one.name))
+        grouped = groupby(foreign, key=lambda one: (one.effect, one.text))
+        yield from _table("vLLM or Hugging Face|here", ((_names(group), _becomes(*key)) for key, group in grouped))
+    yield from ("## Methods that are absent", "")
+    yield from _table("vLLM's `LLM`|here", ((f"`{name}`", what) for name, what in ABSENT_METHODS.items()))
+
+
+ORDER = ("renamed", "refused", "none")
+VLLM_TABLES = {
+    "Arguments of LLM": LLM_ARGUMENTS,
+    "Fields of SamplingParams": SAMPLING_ARGUMENTS,
+    "Arguments of generate and chat": GENERATE_ARGUMENTS,
+}
+
+
+def _names(group: Iterable[Foreign]) -> str:
+    """The names of a group, with the values under which a refused one asks for nothing."""
+    return ", ".join(
+        f"`{one.name}`" + (f" but {_shown(one.off)}" if one.effect == "refused" and one.off not in ((), (0,)) else "")
+        for one in group
+    )
+
+
+def _shown(values: Iterable[Any]) -> str:
+    return ", ".join(f"`{value!r}`" for value in values)
+
+
+def _becomes(effect: Effect, text: str) -> str:
+    return {"renamed": f"`{text}`", "refused": f"refused: {text}", "none": f"no effect: {text}"}[effect]
 
 
 def _first_paragraph(thing: Any) -> str:
@@ -242,13 +294,13 @@ def _output_columns() -> Iterator[str]:
         "## task: generate",
         "One output row for each input row and sample, in input order.",
     )
-    yield from _schema("generate", {"prompt": "prompt"}, GENERATE_MEANINGS)
-    yield from _prose("## task: score, with continuation", "One output row for each input row.")
-    yield from _schema("score", {"context": "context", "continuation": "continuation"}, SCORE_MEANINGS)
+    yield from _schema("generate", None, GENERATE_MEANINGS)
+    yield from _prose("## task: score, with continuation or text", "One output row for each input row.")
+    yield from _schema("score", Scored("continuation"), SCORE_MEANINGS)
     yield from _prose(
         "## task: score, with choices", "Lists have one element for each choice, in the order of the choices."
     )
-    yield from _schema("score", {"context": "context", "choices": "choices"}, SCORE_MEANINGS)
+    yield from _schema("score", Scored("choices"), SCORE_MEANINGS)
     yield from _prose("## output.extra", "These columns come after the input's. They are there in error rows too.")
     yield from _table(
         "column|type|meaning", ((f"`{name}`", f"`{kind}`", EXTRA_MEANINGS[name]) for name, kind in TYPES.items())
@@ -282,19 +334,25 @@ GENERATE_MEANINGS = {
 SCORE_MEANINGS = {
     "logprob": "sum of the log-probabilities of the continuation's tokens (natural logarithm)",
     "is_greedy": "each token of the continuation is the most likely one in its place",
-    "num_tokens": "tokens of the continuation",
+    "num_tokens": "tokens of the continuation; of a document in chunks, those that have a score",
     **_STATUS,
     "token_ids": "the continuation's tokens; only with `output.token_ids`",
     "token_logprobs": "log-probability of each token; only with `output.logprobs`",
+    "num_bytes": "bytes of the continuation, or of the text, in UTF-8; null where it is token ids",
     "best_choice": "index of the choice with the largest `logprob`",
+    "best_choice_norm": "the same by `logprob` per character of the choice; not where choices are token ids",
+    "best_choice_bytes": "the same by `logprob` per byte of the choice; not where choices are token ids",
+    "correct": "`best_choice` is the answer; only with a column `answer`, and null where that is null",
+    "correct_norm": "`best_choice_norm` is the answer",
+    "correct_bytes": "`best_choice_bytes` is the answer",
 }
 
 
-def _schema(task: str, roles: dict[str, str], meanings: dict[str, str]) -> Iterator[str]:
+def _schema(task: str, scored: Scored | None, meanings: dict[str, str]) -> Iterator[str]:
     output = {"path": "out", "token_ids": True, "logprobs": True}
     required = {"model": {"path": "demo"}, "input": {"path": "prompts.parquet"}, "output": output}
     job = JobConfig.model_validate({"task": task, **required})
-    schema: pa.Schema = result_schema(job, Columns(roles, {}, None, None, None, (), ()))
+    schema: pa.Schema = result_schema(job, Columns({}, {}, None, "answer", None, (), (), scored=scored))
     yield from _table("column|type|meaning", [(f"`{f.name}`", f"`{f.type}`", meanings[f.name]) for f in schema])
 
 

@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
     from .sampling_params import SamplingParams
     from .structured_outputs import StructuredOutputsParams
+    from .text.chat import ChatSettings
 
 __version__ = "0.1.0"
 
 _HOME = {
     "LLM": "llm",
     "SamplingParams": "sampling_params",
+    "ChatSettings": "text.chat",
     "CompletionOutput": "outputs",
     "Logprob": "outputs",
     "RequestOutput": "outputs",
@@ -54,6 +56,7 @@ __all__ = [
     "LLM",
     "BackendError",
     "CapacityError",
+    "ChatSettings",
     "CheckpointError",
     "CompletionOutput",
     "ConfigurationError",

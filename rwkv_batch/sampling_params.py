@@ -25,7 +25,7 @@ from .sampling_fields import (
     plain,
     sampling_field,
 )
-from .structured_outputs import StructuredOutputsParams, constraint_fields
+from .structured_outputs import StructuredOutputsParams
 
 __all__ = ["SAMPLING_FIELDS", "GuidedDecodingParams", "RequestOutputKind", "SamplingParams", "StructuredOutputsParams"]
 
@@ -255,9 +255,6 @@ def _own_fields(given: Mapping[str, Any]) -> dict[str, Any]:
     others = {name: value for name, value in given.items() if name not in SAMPLING_FIELDS}
     if others.get("best_of") == given.get("n", 1):
         others.pop("best_of", None)
-    for name in ("structured_outputs", "guided_decoding"):
-        if (value := others.pop(name, None)) is not None:
-            own |= constraint_fields(value)
     table = vllm_arguments.SAMPLING_ARGUMENTS
     return own | vllm_arguments.own_arguments("SamplingParams", others, SAMPLING_FIELDS, table)
 

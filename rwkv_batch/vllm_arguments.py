@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .errors import ConfigurationError
+from .structured_outputs import constraint_fields
 
 Effect = Literal["renamed", "none", "refused"]
 
@@ -203,9 +204,9 @@ LLM_ARGUMENTS = _by_name(
     _without_effect(
         "it concerns servers",
         "served_model_name reasoning_parser reasoning_parser_plugin reasoning_config renderer_num_workers "
-        "shutdown_timeout tokens_only fail_on_environ_validation weight_transfer_config enable_sleep_mode "
-        "enable_cumem_allocator",
+        "shutdown_timeout tokens_only fail_on_environ_validation weight_transfer_config",
     ),
+    _without_effect("a model is in memory until `llm.close()`", "enable_sleep_mode enable_cumem_allocator"),
     _without_effect(
         "the extra `structured` compiles every constraint",
         "guided_decoding_backend guided_decoding_disable_fallback guided_decoding_disable_any_whitespace",
@@ -277,6 +278,8 @@ LLM_ARGUMENTS = _by_name(
 """Arguments of vLLM's `LLM` and `EngineArgs`, and of Hugging Face's `from_pretrained`."""
 
 SAMPLING_ARGUMENTS = _by_name(
+    _converted("structured_outputs", "json_schema, regex, grammar", constraint_fields),
+    _converted("guided_decoding", "json_schema, regex, grammar", constraint_fields),
     _without_effect_unless("special tokens have no text", skip_special_tokens=True, spaces_between_special_tokens=True),
     _without_effect(
         "`generate` returns finished results only", "output_kind stream_interval skip_clone skip_reading_prefix_cache"

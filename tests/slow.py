@@ -38,7 +38,9 @@ SLOW: dict[str, tuple[str, ...]] = {
         "kernels/test_probe_launch.py",
     ),
     "benchmarks and commands run as a whole": (
+        "integrations/test_inspect_ai.py::test_samples_that_inspect_ends_at_its_time_limit_free_their_slots",
         "integrations/test_inspect_ai.py::test_the_real_evaluation",
+        "integrations/test_inspect_ai_settings.py::test_a_response_schema_is_followed",
         "integrations/test_lighteval.py::test_the_real_command",
         "integrations/test_lm_eval_command.py",
         "integrations/test_lm_eval_options.py",

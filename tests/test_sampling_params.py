@@ -1,13 +1,17 @@
 """Wrong sampling values are refused by field, value and range."""
 
+import copy
+import inspect
+import pickle
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from rwkv_batch import SamplingParams
+from rwkv_batch import ConfigurationError, SamplingParams
 
 WRONG = [
     ("n", 0, "an integer from 1 to 65536"),
@@ -125,3 +129,41 @@ def test_what_is_done_to_a_list_or_map_afterwards_changes_nothing():
     bias[2] = 1.0
     assert (params.stop, params.logit_bias) == (["a"], {1: 0.5})
     assert params.stop_token_ids == params.allowed_token_ids == params.bad_token_ids == [1]
+
+
+def test_a_field_may_be_set_and_is_checked():
+    params = SamplingParams(stop=["a"])
+    copy = params.clone()
+    params.max_tokens, params.stop = None, "b"
+    assert (params.max_tokens, params.stop_strings, copy.stop) == (None, ("b",), ["a"])
+    with pytest.raises(ValueError, match=r"SamplingParams\.top_p: got 2, expected a number from 0 to 1"):
+        params.top_p = 2
+    with pytest.raises(ConfigurationError, match=r"max_token: SamplingParams has no such argument \(did you mean"):
+        params.max_token = 3
+    params.max_tokens, params.min_tokens = 4, 8
+    with pytest.raises(ValueError, match=r"min_tokens: got 8, expected at most max_tokens \(4\)"):
+        params.clone()
+    given = [5]
+    params = SamplingParams(stop_token_ids=given, logit_bias={1: 2})
+    given.append(6)
+    assert params.stop_token_ids == [5]
+
+
+def test_fields_may_be_optional():
+    params = SamplingParams.from_optional(n=None, temperature=None, top_p=0.5, max_tokens=None, stop=None, seed=3)
+    assert params == SamplingParams(top_p=0.5, max_tokens=None, seed=3)
+
+
+def test_fields_have_an_order_and_a_signature():
+    assert SamplingParams(2, 0.5) == SamplingParams(n=2, temperature=0.5)
+    with pytest.raises(TypeError, match="got 99 values"):
+        SamplingParams(*[1] * 99)
+    parameters = inspect.signature(SamplingParams).parameters
+    assert tuple(parameters) == SamplingParams.field_names()
+    assert {name: one.default for name, one in parameters.items()} == vars(SamplingParams())
+
+
+def test_parameters_survive_pickling_and_replacing():
+    params = SamplingParams(stop=["a"], seed=5, logprobs=-1)
+    assert pickle.loads(pickle.dumps(params)) == copy.deepcopy(params) == replace(params) == params
+    assert params.logprobs == 65536

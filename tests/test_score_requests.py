@@ -161,7 +161,7 @@ def test_requests_are_numbered_in_the_order_of_the_chunks():
     ids = np.arange(1, 12, dtype=np.int32)
     row = score_requests(ScoreRow("a", 3, [], [ids], chunk_tokens=4), [np.zeros(0, np.int32), ids], 7)
     assert not isinstance(row, ErrorRow)
-    read = [request.prompt_token_ids.tolist() for request in row.requests]
+    read = [np.asarray(request.prompt_token_ids).tolist() for request in row.requests]
     assert read == [[1, 2, 3], [5, 6, 7], [9, 10]]
     assert [request.next_token_ids for request in row.requests] == [(4,), (8,), (11,)]
     assert row.scoring is not None and row.scoring.continuations[0].tolist() == [2, 3, 4, 6, 7, 8, 10, 11]
@@ -170,7 +170,7 @@ def test_requests_are_numbered_in_the_order_of_the_chunks():
         pass
 
     done = [
-        Completion(request, np.zeros(0, np.int32), np.zeros(0), "length", next_scores=Part([number]))
+        Completion(request, np.zeros(0, np.int32), np.zeros(0), "length", next_scores=Part([number]))  # type: ignore[arg-type]
         for number, request in enumerate(row.requests)
     ]
     assert row.scoring.parts_of_continuations(reversed(done)) == [[[0], [1], [2]]]

@@ -78,7 +78,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "score_requests",
         "text",
     },
-    "integrations": {"", "engine", "llm", "rows", "text"},
+    "integrations": {"", "arguments", "engine", "llm", "rows", "text"},
     "checks": {*KERNELS, *MODELS, "demo", "engine", "llm", "measure"},
     "measure": {*KERNELS, *MODELS, "", "checks", "engine", "model_summary", "run"},
     "run": {"job", "job/output"},

@@ -87,9 +87,8 @@ ignore_eos max_tokens min_tokens logprobs prompt_logprobs prompt_logprob_token_i
 logprob_token_ids flat_logprobs detokenize skip_special_tokens spaces_between_special_tokens include_stop_str_in_output
 output_kind stream_interval skip_clone logit_bias allowed_token_ids extra_args bad_words skip_reading_prefix_cache
 thinking_token_budget repetition_detection routed_experts_prompt_start trace_decode_token_ids truncate_prompt_tokens
-best_of use_beam_search length_penalty early_stopping logits_processors
+best_of use_beam_search length_penalty early_stopping logits_processors structured_outputs guided_decoding
 """
-STRUCTURED = ("structured_outputs", "guided_decoding")
 OWN = {field.name for group in (ModelSettings, EngineSettings) for field in fields(group)}
 
 

@@ -22,9 +22,17 @@ def digest(parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-RESOLVED = {"model", "tokenizer", "dtype", "quantization", "strategy", "init_state", "device", "chat"}
+RESOLVED = {"model", "tokenizer", "dtype", "quantization", "strategy", "init_state", "state_dtype", "device", "chat"}
 """Settings of `LLM` that the identity names by their effect: fingerprints, the layers, the chat format of a request."""
-HARMLESS = {"backend", "max_batch_size", "max_batch_tokens", "prefix_sharing", "prefix_host_gib", "constraint_timeout"}
+HARMLESS = {
+    "backend",
+    "memory_share",
+    "max_batch_size",
+    "max_batch_tokens",
+    "prefix_sharing",
+    "prefix_host_gib",
+    "constraint_timeout",
+}
 """Settings of `LLM` that change the rounding of the last bits at most."""
 
 

@@ -7,8 +7,8 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import wraps
+from inspect import Parameter, signature
 from typing import Any
 
 import lm_eval
@@ -17,7 +17,8 @@ from lm_eval._cli.harness import HarnessCLI
 from lm_eval.config.evaluate_config import EvaluatorConfig
 from lm_eval.utils import setup_logging, simple_parse_args_string
 
-from ..llm import inspect_model
+from ..arguments import settings_of
+from ..llm import LLM, inspect_model
 from ..settings import EngineSettings, ModelSettings
 from .lm_eval import NAME, RwkvBatchLM
 from .lm_eval_arguments import check_own, engine_options, merged
@@ -66,9 +67,7 @@ def _check(options: Namespace) -> None:
     arguments = merged(arguments, {name: given.get(name) for name in ("batch_size", "max_batch_size", "device")})
     check_arguments(arguments, option="--model_args", own=own_arguments(RwkvBatchLM))
     check_own(arguments)
-    model = arguments.get("pretrained", arguments.get("model"))
-    settings = {**arguments, "model": model, **engine_options(arguments)}
-    summary = inspect_model(_fields(ModelSettings, settings), _fields(EngineSettings, settings))
+    summary = inspect_model(*_settings(arguments))
     report(f"{summary}; the harness now reads its tasks, which may take a minute, and loads the model then")
 
 
@@ -79,8 +78,16 @@ def _given(options: Namespace) -> Mapping[str, Any]:
     return {**from_file, **{name: value for name, value in vars(options).items() if value is not None}}
 
 
-def _fields(kind: type, settings: Mapping[str, Any]) -> Any:
-    return kind(**{field.name: settings[field.name] for field in fields(kind) if field.name in settings})
+def _settings(arguments: Mapping[str, Any]) -> tuple[ModelSettings, EngineSettings]:
+    """The settings that `LLM` makes of the model arguments."""
+    parameters = signature(LLM).parameters.values()
+    defaults = {one.name: one.default for one in parameters if one.kind is not Parameter.VAR_KEYWORD}
+    model = arguments.get("pretrained", arguments.get("model"))
+    given = {**arguments, "model": model, **engine_options(arguments)}
+    of_adapter = own_arguments(RwkvBatchLM)
+    others = {name: value for name, value in given.items() if name not in defaults and name not in of_adapter}
+    known = {name: given[name] for name in defaults if name in given}
+    return settings_of({**defaults, **known, "others": others})
 
 
 @contextmanager

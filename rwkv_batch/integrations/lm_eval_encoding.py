@@ -90,7 +90,7 @@ class Encoder:
         if self._conventions.rolling == "chunks":
             assert length is not None
             chunks = [ids[start : start + length] for start in range(0, len(ids), length)]
-            return [(chunk[:1], chunk[1:]) for chunk in chunks if len(chunk) > 1]
+            return [(chunk[:1], chunk[1:]) for chunk in chunks]
         if length is None:
             pairs: list[Pair] = [([END_OF_TEXT], ids)] if ids else []
         else:

@@ -10,11 +10,18 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError, did_you_mean
+from ..vllm_arguments import LLM_ARGUMENTS
 
 if TYPE_CHECKING:
     from ..llm import LLM
 
 NAME = "rwkv_batch"
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "an integer"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+}
+"""Annotation of a parameter → the types that are right, and their name."""
 
 
 def load_model(model: str | Path, options: Mapping[str, Any], *, option: str, own: Iterable[str] = ()) -> LLM:
@@ -31,6 +38,7 @@ def load_model(model: str | Path, options: Mapping[str, Any], *, option: str, ow
         CheckpointError, CapacityError, BackendError: as `LLM` does.
     """
     check_arguments(options, option=option, own=own)
+    check_values(options, option=option)
     from ..llm import LLM
 
     start = perf_counter()
@@ -43,6 +51,8 @@ def load_model(model: str | Path, options: Mapping[str, Any], *, option: str, ow
 def check_arguments(given: Iterable[str], *, option: str, own: Iterable[str] = ()) -> None:
     """Raises ConfigurationError for the first name that is neither an argument of `LLM` nor one of `own`.
 
+    An argument of vLLM is left to `LLM`, which translates it, warns of it, or refuses it.
+
     Args:
         given: names of the arguments that the user gave.
         option, own: as those of `load_model`.
@@ -53,10 +63,25 @@ def check_arguments(given: Iterable[str], *, option: str, own: Iterable[str] = (
     named = (parameter.name for parameter in parameters if parameter.kind is not Parameter.VAR_KEYWORD)
     known = list(dict.fromkeys([*own, *named]))
     for name in given:
-        if name not in known:
+        if name not in known and name not in LLM_ARGUMENTS:
             raise ConfigurationError(
                 f"{option}: unknown argument {name!r}{did_you_mean(name, known)}, expected one of {', '.join(known)}"
             )
+
+
+def check_values(options: Mapping[str, Any], *, option: str) -> None:
+    """Raises ConfigurationError for an argument of `LLM` that is a number or a flag, and was given something else."""
+    from ..llm import LLM
+
+    for name, parameter in signature(LLM).parameters.items():
+        kinds = str(parameter.annotation).split(" | ")
+        known = [kind for kind in kinds if kind in _KINDS]
+        if name not in options or not known or set(kinds) - {*known, "None"}:
+            continue
+        (types, expected), value = _KINDS[known[0]], options[name]
+        is_right = isinstance(value, types) and (known == ["bool"] or not isinstance(value, bool))
+        if not is_right and not (value is None and "None" in kinds):
+            raise ConfigurationError(f"{option}: {name}: got {value!r}, expected {expected}")
 
 
 def check_tokenizer(llm: LLM) -> None:

@@ -86,7 +86,7 @@ def write_rwkv(draft: Draft) -> Written:
 
 def _cleaned(text: str) -> str:
     """The text without blank lines, and without white space around it."""
-    return re.sub(r"\n{2,}", "\n", text.replace("\r\n", "\n")).strip()
+    return re.sub(r"\n{2,}", "\n", re.sub(r"(?<!\r)\r+\n", "\n", text)).strip()
 
 
 def _rwkv_tools(tools: Sequence[ToolDefinition]) -> str:

@@ -7,6 +7,7 @@ may call `raise_exception` and, outside of jobs, `strftime_now`; `tojson` writes
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -157,6 +158,7 @@ class ChatTemplate:
         dividers = [text for pair in _PAIRS if (text := self._divider(*pair)).strip()]
         ends = {text.partition("\n")[0].strip() for text in dividers}  # such as "<|im_end|>", whoever speaks next
         tokens = [token for token in self._tokens.others if any(token in text for text in dividers)]
+        tokens += [token for text in dividers for token in _TAG.findall(text)]
         found = [*tokens, *(ends if len(ends) == 1 else ()), *(text.strip(" ") for text in dividers)]
         return tuple(dict.fromkeys(text for text in found if text))
 
@@ -171,6 +173,8 @@ class ChatTemplate:
         return divider if found else ""
 
 
+_TAG = re.compile(r"<[^<>\s]+>|\[/?[A-Z]+\]")
+"""What is a token of its own in the dividers of many templates, such as <|im_start|>, </s> and [INST]."""
 _ROLES = ("system", "user", "assistant")
 _PAIRS = [(first, second) for first in _ROLES for second in _ROLES if first != second]
 _SAMPLES = ("Wpe7Kq", "Zjd4Xu")

@@ -40,7 +40,8 @@ def load_tokenizer(
     """The tokenizer that `spec` names.
 
     Args:
-        spec: "auto", "world", "bytes", the path of a vocabulary file in RWKV's format or of a tokenizer.json, or None.
+        spec: "auto", "world", "bytes", the path of a vocabulary file in RWKV's format or of a tokenizer.json, a folder
+            that has one, or None.
             "auto" takes the first vocabulary file beside the model whose ids are below `vocab_size`. Where there is
             no such file, a `vocab_size` of 65529 to 65536 selects "world", and 257 selects "bytes".
         vocab_size: rows of the model's head; every id of the tokenizer must be below it.
@@ -57,6 +58,11 @@ def load_tokenizer(
         return None
     if spec == "auto":
         tokenizer = _choose(vocab_size, model_path, parse_special_tokens)
+    elif os.path.isdir(spec):
+        path = next(_files_beside(Path(spec), vocab_size), None)
+        if path is None:
+            raise ConfigurationError(f"tokenizer {spec!r}: the folder has no vocabulary file; {_CHOICES}")
+        tokenizer = _open(str(path), parse_special_tokens)
     else:
         tokenizer = _open(spec, parse_special_tokens)
     if tokenizer.max_token_id >= vocab_size:

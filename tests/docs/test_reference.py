@@ -90,8 +90,8 @@ def test_every_exit_code_is_explained() -> None:
 
 INPUTS = {
     "task: generate": ("generate", {"prompt": ["a", "b"]}),
-    "task: score, with continuation": ("score", {"context": ["a"], "continuation": ["b"]}),
-    "task: score, with choices": ("score", {"context": ["a"], "choices": [["b", "c"]]}),
+    "task: score, with continuation or text": ("score", {"text": ["b"]}),
+    "task: score, with choices": ("score", {"context": ["a"], "choices": [["b", "c"]], "answer": [1]}),
 }
 
 

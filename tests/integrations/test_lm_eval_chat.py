@@ -26,8 +26,8 @@ def test_conversations_are_rendered_in_the_chat_format(model):
     for add_generation_prompt in (True, False):
         prompt = lm.apply_chat_template(ANSWERED, add_generation_prompt=add_generation_prompt)
         assert prompt == "System: s\n\nUser: q\nr\n\nAssistant: It is"
+        assert model(chat_format="bot").apply_chat_template(ANSWERED, add_generation_prompt).endswith("\nBot✿It is")
     assert model(chat_format="bot").apply_chat_template(HISTORY) == "System✿s✿\nUser✿q\nr✿\nBot✿"
-    assert model(chat_format="bot").apply_chat_template(ANSWERED).endswith("\nBot✿It is")
     assert model(think="open").apply_chat_template(HISTORY).endswith("\n\nAssistant: <think")
     assert model(enable_thinking=False).apply_chat_template(HISTORY).endswith("\n\nAssistant: <think></think")
 

@@ -151,6 +151,7 @@ def test_wrong_arguments_are_refused_before_the_harness_reads_its_tasks(tasks, m
         ("pretrained=demo,chat_format=bott", "chat_format: got 'bott'"),
         ("pretrained=demo,dtype=float12", "dtype: got 'float12'"),
         ("pretrained=missing.pth", "missing.pth"),
+        ("pretrained=demo,enable_lora=True", "enable_lora: got True"),
         ("dtype=float32", "pretrained: got None and model=None, expected one of them"),
     ):
         assert main(["lm-eval", *command(tasks, ("local_words",), arguments), "--output_path", "out"]) == 2
@@ -172,6 +173,12 @@ def test_a_line_says_what_comes_before_the_tasks_are_read(tasks, tmp_path, monke
             main(["lm-eval", *options, "--output_path", str(tmp_path)])
         assert "rwkv_batch: demo, rwkv7 1.6M, " in seen[-1]
         assert "; the harness now reads its tasks" in seen[-1]
+
+
+def test_arguments_of_other_backends_are_accepted(evaluate):
+    arguments = "pretrained=demo,dtype=float,gpu_memory_utilization=0.5,trust_remote_code=True"
+    run = evaluate("--limit", "1", "--trust_remote_code", "--model_args", arguments, names=("local_words",))
+    assert run["config"]["model_dtype"] == "float32"
 
 
 def test_the_help_names_this_command(capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rwkv_batch.errors import CheckpointError, ConfigurationError
-from rwkv_batch.integrations.model_arguments import check_arguments, load_model, own_arguments
+from rwkv_batch.integrations.model_arguments import check_arguments, check_values, load_model, own_arguments
 
 
 class Adapter:
@@ -32,6 +32,37 @@ def test_an_argument_that_is_like_no_other_is_refused_with_all_names():
 
 def test_known_arguments_of_both_are_taken():
     check_arguments(["max_length", "dtype", "batch_invariant"], option="-M", own=own_arguments(Adapter))
+
+
+def test_arguments_of_vllm_are_left_to_the_model():
+    check_arguments(["gpu_memory_utilization"], option="-M")
+    with load_model("demo", {"device": "cpu", "max_num_seqs": 3, "tensor_parallel_size": 1}, option="-M") as llm:
+        assert llm.summary.memory.max_batch_size == 3
+    with pytest.raises(ConfigurationError, match="gpu_memory_utilization: got 7"):
+        load_model("demo", {"gpu_memory_utilization": 7}, option="-M")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("max_batch_size", "abc", "an integer"),
+        ("max_batch_size", True, "an integer"),
+        ("max_batch_tokens", 8.5, "an integer"),
+        ("batch_invariant", "maybe", "true or false"),
+        ("prefix_sharing", 1, "true or false"),
+        ("prefix_host_gib", "1", "a number"),
+        ("ln_x_eps", "small", "a number"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_before_the_model_loads(name, value, expected):
+    with pytest.raises(ConfigurationError) as caught:
+        load_model("no such file", {name: value}, option="-M")
+    assert str(caught.value) == f"-M: {name}: got {value!r}, expected {expected}"
+
+
+def test_numbers_flags_and_none_are_taken():
+    right = {"max_batch_size": None, "ln_x_eps": 1, "prefix_host_gib": 1, "batch_invariant": False, "dtype": "float32"}
+    check_values(right, option="-M")
 
 
 def test_one_line_says_what_was_loaded(capfd):

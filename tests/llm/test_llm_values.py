@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,3 +79,34 @@ def test_no_limit_of_tokens_runs_to_the_stop(llm):
     outputs = llm.generate(["ab", "cd"], params)
     assert {output.outputs[0].finish_reason for output in outputs} == {"stop"}
     assert {output.outputs[0].stop_reason for output in outputs} == {8}
+
+
+@pytest.mark.parametrize("prompt", ["abcdef", list(range(98, 104))])
+@pytest.mark.parametrize(("kept", "left"), [(2, [102, 103]), (1, [103]), (6, None), (99, None), (-1, None), (0, [0])])
+def test_a_prompt_is_cut_to_its_last_tokens(llm, prompt, kept, left):
+    params = SamplingParams(max_tokens=3, temperature=0, prompt_logprobs=0)
+    (cut,) = llm.generate([prompt], replace(params, truncate_prompt_tokens=kept))
+    (whole,) = llm.generate([left or prompt], params)
+    assert (cut.prompt_token_ids, cut.prompt_logprobs) == (whole.prompt_token_ids, whole.prompt_logprobs)
+    assert cut.outputs == whole.outputs
+
+
+def test_bad_words_are_never_sampled(llm):
+    params = SamplingParams(max_tokens=40, temperature=1.5, seed=1, ignore_eos=True)
+    words = sorted(set(llm.generate(["a"], params)[0].outputs[0].token_ids))[:5]
+    text = [llm.tokenizer.decode([i]) for i in words if 33 < i < 128]
+    (without,) = llm.generate(["a"], replace(params, bad_words=text, bad_token_ids=[5]))
+    assert text and not set(text) & set(without.outputs[0].text)
+    assert without == llm.generate(["a"], replace(params, bad_token_ids=[5, *(ord(one) + 1 for one in text)]))[0]
+    with pytest.raises(ValueError, match="bad_words holds 'two words', which is 9 tokens"):
+        llm.generate(["a"], SamplingParams(bad_words=["two words"]))
+
+
+def test_stop_strings_end_a_completion_without_texts(llm):
+    params = SamplingParams(max_tokens=60, temperature=1.2, seed=3, ignore_eos=True)
+    (free,) = llm.generate(["a"], params)
+    stop = free.outputs[0].text[5:6]
+    (stopped,) = llm.generate(["a"], replace(params, stop=stop))
+    (silent,) = llm.generate(["a"], replace(params, stop=stop, detokenize=False))
+    assert stopped.outputs[0].finish_reason == silent.outputs[0].finish_reason == "stop"
+    assert (stopped.outputs[0].stop_reason, silent.outputs[0].text) == (stop, "")

@@ -81,6 +81,7 @@ TARGETS = (
         (
             "job/output/test_writer.py",
             "job/output/test_results.py",
+            "job/report/test_scores.py",
             "job/test_resume.py",
             "job/output/test_output.py",
             "job/output/test_commit.py",
@@ -105,6 +106,7 @@ TARGETS = (
         "requests",
         (
             "requests.py",
+            "score_requests.py",
             "serving.py",
             "call_lock.py",
             "prefetch.py",
@@ -115,6 +117,7 @@ TARGETS = (
         ),
         (
             "llm",
+            "test_score_requests.py",
             "test_sampling_params.py",
             "text/test_constraint.py",
             "test_serving.py",

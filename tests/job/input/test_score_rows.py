@@ -30,7 +30,7 @@ def scored(row: ScoreRow | ErrorRow) -> Any:
     return (row.context, list(row.continuations)) if isinstance(row, ScoreRow) else row.error.code
 
 
-QUESTIONS = {
+QUESTIONS: dict[str, Any] = {
     "question": ["2+2?", "Who?", None],
     "subject": ["maths", "history", "none"],
     "choices": [["3", "4"], ["me", "you", "she"], ["x"]],

@@ -150,8 +150,8 @@ def records(task: str, row: Any, is_list: bool) -> list[dict[str, Any]]:
     plain = [text[1:] if text.startswith(" ") else text for text in texts]
     lengths = {"": [1] * len(texts), "_norm": list(map(len, plain)), "_bytes": [len(text.encode()) for text in plain]}
     best = {}
-    for norm, own in lengths.items():
-        values = [p / n if n else -math.inf for p, n in zip(columns["logprob"], own, strict=True)]
+    for norm, sizes in lengths.items():
+        values = [p / n if n else -math.inf for p, n in zip(columns["logprob"], sizes, strict=True)]
         best[f"best_choice{norm}"] = max(range(len(values)), key=values.__getitem__)
     right = {f"correct{norm}": None if answer is None else best[f"best_choice{norm}"] == answer for norm in NORMS}
     return [{"row": row.row.row, "status": "ok", **columns, **best, **right}]

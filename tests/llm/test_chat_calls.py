@@ -1,0 +1,125 @@
+"""`LLM.chat`, `LLM(chat=...)` and messages in `generate`: formats, stops, errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rwkv_batch import LLM, ChatSettings, SamplingParams
+from rwkv_batch.errors import ConfigurationError
+
+HELLO = [{"role": "user", "content": "2+2?"}]
+RUN_ON = r" 4\n\nUser: 9\+9\?\n\nAssistant: 18"
+"""What a model writes that goes on with the next turn: a regular expression forces it out of the bundled model."""
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM("demo", device="cpu", dtype="float32", max_batch_size=8)
+
+
+def texts(outputs: list[Any]) -> list[str]:
+    return [output.outputs[0].text for output in outputs]
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [(None, " 4"), ([], " 4\n\nUser: 9+9?\n\nAssistant: 18"), (["9?"], " 4\n\nUser: 9+"), ("4", " ")],
+)
+def test_a_turn_of_the_assistant_ends_unless_stop_is_given(llm: LLM, stop: Any, text: str) -> None:
+    params = SamplingParams(max_tokens=64, regex=RUN_ON, stop=stop)
+    assert texts(llm.chat(HELLO, params)) == [text]
+    assert texts(llm.generate([{"messages": HELLO}, {"messages": HELLO}], params)) == [text, text]
+    assert texts(llm.generate("User: 2+2?\n\nAssistant:", SamplingParams(max_tokens=64, regex=RUN_ON))) == [
+        " 4\n\nUser: 9+9?\n\nAssistant: 18"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("chat", "regex", "text", "stop"),
+    [
+        ({"format": "bot"}, "4✿\nUser✿", "4", "✿"),
+        ({"format": "bot", "think": "open"}, ">a</think>4✿", ">a</think>4", "✿"),
+        (ChatSettings("function_calling"), "call\n### Tool Output", "call", "\n### Tool Output"),
+        (ChatSettings("function_calling"), "4\n### User", "4", "\n### User"),
+    ],
+)
+def test_each_format_ends_at_its_own_stops(llm: LLM, chat: Any, regex: str, text: str, stop: str) -> None:
+    (output,) = llm.chat(HELLO, SamplingParams(max_tokens=64, regex=regex), chat=chat)
+    assert (output.outputs[0].text, output.outputs[0].stop_reason) == (text, stop)
+
+
+def test_one_conversation_or_several_of_several_formats(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=1)
+    assert [one.prompt for one in llm.chat(HELLO, params)] == ["User: 2+2?\n\nAssistant:"]
+    assert [one.prompt for one in llm.chat([HELLO, HELLO], params, chat={"format": "bot"})] == ["User✿2+2?✿\nBot✿"] * 2
+    bot = llm.chat([HELLO], params, chat={"format": "bot"})[0]
+    mixed = llm.generate(["a", {"messages": HELLO}, {"messages": [*HELLO, {"role": "user", "content": 5}]}], params)
+    assert [one.prompt for one in mixed] == ["a", "User: 2+2?\n\nAssistant:", None]
+    assert (mixed[2].error_code, bot.error_code) == ("bad_messages", None)
+
+
+def test_options_of_a_call(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=1)
+    source = "{{ messages[-1].content }}{{ ' open' if add_generation_prompt }}{{ x }}{{ tools[0].function.name }}"
+    options: dict[str, Any] = {"chat_template": source, "chat_template_kwargs": {"x": "!"}, "tools": [{"name": "f"}]}
+    assert llm.chat(HELLO, params, **options)[0].prompt == "2+2? open!f"
+    assert llm.chat(HELLO, params, add_generation_prompt=False, **options)[0].prompt == "2+2?!f"
+    continued = [*HELLO, {"role": "assistant", "content": "It is"}]
+    found = llm.chat(continued, params, add_generation_prompt=False, continue_final_message=True)
+    assert found[0].prompt == "User: 2+2?\n\nAssistant: It is"
+    tools = [{"name": "now", "description": "The time."}]
+    assert "now" in str(llm.chat(HELLO, params, tools=tools)[0].prompt)
+
+
+@pytest.mark.parametrize("messages", ["hi", [], {"role": "user", "content": "hi"}, None])
+def test_what_is_no_conversation_is_refused(llm: LLM, messages: Any) -> None:
+    with pytest.raises(ValueError, match="expected a list of messages, or of conversations"):
+        llm.chat(messages)
+
+
+@pytest.mark.parametrize(
+    ("chat", "named"),
+    [
+        ({"format": "bto"}, r"chat\.format: got 'bto', expected .* \(did you mean 'bot'\?\)"),
+        ({"formt": "bot"}, r"chat\.formt: unknown setting \(did you mean 'format'\?\)"),
+        ({"think": True}, r"chat\.think: got True, expected none, open or fake"),
+        ("bot", r"chat: got 'bot', expected a mapping or ChatSettings"),
+        ({"format": "template"}, r"chat\.format: got 'template', but there is no chat_template\.jinja"),
+        ({"template": 5}, r"chat\.template: got 5, expected a Jinja template"),
+    ],
+)
+def test_settings_are_checked_before_the_model_loads(
+    llm: LLM, chat: Any, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        llm.chat(HELLO, chat=chat)
+
+    def load(*_: Any) -> None:
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(LLM, "_load", load)
+    with pytest.raises(ConfigurationError, match=named):
+        LLM("demo", device="cpu", chat=chat)
+
+
+def test_the_model_s_settings_are_the_default_of_its_calls() -> None:
+    with LLM("demo", device="cpu", dtype="float32", max_batch_size=4, chat={"format": "bot", "think": "fake"}) as llm:
+        assert llm.chat_format.name == "bot"
+        params = SamplingParams(max_tokens=1)
+        assert llm.chat(HELLO, params)[0].prompt == "User✿2+2?✿\nBot✿<think></think"
+        assert llm.chat(HELLO, params, chat={"format": "rwkv"})[0].prompt == "User: 2+2?\n\nAssistant:"
+        assert llm.generate({"messages": HELLO}, params)[0].prompt == "User✿2+2?✿\nBot✿<think></think"
+
+
+def test_parameters_that_prompts_share_are_shared_with_the_stops(llm: LLM) -> None:
+    """Each new object of parameters costs a check and a set of stop strings."""
+    from rwkv_batch.text.chat import Rendered, WithStops
+
+    with_stops, params = WithStops(), SamplingParams(stop_token_ids=[5])
+    first, second = with_stops(params, Rendered("a", ("x",), (7,))), with_stops(params, Rendered("b", ("x",), (7,)))
+    assert first is second
+    assert (first.stop, first.stop_token_ids) == (["x"], [5, 7])
+    assert with_stops(params, Rendered("a", ("y",))).stop == ["y"]
+    assert with_stops(params, Rendered("a", ())) is params

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from fakes.constraint import Alternating
-from fakes.model import PARAMS, HashModel, check_bookkeeping, make_engine, outcome, run
+from fakes.constraint import RowByRow
+from fakes.model import PARAMS, VOCAB, HashModel, check_bookkeeping, make_engine, outcome, run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -140,6 +140,19 @@ def test_a_prefix_that_restarts_does_not_serve_its_aborted_request_again(run_ahe
     assert {i: outcome(found[i]) for i in found} == {i: outcome(each) for i, each in run(below).items()}
 
 
+class Odd:
+    """A constraint: odd tokens only."""
+
+    batch = RowByRow(VOCAB)
+
+    def allowed(self, mask):
+        mask.fill_(False)
+        mask[1::2] = True
+
+    def accept(self, token_id):
+        assert token_id % 2
+
+
 ROWS = st.lists(
     st.tuples(
         st.integers(0, 1),  # the token that the prompt repeats
@@ -166,7 +179,7 @@ def requests_of(rows):
                 sample=sample,
                 score_start=1 if kind == "scores" and sample == 0 else None,
                 next_token_ids=(3, 7) if kind in ("next", "context") and sample == 0 else (),
-                new_constraint=Alternating if kind == "constraint" else None,
+                new_constraint=Odd if kind == "constraint" else None,
             )
             for sample in range(samples)
         ]

@@ -148,7 +148,8 @@ def _sampling_params() -> Iterator[str]:
         "`processed_logprobs`, those of sampled tokens are after all of these, as in vLLM: of the distribution that "
         "the token is drawn from, and -inf for a token that cannot be drawn. A greedy row "
         "(`temperature: 0`) has no temperature and no filters, so that its distribution is the one after the bans. "
-        "The log-probabilities of a prompt's tokens, and of task score, are always the model's own.",
+        "The log-probabilities of a prompt's tokens, and of task score, are always the model's own. Processed ones "
+        "cost time: they are computed in PyTorch for every row, and a GPU's decode steps are not recorded.",
         "Bans that leave nothing to sample are refused, with the words *nothing may be sampled*: a vocabulary without "
         "a token that is allowed and not bad; the end of text alone with `min_tokens` or `ignore_eos`; a constraint "
         "whose first tokens are all banned. Where a text comes to a point at which its constraint allows banned tokens "

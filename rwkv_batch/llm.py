@@ -310,10 +310,12 @@ class LLM(ChatCalls):
         return self._serve(rows, arguments.rows_at_once(rows), self._outputs.scores)
 
     def abort(self, key: Hashable) -> None:
-        """Ends the row with this key early. Any thread may call.
+        """Ends the row with this key at the next step, and frees its slots. Any thread may call.
 
-        The iterator that serves the row yields the tokens so far, with `finish_reason` "abort"; for a row to score, a
-        result with `error_code` "abort". Nothing happens where the row is finished, or where no call runs.
+        The iterator that serves the row yields the tokens so far, of all n samples, with `finish_reason` "abort"; a
+        sample that had finished is as it was. For a row to score, the result has the `error_code` "abort". A row that
+        waits ends at once, one that was not read yet when it is read. Nothing happens where the row is finished, where
+        no row has this key, or where no call runs.
 
         Args:
             key: the index or the key with which `generate_iter`, `serve` or `serve_scores` yields the row.

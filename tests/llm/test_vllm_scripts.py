@@ -155,7 +155,7 @@ def test_chat(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_structured_outputs(run: Run) -> None:
-    pytest.importorskip("xgrammar")
+    pytest.importorskip("llguidance")
     found = run(STRUCTURED)
     texts = found["texts"]
     assert texts["choice"] in ("Positive", "Negative")

@@ -81,7 +81,7 @@ class _Rewriting:
         match = _GROUP.match(self._pattern, self._at)
         if match is None:
             raise ValueError(
-                f"{self._pattern[self._at : self._at + 4]!r} cannot be enforced: a lookaround, or an unknown kind of group"
+                f"{self._pattern[self._at : self._at + 4]!r} cannot be enforced: a lookaround, or an unknown group"
             )
         flags = match["flags"]
         if flags and set(flags) - set("i" if self._is_schema else "is"):

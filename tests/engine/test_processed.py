@@ -149,3 +149,9 @@ def test_the_model_s_numbers_that_are_not_finite_stay_so():
     sampler.assign([0], [Request(0, [1], SamplingParams())])
     sampler.reserve(np.array([0]))
     assert not sampler.draw(torch.full((1, V), torch.nan), torch.tensor([0], dtype=torch.int32))[1].isfinite().any()
+
+
+def test_steps_are_not_recorded(make_engine):
+    """What is computed beside the op has shapes that depend on the numbers."""
+    assert make_engine(decode_graphs=True)._graphs is not None
+    assert make_engine(decode_graphs=True, logprobs_mode="processed_logprobs")._graphs is None

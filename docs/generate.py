@@ -172,7 +172,7 @@ def _llm() -> Iterator[str]:
     given = [(f"`{p.name}`", "" if p.default is p.empty else f"`{p.default!r}`", meanings[p.name]) for p in parameters]
     yield from _table("argument|default|meaning", given)
     yield from ("## Methods of LLM", "")
-    for name in [*vars(LLM), *vars(ChatCalls)]:
+    for name in dict.fromkeys([*vars(LLM), *vars(ChatCalls)]):
         if not name.startswith("_") and callable(getattr(LLM, name)):
             yield from _method(f"LLM.{name}", getattr(LLM, name))
     yield from ("## Results", "")
@@ -195,8 +195,8 @@ def _vllm() -> Iterator[str]:
     yield from _prose(
         "# vLLM's arguments",
         NOTICE,
-        "What becomes of the arguments of vLLM's offline API and of Hugging Face's `from_pretrained` that are none here "
-        "under the same name. [Coming from vLLM](../how-to/vllm.md) has examples.",
+        "What becomes of the arguments of vLLM's offline API and of Hugging Face's `from_pretrained` that are none "
+        "here under the same name. [Coming from vLLM](../how-to/vllm.md) has examples.",
         "A name without effect is accepted, with one warning in a process. A refused name raises `ConfigurationError`, "
         "unless it asks for nothing: None, False, what is empty, and the values after *but*.",
     )

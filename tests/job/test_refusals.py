@@ -150,7 +150,7 @@ def test_sampling_that_would_spoil_every_row(
 def test_structured_output_without_its_package(
     job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "xgrammar", None)
+    monkeypatch.setitem(sys.modules, "llguidance", None)
     columns: Any = {"job": {}, "column": {"regex": ["a", None]}, "struct": {"sampling": [{"regex": "a"}, None]}}
     job.input(prompt=["a", "b"], **columns[place])
     if place == "job":

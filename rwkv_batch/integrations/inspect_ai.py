@@ -19,11 +19,11 @@ from ..outputs import CompletionOutput, RequestOutput
 from ..outputs import Logprob as OwnLogprob
 from ..sampling_params import CONSTRAINTS, SamplingParams
 from ..text.chat import Conversation
+from .chat_arguments import argument_names, chat_settings_of
 from .harness_requests import random_stream
 from .inspect_ai_messages import constrained_prompt, conversation_of, said
 from .inspect_ai_service import Service
 from .inspect_ai_settings import MAX_TOKENS, sampling_params, template_names
-from .lm_eval_arguments import argument_names, chat_settings_of
 from .model_arguments import NAME, load_model
 
 try:

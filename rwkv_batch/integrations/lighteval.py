@@ -26,6 +26,8 @@ from typing import Any, ClassVar
 from rwkv_batch import __version__
 from rwkv_batch.engine.request import END_OF_TEXT
 from rwkv_batch.errors import ConfigurationError, MissingExtraError, RwkvBatchError
+from rwkv_batch.integrations.chat_arguments import argument_names, chat_settings_of
+from rwkv_batch.integrations.harness_chat import ChatPrompt
 from rwkv_batch.integrations.harness_requests import random_stream, score_pairs, with_bos
 from rwkv_batch.integrations.inspect_ai_messages import begun_thought
 from rwkv_batch.integrations.lighteval_arguments import (
@@ -36,8 +38,6 @@ from rwkv_batch.integrations.lighteval_arguments import (
     refuse_others,
     sampling_params,
 )
-from rwkv_batch.integrations.lm_eval_arguments import argument_names, chat_settings_of
-from rwkv_batch.integrations.lm_eval_chat import ChatPrompt
 from rwkv_batch.integrations.model_arguments import check_arguments, load_model
 from rwkv_batch.llm import GenerateRow
 

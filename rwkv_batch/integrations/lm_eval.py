@@ -31,9 +31,10 @@ try:
 except ImportError as error:
     raise MissingExtraError("the lm-evaluation-harness backend", "lm_eval", "lm-eval") from error
 
-from .lm_eval_arguments import chat_settings_of, check_own, conventions_of, engine_options, merged, template_args_of
+from .chat_arguments import chat_settings_of, template_args_of
+from .harness_chat import Chat, ChatPrompt
+from .lm_eval_arguments import check_own, conventions_of, engine_options, merged
 from .lm_eval_cache import AnswerTables, digest, model_identity, placement_in_words
-from .lm_eval_chat import Chat, ChatPrompt
 from .lm_eval_completions import Completions
 from .lm_eval_encoding import Encoder, Pair
 from .lm_eval_tokenizer import offer_tokenizer

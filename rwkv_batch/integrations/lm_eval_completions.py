@@ -14,10 +14,10 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 
 from ..rows import GenerateRow
 from ..sampling_params import SamplingParams
+from .harness_chat import Chat, ChatPrompt
 from .harness_requests import random_stream
 from .lm_eval_arguments import Conventions
 from .lm_eval_cache import digest
-from .lm_eval_chat import Chat, ChatPrompt
 from .lm_eval_encoding import Encoder
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Prompts of the lm-evaluation-harness's option `--apply_chat_template`, in the chat formats of RWKV models."""
+"""Prompts of harnesses in the chat formats of RWKV models, such as those of lm-eval's `--apply_chat_template`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from ..errors import ConfigurationError, one_of
 from ..text.chat import ChatSettings, open_chat
+from .chat_arguments import argument_names
 from .harness_requests import ASSISTANT
-from .lm_eval_arguments import argument_names
 
 THOUGHT_END = "</think"
 """The end of a prompt whose thought is closed, without its last character: that may be one token with what follows."""

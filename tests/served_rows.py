@@ -55,15 +55,15 @@ class SlowConstraints:
         if regex == "known":
             future = Future()
             future.set_exception(RowError("bad_sampling", "regex: known to be bad"))
-        return RowConstraint("regex", future, 10.0)
+        return RowConstraint("regex", future)
 
 
 class Free:
     """Stands in for a `CompiledConstraint`."""
 
-    def begin(self, step_time):
+    def begin(self, work, permitted):
         batch = SimpleNamespace(accept=lambda constraints, ids: None, fill=lambda constraints, masks: masks.fill(-1))
-        return SimpleNamespace(batch=batch, restrict=lambda *_: None)
+        return SimpleNamespace(batch=batch)
 
 
 def make_slow():

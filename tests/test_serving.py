@@ -228,19 +228,19 @@ def test_with_stop_at_error_no_row_passes_a_constraint_that_is_compiling():
     assert [one.key for finished in lists for one in finished] == ["bad"]
 
 
-def test_a_row_whose_steps_are_too_slow_is_an_error_row():
+def test_a_row_whose_steps_take_too_much_work_is_an_error_row():
     serving, _, compiled = make_slow()
     compiled["a"] = Future()
 
     class Slow(Free):
-        def begin(self, step_time):
-            step_time.count(100.0)
-            return super().begin(step_time)
+        def begin(self, work, permitted):
+            work.is_exceeded = True
+            return super().begin(work, permitted)
 
     compiled["a"].set_result(Slow())
     found = serve(serving, [constrained("slow", "a"), row("free")])
     assert found["slow"].error.code == "constraint_too_large"
-    assert "10 s" in found["slow"].error.message
+    assert "too much work" in found["slow"].error.message
     assert isinstance(found["free"], RowInFlight)
 
 

@@ -19,9 +19,10 @@ from .cases import Case
 ROOT = Path(__file__).parent.parent.parent
 PARTS = ("engine", "job")
 """What is measured: the engine alone, and a whole job."""
-# rwkv_batch comes from PYTHONPATH. The benchmarks come from this tree, also where the other commit has some.
+# rwkv_batch comes from PYTHONPATH. The benchmarks come from this tree, also where the other commit has some. Processes
+# that rwkv_batch starts get the path as it was: they import the rwkv_batch of this process.
 _START = "import sys, rwkv_batch; sys.path.insert(0, sys.argv.pop(1)); from benchmarks.host_parts.{0} import main; "
-_START += "main(sys.argv[1:])"
+_START += "del sys.path[0]; main(sys.argv[1:])"
 
 
 class ContenderFailed(Exception):

@@ -113,8 +113,9 @@ class Engine:
         with current_device(model.device):
             self.pool = StatePool(self._pool_parts, num_slots)
             self.booking = Booking(num_slots, self._new_stop_matcher)
-            setup = self._vocabulary, model.device, model.ops, self._uploader, self.stats
-            self.sampler = Sampler(num_slots, *setup, self._logprobs_mode)
+            self.sampler = Sampler(
+                num_slots, self._vocabulary, model.device, model.ops, self._uploader, self._logprobs_mode, self.stats
+            )
             eager = EagerStep(model, self.pool, self.sampler, self._uploader, self.stats, not self._run_ahead)
             graphs = None
             if self._uses_graphs:

@@ -60,8 +60,8 @@ class Sampler:
     Args:
         ops: implementations of `OPS`.
         uploader: sends settings and masks to the device; None makes a new one.
-        stats: counts the seconds that masks take; None makes new ones.
         logprobs_mode: which log-probabilities are returned, see `LLM`.
+        stats: counts the seconds that masks take; None makes new ones.
     """
 
     OPS = (SAMPLE, *PARTS, TOP_TOKENS)
@@ -73,8 +73,8 @@ class Sampler:
         device: torch.device,
         ops: OpTable,
         uploader: Uploader | None = None,
-        stats: EngineStats | None = None,
         logprobs_mode: LogprobsMode = "raw_logprobs",
+        stats: EngineStats | None = None,
     ) -> None:
         self.tables = SlotTables(num_slots, vocabulary, device, uploader)
         self._ops = ops

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceOf
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,6 +12,8 @@ from .request import Constraint, ConstraintBatch
 from .slot_tables import SlotTables
 from .stats import Clock, EngineStats
 
+_NONE = -1
+
 
 class TokenCopy(Protocol):
     """The sampled tokens of a launched step, with their copy to the host in flight."""
@@ -21,20 +22,13 @@ class TokenCopy(Protocol):
         """Waits for the tokens, [n] int64."""
 
 
-class _Awaited(NamedTuple):
-    """The latest token of a slot, which its constraint has not been given yet."""
-
-    tokens: TokenCopy
-    row: int
-
-
 class SlotConstraints:
     """The constraints of P slots.
 
     The mask of a token depends on the token before. A step's forward pass does not: it reads the token before on the
-    device. The forward pass is therefore launched first, and while the device computes it, `advance` waits for the
-    tokens of the step before and `upload` fills and sends the masks that the step's draw needs. Only a step that
-    samples for a slot with a constraint waits, and only for tokens of such slots.
+    device. The forward pass is therefore launched first. While the device computes it, `prepare` waits for the tokens
+    of the step before, advances the constraints, and fills and sends the masks that the step's draw needs. Only a step
+    that samples for a slot with a constraint waits, and only for tokens of such slots.
 
     Args:
         tables: their masks are set.
@@ -44,72 +38,94 @@ class SlotConstraints:
 
     def __init__(self, tables: SlotTables, uploader: Uploader, stats: EngineStats) -> None:
         self._tables, self._uploader, self._stats = tables, uploader, stats
-        self._constraints: dict[int, Constraint] = {}
-        self._awaited: dict[int, _Awaited] = {}
+        num_slots = tables.num_slots
+        self._num_open = 0
+        self._constraints: list[Constraint | None] = [None] * num_slots
+        self._batches: list[ConstraintBatch] = []
+        self._kind = np.full(num_slots, _NONE)  # index of each constraint's batch in `_batches`
+        # A slot's latest token that its constraint has not been given yet: in which copy, and in which row of it.
+        self._copy = np.full(num_slots, None)
+        self._row = np.full(num_slots, _NONE)
         self._staging: Staging | None = None
 
     def open(self, slot: int, constraint: Constraint) -> None:
         """Gives a slot the constraint of a new sequence."""
-        self._constraints[slot] = constraint
+        batch = constraint.batch
+        kinds = [kind for kind, known in enumerate(self._batches) if known is batch]
+        if not kinds:
+            kinds = [len(self._batches)]
+            self._batches.append(batch)
+        self._constraints[slot], self._kind[slot] = constraint, kinds[0]
+        self._num_open += 1
 
     def release(self, slots: np.ndarray) -> None:
         """Forgets the constraints of these slots."""
-        if self._constraints:
-            for slot in slots.tolist():
-                self._constraints.pop(slot, None)
-                self._awaited.pop(slot, None)
+        if not self._num_open:
+            return
+        own = slots[self._kind[slots] != _NONE]
+        self._kind[own] = self._row[own] = _NONE
+        self._copy[own] = None
+        for slot in own.tolist():
+            self._constraints[slot] = None
+        self._num_open -= len(own)
 
     def follow(self, slots: np.ndarray, tokens: TokenCopy) -> None:
         """Notes that a step samples a token for each of these slots [n] int64."""
-        if self._constraints:
-            rows = ((slot, row) for row, slot in enumerate(slots.tolist()) if slot in self._constraints)
-            self._awaited.update((slot, _Awaited(tokens, row)) for slot, row in rows)
+        if self._num_open:
+            rows = np.flatnonzero(self._kind[slots] != _NONE)
+            self._row[slots[rows]] = rows
+            self._copy[slots[rows]] = tokens
 
     def prepare(self, slots: np.ndarray) -> None:
         """Sets the masks with which these slots [n] int64 sample next. Call it after their forward pass is launched."""
-        constrained = [slot for slot in slots.tolist() if slot in self._constraints] if self._constraints else []
-        if not constrained:
+        own = slots[self._kind[slots] != _NONE] if self._num_open else slots[:0]
+        if not len(own):
             return
         clock = Clock()
-        token_ids = self._take_awaited(constrained)
+        awaited = own[self._row[own] != _NONE]
+        token_ids = self._take_tokens(awaited)
         self._stats.wait_seconds += clock.lap()
-        for batch, own in self._by_batch(list(token_ids)):
-            batch.accept([self._constraints[slot] for slot in own], [token_ids[slot] for slot in own])
-        self._upload(constrained)
+        kinds = self._kind[own]
+        in_order = own[np.argsort(kinds, kind="stable")]
+        for kind in np.unique(kinds).tolist():
+            of_kind = self._kind[awaited] == kind
+            if of_kind.any():
+                self._batches[kind].accept(self._of(awaited[of_kind]), token_ids[of_kind].tolist())
+        self._upload(in_order)
         self._stats.mask_seconds += clock.lap()
 
-    def _take_awaited(self, slots: SequenceOf[int]) -> dict[int, int]:
-        """Slot → its latest token, of those of `slots` whose constraint has not been given it. Waits for the tokens."""
-        awaited = [(slot, self._awaited.pop(slot)) for slot in slots if slot in self._awaited]
-        read = {
-            id(tokens): tokens.token_ids().tolist() for tokens in {id(a.tokens): a.tokens for _, a in awaited}.values()
-        }
-        return {slot: read[id(tokens)][row] for slot, (tokens, row) in awaited}
+    def _of(self, slots: np.ndarray) -> list[Constraint | None]:
+        return [self._constraints[slot] for slot in slots.tolist()]
 
-    def _by_batch(self, slots: SequenceOf[int]) -> list[tuple[ConstraintBatch, list[int]]]:
-        """Divides slots by the object that serves their constraints."""
-        groups: dict[int, tuple[ConstraintBatch, list[int]]] = {}
-        for slot in slots:
-            batch = self._constraints[slot].batch
-            groups.setdefault(id(batch), (batch, []))[1].append(slot)
-        return list(groups.values())
+    def _take_tokens(self, slots: np.ndarray) -> np.ndarray:
+        """The tokens [n] int64 that the constraints of these slots have not been given yet. Waits for them."""
+        token_ids = np.zeros(len(slots), np.int64)
+        copies = self._copy[slots]
+        for tokens in set(copies.tolist()):
+            is_there = copies == tokens
+            token_ids[is_there] = tokens.token_ids()[self._row[slots[is_there]]]
+        self._row[slots] = _NONE
+        self._copy[slots] = None
+        return token_ids
 
-    def _upload(self, slots: SequenceOf[int]) -> None:
-        """Fills the masks of these slots, and sends them in one transfer."""
-        tables = self._tables
+    def _upload(self, slots: np.ndarray) -> None:
+        """Fills the masks of these slots, and sends them in one transfer.
+
+        Args:
+            slots: [n] int64, those with the same batch next to each other.
+        """
+        tables, count = self._tables, len(slots)
         num_words = tables.mask.shape[1]
         if self._staging is None:
             self._staging = Staging((tables.num_slots * (num_words + 1),), torch.int32, tables.device)
-        groups = self._by_batch(slots)
-        slots = [slot for _, own in groups for slot in own]
-        buffer = self._staging.take()[: len(slots) * (num_words + 1)]
-        masks, index = buffer.numpy()[: len(slots) * num_words].reshape(-1, num_words), buffer.numpy()[-len(slots) :]
-        index[:] = slots
-        start = 0
-        for batch, own in groups:
-            batch.fill([self._constraints[slot] for slot in own], masks[start : start + len(own)])
-            start += len(own)
+        buffer = self._staging.take()[: count * (num_words + 1)]
+        words = buffer.numpy()
+        masks, words[-count:] = words[:-count].reshape(count, num_words), slots
+        kinds = self._kind[slots]
+        for kind in np.unique(kinds).tolist():
+            first, last = np.searchsorted(kinds, (kind, kind + 1)).tolist()
+            self._batches[kind].fill(self._of(slots[first:last]), masks[first:last])
         sent = buffer.to(tables.device, non_blocking=True)
         self._staging.sent()
         self._uploader.num_transfers += 1
-        tables.set_masks(sent[-len(slots) :].long(), sent[: -len(slots)].view(-1, num_words))
+        tables.set_masks(sent[-count:].long(), sent[:-count].view(count, num_words))

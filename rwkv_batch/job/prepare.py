@@ -225,9 +225,9 @@ def _check_sampling(job: JobConfig, columns: Columns, schema: pa.Schema, model: 
     fields = {*columns.sampling, *(struct.field(index).name for index in range(struct.num_fields))}
     if not fields.isdisjoint(CONSTRAINTS):
         try:
-            import xgrammar  # noqa: F401
+            import llguidance  # noqa: F401
         except ImportError as error:
-            raise MissingExtraError("structured output", "xgrammar", "structured") from error
+            raise MissingExtraError("structured output", "llguidance", "structured") from error
 
 
 def _check_pin(job: JobConfig) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ..checks import CheckResult
 
-PACKAGES = ("torch", "triton", "numpy", "pyarrow", "pydantic", "tokenizers", "xgrammar", "huggingface_hub")
+PACKAGES = ("torch", "triton", "numpy", "pyarrow", "pydantic", "tokenizers", "llguidance", "huggingface_hub")
 CUDA_TARGETS = ("sm_80", "sm_90", "sm_120")
 CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "sve")
 

@@ -8,24 +8,13 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..engine.permitted import NOTHING
 from ..errors import MissingExtraError, RowError
 from ..process_pool import CallFailed, ProcessPool
-from .constraint import (
-    TOO_DEEP,
-    Bits,
-    CompiledConstraint,
-    SequenceConstraint,
-    StepTime,
-    Vocabulary,
-    answer_compilations,
-    packed,
-)
-
-if TYPE_CHECKING:
-    from xgrammar import TokenizerInfo
+from .constraint import Bits, CompiledConstraint, SequenceConstraint, Vocabulary, Work, packed
+from .constraint_grammar import TOO_DEEP, answer_compilations
 
 TEXT_CHARACTERS = 1 << 20
 """The length of the longest constraint."""
@@ -34,8 +23,10 @@ CACHE_BYTES = 256 << 20
 NUM_PROCESSES = 2
 MEMORY_BYTES = 4 << 30
 """The memory of each process."""
-_ENTRY_BYTES = 2000
-"""Estimate of what a remembered constraint holds beside its texts."""
+_ENTRY_BYTES = 20_000
+"""Estimate of what a remembered constraint holds beside its text and its grammar."""
+_GRAMMAR_FACTOR = 10
+"""Estimate of what a compiled grammar holds, in multiples of its text."""
 
 
 class RowConstraint:
@@ -44,46 +35,39 @@ class RowConstraint:
     Args:
         field: the sampling field: "json_schema", "regex" or "grammar".
         compiled: the future of the compiled constraint; its exception is a RowError.
-        timeout: seconds of processor time that the slow steps of the row may take together.
-        permitted: [V], the tokens that the row's `allowed_token_ids` and `bad_token_ids` permit; None: they ban none.
+        permitted: the tokens that the row's `allowed_token_ids` and `bad_token_ids` permit; None: they ban none.
     """
 
-    def __init__(
-        self, field: str, compiled: Future[CompiledConstraint], timeout: float, permitted: Bits | None = None
-    ) -> None:
+    def __init__(self, field: str, compiled: Future[CompiledConstraint], permitted: Bits | None = None) -> None:
         self.compiled = compiled
         self._field = field
-        self._timeout = timeout
-        self._step_time = StepTime(timeout)
+        self._work = Work()
         self._permitted = None if permitted is None else packed(permitted)
         self._is_checked = permitted is None
-        self._nothing: str | None = None
-        """Why no token could be sampled; None as long as one could."""
 
     def __call__(self) -> SequenceConstraint:
-        constraint = self.compiled.result().begin(self._step_time)
-        constraint.restrict(self._permitted, self._note_dead_end)
-        return constraint
-
-    def _note_dead_end(self) -> None:
-        """Notes that a sample could not go on: the row becomes an error row."""
-        why = "no token of the vocabulary can follow" if self._permitted is None else "every possible token is banned"
-        self._nothing = f"in a text that is not complete, {why}"
+        return self.compiled.result().begin(self._work, self._permitted)
 
     def error(self) -> RowError | None:
         """Why the row cannot be served, as far as that is known."""
         if self.compiled.done() and (error := self.compiled.exception()) is not None:
             return error if isinstance(error, RowError) else _too_large(self._field, str(error))
-        if self._step_time.is_spent:
-            limit = f"more than constraint_timeout ({self._timeout:g} s)"
-            return _too_large(self._field, f"finding the allowed tokens takes {limit}; simplify it")
-        if self._nothing is None and not self._is_checked and self.compiled.done():
+        if self._work.is_exceeded:
+            return _too_large(self._field, "finding the allowed tokens of a step takes too much work; simplify it")
+        if nothing := self._nothing():
+            return RowError("bad_sampling", f"{self._field}: {NOTHING}: {nothing}")
+        return None
+
+    def _nothing(self) -> str | None:
+        """Why no token could be sampled; None as long as one could."""
+        if not self._is_checked and self.compiled.done():
             self._is_checked = True
             if not self().next_tokens().any():
-                self._nothing = "every token that the text may begin with is banned"
-        if self._nothing is not None:
-            return RowError("bad_sampling", f"{self._field}: {NOTHING}: {self._nothing}")
-        return None
+                return "every token that the text may begin with is banned"
+        if not self._work.is_stuck:
+            return None
+        why = "no token of the vocabulary can follow" if self._permitted is None else "every possible token is banned"
+        return f"in a text that is not complete, {why}"
 
 
 class ConstraintCompiler:
@@ -169,33 +153,30 @@ class ConstraintCompiler:
                 self._remember(key, compiled, 0)
             else:
                 self._known.move_to_end(key)
-        return RowConstraint(field, compiled, self._timeout, permitted)
+        return RowConstraint(field, compiled, permitted)
 
     @cached_property
-    def _tokenizer_info(self) -> TokenizerInfo:
+    def _has_extra(self) -> bool:
         try:
-            import xgrammar  # noqa: F401
+            import llguidance  # noqa: F401
         except ImportError as error:
-            raise MissingExtraError("structured output", "xgrammar", "structured") from error
-        return self._vocabulary.tokenizer_info()
+            raise MissingExtraError("structured output", "llguidance", "structured") from error
+        return True
 
     def _compiled(self, field: str, text: str) -> Future[CompiledConstraint]:
         """The future of the compiled constraint. It is complete when another process has compiled it."""
-        self._tokenizer_info  # noqa: B018 - raises MissingExtraError here, and not in another thread
+        self._has_extra  # noqa: B018 - raises MissingExtraError here, and not in another thread
         compiled: Future[CompiledConstraint] = Future()
         self._pool.submit((field, text), self._timeout).add_done_callback(partial(self._finish, compiled, field, text))
         return compiled
 
     def _finish(self, compiled: Future[CompiledConstraint], field: str, text: str, answered: Future[Any]) -> None:
         """Completes a future with the answer of a process."""
-        from xgrammar import CompiledGrammar
-
         try:
-            serialized, reason, is_too_large = answered.result()
-            if serialized is None:
+            grammar, reason, is_too_large = answered.result()
+            if grammar is None:
                 raise _too_large(field, reason) if is_too_large else RowError("bad_sampling", f"{field}: {reason}")
-            grammar = CompiledGrammar.deserialize_json(serialized, self._tokenizer_info)
-            result = CompiledConstraint(grammar, self._vocabulary, is_json=field == "json_schema")
+            result = CompiledConstraint(self._vocabulary.compile(grammar), self._vocabulary)
         except CallFailed as error:
             limit = f"takes more than constraint_timeout ({self._timeout:g} s)"
             reason = f"compiling {limit if error.is_late else f'failed: {error}'}; simplify it"
@@ -204,7 +185,7 @@ class ConstraintCompiler:
             compiled.set_exception(error)
         else:
             with self._lock:
-                self._remember((field, text), compiled, len(serialized))
+                self._remember((field, text), compiled, _GRAMMAR_FACTOR * len(grammar))
             compiled.set_result(result)
 
     def _remember(self, key: tuple[str, str], compiled: Future[CompiledConstraint], num_bytes: int) -> None:

@@ -36,7 +36,7 @@ PLANNED = {
     "second": ("smoke", "limits", "decode", "serving", "prefill", "profile"),
 }
 REFUSED = (
-    "pydantic pydantic_core pyarrow pyrwkv_tokenizer tokenizers yaml tqdm safetensors xgrammar huggingface_hub "
+    "pydantic pydantic_core pyarrow pyrwkv_tokenizer tokenizers yaml tqdm safetensors llguidance huggingface_hub "
     "transformers ninja psutil pandas pytest"
 )
 """Packages of the project and of its tests that an image with torch and triton may lack."""

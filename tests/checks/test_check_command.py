@@ -39,7 +39,7 @@ def native() -> None:
 
 REFUSED_PACKAGES = [
     *("fsspec", "huggingface_hub", "jinja2", "pyarrow", "pydantic", "pyrwkv_tokenizer"),
-    *("tokenizers", "tqdm", "xgrammar", "yaml"),
+    *("tokenizers", "tqdm", "llguidance", "yaml"),
 ]
 """Packages that a machine with torch, Triton and safetensors may lack."""
 

@@ -168,7 +168,7 @@ def test_an_aborted_row_leaves_the_constraints_of_the_others_alone(step: int, ru
         expected, completion = completed_alone(request), found[request.key]
         got = completion.token_ids.tolist()
         assert got == (expected[: len(got)] if completion.finish_reason == "abort" else expected)
-    assert not engine.sampler._constraints._constraints and not engine.sampler._constraints._awaited
+    assert not engine.sampler._constraints._num_open
 
 
 @pytest.mark.parametrize("run_ahead", [False, True])

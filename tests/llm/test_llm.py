@@ -230,7 +230,7 @@ def test_wrong_settings_are_refused(path, settings, error, message):
 
 
 def test_structured_text(llm):
-    pytest.importorskip("xgrammar", reason="structured output needs the extra `structured`")
+    pytest.importorskip("llguidance", reason="structured output needs the extra `structured`")
     outputs = llm.generate(["a", "b"], SamplingParams(max_tokens=40, regex="[a-c]{3,9}!"))
     for output in outputs:
         assert output.outputs[0].text[-1] == "!"

@@ -25,7 +25,7 @@ ROWS: list[Any] = [
 
 @pytest.fixture(scope="module")
 def demo():
-    pytest.importorskip("xgrammar")
+    pytest.importorskip("llguidance")
     with LLM("demo", device="cpu", dtype="float32", max_batch_size=3, max_batch_tokens=24, batch_invariant=True) as llm:
         yield llm
 

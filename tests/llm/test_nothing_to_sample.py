@@ -26,7 +26,7 @@ CONSTRAINED_BANS = [
 @pytest.mark.parametrize("bans", [*BANS, *CONSTRAINED_BANS], ids=str)
 def test_it_is_refused_for_all_and_an_error_row_for_one(llm, bans):
     if bans in CONSTRAINED_BANS:
-        pytest.importorskip("xgrammar", reason="structured output needs the extra 'structured'")
+        pytest.importorskip("llguidance", reason="structured output needs the extra 'structured'")
     params = SamplingParams(max_tokens=4, **bans)
     steps = llm.stats().steps
     with pytest.raises(ValueError, match="nothing may be sampled"):
@@ -51,7 +51,7 @@ def test_ids_without_bytes_are_not_left(tmp_path):
 
 @pytest.fixture
 def structured():
-    return pytest.importorskip("xgrammar", reason="structured output needs the extra 'structured'")
+    return pytest.importorskip("llguidance", reason="structured output needs the extra 'structured'")
 
 
 @pytest.mark.parametrize("bans", [{"bad_token_ids": [A]}, {"allowed_token_ids": [0, B, C]}], ids=str)

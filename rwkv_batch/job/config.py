@@ -149,8 +149,8 @@ class EngineSection(Section):
     )
     constraint_timeout: Seconds = _setting(
         10.0,
-        "Seconds that one JSON schema, regular expression or grammar may take: to be compiled, and again for the steps "
-        "of a row that find its allowed tokens slowly. Beyond it the row is an error row, `constraint_too_large`.",
+        "Seconds that compiling one JSON schema, regular expression or grammar may take. Beyond it the row is an error "
+        "row, `constraint_too_large`.",
         "a number of seconds above 0",
     )
     memory_share: Share = _setting(

@@ -31,10 +31,14 @@ LIMITS: dict[str, Any] = {
 }
 """The most work that one constraint may take, as `llguidance.LLParserLimits` counts it. It does not depend on the time.
 
-The step of a text takes at most about 30 ms of processor time, and the lexer of a constraint at most about 100 MB.
+With the slowest constraints that were tried, a step took 10 ms of processor time, and a lexer 25 MiB.
 """
 _WRONG_TOKEN = re.compile("doesn't satisfy the grammar|parser stopped|no extension", re.IGNORECASE)
 """In the error of a matcher that was given a token that is not allowed."""
+_FULL_LEXER = "too many states"
+"""In the error of a matcher whose lexer has no room. All texts of a constraint share a lexer, and fill it."""
+_MOST_RENEWALS = 2
+"""How often a step may begin anew: with a lexer that another text has renewed, and with one of its own."""
 
 
 class Work:
@@ -54,15 +58,19 @@ class SequenceConstraint:
     """The constraint of one running sequence, at its latest token. Once a step exceeds the limits, its text ends.
 
     Args:
-        matcher: the state of the text.
+        compiled: what the text began with.
         permitted: [W] int32, one row of a mask: the tokens that the request does not ban; None: it bans none.
     """
 
-    __slots__ = ("is_finished", "matcher", "permitted", "vocabulary", "work")
+    __slots__ = ("_compiled", "_origin", "_token_ids", "is_finished", "matcher", "permitted", "vocabulary", "work")
 
-    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary, work: Work, permitted: Words | None = None) -> None:
-        self.matcher = matcher
-        self.vocabulary = vocabulary
+    def __init__(self, compiled: CompiledConstraint, work: Work, permitted: Words | None = None) -> None:
+        self._compiled = compiled
+        self._origin = compiled.matcher
+        self._token_ids: list[int] = []
+        self.matcher = compiled.matcher.deep_copy()
+        """The state of the text."""
+        self.vocabulary = compiled.vocabulary
         self.work = work
         self.permitted = permitted
         self.is_finished = False
@@ -80,20 +88,54 @@ class SequenceConstraint:
 
     def note(self, token_id: int, is_accepted: bool) -> None:
         """Takes in that the matcher has been given a token."""
+        for _ in range(_MOST_RENEWALS):
+            if is_accepted or not self.is_renewed():
+                break
+            is_accepted = self.matcher.consume_token(token_id)
         self.is_finished = not is_accepted or token_id == self.vocabulary.eos_token_id
-        if not is_accepted and not _WRONG_TOKEN.search(self.matcher.get_error()):
+        if is_accepted:
+            self._token_ids.append(token_id)
+        elif not _WRONG_TOKEN.search(self.matcher.get_error()):
             self.work.is_exceeded = True
+
+    def is_renewed(self) -> bool:
+        """After an error of the matcher: whether the text can go on, at the same place, with a lexer that has room.
+
+        So that a text does not end because of the texts before it, or beside it.
+        """
+        if _FULL_LEXER not in self.matcher.get_error():
+            return False
+        if self._origin is self._compiled.matcher:
+            self._compiled.renew()
+        self._origin = self._compiled.matcher
+        self.matcher = self._origin.deep_copy()
+        return bool(self.matcher.try_consume_tokens(self._token_ids) == len(self._token_ids))
+
+    def mask(self) -> bytes | None:
+        """The mask of the tokens that the grammar allows, one bit each; None where a step exceeds the limits."""
+        mask = self.matcher.compute_bitmask()
+        return self.mask_after_error() if self.matcher.is_error() else bytes(mask)
+
+    def mask_after_error(self) -> bytes | None:
+        """`mask`, where the matcher has failed to find it."""
+        for _ in range(_MOST_RENEWALS):
+            if not self.is_renewed():
+                break
+            mask = self.matcher.compute_bitmask()
+            if not self.matcher.is_error():
+                return bytes(mask)
+        self.work.is_exceeded = True
+        return None
 
     def next_tokens(self) -> Bits:
         """The tokens that can continue the text, and end of text where the text may end."""
         size = len(self.vocabulary.tokens)
         if self.is_finished:
             return np.zeros(size, np.uint8)
-        mask = np.frombuffer(self.matcher.compute_bitmask(), np.uint8)
-        if self.matcher.is_error():
-            self.work.is_exceeded = True
+        mask = self.mask()
+        if mask is None:
             return np.zeros(size, np.uint8)
-        bits = np.unpackbits(mask, count=size, bitorder="little")
+        bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=size, bitorder="little")
         if self.permitted is not None:
             bits &= np.unpackbits(self.permitted.view(np.uint8), count=size, bitorder="little")
         return bits
@@ -105,20 +147,28 @@ def packed(bits: Bits) -> Words:
     return np.pad(found, (0, -len(found) % 4)).view("<i4").astype(np.int32, copy=False)
 
 
-@dataclass(frozen=True)
 class CompiledConstraint:
     """A compiled constraint, which begins any number of texts.
 
     Args:
-        matcher: the state of an empty text.
+        grammar: in llguidance's notation.
+
+    Attributes:
+        matcher: the state of an empty text. Its `get_error` says what is wrong with the grammar.
     """
 
-    matcher: LLMatcher
-    vocabulary: Vocabulary
+    def __init__(self, grammar: str, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._grammar = grammar
+        self.renew()
+
+    def renew(self) -> None:
+        """Begins with an empty lexer."""
+        self.matcher = self.vocabulary.compile(self._grammar)
 
     def begin(self, work: Work, permitted: Words | None = None) -> SequenceConstraint:
         """The constraint of a text that is still empty."""
-        return SequenceConstraint(self.matcher.deep_copy(), self.vocabulary, work, permitted)
+        return SequenceConstraint(self, work, permitted)
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ class ConstraintCompiler:
             grammar, reason, is_too_large = answered.result()
             if grammar is None:
                 raise _too_large(field, reason) if is_too_large else RowError("bad_sampling", f"{field}: {reason}")
-            result = CompiledConstraint(self._vocabulary.compile(grammar), self._vocabulary)
+            result = CompiledConstraint(grammar, self._vocabulary)
         except CallFailed as error:
             limit = f"takes more than constraint_timeout ({self._timeout:g} s)"
             reason = f"compiling {limit if error.is_late else f'failed: {error}'}; simplify it"

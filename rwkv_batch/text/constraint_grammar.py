@@ -69,15 +69,18 @@ def _no_number(name: str) -> None:
 
 def check(vocabulary: Vocabulary, grammar: str) -> None:
     """Raises Refused where a grammar cannot be compiled, or where no text of the vocabulary matches it."""
-    matcher = vocabulary.compile(grammar)
+    compiled = CompiledConstraint(grammar, vocabulary)
+    matcher = compiled.matcher
     if not matcher.is_error():
-        constraint = CompiledConstraint(matcher, vocabulary).begin(Work())
+        constraint = compiled.begin(Work())
         if constraint.next_tokens().any():
             return
         matcher = constraint.matcher
     reason = _reason(matcher.get_error())
     if reason.startswith("NoExtension") or not reason:
         raise Refused("no text of this vocabulary matches")
+    if reason.startswith("panic"):
+        raise Refused("has too many rules or alternatives to be compiled", True)
     if "recursion limit" in reason:
         raise Refused(TOO_DEEP, True)
     if "Unsatisfiable schema: " in reason:

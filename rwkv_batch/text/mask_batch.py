@@ -60,7 +60,9 @@ class MaskBatch:
             self._executor.unsafe_compute_mask_ptr(matchers, masks.ctypes.data, masks.strides[0], len(masks))
         for matcher, row in matchers:
             if matcher.is_error():
-                constraints[row].work.is_exceeded, is_open[row] = True, False
+                mask = constraints[row].mask_after_error()
+                is_open[row] = mask is not None
+                masks[row] = 0 if mask is None else np.frombuffer(mask, np.int32)
         masks[~is_open] = 0
         word, bit = self._end
         is_complete = (masks[:, word] & bit).astype(bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from concurrent.futures import Future
 from typing import Any
@@ -105,6 +106,12 @@ def test_many_required_properties(compiler: ConstraintCompiler) -> None:
     assert compiler.compile(json_schema={**schema, "required": names}).next_tokens().any()
 
 
+def test_a_grammar_with_more_rules_than_llguidance_can_count(compiler: ConstraintCompiler) -> None:
+    alternatives = " | ".join(f'"w{i}" root' for i in range(20_000))
+    expected = "constraint_too_large", "grammar: has too many rules or alternatives to be compiled"
+    assert code_of(compiler, grammar=f'root ::= {alternatives} | ""') == expected
+
+
 def test_a_grammar_beyond_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(constraint.LIMITS, "max_grammar_size", 5)
     with pytest.raises(Refused) as refused:
@@ -118,7 +125,7 @@ def test_a_step_beyond_the_limits_ends_the_texts_of_its_row(monkeypatch: pytest.
     vocabulary = compiler._vocabulary
     row = constraint_compiler.RowConstraint("grammar", Future())
     ambiguous = constraint_grammar.grammar_of("grammar", "root ::= x x x x\nx ::= x | [ab]* | [a-c]* | root")
-    row.compiled.set_result(constraint.CompiledConstraint(vocabulary.compile(ambiguous), vocabulary))
+    row.compiled.set_result(constraint.CompiledConstraint(ambiguous, vocabulary))
     text, other = row(), row()
     assert row.error() is None
     text.accept(TOKENS.index(b"a"))
@@ -128,6 +135,30 @@ def test_a_step_beyond_the_limits_ends_the_texts_of_its_row(monkeypatch: pytest.
     masks = np.zeros((2, -(-V // 32)), np.int32)
     other.batch.fill([text, other], masks)
     assert masks[0, 0] == 1 and not masks[0, 1:].any()  # end of text, token 0, and nothing else
+
+
+def test_a_text_does_not_end_because_of_other_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All texts of a constraint share a lexer, which the states of earlier texts fill."""
+    monkeypatch.setitem(constraint.LIMITS, "max_lexer_states", 400)
+    compiler = ConstraintCompiler(TOKENS, V)
+    regex = "[ab]*a[ab]{12}c"
+    ids, first = [TOKENS.index(b"a"), TOKENS.index(b"b")], compiler.compile(regex=regex)
+    compiled, dice = first._compiled, random.Random(0)
+    matcher = compiled.matcher
+    for _ in range(40):
+        row = constraint_compiler.RowConstraint("regex", Future())
+        row.compiled.set_result(compiled)
+        alone, beside = row(), row()
+        for _ in range(30):
+            token_id = dice.choice(ids)
+            masks = np.zeros((1, -(-V // 32)), np.int32)
+            beside.batch.fill([beside], masks)
+            assert alone.next_tokens()[ids].all() and masks.any()
+            alone.accept(token_id)
+            beside.batch.accept([beside], [token_id])
+        assert row.error() is None
+        assert not alone.is_finished and not beside.is_finished
+    assert compiled.matcher is not matcher
 
 
 def test_a_process_without_memory_is_a_constraint_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:

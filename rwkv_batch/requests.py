@@ -236,11 +236,14 @@ class RequestBuilder:
     def _check_params(self, params: SamplingParams) -> np.ndarray | None:
         """Raises RowError where a value is wrong for this model. Returns `permitted_ids`."""
         for name in ("stop_token_ids", "allowed_token_ids", "bad_token_ids", "logit_bias"):
-            beyond = [i for i in getattr(params, name) or () if i >= self.vocab_size]
-            if beyond:
+            given = getattr(params, name)
+            if given and (beyond := [i for i in given if i >= self.vocab_size]):
                 raise RowError("bad_sampling", f"{name} holds id {beyond[0]}, expected ids below {self.vocab_size}")
         permitted = permitted_ids(params, self._sampleable)
-        if reason := reason_of_nothing(params, self._sampleable if permitted is None else permitted):
+        may_be_nothing = permitted is not None or params.min_tokens or params.ignore_eos  # else token 0 is left
+        if may_be_nothing and (
+            reason := reason_of_nothing(params, self._sampleable if permitted is None else permitted)
+        ):
             raise RowError("bad_sampling", reason)
         if params.stop_strings and self.tokenizer is None:
             raise RowError("no_tokenizer", "stop strings need a tokenizer; pass stop_token_ids, or load one")

@@ -84,8 +84,8 @@ class LLM(ChatCalls):
         seed: the seed of the random numbers of requests whose `SamplingParams` have no seed.
         prefix_host_gib: host memory, in GiB, for states of shared prefixes when more are needed at a time than there
             are slots. A prefix whose state finds no place is computed again for each prompt.
-        constraint_timeout: seconds that compiling one JSON schema, regular expression or grammar may take. Beyond it the
-            prompt cannot be served.
+        constraint_timeout: seconds that compiling one JSON schema, regular expression or grammar may take. Beyond it
+            the prompt cannot be served.
         parse_special_tokens: a special token of a tokenizer.json that is spelled out in a prompt, such as
             <|endoftext|>, becomes its id; False reads it as text.
         memory_share: the share, above 0 and up to 1, of the memory that is free when the model is inspected (on a CPU,

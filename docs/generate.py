@@ -148,7 +148,8 @@ def _sampling_params() -> Iterator[str]:
         "`processed_logprobs`, those of sampled tokens are after all of these, as in vLLM: of the distribution that "
         "the token is drawn from, and -inf for a token that cannot be drawn. A greedy row "
         "(`temperature: 0`) has no temperature and no filters, so that its distribution is the one after the bans. "
-        "The log-probabilities of a prompt's tokens, and of task score, are always the model's own.",
+        "The log-probabilities of a prompt's tokens, and of task score, are always the model's own. Processed ones "
+        "cost time: they are computed in PyTorch for every row, and a GPU's decode steps are not recorded.",
         "Bans that leave nothing to sample are refused, with the words *nothing may be sampled*: a vocabulary without "
         "a token that is allowed and not bad; the end of text alone with `min_tokens` or `ignore_eos`; a constraint "
         "whose first tokens are all banned. Where a text comes to a point at which its constraint allows banned tokens "
@@ -171,7 +172,7 @@ def _llm() -> Iterator[str]:
     given = [(f"`{p.name}`", "" if p.default is p.empty else f"`{p.default!r}`", meanings[p.name]) for p in parameters]
     yield from _table("argument|default|meaning", given)
     yield from ("## Methods of LLM", "")
-    for name in [*vars(LLM), *vars(ChatCalls)]:
+    for name in dict.fromkeys([*vars(LLM), *vars(ChatCalls)]):
         if not name.startswith("_") and callable(getattr(LLM, name)):
             yield from _method(f"LLM.{name}", getattr(LLM, name))
     yield from ("## Results", "")
@@ -194,8 +195,8 @@ def _vllm() -> Iterator[str]:
     yield from _prose(
         "# vLLM's arguments",
         NOTICE,
-        "What becomes of the arguments of vLLM's offline API and of Hugging Face's `from_pretrained` that are none here "
-        "under the same name. [Coming from vLLM](../how-to/vllm.md) has examples.",
+        "What becomes of the arguments of vLLM's offline API and of Hugging Face's `from_pretrained` that are none "
+        "here under the same name. [Coming from vLLM](../how-to/vllm.md) has examples.",
         "A name without effect is accepted, with one warning in a process. A refused name raises `ConfigurationError`, "
         "unless it asks for nothing: None, False, what is empty, and the values after *but*.",
     )

@@ -6,14 +6,15 @@ a mistake in the data: it costs its own row only.
 
 from __future__ import annotations
 
-import operator
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from itertools import repeat
+from os import PathLike
+from types import NoneType
 from typing import Any
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, one_of
 from .rows import GenerateRow, id_array, is_integer
 from .sampling_fields import plain
 from .sampling_params import SamplingParams
@@ -72,13 +73,36 @@ def settings_of(given: Mapping[str, Any]) -> tuple[ModelSettings, EngineSettings
     values["dtype"] = _dtype(values["dtype"])
     values["device"] = f"cuda:{values['device']}" if type(values["device"]) is int else str(values["device"])
     values["seed"] = 0 if values["seed"] is None else values["seed"]
-    whole = {
-        name: operator.index(value)
-        for name, value in values.items()
-        if hasattr(value, "__index__") and type(value) is not bool
-    }
-    model, engine = ({field.name: (values | whole)[field.name] for field in fields(group)} for group in groups)
+    model, engine = ({one.name: _typed(one, values[one.name]) for one in fields(group)} for group in groups)
     return ModelSettings(**model), EngineSettings(**engine)
+
+
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "True or False"),
+    "int": ((int,), "an integer"),
+    "float": ((int, float), "a number"),
+    "str": ((str,), "a text"),
+    "Path": ((PathLike,), "a path"),
+    "None": ((NoneType,), "None"),
+}
+"""Part of a setting's annotation → types of its values, and the values in words."""
+
+
+def _typed(setting: Field[Any], value: Any) -> Any:
+    """A value as Python's own type.
+
+    Raises:
+        ConfigurationError: it is none of the types of the setting.
+    """
+    found = plain(value)
+    parts = str(setting.type).split(" | ")
+    kinds = [_KINDS[part] for part in parts if part in _KINDS]
+    is_right = any(isinstance(found, types) and (type(found) is not bool or bool in types) for types, _ in kinds)
+    if not is_right and len(kinds) == len(parts):  # other types are checked where they are used
+        raise ConfigurationError(
+            f"got {reprlib.repr(value)}, expected {one_of([words for _, words in kinds])}", setting=setting.name
+        )
+    return found
 
 
 def _with_revision(model: Any, revision: str | None) -> Any:
@@ -209,6 +233,8 @@ def is_one_params(params: Any) -> bool:
 
 def _taken(params: SamplingParams | Mapping[str, Any] | None, where: str = "") -> SamplingParams:
     """A copy of sampling parameters that nobody changes. An error's message begins with `where`."""
+    if isinstance(params, Mapping) and not all(isinstance(name, str) for name in params):
+        raise ValueError(f"{where}sampling_params: got the names {reprlib.repr(list(params))}, expected fields' names")
     try:
         return params.clone() if isinstance(params, SamplingParams) else SamplingParams(**(params or {}))
     except ValueError as error:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .text.chat import ChatFormat, ChatSettings, chat_prompts, chosen_format
+from .text.hf_tokenizer import HfTokenizer
 
 if TYPE_CHECKING:
     from .model_summary import ModelSummary
@@ -21,6 +22,7 @@ class ChatCalls(ABC):
     """What `LLM` does with conversations."""
 
     summary: ModelSummary
+    _hf_tokenizer: HfTokenizer | None = None
 
     @abstractmethod
     def generate(
@@ -76,3 +78,15 @@ class ChatCalls(ABC):
             },
         )
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, **others)
+
+    def get_tokenizer(self) -> HfTokenizer:
+        """Returns the tokenizer with the methods of Hugging Face's tokenizers.
+
+        Raises:
+            ValueError: the model was loaded with tokenizer=None.
+        """
+        if self.summary.tokenizer is None:
+            raise ValueError("get_tokenizer: this model was loaded with tokenizer=None")
+        if self._hf_tokenizer is None:
+            self._hf_tokenizer = HfTokenizer(self.summary.tokenizer, self.chat_format)
+        return self._hf_tokenizer

@@ -27,7 +27,6 @@ from .rows import GenerateRow, ScoreRow
 from .sampling_params import SamplingParams
 from .serving import Finished, Serving
 from .settings import LogprobsMode
-from .text.hf_tokenizer import HfTokenizer
 from .text.stop_strings import StopMatcher
 from .threads import limit_threads
 from .vllm_arguments import GENERATE_ARGUMENTS, absent_method, own_arguments
@@ -178,7 +177,6 @@ class LLM(ChatCalls):
         )
         self.serving = Serving(self._engine, builder)
         self._outputs = OutputBuilder(tokenizer)
-        self._hf_tokenizer: HfTokenizer | None = None
         self._numbers = RequestNumbers()
         summary.log()
 
@@ -312,27 +310,17 @@ class LLM(ChatCalls):
         return self._serve(rows, arguments.rows_at_once(rows), self._outputs.scores)
 
     def abort(self, key: Hashable) -> None:
-        """Ends the row with this key early. Any thread may call.
+        """Ends the row with this key at the next step, and frees its slots. Any thread may call.
 
-        The iterator that serves the row yields the tokens so far, with `finish_reason` "abort"; for a row to score, a
-        result with `error_code` "abort". Nothing happens where the row is finished, or where no call runs.
+        The iterator that serves the row yields the tokens so far, of all n samples, with `finish_reason` "abort"; a
+        sample that had finished is as it was. For a row to score, the result has the `error_code` "abort". A row that
+        waits ends at once, one that was not read yet when it is read. Nothing happens where the row is finished, where
+        no row has this key, or where no call runs.
 
         Args:
             key: the index or the key with which `generate_iter`, `serve` or `serve_scores` yields the row.
         """
         self.serving.abort(key)
-
-    def get_tokenizer(self) -> HfTokenizer:
-        """Returns the tokenizer with the methods of Hugging Face's tokenizers.
-
-        Raises:
-            ValueError: the model was loaded with tokenizer=None.
-        """
-        if self.tokenizer is None:
-            raise ValueError("get_tokenizer: this model was loaded with tokenizer=None")
-        if self._hf_tokenizer is None:
-            self._hf_tokenizer = HfTokenizer(self.tokenizer, self.chat_format)
-        return self._hf_tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
         """Returns the sampling parameters of a call that gives none: `SamplingParams()`."""

@@ -54,6 +54,7 @@ class Prefetch(Generic[T]):
         self._dropped: deque[T] = deque()
         self._pending: dict[int, T] = {}  # by number: the items whose futures are not complete
         self._numbers = count()
+        self._next: deque[T] = deque()  # of the latest list: the items that are neither ready nor pending
         self._ready: deque[T] = deque()
         self._ready_weight = 0
         self._pending_weight = 0
@@ -113,6 +114,9 @@ class Prefetch(Generic[T]):
                     self._add(item)
             for number in [number for number, item in self._pending.items() if self._is_dropped(item)]:
                 self._dropped.append(self._withdraw(number))
+            behind, self._next = self._next, deque()
+            for item in behind:
+                (self._dropped if self._is_dropped(item) else self._next).append(item)
             self._changed.notify_all()
 
     def take_dropped(self) -> list[T]:
@@ -156,12 +160,16 @@ class Prefetch(Generic[T]):
     def _offer(self, items: Sequence[T]) -> None:
         """Makes items ready, one by one, and waits whenever the weight of those not taken has reached the limit."""
         with self._changed:
-            for item in items:
+            self._next.extend(items)
+            while self._next:
                 if not self._may_offer():
                     self._changed.notify_all()
                     self._changed.wait_for(self._may_offer)
                 if self._is_closed:
                     return
+                if not self._next:  # the rest was dropped
+                    break
+                item = self._next.popleft()
                 needed = self._needs(item)
                 if self._is_dropped(item):
                     self._dropped.append(item)
@@ -176,7 +184,8 @@ class Prefetch(Generic[T]):
 
     def _may_offer(self) -> bool:
         is_behind = self._in_order and self._pending_weight > 0
-        return self._is_closed or (not is_behind and self._ready_weight + self._pending_weight < self._ahead)
+        is_over = self._is_closed or not self._next
+        return is_over or (not is_behind and self._ready_weight + self._pending_weight < self._ahead)
 
     def _arrive(self, number: int, _: Future[Any]) -> None:
         """Makes an item ready whose future is complete. This runs on the thread that completes the future."""

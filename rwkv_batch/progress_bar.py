@@ -23,7 +23,7 @@ def shown(
         total: the number of prompts.
         use_tqdm: whether there is a bar; see `UseTqdm`.
     """
-    if use_tqdm is False or (use_tqdm is None and not _is_seen()):
+    if not (_is_seen() if use_tqdm is None else use_tqdm):
         yield from results
         return
     from tqdm.auto import tqdm

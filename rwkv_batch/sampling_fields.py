@@ -52,10 +52,13 @@ class Integer(Kind):
 
 @dataclass(frozen=True)
 class MostLikely(Integer):
-    """A number of most likely tokens, up to `high`; -1 is all."""
+    """A number of most likely tokens, up to `high`; -1 is all, and True is 1, as in vLLM."""
+
+    def expected(self, value: object) -> str | None:
+        return None if value is True else super().expected(value)
 
     def kept(self, value: Any) -> Any:
-        return self.high if value == -1 else value
+        return self.high if value == -1 else int(value)
 
 
 @dataclass(frozen=True)

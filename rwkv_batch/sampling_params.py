@@ -75,7 +75,8 @@ class SamplingParams:
         min_tokens: among the first `min_tokens` tokens there is no end of text and no stop token, and no stop string
             is completed.
         stop: a string or strings that end the completion. The text ends before the string, unless
-            `include_stop_str_in_output` is set.
+            `include_stop_str_in_output` is set. None takes those of the chat format where the prompt comes from
+            messages, and is none elsewhere; an empty list is none everywhere.
         stop_token_ids: token ids that end the completion.
         truncate_prompt_tokens: keep only so many tokens of the prompt, the last ones; -1 or None keeps all.
         ignore_eos: do not stop at token 0, the end of text.

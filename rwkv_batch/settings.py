@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -72,7 +73,8 @@ class EngineSettings:
             raise ConfigurationError(
                 f"got {self.constraint_timeout!r}, expected a number of seconds above 0", setting="constraint_timeout"
             )
-        if not 0 < self.memory_share <= 1:
+        share = self.memory_share
+        if not isinstance(share, Real) or isinstance(share, bool) or not 0 < share <= 1:
             raise ConfigurationError(
                 f"got {self.memory_share!r}, expected a number above 0 up to 1", setting="memory_share"
             )

@@ -259,3 +259,23 @@ def test_a_caller_that_waits_is_woken_by_a_drop():
     assert source.take(9, wait=True) == []
     assert (source.take_dropped(), source.is_ended) == ([1], False)
     source.close()
+
+
+def test_the_items_behind_the_limit_are_dropped_too():
+    dropped, made = set(), []
+
+    def lists():
+        for items in ([0, 1, 2, 3], [4]):
+            made.append(items)
+            yield items
+
+    source = Prefetch(lists(), ahead=1, is_dropped=dropped.__contains__)
+    wait_for(lambda: source.has_ready(1))
+    dropped |= {2, 3}
+    source.drop()
+    assert source.take_dropped() == [2, 3]
+    dropped.add(1)
+    source.drop()  # nothing is left of the list, and the next one is read
+    wait_for(lambda: len(made) == 2)
+    assert source.take_dropped() == [1]
+    assert take_all(source) == [0, 4]

@@ -32,6 +32,7 @@ class Terminal(io.StringIO):
         (None, Terminal, True),
         (True, io.StringIO, True),
         (False, Terminal, False),
+        (0, Terminal, False),
     ],
 )
 def test_a_bar_is_where_somebody_sees_it(

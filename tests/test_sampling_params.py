@@ -167,3 +167,4 @@ def test_parameters_survive_pickling_and_replacing():
     params = SamplingParams(stop=["a"], seed=5, logprobs=-1)
     assert pickle.loads(pickle.dumps(params)) == copy.deepcopy(params) == replace(params) == params
     assert params.logprobs == 65536
+    assert SamplingParams(prompt_logprobs=True).prompt_logprobs == 1

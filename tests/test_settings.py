@@ -6,12 +6,13 @@ import inspect
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from rwkv_batch import LLM
 from rwkv_batch.dtypes import DTYPES, SPELLINGS, STATE_DTYPES, dtype_name, torch_dtype
-from rwkv_batch.errors import ConfigurationError
+from rwkv_batch.errors import CapacityError, ConfigurationError
 from rwkv_batch.job.config import EngineSection, ModelSection
 from rwkv_batch.job.section import Section
 from rwkv_batch.model_summary import _in_words, inspect_model
@@ -65,11 +66,22 @@ def test_a_job_s_section_has_the_settings_of_the_library(section: type[Section],
         (EngineSettings, "memory_share", 0),
         (EngineSettings, "memory_share", 1.01),
         (EngineSettings, "memory_share", float("nan")),
+        (EngineSettings, "memory_share", None),
+        (EngineSettings, "memory_share", True),
     ],
 )
 def test_a_number_out_of_range_is_refused(group: type[Any], setting: str, value: float) -> None:
     with pytest.raises(ConfigurationError, match=rf"^{setting}: got {value}, expected a number"):
         group(**{setting: value})
+
+
+def test_a_share_may_be_a_number_of_numpy() -> None:
+    assert EngineSettings(memory_share=np.float32(0.5)).memory_share == 0.5
+
+
+def test_the_share_of_memory_is_the_plan_s() -> None:
+    with pytest.raises(CapacityError, match=r"of which 0% may be used \(memory_share\)"):
+        inspect_model(ModelSettings(), EngineSettings(device="cpu", memory_share=1e-6))
 
 
 def test_another_mode_of_log_probabilities_is_refused() -> None:

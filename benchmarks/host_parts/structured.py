@@ -17,20 +17,7 @@ VOCAB_SIZE = 65536
 NUM_TEXTS = 256
 LENGTH = 320
 """Tokens of a text; the case with the longest completions takes fewer."""
-_WORDS = (
-    "north",
-    "river",
-    "stone",
-    "amber",
-    "quiet",
-    "market",
-    "copper",
-    "harbor",
-    "window",
-    "garden",
-    "signal",
-    "paper",
-)
+_WORDS = ("north", "river", "stone", "amber", "quiet", "market", "copper", "harbor", "window", "garden", "signal")
 _RECORD = {
     "type": "object",
     "properties": {

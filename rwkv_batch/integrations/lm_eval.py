@@ -290,7 +290,7 @@ class RwkvBatchLM(TemplateLM):
         database = cache_hook.dbdict
         self._tables = None
         if database is not None:
-            identity = {**model_identity(self.llm), **self.conventions.describe()}
+            identity = {**model_identity(self.llm.summary), **self.conventions.describe()}
             self._tables = AnswerTables(database, NAME, identity)
 
     def _note_chat(self) -> None:

@@ -160,14 +160,19 @@ def chat_settings_of(given: Mapping[str, Any], of_model: ChatSettings | None = N
 
 
 @contextmanager
-def argument_names() -> Iterator[None]:
-    """Inside, errors about settings of the chat format name the model arguments."""
+def argument_names(of_format: str = "chat_format") -> Iterator[None]:
+    """Inside, errors about settings of the chat format name the model arguments.
+
+    Args:
+        of_format: where the user named the format.
+    """
     try:
         yield
     except ConfigurationError as error:
         if error.setting not in _CHAT_SETTINGS:
             raise
-        raise ConfigurationError(str(error.args[0]), setting=_CHAT_SETTINGS[error.setting]) from error
+        names = {**_CHAT_SETTINGS, "chat.format": of_format}
+        raise ConfigurationError(str(error.args[0]), setting=names[error.setting]) from error
 
 
 def check_own(given: Mapping[str, Any]) -> None:

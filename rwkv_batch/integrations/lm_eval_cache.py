@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..dtypes import dtype_name
 
 if TYPE_CHECKING:
-    from ..llm import LLM
+    from ..llm import LLM, ModelSummary
 
 _FORMAT = 2
 """Version of the kept answers; to be increased when a change gives the same request another answer."""
@@ -36,13 +36,12 @@ HARMLESS = {
 """Settings of `LLM` that change the rounding of the last bits at most."""
 
 
-def model_identity(llm: LLM) -> dict[str, Any]:
+def model_identity(summary: ModelSummary) -> dict[str, Any]:
     """Every property of a model that changes its answers, in plain JSON.
 
     Settings that lead to the same dtypes and weight formats are the same identity, however they are written. Devices
     are left out, as are the settings in `HARMLESS`.
     """
-    summary = llm.summary
     assert summary.tokenizer is not None
     layers = summary.placement.of_layers(summary.file.sizes["L"])
     settings = {

@@ -76,8 +76,10 @@ class Chat:
         """
         settings = self._settings
         if name not in (None, settings.format):
-            settings = replace(settings, format=name, template=settings.template if name == "template" else None)
-        self.format = open_chat(settings, self._path)
+            with argument_names("--apply_chat_template"):
+                settings = replace(settings, format=name, template=settings.template if name == "template" else None)
+        with argument_names("--apply_chat_template"):
+            self.format = open_chat(settings, self._path)
 
     @property
     def think(self) -> str:

@@ -22,7 +22,7 @@ from ..llm import LLM, inspect_model
 from ..settings import EngineSettings, ModelSettings
 from .lm_eval import NAME, RwkvBatchLM
 from .lm_eval_arguments import check_own, engine_options, merged
-from .model_arguments import check_arguments, own_arguments, report
+from .model_arguments import check_arguments, check_values, own_arguments, report
 
 COMMAND = "rwkv-batch lm-eval"
 _HARNESS_COMMAND = re.compile(r"(?<![\w-])lm-eval(?= (?:run|ls|list|validate|--))")
@@ -66,6 +66,7 @@ def _check(options: Namespace) -> None:
         arguments = simple_parse_args_string(arguments)
     arguments = merged(arguments, {name: given.get(name) for name in ("batch_size", "max_batch_size", "device")})
     check_arguments(arguments, option="--model_args", own=own_arguments(RwkvBatchLM))
+    check_values(arguments, option="--model_args")
     check_own(arguments)
     summary = inspect_model(*_settings(arguments))
     report(f"{summary}; the harness now reads its tasks, which may take a minute, and loads the model then")

@@ -24,7 +24,14 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 """Annotation of a parameter → the types that are right, and their name."""
 
 
-def load_model(model: str | Path, options: Mapping[str, Any], *, option: str, own: Iterable[str] = ()) -> LLM:
+def load_model(
+    model: str | Path,
+    options: Mapping[str, Any],
+    *,
+    option: str,
+    own: Iterable[str] = (),
+    then: str = "the harness now reads its tasks",
+) -> LLM:
     """Loads the model of a harness, and prints a line that says what was loaded and that the harness goes on.
 
     Args:
@@ -32,6 +39,7 @@ def load_model(model: str | Path, options: Mapping[str, Any], *, option: str, ow
         options: other arguments of `LLM`, as the user gave them.
         option: where the harness takes these arguments, such as "--model_args"; the errors begin with it.
         own: names of the adapter's own arguments, which the user may have meant.
+        then: what follows, for the line.
 
     Raises:
         ConfigurationError: an argument is unknown or wrong, or there is no tokenizer: a harness's requests are text.
@@ -44,7 +52,7 @@ def load_model(model: str | Path, options: Mapping[str, Any], *, option: str, ow
     start = perf_counter()
     llm = LLM(model, **options)
     check_tokenizer(llm)
-    report(f"{llm.summary}: loaded in {perf_counter() - start:.1f} s; the harness now reads its tasks")
+    report(f"{llm.summary}: loaded in {perf_counter() - start:.1f} s; {then}")
     return llm
 
 

@@ -95,9 +95,8 @@ def result_settings(
     else:
         settings["input.columns.answer"] = columns.answer
         if columns.scored is not None:
-            kind = columns.scored.answer_kind
             settings[columns.scored.template_setting] = columns.scored.template
-            settings["score.answer"] = "auto" if kind in (None, "index") else kind
+            settings["score.answer"] = columns.scored.recorded_answer
     if chat is not None:
         settings = {name: value for name, value in settings.items() if not name.startswith("chat.")} | {**chat}
         settings |= {f"input.columns.{role}": name for role, name in columns.chat.items() if chat}

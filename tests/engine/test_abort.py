@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from fakes.model import PARAMS, HashModel, check_bookkeeping, make_engine, outcome, run
+from fakes.constraint import RowByRow
+from fakes.model import PARAMS, VOCAB, HashModel, check_bookkeeping, make_engine, outcome, run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -141,6 +142,8 @@ def test_a_prefix_that_restarts_does_not_serve_its_aborted_request_again(run_ahe
 
 class Odd:
     """A constraint: odd tokens only."""
+
+    batch = RowByRow(VOCAB)
 
     def allowed(self, mask):
         mask.fill_(False)

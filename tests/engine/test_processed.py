@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.slot_tables import Vocabulary
+from rwkv_batch.engine.source import Pulled
 from rwkv_batch.ops import resolve
 from rwkv_batch.sampling_params import SamplingParams
 
@@ -149,3 +150,12 @@ def test_the_model_s_numbers_that_are_not_finite_stay_so():
     sampler.assign([0], [Request(0, [1], SamplingParams())])
     sampler.reserve(np.array([0]))
     assert not sampler.draw(torch.full((1, V), torch.nan), torch.tensor([0], dtype=torch.int32))[1].isfinite().any()
+
+
+@pytest.mark.parametrize(("mode", "are_recorded"), [("raw_logprobs", True), ("processed_logprobs", False)])
+def test_steps_are_not_recorded(make_engine, mode, are_recorded):
+    """What is computed beside the op has shapes that depend on the numbers."""
+    engine = make_engine(decode_graphs=True, logprobs_mode=mode)
+    request = Request(0, [1, 2], SamplingParams(max_tokens=5, ignore_eos=True))
+    (completion,) = engine.generate(Pulled([request]))
+    assert len(completion.token_ids) == 5 and (engine.stats.recorded_steps > 0) == are_recorded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from lm_eval.api.model import CachingLM
 
 from integrations.small_model import VOCAB, instances
 from rwkv_batch.integrations.lm_eval import RwkvBatchLM
-from rwkv_batch.integrations.lm_eval_cache import digest, model_identity
+from rwkv_batch.integrations.lm_eval_cache import HARMLESS, RESOLVED, digest, model_identity
+from rwkv_batch.llm import inspect_model
+from rwkv_batch.settings import EngineSettings, ModelSettings
 
 SAMPLED = {"until": [], "do_sample": True, "temperature": 1.0, "max_gen_toks": 6}
 
@@ -75,18 +78,24 @@ SETTINGS: list[dict[str, Any]] = [
     {"batch_invariant": True},
     {"tokenizer": "bytes"},
     {"seed": 1},
+    {"logprobs_mode": "processed_logprobs"},
 ]
 """Settings of `LLM` that change answers, each in another way."""
+
+
+GROUPS = (ModelSettings, EngineSettings)
+
+
+def names(kind: type) -> list[str]:
+    return [field.name for field in fields(kind)]
 
 
 def identity(checkpoint: Path, vocabulary: Path, **settings: Any) -> str:
     given = {"tokenizer": str(vocabulary), "device": "cpu", "dtype": "float32", **settings}
     if "strategy" in settings:
         given |= {"device": "auto", "dtype": "auto"}
-    from rwkv_batch import LLM
-
-    with LLM(checkpoint, **given) as llm:
-        return digest(model_identity(llm))
+    model, engine = ({name: given[name] for name in names(kind) if name in given} for kind in GROUPS)
+    return digest(model_identity(inspect_model(ModelSettings(checkpoint, **model), EngineSettings(**engine))))
 
 
 def test_settings_that_change_answers_never_share_them(checkpoint_file, vocabulary, tmp_path):
@@ -100,6 +109,7 @@ def test_settings_that_change_answers_never_share_them(checkpoint_file, vocabula
     ]
     assert {identity(checkpoint, vocabulary, **settings) for settings in same} == {found[0]}
     assert identity(checkpoint, vocabulary, strategy="cpu bf16") == found[1]
+    assert {name for kind in GROUPS for name in names(kind)} >= HARMLESS | RESOLVED
 
 
 def test_a_strategy_of_the_layers_is_part_of_the_identity(checkpoint_file, vocabulary, tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from integrations.local_tasks import ROWS, Reference, arguments_of, cached, command
+from integrations.local_tasks import ROWS, Reference, arguments_of, cached, command, ids
 from rwkv_batch.integrations import harness_requests
 from rwkv_batch.llm import LLM
 
@@ -86,6 +86,32 @@ def test_few_shot_examples_chat_format_and_limit_reach_the_prompts(evaluate, ref
     assert choice.startswith(" ")  # what was scored, not the task's choice
     check_scores(run, reference)
     assert "Assistant:" in run["chat_template"]
+
+
+def test_conventions_of_other_programs_are_model_arguments(evaluate, demo_oracle):
+    """A newline in place of token 0, as ChatRWKV's run_lm_eval.py; chunks as uncheatable-eval scores them."""
+    names = ("local_words", "local_documents")
+    arguments = r"pretrained=demo,dtype=float32,prefix=\n,rolling=chunks,rolling_length=16"
+    run = evaluate("--model_args", arguments, names=names)
+    totals = []
+    for line in run["lines"]["local_words"]:
+        ((context, continuation),) = arguments_of(line)
+        total, _, is_greedy = demo_oracle.loglikelihood([11, *ids(context)], ids(continuation))
+        assert float(line["filtered_resps"][0][0]) == pytest.approx(total, abs=1e-3)
+        assert str(line["filtered_resps"][0][1]) == str(is_greedy)
+        totals.append(total)
+    assert run["results"]["local_words"]["perplexity,none"] == pytest.approx(math.exp(-mean(totals)), rel=1e-3)
+    bits, num_bytes = 0.0, 0
+    for line in run["lines"]["local_documents"]:
+        page = line["doc"]["page"]
+        chunks = [ids(page)[start : start + 16] for start in range(0, len(ids(page)), 16)]
+        total = sum(demo_oracle.loglikelihood(chunk[:1], chunk[1:])[0] for chunk in chunks if chunk[1:])
+        assert float(line["filtered_resps"][0]) == pytest.approx(total, abs=1e-3)
+        bits, num_bytes = bits - total / math.log(2), num_bytes + len(page.encode())
+    assert run["results"]["local_documents"]["bits_per_byte,none"] == pytest.approx(bits / num_bytes, rel=1e-4)
+    config = run["config"]
+    assert (config["prefix"], config["add_bos_token"]) == ("\n", False)
+    assert (config["rolling"], config["rolling_length"]) == ("chunks", 16)
 
 
 def test_answers_come_from_the_cache(evaluate, tmp_path, monkeypatch):

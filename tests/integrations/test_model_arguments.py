@@ -38,7 +38,7 @@ def test_arguments_of_vllm_are_left_to_the_model():
     check_arguments(["gpu_memory_utilization"], option="-M")
     with load_model("demo", {"device": "cpu", "max_num_seqs": 3, "tensor_parallel_size": 1}, option="-M") as llm:
         assert llm.summary.memory.max_batch_size == 3
-    with pytest.raises(ConfigurationError, match="gpu_memory_utilization: got 7"):
+    with pytest.raises(ConfigurationError, match="got 7, expected a number above 0"):
         load_model("demo", {"gpu_memory_utilization": 7}, option="-M")
 
 

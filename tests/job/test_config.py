@@ -218,3 +218,9 @@ def test_checking_a_job_file_imports_no_torch(tmp_path: Path) -> None:
         "import sys; from rwkv_batch.job.load import load_job; load_job(sys.argv[1]); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "job.yaml")], check=False).returncode == 0
+
+
+def test_null_is_no_limit_of_tokens() -> None:
+    files = {"model": {"path": "demo"}, "input": {"path": "a.jsonl"}, "output": {"path": "out"}}
+    sampling = load_job({**files, "sampling": {"max_tokens": None, "min_tokens": 300}}).sampling
+    assert (sampling.max_tokens, sampling.token_limit) == (None, 65536)

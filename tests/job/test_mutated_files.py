@@ -69,10 +69,41 @@ SCORE = """
 task: score
 model: {path: demo, tokenizer: vocabulary.txt}
 input: {path: questions.parquet, columns: {context: context, choices: choices}}
-score: {add_bos_token: true}
+score: {add_bos_token: true, prefix: x, answer: auto, group_by: subject}
 output: {path: out, input_columns: [answer], logprobs: true}
 """
-JOBS: tuple[dict[str, Any], ...] = tuple(map(yaml.safe_load, (EVERY_SETTING, JSONL, OPENAI, SCORE)))
+QUESTIONS = """
+task: score
+model: {path: demo}
+input: {path: questions.jsonl, template: "{{ question }} {{ choices[0] }}"}
+score: {choice_template: " {{ letter }}{{ index }}{{ choice }}", answer: auto, group_by: subject, chunk_tokens: null,
+  choices: null, continuation_template: null, prefix: null}
+output: {path: out}
+"""
+DOCUMENTS = """
+task: score
+model: {path: demo}
+input: {path: texts.jsonl, columns: {text: text}}
+score: {chunk_tokens: 3, add_bos_token: false}
+output: {path: out}
+"""
+JOBS: tuple[dict[str, Any], ...] = tuple(
+    map(yaml.safe_load, (EVERY_SETTING, JSONL, OPENAI, SCORE, QUESTIONS, DOCUMENTS))
+)
+QUESTION_ROWS = [
+    {"question": "a?", "choices": ["x", "y"], "answer": "A", "subject": "m"},
+    {"question": "b?", "choices": ["x", "y", "z"], "answer": "c", "subject": None},
+]
+TEXT_ROWS = [{"text": "a long text"}, {"text": "one"}]
+
+
+LINES: tuple[tuple[str, list[Any], dict[str, Any]], ...] = (
+    ("rows.jsonl", JSON_ROWS, JOBS[1]),
+    ("requests.jsonl", REQUESTS, JOBS[2]),
+    ("questions.jsonl", QUESTION_ROWS, JOBS[4]),
+    ("texts.jsonl", TEXT_ROWS, JOBS[5]),
+)
+"""File → its lines, and the job that reads it."""
 
 
 def state() -> dict[str, Any]:
@@ -84,9 +115,9 @@ def write_files(folder: Path) -> None:
     """The files of all jobs."""
     rows = {"id": [1, 2, 3], "prompt": ["one", "two", None], "temperature": [None, 0.5, 9.0]}
     pq.write_table(pa.table(rows), folder / "rows.parquet")
-    questions = {"context": ["one", "two"], "choices": [["a", "b"], ["c"]], "answer": [1, 0]}
+    questions = {"context": ["one", "two"], "choices": [["a", "b"], ["c"]], "answer": [1, 0], "subject": ["m", None]}
     pq.write_table(pa.table(questions), folder / "questions.parquet")
-    for name, lines in (("rows.jsonl", JSON_ROWS), ("requests.jsonl", REQUESTS)):
+    for name, lines, _ in LINES:
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "template.j2").write_text(TEMPLATE)
     (folder / "vocabulary.txt").write_bytes(VOCABULARY)
@@ -105,7 +136,7 @@ def change_bytes(dice: random.Random, folder: Path) -> dict[str, Any]:
 
 
 def change_rows(dice: random.Random, folder: Path) -> dict[str, Any]:
-    name, rows, job = dice.choice((("rows.jsonl", JSON_ROWS, JOBS[1]), ("requests.jsonl", REQUESTS, JOBS[2])))
+    name, rows, job = dice.choice(LINES)
     lines = [as_json(mutated(dice, row), dice) for row in (*rows, *rows)]
     (folder / name).write_bytes(b"\n".join(lines))
     return job

@@ -132,6 +132,8 @@ def test_schema(job: Job, capsys: pytest.CaptureFixture[str], columns: Any, sett
         ({"allowed_token_ids": [9999]}, "sampling: allowed_token_ids holds id 9999, expected ids below 1000"),
         ({"logit_bias": {1000: 1.0}}, "sampling: logit_bias holds id 1000, expected ids below 1000"),
         ({"stop": ["x"]}, "sampling: stop strings need a tokenizer"),
+        ({"allowed_token_ids": [5], "bad_token_ids": [5]}, "sampling: nothing may be sampled: allowed_token_ids and "),
+        ({"allowed_token_ids": [0], "min_tokens": 2}, "sampling: nothing may be sampled: min_tokens (2) bans the end"),
     ],
 )
 def test_sampling_that_would_spoil_every_row(

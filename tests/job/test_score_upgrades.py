@@ -59,3 +59,14 @@ def test_a_damaged_job_json_is_reported_as_such(job: Job, capsys: pytest.Capture
     (job.state / "job.json").write_text("{}")
     assert job.run() == 4
     assert "job.json is damaged" in capsys.readouterr().err
+
+
+def test_a_refusal_names_what_the_answers_are(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    job.settings["task"] = "score"
+    assert job.input(context=["a"], choices=[["x", "y"]], answer=["y"]).run() == 0
+    assert job.run("-o", "score.answer=text") == 0
+    capsys.readouterr()
+    assert job.run("-o", "score.answer=index") == 4
+    assert 'score.answer: "text" when it was started, "index" now' in capsys.readouterr().err
+    job.input(context=["a"], choices=[["x", "y"]], answer=[1]).set(output__path=str(job.folder / "numbers"))
+    assert (job.run(), job.run("-o", "score.answer=index")) == (0, 0)

@@ -55,7 +55,9 @@ def test_one_conversation_or_several_of_several_formats(llm: LLM) -> None:
     assert [one.prompt for one in llm.chat(HELLO, params)] == ["User: 2+2?\n\nAssistant:"]
     assert [one.prompt for one in llm.chat([HELLO, HELLO], params, chat={"format": "bot"})] == ["User✿2+2?✿\nBot✿"] * 2
     bot = llm.chat([HELLO], params, chat={"format": "bot"})[0]
-    mixed = llm.generate(["a", {"messages": HELLO}, {"messages": [*HELLO, {"role": "user", "content": 5}]}], params)
+    bad = [*HELLO, {"role": "user", "content": 5}]
+    prompts: list[Any] = ["a", {"messages": HELLO}, {"messages": bad}]
+    mixed = llm.generate(prompts, params)
     assert [one.prompt for one in mixed] == ["a", "User: 2+2?\n\nAssistant:", None]
     assert (mixed[2].error_code, bot.error_code) == ("bad_messages", None)
 

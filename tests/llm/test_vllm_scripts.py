@@ -292,6 +292,7 @@ except AttributeError as error:
         ("llm.generate()", "prompts: got None, expected a list of prompts"),
         ('llm.generate(["a"], [{"max_tokens": -1}])', "sampling_params 0: SamplingParams.max_tokens: got -1"),
         ('llm.generate(["a"], {"max_token": 1})', r"max_token: .*\(did you mean 'max_tokens'\?\)"),
+        ('llm.generate(["a"], {3: 4})', r"sampling_params: got the names \[3\], expected fields' names"),
         ('llm.chat([{"role": "user", "content": "a"}], lora_request=object())', "lora_request: got"),
     ],
 )

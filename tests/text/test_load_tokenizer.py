@@ -39,6 +39,13 @@ def test_auto_prefers_a_file_beside_the_model_that_fits(tmp_path: Path, name: st
         load_tokenizer("auto", vocab_size=300, model_path=tmp_path)
 
 
+def test_a_folder_stands_for_its_vocabulary_file(tmp_path: Path):
+    write(tmp_path / "rwkv_vocab_mine.txt", "1 'a' 1", "300 'b' 1")
+    assert load_tokenizer(str(tmp_path), vocab_size=301, model_path=None).name == "rwkv_vocab_mine.txt"
+    with pytest.raises(ConfigurationError, match="its largest id is 300"):
+        load_tokenizer(str(tmp_path), vocab_size=257, model_path=None)
+
+
 def test_tokenizer_with_more_ids_than_the_model_is_refused():
     with pytest.raises(ConfigurationError, match=r"65529.*50277"):
         load_tokenizer("world", vocab_size=50277, model_path=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 
 import pyarrow as pa
@@ -22,12 +22,12 @@ from .roles import CHAT_KINDS, CHECKS, PROMPT_KINDS, SAMPLING_CHECKS, SAMPLING_K
 from .score_columns import (
     CHOICE_NAMES,
     Scored,
-    answer_kind,
     answer_problem,
     are_ids,
     check_score,
     kind_of_rows,
     score_roles,
+    with_answers,
 )
 
 ROLES = (*CHECKS, "id", "sampling", *CHAT_KINDS, *SAMPLING_FIELDS)
@@ -140,7 +140,7 @@ class _Binder:
         if self._problems:
             raise ConfigurationError("\n".join(self._problems))
         if scored is not None and answer is not None:
-            scored = replace(scored, answer_kind=answer_kind(self._job, self._source, answer, roles.get("choices")))
+            scored = with_answers(scored, self._job, self._source, answer, roles.get("choices"))
         read = [name for name in self._schema.names if name in needed]
         json_text = tuple(name for name in [*in_template, answer] if name in self._json_text)
         id_column = self._given.get("id")

@@ -76,9 +76,10 @@ def _names(value: Any) -> Mapping[str, Any]:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise RowError("bad_messages", f"chat_template_kwargs: text that is not JSON: {error}") from error
+            raise RowError("bad_messages", f"the chat_template_kwargs are text that is not JSON: {error}") from error
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise RowError("bad_messages", f"chat_template_kwargs: got a {type(value).__name__}, expected an object")
+        kind = type(value).__name__
+        raise RowError("bad_messages", f"the chat_template_kwargs are of type {kind}; expected an object")
     return {name: item for name, item in value.items() if item is not None}

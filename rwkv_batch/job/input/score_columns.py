@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -33,6 +33,8 @@ class Scored:
         template: source of the template that makes the continuation, or the text to score of each choice.
         answer_kind: what the column with the role answer holds; None where there is none.
         has_texts: what is scored is text, and not token ids.
+        recorded_answer: what job.json records for `score.answer`: `answer_kind` of a column of texts, else "auto", as
+            for jobs of versions without this setting.
     """
 
     kind: Literal["continuation", "choices", "document"]
@@ -40,6 +42,7 @@ class Scored:
     template: str | None = None
     answer_kind: AnswerKind | None = None
     has_texts: bool = True
+    recorded_answer: str = "auto"
 
     @property
     def template_setting(self) -> str:
@@ -143,8 +146,8 @@ def without_late_answers(job: JobConfig, schema: pa.Schema) -> JobConfig:
     return job.model_copy(update={"input": job.input.model_copy(update={"columns": columns})})
 
 
-def answer_kind(job: JobConfig, source: Input, answer: str, choices: str | None) -> AnswerKind:
-    """Finds what the column with the answers holds.
+def with_answers(scored: Scored, job: JobConfig, source: Input, answer: str, choices: str | None) -> Scored:
+    """Returns what is scored with what the column with the answers holds.
 
     Args:
         answer: the column.
@@ -153,10 +156,13 @@ def answer_kind(job: JobConfig, source: Input, answer: str, choices: str | None)
     Raises:
         ConfigurationError: it cannot be found.
     """
-    if job.score.answer != "auto":
-        return job.score.answer
     if not is_text(source.schema.field(answer).type):
-        return "index"
+        return replace(scored, answer_kind="index")
+    kind = job.score.answer if job.score.answer != "auto" else _kind_of_texts(job, source, answer, choices)
+    return replace(scored, answer_kind=kind, recorded_answer=kind)
+
+
+def _kind_of_texts(job: JobConfig, source: Input, answer: str, choices: str | None) -> AnswerKind:
     known = [*_first_answers(source, answer, choices, job.score.choices)]
     if known:
         return kind_of(answer, known)

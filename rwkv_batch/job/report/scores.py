@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -118,7 +119,8 @@ class ScoreSummary:
                 nats = found.pop(ratio)
                 perplexity = math.exp(min(nats["value"], MAX_EXPONENT))
                 # First order: the standard error of exp(x) is exp(x) times the standard error of x.
-                found[metric] = {**nats, "value": perplexity, "stderr": perplexity * nats["stderr"]}
+                stderr = min(perplexity * nats["stderr"], sys.float_info.max)  # JSON has no infinity
+                found[metric] = {**nats, "value": perplexity, "stderr": stderr}
         return found
 
 

@@ -17,7 +17,7 @@ from job import fake_llm
 from rwkv_batch.engine.logprobs import TokenScores
 from rwkv_batch.engine.request import Completion, Request
 from rwkv_batch.errors import RowError
-from rwkv_batch.job.output.results import Results, held_bytes
+from rwkv_batch.job.output.results import Results, best_choice, held_bytes
 from rwkv_batch.rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
 from rwkv_batch.sampling_params import SamplingParams
 
@@ -195,6 +195,26 @@ def test_scores_of_choices(rows: list[Any]) -> None:
     check(
         "score", pa.schema([field for field in CHOICES if not field.name.startswith(("correct", "best_choice_"))]), rows
     )
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "choices", "norm", "best"),
+    [
+        ([-2.0, -1.0, -1.0], ["a", "b", "c"], "", 1),
+        ([-4.0, -9.0], ["ab", "abcde"], "_norm", 1),
+        ([-4.0, -9.0], ["ab", "a   "], "_norm", 0),
+        ([-4.0, -7.0], [" ab", "  ab"], "_norm", 0),
+        ([-4.0, -5.0], [" ab", "  ab"], "_norm", 1),
+        ([-4.0, -5.0], [" ab", " éé"], "_norm", 0),
+        ([-4.0, -5.0], [" ab", " éé"], "_bytes", 1),
+        ([-4.0, -1.0], ["a", " "], "_norm", 0),
+        ([-4.0, -1.0], [" ", ""], "_bytes", 0),
+        ([-2.0, -2.0], ["ab", "cd"], "_norm", 0),
+    ],
+)
+def test_the_best_choice(logprobs: list[float], choices: list[str], norm: str, best: int) -> None:
+    """One space at the beginning of a choice is the delimiter; a second one is a part of the choice."""
+    assert best_choice(logprobs, choices, norm) == best
 
 
 def test_without_a_tokenizer_there_is_no_text() -> None:

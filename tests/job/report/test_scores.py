@@ -238,6 +238,14 @@ def test_many_rows_are_resampled_in_samples(monkeypatch: pytest.MonkeyPatch) -> 
     assert metrics["token_perplexity"]["value"] == pytest.approx(math.exp(-values.mean()))
 
 
+def test_numbers_beyond_all_bounds_stay_numbers() -> None:
+    summary = ScoreSummary({})
+    columns = {"logprob": [-1e3, -1e9], "num_tokens": [1, 1], "is_greedy": [False, False], "num_bytes": [1, 1]}
+    batch = pa.RecordBatch.from_pydict({name: pa.array(column) for name, column in columns.items()})
+    summary.add(batch, batch.select([]))
+    assert all(math.isfinite(value) for metric in summary.metrics().values() for value in metric.values())
+
+
 def test_a_large_perplexity_is_shown_with_six_digits() -> None:
     assert shown_metric({"value": 198256802843.55, "stderr": 12345.678}) == "1.98257e+11 ± 1.23e+04"
     assert shown_metric({"value": 0.12345, "stderr": 0.01}) == "0.1235 ± 0.0100"

@@ -62,7 +62,7 @@ class MaskBatch:
             if matcher.is_error():
                 mask = constraints[row].mask_after_error()
                 is_open[row] = mask is not None
-                masks[row] = 0 if mask is None else np.frombuffer(mask, np.int32)
+                masks[row] = 0 if mask is None else np.frombuffer(mask, np.int32)[: masks.shape[1]]
         masks[~is_open] = 0
         word, bit = self._end
         is_complete = (masks[:, word] & bit).astype(bool)

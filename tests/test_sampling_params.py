@@ -157,7 +157,7 @@ def test_fields_may_be_optional():
 def test_fields_have_an_order_and_a_signature():
     assert SamplingParams(2, 0.5) == SamplingParams(n=2, temperature=0.5)
     with pytest.raises(TypeError, match="got 99 values"):
-        SamplingParams(*[1] * 99)
+        SamplingParams(*[1] * 99)  # type: ignore[arg-type]
     parameters = inspect.signature(SamplingParams).parameters
     assert tuple(parameters) == SamplingParams.field_names()
     assert {name: one.default for name, one in parameters.items()} == vars(SamplingParams())

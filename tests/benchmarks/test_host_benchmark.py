@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.host import OTHER, PRESENT, ratios, spread, start_up
+from benchmarks.host_parts import structured
 from benchmarks.host_parts.cases import CASES, DEFAULT, QUESTIONS_OF_A_SUBJECT, questions
 from benchmarks.host_parts.contender import PARTS, ROOT, Contender, ContenderFailed, Package, checked_out, package
 from benchmarks.host_parts.device import SimulatedDevice
@@ -152,7 +153,7 @@ def test_questions_of_a_subject_share_their_examples():
 def test_ratios_are_those_of_one_round():
     def answer(rate: float, milliseconds: float) -> dict[str, float]:
         rates = dict.fromkeys(("tokens_per_second", "tokens_per_processor_second", "rows_per_second"), rate)
-        return {**rates, "main_thread_ms": milliseconds, "in_steps_ms": milliseconds}
+        return {**rates, **dict.fromkeys(("main_thread_ms", "in_steps_ms", "all_threads_ms"), milliseconds)}
 
     mine, its = [answer(100, 1), answer(10, 4)], [answer(50, 2), answer(20, 4)]
     found = ratios({"case": {"engine": {PRESENT: mine, OTHER: its}, "job": {PRESENT: mine}}})
@@ -197,6 +198,25 @@ def test_the_benchmark_rehearses_two_processes(tmp_path):
             assert len(result["ratios"][case.name][part]["tokens_per_second"]) == 1
         assert {"thread: writing", "thread: reading, tokenizing"} < set(result["splits"][case.name]["job"][OTHER])
     assert PRESENT in done.stdout and "ratio" in done.stdout and "whole job" in done.stdout
+
+
+def test_constrained_rows_are_measured_with_texts_that_satisfy_their_schema(tmp_path):
+    """Were a token refused, the row would cost nothing from then on. A quick case has 2 slots and 4 tokens a row."""
+    pytest.importorskip("llguidance", reason="structured output needs the extra 'structured'")
+    texts = structured.texts()[::16].tolist()
+    for text in texts:
+        constraint = structured.constraint()()
+        for token_id in text:
+            constraint.accept(token_id)
+            assert not constraint.is_finished
+    contender = Contender(package(ROOT), {**SETTINGS, "recorded": True}, tmp_path / "log")
+    try:
+        every, few = (contender.measure("engine", CASES[f"256x64-{name}"].quick()) for name in ("constrained", "few"))
+        assert every["all_threads_ms"] > 0 and few["steps"] >= 48
+        assert every["transfers"] > few["transfers"] >= 1
+    finally:
+        contender.close()
+    assert CASES["256x64-constrained"].parts == ("engine",)
 
 
 def test_transfers_are_counted_for_each_step():

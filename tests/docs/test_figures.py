@@ -86,3 +86,16 @@ def test_versions() -> None:
         found = measured[f"{name} float32"]
         assert abs(32 / median(found["step_milliseconds"]) * 1000 - int(speed)) <= 5
         assert f"{found['share']:.0%}" == share.replace(" ", "")
+
+
+def test_constrained_rows() -> None:
+    runs = result("host-constrained-avx2")["runs"]
+    (table,) = re.findall(r"^\| case \| engine's thread .*\n\|.*\n((?:\|.*\n)+)", NUMBERS, re.MULTILINE)
+    shown = [[float(cell) for cell in line.strip("|").split("|")[1:]] for line in table.splitlines()]
+    contenders, keys = ("this commit", "the other"), ("main_thread_ms", "all_threads_ms")
+    measured = [
+        [median(each[key] for each in runs[case]["engine"][name]) for key in keys for name in contenders]
+        for case in ("256x64", "256x64-constrained", "256x64-few", "1024x64-few")
+    ]
+    for own, expected in zip(shown, measured, strict=True):
+        assert own == [float(f"{value:.3g}") if value > 10 else round(value, 2) for value in expected]

@@ -7,8 +7,24 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 WORDS = [
-    *("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "naïve", "中文", "Ünï", "code", "😀"),
-    *('"quoted"', "new\nline", "tab\tend", "back\\slash"),
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "naïve",
+    "中文",
+    "Ünï",
+    "code",
+    '"quoted"',
+    "new\nline",
+    "tab\tend",
+    "😀",
+    "back\\slash",
 ]
 NAMES = ["name", "id", "title", "tags", "count", "price", "items", "owner", "address", "state", "kind", "notes", "url"]
 
@@ -83,8 +99,8 @@ class Maker:
         names = self._dice.sample(NAMES, self._dice.randint(2, 8))
         members = {name: self._member(depth) for name in names}
         required = [name for name in names if self._dice.random() < 0.6]
-        schema: dict[str, Any] = {"type": "object", "required": required}
-        schema["properties"] = {name: member.schema for name, member in members.items()}
+        properties = {name: member.schema for name, member in members.items()}
+        schema: dict[str, Any] = {"type": "object", "properties": properties, "required": required}
         if self._dice.random() < 0.7:
             schema["additionalProperties"] = False
         return Shape(

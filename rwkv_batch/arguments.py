@@ -325,6 +325,8 @@ def _is_messages(value: Any) -> bool:
 
 def _is_ids(value: Any) -> bool:
     """Whether this is a list of integers, of any size."""
+    if type(value) is list and set(map(type, value)) <= {int}:  # what most callers give
+        return True
     if (array := id_array(value)) is not None:
         return array.ndim == 1 and array.dtype.kind in "iu"
     value = plain(value)

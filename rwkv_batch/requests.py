@@ -309,6 +309,8 @@ def _prompt(prompt: Prompt) -> TextOrIds:
 
 def _integers(value: object, name: str) -> np.ndarray:
     """Checks token ids: [T] integers; of dtype object if one does not fit into 64 bits."""
+    if type(value) is list and set(map(type, value)) == {int}:  # what most callers give
+        return _array_of(value)
     if (array := id_array(value)) is not None:
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise RowError("bad_type", f"the {name} is an array {array.shape} of {array.dtype}, expected [T] integers")
@@ -319,7 +321,11 @@ def _integers(value: object, name: str) -> np.ndarray:
     wrong = [item for item in value if type(item) is not int and not is_integer(item)]
     if wrong:
         raise RowError("bad_type", f"the {name} holds {wrong[0]!r}, expected token ids (integers)")
+    return _array_of(value)
+
+
+def _array_of(values: Sequence[int]) -> np.ndarray:
     try:
-        return np.array(value, np.int64)
+        return np.array(values, np.int64)
     except OverflowError:
-        return np.array(value, object)
+        return np.array(values, object)

@@ -203,13 +203,18 @@ def params_list(params: Any, num_prompts: int) -> list[SamplingParams]:
 
 
 def checked_params(params: Any) -> Iterator[SamplingParams]:
-    """Yields sampling parameters: without end where they are for all prompts, else one for each prompt.
+    """Returns sampling parameters: without end where they are for all prompts, else one for each prompt.
+
+    Those for all prompts are copied at once, and the others when their prompt is read.
 
     Raises:
         ValueError: one is something else.
     """
-    if is_one_params(params):
-        yield from repeat(_taken(params))
+    return repeat(_taken(params)) if is_one_params(params) else _copies(params)
+
+
+def _copies(params: Iterable[Any]) -> Iterator[SamplingParams]:
+    """Yields a copy of each. Raises ValueError where one is something else."""
     last = copy = None
     for index, one in enumerate(params):
         if reason := _wrong_params(one):

@@ -12,6 +12,7 @@ from . import vllm_arguments
 from .sampling_fields import (
     Biases,
     Choice,
+    Containers,
     Flag,
     Integer,
     MostLikely,
@@ -126,21 +127,22 @@ class SamplingParams:
     min_tokens: int = sampling_field(0, _COUNT)
     stop: str | Sequence[str] | None = sampling_field(None, Strings(), openai=("stop",))
     stop_token_ids: Sequence[int] | None = sampling_field(None, TokenIds())
-    truncate_prompt_tokens: int | None = sampling_field(None, Integer(-1, 2**31 - 1))
     ignore_eos: bool = sampling_field(False, Flag())
     include_stop_str_in_output: bool = sampling_field(False, Flag())
     logit_bias: Mapping[int, float] | None = sampling_field(None, Biases(), openai=("logit_bias",))
     allowed_token_ids: Sequence[int] | None = sampling_field(None, TokenIds(may_be_empty=False))
     bad_token_ids: Sequence[int] | None = sampling_field(None, TokenIds())
-    bad_words: str | Sequence[str] | None = sampling_field(None, Strings())
     logprobs: int | None = sampling_field(None, MostLikely(-1, 2**16), in_jobs=False)
     prompt_logprobs: int | None = sampling_field(None, MostLikely(-1, 2**16), in_jobs=False)
-    detokenize: bool = sampling_field(True, Flag(), in_jobs=False)
     seed: int | None = sampling_field(None, Integer(-(2**63), 2**64 - 1), openai=("seed",))
     top_p_order: TopPOrder = sampling_field("standard", _ORDER)  # noqa: RUF009 - the field specifier of this class
     json_schema: str | Mapping[str, Any] | None = sampling_field(None, Schema())
     regex: str | None = sampling_field(None, Text())
     grammar: str | None = sampling_field(None, Text())
+    # Later fields come last, so that values by position keep their meaning.
+    truncate_prompt_tokens: int | None = sampling_field(None, Integer(-1, 2**31 - 1))
+    bad_words: str | Sequence[str] | None = sampling_field(None, Strings())
+    detokenize: bool = sampling_field(True, Flag(), in_jobs=False)
 
     if not TYPE_CHECKING:  # type checkers see the signature of the fields
 
@@ -177,13 +179,17 @@ class SamplingParams:
         )
 
     def clone(self) -> SamplingParams:
-        """Returns a copy.
+        """Returns a copy, with lists and mappings of token ids and strings of its own.
 
         Raises:
             ValueError: fields that have been set contradict each other.
         """
         found = object.__new__(type(self))
-        found.__dict__.update(self.__dict__)
+        kept = found.__dict__
+        kept.update(self.__dict__)
+        for name in _CONTAINERS:
+            if isinstance(value := kept.get(name), list | dict):
+                kept[name] = value.copy()
         found._check_together()
         return found
 
@@ -225,6 +231,10 @@ class SamplingParams:
 SAMPLING_FIELDS: dict[str, SamplingField] = {one.name: one.metadata[SamplingField] for one in fields(SamplingParams)}
 """The fields of `SamplingParams` by name, in their order."""
 _DEFAULTS: dict[str, Any] = {one.name: one.default for one in fields(SamplingParams)}
+
+
+_CONTAINERS = [one.name for one in fields(SamplingParams) if isinstance(one.metadata[SamplingField].kind, Containers)]
+"""Fields whose values may be lists or mappings that a caller can change in place."""
 
 
 def _checked(name: str, value: Any) -> Any:

@@ -112,11 +112,21 @@ class Rendered(NamedTuple):
     stop_token_ids: tuple[int, ...] = ()
 
 
+class _LatestStops(NamedTuple):
+    """The latest sampling parameters with a prompt's stops. Fields of `given` may have been set since."""
+
+    given: SamplingParams
+    copy: SamplingParams
+    """Made when the stops were added."""
+    stops: Sequence[Any]
+    found: SamplingParams
+
+
 class WithStops:
     """Gives sampling parameters the stops of prompts. What prompts share, they share afterwards too."""
 
     def __init__(self) -> None:
-        self._last: tuple[SamplingParams, Sequence[Any], SamplingParams] | None = None
+        self._last: _LatestStops | None = None
 
     def __call__(self, params: SamplingParams, prompt: Rendered) -> SamplingParams:
         """The parameters with the stops of a prompt, unless they have a `stop` of their own; an empty list is one."""
@@ -124,11 +134,11 @@ class WithStops:
         if params.stop is not None or not any(stops):
             return params
         last = self._last  # another thread may replace it
-        if last is not None and last[0] is params and last[1] == stops:
-            return last[2]
+        if last is not None and last.given is params and last.stops == stops and vars(last.copy) == vars(params):
+            return last.found
         ids = [*(params.stop_token_ids or ()), *prompt.stop_token_ids]
         found = replace(params, stop=list(prompt.stop), stop_token_ids=ids or params.stop_token_ids)
-        self._last = params, stops, found
+        self._last = _LatestStops(params, params.clone(), stops, found)
         return found
 
 

@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from .. import __version__
 from ..errors import ConfigurationError, MissingExtraError, ResumeError, RowError, RwkvBatchError
-from ..sampling_params import CONSTRAINTS
 from ..settings import EngineSettings, ModelSettings
 from .chat import JobChat, is_older_job, open_job_chat
 from .config import EngineSection, JobConfig, ModelSection
@@ -57,7 +56,7 @@ class Prepared:
         document: the content of job.json: settings, plan, input manifest, fingerprint.
         model: `ModelSummary` of the model that will serve the job.
         chat: how conversations become prompts; None where no prompt is one.
-        other_rules: lines about constraints that an earlier version has begun to serve, and this one may not go on with.
+        other_rules: what forbids to serve further rows of a job that an earlier version has begun, in lines.
     """
 
     job: JobConfig

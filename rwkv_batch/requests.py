@@ -18,7 +18,7 @@ from .sampling_fields import plain
 from .sampling_params import SamplingParams
 from .score_requests import Scoring, score_requests
 from .text.bad_words import bad_word_ids
-from .text.chat import FALLBACK, ChatFormat, ChatSettings, Conversation, Rendered, WithStops, open_chat
+from .text.chat import FALLBACK, ChatFormat, ChatSettings, Conversation, Joined, Rendered, open_chat
 from .text.constraint_compiler import ConstraintCompiler, RowConstraint
 from .text.stop_strings import StopStrings
 from .text.tokenizer import Tokenizer
@@ -81,7 +81,7 @@ class RequestBuilder:
         self._chat_format = chat_format or partial(open_chat, ChatSettings(FALLBACK), None)
         self._keys = count()
         self._last: tuple[SamplingParams, _RequestSettings] | None = None
-        self._with_stops = WithStops()
+        self._joined = Joined()
 
     def check(self, params: SamplingParams) -> None:
         """Checks sampling parameters, independent of a prompt. Waits until constraints are compiled.
@@ -131,9 +131,8 @@ class RequestBuilder:
         return changed
 
     def _with_prompt(self, row: GenerateRow, prompt: Rendered | RowError) -> GenerateRow | ErrorRow:
-        if isinstance(prompt, RowError):
-            return ErrorRow.of(row, prompt, 0)
-        return GenerateRow(row.key, row.row, prompt.text, self._with_stops(row.params, prompt))
+        joined = self._joined(prompt, row.params)
+        return ErrorRow.of(row, joined, 0) if isinstance(joined, RowError) else GenerateRow(row.key, row.row, *joined)
 
     def _draft(self, row: GenerateRow | ScoreRow) -> _Draft:
         """Checks a row as far as that is possible before its texts are encoded."""

@@ -29,7 +29,6 @@ from rwkv_batch.errors import ConfigurationError, MissingExtraError, RwkvBatchEr
 from rwkv_batch.integrations.chat_arguments import argument_names, chat_settings_of
 from rwkv_batch.integrations.harness_chat import ChatPrompt
 from rwkv_batch.integrations.harness_requests import random_stream, score_pairs, with_bos
-from rwkv_batch.integrations.inspect_ai_messages import begun_thought
 from rwkv_batch.integrations.lighteval_arguments import (
     OPTION,
     OWN_ARGUMENTS,
@@ -40,6 +39,7 @@ from rwkv_batch.integrations.lighteval_arguments import (
 )
 from rwkv_batch.integrations.model_arguments import check_arguments, load_model
 from rwkv_batch.llm import GenerateRow
+from rwkv_batch.text.thoughts import begun_thought
 
 try:
     import typer

@@ -17,6 +17,7 @@ from .chat_template import DEFAULTS, THINK_NAMES, ChatTemplate, Input, Shared, a
 from .chat_template import NAME as TEMPLATE_NAME
 from .messages import Turn, definitions_of, plain_messages, plain_tools, turns_of
 from .rendering import Renderer
+from .thoughts import constrained_prompt
 
 AUTO, TEMPLATE = "auto", "template"
 FALLBACK, OFFICIAL = "rwkv", "bot"
@@ -112,13 +113,22 @@ class Rendered(NamedTuple):
     stop_token_ids: tuple[int, ...] = ()
 
 
-class WithStops:
-    """Gives sampling parameters the stops of prompts. What prompts share, they share afterwards too."""
+class Joined:
+    """Joins prompts and sampling parameters. What prompts share, they share afterwards too."""
 
     def __init__(self) -> None:
         self._last: tuple[SamplingParams, Sequence[Any], SamplingParams] | None = None
 
-    def __call__(self, params: SamplingParams, prompt: Rendered) -> SamplingParams:
+    def __call__(self, prompt: Rendered | RowError, params: SamplingParams) -> tuple[str, SamplingParams] | RowError:
+        """The text to complete, and the parameters of its completion; or the error of either."""
+        if isinstance(prompt, RowError):
+            return prompt
+        try:
+            return constrained_prompt(prompt.text, params), self.with_stops(params, prompt)
+        except RowError as error:
+            return error
+
+    def with_stops(self, params: SamplingParams, prompt: Rendered) -> SamplingParams:
         """The parameters with the stops of a prompt, unless they have a `stop` of their own; an empty list is one."""
         _, *stops = prompt
         if params.stop is not None or not any(stops):
@@ -147,6 +157,7 @@ class ChatFormat:
         stop_token_ids: the token ids that end it too.
         origin: why it is this format, in words, such as "beside the model"; "" where a setting names it.
         template: the source of the chat template; None for a built-in format.
+        opens_thought: the model begins with a thought (`ChatSettings.think` is "open").
     """
 
     def __init__(
@@ -158,12 +169,14 @@ class ChatFormat:
         stop_token_ids: Sequence[int] = (),
         origin: str = "",
         template: str | None = None,
+        opens_thought: bool = False,
     ) -> None:
         self.name = name
         self.stop = tuple(stop)
         self.stop_token_ids = tuple(stop_token_ids)
         self.origin = origin
         self.template = template
+        self.opens_thought = opens_thought
         self._writer = writer
 
     def render(
@@ -297,7 +310,8 @@ def open_chat(settings: ChatSettings, model_path: str | PathLike[str] | None, *,
             return _open_template(settings, files, model_path, has_clock)
         name = OFFICIAL if files.is_official else FALLBACK
         origin = f"{files.origin} is RWKV's official template" if files.is_official else NONE_BESIDE
-    return ChatFormat(name, CHAT_FORMATS[name].stop, _BuiltInWriter(name, THOUGHTS[settings.think]), origin=origin)
+    writer = _BuiltInWriter(name, THOUGHTS[settings.think])
+    return ChatFormat(name, CHAT_FORMATS[name].stop, writer, origin=origin, opens_thought=settings.think == "open")
 
 
 def _open_template(
@@ -327,7 +341,15 @@ def _open_template(
     if settings.think != "none":
         names |= {name: THINK_NAMES[name][settings.think] for name in sorted(readable)}
     writer = _TemplateWriter(Shared(source, files.tokens, has_clock), names, files)
-    return ChatFormat(TEMPLATE, files.stop, writer, stop_token_ids=files.stop_token_ids, origin=origin, template=source)
+    return ChatFormat(
+        TEMPLATE,
+        files.stop,
+        writer,
+        stop_token_ids=files.stop_token_ids,
+        origin=origin,
+        template=source,
+        opens_thought=settings.think == "open",
+    )
 
 
 def chosen_format(
@@ -363,7 +385,12 @@ def chat_prompts(messages: Any, options: Mapping[str, Any]) -> list[dict[str, An
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise ValueError(f"messages: got {reprlib.repr(messages)}, expected a list of messages, or of conversations")
-    conversations = [messages] if isinstance(messages[0], Mapping) else messages
+    is_one = isinstance(messages[0], Mapping)
+    conversations = [messages] if is_one else messages
+    for number, conversation in enumerate(conversations):
+        if not isinstance(conversation, list | tuple) or not all(isinstance(one, Mapping) for one in conversation):
+            where = "messages" if is_one else f"conversation {number}"
+            raise ValueError(f"{where}: got {reprlib.repr(conversation)}, expected a list of messages")
     return [{"messages": conversation, **options} for conversation in conversations]
 
 

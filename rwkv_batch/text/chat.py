@@ -7,17 +7,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from os import PathLike, fspath
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ..errors import ConfigurationError, RowError, did_you_mean, one_of
-from ..sampling_params import SamplingParams
 from .chat_files import TEMPLATE_FILE, TOKENIZER_FILE, ChatFiles, read_chat_files, template_source
 from .chat_formats import CHAT_FORMATS, THOUGHTS, Draft, Ending, parsed_or_text
-from .chat_template import DEFAULTS, THINK_NAMES, ChatTemplate, Input, Shared, answer_conversations
+from .chat_prompts import Rendered
+from .chat_template import (
+    DEFAULTS,
+    THINK_NAMES,
+    ChatTemplate,
+    Input,
+    Shared,
+    answer_conversations,
+    checked_names,
+    think_in,
+)
 from .chat_template import NAME as TEMPLATE_NAME
 from .messages import Turn, definitions_of, plain_messages, plain_tools, turns_of
 from .rendering import Renderer
-from .thoughts import constrained_prompt
 
 AUTO, TEMPLATE = "auto", "template"
 FALLBACK, OFFICIAL = "rwkv", "bot"
@@ -95,7 +103,8 @@ class Conversation:
         add_generation_prompt: the prompt ends with the beginning of the assistant's turn. An assistant's message at
             the end is continued instead.
         continue_final_message: the last message, which must be the assistant's, is continued.
-        template_kwargs: further names for a chat template, such as `enable_thinking`.
+        template_kwargs: further names for a chat template, such as `enable_thinking`. The names of `THINK_NAMES` count
+            in every format.
     """
 
     messages: Any
@@ -103,43 +112,6 @@ class Conversation:
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Rendered(NamedTuple):
-    """The prompt of a conversation, and what ends the model's turn after it."""
-
-    text: str
-    stop: tuple[str, ...]
-    stop_token_ids: tuple[int, ...] = ()
-
-
-class Joined:
-    """Joins prompts and sampling parameters. What prompts share, they share afterwards too."""
-
-    def __init__(self) -> None:
-        self._last: tuple[SamplingParams, Sequence[Any], SamplingParams] | None = None
-
-    def __call__(self, prompt: Rendered | RowError, params: SamplingParams) -> tuple[str, SamplingParams] | RowError:
-        """The text to complete, and the parameters of its completion; or the error of either."""
-        if isinstance(prompt, RowError):
-            return prompt
-        try:
-            return constrained_prompt(prompt.text, params), self.with_stops(params, prompt)
-        except RowError as error:
-            return error
-
-    def with_stops(self, params: SamplingParams, prompt: Rendered) -> SamplingParams:
-        """The parameters with the stops of a prompt, unless they have a `stop` of their own; an empty list is one."""
-        _, *stops = prompt
-        if params.stop is not None or not any(stops):
-            return params
-        last = self._last  # another thread may replace it
-        if last is not None and last[0] is params and last[1] == stops:
-            return last[2]
-        ids = [*(params.stop_token_ids or ()), *prompt.stop_token_ids]
-        found = replace(params, stop=list(prompt.stop), stop_token_ids=ids or params.stop_token_ids)
-        self._last = params, stops, found
-        return found
 
 
 class Writer(Protocol):
@@ -222,7 +194,9 @@ class _BuiltInWriter:
         ending = ending_of(conversation, turns)
         if ending == "opened" and _is_blank(turns[-1]):
             turns.pop()
-        return Rendered(*self._format.write(Draft(turns, tools, ending, self._thought)))
+        think = think_in(conversation.template_kwargs)
+        thought = self._thought if think is None else THOUGHTS[think]
+        return Rendered(*self._format.write(Draft(turns, tools, ending, thought)))
 
 
 class _TemplateWriter:
@@ -256,7 +230,7 @@ class _TemplateWriter:
             message["role"] = turn.role
             if turn.role == "tool":
                 message["rwkv_json_content"] = parsed_or_text(turn.content)
-        names = {**self._names, **conversation.template_kwargs}
+        names = {**self._names, **checked_names(conversation.template_kwargs)}
         return Input(messages, plain_tools(conversation.tools), ending == "opened", ending == "continued", names)
 
 

@@ -126,6 +126,37 @@ def test_a_template_that_opens_a_thought_may_close_it(llm: LLM) -> None:
     assert (closed.prompt, closed.outputs[0].text) == ("2+2?", "yes")
 
 
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        ([1], r"chat_template_kwargs: got \[1\], expected a mapping of names"),
+        ({1: 2}, r"chat_template_kwargs: got \{1: 2\}, expected a mapping of names"),
+        ({"enable_thinking": "no"}, r"chat_template_kwargs\.enable_thinking: got 'no', expected True or False"),
+    ],
+)
+def test_names_that_are_none_are_an_error_of_their_prompt(llm: LLM, names: Any, named: str) -> None:
+    bad, good = llm.generate(
+        [{"messages": HELLO, "chat_template_kwargs": names}, {"messages": HELLO}], SamplingParams(max_tokens=1)
+    )
+    assert (bad.error_code, good.error_code) == ("bad_messages", None)
+    assert re.search(named, str(bad.error))
+
+
+@pytest.mark.parametrize("name", ["rwkv", "bot", "function_calling"])
+def test_names_of_a_call_open_and_close_the_thought_of_each_format(llm: LLM, name: str) -> None:
+    params = SamplingParams(max_tokens=1)
+    for think, names in {
+        "open": [{"enable_thinking": True}, {"rwkv_generation_prompt": "open_think"}],
+        "fake": [{"enable_thinking": False}, {"rwkv_generation_prompt": "fake_think"}],
+        "none": [{}, {"enable_thinking": None}, {"documents": []}],
+    }.items():
+        expected = llm.chat(HELLO, params, chat={"format": name, "think": think})[0].prompt
+        for other in ("none", "open", "fake") if think != "none" else ("none",):
+            for given in names:
+                chat = {"format": name, "think": other}
+                assert llm.chat(HELLO, params, chat=chat, chat_template_kwargs=given)[0].prompt == expected
+
+
 def test_a_prompt_of_messages_in_generate_is_refused_as_a_row() -> None:
     with LLM("demo", device="cpu", dtype="float32", max_batch_size=4, chat={"think": "open"}) as llm:
         found = llm.generate([{"messages": HELLO}, "a <think"], SamplingParams(max_tokens=9, regex="yes"))
@@ -175,7 +206,7 @@ def test_the_model_s_settings_are_the_default_of_its_calls() -> None:
 
 def test_parameters_that_prompts_share_are_shared_with_the_stops(llm: LLM) -> None:
     """Each new object of parameters costs a check and a set of stop strings."""
-    from rwkv_batch.text.chat import Joined, Rendered
+    from rwkv_batch.text.chat_prompts import Joined, Rendered
 
     with_stops, params = Joined().with_stops, SamplingParams(stop_token_ids=[5])
     first, second = with_stops(params, Rendered("a", ("x",), (7,))), with_stops(params, Rendered("b", ("x",), (7,)))

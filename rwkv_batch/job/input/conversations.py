@@ -8,7 +8,8 @@ from typing import Any
 
 from ...errors import RowError
 from ...rows import ErrorRow, GenerateRow, ScoreRow
-from ...text.chat import Conversation, Joined, Rendered
+from ...text.chat import Conversation
+from ...text.chat_prompts import Joined, Rendered
 from ...text.messages import ROLE_NAMES, plain_messages
 from ..chat import JobChat
 

@@ -10,7 +10,7 @@ from os import PathLike, fspath
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..errors import ConfigurationError, RowError, did_you_mean, one_of
-from ..sampling_params import SamplingParams
+from ..sampling_params import SamplingParams, sampling_error
 from .chat_files import TEMPLATE_FILE, TOKENIZER_FILE, ChatFiles, read_chat_files, template_source
 from .chat_formats import CHAT_FORMATS, THOUGHTS, Draft, Ending, parsed_or_text
 from .chat_template import DEFAULTS, THINK_NAMES, ChatTemplate, Input, Shared, answer_conversations
@@ -113,11 +113,21 @@ class Rendered(NamedTuple):
     stop_token_ids: tuple[int, ...] = ()
 
 
+class _LatestStops(NamedTuple):
+    """The latest sampling parameters with a prompt's stops. Fields of `given` may have been set since."""
+
+    given: SamplingParams
+    copy: SamplingParams
+    """Made when the stops were added."""
+    stops: Sequence[Any]
+    found: SamplingParams
+
+
 class Joined:
     """Joins prompts and sampling parameters. What prompts share, they share afterwards too."""
 
     def __init__(self) -> None:
-        self._last: tuple[SamplingParams, Sequence[Any], SamplingParams] | None = None
+        self._last: _LatestStops | None = None
 
     def __call__(self, prompt: Rendered | RowError, params: SamplingParams) -> tuple[str, SamplingParams] | RowError:
         """The text to complete, and the parameters of its completion; or the error of either."""
@@ -127,6 +137,8 @@ class Joined:
             return constrained_prompt(prompt.text, params), self.with_stops(params, prompt)
         except RowError as error:
             return error
+        except ValueError as error:
+            return sampling_error(error)
 
     def with_stops(self, params: SamplingParams, prompt: Rendered) -> SamplingParams:
         """The parameters with the stops of a prompt, unless they have a `stop` of their own; an empty list is one."""
@@ -134,11 +146,11 @@ class Joined:
         if params.stop is not None or not any(stops):
             return params
         last = self._last  # another thread may replace it
-        if last is not None and last[0] is params and last[1] == stops:
-            return last[2]
+        if last is not None and last.given is params and last.stops == stops and vars(last.copy) == vars(params):
+            return last.found
         ids = [*(params.stop_token_ids or ()), *prompt.stop_token_ids]
         found = replace(params, stop=list(prompt.stop), stop_token_ids=ids or params.stop_token_ids)
-        self._last = params, stops, found
+        self._last = _LatestStops(params, params.clone(), stops, found)
         return found
 
 

@@ -25,8 +25,9 @@ from inspect_ai.util import JSONSchema
 
 from rwkv_batch import LLM, SamplingParams
 from rwkv_batch.errors import ConfigurationError
+from rwkv_batch.integrations.harness_chat import begun_thought
 from rwkv_batch.integrations.inspect_ai import RwkvBatchAPI
-from rwkv_batch.integrations.inspect_ai_messages import begun_thought, constrained_prompt, conversation_of, said
+from rwkv_batch.integrations.inspect_ai_messages import constrained_prompt, conversation_of, said
 from rwkv_batch.integrations.inspect_ai_settings import OF_INSPECT, SAME_NAME, TRANSLATED, sampling_params
 
 PNG = "data:image/png;base64,iVBORw0KGgo="

@@ -151,7 +151,7 @@ def test_wrong_arguments_are_refused_before_the_harness_reads_its_tasks(tasks, m
         ("pretrained=demo,chat_format=bott", "chat_format: got 'bott'"),
         ("pretrained=demo,dtype=float12", "dtype: got 'float12'"),
         ("pretrained=missing.pth", "missing.pth"),
-        ("pretrained=demo,max_batch_tokens=many", "--model_args: max_batch_tokens: got 'many', expected an integer"),
+        ("pretrained=demo,max_batch_tokens=many", "max_batch_tokens: got 'many', expected an integer"),
         ("pretrained=demo,enable_lora=True", "enable_lora: got True"),
         ("dtype=float32", "pretrained: got None and model=None, expected one of them"),
     ):

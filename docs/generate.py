@@ -192,11 +192,11 @@ def _llm() -> Iterator[str]:
         rows = [(f"`{field.name}`", f"`{field.type}`", meanings[field.name]) for field in fields(kind)]
         yield from _table("field|type|meaning", rows)
     yield from ("## Settings", "")
-    for kind in (ChatSettings, StructuredOutputsParams):
-        yield from (f"### {kind.__name__}", "", _first_paragraph(kind), "")
-        defaults = {field.name: field.default for field in fields(kind)}
-        rows = [(f"`{name}`", f"`{defaults[name]!r}`", what) for name, what in _described(kind).items()]
-        yield from _table("field|default|meaning", rows)
+    for group in (ChatSettings, StructuredOutputsParams):
+        yield from (f"### {group.__name__}", "", _first_paragraph(group), "")
+        defaults = {field.name: field.default for field in fields(group)}
+        described = [(f"`{name}`", f"`{defaults[name]!r}`", what) for name, what in _described(group).items()]
+        yield from _table("field|default|meaning", described)
     from rwkv_batch.job.execute import Outcome, run_job
 
     yield from ("## Jobs from Python", "")

@@ -113,7 +113,10 @@ class Rendered(NamedTuple):
 
 
 class WithStops:
-    """Gives sampling parameters the stops of prompts. What prompts share, they share afterwards too."""
+    """Adds the stops of prompts to sampling parameters.
+
+    Prompts in a row with the same parameters and the same stops get one object.
+    """
 
     def __init__(self) -> None:
         self._last: tuple[SamplingParams, Sequence[Any], SamplingParams] | None = None

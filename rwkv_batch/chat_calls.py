@@ -72,7 +72,8 @@ class ChatCalls(ABC):
         Args:
             messages: a conversation, which is a list of mappings with "role" and "content", or a list of conversations.
             sampling_params, use_tqdm, others: as those of `generate`.
-            chat: how they become prompts, in place of the model's `chat`.
+            chat: how conversations become prompts: `ChatSettings`, or a mapping of its fields, in place of the
+                model's `chat`.
             tools: what the model may call: definitions of functions, as in OpenAI's API.
             chat_template: a Jinja chat template, or a file that holds one: short for `chat={"template": ...}`.
             chat_template_kwargs: further names for a chat template, such as {"enable_thinking": False}, which closes

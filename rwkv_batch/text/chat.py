@@ -45,8 +45,8 @@ class ChatSettings:
     """How conversations become prompts.
 
     Args:
-        format: "auto", "rwkv", "bot", "function_calling" or "template". "auto" takes what stands beside the model, a
-            chat template, else "rwkv".
+        format: "auto", "rwkv", "bot", "function_calling" or "template". "auto" takes the chat template beside the
+            model, else "rwkv"; RWKV's official template is "bot".
         think: how the prompt ends. "none": the model may begin as it likes. "open": the model begins with a thought.
             "fake": the thought is closed before it begins.
         template: a Jinja chat template, or a file that holds one; None takes the one beside the model.
@@ -366,8 +366,3 @@ def chat_prompts(messages: Any, options: Mapping[str, Any]) -> list[dict[str, An
             where = "messages" if is_one else f"conversation {number}"
             raise ValueError(f"{where}: got {reprlib.repr(conversation)}, expected a list of messages")
     return [{"messages": conversation, **options} for conversation in conversations]
-
-
-def render_messages(messages: Any) -> str:
-    """The prompt of a conversation in the format `rwkv`. Raises RowError as `ChatFormat.render` does."""
-    return open_chat(ChatSettings("rwkv"), None).render(messages)

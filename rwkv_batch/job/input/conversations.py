@@ -65,7 +65,7 @@ class Conversations:
 def _without_tools(messages: Any) -> list[dict[str, Any]]:
     """The messages as a version without tools read them."""
     found = []
-    for number, message in enumerate(plain_messages(messages)):
+    for number, message in enumerate(plain_messages(messages, only_texts=True)):
         if message["role"] in ROLE_NAMES and message["role"] not in OLDER_ROLES:
             expected = ", ".join(OLDER_ROLES)
             raise RowError("bad_messages", f"message {number} has role {message['role']!r}; expected one of {expected}")

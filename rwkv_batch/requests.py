@@ -22,6 +22,7 @@ from .text.bad_words import bad_word_ids
 from .text.chat import FALLBACK, ChatFormat, ChatSettings, Conversation, open_chat
 from .text.chat_prompts import Joined, Rendered
 from .text.constraint_compiler import ConstraintCompiler, RowConstraint
+from .text.messages import as_lists
 from .text.stop_strings import StopStrings
 from .text.tokenizer import Tokenizer
 
@@ -304,8 +305,8 @@ def _conversation(
     if not isinstance(prompt, Mapping) or "messages" not in prompt or {"prompt_token_ids", "prompt"} & prompt.keys():
         return None
     conversation = Conversation(
-        prompt["messages"],
-        tools=prompt.get("tools"),
+        as_lists(prompt["messages"]),
+        tools=as_lists(prompt.get("tools")),
         add_generation_prompt=prompt.get("add_generation_prompt", True),
         continue_final_message=prompt.get("continue_final_message", False),
         template_kwargs=prompt.get("chat_template_kwargs") or {},

@@ -24,7 +24,7 @@ from .chat_template import (
     think_in,
 )
 from .chat_template import NAME as TEMPLATE_NAME
-from .messages import Turn, definitions_of, plain_messages, plain_tools, turns_of
+from .messages import Turn, as_lists, definitions_of, plain_messages, plain_tools, turns_of
 from .rendering import Renderer
 
 AUTO, TEMPLATE = "auto", "template"
@@ -357,6 +357,7 @@ def chat_prompts(messages: Any, options: Mapping[str, Any]) -> list[dict[str, An
     Raises:
         ValueError: these are neither.
     """
+    messages = as_lists(messages)
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise ValueError(f"messages: got {reprlib.repr(messages)}, expected a list of messages, or of conversations")
     is_one = isinstance(messages[0], Mapping)

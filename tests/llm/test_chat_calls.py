@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rwkv_batch import LLM, ChatSettings, SamplingParams
@@ -88,6 +89,33 @@ def test_options_of_a_call(llm: LLM) -> None:
 def test_the_conversation_that_is_none_is_named(llm: LLM, messages: Any, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         llm.chat(messages)
+
+
+def test_conversations_come_as_pandas_holds_them(llm: LLM) -> None:
+    """A column of lists that pandas has read from a Parquet file holds arrays, also inside of messages."""
+    parts = [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]
+    call = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": _array([{"function": {"name": "f", "arguments": "{}"}}]),
+    }
+    talk = _array([{"role": "user", "content": _array(parts)}, call, {"role": "tool", "content": "4"}])
+    params = SamplingParams(max_tokens=1)
+    prompt = llm.chat(talk, params)[0].prompt
+    assert (
+        prompt
+        == 'User: 2+2?\n\nAssistant: ```json\n{"name":"f","arguments":{}}\n```\n\nUser: Function output:\n4\n\nAssistant:'
+    )
+    assert [one.prompt for one in llm.chat(_array([talk, HELLO]), params)] == [prompt, "User: 2+2?\n\nAssistant:"]
+    assert llm.generate({"messages": talk}, params)[0].prompt == prompt
+    tools = _array([{"name": "f", "parameters": {"required": _array(["a"])}}])
+    assert "f" in str(llm.chat(talk, params, tools=tools)[0].prompt)
+
+
+def _array(items: list[Any]) -> np.ndarray:
+    found = np.empty(len(items), object)
+    found[:] = items
+    return found
 
 
 def test_an_unknown_argument_is_of_chat(llm: LLM) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +15,7 @@ ASSISTANT = "Assistant:"
 """The end of a prompt in the format `rwkv`; the answer after it starts with a space."""
 THOUGHT_END = "</think"
 """The end of a prompt whose thought is closed, without its last character: that may be one token with what follows."""
-_THOUGHT_OF_PROMPT = re.compile(r"<think(>\s*(</think>?\s*)?)?\Z")
-"""The thought that a chat format has begun, or closed, at the end of its prompt."""
 _PATTERN = [{"role": role, "content": f"{{{role}}}"} for role in ("system", "user", "assistant", "user")]
-
-
-def begun_thought(prompt: str) -> str:
-    """The thought that a prompt has begun for the model, from `<think` on; "" where it has begun none."""
-    found = _THOUGHT_OF_PROMPT.search(prompt)
-    return found[0] if found is not None else ""
 
 
 def without_thought_end(prompt: str, text: str) -> str:

@@ -27,7 +27,7 @@ from rwkv_batch import __version__
 from rwkv_batch.engine.request import END_OF_TEXT
 from rwkv_batch.errors import ConfigurationError, MissingExtraError, RwkvBatchError
 from rwkv_batch.integrations.chat_arguments import argument_names, chat_settings_of
-from rwkv_batch.integrations.harness_chat import ChatPrompt, begun_thought, without_thought_end
+from rwkv_batch.integrations.harness_chat import ChatPrompt, without_thought_end
 from rwkv_batch.integrations.harness_requests import random_stream, score_pairs, with_bos
 from rwkv_batch.integrations.lighteval_arguments import (
     OPTION,
@@ -39,6 +39,7 @@ from rwkv_batch.integrations.lighteval_arguments import (
 )
 from rwkv_batch.integrations.model_arguments import check_arguments, load_model
 from rwkv_batch.llm import GenerateRow
+from rwkv_batch.text.thoughts import begun_thought
 
 try:
     import typer

@@ -19,8 +19,9 @@ from .sampling_fields import plain
 from .sampling_params import SamplingParams, sampling_error
 from .score_requests import Scoring, score_requests
 from .text.bad_words import bad_word_ids
-from .text.chat import FALLBACK, ChatFormat, ChatSettings, Conversation, Joined, Rendered, open_chat
+from .text.chat import FALLBACK, ChatFormat, ChatSettings, Conversation, open_chat
 from .text.constraint_compiler import ConstraintCompiler, RowConstraint
+from .text.rendered import Joined, Rendered
 from .text.stop_strings import StopStrings
 from .text.tokenizer import Tokenizer
 

@@ -7,18 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from os import PathLike, fspath
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ..errors import ConfigurationError, RowError, did_you_mean, one_of
-from ..sampling_params import SamplingParams, sampling_error
 from .chat_files import TEMPLATE_FILE, TOKENIZER_FILE, ChatFiles, read_chat_files
 from .chat_formats import CHAT_FORMATS, THOUGHTS, Draft, Ending, parsed_or_text
 from .chat_template import DEFAULTS, THINK_NAMES, ChatTemplate, Input, Shared, answer_conversations
 from .chat_template import NAME as TEMPLATE_NAME
 from .messages import Turn, definitions_of, plain_messages, plain_tools, turns_of
+from .rendered import Rendered
 from .rendering import Renderer
 from .templates import template_source
-from .thoughts import constrained_prompt
 
 AUTO, TEMPLATE = "auto", "template"
 FALLBACK, OFFICIAL = "rwkv", "bot"
@@ -104,58 +103,6 @@ class Conversation:
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Rendered(NamedTuple):
-    """The prompt of a conversation, and what ends the model's turn after it."""
-
-    text: str
-    stop: tuple[str, ...]
-    stop_token_ids: tuple[int, ...] = ()
-
-
-class _LatestStops(NamedTuple):
-    """The latest sampling parameters with a prompt's stops. Fields of `given` may have been set since."""
-
-    given: SamplingParams
-    copy: SamplingParams
-    """Made when the stops were added."""
-    stops: Sequence[Any]
-    found: SamplingParams
-
-
-class Joined:
-    """Joins prompts and sampling parameters.
-
-    Prompts in a row with the same parameters and the same stops get one object of parameters.
-    """
-
-    def __init__(self) -> None:
-        self._last: _LatestStops | None = None
-
-    def __call__(self, prompt: Rendered | RowError, params: SamplingParams) -> tuple[str, SamplingParams] | RowError:
-        """The text to complete, and the parameters of its completion; or the error of either."""
-        if isinstance(prompt, RowError):
-            return prompt
-        try:
-            return constrained_prompt(prompt.text, params), self.with_stops(params, prompt)
-        except RowError as error:
-            return error
-        except ValueError as error:
-            return sampling_error(error)
-
-    def with_stops(self, params: SamplingParams, prompt: Rendered) -> SamplingParams:
-        """The parameters with the stops of a prompt, unless they have a `stop` of their own; an empty list is one."""
-        _, *stops = prompt
-        if params.stop is not None or not any(stops):
-            return params
-        last = self._last  # another thread may replace it
-        if last is not None and last.given is params and last.stops == stops and vars(last.copy) == vars(params):
-            return last.found
-        ids = [*(params.stop_token_ids or ()), *prompt.stop_token_ids]
-        found = replace(params, stop=list(prompt.stop), stop_token_ids=ids or params.stop_token_ids)
-        self._last = _LatestStops(params, params.clone(), stops, found)
-        return found
 
 
 class Writer(Protocol):

@@ -20,9 +20,9 @@ from .sampling_params import SamplingParams, sampling_error
 from .score_requests import Scoring, score_requests
 from .text.bad_words import bad_word_ids
 from .text.chat import FALLBACK, ChatFormat, ChatSettings, Conversation, open_chat
-from .text.chat_prompts import Joined, Rendered
 from .text.constraint_compiler import ConstraintCompiler, RowConstraint
 from .text.messages import as_lists
+from .text.rendered import Joined, Rendered
 from .text.stop_strings import StopStrings
 from .text.tokenizer import Tokenizer
 

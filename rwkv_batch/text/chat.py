@@ -10,9 +10,8 @@ from os import PathLike, fspath
 from typing import Any, Protocol, TypeVar
 
 from ..errors import ConfigurationError, RowError, did_you_mean, one_of
-from .chat_files import TEMPLATE_FILE, TOKENIZER_FILE, ChatFiles, read_chat_files, template_source
+from .chat_files import TEMPLATE_FILE, TOKENIZER_FILE, ChatFiles, read_chat_files
 from .chat_formats import CHAT_FORMATS, THOUGHTS, Draft, Ending, parsed_or_text
-from .chat_prompts import Rendered
 from .chat_template import (
     DEFAULTS,
     THINK_NAMES,
@@ -25,7 +24,9 @@ from .chat_template import (
 )
 from .chat_template import NAME as TEMPLATE_NAME
 from .messages import Turn, as_lists, definitions_of, plain_messages, plain_tools, turns_of
+from .rendered import Rendered
 from .rendering import Renderer
+from .templates import template_source
 
 AUTO, TEMPLATE = "auto", "template"
 FALLBACK, OFFICIAL = "rwkv", "bot"
@@ -293,7 +294,7 @@ def _open_template(
 ) -> ChatFormat:
     source, origin = files.template, files.origin
     if settings.template is not None:
-        source, origin = template_source(settings.template)
+        source, origin = template_source(settings.template, "chat.template")
     if source is None:
         raise ConfigurationError(
             f"got {TEMPLATE!r}, but there is no {TEMPLATE_FILE}, and no chat_template in {TOKENIZER_FILE}, beside "

@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import ConfigurationError, RowError, one_of
 from .rendering import Answer, answering
-from .template_errors import PROGRAM_ERRORS, compiling
+from .templates import PROGRAM_ERRORS, compiling
 
 NAME = "chat template"
 CLOCK = "strftime_now"

@@ -148,7 +148,8 @@ def test_tools_and_calls_come_from_every_kind_of_input(job: Job, form: str) -> N
 
 OLDER_ERRORS = {
     "tools": 'body.tools is not supported: there are no tool calls; leave it out, or set tool_choice to "none"',
-    "functions": 'body.functions is not supported: there are no tool calls; leave it out, or set function_call to "none"',
+    "functions": "body.functions is not supported: there are no tool calls; leave it out, or set function_call to "
+    '"none"',
     "tool_choice": "body.tool_choice is not supported: leave it out",
     "content": "message 1 (role 'assistant') has content of type NoneType; expected a string, or parts of type text",
 }

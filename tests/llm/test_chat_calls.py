@@ -147,10 +147,10 @@ def test_a_constraint_allows_no_thought(llm: LLM, constraint: dict[str, Any], na
 
 def test_a_template_that_opens_a_thought_may_close_it(llm: LLM) -> None:
     source = "{{ messages[0].content }}{{ '<think>' if enable_thinking is not defined or enable_thinking }}"
-    params, options = SamplingParams(max_tokens=9, regex="yes"), {"chat_template": source}
-    opened = llm.chat(HELLO, params, **options)[0]
+    params = SamplingParams(max_tokens=9, regex="yes")
+    opened = llm.chat(HELLO, params, chat_template=source)[0]
     assert opened.error_code == "bad_sampling"
-    closed = llm.chat(HELLO, params, chat_template_kwargs={"enable_thinking": False}, **options)[0]
+    closed = llm.chat(HELLO, params, chat_template=source, chat_template_kwargs={"enable_thinking": False})[0]
     assert (closed.prompt, closed.outputs[0].text) == ("2+2?", "yes")
 
 
@@ -187,7 +187,8 @@ def test_names_of_a_call_open_and_close_the_thought_of_each_format(llm: LLM, nam
 
 def test_a_prompt_of_messages_in_generate_is_refused_as_a_row() -> None:
     with LLM("demo", device="cpu", dtype="float32", max_batch_size=4, chat={"think": "open"}) as llm:
-        found = llm.generate([{"messages": HELLO}, "a <think"], SamplingParams(max_tokens=9, regex="yes"))
+        prompts: list[Any] = [{"messages": HELLO}, "a <think"]
+        found = llm.generate(prompts, SamplingParams(max_tokens=9, regex="yes"))
     assert [one.error_code for one in found] == ["bad_sampling", None]
     assert found[1].outputs[0].text == "yes"
 
@@ -234,7 +235,7 @@ def test_the_model_s_settings_are_the_default_of_its_calls() -> None:
 
 def test_parameters_that_prompts_share_are_shared_with_the_stops(llm: LLM) -> None:
     """Each new object of parameters costs a check and a set of stop strings."""
-    from rwkv_batch.text.chat_prompts import Joined, Rendered
+    from rwkv_batch.text.rendered import Joined, Rendered
 
     with_stops, params = Joined().with_stops, SamplingParams(stop_token_ids=[5])
     first, second = with_stops(params, Rendered("a", ("x",), (7,))), with_stops(params, Rendered("b", ("x",), (7,)))

@@ -9,8 +9,8 @@ from typing import Any
 from ...errors import RowError
 from ...rows import ErrorRow, GenerateRow, ScoreRow
 from ...text.chat import Conversation
-from ...text.chat_prompts import Joined, Rendered
 from ...text.messages import ROLE_NAMES, plain_messages
+from ...text.rendered import Joined, Rendered
 from ..chat import JobChat
 
 OLDER_ROLES = ("system", "user", "assistant", "developer")

@@ -1,4 +1,4 @@
-"""Prompts of conversations, joined with the sampling parameters of their completions."""
+"""The prompt that a chat format has rendered, and the sampling parameters with which it is completed."""
 
 from __future__ import annotations
 

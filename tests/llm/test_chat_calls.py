@@ -94,21 +94,16 @@ def test_the_conversation_that_is_none_is_named(llm: LLM, messages: Any, named: 
 def test_conversations_come_as_pandas_holds_them(llm: LLM) -> None:
     """A column of lists that pandas has read from a Parquet file holds arrays, also inside of messages."""
     parts = [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]
-    call = {
-        "role": "assistant",
-        "content": None,
-        "tool_calls": _array([{"function": {"name": "f", "arguments": "{}"}}]),
-    }
+    calls = _array([{"function": {"name": "f", "arguments": "{}"}}])
+    call = {"role": "assistant", "content": None, "tool_calls": calls}
     talk = _array([{"role": "user", "content": _array(parts)}, call, {"role": "tool", "content": "4"}])
     params = SamplingParams(max_tokens=1)
     prompt = llm.chat(talk, params)[0].prompt
-    assert (
-        prompt
-        == 'User: 2+2?\n\nAssistant: ```json\n{"name":"f","arguments":{}}\n```\n\nUser: Function output:\n4\n\nAssistant:'
-    )
+    turns = ["User: 2+2?", 'Assistant: ```json\n{"name":"f","arguments":{}}\n```', "User: Function output:\n4"]
+    assert prompt == "\n\n".join([*turns, "Assistant:"])
     assert [one.prompt for one in llm.chat(_array([talk, HELLO]), params)] == [prompt, "User: 2+2?\n\nAssistant:"]
     assert llm.generate({"messages": talk}, params)[0].prompt == prompt
-    tools = _array([{"name": "f", "parameters": {"required": _array(["a"])}}])
+    tools: Any = _array([{"name": "f", "parameters": {"required": _array(["a"])}}])
     assert "f" in str(llm.chat(talk, params, tools=tools)[0].prompt)
 
 

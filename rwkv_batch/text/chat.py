@@ -165,6 +165,16 @@ class ChatFormat:
         self.origin = origin
         self.template = template
         self._writer = writer
+        self._opened_with: tuple[ChatSettings, str | PathLike[str] | None] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the format anew, by the settings that `open_chat` was given here."""
+        if self._opened_with is None:
+            raise TypeError(f"the chat format {self.name!r} can't be sent to another process: it has no settings")
+        settings, model_path = self._opened_with
+        if settings.template is not None:
+            settings = replace(settings, template=self.template)  # the file may change
+        return _opened_before, (settings, None if model_path is None else fspath(model_path))
 
     def render(
         self,
@@ -288,6 +298,12 @@ def open_chat(settings: ChatSettings, model_path: str | PathLike[str] | None, *,
     Raises:
         ConfigurationError: there is no template where one is asked for, or it cannot be used.
     """
+    opened = _open_chat(settings, model_path, has_clock)
+    opened._opened_with = settings, model_path
+    return opened
+
+
+def _open_chat(settings: ChatSettings, model_path: str | PathLike[str] | None, has_clock: bool) -> ChatFormat:
     name, origin = settings.format, ""
     if name == AUTO and settings.template is not None:
         name = TEMPLATE
@@ -349,10 +365,17 @@ def chosen_format(
     settings = ChatSettings.of(chat)
     if template is not None:
         settings = replace(settings, template=fspath(template))
-    return _opened(settings, None if model_path is None else fspath(model_path))
+    return _opened_before(settings, None if model_path is None else fspath(model_path))
 
 
-_opened = lru_cache(maxsize=16)(open_chat)
+@lru_cache(maxsize=16)
+def _opened(settings: ChatSettings, model_path: str | None) -> ChatFormat:
+    return open_chat(settings, model_path)
+
+
+def _opened_before(settings: ChatSettings, model_path: str | None) -> ChatFormat:
+    """`open_chat`; the latest formats are kept."""
+    return _opened(settings, model_path)
 
 
 def chat_prompts(messages: Any, options: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -161,7 +161,7 @@ class ParallelRows:
             process.send_rows(self._calls[-1], numbers, [row for row, _ in rows])
         except Exception as error:
             if len(rows) == 1:
-                self._finish_with_error(rows[0][0], "bad_type", f"the row can't be sent to an engine: {error}")
+                self._finish_with(rows[0][0], RowError("bad_type", f"the row can't be sent to an engine: {error}"))
                 return
             for one in rows:
                 self._send(process, [one])
@@ -227,7 +227,7 @@ class ParallelRows:
             self._isolated = new
         if len(rows) == 1 and is_isolated:
             reason = f"the row ended the process of its engine twice, the second time alone; with {process.ended_with}"
-            self._finish_with_error(rows[0][0], "engine_crash", reason)
+            self._finish_with(rows[0][0], RowError("engine_crash", reason))
         elif rows:
             half = len(rows) // 2
             self._suspects[:0] = [part for part in (rows[:half], rows[half:]) if part]
@@ -242,8 +242,8 @@ class ParallelRows:
         if self._isolated is process:
             self._isolated = left[0]
 
-    def _finish_with_error(self, row: Row, code: str, message: str) -> None:
-        error = ErrorRow.of(row, RowError(code, message))
+    def _finish_with(self, row: Row, reason: RowError) -> None:
+        error = ErrorRow.of(row, reason)
         outputs = OutputBuilder(None)
         ((_, output),) = outputs.scores([error]) if isinstance(row, ScoreRow) else outputs.requests([error])
         self._num_ends = 0

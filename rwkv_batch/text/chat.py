@@ -198,11 +198,11 @@ class ChatFormat:
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the format anew, by the settings that `open_chat` was given here."""
         if self._opened_with is None:
-            raise TypeError(f"the chat format {self.name!r} can't be sent to another process: it has no settings")
+            raise TypeError(f"the chat format {self.name!r} was not made from settings")
         settings, model_path = self._opened_with
         if settings.template is not None:
             settings = replace(settings, template=self.template)  # the file may change
-        return _opened_before, (settings, None if model_path is None else fspath(model_path))
+        return _opened, (settings, None if model_path is None else fspath(model_path))
 
     def render(
         self,
@@ -402,17 +402,12 @@ def chosen_format(
     settings = ChatSettings.of(chat)
     if template is not None:
         settings = replace(settings, template=fspath(template))
-    return _opened_before(settings, None if model_path is None else fspath(model_path))
+    return _opened(settings, None if model_path is None else fspath(model_path))
 
 
 @lru_cache(maxsize=16)
 def _opened(settings: ChatSettings, model_path: str | None) -> ChatFormat:
     return open_chat(settings, model_path)
-
-
-def _opened_before(settings: ChatSettings, model_path: str | None) -> ChatFormat:
-    """`open_chat`; the latest formats are kept."""
-    return _opened(settings, model_path)
 
 
 def chat_prompts(messages: Any, options: Mapping[str, Any]) -> list[dict[str, Any]]:

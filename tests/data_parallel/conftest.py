@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from checkpoints import make_checkpoint, write_checkpoint
 
 from rwkv_batch import LLM
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "device": "cpu",
     "dtype": "float32",
     "max_batch_size": 4,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoints import make_checkpoint, write_checkpoint
@@ -127,7 +128,7 @@ def test_an_aborted_row_stays_aborted_when_its_process_ends(two):
 
 def test_processes_that_all_end_before_a_row_is_finished_end_the_call(one, two, monkeypatch):
     monkeypatch.setattr(parallel_rows, "MOST_ENDS", 1)
-    with pytest.raises(RuntimeError, match="2 processes of engines ended one after another, .* with exit code 7"):
+    with pytest.raises(RuntimeError, match=r"2 processes of engines ended one after another, .* with exit code 7"):
         two.generate([EndsWhenRead([1])] * 12, SHORT)
     assert two.generate([[1]], SHORT) == one.generate([[1]], SHORT)
 
@@ -157,7 +158,7 @@ def test_an_error_of_loading_has_its_type_and_leaves_no_process(tmp_path, monkey
     settings = EngineSettings(device="cpu", data_parallel=2, max_batch_size=2)
     summary = inspect_model(ModelSettings(str(path)), settings)
     path.write_bytes(b"something else")
-    with pytest.raises(CheckpointError, match="model.pth"):
+    with pytest.raises(CheckpointError, match=r"model.pth"):
         LLM.from_summary(summary)
     assert len(started) == 2 and not any(is_running(process.pid) for process in started)
     with pytest.raises(CapacityError):
@@ -168,7 +169,7 @@ def test_an_error_of_loading_has_its_type_and_leaves_no_process(tmp_path, monkey
 def test_closing_and_dropping_end_the_processes(path):
     with LLM(path, data_parallel=2, **SETTINGS) as llm:
         running = pids(llm)
-        results = llm.generate_iter([[1]] * 20, LONG)
+        results: Any = llm.generate_iter([[1]] * 20, LONG)
         next(results)
         assert all(map(is_running, running))
         results.close()

@@ -22,9 +22,7 @@ SHORT = SamplingParams(max_tokens=4, ignore_eos=True)
 
 def served_by_both(llm):
     """How many completed tokens each process has counted."""
-    return [
-        process.ask("stats").result().stats.completion_tokens for process in llm._engine.by_index.values()
-    ]
+    return [process.ask("stats").result().stats.completion_tokens for process in llm._engine.by_index.values()]
 
 
 PARAMS = [
@@ -89,7 +87,9 @@ def test_bad_rows_are_those_of_one_engine(one, two, caplog):
     expected = one.generate(prompts, SHORT)
     assert [(output.error_code, output.error) for output in found] == [(o.error_code, o.error) for o in expected]
     assert [output.error_code for output in found] == [None, "token_out_of_range", "bad_messages", "invalid_text"]
-    assert [record.getMessage() for record in caplog.records[:1]] == [record.getMessage() for record in caplog.records[1:]]
+    assert [record.getMessage() for record in caplog.records[:1]] == [
+        record.getMessage() for record in caplog.records[1:]
+    ]
     (pair,) = two.score([([1], [999])])
     assert pair.error_code == "token_out_of_range"
     with pytest.raises(ValueError, match="sampling_params: stop_token_ids holds id 999"):
@@ -180,9 +180,7 @@ def test_closing_an_iterator_frees_the_slots_at_the_next_step(one, two):
 
 def test_threads_wait_for_each_other(one, two):
     found = {}
-    threads = [
-        threading.Thread(target=lambda i=i: found.update({i: two.generate([[i]] * 9, SHORT)})) for i in range(4)
-    ]
+    threads = [threading.Thread(target=lambda i=i: found.update({i: two.generate([[i]] * 9, SHORT)})) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -216,7 +214,10 @@ def test_one_engine_is_served_in_this_process(path):
         ({"data_parallel": 0}, "data_parallel: got 0, expected a number of engines from 1"),
         ({"data_parallel": True}, "data_parallel: got True, expected an integer"),
         ({"data_parallel_size": 2, "data_parallel": 3}, "data_parallel: got 3, and 2 under another name"),
-        ({"data_parallel": 2, "device": "cuda:1"}, "device: got 'cuda:1' with data_parallel=2: the engines run on cuda:0"),
+        (
+            {"data_parallel": 2, "device": "cuda:1"},
+            "device: got 'cuda:1' with data_parallel=2: the engines run on cuda:0",
+        ),
         ({"data_parallel": 2, "device": "mps"}, "device: got 'mps' with data_parallel=2"),
         ({"data_parallel": 2, "strategy": "cuda:1 fp16"}, "strategy: got 'cuda:1 fp16' with data_parallel=2"),
         ({"data_parallel": 2, "strategy": "cpu fp32 *1 -> cuda fp32"}, "strategy: got 'cpu fp32 .1 -> cuda fp32' with"),
@@ -232,7 +233,9 @@ def test_more_engines_than_GPUs_are_refused(path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.version, "cuda", None)
-    with pytest.raises(ConfigurationError, match="^data_parallel: got 3 engines, each on a GPU of its own, but .* has 2;"):
+    with pytest.raises(
+        ConfigurationError, match=r"^data_parallel: got 3 engines, each on a GPU of its own, but .* has 2;"
+    ):
         LLM(path, data_parallel=3)
 
 

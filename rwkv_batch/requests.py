@@ -16,11 +16,13 @@ from .engine.request import END_OF_TEXT, Request
 from .errors import RowError
 from .rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow, id_array, is_integer
 from .sampling_fields import plain
-from .sampling_params import CONSTRAINTS, SamplingParams
+from .sampling_params import CONSTRAINTS, SamplingParams, sampling_error
 from .score_requests import Scoring, score_requests
 from .text.bad_words import bad_word_ids
-from .text.chat import FALLBACK, ChatFormat, ChatSettings, Conversation, Rendered, WithStops, open_chat
+from .text.chat import FALLBACK, ChatFormat, ChatSettings, Conversation, open_chat
 from .text.constraint_compiler import ConstraintCompiler, RowConstraint
+from .text.messages import as_lists
+from .text.rendered import Joined, Rendered
 from .text.stop_strings import StopStrings
 from .text.tokenizer import Tokenizer
 
@@ -91,7 +93,7 @@ class RequestBuilder:
         self._chat_format = chat_format or cache(partial(open_chat, ChatSettings(FALLBACK), None))
         self._keys = count()
         self._last: _Latest | None = None
-        self._with_stops = WithStops()
+        self._joined = Joined()
 
     def check(self, params: SamplingParams) -> None:
         """Checks sampling parameters, independent of a prompt. Waits until constraints are compiled.
@@ -144,12 +146,8 @@ class RequestBuilder:
         return changed
 
     def _with_prompt(self, row: GenerateRow, prompt: Rendered | RowError) -> GenerateRow | ErrorRow:
-        if isinstance(prompt, RowError):
-            return ErrorRow.of(row, prompt, 0)
-        try:
-            return GenerateRow(row.key, row.row, prompt.text, self._with_stops(row.params, prompt))
-        except ValueError as error:
-            return ErrorRow.of(row, _contradiction(error), 0)
+        joined = self._joined(prompt, row.params)
+        return ErrorRow.of(row, joined, 0) if isinstance(joined, RowError) else GenerateRow(row.key, row.row, *joined)
 
     def _draft(self, row: GenerateRow | ScoreRow, known: dict[int, _RequestSettings]) -> _Draft:
         """Checks a row as far as that is possible before its texts are encoded.
@@ -236,7 +234,7 @@ class RequestBuilder:
         try:
             given, copy = params, params.clone()
         except ValueError as error:
-            raise _contradiction(error) from error
+            raise sampling_error(error) from error
         params = self._without_bad_words(copy)
         permitted = self._check_params(params)
         strings = params.stop_strings
@@ -317,11 +315,6 @@ def _attempt(make: Callable[..., Built], row: GenerateRow | ScoreRow, *given: An
         return ErrorRow.of(row, error, None if error.code == "prompt_too_long" else 0)
 
 
-def _contradiction(error: ValueError) -> RowError:
-    """The error of sampling parameters whose fields have been set, and contradict each other."""
-    return RowError("bad_sampling", str(error).removeprefix("SamplingParams."))
-
-
 def _conversation(
     row: GenerateRow | ScoreRow | ErrorRow, chat_format: Callable[[], ChatFormat]
 ) -> tuple[ChatFormat, Conversation] | None:
@@ -330,8 +323,8 @@ def _conversation(
     if not isinstance(prompt, Mapping) or "messages" not in prompt or {"prompt_token_ids", "prompt"} & prompt.keys():
         return None
     conversation = Conversation(
-        prompt["messages"],
-        tools=prompt.get("tools"),
+        as_lists(prompt["messages"]),
+        tools=as_lists(prompt.get("tools")),
         add_generation_prompt=prompt.get("add_generation_prompt", True),
         continue_final_message=prompt.get("continue_final_message", False),
         template_kwargs=prompt.get("chat_template_kwargs") or {},

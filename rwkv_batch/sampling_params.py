@@ -9,6 +9,7 @@ from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from . import vllm_arguments
+from .errors import RowError
 from .sampling_fields import (
     Biases,
     Choice,
@@ -91,8 +92,8 @@ class SamplingParams:
             token, which is the first entry; -1 returns those of all tokens, None none.
         prompt_logprobs: also return the log-probabilities of this many most likely tokens at the position of each
             prompt token after the first, and of the prompt token; -1 and None as for `logprobs`.
-        detokenize: False returns no texts: the completion's is "", and `decoded_token` is None. Stop strings end it
-            all the same.
+        detokenize: False returns no texts: `text` of a completion is "", and `decoded_token` is None. Stop strings
+            still end a completion.
         seed: the seed of this request's random numbers; None takes the engine's.
         top_p_order: "standard" applies temperature first. "rwkv" does what ChatRWKV does: top-p and top-k on the
             untempered probabilities, then the power 1/temperature; penalties do not count digits, spaces and tabs.
@@ -273,3 +274,8 @@ def _own_fields(given: Mapping[str, Any]) -> dict[str, Any]:
 SamplingParams.__signature__ = Signature(  # type: ignore[attr-defined]
     [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=value) for name, value in _DEFAULTS.items()]
 )
+
+
+def sampling_error(error: ValueError) -> RowError:
+    """The error of a row whose sampling parameters `SamplingParams` refuses."""
+    return RowError("bad_sampling", str(error).removeprefix("SamplingParams."))

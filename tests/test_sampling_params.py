@@ -172,12 +172,33 @@ def test_parameters_survive_pickling_and_replacing():
 
 def test_values_by_position_keep_their_meaning_where_fields_are_added():
     """The fields of the first version, in its order."""
-    names = (
-        "n temperature top_p top_k min_p presence_penalty frequency_penalty repetition_penalty penalty_decay "
-        "max_tokens min_tokens stop stop_token_ids ignore_eos include_stop_str_in_output logit_bias "
-        "allowed_token_ids bad_token_ids logprobs prompt_logprobs seed top_p_order json_schema regex grammar"
-    )
-    first = names.split()
+    first = [
+        "n",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+        "penalty_decay",
+        "max_tokens",
+        "min_tokens",
+        "stop",
+        "stop_token_ids",
+        "ignore_eos",
+        "include_stop_str_in_output",
+        "logit_bias",
+        "allowed_token_ids",
+        "bad_token_ids",
+        "logprobs",
+        "prompt_logprobs",
+        "seed",
+        "top_p_order",
+        "json_schema",
+        "regex",
+        "grammar",
+    ]
     assert list(SamplingParams.field_names()[: len(first)]) == first
 
 

@@ -10,11 +10,17 @@ from typing import Any
 from ..errors import ConfigurationError, one_of
 from ..text.chat import ChatSettings, open_chat
 from .chat_arguments import argument_names
-from .harness_requests import ASSISTANT
 
+ASSISTANT = "Assistant:"
+"""The end of a prompt in the format `rwkv`; the answer after it starts with a space."""
 THOUGHT_END = "</think"
 """The end of a prompt whose thought is closed, without its last character: that may be one token with what follows."""
 _PATTERN = [{"role": role, "content": f"{{{role}}}"} for role in ("system", "user", "assistant", "user")]
+
+
+def without_thought_end(prompt: str, text: str) -> str:
+    """A completion without the `>` of a thought that its prompt closes, and without the white space after it."""
+    return text.removeprefix(">").lstrip() if prompt.endswith(THOUGHT_END) else text
 
 
 class ChatPrompt(str):
@@ -126,5 +132,4 @@ class Chat:
 
     def answer(self, prompt: str, text: str) -> str:
         """A completion without the end of a thought that the prompt closes."""
-        is_closed = isinstance(prompt, ChatPrompt) and prompt.endswith(THOUGHT_END)
-        return text.removeprefix(">").lstrip() if is_closed else text
+        return without_thought_end(prompt, text) if isinstance(prompt, ChatPrompt) else text

@@ -21,7 +21,7 @@ from ..errors import ConfigurationError, MissingExtraError
 from ..text.chat import ChatSettings
 from ..text.hf_tokenizer import HfTokenizer
 from .harness_requests import score_pairs
-from .model_arguments import NAME, check_arguments, check_tokenizer, load_model, own_arguments
+from .model_arguments import NAME, adapter_arguments, check_arguments, check_tokenizer, load_model
 
 try:
     import lm_eval.models  # noqa: F401 - the harness registers its own models only while none is registered
@@ -110,7 +110,7 @@ class RwkvBatchLM(TemplateLM):
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "options", "__class__")}
         super().__init__()
-        check_arguments(options, option="--model_args", own=own_arguments(type(self)))
+        check_arguments(options, option="--model_args", own=adapter_arguments(type(self)))
         check_own(given)
         self.conventions = conventions_of(given)
         source: Any = model if pretrained is None else pretrained

@@ -47,7 +47,7 @@ class MaskBatch:
     def fill(self, constraints: Sequence[SequenceConstraint], masks: NDArray[np.int32]) -> None:
         """Writes the masks of the tokens that may come next. Where no token can, end of text is allowed.
 
-        A complete text ends so, even where its request bans the end of text.
+        So a complete text ends even where its request bans the end of text.
 
         Args:
             constraints: n constraints.

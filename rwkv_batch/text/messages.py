@@ -22,6 +22,15 @@ TEXT_FIELDS = ("tool_call_id", "name", "reasoning_content")
 """Fields of a message, besides role and content, that are text."""
 
 
+def as_lists(value: Any) -> Any:
+    """A value with lists in place of arrays, at any depth: tables of pandas hold lists as arrays of numpy."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: as_lists(item) for key, item in value.items()}
+    return [as_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 class ToolCall(NamedTuple):
     """A call of a tool, as the assistant wrote it: the tool's name, and JSON."""
 

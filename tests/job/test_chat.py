@@ -275,6 +275,11 @@ def test_a_template_refuses_messages_row_by_row(job: Job) -> None:
         ),
         (
             {"messages": [HELLO]},
+            {"chat__think": "open", "sampling__regex": "yes"},
+            "chat.think: got an open thought beside sampling.regex, which holds for the whole completion, from its",
+        ),
+        (
+            {"messages": [HELLO]},
             {"task": "score", "chat__format": "bot"},
             "chat: got settings, expected none: task score",
         ),

@@ -8,8 +8,9 @@ from typing import Any
 
 from ...errors import RowError
 from ...rows import ErrorRow, GenerateRow, ScoreRow
-from ...text.chat import Conversation, Rendered, WithStops
+from ...text.chat import Conversation
 from ...text.messages import ROLE_NAMES, plain_messages
+from ...text.rendered import Joined, Rendered
 from ..chat import JobChat
 
 OLDER_ROLES = ("system", "user", "assistant", "developer")
@@ -29,7 +30,7 @@ class Conversations:
     def __init__(self, chat: JobChat, columns: Mapping[str, str]) -> None:
         self._chat = chat
         self._columns = columns
-        self._with_stops = WithStops()
+        self._joined = Joined()
 
     def of(self, messages: Any, record: Mapping[str, Any]) -> Any:
         """The conversation of one row.
@@ -53,10 +54,12 @@ class Conversations:
         ]
 
     def _row(self, row: GenerateRow, prompt: Rendered | RowError) -> GenerateRow | ErrorRow:
-        if isinstance(prompt, RowError):
-            return ErrorRow(row.key, row.row, prompt)
-        params = row.params if self._chat.is_older else self._with_stops(row.params, prompt)
-        return GenerateRow(row.key, row.row, prompt.text, params)
+        if isinstance(prompt, Rendered) and self._chat.is_older:
+            return GenerateRow(row.key, row.row, prompt.text, row.params)
+        joined = self._joined(prompt, row.params)
+        if isinstance(joined, RowError):
+            return ErrorRow(row.key, row.row, joined)
+        return GenerateRow(row.key, row.row, *joined)
 
 
 def _without_tools(messages: Any) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...errors import RowError
 from ...sampling_params import SAMPLING_FIELDS
+from ...structured_outputs import grammar_of_choice, is_texts
 from .json_kinds import shown_json
 
 SAMPLING_NAMES = {
@@ -61,7 +62,6 @@ OFF: dict[str, tuple[Any, ...]] = {
     "continue_final_message": (False,),
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
-    "bad_words": ([],),
     "logits_processors": ([],),
     "documents": ([],),
 }
@@ -182,9 +182,9 @@ def _grammar(where: str, value: Any) -> Iterator[Setting]:
 
 
 def _choice(where: str, value: Any) -> Iterator[Setting]:
-    if not isinstance(value, list) or not value or not all(isinstance(choice, str) for choice in value):
+    if not is_texts(value):
         raise RowError("bad_sampling", f"{where}: got {shown_json(value)}, expected a list of at least one string")
-    yield "grammar", "root ::= " + " | ".join(json.dumps(choice) for choice in value)
+    yield "grammar", grammar_of_choice(value)
 
 
 def _schema(value: Any) -> Any:

@@ -320,7 +320,9 @@ def _conversation(
 ) -> tuple[ChatFormat, Conversation] | None:
     """The conversation that a row's prompt is, with the format that renders it; None where it is something else."""
     prompt = row.prompt if isinstance(row, GenerateRow) else None
-    if not isinstance(prompt, Mapping) or "messages" not in prompt or {"prompt_token_ids", "prompt"} & prompt.keys():
+    if not isinstance(prompt, (dict, Mapping)) or "messages" not in prompt:
+        return None
+    if "prompt" in prompt or "prompt_token_ids" in prompt:
         return None
     conversation = Conversation(
         as_lists(prompt["messages"]),

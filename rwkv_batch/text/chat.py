@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from os import PathLike, fspath
-from typing import Any, Protocol, TypeVar
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..errors import ConfigurationError, RowError, did_you_mean, one_of
 from .chat_files import TEMPLATE_FILE, TOKENIZER_FILE, ChatFiles, read_chat_files
@@ -94,8 +95,10 @@ class ChatSettings:
         return cls(**given)
 
 
-@dataclass(frozen=True)
-class Conversation:
+_NO_NAMES: Mapping[str, Any] = MappingProxyType({})
+
+
+class Conversation(NamedTuple):
     """A conversation to render.
 
     Args:
@@ -112,7 +115,7 @@ class Conversation:
     tools: Any = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    template_kwargs: Mapping[str, Any] = _NO_NAMES
 
 
 class Writer(Protocol):
@@ -201,7 +204,7 @@ class _BuiltInWriter:
 
     def _written(self, conversation: Conversation) -> Rendered:
         turns = turns_of(plain_messages(conversation.messages))
-        tools = definitions_of(plain_tools(conversation.tools))
+        tools = definitions_of(plain_tools(conversation.tools)) if conversation.tools is not None else []
         ending = ending_of(conversation, turns)
         if ending == "opened" and _is_blank(turns[-1]):
             turns.pop()

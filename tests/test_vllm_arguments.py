@@ -228,7 +228,6 @@ def test_None_and_what_asks_for_nothing_needs_no_word(caplog: pytest.LogCaptureF
         ({"device_ids": [0, 1]}, r"device_ids: got \[0, 1\], expected one device"),
         ({"max_num_seqs": 3, "max_batch_size": 4}, "max_batch_size: got 4, and 3 under another name; give one"),
         ({"gpu_memory_utilization": 2}, "gpu_memory_utilization: got 2, expected a number above 0 up to 1"),
-        ({"torch_dtype": "int3"}, "torch_dtype: got 'int3', expected auto, float32, bfloat16 or float16"),
         ({"max_num_seq": 3}, r"max_num_seq: LLM has no such argument \(did you mean 'max_num_seqs', here 'max_batch"),
         ({"max_num_seqs": "8"}, "max_num_seqs: got '8', expected an integer or None"),
         ({"seed": 1.5}, "seed: got 1.5, expected an integer"),

@@ -151,6 +151,16 @@ class ChatFormat:
         self.template = template
         self.opens_thought = opens_thought
         self._writer = writer
+        self._opened_with: tuple[ChatSettings, str | PathLike[str] | None] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the format anew, by the settings that `open_chat` was given here."""
+        if self._opened_with is None:
+            raise TypeError(f"the chat format {self.name!r} was not made from settings")
+        settings, model_path = self._opened_with
+        if settings.template is not None:
+            settings = replace(settings, template=self.template)  # the file may change
+        return _opened, (settings, None if model_path is None else fspath(model_path))
 
     def render(
         self,
@@ -276,6 +286,12 @@ def open_chat(settings: ChatSettings, model_path: str | PathLike[str] | None, *,
     Raises:
         ConfigurationError: there is no template where one is asked for, or it cannot be used.
     """
+    opened = _open_chat(settings, model_path, has_clock)
+    opened._opened_with = settings, model_path
+    return opened
+
+
+def _open_chat(settings: ChatSettings, model_path: str | PathLike[str] | None, has_clock: bool) -> ChatFormat:
     name, origin = settings.format, ""
     if name == AUTO and settings.template is not None:
         name = TEMPLATE
@@ -349,7 +365,9 @@ def chosen_format(
     return _opened(settings, None if model_path is None else fspath(model_path))
 
 
-_opened = lru_cache(maxsize=16)(open_chat)
+@lru_cache(maxsize=16)
+def _opened(settings: ChatSettings, model_path: str | None) -> ChatFormat:
+    return open_chat(settings, model_path)
 
 
 def chat_prompts(messages: Any, options: Mapping[str, Any]) -> list[dict[str, Any]]:

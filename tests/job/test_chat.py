@@ -146,10 +146,10 @@ def test_tools_and_calls_come_from_every_kind_of_input(job: Job, form: str) -> N
         assert prompts(job)[1] == WITH_TOOLS
 
 
+NO_CALLS = "is not supported: there are no tool calls; leave it out, or set"
 OLDER_ERRORS = {
-    "tools": 'body.tools is not supported: there are no tool calls; leave it out, or set tool_choice to "none"',
-    "functions": "body.functions is not supported: there are no tool calls; leave it out, or set function_call to "
-    '"none"',
+    "tools": f'body.tools {NO_CALLS} tool_choice to "none"',
+    "functions": f'body.functions {NO_CALLS} function_call to "none"',
     "tool_choice": "body.tool_choice is not supported: leave it out",
     "content": "message 1 (role 'assistant') has content of type NoneType; expected a string, or parts of type text",
 }

@@ -12,9 +12,18 @@ from typing import Any, Protocol, TypeVar
 from ..errors import ConfigurationError, RowError, did_you_mean, one_of
 from .chat_files import TEMPLATE_FILE, TOKENIZER_FILE, ChatFiles, read_chat_files
 from .chat_formats import CHAT_FORMATS, THOUGHTS, Draft, Ending, parsed_or_text
-from .chat_template import DEFAULTS, THINK_NAMES, ChatTemplate, Input, Shared, answer_conversations
+from .chat_template import (
+    DEFAULTS,
+    THINK_NAMES,
+    ChatTemplate,
+    Input,
+    Shared,
+    answer_conversations,
+    checked_names,
+    think_in,
+)
 from .chat_template import NAME as TEMPLATE_NAME
-from .messages import Turn, definitions_of, plain_messages, plain_tools, turns_of
+from .messages import Turn, as_lists, definitions_of, plain_messages, plain_tools, turns_of
 from .rendered import Rendered
 from .rendering import Renderer
 from .templates import template_source
@@ -95,7 +104,8 @@ class Conversation:
         add_generation_prompt: the prompt ends with the beginning of the assistant's turn. An assistant's message at
             the end is continued instead.
         continue_final_message: the last message, which must be the assistant's, is continued.
-        template_kwargs: further names for a chat template, such as `enable_thinking`.
+        template_kwargs: further names for a chat template, such as `enable_thinking`. The names of `THINK_NAMES` count
+            in every format.
     """
 
     messages: Any
@@ -141,6 +151,16 @@ class ChatFormat:
         self.template = template
         self.opens_thought = opens_thought
         self._writer = writer
+        self._opened_with: tuple[ChatSettings, str | PathLike[str] | None] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the format anew, by the settings that `open_chat` was given here."""
+        if self._opened_with is None:
+            raise TypeError(f"the chat format {self.name!r} was not made from settings")
+        settings, model_path = self._opened_with
+        if settings.template is not None:
+            settings = replace(settings, template=self.template)  # the file may change
+        return _opened, (settings, None if model_path is None else fspath(model_path))
 
     def render(
         self,
@@ -185,7 +205,9 @@ class _BuiltInWriter:
         ending = ending_of(conversation, turns)
         if ending == "opened" and _is_blank(turns[-1]):
             turns.pop()
-        return Rendered(*self._format.write(Draft(turns, tools, ending, self._thought)))
+        think = think_in(conversation.template_kwargs)
+        thought = self._thought if think is None else THOUGHTS[think]
+        return Rendered(*self._format.write(Draft(turns, tools, ending, thought)))
 
 
 class _TemplateWriter:
@@ -219,7 +241,7 @@ class _TemplateWriter:
             message["role"] = turn.role
             if turn.role == "tool":
                 message["rwkv_json_content"] = parsed_or_text(turn.content)
-        names = {**self._names, **conversation.template_kwargs}
+        names = {**self._names, **checked_names(conversation.template_kwargs)}
         return Input(messages, plain_tools(conversation.tools), ending == "opened", ending == "continued", names)
 
 
@@ -264,6 +286,12 @@ def open_chat(settings: ChatSettings, model_path: str | PathLike[str] | None, *,
     Raises:
         ConfigurationError: there is no template where one is asked for, or it cannot be used.
     """
+    opened = _open_chat(settings, model_path, has_clock)
+    opened._opened_with = settings, model_path
+    return opened
+
+
+def _open_chat(settings: ChatSettings, model_path: str | PathLike[str] | None, has_clock: bool) -> ChatFormat:
     name, origin = settings.format, ""
     if name == AUTO and settings.template is not None:
         name = TEMPLATE
@@ -337,7 +365,9 @@ def chosen_format(
     return _opened(settings, None if model_path is None else fspath(model_path))
 
 
-_opened = lru_cache(maxsize=16)(open_chat)
+@lru_cache(maxsize=16)
+def _opened(settings: ChatSettings, model_path: str | None) -> ChatFormat:
+    return open_chat(settings, model_path)
 
 
 def chat_prompts(messages: Any, options: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -346,6 +376,7 @@ def chat_prompts(messages: Any, options: Mapping[str, Any]) -> list[dict[str, An
     Raises:
         ValueError: these are neither.
     """
+    messages = as_lists(messages)
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise ValueError(f"messages: got {reprlib.repr(messages)}, expected a list of messages, or of conversations")
     is_one = isinstance(messages[0], Mapping)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rwkv_batch import LLM, ChatSettings, SamplingParams
@@ -90,6 +91,28 @@ def test_the_conversation_that_is_none_is_named(llm: LLM, messages: Any, named: 
         llm.chat(messages)
 
 
+def test_conversations_come_as_pandas_holds_them(llm: LLM) -> None:
+    """A column of lists that pandas has read from a Parquet file holds arrays, also inside of messages."""
+    parts = [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]
+    calls = _array([{"function": {"name": "f", "arguments": "{}"}}])
+    call = {"role": "assistant", "content": None, "tool_calls": calls}
+    talk = _array([{"role": "user", "content": _array(parts)}, call, {"role": "tool", "content": "4"}])
+    params = SamplingParams(max_tokens=1)
+    prompt = llm.chat(talk, params)[0].prompt
+    turns = ["User: 2+2?", 'Assistant: ```json\n{"name":"f","arguments":{}}\n```', "User: Function output:\n4"]
+    assert prompt == "\n\n".join([*turns, "Assistant:"])
+    assert [one.prompt for one in llm.chat(_array([talk, HELLO]), params)] == [prompt, "User: 2+2?\n\nAssistant:"]
+    assert llm.generate({"messages": talk}, params)[0].prompt == prompt
+    tools: Any = _array([{"name": "f", "parameters": {"required": _array(["a"])}}])
+    assert "f" in str(llm.chat(talk, params, tools=tools)[0].prompt)
+
+
+def _array(items: list[Any]) -> np.ndarray:
+    found = np.empty(len(items), object)
+    found[:] = items
+    return found
+
+
 def test_an_unknown_argument_is_of_chat(llm: LLM) -> None:
     with pytest.raises(ConfigurationError, match=r"tool: LLM\.chat has no such argument \(did you mean 'tools'\?\)"):
         llm.chat(HELLO, tool=[])
@@ -124,6 +147,37 @@ def test_a_template_that_opens_a_thought_may_close_it(llm: LLM) -> None:
     assert opened.error_code == "bad_sampling"
     closed = llm.chat(HELLO, params, chat_template=source, chat_template_kwargs={"enable_thinking": False})[0]
     assert (closed.prompt, closed.outputs[0].text) == ("2+2?", "yes")
+
+
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        ([1], r"chat_template_kwargs: got \[1\], expected a mapping of names"),
+        ({1: 2}, r"chat_template_kwargs: got \{1: 2\}, expected a mapping of names"),
+        ({"enable_thinking": "no"}, r"chat_template_kwargs\.enable_thinking: got 'no', expected True or False"),
+    ],
+)
+def test_names_that_are_none_are_an_error_of_their_prompt(llm: LLM, names: Any, named: str) -> None:
+    bad, good = llm.generate(
+        [{"messages": HELLO, "chat_template_kwargs": names}, {"messages": HELLO}], SamplingParams(max_tokens=1)
+    )
+    assert (bad.error_code, good.error_code) == ("bad_messages", None)
+    assert re.search(named, str(bad.error))
+
+
+@pytest.mark.parametrize("name", ["rwkv", "bot", "function_calling"])
+def test_names_of_a_call_open_and_close_the_thought_of_each_format(llm: LLM, name: str) -> None:
+    params = SamplingParams(max_tokens=1)
+    for think, names in {
+        "open": [{"enable_thinking": True}, {"rwkv_generation_prompt": "open_think"}],
+        "fake": [{"enable_thinking": False}, {"rwkv_generation_prompt": "fake_think"}],
+        "none": [{}, {"enable_thinking": None}, {"documents": []}],
+    }.items():
+        expected = llm.chat(HELLO, params, chat={"format": name, "think": think})[0].prompt
+        for other in ("none", "open", "fake") if think != "none" else ("none",):
+            for given in names:
+                chat = {"format": name, "think": other}
+                assert llm.chat(HELLO, params, chat=chat, chat_template_kwargs=given)[0].prompt == expected
 
 
 def test_a_prompt_of_messages_in_generate_is_refused_as_a_row() -> None:

@@ -325,6 +325,7 @@ def _wrong_pair(pair: Any, has_tokenizer: bool) -> str | None:
 
 
 def _is_messages(value: Any) -> bool:
+    value = plain(value)
     return isinstance(value, (list, tuple)) and all(isinstance(message, Mapping) for message in value)
 
 

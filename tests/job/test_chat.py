@@ -146,9 +146,10 @@ def test_tools_and_calls_come_from_every_kind_of_input(job: Job, form: str) -> N
         assert prompts(job)[1] == WITH_TOOLS
 
 
+NO_CALLS = "is not supported: there are no tool calls; leave it out, or set"
 OLDER_ERRORS = {
-    "tools": 'body.tools is not supported: there are no tool calls; leave it out, or set tool_choice to "none"',
-    "functions": 'body.functions is not supported: there are no tool calls; leave it out, or set function_call to "none"',
+    "tools": f'body.tools {NO_CALLS} tool_choice to "none"',
+    "functions": f'body.functions {NO_CALLS} function_call to "none"',
     "tool_choice": "body.tool_choice is not supported: leave it out",
     "content": "message 1 (role 'assistant') has content of type NoneType; expected a string, or parts of type text",
 }
@@ -381,24 +382,6 @@ def test_the_stops_end_completions_of_the_engine(job: Job, real_engine: None) ->
     assert job.run() == 0
     (row,) = job.rows()
     assert (row["completion"], row["finish_reason"], row["stop_reason"]) == (" 4", "stop", "\n\nUser:")
-
-
-@pytest.mark.parametrize("think", ["fake", "none"])
-def test_a_constrained_completion_begins_after_a_closed_thought(job: Job, real_engine: None, think: str) -> None:
-    job.input(messages=[HELLO]).set(sampling__regex="yes", model__dtype="float32", engine__device="cpu")
-    job.set(chat__think=think, output__extra=["prompt"])
-    assert job.run() == 0
-    (row,) = job.rows()
-    assert (row["completion"], row["finish_reason"]) == ("yes", "stop")
-    assert row["prompt"] == "User: hi\n\nAssistant:" + (" <think></think>" if think == "fake" else "")
-
-
-def test_a_row_with_a_constraint_has_no_open_thought(job: Job) -> None:
-    job.input(messages=[HELLO, HELLO], regex=["yes", None]).set(chat__think="open")
-    assert job.run() == 3
-    bad, good = job.rows()
-    assert (bad["error_code"], good["error_code"]) == ("bad_sampling", None)
-    assert bad["error"].startswith("think: got an open thought beside regex, which holds for the whole completion")
 
 
 def test_a_folder_of_a_model_is_no_template(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-
 from fakes.object_store import Bucket, hurry, stores
+
 from job import fake_llm
 from rwkv_batch import run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
@@ -17,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from fakes.fault_proxy import schedule
 from fakes.object_store import SECRET, Bucket
-from job import fake_llm
 
+from job import fake_llm
 from rwkv_batch import cli
 from rwkv_batch.job.folders import Folders
 from rwkv_batch.job.output.object_storage import ObjectStorage
@@ -299,10 +300,8 @@ def test_a_crash_at_every_change_of_the_store(remote: Job, bucket: Bucket, monke
         remote.set(output__path=url)
         with monkeypatch.context() as patch:
             patch.setattr(Folders, "open_storage", lambda _, step=step: CrashingStorage(step))
-            try:
+            with contextlib.suppress(Crashed):
                 is_over = remote.run() == 0
-            except Crashed:
-                pass
         seen = bucket.objects(f"{step}/eval")
         assert seen.items() <= expected.items(), f"crash at step {step}"
         assert remote.run() == 0, f"crash at step {step}"

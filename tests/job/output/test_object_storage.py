@@ -273,7 +273,7 @@ def test_an_error_says_what_to_do(
 def test_a_missing_bucket_is_no_missing_file(bucket: Bucket, act: str) -> None:
     storage, path = ObjectStorage(), "s3://no-such-bucket/a/x"
     acts = {"list": storage.list, "open": storage.open, "write": lambda path: storage.atomic_write(path, b"x")}
-    with pytest.raises(StorageError, match="NoSuchBucket.*make the bucket first"):
+    with pytest.raises(StorageError, match=r"NoSuchBucket.*make the bucket first"):
         acts[act](path)
 
 
@@ -282,7 +282,7 @@ def test_a_store_that_does_not_answer(
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(StorageError, match="Connection refused.*check AWS_ENDPOINT_URL"):
+    with pytest.raises(StorageError, match=r"Connection refused.*check AWS_ENDPOINT_URL"):
         ObjectStorage().list(f"{bucket.url}/a")
     assert "it is tried again" in caplog.text
 

@@ -249,7 +249,8 @@ def main() -> None:
     tokenizer = load_tokenizer("world", vocab_size=V, model_path=None)
     assert tokenizer is not None
     vocabulary = Vocabulary.of(tokenizer.token_bytes, V, 0)
-    contenders = engines(vocabulary)
+    installed = engines(vocabulary)
+    contenders = {name: engine for name, engine in installed.items() if name in (options.engines or installed)}
     masks = {name: measure_masks(engine, tokenizer.encode, options.rows) for name, engine in contenders.items()}
     schemas = {
         name: measure_schemas(engine, vocabulary, tokenizer.encode, options.schemas, options.texts)
@@ -266,6 +267,7 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engines", nargs="+", choices=["rwkv_batch", "llguidance", "xgrammar"], help="default: all")
     parser.add_argument("--schemas", type=int, default=240, help="schemas to compile (default: 240)")
     parser.add_argument("--texts", type=int, default=4, help="random texts of each schema (default: 4)")
     parser.add_argument("--rows", type=int, default=256, help="rows of a step (default: 256)")

@@ -1,6 +1,6 @@
 """Compares clients of object stores, obstore and s3fs, with moto's S3 server on this machine.
 
-python -m benchmarks.object_stores [--output FILE]: needs the packages of the extra `test`, and s3fs. Each client works
+python -m benchmarks.object_stores [--out FILE]: needs the packages of the extra `test`, and s3fs. Each client works
 in a process of its own, one request at a time, so the server's time is in each figure; `cpu_seconds` is the client's.
 """
 
@@ -125,7 +125,7 @@ def measure(name: str, bucket: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", metavar="FILE", help="write the figures there as JSON")
+    parser.add_argument("--out", metavar="FILE", help="write the figures there as JSON")
     parser.add_argument("--client", choices=CLIENTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.client:
@@ -159,8 +159,8 @@ def main() -> None:
         server.communicate()
     text = json.dumps(results, indent=1)
     print(text)
-    if options.output:
-        with open(options.output, "w", encoding="utf-8") as file:
+    if options.out:
+        with open(options.out, "w", encoding="utf-8") as file:
             file.write(text + "\n")
 
 

@@ -30,6 +30,8 @@ from rwkv_batch.llm import LLM
 from rwkv_batch.measure.bench import _parser as bench_parser
 from rwkv_batch.outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
 from rwkv_batch.sampling_params import SAMPLING_FIELDS, SamplingParams
+from rwkv_batch.structured_outputs import StructuredOutputsParams
+from rwkv_batch.text.chat import ChatSettings
 from rwkv_batch.vllm_arguments import (
     ABSENT_METHODS,
     GENERATE_ARGUMENTS,
@@ -104,7 +106,13 @@ def _setting(setting: Setting, section: str) -> tuple[str, ...]:
     resume = "may change" if setting.name in HARMLESS else "must stay"
     if setting.name == PASSED:
         resume = "may change until the first part"
-    return f"`{setting.name.removeprefix(f'{section}.')}`", setting.expected, default, resume, setting.doc
+    return (
+        f"`{setting.name.removeprefix(f'{section}.')}`",
+        setting.expected,
+        default,
+        resume,
+        re.sub(r"\bNone\b", "null", setting.doc),
+    )
 
 
 def _described(thing: Any, section: str = "Args") -> dict[str, str]:
@@ -169,8 +177,10 @@ def _llm() -> Iterator[str]:
     )
     meanings = _described(LLM)
     parameters = inspect.signature(LLM).parameters.values()
-    given = [(f"`{p.name}`", "" if p.default is p.empty else f"`{p.default!r}`", meanings[p.name]) for p in parameters]
+    given = [(f"`{_starred(p)}`", _default(p), meanings[p.name]) for p in parameters]
     yield from _table("argument|default|meaning", given)
+    attributes = _described(LLM, "Attributes") | {"chat_format": _first_paragraph(vars(ChatCalls)["chat_format"].fget)}
+    yield from _table("attribute|meaning", ((f"`{name}`", what) for name, what in attributes.items()))
     yield from ("## Methods of LLM", "")
     for name in dict.fromkeys([*vars(LLM), *vars(ChatCalls)]):
         if not name.startswith("_") and callable(getattr(LLM, name)):
@@ -181,6 +191,12 @@ def _llm() -> Iterator[str]:
         meanings = _described(kind, "Attributes")
         rows = [(f"`{field.name}`", f"`{field.type}`", meanings[field.name]) for field in fields(kind)]
         yield from _table("field|type|meaning", rows)
+    yield from ("## Settings", "")
+    for group in (ChatSettings, StructuredOutputsParams):
+        yield from (f"### {group.__name__}", "", _first_paragraph(group), "")
+        defaults = {field.name: field.default for field in fields(group)}
+        described = [(f"`{name}`", f"`{defaults[name]!r}`", what) for name, what in _described(group).items()]
+        yield from _table("field|default|meaning", described)
     from rwkv_batch.job.execute import Outcome, run_job
 
     yield from ("## Jobs from Python", "")
@@ -239,7 +255,7 @@ def _first_paragraph(thing: Any) -> str:
 
 def _method(name: str, method: Callable[..., Any]) -> Iterator[str]:
     parameters = [p for p in inspect.signature(method).parameters.values() if p.name not in ("self", "cls")]
-    shown = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters)
+    shown = ", ".join(_starred(p) if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters)
     yield from (f"### {name}", "", f"`{name}({shown})`", "")
     text = inspect.cleandoc(method.__doc__ or "")
     before, *_ = re.split(r"^(?:Args|Raises|Returns):", text, maxsplit=1, flags=re.MULTILINE)
@@ -249,10 +265,21 @@ def _method(name: str, method: Callable[..., Any]) -> Iterator[str]:
         else:
             yield from _prose(paragraph)
     if meanings := _described(method):
-        yield from _table("argument|meaning", [(f"`{argument}`", what) for argument, what in meanings.items()])
+        starred = {p.name: _starred(p) for p in parameters}
+        rows = [(f"`{starred.get(argument, argument)}`", what) for argument, what in meanings.items()]
+        yield from _table("argument|meaning", rows)
     if raises := re.search(r"^Raises:\n((?: +.*\n?)+)", text, re.MULTILINE):
         yield from (f"- raises {line}" for line in _joined(raises[1]))
         yield ""
+
+
+def _starred(parameter: inspect.Parameter) -> str:
+    """The name of a parameter; with ** where it takes all other arguments."""
+    return "**" * (parameter.kind is parameter.VAR_KEYWORD) + parameter.name
+
+
+def _default(parameter: inspect.Parameter) -> str:
+    return "" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
 
 
 def _joined(section: str) -> Iterator[str]:
@@ -328,9 +355,10 @@ GENERATE_MEANINGS = {
     **_STATUS,
     "prompt_tokens": "tokens of the prompt",
     "completion_tokens": "tokens of the completion",
-    "cumulative_logprob": "sum of the sampled tokens' log-probabilities, before penalties and temperature",
+    "cumulative_logprob": "sum of the sampled tokens' log-probabilities (natural logarithm), under the distribution "
+    "that `engine.logprobs_mode` names",
     "token_ids": "the sampled tokens; only with `output.token_ids`",
-    "token_logprobs": "log-probability of each sampled token; only with `output.logprobs`",
+    "token_logprobs": "log-probability of each sampled token, under the same distribution; only with `output.logprobs`",
 }
 SCORE_MEANINGS = {
     "logprob": "sum of the log-probabilities of the continuation's tokens (natural logarithm)",

@@ -203,13 +203,18 @@ def params_list(params: Any, num_prompts: int) -> list[SamplingParams]:
 
 
 def checked_params(params: Any) -> Iterator[SamplingParams]:
-    """Yields sampling parameters: without end where they are for all prompts, else one for each prompt.
+    """Returns sampling parameters: without end where they are for all prompts, else one for each prompt.
+
+    Those for all prompts are copied at once, and the others when their prompt is read.
 
     Raises:
         ValueError: one is something else.
     """
-    if is_one_params(params):
-        yield from repeat(_taken(params))
+    return repeat(_taken(params)) if is_one_params(params) else _copies(params)
+
+
+def _copies(params: Iterable[Any]) -> Iterator[SamplingParams]:
+    """Yields a copy of each. Raises ValueError where one is something else."""
     last = copy = None
     for index, one in enumerate(params):
         if reason := _wrong_params(one):
@@ -325,6 +330,8 @@ def _is_messages(value: Any) -> bool:
 
 def _is_ids(value: Any) -> bool:
     """Whether this is a list of integers, of any size."""
+    if type(value) is list and set(map(type, value)) <= {int}:  # what most callers give
+        return True
     if (array := id_array(value)) is not None:
         return array.ndim == 1 and array.dtype.kind in "iu"
     value = plain(value)

@@ -6,8 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from . import arguments
+from .errors import ConfigurationError
 from .text.chat import ChatFormat, ChatSettings, chat_prompts, chosen_format
 from .text.hf_tokenizer import HfTokenizer
+from .text.thoughts import constraint_of, no_thought
+from .vllm_arguments import GENERATE_ARGUMENTS, own_arguments
 
 if TYPE_CHECKING:
     from .model_summary import ModelSummary
@@ -16,6 +20,19 @@ if TYPE_CHECKING:
     from .sampling_params import SamplingParams
 
     Params = SamplingParams | Mapping[str, Any]
+
+
+CHAT_ARGUMENTS = (
+    "messages",
+    "sampling_params",
+    "use_tqdm",
+    "chat",
+    "tools",
+    "chat_template",
+    "chat_template_kwargs",
+    "add_generation_prompt",
+    "continue_final_message",
+)
 
 
 class ChatCalls(ABC):
@@ -55,7 +72,8 @@ class ChatCalls(ABC):
         Args:
             messages: a conversation, which is a list of mappings with "role" and "content", or a list of conversations.
             sampling_params, use_tqdm, others: as those of `generate`.
-            chat: how they become prompts, in place of the model's `chat`.
+            chat: how conversations become prompts: `ChatSettings`, or a mapping of its fields, in place of the
+                model's `chat`.
             tools: what the model may call: definitions of functions, as in OpenAI's API.
             chat_template: a Jinja chat template, or a file that holds one: short for `chat={"template": ...}`.
             chat_template_kwargs: further names for a chat template, such as {"enable_thinking": False}.
@@ -63,10 +81,15 @@ class ChatCalls(ABC):
             continue_final_message: the last message, which must be the assistant's, is continued.
 
         Raises:
-            ConfigurationError: the format or the template cannot be used.
+            ConfigurationError: the format or the template cannot be used; or completions with a constraint, such as
+                `json_schema`, would begin with a thought.
             ValueError: as `generate` does.
         """
+        own_arguments("LLM.chat", others, CHAT_ARGUMENTS, GENERATE_ARGUMENTS)
         path = self.summary.file.checkpoint.path
+        found = chosen_format(chat, chat_template, path) or self.chat_format
+        if found.opens_thought and not chat_template_kwargs:  # these may close the thought
+            _refuse_constraint(sampling_params)
         prompts = chat_prompts(
             messages,
             {
@@ -74,10 +97,10 @@ class ChatCalls(ABC):
                 "chat_template_kwargs": chat_template_kwargs,
                 "add_generation_prompt": add_generation_prompt,
                 "continue_final_message": continue_final_message,
-                "chat_format": chosen_format(chat, chat_template, path) or self.chat_format,
+                "chat_format": found,
             },
         )
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, **others)
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def get_tokenizer(self) -> HfTokenizer:
         """Returns the tokenizer with the methods of Hugging Face's tokenizers.
@@ -90,3 +113,11 @@ class ChatCalls(ABC):
         if self._hf_tokenizer is None:
             self._hf_tokenizer = HfTokenizer(self.summary.tokenizer, self.chat_format)
         return self._hf_tokenizer
+
+
+def _refuse_constraint(params: Any) -> None:
+    """Raises ConfigurationError where sampling parameters for all conversations constrain the text."""
+    if arguments.is_one_params(params):
+        (one,) = arguments.params_list(params, 1)
+        if constraint := constraint_of(one):
+            raise ConfigurationError(no_thought(constraint), setting="chat.think")

@@ -61,7 +61,7 @@ class LLM(ChatCalls):
         model: "demo" (bundled), a .pth or .safetensors file, a folder in Hugging Face layout, or
             hf://owner/repo/file@revision.
         tokenizer: "auto" (by the size of the vocabulary and the files beside the model), "world", "bytes", a vocabulary
-            file, a tokenizer.json, or None: token ids in, token ids out.
+            file, a tokenizer.json, a folder that has one of these, or None: token ids in, token ids out.
         device: "auto" (the first CUDA device where there is one, else the CPU), "cpu", "cuda", "cuda:N", "mps" or
             "dml".
         dtype: the number format of weights and activations: "auto" (the checkpoint's), "float32", "bfloat16" or
@@ -99,7 +99,7 @@ class LLM(ChatCalls):
     Attributes:
         summary: the model's sizes, placement and memory plan, found before it was loaded.
         tokenizer: the tokenizer; None where prompts are token ids only.
-        seed: the argument of the same name.
+        seed: the argument of the same name; 0 where that is None.
         serving: serves lists of rows; for programs that build on this class.
 
     Threads may share an `LLM`: a call waits until the running call is done, or its iterator is used up or closed. A

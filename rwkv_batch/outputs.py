@@ -64,7 +64,8 @@ class RequestOutput:
             for the first one, and in place of the list where `SamplingParams.prompt_logprobs` is None.
         outputs: one for each sample, in order of `index`; a single one with `finish_reason` "error" where the prompt
             could not be served.
-        error_code, error: a stable identifier and a sentence where the prompt could not be served; else None.
+        error_code: the error code where the prompt could not be served; else None.
+        error: the reason in a sentence where the prompt could not be served; else None.
         request_id: a number, as text, that no other result of this `LLM` has; "" where the caller chose the key.
         finished: whether all samples are finished: True, as there are no other results.
         metrics, num_cached_tokens, lora_request: None; vLLM's results have these attributes.
@@ -97,7 +98,8 @@ class ScoreOutput:
             were not asked for.
         prompt_logprobs: the same for each token of the context; None for the first one, and in place of the list where
             they were not asked for.
-        error_code, error: a stable identifier and a sentence where the pair could not be scored; else None.
+        error_code: the error code where the pair could not be scored; else None.
+        error: the reason in a sentence where the pair could not be scored; else None.
     """
 
     logprob: float

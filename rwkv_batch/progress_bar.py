@@ -10,7 +10,8 @@ from typing import Any
 from .outputs import RequestOutput
 
 UseTqdm = bool | Callable[..., Any] | None
-"""None: a bar where somebody sees it. True, False: always, never. A function: makes the bar, called as tqdm is."""
+"""None: a bar on a terminal and in a notebook. True: always a bar. False: no bar. A function: makes the bar, and is
+called as tqdm is."""
 
 
 def shown(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -15,10 +16,10 @@ from .engine.request import END_OF_TEXT, Request
 from .errors import RowError
 from .rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow, id_array, is_integer
 from .sampling_fields import plain
-from .sampling_params import SamplingParams
+from .sampling_params import SamplingParams, sampling_error
 from .score_requests import Scoring, score_requests
 from .text.bad_words import bad_word_ids
-from .text.chat import FALLBACK, ChatFormat, ChatSettings, Conversation, Rendered, WithStops, open_chat
+from .text.chat import FALLBACK, ChatFormat, ChatSettings, Conversation, Joined, Rendered, open_chat
 from .text.constraint_compiler import ConstraintCompiler, RowConstraint
 from .text.stop_strings import StopStrings
 from .text.tokenizer import Tokenizer
@@ -40,6 +41,15 @@ class _RequestSettings(NamedTuple):
     stop_strings: StopStrings | None
     new_constraint: Callable[[], RowConstraint] | None
     """Starts to compile the constraint, unless it is known, and makes that of one row."""
+
+
+class _Latest(NamedTuple):
+    """The latest sampling parameters with what follows from them. Their fields may have been set since."""
+
+    given: SamplingParams
+    copy: SamplingParams
+    """Made when they were checked."""
+    settings: _RequestSettings
 
 
 class _Draft(NamedTuple):
@@ -78,10 +88,10 @@ class RequestBuilder:
         self.seed = seed
         self._constraints = constraints
         self._max_prompt_tokens = max_prompt_tokens
-        self._chat_format = chat_format or partial(open_chat, ChatSettings(FALLBACK), None)
+        self._chat_format = chat_format or cache(partial(open_chat, ChatSettings(FALLBACK), None))
         self._keys = count()
-        self._last: tuple[SamplingParams, _RequestSettings] | None = None
-        self._with_stops = WithStops()
+        self._last: _Latest | None = None
+        self._joined = Joined()
 
     def check(self, params: SamplingParams) -> None:
         """Checks sampling parameters, independent of a prompt. Waits until constraints are compiled.
@@ -119,21 +129,22 @@ class RequestBuilder:
         self, rows: Sequence[GenerateRow | ScoreRow | ErrorRow]
     ) -> Sequence[GenerateRow | ScoreRow | ErrorRow]:
         """The rows with a text in place of each conversation. Rows of one chat format are rendered in one call."""
-        found = {index: chat for index, row in enumerate(rows) if (chat := _conversation(row, self._chat_format))}
+        found: defaultdict[ChatFormat, list[tuple[int, Conversation]]] = defaultdict(list)
+        for index, row in enumerate(rows):
+            if chat := _conversation(row, self._chat_format):
+                found[chat[0]].append((index, chat[1]))
         if not found:
             return rows
         changed = list(rows)
-        for chat_format in dict.fromkeys(chat_format for chat_format, _ in found.values()):
-            places = [index for index, (one, _) in found.items() if one is chat_format]
-            prompts = chat_format.render_many([found[index][1] for index in places])
-            for index, prompt in zip(places, prompts, strict=True):
+        for chat_format, conversations in found.items():
+            prompts = chat_format.render_many([conversation for _, conversation in conversations])
+            for (index, _), prompt in zip(conversations, prompts, strict=True):
                 changed[index] = self._with_prompt(cast("GenerateRow", rows[index]), prompt)
         return changed
 
     def _with_prompt(self, row: GenerateRow, prompt: Rendered | RowError) -> GenerateRow | ErrorRow:
-        if isinstance(prompt, RowError):
-            return ErrorRow.of(row, prompt, 0)
-        return GenerateRow(row.key, row.row, prompt.text, self._with_stops(row.params, prompt))
+        joined = self._joined(prompt, row.params)
+        return ErrorRow.of(row, joined, 0) if isinstance(joined, RowError) else GenerateRow(row.key, row.row, *joined)
 
     def _draft(self, row: GenerateRow | ScoreRow) -> _Draft:
         """Checks a row as far as that is possible before its texts are encoded."""
@@ -207,9 +218,13 @@ class RequestBuilder:
     def _settings(self, params: SamplingParams) -> _RequestSettings:
         """Checks parameters, and makes the settings of requests. The latest are kept: rows often share theirs."""
         last = self._last  # another thread may replace it
-        if last is not None and last[0] is params:
-            return last[1]
-        given, params = params, self._without_bad_words(params)
+        if last is not None and last.given is params and vars(last.copy) == vars(params):
+            return last.settings
+        try:
+            given, copy = params, params.clone()
+        except ValueError as error:
+            raise sampling_error(error) from error
+        params = self._without_bad_words(copy)
         permitted = self._check_params(params)
         strings = params.stop_strings
         settings = _RequestSettings(
@@ -220,7 +235,7 @@ class RequestBuilder:
             else None,
             new_constraint=self._constraint(params, permitted),
         )
-        self._last = given, settings
+        self._last = _Latest(given, copy, settings)
         return settings
 
     def _without_bad_words(self, params: SamplingParams) -> SamplingParams:
@@ -236,11 +251,14 @@ class RequestBuilder:
     def _check_params(self, params: SamplingParams) -> np.ndarray | None:
         """Raises RowError where a value is wrong for this model. Returns `permitted_ids`."""
         for name in ("stop_token_ids", "allowed_token_ids", "bad_token_ids", "logit_bias"):
-            beyond = [i for i in getattr(params, name) or () if i >= self.vocab_size]
-            if beyond:
+            given = getattr(params, name)
+            if given and (beyond := [i for i in given if i >= self.vocab_size]):
                 raise RowError("bad_sampling", f"{name} holds id {beyond[0]}, expected ids below {self.vocab_size}")
         permitted = permitted_ids(params, self._sampleable)
-        if reason := reason_of_nothing(params, self._sampleable if permitted is None else permitted):
+        may_be_nothing = permitted is not None or params.min_tokens or params.ignore_eos  # else token 0 is left
+        if may_be_nothing and (
+            reason := reason_of_nothing(params, self._sampleable if permitted is None else permitted)
+        ):
             raise RowError("bad_sampling", reason)
         if params.stop_strings and self.tokenizer is None:
             raise RowError("no_tokenizer", "stop strings need a tokenizer; pass stop_token_ids, or load one")
@@ -306,6 +324,8 @@ def _prompt(prompt: Prompt) -> TextOrIds:
 
 def _integers(value: object, name: str) -> np.ndarray:
     """Checks token ids: [T] integers; of dtype object if one does not fit into 64 bits."""
+    if type(value) is list and set(map(type, value)) == {int}:  # what most callers give
+        return _array_of(value)
     if (array := id_array(value)) is not None:
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise RowError("bad_type", f"the {name} is an array {array.shape} of {array.dtype}, expected [T] integers")
@@ -316,7 +336,11 @@ def _integers(value: object, name: str) -> np.ndarray:
     wrong = [item for item in value if type(item) is not int and not is_integer(item)]
     if wrong:
         raise RowError("bad_type", f"the {name} holds {wrong[0]!r}, expected token ids (integers)")
+    return _array_of(value)
+
+
+def _array_of(values: Sequence[int]) -> np.ndarray:
     try:
-        return np.array(value, np.int64)
+        return np.array(values, np.int64)
     except OverflowError:
-        return np.array(value, object)
+        return np.array(values, object)

@@ -112,7 +112,11 @@ class Schema(Kind):
         return value.model_json_schema() if _has_schema(value) else value
 
 
-class Strings(Kind):
+class Containers(Kind):
+    """Values that may be lists or mappings."""
+
+
+class Strings(Containers):
     """A non-empty string, or a list of such."""
 
     def expected(self, value: object) -> str | None:
@@ -128,7 +132,7 @@ class Strings(Kind):
 
 
 @dataclass(frozen=True)
-class TokenIds(Kind):
+class TokenIds(Containers):
     """A list of token ids.
 
     Args:
@@ -146,7 +150,7 @@ class TokenIds(Kind):
         return list(value) if isinstance(value, list) else value
 
 
-class Biases(Kind):
+class Biases(Containers):
     """A mapping from token id to a number that float32 can hold."""
 
     def expected(self, value: object) -> str | None:

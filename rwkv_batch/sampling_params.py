@@ -9,9 +9,11 @@ from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from . import vllm_arguments
+from .errors import RowError
 from .sampling_fields import (
     Biases,
     Choice,
+    Containers,
     Flag,
     Integer,
     MostLikely,
@@ -90,8 +92,8 @@ class SamplingParams:
             token, which is the first entry; -1 returns those of all tokens, None none.
         prompt_logprobs: also return the log-probabilities of this many most likely tokens at the position of each
             prompt token after the first, and of the prompt token; -1 and None as for `logprobs`.
-        detokenize: False returns no texts: the completion's is "", and `decoded_token` is None. Stop strings end it
-            all the same.
+        detokenize: False returns no texts: `text` of a completion is "", and `decoded_token` is None. Stop strings
+            still end a completion.
         seed: the seed of this request's random numbers; None takes the engine's.
         top_p_order: "standard" applies temperature first. "rwkv" does what ChatRWKV does: top-p and top-k on the
             untempered probabilities, then the power 1/temperature; penalties do not count digits, spaces and tabs.
@@ -126,21 +128,22 @@ class SamplingParams:
     min_tokens: int = sampling_field(0, _COUNT)
     stop: str | Sequence[str] | None = sampling_field(None, Strings(), openai=("stop",))
     stop_token_ids: Sequence[int] | None = sampling_field(None, TokenIds())
-    truncate_prompt_tokens: int | None = sampling_field(None, Integer(-1, 2**31 - 1))
     ignore_eos: bool = sampling_field(False, Flag())
     include_stop_str_in_output: bool = sampling_field(False, Flag())
     logit_bias: Mapping[int, float] | None = sampling_field(None, Biases(), openai=("logit_bias",))
     allowed_token_ids: Sequence[int] | None = sampling_field(None, TokenIds(may_be_empty=False))
     bad_token_ids: Sequence[int] | None = sampling_field(None, TokenIds())
-    bad_words: str | Sequence[str] | None = sampling_field(None, Strings())
     logprobs: int | None = sampling_field(None, MostLikely(-1, 2**16), in_jobs=False)
     prompt_logprobs: int | None = sampling_field(None, MostLikely(-1, 2**16), in_jobs=False)
-    detokenize: bool = sampling_field(True, Flag(), in_jobs=False)
     seed: int | None = sampling_field(None, Integer(-(2**63), 2**64 - 1), openai=("seed",))
     top_p_order: TopPOrder = sampling_field("standard", _ORDER)  # noqa: RUF009 - the field specifier of this class
     json_schema: str | Mapping[str, Any] | None = sampling_field(None, Schema())
     regex: str | None = sampling_field(None, Text())
     grammar: str | None = sampling_field(None, Text())
+    # Later fields come last, so that values by position keep their meaning.
+    truncate_prompt_tokens: int | None = sampling_field(None, Integer(-1, 2**31 - 1))
+    bad_words: str | Sequence[str] | None = sampling_field(None, Strings())
+    detokenize: bool = sampling_field(True, Flag(), in_jobs=False)
 
     if not TYPE_CHECKING:  # type checkers see the signature of the fields
 
@@ -177,13 +180,17 @@ class SamplingParams:
         )
 
     def clone(self) -> SamplingParams:
-        """Returns a copy.
+        """Returns a copy, with lists and mappings of token ids and strings of its own.
 
         Raises:
             ValueError: fields that have been set contradict each other.
         """
         found = object.__new__(type(self))
-        found.__dict__.update(self.__dict__)
+        kept = found.__dict__
+        kept.update(self.__dict__)
+        for name in _CONTAINERS:
+            if isinstance(value := kept.get(name), list | dict):
+                kept[name] = value.copy()
         found._check_together()
         return found
 
@@ -227,6 +234,10 @@ SAMPLING_FIELDS: dict[str, SamplingField] = {one.name: one.metadata[SamplingFiel
 _DEFAULTS: dict[str, Any] = {one.name: one.default for one in fields(SamplingParams)}
 
 
+_CONTAINERS = [one.name for one in fields(SamplingParams) if isinstance(one.metadata[SamplingField].kind, Containers)]
+"""Fields whose values may be lists or mappings that a caller can change in place."""
+
+
 def _checked(name: str, value: Any) -> Any:
     """Returns the value of a field in the form in which it is kept.
 
@@ -263,3 +274,8 @@ def _own_fields(given: Mapping[str, Any]) -> dict[str, Any]:
 SamplingParams.__signature__ = Signature(  # type: ignore[attr-defined]
     [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=value) for name, value in _DEFAULTS.items()]
 )
+
+
+def sampling_error(error: ValueError) -> RowError:
+    """The error of a row whose sampling parameters `SamplingParams` refuses."""
+    return RowError("bad_sampling", str(error).removeprefix("SamplingParams."))

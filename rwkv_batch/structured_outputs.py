@@ -54,7 +54,7 @@ class StructuredOutputsParams:
         if len(given) != 1:
             found = " and ".join(given) or "none"
             raise ConfigurationError(f"got {found}, expected one of {', '.join(KINDS)}", setting="structured_outputs")
-        if self.choice is not None and not _is_texts(self.choice):
+        if self.choice is not None and not is_texts(self.choice):
             raise ConfigurationError(
                 f"got {self.choice!r}, expected a list of at least one text", setting="structured_outputs.choice"
             )
@@ -64,7 +64,7 @@ class StructuredOutputsParams:
         if self.json_object:
             return {"json_schema": {"type": "object"}}
         if self.choice is not None:
-            return {"grammar": "root ::= " + " | ".join(json_module.dumps(one) for one in self.choice)}
+            return {"grammar": grammar_of_choice(self.choice)}
         found = {"json_schema": self.json, "regex": self.regex, "grammar": self.grammar}
         return {name: value for name, value in found.items() if value is not None}
 
@@ -89,5 +89,11 @@ def constraint_fields(value: Any) -> dict[str, Any]:
     return value.fields_here()
 
 
-def _is_texts(value: Any) -> bool:
+def grammar_of_choice(texts: Sequence[str]) -> str:
+    """A grammar in GBNF whose texts are these."""
+    return "root ::= " + " | ".join(map(json_module.dumps, texts))
+
+
+def is_texts(value: Any) -> bool:
+    """Whether this is a list of at least one text."""
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(one, str) for one in value)

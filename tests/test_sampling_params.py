@@ -168,3 +168,51 @@ def test_parameters_survive_pickling_and_replacing():
     assert pickle.loads(pickle.dumps(params)) == copy.deepcopy(params) == replace(params) == params
     assert params.logprobs == 65536
     assert SamplingParams(prompt_logprobs=True).prompt_logprobs == 1
+
+
+def test_values_by_position_keep_their_meaning_where_fields_are_added():
+    """The fields of the first version, in its order."""
+    first = [
+        "n",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+        "penalty_decay",
+        "max_tokens",
+        "min_tokens",
+        "stop",
+        "stop_token_ids",
+        "ignore_eos",
+        "include_stop_str_in_output",
+        "logit_bias",
+        "allowed_token_ids",
+        "bad_token_ids",
+        "logprobs",
+        "prompt_logprobs",
+        "seed",
+        "top_p_order",
+        "json_schema",
+        "regex",
+        "grammar",
+    ]
+    assert list(SamplingParams.field_names()[: len(first)]) == first
+
+
+def test_a_pickle_of_a_version_with_fewer_fields_has_their_defaults():
+    params = SamplingParams(max_tokens=3, stop=["a"])
+    for name in ("bad_words", "detokenize", "truncate_prompt_tokens"):
+        del params.__dict__[name]
+    found = pickle.loads(pickle.dumps(params))
+    assert found == found.clone() == SamplingParams(max_tokens=3, stop=["a"])
+    assert replace(found, seed=1) == SamplingParams(max_tokens=3, stop=["a"], seed=1)
+
+
+def test_a_clone_has_lists_and_mappings_of_its_own():
+    params = SamplingParams(stop=["a"], logit_bias={1: 2.0}, bad_token_ids=[3], bad_words=["x"])
+    found = params.clone()
+    for name in ("stop", "logit_bias", "bad_token_ids", "bad_words"):
+        assert getattr(found, name) == getattr(params, name) and getattr(found, name) is not getattr(params, name)

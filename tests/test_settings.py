@@ -13,13 +13,15 @@ import torch
 from rwkv_batch import LLM
 from rwkv_batch.dtypes import DTYPES, SPELLINGS, STATE_DTYPES, dtype_name, torch_dtype
 from rwkv_batch.errors import CapacityError, ConfigurationError
-from rwkv_batch.job.config import EngineSection, ModelSection
+from rwkv_batch.job.config import ChatSection, EngineSection, ModelSection
 from rwkv_batch.job.section import Section
 from rwkv_batch.model_summary import _in_words, inspect_model
 from rwkv_batch.models.matrices.quantization import QUANTIZATIONS
 from rwkv_batch.ops import BACKENDS
 from rwkv_batch.sampling_fields import documented_arguments
 from rwkv_batch.settings import LOGPROBS_MODES, EngineSettings, ModelSettings
+from rwkv_batch.text.chat import ChatSettings, format_names
+from rwkv_batch.text.chat_formats import THOUGHTS
 
 CALLED_OTHERWISE = {"path": "model"}
 """Setting of a job → argument of `LLM`, where the names differ."""
@@ -47,7 +49,10 @@ def test_the_signature_of_LLM_has_all_settings_with_their_defaults() -> None:
     assert list(documented_arguments(LLM)) == [one.name for one in (*parameters, others)]
 
 
-@pytest.mark.parametrize(("section", "group"), [(ModelSection, ModelSettings), (EngineSection, EngineSettings)])
+@pytest.mark.parametrize(
+    ("section", "group"),
+    [(ModelSection, ModelSettings), (EngineSection, EngineSettings), (ChatSection, ChatSettings)],
+)
 def test_a_job_s_section_has_the_settings_of_the_library(section: type[Section], group: type[Any]) -> None:
     of_job = {CALLED_OTHERWISE.get(name, name): field for name, field in section.model_fields.items()}
     of_library = {field.name: field.default for field in fields(group)}
@@ -102,6 +107,12 @@ def test_another_mode_of_log_probabilities_is_refused() -> None:
 )
 def test_the_docstring_of_LLM_names_every_choice(setting: str, names: tuple[str, ...]) -> None:
     text = documented_arguments(LLM)[setting]
+    assert [name for name in names if f'"{name}"' not in text] == []
+
+
+@pytest.mark.parametrize(("setting", "names"), [("format", format_names()), ("think", list(THOUGHTS))])
+def test_the_docstring_of_ChatSettings_names_every_choice(setting: str, names: list[str]) -> None:
+    text = documented_arguments(ChatSettings)[setting]
     assert [name for name in names if f'"{name}"' not in text] == []
 
 

@@ -38,9 +38,10 @@ def reason_of_nothing(params: SamplingParams, permitted: np.ndarray) -> str | No
     if not permitted.any():
         return f"{NOTHING}: {' and '.join(names) or 'the vocabulary'} leave{'s' * (len(names) < 2)} no token"
     stops = [END_OF_TEXT, *(params.stop_token_ids or ())]
-    if params.min_tokens and permitted.sum() == permitted[sorted({*stops})].sum():
+    num_permitted = np.count_nonzero(permitted)
+    if params.min_tokens and num_permitted == permitted[sorted({*stops})].sum():
         what = "the end of text and stop_token_ids" if params.stop_token_ids else "the end of text"
         return f"{NOTHING}: min_tokens ({params.min_tokens}) bans {what}, and no other token is left"
-    if params.ignore_eos and permitted.sum() == permitted[END_OF_TEXT]:
+    if params.ignore_eos and num_permitted == permitted[END_OF_TEXT]:
         return f"{NOTHING} but the end of text (token 0), and ignore_eos asks for tokens after it"
     return None

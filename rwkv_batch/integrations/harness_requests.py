@@ -15,8 +15,6 @@ from ..rows import ScoreRow
 if TYPE_CHECKING:
     from ..llm import LLM
 
-ASSISTANT = "Assistant:"
-"""The end of a prompt in RWKV's chat format; the answer after it starts with a space."""
 MAX_CONTINUATIONS = 32
 """Limit of a row's continuations. A context with more becomes several rows, which share the context as a prefix."""
 

@@ -17,13 +17,14 @@ from ..engine.request import END_OF_TEXT
 from ..errors import ConfigurationError, MissingExtraError, RwkvBatchError
 from ..outputs import CompletionOutput, RequestOutput
 from ..outputs import Logprob as OwnLogprob
-from ..sampling_params import CONSTRAINTS, SamplingParams
+from ..sampling_params import SamplingParams
 from ..text.chat import Conversation
+from ..text.thoughts import constrained_prompt
+from .chat_arguments import argument_names, chat_settings_of
 from .harness_requests import random_stream
-from .inspect_ai_messages import constrained_prompt, conversation_of, said
+from .inspect_ai_messages import conversation_of, said
 from .inspect_ai_service import Service
 from .inspect_ai_settings import MAX_TOKENS, sampling_params, template_names
-from .lm_eval_arguments import argument_names, chat_settings_of
 from .model_arguments import NAME, load_model
 
 try:
@@ -144,8 +145,7 @@ class RwkvBatchAPI(ModelAPI):
             raise rendered
         text, stop, stop_token_ids = rendered
         params = sampling_params(config, stop, stop_token_ids)
-        if any(getattr(params, name) is not None for name in CONSTRAINTS):
-            text = constrained_prompt(text)
+        text = constrained_prompt(text, params)
         assert self.llm.tokenizer is not None
         ids = self.llm.tokenizer.encode(text)
         prompt = [END_OF_TEXT, *ids] if self.add_bos_token else ids

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..text.thoughts import begun_thought
+
 if TYPE_CHECKING:
     from inspect_ai.model import ChatMessage
 
-_THOUGHT_OF_PROMPT = re.compile(r"<think(>\s*(</think>?\s*)?)?\Z")
-"""The thought that a chat format has begun, or closed, at the end of its prompt."""
 _THOUGHT = re.compile(r"\s*<think>(.*?)(?:</think>(.*)|\Z)", re.DOTALL)
 
 
@@ -49,24 +49,6 @@ def _parts(message: ChatMessage) -> Iterable[str]:
         else:
             where = f"a message of role {message.role}"
             raise ValueError(f"content: got {part.type} in {where}, expected text: RWKV models read text only")
-
-
-def begun_thought(prompt: str) -> str:
-    """The thought that a prompt has begun for the model, from `<think` on; "" where it has begun none."""
-    found = _THOUGHT_OF_PROMPT.search(prompt)
-    return found[0] if found is not None else ""
-
-
-def constrained_prompt(prompt: str) -> str:
-    """The prompt of a completion that follows a schema: a closed thought is complete, so that the text can begin.
-
-    Raises:
-        ValueError: the prompt has begun a thought, which no schema allows.
-    """
-    begun = begun_thought(prompt)
-    if begun and "</think" not in begun:
-        raise ValueError("response_schema: got it with think='open', expected 'none' or 'fake': a thought is no JSON")
-    return f"{prompt}>" if begun.endswith("</think") else prompt
 
 
 def said(prompt: str, completion: str) -> Said:

@@ -26,8 +26,9 @@ from typing import Any, ClassVar
 from rwkv_batch import __version__
 from rwkv_batch.engine.request import END_OF_TEXT
 from rwkv_batch.errors import ConfigurationError, MissingExtraError, RwkvBatchError
+from rwkv_batch.integrations.chat_arguments import argument_names, chat_settings_of
+from rwkv_batch.integrations.harness_chat import ChatPrompt, without_thought_end
 from rwkv_batch.integrations.harness_requests import random_stream, score_pairs, with_bos
-from rwkv_batch.integrations.inspect_ai_messages import begun_thought
 from rwkv_batch.integrations.lighteval_arguments import (
     OPTION,
     OWN_ARGUMENTS,
@@ -36,10 +37,9 @@ from rwkv_batch.integrations.lighteval_arguments import (
     refuse_others,
     sampling_params,
 )
-from rwkv_batch.integrations.lm_eval_arguments import argument_names, chat_settings_of
-from rwkv_batch.integrations.lm_eval_chat import ChatPrompt
 from rwkv_batch.integrations.model_arguments import check_arguments, load_model
 from rwkv_batch.llm import GenerateRow
+from rwkv_batch.text.thoughts import begun_thought
 
 try:
     import typer
@@ -245,7 +245,7 @@ class RwkvBatchModel(LightevalModel):
 
 def _answer(prompt: str, text: str) -> str:
     """A completion, with the thought that its prompt has begun, so that lighteval can remove it as a whole."""
-    begun = begun_thought(prompt) if isinstance(prompt, ChatPrompt) else ""
-    if begun.endswith("</think"):
-        return text.removeprefix(">").lstrip()
-    return text if "</think" in begun else begun + text
+    if not isinstance(prompt, ChatPrompt):
+        return text
+    begun = begun_thought(prompt)
+    return without_thought_end(prompt, text) if "</think" in begun else begun + text

@@ -21,7 +21,7 @@ from ..errors import ConfigurationError, MissingExtraError
 from ..text.chat import ChatSettings
 from ..text.hf_tokenizer import HfTokenizer
 from .harness_requests import score_pairs
-from .model_arguments import NAME, check_arguments, check_tokenizer, load_model, own_arguments
+from .model_arguments import NAME, adapter_arguments, check_arguments, check_tokenizer, load_model
 
 try:
     import lm_eval.models  # noqa: F401 - the harness registers its own models only while none is registered
@@ -31,9 +31,10 @@ try:
 except ImportError as error:
     raise MissingExtraError("the lm-evaluation-harness backend", "lm_eval", "lm-eval") from error
 
-from .lm_eval_arguments import chat_settings_of, check_own, conventions_of, engine_options, merged, template_args_of
+from .chat_arguments import chat_settings_of, template_args_of
+from .harness_chat import Chat, ChatPrompt
+from .lm_eval_arguments import check_own, conventions_of, engine_options, merged
 from .lm_eval_cache import AnswerTables, digest, model_identity, placement_in_words
-from .lm_eval_chat import Chat, ChatPrompt
 from .lm_eval_completions import Completions
 from .lm_eval_encoding import Encoder, Pair
 from .lm_eval_tokenizer import offer_tokenizer
@@ -108,7 +109,7 @@ class RwkvBatchLM(TemplateLM):
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "options", "__class__")}
         super().__init__()
-        check_arguments(options, option="--model_args", own=own_arguments(type(self)))
+        check_arguments(options, option="--model_args", own=adapter_arguments(type(self)))
         check_own(given)
         self.conventions = conventions_of(given)
         source: Any = model if pretrained is None else pretrained

@@ -22,7 +22,7 @@ from ..llm import LLM, inspect_model
 from ..settings import EngineSettings, ModelSettings
 from .lm_eval import NAME, RwkvBatchLM
 from .lm_eval_arguments import check_own, engine_options, merged
-from .model_arguments import check_arguments, check_values, own_arguments, report
+from .model_arguments import adapter_arguments, check_arguments, report
 
 COMMAND = "rwkv-batch lm-eval"
 _HARNESS_COMMAND = re.compile(r"(?<![\w-])lm-eval(?= (?:run|ls|list|validate|--))")
@@ -65,8 +65,7 @@ def _check(options: Namespace) -> None:
     if isinstance(arguments, str):
         arguments = simple_parse_args_string(arguments)
     arguments = merged(arguments, {name: given.get(name) for name in ("batch_size", "max_batch_size", "device")})
-    check_arguments(arguments, option="--model_args", own=own_arguments(RwkvBatchLM))
-    check_values(arguments, option="--model_args")
+    check_arguments(arguments, option="--model_args", own=adapter_arguments(RwkvBatchLM))
     check_own(arguments)
     summary = inspect_model(*_settings(arguments))
     report(f"{summary}; the harness now reads its tasks, which may take a minute, and loads the model then")
@@ -85,7 +84,7 @@ def _settings(arguments: Mapping[str, Any]) -> tuple[ModelSettings, EngineSettin
     defaults = {one.name: one.default for one in parameters if one.kind is not Parameter.VAR_KEYWORD}
     model = arguments.get("pretrained", arguments.get("model"))
     given = {**arguments, "model": model, **engine_options(arguments)}
-    of_adapter = own_arguments(RwkvBatchLM)
+    of_adapter = adapter_arguments(RwkvBatchLM)
     others = {name: value for name, value in given.items() if name not in defaults and name not in of_adapter}
     known = {name: given[name] for name in defaults if name in given}
     return settings_of({**defaults, **known, "others": others})

@@ -14,10 +14,11 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 
 from ..rows import GenerateRow
 from ..sampling_params import SamplingParams
+from ..text.thoughts import constrained_prompt
+from .harness_chat import Chat, ChatPrompt
 from .harness_requests import random_stream
 from .lm_eval_arguments import Conventions
 from .lm_eval_cache import digest
-from .lm_eval_chat import Chat, ChatPrompt
 from .lm_eval_encoding import Encoder
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,8 @@ class Completions:
         self._occurrences[key] += 1
         if is_sampled and params.seed is None:
             params = replace(params, seed=self.seed)
-        prompt = self._encoder.cut_prompt(self._encoder.opened(self._encoder.encode(context)), params.token_limit)
+        text = constrained_prompt(context, params) if is_chat else context
+        prompt = self._encoder.cut_prompt(self._encoder.opened(self._encoder.encode(text)), params.token_limit)
         row = GenerateRow(index, random_stream(key, occurrence), prompt, params)
         return Wanted(row, context, is_sampled, digest([key, occurrence, params.seed]), think_end, until)
 

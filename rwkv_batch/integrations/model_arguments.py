@@ -16,12 +16,6 @@ if TYPE_CHECKING:
     from ..llm import LLM
 
 NAME = "rwkv_batch"
-_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "int": ((int,), "an integer"),
-    "float": ((int, float), "a number"),
-    "bool": ((bool,), "true or false"),
-}
-"""Annotation of a parameter → the types that are right, and their name."""
 
 
 def load_model(
@@ -46,7 +40,6 @@ def load_model(
         CheckpointError, CapacityError, BackendError: as `LLM` does.
     """
     check_arguments(options, option=option, own=own)
-    check_values(options, option=option)
     from ..llm import LLM
 
     start = perf_counter()
@@ -77,28 +70,13 @@ def check_arguments(given: Iterable[str], *, option: str, own: Iterable[str] = (
             )
 
 
-def check_values(options: Mapping[str, Any], *, option: str) -> None:
-    """Raises ConfigurationError for an argument of `LLM` that is a number or a flag, and was given something else."""
-    from ..llm import LLM
-
-    for name, parameter in signature(LLM).parameters.items():
-        kinds = str(parameter.annotation).split(" | ")
-        known = [kind for kind in kinds if kind in _KINDS]
-        if name not in options or not known or set(kinds) - {*known, "None"}:
-            continue
-        (types, expected), value = _KINDS[known[0]], options[name]
-        is_right = isinstance(value, types) and (known == ["bool"] or not isinstance(value, bool))
-        if not is_right and not (value is None and "None" in kinds):
-            raise ConfigurationError(f"{option}: {name}: got {value!r}, expected {expected}")
-
-
 def check_tokenizer(llm: LLM) -> None:
     """Raises ConfigurationError for a model without a tokenizer."""
     if llm.tokenizer is None:
         raise ConfigurationError("tokenizer: got None, expected a tokenizer: the harness's requests are text")
 
 
-def own_arguments(adapter: type) -> list[str]:
+def adapter_arguments(adapter: type) -> list[str]:
     """The names of an adapter's own arguments: the named parameters of its constructor."""
     kinds = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
     return [parameter.name for parameter in signature(adapter).parameters.values() if parameter.kind in kinds]

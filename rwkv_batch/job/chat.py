@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import ConfigurationError, ResumeError
 from ..text.chat import ChatFormat, ChatSettings, open_chat
+from ..text.thoughts import constraint_of, no_thought
 from .config import ChatSection, JobConfig
 from .folders import Folders
 from .output.storage import Storage
@@ -97,6 +98,9 @@ def open_job_chat(job: JobConfig, has_messages: bool, model_path: Any, is_older:
             raise ConfigurationError(f"chat: got settings, expected none: prompts come from {source}")
         return None
     settings = ChatSettings(**job.chat.model_dump())
+    constraint = constraint_of(job.sampling)
+    if settings.think == "open" and constraint is not None:
+        raise ConfigurationError(no_thought(f"sampling.{constraint}"), setting="chat.think")
     if is_older and job.chat == ChatSection():
         return JobChat(settings, open_chat(ChatSettings("rwkv"), None), is_older=True)
     return JobChat(settings, open_chat(settings, model_path, has_clock=False))

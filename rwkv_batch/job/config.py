@@ -214,7 +214,8 @@ class ChatSection(Section):
 
     format: ChatFormatName = _setting(
         "auto",
-        "The chat format. `auto` takes the chat template beside the model, else `rwkv`.",
+        "The chat format. `auto` takes the chat template beside the model, else `rwkv`; RWKV's official template is "
+        "`bot`.",
         one_of(format_names()),
     )
     think: Literal["none", "open", "fake"] = _setting(

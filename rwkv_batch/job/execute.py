@@ -30,7 +30,7 @@ from .prepare import Prepared, named_as_in_jobs, prepare
 from .report.events import EventLog, machine
 from .report.progress import Progress
 from .report.report import summarise, write_report
-from .state import compare_job, has_parts, open_job, restore_job
+from .state import check_rules, compare_job, has_parts, num_parts, open_job, restore_job
 from .stopping import StopSignals
 from .stream import missing_rows
 
@@ -99,8 +99,11 @@ def check_job(
     """
     with stop, stop.interruptible():
         prepared = prepare(load_job(job, overrides, limit), partial(_inspect_model, apart=True))
-        started = _check_output(prepared, prepared.folders.open_storage(), prepared.part_check())
+        storage = prepared.folders.open_storage()
+        started = _check_output(prepared, storage, prepared.part_check())
         prepared = prepared.started_as(started) if started else prepared
+        if num_parts(storage, prepared.folders) < prepared.plan.num_units:
+            check_rules(prepared.other_rules, prepared.folders)
         first = read_first_rows(prepared)
         lines = [*([TRIAL] if limit is not None else []), *describe(prepared, parse_shard(shard, {}), first)]
         return "\n".join(lines), not first.are_errors
@@ -212,6 +215,7 @@ class _Run:
         missing = self.survey()
         try:
             if missing:
+                check_rules(self._prepared.other_rules, self._folders)
                 self.serve(missing, part_check)
         finally:
             restore_job(self._storage, self._folders, self._prepared.document)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..sampling_params import CONSTRAINTS
 from .config import JOB_SAMPLING, JobConfig
 from .input.columns import Columns
 from .messages import shortened
@@ -17,6 +18,12 @@ from .section import Section
 
 FORMAT = 1
 """A number that grows when the meaning of segments, parts or random streams changes."""
+
+CONSTRAINT_RULES = "sampling.constraint_rules"
+"""A setting that no job file has: job.json records it for jobs whose rows may have constraints."""
+RULES, FORMER_RULES = "llguidance 1", "xgrammar"
+"""What finds the tokens that constraints allow. The number grows when the same constraint allows other tokens. Jobs of
+versions that recorded nothing had the former."""
 
 HARMLESS = frozenset(
     {
@@ -92,6 +99,8 @@ def result_settings(
     if job.task == "generate":
         settings |= {f"input.columns.{field}": name for field, name in columns.sampling.items()}
         settings["input.columns.sampling"] = columns.sampling_struct
+        if columns.have_constraints or any(getattr(job.sampling, name) is not None for name in CONSTRAINTS):
+            settings[CONSTRAINT_RULES] = RULES
     else:
         settings["input.columns.answer"] = columns.answer
         if columns.scored is not None:
@@ -135,11 +144,27 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     setting that names a column is null.
     """
     defaults = {**FORMER_DEFAULTS, **default_settings()}
-    old, new = ({name: side.get(name, defaults.get(name)) for name in {*old, *new}} for side in (old, new))
+    names = {*old, *new} - {CONSTRAINT_RULES}  # see `other_rules`
+    old, new = ({name: side.get(name, defaults.get(name)) for name in names} for side in (old, new))
     return [
         f"{name}: {_json(old[name])} when it was started, {_json(new[name])} now"
         for name in sorted(old)
         if old[name] != new[name]
+    ]
+
+
+def other_rules(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns a line where rows of the job may have constraints, and were begun with other rules than `RULES`.
+
+    Args:
+        old: the recorded settings.
+        new: the present settings.
+    """
+    if CONSTRAINT_RULES not in new or (found := old.get(CONSTRAINT_RULES, FORMER_RULES)) == new[CONSTRAINT_RULES]:
+        return []
+    return [
+        f"json_schema, regex and grammar: {_json(found)} found the allowed tokens when it was started, "
+        f"{_json(new[CONSTRAINT_RULES])} does now, and allows others; the version that has started the job can finish it"
     ]
 
 

@@ -11,11 +11,10 @@ import pyarrow as pa
 
 from .. import __version__
 from ..errors import ConfigurationError, MissingExtraError, ResumeError, RowError, RwkvBatchError
-from ..sampling_params import CONSTRAINTS
 from ..settings import EngineSettings, ModelSettings
 from .chat import JobChat, is_older_job, open_job_chat
 from .config import EngineSection, JobConfig, ModelSection
-from .fingerprint import fingerprint, result_settings
+from .fingerprint import fingerprint, other_rules, result_settings
 from .folders import Folders, check_folders, check_reachable
 from .input.columns import Columns, bind_columns, expected_kinds
 from .input.reader import Input, open_input
@@ -57,6 +56,7 @@ class Prepared:
         document: the content of job.json: settings, plan, input manifest, fingerprint.
         model: `ModelSummary` of the model that will serve the job.
         chat: how conversations become prompts; None where no prompt is one.
+        other_rules: lines about constraints that an earlier version has begun to serve, and this one may not go on with.
     """
 
     job: JobConfig
@@ -69,6 +69,7 @@ class Prepared:
     document: dict[str, Any]
     model: Any
     chat: JobChat | None = None
+    other_rules: tuple[str, ...] = ()
 
     def started_as(self, document: dict[str, Any]) -> Prepared:
         """Returns the same job with the fingerprint that its job.json records.
@@ -77,7 +78,8 @@ class Prepared:
             document: the content of job.json.
         """
         footer = {**self.form.footer, "fingerprint": document["fingerprint"]}
-        return replace(self, document=document, form=replace(self.form, footer=footer))
+        rules = tuple(other_rules(document["settings"], self.document["settings"]))
+        return replace(self, document=document, form=replace(self.form, footer=footer), other_rules=rules)
 
     def part_source(self) -> RowSource:
         """Returns the input with the columns of output.extra, as parts repeat it."""
@@ -223,9 +225,7 @@ def _check_sampling(job: JobConfig, columns: Columns, schema: pa.Schema, model: 
         RequestBuilder(model.tokenizer, model.file.sizes["V"], 0, model.constraints).check(job.sampling)
     except RowError as error:
         raise ConfigurationError(f"sampling: {error}") from error
-    struct = schema.field(columns.sampling_struct).type if columns.sampling_struct else pa.struct([])
-    fields = {*columns.sampling, *(struct.field(index).name for index in range(struct.num_fields))}
-    if not fields.isdisjoint(CONSTRAINTS):
+    if columns.have_constraints:
         try:
             import llguidance  # noqa: F401
         except ImportError as error:

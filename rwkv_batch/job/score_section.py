@@ -12,9 +12,7 @@ from .section import Section, setting
 class ScoreSection(Section):
     """Settings of task score: what the model reads before a continuation, what is scored, and which choice is right."""
 
-    add_bos_token: bool = setting(
-        False, "Put token 0 before every context, as evaluation harnesses do for RWKV. Of task score only."
-    )
+    add_bos_token: bool = setting(False, "Put token 0 before every context, as evaluation harnesses do for RWKV.")
     prefix: str | None = setting(
         None,
         'Text in front of every context, encoded by itself, such as `"\\n"` in the evaluation of ChatRWKV. With '

@@ -102,9 +102,24 @@ def compare_job(
     return started
 
 
+def check_rules(lines: Sequence[str], folders: Folders) -> None:
+    """Raises ResumeError where rows that are missing would be served by other rules than those that are there.
+
+    Args:
+        lines: of `fingerprint.other_rules`.
+    """
+    if lines:
+        raise ResumeError(_refusal(f"{folders.output} was started by a version with other constraints", lines, folders))
+
+
 def has_parts(storage: Storage, folders: Folders) -> bool:
     """Whether a part is published."""
-    return any(name.startswith("part-") for name in storage.list(folders.output))
+    return num_parts(storage, folders) > 0
+
+
+def num_parts(storage: Storage, folders: Folders) -> int:
+    """The number of published parts."""
+    return sum(name.startswith("part-") for name in storage.list(folders.output))
 
 
 def open_job(

@@ -10,13 +10,14 @@ from os import PathLike, fspath
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..errors import ConfigurationError, RowError, did_you_mean, one_of
-from ..sampling_params import SamplingParams
+from ..sampling_params import SamplingParams, sampling_error
 from .chat_files import TEMPLATE_FILE, TOKENIZER_FILE, ChatFiles, read_chat_files, template_source
 from .chat_formats import CHAT_FORMATS, THOUGHTS, Draft, Ending, parsed_or_text
 from .chat_template import DEFAULTS, THINK_NAMES, ChatTemplate, Input, Shared, answer_conversations
 from .chat_template import NAME as TEMPLATE_NAME
 from .messages import Turn, definitions_of, plain_messages, plain_tools, turns_of
 from .rendering import Renderer
+from .thoughts import constrained_prompt
 
 AUTO, TEMPLATE = "auto", "template"
 FALLBACK, OFFICIAL = "rwkv", "bot"
@@ -36,8 +37,8 @@ class ChatSettings:
     """How conversations become prompts.
 
     Args:
-        format: "auto", "rwkv", "bot", "function_calling" or "template". "auto" takes what stands beside the model, a
-            chat template, else "rwkv".
+        format: "auto", "rwkv", "bot", "function_calling" or "template". "auto" takes the chat template beside the
+            model, else "rwkv"; RWKV's official template is "bot".
         think: how the prompt ends. "none": the model may begin as it likes. "open": the model begins with a thought.
             "fake": the thought is closed before it begins.
         template: a Jinja chat template, or a file that holds one; None takes the one beside the model.
@@ -112,23 +113,47 @@ class Rendered(NamedTuple):
     stop_token_ids: tuple[int, ...] = ()
 
 
-class WithStops:
-    """Gives sampling parameters the stops of prompts. What prompts share, they share afterwards too."""
+class _LatestStops(NamedTuple):
+    """The latest sampling parameters with a prompt's stops. Fields of `given` may have been set since."""
+
+    given: SamplingParams
+    copy: SamplingParams
+    """Made when the stops were added."""
+    stops: Sequence[Any]
+    found: SamplingParams
+
+
+class Joined:
+    """Joins prompts and sampling parameters.
+
+    Prompts in a row with the same parameters and the same stops get one object of parameters.
+    """
 
     def __init__(self) -> None:
-        self._last: tuple[SamplingParams, Sequence[Any], SamplingParams] | None = None
+        self._last: _LatestStops | None = None
 
-    def __call__(self, params: SamplingParams, prompt: Rendered) -> SamplingParams:
+    def __call__(self, prompt: Rendered | RowError, params: SamplingParams) -> tuple[str, SamplingParams] | RowError:
+        """The text to complete, and the parameters of its completion; or the error of either."""
+        if isinstance(prompt, RowError):
+            return prompt
+        try:
+            return constrained_prompt(prompt.text, params), self.with_stops(params, prompt)
+        except RowError as error:
+            return error
+        except ValueError as error:
+            return sampling_error(error)
+
+    def with_stops(self, params: SamplingParams, prompt: Rendered) -> SamplingParams:
         """The parameters with the stops of a prompt, unless they have a `stop` of their own; an empty list is one."""
         _, *stops = prompt
         if params.stop is not None or not any(stops):
             return params
         last = self._last  # another thread may replace it
-        if last is not None and last[0] is params and last[1] == stops:
-            return last[2]
+        if last is not None and last.given is params and last.stops == stops and vars(last.copy) == vars(params):
+            return last.found
         ids = [*(params.stop_token_ids or ()), *prompt.stop_token_ids]
         found = replace(params, stop=list(prompt.stop), stop_token_ids=ids or params.stop_token_ids)
-        self._last = params, stops, found
+        self._last = _LatestStops(params, params.clone(), stops, found)
         return found
 
 
@@ -147,6 +172,7 @@ class ChatFormat:
         stop_token_ids: the token ids that end it too.
         origin: why it is this format, in words, such as "beside the model"; "" where a setting names it.
         template: the source of the chat template; None for a built-in format.
+        opens_thought: the model begins with a thought (`ChatSettings.think` is "open").
     """
 
     def __init__(
@@ -158,12 +184,14 @@ class ChatFormat:
         stop_token_ids: Sequence[int] = (),
         origin: str = "",
         template: str | None = None,
+        opens_thought: bool = False,
     ) -> None:
         self.name = name
         self.stop = tuple(stop)
         self.stop_token_ids = tuple(stop_token_ids)
         self.origin = origin
         self.template = template
+        self.opens_thought = opens_thought
         self._writer = writer
 
     def render(
@@ -297,7 +325,8 @@ def open_chat(settings: ChatSettings, model_path: str | PathLike[str] | None, *,
             return _open_template(settings, files, model_path, has_clock)
         name = OFFICIAL if files.is_official else FALLBACK
         origin = f"{files.origin} is RWKV's official template" if files.is_official else NONE_BESIDE
-    return ChatFormat(name, CHAT_FORMATS[name].stop, _BuiltInWriter(name, THOUGHTS[settings.think]), origin=origin)
+    writer = _BuiltInWriter(name, THOUGHTS[settings.think])
+    return ChatFormat(name, CHAT_FORMATS[name].stop, writer, origin=origin, opens_thought=settings.think == "open")
 
 
 def _open_template(
@@ -327,7 +356,15 @@ def _open_template(
     if settings.think != "none":
         names |= {name: THINK_NAMES[name][settings.think] for name in sorted(readable)}
     writer = _TemplateWriter(Shared(source, files.tokens, has_clock), names, files)
-    return ChatFormat(TEMPLATE, files.stop, writer, stop_token_ids=files.stop_token_ids, origin=origin, template=source)
+    return ChatFormat(
+        TEMPLATE,
+        files.stop,
+        writer,
+        stop_token_ids=files.stop_token_ids,
+        origin=origin,
+        template=source,
+        opens_thought=settings.think == "open",
+    )
 
 
 def chosen_format(
@@ -363,10 +400,10 @@ def chat_prompts(messages: Any, options: Mapping[str, Any]) -> list[dict[str, An
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise ValueError(f"messages: got {reprlib.repr(messages)}, expected a list of messages, or of conversations")
-    conversations = [messages] if isinstance(messages[0], Mapping) else messages
+    is_one = isinstance(messages[0], Mapping)
+    conversations = [messages] if is_one else messages
+    for number, conversation in enumerate(conversations):
+        if not isinstance(conversation, list | tuple) or not all(isinstance(one, Mapping) for one in conversation):
+            where = "messages" if is_one else f"conversation {number}"
+            raise ValueError(f"{where}: got {reprlib.repr(conversation)}, expected a list of messages")
     return [{"messages": conversation, **options} for conversation in conversations]
-
-
-def render_messages(messages: Any) -> str:
-    """The prompt of a conversation in the format `rwkv`. Raises RowError as `ChatFormat.render` does."""
-    return open_chat(ChatSettings("rwkv"), None).render(messages)

@@ -86,7 +86,9 @@ def write_rwkv(draft: Draft) -> Written:
 
 def _cleaned(text: str) -> str:
     """The text without blank lines, and without white space around it."""
-    return re.sub(r"\n{2,}", "\n", re.sub(r"(?<!\r)\r+\n", "\n", text)).strip()
+    if "\r" in text:
+        text = re.sub(r"(?<!\r)\r+\n", "\n", text)
+    return _without_blank_lines(text).strip()
 
 
 def _rwkv_tools(tools: Sequence[ToolDefinition]) -> str:
@@ -171,7 +173,8 @@ def _content(turn: Turn) -> list[str]:
 
 def _guarded(turn: Turn) -> str:
     """The text of a turn, in which no line begins a turn."""
-    return _HEADER_INSIDE.sub(" ", _trimmed(turn))
+    text = _trimmed(turn)
+    return _HEADER_INSIDE.sub(" ", text) if "###" in text else text
 
 
 def _described(tool: ToolDefinition) -> list[str]:
@@ -191,7 +194,11 @@ def _trimmed(turn: Turn) -> str:
     """
     text = turn.content.replace("\r\n", "\n").replace("\r", "\n")
     text = "\n".join(line.rstrip(" \t") for line in text.split("\n")).rstrip("\n")
-    return re.sub(r"\n{2,}", "\n", text) if turn.role == "user" else text
+    return _without_blank_lines(text) if turn.role == "user" else text
+
+
+def _without_blank_lines(text: str) -> str:
+    return re.sub(r"\n{2,}", "\n", text) if "\n\n" in text else text
 
 
 def parsed_or_text(text: str) -> Any:

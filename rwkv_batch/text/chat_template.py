@@ -13,13 +13,14 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
+from jinja2 import TemplateError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import ConfigurationError, RowError
 from .rendering import Answer, answering
+from .template_errors import PROGRAM_ERRORS, compiling
 
 NAME = "chat template"
 CLOCK = "strftime_now"
@@ -30,9 +31,6 @@ THINK_NAMES: dict[str, dict[str, Any]] = {
 """Name that a template may read → value of `ChatSettings.think` → its value. With "none" the template decides."""
 DEFAULTS = {"rwkv_prompt_template": "bot"}
 """Name that a template may read → its value, where the caller gives none: what the official tokenizer passes."""
-
-# A template is a small program, and may fail as programs do.
-_PROGRAM_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
 
 class SpecialTokens(NamedTuple):
@@ -95,7 +93,7 @@ class ChatTemplate:
     def __init__(self, source: str, tokens: SpecialTokens = SpecialTokens(), has_clock: bool = True) -> None:  # noqa: B008
         environment = _environment(has_clock)
         self._tokens = tokens
-        try:
+        with compiling(NAME):
             tree = environment.parse(source)
             self.names = meta.find_undeclared_variables(tree)
             if not has_clock and _calls_clock(tree):
@@ -104,12 +102,6 @@ class ChatTemplate:
                     f"it only where '{CLOCK} is defined'"
                 )
             self._template = environment.from_string(tree)
-        except TemplateSyntaxError as error:
-            raise ConfigurationError(f"{NAME}, line {error.lineno}: {error.message}") from error
-        except ConfigurationError:
-            raise
-        except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
-            raise ConfigurationError(f"{NAME}: Python cannot compile it: {error or type(error).__name__}") from error
 
     def render(self, given: Input) -> str:
         """The prompt of a conversation.
@@ -149,7 +141,7 @@ class ChatTemplate:
             )
         except _Refused as error:
             raise RowError("bad_messages", f"the {NAME} refuses the messages: {error}") from None
-        except (TemplateError, *_PROGRAM_ERRORS) as error:
+        except (TemplateError, *PROGRAM_ERRORS) as error:
             raise RowError("template_error", f"{NAME}: {type(error).__name__}: {error}") from error
 
     @cached_property

@@ -89,7 +89,7 @@ class SequenceConstraint:
     def note(self, token_id: int, is_accepted: bool) -> None:
         """Takes in that the matcher has been given a token."""
         for _ in range(_MOST_RENEWALS):
-            if is_accepted or not self.is_renewed():
+            if is_accepted or not self.renewed():
                 break
             is_accepted = self.matcher.consume_token(token_id)
         self.is_finished = not is_accepted or token_id == self.vocabulary.eos_token_id
@@ -98,10 +98,10 @@ class SequenceConstraint:
         elif not _WRONG_TOKEN.search(self.matcher.get_error()):
             self.work.is_exceeded = True
 
-    def is_renewed(self) -> bool:
-        """After an error of the matcher: whether the text can go on, at the same place, with a lexer that has room.
+    def renewed(self) -> bool:
+        """After an error of the matcher: gives the text a lexer that has room, and says whether the text can go on.
 
-        So that a text does not end because of the texts before it, or beside it.
+        All texts of a constraint share a lexer. With an empty one, no text ends because others have filled the lexer.
         """
         if _FULL_LEXER not in self.matcher.get_error():
             return False
@@ -119,7 +119,7 @@ class SequenceConstraint:
     def mask_after_error(self) -> bytes | None:
         """`mask`, where the matcher has failed to find it."""
         for _ in range(_MOST_RENEWALS):
-            if not self.is_renewed():
+            if not self.renewed():
                 break
             mask = self.matcher.compute_bitmask()
             if not self.matcher.is_error():

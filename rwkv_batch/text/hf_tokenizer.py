@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..engine.request import END_OF_TEXT
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from .chat import ChatFormat
 
-END_OF_TEXT_ID = 0
-END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT_NAME = "<|endoftext|>"
 """The name of token 0. `encode` reads it as text, as the model does."""
 
 WITHOUT_EFFECT = {
@@ -71,11 +71,11 @@ class HfTokenizer:
         padding_side, truncation_side: "left" or "right": where padding is put, and where a long text is cut.
     """
 
-    eos_token = bos_token = END_OF_TEXT
-    eos_token_id = bos_token_id = END_OF_TEXT_ID
+    eos_token = bos_token = END_OF_TEXT_NAME
+    eos_token_id = bos_token_id = END_OF_TEXT
     unk_token = unk_token_id = None
-    all_special_tokens = (END_OF_TEXT,)
-    all_special_ids = (END_OF_TEXT_ID,)
+    all_special_tokens = (END_OF_TEXT_NAME,)
+    all_special_ids = (END_OF_TEXT,)
     is_fast = False
     model_max_length = 10**30
 
@@ -87,8 +87,8 @@ class HfTokenizer:
         self.chat_template = chat_template or (chat_format and chat_format.template)
         self.name_or_path = tokenizer.name
         self.vocab_size = tokenizer.max_token_id + 1
-        self.pad_token: str | None = END_OF_TEXT
-        self.pad_token_id: int | None = END_OF_TEXT_ID
+        self.pad_token: str | None = END_OF_TEXT_NAME
+        self.pad_token_id: int | None = END_OF_TEXT
         self.padding_side: Literal["left", "right"] = "right"
         self.truncation_side: Literal["left", "right"] = "right"
 
@@ -181,7 +181,7 @@ class HfTokenizer:
         found: Any = _plain(ids)
         if isinstance(found, int):
             return self._token(found)
-        return [self._token(i) for i in found if not (skip_special_tokens and i == END_OF_TEXT_ID)]
+        return [self._token(i) for i in found if not (skip_special_tokens and i == END_OF_TEXT)]
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
         """Returns the id of a token, or the list of the ids of several; None where there is no such token."""
@@ -208,8 +208,8 @@ class HfTokenizer:
     def special_tokens_map(self) -> dict[str, str]:
         """The special tokens by role."""
         return {
-            "bos_token": END_OF_TEXT,
-            "eos_token": END_OF_TEXT,
+            "bos_token": END_OF_TEXT_NAME,
+            "eos_token": END_OF_TEXT_NAME,
             **({"pad_token": self.pad_token} if self.pad_token else {}),
         }
 
@@ -307,7 +307,7 @@ class HfTokenizer:
     def _token(self, token_id: int) -> str:
         data = self._tokenizer.decode_bytes([token_id])
         if not data:
-            return END_OF_TEXT if token_id == END_OF_TEXT_ID else f"<|{token_id}|>"
+            return END_OF_TEXT_NAME if token_id == END_OF_TEXT else f"<|{token_id}|>"
         try:
             return data.decode()
         except UnicodeDecodeError:

@@ -47,7 +47,7 @@ class MaskBatch:
     def fill(self, constraints: Sequence[SequenceConstraint], masks: NDArray[np.int32]) -> None:
         """Writes the masks of the tokens that may come next. Where no token can, end of text is allowed.
 
-        A complete text ends so, even where its request bans the end of text.
+        So a complete text ends even where its request bans the end of text.
 
         Args:
             constraints: n constraints.
@@ -62,7 +62,7 @@ class MaskBatch:
             if matcher.is_error():
                 mask = constraints[row].mask_after_error()
                 is_open[row] = mask is not None
-                masks[row] = 0 if mask is None else np.frombuffer(mask, np.int32)
+                masks[row] = 0 if mask is None else np.frombuffer(mask, np.int32)[: masks.shape[1]]
         masks[~is_open] = 0
         word, bit = self._end
         is_complete = (masks[:, word] & bit).astype(bool)

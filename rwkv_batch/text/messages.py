@@ -47,13 +47,14 @@ class Turn(NamedTuple):
     tool_calls: Sequence[ToolCall] = ()
 
 
-def plain_messages(messages: Any) -> list[dict[str, Any]]:
+def plain_messages(messages: Any, only_texts: bool = False) -> list[dict[str, Any]]:
     """Returns the messages of a conversation, each with a role and a content that are strings.
 
     Args:
         messages: a list of messages; or an object of two lists, `role` and `content`; or JSON text of either. Text may
             be bytes in UTF-8. The content of a message is text, or a list of parts, each of them text or
             `{"type": "text", "text": ...}`; the texts of all parts are joined. It may be null beside `tool_calls`.
+        only_texts: nothing is read but role and content, as a version without tools did.
 
     Returns:
         Messages with `role` and `content`, and with those of `TEXT_FIELDS` that they have. `tool_calls` is a list of
@@ -68,10 +69,12 @@ def plain_messages(messages: Any) -> list[dict[str, Any]]:
     """
     messages = _parsed(messages, "messages")
     if isinstance(messages, Mapping):
+        if only_texts:
+            messages = {name: messages[name] for name in ("role", "content") if name in messages}
         messages = _from_lists(messages)
     if not isinstance(messages, list | tuple):
         raise _bad(f"the messages are of type {type(messages).__name__}; expected a list of messages")
-    return [_plain(number, message) for number, message in enumerate(messages)]
+    return [_plain(number, message, only_texts) for number, message in enumerate(messages)]
 
 
 def turns_of(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
@@ -154,7 +157,7 @@ def _from_lists(messages: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(lists, items, strict=True)) for items in zip(*lists.values(), strict=True)]
 
 
-def _plain(number: int, message: Any) -> dict[str, Any]:
+def _plain(number: int, message: Any, only_texts: bool) -> dict[str, Any]:
     """A message with its texts as strings; errors call it by its number."""
     if not isinstance(message, Mapping):
         raise _bad(f"message {number} is a {type(message).__name__}; expected role and content")
@@ -162,7 +165,7 @@ def _plain(number: int, message: Any) -> dict[str, Any]:
     if not isinstance(role, str):
         raise _bad(f"message {number} has role {role!r}; expected a string")
     where = f"message {number} (role {role!r})"
-    calls = [_plain_call(where, call) for call in _calls(where, message)]
+    calls = [] if only_texts else [_plain_call(where, call) for call in _calls(where, message)]
     content = _text(message.get("content"), f"the content of message {number}")
     if isinstance(content, list):
         content = "".join(_part(where, part) for part in content)
@@ -170,7 +173,8 @@ def _plain(number: int, message: Any) -> dict[str, Any]:
         content = ""
     if not isinstance(content, str):
         raise _bad(f"{where} has content of type {type(content).__name__}; expected a string, or parts of type text")
-    others = {name: _text(message[name], f"{name} of {where}") for name in TEXT_FIELDS if message.get(name)}
+    fields = () if only_texts else TEXT_FIELDS
+    others = {name: _text(message[name], f"{name} of {where}") for name in fields if message.get(name)}
     return {"role": role, "content": content, **({"tool_calls": calls} if calls else {}), **others}
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,3 +125,30 @@ def cached(path: Path) -> int:
         return 0
     finally:
         connection.close()
+
+
+def kill_evaluation(program: str, arguments: list[str], folder: Path, num_answers: int) -> int:
+    """Runs a program that evaluates, and kills it once its cache has answers.
+
+    Args:
+        arguments: of the command, without the cache, which is `folder / "cache"`.
+        num_answers: the least number of answers.
+
+    Returns:
+        The number of answers that are kept.
+    """
+    cache = folder / "cache_rank0.db"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments, "--use_cache", str(folder / "cache")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(folder / "datasets")},
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while cached(cache) < num_answers:
+            assert process.poll() is None
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    return cached(cache)

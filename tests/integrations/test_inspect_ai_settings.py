@@ -26,7 +26,7 @@ from inspect_ai.util import JSONSchema
 from rwkv_batch import LLM, SamplingParams
 from rwkv_batch.errors import ConfigurationError
 from rwkv_batch.integrations.inspect_ai import RwkvBatchAPI
-from rwkv_batch.integrations.inspect_ai_messages import begun_thought, constrained_prompt, conversation_of, said
+from rwkv_batch.integrations.inspect_ai_messages import conversation_of, said
 from rwkv_batch.integrations.inspect_ai_settings import OF_INSPECT, SAME_NAME, TRANSLATED, sampling_params
 
 PNG = "data:image/png;base64,iVBORw0KGgo="
@@ -172,15 +172,6 @@ def test_thoughts_are_told_from_the_answer(prompt, completion, thought, text):
     assert said(prompt, completion) == (thought, text)
 
 
-def test_a_schema_begins_after_a_closed_thought():
-    assert constrained_prompt("Assistant:") == "Assistant:"
-    assert constrained_prompt("Assistant: <think></think") == "Assistant: <think></think>"
-    assert constrained_prompt("Assistant: <think></think>\n") == "Assistant: <think></think>\n"
-    assert begun_thought("a <think b") == ""
-    with pytest.raises(ValueError, match="response_schema: got it with think='open'"):
-        constrained_prompt("Assistant: <think")
-
-
 SCHEMA = {
     "type": "object",
     "properties": {"city": {"type": "string", "enum": ["Oslo", "Rome"]}, "size": {"type": "boolean"}},
@@ -197,6 +188,14 @@ def test_a_response_schema_is_followed(think):
     pytest.importorskip("jsonschema").validate(json.loads(output.completion), SCHEMA)
     with pytest.raises(ValueError, match=r"expected none beside response_schema"):
         ask(one, response_schema=schema, extra_body={"json_schema": SCHEMA})
+    one.close()
+
+
+def test_a_response_schema_allows_no_thought():
+    one = RwkvBatchAPI("demo", max_batch_size=2, dtype="float32", think="open")
+    schema = ResponseSchema(name="city", json_schema=JSONSchema.model_validate(SCHEMA))
+    with pytest.raises(ValueError, match=r"think: got an open thought beside json_schema, .* 'none' or 'fake'"):
+        ask(one, response_schema=schema)
     one.close()
 
 

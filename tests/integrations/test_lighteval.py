@@ -184,7 +184,7 @@ def test_model_name_brings_arguments():
     ("name", "message"),
     [
         ("model_name=demo,dtyp=float32", "model arguments: unknown argument 'dtyp' (did you mean 'dtype'?)"),
-        ("model_name=demo,max_batch_size=abc", "model arguments: max_batch_size: got 'abc', expected an integer"),
+        ("model_name=demo,max_batch_size=abc", "max_batch_size: got 'abc', expected an integer"),
         ("model_name=demo,dtype", "model arguments: got 'dtype', expected name=value"),
         ("model_name=demo,add_bos_token=maybe", "model arguments: add_bos_token: got 'maybe', expected true or false"),
         ("model_name=demo,think=loud", "think: got 'loud', expected none, open or fake"),

@@ -11,8 +11,8 @@ import pytest
 from integrations.small_model import VOCAB, encode, instances
 from rwkv_batch import LLM
 from rwkv_batch.errors import ConfigurationError
+from rwkv_batch.integrations.harness_chat import ChatPrompt
 from rwkv_batch.integrations.lm_eval import RwkvBatchLM
-from rwkv_batch.integrations.lm_eval_chat import ChatPrompt
 from rwkv_batch.model_summary import DEMO_MODEL
 
 HISTORY = [{"role": "system", "content": "s"}, {"role": "user", "content": "q\n\nr"}]

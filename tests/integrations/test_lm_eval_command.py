@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
-import time
 from typing import Any
 
 import pytest
 
-from integrations.local_tasks import ROWS, Reference, arguments_of, cached, command, ids
+from integrations.local_tasks import ROWS, Reference, arguments_of, command, ids, kill_evaluation
 from rwkv_batch.integrations import harness_requests
 from rwkv_batch.llm import LLM
 
@@ -150,21 +146,8 @@ def test_a_killed_evaluation_goes_on(evaluate, tasks, tmp_path, monkeypatch):
     names = ("local_choices", "local_documents")
     whole = evaluate(names=names)
     cache = ["--use_cache", str(tmp_path / "cache")]
-    arguments = ["lm-eval", *command(tasks, names), *cache, "--output_path", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", HELD_EVALUATION, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "datasets")},
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        while not cached(tmp_path / "cache_rank0.db"):
-            assert process.poll() is None
-            time.sleep(0.01)
-    finally:
-        process.kill()
-        process.wait()
-    kept = cached(tmp_path / "cache_rank0.db")
+    arguments = ["lm-eval", *command(tasks, names), "--output_path", str(tmp_path)]
+    kept = kill_evaluation(HELD_EVALUATION, arguments, tmp_path, 1)
     served: list[int] = []
     score_pairs = harness_requests.score_pairs
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
 from typing import Any
 
 import lm_eval
 import lm_eval.tasks
 import pytest
 
-from integrations.local_tasks import ROWS, arguments_of, cached, command
+from integrations.local_tasks import ROWS, arguments_of, command, kill_evaluation
 from rwkv_batch.cli import main
 from rwkv_batch.llm import LLM
 
@@ -102,20 +98,8 @@ main(sys.argv[1:])
 def test_a_killed_evaluation_of_samples_goes_on(evaluate, tasks, tmp_path, monkeypatch):
     whole = evaluate(names=SAMPLES)
     cache = ["--use_cache", str(tmp_path / "cache")]
-    arguments = ["lm-eval", *command(tasks, SAMPLES), *cache, "--output_path", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", HELD_EVALUATION, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "datasets")},
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        while cached(tmp_path / "cache_rank0.db") < 7:
-            assert process.poll() is None
-            time.sleep(0.01)
-    finally:
-        process.kill()
-        process.wait()
+    arguments = ["lm-eval", *command(tasks, SAMPLES), "--output_path", str(tmp_path)]
+    kill_evaluation(HELD_EVALUATION, arguments, tmp_path, 7)
     served: list[int] = []
     serve = LLM.serve
 
@@ -151,7 +135,7 @@ def test_wrong_arguments_are_refused_before_the_harness_reads_its_tasks(tasks, m
         ("pretrained=demo,chat_format=bott", "chat_format: got 'bott'"),
         ("pretrained=demo,dtype=float12", "dtype: got 'float12'"),
         ("pretrained=missing.pth", "missing.pth"),
-        ("pretrained=demo,max_batch_tokens=many", "--model_args: max_batch_tokens: got 'many', expected an integer"),
+        ("pretrained=demo,max_batch_tokens=many", "max_batch_tokens: got 'many', expected an integer"),
         ("pretrained=demo,enable_lora=True", "enable_lora: got True"),
         ("dtype=float32", "pretrained: got None and model=None, expected one of them"),
     ):

@@ -146,6 +146,65 @@ def test_tools_and_calls_come_from_every_kind_of_input(job: Job, form: str) -> N
         assert prompts(job)[1] == WITH_TOOLS
 
 
+OLDER_ERRORS = {
+    "tools": 'body.tools is not supported: there are no tool calls; leave it out, or set tool_choice to "none"',
+    "functions": 'body.functions is not supported: there are no tool calls; leave it out, or set function_call to "none"',
+    "tool_choice": "body.tool_choice is not supported: leave it out",
+    "content": "message 1 (role 'assistant') has content of type NoneType; expected a string, or parts of type text",
+}
+"""What a version without tools said of rows that ask for them."""
+
+
+def as_of_an_earlier_version(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("prepare", "chat"):
+        monkeypatch.setattr(f"rwkv_batch.job.{module}.is_older_job", lambda *_: True)
+
+
+def test_requests_of_a_job_that_a_version_without_tools_has_begun_are_read_as_by_that_version(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise rows of one kind would be errors where they were made before, and completions where later."""
+    as_of_an_earlier_version(job, monkeypatch)
+    called = [*HELLO, CALL]
+    malformed = [*HELLO, {"role": "assistant", "content": "x", "tool_calls": "none"}]
+    bodies: list[tuple[Any, str | None]] = [
+        ({"messages": HELLO}, None),
+        ({"messages": HELLO, "tools": TOOLS}, "tools"),
+        ({"messages": HELLO, "tools": TOOLS, "tool_choice": "none"}, None),
+        ({"messages": HELLO, "tools": []}, None),
+        ({"messages": HELLO, "functions": TOOLS}, "functions"),
+        ({"messages": HELLO, "tool_choice": "required"}, "tool_choice"),
+        ({"messages": HELLO, "chat_template_kwargs": {"enable_thinking": True}}, None),
+        ({"messages": called}, "content"),
+        ({"messages": malformed}, None),
+    ]
+    lines = [{"custom_id": str(i), "url": "/v1/chat/completions", "body": body} for i, (body, _) in enumerate(bodies)]
+    assert job.lines(*map(json.dumps, lines)).run() == 3
+    assert [row["error"] for row in job.rows()] == [error and OLDER_ERRORS[error] for _, error in bodies]
+    assert not {"tools", "chat_template_kwargs"} & {*job.table().column_names}
+    assert job.table().schema.field("messages").type == pa.list_(
+        pa.struct([("role", pa.string()), ("content", pa.string())])
+    )
+
+
+def test_messages_of_a_job_that_a_version_without_tools_has_begun_are_read_as_by_that_version(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_of_an_earlier_version(job, monkeypatch)
+    lists = {"role": ["user"], "content": ["hi"], "name": "of another length"}
+    rows: list[tuple[Any, str | None]] = [
+        ([*HELLO, CALL], OLDER_ERRORS["content"]),
+        ([*HELLO, {"role": "assistant", "content": "x", "tool_calls": [1]}], None),
+        (lists, None),
+        ([*HELLO, RESULT], "message 1 has role 'tool'; expected one of system, user, assistant, developer"),
+    ]
+    for name, form in (("lines", lambda value: value), ("texts", json.dumps)):
+        lines = [json.dumps({"messages": form(messages), "tools": TOOLS}) for messages, _ in rows]
+        job.lines(*lines).set(output__path=str(job.folder / name))
+        assert job.run() == 3
+        assert [row["error"] for row in job.rows()] == [error for _, error in rows]
+
+
 def test_a_table_holds_tools_and_calls_as_structs(job: Job) -> None:
     """Structs have a null for every field that only other rows have."""
     call = {"id": "c", "type": "function", "function": {"name": "now", "arguments": "{}"}}
@@ -212,6 +271,11 @@ def test_a_template_refuses_messages_row_by_row(job: Job) -> None:
             {"messages": [HELLO]},
             {"chat__template": "{{ strftime_now('%Y') }}"},
             "chat.template: chat template: strftime_now reads the clock",
+        ),
+        (
+            {"messages": [HELLO]},
+            {"chat__think": "open", "sampling__regex": "yes"},
+            "chat.think: got an open thought beside sampling.regex, which holds for the whole completion, from its",
         ),
         (
             {"messages": [HELLO]},
@@ -317,6 +381,24 @@ def test_the_stops_end_completions_of_the_engine(job: Job, real_engine: None) ->
     assert job.run() == 0
     (row,) = job.rows()
     assert (row["completion"], row["finish_reason"], row["stop_reason"]) == (" 4", "stop", "\n\nUser:")
+
+
+@pytest.mark.parametrize("think", ["fake", "none"])
+def test_a_constrained_completion_begins_after_a_closed_thought(job: Job, real_engine: None, think: str) -> None:
+    job.input(messages=[HELLO]).set(sampling__regex="yes", model__dtype="float32", engine__device="cpu")
+    job.set(chat__think=think, output__extra=["prompt"])
+    assert job.run() == 0
+    (row,) = job.rows()
+    assert (row["completion"], row["finish_reason"]) == ("yes", "stop")
+    assert row["prompt"] == "User: hi\n\nAssistant:" + (" <think></think>" if think == "fake" else "")
+
+
+def test_a_row_with_a_constraint_has_no_open_thought(job: Job) -> None:
+    job.input(messages=[HELLO, HELLO], regex=["yes", None]).set(chat__think="open")
+    assert job.run() == 3
+    bad, good = job.rows()
+    assert (bad["error_code"], good["error_code"]) == ("bad_sampling", None)
+    assert bad["error"].startswith("think: got an open thought beside regex, which holds for the whole completion")
 
 
 def test_a_folder_of_a_model_is_no_template(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ def test_a_turn_of_the_assistant_ends_unless_stop_is_given(llm: LLM, stop: Any, 
     ("chat", "regex", "text", "stop"),
     [
         ({"format": "bot"}, "4✿\nUser✿", "4", "✿"),
-        ({"format": "bot", "think": "open"}, ">a</think>4✿", ">a</think>4", "✿"),
+        ({"format": "bot", "think": "fake"}, "a</think>4✿", "a</think>4", "✿"),
         (ChatSettings("function_calling"), "call\n### Tool Output", "call", "\n### Tool Output"),
         (ChatSettings("function_calling"), "4\n### User", "4", "\n### User"),
     ],
@@ -73,6 +74,63 @@ def test_options_of_a_call(llm: LLM) -> None:
     assert found[0].prompt == "User: 2+2?\n\nAssistant: It is"
     tools = [{"name": "now", "description": "The time."}]
     assert "now" in str(llm.chat(HELLO, params, tools=tools)[0].prompt)
+
+
+@pytest.mark.parametrize(
+    ("messages", "named"),
+    [
+        ([None], r"conversation 0: got None, expected a list of messages"),
+        ([HELLO, "hi"], r"conversation 1: got 'hi', expected a list of messages"),
+        ([HELLO, ["hi"]], r"conversation 1: got \['hi'\], expected a list of messages"),
+        ([*HELLO, "hi"], r"messages: got \[\{.*\}, 'hi'\], expected a list of messages"),
+    ],
+)
+def test_the_conversation_that_is_none_is_named(llm: LLM, messages: Any, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        llm.chat(messages)
+
+
+def test_an_unknown_argument_is_of_chat(llm: LLM) -> None:
+    with pytest.raises(ConfigurationError, match=r"tool: LLM\.chat has no such argument \(did you mean 'tools'\?\)"):
+        llm.chat(HELLO, tool=[])
+
+
+NUMBER: Any = {"type": "object", "properties": {"n": {"type": "boolean"}}, "required": ["n"]}
+CONSTRAINTS: list[dict[str, Any]] = [{"json_schema": NUMBER}, {"regex": "(yes|no)"}, {"grammar": 'root ::= "yes"'}]
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+@pytest.mark.parametrize("name", ["rwkv", "bot", "function_calling"])
+def test_a_constraint_allows_no_thought(llm: LLM, constraint: dict[str, Any], name: str) -> None:
+    """The text after an open thought would be no thought; a closed one is complete before the text begins."""
+    params = SamplingParams(max_tokens=20, **constraint)
+    fake = llm.chat(HELLO, params, chat={"format": name, "think": "fake"})[0]
+    assert str(fake.prompt).endswith("<think></think>") and fake.outputs[0].finish_reason == "stop"
+    free = llm.chat(HELLO, SamplingParams(max_tokens=1), chat={"format": name, "think": "fake"})[0]
+    assert str(free.prompt).endswith("<think></think")
+    (field,) = constraint
+    named = rf"got an open thought beside {field}, .*; expected think 'none' or 'fake'"
+    with pytest.raises(ConfigurationError, match=rf"^chat\.think: {named}"):
+        llm.chat(HELLO, params, chat={"format": name, "think": "open"})
+    some = llm.chat([HELLO, HELLO], [params, SamplingParams(max_tokens=1)], chat={"format": name, "think": "open"})
+    assert [one.error_code for one in some] == ["bad_sampling", None]
+    assert re.search(named, str(some[0].error))
+
+
+def test_a_template_that_opens_a_thought_may_close_it(llm: LLM) -> None:
+    source = "{{ messages[0].content }}{{ '<think>' if enable_thinking is not defined or enable_thinking }}"
+    params, options = SamplingParams(max_tokens=9, regex="yes"), {"chat_template": source}
+    opened = llm.chat(HELLO, params, **options)[0]
+    assert opened.error_code == "bad_sampling"
+    closed = llm.chat(HELLO, params, chat_template_kwargs={"enable_thinking": False}, **options)[0]
+    assert (closed.prompt, closed.outputs[0].text) == ("2+2?", "yes")
+
+
+def test_a_prompt_of_messages_in_generate_is_refused_as_a_row() -> None:
+    with LLM("demo", device="cpu", dtype="float32", max_batch_size=4, chat={"think": "open"}) as llm:
+        found = llm.generate([{"messages": HELLO}, "a <think"], SamplingParams(max_tokens=9, regex="yes"))
+    assert [one.error_code for one in found] == ["bad_sampling", None]
+    assert found[1].outputs[0].text == "yes"
 
 
 @pytest.mark.parametrize("messages", ["hi", [], {"role": "user", "content": "hi"}, None])
@@ -117,9 +175,9 @@ def test_the_model_s_settings_are_the_default_of_its_calls() -> None:
 
 def test_parameters_that_prompts_share_are_shared_with_the_stops(llm: LLM) -> None:
     """Each new object of parameters costs a check and a set of stop strings."""
-    from rwkv_batch.text.chat import Rendered, WithStops
+    from rwkv_batch.text.chat import Joined, Rendered
 
-    with_stops, params = WithStops(), SamplingParams(stop_token_ids=[5])
+    with_stops, params = Joined().with_stops, SamplingParams(stop_token_ids=[5])
     first, second = with_stops(params, Rendered("a", ("x",), (7,))), with_stops(params, Rendered("b", ("x",), (7,)))
     assert first is second
     assert (first.stop, first.stop_token_ids) == (["x"], [5, 7])

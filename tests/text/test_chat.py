@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from rwkv_batch.errors import RowError
-from rwkv_batch.text.chat import ChatSettings, open_chat, render_messages
+from rwkv_batch.text.chat import ChatSettings, open_chat
 from rwkv_batch.text.chat_formats import CHAT_FORMATS
+
+RWKV = open_chat(ChatSettings("rwkv"), None)
 
 
 @pytest.mark.parametrize("name", CHAT_FORMATS)
@@ -28,22 +30,22 @@ def test_conversation_opens_the_assistants_turn():
         {"role": "user", "content": "2+2?"},
     ]
     expected = "System: Be brief.\n\nUser: Hi\n\nAssistant: Hello.\n\nUser: 2+2?\n\nAssistant:"
-    assert render_messages(messages) == expected
+    assert RWKV.render(messages) == expected
 
 
 def test_a_developer_is_the_system():
     messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
-    assert render_messages(messages) == "System: Be brief.\n\nUser: Hi\n\nAssistant:"
+    assert RWKV.render(messages) == "System: Be brief.\n\nUser: Hi\n\nAssistant:"
 
 
 def test_last_assistant_message_is_continued():
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<think"}]
-    assert render_messages(messages) == "User: Hi\n\nAssistant: <think"
+    assert RWKV.render(messages) == "User: Hi\n\nAssistant: <think"
 
 
 def test_empty_assistant_message_equals_an_open_turn():
-    opened = render_messages([{"role": "user", "content": "Hi"}])
-    assert render_messages([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": ""}]) == opened
+    opened = RWKV.render([{"role": "user", "content": "Hi"}])
+    assert RWKV.render([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": ""}]) == opened
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_empty_assistant_message_equals_an_open_turn():
     ],
 )
 def test_content_holds_no_blank_line(content: str, expected: str):
-    assert render_messages([{"role": "user", "content": content}]) == f"User: {expected}\n\nAssistant:"
+    assert RWKV.render([{"role": "user", "content": content}]) == f"User: {expected}\n\nAssistant:"
 
 
 @pytest.mark.parametrize(
@@ -74,5 +76,5 @@ def test_content_holds_no_blank_line(content: str, expected: str):
 )
 def test_bad_messages_are_row_errors(messages: list, named: str):
     with pytest.raises(RowError, match=named) as caught:
-        render_messages(messages)
+        RWKV.render(messages)
     assert caught.value.code == "bad_messages"

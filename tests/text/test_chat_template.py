@@ -137,14 +137,14 @@ def test_errors_of_a_template_are_errors_of_rows(source: str, code: str, named: 
 
 
 def test_a_conversation_that_takes_too_long_is_an_error_and_the_others_are_rendered(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rendering, "PROMPT_SECONDS", 0.5)
+    monkeypatch.setattr(rendering, "TEXT_SECONDS", 0.5)
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     source = "{% if messages[0].content == 'endless' %}" + endless + "{% endif %}{{ messages[0].content }}"
     texts = ["a", "endless", "b"]
     found = template(source).render_many([Conversation([{"role": "user", "content": text}]) for text in texts])
     assert [one if isinstance(one, RowError) else one.text for one in found] == ["a", found[1], "b"]
     assert isinstance(found[1], RowError)
-    assert found[1].message == "chat template: rendering this prompt takes more than 0.5 s"
+    assert found[1].message == "chat template: rendering this text takes more than 0.5 s"
 
 
 def test_a_prompt_that_is_too_large_is_an_error():
@@ -153,14 +153,14 @@ def test_a_prompt_that_is_too_large_is_an_error():
     found = template(source).render_many([Conversation([{"role": "user", "content": str(size)}]) for size in sizes])
     assert [isinstance(one, RowError) and one.code for one in found] == [False, "template_error", "template_error"]
     assert isinstance(found[2], RowError)
-    assert found[2].message == "chat template: the prompt has 40000000 characters, expected at most 33554432"
+    assert found[2].message == "chat template: the text has 40000000 characters, expected at most 33554432"
 
 
 def test_answers_come_in_parts(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(rendering, "PART_SECONDS", 0.0)
     assert rendering.answering(str, "x")([1, 2]) == [("1", "", "")]
     monkeypatch.setattr(rendering, "PART_SECONDS", 9.0)
-    monkeypatch.setattr(rendering, "PROMPT_CHARACTERS", 2)
+    monkeypatch.setattr(rendering, "TEXT_CHARACTERS", 2)
     assert [text for text, _, _ in rendering.answering(str, "x")([22, 3, 4])] == ["22", "3"]
 
 

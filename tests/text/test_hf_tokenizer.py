@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rwkv_batch.text.chat import ChatSettings, open_chat
-from rwkv_batch.text.hf_tokenizer import END_OF_TEXT, HfTokenizer
+from rwkv_batch.text.hf_tokenizer import END_OF_TEXT_NAME, HfTokenizer
 from rwkv_batch.text.load_tokenizer import load_tokenizer
 from rwkv_batch.text.tokenizer import BytesTokenizer
 from rwkv_batch.text.tokenizer_json import open_tokenizer_json
@@ -29,11 +29,11 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[HfTokenizer, Any]:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = trainers.BpeTrainer(vocab_size=300, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet)
+    special = trainers.BpeTrainer(vocab_size=300, special_tokens=[END_OF_TEXT_NAME], initial_alphabet=alphabet)
     backend.train_from_iterator(["def mean(values): import os", "return sum(values) / len(values)"], special)
     backend.save(str(path))
     theirs = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(path), eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, pad_token=END_OF_TEXT
+        tokenizer_file=str(path), eos_token=END_OF_TEXT_NAME, bos_token=END_OF_TEXT_NAME, pad_token=END_OF_TEXT_NAME
     )
     return HfTokenizer(open_tokenizer_json(path)), theirs
 
@@ -104,7 +104,7 @@ def test_every_id_of_world_has_a_token_of_its_own() -> None:
 def test_token_names_of_bytes_and_of_ids_without_bytes() -> None:
     ours = HfTokenizer(BytesTokenizer())
     assert ours.tokenize("é!") == ["<0xC3>", "<0xA9>", "!"]
-    assert ours.convert_ids_to_tokens(0) == END_OF_TEXT
+    assert ours.convert_ids_to_tokens(0) == END_OF_TEXT_NAME
     assert ours.convert_ids_to_tokens([0, 34], skip_special_tokens=True) == ["!"]
     assert ours.convert_tokens_to_ids(["!", "nonsense"]) == [34, None]
     with pytest.raises(ValueError, match="'nonsense' is no token of bytes"):

@@ -65,7 +65,7 @@ def right_choice(column: str, answer: Any, kind: AnswerKind, choices: Sequence[A
     return found
 
 
-def kind_of(column: str, known: Sequence[Answered]) -> AnswerKind:
+def kind_of_answers(column: str, known: Sequence[Answered]) -> AnswerKind:
     """Finds what a column of texts holds: the kind that the answers of the most rows are of.
 
     Args:

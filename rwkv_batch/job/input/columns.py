@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from ...errors import ConfigurationError, looked_up
-from ...sampling_params import SAMPLING_FIELDS
+from ...sampling_params import CONSTRAINTS, SAMPLING_FIELDS
 from ...user_files import read_text, reason_of
 from ..config import JobConfig
 from ..messages import did_you_mean, listed
@@ -50,6 +50,7 @@ class Columns:
         id: the column that names rows, if there is one.
         scored: what a score job scores; None for another task.
         chat: tools or chat_template_kwargs → its column, beside one of messages.
+        have_constraints: a column, or a field of `sampling_struct`, may give a row a constraint.
     """
 
     roles: dict[str, str]
@@ -63,6 +64,7 @@ class Columns:
     id: str | None = None
     scored: Scored | None = None
     chat: Mapping[str, str] = dataclass_field(default_factory=dict)
+    have_constraints: bool = False
 
     @property
     def overriding(self) -> list[str]:
@@ -156,6 +158,7 @@ class _Binder:
             id_column,
             scored,
             chat,
+            not self._sampling_fields(sampling, struct).isdisjoint(CONSTRAINTS),
         )
 
     def _template_columns(self, scored: Scored | None) -> list[str]:
@@ -245,6 +248,11 @@ class _Binder:
         for field, name in sampling.items():
             self._check_type(name, SAMPLING_CHECKS[field], f"input.columns.{field}")
         return sampling
+
+    def _sampling_fields(self, sampling: Mapping[str, str], struct: str | None) -> set[str]:
+        """The sampling fields that columns, or fields of a struct, override."""
+        kind = pa.struct([]) if struct is None else self._schema.field(struct).type
+        return {*sampling, *((field.name for field in kind) if pt.is_struct(kind) else ())}
 
     def _sampling_struct(self, sampling: dict[str, str]) -> str | None:
         """The column `sampling`, whose fields must be sampling fields that are not columns too."""

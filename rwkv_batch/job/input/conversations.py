@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import RowError
 from ...rows import ErrorRow, GenerateRow, ScoreRow
-from ...text.chat import Conversation, Rendered, WithStops
+from ...text.chat import Conversation, Joined, Rendered
 from ...text.messages import ROLE_NAMES, plain_messages
 from ..chat import JobChat
 
@@ -29,7 +29,7 @@ class Conversations:
     def __init__(self, chat: JobChat, columns: Mapping[str, str]) -> None:
         self._chat = chat
         self._columns = columns
-        self._with_stops = WithStops()
+        self._joined = Joined()
 
     def of(self, messages: Any, record: Mapping[str, Any]) -> Any:
         """The conversation of one row.
@@ -53,16 +53,18 @@ class Conversations:
         ]
 
     def _row(self, row: GenerateRow, prompt: Rendered | RowError) -> GenerateRow | ErrorRow:
-        if isinstance(prompt, RowError):
-            return ErrorRow(row.key, row.row, prompt)
-        params = row.params if self._chat.is_older else self._with_stops(row.params, prompt)
-        return GenerateRow(row.key, row.row, prompt.text, params)
+        if isinstance(prompt, Rendered) and self._chat.is_older:
+            return GenerateRow(row.key, row.row, prompt.text, row.params)
+        joined = self._joined(prompt, row.params)
+        if isinstance(joined, RowError):
+            return ErrorRow(row.key, row.row, joined)
+        return GenerateRow(row.key, row.row, *joined)
 
 
 def _without_tools(messages: Any) -> list[dict[str, Any]]:
     """The messages as a version without tools read them."""
     found = []
-    for number, message in enumerate(plain_messages(messages)):
+    for number, message in enumerate(plain_messages(messages, only_texts=True)):
         if message["role"] in ROLE_NAMES and message["role"] not in OLDER_ROLES:
             expected = ", ".join(OLDER_ROLES)
             raise RowError("bad_messages", f"message {number} has role {message['role']!r}; expected one of {expected}")

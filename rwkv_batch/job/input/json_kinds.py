@@ -191,11 +191,13 @@ class Messages(JsonKind):
 
     Args:
         fields: of a message, all text; `tool_calls` is JSON text.
+        only_texts: messages are read as by a version without tools.
     """
 
-    def __init__(self, *fields: str) -> None:
+    def __init__(self, *fields: str, only_texts: bool = False) -> None:
         super().__init__("a list of messages")
         self.fields = fields
+        self.only_texts = only_texts
         self.arrow = pa.list_(pa.struct([(field, pa.string()) for field in fields]))
 
     def has(self, value: Any) -> bool:
@@ -205,7 +207,7 @@ class Messages(JsonKind):
         return self._error(value) or super().fault(where, value)
 
     def for_arrow(self, value: Any) -> Any:
-        return None if value is None else [self._message(message) for message in plain_messages(value)]
+        return None if value is None else [self._message(one) for one in plain_messages(value, self.only_texts)]
 
     def _message(self, message: dict[str, Any]) -> dict[str, str | None]:
         calls = message.get("tool_calls")
@@ -214,7 +216,7 @@ class Messages(JsonKind):
 
     def _error(self, value: Any) -> RowError | None:
         try:
-            plain_messages(value)
+            plain_messages(value, self.only_texts)
         except RowError as error:
             return error
         return None
@@ -245,7 +247,8 @@ class OpenMessages(Messages):
 
 
 STRINGS, NUMBERS_BY_NAME, JSON_TEXT = Strings(), NumbersByName(), JsonText()
-PLAIN_MESSAGES = Messages("role", "content")
+PLAIN_MESSAGES = Messages("role", "content", only_texts=True)
+"""For jobs that a version without tools has begun."""
 ALL_MESSAGES = Messages("role", "content", "tool_calls", *TEXT_FIELDS)
 MESSAGES = OpenMessages("role", "content")
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ...errors import RowError
 from .files import InputFile
-from .json_kinds import STRING, Expected
+from .json_kinds import PLAIN_MESSAGES, STRING, Expected
 from .jsonl import JsonlTable, Line
 from .lines import UTF8_MARK
 from .openai_body import SAMPLING_NAMES, columns_of
@@ -30,7 +30,9 @@ class OpenAIBatchTable(JsonlTable):
 
     def __init__(self, file: InputFile, expected: Mapping[str, Expected]) -> None:
         sampling = {name: SAMPLING_KINDS[name] for name in SAMPLING_NAMES.values()}
-        super().__init__(file, {"id": STRING, **PROMPT_KINDS, **CHAT_KINDS, **sampling})
+        self._has_tools = expected.get("messages") is not PLAIN_MESSAGES
+        chat = CHAT_KINDS if self._has_tools else {"messages": PLAIN_MESSAGES}
+        super().__init__(file, {"id": STRING, **PROMPT_KINDS, **chat, **sampling})
 
     @staticmethod
     def recognizes(head: bytes) -> bool:
@@ -61,7 +63,7 @@ class OpenAIBatchTable(JsonlTable):
         try:
             if request.get("url") not in (None, *URLS):
                 raise RowError("bad_sampling", f"url: got {request['url']!r}, expected {' or '.join(URLS)}")
-            row.update(columns_of(request.get("body")))
+            row.update(columns_of(request.get("body"), self._has_tools))
         except RowError as found:
             error = found
         return Line(row, error)

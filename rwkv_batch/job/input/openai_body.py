@@ -8,6 +8,7 @@ from typing import Any
 
 from ...errors import RowError
 from ...sampling_params import SAMPLING_FIELDS
+from ...structured_outputs import grammar_of_choice, is_texts
 from .json_kinds import shown_json
 
 SAMPLING_NAMES = {
@@ -61,7 +62,6 @@ OFF: dict[str, tuple[Any, ...]] = {
     "continue_final_message": (False,),
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
-    "bad_words": ([],),
     "logits_processors": ([],),
     "documents": ([],),
 }
@@ -74,6 +74,13 @@ REASONS = {
 }
 """Name that is not supported → what to do instead of leaving it out."""
 
+OLDER_REASONS = {
+    **{name: reason for name, reason in REASONS.items() if name == "logprobs"},
+    "tools": 'there are no tool calls; leave it out, or set tool_choice to "none"',
+    "functions": 'there are no tool calls; leave it out, or set function_call to "none"',
+}
+"""`REASONS` of a version without tools."""
+
 CHOICES = {"tools": "tool_choice", "functions": "function_call"}
 """Name of the definitions of tools → the name that says whether the model may call them."""
 
@@ -81,8 +88,11 @@ Setting = tuple[str, Any]
 """A column's name and its value."""
 
 
-def columns_of(body: Any) -> dict[str, Any]:
+def columns_of(body: Any, has_tools: bool = True) -> dict[str, Any]:
     """Returns the prompt and the sampling fields of one request, by column.
+
+    Args:
+        has_tools: False reads a request as a version without tools did, for a job that it has begun.
 
     Raises:
         RowError: the body is no object, or asks for something that would change the result and is not supported.
@@ -91,22 +101,24 @@ def columns_of(body: Any) -> dict[str, Any]:
         raise RowError("bad_json", f"body: got {shown_json(body)}, expected an object")
     columns: dict[str, Any] = {}
     for name, value in body.items():
-        for column, setting in _settings(body, name, value):
+        for column, setting in _settings(body, name, value, has_tools):
             if column in columns and columns[column] != setting:
                 raise RowError("bad_sampling", f"body.{name}: {column} is given twice, with two values; expected one")
             columns[column] = setting
     return columns
 
 
-def _settings(body: dict[str, Any], name: str, value: Any) -> Iterator[Setting]:
+def _settings(body: dict[str, Any], name: str, value: Any, has_tools: bool) -> Iterator[Setting]:
     """The columns that one name of a body sets."""
     if value is None or name in IGNORED or any(type(value) is type(off) and value == off for off in OFF.get(name, ())):
         return
     if name in ("messages", "chat_template_kwargs"):
-        yield name, value
-    elif name in CHOICES:
-        if body.get(CHOICES[name]) != "none" and value != []:
-            yield "tools", value
+        if has_tools or name == "messages":
+            yield name, value
+    elif name in CHOICES and (value == [] or body.get(CHOICES[name]) == "none"):
+        return
+    elif name in CHOICES and has_tools:
+        yield "tools", value
     elif name == "prompt":
         yield _prompt(value)
     elif name in SAMPLING_NAMES:
@@ -115,7 +127,8 @@ def _settings(body: dict[str, Any], name: str, value: Any) -> Iterator[Setting]:
     elif name in CONSTRAINTS:
         yield from CONSTRAINTS[name](f"body.{name}", value)
     else:
-        raise RowError("bad_sampling", f"body.{name} is not supported: {REASONS.get(name, 'leave it out')}")
+        reason = (REASONS if has_tools else OLDER_REASONS).get(name, "leave it out")
+        raise RowError("bad_sampling", f"body.{name} is not supported: {reason}")
 
 
 def _prompt(value: Any) -> Setting:
@@ -169,9 +182,9 @@ def _grammar(where: str, value: Any) -> Iterator[Setting]:
 
 
 def _choice(where: str, value: Any) -> Iterator[Setting]:
-    if not isinstance(value, list) or not value or not all(isinstance(choice, str) for choice in value):
+    if not is_texts(value):
         raise RowError("bad_sampling", f"{where}: got {shown_json(value)}, expected a list of at least one string")
-    yield "grammar", "root ::= " + " | ".join(json.dumps(choice) for choice in value)
+    yield "grammar", grammar_of_choice(value)
 
 
 def _schema(value: Any) -> Any:

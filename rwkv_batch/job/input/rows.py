@@ -11,7 +11,7 @@ import pyarrow as pa
 from ...errors import RowError
 from ...rows import ErrorRow, GenerateRow, ScoreRow
 from ...sampling_fields import Biases, Integer
-from ...sampling_params import SAMPLING_FIELDS, SamplingParams
+from ...sampling_params import SAMPLING_FIELDS, SamplingParams, sampling_error
 from ..chat import JobChat
 from ..config import JobConfig, sampling_with
 from ..plan import Unit
@@ -114,7 +114,7 @@ class RowParser:
         try:
             return sampling_with(self._params, given)
         except ValueError as error:
-            raise RowError("bad_sampling", str(error).removeprefix("SamplingParams.")) from error
+            raise sampling_error(error) from error
 
 
 def _plain(field: str, value: Any) -> Any:

@@ -13,7 +13,7 @@ import pyarrow.types as pt
 from ...errors import ConfigurationError
 from ..config import JobConfig
 from ..messages import listed
-from .answers import Answered, AnswerKind, kind_of
+from .answers import Answered, AnswerKind, kind_of_answers
 from .arrow_types import is_lists_of_ids, is_text
 from .reader import Input
 from .roles import CHECKS
@@ -154,7 +154,7 @@ def with_answers(scored: Scored, job: JobConfig, source: Input, answer: str, cho
         choices: the column with the choices; None where all rows have those of `score.choices`.
 
     Raises:
-        ConfigurationError: it cannot be found.
+        ConfigurationError: what the column holds cannot be found.
     """
     if not is_text(source.schema.field(answer).type):
         return replace(scored, answer_kind="index")
@@ -165,7 +165,7 @@ def with_answers(scored: Scored, job: JobConfig, source: Input, answer: str, cho
 def _kind_of_texts(job: JobConfig, source: Input, answer: str, choices: str | None) -> AnswerKind:
     known = [*_first_answers(source, answer, choices, job.score.choices)]
     if known:
-        return kind_of(answer, known)
+        return kind_of_answers(answer, known)
     if source.num_rows <= BATCH_ROWS or answer in source.json_text:
         return "index"
     raise ConfigurationError(

@@ -14,7 +14,6 @@ from jinja2 import (
     Environment,
     StrictUndefined,
     TemplateError,
-    TemplateSyntaxError,
     Undefined,
     meta,
     nodes,
@@ -24,13 +23,12 @@ from jinja2.nodes import EvalContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ...errors import ConfigurationError, RowError
+from ...text.template_errors import PROGRAM_ERRORS, compiling
 from ..messages import did_you_mean
 
 ROW = "row"
 """The name of the mapping from column to value, for columns whose name is no identifier: row["Question Text"]."""
 
-# A template is a small program over a row's data, and may fail as programs do.
-_PROGRAM_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 _TEXT_FILTERS = (
     *("capitalize", "center", "e", "escape", "forceescape", "format", "indent", "lower", "pprint", "replace"),
     *("string", "striptags", "title", "trim", "truncate", "upper", "urlencode", "urlize", "wordcount", "wordwrap"),
@@ -78,7 +76,7 @@ class Template:
         self._setting = setting
         self._name = name = setting.rpartition(".")[2]
         environment = _environment()
-        try:
+        with compiling(name):
             tree = environment.parse(source)
             _refuse_chance(tree, name)
             self._names = meta.find_undeclared_variables(tree) - environment.globals.keys()
@@ -87,12 +85,6 @@ class Template:
             self._guarded = {node.node.name for node in _guards(tree)}
             self._template = environment.from_string(_with_checked_concatenations(tree))
             self._globals = {**self._template.globals}
-        except TemplateSyntaxError as error:
-            raise ConfigurationError(f"{name}, line {error.lineno}: {error.message}") from error
-        except ConfigurationError:
-            raise
-        except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
-            raise ConfigurationError(f"{name}: Python cannot compile it: {error or type(error).__name__}") from error
 
     def columns(self, known: Sequence[str]) -> list[str]:
         """The columns of an input that the template reads, in the input's order.
@@ -134,7 +126,7 @@ class Template:
             raise RowError("template_error", message) from None
         except _NotPrintable as error:
             raise RowError("template_error", f"{self._name}: {error}") from None
-        except (TemplateError, *_PROGRAM_ERRORS) as error:
+        except (TemplateError, *PROGRAM_ERRORS) as error:
             message = f"{self._name}: {type(error).__name__}: {error} (columns: {', '.join(columns) or 'none'})"
             raise RowError("template_error", message) from error
 

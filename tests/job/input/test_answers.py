@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from rwkv_batch.errors import ConfigurationError
-from rwkv_batch.job.input.answers import Answered, choice_of, kind_of
+from rwkv_batch.job.input.answers import Answered, choice_of, kind_of_answers
 
 from ..conftest import Job
 
@@ -78,7 +78,7 @@ FOUR = ["me", "you", "she", "they"]
     ],
 )
 def test_a_column_of_texts_has_one_kind(known: list[Answered], expected: str) -> None:
-    assert kind_of("answer", known) == expected
+    assert kind_of_answers("answer", known) == expected
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_column_of_texts_has_one_kind(known: list[Answered], expected: str) ->
 )
 def test_what_cannot_be_decided_is_refused(known: list[Answered], message: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
-        kind_of("answer", known)
+        kind_of_answers("answer", known)
     assert str(refused.value).startswith(message)
 
 

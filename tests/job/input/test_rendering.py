@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rwkv_batch.errors import RowError
-from rwkv_batch.job.input import rendering
 from rwkv_batch.job.input.rendering import Renderer, answer_rows
+from rwkv_batch.text import rendering
 
 from ..conftest import Job
 
@@ -48,31 +48,31 @@ def test_a_row_that_takes_too_much_memory_is_an_error(source: str):
 
 
 def test_a_row_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rendering, "ROW_SECONDS", 0.5)
+    monkeypatch.setattr(rendering, "TEXT_SECONDS", 0.5)
     found = Renderer("{{ n }}{% if n == 1 %}" + ENDLESS + "{% endif %}").render([{"n": n} for n in range(4)])
     assert isinstance(found[1], RowError)
-    assert found[1].message == "template: rendering this row takes more than 0.5 s"
+    assert found[1].message == "template: rendering this text takes more than 0.5 s"
     assert [found[i] for i in (0, 2, 3)] == ["0", "2", "3"]
 
 
 def test_a_prompt_that_is_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rendering, "PROMPT_CHARACTERS", 10)
+    monkeypatch.setattr(rendering, "TEXT_CHARACTERS", 10)
     answer = answer_rows(("{{ '-' * n }}", "input.template"))
     assert answer([{"n": 10}, {"n": 11}]) == [
-        ("-" * 10, ""),
-        (None, "template: the text has 11 characters, expected at most 10"),
+        ("-" * 10, "", ""),
+        (None, "template_error", "template: the text has 11 characters, expected at most 10"),
     ]
 
 
 def test_after_a_while_the_rows_that_are_rendered_are_answered(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(rendering, "PART_SECONDS", 0.0)
-    assert answer_rows(("{{ n }}", "input.template"))([{"n": 1}, {"n": 2}]) == [("1", "")]
+    assert answer_rows(("{{ n }}", "input.template"))([{"n": 1}, {"n": 2}]) == [("1", "", "")]
 
 
 def test_long_prompts_are_answered_in_parts(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rendering, "PROMPT_CHARACTERS", 10)
+    monkeypatch.setattr(rendering, "TEXT_CHARACTERS", 10)
     rows: list[Mapping[str, Any]] = [{"n": 6}, {"n": 5}, {"n": 4}]
-    assert [len(text or "") for text, _ in answer_rows(("{{ '-' * n }}", "input.template"))(rows)] == [6, 5]
+    assert [len(text or "") for text, *_ in answer_rows(("{{ '-' * n }}", "input.template"))(rows)] == [6, 5]
 
 
 def test_a_bad_row_of_a_job_is_an_error_row(job: Job):

@@ -1,4 +1,4 @@
-"""Prompts of the lm-evaluation-harness's option `--apply_chat_template`, in the chat formats of RWKV models."""
+"""Prompts of harnesses in the chat formats of RWKV models, such as those of lm-eval's `--apply_chat_template`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from typing import Any
 
 from ..errors import ConfigurationError, one_of
 from ..text.chat import ChatSettings, open_chat
-from .harness_requests import ASSISTANT
-from .lm_eval_arguments import argument_names
+from .chat_arguments import argument_names
 
+ASSISTANT = "Assistant:"
+"""The end of a prompt in the format `rwkv`; the answer after it starts with a space."""
 THOUGHT_END = "</think"
 """The end of a prompt whose thought is closed, without its last character: that may be one token with what follows."""
 _PATTERN = [{"role": role, "content": f"{{{role}}}"} for role in ("system", "user", "assistant", "user")]
+
+
+def without_thought_end(prompt: str, text: str) -> str:
+    """A completion without the `>` of a thought that its prompt closes, and without the white space after it."""
+    return text.removeprefix(">").lstrip() if prompt.endswith(THOUGHT_END) else text
 
 
 class ChatPrompt(str):
@@ -126,5 +132,4 @@ class Chat:
 
     def answer(self, prompt: str, text: str) -> str:
         """A completion without the end of a thought that the prompt closes."""
-        is_closed = isinstance(prompt, ChatPrompt) and prompt.endswith(THOUGHT_END)
-        return text.removeprefix(">").lstrip() if is_closed else text
+        return without_thought_end(prompt, text) if isinstance(prompt, ChatPrompt) else text

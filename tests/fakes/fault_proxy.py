@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 REFUSALS = {
+    301: "PermanentRedirect",
     403: "AccessDenied",
     409: "OperationAborted",
     500: "InternalError",

@@ -346,6 +346,21 @@ def test_sigkill_at_random_moments_with_an_object_store(long: Job, bucket: Bucke
     assert parts(bucket) == expected
 
 
+def test_a_signal_commits_what_is_finished_to_the_store(long: Job, bucket: Bucket) -> None:
+    long.set(output__rows_per_part=200, output__flush_seconds=86_400)
+    process = long.start(FAKE_HOLD_AFTER=30)
+    assert process.stdout.readline() == "held\n"
+    assert not any(name.endswith(".seg") for name in state(bucket))
+    process.send_signal(signal.SIGTERM)
+    _, message = process.communicate()
+    assert process.returncode == 75, message
+    found = state(bucket)
+    (segment,) = [data for name, data in found.items() if name.endswith(".seg")]
+    assert pq.read_table(io.BytesIO(segment)).num_rows == 30
+    assert any(b'"event": "stopped"' in data for name, data in found.items() if name.startswith("log."))
+    assert long.run() == 0
+
+
 def test_two_processes_that_start_at_once_make_one_job(long: Job, bucket: Bucket) -> None:
     expected = undisturbed(long)
     processes = [long.start() for _ in range(2)]

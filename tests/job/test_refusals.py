@@ -247,7 +247,7 @@ def state_around(job: Job) -> None:
 
 
 def object_store(job: Job) -> None:
-    job.set(output__path="s3://bucket/out")
+    job.set(output__path="hdfs://host/out")
 
 
 def around_input_through_a_link(job: Job) -> None:

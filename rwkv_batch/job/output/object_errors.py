@@ -23,6 +23,10 @@ PLACES = {
 DENIED = re.compile(
     r"\b(401|403) |AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|credential|169\.254\.|metadata", re.IGNORECASE
 )
+ELSEWHERE = re.compile(
+    r"PermanentRedirect|AuthorizationHeaderMalformed|IllegalLocationConstraint|incorrectly configured region"
+)
+"""What a store, or obstore, says of a request to another region than the bucket's."""
 NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|The specified bucket does not exist", re.IGNORECASE)
 
 
@@ -36,10 +40,12 @@ def is_final(error: Exception) -> bool:
     """Whether another try would fail in the same way."""
     if isinstance(error, (FileNotFoundError, ValueError, TypeError, NotImplementedError)):
         return True
+    if ELSEWHERE.search(str(error)):
+        return True
     status = status_of(error)
     if status in (408, 409, 425, 429):
         return False
-    return (status is not None and 400 <= status < 500) or status == 501 or "NotSupported" in type(error).__name__
+    return (status is not None and 300 <= status < 500) or status == 501 or "NotSupported" in type(error).__name__
 
 
 def storage_error(url: str, verb: str, error: Exception) -> StorageError:
@@ -55,6 +61,8 @@ def storage_error(url: str, verb: str, error: Exception) -> StorageError:
     text = str(error)
     if NO_BUCKET.search(text):
         code, advice = errno.ENOTDIR, "make the bucket first, or name another one"
+    elif ELSEWHERE.search(text):
+        code, advice = errno.EHOSTUNREACH, f"check {PLACES[scheme]}"
     elif DENIED.search(text):
         code, advice = errno.EACCES, f"give this user the rights, and check {CREDENTIALS[scheme]}"
     elif status_of(error) == 412:

@@ -237,6 +237,7 @@ def test_an_object_that_is_replaced_while_it_is_read_is_not_damaged(
     ("fault", "expected"),
     [
         ("403", "AccessDenied of the test; give this user the rights, and check AWS_ACCESS_KEY_ID"),
+        ("301", "incorrectly configured region; check AWS_ENDPOINT_URL and AWS_REGION"),
         ("503", "SlowDown of the test"),
         ("drop", "check AWS_ENDPOINT_URL and AWS_REGION"),
     ],

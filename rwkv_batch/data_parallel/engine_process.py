@@ -31,7 +31,7 @@ class EngineProcess:
         events: gets (this process, message) for each message but answers, and `Ended` at the end.
 
     Attributes:
-        ready: what the process has said of its model; None until it is loaded. The reader of `events` sets it.
+        ready: what the process has said of its model; None until it is loaded.
         in_flight: (row, weight) of the rows that the process serves, by number, in the order in which they were sent.
         load: the weight of all of them.
         ended_with: how the process ended, in words; "" while it runs.
@@ -119,6 +119,8 @@ class EngineProcess:
                 elif isinstance(message, Crashed):
                     self._reason = message.reason
                 else:
+                    if isinstance(message, Ready):
+                        self.ready = message
                     self._events.put((self, message))
         self.kill()
         self.ended_with = self._reason or _in_words(self._process.returncode)

@@ -137,7 +137,10 @@ def test_a_turn_ends_where_the_turn_of_the_model_ends(model):
     assert bot.get_model_info()["chat_stop"] == ["✿"]
 
 
-def test_thinking_is_cut_off_and_strings_of_the_task_end_the_answer_after_it(model):
+def test_thinking_is_cut_off_and_strings_of_the_task_end_the_answer_after_it(model, monkeypatch):
+    # The regex stands for what a model writes by itself; of a user it would be refused beside an open thought.
+    place = "rwkv_batch.integrations.lm_eval_completions.constrained_prompt"
+    monkeypatch.setattr(place, lambda prompt, params: prompt)
     lm = model(think="open")
     prompt = lm.apply_chat_template(HISTORY)
     assert completion(lm, prompt, ">a\n\nb</think>\n4\n\nc", until=["\n\n"]) == "4"

@@ -76,7 +76,8 @@ class ChatCalls(ABC):
                 model's `chat`.
             tools: what the model may call: definitions of functions, as in OpenAI's API.
             chat_template: a Jinja chat template, or a file that holds one: short for `chat={"template": ...}`.
-            chat_template_kwargs: further names for a chat template, such as {"enable_thinking": False}.
+            chat_template_kwargs: further names for a chat template, such as {"enable_thinking": False}, which closes
+                the thought in the other formats too.
             add_generation_prompt: begin the assistant's turn. An assistant's message at the end is continued instead.
             continue_final_message: the last message, which must be the assistant's, is continued.
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def one_of(names: Sequence[str]) -> str:
@@ -46,9 +47,20 @@ class RwkvBatchError(Exception):
         super().__init__(message)
         self.setting = setting
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors come from other processes: the constructors of subclasses take other arguments than `args`."""
+        return _restored, (type(self), self.args, self.__dict__)
+
     def __str__(self) -> str:
         message = super().__str__()
         return message if self.setting is None else f"{self.setting}: {message}"
+
+
+def _restored(kind: type[RwkvBatchError], args: tuple[Any, ...], attributes: dict[str, Any]) -> RwkvBatchError:
+    """An error that was pickled."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class ConfigurationError(RwkvBatchError, ValueError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -14,9 +13,12 @@ import torch
 
 from . import arguments, progress_bar
 from .chat_calls import ChatCalls
-from .engine.engine import Engine, EngineLimits
+from .data_parallel.engine_processes import EngineProcesses
+from .data_parallel.serving import ParallelServing, ReadyOutputs
+from .engine.engine import Engine
 from .engine.stats import EngineStats
 from .errors import RowError
+from .load_engine import load_engine
 from .model_summary import ModelSummary, inspect_model
 from .models.model import Model
 from .output_builder import OutputBuilder
@@ -25,10 +27,8 @@ from .requests import RequestBuilder
 from .results import RequestNumbers, warn_of_errors
 from .rows import GenerateRow, ScoreRow
 from .sampling_params import SamplingParams
-from .serving import Finished, Serving
+from .serving import AnyServing, Serving
 from .settings import LogprobsMode
-from .text.stop_strings import StopMatcher
-from .threads import limit_threads
 from .vllm_arguments import GENERATE_ARGUMENTS, absent_method, own_arguments
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ class LLM(ChatCalls):
         logprobs_mode: the distribution of sampled tokens' log-probabilities: "raw_logprobs" is the model's own, before
             penalties, biases, bans and temperature; "processed_logprobs" is the one that the token is drawn from, after
             all of these and the filters, -inf for a token that cannot be drawn. Of a prompt's tokens it is always raw.
+        data_parallel: the number of engines, each in a process of its own: on the GPUs from cuda:0 on, or, on a CPU,
+            with a share of the cores and of the memory. Results are those of one engine. Sizes are those of each.
         chat: how conversations become prompts: `ChatSettings`, or a mapping of its fields.
         others: arguments of vLLM's `LLM` and of Hugging Face's `from_pretrained`. Those that mean nothing here are
             accepted with one warning, and those that would change results are refused.
@@ -134,6 +136,7 @@ class LLM(ChatCalls):
         parse_special_tokens: bool = False,
         memory_share: float = 0.85,
         logprobs_mode: LogprobsMode = "raw_logprobs",
+        data_parallel: int = 1,
         chat: ChatSettings | Mapping[str, Any] | None = None,
         **others: Any,
     ) -> None:
@@ -155,29 +158,29 @@ class LLM(ChatCalls):
         return llm
 
     def _load(self, summary: ModelSummary, max_prompt_tokens: int | None = None) -> None:
-        file, plan, engine = summary.file, summary.memory, summary.engine
-        vocab_size = file.sizes["V"]
-        if any(place.device.type == "cpu" for place in summary.placement.of_layers(file.sizes["L"])):
-            limit_threads()
         self.summary = summary
-        self.seed = engine.seed
+        self.seed = summary.engine.seed
         self.tokenizer = tokenizer = summary.tokenizer
-        self._model = Model(file, summary.placement, summary.layer_ops, summary.model.ln_x_eps, engine.batch_invariant)
-        self._engine = Engine(
-            self._model,
-            summary.vocabulary,
-            EngineLimits(plan.max_batch_size, plan.max_batch_tokens, engine.prefix_host_bytes),
-            init_state=None if summary.model.init_state is None else Path(summary.model.init_state),
-            prefix_sharing=engine.prefix_sharing,
-            new_stop_matcher=partial(StopMatcher, tokenizer.token_bytes) if tokenizer else None,
-            logprobs_mode=engine.logprobs_mode,
+        self._builder = RequestBuilder(
+            tokenizer,
+            summary.file.sizes["V"],
+            self.seed,
+            summary.constraints,
+            max_prompt_tokens,
+            lambda: summary.chat_format,
         )
-        self._builder = builder = RequestBuilder(
-            tokenizer, vocab_size, engine.seed, summary.constraints, max_prompt_tokens, lambda: summary.chat_format
-        )
-        self.serving = Serving(self._engine, builder)
-        self._outputs = OutputBuilder(tokenizer)
         self._numbers = RequestNumbers()
+        self.serving: AnyServing
+        self._outputs: OutputBuilder | ReadyOutputs
+        self._model: Model | EngineProcesses
+        self._engine: Engine | EngineProcesses
+        if summary.engine.data_parallel == 1:
+            self._model, engine = load_engine(summary)
+            self._engine = engine
+            self.serving, self._outputs = Serving(engine, self._builder), OutputBuilder(tokenizer)
+        else:
+            self._model = self._engine = engines = EngineProcesses(summary, max_prompt_tokens)
+            self.serving, self._outputs = ParallelServing(engines), ReadyOutputs()
         summary.log()
 
     def generate(
@@ -376,7 +379,7 @@ class LLM(ChatCalls):
         self,
         rows: Iterable[SomeRow],
         at_once: int,
-        outputs: Callable[[Sequence[Finished]], Iterator[tuple[Any, Result]]],
+        outputs: Callable[[Sequence[Any]], Iterator[tuple[Any, Result]]],
     ) -> Iterator[tuple[Any, Result]]:
         rows = iter(rows)
         with closing(self.serving.run(iter(lambda: list(islice(rows, at_once)), []))) as lists:

@@ -22,7 +22,7 @@ from .errors import CheckpointError, looked_up
 from .models.architecture import describe_sizes
 from .models.files.checkpoint import open_checkpoint
 from .models.model import ModelFile
-from .models.placement import LayerPlacement, Placement, describe_layers, place
+from .models.placement import LayerPlacement, Placement, check_data_parallel, describe_layers, place
 from .ops import OpTable, fallbacks, format_choices, resolve
 from .process import call_in_process
 from .settings import EngineSettings, ModelSettings
@@ -66,7 +66,17 @@ class ModelSummary:
     @property
     def memory_plan(self) -> str:
         """The memory plan in words."""
-        return str(self.memory)
+        return f"{self.memory}{self._engines and ', for each of' + self._engines}"
+
+    @property
+    def num_slots(self) -> int:
+        """The number of slots of all engines; where they are on several GPUs, as if each had as many as the first."""
+        return self.memory.max_batch_size * self.engine.data_parallel
+
+    @property
+    def _engines(self) -> str:
+        """The number of engines, where there are several: " 2 engines"."""
+        return f" {self.engine.data_parallel} engines" if self.engine.data_parallel > 1 else ""
 
     @property
     def num_parameters(self) -> int:
@@ -80,7 +90,11 @@ class ModelSummary:
         place = describe_layers(self.placement, layers) if self.placement.layers else str(self.placement.head)
         name = Path(self.model.model).name
         version, size = self.file.architecture.name, _in_words(self.num_parameters)
-        return f"{name}, {version} {size}, {place}, {self.memory.max_batch_size} slots"
+        if not self._engines:
+            return f"{name}, {version} {size}, {place}, {self.memory.max_batch_size} slots"
+        last = f"cuda:{self.engine.data_parallel - 1}"
+        place = place.replace("cuda:0", f"cuda:0 to {last}")
+        return f"{name}, {version} {size},{self._engines} on {place}, {self.memory.max_batch_size} slots each"
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -133,7 +147,7 @@ class ModelSummary:
                 found,
                 self.placement.dtype_name,
             )
-        logger.info("%s", self.memory)
+        logger.info("%s", self.memory_plan)
         if self.placement.layers:
             logger.info("%s", describe_layers(self.placement, self.file.sizes["L"]))
         for where, table in self.tables.items():
@@ -157,14 +171,15 @@ class ModelSummary:
             "layers": describe_layers(self.placement, self.file.sizes["L"]),
             "max_batch_size": self.memory.max_batch_size,
             "max_batch_tokens": self.memory.max_batch_tokens,
-            "memory_plan": str(self.memory),
+            "memory_plan": self.memory_plan,
+            **({"data_parallel": self.engine.data_parallel} if self._engines else {}),
             "backends": [
                 {"op": c.op, "backend": c.backend, "not_used": list(c.refused), **({"on": where} if is_split else {})}
                 for where, table in self.tables.items()
                 for c in table.choices
             ],
             "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
+            "threads": max(1, torch.get_num_threads() // self.engine.data_parallel),
         }
 
 
@@ -192,6 +207,7 @@ def inspect_model(
                 setting="init_state",
             )
         file.initial_states(model.init_state)
+    apart = apart or engine.data_parallel > 1  # each GPU belongs to a process of its own then
     if apart and engine.device != "cpu" and (torch.version.cuda or torch.version.hip):
         placed = call_in_process(_place_path, path=file.checkpoint.path, model=model, engine=engine)
     else:
@@ -224,6 +240,8 @@ class _Placed(NamedTuple):
 
 
 def _place(file: ModelFile, model: ModelSettings, engine: EngineSettings) -> _Placed:
+    if engine.data_parallel > 1:
+        check_data_parallel(engine.data_parallel, engine.device, model.strategy)
     placement = place(
         device=engine.device,
         dtype=model.dtype,
@@ -235,7 +253,8 @@ def _place(file: ModelFile, model: ModelSettings, engine: EngineSettings) -> _Pl
     )
     ops = _layer_ops(file, placement, engine.backend)
     sizes = engine.max_batch_size, engine.max_batch_tokens
-    return _Placed(placement, ops, plan_memory(file, placement, *sizes, engine.memory_share))
+    share = engine.memory_share / (engine.data_parallel if placement.device.type == "cpu" else 1)
+    return _Placed(placement, ops, plan_memory(file, placement, *sizes, share))
 
 
 def _place_path(path: Path, model: ModelSettings, engine: EngineSettings) -> _Placed:

@@ -30,6 +30,7 @@ class Prefetch(Generic[T]):
         needs: the future that must be complete before an item is ready, or None. The items behind it are ready before.
         in_order: no item is ready before the items in front of it.
         is_dropped: whether an item is not wanted any more; see `drop`.
+        on_change: called after items have become ready or were dropped, and at the end. Any thread may call it.
 
     Attributes:
         is_ended: every item has been taken.
@@ -44,6 +45,7 @@ class Prefetch(Generic[T]):
         needs: Callable[[T], Future[Any] | None] | None = None,
         in_order: bool = False,
         is_dropped: Callable[[T], bool] | None = None,
+        on_change: Callable[[], None] | None = None,
     ) -> None:
         self.is_ended = False
         self._ahead = ahead
@@ -51,6 +53,7 @@ class Prefetch(Generic[T]):
         self._needs = needs or _nothing
         self._in_order = in_order
         self._is_dropped = is_dropped or _never
+        self._on_change = on_change or _no_call
         self._dropped: deque[T] = deque()
         self._pending: dict[int, T] = {}  # by number: the items whose futures are not complete
         self._numbers = count()
@@ -117,7 +120,7 @@ class Prefetch(Generic[T]):
             behind, self._next = self._next, deque()
             for item in behind:
                 (self._dropped if self._is_dropped(item) else self._next).append(item)
-            self._changed.notify_all()
+            self._tell()
 
     def take_dropped(self) -> list[T]:
         """The items that were dropped since the last call, which `take` does not give."""
@@ -155,7 +158,7 @@ class Prefetch(Generic[T]):
         finally:
             with self._changed:
                 self._has_ended = True
-                self._changed.notify_all()
+                self._tell()
 
     def _offer(self, items: Sequence[T]) -> None:
         """Makes items ready, one by one, and waits whenever the weight of those not taken has reached the limit."""
@@ -163,7 +166,7 @@ class Prefetch(Generic[T]):
             self._next.extend(items)
             while self._next:
                 if not self._may_offer():
-                    self._changed.notify_all()
+                    self._tell()
                     self._changed.wait_for(self._may_offer)
                 if self._is_closed:
                     return
@@ -180,7 +183,7 @@ class Prefetch(Generic[T]):
                     self._pending[number] = item
                     self._pending_weight += self._weight(item)
                     needed.add_done_callback(partial(self._arrive, number))
-            self._changed.notify_all()
+            self._tell()
 
     def _may_offer(self) -> bool:
         is_behind = self._in_order and self._pending_weight > 0
@@ -192,7 +195,12 @@ class Prefetch(Generic[T]):
         with self._changed:
             if number in self._pending:  # it was not dropped
                 self._add(self._withdraw(number))
-                self._changed.notify_all()
+                self._tell()
+
+    def _tell(self) -> None:
+        """Tells those who wait for items that something has changed."""
+        self._changed.notify_all()
+        self._on_change()
 
     def _withdraw(self, number: int) -> T:
         """Takes out a pending item."""
@@ -206,6 +214,10 @@ class Prefetch(Generic[T]):
 
 
 def _nothing(item: object) -> None:
+    return None
+
+
+def _no_call() -> None:
     return None
 
 

@@ -235,7 +235,7 @@ def main(function: str, memory_bytes: str) -> None:
     """The program of a process: calls the function with the first message, and answers all further ones."""
     messages, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     _limit_memory(int(memory_bytes))
     module, _, name = function.partition(":")
     answer: Callable[[Any], Any] | None = None
@@ -260,7 +260,7 @@ def _send(pipe: Any, message: Any) -> None:
     pipe.flush()
 
 
-def _end_with(parent: int) -> None:
+def end_with_parent(parent: int) -> None:
     """Ends this process soon after its parent has ended, also in the middle of a call."""
     while os.getppid() == parent:
         sleep(_PARENT_SECONDS)

@@ -16,11 +16,13 @@ from .engine.request import END_OF_TEXT, Request
 from .errors import RowError
 from .rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow, id_array, is_integer
 from .sampling_fields import plain
-from .sampling_params import SamplingParams, sampling_error
+from .sampling_params import CONSTRAINTS, SamplingParams, sampling_error
 from .score_requests import Scoring, score_requests
 from .text.bad_words import bad_word_ids
-from .text.chat import FALLBACK, ChatFormat, ChatSettings, Conversation, Joined, Rendered, open_chat
+from .text.chat import FALLBACK, ChatFormat, ChatSettings, Conversation, open_chat
 from .text.constraint_compiler import ConstraintCompiler, RowConstraint
+from .text.messages import as_lists
+from .text.rendered import Joined, Rendered
 from .text.stop_strings import StopStrings
 from .text.tokenizer import Tokenizer
 
@@ -113,7 +115,8 @@ class RequestBuilder:
         The constraints of the rows may still be compiling.
         """
         rows = self._rendered(rows)
-        drafts = [row if isinstance(row, ErrorRow) else _attempt(self._draft, row, row) for row in rows]
+        known: dict[int, _RequestSettings] = {}
+        drafts = [row if isinstance(row, ErrorRow) else _attempt(self._draft, row, row, known) for row in rows]
         texts = [one for draft in drafts if isinstance(draft, _Draft) for one in draft.inputs if isinstance(one, str)]
         encoded = iter(self.tokenizer.encode_many(texts) if self.tokenizer and texts else ())
         built: list[RowInFlight | ErrorRow] = []
@@ -146,10 +149,18 @@ class RequestBuilder:
         joined = self._joined(prompt, row.params)
         return ErrorRow.of(row, joined, 0) if isinstance(joined, RowError) else GenerateRow(row.key, row.row, *joined)
 
-    def _draft(self, row: GenerateRow | ScoreRow) -> _Draft:
-        """Checks a row as far as that is possible before its texts are encoded."""
+    def _draft(self, row: GenerateRow | ScoreRow, known: dict[int, _RequestSettings]) -> _Draft:
+        """Checks a row as far as that is possible before its texts are encoded.
+
+        Args:
+            known: the settings of the rows of this call, by the identity of their sampling parameters.
+        """
         if isinstance(row, GenerateRow):
-            return _Draft(row, [self._text_or_ids(_prompt(row.prompt), "prompt")], self._settings(row.params))
+            prompt = self._text_or_ids(_prompt(row.prompt), "prompt")
+            settings = known.get(id(row.params))
+            if settings is None:
+                settings = known[id(row.params)] = self._settings(row.params)
+            return _Draft(row, [prompt], settings)
         context = self._text_or_ids(row.context, "context")
         if any(isinstance(continuation, str) != isinstance(context, str) for continuation in row.continuations):
             raise RowError("bad_type", "context and continuation must both be text or both be token ids")
@@ -249,15 +260,20 @@ class RequestBuilder:
         return replace(params, bad_words=None, bad_token_ids=banned)
 
     def _check_params(self, params: SamplingParams) -> np.ndarray | None:
-        """Raises RowError where a value is wrong for this model. Returns `permitted_ids`."""
+        """Raises RowError where a value is wrong for this model. Returns `permitted_ids` beside a constraint."""
         for name in ("stop_token_ids", "allowed_token_ids", "bad_token_ids", "logit_bias"):
             given = getattr(params, name)
             if given and (beyond := [i for i in given if i >= self.vocab_size]):
                 raise RowError("bad_sampling", f"{name} holds id {beyond[0]}, expected ids below {self.vocab_size}")
-        permitted = permitted_ids(params, self._sampleable)
+        num_banned = 1 + len(params.bad_token_ids or ()) + len(params.stop_token_ids or ())
+        is_much_left = params.allowed_token_ids is None and num_banned < self._num_sampleable
+        has_constraint = any(getattr(params, name) is not None for name in CONSTRAINTS)
+        permitted = None if is_much_left and not has_constraint else permitted_ids(params, self._sampleable)
         may_be_nothing = permitted is not None or params.min_tokens or params.ignore_eos  # else token 0 is left
-        if may_be_nothing and (
-            reason := reason_of_nothing(params, self._sampleable if permitted is None else permitted)
+        if (
+            may_be_nothing
+            and not is_much_left
+            and (reason := reason_of_nothing(params, self._sampleable if permitted is None else permitted))
         ):
             raise RowError("bad_sampling", reason)
         if params.stop_strings and self.tokenizer is None:
@@ -274,6 +290,10 @@ class RequestBuilder:
             sampleable[len(known) :] = False
             sampleable[END_OF_TEXT] = True
         return sampleable
+
+    @cached_property
+    def _num_sampleable(self) -> int:
+        return int(np.count_nonzero(self._sampleable))
 
     def _constraint(self, params: SamplingParams, permitted: np.ndarray | None) -> Callable[[], RowConstraint] | None:
         given = params.json_schema, params.regex, params.grammar
@@ -303,8 +323,8 @@ def _conversation(
     if not isinstance(prompt, Mapping) or "messages" not in prompt or {"prompt_token_ids", "prompt"} & prompt.keys():
         return None
     conversation = Conversation(
-        prompt["messages"],
-        tools=prompt.get("tools"),
+        as_lists(prompt["messages"]),
+        tools=as_lists(prompt.get("tools")),
         add_generation_prompt=prompt.get("add_generation_prompt", True),
         continue_final_message=prompt.get("continue_final_message", False),
         template_kwargs=prompt.get("chat_template_kwargs") or {},

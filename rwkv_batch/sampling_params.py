@@ -189,7 +189,7 @@ class SamplingParams:
         kept = found.__dict__
         kept.update(self.__dict__)
         for name in _CONTAINERS:
-            if isinstance(value := kept.get(name), list | dict):
+            if (value := kept.get(name)) is not None and isinstance(value, (list, dict)):
                 kept[name] = value.copy()
         found._check_together()
         return found

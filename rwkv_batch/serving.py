@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Protocol
 
 from .call_lock import CallLock
 from .engine.engine import Engine
@@ -31,13 +32,35 @@ NOT_FINITE = "the model's numbers are not finite; float16 may have overflowed: u
 ABORTED = "the row was aborted before its scores were known"
 
 
-class Serving:
-    """Serves rows with one engine, one call at a time. Any thread may call; calls of several threads wait in line."""
+class CallRows(Protocol):
+    """The rows of one call."""
 
-    def __init__(self, engine: Engine, builder: RequestBuilder) -> None:
-        self._engine: Engine | None = engine  # None after `close`
-        self._builder = builder
+    def serve(self) -> Generator[list[Any], None, None]:
+        """Yields lists of finished rows."""
+
+    def abort(self, key: Hashable) -> None:
+        """Aborts the row with this key, now or when it is read. Any thread may call."""
+
+    def cancel(self) -> None:
+        """Ends `serve` at the next step. Any thread may call."""
+
+    def reads_input_on(self, thread: threading.Thread) -> bool:
+        """Whether this thread reads the rows."""
+
+
+class AnyServing(ABC):
+    """Serves rows, one call at a time. Any thread may call; calls of several threads wait in line."""
+
+    def __init__(self) -> None:
         self._lock = CallLock()
+
+    @abstractmethod
+    def _rows(self, batches: Iterable[Sequence[Row]], stop_at_error: bool) -> CallRows:
+        """The rows of a call; see `run`."""
+
+    @abstractmethod
+    def _free(self) -> None:
+        """Frees what serves, at the end."""
 
     def run(self, batches: Iterable[Sequence[Row]], *, stop_at_error: bool = False) -> ServingCall:
         """Serves rows, and yields lists of finished rows in the order in which they finish, one list for each step.
@@ -74,8 +97,20 @@ class Serving:
         if not self._lock.is_in_its_process or self._lock.is_closed:
             return False
         self._lock.close(ServingCall(self._lock, None), CLOSED)
-        self._engine = None
+        self._free()
         return True
+
+
+class Serving(AnyServing):
+    """Serves rows with one engine."""
+
+    def __init__(self, engine: Engine, builder: RequestBuilder) -> None:
+        super().__init__()
+        self._engine: Engine | None = engine  # None after `close`
+        self._builder = builder
+
+    def _free(self) -> None:
+        self._engine = None
 
     def _rows(self, batches: Iterable[Sequence[Row]], stop_at_error: bool) -> _CallRows:
         engine = self._engine
@@ -84,8 +119,10 @@ class Serving:
         return _CallRows(engine, self._builder, batches, stop_at_error)
 
 
-class ServingCall(Iterator[list[Finished]]):
-    """An iterator of lists of finished rows. It holds the lock from the first list to its end, or until it is closed.
+class ServingCall(Iterator[list[Any]]):
+    """An iterator of lists of finished rows, which are `Finished` where one engine serves.
+
+    The call holds the lock from the first list to its end, or until it is closed.
 
     Args:
         start: makes the call's rows; called when the first list is asked for. None for a call without rows.
@@ -95,15 +132,15 @@ class ServingCall(Iterator[list[Finished]]):
         is_busy: a thread is inside `__next__` at this moment.
     """
 
-    def __init__(self, lock: CallLock, start: Callable[[], _CallRows] | None) -> None:
+    def __init__(self, lock: CallLock, start: Callable[[], CallRows] | None) -> None:
         self.thread = threading.current_thread()
         self.is_busy = False
         self._lock = lock
         self._start = start
-        self._rows: _CallRows | None = None
-        self._lists: Generator[list[Finished], None, None] | None = None
+        self._rows: CallRows | None = None
+        self._lists: Generator[list[Any], None, None] | None = None
 
-    def __next__(self) -> list[Finished]:
+    def __next__(self) -> list[Any]:
         self.thread = threading.current_thread()
         try:
             if self._lists is None:
@@ -134,6 +171,14 @@ class ServingCall(Iterator[list[Finished]]):
         if (rows := self._rows) is not None:
             rows.abort(key)
 
+    def cancel(self) -> None:
+        """Ends the call at the next step, and drops the rows that are not finished. Any thread may call.
+
+        A call that has not begun is not changed.
+        """
+        if (rows := self._rows) is not None:
+            rows.cancel()
+
     def close(self) -> None:
         """Ends the call, and drops the rows that are not finished. In a fork of the process this does nothing."""
         if self._lock.is_in_its_process:
@@ -163,6 +208,7 @@ class _CallRows:
         self._running: dict[int, RowInFlight] = {}  # by the key of the row's requests
         self._running_bytes = 0
         self._finished: list[Finished] = []
+        self._is_cancelled = False
         self._aborted: set[Hashable] = set()  # keys of rows to abort that the engine has not taken yet
         self._recent: dict[Hashable, None] = {}  # keys of the latest finished rows, which cannot be aborted any more
 
@@ -174,6 +220,8 @@ class _CallRows:
         steps = self._engine.run(self)
         try:
             for completions in steps:
+                if self._is_cancelled:
+                    return
                 finished = self._take_finished(completions)
                 if finished:
                     yield finished
@@ -223,6 +271,12 @@ class _CallRows:
         if key in self._recent:
             self._aborted.discard(key)
 
+    def cancel(self) -> None:
+        """Ends `serve` at the next step. Any thread may call."""
+        self._is_cancelled = True
+        if self._prefetch is not None:
+            self._prefetch.drop()
+
     def reads_input_on(self, thread: threading.Thread) -> bool:
         return self._prefetch is not None and self._prefetch.thread is thread
 
@@ -264,7 +318,7 @@ class _CallRows:
         self._finished.append(row)
 
     def _is_aborted(self, row: Finished) -> bool:
-        return bool(self._aborted) and row.key in self._aborted
+        return self._is_cancelled or (bool(self._aborted) and row.key in self._aborted)
 
     def _abort(self, row: RowInFlight) -> None:
         self._aborted.discard(row.key)

@@ -67,8 +67,13 @@ class EngineSettings:
     constraint_timeout: float = 10.0
     memory_share: float = 0.85
     logprobs_mode: LogprobsMode = "raw_logprobs"
+    data_parallel: int = 1
 
     def __post_init__(self) -> None:
+        if type(self.data_parallel) is not int or self.data_parallel < 1:
+            raise ConfigurationError(
+                f"got {self.data_parallel!r}, expected a number of engines from 1", setting="data_parallel"
+            )
         if not 0 < self.constraint_timeout < math.inf:
             raise ConfigurationError(
                 f"got {self.constraint_timeout!r}, expected a number of seconds above 0", setting="constraint_timeout"

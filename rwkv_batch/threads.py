@@ -12,11 +12,23 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _OLD_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
 
 
+_num_processes = 1
+"""How many processes, this one among them, divide the cores; see `share_cores`."""
+
+
+def share_cores(num_processes: int) -> None:
+    """Leaves this process its share of the cores, which so many processes of the same kind divide equally."""
+    global _num_processes
+    _num_processes = num_processes
+
+
 def usable_cores() -> int:
-    """Number of cores that this process may use: those of its affinity, limited by the quota of its control group."""
+    """Number of cores that this process may use, at least 1: its share of those of its affinity, which the quota of its
+    control group limits.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota()
-    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+    return max(1, (cores if quota is None else min(cores, math.ceil(quota))) // _num_processes)
 
 
 def limit_threads() -> int:

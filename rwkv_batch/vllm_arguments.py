@@ -107,6 +107,7 @@ LLM_ARGUMENTS = _by_name(
         max_num_batched_tokens="max_batch_tokens",
         enable_prefix_caching="prefix_sharing",
         gpu_memory_utilization="memory_share",
+        data_parallel_size="data_parallel",
         torch_dtype="dtype",
         pretrained_model_name_or_path="model",
     ),
@@ -115,9 +116,9 @@ LLM_ARGUMENTS = _by_name(
     _converted("skip_tokenizer_init", "tokenizer=None", lambda value: {"tokenizer": None} if value else {}),
     _converted("revision", "model='hf://owner/repo@revision'", lambda value: {"revision": value}),
     _without_effect(
-        "an engine runs a model on one device; `strategy` divides a model among several, and a job's `run.devices` "
-        "runs one engine on each",
-        "tensor_parallel_size pipeline_parallel_size data_parallel_size data_parallel_rank data_parallel_start_rank "
+        "an engine runs a model on one device; `strategy` divides a model among several, and `data_parallel` runs one "
+        "engine on each",
+        "tensor_parallel_size pipeline_parallel_size data_parallel_rank data_parallel_start_rank "
         "data_parallel_size_local data_parallel_address data_parallel_rpc_port data_parallel_backend "
         "data_parallel_hybrid_lb data_parallel_external_lb data_parallel_multi_port_external_lb dp_sync_interval "
         "distributed_executor_backend prefill_context_parallel_size decode_context_parallel_size dcp_comm_backend "

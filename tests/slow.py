@@ -70,6 +70,11 @@ SLOW: dict[str, tuple[str, ...]] = {
         "benchmarks/test_gpu_processes.py",
         "benchmarks/test_host_benchmark.py",
     ),
+    "engines run in processes of their own": (
+        "data_parallel/test_ended_processes.py",
+        "data_parallel/test_parallel_rows.py",
+        "integrations/test_data_parallel.py",
+    ),
     "the package is built and installed": ("test_packaging.py",),
     "something fails at every line or step": (
         "job/test_any_table.py",

@@ -26,8 +26,8 @@ from rwkv_batch.text.chat_formats import THOUGHTS
 CALLED_OTHERWISE = {"path": "model"}
 """Setting of a job → argument of `LLM`, where the names differ."""
 OF_JOBS_ONLY = {"sha256"}
-OF_CALLS_ONLY = {"seed", "chat"}
-"""Arguments of `LLM` alone. In a job the seed is `sampling.seed`, and `chat` is a section."""
+OF_CALLS_ONLY = {"seed", "chat", "data_parallel"}
+"""Arguments of `LLM` alone. In a job the seed is `sampling.seed`, `chat` is a section, and a job has one engine."""
 TAKES_MORE = {
     "device": "str | torch.device",
     "dtype": "str | torch.dtype",

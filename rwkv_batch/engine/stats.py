@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from time import perf_counter
 from typing import Any
 
@@ -27,6 +27,7 @@ class Occupancy:
         self._sums: list[float] = []
         self._num_steps = 0
         self._total = 0.0
+        self._means: list[float] | None = None  # of the buckets, where this is of several engines
 
     def add(self, share: float) -> None:
         """Counts one step."""
@@ -48,8 +49,28 @@ class Occupancy:
     @property
     def course(self) -> list[float]:
         """The mean of each bucket, in order."""
+        if self._means is not None:
+            return self._means
         width, last = self.steps_per_bucket, (self._num_steps - 1) % self.steps_per_bucket + 1
         return [total / width for total in self._sums[:-1]] + [total / last for total in self._sums[-1:]]
+
+    @classmethod
+    def of_all(cls, several: Sequence[Occupancy]) -> Occupancy:
+        """The occupancy of several engines together, each of which counts as many slots: the mean over their steps.
+
+        A bucket has the mean of those engines that have got so far.
+        """
+        found = cls()
+        found.steps_per_bucket = width = max((one.steps_per_bucket for one in several), default=1)
+        found._num_steps, found._total = sum(one._num_steps for one in several), sum(one._total for one in several)
+        sums: dict[int, list[float]] = {}
+        for one in several:
+            ratio = width // one.steps_per_bucket
+            for start in range(0, len(one._sums), ratio):
+                steps = min(width, one._num_steps - start * one.steps_per_bucket)
+                sums.setdefault(start // ratio, []).append(sum(one._sums[start : start + ratio]) / steps)
+        found._means = [sum(means) / len(means) for means in sums.values()]
+        return found
 
     def describe(self) -> dict[str, Any]:
         """The numbers that a report shows."""
@@ -95,6 +116,17 @@ class EngineStats:
     prompt_share: float = 0.0
     """Share of prompt tokens among the latest step's tokens."""
     occupancy: Occupancy = field(default_factory=Occupancy)
+
+    @classmethod
+    def of_all(cls, several: Sequence[EngineStats]) -> EngineStats:
+        """The counters of several engines together: sums, also of seconds, and means of shares."""
+        found = cls(0, 0)
+        for one in fields(cls):
+            if one.name != "occupancy":
+                setattr(found, one.name, sum(getattr(stats, one.name) for stats in several))
+        found.prompt_share /= max(len(several), 1)
+        found.occupancy = Occupancy.of_all([stats.occupancy for stats in several])
+        return found
 
     def count(self, plan: StepPlan, slots_in_use: int) -> None:
         """Counts one step's rows and tokens."""

@@ -113,7 +113,7 @@ class RwkvBatchAPI(ModelAPI):
 
     def max_connections(self) -> int:
         """Limit of the samples in flight: two for each slot, so that a free slot gets its next sample at once."""
-        return 2 * self.llm.summary.memory.max_batch_size
+        return 2 * self.llm.summary.num_slots
 
     def max_tokens(self) -> int | None:
         return MAX_TOKENS

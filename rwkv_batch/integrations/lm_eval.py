@@ -67,7 +67,8 @@ class RwkvBatchLM(TemplateLM):
         max_gen_toks: limit of a completion, in tokens, if the task sets none.
         think_end_token: the text that ends a model's thinking; a completion starts after it, and strings of
             `until` end it there. None is "</think>" where `think` is "open", and otherwise none.
-        seed: the seed of samples. None takes torch's, which the harness sets from its option `--seed`.
+        seed: the seed of samples. None takes torch's, which the harness sets from its option `--seed`; where a program
+            has not set it either, or to 2**32 or more, that of the `LLM`.
         chat_format, think, chat_template: the fields `format`, `think` and `template` of `ChatSettings`, for prompts
             in a chat format (`--apply_chat_template`). None takes those of the `LLM`.
         enable_thinking: True is think="open", False is think="fake".
@@ -125,7 +126,7 @@ class RwkvBatchLM(TemplateLM):
         self.chat = Chat(settings, template_args_of(given), source.summary.file.checkpoint.path)
         self._encoder = Encoder(source.tokenizer.encode, self.conventions)
         self.counts = self._encoder.counts
-        self._completions = Completions(self._encoder, self.conventions, self.chat, seed)
+        self._completions = Completions(self._encoder, self.conventions, self.chat, seed, source.seed)
         self._tables: AnswerTables | None = None
         names = (source.summary.model.model, source.summary.model.tokenizer)
         hf_tokenizer = HfTokenizer(source.tokenizer, self.chat.format, self.chat.format.template)

@@ -32,6 +32,7 @@ HARMLESS = {
     "prefix_sharing",
     "prefix_host_gib",
     "constraint_timeout",
+    "data_parallel",
 }
 """Settings of `LLM` that change the rounding of the last bits at most."""
 
@@ -60,9 +61,11 @@ def placement_in_words(llm: LLM) -> dict[str, str | None]:
     """Dtypes, weight formats and devices of the layers and the head: each named once, in the order of the layers."""
     layers = llm.summary.placement.of_layers(llm.summary.file.sizes["L"])
     formats = list(dict.fromkeys(layer.quantization for layer in layers))
+    num_engines = llm.summary.engine.data_parallel
     return {
         "model_dtype": ", ".join(dict.fromkeys(dtype_name(layer.dtype) for layer in layers)),
-        "model_device": ", ".join(dict.fromkeys(str(layer.device) for layer in layers)),
+        "model_device": ", ".join(dict.fromkeys(str(layer.device) for layer in layers))
+        + (f", the first of {num_engines} engines" if num_engines > 1 else ""),
         "quantization": None if formats == [None] else ", ".join(name or "none" for name in formats),
     }
 

@@ -23,6 +23,8 @@ from .lm_eval_encoding import Encoder
 
 logger = logging.getLogger(__name__)
 
+DRAWN_SEED = 2**32
+"""A seed of torch from this number on is one that torch has drawn, with 64 bits: nobody has given it one."""
 NOT_FOR_TASKS = {"n", "stop", "logprobs", "prompt_logprobs"}
 """Fields of `SamplingParams` that no task sets: the harness asks for one text, and names stop strings `until`."""
 
@@ -55,20 +57,27 @@ class Completions:
         encoder: converts texts to token ids.
         chat: the chat format; its stop strings end the completion of a `ChatPrompt`.
         seed: the seed of samples; None takes torch's at the time of the request.
+        unseeded: the seed of samples where nobody has given torch one.
     """
 
-    def __init__(self, encoder: Encoder, conventions: Conventions, chat: Chat, seed: int | None) -> None:
+    def __init__(
+        self, encoder: Encoder, conventions: Conventions, chat: Chat, seed: int | None, unseeded: int = 0
+    ) -> None:
         self._encoder = encoder
         self._conventions = conventions
         self._chat = chat
         self._seed = seed
+        self._unseeded = unseeded
         self._ignored: set[str] = set()
         self._occurrences: Counter[str] = Counter()
 
     @property
     def seed(self) -> int:
         """The seed of samples whose task sets none."""
-        return torch.initial_seed() if self._seed is None else self._seed
+        if self._seed is not None:
+            return self._seed
+        found = torch.initial_seed()
+        return found if found < DRAWN_SEED else self._unseeded
 
     def start(self) -> None:
         """Begins a list of requests: equal requests are counted anew."""

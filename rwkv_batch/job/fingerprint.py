@@ -164,7 +164,7 @@ def other_rules(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"json_schema, regex and grammar: {_json(found)} found the allowed tokens when it was started, "
-        f"{_json(new[CONSTRAINT_RULES])} does now, and allows others; the version that has started the job can finish it"
+        f"{_json(new[CONSTRAINT_RULES])} does now, and allows others; the version that started the job can finish it"
     ]
 
 

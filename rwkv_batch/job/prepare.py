@@ -56,7 +56,7 @@ class Prepared:
         document: the content of job.json: settings, plan, input manifest, fingerprint.
         model: `ModelSummary` of the model that will serve the job.
         chat: how conversations become prompts; None where no prompt is one.
-        other_rules: lines about constraints that an earlier version has begun to serve, and this one may not go on with.
+        other_rules: what forbids to serve further rows of a job that an earlier version has begun, in lines.
     """
 
     job: JobConfig

@@ -150,6 +150,33 @@ def place(
     return _sampling(LayerPlacement(chosen, number, quantization), (), torch_dtype(state_dtype), num_layers)
 
 
+def check_data_parallel(count: int, device: str, strategy: str | None) -> None:
+    """Checks that each of several engines can have a device of its own, the GPUs from cuda:0 on, or runs on the CPU.
+
+    Args:
+        count: the number of engines.
+        device, strategy: as for `place`.
+
+    Raises:
+        ConfigurationError: the settings name the devices of a single engine, or there are fewer GPUs than engines.
+    """
+    names = list(dict.fromkeys(clause.device for clause in parse(strategy))) if strategy is not None else [device]
+    if len(names) > 1 or names[0] not in ("auto", "cuda", "cpu"):
+        setting = "device" if strategy is None else "strategy"
+        given = repr(device if strategy is None else strategy)
+        raise ConfigurationError(
+            f"got {given} with data_parallel={count}: the engines run on cuda:0 to cuda:{count - 1}, or all on the "
+            "CPU; name 'cuda' or 'cpu' alone, or leave data_parallel out",
+            setting=setting,
+        )
+    if _device(names[0]).type == "cuda" and torch.cuda.device_count() < count:
+        raise ConfigurationError(
+            f"got {count} engines, each on a GPU of its own, but this machine has {torch.cuda.device_count()}; give "
+            "fewer, or check CUDA_VISIBLE_DEVICES",
+            setting="data_parallel",
+        )
+
+
 def _names_on(device: torch.device) -> str:
     """The weight formats that run on a device, for a message such as "use int8 or null"."""
     formats = {name: weight_format(name).device_types for name in QUANTIZATIONS}

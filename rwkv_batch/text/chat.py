@@ -7,17 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from os import PathLike, fspath
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ..errors import ConfigurationError, RowError, did_you_mean, one_of
-from ..sampling_params import SamplingParams, sampling_error
-from .chat_files import TEMPLATE_FILE, TOKENIZER_FILE, ChatFiles, read_chat_files, template_source
+from .chat_files import TEMPLATE_FILE, TOKENIZER_FILE, ChatFiles, read_chat_files
 from .chat_formats import CHAT_FORMATS, THOUGHTS, Draft, Ending, parsed_or_text
-from .chat_template import DEFAULTS, THINK_NAMES, ChatTemplate, Input, Shared, answer_conversations
+from .chat_template import (
+    DEFAULTS,
+    THINK_NAMES,
+    ChatTemplate,
+    Input,
+    Shared,
+    answer_conversations,
+    checked_names,
+    think_in,
+)
 from .chat_template import NAME as TEMPLATE_NAME
-from .messages import Turn, definitions_of, plain_messages, plain_tools, turns_of
+from .messages import Turn, as_lists, definitions_of, plain_messages, plain_tools, turns_of
+from .rendered import Rendered
 from .rendering import Renderer
-from .thoughts import constrained_prompt
+from .templates import template_source
 
 AUTO, TEMPLATE = "auto", "template"
 FALLBACK, OFFICIAL = "rwkv", "bot"
@@ -95,7 +104,8 @@ class Conversation:
         add_generation_prompt: the prompt ends with the beginning of the assistant's turn. An assistant's message at
             the end is continued instead.
         continue_final_message: the last message, which must be the assistant's, is continued.
-        template_kwargs: further names for a chat template, such as `enable_thinking`.
+        template_kwargs: further names for a chat template, such as `enable_thinking`. The names of `THINK_NAMES` count
+            in every format.
     """
 
     messages: Any
@@ -103,58 +113,6 @@ class Conversation:
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Rendered(NamedTuple):
-    """The prompt of a conversation, and what ends the model's turn after it."""
-
-    text: str
-    stop: tuple[str, ...]
-    stop_token_ids: tuple[int, ...] = ()
-
-
-class _LatestStops(NamedTuple):
-    """The latest sampling parameters with a prompt's stops. Fields of `given` may have been set since."""
-
-    given: SamplingParams
-    copy: SamplingParams
-    """Made when the stops were added."""
-    stops: Sequence[Any]
-    found: SamplingParams
-
-
-class Joined:
-    """Joins prompts and sampling parameters.
-
-    Prompts in a row with the same parameters and the same stops get one object of parameters.
-    """
-
-    def __init__(self) -> None:
-        self._last: _LatestStops | None = None
-
-    def __call__(self, prompt: Rendered | RowError, params: SamplingParams) -> tuple[str, SamplingParams] | RowError:
-        """The text to complete, and the parameters of its completion; or the error of either."""
-        if isinstance(prompt, RowError):
-            return prompt
-        try:
-            return constrained_prompt(prompt.text, params), self.with_stops(params, prompt)
-        except RowError as error:
-            return error
-        except ValueError as error:
-            return sampling_error(error)
-
-    def with_stops(self, params: SamplingParams, prompt: Rendered) -> SamplingParams:
-        """The parameters with the stops of a prompt, unless they have a `stop` of their own; an empty list is one."""
-        _, *stops = prompt
-        if params.stop is not None or not any(stops):
-            return params
-        last = self._last  # another thread may replace it
-        if last is not None and last.given is params and last.stops == stops and vars(last.copy) == vars(params):
-            return last.found
-        ids = [*(params.stop_token_ids or ()), *prompt.stop_token_ids]
-        found = replace(params, stop=list(prompt.stop), stop_token_ids=ids or params.stop_token_ids)
-        self._last = _LatestStops(params, params.clone(), stops, found)
-        return found
 
 
 class Writer(Protocol):
@@ -193,6 +151,16 @@ class ChatFormat:
         self.template = template
         self.opens_thought = opens_thought
         self._writer = writer
+        self._opened_with: tuple[ChatSettings, str | PathLike[str] | None] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the format anew, by the settings that `open_chat` was given here."""
+        if self._opened_with is None:
+            raise TypeError(f"the chat format {self.name!r} was not made from settings")
+        settings, model_path = self._opened_with
+        if settings.template is not None:
+            settings = replace(settings, template=self.template)  # the file may change
+        return _opened, (settings, None if model_path is None else fspath(model_path))
 
     def render(
         self,
@@ -237,7 +205,9 @@ class _BuiltInWriter:
         ending = ending_of(conversation, turns)
         if ending == "opened" and _is_blank(turns[-1]):
             turns.pop()
-        return Rendered(*self._format.write(Draft(turns, tools, ending, self._thought)))
+        think = think_in(conversation.template_kwargs)
+        thought = self._thought if think is None else THOUGHTS[think]
+        return Rendered(*self._format.write(Draft(turns, tools, ending, thought)))
 
 
 class _TemplateWriter:
@@ -271,7 +241,7 @@ class _TemplateWriter:
             message["role"] = turn.role
             if turn.role == "tool":
                 message["rwkv_json_content"] = parsed_or_text(turn.content)
-        names = {**self._names, **conversation.template_kwargs}
+        names = {**self._names, **checked_names(conversation.template_kwargs)}
         return Input(messages, plain_tools(conversation.tools), ending == "opened", ending == "continued", names)
 
 
@@ -316,6 +286,12 @@ def open_chat(settings: ChatSettings, model_path: str | PathLike[str] | None, *,
     Raises:
         ConfigurationError: there is no template where one is asked for, or it cannot be used.
     """
+    opened = _open_chat(settings, model_path, has_clock)
+    opened._opened_with = settings, model_path
+    return opened
+
+
+def _open_chat(settings: ChatSettings, model_path: str | PathLike[str] | None, has_clock: bool) -> ChatFormat:
     name, origin = settings.format, ""
     if name == AUTO and settings.template is not None:
         name = TEMPLATE
@@ -334,7 +310,7 @@ def _open_template(
 ) -> ChatFormat:
     source, origin = files.template, files.origin
     if settings.template is not None:
-        source, origin = template_source(settings.template)
+        source, origin = template_source(settings.template, "chat.template")
     if source is None:
         raise ConfigurationError(
             f"got {TEMPLATE!r}, but there is no {TEMPLATE_FILE}, and no chat_template in {TOKENIZER_FILE}, beside "
@@ -389,7 +365,9 @@ def chosen_format(
     return _opened(settings, None if model_path is None else fspath(model_path))
 
 
-_opened = lru_cache(maxsize=16)(open_chat)
+@lru_cache(maxsize=16)
+def _opened(settings: ChatSettings, model_path: str | None) -> ChatFormat:
+    return open_chat(settings, model_path)
 
 
 def chat_prompts(messages: Any, options: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -398,6 +376,7 @@ def chat_prompts(messages: Any, options: Mapping[str, Any]) -> list[dict[str, An
     Raises:
         ValueError: these are neither.
     """
+    messages = as_lists(messages)
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise ValueError(f"messages: got {reprlib.repr(messages)}, expected a list of messages, or of conversations")
     is_one = isinstance(messages[0], Mapping)

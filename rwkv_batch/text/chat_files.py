@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import ConfigurationError, looked_up
+from ..errors import ConfigurationError
 from ..user_files import read_json, read_text, reason_of
 from .chat_template import SpecialTokens
 
@@ -66,25 +65,6 @@ def read_chat_files(model_path: str | PathLike[str] | None) -> ChatFiles:
         tuple(text for text in ([stop] if isinstance(stop, str) else stop or ()) if isinstance(text, str) and text),
         tuple(i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int and i > 0),
     )
-
-
-def template_source(template: str | PathLike[str]) -> tuple[str, str]:
-    """The source of a template that a setting gives, itself where it looks like Jinja, and the file that it is from.
-
-    Raises:
-        ConfigurationError: it is neither a template nor a file.
-    """
-    if isinstance(template, str) and ("{{" in template or "{%" in template):
-        return template, ""
-    path = os.path.expanduser(template)
-    try:
-        return read_text(path), os.fspath(path)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"got {os.fspath(template)!r}, expected a Jinja template or an existing file{looked_up(template)}: "
-            f"{reason_of(error)}",
-            setting="chat.template",
-        ) from error
 
 
 def _named_template(folder: Path, tokenizer: Mapping[str, Any]) -> str | None:

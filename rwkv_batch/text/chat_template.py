@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError, meta, nodes
+from jinja2 import TemplateError, meta, nodes, pass_eval_context
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ..errors import ConfigurationError, RowError
+from ..errors import ConfigurationError, RowError, one_of
 from .rendering import Answer, answering
-from .template_errors import PROGRAM_ERRORS, compiling
+from .templates import PROGRAM_ERRORS, compiling
 
 NAME = "chat template"
 CLOCK = "strftime_now"
@@ -31,6 +32,39 @@ THINK_NAMES: dict[str, dict[str, Any]] = {
 """Name that a template may read → value of `ChatSettings.think` → its value. With "none" the template decides."""
 DEFAULTS = {"rwkv_prompt_template": "bot"}
 """Name that a template may read → its value, where the caller gives none: what the official tokenizer passes."""
+
+
+def checked_names(given: Any) -> Mapping[str, Any]:
+    """The further names for a chat template that a caller gives.
+
+    Raises:
+        RowError: code "bad_messages": this is no mapping of names.
+    """
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        shown = reprlib.repr(given)
+        raise RowError("bad_messages", f"chat_template_kwargs: got {shown}, expected a mapping of names")
+    return given
+
+
+def think_in(names: Any) -> str | None:
+    """The value of `ChatSettings.think` that names for a chat template mean, for a format without a template.
+
+    Returns:
+        None where no name of `THINK_NAMES` is among them.
+
+    Raises:
+        RowError: code "bad_messages": a value means nothing, or this is no mapping of names.
+    """
+    found = None
+    for name, value in checked_names(names).items():
+        if value is None or name not in THINK_NAMES:
+            continue
+        known = THINK_NAMES[name]
+        found = next((think for think, meant in known.items() if type(meant) is type(value) and meant == value), None)
+        if found is None:
+            expected = one_of([repr(meant) for meant in known.values()])
+            raise RowError("bad_messages", f"chat_template_kwargs.{name}: got {value!r}, expected {expected}")
+    return found
 
 
 class SpecialTokens(NamedTuple):
@@ -111,22 +145,30 @@ class ChatTemplate:
                 "template_error": an operation fails, or the sandbox forbids it.
         """
         for number, message in enumerate(given.messages):
-            for mark in self._marks:
-                if mark in message["content"]:
-                    raise RowError(
-                        "bad_messages",
-                        f"message {number} has the text {mark!r} in it, with which the {NAME} divides turns; take it "
-                        "out, so that the message cannot begin a turn",
-                    )
-        text = self._rendered(given)
+            self._refuse_marks(message, f"message {number}", "message")
+        for number, tool in enumerate(given.tools):
+            self._refuse_marks(tool, f"tool {number}", "tool")
         if given.is_continued:
-            content = given.messages[-1]["content"].strip()
-            end = text.rfind(content)
-            if end < 0:
+            *others, last = given.messages
+            marked = {**last, "content": f"{last['content'].rstrip()}{_END}"}
+            text, found, _ = self._rendered(given._replace(messages=[*others, marked])).rpartition(_END)
+            if not found:
                 reason = "changes the last message, so that it cannot be continued; leave it out"
                 raise RowError("bad_messages", f"the {NAME} {reason}")
-            text = text[: end + len(content)]
+        else:
+            text = self._rendered(given)
         return text.removeprefix(self._tokens.bos_token)
+
+    def _refuse_marks(self, value: Any, where: str, what: str) -> None:
+        """Raises RowError where a text in a message, or in a tool, could begin a turn."""
+        for text in _texts_in(value):
+            for mark in self._marks:
+                if mark in text:
+                    raise RowError(
+                        "bad_messages",
+                        f"{where} has the text {mark!r} in it, with which the {NAME} divides turns; take it out, so "
+                        f"that the {what} cannot begin a turn",
+                    )
 
     def _rendered(self, given: Input) -> str:
         names = {"bos_token": self._tokens.bos_token, "eos_token": self._tokens.eos_token, **given.names}
@@ -152,7 +194,7 @@ class ChatTemplate:
         tokens = [token for token in self._tokens.others if any(token in text for text in dividers)]
         tokens += [token for text in dividers for token in _TAG.findall(text)]
         found = [*tokens, *(ends if len(ends) == 1 else ()), *(text.strip(" ") for text in dividers)]
-        return tuple(dict.fromkeys(text for text in found if text))
+        return tuple(dict.fromkeys(text for text in found if text and text not in _THOUGHT_TAGS))
 
     def _divider(self, first: str, second: str) -> str:
         """What the template writes between the contents of two messages; "" where it refuses them."""
@@ -167,10 +209,27 @@ class ChatTemplate:
 
 _TAG = re.compile(r"<[^<>\s]+>|\[/?[A-Z]+\]")
 """What is a token of its own in the dividers of many templates, such as <|im_start|>, </s> and [INST]."""
+_THOUGHT_TAGS = ("<think>", "</think>")
+"""What some templates write between turns too, but what begins none: answers of earlier turns may have thoughts."""
 _ROLES = ("system", "user", "assistant")
 _PAIRS = [(first, second) for first in _ROLES for second in _ROLES if first != second]
 _SAMPLES = ("Wpe7Kq", "Zjd4Xu")
 """Two contents that no template has in itself."""
+_END = "Qxv8Rh"
+"""What stands for the end of a message that is continued."""
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """All texts in a value of JSON."""
+    rest = [value]
+    while rest:
+        one = rest.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, Mapping):
+            rest += [*one.keys(), *one.values()]
+        elif isinstance(one, list | tuple):
+            rest += one
 
 
 def answer_conversations(shared: Shared) -> Callable[[list[Input]], list[Answer]]:
@@ -191,7 +250,11 @@ class _Generation(Extension):
 def _environment(has_clock: bool) -> ImmutableSandboxedEnvironment:
     # Without the optimizer, expressions of constants are computed for each prompt, within the limits of a prompt.
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation], optimized=False
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[loopcontrols, _Generation],
+        finalize=_finalized,
+        optimized=False,
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
@@ -199,6 +262,11 @@ def _environment(has_clock: bool) -> ImmutableSandboxedEnvironment:
         environment.globals[CLOCK] = _strftime_now
     del environment.filters["random"], environment.globals["lipsum"]
     return environment
+
+
+@pass_eval_context  # so that Jinja does not print constants when it compiles
+def _finalized(_: nodes.EvalContext, value: Any) -> Any:
+    return value
 
 
 def _to_json(

@@ -17,8 +17,18 @@ ROLES: tuple[Role, ...] = get_args(Role)
 ROLE_NAMES: dict[str, Role] = {**{role: role for role in ROLES}, "developer": "system", "function": "tool"}
 """Name of a role in a message → the role."""
 
+_TEXT_MESSAGE = {"role", "content"}
 TEXT_FIELDS = ("tool_call_id", "name", "reasoning_content")
 """Fields of a message, besides role and content, that are text."""
+
+
+def as_lists(value: Any) -> Any:
+    """A value with lists in place of arrays, at any depth: tables of pandas hold lists as arrays of numpy."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: as_lists(item) for key, item in value.items()}
+    return [as_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class ToolCall(NamedTuple):
@@ -159,6 +169,8 @@ def _from_lists(messages: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _plain(number: int, message: Any, only_texts: bool) -> dict[str, Any]:
     """A message with its texts as strings; errors call it by its number."""
+    if type(message) is dict and message.keys() == _TEXT_MESSAGE and set(map(type, message.values())) == {str}:
+        return {"role": message["role"], "content": message["content"]}  # what most messages are
     if not isinstance(message, Mapping):
         raise _bad(f"message {number} is a {type(message).__name__}; expected role and content")
     role = _text(message.get("role"), f"the role of message {number}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import torch
+
 from integrations.small_model import VOCAB, encode, greedy_text, instances
 from rwkv_batch.integrations.lm_eval import RwkvBatchLM
 from rwkv_batch.sampling_params import SamplingParams
@@ -52,6 +54,18 @@ def test_samples_differ_between_repeats_and_do_not_depend_on_other_requests(mode
     alone = lm.generate_until(instances("generate_until", *[("a", arguments)] * 3), disable_tqdm=True)
     assert together[1:] == alone
     assert len(set(alone)) == 3
+
+
+def test_samples_are_the_same_in_every_process_where_no_seed_is_given(model):
+    """torch draws the seed of a process. `lm_eval.evaluate` sets none."""
+    arguments = {"until": [], "do_sample": True, "temperature": 1.0, "max_gen_toks": 12}
+    found = []
+    for set_seed in (torch.seed, torch.seed, lambda: torch.manual_seed(5)):
+        set_seed()
+        lm = model()
+        found.append(lm.generate_until(instances("generate_until", ("a", arguments)), disable_tqdm=True))
+        assert lm.get_model_info()["sampling_seed"] == (5 if len(found) == 3 else lm.llm.seed)
+    assert found[0] == found[1] != found[2]
 
 
 def test_generation_arguments_become_sampling_parameters(model, caplog):

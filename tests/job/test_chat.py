@@ -1,4 +1,4 @@
-"""Conversations in jobs: the format and its stops, tools and names of rows, and jobs that an earlier version began."""
+"""Conversations in jobs: the format and its stops, tools and names of rows."""
 
 from __future__ import annotations
 
@@ -146,9 +146,10 @@ def test_tools_and_calls_come_from_every_kind_of_input(job: Job, form: str) -> N
         assert prompts(job)[1] == WITH_TOOLS
 
 
+NO_CALLS = "is not supported: there are no tool calls; leave it out, or set"
 OLDER_ERRORS = {
-    "tools": 'body.tools is not supported: there are no tool calls; leave it out, or set tool_choice to "none"',
-    "functions": 'body.functions is not supported: there are no tool calls; leave it out, or set function_call to "none"',
+    "tools": f'body.tools {NO_CALLS} tool_choice to "none"',
+    "functions": f'body.functions {NO_CALLS} function_call to "none"',
     "tool_choice": "body.tool_choice is not supported: leave it out",
     "content": "message 1 (role 'assistant') has content of type NoneType; expected a string, or parts of type text",
 }
@@ -330,50 +331,6 @@ def test_a_template_that_has_changed_is_another_job(job: Job, capsys: pytest.Cap
     assert "chat.template: " in capsys.readouterr().err
 
 
-def begun_by_an_earlier_version(job: Job) -> None:
-    """Starts a job, and takes out of its job.json what such a version did not know."""
-    assert job.run("-o", "sampling.stop=[]") == 0
-    path = job.state / "job.json"
-    document = json.loads(path.read_text())
-    document["settings"]["sampling.stop"] = None
-    for name in [name for name in document["settings"] if name.startswith("chat.")]:
-        del document["settings"][name]
-    path.write_text(json.dumps(document))
-    next(job.output.iterdir()).unlink()
-
-
-@pytest.mark.parametrize("form", ["parquet", "jsonl"])
-def test_a_job_of_an_earlier_version_goes_on_as_it_began(
-    job: Job, form: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = job.folder / "model"
-    model.mkdir()
-    job.set(model__path=str(model), output__extra=["prompt"])
-    conversations = [HELLO, [*HELLO, RESULT], [*HELLO, {**CALL, "content": "x"}, *HELLO]]
-    if form == "parquet":
-        job.input(messages=[json.dumps(one) for one in conversations])
-    else:
-        job.lines(*(json.dumps({"messages": one}) for one in conversations[:1]))
-    begun_by_an_earlier_version(job)
-    (model / "chat_template.jinja").write_text(CHATML)  # an earlier version did not look for it
-    shown = dry_run(job, capsys)
-    assert "this job was begun by a version without the section chat" in shown
-    assert job.run() == (3 if form == "parquet" else 0)
-    rows = job.rows()
-    assert rows[0]["prompt"] == "User: hi\n\nAssistant:"
-    assert "this job was begun by a version without the section chat" in caplog.text
-    if form == "parquet":
-        assert rows[1]["error"] == ("message 1 has role 'tool'; expected one of system, user, assistant, developer")
-        assert rows[2]["prompt"] == "User: hi\n\nAssistant: x\n\nUser: hi\n\nAssistant:"
-
-
-def test_a_job_of_an_earlier_version_takes_no_other_format(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
-    job.input(messages=[HELLO])
-    begun_by_an_earlier_version(job)
-    assert job.run("-o", "chat.format=bot") == 4
-    assert 'chat.format: "auto" when it was started, "bot" now' in capsys.readouterr().err
-
-
 def test_the_stops_end_completions_of_the_engine(job: Job, real_engine: None) -> None:
     """The bundled model writes source text, so that a forced text stands in for the assistant's turn."""
     job.input(messages=[HELLO]).set(sampling__regex=r" 4\n\nUser: 9\+9\?", model__dtype="float32", engine__device="cpu")
@@ -381,24 +338,6 @@ def test_the_stops_end_completions_of_the_engine(job: Job, real_engine: None) ->
     assert job.run() == 0
     (row,) = job.rows()
     assert (row["completion"], row["finish_reason"], row["stop_reason"]) == (" 4", "stop", "\n\nUser:")
-
-
-@pytest.mark.parametrize("think", ["fake", "none"])
-def test_a_constrained_completion_begins_after_a_closed_thought(job: Job, real_engine: None, think: str) -> None:
-    job.input(messages=[HELLO]).set(sampling__regex="yes", model__dtype="float32", engine__device="cpu")
-    job.set(chat__think=think, output__extra=["prompt"])
-    assert job.run() == 0
-    (row,) = job.rows()
-    assert (row["completion"], row["finish_reason"]) == ("yes", "stop")
-    assert row["prompt"] == "User: hi\n\nAssistant:" + (" <think></think>" if think == "fake" else "")
-
-
-def test_a_row_with_a_constraint_has_no_open_thought(job: Job) -> None:
-    job.input(messages=[HELLO, HELLO], regex=["yes", None]).set(chat__think="open")
-    assert job.run() == 3
-    bad, good = job.rows()
-    assert (bad["error_code"], good["error_code"]) == ("bad_sampling", None)
-    assert bad["error"].startswith("think: got an open thought beside regex, which holds for the whole completion")
 
 
 def test_a_folder_of_a_model_is_no_template(tmp_path: Path) -> None:

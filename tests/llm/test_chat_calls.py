@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rwkv_batch import LLM, ChatSettings, SamplingParams
@@ -90,6 +91,28 @@ def test_the_conversation_that_is_none_is_named(llm: LLM, messages: Any, named: 
         llm.chat(messages)
 
 
+def test_conversations_come_as_pandas_holds_them(llm: LLM) -> None:
+    """A column of lists that pandas has read from a Parquet file holds arrays, also inside of messages."""
+    parts = [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]
+    calls = _array([{"function": {"name": "f", "arguments": "{}"}}])
+    call = {"role": "assistant", "content": None, "tool_calls": calls}
+    talk = _array([{"role": "user", "content": _array(parts)}, call, {"role": "tool", "content": "4"}])
+    params = SamplingParams(max_tokens=1)
+    prompt = llm.chat(talk, params)[0].prompt
+    turns = ["User: 2+2?", 'Assistant: ```json\n{"name":"f","arguments":{}}\n```', "User: Function output:\n4"]
+    assert prompt == "\n\n".join([*turns, "Assistant:"])
+    assert [one.prompt for one in llm.chat(_array([talk, HELLO]), params)] == [prompt, "User: 2+2?\n\nAssistant:"]
+    assert llm.generate({"messages": talk}, params)[0].prompt == prompt
+    tools: Any = _array([{"name": "f", "parameters": {"required": _array(["a"])}}])
+    assert "f" in str(llm.chat(talk, params, tools=tools)[0].prompt)
+
+
+def _array(items: list[Any]) -> np.ndarray:
+    found = np.empty(len(items), object)
+    found[:] = items
+    return found
+
+
 def test_an_unknown_argument_is_of_chat(llm: LLM) -> None:
     with pytest.raises(ConfigurationError, match=r"tool: LLM\.chat has no such argument \(did you mean 'tools'\?\)"):
         llm.chat(HELLO, tool=[])
@@ -119,16 +142,49 @@ def test_a_constraint_allows_no_thought(llm: LLM, constraint: dict[str, Any], na
 
 def test_a_template_that_opens_a_thought_may_close_it(llm: LLM) -> None:
     source = "{{ messages[0].content }}{{ '<think>' if enable_thinking is not defined or enable_thinking }}"
-    params, options = SamplingParams(max_tokens=9, regex="yes"), {"chat_template": source}
-    opened = llm.chat(HELLO, params, **options)[0]
+    params = SamplingParams(max_tokens=9, regex="yes")
+    opened = llm.chat(HELLO, params, chat_template=source)[0]
     assert opened.error_code == "bad_sampling"
-    closed = llm.chat(HELLO, params, chat_template_kwargs={"enable_thinking": False}, **options)[0]
+    closed = llm.chat(HELLO, params, chat_template=source, chat_template_kwargs={"enable_thinking": False})[0]
     assert (closed.prompt, closed.outputs[0].text) == ("2+2?", "yes")
+
+
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        ([1], r"chat_template_kwargs: got \[1\], expected a mapping of names"),
+        ({1: 2}, r"chat_template_kwargs: got \{1: 2\}, expected a mapping of names"),
+        ({"enable_thinking": "no"}, r"chat_template_kwargs\.enable_thinking: got 'no', expected True or False"),
+    ],
+)
+def test_names_that_are_none_are_an_error_of_their_prompt(llm: LLM, names: Any, named: str) -> None:
+    bad, good = llm.generate(
+        [{"messages": HELLO, "chat_template_kwargs": names}, {"messages": HELLO}], SamplingParams(max_tokens=1)
+    )
+    assert (bad.error_code, good.error_code) == ("bad_messages", None)
+    assert re.search(named, str(bad.error))
+
+
+@pytest.mark.parametrize("name", ["rwkv", "bot", "function_calling"])
+def test_names_of_a_call_open_and_close_the_thought_of_each_format(llm: LLM, name: str) -> None:
+    params = SamplingParams(max_tokens=1)
+    meanings: dict[str, list[dict[str, Any]]] = {
+        "open": [{"enable_thinking": True}, {"rwkv_generation_prompt": "open_think"}],
+        "fake": [{"enable_thinking": False}, {"rwkv_generation_prompt": "fake_think"}],
+        "none": [{}, {"enable_thinking": None}, {"documents": []}],
+    }
+    for think, names in meanings.items():
+        expected = llm.chat(HELLO, params, chat={"format": name, "think": think})[0].prompt
+        for other in ("none", "open", "fake") if think != "none" else ("none",):
+            for given in names:
+                chat = {"format": name, "think": other}
+                assert llm.chat(HELLO, params, chat=chat, chat_template_kwargs=given)[0].prompt == expected
 
 
 def test_a_prompt_of_messages_in_generate_is_refused_as_a_row() -> None:
     with LLM("demo", device="cpu", dtype="float32", max_batch_size=4, chat={"think": "open"}) as llm:
-        found = llm.generate([{"messages": HELLO}, "a <think"], SamplingParams(max_tokens=9, regex="yes"))
+        prompts: list[Any] = [{"messages": HELLO}, "a <think"]
+        found = llm.generate(prompts, SamplingParams(max_tokens=9, regex="yes"))
     assert [one.error_code for one in found] == ["bad_sampling", None]
     assert found[1].outputs[0].text == "yes"
 
@@ -175,7 +231,7 @@ def test_the_model_s_settings_are_the_default_of_its_calls() -> None:
 
 def test_parameters_that_prompts_share_are_shared_with_the_stops(llm: LLM) -> None:
     """Each new object of parameters costs a check and a set of stop strings."""
-    from rwkv_batch.text.chat import Joined, Rendered
+    from rwkv_batch.text.rendered import Joined, Rendered
 
     with_stops, params = Joined().with_stops, SamplingParams(stop_token_ids=[5])
     first, second = with_stops(params, Rendered("a", ("x",), (7,))), with_stops(params, Rendered("b", ("x",), (7,)))

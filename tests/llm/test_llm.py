@@ -11,6 +11,7 @@ import torch
 from checkpoints import make_checkpoint, write_checkpoint
 
 from rwkv_batch import LLM, SamplingParams
+from rwkv_batch.engine.engine import Engine
 from rwkv_batch.errors import BackendError, CapacityError, CheckpointError, ConfigurationError
 
 VOCAB = 257
@@ -140,6 +141,7 @@ def test_shared_prefixes_change_no_bit_in_float32(slots, host_gib, where):
         found.append([(one.token_ids, one.token_logprobs) for one in [*completions, *scores]])
         stats.append(llm.stats())
         if sharing:
+            assert isinstance(llm._engine, Engine)
             snapshots = llm._engine.snapshots
             kept = (snapshots.peak > 1, snapshots.peak_on_host > 0)
             assert kept == {"device": (True, False), "host": (True, True), "nowhere": (False, False)}[where]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rwkv_batch import LLM, SamplingParams
+from rwkv_batch.engine.engine import Engine
 from rwkv_batch.rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
 
 HEADER = "def mean(values):\n    return "
@@ -32,14 +33,16 @@ def demo():
 
 def serve(llm: LLM, rows: list[Any], aborts: dict[int, list[str]]) -> dict[Any, Any]:
     """Serves rows in one call: key → finished row. `aborts` maps the number of a step to keys to abort after it."""
-    step, first = llm._engine.step, llm.stats().steps
+    engine = llm._engine
+    assert isinstance(engine, Engine)
+    step, first = engine.step, llm.stats().steps
 
     def step_and_abort():
         step()
         for key in aborts.get(llm.stats().steps - first, ()):
             llm.abort(key)
 
-    llm._engine.step = step_and_abort
+    engine.step = step_and_abort
     try:
         found = {}
         for finished in llm.serving.run([rows]):
@@ -49,7 +52,7 @@ def serve(llm: LLM, rows: list[Any], aborts: dict[int, list[str]]) -> dict[Any, 
                 found[one.key] = one
         return found
     finally:
-        del llm._engine.step
+        del engine.step
 
 
 def numbers(one):

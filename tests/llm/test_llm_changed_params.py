@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_a_row_is_served_with_the_values_that_its_parameters_have_then(llm, prom
 
 @pytest.mark.parametrize("call", ["serve", "generate", "generate_iter"])
 def test_lists_and_mappings_that_are_changed_in_place_count_in_the_next_call(llm, call):
-    params = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True, logit_bias={65: 1e4}, stop_token_ids=[])
+    params: Any = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True, logit_bias={65: 1e4}, stop_token_ids=[])
 
     def ids():
         if call == "serve":

@@ -174,7 +174,8 @@ def test_a_result_that_is_no_json_is_a_string_of_it():
 
 
 def test_the_stops_follow_the_form_that_a_conversation_has():
-    from rwkv_batch.text.chat import Conversation, Rendered
+    from rwkv_batch.text.chat import Conversation
+    from rwkv_batch.text.rendered import Rendered
 
     bot = open_chat(ChatSettings("bot"), None)
     plain, with_tools = bot.render_many([Conversation(TALK), Conversation(TALK, [NOW])])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
@@ -10,9 +9,9 @@ from dataclasses import field as dataclass_field
 import pyarrow as pa
 import pyarrow.types as pt
 
-from ...errors import ConfigurationError, looked_up
+from ...errors import ConfigurationError
 from ...sampling_params import CONSTRAINTS, SAMPLING_FIELDS
-from ...user_files import read_text, reason_of
+from ...text.templates import template_source
 from ..config import JobConfig
 from ..messages import did_you_mean, listed
 from .arrow_types import Check, is_ids, is_lists_of_ids
@@ -119,7 +118,7 @@ class _Binder:
         self._several_prompts = source.has_prompts_of_several_kinds
         self._problems: list[str] = []
         self._given = self._given_columns()
-        self._template = _template_source(job.input.template)
+        self._template = _template_source(job.input.template, "input.template")
 
     def bind(self) -> Columns:
         """Raises ConfigurationError with all problems."""
@@ -315,14 +314,6 @@ def _named_prompts(job: JobConfig) -> list[str]:
     return [role for role in PROMPT_KINDS if job.input.columns.get(role) is not None]
 
 
-def _template_source(template: str | None, setting: str = "input.template") -> str | None:
-    """A setting's value itself where it looks like Jinja, else what the file of that name holds."""
-    if template is None or "{{" in template or "{%" in template:
-        return template
-    try:
-        return read_text(os.path.expanduser(template))
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"{setting}: got {template!r}, expected a Jinja template or an existing file{looked_up(template)}: "
-            f"{reason_of(error)}"
-        ) from error
+def _template_source(template: str | None, setting: str) -> str | None:
+    """The source of a template that a setting gives; None where it gives none."""
+    return None if template is None else template_source(template, setting)[0]

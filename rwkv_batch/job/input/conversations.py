@@ -8,8 +8,9 @@ from typing import Any
 
 from ...errors import RowError
 from ...rows import ErrorRow, GenerateRow, ScoreRow
-from ...text.chat import Conversation, Joined, Rendered
+from ...text.chat import Conversation
 from ...text.messages import ROLE_NAMES, plain_messages
+from ...text.rendered import Joined, Rendered
 from ..chat import JobChat
 
 OLDER_ROLES = ("system", "user", "assistant", "developer")

@@ -23,7 +23,7 @@ from jinja2.nodes import EvalContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ...errors import ConfigurationError, RowError
-from ...text.template_errors import PROGRAM_ERRORS, compiling
+from ...text.templates import PROGRAM_ERRORS, compiling
 from ..messages import did_you_mean
 
 ROW = "row"

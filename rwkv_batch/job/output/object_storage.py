@@ -38,6 +38,8 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0
 """Seconds."""
 LINES_SECONDS = 15.0
 """Lines that are not urgent wait so long, or a twentieth of the run's time so far."""
+WRITER = "writer"
+"""Key of an object's metadata: a random number of the request that created the object."""
 PROBE = "_probe-"
 """How names of files begin with which a store is tried out. Readers of folders of Parquet files skip such names."""
 CLIENT = {"allow_http": True, "connect_timeout": "10s", "read_timeout": "60s", "timeout": "300s"}
@@ -67,7 +69,7 @@ class ObjectStorage:
         except ImportError as error:
             raise MissingExtraError("an object store", "obstore", "object-store") from error
         self._obstore: Any = obstore
-        self._stores: dict[tuple[str, str, bool], Any] = {}
+        self._stores: dict[str, Any] = {}
         self._written: defaultdict[str, set[str]] = defaultdict(set)
         self._creates = True
         self._tries = TRIES
@@ -168,27 +170,36 @@ class ObjectStorage:
     def _create(self, path: str, data: Data) -> bool:
         """Writes an object that is not there. Returns False where it is there.
 
-        A request that failed may have written the object. Then its content tells whether this was the writer.
+        A request that failed, or that the network repeats, may have written the object before the store says that it is
+        there. The object's metadata tell who has written it.
         """
-        is_doubtful = False
+        writer = os.urandom(16).hex()
+        named: dict[str, Any] = {"mode": "create", "use_multipart": False, "attributes": {WRITER: writer}}
         for wait in self._waits():
             try:
                 if not self._creates:
                     return self._create_unconditionally(path, data)
-                self._call("written", path, self._obstore.put, data, mode="create", use_multipart=False, once=True)
+                self._call("written", path, self._obstore.put, data, **named)
                 return True
             except Exception as error:
                 if _is_taken(error):
-                    with suppress(FileNotFoundError), self.open(path) as file:
-                        return is_doubtful and file.read() == bytes(data)
+                    with suppress(FileNotFoundError):
+                        return self._writer_of(path) == writer
                 elif status_of(error) == 501 or isinstance(error, NotImplementedError):
                     self._creates = False
                 elif is_final(error):
                     raise storage_error(path, "written", error) from error
-                else:
-                    is_doubtful = True
                 self._wait(wait, "written", path, error)
         raise AssertionError("the last try raises")
+
+    def _writer_of(self, path: str) -> str | None:
+        """Returns who created an object, or None if that was no request of `_create`."""
+
+        def get(store: Any, key: str) -> str | None:
+            found: str | None = self._obstore.get(store, key).attributes.get(WRITER)
+            return found
+
+        return self._request("read", path, get)
 
     def _create_unconditionally(self, path: str, data: Data) -> bool:
         if self._is_there(path):
@@ -237,22 +248,17 @@ class ObjectStorage:
                 self._wait(wait, verb, path, error)
         raise AssertionError("the last try raises")
 
-    def _call(
-        self, verb: str, path: str, act: Callable[..., Result], *arguments: Any, once: bool = False, **options: Any
-    ) -> Result:
+    def _call(self, verb: str, path: str, act: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
         """Makes a request. Every change of a store goes through here."""
         address = split_url(path)
-        return act(self._store(address.scheme, address.bucket, once), address.key, *arguments, **options)
+        return act(self._store(address.scheme, address.bucket), address.key, *arguments, **options)
 
-    def _store(self, scheme: str, bucket: str, once: bool) -> Any:
-        """Returns the client of a bucket; with `once` one that never sends a request again by itself."""
-        key = (scheme, bucket, once)
-        if key not in self._stores:
-            retries = {**RETRIES, "max_retries": 0} if once else RETRIES
-            self._stores[key] = self._obstore.store.from_url(
-                f"{scheme}://{bucket}", client_options=CLIENT, retry_config=retries
-            )
-        return self._stores[key]
+    def _store(self, scheme: str, bucket: str) -> Any:
+        """Returns the client of a bucket."""
+        url = f"{scheme}://{bucket}"
+        if url not in self._stores:
+            self._stores[url] = self._obstore.store.from_url(url, client_options=CLIENT, retry_config=RETRIES)
+        return self._stores[url]
 
     def _waits(self) -> Iterator[float | None]:
         """Yields the longest wait after each try, in seconds; None after the last one."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import Field, fields
 from itertools import repeat
 from os import PathLike
@@ -70,11 +71,24 @@ def settings_of(given: Mapping[str, Any]) -> tuple[ModelSettings, EngineSettings
             "RWKV model when it is loaded",
             setting="quantization",
         )
-    values["dtype"] = _dtype(values["dtype"])
     values["device"] = f"cuda:{values['device']}" if type(values["device"]) is int else str(values["device"])
     values["seed"] = 0 if values["seed"] is None else values["seed"]
-    model, engine = ({one.name: _typed(one, values[one.name]) for one in fields(group)} for group in groups)
-    return ModelSettings(**model), EngineSettings(**engine)
+    with _named_as_given(given["others"]):
+        values["dtype"] = _dtype(values["dtype"])
+        model, engine = ({one.name: _typed(one, values[one.name]) for one in fields(group)} for group in groups)
+        return ModelSettings(**model), EngineSettings(**engine)
+
+
+@contextmanager
+def _named_as_given(others: Iterable[str]) -> Iterator[None]:
+    """Inside, an error about a setting that has come under another name has that name."""
+    names = {LLM_ARGUMENTS[name].text: name for name in others if LLM_ARGUMENTS[name].effect == "renamed"}
+    try:
+        yield
+    except ConfigurationError as error:
+        if error.setting not in names:
+            raise
+        raise ConfigurationError(str(error.args[0]), setting=names[error.setting]) from error
 
 
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {

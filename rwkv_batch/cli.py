@@ -161,11 +161,10 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from .job.output.storage import LocalStorage
     from .job.report.report import find_job, first_rows, summarise, write_report
 
     folders = find_job(options.path)
-    storage = LocalStorage(folders.file("tmp"))
+    storage = folders.open_storage()
     print(printable("\n".join(summarise(write_report(storage, folders)))))
     for record in first_rows(storage, folders, options.show):
         print()

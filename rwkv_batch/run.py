@@ -174,8 +174,8 @@ def _print_summary(outcome: Outcome) -> None:
 
 
 def _shortest(path: str) -> str:
-    """The absolute path, or the one relative to the current folder if that is shorter."""
-    return min(path, os.path.relpath(path), key=len)
+    """The absolute path, or the one relative to the current folder if that is shorter; an address as it is."""
+    return path if "://" in path else min(path, os.path.relpath(path), key=len)
 
 
 def _fail(code: int, message: str) -> int:

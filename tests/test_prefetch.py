@@ -279,3 +279,20 @@ def test_the_items_behind_the_limit_are_dropped_too():
     wait_for(lambda: len(made) == 2)
     assert source.take_dropped() == [1]
     assert take_all(source) == [0, 4]
+
+
+def test_a_change_is_told_when_items_are_ready_and_at_the_end():
+    changes = []
+    needed = Future()
+    source = Prefetch(
+        [[1, 2, 3]], 2, needs=lambda item: needed if item == 2 else None, on_change=lambda: changes.append(1)
+    )
+    wait_for(lambda: changes)  # the limit of two is reached
+    assert source.take(5, wait=False) == [1]
+    before = len(changes)
+    wait_for(lambda: len(changes) > before)
+    before = len(changes)
+    needed.set_result(None)
+    assert len(changes) == before + 1
+    source.thread.join(60)
+    assert source.take(5, wait=False) == [3, 2] and source.is_ended

@@ -169,3 +169,33 @@ def test_rows_that_were_read_ahead_are_finished_while_all_slots_are_busy():
     assert not rows._aborted  # a later row with one of these keys is served
     lists.close()
     engine.check_integrity()
+
+
+def test_a_cancelled_call_ends_at_the_next_step_without_its_rows(serving):
+    call = serving.run([[row("short"), *(row(i, LONG) for i in range(3))]])
+    assert [one.key for one in next(call)] == ["short"]
+    steps = serving._engine.stats.steps
+    call.cancel()
+    assert list(call) == []
+    assert serving._engine.stats.steps - steps <= 1
+    assert list(serve(serving, [row("next")])) == ["next"]
+
+
+def test_a_call_that_waits_for_its_rows_is_cancelled(serving):
+    gate, started = threading.Event(), threading.Event()
+
+    def batches():
+        yield [row("one")]
+        started.set()
+        assert gate.wait(60)
+
+    call = serving.run(batches())
+    assert [one.key for one in next(call)] == ["one"]
+    assert started.wait(60)
+    ending = threading.Thread(target=lambda: list(call))
+    ending.start()
+    call.cancel()
+    gate.set()
+    ending.join(60)
+    assert not ending.is_alive()
+    assert list(serve(serving, [row("next")])) == ["next"]

@@ -58,3 +58,13 @@ def test_torch_and_the_native_kernels_share_one_pool_of_threads():
     if not done.stdout:
         pytest.skip("no native kernels here")
     assert done.stdout.strip() == "1"
+
+
+@pytest.mark.parametrize(("processes", "cores"), [(1, 64), (8, 8), (7, 9), (100, 1)])
+def test_processes_divide_the_cores(processes, cores, tmp_path, monkeypatch):
+    monkeypatch.setattr(threads, "_QUOTA", tmp_path / "none")
+    monkeypatch.setattr(threads, "_OLD_QUOTA", (tmp_path / "none", tmp_path / "none"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(threads, "_num_processes", 1)
+    threads.share_cores(processes)
+    assert threads.usable_cores() == cores

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..engine.stats import EngineStats
 from ..models.placement import Placement
 from .engine_process import EngineProcess, Events
-from .messages import Answer, End, Ended, Failed, Ready, Start
+from .messages import Answer, End, Ended, Failed, Start
 
 if TYPE_CHECKING:
     from ..model_summary import ModelSummary
@@ -47,20 +47,18 @@ class EngineProcesses:
             while any(process.ready is None for process in self.by_index.values()):
                 process, message = self.events.get()
                 assert process is not None
-                if isinstance(message, Ready):
-                    process.ready = message
-                elif isinstance(message, Failed):
+                if isinstance(message, Failed):
                     raise message.error
-                elif isinstance(message, Ended):
+                if isinstance(message, Ended):
                     raise loading_error(process)
         except BaseException:
             self.close()
             raise
 
     def start_missing(self) -> None:
-        """Starts a process for each engine that has none. They load while others serve."""
+        """Starts a process for each engine that has none, or whose process has ended. They load while others serve."""
         for index, start in enumerate(self._starts):
-            if index not in self.by_index:
+            if index not in self.by_index or self.by_index[index].ended_with:
                 self.by_index[index] = EngineProcess(index, start, self.events)
 
     def replace(self, process: EngineProcess) -> EngineProcess:

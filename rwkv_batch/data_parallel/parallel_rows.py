@@ -17,7 +17,7 @@ from ..rows import ErrorRow, GenerateRow, ScoreRow, input_bytes
 from ..serving import WINDOW_BYTES
 from .engine_process import EngineProcess
 from .engine_processes import EngineProcesses, loading_error
-from .messages import Abort, CloseInput, Ended, Failed, Ready, Results, Row
+from .messages import Abort, CloseInput, Ended, Failed, Results, Row
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ class ParallelRows:
 
     def _handle(self, process: EngineProcess | None, message: Any) -> None:
         if process is None or self._engines.by_index.get(process.index) is not process:
-            return  # the input has changed, or a message of a process that has been replaced
+            return  # the input has changed, or this is of a process that has been replaced
         if isinstance(message, Results):
             for number, output in message.results:
                 if found := process.in_flight.pop(number, None):  # else it is of an earlier call
@@ -193,8 +193,6 @@ class ParallelRows:
                     process.load -= weight
                     self._num_ends = 0
                     self._finish(row, output)
-        elif isinstance(message, Ready):
-            process.ready = message
         elif isinstance(message, Failed):
             if message.call in self._calls:
                 raise message.error

@@ -10,8 +10,9 @@ from ..errors import ConfigurationError, ResumeError
 from ..text.chat import ChatFormat, ChatSettings, open_chat
 from ..text.thoughts import constraint_of, no_thought
 from .config import ChatSection, JobConfig
+from .folders import Folders
 from .output.storage import Storage
-from .state import Folders, read_job
+from .state import read_job
 
 OLDER = (
     "this job was begun by a version without the section chat: it goes on as it began, with format rwkv, without "

@@ -236,7 +236,7 @@ class OutputSection(Section):
     path: Path = _setting(
         ...,
         "The folder that will hold the parts and nothing else. Everything else goes to the state folder.",
-        "a folder on a local disk",
+        "a folder on a local disk, or s3://, gs:// or az:// with a bucket and a folder",
     )
     rows_per_part: Count = _setting(20000, "Input rows of one part file.", "an integer from 1")
     flush_seconds: Annotated[float, Field(ge=0, le=86400)] = _setting(
@@ -272,7 +272,7 @@ class RunSection(Section):
     state_dir: Path | None = _setting(
         None,
         "The state folder: progress, unpublished rows and reports. It must not be inside the output folder.",
-        "a folder, or null for the output folder's name with .rwkv_batch added",
+        "a folder as that of output.path, or null for the output folder's name with .rwkv_batch added",
     )
     on_row_error: Literal["continue", "stop"] = _setting(
         "continue",

@@ -17,19 +17,20 @@ from ..settings import EngineSettings, ModelSettings
 from .chat import OLDER
 from .config import JobConfig
 from .dry_run import describe, read_first_rows
+from .folders import Folders, check_honours_conditions
 from .load import load_job
 from .messages import shown
 from .output.commit import JobFiles, Part
 from .output.part_check import PartCheck
 from .output.results import Results
-from .output.storage import LocalStorage, Storage, StorageError
+from .output.storage import Storage, StorageError
 from .output.writer import Writer
 from .plan import Shard, Unit, parse_shard
 from .prepare import Prepared, named_as_in_jobs, prepare
 from .report.events import EventLog, machine
 from .report.progress import Progress
 from .report.report import summarise, write_report
-from .state import Folders, check_rules, compare_job, has_parts, num_parts, open_job, restore_job
+from .state import check_rules, compare_job, has_parts, num_parts, open_job, restore_job
 from .stopping import StopSignals
 from .stream import missing_rows
 
@@ -63,12 +64,15 @@ class Outcome:
 
     @property
     def output(self) -> str:
-        """The folder with the parts: an absolute path."""
+        """The folder with the parts: an absolute path, or an address in an object store."""
         return self.folders.output
 
     @property
     def report(self) -> str | None:
-        """The absolute path of report.html; None where other shards are still at work. report.json lies beside it."""
+        """The absolute path or address of report.html; None where other shards are still at work.
+
+        report.json lies beside it.
+        """
         return self.folders.file("report.html") if self.summary else None
 
 
@@ -95,7 +99,7 @@ def check_job(
     """
     with stop, stop.interruptible():
         prepared = prepare(load_job(job, overrides, limit), partial(_inspect_model, apart=True))
-        storage = LocalStorage(prepared.folders.file("tmp"))
+        storage = prepared.folders.open_storage()
         started = _check_output(prepared, storage, prepared.part_check())
         prepared = prepared.started_as(started) if started else prepared
         if num_parts(storage, prepared.folders) < prepared.plan.num_units:
@@ -155,14 +159,15 @@ def run_job(
         with stop.interruptible():
             prepared = prepare(load_job(job, overrides, limit), _inspect_model)
             folders, part_check = prepared.folders, prepared.part_check()
-            storage = LocalStorage(folders.file("tmp"))
+            storage = folders.open_storage()
+            check_honours_conditions(folders, storage)
             started = _check_output(prepared, storage, part_check)
             _announce(prepared, is_trial=limit is not None)
             prepared = prepared.started_as(
                 open_job(storage, folders, prepared.document, prepared.source.files, started)
             )
         storage.sweep()
-        with EventLog(folders.file(part.file_name("log", "jsonl")), shard=str(part)) as log:
+        with EventLog(storage, folders.file(part.file_name("log", "jsonl")), shard=str(part)) as log:
             return _Run(prepared, part, stop, storage, log).make(part_check)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -16,6 +15,7 @@ from ..settings import EngineSettings, ModelSettings
 from .chat import JobChat, is_older_job, open_job_chat
 from .config import EngineSection, JobConfig, ModelSection
 from .fingerprint import fingerprint, other_rules, result_settings
+from .folders import Folders, check_folders, check_reachable
 from .input.columns import Columns, bind_columns, expected_kinds
 from .input.reader import Input, open_input
 from .input.rows import RowParser
@@ -26,9 +26,9 @@ from .output.extra import InputWithExtra
 from .output.part_check import PartCheck
 from .output.parts import OutputFormat, RowSource
 from .output.results import output_names, result_schema, without_later
-from .output.storage import LocalStorage
+from .output.storage import Storage
 from .plan import UnitPlan
-from .state import Folders, check_folders, read_job
+from .state import read_job
 
 SETTINGS = {
     name: f"{section}.{name}"
@@ -136,9 +136,11 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
             written.
     """
     folders = Folders.of(job)
-    is_older = is_older_job(LocalStorage(folders.file("tmp")), folders)
+    storage = folders.open_storage()
+    check_reachable(folders, storage)
+    is_older = is_older_job(storage, folders)
     source = open_input(job.input.path, job.input.format, expected_kinds(job, is_older))
-    is_earlier = _is_of_an_earlier_version(job, folders)
+    is_earlier = _is_of_an_earlier_version(storage, folders)
     if is_earlier:
         job = without_late_answers(job, source.schema)
     columns = bind_columns(job, source)
@@ -162,13 +164,13 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
     return Prepared(job, source, columns, parser, plan, replace(form, footer=footer), folders, document, model, chat)
 
 
-def _is_of_an_earlier_version(job: JobConfig, folders: Folders) -> bool:
+def _is_of_an_earlier_version(storage: Storage, folders: Folders) -> bool:
     """Whether the job was started before score jobs had answers in their rows. Its rows and columns stay as they were.
 
     A state folder that cannot be read is left to later checks.
     """
     try:
-        started = read_job(LocalStorage(folders.file("tmp")), folders.state)
+        started = read_job(storage, folders.state)
     except (OSError, ValueError, ResumeError):
         return False
     return started is not None and started["settings"]["task"] == "score" and "score.answer" not in started["settings"]
@@ -198,7 +200,7 @@ def _job_document(
         "fingerprint": fingerprint(settings),
         "settings": settings,
         "plan": {
-            "output.path": os.path.relpath(folders.output, folders.state) if job.run.state_dir else None,
+            "output.path": folders.output_from_state() if job.run.state_dir else None,
             "rows": plan.num_rows,
             "output.rows_per_part": plan.rows_per_part,
             "units": plan.num_units,

@@ -6,122 +6,24 @@ import json
 import logging
 import os
 import re
-import shlex
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ConfigurationError, ResumeError
-from .config import JobConfig
+from ..errors import ResumeError
 from .fingerprint import PASSED, differences, with_passed_columns
-from .input.files import InputFile, would_be_read
+from .folders import Folders
+from .input.files import InputFile
 from .output.storage import Storage
 
 logger = logging.getLogger(__name__)
 
 LATE_SECONDS = 0.1
-STATE_SUFFIX = ".rwkv_batch"
-LONGEST_NAME = 120
-"""Characters of the longest path below one of the folders: a segment's, or a temporary file's."""
 MANIFEST_KEYS = {"file", "rows", "bytes", "version"}
 """Keys of a file's entry in the input's manifest."""
 JOB_KEYS = {"settings": dict, "plan": dict, "input": list, "fingerprint": str}
 """Key that a later run reads from job.json → the type of its value."""
-
-
-@dataclass(frozen=True)
-class Folders:
-    """The absolute paths of the two folders of a job: `output` holds parts, `state` everything else."""
-
-    output: str
-    state: str
-
-    @classmethod
-    def of(cls, job: JobConfig) -> Folders:
-        output = os.path.abspath(job.output.path)
-        return cls(output, os.path.abspath(job.run.state_dir or output + STATE_SUFFIX))
-
-    @property
-    def are_siblings(self) -> bool:
-        """Whether the state folder's name is that of the output folder with a suffix."""
-        return self.state == self.output + STATE_SUFFIX
-
-    def file(self, name: str) -> str:
-        """The path of a file in the state folder."""
-        return os.path.join(self.state, name)
-
-
-def check_folders(job: JobConfig, folders: Folders, files: Sequence[InputFile]) -> None:
-    """Refuses folders in which the output would mix with the input, the state, or files of others.
-
-    Raises:
-        ConfigurationError: a folder is refused.
-    """
-    where = f"output.path: got {job.output.path!r}"
-    if "://" in job.output.path or "://" in (job.run.state_dir or ""):
-        raise ConfigurationError(f"{where}, expected folders on a local disk for output.path and run.state_dir")
-    _check_writable(folders.output, "output.path")
-    _check_writable(folders.state, "run.state_dir" if job.run.state_dir else "output.path")
-    output, state = os.path.realpath(folders.output), os.path.realpath(folders.state)
-    if os.path.commonpath([output, state]) in (output, state):
-        raise ConfigurationError(
-            f"run.state_dir: {folders.state} and {folders.output} contain each other; use siblings"
-        )
-    if would_be_read(job.input.path, os.path.join(output, "part-00000-of-00001.parquet")):
-        raise ConfigurationError(f"{where}, a folder that input.path reads; parts would become input")
-    for file in files:
-        if os.path.realpath(file.path).startswith(os.path.join(output, "")):
-            raise ConfigurationError(f"{where}, which contains the input {file.name}; use another folder")
-    for folder in (output, state):  # raises OSError where a path is too long for a file in it
-        with suppress(FileNotFoundError, NotADirectoryError):
-            os.lstat(os.path.join(folder, "x" * LONGEST_NAME))
-    if os.path.isdir(output) and os.listdir(output) and not os.path.exists(folders.file("job.json")):
-        raise ConfigurationError(
-            f"{where}, which is not empty and is no job's output ({folders.state}/job.json is missing): choose another "
-            "folder, or put job.json back if it was removed"
-        )
-    if _device(output) != _device(state):
-        raise ConfigurationError(
-            f"{where}, which is on another file system than {folders.state}: parts could not appear in one step; "
-            "choose both on one file system (a folder below a mount point, not the mount itself)"
-        )
-
-
-def _check_writable(folder: str, setting: str) -> None:
-    """Refuses a folder that cannot be made or written to. Leaves nothing behind: the file that it writes has no name.
-
-    Raises:
-        ConfigurationError: the folder is refused.
-    """
-    nearest = folder
-    try:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            os.lstat(os.path.join(folder, "x" * LONGEST_NAME))  # fails where a path is too long for a file in it
-        while not _is_there(nearest):
-            nearest = os.path.dirname(nearest)
-        is_folder = os.path.isdir(nearest)
-        if is_folder:
-            os.listdir(nearest)
-            with tempfile.TemporaryFile(dir=nearest):
-                pass
-    except (OSError, ValueError) as error:  # ValueError: no valid path
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigurationError(
-            f"{setting}: cannot write to {folder!r} ({nearest!r}: {reason}); choose another folder, or make it writable"
-        ) from error
-    if not is_folder:
-        raise ConfigurationError(f"{setting}: {nearest} is a file, or a link to none; expected a folder or nothing")
-
-
-def _is_there(path: str) -> bool:
-    try:
-        os.lstat(path)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def read_job(storage: Storage, state: str) -> dict[str, Any] | None:
@@ -321,12 +223,5 @@ def _refusal(reason: str, changes: Sequence[str], folders: Folders) -> str:
     lines = "".join(f"\n  {change}" for change in changes)
     return (
         f"{reason}:{lines}\nPut this back to finish the old job, choose another output.path, "
-        f"or start over: rm -r {shlex.quote(folders.output)} {shlex.quote(folders.state)}"
+        f"or start over: {folders.removal()}"
     )
-
-
-def _device(folder: str) -> int:
-    """The file system of a folder, or of the nearest folder above it that exists."""
-    while not os.path.isdir(folder):
-        folder = os.path.dirname(folder)
-    return os.stat(folder).st_dev

@@ -99,3 +99,15 @@ def test_constrained_rows() -> None:
     ]
     for own, expected in zip(shown, measured, strict=True):
         assert own == [float(f"{value:.3g}") if value > 10 else round(value, 2) for value in expected]
+
+
+def test_clients_of_object_stores() -> None:
+    measured = result("object-stores")
+    page = (ROOT / "docs" / "explanation" / "commit-protocol.md").read_text(encoding="utf-8")
+    cases = ["start", "put small", "get small", "put large", "get large"]
+    for index, client in enumerate(("obstore", "s3fs")):
+        found = measured[client]
+        cells = [row[1 + index] for row in rows(page, "In an object store")]
+        times = [f"{found[case]['seconds']:.1f} ({found[case]['cpu_seconds']:.1f})" for case in cases[1:]]
+        start, peak = f"{found['start']['seconds']:.2f}", f"{found['peak_bytes'] / 1e6:.0f}"
+        assert cells == [start, *times, found["created_by_one"].split()[0], peak], client

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from fakes.object_store import Bucket, hurry, stores
 
 from job import fake_llm
 from rwkv_batch import run
@@ -133,3 +134,19 @@ def small(job: Job) -> Job:
     """4 rows in two parts, a segment for each row."""
     job.input(id=list(range(4)), prompt=[f"prompt {i}" for i in range(4)])
     return job.set(output__rows_per_part=3, output__flush_seconds=0, sampling__n=2)
+
+
+@pytest.fixture(scope="session")
+def make_bucket() -> Iterator[Any]:
+    with stores() as make:
+        yield make
+
+
+@pytest.fixture
+def bucket(make_bucket: Any, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """An empty bucket of an S3 server behind a fault proxy, whose waits are short in this process."""
+    found: Bucket = make_bucket()
+    for name, value in found.environment.items():
+        monkeypatch.setenv(name, value)
+    hurry(monkeypatch)
+    return found

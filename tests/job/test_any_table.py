@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from job import fake_llm
 from job.faulty_storage import EXIT_CRASHED, Countdown, SteppingStorage, crash
+from rwkv_batch.job.folders import Folders
 
 from .conftest import Job
 from .prepared import in_child
@@ -50,7 +51,7 @@ def run(job: Job, crash_at: int) -> int:
     def act() -> int:
         with pytest.MonkeyPatch.context() as patch:
             storage = Countdown(crash_at, crash)
-            patch.setattr("rwkv_batch.job.execute.LocalStorage", lambda folder: SteppingStorage(folder, storage))
+            patch.setattr(Folders, "open_storage", lambda folders: SteppingStorage(folders.file("tmp"), storage))
             code = job.run()
         return 100 if code == 2 and (fake_llm.LLM.loaded or job.state.exists()) else code
 

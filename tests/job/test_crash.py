@@ -12,6 +12,7 @@ import pytest
 
 from job import fake_llm
 from job.faulty_storage import EXIT_CRASHED, Countdown, SteppingStorage, crash, fail
+from rwkv_batch.job.folders import Folders
 
 from .conftest import Job
 from .prepared import ROWS, files_of, forget, in_child, prepared, undisturbed, units_of
@@ -36,7 +37,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], None]]
     """Makes jobs use storage that calls a function at every durable step."""
 
     def install(act: Callable[[str], None]) -> None:
-        monkeypatch.setattr("rwkv_batch.job.execute.LocalStorage", lambda folder: SteppingStorage(folder, act))
+        monkeypatch.setattr(Folders, "open_storage", lambda folders: SteppingStorage(folders.file("tmp"), act))
 
     return install
 

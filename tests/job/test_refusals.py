@@ -247,7 +247,7 @@ def state_around(job: Job) -> None:
 
 
 def object_store(job: Job) -> None:
-    job.set(output__path="s3://bucket/out")
+    job.set(output__path="hdfs://host/out")
 
 
 def around_input_through_a_link(job: Job) -> None:
@@ -274,7 +274,7 @@ def through_a_link(job: Job) -> None:
         (a_file, "is a file, or a link to none; expected a folder"),
         (state_inside, "contain each other"),
         (state_around, "contain each other"),
-        (object_store, "expected folders on a local disk"),
+        (object_store, "is not served; expected s3://, gs:// or az://, or a folder on a local disk"),
     ],
 )
 def test_folders(job: Job, capsys: pytest.CaptureFixture[str], arrange: Any, expected: str) -> None:

@@ -168,12 +168,12 @@ def test_names_that_are_none_are_an_error_of_their_prompt(llm: LLM, names: Any, 
 @pytest.mark.parametrize("name", ["rwkv", "bot", "function_calling"])
 def test_names_of_a_call_open_and_close_the_thought_of_each_format(llm: LLM, name: str) -> None:
     params = SamplingParams(max_tokens=1)
-    names_of: dict[str, list[dict[str, Any]]] = {
+    meanings: dict[str, list[dict[str, Any]]] = {
         "open": [{"enable_thinking": True}, {"rwkv_generation_prompt": "open_think"}],
         "fake": [{"enable_thinking": False}, {"rwkv_generation_prompt": "fake_think"}],
         "none": [{}, {"enable_thinking": None}, {"documents": []}],
     }
-    for think, names in names_of.items():
+    for think, names in meanings.items():
         expected = llm.chat(HELLO, params, chat={"format": name, "think": think})[0].prompt
         for other in ("none", "open", "fake") if think != "none" else ("none",):
             for given in names:

@@ -107,13 +107,17 @@ def find_files(paths: str | Sequence[str], extensions: Collection[str]) -> list[
 
 
 def would_be_read(paths: str | Sequence[str], path: str) -> bool:
-    """Whether a file created at the local `path` would become a part of the input."""
-    target = os.path.realpath(path)
+    """Whether a file created at `path`, which is local or an address, would become a part of the input."""
+
+    def is_url(name: str) -> bool:
+        return "://" in name and not name.startswith("file://")
+
+    target = path if is_url(path) else os.path.realpath(path)
     for item in [paths] if isinstance(paths, str) else paths:
-        if "://" in item and not item.startswith("file://"):
+        if is_url(item) != is_url(path):
             continue
         base, pattern = split_glob(item.removeprefix("file://"))
-        root = os.path.join(os.path.realpath(base), "")
+        root = os.path.join(base.rstrip("/") if is_url(base) else os.path.realpath(base), "")
         if target.startswith(root) and (pattern is None or pattern.matches(target[len(root) :])):
             return True
     return False

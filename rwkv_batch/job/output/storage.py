@@ -39,10 +39,11 @@ NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, e
 class StorageError(OSError):
     """A file or a folder cannot be read or written. The text is a sentence with its path and with what to do."""
 
-    def __init__(self, path: str, verb: str, error: OSError) -> None:
+    def __init__(self, path: str, verb: str, error: OSError, advice: str | None = None) -> None:
         super().__init__(error.errno, error.strerror, path)
         reason = error.strerror or str(error)
-        self._text = "; ".join(filter(None, (f"{path} cannot be {verb}: {reason}", ADVICE.get(error.errno or 0))))
+        advice = advice or ADVICE.get(error.errno or 0)
+        self._text = "; ".join(filter(None, (f"{path} cannot be {verb}: {reason}", advice)))
 
     def __str__(self) -> str:
         return self._text
@@ -59,8 +60,18 @@ def _named(path: str, verb: str) -> Iterator[None]:
         raise StorageError(path, verb, error) from error
 
 
+class Appender(Protocol):
+    """Appends lines to a file. A line is one argument, with its end."""
+
+    def __call__(self, line: str, *, is_urgent: bool) -> None:
+        """Appends a line. One that is not urgent may be written with a later one."""
+
+
 class Storage(Protocol):
-    """The operations that the commit protocol needs. `LocalStorage` offers them on a local disk."""
+    """The operations that the commit protocol needs.
+
+    `LocalStorage` offers them on a local disk, `rwkv_batch.job.output.object_storage.ObjectStorage` in object stores.
+    """
 
     def list(self, folder: str) -> list[str]:
         """Returns the names in `folder`, sorted; none where there is no such folder."""
@@ -86,6 +97,12 @@ class Storage(Protocol):
 
     def move(self, path: str, target: str) -> None:
         """Gives a file another name, in one step. Raises FileNotFoundError where the file is not there."""
+
+    def appender(self, path: str) -> Appender:
+        """Returns what appends lines to a file."""
+
+    def sweep(self) -> int:
+        """Removes what processes that died have left half written, and returns the number of files."""
 
 
 class LocalStorage:
@@ -156,6 +173,9 @@ class LocalStorage:
             self._sync_folder(os.path.dirname(target))
             self._sync_folder(folder)
         self._written[folder].discard(name)
+
+    def appender(self, path: str) -> Appender:
+        return _FileAppender(path)
 
     def make_folder(self, folder: str) -> None:
         """Creates `folder` and the missing folders above it, durably."""
@@ -267,6 +287,20 @@ class LocalStorage:
 
     def _private_mode(self) -> int:
         return private_mode(self._private)
+
+
+class _FileAppender:
+    """Appends lines to a local file, which is made with the permissions of its folder."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __call__(self, line: str, *, is_urgent: bool) -> None:
+        with open(self._path, "a", encoding="utf-8", errors="backslashreplace", opener=self._create) as file:
+            file.write(line)
+
+    def _create(self, path: str, flags: int) -> int:
+        return os.open(path, flags, private_mode(os.path.dirname(path)) & 0o666)
 
 
 def private_mode(state_folder: str) -> int:

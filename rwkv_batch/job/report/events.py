@@ -17,13 +17,15 @@ from typing import Any
 import pyarrow as pa
 
 from ... import __version__
-from ..output.storage import Storage, private_mode
+from ..output.storage import Storage
 
 logger = logging.getLogger(__name__)
 
 
 COMMON = {"time", "run", "shard", "event"}
 """Keys of every event."""
+FREQUENT = {"progress", "commit", "publish"}
+"""Events that may be written together with a later one."""
 
 
 class EventLog:
@@ -32,12 +34,14 @@ class EventLog:
     A log that cannot be written warns once, and drops all later events: the job goes on without it.
 
     Args:
+        storage: writes.
         path: the file.
         common: fields of every event.
     """
 
-    def __init__(self, path: str, **common: Any) -> None:
+    def __init__(self, storage: Storage, path: str, **common: Any) -> None:
         self._path = path
+        self._append = storage.appender(path)
         self._common = {**common, "run": os.urandom(4).hex()}
         self._lock = threading.Lock()
         self._is_broken = False
@@ -50,17 +54,10 @@ class EventLog:
         with self._lock:
             try:
                 if not self._is_broken:
-                    with open(
-                        self._path, "a", encoding="utf-8", errors="backslashreplace", opener=self._create
-                    ) as file:
-                        file.write(line)
+                    self._append(line, is_urgent=event not in FREQUENT)
             except OSError as error:
                 self._is_broken = True
                 logger.warning("%s: no more events are logged: %s", self._path, error)
-
-    def _create(self, path: str, flags: int) -> int:
-        """Opens the file; a new one has the permissions of its folder."""
-        return os.open(path, flags, private_mode(os.path.dirname(path)) & 0o666)
 
     def __enter__(self) -> EventLog:
         return self

@@ -15,9 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...errors import ConfigurationError
+from ..folders import STATE_SUFFIX, Folders, absolute, check_reachable
 from ..output.commit import UNREADABLE, part_name
-from ..output.storage import LocalStorage, Storage
-from ..state import STATE_SUFFIX, Folders, read_job
+from ..output.open_storage import open_storage
+from ..output.storage import Storage
+from ..output.urls import LOCAL, is_url
+from ..state import read_job
 from .events import read_events
 from .history import Run, serving_seconds, shared_prefixes, timeline, utilisation
 from .page import render
@@ -51,17 +54,20 @@ def find_job(path: str) -> Folders:
     """Returns the folders of a job, given its output folder or its state folder.
 
     Raises:
-        ConfigurationError: `path` belongs to no job.
+        ConfigurationError: `path` belongs to no job, or its object store cannot be read.
         ResumeError: job.json is damaged.
     """
+    path = absolute(path, "the folder") if is_url(path) else path.removeprefix(LOCAL)
     for state in (path, path.rstrip("/") + STATE_SUFFIX):
-        job = read_job(LocalStorage(state), state)
+        storage = open_storage(state, state)
+        check_reachable(Folders(state, state), storage)
+        job = read_job(storage, state)
         if job is None:
             continue
         output = job["plan"].get("output.path")
         if output is None:
             return Folders(state.rstrip("/").removesuffix(STATE_SUFFIX), state)
-        return Folders(os.path.normpath(os.path.join(state, output)), state)
+        return Folders(output if is_url(output) else os.path.normpath(os.path.join(state, output)), state)
     raise ConfigurationError(f"got {path!r}, expected a job's output folder or state folder (job.json is missing)")
 
 

@@ -31,7 +31,7 @@ class Clock:
 
 def test_times_go_on_where_the_clock_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "time", Clock())
-    with EventLog(str(tmp_path / "log.jsonl"), shard="0/1") as log:
+    with EventLog(LocalStorage(str(tmp_path / "tmp")), str(tmp_path / "log.jsonl"), shard="0/1") as log:
         for _ in range(3):
             log("progress")
     times = [event["time"] for event in read_events(LocalStorage(str(tmp_path)), str(tmp_path))]
@@ -65,7 +65,10 @@ def test_damaged_lines_are_left_out_of_the_report(small: Job, line: bytes) -> No
 
 
 def test_a_message_without_an_encoding_is_logged(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="bad"), EventLog(str(tmp_path / "log.jsonl"), shard="0/1"):
+    with (
+        pytest.raises(ValueError, match="bad"),
+        EventLog(LocalStorage(str(tmp_path / "tmp")), str(tmp_path / "log.jsonl"), shard="0/1"),
+    ):
         raise ValueError("bad \ud800")
     (event,) = read_events(LocalStorage(str(tmp_path)), str(tmp_path))
     assert event["message"] == "bad \ud800"

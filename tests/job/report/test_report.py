@@ -284,13 +284,13 @@ def test_an_engine_at_work_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_log_survives_a_full_disk_and_a_torn_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    log = EventLog(str(tmp_path / "log.jsonl"), shard="0/1")
+    log = EventLog(LocalStorage(str(tmp_path / "tmp")), str(tmp_path / "log.jsonl"), shard="0/1")
     log("one", value=1)
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('{"event": "to')
     events = list(read_events(LocalStorage(str(tmp_path)), str(tmp_path)))
     assert [event["event"] for event in events] == ["one"]
-    broken = EventLog(str(tmp_path / "nowhere" / "log.jsonl"))
+    broken = EventLog(LocalStorage(str(tmp_path / "tmp")), str(tmp_path / "nowhere" / "log.jsonl"))
     broken("one")
     broken("two")
     assert caplog.text.count("no more events are logged") == 1

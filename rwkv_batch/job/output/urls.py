@@ -1,0 +1,66 @@
+"""Addresses of folders in object stores, such as s3://bucket/eval."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from ...errors import ConfigurationError, one_of
+
+SCHEMES = {"s3": "Amazon S3 and stores with its interface", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
+"""Scheme → the stores that it means."""
+LOCAL = "file://"
+LONGEST_KEY = 900
+"""Bytes of a folder's key in its bucket. Stores take keys of 1,024 bytes, and the files of a job need the rest."""
+
+
+class Address(NamedTuple):
+    """An object, or a folder of objects.
+
+    Args:
+        scheme: a key of `SCHEMES`.
+        bucket: of S3 and Google Cloud Storage; the container of Azure.
+        key: the name in the bucket.
+    """
+
+    scheme: str
+    bucket: str
+    key: str
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is an address in an object store, and no path on a local disk."""
+    return "://" in path and not path.startswith(LOCAL)
+
+
+def split_url(url: str) -> Address:
+    """Returns the pieces of an address."""
+    scheme, _, rest = url.partition("://")
+    bucket, _, key = rest.partition("/")
+    return Address(scheme, bucket, key)
+
+
+def checked_url(url: str, setting: str) -> str:
+    """Returns the address of a folder without slashes at its end.
+
+    Raises:
+        ConfigurationError: it is no address of a folder in a bucket of a known store.
+    """
+    address = split_url(url.rstrip("/"))
+    if "@" in address.bucket:  # the message leaves the address out: it may have a password
+        raise ConfigurationError(f"{setting}: got an address with '@', expected credentials in the environment alone")
+    problem = None
+    if address.scheme not in SCHEMES:
+        known = one_of([f"{scheme}://" for scheme in SCHEMES])
+        problem = f"the scheme {address.scheme}:// is not served; expected {known}, or a folder on a local disk"
+    elif not address.bucket or not address.key:
+        problem = f"expected a folder in a bucket, such as {address.scheme}://bucket/eval"
+    elif any(piece in ("", ".", "..") for piece in address.key.split("/")):
+        problem = "expected no empty folder name and no . or .. in it"
+    elif match := re.search(r"[\x00-\x1f\x7f?#\\]", address.bucket + address.key):
+        problem = f"expected an address without {match[0]!r}"
+    elif len(address.key.encode(errors="replace")) > LONGEST_KEY:
+        problem = f"expected at most {LONGEST_KEY} bytes after the bucket"
+    if problem:
+        raise ConfigurationError(f"{setting}: got {url!r}: {problem}")
+    return url.rstrip("/")

@@ -157,6 +157,7 @@ def test_no_name_is_our_own_and_foreign_too() -> None:
         ({"seed": np.uint8(7)}, "seed", 7),
         ({"prefix_sharing": np.bool_(False)}, "prefix_sharing", False),
         ({"gpu_memory_utilization": 1}, "memory_share", 1),
+        ({"data_parallel_size": 4}, "data_parallel", 4),
         ({"max_batch_size": 4, "max_num_seqs": 4}, "max_batch_size", 4),
     ],
 )

@@ -19,6 +19,9 @@ from ..sampling_params import SamplingParams
 from .messages import Answer, Ask, Crashed, Ended, Ready, Row, Rows, Start, packed_rows, pickled
 from .worker import main
 
+END_SECONDS = 5.0
+"""How long to wait for a killed process. A process that waits for a broken driver never ends."""
+
 Events = queue.SimpleQueue[tuple["EngineProcess | None", Any]]
 
 
@@ -94,16 +97,17 @@ class EngineProcess:
         return future
 
     def kill(self) -> None:
-        """Ends the process, and waits for its end."""
+        """Ends the process, and waits for its end, at most END_SECONDS."""
         with contextlib.suppress(OSError):
             self._process.kill()
         self._outbox.put(None)
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_SECONDS)
 
     def _send_all(self) -> None:
         """The loop of a thread."""
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # the process has ended: `_receive_all` says so
+        with contextlib.suppress(OSError, ValueError):  # the process has ended: `_receive_all` says so
             for data in iter(self._outbox.get, None):
                 self._process.stdin.write(data)
                 self._process.stdin.flush()
@@ -111,7 +115,7 @@ class EngineProcess:
     def _receive_all(self) -> None:
         """The loop of a thread."""
         assert self._process.stdout is not None
-        with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):  # the process has ended
+        with contextlib.suppress(Exception):  # the process has ended, perhaps in the middle of a message
             while True:
                 message = pickle.load(self._process.stdout)
                 if isinstance(message, Answer):
@@ -136,7 +140,9 @@ class EngineProcess:
                 self._answers.popitem()[1].set_result(None)
 
 
-def _in_words(code: int) -> str:
+def _in_words(code: int | None) -> str:
+    if code is None:
+        return "its pipes closed, and did not end"
     if code >= 0:
         return f"exit code {code}"
     with contextlib.suppress(ValueError):

@@ -41,7 +41,6 @@ def two(both):
     """Two engines. Afterwards both run, and have no slot in use."""
     yield both
     processes = both._engine.by_index
-    while not all(process.ready and not process.ended_with for process in processes.values()):
+    while len(processes) < 2 or not all(process.ready and not process.ended_with for process in processes.values()):
         both.generate([[1]])
-    assert sorted(processes) == [0, 1]
     both.check_integrity()

@@ -30,7 +30,7 @@ LONG = SamplingParams(max_tokens=200, ignore_eos=True)
 
 
 def pids(llm):
-    return [process.pid for process in llm._engine.by_index.values()]
+    return [llm._engine.by_index[index].pid for index in range(2)]
 
 
 def wait_for(condition):
@@ -135,14 +135,14 @@ def test_processes_that_all_end_before_a_row_is_finished_end_the_call(one, two, 
 
 
 def test_an_engine_that_cannot_be_started_again_is_left_out(one, two, monkeypatch, caplog):
-    start = two._engine._starts[0]
     prompts = [[i] for i in range(30)]
-    absent = start._replace(model=ModelSettings("absent.pth"))
-    monkeypatch.setattr(two._engine, "_starts", [absent, *two._engine._starts[1:]])
-    results = two.generate_iter(prompts, LONG)
-    found = dict([next(results)])
-    os.kill(pids(two)[0], signal.SIGKILL)
-    found.update(results)
+    first, second = two._engine._starts
+    with monkeypatch.context() as patched:
+        patched.setattr(two._engine, "_starts", [first._replace(model=ModelSettings("absent.pth")), second])
+        results = two.generate_iter(prompts, LONG)
+        found = dict([next(results)])
+        os.kill(two._engine.by_index[0].pid, signal.SIGKILL)
+        found.update(results)
     assert [found[i] for i in range(30)] == one.generate(prompts, LONG)
     assert "engine 0 cannot be started again, and 1 are left: absent.pth" in caplog.text
 
@@ -170,7 +170,7 @@ def test_an_error_of_loading_has_its_type_and_leaves_no_process(tmp_path, monkey
 def test_an_error_of_serving_has_its_type_and_ends_no_process(tmp_path):
     path = write_checkpoint(make_checkpoint("7.0", vocab=257), tmp_path / "model.pth")
     (tmp_path / "chat_template.jinja").write_text("{% broken")
-    messages = {"messages": [{"role": "user", "content": "hi"}]}
+    messages: Any = {"messages": [{"role": "user", "content": "hi"}]}
     with LLM(path, data_parallel=2, **SETTINGS) as llm:
         running = pids(llm)
         with pytest.raises(ConfigurationError, match=r"chat_template\.jinja"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_processes_on_GPUs_have_one_each_and_size_themselves():
 
 @pytest.mark.parametrize("index", [None, 3])
 def test_a_process_takes_its_GPU_and_its_share_of_the_cores_before_it_loads(monkeypatch, index):
-    done = []
+    done: list[Any] = []
     monkeypatch.setattr(worker, "share_cores", lambda count: done.append(("cores", count)))
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: done.append(("device", device)))
     monkeypatch.setattr("rwkv_batch.model_summary.inspect_model", lambda *settings: done.append("inspect"))
@@ -56,14 +57,15 @@ def test_a_process_takes_its_GPU_and_its_share_of_the_cores_before_it_loads(monk
 
 def test_rows_arrive_as_they_were_sent_and_share_their_parameters():
     params, others = SamplingParams(n=2), SamplingParams(top_k=3)
-    batches = [
+    batches: list[list[Any]] = [
         [GenerateRow("a", 5, "text", params), GenerateRow("b", 6, [1, 2], params)],
         [GenerateRow("c", 7, {"prompt": "x"}, params), GenerateRow("d", 8, "", others)],
         [GenerateRow("e", 9, "y", others)],
         [ScoreRow("f", 1, "c", ["d", "e"], True, 2, 3, "p", None, 1), ScoreRow("g", 2, "", ["t"], chunk_tokens=4)],
         [GenerateRow("h", 10, "z", others)],
     ]
-    sent = received = None
+    sent: Any = None
+    received: Any = None
     sizes = []
     for batch in batches:
         numbers = [100 + i for i in range(len(batch))]

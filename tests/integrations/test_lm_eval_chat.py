@@ -11,6 +11,7 @@ import pytest
 from integrations.small_model import VOCAB, encode, instances
 from rwkv_batch import LLM
 from rwkv_batch.errors import ConfigurationError
+from rwkv_batch.integrations import lm_eval_completions
 from rwkv_batch.integrations.harness_chat import ChatPrompt
 from rwkv_batch.integrations.lm_eval import RwkvBatchLM
 from rwkv_batch.model_summary import DEMO_MODEL
@@ -106,8 +107,22 @@ def test_answers_of_a_model_that_begins_to_think_are_not_scored(model):
 def completion(lm, prompt: str, forced: str, **arguments: object) -> str:
     """The answer of a model whose text is forced."""
     settings = {"until": [], "max_gen_toks": 120, "regex": re.escape(forced).replace("\\ ", " "), **arguments}
-    (text,) = lm.generate_until(instances("generate_until", (prompt, settings)), disable_tqdm=True)
+    with pytest.MonkeyPatch.context() as patch:  # a constraint is refused after an open thought
+        patch.setattr(lm_eval_completions, "constrained_prompt", lambda prompt, _: prompt)
+        (text,) = lm.generate_until(instances("generate_until", (prompt, settings)), disable_tqdm=True)
     return text
+
+
+def test_a_constraint_of_a_task_allows_no_open_thought(model):
+    settings = {"until": [], "max_gen_toks": 9, "regex": "yes"}
+    for think, expected in (("none", "yes"), ("fake", "yes")):
+        lm = model(think=think)
+        request = instances("generate_until", (lm.apply_chat_template(HISTORY), settings))
+        assert lm.generate_until(request, disable_tqdm=True) == [expected]
+    lm = model(think="open")
+    request = instances("generate_until", (lm.apply_chat_template(HISTORY), settings))
+    with pytest.raises(ValueError, match="think: got an open thought beside regex"):
+        lm.generate_until(request, disable_tqdm=True)
 
 
 def test_a_turn_ends_where_the_turn_of_the_model_ends(model):
@@ -122,7 +137,10 @@ def test_a_turn_ends_where_the_turn_of_the_model_ends(model):
     assert bot.get_model_info()["chat_stop"] == ["✿"]
 
 
-def test_thinking_is_cut_off_and_strings_of_the_task_end_the_answer_after_it(model):
+def test_thinking_is_cut_off_and_strings_of_the_task_end_the_answer_after_it(model, monkeypatch):
+    # The regex stands for what a model writes by itself; of a user it would be refused beside an open thought.
+    place = "rwkv_batch.integrations.lm_eval_completions.constrained_prompt"
+    monkeypatch.setattr(place, lambda prompt, params: prompt)
     lm = model(think="open")
     prompt = lm.apply_chat_template(HISTORY)
     assert completion(lm, prompt, ">a\n\nb</think>\n4\n\nc", until=["\n\n"]) == "4"

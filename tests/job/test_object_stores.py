@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from fakes.fault_proxy import schedule
 from fakes.object_store import SECRET, Bucket
+from fakes.s3_server import request
 
 from job import fake_llm
 from rwkv_batch import cli
@@ -110,11 +111,16 @@ def test_a_job_in_an_object_store_equals_one_on_a_disk(
     assert fake_llm.LLM.loaded == loaded
 
 
+def test_an_empty_folder_that_a_console_has_made_is_an_empty_folder(remote: Job, bucket: Bucket) -> None:
+    request(bucket.server, "PUT", f"{bucket.name}/out/eval/")
+    assert remote.run() == 0
+
+
 def test_a_dry_run_writes_nothing(remote: Job, bucket: Bucket, capsys: pytest.CaptureFixture[str]) -> None:
     assert remote.run("--dry-run") == 0
     assert f"output    {bucket.url}/out/eval: 4 rows in 2 parts" in capsys.readouterr().out
     assert bucket.objects() == {}
-    assert not any(request.startswith(("PUT", "POST", "DELETE")) for request in bucket.proxy.requests)
+    assert not any(asked.startswith(("PUT", "POST", "DELETE")) for asked in bucket.proxy.requests)
 
 
 def test_a_trial_and_shards(remote: Job, bucket: Bucket) -> None:
@@ -180,7 +186,7 @@ def test_a_store_that_fails_damages_nothing(remote: Job, bucket: Bucket, capsys:
     assert remote.run() == 0
     before = bucket.objects()
     capsys.readouterr()
-    bucket.proxy.schedule = lambda request: "503" if ".parquet" in request.target else None
+    bucket.proxy.schedule = lambda asked: "503" if ".parquet" in asked.target else None
     assert remote.run() == 1
     message = capsys.readouterr().err
     assert "cannot be read: SlowDown" in message and "start the same command again" in message
@@ -249,7 +255,7 @@ def test_folders_that_are_refused(
 def test_a_store_that_cannot_be_written_to_is_refused_before_the_model_is_loaded(
     remote: Job, bucket: Bucket, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bucket.proxy.schedule = lambda request: "403" if request.method == "PUT" else None
+    bucket.proxy.schedule = lambda asked: "403" if asked.method == "PUT" else None
     assert remote.run() == 2
     assert "cannot be written: AccessDenied" in capsys.readouterr().err and fake_llm.LLM.loaded == 0
 

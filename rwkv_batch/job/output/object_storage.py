@@ -76,8 +76,10 @@ class ObjectStorage:
 
     def list(self, folder: str) -> list[str]:
         found = self._request("read", folder, self._obstore.list_with_delimiter)
-        objects = [item["path"] for item in found["objects"] if item["size"] or not item["path"].endswith("/")]
-        names = {os.path.basename(path) for path in (*objects, *found["common_prefixes"])} - {""}
+        prefix = f"{split_url(folder).key}/".lstrip("/")
+        paths = [*(item["path"] for item in found["objects"]), *found["common_prefixes"]]
+        # Consoles make an empty object for the folder itself. It is listed under the folder's own path.
+        names = {path.removeprefix(prefix) for path in paths if path.startswith(prefix)}
         missing = [name for name in self._written[folder] - names if self._is_there(os.path.join(folder, name))]
         return sorted([*names, *missing])
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from fakes.fault_proxy import Request, schedule
 from fakes.object_store import SECRET, Bucket
+from fakes.s3_server import request
 
 from rwkv_batch.errors import MissingExtraError
 from rwkv_batch.job.output import object_storage
@@ -191,7 +192,7 @@ def test_a_store_that_honours_the_condition_is_found(
 def test_a_store_that_does_not_honour_the_condition_is_found(
     storage: ObjectStorage, bucket: Bucket, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
-    bucket.proxy.schedule = lambda request: fault if request.is_create else None
+    bucket.proxy.schedule = lambda asked: fault if asked.is_create else None
     assert not storage.probe(f"{bucket.url}/a")
     assert "start one process at a time" in caplog.text
     assert storage.atomic_write(f"{bucket.url}/a/x", b"one", exclusive=True)
@@ -207,7 +208,7 @@ def test_a_large_object_is_written_in_pieces(
     data = random.randbytes(13 << 20)
     bucket.proxy.schedule = schedule(1)
     storage.atomic_write(f"{bucket.url}/a/x", pa.py_buffer(data))
-    assert sum("partNumber" in request for request in bucket.proxy.requests) >= 3
+    assert sum("partNumber" in asked for asked in bucket.proxy.requests) >= 3
     assert bucket.objects() == {"a/x": data}
 
 
@@ -216,7 +217,7 @@ def test_pieces_of_a_write_that_failed_are_removed(
 ) -> None:
     monkeypatch.setattr(object_storage, "ONE_PUT_BYTES", 6 << 20)
     monkeypatch.setattr(object_storage, "PIECE_BYTES", 5 << 20)
-    bucket.proxy.schedule = lambda request: "500" if "partNumber=2" in request.target else None
+    bucket.proxy.schedule = lambda asked: "500" if "partNumber=2" in asked.target else None
     with pytest.raises(StorageError, match="cannot be written: InternalError"):
         storage.atomic_write(f"{bucket.url}/a/x", random.randbytes(13 << 20))
     assert bucket.objects() == {}
@@ -308,6 +309,14 @@ def test_a_name_that_the_store_lists_late_is_listed(
     nothing = {"objects": [], "common_prefixes": []}
     monkeypatch.setattr(storage._obstore, "list_with_delimiter", lambda *_: nothing)
     assert storage.list(f"{bucket.url}/a") == ["x"]
+
+
+def test_an_object_for_the_folder_itself_is_no_name_in_it(storage: ObjectStorage, bucket: Bucket) -> None:
+    for folder in ("out/", "out/eval/"):
+        request(bucket.server, "PUT", f"{bucket.name}/{folder}")
+    assert (storage.list(f"{bucket.url}/out/eval"), storage.list(f"{bucket.url}/out")) == ([], ["eval"])
+    storage.atomic_write(f"{bucket.url}/out/eval/x", b"one")
+    assert (storage.list(f"{bucket.url}/out/eval"), storage.list(f"{bucket.url}/out")) == (["x"], ["eval"])
 
 
 def test_a_folder_with_more_names_than_a_page(storage: ObjectStorage, bucket: Bucket) -> None:

@@ -237,6 +237,21 @@ class JsonText(JsonKind):
         return None if value is None else json.dumps(value, ensure_ascii=False)
 
 
+class SchemaText(JsonKind):
+    """A JSON schema: an object, or its text; in Arrow always the text."""
+
+    arrow = pa.string()
+
+    def __init__(self) -> None:
+        super().__init__("a JSON schema, as an object or as text")
+
+    def has(self, value: Any) -> bool:
+        return isinstance(value, dict) or STRING.has(value)
+
+    def for_arrow(self, value: Any) -> Any:
+        return json.dumps(value) if isinstance(value, dict) else value
+
+
 class OpenMessages(Messages):
     """Conversations: of role and content alone, or with all fields, as the values of a column have them."""
 
@@ -246,7 +261,7 @@ class OpenMessages(Messages):
         return ALL_MESSAGES if any(len(message) > len(self.fields) for message in messages) else self
 
 
-STRINGS, NUMBERS_BY_NAME, JSON_TEXT = Strings(), NumbersByName(), JsonText()
+STRINGS, NUMBERS_BY_NAME, JSON_TEXT, SCHEMA_TEXT = Strings(), NumbersByName(), JsonText(), SchemaText()
 PLAIN_MESSAGES = Messages("role", "content", only_texts=True)
 """For jobs that a version without tools has begun."""
 ALL_MESSAGES = Messages("role", "content", "tool_calls", *TEXT_FIELDS)

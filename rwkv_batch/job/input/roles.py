@@ -28,6 +28,7 @@ from .json_kinds import (
     MESSAGES,
     NUMBER,
     NUMBERS_BY_NAME,
+    SCHEMA_TEXT,
     STRING,
     STRINGS,
     Expected,
@@ -78,7 +79,7 @@ _SAMPLING_TYPES: dict[type[fields.Kind], tuple[JsonKind, Check]] = {
     fields.Flag: (BOOLEAN, Check(or_null(pt.is_boolean), "bool")),
     fields.Choice: (STRING, _STRING),
     fields.Text: (STRING, _STRING),
-    fields.Schema: (STRING, _STRING),
+    fields.Schema: (SCHEMA_TEXT, _STRING),
     fields.TokenIds: (ListOf(INTEGER), Check(or_null(is_ids), "list<int>")),
     fields.Strings: (
         STRINGS,

@@ -18,6 +18,7 @@ from rwkv_batch.job.input import lines as lines_module
 from rwkv_batch.job.input.json_kinds import INTEGER, STRING, ListOf
 from rwkv_batch.job.input.lines import read_lines
 from rwkv_batch.job.input.reader import Input, open_input
+from rwkv_batch.job.input.roles import SAMPLING_KINDS
 
 from ..conftest import Job
 
@@ -267,3 +268,16 @@ def test_messages_in_every_form(job: Job) -> None:
     assert [row["messages"] for row in rows] == [[user]] * 4 + [None] * 3
     assert [row["error_code"] for row in rows] == [None] * 4 + ["bad_messages", "bad_messages", "null_prompt"]
     assert "text only" in rows[4]["error"]
+
+
+def test_schemas_are_objects_or_text(job: Job, tmp_path: Path) -> None:
+    schema = {"enum": ["left", "right"]}
+    text = json.dumps(schema)
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"schema": value}) for value in (schema, text, None)))
+    source = open_input(str(tmp_path / "p.jsonl"), "auto", {"schema": SAMPLING_KINDS["json_schema"]})
+    assert read(source, 0, 3, "schema") == [text, text, None]
+
+    job.lines(*(json.dumps({"prompt": "a", "sampling": {"json_schema": value}}) for value in (schema, text, [schema])))
+    assert job.run() == 3
+    assert [row["error_code"] for row in job.rows()] == [None, None, "bad_type"]
+    assert "expected a JSON schema, as an object or as text" in job.rows()[2]["error"]

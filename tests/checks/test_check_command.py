@@ -38,10 +38,10 @@ def native() -> None:
 
 
 REFUSED_PACKAGES = [
-    *("fsspec", "huggingface_hub", "jinja2", "pyarrow", "pydantic", "pyrwkv_tokenizer"),
+    *("fsspec", "huggingface_hub", "pyarrow", "pydantic", "pyrwkv_tokenizer"),
     *("tokenizers", "tqdm", "llguidance", "yaml"),
 ]
-"""Packages that a machine with torch, Triton and safetensors may lack."""
+"""Packages that a machine with torch, Triton and safetensors may lack. torch brings jinja2 along."""
 
 
 def job(function: str, device: str = "cpu", time_limit: float = LONG) -> Job:

@@ -21,7 +21,8 @@ for number in SIGNALS:
 if "FAKE_NOHUP" in os.environ:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 if "STUCK_DISK" in os.environ:
-    LocalStorage._write = lambda *_: time.sleep(3600)
+    write = LocalStorage._write
+    LocalStorage._write = lambda self, file, data: time.sleep(3600) if "seg-" in file.name else write(self, file, data)
 
 if __name__ == "__main__":
     code = main()

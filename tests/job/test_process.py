@@ -120,10 +120,10 @@ def test_an_ignored_hang_up_stays_ignored() -> None:
 
 
 def test_a_second_signal_ends_the_process_at_once(long: Job) -> None:
-    """The first one is sent while a write is stuck, and cannot end the process."""
+    """The first one is sent while the writing of a segment is stuck, and cannot end the process."""
     long.set(output__flush_seconds=0)
     process = long.start(STUCK_DISK=1)
-    wait_for(lambda: list(long.state.glob("tmp/*")), process)
+    wait_for(lambda: list(long.state.glob("tmp/seg-*")), process)
     process.send_signal(signal.SIGTERM)
     assert process.stderr
     assert any("committing finished rows" in line for line in process.stderr)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ConfigurationError, ResumeError
+from ..errors import ConfigurationError
 from ..text.chat import ChatFormat, ChatSettings, open_chat
 from ..text.thoughts import constraint_of, no_thought
 from .config import ChatSection, JobConfig
-from .folders import Folders
-from .output.storage import Storage
-from .state import read_job
 
 OLDER = (
     "this job was begun by a version without the section chat: it goes on as it began, with format rwkv, without "
@@ -72,13 +69,13 @@ class JobChat:
         yield f"          a turn ends at {', '.join(map(repr, self.stops)) or 'the end of text'}{ids}"
 
 
-def is_older_job(storage: Storage, folders: Folders) -> bool:
-    """Whether the job was begun by a version without the section `chat`."""
-    try:
-        document = read_job(storage, folders.state)
-    except (ResumeError, OSError):  # the checks of the folders and of job.json, which come later, say so
-        return False
-    return document is not None and "chat.format" not in document["settings"]
+def is_older_job(started: Mapping[str, Any] | None) -> bool:
+    """Whether the job was begun by a version without the section `chat`.
+
+    Args:
+        started: the settings that job.json records; None where the job has not been started.
+    """
+    return started is not None and "chat.format" not in started
 
 
 def open_job_chat(job: JobConfig, has_messages: bool, model_path: Any, is_older: bool) -> JobChat | None:
@@ -87,7 +84,7 @@ def open_job_chat(job: JobConfig, has_messages: bool, model_path: Any, is_older:
     Args:
         has_messages: prompts come from a column of messages.
         model_path: the model's file or folder.
-        is_older: `is_older_job` of it.
+        is_older: `is_older_job` of its settings.
 
     Raises:
         ConfigurationError: the format or the template cannot be used, or settings have no conversations to apply to.

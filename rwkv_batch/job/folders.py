@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -97,22 +97,13 @@ def check_folders(job: JobConfig, folders: Folders, files: Sequence[InputFile]) 
     _check_writable(folders.state, "run.state_dir" if job.run.state_dir else "output.path")
     output, state = os.path.realpath(folders.output), os.path.realpath(folders.state)
     if os.path.commonpath([output, state]) in (output, state):
-        raise ConfigurationError(
-            f"run.state_dir: {folders.state} and {folders.output} contain each other; use siblings"
-        )
-    if would_be_read(job.input.path, os.path.join(output, "part-00000-of-00001.parquet")):
-        raise ConfigurationError(f"{where}, a folder that input.path reads; parts would become input")
-    for file in files:
-        if os.path.realpath(file.path).startswith(os.path.join(output, "")):
-            raise ConfigurationError(f"{where}, which contains the input {file.name}; use another folder")
+        raise _contain_each_other(folders)
+    _check_input(job, where, output, {file.name: os.path.realpath(file.path) for file in files})
     for folder in (output, state):  # raises OSError where a path is too long for a file in it
         with suppress(FileNotFoundError, NotADirectoryError):
             os.lstat(os.path.join(folder, "x" * LONGEST_NAME))
     if os.path.isdir(output) and os.listdir(output) and not os.path.exists(folders.file("job.json")):
-        raise ConfigurationError(
-            f"{where}, which is not empty and is no job's output ({folders.state}/job.json is missing): choose another "
-            "folder, or put job.json back if it was removed"
-        )
+        raise _no_output(where, folders)
     if _device(output) != _device(state):
         raise ConfigurationError(
             f"{where}, which is on another file system than {folders.state}: parts could not appear in one step; "
@@ -165,19 +156,41 @@ def _check_remote_folders(job: JobConfig, folders: Folders, files: Sequence[Inpu
     if not is_url(state):
         _check_writable(state, "run.state_dir")
     if f"{output}/".startswith(f"{state}/") or f"{state}/".startswith(f"{output}/"):
-        raise ConfigurationError(f"run.state_dir: {state} and {output} contain each other; use siblings")
-    if would_be_read(job.input.path, f"{output}/part-00000-of-00001.parquet"):
-        raise ConfigurationError(f"{where}, a folder that input.path reads; parts would become input")
-    for file in files:
-        if file.name.startswith(f"{output}/"):
-            raise ConfigurationError(f"{where}, which contains the input {file.name}; use another folder")
+        raise _contain_each_other(folders)
+    _check_input(job, where, output, {file.name: file.name for file in files})
     storage = folders.open_storage()
     others = [name for name in storage.list(output) if not name.startswith(PROBE)]
     if others and "job.json" not in storage.list(state):
-        raise ConfigurationError(
-            f"{where}, which is not empty and is no job's output ({state}/job.json is missing): choose another "
-            "folder, or put job.json back if it was removed"
-        )
+        raise _no_output(where, folders)
+
+
+def _check_input(job: JobConfig, where: str, output: str, paths: Mapping[str, str]) -> None:
+    """Refuses an output folder that the input would read, or that holds a file of the input.
+
+    Args:
+        where: names the setting, for the error.
+        output: the folder's real path, or its address.
+        paths: name of each file of the input → its real path, or its address.
+
+    Raises:
+        ConfigurationError: the folder is refused.
+    """
+    if would_be_read(job.input.path, os.path.join(output, "part-00000-of-00001.parquet")):
+        raise ConfigurationError(f"{where}, a folder that input.path reads; parts would become input")
+    for name, path in paths.items():
+        if path.startswith(os.path.join(output, "")):
+            raise ConfigurationError(f"{where}, which contains the input {name}; use another folder")
+
+
+def _contain_each_other(folders: Folders) -> ConfigurationError:
+    return ConfigurationError(f"run.state_dir: {folders.state} and {folders.output} contain each other; use siblings")
+
+
+def _no_output(where: str, folders: Folders) -> ConfigurationError:
+    return ConfigurationError(
+        f"{where}, which is not empty and is no job's output ({folders.state}/job.json is missing): choose another "
+        "folder, or put job.json back if it was removed"
+    )
 
 
 def check_reachable(folders: Folders, storage: Storage) -> None:

@@ -138,9 +138,9 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
     folders = Folders.of(job)
     storage = folders.open_storage()
     check_reachable(folders, storage)
-    is_older = is_older_job(storage, folders)
+    started = _started_settings(storage, folders)
+    is_older, is_earlier = is_older_job(started), _is_of_an_earlier_version(started)
     source = open_input(job.input.path, job.input.format, expected_kinds(job, is_older))
-    is_earlier = _is_of_an_earlier_version(storage, folders)
     if is_earlier:
         job = without_late_answers(job, source.schema)
     columns = bind_columns(job, source)
@@ -164,16 +164,22 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
     return Prepared(job, source, columns, parser, plan, replace(form, footer=footer), folders, document, model, chat)
 
 
-def _is_of_an_earlier_version(storage: Storage, folders: Folders) -> bool:
-    """Whether the job was started before score jobs had answers in their rows. Its rows and columns stay as they were.
-
-    A state folder that cannot be read is left to later checks.
-    """
+def _started_settings(storage: Storage, folders: Folders) -> Mapping[str, Any] | None:
+    """The settings that job.json records. None where there is none, or none that can be read: later checks say so."""
     try:
         started = read_job(storage, folders.state)
     except (OSError, ValueError, ResumeError):
-        return False
-    return started is not None and started["settings"]["task"] == "score" and "score.answer" not in started["settings"]
+        return None
+    return None if started is None else started["settings"]
+
+
+def _is_of_an_earlier_version(started: Mapping[str, Any] | None) -> bool:
+    """Whether the job was started before score jobs had answers in their rows. Its rows and columns stay as they were.
+
+    Args:
+        started: as for `is_older_job`.
+    """
+    return started is not None and started.get("task") == "score" and "score.answer" not in started
 
 
 def _job_document(

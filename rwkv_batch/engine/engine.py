@@ -380,6 +380,7 @@ class Engine:
             self.scheduler.finish(slots)
             self.sampler.release(slots)
             self.pool.free(slots.tolist())
+            self.stats.running = self.scheduler.num_running
 
     def _abandon(self) -> None:
         """Drops everything that runs or waits."""

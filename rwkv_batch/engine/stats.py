@@ -85,7 +85,7 @@ class EngineStats:
     max_batch_size: int
     max_batch_tokens: int
     running: int = 0
-    """Slots in use at the latest step."""
+    """Slots in use."""
     steps: int = 0
     row_steps: int = 0
     """Sum of the rows of all steps."""

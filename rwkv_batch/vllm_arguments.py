@@ -1,4 +1,4 @@
-"""Arguments of vLLM's offline API, and of Hugging Face's `from_pretrained`, that are none here under the same name.
+"""Arguments of vLLM's offline API and of Hugging Face's `from_pretrained` that this package lacks under their names.
 
 One table: what each name becomes. A name that means nothing here is accepted, with one warning in a process. A name
 that would change results is refused, unless its value asks for nothing. The page docs/reference/vllm.md is written

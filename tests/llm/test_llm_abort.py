@@ -106,3 +106,12 @@ def test_random_aborts_change_no_other_result(demo, expected, seed):
             for (tokens, *_), (whole, *_) in zip(numbers(one), expected[key], strict=True):
                 assert tokens == whole[: len(tokens)]
     assert demo._engine.pool.num_free == 3
+
+
+def test_no_slot_counts_as_running_after_the_last_result(demo: LLM) -> None:
+    """The iterator is still open: it may get further rows, as under a harness that sends them one by one."""
+    results = demo.generate_iter(["a", "b"], SamplingParams(max_tokens=3, ignore_eos=True))
+    next(results)
+    next(results)
+    assert demo.stats().running == 0
+    results.close()  # type: ignore[attr-defined]

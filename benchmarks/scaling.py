@@ -27,13 +27,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rwkv_batch.job.plan import rows_per_part
 from rwkv_batch.measure.bench import positive_int
 from rwkv_batch.measure.table import format_lines
 
 from .scaling_parts.chart import efficiency_chart
 from .scaling_parts.described import Fleet, Work
 from .scaling_parts.measured import MEASURED, measured_costs
-from .scaling_parts.tables import SHOWN, WORKERS, Point, auto_rows, points, saturation
+from .scaling_parts.tables import SHOWN, WORKERS, Point, points, saturation
 from .timing import machine
 
 SIZES = (1_000_000, 100_000_000)
@@ -60,7 +61,7 @@ def simulate(options: argparse.Namespace) -> dict[str, Any]:
     _print(["tokens of a row", "workers"], [[f"{tokens:,}", f"{count:,}"] for tokens, count in limits.items()])
     jobs = {}
     for rows in options.rows or SIZES:
-        work = Work(rows, options.rows_per_part or auto_rows(rows), options.tokens, options.spread)
+        work = Work(rows, options.rows_per_part or rows_per_part(rows), options.tokens, options.spread)
         jobs[rows] = found = list(points(work, fleet, costs, options.seed, options.workers))
         title = f"{rows:,} rows × {options.tokens} tokens: efficiency"
         print(f"\n{title}; of most workers the units, the tokens wasted, and the coordinator's share of a core")
@@ -108,6 +109,29 @@ def costs(options: argparse.Namespace) -> dict[str, Any]:
     return {"costs": found}
 
 
+def workers(options: argparse.Namespace) -> dict[str, Any]:
+    """Measures a job with one and with two local workers, and prints both beside the simulation."""
+    from .scaling_parts import local_rounds
+
+    job = local_rounds.QUICK if options.quick else local_rounds.Settings(options.rows, options.tokens, options.step_ms)
+    rounds = local_rounds.measure(job, 1 if options.quick else options.rounds)
+    simulated = local_rounds.simulated(job)
+    lines = local_rounds.lines(rounds, simulated)
+    _print(["", "1 worker", "2 workers", "ratio of a round"], lines)
+    return {"settings": job._asdict(), "rounds": rounds, "simulated": simulated}
+
+
+def long(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs a long job with two local workers, kills it in the middle, and starts it again."""
+    from .scaling_parts import long_job
+
+    found = long_job.run(4000 if options.quick else options.rows, options.tokens)
+    _print(["", ""], [[name, str(value)] for name, value in found.items() if name != "memory"], left_columns=2)
+    for name, memory in found["memory"].items():
+        print(f"{name}: " + ", ".join(f"{mebibytes:.0f} MiB" for mebibytes in memory))
+    return found
+
+
 def _print(header: Sequence[str], rows: Sequence[Sequence[str]], left_columns: int = 1) -> None:
     print("\n".join(format_lines(header, rows, left_columns)), flush=True)
 
@@ -143,6 +167,14 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--seed", type=int, default=0, metavar="N")
     one.add_argument("--plot", type=Path, metavar="FOLDER", help="gets a chart in SVG for each job")
     _add(commands, "costs", costs).add_argument("--rounds", type=positive_int, default=5, metavar="N")
+    one = _add(commands, "workers", workers)
+    one.add_argument("--rounds", type=positive_int, default=3, metavar="N")
+    one.add_argument("--rows", type=positive_int, default=32_000, metavar="N", help="of the job (32000)")
+    one.add_argument("--tokens", type=positive_int, default=64, metavar="N", help="of a row (64)")
+    one.add_argument("--step-ms", type=float, default=20.0, metavar="MS", help="time of a step (20)")
+    one = _add(commands, "long", long)
+    one.add_argument("--rows", type=positive_int, default=100_000, metavar="N", help="of the job (100000)")
+    one.add_argument("--tokens", type=positive_int, default=16, metavar="N", help="of a row (16)")
     return parser
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .described import Costs
 
@@ -40,5 +40,5 @@ MEASURED: dict[str, Figure] = {
 
 def measured_costs(changes: dict[str, float]) -> Costs:
     """Returns the measured costs, some of them replaced."""
-    values = {**{name: figure.value for name, figure in MEASURED.items()}, **changes}
+    values: dict[str, Any] = {**{name: figure.value for name, figure in MEASURED.items()}, **changes}
     return Costs(**{**values, "read_ahead": int(values["read_ahead"])})

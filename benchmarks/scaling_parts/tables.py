@@ -35,11 +35,6 @@ DISTURBANCES = (
 )
 
 
-def auto_rows(rows: int) -> int:
-    """Returns the rows of a part as output.rows_per_part: auto has them."""
-    return min(max(-(-rows // 256), 200), 20_000)
-
-
 def rows_for(rows: int, workers: int) -> int:
     """Returns the rows of a part with which each worker has UNITS_PER_WORKER units."""
     return max(1, -(-rows // (workers * UNITS_PER_WORKER)))

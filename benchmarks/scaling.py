@@ -125,7 +125,7 @@ def long(options: argparse.Namespace) -> dict[str, Any]:
     """Runs a long job with two local workers, kills it in the middle, and starts it again."""
     from .scaling_parts import long_job
 
-    found = long_job.run(4000 if options.quick else options.rows, options.tokens)
+    found = long_job.run(long_job.QUICK if options.quick else long_job.Settings(options.rows, options.tokens))
     _print(["", ""], [[name, str(value)] for name, value in found.items() if name != "memory"], left_columns=2)
     for name, memory in found["memory"].items():
         print(f"{name}: " + ", ".join(f"{mebibytes:.0f} MiB" for mebibytes in memory))

@@ -127,7 +127,7 @@ class FreeJob:
             "seconds": end - min(worker["ready"] for worker in workers),
             "tokens_per_worker_second": tokens / sum(end - worker["ready"] for worker in workers),
             "workers_cpu_seconds": sum(worker["cpu_seconds"] for worker in workers),
-            "coordinator_cpu_seconds": coordinator["serving_cpu_seconds"],
+            "coordinator_cpu_seconds": coordinator.get("serving_cpu_seconds", 0.0),  # no part may have been missing
             "coordinator_cpu_seconds_in_all": coordinator["cpu_seconds"],
             "used_share": min((worker["used_share"] or 0.0) for worker in workers),
         }

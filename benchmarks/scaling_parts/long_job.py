@@ -7,30 +7,50 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 from .free_jobs import FreeJob, kill, watch
 
-WORKERS = 2
-UNITS = 50
 LOOK_SECONDS = 1.0
 WARM_LOOKS = 0.25
 """The share of the looks at a process at its beginning that do not count: it is loading, and filling its slots."""
 QUARTERS = 4
 
 
-def run(rows: int, tokens: int) -> dict[str, Any]:
+class Settings(NamedTuple):
+    """The job.
+
+    Args:
+        tokens: of each row.
+        units: of the job.
+        slots: of a worker.
+        step_ms: time of a step.
+    """
+
+    rows: int
+    tokens: int
+    workers: int = 2
+    units: int = 50
+    slots: int = 1024
+    step_ms: float = 0.0
+
+
+QUICK = Settings(200, 4, 1, 8, 8, 20.0)
+
+
+def run(settings: Settings) -> dict[str, Any]:
     """Runs a job, kills it when half of its parts are there, starts it again, and compares all rows.
 
     Returns:
-        What was measured. `memory`: of each process of the second run, the means of the quarters of its time in MiB.
+        What was measured. `memory`: of each process of each run, the means of the quarters of its time in MiB.
         `wrong`: what differs in the parts, up to ten texts.
     """
+    rows, tokens, workers, units, slots, step_ms = settings
     with tempfile.TemporaryDirectory(prefix="rwkv_batch-long-") as folder:
-        job = FreeJob(Path(folder), rows, tokens, WORKERS, max(1, rows // UNITS), flush_seconds=5.0)
+        job = FreeJob(Path(folder), rows, tokens, workers, -(-rows // units), slots, step_ms, flush_seconds=5.0)
         job.write()
         process = job.start()
-        first = watch(job, process, LOOK_SECONDS, until=lambda: _num_parts(job) >= UNITS // 2)
+        first = watch(job, process, LOOK_SECONDS, until=lambda: _num_parts(job) * 2 >= units)
         kill(process)
         before = _num_parts(job)
         start = time.time()
@@ -45,7 +65,7 @@ def run(rows: int, tokens: int) -> dict[str, Any]:
     return {
         "rows": rows,
         "tokens of a row": tokens,
-        "parts at the kill": f"{before} of {UNITS}",
+        "parts at the kill": f"{before} of {units}",
         "runs": len(runs),
         "seconds of the second run": round(seconds, 1),
         "seconds from its start to its first commit": round(min(again), 1) if again else None,

@@ -64,17 +64,32 @@ def server() -> Iterator[str]:
 
 
 def measure() -> dict[str, float]:
-    """Returns the requests of each phase for each unit: what a job of many units makes more than one of few."""
+    """Returns the requests for each unit: what a job of many units makes more than one of few; and what publishing
+    makes more for each further segment of a unit."""
     with server() as bucket:
         few, many = (count(f"{bucket}/{units}", units) for units in UNITS)
-    return {phase: (many[phase] - few[phase]) / (UNITS[1] - UNITS[0]) for phase in PHASES}
+        segmented = count(f"{bucket}/segments", UNITS[1], flush_seconds=0.0)
+    segment = (segmented["publish"] - many["publish"]) / (segmented["commit"] - many["commit"])
+    found = {phase: (many[phase] - few[phase]) / (UNITS[1] - UNITS[0]) for phase in PHASES}
+    return {
+        "survey_requests": found["survey"],
+        "finish_requests": found["finish"],
+        "take_requests": found["take"],
+        "publish_requests": found["publish"] - segment * found["commit"],
+        "segment_requests": segment,
+    }
 
 
-def count(output: str, units: int) -> Counter[str]:
-    """Runs a job with an output in a store, and returns the requests of each phase. Each unit has one segment."""
+def count(output: str, units: int, flush_seconds: float = 30.0) -> Counter[str]:
+    """Runs a job with an output in a store, and returns the requests of each phase.
+
+    Args:
+        flush_seconds: 30 gives each unit one segment, 0 gives it several.
+    """
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        job = FreeJob(Path(folder), units * ROWS_PER_UNIT, 2, "auto", ROWS_PER_UNIT, slots=8, output=output)
+        rows = units * ROWS_PER_UNIT
+        job = FreeJob(Path(folder), rows, 2, "auto", ROWS_PER_UNIT, 8, flush_seconds=flush_seconds, output=output)
         job.write()
         stack.enter_context(counting(counts))
         stack.enter_context(driver.free_jobs(SimulatedDevice(0.0), recorded=False))

@@ -22,7 +22,7 @@ from benchmarks.scaling_parts.coordinator_costs import Talk
 from benchmarks.scaling_parts.described import FREE, Costs, Fleet, Work, efficiency
 from benchmarks.scaling_parts.free_jobs import FreeJob
 from benchmarks.scaling_parts.measured import measured_costs
-from benchmarks.scaling_parts.simulation import base, simulate
+from benchmarks.scaling_parts.simulation import Simulation, base, simulate
 from benchmarks.scaling_parts.tables import saturation
 
 STEP, COLD = 0.25, 60.0
@@ -85,10 +85,37 @@ def test_without_failures_nothing_is_wasted_and_no_bound_is_broken(work, costs, 
     assert outcome.seconds >= work.rows * costs.row_seconds
 
 
+@given(ANY_WORK, st.floats(0, 3))
+def test_one_worker_has_idle_slots_only_while_it_takes_a_unit(work, seconds):
+    outcome = simulate(work, fleet(1, 16), Costs(request_seconds=seconds, take_requests=1))
+    longest = work.steps * (1 + work.spread) * STEP
+    assert outcome.seconds <= COLD + work.units * seconds + (work.rows / 16 + 2) * longest
+
+
+class CheckedSimulation(Simulation):
+    """Notes how many units a worker has more than its share, when it is given one."""
+
+    most_above = -(10**9)
+
+    def _decide(self, worker) -> None:
+        before = len(worker.held)
+        share = math.ceil(self._unpublished / self._fleet.workers)
+        super()._decide(worker)
+        if len(worker.held) > before:
+            self.most_above = max(self.most_above, len(worker.held) - share)
+
+
+@given(ANY_WORK, ANY_COSTS, st.integers(1, 9), st.integers(0, 99))
+def test_no_worker_is_given_more_than_its_share(work, costs, workers, seed):
+    checked = CheckedSimulation(work, fleet(workers, 16, 0.3), costs, seed)
+    checked.run()
+    assert checked.most_above <= 0
+
+
 @settings(deadline=None)
 @given(ANY_WORK, ANY_COSTS, st.integers(1, 9), st.floats(0, 3000), st.integers(1, 4), st.integers(0, 99))
 def test_failures_lose_no_row(work, costs, workers, failures, isolated, seed):
-    """Up to a failure every half minute. What one wastes is bounded: rows in flight, and those since the last commit."""
+    """Up to a failure every half minute. What one wastes is bounded: rows in flight, and rows not committed."""
     found = simulate(work, Fleet(workers, 16, STEP, 0.2, failures, COLD, isolated), costs, seed)
     assert found.rows == work.rows
     most = 16 * (work.steps * 1.9 + (costs.flush_seconds + work.steps * 1.9 * STEP * 4) / STEP * 4)

@@ -30,10 +30,10 @@ MEASURED: dict[str, Figure] = {
     "segment_requests": Figure(2, REQUESTS),
     "publish_row_seconds": Figure(50e-6, "python -m benchmarks.scaling workers: events of the log"),
     "flush_seconds": Figure(30, "the default of output.flush_seconds"),
-    "read_ahead": Figure(512, "half the slots"),
-    "unit_seconds": Figure(200e-6, COORDINATOR),
-    "message_seconds": Figure(4e-6, COORDINATOR),
-    "row_seconds": Figure(0.3e-6, COORDINATOR),
+    "read_ahead": Figure(8192, "rwkv_batch.engine: 4 × slots are read ahead, and 2 to 6 × slots are queued"),
+    "unit_seconds": Figure(210e-6, COORDINATOR),
+    "message_seconds": Figure(6e-6, COORDINATOR),
+    "row_seconds": Figure(0.2e-6, COORDINATOR),
 }
 """Field of `Costs` → its default."""
 

@@ -51,6 +51,7 @@ class _Worker:
 
     Args:
         free: groups of slots: when they become free, and their number. A heap.
+        unstarted: rows without slots, in order.
         writer_free: when its writer has published what it has.
     """
 
@@ -60,6 +61,7 @@ class _Worker:
     ready_at: float = 0.0
     free: list[tuple[float, int]] = field(default_factory=list)
     held: list[_Task] = field(default_factory=list)
+    unstarted: deque[_Piece] = field(default_factory=deque)
     writer_free: float = 0.0
 
 
@@ -142,6 +144,7 @@ class Simulation:
     def _start(self, worker: _Worker) -> None:
         worker.ready_at = worker.writer_free = self._now + self._fleet.cold_start
         worker.free = [(worker.ready_at, self._fleet.slots)]
+        worker.unstarted.clear()
         self._of(worker, worker.ready_at, self._ask)
         if self._fleet.failures_per_day:
             until = worker.dice.expovariate(self._fleet.failures_per_day / DAY)
@@ -188,8 +191,20 @@ class Simulation:
     def _take(self, worker: _Worker, task: _Task) -> None:
         worker.held.remove(task)
         self._serve(worker, task)
-        last_read = task.rows - 1 - self._costs.read_ahead
-        self._of(worker, _start_of(task.pieces, last_read, self._now), self._ask)
+        self._of(worker, self._has_read(worker, task), self._ask)
+
+    def _has_read(self, worker: _Worker, task: _Task) -> float:
+        """Returns when the worker's reader has read the latest task: at most `read_ahead` rows wait for slots then."""
+        unstarted = worker.unstarted
+        unstarted.extend(task.pieces)
+        while unstarted and unstarted[0].start <= self._now:
+            unstarted.popleft()
+        ahead = self._costs.read_ahead
+        for piece in reversed(unstarted):
+            ahead -= piece.rows
+            if ahead < 0:
+                return piece.start
+        return self._now
 
     def _serve(self, worker: _Worker, task: _Task) -> None:
         """Gives each row of a task the slot that is free first."""
@@ -292,15 +307,6 @@ def _merge_first(free: list[tuple[float, int]]) -> None:
     first, slots = heapq.heappop(free)
     second, others = free[0]
     heapq.heapreplace(free, ((first * slots + second * others) / (slots + others), slots + others))
-
-
-def _start_of(pieces: list[_Piece], row: int, now: float) -> float:
-    """Returns when this row of a task gets its slot; now if it has one, or if there is no such row."""
-    for piece in pieces:
-        row -= piece.rows
-        if row < 0:
-            return max(piece.start, now)
-    return now
 
 
 def simulate(work: Work, fleet: Fleet, costs: Costs = FREE, seed: int = 0) -> Outcome:

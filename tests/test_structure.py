@@ -21,6 +21,7 @@ BASICS = {
     "errors",
     "inputs",
     "kernel_module",
+    "message_process",
     "ops",
     "outputs",
     "prefetch",

@@ -13,9 +13,9 @@ from typing import NoReturn
 def exit_with(main: Callable[[], int]) -> NoReturn:
     """Calls a function, and ends the process with the exit code that it returns.
 
-    The process ends before the interpreter takes itself down. When a command is over, a thread of Arrow may still let go
-    of a Python file. If the interpreter is going down at that moment, the thread aborts the process (SIGABRT), although
-    all output is written. Functions that were registered with `atexit` while `main` ran are called before.
+    The process ends before the interpreter takes itself down. When a command is over, a thread of Arrow may still let
+    go of a Python file. If the interpreter is going down at that moment, the thread aborts the process (SIGABRT),
+    although all output is written. Functions that were registered with `atexit` while `main` ran are called before.
 
     Args:
         main: has closed what it has opened when it returns.

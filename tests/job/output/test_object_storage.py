@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import http.client
 import io
 import logging
 import os
@@ -317,6 +318,20 @@ def test_an_object_for_the_folder_itself_is_no_name_in_it(storage: ObjectStorage
     assert (storage.list(f"{bucket.url}/out/eval"), storage.list(f"{bucket.url}/out")) == ([], ["eval"])
     storage.atomic_write(f"{bucket.url}/out/eval/x", b"one")
     assert (storage.list(f"{bucket.url}/out/eval"), storage.list(f"{bucket.url}/out")) == (["x"], ["eval"])
+
+
+@pytest.mark.parametrize("key", ["//x", "/../x"])
+def test_an_object_with_a_key_that_cannot_be_named_is_told_at_once(
+    storage: ObjectStorage, bucket: Bucket, key: str
+) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", bucket.server)
+    connection.request("PUT", f"/{bucket.name}/a{key}", b"x")
+    assert connection.getresponse().status == 200
+    connection.close()
+    bucket.proxy.requests.clear()
+    with pytest.raises(StorageError, match="remove that object"):
+        storage.list(f"{bucket.url}/a")
+    assert len(bucket.proxy.requests) == 1
 
 
 def test_a_folder_with_more_names_than_a_page(storage: ObjectStorage, bucket: Bucket) -> None:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -177,8 +178,9 @@ def sources() -> dict[str, str]:
     return {path.relative_to(ROOT).as_posix(): path.read_text() for path in modules(*folders).values()}
 
 
-def functions(text: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Yields every function of a module with its name; a method's name has its class's in front."""
+@cache
+def functions(text: str) -> list[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Every function of a module with its name; a method's name has its class's in front."""
 
     def inside(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
         for child in ast.iter_child_nodes(node):
@@ -186,7 +188,7 @@ def functions(text: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunct
                 yield prefix + child.name, child
             yield from inside(child, f"{child.name}." if isinstance(child, ast.ClassDef) else prefix)
 
-    return inside(ast.parse(text), "")
+    return [*inside(ast.parse(text), "")]
 
 
 def num_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

@@ -28,10 +28,10 @@ pytest.importorskip("triton")
 
 SIZES = dict(n_layer=2, n_embd=32, n_att=32, n_ffn=64, head_size=16, vocab=97)
 PARAMS = [
-    SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True),
-    SamplingParams(max_tokens=4, top_p=0.8, presence_penalty=0.5, penalty_decay=0.9, ignore_eos=True),
-    SamplingParams(max_tokens=4, top_k=5, min_tokens=2, logit_bias={4: 3.0}, ignore_eos=True),
-    SamplingParams(max_tokens=3, top_p=0.6, top_p_order="rwkv", temperature=1.2, allowed_token_ids=list(range(50))),
+    SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True),
+    SamplingParams(max_tokens=7, top_p=0.8, presence_penalty=0.5, penalty_decay=0.9, ignore_eos=True),
+    SamplingParams(max_tokens=6, top_k=5, min_tokens=2, logit_bias={4: 3.0}, ignore_eos=True),
+    SamplingParams(max_tokens=5, top_p=0.6, top_p_order="rwkv", temperature=1.2, allowed_token_ids=list(range(50))),
     SamplingParams(max_tokens=0),
 ]
 BACKENDS = {"float32": "reference", "float16": "triton"}

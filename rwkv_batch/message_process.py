@@ -101,7 +101,10 @@ class ParentPipes:
         self._messages: IO[bytes] = sys.stdin.buffer
         self._answers = os.fdopen(os.dup(1), "wb")
         self._lock = threading.Lock()
-        os.dup2(2, 1)
+        try:
+            os.dup2(2, 1)
+        except OSError:  # standard error is closed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         threading.Thread(target=end_with_parent, args=(int(parent),), daemon=True).start()
 
     def receive(self) -> Any:

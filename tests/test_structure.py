@@ -70,11 +70,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "job/input": {"job", "rows", "text"},
     "job/output": {"job", "job/input", "rows"},
     "job/report": {"", "job", "job/output"},
+    "job/workers": {"engine", "job", "job/input", "job/output", "job/report", "llm", "models", "rows"},
     "job": {
         "",
         "job/input",
         "job/output",
         "job/report",
+        "job/workers",
         "llm",
         "models/files",
         "models/matrices",

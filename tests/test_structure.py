@@ -251,6 +251,13 @@ def test_importing_is_cheap(module):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def test_a_job_s_own_process_imports_no_torch():
+    """A process that only reads rows, writes parts and hands units to workers starts in half a second."""
+    modules = ("job.execute", "requests", "score_requests", "output_builder", "engine.stats", "job.workers.coordinator")
+    code = f"import sys, {', '.join(f'rwkv_batch.{module}' for module in modules)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
 def test_public_names_are_there():
     import rwkv_batch
 

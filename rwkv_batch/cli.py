@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from . import __version__
 from .errors import ConfigurationError, RwkvBatchError, one_of
+from .job.ending import exit_with
 from .job.messages import did_you_mean, printable
 from .job.streams import lasting_streams
 from .run import DESCRIPTION, EXIT_USAGE, HELP, add_arguments, execute
@@ -23,6 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command that the arguments name (those of the process where None), and returns the exit code."""
     with lasting_streams():
         return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def command() -> NoReturn:
+    """The program `rwkv-batch`."""
+    exit_with(main)
 
 
 def _main(given: list[str]) -> int:
@@ -185,4 +191,4 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

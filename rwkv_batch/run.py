@@ -19,6 +19,7 @@ from .errors import (
     ResumeError,
     Stopped,
 )
+from .job.ending import exit_with
 from .job.messages import printable
 from .job.stopping import EXIT_KILLED
 from .job.streams import lasting_streams
@@ -184,4 +185,4 @@ def _fail(code: int, message: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -15,7 +15,7 @@ from .input.files import InputFile, would_be_read
 from .output.object_storage import PROBE
 from .output.open_storage import open_storage, remote_part
 from .output.storage import Storage, StorageError
-from .output.urls import LOCAL, checked_url, is_url
+from .output.urls import LOCAL, checked_url, is_url, lacks_slashes
 
 STATE_SUFFIX = ".rwkv_batch"
 LONGEST_NAME = 120
@@ -80,6 +80,9 @@ def absolute(path: str, setting: str) -> str:
     Raises:
         ConfigurationError: the address is none of a folder in an object store.
     """
+    if lacks_slashes(path):
+        scheme, _, rest = path.partition(":")
+        raise ConfigurationError(f"{setting}: got {path!r}, expected two slashes: {scheme}://{rest.lstrip('/')}")
     return checked_url(path, setting) if is_url(path) else os.path.abspath(path.removeprefix(LOCAL))
 
 

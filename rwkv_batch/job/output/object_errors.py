@@ -29,6 +29,9 @@ ELSEWHERE = re.compile(
 """What a store, or obstore, says of a request to another region than the bucket's."""
 NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|The specified bucket does not exist", re.IGNORECASE)
 
+UNREADABLE_KEY = re.compile(r"object with invalid path")
+"""What obstore says of a folder that has an object whose key it cannot name, such as a//b or a/../b."""
+
 
 def status_of(error: Exception) -> int | None:
     """Returns the HTTP status with which the store answered; None where it did not answer."""
@@ -40,7 +43,7 @@ def is_final(error: Exception) -> bool:
     """Whether another try would fail in the same way."""
     if isinstance(error, (FileNotFoundError, ValueError, TypeError, NotImplementedError)):
         return True
-    if ELSEWHERE.search(str(error)):
+    if ELSEWHERE.search(str(error)) or UNREADABLE_KEY.search(str(error)):
         return True
     status = status_of(error)
     if status in (408, 409, 425, 429):
@@ -61,6 +64,8 @@ def storage_error(url: str, verb: str, error: Exception) -> StorageError:
     text = str(error)
     if NO_BUCKET.search(text):
         code, advice = errno.ENOTDIR, "make the bucket first, or name another one"
+    elif UNREADABLE_KEY.search(text):
+        code, advice = errno.EREMOTEIO, "remove that object, which another program has written, or use another folder"
     elif ELSEWHERE.search(text):
         code, advice = errno.EHOSTUNREACH, f"check {PLACES[scheme]}"
     elif DENIED.search(text):

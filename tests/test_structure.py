@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernel_module": {"kernel_support"},
     **{name: {"kernel_support"} for name in KERNELS},
     "text": {"engine", "cpu_kernels"},
-    "models/files": MODELS,
+    "models/files": MODELS | {"kernel_support"},
     "models/matrices": {"models/files"},
     "models": MODELS,
     "engine": MODELS | {"cpu_kernels"},
@@ -66,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data_parallel": {"engine", "llm", "model_summary", "models", "output_builder", "rows", "serving"},
     "demo": {"llm"},
     "job/input": {"job", "rows", "text"},
-    "job/output": {"job", "job/input", "rows"},
+    "job/output": {"job", "job/input", "kernel_support", "rows"},
     "job/report": {"", "job", "job/output"},
     "job": {
         "",

@@ -1,4 +1,5 @@
-"""Folders that keep compiled kernels between processes, and the lock under which one process builds them.
+"""Folders that keep files between processes, most of all compiled kernels, and the lock under which one process makes
+them.
 
 Three places are tried, in this order: `$XDG_CACHE_HOME/rwkv_batch`, `~/.cache/rwkv_batch`, and a folder of this user
 among temporary files. A compiled kernel is code, so it is loaded only from a folder that no other user can write to.
@@ -26,13 +27,18 @@ POLL_SECONDS = 0.1
 
 def places(name: str) -> Iterator[Path]:
     """Yields the folders in which compiled kernels of this name may lie, the best one first. They need not exist."""
+    yield from lasting_places(name)
+    with suppress(OSError):  # no folder for temporary files
+        yield Path(tempfile.gettempdir(), f"rwkv_batch-{os.geteuid()}-{name}")
+
+
+def lasting_places(name: str) -> Iterator[Path]:
+    """Yields the folders of this name that a restart of the machine leaves, the best one first. They need not exist."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(base):  # others are to be ignored, says the specification of this variable
         yield Path(base, "rwkv_batch", name)
     with suppress(RuntimeError):  # no variable HOME, and a user without an entry in passwd
         yield Path.home() / ".cache" / "rwkv_batch" / name
-    with suppress(OSError):  # no folder for temporary files
-        yield Path(tempfile.gettempdir(), f"rwkv_batch-{os.geteuid()}-{name}")
 
 
 def kept(name: str, pattern: str) -> Iterator[Path]:

@@ -22,6 +22,7 @@ BASICS = {
     "inputs",
     "kernel_module",
     "ops",
+    "object_stores",
     "outputs",
     "prefetch",
     "process",

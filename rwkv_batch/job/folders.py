@@ -10,13 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..errors import ConfigurationError
+from ..object_stores.urls import LOCAL, checked_url, is_url
 from .config import JobConfig
 from .input.files import InputFile, would_be_read
 from .output.object_storage import PROBE
 from .output.open_storage import open_storage, remote_part
 from .output.scratch_storage import scratch_folder
 from .output.storage import Storage, StorageError
-from .output.urls import LOCAL, checked_url, is_url
 
 STATE_SUFFIX = ".rwkv_batch"
 LONGEST_NAME = 120

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import BinaryIO
 
+from ...object_stores.urls import is_url
 from .object_storage import ObjectStorage
 from .scratch_storage import ScratchStorage
 from .storage import Appender, Data, LocalStorage, Storage
-from .urls import is_url
 
 
 def open_storage(output: str, state: str, scratch: str | None = None, *, is_scratch_written: bool = False) -> Storage:

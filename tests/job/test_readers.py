@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import math
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from .conftest import Job
 Rows = list[dict[str, Any]]
 
 IDS = [f"row-{i}" for i in range(7)]
-INPUT = {
+INPUT: dict[str, list[Any]] = {
     "id": IDS,
     "prompt": ["one", None, "three", "", "naïve ✿", "six", "seven"],
     "number": [1, None, 3, 4, 5, 6, 2**53],
@@ -73,9 +74,11 @@ def datasets(folder: Path) -> Rows:
 
 
 def pyspark(folder: Path) -> Rows:
-    from pyspark.sql import SparkSession
-
-    builder = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
+    builder = (
+        importlib.import_module("pyspark.sql")
+        .SparkSession.builder.master("local[1]")
+        .config("spark.ui.enabled", "false")
+    )
     spark = builder.config("spark.sql.warehouse.dir", str(folder.parent / "warehouse")).getOrCreate()
     try:
         return [row.asDict(recursive=True) for row in spark.read.parquet(str(folder)).collect()]

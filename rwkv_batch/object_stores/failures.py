@@ -21,7 +21,9 @@ PLACES = {
 }
 """Scheme → the variables that say where the store is."""
 DENIED = re.compile(
-    r"\b(401|403) |AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|credential|169\.254\.|metadata", re.IGNORECASE
+    r"\b(401|403) |AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|credential|169\.254\.|metadata\.google|"
+    "computeMetadata",
+    re.IGNORECASE,
 )
 ELSEWHERE = re.compile(
     r"PermanentRedirect|AuthorizationHeaderMalformed|IllegalLocationConstraint|incorrectly configured region"
@@ -92,7 +94,7 @@ def _reason(text: str) -> str:
     text, _, details = text.partition("\n\nDebug source")
     code, message = re.search(r"<Code>([^<]*)</Code>", text), re.search(r"<Message>([^<]*)</Message>", text)
     if code or message:
-        return ": ".join(one[1].strip() for one in (code, message) if one)
+        return ": ".join(one[1].strip().split("\n")[0] for one in (code, message) if one)
     reason = " ".join(text.rsplit(" - ", 1)[-1].split())
     causes = re.findall(r'message: "([^"\\]+)"', details)
     return re.sub(r"\?\S+", "?…", f"{reason} ({causes[-1]})" if causes else reason)[:300]

@@ -34,6 +34,11 @@ def test_each_failure_has_a_number_and_advice(scheme: str, error: str, code: int
     assert found.code == code and advice in found.advice and found.reason
 
 
+def test_a_reason_is_one_line() -> None:
+    text = ANSWER.format(404, "ContainerNotFound").replace("some words", "No such one.\nRequestId:1\nTime:2")
+    assert failure("az://box/a", Exception(text)).reason == "ContainerNotFound: No such one."
+
+
 @pytest.mark.parametrize(("status", "expected"), [(400, True), (403, True), (409, False), (429, False), (503, False)])
 def test_another_try_may_help(status: int, expected: bool) -> None:
     error = Exception(ANSWER.format(status, "Code"))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, BinaryIO, TypeVar
 
-from ...object_stores.client import open_store, require_obstore
+from ...object_stores.client import get_range, open_store, require_obstore
 from ...object_stores.failures import is_final, status_of
 from ...object_stores.urls import split_url
 from .object_errors import storage_error
@@ -74,9 +74,9 @@ class ObjectStorage:
         try:
             found, first = self._read(path, 0, FIRST_BYTES)
         except StorageError as error:
-            if not isinstance(error.__cause__, Exception) or status_of(error.__cause__) != 416:
+            if not _is_empty(error.__cause__):
                 raise
-            return io.BytesIO()  # an empty object has no first bytes
+            return io.BytesIO()
         if found["size"] <= len(first):
             return io.BytesIO(first)
         return io.BufferedReader(_ObjectFile(self, path, found["size"], found["e_tag"]), FIRST_BYTES)
@@ -202,13 +202,7 @@ class ObjectStorage:
         Args:
             e_tag: of the version that is read; an object that was replaced is refused.
         """
-        options = {"range": (start, stop), **({"if_match": e_tag} if e_tag else {})}
-
-        def get(store: Any, key: str) -> tuple[Any, bytes]:
-            response = self._obstore.get(store, key, options=options)
-            return response.meta, bytes(response.bytes())
-
-        return self._request("read", path, get)
+        return self._request("read", path, get_range, start, stop, e_tag)
 
     def _is_there(self, path: str) -> bool:
         try:
@@ -341,6 +335,11 @@ class NumberedObjects:
         self._pending.clear()
         self._count += 1
         self._written_at = now
+
+
+def _is_empty(error: BaseException | None) -> bool:
+    """Whether the first bytes of an object were asked for, and it has none."""
+    return isinstance(error, Exception) and (status_of(error) == 416 or "object was only 0 bytes long" in str(error))
 
 
 def _is_taken(error: Exception) -> bool:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from fnmatch import fnmatch
 from typing import Any, NamedTuple, TypeVar
 
-from ...object_stores.client import open_store, require_obstore
+from ...object_stores.client import bare, get_range, open_store, require_obstore
 from ...object_stores.failures import failure, is_final, status_of
 from ...object_stores.urls import split_url
 
@@ -107,8 +107,7 @@ class ModelBucket:
                 yield pending.popleft().result()
 
     def _piece(self, file: StoredFile, start: int, stop: int) -> bytes:
-        options = {"range": (start, stop), **({"if_match": file.e_tag} if file.e_tag else {})}
-        return self._retried(lambda: bytes(self._obstore.get(self._store, file.key, options=options).bytes()))
+        return self._retried(lambda: get_range(self._store, file.key, start, stop, file.e_tag)[1])
 
     def _retried(self, act: Callable[[], Result]) -> Result:
         for left in reversed(range(self._tries)):
@@ -133,4 +132,5 @@ def is_out_of_reach(error: Exception) -> bool:
 
 def _stored_file(item: Any) -> StoredFile:
     key = item["path"]
-    return StoredFile(key, key.rsplit("/", 1)[-1], item["size"], item["e_tag"])
+    e_tag = bare(item["e_tag"])
+    return StoredFile(key, key.rsplit("/", 1)[-1], item["size"], f'"{e_tag}"' if e_tag else None)

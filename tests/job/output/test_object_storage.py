@@ -181,6 +181,75 @@ def test_of_many_who_create_at_once_one_does(bucket: Bucket) -> None:
         ObjectStorage().remove(f"{bucket.url}/a/x")
 
 
+FAULTS = [None, "500", "503", "409", "drop", "done drop", "done 500", "cut", "twice"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_who_replaces_an_object_is_told_so(storage: ObjectStorage, bucket: Bucket, fault: str | None) -> None:
+    """Also where the request that replaced it reported a failure."""
+    path = f"{bucket.url}/a/x"
+    storage.atomic_write(path, b"old")
+    bucket.proxy.schedule = once(fault) if fault else bucket.proxy.schedule
+    assert storage.replace(path, b"mine", b"old") is True
+    assert bucket.objects() == {"a/x": b"mine"}
+
+
+@pytest.mark.parametrize("fault", [None, "500", "409", "done drop"])
+def test_an_object_that_is_not_what_it_was_is_not_replaced(
+    storage: ObjectStorage, bucket: Bucket, fault: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"{bucket.url}/a/x"
+    assert storage.replace(path, b"mine", b"old") is False and bucket.objects() == {}
+    for other in (b"other", b""):
+        storage.atomic_write(path, other)
+        assert storage.replace(path, b"mine", b"old") is False
+    read = object_storage.content_and_tags
+    storage.atomic_write(path, b"old")
+
+    def read_early(store: Any, key: str) -> Any:
+        """Another process replaces the object between the reading and the writing."""
+        found = read(store, key)
+        ObjectStorage().atomic_write(path, b"other")
+        bucket.proxy.schedule = once(fault) if fault else bucket.proxy.schedule
+        monkeypatch.setattr(object_storage, "content_and_tags", read)
+        return found
+
+    monkeypatch.setattr(object_storage, "content_and_tags", read_early)
+    assert storage.replace(path, b"mine", b"old") is False
+    assert bucket.objects() == {"a/x": b"other"}
+
+
+def test_of_many_who_replace_an_object_at_once_one_does(bucket: Bucket) -> None:
+    def replace(index: int) -> bool:
+        storage = ObjectStorage()
+        barrier.wait()
+        return storage.replace(f"{bucket.url}/a/x", b"%d" % index, b"old")
+
+    for trial in range(3):
+        ObjectStorage().atomic_write(f"{bucket.url}/a/x", b"old")
+        bucket.proxy.schedule = schedule(trial)
+        barrier = threading.Barrier(8)
+        with ThreadPoolExecutor(8) as pool:
+            told = list(pool.map(replace, range(8)))
+        bucket.proxy.schedule = lambda _: None
+        winner = bucket.objects()["a/x"]
+        assert [index for index, is_mine in enumerate(told) if is_mine] == [int(winner)]
+
+
+def test_a_store_without_conditions_replaces_objects(storage: ObjectStorage, bucket: Bucket) -> None:
+    storage.atomic_write(f"{bucket.url}/a/x", b"old")
+    bucket.proxy.schedule = lambda asked: "501" if "if-match" in asked.headers and asked.method == "PUT" else None
+    assert storage.replace(f"{bucket.url}/a/x", b"mine", b"old") is True
+    assert bucket.objects() == {"a/x": b"mine"}
+
+
+def test_an_object_that_may_not_be_replaced(storage: ObjectStorage, bucket: Bucket) -> None:
+    storage.atomic_write(f"{bucket.url}/a/x", b"old")
+    bucket.proxy.schedule = lambda asked: "403" if asked.method == "PUT" else None
+    with pytest.raises(StorageError, match="cannot be written: AccessDenied"):
+        storage.replace(f"{bucket.url}/a/x", b"mine", b"old")
+
+
 def test_a_store_that_honours_the_condition_is_found(
     storage: ObjectStorage, bucket: Bucket, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,4 +1,4 @@
-"""A run is asked to end by a signal or by a thread; the first reason stays, and a second signal is one after a signal."""
+"""A run is asked to end by a signal or by a thread; the first reason stays, and a second signal ends it."""
 
 from __future__ import annotations
 

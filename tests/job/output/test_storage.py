@@ -6,9 +6,7 @@ import errno
 import fcntl
 import os
 import stat
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -253,66 +251,3 @@ def test_a_file_that_is_missing_stays_a_file_that_is_missing(tmp_path: Path) -> 
     with pytest.raises(FileNotFoundError):
         storage.open(str(tmp_path / "x"))
     assert storage.list(str(tmp_path / "no folder")) == []
-
-
-def test_a_file_is_replaced_if_it_is_what_it_was(tmp_path: Path) -> None:
-    storage, path = LocalStorage(str(tmp_path / "tmp")), tmp_path / "a" / "x"
-    assert not storage.replace(str(path), b"new", b"") and not path.parent.exists()
-    storage.atomic_write(str(path), b"old")
-    assert not storage.replace(str(path), b"new", b"other") and path.read_bytes() == b"old"
-    assert storage.replace(str(path), b"new", b"old") and path.read_bytes() == b"new"
-    assert not storage.replace(str(path), b"newer", b"old") and path.read_bytes() == b"new"
-
-
-def test_of_many_who_replace_a_file_at_once_one_does(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    for _ in range(20):
-        path.write_bytes(b"old")
-        barrier = threading.Barrier(8)
-
-        def replace(index: int, barrier: threading.Barrier = barrier) -> bool:
-            storage = LocalStorage(str(tmp_path / "tmp"))
-            barrier.wait()
-            return storage.replace(str(path), b"%d" % index, b"old")
-
-        with ThreadPoolExecutor(8) as pool:
-            told = list(pool.map(replace, range(8)))
-        assert [index for index, is_mine in enumerate(told) if is_mine] == [int(path.read_bytes())]
-
-
-@pytest.mark.parametrize("moment", ["before the lock", "while it is locked"])
-def test_a_file_that_another_process_replaces_meanwhile_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
-    """The lock is that of a file, and not of its name."""
-    storage, path, real, calls = LocalStorage(str(tmp_path / "tmp")), tmp_path / "x", fcntl.flock, []
-    path.write_bytes(b"old")
-
-    def flock(file: Any, operation: int) -> None:
-        if not calls:
-            calls.append(operation)
-            if moment == "before the lock":
-                (tmp_path / "y").write_bytes(b"old")
-                os.replace(tmp_path / "y", path)
-            else:
-                held.append(open(path, "rb"))  # noqa: SIM115
-                real(held[0], fcntl.LOCK_EX)
-        real(file, operation)
-
-    held: list[Any] = []
-    monkeypatch.setattr(fcntl, "flock", flock)
-    assert not storage.replace(str(path), b"new", b"old")
-    assert path.read_bytes() == b"old"
-    for file in held:
-        file.close()
-    assert storage.replace(str(path), b"new", b"old")
-
-
-def test_a_file_system_without_locks_replaces_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    storage, path = LocalStorage(str(tmp_path / "tmp")), tmp_path / "x"
-    path.write_bytes(b"old")
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    assert storage.replace(str(path), b"new", b"old") and path.read_bytes() == b"new"

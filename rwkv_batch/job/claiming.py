@@ -105,7 +105,7 @@ class ClaimedShard:
 
         Raises:
             Stopped: a signal came while it waited.
-            StorageError: the claim cannot be read or written.
+            StorageError: the claim cannot be read or written. While it waits this run tries for a while.
         """
         _running.add(self._claim.run)
         try:
@@ -133,7 +133,13 @@ class ClaimedShard:
         said_at: float | None = None
         content: bytes | None = None
         while True:
-            found, now = read_content(self._storage, self._path), clock()
+            try:
+                found, now = read_content(self._storage, self._path), clock()
+            except OSError:
+                if said_at is None or clock() - read_at > stale:
+                    raise
+                self._pace.sleep(self._pace.poll)  # such as a network file system that has replaced it meanwhile
+                continue
             if found != content or now - read_at > stale / 2:
                 changed_at = now  # between two readings that are far apart it may have changed
             content, read_at = found, now
@@ -265,7 +271,11 @@ class ClaimedShard:
 
         A process of another machine lives if it has renewed its claim since the last call.
         """
-        for shard, claim in read_claims(self._storage, self._state):
+        try:
+            claims = list(read_claims(self._storage, self._state))
+        except OSError:  # no reason to end a run
+            return
+        for shard, claim in claims:
             if shard.count == self._shard.count or not shard.overlaps(self._shard) or shard in self._told:
                 continue
             before = self._others.setdefault(shard, claim)

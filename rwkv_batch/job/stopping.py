@@ -55,7 +55,7 @@ class StopSignals:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._restore()
-        if self.requested and kind is None and not self._is_command:
+        if self._is_signalled and kind is None and not self._is_command:
             raise self._stopped()  # a signal came after the last safe point: tell the program
 
     @contextmanager

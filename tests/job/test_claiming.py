@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -193,6 +194,38 @@ def test_a_claim_is_not_old_because_it_was_not_looked_at(disk: World) -> None:
     disk.events.append((50, suspend))
     with disk.shard():
         assert 410 <= disk.now <= 414
+
+
+@pytest.mark.parametrize("seconds", [20, 100])
+def test_a_storage_that_fails_while_a_run_waits(disk: World, monkeypatch: pytest.MonkeyPatch, seconds: int) -> None:
+    """For a moment, or for longer than a claim may stay as it is."""
+    disk.renews(disk.holder(host="there"), until=200)
+    disk.events.append((200, lambda: disk.storage.remove(disk.path)))
+    open_file = disk.storage.open
+
+    def failing(path: str) -> Any:
+        if 40 < disk.now < 40 + seconds:
+            raise OSError(errno.ESTALE, "no answer")
+        return open_file(path)
+
+    monkeypatch.setattr(disk.storage, "open", failing)
+    if seconds == 20:
+        with disk.shard():
+            assert 200 <= disk.now <= 202
+    else:
+        with pytest.raises(OSError, match="no answer"), disk.shard():
+            raise AssertionError
+        assert 100 <= disk.now <= 104
+
+
+def test_a_claim_that_cannot_be_read_at_the_start_is_an_error(disk: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: str) -> None:
+        raise OSError(errno.EACCES, "no rights")
+
+    monkeypatch.setattr(disk.storage, "open", refuse)
+    with pytest.raises(OSError, match="no rights"), disk.shard():
+        raise AssertionError
+    assert disk.now == 0
 
 
 def test_a_signal_ends_the_waiting(world: World) -> None:

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from job import fake_llm
 
 from docs.pages import ROOT, blocks
-from job import fake_llm
 from rwkv_batch import run
 from rwkv_batch.job.load import load_job
 from rwkv_batch.run import EXIT_CODES

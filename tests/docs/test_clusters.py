@@ -46,7 +46,7 @@ def script(folder: Path) -> Callable[..., tuple[int, list[str]]]:
     programs = folder / "bin"
     programs.mkdir()
     stand_ins = {
-        "rwkv-batch": 'echo "$CUDA_VISIBLE_DEVICES rwkv-batch $*" >> calls\nexit $END_WITH',
+        "rwkv-batch": 'echo "rwkv-batch $*" >> calls\nexit $END_WITH',
         "srun": 'while [ "${1#--}" != "$1" ]; do shift; done\nfor i in $(seq 0 $((${SLURM_NTASKS:-1} - 1))); do\n'
         '  SLURM_PROCID=$i "$@"\ndone',
         "scontrol": 'echo "scontrol $*" >> calls',
@@ -81,14 +81,6 @@ def made(commands: list[str], variables: list[dict[str, str]], monkeypatch: pyte
     return counts
 
 
-def test_one_process_for_each_gpu(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, calls = script("gpus.sh")
-    calls.sort()
-    assert code == 0 and [call[0] for call in calls] == list("01234567")
-    assert made([call[2:] for call in calls], [{}] * 8, monkeypatch) == [3, 6, 9, 12, 14, 16, 18, 20]
-    assert script("gpus.sh", code=75)[0] == 75
-
-
 def test_an_array_of_slurm(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bounds = {"MIN": "0", "MAX": "7", "COUNT": "8"}
     tasks = [
@@ -104,10 +96,11 @@ def test_an_array_of_slurm(script: Any, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_whole_nodes_of_slurm(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    variables = {"SLURM_CPUS_PER_TASK": 8, "SLURM_NTASKS": 16, "SLURM_JOB_ID": 78}
+    assert "#SBATCH --nodes=4\n#SBATCH --ntasks-per-node=1\n" in FILES["nodes.sbatch"]
+    variables = {"SLURM_NTASKS": 4, "SLURM_JOB_ID": 78}
     code, calls = script("nodes.sbatch", **variables)
     assert code == 0
-    assert made(calls, [{}] * 16, monkeypatch)[-1] == 20
+    assert made(calls, [{}] * 4, monkeypatch) == [5, 10, 15, 20]
     code, calls = script("nodes.sbatch", 75, **variables)
     assert code == 75 and calls[-1] == "scontrol requeue 78"
 
@@ -144,12 +137,18 @@ def test_kubernetes_is_told_what_exit_codes_mean() -> None:
     assert {int(code) for cell in cells for code in cell.split(",")} == EXIT_CODES.keys() - {130}
 
 
-def test_torchrun_names_the_shard_and_the_device(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = [block.text for block in blocks(PAGE) if block.language == "yaml" and not block.title]
-    Path("gpu.yaml").write_text(Path("job.yaml").read_text() + block)
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    assert load_job("gpu.yaml").engine.device == "cuda:3"
+def test_torchrun_names_the_shard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (line,) = [line for block in blocks(PAGE) for line in block.text.splitlines() if line.startswith("$ torchrun")]
-    command = line[line.index("rwkv-batch") :]
-    ranks = [{"RANK": str(rank), "WORLD_SIZE": "8"} for rank in range(8)]
-    assert made([command] * 8, ranks, monkeypatch) == [3, 6, 9, 12, 14, 16, 18, 20]
+    assert "--nnodes 4 --nproc-per-node 1 " in line
+    ranks = [{"RANK": str(rank), "WORLD_SIZE": "4"} for rank in range(4)]
+    assert made([line[line.index("rwkv-batch") :]] * 4, ranks, monkeypatch) == [5, 10, 15, 20]
+
+
+def test_the_settings_of_workers_are_those_of_a_job(folder: Path) -> None:
+    lines = [line for block in blocks(PAGE) for line in block.text.splitlines() if "rwkv-batch run job.yaml" in line]
+    settings = [
+        words[index + 1] for words in map(shlex.split, lines) for index, word in enumerate(words) if word == "-o"
+    ]
+    assert settings == ["run.workers=4"]
+    job = load_job("job.yaml", [*settings, "run.devices=[cuda:6, cuda:7]", "engine.memory_share=0.45"])
+    assert (job.run.workers, job.run.devices) == (4, ["cuda:6", "cuda:7"])

@@ -146,9 +146,7 @@ def test_torchrun_names_the_shard(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_settings_of_workers_are_those_of_a_job(folder: Path) -> None:
     lines = [line for block in blocks(PAGE) for line in block.text.splitlines() if "rwkv-batch run job.yaml" in line]
-    settings = [
-        words[index + 1] for words in map(shlex.split, lines) for index, word in enumerate(words) if word == "-o"
-    ]
+    settings = [line.partition(" -o ")[2] for line in lines if " -o " in line]
     assert settings == ["run.workers=4"]
     job = load_job("job.yaml", [*settings, "run.devices=[cuda:6, cuda:7]", "engine.memory_share=0.45"])
     assert (job.run.workers, job.run.devices) == (4, ["cuda:6", "cuda:7"])

@@ -87,6 +87,7 @@ class Coordinator:
         workers: starts them.
         log: writes an event, given its name and its fields.
         timeout: seconds without progress after which a worker is replaced.
+        check: is called often, and raises where the job is to end.
 
     Attributes:
         tally: the counters.
@@ -101,6 +102,7 @@ class Coordinator:
         workers: Workers,
         log: Callable[..., None],
         timeout: float,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.tally = Tally(finished)
         self.bad_row: BadRow | None = None
@@ -110,6 +112,7 @@ class Coordinator:
         self._workers = workers
         self._log = log
         self._timeout = timeout
+        self._check = check
         self._known: dict[int, _Known] = {}  # by the number of the worker
         self._asking: list[_Known] = []
         self._suspects = Suspects()
@@ -134,6 +137,7 @@ class Coordinator:
                 self._start(index)
             while self._unpublished and self.bad_row is None:
                 self._take_in()
+                self._check()
                 self._hand_out()
                 self._replace_hanging()
             self._end(Close() if self.bad_row is None else Stop())

@@ -30,6 +30,7 @@ from .prepare import Prepared, named_as_in_jobs, prepare
 from .report.events import EventLog, machine
 from .report.progress import Progress
 from .report.report import summarise, write_report
+from .retry import Retried, RetryErrors, retried, units_to_retry, with_retry
 from .state import check_rules, compare_job, has_parts, num_parts, open_job, restore_job
 from .stopping import StopSignals
 from .stream import missing_rows
@@ -52,6 +53,7 @@ class Outcome:
         is_complete: all parts of all shards are published.
         summary: the report in a few lines; empty where other shards are still at work.
         stopped_at: the row that has ended the run, with its error, in words; "" where none has.
+        retried: what became of the error rows that were served again; None where the run was not for that.
     """
 
     folders: Folders
@@ -61,6 +63,7 @@ class Outcome:
     is_complete: bool
     summary: tuple[str, ...] = ()
     stopped_at: str = ""
+    retried: Retried | None = None
 
     @property
     def output(self) -> str:
@@ -84,7 +87,13 @@ Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
 
 
 def check_job(
-    job: JobSource, overrides: Overrides = (), shard: str | None = None, *, limit: int | None = None, stop: StopSignals
+    job: JobSource,
+    overrides: Overrides = (),
+    shard: str | None = None,
+    *,
+    limit: int | None = None,
+    stop: StopSignals,
+    retry_errors: RetryErrors = False,
 ) -> tuple[str, bool]:
     """Describes in text what the job would do. Reads the input and the model's sizes; writes nothing, and does not use
     GPUs in this process.
@@ -100,6 +109,7 @@ def check_job(
     with stop, stop.interruptible():
         prepared = prepare(load_job(job, overrides, limit), partial(_inspect_model, apart=True))
         storage = prepared.folders.open_storage()
+        prepared = with_retry(prepared, storage, retry_errors)
         started = _check_output(prepared, storage, prepared.part_check())
         prepared = prepared.started_as(started) if started else prepared
         if num_parts(storage, prepared.folders) < prepared.plan.num_units:
@@ -116,6 +126,7 @@ def run_job(
     *,
     limit: int | None = None,
     stop: StopSignals | None = None,
+    retry_errors: RetryErrors = False,
 ) -> Outcome:
     """Makes the parts of a job that earlier runs have not made. May be called in any thread.
 
@@ -145,6 +156,8 @@ def run_job(
         shard: "i/n" makes the units i, i + n, …, with i from 0; None makes all.
         limit: makes a trial with this many rows, the first ones, in an output of its own: "<output>-limit-N".
         stop: the signal handling of `rwkv-batch run`. A program leaves it out.
+        retry_errors: serves the error rows in published parts again, and nothing else: True for all, or a list of error
+            codes. `input.max_prompt_tokens` may differ from that of the first run.
 
     Raises:
         ConfigurationError, CheckpointError, BackendError: the job is wrong; nothing has been written.
@@ -161,11 +174,11 @@ def run_job(
             folders, part_check = prepared.folders, prepared.part_check()
             storage = folders.open_storage()
             check_honours_conditions(folders, storage)
+            prepared = with_retry(prepared, storage, retry_errors)
             started = _check_output(prepared, storage, part_check)
             _announce(prepared, is_trial=limit is not None)
-            prepared = prepared.started_as(
-                open_job(storage, folders, prepared.document, prepared.source.files, started)
-            )
+            started = open_job(storage, folders, prepared.document, prepared.source.files, started)
+            prepared = prepared.started_as(started)
         storage.sweep()
         with EventLog(storage, folders.file(part.file_name("log", "jsonl")), shard=str(part)) as log:
             return _Run(prepared, part, stop, storage, log).make(part_check)
@@ -206,7 +219,11 @@ class _Run:
         self._storage = storage
         self._log = log
         self._stopped_at = ""
-        self._files = JobFiles(storage, self._folders.output, self._folders.state, prepared.plan, prepared.form)
+        self._stops_at_error = prepared.job.run.on_row_error == "stop" and prepared.retry is None
+        self._to_retry: dict[Unit, Retried] = {}
+        self._files = JobFiles(
+            storage, self._folders.output, self._folders.state, prepared.plan, prepared.form, prepared.retry
+        )
         chat = None if prepared.chat is None else prepared.chat.describe()
         log("start", config=_plain_settings(prepared.job), chat=chat, machine=machine())
 
@@ -222,13 +239,18 @@ class _Run:
         return self.finish()
 
     def survey(self) -> list[Unit]:
-        """Returns the shard's units that have no part yet. Removes segments that a crash left beside a part."""
+        """Returns the shard's units that are served: those that have no part yet, or, in a run that serves error rows
+        again, those whose part has such rows. Removes segments that a crash left beside a part."""
         missing = []
+        source = self._prepared.part_source()
         for unit in self._shard.units(self._plan):
             if self._files.part(unit, thorough=True) is None:
                 missing.append(unit)
             else:
-                self._files.drop_segments(unit)
+                self._files.settle(unit, source)
+        if self._prepared.retry is not None:
+            self._to_retry = units_to_retry(self._files, self._prepared.retry, self._shard.units(self._plan))
+            missing = list(self._to_retry)
         if missing:
             self._storage.remove(self._folders.file(SUCCESS))
         return missing
@@ -243,10 +265,10 @@ class _Run:
         writer = Writer(self._files, self._prepared.part_source(), to_columns, job.output.flush_seconds, self._log)
         with self._progress(missing, writer, llm), writer, self._stop.interruptible():
             rows = missing_rows(self._prepared, self._files, missing, writer, part_check)
-            with closing(llm.serving.run(rows, stop_at_error=job.run.on_row_error == "stop")) as served:
+            with closing(llm.serving.run(rows, stop_at_error=self._stops_at_error)) as served:
                 for finished in served:
                     writer.add(finished)
-                    if job.run.on_row_error == "stop" and not self._stopped_at:
+                    if self._stops_at_error and not self._stopped_at:
                         self._stopped_at = next((self._described(row) for row in finished if _is_error(row)), "")
 
     def finish(self) -> Outcome:
@@ -258,12 +280,13 @@ class _Run:
         """
         parts = [self._files.part(self._plan.unit(index)) for index in range(self._plan.num_units)]
         mine = [parts[unit.index] for unit in self._shard.units(self._plan)]
-        if None in mine and not self._stopped_at:
+        if None in mine and not self._stopped_at and self._prepared.retry is None:
             gone = FileNotFoundError(errno.ENOENT, "they were published, and removed while the job ran")
             raise StorageError(self._folders.output, f"read: {mine.count(None)} part(s) are missing", gone)
         finished = [part for part in mine if part is not None]
         outcome = Outcome(
             self._folders,
+            retried=None if self._prepared.retry is None else retried(self._to_retry, parts),
             rows=sum(part.rows for part in finished),
             errors=sum(part.errors for part in finished),
             is_finished=None not in mine,

@@ -25,6 +25,7 @@ from .output.extra import TYPES as EXTRA_TYPES
 from .output.extra import InputWithExtra
 from .output.part_check import PartCheck
 from .output.parts import OutputFormat, RowSource
+from .output.published import Retry
 from .output.results import output_names, result_schema, without_later
 from .output.storage import Storage
 from .plan import UnitPlan
@@ -57,6 +58,7 @@ class Prepared:
         model: `ModelSummary` of the model that will serve the job.
         chat: how conversations become prompts; None where no prompt is one.
         other_rules: what forbids to serve further rows of a job that an earlier version has begun, in lines.
+        retry: the error rows of published parts that the run serves again; None where it serves rows without results.
     """
 
     job: JobConfig
@@ -70,6 +72,7 @@ class Prepared:
     model: Any
     chat: JobChat | None = None
     other_rules: tuple[str, ...] = ()
+    retry: Retry | None = None
 
     def started_as(self, document: dict[str, Any]) -> Prepared:
         """Returns the same job with the fingerprint that its job.json records.

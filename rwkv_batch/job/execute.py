@@ -144,15 +144,13 @@ def run_job(
     >>> pyarrow.parquet.read_table(outcome.output)["completion_tokens"].to_pylist()
     [4, 4]
 
-    Called in the main thread, it handles the signals that end a process (SIGINT, which is Ctrl-C, SIGTERM, SIGHUP,
-    SIGUSR1) if the program neither handles nor ignores them: it commits finished rows and raises `Stopped`. A second
-    signal has the effect that it had before the call; Ctrl-C raises KeyboardInterrupt at once. In other threads it
-    handles no signals.
+    In the main thread it handles the signals that end a process (SIGINT, which is Ctrl-C, SIGTERM, SIGHUP, SIGUSR1) if
+    the program neither handles nor ignores them: it commits finished rows and raises `Stopped`. A second signal has the
+    effect that it had before the call; Ctrl-C raises KeyboardInterrupt at once. Other threads handle no signals.
 
     Args:
         job: a job file, or a mapping with the same content. Relative paths are relative to the current folder.
-        overrides: settings that replace the job's, for example {"sampling.max_tokens": 32}; or texts such as
-            "sampling.max_tokens=32".
+        overrides: settings that replace the job's: {"sampling.max_tokens": 32}, or texts like "sampling.max_tokens=32".
         shard: "i/n" makes the units i, i + n, …, with i from 0; None makes all.
         limit: makes a trial with this many rows, the first ones, in an output of its own: "<output>-limit-N".
         stop: the signal handling of `rwkv-batch run`. A program leaves it out.
@@ -177,8 +175,7 @@ def run_job(
             prepared = with_retry(prepared, storage, retry_errors)
             started = _check_output(prepared, storage, part_check)
             _announce(prepared, is_trial=limit is not None)
-            started = open_job(storage, folders, prepared.document, prepared.source.files, started)
-            prepared = prepared.started_as(started)
+            prepared = _opened(prepared, storage, started)
         storage.sweep()
         with EventLog(storage, folders.file(part.file_name("log", "jsonl")), shard=str(part)) as log:
             return _Run(prepared, part, stop, storage, log).make(part_check)
@@ -196,6 +193,12 @@ def _check_output(prepared: Prepared, storage: Storage, part_check: PartCheck) -
     if not has_parts(storage, prepared.folders):
         part_check.check()
     return started
+
+
+def _opened(prepared: Prepared, storage: Storage, started: dict[str, Any] | None) -> Prepared:
+    """Writes job.json where that is to be done, and returns the job with the fingerprint in it. As `open_job`."""
+    files = prepared.source.files
+    return prepared.started_as(open_job(storage, prepared.folders, prepared.document, files, started))
 
 
 def _announce(prepared: Prepared, is_trial: bool) -> None:

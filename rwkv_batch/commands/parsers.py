@@ -1,0 +1,144 @@
+"""The command lines of the commands before and after a job. A command's modules are imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from ..job.messages import printable
+
+EXIT_OK = 0
+
+OUT = "the job's output folder, or its state folder where run.state_dir is set; also in an object store"
+
+
+def add_parsers(commands: Any) -> None:
+    """Adds the commands to the subparsers of `rwkv-batch`."""
+    _add_export(commands)
+    _add_compare(commands)
+    _add_clean(commands)
+
+
+def _parser(commands: Any, name: str, summary: str, description: str, example: str) -> argparse.ArgumentParser:
+    """Returns a new command's parser.
+
+    Args:
+        example: a command line, for the end of its help.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=f"example: {example}",
+    )
+    return parser
+
+
+def _say(text: str) -> None:
+    print(printable(text))
+
+
+def _add_export(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "export",
+        "write the results of a job as one file",
+        "Write the finished parts of a job as one Parquet, JSON Lines or CSV file, in input order, or as the output "
+        "and error files of an OpenAI batch. The file appears whole. In CSV, lists and structs are JSON.",
+        "rwkv-batch export out/demo results.jsonl",
+    )
+    parser.add_argument("out", metavar="OUT", help=OUT)
+    parser.add_argument("file", metavar="FILE", help="the file to write; .parquet, .jsonl or .csv says its format")
+    parser.add_argument(
+        "--format",
+        choices=("parquet", "jsonl", "csv", "openai"),
+        help="the format, whatever the file is called; openai: a line with custom_id and response for each input row",
+    )
+    parser.add_argument(
+        "--errors",
+        metavar="FILE",
+        help="with --format openai: the file for error rows; default: FILE.errors.jsonl for FILE.jsonl",
+    )
+    parser.add_argument("--partial", action="store_true", help="take a job of which parts are missing")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.set_defaults(command=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from .export import export
+
+    _say(
+        export(
+            options.out,
+            options.file,
+            form=options.format,
+            errors=options.errors,
+            is_partial=options.partial,
+            overwrite=options.overwrite,
+        )
+    )
+    return EXIT_OK
+
+
+def _add_compare(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "compare",
+        "compare the results of two jobs over the same rows",
+        "Compare two jobs row by row, joined by the column id where ids are unique, else by the order of the rows. Of "
+        "score jobs: both accuracies and the difference with a 95 % interval (paired bootstrap) and McNemar's exact "
+        "test. Of generations: how many completions are equal, lengths, finish reasons.",
+        "rwkv-batch compare out/base out/tuned",
+    )
+    parser.add_argument("out_a", metavar="OUT_A", help=OUT)
+    parser.add_argument("out_b", metavar="OUT_B", help="that of the other job")
+    parser.add_argument(
+        "--show", type=int, default=5, metavar="N", help="the most rows to list that differ, or that have flipped (5)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--partial", action="store_true", help="take jobs of which parts are missing")
+    parser.set_defaults(command=_compare)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from .compare import compare, describe
+    from .plain_values import to_json
+
+    found = compare(options.out_a, options.out_b, show=max(0, options.show), is_partial=options.partial)
+    _say(to_json(found) if options.json else "\n".join(describe(found)))
+    return EXIT_OK
+
+
+def _add_clean(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "clean",
+        "remove what a job no longer needs",
+        "Remove segments of finished units, damaged files that were set aside, and temporary files from a job's state "
+        "folder. Parts, and rows that are in no part yet, stay. A job that seems to run is refused.",
+        "rwkv-batch clean out/demo --dry-run",
+    )
+    parser.add_argument("out", metavar="OUT", help=OUT)
+    parser.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
+    parser.add_argument("--yes", action="store_true", help="remove without a question; needed without a terminal")
+    parser.set_defaults(command=_clean)
+
+
+def _clean(options: argparse.Namespace) -> int:
+    from ..errors import ConfigurationError
+    from .clean import check_idle, describe, find_leftovers, remove
+
+    folders, storage, leftovers = find_leftovers(options.out)
+    _say("\n".join(describe(leftovers)) or f"{folders.state}: nothing to remove")
+    if options.dry_run or not leftovers:
+        return EXIT_OK
+    check_idle(storage, folders)
+    if not options.yes:
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise ConfigurationError("there is no terminal to ask at; remove these files with --yes")
+        if input("remove them? [y/N] ").strip().lower() not in ("y", "yes"):
+            return EXIT_OK
+    remove(storage, leftovers)
+    _say("removed")
+    return EXIT_OK

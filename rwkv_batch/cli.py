@@ -14,7 +14,20 @@ from .job.messages import did_you_mean, printable
 from .job.streams import lasting_streams
 from .run import DESCRIPTION, EXIT_INTERNAL, EXIT_USAGE, HELP, add_arguments, execute
 
-COMMANDS = ("run", "validate", "score", "report", "export", "compare", "clean", "convert", "doctor", "bench", "lm-eval")
+COMMANDS = (
+    "run",
+    "validate",
+    "score",
+    "report",
+    "export",
+    "compare",
+    "inspect",
+    "clean",
+    "convert",
+    "doctor",
+    "bench",
+    "lm-eval",
+)
 
 CONVERTED_FORMATS = ("int8",)
 """Weight formats that `convert` writes."""

@@ -17,6 +17,7 @@ def add_parsers(commands: Any) -> None:
     """Adds the commands to the subparsers of `rwkv-batch`."""
     _add_export(commands)
     _add_compare(commands)
+    _add_inspect(commands)
     _add_clean(commands)
 
 
@@ -107,6 +108,37 @@ def _compare(options: argparse.Namespace) -> int:
 
     found = compare(options.out_a, options.out_b, show=max(0, options.show), is_partial=options.partial)
     _say(to_json(found) if options.json else "\n".join(describe(found)))
+    return EXIT_OK
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "inspect",
+        "describe a model, a state file or a part",
+        "Describe a model (version, sizes, state, tokenizer, chat format, slots on GPUs of several sizes), a file with "
+        "an initial state, or a part (columns, footer). Weights are not loaded.",
+        "rwkv-batch inspect demo",
+    )
+    parser.add_argument("path", metavar="FILE", help="a model as in model.path, a state file, or a part")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(command=_inspect)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from .inspect_part import describe as describe_part
+    from .inspect_part import inspect_part, is_parquet
+    from .plain_values import to_json
+
+    if is_parquet(options.path):
+        found = inspect_part(options.path)
+        lines = describe_part(found)
+    else:
+        from .inspect_model import describe, inspect_weights
+
+        found = inspect_weights(options.path)
+        lines = describe(found)
+    _say(to_json(found) if options.json else "\n".join(lines))
     return EXIT_OK
 
 

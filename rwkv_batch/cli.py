@@ -11,6 +11,7 @@ from . import __version__
 from .commands.parsers import add_parsers
 from .errors import ConfigurationError, RwkvBatchError, one_of
 from .job.messages import did_you_mean, printable
+from .job.stopping import EXIT_KILLED
 from .job.streams import lasting_streams
 from .run import DESCRIPTION, EXIT_INTERNAL, EXIT_USAGE, HELP, add_arguments, execute
 
@@ -23,6 +24,8 @@ COMMANDS = (
     "compare",
     "inspect",
     "clean",
+    "init",
+    "schema",
     "convert",
     "doctor",
     "bench",
@@ -60,6 +63,8 @@ def _main(given: list[str]) -> int:
         return _fail(EXIT_USAGE, str(error))
     except OSError as error:  # such as a full disk
         return _fail(EXIT_INTERNAL, str(error))
+    except KeyboardInterrupt:  # of a command without a handling of its own
+        return _fail(EXIT_KILLED, "interrupted")
 
 
 def _fail(code: int, message: str) -> int:

@@ -84,7 +84,7 @@ def _has_own_state(file: ModelFile) -> bool:
 
 
 def _slots(file: ModelFile, quantization: str | None) -> dict[str, int]:
-    """The slots that the memory plan gives to a GPU of each size, with all memory free; 0 where the model is too big."""
+    """The slots that the memory plan gives to a GPU of each size, with all memory free; 0: the model is too big."""
     place = Placement(torch.device("cuda"), file.checkpoint.matrix_dtype, quantization)
     found = {}
     for size in MEMORIES:

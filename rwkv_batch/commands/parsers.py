@@ -19,6 +19,8 @@ def add_parsers(commands: Any) -> None:
     _add_compare(commands)
     _add_inspect(commands)
     _add_clean(commands)
+    _add_init(commands)
+    _add_schema(commands)
 
 
 def _parser(commands: Any, name: str, summary: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -173,4 +175,49 @@ def _clean(options: argparse.Namespace) -> int:
             return EXIT_OK
     remove(storage, leftovers)
     _say("removed")
+    return EXIT_OK
+
+
+def _add_init(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "init",
+        "write a job file for a data file",
+        "Write a commented job file for a Parquet, JSON Lines, CSV or Arrow file, an OpenAI batch, a folder or a glob: "
+        "columns are recognized, a template is suggested where no column is a prompt.",
+        "rwkv-batch init questions.parquet",
+    )
+    parser.add_argument("data", metavar="DATA", help="the input, as in input.path")
+    parser.add_argument("--file", metavar="JOB.yaml", help="the job file to write; default: DATA's name with .yaml")
+    parser.add_argument("--model", default="demo", metavar="MODEL", help="the model, as in model.path (demo)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a job file that exists")
+    parser.set_defaults(command=_init)
+
+
+def _init(options: argparse.Namespace) -> int:
+    from .init import init
+
+    path = init(options.data, options.file, model=options.model, overwrite=options.overwrite)
+    _say(f"{path}: look through it, then try it:\n  rwkv-batch validate {path}\n  rwkv-batch run {path} --limit 10")
+    return EXIT_OK
+
+
+def _add_schema(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "schema",
+        "print the JSON Schema of a job file, for editors",
+        "Print the JSON Schema (draft 2020-12) of a job file. An editor with the YAML language server completes and "
+        "checks a job file whose first line is: # yaml-language-server: $schema=job.schema.json",
+        "rwkv-batch schema > job.schema.json",
+    )
+    parser.set_defaults(command=_schema)
+
+
+def _schema(_: argparse.Namespace) -> int:
+    import json
+
+    from .schema import job_schema
+
+    print(json.dumps(job_schema(), indent=1, ensure_ascii=False))
     return EXIT_OK

@@ -47,8 +47,6 @@ class Retried:
 def with_retry(prepared: Prepared, storage: Storage, retry_errors: RetryErrors) -> Prepared:
     """Returns the job as one that serves error rows again, if that is what the run is for.
 
-    The limits that job.json records stand in its document in place of the present ones.
-
     Args:
         retry_errors: False returns the job as it is.
 
@@ -62,10 +60,24 @@ def with_retry(prepared: Prepared, storage: Storage, retry_errors: RetryErrors) 
         raise ConfigurationError(
             f"--retry-errors: {prepared.folders.output} is no job's output yet; run the job without it first"
         )
+    return as_retry(prepared, started, Retry(_codes(retry_errors), _recorded(prepared)))
+
+
+def as_retry(prepared: Prepared, started: Mapping[str, Any], retry: Retry | None) -> Prepared:
+    """Returns the job as one that serves these error rows again, and does not stop at one.
+
+    Args:
+        started: the content of job.json. Its limits stand in the job's document in place of the present ones.
+        retry: None returns the job as it is.
+    """
+    if retry is None:
+        return prepared
     settings = prepared.document["settings"]
     limits = {name: started["settings"].get(name) for name in LIMITS if name in settings}
     document = {**prepared.document, "settings": {**settings, **limits}}
-    return replace(prepared, document=document, retry=Retry(_codes(retry_errors), _recorded(prepared)))
+    run = prepared.job.run.model_copy(update={"on_row_error": "continue"})
+    job = prepared.job.model_copy(update={"run": run})
+    return replace(prepared, job=job, document=document, retry=retry)
 
 
 def _codes(retry_errors: RetryErrors) -> frozenset[str] | None:

@@ -188,3 +188,12 @@ def test_a_crash_at_every_third_durable_step(limited: Job, monkeypatch: pytest.M
         shutil.copytree(finished, limited.folder, dirs_exist_ok=True)
     shutil.rmtree(finished)
     assert step > 30 and settled > 0
+
+
+def test_a_worker_serves_error_rows_again(limited: Job) -> None:
+    expected = unlimited(limited)
+    assert limited.run() == 3
+    limited.set(input__max_prompt_tokens=100, engine__device="cpu", run__workers=2)
+    assert limited.run("--retry-errors", "--shard", "0/2", "--allow-errors") == 0
+    assert values(limited)[0] == expected[0]
+    assert [run["input.max_prompt_tokens"] for run in retries(limited)[0]] == [100]

@@ -138,17 +138,13 @@ class JobFiles:
     def committed_rows(self, unit: Unit) -> set[int]:
         """Returns the numbers of the rows that need not be served. Reads the unit's segments whole.
 
-        They are the rows that its segments have. In a run that serves error rows again, they are all other rows.
+        They are the rows that its segments have; in a run that serves error rows again, also all rows of its part that
+        are not served again.
         """
-        if self._retry is not None:
-            return set(range(unit.start, unit.stop)) - self.rows_to_retry(unit)
-        return {row for segment in self._segments(unit) for row in segment.rows["row"].to_pylist()}
-
-    def rows_to_retry(self, unit: Unit) -> set[int]:
-        """Returns the numbers of the error rows in the unit's part that this run serves again."""
+        rows = {row for segment in self._segments(unit) for row in segment.rows["row"].to_pylist()}
         if self._retry is None:
-            return set()
-        return self._retry.rows(self.error_rows(unit))
+            return rows
+        return rows | set(range(unit.start, unit.stop)) - self._retry.rows(self.error_rows(unit))
 
     def error_rows(self, unit: Unit) -> pa.Table:
         """Returns the columns "row", "status" and "error_code" of the error rows in the unit's part."""

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from typing import Any
 
 from ..job.messages import printable
 
 EXIT_OK = 0
+
+EXIT_CODES = """\
+exit codes:
+    0  done
+    1  a file cannot be read or written
+    2  the command line is wrong, or what it names is not as the command needs it; nothing has been written
+  130  interrupted by Ctrl-C"""
 
 OUT = "the job's output folder, or its state folder where run.state_dir is set; also in an object store"
 
@@ -32,8 +40,9 @@ def _parser(commands: Any, name: str, summary: str, description: str, example: s
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
-        description=description,
-        epilog=f"example: {example}",
+        description=textwrap.fill(description, 100),
+        epilog=f"example:  {example}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return parser
 

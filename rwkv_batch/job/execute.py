@@ -28,7 +28,7 @@ from .prepare import Prepared, prepare
 from .report.events import EventLog, machine
 from .report.progress import Progress
 from .report.report import summarise, write_report
-from .retry import Retried, RetryErrors, retried, units_to_retry, with_retry
+from .retry import Retried, RetryErrors, describe_retry, retried, units_to_retry, with_retry
 from .serve import serve_here
 from .state import check_rules, compare_job, has_parts, num_parts, open_job, restore_job
 from .stopping import StopSignals
@@ -116,8 +116,9 @@ def check_job(
         prepared = prepared.started_as(started) if started else prepared
         if num_parts(storage, prepared.folders) < prepared.plan.num_units:
             check_rules(prepared.other_rules, prepared.folders)
-        first = read_first_rows(prepared)
-        lines = [*([TRIAL] if limit is not None else []), *describe(prepared, parse_shard(shard, {}), first)]
+        first, part = read_first_rows(prepared), parse_shard(shard, {})
+        lines = [*([TRIAL] if limit is not None else []), *describe(prepared, part, first)]
+        lines += describe_retry(prepared, storage, part.units(prepared.plan))
         return "\n".join(lines), not first.are_errors
 
 

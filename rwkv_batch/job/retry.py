@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,6 +116,17 @@ def units_to_retry(files: JobFiles, retry: Retry, units: Iterable[Unit]) -> dict
         there = ", ".join(f"{name} {count:,}" for name, count in sorted(seen.items())) or "none at all"
         logger.warning("no error row has the code %r%s; there are %s", code, did_you_mean(code, seen), there)
     return found
+
+
+def describe_retry(prepared: Prepared, storage: Storage, units: Iterable[Unit]) -> Iterator[str]:
+    """Yields a line for a terminal where a run would serve error rows again: how many, and in how many parts.
+
+    Args:
+        units: of the shard.
+    """
+    if prepared.retry is not None:
+        found = units_to_retry(prepared.files(storage), prepared.retry, units)
+        yield f"retry     {sum(unit.rows for unit in found.values()):,} error rows in {len(found):,} parts"
 
 
 def retried(before: Mapping[Unit, Retried], parts: Sequence[Part | None]) -> Retried:

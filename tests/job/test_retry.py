@@ -86,6 +86,14 @@ def test_error_rows_alone_are_served_again(limited: Job, served: list[int], caps
     assert values(limited) == expected
 
 
+def test_a_dry_run_counts_the_rows(limited: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert limited.run() == 3
+    parts = limited.parts()
+    assert limited.set(input__max_prompt_tokens=100).run("--retry-errors", "prompt_too_long", "--dry-run") == 0
+    assert "retry     3 error rows in 2 parts" in capsys.readouterr().out
+    assert limited.parts() == parts
+
+
 def test_an_error_that_fails_again_has_its_newest_reason(limited: Job) -> None:
     assert limited.run() == 3
     assert limited.set(input__max_prompt_tokens=5).run("--retry-errors") == 3

@@ -299,6 +299,9 @@ def _command_line() -> Iterator[str]:
     for name, parser in {**commands.choices, "bench": bench_parser()}.items():
         sentence = parser.description or f"{helps[name][:1].upper()}{helps[name][1:]}."
         yield from _prose(f"## {name}", sentence)
+        if (parser.epilog or "").startswith("example:"):
+            example = (parser.epilog or "").splitlines()[0].removeprefix("example:").strip()
+            yield from _prose(f"Example: `{example}`")
         rows = [_option(action) for action in parser._actions if not isinstance(action, argparse._HelpAction)]
         if rows:
             yield from _table("argument|meaning", rows)

@@ -38,6 +38,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "kernels/test_probe_launch.py",
     ),
     "benchmarks and commands run as a whole": (
+        "job/test_retry.py::test_a_worker_serves_error_rows_again",
         "integrations/test_inspect_ai.py::test_samples_that_inspect_ends_at_its_time_limit_free_their_slots",
         "integrations/test_inspect_ai.py::test_the_real_evaluation",
         "integrations/test_inspect_ai_settings.py::test_a_response_schema_is_followed",
@@ -82,6 +83,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "job/test_crash.py::test_the_disk_fails_at_every_durable_step",
         "engine/test_interrupts.py::test_an_exception_at_any_line_leaves_the_engine_usable",
         "job/test_crash.py::test_a_crash_at_every_durable_step",
+        "job/test_retry.py::test_a_crash_at_every_third_durable_step",
     ),
     "models of all versions run in several ways": (
         "models/files/test_chatrwkv_converted.py",

@@ -90,7 +90,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checks": {*KERNELS, *MODELS, "demo", "engine", "llm", "measure"},
     "measure": {*KERNELS, *MODELS, "", "checks", "engine", "model_summary", "run"},
     "run": {"job", "job/output"},
-    "cli": {"", "integrations", "job", "job/output", "job/report", "measure", "models/files", "run"},
+    "commands": {"", "engine", "job", "job/input", "job/output", "job/report", "model_summary", *MODELS, "text"},
+    "cli": {"", "commands", "integrations", "job", "job/output", "job/report", "measure", "models/files", "run"},
     "": {"job", "llm"},
 }
 """Folder of rwkv_batch, or module at its top → folders and modules that it may import besides `BASICS`.

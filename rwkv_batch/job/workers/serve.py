@@ -79,6 +79,15 @@ def worker_starts(prepared: Prepared, places: Sequence[Place]) -> list[Start]:
             engine = engine.model_copy(update=sizes)
         own = job.model_copy(update={"output": output, "model": model, "engine": engine})
         starts.append(
-            Start(index, own, prepared.source, prepared.document, place.gpu, len(places), prepared.model.fingerprint)
+            Start(
+                index,
+                own,
+                prepared.source,
+                prepared.document,
+                place.gpu,
+                len(places),
+                prepared.model.fingerprint,
+                prepared.retry,
+            )
         )
     return starts

@@ -54,14 +54,15 @@ SCORE_OPTIONS = ("add_bos_token", "prefix")
 class EngineUDF:
     """Serves the rows of Ray Data's batches with one engine in each actor.
 
-        dataset.map_batches(EngineUDF, fn_constructor_kwargs={"model": "model.pth"}, batch_size=64,
-                            batch_format="pyarrow", concurrency=8, num_gpus=1, max_concurrency=4)
+        dataset.map_batches(EngineUDF, fn_constructor_kwargs={"model": "model.pth"}, batch_size=64, num_gpus=1,
+                            compute=ActorPoolStrategy(size=8, max_concurrent_calls_per_actor=4))
 
-    Ray calls an actor for several batches at the same time: for four of one block, and for `max_concurrency` blocks.
-    All of them share the engine. A batch is passed on when its last row is finished, with its own columns, in its
-    order, and with the result columns of a job: `sample_index`, `completion`, `finish_reason`, `stop_reason`, `status`,
-    `error_code`, `error`, `prompt_tokens`, `completion_tokens` and `cumulative_logprob`, one record for each sample. Of
-    rows to score they are `logprob`, `is_greedy`, `num_tokens`, `status`, `error_code` and `error`.
+    Ray calls an actor for several batches at the same time: for four of one block, and for as many blocks as
+    `max_concurrent_calls_per_actor` says. All of them share the engine. A batch is passed on when its last row is
+    finished, with its own columns, in its order, and with the result columns of a job: `sample_index`, `completion`,
+    `finish_reason`, `stop_reason`, `status`, `error_code`, `error`, `prompt_tokens`, `completion_tokens` and
+    `cumulative_logprob`, one record for each sample. Of rows to score they are `logprob`, `is_greedy`, `num_tokens`,
+    `status`, `error_code` and `error`.
 
     A row that cannot be served gets `status` "error" with `error_code` and `error`. If the engine fails, the process of
     the actor ends: Ray starts another actor, and runs the batches again.

@@ -30,7 +30,7 @@ class Service(Generic[SomeRow, Output]):
         abort: Callable[[Hashable], None],
         name: str,
     ) -> None:
-        self._serve = serve
+        self._serve: Callable[[Iterable[SomeRow]], Iterator[tuple[Any, Output]]] = serve
         self._abort = abort
         self._rows: queue.Queue[SomeRow | None] = queue.Queue()
         self._waiting: set[Future[Output]] = set()  # of rows that the engine has not been given

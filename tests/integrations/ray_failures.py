@@ -18,7 +18,7 @@ class FailsOnce(EngineUDF):
     def __init__(self, marker: str, **arguments: Any) -> None:
         super().__init__(**arguments)
         if not Path(marker).exists():
-            engine = self.llm._engine
+            engine: Any = self.llm._engine
 
             def fail(*_: Any) -> None:
                 Path(marker).touch()

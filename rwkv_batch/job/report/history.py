@@ -89,7 +89,10 @@ class Run:
                 # A run's own seconds, as the system's clock may have been set.
                 self.samples.append({**event, "time": first["time"] + event["seconds"] - first["seconds"]})
             case "start" | "model" | "damaged" | "occupancy" | "memory":
-                self.facts |= {name: event[name] for name in FACTS if name in event}
+                facts = self.facts
+                if "worker" in event:
+                    facts = self.facts.setdefault("workers", {}).setdefault(str(event["worker"]), {})
+                facts |= {name: event[name] for name in FACTS if name in event}
             case "failure":
                 self.outcome = f"{event['type']}: {event['message']}"
             case "stopped":
@@ -108,7 +111,7 @@ def utilisation(runs: Sequence[Run]) -> dict[str, float]:
     last = [run.samples[-1] for run in runs if run.samples]
     steps = sum(one["steps"] for one in last) or 1
     slots = sum(one.get("occupancy", 0.0) * one["steps"] for one in last)
-    tokens = sum(one.get("step_tokens", 0) / one.get("max_batch_tokens", 1) for one in last)
+    tokens = sum(one.get("step_tokens", 0) / max(one.get("max_batch_tokens", 1), 1) for one in last)
     return {"slots": round(slots / steps, 4), "step_tokens": round(tokens / steps, 4)}
 
 

@@ -233,12 +233,15 @@ class Clock:
         pass
 
 
+TIMEOUT = 1800.0
+
+
 def watch(monkeypatch: pytest.MonkeyPatch, counts: Counts, clock: Clock) -> list[tuple[str, Any]]:
     """Watch a job of 40 rows until the clock says that it has ended. Returns the events."""
     monkeypatch.setattr(progress, "time", clock)
     events: list[tuple[str, Any]] = []
     log = lambda event, **fields: events.append((event, fields))  # noqa: E731
-    watching = Progress(40, counts, fake_llm.Stats, log, lambda text: None, Shard())
+    watching = Progress(40, counts, fake_llm.Stats, log, lambda text: None, Shard(), timeout=TIMEOUT)
     watching._ending = clock  # type: ignore[assignment]
     with watching:
         pass
@@ -263,7 +266,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 def test_an_engine_that_hangs_ends_the_process(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    events = watch(monkeypatch, Counts(), Clock(ends_at=progress.STALL_SECONDS + 2))
+    events = watch(monkeypatch, Counts(), Clock(ends_at=TIMEOUT + 2))
     assert codes == [1]
     assert ("failure", "Stall") in [(event, fields.get("type")) for event, fields in events]
     assert "made no step for 1801 s" in caplog.text
@@ -276,9 +279,9 @@ def test_an_engine_at_work_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     counts = Counts()
 
     def commit(now: float) -> None:
-        counts.committed = int(now // (progress.STALL_SECONDS - 10))
+        counts.committed = int(now // (TIMEOUT - 10))
 
-    watch(monkeypatch, counts, Clock(4 * progress.STALL_SECONDS, commit))
+    watch(monkeypatch, counts, Clock(4 * TIMEOUT, commit))
     assert counts.committed == 4
     assert not codes
 

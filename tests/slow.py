@@ -75,6 +75,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "data_parallel/test_ended_processes.py",
         "data_parallel/test_parallel_rows.py",
         "integrations/test_data_parallel.py",
+        "job/workers/test_ray_workers.py",
     ),
     "the package is built and installed": ("test_packaging.py",),
     "something fails at every line or step": (

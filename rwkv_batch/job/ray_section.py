@@ -32,4 +32,6 @@ class RaySection(Section):
         "a number from 0, or null",
     )
     resources: dict[str, Amount] = _setting({}, "Other resources of a worker.", "a map from name to number")
-    runtime_env: dict[str, Any] = _setting({}, "Ray's runtime environment of workers.", "a map")
+    runtime_env: dict[str, Any] = _setting(
+        {}, "Ray's runtime environment of workers. It is written into job.json, the log and the report.", "a map"
+    )

@@ -1,4 +1,4 @@
-"""A job that workers on this machine serve: what each of them is started with, and the coordinator around them."""
+"""A job that workers serve: what each of them is started with, and the coordinator around them."""
 
 from __future__ import annotations
 

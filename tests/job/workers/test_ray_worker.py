@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from job.conftest import Job
 from rwkv_batch.errors import CheckpointError, ConfigurationError
+from rwkv_batch.job.load import load_job
 from rwkv_batch.job.workers.messages import Failed, Message, Ready, Taken
 from rwkv_batch.job.workers.ray_mailbox import Mail, Mailbox
-from rwkv_batch.job.workers.ray_worker import Outbox
+from rwkv_batch.job.workers.ray_worker import Outbox, check_folders
 
 
 def test_messages_keep_their_order_and_a_taken_has_arrived_when_the_call_returns():
@@ -47,6 +51,19 @@ def test_a_model_that_a_node_does_not_see_is_an_error_with_its_host(error: Any, 
     assert type(sent) is type(error)
     is_about_the_model = isinstance(error, CheckpointError)
     assert str(sent).startswith("on the node node-7: no.pth: no such file" if is_about_the_model else "a sentence")
+
+
+def test_a_node_that_does_not_see_the_folders_of_the_job_is_named(job: Job, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "node-7")
+    start: Any = SimpleNamespace(job=load_job(job.write()), document={"fingerprint": "of another job"})
+    for run in (lambda: None, job.run):
+        run()
+        with pytest.raises(
+            ConfigurationError, match=r"^output.path: the node node-7 does not find this job in .*\.rw"
+        ):
+            check_folders(start)
+    start.document = json.loads((job.state / "job.json").read_text())
+    check_folders(start)
 
 
 def test_a_mailbox_keeps_all_messages_until_they_are_taken():

@@ -103,7 +103,7 @@ def _job_file() -> Iterator[str]:
 
 def _setting(setting: Setting, section: str) -> tuple[str, ...]:
     default = "required" if setting.is_required else f"`{_yaml(setting.default)}`"
-    resume = "may change" if setting.name in HARMLESS else "must stay"
+    resume = "may change" if setting.name in HARMLESS or setting.name.startswith("run.ray.") else "must stay"
     if setting.name == PASSED:
         resume = "may change until the first part"
     return (

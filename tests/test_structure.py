@@ -233,11 +233,11 @@ EXTRAS = re.findall(r"^([a-z-]+) = \[", (ROOT / "pyproject.toml").read_text(), r
 HARNESSES = sorted(
     path.stem for path in (PACKAGE / "integrations").glob("*.py") if path.stem.replace("_", "-") in EXTRAS
 )
-"""Modules of `integrations` that are named like an extra, which is named like the package of their harness."""
+"""Modules of `integrations` that are named like an extra, which is named like the package that they are for."""
 
 
 def test_every_harness_is_found():
-    assert HARNESSES == ["inspect_ai", "lighteval", "lm_eval"]
+    assert HARNESSES == ["inspect_ai", "lighteval", "lm_eval", "ray"]
 
 
 @pytest.mark.parametrize("name", HARNESSES)

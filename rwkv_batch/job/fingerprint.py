@@ -44,6 +44,7 @@ HARMLESS = frozenset(
         "run.workers",
         "run.devices",
         "run.worker_timeout",
+        "run.ray",
     }
 )
 """Settings that change no result. A setting that is not in this list changes results."""

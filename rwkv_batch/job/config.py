@@ -19,6 +19,7 @@ from ..sampling_params import SAMPLING_FIELDS, SamplingParams
 from ..text.chat import format_names
 from .input.formats import FORMATS
 from .messages import listed
+from .report_section import ReportSection
 from .score_section import ScoreSection
 from .section import Count, Section
 from .section import setting as _setting
@@ -298,6 +299,7 @@ class JobConfig(Section):
     score: ScoreSection = ScoreSection()
     output: OutputSection
     run: RunSection = RunSection()
+    report: ReportSection = ReportSection()
 
 
 class Setting(NamedTuple):

@@ -29,7 +29,8 @@ from .plan import Shard, Unit, parse_shard
 from .prepare import Prepared, named_as_in_jobs, prepare
 from .report.events import EventLog, machine
 from .report.progress import Progress
-from .report.report import summarise, write_report
+from .report.report import write_report
+from .report.summary import summarise
 from .state import check_rules, compare_job, has_parts, num_parts, open_job, restore_job
 from .stopping import StopSignals
 from .stream import missing_rows

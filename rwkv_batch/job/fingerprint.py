@@ -40,6 +40,8 @@ HARMLESS = frozenset(
         "run.state_dir",
         "run.on_row_error",
         "run.backend",
+        "report.show_text",
+        "report.samples",
     }
 )
 """Settings that change no result. A setting that is not in this list changes results."""

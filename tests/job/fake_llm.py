@@ -116,6 +116,9 @@ class Stats:
     completion_tokens: int = 0
     occupancy: Any = field(default_factory=Occupancy)
 
+    def seconds(self) -> dict[str, float]:
+        return {"model": self.steps / 1000}
+
 
 def inspect_model(model: ModelSettings, engine: EngineSettings, *, apart: bool = False) -> Summary:
     path = str(model.model)

@@ -1,0 +1,172 @@
+"""Single rows of the parts: those that a report shows, and those that the command `report --show` prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import groupby
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ..folders import Folders
+from ..messages import shown
+from ..output.commit import UNREADABLE
+from ..output.storage import Storage
+from .tally import Place, added_columns
+from .wording import shortened
+
+BATCH_ROWS = 64
+TEXT_CHARACTERS = 1500
+"""The longest text that a report shows of a row."""
+SENTENCE_CHARACTERS = 400
+ID_CHARACTERS = 80
+_QUOTED = re.compile(r"""(?<!\w)(["'])((?:\\.|(?!\1).)*)(?:\1|$)""", re.DOTALL)
+"""A text in quotes. The second quote may be missing, where a sentence has been cut."""
+
+
+class Examples:
+    """Reads rows of the parts for a report.
+
+    Args:
+        storage: of the output folder.
+        task: of the job.
+        renamed: column that the job adds → its name in the parts, where that is another one.
+        config: the job's settings, section by section.
+        show_text: also read prompts, completions and choices, and leave error sentences as they are.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        task: str,
+        renamed: Mapping[str, str],
+        config: Mapping[str, Any],
+        show_text: bool,
+    ) -> None:
+        self._storage = storage
+        self._task = task
+        self._renamed = renamed
+        self._config = config
+        self._settings = json.dumps(config, ensure_ascii=False, default=str)
+        self._show_text = show_text
+
+    def errors(self, places: Sequence[Place]) -> list[dict[str, Any]]:
+        """Describes error rows: number, id and sentence; with `show_text` also the prompt."""
+        found = []
+        for place, record in self._read(places):
+            sentence = record.pop("error", None) or ""
+            described = {**record, "error": sentence if self._show_text else self._without_data(sentence)}
+            described["error"] = shortened(described["error"], SENTENCE_CHARACTERS)
+            found.append(
+                {"row": place.row, **{name: described[name] for name in ("id", "error", "prompt") if name in described}}
+            )
+        return found
+
+    def results(self, places: Sequence[Place]) -> list[dict[str, Any]]:
+        """Describes rows with a result."""
+        kept = ("id", "prompt", "completion", "finish_reason", "completion_tokens", "best_choice", "correct", "logprob")
+        return [
+            {"row": place.row, "sample": place.sample, **{name: record[name] for name in kept if name in record}}
+            for place, record in self._read(places)
+        ]
+
+    def _read(self, places: Sequence[Place]) -> Iterator[tuple[Place, dict[str, Any]]]:
+        """Yields the rows at these places. Those of parts that can no longer be read are left out."""
+        for part, group in groupby(sorted(places, key=lambda place: (place.part, place.offset)), lambda one: one.part):
+            with suppress(*UNREADABLE), self._storage.open(part) as file:
+                parquet = pq.ParquetFile(file)
+                columns = self._columns(parquet.schema_arrow.names)
+                for place in group:
+                    yield place, _texts(_row(parquet, place.offset, columns))
+
+    def _columns(self, present: Sequence[str]) -> dict[str, str]:
+        """The columns to read: their names in the report → their names in the part."""
+        added = added_columns(present, self._task, self._renamed)
+        own = ["error", "finish_reason", "completion_tokens", "best_choice", "correct"]
+        columns = {name: added[name] for name in own if name in added}
+        roles = self._config.get("input", {}).get("columns", {})
+        if (identity := roles.get("id", "id")) in present:
+            columns["id"] = identity
+        if self._show_text:
+            columns |= {name: added[name] for name in ("completion", "logprob") if name in added}
+            prompts = [
+                self._renamed.get("prompt", "prompt")
+                if "prompt" in self._config.get("output", {}).get("extra", [])
+                else None
+            ]
+            prompts += [roles.get(role, role) for role in ("prompt", "messages", "context", "text")]
+            columns |= {"prompt": name for name in prompts[::-1] if name in present}
+        return columns
+
+    def _without_data(self, sentence: str) -> str:
+        """Returns a sentence in which texts in quotes are dots, unless the job file has them too: they may be a row's."""
+        return _QUOTED.sub(lambda found: found[0] if found[2] in self._settings else f"{found[1]}…{found[1]}", sentence)
+
+
+def first_rows(
+    storage: Storage, folders: Folders, count: int, status: str | None = None, renamed: Mapping[str, str] = {}
+) -> Iterator[dict[str, Any]]:
+    """Yields the first `count` rows of the published parts. Parts that are damaged are left out.
+
+    Args:
+        status: "ok" or "error": only such rows; None for all.
+        renamed: column that the job adds → its name in the parts, where that is another one.
+    """
+    column = renamed.get("status", "status")
+    for name in storage.list(folders.output) if count > 0 else ():
+        with suppress(*UNREADABLE), storage.open(os.path.join(folders.output, name)) as file:
+            parquet = pq.ParquetFile(file)
+            for group in range(parquet.num_row_groups):
+                if status is not None and not _has(parquet, group, column, status):
+                    continue
+                for batch in parquet.iter_batches(min(count, BATCH_ROWS), row_groups=[group]):
+                    if status is not None:
+                        batch = batch.filter(pc.equal(batch[column], status))
+                    for record in batch.slice(0, count).to_pylist():
+                        yield record
+                        count -= 1
+                    if count <= 0:
+                        return
+
+
+def _has(parquet: pq.ParquetFile, group: int, column: str, value: str) -> bool:
+    """Whether a row group has a row with this value; only its column is read."""
+    found = parquet.read_row_group(group, columns=[column])[column]
+    return bool(pc.any(pc.equal(found, value)).as_py())
+
+
+def _row(parquet: pq.ParquetFile, offset: int, columns: Mapping[str, str]) -> dict[str, Any]:
+    """Reads one row of a part, by its number in it."""
+    for group in range(parquet.num_row_groups):
+        num_rows = parquet.metadata.row_group(group).num_rows
+        if offset < num_rows:
+            break
+        offset -= num_rows
+    for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=[*columns.values()]):
+        if offset < batch.num_rows:
+            return {name: batch[column][offset].as_py() for name, column in columns.items()}
+        offset -= batch.num_rows
+    return {}
+
+
+def _texts(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns a row without its nulls, as a report holds it: numbers, and texts that are not too long."""
+    found = {name: value for name, value in record.items() if value is not None}
+    if "id" in found:
+        value = found["id"]
+        found["id"] = (
+            value
+            if isinstance(value, int)
+            else shortened(value if isinstance(value, str) else shown(value), ID_CHARACTERS)
+        )
+    for name in ("prompt", "completion"):
+        if name in found:
+            value = found[name]
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+            found[name] = shortened(text, TEXT_CHARACTERS)
+    return found

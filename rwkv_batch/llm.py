@@ -361,7 +361,7 @@ class LLM(ChatCalls):
     def describe(self) -> dict[str, Any]:
         """Returns the model's description in plain JSON, for reports: sizes, placement, memory, who serves which op."""
         self.serving.check()
-        device = self._model.device
+        device = self.summary.placement.device
         name = {"device_name": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
         return {**self.summary.describe(), **name, "matrix_bytes": self._model.matrix_bytes}
 

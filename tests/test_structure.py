@@ -67,7 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo": {"llm"},
     "job/input": {"job", "rows", "text"},
     "job/output": {"job", "job/input", "rows"},
-    "job/report": {"", "job", "job/output"},
+    "job/report": {"", "job", "job/input", "job/output"},
     "job": {
         "",
         "job/input",

@@ -18,8 +18,8 @@ class ReportSection(Section):
         "prompts of the first error rows. With false, they have ids, row numbers, and the sentences of errors without "
         "what these quote.",
     )
-    samples: Annotated[int, Field(ge=0, le=1000)] = setting(
+    samples: Annotated[int, Field(ge=0, le=100)] = setting(
         10,
         "With `show_text`, so many rows with results are shown. They are chosen by their row numbers: always the same.",
-        "an integer from 0 to 1000",
+        "an integer from 0 to 100",
     )

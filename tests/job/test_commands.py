@@ -17,7 +17,7 @@ import pytest
 from job import fake_llm
 from rwkv_batch import __version__, cli
 from rwkv_batch.cuda_kernels import build
-from rwkv_batch.job.report.report import summarise
+from rwkv_batch.job.report.summary import summarise
 from rwkv_batch.measure import doctor
 
 from .conftest import Job

@@ -59,10 +59,10 @@ def _of_results(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     cut, repeated = reasons.get("length", 0), reasons.get("repetition", 0)
     if good and cut / good > MANY_CUT:
         limit = _setting(report, "sampling", "max_tokens")
-        known = f" after max_tokens = {count(limit)} tokens" if isinstance(limit, int) else ""
+        known = f" at max_tokens, which is {count(limit)} in the job file" if isinstance(limit, int) else ""
         yield (
             f"{percent(cut / good)} of the completions were cut{known}.",
-            "If they should have ended by themselves, raise sampling.max_tokens or name a stop string in sampling.stop.",
+            "If they should have ended by themselves, raise sampling.max_tokens, or set a stop string (sampling.stop).",
         )
     if good and repeated / good > MANY_REPEATED:
         yield (

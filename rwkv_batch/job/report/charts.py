@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import log10
+from math import ceil, floor, log10
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 from .wording import DAY, HOUR, MINUTE, count, duration, percent, rounded
 
 WIDTH, HEIGHT = 440, 220
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 22, 42
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 26, 42
 ACROSS, DOWN = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 NUM_TICKS = 4
 MOST_LABELS = 8
@@ -45,7 +45,7 @@ def time_chart(
         top: the highest value of the scale; None takes that of the values.
         marks: each a vertical line, at "seconds", with "text" for its tooltip and "kind" for its style.
     """
-    width = 2 * seconds[0] if len(seconds) else 1.0
+    width = (2 * seconds[0] if len(seconds) else 0) or 1.0
     end = width * max(len(seconds), 1)
     ticks = _ticks(top if top is not None else max((max(values) for values in series.values()), default=0.0))
     shapes = [_frame(ticks, unit, words), _time_axis(end)]
@@ -65,8 +65,8 @@ def time_chart(
         line = Markup('<path d="M{0:.1f} {1}V{2}"/><path class="hit" d="M{0:.1f} {1}V{2}"/>').format(x, TOP, TOP + DOWN)
         shapes.append(Markup('<g class="mark {}">{}{}</g>').format(mark["kind"], _tip(mark["text"]), line))
     for index, at in enumerate(seconds):
-        values = ", ".join(f"{name} {words(values[index])}" for name, values in series.items())
-        tip = f"at {duration(at)}: {values} {unit}"
+        said = ", ".join(f"{name} {words(values[index])}" for name, values in series.items())
+        tip = f"at {duration(at)}: {said} {unit}"
         shapes.append(_bar(LEFT + (at - width / 2) / end * ACROSS, TOP, width / end * ACROSS, DOWN, "over", tip))
     return _svg(label, shapes)
 
@@ -108,7 +108,7 @@ def calibration_chart(label: str, points: Sequence[Mapping[str, float]]) -> Mark
     """
     shapes = [_frame([0, 0.25, 0.5, 0.75, 1], "right", percent)]
     for share in (0, 0.25, 0.5, 0.75, 1):
-        shapes.append(_text(LEFT + share * ACROSS, TOP + DOWN + 15, percent(share), "middle"))
+        shapes.append(_text(LEFT + share * ACROSS, TOP + DOWN + 15, percent(share), "end" if share == 1 else "middle"))
     shapes.append(Markup('<path class="ideal" d="M{} {}L{} {}"/>').format(LEFT, TOP + DOWN, LEFT + ACROSS, TOP))
     most = max((point["rows"] for point in points), default=1)
     where = [(LEFT + point["confidence"] * ACROSS, _height(point["accuracy"])) for point in points]
@@ -130,7 +130,7 @@ def _svg(label: str, shapes: Sequence[Markup]) -> Markup:
 
 def _frame(ticks: Sequence[float], unit: str, words: Wording) -> Markup:
     """The horizontal lines of a scale, its numbers and its unit."""
-    shapes = [_text(4, 12, unit, "start")]
+    shapes = [_text(4, 11, unit, "start")]
     for tick in ticks:
         y = _height(tick / ticks[-1])
         kind = "axis" if not tick else "grid"
@@ -155,9 +155,9 @@ def _ticks(top: float) -> list[float]:
     """Round numbers from 0 to at least `top`."""
     if top <= 0:
         return [0.0, 1.0]
-    power = 10.0 ** int(log10(top / NUM_TICKS) - (top / NUM_TICKS < 1))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10, 20) if factor * power * NUM_TICKS >= top * (1 - 1e-9))
-    return [index * step for index in range(int(-(-top // step)) + (1 if top // step * step != top else 1))]
+    power = 10.0 ** floor(log10(top / NUM_TICKS))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power * NUM_TICKS >= top * (1 - 1e-9))
+    return [index * step for index in range(ceil(top / step - 1e-9) + 1)]
 
 
 def _height(share: float) -> float:

@@ -78,18 +78,17 @@ class ChoiceSummary:
             }
             for index in range(used)
         ]
-        rows, confidence, right = self._bins.T
+        rows = self._bins[:, 0]
+        means = (self._bins[:, 1:] / np.maximum(rows, 1)[:, None]).round(4).tolist()
         calibration = [
-            {
-                "rows": int(rows[i]),
-                "confidence": round(confidence[i] / rows[i], 4),
-                "accuracy": round(right[i] / rows[i], 4),
-            }
-            for i in range(NUM_BINS)
-            if rows[i]
+            {"rows": int(number), "confidence": sure, "accuracy": share}
+            for number, (sure, share) in zip(rows, means, strict=True)
+            if number
         ]
         gaps = sum(one["rows"] * abs(one["confidence"] - one["accuracy"]) for one in calibration)
-        error = {"calibration": calibration, "calibration_error": round(gaps / rows.sum(), 4)} if calibration else {}
+        error = (
+            {"calibration": calibration, "calibration_error": round(gaps / float(rows.sum()), 4)} if calibration else {}
+        )
         return {"positions": positions, **error}
 
     def _count(self, column: int, positions: Any) -> None:
@@ -131,7 +130,8 @@ def _integers(column: pa.Array) -> Any:
 def _confidences(logprobs: pa.ListArray, rows: Any) -> Any:
     """The softmax of the best choice of each of these rows [n], which have at least one choice each."""
     taken = logprobs.take(pa.array(rows))
-    values = np.nan_to_num(np.array(taken.flatten().to_numpy(zero_copy_only=False), np.float64), nan=-np.inf)
+    values = np.array(taken.flatten().to_numpy(zero_copy_only=False), np.float64)
+    values[np.isnan(values)] = -np.inf
     if not len(rows):
         return np.zeros(0)
     starts = taken.offsets.to_numpy()[:-1] - taken.offsets[0].as_py()

@@ -15,10 +15,11 @@ class ErrorCode(NamedTuple):
     @property
     def plain_advice(self) -> str:
         """What to do, as text without links."""
-        return _LINK.sub(r"\1", self.advice).replace("`", "")
+        return _LINK.sub(lambda link: link[1] or "", self.advice).replace("`", "")
 
 
-_LINK = re.compile(r"\[([^]]*)\]\([^)]*\)")
+_LINK = re.compile(r"[:;] (?:see )?\[[^]]*\]\([^)]*\)|\[([^]]*)\]\([^)]*\)")
+"""A link; one that stands for itself is removed with what leads to it."""
 
 ERROR_CODES = {
     "null_prompt": ErrorCode(

@@ -8,22 +8,23 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
+from math import isfinite
 from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..folders import Folders
-from ..messages import shown
 from ..output.commit import UNREADABLE
 from ..output.storage import Storage
 from .tally import Place, added_columns
 from .wording import shortened
 
 BATCH_ROWS = 64
-TEXT_CHARACTERS = 1500
+TEXT_CHARACTERS = 1000
 """The longest text that a report shows of a row."""
-SENTENCE_CHARACTERS = 400
+ERROR_CHARACTERS = 300
+"""The longest sentence, and the longest prompt, that a report shows of an error row."""
 ID_CHARACTERS = 80
 _QUOTED = re.compile(r"""(?<!\w)(["'])((?:\\.|(?!\1).)*)(?:\1|$)""", re.DOTALL)
 """A text in quotes. The second quote may be missing, where a sentence has been cut."""
@@ -34,8 +35,7 @@ class Examples:
 
     Args:
         storage: of the output folder.
-        task: of the job.
-        renamed: column that the job adds → its name in the parts, where that is another one.
+        job: the content of job.json.
         config: the job's settings, section by section.
         show_text: also read prompts, completions and choices, and leave error sentences as they are.
     """
@@ -43,37 +43,40 @@ class Examples:
     def __init__(
         self,
         storage: Storage,
-        task: str,
-        renamed: Mapping[str, str],
+        job: Mapping[str, Any],
         config: Mapping[str, Any],
         show_text: bool,
     ) -> None:
         self._storage = storage
-        self._task = task
-        self._renamed = renamed
+        self._task = job["settings"]["task"]
+        self._renamed = job.get("columns", {})
         self._config = config
-        self._settings = json.dumps(config, ensure_ascii=False, default=str)
+        self._known = json.dumps([config, job["settings"]], ensure_ascii=False, default=str)
         self._show_text = show_text
 
     def errors(self, places: Sequence[Place]) -> list[dict[str, Any]]:
         """Describes error rows: number, id and sentence; with `show_text` also the prompt."""
-        found = []
+        found: list[dict[str, Any]] = []
         for place, record in self._read(places):
-            sentence = record.pop("error", None) or ""
-            described = {**record, "error": sentence if self._show_text else self._without_data(sentence)}
-            described["error"] = shortened(described["error"], SENTENCE_CHARACTERS)
-            found.append(
-                {"row": place.row, **{name: described[name] for name in ("id", "error", "prompt") if name in described}}
-            )
+            sentence = record.get("error", "")
+            texts: dict[str, str] = {
+                "error": shortened(sentence if self._show_text else self._quoting_nothing(sentence), ERROR_CHARACTERS)
+            }
+            if "prompt" in record:
+                texts["prompt"] = shortened(record["prompt"], ERROR_CHARACTERS)
+            found.append({"row": place.row, **({"id": record["id"]} if "id" in record else {}), **texts})
         return found
 
     def results(self, places: Sequence[Place]) -> list[dict[str, Any]]:
         """Describes rows with a result."""
-        kept = ("id", "prompt", "completion", "finish_reason", "completion_tokens", "best_choice", "correct", "logprob")
-        return [
-            {"row": place.row, "sample": place.sample, **{name: record[name] for name in kept if name in record}}
-            for place, record in self._read(places)
-        ]
+        kept = ("id", "finish_reason", "completion_tokens", "best_choice", "correct", "logprob")
+        found: list[dict[str, Any]] = []
+        for place, record in self._read(places):
+            shown = [name for name in ("prompt", "completion") if name in record]
+            texts = {name: shortened(record[name], TEXT_CHARACTERS) for name in shown}
+            facts = {name: record[name] for name in kept if name in record and not isinstance(record[name], list)}
+            found.append({"row": place.row, "sample": place.sample, **facts, **texts})
+        return found
 
     def _read(self, places: Sequence[Place]) -> Iterator[tuple[Place, dict[str, Any]]]:
         """Yields the rows at these places. Those of parts that can no longer be read are left out."""
@@ -82,7 +85,7 @@ class Examples:
                 parquet = pq.ParquetFile(file)
                 columns = self._columns(parquet.schema_arrow.names)
                 for place in group:
-                    yield place, _texts(_row(parquet, place.offset, columns))
+                    yield place, _plain(_row(parquet, place.offset, columns))
 
     def _columns(self, present: Sequence[str]) -> dict[str, str]:
         """The columns to read: their names in the report → their names in the part."""
@@ -94,18 +97,20 @@ class Examples:
             columns["id"] = identity
         if self._show_text:
             columns |= {name: added[name] for name in ("completion", "logprob") if name in added}
-            prompts = [
-                self._renamed.get("prompt", "prompt")
-                if "prompt" in self._config.get("output", {}).get("extra", [])
-                else None
-            ]
+            prompts = [self._renamed.get("prompt", "prompt")] if "prompt" in self._extra else []
             prompts += [roles.get(role, role) for role in ("prompt", "messages", "context", "text")]
-            columns |= {"prompt": name for name in prompts[::-1] if name in present}
+            if known := [name for name in prompts if name in present]:
+                columns["prompt"] = known[0]
         return columns
 
-    def _without_data(self, sentence: str) -> str:
-        """Returns a sentence in which texts in quotes are dots, unless the job file has them too: they may be a row's."""
-        return _QUOTED.sub(lambda found: found[0] if found[2] in self._settings else f"{found[1]}…{found[1]}", sentence)
+    @property
+    def _extra(self) -> Sequence[str]:
+        extra: Sequence[str] = self._config.get("output", {}).get("extra", [])
+        return extra
+
+    def _quoting_nothing(self, sentence: str) -> str:
+        """Returns a sentence with dots for each text in quotes that the settings do not have: it may be a row's."""
+        return _QUOTED.sub(lambda found: found[0] if found[2] in self._known else f"{found[1]}…{found[1]}", sentence)
 
 
 def first_rows(
@@ -154,19 +159,17 @@ def _row(parquet: pq.ParquetFile, offset: int, columns: Mapping[str, str]) -> di
     return {}
 
 
-def _texts(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns a row without its nulls, as a report holds it: numbers, and texts that are not too long."""
-    found = {name: value for name, value in record.items() if value is not None}
-    if "id" in found:
-        value = found["id"]
-        found["id"] = (
-            value
-            if isinstance(value, int)
-            else shortened(value if isinstance(value, str) else shown(value), ID_CHARACTERS)
-        )
-    for name in ("prompt", "completion"):
-        if name in found:
-            value = found[name]
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-            found[name] = shortened(text, TEXT_CHARACTERS)
+def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a row as JSON has it, without nulls and infinite numbers; lists and mappings are texts."""
+    found = {name: value for name, value in record.items() if value is not None and not _is_infinite(value)}
+    for name in {"id", "prompt", "completion"}.intersection(found):
+        value = found[name]
+        if not isinstance(value, str | int):
+            found[name] = json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(found.get("id"), str):
+        found["id"] = shortened(found["id"], ID_CHARACTERS)
     return found
+
+
+def _is_infinite(value: Any) -> bool:
+    return isinstance(value, float) and not isfinite(value)

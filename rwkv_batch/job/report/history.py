@@ -232,7 +232,7 @@ def marks(runs: Sequence[Run]) -> list[dict[str, Any]]:
     A run is resumed that starts serving when no other one was. Slots are halved when memory has run out.
     """
     clock = ServingClock([run.serving_interval for run in sources(runs)])
-    found = []
+    found: list[dict[str, Any]] = []
     intervals = serving_intervals(runs)
     for (_, ended), (start, _) in pairwise(intervals):
         mark = {"kind": "resumed", "seconds": clock.at(start), "time": moment(start), "pause_seconds": start - ended}

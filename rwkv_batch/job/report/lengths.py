@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any
 
@@ -115,7 +115,7 @@ def _end(cell: int) -> int:
     return _start(cell + 1)
 
 
-def spread(described: dict[str, float]) -> Sequence[tuple[str, float]]:
+def spread(described: Mapping[str, float]) -> Sequence[tuple[str, float]]:
     """The numbers of `Lengths.describe` with their names for people."""
     names = {"smallest": "smallest", **{f"p{n}": f"{n} % are at most" for n in PERCENTILES}, "largest": "largest"}
     return [(label, described[name]) for name, label in names.items() if name in described]

@@ -39,7 +39,7 @@ def render(report: Mapping[str, Any]) -> str:
     rows = sum(report["rows"].values())
     mark = "…" if not report["complete"] else "!" if found else "✓"
     return _template().render(
-        style=Markup(files(__package__).joinpath("report.css").read_text(encoding="utf-8")),  # noqa: S704 - our own
+        style=Markup(files(__package__).joinpath("report.css").read_text(encoding="utf-8")),
         title=f"{mark} {name}: {counted(rows, 'row')}",
         name=name,
         pills=_pills(report),
@@ -100,7 +100,7 @@ def _lead(report: Mapping[str, Any]) -> list[str]:
     path = str(latest_config(report).get("model", {}).get("path") or model.get("model", "a model"))
     kinds = [str(model[key]) for key in ("version", "dtype", "quantization") if model.get(key)]
     named = PurePath(path).name + (f" ({', '.join(kinds)})" if kinds else "")
-    place = model.get("device_name") or model.get("device", "")
+    place = model.get("device_name") or {"cpu": "the CPU"}.get(model.get("device", ""), model.get("device", ""))
     hosts = [*dict.fromkeys(run["machine"]["host"] for run in runs if "host" in run.get("machine", {}))]
     where = f" on {place}" if place else ""
     where += f" of {hosts[0]}" if len(hosts) == 1 else f" of {len(hosts)} machines" if hosts else ""
@@ -149,8 +149,8 @@ def _tiles(report: Mapping[str, Any]) -> list[dict[str, str]]:
     tiles.append(_tile(f"{kind} tokens/s", rounded(made[kind]), f"and {rounded(made['prompt'])} prompt tokens/s"))
     if describe_sharing(report):
         requested, computed = (report["prefixes"][name] for name in ("tokens_requested", "tokens_computed"))
-        ratio = f"{requested / computed:.1f} times fewer than without sharing"
-        tiles.append(_tile("prompt tokens saved by shared prefixes", count(requested - computed), ratio))
+        ratio = f"shared prefixes: {requested / computed:.1f} times fewer"
+        tiles.append(_tile("prompt tokens saved", count(requested - computed), ratio))
     rows = sum(run["rows"] for run in report["runs"])
     speed = f"{rounded(rows / seconds)} rows/s" if seconds and rows else ""
     return [*tiles, _tile("time of serving", duration(seconds), speed)]

@@ -48,6 +48,7 @@ def scores(report: Mapping[str, Any]) -> dict[str, Any]:
             (name.replace("_", " "), _plain(value)) for name, value in report.get("conventions", {}).items()
         ],
         "figures": _of_choices(report.get("choices", {})),
+        "groups": None,
     }
     if groups := report.get("score_groups"):
         metrics = [*dict.fromkeys(name for one in groups["groups"].values() for name in one)]
@@ -90,7 +91,7 @@ def samples(report: Mapping[str, Any]) -> dict[str, Any]:
     """Rows with their texts, or a sentence that they are not shown."""
     config = latest_config(report)
     if not config.get("report", {}).get("show_text"):
-        note = "Prompts and completions are not shown. Set report.show_text: true and run rwkv-batch run again to see some."
+        note = "Texts are not shown. Set report.show_text: true and start the same command again to see some."
         return {"rows": [], "note": note if "report" in config else ""}
     rows = [_sample(sample) for sample in report.get("samples", [])]
     return {"rows": rows, "note": "Chosen by their row numbers, which makes a random choice." if rows else ""}
@@ -98,18 +99,17 @@ def samples(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def lengths(report: Mapping[str, Any]) -> dict[str, Any]:
     """Histograms of lengths, a sentence for each kind of text whose lengths are all equal, and percentiles."""
-    charts, sentences, table = [], [], []
+    charts, sentences, columns = [], [], {}
     for name, found in report.get("lengths", {}).items():
         title = LENGTH_NAMES.get(name, name)
         if found["smallest"] == found["largest"]:
             sentences.append(f"{title}: always {count(found['smallest'])}.")
             continue
         charts.append(_histogram(title, found))
-        table.append(
-            [title, count(found["count"]), rounded(found["mean"]), *(count(value) for _, value in spread(found))]
-        )
-        names = [label for label, _ in spread(found)]
-    head = ["", "number", "mean", *names] if table else []
+        columns[title] = {"mean": rounded(found["mean"]), **{label: count(value) for label, value in spread(found)}}
+    labels = [*dict.fromkeys(label for values in columns.values() for label in values)]
+    table = [[label, *(values.get(label, "") for values in columns.values())] for label in labels]
+    head = ["", *columns]
     return {
         "lengths": charts,
         "length_sentences": sentences,
@@ -135,7 +135,8 @@ def _histogram(title: str, found: Mapping[str, Any]) -> Figure:
     ]
     bars = [(name, [one["count"]]) for name, one in zip(names, bins, strict=True)]
     rows = [[name, count(one["count"])] for name, one in zip(names, bins, strict=True)]
-    note = f"half are at most {count(found['p50'])}, 95 % at most {count(found['p95'])}, the longest has {count(found['largest'])}"
+    half, most, all_of_them = (count(found[name]) for name in ("p50", "p95", "largest"))
+    note = f"half are at most {half}, 95 % at most {most}, the longest has {all_of_them}"
     short = [(name.split("–")[0], values) for name, values in bars]
     chart = bar_chart(title, short if len(bars) > 4 else bars, ["texts"], unit="texts", axis="tokens")
     return Figure(title, chart, Table.of(["tokens", "texts"], rows, (1,)), note)

@@ -13,10 +13,11 @@ from .wording import count, counted, date, duration, percent, rounded
 
 NAMES = {"prompt": "prompt", "completion": "completion", "scored": "scored"}
 TRACKS = {
-    "serving": "The thread that runs the model",
-    "reading ahead": "The thread that reads and tokenizes ahead",
-    "writing": "The thread that writes",
+    "serving": ("The thread that runs the model", SERVING),
+    "reading ahead": ("The thread that reads and tokenizes ahead", READING),
+    "writing": ("The thread that writes", WRITING),
 }
+"""Track → its title, and the words for its phases."""
 MOST_MARKS = 40
 
 
@@ -34,15 +35,14 @@ def speed(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def where_the_time_went(report: Mapping[str, Any]) -> tuple[list[Bar], str]:
     """A divided bar for each thread, and a sentence about all of them."""
-    names = {**SERVING, **READING, **WRITING}
     bars = []
     for track in report.get("phases", []):
-        words = WRITING if track["name"] == "writing" else names
+        title, words = TRACKS[track["name"]]
         values = {
             words.get(phase, phase): (spent, f"{duration(spent)} ({percent(spent / track['seconds'])})")
             for phase, spent in track["phases"].items()
         }
-        bars.append(Bar.of(TRACKS.get(track["name"], track["name"]), values, rest=[*values][-1]))
+        bars.append(Bar.of(title, values, rest=[*values][-1]))
     loading = report.get("loading_seconds", 0.0)
     before = f"Before that, {duration(loading)} went into loading the model. " if loading >= 1 else ""
     note = f"{before}Reading and writing have threads of their own: they cost time only where the model waits for them."
@@ -83,8 +83,8 @@ def _slots(report: Mapping[str, Any], marks: Sequence[Mapping[str, Any]]) -> Fig
         words=percent,
     )
     note = (
-        f"mean over all steps {percent(used['slots'])}; steps had {percent(used['step_tokens'])} of the tokens that "
-        "they may have"
+        f"mean over all steps {percent(used['slots'])}; steps had {percent(used['step_tokens'])} of the tokens "
+        "that fit into one"
     )
     return Figure("Slots in use", chart, Table.of(["at", "slots in use", "slots"], rows, (1, 2)), note)
 

@@ -25,6 +25,9 @@ READING = {"read": "reading rows", "encode": "tokenizing"}
 WRITING = {"commit": "writing segments", "publish": "writing parts"}
 """Phases of the thread that writes."""
 
+SHORTEST_SECONDS = 0.001
+"""Phases of less time are not divided."""
+
 Track = dict[str, Any]
 
 
@@ -36,7 +39,7 @@ def tracks(runs: Sequence[Run]) -> list[Track]:
     """
     recorded = [source for source in sources(runs) if source.samples[-1].get("phases")]
     total = sum(source.samples[-1]["seconds"] for source in recorded)
-    if not total:
+    if total < SHORTEST_SECONDS:
         return []
     known: Counter[str] = Counter()
     for source in recorded:

@@ -89,7 +89,7 @@ def collect(storage: Storage, folders: Folders) -> Report:
     config = _latest_config(runs)
     shown = {**DEFAULTS, **config.get("report", {})}
     tally, damaged = _count(storage, folders, job, published, _empty_tally(job, config, shown["samples"]))
-    examples = Examples(storage, tally.task, job.get("columns", {}), config, shown["show_text"])
+    examples = Examples(storage, job, config, shown["show_text"])
     report = {
         "format": FORMAT,
         "name": os.path.basename(folders.output.rstrip("/")),

@@ -112,18 +112,21 @@ class Tally:
             indices = codes.indices.fill_null(-1).to_numpy(zero_copy_only=False)
             for index, code in enumerate(codes.dictionary.to_pylist()):
                 known = self.errors.setdefault(code, [])
-                found = np.flatnonzero(indices == index)[: ERROR_ROWS - len(known)]
-                known += [numbers.place(results, int(offset)) for offset in found]
-        if not self._most_samples:
-            return
+                for offset in np.flatnonzero(indices == index)[: ERROR_ROWS - len(known)].tolist():
+                    known.append(numbers.place(results, offset))
+        if self._most_samples:
+            self._choose_samples(results, numbers)
+
+    def _choose_samples(self, results: pa.RecordBatch, numbers: _Numbers) -> None:
+        """Keeps the rows without an error whose hashes are the smallest of all rows so far."""
         is_ok = pc.equal(results["status"], "ok").fill_null(False).to_numpy(zero_copy_only=False)
         offsets = np.flatnonzero(is_ok)
         hashes = _hashes(numbers.rows[offsets], _samples(results)[offsets])
-        for index in np.argsort(hashes)[: self._most_samples]:
-            found = int(hashes[index])
-            if len(self._samples) == self._most_samples and found >= self._samples[-1][0]:
+        for index in np.argsort(hashes)[: self._most_samples].tolist():
+            own = int(hashes[index])
+            if len(self._samples) == self._most_samples and own >= self._samples[-1][0]:
                 break
-            insort(self._samples, (found, numbers.place(results, int(offsets[index]))))
+            insort(self._samples, (own, numbers.place(results, int(offsets[index]))))
             del self._samples[self._most_samples :]
 
 

@@ -21,6 +21,7 @@ from .tally import Place, added_columns
 from .wording import shortened
 
 BATCH_ROWS = 64
+TEXTS: tuple[str, ...] = ("prompt", "completion")
 TEXT_CHARACTERS = 1000
 """The longest text that a report shows of a row."""
 ERROR_CHARACTERS = 300
@@ -72,7 +73,7 @@ class Examples:
         kept = ("id", "finish_reason", "completion_tokens", "best_choice", "correct", "logprob")
         found: list[dict[str, Any]] = []
         for place, record in self._read(places):
-            shown = [name for name in ("prompt", "completion") if name in record]
+            shown = [name for name in TEXTS if name in record]
             texts = {name: shortened(record[name], TEXT_CHARACTERS) for name in shown}
             facts = {name: record[name] for name in kept if name in record and not isinstance(record[name], list)}
             found.append({"row": place.row, "sample": place.sample, **facts, **texts})
@@ -162,7 +163,7 @@ def _row(parquet: pq.ParquetFile, offset: int, columns: Mapping[str, str]) -> di
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a row as JSON has it, without nulls and infinite numbers; lists and mappings are texts."""
     found = {name: value for name, value in record.items() if value is not None and not _is_infinite(value)}
-    for name in {"id", "prompt", "completion"}.intersection(found):
+    for name in {"id", *TEXTS}.intersection(found):
         value = found[name]
         if not isinstance(value, str | int):
             found[name] = json.dumps(value, ensure_ascii=False, default=str)

@@ -19,9 +19,9 @@ def test_positions_and_calibration_are_those_of_a_loop_over_the_rows() -> None:
     best = [row.index(max(row)) for row in logprobs]
     answers = [randoms.randrange(len(row)) for row in logprobs]
     for index in range(0, 300, 17):  # error rows
-        logprobs[index] = best[index] = None  # type: ignore[call-overload]
+        logprobs[index] = best[index] = None
     for index in range(5, 300, 17):  # rows without an answer
-        answers[index] = None  # type: ignore[call-overload]
+        answers[index] = None
     right = [None if None in pair else pair[0] == pair[1] for pair in zip(best, answers, strict=True)]
     results = pa.record_batch({"logprob": logprobs, "best_choice": pa.array(best, pa.int32()), "correct": right})
     passed = pa.record_batch({"answer": [None if place is None else LETTERS[place] for place in answers]})

@@ -55,7 +55,13 @@ def hostile(job: Job) -> Job:
     prompts: list[Any] = [f"{HOSTILE} {index}" for index in range(12)]
     prompts[2] = None
     temperatures = [None, -1.0, *[None] * 10]
-    job.input(**{"id": [HOSTILE] * 12, "prompt": prompts, f"x{HOSTILE}": [HOSTILE] * 12, "temperature": temperatures})
+    columns: dict[str, Any] = {
+        "id": [HOSTILE] * 12,
+        "prompt": prompts,
+        f"x{HOSTILE}": [HOSTILE] * 12,
+        "temperature": temperatures,
+    }
+    job.input(**columns)
     return job.set(report__show_text=True, sampling__stop=[HOSTILE.replace("\x00", "")])
 
 

@@ -84,8 +84,9 @@ def pages(job: Job) -> list[Path]:
     job.settings |= {"task": "score", "score": {"group_by": "subject"}}
     del job.settings["sampling"]
     job.set(output__path=str(job.folder / "scored"))
-    rows = {"context": ["c"] * 40, "choices": [["a", "b", "c"]] * 40, "answer": [0, 1, 2, 1] * 10}
-    assert job.input(**rows, subject=[hostile, "history"] * 20).run() == 0
+    rows: dict[str, Any] = {"context": ["c"] * 40, "choices": [["a", "b", "c"]] * 40, "answer": [0, 1, 2, 1] * 10}
+    rows["subject"] = [hostile, "history"] * 20
+    assert job.input(**rows).run() == 0
     return [generated, job.state / "report.html"]
 
 

@@ -47,6 +47,7 @@ class ModelSummary:
         layer_ops: who serves each op: of each layer, of the head and, where the head is on a device that does not
             sample, of sampling.
         model, engine: the settings that led to this.
+        known_fingerprint: `fingerprint`, where another process has read the same files for it.
     """
 
     file: ModelFile
@@ -56,6 +57,7 @@ class ModelSummary:
     memory: MemoryPlan
     model: ModelSettings
     engine: EngineSettings
+    known_fingerprint: str | None = None
 
     @property
     def tables(self) -> dict[str, OpTable]:
@@ -131,6 +133,8 @@ class ModelSummary:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the bytes of the model's files and of the initial state, in hexadecimal."""
+        if self.known_fingerprint is not None:
+            return self.known_fingerprint
         digest = hashlib.sha256(self.file.checkpoint.fingerprint().encode())
         if self.model.init_state is not None:
             digest.update(Path(self.model.init_state).read_bytes())

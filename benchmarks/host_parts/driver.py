@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 import rwkv_batch.job.execute
+import rwkv_batch.job.serve
 from rwkv_batch.engine.engine import Engine, EngineLimits
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.slot_tables import Vocabulary
@@ -42,7 +43,7 @@ except ImportError:  # a commit in which the module of `LLM` loads the model
 COPY = HostCopy
 STEP = (Engine, "step")
 SERVE = (rwkv_batch.job.execute._Run, "serve")
-LOAD = (rwkv_batch.job.execute, "_load_model")
+LOAD = (rwkv_batch.job.serve, "_load_model")
 WATCHED = (
     Watched(Engine, "_admit", "admission", perf_counter),
     Watched(StopMatcher, "push", "stop strings", perf_counter),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import fields
 from operator import attrgetter
@@ -143,16 +142,3 @@ def unpacked_rows(message: Rows, last: SamplingParams | None) -> tuple[list[Row]
         assert last is not None
         rows.append(GenerateRow(number, row, prompt, last))
     return rows, last
-
-
-def pickled(message: Any) -> bytes:
-    return pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-
-
-def sendable(error: Exception) -> Exception:
-    """The error, or a RuntimeError with its words where it cannot be pickled."""
-    try:
-        pickle.loads(pickled(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import queue
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import closing
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RwkvBatchError
+from ..message_process import ParentPipes, sendable
 from ..output_builder import OutputBuilder
-from ..process_pool import end_with_parent
 from ..rows import ScoreRow
 from ..threads import share_cores
 from .messages import (
@@ -31,8 +30,6 @@ from .messages import (
     Row,
     Rows,
     Start,
-    pickled,
-    sendable,
     unpacked_rows,
 )
 
@@ -43,16 +40,13 @@ if TYPE_CHECKING:
 
 
 def main(parent: str) -> None:
-    """The program. Messages come on standard input, and answers go to what was standard output.
+    """The program.
 
     Args:
         parent: the process whose end ends this one.
     """
-    messages, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
-    threading.Thread(target=end_with_parent, args=(int(parent),), daemon=True).start()
     try:
-        worker = Worker(messages, answers)
+        worker = Worker(ParentPipes(parent))
         if worker.load():
             worker.run()
     except BaseException:
@@ -104,10 +98,8 @@ class _Call:
 class Worker:
     """The engine of this process. The main thread serves; another thread reads the messages."""
 
-    def __init__(self, messages: IO[bytes], answers: IO[bytes]) -> None:
-        self._messages = messages
-        self._answers = answers
-        self._lock = threading.Lock()
+    def __init__(self, parent: ParentPipes) -> None:
+        self._parent = parent
         self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
         self._open: list[_Call] = []  # calls that are not finished
         self._latest: _Call | None = None
@@ -116,14 +108,14 @@ class Worker:
 
     def load(self) -> bool:
         """Loads the model, and answers. Returns whether it is loaded."""
-        start: Start = pickle.load(self._messages)
+        start: Start = self._parent.receive()
         try:
             self._llm = llm = _load(start)
         except Exception as error:
-            self._send(Failed(sendable(error)))
+            self._parent.send(Failed(sendable(error)))
             return False
         self._outputs = OutputBuilder(llm.tokenizer)
-        self._send(Ready(llm.summary.memory.max_batch_size, llm.describe()["matrix_bytes"]))
+        self._parent.send(Ready(llm.summary.memory.max_batch_size, llm.describe()["matrix_bytes"]))
         return True
 
     def run(self) -> None:
@@ -134,9 +126,9 @@ class Worker:
             try:
                 self._serve(call)
             except RwkvBatchError as error:
-                self._send(Failed(sendable(error), call.number))
+                self._parent.send(Failed(sendable(error), call.number))
             except Exception as error:
-                self._send(Crashed(f"{type(error).__name__}: {error}"))
+                self._parent.send(Crashed(f"{type(error).__name__}: {error}"))
                 raise
             self._open.remove(call)
 
@@ -148,7 +140,7 @@ class Worker:
                 return
             for finished in served:
                 results: list[tuple[Any, Any]] = list(outputs(finished))
-                self._send(Results(results))
+                self._parent.send(Results(results))
                 if self._aborted:
                     self._aborted.difference_update([number for number, _ in results])
 
@@ -156,11 +148,11 @@ class Worker:
         """Reads the messages. This is the loop of a thread."""
         try:
             while True:
-                self._take(pickle.load(self._messages))
+                self._take(self._parent.receive())
         except EOFError:
             os._exit(0)
         except BaseException as error:
-            self._send(Crashed(f"a message cannot be read: {type(error).__name__}: {error}"))
+            self._parent.send(Crashed(f"a message cannot be read: {type(error).__name__}: {error}"))
             os._exit(1)
 
     def _take(self, message: object) -> None:
@@ -189,15 +181,9 @@ class Worker:
         try:
             if message.question == "check_integrity":
                 self._llm.check_integrity()
-            self._send(Answer(message.number, self._llm.stats(), None))
+            self._parent.send(Answer(message.number, self._llm.stats(), None))
         except AssertionError as error:
-            self._send(Answer(message.number, None, str(error)))
-
-    def _send(self, message: object) -> None:
-        data = pickled(message)
-        with self._lock:
-            self._answers.write(data)
-            self._answers.flush()
+            self._parent.send(Answer(message.number, None, str(error)))
 
 
 def _load(start: Start) -> LLM:

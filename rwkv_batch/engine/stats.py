@@ -107,7 +107,7 @@ class EngineStats:
     input_seconds: float = 0.0
     """Waiting for requests while no sequence runs."""
     admit_seconds: float = 0.0
-    """Giving free slots to waiting sequences: finding shared prefixes, setting states and sampling settings."""
+    """Giving free slots to waiting sequences: `input_seconds`, finding shared prefixes, setting states and settings."""
     prompt_seconds: float = 0.0
     """Forward time spent on prompts: each forward pass's time × the share of prompt tokens among its tokens."""
     schedule_seconds: float = 0.0
@@ -150,7 +150,8 @@ class EngineStats:
     def seconds(self) -> dict[str, float]:
         """Returns the seconds of each phase by its name, such as "model". No two phases of one thread overlap."""
         phases = (one.name for one in fields(self) if one.name.endswith("_seconds") and one.name != "prompt_seconds")
-        return {name.removesuffix("_seconds"): getattr(self, name) for name in phases}
+        found = {name.removesuffix("_seconds"): getattr(self, name) for name in phases}
+        return {**found, "admit": self.admit_seconds - self.input_seconds}
 
     @contextmanager
     def timed_forward(self) -> Iterator[None]:

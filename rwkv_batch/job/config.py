@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import UnionType
@@ -20,8 +19,9 @@ from ..text.chat import format_names
 from .input.formats import FORMATS
 from .messages import listed
 from .report_section import ReportSection
+from .run_section import RunSection
 from .score_section import ScoreSection
-from .section import Count, Section
+from .section import Count, Path, Seconds, Section
 from .section import setting as _setting
 
 JOB_SAMPLING = SamplingParams(max_tokens=256, seed=0)
@@ -45,20 +45,10 @@ def _known_chat_format(name: str) -> str:
     return name
 
 
-def _expanded(path: str) -> str:
-    """The path with the home folder in place of `~` or `~name` at its beginning. No path has a NUL character."""
-    expanded = os.path.expanduser(path)
-    if not expanded or expanded.startswith("~") or "\0" in expanded:
-        raise ValueError
-    return expanded
-
-
 ExtraColumn = Literal["prompt", "input_row", "input_file"]
 EXTRA_COLUMNS: tuple[str, ...] = get_args(ExtraColumn)
-Path = Annotated[str, AfterValidator(_expanded)]
 Gibibytes = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Quantization = Annotated[str, AfterValidator(_known_quantization)]
 Format = Annotated[str, AfterValidator(_known_format)]
 ChatFormatName = Annotated[str, AfterValidator(_known_chat_format)]
@@ -239,7 +229,12 @@ class OutputSection(Section):
         "The folder that will hold the parts and nothing else. Everything else goes to the state folder.",
         "a folder on a local disk, or s3://, gs:// or az:// with a bucket and a folder",
     )
-    rows_per_part: Count = _setting(20000, "Input rows of one part file.", "an integer from 1")
+    rows_per_part: Literal["auto"] | Count = _setting(
+        "auto",
+        "Input rows of one part file. `auto` makes about 256 parts of 200 to 20000 rows; a job that was started before "
+        "keeps its own.",
+        "auto or an integer from 1",
+    )
     flush_seconds: Annotated[float, Field(ge=0, le=86400)] = _setting(
         30.0,
         "Finished rows are committed to the disk at least so often. A crash loses no more than these seconds' rows and "
@@ -265,21 +260,6 @@ class OutputSection(Section):
     )
     token_ids: bool = _setting(False, "Add the column `token_ids`: the ids of the completion or continuation.")
     logprobs: bool = _setting(False, "Add the column `token_logprobs`: the log-probability of each of these tokens.")
-
-
-class RunSection(Section):
-    """The run: state folder and bad rows."""
-
-    state_dir: Path | None = _setting(
-        None,
-        "The state folder: progress, unpublished rows and reports. It must not be inside the output folder.",
-        "a folder as that of output.path, or null for the output folder's name with .rwkv_batch added",
-    )
-    on_row_error: Literal["continue", "stop"] = _setting(
-        "continue",
-        "What a bad row does. `continue`: its output row gets status `error`. `stop`: the run ends at the first one.",
-    )
-    backend: Literal["local"] = _setting("local", "Where the job runs: in this process.")
 
 
 class JobConfig(Section):

@@ -6,13 +6,12 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
-from ..rows import ErrorRow, Finished
+from ..rows import ErrorRow
 from ..settings import EngineSettings, ModelSettings
 from .chat import OLDER
 from .config import JobConfig
@@ -20,20 +19,22 @@ from .dry_run import describe, read_first_rows
 from .folders import Folders, check_honours_conditions
 from .load import load_job
 from .messages import shown
-from .output.commit import JobFiles, Part
+from .output.commit import Part
 from .output.part_check import PartCheck
-from .output.results import Results
 from .output.storage import Storage, StorageError
-from .output.writer import Writer
+from .output.writer import Counts
 from .plan import Shard, Unit, parse_shard
-from .prepare import Prepared, named_as_in_jobs, prepare
+from .prepare import Prepared, prepare
 from .report.events import EventLog, machine
 from .report.progress import Progress
 from .report.report import write_report
 from .report.summary import summarise
+from .serve import serve_here
 from .state import check_rules, compare_job, has_parts, num_parts, open_job, restore_job
 from .stopping import StopSignals
-from .stream import missing_rows
+from .workers.devices import Place, worker_places
+from .workers.messages import BadRow
+from .workers.serve import inspect_for, serve_with_workers
 
 SUCCESS = "_SUCCESS.json"
 TRIAL = "this is a trial, with an output of its own; without --limit the whole job starts fresh beside it"
@@ -99,7 +100,8 @@ def check_job(
         ConfigurationError, CheckpointError, CapacityError, MissingExtraError, ResumeError: as `run_job` would.
     """
     with stop, stop.interruptible():
-        prepared = prepare(load_job(job, overrides, limit), partial(_inspect_model, apart=True))
+        config = load_job(job, overrides, limit)
+        prepared = prepare(config, _inspection(worker_places(config), apart=True))
         storage = prepared.folders.open_storage()
         started = _check_output(prepared, storage, prepared.part_check())
         prepared = prepared.started_as(started) if started else prepared
@@ -158,18 +160,18 @@ def run_job(
     with stop or StopSignals() as stop:
         part = parse_shard(shard, {})
         with stop.interruptible():
-            prepared = prepare(load_job(job, overrides, limit), _inspect_model)
+            config = load_job(job, overrides, limit)
+            prepared = prepare(config, _inspection(places := worker_places(config)))
             folders, part_check = prepared.folders, prepared.part_check()
             storage = folders.open_storage()
             check_honours_conditions(folders, storage)
             started = _check_output(prepared, storage, part_check)
             _announce(prepared, is_trial=limit is not None)
-            prepared = prepared.started_as(
-                open_job(storage, folders, prepared.document, prepared.source.files, started)
-            )
+            document = open_job(storage, folders, prepared.document, prepared.source.files, started)
+            prepared = prepared.started_as(document)
         storage.sweep()
         with EventLog(storage, folders.file(part.file_name("log", "jsonl")), shard=str(part)) as log:
-            return _Run(prepared, part, stop, storage, log).make(part_check)
+            return _Run(prepared, places, part, stop, storage, log).make(part_check)
 
 
 def _check_output(prepared: Prepared, storage: Storage, part_check: PartCheck) -> dict[str, Any] | None:
@@ -197,17 +199,30 @@ def _announce(prepared: Prepared, is_trial: bool) -> None:
 
 
 class _Run:
-    """The part of a job that one process does."""
+    """The part of a job that one process does, or has its workers do.
 
-    def __init__(self, prepared: Prepared, shard: Shard, stop: StopSignals, storage: Storage, log: EventLog) -> None:
+    Args:
+        places: of the workers; None where this process serves.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        places: Sequence[Place] | None,
+        shard: Shard,
+        stop: StopSignals,
+        storage: Storage,
+        log: EventLog,
+    ) -> None:
         self._prepared = prepared
+        self._places = places
         self._plan, self._folders = prepared.plan, prepared.folders
         self._shard = shard
         self._stop = stop
         self._storage = storage
         self._log = log
         self._stopped_at = ""
-        self._files = JobFiles(storage, self._folders.output, self._folders.state, prepared.plan, prepared.form)
+        self._files = prepared.files(storage)
         chat = None if prepared.chat is None else prepared.chat.describe()
         log("start", config=_plain_settings(prepared.job), chat=chat, machine=machine())
 
@@ -235,20 +250,21 @@ class _Run:
         return missing
 
     def serve(self, missing: Sequence[Unit], part_check: PartCheck) -> None:
-        """Loads the model and makes the parts of these units."""
-        job = self._prepared.job
-        with self._stop.interruptible():
-            llm = _load_model(self._prepared)
-        self._log("model", model=llm.describe())
-        to_columns = Results(job.task, self._prepared.form.results, _detokenizer(llm.tokenizer)).batch
-        writer = Writer(self._files, self._prepared.part_source(), to_columns, job.output.flush_seconds, self._log)
-        with self._progress(missing, writer, llm), writer, self._stop.interruptible():
-            rows = missing_rows(self._prepared, self._files, missing, writer, part_check)
-            with closing(llm.serving.run(rows, stop_at_error=job.run.on_row_error == "stop")) as served:
-                for finished in served:
-                    writer.add(finished)
-                    if job.run.on_row_error == "stop" and not self._stopped_at:
-                        self._stopped_at = next((self._described(row) for row in finished if _is_error(row)), "")
+        """Makes the parts of these units."""
+        total = sum(unit.num_rows for unit in self._shard.units(self._plan))
+        finished = total - sum(unit.num_rows for unit in missing)
+        new_progress = partial(self._progress, total)
+        bad: ErrorRow | BadRow | None
+        if self._places is None:
+            bad = serve_here(
+                self._prepared, self._files, missing, part_check, self._stop, self._log, partial(new_progress, finished)
+            )
+        else:
+            bad = serve_with_workers(
+                self._prepared, self._places, missing, finished, self._stop, self._log, partial(new_progress, 0)
+            )
+        if bad is not None:
+            self._stopped_at = self._described(bad)
 
     def finish(self) -> Outcome:
         """Reads all parts. Where none is missing, writes _SUCCESS.json: the process that ends last finds them all.
@@ -282,7 +298,7 @@ class _Run:
             outcome = replace(outcome, summary=tuple(summarise(report)))
         return outcome
 
-    def _described(self, row: Any) -> str:
+    def _described(self, row: ErrorRow | BadRow) -> str:
         """Names an error row with its id, and its error."""
         named = ""
         if name := self._prepared.columns.id:
@@ -290,12 +306,19 @@ class _Run:
             named = f" ({name} {shown(found.batch[name][0].as_py())})"
         return f"row {row.row}{named}: {row.error.code}: {row.error.message}"
 
-    def _progress(self, missing: Sequence[Unit], writer: Writer, llm: Any) -> Progress:
-        total = sum(unit.num_rows for unit in self._shard.units(self._plan))
-        writer.counts.resume(total - sum(unit.num_rows for unit in missing))
+    def _progress(self, total: int, finished: int, counts: Counts, stats: Callable[[], Any]) -> Progress:
+        """Shows progress.
+
+        Args:
+            total: rows of this shard.
+            finished: those that `counts` does not know of, because earlier runs have published them.
+        """
+        counts.resume(finished)
+        job = self._prepared.job
         metrics_path = self._folders.file(self._shard.file_name("metrics", "prom"))
         write_metrics = partial(self._storage.atomic_write, metrics_path)
-        return Progress(total, writer.counts, llm.stats, self._log, write_metrics, self._shard, self._prepared.job.task)
+        timeout = job.run.worker_timeout if self._places is None else None
+        return Progress(total, counts, stats, self._log, write_metrics, self._shard, job.task, timeout)
 
     def _success(self, parts: Sequence[Part]) -> bytes:
         """The content of _SUCCESS.json: a function of the parts, so that two processes that end together agree."""
@@ -308,27 +331,18 @@ class _Run:
         return json.dumps(content, indent=1).encode()
 
 
-def _is_error(row: Finished) -> bool:
-    return isinstance(row, ErrorRow)
+def _inspection(places: Sequence[Place] | None, apart: bool = False) -> Callable[[ModelSettings, EngineSettings], Any]:
+    """Returns what inspects the model.
 
-
-def _inspect_model(model: ModelSettings, engine: EngineSettings, *, apart: bool = False) -> Any:
+    Args:
+        places: of the workers; None where this process serves.
+        apart: this process initializes no GPU.
+    """
+    if places is not None:
+        return partial(inspect_for, places)
     from ..llm import inspect_model
 
-    return inspect_model(model, engine, apart=apart)
-
-
-def _detokenizer(tokenizer: Any) -> Any:
-    from ..text.detokenizer import Detokenizer
-
-    return None if tokenizer is None else Detokenizer(tokenizer.token_bytes)
-
-
-def _load_model(prepared: Prepared) -> Any:
-    from ..llm import LLM
-
-    with named_as_in_jobs():
-        return LLM.from_summary(prepared.model, max_prompt_tokens=prepared.job.input.max_prompt_tokens)
+    return partial(inspect_model, apart=apart)
 
 
 def _plain_settings(job: JobConfig) -> dict[str, Any]:

@@ -40,6 +40,9 @@ HARMLESS = frozenset(
         "run.state_dir",
         "run.on_row_error",
         "run.backend",
+        "run.workers",
+        "run.devices",
+        "run.worker_timeout",
         "report.show_text",
         "report.samples",
     }

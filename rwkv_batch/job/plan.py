@@ -5,8 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, RowError
+
+PARTS = 256
+FEWEST_ROWS, MOST_ROWS = 200, 20_000
+"""Rows of a part where the job file does not say how many: those of about PARTS parts, within these limits."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,29 @@ class Unit:
     @property
     def num_rows(self) -> int:
         return self.stop - self.start
+
+
+class Assignment(NamedTuple):
+    """Rows of one unit that a process is to serve. Rows that are committed already are left out.
+
+    Args:
+        rows: their numbers in the whole input; None for all rows of the unit.
+        error: the rows are not served, and become error rows with this error.
+    """
+
+    unit: Unit
+    rows: frozenset[int] | None = None
+    error: RowError | None = None
+
+    def missing(self, committed: set[int]) -> list[int]:
+        """The numbers of the rows that are not committed, in order."""
+        rows = range(self.unit.start, self.unit.stop) if self.rows is None else sorted(self.rows)
+        return [row for row in rows if row not in committed]
+
+
+def rows_per_part(num_rows: int) -> int:
+    """The rows of a part of a job with so many rows, where the job file does not say how many."""
+    return min(max(-(-num_rows // PARTS), FEWEST_ROWS), MOST_ROWS)
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,14 @@ from .input.reader import Input, open_input
 from .input.rows import RowParser
 from .input.score_columns import without_late_answers
 from .messages import shortened
+from .output.commit import JobFiles
 from .output.extra import TYPES as EXTRA_TYPES
 from .output.extra import InputWithExtra
 from .output.part_check import PartCheck
 from .output.parts import OutputFormat, RowSource
 from .output.results import output_names, result_schema, without_later
 from .output.storage import Storage
-from .plan import UnitPlan
+from .plan import UnitPlan, rows_per_part
 from .state import read_job
 
 SETTINGS = {
@@ -81,6 +82,10 @@ class Prepared:
         rules = tuple(other_rules(document["settings"], self.document["settings"]))
         return replace(self, document=document, form=replace(self.form, footer=footer), other_rules=rules)
 
+    def files(self, storage: Storage) -> JobFiles:
+        """Returns the parts and segments of this job."""
+        return JobFiles(storage, self.folders.output, self.folders.state, self.plan, self.form)
+
     def part_source(self) -> RowSource:
         """Returns the input with the columns of output.extra, as parts repeat it."""
         files = [entry["file"] for entry in self.document["input"]]  # as when the job started: files may move
@@ -125,11 +130,12 @@ def _readable() -> Iterator[None]:
 
 
 @_readable()
-def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
+def prepare(job: JobConfig, inspect_model: Callable[..., Any], source: Input | None = None) -> Prepared:
     """Checks the job against its input, its folders and its model file. Writes nothing.
 
     Args:
         inspect_model: the function of that name, or a test's.
+        source: the input, where another process has opened it.
 
     Raises:
         ConfigurationError, CheckpointError, CapacityError, MissingExtraError: something is wrong; nothing has been
@@ -138,9 +144,10 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
     folders = Folders.of(job)
     storage = folders.open_storage()
     check_reachable(folders, storage)
-    started = _started_settings(storage, folders)
+    document = _started_job(storage, folders)
+    started = None if document is None else document["settings"]
     is_older, is_earlier = is_older_job(started), _is_of_an_earlier_version(started)
-    source = open_input(job.input.path, job.input.format, expected_kinds(job, is_older))
+    source = source or open_input(job.input.path, job.input.format, expected_kinds(job, is_older))
     if is_earlier:
         job = without_late_answers(job, source.schema)
     columns = bind_columns(job, source)
@@ -157,20 +164,30 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any]) -> Prepared:
         _check_sampling(job, columns, source.schema, model)
     chat = open_job_chat(job, "messages" in columns.roles, model.file.checkpoint.path, is_older)
     parser = RowParser(job, replace(columns, answer=None) if is_earlier else columns, chat)
-    plan = UnitPlan(min(source.num_rows, job.input.limit or source.num_rows), job.output.rows_per_part)
+    plan = _plan(job, source.num_rows, document)
     form = OutputFormat(results, passed, {}, {own: name for own, name in names.items() if own != name})
     document = _job_document(job, columns, form, source, plan, folders, model, chat)
     footer = {"version": __version__, "fingerprint": document["fingerprint"], "seed": str(job.sampling.seed)}
     return Prepared(job, source, columns, parser, plan, replace(form, footer=footer), folders, document, model, chat)
 
 
-def _started_settings(storage: Storage, folders: Folders) -> Mapping[str, Any] | None:
-    """The settings that job.json records. None where there is none, or none that can be read: later checks say so."""
+def _started_job(storage: Storage, folders: Folders) -> Mapping[str, Any] | None:
+    """The content of job.json. None where there is none, or none that can be read: later checks say so."""
     try:
-        started = read_job(storage, folders.state)
+        return read_job(storage, folders.state)
     except (OSError, ValueError, ResumeError):
         return None
-    return None if started is None else started["settings"]
+
+
+def _plan(job: JobConfig, num_rows: int, started: Mapping[str, Any] | None) -> UnitPlan:
+    """The units of a job. Where the job file does not say how many rows a part has, a job goes on as it was started."""
+    num_rows = min(num_rows, job.input.limit or num_rows)
+    if job.output.rows_per_part != "auto":
+        return UnitPlan(num_rows, job.output.rows_per_part)
+    recorded = None if started is None else started["plan"].get("output.rows_per_part")
+    if isinstance(recorded, int) and recorded > 0:
+        return UnitPlan(num_rows, recorded)
+    return UnitPlan(num_rows, rows_per_part(num_rows))
 
 
 def _is_of_an_earlier_version(started: Mapping[str, Any] | None) -> bool:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _expanded(path: str) -> str:
+    """The path with the home folder in place of `~` or `~name` at its beginning. No path has a NUL character."""
+    expanded = os.path.expanduser(path)
+    if not expanded or expanded.startswith("~") or "\0" in expanded:
+        raise ValueError
+    return expanded
+
 
 Count = Annotated[int, Field(ge=1)]
+Path = Annotated[str, AfterValidator(_expanded)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def setting(default: Any, doc: str, expected: str | None = None) -> Any:

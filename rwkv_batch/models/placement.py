@@ -150,6 +150,18 @@ def place(
     return _sampling(LayerPlacement(chosen, number, quantization), (), torch_dtype(state_dtype), num_layers)
 
 
+def devices_named(device: str, strategy: str | None) -> list[str]:
+    """The devices that the settings of an engine name, such as ["auto"] or ["cuda", "cpu"].
+
+    Args:
+        device, strategy: as for `place`.
+
+    Raises:
+        ConfigurationError: the strategy is malformed.
+    """
+    return [device] if strategy is None else list(dict.fromkeys(clause.device for clause in parse(strategy)))
+
+
 def check_data_parallel(count: int, device: str, strategy: str | None) -> None:
     """Checks that each of several engines can have a device of its own, the GPUs from cuda:0 on, or runs on the CPU.
 
@@ -160,7 +172,7 @@ def check_data_parallel(count: int, device: str, strategy: str | None) -> None:
     Raises:
         ConfigurationError: the settings name the devices of a single engine, or there are fewer GPUs than engines.
     """
-    names = list(dict.fromkeys(clause.device for clause in parse(strategy))) if strategy is not None else [device]
+    names = devices_named(device, strategy)
     if len(names) > 1 or names[0] not in ("auto", "cuda", "cpu"):
         setting = "device" if strategy is None else "strategy"
         given = repr(device if strategy is None else strategy)

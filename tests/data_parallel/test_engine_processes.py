@@ -11,9 +11,10 @@ import torch
 
 from rwkv_batch.data_parallel import worker
 from rwkv_batch.data_parallel.engine_processes import _starts
-from rwkv_batch.data_parallel.messages import Rows, Start, packed_rows, pickled, sendable, unpacked_rows
+from rwkv_batch.data_parallel.messages import Rows, Start, packed_rows, unpacked_rows
 from rwkv_batch.engine.stats import EngineStats, Occupancy
 from rwkv_batch.errors import CapacityError
+from rwkv_batch.message_process import pickled, sendable
 from rwkv_batch.model_summary import inspect_model
 from rwkv_batch.models.placement import Placement
 from rwkv_batch.rows import GenerateRow, ScoreRow

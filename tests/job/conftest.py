@@ -19,6 +19,7 @@ from fakes.object_store import Bucket, hurry, stores
 
 from job import fake_llm
 from rwkv_batch import run
+from rwkv_batch.job.workers import local
 
 HERE = Path(__file__).parent
 
@@ -101,6 +102,7 @@ def fake_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         return
     monkeypatch.setitem(sys.modules, "rwkv_batch.llm", fake_llm)
     monkeypatch.setattr(fake_llm.LLM, "loaded", 0)
+    monkeypatch.setattr(local, "PROGRAM", "job.fake_worker")
 
 
 @pytest.fixture

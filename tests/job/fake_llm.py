@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import signal
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 import numpy as np
 from fakes.stand_in import StandIn
 
-from rwkv_batch.engine.stats import Occupancy
+from rwkv_batch.engine.stats import EngineStats
 from rwkv_batch.errors import CapacityError, CheckpointError, RowError
+from rwkv_batch.prefetch import Prefetch
 from rwkv_batch.rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow
 from rwkv_batch.settings import EngineSettings, ModelSettings
 
@@ -87,6 +89,7 @@ class Summary:
     memory_plan: str = "8 slots of 1 KiB"
     constraint_timeout: float = 10.0
     path: str = ""
+    known_fingerprint: str | None = None
 
     @cached_property
     def constraints(self) -> Any:
@@ -94,6 +97,10 @@ class Summary:
 
         tokens = self.tokenizer and self.tokenizer.token_bytes
         return tokens and ConstraintCompiler(tokens, VOCAB_SIZE, timeout=self.constraint_timeout)
+
+    @property
+    def memory(self) -> Any:
+        return SimpleNamespace(max_batch_size=SLOTS, max_batch_tokens=16)
 
     @property
     def file(self) -> Any:
@@ -104,17 +111,9 @@ class Summary:
 
 
 @dataclass
-class Stats:
+class Stats(EngineStats):
     max_batch_size: int = SLOTS
     max_batch_tokens: int = 16
-    running: int = 0
-    steps: int = 0
-    step_tokens: int = 0
-    requested_tokens: int = 0
-    prompt_tokens: int = 0
-    saved_seconds: float = 0.0
-    completion_tokens: int = 0
-    occupancy: Any = field(default_factory=Occupancy)
 
     def seconds(self) -> dict[str, float]:
         return {"model": self.steps / 1000}
@@ -147,7 +146,8 @@ def hold() -> None:
 class LLM:
     """Finishes rows in a random order, a bounded number of them in flight.
 
-    FAKE_DELAY is the time a row takes in seconds; a prompt "explode" makes the engine fail. After FAKE_HOLD_AFTER rows
+    FAKE_DELAY is the time a row takes in seconds; a prompt "explode" makes the engine fail, "crash" kills its
+    process, and "hang" stops it. After FAKE_HOLD_AFTER rows
     it prints "held" and waits until the file FAKE_RELEASE exists, for ever where none is named.
     """
 
@@ -173,6 +173,28 @@ class LLM:
         return inspect_model(ModelSettings(), EngineSettings()).describe()
 
 
+class Call:
+    """A call of the engine."""
+
+    def __init__(self, lists: Iterator[list[RowInFlight | ErrorRow]]) -> None:
+        self._lists = lists
+        self.is_cancelled = False
+
+    def __iter__(self) -> Call:
+        return self
+
+    def __next__(self) -> list[RowInFlight | ErrorRow]:
+        if self.is_cancelled:
+            raise StopIteration
+        return next(self._lists)
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+    def close(self) -> None:
+        self._lists.close()  # type: ignore[attr-defined]
+
+
 class Serving:
     def __init__(self, llm: LLM, seed: int, max_prompt_tokens: int | None) -> None:
         self._tokenizer = llm.tokenizer
@@ -180,30 +202,39 @@ class Serving:
         self._seed = seed
         self._max_prompt_tokens = max_prompt_tokens
 
-    def run(
-        self, batches: Iterable[list[GenerateRow | ScoreRow | ErrorRow]], *, stop_at_error: bool = False
+    def run(self, batches: Iterable[list[GenerateRow | ScoreRow | ErrorRow]], *, stop_at_error: bool = False) -> Call:
+        return Call(self._lists(batches, stop_at_error))
+
+    def _lists(
+        self, batches: Iterable[list[GenerateRow | ScoreRow | ErrorRow]], stop_at_error: bool
     ) -> Iterator[list[RowInFlight | ErrorRow]]:
         delay = float(os.environ.get("FAKE_DELAY", 0))
         hold_after = int(os.environ.get("FAKE_HOLD_AFTER", -1))
-        source, running = (row for batch in batches for row in batch), []
+        running: list[RowInFlight | ErrorRow] = []
+        source = Prefetch(batches, SLOTS)
         is_ended = False
-        while True:
-            while not is_ended and len(running) < SLOTS and (row := next(source, None)) is not None:
-                built = self._built(row)
-                running.append(built)
-                is_ended = stop_at_error and isinstance(built, ErrorRow)
-            self._counts.running = len(running)
-            if not running:
-                return
-            if self._counts.steps == hold_after:
-                hold()
-            self._counts.steps += 1
-            self._counts.step_tokens += 4
-            self._counts.occupancy.add(len(running) / SLOTS)
-            built = running.pop(random.randrange(len(running)))
-            if delay:
-                time.sleep(delay)
-            yield [self._finished(built)]
+        try:
+            while True:
+                while not is_ended and len(running) < SLOTS:
+                    if not (rows := source.take(1, wait=not running)):
+                        break
+                    built = self._built(rows[0])
+                    running.append(built)
+                    is_ended = stop_at_error and isinstance(built, ErrorRow)
+                self._counts.running = len(running)
+                if not running:
+                    return
+                if self._counts.steps == hold_after:
+                    hold()
+                self._counts.steps += 1
+                self._counts.step_tokens += 4
+                self._counts.occupancy.add(len(running) / SLOTS)
+                built = running.pop(random.randrange(len(running)))
+                if delay:
+                    time.sleep(delay)
+                yield [self._finished(built)]
+        finally:
+            source.close()
 
     def _built(self, row: GenerateRow | ScoreRow | ErrorRow) -> RowInFlight | ErrorRow:
         if isinstance(row, ErrorRow):
@@ -246,13 +277,17 @@ class Serving:
     def _complete(self, row: RowInFlight) -> None:
         if row.prompt == "explode":
             raise RuntimeError("the engine exploded")
+        if row.prompt == "crash":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if row.prompt == "hang":
+            os.kill(os.getpid(), signal.SIGSTOP)
         assert isinstance(row.row, GenerateRow)
         assert isinstance(row.row, GenerateRow)
         row.completions += [self._sampled(row.row, request) for request in row.requests]
         num_tokens = len(row.requests[0].prompt_token_ids)
         self._counts.prompt_tokens += num_tokens
         self._counts.requested_tokens += num_tokens * len(row.requests)
-        self._counts.saved_seconds += num_tokens * (len(row.requests) - 1)
+        self._counts.prompt_seconds += num_tokens  # of task generate each prompt token takes a second
         self._counts.completion_tokens += sum(len(completion.token_ids) for completion in row.completions)
 
     def _sampled(self, row: GenerateRow, request: Any) -> Completion:

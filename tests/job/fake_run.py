@@ -14,8 +14,10 @@ sys.modules["rwkv_batch.llm"] = fake_llm
 
 from rwkv_batch.job.output.storage import LocalStorage  # noqa: E402
 from rwkv_batch.job.stopping import SIGNALS  # noqa: E402
+from rwkv_batch.job.workers import local  # noqa: E402
 from rwkv_batch.run import main  # noqa: E402
 
+local.PROGRAM = "job.fake_worker"
 for number in SIGNALS:
     signal.signal(number, signal.SIG_DFL)
 if "FAKE_NOHUP" in os.environ:

@@ -37,7 +37,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert job.task == "generate"
     assert (job.sampling.max_tokens, job.sampling.temperature, job.sampling.top_p, job.sampling.seed) == (256, 1, 1, 0)
     assert (job.engine.max_batch_size, job.engine.state_dtype, job.engine.prefix_sharing) == ("auto", "float32", True)
-    assert (job.output.rows_per_part, job.output.flush_seconds, job.output.input_columns) == (20000, 30, "all")
+    assert (job.output.rows_per_part, job.output.flush_seconds, job.output.input_columns) == ("auto", 30, "all")
     assert (job.run.on_row_error, job.run.backend, job.run.state_dir) == ("continue", "local", None)
 
 
@@ -118,7 +118,7 @@ def test_a_wrong_setting_is_named(tmp_path: Path, line: str, expected: str) -> N
         ("input.path=[]", "got [], expected a file, folder, glob or URL, or a list of them"),
         ("input.columns=[a]", "got ['a'], expected a mapping"),
         ("input.limit=0", "got 0, expected a number of rows from 1, or null"),
-        ("output.rows_per_part='9'", "got '9', expected an integer from 1"),
+        ("output.rows_per_part='9'", "got '9', expected auto or an integer from 1"),
         ("output.flush_seconds=-1", "got -1, expected a number of seconds from 0 to 86400"),
         ("output.input_columns=some", "got 'some', expected all, none, or a list of column names"),
         ("sampling.temprature=0.7", "unknown key (did you mean 'temperature'?)"),

@@ -115,6 +115,7 @@ class Writer:
         to_columns: makes columns of finished rows, as `Results.batch` does.
         flush_seconds: the longest time that a finished row waits until it is committed.
         log: writes an event, given its name and its fields.
+        on_publish: called with each unit that is published, on the writer's thread.
 
     Attributes:
         counts: numbers of rows, for progress.
@@ -131,6 +132,7 @@ class Writer:
         to_columns: Callable[[Sequence[Finished]], pa.RecordBatch],
         flush_seconds: float,
         log: Callable[..., None],
+        on_publish: Callable[[Unit], None] = lambda unit: None,
     ) -> None:
         self.counts = Counts()
         self.buffered_bytes = 0
@@ -139,6 +141,7 @@ class Writer:
         self._to_columns = to_columns
         self._flush_seconds = flush_seconds
         self._log = log
+        self._on_publish = on_publish
         self._queue = _Queue(QUEUE_BYTES)
         self._units: dict[int, _OpenUnit] = {}
         self._flush_at: float | None = None
@@ -178,6 +181,10 @@ class Writer:
         self._put(_Item(partial(self._add, rows, sizes), 1 + sum(sizes)))
         self.counts.wait_seconds += time.monotonic() - start
 
+    def commit(self, then: Callable[[], None]) -> None:
+        """Commits all rows that have been added, without waiting for the time. Calls `then` on the writer's thread."""
+        self._put(_Item(partial(self._commit_now, then)))
+
     def _put(self, item: _Item) -> None:
         """Enqueues an item; waits while the queue is full. Raises the exception that has ended the thread."""
         while True:
@@ -211,8 +218,7 @@ class Writer:
     def _add(self, rows: Sequence[Finished], sizes: Sequence[int]) -> None:
         self.counts.done += len(rows)
         self.counts.errors += sum(isinstance(row, ErrorRow) for row in rows)
-        scorings = (row.scoring for row in rows if isinstance(row, RowInFlight) and row.scoring is not None)
-        self.counts.scored_tokens += sum(len(ids) for scoring in scorings for ids in scoring.continuations)
+        self.counts.scored_tokens += scored_tokens(rows)
         if self._flush_at is None:
             self._flush_at = time.monotonic() + self._flush_seconds
         touched = []
@@ -248,6 +254,10 @@ class Writer:
         if self._flush_at is not None and time.monotonic() >= self._flush_at:
             self._flush()
 
+    def _commit_now(self, then: Callable[[], None]) -> None:
+        self._flush()
+        then()
+
     def _flush(self) -> None:
         """Commits all rows that are not committed yet."""
         for opened in list(self._units.values()):
@@ -276,6 +286,13 @@ class Writer:
         del self._units[opened.unit.index]
         seconds = time.monotonic() - start
         self._log("publish", part=part.name, rows=part.rows, errors=part.errors, bytes=part.bytes, seconds=seconds)
+        self._on_publish(opened.unit)
+
+
+def scored_tokens(rows: Sequence[Finished]) -> int:
+    """The tokens of the continuations of finished rows."""
+    scorings = (row.scoring for row in rows if isinstance(row, RowInFlight) and row.scoring is not None)
+    return sum(len(ids) for scoring in scorings for ids in scoring.continuations)
 
 
 def _unit_index(sized: tuple[Any, int]) -> int:

@@ -38,6 +38,7 @@ class Run:
         samples: its progress events, in order of time.
         writing: seconds that its segments and its parts have taken: "commit" and "publish".
         loaded: the time at which its model was there; None before.
+        committed: rows that it has committed.
         workers: index → what that worker has written, where a run has workers whose events name them.
     """
 
@@ -49,6 +50,7 @@ class Run:
     samples: list[Event] = field(default_factory=list)
     writing: dict[str, float] = field(default_factory=dict)
     loaded: float | None = None
+    committed: int = 0
     workers: dict[int, Run] = field(default_factory=dict)
 
     @classmethod
@@ -85,8 +87,13 @@ class Run:
         return 0.0 if self.loaded is None else self.loaded - self.started
 
     def describe(self) -> dict[str, Any]:
-        """Returns the run for the report; rows and tokens are those that this run has made."""
+        """Returns the run for the report; rows and tokens are those that this run has made.
+
+        Without progress, as of most workers, rows are those committed, and it has served since the model was there.
+        """
         last = [one.samples[-1] for one in self.sources]
+        rows = sum(one.get("rows_done", 0) - one.get("rows_resumed", 0) for one in last) if last else self.committed
+        since_loaded = self.ended - self.loaded if self.loaded is not None else 0.0
         totals = {name: sum(one.get(name, 0) for one in last) for name in ("steps", *COUNTERS)}
         return {
             "shard": self.shard,
@@ -95,8 +102,8 @@ class Run:
             "ended": moment(self.ended),
             "started_epoch": self.started,
             "ended_epoch": self.ended,
-            "serving_seconds": max((one.get("seconds", 0.0) for one in last), default=0.0),
-            "rows": sum(one.get("rows_done", 0) - one.get("rows_resumed", 0) for one in last),
+            "serving_seconds": max((one.get("seconds", 0.0) for one in last), default=since_loaded),
+            "rows": rows,
             **totals,
             **self.sharing,
             **self.facts,
@@ -108,6 +115,16 @@ class Run:
         """Tokens and seconds that shared prefixes have saved this run."""
         last = [one.samples[-1] for one in self.sources]
         return {name: sum(one.get(counter, 0) for one in last) for counter, name in SHARING.items()}
+
+    def _learn_state(self, event: Event) -> None:
+        """Takes in where this worker runs, and how it has ended."""
+        match event.get("state"):
+            case "placed":
+                self.facts["machine"] = {"host": event.get("host")}
+            case "left":
+                self.outcome = "finished"
+            case "ended":
+                self.outcome = event.get("how", "ended")
 
     def _learn(self, event: Event) -> None:
         """Takes in one event of this run."""
@@ -123,6 +140,9 @@ class Run:
                     self.loaded = event["time"]
             case "commit" | "publish":
                 self.writing[event["event"]] = self.writing.get(event["event"], 0.0) + event.get("seconds", 0.0)
+                self.committed += event.get("rows", 0) if event["event"] == "commit" else 0
+            case "worker":
+                self._learn_state(event)
             case "failure":
                 self.outcome = f"{event['type']}: {event['message']}"
             case "stopped":
@@ -146,7 +166,7 @@ def utilisation(runs: Sequence[Run]) -> dict[str, float]:
     last = [run.samples[-1] for run in sources(runs)]
     steps = sum(one["steps"] for one in last) or 1
     slots = sum(one.get("occupancy", 0.0) * one["steps"] for one in last)
-    tokens = sum(one.get("step_tokens", 0) / one.get("max_batch_tokens", 1) for one in last)
+    tokens = sum(one.get("step_tokens", 0) / max(one.get("max_batch_tokens", 1), 1) for one in last)
     return {"slots": round(slots / steps, 4), "step_tokens": round(tokens / steps, 4)}
 
 

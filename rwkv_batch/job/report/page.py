@@ -195,7 +195,7 @@ def _run(run: Mapping[str, Any], name: str, has_shards: bool) -> list[str]:
         " · ".join(filter(None, machine)),
         duration(seconds),
         count(run["rows"]),
-        rounded(made / seconds) if seconds else "",
+        rounded(made / seconds) if seconds and made else "",
         shortened(run["outcome"], 300),
     ]
 

@@ -38,7 +38,7 @@ def tracks(runs: Sequence[Run]) -> list[Track]:
     or "idle" of a thread that works beside the engine. [] where no run has recorded its phases.
     """
     recorded = [source for source in sources(runs) if source.samples[-1].get("phases")]
-    total = sum(source.samples[-1]["seconds"] for source in recorded)
+    total = sum(source.samples[-1]["seconds"] * max(len(source.workers), 1) for source in recorded)
     if total < SHORTEST_SECONDS:
         return []
     known: Counter[str] = Counter()

@@ -24,8 +24,6 @@ LINE_SECONDS = 30.0
 METRICS_SECONDS = 15.0
 RATES = {"generate": ("prompt", "completion"), "score": ("prompt", "scored")}
 """Task → kinds of tokens, whose rates are shown."""
-STALL_SECONDS = 1800.0
-"""An engine that makes no step for so many seconds hangs; the process is ended."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,8 @@ class Progress:
         write_metrics: writes the text of metrics.prom.
         shard: the label of the metrics.
         task: of the job, "generate" or "score".
+        timeout: an engine that makes no step for so many seconds hangs, and this process is ended; None where engines
+            are in other processes.
     """
 
     def __init__(
@@ -87,8 +87,10 @@ class Progress:
         write_metrics: Callable[[bytes], object],
         shard: Shard,
         task: str = "generate",
+        timeout: float | None = None,
     ) -> None:
         self._task = task
+        self._timeout = timeout
         self._rows_total = rows_total
         self._counts = counts
         self._stats = stats
@@ -123,8 +125,9 @@ class Progress:
         while not self._ending.wait(TICK_SECONDS):
             status = self._take()
             self._report(status)
-            if status.seconds - self._progressed_at > STALL_SECONDS:
-                self._give_up(status.seconds - self._progressed_at)
+            stalled = status.seconds - self._progressed_at
+            if self._timeout is not None and stalled > self._timeout:
+                self._give_up(stalled)
 
     def _take(self) -> RunStatus:
         """Takes the present status into the recent ones, and notes when the run last progressed."""

@@ -149,14 +149,13 @@ def test_samples_have_texts_where_the_job_asks_for_them(mixed: Job) -> None:
     assert report_of(mixed)["samples"] == [] and "secret" not in (mixed.state / "report.html").read_text()
 
 
-def test_phases_add_up_to_the_time_of_serving(mixed: Job) -> None:
+def test_a_run_records_where_its_time_went(mixed: Job) -> None:
     assert mixed.run() == 3
     report = report_of(mixed)
-    names = [track["name"] for track in report["phases"]]
-    assert names == ["serving", "writing"]  # the engine of this test reads no rows ahead
-    for track in report["phases"]:
-        assert sum(track["phases"].values()) == pytest.approx(track["seconds"], abs=0.01)
-    assert report["phases"][0]["phases"]["model"] == pytest.approx(report["runs"][0]["steps"] / 1000, abs=0.002)
+    serving, writing = report["phases"]  # the engine of this test reads no rows ahead
+    assert (serving["name"], writing["name"]) == ("serving", "writing")
+    assert serving["phases"]["model"] == pytest.approx(report["runs"][0]["steps"] / 1000, abs=0.002)
+    assert {"commit", "publish"} <= writing["phases"].keys()
 
 
 def test_a_report_that_cannot_be_written_is_printed(
@@ -270,12 +269,15 @@ class Clock:
         pass
 
 
+TIMEOUT = 1800.0
+
+
 def watch(monkeypatch: pytest.MonkeyPatch, counts: Counts, clock: Clock) -> list[tuple[str, Any]]:
     """Watch a job of 40 rows until the clock says that it has ended. Returns the events."""
     monkeypatch.setattr(progress, "time", clock)
     events: list[tuple[str, Any]] = []
     log = lambda event, **fields: events.append((event, fields))  # noqa: E731
-    watching = Progress(40, counts, fake_llm.Stats, log, lambda text: None, Shard())
+    watching = Progress(40, counts, fake_llm.Stats, log, lambda text: None, Shard(), timeout=TIMEOUT)
     watching._ending = clock  # type: ignore[assignment]
     with watching:
         pass
@@ -300,7 +302,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 def test_an_engine_that_hangs_ends_the_process(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    events = watch(monkeypatch, Counts(), Clock(ends_at=progress.STALL_SECONDS + 2))
+    events = watch(monkeypatch, Counts(), Clock(ends_at=TIMEOUT + 2))
     assert codes == [1]
     assert ("failure", "Stall") in [(event, fields.get("type")) for event, fields in events]
     assert "made no step for 1801 s" in caplog.text
@@ -313,9 +315,9 @@ def test_an_engine_at_work_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     counts = Counts()
 
     def commit(now: float) -> None:
-        counts.committed = int(now // (progress.STALL_SECONDS - 10))
+        counts.committed = int(now // (TIMEOUT - 10))
 
-    watch(monkeypatch, counts, Clock(4 * progress.STALL_SECONDS, commit))
+    watch(monkeypatch, counts, Clock(4 * TIMEOUT, commit))
     assert counts.committed == 4
     assert not codes
 

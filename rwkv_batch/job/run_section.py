@@ -1,0 +1,44 @@
+"""The section `run` of a job file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .section import Count, Path, Seconds, Section, setting
+
+Device = Annotated[str, Field(pattern=r"^(cpu|cuda:\d+)$")]
+
+
+class RunSection(Section):
+    """The run: state folder, bad rows and workers."""
+
+    state_dir: Path | None = setting(
+        None,
+        "The state folder: progress, unpublished rows and reports. It must not be inside the output folder.",
+        "a folder as that of output.path, or null for the output folder's name with .rwkv_batch added",
+    )
+    on_row_error: Literal["continue", "stop"] = setting(
+        "continue",
+        "What a bad row does. `continue`: its output row gets status `error`. `stop`: the run ends at the first one.",
+    )
+    backend: Literal["local"] = setting("local", "Where the job runs: on this machine.")
+    workers: Literal["auto"] | Count = setting(
+        "auto",
+        "The number of workers: processes with an engine each, which divide the parts among them. Each has a GPU of "
+        "its own, or a share of the CPU's cores. `auto` is one for each GPU; on a CPU, or where there is one GPU, the "
+        "job's own process serves.",
+        "auto or an integer from 1",
+    )
+    devices: Literal["auto"] | Annotated[list[Device], Field(min_length=1)] = setting(
+        "auto",
+        "The workers' devices. `auto` takes all GPUs that `engine.device` allows, or the CPU.",
+        "auto, or a list such as [cuda:0, cuda:1]",
+    )
+    worker_timeout: Seconds = setting(
+        1800.0,
+        "Seconds without a step after which an engine counts as hanging. A worker is replaced; the job's own process "
+        "ends.",
+        "a number of seconds above 0",
+    )

@@ -86,6 +86,11 @@ class Run:
         """The time from the start until the model was there; 0 where it never was."""
         return 0.0 if self.loaded is None else self.loaded - self.started
 
+    @property
+    def seconds_since_loaded(self) -> float:
+        """The time from when the model was there until the last event; 0 where it never was."""
+        return 0.0 if self.loaded is None else self.ended - self.loaded
+
     def describe(self) -> dict[str, Any]:
         """Returns the run for the report; rows and tokens are those that this run has made.
 
@@ -93,7 +98,6 @@ class Run:
         """
         last = [one.samples[-1] for one in self.sources]
         rows = sum(one.get("rows_done", 0) - one.get("rows_resumed", 0) for one in last) if last else self.committed
-        since_loaded = self.ended - self.loaded if self.loaded is not None else 0.0
         totals = {name: sum(one.get(name, 0) for one in last) for name in ("steps", *COUNTERS)}
         return {
             "shard": self.shard,
@@ -102,7 +106,7 @@ class Run:
             "ended": moment(self.ended),
             "started_epoch": self.started,
             "ended_epoch": self.ended,
-            "serving_seconds": max((one.get("seconds", 0.0) for one in last), default=since_loaded),
+            "serving_seconds": max((one.get("seconds", 0.0) for one in last), default=self.seconds_since_loaded),
             "rows": rows,
             **totals,
             **self.sharing,
@@ -136,7 +140,7 @@ class Run:
                 self.samples.append({**event, "time": first["time"] + event["seconds"] - first["seconds"]})
             case "start" | "model" | "damaged" | "occupancy" | "memory":
                 self.facts |= {name: event[name] for name in FACTS if name in event}
-                if event["event"] == "model":
+                if event["event"] == "model" and self.loaded is None:
                     self.loaded = event["time"]
             case "commit" | "publish":
                 self.writing[event["event"]] = self.writing.get(event["event"], 0.0) + event.get("seconds", 0.0)

@@ -38,7 +38,7 @@ def tracks(runs: Sequence[Run]) -> list[Track]:
     or "idle" of a thread that works beside the engine. [] where no run has recorded its phases.
     """
     recorded = [source for source in sources(runs) if source.samples[-1].get("phases")]
-    total = sum(source.samples[-1]["seconds"] * max(len(source.workers), 1) for source in recorded)
+    total = sum(_engine_seconds(source) for source in recorded)
     if total < SHORTEST_SECONDS:
         return []
     known: Counter[str] = Counter()
@@ -60,6 +60,12 @@ def share_of(found: Sequence[Track], phase: str) -> float:
     return next(
         (track["phases"].get(phase, 0.0) / track["seconds"] for track in found if track["name"] == "serving"), 0.0
     )
+
+
+def _engine_seconds(source: Run) -> float:
+    """For how long the engines of a run were there, added up: its own, or those of its workers."""
+    seconds: float = source.samples[-1]["seconds"]
+    return sum(worker.seconds_since_loaded for worker in source.workers.values()) if source.workers else seconds
 
 
 def _track(name: str, seconds: float, phases: dict[str, float], rest: str) -> Track:

@@ -72,3 +72,21 @@ def test_the_clock_stands_still_while_no_run_serves() -> None:
 
 def test_a_log_of_an_earlier_version_has_no_phases() -> None:
     assert tracks(Run.all_of([progress(0.0, 0.0), progress(10.0, 10.0)])) == []
+
+
+def test_workers_without_progress_have_what_they_committed_and_the_time_since_their_model_was_there() -> None:
+    """As a coordinator writes it: the progress is that of all workers together."""
+    events = [progress(100.0, 0.0), event("worker", 101.0, worker=0, state="placed", host="h", pid=1)]
+    events += [
+        event("model", 104.0, worker=0, model={"device": "cpu"}),
+        event("worker", 104.0, worker=0, state="ready"),
+    ]
+    events += [event("commit", 108.0, worker=0, unit=0, rows=7, seconds=0.5)]
+    events += [event("worker", 109.0, worker=0, state="left", how="exit code 0")]
+    (run,) = Run.all_of([*events, progress(110.0, 10.0, phases={"model": 4.0})])
+    found = run.describe()["workers"][0]
+    assert (found["rows"], found["serving_seconds"], found["outcome"]) == (7, 5.0, "finished")
+    assert found["machine"] == {"host": "h"}
+    serving, writing = tracks([run])
+    assert (serving["phases"], serving["seconds"]) == ({"model": 4.0, "other": 1.0}, 5.0)
+    assert writing["phases"] == {"commit": 0.5, "idle": 4.5}

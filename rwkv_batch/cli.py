@@ -141,6 +141,7 @@ def _add_report(commands: Any) -> None:
     )
     report.add_argument("path", help="the job's output folder, or its state folder where run.state_dir is set")
     report.add_argument("--show", type=int, default=0, metavar="N", help="print the first N rows of the output")
+    report.add_argument("--status", choices=("ok", "error"), help="with --show: only rows of this status")
     report.set_defaults(command=_report)
 
 
@@ -193,12 +194,19 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from .job.report.report import find_job, first_rows, summarise, write_report
+    from .job.report.examples import first_rows
+    from .job.report.report import collect, find_job, save
+    from .job.report.summary import summarise
 
     folders = find_job(options.path)
     storage = folders.open_storage()
-    print(printable("\n".join(summarise(write_report(storage, folders)))))
-    for record in first_rows(storage, folders, options.show):
+    report = collect(storage, folders)
+    print(printable("\n".join(summarise(report))))
+    try:
+        save(report, storage, folders)
+    except OSError as error:
+        print(f"report.json and report.html were not written: {error}", file=sys.stderr)
+    for record in first_rows(storage, folders, options.show, options.status, report["job"].get("columns", {})):
         print()
         print(printable("\n".join(f"{name}: {value}" for name, value in record.items() if value is not None)))
     return 0

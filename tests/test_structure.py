@@ -70,7 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo": {"llm"},
     "job/input": {"job", "rows", "text"},
     "job/output": {"job", "job/input", "kernel_support", "rows"},
-    "job/report": {"", "job", "job/output"},
+    "job/report": {"", "job", "job/input", "job/output"},
     "job/workers": {"engine", "job", "job/input", "job/output", "job/report", "llm", "models", "rows"},
     "job": {
         "",

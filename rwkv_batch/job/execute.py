@@ -28,7 +28,8 @@ from .plan import Shard, Unit, parse_shard
 from .prepare import Prepared, prepare
 from .report.events import EventLog, machine
 from .report.progress import Progress
-from .report.report import summarise, write_report
+from .report.report import write_report
+from .report.summary import summarise
 from .retry import Retried, RetryErrors, describe_retry, retried, units_to_retry, with_retry
 from .serve import serve_here
 from .state import check_rules, compare_job, has_parts, num_parts, open_job, restore_job

@@ -45,6 +45,8 @@ HARMLESS = frozenset(
         "run.devices",
         "run.worker_timeout",
         "run.ray",
+        "report.show_text",
+        "report.samples",
     }
 )
 """Settings that change no result. A setting that is not in this list changes results."""

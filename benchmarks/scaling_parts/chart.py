@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from rwkv_batch.job.report.page import COLOURS
-
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, RIGHT = 640, 340, 46, 40, 44, 20
+COLOURS = ("#2a6f97", "#e07a5f", "#6a994e", "#9d4edd")
 DASHES = ("", "6 3", "2 3")
 TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 

@@ -16,9 +16,9 @@ from typing import Any
 from unittest.mock import patch
 
 from rwkv_batch import run
-from rwkv_batch.job import execute
 from rwkv_batch.job.output.commit import JobFiles
 from rwkv_batch.job.output.object_storage import ObjectStorage
+from rwkv_batch.job.shard_run import ShardRun
 
 from ..host_parts import driver
 from ..host_parts.device import SimulatedDevice
@@ -26,11 +26,11 @@ from ..object_stores import SERVER
 from .free_jobs import FreeJob, JobFailed
 
 PHASES: dict[str, tuple[Any, str]] = {
-    "survey": (execute._Run, "survey"),
+    "survey": (ShardRun, "survey"),
     "take": (JobFiles, "committed_rows"),
     "commit": (JobFiles, "commit"),
     "publish": (JobFiles, "publish"),
-    "finish": (execute._Run, "finish"),
+    "finish": (ShardRun, "finish"),
 }
 UNITS = (3, 9)
 ROWS_PER_UNIT = 20

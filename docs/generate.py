@@ -105,7 +105,7 @@ def _job_file() -> Iterator[str]:
 
 def _setting(setting: Setting, section: str) -> tuple[str, ...]:
     default = "required" if setting.is_required else f"`{_yaml(setting.default)}`"
-    resume = "may change" if setting.name in HARMLESS else "must stay"
+    resume = "may change" if setting.name in HARMLESS or setting.name.startswith("run.ray.") else "must stay"
     if setting.name == PASSED:
         resume = "may change until the first part"
     return (
@@ -301,6 +301,9 @@ def _command_line() -> Iterator[str]:
     for name, parser in {**commands.choices, "bench": bench_parser()}.items():
         sentence = parser.description or f"{helps[name][:1].upper()}{helps[name][1:]}."
         yield from _prose(f"## {name}", sentence)
+        if (parser.epilog or "").startswith("example:"):
+            example = (parser.epilog or "").splitlines()[0].removeprefix("example:").strip()
+            yield from _prose(f"Example: `{example}`")
         rows = [_option(action) for action in parser._actions if not isinstance(action, argparse._HelpAction)]
         if rows:
             yield from _table("argument|meaning", rows)

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .scheduler import StepPlan
+if TYPE_CHECKING:
+    from .scheduler import StepPlan
 
 NUM_BUCKETS = 20
 

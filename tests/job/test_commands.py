@@ -170,7 +170,10 @@ def test_verbose_is_about_this_package(job: Job, monkeypatch: pytest.MonkeyPatch
     assert not logging.getLogger("rwkv_batch.job.input").isEnabledFor(logging.DEBUG)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["run", "--help"], *([name, "--help"] for name in ("export", "inspect", "schema"))],
+)
 def test_help_is_cheap(arguments: list[str]) -> None:
     heavy = ("torch", "pyarrow", "numpy", "pydantic", "yaml")
     code = (

@@ -10,11 +10,11 @@ from copy import deepcopy
 from typing import Any
 
 from ...errors import ConfigurationError
+from ...object_stores.urls import LOCAL, is_url
 from ..folders import STATE_SUFFIX, Folders, absolute, check_reachable
 from ..output.commit import UNREADABLE, part_name
 from ..output.open_storage import open_storage
 from ..output.storage import Storage
-from ..output.urls import LOCAL, is_url
 from ..state import read_job
 from .advice import warnings_of
 from .choices import ChoiceSummary

@@ -25,7 +25,7 @@ from .job.stopping import EXIT_KILLED
 from .job.streams import lasting_streams
 
 if TYPE_CHECKING:
-    from .job.execute import Outcome
+    from .job.shard_run import Outcome
 
 logger = logging.getLogger("rwkv_batch")
 

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from ..rows import ErrorRow
 from ..settings import EngineSettings, ModelSettings
 from .chat import OLDER
+from .claiming import ClaimedShard
 from .config import JobConfig
 from .dry_run import describe, read_first_rows
 from .folders import Folders, check_honours_conditions
@@ -27,7 +28,9 @@ from .plan import Shard, Unit, parse_shard
 from .prepare import Prepared, prepare
 from .report.events import EventLog, machine
 from .report.progress import Progress
-from .report.report import summarise, write_report
+from .report.report import write_report
+from .report.summary import summarise
+from .retry import Retried, RetryErrors, describe_retry, retried, units_to_retry, with_retry
 from .serve import serve_here
 from .state import check_rules, compare_job, has_parts, num_parts, open_job, restore_job
 from .stopping import StopSignals
@@ -53,6 +56,7 @@ class Outcome:
         is_complete: all parts of all shards are published.
         summary: the report in a few lines; empty where other shards are still at work.
         stopped_at: the row that has ended the run, with its error, in words; "" where none has.
+        retried: what became of the error rows that were served again; None where the run was not for that.
     """
 
     folders: Folders
@@ -62,6 +66,7 @@ class Outcome:
     is_complete: bool
     summary: tuple[str, ...] = ()
     stopped_at: str = ""
+    retried: Retried | None = None
 
     @property
     def output(self) -> str:
@@ -85,7 +90,13 @@ Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
 
 
 def check_job(
-    job: JobSource, overrides: Overrides = (), shard: str | None = None, *, limit: int | None = None, stop: StopSignals
+    job: JobSource,
+    overrides: Overrides = (),
+    shard: str | None = None,
+    *,
+    limit: int | None = None,
+    stop: StopSignals,
+    retry_errors: RetryErrors = False,
 ) -> tuple[str, bool]:
     """Describes in text what the job would do. Reads the input and the model's sizes; writes nothing, and does not use
     GPUs in this process.
@@ -102,12 +113,14 @@ def check_job(
         config = load_job(job, overrides, limit)
         prepared = prepare(config, _inspection(worker_places(config), apart=True))
         storage = prepared.folders.open_storage()
+        prepared = with_retry(prepared, storage, retry_errors)
         started = _check_output(prepared, storage, prepared.part_check())
         prepared = prepared.started_as(started) if started else prepared
         if num_parts(storage, prepared.folders) < prepared.plan.num_units:
             check_rules(prepared.other_rules, prepared.folders)
-        first = read_first_rows(prepared)
-        lines = [*([TRIAL] if limit is not None else []), *describe(prepared, parse_shard(shard, {}), first)]
+        first, part = read_first_rows(prepared), parse_shard(shard, {})
+        lines = [*([TRIAL] if limit is not None else []), *describe(prepared, part, first)]
+        lines += describe_retry(prepared, storage, part.units(prepared.plan))
         return "\n".join(lines), not first.are_errors
 
 
@@ -118,8 +131,11 @@ def run_job(
     *,
     limit: int | None = None,
     stop: StopSignals | None = None,
+    retry_errors: RetryErrors = False,
 ) -> Outcome:
     """Makes the parts of a job that earlier runs have not made. May be called in any thread.
+
+    While another run serves the same shard, in this process or elsewhere, it waits.
 
     >>> import pyarrow, pyarrow.parquet, tempfile
     >>> folder = tempfile.mkdtemp()
@@ -135,25 +151,25 @@ def run_job(
     >>> pyarrow.parquet.read_table(outcome.output)["completion_tokens"].to_pylist()
     [4, 4]
 
-    Called in the main thread, it handles the signals that end a process (SIGINT, which is Ctrl-C, SIGTERM, SIGHUP,
-    SIGUSR1) if the program neither handles nor ignores them: it commits finished rows and raises `Stopped`. A second
-    signal has the effect that it had before the call; Ctrl-C raises KeyboardInterrupt at once. In other threads it
-    handles no signals.
+    In the main thread it handles the signals that end a process (SIGINT, which is Ctrl-C, SIGTERM, SIGHUP, SIGUSR1) if
+    the program neither handles nor ignores them: it commits finished rows and raises `Stopped`. A second signal has the
+    effect that it had before the call; Ctrl-C raises KeyboardInterrupt at once. Other threads handle no signals.
 
     Args:
         job: a job file, or a mapping with the same content. Relative paths are relative to the current folder.
-        overrides: settings that replace the job's, for example {"sampling.max_tokens": 32}; or texts such as
-            "sampling.max_tokens=32".
+        overrides: settings that replace the job's: {"sampling.max_tokens": 32}, or texts like "sampling.max_tokens=32".
         shard: "i/n" makes the units i, i + n, …, with i from 0; None makes all.
         limit: makes a trial with this many rows, the first ones, in an output of its own: "<output>-limit-N".
         stop: the signal handling of `rwkv-batch run`. A program leaves it out.
+        retry_errors: serves the error rows in published parts again, and nothing else: True for all, or a list of error
+            codes. `input.max_prompt_tokens` may differ from that of the first run.
 
     Raises:
-        ConfigurationError, CheckpointError, BackendError: the job is wrong; nothing has been written.
-        MissingExtraError: an optional package that the job needs is missing; nothing has been written.
+        ConfigurationError, CheckpointError, BackendError, MissingExtraError: the job is wrong, or an optional package
+            is missing; nothing has been written.
         ResumeError: the output folder belongs to another job.
         CapacityError: the device is missing or too small.
-        Stopped: a signal came; finished rows are committed.
+        Stopped: a signal came, or another process has taken over; finished rows are committed.
         OSError: the disk is full or broken; committed rows stay.
     """
     with stop or StopSignals() as stop:
@@ -164,13 +180,36 @@ def run_job(
             folders, part_check = prepared.folders, prepared.part_check()
             storage = folders.open_storage()
             check_honours_conditions(folders, storage)
+            prepared = with_retry(prepared, storage, retry_errors)
             started = _check_output(prepared, storage, part_check)
             _announce(prepared, is_trial=limit is not None)
-            document = open_job(storage, folders, prepared.document, prepared.source.files, started)
-            prepared = prepared.started_as(document)
+        return _run_alone(prepared, places, part, stop, storage, started, part_check)
+
+
+def _run_alone(
+    prepared: Prepared,
+    places: Sequence[Place] | None,
+    shard: Shard,
+    stop: StopSignals,
+    storage: Storage,
+    started: dict[str, Any] | None,
+    part_check: PartCheck,
+) -> Outcome:
+    """Makes the parts that are missing as soon as no other run serves the shard.
+
+    Args:
+        started: the content of job.json; None where there is none.
+    """
+    folders, document, files = prepared.folders, prepared.document, prepared.source.files
+    run = os.urandom(4).hex()
+    with ClaimedShard(storage, folders, shard, stop, run) as claim:
+        with stop.interruptible():
+            if claim.has_waited:
+                started = compare_job(storage, folders, document, files)
+            prepared = prepared.started_as(open_job(storage, folders, document, files, started))
         storage.sweep()
-        with EventLog(storage, folders.file(part.file_name("log", "jsonl")), shard=str(part)) as log:
-            return _Run(prepared, places, part, stop, storage, log).make(part_check)
+        with EventLog(storage, folders.file(shard.file_name("log", "jsonl")), shard=str(shard), run=run) as log:
+            return _Run(prepared, places, shard, stop, storage, log).make(part_check)
 
 
 def _check_output(prepared: Prepared, storage: Storage, part_check: PartCheck) -> dict[str, Any] | None:
@@ -191,6 +230,8 @@ def _announce(prepared: Prepared, is_trial: bool) -> None:
     """Logs what a user may not expect of this run."""
     if is_trial:
         logger.info("%s: %s", TRIAL, prepared.folders.output)
+    if prepared.folders.is_scratch_written:
+        logger.info("rows whose part is not made yet are kept in %s", prepared.folders.scratch)
     if overriding := prepared.columns.overriding:
         logger.info("sampled as the columns %s say, where they are not null", ", ".join(overriding))
     if prepared.chat is not None:
@@ -221,9 +262,11 @@ class _Run:
         self._storage = storage
         self._log = log
         self._stopped_at = ""
+        self._to_retry: dict[Unit, Retried] = {}
         self._files = prepared.files(storage)
         chat = None if prepared.chat is None else prepared.chat.describe()
-        log("start", config=_plain_settings(prepared.job), chat=chat, machine=machine())
+        scratch = {"scratch": self._folders.scratch} if self._folders.is_scratch_written else {}
+        log("start", config=_plain_settings(prepared.job), chat=chat, machine=machine(), **scratch)
 
     def make(self, part_check: PartCheck) -> Outcome:
         """Makes the parts that are missing. However it ends, job.json is there afterwards."""
@@ -237,13 +280,18 @@ class _Run:
         return self.finish()
 
     def survey(self) -> list[Unit]:
-        """Returns the shard's units that have no part yet. Removes segments that a crash left beside a part."""
+        """Returns the shard's units that are served: those that have no part yet, or, in a run that serves error rows
+        again, those whose part has such rows. Removes segments that a crash left beside a part."""
         missing = []
+        source = self._prepared.part_source()
         for unit in self._shard.units(self._plan):
             if self._files.part(unit, thorough=True) is None:
                 missing.append(unit)
             else:
-                self._files.drop_segments(unit)
+                self._files.settle(unit, source)
+        if self._prepared.retry is not None:
+            self._to_retry = units_to_retry(self._files, self._prepared.retry, self._shard.units(self._plan))
+            missing = list(self._to_retry)
         if missing:
             self._storage.remove(self._folders.file(SUCCESS))
         return missing
@@ -274,12 +322,13 @@ class _Run:
         """
         parts = [self._files.part(self._plan.unit(index)) for index in range(self._plan.num_units)]
         mine = [parts[unit.index] for unit in self._shard.units(self._plan)]
-        if None in mine and not self._stopped_at:
+        if None in mine and not self._stopped_at and self._prepared.retry is None:
             gone = FileNotFoundError(errno.ENOENT, "they were published, and removed while the job ran")
             raise StorageError(self._folders.output, f"read: {mine.count(None)} part(s) are missing", gone)
         finished = [part for part in mine if part is not None]
         outcome = Outcome(
             self._folders,
+            retried=None if self._prepared.retry is None else retried(self._to_retry, parts),
             rows=sum(part.rows for part in finished),
             errors=sum(part.errors for part in finished),
             is_finished=None not in mine,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ...errors import ConfigurationError
-from ...models.placement import devices_named
+from ...models.strategy import devices_named
 from ..config import JobConfig
 from ..messages import shown
 

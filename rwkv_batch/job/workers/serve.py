@@ -60,7 +60,7 @@ def serve_with_workers(
     with stop.interruptible():
         starts, reserved = worker_starts(prepared, places), places[0].reserved
         workers = LocalWorkers(starts) if reserved is None else RayWorkers(starts, reserved)
-        coordinator = Coordinator(prepared.plan, missing, finished, workers, log, timeout)
+        coordinator = Coordinator(prepared.plan, missing, finished, workers, log, timeout, stop.check)
         with new_progress(coordinator.tally.counts, coordinator.tally.stats):
             coordinator.serve()
     return coordinator.bad_row
@@ -93,6 +93,7 @@ def worker_starts(prepared: Prepared, places: Sequence[Place]) -> list[Start]:
                 place.gpu,
                 len(places) if is_here else 1,
                 prepared.model.fingerprint if is_here else None,
+                prepared.retry,
             )
         )
     return starts

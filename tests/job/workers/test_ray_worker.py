@@ -58,9 +58,7 @@ def test_a_node_that_does_not_see_the_folders_of_the_job_is_named(job: Job, monk
     start: Any = SimpleNamespace(job=load_job(job.write()), document={"fingerprint": "of another job"})
     for run in (lambda: None, job.run):
         run()
-        with pytest.raises(
-            ConfigurationError, match=r"^output.path: the node node-7 does not find this job in .*\.rw"
-        ):
+        with pytest.raises(ConfigurationError, match=r"^output.path: the node node-7 does not find this job in .*\.rw"):
             check_folders(start)
     start.document = json.loads((job.state / "job.json").read_text())
     check_folders(start)

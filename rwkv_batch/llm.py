@@ -58,8 +58,8 @@ class LLM(ChatCalls):
     True
 
     Args:
-        model: "demo" (bundled), a .pth or .safetensors file, a folder in Hugging Face layout, or
-            hf://owner/repo/file@revision.
+        model: "demo" (bundled), a .pth or .safetensors file, a folder in Hugging Face layout,
+            hf://owner/repo/file@revision, or s3://bucket/file, gs://bucket/file or az://container/file.
         tokenizer: "auto" (by the size of the vocabulary and the files beside the model), "world", "bytes", a vocabulary
             file, a tokenizer.json, a folder that has one of these, or None: token ids in, token ids out.
         device: "auto" (the first CUDA device where there is one, else the CPU), "cpu", "cuda", "cuda:N", "mps" or

@@ -55,6 +55,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "job/test_process.py",
         "job/test_score_jobs.py",
         "job/test_streams.py::test_the_exit_code_is_that_of_the_work",
+        "job/workers/test_local.py",
         "job/test_streams.py::test_a_signal_writes_no_message_into_a_file_of_the_job",
         "mutation/test_mutation.py",
         "test_structure.py::test_a_missing_harness_is_an_extra",

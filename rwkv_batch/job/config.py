@@ -59,9 +59,9 @@ class ModelSection(Section):
 
     path: Path = _setting(
         ...,
-        "The model: `demo` (bundled), a checkpoint file, a folder in Hugging Face layout, or a file of the Hugging "
-        "Face hub.",
-        "'demo', a .pth or .safetensors file, a folder, or hf://owner/repo/file@revision",
+        "The model: `demo` (bundled), a checkpoint file, a folder in Hugging Face layout, or one of them on the "
+        "Hugging Face hub or in an object store.",
+        "'demo', a .pth or .safetensors file, a folder, hf://owner/repo/file@revision, or s3://bucket/file",
     )
     tokenizer: Path | None = _setting(
         "auto",

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from ..rows import ErrorRow
 from ..settings import EngineSettings, ModelSettings
 from .chat import OLDER
+from .claiming import ClaimedShard
 from .config import JobConfig
 from .dry_run import describe, read_first_rows
 from .folders import Folders, check_honours_conditions
@@ -121,6 +122,8 @@ def run_job(
 ) -> Outcome:
     """Makes the parts of a job that earlier runs have not made. May be called in any thread.
 
+    While another run serves the same shard, in this process or elsewhere, it waits.
+
     >>> import pyarrow, pyarrow.parquet, tempfile
     >>> folder = tempfile.mkdtemp()
     >>> pyarrow.parquet.write_table(pyarrow.table({"prompt": ["import ", "def f("]}), f"{folder}/prompts.parquet")
@@ -153,7 +156,7 @@ def run_job(
         MissingExtraError: an optional package that the job needs is missing; nothing has been written.
         ResumeError: the output folder belongs to another job.
         CapacityError: the device is missing or too small.
-        Stopped: a signal came; finished rows are committed.
+        Stopped: a signal came, or another process has taken over; finished rows are committed.
         OSError: the disk is full or broken; committed rows stay.
     """
     with stop or StopSignals() as stop:
@@ -166,11 +169,33 @@ def run_job(
             check_honours_conditions(folders, storage)
             started = _check_output(prepared, storage, part_check)
             _announce(prepared, is_trial=limit is not None)
-            document = open_job(storage, folders, prepared.document, prepared.source.files, started)
-            prepared = prepared.started_as(document)
+        return _run_alone(prepared, places, part, stop, storage, started, part_check)
+
+
+def _run_alone(
+    prepared: Prepared,
+    places: Sequence[Place] | None,
+    shard: Shard,
+    stop: StopSignals,
+    storage: Storage,
+    started: dict[str, Any] | None,
+    part_check: PartCheck,
+) -> Outcome:
+    """Makes the parts that are missing as soon as no other run serves the shard.
+
+    Args:
+        started: the content of job.json; None where there is none.
+    """
+    folders, document, files = prepared.folders, prepared.document, prepared.source.files
+    run = os.urandom(4).hex()
+    with ClaimedShard(storage, folders, shard, stop, run) as claim:
+        with stop.interruptible():
+            if claim.has_waited:
+                started = compare_job(storage, folders, document, files)
+            prepared = prepared.started_as(open_job(storage, folders, document, files, started))
         storage.sweep()
-        with EventLog(storage, folders.file(part.file_name("log", "jsonl")), shard=str(part)) as log:
-            return _Run(prepared, places, part, stop, storage, log).make(part_check)
+        with EventLog(storage, folders.file(shard.file_name("log", "jsonl")), shard=str(shard), run=run) as log:
+            return _Run(prepared, places, shard, stop, storage, log).make(part_check)
 
 
 def _check_output(prepared: Prepared, storage: Storage, part_check: PartCheck) -> dict[str, Any] | None:
@@ -191,6 +216,8 @@ def _announce(prepared: Prepared, is_trial: bool) -> None:
     """Logs what a user may not expect of this run."""
     if is_trial:
         logger.info("%s: %s", TRIAL, prepared.folders.output)
+    if prepared.folders.is_scratch_written:
+        logger.info("rows whose part is not made yet are kept in %s", prepared.folders.scratch)
     if overriding := prepared.columns.overriding:
         logger.info("sampled as the columns %s say, where they are not null", ", ".join(overriding))
     if prepared.chat is not None:
@@ -223,7 +250,8 @@ class _Run:
         self._stopped_at = ""
         self._files = prepared.files(storage)
         chat = None if prepared.chat is None else prepared.chat.describe()
-        log("start", config=_plain_settings(prepared.job), chat=chat, machine=machine())
+        scratch = {"scratch": self._folders.scratch} if self._folders.is_scratch_written else {}
+        log("start", config=_plain_settings(prepared.job), chat=chat, machine=machine(), **scratch)
 
     def make(self, part_check: PartCheck) -> Outcome:
         """Makes the parts that are missing. However it ends, job.json is there afterwards."""

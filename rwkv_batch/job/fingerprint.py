@@ -38,6 +38,7 @@ HARMLESS = frozenset(
         "score.group_by",
         "output.flush_seconds",
         "run.state_dir",
+        "run.segments",
         "run.on_row_error",
         "run.backend",
         "run.workers",

@@ -19,6 +19,12 @@ class RunSection(Section):
         "The state folder: progress, unpublished rows and reports. It must not be inside the output folder.",
         "a folder as that of output.path, or null for the output folder's name with .rwkv_batch added",
     )
+    segments: Literal["store", "scratch"] = setting(
+        "store",
+        "Where finished rows lie until their part is made, if the state folder is in an object store. `store`: there. "
+        "`scratch`: on this machine's disk, below the cache folder (XDG_CACHE_HOME), which saves a request every "
+        "`flush_seconds`; without this machine they are computed again. A state folder on a disk holds them itself.",
+    )
     on_row_error: Literal["continue", "stop"] = setting(
         "continue",
         "What a bad row does. `continue`: its output row gets status `error`. `stop`: the run ends at the first one.",

@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_written_to(
         patch.setattr(LocalStorage, "_write", write)
         assert small.run() == 1
     message = capsys.readouterr().err
-    assert f"rwkv-batch: {small.state}/job.json cannot be written: {os.strerror(code)}; " in message
+    assert f"rwkv-batch: {small.state}/claim.json cannot be written: {os.strerror(code)}; " in message
     assert "start the same command again" in message and "Traceback" not in message
     assert small.run() == 0
     assert small.parts() == parts

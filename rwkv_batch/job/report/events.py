@@ -36,13 +36,13 @@ class EventLog:
     Args:
         storage: writes.
         path: the file.
-        common: fields of every event.
+        common: fields of every event. "run" is a random number where it is left out.
     """
 
     def __init__(self, storage: Storage, path: str, **common: Any) -> None:
         self._path = path
         self._append = storage.appender(path)
-        self._common = {**common, "run": os.urandom(4).hex()}
+        self._common = {"run": os.urandom(4).hex(), **common}
         self._lock = threading.Lock()
         self._is_broken = False
         self._started = time.time() - time.monotonic()

@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...errors import ConfigurationError
+from ...object_stores.urls import LOCAL, is_url
 from ..folders import STATE_SUFFIX, Folders, absolute, check_reachable
 from ..output.commit import UNREADABLE, part_name
 from ..output.open_storage import open_storage
 from ..output.storage import Storage
-from ..output.urls import LOCAL, is_url
 from ..state import read_job
 from .events import read_events
 from .history import Run, serving_seconds, shared_prefixes, timeline, utilisation

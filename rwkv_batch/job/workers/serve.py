@@ -55,7 +55,7 @@ def serve_with_workers(
     timeout = prepared.job.run.worker_timeout
     with stop.interruptible():
         workers = LocalWorkers(worker_starts(prepared, places))
-        coordinator = Coordinator(prepared.plan, missing, finished, workers, log, timeout)
+        coordinator = Coordinator(prepared.plan, missing, finished, workers, log, timeout, stop.check)
         with new_progress(coordinator.tally.counts, coordinator.tally.stats):
             coordinator.serve()
     return coordinator.bad_row

@@ -63,6 +63,9 @@ class ScratchStorage:
             return self.remote.atomic_write(path, data, exclusive=exclusive)
         return self._local.atomic_write(here, data, exclusive=exclusive)
 
+    def replace(self, path: str, data: bytes, old: bytes) -> bool:
+        return self.remote.replace(path, data, old)
+
     def remove(self, path: str) -> None:
         here = self._here_if_there(path)
         if here is None:

@@ -70,7 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo": {"llm"},
     "job/input": {"job", "rows", "text"},
     "job/output": {"job", "job/input", "kernel_support", "rows"},
-    "job/report": {"", "job", "job/output"},
+    "job/report": {"", "job", "job/input", "job/output"},
     "job/workers": {"engine", "job", "job/input", "job/output", "job/report", "llm", "models", "rows"},
     "job": {
         "",
@@ -90,7 +90,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checks": {*KERNELS, *MODELS, "demo", "engine", "llm", "measure"},
     "measure": {*KERNELS, *MODELS, "", "checks", "engine", "model_summary", "run"},
     "run": {"job", "job/output"},
-    "cli": {"", "integrations", "job", "job/output", "job/report", "measure", "models/files", "run"},
+    "commands": {"", "engine", "job", "job/input", "job/output", "job/report", "model_summary", *MODELS, "text"},
+    "cli": {"", "commands", "integrations", "job", "job/output", "job/report", "measure", "models/files", "run"},
     "": {"job", "llm"},
 }
 """Folder of rwkv_batch, or module at its top → folders and modules that it may import besides `BASICS`.
@@ -232,11 +233,11 @@ EXTRAS = re.findall(r"^([a-z-]+) = \[", (ROOT / "pyproject.toml").read_text(), r
 HARNESSES = sorted(
     path.stem for path in (PACKAGE / "integrations").glob("*.py") if path.stem.replace("_", "-") in EXTRAS
 )
-"""Modules of `integrations` that are named like an extra, which is named like the package of their harness."""
+"""Modules of `integrations` that are named like an extra, which is named like the package that they are for."""
 
 
 def test_every_harness_is_found():
-    assert HARNESSES == ["inspect_ai", "lighteval", "lm_eval"]
+    assert HARNESSES == ["inspect_ai", "lighteval", "lm_eval", "ray"]
 
 
 @pytest.mark.parametrize("name", HARNESSES)

@@ -64,7 +64,8 @@ class ScratchStorage:
         return self._local.atomic_write(here, data, exclusive=exclusive)
 
     def replace(self, path: str, data: bytes, old: bytes) -> bool:
-        return self.remote.replace(path, data, old)
+        here = self._here_if_there(path)
+        return self.remote.replace(path, data, old) if here is None else self._local.replace(here, data, old)
 
     def remove(self, path: str) -> None:
         here = self._here_if_there(path)

@@ -45,7 +45,7 @@ def test_each_worker_has_a_place(
 ) -> None:
     """None: the job's own process serves, and finds what is wrong with its device."""
     found = places(monkeypatch, gpus, **settings)
-    names: Any = found and [place.device if place.gpu is None else place.gpu for place in found]
+    names = None if found is None else [place.device if place.gpu is None else place.gpu for place in found]
     assert names == expected
     assert all(place.device == "cuda" for place in found or () if place.gpu is not None)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from fakes.fault_proxy import schedule
-from fakes.object_store import SECRET, Bucket
+from fakes.object_store import SECRET, Bucket, Crashed, CrashingStorage
 from fakes.s3_server import request
 from obstore.store import MemoryStore
 
@@ -28,28 +28,6 @@ from .conftest import Job
 
 ROWS = 120
 KILLS = 4
-
-
-class Crashed(BaseException):
-    """Ends a run as a kill would: nothing is written afterwards."""
-
-
-class CrashingStorage(ObjectStorage):
-    """Dies before the k-th change of the store, and then changes nothing any more."""
-
-    def __init__(self, k: int) -> None:
-        super().__init__()
-        self.left = k
-
-    def step(self) -> None:
-        self.left -= 1
-        if self.left <= 0:
-            raise Crashed
-
-    def _call(self, verb: str, path: str, act: Any, *arguments: Any, **options: Any) -> Any:
-        if verb != "read":
-            self.step()
-        return super()._call(verb, path, act, *arguments, **options)
 
 
 def undisturbed(job: Job) -> dict[str, bytes]:

@@ -42,7 +42,8 @@ def test_every_setting_is_described() -> None:
     text = (REFERENCE / "job-file.md").read_text(encoding="utf-8")
     for name, field in JobConfig.model_fields.items():
         keys = getattr(field.annotation, "model_fields", {name: field} if name == "task" else {})
-        for key in keys:
+        inner = {key: getattr(value.annotation, "model_fields", None) for key, value in keys.items()}
+        for key in [f"{key}.{part}" if part else key for key, parts in inner.items() for part in parts or [""]]:
             assert len(table_rows(section("job-file.md", name))[key][-1]) > 10, f"{name}.{key}"
     assert "](sampling-params.md)" in text
 

@@ -16,10 +16,12 @@ sys.modules["rwkv_batch.llm"] = fake_llm
 from rwkv_batch.job import claiming  # noqa: E402
 from rwkv_batch.job.output.storage import LocalStorage  # noqa: E402
 from rwkv_batch.job.stopping import SIGNALS  # noqa: E402
-from rwkv_batch.job.workers import local  # noqa: E402
+from rwkv_batch.job.workers import devices, local, ray_cluster  # noqa: E402
 from rwkv_batch.run import main  # noqa: E402
 
 local.PROGRAM = "job.fake_worker"
+ray_cluster.PROGRAM = "job.fake_ray_worker"
+devices._num_gpus = lambda: 0  # to ask takes an import of torch
 for number in SIGNALS:
     signal.signal(number, signal.SIG_DFL)
 if "FAKE_NOHUP" in os.environ:

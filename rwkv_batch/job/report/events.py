@@ -78,10 +78,21 @@ def machine() -> dict[str, Any]:
         "host": socket.gethostname(),
         "system": platform.platform(),
         "cpus": os.cpu_count(),
+        **_processor(),
         "python": platform.python_version(),
         "pyarrow": pa.__version__,
         "rwkv_batch": __version__,
     }
+
+
+def _processor() -> dict[str, str]:
+    """Returns the name of the processor; without it where the system does not tell."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return {"cpu": names[0]} if names else {}
 
 
 def memory() -> dict[str, int]:

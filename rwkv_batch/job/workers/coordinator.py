@@ -229,6 +229,10 @@ class Coordinator:
 
     def _hand_out(self) -> None:
         """Gives assignments to workers that have asked for one, as far as there are any for them."""
+        if not (self._suspects or self._rest or self._outstanding):
+            self._isolated = None
+            self._waiting.extendleft(self._blocked.values())
+            self._blocked.clear()
         asking, self._asking = self._asking, []
         for known in asking:
             assignment = self._next_for(known)
@@ -245,14 +249,10 @@ class Coordinator:
         if known is self._isolated:
             if not self._rest and not self._outstanding and self._suspects:
                 self._rest = deque(self._by_unit(self._suspects.next_group()))
-            if self._rest:
-                self._outstanding += 1
-                return self._rest.popleft()
-            if self._outstanding:
+            if not self._rest:
                 return None
-            self._isolated = None
-            self._waiting.extendleft(self._blocked.values())
-            self._blocked.clear()
+            self._outstanding += 1
+            return self._rest.popleft()
         running = sum(one.is_placed for one in self._known.values())
         share = -(-len(self._unpublished) // max(running, 1))
         while self._waiting and len(known.units) < share:
@@ -313,7 +313,7 @@ class Coordinator:
             return
         found = self._suspects.end(in_flight)
         if found is not None:
-            reason = f"the row ended the process of its worker twice, the second time alone; with {how}"
+            reason = f"the row ended two processes in which it was alone; the last one ended with {how}"
             logger.warning("row %d: %s", found, reason)
             self._num_ends = 0
             self._rest.extend(self._by_unit([found], RowError("engine_crash", reason)))

@@ -313,7 +313,7 @@ def test_a_signal_stops_a_job_whose_standard_error_is_closed(job: Job, fails_fir
 def test_a_signal_that_comes_when_all_is_done_is_not_lost(
     job: Job, fails_first: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rwkv_batch.job import execute as module
+    from rwkv_batch.job import shard_run as module
 
     write_report = module.__dict__["write_report"]
 

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
-from rwkv_batch.job.workers import local
-from rwkv_batch.job.workers.coordinator import Coordinator
-from rwkv_batch.job.workers.messages import Start
 
 from rwkv_batch.job.output.storage import LocalStorage
 from rwkv_batch.job.plan import UnitPlan
 from rwkv_batch.job.report.events import EventLog
+from rwkv_batch.job.workers import local
+from rwkv_batch.job.workers.coordinator import Coordinator
+from rwkv_batch.job.workers.messages import Start
 
 from . import talking_worker
 from .described import TAKEN_ROWS

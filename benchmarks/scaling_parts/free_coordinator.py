@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from rwkv_batch import run
 from rwkv_batch.job.workers import local
 from rwkv_batch.job.workers.coordinator import Coordinator
-
-from rwkv_batch import run
 
 from . import free_worker
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from rwkv_batch.job.plan import Assignment
 from rwkv_batch.job.workers.messages import Ask, Begun, Committed, Done, Event, Left, Ready, Served, Taken
 from rwkv_batch.message_process import ParentPipes
-
-from rwkv_batch.job.plan import Assignment
 
 from .described import TAKEN_ROWS
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from . import __version__
 from .commands.parsers import add_parsers
 from .errors import ConfigurationError, RwkvBatchError, one_of
+from .job.ending import exit_with
 from .job.messages import did_you_mean, printable
 from .job.stopping import EXIT_KILLED
 from .job.streams import lasting_streams
@@ -40,6 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command that the arguments name (those of the process where None), and returns the exit code."""
     with lasting_streams():
         return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def command() -> NoReturn:
+    """The program `rwkv-batch`."""
+    exit_with(main)
 
 
 def _main(given: list[str]) -> int:
@@ -135,6 +141,7 @@ def _add_report(commands: Any) -> None:
     )
     report.add_argument("path", help="the job's output folder, or its state folder where run.state_dir is set")
     report.add_argument("--show", type=int, default=0, metavar="N", help="print the first N rows of the output")
+    report.add_argument("--status", choices=("ok", "error"), help="with --show: only rows of this status")
     report.set_defaults(command=_report)
 
 
@@ -187,12 +194,19 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from .job.report.report import find_job, first_rows, summarise, write_report
+    from .job.report.examples import first_rows
+    from .job.report.report import collect, find_job, save
+    from .job.report.summary import summarise
 
     folders = find_job(options.path)
     storage = folders.open_storage()
-    print(printable("\n".join(summarise(write_report(storage, folders)))))
-    for record in first_rows(storage, folders, options.show):
+    report = collect(storage, folders)
+    print(printable("\n".join(summarise(report))))
+    try:
+        save(report, storage, folders)
+    except OSError as error:
+        print(f"report.json and report.html were not written: {error}", file=sys.stderr)
+    for record in first_rows(storage, folders, options.show, options.status, report["job"].get("columns", {})):
         print()
         print(printable("\n".join(f"{name}: {value}" for name, value in record.items() if value is not None)))
     return 0
@@ -211,4 +225,4 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

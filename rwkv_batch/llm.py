@@ -58,8 +58,8 @@ class LLM(ChatCalls):
     True
 
     Args:
-        model: "demo" (bundled), a .pth or .safetensors file, a folder in Hugging Face layout, or
-            hf://owner/repo/file@revision.
+        model: "demo" (bundled), a .pth or .safetensors file, a folder in Hugging Face layout,
+            hf://owner/repo/file@revision, or s3://bucket/file, gs://bucket/file or az://container/file.
         tokenizer: "auto" (by the size of the vocabulary and the files beside the model), "world", "bytes", a vocabulary
             file, a tokenizer.json, a folder that has one of these, or None: token ids in, token ids out.
         device: "auto" (the first CUDA device where there is one, else the CPU), "cpu", "cuda", "cuda:N", "mps" or
@@ -361,7 +361,9 @@ class LLM(ChatCalls):
     def describe(self) -> dict[str, Any]:
         """Returns the model's description in plain JSON, for reports: sizes, placement, memory, who serves which op."""
         self.serving.check()
-        return {**self.summary.describe(), "matrix_bytes": self._model.matrix_bytes}
+        device = self.summary.placement.device
+        name = {"device_name": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+        return {**self.summary.describe(), **name, "matrix_bytes": self._model.matrix_bytes}
 
     def check_integrity(self) -> None:
         """Raises AssertionError where a slot is neither free nor of a running sequence."""

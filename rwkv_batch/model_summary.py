@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from .engine.slot_tables import Vocabulary
 from .errors import CheckpointError, looked_up
 from .models.architecture import describe_sizes
 from .models.files.checkpoint import open_checkpoint
+from .models.files.remote import download, is_remote
 from .models.model import ModelFile
 from .models.placement import LayerPlacement, Placement, check_data_parallel, describe_layers, place
 from .ops import OpTable, fallbacks, format_choices, resolve
@@ -201,6 +202,7 @@ def inspect_model(
     Raises:
         ConfigurationError, CheckpointError, CapacityError, BackendError: as `LLM` does.
     """
+    model = _with_copies(model)
     path = DEMO_MODEL if str(model.model) == "demo" else model.model
     file = ModelFile.open(open_checkpoint(path))
     if model.init_state is not None:
@@ -233,6 +235,15 @@ def inspect_model(
     if ChatSettings.of(model.chat) != ChatSettings():
         _ = summary.chat_format  # what a caller asks for must be there; what "auto" finds matters to conversations only
     return summary
+
+
+def _with_copies(model: ModelSettings) -> ModelSettings:
+    """The settings with the paths of copies, where they name small files in object stores."""
+    if model.tokenizer is not None and is_remote(model.tokenizer):
+        model = replace(model, tokenizer=str(download(model.tokenizer, "tokenizer")))
+    if model.init_state is not None and is_remote(model.init_state):
+        model = replace(model, init_state=download(str(model.init_state), "init_state"))
+    return model
 
 
 class _Placed(NamedTuple):

@@ -19,12 +19,13 @@ from .errors import (
     ResumeError,
     Stopped,
 )
+from .job.ending import exit_with
 from .job.messages import printable
 from .job.stopping import EXIT_KILLED
 from .job.streams import lasting_streams
 
 if TYPE_CHECKING:
-    from .job.execute import Outcome
+    from .job.shard_run import Outcome
 
 logger = logging.getLogger("rwkv_batch")
 
@@ -43,7 +44,7 @@ EXIT_CODES = {
     EXIT_ROW_ERRORS: "some rows are errors; under run.on_row_error: stop the run has ended at one",
     EXIT_REFUSED: "the output folder belongs to a job with other results, or the input has changed",
     EXIT_DEVICE: "the device is missing or has too little memory",
-    EXIT_STOPPED: "stopped by a signal; the same command goes on where this one ended",
+    EXIT_STOPPED: "stopped by a signal, or because another process has taken over; the same command goes on",
     EXIT_KILLED: "ended at once by a second signal",
 }
 """Exit code → what it means."""
@@ -196,4 +197,4 @@ def _fail(code: int, message: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

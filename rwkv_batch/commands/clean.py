@@ -17,9 +17,9 @@ from ..job.folders import Folders
 from ..job.output.commit import UNREADABLE, part_name
 from ..job.output.parts import footer
 from ..job.output.storage import Storage
-from ..job.output.urls import is_url
 from ..job.report.report import find_job
 from ..job.state import read_job
+from ..object_stores.urls import is_url
 
 ACTIVE_SECONDS = 120.0
 """A run whose last sign of life is younger may still be at work: running jobs write one every few seconds."""

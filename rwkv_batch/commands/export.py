@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from ..errors import ConfigurationError, one_of
 from ..job.output.parts import ROW_GROUP_ROWS
-from ..job.output.urls import is_url
+from ..object_stores.urls import is_url
 from .finished import Finished, open_finished
 from .openai_results import write_openai
 from .plain_values import csv_batch, csv_schema, to_json

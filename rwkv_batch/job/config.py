@@ -18,6 +18,7 @@ from ..sampling_params import SAMPLING_FIELDS, SamplingParams
 from ..text.chat import format_names
 from .input.formats import FORMATS
 from .messages import listed
+from .report_section import ReportSection
 from .run_section import RunSection
 from .score_section import ScoreSection
 from .section import Count, Path, Seconds, Section
@@ -59,9 +60,9 @@ class ModelSection(Section):
 
     path: Path = _setting(
         ...,
-        "The model: `demo` (bundled), a checkpoint file, a folder in Hugging Face layout, or a file of the Hugging "
-        "Face hub.",
-        "'demo', a .pth or .safetensors file, a folder, or hf://owner/repo/file@revision",
+        "The model: `demo` (bundled), a checkpoint file, a folder in Hugging Face layout, or one of them on the "
+        "Hugging Face hub or in an object store.",
+        "'demo', a .pth or .safetensors file, a folder, hf://owner/repo/file@revision, or s3://bucket/file",
     )
     tokenizer: Path | None = _setting(
         "auto",
@@ -278,6 +279,7 @@ class JobConfig(Section):
     score: ScoreSection = ScoreSection()
     output: OutputSection
     run: RunSection = RunSection()
+    report: ReportSection = ReportSection()
 
 
 class Setting(NamedTuple):

@@ -109,6 +109,8 @@ def describe(prepared: Prepared, shard: Shard, first: FirstRows) -> Iterator[str
         rows = sum(unit.num_rows for unit in units)
         yield f"shard     {shard}: {_counted(rows, 'row')} in {_counted(len(units), 'part')}: {numbers or 'none'}"
     yield f"state     {prepared.folders.state}"
+    if prepared.folders.is_scratch_written:
+        yield f"segments  {prepared.folders.scratch}"
     yield f"settings  fingerprint {prepared.document['fingerprint'][:16]}"
     yield f"model     {job.model.path}"
     yield from (f"          {line}" for line in str(prepared.model.memory_plan).splitlines())

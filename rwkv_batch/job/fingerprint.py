@@ -38,11 +38,15 @@ HARMLESS = frozenset(
         "score.group_by",
         "output.flush_seconds",
         "run.state_dir",
+        "run.segments",
         "run.on_row_error",
         "run.backend",
         "run.workers",
         "run.devices",
         "run.worker_timeout",
+        "run.ray",
+        "report.show_text",
+        "report.samples",
     }
 )
 """Settings that change no result. A setting that is not in this list changes results."""

@@ -10,12 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..errors import ConfigurationError
+from ..object_stores.urls import LOCAL, checked_url, is_url, lacks_slashes
 from .config import JobConfig
 from .input.files import InputFile, would_be_read
 from .output.object_storage import PROBE
 from .output.open_storage import open_storage, remote_part
+from .output.scratch_storage import scratch_folder
 from .output.storage import Storage, StorageError
-from .output.urls import LOCAL, checked_url, is_url
 
 STATE_SUFFIX = ".rwkv_batch"
 LONGEST_NAME = 120
@@ -28,27 +29,46 @@ class Folders:
 
     Args:
         output, state: absolute paths, or addresses in object stores.
+        scratch: a folder on this machine where segments are looked for too; None where the state folder is local, or
+            where no run has made one and this run makes none.
+        is_scratch_written: new segments are written to `scratch`: `run.segments: scratch`.
     """
 
     output: str
     state: str
+    scratch: str | None = None
+    is_scratch_written: bool = False
 
     @classmethod
     def of(cls, job: JobConfig) -> Folders:
         """Returns the folders that a job names.
 
         Raises:
-            ConfigurationError: an address is none of a folder in an object store.
+            ConfigurationError: an address is none of a folder in an object store, or there is no scratch folder.
         """
+        output, state = cls._named_by(job)
+        if not is_url(state):
+            return cls(output, state)
+        scratch, is_written = scratch_folder(state), job.run.segments == "scratch"
+        if is_written and scratch is None:
+            raise ConfigurationError(
+                "run.segments: got 'scratch', but this user has no home: set XDG_CACHE_HOME to a folder on a local disk"
+            )
+        is_used = scratch is not None and (is_written or os.path.isdir(scratch))
+        return cls(output, state, scratch if is_used else None, is_written)
+
+    @staticmethod
+    def _named_by(job: JobConfig) -> tuple[str, str]:
+        """Returns the output folder and the state folder."""
         output = absolute(job.output.path, "output.path")
         if job.run.state_dir is None:
-            return cls(output, output + STATE_SUFFIX)
+            return output, output + STATE_SUFFIX
         state = absolute(job.run.state_dir, "run.state_dir")
         if is_url(state) and not is_url(output):
             raise ConfigurationError(
                 f"run.state_dir: got {state!r}, expected a folder on a local disk: output.path is one"
             )
-        return cls(output, state)
+        return output, state
 
     @property
     def are_siblings(self) -> bool:
@@ -61,16 +81,17 @@ class Folders:
 
     def open_storage(self) -> Storage:
         """Returns what reads and writes both. Raises MissingExtraError where that needs a package that is missing."""
-        return open_storage(self.output, self.state)
+        return open_storage(self.output, self.state, self.scratch, is_scratch_written=self.is_scratch_written)
 
     def output_from_state(self) -> str:
         """The path from the state folder to the output folder; an address in an object store as it is."""
         return self.output if is_url(self.output) else os.path.relpath(self.output, self.state)
 
     def removal(self) -> str:
-        """What removes both, for people: a command, or words where a folder is in an object store."""
+        """What removes all, for people: a command, or words where a folder is in an object store."""
         if is_url(self.output):
-            return f"remove everything below {self.output}/ and {self.state}/"
+            scratch = "" if self.scratch is None else f", and: rm -r {shlex.quote(self.scratch)}"
+            return f"remove everything below {self.output}/ and {self.state}/{scratch}"
         return f"rm -r {shlex.quote(self.output)} {shlex.quote(self.state)}"
 
 
@@ -80,6 +101,9 @@ def absolute(path: str, setting: str) -> str:
     Raises:
         ConfigurationError: the address is none of a folder in an object store.
     """
+    if lacks_slashes(path):
+        scheme, _, rest = path.partition(":")
+        raise ConfigurationError(f"{setting}: got {path!r}, expected two slashes: {scheme}://{rest.lstrip('/')}")
     return checked_url(path, setting) if is_url(path) else os.path.abspath(path.removeprefix(LOCAL))
 
 
@@ -155,6 +179,8 @@ def _check_remote_folders(job: JobConfig, folders: Folders, files: Sequence[Inpu
     where = f"output.path: got {output!r}"
     if not is_url(state):
         _check_writable(state, "run.state_dir")
+    if folders.is_scratch_written and folders.scratch is not None:
+        _check_writable(folders.scratch, "run.segments: scratch (its place follows XDG_CACHE_HOME)")
     if f"{output}/".startswith(f"{state}/") or f"{state}/".startswith(f"{output}/"):
         raise _contain_each_other(folders)
     _check_input(job, where, output, {file.name: file.name for file in files})

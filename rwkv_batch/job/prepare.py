@@ -267,6 +267,7 @@ def _check_pin(job: JobConfig) -> None:
 
     if path == "demo":
         raise ConfigurationError("model.sha256: pins weight files, and 'demo' is a part of rwkv_batch; leave it null")
-    found = sha256_of_model(path)
+    with named_as_in_jobs():
+        found = sha256_of_model(path)
     if found != expected.lower():
         raise ConfigurationError(f"model.sha256: {path} has {found}, expected {expected}: this is another model")

@@ -1,4 +1,5 @@
-"""Folders that keep compiled kernels between processes, and the lock under which one process builds them.
+"""Folders that keep files between processes, most of all compiled kernels, and the lock under which one process makes
+them.
 
 Three places are tried, in this order: `$XDG_CACHE_HOME/rwkv_batch`, `~/.cache/rwkv_batch`, and a folder of this user
 among temporary files. A compiled kernel is code, so it is loaded only from a folder that no other user can write to.
@@ -26,13 +27,18 @@ POLL_SECONDS = 0.1
 
 def places(name: str) -> Iterator[Path]:
     """Yields the folders in which compiled kernels of this name may lie, the best one first. They need not exist."""
+    yield from lasting_places(name)
+    with suppress(OSError):  # no folder for temporary files
+        yield Path(tempfile.gettempdir(), f"rwkv_batch-{os.geteuid()}-{name}")
+
+
+def lasting_places(name: str) -> Iterator[Path]:
+    """Yields the folders of this name that a restart of the machine leaves, the best one first. They need not exist."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(base):  # others are to be ignored, says the specification of this variable
         yield Path(base, "rwkv_batch", name)
     with suppress(RuntimeError):  # no variable HOME, and a user without an entry in passwd
         yield Path.home() / ".cache" / "rwkv_batch" / name
-    with suppress(OSError):  # no folder for temporary files
-        yield Path(tempfile.gettempdir(), f"rwkv_batch-{os.geteuid()}-{name}")
 
 
 def kept(name: str, pattern: str) -> Iterator[Path]:
@@ -70,7 +76,7 @@ def private_folders(name: str, *, for_libraries: bool = False) -> Iterator[Path]
         is_found = True
         yield place
     if not is_found:
-        raise OSError(f"no folder for compiled kernels: {'; '.join(refused) or 'no home and no temporary folder'}")
+        raise OSError(f"no folder to keep files in: {'; '.join(refused) or 'no home and no temporary folder'}")
 
 
 def private_folder(name: str) -> Path:
@@ -79,14 +85,16 @@ def private_folder(name: str) -> Path:
 
 
 @contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
+def one_at_a_time(path: Path, work: str = "builds kernels", longest: float | None = None) -> Iterator[None]:
     """A lock: of all processes and threads that use the same file, one at a time runs the block.
 
-    Two cases are no reason to fail: the lock is held for more than `LOCK_SECONDS`, or the file system has no locks. The
-    block then runs without the lock. A file that the block makes must therefore appear in one step.
+    Two cases are no reason to fail: the lock is held for too long, or the file system has no locks. The block then runs
+    without the lock. A file that the block makes must therefore appear in one step.
 
     Args:
         path: of the lock file, which stays. The lock ends with its process.
+        work: what a process does that holds the lock, for those that wait.
+        longest: the longest time to wait, in seconds; None is `LOCK_SECONDS`.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -94,14 +102,14 @@ def one_at_a_time(path: Path) -> Iterator[None]:
         yield
         return
     try:
-        _lock(descriptor, path)
+        _lock(descriptor, path, work, LOCK_SECONDS if longest is None else longest)
         yield
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, path: Path) -> None:
-    """Waits for the lock, at most `LOCK_SECONDS`; not at all where the file system has no locks."""
+def _lock(descriptor: int, path: Path, work: str, longest: float) -> None:
+    """Waits for the lock, at most `longest` seconds; not at all where the file system has no locks."""
     start = time.monotonic()
     is_told = False
     while True:
@@ -112,10 +120,10 @@ def _lock(descriptor: int, path: Path) -> None:
         except OSError:  # ENOSYS, ENOLCK, EOPNOTSUPP
             return None
         if not is_told:
-            logger.warning("waiting for another process that builds kernels (it holds %s)", path)
+            logger.warning("waiting for another process that %s (it holds %s)", work, path)
             is_told = True
-        if time.monotonic() - start > LOCK_SECONDS:
-            logger.warning("%s has been held for %.0f s; building without it", path, LOCK_SECONDS)
+        if time.monotonic() - start > longest:
+            logger.warning("%s has been held for %.0f s; going on without it", path, longest)
             return None
         time.sleep(POLL_SECONDS)
 

@@ -13,6 +13,7 @@ import pytest
 
 from rwkv_batch.job.output import object_storage
 from rwkv_batch.job.output.object_storage import ObjectStorage
+from rwkv_batch.object_stores import client
 
 from .fault_proxy import FaultProxy, fault_proxy
 from .s3_server import request, s3_server
@@ -92,6 +93,6 @@ def stores() -> Iterator[Any]:
 def hurry(patch: pytest.MonkeyPatch) -> None:
     """Shortens all waits between tries."""
     backoff = {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(milliseconds=5), "base": 2}
-    patch.setattr(object_storage, "RETRIES", {**object_storage.RETRIES, "backoff": backoff})
+    patch.setattr(client, "RETRIES", {**client.RETRIES, "backoff": backoff})
     patch.setattr(object_storage, "FIRST_WAIT", 0.001)
     patch.setattr(object_storage, "LONGEST_WAIT", 0.01)

@@ -39,6 +39,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert (job.engine.max_batch_size, job.engine.state_dtype, job.engine.prefix_sharing) == ("auto", "float32", True)
     assert (job.output.rows_per_part, job.output.flush_seconds, job.output.input_columns) == ("auto", 30, "all")
     assert (job.run.on_row_error, job.run.backend, job.run.state_dir) == ("continue", "local", None)
+    assert job.run.segments == "store"
 
 
 def test_every_setting_of_the_documented_example(tmp_path: Path) -> None:
@@ -54,7 +55,7 @@ input:   {path: prompts/*.parquet, format: auto, columns: {prompt: prompt, id: i
 sampling: {max_tokens: 256, temperature: 1.0, top_p: 0.85, n: 1, seed: 0, stop: ["\\n\\nUser:"]}
 output:  {path: out/eval, rows_per_part: 20000, flush_seconds: 30, input_columns: all, token_ids: false,
           logprobs: false}
-run:     {state_dir: null, on_row_error: continue, backend: local}
+run:     {state_dir: null, segments: store, on_row_error: continue, backend: local}
 """,
     )
     assert job.input.columns == {"prompt": "prompt", "id": "id"}
@@ -65,7 +66,10 @@ run:     {state_dir: null, on_row_error: continue, backend: local}
     ("line", "expected"),
     [
         ("task: gen", "task: got 'gen', expected generate or score"),
-        ("typo: 1", "typo: unknown key (known: task, model, engine, input, chat, sampling, score, output, run)"),
+        (
+            "typo: 1",
+            "typo: unknown key (known: task, model, engine, input, chat, sampling, score, output, run, report)",
+        ),
         ("sampling: {temprature: 1}", "sampling.temprature: unknown key (did you mean 'temperature'?)"),
         ("1: x", "1: unknown key (known: task, model,"),
         ("engine: {1: x}", "engine.1: unknown key (known: device, backend,"),
@@ -96,7 +100,7 @@ run:     {state_dir: null, on_row_error: continue, backend: local}
             "chat: {format: rwkv, template: '{{ messages }}'}",
             "chat.template: got a template, expected none beside chat.format 'rwkv'",
         ),
-        ("run: fast", "run: got 'fast', expected a mapping with state_dir, on_row_error, backend"),
+        ("run: fast", "run: got 'fast', expected a mapping with state_dir, segments, on_row_error, backend"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, line: str, expected: str) -> None:
@@ -135,8 +139,8 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
     assert problems(tmp_path, text) == [
         "job.yaml: sampling.temprature: unknown key (did you mean 'temperature'?)",
         "job.yaml: sampling.top_p: got 7, expected a number from 0 to 1",
-        "job.yaml: model.path: missing, expected 'demo', a .pth or .safetensors file, a folder, or "
-        "hf://owner/repo/file@revision",
+        "job.yaml: model.path: missing, expected 'demo', a .pth or .safetensors file, a folder, "
+        "hf://owner/repo/file@revision, or s3://bucket/file",
         "job.yaml: model.pth: unknown key (did you mean 'path'?)",
         "job.yaml: input.path: got 5, expected a file, folder, glob or URL, or a list of them",
     ]

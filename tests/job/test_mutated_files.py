@@ -52,7 +52,7 @@ sampling: {max_tokens: 4, temperature: 0.7, top_p: 0.9, top_k: 5, min_p: 0.1, pr
   frequency_penalty: 0.1, repetition_penalty: 1.1, penalty_decay: 0.9, stop: [ab, c], stop_token_ids: [3],
   logit_bias: {5: 1.0}, bad_token_ids: [7], top_p_order: rwkv, min_tokens: 1}
 output: {path: out, rows_per_part: 2, flush_seconds: 0, input_columns: all, token_ids: true, logprobs: true}
-run: {state_dir: null, on_row_error: continue, backend: local}
+run: {state_dir: null, segments: store, on_row_error: continue, backend: local}
 """
 JSONL = """
 model: {path: demo, tokenizer: vocabulary.txt}

@@ -25,6 +25,7 @@ from ..plan import Unit, UnitPlan
 from .parts import OutputFormat, PartMaker, RowSource, footer
 from .published import Retry, read_errors, read_results
 from .records import PartRecords
+from .scratch_storage import UNIT
 from .storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -262,7 +263,7 @@ class JobFiles:
         return [os.path.join(folder, name) for name in self._storage.list(folder) if name.endswith(".seg")]
 
     def _unit_folder(self, unit: Unit) -> str:
-        return os.path.join(self._state_folder, f"unit-{unit.index:05d}")
+        return os.path.join(self._state_folder, f"{UNIT}{unit.index:05d}")
 
     def _part_path(self, unit: Unit) -> str:
         return os.path.join(self._output_folder, part_name(unit.index, self._plan.num_units))

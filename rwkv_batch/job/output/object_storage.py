@@ -12,15 +12,15 @@ import os
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any, BinaryIO, TypeVar
 
-from ...errors import MissingExtraError
-from .object_errors import is_final, status_of, storage_error
+from ...object_stores.client import get_range, open_store, require_obstore
+from ...object_stores.failures import is_final, status_of
+from ...object_stores.urls import split_url
+from .object_errors import storage_error
 from .storage import Appender, Data, StorageError
-from .urls import split_url
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +42,6 @@ WRITER = "writer"
 """Key of an object's metadata: a random number of the request that created the object."""
 PROBE = "_probe-"
 """How names of files begin with which a store is tried out. Readers of folders of Parquet files skip such names."""
-CLIENT = {"allow_http": True, "connect_timeout": "10s", "read_timeout": "60s", "timeout": "300s"}
-"""Options of the HTTP client. HTTP without TLS is used where an endpoint's address says so, and nowhere else."""
-RETRIES: dict[str, Any] = {
-    "max_retries": 3,
-    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=2), "base": 2},
-    "retry_timeout": timedelta(seconds=60),
-}
-"""Retries inside a request: of each piece of an object, and of the rest of a body whose connection broke."""
 
 
 class ObjectStorage:
@@ -63,15 +55,10 @@ class ObjectStorage:
     """
 
     def __init__(self) -> None:
-        try:
-            import obstore
-            import obstore.store
-        except ImportError as error:
-            raise MissingExtraError("an object store", "obstore", "object-store") from error
-        self._obstore: Any = obstore
+        self._obstore = require_obstore("an object store")
         self._stores: dict[str, Any] = {}
         self._written: defaultdict[str, set[str]] = defaultdict(set)
-        self._creates = True
+        self._creates = self._replaces = True
         self._tries = TRIES
 
     def list(self, folder: str) -> list[str]:
@@ -87,9 +74,9 @@ class ObjectStorage:
         try:
             found, first = self._read(path, 0, FIRST_BYTES)
         except StorageError as error:
-            if not isinstance(error.__cause__, Exception) or status_of(error.__cause__) != 416:
+            if not _is_empty(error.__cause__):
                 raise
-            return io.BytesIO()  # an empty object has no first bytes
+            return io.BytesIO()
         if found["size"] <= len(first):
             return io.BytesIO(first)
         return io.BufferedReader(_ObjectFile(self, path, found["size"], found["e_tag"]), FIRST_BYTES)
@@ -104,6 +91,27 @@ class ObjectStorage:
         folder, name = os.path.split(path)
         self._written[folder].add(name)
         return True
+
+    def replace(self, path: str, data: bytes, old: bytes) -> bool:
+        for wait in self._waits():
+            try:
+                found, tags = self._request("read", path, content_and_tags)
+                if found != old:
+                    return found == data  # a request that reported a failure may have written it
+                mode = {"mode": tags} if self._replaces and tags else {}
+                self._call("written", path, self._obstore.put, data, use_multipart=False, **mode)
+                return True
+            except FileNotFoundError:
+                return False
+            except Exception as error:
+                if _is_taken(error) and wait is not None:
+                    continue  # what is there now says who has written it
+                if status_of(error) == 501 or isinstance(error, NotImplementedError):
+                    self._replaces = False
+                elif is_final(error):
+                    raise storage_error(path, "written", error) from error
+                self._wait(wait, "written", path, error)
+        raise AssertionError("the last try raises")
 
     def remove(self, path: str) -> None:
         folder, name = os.path.split(path)
@@ -215,13 +223,7 @@ class ObjectStorage:
         Args:
             e_tag: of the version that is read; an object that was replaced is refused.
         """
-        options = {"range": (start, stop), **({"if_match": e_tag} if e_tag else {})}
-
-        def get(store: Any, key: str) -> tuple[Any, bytes]:
-            response = self._obstore.get(store, key, options=options)
-            return response.meta, bytes(response.bytes())
-
-        return self._request("read", path, get)
+        return self._request("read", path, get_range, start, stop, e_tag)
 
     def _is_there(self, path: str) -> bool:
         try:
@@ -259,7 +261,7 @@ class ObjectStorage:
         """Returns the client of a bucket."""
         url = f"{scheme}://{bucket}"
         if url not in self._stores:
-            self._stores[url] = self._obstore.store.from_url(url, client_options=CLIENT, retry_config=RETRIES)
+            self._stores[url] = open_store(url)
         return self._stores[url]
 
     def _waits(self) -> Iterator[float | None]:
@@ -356,6 +358,20 @@ class NumberedObjects:
         self._written_at = now
 
 
+def _is_empty(error: BaseException | None) -> bool:
+    """Whether the first bytes of an object were asked for, and it has none."""
+    return isinstance(error, Exception) and (status_of(error) == 416 or "object was only 0 bytes long" in str(error))
+
+
+def content_and_tags(store: Any, key: str) -> tuple[bytes, dict[str, str]]:
+    """Returns an object's content, and what names its version in a condition of a PUT."""
+    import obstore
+
+    answer = obstore.get(store, key)
+    meta: Mapping[str, Any] = answer.meta
+    return bytes(answer.bytes()), {name: meta[name] for name in ("e_tag", "version") if meta.get(name)}
+
+
 def _is_taken(error: Exception) -> bool:
-    """Whether a store says that the object is there, or that another request creates it at the moment."""
+    """Whether a store says that the condition of a PUT is not met, or that another request writes at the moment."""
     return type(error).__name__ in ("AlreadyExistsError", "PreconditionError") or status_of(error) in (409, 412)

@@ -5,23 +5,30 @@ from __future__ import annotations
 import os
 from typing import BinaryIO
 
+from ...object_stores.urls import is_url
 from .object_storage import ObjectStorage
+from .scratch_storage import ScratchStorage
 from .storage import Appender, Data, LocalStorage, Storage
-from .urls import is_url
 
 
-def open_storage(output: str, state: str) -> Storage:
+def open_storage(output: str, state: str, scratch: str | None = None, *, is_scratch_written: bool = False) -> Storage:
     """Returns the storage of a job with these two folders. Reads and writes nothing.
 
     Args:
         output, state: absolute paths, or addresses in object stores. A local `output` has a local `state`.
+        scratch: a folder on this machine where segments are looked for too, if `state` is in an object store.
+        is_scratch_written: new segments are written there.
 
     Raises:
         MissingExtraError: a folder is in an object store, and obstore is missing.
     """
     if not is_url(output):
         return LocalStorage(os.path.join(state, "tmp"))
-    return ObjectStorage() if is_url(state) else SplitStorage(LocalStorage(os.path.join(state, "tmp")), ObjectStorage())
+    if not is_url(state):
+        return SplitStorage(LocalStorage(os.path.join(state, "tmp")), ObjectStorage())
+    if scratch is None:
+        return ObjectStorage()
+    return ScratchStorage(ObjectStorage(), state, scratch, is_written=is_scratch_written)
 
 
 class SplitStorage:
@@ -44,6 +51,9 @@ class SplitStorage:
 
     def atomic_write(self, path: str, data: Data, *, exclusive: bool = False) -> bool:
         return self._of(path).atomic_write(path, data, exclusive=exclusive)
+
+    def replace(self, path: str, data: bytes, old: bytes) -> bool:
+        return self._of(path).replace(path, data, old)
 
     def remove(self, path: str) -> None:
         self._of(path).remove(path)
@@ -69,6 +79,6 @@ class SplitStorage:
 
 def remote_part(storage: Storage) -> ObjectStorage | None:
     """Returns the part of a storage that is in object stores, if there is one."""
-    if isinstance(storage, SplitStorage):
+    if isinstance(storage, (SplitStorage, ScratchStorage)):
         return storage.remote
     return storage if isinstance(storage, ObjectStorage) else None

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...checksum import sha256_of
 from ...errors import CheckpointError
 from ..matrices.mm8 import Mm8Weight, dequantize_mm8, quantize_mm8
-from . import hub
+from . import hub, remote
 from .formats import read_checkpoint
 from .huggingface import weight_files
 from .stored import Contents
@@ -119,11 +119,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Args:
         path: a .pth file (BlinkDL's, or converted by ChatRWKV), a safetensors file with the same names (or from
             `convert`, or web-rwkv's .st), a folder in Hugging Face layout or a file of one, or an address: hf://owner/
-            repo for a repository in that layout, hf://owner/repo/file for a file; then @revision.
+            repo for a repository in that layout, hf://owner/repo/file for a file; then @revision; s3://bucket/name for
+            a file or a folder in an object store, and gs:// and az:// likewise.
 
     Raises:
         CheckpointError: the message says what was found, what was expected and what to do.
-        ConfigurationError, MissingExtraError: a malformed hf:// address, or the extra `hub` is missing.
+        ConfigurationError, MissingExtraError: a malformed address, or the extra `hub` or `object-store` is missing.
     """
     path = _local(path)
     format_name, contents = read_checkpoint(path)
@@ -148,7 +149,9 @@ def sha256_of_model(path: str | Path) -> str:
 
 
 def _local(path: str | Path) -> Path:
-    return hub.download(str(path)) if str(path).startswith(hub.SCHEME) else Path(path)
+    if str(path).startswith(hub.SCHEME):
+        return hub.download(str(path))
+    return remote.download(str(path)) if remote.is_remote(path) else Path(path)
 
 
 def _sha256(files: Iterable[Path]) -> str:

@@ -1,0 +1,1 @@
+"""Addresses in object stores, their clients, and what goes wrong there."""

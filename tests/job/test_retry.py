@@ -112,9 +112,9 @@ def test_codes_and_shards_choose_the_rows(limited: Job, served: list[int], caplo
     assert limited.run() == 3
     limited.set(input__max_prompt_tokens=100)
     served.clear()
-    assert limited.run("--retry-errors", "null_prompt", "promt_too_long") == 3
+    assert limited.run("--retry-errors", "null_prompt", "not_finite") == 3
     assert served == [4]
-    assert "no error row has the code 'promt_too_long' (did you mean 'prompt_too_long'?)" in caplog.text
+    assert "no error row has the code 'not_finite'; there are null_prompt 1" in caplog.text
     served.clear()
     assert limited.run("--retry-errors", "prompt_too_long", "--shard", "1/2") == 3
     assert served == [5] and codes(limited) == [*CODES[:5], None]
@@ -143,6 +143,8 @@ def test_other_results_are_refused(limited: Job, capsys: pytest.CaptureFixture[s
     assert limited.run("--retry-errors") == 2
     assert "is no job's output yet; run the job without it first" in capsys.readouterr().err
     assert limited.run() == 3
+    assert limited.run("--retry-errors", "promt_too_long") == 2
+    assert "got 'promt_too_long', expected an error code (did you mean 'prompt_too_long'?)" in capsys.readouterr().err
     assert limited.set(sampling__temperature=0.5).run("--retry-errors") == 4
     assert "sampling.temperature" in capsys.readouterr().err
 

@@ -280,15 +280,3 @@ def test_two_processes_that_start_at_once_make_one_job(long: Job, bucket: Bucket
     found = state(bucket)
     assert "_SUCCESS.json" in found and not any(name.endswith(".seg") for name in found)
     assert long.run() == 0
-
-
-def test_commands_for_a_finished_job(job: Job, bucket: Bucket, capsys: pytest.CaptureFixture[str]) -> None:
-    """Error rows are served again, results exported and compared, and nothing is left to remove."""
-    out, target = f"{bucket.url}/out", job.folder / "all.jsonl"
-    job.input(prompt=["long prompt", "b"]).set(input__max_prompt_tokens=4, output__path=out)
-    assert job.run() == 3
-    assert job.set(input__max_prompt_tokens=None).run("--retry-errors") == 0
-    assert cli.main(["export", out, str(target)]) == 0
-    assert [json.loads(line)["status"] for line in target.read_text().splitlines()] == ["ok", "ok"]
-    assert cli.main(["compare", out, out]) == 0 and "equal   2 of 2" in capsys.readouterr().out
-    assert cli.main(["clean", out, "--yes"]) == 0 and "nothing to remove" in capsys.readouterr().out

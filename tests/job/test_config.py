@@ -13,7 +13,7 @@ from rwkv_batch.errors import ConfigurationError
 from rwkv_batch.job.config import JobConfig, describe_settings
 from rwkv_batch.job.fingerprint import default_settings
 from rwkv_batch.job.load import load_job
-from rwkv_batch.job.run_section import RaySection
+from rwkv_batch.job.ray_section import RaySection
 from rwkv_batch.models.matrices.quantization import QUANTIZATIONS
 from rwkv_batch.ops import BACKENDS
 

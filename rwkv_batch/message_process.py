@@ -27,15 +27,23 @@ class MessageProcess:
 
     Args:
         module: the module whose `main(parent)` is the program of the process; it begins with `ParentPipes`.
+        first: the first message to it.
         on_message: called with each message of the process, on a thread of this class.
-        on_end: called once, on that thread, when the process has ended and all of its messages have been handled, with
-            words that say how it ended.
+        on_end: called once, with words that say how the process ended: when it has ended and all of its messages have
+            been handled, or when it has not ended in END_SECONDS after it was killed.
+
+    Raises:
+        Exception: the first message cannot be pickled; no process was started.
     """
 
-    def __init__(self, module: str, on_message: Callable[[Any], None], on_end: Callable[[str], None]) -> None:
+    def __init__(
+        self, module: str, first: Any, on_message: Callable[[Any], None], on_end: Callable[[str], None]
+    ) -> None:
         self._on_message = on_message
         self._on_end = on_end
+        self._end_lock = threading.Lock()
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self.send(first)
         # A session of its own: Ctrl-C in a terminal is for the parent alone.
         self._process = subprocess.Popen(
             python_command(module, str(os.getpid())),
@@ -61,11 +69,17 @@ class MessageProcess:
 
     def kill(self) -> None:
         """Ends the process, and waits for its end, at most END_SECONDS."""
+        self.send_kill()
+        try:
+            self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._end("it was killed, and does not end")
+
+    def send_kill(self) -> None:
+        """Like `kill`, but without waiting. Several processes can be killed before the first is waited for."""
         with contextlib.suppress(OSError):
             self._process.kill()
         self._outbox.put(None)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(END_SECONDS)
 
     def _send_all(self) -> None:
         """The loop of a thread."""
@@ -78,14 +92,24 @@ class MessageProcess:
     def _receive_all(self) -> None:
         """The loop of a thread."""
         assert self._process.stdout is not None
-        with contextlib.suppress(Exception):  # the process has ended, perhaps in the middle of a message
+        reason = ""
+        try:
             while True:
                 self._on_message(pickle.load(self._process.stdout))
+        except (EOFError, pickle.UnpicklingError):  # the process has ended, perhaps in the middle of a message
+            pass
+        except Exception as error:
+            reason = f"a message of it cannot be read: {type(error).__name__}: {error}"
         self.kill()
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
                 pipe and pipe.close()
-        self._on_end(_in_words(self._process.returncode))
+        self._end(reason or _in_words(self._process.returncode))
+
+    def _end(self, how: str) -> None:
+        """Calls `on_end`, the first time."""
+        if self._end_lock.acquire(blocking=False):
+            self._on_end(how)
 
 
 class ParentPipes:

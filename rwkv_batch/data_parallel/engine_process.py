@@ -43,8 +43,7 @@ class EngineProcess:
         self._questions = count()
         self._answers: dict[int, Future[Answer | None]] = {}
         self._reason = ""
-        self._process = MessageProcess(main.__module__, self._receive, self._end)
-        self.send(start)
+        self._process = MessageProcess(main.__module__, start, self._receive, self._end)
 
     @property
     def pid(self) -> int:
@@ -83,6 +82,10 @@ class EngineProcess:
         """Ends the process, and waits for its end for a few seconds at most."""
         self._process.kill()
 
+    def send_kill(self) -> None:
+        """Like `kill`, but without waiting."""
+        self._process.send_kill()
+
     def _receive(self, message: Any) -> None:
         """Handles a message. This runs on a thread of the process's object."""
         if isinstance(message, Answer):
@@ -95,7 +98,7 @@ class EngineProcess:
             self._events.put((self, message))
 
     def _end(self, ended_with: str) -> None:
-        """Handles the end of the process. This runs on the same thread."""
+        """Handles the end of the process."""
         self.ended_with = self._reason or ended_with
         self._give_up_answers()
         self._events.put((self, Ended()))

@@ -132,4 +132,6 @@ def _is_on_gpus(placement: Placement) -> bool:
 def _kill_all(by_index: dict[int, EngineProcess], parent: int) -> None:
     if os.getpid() == parent:
         for process in list(by_index.values()):
+            process.send_kill()
+        for process in list(by_index.values()):
             process.kill()

@@ -36,6 +36,8 @@ class LocalWorkers:
     def close(self) -> None:
         """Ends all processes, and waits for their end."""
         for worker in self._running.values():
+            worker.send_kill()
+        for worker in self._running.values():
             worker.kill()
 
 
@@ -46,9 +48,8 @@ class LocalWorker:
         self.index = start.number
         self._events = events
         self._reason = ""
-        self._process = MessageProcess(PROGRAM, self._receive, self._end)
+        self._process = MessageProcess(PROGRAM, start, self._receive, self._end)
         events.put((self, Placed(socket.gethostname(), self._process.pid)))
-        self._process.send(start)
 
     def send(self, message: Any) -> None:
         """Sends a message."""
@@ -58,6 +59,10 @@ class LocalWorker:
         """Ends the process, and waits for its end for a few seconds at most."""
         self._process.kill()
 
+    def send_kill(self) -> None:
+        """Like `kill`, but without waiting."""
+        self._process.send_kill()
+
     def _receive(self, message: Message) -> None:
         """Handles a message. This runs on a thread of the process's object."""
         if isinstance(message, Crashed):
@@ -66,5 +71,5 @@ class LocalWorker:
             self._events.put((self, message))
 
     def _end(self, ended_with: str) -> None:
-        """Handles the end of the process. This runs on the same thread."""
+        """Handles the end of the process."""
         self._events.put((self, Ended(self._reason or ended_with)))

@@ -26,6 +26,7 @@ from rwkv_batch.job.input.columns import Columns
 from rwkv_batch.job.input.score_columns import Scored
 from rwkv_batch.job.output.extra import TYPES
 from rwkv_batch.job.output.results import result_schema
+from rwkv_batch.job.report.error_codes import ERROR_CODES
 from rwkv_batch.llm import LLM
 from rwkv_batch.measure.bench import _parser as bench_parser
 from rwkv_batch.outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
@@ -54,6 +55,7 @@ def pages() -> dict[str, str]:
         "vllm.md": "\n".join(_vllm()),
         "command-line.md": "\n".join(_command_line()),
         "output-columns.md": "\n".join(_output_columns()),
+        "error-codes.md": "\n".join(_error_codes()),
     }
 
 
@@ -103,7 +105,7 @@ def _job_file() -> Iterator[str]:
 
 def _setting(setting: Setting, section: str) -> tuple[str, ...]:
     default = "required" if setting.is_required else f"`{_yaml(setting.default)}`"
-    resume = "may change" if setting.name in HARMLESS else "must stay"
+    resume = "may change" if setting.name in HARMLESS or setting.name.startswith("run.ray.") else "must stay"
     if setting.name == PASSED:
         resume = "may change until the first part"
     return (
@@ -299,6 +301,9 @@ def _command_line() -> Iterator[str]:
     for name, parser in {**commands.choices, "bench": bench_parser()}.items():
         sentence = parser.description or f"{helps[name][:1].upper()}{helps[name][1:]}."
         yield from _prose(f"## {name}", sentence)
+        if (parser.epilog or "").startswith("example:"):
+            example = (parser.epilog or "").splitlines()[0].removeprefix("example:").strip()
+            yield from _prose(f"Example: `{example}`")
         rows = [_option(action) for action in parser._actions if not isinstance(action, argparse._HelpAction)]
         if rows:
             yield from _table("argument|meaning", rows)
@@ -309,6 +314,18 @@ def _option(action: argparse.Action) -> tuple[str, str]:
     names = ", ".join(action.option_strings) or str(action.metavar or action.dest)
     shown = f"{names} {values}".strip() if action.option_strings else names
     return f"`{shown}`", (action.help or "").replace("%%", "%")
+
+
+def _error_codes() -> Iterator[str]:
+    yield from _prose(
+        "# Error codes",
+        NOTICE,
+        "`error_code` of a bad row says what is wrong with it, `error` says it in a sentence. All other rows are "
+        "served. In Python results have the same codes; a value of a wrong type makes `generate` and `score` raise "
+        "`ValueError` before they begin.",
+    )
+    rows = ((f"`{code}`", meaning.cause, meaning.advice) for code, meaning in ERROR_CODES.items())
+    yield from _table("error code|cause|what to do", rows)
 
 
 def _output_columns() -> Iterator[str]:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
         Stopped,
     )
     from .inputs import TextPrompt, TokensPrompt
-    from .job.execute import Outcome, run_job
+    from .job.execute import run_job
+    from .job.shard_run import Outcome
     from .llm import LLM
     from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
     from .sampling_params import SamplingParams
@@ -41,7 +42,7 @@ _HOME = {
     "TextPrompt": "inputs",
     "TokensPrompt": "inputs",
     "run_job": "job.execute",
-    "Outcome": "job.execute",
+    "Outcome": "job.shard_run",
     "RwkvBatchError": "errors",
     "ConfigurationError": "errors",
     "CheckpointError": "errors",

@@ -5,15 +5,33 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from . import __version__
+from .commands.parsers import add_parsers
 from .errors import ConfigurationError, RwkvBatchError, one_of
+from .job.ending import exit_with
 from .job.messages import did_you_mean, printable
+from .job.stopping import EXIT_KILLED
 from .job.streams import lasting_streams
-from .run import DESCRIPTION, EXIT_USAGE, HELP, add_arguments, execute
+from .run import DESCRIPTION, EXIT_INTERNAL, EXIT_USAGE, HELP, add_arguments, execute
 
-COMMANDS = ("run", "validate", "score", "report", "convert", "doctor", "bench", "lm-eval")
+COMMANDS = (
+    "run",
+    "validate",
+    "score",
+    "report",
+    "export",
+    "compare",
+    "inspect",
+    "clean",
+    "init",
+    "schema",
+    "convert",
+    "doctor",
+    "bench",
+    "lm-eval",
+)
 
 CONVERTED_FORMATS = ("int8",)
 """Weight formats that `convert` writes."""
@@ -23,6 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command that the arguments name (those of the process where None), and returns the exit code."""
     with lasting_streams():
         return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def command() -> NoReturn:
+    """The program `rwkv-batch`."""
+    exit_with(main)
 
 
 def _main(given: list[str]) -> int:
@@ -43,8 +66,16 @@ def _main(given: list[str]) -> int:
         options = parser.parse_args(given)
         return int(options.command(options))
     except RwkvBatchError as error:
-        print(f"rwkv-batch: {printable(str(error))}", file=sys.stderr)
-        return EXIT_USAGE
+        return _fail(EXIT_USAGE, str(error))
+    except OSError as error:  # such as a full disk
+        return _fail(EXIT_INTERNAL, str(error))
+    except KeyboardInterrupt:  # of a command without a handling of its own
+        return _fail(EXIT_KILLED, "interrupted")
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"rwkv-batch: {printable(message)}", file=sys.stderr)
+    return code
 
 
 def _check_command(name: str) -> None:
@@ -66,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_job_commands(commands)
     _add_report(commands)
+    add_parsers(commands)
     _add_convert(commands)
     _add_doctor(commands)
     commands.add_parser("bench", help="measure how fast a model is on this machine", add_help=False)
@@ -109,6 +141,7 @@ def _add_report(commands: Any) -> None:
     )
     report.add_argument("path", help="the job's output folder, or its state folder where run.state_dir is set")
     report.add_argument("--show", type=int, default=0, metavar="N", help="print the first N rows of the output")
+    report.add_argument("--status", choices=("ok", "error"), help="with --show: only rows of this status")
     report.set_defaults(command=_report)
 
 
@@ -161,12 +194,19 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from .job.report.report import find_job, first_rows, summarise, write_report
+    from .job.report.examples import first_rows
+    from .job.report.report import collect, find_job, save
+    from .job.report.summary import summarise
 
     folders = find_job(options.path)
     storage = folders.open_storage()
-    print(printable("\n".join(summarise(write_report(storage, folders)))))
-    for record in first_rows(storage, folders, options.show):
+    report = collect(storage, folders)
+    print(printable("\n".join(summarise(report))))
+    try:
+        save(report, storage, folders)
+    except OSError as error:
+        print(f"report.json and report.html were not written: {error}", file=sys.stderr)
+    for record in first_rows(storage, folders, options.show, options.status, report["job"].get("columns", {})):
         print()
         print(printable("\n".join(f"{name}: {value}" for name, value in record.items() if value is not None)))
     return 0
@@ -185,4 +225,4 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

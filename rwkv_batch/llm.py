@@ -361,7 +361,9 @@ class LLM(ChatCalls):
     def describe(self) -> dict[str, Any]:
         """Returns the model's description in plain JSON, for reports: sizes, placement, memory, who serves which op."""
         self.serving.check()
-        return {**self.summary.describe(), "matrix_bytes": self._model.matrix_bytes}
+        device = self.summary.placement.device
+        name = {"device_name": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+        return {**self.summary.describe(), **name, "matrix_bytes": self._model.matrix_bytes}
 
     def check_integrity(self) -> None:
         """Raises AssertionError where a slot is neither free nor of a running sequence."""

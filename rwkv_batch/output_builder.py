@@ -7,8 +7,8 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from .engine.logprobs import TokenScores
 from .engine.request import Completion
+from .engine.token_scores import TokenScores
 from .outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
 from .requests import Scoring
 from .rows import ErrorRow, Finished, RowInFlight, ScoreRow, text_arrays

@@ -13,9 +13,9 @@ from .errors import RowError
 from .sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from .engine.logprobs import TokenScores as TokenScores
     from .engine.request import Completion as Completion
     from .engine.request import Request
+    from .engine.token_scores import TokenScores as TokenScores
     from .score_requests import Scoring
     from .text.constraint_compiler import RowConstraint
 

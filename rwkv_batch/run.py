@@ -19,12 +19,13 @@ from .errors import (
     ResumeError,
     Stopped,
 )
+from .job.ending import exit_with
 from .job.messages import printable
 from .job.stopping import EXIT_KILLED
 from .job.streams import lasting_streams
 
 if TYPE_CHECKING:
-    from .job.execute import Outcome
+    from .job.shard_run import Outcome
 
 logger = logging.getLogger("rwkv_batch")
 
@@ -43,7 +44,7 @@ EXIT_CODES = {
     EXIT_ROW_ERRORS: "some rows are errors; under run.on_row_error: stop the run has ended at one",
     EXIT_REFUSED: "the output folder belongs to a job with other results, or the input has changed",
     EXIT_DEVICE: "the device is missing or has too little memory",
-    EXIT_STOPPED: "stopped by a signal; the same command goes on where this one ended",
+    EXIT_STOPPED: "stopped by a signal, or because another process has taken over; the same command goes on",
     EXIT_KILLED: "ended at once by a second signal",
 }
 """Exit code → what it means."""
@@ -96,6 +97,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="make only every Nth part, from part I on; I counts from 0. auto or auto/N: take the numbers from the "
         "variables of Slurm, torchrun or Kubernetes",
     )
+    what.add_argument(
+        "--retry-errors",
+        nargs="*",
+        metavar="CODE",
+        help="serve error rows of the parts that are there again, all or those with these error codes, and nothing "
+        "else; input.max_prompt_tokens, engine.constraint_timeout and other settings that change no result may differ",
+    )
     how = parser.add_argument_group("how it is run")
     how.add_argument("--dry-run", action="store_true", help="check everything, show the first prompt, run nothing")
     how.add_argument("--allow-errors", action="store_true", help="exit with 0 even where rows are errors")
@@ -122,6 +130,7 @@ def execute(options: argparse.Namespace, task: str | None = None) -> int:
     handler.setFormatter(_TerminalFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logger.setLevel(logging.DEBUG if options.verbose else logging.INFO)  # the level of this package alone
+    retry_errors = False if options.retry_errors is None else options.retry_errors or True
     overrides = [*options.overrides, *([f"task={task}"] if task else [])]
     stop = StopSignals(is_command=True)
     try:
@@ -129,10 +138,12 @@ def execute(options: argparse.Namespace, task: str | None = None) -> int:
         # references to variables.
         shard = str(parse_shard(options.shard, os.environ))
         if options.dry_run:
-            text, is_useful = check_job(options.job, overrides, shard, limit=options.limit, stop=stop)
+            text, is_useful = check_job(
+                options.job, overrides, shard, limit=options.limit, stop=stop, retry_errors=retry_errors
+            )
             print(printable(text))
             return EXIT_OK if is_useful else EXIT_ROW_ERRORS
-        outcome = run_job(options.job, overrides, shard, limit=options.limit, stop=stop)
+        outcome = run_job(options.job, overrides, shard, limit=options.limit, stop=stop, retry_errors=retry_errors)
     except Stopped:
         return _fail(EXIT_STOPPED, "stopped; start the same command again to go on")
     except ResumeError as error:
@@ -160,6 +171,8 @@ def _print_summary(outcome: Outcome) -> None:
     folders, output = outcome.folders, _shortest(outcome.output)
     lines = outcome.summary or [f"{output}: {outcome.rows:,} rows, {outcome.errors:,} of them errors"]
     print(printable("\n".join(lines)))
+    if outcome.retried is not None:
+        print(f"retried {outcome.retried}")
     if outcome.stopped_at:
         print(printable(f"stopped at {outcome.stopped_at}"))
         print("run.on_row_error is stop: start the same command again to go on with the rows after it")
@@ -184,4 +197,4 @@ def _fail(code: int, message: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -8,8 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from .engine.logprobs import TokenScores
 from .engine.request import END_OF_TEXT, Completion, Request
+from .engine.token_scores import TokenScores
 from .errors import RowError
 from .rows import RowInFlight, ScoreRow
 from .sampling_params import SamplingParams

@@ -12,6 +12,7 @@ from .call_lock import CallLock
 from .engine.engine import Engine
 from .engine.request import Completion
 from .engine.source import Item
+from .engine.stats import Clock
 from .errors import RowError
 from .prefetch import Prefetch
 from .requests import RequestBuilder
@@ -282,10 +283,14 @@ class _CallRows:
 
     def _built(self) -> Iterator[list[Finished]]:
         """Lists of rows with their requests. This runs on the thread of the prefetch."""
+        stats, clock = self._engine.stats, Clock()
         for batch in self._batches:
+            stats.read_seconds += clock.lap()
             for part in _parts(batch, self._engine.window):
                 rows = self._builder.build(part)
+                stats.encode_seconds += clock.lap()
                 yield rows
+                clock.lap()  # the time until more rows are wanted
                 if self._stops_at_error and any(isinstance(row, ErrorRow) for row in rows):
                     return
 

@@ -10,6 +10,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "test_call_in_process.py",
         "benchmarks/test_gpu_compile_cache.py",
     ),
+    "a browser opens a page": ("job/report/test_page_in_browser.py",),
     "kernels run in Triton's interpreter": (
         "engine/test_late_copies.py",
         "engine/test_replay.py",
@@ -38,6 +39,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "kernels/test_probe_launch.py",
     ),
     "benchmarks and commands run as a whole": (
+        "job/test_retry.py::test_a_worker_serves_error_rows_again",
         "integrations/test_inspect_ai.py::test_samples_that_inspect_ends_at_its_time_limit_free_their_slots",
         "integrations/test_inspect_ai.py::test_the_real_evaluation",
         "integrations/test_inspect_ai_settings.py::test_a_response_schema_is_followed",
@@ -55,9 +57,11 @@ SLOW: dict[str, tuple[str, ...]] = {
         "job/test_process.py",
         "job/test_score_jobs.py",
         "job/test_streams.py::test_the_exit_code_is_that_of_the_work",
+        "job/workers/test_local.py",
         "job/test_streams.py::test_a_signal_writes_no_message_into_a_file_of_the_job",
         "mutation/test_mutation.py",
         "test_structure.py::test_a_missing_harness_is_an_extra",
+        "integrations/test_ray.py::test_results_do_not_depend_on_actors_and_one_whose_engine_fails_is_replaced",
         "measure/test_bench.py",
         "benchmarks/test_benchmark_peers.py",
         "benchmarks/test_benchmark_quality.py::test_it_rehearses",
@@ -74,6 +78,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "data_parallel/test_ended_processes.py",
         "data_parallel/test_parallel_rows.py",
         "integrations/test_data_parallel.py",
+        "job/workers/test_ray_workers.py",
     ),
     "the package is built and installed": ("test_packaging.py",),
     "something fails at every line or step": (
@@ -81,6 +86,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "job/test_crash.py::test_the_disk_fails_at_every_durable_step",
         "engine/test_interrupts.py::test_an_exception_at_any_line_leaves_the_engine_usable",
         "job/test_crash.py::test_a_crash_at_every_durable_step",
+        "job/test_retry.py::test_a_crash_at_every_third_durable_step",
     ),
     "models of all versions run in several ways": (
         "models/files/test_chatrwkv_converted.py",

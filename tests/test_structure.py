@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo": {"llm"},
     "job/input": {"job", "rows", "text"},
     "job/output": {"job", "job/input", "kernel_support", "rows"},
-    "job/report": {"", "job", "job/output"},
+    "job/report": {"", "job", "job/input", "job/output"},
     "job/workers": {"engine", "job", "job/input", "job/output", "job/report", "llm", "models", "rows"},
     "job": {
         "",
@@ -89,7 +90,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checks": {*KERNELS, *MODELS, "demo", "engine", "llm", "measure"},
     "measure": {*KERNELS, *MODELS, "", "checks", "engine", "model_summary", "run"},
     "run": {"job", "job/output"},
-    "cli": {"", "integrations", "job", "job/output", "job/report", "measure", "models/files", "run"},
+    "commands": {"", "engine", "job", "job/input", "job/output", "job/report", "model_summary", *MODELS, "text"},
+    "cli": {"", "commands", "integrations", "job", "job/output", "job/report", "measure", "models/files", "run"},
     "": {"job", "llm"},
 }
 """Folder of rwkv_batch, or module at its top → folders and modules that it may import besides `BASICS`.
@@ -180,8 +182,9 @@ def sources() -> dict[str, str]:
     return {path.relative_to(ROOT).as_posix(): path.read_text() for path in modules(*folders).values()}
 
 
-def functions(text: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Yields every function of a module with its name; a method's name has its class's in front."""
+@cache
+def functions(text: str) -> list[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Every function of a module with its name; a method's name has its class's in front."""
 
     def inside(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
         for child in ast.iter_child_nodes(node):
@@ -189,7 +192,7 @@ def functions(text: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunct
                 yield prefix + child.name, child
             yield from inside(child, f"{child.name}." if isinstance(child, ast.ClassDef) else prefix)
 
-    return inside(ast.parse(text), "")
+    return [*inside(ast.parse(text), "")]
 
 
 def num_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -230,11 +233,11 @@ EXTRAS = re.findall(r"^([a-z-]+) = \[", (ROOT / "pyproject.toml").read_text(), r
 HARNESSES = sorted(
     path.stem for path in (PACKAGE / "integrations").glob("*.py") if path.stem.replace("_", "-") in EXTRAS
 )
-"""Modules of `integrations` that are named like an extra, which is named like the package of their harness."""
+"""Modules of `integrations` that are named like an extra, which is named like the package that they are for."""
 
 
 def test_every_harness_is_found():
-    assert HARNESSES == ["inspect_ai", "lighteval", "lm_eval"]
+    assert HARNESSES == ["inspect_ai", "lighteval", "lm_eval", "ray"]
 
 
 @pytest.mark.parametrize("name", HARNESSES)
@@ -247,6 +250,13 @@ def test_a_missing_harness_is_an_extra(name):
 @pytest.mark.parametrize("module", ["rwkv_batch", "rwkv_batch.cli", "rwkv_batch.sampling_params"])
 def test_importing_is_cheap(module):
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'triton', 'pyarrow', 'numpy'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_job_s_own_process_imports_no_torch():
+    """A process that only reads rows, writes parts and hands units to workers starts in half a second."""
+    modules = ("job.execute", "requests", "score_requests", "output_builder", "engine.stats", "job.workers.coordinator")
+    code = f"import sys, {', '.join(f'rwkv_batch.{module}' for module in modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

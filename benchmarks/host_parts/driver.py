@@ -13,8 +13,8 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-import rwkv_batch.job.execute
 import rwkv_batch.job.serve
+import rwkv_batch.job.shard_run
 from rwkv_batch.engine.engine import Engine, EngineLimits
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.slot_tables import Vocabulary
@@ -42,7 +42,7 @@ except ImportError:  # a commit in which the module of `LLM` loads the model
 
 COPY = HostCopy
 STEP = (Engine, "step")
-SERVE = (rwkv_batch.job.execute._Run, "serve")
+SERVE = (rwkv_batch.job.shard_run.ShardRun, "serve")
 LOAD = (rwkv_batch.job.serve, "_load_model")
 WATCHED = (
     Watched(Engine, "_admit", "admission", perf_counter),

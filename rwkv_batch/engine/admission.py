@@ -12,6 +12,7 @@ from .sequence import Sequence
 from .snapshots import Snapshots
 from .source import Source
 from .state_pool import Record
+from .stats import Clock
 
 
 class Admitted(NamedTuple):
@@ -32,12 +33,14 @@ class Admission:
 
     Attributes:
         num_waiting: number of requests that have been pulled and have not started.
+        wait_seconds: time spent waiting for requests.
     """
 
     def __init__(self, snapshots: Snapshots, window: int, prefix_sharing: bool) -> None:
         self.snapshots = snapshots
         self.window = window
         self.num_waiting = 0
+        self.wait_seconds = 0.0
         self._prefix_sharing = prefix_sharing
 
     def fill(self, source: Source, scheduler: Scheduler, num_free: int, may_wait: bool) -> list[Admitted]:
@@ -149,7 +152,10 @@ class Admission:
             return
         if scheduler.waiting and not source.has_ready(self.window):
             return
-        items = source.take(self.window, wait=may_wait and scheduler.is_idle)
+        clock, waits = Clock(), may_wait and scheduler.is_idle
+        items = source.take(self.window, wait=waits)
+        if waits:
+            self.wait_seconds += clock.lap()
         requests = [request for item in items for request in (item if isinstance(item, list) else (item,))]
         self.num_waiting += len(requests)
         scheduler.add(Sequence(root) for root in plan_prefixes(requests, self._prefix_sharing))

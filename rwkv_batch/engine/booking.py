@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..outputs import FinishReason
-from .logprobs import TokenScores
 from .request import END_OF_TEXT, Completion, Request, StopMatcher
 from .sequence import Sequence
+from .token_scores import TokenScores
 from .top_table import TopTable
 
 _NO_PLACE = -1

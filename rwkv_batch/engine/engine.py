@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -215,12 +216,15 @@ class Engine:
 
     def _admit(self, source: Source) -> None:
         """Gives the free slots to waiting sequences."""
+        start = perf_counter()
         admitted = self.admission.fill(source, self.scheduler, self.pool.num_free, may_wait=not self._outbox)
         if admitted:
             for sequence, slot in zip(admitted, self.pool.allocate(len(admitted)), strict=True):
                 sequence.sequence.slot = slot
             self.scheduler.start([each.sequence for each in admitted])
             self._within_memory(partial(self._open, admitted))
+        self.stats.input_seconds = self.admission.wait_seconds
+        self.stats.admit_seconds += perf_counter() - start
 
     def _open(self, admitted: list[Admitted]) -> None:
         """Sets the states and the sampling settings of these sequences' slots, in a fixed number of transfers."""

@@ -12,9 +12,10 @@ from ..models.model import Model
 from ..models.scoring import ROWS_AT_ONCE
 from ..transfer import HostCopy
 from .booking import SampledRows
-from .logprobs import TokenScores, TopLogprobs
+from .logprobs import TopLogprobs
 from .sampler import Sampled
 from .step_input import ScoreInput
+from .token_scores import TokenScores
 
 
 class Scores:

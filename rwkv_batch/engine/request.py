@@ -10,7 +10,7 @@ import numpy as np
 
 from ..outputs import FinishReason
 from ..sampling_params import SamplingParams
-from .logprobs import TokenScores
+from .token_scores import TokenScores
 
 END_OF_TEXT = 0
 """Token 0 ends every RWKV text; it has no bytes."""

@@ -78,15 +78,22 @@ class _DeviceBudget:
         needs: what the device must hold.
         is_named: the plan names the device, because there are several.
         memory_share: the share of the available memory that the plan may use.
+        available: bytes that the device has free; None asks the device.
     """
 
     def __init__(
-        self, file: ModelFile, device: torch.device, needs: _DeviceNeeds, is_named: bool, memory_share: float
+        self,
+        file: ModelFile,
+        device: torch.device,
+        needs: _DeviceNeeds,
+        is_named: bool,
+        memory_share: float,
+        available: int | None,
     ) -> None:
         self._sizes = file.sizes
         self._device = device
         self._needs = needs
-        self._available = available_memory(device)
+        self._available = available_memory(device) if available is None else available
         self._share = memory_share
         self._name = str(device) if is_named else ""
 
@@ -121,6 +128,7 @@ def plan_memory(
     max_batch_size: int | None = None,
     max_batch_tokens: int | None = None,
     memory_share: float = MEMORY_SHARE,
+    available: int | None = None,
 ) -> MemoryPlan:
     """Chooses the engine's sizes: those given, or as many slots and tokens as are useful and fit.
 
@@ -131,6 +139,7 @@ def plan_memory(
         max_batch_size: number of slots; None chooses it.
         max_batch_tokens: tokens of a step; None chooses it.
         memory_share: the share of each device's available memory that may be used, above 0 and up to 1.
+        available: bytes that each device has free, for a plan of devices that are not here; None asks the devices.
 
     Raises:
         ConfigurationError: a size is not positive, or there are fewer tokens than slots.
@@ -138,7 +147,9 @@ def plan_memory(
     """
     _check_sizes(max_batch_size, max_batch_tokens)
     needs = _device_needs(file, placement)
-    budgets = [_DeviceBudget(file, device, held, len(needs) > 1, memory_share) for device, held in needs.items()]
+    budgets = [
+        _DeviceBudget(file, device, held, len(needs) > 1, memory_share, available) for device, held in needs.items()
+    ]
     kind = placement.device.type
     prompt_tokens = _PROMPT_TOKENS.get(kind, 512)
     slots = max_batch_size or _SLOT_LIMIT.get(kind, 128)

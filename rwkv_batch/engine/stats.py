@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .scheduler import StepPlan
+if TYPE_CHECKING:
+    from .scheduler import StepPlan
 
 NUM_BUCKETS = 20
 
@@ -100,6 +101,14 @@ class EngineStats:
     prompt_tokens: int = 0
     """Prompt tokens computed, a shared prefix counted once."""
     completion_tokens: int = 0
+    read_seconds: float = 0.0
+    """Reading rows, on the thread that reads ahead."""
+    encode_seconds: float = 0.0
+    """Making requests of rows: texts become token ids, on the thread that reads ahead."""
+    input_seconds: float = 0.0
+    """Waiting for requests while no sequence runs."""
+    admit_seconds: float = 0.0
+    """Giving free slots to waiting sequences: `input_seconds`, finding shared prefixes, setting states and settings."""
     prompt_seconds: float = 0.0
     """Forward time spent on prompts: each forward pass's time × the share of prompt tokens among its tokens."""
     schedule_seconds: float = 0.0
@@ -138,6 +147,12 @@ class EngineStats:
         self.step_tokens += prompt_tokens + len(plan.decoding)
         self.prompt_share = prompt_tokens / (prompt_tokens + len(plan.decoding))
         self.occupancy.add(slots_in_use / self.max_batch_size)
+
+    def seconds(self) -> dict[str, float]:
+        """Returns the seconds of each phase by its name, such as "model". No two phases of one thread overlap."""
+        phases = (one.name for one in fields(self) if one.name.endswith("_seconds") and one.name != "prompt_seconds")
+        found = {name.removesuffix("_seconds"): getattr(self, name) for name in phases}
+        return {**found, "admit": self.admit_seconds - self.input_seconds}
 
     @contextmanager
     def timed_forward(self) -> Iterator[None]:

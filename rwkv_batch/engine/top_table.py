@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .logprobs import TokenScores, TopTokens
+from .token_scores import TokenScores, TopTokens
 
 
 class TopTable:

@@ -17,15 +17,16 @@ from ..engine.request import END_OF_TEXT
 from ..errors import ConfigurationError, MissingExtraError, RwkvBatchError
 from ..outputs import CompletionOutput, RequestOutput
 from ..outputs import Logprob as OwnLogprob
+from ..rows import GenerateRow
 from ..sampling_params import SamplingParams
 from ..text.chat import Conversation
 from ..text.thoughts import constrained_prompt
 from .chat_arguments import argument_names, chat_settings_of
 from .harness_requests import random_stream
 from .inspect_ai_messages import conversation_of, said
-from .inspect_ai_service import Service
 from .inspect_ai_settings import MAX_TOKENS, sampling_params, template_names
 from .model_arguments import NAME, load_model
+from .service import Service
 
 try:
     from inspect_ai._util.error import PrerequisiteError
@@ -109,7 +110,7 @@ class RwkvBatchAPI(ModelAPI):
         set_model_info(f"{NAME}/{model_name}", ModelInfo(organization="RWKV", model=model_name))
         self.add_bos_token = add_bos_token
         self._occurrences: Counter[str] = Counter()
-        self._service = Service(self.llm)
+        self._service = Service(self.llm.serve, self.llm.abort, "rwkv_batch-inspect")
 
     def max_connections(self) -> int:
         """Limit of the samples in flight: two for each slot, so that a free slot gets its next sample at once."""
@@ -152,7 +153,7 @@ class RwkvBatchAPI(ModelAPI):
         key = f"{text} {config.model_dump_json()}"
         stream = random_stream(key, self._occurrences[key])
         self._occurrences[key] += 1
-        output = await asyncio.wrap_future(self._service.submit(stream, prompt, params))
+        output = await asyncio.wrap_future(self._service.submit(GenerateRow(None, stream, prompt, params)))
         if output.error is not None:
             raise ValueError(output.error)
         return self._output(text, output, params)

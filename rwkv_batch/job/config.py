@@ -18,6 +18,7 @@ from ..sampling_params import SAMPLING_FIELDS, SamplingParams
 from ..text.chat import format_names
 from .input.formats import FORMATS
 from .messages import listed
+from .report_section import ReportSection
 from .run_section import RunSection
 from .score_section import ScoreSection
 from .section import Count, Path, Seconds, Section
@@ -278,6 +279,7 @@ class JobConfig(Section):
     score: ScoreSection = ScoreSection()
     output: OutputSection
     run: RunSection = RunSection()
+    report: ReportSection = ReportSection()
 
 
 class Setting(NamedTuple):

@@ -44,6 +44,9 @@ HARMLESS = frozenset(
         "run.workers",
         "run.devices",
         "run.worker_timeout",
+        "run.ray",
+        "report.show_text",
+        "report.samples",
     }
 )
 """Settings that change no result. A setting that is not in this list changes results."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..errors import ConfigurationError
-from ..object_stores.urls import LOCAL, checked_url, is_url
+from ..object_stores.urls import LOCAL, checked_url, is_url, lacks_slashes
 from .config import JobConfig
 from .input.files import InputFile, would_be_read
 from .output.object_storage import PROBE
@@ -101,6 +101,9 @@ def absolute(path: str, setting: str) -> str:
     Raises:
         ConfigurationError: the address is none of a folder in an object store.
     """
+    if lacks_slashes(path):
+        scheme, _, rest = path.partition(":")
+        raise ConfigurationError(f"{setting}: got {path!r}, expected two slashes: {scheme}://{rest.lstrip('/')}")
     return checked_url(path, setting) if is_url(path) else os.path.abspath(path.removeprefix(LOCAL))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -75,6 +76,10 @@ class Shard:
 
     def units(self, plan: UnitPlan) -> Iterator[Unit]:
         return (plan.unit(index) for index in range(self.index, plan.num_units, self.count))
+
+    def overlaps(self, other: Shard) -> bool:
+        """Whether a unit may belong to both. In a small plan none may."""
+        return (self.index - other.index) % math.gcd(self.count, other.count) == 0
 
     def file_name(self, stem: str, extension: str) -> str:
         """Returns a file name that no other shard uses: stem.extension, or stem-3-of-8.extension."""

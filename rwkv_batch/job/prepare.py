@@ -26,6 +26,7 @@ from .output.extra import TYPES as EXTRA_TYPES
 from .output.extra import InputWithExtra
 from .output.part_check import PartCheck
 from .output.parts import OutputFormat, RowSource
+from .output.published import Retry
 from .output.results import output_names, result_schema, without_later
 from .output.storage import Storage
 from .plan import UnitPlan, rows_per_part
@@ -58,6 +59,7 @@ class Prepared:
         model: `ModelSummary` of the model that will serve the job.
         chat: how conversations become prompts; None where no prompt is one.
         other_rules: what forbids to serve further rows of a job that an earlier version has begun, in lines.
+        retry: the error rows of published parts that the run serves again; None where it serves rows without results.
     """
 
     job: JobConfig
@@ -71,6 +73,7 @@ class Prepared:
     model: Any
     chat: JobChat | None = None
     other_rules: tuple[str, ...] = ()
+    retry: Retry | None = None
 
     def started_as(self, document: dict[str, Any]) -> Prepared:
         """Returns the same job with the fingerprint that its job.json records.
@@ -84,7 +87,7 @@ class Prepared:
 
     def files(self, storage: Storage) -> JobFiles:
         """Returns the parts and segments of this job."""
-        return JobFiles(storage, self.folders.output, self.folders.state, self.plan, self.form)
+        return JobFiles(storage, self.folders.output, self.folders.state, self.plan, self.form, self.retry)
 
     def part_source(self) -> RowSource:
         """Returns the input with the columns of output.extra, as parts repeat it."""

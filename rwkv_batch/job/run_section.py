@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from .ray_section import RaySection
 from .section import Count, Path, Seconds, Section, setting
 
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda:\d+)$")]
@@ -29,12 +30,17 @@ class RunSection(Section):
         "continue",
         "What a bad row does. `continue`: its output row gets status `error`. `stop`: the run ends at the first one.",
     )
-    backend: Literal["local"] = setting("local", "Where the job runs: on this machine.")
+    backend: Literal["local", "ray"] = setting(
+        "local",
+        "Where the job runs. `local`: on this machine; `ray`: in a cluster of Ray, with an actor for each worker.",
+    )
+    ray: RaySection = RaySection()
     workers: Literal["auto"] | Count = setting(
         "auto",
         "The number of workers: processes with an engine each, which divide the parts among them. Each has a GPU of "
         "its own, or a share of the CPU's cores. `auto` is one for each GPU; on a CPU, or where there is one GPU, the "
-        "job's own process serves.",
+        "job's own process serves. With `backend: ray` it is one for each GPU of the cluster, or for each node if it "
+        "has none.",
         "auto or an integer from 1",
     )
     devices: Literal["auto"] | Annotated[list[Device], Field(min_length=1)] = setting(

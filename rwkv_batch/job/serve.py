@@ -78,6 +78,7 @@ def serve_here(
         rows = missing_rows(prepared, files, map(Assignment, missing), server.writer, part_check)
         with closing(server.run(rows)) as served:
             for finished in served:
+                stop.check()
                 if bad is None and prepared.job.run.on_row_error == "stop":
                     bad = next((row for row in finished if isinstance(row, ErrorRow)), None)
     return bad

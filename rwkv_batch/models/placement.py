@@ -10,7 +10,7 @@ import torch
 from ..dtypes import DTYPES, SPELLINGS, STATE_DTYPES, dtype_name, torch_dtype
 from ..errors import CapacityError, ConfigurationError, one_of
 from .matrices.quantization import QUANTIZATIONS, check_quantization, weight_format
-from .strategy import Share, distribute, parse
+from .strategy import Share, devices_named, distribute, parse
 
 
 @dataclass(frozen=True)
@@ -148,18 +148,6 @@ def place(
             setting="quantization",
         )
     return _sampling(LayerPlacement(chosen, number, quantization), (), torch_dtype(state_dtype), num_layers)
-
-
-def devices_named(device: str, strategy: str | None) -> list[str]:
-    """The devices that the settings of an engine name, such as ["auto"] or ["cuda", "cpu"].
-
-    Args:
-        device, strategy: as for `place`.
-
-    Raises:
-        ConfigurationError: the strategy is malformed.
-    """
-    return [device] if strategy is None else list(dict.fromkeys(clause.device for clause in parse(strategy)))
 
 
 def check_data_parallel(count: int, device: str, strategy: str | None) -> None:

@@ -108,3 +108,16 @@ def distribute(clauses: Sequence[Clause], num_layers: int) -> list[Share]:
         if i == streaming:
             shares += [Share(clause, is_streamed=True)] * left
     return shares
+
+
+def devices_named(device: str, strategy: str | None) -> list[str]:
+    """The devices that the settings of an engine name, such as ["auto"] or ["cuda", "cpu"].
+
+    Args:
+        device: "auto", or a device such as "cuda:1".
+        strategy: replaces `device` where it is given.
+
+    Raises:
+        ConfigurationError: the strategy is malformed.
+    """
+    return [device] if strategy is None else list(dict.fromkeys(clause.device for clause in parse(strategy)))

@@ -30,6 +30,8 @@ ELSEWHERE = re.compile(
 )
 """What a store, or obstore, says of a request to another region than the bucket's."""
 NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|The specified bucket does not exist", re.IGNORECASE)
+UNREADABLE_KEY = re.compile(r"object with invalid path")
+"""What obstore says of a folder that has an object whose key it cannot name, such as a//b or a/../b."""
 
 
 def status_of(error: Exception) -> int | None:
@@ -42,7 +44,7 @@ def is_final(error: Exception) -> bool:
     """Whether another try would fail in the same way."""
     if isinstance(error, (FileNotFoundError, ValueError, TypeError, NotImplementedError)):
         return True
-    if ELSEWHERE.search(str(error)):
+    if ELSEWHERE.search(str(error)) or UNREADABLE_KEY.search(str(error)):
         return True
     status = status_of(error)
     if status in (408, 409, 425, 429):
@@ -76,6 +78,8 @@ def failure(url: str, error: Exception) -> Failure:
     text = str(error)
     if NO_BUCKET.search(text):
         code, advice = errno.ENOTDIR, "make the bucket first, or name another one"
+    elif UNREADABLE_KEY.search(text):
+        code, advice = errno.EREMOTEIO, "remove that object, which another program has written, or use another folder"
     elif ELSEWHERE.search(text):
         code, advice = errno.EHOSTUNREACH, f"check {PLACES[scheme]}"
     elif DENIED.search(text):

@@ -10,6 +10,8 @@ from ..errors import ConfigurationError, one_of
 SCHEMES = {"s3": "Amazon S3 and stores with its interface", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
 """Scheme → the stores that it means."""
 LOCAL = "file://"
+BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""What stores take as the name of a bucket, and more."""
 LONGEST_KEY = 900
 """Bytes of a folder's key in its bucket. Stores take keys of 1,024 bytes, and the files of a job need the rest."""
 
@@ -31,6 +33,12 @@ class Address(NamedTuple):
 def is_url(path: str) -> bool:
     """Whether a path is an address in an object store, and no path on a local disk."""
     return "://" in path and not path.startswith(LOCAL)
+
+
+def lacks_slashes(path: str) -> bool:
+    """Whether a path begins like an address, but without its two slashes, such as s3:/bucket/eval."""
+    scheme, colon, rest = path.partition(":")
+    return bool(colon) and scheme.lower() in (*SCHEMES, "file") and not rest.startswith("//")
 
 
 def split_url(url: str) -> Address:
@@ -61,9 +69,11 @@ def checked_url(url: str, setting: str, thing: str = "folder", example: str = "e
         problem = f"the scheme {address.scheme}:// is not served; expected {known}, or a {thing} on a local disk"
     elif not address.bucket or not address.key:
         problem = f"expected a {thing} in a bucket, such as {address.scheme}://bucket/{example}"
+    elif not BUCKET.fullmatch(address.bucket):
+        problem = "expected a bucket's name of letters, digits, '.', '-' and '_'"
     elif any(piece in ("", ".", "..") for piece in address.key.split("/")):
         problem = "expected no empty folder name and no . or .. in it"
-    elif match := re.search(r"[\x00-\x1f\x7f?#\\]", address.bucket + address.key):
+    elif match := re.search(r"[\x00-\x1f\x7f?#\\]", address.key):
         problem = f"expected an address without {match[0]!r}"
     elif len(address.key.encode(errors="replace")) > LONGEST_KEY:
         problem = f"expected at most {LONGEST_KEY} bytes after the bucket"

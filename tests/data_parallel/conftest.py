@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from checkpoints import make_checkpoint, write_checkpoint
+from fakes.fork_server import forked_processes
 
 from rwkv_batch import LLM
 
@@ -17,6 +18,13 @@ SETTINGS: dict[str, Any] = {
     "batch_invariant": True,
     "seed": 3,
 }
+
+
+@pytest.fixture(scope="package", autouse=True)
+def forked():
+    """Processes are forked, but for those of a parent that is a process of its own."""
+    with forked_processes():
+        yield
 
 
 @pytest.fixture(scope="package")

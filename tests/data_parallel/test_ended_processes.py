@@ -215,12 +215,19 @@ def test_a_fork_of_the_process_is_refused_and_leaves_the_engines_alone(one, two)
 
 
 PARENT = """
-import sys
+import sys, threading, time
 from rwkv_batch import LLM, SamplingParams
 from data_parallel.conftest import SETTINGS
 params = SamplingParams(max_tokens=60_000, ignore_eos=True)
 llm = LLM(sys.argv[1], data_parallel=2, **SETTINGS)
 print(*(process.pid for process in llm._engine.by_index.values()), flush=True)
+
+def tell():
+    while not llm.stats().running:
+        time.sleep(0.01)
+    print("serving", flush=True)
+
+threading.Thread(target=tell).start()
 try:
     llm.generate([[i] for i in range(40)], params, use_tqdm=False)
 except KeyboardInterrupt:
@@ -252,7 +259,7 @@ def test_the_processes_end_when_their_parent_is_killed(path):
 
 def test_an_interrupt_ends_the_call_and_the_next_one_is_served(path):
     parent, running = start_parent(path)
-    time.sleep(0.5)  # sooner, the interrupt comes before the call, and later, in its middle
+    assert parent.stdout.readline() == "serving\n"
     parent.send_signal(signal.SIGINT)
     out, _ = parent.communicate()
     assert out.split() == ["interrupted", "12", "0"]

@@ -27,6 +27,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 48)  # or Ray writes one into the home folder
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     return tmp_path
 
 

@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ import pytest
 
 from docs.pages import ROOT, blocks, generator
 from rwkv_batch import LLM, RequestOutput, SamplingParams, ScoreOutput, run, run_job
+from rwkv_batch.job.claim import Claim
 from rwkv_batch.job.config import JobConfig
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -40,7 +42,8 @@ def test_every_setting_is_described() -> None:
     text = (REFERENCE / "job-file.md").read_text(encoding="utf-8")
     for name, field in JobConfig.model_fields.items():
         keys = getattr(field.annotation, "model_fields", {name: field} if name == "task" else {})
-        for key in keys:
+        inner = {key: getattr(value.annotation, "model_fields", None) for key, value in keys.items()}
+        for key in [f"{key}.{part}" if part else key for key, parts in inner.items() for part in parts or [""]]:
             assert len(table_rows(section("job-file.md", name))[key][-1]) > 10, f"{name}.{key}"
     assert "](sampling-params.md)" in text
 
@@ -124,9 +127,15 @@ def test_every_file_of_the_state_folder_is_explained(tmp_path: Path) -> None:
     pq.write_table(pa.table({"prompt": ["a", "b"]}), rows)
     settings = {"model": {"path": "demo"}, "input": {"path": rows}, "output": {"path": tmp_path / "out"}}
     outcome = run_job(settings, {"sampling.max_tokens": 2})
-    text = (REFERENCE / "output.md").read_text(encoding="utf-8").split("## The state folder")[1]
+    text = section("output.md", "The state folder")
     named = set(re.findall(r"`([\w.]+)/?`", "\n".join(line.split("|")[1] for line in text.splitlines() if "|" in line)))
-    assert set(os.listdir(outcome.folders.state)) == named
+    assert {*os.listdir(outcome.folders.state), "claim.json"} == named  # the claim is there while the job runs
+
+
+def test_every_key_of_a_claim_is_explained() -> None:
+    text = section("output.md", "Claims")
+    named = re.findall(r"`(\w+)`", "\n".join(line.split("|")[1] for line in text.splitlines() if "|" in line))
+    assert named == [field.name for field in fields(Claim)]
 
 
 def test_messages_that_the_page_quotes_are_in_the_code() -> None:

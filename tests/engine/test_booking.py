@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from fakes.model import VOCAB, make_engine
 
-from rwkv_batch.engine.logprobs import TokenScores, TopTokens
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.source import Pulled
+from rwkv_batch.engine.token_scores import TokenScores, TopTokens
 from rwkv_batch.engine.top_table import TopTable
 from rwkv_batch.sampling_params import SamplingParams
 

@@ -58,7 +58,7 @@ def make_requests() -> list[Request]:
             next_token_ids=(3, 7) if row % 4 == 2 else (),
         )
         for row, params in enumerate(PARAMS)
-        for sample in range(3)
+        for sample in range(2)
     ]
 
 

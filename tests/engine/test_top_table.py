@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkv_batch.engine.logprobs import TopTokens
+from rwkv_batch.engine.token_scores import TopTokens
 from rwkv_batch.engine.top_table import TopTable
 
 

@@ -7,6 +7,7 @@ import gc
 from typing import Any
 
 import pytest
+from fakes.fork_server import forked_processes
 from inspect_ai.model import ChatMessageUser, GenerateConfig
 from lighteval.models.custom.custom_model import CustomModelConfig
 from lighteval.tasks.requests import Doc
@@ -23,6 +24,12 @@ SETTINGS: dict[str, Any] = {
     "batch_invariant": True,
 }
 WAYS = (1, 2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked():
+    with forked_processes():
+        yield
 
 
 def both_serve(llm: Any) -> bool:

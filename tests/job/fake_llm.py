@@ -115,6 +115,9 @@ class Stats(EngineStats):
     max_batch_size: int = SLOTS
     max_batch_tokens: int = 16
 
+    def seconds(self) -> dict[str, float]:
+        return {"model": self.steps / 1000}
+
 
 def inspect_model(model: ModelSettings, engine: EngineSettings, *, apart: bool = False) -> Summary:
     path = str(model.model)

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from job import fake_llm
-from rwkv_batch.job import execute
 from rwkv_batch.job.output.commit import JobFiles
 
 from .conftest import Job
@@ -79,7 +78,7 @@ def test_a_file_that_is_replaced_while_the_job_runs_ends_it(
     place: tuple[Any, str] = {
         "while a unit is read": (fake_llm.Serving, "_complete"),
         "before a unit is published": (JobFiles, "publish"),
-        "before the end": (execute._Run, "finish"),
+        "before the end": (shard_run.ShardRun, "finish"),
     }[when]
     original, calls = getattr(*place), []
 

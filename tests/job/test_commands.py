@@ -17,7 +17,7 @@ import pytest
 from job import fake_llm
 from rwkv_batch import __version__, cli
 from rwkv_batch.cuda_kernels import build
-from rwkv_batch.job.report.report import summarise
+from rwkv_batch.job.report.summary import summarise
 from rwkv_batch.measure import doctor
 
 from .conftest import Job
@@ -124,11 +124,14 @@ def test_score_is_a_run_with_another_task(job: Job) -> None:
 def test_the_speed_of_a_score_job_is_that_of_prompt_and_scored_tokens() -> None:
     run = {"completion_tokens": 0, "scored_tokens": 250}
     runs = [{**run, "prompt_tokens": 3000}, {**run, "prompt_tokens": 1000}]
-    counts: Any = {name: {} for name in ("rows", "tokens", "scores", "damaged", "errors")}
-    steps = {"utilisation": {"slots": 0.5, "step_tokens": 0.5}, "prefixes": {"asked": 0, "computed": 0, "saved": 0.0}}
+    counts: Any = {name: {} for name in ("rows", "tokens", "scores", "damaged", "errors", "error_rows")}
+    steps = {
+        "utilisation": {"slots": 0.5, "step_tokens": 0.5},
+        "prefixes": {"tokens_requested": 0, "tokens_computed": 0},
+    }
     parts = {"parts": {"published": 1, "planned": 1}, "output": "out", "complete": True, "task": "score"}
     lines = summarise({**counts, **steps, **parts, "runs": runs, "serving_seconds": 2.0})
-    assert "speed   2,000 prompt and 250 scored tokens/s over 2.0 s of serving" in lines
+    assert "speed   2,000 prompt tokens/s and 250 scored tokens/s in 2 s of serving" in lines
 
 
 def test_a_finished_run_says_where_to_look(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +170,10 @@ def test_verbose_is_about_this_package(job: Job, monkeypatch: pytest.MonkeyPatch
     assert not logging.getLogger("rwkv_batch.job.input").isEnabledFor(logging.DEBUG)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["run", "--help"], *([name, "--help"] for name in ("export", "inspect", "schema"))],
+)
 def test_help_is_cheap(arguments: list[str]) -> None:
     heavy = ("torch", "pyarrow", "numpy", "pydantic", "yaml")
     code = (

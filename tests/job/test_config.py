@@ -66,7 +66,10 @@ run:     {state_dir: null, segments: store, on_row_error: continue, backend: loc
     ("line", "expected"),
     [
         ("task: gen", "task: got 'gen', expected generate or score"),
-        ("typo: 1", "typo: unknown key (known: task, model, engine, input, chat, sampling, score, output, run)"),
+        (
+            "typo: 1",
+            "typo: unknown key (known: task, model, engine, input, chat, sampling, score, output, run, report)",
+        ),
         ("sampling: {temprature: 1}", "sampling.temprature: unknown key (did you mean 'temperature'?)"),
         ("1: x", "1: unknown key (known: task, model,"),
         ("engine: {1: x}", "engine.1: unknown key (known: device, backend,"),

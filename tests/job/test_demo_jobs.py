@@ -8,7 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -74,6 +76,12 @@ def test_score_with_token_0_before_each_context(tmp_path: Path) -> None:
     assert scores.keys() == {"accuracy", "accuracy_norm", "accuracy_bytes"}
 
 
+@cache
+def scores_of(pairs: tuple[tuple[str, tuple[str, ...]], ...]) -> list[Any]:
+    """What `LLM.score` gives, once for all tests."""
+    return LLM("demo", dtype="float32").score([(context, [*choices]) for context, choices in pairs], add_bos_token=True)
+
+
 @pytest.mark.parametrize("form", ["index", "letter", "text", "parquet"])
 def test_mmlu_as_it_is_published(tmp_path: Path, form: str) -> None:
     """One job file for JSON Lines and Parquet, whatever the answers are; the scores equal those of `LLM.score`."""
@@ -97,8 +105,8 @@ def test_mmlu_as_it_is_published(tmp_path: Path, form: str) -> None:
         + "\nAssistant: The answer is"
         for row in rows
     ]
-    pairs = [(context, [" A", " B", " C", " D"]) for context in contexts]
-    for row, scores in zip(found, LLM("demo", dtype="float32").score(pairs, add_bos_token=True), strict=True):
+    pairs = tuple((context, (" A", " B", " C", " D")) for context in contexts)
+    for row, scores in zip(found, scores_of(pairs), strict=True):
         assert row["logprob"] == pytest.approx([score.logprob for score in scores], abs=1e-2)
     report = json.loads((tmp_path / "out.rwkv_batch" / "report.json").read_text())
     groups = report["score_groups"]["groups"]
@@ -137,10 +145,10 @@ main()
 
 def test_a_killed_job_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
     settings = (
-        "output.rows_per_part=50",
-        "output.flush_seconds=0.05",
-        "sampling.max_tokens=32",
-        "input.limit=120",
+        "output.rows_per_part=16",
+        "output.flush_seconds=0",
+        "sampling.max_tokens=12",
+        "input.limit=40",
     )
     arguments = [argument for setting in settings for argument in ("-o", setting)]
     run("eval", tmp_path / "whole", *arguments)

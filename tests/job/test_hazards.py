@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rwkv_batch.job import execute
+from rwkv_batch.job import shard_run
 from rwkv_batch.job.output.commit import JobFiles
 from rwkv_batch.job.output.storage import LocalStorage
 
@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_written_to(
         patch.setattr(LocalStorage, "_write", write)
         assert small.run() == 1
     message = capsys.readouterr().err
-    assert f"rwkv-batch: {small.state}/job.json cannot be written: {os.strerror(code)}; " in message
+    assert f"rwkv-batch: {small.state}/claim.json cannot be written: {os.strerror(code)}; " in message
     assert "start the same command again" in message and "Traceback" not in message
     assert small.run() == 0
     assert small.parts() == parts
@@ -142,7 +142,7 @@ def test_a_file_system_that_has_nothing_but_files(small: Job, monkeypatch: pytes
     )
     assert small.run() == 0
     assert small.parts() == parts
-    assert execute.SUCCESS in os.listdir(small.state)
+    assert shard_run.SUCCESS in os.listdir(small.state)
 
 
 def test_everything_in_the_state_folder_is_for_its_user_alone(small: Job) -> None:

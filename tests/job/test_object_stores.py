@@ -19,6 +19,7 @@ import pytest
 from fakes.fault_proxy import schedule
 from fakes.object_store import SECRET, Bucket
 from fakes.s3_server import request
+from obstore.store import MemoryStore
 
 from job import fake_llm
 from rwkv_batch import cli
@@ -74,6 +75,13 @@ def long(job: Job, bucket: Bucket) -> Job:
     """120 rows in parts of 25, committed as they come."""
     job.input(id=list(range(ROWS)), prompt=[f"prompt {i}" for i in range(ROWS)])
     return job.set(output__rows_per_part=25, output__flush_seconds=0.05, output__path=f"{bucket.url}/out/eval")
+
+
+@pytest.fixture
+def in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests go to a store of obstore's in this process, over no network."""
+    store = MemoryStore()
+    monkeypatch.setattr(ObjectStorage, "_store", lambda *_: store)
 
 
 def parts(bucket: Bucket) -> dict[str, bytes]:
@@ -236,6 +244,10 @@ def to(path: str, state_dir: str | None = None) -> Callable[[Job, Bucket], None]
         (to("BUCKET/../b"), "no . or .. in it"),
         (to("BUCKET/a?b"), "without '?'"),
         (to(f"BUCKET/{'x' * 901}"), "at most 900 bytes"),
+        (to("s3://host:9000/a"), "expected a bucket's name of letters"),
+        (to("s3://b%2Fc/a"), "expected a bucket's name of letters"),
+        (to("s3:/bucket/a"), "got 's3:/bucket/a', expected two slashes: s3://bucket/a"),
+        (to("BUCKET/a", "gs:bucket/a"), "got 'gs:bucket/a', expected two slashes: gs://bucket/a"),
         (to("ftp://host/a"), "the scheme ftp:// is not served; expected s3://, gs:// or az://"),
         (to("s3://key:hidden@bucket/a"), "expected credentials in the environment alone"),
         (to("s3://no-such-bucket/a"), "NoSuchBucket"),
@@ -297,7 +309,9 @@ def pq_rows(data: bytes) -> list[dict[str, Any]]:
     return pq.read_table(io.BytesIO(data)).to_pylist()
 
 
-def test_a_crash_at_every_change_of_the_store(remote: Job, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_at_every_change_of_the_store(
+    remote: Job, bucket: Bucket, in_memory: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = undisturbed(remote)
     step, is_over = 0, False
     while not is_over:
@@ -369,7 +383,7 @@ def test_a_signal_commits_what_is_finished_to_the_store(long: Job, bucket: Bucke
 
 def test_two_processes_that_start_at_once_make_one_job(long: Job, bucket: Bucket) -> None:
     expected = undisturbed(long)
-    processes = [long.start() for _ in range(2)]
+    processes = [long.start(NO_CLAIM=1) for _ in range(2)]
     for process in processes:
         _, message = process.communicate()
         assert process.returncode == 0, message
@@ -377,3 +391,15 @@ def test_two_processes_that_start_at_once_make_one_job(long: Job, bucket: Bucket
     found = state(bucket)
     assert "_SUCCESS.json" in found and not any(name.endswith(".seg") for name in found)
     assert long.run() == 0
+
+
+def test_commands_for_a_finished_job(job: Job, bucket: Bucket, capsys: pytest.CaptureFixture[str]) -> None:
+    """Error rows are served again, results exported and compared, and nothing is left to remove."""
+    out, target = f"{bucket.url}/out", job.folder / "all.jsonl"
+    job.input(prompt=["long prompt", "b"]).set(input__max_prompt_tokens=4, output__path=out)
+    assert job.run() == 3
+    assert job.set(input__max_prompt_tokens=None).run("--retry-errors") == 0
+    assert cli.main(["export", out, str(target)]) == 0
+    assert [json.loads(line)["status"] for line in target.read_text().splitlines()] == ["ok", "ok"]
+    assert cli.main(["compare", out, out]) == 0 and "equal   2 of 2" in capsys.readouterr().out
+    assert cli.main(["clean", out, "--yes"]) == 0 and "nothing to remove" in capsys.readouterr().out

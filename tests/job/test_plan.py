@@ -20,6 +20,15 @@ def test_shards_cover_every_row_once(num_rows: int, rows_per_part: int, shards: 
     assert all(unit.num_rows <= rows_per_part for unit in units)
 
 
+@given(st.integers(1, 12), st.integers(1, 12), st.data())
+def test_shards_overlap_where_a_long_plan_gives_both_a_unit(count: int, other_count: int, data: st.DataObject) -> None:
+    shard = Shard(data.draw(st.integers(0, count - 1)), count)
+    other = Shard(data.draw(st.integers(0, other_count - 1)), other_count)
+    plan = UnitPlan(12 * 12, 1)
+    units, others = ({unit.index for unit in one.units(plan)} for one in (shard, other))
+    assert shard.overlaps(other) == other.overlaps(shard) == bool(units & others)
+
+
 SLURM = {
     "SLURM_ARRAY_TASK_ID": "14",
     "SLURM_ARRAY_TASK_MIN": "10",

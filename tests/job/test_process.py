@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -133,11 +134,12 @@ def test_a_second_signal_ends_the_process_at_once(long: Job) -> None:
     assert process.returncode == 130
 
 
-def end_together(job: Job, shards: Sequence[str]) -> None:
+def end_together(job: Job, shards: Sequence[str], **environment: object) -> None:
     """A process for each shard; all of them have begun to finish rows before any may go on."""
     release = job.folder / "release"
     arguments = [["--shard", shard] if shard else [] for shard in shards]
-    processes = [job.start(*some, FAKE_DELAY=0.002, FAKE_HOLD_AFTER=3, FAKE_RELEASE=release) for some in arguments]
+    environment = {"FAKE_DELAY": 0.002, "FAKE_HOLD_AFTER": 3, "FAKE_RELEASE": release, **environment}
+    processes = [job.start(*some, **environment) for some in arguments]
     for process in processes:
         wait_until_held(process)
     release.touch()
@@ -145,11 +147,65 @@ def end_together(job: Job, shards: Sequence[str]) -> None:
     assert all(code == 0 for _, code in results), results
 
 
-def test_two_processes_on_the_same_job(long: Job) -> None:
+def test_two_processes_serve_the_same_rows(long: Job) -> None:
+    """The commit protocol needs no claims."""
     parts = undisturbed(long)
-    end_together(long, ["", ""])
+    end_together(long, ["", ""], NO_CLAIM=1)
     assert long.parts() == parts
     assert not list(long.state.glob("unit-*"))
+
+
+def wait_for_line(process: subprocess.Popen[str], words: str) -> str:
+    """Returns the first line of standard error that has the words."""
+    assert process.stderr
+    return next(line for line in process.stderr if words in line)
+
+
+def events(job: Job, name: str) -> list[dict[str, Any]]:
+    """The events of this name, of all runs."""
+    found = [json.loads(line) for line in (job.state / "log.jsonl").read_text().splitlines()]
+    return [event for event in found if event["event"] == name]
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_second_process_waits_and_computes_nothing_twice(long: Job, is_killed: bool) -> None:
+    """It ends when the first one has ended. Where the first one is killed, it makes what is missing."""
+    parts = undisturbed(long)
+    release = long.folder / "release"
+    first = long.start(FAKE_HOLD_AFTER=60, FAKE_RELEASE=release)
+    wait_until_held(first)
+    wait_for(lambda: sum(event["rows"] for event in events(long, "commit")) == 60, first)
+    second = long.start(FAKE_PACE="15 60 0.02 30")
+    assert f"process {first.pid} on " in wait_for_line(second, "serves the whole job already")
+    if is_killed:
+        first.kill()
+    else:
+        release.touch()
+    assert [first.wait(), second.wait()] == [-signal.SIGKILL if is_killed else 0, 0]
+    assert long.parts() == parts
+    assert sum(event["rows"] for event in events(long, "commit")) == ROWS
+    assert len(events(long, "model")) == (2 if is_killed else 1), "a run without rows loads no model"
+    assert (long.state / "_SUCCESS.json").exists() and not list(long.state.glob("claim*"))
+
+
+def test_a_process_that_was_suspended_finds_that_another_one_has_taken_over(long: Job) -> None:
+    parts = undisturbed(long)
+    releases = [long.folder / "first", long.folder / "second"]
+    pace = "0.02 0.5 0.02 30"
+    first = long.start(FAKE_PACE=pace, FAKE_HOLD_AFTER=60, FAKE_RELEASE=releases[0])
+    wait_until_held(first)
+    first.send_signal(signal.SIGSTOP)
+    second = long.start(FAKE_PACE=pace, FAKE_HOLD_AFTER=10, FAKE_RELEASE=releases[1])
+    wait_for_line(second, f"process {first.pid} on")
+    wait_for_line(second, "has not renewed its claim for")
+    wait_until_held(second)
+    first.send_signal(signal.SIGCONT)
+    assert f"process {second.pid} on " in wait_for_line(first, "serves the whole job, as this process has not renewed")
+    releases[0].touch()
+    assert first.wait() == 75
+    releases[1].touch()
+    assert second.wait() == 0
+    assert long.parts() == parts
 
 
 def test_shards_in_any_order(long: Job, capsys: pytest.CaptureFixture[str]) -> None:

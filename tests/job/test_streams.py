@@ -22,7 +22,7 @@ from .conftest import Job
 FAKE = Path(__file__).with_name("fake_run.py")
 QUIET = (
     "import sys; sys.path[:0] = [{folder!r}]\n"
-    "import fake_run; from rwkv_batch.run import main; sys.exit(main([{job!r}]))"
+    "import fake_run; from rwkv_batch.run import exit_with, main; exit_with(lambda: main([{job!r}]))"
 )
 """The command with the fake engine, which prints nothing of its own when it ends."""
 

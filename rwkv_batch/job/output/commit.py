@@ -7,12 +7,13 @@ or by two processes at once, therefore leaves duplicates among segments only, an
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ import pyarrow.types as pt
 
 from ..plan import Unit, UnitPlan
 from .parts import OutputFormat, PartMaker, RowSource, footer
+from .published import Retry, read_errors, read_results
 from .records import PartRecords
 from .scratch_storage import UNIT
 from .storage import Storage
@@ -49,6 +51,13 @@ class Part:
     bytes: int
 
 
+class _Segment(NamedTuple):
+    """The rows of a segment, and the settings with which it was served again: JSON, or "" for a first serving."""
+
+    rows: pa.Table
+    retry: str
+
+
 class JobFiles:
     """The output folder and the state folder of one job.
 
@@ -58,19 +67,27 @@ class JobFiles:
         state_folder: holds job.json, segments and reports.
         plan: the job's units.
         form: schema and footer of the files.
+        retry: the error rows of published parts that this run serves again, if it is such a run.
 
     Attributes:
         damaged: paths of segments and parts that were set aside as damaged; their rows are served again.
     """
 
     def __init__(
-        self, storage: Storage, output_folder: str, state_folder: str, plan: UnitPlan, form: OutputFormat
+        self,
+        storage: Storage,
+        output_folder: str,
+        state_folder: str,
+        plan: UnitPlan,
+        form: OutputFormat,
+        retry: Retry | None = None,
     ) -> None:
         self._storage = storage
         self._output_folder = output_folder
         self._state_folder = state_folder
         self._plan = plan
         self._form = form
+        self._retry = retry
         self._segment_schema = form.results.insert(0, pa.field("row", pa.int64()))
         self._roomy_schema = pa.schema([field.with_type(_roomy_type(field.type)) for field in self._segment_schema])
         self._next_segment = 0
@@ -110,7 +127,8 @@ class JobFiles:
         Args:
             batches: the results, after a column "row".
         """
-        schema = self._segment_schema.with_metadata(self._form.schema(unit).metadata)
+        retry = {} if self._retry is None else {b"rwkv_batch.retry": _json(self._retry.settings).encode()}
+        schema = self._segment_schema.with_metadata({**(self._form.schema(unit).metadata or {}), **retry})
         table = pa.Table.from_batches(batches, self._segment_schema).cast(schema)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
@@ -119,11 +137,25 @@ class JobFiles:
         self._storage.atomic_write(path, sink.getvalue())
 
     def committed_rows(self, unit: Unit) -> set[int]:
-        """Returns the numbers of the rows that the unit's segments have. Reads the segments whole."""
-        return {row for segment in self._segments(unit) for row in segment["row"].to_pylist()}
+        """Returns the numbers of the rows that need not be served. Reads the unit's segments whole.
+
+        They are the rows that its segments have; in a run that serves error rows again, also all rows of its part that
+        are not served again.
+        """
+        rows = {row for segment in self._segments(unit) for row in segment.rows["row"].to_pylist()}
+        if self._retry is None:
+            return rows
+        return rows | set(range(unit.start, unit.stop)) - self._retry.rows(self.error_rows(unit))
+
+    def error_rows(self, unit: Unit) -> pa.Table:
+        """Returns the columns "row", "status" and "error_code" of the error rows in the unit's part."""
+        with self._storage.open(self._part_path(unit)) as file:
+            return read_errors(file, self._form, unit)
 
     def publish(self, unit: Unit, source: RowSource) -> Part:
         """Writes the part of a unit whose rows are all committed, then removes its segments.
+
+        Where the unit has a part, what its segments have of the part's error rows replaces these.
 
         Args:
             source: the input, whose columns parts repeat.
@@ -133,53 +165,89 @@ class JobFiles:
         """
         part = self.part(unit)
         if part is None:
-            results = self._results(unit)
+            segments = list(self._segments(unit))
+            results = self._results(segments)
             missing = unit.num_rows - pc.count_distinct(results["row"]).as_py()
             if not missing:
                 part = self._write_part(unit, results, source)
             else:  # another process may have published the unit meanwhile, and dropped its segments
                 part = self.part(unit)
+        else:
+            part = self._mended(unit, part, source)
         if part is None:
             raise RuntimeError(f"{missing} committed rows of {self._unit_folder(unit)} are gone; start the job again")
         self.drop_segments(unit)
         return part
+
+    def settle(self, unit: Unit, source: RowSource) -> None:
+        """Puts what a killed run has left in segments into the unit's part, and removes the segments.
+
+        Args:
+            source: the input, whose columns parts repeat.
+        """
+        if self._segment_paths(unit):
+            self.publish(unit, source)
 
     def drop_segments(self, unit: Unit) -> None:
         """Removes the unit's segments."""
         for path in self._segment_paths(unit):
             self._storage.remove(path)
 
-    def _results(self, unit: Unit) -> pa.Table:
+    def _results(self, segments: Sequence[_Segment]) -> pa.Table:
         """Returns the committed results in row and sample order.
 
         Of two segments with a row, the first one counts; but a result replaces an error.
         """
-        segments = list(self._segments(unit))
         if not segments:
             return self._roomy_schema.empty_table()
-        table = pa.concat_tables(segments)
+        table = pa.concat_tables([segment.rows for segment in segments])
         is_error = np.asarray(pc.equal(table["status"], "error"))
         order = np.argsort(is_error, kind="stable")  # so that the first one of a row is a result, if there is one
         rows = np.asarray(table["row"])[order]
-        segment_of = np.repeat(np.arange(len(segments)), [len(segment) for segment in segments])[order]
+        segment_of = np.repeat(np.arange(len(segments)), [len(segment.rows) for segment in segments])[order]
         _, first, row_of = np.unique(rows, return_index=True, return_inverse=True)
         kept = np.flatnonzero(segment_of == segment_of[first][row_of])
         return table.take(pa.array(order[kept][np.argsort(rows[kept], kind="stable")]))
 
-    def _write_part(self, unit: Unit, results: pa.Table, source: RowSource) -> Part:
-        made = PartMaker(self._form, source).make(unit, results)
+    def _mended(self, unit: Unit, part: Part, source: RowSource) -> Part:
+        """Returns the unit's part, which is written again where segments have something else of its error rows.
+
+        The results of the part come first, its errors last: no result changes, and of two errors the new one counts.
+        """
+        segments = list(self._segments(unit))
+        if not segments:
+            return part
+        with self._storage.open(self._part_path(unit)) as file:
+            found = read_results(file, self._form, unit).cast(self._roomy_schema)
+            known = json.loads(_footer_of(file)[0].get("retries", "[]"))
+        is_error = pc.equal(found["status"], "error")
+        results, errors = found.filter(pc.invert(is_error)), found.filter(is_error)
+        mended = self._results([_Segment(results, ""), *segments, _Segment(errors, "")])
+        if mended.equals(found):
+            return part
+        new = dict.fromkeys(segment.retry for segment in segments if segment.retry)
+        retries = [*known, *(settings for settings in map(json.loads, new) if settings not in known)]
+        return self._write_part(unit, mended, source, {"retries": _json(retries)} if retries else {})
+
+    def _write_part(
+        self, unit: Unit, results: pa.Table, source: RowSource, values: Mapping[str, str] | None = None
+    ) -> Part:
+        """Writes a part. `values` are more key-values of its footer."""
+        form = replace(self._form, footer={**self._form.footer, **(values or {})})
+        made = PartMaker(form, source).make(unit, results)
         path = self._part_path(unit)
         self._records.add(path, made.data)
         self._storage.atomic_write(path, made.data)
         return Part(os.path.basename(path), unit.num_rows, made.errors, made.data.size)
 
-    def _segments(self, unit: Unit) -> Iterator[pa.Table]:
+    def _segments(self, unit: Unit) -> Iterator[_Segment]:
         """Yields the unit's segments in the order of their names. A damaged one is set aside."""
         for path in self._segment_paths(unit):
             try:
                 with self._storage.open(path) as file:
                     parquet = pq.ParquetFile(file, page_checksum_verification=True)
-                    if footer(parquet).get("fingerprint") != self._form.footer["fingerprint"]:
+                    values = footer(parquet)
+                    if values.get("fingerprint") != self._form.footer["fingerprint"]:
                         continue
                     table = parquet.read().select(self._segment_schema.names).cast(self._roomy_schema)
             except FileNotFoundError:  # another process has just published the unit
@@ -188,7 +256,7 @@ class JobFiles:
                 _raise_unless_damaged(error)
                 self._set_aside(path, str(error))
                 continue
-            yield table
+            yield _Segment(table, values.get("retry", ""))
 
     def _segment_paths(self, unit: Unit) -> list[str]:
         folder = self._unit_folder(unit)
@@ -213,6 +281,10 @@ def _footer_of(file: Any) -> tuple[dict[str, str], list[str]]:
     """Returns this project's key-values in the footer of an open part, and the names of its columns."""
     parquet = pq.ParquetFile(file)
     return footer(parquet), parquet.schema_arrow.names
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def _raise_unless_damaged(error: Exception) -> None:

@@ -12,7 +12,7 @@ import os
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, BinaryIO, TypeVar
 
@@ -58,7 +58,7 @@ class ObjectStorage:
         self._obstore = require_obstore("an object store")
         self._stores: dict[str, Any] = {}
         self._written: defaultdict[str, set[str]] = defaultdict(set)
-        self._creates = True
+        self._creates = self._replaces = True
         self._tries = TRIES
 
     def list(self, folder: str) -> list[str]:
@@ -91,6 +91,27 @@ class ObjectStorage:
         folder, name = os.path.split(path)
         self._written[folder].add(name)
         return True
+
+    def replace(self, path: str, data: bytes, old: bytes) -> bool:
+        for wait in self._waits():
+            try:
+                found, tags = self._request("read", path, content_and_tags)
+                if found != old:
+                    return found == data  # a request that reported a failure may have written it
+                mode = {"mode": tags} if self._replaces and tags else {}
+                self._call("written", path, self._obstore.put, data, use_multipart=False, **mode)
+                return True
+            except FileNotFoundError:
+                return False
+            except Exception as error:
+                if _is_taken(error) and wait is not None:
+                    continue  # what is there now says who has written it
+                if status_of(error) == 501 or isinstance(error, NotImplementedError):
+                    self._replaces = False
+                elif is_final(error):
+                    raise storage_error(path, "written", error) from error
+                self._wait(wait, "written", path, error)
+        raise AssertionError("the last try raises")
 
     def remove(self, path: str) -> None:
         folder, name = os.path.split(path)
@@ -342,6 +363,15 @@ def _is_empty(error: BaseException | None) -> bool:
     return isinstance(error, Exception) and (status_of(error) == 416 or "object was only 0 bytes long" in str(error))
 
 
+def content_and_tags(store: Any, key: str) -> tuple[bytes, dict[str, str]]:
+    """Returns an object's content, and what names its version in a condition of a PUT."""
+    import obstore
+
+    answer = obstore.get(store, key)
+    meta: Mapping[str, Any] = answer.meta
+    return bytes(answer.bytes()), {name: meta[name] for name in ("e_tag", "version") if meta.get(name)}
+
+
 def _is_taken(error: Exception) -> bool:
-    """Whether a store says that the object is there, or that another request creates it at the moment."""
+    """Whether a store says that the condition of a PUT is not met, or that another request writes at the moment."""
     return type(error).__name__ in ("AlreadyExistsError", "PreconditionError") or status_of(error) in (409, 412)

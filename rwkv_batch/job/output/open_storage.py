@@ -52,6 +52,9 @@ class SplitStorage:
     def atomic_write(self, path: str, data: Data, *, exclusive: bool = False) -> bool:
         return self._of(path).atomic_write(path, data, exclusive=exclusive)
 
+    def replace(self, path: str, data: bytes, old: bytes) -> bool:
+        return self._of(path).replace(path, data, old)
+
     def remove(self, path: str) -> None:
         self._of(path).remove(path)
 

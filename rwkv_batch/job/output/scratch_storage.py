@@ -63,6 +63,10 @@ class ScratchStorage:
             return self.remote.atomic_write(path, data, exclusive=exclusive)
         return self._local.atomic_write(here, data, exclusive=exclusive)
 
+    def replace(self, path: str, data: bytes, old: bytes) -> bool:
+        here = self._here_if_there(path)
+        return self.remote.replace(path, data, old) if here is None else self._local.replace(here, data, old)
+
     def remove(self, path: str) -> None:
         here = self._here_if_there(path)
         if here is None:

@@ -92,6 +92,21 @@ class Storage(Protocol):
             OSError: the data did not reach the disk; nothing has changed under `path`.
         """
 
+    def replace(self, path: str, data: bytes, old: bytes) -> bool:
+        """Writes `data` as `atomic_write` does, if the content of the file is `old`. Of several callers, one does.
+
+        A file system without locks, and a store that does not honour the condition, do not keep a second one from it.
+
+        Args:
+            data: differs from what any other process writes there.
+
+        Returns:
+            Whether the file has this content now; False where it has another one, or is not there.
+
+        Raises:
+            OSError: as `atomic_write`.
+        """
+
     def remove(self, path: str) -> None:
         """Removes a file, and its folder if that is empty then. A file that is not there is no error."""
 
@@ -156,6 +171,19 @@ class LocalStorage:
             self._sync_folder(folder)
         self._written[folder].add(name)
         return True
+
+    def replace(self, path: str, data: bytes, old: bytes) -> bool:
+        with _named(path, "written"), suppress(FileNotFoundError, BlockingIOError), open(path, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # another process replaces it at the moment
+                raise
+            except OSError:  # a file system without locks
+                pass
+            with open(path, "rb") as now:  # the file of this name may have been replaced before the lock was given
+                is_same = os.path.sameopenfile(file.fileno(), now.fileno())
+            return is_same and file.read() == old and self.atomic_write(path, data)
+        return False
 
     def remove(self, path: str) -> None:
         folder, name = os.path.split(path)

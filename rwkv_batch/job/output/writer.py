@@ -42,6 +42,7 @@ class Counts:
         committed: durable rows.
         errors: rows that this run has finished as errors.
         scored_tokens: tokens of continuations that this run has scored.
+        wait_seconds: time that the caller of `Writer.add` has waited for the disk, the last commit included.
     """
 
     resumed: int = 0
@@ -49,6 +50,7 @@ class Counts:
     committed: int = 0
     errors: int = 0
     scored_tokens: int = 0
+    wait_seconds: float = 0.0
 
     def resume(self, rows: int) -> None:
         """Counts rows that an earlier run has committed."""
@@ -155,8 +157,10 @@ class Writer:
     ) -> None:
         try:
             self._put(_Item(None))
+            start = time.monotonic()
             while not self._thread.done():  # a wait without a limit could miss a signal
                 wait([self._thread], LOOK_SECONDS)
+            self.counts.wait_seconds += time.monotonic() - start
             self._thread.result()
         finally:
             self._is_abandoned = True
@@ -173,7 +177,9 @@ class Writer:
             Exception: the exception that has ended the thread, such as OSError from a full disk.
         """
         sizes = list(map(held_bytes, rows))
+        start = time.monotonic()
         self._put(_Item(partial(self._add, rows, sizes), 1 + sum(sizes)))
+        self.counts.wait_seconds += time.monotonic() - start
 
     def commit(self, then: Callable[[], None]) -> None:
         """Commits all rows that have been added, without waiting for the time. Calls `then` on the writer's thread."""

@@ -36,13 +36,13 @@ class EventLog:
     Args:
         storage: writes.
         path: the file.
-        common: fields of every event.
+        common: fields of every event. "run" is a random number where it is left out.
     """
 
     def __init__(self, storage: Storage, path: str, **common: Any) -> None:
         self._path = path
         self._append = storage.appender(path)
-        self._common = {**common, "run": os.urandom(4).hex()}
+        self._common = {"run": os.urandom(4).hex(), **common}
         self._lock = threading.Lock()
         self._is_broken = False
         self._started = time.time() - time.monotonic()
@@ -78,10 +78,21 @@ def machine() -> dict[str, Any]:
         "host": socket.gethostname(),
         "system": platform.platform(),
         "cpus": os.cpu_count(),
+        **_processor(),
         "python": platform.python_version(),
         "pyarrow": pa.__version__,
         "rwkv_batch": __version__,
     }
+
+
+def _processor() -> dict[str, str]:
+    """Returns the name of the processor; without it where the system does not tell."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return {"cpu": names[0]} if names else {}
 
 
 def memory() -> dict[str, int]:

@@ -1,151 +1,301 @@
-"""The page report.html: one file without scripts or links, with charts in SVG."""
+"""The page report.html: one file without scripts or links, from a template beside this module."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from html import escape
+from functools import cache
+from importlib.resources import files
+from pathlib import PurePath
 from typing import Any
 
-from .progress import RATES
-from .score_conventions import shown_metric
+import yaml
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
 
-WIDTH, HEIGHT, MARGIN = 640, 200, 46
-COLOURS = ("#2a6f97", "#e07a5f", "#6a994e", "#9d4edd")
+from ... import __version__
+from ..config import describe_settings
+from ..messages import printable
+from .advice import latest_config, latest_model
+from .page_parts import Table
+from .page_results import errors, lengths, metric_text, samples, scores
+from .page_speed import speed, where_the_time_went
+from .summary import describe_sharing
+from .wording import count, counted, date, duration, moment, percent, rounded, shortened, size
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem; border-bottom: 1px solid #ddd }
-table { border-collapse: collapse } td, th { text-align: left; vertical-align: top; padding: .15rem .8rem .15rem 0 }
-th { font-weight: 600; white-space: nowrap } td { overflow-wrap: anywhere } svg { max-width: 100%; height: auto }
-svg text { font: 11px system-ui, sans-serif; fill: #555 } .charts { display: flex; flex-wrap: wrap; gap: 1rem }
-"""
+MOST_RUNS = 50
+"""Runs of the page: the latest ones."""
+MOST_FILES = 50
+SETTINGS_CHARACTERS = 20_000
+MACHINE = {"host": "host", "cpu": "processor", "cpus": "CPUs", "system": "system"}
+VERSIONS = ("rwkv_batch", "python", "pyarrow")
 
 
 def render(report: Mapping[str, Any]) -> str:
-    """Returns the report as an HTML page."""
-    time = report["timeline"]
-    occupancy = [
-        used / slots if slots else 0.0 for used, slots in zip(time["slots_in_use"], time["slots"], strict=True)
-    ]
-    throughput = {kind: time[f"{kind}_tokens"] for kind in reversed(RATES[report["task"]])}
-    charts = [line_chart("tokens per second", time["seconds"], throughput)]
-    charts.append(line_chart("slots in use, share", time["seconds"], {"occupancy": occupancy}))
-    for name, histogram in report["length_histograms"].items():
-        charts.append(bar_chart(name.replace("_", " "), histogram))
-    for name in ("finish_reasons", "errors"):
-        if report[name]:
-            charts.append(bar_chart(name.replace("_", " "), report[name]))
-    summary = {
-        "output": report["output"],
-        "complete": report["complete"],
-        "parts": f"{report['parts']['published']} of {report['parts']['planned']}",
-        **({"damaged parts": report["damaged"]} if report["damaged"] else {}),
-        "input rows": report["rows_planned"],
-        "output rows": report["rows"],
-        "tokens": report["tokens"],
-        "shared prefixes": report["prefixes"],
-        "in use, mean over all steps": {name: f"{share:.1%}" for name, share in report["utilisation"].items()},
-        **{name: shown_metric(metric) for name, metric in report["scores"].items()},
-    }
-    sections = [
-        ("Summary", _table(summary)),
-        *_of_scores(report),
-        ("Charts", f'<div class="charts">{"".join(charts)}</div>'),
-        *((f"Run {index}", _table(run)) for index, run in enumerate(report["runs"], 1)),
-        ("Job", _table(report["job"])),
-    ]
-    body = "".join(f"<h2>{escape(title)}</h2>{content}" for title, content in sections)
-    head = f'<meta charset="utf-8"><title>{escape(report["output"])}</title><style>{_STYLE}</style>'
-    return f"<!doctype html><html><head>{head}</head><body><h1>rwkv_batch report</h1>{body}</body></html>\n"
-
-
-def _of_scores(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns the sections of a score job: the scores of groups, and the conventions; none for another task."""
-    sections = []
-    if groups := report.get("score_groups"):
-        table = {
-            name: {
-                "rows": max((metric["rows"] for metric in metrics.values()), default=0),
-                **{metric: shown_metric(found) for metric, found in metrics.items()},
-            }
-            for name, metrics in groups["groups"].items()
-        }
-        sections.append((f"Scores by {groups['column']}", _columns_table(groups["column"], table)))
-    if "conventions" in report:
-        sections.append(("Conventions of the scores", _table(report["conventions"])))
-    return sections
-
-
-def line_chart(title: str, x: Sequence[float], series: Mapping[str, Sequence[float]]) -> str:
-    """Returns a chart of lines over seconds. The scale goes from zero to the highest value of all series."""
-    top = max((value for values in series.values() for value in values), default=0.0) or 1.0
-    end = (x[-1] if x else 0.0) or 1.0
-    shapes = [_axes(title, _number(top), f"{_number(end)} s")]
-    for index, (name, values) in enumerate(series.items()):
-        across = (MARGIN + seconds / end * (WIDTH - 2 * MARGIN) for seconds in x)
-        down = (HEIGHT - MARGIN - value / top * (HEIGHT - 2 * MARGIN) for value in values)
-        points = " ".join(f"{left:.1f},{y:.1f}" for left, y in zip(across, down, strict=True))
-        colour = COLOURS[index % len(COLOURS)]
-        shapes.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        right = WIDTH - MARGIN - 90 * index
-        shapes.append(f'<text x="{right}" y="16" text-anchor="end" style="fill:{colour}">{escape(name)}</text>')
-    return _svg(shapes)
-
-
-def bar_chart(title: str, counts: Mapping[str, int]) -> str:
-    """Returns a chart with a bar for each name, in the given order, and its count above the bar."""
-    top = max(counts.values(), default=0) or 1
-    step = (WIDTH - 2 * MARGIN) / max(1, len(counts))
-    shapes = [_axes(title, _number(top), "")]
-    for index, (name, count) in enumerate(counts.items()):
-        left, height = MARGIN + index * step, count / top * (HEIGHT - 2 * MARGIN)
-        middle, y = left + step / 2, HEIGHT - MARGIN - height
-        bar = f'x="{left + step * 0.1:.1f}" y="{y:.1f}" width="{step * 0.8:.1f}" height="{height:.1f}"'
-        shapes.append(f'<rect {bar} fill="{COLOURS[0]}"/>')
-        shapes.append(f'<text x="{middle:.1f}" y="{y - 4:.1f}" text-anchor="middle">{count:,}</text>')
-        shapes.append(
-            f'<text x="{middle:.1f}" y="{HEIGHT - MARGIN + 14}" text-anchor="middle">{escape(str(name))}</text>'
-        )
-    return _svg(shapes)
-
-
-def _svg(shapes: Sequence[str]) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img">{"".join(shapes)}</svg>'
-
-
-def _axes(title: str, top: str, end: str) -> str:
-    left, right, bottom = MARGIN, WIDTH - MARGIN, HEIGHT - MARGIN
-    return (
-        f'<text x="{left}" y="16" style="font-weight:600">{escape(title)}</text>'
-        f'<path d="M{left} {MARGIN}V{bottom}H{right}" fill="none" stroke="#999"/>'
-        f'<text x="{left - 4}" y="{MARGIN + 4}" text-anchor="end">{top}</text>'
-        f'<text x="{left - 4}" y="{bottom}" text-anchor="end">0</text>'
-        f'<text x="{right}" y="{bottom + 14}" text-anchor="end">{end}</text>'
+    """Returns the report as an HTML page. Facts that the report lacks, as of an earlier version, are left out."""
+    name = report.get("name") or PurePath(report["output"]).name
+    found = errors(report)
+    tracks, tracks_note = where_the_time_went(report)
+    rows = sum(report["rows"].values())
+    mark = "…" if not report["complete"] else "!" if found else "✓"
+    return _template().render(
+        style=Markup(files(__package__).joinpath("report.css").read_text(encoding="utf-8")),
+        title=f"{mark} {name}: {counted(rows, 'row')}",
+        name=name,
+        pills=_pills(report),
+        lead=_lead(report),
+        tiles=_tiles(report),
+        warnings=report.get("warnings", []),
+        scores=scores(report),
+        errors=found,
+        speed=speed(report),
+        tracks=tracks,
+        tracks_note=tracks_note,
+        **lengths(report),
+        samples=samples(report),
+        runs=_runs(report["runs"]),
+        kernels=_kernels(report),
+        machine=_machine(report),
+        job=_job(report),
+        inputs=_inputs(report["job"].get("input", [])),
+        job_file=_yaml(_changed(latest_config(report))),
+        all_settings=_yaml(latest_config(report)),
+        version=__version__,
+        written=date(moment(time.time())),
     )
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.3g}"
+@cache
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_visible
+    )
+    return environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
 
 
-def _columns_table(corner: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns a table with a row for each name, and a column for each value; `corner` is the head of the names."""
-    heads = [*dict.fromkeys(head for values in rows.values() for head in values)]
-    lines = ["".join(f"<th>{escape(str(head))}</th>" for head in (corner, *heads))]
-    lines += [
-        f"<th>{escape(name)}</th>" + "".join(f"<td>{_table(values.get(head, ''))}</td>" for head in heads)
-        for name, values in rows.items()
+def _visible(value: Any) -> Any:
+    """A text without characters that steer the direction of writing or that no page may hold."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _pills(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The state of the job in a few words each."""
+    number = report["rows"].get("error", 0)
+    outcome = report["runs"][-1]["outcome"] if report["runs"] else ""
+    if report["complete"]:
+        state = {"kind": "good", "text": "finished"}
+    elif report["damaged"]:
+        state = {"kind": "bad", "text": "damaged parts"}
+    elif outcome == "finished":
+        state = {"kind": "warn", "text": "not finished"}
+    else:
+        state = {"kind": "warn", "text": outcome} if len(outcome) < 40 else {"kind": "bad", "text": "failed"}
+    found = [state, *([{"kind": "bad", "text": counted(number, "error")}] if number else [])]
+    return [pill for pill in found if pill["text"]]
+
+
+def _lead(report: Mapping[str, Any]) -> list[str]:
+    """What ran on what, when and how long."""
+    model, runs = latest_model(report), report["runs"]
+    path = str(latest_config(report).get("model", {}).get("path") or model.get("model", "a model"))
+    kinds = [str(model[key]) for key in ("version", "dtype", "quantization") if model.get(key)]
+    named = PurePath(path).name + (f" ({', '.join(kinds)})" if kinds else "")
+    place = model.get("device_name") or {"cpu": "the CPU"}.get(model.get("device", ""), model.get("device", ""))
+    hosts = [*dict.fromkeys(run["machine"]["host"] for run in runs if "host" in run.get("machine", {}))]
+    where = f" on {place}" if place else ""
+    where += f" of {hosts[0]}" if len(hosts) == 1 else f" of {len(hosts)} machines" if hosts else ""
+    sources = [PurePath(str(file["file"])).name for file in report["job"].get("input", [])]
+    source = sources[0] if len(sources) == 1 else counted(len(sources), "file")
+    verb = "scored" if report["task"] == "score" else "completed"
+    rows = f"{count(report['rows_planned'])} rows of {source}" if sources else counted(report["rows_planned"], "row")
+    sentences = [f"{named}{where} {verb if report['complete'] else f'has not {verb} all of'} {rows}."]
+    if runs:
+        started, ended = (date(_moment(runs[index], key)) for index, key in ((0, "started"), (-1, "ended")))
+        until = ended[11:] if started[:10] == ended[:10] else ended
+        sentences.append(
+            f"{started} – {until}: {duration(report['serving_seconds'])} of serving in {counted(len(runs), 'run')}."
+        )
+    return sentences
+
+
+def _moment(run: Mapping[str, Any], key: str) -> str:
+    """A time of a run in ISO 8601; earlier versions recorded seconds since 1970."""
+    value = run[key]
+    return value if isinstance(value, str) else moment(value)
+
+
+def _tiles(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The most important numbers."""
+    tokens, seconds = report["tokens"], report["serving_seconds"]
+    tiles = [
+        _tile(name.replace("_", " "), metric_text(name, one), "with a 95 % interval")
+        for name, one in _first_scores(report)
     ]
-    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+    good, bad = (report["rows"].get(status, 0) for status in ("ok", "error"))
+    tiles.append(
+        _tile(
+            "rows ok",
+            count(good),
+            f"{counted(bad, 'error')}, {percent(bad / max(good + bad, 1))}" if bad else "no errors",
+        )
+    )
+    kinds = {"prompt_tokens": "prompt tokens", "completion_tokens": "completion tokens", "num_tokens": "scored tokens"}
+    tiles += [_tile(kinds[name], count(number), _mean(report, name)) for name, number in tokens.items()]
+    kind = "scored" if report["task"] == "score" else "completion"
+    made = {
+        name: sum(run[f"{name}_tokens"] for run in report["runs"]) / seconds if seconds else 0
+        for name in (kind, "prompt")
+    }
+    tiles.append(_tile(f"{kind} tokens/s", rounded(made[kind]), f"and {rounded(made['prompt'])} prompt tokens/s"))
+    if describe_sharing(report):
+        requested, computed = (report["prefixes"][name] for name in ("tokens_requested", "tokens_computed"))
+        ratio = f"shared prefixes: {requested / computed:.1f} times fewer"
+        tiles.append(_tile("prompt tokens saved", count(requested - computed), ratio))
+    rows = sum(run["rows"] for run in report["runs"])
+    speed = f"{rounded(rows / seconds)} rows/s" if seconds and rows else ""
+    return [*tiles, _tile("time of serving", duration(seconds), speed)]
 
 
-def _table(value: Any) -> str:
-    """Returns mappings as tables, lists of mappings as tables below each other, and any other value as text."""
+def _tile(label: str, value: str, note: str) -> dict[str, str]:
+    return {"label": label, "value": value, "note": note}
+
+
+def _first_scores(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
+    return [*report["scores"].items()][:2]
+
+
+def _mean(report: Mapping[str, Any], name: str) -> str:
+    """How many tokens a text has on average; "" where it is not known."""
+    found = report.get("lengths", {}).get(name)
+    what = {"prompt_tokens": "row", "completion_tokens": "sample", "num_tokens": "text"}[name]
+    return f"{rounded(found['mean'])} a {what}" if found else ""
+
+
+def _runs(runs: Sequence[Mapping[str, Any]]) -> Table:
+    """The runs, each with its workers below it."""
+    has_shards = len({run["shard"] for run in runs}) > 1
+    head = ["started", *(["shard"] if has_shards else []), "machine", "serving", "rows", "tokens/s", "outcome"]
+    rows: list[list[str]] = []
+    for run in runs[-MOST_RUNS:]:
+        rows.append(_run(run, date(_moment(run, "started")), has_shards))
+        for index, worker in run.get("workers", {}).items():
+            rows.append(_run(worker, f"worker {index}", has_shards))
+    left = len(runs) - MOST_RUNS
+    numbers = range(len(head) - 4, len(head) - 1)
+    return Table(head, rows, frozenset(numbers), f"and {count(left)} earlier runs: see report.json" if left > 0 else "")
+
+
+def _run(run: Mapping[str, Any], name: str, has_shards: bool) -> list[str]:
+    seconds = run["serving_seconds"]
+    made = max(run["completion_tokens"], run["scored_tokens"])
+    machine = [run.get("machine", {}).get("host"), run.get("model", {}).get("device")]
+    return [
+        name,
+        *([run["shard"]] if has_shards else []),
+        " · ".join(filter(None, machine)),
+        duration(seconds),
+        count(run["rows"]),
+        rounded(made / seconds) if seconds and made else "",
+        shortened(run["outcome"], 300),
+    ]
+
+
+def _kernels(report: Mapping[str, Any]) -> Table:
+    backends = latest_model(report).get("backends", [])
+    rows = [[one["op"], one["backend"], one.get("on", ""), "; ".join(one.get("not_used", []))] for one in backends]
+    head = ["op", "backend", "on", "why not another one"]
+    if not any(row[2] for row in rows):
+        head, rows = [*head[:2], head[3]], [[*row[:2], row[3]] for row in rows]
+    return Table.of(head, rows)
+
+
+def _machine(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    model = latest_model(report)
+    machine: dict[str, Any] = next((run["machine"] for run in reversed(report["runs"]) if "machine" in run), {})
+    peaks = [run["memory"]["peak_bytes"] for run in report["runs"] if "peak_bytes" in run.get("memory", {})]
+    versions = [f"{name} {machine[name]}" for name in VERSIONS if name in machine]
+    versions += [f"torch {model['torch']}"] if "torch" in model else []
+    return [
+        *(
+            (key.replace("_", " "), str(model[key]))
+            for key in ("model", "format", "version", "tokenizer")
+            if model.get(key)
+        ),
+        *(
+            (key.replace("_", " "), str(model[key]))
+            for key in ("layers", "state_dtype", "quantization")
+            if model.get(key)
+        ),
+        *(
+            [("slots", f"{count(model['max_batch_size'])}, at most {count(model['max_batch_tokens'])} tokens a step")]
+            if "max_batch_size" in model
+            else []
+        ),
+        *([("memory", model["memory_plan"].removeprefix("memory: "))] if "memory_plan" in model else []),
+        *([("largest host memory", size(max(peaks)))] if peaks else []),
+        *([("device", model["device_name"])] if "device_name" in model else []),
+        *((label, str(machine[name])) for name, label in MACHINE.items() if machine.get(name)),
+        *([("threads", str(model["threads"]))] if "threads" in model else []),
+        *([("versions", ", ".join(versions))] if versions else []),
+    ]
+
+
+def _job(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    parts, job = report["parts"], report["job"]
+    damaged = [f"{name}: {error[:200]}" for name, error in [*report["damaged"].items()][:10]]
+    return [
+        ("task", report["task"]),
+        ("output", report["output"]),
+        ("parts", f"{count(parts['published'])} of {count(parts['planned'])}"),
+        *([("damaged parts", "; ".join(damaged))] if damaged else []),
+        ("rows", count(report["rows_planned"])),
+        *(
+            [("rows a part", count(job["plan"]["output.rows_per_part"]))]
+            if "output.rows_per_part" in job["plan"]
+            else []
+        ),
+        ("fingerprint", job["fingerprint"]),
+        *([("started by version", job["version"])] if "version" in job else []),
+    ]
+
+
+def _inputs(manifest: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [[str(one["file"]), count(one["rows"]), size(one["bytes"]) if one.get("bytes") else ""] for one in manifest]
+    left = len(rows) - MOST_FILES
+    more = f"and {count(left)} more files: see report.json" if left > 0 else ""
+    return Table(["file", "rows", "size"], rows[:MOST_FILES], frozenset({1, 2}), more)
+
+
+def _changed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are not at their defaults, and those that have none, as a job file has them."""
+    defaults = {setting.name: setting.default for setting in describe_settings() if not setting.is_required}
+    found: dict[str, Any] = {}
+    for section, value in config.items():
+        if not isinstance(value, Mapping):
+            if value != defaults.get(section):
+                found[section] = value
+            continue
+        changed = {
+            key: one
+            for key, one in value.items()
+            if one != defaults.get(f"{section}.{key}") or _is_required(section, key)
+        }
+        found |= {section: changed} if changed else {}
+    return found
+
+
+def _is_required(section: str, key: str) -> bool:
+    return (section, key) in (("model", "path"), ("input", "path"), ("output", "path"))
+
+
+def _yaml(settings: Mapping[str, Any]) -> str:
+    if not settings:
+        return ""
+    text = yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True, width=100)
+    return shortened(text, SETTINGS_CHARACTERS)
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        rows = (f"<tr><th>{escape(str(name))}</th><td>{_table(item)}</td></tr>" for name, item in value.items())
-        return f"<table>{''.join(rows)}</table>"
-    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        return "".join(_table(item) for item in value)
-    if isinstance(value, list):
-        return escape(", ".join(map(str, value)))
-    return escape(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value

@@ -106,7 +106,7 @@ class Progress:
         self._thread = threading.Thread(target=self._watch, name="rwkv_batch-progress", daemon=True)
 
     def __enter__(self) -> Progress:
-        self._log("progress", **asdict(self._take()))
+        self._log("progress", **asdict(self._take()), phases=self._phases())
         self._thread.start()
         return self
 
@@ -164,12 +164,17 @@ class Progress:
             self._display(status, describe(status, self._recent[0], self._task))
         # The period grows with the run, so that a month of samples still fits into a report.
         if self._is_due("sample", status.seconds, period=status.seconds / 300):
-            self._log("progress", **asdict(status))
+            self._log("progress", **asdict(status), phases=self._phases())
         if self._is_due("metrics", status.seconds, METRICS_SECONDS):
             try:
                 self._write_metrics(prometheus(status, self._shard))
             except OSError as error:
                 logger.warning("the metrics were not written: %s", error)
+
+    def _phases(self) -> dict[str, float]:
+        """The seconds of each phase of this run so far."""
+        phases = {**self._stats().seconds(), "write": self._counts.wait_seconds}
+        return {name: round(seconds, 3) for name, seconds in phases.items()}
 
     def _display(self, status: RunStatus, text: str) -> None:
         """Moves the bar, or prints a line when one is due."""

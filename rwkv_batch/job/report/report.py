@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ...errors import ConfigurationError
 from ...object_stores.urls import LOCAL, is_url
@@ -21,33 +16,44 @@ from ..output.commit import UNREADABLE, part_name
 from ..output.open_storage import open_storage
 from ..output.storage import Storage
 from ..state import read_job
+from .advice import warnings_of
+from .choices import ChoiceSummary
+from .error_codes import ERROR_CODES
 from .events import read_events
-from .history import Run, serving_seconds, shared_prefixes, timeline, utilisation
-from .page import render
-from .progress import RATES
-from .score_conventions import conventions, empty_summary, shown_metric
-from .scores import RESULTS as SCORES
-from .scores import ScoreSummary
+from .examples import Examples
+from .history import Run, marks, serving_seconds, shared_prefixes, sources, timeline, utilisation
+from .phases import tracks
+from .score_conventions import conventions, empty_summary, kind_of
+from .tally import LENGTHS, Tally
 
-LABELS = ("status", "error_code", "finish_reason")
-LENGTHS = {"generate": ("prompt_tokens", "completion_tokens"), "score": ("num_tokens",)}
-"""Task → the columns with numbers of tokens."""
-ALL_LENGTHS = (*LENGTHS["generate"], *LENGTHS["score"])
-FIRST = {"generate": "sample_index", "score": "logprob"}
-"""Task → the first of the columns that a job adds. Columns of the input with the name of another one come before it."""
-SHOWN_GROUPS = 100
-"""Groups of rows that a terminal shows."""
+FORMAT = 2
+"""The version of report.json: a number that grows when a key changes its meaning or goes away."""
+DEFAULTS = {"show_text": False, "samples": 10}
+"""The section `report` of a job that an earlier version has run."""
 
 Report = dict[str, Any]
 
+logger = logging.getLogger(__name__)
+
 
 def write_report(storage: Storage, folders: Folders) -> Report:
-    """Writes report.json and report.html into the state folder, and returns the report."""
+    """Writes report.json and report.html into the state folder, and returns the report.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
     report = collect(storage, folders)
+    save(report, storage, folders)
+    return report
+
+
+def save(report: Report, storage: Storage, folders: Folders) -> None:
+    """Writes a report into the state folder, as report.json and report.html."""
+    from .page import render  # jinja2 is not needed before
+
     plain = json.dumps(report, indent=1, ensure_ascii=False)
     for name, text in (("report.json", plain), ("report.html", render(report))):
         storage.atomic_write(folders.file(name), text.encode(errors="backslashreplace"))
-    return report
 
 
 def find_job(path: str) -> Folders:
@@ -76,176 +82,105 @@ def collect(storage: Storage, folders: Folders) -> Report:
     job = read_job(storage, folders.state)
     if job is None:
         raise ConfigurationError(f"{folders.file('job.json')} is missing; start the job again to write it")
-    names = [part_name(index, job["plan"]["units"]) for index in range(job["plan"]["units"])]
     present = set(storage.list(folders.output))
-    published = [name for name in names if name in present]
+    planned = [part_name(index, job["plan"]["units"]) for index in range(job["plan"]["units"])]
+    published = {index: name for index, name in enumerate(planned) if name in present}
     runs = Run.all_of(read_events(storage, folders.state))
-    scores = empty_summary(job["settings"], _group_by(runs))
-    results = _results(storage, [os.path.join(folders.output, name) for name in published], job, scores)
-    return {
+    config = _latest_config(runs)
+    shown = {**DEFAULTS, **config.get("report", {})}
+    tally, damaged = _count(storage, folders, job, published, _empty_tally(job, config, shown["samples"]))
+    examples = Examples(storage, job, config, shown["show_text"])
+    report = {
+        "format": FORMAT,
+        "name": os.path.basename(folders.output.rstrip("/")),
         "output": folders.output,
-        "complete": len(published) == len(names) and not results["damaged"],
-        "parts": {"published": len(published), "planned": len(names)},
-        "task": job["settings"]["task"],
+        "complete": len(published) == len(planned) and not damaged,
+        "parts": {"published": len(published), "planned": len(planned)},
+        "task": tally.task,
         "rows_planned": job["plan"]["rows"],
-        **results,
-        **({"conventions": conventions(job["settings"])} if scores is not None else {}),
+        "damaged": damaged,
+        **_counts(tally),
+        "error_rows": _error_rows(tally, examples),
+        "samples": examples.results(tally.samples) if shown["show_text"] else [],
+        **({"conventions": conventions(job["settings"])} if tally.scores is not None else {}),
         "prefixes": shared_prefixes(runs),
         "utilisation": utilisation(runs),
         "runs": [run.describe() for run in runs],
+        "loading_seconds": sum(run.loading_seconds for run in runs),
         "serving_seconds": serving_seconds(runs),
-        "timeline": timeline([run.samples for run in runs]),
+        "phases": tracks(runs),
+        "timeline": timeline([source.samples for source in sources(runs)]),
+        "marks": marks(runs),
         "job": job,
     }
+    return {**report, "warnings": warnings_of(report)}
 
 
-def summarise(report: Report) -> list[str]:
-    """Returns the report in a few lines for a terminal."""
-    parts, rows, tokens = report["parts"], report["rows"], report["tokens"]
-    seconds, used = report["serving_seconds"], report["utilisation"]
-    none = "0" if report["complete"] else "none yet"
-    speeds = [
-        f"{sum(run[f'{kind}_tokens'] for run in report['runs']) / seconds if seconds else 0.0:,.0f} {kind}"
-        for kind in RATES[report["task"]]
-    ]
-    lines = [
-        f"{report['output']}: {parts['published']} of {parts['planned']} parts, {sum(rows.values()):,} rows",
-        f"rows    {', '.join(f'{status} {count:,}' for status, count in rows.items()) or none}",
-        f"tokens  {', '.join(f'{name} {count:,}' for name, count in tokens.items() if count)}",
-        f"speed   {' and '.join(speeds)} tokens/s over {seconds:,.1f} s of serving",
-        f"steps   slots in use {used['slots']:.1%}, tokens {used['step_tokens']:.1%} of what a step may have",
-    ]
-    if sharing := describe_sharing(report):
-        lines.append(f"shared  {sharing}")
-    lines += [f"score   {name} {shown_metric(metric)}" for name, metric in report["scores"].items()]
-    lines += _groups(report)
-    for name, error in report["damaged"].items():
-        lines.append(f"damaged {name} cannot be read; start the job again to make it again ({error})")
-    if report["errors"]:
-        lines.append(f"errors  {', '.join(f'{code} {count:,}' for code, count in report['errors'].items())}")
-    return lines
-
-
-def describe_sharing(report: Report) -> str:
-    """Returns in words what shared prefixes have saved; "" where they saved nothing."""
-    requested, computed, seconds = report["prefixes"].values()
-    if requested <= computed or not computed:
-        return ""
-    return (
-        f"{requested:,} prompt tokens, {computed:,} of them computed ({requested / computed:.1f} times fewer): "
-        f"about {seconds:,.1f} s saved"
-    )
-
-
-def first_rows(storage: Storage, folders: Folders, count: int) -> Iterator[dict[str, Any]]:
-    """Yields the first `count` rows of the published parts. Parts that are damaged are left out."""
-    for name in storage.list(folders.output):
-        with suppress(*UNREADABLE), storage.open(os.path.join(folders.output, name)) as file:
-            for batch in pq.ParquetFile(file).iter_batches(max(1, count)):
-                for record in batch.slice(0, count).to_pylist():
-                    yield record
-                    count -= 1
-                if count <= 0:
-                    return
-
-
-def _groups(report: Report) -> Iterator[str]:
-    """Yields a line for each group of rows of a score job, up to `SHOWN_GROUPS`."""
-    groups = report.get("score_groups", {}).get("groups", {})
-    for name, metrics in [*groups.items()][:SHOWN_GROUPS]:
-        shown = ", ".join(f"{metric} {shown_metric(found)}" for metric, found in metrics.items())
-        rows = max((found["rows"] for found in metrics.values()), default=0)
-        yield f"group   {name} ({rows:,} rows): {shown}"
-    if len(groups) > SHOWN_GROUPS:
-        yield f"        and {len(groups) - SHOWN_GROUPS:,} more groups, see report.json"
-
-
-def _group_by(runs: Sequence[Run]) -> str | None:
-    """Returns the column by which the latest run of the job groups rows."""
+def _latest_config(runs: Sequence[Run]) -> dict[str, Any]:
+    """Returns the settings of the latest run that has recorded them, section by section; {} where none has."""
     configs = [run.facts["config"] for run in runs if "config" in run.facts]
-    found: str | None = configs[-1].get("score", {}).get("group_by") if configs else None
-    return found
+    return configs[-1] if configs else {}
 
 
-def _results(
-    storage: Storage, paths: Iterable[str], job: dict[str, Any], scores: ScoreSummary | None
-) -> dict[str, Any]:
-    """Returns counts, tokens, scores and histograms over the rows of the parts, and which parts are damaged."""
-    counts: dict[str, Counter[Any]] = {name: Counter() for name in (*LABELS, *ALL_LENGTHS)}
-    damaged = {}
-    for path in paths:
-        try:
-            found, scores = _count(storage, path, job.get("columns", {}), deepcopy(scores))
-        except UNREADABLE as error:
-            damaged[os.path.basename(path)] = str(error)
-            continue
-        for name, counter in found.items():
-            counts[name].update(counter)
-    return {
-        "damaged": damaged,
-        "rows": dict(counts["status"]),
-        "errors": dict(counts["error_code"]),
-        "finish_reasons": dict(counts["finish_reason"]),
-        "tokens": {
-            name: sum(length * times for length, times in counts[name].items())
-            for name in LENGTHS[job["settings"]["task"]]
-        },
-        **_scores(scores),
-        "length_histograms": {name: _histogram(counts[name]) for name in ALL_LENGTHS if counts[name]},
-    }
-
-
-def _scores(summary: ScoreSummary | None) -> dict[str, Any]:
-    """Returns the metrics of all rows, and those of groups, where the job has them."""
-    if summary is None:
-        return {"scores": {}}
-    groups = {"column": summary.group_by, "groups": summary.groups()}
-    return {"scores": summary.metrics(), **({} if summary.group_by is None else {"score_groups": groups})}
+def _empty_tally(job: Mapping[str, Any], config: Mapping[str, Any], samples: int) -> Tally:
+    """Returns the counts of no rows."""
+    settings = job["settings"]
+    scores = empty_summary(settings, config.get("score", {}).get("group_by"))
+    choices = None
+    if scores is not None and kind_of(settings) == "choices":
+        kind, given = settings.get("score.answer", "auto"), settings.get("score.choices")
+        columns = [settings.get(f"input.columns.{role}") for role in ("answer", "choices")]
+        choices = ChoiceSummary(columns[0], "index" if kind == "auto" else kind, given or columns[1])
+    return Tally(settings["task"], scores, choices, samples)
 
 
 def _count(
-    storage: Storage, path: str, renamed: Mapping[str, str], scores: ScoreSummary | None
-) -> tuple[dict[str, Counter[Any]], ScoreSummary | None]:
-    """Counts the labels and lengths of one part, and adds its rows to the scores. Returns both.
+    storage: Storage, folders: Folders, job: Mapping[str, Any], published: Mapping[int, str], tally: Tally
+) -> tuple[Tally, dict[str, str]]:
+    """Returns the counts over the rows of the parts, and which parts are damaged: part → what is wrong.
 
     Args:
-        renamed: column that the job adds → its name in the parts, where that is another one.
+        published: the numbers of the units that have a part → its name.
     """
-    counts: dict[str, Counter[Any]] = {name: Counter() for name in (*LABELS, *ALL_LENGTHS)}
-    own = dict.fromkeys((*LABELS, *ALL_LENGTHS, "sample_index", *(SCORES if scores else ())))
-    with storage.open(path) as file:
-        parquet = pq.ParquetFile(file)
-        present = parquet.schema_arrow.names
-        first = FIRST["score" if scores is not None else "generate"]
-        added = present[present.index(renamed.get(first, first)) :]
-        names = {name: renamed.get(name, name) for name in own if renamed.get(name, name) in added}
-        passed = [name for name in (scores.passed if scores else ()) if name in present]
-        for batch in parquet.iter_batches(columns=[*dict.fromkeys([*names.values(), *passed])]):
-            results = batch.select([*names.values()]).rename_columns([*names])
-            if scores is not None:
-                scores.add(results, batch)
-            for name in counts.keys() & names.keys():
-                counts[name].update(_value_counts(results, name))
-    return counts, scores
+    damaged = {}
+    for unit, name in published.items():
+        counted = deepcopy(tally)
+        first_row = unit * job["plan"]["output.rows_per_part"]
+        try:
+            counted.add_part(storage, os.path.join(folders.output, name), first_row, job.get("columns", {}))
+        except UNREADABLE as error:
+            damaged[name] = str(error)
+        else:
+            tally = counted
+    return tally, damaged
 
 
-def _value_counts(batch: pa.RecordBatch, name: str) -> dict[Any, int]:
-    column = batch[name]
-    if name == "prompt_tokens":  # the samples of a row share its prompt
-        column = column.filter(pc.equal(batch["sample_index"], 0))
-    if pa.types.is_list(column.type):
-        column = column.flatten()
-    return {entry["values"]: entry["counts"] for entry in column.drop_null().value_counts().to_pylist()}
+def _counts(tally: Tally) -> dict[str, Any]:
+    """Returns the counts for the report."""
+    present = {name: lengths for name, lengths in tally.lengths.items() if lengths.count}
+    scores = tally.scores
+    choices = tally.choices.describe() if tally.choices else {}
+    groups = {} if scores is None or scores.group_by is None else {"column": scores.group_by, "groups": scores.groups()}
+    return {
+        "rows": dict(tally.labels["status"]),
+        "errors": dict(tally.labels["error_code"].most_common()),
+        "finish_reasons": dict(tally.labels["finish_reason"].most_common()),
+        "tokens": {name: tally.lengths[name].total for name in LENGTHS[tally.task]},
+        "scores": {} if scores is None else scores.metrics(),
+        **({"score_groups": groups} if groups else {}),
+        **({"choices": choices} if choices else {}),
+        "length_histograms": {name: lengths.doubling_bins() for name, lengths in present.items()},
+        "lengths": {name: {**lengths.describe(), "bins": lengths.equal_bins()} for name, lengths in present.items()},
+    }
 
 
-def _histogram(lengths: Counter[int]) -> dict[str, int]:
-    """Returns counts in bins that double in width: 0, 1, 2-3, 4-7, …"""
-    bins: Counter[int] = Counter()
-    for length, count in lengths.items():
-        bins[length.bit_length()] += count
-    return {_bin_name(size): bins[size] for size in range(min(bins), max(bins) + 1)}
-
-
-def _bin_name(bits: int) -> str:
-    low, high = (1 << bits) >> 1, (1 << bits) - 1
-    return str(low) if low >= high else f"{low}-{high}"
+def _error_rows(tally: Tally, examples: Examples) -> dict[str, Any]:
+    """Returns for each error code its count, what to do about it, and its first rows."""
+    return {
+        code: {
+            "count": count,
+            "do": ERROR_CODES[code].plain_advice if code in ERROR_CODES else "",
+            "first_rows": examples.errors(tally.errors.get(code, [])),
+        }
+        for code, count in tally.labels["error_code"].most_common()
+    }

@@ -87,6 +87,7 @@ class Coordinator:
         workers: starts them.
         log: writes an event, given its name and its fields.
         timeout: seconds without progress after which a worker is replaced.
+        check: is called often, and raises where the job is to end.
 
     Attributes:
         tally: the counters.
@@ -101,6 +102,7 @@ class Coordinator:
         workers: Workers,
         log: Callable[..., None],
         timeout: float,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.tally = Tally(finished)
         self.bad_row: BadRow | None = None
@@ -110,6 +112,7 @@ class Coordinator:
         self._workers = workers
         self._log = log
         self._timeout = timeout
+        self._check = check
         self._known: dict[int, _Known] = {}  # by the number of the worker
         self._asking: list[_Known] = []
         self._suspects = Suspects()
@@ -134,6 +137,7 @@ class Coordinator:
                 self._start(index)
             while self._unpublished and self.bad_row is None:
                 self._take_in()
+                self._check()
                 self._hand_out()
                 self._replace_hanging()
             self._end(Close() if self.bad_row is None else Stop())
@@ -225,6 +229,10 @@ class Coordinator:
 
     def _hand_out(self) -> None:
         """Gives assignments to workers that have asked for one, as far as there are any for them."""
+        if not (self._suspects or self._rest or self._outstanding):
+            self._isolated = None
+            self._waiting.extendleft(self._blocked.values())
+            self._blocked.clear()
         asking, self._asking = self._asking, []
         for known in asking:
             assignment = self._next_for(known)
@@ -241,14 +249,10 @@ class Coordinator:
         if known is self._isolated:
             if not self._rest and not self._outstanding and self._suspects:
                 self._rest = deque(self._by_unit(self._suspects.next_group()))
-            if self._rest:
-                self._outstanding += 1
-                return self._rest.popleft()
-            if self._outstanding:
+            if not self._rest:
                 return None
-            self._isolated = None
-            self._waiting.extendleft(self._blocked.values())
-            self._blocked.clear()
+            self._outstanding += 1
+            return self._rest.popleft()
         running = sum(one.is_placed for one in self._known.values())
         share = -(-len(self._unpublished) // max(running, 1))
         while self._waiting and len(known.units) < share:
@@ -309,7 +313,7 @@ class Coordinator:
             return
         found = self._suspects.end(in_flight)
         if found is not None:
-            reason = f"the row ended the process of its worker twice, the second time alone; with {how}"
+            reason = f"the row ended two processes in which it was alone; the last one ended with {how}"
             logger.warning("row %d: %s", found, reason)
             self._num_ends = 0
             self._rest.extend(self._by_unit([found], RowError("engine_crash", reason)))

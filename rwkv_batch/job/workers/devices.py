@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...errors import ConfigurationError
-from ...models.placement import devices_named
+from ...models.strategy import devices_named
 from ..config import JobConfig
 from ..messages import shown
+
+
+class Reservation(NamedTuple):
+    """What a worker in a cluster of Ray reserves of its node, with Ray's names."""
+
+    num_gpus: float
+    num_cpus: float
+    resources: dict[str, float]
+    runtime_env: dict[str, Any]
 
 
 class Place(NamedTuple):
@@ -16,10 +25,12 @@ class Place(NamedTuple):
     Args:
         device: "cpu", "cuda", or None: as the settings of the engine say.
         gpu: number of the GPU; None without one.
+        reserved: in a cluster of Ray, on a node that has this; None on this machine.
     """
 
     device: str | None = None
     gpu: int | None = None
+    reserved: Reservation | None = None
 
 
 def worker_places(job: JobConfig) -> list[Place] | None:
@@ -31,6 +42,10 @@ def worker_places(job: JobConfig) -> list[Place] | None:
         ConfigurationError: the settings contradict each other, or there are fewer GPUs than workers.
     """
     run = job.run
+    if run.backend == "ray":
+        from .ray_cluster import ray_places
+
+        return ray_places(job)
     names = devices_named(job.engine.device, job.model.strategy)
     if len(names) > 1 or names[0] not in ("auto", "cuda", "cpu"):
         _check_single(job)

@@ -8,6 +8,7 @@ from ...engine.stats import EngineStats
 from ...errors import RowError
 from ..config import JobConfig
 from ..input.reader import Input
+from ..output.published import Retry
 
 
 class Start(NamedTuple):
@@ -21,6 +22,7 @@ class Start(NamedTuple):
         cuda_index: the current CUDA device of the process; None on a CPU.
         num_processes: how many workers divide the cores of their machine.
         model_fingerprint: of the model, where the coordinator has read the same files; None: the worker reads them.
+        retry: the error rows that are served again; None where rows without results are served.
     """
 
     number: int
@@ -30,6 +32,7 @@ class Start(NamedTuple):
     cuda_index: int | None
     num_processes: int
     model_fingerprint: str | None
+    retry: Retry | None = None
 
 
 class Close(NamedTuple):

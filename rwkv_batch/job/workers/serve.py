@@ -1,4 +1,4 @@
-"""A job that workers on this machine serve: what each of them is started with, and the coordinator around them."""
+"""A job that workers serve: what each of them is started with, and the coordinator around them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from .coordinator import Coordinator
 from .devices import Place
 from .local import LocalWorkers
 from .messages import BadRow, Start
+from .ray_cluster import inspect_in_cluster
+from .ray_workers import RayWorkers
 
 
 def inspect_for(places: Sequence[Place], model: ModelSettings, engine: EngineSettings) -> Any:
@@ -24,9 +26,11 @@ def inspect_for(places: Sequence[Place], model: ModelSettings, engine: EngineSet
     Raises:
         ConfigurationError, CheckpointError, CapacityError, BackendError: as `inspect_model`.
     """
+    first = places[0]
+    if first.reserved is not None:
+        return inspect_in_cluster(first, model, engine)
     from ...llm import inspect_model
 
-    first = places[0]
     if first.device == "cpu":  # the workers divide the memory of the machine
         engine = replace(engine, memory_share=engine.memory_share / len(places))
     if first.device is not None and model.strategy is None:
@@ -54,8 +58,9 @@ def serve_with_workers(
     """
     timeout = prepared.job.run.worker_timeout
     with stop.interruptible():
-        workers = LocalWorkers(worker_starts(prepared, places))
-        coordinator = Coordinator(prepared.plan, missing, finished, workers, log, timeout)
+        starts, reserved = worker_starts(prepared, places), places[0].reserved
+        workers = LocalWorkers(starts) if reserved is None else RayWorkers(starts, reserved)
+        coordinator = Coordinator(prepared.plan, missing, finished, workers, log, timeout, stop.check)
         with new_progress(coordinator.tally.counts, coordinator.tally.stats):
             coordinator.serve()
     return coordinator.bad_row
@@ -66,7 +71,8 @@ def worker_starts(prepared: Prepared, places: Sequence[Place]) -> list[Start]:
     job = prepared.job
     output = job.output.model_copy(update={"rows_per_part": prepared.plan.rows_per_part})
     model = job.model.model_copy(update={"sha256": None})  # the coordinator has compared it
-    if job.model.path != "demo":  # an address is looked up once
+    is_here = places[0].reserved is None
+    if job.model.path != "demo" and is_here:  # an address is looked up once
         model = model.model_copy(update={"path": str(prepared.model.file.checkpoint.path)})
     starts = []
     for index, place in enumerate(places):
@@ -79,6 +85,15 @@ def worker_starts(prepared: Prepared, places: Sequence[Place]) -> list[Start]:
             engine = engine.model_copy(update=sizes)
         own = job.model_copy(update={"output": output, "model": model, "engine": engine})
         starts.append(
-            Start(index, own, prepared.source, prepared.document, place.gpu, len(places), prepared.model.fingerprint)
+            Start(
+                index,
+                own,
+                prepared.source,
+                prepared.document,
+                place.gpu,
+                len(places) if is_here else 1,
+                prepared.model.fingerprint if is_here else None,
+                prepared.retry,
+            )
         )
     return starts

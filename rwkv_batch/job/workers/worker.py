@@ -21,6 +21,7 @@ from ..output.writer import scored_tokens
 from ..plan import Assignment, Unit
 from ..prepare import Prepared, prepare
 from ..report.events import memory
+from ..retry import as_retry
 from ..serve import UnitServer
 from ..stream import Batch, missing_rows
 from .messages import (
@@ -185,7 +186,7 @@ def prepare_again(start: Start) -> Prepared:
         return summary if known is None else replace(summary, known_fingerprint=known)
 
     logging.getLogger(inspect_model.__module__).setLevel(logging.ERROR)  # the coordinator has logged the same
-    prepared = prepare(start.job, inspect, start.source)
+    prepared = as_retry(prepare(start.job, inspect, start.source), start.document, start.retry)
     recorded = start.document["settings"]
     if changes := differences(recorded, prepared.document["settings"]):
         lines = "".join(f"\n  {change}" for change in changes)

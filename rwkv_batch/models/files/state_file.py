@@ -12,7 +12,12 @@ from .web_rwkv import as_canonical_states
 from .weight_files import FLOAT_DTYPES, holds_safetensors, read_pth, read_safetensors, require_tensors
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_states(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file with an initial state, of a model of any size: "blocks.N.name" → tensor.
+
+    Raises:
+        CheckpointError: the file is unreadable, or its tensors have other names.
+    """
     if not holds_safetensors(path):
         return require_tensors(path, read_pth(path))
     stored, metadata = read_safetensors(path)
@@ -29,7 +34,7 @@ def load_state_file(path: str | Path, num_layers: int, shapes: Mapping[str, tupl
         CheckpointError: the file is unreadable, or its tensors are not those of a model with these sizes.
     """
     path = Path(path)
-    states = _read(path)
+    states = read_states(path)
     expected = {f"blocks.{i}.{name}": shape for i in range(num_layers) for name, shape in shapes.items()}
     complaint = next(
         (

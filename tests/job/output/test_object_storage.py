@@ -312,6 +312,17 @@ def test_an_object_for_the_folder_itself_is_no_name_in_it(storage: ObjectStorage
     assert (storage.list(f"{bucket.url}/out/eval"), storage.list(f"{bucket.url}/out")) == (["x"], ["eval"])
 
 
+@pytest.mark.parametrize("key", ["//x", "/../x"])
+def test_an_object_with_a_key_that_cannot_be_named_is_told_at_once(
+    storage: ObjectStorage, bucket: Bucket, key: str
+) -> None:
+    request(bucket.server, "PUT", f"{bucket.name}/a{key}")
+    bucket.proxy.requests.clear()
+    with pytest.raises(StorageError, match="remove that object"):
+        storage.list(f"{bucket.url}/a")
+    assert len(bucket.proxy.requests) == 1
+
+
 def test_a_folder_with_more_names_than_a_page(storage: ObjectStorage, bucket: Bucket) -> None:
     names = [f"{index:04d}" for index in range(1005)]
     with ThreadPoolExecutor(8) as pool:

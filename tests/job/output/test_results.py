@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from job import fake_llm
-from rwkv_batch.engine.logprobs import TokenScores
 from rwkv_batch.engine.request import Completion, Request
+from rwkv_batch.engine.token_scores import TokenScores
 from rwkv_batch.errors import RowError
 from rwkv_batch.job.output.results import Results, best_choice, held_bytes
 from rwkv_batch.rows import ErrorRow, GenerateRow, RowInFlight, ScoreRow

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import sys
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,12 @@ from rwkv_batch import cli
 from rwkv_batch.job.output.storage import LocalStorage
 from rwkv_batch.job.output.writer import Counts
 from rwkv_batch.job.plan import Shard
-from rwkv_batch.job.report import page as html
 from rwkv_batch.job.report import progress
+from rwkv_batch.job.report.error_codes import ERROR_CODES
 from rwkv_batch.job.report.events import EventLog, read_events
 from rwkv_batch.job.report.history import Run, serving_seconds, timeline
 from rwkv_batch.job.report.progress import Progress, RunStatus
+from rwkv_batch.job.report.wording import percent
 
 from ..conftest import Job
 
@@ -90,8 +90,8 @@ def test_report_says_what_sharing_saved_and_how_full_the_slots_were(
     assert report["utilisation"]["step_tokens"] == 0.25
     out = capsys.readouterr().out
     assert f"shared  {2 * computed:,} prompt tokens, {computed:,} of them computed (2.0 times fewer)" in out
-    assert f"slots in use {report['utilisation']['slots']:.1%}, tokens 25.0% of" in out
-    assert "seconds_saved_estimate" in (mixed.state / "report.html").read_text()
+    assert f"slots in use {percent(report['utilisation']['slots'])}, tokens 25 % of" in out
+    assert f"<b>{computed:,}</b><span>shared prefixes: 2.0 times fewer" in (mixed.state / "report.html").read_text()
 
 
 def test_report_of_a_score_job(job: Job) -> None:
@@ -101,7 +101,7 @@ def test_report_of_a_score_job(job: Job) -> None:
     assert report["length_histograms"] == {"num_tokens": {"2-3": 3}}
     assert report["tokens"] == {"num_tokens": 9}
     assert [run["scored_tokens"] for run in report["runs"]] == [9]
-    assert "completion" not in (job.state / "report.html").read_text().partition("<h2>Run 1")[0]
+    assert "completion" not in (job.state / "report.html").read_text().partition("<summary>All settings")[0]
     assert 'rwkv_batch_scored_tokens{shard="0/1"} 9' in (job.state / "metrics.prom").read_text()
 
 
@@ -125,26 +125,62 @@ def complete_all(self: fake_llm.Serving, row: Any) -> None:
     row.completions += [self._sampled(row.row, request) for request in row.requests]
 
 
-def test_the_page_is_one_file_with_charts(mixed: Job) -> None:
+def test_the_report_shows_the_first_rows_of_each_error(mixed: Job) -> None:
     assert mixed.run() == 3
-    page = (mixed.state / "report.html").read_text()
-    assert "<script" not in page and "http" not in page
-    charts = re.findall(r"<svg.*?</svg>", page)
-    titles = [ElementTree.fromstring(chart).find("text").text for chart in charts]
-    assert titles == [
-        "tokens per second",
-        "slots in use, share",
-        "prompt tokens",
-        "completion tokens",
-        "finish reasons",
-        "errors",
-    ]
+    found = report_of(mixed)["error_rows"]["null_prompt"]
+    assert (found["count"], found["do"]) == (2, ERROR_CODES["null_prompt"].plain_advice)
+    assert [row["row"] for row in found["first_rows"]] == [3, 21]
+    assert all("'prompt'" in row["error"] for row in found["first_rows"])
 
 
-def test_the_page_escapes_what_it_shows() -> None:
-    chart = html.bar_chart("<title>", {"<script>": 3})
-    assert "<script>" not in chart and "<title>" not in chart
-    assert "<b>" not in html._table({"<b>": ["<b>", {"x": "<b>"}]})
+def test_samples_have_texts_where_the_job_asks_for_them(mixed: Job) -> None:
+    """The chosen rows are those of the parts, whatever made them, and do not change when the report is made again."""
+    assert mixed.set(report__show_text=True, report__samples=6).run() == 3
+    found = report_of(mixed)["samples"]
+    rows = {(row["prompt"], row["sample_index"]): row for row in mixed.rows()}
+    assert len(found) == 6
+    for sample in found:
+        row = rows[sample["prompt"], sample["sample"]]
+        assert sample["prompt"] == f"secret {sample['row']}"
+        assert (sample["completion"], sample["finish_reason"]) == (row["completion"], row["finish_reason"])
+    assert mixed.run() == 3
+    assert report_of(mixed)["samples"] == found
+    assert mixed.set(report__show_text=False).run() == 3
+    assert report_of(mixed)["samples"] == [] and "secret" not in (mixed.state / "report.html").read_text()
+
+
+def test_a_run_records_where_its_time_went(mixed: Job) -> None:
+    assert mixed.run() == 3
+    report = report_of(mixed)
+    serving, writing = report["phases"]  # the engine of this test reads no rows ahead
+    assert (serving["name"], writing["name"]) == ("serving", "writing")
+    assert serving["phases"]["model"] == pytest.approx(report["runs"][0]["steps"] / 1000, abs=0.002)
+    assert {"commit", "publish"} <= writing["phases"].keys()
+
+
+def test_a_report_that_cannot_be_written_is_printed(
+    mixed: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mixed.run() == 3
+
+    def refuse(self: LocalStorage, path: str, content: bytes) -> None:
+        raise OSError(30, "Read-only file system", path)
+
+    monkeypatch.setattr(LocalStorage, "atomic_write", refuse)
+    capsys.readouterr()
+    assert cli.main(["report", str(mixed.output)]) == 0
+    printed = capsys.readouterr()
+    assert "3 of 3 parts, 58 rows" in printed.out
+    assert "report.json and report.html were not written" in printed.err
+
+
+def test_the_report_command_shows_error_rows(mixed: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mixed.run() == 3
+    capsys.readouterr()
+    assert cli.main(["report", str(mixed.output), "--show", "3", "--status", "error"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("status: error") == 2 and "status: ok" not in out
+    assert "null_prompt row 3: " in out and "null_prompt row 21: " in out
 
 
 def test_no_prompt_is_written_outside_the_parts(mixed: Job, capfd: pytest.CaptureFixture[str]) -> None:

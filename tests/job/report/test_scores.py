@@ -14,6 +14,7 @@ import pytest
 
 from rwkv_batch import cli
 from rwkv_batch.job.report import scores as scores_of_jobs
+from rwkv_batch.job.report.page_results import metric_text
 from rwkv_batch.job.report.score_conventions import conventions, kind_of, shown_metric
 from rwkv_batch.job.report.scores import ScoreSummary
 
@@ -63,9 +64,7 @@ def test_accuracies_are_counted_where_the_answer_is_known(job: Job) -> None:
         assert scores[name]["stderr"] == pytest.approx((share * (1 - share) / len(values)) ** 0.5, rel=0.15)
     for row in job.rows():
         assert row["correct"] == (None if row["answer"] is None else row["best_choice"] == row["answer"])
-    assert f"accuracy {shown_metric(scores['accuracy'])}" in (job.state / "report.html").read_text().replace(
-        "</th><td>", " "
-    )
+    assert f"<b>{metric_text('accuracy', scores['accuracy'])}</b>" in (job.state / "report.html").read_text()
 
 
 def test_perplexities_and_bits_per_byte(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +158,7 @@ def test_groups_of_rows(job: Job, capsys: pytest.CaptureFixture[str], kind: str)
             )
     assert "group   history (10 rows): " in capsys.readouterr().out
     page = (job.state / "report.html").read_text()
-    assert "Scores by subject" in page and "&lt;maths&gt;" in page and "<maths>" not in page
+    assert "<h3>By subject</h3>" in page and "&lt;maths&gt;" in page and "<maths>" not in page
 
 
 def test_groups_may_be_asked_for_later(job: Job) -> None:
@@ -190,7 +189,7 @@ def test_the_conventions_are_in_the_report(job: Job) -> None:
     found = report_of(job)["conventions"]
     assert {**score, "input.template": "{{ question }}", "answer": "letter"}.items() <= found.items()
     assert "per character of the choice, without one space at its beginning" in found["accuracy_norm"]
-    assert "Conventions of the scores" in (job.state / "report.html").read_text()
+    assert "Conventions of these scores" in (job.state / "report.html").read_text()
     job.input(text=["abc"]).settings.update(score={"chunk_tokens": 7}, input={"path": job.settings["input"]["path"]})
     answers(job, output__path=str(job.folder / "documents"))
     expected = {"add_bos_token": False, "prefix": None, "chunk_tokens": 7, "encoding": "the document"}

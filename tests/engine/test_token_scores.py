@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkv_batch.engine.logprobs import Logprobs, TokenScores, TopTokens
+from rwkv_batch.engine.token_scores import Logprobs, TokenScores, TopTokens
 
 K = 2
 entries = st.lists(

@@ -1,0 +1,1 @@
+"""Commands before and after a job. The library does not import this package."""

@@ -1,0 +1,232 @@
+"""The command lines of the commands before and after a job. A command's modules are imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from typing import Any
+
+from ..job.messages import printable
+
+EXIT_OK = 0
+
+EXIT_CODES = """\
+exit codes:
+    0  done
+    1  a file cannot be read or written
+    2  the command line is wrong, or what it names is not as the command needs it; nothing has been written
+  130  interrupted by Ctrl-C"""
+
+OUT = "the job's output folder, or its state folder where run.state_dir is set; also in an object store"
+
+
+def add_parsers(commands: Any) -> None:
+    """Adds the commands to the subparsers of `rwkv-batch`."""
+    _add_export(commands)
+    _add_compare(commands)
+    _add_inspect(commands)
+    _add_clean(commands)
+    _add_init(commands)
+    _add_schema(commands)
+
+
+def _parser(commands: Any, name: str, summary: str, description: str, example: str) -> argparse.ArgumentParser:
+    """Returns a new command's parser.
+
+    Args:
+        example: a command line, for the end of its help.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=textwrap.fill(description, 100),
+        epilog=f"example:  {example}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def _say(text: str) -> None:
+    print(printable(text))
+
+
+def _add_export(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "export",
+        "write the results of a job as one file",
+        "Write the finished parts of a job as one Parquet, JSON Lines or CSV file, in input order, or as the output "
+        "and error files of an OpenAI batch. The file appears whole. In CSV, lists and structs are JSON.",
+        "rwkv-batch export out/demo results.jsonl",
+    )
+    parser.add_argument("out", metavar="OUT", help=OUT)
+    parser.add_argument("file", metavar="FILE", help="the file to write; .parquet, .jsonl or .csv says its format")
+    parser.add_argument(
+        "--format",
+        choices=("parquet", "jsonl", "csv", "openai"),
+        help="the format, whatever the file is called; openai: a line with custom_id and response for each input row",
+    )
+    parser.add_argument(
+        "--errors",
+        metavar="FILE",
+        help="with --format openai: the file for error rows; default: FILE.errors.jsonl for FILE.jsonl",
+    )
+    parser.add_argument("--partial", action="store_true", help="take a job of which parts are missing")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.set_defaults(command=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from .export import export
+
+    _say(
+        export(
+            options.out,
+            options.file,
+            form=options.format,
+            errors=options.errors,
+            is_partial=options.partial,
+            overwrite=options.overwrite,
+        )
+    )
+    return EXIT_OK
+
+
+def _add_compare(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "compare",
+        "compare the results of two jobs over the same rows",
+        "Compare two jobs row by row, joined by the column id where ids are unique, else by the order of the rows. Of "
+        "score jobs: both accuracies and the difference with a 95 % interval (paired bootstrap) and McNemar's exact "
+        "test. Of generations: how many completions are equal, lengths, finish reasons.",
+        "rwkv-batch compare out/base out/tuned",
+    )
+    parser.add_argument("out_a", metavar="OUT_A", help=OUT)
+    parser.add_argument("out_b", metavar="OUT_B", help="that of the other job")
+    parser.add_argument(
+        "--show", type=int, default=5, metavar="N", help="the most rows to list that differ, or that have flipped (5)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--partial", action="store_true", help="take jobs of which parts are missing")
+    parser.set_defaults(command=_compare)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from .compare import compare, describe
+    from .plain_values import to_json
+
+    found = compare(options.out_a, options.out_b, show=max(0, options.show), is_partial=options.partial)
+    _say(to_json(found) if options.json else "\n".join(describe(found)))
+    return EXIT_OK
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "inspect",
+        "describe a model, a state file or a part",
+        "Describe a model (version, sizes, state, tokenizer, chat format, slots on GPUs of several sizes), a file with "
+        "an initial state, or a part (columns, footer). Weights are not loaded.",
+        "rwkv-batch inspect demo",
+    )
+    parser.add_argument("path", metavar="FILE", help="a model as in model.path, a state file, or a part")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(command=_inspect)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from .inspect_part import describe as describe_part
+    from .inspect_part import inspect_part, is_parquet
+    from .plain_values import to_json
+
+    if is_parquet(options.path):
+        found = inspect_part(options.path)
+        lines = describe_part(found)
+    else:
+        from .inspect_model import describe, inspect_weights
+
+        found = inspect_weights(options.path)
+        lines = describe(found)
+    _say(to_json(found) if options.json else "\n".join(lines))
+    return EXIT_OK
+
+
+def _add_clean(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "clean",
+        "remove what a job no longer needs",
+        "Remove segments of finished units, damaged files that were set aside, and temporary files from a job's state "
+        "folder. Parts, and rows that are in no part yet, stay. A job that seems to run is refused.",
+        "rwkv-batch clean out/demo --dry-run",
+    )
+    parser.add_argument("out", metavar="OUT", help=OUT)
+    parser.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
+    parser.add_argument("--yes", action="store_true", help="remove without a question; needed without a terminal")
+    parser.set_defaults(command=_clean)
+
+
+def _clean(options: argparse.Namespace) -> int:
+    from ..errors import ConfigurationError
+    from .clean import check_idle, describe, find_leftovers, remove
+
+    folders, storage, leftovers = find_leftovers(options.out)
+    _say("\n".join(describe(leftovers)) or f"{folders.state}: nothing to remove")
+    if options.dry_run or not leftovers:
+        return EXIT_OK
+    check_idle(storage, folders)
+    if not options.yes:
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise ConfigurationError("there is no terminal to ask at; remove these files with --yes")
+        if input("remove them? [y/N] ").strip().lower() not in ("y", "yes"):
+            return EXIT_OK
+    remove(storage, leftovers)
+    _say("removed")
+    return EXIT_OK
+
+
+def _add_init(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "init",
+        "write a job file for a data file",
+        "Write a commented job file for a Parquet, JSON Lines, CSV or Arrow file, an OpenAI batch, a folder or a glob: "
+        "columns are recognized, a template is suggested where no column is a prompt.",
+        "rwkv-batch init questions.parquet",
+    )
+    parser.add_argument("data", metavar="DATA", help="the input, as in input.path")
+    parser.add_argument("--file", metavar="JOB.yaml", help="the job file to write; default: DATA's name with .yaml")
+    parser.add_argument("--model", default="demo", metavar="MODEL", help="the model, as in model.path (demo)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a job file that exists")
+    parser.set_defaults(command=_init)
+
+
+def _init(options: argparse.Namespace) -> int:
+    from .init import init
+
+    path = init(options.data, options.file, model=options.model, overwrite=options.overwrite)
+    _say(f"{path}: look through it, then try it:\n  rwkv-batch validate {path}\n  rwkv-batch run {path} --limit 10")
+    return EXIT_OK
+
+
+def _add_schema(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "schema",
+        "print the JSON Schema of a job file, for editors",
+        "Print the JSON Schema (draft 2020-12) of a job file. An editor with the YAML language server completes and "
+        "checks a job file whose first line is: # yaml-language-server: $schema=job.schema.json",
+        "rwkv-batch schema > job.schema.json",
+    )
+    parser.set_defaults(command=_schema)
+
+
+def _schema(_: argparse.Namespace) -> int:
+    import json
+
+    from .schema import job_schema
+
+    print(json.dumps(job_schema(), indent=1, ensure_ascii=False))
+    return EXIT_OK

@@ -40,7 +40,9 @@ BASICS = {
     "user_files",
     "vllm_arguments",
 }
-"""Modules and a folder at the top of rwkv_batch that import only each other; all but the kernel packages may import them."""
+"""Modules at the top of rwkv_batch, and a folder, that import only each other; all but the kernel packages may import
+them.
+"""
 LIBRARY = {
     "arguments",
     "chat_calls",

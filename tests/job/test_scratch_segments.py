@@ -151,6 +151,11 @@ def test_to_start_over_the_scratch_folder_is_removed_too(
     assert f"out.rwkv_batch/, and: rm -r {folder}" in capsys.readouterr().err
 
 
+def test_workers_on_several_machines_share_their_segments(scratch: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert scratch.set(run__backend="ray").run() == 2
+    assert "run.segments: got 'scratch' with run.backend 'ray', expected 'store'" in capsys.readouterr().err
+
+
 def test_a_cache_folder_that_cannot_be_written_to_is_refused(
     scratch: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

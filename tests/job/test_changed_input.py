@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job import fake_llm
+from rwkv_batch.job import shard_run
 from rwkv_batch.job.output.commit import JobFiles
 
 from .conftest import Job

@@ -169,12 +169,6 @@ def test_a_state_folder_of_its_own(
     assert len(aside) == 1
 
 
-def test_a_local_output_takes_an_address_of_a_file(job: Job) -> None:
-    path = job.output
-    assert job.set(output__path=f"file://{path}").run() == 0
-    assert len(list(path.iterdir())) == 3
-
-
 def test_a_damaged_part_is_set_aside_and_made_again(
     remote: Job, bucket: Bucket, caplog: pytest.LogCaptureFixture
 ) -> None:

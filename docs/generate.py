@@ -1,4 +1,4 @@
-"""Writes the pages of docs/reference that come from the code: `python docs/generate.py`.
+"""Writes the pages of docs/reference that come from the code, and jobs/job.schema.json: `python docs/generate.py`.
 
 A test compares the files with what this script makes of the present code.
 """
@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from rwkv_batch.chat_calls import ChatCalls
 from rwkv_batch.cli import _parser as main_parser
+from rwkv_batch.commands.schema import job_schema
 from rwkv_batch.job.config import JobConfig, Setting, describe_settings
 from rwkv_batch.job.fingerprint import HARMLESS, PASSED
 from rwkv_batch.job.input.columns import Columns
@@ -56,6 +57,7 @@ def pages() -> dict[str, str]:
         "command-line.md": "\n".join(_command_line()),
         "output-columns.md": "\n".join(_output_columns()),
         "error-codes.md": "\n".join(_error_codes()),
+        "../../jobs/job.schema.json": json.dumps(job_schema(), indent=1, ensure_ascii=False) + "\n",
     }
 
 

@@ -61,9 +61,10 @@ def compare(out_a: str, out_b: str, *, show: int = 5, is_partial: bool = False) 
         "errors_a": int((~ok_a).sum()),
         "errors_b": int((~ok_b).sum()),
     }
+    if not len(both):
+        return found
     ok = pairs._replace(a=pairs.a[both], b=pairs.b[both])
-    details = _scores(a, b, ok, show) if a.finished.task == "score" else _completions(a, b, ok, show)
-    return {**found, **(details if len(both) else {})}
+    return {**found, **(_scores if found["task"] == "score" else _completions)(a, b, ok, show)}
 
 
 @dataclass(frozen=True)

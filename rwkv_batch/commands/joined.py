@@ -81,7 +81,10 @@ def read_records(finished: Finished) -> Records:
     joined = np.concatenate(samples) if samples else np.zeros(0, np.int64)
     rows = np.cumsum(joined == 0) - 1
     return Records(
-        rows, joined, ids if name is not None else None, {own: np.concatenate(found) for own, found in values.items()}
+        rows,
+        joined,
+        ids if name is not None else None,
+        {own: np.concatenate(found) if found else np.zeros(0) for own, found in values.items()},
     )
 
 

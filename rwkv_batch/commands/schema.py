@@ -61,6 +61,9 @@ def _section(name: str, section: Any) -> Json:
     made = section.model_json_schema()
     properties = {}
     for key, field in section.model_fields.items():
+        if is_section(field.annotation):
+            properties[key] = _section(f"{name}.{key}", field.annotation)
+            continue
         value = {part: item for part, item in made["properties"][key].items() if part not in OWN}
         if (names := NAMES.get(f"{name}.{key}")) is not None:
             value = {"enum": names}

@@ -10,12 +10,13 @@ from typing import Any
 
 from .. import __version__
 from ..errors import ConfigurationError
-from .messages import did_you_mean, shown
+from .messages import did_you_mean, listed, shown
 from .output.commit import JobFiles, Part
 from .output.published import Retry
 from .output.storage import Storage
 from .plan import Unit
 from .prepare import Prepared
+from .report.error_codes import ERROR_CODES
 from .state import read_job
 
 LIMITS = ("input.max_prompt_tokens",)
@@ -51,7 +52,7 @@ def with_retry(prepared: Prepared, storage: Storage, retry_errors: RetryErrors) 
         retry_errors: False returns the job as it is.
 
     Raises:
-        ConfigurationError: the job has not been started.
+        ConfigurationError: the job has not been started, or there is no such error code.
     """
     if retry_errors is False:
         return prepared
@@ -86,6 +87,10 @@ def _codes(retry_errors: RetryErrors) -> frozenset[str] | None:
         return None
     if isinstance(retry_errors, str):
         raise ConfigurationError(f"retry_errors: got {shown(retry_errors)}, expected a list of error codes, or True")
+    for code in retry_errors:
+        if code not in ERROR_CODES:
+            hint = did_you_mean(code, ERROR_CODES) or f"; they are {listed(ERROR_CODES)}"
+            raise ConfigurationError(f"--retry-errors: got {shown(code)}, expected an error code{hint}")
     return frozenset(retry_errors)
 
 
@@ -114,7 +119,7 @@ def units_to_retry(files: JobFiles, retry: Retry, units: Iterable[Unit]) -> dict
             found[unit] = Retried(len(rows), part.errors)
     for code in sorted((retry.codes or frozenset()) - seen.keys()):
         there = ", ".join(f"{name} {count:,}" for name, count in sorted(seen.items())) or "none at all"
-        logger.warning("no error row has the code %r%s; there are %s", code, did_you_mean(code, seen), there)
+        logger.warning("no error row has the code %r; there are %s", code, there)
     return found
 
 

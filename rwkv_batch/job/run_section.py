@@ -34,7 +34,6 @@ class RunSection(Section):
         "local",
         "Where the job runs. `local`: on this machine; `ray`: in a cluster of Ray, with an actor for each worker.",
     )
-    ray: RaySection = RaySection()
     workers: Literal["auto"] | Count = setting(
         "auto",
         "The number of workers: processes with an engine each, which divide the parts among them. Each has a GPU of "
@@ -54,3 +53,4 @@ class RunSection(Section):
         "ends.",
         "a number of seconds above 0",
     )
+    ray: RaySection = RaySection()

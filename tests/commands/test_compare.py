@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from job.conftest import Job
 
@@ -90,3 +91,11 @@ def test_what_cannot_be_compared(job: Job, capsys: pytest.CaptureFixture[str]) -
     job.input(context=["a"], continuation=["x"])
     assert cli.main(["compare", a, run_as(job, "c")]) == 2
     assert "expected jobs of one task" in capsys.readouterr().err
+
+
+def test_jobs_without_rows(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    job.input(prompt=pa.array([], pa.string()))
+    a, target = run_as(job, "a"), job.folder / "all.csv"
+    assert cli.main(["compare", a, a]) == 0 and "pairs   0" in capsys.readouterr().out
+    assert cli.main(["export", a, str(target)]) == 0
+    assert target.read_text().count("\n") == 1

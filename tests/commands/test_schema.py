@@ -39,10 +39,10 @@ def test_the_file_beside_the_example_jobs_is_up_to_date(capsys: pytest.CaptureFi
 
 
 def test_every_setting_has_its_meaning_and_default() -> None:
-    found = job_schema()["properties"]
     for setting in describe_settings():
-        section, _, key = setting.name.partition(".")
-        schema = found[section]["properties"][key] if key else found[section]
+        schema = job_schema()
+        for key in setting.name.split("."):
+            schema = schema["properties"][key]
         assert setting.doc.split(". ")[0] in schema["description"], setting.name
         assert setting.is_required or json.loads(json.dumps(setting.default)) == schema["default"], setting.name
 
@@ -50,9 +50,12 @@ def test_every_setting_has_its_meaning_and_default() -> None:
 def test_every_default_is_valid() -> None:
     full: dict[str, Any] = json.loads(json.dumps(MINIMAL))
     for setting in describe_settings():
-        section, _, key = setting.name.partition(".")
-        if key and not setting.is_required:
-            full.setdefault(section, {})[key] = setting.default
+        *sections, key = setting.name.split(".")
+        if not setting.is_required:
+            place = full
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[key] = setting.default
     validator().validate(full)
 
 

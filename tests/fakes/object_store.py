@@ -96,3 +96,25 @@ def hurry(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(client, "RETRIES", {**client.RETRIES, "backoff": backoff})
     patch.setattr(object_storage, "FIRST_WAIT", 0.001)
     patch.setattr(object_storage, "LONGEST_WAIT", 0.01)
+
+
+class Crashed(BaseException):
+    """Ends a run as a kill would: nothing is written afterwards."""
+
+
+class CrashingStorage(ObjectStorage):
+    """Dies before the k-th change of the store, and then changes nothing any more."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.left = k
+
+    def step(self) -> None:
+        self.left -= 1
+        if self.left <= 0:
+            raise Crashed
+
+    def _call(self, verb: str, path: str, act: Any, *arguments: Any, **options: Any) -> Any:
+        if verb != "read":
+            self.step()
+        return super()._call(verb, path, act, *arguments, **options)

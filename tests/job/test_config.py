@@ -13,6 +13,7 @@ from rwkv_batch.errors import ConfigurationError
 from rwkv_batch.job.config import JobConfig, describe_settings
 from rwkv_batch.job.fingerprint import default_settings
 from rwkv_batch.job.load import load_job
+from rwkv_batch.job.ray_section import RaySection
 from rwkv_batch.models.matrices.quantization import QUANTIZATIONS
 from rwkv_batch.ops import BACKENDS
 
@@ -201,7 +202,9 @@ def test_every_setting_is_described() -> None:
     described = {setting.name: setting for setting in describe_settings()}
     required = {"model.path", "input.path", "output.path"}
     optional = set(default_settings()) - {"sampling.logprobs", "sampling.prompt_logprobs", "sampling.detokenize"}
-    assert described.keys() == required | optional
+    of_ray = {name for name in described if name.startswith("run.ray.")}
+    assert described.keys() - of_ray == required | optional - {"run.ray"}
+    assert of_ray == {f"run.ray.{name}" for name in RaySection.model_fields}
     assert {name for name, setting in described.items() if setting.is_required} == required
     for name, setting in described.items():
         assert setting.doc.endswith("."), name

@@ -165,6 +165,7 @@ def test_eval_explains_every_setting_and_marks_those_that_are_not_at_their_defau
     text = (ROOT / "jobs" / "eval.yaml").read_text()
     file, described = yaml.safe_load(text), {setting.name: setting for setting in describe_settings()}
     settings = {"task": file.pop("task")} | {f"{name}.{key}": v for name, s in file.items() for key, v in s.items()}
+    settings |= {f"run.ray.{key}": value for key, value in settings.pop("run.ray").items()}
     assert settings.keys() == {name for name in described if not name.startswith("sampling.") or name in settings}
     for name, value in settings.items():
         (line,) = re.findall(

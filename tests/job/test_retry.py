@@ -8,9 +8,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from fakes.object_store import Bucket
 
 from job import fake_llm
 from job.faulty_storage import EXIT_CRASHED, Countdown, SteppingStorage, crash
+from rwkv_batch import cli
 from rwkv_batch.job.folders import Folders
 from rwkv_batch.job.output.parts import footer
 
@@ -112,9 +114,9 @@ def test_codes_and_shards_choose_the_rows(limited: Job, served: list[int], caplo
     assert limited.run() == 3
     limited.set(input__max_prompt_tokens=100)
     served.clear()
-    assert limited.run("--retry-errors", "null_prompt", "promt_too_long") == 3
+    assert limited.run("--retry-errors", "null_prompt", "not_finite") == 3
     assert served == [4]
-    assert "no error row has the code 'promt_too_long' (did you mean 'prompt_too_long'?)" in caplog.text
+    assert "no error row has the code 'not_finite'; there are null_prompt 1" in caplog.text
     served.clear()
     assert limited.run("--retry-errors", "prompt_too_long", "--shard", "1/2") == 3
     assert served == [5] and codes(limited) == [*CODES[:5], None]
@@ -143,6 +145,8 @@ def test_other_results_are_refused(limited: Job, capsys: pytest.CaptureFixture[s
     assert limited.run("--retry-errors") == 2
     assert "is no job's output yet; run the job without it first" in capsys.readouterr().err
     assert limited.run() == 3
+    assert limited.run("--retry-errors", "promt_too_long") == 2
+    assert "got 'promt_too_long', expected an error code (did you mean 'prompt_too_long'?)" in capsys.readouterr().err
     assert limited.set(sampling__temperature=0.5).run("--retry-errors") == 4
     assert "sampling.temperature" in capsys.readouterr().err
 
@@ -205,3 +209,15 @@ def test_a_worker_serves_error_rows_again(limited: Job) -> None:
     assert limited.run("--retry-errors", "--shard", "0/2", "--allow-errors") == 0
     assert values(limited)[0] == expected[0]
     assert [run["input.max_prompt_tokens"] for run in retries(limited)[0]] == [100]
+
+
+def test_commands_for_a_finished_job(job: Job, bucket: Bucket, capsys: pytest.CaptureFixture[str]) -> None:
+    """Error rows are served again, results exported and compared, and nothing is left to remove."""
+    out, target = f"{bucket.url}/out", job.folder / "all.jsonl"
+    job.input(prompt=["long prompt", "b"]).set(input__max_prompt_tokens=4, output__path=out)
+    assert job.run() == 3
+    assert job.set(input__max_prompt_tokens=None).run("--retry-errors") == 0
+    assert cli.main(["export", out, str(target)]) == 0
+    assert [json.loads(line)["status"] for line in target.read_text().splitlines()] == ["ok", "ok"]
+    assert cli.main(["compare", out, out]) == 0 and "equal   2 of 2" in capsys.readouterr().out
+    assert cli.main(["clean", out, "--yes"]) == 0 and "nothing to remove" in capsys.readouterr().out

@@ -76,6 +76,12 @@ def test_relative_paths_are_relative_to_the_current_folder(job: Job, monkeypatch
     assert outcome.output == str(job.folder / "here")
 
 
+def test_a_local_output_takes_an_address_of_a_file(job: Job) -> None:
+    path = job.output
+    assert job.set(output__path=f"file://{path}").run() == 0
+    assert len(list(path.iterdir())) == 3
+
+
 @pytest.mark.parametrize("overrides", [{"sampling.max_tokens": 3, "sampling": {"n": 2}}, ["sampling.n=2"]])
 def test_overrides_replace_settings_and_leave_the_callers_alone(job: Job, overrides: Any) -> None:
     settings, given = {**job.settings, "sampling": {"n": 1}}, type(overrides)(overrides)
@@ -307,7 +313,7 @@ def test_a_signal_stops_a_job_whose_standard_error_is_closed(job: Job, fails_fir
 def test_a_signal_that_comes_when_all_is_done_is_not_lost(
     job: Job, fails_first: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rwkv_batch.job import execute as module
+    from rwkv_batch.job import shard_run as module
 
     write_report = module.__dict__["write_report"]
 

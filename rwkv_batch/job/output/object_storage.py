@@ -103,6 +103,8 @@ class ObjectStorage:
                 return True
             except FileNotFoundError:
                 return False
+            except StorageError:  # the object cannot be read, after many tries
+                raise
             except Exception as error:
                 if _is_taken(error) and wait is not None:
                     continue  # what is there now says who has written it

@@ -268,24 +268,19 @@ def _inputs(manifest: Sequence[Mapping[str, Any]]) -> Table:
 
 def _changed(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that are not at their defaults, and those that have none, as a job file has them."""
-    defaults = {setting.name: setting.default for setting in describe_settings() if not setting.is_required}
+    return _different(config, {setting.name: setting.default for setting in describe_settings()}, "")
+
+
+def _different(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for section, value in config.items():
-        if not isinstance(value, Mapping):
-            if value != defaults.get(section):
-                found[section] = value
-            continue
-        changed = {
-            key: one
-            for key, one in value.items()
-            if one != defaults.get(f"{section}.{key}") or _is_required(section, key)
-        }
-        found |= {section: changed} if changed else {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and name not in defaults:
+            if inner := _different(value, defaults, f"{name}."):
+                found[key] = inner
+        elif value != defaults.get(name):
+            found[key] = value
     return found
-
-
-def _is_required(section: str, key: str) -> bool:
-    return (section, key) in (("model", "path"), ("input", "path"), ("output", "path"))
 
 
 def _yaml(settings: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from fakes.object_store import Bucket
 from rwkv_batch.job.output import object_storage
 from rwkv_batch.job.output.object_storage import ObjectStorage
 from rwkv_batch.job.output.storage import LocalStorage, StorageError
+from rwkv_batch.object_stores import client
 
 
 @pytest.fixture
@@ -164,3 +165,12 @@ def test_an_object_that_may_not_be_replaced(storage: ObjectStorage, bucket: Buck
     bucket.proxy.schedule = lambda asked: "403" if asked.method == "PUT" else None
     with pytest.raises(StorageError, match="cannot be written: AccessDenied"):
         storage.replace(f"{bucket.url}/a/x", b"mine", b"old")
+
+
+def test_an_object_that_cannot_be_read_is_not_asked_for_without_end(storage: ObjectStorage, bucket: Bucket) -> None:
+    storage.atomic_write(f"{bucket.url}/a/x", b"old")
+    bucket.proxy.requests.clear()
+    bucket.proxy.schedule = lambda _: "503"
+    with pytest.raises(StorageError, match="cannot be read: SlowDown"):
+        storage.replace(f"{bucket.url}/a/x", b"mine", b"old")
+    assert len(bucket.proxy.requests) == object_storage.TRIES * (1 + client.RETRIES["max_retries"])

@@ -31,10 +31,11 @@ def test_segments_are_on_the_disk_and_everything_else_in_the_store(bucket: Bucke
     assert here.atomic_write(f"{state}/unit-00000/a.seg", pa.py_buffer(b"segment"))
     assert here.atomic_write(f"{state}/job.json", b"job", exclusive=True)
     assert not here.atomic_write(f"{state}/job.json", b"another", exclusive=True)
+    assert here.replace(f"{state}/job.json", b"other job", b"job")
     here.atomic_write(f"{bucket.url}/out/part.parquet", b"part")
     here.appender(f"{state}/log.jsonl")("line\n", is_urgent=True)
     assert files(scratch) == {"unit-00000/a.seg": b"segment"}
-    assert sorted(bucket.objects().values()) == [b"job", b"line\n", b"part"]
+    assert sorted(bucket.objects().values()) == [b"line\n", b"other job", b"part"]
     assert here.list(f"{state}/unit-00000") == ["a.seg"]
     with here.open(f"{state}/unit-00000/a.seg") as file:
         assert file.read() == b"segment"

@@ -1,0 +1,127 @@
+"""How many requests a job makes to an object store for each unit, in each phase: counted with moto's S3 server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from rwkv_batch import run
+from rwkv_batch.job.output.commit import JobFiles
+from rwkv_batch.job.output.object_storage import ObjectStorage
+from rwkv_batch.job.shard_run import ShardRun
+
+from ..host_parts import driver
+from ..host_parts.device import SimulatedDevice
+from ..object_stores import SERVER
+from .free_jobs import FreeJob, JobFailed
+
+PHASES: dict[str, tuple[Any, str]] = {
+    "survey": (ShardRun, "survey"),
+    "take": (JobFiles, "committed_rows"),
+    "commit": (JobFiles, "commit"),
+    "publish": (JobFiles, "publish"),
+    "finish": (ShardRun, "finish"),
+}
+UNITS = (3, 9)
+ROWS_PER_UNIT = 20
+
+
+@contextmanager
+def server() -> Iterator[str]:
+    """Runs an S3 server with an empty bucket. Yields the bucket's address, to which the environment leads."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        address = f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT")).close()
+        environment = {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": address,
+        }
+        with patch.dict(os.environ, environment):
+            yield "s3://bucket"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def measure() -> dict[str, float]:
+    """Returns the requests for each unit: what a job of many units makes more than one of few; and what publishing
+    makes more for each further segment of a unit."""
+    with server() as bucket:
+        few, many = (count(f"{bucket}/{units}", units) for units in UNITS)
+        segmented = count(f"{bucket}/segments", UNITS[1], flush_seconds=0.0)
+    segment = (segmented["publish"] - many["publish"]) / (segmented["commit"] - many["commit"])
+    found = {phase: (many[phase] - few[phase]) / (UNITS[1] - UNITS[0]) for phase in PHASES}
+    return {
+        "survey_requests": found["survey"],
+        "finish_requests": found["finish"],
+        "take_requests": found["take"],
+        "publish_requests": found["publish"] - segment * found["commit"],
+        "segment_requests": segment,
+    }
+
+
+def count(output: str, units: int, flush_seconds: float = 30.0) -> Counter[str]:
+    """Runs a job with an output in a store, and returns the requests of each phase.
+
+    Args:
+        flush_seconds: 30 gives each unit one segment, 0 gives it several.
+    """
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        rows = units * ROWS_PER_UNIT
+        job = FreeJob(Path(folder), rows, 2, "auto", ROWS_PER_UNIT, 8, flush_seconds=flush_seconds, output=output)
+        job.write()
+        stack.enter_context(counting(counts))
+        stack.enter_context(driver.free_jobs(SimulatedDevice(0.0), recorded=False))
+        if code := run.main([str(Path(folder, "job.yaml"))]):
+            raise JobFailed(f"exit code {code}")
+    return counts
+
+
+@contextmanager
+def counting(counts: Counter[str]) -> Iterator[None]:
+    """Counts the requests of each phase. A phase inside another one counts as itself."""
+    running = threading.local()
+    call = ObjectStorage._call
+
+    def counted(storage: Any, *arguments: Any, **options: Any) -> Any:
+        counts[getattr(running, "phase", "other")] += 1
+        return call(storage, *arguments, **options)
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(ObjectStorage, "_call", counted))
+        for phase, (owner, name) in PHASES.items():
+            stack.enter_context(patch.object(owner, name, _in_phase(running, phase, getattr(owner, name))))
+        yield
+
+
+def _in_phase(running: threading.local, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def called(*arguments: Any, **options: Any) -> Any:
+        before = getattr(running, "phase", "other")
+        running.phase = phase
+        try:
+            return function(*arguments, **options)
+        finally:
+            running.phase = before
+
+    return called

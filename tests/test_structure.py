@@ -40,7 +40,9 @@ BASICS = {
     "user_files",
     "vllm_arguments",
 }
-"""Modules at the top of rwkv_batch that import only each other; all but the kernel packages may import them."""
+"""Modules at the top of rwkv_batch, and a folder, that import only each other; all but the kernel packages may import
+them.
+"""
 LIBRARY = {
     "arguments",
     "chat_calls",
@@ -269,8 +271,8 @@ def test_public_names_are_there():
 
 
 def test_the_environment_is_read_in_two_places_only():
-    """`--shard auto` reads the variables of the launcher, a job file those that it names, and the folder of compiled
-    kernels follows XDG_CACHE_HOME; nothing else does.
+    """`--shard auto` reads the variables of the launcher, a job file those that it names, and the cache
+    folder follows XDG_CACHE_HOME; nothing else does.
     """
     readers = set()
     for path in PACKAGE.rglob("*.py"):

@@ -44,12 +44,20 @@ class Folders:
         """Returns the folders that a job names.
 
         Raises:
-            ConfigurationError: an address is none of a folder in an object store, or there is no scratch folder.
+            ConfigurationError: an address is none of a folder in an object store, or there can be no scratch folder.
         """
         output, state = cls._named_by(job)
         if not is_url(state):
             return cls(output, state)
-        scratch, is_written = scratch_folder(state), job.run.segments == "scratch"
+        is_written = job.run.segments == "scratch"
+        if job.run.backend == "ray":
+            if is_written:
+                raise ConfigurationError(
+                    "run.segments: got 'scratch' with run.backend 'ray', expected 'store': rows of a unit may be "
+                    "finished on several machines"
+                )
+            return cls(output, state)
+        scratch = scratch_folder(state)
         if is_written and scratch is None:
             raise ConfigurationError(
                 "run.segments: got 'scratch', but this user has no home: set XDG_CACHE_HOME to a folder on a local disk"

@@ -130,3 +130,9 @@ def test_a_damaged_part_is_named_by_the_report(job: Job, capsys: pytest.CaptureF
     assert path.name in (job.state / "report.html").read_text()
     assert job.run() == 0
     assert json.loads((job.state / "report.json").read_text())["damaged"] == {}
+
+
+def test_a_local_output_takes_an_address_of_a_file(job: Job) -> None:
+    path = job.output
+    assert job.set(output__path=f"file://{path}").run() == 0
+    assert len(list(path.iterdir())) == 3

@@ -12,6 +12,9 @@ import pytest
 from fakes.object_store import Bucket
 
 from job import fake_llm
+from rwkv_batch.errors import ConfigurationError
+from rwkv_batch.job.folders import Folders
+from rwkv_batch.job.load import load_job
 
 from .conftest import Job
 
@@ -149,6 +152,14 @@ def test_to_start_over_the_scratch_folder_is_removed_too(
     assert scratch.set(sampling__max_tokens=9).run() == 4
     (folder,) = cache.iterdir()
     assert f"out.rwkv_batch/, and: rm -r {folder}" in capsys.readouterr().err
+
+
+def test_workers_on_several_machines_share_their_segments(scratch: Job) -> None:
+    job = load_job(scratch.set(run__backend="ray").write(), (), None)
+    with pytest.raises(
+        ConfigurationError, match=r"run\.segments: got 'scratch' with run\.backend 'ray', expected 'store'"
+    ):
+        Folders.of(job)
 
 
 def test_a_cache_folder_that_cannot_be_written_to_is_refused(

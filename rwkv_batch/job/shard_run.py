@@ -116,15 +116,15 @@ class ShardRun:
     def survey(self) -> list[Unit]:
         """Returns the shard's units that are served: those that have no part yet, or, in a run that serves error rows
         again, those whose part has such rows. Removes segments that a crash left beside a part."""
-        missing = []
+        units = list(self._shard.units(self._plan))
+        parts = self._files.parts(units, thorough=True)
+        missing = [unit for unit, part in zip(units, parts, strict=True) if part is None]
+        published = [unit for unit, part in zip(units, parts, strict=True) if part is not None]
         source = self._prepared.part_source()
-        for unit in self._shard.units(self._plan):
-            if self._files.part(unit, thorough=True) is None:
-                missing.append(unit)
-            else:
-                self._files.settle(unit, source)
+        for unit in self._files.with_segments(published):
+            self._files.settle(unit, source)
         if self._prepared.retry is not None:
-            self._to_retry = units_to_retry(self._files, self._prepared.retry, self._shard.units(self._plan))
+            self._to_retry = units_to_retry(self._files, self._prepared.retry, units)
             missing = list(self._to_retry)
         if missing:
             self._storage.remove(self._folders.file(SUCCESS))
@@ -154,7 +154,7 @@ class ShardRun:
             ResumeError: the parts are there, but the input has changed meanwhile.
             StorageError: a published part of this shard is gone.
         """
-        parts = [self._files.part(self._plan.unit(index)) for index in range(self._plan.num_units)]
+        parts = self._files.parts([self._plan.unit(index) for index in range(self._plan.num_units)])
         mine = [parts[unit.index] for unit in self._shard.units(self._plan)]
         if None in mine and not self._stopped_at and self._prepared.retry is None:
             gone = FileNotFoundError(errno.ENOENT, "they were published, and removed while the job ran")

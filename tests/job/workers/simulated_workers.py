@@ -19,6 +19,7 @@ from rwkv_batch.job.workers.messages import (
     Left,
     Message,
     Placed,
+    Published,
     Ready,
     Served,
     Stop,
@@ -104,6 +105,7 @@ class SimulatedWorker:
         self._finished: set[int] = set()
         self._open: dict[int, Assignment] = {}
         self._left: dict[int, set[int]] = {}
+        self._done: deque[int] = deque()
 
     def send(self, message: Any) -> None:
         self._inbox.append(message)
@@ -119,7 +121,7 @@ class SimulatedWorker:
                 self._say(message)
             return
         actions = [self._read] * bool(self._unread) + [self._serve] * bool(self._in_flight)
-        actions += [self._commit] * bool(self._finished)
+        actions += [self._commit] * bool(self._finished) + [self._say_done] * bool(self._done)
         if self._inbox and not self._unread:
             actions.append(self._take)
         if actions:
@@ -178,7 +180,12 @@ class SimulatedWorker:
         self._finished.clear()
 
     def _complete(self, unit: int) -> None:
-        is_whole = len(self._workers.durable[unit]) == self._workers.plan.unit(unit).num_rows
+        if self._open[unit].rows is not None:
+            self._done.append(unit)
+        if len(self._workers.durable[unit]) == self._workers.plan.unit(unit).num_rows:
+            self._workers.published[unit] += 1
+            self._say(Published(unit))
         del self._left[unit], self._open[unit]
-        self._workers.published[unit] += is_whole
-        self._say(Done(unit, is_published=is_whole))
+
+    def _say_done(self) -> None:
+        self._say(Done(self._done.popleft()))

@@ -17,7 +17,7 @@ from rwkv_batch.errors import CapacityError, RowError
 from rwkv_batch.job.plan import UnitPlan
 from rwkv_batch.job.workers import coordinator as module
 from rwkv_batch.job.workers.coordinator import Coordinator
-from rwkv_batch.job.workers.messages import BadRow, Ended, Failed, Placed, Ready
+from rwkv_batch.job.workers.messages import Ask, BadRow, Begun, Ended, Failed, Placed, Published, Ready
 
 from .simulated_workers import SimulatedWorkers
 
@@ -99,6 +99,15 @@ def test_a_worker_holds_its_share_of_the_units(count: int) -> None:
     workers = SimulatedWorkers(plan, count, seed=3)
     new_coordinator(workers, plan).serve()
     assert workers.most_units <= -(-plan.num_units // count)
+
+
+def test_a_unit_that_is_published_before_it_was_said_to_begin_is_counted_once() -> None:
+    """The thread that publishes a complete unit, and the one that says that it begins, are two threads."""
+    workers = SilentWorkers(Placed("here", 1), Ready(), Ask(), Published(0), Begun(0, 10))
+    coordinator = new_coordinator(workers, UnitPlan(10, 10))
+    coordinator.serve()
+    counts = coordinator.tally.counts
+    assert (counts.done, counts.committed) == (10, 10)
 
 
 class SilentWorkers:

@@ -78,8 +78,8 @@ class Coordinator:
     so that all workers end at about the same time.
 
     When a worker's process ends, other workers serve its units. Its rows in flight are suspects, unless its machine is
-    lost: a worker that has nothing else to do serves them (see `Suspects`), and the row that ends its process alone
-    becomes an error row. Until then their units wait.
+    lost; where none was in flight, all rows of its units are. A worker that has nothing else to do serves suspects (see
+    `Suspects`), and the row that ends its process alone becomes an error row. Until then their units wait.
 
     Args:
         plan: the units of the job.
@@ -297,8 +297,8 @@ class Coordinator:
             )
         if known is self._isolated:
             self._lose_isolated(in_flight, is_suspicious, how)
-        elif is_suspicious:
-            self._suspects.add(in_flight)
+        elif is_suspicious:  # with no row in flight, it was reading rows, or making a part
+            self._suspects.add(in_flight or [row for unit in known.units.values() for row in unit.rows])
         suspicious = {self._unit_of(row) for row in self._suspects.rows}
         for unit in reversed(known.units.values()):
             if unit.index in suspicious:
@@ -320,7 +320,6 @@ class Coordinator:
         if found is not None:
             reason = f"the row ended two processes in which it was alone; the last one ended with {how}"
             logger.warning("row %d: %s", found, reason)
-            self._num_ends = 0
             self._rest.extend(self._by_unit([found], RowError("engine_crash", reason)))
 
     def _count_end(self, how: str, is_counted: bool) -> None:

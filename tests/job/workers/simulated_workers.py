@@ -35,6 +35,7 @@ class SimulatedWorkers:
 
     Args:
         poison: rows that end the process that serves them.
+        unreadable: rows that end the process that reads them.
         deaths: how many processes end for other reasons, every second one with its machine.
 
     Attributes:
@@ -45,11 +46,20 @@ class SimulatedWorkers:
         most_units: the most units that one worker was serving.
     """
 
-    def __init__(self, plan: UnitPlan, count: int, seed: int, poison: Collection[int] = (), deaths: int = 0) -> None:
+    def __init__(
+        self,
+        plan: UnitPlan,
+        count: int,
+        seed: int,
+        poison: Collection[int] = (),
+        deaths: int = 0,
+        unreadable: Collection[int] = (),
+    ) -> None:
         self.events: Any = self
         self.count = count
         self.plan = plan
         self.poison = set(poison)
+        self.unreadable = set(unreadable)
         self.durable: dict[int, set[int]] = {index: set() for index in range(plan.num_units)}
         self.errors: dict[int, str] = {}
         self.published: Counter[int] = Counter()
@@ -151,6 +161,9 @@ class SimulatedWorker:
 
     def _read(self) -> None:
         rows, self._unread = self._unread[:BATCH], self._unread[BATCH:]
+        if self._open[self._unit].error is None and not self._workers.unreadable.isdisjoint(rows):
+            self._workers.end(self, Ended("signal 11 (SIGSEGV)"))
+            return
         self._in_flight |= dict.fromkeys(rows, self._open[self._unit])
         self._say(Taken(rows))
         if not self._unread:

@@ -74,6 +74,16 @@ def test_a_row_that_ends_its_process_is_found_within_six_ends(seed: int) -> None
     assert workers.ends - 1 <= 6, "one end is that of the job"
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_row_that_ends_its_process_while_it_is_read_is_found(seed: int) -> None:
+    """No message says which rows a worker is reading, and rows beside them may be in flight."""
+    plan = UnitPlan(60, 20)
+    workers = SimulatedWorkers(plan, 1 + seed % 2, seed, unreadable={7, 30})
+    with silence():
+        new_coordinator(workers, plan).serve()
+    assert workers.errors == {7: "engine_crash", 30: "engine_crash"}
+
+
 def test_a_lost_machine_makes_no_row_suspect() -> None:
     plan = UnitPlan(40, 10)
     workers = SimulatedWorkers(plan, 2, seed=1)

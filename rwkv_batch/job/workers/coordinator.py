@@ -338,5 +338,5 @@ class Coordinator:
             is_busy = bool(known.units) or (known.is_placed and not known.is_ready)
             timeout = self._timeout if known.is_ready else max(self._timeout, LOADING_SECONDS)
             if is_busy and not known.hangs and now - known.seen_at > timeout:
-                known.hangs = f"no step for {now - known.seen_at:.0f} s"
+                known.hangs = f"no step for {now - known.seen_at:.3g} s (run.worker_timeout: {self._timeout:g})"
                 known.worker.kill()

@@ -195,7 +195,10 @@ class Progress:
 
     def _give_up(self, seconds: float) -> None:
         """Ends the process, as the engine has hung for so many seconds."""
-        message = f"the engine has made no step for {seconds:.0f} s (run.worker_timeout); committed rows are safe, start the job again"
+        message = (
+            f"the engine has made no step for {seconds:.0f} s (run.worker_timeout); committed rows are safe, start the "
+            "job again"
+        )
         self._log("failure", type="Stall", message=message)
         logger.error(message)
         os._exit(1)  # a thread that hangs cannot be ended otherwise

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from job import fake_llm
 from rwkv_batch import cli
 from rwkv_batch.job.output.storage import LocalStorage
 from rwkv_batch.job.output.writer import Counts
-from rwkv_batch.job.plan import Shard
-from rwkv_batch.job.report import progress
+from rwkv_batch.job.report import display, progress
+from rwkv_batch.job.report.display import ProgressKind
 from rwkv_batch.job.report.error_codes import ERROR_CODES
 from rwkv_batch.job.report.events import EventLog, read_events
 from rwkv_batch.job.report.history import Run, serving_seconds, timeline
-from rwkv_batch.job.report.progress import Progress, RunStatus
+from rwkv_batch.job.report.progress import Progress
+from rwkv_batch.job.report.run_status import RunStatus, read_prometheus
 from rwkv_batch.job.report.wording import percent
 
 from ..conftest import Job
@@ -102,7 +104,7 @@ def test_report_of_a_score_job(job: Job) -> None:
     assert report["tokens"] == {"num_tokens": 9}
     assert [run["scored_tokens"] for run in report["runs"]] == [9]
     assert "completion" not in (job.state / "report.html").read_text().partition("<summary>All settings")[0]
-    assert 'rwkv_batch_scored_tokens{shard="0/1"} 9' in (job.state / "metrics.prom").read_text()
+    assert read_prometheus((job.state / "metrics.prom").read_text())["scored_tokens"] == 9
 
 
 def test_report_covers_all_runs(job: Job) -> None:
@@ -205,13 +207,23 @@ def test_timeline_sums_runs_over_time() -> None:
 
 
 def test_metrics(mixed: Job) -> None:
+    """As a Prometheus reader takes them: each value after its type and its help, counters named _total."""
+    mixed.set(output__path=str(mixed.folder / 'a "quoted" name'))
     assert mixed.run() == 3
     lines = (mixed.state / "metrics.prom").read_text().splitlines()
-    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    assert values['rwkv_batch_rows_done{shard="0/1"}'] == "30"
-    assert values['rwkv_batch_rows_committed{shard="0/1"}'] == "30"
-    assert values['rwkv_batch_errors{shard="0/1"}'] == "2"
-    assert values['rwkv_batch_slots{shard="0/1"}'] == "8"
+    kinds = {name: kind for mark, word, name, kind in (line.split(" ", 3) for line in lines) if word == "TYPE"}
+    assert {name for name, kind in kinds.items() if kind == "counter"} == {n for n in kinds if n.endswith("_total")}
+    assert [line.split(" ")[:2] for line in lines[::3]] == [["#", "HELP"]] * len(kinds)
+    labels = '{job="a \\"quoted\\" name",shard="0/1"}'
+    values = {name.removesuffix(labels): float(value) for name, value in (x.rsplit(" ", 1) for x in lines[2::3])}
+    assert values.keys() == kinds.keys()
+    prompts = sum(row["prompt_tokens"] or 0 for row in mixed.rows()[::2])
+    assert (values["rwkv_batch_rows"], values["rwkv_batch_rows_done"], values["rwkv_batch_errors_total"]) == (30, 30, 2)
+    tokens = sum(row["completion_tokens"] or 0 for row in mixed.rows())
+    assert values["rwkv_batch_completion_tokens_total"] == tokens and prompts
+    text = "\n".join(lines)
+    assert sorted(read_prometheus(text).values()) == sorted(values.values())
+    assert read_prometheus(text[:-20]) == read_prometheus("") == {}
 
 
 def test_a_line_says_everything() -> None:
@@ -257,6 +269,8 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
+    time = monotonic
+
     def strftime(self, _: str) -> str:
         return f"{self.now:.0f} s"
 
@@ -272,12 +286,15 @@ class Clock:
 TIMEOUT = 1800.0
 
 
-def watch(monkeypatch: pytest.MonkeyPatch, counts: Counts, clock: Clock) -> list[tuple[str, Any]]:
+def watch(
+    monkeypatch: pytest.MonkeyPatch, counts: Counts, clock: Clock, kind: ProgressKind = "auto"
+) -> list[tuple[str, Any]]:
     """Watch a job of 40 rows until the clock says that it has ended. Returns the events."""
     monkeypatch.setattr(progress, "time", clock)
+    monkeypatch.setattr(display, "time", clock)
     events: list[tuple[str, Any]] = []
     log = lambda event, **fields: events.append((event, fields))  # noqa: E731
-    watching = Progress(40, counts, fake_llm.Stats, log, lambda text: None, Shard(), timeout=TIMEOUT)
+    watching = Progress(40, counts, fake_llm.Stats, log, lambda values: None, timeout=TIMEOUT, kind=kind)
     watching._ending = clock  # type: ignore[assignment]
     with watching:
         pass
@@ -294,9 +311,26 @@ def test_lines_come_at_their_interval(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    bar = r"25%.*10/40.*slots 0/8"
+    watch(monkeypatch, Counts(done=10), Clock(ends_at=1), "bar")
+    assert re.search(bar, capsys.readouterr().err)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     watch(monkeypatch, Counts(done=10), Clock(ends_at=1))
-    assert re.search(r"25%.*10/40.*slots 0/8", capsys.readouterr().err)
+    assert re.search(bar, capsys.readouterr().err)
+    watch(monkeypatch, Counts(done=10), Clock(ends_at=1), "lines")
+    assert not re.search(bar, found := capsys.readouterr().err) and "rows 10/40 (25.0%)" in found
+
+
+def test_progress_as_json_is_an_object_each_second(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch(monkeypatch, Counts(done=10), Clock(ends_at=5), "json")
+    found = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [one["time"] for one in found] == [1, 2, 3, 4, 5]
+    assert found[0] == {**asdict(RunStatus()), **found[0]}
+    assert {(one["rows_done"], one["rows_total"]) for one in found} == {(10, 40)}
+    watch(monkeypatch, Counts(done=10), Clock(ends_at=5), "none")
+    assert capsys.readouterr().err == ""
 
 
 def test_an_engine_that_hangs_ends_the_process(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

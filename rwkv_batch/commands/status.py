@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from ..job.messages import printable
+from ..job.report.progress import RATES
 from ..job.report.status import JobWatch, Status
-from ..job.report.summary import RATES
 from ..job.report.wording import count, counted, duration, percent, rounded, size
 
 EXIT_RUNNING = 6
@@ -21,14 +21,13 @@ REDRAW = "\x1b[H\x1b[J"
 """Moves the cursor of a terminal to its first line, and clears what is below."""
 
 
-def status(out: str, *, watch: bool, as_json: bool, sleep: Callable[[float], None] = time.sleep) -> int:
+def status(out: str, *, watch: bool, as_json: bool) -> int:
     """Prints the status of a job. Nothing is written, and no running job is disturbed.
 
     Args:
         out: the job's output folder, or its state folder.
         watch: print it every `WATCH_SECONDS` while the job runs: in place on a terminal, else as a line.
         as_json: print a JSON object; with `watch` one on each line.
-        sleep: waits.
 
     Returns:
         The exit code, one of `EXIT_CODES`.
@@ -45,7 +44,7 @@ def status(out: str, *, watch: bool, as_json: bool, sleep: Callable[[float], Non
             print(REDRAW + _text(found, as_json=False), flush=True)
         else:
             print(_json(found) if as_json else printable(line(found)), flush=True)
-        sleep(WATCH_SECONDS)
+        time.sleep(WATCH_SECONDS)
         try:
             found = job.look()
         except OSError as error:

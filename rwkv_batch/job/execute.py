@@ -91,12 +91,8 @@ def run_job(
     >>> import pyarrow, pyarrow.parquet, tempfile
     >>> folder = tempfile.mkdtemp()
     >>> pyarrow.parquet.write_table(pyarrow.table({"prompt": ["import ", "def f("]}), f"{folder}/prompts.parquet")
-    >>> job = {
-    ...     "model": {"path": "demo"},
-    ...     "input": {"path": f"{folder}/prompts.parquet"},
-    ...     "output": {"path": f"{folder}/out"},
-    ... }
-    >>> outcome = run_job(job, {"engine.device": "cpu", "sampling.max_tokens": 4})
+    >>> job = {"model": {"path": "demo"}, "input": {"path": f"{folder}/prompts.parquet"}}
+    >>> outcome = run_job(job, {"output.path": f"{folder}/out", "engine.device": "cpu", "sampling.max_tokens": 4})
     >>> outcome.rows, outcome.errors, outcome.is_complete
     (2, 0, True)
     >>> pyarrow.parquet.read_table(outcome.output)["completion_tokens"].to_pylist()

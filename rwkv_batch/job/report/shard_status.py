@@ -101,7 +101,7 @@ class ShardStatus:
             "claim": claim,
             "doing": self._doing(),
             "run": None if self._run is None else self._described_run(self._run),
-            "progress": {name: self.latest[name] for name in SHOWN if name in self.latest},
+            "progress": {name: self.latest.get(name, 0) for name in SHOWN} if self.latest else {},
             "rates": {name: round(rate, 3) for name, rate in self.rates().items()} if self.is_running else {},
             "seconds_left": self.seconds_left() if self.is_running else None,
             "workers": self._workers(),

@@ -141,7 +141,7 @@ def _latest_runs(
         shard = _shard(events[0]["shard"])
         if shard is not None and (shard not in latest or events[0]["time"] > latest[shard][0]["time"]):
             latest[shard] = events
-    chosen = {
+    chosen: dict[Shard, Sequence[Event]] = {
         shard: [event for event in runs.get(claim.run, ()) if event["shard"] == str(shard)]
         for shard, claim in claims.items()
     }

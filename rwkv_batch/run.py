@@ -136,7 +136,7 @@ def execute(options: argparse.Namespace, task: str | None = None) -> int:
     handler.setFormatter(_TerminalFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logger.setLevel(logging.DEBUG if options.verbose else logging.INFO)  # the level of this package alone
-    logger.info("%s: reading the job file", options.job)  # before the imports, which take seconds on a busy machine
+    logger.info("%s: reading the job file, and loading libraries", options.job)
     from .job.execute import check_job, run_job
     from .job.output.storage import StorageError
     from .job.plan import parse_shard

@@ -38,6 +38,7 @@ class FreeJob:
         slots: of each worker.
         step_ms: time of a step of the simulated device.
         output: the folder or the address of the parts; None: in `folder`.
+        payload_bytes: of each row, in a column of the input that parts repeat; random, so that they stay as large.
     """
 
     folder: Path
@@ -49,6 +50,7 @@ class FreeJob:
     step_ms: float = 0.0
     flush_seconds: float = 30.0
     output: str | None = None
+    payload_bytes: int = 0
 
     @property
     def parts_folder(self) -> Path:
@@ -62,11 +64,13 @@ class FreeJob:
         """Writes the input and the job file."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "rows.parquet"
-        schema = pa.schema({"id": pa.int64(), "prompt": pa.string()})
+        schema = pa.schema({"id": pa.int64(), "prompt": pa.string(), "payload": pa.binary()})
         with pq.ParquetWriter(path, schema) as writer:
             for start in range(0, self.rows, CHUNK_ROWS):
                 ids = range(start, min(start + CHUNK_ROWS, self.rows))
-                writer.write_table(pa.table({"id": ids, "prompt": [prompt(row) for row in ids]}, schema))
+                payloads = [os.urandom(self.payload_bytes) for _ in ids] if self.payload_bytes else pa.nulls(len(ids))
+                columns = {"id": ids, "prompt": [prompt(row) for row in ids], "payload": payloads}
+                writer.write_table(pa.table(columns, schema))
         batch = {"max_batch_size": self.slots, "max_batch_tokens": self.slots + PROMPT_TOKENS_OF_A_STEP}
         settings = {
             "model": {"path": "demo"},

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..job.messages import printable
-from ..job.report.progress import RATES
+from ..job.report.run_status import RATES
 from ..job.report.status import JobWatch, Status
 from ..job.report.wording import count, counted, duration, percent, rounded, size
 

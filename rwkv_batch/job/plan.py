@@ -27,6 +27,11 @@ class Unit:
     def num_rows(self) -> int:
         return self.stop - self.start
 
+    @property
+    def rows(self) -> range:
+        """The numbers of its rows."""
+        return range(self.start, self.stop)
+
 
 class Assignment(NamedTuple):
     """Rows of one unit that a process is to serve. Rows that are committed already are left out.
@@ -42,7 +47,7 @@ class Assignment(NamedTuple):
 
     def missing(self, committed: set[int]) -> list[int]:
         """The numbers of the rows that are not committed, in order."""
-        rows = range(self.unit.start, self.unit.stop) if self.rows is None else sorted(self.rows)
+        rows = self.unit.rows if self.rows is None else sorted(self.rows)
         return [row for row in rows if row not in committed]
 
 

@@ -15,14 +15,12 @@ from typing import Any
 from ..output.writer import Counts
 from .display import LINE_SECONDS, ProgressKind, open_display
 from .events import memory
-from .run_status import RunStatus
+from .run_status import RATES, RunStatus
 
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
 METRICS_SECONDS = 15.0
-RATES = {"generate": ("prompt", "completion"), "score": ("prompt", "scored")}
-"""Task → kinds of tokens, whose rates are shown."""
 
 
 class Progress:
@@ -143,7 +141,10 @@ class Progress:
 
     def _give_up(self, seconds: float) -> None:
         """Ends the process, as the engine has hung for so many seconds."""
-        message = f"the engine has made no step for {seconds:.0f} s; committed rows are safe, start the job again"
+        message = (
+            f"the engine has made no step for {seconds:.0f} s (run.worker_timeout); committed rows are safe, start the "
+            "job again"
+        )
         self._log("failure", type="Stall", message=message)
         logger.error(message)
         os._exit(1)  # a thread that hangs cannot be ended otherwise

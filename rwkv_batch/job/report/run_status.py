@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+RATES = {"generate": ("prompt", "completion"), "score": ("prompt", "scored")}
+"""Task → kinds of tokens, whose rates are shown."""
+
 
 @dataclass(frozen=True)
 class RunStatus:

@@ -25,6 +25,7 @@ from .messages import (
     Left,
     Message,
     Placed,
+    Published,
     Ready,
     Served,
     Status,
@@ -77,8 +78,8 @@ class Coordinator:
     so that all workers end at about the same time.
 
     When a worker's process ends, other workers serve its units. Its rows in flight are suspects, unless its machine is
-    lost: a worker that has nothing else to do serves them (see `Suspects`), and the row that ends its process alone
-    becomes an error row. Until then their units wait.
+    lost; where none was in flight, all rows of its units are. A worker that has nothing else to do serves suspects (see
+    `Suspects`), and the row that ends its process alone becomes an error row. Until then their units wait.
 
     Args:
         plan: the units of the job.
@@ -184,10 +185,12 @@ class Coordinator:
                 self.tally.commit(message)
             case Ask():
                 self._asking.append(known)
-            case Begun():
+            case Begun() if message.unit in self._unpublished:  # else its `Published` was faster
                 self.tally.begin(message)
+            case Published():
+                self._publish(known, message.unit)
             case Done():
-                self._finish(known, message)
+                self._finish(known, message.unit)
             case Event():
                 self._log(message.name, worker=worker.index, **message.fields)
             case BadRow():
@@ -214,18 +217,20 @@ class Coordinator:
         for unit, rows in groupby(message.rows, self._unit_of):
             self.tally.serve(unit, len(list(rows)))
 
-    def _finish(self, known: _Known, message: Done) -> None:
-        """An assignment is done."""
-        unit = self._plan.unit(message.unit)
-        if known is self._isolated and self._outstanding:
-            self._outstanding -= 1
-            if not self._outstanding and not self._rest:
-                self._suspects.finish_group()
-        known.units.pop(message.unit, None)
-        if message.is_published and message.unit in self._unpublished:
-            self._unpublished.discard(message.unit)
-            self._blocked.pop(message.unit, None)
-            self.tally.publish(unit)
+    def _publish(self, known: _Known, unit: int) -> None:
+        """A unit is published."""
+        known.units.pop(unit, None)
+        if unit in self._unpublished:
+            self._unpublished.discard(unit)
+            self._blocked.pop(unit, None)
+            self.tally.publish(self._plan.unit(unit))
+
+    def _finish(self, known: _Known, unit: int) -> None:
+        """An assignment of single rows is done."""
+        known.units.pop(unit, None)
+        self._outstanding -= 1
+        if not self._outstanding and not self._rest:
+            self._suspects.finish_group()
 
     def _hand_out(self) -> None:
         """Gives assignments to workers that have asked for one, as far as there are any for them."""
@@ -292,8 +297,8 @@ class Coordinator:
             )
         if known is self._isolated:
             self._lose_isolated(in_flight, is_suspicious, how)
-        elif is_suspicious:
-            self._suspects.add(in_flight)
+        elif is_suspicious:  # with no row in flight, it was reading rows, or making a part
+            self._suspects.add(in_flight or [row for unit in known.units.values() for row in unit.rows])
         suspicious = {self._unit_of(row) for row in self._suspects.rows}
         for unit in reversed(known.units.values()):
             if unit.index in suspicious:
@@ -315,7 +320,6 @@ class Coordinator:
         if found is not None:
             reason = f"the row ended two processes in which it was alone; the last one ended with {how}"
             logger.warning("row %d: %s", found, reason)
-            self._num_ends = 0
             self._rest.extend(self._by_unit([found], RowError("engine_crash", reason)))
 
     def _count_end(self, how: str, is_counted: bool) -> None:
@@ -334,5 +338,5 @@ class Coordinator:
             is_busy = bool(known.units) or (known.is_placed and not known.is_ready)
             timeout = self._timeout if known.is_ready else max(self._timeout, LOADING_SECONDS)
             if is_busy and not known.hangs and now - known.seen_at > timeout:
-                known.hangs = f"no step for {now - known.seen_at:.0f} s"
+                known.hangs = f"no step for {now - known.seen_at:.3g} s (run.worker_timeout: {self._timeout:g})"
                 known.worker.kill()

@@ -91,11 +91,17 @@ class Committed(NamedTuple):
     rows: int
 
 
-class Done(NamedTuple):
-    """The rows of an assignment of this unit are committed; or all rows of the unit are, and its part is published."""
+class Published(NamedTuple):
+    """All rows of this unit are committed, and its part is published. An assignment of the whole unit is done."""
 
     unit: int
-    is_published: bool
+
+
+class Done(NamedTuple):
+    """An assignment of single rows of this unit is done: they are committed. Where that completes the unit, its
+    `Published` comes too, earlier or later."""
+
+    unit: int
 
 
 class BadRow(NamedTuple):
@@ -154,6 +160,7 @@ Message = (
     | Taken
     | Served
     | Committed
+    | Published
     | Done
     | BadRow
     | Event

@@ -36,6 +36,7 @@ from .messages import (
     Failed,
     Left,
     Message,
+    Published,
     Ready,
     Served,
     Start,
@@ -127,7 +128,7 @@ class JobWorker:
             if missing:
                 self._missing[unit] = missing
             else:
-                self._send(Done(unit, is_published=False))
+                self._send(Done(unit))
 
     def _announced(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Passes batches on, and says first which rows they have: if one of them ends this process, it is known."""
@@ -149,11 +150,11 @@ class JobWorker:
                 self._missing[unit.index] -= 1
                 if not self._missing[unit.index]:
                     del self._missing[unit.index]
-                    server.writer.commit(partial(self._send, Done(unit.index, is_published=False)))
+                    server.writer.commit(partial(self._send, Done(unit.index)))
 
     def _published(self, unit: Unit) -> None:
         """Runs on the writer's thread."""
-        self._send(Done(unit.index, is_published=True))
+        self._send(Published(unit.index))
 
     def _log(self, event: str, **fields: Any) -> None:
         self._send(Event(event, fields))

@@ -6,15 +6,17 @@ import json
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
 from job import fake_llm
 from rwkv_batch import cli
+from rwkv_batch.job.folders import Folders
 from rwkv_batch.job.output.storage import LocalStorage
 from rwkv_batch.job.output.writer import Counts
 from rwkv_batch.job.report import display, progress
@@ -24,6 +26,7 @@ from rwkv_batch.job.report.events import EventLog, read_events
 from rwkv_batch.job.report.history import Run, serving_seconds, timeline
 from rwkv_batch.job.report.progress import Progress
 from rwkv_batch.job.report.run_status import RunStatus, read_prometheus
+from rwkv_batch.job.report.report import collect
 from rwkv_batch.job.report.wording import percent
 
 from ..conftest import Job
@@ -382,6 +385,24 @@ def test_the_report_command(mixed: Job, capsys: pytest.CaptureFixture[str]) -> N
     assert report_of(mixed) == before
     assert cli.main(["report", str(mixed.folder)]) == 2
     assert "expected a job's output folder" in capsys.readouterr().err
+
+
+def test_parts_are_read_at_the_same_time(mixed: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first reads of three parts wait for one another; one part at a time gives the same report."""
+    assert mixed.run() == 3
+    before, folders = report_of(mixed), Folders(str(mixed.output), str(mixed.state))
+    together, begun = threading.Barrier(3), set()
+
+    class WaitingStorage(LocalStorage):
+        def open(self, path: str) -> BinaryIO:
+            if path.endswith(".parquet") and path not in begun:
+                begun.add(path)
+                together.wait(60)
+            return super().open(path)
+
+    assert json.loads(json.dumps(collect(WaitingStorage(str(mixed.folder)), folders))) == before
+    monkeypatch.setattr("rwkv_batch.job.report.report.MOST_READ_ROWS", 1)
+    assert json.loads(json.dumps(collect(LocalStorage(str(mixed.folder)), folders))) == before
 
 
 def test_the_report_of_a_state_folder_elsewhere(job: Job, capsys: pytest.CaptureFixture[str]) -> None:

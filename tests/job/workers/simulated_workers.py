@@ -19,6 +19,7 @@ from rwkv_batch.job.workers.messages import (
     Left,
     Message,
     Placed,
+    Published,
     Ready,
     Served,
     Stop,
@@ -34,6 +35,7 @@ class SimulatedWorkers:
 
     Args:
         poison: rows that end the process that serves them.
+        unreadable: rows that end the process that reads them.
         deaths: how many processes end for other reasons, every second one with its machine.
 
     Attributes:
@@ -44,11 +46,20 @@ class SimulatedWorkers:
         most_units: the most units that one worker was serving.
     """
 
-    def __init__(self, plan: UnitPlan, count: int, seed: int, poison: Collection[int] = (), deaths: int = 0) -> None:
+    def __init__(
+        self,
+        plan: UnitPlan,
+        count: int,
+        seed: int,
+        poison: Collection[int] = (),
+        deaths: int = 0,
+        unreadable: Collection[int] = (),
+    ) -> None:
         self.events: Any = self
         self.count = count
         self.plan = plan
         self.poison = set(poison)
+        self.unreadable = set(unreadable)
         self.durable: dict[int, set[int]] = {index: set() for index in range(plan.num_units)}
         self.errors: dict[int, str] = {}
         self.published: Counter[int] = Counter()
@@ -104,6 +115,7 @@ class SimulatedWorker:
         self._finished: set[int] = set()
         self._open: dict[int, Assignment] = {}
         self._left: dict[int, set[int]] = {}
+        self._done: deque[int] = deque()
 
     def send(self, message: Any) -> None:
         self._inbox.append(message)
@@ -119,7 +131,7 @@ class SimulatedWorker:
                 self._say(message)
             return
         actions = [self._read] * bool(self._unread) + [self._serve] * bool(self._in_flight)
-        actions += [self._commit] * bool(self._finished)
+        actions += [self._commit] * bool(self._finished) + [self._say_done] * bool(self._done)
         if self._inbox and not self._unread:
             actions.append(self._take)
         if actions:
@@ -149,6 +161,9 @@ class SimulatedWorker:
 
     def _read(self) -> None:
         rows, self._unread = self._unread[:BATCH], self._unread[BATCH:]
+        if self._open[self._unit].error is None and not self._workers.unreadable.isdisjoint(rows):
+            self._workers.end(self, Ended("signal 11 (SIGSEGV)"))
+            return
         self._in_flight |= dict.fromkeys(rows, self._open[self._unit])
         self._say(Taken(rows))
         if not self._unread:
@@ -178,7 +193,12 @@ class SimulatedWorker:
         self._finished.clear()
 
     def _complete(self, unit: int) -> None:
-        is_whole = len(self._workers.durable[unit]) == self._workers.plan.unit(unit).num_rows
+        if self._open[unit].rows is not None:
+            self._done.append(unit)
+        if len(self._workers.durable[unit]) == self._workers.plan.unit(unit).num_rows:
+            self._workers.published[unit] += 1
+            self._say(Published(unit))
         del self._left[unit], self._open[unit]
-        self._workers.published[unit] += is_whole
-        self._say(Done(unit, is_published=is_whole))
+
+    def _say_done(self) -> None:
+        self._say(Done(self._done.popleft()))

@@ -17,7 +17,7 @@ from rwkv_batch.errors import CapacityError, RowError
 from rwkv_batch.job.plan import UnitPlan
 from rwkv_batch.job.workers import coordinator as module
 from rwkv_batch.job.workers.coordinator import Coordinator
-from rwkv_batch.job.workers.messages import BadRow, Ended, Failed, Placed, Ready
+from rwkv_batch.job.workers.messages import Ask, BadRow, Begun, Ended, Failed, Placed, Published, Ready
 
 from .simulated_workers import SimulatedWorkers
 
@@ -74,6 +74,16 @@ def test_a_row_that_ends_its_process_is_found_within_six_ends(seed: int) -> None
     assert workers.ends - 1 <= 6, "one end is that of the job"
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_row_that_ends_its_process_while_it_is_read_is_found(seed: int) -> None:
+    """No message says which rows a worker is reading, and rows beside them may be in flight."""
+    plan = UnitPlan(60, 20)
+    workers = SimulatedWorkers(plan, 1 + seed % 2, seed, unreadable={7, 30})
+    with silence():
+        new_coordinator(workers, plan).serve()
+    assert workers.errors == {7: "engine_crash", 30: "engine_crash"}
+
+
 def test_a_lost_machine_makes_no_row_suspect() -> None:
     plan = UnitPlan(40, 10)
     workers = SimulatedWorkers(plan, 2, seed=1)
@@ -99,6 +109,15 @@ def test_a_worker_holds_its_share_of_the_units(count: int) -> None:
     workers = SimulatedWorkers(plan, count, seed=3)
     new_coordinator(workers, plan).serve()
     assert workers.most_units <= -(-plan.num_units // count)
+
+
+def test_a_unit_that_is_published_before_it_was_said_to_begin_is_counted_once() -> None:
+    """The thread that publishes a complete unit, and the one that says that it begins, are two threads."""
+    workers = SilentWorkers(Placed("here", 1), Ready(), Ask(), Published(0), Begun(0, 10))
+    coordinator = new_coordinator(workers, UnitPlan(10, 10))
+    coordinator.serve()
+    counts = coordinator.tally.counts
+    assert (counts.done, counts.committed) == (10, 10)
 
 
 class SilentWorkers:

@@ -92,7 +92,7 @@ def open_display(kind: ProgressKind, rows_total: int) -> Display:
         if kind == "auto":
             kind = "bar" if sys.stderr.isatty() else "lines"
         kinds: dict[str, Callable[[], Any]] = {"bar": lambda: Bar(rows_total), "lines": Lines, "json": JsonLines}
-        if kind in kinds and not sys.stderr.closed:
+        if kind in kinds and sys.stderr is not None:
             display: Display = kinds[kind]()
             return display
     return Nothing()

@@ -110,7 +110,8 @@ def _is_sound(event: Mapping[str, Any]) -> bool:
 
 
 class PartErrors:
-    """The error codes of published parts. A part is read once, and again where a run has published it again.
+    """The error codes of published parts. A part is read once, and again where a run has published it again, or where
+    it could not be read.
 
     Args:
         storage: reads.
@@ -132,7 +133,8 @@ class PartErrors:
             published: part → its latest event "publish". A part whose event tells of no error is not read.
         """
         at = {name: published[name]["time"] if name in published else 0.0 for name in names}
-        new = [name for name in names if name not in self._known or self._known[name][0] != at[name]]
+        known = {name: when for name, (when, codes) in self._known.items() if codes is not None}
+        new = [name for name in names if known.get(name) != at[name]]
         empty = [name for name in new if name in published and not published[name]["errors"]]
         self._known |= {name: (at[name], Counter()) for name in empty}
         to_read = sorted({*new} - {*empty})

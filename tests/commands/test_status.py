@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ from job.conftest import Job
 from rwkv_batch import cli, run
 from rwkv_batch.commands import status
 from rwkv_batch.job.claim import Machine
+from rwkv_batch.job.report.run_status import METRICS
 from rwkv_batch.job.report.status import JobWatch
 
 
@@ -184,6 +186,16 @@ def test_watching_ends_with_the_job(
     claim(serving, time.time())
     monkeypatch.setattr(time, "sleep", lambda _: signal.raise_signal(signal.SIGINT))
     assert cli.main(["status", str(serving.output), "--watch"]) == 130
+
+
+def test_every_key_and_metric_is_explained(serving: Job) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "output.md").read_text(encoding="utf-8")
+    found = JobWatch(str(serving.output)).look()
+    (shard, *_) = found["shards"]
+    told = set(re.findall(r"`(\w+)`", page.partition("## Status as JSON")[2]))
+    assert {*found, "next", *shard, *shard["run"], *shard["progress"], *shard["workers"][0], *found["rates"]} <= told
+    rows = re.findall(r"^\| `rwkv_batch_(\w+)` \| (\w+) \|", page, re.MULTILINE)
+    assert rows == [(metric.name, metric.kind) for metric in METRICS.values()]
 
 
 def test_no_such_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

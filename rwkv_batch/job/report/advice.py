@@ -52,8 +52,8 @@ def _of_results(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         codes = ", ".join([*report["errors"]][:3])
         yield (
             f"{percent(errors / rows)} of the rows are errors, most of them {codes}.",
-            "See the section about errors. When the cause is mended, start the job again with --retry-errors: it serves "
-            "these rows again.",
+            "See the section about errors. When the cause is mended, start the job again with --retry-errors, which "
+            "serves these rows again.",
         )
     reasons = report["finish_reasons"]
     good = sum(number for reason, number in reasons.items() if reason != "error")

@@ -44,7 +44,7 @@ LOADING_SECONDS = 600.0
 MOST_ENDS = 12
 """Processes that may end one after another, without a row that is finished in between."""
 LOADING_ENDS = 3
-"""As many, where no worker has loaded the model yet."""
+"""The same number while no worker has loaded the model yet."""
 MOST_CRASHES = 20
 """Rows that may be found to end their process one after another, without a row that is served in between."""
 

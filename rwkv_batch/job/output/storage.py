@@ -41,7 +41,7 @@ class StorageError(OSError):
 
     def __init__(self, path: str, verb: str, error: OSError, advice: str | None = None) -> None:
         super().__init__(error.errno, error.strerror, path)
-        self._arguments = path, verb, OSError(error.errno, error.strerror), advice
+        self._arguments = path, verb, OSError(*error.args), advice
         reason = error.strerror or str(error)
         advice = advice or ADVICE.get(error.errno or 0)
         self._text = "; ".join(filter(None, (f"{path} cannot be {verb}: {reason}", advice)))

@@ -279,3 +279,9 @@ def test_the_environment_is_read_in_two_places_only():
         if re.search(r"os\.environ|getenv", path.read_text()):
             readers.add(path.relative_to(PACKAGE).as_posix())
     assert readers == {"run.py", "job/yaml_file.py", "kernel_support/cache.py"}
+
+
+def test_a_fixture_of_a_package_ends_with_its_folder():
+    """In a folder that is no package, a fixture of this scope lasts until all tests have ended."""
+    users = {path.parent for path in (ROOT / "tests").rglob("*.py") if re.search(r'scope="package"', path.read_text())}
+    assert [folder.name for folder in users if not (folder / "__init__.py").exists() and folder.name != "tests"] == []

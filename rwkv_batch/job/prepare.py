@@ -170,7 +170,7 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any], source: Input | N
     with named_as_in_jobs():
         model = inspect_model(model_settings(job), engine_settings(job))
     if job.task == "generate":
-        _check_sampling(job, columns, source.schema, model)
+        _check_sampling(job, columns, model)
     chat = open_job_chat(job, "messages" in columns.roles, model.file.checkpoint.path, is_older)
     parser = RowParser(job, replace(columns, answer=None) if is_earlier else columns, chat)
     plan = _plan(job, source.num_rows, document)
@@ -249,7 +249,7 @@ def _backends(choices: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {f"{one['op']} on {one['on']}" if "on" in one else one["op"]: one["backend"] for one in choices}
 
 
-def _check_sampling(job: JobConfig, columns: Columns, schema: pa.Schema, model: Any) -> None:
+def _check_sampling(job: JobConfig, columns: Columns, model: Any) -> None:
     """Checks the job's sampling section as the engine will, and that the extras for the rows' own values are there."""
     from ..requests import RequestBuilder
 

@@ -119,15 +119,16 @@ def forked_processes() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = os.path.join(folder, "socket")
         command = python_command(__name__, path)
-        server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert server.stdout is not None and server.stdout.readline() == "ready\n"
+        # At its end the block waits for the server, and not for the end of its output: processes that a failed test has
+        # left hold that open.
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None and server.stdout.readline() == "ready\n"
 
-        def start(given: list[str], **_: Any) -> ForkedProcess:
-            return ForkedProcess(path, given)
+            def start(given: list[str], **_: Any) -> ForkedProcess:
+                return ForkedProcess(path, given)
 
-        patch.setattr(message_process, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": start}))
-        try:
-            yield
-        finally:
-            server.kill()
-            server.communicate()
+            patch.setattr(message_process, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": start}))
+            try:
+                yield
+            finally:
+                server.kill()

@@ -96,7 +96,8 @@ ERROR_CODES = {
         "use bfloat16 or float32",
     ),
     "engine_crash": ErrorCode(
-        "the row ended the process of its engine twice, the second time alone: `LLM(data_parallel=N)` only",
+        "the row has ended processes of engines, at last one in which it was alone: `LLM(data_parallel=N)`, and jobs "
+        "with workers",
         "the sentence names the signal, the exit code or the error; the process has printed more to standard "
         "error. With one engine the row would end the program",
     ),

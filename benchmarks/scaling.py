@@ -102,6 +102,8 @@ def costs(options: argparse.Namespace) -> dict[str, Any]:
     from .scaling_parts import coordinator_costs, store_requests
 
     found = coordinator_costs.measure(1000 if options.quick else 400_000, 1 if options.quick else options.rounds)
+    rows_of_a_part = 1000 if options.quick else 20_000
+    found["report_row_seconds"] = coordinator_costs.report_row_seconds(rows_of_a_part, 5 if options.quick else 50)
     found |= store_requests.measure()
     _print(
         ["cost", "measured", "default"], [[name, f"{found[name]:.3g}", f"{MEASURED[name].value:g}"] for name in found]

@@ -1,18 +1,22 @@
-"""What a coordinator spends on messages: processor time for each row, each message and each unit."""
+"""What a coordinator spends: processor time for each row, each message and each unit, and for the report."""
 
 from __future__ import annotations
 
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from rwkv_batch.job.output.storage import LocalStorage
 from rwkv_batch.job.plan import UnitPlan
 from rwkv_batch.job.report.events import EventLog
+from rwkv_batch.job.report.tally import Tally
 from rwkv_batch.job.workers import local
 from rwkv_batch.job.workers.coordinator import Coordinator
 from rwkv_batch.job.workers.messages import Start
@@ -61,6 +65,31 @@ def measure(rows: int, rounds: int) -> dict[str, float]:
     scale = counts.max(axis=0)
     seconds = np.linalg.lstsq(counts / scale, np.array([cpu for _, cpu in found]), rcond=None)[0] / scale
     return dict(zip(("row_seconds", "message_seconds", "unit_seconds"), map(float, seconds), strict=True))
+
+
+def report_row_seconds(rows: int, rounds: int) -> float:
+    """Returns the processor seconds of a report for each row of a part: the median of some rounds."""
+    results = {
+        "sample_index": pa.array([0] * rows, pa.int32()),
+        "completion": ["text"] * rows,
+        "finish_reason": ["length"] * rows,
+        "prompt_tokens": pa.array(range(rows), pa.int32()),
+        "completion_tokens": pa.array(range(rows), pa.int32()),
+        "status": ["ok"] * rows,
+        "error_code": pa.nulls(rows, pa.string()),
+    }
+    spent = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder, "part.parquet"))
+        pq.write_table(pa.table(results), path, compression="zstd")
+        for _ in range(rounds):
+            tally = Tally("generate", samples=10)
+            before = time.process_time()
+            tally.add_part(tally.read_part(LocalStorage(folder), path, {}), 0)
+            spent.append(time.process_time() - before)
+    if tally.lengths["completion_tokens"].count != rows:
+        raise RuntimeError(f"the report has counted {tally.lengths['completion_tokens'].count} rows, expected {rows}")
+    return median(spent) / rows
 
 
 def cpu_seconds(talk: Talk) -> float:

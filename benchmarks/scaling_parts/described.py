@@ -73,6 +73,7 @@ class Costs:
         unit_seconds: processor seconds of the coordinator for each unit.
         message_seconds: the same, for each message about rows, and for each other message of a worker.
         row_seconds: the same, for each row: one message says that it is taken, a later one that it is finished.
+        report_row_seconds: the same, for each row, after the last unit is published: the report counts it.
     """
 
     request_seconds: float = 0.0
@@ -88,6 +89,7 @@ class Costs:
     unit_seconds: float = 0.0
     message_seconds: float = 0.0
     row_seconds: float = 0.0
+    report_row_seconds: float = 0.0
 
 
 FREE = Costs()

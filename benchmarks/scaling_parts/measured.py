@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from rwkv_batch.job.output.commit import READERS
+
 from .described import Costs
 
 
@@ -22,9 +24,9 @@ COORDINATOR = "python -m benchmarks.scaling costs: processor time of a coordinat
 REQUESTS = "python -m benchmarks.scaling costs: requests counted with moto's S3 server"
 MEASURED: dict[str, Figure] = {
     "request_seconds": Figure(0.1, "assumed: a request to a store in another region"),
-    "survey_requests": Figure(1, REQUESTS),
-    "finish_requests": Figure(3, REQUESTS),
-    "requests_at_once": Figure(1, "the coordinator asks for one part after the other"),
+    "survey_requests": Figure(0, f"{REQUESTS}; a job that has no parts yet"),
+    "finish_requests": Figure(6, f"{REQUESTS}; parts above 1 MiB"),
+    "requests_at_once": Figure(READERS, "rwkv_batch.job.output.commit: READERS, for the parts and for their report"),
     "take_requests": Figure(1, REQUESTS),
     "publish_requests": Figure(6, REQUESTS),
     "segment_requests": Figure(2, REQUESTS),
@@ -34,6 +36,7 @@ MEASURED: dict[str, Figure] = {
     "unit_seconds": Figure(210e-6, COORDINATOR),
     "message_seconds": Figure(6e-6, COORDINATOR),
     "row_seconds": Figure(0.2e-6, COORDINATOR),
+    "report_row_seconds": Figure(0.25e-6, "python -m benchmarks.scaling costs: processor time to count a part"),
 }
 """Field of `Costs` → its default."""
 

@@ -101,7 +101,8 @@ class Simulation:
         while self._unpublished:
             self._now, _, act, arguments = heapq.heappop(self._events)
             act(*arguments)
-        seconds = self._now + round_trips * costs.finish_requests
+        report_seconds = work.rows * costs.report_row_seconds
+        seconds = self._now + round_trips * costs.finish_requests + report_seconds
         return Outcome(
             seconds=seconds,
             rows=self._published_rows,
@@ -109,7 +110,7 @@ class Simulation:
             wasted_tokens=self._wasted,
             failures=self._failures,
             mean_speed=mean(self._fleet.step_seconds / worker.step_seconds for worker in self._workers),
-            coordinator_seconds=self._coordinator_seconds + self._status_share * seconds,
+            coordinator_seconds=self._coordinator_seconds + self._status_share * seconds + report_seconds,
         )
 
     @property

@@ -10,14 +10,18 @@ import threading
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from weakref import WeakKeyDictionary
 
 from rwkv_batch import run
+from rwkv_batch.job.output import commit
 from rwkv_batch.job.output.commit import JobFiles
-from rwkv_batch.job.output.object_storage import ObjectStorage
+from rwkv_batch.job.output.object_storage import ObjectStorage, _ObjectFile
+from rwkv_batch.job.report import report
 from rwkv_batch.job.shard_run import ShardRun
 
 from ..host_parts import driver
@@ -34,6 +38,8 @@ PHASES: dict[str, tuple[Any, str]] = {
 }
 UNITS = (3, 9)
 ROWS_PER_UNIT = 20
+PART_BYTES = 3 << 19
+"""A part is larger than what is read when an object is opened."""
 
 
 @contextmanager
@@ -89,7 +95,17 @@ def count(output: str, units: int, flush_seconds: float = 30.0) -> Counter[str]:
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         rows = units * ROWS_PER_UNIT
-        job = FreeJob(Path(folder), rows, 2, "auto", ROWS_PER_UNIT, 8, flush_seconds=flush_seconds, output=output)
+        job = FreeJob(
+            Path(folder),
+            rows,
+            2,
+            "auto",
+            ROWS_PER_UNIT,
+            8,
+            flush_seconds=flush_seconds,
+            output=output,
+            payload_bytes=PART_BYTES // ROWS_PER_UNIT,
+        )
         job.write()
         stack.enter_context(counting(counts))
         stack.enter_context(driver.free_jobs(SimulatedDevice(0.0), recorded=False))
@@ -100,18 +116,44 @@ def count(output: str, units: int, flush_seconds: float = 30.0) -> Counter[str]:
 
 @contextmanager
 def counting(counts: Counter[str]) -> Iterator[None]:
-    """Counts the requests of each phase. A phase inside another one counts as itself."""
+    """Counts the requests of each phase. A phase inside another one counts as itself.
+
+    A request of another thread belongs to the phase in which the thread was given its work, or in which the object was
+    opened that it reads.
+    """
     running = threading.local()
-    call = ObjectStorage._call
+    call, begin, read_on = ObjectStorage._call, _ObjectFile.__init__, _ObjectFile._up_to
+    opened_in: WeakKeyDictionary[_ObjectFile, str] = WeakKeyDictionary()
+
+    def phase() -> str:
+        return getattr(running, "phase", "other")
 
     def counted(storage: Any, *arguments: Any, **options: Any) -> Any:
-        counts[getattr(running, "phase", "other")] += 1
+        counts[phase()] += 1
         return call(storage, *arguments, **options)
+
+    def begun(file: _ObjectFile, *arguments: Any) -> None:
+        begin(file, *arguments)
+        opened_in[file] = phase()
+
+    def read(file: _ObjectFile, stop: int) -> bytes:
+        found: bytes = _in_phase(running, opened_in[file], read_on)(file, stop)
+        return found
+
+    class Readers(ThreadPoolExecutor):
+        """Threads that work in the phase of the thread that gives them their work."""
+
+        def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
+            return super().submit(_in_phase(running, phase(), function), *arguments, **options)
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(ObjectStorage, "_call", counted))
-        for phase, (owner, name) in PHASES.items():
-            stack.enter_context(patch.object(owner, name, _in_phase(running, phase, getattr(owner, name))))
+        stack.enter_context(patch.object(_ObjectFile, "__init__", begun))
+        stack.enter_context(patch.object(_ObjectFile, "_up_to", read))
+        for module in (commit, report):
+            stack.enter_context(patch.object(module, "ThreadPoolExecutor", Readers))
+        for name, (owner, method) in PHASES.items():
+            stack.enter_context(patch.object(owner, method, _in_phase(running, name, getattr(owner, method))))
         yield
 
 

@@ -57,15 +57,15 @@ class Variant(NamedTuple):
 
 
 AUTO, FOR_WORKERS = "auto", f"{UNITS_PER_WORKER} a worker"
-DISK, STORE, STORE_32 = "disk", "store", "store, 32 at once"
+DISK, STORE, SERIAL_STORE = "disk", "store", "store, one at a time"
 STEADY = DISTURBANCES[1]
 VARIANTS = (
     *(Variant(plan, DISK, disturbance) for plan in (AUTO, FOR_WORKERS) for disturbance in DISTURBANCES),
-    *(Variant(plan, store, STEADY) for store in (STORE, STORE_32) for plan in (AUTO, FOR_WORKERS)),
+    *(Variant(plan, store, STEADY) for store in (STORE, SERIAL_STORE) for plan in (AUTO, FOR_WORKERS)),
 )
 SHOWN = (
     *(Variant(plan, DISK, disturbance) for plan in (AUTO, FOR_WORKERS) for disturbance in DISTURBANCES[1::3]),
-    *(Variant(AUTO, store, STEADY) for store in (STORE, STORE_32)),
+    *(Variant(AUTO, store, STEADY) for store in (STORE, SERIAL_STORE)),
 )
 """The lines of the chart."""
 
@@ -109,7 +109,7 @@ def points(work: Work, fleet: Fleet, costs: Costs, seed: int, counts: Sequence[i
     stores = {
         DISK: replace(costs, request_seconds=0.0),
         STORE: costs,
-        STORE_32: replace(costs, requests_at_once=32.0),
+        SERIAL_STORE: replace(costs, requests_at_once=1.0),
     }
     one = base(work, fleet, stores[DISK])
     for variant in VARIANTS:

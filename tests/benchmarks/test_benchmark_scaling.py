@@ -72,6 +72,7 @@ ANY_COSTS = st.builds(
     read_ahead=st.integers(0, 50),
     unit_seconds=st.floats(0, 0.1),
     row_seconds=st.floats(0, 0.01),
+    report_row_seconds=st.floats(0, 0.01),
 )
 ANY_WORK = st.builds(Work, st.integers(1, 2000), st.integers(1, 300), st.integers(1, 20), st.floats(0, 0.9))
 
@@ -82,7 +83,7 @@ def test_without_failures_nothing_is_wasted_and_no_bound_is_broken(work, costs, 
     assert (outcome.rows, outcome.wasted_tokens, outcome.failures) == (work.rows, 0, 0)
     slots = 16 * workers * outcome.mean_speed / STEP
     assert outcome.seconds >= COLD + (1 - work.spread) * work.rows * work.steps / slots
-    assert outcome.seconds >= work.rows * costs.row_seconds
+    assert outcome.seconds >= work.rows * (costs.row_seconds + costs.report_row_seconds)
 
 
 @given(ANY_WORK, st.floats(0, 3))
@@ -105,8 +106,12 @@ class CheckedSimulation(Simulation):
             self.most_above = max(self.most_above, len(worker.held) - share)
 
 
-@given(ANY_WORK, ANY_COSTS, st.integers(1, 9), st.integers(0, 99))
+SMALL_UNITS = st.builds(Work, st.integers(200, 1000), st.integers(1, 8), st.integers(1, 20), st.floats(0, 0.9))
+
+
+@given(SMALL_UNITS, ANY_COSTS, st.integers(2, 9), st.integers(0, 99))
 def test_no_worker_is_given_more_than_its_share(work, costs, workers, seed):
+    """A worker reads several small units ahead: near the end of the job it would take those of others."""
     checked = CheckedSimulation(work, fleet(workers, 16, 0.3), costs, seed)
     checked.run()
     assert checked.most_above <= 0
@@ -241,6 +246,11 @@ def test_a_long_job_rehearses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 def test_the_coordinator_hears_all_rows() -> None:
     assert coordinator_costs.cpu_seconds(Talk(60, 25, 4)) > 0
+
+
+def test_the_report_counts_all_rows() -> None:
+    """In windows of processor time that are long enough for its clock."""
+    assert coordinator_costs.report_row_seconds(20_000, 3) > 0
 
 
 def test_requests_are_counted() -> None:

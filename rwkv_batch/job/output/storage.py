@@ -53,6 +53,18 @@ class StorageError(OSError):
     def __str__(self) -> str:
         return self._text
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors come from workers in other processes: the constructor takes other arguments than `args`."""
+        return _restored, (self.errno, self.strerror, self.filename, self._text)
+
+
+def _restored(number: int | None, reason: str | None, path: str, text: str) -> StorageError:
+    """An error that was pickled."""
+    error = StorageError.__new__(StorageError)
+    OSError.__init__(error, number, reason, path)
+    error._text = text
+    return error
+
 
 @contextmanager
 def _named(path: str, verb: str) -> Iterator[None]:

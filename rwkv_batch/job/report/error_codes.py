@@ -96,10 +96,10 @@ ERROR_CODES = {
         "use bfloat16 or float32",
     ),
     "engine_crash": ErrorCode(
-        "the row has ended processes of engines, at last one in which it was alone: `LLM(data_parallel=N)`, and jobs "
-        "with workers",
+        "the row ended the process of its engine, the last time alone in the engine: in a job with several workers or "
+        "on Ray, and with `LLM(data_parallel=N)`",
         "the sentence names the signal, the exit code or the error; the process has printed more to standard "
-        "error. With one engine the row would end the program",
+        "error. Where the engine is in the process of the job or of the program, the row ends that process",
     ),
     "abort": ErrorCode(
         "`LLM.abort` ended a row to score; never in a job",

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 from ...errors import ConfigurationError
 from ...object_stores.urls import LOCAL, is_url
 from ..folders import STATE_SUFFIX, Folders, absolute, check_reachable
-from ..output.commit import UNREADABLE, part_name
+from ..output.commit import READERS, UNREADABLE, part_name
 from ..output.open_storage import open_storage
 from ..output.storage import Storage
 from ..state import read_job
@@ -24,12 +26,14 @@ from .examples import Examples
 from .history import Run, marks, serving_seconds, shared_prefixes, sources, timeline, utilisation
 from .phases import tracks
 from .score_conventions import conventions, empty_summary, kind_of
-from .tally import LENGTHS, Tally
+from .tally import LENGTHS, PartRows, Tally
 
 FORMAT = 2
 """The version of report.json: a number that grows when a key changes its meaning or goes away."""
 DEFAULTS = {"show_text": False, "samples": 10}
 """The section `report` of a job that an earlier version has run."""
+MOST_READ_ROWS = 1_000_000
+"""Input rows whose counted columns are in memory at the same time; but one part at least."""
 
 Report = dict[str, Any]
 
@@ -74,7 +78,10 @@ def find_job(path: str) -> Folders:
         if output is None:
             return Folders(state.rstrip("/").removesuffix(STATE_SUFFIX), state)
         return Folders(output if is_url(output) else os.path.normpath(os.path.join(state, output)), state)
-    raise ConfigurationError(f"got {path!r}, expected a job's output folder or state folder (job.json is missing)")
+    raise ConfigurationError(
+        f"got {path!r}, expected a job's output folder or state folder, as output.path or run.state_dir of a job file "
+        f"names it (job.json is missing in {path!r} and in {path.rstrip('/') + STATE_SUFFIX!r})"
+    )
 
 
 def collect(storage: Storage, folders: Folders) -> Report:
@@ -143,16 +150,29 @@ def _count(
         published: the numbers of the units that have a part → its name.
     """
     damaged = {}
-    for unit, name in published.items():
+    rows_per_part = job["plan"]["output.rows_per_part"]
+    paths = {unit: os.path.join(folders.output, name) for unit, name in published.items()}
+    read = partial(tally.read_part, storage, renamed=job.get("columns", {}))
+    for unit, rows in _reads(read, paths, max(1, min(READERS, MOST_READ_ROWS // rows_per_part))):
         counted = deepcopy(tally)
-        first_row = unit * job["plan"]["output.rows_per_part"]
         try:
-            counted.add_part(storage, os.path.join(folders.output, name), first_row, job.get("columns", {}))
+            counted.add_part(rows.result(), unit * rows_per_part)
         except UNREADABLE as error:
-            damaged[name] = str(error)
+            damaged[published[unit]] = str(error)
         else:
             tally = counted
     return tally, damaged
+
+
+def _reads(
+    read: Callable[[str], PartRows], paths: Mapping[int, str], at_once: int
+) -> Iterator[tuple[int, Future[PartRows]]]:
+    """Reads parts, `at_once` of them at a time. Yields the number of each unit and what was read of its part."""
+    units = list(paths)
+    with ThreadPoolExecutor(at_once, "rwkv_batch-report") as executor:
+        for start in range(0, len(units), at_once):
+            group = units[start : start + at_once]
+            yield from zip(group, [executor.submit(read, paths[unit]) for unit in group], strict=True)
 
 
 def _counts(tally: Tally) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a report counts over the rows of the parts, and which rows it shows. Memory does not grow with the rows."""
+"""What a report counts over the rows of the parts, and which rows it shows. Memory does not grow with the parts."""
 
 from __future__ import annotations
 
@@ -38,6 +38,20 @@ class Place(NamedTuple):
     sample: int
 
 
+class PartRows(NamedTuple):
+    """What is counted of a part.
+
+    Args:
+        path: of the part.
+        names: columns that the job adds: their own names → their names in the part.
+        batches: all rows, with these columns and those of the input that are counted.
+    """
+
+    path: str
+    names: dict[str, str]
+    batches: list[pa.RecordBatch]
+
+
 class Tally:
     """Counts over the rows of the parts that it has been given, and the places of rows to show.
 
@@ -65,12 +79,11 @@ class Tally:
         """The chosen rows without an error, in the order of the rows."""
         return sorted((place for _, place in self._samples), key=lambda place: (place.row, place.sample))
 
-    def add_part(self, storage: Storage, path: str, first_row: int, renamed: Mapping[str, str]) -> None:
-        """Adds the rows of a part.
+    def read_part(self, storage: Storage, path: str, renamed: Mapping[str, str]) -> PartRows:
+        """Reads what is counted of a part. Counts nothing: several threads may read parts at a time.
 
         Args:
             path: the part.
-            first_row: the number of its first row in the whole input.
             renamed: column that the job adds → its name in the parts, where that is another one.
         """
         with storage.open(path) as file:
@@ -81,17 +94,26 @@ class Tally:
             names = {name: names[name] for name in dict.fromkeys(wanted) if name in names}
             sources = [one.passed for one in (self.scores, self.choices) if one]
             passed = [name for source in sources for name in source if name in present]
-            offset, row = 0, first_row - 1
-            for batch in parquet.iter_batches(columns=[*dict.fromkeys([*names.values(), *passed])]):
-                results = batch.select([*names.values()]).rename_columns([*names])
-                if self.scores is not None:
-                    self.scores.add(results, batch)
-                if self.choices is not None:
-                    self.choices.add(results, batch)
-                self._count(results)
-                rows = row + _rows_begun(results)
-                self._choose(results, _Numbers(path, offset, rows))
-                offset, row = offset + results.num_rows, int(rows[-1]) if len(rows) else row
+            columns = [*dict.fromkeys([*names.values(), *passed])]
+            return PartRows(path, names, list(parquet.iter_batches(columns=columns)))
+
+    def add_part(self, part: PartRows, first_row: int) -> None:
+        """Adds the rows of a part.
+
+        Args:
+            first_row: the number of its first row in the whole input.
+        """
+        offset, row = 0, first_row - 1
+        for batch in part.batches:
+            results = batch.select([*part.names.values()]).rename_columns([*part.names])
+            if self.scores is not None:
+                self.scores.add(results, batch)
+            if self.choices is not None:
+                self.choices.add(results, batch)
+            self._count(results)
+            rows = row + _rows_begun(results)
+            self._choose(results, _Numbers(part.path, offset, rows))
+            offset, row = offset + results.num_rows, int(rows[-1]) if len(rows) else row
 
     def _count(self, results: pa.RecordBatch) -> None:
         for name in set(LABELS).intersection(results.schema.names):

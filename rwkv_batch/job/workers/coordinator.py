@@ -44,7 +44,7 @@ LOADING_SECONDS = 600.0
 MOST_ENDS = 12
 """Processes that may end one after another, without a row that is finished in between."""
 LOADING_ENDS = 3
-"""As many, where no worker has loaded the model yet."""
+"""The same number while no worker has loaded the model yet."""
 MOST_CRASHES = 20
 """Rows that may be found to end their process one after another, without a row that is served in between."""
 
@@ -349,5 +349,5 @@ class Coordinator:
             is_busy = bool(known.units) or (known.is_placed and not known.is_ready)
             timeout = self._timeout if known.is_ready else max(self._timeout, LOADING_SECONDS)
             if is_busy and not known.hangs and now - known.seen_at > timeout:
-                known.hangs = f"no step for {now - known.seen_at:.0f} s"
+                known.hangs = f"no step for {now - known.seen_at:.3g} s (run.worker_timeout: {self._timeout:g})"
                 known.worker.kill()

@@ -109,8 +109,14 @@ def inspect_in_cluster(place: Place, model: ModelSettings, engine: EngineSetting
     task = ray.remote(import_module(PROGRAM).inspect_on_node).options(**ray_options(reserved))
     result = task.remote(model, engine, os.getcwd(), reserved.num_cpus)
     if not ray.wait([result], timeout=NOTE_SECONDS)[0]:
-        found = f"{reserved.num_gpus:g} GPUs and {reserved.num_cpus:g} CPUs"
-        logger.warning("run.ray: waiting for a node where %s and %s are free", found, reserved.resources or "nothing")
+        others = "".join(f", {name}: {amount:g}" for name, amount in reserved.resources.items())
+        logger.warning(
+            "run.ray: waiting for a node with these free resources for a worker: GPUs: %g, CPUs: %g%s. If no such node "
+            "comes, end the command and lower run.ray",
+            reserved.num_gpus,
+            reserved.num_cpus,
+            others,
+        )
     try:
         summary = ray.get(result)
     except ray.exceptions.RayError as error:

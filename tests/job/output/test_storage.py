@@ -247,6 +247,19 @@ def test_an_error_of_an_unknown_kind_has_its_path_too(tmp_path: Path, monkeypatc
         storage.remove(str(tmp_path / "x"))
 
 
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), OSError("a wrapped error")])
+def test_an_error_comes_from_a_worker_as_it_is(error: OSError) -> None:
+    sent = StorageError("/out/x", "written", error)
+    found = pickle.loads(pickle.dumps(sent))
+    assert type(found) is StorageError
+    assert (str(found), found.errno, found.strerror, found.filename) == (
+        str(sent),
+        error.errno,
+        error.strerror,
+        "/out/x",
+    )
+
+
 def test_a_file_that_is_missing_stays_a_file_that_is_missing(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path / "tmp"))
     with pytest.raises(FileNotFoundError):

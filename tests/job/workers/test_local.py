@@ -8,18 +8,26 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from fakes.fork_server import forked_processes
 
 from job.conftest import Job
 from rwkv_batch import run_job
 from rwkv_batch.errors import Stopped
 from rwkv_batch.job.workers import local, local_worker
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked() -> Iterator[None]:
+    """Workers of this process are forked from a server, which has imported torch."""
+    with forked_processes():
+        yield
 
 
 def alone(job: Job) -> list[dict[str, Any]]:
@@ -85,7 +93,7 @@ def test_a_row_that_ends_its_process_is_an_error_row_and_all_others_are_served(j
     prompts[33] = "other"
     expected = alone(job.input(id=list(range(80)), prompt=prompts))
     assert [row for row in rows if row["id"] != 33] == [row for row in expected if row["id"] != 33]
-    assert {event["worker"] for event in events(job, "publish")} == {0, 1}, "both have made parts"
+    assert [event["part"] for event in events(job, "publish")].count("part-00003-of-00008.parquet") == 1
     report = json.loads((job.state / "report.json").read_text())
     assert report["runs"][0]["workers"].keys() == {"0", "1"}
 
@@ -130,14 +138,13 @@ def test_a_signal_while_workers_start_leaves_no_process_behind(job: Job, monkeyp
     assert pids and not any(map(is_running, pids))
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_random_sigkills_of_workers_and_of_the_coordinator(job: Job, seed: int) -> None:
+def test_sigkill_of_random_workers_and_of_the_coordinator(job: Job, soak_seed: int) -> None:
     """The same command is started again after each end of the coordinator, until the job is done."""
-    print(f"seed {seed}")
-    chance = random.Random(seed)
+    print(f"seed {soak_seed}")
+    chance = random.Random(soak_seed)
     job.input(id=list(range(60)), prompt=[f"prompt {i}" for i in range(60)])
     job.set(run__workers=2, output__flush_seconds=0)
-    for workers_to_kill in (2, 1, 0):
+    for workers_to_kill in (3, 1, 0):
         process = job.start(FAKE_DELAY=0.1)
         for _ in range(workers_to_kill):
             known = len(worker_pids(job))
@@ -156,6 +163,24 @@ def test_random_sigkills_of_workers_and_of_the_coordinator(job: Job, seed: int) 
     while any(map(is_running, worker_pids(job))) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(is_running, worker_pids(job))), "workers end with their coordinator"
+
+
+@pytest.mark.soak
+def test_a_row_that_stops_its_process_is_an_error_row(job: Job) -> None:
+    """The worker makes no step for `run.worker_timeout` seconds, and is replaced."""
+    prompts = [f"prompt {i}" for i in range(30)]
+    prompts[17] = "hang"
+    job.input(id=list(range(30)), prompt=prompts).set(run__workers=2, run__worker_timeout=5)
+    outcome = run_job(job.settings)
+    assert (outcome.rows, outcome.errors, outcome.is_complete) == (30, 1, True)
+    assert job.rows()[17]["error_code"] == "engine_crash" and "no step for" in job.rows()[17]["error"]
+
+
+def test_shards_may_have_workers(job: Job) -> None:
+    job.set(run__workers=2)
+    assert not run_job(job.settings, shard="0/2").is_complete
+    assert run_job(job.settings, shard="1/2").is_complete
+    assert job.rows() == alone(job)
 
 
 def test_two_workers_with_the_real_engine(job: Job, real_engine: None) -> None:

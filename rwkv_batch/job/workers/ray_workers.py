@@ -25,7 +25,7 @@ END_SECONDS = 5.0
 
 
 class _Died(NamedTuple):
-    """The driver's message to itself, behind all messages of an actor that has ended.
+    """The coordinator's message to itself, behind all messages of an actor that has ended.
 
     Args:
         error: what Ray says; None where `run` has returned.

@@ -21,6 +21,7 @@ COMMANDS = (
     "validate",
     "score",
     "report",
+    "status",
     "export",
     "compare",
     "inspect",

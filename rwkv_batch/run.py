@@ -49,6 +49,9 @@ EXIT_CODES = {
 }
 """Exit code → what it means."""
 
+PROGRESS = ("auto", "bar", "lines", "json", "none")
+"""Values of --progress; the first one is the default. They are those of `run_job`'s argument."""
+
 DESCRIPTION = """\
 Run a job: read prompts or questions from files, serve them with a model, and write the results as Parquet files.
 Start the same command again after an interruption: it serves the rows that are missing."""
@@ -107,6 +110,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how it is run")
     how.add_argument("--dry-run", action="store_true", help="check everything, show the first prompt, run nothing")
     how.add_argument("--allow-errors", action="store_true", help="exit with 0 even where rows are errors")
+    how.add_argument(
+        "--progress",
+        choices=PROGRESS,
+        default="auto",
+        metavar="KIND",
+        help="what standard error shows while rows are served: auto (a bar on a terminal, else lines), bar, lines (one "
+        "every 30 seconds), json (an object on a line each second) or none",
+    )
     how.add_argument("--verbose", action="store_true", help="log more, and show a failure in full")
 
 
@@ -121,15 +132,16 @@ def execute(options: argparse.Namespace, task: str | None = None) -> int:
         The exit code, one of `EXIT_CODES`. A run that stops at a bad row (run.on_row_error: stop) gives 3 also under
         --allow-errors, as the job is not done. A second signal ends the process at once with 130.
     """
+    handler = logging.StreamHandler()
+    handler.setFormatter(_TerminalFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logger.setLevel(logging.DEBUG if options.verbose else logging.INFO)  # the level of this package alone
+    logger.info("%s: reading the job file, and loading libraries", options.job)
     from .job.execute import check_job, run_job
     from .job.output.storage import StorageError
     from .job.plan import parse_shard
     from .job.stopping import StopSignals
 
-    handler = logging.StreamHandler()
-    handler.setFormatter(_TerminalFormatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logger.setLevel(logging.DEBUG if options.verbose else logging.INFO)  # the level of this package alone
     retry_errors = False if options.retry_errors is None else options.retry_errors or True
     overrides = [*options.overrides, *([f"task={task}"] if task else [])]
     stop = StopSignals(is_command=True)
@@ -143,7 +155,15 @@ def execute(options: argparse.Namespace, task: str | None = None) -> int:
             )
             print(printable(text))
             return EXIT_OK if is_useful else EXIT_ROW_ERRORS
-        outcome = run_job(options.job, overrides, shard, limit=options.limit, stop=stop, retry_errors=retry_errors)
+        outcome = run_job(
+            options.job,
+            overrides,
+            shard,
+            limit=options.limit,
+            stop=stop,
+            retry_errors=retry_errors,
+            progress=options.progress,
+        )
     except Stopped:
         return _fail(EXIT_STOPPED, "stopped; start the same command again to go on")
     except ResumeError as error:

@@ -39,6 +39,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "kernels/test_probe_launch.py",
     ),
     "benchmarks and commands run as a whole": (
+        "commands/test_status.py::test_a_job_that_runs_and_is_killed",
         "benchmarks/test_benchmark_scaling.py::test_a_long_job_rehearses",
         "job/test_retry.py::test_a_worker_serves_error_rows_again",
         "integrations/test_inspect_ai.py::test_samples_that_inspect_ends_at_its_time_limit_free_their_slots",

@@ -23,6 +23,7 @@ OUT = "the job's output folder, or its state folder where run.state_dir is set; 
 
 def add_parsers(commands: Any) -> None:
     """Adds the commands to the subparsers of `rwkv-batch`."""
+    _add_status(commands)
     _add_export(commands)
     _add_compare(commands)
     _add_inspect(commands)
@@ -49,6 +50,33 @@ def _parser(commands: Any, name: str, summary: str, description: str, example: s
 
 def _say(text: str) -> None:
     print(printable(text))
+
+
+def _add_status(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "status",
+        "show how far a job is, who serves it, and what to do next",
+        "Show the state of a job from any machine that reads its folders: rows, error codes, rates of the last minute, "
+        "time left, parts, the claim of each shard, workers, how the last runs ended, and the disk that is used. It "
+        "writes nothing and disturbs no run. Exit code 0: the job is finished; 3: finished, and some rows are errors; "
+        "6: it runs; 75: it is not finished and nobody runs it (start the same command again).",
+        "rwkv-batch status out/demo --watch",
+    )
+    parser.add_argument("out", metavar="OUT", help=OUT)
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="show it every 2 seconds while the job runs: in place on a terminal, otherwise as a line each time",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object; with --watch one on each line")
+    parser.set_defaults(command=_status)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from .status import status
+
+    return status(options.out, watch=options.watch, as_json=options.json)
 
 
 def _add_export(commands: Any) -> None:

@@ -18,6 +18,7 @@ from .output.part_check import PartCheck
 from .output.storage import Storage
 from .plan import Shard, parse_shard
 from .prepare import Prepared, prepare
+from .report.display import ProgressKind, check_kind
 from .report.events import EventLog
 from .retry import RetryErrors, describe_retry, with_retry
 from .shard_run import Outcome, ShardRun
@@ -81,6 +82,7 @@ def run_job(
     limit: int | None = None,
     stop: StopSignals | None = None,
     retry_errors: RetryErrors = False,
+    progress: ProgressKind = "auto",
 ) -> Outcome:
     """Makes the parts of a job that earlier runs have not made. May be called in any thread.
 
@@ -89,12 +91,8 @@ def run_job(
     >>> import pyarrow, pyarrow.parquet, tempfile
     >>> folder = tempfile.mkdtemp()
     >>> pyarrow.parquet.write_table(pyarrow.table({"prompt": ["import ", "def f("]}), f"{folder}/prompts.parquet")
-    >>> job = {
-    ...     "model": {"path": "demo"},
-    ...     "input": {"path": f"{folder}/prompts.parquet"},
-    ...     "output": {"path": f"{folder}/out"},
-    ... }
-    >>> outcome = run_job(job, {"engine.device": "cpu", "sampling.max_tokens": 4})
+    >>> job = {"model": {"path": "demo"}, "input": {"path": f"{folder}/prompts.parquet"}}
+    >>> outcome = run_job(job, {"output.path": f"{folder}/out", "engine.device": "cpu", "sampling.max_tokens": 4})
     >>> outcome.rows, outcome.errors, outcome.is_complete
     (2, 0, True)
     >>> pyarrow.parquet.read_table(outcome.output)["completion_tokens"].to_pylist()
@@ -112,6 +110,7 @@ def run_job(
         stop: the signal handling of `rwkv-batch run`. A program leaves it out.
         retry_errors: serves the error rows in published parts again, and nothing else: True for all, or a list of error
             codes. `input.max_prompt_tokens` may differ from that of the first run.
+        progress: what standard error shows: "auto" (a bar on a terminal, else lines), "bar", "lines", "json" or "none".
 
     Raises:
         ConfigurationError, CheckpointError, BackendError, MissingExtraError: the job is wrong, or an optional package
@@ -121,6 +120,7 @@ def run_job(
         Stopped: a signal came, or another process has taken over; finished rows are committed.
         OSError: the disk is full or broken; committed rows stay.
     """
+    check_kind(progress)
     with stop or StopSignals() as stop:
         part = parse_shard(shard, {})
         with stop.interruptible():
@@ -132,7 +132,7 @@ def run_job(
             prepared = with_retry(prepared, storage, retry_errors)
             started = _check_output(prepared, storage, part_check)
             _announce(prepared, is_trial=limit is not None)
-        return _run_alone(prepared, places, part, stop, storage, started, part_check)
+        return _run_alone(prepared, places, part, stop, storage, started, part_check, progress)
 
 
 def _run_alone(
@@ -143,6 +143,7 @@ def _run_alone(
     storage: Storage,
     started: dict[str, Any] | None,
     part_check: PartCheck,
+    progress: ProgressKind,
 ) -> Outcome:
     """Makes the parts that are missing as soon as no other run serves the shard.
 
@@ -158,7 +159,7 @@ def _run_alone(
             prepared = prepared.started_as(open_job(storage, folders, document, files, started))
         storage.sweep()
         with EventLog(storage, folders.file(shard.file_name("log", "jsonl")), shard=str(shard), run=run) as log:
-            return ShardRun(prepared, places, shard, stop, storage, log).make(part_check)
+            return ShardRun(prepared, places, shard, stop, storage, log, progress).make(part_check)
 
 
 def _check_output(prepared: Prepared, storage: Storage, part_check: PartCheck) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -31,6 +32,8 @@ from .output.results import output_names, result_schema, without_later
 from .output.storage import Storage
 from .plan import UnitPlan, rows_per_part
 from .state import read_job
+
+logger = logging.getLogger(__name__)
 
 SETTINGS = {
     name: f"{section}.{name}"
@@ -150,7 +153,9 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any], source: Input | N
     document = _started_job(storage, folders)
     started = None if document is None else document["settings"]
     is_older, is_earlier = is_older_job(started), _is_of_an_earlier_version(started)
-    source = source or open_input(job.input.path, job.input.format, expected_kinds(job, is_older))
+    if source is None:
+        logger.info("%s: reading the input's columns and counting its rows", job.input.path)
+        source = open_input(job.input.path, job.input.format, expected_kinds(job, is_older))
     if is_earlier:
         job = without_late_answers(job, source.schema)
     columns = bind_columns(job, source)
@@ -160,6 +165,7 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any], source: Input | N
     extra = [pa.field(names[name], EXTRA_TYPES[name]) for name in names if name in EXTRA_TYPES]
     passed = pa.schema([*(source.schema.field(name) for name in columns.passed), *extra])
     check_folders(job, folders, source.files)
+    logger.info("%s: reading the model's sizes and the checksum of its files", job.model.path)
     _check_pin(job)
     with named_as_in_jobs():
         model = inspect_model(model_settings(job), engine_settings(job))

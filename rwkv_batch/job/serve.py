@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, closing
 from typing import Any
@@ -15,6 +16,8 @@ from .plan import Assignment, Unit
 from .prepare import Prepared, named_as_in_jobs
 from .stopping import StopSignals
 from .stream import Batch, missing_rows
+
+logger = logging.getLogger(__name__)
 
 
 class UnitServer:
@@ -93,5 +96,6 @@ def _detokenizer(tokenizer: Any) -> Any:
 def _load_model(prepared: Prepared) -> Any:
     from ..llm import LLM
 
+    logger.info("loading the model, and compiling what its ops need")
     with named_as_in_jobs():
         return LLM.from_summary(prepared.model, max_prompt_tokens=prepared.job.input.max_prompt_tokens)

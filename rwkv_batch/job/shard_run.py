@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,9 +20,11 @@ from .output.storage import Storage, StorageError
 from .output.writer import Counts
 from .plan import Shard, Unit
 from .prepare import Prepared
+from .report.display import ProgressKind
 from .report.events import EventLog, machine
 from .report.progress import Progress
 from .report.report import write_report
+from .report.run_status import prometheus
 from .report.summary import summarise
 from .retry import Retried, retried, units_to_retry
 from .serve import serve_here
@@ -77,6 +80,7 @@ class ShardRun:
 
     Args:
         places: of the workers; None where this process serves.
+        progress: how progress is shown.
     """
 
     def __init__(
@@ -87,7 +91,9 @@ class ShardRun:
         stop: StopSignals,
         storage: Storage,
         log: EventLog,
+        progress: ProgressKind = "auto",
     ) -> None:
+        self._kind = progress
         self._prepared = prepared
         self._places = places
         self._plan, self._folders = prepared.plan, prepared.folders
@@ -198,9 +204,13 @@ class ShardRun:
         counts.resume(finished)
         job = self._prepared.job
         metrics_path = self._folders.file(self._shard.file_name("metrics", "prom"))
-        write_metrics = partial(self._storage.atomic_write, metrics_path)
+        name, shard = os.path.basename(self._folders.output.rstrip("/")), str(self._shard)
+
+        def write_metrics(values: Mapping[str, float]) -> None:
+            self._storage.atomic_write(metrics_path, prometheus(values, name, shard))
+
         timeout = job.run.worker_timeout if self._places is None else None
-        return Progress(total, counts, stats, self._log, write_metrics, self._shard, job.task, timeout)
+        return Progress(total, counts, stats, self._log, write_metrics, job.task, timeout, self._kind)
 
     def _success(self, parts: Sequence[Part]) -> bytes:
         """The content of _SUCCESS.json: a function of the parts, so that two processes that end together agree."""

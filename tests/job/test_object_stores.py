@@ -89,6 +89,13 @@ def test_a_job_in_an_object_store_equals_one_on_a_disk(
         assert cli.main(["report", folder, "--show", "1"]) == 0
         shown = capsys.readouterr().out
         assert f"{url}: 2 of 2 parts, 8 rows" in shown and "prompt_tokens: " in shown
+    for folder in (url, f"{url}.rwkv_batch"):
+        assert cli.main(["status", folder, "--json"]) == 0
+        status = json.loads(capsys.readouterr().out)
+        files = {"output": parts(bucket), "state_folder": state(bucket)}
+        sizes = {name: {"files": len(all_), "bytes": sum(map(len, all_.values()))} for name, all_ in files.items()}
+        assert (status["disk"], status["rows"]["committed"]) == (sizes, 4)
+        assert status["shards"][0]["run"]["outcome"] == "finished" and state(bucket).keys() == found.keys()
     assert not list(Path.cwd().glob("s3:*"))
     loaded = fake_llm.LLM.loaded
     assert remote.run() == 0, "everything is there"

@@ -8,7 +8,7 @@ from typing import Any
 from .charts import time_chart
 from .page_parts import Bar, Figure, Table
 from .phases import READING, SERVING, WRITING
-from .progress import RATES
+from .run_status import RATES
 from .wording import count, counted, date, duration, percent, rounded
 
 NAMES = {"prompt": "prompt", "completion": "completion", "scored": "scored"}

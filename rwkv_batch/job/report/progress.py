@@ -1,66 +1,26 @@
-"""Progress of a run: a bar or lines on the terminal, events for the report, metrics.prom for Prometheus."""
+"""Progress of a run: what is shown while it goes on, events for the report, metrics.prom for Prometheus."""
 
 from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from ..output.writer import Counts
-from ..plan import Shard
+from .display import LINE_SECONDS, ProgressKind, open_display
 from .events import memory
+from .run_status import RATES, RunStatus
 
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
-LINE_SECONDS = 30.0
 METRICS_SECONDS = 15.0
-RATES = {"generate": ("prompt", "completion"), "score": ("prompt", "scored")}
-"""Task → kinds of tokens, whose rates are shown."""
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """The state of a run at one moment; steps and tokens are counted since this process started.
-
-    Args:
-        seconds: since the start of serving.
-        rows_total: rows of this process's units.
-        rows_resumed: rows that earlier runs have committed.
-        rows_done: finished rows, `rows_resumed` included.
-        rows_committed: rows that a crash cannot lose.
-        occupancy: mean share of the slots that were in use.
-        step_tokens: tokens of all steps, each of which may have `max_batch_tokens`.
-        requested_tokens: prompt tokens of all requests, as if no prefix were shared.
-        prompt_tokens: prompt tokens computed.
-        saved_seconds: estimate of the time that shared prefixes have saved.
-        scored_tokens: tokens of continuations that have been scored.
-    """
-
-    seconds: float = 0.0
-    rows_total: int = 0
-    rows_resumed: int = 0
-    rows_done: int = 0
-    rows_committed: int = 0
-    errors: int = 0
-    slots_in_use: int = 0
-    slots: int = 0
-    occupancy: float = 0.0
-    steps: int = 0
-    step_tokens: int = 0
-    max_batch_tokens: int = 0
-    requested_tokens: int = 0
-    prompt_tokens: int = 0
-    saved_seconds: float = 0.0
-    completion_tokens: int = 0
-    scored_tokens: int = 0
 
 
 class Progress:
@@ -71,11 +31,11 @@ class Progress:
         counts: the writer's counters.
         stats: returns the engine's counters, `EngineStats`.
         log: writes an event.
-        write_metrics: writes the text of metrics.prom.
-        shard: the label of the metrics.
+        write_metrics: writes metrics.prom, given its values: the status, and "time".
         task: of the job, "generate" or "score".
         timeout: an engine that makes no step for so many seconds hangs, and this process is ended; None where engines
             are in other processes.
+        kind: how progress is shown.
     """
 
     def __init__(
@@ -84,10 +44,10 @@ class Progress:
         counts: Counts,
         stats: Callable[[], Any],
         log: Callable[..., None],
-        write_metrics: Callable[[bytes], object],
-        shard: Shard,
+        write_metrics: Callable[[Mapping[str, float]], object],
         task: str = "generate",
         timeout: float | None = None,
+        kind: ProgressKind = "auto",
     ) -> None:
         self._task = task
         self._timeout = timeout
@@ -96,12 +56,11 @@ class Progress:
         self._stats = stats
         self._log = log
         self._write_metrics = write_metrics
-        self._shard = shard
         self._start = time.monotonic()
         self._recent = deque([RunStatus()])
-        self._due = {"line": LINE_SECONDS, "metrics": 0.0, "sample": 0.0}
+        self._due = {"metrics": 0.0, "sample": 0.0}
         self._progressed_at = 0.0
-        self._bar = _open_bar(rows_total)
+        self._display = open_display(kind, rows_total)
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="rwkv_batch-progress", daemon=True)
 
@@ -114,12 +73,9 @@ class Progress:
         self._ending.set()
         self._thread.join()
         self._due = dict.fromkeys(self._due, 0.0)
-        self._report(self._take())
+        self._report(self._take(), is_last=True)
         self._log("occupancy", occupancy=self._stats().occupancy.describe())
         self._log("memory", memory=memory())
-        if self._bar is not None:
-            with suppress(OSError, ValueError):
-                self._bar.close()
 
     def _watch(self) -> None:
         while not self._ending.wait(TICK_SECONDS):
@@ -159,15 +115,15 @@ class Progress:
             self._recent.popleft()
         return status
 
-    def _report(self, status: RunStatus) -> None:
+    def _report(self, status: RunStatus, *, is_last: bool = False) -> None:
         with suppress(OSError, ValueError):  # standard error is closed, or nobody reads it: the job goes on
-            self._display(status, describe(status, self._recent[0], self._task))
+            self._display.show(status, describe(status, self._recent[0], self._task), is_last=is_last)
         # The period grows with the run, so that a month of samples still fits into a report.
         if self._is_due("sample", status.seconds, period=status.seconds / 300):
             self._log("progress", **asdict(status), phases=self._phases())
         if self._is_due("metrics", status.seconds, METRICS_SECONDS):
             try:
-                self._write_metrics(prometheus(status, self._shard))
+                self._write_metrics({"time": time.time(), **asdict(status)})
             except OSError as error:
                 logger.warning("the metrics were not written: %s", error)
 
@@ -175,16 +131,6 @@ class Progress:
         """The seconds of each phase of this run so far."""
         phases = {**self._stats().seconds(), "write": self._counts.wait_seconds}
         return {name: round(seconds, 3) for name, seconds in phases.items()}
-
-    def _display(self, status: RunStatus, text: str) -> None:
-        """Moves the bar, or prints a line when one is due."""
-        if self._bar is not None:
-            self._bar.n = status.rows_done
-            self._bar.set_postfix_str(text)
-        elif sys.stderr is not None and self._is_due("line", status.seconds, LINE_SECONDS):
-            share = status.rows_done / max(1, status.rows_total)
-            rows = f"rows {status.rows_done:,}/{status.rows_total:,} ({share:.1%})"
-            print(time.strftime("%H:%M:%S"), rows, "|", text, file=sys.stderr, flush=True)
 
     def _is_due(self, name: str, now: float, period: float) -> bool:
         """Whether the time for a report has come. If so, the next one is due `period` seconds from now."""
@@ -217,14 +163,6 @@ def describe(status: RunStatus, earlier: RunStatus, task: str = "generate") -> s
     )
 
 
-def prometheus(status: RunStatus, shard: Shard) -> bytes:
-    """The status in Prometheus' text format: a gauge for each field."""
-    lines = []
-    for name, value in asdict(status).items():
-        lines += [f"# TYPE rwkv_batch_{name} gauge", f'rwkv_batch_{name}{{shard="{shard}"}} {value!r}']
-    return ("\n".join(lines) + "\n").encode()
-
-
 def _eta(status: RunStatus) -> str:
     """The time left at this run's mean speed; "?" before the first row."""
     made = status.rows_done - status.rows_resumed
@@ -233,13 +171,3 @@ def _eta(status: RunStatus) -> str:
     seconds = int((status.rows_total - status.rows_done) * status.seconds / made)
     hours, minutes = seconds // 3600, seconds // 60 % 60
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds % 60:02d}s"
-
-
-def _open_bar(rows_total: int) -> Any:
-    """A bar, where standard error is a terminal; else None."""
-    with suppress(AttributeError, OSError, ValueError):  # there is no standard error, or it is closed
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            return tqdm(total=rows_total, unit="row", dynamic_ncols=True)
-    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .progress import RATES
+from .run_status import RATES
 from .score_conventions import shown_metric
 from .wording import count, counted, duration, percent, rounded, shortened
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,14 +13,11 @@ from job import fake_llm
 from rwkv_batch import cli
 from rwkv_batch.job.folders import Folders
 from rwkv_batch.job.output.storage import LocalStorage
-from rwkv_batch.job.output.writer import Counts
-from rwkv_batch.job.plan import Shard
-from rwkv_batch.job.report import progress
 from rwkv_batch.job.report.error_codes import ERROR_CODES
 from rwkv_batch.job.report.events import EventLog, read_events
 from rwkv_batch.job.report.history import Run, serving_seconds, timeline
-from rwkv_batch.job.report.progress import Progress, RunStatus
 from rwkv_batch.job.report.report import collect
+from rwkv_batch.job.report.run_status import read_prometheus
 from rwkv_batch.job.report.wording import percent
 
 from ..conftest import Job
@@ -105,7 +98,7 @@ def test_report_of_a_score_job(job: Job) -> None:
     assert report["tokens"] == {"num_tokens": 9}
     assert [run["scored_tokens"] for run in report["runs"]] == [9]
     assert "completion" not in (job.state / "report.html").read_text().partition("<summary>All settings")[0]
-    assert 'rwkv_batch_scored_tokens{shard="0/1"} 9' in (job.state / "metrics.prom").read_text()
+    assert read_prometheus((job.state / "metrics.prom").read_text())["scored_tokens"] == 9
 
 
 def test_report_covers_all_runs(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,124 +200,6 @@ def test_timeline_sums_runs_over_time() -> None:
     assert found["completion_tokens"] == pytest.approx([10] * 60 + [20] * 60)
     assert found["slots_in_use"] == pytest.approx([2] * 120)
     assert timeline([])["slots"] == []
-
-
-def test_metrics(mixed: Job) -> None:
-    assert mixed.run() == 3
-    lines = (mixed.state / "metrics.prom").read_text().splitlines()
-    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    assert values['rwkv_batch_rows_done{shard="0/1"}'] == "30"
-    assert values['rwkv_batch_rows_committed{shard="0/1"}'] == "30"
-    assert values['rwkv_batch_errors{shard="0/1"}'] == "2"
-    assert values['rwkv_batch_slots{shard="0/1"}'] == "8"
-
-
-def test_a_line_says_everything() -> None:
-    before = RunStatus(seconds=70, prompt_tokens=1000, completion_tokens=500)
-    now = RunStatus(
-        seconds=100,
-        rows_total=5000,
-        rows_resumed=1000,
-        rows_done=2000,
-        rows_committed=1900,
-        errors=7,
-        slots_in_use=318,
-        slots=320,
-        prompt_tokens=301_000,
-        completion_tokens=90_500,
-    )
-    assert progress.describe(now, before) == (
-        "errors 7 | slots 318/320 | prompt 10,000 tok/s | completion 3,000 tok/s | eta 5m00s | committed 1,900"
-    )
-    assert "eta ?" in progress.describe(RunStatus(), RunStatus())
-
-
-def test_a_line_of_a_score_job_has_scored_tokens() -> None:
-    before, now = (
-        RunStatus(seconds=70, scored_tokens=100),
-        RunStatus(seconds=100, prompt_tokens=60, scored_tokens=30100),
-    )
-    line = progress.describe(now, before, "score")
-    assert "| prompt 2 tok/s | scored 1,000 tok/s |" in line and "completion" not in line
-
-
-class Clock:
-    """Stands in for the module `time` and for the event that ends the watching: to wait takes no time.
-
-    Args:
-        ends_at: the second at which the watching ends.
-        at_tick: called at each wait with the time it brings.
-    """
-
-    def __init__(self, ends_at: float, at_tick: Callable[[float], object] = lambda now: None) -> None:
-        self.now, self._ends_at, self._at_tick = 0.0, ends_at, at_tick
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def strftime(self, _: str) -> str:
-        return f"{self.now:.0f} s"
-
-    def wait(self, seconds: float) -> bool:
-        self.now += seconds
-        self._at_tick(self.now)
-        return self.now >= self._ends_at
-
-    def set(self) -> None:
-        pass
-
-
-TIMEOUT = 1800.0
-
-
-def watch(monkeypatch: pytest.MonkeyPatch, counts: Counts, clock: Clock) -> list[tuple[str, Any]]:
-    """Watch a job of 40 rows until the clock says that it has ended. Returns the events."""
-    monkeypatch.setattr(progress, "time", clock)
-    events: list[tuple[str, Any]] = []
-    log = lambda event, **fields: events.append((event, fields))  # noqa: E731
-    watching = Progress(40, counts, fake_llm.Stats, log, lambda text: None, Shard(), timeout=TIMEOUT)
-    watching._ending = clock  # type: ignore[assignment]
-    with watching:
-        pass
-    return events
-
-
-def test_lines_come_at_their_interval(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every 30 s, and one at the end."""
-    events = watch(monkeypatch, Counts(done=10), Clock(ends_at=100))
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.partition(" rows")[0] for line in lines] == ["30 s", "60 s", "90 s", "100 s"]
-    assert all("rows 10/40 (25.0%) | errors 0 | slots 0/8" in line for line in lines)
-    assert len(events) > 10
-
-
-def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    watch(monkeypatch, Counts(done=10), Clock(ends_at=1))
-    assert re.search(r"25%.*10/40.*slots 0/8", capsys.readouterr().err)
-
-
-def test_an_engine_that_hangs_ends_the_process(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    codes: list[int] = []
-    monkeypatch.setattr(os, "_exit", codes.append)
-    events = watch(monkeypatch, Counts(), Clock(ends_at=TIMEOUT + 2))
-    assert codes == [1]
-    assert ("failure", "Stall") in [(event, fields.get("type")) for event, fields in events]
-    assert "made no step for 1801 s" in caplog.text
-
-
-def test_an_engine_at_work_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that commits rows, though rarely, is not stalled."""
-    codes: list[int] = []
-    monkeypatch.setattr(os, "_exit", codes.append)
-    counts = Counts()
-
-    def commit(now: float) -> None:
-        counts.committed = int(now // (TIMEOUT - 10))
-
-    watch(monkeypatch, counts, Clock(4 * TIMEOUT, commit))
-    assert counts.committed == 4
-    assert not codes
 
 
 def test_a_log_survives_a_full_disk_and_a_torn_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -120,20 +120,33 @@ class FreeJob:
 
         Returns:
             `tokens_per_worker_second`: tokens ÷ the seconds of all workers together, from when each has loaded its
-            model until the last of them ends; processor seconds of the workers and of the coordinator; the smallest
-            share of a worker's time in which its device was used.
+            model until the last of them ends; processor seconds of the workers and of the coordinator; and four shares.
+            `serving_share` of those seconds lie between the first step of a worker and its last one; `used_share` of
+            these are steps; `full_share` of the slots of steps have a row that gets a token; so the tokens of a second
+            of a worker are the product of these three × slots ÷ the seconds of a step. `start_seconds` is the mean time
+            of a worker from the load of its model to its first step. During `waited_share` of the
+            seconds, the thread that makes steps was ready to run and had no core.
         """
         workers = [json.loads(path.read_text()) for path in self.folder.glob("worker-*.json")]
         coordinator = json.loads((self.folder / "coordinator.json").read_text())
         end = max(worker["end"] for worker in workers)
         tokens = self.rows * self.tokens
+        seconds = sum(end - worker["ready"] for worker in workers)
+        steps, step_seconds, device_seconds, waited_seconds = (
+            sum(worker[name] for worker in workers)
+            for name in ("steps", "step_seconds", "device_seconds", "waited_seconds")
+        )
         return {
             "seconds": end - min(worker["ready"] for worker in workers),
-            "tokens_per_worker_second": tokens / sum(end - worker["ready"] for worker in workers),
+            "tokens_per_worker_second": tokens / seconds,
             "workers_cpu_seconds": sum(worker["cpu_seconds"] for worker in workers),
             "coordinator_cpu_seconds": coordinator.get("serving_cpu_seconds", 0.0),  # no part may have been missing
             "coordinator_cpu_seconds_in_all": coordinator["cpu_seconds"],
-            "used_share": min((worker["used_share"] or 0.0) for worker in workers),
+            "serving_share": device_seconds / seconds,
+            "used_share": step_seconds / device_seconds if device_seconds else 0.0,
+            "full_share": tokens / (steps * self.slots) if steps else 0.0,
+            "start_seconds": sum(worker["start_seconds"] for worker in workers) / len(workers),
+            "waited_share": waited_seconds / seconds,
         }
 
     def wrong_rows(self) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,13 @@ class Usage:
 
     def __init__(self, device: SimulatedDevice, folder: Path) -> None:
         self._device, self._folder = device, folder
-        self._ready = self._cpu = 0.0
+        self._ready = self._clock = self._cpu = self._waited = 0.0
 
     def noting_the_load(self, load: Any) -> Any:
         def noted(*args: Any, **kwargs: Any) -> None:
             load(*args, **kwargs)
-            self._ready, self._cpu = time.time(), time.process_time()
+            self._clock = time.perf_counter()
+            self._ready, self._cpu, self._waited = time.time(), time.process_time(), waited_seconds()
 
         return noted
 
@@ -65,9 +67,18 @@ class Usage:
                 "ready": self._ready,
                 "end": time.time(),
                 "cpu_seconds": time.process_time() - self._cpu,
+                "waited_seconds": waited_seconds() - self._waited,
                 "steps": self._device.num_steps,
-                "used_share": self._device.used_share,
+                "step_seconds": self._device.num_steps * self._device.step_seconds,
+                "device_seconds": self._device.wall_seconds,
+                "start_seconds": (self._device.first_launch or self._clock) - self._clock,
             }
             (self._folder / f"worker-{os.getpid()}.json").write_text(json.dumps(found))
 
         return noted
+
+
+def waited_seconds() -> float:
+    """Seconds that this thread was ready to run and had no core; 0 where Linux does not say."""
+    path = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
+    return int(path.read_text().split()[1]) / 1e9 if path.exists() else 0.0

@@ -113,7 +113,8 @@ def _guess(schema: pa.Schema) -> Guess:
         guess = Guess("generate", f"the texts of the column {column!r}", {"prompt": column})
     if guess is None:
         raise ConfigurationError(
-            f"found no column of texts or messages, expected one: there are {listed(schema.names) or 'none'}"
+            f"found no column of texts or messages, expected one: there are {listed(schema.names) or 'none'}. In a job "
+            "file of your own, input.template makes prompts of any columns"
         )
     if "id" not in schema.names and (found := next((known[one] for one in IDS if one in known), None)):
         guess.roles["id"] = found

@@ -1,6 +1,6 @@
 """The claim of a shard: the file in the state folder that says which process serves it, and that this process lives.
 
-A claim spares work. It keeps no result right: the commit protocol does that, also where two processes serve one shard.
+A claim only saves work. The commit protocol keeps results right, also where two processes serve one shard.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def read_content(storage: Storage, path: str) -> bytes | None:
 
 
 def read_claims(storage: Storage, state: str) -> Iterator[tuple[Shard, Claim]]:
-    """Yields the shards of a job that are claimed, with their claims. Whether their processes live, `renewed` tells.
+    """Yields the shards of a job that are claimed, with their claims. Their processes may have ended.
 
     Args:
         state: the state folder.

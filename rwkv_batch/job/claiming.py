@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 TRIES = 3
 """Of a renewal, where other processes write the claim at the same moment."""
 BEATS_WITH_OTHERS = 2
-"""At so many renewals a run looks for claims of shards that overlap with its own."""
+"""A run looks for claims of shards that overlap with its own once in so many renewals."""
 
 _running: set[str] = set()
 """The runs of this process that hold a claim, or are about to."""
 
 
 def _seconds() -> float:
-    """A clock that goes on evenly, where the system has one also while the machine is suspended."""
+    """A monotonic clock in seconds. Where the system has one, it also counts time in which the machine is suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
@@ -40,7 +40,7 @@ class Pace:
         stale: a run whose claim has not changed for so long counts as ended.
         poll: between two readings by a run that waits.
         say: between two lines of a run that waits.
-        clock: goes on evenly. Only its differences count.
+        clock: a monotonic clock in seconds.
         sleep: waits.
     """
 

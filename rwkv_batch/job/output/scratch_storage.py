@@ -11,7 +11,7 @@ from .object_storage import ObjectStorage
 from .storage import Appender, Data, LocalStorage
 
 UNIT = "unit-"
-"""How the names of folders begin that hold the segments of a unit."""
+"""The beginning of the names of folders that hold the segments of a unit."""
 NAME_LETTERS = 40
 
 

@@ -41,9 +41,14 @@ class StorageError(OSError):
 
     def __init__(self, path: str, verb: str, error: OSError, advice: str | None = None) -> None:
         super().__init__(error.errno, error.strerror, path)
+        self._arguments = path, verb, OSError(error.errno, error.strerror), advice
         reason = error.strerror or str(error)
         advice = advice or ADVICE.get(error.errno or 0)
         self._text = "; ".join(filter(None, (f"{path} cannot be {verb}: {reason}", advice)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors come from other processes: the constructor takes other arguments than `args`."""
+        return StorageError, self._arguments
 
     def __str__(self) -> str:
         return self._text

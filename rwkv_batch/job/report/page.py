@@ -254,9 +254,17 @@ def _job(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             if "output.rows_per_part" in job["plan"]
             else []
         ),
+        *_chat(report),
         ("fingerprint", job["fingerprint"]),
         *([("started by version", job["version"])] if "version" in job else []),
     ]
+
+
+def _chat(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How conversations became prompts, where there were any."""
+    chat: dict[str, Any] = next((run["chat"] for run in reversed(report["runs"]) if run.get("chat")), {})
+    shown = [f"{name} {value}" if name != "found" else str(value) for name, value in chat.items() if name != "stop"]
+    return [("chat", "; ".join(shown))] if shown else []
 
 
 def _inputs(manifest: Sequence[Mapping[str, Any]]) -> Table:

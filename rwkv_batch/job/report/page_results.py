@@ -94,7 +94,8 @@ def samples(report: Mapping[str, Any]) -> dict[str, Any]:
         note = "Texts are not shown. Set report.show_text: true and start the same command again to see some."
         return {"rows": [], "note": note if "report" in config else ""}
     rows = [_sample(sample) for sample in report.get("samples", [])]
-    return {"rows": rows, "note": "Chosen by their row numbers, which makes a random choice." if rows else ""}
+    note = "A random choice that depends on the row numbers alone: every report shows the same rows."
+    return {"rows": rows, "note": note if rows else ""}
 
 
 def lengths(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -78,7 +78,10 @@ def find_job(path: str) -> Folders:
         if output is None:
             return Folders(state.rstrip("/").removesuffix(STATE_SUFFIX), state)
         return Folders(output if is_url(output) else os.path.normpath(os.path.join(state, output)), state)
-    raise ConfigurationError(f"got {path!r}, expected a job's output folder or state folder (job.json is missing)")
+    raise ConfigurationError(
+        f"got {path!r}, expected a job's output folder or state folder, as output.path or run.state_dir of a job file "
+        f"names it (job.json is missing in {path!r} and in {path.rstrip('/') + STATE_SUFFIX!r})"
+    )
 
 
 def collect(storage: Storage, folders: Folders) -> Report:

@@ -19,11 +19,17 @@ def summarise(report: Mapping[str, Any]) -> list[str]:
     """Returns the report in a few lines."""
     parts, rows, tokens = report["parts"], report["rows"], report["tokens"]
     used = report["utilisation"]
-    none = "0" if report["complete"] else "none yet"
+    none = "0" if report["complete"] else "none in parts yet"
     lines = [
         f"{report['output']}: {parts['published']} of {parts['planned']} parts, {counted(sum(rows.values()), 'row')}",
         f"rows    {', '.join(f'{status} {count(number)}' for status, number in rows.items()) or none}",
-        f"tokens  {', '.join(f'{name} {count(number)}' for name, number in tokens.items() if number)}",
+    ]
+    if not report["complete"] and report["runs"]:
+        made, outcome = sum(run["rows"] for run in report["runs"]), report["runs"][-1]["outcome"]
+        lines.append(f"runs    {count(made)} of {count(report['rows_planned'])} rows made; the last run: {outcome}")
+    if found := ", ".join(f"{name} {count(number)}" for name, number in tokens.items() if number):
+        lines.append(f"tokens  {found}")
+    lines += [
         f"speed   {' and '.join(speeds(report))} in {duration(report['serving_seconds'])} of serving",
         f"steps   slots in use {percent(used['slots'])}, tokens {percent(used['step_tokens'])} of what a step may have",
     ]

@@ -44,7 +44,9 @@ LOADING_SECONDS = 600.0
 MOST_ENDS = 12
 """Processes that may end one after another, without a row that is finished in between."""
 LOADING_ENDS = 3
-"""As many, where no worker has loaded the model yet."""
+"""The same number while no worker has loaded the model yet."""
+MOST_CRASHES = 20
+"""Rows that may be found to end their process one after another, without a row that is served in between."""
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +124,7 @@ class Coordinator:
         self._outstanding = 0  # assignments of those rows that it has been given, and that are not done
         self._blocked: dict[int, Unit] = {}  # units with suspects
         self._num_ends = 0
+        self._num_crashes = 0
         self._has_loaded = False
         self._is_closing = False
 
@@ -212,6 +215,8 @@ class Coordinator:
 
     def _count_served(self, known: _Known, message: Served) -> None:
         self._num_ends = 0
+        if message.errors < len(message.rows):
+            self._num_crashes = 0
         known.in_flight.difference_update(message.rows)
         self.tally.add(message)
         for unit, rows in groupby(message.rows, self._unit_of):
@@ -320,6 +325,12 @@ class Coordinator:
         if found is not None:
             reason = f"the row ended two processes in which it was alone; the last one ended with {how}"
             logger.warning("row %d: %s", found, reason)
+            self._num_crashes += 1
+            if self._num_crashes > MOST_CRASHES:
+                raise RuntimeError(
+                    f"{self._num_crashes} rows ended their processes, also alone, and no other row was served in "
+                    f"between; the last process ended with {how}"
+                )
             self._rest.extend(self._by_unit([found], RowError("engine_crash", reason)))
 
     def _count_end(self, how: str, is_counted: bool) -> None:

@@ -24,7 +24,7 @@ Events = queue.SimpleQueue[tuple[Worker, Message]]
 
 
 class Workers(Protocol):
-    """What starts the workers of a job, and hears of them.
+    """Starts the workers of a job, and receives their messages.
 
     Attributes:
         events: gets (worker, message) of all workers. The last one of each is `Ended`.

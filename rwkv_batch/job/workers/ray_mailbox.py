@@ -1,4 +1,4 @@
-"""The actor through which the workers of a cluster of Ray report to the coordinator. It runs on the driver's node."""
+"""The actor through which the workers of a cluster of Ray report to the coordinator. It runs on its node."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Mail(NamedTuple):
 
     Args:
         key: of the worker.
-        node: the id of its node of Ray; "" in a message of the driver.
+        node: the id of its node of Ray; "" in a message of the coordinator.
     """
 
     key: int
@@ -20,7 +20,7 @@ class Mail(NamedTuple):
 
 
 class Mailbox:
-    """Keeps messages in the order in which they come, until the driver takes them."""
+    """Keeps messages in the order in which they come, until the coordinator takes them."""
 
     def __init__(self) -> None:
         self._mail: list[Mail] = []

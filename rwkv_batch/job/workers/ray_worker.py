@@ -31,7 +31,7 @@ class RayJobWorker:
         mailbox: the actor to which messages go.
         key: the worker's name for the mailbox.
         start: what to serve.
-        folder: the current folder of the driver, in which relative paths are.
+        folder: the current folder of the coordinator, in which relative paths are.
     """
 
     def __init__(self, mailbox: Any, key: int, start: Start, folder: str) -> None:
@@ -109,7 +109,7 @@ def inspect_on_node(model: ModelSettings, engine: EngineSettings, folder: str, n
     """Inspects a model on a node of the cluster, as a worker there will see it. Returns what is raised, too.
 
     Args:
-        folder: the current folder of the driver, in which relative paths are.
+        folder: the current folder of the coordinator, in which relative paths are.
         num_cpus: of a worker; its share of the node's memory is its share of the node's CPUs. 0: all of the memory.
 
     Returns:

@@ -25,7 +25,7 @@ END_SECONDS = 5.0
 
 
 class _Died(NamedTuple):
-    """The driver's message to itself, behind all messages of an actor that has ended.
+    """The coordinator's message to itself, behind all messages of an actor that has ended.
 
     Args:
         error: what Ray says; None where `run` has returned.
@@ -119,7 +119,7 @@ class RayWorkers:
         return None
 
     def _end(self, worker: RayWorker, died: _Died) -> Message:
-        """What the coordinator hears of the end of an actor."""
+        """Returns the message to the coordinator about the end of an actor."""
         del self._by_key[worker.key]
         if died.error is None:
             worker.kill()

@@ -60,9 +60,10 @@ def serve_with_workers(
     with stop.interruptible():
         starts, reserved = worker_starts(prepared, places), places[0].reserved
         workers = LocalWorkers(starts) if reserved is None else RayWorkers(starts, reserved)
-        coordinator = Coordinator(prepared.plan, missing, finished, workers, log, timeout, stop.check)
-        with new_progress(coordinator.tally.counts, coordinator.tally.stats):
-            coordinator.serve()
+    # A signal waits for the coordinator's next check, as an exception in the middle of a start would leave a process.
+    coordinator = Coordinator(prepared.plan, missing, finished, workers, log, timeout, stop.check)
+    with new_progress(coordinator.tally.counts, coordinator.tally.stats):
+        coordinator.serve()
     return coordinator.bad_row
 
 

@@ -101,11 +101,13 @@ def test_report_of_a_score_job(job: Job) -> None:
     assert read_prometheus((job.state / "metrics.prom").read_text())["scored_tokens"] == 9
 
 
-def test_report_covers_all_runs(job: Job) -> None:
+def test_report_covers_all_runs(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = [f"prompt {i}" for i in range(30)]
     prompts[22] = "explode"
     job.input(prompt=prompts)
     assert job.run() == 1
+    assert cli.main(["report", str(job.output)]) == 0
+    assert " of 30 rows made; the last run: RuntimeError: the engine exploded\n" in capsys.readouterr().out
     original, fake_llm.Serving._complete = fake_llm.Serving._complete, complete_all
     try:
         assert job.run() == 0

@@ -84,6 +84,15 @@ def test_a_row_that_ends_its_process_while_it_is_read_is_found(seed: int) -> Non
     assert workers.errors == {7: "engine_crash", 30: "engine_crash"}
 
 
+def test_a_machine_on_which_no_row_can_be_served_ends_the_job() -> None:
+    """Each row ends its process, also alone. They are not made error rows one by one, for days."""
+    plan = UnitPlan(100, 50)
+    workers = SimulatedWorkers(plan, 2, seed=4, poison=range(100))
+    with silence(), pytest.raises(RuntimeError, match=rf"{module.MOST_CRASHES + 1} rows.*no other row.*SIGSEGV"):
+        new_coordinator(workers, plan).serve()
+    assert len(workers.errors) <= module.MOST_CRASHES
+
+
 def test_a_lost_machine_makes_no_row_suspect() -> None:
     plan = UnitPlan(40, 10)
     workers = SimulatedWorkers(plan, 2, seed=1)

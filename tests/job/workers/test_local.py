@@ -19,7 +19,8 @@ from fakes.fork_server import forked_processes
 
 from job.conftest import Job
 from rwkv_batch import run_job
-from rwkv_batch.job.workers import local_worker
+from rwkv_batch.errors import Stopped
+from rwkv_batch.job.workers import local, local_worker
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,6 +117,25 @@ def test_sigterm_commits_what_is_finished_and_ends_the_workers(job: Job) -> None
     assert not any(map(is_running, pids))
     assert run_job(job.settings).is_complete
     assert job.rows() == alone(job)
+
+
+def test_a_signal_while_workers_start_leaves_no_process_behind(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program that has called `run_job` goes on, so that its end ends no worker."""
+    pids = []
+
+    class StartedAtASignal(local.LocalWorker):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            pids.append(self._process.pid)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(local, "LocalWorker", StartedAtASignal)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        run_job(job.set(run__workers=1).settings)
+    deadline = time.monotonic() + 60
+    while any(map(is_running, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert pids and not any(map(is_running, pids))
 
 
 def test_sigkill_of_random_workers_and_of_the_coordinator(job: Job, soak_seed: int) -> None:

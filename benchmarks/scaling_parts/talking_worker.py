@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rwkv_batch.job.plan import Assignment
-from rwkv_batch.job.workers.messages import Ask, Begun, Committed, Done, Event, Left, Ready, Served, Taken
+from rwkv_batch.job.workers.messages import Ask, Begun, Committed, Event, Left, Published, Ready, Served, Taken
 from rwkv_batch.message_process import ParentPipes
 
 from .described import TAKEN_ROWS
@@ -41,4 +41,4 @@ def _serve(assignment: Assignment, served_rows: int, pipes: ParentPipes) -> None
     pipes.send(Committed(unit.index, len(rows)))
     fields = {"part": f"part-{unit.index:05d}.parquet", "rows": len(rows), "errors": 0, "bytes": 1, "seconds": 0.1}
     pipes.send(Event("publish", fields))
-    pipes.send(Done(unit.index, is_published=True))
+    pipes.send(Published(unit.index))

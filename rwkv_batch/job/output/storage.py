@@ -47,23 +47,11 @@ class StorageError(OSError):
         self._text = "; ".join(filter(None, (f"{path} cannot be {verb}: {reason}", advice)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Errors come from other processes: the constructor takes other arguments than `args`."""
+        """Errors come from workers in other processes: the constructor takes other arguments than `args`."""
         return StorageError, self._arguments
 
     def __str__(self) -> str:
         return self._text
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Errors come from workers in other processes: the constructor takes other arguments than `args`."""
-        return _restored, (self.errno, self.strerror, self.filename, self._text)
-
-
-def _restored(number: int | None, reason: str | None, path: str, text: str) -> StorageError:
-    """An error that was pickled."""
-    error = StorageError.__new__(StorageError)
-    OSError.__init__(error, number, reason, path)
-    error._text = text
-    return error
 
 
 @contextmanager

@@ -265,14 +265,3 @@ def test_a_file_that_is_missing_stays_a_file_that_is_missing(tmp_path: Path) -> 
     with pytest.raises(FileNotFoundError):
         storage.open(str(tmp_path / "x"))
     assert storage.list(str(tmp_path / "no folder")) == []
-
-
-def test_an_error_comes_whole_from_another_process() -> None:
-    error = StorageError("/there/x", "written", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-    found = pickle.loads(pickle.dumps(error))
-    assert (type(found), str(found), found.errno, found.filename) == (
-        StorageError,
-        str(error),
-        errno.ENOSPC,
-        "/there/x",
-    )

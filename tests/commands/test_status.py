@@ -111,9 +111,10 @@ def serving(job: Job) -> Iterator[Job]:
     events: list[dict[str, Any]] = [{"event": "start", "time": now - 200, "machine": {"host": "far"}}]
     events += [worker(0, now - 150, "placed", pid=7, host="far"), worker(0, now - 140, "ready")]
     events += [worker(1, now - 150, "placed", pid=8, host="far"), worker(1, now - 20, "ended", how="signal 9")]
-    for ago, rows in ((130, 0), (70, 2), (10, 8)):
+    for ago, rows in ((130, 0), (70, 2), (40, 7), (10, 8)):
         counts = {"seconds": 130.0 - ago, "rows_total": 20, "rows_done": rows, "rows_committed": rows - rows % 5}
         events.append({"event": "progress", "time": now - ago, "prompt_tokens": rows * 10, "slots": 8, **counts})
+    events += [{"event": "commit", "time": now - ago, "unit": 0, "rows": rows} for ago, rows in ((50, 4), (5, 2))]
     lines = [json.dumps({**event, **common}) for event in sorted(events, key=lambda event: event["time"])]
     lines[1:1] = ["", "{", "[]", '{"event": "progress"}', '{"time": 1, "run": 2, "shard": null, "event": "x"}']
     (job.state / "log-0-of-2.jsonl").write_text("\n".join([*lines, '{"time": 5, "ru']))
@@ -140,7 +141,7 @@ def test_rates_shards_and_workers_of_a_run_on_another_machine(serving: Job, caps
     assert code == status.EXIT_RUNNING
     assert found["rates"]["rows"] == pytest.approx(0.1) and found["rates"]["prompt_tokens"] == pytest.approx(1.0)
     assert found["seconds_left"] == pytest.approx(120.0)
-    assert found["rows"] == {"total": 30, "done": 18, "committed": 15}
+    assert found["rows"] == {"total": 30, "done": 18, "committed": 10 + 5 + 2}, "the last commit is the latest news"
     mine, other = found["shards"]
     assert (mine["shard"], mine["claim"]["state"], mine["claim"]["host"]) == ("0/2", "alive", "far")
     states = [(one["worker"], one["state"], one["pid"], one.get("how")) for one in mine["workers"]]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,21 +11,16 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ..errors import ConfigurationError
+from ..job.claim import read_claims
 from ..job.folders import Folders
 from ..job.output.commit import UNREADABLE, part_name
 from ..job.output.parts import footer
 from ..job.output.storage import Storage
+from ..job.report.claims import ClaimWatch
 from ..job.report.report import find_job
 from ..job.state import read_job
-from ..object_stores.urls import is_url
 
-ACTIVE_SECONDS = 120.0
-"""A run whose last sign of life is younger may still be at work: running jobs write one every few seconds."""
-LAST_BYTES = 1 << 20
-"""The end of a log that is read."""
 TEMPORARY = "temporary files"
-SIGNS = re.compile(r"claim.*\.json|metrics.*\.prom|log.*\.jsonl")
-"""Files of a state folder that a running job writes all the time."""
 
 
 @dataclass(frozen=True)
@@ -119,33 +112,10 @@ def _size(storage: Storage, path: str) -> int:
 
 
 def check_idle(storage: Storage, folders: Folders) -> None:
-    """Raises ConfigurationError where a process seems to run the job: a file that running jobs write all the time has
-    changed in the last minutes, and no run has ended since."""
-    if is_url(folders.state):
-        return  # times of objects are not known here; segments that a running job needs are never removed
-    latest = 0.0
-    for name in storage.list(folders.state):
-        if SIGNS.fullmatch(name):
-            latest = max(latest, os.path.getmtime(folders.file(name)))
-    age = time.time() - latest
-    if age < ACTIVE_SECONDS and not _has_ended(storage, folders):
-        raise ConfigurationError(
-            f"{folders.output}: a process seems to run this job: its last sign of life is {age:.0f} s old. Stop it, "
-            f"or wait {ACTIVE_SECONDS:.0f} s"
-        )
-
-
-def _has_ended(storage: Storage, folders: Folders) -> bool:
-    """Whether the last event of each log is the end of a run."""
-    logs = [name for name in storage.list(folders.state) if re.fullmatch(r"log.*\.jsonl", name)]
-    for name in logs:
-        with storage.open(folders.file(name)) as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
-            lines = file.read().splitlines()
-        try:
-            event = json.loads(lines[-1])["event"] if lines else "end"
-        except (ValueError, KeyError, TypeError):
-            return False
-        if event not in ("end", "failure", "stopped"):
-            return False
-    return True
+    """Raises ConfigurationError where a process runs the job, or a shard of it: it has a claim, and is alive."""
+    watch = ClaimWatch()
+    for shard, claim in read_claims(storage, folders.state):
+        if watch.state(claim, time.time()) == "alive":
+            raise ConfigurationError(
+                f"{folders.output}: {claim} runs shard {shard} of this job; stop it, or wait until it ends"
+            )

@@ -187,7 +187,7 @@ def _add_clean(commands: Any) -> None:
         "clean",
         "remove what a job no longer needs",
         "Remove segments of finished units, damaged files that were set aside, and temporary files from a job's state "
-        "folder. Parts, and rows that are in no part yet, stay. A job that seems to run is refused.",
+        "folder. Parts, and rows that are in no part yet, stay. A job that runs is refused.",
         "rwkv-batch clean out/demo --dry-run",
     )
     parser.add_argument("out", metavar="OUT", help=OUT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -110,8 +111,8 @@ def absolute(path: str, setting: str) -> str:
         ConfigurationError: the address is none of a folder in an object store.
     """
     if lacks_slashes(path):
-        scheme, _, rest = path.partition(":")
-        raise ConfigurationError(f"{setting}: got {path!r}, expected two slashes: {scheme}://{rest.lstrip('/')}")
+        scheme, rest = re.split("[:/]+", path, maxsplit=1)
+        raise ConfigurationError(f"{setting}: got {path!r}, expected a colon and two slashes: {scheme}://{rest}")
     return checked_url(path, setting) if is_url(path) else os.path.abspath(path.removeprefix(LOCAL))
 
 

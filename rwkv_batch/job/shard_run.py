@@ -180,7 +180,8 @@ class ShardRun:
             self._storage.atomic_write(self._folders.file(SUCCESS), self._success([part for part in parts if part]))
         if self._files.damaged:
             self._log("damaged", files=sorted(self._files.damaged))
-        self._log("end", rows=outcome.rows, errors=outcome.errors)
+        stopped = {"stopped_at": self._stopped_at} if self._stopped_at else {}
+        self._log("end", rows=outcome.rows, errors=outcome.errors, **stopped)
         if outcome.is_complete or self._shard.count == 1:
             report = write_report(self._storage, self._folders)
             outcome = replace(outcome, summary=tuple(summarise(report)))

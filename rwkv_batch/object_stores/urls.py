@@ -36,9 +36,12 @@ def is_url(path: str) -> bool:
 
 
 def lacks_slashes(path: str) -> bool:
-    """Whether a path begins like an address, but without its two slashes, such as s3:/bucket/eval."""
+    """Whether a path begins like an address, but without its colon or two slashes: s3:/bucket/eval, s3//bucket/eval."""
     scheme, colon, rest = path.partition(":")
-    return bool(colon) and scheme.lower() in (*SCHEMES, "file") and not rest.startswith("//")
+    if not colon:
+        scheme, colon, rest = path.partition("//")
+        return bool(colon) and scheme.lower() in (*SCHEMES, "file")
+    return scheme.lower() in (*SCHEMES, "file") and not rest.startswith("//")
 
 
 def split_url(url: str) -> Address:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 from job.conftest import Job
 from job.prepared import commit_all, files_of, prepared, units_of
 
 from rwkv_batch import cli
+from rwkv_batch.job.claim import Machine
 
 
 def test_leftovers_are_removed_and_nothing_else(small: Job, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,16 +45,17 @@ def test_leftovers_are_removed_and_nothing_else(small: Job, capsys: pytest.Captu
     assert "nothing to remove" in capsys.readouterr().out
 
 
-def test_a_job_that_seems_to_run_is_refused(small: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_that_runs_is_refused(small: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    """The claim is of this process; then of one with its number that has ended, as after `kill -9`."""
     assert small.run() == 0
     (small.state / "damaged").mkdir()
     (small.state / "damaged" / "x").write_bytes(b"1")
-    log = small.state / "log.jsonl"
-    log.write_text('{"time": 1, "run": "a", "shard": "0/1", "event": "progress"}\n')
+    claim = Machine().claim("a run")
+    (small.state / "claim-1-of-3.json").write_bytes(claim.encoded())
     assert cli.main(["clean", str(small.output), "--yes"]) == 2
-    assert "a process seems to run this job" in capsys.readouterr().err
-    for path in small.state.iterdir():
-        os.utime(path, (0, 0))
+    assert f"process {os.getpid()} on {claim.host}" in capsys.readouterr().err
+    assert (small.state / "damaged" / "x").exists()
+    (small.state / "claim-1-of-3.json").write_bytes(replace(claim, started=claim.started + 1).encoded())
     assert cli.main(["clean", str(small.output), "--yes"]) == 0
     assert not (small.state / "damaged").exists()
 

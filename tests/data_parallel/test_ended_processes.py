@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from checkpoints import make_checkpoint, write_checkpoint
+
 from data_parallel.conftest import SETTINGS
 from data_parallel.crashing import EndsWhenEncoded, EndsWhenRead
-
 from rwkv_batch import LLM, SamplingParams
 from rwkv_batch.data_parallel import engine_processes, parallel_rows
 from rwkv_batch.data_parallel.engine_process import EngineProcess

@@ -126,7 +126,7 @@ class Run:
             case "placed":
                 self.facts["machine"] = {"host": event.get("host")}
             case "left":
-                self.outcome = "finished"
+                self.outcome = f"stopped at {event['stopped_at']}" if "stopped_at" in event else "finished"
             case "ended":
                 self.outcome = event.get("how", "ended")
 

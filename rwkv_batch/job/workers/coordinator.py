@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
@@ -45,6 +45,8 @@ MOST_ENDS = 12
 """Processes that may end one after another, without a row that is finished in between."""
 LOADING_ENDS = 3
 """The same number while no worker has loaded the model yet."""
+MOST_UNIT_ENDS = 24
+"""The same number for the workers of one unit, without rows of that unit that are committed in between."""
 MOST_CRASHES = 20
 """Rows that may be found to end their process one after another, without a row that is served in between."""
 
@@ -124,6 +126,7 @@ class Coordinator:
         self._outstanding = 0  # assignments of those rows that it has been given, and that are not done
         self._blocked: dict[int, Unit] = {}  # units with suspects
         self._num_ends = 0
+        self._unit_ends: Counter[int] = Counter()  # of a unit: workers that have ended since rows of it were committed
         self._num_crashes = 0
         self._has_loaded = False
         self._is_closing = False
@@ -185,6 +188,7 @@ class Coordinator:
             case Taken():
                 known.in_flight.update(message.rows)
             case Committed():
+                del self._unit_ends[message.unit]
                 self.tally.commit(message)
             case Ask():
                 self._asking.append(known)
@@ -311,6 +315,8 @@ class Coordinator:
             elif unit.index in self._unpublished and unit.index not in self._blocked:
                 self._waiting.appendleft(unit)
         self._count_end(how, is_counted=is_suspicious)
+        if is_suspicious:
+            self._count_ends_of_units(known, how)
         self._start(index)
 
     def _lose_isolated(self, in_flight: set[int], is_suspicious: bool, how: str) -> None:
@@ -341,6 +347,16 @@ class Coordinator:
                 f"the processes of {self._num_ends} workers ended one after another, and no row was finished in "
                 f"between; the last one ended with {how}"
             )
+
+    def _count_ends_of_units(self, known: _Known, how: str) -> None:
+        """Raises RuntimeError where workers finish rows of a unit, and end before they commit one, again and again."""
+        self._unit_ends.update(known.units.keys())
+        for unit in known.units:
+            if self._unit_ends[unit] > MOST_UNIT_ENDS:
+                raise RuntimeError(
+                    f"{self._unit_ends[unit]} workers of unit {unit} ended one after another, and none of its rows was "
+                    f"committed in between; the last one ended with {how}"
+                )
 
     def _replace_hanging(self) -> None:
         """Ends workers that have something to do and make no progress. Their end is an event."""

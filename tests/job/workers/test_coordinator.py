@@ -14,10 +14,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkv_batch.errors import CapacityError, RowError
-from rwkv_batch.job.plan import UnitPlan
+from rwkv_batch.job.plan import Assignment, UnitPlan
 from rwkv_batch.job.workers import coordinator as module
 from rwkv_batch.job.workers.coordinator import Coordinator
-from rwkv_batch.job.workers.messages import Ask, BadRow, Begun, Ended, Failed, Placed, Published, Ready
+from rwkv_batch.job.workers.messages import (
+    Ask,
+    BadRow,
+    Begun,
+    Ended,
+    Failed,
+    Placed,
+    Published,
+    Ready,
+    Served,
+    Taken,
+)
 
 from .simulated_workers import SimulatedWorkers
 
@@ -173,6 +184,29 @@ def test_an_error_that_is_the_jobs_ends_it_at_once() -> None:
 def test_processes_that_end_one_after_another_end_the_job(messages: list[Any], ends: int) -> None:
     workers = SilentWorkers(*messages, *[Ended("signal 11 (SIGSEGV)")] * 20)
     with pytest.raises(RuntimeError, match=rf"{ends + 1} workers ended one after another.*SIGSEGV"):
+        new_coordinator(workers, UnitPlan(10, 10)).serve()
+    assert workers.is_closed
+
+
+class EndsAtCommits(SilentWorkers):
+    """A worker that finishes rows, and ends whenever it should commit them."""
+
+    def start(self, index: int) -> Any:
+        self.messages += [Placed("here", 1), Ready(), Ask()]
+        return super().start(index)
+
+    def send(self, message: Any) -> None:
+        self.sent.append(message)
+        if isinstance(message, Assignment):
+            rows = sorted(message.rows or message.unit.rows)
+            self.messages += [Begun(message.unit.index, 0), Taken(rows), Served(rows, 0, 0)]
+        self.messages.append(Ended("signal 9 (SIGKILL)"))
+
+
+def test_a_unit_whose_rows_are_never_committed_ends_the_job() -> None:
+    """Rows are finished between the ends, so the count of ends without such rows stays low."""
+    workers = EndsAtCommits()
+    with silence(), pytest.raises(RuntimeError, match=rf"^{module.MOST_UNIT_ENDS + 1} workers of unit 0 .*SIGKILL"):
         new_coordinator(workers, UnitPlan(10, 10)).serve()
     assert workers.is_closed
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from statistics import mean
@@ -304,7 +304,13 @@ class Simulation:
 
 
 def _merge_first(free: list[tuple[float, int]]) -> None:
-    """Merges the two groups of a heap that are free first."""
+    """Merges the groups of a heap that are free at the same time; if there are none, the two that are free first."""
+    same: Counter[float] = Counter()
+    for since, slots in free:
+        same[since] += slots
+    if len(same) < len(free):
+        free[:] = sorted(same.items())
+        return
     first, slots = heapq.heappop(free)
     second, others = free[0]
     heapq.heapreplace(free, ((first * slots + second * others) / (slots + others), slots + others))

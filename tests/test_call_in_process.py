@@ -36,6 +36,7 @@ def untouchable_gpu(monkeypatch, home):
     names = [*claimed_gpu.ANSWERS, "_lazy_init", "init", "device", "synchronize", "current_stream", "empty_cache"]
     for name in names:
         monkeypatch.setattr(torch.cuda, name, refuse)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # it initializes nothing
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(process, "_START", process._START.replace("from {module}", CLAIM))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

@@ -9,6 +9,7 @@ import resource
 import sys
 
 import pyarrow.parquet  # noqa: F401 - what is imported later would count as the job's memory
+import torch  # noqa: F401
 
 from job import fake_llm
 from rwkv_batch import run

@@ -45,11 +45,12 @@ sanitize: $(VENV)/.installed-test
 	PYTHONPATH=tests $(BIN)/python -m kernels.sanitizers --seeds 10 --timeout 3600 -k "not AVX" $(SANITIZED)
 
 # Kills at many random moments, faults of object stores (10 schedules of each seed), many examples of each property,
-# mutated files (50 of each seed), and long jobs.
+# mutated files (50 of each seed), whole benchmarks and clusters, and long jobs.
 SEEDS ?= 20
 SIZE ?= 1
 soak: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --seeds $(SEEDS) --timeout 3600 -k "crash or sigkill or hypothesis or mutated or fault_schedules"
+	$(BIN)/python -m pytest -m soak --timeout 3600 tests/benchmarks tests/integrations tests/job
 	$(BIN)/python -m benchmarks.soak --size $(SIZE)
 
 # Draws small changes of the core by a seed and runs the tests on each. ONLY=engine,job/plan.py draws from these.

@@ -236,6 +236,7 @@ def test_quarters_of_the_memory() -> None:
     assert long_job.quarters([]) == []
 
 
+@pytest.mark.soak
 def test_a_long_job_rehearses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """It is killed, started again, and its parts are right; a table is printed."""
     monkeypatch.setattr(long_job, "LOOK_SECONDS", 0.05)

@@ -46,6 +46,7 @@ def test_damage_that_stays_is_noticed(tmp_path: Path) -> None:
     assert outcomes["wrong"] == 2
 
 
+@pytest.mark.soak
 def test_it_rehearses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name, value in {"ROWS": 8, "KILLS": 1, "DAMAGES": 2, "LONG_ROWS": 40, "FORMS": FORMS[:1]}.items():
         monkeypatch.setattr(soak, name, value)

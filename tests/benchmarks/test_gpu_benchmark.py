@@ -71,6 +71,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Refusing
     return tmp_path / "refusing"
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(1200)
 def test_both_plans_run_with_torch_and_triton_alone(tmp_path, refusing):
     """The second one goes on in the folder of the first one: parts that are done are not repeated."""

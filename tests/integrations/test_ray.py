@@ -211,6 +211,7 @@ def cluster() -> Iterator[Any]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.soak
 def test_results_do_not_depend_on_actors_and_one_whose_engine_fails_is_replaced(cluster, llm, tmp_path: Path):
     prompts = [f"def f{i}(" for i in range(30)]
     prompts[7] = None

@@ -50,7 +50,7 @@ SEEDS ?= 20
 SIZE ?= 1
 soak: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --seeds $(SEEDS) --timeout 3600 -k "crash or sigkill or hypothesis or mutated or fault_schedules"
-	$(BIN)/python -m pytest -m soak --timeout 3600 tests/benchmarks tests/integrations tests/job
+	$(BIN)/python -m pytest -m soak --timeout 3600 tests/benchmarks tests/docs tests/integrations tests/job
 	$(BIN)/python -m benchmarks.soak --size $(SIZE)
 
 # Draws small changes of the core by a seed and runs the tests on each. ONLY=engine,job/plan.py draws from these.

@@ -131,6 +131,7 @@ def test_logprobs_of_candidates():
     assert log_softmax([0.0, 0.0, 0.0, 0.0], [2, 0]) == pytest.approx([-1.3862944, -1.3862944])
 
 
+@pytest.mark.soak
 def test_it_rehearses_with_the_rwkv_package(tmp_path):
     out = tmp_path / "result.json"
     command = [sys.executable, "-m", "benchmarks.peers", "--shape", "tiny", "--rounds", "1", "--batch-sizes", "1,2"]

@@ -110,6 +110,7 @@ def test_a_part_whose_packages_are_missing_is_left_out_with_the_reason(tmp_path,
     assert found["why"] in done.stdout
 
 
+@pytest.mark.soak
 def test_a_rehearsal_measures_every_point_and_is_not_repeated(tmp_path):
     pytest.importorskip("triton")
     done = rehearse(tmp_path, *CHEAP)

@@ -168,6 +168,7 @@ def test_a_spread_has_the_median_and_both_ends():
     assert spread([None], ".0f") == "-"
 
 
+@pytest.mark.soak
 def test_the_benchmark_rehearses_two_processes(tmp_path):
     out = tmp_path / "result.json"
     names = ["1024x64-stop", "1024x64-logprobs", "256x64-penalties", "1024x64-n8", "1024-score"]

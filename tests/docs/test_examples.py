@@ -73,7 +73,15 @@ def check_settings(settings: dict[str, Any]) -> None:
 RUN = [page for page in PAGES if any(not block.skip and block.language != "text" for block in blocks(page))]
 
 
-@pytest.mark.parametrize("page", RUN, ids=name_of)
+LONG = {"docs/how-to/ray.md"}
+"""Pages whose examples start a cluster: `make soak` runs them."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.soak) if name_of(page) in LONG else page for page in RUN],
+    ids=name_of,
+)
 def test_the_examples_of_a_page_run(page: Path, folder: Path) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page):

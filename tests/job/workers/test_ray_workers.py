@@ -128,6 +128,7 @@ def test_an_actor_that_is_killed_in_a_unit_changes_no_byte(in_cluster: Job):
     assert "its worker process has died" in ended["how"]
 
 
+@pytest.mark.soak
 def test_a_row_that_ends_its_actor_becomes_an_error_row(in_cluster: Job):
     prompts = ["crash" if i == 17 else f"prompt {i}" for i in range(60)]
     in_cluster.input(id=list(range(60)), prompt=prompts)
@@ -138,6 +139,7 @@ def test_a_row_that_ends_its_actor_becomes_an_error_row(in_cluster: Job):
     assert "its worker process has died" in rows[17]["error"]
 
 
+@pytest.mark.soak
 def test_actors_wait_for_nodes_and_a_node_that_is_lost_makes_no_row_suspect(cluster: Any, in_cluster: Job):
     parts = of_one_process(in_cluster)
     in_cluster.set(run__ray={"num_cpus": 0, "resources": {"spot": 1}})

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Every test starts from the same random numbers, alone or after any other."""
+    """Every test starts from the same random numbers and the same handling of SIGTERM, alone or after any other.
+
+    `ray.init` leaves a handler behind. With it, a process that a later test forks would not end at the signal.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     random.seed(0)
     numpy.random.seed(0)
     torch.manual_seed(0)

@@ -13,9 +13,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 SMALL, SMALL_BYTES = 1000, 4096
 LARGE, LARGE_BYTES = 10, 32 << 20
@@ -123,6 +125,33 @@ def measure(name: str, bucket: str) -> dict[str, Any]:
     return {**found, "created_by_one": f"{right} of {ROUNDS}", "peak_bytes": peak_bytes()}
 
 
+@contextmanager
+def server() -> Iterator[str]:
+    """Runs an S3 server with an empty bucket. Yields the bucket's address, to which the environment leads."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        address = f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT")).close()
+        environment = {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": address,
+        }
+        with patch.dict(os.environ, environment):
+            yield "s3://bucket"
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", metavar="FILE", help="write the figures there as JSON")
@@ -131,32 +160,12 @@ def main() -> None:
     if options.client:
         print(json.dumps(measure(options.client, "bucket")))
         return
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert server.stdout is not None
-    try:
-        address = f"http://127.0.0.1:{server.stdout.readline().strip()}"
-        urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT")).close()
-        environment = {
-            **os.environ,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": address,
-        }
-        results = {}
+    results = {}
+    with server():
         for name in CLIENTS:
             command = [sys.executable, "-m", "benchmarks.object_stores", "--client", name]
-            done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             results[name] = json.loads(done.stdout)
-    finally:
-        server.kill()
-        server.communicate()
     text = json.dumps(results, indent=1)
     print(text)
     if options.out:

@@ -85,7 +85,7 @@ def _looks(*runs: Mapping[str, Sequence[tuple[float, float]]]) -> Iterator[tuple
 
 
 def quarters(held: Sequence[float]) -> list[float]:
-    """Returns the means of the quarters of a process's looks in MiB, after its start."""
+    """Returns the mean memory in MiB of a process in each quarter of its samples, without those of its start."""
     warm = list(held[int(len(held) * WARM_LOOKS) :])
     size = max(1, len(warm) // QUARTERS)
     parts = [warm[index * size : (index + 1) * size] for index in range(QUARTERS)]

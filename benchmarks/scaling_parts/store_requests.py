@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
 import threading
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +22,7 @@ from rwkv_batch.job.shard_run import ShardRun
 
 from ..host_parts import driver
 from ..host_parts.device import SimulatedDevice
-from ..object_stores import SERVER
+from ..object_stores import server
 from .free_jobs import FreeJob, JobFailed
 
 PHASES: dict[str, tuple[Any, str]] = {
@@ -40,33 +36,6 @@ UNITS = (3, 9)
 ROWS_PER_UNIT = 20
 PART_BYTES = 3 << 19
 """A part is larger than what is read when an object is opened."""
-
-
-@contextmanager
-def server() -> Iterator[str]:
-    """Runs an S3 server with an empty bucket. Yields the bucket's address, to which the environment leads."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        address = f"http://127.0.0.1:{process.stdout.readline().strip()}"
-        urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT")).close()
-        environment = {
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": address,
-        }
-        with patch.dict(os.environ, environment):
-            yield "s3://bucket"
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def measure() -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The program of a worker that serves nothing: it sends the messages of one, as fast as it can."""
+"""The program of a worker that serves no rows. The program sends the messages of a worker without a pause."""
 
 from __future__ import annotations
 

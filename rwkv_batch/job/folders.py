@@ -97,7 +97,7 @@ class Folders:
         return self.output if is_url(self.output) else os.path.relpath(self.output, self.state)
 
     def removal(self) -> str:
-        """What removes all, for people: a command, or words where a folder is in an object store."""
+        """The command that removes all folders of the job; words where one of them is in an object store."""
         if is_url(self.output):
             scratch = "" if self.scratch is None else f", and: rm -r {shlex.quote(self.scratch)}"
             return f"remove everything below {self.output}/ and {self.state}/{scratch}"

@@ -106,6 +106,20 @@ def fake_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows that the engine serves in this process."""
+    rows: list[int] = []
+    original = fake_llm.Serving._complete
+
+    def complete(self: Any, row: Any) -> None:
+        rows.append(row.row.row)
+        original(self, row)
+
+    monkeypatch.setattr(fake_llm.Serving, "_complete", complete)
+    return rows
+
+
+@pytest.fixture
 def tmp_path(tmp_path: Path) -> Iterator[Path]:
     """A folder in memory where there is one: these tests sync thousands of files, and pull no plugs."""
     if not os.access("/dev/shm", os.W_OK):

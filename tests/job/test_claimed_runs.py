@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -20,20 +19,6 @@ from rwkv_batch.job.output.storage import LocalStorage
 
 from .conftest import Job
 from .test_claiming import RARELY, wait_for
-
-
-@pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The rows that the engine serves in this process."""
-    rows: list[int] = []
-    original = fake_llm.Serving._complete
-
-    def complete(self: Any, row: Any) -> None:
-        rows.append(row.row.row)
-        original(self, row)
-
-    monkeypatch.setattr(fake_llm.Serving, "_complete", complete)
-    return rows
 
 
 @contextmanager

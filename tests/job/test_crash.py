@@ -10,26 +10,11 @@ from typing import Any
 
 import pytest
 
-from job import fake_llm
 from job.faulty_storage import EXIT_CRASHED, Countdown, SteppingStorage, crash, fail
 from rwkv_batch.job.folders import Folders
 
 from .conftest import Job
 from .prepared import ROWS, files_of, forget, in_child, prepared, undisturbed, units_of
-
-
-@pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The rows that the engine serves in this process."""
-    rows: list[int] = []
-    original = fake_llm.Serving._complete
-
-    def complete(self: Any, row: Any) -> None:
-        rows.append(row.row.row)
-        original(self, row)
-
-    monkeypatch.setattr(fake_llm.Serving, "_complete", complete)
-    return rows
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def limited(job: Job) -> Job:
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The rows that the engine takes in this process, error rows included."""
+    """The numbers of the rows that the engine takes in this process. Error rows are among them."""
     rows: list[int] = []
     original = fake_llm.Serving._built
 

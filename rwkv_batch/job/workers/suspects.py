@@ -26,7 +26,7 @@ class Suspects:
         return bool(self._groups or self._current)
 
     def add(self, rows: Collection[int]) -> None:
-        """Adds the rows that were in flight when a process ended."""
+        """Adds rows that were in flight when the process of their worker ended."""
         if rows:
             self._groups.insert(0, sorted(rows))
 

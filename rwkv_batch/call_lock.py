@@ -26,6 +26,10 @@ class Call(Protocol):
     """The thread that has last asked the call for a result."""
 
     @property
+    def is_dropped(self) -> bool:
+        """Whether nobody can ask the call for a result any more: its iterator was garbage-collected."""
+
+    @property
     def is_busy(self) -> bool:
         """Whether a thread is inside the call at this moment."""
 
@@ -39,15 +43,18 @@ class Call(Protocol):
 class CallLock:
     """The lock on the engine. A call holds it from `acquire` to `release`.
 
-    The lock refers to its holder weakly: a call that was garbage-collected holds the lock no longer, at whatever line
-    an exception has ended it.
+    A call whose iterator was garbage-collected closes itself. Where an exception has prevented that, a call that waits
+    closes it.
+
+    Attributes:
+        holder: the call that holds the lock.
     """
 
     def __init__(self) -> None:
         self._process = os.getpid()
         # A reentrant lock (a Condition's default), because a garbage collection inside may close a call.
         self._changed = threading.Condition()
-        self._holder: weakref.ref[Call] | None = None
+        self.holder: Call | None = None
         self._closed_because = ""
         _locks.add(self)
 
@@ -71,15 +78,11 @@ class CallLock:
         """Whether `close` has been called."""
         return bool(self._closed_because)
 
-    @property
-    def holder(self) -> Call | None:
-        """The call that holds the lock."""
-        return self._holder() if self._holder is not None else None
-
     def acquire(self, call: Call) -> None:
         """Waits until the lock is free, and gives it to this call.
 
-        A holder that the same thread has left open is closed with a warning. So is a holder whose thread has ended.
+        A holder that was dropped is closed. A holder that the same thread has left open, or whose thread has ended, is
+        closed with a warning.
 
         Raises:
             RuntimeError: see `check`; or the holder cannot end before this call does.
@@ -91,10 +94,11 @@ class CallLock:
                 continue
             if holder.reads_input_on(call.thread) or (holder.thread is call.thread and holder.is_busy):
                 raise RuntimeError("this LLM is serving a call that waits for this one; use another LLM, or call later")
-            if holder.thread is call.thread or not (holder.thread.is_alive() or holder.is_busy):
+            if holder.is_dropped:
+                self._close(holder)
+            elif holder.thread is call.thread or not (holder.thread.is_alive() or holder.is_busy):
                 warnings.warn(LEFT_OPEN, RuntimeWarning, stacklevel=_frames_of_this_package())
                 self._close(holder)
-            del holder  # a strong reference here would keep alive a call that was dropped everywhere else
             with self._changed:
                 if self.holder is not None:
                     self._changed.wait(_POLL_SECONDS)
@@ -102,8 +106,8 @@ class CallLock:
     def release(self, call: Call) -> None:
         """Releases the lock if this call holds it."""
         with self._changed:
-            if self._holder is not None and self._holder() in (call, None):
-                self._holder = None
+            if self.holder is call:
+                self.holder = None
                 self._changed.notify_all()
 
     def close(self, call: Call, reason: str) -> None:
@@ -124,7 +128,7 @@ class CallLock:
         with self._changed:
             self.check()
             if self.holder is None:
-                self._holder = weakref.ref(call)
+                self.holder = call
             return self.holder is call
 
 

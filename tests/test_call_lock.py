@@ -69,7 +69,8 @@ def test_an_iterator_that_another_thread_ends_lets_waiting_calls_run(serving, ho
     assert list(found.get()) == ["other"]
 
 
-def test_a_dropped_iterator_holds_the_lock_until_the_engine_is_idle(serving, monkeypatch):
+@pytest.mark.parametrize("how", ["dropped", "dropped in a circle"])
+def test_a_dropped_iterator_holds_the_lock_until_the_engine_is_idle(serving, monkeypatch, how):
     lists = serving.run([[row("long", LONG), row("short")]])
     next(lists)
     engine, held = serving._engine, []
@@ -80,9 +81,23 @@ def test_a_dropped_iterator_holds_the_lock_until_the_engine_is_idle(serving, mon
         original()
 
     monkeypatch.setattr(engine, "_abandon", abandon)
+    if how == "dropped in a circle":
+        lists.itself = lists
     del lists
     gc.collect()
     assert (held, serving._lock.holder) == ([True], None)
+
+
+def test_a_call_closes_a_dropped_iterator_that_an_exception_kept_from_closing_itself(serving, monkeypatch):
+    lists = serving.run([[row("long", LONG), row("short")]])
+    next(lists)
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        patch.setattr(type(lists), "__del__", lambda self: None)
+        del lists
+        gc.collect()
+        assert serving._lock.holder is not None
+        assert list(serve(serving, [row("new")])) == ["new"]
 
 
 def test_a_new_call_of_the_same_thread_closes_an_open_iterator_with_a_warning(serving):

@@ -155,7 +155,7 @@ def test_rows_that_were_read_ahead_are_finished_while_all_slots_are_busy():
     behind = [row("prompt"), ScoreRow("scored", 0, [1], [[2, 3], [4]]), ScoreRow("nothing", 0, [1], [[]])]
     lists = serving.run([[row("first"), *(row(i, LONG) for i in range(engine.window))], behind])
     assert [one.key for one in next(lists)] == ["first"]
-    rows = lists._rows
+    rows = lists._call._rows
     while rows._prefetch._ready_weight < len(behind):
         time.sleep(0.001)
     steps = engine.stats.steps

@@ -37,6 +37,8 @@ HARMLESS = frozenset(
         "engine.memory_share",
         "score.group_by",
         "output.flush_seconds",
+        "output.compression",
+        "output.row_group_rows",
         "run.state_dir",
         "run.segments",
         "run.on_row_error",

@@ -46,6 +46,7 @@ HARMLESS = frozenset(
         "run.workers",
         "run.devices",
         "run.worker_timeout",
+        "run.metrics_port",
         "run.ray",
         "report.show_text",
         "report.samples",

@@ -22,8 +22,8 @@ from .input.reader import Input, open_input
 from .input.rows import RowParser
 from .input.score_columns import without_late_answers
 from .messages import shortened
-from .output.commit import JobFiles
 from .output.codec import Codec
+from .output.commit import JobFiles
 from .output.extra import TYPES as EXTRA_TYPES
 from .output.extra import InputWithExtra
 from .output.part_check import PartCheck

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-LEVELS = {"none": None, "snappy": None, "lz4": None, "gzip": (1, 9), "brotli": (0, 11), "zstd": (1, 22)}
-"""Codec of a Parquet file → its lowest and its highest level; None where it has no levels."""
+LEVELS: dict[str, range] = {
+    "none": range(0),
+    "snappy": range(0),
+    "lz4": range(0),
+    "gzip": range(1, 10),
+    "brotli": range(12),
+    "zstd": range(1, 23),
+}
+"""Codec of a Parquet file → its levels; none where the codec has no levels."""
 
 
 class Codec(NamedTuple):
@@ -18,14 +25,11 @@ class Codec(NamedTuple):
     def of(cls, text: str) -> Codec:
         """Reads a codec, such as "zstd", or "zstd:12" with a level. Raises ValueError where there is none such."""
         name, has_level, level = text.partition(":")
-        levels = LEVELS[name] if name in LEVELS else ()
-        if levels == () or (has_level and levels is None):
-            raise ValueError(f"got {text!r}, expected {EXPECTED}")
-        if not has_level:
+        if name in LEVELS and not has_level:
             return cls(name)
-        if not level.isascii() or not level.isdigit() or not levels or not levels[0] <= int(level) <= levels[1]:
-            raise ValueError(f"got {text!r}, expected {EXPECTED}")
-        return cls(name, int(level))
+        if name in LEVELS and level in map(str, LEVELS[name]):
+            return cls(name, int(level))
+        raise ValueError(f"got {text!r}, expected {EXPECTED}")
 
 
 EXPECTED = (
@@ -33,3 +37,7 @@ EXPECTED = (
     "zstd:1 to zstd:22"
 )
 """What `Codec.of` reads, in words."""
+
+
+DEFAULT = Codec()
+"""The compression of parts, where the job does not say."""

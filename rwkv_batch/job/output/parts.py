@@ -21,7 +21,7 @@ from ...errors import RowError, RwkvBatchError
 from ..input.reader import Span
 from ..input.table import Rows, batch_of, no_columns
 from ..plan import Unit
-from .codec import Codec
+from .codec import DEFAULT, Codec
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class OutputFormat:
     passed: pa.Schema
     footer: Mapping[str, str]
     names: Mapping[str, str] = field(default_factory=dict)
-    codec: Codec = Codec()
+    codec: Codec = DEFAULT
     row_group_rows: int = ROW_GROUP_ROWS
 
     def schema(self, unit: Unit, passed: pa.Schema | None = None, extra: Mapping[str, int] | None = None) -> pa.Schema:

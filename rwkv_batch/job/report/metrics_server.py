@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigurationError, MissingExtraError
 from .run_status import METRICS
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
 
 HOST = "127.0.0.1"
 """Other machines cannot connect: the server has no password."""
@@ -56,7 +59,7 @@ class MetricsServer:
         """Says to the registry that names are known when values are asked for."""
         return []
 
-    def collect(self) -> Iterator[_Family]:
+    def collect(self) -> Iterator[Metric]:
         """The metrics of this moment; called by the registry at each request."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
@@ -66,9 +69,3 @@ class MetricsServer:
             family = families[metric.kind](f"rwkv_batch_{metric.name}", metric.help, labels=["job", "shard"])
             family.add_metric(self._labels, values[field])
             yield family
-
-
-class _Family(Protocol):
-    """A metric with its samples, as prometheus_client has it."""
-
-    name: str

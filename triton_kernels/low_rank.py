@@ -166,29 +166,44 @@ def low_rank(inputs: Tensor, p: Any) -> Tensor:
         bits do not depend on M or on the other rows: the tiles depend on the weights only.
     Graph-safe: no allocation besides the result and the intermediate, no host sync.
     """
-    _check(inputs, p)
+    check_pairs(inputs, p)
     num_tokens, width = inputs.shape[1:]
     dtype, device = inputs.dtype, inputs.device
     starts, sources = p.starts, tuple(pair.source for pair in p.pairs)
-    out_width = p.up.shape[1]
-    y = torch.empty(len(sources), num_tokens, out_width, dtype=dtype, device=device)
     if not num_tokens:
-        return y
+        return torch.empty(len(sources), 0, p.up.shape[1], dtype=dtype, device=device)
     low = torch.empty(num_tokens, starts[-1], dtype=dtype, device=device)
     tile = down_tile(starts, dtype)
     constants = down_constants(width, starts, sources, tuple(pair.activation for pair in p.pairs), tile)
-    num_blocks = sum(ceil_div(end - start, tile.rows) for start, end in pairwise(starts))
-    down_kernel[(ceil_div(num_tokens, tile.tokens), num_blocks)](
+    down_kernel[(ceil_div(num_tokens, tile.tokens), num_blocks_of(starts, tile))](
         inputs, p.down, low, num_tokens, **constants, UPCAST=is_interpreted(), **tile.options
     )
-    tile = UP[dtype]
-    up_kernel[(ceil_div(num_tokens, tile.tokens), ceil_div(out_width, tile.rows), len(sources))](
+    return multiply_up(low, p)
+
+
+def multiply_up(low: Tensor, p: Any) -> Tensor:
+    """low_j up_j of each pair.
+
+    Args:
+        low: [M, ΣR], the results of the first factors side by side.
+
+    Returns:
+        [n, M, A], dtype of `low`.
+    """
+    num_tokens, out_width, starts, tile = len(low), p.up.shape[1], p.starts, UP[low.dtype]
+    y = torch.empty(len(p.pairs), num_tokens, out_width, dtype=low.dtype, device=low.device)
+    up_kernel[(ceil_div(num_tokens, tile.tokens), ceil_div(out_width, tile.rows), len(p.pairs))](
         low, p.up, y, num_tokens, **up_constants(out_width, starts, tile), UPCAST=is_interpreted(), **tile.options
     )
     return y
 
 
-def _check(inputs: Tensor, p: Any) -> None:
+def num_blocks_of(starts: tuple[int, ...], tile: Tile) -> int:
+    """Blocks of ranks, each of which belongs to one pair."""
+    return sum(ceil_div(end - start, tile.rows) for start, end in pairwise(starts))
+
+
+def check_pairs(inputs: Tensor, p: Any) -> None:
     """Raises ValueError where an argument is not as `low_rank` says."""
     if inputs.dim() != 3 or p.down is None or p.up is None:
         stacked = "stacked factors" if p.down is not None and p.up is not None else "no stacked factors"

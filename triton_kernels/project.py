@@ -136,7 +136,7 @@ def project(inputs: Tensor, p: Any, ops: Any) -> tuple[Sequence[Tensor], Tensor]
     if tile is None:
         return p.matrices(inputs[: len(p.matrices)]), ops.low_rank(inputs, pairs)
     check_pairs(inputs, pairs)
-    count, out_width, width = *weight.shape[:2], inputs.shape[-1]
+    count, out_width, width = len(weight), weight.shape[1], inputs.shape[-1]
     dtype, device = inputs.dtype, inputs.device
     check("weight", weight, (count, out_width, width), dtype, device)
     if count > len(inputs):

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..kernel_support.tensor_checks import check, check_all
-from .launch import ceil_div, is_interpreted
+from .launch import ceil_div, is_interpreted, start_kernel
 from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES, Tile, activate, launch_product, product_constants, product_of_rows
@@ -253,18 +253,10 @@ def _multiply_by_library(
     if not has_epilogue:
         return product
     y = product if out is None else out
-    finish_kernel[(ceil_div(y.numel(), FINISH_BLOCK),)](
-        product,
-        gate,
-        y,
-        y.numel(),
-        ACTIVATION=activation,
-        ADD=out is not None,
-        BLOCK=FINISH_BLOCK,
-        num_warps=FINISH_WARPS,
-        num_stages=1,
-        enable_fp_fusion=True,
-    )
+    constants = {"ACTIVATION": activation, "ADD": out is not None, "BLOCK": FINISH_BLOCK}
+    options = {"num_warps": FINISH_WARPS, "num_stages": 1, "enable_fp_fusion": True}
+    grid = (ceil_div(y.numel(), FINISH_BLOCK),)
+    start_kernel(finish_kernel, grid, (product, gate, y, y.numel()), constants | options)
     return y
 
 

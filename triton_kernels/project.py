@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..kernel_support.tensor_checks import check
-from .launch import ceil_div, is_interpreted
+from .launch import ceil_div, is_interpreted, start_kernel
 from .linear import ANY, Choice, fixed_tile
 from .low_rank import check_pairs, down_constants, multiply_up, num_blocks_of
 from .probe import probed
@@ -135,28 +135,28 @@ def project(inputs: Tensor, p: Any, ops: Any) -> tuple[Sequence[Tensor], Tensor]
     tile = _tile_of(weight, p, num_tokens) if num_tokens else None
     if tile is None:
         return p.matrices(inputs[: len(p.matrices)]), ops.low_rank(inputs, pairs)
-    check_pairs(inputs, pairs)
+    starts = check_pairs(inputs, pairs)
     count, out_width, width = len(weight), weight.shape[1], inputs.shape[-1]
     dtype, device = inputs.dtype, inputs.device
     check("weight", weight, (count, out_width, width), dtype, device)
     if count > len(inputs):
         raise ValueError(f"inputs: got {len(inputs)} of them, expected at least {count}")
     y = torch.empty(count, num_tokens, out_width, dtype=dtype, device=device)
-    low = torch.empty(num_tokens, pairs.starts[-1], dtype=dtype, device=device)
+    low = torch.empty(num_tokens, starts[-1], dtype=dtype, device=device)
     constants = project_constants(
         (count, out_width, width),
-        pairs.starts,
+        starts,
         tuple(pair.source for pair in pairs.pairs),
         tuple(pair.activation for pair in pairs.pairs),
         tile,
     )
-    project_kernel[(ceil_div(num_tokens, tile.tokens) * constants["NUM_BLOCKS"],)](
-        *(inputs, weight, pairs.down, y, low, num_tokens),
-        **constants,
-        UPCAST=is_interpreted(),
-        **tile.options,
+    start_kernel(
+        project_kernel,
+        (ceil_div(num_tokens, tile.tokens) * constants["NUM_BLOCKS"],),
+        (inputs, weight, pairs.down, y, low, num_tokens),
+        constants | {"UPCAST": is_interpreted(), **tile.options},
     )
-    return y.unbind(), multiply_up(low, pairs)
+    return y.unbind(), multiply_up(low, pairs.up, starts)
 
 
 def _tile_of(weight: Any, p: Any, num_tokens: int) -> Tile | None:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import ceil_div
+from .launch import ceil_div, start_kernel
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 """Triton's names of the dtypes."""
@@ -61,7 +61,7 @@ def launch_product(
     """
     num_tokens, num_rows, depth = sizes
     grid = (ceil_div(num_tokens, tile.tokens) * ceil_div(num_rows, tile.rows), *batch)
-    kernel[grid](*arguments, num_tokens, **_constants_and_options(num_rows, depth, tile), **more)
+    start_kernel(kernel, grid, (*arguments, num_tokens), _constants_and_options(num_rows, depth, tile) | more)
 
 
 @triton.jit

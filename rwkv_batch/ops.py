@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .engine.selection import select as _select
     from .models.blocks import shift_lerp as _shift_lerp
     from .models.matrices.low_rank import low_rank as _low_rank
+    from .models.matrices.projection import project as _project
     from .models.rwkv4 import wkv4 as _wkv4
     from .models.rwkv5 import wkv5 as _wkv5
     from .models.rwkv6 import wkv6 as _wkv6
@@ -145,6 +146,7 @@ class OpTable:
     if TYPE_CHECKING:  # for editors and mypy: an op is called like its definition
         shift_lerp = staticmethod(_shift_lerp)
         low_rank = staticmethod(_low_rank)
+        project = staticmethod(_project)
         deep_embed = staticmethod(_deep_embed)
         wkv4 = staticmethod(_wkv4)
         wkv5 = staticmethod(_wkv5)

@@ -45,7 +45,7 @@ WITHOUT = {
     ("mm8_inputs", "mm8_inputs.cu"): [[(BARRIER, "")]],
     ("mm8_seq", "mm8_seq.cu"): [[(BARRIER, "")]],
 }
-"""(kernel, its file with barriers) → how each barrier is taken out; each of two kinds of warps has a line of its own."""
+"""(kernel, its file with barriers) → how each barrier is taken out of it, for each of the kinds of warps."""
 
 
 def run_head(function: Callable[..., Tensor], variant: str) -> list[Tensor]:
@@ -240,20 +240,39 @@ def test_memory_that_is_used_up_is_no_reason(monkeypatch):
         wkv4.unsupported_reason(torch.device("cuda"), torch.bfloat16, {})
 
 
+def test_auto_takes_cuda_for_recurrences_and_triton_where_cuda_refuses(monkeypatch):
+    """The choice, its reason, and that both can be recorded."""
+    pytest.importorskip("triton")
+    compiler = None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(launch, "unavailable", lambda: compiler)
+    monkeypatch.setattr(driver, "load", lambda device, spec: None)
+    monkeypatch.setattr(import_module("rwkv_batch.triton_kernels.wkv4"), "unsupported_reason", lambda *_: None)
+    specs, device = [OpSpec("wkv4", lambda: None)], torch.device("cuda")
+    table = resolve(specs, "auto", device, torch.float16, {})
+    assert table.wkv4 is wkv4.wkv4
+    assert (table.choices[0].backend, table.choices[0].is_fallback, table.can_be_recorded) == ("cuda", False, True)
+    assert table.choices[0].refused == (ops._CUDA_FIRST,)
+    compiler = "no compiler"
+    table = resolve(specs, "auto", device, torch.float16, {})
+    assert (table.choices[0].backend, table.choices[0].refused) == ("triton", ("cuda: no compiler",))
+    assert table.can_be_recorded
+
+
 def test_auto_takes_cuda_where_triton_is_missing_or_refuses(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(launch, "unavailable", lambda: None)
     monkeypatch.setattr(driver, "load", lambda device, spec: None)
-    specs, device = [OpSpec("wkv4", lambda: None)], torch.device("cuda")
-    (choice,) = resolve(specs, "auto", device, torch.float16, {}).choices
-    assert choice.backend == "cuda"
-    assert choice.refused == ("triton: needs compute capability 8.0, found 7.5",)
+    specs, device = [OpSpec("shift_lerp", lambda: None)], torch.device("cuda")
+    table = resolve(specs, "auto", device, torch.float16, {"C": 64})
+    assert (table.choices[0].backend, table.can_be_recorded) == ("cuda", False)
+    assert table.choices[0].refused == ("triton: needs compute capability 8.0, found 7.5",)
     monkeypatch.setitem(sys.modules, "triton", None)
-    for module in ("wkv4", "launch"):
+    for module in ("shift_lerp", "launch"):
         monkeypatch.delitem(sys.modules, f"rwkv_batch.triton_kernels.{module}")
-    table = resolve(specs, "auto", device, torch.float16, {})
-    assert table.wkv4 is wkv4.wkv4
+    table = resolve(specs, "auto", device, torch.float16, {"C": 64})
+    assert table.shift_lerp is shift_lerp.shift_lerp
     assert "import of triton halted" in table.choices[0].refused[0]
 
 

@@ -195,7 +195,7 @@ OPS = [OpSpec(name, reference) for name in ("wkv7", "shift_lerp", "sample")]
 def test_auto_gives_what_triton_does_not_compile_to_cuda_or_to_the_reference(broken_triton):
     table = resolve(OPS, "auto", torch.device("cuda"), torch.bfloat16, {"N": 64})
     assert [(choice.op, choice.backend, choice.refused) for choice in table.choices] == [
-        ("wkv7", "triton", ()),
+        ("wkv7", "cuda", (ops._CUDA_FIRST,)),
         ("shift_lerp", "cuda", (f"triton: {broken_triton.reason}: a layout is wrong",)),
         ("sample", "reference", (f"triton: {broken_triton.reason}: operand #0 is wrong", "cuda: no such kernel")),
     ]

@@ -19,6 +19,7 @@ from rwkv_batch.engine.engine import Engine, EngineLimits
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.source import Pulled
+from rwkv_batch.engine.step_runner import StepRunner
 from rwkv_batch.job.output.writer import Writer
 from rwkv_batch.models.architecture import StateField
 from rwkv_batch.models.model import Model
@@ -42,6 +43,7 @@ except ImportError:  # a commit in which the module of `LLM` loads the model
 
 COPY = HostCopy
 STEP = (Engine, "step")
+LAUNCH = (StepRunner, "run")
 SERVE = (rwkv_batch.job.shard_run.ShardRun, "serve")
 LOAD = (rwkv_batch.job.serve, "_load_model")
 WATCHED = (

@@ -110,7 +110,7 @@ class Engine:
         """Makes everything that is indexed by slot. With 0 slots, this frees the memory of what was there before."""
         model = self.model
         self._in_flight: deque[LaunchedStep] = deque()
-        self._runner: StepRunner | None = None
+        self._runner: StepRunner = None  # type: ignore[assignment]  # frees what the former one holds
         with current_device(model.device):
             self.pool = StatePool(self._pool_parts, num_slots)
             self.booking = Booking(num_slots, self._new_stop_matcher)
@@ -121,11 +121,6 @@ class Engine:
             self._runner = StepRunner.of(
                 model, self.pool, self.sampler, self._uploader, self.stats, not self._run_ahead, max_tokens
             )
-
-    def _prepare(self) -> None:
-        """Records all steps, once after each allocation."""
-        assert self._runner is not None
-        self._runner.prepare()
 
     @property
     def window(self) -> int:
@@ -167,7 +162,7 @@ class Engine:
         try:
             with quick_thread_switches():
                 with current_device(self.model.device):
-                    self._within_memory(self._prepare)
+                    self._within_memory(lambda: self._runner.prepare())
                 while not (self.scheduler.is_idle and source.is_ended):
                     # The `yield` stays outside: the caller keeps its own current device.
                     with current_device(self.model.device):
@@ -248,7 +243,6 @@ class Engine:
         self.sampler.assign([sequence.slot for sequence in sampled], requests)
 
     def _launch(self) -> LaunchedStep:
-        assert self._runner is not None
         stats, clock = self.stats, Clock()
         plan = self.scheduler.plan()
         stats.count(plan, self.scheduler.num_running)
@@ -370,7 +364,7 @@ class Engine:
             self._allocate(0)
             torch.cuda.empty_cache()  # does nothing without a CUDA device
             self._allocate(num_slots)
-            self._prepare()
+            self._runner.prepare()
         except (RuntimeError, MemoryError) as error:
             reason = reason_of_out_of_memory(error, handled)
             if reason is None:

@@ -130,7 +130,7 @@ class EngineSection(Section):
     admission_delay_ms: Literal["auto"] | Milliseconds = _setting(
         "auto",
         "Milliseconds that a free slot waits for more free slots, at most: 1/32 of the slots take their next sequences "
-        "together, so that fewer steps read prompts. An idle engine does not wait. `auto` is 30 on a CUDA device, else 0.",
+        "together, so fewer steps read prompts. An idle engine does not wait. `auto`: 30 on a CUDA device, or 0.",
         "auto or a number of milliseconds from 0",
     )
     state_dtype: StateDtypeName = _setting(

@@ -78,7 +78,7 @@ def transfers_of_steps(count, slots, monkeypatch, decode_graphs):
         sizes = dict(max_batch_size=slots, max_batch_tokens=20 * slots)
         engine = make_engine(model, **sizes, run_ahead=True, decode_graphs=decode_graphs)
         found, steps = {}, []
-        engine._prepare()
+        engine._runner.prepare()
         copies.clear()
         before = engine._uploader.num_transfers
         for finished in engine.run(Pulled(make_requests(count))):

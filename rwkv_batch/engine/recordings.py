@@ -173,7 +173,7 @@ class Recordings:
     def _run_top(self, num_rows: int, count: int) -> TopTensors:
         parts = [
             self._sampler.top(self._logits, rows.long(), self._token_ids, self._logprobs, count)
-            for rows in self._buffers.top_rows[:num_rows].split(TOP_ROWS_AT_ONCE)
+            for rows in torch.split(self._buffers.top_rows[:num_rows], TOP_ROWS_AT_ONCE)
         ]
         return TopTensors(*map(torch.cat, zip(*parts, strict=True)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -98,14 +98,14 @@ class StepBuffers:
         self._uploader.num_transfers += 1
         self._staging.sent()
 
-    def _token_parts(self, numbers: Tensor | np.ndarray, size: StepSize) -> tuple[Tensor, ...]:
+    def _token_parts(self, numbers: Any, size: StepSize) -> tuple[Any, ...]:
         """The row ends [B + 1], token rows [M] and token ids [M] of a step with prompt chunks."""
         start = self._start + len(ROW_COLUMNS) * _aligned(size.num_rows)
         parts = []
         for count in (size.num_rows + 1, size.num_tokens, size.num_tokens):
             parts.append(numbers[start : start + count])
             start += _aligned(count)
-        return tuple(parts)  # type: ignore[arg-type]
+        return tuple(parts)
 
     def _end(self, size: StepSize) -> int:
         """How many numbers a step of this size has."""

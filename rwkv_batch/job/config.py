@@ -47,7 +47,8 @@ def _known_chat_format(name: str) -> str:
 
 ExtraColumn = Literal["prompt", "input_row", "input_file"]
 EXTRA_COLUMNS: tuple[str, ...] = get_args(ExtraColumn)
-Gibibytes = Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Gibibytes = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Quantization = Annotated[str, AfterValidator(_known_quantization)]
 Format = Annotated[str, AfterValidator(_known_format)]

@@ -13,14 +13,14 @@ from ..transfer import Staging, Uploader
 from .recorded_sizes import StepSize
 from .step_input import PackedStep
 
-ROW_COLUMNS = ("sampled_slot", "slot_index", "position", "last_token_index")
-"""The numbers of each row, int32.
+ROW_COLUMNS = {"sampled_slot": -1, "slot_index": -1, "position": 0, "last_token_index": 0}
+"""The numbers of each row, int32, with those of padding.
 
 `sampled_slot`: the slot that the row samples a token for; -1 for none. It comes first, so that a draw finds it at the
 same place in steps with and without prompt chunks. `slot_index`, `position`: as in `Rows`. `last_token_index`: packed
-index of the row's last token. Padding has -1, -1, 0, 0.
+index of the row's last token.
 """
-_PADDING = np.array([[-1], [-1], [0], [0]], np.int32)
+_PADDING = np.array([*ROW_COLUMNS.values()], np.int32)[:, None]
 _FROM_TABLE = -1
 """In place of a token id: the token that the slot has sampled last, which the device reads from its table."""
 
@@ -82,8 +82,10 @@ class StepBuffers:
         numbers[: len(top_rows)], numbers[len(top_rows) : self._start] = top_rows, 0
         columns = numbers[self._start : self._start + len(ROW_COLUMNS) * stride].reshape(len(ROW_COLUMNS), stride)
         columns[:] = _PADDING
-        columns[0, step.sampled] = step.slots[step.sampled]
-        columns[1:, :count] = step.slots, step.positions, step.ends - 1
+        named = dict(zip(ROW_COLUMNS, columns, strict=True))
+        named["sampled_slot"][step.sampled] = step.sampled_slots
+        named["slot_index"][:count], named["position"][:count] = step.slots, step.positions
+        named["last_token_index"][:count] = step.ends - 1
         if size.has_prompts:
             num_tokens, num_decoding = step.num_tokens, step.num_tokens - len(step.prompt_ids)
             ends, token_rows, token_ids = self._token_parts(numbers, size)

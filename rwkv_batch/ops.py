@@ -54,7 +54,7 @@ class OpSpec:
     Args:
         definition: a plain PyTorch function; every implementation has its parameters and results.
         optional: a backend may have no kernel for the op: the definition consists of matrix products or of other ops.
-        is_recorded: a decode step that is recorded as a CUDA graph calls the op.
+        is_recorded: a step that is recorded as a CUDA graph calls the op, whose definition cannot be recorded.
         definition_only: the reason why no kernel can serve this model's op, if so; for optional ops only.
     """
 
@@ -111,7 +111,7 @@ class OpChoice:
 
     @property
     def can_be_recorded(self) -> bool:
-        """Whether decode steps that call the op can be recorded as CUDA graphs."""
+        """Whether steps that call the op can be recorded as CUDA graphs."""
         return not self.is_recorded or _is_recordable(self.op, self.backend)
 
 
@@ -146,7 +146,7 @@ class OpTable:
 
     @property
     def can_be_recorded(self) -> bool:
-        """Whether a decode step can be recorded as a CUDA graph."""
+        """Whether steps can be recorded as CUDA graphs."""
         return all(choice.can_be_recorded for choice in self.choices)
 
     if TYPE_CHECKING:  # for editors and mypy: an op is called like its definition

@@ -31,7 +31,7 @@ from rwkv_batch.engine.slot_tables import SlotTables, Vocabulary
 from rwkv_batch.models.blocks import Norm
 from rwkv_batch.models.matrices.linear import DenseLinear, StackedLinear
 from rwkv_batch.models.matrices.projection import Projection
-from rwkv_batch.models.rows import DecodeRows, Rows
+from rwkv_batch.models.rows import Rows, padding_rows
 from rwkv_batch.triton_kernels.tiles import Tile
 
 HOST = torch.device("cpu")
@@ -91,7 +91,7 @@ def calls(sizes: Sizes, num_tokens: int) -> Iterator[Call]:
     prompts = Rows(tuple(range(len(lengths))), lengths, HOST, (0,) * len(lengths))
     x, ids = empty(num_tokens, sizes.C), torch.zeros(num_tokens, dtype=torch.int64)
     norm, pool = Norm(empty(sizes.C), empty(sizes.C)), empty(4, sizes.L, sizes.C)
-    for use, rows in {"decode": DecodeRows(num_tokens, HOST), "prompts": prompts}.items():
+    for use, rows in {"decode": padding_rows(num_tokens, HOST), "prompts": prompts}.items():
         for count, keep_parts in ((6, False), (2, False), (1, True)):
             label = f"{use}, {count} mixes{', parts' * keep_parts}"
             yield Call.of("shift_lerp", label, x, norm, empty(count, sizes.C), pool[:, 1], rows, keep_parts)

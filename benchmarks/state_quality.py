@@ -1,9 +1,9 @@
 """Measures what float16 states do to long texts: bits per byte by position, and the most likely byte.
 
-    python -m benchmarks.state_quality [--models demo,tiny.safetensors] [--texts 4]
+    python -m benchmarks.state_quality [--models demo,tiny.safetensors] [--texts 2]
 
-Runs from the repository root; a byte of each text takes about three milliseconds on two cores, as the definitions in
-PyTorch serve. Texts are parts of the held-out files of Python's standard library, each from an empty state. Every model
+Runs from the repository root; a byte of each text takes some milliseconds of a core, as the definitions in PyTorch
+serve. Texts are parts of the held-out files of Python's standard library, each from an empty state. Every model
 is float32. Small models come from `python -m rwkv_batch.demo.train --out FILE --layers 2 --width 128 --steps 500`.
 
 States are float32, float16 as the engine rounds it, and float16 rounded to nearest, which the engine does not offer:
@@ -17,9 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise, product
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -60,6 +63,7 @@ def to_nearest(x: Tensor, position: Tensor) -> Tensor:
 
 def score(model: str, state: str, texts: Sequence[list[int]]) -> Scored:
     """Scores all texts, with the definitions where states are float16."""
+    print(f"{model}, {state} …", file=sys.stderr, flush=True)
     dtype, _, nearest = state.partition(", ")
     backend = "auto" if dtype == "float32" else "reference"
     rounding: Callable[..., Tensor] = to_nearest if nearest else rows_module.round_stochastically
@@ -87,13 +91,13 @@ def main() -> None:
     about = machine()
     bounds = [bound for bound in BOUNDS if bound < options.length] + [options.length]
     texts = held_out_pieces(options.texts, options.length)
+    cases = list(product(options.models, STATES))
+    with ProcessPoolExecutor(options.processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        scored = pool.map(score, *zip(*cases, strict=True), [texts] * len(cases))
+        found = dict(zip(cases, scored, strict=True))
     lines = []
     for model in options.models:
-        found = {}
-        for state in STATES:
-            print(f"{model}, {state} …", file=sys.stderr, flush=True)
-            found[state] = score(model, state, texts)
-        lines += table(Path(model).stem, found, bounds)
+        lines += table(Path(model).stem, {state: found[model, state] for state in STATES}, bounds)
     print(markdown([*lines[0]], [[_cell(name, value) for name, value in line.items()] for line in lines]))
     print(f"\n{options.texts} texts of {options.length} bytes; {about['cpu']}, torch {about['torch']}")
     if options.out:
@@ -112,13 +116,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--models", type=lambda text: text.split(","), default=["demo"], metavar="A,B", help="of bytes (demo)"
     )
-    parser.add_argument("--texts", type=positive_int, default=4, metavar="N", help="texts, served together (4)")
+    parser.add_argument("--texts", type=positive_int, default=2, metavar="N", help="texts, served together (2)")
     parser.add_argument("--length", type=positive_int, default=BOUNDS[-1], metavar="N", help="bytes of a text (65536)")
-    parser.add_argument("--threads", type=positive_int, default=1, metavar="N", help="of torch (1)")
+    parser.add_argument(
+        "--processes", type=positive_int, default=os.cpu_count(), metavar="N", help="at a time (one for each core)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the table as JSON")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    return options
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

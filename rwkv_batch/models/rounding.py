@@ -13,9 +13,8 @@ Key: the random bits are a function of the token's position in its sequence, of 
 column in the head's state. They do not depend on the slot, the batch, the backend, or on how the prompt was cut into
 chunks, and so neither does a row's state. Layers, and sequences at the same position, have the same random bits.
 
-Cost: `random_bits` needs one instruction for each number besides those for each row and column, and kernels round with
-seven instructions a number. They multiply by 2^-112, so that float16's subnormal numbers become float32's: the 13 bits
-that go are then the lowest for each of them. They multiply by 2^112 afterwards, or by infinity where |x| > 65504.
+Cost: a GPU's thread has seven instructions for each number: one product for the random bits, the sum, the cut, two
+products, and two for the choice of the second factor. Those for each token, row and column come to less than one more.
 
 Copies: `round_stochastically` in triton_kernels/recurrence.py and `round_state` in cuda_kernels/csrc/heads.h.
 """
@@ -27,7 +26,6 @@ from torch import Tensor
 
 LARGEST = 65504.0
 """The largest finite float16."""
-SMALLEST_NORMAL = 2.0**-14
 MAX_SIZE = 128
 """The largest head size that `random_bits` is made for."""
 _DROPPED_BITS = 13
@@ -45,14 +43,14 @@ def round_stochastically(x: Tensor, position: Tensor) -> Tensor:
     Returns:
         As `x`, float32, unchanged by a conversion to float16. Magnitudes above `LARGEST` become infinite, NaN stays
         NaN, and zero keeps its sign.
+
+    Numerics: exact where float32 has subnormal numbers; with `torch.set_flush_denormal(True)` it has none.
     """
-    # Below 2^-14, float16 is subnormal: its steps are 2^-24, as they are from 2^-14 to 2^-13. Numbers below 2^-14 are
-    # moved there, rounded, and moved back.
-    shift = torch.where(x.abs() < SMALLEST_NORMAL, torch.full_like(x, SMALLEST_NORMAL).copysign(x), 0.0)
-    bits = (x + shift).view(torch.int32) + random_bits(position, *x.shape[1:])
-    rounded = ((bits & -(1 << _DROPPED_BITS)).view(torch.float32) - shift).copysign(x)
-    kept = torch.where(x.abs() > LARGEST, torch.full_like(x, torch.inf).copysign(x), rounded)
-    return torch.where(x.isnan(), x, kept)  # random bits added to those of a NaN may make a number
+    # 2^-112 makes float16's subnormal numbers float32's, so that the bits to cut off are the lowest ones of each.
+    bits = (x * 2.0**-112).view(torch.int32) + random_bits(position, *x.shape[1:])
+    # An infinite factor is right for NaN too: bits of a NaN plus random bits are those of a NaN or, cut off, of zero.
+    scale = torch.where(x.abs() <= LARGEST, 2.0**112, torch.inf)
+    return (bits & -(1 << _DROPPED_BITS)).view(torch.float32) * scale
 
 
 def random_bits(position: Tensor, num_heads: int, num_rows: int, num_columns: int) -> Tensor:
@@ -80,8 +78,9 @@ def random_bits(position: Tensor, num_heads: int, num_rows: int, num_columns: in
     h = (h ^ h >> 16) * 0x7FEB352D & _MASK
     h = (h ^ h >> 15) * 0x846CA68B & _MASK
     row = _spread(num_rows, position.device) ^ (h ^ h >> 16)[..., None]
-    column = _spread(num_columns, position.device) ^ (h * 0x9E3779B1 & _MASK)[..., None]
-    return ((row[..., :, None] * column[..., None, :] & _MASK) >> 32 - _DROPPED_BITS).int()
+    column = _spread(num_columns, position.device) ^ (h * 0x9E3779B1)[..., None]
+    product = row.int()[..., :, None] * column.int()[..., None, :]
+    return product >> 32 - _DROPPED_BITS & (1 << _DROPPED_BITS) - 1
 
 
 def _spread(count: int, device: torch.device) -> Tensor:

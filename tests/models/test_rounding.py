@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from rwkv_batch.models.rounding import LARGEST, MAX_SIZE, SMALLEST_NORMAL, random_bits, round_stochastically
+from rwkv_batch.models.rounding import LARGEST, MAX_SIZE, random_bits, round_stochastically
 
-SMALLEST = 2.0**-24
-"""The smallest float16 above 0."""
+SMALLEST, SMALLEST_NORMAL = 2.0**-24, 2.0**-14
+"""The smallest float16 above 0, and the smallest that is normal."""
 POSITIONS = 4096
 
 

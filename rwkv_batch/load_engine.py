@@ -30,4 +30,5 @@ def load_engine(summary: ModelSummary) -> tuple[Model, Engine]:
         prefix_sharing=engine.prefix_sharing,
         new_stop_matcher=partial(StopMatcher, tokenizer.token_bytes) if tokenizer else None,
         logprobs_mode=engine.logprobs_mode,
+        state_write_interval=engine.state_write_interval,
     )

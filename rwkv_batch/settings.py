@@ -67,6 +67,7 @@ class EngineSettings:
     constraint_timeout: float = 10.0
     memory_share: float = 0.85
     logprobs_mode: LogprobsMode = "raw_logprobs"
+    state_write_interval: int = 1
     data_parallel: int = 1
 
     def __post_init__(self) -> None:
@@ -86,6 +87,11 @@ class EngineSettings:
         if self.logprobs_mode not in LOGPROBS_MODES:
             raise ConfigurationError(
                 f"got {self.logprobs_mode!r}, expected {one_of(LOGPROBS_MODES)}", setting="logprobs_mode"
+            )
+        if type(self.state_write_interval) is not int or not 1 <= self.state_write_interval <= 4:
+            raise ConfigurationError(
+                f"got {self.state_write_interval!r}, expected an integer from 1 to 4",
+                setting="state_write_interval",
             )
         if not 0 <= self.prefix_host_gib < math.inf:
             raise ConfigurationError(

@@ -108,14 +108,14 @@ class RecordedStep:
         self._model, self._pool, self._sampler = model, pool, sampler
         self._uploader, self._logits = uploader, logits
         self._rows = DecodeRows(len(logits), model.device)
-        self._staging = Staging((2, len(logits)), torch.int32, model.device)
+        self._staging = Staging((3, len(logits)), torch.int32, model.device)
         self._forward_graph: torch.cuda.CUDAGraph | None = None
         self._draw_graph: torch.cuda.CUDAGraph | None = None
         self._results: tuple[Tensor, Tensor] | None = None
 
-    def launch_forward(self, slots: np.ndarray, position: np.ndarray) -> None:
+    def launch_forward(self, slots: np.ndarray, position: np.ndarray, deferred: np.ndarray) -> None:
         """Feeds every slot [n] int64 its last token. Further rows are padding."""
-        self.fill(slots, position)
+        self.fill(slots, position, deferred)
         if self._forward_graph is None:
             self._forward()
         else:
@@ -131,12 +131,13 @@ class RecordedStep:
             results = self._results
         return StepResults(slots, self._sampler.copy_to_host(slots, *results), None)
 
-    def fill(self, slots: np.ndarray, position: np.ndarray) -> None:
-        """Writes slots and positions to the device buffers, in one transfer. Unused rows are padding: slot -1."""
+    def fill(self, slots: np.ndarray, position: np.ndarray, deferred: np.ndarray) -> None:
+        """Writes the numbers of `DecodeRows` to the device, in one transfer. Unused rows are padding: slot -1."""
         staging = self._staging.take()
         numbers = staging.numpy()
         numbers[0, : len(slots)], numbers[0, len(slots) :] = slots, -1
         numbers[1, : len(slots)], numbers[1, len(slots) :] = position, 0
+        numbers[2, : len(slots)], numbers[2, len(slots) :] = deferred, -1
         self._rows.numbers.copy_(staging, non_blocking=True)
         self._uploader.num_transfers += 1
         self._staging.sent()

@@ -102,7 +102,7 @@ def build(
     top_rows = np.flatnonzero(returns_top[sampled_slots])
     parts = [part for chunk in chunks for part in _scored(chunk)]
     scores = _joined_scores(parts)
-    arrays = Rows.arrays(slots, lengths, positions)
+    arrays = Rows.arrays(slots, lengths, positions, scheduler.deferred(slots))
     sent = uploader.send(
         *arrays,
         prompt_ids,
@@ -111,20 +111,20 @@ def build(
         top_rows,
         *scores,
     )
-    tensors = RowTensors(*sent[:4])
-    prompt_tokens, slot_index, sampled_index, top_index = sent[4:8]
+    tensors = RowTensors(*sent[:5])
+    prompt_tokens, slot_index, sampled_index, top_index = sent[5:9]
     token_ids = prompt_tokens.long()
     if num_decoding:
         token_ids = torch.cat((last_token[tensors.slot_index[:num_decoding].long()], token_ids))
     return StepInput(
         token_ids,
-        Rows(slots, lengths, uploader.device, positions, tensors),
+        Rows(slots, lengths, uploader.device, positions, sent=tensors),
         sampled_slots,
         slot_index,
         sampled_index if len(sampled) < len(token_ids) else None,
         top_rows,
         top_index,
-        ScoreInput(parts, *sent[8:]) if parts else None,
+        ScoreInput(parts, *sent[9:]) if parts else None,
     )
 
 

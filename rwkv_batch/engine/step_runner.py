@@ -38,7 +38,7 @@ class StepRunner:
         stats, clock, slots = self._stats, Clock(), plan.decoding
         self._sampler.reserve(slots)
         step = self._graphs.find(shape)
-        step.launch_forward(slots, scheduler.position[slots])
+        step.launch_forward(slots, scheduler.position[slots], scheduler.deferred(slots))
         stats.model_seconds += clock.lap()
         self._sampler.constrain(slots)
         clock.lap()  # the sampler counts this time

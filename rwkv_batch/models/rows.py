@@ -28,6 +28,9 @@ class RowTensors(NamedTuple):
     """[B + 1]: row i has the packed tokens cu_seqlens[i]:cu_seqlens[i + 1]."""
     position: Tensor
     """[B]: tokens of each row's sequence before this step."""
+    deferred: Tensor
+    """[B]: the updates that a row's ring holds, if this step's is added to them; else `~` of it, and the state is
+    written. -1 for all where no state write is deferred."""
     token_rows: Tensor
     """[M]: the row of each packed token."""
 
@@ -46,6 +49,7 @@ class Rows:
         device: where the tensors are.
         positions: tokens of each row's sequence before this step; 0 for all where empty. The stochastic rounding of
             float16 states depends on them.
+        deferred_updates: `deferred` of `RowTensors`; -1 for all where empty.
         sent: the tensors, where they are on the device already.
     """
 
@@ -53,22 +57,26 @@ class Rows:
     lengths: Sequence[int] | np.ndarray
     device: torch.device
     positions: Sequence[int] | np.ndarray = ()
+    deferred_updates: Sequence[int] | np.ndarray = ()
     sent: RowTensors | None = None
 
     @staticmethod
-    def arrays(slots: np.ndarray, lengths: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, ...]:
+    def arrays(
+        slots: np.ndarray, lengths: np.ndarray, positions: np.ndarray, deferred: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
         """The fields of `RowTensors`, in their order, as int32 arrays on the host."""
         ends = np.zeros(len(lengths) + 1, np.int32)
         np.cumsum(lengths, out=ends[1:])
         token_rows = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-        return slots.astype(np.int32), ends, positions.astype(np.int32), token_rows
+        return slots.astype(np.int32), ends, positions.astype(np.int32), deferred.astype(np.int32), token_rows
 
     @cached_property
     def _tensors(self) -> RowTensors:
         if self.sent is not None:
             return self.sent
         positions = self.positions if len(self.positions) else np.zeros(self.num_rows)
-        columns = (np.asarray(each, np.int64) for each in (self.slots, self.lengths, positions))
+        deferred = self.deferred_updates if len(self.deferred_updates) else np.full(self.num_rows, -1)
+        columns = (np.asarray(each, np.int64) for each in (self.slots, self.lengths, positions, deferred))
         return RowTensors(*Uploader(self.device).send(*self.arrays(*columns)))
 
     def on(self, device: torch.device) -> Rows:
@@ -89,6 +97,11 @@ class Rows:
     def position(self) -> Tensor:
         """[B] int32: tokens of each row's sequence before this step."""
         return self._tensors.position
+
+    @property
+    def deferred(self) -> Tensor:
+        """[B] int32: see `RowTensors`."""
+        return self._tensors.deferred
 
     @property
     def token_rows(self) -> Tensor:
@@ -205,10 +218,10 @@ class DecodeRows:
 
     def __init__(self, num_rows: int, device: torch.device) -> None:
         self.num_rows = self.num_tokens = num_rows
-        self.numbers = torch.zeros(2, num_rows, dtype=torch.int32, device=device)
-        """Slots and positions, [2, B] int32: all that changes from step to step, in one buffer."""
-        self.numbers[0] = -1
-        self.slot_index, self.position = self.numbers
+        self.numbers = torch.zeros(3, num_rows, dtype=torch.int32, device=device)
+        """Slots, positions and deferred updates, [3, B] int32: all that changes from step to step, in one buffer."""
+        self.numbers[0] = self.numbers[2] = -1
+        self.slot_index, self.position, self.deferred = self.numbers
         self.cu_seqlens = torch.arange(num_rows + 1, dtype=torch.int32, device=device)
         self.token_rows = self.cu_seqlens[:-1]
 

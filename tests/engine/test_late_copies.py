@@ -115,7 +115,7 @@ def decode_unread(model: Any) -> list[list[int]]:
     for i in range(6):
         decoding = np.array([i % 3, (i + 1) % 3])
         step = graphs.find(StepShape(2, 2))
-        step.launch_forward(decoding, np.full(2, i))
+        step.launch_forward(decoding, np.full(2, i), np.full(2, -1))
         steps.append(step.launch_draw(decoding))
     return [step.sampled.read().token_ids.tolist() for step in steps]
 

@@ -68,8 +68,6 @@ class Engine:
             step can be recorded, and where no layer is placed on another device.
         new_stop_matcher: makes a stop matcher for a number of slots; None where no request has stop strings.
         logprobs_mode: which log-probabilities the sampled tokens have, see `LLM`. Processed ones are not recorded.
-        state_write_interval: a decoding sequence's state is written at every n-th of its tokens; above 1, the model's
-            recurrence must be served by a kernel that `defers_writes`.
     """
 
     def __init__(
@@ -84,7 +82,6 @@ class Engine:
         decode_graphs: bool | None = None,
         new_stop_matcher: Callable[[int], StopMatcher] | None = None,
         logprobs_mode: LogprobsMode = "raw_logprobs",
-        state_write_interval: int = 1,
     ) -> None:
         self.model = model
         self._vocabulary = vocabulary
@@ -98,8 +95,8 @@ class Engine:
         num_slots = limits.max_batch_size
         self.stats = EngineStats(num_slots, limits.max_batch_tokens)
         self._uploader = Uploader(model.device)
-        self._pool_parts = pool_parts(model.file, model.placement, init_state, state_write_interval)
-        self.scheduler = Scheduler(num_slots, limits.max_batch_tokens, state_write_interval)
+        self._pool_parts = pool_parts(model.file, model.placement, init_state, limits.state_write_interval)
+        self.scheduler = Scheduler(num_slots, limits.max_batch_tokens, limits.state_write_interval)
         self._num_slots = num_slots
         self._allocate(num_slots)
         snapshots = Snapshots(num_slots, limits.prefix_host_bytes // self.pool.host_record_bytes)

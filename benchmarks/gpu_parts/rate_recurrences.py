@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from itertools import product
 from typing import Any
 from unittest.mock import patch
 
@@ -16,14 +15,11 @@ from rwkv_batch.measure.table import format_lines
 from rwkv_batch.models.rows import DecodeRows, Rows
 from rwkv_batch.triton_kernels.recurrence import NUM_WARPS
 
+from . import rate_deferred
 from .context import Context
 from .record import Point
 
 WARPS = (1, 2, 4, 8)
-INTERVALS = (1, 2, 4)
-"""Tokens of a sequence from one write of its state to the next."""
-UPDATE_VECTORS = 5
-"""float32 vectors of an update in a ring."""
 BATCHES = [(1, 12), (16, 12), (64, 12), (256, 12), (1024, 12), (4096, 12), (256, 32), (256, 64), (1024, 64)]
 """Rows and heads of a decode step."""
 
@@ -42,11 +38,7 @@ def run(context: Context) -> list[str]:
             for warps in WARPS[:1] if context.is_rehearsal else WARPS:
                 name = f"wkv7 state {state} B={rows} H={heads} warps={warps}"
                 measure(name, partial(_decode, context, "wkv7", rows, heads, size, state, warps))
-    for rows, heads in batches[-1:] if context.is_rehearsal else [(1024, 12), (256, 32), (1024, 64)]:
-        for state, interval, (backend, mark) in product(("float32", "float16"), INTERVALS, marks.items()):
-            name = f"wkv7{mark} state {state} B={rows} H={heads} write interval={interval}"
-            step = partial(_decode, context, "wkv7", rows, heads, size, state, backend=backend, interval=interval)
-            measure(name, step)
+    rate_deferred.run(context, size, batches[-1:] if context.is_rehearsal else [(1024, 12), (256, 32), (1024, 64)])
     for variant in (op for op in RECURRENCES if op != "wkv7"):
         rows, heads = batches[0] if context.is_rehearsal else (1024, 12)
         for backend, mark in marks.items():
@@ -83,20 +75,13 @@ def _decode(
     state: str,
     warps: int | None = None,
     backend: str = "triton",
-    interval: int = 1,
 ) -> Point:
-    """Measures a decode step: one token for each row. Every call of a rotation has its own states, like a layer.
-
-    Args:
-        interval: above 1, states have rings of updates, and every `interval`-th row writes its state.
-    """
+    """Measures a decode step: one token for each row. Every call of a rotation has its own states, like a layer."""
     function = context.op(name, DTYPES[state], backend, N=size)
     num_rows = min(num_rows, 64) if context.is_dry else num_rows
     numbers = sum(map(math.prod, RECURRENCES[name].states(heads, size).values()))
     state_bytes = 2 * num_rows * numbers * DTYPES[state].itemsize
-    update_bytes = num_rows * heads * 4 * UPDATE_VECTORS * size
-    moved = state_bytes * (1 + 1 / interval) / 2 + update_bytes * ((interval - 1) / 2 + (interval - 1) / interval)
-    num_bytes = moved + (len(RECURRENCES[name].vectors) + 1) * num_rows * heads * size * 2
+    num_bytes = state_bytes + (len(RECURRENCES[name].vectors) + 1) * num_rows * heads * size * 2
     sets = context.stopwatch.rotation(state_bytes)
     vectors, parameters = (
         _vectors(context, name, num_rows, heads, size),
@@ -105,15 +90,8 @@ def _decode(
     states = _states(context, name, num_rows, sets, heads, size, state)
     rows = DecodeRows(num_rows, context.device)
     rows.slot_index.copy_(torch.randperm(num_rows, device=context.device))
-    rings: list[dict[str, torch.Tensor]] = [{}] * sets
-    if interval > 1:
-        pending = torch.arange(num_rows, device=context.device) % interval
-        rows.deferred.copy_(torch.where(pending == interval - 1, ~pending, pending))
-        shape = (num_rows, sets, interval - 1, heads, UPDATE_VECTORS, size)
-        ring = 0.1 * torch.rand(shape, device=context.device)
-        rings = [{"ring": ring[:, i]} for i in range(sets)]
     calls = [
-        partial(function, **vectors, **parameters, **{key: x[:, i] for key, x in states.items()}, **rings[i], rows=rows)
+        partial(function, **vectors, **parameters, **{key: x[:, i] for key, x in states.items()}, rows=rows)
         for i in range(sets)
     ]
     with patch.dict(NUM_WARPS, {size: warps} if warps else {}):

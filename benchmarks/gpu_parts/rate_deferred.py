@@ -47,15 +47,11 @@ def _decode(context: Context, sizes: tuple[int, int, int], state: str, interval:
     rows.slot_index.copy_(torch.randperm(num_rows, device=device))
     pending = torch.arange(num_rows, device=device) % interval
     rows.deferred.copy_(torch.where(pending == interval - 1, ~pending, pending))
-    rings = [None] * sets
+    shape = (num_rows, sets, max(interval - 1, 1), heads, UPDATE_VECTORS, size)
+    rings = 0.1 * torch.rand(shape, device=device)
+    calls = [partial(function, **vectors, **parameters, state=states[:, i], rows=rows) for i in range(sets)]
     if interval > 1:
-        rings = (0.1 * torch.rand(num_rows, sets, interval - 1, heads, UPDATE_VECTORS, size, device=device)).unbind(1)
-    calls = [
-        partial(
-            function, **vectors, **parameters, state=states[:, i], rows=rows, **({} if ring is None else {"ring": ring})
-        )
-        for i, ring in enumerate(rings)
-    ]
+        calls = [partial(call, ring=rings[:, i]) for i, call in enumerate(calls)]
     seconds = context.stopwatch.calls(calls)
     return {
         "programs": num_rows * heads,

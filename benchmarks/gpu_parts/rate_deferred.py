@@ -10,7 +10,7 @@ import torch
 
 from rwkv_batch.checks.calls import make_parameters, make_vectors
 from rwkv_batch.checks.cases import DTYPES
-from rwkv_batch.models.rows import DecodeRows
+from rwkv_batch.models.rows import padding_rows
 
 from ..deferred_writes import UPDATE_VECTORS, bytes_of_head
 from .context import Context
@@ -43,7 +43,7 @@ def _decode(context: Context, sizes: tuple[int, int, int], state: str, interval:
     vectors = make_vectors("wkv7", num_rows, heads * size, torch.bfloat16, device)
     parameters = make_parameters("wkv7", heads, size, device)
     states = torch.randn(num_rows, sets, heads, size, size, device=device, dtype=DTYPES[state])
-    rows = DecodeRows(num_rows, device)
+    rows = padding_rows(num_rows, device)
     rows.slot_index.copy_(torch.randperm(num_rows, device=device))
     pending = torch.arange(num_rows, device=device) % interval
     rows.deferred.copy_(torch.where(pending == interval - 1, ~pending, pending))

@@ -55,6 +55,7 @@ def _known_chat_format(name: str) -> str:
 ExtraColumn = Literal["prompt", "input_row", "input_file"]
 EXTRA_COLUMNS: tuple[str, ...] = get_args(ExtraColumn)
 Gibibytes = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Interval = Annotated[int, Field(ge=1, le=4)]
 Quantization = Annotated[str, AfterValidator(_known_quantization)]
@@ -135,6 +136,12 @@ class EngineSection(Section):
     )
     max_batch_tokens: Literal["auto"] | Count = _setting(
         "auto", "Tokens of one step: prompt chunks and decoded tokens together.", "auto or an integer from 1"
+    )
+    admission_delay_ms: Literal["auto"] | Milliseconds = _setting(
+        "auto",
+        "Milliseconds that a free slot waits for more free slots, at most: 1/32 of the slots take their next sequences "
+        "together, so fewer steps read prompts. An idle engine does not wait. `auto`: 30 on a CUDA device, or 0.",
+        "auto or a number of milliseconds from 0",
     )
     state_dtype: StateDtypeName = _setting(
         "float32",

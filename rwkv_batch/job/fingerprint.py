@@ -31,6 +31,7 @@ HARMLESS = frozenset(
         "engine.backend",
         "engine.max_batch_size",
         "engine.max_batch_tokens",
+        "engine.admission_delay_ms",
         "engine.prefix_sharing",
         "engine.prefix_host_gib",
         "engine.constraint_timeout",

@@ -103,6 +103,7 @@ class Progress:
             slots=stats.max_batch_size,
             occupancy=stats.occupancy.mean,
             steps=stats.steps,
+            recorded_steps=stats.recorded_steps,
             step_tokens=stats.step_tokens,
             max_batch_tokens=stats.max_batch_tokens,
             requested_tokens=stats.requested_tokens,

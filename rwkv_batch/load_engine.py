@@ -26,7 +26,13 @@ def load_engine(summary: ModelSummary) -> tuple[Model, Engine]:
     return model, Engine(
         model,
         summary.vocabulary,
-        EngineLimits(plan.max_batch_size, plan.max_batch_tokens, engine.prefix_host_bytes, delay),
+        EngineLimits(
+            plan.max_batch_size,
+            plan.max_batch_tokens,
+            engine.prefix_host_bytes,
+            delay,
+            engine.state_write_interval,
+        ),
         init_state=None if summary.model.init_state is None else Path(summary.model.init_state),
         prefix_sharing=engine.prefix_sharing,
         new_stop_matcher=partial(StopMatcher, tokenizer.token_bytes) if tokenizer else None,

@@ -71,13 +71,14 @@ class Implementation:
 
     Args:
         function: has the parameters and the results of the definition.
-        pack, rows_independent, writes_into: as in `kernel_module.OptionalMembers`.
+        pack, rows_independent, writes_into, defers_writes: as in `kernel_module.OptionalMembers`.
     """
 
     function: Callable[..., Any]
     pack: Callable[[Tensor], Any] | None = None
     rows_independent: bool = False
     writes_into: bool = False
+    defers_writes: bool = False
 
     def packed(self, weight: Tensor) -> Any:
         """A weight as `function` takes it: packed, or as it is."""
@@ -91,6 +92,7 @@ class Implementation:
             getattr(module, "pack", None),
             getattr(module, "rows_independent", False),
             getattr(module, "writes_into", False),
+            getattr(module, "defers_writes", False),
         )
 
 

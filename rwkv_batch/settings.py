@@ -69,6 +69,7 @@ class EngineSettings:
     constraint_timeout: float = 10.0
     memory_share: float = 0.85
     logprobs_mode: LogprobsMode = "raw_logprobs"
+    state_write_interval: int = 1
     data_parallel: int = 1
     admission_delay_ms: float | None = None
 
@@ -89,6 +90,11 @@ class EngineSettings:
         if self.logprobs_mode not in LOGPROBS_MODES:
             raise ConfigurationError(
                 f"got {self.logprobs_mode!r}, expected {one_of(LOGPROBS_MODES)}", setting="logprobs_mode"
+            )
+        if type(self.state_write_interval) is not int or not 1 <= self.state_write_interval <= 4:
+            raise ConfigurationError(
+                f"got {self.state_write_interval!r}, expected an integer from 1 to 4",
+                setting="state_write_interval",
             )
         if self.admission_delay_ms is not None and not 0 <= self.admission_delay_ms < math.inf:
             raise ConfigurationError(

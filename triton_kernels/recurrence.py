@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -94,7 +95,15 @@ def round_stochastically(x, position, head, row, column):  # type: ignore[no-unt
     return (bits & 0xFFFFE000).to(tl.float32, bitcast=True) * scale
 
 
-def launch_heads(kernel: Any, inputs: Arguments, parameters: Arguments, eps: float, state: Tensor, rows: Any) -> Tensor:
+def launch_heads(
+    kernel: Any,
+    inputs: Arguments,
+    parameters: Arguments,
+    eps: float,
+    state: Tensor,
+    rows: Any,
+    others: Mapping[str, Any] | None = None,
+) -> Tensor:
     """Launches a recurrence over heads, one program for each head of each row; returns its output.
 
     Args:
@@ -102,6 +111,7 @@ def launch_heads(kernel: Any, inputs: Arguments, parameters: Arguments, eps: flo
         parameters: of the heads: the kernel's next arguments, in order.
         state: [P, H, N, N].
         rows: `Rows`.
+        others: the kernel's own arguments, by name.
     """
     _, num_heads, size, _ = state.shape
     out = torch.empty_like(inputs["r"])  # type: ignore[arg-type]
@@ -119,6 +129,7 @@ def launch_heads(kernel: Any, inputs: Arguments, parameters: Arguments, eps: flo
             H=num_heads,
             N=size,
             num_warps=NUM_WARPS[size],
+            **(others or {}),
             **LAUNCH,
         )
     return out

@@ -15,6 +15,7 @@ from rwkv_batch.measure.table import format_lines
 from rwkv_batch.models.rows import Rows, padding_rows
 from rwkv_batch.triton_kernels.recurrence import NUM_WARPS
 
+from . import rate_deferred
 from .context import Context
 from .record import Point
 
@@ -37,6 +38,7 @@ def run(context: Context) -> list[str]:
             for warps in WARPS[:1] if context.is_rehearsal else WARPS:
                 name = f"wkv7 state {state} B={rows} H={heads} warps={warps}"
                 measure(name, partial(_decode, context, "wkv7", rows, heads, size, state, warps))
+    rate_deferred.run(context, size, batches[-1:] if context.is_rehearsal else [(1024, 12), (256, 32), (1024, 64)])
     for variant in (op for op in RECURRENCES if op != "wkv7"):
         rows, heads = batches[0] if context.is_rehearsal else (1024, 12)
         for backend, mark in marks.items():

@@ -183,6 +183,9 @@ static __device__ __forceinline__ void round_state(float (&state)[ROWS][COLUMNS]
 //   begin(Vectors&, Kept&, token, head, params), complete(the same): prepare a token, in two parts.
 //   advance(state, y, vectors): advances the state by a token, and sums its read-out over a thread's rows.
 //   before_norm(y, kept), after_norm(y, kept): what is added to the output or multiplied with it.
+//   Ring: updates that a row's state in the pool lacks; NoRing where it lacks none. The threads that hold the state
+//     call fetch(), which reads them; after a barrier apply(state, position, first), which brings the state up to date;
+//     and add(vectors), which adds the row's only token, or returns false where the state is to be written.
 //
 // The warps pass length + 1 barriers. Each helper has every HELPERS-th token, and a place in shared memory for its
 // vectors and its read-out. Its work for a token has four parts of about the same length, so that in each interval
@@ -194,6 +197,17 @@ static __device__ __forceinline__ void round_state(float (&state)[ROWS][COLUMNS]
 //                         state by the token after;
 //   before barrier t + 4  the helper starts to load token t + 2 * HELPERS, and centres the output of token t,
 //   before barrier t + 5  and scales and stores it.
+struct NoRing {
+  template <typename Params>
+  __device__ __forceinline__ NoRing(const Params&, int row, int slot, int i_head) {}
+  __device__ __forceinline__ void fetch() const {}
+  __device__ __forceinline__ void apply(float (&)[ROWS][COLUMNS], int position, int first) const {}
+  template <typename Vectors>
+  __device__ __forceinline__ bool add(const Vectors&) const {
+    return false;
+  }
+};
+
 template <typename Recurrence>
 static __device__ __forceinline__ void run_head(const typename Recurrence::Params& p) {
   struct Place {
@@ -217,9 +231,13 @@ static __device__ __forceinline__ void run_head(const typename Recurrence::Param
     const int position = is_rounded ? p.rows.position[row] : 0;
     float state[ROWS][COLUMNS], sum[COLUMNS] = {}, y;
     load_state(state, record);
+    const typename Recurrence::Ring ring(p, row, slot, block % p.num_heads);
+    ring.fetch();
+    __syncthreads();
+    ring.apply(state, position, first);
     u32 current = 0, before = HELPERS - 1;
     for (int at_token = position; at_token < position + length; ++at_token) {
-      __syncthreads();
+      if (at_token > position) __syncthreads();
       if (!is_rounded) y = sum_column(sum);  // of the token before; before token 0, of none
       Recurrence::advance(state, sum, places[current].vectors);
       if (is_rounded) y = sum_column(sum);  // at once, as the rounding takes longer, and needs registers
@@ -232,7 +250,8 @@ static __device__ __forceinline__ void run_head(const typename Recurrence::Param
     }
     if (!is_rounded) places[before].y[summed_column()] = sum_column(sum);
     __syncthreads();
-    return store_state(record, state);
+    if (!ring.add(places[0].vectors)) store_state(record, state);
+    return;
   }
   const int helper = warp - STATE_THREADS / 32;
   Place& place = places[helper];

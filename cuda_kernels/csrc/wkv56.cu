@@ -15,6 +15,7 @@ struct Params {
 
 struct Recurrence {
   using Params = ::Params;
+  using Ring = NoRing;
   struct Token {
     DTYPE r[CHANNELS], k[CHANNELS], v[CHANNELS], g[CHANNELS], w[CHANNELS];
   };

@@ -94,8 +94,8 @@ class Engine:
         num_slots = limits.max_batch_size
         self.stats = EngineStats(num_slots, limits.max_batch_tokens)
         self._uploader = Uploader(model.device)
-        self._pool_parts = pool_parts(model.file, model.placement, init_state)
-        self.scheduler = Scheduler(num_slots, limits.max_batch_tokens)
+        self._pool_parts = pool_parts(model.file, model.placement, init_state, limits.state_write_interval)
+        self.scheduler = Scheduler(num_slots, limits.max_batch_tokens, limits.state_write_interval)
         self._num_slots = num_slots
         self._allocate(num_slots)
         snapshots = Snapshots(num_slots, limits.prefix_host_bytes // self.pool.host_record_bytes)
@@ -393,7 +393,7 @@ class Engine:
         self.booking.close_all()
         self.sampler.release(np.arange(self.pool.num_slots))
         self.pool.free_all()
-        self.scheduler = Scheduler(self.pool.num_slots, self.scheduler.max_batch_tokens)
+        self.scheduler = self.scheduler.emptied(self.pool.num_slots)
         self.admission.clear()
         self._outbox = []
         self._aborted.clear()

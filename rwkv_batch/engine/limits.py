@@ -16,3 +16,6 @@ class EngineLimits(NamedTuple):
     """Host memory for the snapshots of prefixes for which the device has no room."""
     admission_delay: float = 0.0
     """Seconds that a free slot waits for more free slots, at most."""
+    state_write_interval: int = 1
+    """A decoding sequence's state is written at every n-th of its tokens. Above 1, a kernel that `defers_writes` serves
+    the model's recurrence."""

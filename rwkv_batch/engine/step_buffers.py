@@ -13,12 +13,12 @@ from ..transfer import Staging, Uploader
 from .recorded_sizes import StepSize
 from .step_input import PackedStep
 
-ROW_COLUMNS = {"sampled_slot": -1, "slot_index": -1, "position": 0, "last_token_index": 0}
+ROW_COLUMNS = {"sampled_slot": -1, "slot_index": -1, "position": 0, "deferred": -1, "last_token_index": 0}
 """The numbers of each row, int32, with those of padding.
 
 `sampled_slot`: the slot that the row samples a token for; -1 for none. It comes first, so that a draw finds it at the
-same place in steps with and without prompt chunks. `slot_index`, `position`: as in `Rows`. `last_token_index`: packed
-index of the row's last token.
+same place in steps with and without prompt chunks. `slot_index`, `position`, `deferred`: as in `Rows`.
+`last_token_index`: packed index of the row's last token.
 """
 _PADDING = np.array([*ROW_COLUMNS.values()], np.int32)[:, None]
 _FROM_TABLE = -1
@@ -66,11 +66,12 @@ class StepBuffers:
         stride = _aligned(rows)
         columns = self._numbers[self._start : self._start + len(ROW_COLUMNS) * stride].view(len(ROW_COLUMNS), stride)
         named = dict(zip(ROW_COLUMNS, columns[:, :rows], strict=True))
-        sampled_slot, slots, positions = named["sampled_slot"][:sequences], named["slot_index"], named["position"]
+        sampled_slot = named["sampled_slot"][:sequences]
+        numbers = named["slot_index"], named["position"], named["deferred"]
         if not size.has_prompts:
-            return StepTensors(sampled_slot, RecordedRows.decoding(slots, positions), None, None)
+            return StepTensors(sampled_slot, RecordedRows.decoding(*numbers), None, None)
         ends, token_rows, token_ids = self._token_parts(self._numbers, size)
-        step_rows = RecordedRows(slots, positions, ends, token_rows)
+        step_rows = RecordedRows(*numbers, ends, token_rows)
         return StepTensors(sampled_slot, step_rows, named["last_token_index"][:sequences], token_ids)
 
     def fill(self, step: PackedStep, size: StepSize) -> None:
@@ -85,7 +86,7 @@ class StepBuffers:
         named = dict(zip(ROW_COLUMNS, columns, strict=True))
         named["sampled_slot"][step.sampled] = step.sampled_slots
         named["slot_index"][:count], named["position"][:count] = step.slots, step.positions
-        named["last_token_index"][:count] = step.ends - 1
+        named["deferred"][:count], named["last_token_index"][:count] = step.deferred, step.ends - 1
         if size.has_prompts:
             num_tokens, num_decoding = step.num_tokens, step.num_tokens - len(step.prompt_ids)
             ends, token_rows, token_ids = self._token_parts(numbers, size)

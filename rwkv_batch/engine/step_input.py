@@ -54,6 +54,8 @@ class PackedStep(NamedTuple):
     """[B] int64: tokens of each row in this step, at least 1."""
     positions: np.ndarray
     """[B] int64: tokens of each row's sequence before this step."""
+    deferred: np.ndarray
+    """[B] int64: see `RowTensors`."""
     ends: np.ndarray
     """[B] int64: packed index after each row's last token."""
     prompt_ids: np.ndarray
@@ -119,6 +121,7 @@ def pack(plan: StepPlan, scheduler: Scheduler, returns_top: np.ndarray) -> Packe
         slots,
         lengths,
         positions,
+        scheduler.deferred(slots),
         np.cumsum(lengths),
         _joined([chunk.sequence.prompt[chunk.start : chunk.end] for chunk in chunks]),
         sampled,
@@ -137,25 +140,25 @@ def build(step: PackedStep, last_token: Tensor, uploader: Uploader) -> StepInput
         last_token: [P + 1] int64, of the slot tables.
     """
     sent = uploader.send(
-        *Rows.arrays(step.slots, step.lengths, step.positions),
+        *Rows.arrays(step.slots, step.lengths, step.positions, step.deferred),
         step.prompt_ids,
         step.sampled_slots.astype(np.int32),
         step.ends[step.sampled] - 1,
         step.top_rows,
         *_joined_scores(step.scored),
     )
-    tensors = RowTensors(*sent[:4])
-    prompt_tokens, slot_index, sampled_index, top_index = sent[4:8]
+    tensors = RowTensors(*sent[:5])
+    prompt_tokens, slot_index, sampled_index, top_index = sent[5:9]
     token_ids = prompt_tokens.long()
     if num_decoding := step.num_tokens - len(token_ids):
         token_ids = torch.cat((last_token[tensors.slot_index[:num_decoding].long()], token_ids))
     return StepInput(
         token_ids,
-        Rows(step.slots, step.lengths, uploader.device, step.positions, tensors),
+        Rows(step.slots, step.lengths, uploader.device, step.positions, sent=tensors),
         slot_index,
         sampled_index if len(step.sampled) < len(token_ids) else None,
         top_index,
-        ScoreInput(step.scored, *sent[8:]) if step.scored else None,
+        ScoreInput(step.scored, *sent[9:]) if step.scored else None,
     )
 
 
@@ -213,5 +216,5 @@ def _joined(arrays: list[np.ndarray]) -> np.ndarray:
 
 
 _NONE = np.zeros(0, np.int64)
-NO_STEP = PackedStep(_NONE, _NONE, _NONE, _NONE, _NONE, _NONE, _NONE, [])
+NO_STEP = PackedStep(_NONE, _NONE, _NONE, _NONE, _NONE, _NONE, _NONE, _NONE, [])
 """A step of no rows: filled up, it is all padding."""

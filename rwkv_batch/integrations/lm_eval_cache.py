@@ -33,6 +33,7 @@ HARMLESS = {
     "prefix_sharing",
     "prefix_host_gib",
     "constraint_timeout",
+    "state_write_interval",
     "data_parallel",
 }
 """Settings of `LLM` that change the rounding of the last bits at most."""

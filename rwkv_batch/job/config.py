@@ -57,6 +57,7 @@ EXTRA_COLUMNS: tuple[str, ...] = get_args(ExtraColumn)
 Gibibytes = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Interval = Annotated[int, Field(ge=1, le=4)]
 Quantization = Annotated[str, AfterValidator(_known_quantization)]
 Format = Annotated[str, AfterValidator(_known_format)]
 ChatFormatName = Annotated[str, AfterValidator(_known_chat_format)]
@@ -170,6 +171,13 @@ class EngineSection(Section):
         "The distribution that `cumulative_logprob` and `token_logprobs` are of. `raw_logprobs`: the model's own. "
         "`processed_logprobs`: the one that the token is drawn from, after penalties, biases, bans, temperature and "
         "filters. Of task score they are always the model's own.",
+    )
+    state_write_interval: Interval = _setting(
+        1,
+        "A decoding sequence's recurrent state is written at every n-th of its tokens, and the updates between are "
+        "kept beside it: less memory traffic, slots that take up to a quarter more memory, and the same bits. RWKV-7 "
+        "on a GPU.",
+        "an integer from 1 to 4",
     )
     batch_invariant: bool = _setting(
         True,

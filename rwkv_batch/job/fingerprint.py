@@ -42,6 +42,7 @@ HARMLESS = frozenset(
         "engine.prefix_host_gib",
         "engine.constraint_timeout",
         "engine.memory_share",
+        "engine.state_write_interval",
         "score.group_by",
         "output.flush_seconds",
         "output.compression",

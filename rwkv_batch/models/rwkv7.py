@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -197,7 +198,13 @@ _RANDOM_LAYER: Recipe = {
 
 
 class Rwkv7(MatrixStateArchitecture):
-    """RWKV-7 (Goose)."""
+    """RWKV-7 (Goose).
+
+    Deferred state writes: a kernel may leave a decode row's state in the pool as it is, and add the update, which is
+    5 N numbers a head, to the ring of the row's slot. The next step applies the ring's updates to the state in
+    registers, in their order, and rounds a float16 state after each. So results have the same bits, and a state is
+    read at every token and written at every n-th. Prompt chunks always write the state, and find an empty ring.
+    """
 
     name = "rwkv7"
     ops: ClassVar[tuple[OpSpec, ...]] = (SHIFT_LERP, LINEAR, LOW_RANK, PROJECT, OpSpec("wkv7", wkv7))
@@ -226,6 +233,11 @@ class Rwkv7(MatrixStateArchitecture):
     )
 
     layers: list[tuple[TimeMix, ChannelMix]]
+
+    @classmethod
+    def update_shape(cls, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Decay, removal, the removal times the negative rate, key and value of each head, as `wkv7` computes them."""
+        return sizes["H"], 5, sizes["N"]
 
     def load_layer(self, weights: Weights, i: int) -> tuple[TimeMix, ChannelMix]:
         return self._load_time_mix(weights, i), self._load_channel_mix(weights, i)
@@ -278,7 +290,9 @@ class Rwkv7(MatrixStateArchitecture):
         """Adds to x in place; returns layer 0's v."""
         _, _, mixed = ops.shift_lerp(x, p.norm, p.mix, s.att_shift, rows)
         (r, k, v), (w, a, g, *v_gate) = ops.project(mixed, p.projection, ops)
-        y = ops.wkv7(r, w, k, v, a, g, v_first, v_gate[0] if v_gate else None, p.head, s.wkv, rows)
+        ring = getattr(s, "ring", None)
+        extra: dict[str, Any] = {} if ring is None else {"ring": ring}
+        y = ops.wkv7(r, w, k, v, a, g, v_first, v_gate[0] if v_gate else None, p.head, s.wkv, rows, **extra)
         p.output(y, out=x)
         return v if v_first is None else v_first
 

@@ -120,7 +120,7 @@ def decode_unread(model: Any) -> list[list[int]]:
     for i in range(6):
         decoding = np.array([i % 3, (i + 1) % 3])
         both = np.arange(2)
-        step = PackedStep(decoding, both * 0 + 1, both * 0 + i, both + 1, both[:0], both, both[:0], [])
+        step = PackedStep(decoding, both * 0 + 1, both * 0 + i, both * 0 - 1, both + 1, both[:0], both, both[:0], [])
         steps.append(recordings.launch_draw(step, recordings.launch_forward(step)))
     return [step.sampled.read().token_ids.tolist() for step in steps]
 

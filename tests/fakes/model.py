@@ -90,9 +90,11 @@ class HashModel(StandIn):
         return logits if out is None else out.copy_(logits)
 
 
-def make_engine(model=None, max_batch_size=4, max_batch_tokens=16, prefix_host_bytes=0, **settings):
+def make_engine(
+    model=None, max_batch_size=4, max_batch_tokens=16, prefix_host_bytes=0, state_write_interval=1, **settings
+):
     """An engine over the fake model, with the other arguments of `Engine`."""
-    limits = EngineLimits(max_batch_size, max_batch_tokens, prefix_host_bytes)
+    limits = EngineLimits(max_batch_size, max_batch_tokens, prefix_host_bytes, 0.0, state_write_interval)
     return Engine(model or HashModel(), Vocabulary.plain(VOCAB), limits, **settings)
 
 

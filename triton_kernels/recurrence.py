@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..kernel_support.recurrences import Arguments
+from .launch import start_kernel
 
 NUM_WARPS = {16: 1, 32: 1, 64: 2, 128: 8}
 """Head size → warps of a program, which keeps one head's state [K, V] in registers.
@@ -102,19 +103,9 @@ def launch_heads(kernel: Any, inputs: Arguments, parameters: Arguments, eps: flo
     _, num_heads, size, _ = state.shape
     out = torch.empty_like(inputs["r"])  # type: ignore[arg-type]
     if rows.num_tokens:
-        kernel[(rows.num_rows * num_heads,)](
-            *inputs.values(),
-            *parameters.values(),
-            state,
-            rows.slot_index,
-            rows.cu_seqlens,
-            rows.position if state.dtype == torch.float16 else None,
-            out,
-            eps,
-            SLOT_STRIDE=state.stride(0),
-            H=num_heads,
-            N=size,
-            num_warps=NUM_WARPS[size],
-            **LAUNCH,
-        )
+        position = rows.position if state.dtype == torch.float16 else None
+        index = rows.slot_index, rows.cu_seqlens, position
+        constants = {"SLOT_STRIDE": state.stride(0), "H": num_heads, "N": size, "num_warps": NUM_WARPS[size], **LAUNCH}
+        arguments = *inputs.values(), *parameters.values(), state, *index, out, eps
+        start_kernel(kernel, (rows.num_rows * num_heads,), arguments, constants)
     return out

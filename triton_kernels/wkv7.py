@@ -16,6 +16,7 @@ from .recurrence import (
     NUM_STAGES,
     NUM_WARPS,
     head_norm,
+    last_first,
     launch_heads,
     load_vector,
     round_stochastically,
@@ -76,8 +77,9 @@ def wkv7_kernel(  # type: ignore[no-untyped-def]
 
     `p_v_first`, `p_v_gate` and `p_v0` are None in layer 0, `p_position` where the state is float32.
     """
-    i_row = tl.program_id(0) // H
-    i_head = tl.program_id(0) % H
+    i_program = last_first()
+    i_row = i_program // H
+    i_head = i_program % H
     slot = tl.load(p_slot + i_row)
     start = tl.load(p_start + i_row)
     end = tl.load(p_start + i_row + 1)
@@ -120,7 +122,7 @@ def wkv7_kernel(  # type: ignore[no-untyped-def]
         state = tl.fma(state, decay[:, None], added)
         y = head_norm(tl.sum(state * r[:, None], 0), norm_weight, norm_bias, eps, N)
         if p_position is not None:
-            state = round_stochastically(state, position + t, channel, i)
+            state = round_stochastically(state, position + t, i_head, i, i)
 
         y = (y + tl.sum(r * k * r_k, 0) * v) * g
         tl.store(p_out + offset + channel, y.to(p_out.dtype.element_ty))

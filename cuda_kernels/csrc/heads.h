@@ -133,7 +133,7 @@ static __device__ __forceinline__ void round_state(float (&state)[ROWS][COLUMNS]
       const float x = state[j][c];
       const u32 draw = (of_row * (column ^ spread(c))) >> 19;
       const u32 bits = __float_as_uint(x * 0x1p-112f) + draw;
-      // An infinite factor is right for NaN too: bits of a NaN plus random bits are those of a NaN or, cut off, of zero.
+      // Infinity is right for NaN too: bits of a NaN plus random bits are those of a NaN or, cut off, of zero.
       const float scale = fabsf(x) <= 65504.0f ? 0x1p112f : __uint_as_float(0x7F800000u);
       state[j][c] = __uint_as_float(bits & 0xFFFFE000u) * scale;
     }

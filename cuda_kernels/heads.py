@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from ..kernel_support.tensor_checks import check_pool
 from .build import Specialization
 from .launch import DTYPES, PACK_BYTES, STATE_DTYPES, Kernel
 
-THREADS = {16: 64, 32: 96, 64: 160, 128: 288}
+THREADS = {16: 160, 32: 192, 64: 256, 128: 384}
 """Head size → threads of a block; see csrc/heads.h."""
 
 
@@ -33,13 +34,13 @@ def check_heads(state: Tensor, num_heads: int, size: int, device: torch.device) 
 
 
 def launch_heads(
-    kernel: Kernel, inputs: Arguments, parameters: Arguments, eps: float, state: Tensor, rows: Any
+    kernel: Kernel, inputs: Arguments, parameters: Mapping[str, Any], eps: float, state: Tensor, rows: Any
 ) -> Tensor:
     """Launches a recurrence over heads, one block for each head of each row; returns its output.
 
     Args:
         inputs: `r` and other vectors of tokens, [M, A].
-        parameters: of the heads.
+        parameters: of the heads; and the kernel's own arguments.
         state: [P, H, N, N].
         rows: `Rows`.
     """

@@ -6,21 +6,24 @@ from typing import Any
 
 from torch import Tensor
 
-from ..kernel_support.recurrences import Arguments, wkv7_parameters
+from ..kernel_support.recurrences import Arguments, check_ring, wkv7_parameters
 from ..kernel_support.tensor_checks import check_all
 from .build import Specialization
 from .heads import check_heads, launch_heads, specializations_of
 from .launch import Kernel, built, unsupported_heads
 
-__all__ = ["specializations", "unsupported_reason", "wkv7"]
+__all__ = ["defers_writes", "specializations", "unsupported_reason", "wkv7"]
 
 _INPUTS = ("r", "w", "k", "v", "a", "g")
 _RESIDUAL = ("v_first", "v_gate")
 _VECTORS = ("w0", "a0", "v0", "k_k", "k_a", "r_k", "norm_weight", "norm_bias")
 _KERNEL = Kernel(
     "wkv7",
-    pointers=(*_INPUTS, *_RESIDUAL, *_VECTORS, "state", "out", "slot", "start", "position"),
-    int64s=("slot_stride",),
+    pointers=(
+        *(*_INPUTS, *_RESIDUAL, *_VECTORS, "state", "ring", "out"),
+        *("slot", "start", "position", "deferred"),
+    ),
+    int64s=("slot_stride", "ring_stride"),
     int32s=("num_heads",),
     floats=("eps",),
 )
@@ -38,6 +41,7 @@ def wkv7(
     head: Any,
     state: Tensor,
     rows: Any,
+    ring: Tensor | None = None,
 ) -> Tensor:
     """Advances the RWKV-7 state of each row through its tokens; returns its output. The definition has the equation.
 
@@ -48,6 +52,8 @@ def wkv7(
         head: `Head7`, float32.
         state: [P, H, K, V], float32 or float16, slots contiguous. **Updated in place**, only in the slots of `rows`.
         rows: `Rows` on the same device. Slot -1 is padding: the output is 0, no state is touched.
+        ring: [P, n - 1, H, 5, N], n from 2 to 4, float32, slots contiguous: updates that the states lack, see `Rwkv7`.
+            **Updated in place**, as `rows.deferred` says. None: the states lack none, and each row's is written.
 
     Returns:
         [M, A], dtype of `r`.
@@ -57,8 +63,8 @@ def wkv7(
             expected.
 
     Numerics: products and state in float32; a float16 state is rounded stochastically after every token, by the token's
-        position in its sequence. A row's bits do not depend on how its tokens are cut into calls, on its slot, or on
-        the other rows. Error against float64, relative to the largest number, emulated on a CPU: 2e-7.
+        position in its sequence. A row's bits do not depend on how its tokens are cut into calls, on its slot, on a
+        ring, or on the other rows. Error against float64, relative to the largest number, emulated on a CPU: 2e-7.
     Graph-safe after its first launch: no allocation besides the output, no host sync.
     """
     num_heads, size = head.r_k.shape
@@ -69,9 +75,12 @@ def wkv7(
     check_all(inputs, (rows.num_tokens, width), dtype, device)
     parameters = wkv7_parameters(head, has_residual, device)
     check_heads(state, num_heads, size, device)
-    return launch_heads(_KERNEL, inputs, parameters, head.eps, state, rows)
+    ring_stride = 0 if ring is None else check_ring(ring, num_heads, size, device)
+    deferral = {"ring": ring, "deferred": None if ring is None else rows.deferred, "ring_stride": ring_stride}
+    return launch_heads(_KERNEL, inputs, parameters | deferral, head.eps, state, rows)
 
 
+defers_writes = True
 unsupported_reason = built("wkv7", unsupported_heads)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from .engine.request import END_OF_TEXT
 from .engine.sampler import Sampler
 from .engine.sizing import MemoryPlan, plan_memory
 from .engine.slot_tables import Vocabulary
-from .errors import CheckpointError, looked_up
+from .errors import CheckpointError, ConfigurationError, looked_up
 from .models.architecture import describe_sizes
 from .models.files.checkpoint import open_checkpoint
 from .models.files.remote import download, is_remote
@@ -267,9 +268,12 @@ def _place(file: ModelFile, model: ModelSettings, engine: EngineSettings) -> _Pl
         num_layers=file.sizes["L"],
     )
     ops = _layer_ops(file, placement, engine.backend)
+    _check_deferred_writes(engine.state_write_interval, file, ops)
     sizes = engine.max_batch_size, engine.max_batch_tokens
     share = engine.memory_share / (engine.data_parallel if placement.device.type == "cpu" else 1)
-    return _Placed(placement, ops, plan_memory(file, placement, *sizes, share))
+    return _Placed(
+        placement, ops, plan_memory(file, placement, *sizes, share, state_write_interval=engine.state_write_interval)
+    )
 
 
 def _place_path(path: Path, model: ModelSettings, engine: EngineSettings) -> _Placed:
@@ -286,6 +290,25 @@ def _layer_ops(file: ModelFile, placement: Placement, backend: str) -> tuple[OpT
         specs = dict.fromkeys((*file.ops_at(one, head_is_remote=placement.head_device is not None), *Sampler.OPS))
         tables[one] = resolve(specs, backend, one.device, one.dtype, file.sizes, placement.state_dtype)
     return tuple(tables[one] for one in places)
+
+
+def _check_deferred_writes(interval: int, file: ModelFile, tables: Iterable[OpTable]) -> None:
+    """Checks that state writes can be deferred, if they are.
+
+    Raises:
+        ConfigurationError: not for this version, or not by the backend that serves its recurrence.
+    """
+    if interval == 1:
+        return
+    file.ring_shape(interval)
+    for table in tables:
+        for choice in table.choices:
+            if choice.op.startswith("wkv") and not table.implementations[choice.op].defers_writes:
+                raise ConfigurationError(
+                    f"got {interval}, expected 1: {choice.op} is served by the {choice.backend} backend, which writes "
+                    "a state after every token",
+                    setting="state_write_interval",
+                )
 
 
 def _in_words(count: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,6 +21,12 @@ the sums, and a row's bits must not depend on the other rows."""
 NUM_STAGES = 1
 """The kernels load the next token's vectors themselves; Triton's pipelining has nothing to add."""
 LAUNCH = {"num_stages": NUM_STAGES, "enable_fp_fusion": True}
+
+
+@triton.jit
+def last_first():  # type: ignore[no-untyped-def]
+    """This program's number from the end. Prompts stand behind rows of one token, take longest, and so start first."""
+    return tl.num_programs(0) - 1 - tl.program_id(0)
 
 
 @triton.jit
@@ -88,7 +95,15 @@ def round_stochastically(x, position, head, row, column):  # type: ignore[no-unt
     return (bits & 0xFFFFE000).to(tl.float32, bitcast=True) * scale
 
 
-def launch_heads(kernel: Any, inputs: Arguments, parameters: Arguments, eps: float, state: Tensor, rows: Any) -> Tensor:
+def launch_heads(
+    kernel: Any,
+    inputs: Arguments,
+    parameters: Arguments,
+    eps: float,
+    state: Tensor,
+    rows: Any,
+    others: Mapping[str, Any] | None = None,
+) -> Tensor:
     """Launches a recurrence over heads, one program for each head of each row; returns its output.
 
     Args:
@@ -96,6 +111,7 @@ def launch_heads(kernel: Any, inputs: Arguments, parameters: Arguments, eps: flo
         parameters: of the heads: the kernel's next arguments, in order.
         state: [P, H, N, N].
         rows: `Rows`.
+        others: the kernel's own arguments, by name.
     """
     _, num_heads, size, _ = state.shape
     out = torch.empty_like(inputs["r"])  # type: ignore[arg-type]
@@ -113,6 +129,7 @@ def launch_heads(kernel: Any, inputs: Arguments, parameters: Arguments, eps: flo
             H=num_heads,
             N=size,
             num_warps=NUM_WARPS[size],
+            **(others or {}),
             **LAUNCH,
         )
     return out

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..kernel_support.recurrences import Arguments, wkv7_parameters
+from ..kernel_support.recurrences import Arguments, check_ring, wkv7_parameters
 from ..kernel_support.tensor_checks import check_all, check_pool
 from .launch import STATE_DTYPES, unsupported_heads
 from .probe import probed
@@ -16,6 +16,7 @@ from .recurrence import (
     NUM_STAGES,
     NUM_WARPS,
     head_norm,
+    last_first,
     launch_heads,
     load_vector,
     round_stochastically,
@@ -23,7 +24,7 @@ from .recurrence import (
 )
 from .specialization import Specialization, pointers
 
-__all__ = ["NUM_WARPS", "specializations", "unsupported_reason", "wkv7", "wkv7_kernel"]
+__all__ = ["NUM_WARPS", "defers_writes", "specializations", "unsupported_reason", "wkv7", "wkv7_kernel"]
 
 _INPUTS = ("r", "w", "k", "v", "a", "g")
 _RESIDUAL = ("v_first", "v_gate")
@@ -42,6 +43,14 @@ def _load(p_r, p_w, p_k, p_v, p_a, p_g, p_v_first, p_v_gate, offset, channel):  
         load_vector(p_v_first, offset, channel),
         load_vector(p_v_gate, offset, channel),
     )
+
+
+@triton.jit
+def _apply(state, decay, removal, erased, key, value):  # type: ignore[no-untyped-def]
+    """The state [K, V] after an update, five vectors [N]."""
+    removed = tl.sum(state * removal[:, None], 0)  # [V]
+    added = tl.fma(erased[:, None], removed[None, :], key[:, None] * value[None, :])
+    return tl.fma(state, decay[:, None], added)
 
 
 @triton.jit
@@ -71,13 +80,18 @@ def wkv7_kernel(  # type: ignore[no-untyped-def]
     SLOT_STRIDE: tl.constexpr,
     H: tl.constexpr,
     N: tl.constexpr,
+    p_ring=None,
+    p_deferred=None,
+    RING_STRIDE: tl.constexpr = 0,
 ):
     """Grid [B * H]: a program takes one head of one row through the row's tokens, its state in registers.
 
-    `p_v_first`, `p_v_gate` and `p_v0` are None in layer 0, `p_position` where the state is float32.
+    `p_v_first`, `p_v_gate` and `p_v0` are None in layer 0, `p_position` where the state is float32. `p_ring` is None
+    where states are written at every token; otherwise its updates are applied to the state first, in their order.
     """
-    i_row = tl.program_id(0) // H
-    i_head = tl.program_id(0) % H
+    i_program = last_first()
+    i_row = i_program // H
+    i_head = i_program % H
     slot = tl.load(p_slot + i_row)
     start = tl.load(p_start + i_row)
     end = tl.load(p_start + i_row + 1)
@@ -99,6 +113,17 @@ def wkv7_kernel(  # type: ignore[no-untyped-def]
     norm_bias = tl.load(p_norm_bias + channel)
     if p_position is not None:
         position = tl.load(p_position + i_row)
+    deferred = -1
+    if p_ring is not None:
+        deferred = tl.load(p_deferred + i_row)
+        num_pending = tl.where(deferred < 0, -1 - deferred, deferred)
+        p_update = p_ring + slot.to(tl.int64) * RING_STRIDE + i_head * (5 * N) + i
+        for j in range(num_pending):
+            p = p_update + j * (H * 5 * N)
+            removal, erased, key = tl.load(p + N), tl.load(p + 2 * N), tl.load(p + 3 * N)
+            state = _apply(state, tl.load(p), removal, erased, key, tl.load(p + 4 * N))
+            if p_position is not None:
+                state = round_stochastically(state, position - num_pending + j, channel, i)
     offset = start.to(tl.int64) * (H * N)
     following = _load(p_r, p_w, p_k, p_v, p_a, p_g, p_v_first, p_v_gate, offset, channel)
 
@@ -115,9 +140,15 @@ def wkv7_kernel(  # type: ignore[no-untyped-def]
         removal *= 1.0 / tl.maximum(tl.sqrt(tl.sum(removal * removal, 0)), 1e-12)
         k *= 1.0 + (rate - 1.0) * k_a
 
-        removed = tl.sum(state * removal[:, None], 0)  # [V]
-        added = tl.fma((removal * -rate)[:, None], removed[None, :], k[:, None] * v[None, :])
-        state = tl.fma(state, decay[:, None], added)
+        erased = removal * -rate
+        state = _apply(state, decay, removal, erased, k, v)
+        if p_ring is not None and deferred >= 0:  # the row has one token
+            p = p_update + deferred * (H * 5 * N)
+            tl.store(p, decay)
+            tl.store(p + N, removal)
+            tl.store(p + 2 * N, erased)
+            tl.store(p + 3 * N, k)
+            tl.store(p + 4 * N, v)
         y = head_norm(tl.sum(state * r[:, None], 0), norm_weight, norm_bias, eps, N)
         if p_position is not None:
             state = round_stochastically(state, position + t, i_head, i, i)
@@ -125,7 +156,8 @@ def wkv7_kernel(  # type: ignore[no-untyped-def]
         y = (y + tl.sum(r * k * r_k, 0) * v) * g
         tl.store(p_out + offset + channel, y.to(p_out.dtype.element_ty))
         offset += H * N
-    tl.store(p_record, state.to(p_state.dtype.element_ty))
+    if deferred < 0:
+        tl.store(p_record, state.to(p_state.dtype.element_ty))
 
 
 def wkv7(
@@ -140,6 +172,7 @@ def wkv7(
     head: Any,
     state: Tensor,
     rows: Any,
+    ring: Tensor | None = None,
 ) -> Tensor:
     """Advances the RWKV-7 state of each row through its tokens; returns its output. The definition has the equation.
 
@@ -150,6 +183,8 @@ def wkv7(
         head: `Head7`, float32.
         state: [P, H, K, V], float32 or float16, slots contiguous. **Updated in place**, only in the slots of `rows`.
         rows: `Rows` on the same device. Slot -1 is padding: the output is 0, no state is touched.
+        ring: [P, n - 1, H, 5, N], n from 2 to 4, float32, slots contiguous: updates that the states lack, see `Rwkv7`.
+            **Updated in place**, as `rows.deferred` says. None: the states lack none, and each row's is written.
 
     Returns:
         [M, A], dtype of `r`.
@@ -159,8 +194,8 @@ def wkv7(
             expected.
 
     Numerics: products and state in float32; a float16 state is rounded stochastically after every token, by the token's
-        position in its sequence. A row's bits do not depend on how its tokens are cut into calls, on its slot, or on
-        the other rows. Error against float64, relative to the largest number, in the interpreter: 2e-7.
+        position in its sequence. A row's bits do not depend on how its tokens are cut into calls, on its slot, on a
+        ring, or on the other rows. Error against float64, relative to the largest number, in the interpreter: 2e-7.
     Graph-safe: no allocation besides the output, no host sync.
     """
     num_heads, size = head.r_k.shape
@@ -171,31 +206,43 @@ def wkv7(
     check_all(inputs, (rows.num_tokens, width), dtype, device)
     parameters = wkv7_parameters(head, has_residual, device)
     check_pool("state", state, (num_heads, size, size), STATE_DTYPES, device)
-    return launch_heads(wkv7_kernel, inputs, parameters, head.eps, state, rows)
+    deferral = {}
+    if ring is not None:
+        ring_stride = check_ring(ring, num_heads, size, device)
+        deferral = {"p_ring": ring, "p_deferred": rows.deferred, "RING_STRIDE": ring_stride}
+    return launch_heads(wkv7_kernel, inputs, parameters, head.eps, state, rows, deferral)
 
 
+defers_writes = True
 unsupported_reason = probed("wkv7", unsupported_heads)
 
 
 def specializations() -> list[Specialization]:
     """The compilations for models with 12 heads of 64 and 12 layers; prefill and decode have the same."""
 
-    def one(state: str, residual: bool, vectors: str = "bf16", is_probe: bool = False) -> Specialization:
-        constexprs: dict[str, Any] = {"SLOT_STRIDE": 12 * 12 * 64 * 64, "H": 12, "N": 64}
+    def one(
+        state: str, residual: bool, vectors: str = "bf16", is_probe: bool = False, ring: bool = False
+    ) -> Specialization:
+        ring_stride = 12 * 12 * 5 * 64 if ring else 0
+        constexprs: dict[str, Any] = {"SLOT_STRIDE": 12 * 12 * 64 * 64, "H": 12, "N": 64, "RING_STRIDE": ring_stride}
         signature = {
             **pointers(vectors, *_INPUTS, *_RESIDUAL, "out"),
             **pointers("fp32", *_VECTORS),
-            **pointers("i32", "slot", "start", "position"),
+            **pointers("i32", "slot", "start", "position", "deferred"),
+            **pointers("fp32", "ring"),
             **pointers(state, "state"),
             "eps": "fp32",
         }
         absent = [] if residual else [f"p_{name}" for name in (*_RESIDUAL, "v0")]
         if state == "fp32":
             absent.append("p_position")
+        if not ring:
+            absent += ["p_ring", "p_deferred"]
         for name in absent:
             del signature[name]
             constexprs[name] = None
         label = f"wkv7, {vectors}, state {state}, {'with' if residual else 'without'} value residual"
+        label += ", deferred" if ring else ""
         return Specialization(label, wkv7_kernel, signature, constexprs, NUM_WARPS[64], NUM_STAGES, is_probe)
 
     return [
@@ -205,4 +252,6 @@ def specializations() -> list[Specialization]:
         one("fp16", residual=True, is_probe=True),
         one("fp32", residual=True, vectors="fp32"),
         one("fp16", residual=True, vectors="fp16"),
+        one("fp32", residual=True, ring=True),
+        one("fp16", residual=True, ring=True),
     ]

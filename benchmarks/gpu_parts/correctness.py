@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from rwkv_batch.measure.table import format_lines
 
-from . import check_int8, check_products, check_recurrences, check_sampling
+from . import check_deferred, check_int8, check_products, check_recurrences, check_sampling
 from .context import Context
 from .record import Point, is_red
 
@@ -17,7 +17,7 @@ Check = TypeVar("Check")
 
 
 def run(context: Context) -> list[str]:
-    modules = (check_recurrences, check_products, check_int8, check_sampling)
+    modules = (check_recurrences, check_deferred, check_products, check_int8, check_sampling)
     for name, check in in_turns(chain.from_iterable(module.points(context) for module in modules)):
         if why := _broken(context, name):
             context.record.refuse(name, why)

@@ -12,9 +12,10 @@ import torch
 from rwkv_batch.checks.calls import RECURRENCES, make_parameters, make_states, op_of
 from rwkv_batch.checks.cases import DTYPES
 from rwkv_batch.measure.table import format_lines
-from rwkv_batch.models.rows import DecodeRows, Rows
+from rwkv_batch.models.rows import Rows, padding_rows
 from rwkv_batch.triton_kernels.recurrence import NUM_WARPS
 
+from . import rate_deferred
 from .context import Context
 from .record import Point
 
@@ -37,6 +38,7 @@ def run(context: Context) -> list[str]:
             for warps in WARPS[:1] if context.is_rehearsal else WARPS:
                 name = f"wkv7 state {state} B={rows} H={heads} warps={warps}"
                 measure(name, partial(_decode, context, "wkv7", rows, heads, size, state, warps))
+    rate_deferred.run(context, size, batches[-1:] if context.is_rehearsal else [(1024, 12), (256, 32), (1024, 64)])
     for variant in (op for op in RECURRENCES if op != "wkv7"):
         rows, heads = batches[0] if context.is_rehearsal else (1024, 12)
         for backend, mark in marks.items():
@@ -86,7 +88,7 @@ def _decode(
         make_parameters(name, heads, size, context.device),
     )
     states = _states(context, name, num_rows, sets, heads, size, state)
-    rows = DecodeRows(num_rows, context.device)
+    rows = padding_rows(num_rows, context.device)
     rows.slot_index.copy_(torch.randperm(num_rows, device=context.device))
     calls = [
         partial(function, **vectors, **parameters, **{key: x[:, i] for key, x in states.items()}, rows=rows)

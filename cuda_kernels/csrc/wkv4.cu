@@ -11,9 +11,9 @@ struct Params {
   int width;
 };
 
-// Grid [B, A / blockDim.x].
+// Grid [B, A / blockDim.x], which starts with the last rows: prompts stand behind rows of one token, and take longest.
 extern "C" __global__ void __launch_bounds__(128) wkv4(const Params p) {
-  const int row = blockIdx.x, channel = blockIdx.y * blockDim.x + threadIdx.x;
+  const int row = gridDim.x - 1 - blockIdx.x, channel = blockIdx.y * blockDim.x + threadIdx.x;
   if (channel >= p.width) return;
   const int slot = p.slot[row], start = p.start[row], length = p.start[row + 1] - start;
   i64 at = (i64)start * p.width + channel;
@@ -24,6 +24,7 @@ extern "C" __global__ void __launch_bounds__(128) wkv4(const Params p) {
   const i64 record = slot * p.slot_stride + channel;
   float a = p.aa[record], b = p.bb[record], exponent = p.pp[record];
   const float decay = p.decay[channel], bonus = p.bonus[channel];
+  if (length == 0) return;
   float next_r = to_float(p.r[at]), next_k = to_float(p.k[at]), next_v = to_float(p.v[at]);
   for (int t = 0; t < length; ++t, at += p.width) {
     const float r = next_r, k = next_k, v = next_v;

@@ -14,3 +14,8 @@ class EngineLimits(NamedTuple):
     """Tokens of one step, prompts and decode rows together."""
     prefix_host_bytes: int = 0
     """Host memory for the snapshots of prefixes for which the device has no room."""
+    admission_delay: float = 0.0
+    """Seconds that a free slot waits for more free slots, at most."""
+    state_write_interval: int = 1
+    """A decoding sequence's state is written at every n-th of its tokens. Above 1, a kernel that `defers_writes` serves
+    the model's recurrence."""

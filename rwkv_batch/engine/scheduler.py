@@ -45,6 +45,7 @@ class Scheduler:
     Args:
         num_slots: P.
         max_batch_tokens: limit of a step's tokens. All decode rows come first, one token each; prompts share the rest.
+        state_write_interval: n: a decoding sequence's state is written at every n-th of its own tokens.
 
     Attributes:
         position: [P] int64: how many tokens of its sequence each slot's state has seen, once all launched steps are
@@ -52,8 +53,9 @@ class Scheduler:
         prompt_length, max_tokens: [P] int64, of the slot's sequence.
     """
 
-    def __init__(self, num_slots: int, max_batch_tokens: int) -> None:
+    def __init__(self, num_slots: int, max_batch_tokens: int, state_write_interval: int = 1) -> None:
         self.max_batch_tokens = max_batch_tokens
+        self.state_write_interval = state_write_interval
         self.waiting: deque[Sequence] = deque()
         self.position = np.zeros(num_slots, np.int64)
         self.prompt_length = np.zeros(num_slots, np.int64)
@@ -111,6 +113,16 @@ class Scheduler:
         count = int(np.count_nonzero(sizes))
         return StepPlan(decoding, slots[:count], sizes[:count])
 
+    def deferred(self, slots: np.ndarray) -> np.ndarray:
+        """`Rows.deferred` of these slots [n] in the next step, [n] int64: -1 while a prompt is read.
+
+        The ring holds what the sequence has decoded since its state was last written; a prompt chunk writes it.
+        """
+        decoded = self.position[slots] - self.prompt_length[slots]
+        pending = decoded % self.state_write_interval
+        writes = pending == self.state_write_interval - 1
+        return np.where(decoded < 0, -1, np.where(writes, ~pending, pending))
+
     def advance(self, plan: StepPlan) -> np.ndarray:
         """Counts the tokens of a step that has been launched.
 
@@ -139,10 +151,14 @@ class Scheduler:
 
     def restart(self, num_slots: int, max_batch_tokens: int) -> Scheduler:
         """Makes a scheduler of another size. Running sequences are queued first, and start again from their prompts."""
-        restarted = Scheduler(num_slots, max_batch_tokens)
+        restarted = Scheduler(num_slots, max_batch_tokens, self.state_write_interval)
         restarted.add(Sequence(sequence.node) for sequence in self.running)
         restarted.add(self.waiting)
         return restarted
+
+    def emptied(self, num_slots: int) -> Scheduler:
+        """Makes a scheduler without sequences."""
+        return Scheduler(num_slots, self.max_batch_tokens, self.state_write_interval)
 
     def sequence(self, slot: int) -> Sequence:
         """The running sequence that owns this slot."""
@@ -167,6 +183,11 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether a step can be launched: some sequence is prefilling or decoding."""
         return bool(len(self._prefilling)) or bool(self._is_decoding.any())
+
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether the next step reads a prompt chunk."""
+        return bool(len(self._prefilling))
 
     @property
     def is_idle(self) -> bool:

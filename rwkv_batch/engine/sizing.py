@@ -14,7 +14,8 @@ from ..models.model import ModelFile
 from ..models.placement import LayerPlacement, Placement, stages
 from ..transfer import pinned_bytes
 from .available_memory import available_memory
-from .decode_graph import bucket_sizes
+from .recorded_sizes import RecordedSizes
+from .recordings import TOP_ROWS_AT_ONCE
 from .state_pool import StateLayout
 
 MEMORY_SHARE = 0.85
@@ -33,7 +34,9 @@ _MODULE_BYTES = 320 << 20
 _LIBRARY_BYTES = 2 * (32 << 20)
 """Two cuBLAS workspaces: of the stream that launches steps, and of the stream that records them."""
 _RECORDING_BYTES = 3 << 20
-"""The graph of one recorded step: its nodes and their arguments."""
+"""The graph of one recording: its nodes and their arguments."""
+_TOP_BYTES = 40
+"""For each id of a row, while its most likely tokens are found."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,10 @@ class MemoryPlan:
     available: int
     weights: int
     slot: int
-    """One slot: its state and logits, and one snapshot of a shared prefix."""
+    """One slot: its state, ring of deferred updates and logits, and one snapshot of a shared prefix."""
     workspace: int
-    """Activations of the largest step, and of the largest recorded step, whose activations have separate memory."""
+    """Activations of the largest step, twice on a CUDA device: those of recorded steps have a memory pool of their own,
+    which all recordings share."""
     fixed: int
     """Compiled kernels, library workspaces, and the graphs of recorded steps."""
     max_batch_size: int
@@ -100,15 +104,16 @@ class _DeviceBudget:
     def plan(self, slots: int, tokens: int) -> MemoryPlan:
         """The memory plan for this many slots, and tokens of a step."""
         is_cuda = self._device.type == "cuda"
-        # The recorded step of all slots has activations of its own, beside those of the largest step.
-        rows = tokens + (slots if is_cuda else 0)
         width = max(self._sizes["C"], self._sizes["A"])
+        activations = 4 * tokens * (_TOKEN_ROWS * width + 3 * self._sizes["F"])
+        top = _TOP_BYTES * min(slots, TOP_ROWS_AT_ONCE) * self._sizes["V"]
+        graphs = _RECORDING_BYTES * len(RecordedSizes(slots, tokens)) if is_cuda else 0
         return MemoryPlan(
             available=self._available,
             weights=self._needs.weights,
             slot=self._needs.slot,
-            workspace=4 * rows * (_TOKEN_ROWS * width + 3 * self._sizes["F"]),
-            fixed=_MODULE_BYTES + _LIBRARY_BYTES + _RECORDING_BYTES * len(bucket_sizes(slots)) if is_cuda else 0,
+            workspace=activations + (max(activations, top) if is_cuda else 0),
+            fixed=_MODULE_BYTES + _LIBRARY_BYTES + graphs if is_cuda else 0,
             max_batch_size=slots,
             max_batch_tokens=tokens,
             device=self._name,
@@ -129,6 +134,7 @@ def plan_memory(
     max_batch_tokens: int | None = None,
     memory_share: float = MEMORY_SHARE,
     available: int | None = None,
+    state_write_interval: int = 1,
 ) -> MemoryPlan:
     """Chooses the engine's sizes: those given, or as many slots and tokens as are useful and fit.
 
@@ -140,13 +146,15 @@ def plan_memory(
         max_batch_tokens: tokens of a step; None chooses it.
         memory_share: the share of each device's available memory that may be used, above 0 and up to 1.
         available: bytes that each device has free, for a plan of devices that are not here; None asks the devices.
+        state_write_interval: above 1, each slot has a ring of updates.
 
     Raises:
-        ConfigurationError: a size is not positive, or there are fewer tokens than slots.
+        ConfigurationError: a size is not positive, there are fewer tokens than slots, or this version's state writes
+            cannot be deferred.
         CapacityError: the model does not fit with one slot, or not with the slots asked for.
     """
     _check_sizes(max_batch_size, max_batch_tokens)
-    needs = _device_needs(file, placement)
+    needs = _device_needs(file, placement, state_write_interval)
     budgets = [
         _DeviceBudget(file, device, held, len(needs) > 1, memory_share, available) for device, held in needs.items()
     ]
@@ -186,10 +194,10 @@ class _DeviceNeeds:
 
     weights: int = 0
     slot: int = 0
-    """For each slot: its state, the snapshot of a prefix, and on the device that samples, its logits."""
+    """For each slot: its state and ring, the snapshot of a prefix, and on the device that samples, its logits."""
 
 
-def _device_needs(file: ModelFile, placement: Placement) -> dict[torch.device, _DeviceNeeds]:
+def _device_needs(file: ModelFile, placement: Placement, state_write_interval: int) -> dict[torch.device, _DeviceNeeds]:
     """What each device must hold. Streamed matrices lie in host memory; the device has buffers for two layers."""
     num_layers, places = file.sizes["L"], placement.of_layers(file.sizes["L"])
     needs = {placement.device: _DeviceNeeds(slot=_LOGIT_COPIES * 4 * file.sizes["V"])}
@@ -207,9 +215,10 @@ def _device_needs(file: ModelFile, placement: Placement) -> dict[torch.device, _
         needs.setdefault(torch.device("cpu"), _DeviceNeeds()).weights += on_host
         device = next(place.device for place in places if place.is_streamed)
         needs.setdefault(device, _DeviceNeeds()).weights += 2 * max(streamed)
+    ring_bytes = 4 * math.prod(file.ring_shape(state_write_interval)) if state_write_interval > 1 else 0
     for device, dtype, layers in stages(placement, num_layers):
         layout = StateLayout(file.state_fields(placement, dtype), len(layers))
-        needs.setdefault(device, _DeviceNeeds()).slot += 2 * layout.record_bytes
+        needs.setdefault(device, _DeviceNeeds()).slot += 2 * layout.record_bytes + ring_bytes * len(layers)
     return needs
 
 

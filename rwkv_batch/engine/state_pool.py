@@ -64,6 +64,8 @@ class PoolPart(NamedTuple):
     layout: StateLayout
     initial_record: Tensor
     """[record_bytes] uint8, the initial state, on the device of the block."""
+    ring_shape: tuple[int, ...] | None = None
+    """The shape of a slot's ring in one layer; None where no state write is deferred."""
 
 
 class Record(tuple[Tensor, ...]):
@@ -84,23 +86,34 @@ def _copy_to_host(part: Tensor) -> Tensor:
     return torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part, non_blocking=True)
 
 
-def pool_parts(file: ModelFile, placement: Placement, init_state: str | Path | None = None) -> list[PoolPart]:
+def pool_parts(
+    file: ModelFile, placement: Placement, init_state: str | Path | None = None, state_write_interval: int = 1
+) -> list[PoolPart]:
     """Groups the layers of a model by device and dtype. A layer's state lies on the layer's device.
 
     Args:
         init_state: a state file that every sequence starts from; None takes the checkpoint's own.
+        state_write_interval: the number of tokens after which a decoding sequence's state is written.
+
+    Raises:
+        ConfigurationError: this version's state writes cannot be deferred.
     """
     initial = file.initial_states(init_state)
+    ring_shape = file.ring_shape(state_write_interval) if state_write_interval > 1 else None
     parts = []
     for device, dtype, layers in stages(placement, file.sizes["L"]):
         layout = StateLayout(file.state_fields(placement, dtype), len(layers))
         own = {name: values[layers.start : layers.stop] for name, values in initial.items()}
-        parts.append(PoolPart(layout, layout.initial_record(own, device)))
+        parts.append(PoolPart(layout, layout.initial_record(own, device), ring_shape))
     return parts
 
 
 class StatePool:
     """P slots, each free or owned by one sequence. A slot is reset when it is given out, not when it is freed.
+
+    Where state writes are deferred, each slot also has a ring of updates, which is no part of its record: states are
+    copied at the end of a prompt, and then the ring is empty. `Scheduler.deferred` counts the updates in it, so that a
+    slot's old updates mean nothing to its next sequence.
 
     Args:
         parts: the parts of the model's layers, in order; one part if all layers are on one device and of one dtype.
@@ -111,13 +124,15 @@ class StatePool:
         self.num_slots = num_slots
         self._initial_record = Record(part.initial_record for part in parts)
         self._blocks = [
-            torch.zeros(num_slots, layout.record_bytes, dtype=torch.uint8, device=record.device)
-            for layout, record in parts
+            torch.zeros(num_slots, part.layout.record_bytes, dtype=torch.uint8, device=part.initial_record.device)
+            for part in parts
         ]
         self._free = list(range(num_slots))
         self.layers: list[LayerState] = []
-        for (layout, _), block in zip(parts, self._blocks, strict=True):
+        for (layout, _, ring_shape), block in zip(parts, self._blocks, strict=True):
             views = layout.views(block)
+            if ring_shape is not None:
+                views["ring"] = torch.zeros(num_slots, layout.num_layers, *ring_shape, device=block.device)
             self.layers += [
                 LayerState(**{name: view[:, layer] for name, view in views.items()})
                 for layer in range(layout.num_layers)
@@ -130,12 +145,12 @@ class StatePool:
     @property
     def record_bytes(self) -> int:
         """Size of one slot, in all parts together."""
-        return sum(layout.record_bytes for layout, _ in self.parts)
+        return sum(part.layout.record_bytes for part in self.parts)
 
     @property
     def host_record_bytes(self) -> int:
         """Size of a copy of one slot in host memory."""
-        return sum(pinned_bytes(layout.record_bytes, record.device) for layout, record in self.parts)
+        return sum(pinned_bytes(part.layout.record_bytes, part.initial_record.device) for part in self.parts)
 
     def allocate(self, count: int) -> list[int]:
         """Takes the lowest free slots. They hold old states until `fill`."""
@@ -163,7 +178,7 @@ class StatePool:
         self._free = list(range(self.num_slots))
 
     def record(self, slot: int) -> Record:
-        """The slot's record, as a view of its memory."""
+        """The slot's record, as a view of its memory. Its sequence is at the end of its prompt: the ring is empty."""
         return Record(block[slot] for block in self._blocks)
 
     def check_integrity(self, used: Iterable[int]) -> None:

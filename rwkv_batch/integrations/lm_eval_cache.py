@@ -29,9 +29,11 @@ HARMLESS = {
     "memory_share",
     "max_batch_size",
     "max_batch_tokens",
+    "admission_delay_ms",
     "prefix_sharing",
     "prefix_host_gib",
     "constraint_timeout",
+    "state_write_interval",
     "data_parallel",
 }
 """Settings of `LLM` that change the rounding of the last bits at most."""

@@ -18,6 +18,8 @@ from ..sampling_params import SAMPLING_FIELDS, SamplingParams
 from ..text.chat import format_names
 from .input.formats import FORMATS
 from .messages import listed
+from .output.codec import EXPECTED as EXPECTED_CODEC
+from .output.codec import Codec
 from .report_section import ReportSection
 from .run_section import RunSection
 from .score_section import ScoreSection
@@ -39,6 +41,11 @@ def _known_quantization(name: str) -> str:
     return name
 
 
+def _known_codec(text: str) -> str:
+    Codec.of(text)
+    return text
+
+
 def _known_chat_format(name: str) -> str:
     if name not in format_names():
         raise ValueError
@@ -48,10 +55,13 @@ def _known_chat_format(name: str) -> str:
 ExtraColumn = Literal["prompt", "input_row", "input_file"]
 EXTRA_COLUMNS: tuple[str, ...] = get_args(ExtraColumn)
 Gibibytes = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Interval = Annotated[int, Field(ge=1, le=4)]
 Quantization = Annotated[str, AfterValidator(_known_quantization)]
 Format = Annotated[str, AfterValidator(_known_format)]
 ChatFormatName = Annotated[str, AfterValidator(_known_chat_format)]
+CodecName = Annotated[str, AfterValidator(_known_codec)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
 
 
@@ -127,6 +137,12 @@ class EngineSection(Section):
     max_batch_tokens: Literal["auto"] | Count = _setting(
         "auto", "Tokens of one step: prompt chunks and decoded tokens together.", "auto or an integer from 1"
     )
+    admission_delay_ms: Literal["auto"] | Milliseconds = _setting(
+        "auto",
+        "Milliseconds that a free slot waits for more free slots, at most: 1/32 of the slots take their next sequences "
+        "together, so fewer steps read prompts. An idle engine does not wait. `auto`: 30 on a CUDA device, or 0.",
+        "auto or a number of milliseconds from 0",
+    )
     state_dtype: StateDtypeName = _setting(
         "float32",
         "Number format of the recurrent states. float16 halves their memory and traffic, and is rounded "
@@ -155,6 +171,13 @@ class EngineSection(Section):
         "The distribution that `cumulative_logprob` and `token_logprobs` are of. `raw_logprobs`: the model's own. "
         "`processed_logprobs`: the one that the token is drawn from, after penalties, biases, bans, temperature and "
         "filters. Of task score they are always the model's own.",
+    )
+    state_write_interval: Interval = _setting(
+        1,
+        "A decoding sequence's recurrent state is written at every n-th of its tokens, and the updates between are "
+        "kept beside it: less memory traffic, slots that take up to a quarter more memory, and the same bits. RWKV-7 "
+        "on a GPU.",
+        "an integer from 1 to 4",
     )
     batch_invariant: bool = _setting(
         True,
@@ -257,6 +280,14 @@ class OutputSection(Section):
         "Further columns: `prompt` is the text that the model read, of task score the context; null where it is token "
         "ids. `input_row` is the number of the row in the whole input, from 0. `input_file` is the file of the row.",
         f"a list of {one_of(EXTRA_COLUMNS)}",
+    )
+    compression: CodecName = _setting(
+        "zstd", "Compression of the parts, with its level after a colon, such as `zstd:12`.", EXPECTED_CODEC
+    )
+    row_group_rows: Literal["auto"] | Count = _setting(
+        "auto",
+        "The most records of a row group of a part. `auto` is 4096. A row group ends earlier where it has 64 MiB.",
+        "auto or an integer from 1",
     )
     token_ids: bool = _setting(False, "Add the column `token_ids`: the ids of the completion or continuation.")
     logprobs: bool = _setting(False, "Add the column `token_logprobs`: the log-probability of each of these tokens.")

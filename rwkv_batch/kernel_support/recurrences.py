@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tensor_checks import check, check_all
+from .tensor_checks import check, check_all, check_pool
 
+MAX_PENDING = 3
+"""Updates of a slot that the kernels can apply, at most."""
 Arguments = dict[str, Tensor | None]
 """Name of a kernel's argument → tensor; None where the kernel is launched without it."""
 
@@ -59,6 +61,23 @@ def wkv7_parameters(head: Any, has_residual: bool, device: torch.device) -> Argu
         "norm_weight": head.norm.weight,
         "norm_bias": head.norm.bias,
     }
+
+
+def check_ring(ring: Tensor, num_heads: int, size: int, device: torch.device) -> int:
+    """The slot stride, in elements, of a ring of RWKV-7's updates [P, n - 1, H, 5, N], n from 2 to 4.
+
+    Raises:
+        ValueError: the shape, dtype, device, strides or address are others.
+    """
+    length = ring.shape[1] if ring.dim() > 1 else 0
+    stride = check_pool("ring", ring, (length, num_heads, 5, size), (torch.float32,), device)
+    if not 1 <= length <= MAX_PENDING:
+        raise ValueError(f"ring: got {length} updates for each slot, expected 1 to {MAX_PENDING}")
+    if ring.data_ptr() % 16 or stride % 4:
+        raise ValueError(
+            f"ring: got address {ring.data_ptr():#x} and slots {stride} numbers apart, expected multiples of 16 and 4"
+        )
+    return stride
 
 
 def _norm(head: Any) -> dict[str, Tensor]:

@@ -49,7 +49,11 @@ class RecurrenceCost(NamedTuple):
 
 
 LayerState = SimpleNamespace
-"""The state of one layer for all slots: each `StateField.name` as an attribute, [P, *shape]."""
+"""The state of one layer for all slots: each `StateField.name` as an attribute, [P, *shape].
+
+Where state writes are deferred, also `ring`, [P, n - 1, *update_shape] float32: updates that the states lack. n is the
+number of tokens after which a state is written.
+"""
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,11 @@ class Architecture(ABC):
             dtype: of activations, hence of token-shift rows.
             state_dtype: of matrix states.
         """
+
+    @classmethod
+    def update_shape(cls, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
+        """The shape of what a token changes a layer's state by, where the state's writes can be deferred; else None."""
+        return None
 
     @classmethod
     def initial_state(cls, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigurationError
 from ..ops import OpSpec, OpTable
 from .architecture import Architecture, LayerState, StateField, architectures, identify
 from .blocks import Norm, layer_norm
@@ -60,6 +60,21 @@ class ModelFile:
             dtype: of the layer's activations; None takes the placement's.
         """
         return self.architecture.state_fields(self.sizes, dtype or placement.dtype, placement.state_dtype)
+
+    def ring_shape(self, state_write_interval: int) -> tuple[int, ...]:
+        """The shape of a slot's ring of updates in one layer, see `LayerState`.
+
+        Raises:
+            ConfigurationError: this version's state writes cannot be deferred.
+        """
+        update = self.architecture.update_shape(self.sizes)
+        if update is None:
+            raise ConfigurationError(
+                f"got {state_write_interval}, expected 1: only RWKV-7 defers state writes, and this model is "
+                f"{self.architecture.name}",
+                setting="state_write_interval",
+            )
+        return state_write_interval - 1, *update
 
     def initial_states(self, init_state: str | Path | None) -> dict[str, Sequence[Tensor]]:
         """The state fields that do not start at their initial value: name → one tensor for each layer.

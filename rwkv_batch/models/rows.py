@@ -28,6 +28,9 @@ class RowTensors(NamedTuple):
     """[B + 1]: row i has the packed tokens cu_seqlens[i]:cu_seqlens[i + 1]."""
     position: Tensor
     """[B]: tokens of each row's sequence before this step."""
+    deferred: Tensor
+    """[B]: the updates that a row's ring holds, if this step's is added to them; else `~` of it, and the state is
+    written. -1 for all where no state write is deferred."""
     token_rows: Tensor
     """[M]: the row of each packed token."""
 
@@ -46,6 +49,7 @@ class Rows:
         device: where the tensors are.
         positions: tokens of each row's sequence before this step; 0 for all where empty. The stochastic rounding of
             float16 states depends on them.
+        deferred_updates: `deferred` of `RowTensors`; -1 for all where empty.
         sent: the tensors, where they are on the device already.
     """
 
@@ -53,22 +57,26 @@ class Rows:
     lengths: Sequence[int] | np.ndarray
     device: torch.device
     positions: Sequence[int] | np.ndarray = ()
+    deferred_updates: Sequence[int] | np.ndarray = ()
     sent: RowTensors | None = None
 
     @staticmethod
-    def arrays(slots: np.ndarray, lengths: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, ...]:
+    def arrays(
+        slots: np.ndarray, lengths: np.ndarray, positions: np.ndarray, deferred: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
         """The fields of `RowTensors`, in their order, as int32 arrays on the host."""
         ends = np.zeros(len(lengths) + 1, np.int32)
         np.cumsum(lengths, out=ends[1:])
         token_rows = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-        return slots.astype(np.int32), ends, positions.astype(np.int32), token_rows
+        return slots.astype(np.int32), ends, positions.astype(np.int32), deferred.astype(np.int32), token_rows
 
     @cached_property
     def _tensors(self) -> RowTensors:
         if self.sent is not None:
             return self.sent
         positions = self.positions if len(self.positions) else np.zeros(self.num_rows)
-        columns = (np.asarray(each, np.int64) for each in (self.slots, self.lengths, positions))
+        deferred = self.deferred_updates if len(self.deferred_updates) else np.full(self.num_rows, -1)
+        columns = (np.asarray(each, np.int64) for each in (self.slots, self.lengths, positions, deferred))
         return RowTensors(*Uploader(self.device).send(*self.arrays(*columns)))
 
     def on(self, device: torch.device) -> Rows:
@@ -89,6 +97,11 @@ class Rows:
     def position(self) -> Tensor:
         """[B] int32: tokens of each row's sequence before this step."""
         return self._tensors.position
+
+    @property
+    def deferred(self) -> Tensor:
+        """[B] int32: see `RowTensors`."""
+        return self._tensors.deferred
 
     @property
     def token_rows(self) -> Tensor:
@@ -195,22 +208,44 @@ def _plan_scan(slots: Sequence[int], lengths: Sequence[int], device: torch.devic
     return _ScanPlan(_index(order, device), _index([slots[i] for i in order], device), steps)
 
 
-class DecodeRows:
-    """The B rows of a recorded decode step: one token each, in device buffers that are refilled before each replay.
+class RecordedRows(NamedTuple):
+    """The rows of a recorded step: device buffers of fixed sizes, which are refilled before each replay.
 
-    It has the tensors of `Rows` and no copies on the host, so that kernels can use it and definitions cannot.
+    It has the tensors of `Rows` and no copies on the host, so that kernels can use it and definitions cannot. Rows with
+    slot -1 are padding; they may have no tokens.
     """
 
-    is_decode = True
+    slot_index: Tensor
+    """[B] int32."""
+    position: Tensor
+    """[B] int32."""
+    deferred: Tensor
+    """[B] int32."""
+    cu_seqlens: Tensor
+    """[B + 1] int32."""
+    token_rows: Tensor
+    """[M] int32."""
+    is_decode: bool = False
+    """Every row has exactly one token."""
 
-    def __init__(self, num_rows: int, device: torch.device) -> None:
-        self.num_rows = self.num_tokens = num_rows
-        self.numbers = torch.zeros(2, num_rows, dtype=torch.int32, device=device)
-        """Slots and positions, [2, B] int32: all that changes from step to step, in one buffer."""
-        self.numbers[0] = -1
-        self.slot_index, self.position = self.numbers
-        self.cu_seqlens = torch.arange(num_rows + 1, dtype=torch.int32, device=device)
-        self.token_rows = self.cu_seqlens[:-1]
+    @property
+    def num_rows(self) -> int:
+        return len(self.slot_index)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_rows)
+
+    @classmethod
+    def decoding(cls, slot_index: Tensor, position: Tensor, deferred: Tensor) -> RecordedRows:
+        """Rows of one token each, with these numbers [B] int32."""
+        ends = torch.arange(len(slot_index) + 1, dtype=torch.int32, device=slot_index.device)
+        return cls(slot_index, position, deferred, ends, ends[:-1], is_decode=True)
+
+
+def padding_rows(num_rows: int, device: torch.device) -> RecordedRows:
+    """B decode rows that are all padding, in memory of their own; a caller writes their numbers."""
+    return RecordedRows.decoding(*torch.tensor([[-1], [0], [-1]], dtype=torch.int32, device=device).repeat(1, num_rows))
 
 
 def _index(values: list[int], device: torch.device) -> Index:

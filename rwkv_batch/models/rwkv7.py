@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,9 @@ from ..ops import OpSpec, OpTable
 from .architecture import LayerState, RecurrenceCost, Refusal
 from .blocks import SHIFT_LERP, Norm, head_norm, widened
 from .files.rwkv7_layouts import LAYOUTS
-from .matrices.linear import LinearGroup
 from .matrices.low_rank import LOW_RANK, LowRank
 from .matrices.product import LINEAR, Activation, Linear, sigmoid
+from .matrices.projection import PROJECT, Projection
 from .matrix_state import TIME_STATE, MatrixStateArchitecture
 from .random_weights import LAYER_NORMS, PROJECTIONS, Numbers, RandomWeights, Recipe, matrix, norms, shares
 from .rows import Index, Rows
@@ -114,10 +115,9 @@ class TimeMix(NamedTuple):
     mix: Tensor
     """[6, C]: share of the previous token, for r, k, v, w, a, g."""
     head: Head7
-    projections: LinearGroup
-    """Receptance, key and value."""
-    low_rank: LowRank
-    """Decay, in-context rate, gate and, but for layer 0, value residual."""
+    projection: Projection
+    """Matrices: receptance, key and value. Low-rank pairs: decay, in-context rate, gate and, but for layer 0, value
+    residual."""
     output: Linear
 
 
@@ -198,10 +198,16 @@ _RANDOM_LAYER: Recipe = {
 
 
 class Rwkv7(MatrixStateArchitecture):
-    """RWKV-7 (Goose)."""
+    """RWKV-7 (Goose).
+
+    Deferred state writes: a kernel may leave a decode row's state in the pool as it is, and add the update, which is
+    5 N numbers a head, to the ring of the row's slot. The next step applies the ring's updates to the state in
+    registers, in their order, and rounds a float16 state after each. So results have the same bits, and a state is
+    read at every token and written at every n-th. Prompt chunks always write the state, and find an empty ring.
+    """
 
     name = "rwkv7"
-    ops: ClassVar[tuple[OpSpec, ...]] = (SHIFT_LERP, LINEAR, LOW_RANK, OpSpec("wkv7", wkv7))
+    ops: ClassVar[tuple[OpSpec, ...]] = (SHIFT_LERP, LINEAR, LOW_RANK, PROJECT, OpSpec("wkv7", wkv7))
     schema = Schema(TOP, _LAYER, not_in_first=_NOT_IN_FIRST, first_only=LN0, initial_state=TIME_STATE)
 
     hugging_face = LAYOUTS
@@ -228,6 +234,11 @@ class Rwkv7(MatrixStateArchitecture):
 
     layers: list[tuple[TimeMix, ChannelMix]]
 
+    @classmethod
+    def update_shape(cls, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Decay, removal, the removal times the negative rate, key and value of each head, as `wkv7` computes them."""
+        return sizes["H"], 5, sizes["N"]
+
     def load_layer(self, weights: Weights, i: int) -> tuple[TimeMix, ChannelMix]:
         return self._load_time_mix(weights, i), self._load_channel_mix(weights, i)
 
@@ -246,12 +257,12 @@ class Rwkv7(MatrixStateArchitecture):
                 norm=weights.norm(p + "ln_x", torch.float32),
                 eps=self.ln_x_eps,
             ),
-            projections=weights.linears(*(p + f"{name}.weight" for name in ("receptance", "key", "value"))),
-            low_rank=weights.low_rank(
+            projection=weights.projection(
+                [p + f"{name}.weight" for name in ("receptance", "key", "value")],
                 *(
                     StoredPair(_MIXED.index(c), _ACTIVATION[c], weights.tensor(f"{p}{c}1"), weights.tensor(f"{p}{c}2"))
                     for c in ("wagv" if i else "wag")
-                )
+                ),
             ),
             output=weights.linear(p + "output.weight"),
         )
@@ -278,9 +289,10 @@ class Rwkv7(MatrixStateArchitecture):
     def _time_mix(x: Tensor, v_first: Tensor | None, p: TimeMix, s: LayerState, rows: Rows, ops: OpTable) -> Tensor:
         """Adds to x in place; returns layer 0's v."""
         _, _, mixed = ops.shift_lerp(x, p.norm, p.mix, s.att_shift, rows)
-        r, k, v = p.projections(mixed[:3])
-        w, a, g, *v_gate = ops.low_rank(mixed, p.low_rank)
-        y = ops.wkv7(r, w, k, v, a, g, v_first, v_gate[0] if v_gate else None, p.head, s.wkv, rows)
+        (r, k, v), (w, a, g, *v_gate) = ops.project(mixed, p.projection, ops)
+        ring = getattr(s, "ring", None)
+        extra: dict[str, Any] = {} if ring is None else {"ring": ring}
+        y = ops.wkv7(r, w, k, v, a, g, v_first, v_gate[0] if v_gate else None, p.head, s.wkv, rows, **extra)
         p.output(y, out=x)
         return v if v_first is None else v_first
 

@@ -88,6 +88,7 @@ run:     {state_dir: null, segments: store, on_row_error: continue, backend: loc
         ("engine: {max_batch_size: many}", "engine.max_batch_size: got 'many', expected auto or an integer from 1"),
         ("engine: {backend: rocm}", "engine.backend: got 'rocm', expected auto, triton, cuda, cpu or reference"),
         ("engine: {prefix_sharing: 1}", "engine.prefix_sharing: got 1, expected true or false"),
+        ("engine: {state_write_interval: 5}", "engine.state_write_interval: got 5, expected an integer from 1 to 4"),
         ("engine: {prefix_host_gib: -1}", "engine.prefix_host_gib: got -1, expected a number of GiB from 0"),
         ("engine: {constraint_timeout: 0}", "engine.constraint_timeout: got 0, expected a number of seconds above 0"),
         ("engine: {prefix_host_gib: .inf}", "engine.prefix_host_gib: got inf, expected a number of GiB from 0"),

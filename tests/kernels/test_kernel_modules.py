@@ -24,7 +24,7 @@ MODULES = [
     for path in sorted((PACKAGE / f"{backend}_kernels").glob("*.py"))
     if path.stem in specs()
 ]
-FACTS = ("rows_independent", "writes_into")
+FACTS = ("rows_independent", "writes_into", "defers_writes")
 
 
 @pytest.fixture(params=MODULES, ids=".".join)
@@ -60,8 +60,9 @@ def test_members(served: tuple[str, str, ModuleType]) -> None:
     facts = [name for name, value in vars(module).items() if isinstance(value, bool) and name.islower()]
     assert set(facts) <= set(FACTS)
     assert all(getattr(module, name) is True for name in facts)
-    takes_into = "into" in [p.name for p in parameters(getattr(module, op))]
-    assert takes_into == getattr(module, "writes_into", False)
+    names = [p.name for p in parameters(getattr(module, op))]
+    assert ("into" in names) == getattr(module, "writes_into", False)
+    assert ("ring" in names) == getattr(module, "defers_writes", False)
 
 
 def test_optional_members(served: tuple[str, str, ModuleType]) -> None:

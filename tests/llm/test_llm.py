@@ -176,6 +176,13 @@ def test_a_wrong_budget_for_prefixes_is_refused(path):
         LLM(path, prefix_host_gib=-1)
 
 
+def test_deferred_state_writes_are_refused_where_no_kernel_has_them(path):
+    with pytest.raises(ConfigurationError, match=r"^state_write_interval: got 5, expected an integer from 1 to 4"):
+        LLM(path, state_write_interval=5)
+    with pytest.raises(ConfigurationError, match="state_write_interval: got 2, expected 1: wkv7 is served by the cpu"):
+        LLM(path, device="cpu", state_write_interval=2)
+
+
 def test_ids_beyond_the_vocabulary_in_sampling_params(llm):
     (_, output), *_ = llm.generate_iter(["a"], SamplingParams(stop_token_ids=[400]))
     assert (output.error_code, "stop_token_ids holds id 400" in output.error) == ("bad_sampling", True)

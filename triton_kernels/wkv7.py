@@ -123,7 +123,7 @@ def wkv7_kernel(  # type: ignore[no-untyped-def]
             removal, erased, key = tl.load(p + N), tl.load(p + 2 * N), tl.load(p + 3 * N)
             state = _apply(state, tl.load(p), removal, erased, key, tl.load(p + 4 * N))
             if p_position is not None:
-                state = round_stochastically(state, position - num_pending + j, channel, i)
+                state = round_stochastically(state, position - num_pending + j, i_head, i, i)
     offset = start.to(tl.int64) * (H * N)
     following = _load(p_r, p_w, p_k, p_v, p_a, p_g, p_v_first, p_v_gate, offset, channel)
 

@@ -167,7 +167,7 @@ static __device__ __forceinline__ void round_state(float (&state)[ROWS][COLUMNS]
       const float x = state[j][c];
       const u32 draw = (of_row * (column ^ spread(c))) >> 19;
       const u32 bits = __float_as_uint(x * 0x1p-112f) + draw;
-      // An infinite factor is right for NaN too: bits of a NaN plus random bits are those of a NaN or, cut off, of zero.
+      // Infinity is right for NaN too: bits of a NaN plus random bits are those of a NaN or, cut off, of zero.
       const float scale = fabsf(x) <= 65504.0f ? 0x1p112f : __uint_as_float(0x7F800000u);
       state[j][c] = __uint_as_float(bits & 0xFFFFE000u) * scale;
     }
@@ -241,9 +241,7 @@ static __device__ __forceinline__ void run_head(const typename Recurrence::Param
       if (!is_rounded) y = sum_column(sum);  // of the token before; before token 0, of none
       Recurrence::advance(state, sum, places[current].vectors);
       if (is_rounded) y = sum_column(sum);  // at once, as the rounding takes longer, and needs registers
-      // Adds 0, as positions are not negative. The compiler does not know that, and so does not move the hashes'
-      // products out of the loop, where they would take registers.
-      round_state(state, static_cast<STATE*>(nullptr), at_token, first + min(at_token, 0));
+      round_state(state, static_cast<STATE*>(nullptr), at_token, first);
       places[is_rounded ? current : before].y[summed_column()] = y;
       before = current;
       current = (current + 1) % HELPERS;

@@ -165,7 +165,7 @@ def test_a_kernel_rounds_each_number_as_the_reference_does_to_the_bit(backend):
 
 
 def numbers_to_round(num_heads):
-    """[H, 64, 64]: numbers of all magnitudes, in and beyond float16's range, and its edges; and which of them are NaN."""
+    """[H, 64, 64]: numbers of all magnitudes and the edges of float16's range; and which of them are NaN."""
     smallest, smallest_normal = 2.0**-24, 2.0**-14
     edges = [
         0,

@@ -1,0 +1,117 @@
+"""The work of a launch besides its bytes: operations of matrix products, instructions, and chains of dependent work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+LIBRARY = ("mm", "bmm", "addmm_", "baddbmm_", "addmm", "_int_mm")
+"""torch's matrix products."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of one launch.
+
+    Args:
+        operations: of matrix products, two for a multiplication and its addition.
+        depth: numbers that a program multiplies and adds one after the other: K.
+        iterations: trips of the loop over K of a Triton product; 0 for the library.
+        tokens_of_tile: tokens of the tile of a Triton product, which tells how long a trip takes.
+        sm_cycles: cycles that all multiprocessors together need to issue the instructions.
+        tokens: of the longest row, which a recurrence takes one after the other. Its programs are the last of the grid:
+            they start when the others' bytes have been moved.
+        rows: programs that each take one row of logits through the draw.
+    """
+
+    operations: float = 0.0
+    depth: int = 0
+    iterations: int = 0
+    tokens_of_tile: int = 0
+    sm_cycles: float = 0.0
+    tokens: int = 0
+    rows: int = 0
+    is_product: bool = False
+    is_batch: bool = False
+    is_recurrence: bool = False
+
+
+NO_WORK = Work()
+
+RECURRENCE_INSTRUCTIONS = {torch.float32: 620, torch.float16: 1700}
+"""SASS instructions of a warp for a token, of Triton's `wkv7` with N = 64.
+
+Counted in what Triton 3.6 and 3.9 compile for sm_90: 601 to 642, and 1678 to 1720 with float16 states, whose rounding
+takes 17 an element. `LOOPS` in tests/kernels/aot_limits.py holds every version to these."""
+LOGIT_INSTRUCTIONS = 66
+"""SASS instructions of a lane for a logit, of the sampler's first kernel. H100, derived from profile.json: 39 us for
+256 rows of 65,536 logits, whose bytes take 22 us."""
+WARPS_OF_HEAD = 2
+ISSUES = 4
+"""Instructions that a multiprocessor issues in a cycle, one for each of its schedulers."""
+
+
+def _product(given: Mapping[str, Any], programs: int, longest: int) -> Work:
+    """Products with a tile in BLOCK_M, BLOCK_N, BLOCK_K: `programs` tiles, padding included."""
+    tile = given["BLOCK_M"] * given["BLOCK_N"]
+    depth = given["K"]
+    return Work(
+        operations=2.0 * programs * tile * depth,
+        depth=depth,
+        iterations=-(-depth // given["BLOCK_K"]),
+        tokens_of_tile=given["BLOCK_M"],
+        is_product=True,
+    )
+
+
+def _down(given: Mapping[str, Any], programs: int, longest: int) -> Work:
+    return _product({**given, "BLOCK_N": given["BLOCK_R"], "BLOCK_K": given["BLOCK_C"], "K": given["C"]}, programs, 1)
+
+
+def _up(given: Mapping[str, Any], programs: int, longest: int) -> Work:
+    starts = given["STARTS"]
+    deepest = max(b - a for a, b in pairwise(starts))
+    return _product({**given, "BLOCK_N": given["BLOCK_A"], "BLOCK_K": given["BLOCK_R"], "K": deepest}, programs, 1)
+
+
+def _recurrence(given: Mapping[str, Any], programs: int, longest: int) -> Work:
+    """One program a head of a row. Instructions are those of N = 64, times the elements of a head."""
+    heads, size = given["H"], given["N"]
+    a_token = RECURRENCE_INSTRUCTIONS[given["p_state"].dtype] * WARPS_OF_HEAD / ISSUES * (size / 64) ** 2
+    return Work(sm_cycles=len(given["p_r"]) * heads * a_token, tokens=longest, is_recurrence=True)
+
+
+def _shape(given: Mapping[str, Any], programs: int, longest: int) -> Work:
+    return Work(sm_cycles=programs * given["TILE"] * LOGIT_INSTRUCTIONS / (32 * ISSUES))
+
+
+def _select(given: Mapping[str, Any], programs: int, longest: int) -> Work:
+    return Work(rows=programs)
+
+
+_WORK: dict[str, Callable[[Mapping[str, Any], int, int], Work]] = {
+    "down_kernel": _down,
+    "up_kernel": _up,
+    "wkv7_kernel": _recurrence,
+    "shape_kernel": _shape,
+    "select_kernel": _select,
+}
+
+
+def work_of(kernel: str, given: Mapping[str, Any], programs: int, longest: int) -> Work:
+    """The work of a launch of a Triton kernel. A kernel that is not known here is taken for limited by its bytes.
+
+    Args:
+        given: its arguments by name.
+        programs: of its grid.
+        longest: tokens of the longest row.
+    """
+    if kernel in _WORK:
+        return _WORK[kernel](given, programs, longest)
+    if {"BLOCK_M", "BLOCK_N", "BLOCK_K", "K"} <= given.keys():
+        return _product(given, programs, longest)
+    return NO_WORK

@@ -36,29 +36,39 @@ LATENCIES: Mapping[str, float] = MappingProxyType(
 in the recurrence. H100, measured: profile.json (decode steps of 0.1B and 1.5B, kernel by kernel; "product" and
 "recurrence" are what a straight line through two sizes leaves at no bytes) and limits.json ("recurrence, one row")."""
 
-TRIPS: Mapping[tuple[str, int], float] = MappingProxyType(
+TRIPS: Mapping[tuple[str, int, int], float] = MappingProxyType(
     {
-        ("linear_kernel", 16): 0.446 * MICRO,
-        ("linear_kernel", 64): 0.37 * MICRO,
-        ("down_kernel", 64): 0.30 * MICRO,
-        ("up_kernel", 64): 0.50 * MICRO,
-        ("w8a8_kernel", 16): 0.40 * MICRO,
-        ("w8a8_kernel", 64): 0.33 * MICRO,
-        ("w8a8_kernel", 128): 0.60 * MICRO,
-        ("mm8_kernel", 16): 0.48 * MICRO,
-        ("mm8_kernel", 64): 0.63 * MICRO,
-        ("mm8_kernel", 128): 0.62 * MICRO,
-        ("library", 1): 0.128 * MICRO,
-        ("library", 3): 0.55 * MICRO,
+        ("linear_kernel", 16, 256): 0.446 * MICRO,
+        ("linear_kernel", 16, 128): 0.223 * MICRO,
+        ("linear_kernel", 64, 64): 0.37 * MICRO,
+        ("linear_kernel", 64, 128): 0.60 * MICRO,
+        ("down_kernel", 64, 64): 0.30 * MICRO,
+        ("down_kernel", 64, 128): 0.34 * MICRO,
+        ("up_kernel", 64, 64): 0.50 * MICRO,
+        ("w8a8_kernel", 16, 256): 0.40 * MICRO,
+        ("w8a8_kernel", 64, 128): 0.33 * MICRO,
+        ("w8a8_kernel", 128, 128): 0.60 * MICRO,
+        ("mm8_kernel", 16, 256): 0.48 * MICRO,
+        ("mm8_kernel", 16, 128): 0.48 * MICRO,
+        ("mm8_kernel", 64, 128): 0.63 * MICRO,
+        ("mm8_kernel", 128, 64): 0.62 * MICRO,
+        ("library", 1, 64): 0.128 * MICRO,
+        ("library", 3, 64): 0.55 * MICRO,
     }
 )
-"""(kernel, tokens of its tile) → seconds of one trip of a program's loop over K. For the library a trip is 64 numbers
-deep; (library, 3) is a batch of products, for which it takes tiles of 128 x 128. H100, measured: int8.json (the
-difference of `value`, K = 8192, and `output`, K = 2048, of 1.5B, which have equally many programs) and profile.json."""
+"""(kernel, tokens of its tile, depth of its tile) → seconds of one trip of a program's loop over K.
 
-RATES: Mapping[str, float] = MappingProxyType({"mm8_kernel": 310 * TERA, "w8a8_kernel": 950 * TERA})
+("library", 3, 64) is a batch of products, for which the library takes tiles of 128 x 128. H100, measured: int8.json
+(the difference of `value`, K = 8192, and `output`, K = 2048, of 1.5B, which have equally many programs) and
+profile.json. A tile of 16 tokens in `linear_kernel`, 128 deep, was only seen where bytes take longer: it has half
+the time of 256."""
+
+RATES: Mapping[str, float] = MappingProxyType(
+    {"linear_kernel": 460 * TERA, "mm8_kernel": 310 * TERA, "w8a8_kernel": 950 * TERA}
+)
 """Operations/s of kernels whose large products are slower, or faster, than the library's bfloat16 products. H100,
-measured: int8.json at M = 1,024 and 8,192."""
+measured: int8.json at M = 1,024 and 8,192; but `linear_kernel` is derived, not measured: two programs of 64 x 128 on
+each multiprocessor, 0.60 us a trip."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,7 @@ class Card:
     gap: float = 0.5 * MICRO
     launch: float = 18.5 * MICRO
     latencies: Mapping[str, float] = field(default_factory=lambda: LATENCIES)
-    trips: Mapping[tuple[str, int], float] = field(default_factory=lambda: TRIPS)
+    trips: Mapping[tuple[str, int, int], float] = field(default_factory=lambda: TRIPS)
     rates: Mapping[str, float] = field(default_factory=lambda: RATES)
 
 
@@ -128,6 +138,13 @@ H200 = replace(
     copy=4.8 * TERA * 3.02 / 3.35,
     memory=141e9,
 )
+
+
+def _rates(matrix_rate: float) -> Mapping[str, float]:
+    """`RATES` of a card whose kernels have the H100's ratios to the library's products."""
+    return {kernel: rate * matrix_rate / H100.matrix_rate for kernel, rate in RATES.items()}
+
+
 RTX_5090 = replace(
     H100,
     name="RTX 5090 32 GB",
@@ -147,7 +164,7 @@ RTX_5090 = replace(
     clock=2.41e9,
     l2=0.6 * 96e6,
     memory=32e9,
-    rates=MappingProxyType({"mm8_kernel": 225 * TERA * 310 / 750, "w8a8_kernel": 225 * TERA * 950 / 750}),
+    rates=_rates(225 * TERA),
 )
 RTX_4090 = replace(
     RTX_5090,
@@ -167,7 +184,7 @@ RTX_4090 = replace(
     clock=2.52e9,
     l2=0.6 * 72e6,
     memory=24e9,
-    rates=MappingProxyType({"mm8_kernel": 165.2 * TERA * 310 / 750, "w8a8_kernel": 165.2 * TERA * 950 / 750}),
+    rates=_rates(165.2 * TERA),
 )
 CARDS = {"h100": H100, "h200": H200, "rtx5090": RTX_5090, "rtx4090": RTX_4090}
 

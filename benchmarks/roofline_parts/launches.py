@@ -149,7 +149,8 @@ class Recorder(TorchDispatchMode):
 
     def _piece(self, x: Tensor) -> Piece:
         self._kept.append(x.untyped_storage())
-        place = 0 if x.is_contiguous() else 1 + int(x.storage_offset())
+        has_gaps = x.dim() > 1 and x.stride(0) > x.numel() // max(len(x), 1)
+        place = 1 + int(x.storage_offset()) if has_gaps else 0
         return Piece((_storage(x), place), x.numel() * x.itemsize)
 
 

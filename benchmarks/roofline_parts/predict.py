@@ -103,5 +103,7 @@ def _chain(launch: Launch, card: Card) -> float:
     if not work.is_product:
         return 0.0
     if work.iterations:
-        return work.iterations * card.trips.get((launch.name, work.tokens_of_tile), card.trips["linear_kernel", 64])
-    return work.depth / 64 * card.trips["library", 3 if work.is_batch else 1]
+        tokens, depth = work.tile
+        usual = card.trips["linear_kernel", 64, 64] * depth / 64
+        return work.iterations * card.trips.get((launch.name, tokens, depth), usual)
+    return work.depth / 64 * card.trips["library", 3 if work.is_batch else 1, 64]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -21,7 +21,7 @@ class Work:
         operations: of matrix products, two for a multiplication and its addition.
         depth: numbers that a program multiplies and adds one after the other: K.
         iterations: trips of the loop over K of a Triton product; 0 for the library.
-        tokens_of_tile: tokens of the tile of a Triton product, which tells how long a trip takes.
+        tile: tokens and depth of the tile of a Triton product, which tell how long a trip takes.
         sm_cycles: cycles that all multiprocessors together need to issue the instructions.
         tokens: of the longest row, which a recurrence takes one after the other. Its programs are the last of the grid:
             they start when the others' bytes have been moved.
@@ -31,7 +31,7 @@ class Work:
     operations: float = 0.0
     depth: int = 0
     iterations: int = 0
-    tokens_of_tile: int = 0
+    tile: tuple[int, int] = (0, 0)
     sm_cycles: float = 0.0
     tokens: int = 0
     rows: int = 0
@@ -50,6 +50,9 @@ takes 17 an element. `LOOPS` in tests/kernels/aot_limits.py holds every version 
 LOGIT_INSTRUCTIONS = 66
 """SASS instructions of a lane for a logit, of the sampler's first kernel. H100, derived from profile.json: 39 us for
 256 rows of 65,536 logits, whose bytes take 22 us."""
+CYCLES_OF_A_WEIGHT = 0.103
+"""Cycles in which a multiprocessor converts one int8 weight of `mm8` to bfloat16. H100, derived from int8.json: the
+head of 1.5B takes 60.8 us for 16 tokens, and its bytes 45 us."""
 WARPS_OF_HEAD = 2
 ISSUES = 4
 """Instructions that a multiprocessor issues in a cycle, one for each of its schedulers."""
@@ -57,15 +60,20 @@ ISSUES = 4
 
 def _product(given: Mapping[str, Any], programs: int, longest: int) -> Work:
     """Products with a tile in BLOCK_M, BLOCK_N, BLOCK_K: `programs` tiles, padding included."""
-    tile = given["BLOCK_M"] * given["BLOCK_N"]
     depth = given["K"]
     return Work(
-        operations=2.0 * programs * tile * depth,
+        operations=2.0 * programs * given["BLOCK_M"] * given["BLOCK_N"] * depth,
         depth=depth,
         iterations=-(-depth // given["BLOCK_K"]),
-        tokens_of_tile=given["BLOCK_M"],
+        tile=(given["BLOCK_M"], given["BLOCK_K"]),
         is_product=True,
     )
+
+
+def _converting(given: Mapping[str, Any], programs: int, longest: int) -> Work:
+    """A product whose programs convert the weights of their tile, again for every tile of tokens."""
+    cycles = programs * given["BLOCK_N"] * given["K"] * CYCLES_OF_A_WEIGHT
+    return replace(_product(given, programs, longest), sm_cycles=cycles)
 
 
 def _down(given: Mapping[str, Any], programs: int, longest: int) -> Work:
@@ -94,6 +102,7 @@ def _select(given: Mapping[str, Any], programs: int, longest: int) -> Work:
 
 
 _WORK: dict[str, Callable[[Mapping[str, Any], int, int], Work]] = {
+    "mm8_kernel": _converting,
     "down_kernel": _down,
     "up_kernel": _up,
     "wkv7_kernel": _recurrence,

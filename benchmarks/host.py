@@ -23,6 +23,8 @@ cases measure the engine alone, with the World vocabulary: every row, or one of 
     main thread      milliseconds of processor time of the main thread, per step
     all threads      milliseconds of processor time of all threads, per step
     in steps         the part of "main thread" inside Engine.step: launching steps and booking results
+    launch           the part of "in steps" that packs a step's numbers, sends them, launches it and starts its copies.
+                     With --recorded, replays of the engine alone do nothing
     transfers        from the host to the device, per step
     most             the largest number of such transfers in one step
 
@@ -63,6 +65,7 @@ COLUMNS = (
     ("device used", "used_share", ".1%"),
     ("main thread, ms", "main_thread_ms", ".3f"),
     ("in steps, ms", "in_steps_ms", ".3f"),
+    ("launch, ms", "launch_ms", ".3f"),
     ("all threads, ms", "all_threads_ms", ".3f"),
     ("transfers", "transfers", ".1f"),
     ("most", "most_transfers", ".0f"),

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rwkv_batch.engine.logprobs import TopLogprobs
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.slot_tables import Vocabulary
@@ -115,7 +116,11 @@ class SamplerSteps(Steps):
 
         def step() -> None:
             sampler.reserve(slots)
-            sampler.copy_to_host(slots, *sampler.draw(logits, slot_index), logits, rows, row_index).read()
+            drawn = sampler.draw(logits, slot_index)
+            top = None
+            if len(rows):
+                top = TopLogprobs(sampler.top(logits, row_index, *drawn, sampler.most_asked(slots[rows])))
+            sampler.copy_to_host(slots, *drawn, None, rows, top).read()
 
         return step
 

@@ -12,7 +12,7 @@ from ..kernel_support.tensor_checks import check_pool
 from .build import Specialization
 from .launch import DTYPES, PACK_BYTES, STATE_DTYPES, Kernel
 
-THREADS = {16: 64, 32: 96, 64: 160, 128: 288}
+THREADS = {16: 160, 32: 192, 64: 256, 128: 384}
 """Head size → threads of a block; see csrc/heads.h."""
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .engine.selection import select as _select
     from .models.blocks import shift_lerp as _shift_lerp
     from .models.matrices.low_rank import low_rank as _low_rank
+    from .models.matrices.projection import project as _project
     from .models.rwkv4 import wkv4 as _wkv4
     from .models.rwkv5 import wkv5 as _wkv5
     from .models.rwkv6 import wkv6 as _wkv6
@@ -36,8 +37,14 @@ if TYPE_CHECKING:
 BACKENDS = ("auto", "triton", "cuda", "cpu", "reference")
 _PACKAGES = {"triton": "rwkv_batch.triton_kernels", "cuda": "rwkv_batch.cuda_kernels", "cpu": "rwkv_batch.cpu_kernels"}
 _AUTO = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")}
+_RECURRENCES = ("wkv4", "wkv5", "wkv6", "wkv7")
+_AUTO_RECURRENCES = {"cuda": ("cuda", "triton", "reference")}
+"""As `_AUTO`, for the recurrences."""
+_CUDA_FIRST = "triton: the cuda kernel has one barrier a token, and triton's more than twenty"
 _RECORDABLE_BACKENDS = ("triton",)
 """Backends whose kernels can be recorded as CUDA graphs: they neither wait for the device nor read host memory."""
+_RECORDABLE_CUDA = _RECURRENCES
+"""Ops of the cuda backend that can be recorded too; the first launch of each, before a recording, loads the kernel."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class OpSpec:
     Args:
         definition: a plain PyTorch function; every implementation has its parameters and results.
         optional: a backend may have no kernel for the op: the definition consists of matrix products or of other ops.
-        is_recorded: a decode step that is recorded as a CUDA graph calls the op.
+        is_recorded: a step that is recorded as a CUDA graph calls the op, whose definition cannot be recorded.
         definition_only: the reason why no kernel can serve this model's op, if so; for optional ops only.
     """
 
@@ -104,8 +111,8 @@ class OpChoice:
 
     @property
     def can_be_recorded(self) -> bool:
-        """Whether decode steps that call the op can be recorded as CUDA graphs."""
-        return not self.is_recorded or self.backend in _RECORDABLE_BACKENDS
+        """Whether steps that call the op can be recorded as CUDA graphs."""
+        return not self.is_recorded or _is_recordable(self.op, self.backend)
 
 
 class OpTable:
@@ -139,12 +146,13 @@ class OpTable:
 
     @property
     def can_be_recorded(self) -> bool:
-        """Whether a decode step can be recorded as a CUDA graph."""
+        """Whether steps can be recorded as CUDA graphs."""
         return all(choice.can_be_recorded for choice in self.choices)
 
     if TYPE_CHECKING:  # for editors and mypy: an op is called like its definition
         shift_lerp = staticmethod(_shift_lerp)
         low_rank = staticmethod(_low_rank)
+        project = staticmethod(_project)
         deep_embed = staticmethod(_deep_embed)
         wkv4 = staticmethod(_wkv4)
         wkv5 = staticmethod(_wkv5)
@@ -163,6 +171,16 @@ class OpTable:
             raise AttributeError(f"no op {name!r} was resolved for this model") from None
 
 
+def _is_recordable(op: str, backend: str) -> bool:
+    return backend in _RECORDABLE_BACKENDS or (backend == "cuda" and op in _RECORDABLE_CUDA)
+
+
+def _order(op: str, device: str) -> tuple[str, ...]:
+    """The backends that "auto" asks for an op, the fastest first."""
+    orders = _AUTO_RECURRENCES if op in _RECURRENCES and device in _AUTO_RECURRENCES else _AUTO
+    return orders.get(device, ("reference",))
+
+
 def fallbacks(choices: Iterable[OpChoice]) -> list[str]:
     """One sentence for each reason why kernels refuse, with the ops concerned and the backend that serves them.
 
@@ -175,7 +193,9 @@ def fallbacks(choices: Iterable[OpChoice]) -> list[str]:
     sentences = []
     for (backend, refused), group in groups.items():
         slow = ", which is slow" if backend == "reference" else ""
-        could_be_recorded = any(reason.partition(": ")[0] in _RECORDABLE_BACKENDS for reason in refused)
+        could_be_recorded = any(
+            _is_recordable(choice.op, reason.partition(": ")[0]) for choice in group for reason in refused
+        )
         is_unrecorded = could_be_recorded and not all(choice.can_be_recorded for choice in group)
         graphs = "; steps are not recorded as CUDA graphs" if is_unrecorded else ""
         names = ", ".join(choice.op for choice in group)
@@ -212,20 +232,20 @@ def resolve(
     if backend not in BACKENDS:
         raise ConfigurationError(f"got {backend!r}, expected one of {', '.join(BACKENDS)}", setting="backend")
     specs, target = tuple(specs), _Target(device, dtype, sizes, state_dtype)
-    candidates = _AUTO.get(device.type, ("reference",)) if backend == "auto" else (backend,)
-    if "triton" in candidates:
+    candidates = {spec.name: _order(spec.name, device.type) if backend == "auto" else (backend,) for spec in specs}
+    if any("triton" in order for order in candidates.values()):
         _compile_together(specs, device)
     implementations: dict[str, Implementation] = {}
     choices: list[OpChoice] = []
     failures: list[str] = []
     for spec in specs:
-        offers = _offers(spec, candidates, target)
+        offers = _offers(spec, candidates[spec.name], target)
         serving = _serving(spec, offers)
         if serving is None:
             failures.append(f"{spec.name}: {offers[-1].reason}")
         else:
             implementations[spec.name] = serving.implementation or Implementation(spec.definition)
-            choices.append(_choice(spec, offers, serving))
+            choices.append(_choice(spec, offers, serving, candidates[spec.name]))
     if failures:
         raise BackendError(f"backend {backend!r} cannot serve this model:\n  " + "\n  ".join(failures))
     return OpTable(implementations, choices)
@@ -301,7 +321,9 @@ def _serving(spec: OpSpec, offers: Sequence[_Offer]) -> _Offer | None:
     return _Offer("reference", "serves") if is_declined else None
 
 
-def _choice(spec: OpSpec, offers: Sequence[_Offer], serving: _Offer) -> OpChoice:
+def _choice(spec: OpSpec, offers: Sequence[_Offer], serving: _Offer, candidates: Sequence[str]) -> OpChoice:
     refused = tuple(f"{offer.backend}: {offer.reason}" for offer in offers if offer.verdict != "serves")
+    if serving.backend == "cuda" and "triton" in candidates[len(offers) :]:
+        refused = (*refused, _CUDA_FIRST)
     is_fallback = any(offer.verdict == "refuses" for offer in offers)
     return OpChoice(spec.name, serving.backend, refused, is_fallback, spec.is_recorded)

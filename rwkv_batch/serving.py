@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 from .call_lock import CallLock
 from .engine.engine import Engine
@@ -19,6 +17,7 @@ from .errors import RowError
 from .prefetch import Prefetch
 from .requests import RequestBuilder
 from .rows import ErrorRow, Finished, GenerateRow, RowInFlight, ScoreRow, held_bytes, input_bytes
+from .serving_call import CallRows, RunningCall, ServingCall
 
 __all__ = ["ErrorRow", "Finished", "Row", "RowInFlight", "Serving", "ServingCall"]
 
@@ -33,22 +32,6 @@ PART_BYTES = 16 << 20
 CLOSED = "this LLM is closed; load the model again to use it"
 NOT_FINITE = "the model's numbers are not finite; float16 may have overflowed: use bfloat16 or float32"
 ABORTED = "the row was aborted before its scores were known"
-
-
-class CallRows(Protocol):
-    """The rows of one call."""
-
-    def serve(self) -> Generator[list[Any], None, None]:
-        """Yields lists of finished rows."""
-
-    def abort(self, key: Hashable) -> None:
-        """Aborts the row with this key, now or when it is read. Any thread may call."""
-
-    def cancel(self) -> None:
-        """Ends `serve` at the next step. Any thread may call."""
-
-    def reads_input_on(self, thread: threading.Thread) -> bool:
-        """Whether this thread reads the rows."""
 
 
 class AnyServing(ABC):
@@ -84,7 +67,7 @@ class AnyServing(ABC):
         """
         self._lock.check()
         call = self._lock.holder
-        if isinstance(call, _Call):
+        if isinstance(call, RunningCall):
             call.abort(key)
 
     def check(self) -> None:
@@ -99,7 +82,7 @@ class AnyServing(ABC):
         """
         if not self._lock.is_in_its_process or self._lock.is_closed:
             return False
-        self._lock.close(_Call(self._lock, None), CLOSED)
+        self._lock.close(RunningCall(self._lock, None), CLOSED)
         self._free()
         return True
 
@@ -120,113 +103,6 @@ class Serving(AnyServing):
         if engine is None:  # another thread has closed it since the last check
             raise RuntimeError(CLOSED)
         return _CallRows(engine, self._builder, batches, stop_at_error)
-
-
-class ServingCall(Iterator[list[Any]]):
-    """An iterator of lists of finished rows, which are `Finished` where one engine serves.
-
-    The call holds the lock from the first list to its end, or until it is closed. A garbage collection closes it.
-
-    Args:
-        start: makes the call's rows; called when the first list is asked for.
-    """
-
-    def __init__(self, lock: CallLock, start: Callable[[], CallRows]) -> None:
-        self._call = _Call(lock, start, weakref.ref(self))
-
-    def __next__(self) -> list[Any]:
-        return self._call.next_list()
-
-    def __del__(self) -> None:
-        with suppress(ValueError):  # a waiting call closes this one at the same moment
-            self._call.close()
-
-    def cancel(self) -> None:
-        """Ends the call at the next step, and drops the rows that are not finished. Any thread may call.
-
-        A call that has not begun is not changed.
-        """
-        self._call.cancel()
-
-    def close(self) -> None:
-        """Ends the call, and drops the rows that are not finished. In a fork of the process this does nothing."""
-        self._call.close()
-
-
-class _Call:
-    """What a `ServingCall` does, and the holder of the lock.
-
-    It is an object of its own because a garbage collection clears the weak references to an iterator before it closes
-    the iterator. The lock has to be held until the iterator is closed.
-
-    Attributes:
-        thread: the thread that has asked for the last list.
-        is_busy: a thread is inside `next_list` at this moment.
-    """
-
-    def __init__(
-        self, lock: CallLock, start: Callable[[], CallRows] | None, iterator: weakref.ref[ServingCall] | None = None
-    ) -> None:
-        self.thread = threading.current_thread()
-        self.is_busy = False
-        self._lock = lock
-        self._start = start
-        self._iterator = iterator
-        self._rows: CallRows | None = None
-        self._lists: Generator[list[Any], None, None] | None = None
-
-    @property
-    def is_dropped(self) -> bool:
-        """Whether the iterator of this call was garbage-collected."""
-        return self._iterator is not None and self._iterator() is None
-
-    def next_list(self) -> list[Any]:
-        """The next list of finished rows.
-
-        Raises:
-            StopIteration: there is none.
-        """
-        self.thread = threading.current_thread()
-        try:
-            if self._lists is None:
-                if self._start is None:
-                    raise StopIteration
-                self._lock.check()
-                self._rows = rows = self._start()  # before `acquire`: `abort` looks for the rows of the lock's holder
-                self._lock.acquire(self)
-                self._lists = rows.serve()
-            self._lock.check()
-            self.is_busy = True
-            return next(self._lists)
-        except BaseException:
-            self.close()
-            raise
-        finally:
-            self.is_busy = False
-
-    def reads_input_on(self, thread: threading.Thread) -> bool:
-        """See `Call`."""
-        rows = self._rows
-        return rows is not None and rows.reads_input_on(thread)
-
-    def abort(self, key: Hashable) -> None:
-        """Ends the row with this key; see `AnyServing.abort`."""
-        if (rows := self._rows) is not None:
-            rows.abort(key)
-
-    def cancel(self) -> None:
-        """See `ServingCall.cancel`."""
-        if (rows := self._rows) is not None:
-            rows.cancel()
-
-    def close(self) -> None:
-        """See `ServingCall.close`."""
-        if self._lock.is_in_its_process:
-            if self._lists is not None:
-                self._lists.close()
-            self._lock.release(self)
-            self._rows = None
-        self._start = None
 
 
 class _CallRows:
@@ -257,6 +133,10 @@ class _CallRows:
         self._prefetch = Prefetch(
             self._built(), self._engine.window, self._weight, _needed, self._stops_at_error, self._is_aborted
         )
+        # `abort` and `cancel`, in other threads, note what they want first and look for the prefetch second; here the
+        # prefetch is there first. So at least one of the two finds the other's entry.
+        if self._aborted or self._is_cancelled:
+            self._prefetch.drop()
         steps = self._engine.run(self)
         try:
             for completions in steps:

@@ -17,6 +17,8 @@ from .errors import ConfigurationError, one_of
 
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
 LOGPROBS_MODES = get_args(LogprobsMode)
+ADMISSION_DELAY_MS = 30.0
+"""The default on a CUDA device. `benchmarks.admission` compares delays."""
 
 if TYPE_CHECKING:
     from .text.chat import ChatSettings
@@ -68,6 +70,7 @@ class EngineSettings:
     memory_share: float = 0.85
     logprobs_mode: LogprobsMode = "raw_logprobs"
     data_parallel: int = 1
+    admission_delay_ms: float | None = None
 
     def __post_init__(self) -> None:
         if type(self.data_parallel) is not int or self.data_parallel < 1:
@@ -87,10 +90,20 @@ class EngineSettings:
             raise ConfigurationError(
                 f"got {self.logprobs_mode!r}, expected {one_of(LOGPROBS_MODES)}", setting="logprobs_mode"
             )
+        if self.admission_delay_ms is not None and not 0 <= self.admission_delay_ms < math.inf:
+            raise ConfigurationError(
+                f"got {self.admission_delay_ms!r}, expected milliseconds from 0, or auto (in Python None)",
+                setting="admission_delay_ms",
+            )
         if not 0 <= self.prefix_host_gib < math.inf:
             raise ConfigurationError(
                 f"got {self.prefix_host_gib!r}, expected a number of GiB from 0", setting="prefix_host_gib"
             )
+
+    def admission_delay(self, device_type: str) -> float:
+        """`admission_delay_ms` in seconds, on a device of this type."""
+        default = ADMISSION_DELAY_MS if device_type == "cuda" else 0.0
+        return (default if self.admission_delay_ms is None else self.admission_delay_ms) / 1000
 
     @property
     def prefix_host_bytes(self) -> int:

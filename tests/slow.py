@@ -23,6 +23,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "kernels/test_triton_glue.py",
         "kernels/test_triton_linear.py",
         "kernels/test_triton_low_rank.py",
+        "kernels/test_triton_project.py",
         "kernels/test_triton_sample.py",
         "kernels/test_triton_sample_filters.py",
         "kernels/test_triton_score.py",

@@ -136,7 +136,7 @@ def test_ops_that_a_recorded_step_calls():
     specs = (*ModelFile.open(open_checkpoint(DEMO_MODEL)).ops, *Sampler.OPS)
     choices = resolve(specs, "reference", CPU, torch.float32, {}).choices
     recorded = {choice.op for choice in choices if choice.is_recorded}
-    assert recorded == {"shift_lerp", "linear", "low_rank", "wkv7", "sample"}
+    assert recorded == {"shift_lerp", "linear", "low_rank", "project", "wkv7", "sample"}
 
 
 def test_a_kernel_says_what_it_takes(kernel):
@@ -195,7 +195,7 @@ OPS = [OpSpec(name, reference) for name in ("wkv7", "shift_lerp", "sample")]
 def test_auto_gives_what_triton_does_not_compile_to_cuda_or_to_the_reference(broken_triton):
     table = resolve(OPS, "auto", torch.device("cuda"), torch.bfloat16, {"N": 64})
     assert [(choice.op, choice.backend, choice.refused) for choice in table.choices] == [
-        ("wkv7", "triton", ()),
+        ("wkv7", "cuda", (ops._CUDA_FIRST,)),
         ("shift_lerp", "cuda", (f"triton: {broken_triton.reason}: a layout is wrong",)),
         ("sample", "reference", (f"triton: {broken_triton.reason}: operand #0 is wrong", "cuda: no such kernel")),
     ]

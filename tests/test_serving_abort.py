@@ -8,6 +8,7 @@ import time
 from served_rows import LONG, constrained, make_serving, make_slow, row, serve
 
 from rwkv_batch.errors import RowError
+from rwkv_batch.prefetch import Prefetch
 from rwkv_batch.rows import ErrorRow, RowInFlight, ScoreRow
 from rwkv_batch.sampling_params import SamplingParams
 
@@ -147,6 +148,23 @@ def test_a_row_whose_constraint_is_compiling_is_finished_at_once():
     ((one,),) = lists
     assert [completion.finish_reason for completion in one.completions] == ["abort"]
     assert engine.stats.steps == 0 and not compiled["a"].done()
+
+
+def test_a_row_that_is_aborted_while_its_call_begins_is_finished(monkeypatch):
+    """The row is read, and its constraint compiles, before the call knows the thread that reads."""
+    serving, _, compiled = make_slow()
+
+    class Slow(Prefetch):
+        def __init__(self, *args):
+            super().__init__(*args)
+            while not self._pending:
+                time.sleep(0.001)
+            serving.abort("slow")
+
+    monkeypatch.setattr("rwkv_batch.serving.Prefetch", Slow)
+    ((one,),) = serving.run([[constrained("slow", "a")]])
+    assert [completion.finish_reason for completion in one.completions] == ["abort"]
+    assert not compiled["a"].done()
 
 
 def test_rows_that_were_read_ahead_are_finished_while_all_slots_are_busy():

@@ -34,7 +34,10 @@ TAKES_MORE = {
     "seed": "int | None",
 }
 """Argument of `LLM` whose values are more than those of the setting → its annotation."""
-ON_PURPOSE = {"batch_invariant": (True, False), "max_batch_size": ("auto", None), "max_batch_tokens": ("auto", None)}
+ON_PURPOSE = {
+    "batch_invariant": (True, False),
+    **dict.fromkeys(("max_batch_size", "max_batch_tokens", "admission_delay_ms"), ("auto", None)),
+}
 """Setting → its default in a job and in `LLM`, where they differ."""
 
 

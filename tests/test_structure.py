@@ -33,6 +33,7 @@ BASICS = {
     "results",
     "sampling_fields",
     "sampling_params",
+    "serving_call",
     "settings",
     "structured_outputs",
     "threads",

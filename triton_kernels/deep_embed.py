@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..kernel_support.tensor_checks import check
-from .launch import ceil_div, is_interpreted, power_of_two
+from .launch import ceil_div, is_interpreted, power_of_two, start_kernel
 from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES, multiply
@@ -111,14 +111,10 @@ def deep_embed(normed: Tensor, token_ids: Tensor, p: Any) -> Tensor:
         return gate
     blocks_of_tokens, blocks_of_columns = ceil_div(num_tokens, TOKENS), ceil_div(out_width, COLUMNS)
     columns = COLUMNS * ceil_div(blocks_of_columns, max(PROGRAMS // blocks_of_tokens, 1))
-    deep_embed_kernel[(blocks_of_tokens, ceil_div(out_width, columns))](
-        *(normed, token_ids, p.table, down, up, p.s0, gate, num_tokens, columns),
-        **_constants(width, out_width, rank, normed.dtype),
-        UPCAST=is_interpreted(),
-        num_warps=NUM_WARPS,
-        num_stages=NUM_STAGES,
-        enable_fp_fusion=True,
-    )
+    arguments = normed, token_ids, p.table, down, up, p.s0, gate, num_tokens, columns
+    constants = _constants(width, out_width, rank, normed.dtype) | {"UPCAST": is_interpreted()}
+    options = {"num_warps": NUM_WARPS, "num_stages": NUM_STAGES, "enable_fp_fusion": True}
+    start_kernel(deep_embed_kernel, (blocks_of_tokens, ceil_div(out_width, columns)), arguments, constants | options)
     return gate
 
 

@@ -1,11 +1,14 @@
-"""Helpers of all launchers: settings that the Triton kernels serve, and integer arithmetic on the host."""
+"""Helpers of all launchers: prepared launches, settings that the Triton kernels serve, and arithmetic on the host."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
+from torch import Tensor
 
 from ..kernel_support.unsupported import low_capability, no_kernel_for
 
@@ -14,6 +17,56 @@ MIN_CAPABILITY = (8, 0)
 MIN_HEAD_SIZE, MAX_HEAD_SIZE = 16, 128
 
 
+class _Prepared(NamedTuple):
+    """A kernel that is compiled and loaded."""
+
+    compiled: Any
+    """Triton's `CompiledKernel`."""
+    constants: tuple[Any, ...]
+    """Values of the parameters after the run-time arguments."""
+
+
+_prepared: dict[Hashable, _Prepared] = {}
+
+
+def start_kernel(kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: Mapping[str, Any]) -> None:
+    """Launches a kernel on the current device and stream.
+
+    Triton binds and specializes the arguments of each launch anew, which takes most of the host's time for it. Here it
+    does so in the first launch of a kind: arguments that differ in nothing that Triton compiles for. Later launches go
+    to the kernel that it has compiled then. On AMD's GPUs, where Triton also compiles for the size of tensors, and in
+    the interpreter, each launch is Triton's own.
+
+    Args:
+        kernel: a `@triton.jit` function of this package.
+        grid: programs in each dimension.
+        arguments: the run-time arguments, in order: tensors, numbers and None.
+        constants: the remaining parameters, and the launch options.
+    """
+    if torch.version.hip is not None or is_interpreted():
+        kernel[grid](*arguments, **constants)
+        return
+    device = triton.runtime.driver.active.get_current_device()
+    key = (id(kernel), device, *map(_kind, arguments), *constants, *constants.values())
+    prepared = _prepared.get(key)
+    if prepared is None:
+        compiled = kernel[grid](*arguments, **constants)
+        rest = kernel.arg_names[len(arguments) :]
+        _prepared[key] = _Prepared(compiled, tuple(constants[name] for name in rest))
+    else:
+        prepared.compiled[(*grid, 1, 1)[:3]](*arguments, *prepared.constants)
+
+
+def _kind(argument: Any) -> Any:
+    """All that Triton compiles for in an argument; it may tell kinds apart that Triton does not."""
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.data_ptr() % 16 == 0
+    if isinstance(argument, int):
+        return argument == 1, argument % 16 == 0, -(2**31) <= argument < 2**31
+    return type(argument)
+
+
+@cache
 def is_interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, on tensors in host memory. Decided when triton is imported."""
     return bool(triton.knobs.runtime.interpret)

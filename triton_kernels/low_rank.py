@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..kernel_support.tensor_checks import check
-from .launch import ceil_div, is_interpreted
+from .launch import ceil_div, is_interpreted, start_kernel
 from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES, Tile, activate, multiply
@@ -166,30 +166,57 @@ def low_rank(inputs: Tensor, p: Any) -> Tensor:
         bits do not depend on M or on the other rows: the tiles depend on the weights only.
     Graph-safe: no allocation besides the result and the intermediate, no host sync.
     """
-    _check(inputs, p)
+    starts = check_pairs(inputs, p)
     num_tokens, width = inputs.shape[1:]
     dtype, device = inputs.dtype, inputs.device
-    starts, sources = p.starts, tuple(pair.source for pair in p.pairs)
-    out_width = p.up.shape[1]
-    y = torch.empty(len(sources), num_tokens, out_width, dtype=dtype, device=device)
+    sources = tuple(pair.source for pair in p.pairs)
     if not num_tokens:
-        return y
+        return torch.empty(len(sources), 0, p.up.shape[1], dtype=dtype, device=device)
     low = torch.empty(num_tokens, starts[-1], dtype=dtype, device=device)
     tile = down_tile(starts, dtype)
     constants = down_constants(width, starts, sources, tuple(pair.activation for pair in p.pairs), tile)
-    num_blocks = sum(ceil_div(end - start, tile.rows) for start, end in pairwise(starts))
-    down_kernel[(ceil_div(num_tokens, tile.tokens), num_blocks)](
-        inputs, p.down, low, num_tokens, **constants, UPCAST=is_interpreted(), **tile.options
+    start_kernel(
+        down_kernel,
+        (ceil_div(num_tokens, tile.tokens), num_blocks_of(starts, tile)),
+        (inputs, p.down, low, num_tokens),
+        {**constants, "UPCAST": is_interpreted(), **tile.options},
     )
-    tile = UP[dtype]
-    up_kernel[(ceil_div(num_tokens, tile.tokens), ceil_div(out_width, tile.rows), len(sources))](
-        low, p.up, y, num_tokens, **up_constants(out_width, starts, tile), UPCAST=is_interpreted(), **tile.options
+    return multiply_up(low, p.up, starts)
+
+
+def multiply_up(low: Tensor, up: Tensor, starts: tuple[int, ...]) -> Tensor:
+    """low_j up_j of each pair.
+
+    Args:
+        low: [M, ΣR], the results of the first factors side by side.
+        up: [ΣR, A], the second factors one below the other.
+        starts: as in `LowRank`.
+
+    Returns:
+        [n, M, A], dtype of `low`.
+    """
+    num_tokens, out_width, count, tile = len(low), up.shape[1], len(starts) - 1, UP[low.dtype]
+    y = torch.empty(count, num_tokens, out_width, dtype=low.dtype, device=low.device)
+    start_kernel(
+        up_kernel,
+        (ceil_div(num_tokens, tile.tokens), ceil_div(out_width, tile.rows), count),
+        (low, up, y, num_tokens),
+        {**up_constants(out_width, starts, tile), "UPCAST": is_interpreted(), **tile.options},
     )
     return y
 
 
-def _check(inputs: Tensor, p: Any) -> None:
-    """Raises ValueError where an argument is not as `low_rank` says."""
+def num_blocks_of(starts: tuple[int, ...], tile: Tile) -> int:
+    """Blocks of ranks, each of which belongs to one pair."""
+    return sum(ceil_div(end - start, tile.rows) for start, end in pairwise(starts))
+
+
+def check_pairs(inputs: Tensor, p: Any) -> tuple[int, ...]:
+    """The pairs' `starts`.
+
+    Raises:
+        ValueError: an argument is not as `low_rank` says.
+    """
     if inputs.dim() != 3 or p.down is None or p.up is None:
         stacked = "stacked factors" if p.down is not None and p.up is not None else "no stacked factors"
         raise ValueError(f"inputs, p: got {list(inputs.shape)} and {stacked}, expected [m, M, C] and stacked factors")
@@ -198,8 +225,10 @@ def _check(inputs: Tensor, p: Any) -> None:
     if num_needed > num_inputs:
         raise ValueError(f"inputs: got {num_inputs} of them, expected at least {num_needed}")
     check("inputs", inputs, inputs.shape, inputs.dtype, p.down.device)
-    check("down", p.down, (p.starts[-1], width), inputs.dtype, inputs.device)
-    check("up", p.up, (p.starts[-1], p.up.shape[-1]), inputs.dtype, inputs.device)
+    starts: tuple[int, ...] = p.starts
+    check("down", p.down, (starts[-1], width), inputs.dtype, inputs.device)
+    check("up", p.up, (starts[-1], p.up.shape[-1]), inputs.dtype, inputs.device)
+    return starts
 
 
 def down_tile(starts: tuple[int, ...], dtype: torch.dtype) -> Tile:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..kernel_support.tensor_checks import check
 from ..kernel_support.unsupported import DTYPES
-from .launch import is_interpreted, power_of_two
+from .launch import is_interpreted, power_of_two, start_kernel
 from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES, Tile, launch_product, multiply, product_constants
@@ -182,9 +182,8 @@ def mm8(x: Tensor, centred: Tensor, rx: Tensor, my: Tensor, ry: Tensor, correcti
     inputs = torch.empty_like(x)
     sums = torch.empty(num_tokens, 5, dtype=torch.float32, device=x.device)
     block = min(power_of_two(depth), PREPARE_BLOCK)
-    prepare_kernel[(num_tokens,)](
-        x, my, ry, inputs, sums, K=depth, BLOCK=block, num_warps=4, num_stages=1, enable_fp_fusion=True
-    )
+    constants = {"K": depth, "BLOCK": block, "num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
+    start_kernel(prepare_kernel, (num_tokens,), (x, my, ry, inputs, sums), constants)
     tile = choose_tile(num_tokens, num_rows, x.dtype)
     arguments, sizes = (inputs, centred, rx, corrections, sums, y), (num_tokens, num_rows, depth)
     launch_product(mm8_kernel, arguments, sizes, tile, UPCAST=is_interpreted())

@@ -129,16 +129,11 @@ class _Buffers(NamedTuple):
 
 def _shape(logits: Tensor, slot_index: Tensor, tables: Any, lists: _Lists, buffers: _Buffers, sizes: _Sizes) -> None:
     """Launches the first kernel."""
-    shape_kernel[(len(logits), sizes.NUM_TILES)](
-        *(logits, slot_index, tables.integers, tables.floats, *lists.seen),
-        *(tables.bias_ids, tables.biases, tables.stops, tables.mask, tables.sampleable),
-        *(buffers.saved, buffers.sums, buffers.first),
-        *lists.widths,
-        V=sizes.V,
-        TILE=sizes.TILE,
-        LIST=LIST,
-        **OPTIONS,
-    )
+    given = logits, slot_index, tables.integers, tables.floats, *lists.seen
+    shaping = tables.bias_ids, tables.biases, tables.stops, tables.mask, tables.sampleable
+    arguments = *given, *shaping, buffers.saved, buffers.sums, buffers.first, *lists.widths
+    constants = {"V": sizes.V, "TILE": sizes.TILE, "LIST": LIST, **OPTIONS}
+    launch.start_kernel(shape_kernel, (len(logits), sizes.NUM_TILES), arguments, constants)
 
 
 def _select(
@@ -151,16 +146,10 @@ def _select(
     results: tuple[Tensor, Tensor],
 ) -> None:
     """Launches the second kernel."""
-    select_kernel[(len(logits),)](
-        *(logits, slot_index, tables.integers, tables.floats, tables.last_token, *lists.seen),
-        *(tables.bias_ids, tables.stops, tables.mask, tables.sampleable, tables.uncounted.view(torch.uint8)),
-        *buffers,
-        *results,
-        *lists.widths,
-        **sizes._asdict(),
-        LIST=LIST,
-        **OPTIONS,
-    )
+    given = logits, slot_index, tables.integers, tables.floats, tables.last_token, *lists.seen
+    shaping = tables.bias_ids, tables.stops, tables.mask, tables.sampleable, tables.uncounted.view(torch.uint8)
+    arguments = *given, *shaping, *buffers, *results, *lists.widths
+    launch.start_kernel(select_kernel, (len(logits),), arguments, {**sizes._asdict(), "LIST": LIST, **OPTIONS})
 
 
 def _unsupported(

@@ -8,7 +8,7 @@ Three measures make the search for the end exact and short:
 
 * A logit is compared by its key, an int32 that orders like the float32. The end of a prefix is then an integer in a
   known interval, which `search` divides by eight in each pass: a pass counts (top-k) or weighs (top-p) the tokens above
-  eight pivots at once. 32 bits take at most 11 passes.
+  eight pivots at once. 32 bits take at most 11 passes; the search ends when the interval has one token's key.
 * A pass reads a source, not the row: the few tokens near the row's largest logit, which `collect_near` has copied to
   a buffer of CAP entries. Where the buffer cannot hold all that is needed, the source is the whole row.
 * The mass of a token is an integer, exp2(...) in units of 2^-44 of the most likely token's: a sum of integers does not
@@ -176,7 +176,8 @@ def search(source, size, needed, low, at_low, high, scale, BY_MASS: tl.constexpr
     from `high` up there is not. Each pass measures from eight pivots up, which divide the interval from `low` on in
     eight parts, `low` itself being the first. The last pivot with enough becomes `low`, the pivot after it `high`: an
     interval of n keys shrinks to at most ceil(n / 8). An interval of 2 keys or more has a pivot inside, so that the
-    loop ends, with `high` = `low` + 1: `low` is the key.
+    loop ends, with `high` = `low` + 1: `low` is the key. It is the key of a token. So the interval also shrinks to the
+    keys of the tokens that were in it, which changes no number or mass.
 
     Args:
         size: number of tokens of the source.
@@ -191,21 +192,27 @@ def search(source, size, needed, low, at_low, high, scale, BY_MASS: tl.constexpr
     while high - low > 1:
         pivots = low + (((high - low) * tl.arange(0, PIVOTS)) >> LOG2_PIVOTS)
         amount = tl.zeros([PIVOTS, SIZES.BLOCK], tl.int64)
+        smallest = tl.full([SIZES.BLOCK], 2**31 - 1, tl.int32)
+        largest = tl.full([SIZES.BLOCK], -(2**31), tl.int32)
         for start in range(0, size, SIZES.BLOCK):
             x, _ = read(source, start, size, SIZES)
+            key = key_of(x)
+            is_inside = (key >= low.to(tl.int32)) & (key <= (high - 1).to(tl.int32))
+            smallest = tl.where(is_inside, tl.minimum(smallest, key), smallest)
+            largest = tl.where(is_inside, tl.maximum(largest, key), largest)
             if BY_MASS:
                 # A token of the source that the cut so far drops has at most this cut's key, so that it is counted at
                 # the pivot `low` only. The sum there is too large, but still enough, and `at_low` is the smaller one.
                 each = mass_of(x, scale)
             else:
                 each = tl.full([SIZES.BLOCK], 1, tl.int64)
-            amount += tl.where(key_of(x)[None, :] >= pivots.to(tl.int32)[:, None], each[None, :], 0)
+            amount += tl.where(key[None, :] >= pivots.to(tl.int32)[:, None], each[None, :], 0)
         found = tl.sum(amount, 1)
         is_enough = found >= needed
         at_low = tl.min(tl.where(is_enough, found, at_low), 0)
         above = tl.max(tl.where(is_enough, above, found), 0)
-        low = tl.max(tl.where(is_enough, pivots, low), 0)
-        high = tl.min(tl.where(is_enough, high, pivots), 0)
+        low = tl.maximum(tl.max(tl.where(is_enough, pivots, low), 0), tl.min(smallest, 0).to(tl.int64))
+        high = tl.minimum(tl.min(tl.where(is_enough, high, pivots), 0), tl.max(largest, 0).to(tl.int64) + 1)
     return low, at_low, above
 
 

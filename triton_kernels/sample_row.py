@@ -107,16 +107,23 @@ def load_filters(integers, floats, V: tl.constexpr):
 
 
 @triton.jit
-def load_sampleable(row, start, V: tl.constexpr, SIZE: tl.constexpr):
-    """Logits of the ids in [start, start + SIZE), -inf where they may not be sampled; and the ids.
+def only_sampleable(x, row, start, V: tl.constexpr, SIZE: tl.constexpr):
+    """Logits of the ids in [start, start + SIZE), -inf where they may not be sampled.
 
     Args:
+        x: the logits.
         start: a multiple of 32, as is SIZE.
     """
     word = start // 32 + tl.arange(0, SIZE // 32)
     words = tl.load(row.sampleable + word, mask=word * 32 < V, other=0)
     words &= tl.load(row.mask + word, mask=word * 32 < row.num_masked, other=-1)
     bits = (words[:, None] >> tl.arange(0, 32)[None, :]) & 1
+    return tl.where(tl.reshape(bits, [SIZE]) != 0, x, float("-inf"))
+
+
+@triton.jit
+def load_sampleable(row, start, V: tl.constexpr, SIZE: tl.constexpr):
+    """Logits of the ids in [start, start + SIZE) as `only_sampleable`; and the ids."""
     i = start + tl.arange(0, SIZE)
     x = tl.load(row.logits + i, mask=i < V, other=float("-inf"))
-    return tl.where(tl.reshape(bits, [SIZE]) != 0, x, float("-inf")), i
+    return only_sampleable(x, row, start, V, SIZE), i

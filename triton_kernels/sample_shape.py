@@ -20,7 +20,7 @@ from .sample_row import (
     Seen,
     load_filters,
     load_lengths,
-    load_sampleable,
+    only_sampleable,
 )
 
 
@@ -130,7 +130,9 @@ def shape_kernel(
 
     num_seen, num_biases, num_stops = load_lengths(integers)
     saved = p_saved + row * (seen_width + bias_width + stop_width)
-    tl.debug_barrier()  # all threads have read the tile
+    is_changed = num_seen + num_biases + num_stops > 0
+    if is_changed:
+        tl.debug_barrier()  # all threads have read the tile
     if num_seen > 0:
         seen_start = slot * seen_width
         seen = Seen(p_seen_ids + seen_start, p_seen_count + seen_start, p_seen_generated + seen_start)
@@ -147,7 +149,9 @@ def shape_kernel(
 
     num_masked = tl.where(tl.load(integers + IS_MASKED) > 0, V, 0)
     row_of_slot = Row(logits, p_sampleable, p_mask + slot * tl.cdiv(V, 32), num_masked)
-    x, _ = load_sampleable(row_of_slot, low, V, TILE)
+    if is_changed:
+        x = tl.load(logits + i, mask=i < V, other=float("-inf"))
+    x = only_sampleable(x, row_of_slot, low, V, TILE)
     filter_temperature = load_filters(integers, floats, V).filter_temperature
     peak = tl.max(x, 0)
     tl.store(sums + 2 * num_tiles, peak)

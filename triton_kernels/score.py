@@ -174,24 +174,14 @@ def score(x: Tensor, head: Any, targets: Tensor, rows: Tensor, ops: Any) -> tupl
     part, num_parts = _parts(size, tiles)
     peaks, totals = torch.empty(2, num_parts, m, dtype=torch.float32, device=x.device)
     firsts = torch.empty(num_parts, m, dtype=torch.int32, device=x.device)
-    score_kernel[(launch.ceil_div(m, tiles.rows), num_parts)](
-        *(x, head.weight, peaks, totals, firsts, m),
-        **_constants(size, width, part, tiles),
-        UPCAST=launch.is_interpreted(),
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
-        enable_fp_fusion=True,
-    )
-    combine_kernel[(n,)](
-        *(x, head.weight, targets, rows, peaks, totals, firsts, logprobs, greedy, m),
-        V=size,
-        C=width,
-        NUM_PARTS=num_parts,
-        BLOCK=BLOCK,
-        num_warps=COMBINE_WARPS,
-        num_stages=1,
-        enable_fp_fusion=True,
-    )
+    constants = _constants(size, width, part, tiles) | {"UPCAST": launch.is_interpreted()}
+    options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages, "enable_fp_fusion": True}
+    grid = launch.ceil_div(m, tiles.rows), num_parts
+    launch.start_kernel(score_kernel, grid, (x, head.weight, peaks, totals, firsts, m), constants | options)
+    arguments = x, head.weight, targets, rows, peaks, totals, firsts, logprobs, greedy, m
+    constants = {"V": size, "C": width, "NUM_PARTS": num_parts, "BLOCK": BLOCK}
+    options = {"num_warps": COMBINE_WARPS, "num_stages": 1, "enable_fp_fusion": True}
+    launch.start_kernel(combine_kernel, (n,), arguments, constants | options)
     return logprobs, greedy.view(torch.bool)
 
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..kernel_support.tensor_checks import check, check_all, check_pool
-from .launch import power_of_two
+from .launch import power_of_two, start_kernel
 from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES
@@ -139,19 +139,20 @@ def shift_lerp(
     if rows.num_tokens:
         start, token_rows = (None, None) if rows.is_decode else (rows.cu_seqlens, rows.token_rows)
         block = power_of_two(width)
-        shift_lerp_kernel[(rows.num_tokens,)](
-            *(x, norm.weight, norm.bias, mix, shift, rows.slot_index, start, token_rows),
-            *(normed, delta, mixed, rows.num_tokens),
-            SLOT_STRIDE=slot_stride,
-            C=width,
-            NUM_MIXES=len(mix),
-            IS_DECODE=rows.is_decode,
-            EPS=EPS,
-            BLOCK=block,
-            num_warps=_num_warps(block),
-            num_stages=1,
-            enable_fp_fusion=ENABLE_FP_FUSION,
-        )
+        inputs = x, norm.weight, norm.bias, mix, shift, rows.slot_index, start, token_rows
+        constants = {
+            "SLOT_STRIDE": slot_stride,
+            "C": width,
+            "NUM_MIXES": len(mix),
+            "IS_DECODE": rows.is_decode,
+            "EPS": EPS,
+            "BLOCK": block,
+            "num_warps": _num_warps(block),
+            "num_stages": 1,
+            "enable_fp_fusion": ENABLE_FP_FUSION,
+        }
+        outputs = normed, delta, mixed, rows.num_tokens
+        start_kernel(shift_lerp_kernel, (rows.num_tokens,), (*inputs, *outputs), constants)
     return normed, delta, mixed
 
 

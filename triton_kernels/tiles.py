@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import ceil_div
+from .launch import ceil_div, start_kernel
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 """Triton's names of the dtypes."""
@@ -61,7 +61,44 @@ def launch_product(
     """
     num_tokens, num_rows, depth = sizes
     grid = (ceil_div(num_tokens, tile.tokens) * ceil_div(num_rows, tile.rows), *batch)
-    kernel[grid](*arguments, num_tokens, **_constants_and_options(num_rows, depth, tile), **more)
+    start_kernel(kernel, grid, (*arguments, num_tokens), _constants_and_options(num_rows, depth, tile) | more)
+
+
+@triton.jit
+def product_of_rows(  # type: ignore[no-untyped-def]
+    p_xs,
+    p_weights,
+    mask_m,
+    mask_n,
+    K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """W x^T of one tile, [BLOCK_N, BLOCK_M] float32.
+
+    The weight is the first operand, so that its rows, and not the few tokens, fill the 64 rows of a tensor core's
+    product.
+
+    Args:
+        p_xs, p_weights: pointers to the first BLOCK_K features, [BLOCK_K, BLOCK_M] and [BLOCK_N, BLOCK_K].
+        mask_m, mask_n: [1, BLOCK_M] and [BLOCK_N, 1]; tokens and rows of the weight that there are.
+    """
+    k = tl.arange(0, BLOCK_K)
+    total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        if K % BLOCK_K:
+            mask_k = k < K - start
+            x = tl.load(p_xs, mask=mask_m & mask_k[:, None], other=0.0)
+            weight = tl.load(p_weights, mask=mask_n & mask_k[None, :], other=0.0)
+        else:
+            x = tl.load(p_xs, mask=mask_m, other=0.0)
+            weight = tl.load(p_weights, mask=mask_n, other=0.0)
+        total = multiply(weight, x, total, UPCAST)
+        p_xs += BLOCK_K
+        p_weights += BLOCK_K
+    return total
 
 
 @triton.jit

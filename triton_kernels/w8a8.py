@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..kernel_support.tensor_checks import check, check_all
 from ..kernel_support.unsupported import DTYPES
-from .launch import power_of_two
+from .launch import power_of_two, start_kernel
 from .probe import probed
 from .specialization import Specialization, pointers
 from .tiles import TYPES, Tile, activate, launch_product, product_constants
@@ -147,9 +147,8 @@ def w8a8(
     levels = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     x_scale = torch.empty(num_tokens, dtype=torch.float32, device=x.device)
     block = min(power_of_two(depth), QUANTIZE_BLOCK)
-    quantize_kernel[(num_tokens,)](
-        x, levels, x_scale, K=depth, BLOCK=block, num_warps=4, num_stages=1, enable_fp_fusion=True
-    )
+    constants = {"K": depth, "BLOCK": block, "num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
+    start_kernel(quantize_kernel, (num_tokens,), (x, levels, x_scale), constants)
     arguments, sizes = (levels, q, x_scale, scale, gate, y), (num_tokens, num_rows, depth)
     tile = choose_tile(num_tokens)
     launch_product(w8a8_kernel, arguments, sizes, tile, ACTIVATION=activation, ADD=out is not None)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..kernel_support.tensor_checks import check, check_pool
 from .launch import ceil_div
 from .probe import probed
-from .recurrence import LAUNCH, NUM_STAGES, load_vector, write_zeros
+from .recurrence import LAUNCH, NUM_STAGES, last_first, load_vector, write_zeros
 from .specialization import Specialization, pointers
 from .tiles import TYPES
 
@@ -49,7 +49,7 @@ def wkv4_kernel(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,
 ):
     """Grid [B, A / BLOCK]: a program takes a block of channels of one row through the row's tokens."""
-    i_row = tl.program_id(0)
+    i_row = last_first()
     slot = tl.load(p_slot + i_row)
     start = tl.load(p_start + i_row)
     end = tl.load(p_start + i_row + 1)

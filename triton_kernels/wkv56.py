@@ -15,6 +15,7 @@ from .recurrence import (
     NUM_STAGES,
     NUM_WARPS,
     head_norm,
+    last_first,
     launch_heads,
     load_vector,
     round_stochastically,
@@ -59,8 +60,9 @@ def wkv56_kernel(  # type: ignore[no-untyped-def]
 
     `p_g` is None in 5.0, `p_w` in v5, `p_position` where the state is float32.
     """
-    i_row = tl.program_id(0) // H
-    i_head = tl.program_id(0) % H
+    i_program = last_first()
+    i_row = i_program // H
+    i_head = i_program % H
     slot = tl.load(p_slot + i_row)
     start = tl.load(p_start + i_row)
     end = tl.load(p_start + i_row + 1)

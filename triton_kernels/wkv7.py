@@ -16,6 +16,7 @@ from .recurrence import (
     NUM_STAGES,
     NUM_WARPS,
     head_norm,
+    last_first,
     launch_heads,
     load_vector,
     round_stochastically,
@@ -76,8 +77,9 @@ def wkv7_kernel(  # type: ignore[no-untyped-def]
 
     `p_v_first`, `p_v_gate` and `p_v0` are None in layer 0, `p_position` where the state is float32.
     """
-    i_row = tl.program_id(0) // H
-    i_head = tl.program_id(0) % H
+    i_program = last_first()
+    i_row = i_program // H
+    i_head = i_program % H
     slot = tl.load(p_slot + i_row)
     start = tl.load(p_start + i_row)
     end = tl.load(p_start + i_row + 1)

@@ -15,12 +15,14 @@ from rwkv_batch.checks.products import (
     check_deep_embed,
     check_linear,
     check_low_rank,
+    check_project,
     check_score,
     deep_embed_weights,
     draw,
     draw_weight,
     low_rank_pairs,
     products,
+    projection_of,
 )
 from rwkv_batch.checks.target import Target
 from rwkv_batch.models.matrices.linear import DenseLinear
@@ -87,6 +89,17 @@ def _low_rank(context: Context, target: Target, sizes: Sizes, dtype: torch.dtype
     return checks.point()
 
 
+def _project(context: Context, target: Target, sizes: Sizes, dtype: torch.dtype) -> Point:
+    most = 5 if context.is_rehearsal else 1000
+    checks, function = check_project(target, sizes, dtype, most), target.op("project", dtype)
+    p, inputs = projection_of(sizes, target, dtype, fixed_tiles=True), draw(target, 6, most, sizes.C, dtype=dtype)
+    whole = function(inputs, p, None)
+    for M in (1, 3) if context.is_rehearsal else (1, 7, 16, 17, 64, 256, 300):
+        for found, expected in zip(function(inputs[:, :M].contiguous(), p, None), whole, strict=True):
+            checks.same(f"the first {M} rows", torch.stack([*found]), torch.stack([*expected])[:, :M])
+    return checks.point()
+
+
 def _deep_embed(context: Context, target: Target, sizes: Sizes, dtype: torch.dtype) -> Point:
     most = 5 if context.is_rehearsal else 1000
     checks, function = check_deep_embed(target, sizes, dtype, most), target.op("deep_embed", dtype)
@@ -115,4 +128,4 @@ def _score(context: Context, target: Target, sizes: Sizes, dtype: torch.dtype) -
     return checks.point()
 
 
-_OTHERS = {"low_rank": _low_rank, "deep_embed": _deep_embed, "score": _score}
+_OTHERS = {"low_rank": _low_rank, "project": _project, "deep_embed": _deep_embed, "score": _score}

@@ -43,7 +43,7 @@ from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.state_pool import StatePool, pool_parts
 from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.placement import Placement
-from rwkv_batch.models.rows import DecodeRows, Rows
+from rwkv_batch.models.rows import RecordedRows, Rows, padding_rows
 from rwkv_batch.ops import Implementation, OpChoice, OpSpec, OpTable
 
 from ..roofline import MODELS, Sizes
@@ -132,7 +132,7 @@ def fill(models: dict[str, Sizes]) -> None:
 def steps() -> Iterator[Rows]:
     """Yields decode steps, a prompt alone, and prompts beside rows that decode."""
     for B in BATCHES:
-        yield DecodeRows(B, CPU)  # type: ignore[misc]
+        yield padding_rows(B, CPU)  # type: ignore[misc]
     for lengths in ((600,), (*(1,) * 256, *(150,) * 4)):
         yield Rows(tuple(range(len(lengths))), lengths, CPU, (0,) * len(lengths))
 
@@ -164,7 +164,7 @@ def _kernels(spec: OpSpec) -> Any:
 def run(model: Model, rows: Rows) -> None:
     """Launches one step."""
     num_rows = len(rows.slot_index)
-    num_tokens = num_rows if isinstance(rows, DecodeRows) else rows.num_tokens
+    num_tokens = num_rows if isinstance(rows, RecordedRows) else rows.num_tokens
     pool = StatePool(pool_parts(model.file, model.placement), num_rows)
     sampler = Sampler(num_rows, Vocabulary.plain(model.sizes["V"]), CPU, model.ops)
     hidden = model.forward(torch.zeros(num_tokens, dtype=torch.int64), rows, pool.layers)

@@ -12,7 +12,7 @@ import torch
 from rwkv_batch.checks.calls import RECURRENCES, make_parameters, make_states, op_of
 from rwkv_batch.checks.cases import DTYPES
 from rwkv_batch.measure.table import format_lines
-from rwkv_batch.models.rows import DecodeRows, Rows
+from rwkv_batch.models.rows import Rows, padding_rows
 from rwkv_batch.triton_kernels.recurrence import NUM_WARPS
 
 from .context import Context
@@ -86,7 +86,7 @@ def _decode(
         make_parameters(name, heads, size, context.device),
     )
     states = _states(context, name, num_rows, sets, heads, size, state)
-    rows = DecodeRows(num_rows, context.device)
+    rows = padding_rows(num_rows, context.device)
     rows.slot_index.copy_(torch.randperm(num_rows, device=context.device))
     calls = [
         partial(function, **vectors, **parameters, **{key: x[:, i] for key, x in states.items()}, rows=rows)

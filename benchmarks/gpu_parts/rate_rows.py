@@ -17,7 +17,7 @@ from rwkv_batch.engine.slot_tables import Integer, Vocabulary
 from rwkv_batch.measure.table import format_lines
 from rwkv_batch.models.blocks import Norm
 from rwkv_batch.models.matrices.linear import DenseLinear
-from rwkv_batch.models.rows import DecodeRows
+from rwkv_batch.models.rows import padding_rows
 from rwkv_batch.models.scoring import log_normalizer, score
 from rwkv_batch.ops import Implementation, OpTable
 from rwkv_batch.sampling_params import SamplingParams
@@ -84,7 +84,7 @@ def _shift_lerp(context: Context, B: int) -> Point:
     mix = torch.rand(count, C, device=device).bfloat16()
     sets = context.stopwatch.rotation(2 * B * C * 2, most=256)
     shift = torch.randn(B, sets, C, device=device).bfloat16()
-    rows = DecodeRows(B, device)
+    rows = padding_rows(B, device)
     rows.slot_index.copy_(torch.randperm(B, device=device))
     calls = [partial(function, x, norm, mix, shift[:, i], rows) for i in range(sets)]
     return _point(context, context.stopwatch.calls(calls), (1 + count + 2) * B * C * 2, sets)

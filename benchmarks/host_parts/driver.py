@@ -19,6 +19,7 @@ from rwkv_batch.engine.engine import Engine, EngineLimits
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.source import Pulled
+from rwkv_batch.engine.step_runner import StepRunner
 from rwkv_batch.job.output.writer import Writer
 from rwkv_batch.models.architecture import StateField
 from rwkv_batch.models.model import Model
@@ -42,6 +43,7 @@ except ImportError:  # a commit in which the module of `LLM` loads the model
 
 COPY = HostCopy
 STEP = (Engine, "step")
+LAUNCH = (StepRunner, "run")
 SERVE = (rwkv_batch.job.shard_run.ShardRun, "serve")
 LOAD = (rwkv_batch.job.serve, "_load_model")
 WATCHED = (
@@ -101,7 +103,7 @@ class FreeOfCost(FreeModel, Model):  # type: ignore[misc]
 
 def new_engine(case: Case, device: SimulatedDevice, recorded: bool) -> Engine:
     model = FreeModel(device, case)
-    return Engine(
+    engine = Engine(
         model,  # type: ignore[arg-type]
         Vocabulary.plain(model.sizes["V"]),
         EngineLimits(case.batch_size, case.max_batch_tokens),
@@ -109,6 +111,20 @@ def new_engine(case: Case, device: SimulatedDevice, recorded: bool) -> Engine:
         decode_graphs=recorded,
         new_stop_matcher=partial(StopMatcher, TOKEN_BYTES),
     )
+    if recorded:
+        replay(engine, device, case.share_constrained == 0)
+    return engine
+
+
+def replay(engine: Engine, device: SimulatedDevice, are_draws_constant: bool) -> None:
+    """Makes recordings replay nothing. Draws that depend on the slot are computed in each step."""
+    recordings: Any = engine._runner._recordings
+    recordings.record_all()
+    parts = [*recordings._tops.values(), *(recordings._draws.values() if are_draws_constant else ())]
+    for part in parts:
+        part._captured = SimpleNamespace(replay=int), part.launch()
+    for part in recordings._forwards.values():
+        part._captured = SimpleNamespace(replay=device.launch), None
 
 
 def requests(case: Case, prompts: list[list[int]]) -> list[Any]:

@@ -57,7 +57,7 @@ class Measurer:
         prompts = [draw.choices(range(1, VOCAB_SIZE), k=ENGINE_PROMPT_TOKENS) for _ in range(case.rows)]
         items = driver.requests(case, prompts)
         clocks = Clocks()
-        with device.delays(driver.COPY), clocks.watching([_step(driver), *(driver.WATCHED if watch else ())]):
+        with device.delays(driver.COPY), clocks.watching([*_step(driver), *(driver.WATCHED if watch else ())]):
             for _ in driver.complete(engine, driver.requests(case.warm_up(), prompts[: case.batch_size])):
                 pass
             device.reset()
@@ -87,7 +87,7 @@ class Measurer:
             with (
                 driver.free_jobs(device, self._recorded) as engines,
                 device.delays(driver.COPY),
-                clocks.watching([_step(driver), *whole, *loading, *(driver.WATCHED_OF_JOB if watch else ())]),
+                clocks.watching([*_step(driver), *whole, *loading, *(driver.WATCHED_OF_JOB if watch else ())]),
             ):
                 transfers = Transfers(device, driver, engines)
                 code = run.main([str(path)])
@@ -114,7 +114,7 @@ class Measurer:
         transfers: Transfers,
     ) -> Answer:
         steps = self._device.num_steps
-        in_steps = clocks.seconds.pop("in steps")
+        in_steps, launching = clocks.seconds.pop("in steps"), clocks.seconds.pop("launching", None)
         parts = {name: counted[f"{name}_seconds"] for name in PHASES if counted.get(f"{name}_seconds")}
         threads = {name: value for name, value in clocks.seconds.items() if name.startswith("thread")}
         parts |= {name: value for name, value in clocks.seconds.items() if name not in threads}
@@ -129,6 +129,7 @@ class Measurer:
             "used_share": self._device.used_share,
             "main_thread_ms": 1000 * spent["thread"] / steps,
             "in_steps_ms": 1000 * in_steps / steps,
+            "launch_ms": None if launching is None else 1000 * launching / steps,
             "all_threads_ms": 1000 * spent["processor"] / steps,
             "transfers": transfers.mean,
             "most_transfers": transfers.most,
@@ -161,8 +162,11 @@ class Transfers:
         return max(map(int.__sub__, self._counts[1:], self._counts), default=0)
 
 
-def _step(driver: Any) -> Watched:
-    return _watched(driver.STEP, "in steps", thread_time)
+def _step(driver: Any) -> list[Watched]:
+    """The functions that are always watched; a version may have no function that only launches."""
+    launch = getattr(driver, "LAUNCH", None)
+    found = [_watched(driver.STEP, "in steps", thread_time)]
+    return found if launch is None else [*found, _watched(launch, "launching", thread_time)]
 
 
 def _watched(function: tuple[Any, str], part: str, clock: Callable[[], float]) -> Watched:

@@ -11,9 +11,9 @@ struct Params {
   int width;
 };
 
-// Grid [B, A / blockDim.x].
+// Grid [B, A / blockDim.x], which starts with the last rows: prompts stand behind rows of one token, and take longest.
 extern "C" __global__ void __launch_bounds__(128) wkv4(const Params p) {
-  const int row = blockIdx.x, channel = blockIdx.y * blockDim.x + threadIdx.x;
+  const int row = gridDim.x - 1 - blockIdx.x, channel = blockIdx.y * blockDim.x + threadIdx.x;
   if (channel >= p.width) return;
   const int slot = p.slot[row], start = p.start[row], length = p.start[row + 1] - start;
   i64 at = (i64)start * p.width + channel;

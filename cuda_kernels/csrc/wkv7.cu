@@ -1,5 +1,4 @@
 // RWKV-7, everything per head fused: decay, in-context rate, value residual, state update, read-out, norm, bonus, gate.
-// A block takes one head of one row through the row's tokens, with one barrier a token.
 #include "heads.h"
 
 struct Params {
@@ -13,145 +12,110 @@ struct Params {
   float eps;
 };
 
-struct Token {
-  float r[CHANNELS], w[CHANNELS], k[CHANNELS], v[CHANNELS], a[CHANNELS], g[CHANNELS];
-  float v_first[CHANNELS], v_gate[CHANNELS];
-};
+struct Recurrence {
+  using Params = ::Params;
+  struct Token {
+    DTYPE r[CHANNELS], w[CHANNELS], k[CHANNELS], v[CHANNELS], a[CHANNELS], g[CHANNELS];
+    DTYPE v_first[CHANNELS], v_gate[CHANNELS];
+  };
+  struct Head {
+    float w0[CHANNELS], a0[CHANNELS], v0[CHANNELS], k_k[CHANNELS], k_a[CHANNELS], r_k[CHANNELS];
+    float norm_weight[CHANNELS], norm_bias[CHANNELS];
+  };
+  struct Vectors {
+    float decay[SIZE], removal[SIZE], erased[SIZE], key[SIZE], r[SIZE], value[SIZE];
+  };
+  struct Kept {
+    float rate[CHANNELS], value[CHANNELS], gate[CHANNELS], bonus;
+  };
 
-static __device__ __forceinline__ void load_token(Token& x, const Params& p, i64 at) {
-  load_own(x.r, p.r + at);
-  load_own(x.w, p.w + at);
-  load_own(x.k, p.k + at);
-  load_own(x.v, p.v + at);
-  load_own(x.a, p.a + at);
-  load_own(x.g, p.g + at);
-  if (p.v_first) {
-    load_own(x.v_first, p.v_first + at);
-    load_own(x.v_gate, p.v_gate + at);
-  }
-}
-
-// A token's vectors and output, in shared memory.
-struct Shared {
-  alignas(16) float decay[SIZE], removal[SIZE], erased[SIZE], key[SIZE], r[SIZE], value[SIZE], y[SIZE];
-};
-
-// A token's other terms of the output, in the last warp's registers.
-struct Kept {
-  float value[CHANNELS], gate[CHANNELS], bonus;
-};
-
-struct Head {
-  float w0[CHANNELS], a0[CHANNELS], v0[CHANNELS], k_k[CHANNELS], k_a[CHANNELS], r_k[CHANNELS];
-  float norm_weight[CHANNELS], norm_bias[CHANNELS];
-};
-
-static __device__ __forceinline__ void prepare(Shared& to, Kept& kept, const Token& x, const Head& head,
-                                               bool residual) {
-  float decay[CHANNELS], removal[CHANNELS], erased[CHANNELS], key[CHANNELS], products[CHANNELS];
-#pragma unroll
-  for (int i = 0; i < CHANNELS; ++i) {
-    removal[i] = x.k[i] * head.k_k[i];
-    products[i] = removal[i] * removal[i];
-  }
-  const float unit = 1.0f / fmaxf(sqrtf(sum_own(products)), 1e-12f);
-#pragma unroll
-  for (int i = 0; i < CHANNELS; ++i) {
-    const float rate = sigmoid(head.a0[i] + x.a[i]);
-    decay[i] = __expf(-0.6065306597126334f * sigmoid(head.w0[i] + x.w[i]));
-    kept.value[i] = x.v[i];
-    if (residual) kept.value[i] += (x.v_first[i] - x.v[i]) * sigmoid(head.v0[i] + x.v_gate[i]);
-    removal[i] *= unit;
-    erased[i] = -removal[i] * rate;
-    key[i] = x.k[i] * (1.0f + (rate - 1.0f) * head.k_a[i]);
-    products[i] = x.r[i] * key[i] * head.r_k[i];
-    kept.gate[i] = x.g[i];
-  }
-  kept.bonus = sum_own(products);
-  put_own(to.decay, decay);
-  put_own(to.removal, removal);
-  put_own(to.erased, erased);
-  put_own(to.key, key);
-  put_own(to.r, x.r);
-  put_own(to.value, kept.value);
-}
-
-static __device__ __forceinline__ void advance(float (&state)[ROWS][COLUMNS], Shared& x, int position, int first_row) {
-  float removal[ROWS], erased[ROWS], decay[ROWS], key[ROWS], r[ROWS];
-  float removed[COLUMNS], value[COLUMNS], y[COLUMNS];
-  load_rows(removal, x.removal);
-  read_out(removed, removal, state);
-  load_rows(erased, x.erased);
-  load_rows(decay, x.decay);
-  load_rows(key, x.key);
-  load(value, x.value + own_column());
-#pragma unroll
-  for (int j = 0; j < ROWS; ++j)
-#pragma unroll
-    for (int c = 0; c < COLUMNS; ++c)
-      state[j][c] = fmaf(state[j][c], decay[j], fmaf(erased[j], removed[c], key[j] * value[c]));
-  load_rows(r, x.r);
-  read_out(y, r, state);
-  round_state(state, static_cast<STATE*>(nullptr), position, first_row);
-  if (own_lane() == 0) store(x.y + own_column(), y);
-}
-
-static __device__ __forceinline__ void finish(const Shared& x, const Kept& kept, const Head& head, DTYPE* out,
-                                              float eps) {
-  float y[CHANNELS];
-  load_own(y, x.y);
-  head_norm(y, head.norm_weight, head.norm_bias, eps);
-#pragma unroll
-  for (int i = 0; i < CHANNELS; ++i) y[i] = (y[i] + kept.bonus * kept.value[i]) * kept.gate[i];
-  put_out(out, y);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) wkv7(const Params p) {
-  __shared__ Shared shared[2];
-  const int row = blockIdx.x / p.num_heads, i_head = blockIdx.x % p.num_heads;
-  const int slot = p.rows.slot[row], start = p.rows.start[row], length = p.rows.start[row + 1] - start;
-  const i64 width = (i64)p.num_heads * SIZE;
-  const int first = i_head * SIZE;
-  i64 at = start * width + first;
-  if (slot < 0) return write_zeros(p.out, at, length, width);
-
-  if (threadIdx.x < STATE_THREADS) {
-    STATE* record = p.state + slot * p.slot_stride + (i64)first * SIZE;
-    const int position = sizeof(STATE) == 2 ? p.rows.position[row] : 0;
-    float state[ROWS][COLUMNS];
-    load_state(state, record);
-    __syncthreads();
-    for (int t = 0; t < length; ++t) {
-      advance(state, shared[t % 2], position + t, first);
-      __syncthreads();
+  static __device__ __forceinline__ void load(Token& x, const Params& p, i64 at) {
+    load_own(x.r, p.r + at);
+    load_own(x.w, p.w + at);
+    load_own(x.k, p.k + at);
+    load_own(x.v, p.v + at);
+    load_own(x.a, p.a + at);
+    load_own(x.g, p.g + at);
+    if (p.v_first) {
+      load_own(x.v_first, p.v_first + at);
+      load_own(x.v_gate, p.v_gate + at);
     }
-    store_state(record, state);
-    return;
   }
-  const bool residual = p.v_first != nullptr;
-  Token token;
-  Head head;
-  Kept kept, before;
-  load_token(token, p, at);
-  load_own(head.w0, p.w0 + first);
-  load_own(head.a0, p.a0 + first);
-  if (residual) load_own(head.v0, p.v0 + first);
-  load_own(head.k_k, p.k_k + first);
-  load_own(head.k_a, p.k_a + first);
-  load_own(head.r_k, p.r_k + first);
-  load_own(head.norm_weight, p.norm_weight + first);
-  load_own(head.norm_bias, p.norm_bias + first);
-  prepare(shared[0], kept, token, head, residual);
-  __syncthreads();
-  // The other warps advance the state by token t meanwhile. A barrier counts warps, whichever line they wait at: this
-  // loop has as many as the loop above.
-  for (int t = 0; t < length; ++t, at += width) {
-    const bool has_next = t + 1 < length;
-    if (has_next) load_token(token, p, at + width);
-    if (t > 0) finish(shared[(t + 1) % 2], before, head, p.out + at - width, p.eps);
-    before = kept;
-    if (has_next) prepare(shared[(t + 1) % 2], kept, token, head, residual);
-    __syncthreads();
+
+  static __device__ __forceinline__ void load(Head& head, const Params& p, int first) {
+    load_own(head.w0, p.w0 + first);
+    load_own(head.a0, p.a0 + first);
+    if (p.v_first) load_own(head.v0, p.v0 + first);
+    load_own(head.k_k, p.k_k + first);
+    load_own(head.k_a, p.k_a + first);
+    load_own(head.r_k, p.r_k + first);
+    load_own(head.norm_weight, p.norm_weight + first);
+    load_own(head.norm_bias, p.norm_bias + first);
   }
-  finish(shared[(length + 1) % 2], before, head, p.out + at - width, p.eps);
-}
+
+  static __device__ __forceinline__ void begin(Vectors& to, Kept& kept, const Token& x, const Head& head,
+                                               const Params&) {
+    float removal[CHANNELS], erased[CHANNELS], products[CHANNELS];
+#pragma unroll
+    for (int i = 0; i < CHANNELS; ++i) {
+      removal[i] = to_float(x.k[i]) * head.k_k[i];
+      products[i] = removal[i] * removal[i];
+    }
+    const float unit = 1.0f / fmaxf(sqrtf(sum_own(products)), 1e-12f);
+#pragma unroll
+    for (int i = 0; i < CHANNELS; ++i) {
+      kept.rate[i] = sigmoid(head.a0[i] + to_float(x.a[i]));
+      removal[i] *= unit;
+      erased[i] = -removal[i] * kept.rate[i];
+    }
+    put_own(to.removal, removal);
+    put_own(to.erased, erased);
+  }
+
+  static __device__ __forceinline__ void complete(Vectors& to, Kept& kept, const Token& x, const Head& head,
+                                                  const Params& p) {
+    float decay[CHANNELS], key[CHANNELS], r[CHANNELS], products[CHANNELS];
+#pragma unroll
+    for (int i = 0; i < CHANNELS; ++i) {
+      r[i] = to_float(x.r[i]);
+      key[i] = to_float(x.k[i]) * (1.0f + (kept.rate[i] - 1.0f) * head.k_a[i]);
+      products[i] = r[i] * key[i] * head.r_k[i];
+      decay[i] = __expf(-0.6065306597126334f * sigmoid(head.w0[i] + to_float(x.w[i])));
+      kept.value[i] = to_float(x.v[i]);
+      if (p.v_first)
+        kept.value[i] += (to_float(x.v_first[i]) - to_float(x.v[i])) * sigmoid(head.v0[i] + to_float(x.v_gate[i]));
+      kept.gate[i] = to_float(x.g[i]);
+    }
+    kept.bonus = sum_own(products);
+    put_own(to.decay, decay);
+    put_own(to.key, key);
+    put_own(to.r, r);
+    put_own(to.value, kept.value);
+  }
+
+  static __device__ __forceinline__ void advance(float (&state)[ROWS][COLUMNS], float (&y)[COLUMNS], const Vectors& x) {
+    float removal[ROWS], erased[ROWS], decay[ROWS], key[ROWS], r[ROWS], removed[COLUMNS], value[COLUMNS];
+    load_rows(removal, x.removal);
+    read_out(removed, removal, state);
+    load_rows(erased, x.erased);
+    load_rows(decay, x.decay);
+    load_rows(key, x.key);
+    ::load(value, x.value + own_column());
+    sum_columns(removed);
+#pragma unroll
+    for (int j = 0; j < ROWS; ++j)
+#pragma unroll
+      for (int c = 0; c < COLUMNS; ++c)
+        state[j][c] = fmaf(state[j][c], decay[j], fmaf(erased[j], removed[c], key[j] * value[c]));
+    load_rows(r, x.r);
+    read_out(y, r, state);
+  }
+
+  static __device__ __forceinline__ void before_norm(float (&)[CHANNELS], const Kept&) {}
+  static __device__ __forceinline__ void after_norm(float (&y)[CHANNELS], const Kept& kept) {
+#pragma unroll
+    for (int i = 0; i < CHANNELS; ++i) y[i] = (y[i] + kept.bonus * kept.value[i]) * kept.gate[i];
+  }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) wkv7(const Params p) { run_head<Recurrence>(p); }

@@ -12,7 +12,16 @@ from .calls import RECURRENCES, VARIANTS, op_of
 from .comparisons import Checks
 from .demo import check_demo
 from .int8 import check_mm8, check_whole_numbers
-from .products import Product, Sizes, check_deep_embed, check_linear, check_low_rank, check_score, products
+from .products import (
+    Product,
+    Sizes,
+    check_deep_embed,
+    check_linear,
+    check_low_rank,
+    check_project,
+    check_score,
+    products,
+)
 from .recurrences import Heads, batches, check_recurrence, check_shift_lerp
 from .sampling import SETTINGS, check_log_normalizer, check_sample, check_top_tokens
 from .target import CPU, Target
@@ -135,7 +144,12 @@ def _products(target: Target) -> Iterator[Case]:
         (_product(large, "r, k, v"), tokens, False),
         (_product(large, "key"), min(tokens, 64), True),
     )
-    others = {"low_rank": check_low_rank, "deep_embed": check_deep_embed, "score": check_score}
+    others = {
+        "low_rank": check_low_rank,
+        "project": check_project,
+        "deep_embed": check_deep_embed,
+        "score": check_score,
+    }
     for name, dtype in dtypes(target).items():
         checks = tuple(
             partial(check_linear, product=product, dtype=dtype, tokens=(M,), fixed_tiles=(fixed,))

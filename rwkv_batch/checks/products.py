@@ -8,11 +8,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..models.matrices.linear import DenseLinear
+from ..models.matrices.linear import DenseLinear, StackedLinear
 from ..models.matrices.low_rank import LowRank, LowRankPair
 from ..models.matrices.low_rank import low_rank as low_rank_definition
 from ..models.matrices.product import Activation, Linear
 from ..models.matrices.product import linear as linear_definition
+from ..models.matrices.projection import Projection
 from ..models.rwkv7 import DeepEmbed
 from ..models.rwkv7 import deep_embed as deep_embed_definition
 from ..models.scoring import log_normalizer
@@ -144,6 +145,34 @@ def check_low_rank(target: Target, sizes: Sizes, dtype: torch.dtype, tokens: int
     right = low_rank_definition(inputs.double(), _with(pairs, _in_float64))
     for i in range(len(right)):
         checks.close(f"C={sizes.C}, M={tokens}, pair {i}", found[i], right[i], tolerance(dtype))
+    return checks
+
+
+def projection_of(sizes: Sizes, target: Target, dtype: torch.dtype, fixed_tiles: bool) -> Projection:
+    """Receptance, key and value of a v7 layer, and its low-rank pairs."""
+    weight = draw(target, 3, sizes.C, sizes.C, dtype=dtype, std=sizes.C**-0.5)
+    matrices = StackedLinear(weight, linear_definition, weight.nbytes, 3)
+    return Projection(matrices, low_rank_pairs(sizes, target.device, dtype), fixed_tiles)
+
+
+def check_project(target: Target, sizes: Sizes, dtype: torch.dtype, tokens: int) -> Checks:
+    """Compares results with the definition in float64, which does not round between the factors."""
+    checks, function = Checks(), target.op("project", dtype)
+    torch.manual_seed(0)
+    p = projection_of(sizes, target, dtype, fixed_tiles=True)
+    inputs = draw(target, 6, tokens, sizes.C, dtype=dtype)
+    wide = inputs.double()
+    right = [
+        *p.matrices.weight.double().matmul(wide[:3].mT).mT,
+        *low_rank_definition(wide, _with(p.low_rank, _in_float64)),
+    ]
+    for fixed in (True, False):
+        with poisoned():
+            products, pairs = function(inputs, p._replace(fixed_tiles=fixed), OpTable.of(low_rank=low_rank_definition))
+        for i, (found, exact) in enumerate(zip([*products, *pairs], right, strict=True)):
+            checks.close(
+                f"C={sizes.C}, M={tokens}, result {i}{', fixed tiles' * fixed}", found, exact, tolerance(dtype)
+            )
     return checks
 
 

@@ -36,7 +36,7 @@ from .messages import (
 if TYPE_CHECKING:
     from ..llm import LLM
     from ..sampling_params import SamplingParams
-    from ..serving import ServingCall
+    from ..serving_call import ServingCall
 
 
 def main(parent: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from time import perf_counter
 from typing import NamedTuple
 
 from .prefix import Prefix, plan_prefixes
@@ -14,6 +15,9 @@ from .source import Source
 from .state_pool import Record
 from .stats import Clock
 
+_GROUPS = 32
+"""A group of free slots is this part of all slots."""
+
 
 class Admitted(NamedTuple):
     """A sequence that is to start, and the state that it starts from."""
@@ -23,6 +27,37 @@ class Admitted(NamedTuple):
     """The state of its parent prefix; None: the initial state."""
 
 
+class Grouping:
+    """Lets free slots wait for more free slots.
+
+    A step with prompt chunks takes longer than one without. If each slot took its next sequence at once, nearly every
+    step of a job would read a prompt. Slots do not wait where nothing runs, where a prompt is being read anyway, or
+    where 1/32 of the slots is free.
+
+    Args:
+        delay_seconds: the longest that a slot waits; 0 for not at all.
+    """
+
+    def __init__(self, delay_seconds: float) -> None:
+        self._delay_seconds = delay_seconds
+        self._free_since: float | None = None
+
+    def is_due(self, num_free: int, scheduler: Scheduler) -> bool:
+        """Whether the free slots take their next sequences now."""
+        group = len(scheduler.position) // _GROUPS
+        if not num_free:
+            self._free_since = None
+        elif not self._delay_seconds or num_free >= group or scheduler.is_prefilling or not scheduler.num_running:
+            self._free_since = None
+            return True
+        elif self._free_since is None:
+            self._free_since = perf_counter()
+        elif perf_counter() - self._free_since >= self._delay_seconds:
+            self._free_since = None
+            return True
+        return False
+
+
 class Admission:
     """Pulls requests, groups them by shared prefixes, and decides which sequences start next.
 
@@ -30,18 +65,22 @@ class Admission:
         snapshots: the states of computed prefixes.
         window: number of requests that are pulled at a time, and searched together for shared prefixes.
         prefix_sharing: compute prefixes that several rows share once. Samples of one row always share theirs.
+        grouping: when free slots wait for more free slots.
 
     Attributes:
         num_waiting: number of requests that have been pulled and have not started.
         wait_seconds: time spent waiting for requests.
     """
 
-    def __init__(self, snapshots: Snapshots, window: int, prefix_sharing: bool) -> None:
+    def __init__(
+        self, snapshots: Snapshots, window: int, prefix_sharing: bool, grouping: Grouping | None = None
+    ) -> None:
         self.snapshots = snapshots
         self.window = window
         self.num_waiting = 0
         self.wait_seconds = 0.0
         self._prefix_sharing = prefix_sharing
+        self._grouping = grouping or Grouping(0.0)
 
     def fill(self, source: Source, scheduler: Scheduler, num_free: int, may_wait: bool) -> list[Admitted]:
         """Takes the next sequences from the queue, at most one for each free slot.
@@ -51,6 +90,8 @@ class Admission:
             may_wait: wait for the source if nothing runs and nothing is queued.
         """
         admitted: list[Admitted] = []
+        if not self._grouping.is_due(num_free, scheduler):
+            return admitted
         spare = scheduler.spare_tokens
         while len(admitted) < num_free:
             self._refill(source, scheduler, may_wait and not admitted)

@@ -26,9 +26,8 @@ from ..models.model import Model
 from ..models.pipeline import current_device
 from ..settings import LogprobsMode
 from ..transfer import Uploader
-from .admission import Admission, Admitted
+from .admission import Admission, Admitted, Grouping
 from .booking import Booking, SampledRows
-from .decode_graph import DecodeGraphs
 from .launched_step import LaunchedStep, StepResults
 from .limits import EngineLimits
 from .out_of_memory import reason_of_out_of_memory
@@ -40,7 +39,7 @@ from .snapshots import Snapshots
 from .source import Source
 from .state_pool import Record, StatePool, pool_parts
 from .stats import Clock, EngineStats
-from .step_runner import EagerStep, StepRunner
+from .step_runner import StepRunner
 from .thread_switching import quick_thread_switches
 
 __all__ = ["Engine", "EngineLimits"]
@@ -64,8 +63,8 @@ class Engine:
         init_state: a state file that every sequence starts from; None takes the checkpoint's own.
         prefix_sharing: compute prefixes that several rows share once. Samples of one row always share theirs.
         run_ahead: launch a step before the results of the step before are read; None does so on a CUDA device.
-        decode_graphs: record decode steps and replay them; None does so on a CUDA device where every op of a decode
-            step can be recorded, and where no layer is placed on another device.
+        decode_graphs: record steps at the first `run`, and replay them; None does so on a CUDA device where every op of
+            a step can be recorded, and where no layer is placed on another device.
         new_stop_matcher: makes a stop matcher for a number of slots; None where no request has stop strings.
         logprobs_mode: which log-probabilities the sampled tokens have, see `LLM`. Processed ones are not recorded.
     """
@@ -100,7 +99,8 @@ class Engine:
         self._num_slots = num_slots
         self._allocate(num_slots)
         snapshots = Snapshots(num_slots, limits.prefix_host_bytes // self.pool.host_record_bytes)
-        self.admission = Admission(snapshots, max(4 * num_slots, 256), prefix_sharing)
+        grouping = Grouping(limits.admission_delay)
+        self.admission = Admission(snapshots, max(4 * num_slots, 256), prefix_sharing, grouping)
         self._outbox: list[Completion] = []
         self._aborted: deque[Any] = deque()
         self._serving: weakref.ref[Steps] | None = None
@@ -110,18 +110,17 @@ class Engine:
         """Makes everything that is indexed by slot. With 0 slots, this frees the memory of what was there before."""
         model = self.model
         self._in_flight: deque[LaunchedStep] = deque()
-        self._runner: StepRunner | None = None
+        self._runner: StepRunner = None  # type: ignore[assignment]  # frees what the former one holds
         with current_device(model.device):
             self.pool = StatePool(self._pool_parts, num_slots)
             self.booking = Booking(num_slots, self._new_stop_matcher)
             self.sampler = Sampler(
                 num_slots, self._vocabulary, model.device, model.ops, self._uploader, self._logprobs_mode, self.stats
             )
-            eager = EagerStep(model, self.pool, self.sampler, self._uploader, self.stats, not self._run_ahead)
-            graphs = None
-            if self._uses_graphs:
-                graphs = DecodeGraphs(model, self.pool, self.sampler, self._uploader, eager.logits)
-            self._runner = StepRunner(eager, graphs, self.sampler, self.stats)
+            max_tokens = self.scheduler.max_batch_tokens if self._uses_graphs and num_slots else None
+            self._runner = StepRunner.of(
+                model, self.pool, self.sampler, self._uploader, self.stats, not self._run_ahead, max_tokens
+            )
 
     @property
     def window(self) -> int:
@@ -162,6 +161,8 @@ class Engine:
         has_ended = False
         try:
             with quick_thread_switches():
+                with current_device(self.model.device):
+                    self._within_memory(lambda: self._runner.prepare())
                 while not (self.scheduler.is_idle and source.is_ended):
                     # The `yield` stays outside: the caller keeps its own current device.
                     with current_device(self.model.device):
@@ -242,7 +243,6 @@ class Engine:
         self.sampler.assign([sequence.slot for sequence in sampled], requests)
 
     def _launch(self) -> LaunchedStep:
-        assert self._runner is not None
         stats, clock = self.stats, Clock()
         plan = self.scheduler.plan()
         stats.count(plan, self.scheduler.num_running)
@@ -364,6 +364,7 @@ class Engine:
             self._allocate(0)
             torch.cuda.empty_cache()  # does nothing without a CUDA device
             self._allocate(num_slots)
+            self._runner.prepare()
         except (RuntimeError, MemoryError) as error:
             reason = reason_of_out_of_memory(error, handled)
             if reason is None:

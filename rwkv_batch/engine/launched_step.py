@@ -12,7 +12,7 @@ from ..models.model import Model
 from ..models.scoring import ROWS_AT_ONCE
 from ..transfer import HostCopy
 from .booking import SampledRows
-from .logprobs import TopLogprobs
+from .logprobs import TopLogprobs, TopTensors
 from .sampler import Sampled
 from .step_input import ScoreInput
 from .token_scores import TokenScores
@@ -41,9 +41,8 @@ class Scores:
             tokens = scored.with_alternatives[start : start + ROWS_AT_ONCE]
             logits = model.logits(hidden[scored.rows[tokens]])
             every_row = torch.arange(len(tokens), device=hidden.device)
-            self._tops.append(
-                TopLogprobs(logits, every_row, logprobs[tokens], scored.targets[tokens], count, model.ops)
-            )
+            found = TopTensors.of(logits, every_row, logprobs[tokens], scored.targets[tokens], count, model.ops)
+            self._tops.append(TopLogprobs(found))
 
     def read(self) -> list[TokenScores]:
         """Waits for the scores, and returns those of each part."""

@@ -14,3 +14,5 @@ class EngineLimits(NamedTuple):
     """Tokens of one step, prompts and decode rows together."""
     prefix_host_bytes: int = 0
     """Host memory for the snapshots of prefixes for which the device has no room."""
+    admission_delay: float = 0.0
+    """Seconds that a free slot waits for more free slots, at most."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -32,28 +34,52 @@ def top_tokens(logits: Tensor, rows: Tensor, token_ids: Tensor, count: int) -> t
 TOP_TOKENS = OpSpec("top_tokens", top_tokens, optional=True, is_recorded=False)
 
 
-class TopLogprobs:
-    """The scores of `token_ids` [n] with the K most likely tokens of each row, with their copies to the host in flight.
+class TopTensors(NamedTuple):
+    """The scores of n tokens with the K most likely tokens of each one's row, on the device."""
 
-    Args:
-        logits: [B, V] float32.
-        rows: [n] int64, the tokens' rows of the logits.
-        logprobs: [n] float64, those of `token_ids`.
-        count: K, at least 0; more than V means V.
-        ops: implementations of `TOP_TOKENS`.
-    """
+    logprobs: Tensor
+    """[n] float64, of the n tokens."""
+    ranks: Tensor
+    """[n] int64."""
+    top_ids: Tensor
+    """[n, K] int32."""
+    top_logprobs: Tensor
+    """[n, K] float64."""
 
-    def __init__(
-        self, logits: Tensor, rows: Tensor, logprobs: Tensor, token_ids: Tensor, count: int, ops: OpTable
-    ) -> None:
+    @classmethod
+    def of(
+        cls, logits: Tensor, rows: Tensor, logprobs: Tensor, token_ids: Tensor, count: int, ops: OpTable
+    ) -> TopTensors:
+        """Finds the most likely tokens.
+
+        Args:
+            logits: [B, V] float32.
+            rows: [n] int64, the tokens' rows of the logits.
+            logprobs: [n] float64, those of `token_ids` [n].
+            count: K, at least 0; more than V means V.
+            ops: implementations of `TOP_TOKENS`.
+        """
         rank, top_ids = ops.top_tokens(logits, rows, token_ids, min(count, logits.shape[1]))
         # logprob = logit - normalizer, and a row's tokens share the normalizer: differences of logits are enough.
         own, top = logits[rows, token_ids].double(), logits[rows[:, None], top_ids].double()
-        self._copies = [
-            HostCopy(tensor) for tensor in (logprobs, rank, top_ids.int(), top - own[:, None] + logprobs[:, None])
-        ]
+        return cls(logprobs, rank, top_ids.int(), top - own[:, None] + logprobs[:, None])
+
+
+class TopLogprobs:
+    """The scores of tokens with the most likely tokens of each one's row, with their copies to the host in flight.
+
+    Args:
+        tensors: of n tokens or more; the others are padding.
+        num_tokens: n; None for all.
+        count: how many of the most likely tokens are wanted; None for all.
+    """
+
+    def __init__(self, tensors: TopTensors, num_tokens: int | None = None, count: int | None = None) -> None:
+        self._copies = [HostCopy(tensor[:num_tokens]) for tensor in tensors]
+        self._count = count
 
     def read(self) -> TokenScores:
         """Waits for the copies, and returns the scores."""
         logprobs, ranks, top_ids, top_logprobs = (copy.read().numpy() for copy in self._copies)
-        return TokenScores(logprobs, ranks == 1, TopTokens(ranks, top_ids, top_logprobs))
+        top = TopTokens(ranks, top_ids[:, : self._count], top_logprobs[:, : self._count])
+        return TokenScores(logprobs, ranks == 1, top)

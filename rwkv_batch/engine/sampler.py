@@ -12,7 +12,7 @@ from ..ops import OpTable
 from ..settings import LogprobsMode
 from ..transfer import HostCopy, Uploader
 from .booking import SampledTokens
-from .logprobs import TOP_TOKENS, TopLogprobs
+from .logprobs import TOP_TOKENS, TopLogprobs, TopTensors
 from .processed import ProcessedLogits
 from .request import Request
 from .sample import PARTS, SAMPLE
@@ -24,33 +24,28 @@ _NONE = -1
 
 
 class Sampled:
-    """The sampled tokens of a launched step, one a row, with their copies to the host in flight.
+    """The sampled tokens of a launched step, one for each of n rows, with their copies to the host in flight.
 
     Args:
-        count: n; the tensors may have more rows, of padding.
         token_ids, logprobs: [n or more] int64 and float64, on the device.
-        top_rows, top: the rows that return the most likely tokens, and those tokens; None if no row does.
+        rows: [n] int64: which of the tensors' entries are the n rows.
+        top_rows, top: those of the n rows that return the most likely tokens, and those tokens; None if no row does.
     """
 
     def __init__(
-        self,
-        count: int,
-        token_ids: Tensor,
-        logprobs: Tensor,
-        top_rows: np.ndarray,
-        top: TopLogprobs | None,
+        self, token_ids: Tensor, logprobs: Tensor, rows: np.ndarray, top_rows: np.ndarray, top: TopLogprobs | None
     ) -> None:
-        self._count = count
+        self._rows = rows
         self._token_ids, self._logprobs = HostCopy(token_ids), HostCopy(logprobs)
         self._top_rows, self._top = top_rows, top
 
     def token_ids(self) -> np.ndarray:
         """Waits for the tokens, [n] int64."""
-        return self._token_ids.read().numpy()[: self._count]
+        return self._token_ids.read().numpy()[self._rows]
 
     def read(self) -> SampledTokens:
         """Waits for all results."""
-        logprobs, top = self._logprobs.read().numpy()[: self._count], self._top.read() if self._top else None
+        logprobs, top = self._logprobs.read().numpy()[self._rows], self._top.read() if self._top else None
         return SampledTokens(self.token_ids(), logprobs, self._top_rows, top)
 
 
@@ -134,30 +129,38 @@ class Sampler:
             logprobs = processed.replace(logits, token_ids, self._ops)
         return token_ids, logprobs
 
+    def top(self, logits: Tensor, rows: Tensor, token_ids: Tensor, logprobs: Tensor, count: int) -> TopTensors:
+        """The `count` most likely tokens of m rows, with the scores of the tokens that these rows have sampled.
+
+        Args:
+            logits: [B, V], as `draw` has left them.
+            rows: [m] int64, on the device.
+            token_ids, logprobs: [B], the result of `draw`.
+        """
+        return TopTensors.of(logits, rows, logprobs[rows], token_ids[rows], count, self._ops)
+
+    def most_asked(self, slots: np.ndarray) -> int:
+        """The largest number of most likely tokens that one of the slots [m] int64 returns; 0 if m is 0."""
+        return int(self._num_logprobs[slots].max(initial=0))
+
     def copy_to_host(
         self,
         slots: np.ndarray,
         token_ids: Tensor,
         logprobs: Tensor,
-        logits: Tensor | None = None,
+        rows: np.ndarray | None = None,
         top_rows: np.ndarray | None = None,
-        top_index: Tensor | None = None,
+        top: TopLogprobs | None = None,
     ) -> Sampled:
         """Starts the asynchronous copies of the sampled tokens to the host.
 
         Args:
-            slots: [n] int64, of the rows.
-            token_ids, logprobs: [n] or more, the result of `draw`.
-            logits: [n, V], needed if rows return the most likely tokens.
-            top_rows: [m] int64, the rows that return the most likely tokens; None for none.
-            top_index: the same on the device.
+            slots: [n] int64, that have sampled.
+            token_ids, logprobs: the result of `draw`, [n] or more.
+            rows: [n] int64: which entries of these are the slots'; None for the first n.
+            top_rows, top: [m] int64, those of the n that return the most likely tokens, and these; None if m is 0.
         """
-        top = None
-        if top_rows is not None and len(top_rows):
-            assert logits is not None and top_index is not None
-            count = int(self._num_logprobs[slots[top_rows]].max())
-            top = TopLogprobs(logits, top_index, logprobs[top_index], token_ids[top_index], count, self._ops)
-        rows = np.zeros(0, np.int64) if top_rows is None else top_rows
-        sampled = Sampled(len(slots), token_ids, logprobs, rows, top)
+        rows = np.arange(len(slots)) if rows is None else rows
+        sampled = Sampled(token_ids, logprobs, rows, rows[:0] if top_rows is None else top_rows, top)
         self._constraints.follow(slots, sampled)
         return sampled

@@ -169,6 +169,11 @@ class Scheduler:
         return bool(len(self._prefilling)) or bool(self._is_decoding.any())
 
     @property
+    def is_prefilling(self) -> bool:
+        """Whether the next step reads a prompt chunk."""
+        return bool(len(self._prefilling))
+
+    @property
     def is_idle(self) -> bool:
         return not (self.waiting or self._running)
 

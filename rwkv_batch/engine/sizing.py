@@ -14,7 +14,8 @@ from ..models.model import ModelFile
 from ..models.placement import LayerPlacement, Placement, stages
 from ..transfer import pinned_bytes
 from .available_memory import available_memory
-from .decode_graph import bucket_sizes
+from .recorded_sizes import RecordedSizes
+from .recordings import TOP_ROWS_AT_ONCE
 from .state_pool import StateLayout
 
 MEMORY_SHARE = 0.85
@@ -33,7 +34,9 @@ _MODULE_BYTES = 320 << 20
 _LIBRARY_BYTES = 2 * (32 << 20)
 """Two cuBLAS workspaces: of the stream that launches steps, and of the stream that records them."""
 _RECORDING_BYTES = 3 << 20
-"""The graph of one recorded step: its nodes and their arguments."""
+"""The graph of one recording: its nodes and their arguments."""
+_TOP_BYTES = 40
+"""For each id of a row, while its most likely tokens are found."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class MemoryPlan:
     slot: int
     """One slot: its state and logits, and one snapshot of a shared prefix."""
     workspace: int
-    """Activations of the largest step, and of the largest recorded step, whose activations have separate memory."""
+    """Activations of the largest step, twice on a CUDA device: those of recorded steps have a memory pool of their own,
+    which all recordings share."""
     fixed: int
     """Compiled kernels, library workspaces, and the graphs of recorded steps."""
     max_batch_size: int
@@ -100,15 +104,16 @@ class _DeviceBudget:
     def plan(self, slots: int, tokens: int) -> MemoryPlan:
         """The memory plan for this many slots, and tokens of a step."""
         is_cuda = self._device.type == "cuda"
-        # The recorded step of all slots has activations of its own, beside those of the largest step.
-        rows = tokens + (slots if is_cuda else 0)
         width = max(self._sizes["C"], self._sizes["A"])
+        activations = 4 * tokens * (_TOKEN_ROWS * width + 3 * self._sizes["F"])
+        top = _TOP_BYTES * min(slots, TOP_ROWS_AT_ONCE) * self._sizes["V"]
+        graphs = _RECORDING_BYTES * len(RecordedSizes(slots, tokens)) if is_cuda else 0
         return MemoryPlan(
             available=self._available,
             weights=self._needs.weights,
             slot=self._needs.slot,
-            workspace=4 * rows * (_TOKEN_ROWS * width + 3 * self._sizes["F"]),
-            fixed=_MODULE_BYTES + _LIBRARY_BYTES + _RECORDING_BYTES * len(bucket_sizes(slots)) if is_cuda else 0,
+            workspace=activations + (max(activations, top) if is_cuda else 0),
+            fixed=_MODULE_BYTES + _LIBRARY_BYTES + graphs if is_cuda else 0,
             max_batch_size=slots,
             max_batch_tokens=tokens,
             device=self._name,

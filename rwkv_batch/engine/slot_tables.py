@@ -17,6 +17,9 @@ from .request import END_OF_TEXT, Request
 
 WORD_BITS = 32
 _MOST_SETTINGS = 256
+_WIDTHS = {"cuda": (1024, 64)}
+"""Type of a device → entries that the tables have room for at first: seen ids; biases and stops. On a CUDA device a
+table that grows makes recorded draws useless, so that it begins wide."""
 _NO_IDS = np.zeros(0, np.int32)
 
 
@@ -110,12 +113,13 @@ class SlotTables:
         self.unsampleable_ids = vocabulary.unsampleable.nonzero()[:, 0].to(device)
         self.uncounted = vocabulary.uncounted.to(device)
         self.mask = torch.zeros(rows, len(self.sampleable), dtype=torch.int32, device=device)
+        seen, listed = _WIDTHS.get(device.type, (64, 8))
         self.seen_ids, self.seen_count, self.seen_generated = (
-            torch.zeros(rows, 64, dtype=dtype, device=device) for dtype in (torch.int32, torch.float32, torch.bool)
+            torch.zeros(rows, seen, dtype=dtype, device=device) for dtype in (torch.int32, torch.float32, torch.bool)
         )
-        self.bias_ids = torch.zeros(rows, 8, dtype=torch.int32, device=device)
-        self.biases = torch.zeros(rows, 8, dtype=torch.float32, device=device)
-        self.stops = torch.zeros(rows, 8, dtype=torch.int32, device=device)
+        self.bias_ids = torch.zeros(rows, listed, dtype=torch.int32, device=device)
+        self.biases = torch.zeros(rows, listed, dtype=torch.float32, device=device)
+        self.stops = torch.zeros(rows, listed, dtype=torch.int32, device=device)
 
     def assign(self, slots: SequenceOf[int], requests: SequenceOf[Request]) -> np.ndarray:
         """Replaces all settings and history of these slots, for new sequences, in one transfer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -91,7 +92,9 @@ class EngineStats:
     row_steps: int = 0
     """Sum of the rows of all steps."""
     recorded_steps: int = 0
-    """Steps that were replayed from a recording; without a CUDA device, steps that ran the code that is recorded."""
+    """Steps that were replayed from recordings; without a CUDA device, steps that ran the code that is recorded."""
+    unrecorded_steps: Counter[str] = field(default_factory=Counter)
+    """Of an engine that records steps: the number of steps that were not recorded, by the reason."""
     transfers: int = 0
     """Transfers from the host to the device, those of admission included."""
     step_tokens: int = 0
@@ -131,8 +134,9 @@ class EngineStats:
         """The counters of several engines together: sums, also of seconds, and means of shares."""
         found = cls(0, 0)
         for one in fields(cls):
-            if one.name != "occupancy":
+            if one.name not in ("occupancy", "unrecorded_steps"):
                 setattr(found, one.name, sum(getattr(stats, one.name) for stats in several))
+        found.unrecorded_steps = sum((stats.unrecorded_steps for stats in several), Counter())
         found.prompt_share /= max(len(several), 1)
         found.occupancy = Occupancy.of_all([stats.occupancy for stats in several])
         return found

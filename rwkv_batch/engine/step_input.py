@@ -1,4 +1,4 @@
-"""Step input: turns a plan into the tensors of one step, sent to the device in one transfer."""
+"""Step input: packs the tokens of a plan, and makes the tensors of a step that is not recorded, in one transfer."""
 
 from __future__ import annotations
 
@@ -45,22 +45,48 @@ class ScoreInput(NamedTuple):
     """[k] int64: indices of those of the n tokens for which alternatives are returned."""
 
 
+class PackedStep(NamedTuple):
+    """The numbers of one step, on the host: first one token of each decode row, then the prompt chunks."""
+
+    slots: np.ndarray
+    """[B] int64."""
+    lengths: np.ndarray
+    """[B] int64: tokens of each row in this step, at least 1."""
+    positions: np.ndarray
+    """[B] int64: tokens of each row's sequence before this step."""
+    ends: np.ndarray
+    """[B] int64: packed index after each row's last token."""
+    prompt_ids: np.ndarray
+    """Token ids of all prompt chunks. The tokens of decode rows, which come first, are known to the device only."""
+    sampled: np.ndarray
+    """[n] int64: those of the B rows that sample a token, decode rows first."""
+    top_rows: np.ndarray
+    """[m] int64: those of the n rows that return the most likely tokens."""
+    scored: list[ScoredTokens]
+    """The tokens that the step scores."""
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    @property
+    def sampled_slots(self) -> np.ndarray:
+        """[n] int64."""
+        return self.slots[self.sampled]
+
+
 class StepInput(NamedTuple):
-    """The tensors of one step."""
+    """The tensors of one step that is not recorded."""
 
     token_ids: Tensor
     """[M] int64."""
     rows: Rows
-    sampled_slots: np.ndarray
-    """[n] int64: slots of the rows that sample a token, decode rows first."""
     slot_index: Tensor
-    """[n] int32: the same on the device."""
+    """[n] int32: slots of the rows that sample a token."""
     sampled_index: Tensor | None
     """[n] int64: packed index of the hidden state that each row samples from; None: all hidden states, in order."""
-    top_rows: np.ndarray
-    """[m] int64: those of the n rows that return the most likely tokens."""
     top_index: Tensor
-    """[m] int64: the same on the device."""
+    """[m] int64: those of the n rows that return the most likely tokens."""
     scored: ScoreInput | None
 
 
@@ -76,55 +102,60 @@ class _Chunk(NamedTuple):
     """Packed index of the chunk's first token in the step."""
 
 
-def build(
-    plan: StepPlan, scheduler: Scheduler, last_token: Tensor, uploader: Uploader, returns_top: np.ndarray
-) -> StepInput:
-    """Packs the tokens of a plan: first one token of each decode row, then the prompt chunks.
+def pack(plan: StepPlan, scheduler: Scheduler, returns_top: np.ndarray) -> PackedStep:
+    """Packs the tokens of a plan.
+
+    Args:
+        returns_top: [P] bool: slots that return the most likely tokens.
+    """
+    slots = np.concatenate((plan.decoding, plan.prefilling))
+    positions = scheduler.position[slots]
+    lengths = np.ones(len(slots), np.int64)
+    lengths[len(plan.decoding) :] = plan.chunk_sizes
+    chunks = _chunks(plan, scheduler)
+    is_prompt_read = positions + lengths >= scheduler.prompt_length[slots]  # with this step
+    sampled = np.flatnonzero(is_prompt_read & (scheduler.max_tokens[slots] > 0))
+    return PackedStep(
+        slots,
+        lengths,
+        positions,
+        np.cumsum(lengths),
+        _joined([chunk.sequence.prompt[chunk.start : chunk.end] for chunk in chunks]),
+        sampled,
+        np.flatnonzero(returns_top[slots[sampled]]),
+        [part for chunk in chunks for part in _scored(chunk)],
+    )
+
+
+def build(step: PackedStep, last_token: Tensor, uploader: Uploader) -> StepInput:
+    """Sends the numbers of a step to the device.
 
     Decode rows are fed the tokens that their slots sampled last. Those are read from a table on the device, because the
     host may not know them yet.
 
     Args:
         last_token: [P + 1] int64, of the slot tables.
-        returns_top: [P] bool: slots that return the most likely tokens.
     """
-    num_decoding = len(plan.decoding)
-    slots = np.concatenate((plan.decoding, plan.prefilling))
-    positions = scheduler.position[slots]
-    lengths = np.ones(len(slots), np.int64)
-    lengths[num_decoding:] = plan.chunk_sizes
-    chunks = _chunks(plan, scheduler)
-    prompt_ids = _joined([chunk.sequence.prompt[chunk.start : chunk.end] for chunk in chunks])
-    ends = np.cumsum(lengths) - 1
-    is_prompt_read = positions + lengths >= scheduler.prompt_length[slots]  # with this step
-    sampled = np.flatnonzero(is_prompt_read & (scheduler.max_tokens[slots] > 0))
-    sampled_slots = slots[sampled]
-    top_rows = np.flatnonzero(returns_top[sampled_slots])
-    parts = [part for chunk in chunks for part in _scored(chunk)]
-    scores = _joined_scores(parts)
-    arrays = Rows.arrays(slots, lengths, positions)
     sent = uploader.send(
-        *arrays,
-        prompt_ids,
-        sampled_slots.astype(np.int32),
-        ends[sampled],
-        top_rows,
-        *scores,
+        *Rows.arrays(step.slots, step.lengths, step.positions),
+        step.prompt_ids,
+        step.sampled_slots.astype(np.int32),
+        step.ends[step.sampled] - 1,
+        step.top_rows,
+        *_joined_scores(step.scored),
     )
     tensors = RowTensors(*sent[:4])
     prompt_tokens, slot_index, sampled_index, top_index = sent[4:8]
     token_ids = prompt_tokens.long()
-    if num_decoding:
+    if num_decoding := step.num_tokens - len(token_ids):
         token_ids = torch.cat((last_token[tensors.slot_index[:num_decoding].long()], token_ids))
     return StepInput(
         token_ids,
-        Rows(slots, lengths, uploader.device, positions, tensors),
-        sampled_slots,
+        Rows(step.slots, step.lengths, uploader.device, step.positions, tensors),
         slot_index,
-        sampled_index if len(sampled) < len(token_ids) else None,
-        top_rows,
+        sampled_index if len(step.sampled) < len(token_ids) else None,
         top_index,
-        ScoreInput(parts, *sent[8:]) if parts else None,
+        ScoreInput(step.scored, *sent[8:]) if step.scored else None,
     )
 
 
@@ -182,3 +213,5 @@ def _joined(arrays: list[np.ndarray]) -> np.ndarray:
 
 
 _NONE = np.zeros(0, np.int64)
+NO_STEP = PackedStep(_NONE, _NONE, _NONE, _NONE, _NONE, _NONE, _NONE, [])
+"""A step of no rows: filled up, it is all padding."""

@@ -5,55 +5,92 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor
 
 from ..models.model import Model
 from ..transfer import Uploader
-from .decode_graph import DecodeGraphs, StepShape
 from .launched_step import Scores, StepResults
+from .logprobs import TopLogprobs
+from .recorded_sizes import TOP_COUNTS
+from .recordings import Recordings
 from .sampler import Sampler
 from .scheduler import Scheduler, StepPlan
 from .state_pool import StatePool
 from .stats import Clock, EngineStats
-from .step_input import StepInput, build
+from .step_input import PackedStep, build, pack
+
+SCORES, MANY = "scores tokens", f"returns more than {TOP_COUNTS[-1]} most likely tokens"
 
 
 class StepRunner:
-    """Launches a step as a recorded step if its shape allows that, else op by op.
+    """Launches a step as a recorded step where there is a recording for it, else op by op.
+
+    Not recorded are steps that score tokens, whose number differs from step to step, and steps in which a row returns
+    more of the most likely tokens than `recorded_sizes.TOP_COUNTS` has.
 
     Args:
-        graphs: recorded steps; None if steps are not recorded.
+        recordings: None if steps are not recorded.
     """
 
-    def __init__(self, eager: EagerStep, graphs: DecodeGraphs | None, sampler: Sampler, stats: EngineStats) -> None:
+    def __init__(self, eager: EagerStep, recordings: Recordings | None, sampler: Sampler, stats: EngineStats) -> None:
         self._eager = eager
-        self._graphs = graphs
+        self._recordings = recordings
         self._sampler = sampler
         self._stats = stats
 
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        pool: StatePool,
+        sampler: Sampler,
+        uploader: Uploader,
+        stats: EngineStats,
+        times_forward: bool,
+        recorded_tokens: int | None,
+    ) -> StepRunner:
+        """Makes a step runner.
+
+        Args:
+            times_forward: as for `EagerStep`.
+            recorded_tokens: tokens of the largest step that is recorded; None if steps are not recorded.
+        """
+        eager = EagerStep(model, pool, sampler, uploader, stats, times_forward)
+        recordings = None
+        if recorded_tokens is not None:
+            recordings = Recordings(model, pool, sampler, uploader, eager.logits, recorded_tokens)
+        return cls(eager, recordings, sampler, stats)
+
+    def prepare(self) -> None:
+        """Records all steps, at the first call."""
+        if self._recordings is not None:
+            self._recordings.record_all()
+
     def run(self, plan: StepPlan, scheduler: Scheduler) -> StepResults:
         """Launches the plan's step."""
-        if self._graphs is None or not (shape := self._shape(plan)).is_recorded:
-            return self._eager.run(plan, scheduler)
-        stats, clock, slots = self._stats, Clock(), plan.decoding
+        stats, clock = self._stats, Clock()
+        step = pack(plan, scheduler, self._sampler.returns_logprobs)
+        stats.schedule_seconds += clock.lap()
+        if self._recordings is None:
+            return self._eager.run(step)
+        if reason := self._obstacle(step):
+            stats.unrecorded_steps[reason] += 1
+            return self._eager.run(step)
+        slots = step.sampled_slots
         self._sampler.reserve(slots)
-        step = self._graphs.find(shape)
-        step.launch_forward(slots, scheduler.position[slots])
+        size = self._recordings.launch_forward(step)
         stats.model_seconds += clock.lap()
         self._sampler.constrain(slots)
         clock.lap()  # the sampler counts this time
-        results = step.launch_draw(slots)
+        results = self._recordings.launch_draw(step, size)
         stats.recorded_steps += 1
         stats.model_seconds += clock.lap()
         return results
 
-    def _shape(self, plan: StepPlan) -> StepShape:
-        features = set()
-        if len(plan.prefilling):
-            features.add("prompts")
-        if self._sampler.returns_logprobs[plan.decoding].any():
-            features.add("logprobs")
-        return StepShape(plan.num_sequences, len(plan.decoding) + plan.num_prompt_tokens, frozenset(features))
+    def _obstacle(self, step: PackedStep) -> str:
+        """Why a step is not recorded; empty if it is."""
+        if step.scored:
+            return SCORES
+        return MANY if self._sampler.most_asked(step.sampled_slots[step.top_rows]) > TOP_COUNTS[-1] else ""
 
 
 class EagerStep:
@@ -83,31 +120,30 @@ class EagerStep:
         # One buffer for all steps: allocating tens of megabytes in each step costs more than filling them.
         self.logits = torch.empty(pool.num_slots, model.sizes["V"], device=model.device)
 
-    def run(self, plan: StepPlan, scheduler: Scheduler) -> StepResults:
-        """Launches the plan's step."""
+    def run(self, packed: PackedStep) -> StepResults:
+        """Launches a step."""
         stats, clock = self._stats, Clock()
-        step = build(plan, scheduler, self._sampler.tables.last_token, self._uploader, self._sampler.returns_logprobs)
+        step = build(packed, self._sampler.tables.last_token, self._uploader)
         stats.schedule_seconds += clock.lap()
         with stats.timed_forward() if self._times_forward else nullcontext():
             hidden = self._model.forward(step.token_ids, step.rows, self._pool.layers)
         scores = Scores(step.scored, hidden, self._model) if step.scored is not None else None
-        logits = self._sampled_logits(step, hidden)
-        stats.model_seconds += clock.lap()
-        if logits is None:
-            return StepResults(step.sampled_slots, None, scores)
-        self._sampler.reserve(step.sampled_slots)
-        self._sampler.constrain(step.sampled_slots)
-        clock.lap()  # the sampler counts this time
-        drawn = self._sampler.draw(logits, step.slot_index)
-        sampled = self._sampler.copy_to_host(step.sampled_slots, *drawn, logits, step.top_rows, step.top_index)
-        stats.sample_seconds += clock.lap()
-        return StepResults(step.sampled_slots, sampled, scores)
-
-    def _sampled_logits(self, step: StepInput, hidden: Tensor) -> Tensor | None:
-        """[n, V] float32 for the n rows that get a token."""
-        count = len(step.sampled_slots)
-        if not count:
-            return None
+        slots = packed.sampled_slots
+        if not len(slots):
+            stats.model_seconds += clock.lap()
+            return StepResults(slots, None, scores)
         if step.sampled_index is not None:
             hidden = hidden[step.sampled_index]
-        return self._model.logits(hidden, out=self.logits[:count])
+        logits = self._model.logits(hidden, out=self.logits[: len(slots)])
+        stats.model_seconds += clock.lap()
+        self._sampler.reserve(slots)
+        self._sampler.constrain(slots)
+        clock.lap()  # the sampler counts this time
+        drawn = self._sampler.draw(logits, step.slot_index)
+        top = None
+        if len(packed.top_rows):
+            count = self._sampler.most_asked(slots[packed.top_rows])
+            top = TopLogprobs(self._sampler.top(logits, step.top_index, *drawn, count))
+        sampled = self._sampler.copy_to_host(slots, *drawn, None, packed.top_rows, top)
+        stats.sample_seconds += clock.lap()
+        return StepResults(slots, sampled, scores)

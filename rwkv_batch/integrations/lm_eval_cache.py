@@ -29,6 +29,7 @@ HARMLESS = {
     "memory_share",
     "max_batch_size",
     "max_batch_tokens",
+    "admission_delay_ms",
     "prefix_sharing",
     "prefix_host_gib",
     "constraint_timeout",

@@ -18,6 +18,8 @@ from ..sampling_params import SAMPLING_FIELDS, SamplingParams
 from ..text.chat import format_names
 from .input.formats import FORMATS
 from .messages import listed
+from .output.codec import EXPECTED as EXPECTED_CODEC
+from .output.codec import Codec
 from .report_section import ReportSection
 from .run_section import RunSection
 from .score_section import ScoreSection
@@ -39,6 +41,11 @@ def _known_quantization(name: str) -> str:
     return name
 
 
+def _known_codec(text: str) -> str:
+    Codec.of(text)
+    return text
+
+
 def _known_chat_format(name: str) -> str:
     if name not in format_names():
         raise ValueError
@@ -48,10 +55,12 @@ def _known_chat_format(name: str) -> str:
 ExtraColumn = Literal["prompt", "input_row", "input_file"]
 EXTRA_COLUMNS: tuple[str, ...] = get_args(ExtraColumn)
 Gibibytes = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Quantization = Annotated[str, AfterValidator(_known_quantization)]
 Format = Annotated[str, AfterValidator(_known_format)]
 ChatFormatName = Annotated[str, AfterValidator(_known_chat_format)]
+CodecName = Annotated[str, AfterValidator(_known_codec)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
 
 
@@ -126,6 +135,12 @@ class EngineSection(Section):
     )
     max_batch_tokens: Literal["auto"] | Count = _setting(
         "auto", "Tokens of one step: prompt chunks and decoded tokens together.", "auto or an integer from 1"
+    )
+    admission_delay_ms: Literal["auto"] | Milliseconds = _setting(
+        "auto",
+        "Milliseconds that a free slot waits for more free slots, at most: 1/32 of the slots take their next sequences "
+        "together, so fewer steps read prompts. An idle engine does not wait. `auto`: 30 on a CUDA device, or 0.",
+        "auto or a number of milliseconds from 0",
     )
     state_dtype: StateDtypeName = _setting(
         "float32",
@@ -257,6 +272,14 @@ class OutputSection(Section):
         "Further columns: `prompt` is the text that the model read, of task score the context; null where it is token "
         "ids. `input_row` is the number of the row in the whole input, from 0. `input_file` is the file of the row.",
         f"a list of {one_of(EXTRA_COLUMNS)}",
+    )
+    compression: CodecName = _setting(
+        "zstd", "Compression of the parts, with its level after a colon, such as `zstd:12`.", EXPECTED_CODEC
+    )
+    row_group_rows: Literal["auto"] | Count = _setting(
+        "auto",
+        "The most records of a row group of a part. `auto` is 4096. A row group ends earlier where it has 64 MiB.",
+        "auto or an integer from 1",
     )
     token_ids: bool = _setting(False, "Add the column `token_ids`: the ids of the completion or continuation.")
     logprobs: bool = _setting(False, "Add the column `token_logprobs`: the log-probability of each of these tokens.")

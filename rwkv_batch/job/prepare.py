@@ -22,11 +22,12 @@ from .input.reader import Input, open_input
 from .input.rows import RowParser
 from .input.score_columns import without_late_answers
 from .messages import shortened
+from .output.codec import Codec
 from .output.commit import JobFiles
 from .output.extra import TYPES as EXTRA_TYPES
 from .output.extra import InputWithExtra
 from .output.part_check import PartCheck
-from .output.parts import OutputFormat, RowSource
+from .output.parts import ROW_GROUP_ROWS, OutputFormat, RowSource
 from .output.published import Retry
 from .output.results import output_names, result_schema, without_later
 from .output.storage import Storage
@@ -119,10 +120,11 @@ def model_settings(job: JobConfig) -> ModelSettings:
 
 
 def engine_settings(job: JobConfig) -> EngineSettings:
-    """The settings of the job's engine; a size that is "auto" is None there."""
+    """The settings of the job's engine; a setting that is "auto" is None there."""
     settings = job.engine.model_dump()
-    sizes = {name: None for name in ("max_batch_size", "max_batch_tokens") if settings[name] == "auto"}
-    return EngineSettings(**{**settings, **sizes}, seed=job.sampling.seed or 0)
+    may_be_auto = ("max_batch_size", "max_batch_tokens", "admission_delay_ms")
+    chosen = {name: None for name in may_be_auto if settings[name] == "auto"}
+    return EngineSettings(**{**settings, **chosen}, seed=job.sampling.seed or 0)
 
 
 @contextmanager
@@ -174,7 +176,14 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any], source: Input | N
     chat = open_job_chat(job, "messages" in columns.roles, model.file.checkpoint.path, is_older)
     parser = RowParser(job, replace(columns, answer=None) if is_earlier else columns, chat)
     plan = _plan(job, source.num_rows, document)
-    form = OutputFormat(results, passed, {}, {own: name for own, name in names.items() if own != name})
+    form = OutputFormat(
+        results,
+        passed,
+        {},
+        {own: name for own, name in names.items() if own != name},
+        Codec.of(job.output.compression),
+        ROW_GROUP_ROWS if job.output.row_group_rows == "auto" else job.output.row_group_rows,
+    )
     document = _job_document(job, columns, form, source, plan, folders, model, chat)
     footer = {"version": __version__, "fingerprint": document["fingerprint"], "seed": str(job.sampling.seed)}
     return Prepared(job, source, columns, parser, plan, replace(form, footer=footer), folders, document, model, chat)

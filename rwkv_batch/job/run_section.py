@@ -53,4 +53,9 @@ class RunSection(Section):
         "ends.",
         "a number of seconds above 0",
     )
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = setting(
+        None,
+        "A port of 127.0.0.1 where Prometheus reads the progress while the job runs. It needs the extra `metrics`.",
+        "a port from 1 to 65535, or null",
+    )
     ray: RaySection = RaySection()

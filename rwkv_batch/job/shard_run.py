@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from .plan import Shard, Unit
 from .prepare import Prepared
 from .report.display import ProgressKind
 from .report.events import EventLog, machine
+from .report.metrics_server import MetricsServer
 from .report.progress import Progress
 from .report.report import write_report
 from .report.run_status import prometheus
@@ -102,6 +104,7 @@ class ShardRun:
         self._storage = storage
         self._log = log
         self._stopped_at = ""
+        self._metrics_server: MetricsServer | None = None
         self._to_retry: dict[Unit, Retried] = {}
         self._files = prepared.files(storage)
         chat = None if prepared.chat is None else prepared.chat.describe()
@@ -142,14 +145,14 @@ class ShardRun:
         finished = total - sum(unit.num_rows for unit in missing)
         new_progress = partial(self._progress, total)
         bad: ErrorRow | BadRow | None
-        if self._places is None:
-            bad = serve_here(
-                self._prepared, self._files, missing, part_check, self._stop, self._log, partial(new_progress, finished)
-            )
-        else:
-            bad = serve_with_workers(
-                self._prepared, self._places, missing, finished, self._stop, self._log, partial(new_progress, 0)
-            )
+        with self._open_metrics_server():
+            if self._places is None:
+                started = partial(new_progress, finished)
+                bad = serve_here(self._prepared, self._files, missing, part_check, self._stop, self._log, started)
+            else:
+                bad = serve_with_workers(
+                    self._prepared, self._places, missing, finished, self._stop, self._log, partial(new_progress, 0)
+                )
         if bad is not None:
             self._stopped_at = self._described(bad)
 
@@ -205,13 +208,30 @@ class ShardRun:
         counts.resume(finished)
         job = self._prepared.job
         metrics_path = self._folders.file(self._shard.file_name("metrics", "prom"))
-        name, shard = os.path.basename(self._folders.output.rstrip("/")), str(self._shard)
 
         def write_metrics(values: Mapping[str, float]) -> None:
-            self._storage.atomic_write(metrics_path, prometheus(values, name, shard))
+            self._storage.atomic_write(metrics_path, prometheus(values, *self._labels))
 
         timeout = job.run.worker_timeout if self._places is None else None
-        return Progress(total, counts, stats, self._log, write_metrics, job.task, timeout, self._kind)
+        progress = Progress(total, counts, stats, self._log, write_metrics, job.task, timeout, self._kind)
+        if self._metrics_server is not None:
+            self._metrics_server.values = progress.values
+        return progress
+
+    @property
+    def _labels(self) -> tuple[str, str]:
+        """Of the metrics: the name of the output folder, and the shard."""
+        return os.path.basename(self._folders.output.rstrip("/")), str(self._shard)
+
+    @contextmanager
+    def _open_metrics_server(self) -> Iterator[None]:
+        """Gives the progress to Prometheus during its `with` block, where the job has a port for that."""
+        if (port := self._prepared.job.run.metrics_port) is None:
+            yield
+            return
+        self._metrics_server = MetricsServer(port, *self._labels)
+        with closing(self._metrics_server):
+            yield
 
     def _success(self, parts: Sequence[Part]) -> bytes:
         """The content of _SUCCESS.json: a function of the parts, so that two processes that end together agree."""

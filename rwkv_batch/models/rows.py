@@ -195,22 +195,43 @@ def _plan_scan(slots: Sequence[int], lengths: Sequence[int], device: torch.devic
     return _ScanPlan(_index(order, device), _index([slots[i] for i in order], device), steps)
 
 
-class DecodeRows:
-    """The B rows of a recorded decode step: one token each, in device buffers that are refilled before each replay.
+class RecordedRows(NamedTuple):
+    """The rows of a recorded step: device buffers of fixed sizes, which are refilled before each replay.
 
-    It has the tensors of `Rows` and no copies on the host, so that kernels can use it and definitions cannot.
+    It has the tensors of `Rows` and no copies on the host, so that kernels can use it and definitions cannot. Rows with
+    slot -1 are padding; they may have no tokens.
     """
 
-    is_decode = True
+    slot_index: Tensor
+    """[B] int32."""
+    position: Tensor
+    """[B] int32."""
+    cu_seqlens: Tensor
+    """[B + 1] int32."""
+    token_rows: Tensor
+    """[M] int32."""
+    is_decode: bool = False
+    """Every row has exactly one token."""
 
-    def __init__(self, num_rows: int, device: torch.device) -> None:
-        self.num_rows = self.num_tokens = num_rows
-        self.numbers = torch.zeros(2, num_rows, dtype=torch.int32, device=device)
-        """Slots and positions, [2, B] int32: all that changes from step to step, in one buffer."""
-        self.numbers[0] = -1
-        self.slot_index, self.position = self.numbers
-        self.cu_seqlens = torch.arange(num_rows + 1, dtype=torch.int32, device=device)
-        self.token_rows = self.cu_seqlens[:-1]
+    @property
+    def num_rows(self) -> int:
+        return len(self.slot_index)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_rows)
+
+    @classmethod
+    def decoding(cls, slot_index: Tensor, position: Tensor) -> RecordedRows:
+        """Rows of one token each, with these slots and positions [B] int32."""
+        ends = torch.arange(len(slot_index) + 1, dtype=torch.int32, device=slot_index.device)
+        return cls(slot_index, position, ends, ends[:-1], is_decode=True)
+
+
+def padding_rows(num_rows: int, device: torch.device) -> RecordedRows:
+    """B decode rows that are all padding, in memory of their own; a caller writes slots and positions."""
+    slots, positions = torch.tensor([[-1], [0]], dtype=torch.int32, device=device).repeat(1, num_rows)
+    return RecordedRows.decoding(slots, positions)
 
 
 def _index(values: list[int], device: torch.device) -> Index:

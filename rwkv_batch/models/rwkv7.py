@@ -14,9 +14,9 @@ from ..ops import OpSpec, OpTable
 from .architecture import LayerState, RecurrenceCost, Refusal
 from .blocks import SHIFT_LERP, Norm, head_norm, widened
 from .files.rwkv7_layouts import LAYOUTS
-from .matrices.linear import LinearGroup
 from .matrices.low_rank import LOW_RANK, LowRank
 from .matrices.product import LINEAR, Activation, Linear, sigmoid
+from .matrices.projection import PROJECT, Projection
 from .matrix_state import TIME_STATE, MatrixStateArchitecture
 from .random_weights import LAYER_NORMS, PROJECTIONS, Numbers, RandomWeights, Recipe, matrix, norms, shares
 from .rows import Index, Rows
@@ -114,10 +114,9 @@ class TimeMix(NamedTuple):
     mix: Tensor
     """[6, C]: share of the previous token, for r, k, v, w, a, g."""
     head: Head7
-    projections: LinearGroup
-    """Receptance, key and value."""
-    low_rank: LowRank
-    """Decay, in-context rate, gate and, but for layer 0, value residual."""
+    projection: Projection
+    """Matrices: receptance, key and value. Low-rank pairs: decay, in-context rate, gate and, but for layer 0, value
+    residual."""
     output: Linear
 
 
@@ -201,7 +200,7 @@ class Rwkv7(MatrixStateArchitecture):
     """RWKV-7 (Goose)."""
 
     name = "rwkv7"
-    ops: ClassVar[tuple[OpSpec, ...]] = (SHIFT_LERP, LINEAR, LOW_RANK, OpSpec("wkv7", wkv7))
+    ops: ClassVar[tuple[OpSpec, ...]] = (SHIFT_LERP, LINEAR, LOW_RANK, PROJECT, OpSpec("wkv7", wkv7))
     schema = Schema(TOP, _LAYER, not_in_first=_NOT_IN_FIRST, first_only=LN0, initial_state=TIME_STATE)
 
     hugging_face = LAYOUTS
@@ -246,12 +245,12 @@ class Rwkv7(MatrixStateArchitecture):
                 norm=weights.norm(p + "ln_x", torch.float32),
                 eps=self.ln_x_eps,
             ),
-            projections=weights.linears(*(p + f"{name}.weight" for name in ("receptance", "key", "value"))),
-            low_rank=weights.low_rank(
+            projection=weights.projection(
+                [p + f"{name}.weight" for name in ("receptance", "key", "value")],
                 *(
                     StoredPair(_MIXED.index(c), _ACTIVATION[c], weights.tensor(f"{p}{c}1"), weights.tensor(f"{p}{c}2"))
                     for c in ("wagv" if i else "wag")
-                )
+                ),
             ),
             output=weights.linear(p + "output.weight"),
         )
@@ -278,8 +277,7 @@ class Rwkv7(MatrixStateArchitecture):
     def _time_mix(x: Tensor, v_first: Tensor | None, p: TimeMix, s: LayerState, rows: Rows, ops: OpTable) -> Tensor:
         """Adds to x in place; returns layer 0's v."""
         _, _, mixed = ops.shift_lerp(x, p.norm, p.mix, s.att_shift, rows)
-        r, k, v = p.projections(mixed[:3])
-        w, a, g, *v_gate = ops.low_rank(mixed, p.low_rank)
+        (r, k, v), (w, a, g, *v_gate) = ops.project(mixed, p.projection, ops)
         y = ops.wkv7(r, w, k, v, a, g, v_first, v_gate[0] if v_gate else None, p.head, s.wkv, rows)
         p.output(y, out=x)
         return v if v_first is None else v_first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate, pairwise
@@ -19,6 +20,7 @@ from .matrices.linear import DenseLinear, FixedRowsLinear, LinearGroup
 from .matrices.low_rank import LowRank, LowRankPair
 from .matrices.packed import PackedLinear, can_pack
 from .matrices.product import LINEAR, Activation, Linear
+from .matrices.projection import Projection
 from .matrices.quantization import weight_format
 from .matrices.weight_format import MatrixReader
 from .scoring import SCORE
@@ -126,6 +128,10 @@ class Weights:
             return LinearGroup([self.linear(name) for name in names])
         self.matrix_bytes += stacked.nbytes
         return stacked
+
+    def projection(self, names: Sequence[str], *pairs: StoredPair) -> Projection:
+        """Large matrices of one shape, matrix i for input i, and low-rank pairs, for one call of the op `project`."""
+        return Projection(self.linears(*names), self.low_rank(*pairs), self._batch_invariant)
 
     def low_rank(self, *pairs: StoredPair, op: str = "low_rank") -> LowRank:
         """Low-rank pairs for one call of an op. They are dense in every weight format.

@@ -27,7 +27,7 @@ from benchmarks.gpu_parts.compile_cache import CPU, FakeDriver, model_of, run
 from benchmarks.gpu_parts.context import TINY
 from benchmarks.gpu_parts.random_model import random_checkpoint
 from rwkv_batch.models.model import ModelFile
-from rwkv_batch.models.rows import DecodeRows
+from rwkv_batch.models.rows import padding_rows
 import torch
 
 FakeDriver(90).install()
@@ -35,7 +35,7 @@ triton.knobs.cache.dir, triton.knobs.compilation.store_binary_only = sys.argv[1]
 hits = []
 triton.knobs.compilation.listener = lambda *, cache_hit, **_: hits.append(cache_hit)
 with torch.inference_mode():
-    run(model_of(ModelFile.open(random_checkpoint(TINY, CPU)), torch.float32, False), DecodeRows(2, CPU))
+    run(model_of(ModelFile.open(random_checkpoint(TINY, CPU)), torch.float32, False), padding_rows(2, CPU))
 print(hits.count(True), hits.count(False))
 """
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rwkv_batch.engine.admission import Admission
+from rwkv_batch.engine.admission import Admission, Grouping
 from rwkv_batch.engine.prefix import Prefix
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.scheduler import Scheduler
@@ -66,3 +66,39 @@ def test_a_prefix_waits_for_the_place_that_a_running_prefix_has_reserved():
 def test_children_start_without_their_prefix_if_no_place_will_become_free():
     shared = prefix()
     assert fill(shared, places=0) == (shared.children, [])
+
+
+def grouped(delay_seconds, monkeypatch, slots=64):
+    """Admission into `slots` slots that waits for groups, with a clock: calls return how many sequences start."""
+    now = [0.0]
+    monkeypatch.setattr("rwkv_batch.engine.admission.perf_counter", lambda: now[0])
+    scheduler = Scheduler(slots, 2 * slots)
+    source = Pulled([])
+    source.take(1, wait=True)
+    admission = Admission(Snapshots(4, 0), 8, True, Grouping(delay_seconds))
+
+    def run(num_free, seconds=0.0, running=1, is_prefilling=False):
+        now[0] += seconds
+        scheduler.waiting.clear()
+        scheduler.add(Sequence(request()) for _ in range(4))
+        scheduler._running = dict.fromkeys(range(running))
+        scheduler._prefilling = np.zeros(int(is_prefilling), np.int64)
+        return len(admission.fill(source, scheduler, num_free, may_wait=False))
+
+    return run
+
+
+def test_free_slots_wait_for_a_group(monkeypatch):
+    """Two of 64 slots are a group. Whatever has waited, the next slot waits anew."""
+    run = grouped(0.03, monkeypatch)
+    assert [run(1), run(1, 0.02), run(2), run(1), run(1, 0.029)] == [0, 0, 2, 0, 0]
+    assert run(1, 0.002) == 1
+    assert [run(1), run(0, 0.02), run(1, 0.02), run(1, 0.02), run(1, 0.02)] == [0, 0, 0, 0, 1]
+
+
+def test_free_slots_do_not_wait_where_that_saves_nothing(monkeypatch):
+    run = grouped(0.03, monkeypatch)
+    assert run(1, running=0) == 1
+    assert run(1, is_prefilling=True) == 1
+    assert grouped(0.0, monkeypatch)(1) == 1
+    assert grouped(0.03, monkeypatch, slots=63)(1) == 1

@@ -1,18 +1,15 @@
 """The whole engine over a fake model: a request gives the same tokens in any batch, order and batch size."""
 
 import itertools
-from collections import Counter
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from fakes.model import PARAMS, VOCAB, HashModel, make_engine, outcome, run
+from fakes.model import PARAMS, HashModel, make_engine, outcome, run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkv_batch.engine.decode_graph import DecodeGraphs, bucket_sizes
 from rwkv_batch.engine.request import END_OF_TEXT, Request
 from rwkv_batch.engine.source import Pulled
 from rwkv_batch.sampling_params import SamplingParams
@@ -124,29 +121,6 @@ def test_a_source_may_give_nothing_for_a_while(make_engine):
     assert steps[:4] == [[]] * 4
 
 
-def test_steps_are_recorded_again_when_tables_have_grown(monkeypatch):
-    """The tables of seen ids grow while rows decode. A step that was recorded before would read the old tables."""
-    recorded = []
-    record = DecodeGraphs._record
-    monkeypatch.setattr(DecodeGraphs, "_record", lambda graphs, size: recorded.append(size) or record(graphs, size))
-    steady = [
-        Request(row, [row], SamplingParams(max_tokens=60, presence_penalty=0.5, ignore_eos=True), row=row)
-        for row in range(2)
-    ]
-    params = SamplingParams(max_tokens=9, repetition_penalty=1.4, frequency_penalty=0.3, ignore_eos=True)
-    wide = [Request(9, [*reversed(range(VOCAB)), 5], params, row=9)]
-    requests = [*steady, Request(5, [1] * 9, SamplingParams(max_tokens=20, ignore_eos=True), row=5), *wide]
-    settings = dict(max_batch_size=3, max_batch_tokens=8, run_ahead=True)
-    found = run(requests, **settings, decode_graphs=True)
-    assert max(Counter(recorded).values()) == 2
-    assert {key: outcome(c) for key, c in found.items()} == {key: outcome(c) for key, c in run(requests).items()}
-
-
-@pytest.mark.parametrize(("most", "sizes"), [(1, [1]), (2, [1, 2]), (100, [1, 2, 4, 8, 16, 32, 64, 96, 100])])
-def test_recorded_sizes_end_with_the_largest(most, sizes):
-    assert bucket_sizes(most) == sizes
-
-
 def test_the_current_device_is_the_engines_in_a_step_and_the_callers_between(make_engine, monkeypatch):
     inside = []
 
@@ -165,35 +139,6 @@ def test_the_current_device_is_the_engines_in_a_step_and_the_callers_between(mak
     requests = [Request(row, [1], SamplingParams(max_tokens=3)) for row in range(9)]
     for _ in make_engine(Watching()).generate(Pulled(requests)):
         assert inside == []
-
-
-def test_a_step_is_warmed_up_and_recorded_on_the_same_stream(make_engine, monkeypatch):
-    """The step is computed twice to warm up, then its two parts are recorded. Other threads must not end that."""
-    calls, streams = list[Any](), list[Any]()
-    stream = SimpleNamespace(device=torch.device("cpu"), wait_stream=lambda other: calls.append("wait"))
-
-    @contextmanager
-    def entered(name, given):
-        streams.append(given)
-        calls.append(name)
-        yield
-        streams.pop()
-
-    def graph(recorded, *, pool, stream, capture_error_mode):
-        assert (pool, capture_error_mode) == ("memory", "thread_local")
-        return entered("graph", stream)
-
-    monkeypatch.setattr(torch.cuda, "stream", lambda given: entered("stream", given))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-    step = make_engine(decode_graphs=True)._runner._graphs._record(2)
-    for part in ("_forward", "_draw"):
-        monkeypatch.setattr(step, part, lambda part=part: calls.append((part, *streams)))
-    step.capture(stream, "memory")
-    warm_up = [("_forward", stream), ("_draw", stream)]
-    recordings = ["graph", ("_forward", stream, stream), "graph", ("_draw", stream, stream)]
-    assert calls == ["wait", "stream", *warm_up, *warm_up, *recordings, "wait"]
 
 
 def test_a_second_iterator_is_refused_while_one_is_open(make_engine):

@@ -16,13 +16,15 @@ from running import Session
 from tolerances import assert_close
 from torch import Tensor
 
-from rwkv_batch.engine.decode_graph import DecodeGraphs, StepShape
+from rwkv_batch.engine import slot_tables
 from rwkv_batch.engine.engine import Engine, EngineLimits
+from rwkv_batch.engine.recordings import Recordings
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
-from rwkv_batch.engine.slot_tables import Vocabulary
+from rwkv_batch.engine.slot_tables import SlotTables, Vocabulary
 from rwkv_batch.engine.source import Pulled
 from rwkv_batch.engine.state_pool import StatePool, pool_parts
+from rwkv_batch.engine.step_input import PackedStep
 from rwkv_batch.ops import resolve
 from rwkv_batch.sampling_params import SamplingParams
 from rwkv_batch.transfer import HostCopy, Uploader
@@ -93,12 +95,14 @@ def test_results_are_those_of_an_engine_without_a_queue():
     assert not cuda.queues.waits, "\n".join(cuda.queues.waits)
 
 
-def test_a_recorded_step_does_not_outlive_its_tables(monkeypatch):
+def test_a_recorded_draw_does_not_outlive_its_tables(monkeypatch):
+    monkeypatch.setattr(slot_tables, "_WIDTHS", {})
     requests = [Request(row, [row], PARAMS[which], row=row) for row, which in enumerate((0, 5))]
-    with fake_cuda() as cuda:
-        serve(make_engine(HashModelOnDevice(), max_batch_size=1), requests)
-        assert [graph.num_replays for graph in cuda.graphs] == [5, 5, 3, 3]  # the second request needs a wider table
-    monkeypatch.setattr(DecodeGraphs, "_forget", lambda graphs: None)
+    with fake_cuda():
+        serve(make_engine(HashModelOnDevice(), max_batch_size=1), requests)  # the second request needs a wider table
+    monkeypatch.setattr(
+        SlotTables, "generation", property(lambda tables: 0, lambda tables, number: None), raising=False
+    )
     with pytest.raises(Hazard, match="memory that has been given back"), fake_cuda():
         serve(make_engine(HashModelOnDevice(), max_batch_size=1), requests)
 
@@ -110,13 +114,14 @@ def decode_unread(model: Any) -> list[list[int]]:
     slots = pool.allocate(3)
     pool.fill(torch.tensor(slots).to(model.device))
     sampler.assign(slots, [Request(slot, [1], SamplingParams(), row=slot) for slot in slots])
-    graphs = DecodeGraphs(model, pool, sampler, Uploader(model.device), torch.zeros(3, VOCAB, device=model.device))
+    logits = torch.zeros(3, VOCAB, device=model.device)
+    recordings = Recordings(model, pool, sampler, Uploader(model.device), logits, 3)
     steps = []
     for i in range(6):
         decoding = np.array([i % 3, (i + 1) % 3])
-        step = graphs.find(StepShape(2, 2))
-        step.launch_forward(decoding, np.full(2, i))
-        steps.append(step.launch_draw(decoding))
+        both = np.arange(2)
+        step = PackedStep(decoding, both * 0 + 1, both * 0 + i, both + 1, both[:0], both, both[:0], [])
+        steps.append(recordings.launch_draw(step, recordings.launch_forward(step)))
     return [step.sampled.read().token_ids.tolist() for step in steps]
 
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rwkv_batch.engine.logprobs import TopLogprobs
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.slot_tables import Vocabulary
@@ -115,7 +116,8 @@ def test_they_are_those_of_the_distribution_that_is_drawn_from(backend, chosen, 
         logits = model.clone()
         sampler.reserve(slots)
         token_ids, logprobs = sampler.draw(logits, torch.from_numpy(slots).int())
-        sampled = sampler.copy_to_host(slots, token_ids, logprobs, logits, slots, torch.from_numpy(slots)).read()
+        top = sampler.top(logits, torch.from_numpy(slots), token_ids, logprobs, sampler.most_asked(slots))
+        sampled = sampler.copy_to_host(slots, token_ids, logprobs, None, slots, TopLogprobs(top)).read()
         for row, reference in enumerate(references):
             expected, token = reference.logprobs(model[row].numpy()), int(token_ids[row])
             error = ERROR / (reference.params.temperature or 1.0)

@@ -8,6 +8,7 @@ import torch
 
 from rwkv_batch.cpu_kernels.build import unavailable
 from rwkv_batch.cpu_kernels.log_normalizer import log_normalizer as native_log_normalizer
+from rwkv_batch.engine.logprobs import TopLogprobs
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.slot_tables import Vocabulary
@@ -26,7 +27,9 @@ def sample(sampler, logits, slots):
     sampler.constrain(slots)
     token_ids, logprobs = sampler.draw(logits, torch.from_numpy(slots).int())
     rows = np.flatnonzero(sampler.returns_logprobs[slots])
-    return sampler.copy_to_host(slots, token_ids, logprobs, logits, rows, torch.from_numpy(rows)).read()
+    count = sampler.most_asked(slots[rows])
+    top = TopLogprobs(sampler.top(logits, torch.from_numpy(rows), token_ids, logprobs, count))
+    return sampler.copy_to_host(slots, token_ids, logprobs, None, rows, top if len(rows) else None).read()
 
 
 def draw(logits, params, count=1, vocabulary=None, num_steps=1, constraint=None, ops=OPS):

@@ -72,7 +72,7 @@ def test_the_slot_is_what_the_pool_allocates(file, monkeypatch):
 
 
 def test_a_cuda_device_has_room_for_kernels_and_recorded_steps(file, monkeypatch):
-    """The step of all slots is recorded with activations of its own; streamed matrices are pinned, each by itself."""
+    """Recorded steps have activations of their own. Finding the most likely tokens takes more than a small step."""
     monkeypatch.setattr(sizing, "available_memory", lambda device: 8 << 30)
     device = torch.device("cuda", 0)
     on_cpu, on_cuda = (
@@ -80,7 +80,7 @@ def test_a_cuda_device_has_room_for_kernels_and_recorded_steps(file, monkeypatch
     )
     assert on_cpu.fixed == 0 and "kernels" not in str(on_cpu)
     assert on_cuda.fixed >= 320 << 20 and "kernels" in str(on_cuda)
-    assert on_cuda.workspace == on_cpu.workspace * (300 + 64) // 300
+    assert on_cuda.workspace == on_cpu.workspace + max(on_cpu.workspace, 40 * 64 * file.sizes["V"])
     assert on_cuda.total <= 8 << 30
     tight = int((on_cuda.besides_slots + 10 * on_cuda.slot) / sizing.MEMORY_SHARE)
     monkeypatch.setattr(sizing, "available_memory", lambda device: tight)

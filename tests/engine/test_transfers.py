@@ -78,8 +78,9 @@ def transfers_of_steps(count, slots, monkeypatch, decode_graphs):
         sizes = dict(max_batch_size=slots, max_batch_tokens=20 * slots)
         engine = make_engine(model, **sizes, run_ahead=True, decode_graphs=decode_graphs)
         found, steps = {}, []
+        engine._runner.prepare()
         copies.clear()
-        before = engine.stats.transfers
+        before = engine._uploader.num_transfers
         for finished in engine.run(Pulled(make_requests(count))):
             found |= {completion.key: completion for completion in finished}
             steps.append(list(copies))

@@ -20,7 +20,7 @@ from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.source import Pulled
 from rwkv_batch.models.architecture import StateField
 from rwkv_batch.models.placement import Placement
-from rwkv_batch.models.rows import DecodeRows
+from rwkv_batch.models.rows import RecordedRows
 from rwkv_batch.models.scoring import SCORE
 from rwkv_batch.ops import resolve
 from rwkv_batch.sampling_params import SamplingParams
@@ -31,6 +31,24 @@ VOCAB = 64
 def next_hash(state, token_ids):
     """The hash after one more token in each state."""
     return (state * 1103515245 + token_ids[:, None] + 12345) % (2**31)
+
+
+@torch.library.custom_op("rwkv_batch_tests::advance_recorded", mutates_args={"states", "hidden"})
+def advance_recorded(
+    token_ids: torch.Tensor,
+    slot_index: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    states: torch.Tensor,
+    hidden: torch.Tensor,
+) -> None:
+    """A recorded step as a kernel computes it: from device tensors only. Padding changes no state."""
+    ends = cu_seqlens.tolist()
+    hidden.fill_(-7)
+    for slot, start, end in zip(slot_index.tolist(), ends, ends[1:], strict=False):
+        if slot >= 0:
+            for token in range(start, end):
+                states[slot] = next_hash(states[slot : slot + 1], token_ids[token : token + 1])[0]
+                hidden[token] = states[slot]
 
 
 class HashModel(StandIn):
@@ -48,8 +66,10 @@ class HashModel(StandIn):
     )
 
     def forward(self, token_ids, rows, layers):
-        if isinstance(rows, DecodeRows):
-            return self.decode(token_ids, rows, layers[0].hash)
+        if isinstance(rows, RecordedRows):
+            hidden = torch.empty(len(token_ids), 1, dtype=torch.int64, device=token_ids.device)
+            advance_recorded(token_ids, rows.slot_index, rows.cu_seqlens, layers[0].hash, hidden)
+            return hidden
         hidden = torch.zeros(len(token_ids), 1, dtype=torch.int64, device=token_ids.device)
 
         def advance(tokens, state):
@@ -58,13 +78,6 @@ class HashModel(StandIn):
 
         rows.scan((layers[0].hash,), advance)
         return hidden
-
-    def decode(self, token_ids, rows, states):
-        """A decode step as a kernel computes it: from device tensors only, in fixed shapes, without padding rows."""
-        owned = rows.slot_index[:, None] == torch.arange(len(states), device=states.device)  # [B, P]
-        hidden = next_hash(states[rows.slot_index.clamp(min=0).long()], token_ids)
-        states.copy_(torch.where(owned.any(0)[:, None], (owned[:, :, None] * hidden[:, None]).sum(0), states))
-        return torch.where(rows.slot_index[:, None] >= 0, hidden, -7)
 
     def score(self, hidden, targets, rows):
         logits = self.logits(hidden)[rows]

@@ -52,6 +52,7 @@ FIRST_OPERAND = {
     "linear_kernel": ("p_x", "BLOCK_N"),
     "down_kernel": ("p_x", "BLOCK_M"),
     "up_kernel": ("p_low", "BLOCK_M"),
+    "project_kernel": ("p_x", "BLOCK_N"),
     "mm8_kernel": ("p_inputs", "BLOCK_N"),
     "w8a8_kernel": ("p_x", "BLOCK_N"),
     "score_kernel": ("p_x", "ROWS"),

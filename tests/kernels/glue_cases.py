@@ -17,7 +17,7 @@ from rwkv_batch.models.matrices.linear import DenseLinear
 from rwkv_batch.models.matrices.low_rank import LowRank, LowRankPair
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-OPS = ("shift_lerp", "linear", "low_rank", "deep_embed")
+OPS = ("shift_lerp", "linear", "low_rank", "project", "deep_embed")
 
 modules = {name: import_module(f"rwkv_batch.triton_kernels.{name}") for name in OPS}
 ops: dict[str, Callable[..., Any]] = {name: getattr(module, name) for name, module in modules.items()}

@@ -29,8 +29,9 @@ from rwkv_batch.checks.calls import VARIANTS, make_call, state_dtypes
 from rwkv_batch.checks.products import deep_embed_weights, low_rank_pairs, products
 from rwkv_batch.engine.slot_tables import SlotTables, Vocabulary
 from rwkv_batch.models.blocks import Norm
-from rwkv_batch.models.matrices.linear import DenseLinear
-from rwkv_batch.models.rows import DecodeRows, Rows
+from rwkv_batch.models.matrices.linear import DenseLinear, StackedLinear
+from rwkv_batch.models.matrices.projection import Projection
+from rwkv_batch.models.rows import Rows, padding_rows
 from rwkv_batch.triton_kernels.tiles import Tile
 
 HOST = torch.device("cpu")
@@ -90,12 +91,18 @@ def calls(sizes: Sizes, num_tokens: int) -> Iterator[Call]:
     prompts = Rows(tuple(range(len(lengths))), lengths, HOST, (0,) * len(lengths))
     x, ids = empty(num_tokens, sizes.C), torch.zeros(num_tokens, dtype=torch.int64)
     norm, pool = Norm(empty(sizes.C), empty(sizes.C)), empty(4, sizes.L, sizes.C)
-    for use, rows in {"decode": DecodeRows(num_tokens, HOST), "prompts": prompts}.items():
+    for use, rows in {"decode": padding_rows(num_tokens, HOST), "prompts": prompts}.items():
         for count, keep_parts in ((6, False), (2, False), (1, True)):
             label = f"{use}, {count} mixes{', parts' * keep_parts}"
             yield Call.of("shift_lerp", label, x, norm, empty(count, sizes.C), pool[:, 1], rows, keep_parts)
     yield from product_calls(sizes, num_tokens)
-    yield Call.of("low_rank", "w, a, v, g", empty(6, num_tokens, sizes.C), low_rank_pairs(sizes, HOST, DTYPE))
+    mixed, pairs = empty(6, num_tokens, sizes.C), low_rank_pairs(sizes, HOST, DTYPE)
+    yield Call.of("low_rank", "w, a, v, g", mixed, pairs)
+    weight = empty(3, sizes.C, sizes.C)
+    matrices = StackedLinear(weight, import_module("rwkv_batch.triton_kernels.linear").linear, weight.nbytes, 3)
+    for fixed in (False, True):
+        label = f"r, k, v and w, a, v, g{', fixed tiles' * fixed}"
+        yield Call.of("project", label, mixed, Projection(matrices, pairs, fixed), None)
     yield Call.of("deep_embed", "gate", x, ids, deep_embed_weights(sizes, HOST, DTYPE))
     yield from recurrence_calls(sizes, lengths)
     yield Call.of("score", "head", x, DenseLinear(empty(sizes.V, sizes.C)), ids, ids, None)

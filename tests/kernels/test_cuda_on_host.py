@@ -32,14 +32,20 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU"),
 ]
 BARRIER = "__syncthreads();"
-BARRIERS: dict[str, list[tuple[int, ...]]] = {
-    "wkv7": [(0, 2), (1, 3)],
-    "wkv56": [(0, 2), (1, 3)],
-    "shift_lerp": [(0,), (1,)],
-    "mm8_inputs": [(0,)],
-    "mm8_seq": [(0,)],
+HELPERS_WAIT = f"if (t >= 2 && t < length + 3) {BARRIER}"
+EVERY_TOKEN = [(f"{{\n      {BARRIER}", "{"), (HELPERS_WAIT, f"if (t == length + 2) {BARRIER}")]
+LAST = [(f"    {BARRIER}\n    return", "    return"), (HELPERS_WAIT, f"if (t >= 2 && t < length + 2) {BARRIER}")]
+WITHOUT = {
+    ("wkv7", "heads.h"): [EVERY_TOKEN, LAST],
+    ("wkv56", "heads.h"): [EVERY_TOKEN, LAST],
+    ("shift_lerp", "shift_lerp.cu"): [
+        [(f"{BARRIER}  // all threads have read", "// all threads have read")],
+        [(f"{BARRIER}\n", "\n")],
+    ],
+    ("mm8_inputs", "mm8_inputs.cu"): [[(BARRIER, "")]],
+    ("mm8_seq", "mm8_seq.cu"): [[(BARRIER, "")]],
 }
-"""Source → its barriers: those of one line, or of one line for each of two kinds of warps."""
+"""(kernel, its file with barriers) → how each barrier is taken out of it, for each of the kinds of warps."""
 
 
 def run_head(function: Callable[..., Tensor], variant: str) -> list[Tensor]:
@@ -67,16 +73,19 @@ CALLS: dict[str, Callable[[], list[Tensor]]] = {
 }
 
 
-@pytest.mark.parametrize(("kernel", "without"), [(k, without) for k, all_ in BARRIERS.items() for without in all_])
-def test_every_barrier_is_needed(kernel, without, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("kernel", "file", "edits"), [(*where, edits) for where, all_ in WITHOUT.items() for edits in all_]
+)
+def test_every_barrier_is_needed(kernel, file, edits, tmp_path, monkeypatch):
     """The emulator's order of threads makes the result another one."""
     right = CALLS[kernel]()
     torch.manual_seed(0)
     sources = shutil.copytree(SOURCES, tmp_path / "csrc")
-    first, *pieces = (sources / f"{kernel}.cu").read_text().split(BARRIER)
-    text = first + "".join(("" if i in without else BARRIER) + piece for i, piece in enumerate(pieces))
-    assert text.count(BARRIER) == len(pieces) - len(without)
-    (sources / f"{kernel}.cu").write_text(text)
+    text = (sources / file).read_text()
+    for old, new in edits:
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    (sources / file).write_text(text)
     with HostRunner(tmp_path, sources) as runner:
         monkeypatch.setattr(launch, "host_runner", runner)
         wrong = CALLS[kernel]()
@@ -84,11 +93,9 @@ def test_every_barrier_is_needed(kernel, without, tmp_path, monkeypatch):
 
 
 def test_no_barrier_is_forgotten():
-    found = {path.stem: path.read_text().count(BARRIER) for path in SOURCES.glob("*.cu")}
-    counted = {kernel: [i for lines in all_ for i in lines] for kernel, all_ in BARRIERS.items()}
-    assert {kernel: sorted(lines) for kernel, lines in counted.items()} == {
-        kernel: list(range(count)) for kernel, count in found.items() if count
-    }
+    found = {path.name: path.read_text().count(BARRIER) for path in SOURCES.iterdir()}
+    counted = {file: len({old for edits in all_ for old, _ in edits}) for (_, file), all_ in WITHOUT.items()}
+    assert counted == {file: count for file, count in found.items() if count}
 
 
 @pytest.fixture
@@ -233,20 +240,39 @@ def test_memory_that_is_used_up_is_no_reason(monkeypatch):
         wkv4.unsupported_reason(torch.device("cuda"), torch.bfloat16, {})
 
 
+def test_auto_takes_cuda_for_recurrences_and_triton_where_cuda_refuses(monkeypatch):
+    """The choice, its reason, and that both can be recorded."""
+    pytest.importorskip("triton")
+    compiler = None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(launch, "unavailable", lambda: compiler)
+    monkeypatch.setattr(driver, "load", lambda device, spec: None)
+    monkeypatch.setattr(import_module("rwkv_batch.triton_kernels.wkv4"), "unsupported_reason", lambda *_: None)
+    specs, device = [OpSpec("wkv4", lambda: None)], torch.device("cuda")
+    table = resolve(specs, "auto", device, torch.float16, {})
+    assert table.wkv4 is wkv4.wkv4
+    assert (table.choices[0].backend, table.choices[0].is_fallback, table.can_be_recorded) == ("cuda", False, True)
+    assert table.choices[0].refused == (ops._CUDA_FIRST,)
+    compiler = "no compiler"
+    table = resolve(specs, "auto", device, torch.float16, {})
+    assert (table.choices[0].backend, table.choices[0].refused) == ("triton", ("cuda: no compiler",))
+    assert table.can_be_recorded
+
+
 def test_auto_takes_cuda_where_triton_is_missing_or_refuses(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(launch, "unavailable", lambda: None)
     monkeypatch.setattr(driver, "load", lambda device, spec: None)
-    specs, device = [OpSpec("wkv4", lambda: None)], torch.device("cuda")
-    (choice,) = resolve(specs, "auto", device, torch.float16, {}).choices
-    assert choice.backend == "cuda"
-    assert choice.refused == ("triton: needs compute capability 8.0, found 7.5",)
+    specs, device = [OpSpec("shift_lerp", lambda: None)], torch.device("cuda")
+    table = resolve(specs, "auto", device, torch.float16, {"C": 64})
+    assert (table.choices[0].backend, table.can_be_recorded) == ("cuda", False)
+    assert table.choices[0].refused == ("triton: needs compute capability 8.0, found 7.5",)
     monkeypatch.setitem(sys.modules, "triton", None)
-    for module in ("wkv4", "launch"):
+    for module in ("shift_lerp", "launch"):
         monkeypatch.delitem(sys.modules, f"rwkv_batch.triton_kernels.{module}")
-    table = resolve(specs, "auto", device, torch.float16, {})
-    assert table.wkv4 is wkv4.wkv4
+    table = resolve(specs, "auto", device, torch.float16, {"C": 64})
+    assert table.shift_lerp is shift_lerp.shift_lerp
     assert "import of triton halted" in table.choices[0].refused[0]
 
 

@@ -15,7 +15,7 @@ from kernels.aot_matrix import MODULES
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[2]
-WORKER = Path(__file__).with_name("launch_worker.py")
+WORKER = "launch_worker.py"
 WHEELS = Path(sys.prefix) / "triton"
 """The folder in which the Makefile installs Tritons, each in a folder named by its version."""
 
@@ -29,14 +29,14 @@ CARDS: dict[str | None, tuple[int, ...]] = {"3.6.0": (80, 86, 90, 100, 120), "3.
 OLDEST = "3.6.0" if is_installed("3.6.0") else None
 
 
-def launch(version: str | None, *arguments: Any) -> list[dict[str, Any]]:
-    """The worker's line for each call, with this Triton."""
+def run_worker(name: str, version: str | None, *arguments: Any) -> list[dict[str, Any]]:
+    """The lines of a worker in this folder, with this Triton."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(ROOT / "build/triton_cache")
     environment["PYTHONPATH"] = os.pathsep.join(
         [*([str(WHEELS / version)] if version else []), str(ROOT), str(ROOT / "tests")]
     )
-    command = [sys.executable, str(WORKER), *map(str, arguments)]
+    command = [sys.executable, str(Path(__file__).with_name(name)), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -55,7 +55,7 @@ def assert_launched(found: list[dict[str, Any]]) -> None:
 @pytest.mark.timeout(900)
 def test_no_number_of_tokens_is_compiled_for_itself():
     """Three tokens, one, and as many as Triton would make a case of their own: with the tile of sixteen."""
-    found = launch(OLDEST, 86, "--tokens", 16, 1, 3)
+    found = run_worker(WORKER, OLDEST, 86, "--tokens", 16, 1, 3)
     assert_launched(found)
     again = [one for one in found if one["tokens"] != 16 and one["num_loaded"]]
     assert not again, again
@@ -68,12 +68,12 @@ def test_shapes_of_all_models(version):
     if version is not None and not is_installed(version):
         pytest.skip(f"triton {version} is not installed in {WHEELS}")
     models = ("0.1B", "1.5B", "7.2B")
-    assert_launched(launch(version, *CARDS[version], "--models", *models, "--tokens", 1, 16, 64, 256, 1024))
+    assert_launched(run_worker(WORKER, version, *CARDS[version], "--models", *models, "--tokens", 1, 16, 64, 256, 1024))
 
 
 @pytest.mark.timeout(300)
 def test_a_card_with_too_little_shared_memory_refuses():
-    small, large = launch(OLDEST, 86, 90, "--large")
+    small, large = run_worker(WORKER, OLDEST, 86, 90, "--large")
     assert "OutOfResources: out of resource: shared memory" in small["error"]
     assert "101376" in small["error"]
     assert large["launched"] == ["linear_kernel"]

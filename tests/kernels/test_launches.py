@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.interpreter import GridExecutor
 from versions import VARIANTS, served_by
 
-from rwkv_batch.models.rows import DecodeRows
+from rwkv_batch.models.rows import padding_rows
 
 FREE = {"view", "_unsafe_view", "slice", "select", "unbind", "split", "transpose", "t", "expand", "detach", "alias"}
 """Operations of torch that launch nothing: views and allocations."""
@@ -49,7 +49,7 @@ class Launches(TorchDispatchMode):
 
 def count_launches(path, monkeypatch):
     session = Session(path, backend="triton")
-    rows: Any = DecodeRows(3, session.model.device)
+    rows: Any = padding_rows(3, session.model.device)
     rows.slot_index.copy_(torch.tensor([2, -1, 0]))
     with monkeypatch.context() as patch, Launches(patch) as launches:
         session.model.forward(torch.tensor([1, 2, 3]), rows, session.pool.layers)

@@ -13,7 +13,7 @@ from tolerances import assert_close
 
 from rwkv_batch.models import blocks
 from rwkv_batch.models.blocks import Norm
-from rwkv_batch.models.rows import DecodeRows, Rows
+from rwkv_batch.models.rows import Rows, padding_rows
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 pytestmark = pytest.mark.usefixtures("nearest_bfloat16")
@@ -87,7 +87,7 @@ def test_shift_lerp_does_not_depend_on_company_or_cuts(backend, dtype):
 def test_shift_lerp_of_rows_that_a_graph_reads(backend):
     call, device = serve(backend, torch.bfloat16)
     case = Shift(3, torch.bfloat16, device=device)
-    rows = DecodeRows(3, device)
+    rows = padding_rows(3, device)
     rows.slot_index.copy_(torch.tensor([6, -1, 2]))
     pools = case.pool.clone(), case.pool.clone()
     got = call(*case.arguments(pools[0]), rows)[2]

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("triton")
 
 from rwkv_batch.checks.calls import RECURRENCES
-from rwkv_batch.triton_kernels import linear, mm8, w8a8
+from rwkv_batch.triton_kernels import linear, mm8, project, w8a8
 from rwkv_batch.triton_kernels.tiles import Tile
 
 KERNELS = Path(__file__).parents[2] / "triton_kernels"
@@ -47,6 +47,7 @@ def types_of(specs, argument):
         ("deep_embed", "p_normed"),
         ("linear", "p_x"),
         ("low_rank", "p_x"),
+        ("project", "p_x"),
         ("mm8", "p_x"),
         ("mm8", "p_inputs"),
         ("score", "p_x"),
@@ -80,8 +81,11 @@ def launched_tiles(module, argument, rows):
 @pytest.mark.parametrize("name", ["bf16", "fp32"])
 def test_each_tile_that_a_launch_may_choose_is_there(name):
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
-    chosen = {choice.tile for choice in (*linear.CHOICES[dtype], *linear.FIXED[dtype]) if choice.tile}
+    fused = linear.FUSED if dtype == torch.bfloat16 else ()
+    chosen = {choice.tile for choice in (*linear.CHOICES[dtype], *fused, *linear.FIXED[dtype]) if choice.tile}
     assert {(name, tile) for tile in chosen} <= launched_tiles("linear", "p_x", "BLOCK_N")
+    chosen = {choice.tile for choice in project.CHOICES if choice.tile and dtype == torch.bfloat16}
+    assert {(name, tile) for tile in chosen} <= launched_tiles("project", "p_x", "BLOCK_N")
     assert {(name, choice.tile) for choice in mm8.CHOICES[dtype]} <= launched_tiles("mm8", "p_inputs", "BLOCK_N")
     assert {tile for _, tile in w8a8.CHOICES} <= {tile for _, tile in launched_tiles("w8a8", "p_x", "BLOCK_N")}
 

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from rwkv_batch.models.architecture import LayerState
 from rwkv_batch.models.files.checkpoint import open_checkpoint
+from rwkv_batch.models.matrices.linear import StackedLinear
+from rwkv_batch.models.matrices.product import linear
+from rwkv_batch.models.matrices.projection import Projection
 from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.placement import place
 from rwkv_batch.models.rows import Rows
@@ -54,6 +57,9 @@ def test_the_order_of_programs_does_not_matter(name):
             return call(name, *case.arguments(pool), rows)[2], pool
         if name == "linear":
             return call(name, inputs[0], weight, out=total), total
+        if name == "project":
+            (product,), pairs = call(name, inputs, Projection(StackedLinear(weight[None], linear, 0, 1), p, True), None)
+            return product, pairs
         return call(name, inputs, p) if name == "low_rank" else call(name, inputs[0], token_ids, embed), total
 
     expected = run()
@@ -63,7 +69,7 @@ def test_the_order_of_programs_does_not_matter(name):
     assert torch.equal(got[1], expected[1])
 
 
-TIME_MIX = ["shift_lerp", "linear", "down", "up", "wkv7", "linear"]
+TIME_MIX = ["shift_lerp", "project", "up", "wkv7", "linear"]
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="counts what the interpreter is asked to run")

@@ -83,7 +83,8 @@ def test_several_products_at_once(dtype, fixed_tiles):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_tile_of_the_table(dtype):
     module = modules["linear"]
-    tiles = {choice.tile for table in (module.CHOICES, module.FIXED) for choice in table[dtype] if choice.tile}
+    tables = (module.CHOICES[dtype], module.FIXED[dtype], module.FUSED if dtype != torch.float32 else ())
+    tiles = {choice.tile for table in tables for choice in table if choice.tile}
     for tile in tiles:
         with patch.object(module, "choose_tile", return_value=tile):
             check_linear(ops["linear"], (tile.tokens + 1, 150), tile.rows + 3, dtype, EPILOGUES["value of v4"])
@@ -128,6 +129,9 @@ def test_the_table_of_tiles():
     assert choose(17, 768, 3072, half, False) == fixed(768, half)
     assert choose(257, 768, 768, half, True) is choose(8192, 65536, 4096, half, True) is None
     assert choose(17, 768, 768, torch.float32, True) is None
+    assert choose(256, 8192, 2048, half, True) is choose(1025, 8192, 2048, half, True, True) is None
+    assert choose(256, 8192, 2048, half, True, True) is choose(1024, 8192, 2048, half, True, True) is not None
+    assert choose(256, 2048, 8192, half, True, True) is None
     assert fixed(4095, half).rows < fixed(65536, half).rows
 
 

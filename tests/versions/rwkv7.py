@@ -108,7 +108,7 @@ VARIANTS = (
         package(deep_embed=False),
         sizes=SIZES,
         has_own_width=False,
-        launches=9,
+        launches=8,
         token_in_float64={"wkv7": token_7},
     ),
     Variant(
@@ -118,7 +118,7 @@ VARIANTS = (
         package(deep_embed=True),
         sizes=SIZES,
         has_own_width=False,
-        launches=10,
+        launches=9,
         token_in_float64={"wkv7": token_7},
     ),
 )

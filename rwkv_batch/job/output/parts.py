@@ -21,10 +21,12 @@ from ...errors import RowError, RwkvBatchError
 from ..input.reader import Span
 from ..input.table import Rows, batch_of, no_columns
 from ..plan import Unit
+from .codec import DEFAULT, Codec
 
 logger = logging.getLogger(__name__)
 
 ROW_GROUP_ROWS = 4096
+"""The most records of a row group, where the job does not say."""
 ROW_GROUP_BYTES = 64 << 20
 SLICE_BYTES = 16 << 20
 """Size of the slices in which input columns are repeated for the samples of their rows. One record may be larger."""
@@ -42,12 +44,16 @@ class OutputFormat:
         passed: columns of the input that parts repeat, before the results, and those of output.extra.
         footer: key-values of every file; "fingerprint" distinguishes this job's files from another job's.
         names: column in `results` → its name in parts, where that is another one.
+        codec: the compression of parts.
+        row_group_rows: the most records of a row group of a part.
     """
 
     results: pa.Schema
     passed: pa.Schema
     footer: Mapping[str, str]
     names: Mapping[str, str] = field(default_factory=dict)
+    codec: Codec = DEFAULT
+    row_group_rows: int = ROW_GROUP_ROWS
 
     def schema(self, unit: Unit, passed: pa.Schema | None = None, extra: Mapping[str, int] | None = None) -> pa.Schema:
         """Returns the schema of a unit's part, with its footer as metadata.
@@ -172,8 +178,9 @@ class PartMaker:
         records = found = 0
         joined = self._joined(results, spans, passed, lost)
         status = len(passed) + self._form.results.get_field_index("status")
-        with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-            for group in _row_groups(joined):
+        codec = self._form.codec
+        with pq.ParquetWriter(sink, schema, compression=codec.name, compression_level=codec.level) as writer:
+            for group in _row_groups(joined, self._form.row_group_rows):
                 records += group.num_rows
                 last = group.num_columns - 1
                 found += _sum_of(pc.and_(group.column(last), pc.equal(group.column(status), "error")))
@@ -304,16 +311,21 @@ def _with_errors(results: pa.Table, unreadable: Mapping[int, RowError], at: np.n
     return results
 
 
-def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Joins small tables and cuts large ones, so that each makes a row group of a useful size."""
+def _row_groups(tables: Iterable[pa.Table], most: int) -> Iterator[pa.Table]:
+    """Joins small tables and cuts large ones, so that each makes a row group of at most `most` rows.
+
+    A row group ends earlier where it has ROW_GROUP_BYTES.
+    """
     pending: list[pa.Table] = []
     rows = size = 0
     for table in tables:
-        for start in range(0, table.num_rows, ROW_GROUP_ROWS):
-            pending.append(table.slice(start, ROW_GROUP_ROWS))
+        start = 0
+        while start < table.num_rows:
+            pending.append(table.slice(start, most - rows))
+            start += len(pending[-1])
             rows += len(pending[-1])
             size += sum(map(_num_bytes, pending[-1].columns))
-            if rows >= ROW_GROUP_ROWS or size >= ROW_GROUP_BYTES:
+            if rows >= most or size >= ROW_GROUP_BYTES:
                 yield pa.concat_tables(pending)
                 pending, rows, size = [], 0, 0
     if pending:

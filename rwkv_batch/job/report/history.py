@@ -166,12 +166,17 @@ def shared_prefixes(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def utilisation(runs: Sequence[Run]) -> dict[str, float]:
-    """Returns the shares of slots and of a step's tokens that were in use: means over the steps of all runs."""
+    """Returns the shares of slots and of a step's tokens that were in use: means over the steps of all runs.
+
+    Where steps were recorded, also their share.
+    """
     last = [run.samples[-1] for run in sources(runs)]
     steps = sum(one["steps"] for one in last) or 1
     slots = sum(one.get("occupancy", 0.0) * one["steps"] for one in last)
     tokens = sum(one.get("step_tokens", 0) / max(one.get("max_batch_tokens", 1), 1) for one in last)
-    return {"slots": round(slots / steps, 4), "step_tokens": round(tokens / steps, 4)}
+    found = {"slots": round(slots / steps, 4), "step_tokens": round(tokens / steps, 4)}
+    recorded = sum(one.get("recorded_steps", 0) for one in last)
+    return {**found, "recorded": round(recorded / steps, 4)} if recorded else found
 
 
 def serving_intervals(runs: Iterable[Run]) -> list[Interval]:

@@ -77,6 +77,10 @@ class Progress:
         self._log("occupancy", occupancy=self._stats().occupancy.describe())
         self._log("memory", memory=memory())
 
+    def values(self) -> dict[str, float]:
+        """The present values of the metrics. Any thread may call."""
+        return {"time": time.time(), **asdict(self._recent[-1])}
+
     def _watch(self) -> None:
         while not self._ending.wait(TICK_SECONDS):
             status = self._take()
@@ -99,6 +103,7 @@ class Progress:
             slots=stats.max_batch_size,
             occupancy=stats.occupancy.mean,
             steps=stats.steps,
+            recorded_steps=stats.recorded_steps,
             step_tokens=stats.step_tokens,
             max_batch_tokens=stats.max_batch_tokens,
             requested_tokens=stats.requested_tokens,
@@ -123,7 +128,7 @@ class Progress:
             self._log("progress", **asdict(status), phases=self._phases())
         if self._is_due("metrics", status.seconds, METRICS_SECONDS):
             try:
-                self._write_metrics({"time": time.time(), **asdict(status)})
+                self._write_metrics(self.values())
             except OSError as error:
                 logger.warning("the metrics were not written: %s", error)
 

@@ -26,6 +26,7 @@ class RunStatus:
         slots: of all engines.
         occupancy: mean share of the slots that were in use.
         steps: of all engines.
+        recorded_steps: steps that were replayed from recordings.
         step_tokens: tokens of all steps, each of which may have `max_batch_tokens`.
         max_batch_tokens: of one step.
         requested_tokens: prompt tokens of all requests, as if no prefix were shared.
@@ -45,6 +46,7 @@ class RunStatus:
     slots: int = 0
     occupancy: float = 0.0
     steps: int = 0
+    recorded_steps: int = 0
     step_tokens: int = 0
     max_batch_tokens: int = 0
     requested_tokens: int = 0
@@ -74,6 +76,7 @@ METRICS = {
     "slots": Metric("slots", "gauge", "Slots of all engines."),
     "occupancy": Metric("occupancy", "gauge", "Mean share of the slots that were in use."),
     "steps": Metric("steps_total", "counter", "Steps of all engines."),
+    "recorded_steps": Metric("recorded_steps_total", "counter", "Steps that were replayed from recordings, on a GPU."),
     "step_tokens": Metric("step_tokens_total", "counter", "Tokens of all steps."),
     "max_batch_tokens": Metric("max_batch_tokens", "gauge", "The most tokens of a step."),
     "requested_tokens": Metric("requested_tokens_total", "counter", "Prompt tokens of all requests."),

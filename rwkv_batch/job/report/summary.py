@@ -31,7 +31,8 @@ def summarise(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"tokens  {found}")
     lines += [
         f"speed   {' and '.join(speeds(report))} in {duration(report['serving_seconds'])} of serving",
-        f"steps   slots in use {percent(used['slots'])}, tokens {percent(used['step_tokens'])} of what a step may have",
+        f"steps   slots in use {percent(used['slots'])}, tokens {percent(used['step_tokens'])} of what a step may have"
+        + (f", {percent(used['recorded'])} recorded" if "recorded" in used else ""),
     ]
     if sharing := describe_sharing(report):
         lines.append(f"shared  {sharing}")

@@ -56,7 +56,7 @@ class DenseFormat(WeightFormat):
         if op.function is LINEAR.definition:
             return None
         weight = op.packed(reader.kept(torch.stack([reader.dense(name) for name in names])))
-        return StackedLinear(weight, op.function, weight.nbytes)
+        return StackedLinear(weight, op.function, weight.nbytes, len(names))
 
 
 FORMAT = DenseFormat()
@@ -99,10 +99,20 @@ class RemoteLinear(Linear):
 
 
 class LinearGroup:
-    """n matrices [C_out, C_in], matrix i for input i: [n, M, C_in] → n tensors [M, C_out]."""
+    """n matrices [C_out, C_in], matrix i for input i: [n, M, C_in] → n tensors [M, C_out].
+
+    Attributes:
+        weight: the n matrices as an op takes them together: a tensor [n, C_out, C_in], or a packed weight; None where
+            each is multiplied alone.
+    """
+
+    weight: Any = None
 
     def __init__(self, linears: Sequence[Linear]) -> None:
         self._linears = linears
+
+    def __len__(self) -> int:
+        return len(self._linears)
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
         return [linear(part) for linear, part in zip(self._linears, x, strict=True)]
@@ -115,12 +125,17 @@ class StackedLinear(LinearGroup):
         weight: as `op` takes it: a tensor, or a packed weight.
         op: a function of x [n, M, C_in] and the weight → [n, M, C_out].
         nbytes: bytes of the n matrices, with their scales.
+        count: n.
     """
 
-    def __init__(self, weight: Any, op: Callable[..., Tensor], nbytes: int) -> None:
-        self._weight = weight
+    def __init__(self, weight: Any, op: Callable[..., Tensor], nbytes: int, count: int) -> None:
+        self.weight = weight
         self._op = op
         self.nbytes = nbytes
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
-        return self._op(x, self._weight).unbind()
+        return self._op(x, self.weight).unbind()

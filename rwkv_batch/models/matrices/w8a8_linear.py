@@ -165,7 +165,7 @@ class W8A8Format(WeightFormat):
             return None
         q, scale = (torch.stack(parts) for parts in zip(*(_quantize(reader, name) for name in names), strict=True))
         packed = op.packed(q)
-        return StackedLinear(packed, partial(op.function, scale=scale), packed.nbytes + scale.nbytes)
+        return StackedLinear(packed, partial(op.function, scale=scale), packed.nbytes + scale.nbytes, len(names))
 
 
 FORMAT = W8A8Format()

@@ -172,6 +172,16 @@ def test_slices_are_bounded_by_bytes(samples: int, monkeypatch: pytest.MonkeyPat
     assert pa.concat_tables(taken)["x"].to_pylist() == [texts[row] for row in at]
 
 
+@pytest.mark.parametrize("most", [1, 4, 5, 18, 100])
+def test_row_groups_have_at_most_the_given_number_of_records(most: int) -> None:
+    """Batches of the input, here of one row, do not limit them."""
+    source = Source()
+    form = OutputFormat(RESULTS, source.table.schema, {}, row_group_rows=most)
+    found = read(PartMaker(form, source).make(Unit(7, 0, 6), results(samples=3))).metadata
+    sizes = [found.row_group(i).num_rows for i in range(found.num_row_groups)]
+    assert sizes == [min(most, 18 - start) for start in range(0, 18, most)]
+
+
 def test_a_large_dictionary_makes_no_small_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """All slices of a column share its dictionary."""
     monkeypatch.setattr(parts, "ROW_GROUP_BYTES", 100_000)

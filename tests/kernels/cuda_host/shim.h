@@ -173,6 +173,7 @@ static void run(const void* given, int grid_x, int grid_y, int threads, void (*k
 }  // namespace host
 
 static inline void __syncthreads() { host::wait(host::BARRIER); }
+static inline void __syncwarp() {}  // where lanes exchange nothing by memory
 
 static inline int min(int x, int y) { return x < y ? x : y; }
 static inline unsigned __float_as_uint(float x) {
@@ -190,6 +191,12 @@ static inline float __shfl_xor_sync(unsigned, float x, int bit) {
   fiber.bits = __float_as_uint(x);
   fiber.source = (host::current % host::WARP) ^ bit;
   return __uint_as_float(host::wait(host::SHUFFLE).bits);
+}
+static inline int __shfl_sync(unsigned, int x, int lane) {
+  host::Fiber& fiber = host::fibers[host::current];
+  fiber.bits = (unsigned)x;
+  fiber.source = (unsigned)lane;
+  return (int)host::wait(host::SHUFFLE).bits;
 }
 #define __expf(x) expf(x)
 static inline float __fdividef(float x, float y) { return x / y; }

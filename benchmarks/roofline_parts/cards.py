@@ -28,13 +28,15 @@ LATENCIES: Mapping[str, float] = MappingProxyType(
         "torch.layer_norm": 4.0 * MICRO,
         "select_kernel": 304 * MICRO,
         "a token": 1.06 * MICRO,
+        "a token, CUDA": 0.30 * MICRO,
     }
 )
 """Kernel → seconds of a launch with next to nothing to move, from its first program's start to its last program's end.
 
 "" is for all other kernels, "select_kernel" the time of a row in the sampler's second kernel, "a token" that of a token
-in the recurrence. H100, measured: profile.json (decode steps of 0.1B and 1.5B, kernel by kernel; "product" and
-"recurrence" are what a straight line through two sizes leaves at no bytes) and limits.json ("recurrence, one row")."""
+in Triton's recurrence. H100, measured: profile.json (decode steps of 0.1B and 1.5B, kernel by kernel; "product" and
+"recurrence" are what a straight line through two sizes leaves at no bytes) and limits.json ("recurrence, one row").
+"a token, CUDA", of `wkv7.cu`, is not measured: some 450 cycles of instructions that wait for each other."""
 
 TRIPS: Mapping[tuple[str, int, int], float] = MappingProxyType(
     {
@@ -42,6 +44,8 @@ TRIPS: Mapping[tuple[str, int, int], float] = MappingProxyType(
         ("linear_kernel", 16, 128): 0.223 * MICRO,
         ("linear_kernel", 64, 64): 0.37 * MICRO,
         ("linear_kernel", 64, 128): 0.60 * MICRO,
+        ("linear_kernel", 128, 64): 0.60 * MICRO,
+        ("project_kernel", 128, 64): 0.60 * MICRO,
         ("down_kernel", 64, 64): 0.30 * MICRO,
         ("down_kernel", 64, 128): 0.34 * MICRO,
         ("up_kernel", 64, 64): 0.50 * MICRO,
@@ -61,14 +65,20 @@ TRIPS: Mapping[tuple[str, int, int], float] = MappingProxyType(
 ("library", 3, 64) is a batch of products, for which the library takes tiles of 128 x 128. H100, measured: int8.json
 (the difference of `value`, K = 8192, and `output`, K = 2048, of 1.5B, which have equally many programs) and
 profile.json. A tile of 16 tokens in `linear_kernel`, 128 deep, was only seen where bytes take longer: it has half
-the time of 256."""
+the time of 256. One of 128 tokens, 64 deep, has not been measured: it has the time of `w8a8`'s, which has as many
+bytes."""
 
 RATES: Mapping[str, float] = MappingProxyType(
-    {"linear_kernel": 460 * TERA, "mm8_kernel": 310 * TERA, "w8a8_kernel": 950 * TERA}
+    {
+        "linear_kernel": 475 * TERA,
+        "project_kernel": 475 * TERA,
+        "mm8_kernel": 310 * TERA,
+        "w8a8_kernel": 950 * TERA,
+    }
 )
 """Operations/s of kernels whose large products are slower, or faster, than the library's bfloat16 products. H100,
-measured: int8.json at M = 1,024 and 8,192; but `linear_kernel` is derived, not measured: two programs of 64 x 128 on
-each multiprocessor, 0.60 us a trip."""
+measured: int8.json at M = 1,024 and 8,192. `linear_kernel` and `project_kernel` have not been measured at such sizes:
+half of `w8a8`, whose operands have half the bytes."""
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,9 @@ def most_needless(found: Prediction, count: int = 4) -> list[tuple[str, int]]:
     totals: Counter[str] = Counter()
     for part in found.parts:
         launch = part.launch
-        weights = sum(p.num_bytes for p in launch.reads[1:2] if launch.work.is_product)
+        written = {piece.memory for piece in launch.writes}
+        matrices = [p for p in launch.reads[1:] if p.memory not in written] if launch.work.is_product else []
+        weights = sum(p.num_bytes for p in matrices)
         states = sum(p.num_bytes for p in (*launch.reads, *launch.writes) if p.is_pool)
         totals[launch.name] += max(round(part.moved.memory) - weights - states, 0)
     return totals.most_common(count)

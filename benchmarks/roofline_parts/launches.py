@@ -18,6 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.runtime.jit import JITFunction
 
+from rwkv_batch.cuda_kernels.launch import Kernel
+from rwkv_batch.triton_kernels import launch as triton_launch
+
 from .accesses import accesses
 from .work import LIBRARY, NO_WORK, Work, work_of
 
@@ -93,8 +96,20 @@ class Recorder(TorchDispatchMode):
         def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
             self._launched(kernel, args, options, grid)
 
-        with patch.object(JITFunction, "run", run), self:
+        def launch(kernel: Any, defines: Any, grid: Sequence[int], threads: int, **values: Any) -> None:
+            self._launched_cuda(kernel.name, values, prod(grid))
+
+        # As in the interpreter, each launch is then Triton's own, and none was prepared.
+        unprepared = patch.object(triton_launch, "is_interpreted", lambda: True)
+        with patch.object(JITFunction, "run", run), patch.object(Kernel, "launch", launch), unprepared, self:
             yield
+
+    def _launched_cuda(self, name: str, values: dict[str, Any], programs: int) -> None:
+        tensors = {key: x for key, x in values.items() if isinstance(x, Tensor)}
+        reads = tuple(self._piece(x) for key, x in tensors.items() if key != "out")
+        writes = tuple(self._piece(x) for key, x in tensors.items() if key in ("out", "state"))
+        work = work_of(f"{name}.cu", values, programs, self.longest)
+        self.launches.append(Launch(f"{name}.cu", self.layer, reads, writes, work))
 
     def _launched(self, kernel: Any, args: Sequence[Any], options: dict[str, Any], grid: Any) -> None:
         given = dict(zip(kernel.arg_names, args, strict=False))

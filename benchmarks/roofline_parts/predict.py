@@ -4,8 +4,7 @@ A launch takes its latency, and after that the longest of:
 
 1. bytes: those from and to memory over the copy bandwidth, and all of them over the rate of the cache;
 2. operations of a matrix product over the card's matrix rate;
-3. the chain of one program: the trips of its loop over K, or the tokens of a row, one after the other. The longest rows
-   of a recurrence start last, after the bytes of the others;
+3. the chain of one program: the trips of its loop over K, or the tokens of a row, one after the other;
 4. instructions over the rate at which all multiprocessors issue them.
 
 A gap follows each launch.
@@ -86,7 +85,7 @@ def _predict(launch: Launch, moved: Moved, card: Card) -> Predicted:
     limits = {
         "bytes": num_bytes,
         "operations": work.operations / card.rates.get(launch.name, card.matrix_rate),
-        "chain": _chain(launch, card) + (num_bytes if work.tokens > 1 else 0.0),
+        "chain": _chain(launch, card),
         "instructions": work.sm_cycles / (card.processors * card.clock),
     }
     if work.rows:
@@ -99,7 +98,7 @@ def _chain(launch: Launch, card: Card) -> float:
     """Seconds of the longest chain of one program. The first token of a row is part of the recurrence's latency."""
     work = launch.work
     if work.is_recurrence:
-        return (work.tokens - 1) * card.latencies["a token"]
+        return (work.tokens - 1) * card.latencies["a token, CUDA" if launch.name.endswith(".cu") else "a token"]
     if not work.is_product:
         return 0.0
     if work.iterations:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import torch
 
+from rwkv_batch import ops
 from rwkv_batch.engine.engine import Engine, EngineLimits
 from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.sampler import Sampler
@@ -22,7 +23,6 @@ from rwkv_batch.models.files.stored import StoredTensor
 from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.placement import Placement
 from rwkv_batch.models.random_weights import draws
-from rwkv_batch.ops import resolve
 from rwkv_batch.sampling_params import SamplingParams
 from rwkv_batch.transfer import HostCopy
 
@@ -90,7 +90,11 @@ def _model(sizes: Sizes, state_dtype: torch.dtype, batch_invariant: bool, quanti
     file = ModelFile.open(Checkpoint(dense, (), path=Path("no file"), format="pth"))
     placement = Placement(META, DTYPE, quantization, state_dtype)
     specs = tuple(dict.fromkeys((*file.ops_at(placement.head), *Sampler.OPS)))
-    table = resolve(specs, "triton", META, DTYPE, file.sizes, state_dtype)
+    orders = (ops._AUTO, ops._AUTO_RECURRENCES)
+    with ExitStack() as stack:
+        for order in orders:  # as on a CUDA device
+            stack.enter_context(patch.dict(order, meta=order["cuda"]))
+        table = ops.resolve(specs, "auto", META, DTYPE, file.sizes, state_dtype)
     # Weights without numbers pass for finite, which the conversion to 8 bits asks.
     with patch.object(torch, "isfinite", lambda x: torch.ones(x.shape, dtype=torch.bool, device="cpu")):
         return Model(file, placement, table, batch_invariant=batch_invariant)

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
 
 LIBRARY = ("mm", "bmm", "addmm_", "baddbmm_", "addmm", "_int_mm")
 """torch's matrix products."""
@@ -23,8 +24,7 @@ class Work:
         iterations: trips of the loop over K of a Triton product; 0 for the library.
         tile: tokens and depth of the tile of a Triton product, which tell how long a trip takes.
         sm_cycles: cycles that all multiprocessors together need to issue the instructions.
-        tokens: of the longest row, which a recurrence takes one after the other. Its programs are the last of the grid:
-            they start when the others' bytes have been moved.
+        tokens: of the longest row, which a recurrence takes one after the other. Prompts start first.
         rows: programs that each take one row of logits through the draw.
     """
 
@@ -42,18 +42,20 @@ class Work:
 
 NO_WORK = Work()
 
-RECURRENCE_INSTRUCTIONS = {torch.float32: 620, torch.float16: 1700}
-"""SASS instructions of a warp for a token, of Triton's `wkv7` with N = 64.
+RECURRENCE_INSTRUCTIONS = {torch.float32: 2 * 620, torch.float16: 2 * 1700}
+"""SASS instructions of a head's two warps for a token, of Triton's `wkv7` with N = 64.
 
-Counted in what Triton 3.6 and 3.9 compile for sm_90: 601 to 642, and 1678 to 1720 with float16 states, whose rounding
-takes 17 an element. `LOOPS` in tests/kernels/aot_limits.py holds every version to these."""
+Counted in what Triton 3.6 and 3.9 compile for sm_90: 601 to 642 a warp, and 1678 to 1720 with float16 states, whose
+rounding takes 17 an element. `LOOPS` in tests/kernels/aot_limits.py holds every version to these."""
+CUDA_INSTRUCTIONS = {torch.float32: 4 * 229 + 2 * 313, torch.float16: 4 * 759 + 2 * 313}
+"""The same of `wkv7.cu`: four warps keep the state, two prepare and finish tokens. Counted in an earlier version, which
+had one such helper warp, compiled for sm_90."""
 LOGIT_INSTRUCTIONS = 66
 """SASS instructions of a lane for a logit, of the sampler's first kernel. H100, derived from profile.json: 39 us for
 256 rows of 65,536 logits, whose bytes take 22 us."""
 CYCLES_OF_A_WEIGHT = 0.103
 """Cycles in which a multiprocessor converts one int8 weight of `mm8` to bfloat16. H100, derived from int8.json: the
 head of 1.5B takes 60.8 us for 16 tokens, and its bytes 45 us."""
-WARPS_OF_HEAD = 2
 ISSUES = 4
 """Instructions that a multiprocessor issues in a cycle, one for each of its schedulers."""
 
@@ -88,9 +90,22 @@ def _up(given: Mapping[str, Any], programs: int, longest: int) -> Work:
 
 def _recurrence(given: Mapping[str, Any], programs: int, longest: int) -> Work:
     """One program a head of a row. Instructions are those of N = 64, times the elements of a head."""
-    heads, size = given["H"], given["N"]
-    a_token = RECURRENCE_INSTRUCTIONS[given["p_state"].dtype] * WARPS_OF_HEAD / ISSUES * (size / 64) ** 2
-    return Work(sm_cycles=len(given["p_r"]) * heads * a_token, tokens=longest, is_recurrence=True)
+    return _recurrent(given["p_r"], given["p_state"], RECURRENCE_INSTRUCTIONS, longest)
+
+
+def _recurrence_cuda(given: Mapping[str, Any], programs: int, longest: int) -> Work:
+    return _recurrent(given["r"], given["state"], CUDA_INSTRUCTIONS, longest)
+
+
+def _recurrent(r: Tensor, state: Tensor, instructions: Mapping[torch.dtype, int], longest: int) -> Work:
+    """`instructions` are those of all warps of a head for a token."""
+    *_, heads, size, _ = state.shape
+    cycles = len(r) * heads * instructions[state.dtype] / ISSUES * (size / 64) ** 2
+    return Work(sm_cycles=cycles, tokens=longest, is_recurrence=True)
+
+
+def _project(given: Mapping[str, Any], programs: int, longest: int) -> Work:
+    return _product({**given, "K": given["C"]}, programs, longest)
 
 
 def _shape(given: Mapping[str, Any], programs: int, longest: int) -> Work:
@@ -105,7 +120,9 @@ _WORK: dict[str, Callable[[Mapping[str, Any], int, int], Work]] = {
     "mm8_kernel": _converting,
     "down_kernel": _down,
     "up_kernel": _up,
+    "project_kernel": _project,
     "wkv7_kernel": _recurrence,
+    "wkv7.cu": _recurrence_cuda,
     "shape_kernel": _shape,
     "select_kernel": _select,
 }

@@ -20,14 +20,14 @@ from benchmarks.roofline_parts.work import Work
 ROOT = Path(__file__).parents[2]
 LIMITS = ROOT / "benchmarks" / "results" / "nvidia-h100-80gb-hbm3" / "limits.json"
 LAUNCHES = {
-    "1.5B 256": (10, 249),
-    "1.5B 256 batch_invariant": (9, 225),
-    "1.5B 1024": (10, 249),
-    "7.2B 256": (10, 329),
-    "7.2B 1024": (10, 329),
+    "1.5B 256": (8, 205),
+    "1.5B 256 batch_invariant": (8, 205),
+    "1.5B 1024": (8, 205),
+    "7.2B 256": (8, 269),
+    "7.2B 1024": (8, 269),
 }
-"""Launches of a layer, and of a decode step with one copy from the host."""
-TIMES_NECESSARY = {"1.5B 256": 1.05, "1.5B 1024": 1.092, "7.2B 256": 1.05, "7.2B 1024": 1.112}
+"""Launches of a layer, of which 8 are the aim, and of a decode step with one copy from the host."""
+TIMES_NECESSARY = {"1.5B 256": 1.033, "1.5B 1024": 1.046, "7.2B 256": 1.017, "7.2B 1024": 1.074}
 """Bytes of memory that a decode step may move at most ÷ the necessary ones. The aim is 1.05."""
 MB = 10**6
 
@@ -65,7 +65,7 @@ def test_every_kind_of_step_is_recorded(recorded):
     assert {"quantize_kernel", "w8a8_kernel"} <= steps["small w8a8"]["kernels"].keys()
     assert {"prepare_kernel", "mm8_kernel"} <= steps["small int8"]["kernels"].keys()
     for name in ("small float16", "small w8a8", "small int8", "small mixed", "small prompt"):
-        assert steps[name]["kernels"]["wkv7_kernel"] == 3, name
+        assert steps[name]["kernels"]["wkv7.cu"] == 3, name
         assert {"shape_kernel", "select_kernel"} <= steps[name]["kernels"].keys(), name
     # 64 numbers of two token shifts a head and the state of 64 x 64, for 16 rows, 12 heads and 3 layers.
     assert steps["small float16"]["pool"] == 16 * 3 * 12 * (64 * 64 * 2 + 2 * 64 * 2)
@@ -78,10 +78,10 @@ def test_a_kernel_s_source_says_what_it_loads_and_stores(recorded):
 
 
 def test_prompts_take_longer_in_a_step(recorded):
-    """128 tokens of a prompt follow each other, 1.06 us each."""
+    """128 tokens of a prompt follow each other, 0.30 us each."""
     steps = recorded["steps"]
     more = steps["small mixed"]["microseconds"] - steps["small float16"]["microseconds"]
-    assert more > 3 * 127 * 1.06
+    assert more > 3 * 127 * 0.30 * 0.8
 
 
 def test_necessary_bytes():
@@ -130,7 +130,7 @@ def test_a_launch_takes_its_latency_and_the_longest_of_its_limits():
     long = launch([state], [state], Work(is_recurrence=True, tokens=1001), "wkv7_kernel")
     (part,) = predict([long], H100).parts
     assert part.limit == "chain"
-    assert part.seconds > 1000 * 1.06e-6 + 2 * 134_217_728 / H100.copy
+    assert part.seconds == pytest.approx(1000 * 1.06e-6 + 4.7e-6)
 
 
 def test_a_card_s_own_limits_replace_the_figures():

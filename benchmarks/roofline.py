@@ -213,7 +213,12 @@ def max_batch(sizes: Sizes, card: Card, state_number: int = 4, reserve: float = 
     return int((card.memory - weights - reserve) // row)
 
 
-if __name__ == "__main__":
-    from .roofline_parts.command import main
+def main() -> None:
+    """Predicts from recorded launches; see roofline_parts/command.py."""
+    from .roofline_parts import command  # which imports this module
 
+    command.main()
+
+
+if __name__ == "__main__":
     main()

@@ -122,7 +122,7 @@ def wkv7_kernel(  # type: ignore[no-untyped-def]
         state = tl.fma(state, decay[:, None], added)
         y = head_norm(tl.sum(state * r[:, None], 0), norm_weight, norm_bias, eps, N)
         if p_position is not None:
-            state = round_stochastically(state, position + t, channel, i)
+            state = round_stochastically(state, position + t, i_head, i, i)
 
         y = (y + tl.sum(r * k * r_k, 0) * v) * g
         tl.store(p_out + offset + channel, y.to(p_out.dtype.element_ty))

@@ -28,7 +28,7 @@ LATENCIES: Mapping[str, float] = MappingProxyType(
         "torch.layer_norm": 4.0 * MICRO,
         "select_kernel": 304 * MICRO,
         "a token": 1.06 * MICRO,
-        "a token, CUDA": 0.30 * MICRO,
+        "a token, CUDA": 0.23 * MICRO,
     }
 )
 """Kernel → seconds of a launch with next to nothing to move, from its first program's start to its last program's end.
@@ -36,7 +36,7 @@ LATENCIES: Mapping[str, float] = MappingProxyType(
 "" is for all other kernels, "select_kernel" the time of a row in the sampler's second kernel, "a token" that of a token
 in Triton's recurrence. H100, measured: profile.json (decode steps of 0.1B and 1.5B, kernel by kernel; "product" and
 "recurrence" are what a straight line through two sizes leaves at no bytes) and limits.json ("recurrence, one row").
-"a token, CUDA", of `wkv7.cu`, is not measured: some 450 cycles of instructions that wait for each other."""
+"a token, CUDA", of `wkv7.cu`, is not measured: 400 cycles, see docs/explanation/kernels.md."""
 
 TRIPS: Mapping[tuple[str, int, int], float] = MappingProxyType(
     {

@@ -42,14 +42,15 @@ class Work:
 
 NO_WORK = Work()
 
-RECURRENCE_INSTRUCTIONS = {torch.float32: 2 * 620, torch.float16: 2 * 1700}
+ROUNDING = 8 * 64 * 64 // 32
+"""Instructions of all warps to round a head's state to float16: eight an element, see models/rounding.py."""
+RECURRENCE_INSTRUCTIONS = {torch.float32: 2 * 620, torch.float16: 2 * 620 + ROUNDING}
 """SASS instructions of a head's two warps for a token, of Triton's `wkv7` with N = 64.
 
-Counted in what Triton 3.6 and 3.9 compile for sm_90: 601 to 642 a warp, and 1678 to 1720 with float16 states, whose
-rounding takes 17 an element. `LOOPS` in tests/kernels/aot_limits.py holds every version to these."""
-CUDA_INSTRUCTIONS = {torch.float32: 4 * 229 + 2 * 313, torch.float16: 4 * 759 + 2 * 313}
-"""The same of `wkv7.cu`: four warps keep the state, two prepare and finish tokens. Counted in an earlier version, which
-had one such helper warp, compiled for sm_90."""
+Counted in what Triton 3.6 and 3.9 compile for sm_90: 601 to 642 a warp with float32 states. `LOOPS` in
+tests/kernels/aot_limits.py holds every version to these."""
+CUDA_INSTRUCTIONS = {torch.float32: 4 * 320, torch.float16: 4 * 320 + ROUNDING}
+"""The same of `wkv7.cu`, whose block takes 320 issue cycles a token; see docs/explanation/kernels.md."""
 LOGIT_INSTRUCTIONS = 66
 """SASS instructions of a lane for a logit, of the sampler's first kernel. H100, derived from profile.json: 39 us for
 256 rows of 65,536 logits, whose bytes take 22 us."""

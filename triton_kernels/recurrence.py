@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..kernel_support.recurrences import Arguments
+from .launch import start_kernel
 
 NUM_WARPS = {16: 1, 32: 1, 64: 2, 128: 8}
 """Head size → warps of a program, which keeps one head's state [K, V] in registers.
@@ -102,7 +103,8 @@ def launch_heads(
     eps: float,
     state: Tensor,
     rows: Any,
-    others: Mapping[str, Any] | None = None,
+    own: Sequence[Any] = (),
+    constants: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Launches a recurrence over heads, one program for each head of each row; returns its output.
 
@@ -111,25 +113,16 @@ def launch_heads(
         parameters: of the heads: the kernel's next arguments, in order.
         state: [P, H, N, N].
         rows: `Rows`.
-        others: the kernel's own arguments, by name.
+        own: the kernel's own run-time arguments, in order.
+        constants: the kernel's own constants, by name.
     """
     _, num_heads, size, _ = state.shape
     out = torch.empty_like(inputs["r"])  # type: ignore[arg-type]
     if rows.num_tokens:
-        kernel[(rows.num_rows * num_heads,)](
-            *inputs.values(),
-            *parameters.values(),
-            state,
-            rows.slot_index,
-            rows.cu_seqlens,
-            rows.position if state.dtype == torch.float16 else None,
-            out,
-            eps,
-            SLOT_STRIDE=state.stride(0),
-            H=num_heads,
-            N=size,
-            num_warps=NUM_WARPS[size],
-            **(others or {}),
-            **LAUNCH,
-        )
+        position = rows.position if state.dtype == torch.float16 else None
+        index = rows.slot_index, rows.cu_seqlens, position
+        sizes = {"SLOT_STRIDE": state.stride(0), "H": num_heads, "N": size, **(constants or {})}
+        arguments = *inputs.values(), *parameters.values(), state, *index, out, eps, *own
+        options = {"num_warps": NUM_WARPS[size], **LAUNCH}
+        start_kernel(kernel, (rows.num_rows * num_heads,), arguments, {**sizes, **options})
     return out

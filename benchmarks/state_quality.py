@@ -35,6 +35,7 @@ from rwkv_batch import LLM
 from rwkv_batch.demo.corpus import END_OF_TEXT
 from rwkv_batch.measure.bench import positive_int
 from rwkv_batch.models import rows as rows_module
+from rwkv_batch.models.rounding import round_stochastically
 
 from .quality import held_out_pieces, likeliest, markdown
 from .timing import machine
@@ -66,7 +67,7 @@ def score(model: str, state: str, texts: Sequence[list[int]]) -> Scored:
     print(f"{model}, {state} …", file=sys.stderr, flush=True)
     dtype, _, nearest = state.partition(", ")
     backend = "auto" if dtype == "float32" else "reference"
-    rounding: Callable[..., Tensor] = to_nearest if nearest else rows_module.round_stochastically
+    rounding: Callable[..., Tensor] = to_nearest if nearest else round_stochastically
     llm = LLM(model, tokenizer=None, device="cpu", dtype="float32", state_dtype=dtype, backend=backend)
     with patch.object(rows_module, "round_stochastically", rounding):
         found = llm.score([([END_OF_TEXT], text) for text in texts], top_logprobs=1)

@@ -129,8 +129,7 @@ struct Recurrence {
         state[j][c] = fmaf(state[j][c], decay[j], fmaf(erased[j], removed[c], key[j] * value[c]));
   }
 
-  static __device__ __forceinline__ void advance(float (&state)[ROWS][COLUMNS], float (&y)[COLUMNS],
-                                                 const Vectors& x) {
+  static __device__ __forceinline__ void advance(float (&state)[ROWS][COLUMNS], float (&y)[COLUMNS], const Vectors& x) {
     float r[ROWS];
     apply(state, x.update);
     load_rows(r, x.r);

@@ -32,6 +32,7 @@ from rwkv_batch.errors import RwkvBatchError
 from rwkv_batch.measure.bench import BenchModel, measure, positive_int, warm_up
 from rwkv_batch.measure.variants import Variant, variants
 from rwkv_batch.measure.workloads import Workload
+from rwkv_batch.outputs import ScoreOutput
 
 from .timing import machine
 
@@ -76,7 +77,6 @@ def examine(variant: Variant, pieces: Sequence[list[int]], completion_len: int) 
     """Scores and completes all pieces."""
     llm = LLM("demo", device="cpu", **variant.settings)
     scores = llm.score([([END_OF_TEXT], piece) for piece in pieces], top_logprobs=1)
-    likeliest = [[_first(entries) for entries in score.top_logprobs or []] for score in scores]
     params = SamplingParams(max_tokens=completion_len, temperature=0.0, ignore_eos=True)
     outputs = llm.generate([[END_OF_TEXT, *piece[:PROMPT_BYTES]] for piece in pieces], params)
     nats = -math.fsum(score.logprob for score in scores)
@@ -84,9 +84,14 @@ def examine(variant: Variant, pieces: Sequence[list[int]], completion_len: int) 
         variant,
         matrix_bytes=llm.describe()["matrix_bytes"],
         bits_per_byte=nats / math.log(2) / sum(map(len, pieces)),
-        likeliest=likeliest,
+        likeliest=likeliest(scores),
         completions=[output.outputs[0].token_ids for output in outputs],
     )
+
+
+def likeliest(scores: Sequence[ScoreOutput]) -> list[list[int]]:
+    """Returns the most likely token at every position of each continuation, scored with `top_logprobs`."""
+    return [[_first(entries) for entries in score.top_logprobs or []] for score in scores]
 
 
 def _first(entries: dict[int, Any]) -> int:

@@ -1,21 +1,22 @@
-"""Upper limits of a model's speed on a card: bytes over bandwidth, operations over rate, and a floor for every launch.
+"""The time of a step on a GPU, predicted from the launches that the real code makes; and limits of it, by formula.
 
-    python -m benchmarks.roofline [--bandwidth 4.3] [--matrix-rate 790] [--launch 2.2] [--memory 141]
+    python -m benchmarks.roofline [--card h100] [--limits FILE] [--parts decode mixed prefill bars jobs measured]
 
-prints the limits of RWKV-7 for the published sizes. A launch takes the longest of three times: the floor of a launch,
-its bytes over the copy bandwidth, and its operations over the share of the matrix peak that products reach. Launches
-follow one another, so a step is their sum. `benchmarks.gpu limits` measures bandwidth, peak and floor on the card.
+runs a step of the engine without a device, notes its launches, and prints the time that they take on a card. The model
+of time is in `roofline_parts/predict.py`, the figures of the cards are in `roofline_parts/cards.py`;
+docs/explanation/prediction.md explains both.
+
+The functions of this module are limits by formula, which the parts of `benchmarks.gpu` compare their figures with. A
+launch takes the longest of its floor, its bytes over the copy bandwidth, and its operations over the share of the
+matrix peak that products reach. The formulas know nothing of the launches that the code makes.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
-
-from rwkv_batch.measure.table import format_lines
 
 from .matrices import Matrix, layer_matrices
 
@@ -213,35 +214,10 @@ def max_batch(sizes: Sizes, card: Card, state_number: int = 4, reserve: float = 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=__doc__.partition("\n")[0])
-    parser.add_argument("--bandwidth", type=float, default=4.3, help="TB/s of a copy, read and written (4.3)")
-    parser.add_argument("--matrix-rate", type=float, default=790, help="TFLOP/s of a bfloat16 product (790)")
-    parser.add_argument("--launch", type=float, default=2.2, help="microseconds of a launch in a graph (2.2)")
-    parser.add_argument("--memory", type=float, default=141, help="GB (141)")
-    options = parser.parse_args()
-    card = Card(
-        options.bandwidth * TERA, options.matrix_rate * TERA, options.launch * 1e-6, memory=options.memory * 1e9
-    )
-    batches = (1, 16, 64, 256, 1024, 4096)
-    print("decode: tokens/s (ms of a step)")
-    rows = []
-    for name, sizes in MODELS.items():
-        for number in (4, 2):
-            seconds = [decode_seconds(sizes, B, card, number) for B in batches]
-            fits = [max_batch(sizes, card, number) >= B for B in batches]
-            cells = [
-                f"{B / s:,.0f} ({1000 * s:.2f})" if fit else "-"
-                for B, s, fit in zip(batches, seconds, fits, strict=True)
-            ]
-            rows.append([f"{name} float{8 * number} state", *cells])
-    print("\n".join(format_lines(["", *(f"B={B}" for B in batches)], rows)))
-    print("\nprefill: tokens/s")
-    shapes = ((1, 8192), (8, 1024), (64, 128))
-    rows = [
-        [name, *(f"{n * t / prefill_seconds(sizes, n, t, card):,.0f}" for n, t in shapes)]
-        for name, sizes in MODELS.items()
-    ]
-    print("\n".join(format_lines(["", *(f"{n} x {t}" for n, t in shapes)], rows)))
+    """Predicts from recorded launches; see roofline_parts/command.py."""
+    from .roofline_parts import command  # which imports this module
+
+    command.main()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..kernel_support.recurrences import Arguments
+from .launch import start_kernel
 
 NUM_WARPS = {16: 1, 32: 1, 64: 2, 128: 8}
 """Head size → warps of a program, which keeps one head's state [K, V] in registers.
@@ -57,38 +58,42 @@ def head_norm(y, weight, bias, eps, N: tl.constexpr):  # type: ignore[no-untyped
 
 
 @triton.jit
-def hash_position(position, place):  # type: ignore[no-untyped-def]
-    """Hash of a token's position, int32 scalar, and of rows or columns, int32, as uint32; see models/rounding.py."""
-    h = (position.to(tl.uint32, bitcast=True) * 0x9E3779B1) ^ (place.to(tl.uint32, bitcast=True) * 0x85EBCA77)
+def hash_position(position, head):  # type: ignore[no-untyped-def]
+    """Hash of a token's position and a head, int32 scalars, as uint32; see models/rounding.py."""
+    h = position.to(tl.uint32, bitcast=True) * 0x9E3779B1 + head.to(tl.uint32, bitcast=True) * 0x85EBCA77 + 0xC2B2AE3D
     h = (h ^ (h >> 16)) * 0x7FEB352D
     return (h ^ (h >> 15)) * 0x846CA68B
 
 
 @triton.jit
-def round_stochastically(x, position, row, column):  # type: ignore[no-untyped-def]
+def spread(place):  # type: ignore[no-untyped-def]
+    """The bits of rows or columns, int32, repeated over uint32; see models/rounding.py."""
+    place = place.to(tl.uint32, bitcast=True)
+    return (place * 0x01010101) ^ (place * 0x02040810)
+
+
+@triton.jit
+def round_stochastically(x, position, head, row, column):  # type: ignore[no-untyped-def]
     """Rounds float32 to values that float16 holds, at random and without bias.
 
     Bit by bit the same as `round_stochastically` in models/rounding.py, which explains it: change both or none.
 
     Args:
         x: [R, N], float32.
-        position: int32 scalar, how many tokens the sequence had before this one.
-        row, column: [R] and [N], int32: the numbers' places in the record.
+        position, head: int32 scalars: how many tokens the sequence had before this one, and whose state `x` is.
+        row, column: [R] and [N], int32: the numbers' places in the head's state.
 
     Returns:
-        [R, N], float32, unchanged by a conversion to float16. Beyond float16's range it is infinite.
+        [R, N], float32, unchanged by a conversion to float16. Above 65504 it is infinite.
     """
-    # Adds 0, as positions are not negative. The compiler does not know that, and so does not move the hashes' products
-    # out of the loop over tokens, where they would take registers.
-    row += tl.minimum(position, 0)
-    column += tl.minimum(position, 0)
-    draw = (hash_position(position, row)[:, None] + hash_position(position, ~column)[None, :]) >> 19
-    sign = x.to(tl.uint32, bitcast=True) & 0x80000000
-    shift = tl.where(tl.abs(x) < 0.00006103515625, (sign | 0x38800000).to(tl.float32, bitcast=True), 0.0)  # 2^-14
-    bits = (x + shift).to(tl.uint32, bitcast=True) + draw
-    rounded = (bits & 0xFFFFE000).to(tl.float32, bitcast=True) - shift
-    kept = tl.where(tl.abs(rounded) > 65504.0, (sign | 0x7F800000).to(tl.float32, bitcast=True), rounded)
-    return tl.where(x != x, x, kept)  # random bits added to a NaN would make it a number
+    h = hash_position(position, head)
+    of_row = spread(row) ^ (h ^ (h >> 16))
+    of_column = spread(column) ^ (h * 0x9E3779B1)
+    draw = (of_row[:, None] * of_column[None, :]) >> 19
+    bits = (x * 1.925929944387236e-34).to(tl.uint32, bitcast=True) + draw  # 2^-112
+    # An infinite factor is right for NaN too: bits of a NaN plus random bits are those of a NaN or, cut off, of zero.
+    scale = tl.where(tl.abs(x) <= 65504.0, 5192296858534827628530496329220096.0, float("inf"))  # 2^112
+    return (bits & 0xFFFFE000).to(tl.float32, bitcast=True) * scale
 
 
 def launch_heads(
@@ -98,7 +103,8 @@ def launch_heads(
     eps: float,
     state: Tensor,
     rows: Any,
-    others: Mapping[str, Any] | None = None,
+    own: Sequence[Any] = (),
+    constants: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Launches a recurrence over heads, one program for each head of each row; returns its output.
 
@@ -107,25 +113,16 @@ def launch_heads(
         parameters: of the heads: the kernel's next arguments, in order.
         state: [P, H, N, N].
         rows: `Rows`.
-        others: the kernel's own arguments, by name.
+        own: the kernel's own run-time arguments, in order.
+        constants: the kernel's own constants, by name.
     """
     _, num_heads, size, _ = state.shape
     out = torch.empty_like(inputs["r"])  # type: ignore[arg-type]
     if rows.num_tokens:
-        kernel[(rows.num_rows * num_heads,)](
-            *inputs.values(),
-            *parameters.values(),
-            state,
-            rows.slot_index,
-            rows.cu_seqlens,
-            rows.position if state.dtype == torch.float16 else None,
-            out,
-            eps,
-            SLOT_STRIDE=state.stride(0),
-            H=num_heads,
-            N=size,
-            num_warps=NUM_WARPS[size],
-            **(others or {}),
-            **LAUNCH,
-        )
+        position = rows.position if state.dtype == torch.float16 else None
+        index = rows.slot_index, rows.cu_seqlens, position
+        sizes = {"SLOT_STRIDE": state.stride(0), "H": num_heads, "N": size, **(constants or {})}
+        arguments = *inputs.values(), *parameters.values(), state, *index, out, eps, *own
+        options = {"num_warps": NUM_WARPS[size], **LAUNCH}
+        start_kernel(kernel, (rows.num_rows * num_heads,), arguments, {**sizes, **options})
     return out

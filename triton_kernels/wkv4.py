@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..kernel_support.tensor_checks import check, check_pool
-from .launch import ceil_div
+from .launch import ceil_div, start_kernel
 from .probe import probed
 from .recurrence import LAUNCH, NUM_STAGES, last_first, load_vector, write_zeros
 from .specialization import Specialization, pointers
@@ -125,24 +125,9 @@ def wkv4(
         raise ValueError(f"aa, bb, pp: got slots {strides} elements apart, expected one stride for all three")
     out = torch.empty_like(r)
     if rows.num_tokens:
-        wkv4_kernel[(rows.num_rows, ceil_div(width, BLOCK))](
-            r,
-            k,
-            v,
-            decay,
-            bonus,
-            aa,
-            bb,
-            pp,
-            rows.slot_index,
-            rows.cu_seqlens,
-            out,
-            SLOT_STRIDE=strides[0],
-            A=width,
-            BLOCK=BLOCK,
-            num_warps=NUM_WARPS,
-            **LAUNCH,
-        )
+        arguments = r, k, v, decay, bonus, aa, bb, pp, rows.slot_index, rows.cu_seqlens, out
+        constants = {"SLOT_STRIDE": strides[0], "A": width, "BLOCK": BLOCK, "num_warps": NUM_WARPS, **LAUNCH}
+        start_kernel(wkv4_kernel, (rows.num_rows, ceil_div(width, BLOCK)), arguments, constants)
     return out
 
 

@@ -92,7 +92,7 @@ def wkv56_kernel(  # type: ignore[no-untyped-def]
         kept = tl.exp(-tl.exp(decay + w)) if p_w is not None else decay
         state = tl.fma(state, kept[:, None], k[:, None] * v[None, :])
         if p_position is not None:
-            state = round_stochastically(state, position + t, channel, i)
+            state = round_stochastically(state, position + t, i_head, i, i)
 
         y = head_norm(y, norm_weight, norm_bias, eps, N)
         if p_g is not None:

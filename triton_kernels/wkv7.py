@@ -77,12 +77,12 @@ def wkv7_kernel(  # type: ignore[no-untyped-def]
     p_position,
     p_out,
     eps,
+    p_ring,
+    p_deferred,
     SLOT_STRIDE: tl.constexpr,
     H: tl.constexpr,
     N: tl.constexpr,
-    p_ring=None,
-    p_deferred=None,
-    RING_STRIDE: tl.constexpr = 0,
+    RING_STRIDE: tl.constexpr,
 ):
     """Grid [B * H]: a program takes one head of one row through the row's tokens, its state in registers.
 
@@ -123,7 +123,7 @@ def wkv7_kernel(  # type: ignore[no-untyped-def]
             removal, erased, key = tl.load(p + N), tl.load(p + 2 * N), tl.load(p + 3 * N)
             state = _apply(state, tl.load(p), removal, erased, key, tl.load(p + 4 * N))
             if p_position is not None:
-                state = round_stochastically(state, position - num_pending + j, channel, i)
+                state = round_stochastically(state, position - num_pending + j, i_head, i, i)
     offset = start.to(tl.int64) * (H * N)
     following = _load(p_r, p_w, p_k, p_v, p_a, p_g, p_v_first, p_v_gate, offset, channel)
 
@@ -151,7 +151,7 @@ def wkv7_kernel(  # type: ignore[no-untyped-def]
             tl.store(p + 4 * N, v)
         y = head_norm(tl.sum(state * r[:, None], 0), norm_weight, norm_bias, eps, N)
         if p_position is not None:
-            state = round_stochastically(state, position + t, channel, i)
+            state = round_stochastically(state, position + t, i_head, i, i)
 
         y = (y + tl.sum(r * k * r_k, 0) * v) * g
         tl.store(p_out + offset + channel, y.to(p_out.dtype.element_ty))
@@ -206,11 +206,9 @@ def wkv7(
     check_all(inputs, (rows.num_tokens, width), dtype, device)
     parameters = wkv7_parameters(head, has_residual, device)
     check_pool("state", state, (num_heads, size, size), STATE_DTYPES, device)
-    deferral = {}
-    if ring is not None:
-        ring_stride = check_ring(ring, num_heads, size, device)
-        deferral = {"p_ring": ring, "p_deferred": rows.deferred, "RING_STRIDE": ring_stride}
-    return launch_heads(wkv7_kernel, inputs, parameters, head.eps, state, rows, deferral)
+    stride = 0 if ring is None else check_ring(ring, num_heads, size, device)
+    deferral = ring, None if ring is None else rows.deferred
+    return launch_heads(wkv7_kernel, inputs, parameters, head.eps, state, rows, deferral, {"RING_STRIDE": stride})
 
 
 defers_writes = True

@@ -16,7 +16,8 @@ from rwkv_batch.engine.selection import select
 from rwkv_batch.engine.slot_tables import Integer, Vocabulary
 from rwkv_batch.measure.table import format_lines
 from rwkv_batch.models.blocks import Norm
-from rwkv_batch.models.matrices.linear import DenseLinear
+from rwkv_batch.models.matrices.linear import DenseLinear, StackedLinear
+from rwkv_batch.models.matrices.projection import Projection, project
 from rwkv_batch.models.rows import padding_rows
 from rwkv_batch.models.scoring import log_normalizer, score
 from rwkv_batch.ops import Implementation, OpTable
@@ -45,7 +46,7 @@ def run(context: Context) -> list[str]:
     B = 2 if context.is_rehearsal else 64
     measure(f"sample's definition, top-p B={B}", partial(_sample, context, SETTINGS["top-p"], B, is_definition=True))
     for B in (2,) if context.is_rehearsal else (256, 1024):
-        for name in ("shift_lerp", "low_rank", "deep_embed", "score"):
+        for name in ("shift_lerp", "low_rank", "project", "project by the library", "deep_embed", "score"):
             measure(f"{name} B={B}", partial(_RATES[name], context, B))
     return _table(context.record.points)
 
@@ -102,6 +103,21 @@ def _low_rank(context: Context, B: int) -> Point:
     return _point(context, context.stopwatch.calls(calls), weight_bytes + 8 * B * sizes.C * 2, sets)
 
 
+def _project(context: Context, B: int, by_library: bool = False) -> Point:
+    """r, k, v and the low-rank pairs, by the fused kernel or by its definition with the kernels of `linear`."""
+    sizes, device = _sizes(context), context.device
+    function = project if by_library else context.op("project")
+    ops, multiply = OpTable.of(low_rank=context.op("low_rank")), context.op("linear")
+    weight_bytes = 2 * sizes.C * (3 * sizes.C + 2 * sum(sizes.ranks.values()))
+    sets = context.stopwatch.rotation(weight_bytes, most=16)
+    weights = [(torch.randn(3, sizes.C, sizes.C, device=device) / sizes.C**0.5).bfloat16() for _ in range(sets)]
+    matrices = [StackedLinear(weight, multiply, weight.nbytes, 3) for weight in weights]
+    inputs = torch.randn(6, B, sizes.C, device=device).bfloat16()
+    pairs = low_rank_pairs(sizes, device, torch.bfloat16)
+    calls = [partial(function, inputs, Projection(one, pairs), ops) for one in matrices]
+    return _point(context, context.stopwatch.calls(calls), weight_bytes + 13 * B * sizes.C * 2, sets)
+
+
 def _deep_embed(context: Context, B: int) -> Point:
     sizes, device = _sizes(context), context.device
     function = context.op("deep_embed")
@@ -132,6 +148,8 @@ def _score(context: Context, B: int) -> Point:
 _RATES: dict[str, Callable[..., Point]] = {
     "shift_lerp": _shift_lerp,
     "low_rank": _low_rank,
+    "project": _project,
+    "project by the library": partial(_project, by_library=True),
     "deep_embed": _deep_embed,
     "score": _score,
 }

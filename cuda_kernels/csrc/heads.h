@@ -143,32 +143,33 @@ static __device__ __forceinline__ void put_out(DTYPE* head, const float (&y)[CHA
 static __device__ __forceinline__ void round_state(float (&)[ROWS][COLUMNS], const float*, int, int) {}
 
 // See models/rounding.py.
-static __device__ __forceinline__ u32 hash_position(u32 position, u32 place) {
-  u32 h = (position * 0x9E3779B1u) ^ (place * 0x85EBCA77u);
+static __device__ __forceinline__ u32 hash_position(u32 position, u32 head) {
+  u32 h = position * 0x9E3779B1u + head * 0x85EBCA77u + 0xC2B2AE3Du;
   h = (h ^ (h >> 16)) * 0x7FEB352Du;
   return (h ^ (h >> 15)) * 0x846CA68Bu;
 }
+static __device__ __forceinline__ u32 spread(u32 place) { return (place * 0x01010101u) ^ (place * 0x02040810u); }
 
 // A float16 state is rounded at random and without bias, bit by bit the same as `round_stochastically` in
 // models/rounding.py, which explains it: change both or none. `first_row` is the head's first row in the record.
+//
+// A thread's rows differ in other bits than the threads' first rows do, and so do its columns: `spread` of a place is
+// that of the thread's first place, exclusive or that of the distance from it, which is a constant.
 static __device__ __forceinline__ void round_state(float (&state)[ROWS][COLUMNS], const f16*, int position,
                                                    int first_row) {
-  u32 of_column[COLUMNS];
-#pragma unroll
-  for (int c = 0; c < COLUMNS; ++c) of_column[c] = hash_position(position, ~(u32)(own_column() + c));
+  const u32 h = hash_position(position, first_row / SIZE);
+  const u32 row = (h ^ (h >> 16)) ^ spread(own_row(0)), column = (h * 0x9E3779B1u) ^ spread(own_column());
 #pragma unroll
   for (int j = 0; j < ROWS; ++j) {
-    const u32 of_row = hash_position(position, first_row + own_row(j));
+    const u32 of_row = row ^ spread(own_row(j) - own_row(0));
 #pragma unroll
     for (int c = 0; c < COLUMNS; ++c) {
       const float x = state[j][c];
-      const u32 sign = __float_as_uint(x) & 0x80000000u;
-      // 0.000061... is 2^-14; a shift by 19 leaves 13 bits.
-      const float shift = fabsf(x) < 0.00006103515625f ? __uint_as_float(sign | 0x38800000u) : 0.0f;
-      const u32 bits = __float_as_uint(x + shift) + ((of_row + of_column[c]) >> 19);
-      const float rounded = __uint_as_float(bits & 0xFFFFE000u) - shift;
-      const float kept = fabsf(rounded) > 65504.0f ? __uint_as_float(sign | 0x7F800000u) : rounded;
-      state[j][c] = x != x ? x : kept;  // random bits added to a NaN would make it a number
+      const u32 draw = (of_row * (column ^ spread(c))) >> 19;
+      const u32 bits = __float_as_uint(x * 0x1p-112f) + draw;
+      // Infinity is right for NaN too: bits of a NaN plus random bits are those of a NaN or, cut off, of zero.
+      const float scale = fabsf(x) <= 65504.0f ? 0x1p112f : __uint_as_float(0x7F800000u);
+      state[j][c] = __uint_as_float(bits & 0xFFFFE000u) * scale;
     }
   }
 }
@@ -240,9 +241,7 @@ static __device__ __forceinline__ void run_head(const typename Recurrence::Param
       if (!is_rounded) y = sum_column(sum);  // of the token before; before token 0, of none
       Recurrence::advance(state, sum, places[current].vectors);
       if (is_rounded) y = sum_column(sum);  // at once, as the rounding takes longer, and needs registers
-      // Adds 0, as positions are not negative. The compiler does not know that, and so does not move the hashes'
-      // products out of the loop, where they would take registers.
-      round_state(state, static_cast<STATE*>(nullptr), at_token, first + min(at_token, 0));
+      round_state(state, static_cast<STATE*>(nullptr), at_token, first);
       places[is_rounded ? current : before].y[summed_column()] = y;
       before = current;
       current = (current + 1) % HELPERS;

@@ -24,6 +24,7 @@ extern "C" __global__ void __launch_bounds__(128) wkv4(const Params p) {
   const i64 record = slot * p.slot_stride + channel;
   float a = p.aa[record], b = p.bb[record], exponent = p.pp[record];
   const float decay = p.decay[channel], bonus = p.bonus[channel];
+  if (length == 0) return;
   float next_r = to_float(p.r[at]), next_k = to_float(p.k[at]), next_v = to_float(p.v[at]);
   for (int t = 0; t < length; ++t, at += p.width) {
     const float r = next_r, k = next_k, v = next_v;

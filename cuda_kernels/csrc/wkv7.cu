@@ -159,7 +159,7 @@ struct Recurrence {
       for (int i = 0; i < num_pending; ++i) {
         const int at_token = position - num_pending + i;
         Recurrence::apply(state, fetched()[i]);
-        round_state(state, static_cast<STATE*>(nullptr), at_token, first + min(at_token, 0));  // as in run_head
+        round_state(state, static_cast<STATE*>(nullptr), at_token, first);
       }
     }
     __device__ __forceinline__ bool add(const Vectors& vectors) const {

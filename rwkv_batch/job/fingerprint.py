@@ -25,6 +25,12 @@ RULES, FORMER_RULES = "llguidance 1", "xgrammar"
 """What finds the tokens that constraints allow. The number grows when the same constraint allows other tokens. Jobs of
 versions that recorded nothing had the former."""
 
+HALF_STATES = "rounding of float16 states"
+"""A name among the backends that job.json records, for jobs with float16 states."""
+ROUNDING, FORMER_ROUNDING = "2", "1"
+"""The random bits of models/rounding.py. The number grows when they change. Jobs of versions that recorded nothing had
+the former."""
+
 HARMLESS = frozenset(
     {
         "engine.device",

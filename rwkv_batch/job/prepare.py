@@ -15,7 +15,7 @@ from ..errors import ConfigurationError, MissingExtraError, ResumeError, RowErro
 from ..settings import EngineSettings, ModelSettings
 from .chat import JobChat, is_older_job, open_job_chat
 from .config import EngineSection, JobConfig, ModelSection
-from .fingerprint import fingerprint, other_rules, result_settings
+from .fingerprint import HALF_STATES, ROUNDING, fingerprint, other_rules, result_settings
 from .folders import Folders, check_folders, check_reachable
 from .input.columns import Columns, bind_columns, expected_kinds
 from .input.reader import Input, open_input
@@ -248,14 +248,18 @@ def _job_document(
             "input.limit": job.input.limit,
         },
         "input": source.manifest(),
-        "backends": _backends(model.describe()["backends"]),
+        "backends": _backends(model.describe()["backends"], job.engine.state_dtype),
         "columns": form.names,
     }
 
 
-def _backends(choices: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Returns who serves each op: the op, with its device where there are several → the backend."""
-    return {f"{one['op']} on {one['on']}" if "on" in one else one["op"]: one["backend"] for one in choices}
+def _backends(choices: Sequence[Mapping[str, Any]], state_dtype: str) -> dict[str, str]:
+    """Returns who serves each op: the op, with its device where there are several → the backend.
+
+    Where states are float16, an entry more says how they are rounded.
+    """
+    found = {f"{one['op']} on {one['on']}" if "on" in one else one["op"]: one["backend"] for one in choices}
+    return found | ({HALF_STATES: ROUNDING} if state_dtype == "float16" else {})
 
 
 def _check_sampling(job: JobConfig, columns: Columns, model: Any) -> None:

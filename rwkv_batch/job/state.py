@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..errors import ResumeError
-from .fingerprint import PASSED, differences, with_passed_columns
+from .fingerprint import FORMER_ROUNDING, HALF_STATES, PASSED, differences, with_passed_columns
 from .folders import Folders
 from .input.files import InputFile
 from .output.storage import Storage
@@ -213,9 +213,13 @@ def _input_changes(
 
 
 def _other_backends(old: Any, new: Mapping[str, str]) -> list[str]:
-    """Returns a text for each op that another backend serves now. Jobs of earlier versions have not recorded any."""
+    """Returns a text for each op that another backend serves now, and for another rounding of float16 states.
+
+    Jobs of earlier versions have not recorded any backends, or none but the rounding.
+    """
     if not isinstance(old, Mapping):
         return []
+    old = {HALF_STATES: FORMER_ROUNDING, **old}
     return [f"{op} was {old[op]}, is {backend}" for op, backend in new.items() if old.get(op, backend) != backend]
 
 

@@ -9,10 +9,12 @@ bits, and the 13 low bits are cut off. The sum carries into the bits that stay w
 number is rounded up (away from 0) with a probability equal to its distance from the lower value, in steps. The
 expected result is x: the rounding is unbiased, and over many tokens the mean follows the float32 state.
 
-Key: the random bits are a hash of the token's position in its sequence, and of the number's row and column in the
-record. They do not depend on the slot, the batch, the backend, or on how the prompt was cut into chunks, and so
-neither does a row's state. The bits are the hash of the row plus the hash of the column, modulo 2^32: R * N numbers
-take R + N hashes.
+Key: the random bits are a function of the token's position in its sequence, of the head, and of the number's row and
+column in the head's state. They do not depend on the slot, the batch, the backend, or on how the prompt was cut into
+chunks, and so neither does a row's state. Layers, and sequences at the same position, have the same random bits.
+
+Cost: a GPU's thread has seven instructions for each number: one product for the random bits, the sum, the cut, two
+products, and two for the choice of the second factor. Those for each token, row and column come to less than one more.
 
 Copies: `round_stochastically` in triton_kernels/recurrence.py and `round_state` in cuda_kernels/csrc/heads.h.
 """
@@ -24,7 +26,8 @@ from torch import Tensor
 
 LARGEST = 65504.0
 """The largest finite float16."""
-SMALLEST_NORMAL = 2.0**-14
+MAX_SIZE = 128
+"""The largest head size that `random_bits` is made for."""
 _DROPPED_BITS = 13
 """Mantissa bits of float32 (23) that float16 (10) lacks."""
 _MASK = 0xFFFFFFFF
@@ -34,37 +37,53 @@ def round_stochastically(x: Tensor, position: Tensor) -> Tensor:
     """Round float32 numbers to numbers that float16 holds.
 
     Args:
-        x: [B, ..., V] float32, the state of one layer for each row of the batch.
+        x: [B, H, K, V] float32, the state of one layer for each row of the batch.
         position: [B] integers, tokens of each row's sequence before this one.
 
     Returns:
-        As `x`, float32, unchanged by a conversion to float16. Magnitudes beyond float16's range become infinite, and
-        NaN stays NaN.
+        As `x`, float32, unchanged by a conversion to float16. Magnitudes above `LARGEST` become infinite, NaN stays
+        NaN, and zero keeps its sign.
+
+    Numerics: exact where float32 has subnormal numbers; with `torch.set_flush_denormal(True)` it has none.
     """
-    # Below 2^-14, float16 is subnormal: its steps are 2^-24, as they are from 2^-14 to 2^-13. Numbers below 2^-14 are
-    # moved there, rounded, and moved back.
-    shift = torch.where(x.abs() < SMALLEST_NORMAL, torch.full_like(x, SMALLEST_NORMAL).copysign(x), 0.0)
-    bits = (x + shift).view(torch.int32) + random_bits(position, x[0].numel() // x.shape[-1], x.shape[-1]).view(x.shape)
-    rounded = (bits & -(1 << _DROPPED_BITS)).view(torch.float32) - shift
-    kept = torch.where(rounded.abs() > LARGEST, torch.full_like(x, torch.inf).copysign(x), rounded)
-    return torch.where(x.isnan(), x, kept)  # random bits added to those of a NaN may make a number
+    # 2^-112 makes float16's subnormal numbers float32's, so that the bits to cut off are the lowest ones of each.
+    bits = (x * 2.0**-112).view(torch.int32) + random_bits(position, *x.shape[1:])
+    # An infinite factor is right for NaN too: bits of a NaN plus random bits are those of a NaN or, cut off, of zero.
+    scale = torch.where(x.abs() <= LARGEST, 2.0**112, torch.inf)
+    return (bits & -(1 << _DROPPED_BITS)).view(torch.float32) * scale
 
 
-def random_bits(position: Tensor, num_rows: int, num_columns: int) -> Tensor:
-    """A random number of 13 bits for each element of each state, [B, rows, columns] int32.
+def random_bits(position: Tensor, num_heads: int, num_rows: int, num_columns: int) -> Tensor:
+    """A random number of 13 bits for each element of each state, [B, heads, rows, columns] int32.
 
-    It is the sum of a hash of the element's row and a hash of its column, so that a state needs rows + columns hashes
-    and not rows * columns. In arithmetic modulo 2^32, with p = position * 0x9E3779B1:
+    It is the high end of a product of a factor of the element's row and one of its column, so that a head needs
+    rows + columns factors. In arithmetic modulo 2^32:
 
-        bits = (hash(row) + hash(~column)) >> 19
-        hash(place):   h = p ^ (place * 0x85EBCA77);  h ^= h >> 16;  h *= 0x7FEB352D;  h ^= h >> 15;  h *= 0x846CA68B
+        h = position * 0x9E3779B1 + head * 0x85EBCA77 + 0xC2B2AE3D
+        h = (h ^ h >> 16) * 0x7FEB352D
+        h = (h ^ h >> 15) * 0x846CA68B
+        spread(place) = (place * 0x01010101) ^ (place * 0x02040810)
+        bits = (spread(row) ^ h ^ h >> 16) * (spread(column) ^ h * 0x9E3779B1) >> 19
+
+    `spread` repeats the 7 bits of a row or column over 32 bits, twice, without carries: it is linear in these bits. A
+    thread of a kernel computes it once, and has the factor of another of its rows with one exclusive or. The two copies
+    overlap, so that the factors of rows 0, 1, 2, 3, … are no arithmetic progression.
+
+    Args:
+        position: [B] integers from 0 to 2^31 - 1.
+        num_rows, num_columns: up to `MAX_SIZE`.
     """
+    head = torch.arange(num_heads, device=position.device)
+    h = (position.long()[:, None] * 0x9E3779B1 + head * 0x85EBCA77 + 0xC2B2AE3D) & _MASK
+    h = (h ^ h >> 16) * 0x7FEB352D & _MASK
+    h = (h ^ h >> 15) * 0x846CA68B & _MASK
+    row = _spread(num_rows, position.device) ^ (h ^ h >> 16)[..., None]
+    column = _spread(num_columns, position.device) ^ (h * 0x9E3779B1)[..., None]
+    product = row.int()[..., :, None] * column.int()[..., None, :]
+    return product >> 32 - _DROPPED_BITS & (1 << _DROPPED_BITS) - 1
 
-    def hash_position(place: Tensor) -> Tensor:
-        h = (position.long()[:, None] * 0x9E3779B1) & _MASK ^ (place * 0x85EBCA77) & _MASK
-        h = (h ^ h >> 16) * 0x7FEB352D & _MASK
-        return (h ^ h >> 15) * 0x846CA68B & _MASK
 
-    rows = hash_position(torch.arange(num_rows, device=position.device))
-    columns = hash_position(_MASK - torch.arange(num_columns, device=position.device))
-    return ((rows[:, :, None] + columns[:, None, :] & _MASK) >> 32 - _DROPPED_BITS).int()
+def _spread(count: int, device: torch.device) -> Tensor:
+    """`spread` of the places 0 to count - 1, [count] int64."""
+    place = torch.arange(count, device=device)
+    return (place * 0x01010101) ^ (place * 0x02040810)

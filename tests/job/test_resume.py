@@ -332,6 +332,21 @@ def test_a_run_with_other_backends_says_so_in_a_line(
     assert message.endswith("not bit for bit: wkv7 was cpu, is reference") and "\n" not in message
 
 
+def test_a_job_with_float16_states_that_were_rounded_by_other_random_bits_says_so_in_a_line(
+    job: Job, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job of a version that recorded its backends, and not the rounding."""
+    job.set(engine__state_dtype="float16")
+    assert job.run() == 0
+    document = json.loads((job.state / "job.json").read_text())
+    assert document["backends"].pop("rounding of float16 states") == "2"
+    assert job.run() == 0
+    assert "other backends" not in caplog.text
+    (job.state / "job.json").write_text(json.dumps(document))
+    assert job.run() == 0
+    assert "not bit for bit: rounding of float16 states was 1, is 2" in caplog.text
+
+
 @pytest.mark.parametrize("content", [..., [], "cpu"])
 def test_a_job_that_has_not_recorded_its_backends_goes_on(
     job: Job, caplog: pytest.LogCaptureFixture, content: Any

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from kernels.cuda_on_host import HostRunner, KernelError
-from kernels.kernel_cases import CPU, make_case
+from kernels.kernel_cases import CPU, make_case, run
 from kernels.shift_cases import Shift, ragged
 from running import Session
 from tolerances import assert_close
@@ -20,7 +20,7 @@ from torch import Tensor
 from versions import served_by
 
 from rwkv_batch import ops
-from rwkv_batch.cuda_kernels import driver, launch, mm8, shift_lerp, wkv4, wkv5, wkv7
+from rwkv_batch.cuda_kernels import driver, launch, mm8, shift_lerp, wkv4, wkv5, wkv6, wkv7
 from rwkv_batch.cuda_kernels.build import SOURCES, BuildError
 from rwkv_batch.errors import BackendError
 from rwkv_batch.models.matrices.mm8 import quantize_mm8
@@ -123,7 +123,7 @@ def broken(tmp_path: Path) -> Iterator[Callable[[str, str], HostRunner]]:
         ("if (channel >= p.width) return;", "", "heap-buffer-overflow"),
         ("t + 1 < length", "t < length", "heap-buffer-overflow"),
         ("i64 at = (i64)start", "i64 at = 2147483647 * (start + 2)", "signed integer overflow"),
-        ("const int row = blockIdx.x,", "if (threadIdx.x < 7) __syncthreads();\n  const int row = blockIdx.x,", "wait"),
+        ("const int row = gridDim.x", "if (threadIdx.x < 7) __syncthreads();\n  const int row = gridDim.x", "wait"),
     ],
 )
 def test_the_emulator_says_what_is_wrong(old, new, words, broken, monkeypatch):
@@ -275,6 +275,21 @@ def test_auto_takes_cuda_where_triton_is_missing_or_refuses(monkeypatch):
     table = resolve(specs, "auto", device, torch.float16, {"C": 64})
     assert table.shift_lerp is shift_lerp.shift_lerp
     assert "import of triton halted" in table.choices[0].refused[0]
+
+
+@pytest.mark.parametrize("variant", ["wkv7", "wkv6", "wkv4"])
+def test_padding_of_any_length_and_rows_of_no_tokens(variant):
+    """The rows between keep their bits; a row without tokens leaves its state."""
+    function = {"wkv7": wkv7.wkv7, "wkv6": wkv6.wkv6, "wkv4": wkv4.wkv4}[variant]
+    case = make_case(variant, (-1, 2, -1, 0, 3, -1), (0, 6, 9, 1, 0, 1))
+    out, after = run(function, case)
+    alone, alone_after = run(function, case.pick(1, 0, 6))
+    assert torch.equal(out[:6], alone)
+    assert not out[6:15].any()
+    assert not out[16:].any()
+    for name, state in after.states.items():
+        assert torch.equal(state[2], alone_after.states[name][2])
+        assert torch.equal(state[3], case.states[name][3])
 
 
 def test_a_state_at_an_odd_address_is_refused():

@@ -123,35 +123,80 @@ def test_a_quiet_channel_of_a_float16_state_forgets(backend):
 @triton.jit
 def rounding_kernel(p_x, p_position, p_out, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    element = row[:, None] * COLUMNS + column[None, :]
-    tl.store(p_out + element, round_in_kernel(tl.load(p_x + element), tl.load(p_position), row, column))
+    head = tl.program_id(0)
+    element = (head * ROWS + row[:, None]) * COLUMNS + column[None, :]
+    rounded = round_in_kernel(tl.load(p_x + element), tl.load(p_position), head, row, column)
+    tl.store(p_out + element, rounded)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
 def test_rounding_is_the_reference_s_to_the_bit():
     if not is_interpreted() and not torch.cuda.is_available():
         pytest.skip("no GPU, and not in the interpreter")
     device = "cpu" if is_interpreted() else "cuda"
+    x, nans = numbers_to_round(3)
+    for position in (0, 1, 12345, 2**31 - 1):
+        out = torch.empty_like(x, device=device)
+        given = torch.tensor([position], dtype=torch.int32, device=device)
+        rounding_kernel[(3,)](x.to(device), given, out, 64, 64)
+        right = round_stochastically(x[None], torch.tensor([position]))[0]
+        assert_same_bits(out.cpu(), right, nans)
+
+
+@pytest.mark.filterwarnings("ignore:.* encountered in")
+def test_a_kernel_rounds_each_number_as_the_reference_does_to_the_bit(backend):
+    """A state of every magnitude, whose channels shrink and grow: one product, which leaves no choice of the sum."""
+    function, device = backend.serve("wkv5", state_dtype=torch.float16)
+    heads, size = 3, 64
+    ones = torch.ones(heads, size, device=device)
+    decay = torch.linspace(0.3, 1.6, heads * size, device=device).view(heads, size)
+    head = Head5(decay, ones, Norm(ones.flatten(), ones.flatten()), EPS)
+    state = torch.randn(2, heads, size, size) * torch.exp2(torch.arange(2 * heads * size * size) % 44 - 26).view(
+        2, heads, size, size
+    )
+    state[:, :, :, :5] = torch.tensor([torch.inf, -torch.inf, torch.nan, 65504, -65504])
+    state = state.half().to(device)
+    silent, positions = torch.zeros(2, heads * size, device=device), torch.tensor([7, 2**31 - 2])
+    right = round_stochastically((state.float() * decay[..., None]).cpu(), positions)
+    function(silent, silent, silent, None, head, state, Rows((1, 0), (1, 1), device, positions.flip(0).tolist()))
+    found = state.float().cpu()
+    assert torch.equal(found.nan_to_num(1, -2, -3), right.nan_to_num(1, -2, -3))
+    assert right.isinf().sum() > 4 * heads * size
+
+
+def numbers_to_round(num_heads):
+    """[H, 64, 64]: numbers of all magnitudes and the edges of float16's range; and which of them are NaN."""
     smallest, smallest_normal = 2.0**-24, 2.0**-14
     edges = [
         0,
+        2.0**-149,
         smallest / 2,
         smallest,
         smallest_normal,
         smallest_normal - 2.0**-38,
         65504,
+        65504.004,
         65519,
         65520,
+        65536,
         7e4,
+        3e38,
         torch.inf,
     ]
-    x = torch.randn(8192) * torch.exp2(torch.arange(8192) % 80 - 50)
-    x[:20] = torch.tensor(edges + [-edge for edge in edges])
-    for position in (0, 1, 12345, 2**31 - 1):
-        out = torch.empty(8192, device=device)
-        rounding_kernel[(1,)](x.to(device), torch.tensor([position], dtype=torch.int32, device=device), out, 64, 128)
-        right = round_stochastically(x.view(1, 64, 128), torch.tensor([position])).flatten()
-        assert torch.equal(out.cpu().view(torch.int32), right.view(torch.int32))
-        assert torch.equal(right.half().float(), right)
+    x = torch.randn(num_heads * 4096) * torch.exp2(torch.arange(num_heads * 4096) % 80 - 50)
+    x[: 2 * len(edges)] = torch.tensor(edges + [-edge for edge in edges])
+    x[100:104] = torch.tensor([0x7FFFFFFF, 0x7F800001, 0x7FC00000, -1], dtype=torch.int32).view(torch.float32)
+    x = x.view(num_heads, 64, 64)
+    return x, x.isnan()
+
+
+def assert_same_bits(found, right, nans):
+    """The bits are the same, but for NaN, which has many."""
+    assert torch.equal(found.isnan(), nans)
+    assert torch.equal(right.isnan(), nans)
+    found, right = (one.masked_fill(nans, 0) for one in (found, right))
+    assert torch.equal(found.view(torch.int32), right.view(torch.int32))
+    assert torch.equal(right.half().float().view(torch.int32), right.view(torch.int32))
 
 
 WRONG = {

@@ -72,3 +72,10 @@ def test_a_message_without_an_encoding_is_logged(tmp_path: Path) -> None:
         raise ValueError("bad \ud800")
     (event,) = read_events(LocalStorage(str(tmp_path)), str(tmp_path))
     assert event["message"] == "bad \ud800"
+
+
+def test_the_share_of_recorded_steps_is_reported_where_steps_are_recorded() -> None:
+    (run,) = Run.all_of([sample(0.0, 0.0, 0, 0), sample(10.0, 10.0, 50, 4) | {"recorded_steps": 40}])
+    assert utilisation([run])["recorded"] == 0.8
+    (run,) = Run.all_of([sample(0.0, 0.0, 0, 0), sample(10.0, 10.0, 50, 4)])
+    assert "recorded" not in utilisation([run])

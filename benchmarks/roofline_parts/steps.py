@@ -1,0 +1,176 @@
+"""One step of the real engine with a model of published size, recorded without a device and without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from rwkv_batch import ops
+from rwkv_batch.engine.engine import Engine, EngineLimits
+from rwkv_batch.engine.request import Request
+from rwkv_batch.engine.sampler import Sampler
+from rwkv_batch.engine.slot_tables import Vocabulary
+from rwkv_batch.kernel_support.unsupported import UnsupportedReason
+from rwkv_batch.models.files.checkpoint import Checkpoint
+from rwkv_batch.models.files.stored import StoredTensor
+from rwkv_batch.models.model import Model, ModelFile
+from rwkv_batch.models.placement import Placement
+from rwkv_batch.models.random_weights import draws
+from rwkv_batch.sampling_params import SamplingParams
+from rwkv_batch.transfer import HostCopy
+
+from ..roofline import Sizes
+from .launches import META, Launch, Recorder
+
+DTYPE = torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step computes: `decoding` rows of one token, and a chunk of each length in `prompts`.
+
+    Args:
+        state_dtype: of the recurrent states.
+        batch_invariant: as in a job's settings; jobs have it.
+        quantization: of large matrices; None for bfloat16.
+    """
+
+    sizes: Sizes
+    decoding: int
+    prompts: tuple[int, ...] = ()
+    state_dtype: torch.dtype = torch.float32
+    batch_invariant: bool = False
+    quantization: str | None = None
+
+    @property
+    def num_rows(self) -> int:
+        return self.decoding + len(self.prompts)
+
+
+def record(step: Step) -> list[Launch]:
+    """Serves requests with a real engine until it makes this step; returns the launches of that step.
+
+    A launch counts from the end of the step before, so that the admission of prompts belongs to the step.
+    """
+    recorder = Recorder()
+    with _no_device(), torch.inference_mode():
+        model = _model(step.sizes, step.state_dtype, step.batch_invariant, step.quantization)
+        with recorder.recording(), _counted_layers(model, recorder):
+            found = list(_steps(step, model, recorder))
+    return found[-1]
+
+
+@contextmanager
+def _no_device() -> Iterator[None]:
+    """Kernels serve without a device, and tokens that were never sampled are zeros."""
+
+    def zeros(copy: Any) -> torch.Tensor:
+        return torch.zeros(copy._tensor.shape, dtype=copy._tensor.dtype, device="cpu")
+
+    with (
+        patch.object(UnsupportedReason, "__call__", lambda *given, **named: None),
+        patch.object(HostCopy, "read", zeros),
+    ):
+        yield
+
+
+@cache
+def _model(sizes: Sizes, state_dtype: torch.dtype, batch_invariant: bool, quantization: str | None) -> Model:
+    dense = {
+        name: StoredTensor(torch.empty(draw.shape, dtype=DTYPE, device=META))
+        for name, draw in draws(sizes.architecture, sizes.letters).items()
+    }
+    file = ModelFile.open(Checkpoint(dense, (), path=Path("no file"), format="pth"))
+    placement = Placement(META, DTYPE, quantization, state_dtype)
+    specs = tuple(dict.fromkeys((*file.ops_at(placement.head), *Sampler.OPS)))
+    orders = (ops._AUTO, ops._AUTO_RECURRENCES)
+    with ExitStack() as stack:
+        for order in orders:  # as on a CUDA device
+            stack.enter_context(patch.dict(order, meta=order["cuda"]))
+        table = ops.resolve(specs, "auto", META, DTYPE, file.sizes, state_dtype)
+    # Weights without numbers pass for finite, which the conversion to 8 bits asks.
+    with patch.object(torch, "isfinite", lambda x: torch.ones(x.shape, dtype=torch.bool, device="cpu")):
+        return Model(file, placement, table, batch_invariant=batch_invariant)
+
+
+@contextmanager
+def _counted_layers(model: Model, recorder: Recorder) -> Iterator[None]:
+    """Makes the model tell the recorder which layer it computes."""
+    layer = model.architecture.layer
+
+    def counted(i: int, *args: Any) -> Any:
+        recorder.layer = i
+        try:
+            return layer(i, *args)
+        finally:
+            recorder.layer = None
+
+    with patch.object(model.architecture, "layer", counted):
+        yield
+
+
+def _steps(step: Step, model: Model, recorder: Recorder) -> Iterator[list[Launch]]:
+    """The launches of each step of the engine that computes what is wanted."""
+    engine = Engine(
+        model,
+        Vocabulary.plain(model.sizes["V"]),
+        EngineLimits(step.num_rows, step.num_rows + sum(step.prompts)),
+        prefix_sharing=False,
+        run_ahead=True,
+        decode_graphs=True,
+    )
+    wanted = (step.decoding, sorted(step.prompts))
+    is_wanted = False
+    plan = engine.scheduler.plan
+
+    def planned() -> Any:
+        nonlocal is_wanted
+        found = plan()
+        chunks = sorted(int(size) for size in found.chunk_sizes)
+        is_wanted = (len(found.decoding), chunks) == wanted
+        recorder.longest = max((*chunks, 1))
+        return found
+
+    engine.scheduler.plan = planned
+    recorder.launches.clear()
+    requests = _Requests(step)
+    for _ in engine.run(requests):
+        requests.is_open = True
+        if is_wanted:
+            yield recorder.launches[:]
+        is_wanted = False
+        recorder.launches.clear()
+
+
+class _Requests:
+    """A `Source`: rows that decode throughout, rows that end after one token, then the prompts, which take their place.
+
+    The prompts come when `is_open`, after the first step, because an engine starts long prompts first.
+    """
+
+    is_open = True
+
+    def __init__(self, step: Step) -> None:
+        firsts = [(1, 4)] * step.decoding + [(1, 1)] * (len(step.prompts) if step.decoding else 0)
+        self._groups = [group for group in (firsts, [(length, 1) for length in step.prompts]) if group]
+        self._made = 0
+        self.is_ended = False
+
+    def has_ready(self, count: int) -> bool:
+        return True
+
+    def take(self, most: int, wait: bool) -> list[Request]:
+        made = []
+        for length, max_tokens in self._groups.pop(0) if self._groups and self.is_open else ():
+            params = SamplingParams(max_tokens=max_tokens, temperature=1.0, top_p=0.85, ignore_eos=True)
+            made.append(Request(self._made, [1] * length, params, row=self._made))
+            self._made += 1
+        self.is_open, self.is_ended = False, not self._groups
+        return made

@@ -26,7 +26,7 @@ TOKEN_VECTORS = 9
 LATENCY = 4.7e-6
 """Seconds of the recurrence with next to no bytes: what a straight line through measured times of 0.1B and 1.5B on an
 H100 leaves at none (`benchmarks/results/nvidia-h100-80gb-hbm3/profile.json`)."""
-INSTRUCTIONS = {"float32": (3550, 668), "float16": (5690, 2828)}
+INSTRUCTIONS = {"float32": (3550, 668), "float16": (4530, 1668)}
 """State dtype → SASS instructions that the warps of a block issue for a row of one token without a ring, and for each
 update of the ring; N = 64, wkv7.cu compiled for sm_90 by nvcc 13.0."""
 ISSUES = 4

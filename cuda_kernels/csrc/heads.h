@@ -221,7 +221,7 @@ static __device__ __forceinline__ void run_head(const typename Recurrence::Param
   const i64 width = (i64)p.num_heads * SIZE;
   const int first = block % p.num_heads * SIZE;
   i64 at = start * width + first;
-  if (slot < 0) return write_zeros(p.out, at, length, width);
+  if (slot < 0 || length == 0) return write_zeros(p.out, at, length, width);
 
   // By the exchange the compiler knows that a warp's lanes have one number, and so take the same branches.
   const int warp = __shfl_sync(0xffffffffu, (int)threadIdx.x / 32, 0);

@@ -33,11 +33,12 @@ pytestmark = [
 ]
 BARRIER = "__syncthreads();"
 HELPERS_WAIT = f"if (t >= 2 && t < length + 3) {BARRIER}"
-EVERY_TOKEN = [(f"{{\n      {BARRIER}", "{"), (HELPERS_WAIT, f"if (t == length + 2) {BARRIER}")]
-LAST = [(f"    {BARRIER}\n    return", "    return"), (HELPERS_WAIT, f"if (t >= 2 && t < length + 2) {BARRIER}")]
+FIRST = [(f"    {BARRIER}\n    ring", "    ring"), (HELPERS_WAIT, f"if (t >= 3 && t < length + 3) {BARRIER}")]
+NEXT = [(f"if (at_token > position) {BARRIER}", ""), (HELPERS_WAIT, f"if (t == 2 || t == length + 2) {BARRIER}")]
+LAST = [(f"    {BARRIER}\n    if", "    if"), (HELPERS_WAIT, f"if (t >= 2 && t < length + 2) {BARRIER}")]
 WITHOUT = {
-    ("wkv7", "heads.h"): [EVERY_TOKEN, LAST],
-    ("wkv56", "heads.h"): [EVERY_TOKEN, LAST],
+    ("wkv7", "heads.h"): [FIRST, NEXT, LAST],
+    ("wkv56", "heads.h"): [FIRST, NEXT, LAST],
     ("shift_lerp", "shift_lerp.cu"): [
         [(f"{BARRIER}  // all threads have read", "// all threads have read")],
         [(f"{BARRIER}\n", "\n")],
@@ -49,7 +50,7 @@ WITHOUT = {
 
 
 def run_head(function: Callable[..., Tensor], variant: str) -> list[Tensor]:
-    case = make_case(variant, (2, 0), (3, 1), 1, 64)
+    case = make_case(variant, (2, 0), (6, 1), 1, 64)
     return [function(**case.arguments, **case.states, rows=case.rows), *case.pools.values()]
 
 

@@ -280,7 +280,8 @@ def test_auto_takes_cuda_where_triton_is_missing_or_refuses(monkeypatch):
 @pytest.mark.parametrize("variant", ["wkv7", "wkv6", "wkv4"])
 def test_padding_of_any_length_and_rows_of_no_tokens(variant):
     """The rows between keep their bits; a row without tokens leaves its state."""
-    function: Callable[..., Tensor] = {"wkv7": wkv7.wkv7, "wkv6": wkv6.wkv6, "wkv4": wkv4.wkv4}[variant]
+    functions: dict[str, Callable[..., Tensor]] = {"wkv7": wkv7.wkv7, "wkv6": wkv6.wkv6, "wkv4": wkv4.wkv4}
+    function = functions[variant]
     case = make_case(variant, (-1, 2, -1, 0, 3, -1), (0, 6, 9, 1, 0, 1))
     out, after = run(function, case)
     alone, alone_after = run(function, case.pick(1, 0, 6))

@@ -120,17 +120,21 @@ _EXACT_TABLES = ("integers", "last_token", "seen_ids", "seen_generated")
 
 
 def _compare_tables(checks: Checks, where: str, ours: Drawer, right: Drawer, slots: Tensor) -> None:
-    """Compares the tables' rows of some slots."""
-    a, b = ours.sampler.tables, right.sampler.tables
-    for name in _EXACT_TABLES:
-        checks.same(f"{where}, {name}", getattr(a, name).cpu()[slots], getattr(b, name)[slots])
-    checks.near(f"{where}, seen_count", a.seen_count.cpu()[slots], b.seen_count[slots], 1e-4)
+    """Compares the tables' rows of some slots. On a GPU the tables of seen ids are wider from the start."""
+    for name in (*_EXACT_TABLES, "seen_count"):
+        b = getattr(right.sampler.tables, name)[slots]
+        a = getattr(ours.sampler.tables, name).cpu()[slots][..., : b.shape[-1]]
+        if name in _EXACT_TABLES:
+            checks.same(f"{where}, {name}", a, b)
+        else:
+            checks.near(f"{where}, {name}", a, b, 1e-4)
 
 
 def _align(ours: Drawer, right: Drawer) -> None:
     """Copies the definition's history to the target: after a draw that differed, the next draws must not."""
     for name in (*_EXACT_TABLES, "seen_count"):
-        getattr(ours.sampler.tables, name).copy_(getattr(right.sampler.tables, name))
+        table = getattr(right.sampler.tables, name)
+        getattr(ours.sampler.tables, name)[..., : table.shape[-1]].copy_(table)
 
 
 def _slots(count: int) -> Tensor:

@@ -18,7 +18,9 @@ from rwkv_batch.measure.bench import Measurement, difference, measure, warm_up
 from rwkv_batch.measure.variants import Variant
 from rwkv_batch.measure.workloads import Workload
 from rwkv_batch.models.matrices.linear import LinearGroup
+from rwkv_batch.models.matrices.low_rank import LOW_RANK
 from rwkv_batch.models.matrices.product import LINEAR, Linear
+from rwkv_batch.models.matrices.projection import PROJECT
 from rwkv_batch.models.model import Model
 from rwkv_batch.ops import Implementation, OpTable
 from rwkv_batch.text.stop_strings import StopMatcher
@@ -139,8 +141,12 @@ def _kinds_of(base: Any) -> set[Any]:
 
 
 def _timed_ops(model: Model) -> list[str]:
-    """Lists the ops that get clocks: all but the large products, whose matrices have clocks of their own."""
-    return [spec.name for spec in model.file.architecture.ops if spec is not LINEAR]
+    """Lists the ops that get clocks: all but the large products, whose matrices have clocks of their own.
+
+    `project` without a kernel consists of large products and `low_rank`, and with one it does the work of `low_rank`.
+    """
+    other = LOW_RANK if model.ops.has_kernel(PROJECT.name) else PROJECT
+    return [spec.name for spec in model.file.architecture.ops if spec not in (LINEAR, other)]
 
 
 def _per_step(parts: dict[str, float], run: Measurement) -> Split:

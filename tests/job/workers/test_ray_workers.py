@@ -155,6 +155,7 @@ def test_actors_wait_for_nodes_and_a_node_that_is_lost_makes_no_row_suspect(clus
     cluster.remove_node(first)
 
 
+@pytest.mark.soak
 def test_the_same_command_goes_on_after_its_driver_was_killed(in_cluster: Job):
     parts = of_one_process(in_cluster)
     driver = in_cluster.start()

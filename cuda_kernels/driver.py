@@ -15,10 +15,10 @@ def launch(
 ) -> None:
     """Enqueues a kernel on the current stream of a device, without allocation or synchronization.
 
-    Only the first launch of a specialization compiles and loads it, and cannot be captured in a graph.
+    Only the first launch of a specialization compiles and loads it, unless `load` has. It cannot be captured.
 
     Raises:
-        BuildError: the kernel cannot be compiled or loaded.
+        BuildError: the kernel cannot be compiled or loaded, or is not loaded yet while the stream is captured.
         RuntimeError: the driver refuses the launch; the message is the driver's.
     """
     index = torch.cuda.current_device() if device.index is None else device.index
@@ -61,6 +61,8 @@ def _primary_context(index: int) -> ctypes.c_void_p:
 @cache
 def _function(index: int, spec: Specialization) -> ctypes.c_void_p:
     """The kernel, loaded on a device. Its module stays loaded."""
+    if torch.cuda.is_current_stream_capturing():
+        raise BuildError(f"{spec} is not loaded, and cannot be loaded while a graph is captured: launch it once before")
     compiled = image(spec, torch.cuda.get_device_capability(index))
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -61,12 +62,15 @@ def unsupported_heads(
 def built(op: str, settings: Settings = unsupported) -> UnsupportedReason:
     """The `unsupported_reason` of an op: the reason of `settings`, else why its kernels cannot be built or loaded.
 
-    The first call for a dtype compiles and loads one specialization of each kernel.
+    A call compiles and loads one specialization of each kernel. A recurrence has one only for a dtype, a dtype of the
+    state and a head size, so that no step of the model loads it later.
     """
-    return UnsupportedReason(settings, lambda device, dtype: _build_failure(op, device, dtype))
+    return UnsupportedReason(settings, partial(_build_failure, op))
 
 
-def _build_failure(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def _build_failure(
+    op: str, device: torch.device, dtype: torch.dtype, sizes: Mapping[str, int], state_dtype: torch.dtype
+) -> str | None:
     """The reason why a kernel cannot be compiled or loaded, if so; tries the last specialization of each, the hardest.
 
     Raises:
@@ -79,14 +83,24 @@ def _build_failure(op: str, device: torch.device, dtype: torch.dtype) -> str | N
     major, minor = torch.cuda.get_device_capability(device)
     specs = import_module(f".{op}", __package__).specializations()
     fitting = [s for s in specs if f"DTYPE={DTYPES[dtype]}" in s.defines and s.min_architecture <= 10 * major + minor]
+    own = [_for_model(spec, sizes, state_dtype) for spec in fitting]
     try:
-        for spec in {spec.kernel: spec for spec in fitting}.values():
+        for spec in {spec.kernel: spec for spec in own}.values():
             driver.load(device, spec)
     except (BuildError, OSError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
         return in_short(str(error))
     return None
+
+
+def _for_model(spec: Specialization, sizes: Mapping[str, int], state_dtype: torch.dtype) -> Specialization:
+    """The specialization for a model's head size and dtype of the state, where the kernel is compiled for them."""
+    values = {"STATE": DTYPES[state_dtype]}
+    if "N" in sizes:
+        values["SIZE"] = str(sizes["N"])
+    pairs = (define.split("=", 1) for define in spec.defines)
+    return spec._replace(defines=tuple(f"{name}={values.get(name, value)}" for name, value in pairs))
 
 
 def vector_width(sizes: Sequence[int], tensors: Sequence[Tensor | None]) -> int:

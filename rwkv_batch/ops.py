@@ -44,7 +44,7 @@ _CUDA_FIRST = "triton: the cuda kernel has one barrier a token, and triton's mor
 _RECORDABLE_BACKENDS = ("triton",)
 """Backends whose kernels can be recorded as CUDA graphs: they neither wait for the device nor read host memory."""
 _RECORDABLE_CUDA = _RECURRENCES
-"""Ops of the cuda backend that can be recorded too; the first launch of each, before a recording, loads the kernel."""
+"""Ops of the cuda backend that can be recorded too; the choice of the op loads its kernel."""
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def probed(op: str, settings: Settings = launch.unsupported) -> UnsupportedReaso
 
     The first call for a kind of device compiles.
     """
-    return UnsupportedReason(settings, lambda device, dtype: failure(op, device))
+    return UnsupportedReason(settings, lambda device, *_: failure(op, device))
 
 
 def failure(op: str, device: torch.device) -> str | None:

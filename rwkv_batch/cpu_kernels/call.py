@@ -61,8 +61,8 @@ def _settings_of_state(
     return no_kernel_for(state_dtype, (torch.float32,), "a state of ") or _settings(device, dtype, sizes)
 
 
-unsupported = UnsupportedReason(_settings, lambda device, dtype: unavailable())
-unsupported_state = UnsupportedReason(_settings_of_state, lambda device, dtype: unavailable())
+unsupported = UnsupportedReason(_settings, lambda *_: unavailable())
+unsupported_state = UnsupportedReason(_settings_of_state, lambda *_: unavailable())
 """For kernels that advance a matrix state."""
 
 

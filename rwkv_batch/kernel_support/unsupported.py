@@ -19,12 +19,12 @@ class UnsupportedReason:
     Args:
         settings: the reason why no kernel is written for a device, a dtype, sizes and a dtype of the state; None where
             one is. Arguments as below. Compiles nothing.
-        failure: the reason why the kernels cannot be compiled, loaded or launched for a device and a dtype that
-            `settings` accepts; None where they can.
+        failure: the reason why the kernels cannot be compiled, loaded or launched with settings that `settings`
+            accepts; None where they can. Same arguments.
     """
 
     settings: Settings
-    failure: Callable[[torch.device, torch.dtype], str | None]
+    failure: Settings
 
     def __call__(
         self,
@@ -39,7 +39,7 @@ class UnsupportedReason:
             dtype: of the activations.
             sizes: letters of the architecture (C, N, V, ...) → values.
         """
-        return self.settings(device, dtype, sizes, state_dtype) or self.failure(device, dtype)
+        return self.settings(device, dtype, sizes, state_dtype) or self.failure(device, dtype, sizes, state_dtype)
 
 
 def low_capability(device: torch.device, minimum: tuple[int, int]) -> str | None:

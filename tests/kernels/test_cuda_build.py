@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +19,9 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from rwkv_batch.cuda_kernels import build, driver
+from rwkv_batch.cuda_kernels import build, driver, launch
 from rwkv_batch.cuda_kernels.build import SOURCES, BuildError, Specialization, architecture
+from rwkv_batch.cuda_kernels.heads import defines
 from rwkv_batch.cuda_kernels.launch import Kernel
 from rwkv_batch.cuda_kernels.nvrtc import nvrtc
 from rwkv_batch.kernel_support import cache as cache_folders
@@ -281,6 +283,7 @@ def test_how_a_kernel_is_launched(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda index: SimpleNamespace(cuda_stream=77))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     kernel = Kernel("fake", pointers=("x",), int64s=("stride",), int32s=("count",), floats=("eps",))
     params = kernel._params(x=5, stride=6, count=7, eps=0.5)
     spec = Specialization("fake", (f"TEST={id(fake)}",))
@@ -294,3 +297,57 @@ def test_how_a_kernel_is_launched(monkeypatch):
     fake.status = 1
     with pytest.raises(RuntimeError, match="cuLaunchKernel: error 1, out of luck"):
         driver.launch(torch.device("cuda", 1), spec, (3, 2), 128, params)
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """A driver that answers, and `captures.on`: whether the current stream, 77, is being captured."""
+    fake, capture = FakeDriver(), SimpleNamespace(on=False)
+    capture.driver = fake
+    monkeypatch.setattr(driver, "_library", lambda: fake)
+    monkeypatch.setattr(driver, "image", lambda spec, capability: b"cubin")
+    monkeypatch.setattr(launch, "unavailable", lambda: None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    answers = {
+        "device": lambda index: nullcontext(),
+        "current_device": lambda: 0,
+        "get_device_capability": lambda index: (9, 0),
+        "current_stream": lambda index: SimpleNamespace(cuda_stream=77),
+        "is_current_stream_capturing": lambda: capture.on,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    driver._function.cache_clear()
+    yield capture
+    driver._function.cache_clear()
+
+
+def launch_empty(spec: Specialization) -> None:
+    kernel = Kernel("fake", pointers=("x", "y", "z"))
+    driver.launch(torch.device("cuda", 0), spec, (3, 2), 128, kernel._params())
+
+
+def test_no_kernel_is_loaded_during_a_capture(captures):
+    captures.on = True
+    with pytest.raises(BuildError, match="cannot be loaded while a graph is captured"):
+        launch_empty(SPEC)
+    assert "cuModuleLoadData" not in captures.driver.calls
+    captures.on = False
+    launch_empty(SPEC)
+    captures.on = True
+    captures.driver.calls.clear()
+    launch_empty(SPEC)
+    assert set(captures.driver.calls) <= {"cuCtxGetCurrent", "cuCtxSetCurrent", "cuLaunchKernel"}
+    assert [stream for _, stream, _ in captures.driver.launched] == [77, 77]
+
+
+@pytest.mark.parametrize(("op", "kernel"), [("wkv4", "wkv4"), ("wkv5", "wkv56"), ("wkv6", "wkv56"), ("wkv7", "wkv7")])
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("size", [32, 64])
+def test_the_choice_of_a_recurrence_loads_the_kernel_of_the_model(op, kernel, state_dtype, size, captures):
+    reason = import_module(f"rwkv_batch.cuda_kernels.{op}").unsupported_reason
+    assert reason(torch.device("cuda", 0), torch.bfloat16, {"N": size}, state_dtype) is None
+    captures.on = True
+    macros = ("DTYPE=bf16",) if op == "wkv4" else defines(torch.bfloat16, state_dtype, size)
+    launch_empty(Specialization(kernel, macros))
+    assert captures.driver.calls.count("cuModuleLoadData") == 1

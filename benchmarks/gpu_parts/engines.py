@@ -73,8 +73,10 @@ def usable_backend(context: Context, op: str, backend: str, dtype: str, state_dt
         return backend
     faults = []
     for name in backend_order(op, "cuda"):
+        if name not in context.backends:
+            continue
         has_kernel = find_spec(f"rwkv_batch.{name}_kernels.{op}") is not None
-        if name not in context.backends or (name == "cuda" and not has_kernel):
+        if name == "cuda" and not has_kernel:
             continue
         if why := context.broken(op, name, dtype, state_dtype):
             faults.append(why)

@@ -177,7 +177,7 @@ def _is_recordable(op: str, backend: str) -> bool:
     return backend in _RECORDABLE_BACKENDS or (backend == "cuda" and op in _RECORDABLE_CUDA)
 
 
-def _order(op: str, device: str) -> tuple[str, ...]:
+def backend_order(op: str, device: str) -> tuple[str, ...]:
     """The backends that "auto" asks for an op, the fastest first."""
     orders = _AUTO_RECURRENCES if op in _RECURRENCES and device in _AUTO_RECURRENCES else _AUTO
     return orders.get(device, ("reference",))
@@ -234,7 +234,9 @@ def resolve(
     if backend not in BACKENDS:
         raise ConfigurationError(f"got {backend!r}, expected one of {', '.join(BACKENDS)}", setting="backend")
     specs, target = tuple(specs), _Target(device, dtype, sizes, state_dtype)
-    candidates = {spec.name: _order(spec.name, device.type) if backend == "auto" else (backend,) for spec in specs}
+    candidates = {
+        spec.name: backend_order(spec.name, device.type) if backend == "auto" else (backend,) for spec in specs
+    }
     if any("triton" in order for order in candidates.values()):
         _compile_together(specs, device)
     implementations: dict[str, Implementation] = {}

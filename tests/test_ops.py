@@ -136,7 +136,7 @@ def test_ops_that_a_recorded_step_calls():
     specs = (*ModelFile.open(open_checkpoint(DEMO_MODEL)).ops, *Sampler.OPS)
     choices = resolve(specs, "reference", CPU, torch.float32, {}).choices
     recorded = {choice.op for choice in choices if choice.is_recorded}
-    assert recorded == {"shift_lerp", "linear", "low_rank", "project", "wkv7", "sample"}
+    assert recorded == {"shift_lerp", "linear", "low_rank", "wkv7", "sample"}
 
 
 def test_a_kernel_says_what_it_takes(kernel):

@@ -51,8 +51,9 @@ def start_kernel(kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], c
     prepared = _prepared.get(key)
     if prepared is None:
         compiled = kernel[grid](*arguments, **constants)
-        rest = kernel.arg_names[len(arguments) :]
-        _prepared[key] = _Prepared(compiled, tuple(constants[name] for name in rest))
+        if compiled is not None:  # a hook of Triton can keep a kernel from being compiled
+            rest = kernel.arg_names[len(arguments) :]
+            _prepared[key] = _Prepared(compiled, tuple(constants[name] for name in rest))
     else:
         prepared.compiled[(*grid, 1, 1)[:3]](*arguments, *prepared.constants)
 

@@ -26,12 +26,12 @@ from rwkv_batch.measure.bench import difference
 from rwkv_batch.models.files.checkpoint import Checkpoint
 from rwkv_batch.models.model import Model, ModelFile
 from rwkv_batch.models.placement import Placement
-from rwkv_batch.ops import OpTable, resolve
+from rwkv_batch.ops import OpTable, backend_order, resolve
 from rwkv_batch.sampling_params import SamplingParams
 
 from .context import Context
 
-BACKEND = "triton"
+BACKEND = "auto"
 PARAMS = SamplingParams(temperature=1.0, top_p=0.85, ignore_eos=True)
 
 
@@ -68,24 +68,36 @@ def joined(tables: Sequence[OpTable]) -> OpTable:
 
 
 def usable_backend(context: Context, op: str, backend: str, dtype: str, state_dtype: str) -> str:
-    """Returns the backend for an op: the given one, or the next one if `smoke` found the given one broken."""
+    """Returns the backend for an op: the given one, or with "auto" the first one that `smoke` did not find broken."""
     if backend != BACKEND:
         return backend
-    why = context.broken(op, BACKEND, dtype, state_dtype)
-    if not why:
+    faults = []
+    for name in backend_order(op, "cuda"):
+        if name not in context.backends:
+            continue
+        has_kernel = find_spec(f"rwkv_batch.{name}_kernels.{op}") is not None
+        if name == "cuda" and not has_kernel:
+            continue
+        if why := context.broken(op, name, dtype, state_dtype):
+            faults.append(why)
+            continue
         has_smoke = context.smoke and not context.is_rehearsal  # which tries one op
-        if has_smoke and not context.reached(op, BACKEND) and find_spec(f"rwkv_batch.triton_kernels.{op}"):
+        if has_smoke and has_kernel and not context.reached(op, name):
             context.record.note(op, "smoke has no result for it, so nothing says that it works")
-        return BACKEND
-    has_cuda = find_spec(f"rwkv_batch.cuda_kernels.{op}") is not None
-    other = "cuda" if has_cuda and not context.broken(op, "cuda", dtype, state_dtype) else "reference"
-    context.record.note(f"{op} served by {other}", why)
-    return other
+        if faults:
+            context.record.note(f"{op} served by {name}", "; ".join(faults))
+        return name
+    context.record.note(f"{op} served by reference", "; ".join(faults))
+    return "reference"
 
 
 def other_backends(model: Model) -> dict[str, str]:
-    """Returns op → backend, for the ops that Triton does not serve."""
-    return {choice.op: choice.backend for choice in model.ops.choices if choice.backend != BACKEND}
+    """Returns op → backend, for the ops that the first backend of "auto" does not serve."""
+    return {
+        choice.op: choice.backend
+        for choice in model.ops.choices
+        if choice.backend != backend_order(choice.op, "cuda")[0]
+    }
 
 
 def engine_backend(context: Context) -> str:

@@ -39,37 +39,37 @@ def case(name: str, status: str, worst: float | None = None, backend: str = "tri
 
 @pytest.mark.parametrize("status", [FAILED, TIMEOUT, CRASHED, UNUSABLE, WRONG])
 def test_an_op_that_smoke_finds_broken_is_served_by_the_next_backend(tmp_path, status):
-    own = context(tmp_path, case("wkv7 bfloat16 state float16", status), case("sample top-p", OK))
-    assert usable_backend(own, "wkv7", "triton", "bfloat16", "float16") == "cuda"
-    assert usable_backend(own, "wkv7", "triton", "bfloat16", "float32") == "triton"
-    assert usable_backend(own, "wkv7", "triton", "float16", "float16") == "triton"
+    own = context(tmp_path, case("wkv7 bfloat16 state float16", status, backend="cuda"), case("sample top-p", OK))
+    assert usable_backend(own, "wkv7", "auto", "bfloat16", "float16") == "triton"
+    assert usable_backend(own, "wkv7", "auto", "bfloat16", "float32") == "cuda"
+    assert usable_backend(own, "wkv7", "auto", "float16", "float16") == "cuda"
     assert usable_backend(own, "wkv7", "reference", "bfloat16", "float16") == "reference"
-    assert usable_backend(own, "sample", "triton", "bfloat16", "float16") == "triton"
-    assert "why" in own.record.notes["wkv7 served by cuda"]
+    assert usable_backend(own, "sample", "auto", "bfloat16", "float16") == "triton"
+    assert "why" in own.record.notes["wkv7 served by triton"]
 
 
 def test_where_both_kernels_are_broken_or_one_is_missing_the_definition_serves(tmp_path):
     both = [case("wkv7 bfloat16 state float32", TIMEOUT, backend=backend) for backend in ("triton", "cuda")]
     own = context(tmp_path, *both, case("linear bfloat16", CRASHED))
-    assert usable_backend(own, "wkv7", "triton", "bfloat16", "float32") == "reference"
-    assert usable_backend(own, "linear", "triton", "bfloat16", "float32") == "reference"  # no such CUDA kernel
+    assert usable_backend(own, "wkv7", "auto", "bfloat16", "float32") == "reference"
+    assert usable_backend(own, "linear", "auto", "bfloat16", "float32") == "reference"  # no such CUDA kernel
 
 
-@pytest.mark.parametrize(("worst", "backend"), [(3e-2, "triton"), (0.5, "cuda"), (None, "cuda")])
+@pytest.mark.parametrize(("worst", "backend"), [(3e-2, "cuda"), (0.5, "triton"), (None, "triton")])
 def test_an_error_near_its_limit_is_no_reason_to_measure_another_kernel(tmp_path, worst, backend):
-    own = context(tmp_path, case("wkv7 bfloat16 state float32", WRONG, worst))
-    assert usable_backend(own, "wkv7", "triton", "bfloat16", "float32") == backend
+    own = context(tmp_path, case("wkv7 bfloat16 state float32", WRONG, worst, backend="cuda"))
+    assert usable_backend(own, "wkv7", "auto", "bfloat16", "float32") == backend
 
 
 def test_a_backend_that_refuses_is_not_broken(tmp_path):
-    own = context(tmp_path, case("wkv7 bfloat16 state float32", REFUSED))
-    assert usable_backend(own, "wkv7", "triton", "bfloat16", "float32") == "triton"
+    own = context(tmp_path, case("wkv7 bfloat16 state float32", REFUSED, backend="cuda"))
+    assert usable_backend(own, "wkv7", "auto", "bfloat16", "float32") == "cuda"
 
 
 def test_an_op_that_smoke_did_not_reach_is_used_and_named(tmp_path):
-    own = context(tmp_path, case("wkv7 bfloat16 state float32", OK))
-    assert usable_backend(own, "linear", "triton", "bfloat16", "float32") == "triton"
-    assert usable_backend(own, "wkv7", "triton", "bfloat16", "float32") == "triton"
+    own = context(tmp_path, case("wkv7 bfloat16 state float32", OK, backend="cuda"))
+    assert usable_backend(own, "linear", "auto", "bfloat16", "float32") == "triton"
+    assert usable_backend(own, "wkv7", "auto", "bfloat16", "float32") == "cuda"
     assert own.record.notes.keys() == {"linear"}
 
 

@@ -35,4 +35,4 @@ def project(inputs: Tensor, p: Projection, ops: OpTable) -> tuple[Sequence[Tenso
     return p.matrices(inputs[: len(p.matrices)]), ops.low_rank(inputs, p.low_rank)
 
 
-PROJECT = OpSpec("project", project, optional=True)
+PROJECT = OpSpec("project", project, optional=True, is_recorded=False)

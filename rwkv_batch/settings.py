@@ -96,7 +96,8 @@ class EngineSettings:
                 f"got {self.state_write_interval!r}, expected an integer from 1 to 4",
                 setting="state_write_interval",
             )
-        if self.admission_delay_ms is not None and not 0 <= self.admission_delay_ms < math.inf:
+        delay = 0 if self.admission_delay_ms is None else self.admission_delay_ms
+        if not isinstance(delay, Real) or isinstance(delay, bool) or not 0 <= delay < math.inf:
             raise ConfigurationError(
                 f"got {self.admission_delay_ms!r}, expected milliseconds from 0, or auto (in Python None)",
                 setting="admission_delay_ms",

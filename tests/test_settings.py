@@ -83,6 +83,12 @@ def test_a_number_out_of_range_is_refused(group: type[Any], setting: str, value:
         group(**{setting: value})
 
 
+@pytest.mark.parametrize("value", ["auto", "30", True, -1, float("nan"), float("inf")])
+def test_a_delay_that_is_no_number_of_milliseconds_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"^admission_delay_ms: got {value!r}, expected milliseconds from 0"):
+        EngineSettings(admission_delay_ms=value)
+
+
 def test_a_share_may_be_a_number_of_numpy() -> None:
     assert EngineSettings(memory_share=np.float32(0.5)).memory_share == 0.5
 

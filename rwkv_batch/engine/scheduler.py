@@ -118,6 +118,8 @@ class Scheduler:
 
         The ring holds what the sequence has decoded since its state was last written; a prompt chunk writes it.
         """
+        if self.state_write_interval == 1:
+            return np.full(len(slots), -1)
         decoded = self.position[slots] - self.prompt_length[slots]
         pending = decoded % self.state_write_interval
         writes = pending == self.state_write_interval - 1

@@ -154,7 +154,7 @@ def build(step: PackedStep, last_token: Tensor, uploader: Uploader) -> StepInput
         token_ids = torch.cat((last_token[tensors.slot_index[:num_decoding].long()], token_ids))
     return StepInput(
         token_ids,
-        Rows(step.slots, step.lengths, uploader.device, step.positions, sent=tensors),
+        Rows(step.slots, step.lengths, uploader.device, step.positions, step.deferred, tensors),
         slot_index,
         sampled_index if len(step.sampled) < len(token_ids) else None,
         top_index,

@@ -19,6 +19,7 @@ from rwkv_batch.errors import ConfigurationError
 from rwkv_batch.models.files.checkpoint import open_checkpoint
 from rwkv_batch.models.model import ModelFile
 from rwkv_batch.models.placement import place
+from rwkv_batch.sampling_params import SamplingParams
 
 
 class DeferringModel(HashModel):
@@ -120,6 +121,21 @@ def test_every_number_of_updates_is_applied_and_every_copy_finds_an_empty_ring()
     assert model.pending == {0, 1, 2, 3}
     assert copied and all(copied)
     assert engine.stats.recorded_steps
+
+
+def test_the_layers_of_every_device_defer_their_writes():
+    """The row tensors for a pipeline's further devices are made from the host's numbers."""
+    found = []
+
+    class SplitModel(DeferringModel):
+        def forward(self, token_ids, rows, layers):
+            elsewhere = rows.on(torch.device("cpu:0"))
+            found.append([tensors.deferred.tolist() for tensors in (rows, elsewhere)])
+            return super().forward(token_ids, rows, layers)
+
+    engine = make_engine(SplitModel(), state_write_interval=3)
+    list(engine.generate(Pulled([Request(0, [1, 2], SamplingParams(max_tokens=5, ignore_eos=True))])))
+    assert found == [[deferred] * 2 for deferred in ([-1], [0], [1], [~2], [0])]
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,11 @@
 """Compares values of `admission_delay_ms` on a simulated GPU with the step times that benchmarks.roofline predicts.
 
-    python -m benchmarks.admission [--model 1.5B] [--slots 256] [--latency 0.65] [--delays 0,10,20,30,50,100]
+    python -m benchmarks.admission [--model 1.5B] [--slots 256] [--delays 0,10,20,30,50,100]
 
 The engine is the real one, and records steps. Its model computes nothing; the clock is simulated, so that the host's
-work takes no time. A decode step takes the predicted time of its size. A step with prompt chunks takes in addition the
-predicted time of its other tokens, padding included, in which the recurrence goes through the longest chunk token by
-token. Prompts have 100 tokens. Completions have 50 to 150 tokens, at random.
+work takes no time. A step takes the time that benchmarks.roofline predicts for its rows and chunks on an H100, with
+float32 states and `batch_invariant`. Padding counts: all tokens beside one for each row are chunks as long as the
+longest. Prompts have 100 tokens. Completions have 50 to 150 tokens, at random.
 
     tokens/s      sampled tokens per second of the simulated clock
     with prompts  share of the steps that read prompt chunks
@@ -18,6 +18,10 @@ from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -32,12 +36,15 @@ from rwkv_batch.transfer import HostCopy
 from .host_parts.device import SimulatedDevice
 from .host_parts.driver import FreeModel
 from .host_parts.results import VOCAB_SIZE
-from .roofline import MODELS, TERA, Card, Sizes, decode_seconds, prefill_seconds
+from .roofline import MODELS
+from .roofline_parts.cards import H100
+from .roofline_parts.predict import predict
+from .roofline_parts.steps import Step, record
 
 PROMPT, SHORTEST, LONGEST = 100, 50, 150
 PROMPT_TOKENS_OF_A_STEP = 4096
-H100_BANDWIDTH = 2.9 * TERA
-"""Bytes/s of a large copy, read and written; a prediction."""
+StepSeconds = Callable[[int, tuple[int, ...]], float]
+"""Seconds of a step, from the number of its rows of one token and the lengths of its prompt chunks."""
 
 
 class Result(NamedTuple):
@@ -66,47 +73,51 @@ class Clock:
 class TimedModel(FreeModel):
     """A model that computes nothing, with the step times of a model on a card."""
 
-    def __init__(self, device: SimulatedDevice, sizes: Sizes, card: Card) -> None:
+    def __init__(self, device: SimulatedDevice, step_seconds: StepSeconds) -> None:
         super().__init__(device)
-        self._device, self._model_sizes, self._card = device, sizes, card
-        self._decode_seconds: dict[int, float] = {}
+        self._device, self._step_seconds = device, step_seconds
         self.engine: Any = None
         self.with_prompts = 0
         self.seconds = self.slot_seconds = 0.0
 
     def forward(self, token_ids: Any, rows: Any, layers: Any) -> Any:
         lengths = rows.cu_seqlens[1:] - rows.cu_seqlens[:-1]
-        seconds = self._time(rows.num_rows, len(token_ids), int(lengths[rows.slot_index >= 0].max()))
+        chunks = _chunks(len(token_ids) - rows.num_rows, int(lengths[rows.slot_index >= 0].max()))
+        seconds = self._step_seconds(max(rows.num_rows - len(chunks), 0), chunks)
+        self.with_prompts += bool(chunks)
         self._device.step_seconds = seconds
         self.seconds += seconds
         self.slot_seconds += seconds * self.engine.scheduler.num_running
         return super().forward(token_ids, rows, layers)
 
-    def _time(self, num_rows: int, num_tokens: int, longest: int) -> float:
-        if num_rows not in self._decode_seconds:
-            self._decode_seconds[num_rows] = decode_seconds(self._model_sizes, num_rows, self._card)
-        others = num_tokens - num_rows
-        if others <= 0:
-            return self._decode_seconds[num_rows]
-        self.with_prompts += 1
-        prompts = prefill_seconds(self._model_sizes, max(others // longest, 1), longest, self._card)
-        return self._decode_seconds[num_rows] + prompts
+
+def _chunks(num_tokens: int, longest: int) -> tuple[int, ...]:
+    """The lengths of the prompt chunks of a step with this many tokens beside one for each row."""
+    if num_tokens <= 0:
+        return ()
+    rest = num_tokens % longest
+    return (longest,) * (num_tokens // longest) + (rest,) * bool(rest)
+
+
+def predicted_seconds(model: str, decoding: int, prompts: tuple[int, ...]) -> float:
+    """The predicted seconds of a step of a job on an H100."""
+    return predict(record(Step(MODELS[model], decoding, prompts, batch_invariant=True)), H100).recorded
 
 
 def simulate(
-    sizes: Sizes, card: Card, slots: int, delay_ms: float, waves: int, share_with_logprobs: float = 0.0
+    step_seconds: StepSeconds, slots: int, delay_ms: float, waves: int, share_with_logprobs: float = 0.0
 ) -> Result:
     """Serves `waves` × `slots` requests."""
     clock = Clock()
     device = SimulatedDevice(0.0, clock.read, clock.sleep)
-    model = TimedModel(device, sizes, card)
+    model = TimedModel(device, step_seconds)
     engine = model.engine = Engine(
         model,  # type: ignore[arg-type]
         Vocabulary.plain(VOCAB_SIZE),
         EngineLimits(slots, slots + PROMPT_TOKENS_OF_A_STEP, 0, delay_ms / 1000),
         prefix_sharing=False,
         run_ahead=True,
-        decode_graphs=True,
+        record_steps=True,
     )
     draw = random.Random(0)
     requests = [
@@ -144,26 +155,29 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="1.5B")
     parser.add_argument("--slots", type=int, default=256, metavar="N", help="(256)")
     parser.add_argument("--waves", type=int, default=12, metavar="N", help="requests of each slot (12)")
-    parser.add_argument(
-        "--latency", type=float, default=0.65, metavar="US", help="of a layer's recurrence for one token (0.65)"
-    )
     parser.add_argument("--delays", default="0,10,20,30,50,100", metavar="MS,…", help="(0,10,20,30,50,100)")
     options = parser.parse_args()
-    sizes, card = MODELS[options.model], Card(H100_BANDWIDTH, token_latency=options.latency * 1e-6)
-    decode = 1000 * decode_seconds(sizes, options.slots, card)
-    print(f"predicted: RWKV-7 {options.model} on an H100, {options.slots} slots, a decode step {decode:.2f} ms")
     rows = []
-    for delay in map(float, options.delays.split(",")):
-        found = simulate(sizes, card, options.slots, delay, options.waves)
-        rows.append(
-            [
-                f"{delay:g} ms",
-                f"{found.tokens_per_second:,.0f}",
-                f"{found.share_with_prompts:.1%}",
-                f"{found.share_in_use:.1%}",
-                f"{found.wait_ms:.1f}",
-            ]
-        )
+    # The recorder of launches patches the engine: it runs in a process of its own.
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+
+        @cache
+        def step_seconds(decoding: int, prompts: tuple[int, ...]) -> float:
+            return pool.submit(predicted_seconds, options.model, decoding, prompts).result()
+
+        decode = 1000 * step_seconds(options.slots, ())
+        print(f"predicted: RWKV-7 {options.model} on an H100, {options.slots} slots, a decode step {decode:.2f} ms")
+        for delay in map(float, options.delays.split(",")):
+            found = simulate(step_seconds, options.slots, delay, options.waves)
+            rows.append(
+                [
+                    f"{delay:g} ms",
+                    f"{found.tokens_per_second:,.0f}",
+                    f"{found.share_with_prompts:.1%}",
+                    f"{found.share_in_use:.1%}",
+                    f"{found.wait_ms:.1f}",
+                ]
+            )
     print(format_table(["delay", "tokens/s", "with prompts", "in use", "slot waits, ms"], rows))
 
 

@@ -87,7 +87,7 @@ def _on_host(context: Context, name: str, state: str = "float32") -> Engine:
     """Makes the engine to compare with: all ops are their definitions, no step is recorded or runs ahead."""
     checkpoint, host = open_checkpoint(_path(context, name)), torch.device("cpu")
     model = load(context, checkpoint, "float32", state, "reference", host)
-    return make_engine(model, *_shape(context), run_ahead=False, decode_graphs=False)
+    return make_engine(model, *_shape(context), run_ahead=False, record_steps=False)
 
 
 def _shape(context: Context) -> tuple[int, int]:

@@ -119,13 +119,13 @@ def serve(model: Model, num_slots: int, prompt_tokens: int = 0) -> Engine:
         prompt_tokens: tokens of a step besides one for each slot.
     """
     if model.device.type == "cuda":
-        return make_engine(model, num_slots, prompt_tokens, run_ahead=None, decode_graphs=None)
+        return make_engine(model, num_slots, prompt_tokens, run_ahead=None, record_steps=None)
     can_record = model.ops.can_be_recorded
-    return make_engine(model, num_slots, prompt_tokens, run_ahead=True, decode_graphs=can_record)
+    return make_engine(model, num_slots, prompt_tokens, run_ahead=True, record_steps=can_record)
 
 
 def make_engine(
-    model: Model, num_slots: int, prompt_tokens: int, run_ahead: bool | None, decode_graphs: bool | None
+    model: Model, num_slots: int, prompt_tokens: int, run_ahead: bool | None, record_steps: bool | None
 ) -> Engine:
     """Makes an engine without shared prefixes, whose step has `prompt_tokens` tokens besides one for each slot."""
     return Engine(
@@ -134,7 +134,7 @@ def make_engine(
         EngineLimits(num_slots, num_slots + prompt_tokens),
         prefix_sharing=False,
         run_ahead=run_ahead,
-        decode_graphs=decode_graphs,
+        record_steps=record_steps,
     )
 
 

@@ -108,7 +108,7 @@ def new_engine(case: Case, device: SimulatedDevice, recorded: bool) -> Engine:
         Vocabulary.plain(model.sizes["V"]),
         EngineLimits(case.batch_size, case.max_batch_tokens),
         run_ahead=True,
-        decode_graphs=recorded,
+        record_steps=recorded,
         new_stop_matcher=partial(StopMatcher, TOKEN_BYTES),
     )
     if recorded:
@@ -192,7 +192,7 @@ def free_jobs(device: SimulatedDevice, recorded: bool) -> Iterator[list[Engine]]
     make = Engine.__init__
 
     def make_ahead(engine: Engine, *args: Any, **kwargs: Any) -> None:
-        make(engine, *args, **{**kwargs, "run_ahead": True, "decode_graphs": recorded})
+        make(engine, *args, **{**kwargs, "run_ahead": True, "record_steps": recorded})
         engines.append(engine)
 
     with (

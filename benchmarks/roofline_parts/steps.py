@@ -124,7 +124,7 @@ def _steps(step: Step, model: Model, recorder: Recorder) -> Iterator[list[Launch
         EngineLimits(step.num_rows, step.num_rows + sum(step.prompts)),
         prefix_sharing=False,
         run_ahead=True,
-        decode_graphs=True,
+        record_steps=True,
     )
     wanted = (step.decoding, sorted(step.prompts))
     is_wanted = False

@@ -63,7 +63,7 @@ class Engine:
         init_state: a state file that every sequence starts from; None takes the checkpoint's own.
         prefix_sharing: compute prefixes that several rows share once. Samples of one row always share theirs.
         run_ahead: launch a step before the results of the step before are read; None does so on a CUDA device.
-        decode_graphs: record steps at the first `run`, and replay them; None does so on a CUDA device where every op of
+        record_steps: record steps at the first `run`, and replay them; None does so on a CUDA device where every op of
             a step can be recorded, and where no layer is placed on another device.
         new_stop_matcher: makes a stop matcher for a number of slots; None where no request has stop strings.
         logprobs_mode: which log-probabilities the sampled tokens have, see `LLM`. Processed ones are not recorded.
@@ -78,7 +78,7 @@ class Engine:
         init_state: str | Path | None = None,
         prefix_sharing: bool = True,
         run_ahead: bool | None = None,
-        decode_graphs: bool | None = None,
+        record_steps: bool | None = None,
         new_stop_matcher: Callable[[int], StopMatcher] | None = None,
         logprobs_mode: LogprobsMode = "raw_logprobs",
     ) -> None:
@@ -89,8 +89,8 @@ class Engine:
         self._run_ahead = is_cuda if run_ahead is None else run_ahead
         self._logprobs_mode = logprobs_mode
         can_record = is_cuda and model.pipeline is None and model.ops.can_be_recorded
-        self._uses_graphs = can_record if decode_graphs is None else decode_graphs
-        self._uses_graphs &= logprobs_mode == "raw_logprobs"
+        self._records_steps = can_record if record_steps is None else record_steps
+        self._records_steps &= logprobs_mode == "raw_logprobs"
         num_slots = limits.max_batch_size
         self.stats = EngineStats(num_slots, limits.max_batch_tokens)
         self._uploader = Uploader(model.device)
@@ -117,7 +117,7 @@ class Engine:
             self.sampler = Sampler(
                 num_slots, self._vocabulary, model.device, model.ops, self._uploader, self._logprobs_mode, self.stats
             )
-            max_tokens = self.scheduler.max_batch_tokens if self._uses_graphs and num_slots else None
+            max_tokens = self.scheduler.max_batch_tokens if self._records_steps and num_slots else None
             self._runner = StepRunner.of(
                 model, self.pool, self.sampler, self._uploader, self.stats, not self._run_ahead, max_tokens
             )

@@ -75,12 +75,12 @@ def served(requests, interval, limit=99, **settings):
     rows=st.lists(st.tuples(st.integers(1, 12), st.integers(0, 7), st.integers(1, 2)), min_size=1, max_size=9),
     interval=st.integers(2, 4),
     slots=st.integers(1, 4),
-    decode_graphs=st.booleans(),
+    record_steps=st.booleans(),
     run_ahead=st.booleans(),
     limit=st.sampled_from([2, 99]),
 )
 def test_results_are_those_of_states_that_are_written_at_every_token(
-    rows, interval, slots, decode_graphs, run_ahead, limit
+    rows, interval, slots, record_steps, run_ahead, limit
 ):
     """Prompts share prefixes, slots are used again, and sequences start again when memory runs out."""
     requests = [
@@ -88,7 +88,7 @@ def test_results_are_those_of_states_that_are_written_at_every_token(
         for row, (length, kind, samples) in enumerate(rows)
         for sample in range(samples)
     ]
-    how = dict(max_batch_size=slots, decode_graphs=decode_graphs, run_ahead=run_ahead)
+    how = dict(max_batch_size=slots, record_steps=record_steps, run_ahead=run_ahead)
     found = served(requests, interval, limit, **how)
     assert found == {key: outcome(completion) for key, completion in run(requests).items()}
 
@@ -115,7 +115,7 @@ def test_every_number_of_updates_is_applied_and_every_copy_finds_an_empty_ring()
 
         patch.setattr(StatePool, "record", watched)
         model = DeferringModel()
-        engine = make_engine(model, state_write_interval=4, decode_graphs=True, prefix_host_bytes=1 << 10)
+        engine = make_engine(model, state_write_interval=4, record_steps=True, prefix_host_bytes=1 << 10)
         found = {completion.key: outcome(completion) for completion in engine.generate(Pulled(requests))}
     assert found == {key: outcome(completion) for key, completion in run(requests).items()}
     assert model.pending == {0, 1, 2, 3}

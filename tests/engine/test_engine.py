@@ -53,7 +53,7 @@ def test_results_do_not_depend_on_the_batch(rows, slots, extra_tokens, host_snap
     alone = {request.key: outcome(run([request])[request.key]) for request in requests}
     order.shuffle(requests)
     sizes = dict(max_batch_size=slots, max_batch_tokens=slots + extra_tokens, prefix_host_bytes=64 * host_snapshots)
-    together = run(requests, **sizes, prefix_sharing=sharing, run_ahead=ahead, decode_graphs=graphs)
+    together = run(requests, **sizes, prefix_sharing=sharing, run_ahead=ahead, record_steps=graphs)
     assert {key: outcome(completion) for key, completion in together.items()} == alone
 
 

@@ -59,7 +59,7 @@ def traced(engine, trace):
         sys.settrace(before)
 
 
-@pytest.mark.parametrize("settings", [{}, {"run_ahead": True}, {"run_ahead": True, "decode_graphs": True}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"run_ahead": True}, {"run_ahead": True, "record_steps": True}], ids=str)
 @pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.soak), 61])
 def test_an_exception_at_any_line_leaves_the_engine_usable(stride, settings):
     counter = RaiseAt(0)

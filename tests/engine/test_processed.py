@@ -157,7 +157,7 @@ def test_the_model_s_numbers_that_are_not_finite_stay_so():
 @pytest.mark.parametrize(("mode", "are_recorded"), [("raw_logprobs", True), ("processed_logprobs", False)])
 def test_steps_are_not_recorded(make_engine, mode, are_recorded):
     """What is computed beside the op has shapes that depend on the numbers."""
-    engine = make_engine(decode_graphs=True, logprobs_mode=mode)
+    engine = make_engine(record_steps=True, logprobs_mode=mode)
     request = Request(0, [1, 2], SamplingParams(max_tokens=5, ignore_eos=True))
     (completion,) = engine.generate(Pulled([request]))
     assert len(completion.token_ids) == 5 and (engine.stats.recorded_steps > 0) == are_recorded

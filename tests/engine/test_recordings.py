@@ -97,7 +97,7 @@ def test_an_engine_that_runs_out_of_memory_while_it_records_records_for_half_the
     ids=["prompt", "next tokens", "many"],
 )
 def test_steps_that_are_not_recorded_are_counted_by_their_reason(request_, reason):
-    engine = make_engine(decode_graphs=True)
+    engine = make_engine(record_steps=True)
     list(engine.generate(Pulled([request_])))
     assert engine.stats.unrecorded_steps == {reason: 1}
     assert engine.stats.recorded_steps == engine.stats.steps - 1
@@ -117,7 +117,7 @@ def test_completions_are_those_of_steps_that_are_not_recorded(run_ahead):
         for row in range(40)
     ]
     settings = dict(max_batch_size=20, max_batch_tokens=40, run_ahead=run_ahead)
-    found, expected = (run(requests, **settings, decode_graphs=graphs) for graphs in (True, False))
+    found, expected = (run(requests, **settings, record_steps=graphs) for graphs in (True, False))
     assert {key: outcome(c) for key, c in found.items()} == {key: outcome(c) for key, c in expected.items()}
 
 

@@ -12,7 +12,7 @@ from rwkv_batch.engine.source import Pulled
 from rwkv_batch.sampling_params import SamplingParams
 
 BOTH_WAYS = pytest.mark.parametrize("run_ahead", [False, True])
-WITH_GRAPHS = pytest.mark.parametrize("decode_graphs", [False, True])
+WITH_GRAPHS = pytest.mark.parametrize("record_steps", [False, True])
 
 
 def check_alone(requests, **settings):
@@ -58,7 +58,7 @@ def test_running_ahead_reads_results_a_step_late():
 @BOTH_WAYS
 @WITH_GRAPHS
 @pytest.mark.parametrize("slots", [1, 2])
-def test_a_constraint_sees_the_tokens_of_its_own_sequence_only(slots, run_ahead, decode_graphs):
+def test_a_constraint_sees_the_tokens_of_its_own_sequence_only(slots, run_ahead, record_steps):
     """The slot's former sequence was stopped while one more step of it was in flight."""
     seen = []
 
@@ -69,16 +69,16 @@ def test_a_constraint_sees_the_tokens_of_its_own_sequence_only(slots, run_ahead,
 
     constrained = Request(9, [2, 3], SamplingParams(max_tokens=8, ignore_eos=True), row=9, new_constraint=Following)
     requests = [*map(stopped_early, range(slots)), constrained]
-    found = run(requests, max_batch_size=slots, run_ahead=run_ahead, decode_graphs=decode_graphs)
+    found = run(requests, max_batch_size=slots, run_ahead=run_ahead, record_steps=record_steps)
     assert len(found[9].token_ids) == 8
     assert seen == found[9].token_ids.tolist()[:-1]  # nothing is sampled after the last one
 
 
 @BOTH_WAYS
 @WITH_GRAPHS
-def test_a_step_whose_rows_have_all_ended_is_dropped(run_ahead, decode_graphs):
+def test_a_step_whose_rows_have_all_ended_is_dropped(run_ahead, record_steps):
     requests = [*map(stopped_early, range(3)), Request(9, [2], SamplingParams(max_tokens=4), row=9)]
-    check_alone(requests, max_batch_size=1, run_ahead=run_ahead, decode_graphs=decode_graphs)
+    check_alone(requests, max_batch_size=1, run_ahead=run_ahead, record_steps=record_steps)
 
 
 @BOTH_WAYS
@@ -123,14 +123,14 @@ def test_stop_tokens_of_one_row_end_no_other_row(run_ahead):
 
 @BOTH_WAYS
 @WITH_GRAPHS
-def test_penalties_of_a_former_sequence_do_not_apply_in_its_slot(run_ahead, decode_graphs):
+def test_penalties_of_a_former_sequence_do_not_apply_in_its_slot(run_ahead, record_steps):
     """The second prompt has more distinct ids than the first sequence has seen."""
     strong: dict[str, Any] = dict(presence_penalty=3.0, frequency_penalty=2.0, repetition_penalty=1.8, ignore_eos=True)
     requests = [
         Request(0, [5, 6, 7], SamplingParams(max_tokens=20, **strong), row=0),
         Request(1, list(range(VOCAB - 1, 10, -1)), SamplingParams(max_tokens=20, **strong), row=1),
     ]
-    check_alone(requests, max_batch_size=1, run_ahead=run_ahead, decode_graphs=decode_graphs)
+    check_alone(requests, max_batch_size=1, run_ahead=run_ahead, record_steps=record_steps)
 
 
 @BOTH_WAYS

@@ -68,7 +68,7 @@ def test_results_are_those_of_a_cpu(rows, slots, extra, graphs, aborted):
     found = {}
     with fake_cuda():
         engine = make_engine(
-            HashModelOnDevice(), max_batch_size=slots, max_batch_tokens=slots + extra, decode_graphs=graphs
+            HashModelOnDevice(), max_batch_size=slots, max_batch_tokens=slots + extra, record_steps=graphs
         )
         for number, finished in enumerate(engine.run(Pulled(requests))):
             found |= {completion.key: completion for completion in finished}

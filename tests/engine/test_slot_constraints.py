@@ -17,7 +17,7 @@ from rwkv_batch.engine.source import Pulled
 from rwkv_batch.sampling_params import SamplingParams
 
 EVERY_WAY = pytest.mark.parametrize(
-    ("run_ahead", "decode_graphs"), [(False, False), (False, True), (True, False), (True, True)]
+    ("run_ahead", "record_steps"), [(False, False), (False, True), (True, False), (True, True)]
 )
 
 
@@ -63,9 +63,9 @@ def make_requests(number: int, share: int = 3, **settings: Any) -> list[Request]
 
 @EVERY_WAY
 @pytest.mark.parametrize("share", [1, 4])
-def test_tokens_are_those_of_a_loop_over_one_sequence(share: int, run_ahead: bool, decode_graphs: bool):
+def test_tokens_are_those_of_a_loop_over_one_sequence(share: int, run_ahead: bool, record_steps: bool):
     requests = make_requests(9, share)
-    found = run(requests, max_batch_size=5, run_ahead=run_ahead, decode_graphs=decode_graphs)
+    found = run(requests, max_batch_size=5, run_ahead=run_ahead, record_steps=record_steps)
     assert {key: c.token_ids.tolist() for key, c in found.items()} == {r.key: completed_alone(r) for r in requests}
     assert {"stop", "length"} == {c.finish_reason for c in found.values()}
 
@@ -98,15 +98,15 @@ def watch(monkeypatch: pytest.MonkeyPatch, calls: list[Any]) -> None:
     monkeypatch.setattr(Sampled, "read", lambda sampled: calls.append("book") or read(sampled))
 
 
-@pytest.mark.parametrize("decode_graphs", [False, True])
-def test_masks_are_filled_while_the_device_computes(decode_graphs: bool, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("record_steps", [False, True])
+def test_masks_are_filled_while_the_device_computes(record_steps: bool, monkeypatch: pytest.MonkeyPatch):
     """The forward pass is launched first; the draw comes before the booking of the step before."""
     calls = list[Any]()
     watch(monkeypatch, calls)
     kind = counted(Alternating, calls)
     params = SamplingParams(max_tokens=3)
     requests = [Request(row, [row + 1], params, row=row, new_constraint=kind) for row in range(4)]
-    list(make_engine(run_ahead=True, decode_graphs=decode_graphs).generate(Pulled(requests)))
+    list(make_engine(run_ahead=True, record_steps=record_steps).generate(Pulled(requests)))
     fed = [("accept", 4), ("fill", 4)]
     assert calls == ["forward", fed[1], "forward", *fed, "book", "forward", *fed, "book", "book"]
 
@@ -136,7 +136,7 @@ def test_only_steps_that_sample_with_a_constraint_read_tokens_early(monkeypatch:
 
 
 @EVERY_WAY
-def test_a_step_has_one_call_for_all_rows_of_a_kind(run_ahead: bool, decode_graphs: bool):
+def test_a_step_has_one_call_for_all_rows_of_a_kind(run_ahead: bool, record_steps: bool):
     """Two kinds, each served by its own object, and rows without a constraint, in turn."""
     calls = list[Any](), list[Any]()
     kinds = [counted(Hashed, calls[0]), None, counted(Alternating, calls[1])]
@@ -144,7 +144,7 @@ def test_a_step_has_one_call_for_all_rows_of_a_kind(run_ahead: bool, decode_grap
         Request(row, [row + 1], SamplingParams(max_tokens=6), row=row, new_constraint=kinds[row % 3])
         for row in range(12)
     ]
-    engine = make_engine(max_batch_size=12, run_ahead=run_ahead, decode_graphs=decode_graphs)
+    engine = make_engine(max_batch_size=12, run_ahead=run_ahead, record_steps=record_steps)
     found = {c.key: c.token_ids.tolist() for c in engine.generate(Pulled(requests))}
     assert found == {r.key: completed_alone(r) for r in requests}
     assert calls[1] == [("fill", 4), *[("accept", 4), ("fill", 4)] * 5]

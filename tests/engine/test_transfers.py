@@ -71,12 +71,12 @@ def counted(monkeypatch):
         yield copies
 
 
-def transfers_of_steps(count, slots, monkeypatch, decode_graphs):
+def transfers_of_steps(count, slots, monkeypatch, record_steps):
     """The copies to the device in each step, those of admission included, and the completions."""
     with counted(monkeypatch) as copies:
         model = Uncounted(copies)
         sizes = dict(max_batch_size=slots, max_batch_tokens=20 * slots)
-        engine = make_engine(model, **sizes, run_ahead=True, decode_graphs=decode_graphs)
+        engine = make_engine(model, **sizes, run_ahead=True, record_steps=record_steps)
         found, steps = {}, []
         engine._runner.prepare()
         copies.clear()
@@ -90,10 +90,10 @@ def transfers_of_steps(count, slots, monkeypatch, decode_graphs):
     return steps, found
 
 
-@pytest.mark.parametrize("decode_graphs", [False, True])
-def test_transfers_do_not_grow_with_the_rows(decode_graphs, monkeypatch):
-    few, _ = transfers_of_steps(6, 3, monkeypatch, decode_graphs)
-    many, found = transfers_of_steps(24, 12, monkeypatch, decode_graphs)
+@pytest.mark.parametrize("record_steps", [False, True])
+def test_transfers_do_not_grow_with_the_rows(record_steps, monkeypatch):
+    few, _ = transfers_of_steps(6, 3, monkeypatch, record_steps)
+    many, found = transfers_of_steps(24, 12, monkeypatch, record_steps)
     assert max(map(len, many)) <= max(map(len, few)) + 1 <= MOST
     assert len(found) == 24
     expected = run(make_requests(24))

@@ -70,7 +70,7 @@ def assert_same(got, want, tolerance=1e-4):
 def test_tokens_are_those_of_the_reference(version, checkpoint_file):
     # Only RWKV-7's first layer differs from the others, so that it takes two layers to cover both.
     path = checkpoint_file(version, **SIZES | {"n_layer": 2 if version.startswith("7") else 1})
-    engine = make_engine(path, "triton", run_ahead=True, decode_graphs=True)
+    engine = make_engine(path, "triton", run_ahead=True, record_steps=True)
     assert engine.model.ops.can_be_recorded
     assert_same(outcomes(engine), outcomes(make_engine(path, "reference")))
 
@@ -93,7 +93,7 @@ def test_ops_that_do_not_compile_are_served_among_the_others(names, checkpoint_f
 def test_a_half_precision_state_gives_the_same_tokens(checkpoint_file):
     path = checkpoint_file("7.0", **SIZES)
     settings = dict(state_dtype="float16")
-    got = outcomes(make_engine(path, "triton", **settings, run_ahead=True, decode_graphs=True))
+    got = outcomes(make_engine(path, "triton", **settings, run_ahead=True, record_steps=True))
     # The state is rounded stochastically, and a last bit of a sum may change its rounding.
     assert_same(got, outcomes(make_engine(path, "reference", **settings)), tolerance=5e-3)
 
@@ -101,6 +101,6 @@ def test_a_half_precision_state_gives_the_same_tokens(checkpoint_file):
 def test_batch_invariance_is_to_the_bit(checkpoint_file):
     """The engines differ in slots, chunks and neighbors, and only one of them records steps."""
     path = checkpoint_file("7.0", **SIZES)
-    together = outcomes(make_engine(path, "triton", batch_invariant=True, run_ahead=True, decode_graphs=True))
-    engine = make_engine(path, "triton", batch_invariant=True, limits=(5, 13), decode_graphs=False)
+    together = outcomes(make_engine(path, "triton", batch_invariant=True, run_ahead=True, record_steps=True))
+    engine = make_engine(path, "triton", batch_invariant=True, limits=(5, 13), record_steps=False)
     assert together == outcomes(engine)

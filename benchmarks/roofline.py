@@ -1,6 +1,6 @@
 """The time of a step on a GPU, predicted from the launches that the real code makes; and limits of it, by formula.
 
-    python -m benchmarks.roofline [--card h100] [--limits FILE] [--parts decode mixed prefill bars jobs measured]
+    python -m benchmarks.roofline [--card h100] [--limits FILE] [--parts decode mixed prefill documents bars …]
 
 runs a step of the engine without a device, notes its launches, and prints the time that they take on a card. The model
 of time is in `roofline_parts/predict.py`, the figures of the cards are in `roofline_parts/cards.py`;

@@ -97,7 +97,7 @@ class LLM(ChatCalls):
         data_parallel: the number of engines, each in a process of its own: on the GPUs from cuda:0 on, or, on a CPU,
             with a share of the cores and of the memory. Results are those of one engine. Sizes are those of each.
         admission_delay_ms: milliseconds that a free slot waits for more, at most, as 1/32 of the slots start together.
-            An idle engine does not wait. None takes 30 on a CUDA device, else 0.
+            An idle engine does not wait.
         chat: how conversations become prompts: `ChatSettings`, or a mapping of its fields.
         others: arguments of vLLM's `LLM` and of Hugging Face's `from_pretrained`. Those that mean nothing here are
             accepted with one warning, and those that would change results are refused.
@@ -142,7 +142,7 @@ class LLM(ChatCalls):
         logprobs_mode: LogprobsMode = "raw_logprobs",
         state_write_interval: int = 1,
         data_parallel: int = 1,
-        admission_delay_ms: float | None = None,
+        admission_delay_ms: float = 0.0,
         chat: ChatSettings | Mapping[str, Any] | None = None,
         **others: Any,
     ) -> None:

@@ -22,7 +22,6 @@ def load_engine(summary: ModelSummary) -> tuple[Model, Engine]:
     if any(place.device.type == "cpu" for place in summary.placement.of_layers(file.sizes["L"])):
         limit_threads()
     model = Model(file, summary.placement, summary.layer_ops, summary.model.ln_x_eps, engine.batch_invariant)
-    delay = engine.admission_delay(model.device.type)
     return model, Engine(
         model,
         summary.vocabulary,
@@ -30,7 +29,7 @@ def load_engine(summary: ModelSummary) -> tuple[Model, Engine]:
             plan.max_batch_size,
             plan.max_batch_tokens,
             engine.prefix_host_bytes,
-            delay,
+            engine.admission_delay_ms / 1000,
             engine.state_write_interval,
         ),
         init_state=None if summary.model.init_state is None else Path(summary.model.init_state),

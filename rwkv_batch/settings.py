@@ -17,8 +17,6 @@ from .errors import ConfigurationError, one_of
 
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
 LOGPROBS_MODES = get_args(LogprobsMode)
-ADMISSION_DELAY_MS = 30.0
-"""The default on a CUDA device. `benchmarks.admission` compares delays."""
 
 if TYPE_CHECKING:
     from .text.chat import ChatSettings
@@ -71,7 +69,7 @@ class EngineSettings:
     logprobs_mode: LogprobsMode = "raw_logprobs"
     state_write_interval: int = 1
     data_parallel: int = 1
-    admission_delay_ms: float | None = None
+    admission_delay_ms: float = 0.0
 
     def __post_init__(self) -> None:
         if type(self.data_parallel) is not int or self.data_parallel < 1:
@@ -96,21 +94,15 @@ class EngineSettings:
                 f"got {self.state_write_interval!r}, expected an integer from 1 to 4",
                 setting="state_write_interval",
             )
-        delay = 0 if self.admission_delay_ms is None else self.admission_delay_ms
+        delay = self.admission_delay_ms
         if not isinstance(delay, Real) or isinstance(delay, bool) or not 0 <= delay < math.inf:
             raise ConfigurationError(
-                f"got {self.admission_delay_ms!r}, expected milliseconds from 0, or auto (in Python None)",
-                setting="admission_delay_ms",
+                f"got {delay!r}, expected a number of milliseconds from 0", setting="admission_delay_ms"
             )
         if not 0 <= self.prefix_host_gib < math.inf:
             raise ConfigurationError(
                 f"got {self.prefix_host_gib!r}, expected a number of GiB from 0", setting="prefix_host_gib"
             )
-
-    def admission_delay(self, device_type: str) -> float:
-        """`admission_delay_ms` in seconds, on a device of this type."""
-        default = ADMISSION_DELAY_MS if device_type == "cuda" else 0.0
-        return (default if self.admission_delay_ms is None else self.admission_delay_ms) / 1000
 
     @property
     def prefix_host_bytes(self) -> int:

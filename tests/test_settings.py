@@ -36,7 +36,7 @@ TAKES_MORE = {
 """Argument of `LLM` whose values are more than those of the setting → its annotation."""
 ON_PURPOSE = {
     "batch_invariant": (True, False),
-    **dict.fromkeys(("max_batch_size", "max_batch_tokens", "admission_delay_ms"), ("auto", None)),
+    **dict.fromkeys(("max_batch_size", "max_batch_tokens"), ("auto", None)),
 }
 """Setting → its default in a job and in `LLM`, where they differ."""
 
@@ -83,9 +83,11 @@ def test_a_number_out_of_range_is_refused(group: type[Any], setting: str, value:
         group(**{setting: value})
 
 
-@pytest.mark.parametrize("value", ["auto", "30", True, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("value", ["auto", "30", None, True, -1, float("nan"), float("inf")])
 def test_a_delay_that_is_no_number_of_milliseconds_is_refused(value: Any) -> None:
-    with pytest.raises(ConfigurationError, match=f"^admission_delay_ms: got {value!r}, expected milliseconds from 0"):
+    with pytest.raises(
+        ConfigurationError, match=f"^admission_delay_ms: got {value!r}, expected a number of milliseconds"
+    ):
         EngineSettings(admission_delay_ms=value)
 
 

@@ -22,7 +22,8 @@ from .traffic import memory_needed, necessary_bytes
 STATES = {"float32": torch.float32, "float16": torch.float16}
 BATCHES = (1, 16, 64, 256, 1024)
 PROMPTS = ((1, 8192), (8, 1024), (64, 128))
-PARTS = ("decode", "mixed", "prefill", "bars", "jobs", "measured")
+DOCUMENTS = ((1, 8192, "1.5B"), (1, 8192, "7.2B"), (8, 2048, "0.1B"), (8, 2048, "1.5B"), (8, 2048, "7.2B"))
+PARTS = ("decode", "mixed", "prefill", "documents", "bars", "jobs", "measured")
 MIXED = 3
 """Prompts of 128 tokens in the mixed steps of the table."""
 TO_BEAT = (
@@ -63,6 +64,8 @@ def _table(part: str, card: Card, models: Sequence[str], quantization: str | Non
         return _mixed(card, models, quantization)
     if part == "prefill":
         return _prefill(card, models, quantization)
+    if part == "documents":
+        return _documents(card)
     if part == "bars":
         return _bars(card)
     return _jobs() if part == "jobs" else _measured()
@@ -106,6 +109,17 @@ def _prefill(card: Card, models: Sequence[str], quantization: str | None) -> lis
         for name, step in _variants(models, quantization)
     ]
     return format_lines(["tokens/s (ms)", *(f"{count} x {length}" for count, length in PROMPTS)], rows)
+
+
+def _documents(card: Card) -> list[str]:
+    """Steps of jobs that read long documents: the recurrence, and everything else."""
+    rows = []
+    for count, length, model in DOCUMENTS:
+        found = predict(record(Step(MODELS[model], 0, (length,) * count, batch_invariant=True)), card)
+        recurrence = sum(part.seconds for part in found.parts if part.launch.work.is_recurrence)
+        others = found.recorded - recurrence
+        rows.append([f"{count} x {length}", model, f"{1000 * others:.1f}", f"{1000 * recurrence:.1f}"])
+    return format_lines(["documents", "model", "other work, ms", "recurrence, ms"], rows)
 
 
 def _with(step: Step, decoding: int, prompts: tuple[int, ...] = ()) -> Step:

@@ -137,11 +137,11 @@ class EngineSection(Section):
     max_batch_tokens: Literal["auto"] | Count = _setting(
         "auto", "Tokens of one step: prompt chunks and decoded tokens together.", "auto or an integer from 1"
     )
-    admission_delay_ms: Literal["auto"] | Milliseconds = _setting(
-        "auto",
+    admission_delay_ms: Milliseconds = _setting(
+        0.0,
         "Milliseconds that a free slot waits for more free slots, at most: 1/32 of the slots take their next sequences "
-        "together, so fewer steps read prompts. An idle engine does not wait. `auto`: 30 on a CUDA device, or 0.",
-        "auto or a number of milliseconds from 0",
+        "together, so fewer steps read prompts. An idle engine does not wait.",
+        "a number of milliseconds from 0",
     )
     state_dtype: StateDtypeName = _setting(
         "float32",

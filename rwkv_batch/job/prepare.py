@@ -122,7 +122,7 @@ def model_settings(job: JobConfig) -> ModelSettings:
 def engine_settings(job: JobConfig) -> EngineSettings:
     """The settings of the job's engine; a setting that is "auto" is None there."""
     settings = job.engine.model_dump()
-    may_be_auto = ("max_batch_size", "max_batch_tokens", "admission_delay_ms")
+    may_be_auto = ("max_batch_size", "max_batch_tokens")
     chosen = {name: None for name in may_be_auto if settings[name] == "auto"}
     return EngineSettings(**{**settings, **chosen}, seed=job.sampling.seed or 0)
 

@@ -10,12 +10,12 @@ add an update to the ring, and the ring has (n - 1) / 2 updates on average.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from itertools import product
 
 from rwkv_batch.measure.table import format_lines
 
 from .roofline import MODELS, Sizes
+from .roofline_parts.cards import H100, H200, LATENCIES, Card
 
 INTERVALS = (1, 2, 3, 4)
 BATCHES = (32, 256, 1024)
@@ -23,33 +23,11 @@ STATE_BYTES = {"float32": 4, "float16": 2}
 UPDATE_VECTORS = 5
 TOKEN_VECTORS = 9
 """16-bit vectors that the recurrence reads and writes for a token."""
-LATENCY = 4.7e-6
-"""Seconds of the recurrence with next to no bytes: what a straight line through measured times of 0.1B and 1.5B on an
-H100 leaves at none (`benchmarks/results/nvidia-h100-80gb-hbm3/profile.json`)."""
 INSTRUCTIONS = {"float32": (3550, 668), "float16": (4530, 1668)}
 """State dtype → SASS instructions that the warps of a block issue for a row of one token without a ring, and for each
 update of the ring; N = 64, wkv7.cu compiled for sm_90 by nvcc 13.0."""
 ISSUES = 4
 """Instructions that a multiprocessor issues in a cycle."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """A card.
-
-    Args:
-        bandwidth: bytes/s that the recurrence reaches.
-        processors, clock: multiprocessors, and their cycles a second.
-    """
-
-    bandwidth: float
-    processors: int
-    clock: float
-
-
-CARDS = {"H100": Card(2.70e12, 132, 1.755e9), "H200": Card(3.87e12, 132, 1.755e9)}
-"""The H100's bandwidth was measured with states that are written at every token (profile.json). The H200 is the same
-chip; its bandwidth is the H100's times 4.8 / 3.35, the ratio of the published ones."""
 
 
 def bytes_of_head(size: int, number: int, interval: int) -> float:
@@ -67,16 +45,18 @@ def bytes_of_head(size: int, number: int, interval: int) -> float:
 def seconds(card: Card, sizes: Sizes, rows: int, state: str, interval: int) -> tuple[float, bool]:
     """Seconds of one layer's recurrence, and whether instructions determine them and not bytes."""
     heads = rows * sizes.H
-    moved = heads * bytes_of_head(sizes.N, STATE_BYTES[state], interval) / card.bandwidth
+    moved = heads * bytes_of_head(sizes.N, STATE_BYTES[state], interval) / (card.copy * card.update_share)
     token, update = INSTRUCTIONS[state]
     issued = heads * (token + update * (interval - 1) / 2) / (ISSUES * card.processors * card.clock)
-    return LATENCY + max(moved, issued), issued > moved
+    return LATENCIES["recurrence"] + max(moved, issued), issued > moved
 
 
 def times() -> list[list[str]]:
     """Rows of the table of times."""
     rows = []
-    for (name, card), state, model, B in product(CARDS.items(), STATE_BYTES, ("0.1B", "1.5B", "7.2B"), BATCHES):
+    for (name, card), state, model, B in product(
+        {"H100": H100, "H200": H200}.items(), STATE_BYTES, ("0.1B", "1.5B", "7.2B"), BATCHES
+    ):
         found = [seconds(card, MODELS[model], B, state, interval) for interval in INTERVALS]
         first = found[0][0]
         marks = [f"{1e6 * time:,.1f} ({first / time:.2f} x{', issue' if issues else ''})" for time, issues in found]

@@ -184,7 +184,7 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether a step can be launched: some sequence is prefilling or decoding."""
-        return bool(len(self._prefilling)) or bool(self._is_decoding.any())
+        return self.is_prefilling or bool(self._is_decoding.any())
 
     @property
     def is_prefilling(self) -> bool:

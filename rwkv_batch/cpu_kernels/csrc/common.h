@@ -76,9 +76,7 @@ struct Rows {
 
 // Neighboring parts of a state that a thread takes at a time: several, as their memory is adjacent, but few enough
 // that every thread gets at least two chunks.
-static inline int64_t chunk_size(int64_t parts) {
-  return std::clamp<int64_t>(parts / (2 * region_threads()), 1, 4);
-}
+static inline int64_t chunk_size(int64_t parts) { return std::clamp<int64_t>(parts / (2 * region_threads()), 1, 4); }
 
 // Zeros, the output of padding.
 template <typename T, typename Params>

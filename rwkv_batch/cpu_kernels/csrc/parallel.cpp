@@ -8,7 +8,6 @@
 
 #include <atomic>
 #include <new>
-#include <cstdlib>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -16,8 +15,12 @@
 
 namespace {
 
-static int64_t E(const char*n,int64_t d){return getenv(n)?atoll(getenv(n)):d;}
-static const int64_t SPINS_NS = E("WS",300000), BUSY_SPINS_NS = E("BS",5000), DELAY_NS = E("DS",300000), MEMORY_NS = E("MS",100000000);
+// How long a thread waits awake before it sleeps. Waking a thread costs some microseconds, on virtual machines some
+// tens, and the next region of a step mostly follows within a hundred. Where other programs want the processor, a
+// worker that is awake without work takes it from them, and is then itself among the first to lose it.
+constexpr int64_t SPINS_NS = 300000, BUSY_WORKER_SPINS_NS = 20000;
+// A thread that is this late had no processor. Other programs are assumed to run for a while after.
+constexpr int64_t DELAY_NS = 300000, BUSY_NS = 100000000;
 // Polls between two looks at the clock.
 constexpr int POLLS = 32;
 
@@ -42,27 +45,11 @@ class Contention {
   void see_delay(int64_t nanoseconds, int64_t now) {
     if (nanoseconds > DELAY_NS) last_seen.store(now, std::memory_order_relaxed);
   }
-  bool is_seen(int64_t now) const { return now - last_seen.load(std::memory_order_relaxed) < MEMORY_NS; }
+  bool is_seen(int64_t now) const { return now - last_seen.load(std::memory_order_relaxed) < BUSY_NS; }
 
  private:
-  std::atomic<int64_t> last_seen{-MEMORY_NS};
+  std::atomic<int64_t> last_seen{-BUSY_NS};
 };
-
-// Whether is_true() becomes true in the time that a thread waits awake.
-template <typename Condition>
-bool spins_until(const Condition& is_true, Contention& contention) {
-  const int64_t start = now_ns();
-  const int64_t end = start + (contention.is_seen(start) ? BUSY_SPINS_NS : SPINS_NS);
-  for (int64_t before = start, now; before < end; before = now) {
-    for (int poll = 0; poll < POLLS; ++poll) {
-      if (is_true()) return true;
-      pause();
-    }
-    now = now_ns();
-    contention.see_delay(now - before, now);
-  }
-  return is_true();
-}
 
 class Pool {
  public:
@@ -79,13 +66,14 @@ class Pool {
     generation += 1;
     ticket.store(generation << REMAINING_BITS | (uint64_t)chunks);  // publishes what is above
     wake(std::min(threads, chunks) - 1);
-    work();
+    work(OWNER);
     wait();
   }
 
   std::atomic<bool> is_taken{false};
 
  private:
+  static constexpr int64_t OWNER = -1;
   static constexpr int REMAINING_BITS = 24;
   static constexpr uint64_t REMAINING = (1 << REMAINING_BITS) - 1;
 
@@ -107,9 +95,24 @@ class Pool {
 
   bool is_open() const { return ticket.load(std::memory_order_relaxed) & REMAINING; }
 
-  // Claims chunks and computes them until none is left.
-  void work() {
+  // Waits awake until is_true() holds, from `start` on; false if it does not in so many nanoseconds.
+  template <typename Condition>
+  bool spins_until(const Condition& is_true, int64_t start, int64_t nanoseconds) {
+    for (int64_t before = start, now; before < start + nanoseconds; before = now) {
+      for (int poll = 0; poll < POLLS; ++poll) {
+        if (is_true()) return true;
+        pause();
+      }
+      now = now_ns();
+      contention.see_delay(now - before, now);
+    }
+    return is_true();
+  }
+
+  // Claims chunks and computes them until none is left. Worker `index` helps regions that have more workers than that.
+  void work(int64_t index) {
     for (uint64_t seen = ticket.load(std::memory_order_acquire); seen & REMAINING;) {
+      if (index >= region_workers.load(std::memory_order_relaxed)) return;
       const RunTiles run = region_run.load(std::memory_order_relaxed);
       const void* task = region_task.load(std::memory_order_relaxed);
       const int64_t count = region_count.load(std::memory_order_relaxed);
@@ -130,7 +133,7 @@ class Pool {
   void wait() {
     const auto is_done = [this] { return unfinished.load(std::memory_order_acquire) == 0; };
     const int64_t start = now_ns();
-    if (spins_until(is_done, contention)) return;
+    if (spins_until(is_done, start, SPINS_NS)) return;
     pthread_mutex_lock(&mutex);
     owner_sleeps.store(true);
     while (unfinished.load() != 0) pthread_cond_wait(&is_finished, &mutex);
@@ -143,15 +146,18 @@ class Pool {
   void wake(int64_t count) {
     if (count <= 0 || num_asleep.load() == 0) return;
     woken_at.store(now_ns(), std::memory_order_relaxed);
+    const bool are_all = region_workers.load(std::memory_order_relaxed) == num_workers;
     pthread_mutex_lock(&mutex);
-    for (int64_t i = 0; i < std::min(count, num_asleep.load()); ++i) pthread_cond_signal(&has_work);
+    for (int64_t i = 0; are_all && i < std::min(count, num_asleep.load()); ++i) pthread_cond_signal(&has_work);
+    if (!are_all) pthread_cond_broadcast(&has_work);  // a signal could reach a worker that is not to help
     pthread_mutex_unlock(&mutex);
   }
 
   void serve(int64_t index) {
     const auto has_part = [this, index] { return is_open() && index < region_workers.load(std::memory_order_relaxed); };
     for (;;) {
-      if (!spins_until(has_part, contention)) {
+      const int64_t start = now_ns();
+      if (!spins_until(has_part, start, contention.is_seen(start) ? BUSY_WORKER_SPINS_NS : SPINS_NS)) {
         pthread_mutex_lock(&mutex);
         num_asleep.fetch_add(1);
         while (!(ticket.load() & REMAINING) || index >= region_workers.load()) pthread_cond_wait(&has_work, &mutex);
@@ -160,7 +166,7 @@ class Pool {
         const int64_t now = now_ns();
         contention.see_delay(now - woken_at.load(std::memory_order_relaxed), now);
       }
-      work();
+      work(index);
     }
   }
 

@@ -28,9 +28,9 @@ static void interpolate(const ShiftLerp& p, int64_t token, const T* previous) {
   }
 }
 
-// Tokens from `first` to `last` - 1. They wait for no other ones: the norm of the token before the first one is computed
-// here again, and whoever has the first token of a row, which needs what the slot holds, replaces that by the norm of
-// the row's last token.
+// Tokens from `first` to `last` - 1. They wait for no other ones: the norm of the token before the first one is
+// computed here again, and whoever has the first token of a row, which needs what the slot holds, replaces that by the
+// norm of the row's last token.
 template <typename T>
 static void advance(const ShiftLerp& p, int64_t first, int64_t last) {
   std::vector<T>& before = thread_object<std::vector<T>>();
@@ -59,9 +59,8 @@ constexpr int64_t TILE_INPUTS = 1 << 14;
 template <typename T>
 static void run(const ShiftLerp& p) {
   const int64_t length = std::max<int64_t>(1, TILE_INPUTS / p.width);
-  for_each_tile((p.num_tokens + length - 1) / length, [&](int64_t tile) {
-    advance<T>(p, tile * length, std::min((tile + 1) * length, p.num_tokens));
-  });
+  for_each_tile((p.num_tokens + length - 1) / length,
+                [&](int64_t tile) { advance<T>(p, tile * length, std::min((tile + 1) * length, p.num_tokens)); });
 }
 
 #define DEFINE(NAME, T) \

@@ -1,0 +1,1 @@
+"""One suite of tasks for many checkpoints: grading, results and tables."""

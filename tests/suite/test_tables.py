@@ -55,8 +55,8 @@ def test_a_suite(tmp_path: Path) -> None:
     assert "| m-1 | failed | 0.2500 (0.1419 to 0.4019) |" in text  # Wilson's interval of 10 of 40
     (test,) = [line for line in lines_of(text, "Differences between models") if "| m-1 | m-10 |" in line]
     cells = [cell.strip() for cell in test.strip("|").split("|")]
-    assert cells[:8] == ["gsm8k", "accuracy", "m-1", "m-10", "40", "0.2500", "0.7500", "+0.5000"]
-    assert cells[9:] == ["0", "20", "&lt; 0.001", "&lt; 0.001"]
+    assert cells[:5] == ["gsm8k (accuracy)", "m-1", "m-10", "40", "+0.5000"]
+    assert cells[6:] == ["0, 20", "&lt; 0.001", "&lt; 0.001"]
     assert lines_of(text, "Failures")[2:] == ["| m-1 | mmlu | out of memory |"]
     assert len(lines_of(text, "All metrics")) == 2 + 7
 

@@ -96,7 +96,8 @@ def _is_sound(event: Mapping[str, Any]) -> bool:
     numbers: list[Any] = [event["time"]]
     match event["event"]:
         case "progress":
-            numbers += [value for name, value in event.items() if name not in ("phases", "run", "shard", "event")]
+            others = ("phases", "run", "shard", "event")
+            numbers += [value for name, value in event.items() if name not in others and value is not None]
             numbers.append(event.get("seconds"))
         case "failure":
             are_texts = are_texts and all(isinstance(event.get(name), str) for name in ("type", "message"))

@@ -171,4 +171,3 @@ def describe(status: RunStatus, earlier: RunStatus, task: str = "generate") -> s
         f"errors {status.errors:,} | slots {status.slots_in_use}/{status.slots} | {' | '.join(rates)} | "
         f"eta {in_words(status.seconds_left)} | committed {status.rows_committed:,}"
     )
-

@@ -17,7 +17,8 @@ from .wording import duration
 LEAST_SECONDS = 3.0
 LEAST_ROWS = 20
 LEAST_SHARE = 0.1
-"""There is an estimate after so many seconds, when so many rows, or such a share of the rows of this run, are done."""
+"""There is an estimate after so many seconds, when so many rows, or such a share of the run's rows, are done. Error rows
+do not count: they are finished when they are read."""
 MEMORY_SECONDS = 10.0
 MEMORY_SHARE = 0.05
 """Rates are means in which the weight of a moment falls by e in so many seconds, or in this share of the run."""
@@ -58,7 +59,9 @@ class TimeLeft:
             return 0.0
         made = status.rows_done - status.rows_resumed
         least = min(LEAST_ROWS, max(1, math.ceil(LEAST_SHARE * (status.rows_total - status.rows_resumed))))
-        if made < least or status.seconds < LEAST_SECONDS or self._seconds <= 0:
+        if made - status.errors < least or status.seconds < LEAST_SECONDS or self._seconds <= 0:
+            return None
+        if status.completion_tokens and not lengths.count:
             return None
         if not lengths.total or self._tokens <= 0 or self._slot_seconds <= 0:
             return left * self._pace(self._rows, made)

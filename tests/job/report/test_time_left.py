@@ -1,4 +1,4 @@
-"""Estimates of the time left, compared with the real end of simulated runs: lengths of rows and step times are known."""
+"""Estimates of the time left, compared with the end of simulated runs, whose lengths of rows and step times are known."""
 
 from __future__ import annotations
 
@@ -169,7 +169,8 @@ def test_rows_of_an_earlier_run_do_not_count_as_speed() -> None:
 def test_shards_the_last_of_which_decides() -> None:
     """Three shards that run side by side, on devices of different speed. A status has the largest estimate."""
     lengths = ragged(200, 3000)
-    shards = [simulate(lengths[i::3], step=lambda _, speed=i: STEP * (1 + speed / 2)) for i in range(3)]
+    steps: list[Callable[[int], float]] = [lambda _: STEP, lambda _: 1.5 * STEP, lambda _: 2 * STEP]
+    shards = [simulate(lengths[i::3], step=step) for i, step in enumerate(steps)]
     end = max(shard.end for shard in shards)
     for share in (0.1, 0.3, 0.5, 0.7, 0.9):
         second = share * end
@@ -202,6 +203,14 @@ def test_there_is_no_estimate_without_a_basis(done: int, seconds: float) -> None
     status = replace(scored(seconds, done), completion_tokens=100 * done)
     assert estimate.update(status, counts) is None
     assert in_words(None) == "measuring"
+
+
+def test_error_rows_are_no_basis() -> None:
+    """They are finished at once."""
+    estimate, counts = TimeLeft(), LengthCounts()
+    for second in range(20):
+        status = replace(scored(second, 100), errors=100)
+        assert estimate.update(status, counts) is None
 
 
 def test_an_estimate_in_words() -> None:

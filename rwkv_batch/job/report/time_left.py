@@ -17,8 +17,8 @@ from .wording import duration
 LEAST_SECONDS = 3.0
 LEAST_ROWS = 20
 LEAST_SHARE = 0.1
-"""There is an estimate after so many seconds, when so many rows, or such a share of the run's rows, are done. Error rows
-do not count: they are finished when they are read."""
+"""There is an estimate after so many seconds, when so many rows, or such a share of all, are done. Error rows do not
+count: they are finished when they are read."""
 MEMORY_SECONDS = 10.0
 MEMORY_SHARE = 0.05
 """Rates are means in which the weight of a moment falls by e in so many seconds, or in this share of the run."""

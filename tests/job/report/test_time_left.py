@@ -1,4 +1,4 @@
-"""Estimates of the time left, compared with the end of simulated runs, whose lengths of rows and step times are known."""
+"""Estimates of the time left, compared with the end of simulated runs, whose lengths and step times are known."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from rwkv_batch.job.output.length_counts import LengthCounts, completion_lengths
 from rwkv_batch.job.report.time_left import TimeLeft
 from rwkv_batch.job.workers.messages import Served
 from rwkv_batch.job.workers.tally import Tally
-from rwkv_batch.rows import ErrorRow, GenerateRow, RowInFlight
+from rwkv_batch.rows import ErrorRow, Finished, GenerateRow, RowInFlight
 from rwkv_batch.sampling_params import SamplingParams
 
 
@@ -22,13 +22,18 @@ def row(*lengths: int, scoring: Any = None) -> RowInFlight:
     found = RowInFlight(GenerateRow(0, 0, "a", SamplingParams()), [], scoring=scoring)
     for length in lengths:
         request = fake_llm.Request([], 0)
-        found.completions.append(fake_llm.Completion(request, np.zeros(length), None))  # type: ignore[arg-type]
+        found.completions.append(fake_llm.Completion(request, np.zeros(length), None))
     return found
 
 
 def test_lengths_of_finished_rows() -> None:
     """Of each sample; none of an error row, and none of a row that was scored."""
-    rows = [row(3, 5), ErrorRow(1, 1, RowError("null_prompt", "it is null")), row(0), row(9, scoring=object())]
+    rows: list[Finished] = [
+        row(3, 5),
+        ErrorRow(1, 1, RowError("null_prompt", "it is null")),
+        row(0),
+        row(9, scoring=object()),
+    ]
     assert completion_lengths(rows) == [3, 5, 0]
 
 

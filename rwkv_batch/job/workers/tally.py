@@ -46,6 +46,7 @@ class Tally:
         """Adds what is counted once in a run, also for rows that are lost and served again."""
         self.counts.errors += message.errors
         self.counts.scored_tokens += message.scored_tokens
+        self.counts.lengths.add(message.lengths)
 
     def commit(self, message: Committed) -> None:
         """So many rows of a unit are committed."""

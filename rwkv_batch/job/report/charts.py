@@ -91,7 +91,7 @@ def bar_chart(
         for number, value in enumerate(values):
             height = value / ticks[-1] * DOWN
             what = f"{names[number]}: " if len(names) > 1 else ""
-            tip = f"{name} {axis}: {what}{count(value)} {unit}"
+            tip = f"{f'{name} {axis}'.strip()}: {what}{count(value)} {unit}"
             x = left + step * 0.07 + number * wide
             shapes.append(_bar(x, _height(value / ticks[-1]), wide, height, f"bar c{number + 1}", tip))
         if index % every == 0:

@@ -87,7 +87,10 @@ def test_report_says_what_sharing_saved_and_how_full_the_slots_were(
     out = capsys.readouterr().out
     assert f"shared  {2 * computed:,} prompt tokens, {computed:,} of them computed (2.0 times fewer)" in out
     assert f"slots in use {percent(report['utilisation']['slots'])}, tokens 25 % of" in out
-    assert f"<b>{computed:,}</b><span>shared prefixes: 2.0 times fewer" in (mixed.state / "report.html").read_text()
+    assert (
+        f"<b>{computed:,}</b><span>of {2 * computed:,}; 2.0 times fewer were computed"
+        in (mixed.state / "report.html").read_text()
+    )
 
 
 def test_report_of_a_score_job(job: Job) -> None:

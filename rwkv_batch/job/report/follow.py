@@ -96,8 +96,9 @@ def _is_sound(event: Mapping[str, Any]) -> bool:
     are_texts = all(isinstance(event[name], str) for name in ("run", "shard", "event"))
     numbers: list[Any] = [event["time"]]
     match event["event"]:
-        case "progress":
-            numbers += [value for name, value in event.items() if name not in ("phases", "run", "shard", "event")]
+        case "progress" | "worker_progress":
+            others = ("phases", "unrecorded", "run", "shard", "event")
+            numbers += [value for name, value in event.items() if name not in others]
             numbers.append(event.get("seconds"))
         case "failure":
             are_texts = are_texts and all(isinstance(event.get(name), str) for name in ("type", "message"))

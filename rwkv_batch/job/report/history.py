@@ -82,9 +82,22 @@ class Run:
 
     @property
     def serving_interval(self) -> Interval:
-        """The times of the start of serving and of the last progress event; there must be one."""
+        """The times of the start of serving and of the last progress event; there must be one.
+
+        The progress of a run with workers begins before their models are there.
+        """
         last = self.samples[-1]
-        return last["time"] - last["seconds"], last["time"]
+        start = last["time"] - last["seconds"]
+        if self.workers and self.loaded is not None:
+            start = min(max(start, self.loaded), last["time"])
+        return start, last["time"]
+
+    @property
+    def served(self) -> list[Event]:
+        """The progress events from the start of serving on."""
+        start = self.serving_interval[0]
+        earlier = sum(sample["time"] <= start for sample in self.samples)
+        return self.samples[max(earlier - 1, 0) :]
 
     @property
     def loading_seconds(self) -> float:
@@ -102,6 +115,7 @@ class Run:
         Without progress, as of most workers, rows are those committed, and it has served since the model was there.
         """
         last = [one.samples[-1] for one in self.sources]
+        served = [end - start for start, end in (one.serving_interval for one in self.sources)]
         rows = sum(one.get("rows_done", 0) - one.get("rows_resumed", 0) for one in last) if last else self.committed
         totals = {name: sum(one.get(name, 0) for one in last) for name in ("steps", *COUNTERS)}
         return {
@@ -112,7 +126,7 @@ class Run:
             "ended": moment(self.ended),
             "started_epoch": self.started,
             "ended_epoch": self.ended,
-            "serving_seconds": max((one.get("seconds", 0.0) for one in last), default=self.seconds_since_loaded),
+            "serving_seconds": max(served, default=self.seconds_since_loaded),
             "rows": rows,
             **totals,
             **self.sharing,

@@ -119,7 +119,7 @@ def collect(storage: Storage, folders: Folders) -> Report:
         "loading_seconds": sum(run.loading_seconds for run in runs),
         "serving_seconds": serving_seconds(runs),
         "phases": tracks(runs),
-        "timeline": timeline([source.samples for source in sources(runs)]),
+        "timeline": timeline([source.served for source in sources(runs)]),
         "marks": marks(runs),
         "job": job,
     }

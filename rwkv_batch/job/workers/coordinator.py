@@ -211,6 +211,7 @@ class Coordinator:
                 self._log("worker", worker=worker.index, state="placed", host=message.host, pid=message.pid)
             case Ready():
                 known.is_ready = self._has_loaded = True
+                self.tally.start(worker.index)
                 self._log("worker", worker=worker.index, state="ready")
             case Left():
                 known.is_leaving = True

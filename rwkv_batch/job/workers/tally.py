@@ -24,7 +24,7 @@ class WorkerTally:
         disk_seconds: how long its engine has waited for the disk.
         ended: the counters of the engines of earlier processes.
         seconds: for how long its engines were there, up to the latest message.
-        since: when the present engine was first heard of, in seconds of the host's clock.
+        since: when the present engine was there, in seconds of the host's clock.
         earlier: `seconds` before that engine.
     """
 
@@ -33,16 +33,17 @@ class WorkerTally:
     disk_seconds: float = 0.0
     ended: list[EngineStats] = field(default_factory=list)
     seconds: float = 0.0
-    since: float = 0.0
+    since: float = field(default_factory=time.monotonic)
     earlier: float = 0.0
+
+    def start(self) -> None:
+        """A process has loaded the model."""
+        self.since, self.earlier = time.monotonic(), self.seconds
 
     def hear(self, message: Status) -> None:
         """Takes in the counters of the present process."""
         if message.stats is not None:
-            now = time.monotonic()
-            if self.stats is None:
-                self.since, self.earlier = now, self.seconds
-            self.seconds = self.earlier + now - self.since
+            self.seconds = self.earlier + time.monotonic() - self.since
         self.stats = message.stats
         self.counts.wait_seconds += message.disk_seconds - self.disk_seconds
         self.disk_seconds = message.disk_seconds
@@ -138,6 +139,10 @@ class Tally:
         """The worker of a unit has ended: rows that are not committed have to be served again."""
         if unit in self._open:
             self._set(unit, self._open[unit][1], self._open[unit][1])
+
+    def start(self, index: int) -> None:
+        """A worker has loaded the model."""
+        self._worker(index).start()
 
     def hear(self, index: int, message: Status) -> bool:
         """Notes the counters of a worker. Returns whether its engine has made a step since the last time."""

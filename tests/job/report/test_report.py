@@ -38,7 +38,7 @@ def report_of(job: Job) -> dict[str, Any]:
 def test_report_counts_what_the_parts_hold(mixed: Job) -> None:
     assert mixed.run() == 3
     report, rows = report_of(mixed), mixed.rows()
-    assert report["rows"] == {"ok": 56, "error": 2}
+    assert (report["rows"], report["input_rows"]) == ({"ok": 56, "error": 2}, {"ok": 28, "error": 2})
     assert report["errors"] == {"null_prompt": 2}
     reasons = [row["finish_reason"] for row in rows]
     assert report["finish_reasons"] == {reason: reasons.count(reason) for reason in set(reasons)}

@@ -61,6 +61,7 @@ def test_accuracies_are_counted_where_the_answer_is_known(job: Job) -> None:
     for name, values in expected.items():
         share = sum(values) / len(values)
         assert scores[name]["value"] == pytest.approx(share)
+        assert scores[name]["rows"] == len(values)
         assert scores[name]["stderr"] == pytest.approx((share * (1 - share) / len(values)) ** 0.5, rel=0.15)
     for row in job.rows():
         assert row["correct"] == (None if row["answer"] is None else row["best_choice"] == row["answer"])

@@ -22,7 +22,7 @@ from .page_results import errors, interval_text, lengths, samples, scores, value
 from .page_runs import began, runs
 from .page_speed import speed, where_the_time_went
 from .summary import describe_sharing
-from .wording import count, counted, date, duration, moment, percent, rounded, shortened, size
+from .wording import count, counted, date, duration, large, moment, percent, rounded, shortened, size
 
 MOST_FILES = 50
 SETTINGS_CHARACTERS = 20_000
@@ -101,8 +101,11 @@ def _lead(report: Mapping[str, Any]) -> list[str]:
     named = PurePath(path).name + (f" ({', '.join(kinds)})" if kinds else "")
     place = model.get("device_name") or {"cpu": "the CPU"}.get(model.get("device", ""), model.get("device", ""))
     hosts = [*dict.fromkeys(run["machine"]["host"] for run in all_runs if "host" in run.get("machine", {}))]
+    workers = all_runs[-1].get("workers", {}) if all_runs else {}
+    if len(workers) > 1:
+        place = f"{place.partition(':')[0]} with {len(workers)} workers" if place else ""
     where = f" on {place}" if place else ""
-    where += f" of {hosts[0]}" if len(hosts) == 1 else f" of {len(hosts)} machines" if hosts else ""
+    where += f" on {hosts[0]}" if len(hosts) == 1 else f" on {len(hosts)} machines" if hosts else ""
     sources = [PurePath(str(file["file"])).name for file in report["job"].get("input", [])]
     source = sources[0] if len(sources) == 1 else counted(len(sources), "file")
     verb = "scored" if report["task"] == "score" else "completed"
@@ -131,7 +134,7 @@ def _tiles(report: Mapping[str, Any]) -> list[dict[str, str]]:
     notes.append(f"{counted(bad, 'error')}, {percent(bad / max(good + bad, 1))}" if bad else "no errors")
     tiles.append(_tile("rows ok", count(good), "; ".join(notes)))
     kinds = {"prompt_tokens": "prompt tokens", "completion_tokens": "completion tokens", "num_tokens": "scored tokens"}
-    tiles += [_tile(kinds[name], count(number), _mean(report, name)) for name, number in tokens.items()]
+    tiles += [_tile(kinds[name], large(number), _mean(report, name)) for name, number in tokens.items()]
     kind = "scored" if report["task"] == "score" else "completion"
     made = {
         name: sum(run[f"{name}_tokens"] for run in report["runs"]) / seconds if seconds else 0
@@ -141,7 +144,7 @@ def _tiles(report: Mapping[str, Any]) -> list[dict[str, str]]:
     if describe_sharing(report):
         requested, computed = (report["prefixes"][name] for name in ("tokens_requested", "tokens_computed"))
         ratio = f"{requested / computed:.1f} times fewer were computed"
-        tiles.append(_tile("prompt tokens saved", count(requested - computed), f"of {count(requested)}; {ratio}"))
+        tiles.append(_tile("prompt tokens saved", large(requested - computed), f"of {large(requested)}; {ratio}"))
     rows = sum(run["rows"] for run in report["runs"])
     speed = f"{rounded(rows / seconds)} rows/s" if seconds and rows else ""
     return [*tiles, _tile("time of serving", duration(seconds), speed)]

@@ -87,7 +87,9 @@ def waiting(run: Run) -> float:
 
 def _row(run: Run, name: str, has_shards: bool) -> list[str]:
     seconds = run["serving_seconds"]
-    machine = [run.get("machine", {}).get("host"), run.get("model", {}).get("device")]
+    workers = len(run.get("workers", {}))
+    device = f"{count(workers)} workers" if workers > 1 else run.get("model", {}).get("device")
+    machine = [run.get("machine", {}).get("host"), device]
     has_steps = bool(run.get("steps")) and "utilisation" in run
     return [
         name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,8 @@ def speed(report: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     known = report.get("marks", [])
     marks = [{**mark, "text": _said(mark)} for mark in known[:MOST_MARKS]]
-    sentences = [f"After {duration(mark['seconds'])} of serving: {mark['text']}." for mark in marks]
+    times = Counter(f"After {duration(mark['seconds'])} of serving: {mark['text']}" for mark in marks)
+    sentences = [f"{said}{f', {number} times' if number > 1 else ''}." for said, number in times.items()]
     left = len(known) - len(marks)
     engines = engine_speeds(report)
     return {

@@ -18,11 +18,14 @@ exit codes:
     2  the command line is wrong, or what it names is not as the command needs it; nothing has been written
   130  interrupted by Ctrl-C"""
 
-OUT = "the job's output folder, or its state folder where run.state_dir is set; also in an object store"
+SHELLS = ("bash", "zsh", "fish")
+
+OUT = "the job's output folder, its state folder where run.state_dir is set, or its job file; also in an object store"
 
 
 def add_parsers(commands: Any) -> None:
     """Adds the commands to the subparsers of `rwkv-batch`."""
+    _add_report(commands)
     _add_status(commands)
     _add_export(commands)
     _add_compare(commands)
@@ -30,6 +33,7 @@ def add_parsers(commands: Any) -> None:
     _add_clean(commands)
     _add_init(commands)
     _add_schema(commands)
+    _add_completion(commands)
 
 
 def _parser(commands: Any, name: str, summary: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -50,6 +54,29 @@ def _parser(commands: Any, name: str, summary: str, description: str, example: s
 
 def _say(text: str) -> None:
     print(printable(text))
+
+
+def _add_report(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "report",
+        "summarize a job, write its report again, and show its first results",
+        "Summarize what a job has made so far, and write report.json and report.html into its state folder.",
+        "rwkv-batch report out/demo --show 3",
+    )
+    parser.add_argument("path", metavar="OUT", help=OUT)
+    parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N rows of the output")
+    parser.add_argument("--status", choices=("ok", "error"), help="with --show: only rows of this status")
+    parser.add_argument("--json", action="store_true", help="print the content of report.json, and nothing else")
+    parser.set_defaults(command=_report)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from .report import report
+
+    for text in report(options.path, show=options.show, status=options.status, is_json=options.json):
+        print(text)
+    return EXIT_OK
 
 
 def _add_status(commands: Any) -> None:
@@ -257,4 +284,27 @@ def _schema(_: argparse.Namespace) -> int:
     from .schema import job_schema
 
     print(json.dumps(job_schema(), indent=1, ensure_ascii=False))
+    return EXIT_OK
+
+
+def _add_completion(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "completion",
+        "print a script that completes commands in a shell",
+        "Print a script with which a shell completes commands, options, their values and files. bash: add the line "
+        'eval "$(rwkv-batch completion bash)" to ~/.bashrc. zsh: write it to a file _rwkv-batch in a folder of $fpath. '
+        "fish: write it to ~/.config/fish/completions/rwkv-batch.fish.",
+        "rwkv-batch completion bash",
+    )
+    parser.add_argument("shell", choices=SHELLS, help="the shell")
+    parser.set_defaults(command=_completion)
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    print(
+        (Path(__file__).parents[1] / "data_files" / f"completion.{options.shell}").read_text(encoding="utf-8"), end=""
+    )
     return EXIT_OK

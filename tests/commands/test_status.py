@@ -175,7 +175,7 @@ def test_watching_ends_with_the_job(
     capsys.readouterr()
     assert status.status(str(serving.output), watch=True, as_json=False) == 75
     first, second, *_ = capsys.readouterr().out.splitlines()
-    assert "rows 18 of 30" in first and "2 min left" in first and second.endswith(": stopped")
+    assert "rows 18 of 30" in first and "eta 2 min" in first and second.endswith(": stopped")
     claim(serving, time.time())
     assert status.status(str(serving.output), watch=True, as_json=True) == 75
     states = [json.loads(line)["state"] for line in capsys.readouterr().out.splitlines()]

@@ -9,13 +9,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from ..output.writer import Counts
 from .display import LINE_SECONDS, ProgressKind, open_display
 from .events import memory
-from .run_status import RATES, RunStatus
+from .run_status import RATES, RunStatus, metric_values
+from .time_left import TimeLeft, in_words
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Progress:
         timeout: an engine that makes no step for so many seconds hangs, and this process is ended; None where engines
             are in other processes.
         kind: how progress is shown.
+        most_tokens: of a completion, where there is a limit.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Progress:
         task: str = "generate",
         timeout: float | None = None,
         kind: ProgressKind = "auto",
+        most_tokens: int | None = None,
     ) -> None:
         self._task = task
         self._timeout = timeout
@@ -58,6 +61,7 @@ class Progress:
         self._write_metrics = write_metrics
         self._start = time.monotonic()
         self._recent = deque([RunStatus()])
+        self._time_left = TimeLeft(most_tokens)
         self._due = {"metrics": 0.0, "sample": 0.0}
         self._progressed_at = 0.0
         self._display = open_display(kind, rows_total)
@@ -79,7 +83,7 @@ class Progress:
 
     def values(self) -> dict[str, float]:
         """The present values of the metrics. Any thread may call."""
-        return {"time": time.time(), **asdict(self._recent[-1])}
+        return metric_values(self._recent[-1], time.time())
 
     def _watch(self) -> None:
         while not self._ending.wait(TICK_SECONDS):
@@ -112,6 +116,7 @@ class Progress:
             completion_tokens=stats.completion_tokens,
             scored_tokens=self._counts.scored_tokens,
         )
+        status = replace(status, seconds_left=self._time_left.update(status, self._counts.lengths))
         last = self._recent[-1]
         if (last.steps, last.rows_committed) != (status.steps, status.rows_committed):
             self._progressed_at = status.seconds
@@ -166,15 +171,5 @@ def describe(status: RunStatus, earlier: RunStatus, task: str = "generate") -> s
     )
     return (
         f"errors {status.errors:,} | slots {status.slots_in_use}/{status.slots} | {' | '.join(rates)} | "
-        f"eta {_eta(status)} | committed {status.rows_committed:,}"
+        f"eta {in_words(status.seconds_left)} | committed {status.rows_committed:,}"
     )
-
-
-def _eta(status: RunStatus) -> str:
-    """The time left at this run's mean speed; "?" before the first row."""
-    made = status.rows_done - status.rows_resumed
-    if not made:
-        return "?"
-    seconds = int((status.rows_total - status.rows_done) * status.seconds / made)
-    hours, minutes = seconds // 3600, seconds // 60 % 60
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds % 60:02d}s"

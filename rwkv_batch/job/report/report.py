@@ -15,6 +15,7 @@ from ...errors import ConfigurationError
 from ...object_stores.urls import LOCAL, is_url
 from ..claim import read_claims
 from ..folders import STATE_SUFFIX, Folders, absolute, check_reachable
+from ..load import load_job
 from ..output.commit import READERS, UNREADABLE, part_name
 from ..output.open_storage import open_storage
 from ..output.storage import Storage
@@ -57,18 +58,25 @@ def save(report: Report, storage: Storage, folders: Folders) -> None:
     """Writes a report into the state folder, as report.json and report.html."""
     from .page import render  # jinja2 is not needed before
 
-    plain = json.dumps(report, indent=1, ensure_ascii=False)
-    for name, text in (("report.json", plain), ("report.html", render(report))):
+    for name, text in (("report.json", as_json(report)), ("report.html", render(report))):
         storage.atomic_write(folders.file(name), text.encode(errors="backslashreplace"))
 
 
+def as_json(report: Report) -> str:
+    """Returns the content of report.json."""
+    return json.dumps(report, indent=1, ensure_ascii=False)
+
+
 def find_job(path: str) -> Folders:
-    """Returns the folders of a job, given its output folder or its state folder.
+    """Returns the folders of a job, given its output folder, its state folder or its job file.
 
     Raises:
-        ConfigurationError: `path` belongs to no job, or its object store cannot be read.
+        ConfigurationError: `path` belongs to no job, or its object store cannot be read; or the job file is wrong, or
+            the job has not run yet.
         ResumeError: job.json is damaged.
     """
+    if not is_url(path) and os.path.isfile(path):
+        return _find_job_of_file(path)
     path = absolute(path, "the folder") if is_url(path) else path.removeprefix(LOCAL)
     for state in (path, path.rstrip("/") + STATE_SUFFIX):
         storage = open_storage(state, state)
@@ -82,8 +90,21 @@ def find_job(path: str) -> Folders:
         return Folders(output if is_url(output) else os.path.normpath(os.path.join(state, output)), state)
     raise ConfigurationError(
         f"got {path!r}, expected a job's output folder or state folder, as output.path or run.state_dir of a job file "
-        f"names it (job.json is missing in {path!r} and in {path.rstrip('/') + STATE_SUFFIX!r})"
+        f"names it, or the job file (job.json is missing in {path!r} and in {path.rstrip('/') + STATE_SUFFIX!r})"
     )
+
+
+def _find_job_of_file(path: str) -> Folders:
+    """Returns the folders of the job that a job file describes."""
+    folders = Folders.of(load_job(path))
+    storage = open_storage(folders.state, folders.state)
+    check_reachable(Folders(folders.state, folders.state), storage)
+    if read_job(storage, folders.state) is None:
+        raise ConfigurationError(
+            f"{path}: this job has not run yet ({folders.file('job.json')} is missing); run it first, or give the "
+            "output folder of a run with other settings, such as a trial with --limit"
+        )
+    return find_job(folders.state)
 
 
 def collect(storage: Storage, folders: Folders) -> Report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from .wording import count, counted, duration, percent, rounded, shortened
 
 SHOWN_GROUPS = 100
 """Groups of rows that a terminal shows."""
+WARNING_WIDTH = 100
+"""Characters of a line of a warning."""
 WORTH_SAYING = 1.1
 """Shared prefixes are mentioned where so many times fewer prompt tokens were computed."""
 
@@ -40,7 +43,7 @@ def summarise(report: Mapping[str, Any]) -> list[str]:
     lines += _groups(report)
     for name, error in report["damaged"].items():
         lines.append(f"damaged {name} cannot be read; start the job again to make it again ({error})")
-    return [*lines, *_errors(report)]
+    return [*lines, *_errors(report), *_warnings(report)]
 
 
 def speeds(report: Mapping[str, Any]) -> list[str]:
@@ -58,6 +61,14 @@ def describe_sharing(report: Mapping[str, Any]) -> str:
     return (
         f"{count(requested)} prompt tokens, {count(computed)} of them computed ({requested / computed:.1f} times fewer)"
     )
+
+
+def _warnings(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the report's warnings, each with what to do."""
+    for warning in report.get("warnings", ()):
+        first, *others = textwrap.wrap(f"{warning['found']} {warning['do']}", WARNING_WIDTH, break_on_hyphens=False)
+        yield f"warning {first}"
+        yield from (f"        {line}" for line in others)
 
 
 def _groups(report: Mapping[str, Any]) -> Iterator[str]:

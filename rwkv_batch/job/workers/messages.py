@@ -77,11 +77,13 @@ class Served(NamedTuple):
     Args:
         errors: how many of them are errors.
         scored_tokens: tokens of their continuations.
+        lengths: tokens of each of their completions.
     """
 
     rows: list[int]
     errors: int
     scored_tokens: int
+    lengths: list[int] = []  # noqa: RUF012 - nobody changes it
 
 
 class Committed(NamedTuple):

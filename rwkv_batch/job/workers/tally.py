@@ -82,7 +82,8 @@ class WorkerTally:
         )
         phases = {**stats.seconds(), "write": counts.wait_seconds}
         spent = {name: round(seconds, 3) for name, seconds in phases.items()}
-        return {**asdict(status), "phases": spent, "unrecorded": dict(stats.unrecorded_steps)}
+        known = {name: value for name, value in asdict(status).items() if value is not None}
+        return {**known, "phases": spent, "unrecorded": dict(stats.unrecorded_steps)}
 
 
 class Tally:
@@ -122,6 +123,7 @@ class Tally:
         for counts in (own, self.counts):
             counts.errors += message.errors
             counts.scored_tokens += message.scored_tokens
+        self.counts.lengths.add(message.lengths)
 
     def commit(self, index: int, message: Committed) -> None:
         """So many rows of a unit are committed."""

@@ -64,11 +64,12 @@ def test_a_line_says_everything() -> None:
         slots=320,
         prompt_tokens=301_000,
         completion_tokens=90_500,
+        seconds_left=299.3,
     )
     assert progress.describe(now, before) == (
-        "errors 7 | slots 318/320 | prompt 10,000 tok/s | completion 3,000 tok/s | eta 5m00s | committed 1,900"
+        "errors 7 | slots 318/320 | prompt 10,000 tok/s | completion 3,000 tok/s | eta 5 min | committed 1,900"
     )
-    assert "eta ?" in progress.describe(RunStatus(), RunStatus())
+    assert "eta measuring" in progress.describe(RunStatus(), RunStatus())
 
 
 def test_a_line_of_a_score_job_has_scored_tokens() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from ...engine.stats import EngineStats
 from ..output.writer import Counts
@@ -59,10 +58,14 @@ class WorkerTally:
         """The counters of the engines of all its processes."""
         return [*self.ended, *([] if self.stats is None else [self.stats])]
 
-    def describe(self) -> dict[str, Any]:
-        """Returns the counters as an event has them: fields of `RunStatus`, "phases" and "unrecorded"."""
-        stats, counts = together(self.engines), self.counts
-        status = RunStatus(
+    def stats_so_far(self) -> EngineStats:
+        """The counters of the engines of all its processes together."""
+        return together(self.engines)
+
+    def status(self) -> RunStatus:
+        """The counters as those of a run of its own."""
+        stats, counts = self.stats_so_far(), self.counts
+        return RunStatus(
             seconds=self.seconds,
             rows_done=counts.done,
             rows_committed=counts.committed,
@@ -80,10 +83,11 @@ class WorkerTally:
             completion_tokens=stats.completion_tokens,
             scored_tokens=counts.scored_tokens,
         )
-        phases = {**stats.seconds(), "write": counts.wait_seconds}
-        spent = {name: round(seconds, 3) for name, seconds in phases.items()}
-        known = {name: value for name, value in asdict(status).items() if value is not None}
-        return {**known, "phases": spent, "unrecorded": dict(stats.unrecorded_steps)}
+
+    def phases(self) -> dict[str, float]:
+        """The seconds of each phase."""
+        phases = {**self.stats_so_far().seconds(), "write": self.counts.wait_seconds}
+        return {name: round(seconds, 3) for name, seconds in phases.items()}
 
 
 class Tally:

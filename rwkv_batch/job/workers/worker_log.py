@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 
 from .tally import Tally
 
-EVENT = "worker_progress"
 PERIOD_SECONDS = 15.0
 """The shortest time between two events of a worker, unless its slots have changed."""
 SHARE = 1 / 30
@@ -45,4 +45,8 @@ class WorkerLog:
             slots = 0 if worker.stats is None else worker.stats.max_batch_size
             if is_due or slots != self._slots.get(index):
                 self._slots[index] = slots
-                self._log(EVENT, worker=index, **worker.describe())
+                stats, status = worker.stats_so_far(), worker.status()
+                unrecorded = dict(stats.unrecorded_steps)
+                self._log(
+                    "worker_progress", worker=index, **asdict(status), phases=worker.phases(), unrecorded=unrecorded
+                )

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
 import pytest
 
 from rwkv_batch.engine.stats import EngineStats
 from rwkv_batch.job.plan import UnitPlan
 from rwkv_batch.job.workers import tally as module
 from rwkv_batch.job.workers.messages import Begun, Committed, Served, Status
-from rwkv_batch.job.workers.tally import Tally
+from rwkv_batch.job.workers.tally import Tally, WorkerTally
+
+
+def described(worker: WorkerTally) -> dict[str, Any]:
+    return {**asdict(worker.status()), "phases": worker.phases()}
 
 
 class Clock:
@@ -49,7 +56,7 @@ def test_each_worker_has_its_own_rows_tokens_slots_and_waiting(clock: Clock) -> 
     tally.serve(0, 3)
     tally.add(0, Served([0, 1, 2], errors=1, scored_tokens=7))
     tally.commit(0, Committed(0, 2))
-    first, second = (worker.describe() for _, worker in tally.workers())
+    first, second = (described(worker) for _, worker in tally.workers())
     assert (first["seconds"], second["seconds"]) == (15.0, 10.0)
     assert (first["rows_done"], first["rows_committed"], first["errors"], first["scored_tokens"]) == (3, 2, 1, 7)
     assert (first["completion_tokens"], second["completion_tokens"]) == (40, 10)
@@ -66,14 +73,14 @@ def test_a_process_goes_on_with_the_counters_of_the_one_before_it(clock: Clock) 
     clock.now += 10
     tally.hear(0, Status(stats(4, 40), disk_seconds=1.0))
     tally.end(0)
-    (worker,) = (worker.describe() for _, worker in tally.workers())
+    (worker,) = (described(worker) for _, worker in tally.workers())
     assert (worker["slots"], worker["slots_in_use"], worker["seconds"]) == (0, 0, 10.0)
     clock.now += 100  # another process loads the model
     tally.hear(0, Status(None))
     tally.start(0)
     clock.now += 2
     tally.hear(0, Status(stats(1, 5, share=1.0), disk_seconds=0.5))
-    (worker,) = (worker.describe() for _, worker in tally.workers())
+    (worker,) = (described(worker) for _, worker in tally.workers())
     assert (worker["slots"], worker["completion_tokens"], worker["steps"], worker["seconds"]) == (8, 45, 5, 12.0)
     assert worker["occupancy"] == pytest.approx((4 * 0.5 + 1) / 5)
     assert worker["phases"]["write"] == 1.5 and worker["phases"]["model"] == 5.0
@@ -93,4 +100,4 @@ def test_rows_that_are_lost_count_again_for_their_worker_and_once_for_the_job(cl
     tally.publish(plan.unit(0))
     assert (tally.counts.done, tally.counts.committed) == (10, 10)
     ((_, worker),) = tally.workers()
-    assert worker.describe()["rows_done"] == 20
+    assert described(worker)["rows_done"] == 20

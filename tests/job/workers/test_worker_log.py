@@ -11,7 +11,7 @@ from rwkv_batch.job.report.history import Run, marks
 from rwkv_batch.job.workers import worker_log as module
 from rwkv_batch.job.workers.messages import Status
 from rwkv_batch.job.workers.tally import Tally
-from rwkv_batch.job.workers.worker_log import EVENT, WorkerLog
+from rwkv_batch.job.workers.worker_log import WorkerLog
 
 
 class Clock:
@@ -40,7 +40,7 @@ def test_events_come_at_their_period_and_when_slots_change(clock: Clock) -> None
         tally.hear(3, Status(EngineStats(slots.get(second, 8 if second < 21 else 4), 64)))
         log.tick()
     assert [(at, fields["slots"]) for at, _, fields in found] == [(1, 8), (15, 8), (21, 4), (30, 4)]
-    assert {(event, fields["worker"]) for _, event, fields in found} == {(EVENT, 3)}
+    assert {(event, fields["worker"]) for _, event, fields in found} == {("worker_progress", 3)}
     clock.now = 31.0
     log.end()
     assert found[-1][0] == 31.0

@@ -152,7 +152,7 @@ def _add_job_commands(commands: Any) -> None:
     validate = commands.add_parser(
         "validate",
         help="check a job and show its first prompt, without running it",
-        description="Check a job file, its input and its model, and show the plan, the memory and the first prompt. "
+        description="Check a job file, its input and its model, and show the plan, the memory and the first prompt.\n"
         "Nothing is written. The same as run --dry-run.",
         **help_with("rwkv-batch validate jobs/demo.yaml"),
     )
@@ -173,9 +173,10 @@ def _add_convert(commands: Any) -> None:
     convert = commands.add_parser(
         "convert",
         help="write a model as one .safetensors file, quantized on request",
-        description="Write a model as one .safetensors file with the names of RWKV's own checkpoints, one matrix in "
+        description="Write a model as one .safetensors file with the names of RWKV's own checkpoints, one matrix in\n"
         "memory at a time.",
         epilog="example:  rwkv-batch convert model.pth model-int8.safetensors --quantization int8",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     convert.add_argument("source", help="a .pth or .safetensors file, a folder in Hugging Face layout, or hf://…")
     convert.add_argument("target", help="the .safetensors file to write")

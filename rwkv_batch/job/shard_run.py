@@ -214,8 +214,8 @@ class ShardRun:
 
         timeout = job.run.worker_timeout if self._places is None else None
         columns = self._prepared.columns.overriding  # a row's own limit may be higher
-        most_tokens = None if columns else job.sampling.max_tokens
-        progress = Progress(total, counts, stats, self._log, write_metrics, job.task, timeout, self._kind, most_tokens)
+        counts.lengths.limit = None if columns else job.sampling.max_tokens
+        progress = Progress(total, counts, stats, self._log, write_metrics, job.task, timeout, self._kind)
         if self._metrics_server is not None:
             self._metrics_server.values = progress.values
         return progress

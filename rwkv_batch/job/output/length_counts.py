@@ -22,6 +22,7 @@ class LengthCounts:
         total, squares: sums of their lengths, and of the squares.
         largest: of their lengths.
         bins: number of a bin → completions.
+        limit: the largest length that a completion can have; None where there is none.
     """
 
     count: int = 0
@@ -29,6 +30,7 @@ class LengthCounts:
     squares: int = 0
     largest: int = 0
     bins: Counter[int] = field(default_factory=Counter)
+    limit: int | None = None
 
     def add(self, lengths: Iterable[int]) -> None:
         """Counts these lengths."""

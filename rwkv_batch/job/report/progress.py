@@ -37,7 +37,6 @@ class Progress:
         timeout: an engine that makes no step for so many seconds hangs, and this process is ended; None where engines
             are in other processes.
         kind: how progress is shown.
-        most_tokens: of a completion, where there is a limit.
     """
 
     def __init__(
@@ -50,7 +49,6 @@ class Progress:
         task: str = "generate",
         timeout: float | None = None,
         kind: ProgressKind = "auto",
-        most_tokens: int | None = None,
     ) -> None:
         self._task = task
         self._timeout = timeout
@@ -61,7 +59,7 @@ class Progress:
         self._write_metrics = write_metrics
         self._start = time.monotonic()
         self._recent = deque([RunStatus()])
-        self._time_left = TimeLeft(most_tokens)
+        self._time_left = TimeLeft()
         self._due = {"metrics": 0.0, "sample": 0.0}
         self._progressed_at = 0.0
         self._display = open_display(kind, rows_total)

@@ -33,14 +33,9 @@ POINTS = 64
 
 
 class TimeLeft:
-    """Estimates the time that is left from the status of each moment. Call `update` about once a second.
+    """Estimates the time that is left from the status of each moment. Call `update` about once a second."""
 
-    Args:
-        most_tokens: of a completion, where there is a limit.
-    """
-
-    def __init__(self, most_tokens: int | None = None) -> None:
-        self._most_tokens = math.inf if most_tokens is None else most_tokens
+    def __init__(self) -> None:
         self._last = RunStatus()
         self._seconds = self._slot_seconds = self._tokens = self._rows = 0.0  # recent ones count more than old ones
         self._most_slots = 0
@@ -93,6 +88,7 @@ class TimeLeft:
         """The seconds left of a job that samples."""
         sequences = lengths.count / made * left  # of the rows that are left
         running = min(max(status.slots_in_use, 1), max(sequences, 1.0))
+        limit = math.inf if lengths.limit is None else lengths.limit
         in_flight = max(status.completion_tokens - lengths.total, 0)
         if lengths.count > made:  # tokens of samples that have ended are in it, whose rows have not
             in_flight = min(in_flight, round(running * lengths.total / lengths.count * (1 + lengths.variation) / 2))
@@ -103,7 +99,7 @@ class TimeLeft:
         variation = _variation(lengths, running, in_flight)
         # Rows that are finished early are short ones. What renewal theory says of that: the tokens of rows in flight
         # belong to the finished rows with this weight. It is 0 for rows of one length.
-        mean = min((lengths.total + in_flight * 2 * variation / (1 + variation)) / lengths.count, self._most_tokens)
+        mean = min((lengths.total + in_flight * 2 * variation / (1 + variation)) / lengths.count, limit)
         # The tokens until the last row starts are those of the rows that wait: those that run then have, on average, as
         # many tokens before them as those that run now. Rows of one length are an exception, as they end together.
         evenness = max(1 - variation, 0.0)
@@ -113,7 +109,7 @@ class TimeLeft:
         if status.seconds < TRUSTED_LENGTHS * longest * token_seconds:
             longest += min(variation, 1.0) * max(mean * harmonic(running) - longest, 0.0)
         pace = self._pace(self._tokens, status.completion_tokens)
-        return work * pace + token_seconds * min(longest, self._most_tokens)
+        return work * pace + token_seconds * min(longest, limit)
 
     def _longest_of_last(self, now: float, lengths: LengthCounts, running: float, in_flight: int) -> float:
         """The expected number of tokens until the last sequence ends, when all sequences have started.
@@ -135,7 +131,7 @@ class TimeLeft:
             raggedness = min(3 * lengths.variation, 1.0)  # the first third of any smooth distribution has 1/3 or more
             longest = (lengths.total + in_flight) / lengths.count * harmonic(running)
             longest = raggedness * longest + (1 - raggedness) * SHORTEST_TAIL * lengths.largest
-        return min(longest, max(self._most_tokens - age, 1.0))
+        return longest if lengths.limit is None else min(longest, max(lengths.limit - age, 1.0))
 
 
 def in_words(seconds: float | None) -> str:

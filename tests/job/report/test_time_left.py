@@ -57,7 +57,7 @@ def simulate(
     lengths: Sequence[int],
     slots: int = SLOTS,
     step: Callable[[int], float] = lambda running: STEP,
-    most_tokens: int | None = None,
+    limit: int | None = None,
     resumed: int = 0,
     samples: int = 1,
 ) -> Simulated:
@@ -72,7 +72,7 @@ def simulate(
     waiting = [(index, length) for index, row in enumerate(rows) for length in row][::-1]
     open_samples = [len(row) for row in rows]
     running: list[list[int]] = []  # row, tokens to go
-    estimate, counts = TimeLeft(most_tokens), LengthCounts()
+    estimate, counts = TimeLeft(), LengthCounts(limit=limit)
     status = RunStatus(rows_total=len(rows) + resumed, rows_resumed=resumed, rows_done=resumed, slots=slots)
     found = Simulated([0.0], [estimate.update(status, counts)], 0.0)
     now = 0.0
@@ -121,7 +121,7 @@ def test_rows_of_any_length() -> None:
     run = simulate(ragged(200, 2000))
     assert run.measured_from < 0.03
     assert run.worst(0.1) < 0.12 and run.worst(0.2) < 0.05 and run.mean < 0.03
-    capped = simulate([min(length, 400) for length in ragged(200, 2000)], most_tokens=400)
+    capped = simulate([min(length, 400) for length in ragged(200, 2000)], limit=400)
     assert capped.worst(0.1) < 0.1 and capped.mean < 0.05
     heavy = simulate(lognormal(100, 6000))
     assert heavy.worst(0.1) < 0.2 and heavy.mean < 0.1
@@ -129,7 +129,7 @@ def test_rows_of_any_length() -> None:
 
 def test_the_last_rows_are_in_the_estimate() -> None:
     """Half of a short job's time is its end. At the rate of its rows it would last half as long."""
-    run = simulate(lengths := [min(length, 1000) for length in ragged(200, 256)], most_tokens=1000)
+    run = simulate(lengths := [min(length, 1000) for length in ragged(200, 256)], limit=1000)
     at_full_rate = sum(lengths) / SLOTS * STEP
     assert at_full_rate < 0.6 * run.end
     assert run.mean < 0.15 and run.worst(0.0) < 0.3
@@ -148,7 +148,7 @@ def test_steps_that_become_faster_when_slots_become_empty() -> None:
 
 def test_fewer_rows_than_slots() -> None:
     """Nothing is known of lengths beyond those that have ended but that no completion is longer than its limit."""
-    run = simulate([min(length, 500) for length in ragged(400, 60)], most_tokens=500)
+    run = simulate([min(length, 500) for length in ragged(400, 60)], limit=500)
     assert run.measured_from < 0.4 and run.worst(0.0) < 0.3
     generator = random.Random(3)
     alike = simulate([generator.randint(190, 210) for _ in range(60)])

@@ -7,12 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from .page_parts import MOST_ROWS, Table
+from .page_parts import Table
 from .wording import count, date, duration, moment, percent, rounded, shortened
 
 MOST_RUNS = 50
 """Runs of the page: the latest ones."""
+MOST_LINES = 120
+"""Runs and workers of the page."""
 MOST_CHANGES = 50
+OUTCOME_CHARACTERS = 200
 WAITS = ("input", "write")
 """Phases in which the engine waits for something outside of it."""
 NUMBERS = ("serving", "rows", "tokens/s", "slots in use", "waiting")
@@ -27,7 +30,7 @@ def runs(report: Mapping[str, Any]) -> dict[str, Any]:
     has_shards = len({run["shard"] for run in found}) > 1
     head = ["run", *(["shard"] if has_shards else []), "machine", *NUMBERS, "outcome"]
     rows: list[list[str]] = []
-    left = MOST_ROWS - len(shown)
+    left = MOST_LINES - len(shown)
     hidden = 0
     for run in reversed(shown):
         workers = run.get("workers", {})
@@ -100,7 +103,7 @@ def _row(run: Run, name: str, has_shards: bool) -> list[str]:
         rounded(made(run) / seconds) if seconds and made(run) else "",
         percent(run["utilisation"]["slots"]) if has_steps else "",
         percent(min(waiting(run), 1.0)) if run.get("phases") else "",
-        shortened(run["outcome"], 300),
+        shortened(run["outcome"], OUTCOME_CHARACTERS),
     ]
 
 

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .advice import input_rows
 from .run_status import RATES
 from .score_conventions import shown_metric
 from .wording import count, counted, duration, percent, rounded, shortened
@@ -20,7 +21,7 @@ WORTH_SAYING = 1.1
 
 def summarise(report: Mapping[str, Any]) -> list[str]:
     """Returns the report in a few lines."""
-    parts, rows, tokens = report["parts"], report["input_rows"], report["tokens"]
+    parts, rows, tokens = report["parts"], input_rows(report), report["tokens"]
     samples = report["rows"].get("ok", 0)
     used = report["utilisation"]
     none = "0" if report["complete"] else "none in parts yet"

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 COMMON = {"time", "run", "shard", "event"}
 """Keys of every event."""
-FREQUENT = {"progress", "commit", "publish"}
+FREQUENT = {"progress", "worker_progress", "commit", "publish"}
 """Events that may be written together with a later one."""
 
 

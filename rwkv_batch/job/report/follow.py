@@ -95,8 +95,8 @@ def _is_sound(event: Mapping[str, Any]) -> bool:
     are_texts = all(isinstance(event[name], str) for name in ("run", "shard", "event"))
     numbers: list[Any] = [event["time"]]
     match event["event"]:
-        case "progress":
-            others = ("phases", "run", "shard", "event")
+        case "progress" | "worker_progress":
+            others = ("phases", "unrecorded", "run", "shard", "event")
             numbers += [value for name, value in event.items() if name not in others and value is not None]
             numbers.append(event.get("seconds"))
         case "failure":

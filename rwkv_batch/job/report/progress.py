@@ -67,7 +67,7 @@ class Progress:
         self._thread = threading.Thread(target=self._watch, name="rwkv_batch-progress", daemon=True)
 
     def __enter__(self) -> Progress:
-        self._log("progress", **asdict(self._take()), phases=self._phases())
+        self._log("progress", **asdict(self._take()), phases=self._phases(), unrecorded=self._unrecorded())
         self._thread.start()
         return self
 
@@ -128,7 +128,7 @@ class Progress:
             self._display.show(status, describe(status, self._recent[0], self._task), is_last=is_last)
         # The period grows with the run, so that a month of samples still fits into a report.
         if self._is_due("sample", status.seconds, period=status.seconds / 300):
-            self._log("progress", **asdict(status), phases=self._phases())
+            self._log("progress", **asdict(status), phases=self._phases(), unrecorded=self._unrecorded())
         if self._is_due("metrics", status.seconds, METRICS_SECONDS):
             try:
                 self._write_metrics(self.values())
@@ -139,6 +139,10 @@ class Progress:
         """The seconds of each phase of this run so far."""
         phases = {**self._stats().seconds(), "write": self._counts.wait_seconds}
         return {name: round(seconds, 3) for name, seconds in phases.items()}
+
+    def _unrecorded(self) -> dict[str, int]:
+        """The steps of this run that were not recorded, by the reason."""
+        return dict(self._stats().unrecorded_steps)
 
     def _is_due(self, name: str, now: float, period: float) -> bool:
         """Whether the time for a report has come. If so, the next one is due `period` seconds from now."""

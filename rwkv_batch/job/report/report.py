@@ -13,6 +13,7 @@ from typing import Any
 
 from ...errors import ConfigurationError
 from ...object_stores.urls import LOCAL, is_url
+from ..claim import read_claims
 from ..folders import STATE_SUFFIX, Folders, absolute, check_reachable
 from ..load import load_job
 from ..output.commit import READERS, UNREADABLE, part_name
@@ -21,10 +22,11 @@ from ..output.storage import Storage
 from ..state import read_job
 from .advice import warnings_of
 from .choices import ChoiceSummary
+from .claims import settle
 from .error_codes import ERROR_CODES
 from .events import read_events
 from .examples import Examples
-from .history import Run, marks, serving_seconds, shared_prefixes, sources, timeline, utilisation
+from .history import Run, marks, serving_seconds, shared_prefixes, sources, timeline, unrecorded_steps, utilisation
 from .phases import tracks
 from .score_conventions import conventions, empty_summary, kind_of
 from .tally import LENGTHS, PartRows, Tally
@@ -133,11 +135,12 @@ def collect(storage: Storage, folders: Folders) -> Report:
         **({"conventions": conventions(job["settings"])} if tally.scores is not None else {}),
         "prefixes": shared_prefixes(runs),
         "utilisation": utilisation(runs),
-        "runs": [run.describe() for run in runs],
+        "unrecorded_steps": unrecorded_steps(runs),
+        "runs": settle([run.describe() for run in runs], dict(read_claims(storage, folders.state))),
         "loading_seconds": sum(run.loading_seconds for run in runs),
         "serving_seconds": serving_seconds(runs),
         "phases": tracks(runs),
-        "timeline": timeline([source.samples for source in sources(runs)]),
+        "timeline": timeline([source.served for source in sources(runs)]),
         "marks": marks(runs),
         "job": job,
     }
@@ -204,6 +207,7 @@ def _counts(tally: Tally) -> dict[str, Any]:
     groups = {} if scores is None or scores.group_by is None else {"column": scores.group_by, "groups": scores.groups()}
     return {
         "rows": dict(tally.labels["status"]),
+        "input_rows": dict(tally.rows),
         "errors": dict(tally.labels["error_code"].most_common()),
         "finish_reasons": dict(tally.labels["finish_reason"].most_common()),
         "tokens": {name: tally.lengths[name].total for name in LENGTHS[tally.task]},

@@ -9,8 +9,9 @@ from typing import Any
 
 from ..claim import Claim
 from ..plan import Shard
+from .claims import OUTCOMES
 from .follow import Event
-from .history import COUNTERS, Run
+from .history import COUNTERS, UNKNOWN, Run
 from .wording import moment
 
 RATE_SECONDS = 60.0
@@ -133,10 +134,8 @@ class ShardStatus:
 
     def _described_run(self, run: Run) -> dict[str, Any]:
         outcome = run.outcome
-        if outcome == "killed, or still running":
-            outcome = {"alive": "running", "stale": "suspended, or its machine is gone"}.get(
-                self._claim_state, "killed"
-            )
+        if outcome == UNKNOWN:
+            outcome = OUTCOMES.get(self._claim_state, "killed")
         return {
             "run": self._events[0]["run"],
             "outcome": outcome,

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .advice import input_rows
 from .run_status import RATES
 from .score_conventions import shown_metric
 from .wording import count, counted, duration, percent, rounded, shortened
@@ -20,12 +21,14 @@ WORTH_SAYING = 1.1
 
 def summarise(report: Mapping[str, Any]) -> list[str]:
     """Returns the report in a few lines."""
-    parts, rows, tokens = report["parts"], report["rows"], report["tokens"]
+    parts, rows, tokens = report["parts"], input_rows(report), report["tokens"]
+    samples = report["rows"].get("ok", 0)
     used = report["utilisation"]
     none = "0" if report["complete"] else "none in parts yet"
     lines = [
         f"{report['output']}: {parts['published']} of {parts['planned']} parts, {counted(sum(rows.values()), 'row')}",
-        f"rows    {', '.join(f'{status} {count(number)}' for status, number in rows.items()) or none}",
+        f"rows    {', '.join(f'{status} {count(number)}' for status, number in rows.items()) or none}"
+        + (f" ({counted(samples, 'sample')})" if samples > rows.get("ok", 0) else ""),
     ]
     if not report["complete"] and report["runs"]:
         made, outcome = sum(run["rows"] for run in report["runs"]), report["runs"][-1]["outcome"]
@@ -39,7 +42,10 @@ def summarise(report: Mapping[str, Any]) -> list[str]:
     ]
     if sharing := describe_sharing(report):
         lines.append(f"shared  {sharing}")
-    lines += [f"score   {name} {shown_metric(metric)}" for name, metric in report["scores"].items()]
+    lines += [
+        f"score   {name} {shown_metric(metric)} ({counted(int(metric['rows']), 'row')})"
+        for name, metric in report["scores"].items()
+    ]
     lines += _groups(report)
     for name, error in report["damaged"].items():
         lines.append(f"damaged {name} cannot be read; start the job again to make it again ({error})")

@@ -121,9 +121,15 @@ class Event(NamedTuple):
 
 
 class Status(NamedTuple):
-    """The counters of the engine; None while the model is loaded. The worker sends one every second."""
+    """The counters of the worker, which sends them every second.
+
+    Args:
+        stats: of the engine; None while the model is loaded.
+        disk_seconds: how long the engine has waited for the disk.
+    """
 
     stats: EngineStats | None
+    disk_seconds: float = 0.0
 
 
 class Failed(NamedTuple):

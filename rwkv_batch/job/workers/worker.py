@@ -171,7 +171,9 @@ class JobWorker:
             self._send(self._status())
 
     def _status(self) -> Status:
-        return Status(None if self._server is None else self._server.llm.stats())
+        if self._server is None:
+            return Status(None)
+        return Status(self._server.llm.stats(), self._server.writer.counts.wait_seconds)
 
 
 def prepare_again(start: Start) -> Prepared:

@@ -39,8 +39,8 @@ def test_lengths_of_finished_rows() -> None:
 
 def test_lengths_that_a_worker_tells() -> None:
     tally = Tally(0)
-    tally.add(Served([1, 2], 0, 0, [5, 7]))
-    tally.add(Served([3], 1, 0))
+    tally.add(0, Served([1, 2], 0, 0, [5, 7]))
+    tally.add(0, Served([3], 1, 0))
     assert (tally.counts.lengths.count, tally.counts.lengths.total) == (2, 12)
 
 

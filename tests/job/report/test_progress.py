@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -156,6 +157,14 @@ def test_progress_as_json_is_an_object_each_second(
     assert {(one["rows_done"], one["rows_total"]) for one in found} == {(10, 40)}
     watch(monkeypatch, Counts(done=10), Clock(ends_at=5), "none")
     assert capsys.readouterr().err == ""
+
+
+def test_steps_that_were_not_recorded_are_in_each_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    stats = fake_llm.Stats(unrecorded_steps=Counter({"asks for much": 3}))
+    monkeypatch.setattr(fake_llm, "Stats", lambda: stats)
+    events = watch(monkeypatch, Counts(), Clock(ends_at=2))
+    found = [fields["unrecorded"] for event, fields in events if event == "progress"]
+    assert len(found) >= 3 and all(one == {"asks for much": 3} for one in found)
 
 
 def test_an_engine_that_hangs_ends_the_process(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

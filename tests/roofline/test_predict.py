@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.roofline import MODELS
-from benchmarks.roofline_parts.cards import CARDS, H100, H200, with_limits
-from benchmarks.roofline_parts.launches import Launch, Piece
-from benchmarks.roofline_parts.predict import predict
-from benchmarks.roofline_parts.traffic import necessary_bytes, traffic
-from benchmarks.roofline_parts.work import Work
+from benchmarks.roofline_parts.needed import necessary_bytes
+from rwkv_batch.roofline.cards import CARDS, H100, H200, with_limits
+from rwkv_batch.roofline.launches import Launch, Piece
+from rwkv_batch.roofline.predict import predict
+from rwkv_batch.roofline.traffic import traffic
+from rwkv_batch.roofline.work import Work
 
 ROOT = Path(__file__).parents[2]
 LIMITS = ROOT / "benchmarks" / "results" / "nvidia-h100-80gb-hbm3" / "limits.json"

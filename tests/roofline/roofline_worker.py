@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from benchmarks.roofline import MODELS, Sizes
-from benchmarks.roofline_parts.accesses import accesses
-from benchmarks.roofline_parts.cards import H100
 from benchmarks.roofline_parts.command import launches_of_a_layer
-from benchmarks.roofline_parts.predict import predict
-from benchmarks.roofline_parts.steps import Step, record
-from benchmarks.roofline_parts.traffic import necessary_bytes
+from benchmarks.roofline_parts.needed import necessary_bytes
+from rwkv_batch.roofline.accesses import accesses
+from rwkv_batch.roofline.cards import H100
+from rwkv_batch.roofline.predict import predict
+from rwkv_batch.roofline.steps import Step, record
 from rwkv_batch.triton_kernels.linear import linear_kernel
 
 SMALL = Sizes(L=3, C=768, F=3072)
@@ -38,6 +38,7 @@ STEPS = {
 def counts(step: Step) -> dict[str, Any]:
     """Counts of one step, and its predicted microseconds."""
     launches = record(step)
+    assert isinstance(step.sizes, Sizes)
     found = predict(launches, H100)
     return {
         "step": len(launches),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +24,7 @@ from ..models.model import Model, ModelFile
 from ..models.placement import Placement
 from ..sampling_params import SamplingParams
 from ..transfer import HostCopy
+from ..triton_kernels import launch as triton_launch
 from .launches import META, Launch, Recorder
 
 DTYPE = torch.bfloat16
@@ -58,6 +59,7 @@ class Step:
         state_dtype: of the recurrent states.
         batch_invariant: as in a job's settings; jobs have it.
         quantization: of large matrices; None for bfloat16.
+        scored: tokens at the end of each prompt that are scored. Then nothing is sampled, and `decoding` is 0.
     """
 
     sizes: Shapes
@@ -66,13 +68,15 @@ class Step:
     state_dtype: torch.dtype = torch.float32
     batch_invariant: bool = False
     quantization: str | None = None
+    scored: int = 0
 
     @property
     def num_rows(self) -> int:
         return self.decoding + len(self.prompts)
 
 
-def record(step: Step) -> list[Launch]:
+@cache
+def record(step: Step) -> Sequence[Launch]:
     """Serves requests with a real engine until it makes this step; returns the launches of that step.
 
     A launch counts from the end of the step before, so that the admission of prompts belongs to the step.
@@ -82,7 +86,7 @@ def record(step: Step) -> list[Launch]:
         model = _model(step.sizes, step.state_dtype, step.batch_invariant, step.quantization)
         with recorder.recording(), _counted_layers(model, recorder):
             found = list(_steps(step, model, recorder))
-    return found[-1]
+    return tuple(found[-1])
 
 
 @contextmanager
@@ -94,6 +98,7 @@ def _no_device() -> Iterator[None]:
 
     with (
         patch.object(UnsupportedReason, "__call__", lambda *given, **named: None),
+        patch.object(triton_launch, "unsupported", lambda *given, **named: None),
         patch.object(HostCopy, "read", zeros),
     ):
         yield
@@ -179,6 +184,7 @@ class _Requests:
         firsts = [(1, 4)] * step.decoding + [(1, 1)] * (len(step.prompts) if step.decoding else 0)
         self._groups = [group for group in (firsts, [(length, 1) for length in step.prompts]) if group]
         self._made = 0
+        self._scored = step.scored
         self.is_ended = False
 
     def has_ready(self, count: int) -> bool:
@@ -188,7 +194,14 @@ class _Requests:
         made = []
         for length, max_tokens in self._groups.pop(0) if self._groups and self.is_open else ():
             params = SamplingParams(max_tokens=max_tokens, temperature=1.0, top_p=0.85, ignore_eos=True)
-            made.append(Request(self._made, [1] * length, params, row=self._made))
+            made.append(self._request(length, params))
             self._made += 1
         self.is_open, self.is_ended = False, not self._groups
         return made
+
+    def _request(self, length: int, params: SamplingParams) -> Request:
+        if not self._scored:
+            return Request(self._made, [1] * length, params, row=self._made)
+        start = max(1, length + 1 - self._scored)
+        params = SamplingParams(max_tokens=0)
+        return Request(self._made, [1] * length, params, row=self._made, score_start=start, next_token_ids=(1,))

@@ -72,6 +72,11 @@ def estimate(job: str, overrides: Sequence[str], limit: int | None, options: Opt
     config = load_job(job, overrides, limit)
     if options.mean_tokens is not None and config.task == "score":
         raise ConfigurationError("--mean-completion-tokens: got it for task score, which samples no tokens")
+    if options.is_measured and config.run.backend == "ray":
+        raise ConfigurationError(
+            "--measure: got a job with run.backend: ray, expected one whose workers are on this machine; measure on a "
+            "node of the cluster with -o run.backend=local"
+        )
     places = worker_places(config)
     prepared = prepare(config, _inspection(places))
     sample = read_sample(prepared)
@@ -83,7 +88,7 @@ def estimate(job: str, overrides: Sequence[str], limit: int | None, options: Opt
         "model": config.model.path,
         "rows": sample.num_rows,
         "sample": {"rows": sample.num_read, "windows": len(sample.windows), "whole": sample.is_whole},
-        "error_rows": {**sample.total("error_rows").described(), "sampled": dict(sample.errors)},
+        "error_rows": {**_error_rows(sample).described(), "sampled": dict(sample.errors)},
         **_tokens(sample, completions),
         "parts": {"count": prepared.plan.num_units, "rows_per_part": prepared.plan.rows_per_part},
         "workers": 1 if places is None else len(places),
@@ -91,8 +96,8 @@ def estimate(job: str, overrides: Sequence[str], limit: int | None, options: Opt
         "disk": _disk(prepared, sample, completions),
     }
     time: Found = {"earlier": None if earlier is None else _of_earlier(earlier, sample.num_rows)}
-    time["predicted"] = _predicted(prepared, sample, completions, options.devices)
     time["measured"] = _measured(prepared, sample, completions, places) if options.is_measured else None
+    time["predicted"] = _predicted(prepared, sample, completions, options.devices)
     return {**found, "time": time}
 
 
@@ -120,6 +125,14 @@ def _completions(sample: Sample, mean_tokens: float | None, earlier: Earlier | N
     lengths = [min(limit, max(1, round(expected))) for limit in limits]
     share = min(1.0, sum(min(limit, expected) for limit in limits) / sum(limits))
     return _Completions(most.times(share), kind, share, lengths)
+
+
+def _error_rows(sample: Sample) -> Estimated:
+    """The number of error rows. Where none was seen, up to three times as many as one in the sample would mean."""
+    found = sample.total("error_rows")
+    if sample.is_whole or found.value:
+        return found
+    return found._replace(high=3 * sample.num_rows / sample.num_read)
 
 
 def _tokens(sample: Sample, completions: _Completions | None) -> Found:
@@ -227,11 +240,6 @@ def _measured(
     prepared: Prepared, sample: Sample, completions: _Completions | None, places: Sequence[Place] | None
 ) -> Found:
     """The time of the job by a short run on this machine."""
-    if prepared.job.run.backend == "ray":
-        raise ConfigurationError(
-            "--measure: got a job with run.backend: ray, expected one whose workers are on this machine; measure on a "
-            "node with -o run.backend=local"
-        )
     if not sample.given:
         raise ConfigurationError("--measure: each row that was read is an error; there is nothing to serve")
     print("serving rows of the job for half a minute; nothing is written", file=sys.stderr, flush=True)

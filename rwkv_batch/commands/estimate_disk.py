@@ -40,17 +40,20 @@ class Disk:
 class _Texts:
     """Token ids in the order of the sampled prompts, as texts of any length."""
 
-    def __init__(self, rows: Sequence[RowInFlight]) -> None:
+    def __init__(self, rows: Sequence[RowInFlight], random: np.random.Generator) -> None:
         prompts = [np.asarray(row.requests[0].prompt_token_ids, np.int32) for row in rows if row.requests]
         self._ids = np.concatenate(prompts) if prompts else np.zeros(1, np.int32)
         self._place = 0
+        self._random = random
         self.num_left = len(self._ids)
 
     def take(self, length: int) -> np.ndarray:
-        """The next tokens; from the beginning again after the last one."""
+        """The next tokens; from the beginning again after the last one. A text longer than all of them is shuffled."""
+        self.num_left -= length
+        if length > len(self._ids):
+            return self._random.choice(self._ids, length)
         found = np.take(self._ids, np.arange(self._place, self._place + length), mode="wrap")
         self._place = (self._place + length) % len(self._ids)
-        self.num_left -= length
         return found
 
 
@@ -64,7 +67,7 @@ def disk_of(prepared: Prepared, sample: Sample, tokens_of_limit: float) -> Disk 
         tokens_of_limit: the expected tokens of a completion ÷ the most that it may have.
     """
     random = np.random.default_rng(SEED)
-    texts = _Texts(sample.rows)
+    texts = _Texts(sample.rows, random)
     tables, num_rows, num_records = [], 0, 0
     for window in sample.windows:
         rows = []
@@ -83,11 +86,12 @@ def disk_of(prepared: Prepared, sample: Sample, tokens_of_limit: float) -> Disk 
     table = pa.concat_tables(tables)
     results = table.select(prepared.form.named_results().names)
     total, plan = prepared.plan.num_rows, prepared.plan
-    per_row = (_bytes(prepared, table) - _bytes(prepared, table.slice(0, 0))) / num_rows
+    in_part = min(table.num_rows, max(1, round(table.num_rows / num_rows * plan.rows_per_part)))
+    part, smallest = (_bytes(prepared, table.slice(0, count)) for count in (in_part, 1))
+    parts = plan.num_units * smallest + (part - smallest) * total * table.num_rows / num_rows / in_part
     waiting = planning_window(prepared.model.num_slots) // max(1, prepared.job.sampling.n)
     open_rows = min(total, (waiting // plan.rows_per_part + 2) * plan.rows_per_part)
-    footers = _bytes(prepared, table.slice(0, 0)) * plan.num_units
-    return Disk(per_row * total + footers, results.nbytes / num_rows * open_rows, table.num_rows)
+    return Disk(parts, results.nbytes / num_rows * open_rows, table.num_rows)
 
 
 def _complete(row: RowInFlight, texts: _Texts, share: float, random: np.random.Generator) -> None:
@@ -133,6 +137,7 @@ def _table(prepared: Prepared, window: Window, rows: Sequence[RowInFlight]) -> p
 def _bytes(prepared: Prepared, table: pa.Table) -> int:
     """The bytes of a part."""
     form, sink = prepared.form, pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, table.schema, compression=form.codec.name, compression_level=form.codec.level) as out:
-        out.write_table(table, row_group_size=form.row_group_rows)
+    schema = form.schema(prepared.plan.unit(0), extra={"rows": prepared.plan.rows_per_part, "errors": 0})
+    with pq.ParquetWriter(sink, schema, compression=form.codec.name, compression_level=form.codec.level) as out:
+        out.write_table(table.cast(schema), row_group_size=form.row_group_rows)
     return len(sink.getvalue())

@@ -165,7 +165,7 @@ def _rounds(runs: _Runs, slots: int, is_score: bool) -> Iterator[StepTimes]:
             for rows in measured
         }
         fewer = fewer or found
-        most = min(found.values(), default=0.0)  # a step with fewer sequences takes no longer
+        most = found.get(slots, 0.0)  # a step with fewer sequences takes no longer
         yield StepTimes(prompt_token, {rows: min(seconds, most) for rows, seconds in (fewer | found).items()})
 
 

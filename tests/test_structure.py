@@ -110,6 +110,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "roofline",
         "rows",
         "text",
+        "triton_kernels",
     },
     "cli": {"", "commands", "integrations", "job", "job/output", "job/report", "measure", "models/files", "run"},
     "": {"job", "llm"},

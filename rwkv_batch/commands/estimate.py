@@ -203,13 +203,10 @@ def _predicted(
         return []
     from ..roofline.cards import CARDS
 
-    problem = "model.strategy places layers one by one" if prepared.job.model.strategy is not None else ""
-    try:
-        from .estimate_devices import Requests, predicted
-    except ImportError:  # Triton is for Linux
-        problem = "predictions need the package triton"
-    if problem:
+    if problem := _unpredictable(prepared):
         return [{"device": name, "card": CARDS[name].name, "problem": problem} for name in devices]
+    from .estimate_devices import Requests, predicted
+
     count = round(sample.total("requests").value)
     scored = sample.total("scored_tokens").value / max(count, 1) if completions is None else 0
     requests = Requests(
@@ -228,6 +225,17 @@ def _predicted(
             }
         found.append(about)
     return found
+
+
+def _unpredictable(prepared: Prepared) -> str:
+    """Why no time can be predicted; "" where one can."""
+    if prepared.job.model.strategy is not None:
+        return "model.strategy places layers one by one"
+    try:
+        from ..triton_kernels.launch import is_interpreted
+    except ImportError:  # Triton is for Linux
+        return "a prediction needs the package triton"
+    return "Triton interprets kernels here; unset TRITON_INTERPRET" if is_interpreted() else ""
 
 
 def _rate(work: Work, seconds: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,7 +78,7 @@ def _completions(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "completions", f"expected: {_number(tokens)} tokens, by --mean-completion-tokens"
     else:
         mean = f"{rounded(earlier['mean_completion_tokens'])} a completion"
-        basis = f"the mean of {count(earlier['completions'])} completions in {earlier['output']}"
+        basis = f"the mean of {count(earlier['completions'])} completions in {_shortest(earlier['output'])}"
         yield "completions", f"expected: {_number(tokens)} tokens, {mean}, {basis}"
 
 
@@ -129,7 +130,12 @@ def _earlier(earlier: dict[str, Any]) -> Iterator[tuple[str, str]]:
     where = f" on {', '.join(earlier['hosts'])}" if earlier["hosts"] else ""
     rate = f"{count(earlier['rows'])} rows in {duration(earlier['serving_seconds'])}"
     yield "time", f"{duration(earlier['seconds'])} for all rows at the rate of {what}{where}: {rate}"
-    yield "", f"{earlier['output']}; its rows may be shorter or longer than the others"
+    yield "", f"{_shortest(earlier['output'])}; its rows may be shorter or longer than the others"
+
+
+def _shortest(path: str) -> str:
+    """The absolute path, or the one relative to the current folder if that is shorter; an address as it is."""
+    return path if "://" in path else min(path, os.path.relpath(path), key=len)
 
 
 def _predicted(found: dict[str, Any], most: str) -> Iterator[tuple[str, str]]:

@@ -161,3 +161,14 @@ def test_a_measured_job(job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_devices_are_those_with_figures() -> None:
     assert (*CARDS,) == DEVICES
+
+
+def test_where_nothing_can_be_predicted(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each device has the reason: kernels are interpreted, or layers have places of their own."""
+    monkeypatch.setattr("rwkv_batch.triton_kernels.launch.is_interpreted", lambda: True)
+    found = estimated(job, devices=DEVICES)
+    assert [one["device"] for one in found["time"]["predicted"]] == list(DEVICES)
+    assert all("TRITON_INTERPRET" in one["problem"] for one in found["time"]["predicted"])
+    assert "H200 SXM 141 GB" in "\n".join(describe(found))
+    found = estimated(job.set(model__strategy="cpu fp32"), devices=["h100"])
+    assert "strategy" in found["time"]["predicted"][0]["problem"]

@@ -58,6 +58,19 @@ def test_a_job_that_then_runs(shared: Job, capsys: pytest.CaptureFixture[str]) -
     assert again["completion_tokens"]["estimate"] == pytest.approx(960)
 
 
+def test_room_for_long_completions(shared: Job) -> None:
+    """Much of the part is completions, of a model that was trained on texts like the prompts."""
+    prompts = pq.read_table("jobs/data/demo_prompts.parquet")["prompt"][:40]
+    shared.input(prompt=prompts).set(sampling__max_tokens=100, output__rows_per_part=40)
+    found = estimated(shared)["disk"]["output_bytes"]
+    assert shared.run("--progress", "none") == 0
+    (part,) = shared.parts().values()
+    assert found == pytest.approx(len(part), rel=0.2)
+    texts = pq.read_metadata(next(shared.output.iterdir())).row_group(0)
+    sizes = {texts.column(i).path_in_schema: texts.column(i).total_compressed_size for i in range(texts.num_columns)}
+    assert sizes["completion"] > 0.3 * len(part)  # what an estimate without completions would lack
+
+
 def test_a_trial_tells_how_long_completions_are(shared: Job) -> None:
     """Completions of a trial end at their stop string; the estimate of the whole job expects the same of all."""
     shared.set(sampling__stop=["\n"], sampling__max_tokens=200, sampling__ignore_eos=False)

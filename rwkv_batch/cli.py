@@ -21,6 +21,7 @@ COMMANDS = (
     "validate",
     "score",
     "report",
+    "estimate",
     "status",
     "export",
     "compare",

@@ -10,6 +10,9 @@ from typing import Any
 from ..job.messages import printable
 
 EXIT_OK = 0
+EXIT_ROW_ERRORS = 3
+DEVICES = ("h100", "h200", "rtx5090", "rtx4090")
+"""The names of `rwkv_batch.roofline.cards.CARDS`."""
 
 EXIT_CODES = """\
 exit codes:
@@ -26,6 +29,7 @@ OUT = "the job's output folder, its state folder where run.state_dir is set, or 
 def add_parsers(commands: Any) -> None:
     """Adds the commands to the subparsers of `rwkv-batch`."""
     _add_report(commands)
+    _add_estimate(commands)
     _add_status(commands)
     _add_export(commands)
     _add_compare(commands)
@@ -77,6 +81,65 @@ def _report(options: argparse.Namespace) -> int:
     for text in report(options.path, show=options.show, status=options.status, is_json=options.json):
         print(text)
     return EXIT_OK
+
+
+def _add_estimate(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "estimate",
+        "say what a job will cost, before it runs",
+        "Estimate rows, tokens, memory, disk and time of a job. A sample of the rows is tokenized; nothing is written. "
+        "The time on this machine is known with --measure, or where an earlier run or a trial of the job has finished "
+        "rows; on other GPUs it is predicted. Exit code 3: every row that was read is an error.",
+        "rwkv-batch estimate jobs/demo.yaml --measure",
+    )
+    parser.add_argument("job", metavar="JOB.yaml", help="the job file, or - for standard input")
+    parser.add_argument(
+        "-o",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting in place of the job file's; may be repeated",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="estimate a trial of the first N rows")
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="load the model and serve rows of the job for half a minute, to say the time on this machine",
+    )
+    parser.add_argument(
+        "--mean-completion-tokens",
+        type=float,
+        metavar="N",
+        help="the mean tokens of a completion; default: that of an earlier run, or else max_tokens as an upper bound",
+    )
+    parser.add_argument(
+        "--device",
+        nargs="+",
+        choices=(*DEVICES, "none"),
+        default=DEVICES,
+        metavar="GPU",
+        help=f"GPUs for which the time is predicted: {', '.join(DEVICES)} (all of them), or none",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(command=_estimate)
+
+
+def _estimate(options: argparse.Namespace) -> int:
+    from ..errors import ConfigurationError
+    from .estimate import Options, estimate
+    from .estimate_text import describe
+    from .plain_values import to_json
+
+    mean = options.mean_completion_tokens
+    if mean is not None and not 0 < mean < float("inf"):
+        raise ConfigurationError(f"--mean-completion-tokens: got {mean:g}, expected a number above 0")
+    devices = [name for name in dict.fromkeys(options.device) if name != "none"]
+    found = estimate(options.job, options.overrides, options.limit, Options(devices, options.measure, mean))
+    _say(to_json(found) if options.json else "\n".join(describe(found)))
+    sampled = sum(found["error_rows"]["sampled"].values())
+    return EXIT_ROW_ERRORS if sampled and sampled == found["sample"]["rows"] else EXIT_OK
 
 
 def _add_status(commands: Any) -> None:

@@ -6,12 +6,13 @@
 #    source ~/.local/share/bash_completion/rwkv-batch
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_rwkv_batch_subparsers=(run validate score report status export compare inspect clean init schema completion convert doctor bench lm-eval)
+_shtab_rwkv_batch_subparsers=(run validate score report estimate status export compare inspect clean init schema completion convert doctor bench lm-eval)
 
 _shtab_rwkv_batch_run_option_strings=(-h --help -o --limit --shard --retry-errors --dry-run --allow-errors --progress --verbose)
 _shtab_rwkv_batch_validate_option_strings=(-h --help -o --limit --shard --retry-errors --dry-run --allow-errors --progress --verbose)
 _shtab_rwkv_batch_score_option_strings=(-h --help -o --limit --shard --retry-errors --dry-run --allow-errors --progress --verbose)
 _shtab_rwkv_batch_report_option_strings=(-h --help --show --status --json)
+_shtab_rwkv_batch_estimate_option_strings=(-h --help -o --limit --measure --mean-completion-tokens --device --json)
 _shtab_rwkv_batch_status_option_strings=(-h --help --watch --json)
 _shtab_rwkv_batch_export_option_strings=(-h --help --format --errors --partial --overwrite)
 _shtab_rwkv_batch_compare_option_strings=(-h --help --show --json --partial)
@@ -30,6 +31,7 @@ _shtab_rwkv_batch_run_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_rwkv_batch_validate_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_rwkv_batch_score_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_rwkv_batch_report_pos_0_COMPGEN=_shtab_compgen_files
+_shtab_rwkv_batch_estimate_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_rwkv_batch_status_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_rwkv_batch_export_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_rwkv_batch_export_pos_1_COMPGEN=_shtab_compgen_files
@@ -52,9 +54,10 @@ _shtab_rwkv_batch_validate___progress_choices=(auto bar lines json none)
 _shtab_rwkv_batch_score___retry_errors_choices=(abort bad_json bad_messages bad_sampling bad_type constraint_too_large engine_crash invalid_text no_choices no_tokenizer not_finite null_prompt prompt_too_long read_error template_error token_out_of_range unencodable_text)
 _shtab_rwkv_batch_score___progress_choices=(auto bar lines json none)
 _shtab_rwkv_batch_report___status_choices=(ok error)
+_shtab_rwkv_batch_estimate___device_choices=(h100 h200 rtx5090 rtx4090 none)
 _shtab_rwkv_batch_export___format_choices=(parquet jsonl csv openai)
 _shtab_rwkv_batch_completion_pos_0_choices=(bash zsh fish)
-_shtab_rwkv_batch_pos_0_choices=(run validate score report status export compare inspect clean init schema completion convert doctor bench lm-eval)
+_shtab_rwkv_batch_pos_0_choices=(run validate score report estimate status export compare inspect clean init schema completion convert doctor bench lm-eval)
 
 _shtab_rwkv_batch_run__h_nargs=0
 _shtab_rwkv_batch_run___help_nargs=0
@@ -77,6 +80,11 @@ _shtab_rwkv_batch_score___verbose_nargs=0
 _shtab_rwkv_batch_report__h_nargs=0
 _shtab_rwkv_batch_report___help_nargs=0
 _shtab_rwkv_batch_report___json_nargs=0
+_shtab_rwkv_batch_estimate__h_nargs=0
+_shtab_rwkv_batch_estimate___help_nargs=0
+_shtab_rwkv_batch_estimate___measure_nargs=0
+_shtab_rwkv_batch_estimate___device_nargs=+
+_shtab_rwkv_batch_estimate___json_nargs=0
 _shtab_rwkv_batch_status__h_nargs=0
 _shtab_rwkv_batch_status___help_nargs=0
 _shtab_rwkv_batch_status___watch_nargs=0

@@ -51,8 +51,8 @@ function _shtab_rwkv_batch_using
   test "$_shtab_rwkv_batch_cmdpath" = "$argv"
 end
 
-set -g _shtab_rwkv_batch_commands run validate score report status export compare inspect clean init schema completion convert doctor bench lm-eval
-set -g _shtab_rwkv_batch_opts_with_value --at-once --backend --batch-sizes --device --dtype --errors --file --format --input-len --limit --model --num-prompts --output-len --progress --quantization --retry-errors --shard --show --status --threads --variants --workloads -o
+set -g _shtab_rwkv_batch_commands run validate score report estimate status export compare inspect clean init schema completion convert doctor bench lm-eval
+set -g _shtab_rwkv_batch_opts_with_value --at-once --backend --batch-sizes --device --dtype --errors --file --format --input-len --limit --mean-completion-tokens --model --num-prompts --output-len --progress --quantization --retry-errors --shard --show --status --threads --variants --workloads -o
 
 complete -c rwkv-batch -e
 complete -c rwkv-batch -f
@@ -98,6 +98,15 @@ complete -c rwkv-batch -n '_shtab_rwkv_batch_using report' -l show -x -d 'print 
 complete -c rwkv-batch -n '_shtab_rwkv_batch_using report' -l status -xka "ok error" -d 'with --show: only rows of this status'
 complete -c rwkv-batch -n '_shtab_rwkv_batch_using report' -l json -d 'print the content of report.json, and nothing else'
 complete -c rwkv-batch -n '_shtab_rwkv_batch_using report; and test $_shtab_rwkv_batch_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'the job'"'"'s output folder, its state folder where run.state_dir is set, or its job file; also in an object store'
+complete -c rwkv-batch -n '_shtab_rwkv_batch_using; and test $_shtab_rwkv_batch_npos -eq 0' -a estimate -d 'say what a job will cost, before it runs'
+complete -c rwkv-batch -n '_shtab_rwkv_batch_using estimate' -s h -l help -d 'show this help message and exit'
+complete -c rwkv-batch -n '_shtab_rwkv_batch_using estimate' -s o -x -d 'a setting in place of the job file'"'"'s; may be repeated'
+complete -c rwkv-batch -n '_shtab_rwkv_batch_using estimate' -l limit -x -d 'estimate a trial of the first N rows'
+complete -c rwkv-batch -n '_shtab_rwkv_batch_using estimate' -l measure -d 'load the model and serve rows of the job for half a minute, to say the time on this machine'
+complete -c rwkv-batch -n '_shtab_rwkv_batch_using estimate' -l mean-completion-tokens -x -d 'the mean tokens of a completion; default: that of an earlier run, or else max_tokens as an upper bound'
+complete -c rwkv-batch -n '_shtab_rwkv_batch_using estimate' -l device -xka "h100 h200 rtx5090 rtx4090 none" -d 'GPUs for which the time is predicted: h100, h200, rtx5090, rtx4090 (all of them), or none'
+complete -c rwkv-batch -n '_shtab_rwkv_batch_using estimate' -l json -d 'print one JSON object'
+complete -c rwkv-batch -n '_shtab_rwkv_batch_using estimate; and test $_shtab_rwkv_batch_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'the job file, or - for standard input'
 complete -c rwkv-batch -n '_shtab_rwkv_batch_using; and test $_shtab_rwkv_batch_npos -eq 0' -a status -d 'show how far a job is, who serves it, and what to do next'
 complete -c rwkv-batch -n '_shtab_rwkv_batch_using status' -s h -l help -d 'show this help message and exit'
 complete -c rwkv-batch -n '_shtab_rwkv_batch_using status' -l watch -d 'show it every 2 seconds while the job runs: in place on a terminal, otherwise as a line each time'

@@ -17,6 +17,7 @@ _shtab_rwkv_batch_commands() {
     completion:'print a script that completes commands in a shell'
     convert:'write a model as one .safetensors file, quantized on request'
     doctor:'show what this machine offers, and check its kernels'
+    estimate:'say what a job will cost, before it runs'
     export:'write the results of a job as one file'
     init:'write a job file for a data file'
     inspect:'describe a model, a state file or a part'
@@ -107,6 +108,20 @@ _shtab_rwkv_batch_doctor_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_rwkv_batch_doctor_defaults_added=0
+
+_shtab_rwkv_batch_estimate_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "*-o[a setting in place of the job file\'s\; may be repeated]:KEY=VALUE:"
+  "--limit[estimate a trial of the first N rows]:N:"
+  "--measure[load the model and serve rows of the job for half a minute, to say the time on this machine]"
+  "--mean-completion-tokens[the mean tokens of a completion\; default\: that of an earlier run, or else max_tokens as an upper bound]:N:"
+  "--device[GPUs for which the time is predicted\: h100, h200, rtx5090, rtx4090 (all of them), or none]:GPU:(h100 h200 rtx5090 rtx4090 none)"
+  "--json[print one JSON object]"
+  ":the job file, or - for standard input:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_rwkv_batch_estimate_defaults_added=0
 
 _shtab_rwkv_batch_export_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -249,6 +264,7 @@ _shtab_rwkv_batch() {
         completion) _arguments -C -s $_shtab_rwkv_batch_completion_options ;;
         convert) _arguments -C -s $_shtab_rwkv_batch_convert_options ;;
         doctor) _arguments -C -s $_shtab_rwkv_batch_doctor_options ;;
+        estimate) _arguments -C -s $_shtab_rwkv_batch_estimate_options ;;
         export) _arguments -C -s $_shtab_rwkv_batch_export_options ;;
         init) _arguments -C -s $_shtab_rwkv_batch_init_options ;;
         inspect) _arguments -C -s $_shtab_rwkv_batch_inspect_options ;;

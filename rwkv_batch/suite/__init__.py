@@ -1,0 +1,1 @@
+"""A suite: several tasks that are evaluated with several checkpoints, into one folder and one table."""

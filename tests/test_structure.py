@@ -94,6 +94,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "measure": {*KERNELS, *MODELS, "", "checks", "engine", "model_summary", "run"},
     "run": {"job", "job/output"},
     "commands": {"", "engine", "job", "job/input", "job/output", "job/report", "model_summary", *MODELS, "text"},
+    "suite": {"", "commands", "job", "job/report"},
     "cli": {"", "commands", "integrations", "job", "job/output", "job/report", "measure", "models/files", "run"},
     "": {"job", "llm"},
 }

@@ -1,1 +1,1 @@
-"""A suite: several tasks that are evaluated with several checkpoints, into one folder and one table."""
+"""One suite of tasks for many checkpoints, with results in one folder and one table."""

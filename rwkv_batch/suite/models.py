@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..commands.target_file import target_file
 from ..errors import ConfigurationError, RwkvBatchError, looked_up
-from .files import write_whole
 
 FILE = "models.json"
 Stamp = tuple[int, int]
@@ -76,7 +76,8 @@ class Checkpoints:
     def save(self) -> None:
         """Writes the ids to the folder of the results."""
         text = json.dumps([asdict(one) for one in self._known.values()], indent=1)
-        write_whole(self._file, text)
+        with target_file(self._file, overwrite=True) as file:
+            file.write(text.encode())
 
     def _id(self, path: str, sha256: str) -> str:
         """The id of a path that has none: the name of the file, with those of folders where it is taken.

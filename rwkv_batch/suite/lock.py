@@ -1,4 +1,4 @@
-"""Small files in the folder of a suite's results."""
+"""The lock of the folder of a suite's results."""
 
 from __future__ import annotations
 
@@ -8,16 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import ConfigurationError
-
-
-def write_whole(path: str, text: str) -> None:
-    """Writes a file, which appears whole under its name."""
-    unfinished = f"{path}.tmp"
-    with open(unfinished, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
 
 
 @contextmanager

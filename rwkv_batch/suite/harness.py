@@ -57,7 +57,7 @@ class Harness:
             known = self._manager(task).task_index
             if task.task not in known:
                 hint = did_you_mean(task.task, known)
-                yield f"{task.where}: the harness has no task {task.task!r}{hint}; rwkv-batch lm-eval ls tasks lists all"
+                yield f"{task.where}: the harness has no task {task.task!r}{hint}; see rwkv-batch lm-eval ls tasks"
             try:
                 _check_arguments(task)
             except ConfigurationError as error:
@@ -116,7 +116,9 @@ def _check_arguments(task: HarnessTask) -> None:
     known = [name for name in adapter_arguments(RwkvBatchLM) if name not in GIVEN]
     for name in given:
         if name not in known:
-            raise ConfigurationError(f"unknown argument {name!r}{did_you_mean(name, known)}, expected {', '.join(known)}")
+            raise ConfigurationError(
+                f"unknown argument {name!r}{did_you_mean(name, known)}, expected {', '.join(known)}"
+            )
     check_own({"pretrained": "demo", **given})
 
 

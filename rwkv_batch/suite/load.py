@@ -72,9 +72,7 @@ def load_suite(path: str | os.PathLike[str], output: str | None = None) -> Suite
             problems.append(("tasks", f"{count} tasks have the name {name!r}, expected different ones: set name"))
     if problems:
         raise _error(label, problems)
-    return Suite(
-        config.name or Path(label).stem, model, engine, tuple(tasks), os.path.abspath(config.output.path)
-    )
+    return Suite(config.name or Path(label).stem, model, engine, tuple(tasks), os.path.abspath(config.output.path))
 
 
 def _error(label: str, problems: Problems) -> ConfigurationError:
@@ -136,9 +134,7 @@ def _harness_tasks(
         yield HarnessTask(name, {"task": task, **settings}, task, section, f"{where}.lm_eval")
 
 
-def _job_task(
-    section: JobSection, where: str, folder: Path, config: SuiteConfig, problems: Problems
-) -> JobTask | None:
+def _job_task(section: JobSection, where: str, folder: Path, config: SuiteConfig, problems: Problems) -> JobTask | None:
     """The task of a job file; None where something is wrong, which is added to `problems`."""
     path = str(folder / section.job)
     if given := sorted(OF_CHECKPOINT.keys() & section.set.keys()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
@@ -11,7 +12,7 @@ from ..job.stopping import StopSignals
 from .config import Suite
 from .messages import Answer, Check, Checked, Done, Ended, Evaluate, Failed
 from .models import Arrivals, Checkpoint, Checkpoints, check_found, find_paths, stamp_of
-from .result import Metric, TaskResult, read_results, write_failure, write_result
+from .result import Metric, TaskResult, read_results, result_path, write_failure, write_result
 from .tables import write_tables
 from .tasks import HarnessTask, Task
 
@@ -120,7 +121,9 @@ class SuiteRun:
         Raises:
             ConfigurationError: one line for each that is wrong.
         """
-        wanted = [pair.task for pair in pairs if not self.is_done(pair)] if self._arrivals is None else self._suite.tasks
+        wanted = (
+            [pair.task for pair in pairs if not self.is_done(pair)] if self._arrivals is None else self._suite.tasks
+        )
         if not any(isinstance(task, HarnessTask) for task in wanted):
             return
         answer = self._ask(Check())
@@ -175,7 +178,7 @@ class SuiteRun:
                 return self._evaluator.ask(question)
         except Stopped:
             answer = self._evaluator.interrupt()
-            if isinstance(question, Evaluate) and isinstance(answer, Done):
+            if isinstance(question, Evaluate) and isinstance(answer, Done) and _is_unchanged(question.checkpoint):
                 self._keep(Pair(question.checkpoint, question.task), answer)
                 self._write_tables()
             raise
@@ -199,6 +202,9 @@ class SuiteRun:
         is_of_checkpoint = isinstance(answer, Failed) and answer.is_of_checkpoint
         others = [one for one in pairs if one.checkpoint == pair.checkpoint and not self.is_done(one)]
         for one in others if is_of_checkpoint else [pair]:
+            if self.is_changed(one):
+                os.unlink(result_path(self._suite.output, one.checkpoint.id, one.task.name))
+                del self._made[one.checkpoint.id, one.task.name]
             write_failure(self._suite.output, one.checkpoint.id, one.task.name, reason)
             self._failed.add(one.fingerprint)
         self._say(f"failed: {pair.checkpoint.id if is_of_checkpoint else pair}: {reason}")

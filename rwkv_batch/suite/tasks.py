@@ -24,6 +24,8 @@ class Task:
 
     name: str
     settings: Mapping[str, Any]
+    kind: ClassVar[str]
+    """That of its results."""
 
     def fingerprint(self, sha256: str) -> str:
         """A hash of everything that a result depends on. A result with another one is made again.

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.resources import files
 from pathlib import PurePath
 from typing import Any
 
 import yaml
-from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup
 
 from ... import __version__
 from ..config import describe_settings
-from ..messages import printable
 from .advice import latest_config, latest_model
 from .page_parts import Table
 from .page_results import errors, lengths, metric_text, samples, scores
 from .page_speed import speed, where_the_time_went
+from .page_template import environment, style
 from .summary import describe_sharing
 from .wording import count, counted, date, duration, moment, percent, rounded, shortened, size
 
@@ -38,8 +34,8 @@ def render(report: Mapping[str, Any]) -> str:
     tracks, tracks_note = where_the_time_went(report)
     rows = sum(report["rows"].values())
     mark = "…" if not report["complete"] else "!" if found else "✓"
-    return _template().render(
-        style=Markup(files(__package__).joinpath("report.css").read_text(encoding="utf-8")),
+    return environment().get_template("report.html.j2").render(
+        style=style(),
         title=f"{mark} {name}: {counted(rows, 'row')}",
         name=name,
         pills=_pills(report),
@@ -63,19 +59,6 @@ def render(report: Mapping[str, Any]) -> str:
         version=__version__,
         written=date(moment(time.time())),
     )
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_visible
-    )
-    return environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
-
-
-def _visible(value: Any) -> Any:
-    """A text without characters that steer the direction of writing or that no page may hold."""
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _pills(report: Mapping[str, Any]) -> list[dict[str, str]]:

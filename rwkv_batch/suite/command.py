@@ -16,7 +16,6 @@ from .config import Suite
 from .load import load_suite
 from .lock import alone_in
 from .messages import Start
-from .result import read_failures
 from .run import SuiteRun
 from .tasks import HarnessTask
 
@@ -59,11 +58,11 @@ def evaluate(
     except Stopped:
         _progress("stopped; start the same command again to go on")
         return EXIT_STOPPED
-    failures = [one for one in read_failures(suite.output) if one.task in {task.name for task in suite.tasks}]
     print(printable("\n".join(lines)))
+    failures = list(run.failures())
     for failure in failures:
-        _progress(f"failed: {failure.model}: {failure.task}: {failure.error}")
-    return EXIT_FAILED if run.num_failed else EXIT_OK
+        _progress(failure)
+    return EXIT_FAILED if failures else EXIT_OK
 
 
 def _child(suite: Suite) -> Child:

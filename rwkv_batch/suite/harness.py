@@ -39,8 +39,9 @@ class Harness:
 
     def __init__(self, tasks: Sequence[HarnessTask]) -> None:
         logging.getLogger("lm_eval").setLevel(logging.WARNING)
-        # It asks for compilers, drivers and packages, which takes seconds for each task and each checkpoint.
+        # These ask for compilers, drivers and packages, which takes seconds for each task and each checkpoint.
         lm_eval.evaluator.add_env_info = lambda results: None
+        lm_eval.evaluator.get_git_commit_hash = lambda: None
         sections = [task.section for task in tasks]
         self._tasks = tasks
         self._paths = list(dict.fromkeys(one.include_path for one in sections if one.include_path is not None))

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import RwkvBatchError
 from ..job.execute import run_job
-from .grade import grade, score_results
+from .grade import grade
 from .messages import Done
+from .score_results import score_results
 from .tasks import JobTask
 
 if TYPE_CHECKING:

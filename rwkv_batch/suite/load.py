@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from ..errors import ConfigurationError
 from ..job.config import EngineSection, JobConfig, ModelSection
 from ..job.explain import explain
-from ..job.fingerprint import HARMLESS, flat_settings
+from ..job.fingerprint import HARMLESS, default_settings, flat_settings
 from ..job.input.columns import bind_columns, expected_kinds
 from ..job.input.reader import open_input
 from ..job.load import load_job
@@ -21,7 +21,7 @@ from ..job.messages import shown, unknown_key
 from ..job.section import Section
 from ..job.yaml_file import STDIN, file_label, read_yaml
 from .config import HarnessSection, JobSection, Suite, SuiteConfig, task_sections
-from .grade_section import GradeSection
+from .grade_section import GradeSection, problems_of
 from .tasks import HarnessTask, JobTask, Task
 
 OF_CHECKPOINT: Mapping[str, Any] = {
@@ -123,10 +123,11 @@ def _harness_tasks(
 ) -> Iterator[HarnessTask]:
     if section.include_path is not None:
         section = section.model_copy(update={"include_path": os.path.abspath(folder / section.include_path)})
+    left_out = {"lm_eval", "name", "include_path", "include_defaults"}
     settings = {
-        **section.model_dump(exclude={"lm_eval", "name", "include_path", "include_defaults"}),
-        **{f"model.{name}": value for name, value in model.model_dump(exclude={"path", "sha256"}).items()},
-        **{f"engine.{name}": value for name, value in engine.model_dump().items()},
+        **section.model_dump(exclude=left_out, exclude_defaults=True),
+        **_named("model", model.model_dump(exclude={"path"}, exclude_defaults=True)),
+        **_named("engine", engine.model_dump(exclude_defaults=True)),
     }
     settings = {name: value for name, value in settings.items() if name not in HARMLESS}
     for task in section.names:
@@ -141,8 +142,8 @@ def _job_task(section: JobSection, where: str, folder: Path, config: SuiteConfig
         problems.append((f"{where}.set.{given[0]}", "the suite gives this setting for each checkpoint; leave it out"))
         return None
     overrides = {
-        **{f"model.{name}": value for name, value in config.model.items()},
-        **{f"engine.{name}": value for name, value in config.engine.items()},
+        **_named("model", config.model),
+        **_named("engine", config.engine),
         **section.set,
     }
     try:
@@ -152,17 +153,22 @@ def _job_task(section: JobSection, where: str, folder: Path, config: SuiteConfig
         problems += ((where, line.replace("overrides: ", "set.")) for line in str(error).splitlines())
         return None
     grade = None
-    if job.task == "score" and section.grade is not None:
-        problems.append((f"{where}.grade", "got settings, expected none: a job with task score has its own metrics"))
-    elif job.task == "generate" and section.grade is None:
-        problems.append((f"{where}.grade", "missing, expected how completions are graded"))
-    elif section.grade is not None:
+    if section.grade is not None:
         grade = _validated(GradeSection, section.grade, f"{where}.grade.", problems)
+    elif job.task == "generate":
+        problems.append((f"{where}.grade", "missing, expected how completions are graded"))
+    if grade is not None:
+        problems += ((f"{where}.{setting}", what) for setting, what in problems_of(grade, job))
     return JobTask(section.name, settings, path, overrides, job.task == "score", grade)
 
 
+def _named(section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a section by dotted name."""
+    return {f"{section}.{name}": value for name, value in settings.items()}
+
+
 def _result_settings(job: JobConfig, path: str) -> dict[str, Any]:
-    """The settings of a job on which its results depend, and what describes its input.
+    """The settings of a job on which its results depend, but for defaults, and what describes its input.
 
     Raises:
         ConfigurationError: the input cannot be read, or a column is missing.
@@ -174,6 +180,11 @@ def _result_settings(job: JobConfig, path: str) -> dict[str, Any]:
         raise ConfigurationError(f"{path}: input.path: {error}") from error
     except ConfigurationError as error:
         raise ConfigurationError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
-    settings = {name: value for name, value in flat_settings(job).items() if name not in HARMLESS | set(OF_CHECKPOINT)}
+    defaults, left_out = default_settings(), HARMLESS | set(OF_CHECKPOINT)
+    settings = {
+        name: value
+        for name, value in flat_settings(job).items()
+        if name not in left_out and (name not in defaults or value != defaults[name])
+    }
     files = [(os.path.basename(entry["file"]), entry["rows"], entry["bytes"]) for entry in source.manifest()]
     return {**settings, "input.path": files, "input.template": columns.template}

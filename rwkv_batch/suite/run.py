@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple, Protocol
 
 from ..errors import ConfigurationError, RwkvBatchError, Stopped
@@ -74,13 +75,18 @@ class SuiteRun:
         self._arrivals = None if interval is None else Arrivals(interval, say)
         self._checkpoints = Checkpoints(suite.output, say)
         self._made = {(one.model, one.task): one.settings.get("fingerprint") for one in read_results(suite.output)}
-        self._failed: set[str] = set()
-        self._shown: list[Checkpoint] = []
+        self._failed: dict[tuple[str, str], str] = {}  # id of the checkpoint, fingerprint → reason
+        self._pairs: list[Pair] = []
 
-    @property
-    def num_failed(self) -> int:
-        """Tasks that have failed in this run."""
-        return len(self._failed)
+    def failures(self) -> Iterator[str]:
+        """A line for each task that has failed in this run; one for all tasks of a checkpoint that fail alike."""
+        for checkpoint, pairs in groupby(self._pairs, key=lambda pair: pair.checkpoint):
+            tasks: dict[str, list[str]] = {}
+            for pair in pairs:
+                if (reason := self._reason(pair)) is not None:
+                    tasks.setdefault(reason, []).append(pair.task.name)
+            for reason, names in tasks.items():
+                yield f"failed: {checkpoint.id}: {', '.join(names)}: {reason}"
 
     def look(self) -> list[Pair]:
         """Finds the checkpoints, and returns all pairs, those of a checkpoint together.
@@ -104,8 +110,8 @@ class SuiteRun:
                 found[checkpoint.id] = checkpoint
         if problems and self._arrivals is None:
             raise ConfigurationError("\n".join(problems))
-        self._shown = list(found.values())
-        return [Pair(checkpoint, task) for checkpoint in self._shown for task in self._suite.tasks]
+        self._pairs = [Pair(checkpoint, task) for checkpoint in found.values() for task in self._suite.tasks]
+        return self._pairs
 
     def is_done(self, pair: Pair) -> bool:
         """Whether there is a result of the same checkpoint and the same settings."""
@@ -157,9 +163,9 @@ class SuiteRun:
     def _evaluate_all(self, pairs: Sequence[Pair]) -> None:
         """Evaluates the pairs that have no result, and have not failed in this run."""
         self._stop.check()
-        missing = [pair for pair in pairs if not self.is_done(pair) and pair.fingerprint not in self._failed]
+        missing = [pair for pair in pairs if not self.is_done(pair) and self._reason(pair) is None]
         for number, pair in enumerate(missing, len(pairs) - len(missing) + 1):
-            if pair.fingerprint in self._failed:  # its checkpoint cannot be used
+            if self._reason(pair) is not None:  # its checkpoint cannot be used
                 continue
             label = f"[{number}/{len(pairs)}] {pair}"
             self._say(label)
@@ -198,7 +204,7 @@ class SuiteRun:
 
     def _fail(self, pair: Pair, answer: Answer, pairs: Sequence[Pair]) -> None:
         """Notes a failure; where the checkpoint is at fault, that of all of its tasks which have no result."""
-        reason = _reason(answer)
+        reason = _why(answer)
         is_of_checkpoint = isinstance(answer, Failed) and answer.is_of_checkpoint
         others = [one for one in pairs if one.checkpoint == pair.checkpoint and not self.is_done(one)]
         for one in others if is_of_checkpoint else [pair]:
@@ -206,12 +212,16 @@ class SuiteRun:
                 os.unlink(result_path(self._suite.output, one.checkpoint.id, one.task.name))
                 del self._made[one.checkpoint.id, one.task.name]
             write_failure(self._suite.output, one.checkpoint.id, one.task.name, reason)
-            self._failed.add(one.fingerprint)
+            self._failed[one.checkpoint.id, one.fingerprint] = reason
         self._say(f"failed: {pair.checkpoint.id if is_of_checkpoint else pair}: {reason}")
 
     def _write_tables(self) -> list[str]:
-        models, tasks = [one.id for one in self._shown], [task.name for task in self._suite.tasks]
-        return write_tables(self._suite.output, models, tasks)
+        models = list(dict.fromkeys(pair.checkpoint.id for pair in self._pairs))
+        return write_tables(self._suite.output, models, [task.name for task in self._suite.tasks])
+
+    def _reason(self, pair: Pair) -> str | None:
+        """Why a pair has failed in this run; None where it has not."""
+        return self._failed.get((pair.checkpoint.id, pair.fingerprint))
 
 
 def _is_unchanged(checkpoint: Checkpoint) -> bool:
@@ -222,7 +232,7 @@ def _is_unchanged(checkpoint: Checkpoint) -> bool:
         return False
 
 
-def _reason(answer: Answer) -> str:
+def _why(answer: Answer) -> str:
     """Why there is no result, in words."""
     if isinstance(answer, Failed):
         return answer.reason

@@ -26,7 +26,7 @@ def main(parent: str) -> None:
     Args:
         parent: the process whose end ends this one.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     pipes = ParentPipes(parent)
     try:
         worker = Worker(pipes.receive())

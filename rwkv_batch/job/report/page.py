@@ -34,30 +34,34 @@ def render(report: Mapping[str, Any]) -> str:
     tracks, tracks_note = where_the_time_went(report)
     rows = sum(report["rows"].values())
     mark = "…" if not report["complete"] else "!" if found else "✓"
-    return environment().get_template("report.html.j2").render(
-        style=style(),
-        title=f"{mark} {name}: {counted(rows, 'row')}",
-        name=name,
-        pills=_pills(report),
-        lead=_lead(report),
-        tiles=_tiles(report),
-        warnings=report.get("warnings", []),
-        scores=scores(report),
-        errors=found,
-        speed=speed(report),
-        tracks=tracks,
-        tracks_note=tracks_note,
-        **lengths(report),
-        samples=samples(report),
-        runs=_runs(report["runs"]),
-        kernels=_kernels(report),
-        machine=_machine(report),
-        job=_job(report),
-        inputs=_inputs(report["job"].get("input", [])),
-        job_file=_yaml(_changed(latest_config(report))),
-        all_settings=_yaml(latest_config(report)),
-        version=__version__,
-        written=date(moment(time.time())),
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            style=style(),
+            title=f"{mark} {name}: {counted(rows, 'row')}",
+            name=name,
+            pills=_pills(report),
+            lead=_lead(report),
+            tiles=_tiles(report),
+            warnings=report.get("warnings", []),
+            scores=scores(report),
+            errors=found,
+            speed=speed(report),
+            tracks=tracks,
+            tracks_note=tracks_note,
+            **lengths(report),
+            samples=samples(report),
+            runs=_runs(report["runs"]),
+            kernels=_kernels(report),
+            machine=_machine(report),
+            job=_job(report),
+            inputs=_inputs(report["job"].get("input", [])),
+            job_file=_yaml(_changed(latest_config(report))),
+            all_settings=_yaml(latest_config(report)),
+            version=__version__,
+            written=date(moment(time.time())),
+        )
     )
 
 

@@ -67,7 +67,8 @@ class Checkpoints:
         before = next((one for one in self._known.values() if one.path == path), None)
         if before is not None and stamp is not None and before.stamp == stamp:
             return before
-        self._say(f"{path}: computing the checksum of its weights")
+        if stamp is not None:
+            self._say(f"{path}: computing the checksum of its weights")
         sha256 = _sha256(path)
         known = self._id(path, sha256) if before is None else before.id
         self._known[known] = Checkpoint(known, path, sha256, stamp)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
+from time import sleep
 from typing import NamedTuple, Protocol
 
 from ..errors import ConfigurationError, RwkvBatchError, Stopped
@@ -148,6 +148,7 @@ class SuiteRun:
         with self._stop.interruptible():
             pairs = self.look()
         self.check_harness(pairs)
+        os.makedirs(self._suite.output, exist_ok=True)
         while True:
             self._checkpoints.save()
             self._evaluate_all(pairs)
@@ -155,7 +156,7 @@ class SuiteRun:
                 return self._write_tables()
             try:
                 with self._stop.interruptible():
-                    time.sleep(self._interval)
+                    sleep(self._interval)
                     pairs = self.look()
             except Stopped:  # nothing was left to do
                 return self._write_tables()

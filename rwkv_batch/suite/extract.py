@@ -10,7 +10,7 @@ from typing import Any
 
 import regex
 
-from ..errors import RwkvBatchError
+from ..errors import ConfigurationError, RwkvBatchError
 
 BOXED = "boxed"
 """The name of an extraction that is no regular expression: the content of the last \\boxed{…}."""
@@ -19,12 +19,18 @@ SEARCH_SECONDS = 10.0
 _THOUGHT_BEGINS, _THOUGHT_ENDS = "<think", "</think>"
 
 
+def check_pattern(pattern: str) -> None:
+    """Raises ConfigurationError where this is neither a regular expression nor `BOXED`."""
+    if pattern != BOXED:
+        compiled(pattern)
+
+
 @lru_cache(maxsize=256)
 def compiled(pattern: str) -> Any:
     """A regular expression, compiled.
 
     Raises:
-        ValueError: it is none; the message has the position.
+        ConfigurationError: it is none; the message has the position.
     """
     try:
         return regex.compile(pattern)
@@ -33,7 +39,7 @@ def compiled(pattern: str) -> Any:
         rest = "" if place is None else pattern[place : place + 20]
         where = "" if place is None else f" at character {place + 1}, {rest!r}" if rest else " at its end"
         what = getattr(error, "msg", None) or str(error)
-        raise ValueError(f"got {pattern!r}, expected a regular expression: {what}{where}") from error
+        raise ConfigurationError(f"got {pattern!r}, expected a regular expression: {what}{where}") from error
 
 
 class ExtractError(RwkvBatchError):

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
+from ..errors import ConfigurationError, did_you_mean
 from ..job.config import JobConfig
 from ..job.section import Count, Section, setting
-from .extract import BOXED, compiled
+from .extract import BOXED, check_pattern
 from .normalize import NORMALIZATIONS, Normalization
 
 
-def _known_pattern(text: str) -> str:
-    if text != BOXED:
-        compiled(text)
-    return text
-
-
-Pattern = Annotated[str, Field(min_length=1), AfterValidator(_known_pattern)]
+Pattern = Annotated[str, Field(min_length=1)]
 _PATTERNS = f"a list of regular expressions, or {BOXED}"
 
 
@@ -63,14 +58,31 @@ class GradeSection(Section):
     )
 
 
-def problems_of(section: GradeSection, job: JobConfig) -> Iterator[tuple[str, str]]:
-    """Yields (setting, what is wrong) for what a section asks for and the job does not give, before the job runs."""
+def problems_of(
+    section: GradeSection, job: JobConfig, columns: Collection[str] | None = None
+) -> Iterator[tuple[str, str]]:
+    """Yields (setting, what is wrong) for what a section asks for and its job does not give, before the job runs.
+
+    Args:
+        columns: the columns of the input that output rows repeat; None where they are not known yet.
+    """
     if job.task != "generate":
         yield "grade", "got settings, expected none: the task is score, which has metrics of its own"
         return
-    columns = job.output.input_columns
-    if columns != "all" and (columns == "none" or section.answer not in columns):
-        yield "output.input_columns", f"expected the column {section.answer!r} among them, which grade.answer names"
+    for name in ("answer_extract", "extract"):
+        for index, pattern in enumerate(getattr(section, name)):
+            try:
+                check_pattern(pattern)
+            except ConfigurationError as error:
+                yield f"grade.{name}[{index}]", str(error)
+    given = job.output.input_columns
+    known = columns if columns is not None else [] if given == "none" else None if given == "all" else given
+    if known is not None and section.answer not in known:
+        guess = did_you_mean(section.answer, known)
+        yield (
+            "grade.answer",
+            f"got {section.answer!r}, expected a column of the input that output.input_columns has{guess}",
+        )
     for k in section.k or ():
         if k > job.sampling.n:
             yield "grade.k", f"got {k}, expected at most sampling.n, which is {job.sampling.n}"

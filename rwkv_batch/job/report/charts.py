@@ -100,6 +100,37 @@ def bar_chart(
     return _svg(label, shapes)
 
 
+def points_chart(
+    label: str, points: Sequence[tuple[str, float, tuple[float, float] | None]], *, unit: str, axis: str
+) -> Markup:
+    """Returns values with their intervals, joined by a line, at equal distances.
+
+    Args:
+        points: label, value and interval of each; None where that is not known.
+        unit: of the values.
+        axis: what the labels are.
+    """
+    ticks = _ticks(max((max(value, *(interval or ())) for _, value, interval in points), default=0.0))
+    shapes = [_frame(ticks, unit, rounded)]
+    step = ACROSS / max(len(points), 1)
+    every = -(-len(points) // MOST_LABELS)
+    where = [(LEFT + (index + 0.5) * step, _height(value / ticks[-1])) for index, (_, value, _) in enumerate(points)]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in where)
+    shapes.append(Markup('<polyline class="line c1" points="{}"/>').format(line))
+    for index, ((x, y), (name, value, interval)) in enumerate(zip(where, points, strict=True)):
+        said = ""
+        if interval is not None:
+            ends = [_height(min(max(end, 0.0), ticks[-1]) / ticks[-1]) for end in interval]
+            shapes.append(Markup('<path class="line c1" d="M{:.1f} {:.1f}V{:.1f}"/>').format(x, *ends))
+            said = f", 95 % interval {rounded(interval[0])} to {rounded(interval[1])}"
+        dot = Markup('<circle class="c1" cx="{:.1f}" cy="{:.1f}" r="4">{}</circle>')
+        shapes.append(dot.format(x, y, _tip(f"{name}: {rounded(value)}{said}")))
+        if index % every == 0:
+            shapes.append(_text(x, TOP + DOWN + 15, name, "middle"))
+    shapes.append(_text(WIDTH - RIGHT, HEIGHT - 6, axis, "end"))
+    return _svg(label, shapes)
+
+
 def calibration_chart(label: str, points: Sequence[Mapping[str, float]]) -> Markup:
     """Returns how often the model was right over how sure it was, beside the line on which both are equal.
 

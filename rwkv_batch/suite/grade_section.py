@@ -13,7 +13,6 @@ from ..job.section import Count, Section, setting
 from .extract import BOXED, check_pattern
 from .normalize import NORMALIZATIONS, Normalization
 
-
 Pattern = Annotated[str, Field(min_length=1)]
 _PATTERNS = f"a list of regular expressions, or {BOXED}"
 

@@ -14,8 +14,8 @@ from ..errors import ConfigurationError
 from ..job.config import EngineSection, JobConfig, ModelSection
 from ..job.explain import explain
 from ..job.fingerprint import HARMLESS, default_settings, flat_settings
-from ..job.input.columns import bind_columns, expected_kinds
-from ..job.input.reader import open_input
+from ..job.input.columns import Columns, bind_columns, expected_kinds
+from ..job.input.reader import Input, open_input
 from ..job.load import load_job
 from ..job.messages import shown, unknown_key
 from ..job.section import Section
@@ -148,7 +148,7 @@ def _job_task(section: JobSection, where: str, folder: Path, config: SuiteConfig
     }
     try:
         job = load_job(path, {**overrides, **OF_CHECKPOINT})
-        settings = {**_result_settings(job, path), "job": os.path.basename(path)}
+        source, columns = _input_of(job, path)
     except ConfigurationError as error:
         problems += ((where, line.replace("overrides: ", "set.")) for line in str(error).splitlines())
         return None
@@ -158,7 +158,8 @@ def _job_task(section: JobSection, where: str, folder: Path, config: SuiteConfig
     elif job.task == "generate":
         problems.append((f"{where}.grade", "missing, expected how completions are graded"))
     if grade is not None:
-        problems += ((f"{where}.{setting}", what) for setting, what in problems_of(grade, job))
+        problems += ((f"{where}.{setting}", what) for setting, what in problems_of(grade, job, columns.passed))
+    settings = {"job": os.path.basename(path), **_result_settings(job, source, columns)}
     return JobTask(section.name, settings, path, overrides, job.task == "score", grade)
 
 
@@ -167,19 +168,26 @@ def _named(section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{section}.{name}": value for name, value in settings.items()}
 
 
-def _result_settings(job: JobConfig, path: str) -> dict[str, Any]:
-    """The settings of a job on which its results depend, but for defaults, and what describes its input.
+def _input_of(job: JobConfig, path: str) -> tuple[Input, Columns]:
+    """Opens the input of a job, and finds its columns.
+
+    Args:
+        path: of the job file, for errors.
 
     Raises:
         ConfigurationError: the input cannot be read, or a column is missing.
     """
     try:
         source = open_input(job.input.path, job.input.format, expected_kinds(job))
-        columns = bind_columns(job, source)
+        return source, bind_columns(job, source)
     except OSError as error:
         raise ConfigurationError(f"{path}: input.path: {error}") from error
     except ConfigurationError as error:
         raise ConfigurationError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
+
+
+def _result_settings(job: JobConfig, source: Input, columns: Columns) -> dict[str, Any]:
+    """The settings of a job on which its results depend, but for defaults, and what describes its input."""
     defaults, left_out = default_settings(), HARMLESS | set(OF_CHECKPOINT)
     settings = {
         name: value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from time import sleep
+from time import monotonic, sleep
 from typing import NamedTuple, Protocol
 
 from ..errors import ConfigurationError, RwkvBatchError, Stopped
@@ -19,6 +19,8 @@ from .tasks import HarnessTask, Task
 
 MOST_METRICS = 3
 """So many metrics of a task are shown when it is done."""
+TABLES_SHARE = 10
+"""While tasks run, the tables are written again after so many times the time that it took last."""
 
 
 class Evaluator(Protocol):
@@ -77,6 +79,7 @@ class SuiteRun:
         self._made = {(one.model, one.task): one.settings.get("fingerprint") for one in read_results(suite.output)}
         self._failed: dict[tuple[str, str], str] = {}  # id of the checkpoint, fingerprint → reason
         self._pairs: list[Pair] = []
+        self._tables_due = 0.0
 
     def failures(self) -> Iterator[str]:
         """A line for each task that has failed in this run; one for all tasks of a checkpoint that fail alike."""
@@ -176,7 +179,8 @@ class SuiteRun:
                 self._say(f"{label}: {_in_words(answer)}")
             else:
                 self._fail(pair, answer, pairs)
-            self._write_tables()
+            if monotonic() >= self._tables_due:
+                self._write_tables()
 
     def _ask(self, question: Check | Evaluate) -> Answer:
         """Asks, and waits for the answer, or for a signal."""
@@ -217,8 +221,11 @@ class SuiteRun:
         self._say(f"failed: {pair.checkpoint.id if is_of_checkpoint else pair}: {reason}")
 
     def _write_tables(self) -> list[str]:
+        start = monotonic()
         models = list(dict.fromkeys(pair.checkpoint.id for pair in self._pairs))
-        return write_tables(self._suite.output, models, [task.name for task in self._suite.tasks])
+        lines = write_tables(self._suite.output, models, [task.name for task in self._suite.tasks])
+        self._tables_due = monotonic() + TABLES_SHARE * (monotonic() - start)
+        return lines
 
     def _reason(self, pair: Pair) -> str | None:
         """Why a pair has failed in this run; None where it has not."""

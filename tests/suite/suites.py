@@ -22,11 +22,12 @@ def write_suite(folder: Path, **settings: Any) -> str:
     Args:
         settings: replace those of the suite; None leaves one out.
     """
-    rows = [{"prompt": f"{i}+1=", "answer": str(i + 1)} for i in range(3)]
+    rows: list[dict[str, Any]] = [{"prompt": f"{i}+1=", "answer": str(i + 1)} for i in range(3)]
     (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     rows = [{"context": f"{i}+1=", "choices": ["7", str(i + 1)], "answer": 1} for i in range(3)]
     (folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name, more in {"sums": {"sampling": {"max_tokens": 4}}, "choices": {"task": "score"}}.items():
+    kinds: dict[str, dict[str, Any]] = {"sums": {"sampling": {"max_tokens": 4}}, "choices": {"task": "score"}}
+    for name, more in kinds.items():
         job = {
             "model": {"path": "x"},
             "input": {"path": str(folder / f"{name}.jsonl")},

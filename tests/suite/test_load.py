@@ -97,7 +97,7 @@ def test_every_mistake_is_named(tmp_path: Path) -> None:
 
 
 def test_names_are_unique(tmp_path: Path) -> None:
-    twice = [{"lm_eval": ["arc", "piqa"]}, {"lm_eval": "arc", "num_fewshot": 5}]
+    twice: list[dict[str, Any]] = [{"lm_eval": ["arc", "piqa"]}, {"lm_eval": "arc", "num_fewshot": 5}]
     assert problems(tmp_path, tasks=twice) == [
         "suite.yaml: tasks: 2 tasks have the name 'arc', expected different ones: set name"
     ]

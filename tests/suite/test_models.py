@@ -80,7 +80,8 @@ def test_checksums_are_of_the_content_and_computed_once(tmp_path: Path, monkeypa
     import hashlib
 
     (path,) = write(tmp_path, "rwkv-5.pth")
-    known, said = Checkpoints(str(tmp_path), lambda line: said.append(line)), []  # type: ignore[var-annotated]
+    said: list[str] = []
+    known = Checkpoints(str(tmp_path), said.append)
     assert known.open(path).sha256 == hashlib.sha256(b"rwkv-5.pth").hexdigest()
     known.save()
     monkeypatch.setattr(models, "_sha256", None)

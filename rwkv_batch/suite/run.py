@@ -152,20 +152,23 @@ class SuiteRun:
             pairs = self.look()
         self.check_harness(pairs)
         os.makedirs(self._suite.output, exist_ok=True)
-        while True:
-            self._checkpoints.save()
-            self._evaluate_all(pairs)
-            if self._interval is None:
-                return self._write_tables()
+        self._checkpoints.save()
+        self._evaluate_all(pairs)
+        lines = self._write_tables()
+        while self._interval is not None:
             try:
                 with self._stop.interruptible():
                     sleep(self._interval)
                     pairs = self.look()
             except Stopped:  # nothing was left to do
-                return self._write_tables()
+                break
+            self._checkpoints.save()
+            if self._evaluate_all(pairs):
+                lines = self._write_tables()
+        return lines
 
-    def _evaluate_all(self, pairs: Sequence[Pair]) -> None:
-        """Evaluates the pairs that have no result, and have not failed in this run."""
+    def _evaluate_all(self, pairs: Sequence[Pair]) -> bool:
+        """Evaluates the pairs that have no result, and have not failed in this run. Returns whether there were any."""
         self._stop.check()
         missing = [pair for pair in pairs if not self.is_done(pair) and self._reason(pair) is None]
         for number, pair in enumerate(missing, len(pairs) - len(missing) + 1):
@@ -181,6 +184,7 @@ class SuiteRun:
                 self._fail(pair, answer, pairs)
             if monotonic() >= self._tables_due:
                 self._write_tables()
+        return bool(missing)
 
     def _ask(self, question: Check | Evaluate) -> Answer:
         """Asks, and waits for the answer, or for a signal."""

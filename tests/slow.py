@@ -10,7 +10,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "test_call_in_process.py",
         "benchmarks/test_gpu_compile_cache.py",
     ),
-    "a browser opens a page": ("job/report/test_page_in_browser.py",),
+    "a browser opens a page": ("job/report/test_page_in_browser.py", "suite/test_page_in_browser.py"),
     "kernels run in Triton's interpreter": (
         "engine/test_late_copies.py",
         "engine/test_replay.py",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..commands.paired import compare_means, compare_shares
+from ..commands.paired import compare_means, mcnemar
 from .result import Samples, TaskResult
 from .score_results import NATS
 
@@ -76,14 +76,12 @@ def difference(a: TaskResult, b: TaskResult) -> Difference | None:
     if not known.any():
         return None
     values_a, values_b = values_a[known], values_b[known]
-    if np.isin(values_a, (0, 1)).all() and np.isin(values_b, (0, 1)).all():
-        shares = compare_shares(values_a == 1, values_b == 1)
-        low, high, p_value = shares.low, shares.high, shares.p_value
-    else:
-        means = compare_means(values_a, values_b)
-        low, high, p_value = means.low, means.high, _sign_flip(values_b - values_a)
     sign = 1 if _is_higher_better(a, metric) else -1
     better = sign * (values_b - values_a)
+    only_a, only_b = int((better < 0).sum()), int((better > 0).sum())
+    is_binary = np.isin(values_a, (0, 1)).all() and np.isin(values_b, (0, 1)).all()
+    p_value = mcnemar(only_a, only_b) if is_binary else _sign_flip(values_b - values_a)
+    means = compare_means(values_a, values_b)
     order = np.flatnonzero(better)
     order = order[np.argsort(-np.abs(better[order]), kind="stable")][:MOST_CHANGED]
     ids = [a.samples.ids[place] for place in own[known][order]]
@@ -91,8 +89,20 @@ def difference(a: TaskResult, b: TaskResult) -> Difference | None:
         Changed(identity, float(values_a[one]), float(values_b[one])) for identity, one in zip(ids, order, strict=True)
     ]
     return Difference(
-        *(a.task, metric, a.model, b.model, len(values_a), float(values_a.mean()), float(values_b.mean())),
-        *(low, high, p_value, p_value, int((better < 0).sum()), int((better > 0).sum()), tuple(changed)),
+        task=a.task,
+        metric=metric,
+        a=a.model,
+        b=b.model,
+        samples=means.rows,
+        mean_a=means.a,
+        mean_b=means.b,
+        low=means.low,
+        high=means.high,
+        p_value=p_value,
+        adjusted=p_value,
+        only_a=only_a,
+        only_b=only_b,
+        changed=tuple(changed),
     )
 
 

@@ -7,6 +7,8 @@ import string
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
+import regex
+
 Normalization = Literal["lower", "number", "letter", "latex", "punctuation", "articles", "spaces"]
 NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
 
@@ -18,7 +20,8 @@ _ARTICLE = re.compile(r"\b(a|an|the)\b", re.IGNORECASE)
 _UNIT = re.compile(r"(?<=.)\\(text|mbox|mathrm)\{ [^{}]*\}$")
 _WORDS = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf)\{([^{}]*)\}")
 _NAMED = re.compile(r"^\s*\\?[A-Za-z]\w?\s*=\s*(?=[^=]+$)")
-_FRACTION = re.compile(r"\\frac(?:\{([^{}]*)\}|(\w))(?:\{([^{}]*)\}|(\w))")
+_NUMERATOR = re.compile(r"\\frac(\w)")
+_DENOMINATOR = regex.compile(r"(\\frac(\{(?:[^{}]++|(?2))*+\}))(\w)")
 _SQUARE_ROOT = re.compile(r"\\sqrt(\w)")
 _RATIO = re.compile(r"(-?\d+)/(\d+)")
 _WITHOUT = (
@@ -64,7 +67,9 @@ def latex(text: str) -> str:
     text = "".join(text.split())
     text = f"0{text}" if re.fullmatch(r"\.\d+", text) else text
     text = _SQUARE_ROOT.sub(r"\\sqrt{\1}", text)
-    text = _FRACTION.sub(lambda one: f"\\frac{{{one[1] or one[2] or ''}}}{{{one[3] or one[4] or ''}}}", text)
+    text = _NUMERATOR.sub(r"\\frac{\1}", text)
+    while (found := _DENOMINATOR.sub(r"\1{\3}", text)) != text:  # fractions in fractions
+        text = found
     text = "\\frac{1}{2}" if text == "0.5" else text
     return _RATIO.sub(r"\\frac{\1}{\2}", text) if _RATIO.fullmatch(text) else text
 

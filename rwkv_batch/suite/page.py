@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -20,6 +21,7 @@ from .grid import FAILED, MISSING, Grid, series, shown_interval, shown_number
 from .table_files import (
     COMPARED,
     DIFFERENCE_HEAD,
+    FIRST_NUMBER,
     METRIC_HEAD,
     NO_TESTS,
     difference_row,
@@ -27,48 +29,76 @@ from .table_files import (
     metric_rows,
 )
 
-MOST_MODELS, MOST_TASKS = 60, 30
-"""Models and tasks of the first table. table.csv has all of them."""
-MOST_ROWS = 300
-"""Rows of every other table."""
-MOST_CHARTS = 20
-MOST_POINTS = 100
-MOST_LISTS = 40
-"""Lists of samples that have changed."""
-MOST_REMARKS = 30
+MOST_BYTES = 480_000
+"""The size beyond which a page is made again with less in it."""
 NAME_CHARACTERS = 60
-ERROR_CHARACTERS = 500
-SETTINGS_CHARACTERS = 3000
-MOST_SETTINGS = 30
+ERROR_CHARACTERS = 300
+SETTINGS_CHARACTERS = 2000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that a page shows. The files of tables have everything.
+
+    Args:
+        models, tasks: of the first table.
+        rows: of every other table.
+        charts, points: charts, and checkpoints in each.
+        lists: of samples that have changed.
+        remarks, settings: remarks, and tasks whose settings are shown.
+    """
+
+    models: int = 60
+    tasks: int = 30
+    rows: int = 300
+    charts: int = 20
+    points: int = 60
+    lists: int = 40
+    remarks: int = 30
+    settings: int = 30
+
+    def halved(self) -> Limits:
+        """Half of everything, but at least one of each."""
+        return Limits(*(max(1, most // 2) for most in astuple(self)))
 
 
 def render(name: str, grid: Grid, differences: Sequence[Difference]) -> str:
-    """Returns the page.
+    """Returns the page. It shows less where it would be larger than `MOST_BYTES`.
 
     Args:
         name: of the suite.
         differences: between the models of the grid.
     """
+    limits = Limits()
+    page = _page(name, grid, differences, limits)
+    while len(page.encode(errors="replace")) > MOST_BYTES and limits != limits.halved():
+        limits = limits.halved()
+        page = _page(name, grid, differences, limits)
+    return page
+
+
+def _page(name: str, grid: Grid, differences: Sequence[Difference], limits: Limits) -> str:
     template = environment().from_string(files(__package__).joinpath("suite.html.j2").read_text(encoding="utf-8"))
     failed, missing = grid.count(FAILED), grid.count(MISSING)
     mark = "!" if failed else "…" if missing else "✓"
     remarks = grid.remarks()
+    tests = [*map(difference_row, differences)]
     return template.render(
         style=style(),
         title=f"{mark} {_short(name)}: {counted(len(grid.models), 'model')}, {counted(len(grid.tasks), 'task')}",
         name=_short(name),
         pills=_pills(failed, missing),
         lead=_lead(grid),
-        remarks=[_short(remark, ERROR_CHARACTERS) for remark in remarks[:MOST_REMARKS]],
-        more_remarks=_more(len(remarks) - MOST_REMARKS, "remarks"),
-        main=_main(grid),
-        failures=_failures(grid),
-        figures=_figures(grid),
-        differences=_table(DIFFERENCE_HEAD, [*map(difference_row, differences)], range(4, len(DIFFERENCE_HEAD))),
+        remarks=[_short(remark, ERROR_CHARACTERS) for remark in remarks[: limits.remarks]],
+        more_remarks=_more(len(remarks) - limits.remarks, "remarks"),
+        main=_main(grid, limits),
+        failures=_table(["model", "task", "when", "error"], _failures(grid), (), limits.rows),
+        figures=_figures(grid, limits),
+        differences=_table(DIFFERENCE_HEAD, tests, range(FIRST_NUMBER, len(DIFFERENCE_HEAD)), limits.rows),
         compared=COMPARED if differences else NO_TESTS,
-        changed=_changed(grid, differences),
-        metrics=_table(METRIC_HEAD, [*metric_rows(grid)], range(3, len(METRIC_HEAD))),
-        settings=_settings(grid),
+        changed=_changed(grid, differences)[: limits.lists],
+        metrics=_table(METRIC_HEAD, [*metric_rows(grid)], range(FIRST_NUMBER, len(METRIC_HEAD)), limits.rows),
+        settings=_settings(grid)[: limits.settings],
         version=__version__,
         written=date(moment(time.time())),
     )
@@ -90,20 +120,20 @@ def _lead(grid: Grid) -> list[str]:
     ]
 
 
-def _main(grid: Grid) -> Table:
+def _main(grid: Grid, limits: Limits) -> Table:
     """Models and tasks, with the first metric of each."""
-    shown = Grid(grid.models[:MOST_MODELS], grid.tasks[:MOST_TASKS], grid.results, grid.failures)
+    shown = Grid(grid.models[: limits.models], grid.tasks[: limits.tasks], grid.results, grid.failures)
     head = ["model", *(_short(shown.heading(task)) for task in shown.tasks)]
     rows = [[_short(cell) for cell in main_row(shown, model)] for model in shown.models]
-    left = [_more(len(grid.models) - MOST_MODELS, "models"), _more(len(grid.tasks) - MOST_TASKS, "tasks")]
+    left = [_more(len(grid.models) - limits.models, "models"), _more(len(grid.tasks) - limits.tasks, "tasks")]
     return Table(head, rows, frozenset(range(1, len(head))), " ".join(filter(None, left)))
 
 
-def _figures(grid: Grid) -> list[Figure]:
-    """A chart of each task over the checkpoints of a series; none of other models."""
-    numbers = series(grid.models)[:MOST_POINTS]
+def _figures(grid: Grid, limits: Limits) -> list[Figure]:
+    """A chart of each task over the checkpoints of a series, the last ones; none of other models."""
+    numbers = series(grid.models)[-limits.points :]
     figures = []
-    for task in grid.tasks[:MOST_CHARTS] if len(numbers) > 2 else ():
+    for task in grid.tasks[: limits.charts] if len(numbers) > 2 else ():
         found = [
             (model, f"{number:,.10g}", metric)
             for model, number in numbers
@@ -142,22 +172,22 @@ def _changed(grid: Grid, differences: Sequence[Difference]) -> list[dict[str, An
                 _more(one.only_a + one.only_b - len(one.changed), "samples", "the results' samples.parquet"),
             ),
         }
-        for one in known[:MOST_LISTS]
+        for one in known
     ]
 
 
-def _failures(grid: Grid) -> Table:
-    rows = [
-        [_short(one.model), _short(one.task), date(moment(one.time)) if one.time else "", one.error]
+def _failures(grid: Grid) -> list[list[str]]:
+    """The cells of each failure."""
+    return [
+        [one.model, one.task, date(moment(one.time)) if one.time else "", _short(one.error, ERROR_CHARACTERS)]
         for one in grid.failures.values()
     ]
-    return _table(["model", "task", "when", "error"], rows, (), ERROR_CHARACTERS)
 
 
 def _settings(grid: Grid) -> list[dict[str, str]]:
     """The settings of each task, of the first model that has a result."""
     found = []
-    for task in grid.tasks[:MOST_SETTINGS]:
+    for task in grid.tasks:
         settings = [grid.results[model, task].settings for model in grid.models if (model, task) in grid.results]
         if settings and settings[0]:
             text = yaml.safe_dump(settings[0], sort_keys=False, allow_unicode=True, width=100)
@@ -165,12 +195,10 @@ def _settings(grid: Grid) -> list[dict[str, str]]:
     return found
 
 
-def _table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int], most: int = NAME_CHARACTERS
-) -> Table:
-    """A table of the first rows, with at most so many characters in a cell."""
-    shown = [[_short(cell, most) for cell in row] for row in rows[:MOST_ROWS]]
-    return Table(head, shown, frozenset(numbers), _more(len(rows) - MOST_ROWS, "rows"))
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int], most: int) -> Table:
+    """A table of the first rows, at most this many. Names in it are shortened, the last cell of a row is not."""
+    shown = [[*map(_short, row[:-1]), row[-1]] for row in rows[:most]]
+    return Table(head, shown, frozenset(numbers), _more(len(rows) - most, "rows"))
 
 
 def _more(left: int, what: str, where: str = "table.md and table.csv") -> str:

@@ -53,7 +53,8 @@ def score_results(output_folder: str) -> Graded:
         for name, array in _values_of(results).items():
             values.setdefault(name, []).append(array)
     scores = summary.metrics()
-    joined = {name: np.concatenate(arrays) for name, arrays in values.items()}
+    wanted = {*scores, NATS}
+    joined = {name: np.concatenate(arrays) for name, arrays in values.items() if name in wanted}
     rows = int(max((np.sum(~np.isnan(one)) for one in joined.values()), default=0))
     order = sorted(scores, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     metrics = tuple(_metric(name, scores[name], _known(joined, name, rows)) for name in order)

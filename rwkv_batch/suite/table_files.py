@@ -21,10 +21,9 @@ COMPARED = (
     "tests some have a small p by chance; the adjusted p is for all tests of this table together, by Holm's method."
 )
 NO_TESTS = "No two models have samples of the same task in common."
-DIFFERENCE_HEAD = (
-    *("task", "metric", "A", "B", "samples", "A's mean", "B's mean", "B - A", "95 % interval", "A better", "B better"),
-    *("p", "adjusted p"),
-)
+DIFFERENCE_HEAD = ("task", "A", "B", "samples", "B - A", "95 % interval", "A, B better", "p", "adjusted p")
+FIRST_NUMBER = 3
+"""The first column of `DIFFERENCE_HEAD` and of `METRIC_HEAD` that is a number."""
 _FORMULA = re.compile(r"[\t\r\n ]*[=+\-@|%]")
 """The beginning of a cell that a spreadsheet takes for a formula."""
 _MARKDOWN = re.compile(r"([\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_]))")
@@ -78,8 +77,11 @@ def markdown_text(name: str, grid: Grid, differences: Sequence[Difference]) -> s
         ("", _markdown_table(head, [main_row(grid, model) for model in grid.models], numbers=1)),
         ("", ["The first metric of each task, with its 95 % interval."]),
         ("Remarks", [f"- {_markdown(one)}" for one in grid.remarks()]),
-        ("Differences between models", [COMPARED, "", *_markdown_table(DIFFERENCE_HEAD, tests, 4)] if tests else []),
-        ("All metrics", _markdown_table(METRIC_HEAD, [*metric_rows(grid)], numbers=3)),
+        (
+            "Differences between models",
+            [COMPARED, "", *_markdown_table(DIFFERENCE_HEAD, tests, FIRST_NUMBER)] if tests else [],
+        ),
+        ("All metrics", _markdown_table(METRIC_HEAD, [*metric_rows(grid)], FIRST_NUMBER)),
         ("Failures", _markdown_table(["model", "task", "error"], failures, numbers=3) if failures else []),
     ]
     lines = []
@@ -113,13 +115,10 @@ def main_row(grid: Grid, model: str) -> list[str]:
 
 def difference_row(one: Difference) -> tuple[str, ...]:
     """A difference: cells under `DIFFERENCE_HEAD`."""
-    means = (shown_number(one.mean_a), shown_number(one.mean_b), f"{one.mean_b - one.mean_a:+.4f}")
-    counts = (f"{one.only_a:,}", f"{one.only_b:,}", shown_p(one.p_value), shown_p(one.adjusted))
     return (
-        *(one.task, one.metric, one.a, one.b, f"{one.samples:,}"),
-        *means,
-        f"{one.low:+.4f} to {one.high:+.4f}",
-        *counts,
+        *(f"{one.task} ({one.metric})", one.a, one.b, f"{one.samples:,}"),
+        *(f"{one.mean_b - one.mean_a:+.4f}", f"{one.low:+.4f} to {one.high:+.4f}"),
+        *(f"{one.only_a:,}, {one.only_b:,}", shown_p(one.p_value), shown_p(one.adjusted)),
     )
 
 

@@ -306,13 +306,14 @@ def _add_schema(commands: Any) -> None:
         "checks a job file whose first line is: # yaml-language-server: $schema=job.schema.json",
         "rwkv-batch schema > job.schema.json",
     )
+    parser.add_argument("--suite", action="store_true", help="print that of a suite file, see rwkv-batch eval")
     parser.set_defaults(command=_schema)
 
 
-def _schema(_: argparse.Namespace) -> int:
+def _schema(options: argparse.Namespace) -> int:
     import json
 
-    from .schema import job_schema
+    from .schema import job_schema, suite_schema
 
-    print(json.dumps(job_schema(), indent=1, ensure_ascii=False))
+    print(json.dumps(suite_schema() if options.suite else job_schema(), indent=1, ensure_ascii=False))
     return EXIT_OK

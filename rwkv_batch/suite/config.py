@@ -115,15 +115,15 @@ class JobSection(Section):
 
 
 class SuiteOutput(Section):
-    """Where results go."""
+    """The output: where results go."""
 
     path: Path = setting(..., "The folder of all results. `--output` replaces it.", "a folder on a local disk")
 
 
 class SuiteConfig(Section):
-    """A suite file."""
+    """A suite: the tasks, and what all of them have in common."""
 
-    name: str | None = setting(None, "The name of the suite, for tables. null takes the file's.", "a text, or null")
+    name: str | None = setting(None, "The name of the suite, for messages. null takes the file's.", "a text, or null")
     model: dict[str, Any] = setting(
         {},
         "Settings of the section `model` of a job file, for all checkpoints and tasks; `--models` names the "
@@ -136,7 +136,7 @@ class SuiteConfig(Section):
     tasks: Annotated[list[dict[str, Any]], Field(min_length=1)] = setting(
         ..., "The tasks.", "a list of mappings, each with the key lm_eval or job"
     )
-    output: SuiteOutput
+    output: SuiteOutput = setting(..., "Where results go.")
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,8 @@ def load_suite(path: str | os.PathLike[str], output: str | None = None) -> Suite
     for key in {"path", "sha256"} & config.model.keys():
         problems.append((f"model.{key}", "got a setting of one checkpoint, expected none: --models names them"))
     engine = _validated(EngineSection, config.engine, "engine.", problems)
+    if "://" in config.output.path:
+        problems.append(("output.path", f"got {shown(config.output.path)}, expected a folder on a local disk"))
     if model is None or engine is None:
         raise _error(label, problems)
     folder = Path() if path == STDIN else Path(path).parent

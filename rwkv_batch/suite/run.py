@@ -151,6 +151,10 @@ class SuiteRun:
         with self._stop.interruptible():
             pairs = self.look()
         self.check_harness(pairs)
+        self._say(
+            f"suite {self._suite.name}: {len(pairs) // len(self._suite.tasks)} checkpoints, {len(self._suite.tasks)} "
+            f"tasks; {sum(map(self.is_done, pairs))} of {len(pairs)} results are there"
+        )
         os.makedirs(self._suite.output, exist_ok=True)
         self._checkpoints.save()
         self._evaluate_all(pairs)

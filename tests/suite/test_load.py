@@ -118,6 +118,9 @@ def test_what_is_no_suite(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(ConfigurationError, match=expected.replace("[", r"\[")):
             load_suite(str(file))
+    assert problems(tmp_path, output={"path": "s3://bucket/out"}) == [
+        "suite.yaml: output.path: got 's3://bucket/out', expected a folder on a local disk"
+    ]
     assert problems(tmp_path, output=None) == ["suite.yaml: output: missing, expected a mapping with path"]
 
 

@@ -69,7 +69,11 @@ def test_every_task_runs_with_every_checkpoint_once(start: Any, tmp_path: Path) 
     assert evaluator.asked == pairs
     assert evaluator.checks == 1
     assert kept(tmp_path) == dict.fromkeys(pairs, 0.5)
-    assert start.said[2:4] == ["[1/8] rwkv-2: arc", "[1/8] rwkv-2: arc: done in 1.5 s: accuracy 0.5"]
+    assert start.said[2:5] == [
+        "suite suite: 2 checkpoints, 4 tasks; 0 of 8 results are there",
+        "[1/8] rwkv-2: arc",
+        "[1/8] rwkv-2: arc: done in 1.5 s: accuracy 0.5",
+    ]
     (result, *_) = read_results(str(tmp_path / "out"))
     assert result.settings["evaluation"] == {"rows": 2}
     assert result.settings["checkpoint"] == str(tmp_path / "rwkv-10.pth")

@@ -145,6 +145,7 @@ class Suite:
 
     Args:
         name: of the suite.
+        file: the suite file, for errors.
         model: settings of the model; the path means nothing.
         engine: settings of the engine.
         tasks: in the order of the file.
@@ -152,6 +153,7 @@ class Suite:
     """
 
     name: str
+    file: str
     model: ModelSection
     engine: EngineSection
     tasks: tuple[Task, ...]

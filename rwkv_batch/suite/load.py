@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from ..checksum import sha256_of
 from ..errors import ConfigurationError
 from ..job.config import EngineSection, JobConfig, ModelSection
 from ..job.explain import explain
@@ -74,7 +75,9 @@ def load_suite(path: str | os.PathLike[str], output: str | None = None) -> Suite
             problems.append(("tasks", f"{count} tasks have the name {name!r}, expected different ones: set name"))
     if problems:
         raise _error(label, problems)
-    return Suite(config.name or Path(label).stem, model, engine, tuple(tasks), os.path.abspath(config.output.path))
+    return Suite(
+        config.name or Path(label).stem, label, model, engine, tuple(tasks), os.path.abspath(config.output.path)
+    )
 
 
 def _error(label: str, problems: Problems) -> ConfigurationError:
@@ -131,7 +134,7 @@ def _harness_tasks(
         **_named("model", model.model_dump(exclude={"path"}, exclude_defaults=True)),
         **_named("engine", engine.model_dump(exclude_defaults=True)),
     }
-    settings = {name: value for name, value in settings.items() if name not in HARMLESS}
+    settings = {name: value for name, value in settings.items() if name not in HARMLESS} | _contents(model)
     for task in section.names:
         name = section.result_name(task).replace("/", "-")
         yield HarnessTask(name, {"task": task, **settings}, task, section, f"{where}.lm_eval")
@@ -197,4 +200,12 @@ def _result_settings(job: JobConfig, source: Input, columns: Columns) -> dict[st
         if name not in left_out and (name not in defaults or value != defaults[name])
     }
     files = [(os.path.basename(entry["file"]), entry["rows"], entry["bytes"]) for entry in source.manifest()]
-    return {**settings, "input.path": files, "input.template": columns.template}
+    return {**settings, "input.path": files, "input.template": columns.template, **_contents(job.model)}
+
+
+def _contents(model: ModelSection) -> dict[str, str]:
+    """The checksum of the initial state, where it is a file of this machine."""
+    if model.init_state is None or not os.path.isfile(model.init_state):
+        return {}
+    with open(model.init_state, "rb") as file:
+        return {"model.init_state": sha256_of(file)}

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from ..errors import ConfigurationError, RwkvBatchError, Stopped
 from ..job.stopping import StopSignals
 from .config import Suite
-from .messages import Answer, Check, Checked, Done, Ended, Evaluate, Failed
+from .messages import Answer, Check, Checked, Done, Ended, Evaluate, Failed, Interrupted
 from .models import Arrivals, Checkpoint, Checkpoints, check_found, find_paths, stamp_of
 from .result import Metric, TaskResult, read_results, result_path, write_failure, write_result
 from .tables import write_tables
@@ -139,7 +139,7 @@ class SuiteRun:
         if isinstance(answer, Checked) and not answer.problems:
             return
         problems = answer.problems if isinstance(answer, Checked) else [f"the harness cannot be loaded: {answer}"]
-        raise ConfigurationError("\n".join(problems))
+        raise ConfigurationError("\n".join(f"{self._suite.file}: {problem}" for problem in dict.fromkeys(problems)))
 
     def run(self) -> list[str]:
         """Evaluates what has no result yet, and returns the lines of the table.
@@ -194,7 +194,11 @@ class SuiteRun:
         """Asks, and waits for the answer, or for a signal."""
         try:
             with self._stop.interruptible():
-                return self._evaluator.ask(question)
+                answer = self._evaluator.ask(question)
+                if _is_terminated(answer):
+                    self._stop.request("the process that evaluates got SIGTERM")
+                    self._stop.check()
+                return answer
         except Stopped:
             answer = self._evaluator.interrupt()
             if isinstance(question, Evaluate) and isinstance(answer, Done) and _is_unchanged(question.checkpoint):
@@ -248,15 +252,18 @@ def _is_unchanged(checkpoint: Checkpoint) -> bool:
         return False
 
 
+def _is_terminated(answer: Answer) -> bool:
+    """Whether somebody has asked the process to end, as systems do that send SIGTERM to all processes of a program."""
+    return isinstance(answer, Interrupted) or (isinstance(answer, Ended) and answer.how.startswith("signal 15 "))
+
+
 def _why(answer: Answer) -> str:
     """Why there is no result, in words."""
     if isinstance(answer, Failed):
         return answer.reason
     if isinstance(answer, Ended):
         return f"its process ended with {answer.how}"
-    if isinstance(answer, Done):
-        return "the checkpoint has changed while it was evaluated"
-    return "it was ended by a signal from outside"
+    return "the checkpoint has changed while it was evaluated"
 
 
 def _in_words(done: Done) -> str:

@@ -148,6 +148,17 @@ def test_fingerprints_tell_what_results_depend_on(tmp_path: Path) -> None:
     assert other[0] != sums[0]
 
 
+def test_another_initial_state_is_another_task(tmp_path: Path) -> None:
+    state = tmp_path / "state.pth"
+    found = []
+    for content in ("a", "b", "a"):
+        state.write_text(content)
+        model = {"init_state": str(state)}
+        found.append([fingerprints(tmp_path, name, model=model)[0] for name in ("arc", "sums")])
+    assert found[0] == found[2]
+    assert not set(found[0]) & set(found[1])
+
+
 def test_another_input_is_another_task(tmp_path: Path) -> None:
     before = fingerprints(tmp_path, "sums")
     suite = write_suite(tmp_path)

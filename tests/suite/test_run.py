@@ -153,9 +153,10 @@ def test_a_checkpoint_that_changes_while_it_is_evaluated_has_no_result(start: An
 
 def test_mistakes_are_found_before_anything_is_evaluated(start: Any, tmp_path: Path) -> None:
     evaluator = FakeEvaluator()
-    evaluator.problems = ("tasks[0].lm_eval: the harness has no task 'arc'",)
-    with pytest.raises(ConfigurationError, match="the harness has no task 'arc'"):
+    evaluator.problems = ("tasks[0].lm_eval: the harness has no task 'arc'",) * 2
+    with pytest.raises(ConfigurationError) as caught:
         start(evaluator).run()
+    assert str(caught.value) == f"{tmp_path}/suite.yaml: tasks[0].lm_eval: the harness has no task 'arc'"
     (tmp_path / "rwkv-2.pth").unlink()
     (tmp_path / "rwkv-10.pth").unlink()
     with pytest.raises(ConfigurationError, match=r"there is no such file or folder"):
@@ -183,6 +184,17 @@ def test_a_signal_stops_the_run(start: Any, tmp_path: Path, late: Answer, is_kep
         start(evaluator).run()
     expected = {("rwkv-2", "arc"): 0.5, **({("rwkv-2", "winogrande"): 0.1} if is_kept else {})}
     assert kept(tmp_path) == expected
+    assert failed(tmp_path) == {}
+
+
+@pytest.mark.parametrize("answer", [Interrupted(), Ended("signal 15 (SIGTERM)")])
+def test_a_signal_to_the_process_that_evaluates_stops_the_run(start: Any, tmp_path: Path, answer: Answer) -> None:
+    """A scheduler sends SIGTERM to all processes, in any order."""
+    evaluator = FakeEvaluator(lambda model, task: answer if task == "sums" else None)
+    evaluator.late = Interrupted()
+    with pytest.raises(Stopped):
+        start(evaluator).run()
+    assert evaluator.asked == [("rwkv-2", "arc"), ("rwkv-2", "winogrande"), ("rwkv-2", "sums")]
     assert failed(tmp_path) == {}
 
 

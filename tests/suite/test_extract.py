@@ -45,6 +45,7 @@ def test_real_answers(text: str, patterns: list[str], take: str, found: str | No
         (r"\boxed{5} then \boxed{7}", "7"),
         (r"\boxed{\text{a}\{x\}}", r"\text{a}\{x\}"),
         (r"\boxed{\left\{1, \frac{2}{3}\right\}}", r"\left\{1, \frac{2}{3}\right\}"),
+        (r"\boxed{[0, 1\}}", r"[0, 1\}"),
         (r"\fbox{9}", "9"),
         (r"$\boxed 42$ is it", "42"),
         (r"\boxed{\frac{1}{2}", None),

@@ -33,7 +33,7 @@ def test_every_metric_by_hand(tmp_path: Path) -> None:
         [
             *samples_of("easy", "2", "#### 2", "#### 2", "#### 2", "#### 3"),
             *samples_of("tie", "2", "#### 3", "#### 2", "#### 2", "#### 3"),
-            *samples_of("hard", "2", "#### 3", "#### 3", "#### 2", "none"),
+            *samples_of("hard", "2", "#### 2", "#### 3", "#### 3", "none"),
             *samples_of("lost", "2", "no", "no", "no", "no", reason="length"),
             *error_of("failed", "2"),
             *samples_of("unknown", None, "#### 2", "#### 2", "#### 2", "no"),
@@ -44,9 +44,9 @@ def test_every_metric_by_hand(tmp_path: Path) -> None:
     nan = pytest.approx(math.nan, nan_ok=True)
     by_hand: dict[str, list[Any]] = {
         "avg@4": [3 / 4, 2 / 4, 1 / 4, 0, nan, nan],
-        "maj@1": [1, 0, 0, 0, nan, nan],
+        "maj@1": [1, 0, 1, 0, nan, nan],
         "pass@1": [3 / 4, 2 / 4, 1 / 4, 0, nan, nan],
-        "maj@2": [1, 0, 0, 0, nan, nan],  # a tie of 3 and 2 goes to 3, which came first
+        "maj@2": [1, 0, 1, 0, nan, nan],  # a tie goes to the answer that came first
         "pass@2": [1, 5 / 6, 3 / 6, 0, nan, nan],
         "maj@4": [1, 0, 0, 0, nan, nan],
         "pass@4": [1, 1, 1, 0, nan, nan],
@@ -88,9 +88,10 @@ def test_real_answers(tmp_path: Path) -> None:
     )
     assert values(found)["accuracy"] == pytest.approx(2 / 3)
     letters = finished_job(
-        tmp_path / "mmlu", [*samples_of(0, 1, "(B)"), *samples_of(1, 3, "D. Rome"), *samples_of(2, 0, "B")]
+        tmp_path / "mmlu",
+        [*samples_of(0, 1, "(B)"), *samples_of(1, 3, "D. Rome"), *samples_of(2, 0, "B"), *samples_of(3, 0, "a.")],
     )
-    assert values(grade(letters, section(normalize=["letter"]))[0])["accuracy"] == pytest.approx(2 / 3)
+    assert values(grade(letters, section(normalize=["letter"]))[0])["accuracy"] == 3 / 4
     lists = finished_job(
         tmp_path / "trivia",
         [*samples_of(0, ["Paris", "City of Paris"], "the city of Paris"), *samples_of(1, ["Rome", None], "Milan")],

@@ -26,7 +26,7 @@ def made(folder: Path, *pairs: tuple[str, str]) -> str:
         (["rwkv-10", "rwkv-9"], ["rwkv-200", "rwkv-10"], ["rwkv-9", "rwkv-10", "rwkv-200"]),
         (["base", "tuned", "other"], ["tuned", "base"], ["tuned", "base", "other"]),
         (["x7-1.5b", "x7-0.4b", "x7-0.1b"], [], ["x7-0.1b", "x7-0.4b", "x7-1.5b"]),
-        (["a-1-s2", "a-2-s1", "b-10", "b-9"], ["b-10"], ["b-10", "a-1-s2", "a-2-s1", "b-9"]),
+        (["b-10-s1", "b-9-s2", "a-3"], ["x"], ["x", "a-3", "b-9-s2", "b-10-s1"]),
     ],
 )
 def test_the_order_of_models(tmp_path: Path, found: list[str], given: list[str], expected: list[str]) -> None:

@@ -20,6 +20,7 @@ COMMANDS = (
     "run",
     "validate",
     "score",
+    "eval",
     "report",
     "estimate",
     "status",

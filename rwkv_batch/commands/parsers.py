@@ -25,11 +25,21 @@ SHELLS = ("bash", "zsh", "fish")
 
 OUT = "the job's output folder, its state folder where run.state_dir is set, or its job file; also in an object store"
 
+EVAL_EXIT_CODES = """\
+exit codes:
+    0  every task has a result with every checkpoint
+    1  a file cannot be read or written
+    2  the command line, the suite, a job file or the name of a task is wrong; nothing has been evaluated
+    3  some tasks have failed; the next start tries them again
+   75  stopped by a signal; the same command goes on
+  130  ended at once by a second signal"""
+
 
 def add_parsers(commands: Any) -> None:
     """Adds the commands to the subparsers of `rwkv-batch`."""
     _add_report(commands)
     _add_estimate(commands)
+    _add_eval(commands)
     _add_status(commands)
     _add_export(commands)
     _add_compare(commands)
@@ -40,7 +50,9 @@ def add_parsers(commands: Any) -> None:
     _add_completion(commands)
 
 
-def _parser(commands: Any, name: str, summary: str, description: str, example: str) -> argparse.ArgumentParser:
+def _parser(
+    commands: Any, name: str, summary: str, description: str, example: str, exit_codes: str = EXIT_CODES
+) -> argparse.ArgumentParser:
     """Returns a new command's parser.
 
     Args:
@@ -50,7 +62,7 @@ def _parser(commands: Any, name: str, summary: str, description: str, example: s
         name,
         help=summary,
         description=textwrap.fill(description, 100),
-        epilog=f"example:  {example}\n\n{EXIT_CODES}",
+        epilog=f"example:  {example}\n\n{exit_codes}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return parser
@@ -140,6 +152,52 @@ def _estimate(options: argparse.Namespace) -> int:
     _say(to_json(found) if options.json else "\n".join(describe(found)))
     sampled = sum(found["error_rows"]["sampled"].values())
     return EXIT_ROW_ERRORS if sampled and sampled == found["sample"]["rows"] else EXIT_OK
+
+
+def _add_eval(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "eval",
+        "evaluate many checkpoints with one suite of tasks",
+        "Evaluate every checkpoint with every task of a suite: tasks of the lm-evaluation-harness, and jobs. Results "
+        "are kept in one folder, with one table. Started again, it evaluates what has no result yet, what has failed, "
+        "and what has changed.",
+        "rwkv-batch eval jobs/suite.yaml --models demo",
+        EVAL_EXIT_CODES,
+    )
+    parser.add_argument("suite", metavar="SUITE.yaml", help="the suite file; jobs/suite.yaml is an example")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        required=True,
+        metavar="MODEL",
+        help="checkpoints: files, folders, patterns in quotes such as 'out/rwkv-*.pth', hf://owner/repo/file, or demo",
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="the folder of all results, in place of the suite's output.path"
+    )
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="go on until a signal, and take new checkpoints of a training run as soon as they are complete",
+    )
+    parser.add_argument(
+        "--interval", type=float, default=30.0, metavar="S", help="with --watch: look every S seconds (30)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, and list what is done and what is not"
+    )
+    parser.set_defaults(command=_eval)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from ..errors import ConfigurationError
+    from ..suite.command import evaluate
+
+    if not options.interval > 0:
+        raise ConfigurationError(f"--interval: got {options.interval}, expected a number of seconds above 0")
+    interval = options.interval if options.watch else None
+    return evaluate(options.suite, options.models, output=options.output, interval=interval, dry_run=options.dry_run)
 
 
 def _add_status(commands: Any) -> None:
@@ -338,15 +396,16 @@ def _add_schema(commands: Any) -> None:
         "checks a job file whose first line is: # yaml-language-server: $schema=job.schema.json",
         "rwkv-batch schema > job.schema.json",
     )
+    parser.add_argument("--suite", action="store_true", help="print that of a suite file, see rwkv-batch eval")
     parser.set_defaults(command=_schema)
 
 
-def _schema(_: argparse.Namespace) -> int:
+def _schema(options: argparse.Namespace) -> int:
     import json
 
-    from .schema import job_schema
+    from .schema import job_schema, suite_schema
 
-    print(json.dumps(job_schema(), indent=1, ensure_ascii=False))
+    print(json.dumps(suite_schema() if options.suite else job_schema(), indent=1, ensure_ascii=False))
     return EXIT_OK
 
 

@@ -6,20 +6,21 @@
 #    source ~/.local/share/bash_completion/rwkv-batch
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_rwkv_batch_subparsers=(run validate score report estimate status export compare inspect clean init schema completion convert doctor bench lm-eval)
+_shtab_rwkv_batch_subparsers=(run validate score report estimate eval status export compare inspect clean init schema completion convert doctor bench lm-eval)
 
 _shtab_rwkv_batch_run_option_strings=(-h --help -o --limit --shard --retry-errors --dry-run --allow-errors --progress --verbose)
 _shtab_rwkv_batch_validate_option_strings=(-h --help -o --limit --shard --retry-errors --dry-run --allow-errors --progress --verbose)
 _shtab_rwkv_batch_score_option_strings=(-h --help -o --limit --shard --retry-errors --dry-run --allow-errors --progress --verbose)
 _shtab_rwkv_batch_report_option_strings=(-h --help --show --status --json)
 _shtab_rwkv_batch_estimate_option_strings=(-h --help -o --limit --measure --mean-completion-tokens --device --json)
+_shtab_rwkv_batch_eval_option_strings=(-h --help --models --output --watch --interval --dry-run)
 _shtab_rwkv_batch_status_option_strings=(-h --help --watch --json)
 _shtab_rwkv_batch_export_option_strings=(-h --help --format --errors --partial --overwrite)
 _shtab_rwkv_batch_compare_option_strings=(-h --help --show --json --partial)
 _shtab_rwkv_batch_inspect_option_strings=(-h --help --json)
 _shtab_rwkv_batch_clean_option_strings=(-h --help --dry-run --yes)
 _shtab_rwkv_batch_init_option_strings=(-h --help --file --model --overwrite)
-_shtab_rwkv_batch_schema_option_strings=(-h --help)
+_shtab_rwkv_batch_schema_option_strings=(-h --help --suite)
 _shtab_rwkv_batch_completion_option_strings=(-h --help)
 _shtab_rwkv_batch_convert_option_strings=(-h --help --quantization)
 _shtab_rwkv_batch_doctor_option_strings=(-h --help --build --check --at-once)
@@ -57,7 +58,7 @@ _shtab_rwkv_batch_report___status_choices=(ok error)
 _shtab_rwkv_batch_estimate___device_choices=(h100 h200 rtx5090 rtx4090 none)
 _shtab_rwkv_batch_export___format_choices=(parquet jsonl csv openai)
 _shtab_rwkv_batch_completion_pos_0_choices=(bash zsh fish)
-_shtab_rwkv_batch_pos_0_choices=(run validate score report estimate status export compare inspect clean init schema completion convert doctor bench lm-eval)
+_shtab_rwkv_batch_pos_0_choices=(run validate score report estimate eval status export compare inspect clean init schema completion convert doctor bench lm-eval)
 
 _shtab_rwkv_batch_run__h_nargs=0
 _shtab_rwkv_batch_run___help_nargs=0
@@ -85,6 +86,11 @@ _shtab_rwkv_batch_estimate___help_nargs=0
 _shtab_rwkv_batch_estimate___measure_nargs=0
 _shtab_rwkv_batch_estimate___device_nargs=+
 _shtab_rwkv_batch_estimate___json_nargs=0
+_shtab_rwkv_batch_eval__h_nargs=0
+_shtab_rwkv_batch_eval___help_nargs=0
+_shtab_rwkv_batch_eval___models_nargs=+
+_shtab_rwkv_batch_eval___watch_nargs=0
+_shtab_rwkv_batch_eval___dry_run_nargs=0
 _shtab_rwkv_batch_status__h_nargs=0
 _shtab_rwkv_batch_status___help_nargs=0
 _shtab_rwkv_batch_status___watch_nargs=0
@@ -109,6 +115,7 @@ _shtab_rwkv_batch_init___help_nargs=0
 _shtab_rwkv_batch_init___overwrite_nargs=0
 _shtab_rwkv_batch_schema__h_nargs=0
 _shtab_rwkv_batch_schema___help_nargs=0
+_shtab_rwkv_batch_schema___suite_nargs=0
 _shtab_rwkv_batch_completion__h_nargs=0
 _shtab_rwkv_batch_completion___help_nargs=0
 _shtab_rwkv_batch_convert__h_nargs=0

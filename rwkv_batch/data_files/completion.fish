@@ -51,8 +51,8 @@ function _shtab_rwkv_batch_using
   test "$_shtab_rwkv_batch_cmdpath" = "$argv"
 end
 
-set -g _shtab_rwkv_batch_commands run validate score report estimate status export compare inspect clean init schema completion convert doctor bench lm-eval
-set -g _shtab_rwkv_batch_opts_with_value --at-once --backend --batch-sizes --device --dtype --errors --file --format --input-len --limit --mean-completion-tokens --model --num-prompts --output-len --progress --quantization --retry-errors --shard --show --status --threads --variants --workloads -o
+set -g _shtab_rwkv_batch_commands run validate score report estimate eval status export compare inspect clean init schema completion convert doctor bench lm-eval
+set -g _shtab_rwkv_batch_opts_with_value --at-once --backend --batch-sizes --device --dtype --errors --file --format --input-len --interval --limit --mean-completion-tokens --model --models --num-prompts --output --output-len --progress --quantization --retry-errors --shard --show --status --threads --variants --workloads -o
 
 complete -c rwkv-batch -e
 complete -c rwkv-batch -f
@@ -107,6 +107,13 @@ complete -c rwkv-batch -n '_shtab_rwkv_batch_using estimate' -l mean-completion-
 complete -c rwkv-batch -n '_shtab_rwkv_batch_using estimate' -l device -xka "h100 h200 rtx5090 rtx4090 none" -d 'GPUs for which the time is predicted: h100, h200, rtx5090, rtx4090 (all of them), or none'
 complete -c rwkv-batch -n '_shtab_rwkv_batch_using estimate' -l json -d 'print one JSON object'
 complete -c rwkv-batch -n '_shtab_rwkv_batch_using estimate; and test $_shtab_rwkv_batch_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'the job file, or - for standard input'
+complete -c rwkv-batch -n '_shtab_rwkv_batch_using; and test $_shtab_rwkv_batch_npos -eq 0' -a eval -d 'evaluate many checkpoints with one suite of tasks'
+complete -c rwkv-batch -n '_shtab_rwkv_batch_using eval' -s h -l help -d 'show this help message and exit'
+complete -c rwkv-batch -n '_shtab_rwkv_batch_using eval' -l models -x -d 'checkpoints: files, folders, patterns in quotes such as '"'"'out/rwkv-*.pth'"'"', hf://owner/repo/file, or demo'
+complete -c rwkv-batch -n '_shtab_rwkv_batch_using eval' -l output -x -d 'the folder of all results, in place of the suite'"'"'s output.path'
+complete -c rwkv-batch -n '_shtab_rwkv_batch_using eval' -l watch -d 'go on until a signal, and take new checkpoints of a training run as soon as they are complete'
+complete -c rwkv-batch -n '_shtab_rwkv_batch_using eval' -l interval -x -d 'with --watch: look every S seconds (30)'
+complete -c rwkv-batch -n '_shtab_rwkv_batch_using eval' -l dry-run -d 'check everything, and list what is done and what is not'
 complete -c rwkv-batch -n '_shtab_rwkv_batch_using; and test $_shtab_rwkv_batch_npos -eq 0' -a status -d 'show how far a job is, who serves it, and what to do next'
 complete -c rwkv-batch -n '_shtab_rwkv_batch_using status' -s h -l help -d 'show this help message and exit'
 complete -c rwkv-batch -n '_shtab_rwkv_batch_using status' -l watch -d 'show it every 2 seconds while the job runs: in place on a terminal, otherwise as a line each time'
@@ -144,6 +151,7 @@ complete -c rwkv-batch -n '_shtab_rwkv_batch_using init' -l overwrite -d 'replac
 complete -c rwkv-batch -n '_shtab_rwkv_batch_using init; and test $_shtab_rwkv_batch_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'the input, as in input.path'
 complete -c rwkv-batch -n '_shtab_rwkv_batch_using; and test $_shtab_rwkv_batch_npos -eq 0' -a schema -d 'print the JSON Schema of a job file, for editors'
 complete -c rwkv-batch -n '_shtab_rwkv_batch_using schema' -s h -l help -d 'show this help message and exit'
+complete -c rwkv-batch -n '_shtab_rwkv_batch_using schema' -l suite -d 'print that of a suite file, see rwkv-batch eval'
 complete -c rwkv-batch -n '_shtab_rwkv_batch_using; and test $_shtab_rwkv_batch_npos -eq 0' -a completion -d 'print a script that completes commands in a shell'
 complete -c rwkv-batch -n '_shtab_rwkv_batch_using completion' -s h -l help -d 'show this help message and exit'
 complete -c rwkv-batch -n '_shtab_rwkv_batch_using completion; and test $_shtab_rwkv_batch_npos -eq 0' -ka "bash zsh fish" -d 'the shell'

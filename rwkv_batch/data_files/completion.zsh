@@ -18,6 +18,7 @@ _shtab_rwkv_batch_commands() {
     convert:'write a model as one .safetensors file, quantized on request'
     doctor:'show what this machine offers, and check its kernels'
     estimate:'say what a job will cost, before it runs'
+    eval:'evaluate many checkpoints with one suite of tasks'
     export:'write the results of a job as one file'
     init:'write a job file for a data file'
     inspect:'describe a model, a state file or a part'
@@ -123,6 +124,19 @@ _shtab_rwkv_batch_estimate_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_rwkv_batch_estimate_defaults_added=0
 
+_shtab_rwkv_batch_eval_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--models[checkpoints\: files, folders, patterns in quotes such as \'out\/rwkv-\*.pth\', hf\:\/\/owner\/repo\/file, or demo]:MODEL:"
+  "--output[the folder of all results, in place of the suite\'s output.path]:DIR:"
+  "--watch[go on until a signal, and take new checkpoints of a training run as soon as they are complete]"
+  "--interval[with --watch\: look every S seconds (30)]:S:"
+  "--dry-run[check everything, and list what is done and what is not]"
+  ":the suite file\; jobs\/suite.yaml is an example:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_rwkv_batch_eval_defaults_added=0
+
 _shtab_rwkv_batch_export_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--format[the format, whatever the file is called\; openai\: a line with custom_id and response for each input row]:format:(parquet jsonl csv openai)"
@@ -192,6 +206,7 @@ _shtab_rwkv_batch_run_defaults_added=0
 
 _shtab_rwkv_batch_schema_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--suite[print that of a suite file, see rwkv-batch eval]"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -265,6 +280,7 @@ _shtab_rwkv_batch() {
         convert) _arguments -C -s $_shtab_rwkv_batch_convert_options ;;
         doctor) _arguments -C -s $_shtab_rwkv_batch_doctor_options ;;
         estimate) _arguments -C -s $_shtab_rwkv_batch_estimate_options ;;
+        eval) _arguments -C -s $_shtab_rwkv_batch_eval_options ;;
         export) _arguments -C -s $_shtab_rwkv_batch_export_options ;;
         init) _arguments -C -s $_shtab_rwkv_batch_init_options ;;
         inspect) _arguments -C -s $_shtab_rwkv_batch_inspect_options ;;

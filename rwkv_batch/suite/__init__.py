@@ -1,1 +1,1 @@
-"""One suite of tasks for many checkpoints: grading, results and tables."""
+"""One suite of tasks for many checkpoints, with results in one folder and one table."""

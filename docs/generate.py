@@ -1,4 +1,4 @@
-"""Writes the pages of docs/reference that come from the code, and jobs/job.schema.json: `python docs/generate.py`.
+"""Writes the pages of docs/reference that come from the code, and the schemas in jobs/: `python docs/generate.py`.
 
 A test compares the files with what this script makes of the present code.
 """
@@ -20,8 +20,8 @@ import pyarrow as pa
 
 from rwkv_batch.chat_calls import ChatCalls
 from rwkv_batch.cli import _parser as main_parser
-from rwkv_batch.commands.schema import job_schema
-from rwkv_batch.job.config import JobConfig, Setting, describe_settings
+from rwkv_batch.commands.schema import job_schema, suite_schema
+from rwkv_batch.job.config import JobConfig, Setting, describe_settings, expected_of
 from rwkv_batch.job.fingerprint import HARMLESS, PASSED
 from rwkv_batch.job.input.columns import Columns
 from rwkv_batch.job.input.score_columns import Scored
@@ -33,6 +33,7 @@ from rwkv_batch.measure.bench import _parser as bench_parser
 from rwkv_batch.outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput
 from rwkv_batch.sampling_params import SAMPLING_FIELDS, SamplingParams
 from rwkv_batch.structured_outputs import StructuredOutputsParams
+from rwkv_batch.suite.config import HarnessSection, JobSection, SuiteConfig, SuiteOutput
 from rwkv_batch.text.chat import ChatSettings
 from rwkv_batch.vllm_arguments import (
     ABSENT_METHODS,
@@ -57,7 +58,9 @@ def pages() -> dict[str, str]:
         "command-line.md": "\n".join(_command_line()),
         "output-columns.md": "\n".join(_output_columns()),
         "error-codes.md": "\n".join(_error_codes()),
+        "suite-file.md": "\n".join(_suite_file()),
         "../../jobs/job.schema.json": json.dumps(job_schema(), indent=1, ensure_ascii=False) + "\n",
+        "../../jobs/suite.schema.json": json.dumps(suite_schema(), indent=1, ensure_ascii=False) + "\n",
     }
 
 
@@ -103,6 +106,37 @@ def _job_file() -> Iterator[str]:
         yield from (f"## {section}", "")
         head = "setting|values|default|resume|meaning"
         yield from _table(head, (_setting(one, section) for one in settings))
+
+
+def _suite_file() -> Iterator[str]:
+    yield from _prose(
+        "# Suite file",
+        NOTICE,
+        "A suite file is YAML, with references to environment variables as in a [job file](job-file.md). Unknown keys, "
+        "wrong types and impossible values are refused before a model is loaded, all at once, and so are those of the "
+        "job files that it names. [Evaluation](../how-to/evaluation.md#one-suite-many-checkpoints) explains suites.",
+    )
+    for title, section in SUITE_SECTIONS.items():
+        yield from (f"## {title}", "")
+        yield from _prose(section.__doc__ or "")
+        rows = [
+            (
+                f"`{name}`",
+                expected_of(field),
+                "required" if field.is_required() else f"`{_yaml(field.default)}`",
+                field.description or "",
+            )
+            for name, field in section.model_fields.items()
+        ]
+        yield from _table("key|values|default|meaning", rows)
+
+
+SUITE_SECTIONS = {
+    "The file": SuiteConfig,
+    "Tasks of the harness": HarnessSection,
+    "Jobs": JobSection,
+    "output": SuiteOutput,
+}
 
 
 def _setting(setting: Setting, section: str) -> tuple[str, ...]:

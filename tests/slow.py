@@ -10,7 +10,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "test_call_in_process.py",
         "benchmarks/test_gpu_compile_cache.py",
     ),
-    "a browser opens a page": ("job/report/test_page_in_browser.py",),
+    "a browser opens a page": ("job/report/test_page_in_browser.py", "suite/test_page_in_browser.py"),
     "kernels run in Triton's interpreter": (
         "engine/test_late_copies.py",
         "engine/test_replay.py",
@@ -63,6 +63,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "job/workers/test_local.py",
         "job/test_streams.py::test_a_signal_writes_no_message_into_a_file_of_the_job",
         "mutation/test_mutation.py",
+        "suite/test_command.py::test_a_killed_process_costs_a_task_and_a_signal_none",
         "test_structure.py::test_a_missing_harness_is_an_extra",
         "integrations/test_ray.py::test_results_do_not_depend_on_actors_and_one_whose_engine_fails_is_replaced",
         "measure/test_bench.py",

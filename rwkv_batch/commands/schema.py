@@ -1,4 +1,4 @@
-"""The command `schema`: the JSON Schema of a job file, for editors that complete and check."""
+"""The command `schema`: the JSON Schema of a job file or a suite file, for editors that complete and check."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from functools import singledispatch
 from typing import Any, get_args
 
 from .. import __version__
-from ..job.config import JOB_SAMPLING, JobConfig, expected_of, is_section
+from ..job.config import JOB_SAMPLING, EngineSection, JobConfig, ModelSection, expected_of, is_section
 from ..job.input.formats import FORMATS
 from ..models.matrices.quantization import QUANTIZATIONS
 from ..sampling_fields import Biases, Choice, Flag, Integer, Kind, Number, Schema, Strings, Text, TokenIds
 from ..sampling_params import SAMPLING_FIELDS, SamplingParams
+from ..suite.config import HarnessSection, JobSection, SuiteConfig
+from ..suite.grade_section import GradeSection
 from ..text.chat import format_names
 
 Json = dict[str, Any]
@@ -53,6 +55,31 @@ def job_schema() -> Json:
         "patternProperties": {"^x-": {"description": "A remark, or a place for anchors; ignored."}},
         "required": required,
         "additionalProperties": False,
+    }
+
+
+def suite_schema() -> Json:
+    """Returns the JSON Schema of a suite file, in draft 2020-12."""
+    model = _section("model", ModelSection)
+    of_checkpoint = ("path", "sha256")
+    model["properties"] = {name: value for name, value in model["properties"].items() if name not in of_checkpoint}
+    del model["required"]
+    model["type"] = ["object", "null"]
+    job = _section("tasks", JobSection)
+    job["properties"]["grade"] = _section("grade", GradeSection)
+    made = _section("", SuiteConfig)
+    made["properties"] |= {"model": model, "engine": _section("engine", EngineSection)}
+    made["properties"]["tasks"] |= {
+        "type": "array",
+        "minItems": 1,
+        "items": {"anyOf": [_section("tasks", HarnessSection), job]},
+    }
+    del made["properties"]["tasks"]["anyOf"]
+    return {
+        "$schema": DIALECT,
+        "title": "Suite file of rwkv_batch",
+        "patternProperties": {"^x-": {"description": "A remark, or a place for anchors; ignored."}},
+        **made,
     }
 
 

@@ -108,7 +108,7 @@ def result_settings(
     unused = "score." if job.task == "generate" else "sampling."
     settings: dict[str, Any] = {
         "format": FORMAT,
-        **{name: value for name, value in _flat(job).items() if not name.startswith(unused)},
+        **{name: value for name, value in flat_settings(job).items() if not name.startswith(unused)},
         **{f"model.{name}": value for name, value in model.items()},
         "input.template": columns.template,
         **{f"input.columns.{part}": name for part, name in columns.roles.items()},
@@ -198,7 +198,7 @@ def default_settings() -> dict[str, Any]:
     return {name: _canonical(value) for name, value in defaults.items()}
 
 
-def _flat(job: JobConfig) -> dict[str, Any]:
+def flat_settings(job: JobConfig) -> dict[str, Any]:
     """Returns all settings of a job by dotted name."""
     flat = {f"sampling.{name}": value for name, value in asdict(job.sampling).items()}
     for name, value in job.model_dump(exclude={"sampling"}).items():

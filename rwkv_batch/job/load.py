@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
 from ..errors import ConfigurationError
 from ..sampling_fields import SURROGATE
@@ -18,13 +16,12 @@ from .config import (
     JOB_SAMPLING,
     ChatSection,
     JobConfig,
-    expected_of,
-    is_section,
     sampling_value,
     sampling_with,
 )
+from .explain import explain
 from .input.roles import WRITES_LOGPROBS
-from .messages import did_you_mean, listed, shown, unknown_key
+from .messages import listed, shown, unknown_key
 from .score_section import ScoreSection
 from .yaml_file import file_label, parse_yaml, read_yaml
 
@@ -59,7 +56,7 @@ def load_job(
     try:
         config = JobConfig.model_validate(settings)
     except ValidationError as error:
-        problems += _explain(error, settings)
+        problems += explain(error, settings, JobConfig, {name: f"sampling.{name}" for name in SAMPLING_FIELDS})
     else:
         problems += _check_together(config)
     if problems:
@@ -184,49 +181,3 @@ def _check_together(job: JobConfig) -> Iterator[tuple[str, str]]:
             yield "chat", "got settings, expected none: task score reads no conversations"
     elif job.score != ScoreSection():
         yield "score", "got settings, expected none: the task is generate"
-
-
-def _explain(error: ValidationError, settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields (where, what) for each setting that pydantic refused."""
-    seen = set()
-    for problem in error.errors(include_url=False):
-        keys, field, siblings = _locate(problem["loc"])
-        where = ".".join(keys)
-        if where in seen:
-            continue
-        seen.add(where)
-        if problem["type"] in ("extra_forbidden", "invalid_key"):
-            meant = f"sampling.{where}" if where in SAMPLING_FIELDS else None
-            yield where, unknown_key(keys[-1], siblings, meant)
-        elif problem["type"] == "missing":
-            yield where, f"missing, expected {expected_of(field)}"
-        else:
-            value, expected = _value(settings, keys), expected_of(field)
-            yield where, f"got {shown(value)}, expected {expected}{_guess(value, expected)}"
-
-
-def _guess(value: Any, expected: str) -> str:
-    """What may have been meant, where `expected` lists names: "auto, rwkv or bot"."""
-    names = re.split(", | or ", expected)
-    return did_you_mean(value, names) if isinstance(value, str) and all(" " not in name for name in names) else ""
-
-
-def _locate(location: tuple[int | str, ...]) -> tuple[list[str], FieldInfo | None, list[str]]:
-    """Follows pydantic's location to a setting. Returns its keys, its field, and the names in its section."""
-    section: Any = JobConfig
-    keys: list[str] = []
-    field, siblings = None, list(JobConfig.model_fields)
-    for key in location:
-        siblings = list(section.model_fields)
-        keys.append(str(key))
-        field = section.model_fields.get(key)
-        section = field.annotation if field is not None else None
-        if not is_section(section):
-            break
-    return keys, field, siblings
-
-
-def _value(settings: Any, keys: list[str]) -> Any:
-    for key in keys:
-        settings = settings[key]
-    return settings

@@ -114,17 +114,21 @@ def named_as_in_jobs() -> Iterator[None]:
         raise
 
 
-def model_settings(job: JobConfig) -> ModelSettings:
-    """The settings of the job's model."""
-    return ModelSettings(model=job.model.path, **job.model.model_dump(exclude={"path", "sha256"}))
+def model_settings(section: ModelSection) -> ModelSettings:
+    """The settings of a job's model."""
+    return ModelSettings(model=section.path, **section.model_dump(exclude={"path", "sha256"}))
 
 
-def engine_settings(job: JobConfig) -> EngineSettings:
-    """The settings of the job's engine; a setting that is "auto" is None there."""
-    settings = job.engine.model_dump()
+def engine_settings(section: EngineSection, seed: int | None = None) -> EngineSettings:
+    """The settings of a job's engine; a setting that is "auto" is None there.
+
+    Args:
+        seed: that of the section `sampling`.
+    """
+    settings = section.model_dump()
     may_be_auto = ("max_batch_size", "max_batch_tokens")
     chosen = {name: None for name in may_be_auto if settings[name] == "auto"}
-    return EngineSettings(**{**settings, **chosen}, seed=job.sampling.seed or 0)
+    return EngineSettings(**{**settings, **chosen}, seed=seed or 0)
 
 
 @contextmanager
@@ -170,7 +174,7 @@ def prepare(job: JobConfig, inspect_model: Callable[..., Any], source: Input | N
     logger.info("%s: reading the model's sizes and the checksum of its files", job.model.path)
     _check_pin(job)
     with named_as_in_jobs():
-        model = inspect_model(model_settings(job), engine_settings(job))
+        model = inspect_model(model_settings(job.model), engine_settings(job.engine, job.sampling.seed))
     if job.task == "generate":
         _check_sampling(job, columns, model)
     chat = open_job_chat(job, "messages" in columns.roles, model.file.checkpoint.path, is_older)

@@ -17,7 +17,8 @@ from rwkv_batch.job.config import describe_settings
 from rwkv_batch.job.load import load_job
 
 ROOT = Path(__file__).parent.parent.parent
-JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
+SUITE = ROOT / "jobs" / "suite.yaml"
+JOBS = sorted({*(ROOT / "jobs").glob("*.yaml")} - {SUITE})
 MINIMAL = {"model": {"path": "demo"}, "input": {"path": "a.parquet"}, "output": {"path": "out"}}
 
 
@@ -36,6 +37,27 @@ def test_the_example_jobs_are_valid(path: Path) -> None:
 def test_the_file_beside_the_example_jobs_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["schema"]) == 0
     assert capsys.readouterr().out == (ROOT / "jobs" / "job.schema.json").read_text()
+
+
+def test_the_schema_of_suites(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["schema", "--suite"]) == 0
+    text = capsys.readouterr().out
+    assert text == (ROOT / "jobs" / "suite.schema.json").read_text()
+    jsonschema.Draft202012Validator.check_schema(json.loads(text))
+    known = jsonschema.Draft202012Validator(json.loads(text))
+    assert SUITE.read_text().splitlines()[0] == "# yaml-language-server: $schema=suite.schema.json"
+    suite = yaml.safe_load(SUITE.read_text())
+    known.validate(suite)
+    grade = {"name": "a", "job": "a.yaml", "set": {"sampling.n": 2}, "grade": {"answer": "answer", "take": "last"}}
+    for right in ({"lm_eval": "arc", "limit": 0.5}, {"lm_eval": ["arc"], "chat_format": None}, grade):
+        known.validate({**suite, "tasks": [right], "x-notes": 3, "engine": None})
+    wrong_tasks = ({"lm_eval": "arc", "limits": 3}, {"name": "a"}, {**grade, "grade": {"take": "last"}}, {})
+    wrong: list[dict[str, Any]] = [{"tasks": [one]} for one in wrong_tasks] + [
+        {"tasks": []},
+        {"model": {"path": "x"}},
+        {"output": {}},
+    ]
+    assert [one for one in wrong if known.is_valid({**suite, **one})] == []
 
 
 def test_every_setting_has_its_meaning_and_default() -> None:

@@ -15,6 +15,7 @@ import yaml
 from docs.pages import PAGES, ROOT, Block, blocks, name_of
 from rwkv_batch import cli, run
 from rwkv_batch.job.load import load_job
+from rwkv_batch.suite.grade_section import GradeSection, problems_of
 
 LANGUAGES = {"python", "console", "yaml", "text", "json"}
 TOOLS = {"ls", "cat", "head", "mkdir", "cp", "rm"}
@@ -65,8 +66,11 @@ def run_block(page: Path, block: Block, names: dict[str, Any]) -> None:
 
 
 def check_settings(settings: dict[str, Any]) -> None:
-    """Part of a job file: with what every job must have it is a job."""
+    """Part of a job file: with what every job must have it is a job. Or the section `grade` of a job in a suite."""
     required = {"model": {"path": "demo"}, "input": {"path": "prompts.parquet"}, "output": {"path": "out/part"}}
+    if "grade" in settings:
+        grade = GradeSection.model_validate(settings.pop("grade"))
+        assert not [*problems_of(grade, load_job({**required, "sampling": {"n": max(grade.k or [1])}}))]
     load_job({**settings, **{name: {**values, **settings.get(name, {})} for name, values in required.items()}})
 
 

@@ -15,6 +15,8 @@ LEFT, RIGHT, TOP, BOTTOM = 56, 12, 26, 42
 ACROSS, DOWN = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 NUM_TICKS = 4
 MOST_LABELS = 8
+CHARACTER_WIDTH = 7
+"""Of a label, with some room beside it."""
 TIME_STEPS = (
     *(1, 2, 5, 10, 15, 30),
     *(number * MINUTE for number in (1, 2, 5, 10, 15, 30)),
@@ -85,17 +87,49 @@ def bar_chart(
     ticks = _ticks(max((max(values) for _, values in bars), default=0.0))
     shapes = [_frame(ticks, unit, count)]
     step = ACROSS / max(len(bars), 1)
-    every = -(-len(bars) // MOST_LABELS)
+    widest = max((len(name) for name, _ in bars), default=0) * CHARACTER_WIDTH
+    every = max(ceil(len(bars) / MOST_LABELS), ceil(widest / step))
     for index, (name, values) in enumerate(bars):
         left, wide = LEFT + index * step, step * 0.86 / len(values)
         for number, value in enumerate(values):
             height = value / ticks[-1] * DOWN
             what = f"{names[number]}: " if len(names) > 1 else ""
-            tip = f"{name} {axis}: {what}{count(value)} {unit}"
+            tip = f"{f'{name} {axis}'.strip()}: {what}{count(value)} {unit}"
             x = left + step * 0.07 + number * wide
             shapes.append(_bar(x, _height(value / ticks[-1]), wide, height, f"bar c{number + 1}", tip))
         if index % every == 0:
             shapes.append(_text(left + step / 2, TOP + DOWN + 15, name, "middle"))
+    shapes.append(_text(WIDTH - RIGHT, HEIGHT - 6, axis, "end"))
+    return _svg(label, shapes)
+
+
+def points_chart(
+    label: str, points: Sequence[tuple[str, float, tuple[float, float] | None]], *, unit: str, axis: str
+) -> Markup:
+    """Returns values with their intervals, joined by a line, at equal distances.
+
+    Args:
+        points: label, value and interval of each; None where that is not known.
+        unit: of the values.
+        axis: what the labels are.
+    """
+    ticks = _ticks(max((max(value, *(interval or ())) for _, value, interval in points), default=0.0))
+    shapes = [_frame(ticks, unit, rounded)]
+    step = ACROSS / max(len(points), 1)
+    every = -(-len(points) // MOST_LABELS)
+    where = [(LEFT + (index + 0.5) * step, _height(value / ticks[-1])) for index, (_, value, _) in enumerate(points)]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in where)
+    shapes.append(Markup('<polyline class="line c1" points="{}"/>').format(line))
+    for index, ((x, y), (name, value, interval)) in enumerate(zip(where, points, strict=True)):
+        said = ""
+        if interval is not None:
+            ends = [_height(min(max(end, 0.0), ticks[-1]) / ticks[-1]) for end in interval]
+            shapes.append(Markup('<path class="line c1" d="M{:.1f} {:.1f}V{:.1f}"/>').format(x, *ends))
+            said = f", 95 % interval {rounded(interval[0])} to {rounded(interval[1])}"
+        dot = Markup('<circle class="c1" cx="{:.1f}" cy="{:.1f}" r="4">{}</circle>')
+        shapes.append(dot.format(x, y, _tip(f"{name}: {rounded(value)}{said}")))
+        if index % every == 0:
+            shapes.append(_text(x, TOP + DOWN + 15, name, "middle"))
     shapes.append(_text(WIDTH - RIGHT, HEIGHT - 6, axis, "end"))
     return _svg(label, shapes)
 

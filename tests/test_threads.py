@@ -1,8 +1,6 @@
 """The number of threads for matrix products: at most the number of usable cores."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch

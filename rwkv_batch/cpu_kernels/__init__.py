@@ -1,1 +1,1 @@
-"""Native CPU kernels: C++ with a pool of threads, one op a file. The system's compiler builds them when they are needed."""
+"""Native CPU kernels: C++ with a pool of threads, one op a file. The system's compiler builds them where needed."""

@@ -13,8 +13,8 @@
 
 extern "C" void set_region_threads(int32_t threads);
 
-// Regions of random sizes, with random numbers of threads. Plain counters: a tile that two threads compute at a time, or
-// one that is not finished when the region returns, is a data race.
+// Regions of random sizes, with random numbers of threads. Plain counters: a tile that two threads compute at a time,
+// or one that is not finished when the region returns, is a data race.
 static bool are_right(unsigned seed, int regions) {
   std::vector<int> counts;
   for (int region = 0; region < regions; ++region) {
@@ -48,8 +48,7 @@ int main(int, char** arguments) {
   const int regions = atoi(arguments[1]);
   std::atomic<bool> all{true};
   std::vector<std::thread> callers;
-  for (unsigned seed = 1; seed <= 3; ++seed)
-    callers.emplace_back([&, seed] { all = are_right(seed, regions) && all; });
+  for (unsigned seed = 1; seed <= 3; ++seed) callers.emplace_back([&, seed] { all = are_right(seed, regions) && all; });
   for (std::thread& caller : callers) caller.join();
   const pid_t child = fork();
   if (child == 0) _exit(are_right(9, regions) && threads_of_process() > 1 ? 0 : 1);  // it has workers of its own

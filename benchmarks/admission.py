@@ -30,6 +30,9 @@ from rwkv_batch.engine.request import Request
 from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.source import Pulled
 from rwkv_batch.measure.table import format_table
+from rwkv_batch.roofline.cards import H100
+from rwkv_batch.roofline.predict import predict
+from rwkv_batch.roofline.steps import Step, record
 from rwkv_batch.sampling_params import SamplingParams
 from rwkv_batch.transfer import HostCopy
 
@@ -37,9 +40,6 @@ from .host_parts.device import SimulatedDevice
 from .host_parts.driver import FreeModel
 from .host_parts.results import VOCAB_SIZE
 from .roofline import MODELS
-from .roofline_parts.cards import H100
-from .roofline_parts.predict import predict
-from .roofline_parts.steps import Step, record
 
 PROMPT, SHORTEST, LONGEST = 100, 50, 150
 PROMPT_TOKENS_OF_A_STEP = 4096

@@ -13,9 +13,9 @@ import argparse
 from itertools import product
 
 from rwkv_batch.measure.table import format_lines
+from rwkv_batch.roofline.cards import H100, H200, LATENCIES, Card
 
 from .roofline import MODELS, Sizes
-from .roofline_parts.cards import H100, H200, LATENCIES, Card
 
 INTERVALS = (1, 2, 3, 4)
 BATCHES = (32, 256, 1024)

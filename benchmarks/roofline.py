@@ -3,7 +3,7 @@
     python -m benchmarks.roofline [--card h100] [--limits FILE] [--parts decode mixed prefill documents bars …]
 
 runs a step of the engine without a device, notes its launches, and prints the time that they take on a card. The model
-of time is in `roofline_parts/predict.py`, the figures of the cards are in `roofline_parts/cards.py`;
+of time is in `rwkv_batch/roofline/predict.py`, the figures of the cards are in `rwkv_batch/roofline/cards.py`;
 docs/explanation/prediction.md explains both.
 
 The functions of this module are limits by formula, which the parts of `benchmarks.gpu` compare their figures with. A
@@ -88,6 +88,12 @@ class Sizes:
         from rwkv_batch.models.random_weights import complete_sizes
 
         return complete_sizes(self.architecture, L=self.L, C=self.C, F=self.F, V=self.V, N=self.N)
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the tensors of a checkpoint."""
+        from rwkv_batch.models.random_weights import draws
+
+        return {name: tuple(draw.shape) for name, draw in draws(self.architecture, self.letters).items()}
 
     @property
     def ranks(self) -> dict[str, int]:

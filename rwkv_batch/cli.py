@@ -14,7 +14,7 @@ from .job.ending import exit_with
 from .job.messages import did_you_mean, printable
 from .job.stopping import EXIT_KILLED
 from .job.streams import lasting_streams
-from .run import DESCRIPTION, EXIT_INTERNAL, EXIT_USAGE, HELP, add_arguments, execute
+from .run import DESCRIPTION, EXIT_INTERNAL, EXIT_USAGE, add_arguments, execute, help_with
 
 COMMANDS = (
     "run",
@@ -22,6 +22,7 @@ COMMANDS = (
     "score",
     "eval",
     "report",
+    "estimate",
     "status",
     "export",
     "compare",
@@ -29,11 +30,28 @@ COMMANDS = (
     "clean",
     "init",
     "schema",
+    "completion",
     "convert",
     "doctor",
     "bench",
     "lm-eval",
 )
+
+READS = {
+    "report": "path",
+    "status": "out",
+    "export": "out",
+    "compare": "out_a",
+    "inspect": "path",
+    "clean": "out",
+    "init": "data",
+    "convert": "source",
+    "doctor": "",
+}
+"""Command that loads libraries before it prints anything → its argument that names what it reads. The others say
+themselves what they do, or need no libraries."""
+SLOW = {"inspect", "convert", "doctor", "bench", "lm-eval"}
+"""Commands that load torch: several seconds on a busy machine."""
 
 CONVERTED_FORMATS = ("int8",)
 """Weight formats that `convert` writes."""
@@ -52,11 +70,13 @@ def command() -> NoReturn:
 
 def _main(given: list[str]) -> int:
     if given[:1] == ["bench"]:  # it has a parser of its own
+        _announce("bench")
         from .measure.bench import main as bench
 
         return bench(given[1:])
     try:
         if given[:1] == ["lm-eval"]:  # the harness has a command line of its own
+            _announce("lm-eval")
             from .integrations.lm_eval import main as lm_eval
 
             return lm_eval(given[1:])
@@ -66,6 +86,8 @@ def _main(given: list[str]) -> int:
             return EXIT_USAGE
         _check_command(given[0])
         options = parser.parse_args(given)
+        if given[0] in READS:
+            _announce(given[0], str(getattr(options, READS[given[0]], "")))
         return int(options.command(options))
     except RwkvBatchError as error:
         return _fail(EXIT_USAGE, str(error))
@@ -73,6 +95,17 @@ def _main(given: list[str]) -> int:
         return _fail(EXIT_INTERNAL, str(error))
     except KeyboardInterrupt:  # of a command without a handling of its own
         return _fail(EXIT_KILLED, "interrupted")
+
+
+def _announce(name: str, what: str = "") -> None:
+    """Prints a first line on standard error, before libraries are loaded; of a fast command only on a terminal.
+
+    Args:
+        what: the command reads; "" for nothing.
+    """
+    if name in SLOW or sys.stderr.isatty():
+        reading = f", and reading {printable(what)}" if what else ""
+        print(f"rwkv-batch {name}: loading libraries{reading}", file=sys.stderr, flush=True)
 
 
 def _fail(code: int, message: str) -> int:
@@ -98,7 +131,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rwkv_batch {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_job_commands(commands)
-    _add_report(commands)
     add_parsers(commands)
     _add_convert(commands)
     _add_doctor(commands)
@@ -110,16 +142,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_job_commands(commands: Any) -> None:
-    run = commands.add_parser("run", help="run a job, or what is left of it", description=DESCRIPTION, **HELP)
+    run = commands.add_parser(
+        "run",
+        help="run a job, or what is left of it",
+        description=DESCRIPTION,
+        **help_with("rwkv-batch run jobs/demo.yaml -o sampling.max_tokens=32"),
+    )
     add_arguments(run)
     run.set_defaults(command=execute)
 
     validate = commands.add_parser(
         "validate",
         help="check a job and show its first prompt, without running it",
-        description="Check a job file, its input and its model, and show the plan, the memory and the first prompt. "
+        description="Check a job file, its input and its model, and show the plan, the memory and the first prompt.\n"
         "Nothing is written. The same as run --dry-run.",
-        **HELP,
+        **help_with("rwkv-batch validate jobs/demo.yaml"),
     )
     add_arguments(validate)
     validate.set_defaults(command=execute, dry_run=True)
@@ -128,31 +165,20 @@ def _add_job_commands(commands: Any) -> None:
         "score",
         help="run a job with task: score, whatever the file says",
         description="Run a job that computes log-likelihoods of continuations. The same as run -o task=score.",
-        **HELP,
+        **help_with("rwkv-batch score jobs/mmlu.yaml --limit 10"),
     )
     add_arguments(score)
     score.set_defaults(command=lambda options: execute(options, task="score"))
-
-
-def _add_report(commands: Any) -> None:
-    report = commands.add_parser(
-        "report",
-        help="summarize a job, write its report again, and show its first results",
-        description="Summarize what a job has made so far, and write report.json and report.html into its state "
-        "folder.",
-    )
-    report.add_argument("path", help="the job's output folder, or its state folder where run.state_dir is set")
-    report.add_argument("--show", type=int, default=0, metavar="N", help="print the first N rows of the output")
-    report.add_argument("--status", choices=("ok", "error"), help="with --show: only rows of this status")
-    report.set_defaults(command=_report)
 
 
 def _add_convert(commands: Any) -> None:
     convert = commands.add_parser(
         "convert",
         help="write a model as one .safetensors file, quantized on request",
-        description="Write a model as one .safetensors file with the names of RWKV's own checkpoints, one matrix in "
+        description="Write a model as one .safetensors file with the names of RWKV's own checkpoints, one matrix in\n"
         "memory at a time.",
+        epilog="example:  rwkv-batch convert model.pth model-int8.safetensors --quantization int8",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     convert.add_argument("source", help="a .pth or .safetensors file, a folder in Hugging Face layout, or hf://…")
     convert.add_argument("target", help="the .safetensors file to write")
@@ -169,7 +195,8 @@ def _add_doctor(commands: Any) -> None:
         "doctor",
         help="show what this machine offers, and check its kernels",
         description="Show versions, devices, compilers and memory of this machine.",
-        epilog="Exit code 1: --check has found something wrong.",
+        epilog="example:  rwkv-batch doctor --check\n\nexit code 1: --check has found something wrong",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     doctor.add_argument("--build", action="store_true", help="also build the CUDA kernels now, with nvcc")
     doctor.add_argument(
@@ -192,25 +219,6 @@ def _convert(options: argparse.Namespace) -> int:
     from .models.files.convert import convert
 
     convert(options.source, options.target, quantization=options.quantization)
-    return 0
-
-
-def _report(options: argparse.Namespace) -> int:
-    from .job.report.examples import first_rows
-    from .job.report.report import collect, find_job, save
-    from .job.report.summary import summarise
-
-    folders = find_job(options.path)
-    storage = folders.open_storage()
-    report = collect(storage, folders)
-    print(printable("\n".join(summarise(report))))
-    try:
-        save(report, storage, folders)
-    except OSError as error:
-        print(f"report.json and report.html were not written: {error}", file=sys.stderr)
-    for record in first_rows(storage, folders, options.show, options.status, report["job"].get("columns", {})):
-        print()
-        print(printable("\n".join(f"{name}: {value}" for name, value in record.items() if value is not None)))
     return 0
 
 

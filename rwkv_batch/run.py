@@ -59,7 +59,8 @@ Start the same command again after an interruption: it serves the rows that are 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the job that the arguments name (those of the process where None), and returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m rwkv_batch.run", description=DESCRIPTION, **HELP)
+    program = "python -m rwkv_batch.run"
+    parser = argparse.ArgumentParser(prog=program, description=DESCRIPTION, **help_with(f"{program} jobs/demo.yaml"))
     add_arguments(parser)
     with lasting_streams():
         return execute(parser.parse_args(arguments))
@@ -70,8 +71,14 @@ def exit_codes() -> str:
     return "exit codes:\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())
 
 
-HELP: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": exit_codes()}
-"""Arguments of the parser of a command that runs or checks a job."""
+def help_with(example: str) -> dict[str, Any]:
+    """Returns arguments of the parser of a command that runs or checks a job.
+
+    Args:
+        example: a command line, for the end of its help.
+    """
+    epilog = f"example:  {example}\n\n{exit_codes()}"
+    return {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": epilog}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,1 +1,1 @@
-"""The prediction of a step's time: launches that the real code makes, a card's constants, and the sum over launches."""
+"""The command of the prediction: its tables, the bytes that a step needs, and what was measured beside it."""

@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 
 from rwkv_batch.measure.table import format_lines
+from rwkv_batch.roofline.cards import CARDS, H100, Card, with_limits
+from rwkv_batch.roofline.jobs import job_rate
+from rwkv_batch.roofline.predict import Prediction, predict
+from rwkv_batch.roofline.steps import Step, record
 
-from ..roofline import MODELS
+from ..roofline import MODELS, Sizes
 from . import measured
-from .cards import CARDS, H100, Card, with_limits
-from .jobs import job_rate
-from .predict import Prediction, predict
-from .steps import Step, record
-from .traffic import memory_needed, necessary_bytes
+from .needed import memory_needed, necessary_bytes
 
 STATES = {"float32": torch.float32, "float16": torch.float16}
 BATCHES = (1, 16, 64, 256, 1024)
@@ -73,6 +73,7 @@ def _table(part: str, card: Card, models: Sequence[str], quantization: str | Non
 
 def _rate(step: Step, num_tokens: int, card: Card) -> str:
     """Tokens/s and milliseconds of a recorded step, or "-" where it does not fit into memory."""
+    assert isinstance(step.sizes, Sizes)
     if memory_needed(step.sizes, step.num_rows, step.state_dtype.itemsize) > card.memory:
         return "-"
     seconds = predict(record(step), card).recorded
@@ -167,8 +168,8 @@ def _jobs() -> list[str]:
             cells = []
             for B in (256, 512, 1024):
                 step = Step(MODELS[model], B, state_dtype=dtype, batch_invariant=True)
-                found = job_rate(step, 64, 256, CARDS[card])
-                cells.append("-" if found is None else f"{found:,.0f}")
+                fits = memory_needed(MODELS[model], B, dtype.itemsize) <= CARDS[card].memory
+                cells.append(f"{job_rate(step, 64, 256, CARDS[card]):,.0f}" if fits else "-")
             rows.append([f"{CARDS[card].name}, {model}, {state} states", *cells, f"{rate:,} ({whose})"])
     return format_lines(["sampled tokens/s, predicted", "B=256", "B=512", "B=1024", "to beat"], rows)
 

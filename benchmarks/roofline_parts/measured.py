@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rwkv_batch.roofline.cards import H100
+from rwkv_batch.roofline.launches import META, Recorder
+from rwkv_batch.roofline.predict import Prediction, predict
+from rwkv_batch.roofline.steps import Step, record
 from rwkv_batch.triton_kernels.linear import linear
 from rwkv_batch.triton_kernels.mm8 import mm8
 from rwkv_batch.triton_kernels.w8a8 import w8a8
 
 from ..roofline import MODELS
-from .cards import H100
-from .launches import META, Recorder
-from .predict import Prediction, predict
-from .steps import Step, record
 
 FOLDER = Path(__file__).parents[1] / "results" / "nvidia-h100-80gb-hbm3"
 FORMATS = {"bfloat16": None, "W8A16": "int8", "W8A8": "w8a8"}

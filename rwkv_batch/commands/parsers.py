@@ -10,6 +10,9 @@ from typing import Any
 from ..job.messages import printable
 
 EXIT_OK = 0
+EXIT_ROW_ERRORS = 3
+DEVICES = ("h100", "h200", "rtx5090", "rtx4090")
+"""The names of `rwkv_batch.roofline.cards.CARDS`."""
 
 EXIT_CODES = """\
 exit codes:
@@ -17,6 +20,10 @@ exit codes:
     1  a file cannot be read or written
     2  the command line is wrong, or what it names is not as the command needs it; nothing has been written
   130  interrupted by Ctrl-C"""
+
+SHELLS = ("bash", "zsh", "fish")
+
+OUT = "the job's output folder, its state folder where run.state_dir is set, or its job file; also in an object store"
 
 EVAL_EXIT_CODES = """\
 exit codes:
@@ -27,11 +34,11 @@ exit codes:
    75  stopped by a signal; the same command goes on
   130  ended at once by a second signal"""
 
-OUT = "the job's output folder, or its state folder where run.state_dir is set; also in an object store"
-
 
 def add_parsers(commands: Any) -> None:
     """Adds the commands to the subparsers of `rwkv-batch`."""
+    _add_report(commands)
+    _add_estimate(commands)
     _add_eval(commands)
     _add_status(commands)
     _add_export(commands)
@@ -40,6 +47,7 @@ def add_parsers(commands: Any) -> None:
     _add_clean(commands)
     _add_init(commands)
     _add_schema(commands)
+    _add_completion(commands)
 
 
 def _parser(
@@ -62,6 +70,88 @@ def _parser(
 
 def _say(text: str) -> None:
     print(printable(text))
+
+
+def _add_report(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "report",
+        "summarize a job, write its report again, and show its first results",
+        "Summarize what a job has made so far, and write report.json and report.html into its state folder.",
+        "rwkv-batch report out/demo --show 3",
+    )
+    parser.add_argument("path", metavar="OUT", help=OUT)
+    parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N rows of the output")
+    parser.add_argument("--status", choices=("ok", "error"), help="with --show: only rows of this status")
+    parser.add_argument("--json", action="store_true", help="print the content of report.json, and nothing else")
+    parser.set_defaults(command=_report)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from .report import report
+
+    for text in report(options.path, show=options.show, status=options.status, is_json=options.json):
+        print(text)
+    return EXIT_OK
+
+
+def _add_estimate(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "estimate",
+        "say what a job will cost, before it runs",
+        "Estimate rows, tokens, memory, disk and time of a job. A sample of the rows is tokenized; nothing is written. "
+        "The time on this machine is known with --measure, or where an earlier run or a trial of the job has finished "
+        "rows; on other GPUs it is predicted. Exit code 3: every row that was read is an error.",
+        "rwkv-batch estimate jobs/demo.yaml --measure",
+    )
+    parser.add_argument("job", metavar="JOB.yaml", help="the job file, or - for standard input")
+    parser.add_argument(
+        "-o",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting in place of the job file's; may be repeated",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="estimate a trial of the first N rows")
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="load the model and serve rows of the job for half a minute, to say the time on this machine",
+    )
+    parser.add_argument(
+        "--mean-completion-tokens",
+        type=float,
+        metavar="N",
+        help="the mean tokens of a completion; default: that of an earlier run, or else max_tokens as an upper bound",
+    )
+    parser.add_argument(
+        "--device",
+        nargs="+",
+        choices=(*DEVICES, "none"),
+        default=DEVICES,
+        metavar="GPU",
+        help=f"GPUs for which the time is predicted: {', '.join(DEVICES)} (all of them), or none",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(command=_estimate)
+
+
+def _estimate(options: argparse.Namespace) -> int:
+    from ..errors import ConfigurationError
+    from .estimate import Options, estimate
+    from .estimate_text import describe
+    from .plain_values import to_json
+
+    mean = options.mean_completion_tokens
+    if mean is not None and not 0 < mean < float("inf"):
+        raise ConfigurationError(f"--mean-completion-tokens: got {mean:g}, expected a number above 0")
+    devices = [name for name in dict.fromkeys(options.device) if name != "none"]
+    found = estimate(options.job, options.overrides, options.limit, Options(devices, options.measure, mean))
+    _say(to_json(found) if options.json else "\n".join(describe(found)))
+    sampled = sum(found["error_rows"]["sampled"].values())
+    return EXIT_ROW_ERRORS if sampled and sampled == found["sample"]["rows"] else EXIT_OK
 
 
 def _add_eval(commands: Any) -> None:
@@ -316,4 +406,27 @@ def _schema(options: argparse.Namespace) -> int:
     from .schema import job_schema, suite_schema
 
     print(json.dumps(suite_schema() if options.suite else job_schema(), indent=1, ensure_ascii=False))
+    return EXIT_OK
+
+
+def _add_completion(commands: Any) -> None:
+    parser = _parser(
+        commands,
+        "completion",
+        "print a script that completes commands in a shell",
+        "Print a script with which a shell completes commands, options, their values and files. bash: add the line "
+        'eval "$(rwkv-batch completion bash)" to ~/.bashrc. zsh: write it to a file _rwkv-batch in a folder of $fpath. '
+        "fish: write it to ~/.config/fish/completions/rwkv-batch.fish.",
+        "rwkv-batch completion bash",
+    )
+    parser.add_argument("shell", choices=SHELLS, help="the shell")
+    parser.set_defaults(command=_completion)
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    print(
+        (Path(__file__).parents[1] / "data_files" / f"completion.{options.shell}").read_text(encoding="utf-8"), end=""
+    )
     return EXIT_OK

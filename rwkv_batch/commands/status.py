@@ -11,7 +11,8 @@ from typing import Any
 from ..job.messages import printable
 from ..job.report.run_status import RATES
 from ..job.report.status import JobWatch, Status
-from ..job.report.wording import count, counted, duration, percent, rounded, size
+from ..job.report.time_left import in_words
+from ..job.report.wording import count, counted, percent, rounded, size
 
 EXIT_RUNNING = 6
 EXIT_CODES = {"finished": 0, "errors": 3, "running": EXIT_RUNNING, "stopped": 75}
@@ -69,7 +70,7 @@ def _json(found: Status, indent: int | None = None) -> str:
 def line(found: Status) -> str:
     """Returns the status in a line, after the time of day."""
     clock = time.strftime("%H:%M:%S", time.localtime(found["time"]))
-    left = "" if found["seconds_left"] is None else f" | {duration(found['seconds_left'])} left"
+    left = "" if found["state"] != "running" else f" | eta {in_words(found['seconds_left'])}"
     parts = found["parts"]
     return (
         f"{clock} {_rows(found)} | {' | '.join(_rates(found)) or 'no rate yet'}{left} | "
@@ -92,7 +93,7 @@ def describe(found: Status) -> Iterator[str]:
     if found["state"] == "running":
         yield f"speed    {', '.join(_rates(found)) or 'not known yet'}"
         left = found["seconds_left"]
-        yield f"left     {'not known yet' if left is None else f'about {duration(left)}'}"
+        yield f"left     {'about ' * (left is not None)}{in_words(left)}"
     for shard in found["shards"]:
         yield from _shard(shard)
     sizes = (("output", found["disk"]["output"]), ("state folder", found["disk"]["state_folder"]))

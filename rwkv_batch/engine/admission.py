@@ -19,6 +19,11 @@ _GROUPS = 32
 """A group of free slots is this part of all slots."""
 
 
+def planning_window(num_slots: int) -> int:
+    """The number of requests that an engine with so many slots pulls at a time, and searches for shared prefixes."""
+    return max(4 * num_slots, 256)
+
+
 class Admitted(NamedTuple):
     """A sequence that is to start, and the state that it starts from."""
 

@@ -26,7 +26,7 @@ from ..models.model import Model
 from ..models.pipeline import current_device
 from ..settings import LogprobsMode
 from ..transfer import Uploader
-from .admission import Admission, Admitted, Grouping
+from .admission import Admission, Admitted, Grouping, planning_window
 from .booking import Booking, SampledRows
 from .launched_step import LaunchedStep, StepResults
 from .limits import EngineLimits
@@ -100,7 +100,7 @@ class Engine:
         self._allocate(num_slots)
         snapshots = Snapshots(num_slots, limits.prefix_host_bytes // self.pool.host_record_bytes)
         grouping = Grouping(limits.admission_delay)
-        self.admission = Admission(snapshots, max(4 * num_slots, 256), prefix_sharing, grouping)
+        self.admission = Admission(snapshots, planning_window(num_slots), prefix_sharing, grouping)
         self._outbox: list[Completion] = []
         self._aborted: deque[Any] = deque()
         self._serving: weakref.ref[Steps] | None = None

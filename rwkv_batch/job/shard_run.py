@@ -213,6 +213,8 @@ class ShardRun:
             self._storage.atomic_write(metrics_path, prometheus(values, *self._labels))
 
         timeout = job.run.worker_timeout if self._places is None else None
+        columns = self._prepared.columns.overriding  # a row's own limit may be higher
+        counts.lengths.limit = None if columns else job.sampling.max_tokens
         progress = Progress(total, counts, stats, self._log, write_metrics, job.task, timeout, self._kind)
         if self._metrics_server is not None:
             self._metrics_server.values = progress.values

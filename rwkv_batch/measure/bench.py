@@ -175,6 +175,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rwkv-batch bench",
         description="Measure a model on random prompts of token ids, sampled with temperature 1.0 and top_p 0.85.",
+        epilog="example:  rwkv-batch bench demo --batch-sizes 1,8",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "model", metavar="MODEL", help="as LLM(model=...): demo, a file, a folder, hf://owner/repo/file"

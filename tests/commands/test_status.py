@@ -152,6 +152,23 @@ def test_rates_shards_and_workers_of_a_run_on_another_machine(serving: Job, caps
     assert "about 2 min" in text and "worker   1: ended" in text and "0/2" in text
 
 
+@pytest.mark.parametrize(("estimate", "left", "text"), [(75.0, 65.0, "about 1 min"), (None, None, "measuring")])
+def test_the_time_left_is_the_estimate_of_the_run(
+    serving: Job, capsys: pytest.CaptureFixture[str], estimate: float | None, left: float | None, text: str
+) -> None:
+    """It was made ten seconds ago."""
+    log = serving.state / "log-0-of-2.jsonl"
+    *before, cut = log.read_text().splitlines()
+    last = next(line for line in reversed(before) if '"progress"' in line)
+    changed = json.dumps({**json.loads(last), "seconds_left": estimate})
+    log.write_text("\n".join([*(changed if line == last else line for line in before), cut]))
+    found = JobWatch(str(serving.output)).look()
+    assert found["seconds_left"] == (None if left is None else pytest.approx(left, abs=3))
+    cli.main(["status", str(serving.output)])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left ")]
+    assert line.startswith(f"left     {text}")
+
+
 def test_a_claim_is_stale_after_a_minute_unless_it_is_renewed_before_our_eyes(serving: Job) -> None:
     """The clock of another machine may be wrong: what counts then is that the claim changes."""
     claim(serving, time.time() - 100)
@@ -175,7 +192,7 @@ def test_watching_ends_with_the_job(
     capsys.readouterr()
     assert status.status(str(serving.output), watch=True, as_json=False) == 75
     first, second, *_ = capsys.readouterr().out.splitlines()
-    assert "rows 18 of 30" in first and "2 min left" in first and second.endswith(": stopped")
+    assert "rows 18 of 30" in first and "eta 2 min" in first and second.endswith(": stopped")
     claim(serving, time.time())
     assert status.status(str(serving.output), watch=True, as_json=True) == 75
     states = [json.loads(line)["state"] for line in capsys.readouterr().out.splitlines()]

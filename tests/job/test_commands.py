@@ -172,13 +172,19 @@ def test_verbose_is_about_this_package(job: Job, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["run", "--help"], *([name, "--help"] for name in ("export", "inspect", "schema"))],
+    [
+        ["--help"],
+        ["--version"],
+        ["run", "--help"],
+        *([name, "--help"] for name in ("export", "inspect", "schema")),
+        ["completion", "bash"],
+    ],
 )
 def test_help_is_cheap(arguments: list[str]) -> None:
     heavy = ("torch", "pyarrow", "numpy", "pydantic", "yaml")
     code = (
         "import sys\nfrom rwkv_batch import cli\n"
-        f"try: cli.main({arguments!r})\nexcept SystemExit as end: assert end.code == 0\n"
+        f"try: assert cli.main({arguments!r}) == 0\nexcept SystemExit as end: assert end.code == 0\n"
         f"assert not set({heavy!r}) & set(sys.modules), 'a heavy package was imported'"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

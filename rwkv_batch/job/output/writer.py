@@ -17,6 +17,7 @@ import pyarrow as pa
 from ...rows import ErrorRow, Finished, RowInFlight
 from ..plan import Unit
 from .commit import JobFiles
+from .length_counts import LengthCounts, completion_lengths
 from .parts import RowSource
 from .results import held_bytes
 
@@ -42,6 +43,7 @@ class Counts:
         committed: durable rows.
         errors: rows that this run has finished as errors.
         scored_tokens: tokens of continuations that this run has scored.
+        lengths: of the completions that this run has finished.
         wait_seconds: time that the caller of `Writer.add` has waited for the disk, the last commit included.
     """
 
@@ -50,6 +52,7 @@ class Counts:
     committed: int = 0
     errors: int = 0
     scored_tokens: int = 0
+    lengths: LengthCounts = field(default_factory=LengthCounts)
     wait_seconds: float = 0.0
 
     def resume(self, rows: int) -> None:
@@ -219,6 +222,7 @@ class Writer:
         self.counts.done += len(rows)
         self.counts.errors += sum(isinstance(row, ErrorRow) for row in rows)
         self.counts.scored_tokens += scored_tokens(rows)
+        self.counts.lengths.add(completion_lengths(rows))
         if self._flush_at is None:
             self._flush_at = time.monotonic() + self._flush_seconds
         touched = []

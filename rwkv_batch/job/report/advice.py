@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .claims import UNFINISHED
 from .phases import share_of
 from .wording import count, counted, percent
 
@@ -15,11 +16,14 @@ SHORT_SECONDS = 60.0
 MANY_CUT = 0.2
 MANY_REPEATED = 0.01
 MANY_ERRORS = 0.01
+MANY_UNRECORDED = 0.1
 LONG_WAIT = 0.1
 UNUSED_OPS = {"generate": {"score", "log_normalizer"}, "score": {"sample", "select", "top_tokens"}}
 """Task → ops that it does not need, or only for columns that few jobs have."""
 NOTHING_TO_DO = ("no such kernel",)
 """Reasons why a kernel does not serve that no user can change."""
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 Warning = dict[str, str]
 """A warning: "found" and "do"."""
@@ -46,8 +50,8 @@ def _of_files(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _of_results(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    rows = sum(report["rows"].values())
-    errors = report["rows"].get("error", 0)
+    statuses = input_rows(report)
+    rows, errors = sum(statuses.values()), statuses.get("error", 0)
     if rows and errors / rows > MANY_ERRORS:
         codes = ", ".join([*report["errors"]][:3])
         yield (
@@ -71,12 +75,34 @@ def _of_results(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"{percent(repeated / good)} of the completions were ended because they repeated themselves.",
             "Raise the temperature, or set presence_penalty or repetition_penalty.",
         )
+    if bias := report.get("choices", {}).get("position_bias"):
+        yield _position_bias(bias)
+
+
+def _position_bias(bias: Mapping[str, Any]) -> tuple[str, str]:
+    letter, chosen, expected = letter_of(bias["position"]), percent(bias["chosen"]), percent(bias["expected"])
+    known = bias["compared_with"] == "answers"
+    other = f"{expected} of the answers are there" if known else f"at random it would be {expected}"
+    chance = f"{bias['p_value']:.1g}" if bias["p_value"] >= 1e-6 else "less than 0.000001"
+    return (
+        f"The model chose position {letter} in {chosen} of {counted(bias['rows'], 'row')}, and {other}: it prefers "
+        f"that position (the probability that this is chance is {chance}).",
+        ("" if known else "This holds if the right answers are spread evenly. ")
+        + "Score the texts of the choices instead of their letters (score.choice_template), or give each row with "
+        "its choices in several orders.",
+    )
 
 
 def _of_runs(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if report["runs"] and not report["complete"]:
         outcome = report["runs"][-1]["outcome"]
-        if outcome not in ("finished", "stopped by a signal", "killed, or still running"):
+        if outcome == "killed":
+            yield (
+                "The last run ended without a word: its process was killed.",
+                "A batch system does that at a limit of time or memory, the kernel when host memory runs out. Lower "
+                "engine.max_batch_size if memory was short, and start the same command again.",
+            )
+        elif outcome not in ("finished", "stopped by a signal", *UNFINISHED):
             yield f"The last run has failed: {outcome[:300]}", "Mend the cause, and start the same command again."
     halved = [mark for mark in report.get("marks", []) if mark["kind"] == "halved"]
     if halved:
@@ -92,6 +118,7 @@ def _of_speed(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from _of_kernels(report)
     if report["serving_seconds"] < SHORT_SECONDS:
         return
+    yield from _of_recordings(report)
     tracks = report.get("phases", [])
     waits = {"input": share_of(tracks, "input"), "disk": share_of(tracks, "write")}
     if waits["input"] > LONG_WAIT:
@@ -128,6 +155,30 @@ def _of_kernels(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"The slow definitions in PyTorch served {', '.join(dict.fromkeys(ops))}: {reason[:300]}.",
             "rwkv-batch doctor shows what is missing on this machine.",
         )
+
+
+def _of_recordings(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    reasons = report.get("unrecorded_steps", {})
+    steps = sum(run["steps"] for run in report["runs"]) if reasons else 0
+    share = sum(reasons.values()) / max(steps, 1)
+    if share > MANY_UNRECORDED and report["task"] != "score":  # no step that scores is recorded
+        said = ", or ".join(f"{reason} ({percent(number / max(steps, 1))})" for reason, number in reasons.items())
+        yield (
+            f"{percent(share)} of the steps were not replayed from recordings, and took more time of the CPU: steps in "
+            f"which a row {said}.",
+            "Put such rows into a job of their own, or ask for fewer log-probabilities.",
+        )
+
+
+def letter_of(position: int) -> str:
+    """The name of a choice's position, from 0: "A", "B", …; the last letter stands for all that follow."""
+    return LETTERS[min(position, len(LETTERS) - 1)]
+
+
+def input_rows(report: Mapping[str, Any]) -> Mapping[str, int]:
+    """Input rows by status. Reports of earlier versions have output rows only, one for each sample."""
+    found: Mapping[str, int] = report.get("input_rows", report["rows"])
+    return found
 
 
 def latest_model(report: Mapping[str, Any]) -> dict[str, Any]:

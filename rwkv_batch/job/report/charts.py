@@ -15,6 +15,8 @@ LEFT, RIGHT, TOP, BOTTOM = 56, 12, 26, 42
 ACROSS, DOWN = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 NUM_TICKS = 4
 MOST_LABELS = 8
+CHARACTER_WIDTH = 7
+"""Of a label, with some room beside it."""
 TIME_STEPS = (
     *(1, 2, 5, 10, 15, 30),
     *(number * MINUTE for number in (1, 2, 5, 10, 15, 30)),
@@ -85,13 +87,14 @@ def bar_chart(
     ticks = _ticks(max((max(values) for _, values in bars), default=0.0))
     shapes = [_frame(ticks, unit, count)]
     step = ACROSS / max(len(bars), 1)
-    every = -(-len(bars) // MOST_LABELS)
+    widest = max((len(name) for name, _ in bars), default=0) * CHARACTER_WIDTH
+    every = max(ceil(len(bars) / MOST_LABELS), ceil(widest / step))
     for index, (name, values) in enumerate(bars):
         left, wide = LEFT + index * step, step * 0.86 / len(values)
         for number, value in enumerate(values):
             height = value / ticks[-1] * DOWN
             what = f"{names[number]}: " if len(names) > 1 else ""
-            tip = f"{name} {axis}: {what}{count(value)} {unit}"
+            tip = f"{f'{name} {axis}'.strip()}: {what}{count(value)} {unit}"
             x = left + step * 0.07 + number * wide
             shapes.append(_bar(x, _height(value / ticks[-1]), wide, height, f"bar c{number + 1}", tip))
         if index % every == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,10 @@ from ..input.answers import AnswerKind, choice_of
 NUM_BINS = 10
 MOST_POSITIONS = 26
 """Positions that are counted apart; choices behind them count at the last one."""
+SIGNIFICANT = 0.01
+"""A preferred position is reported where chance explains it with less than this probability."""
+SMALLEST_EXCESS = 0.02
+"""The smallest excess, as a share of the rows, that is reported: of many rows a tiny one is significant too."""
 
 
 class ChoiceSummary:
@@ -32,6 +37,7 @@ class ChoiceSummary:
         self._answer, self._kind, self._given = answer, kind, choices
         self._bins = np.zeros((NUM_BINS, 3))  # rows, sum of confidences, right rows
         self._positions = np.zeros((MOST_POSITIONS, 3))  # rows that chose it, answers there, expected at random
+        self._pairs = np.zeros((MOST_POSITIONS, 2))  # wrong rows that chose it, and whose answer it is
         self._num_answers = 0
 
     @property
@@ -62,7 +68,7 @@ class ChoiceSummary:
             right = _integers(results["correct"].cast(pa.int8()))[known]
             self._count_bins(_confidences(logprobs, known), right)
         if self._answer in passed.schema.names:
-            self._count_answers(passed, known)
+            self._count_answers(passed, known, best)
 
     def describe(self) -> dict[str, Any]:
         """Numbers for the report; {} without any row."""
@@ -89,7 +95,36 @@ class ChoiceSummary:
         error = (
             {"calibration": calibration, "calibration_error": round(gaps / float(rows.sum()), 4)} if calibration else {}
         )
-        return {"positions": positions, **error}
+        bias = self._bias()
+        return {"positions": positions, **error, **({"position_bias": bias} if bias else {})}
+
+    def _bias(self) -> dict[str, Any]:
+        """Returns the position that is chosen too often, and how far chance explains it; {} where it may.
+
+        With answers, rows that choose it wrongly are compared with rows whose answer it is and that choose another one
+        (McNemar's test); without, its rows with those of a choice at random. The probability is multiplied by the
+        number of positions.
+        """
+        chosen, answers, expected = self._positions.T
+        if self._num_answers:
+            rows, known, (more, less) = self._num_answers, answers, self._pairs.T
+            excess, spread = more - less, np.sqrt(more + less)
+        else:
+            rows, known = int(chosen.sum()), expected
+            excess, spread = chosen - expected, np.sqrt(expected * (1 - expected / max(rows, 1)))
+        position = int(np.argmax(excess))
+        z = max(excess[position] - 1, 0) / max(spread[position], 1e-9)
+        p_value = min(math.erfc(z / math.sqrt(2)) * np.count_nonzero(expected), 1.0)
+        if p_value > SIGNIFICANT or excess[position] < SMALLEST_EXCESS * rows:
+            return {}
+        return {
+            "position": position,
+            "rows": rows,
+            "chosen": round(float(known[position] + excess[position]) / rows, 4),
+            "expected": round(float(known[position]) / rows, 4),
+            "compared_with": "answers" if self._num_answers else "random",
+            "p_value": float(f"{p_value:.2g}"),
+        }
 
     def _count(self, column: int, positions: Any) -> None:
         found = np.minimum(positions, MOST_POSITIONS - 1)
@@ -101,7 +136,7 @@ class ChoiceSummary:
         bins = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
         np.add.at(self._bins, bins, np.stack([np.ones_like(confidence), confidence, right], 1))
 
-    def _count_answers(self, passed: pa.RecordBatch, known: Any) -> None:
+    def _count_answers(self, passed: pa.RecordBatch, known: Any, best: Any) -> None:
         column = passed[self._answer].take(pa.array(known))
         if pa.types.is_integer(column.type):
             answers = _integers(column)
@@ -110,9 +145,12 @@ class ChoiceSummary:
             pairs = zip(column.to_pylist(), choices, strict=True)
             places = (None if answer is None else choice_of(answer, self._kind, among) for answer, among in pairs)
             answers = np.array([-1 if place is None else place for place in places], np.int64)
-        answers = answers[answers >= 0]
+        best, answers = best[answers >= 0], answers[answers >= 0]
         self._num_answers += len(answers)
         self._count(1, answers)
+        for column, places in enumerate((best, answers)):
+            found = np.minimum(places[best != answers], MOST_POSITIONS - 1)
+            self._pairs[:, column] += np.bincount(found, minlength=MOST_POSITIONS)
 
     def _choices(self, passed: pa.RecordBatch, known: Any) -> Sequence[Sequence[Any]]:
         """The choices of rows; where they are not known, places for as many letters as there are."""

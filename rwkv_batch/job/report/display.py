@@ -14,6 +14,8 @@ from ...errors import ConfigurationError, one_of
 from .run_status import RunStatus
 
 LINE_SECONDS = 30.0
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+"""As tqdm has it, without its own estimate of the time that is left."""
 
 ProgressKind: TypeAlias = Literal["auto", "bar", "lines", "json", "none"]
 """auto: a bar on a terminal, else lines."""
@@ -48,7 +50,7 @@ class Bar:
     def __init__(self, rows_total: int) -> None:
         from tqdm import tqdm
 
-        self._bar = tqdm(total=rows_total, unit="row", dynamic_ncols=True, file=sys.stderr)
+        self._bar = tqdm(total=rows_total, unit="row", dynamic_ncols=True, file=sys.stderr, bar_format=BAR)
 
     def show(self, status: RunStatus, text: str, *, is_last: bool) -> None:
         self._bar.n = status.rows_done

@@ -1,4 +1,4 @@
-"""The event log of a job, log.jsonl: one JSON object per line, without any prompt's text."""
+"""The event log of a job: one JSON object per line, without any prompt's text. Its first file is log.jsonl."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -18,30 +19,30 @@ import pyarrow as pa
 
 from ... import __version__
 from ..output.storage import Storage
+from .log_files import LogFiles, log_names
 
 logger = logging.getLogger(__name__)
 
-
 COMMON = {"time", "run", "shard", "event"}
 """Keys of every event."""
-FREQUENT = {"progress", "commit", "publish"}
+FREQUENT = {"progress", "worker_progress", "commit", "publish"}
 """Events that may be written together with a later one."""
 
 
 class EventLog:
-    """Appends events to a file; call it with an event's name and fields. Any thread may call.
+    """Appends events to a log; call it with an event's name and fields. Any thread may call.
 
     A log that cannot be written warns once, and drops all later events: the job goes on without it.
 
     Args:
         storage: writes.
-        path: the file.
+        path: the first file of the log.
         common: fields of every event. "run" is a random number where it is left out.
     """
 
     def __init__(self, storage: Storage, path: str, **common: Any) -> None:
         self._path = path
-        self._append = storage.appender(path)
+        self._files = LogFiles(storage, path)
         self._common = {"run": os.urandom(4).hex(), **common}
         self._lock = threading.Lock()
         self._is_broken = False
@@ -54,7 +55,7 @@ class EventLog:
         with self._lock:
             try:
                 if not self._is_broken:
-                    self._append(line, is_urgent=event not in FREQUENT)
+                    self._files.append(line, is_urgent=event not in FREQUENT)
             except OSError as error:
                 self._is_broken = True
                 logger.warning("%s: no more events are logged: %s", self._path, error)
@@ -107,13 +108,12 @@ def memory() -> dict[str, int]:
 
 def read_events(storage: Storage, state_folder: str) -> Iterator[dict[str, Any]]:
     """Yields the events of all runs and shards of a job, those of a run in their order. Damaged lines are skipped."""
-    for name in storage.list(state_folder):
-        if name.startswith("log") and name.endswith(".jsonl"):
-            with storage.open(os.path.join(state_folder, name)) as file:
-                for line in file:
-                    try:
-                        event = json.loads(line)
-                    except (ValueError, RecursionError):
-                        continue
-                    if isinstance(event, dict) and event.keys() >= COMMON:
-                        yield event
+    for name in log_names(storage.list(state_folder)):
+        with suppress(FileNotFoundError), storage.open(os.path.join(state_folder, name)) as file:
+            for line in file:
+                try:
+                    event = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(event, dict) and event.keys() >= COMMON:
+                    yield event

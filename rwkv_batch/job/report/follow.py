@@ -16,10 +16,9 @@ from ..output.commit import UNREADABLE
 from ..output.parts import footer
 from ..output.storage import Storage
 from .events import COMMON
+from .log_files import COMMIT, HEAD, log_names
 
-COMMIT, PROGRESS = b'"event": "commit"', b'"event": "progress"'
-HEAD = 200
-"""Bytes at the beginning of a line in which the name of its event is."""
+PROGRESS = b'"event": "progress"'
 READERS = 16
 """Parts that are read at a time."""
 
@@ -48,11 +47,11 @@ class LogFollower:
         Args:
             names: what the state folder holds.
         """
-        for name in names:
-            if name.startswith("log") and name.endswith(".jsonl"):
-                self._take_in(name)
+        logs = log_names(names)
+        for name in logs:
+            self._take_in(name)
         runs: dict[str, list[Event]] = {}
-        for name in sorted(self._events):
+        for name in log_names(self._events):
             for event in self._events[name]:
                 runs.setdefault(event["run"], []).append(event)
         return runs
@@ -96,8 +95,9 @@ def _is_sound(event: Mapping[str, Any]) -> bool:
     are_texts = all(isinstance(event[name], str) for name in ("run", "shard", "event"))
     numbers: list[Any] = [event["time"]]
     match event["event"]:
-        case "progress":
-            numbers += [value for name, value in event.items() if name not in ("phases", "run", "shard", "event")]
+        case "progress" | "worker_progress":
+            others = ("phases", "unrecorded", "run", "shard", "event")
+            numbers += [value for name, value in event.items() if name not in others and value is not None]
             numbers.append(event.get("seconds"))
         case "failure":
             are_texts = are_texts and all(isinstance(event.get(name), str) for name in ("type", "message"))

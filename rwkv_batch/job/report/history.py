@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -21,6 +22,8 @@ SHARING = {
 }
 """The engine's counters of shared prefixes → their names in the report."""
 LEVELS = ("slots_in_use", "slots")
+UNKNOWN = "killed, or still running"
+"""The outcome of a run whose log does not say how it ended; `settle` in claims.py tells more."""
 FACTS = ("config", "chat", "machine", "model", "files", "occupancy", "memory")
 OF_ALL_WORKERS = {"model", "commit", "publish"}
 """Events of a worker that count for its run too."""
@@ -40,18 +43,20 @@ class Run:
         loaded: the time at which its model was there; None before.
         committed: rows that it has committed.
         workers: index → what that worker has written, where a run has workers whose events name them.
+        run: the random number of the run.
     """
 
     shard: str
     started: float
     ended: float = 0.0
-    outcome: str = "killed, or still running"
+    outcome: str = UNKNOWN
     facts: dict[str, Any] = field(default_factory=dict)
     samples: list[Event] = field(default_factory=list)
     writing: dict[str, float] = field(default_factory=dict)
     loaded: float | None = None
     committed: int = 0
     workers: dict[int, Run] = field(default_factory=dict)
+    run: str = ""
 
     @classmethod
     def all_of(cls, events: Iterable[Event]) -> list[Run]:
@@ -62,7 +67,7 @@ class Run:
         """
         runs: dict[str, Run] = {}
         for event in events:
-            run = runs.setdefault(event["run"], cls(event["shard"], event["time"]))
+            run = runs.setdefault(event["run"], cls(event["shard"], event["time"], run=event["run"]))
             if isinstance(index := event.get("worker"), int):
                 run.ended = event["time"]
                 run.workers.setdefault(index, cls(event["shard"], event["time"]))._learn(event)
@@ -77,9 +82,22 @@ class Run:
 
     @property
     def serving_interval(self) -> Interval:
-        """The times of the start of serving and of the last progress event; there must be one."""
+        """The times of the start of serving and of the last progress event; there must be one.
+
+        The progress of a run with workers begins before their models are there.
+        """
         last = self.samples[-1]
-        return last["time"] - last["seconds"], last["time"]
+        start = last["time"] - last["seconds"]
+        if self.workers and self.loaded is not None:
+            start = min(max(start, self.loaded), last["time"])
+        return start, last["time"]
+
+    @property
+    def served(self) -> list[Event]:
+        """The progress events from the start of serving on."""
+        start = self.serving_interval[0]
+        earlier = sum(sample["time"] <= start for sample in self.samples)
+        return self.samples[max(earlier - 1, 0) :]
 
     @property
     def loading_seconds(self) -> float:
@@ -97,19 +115,23 @@ class Run:
         Without progress, as of most workers, rows are those committed, and it has served since the model was there.
         """
         last = [one.samples[-1] for one in self.sources]
+        served = [end - start for start, end in (one.serving_interval for one in self.sources)]
         rows = sum(one.get("rows_done", 0) - one.get("rows_resumed", 0) for one in last) if last else self.committed
         totals = {name: sum(one.get(name, 0) for one in last) for name in ("steps", *COUNTERS)}
         return {
+            "run": self.run,
             "shard": self.shard,
             "outcome": self.outcome,
             "started": moment(self.started),
             "ended": moment(self.ended),
             "started_epoch": self.started,
             "ended_epoch": self.ended,
-            "serving_seconds": max((one.get("seconds", 0.0) for one in last), default=self.seconds_since_loaded),
+            "serving_seconds": max(served, default=self.seconds_since_loaded),
             "rows": rows,
             **totals,
             **self.sharing,
+            "utilisation": utilisation([self]),
+            "phases": self.phases,
             **self.facts,
             **({"workers": {i: self.workers[i].describe() for i in sorted(self.workers)}} if self.workers else {}),
         }
@@ -119,6 +141,11 @@ class Run:
         """Tokens and seconds that shared prefixes have saved this run."""
         last = [one.samples[-1] for one in self.sources]
         return {name: sum(one.get(counter, 0) for one in last) for counter, name in SHARING.items()}
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Seconds of each phase; {} where none was recorded."""
+        return {name: round(seconds, 3) for name, seconds in _summed(self.sources, "phases").items()}
 
     def _learn_state(self, event: Event) -> None:
         """Takes in where this worker runs, and how it has ended."""
@@ -134,7 +161,7 @@ class Run:
         """Takes in one event of this run."""
         self.ended = event["time"]
         match event["event"]:
-            case "progress":
+            case "progress" | "worker_progress":
                 first = self.samples[0] if self.samples else event
                 # A run's own seconds, as the system's clock may have been set.
                 self.samples.append({**event, "time": first["time"] + event["seconds"] - first["seconds"]})
@@ -160,6 +187,11 @@ def sources(runs: Iterable[Run]) -> list[Run]:
     return [source for run in runs for source in run.sources]
 
 
+def _engines(runs: Iterable[Run]) -> list[Run]:
+    """Returns the runs and workers that have slots of their own: where a worker ends, no memory has run out."""
+    return [one for run in runs for one in [w for w in run.workers.values() if w.samples] or run.sources]
+
+
 def shared_prefixes(runs: Sequence[Run]) -> dict[str, float]:
     """Returns tokens and seconds that shared prefixes have saved all runs together."""
     return {name: sum(run.sharing[name] for run in runs) for name in SHARING.values()}
@@ -177,6 +209,19 @@ def utilisation(runs: Sequence[Run]) -> dict[str, float]:
     found = {"slots": round(slots / steps, 4), "step_tokens": round(tokens / steps, 4)}
     recorded = sum(one.get("recorded_steps", 0) for one in last)
     return {**found, "recorded": round(recorded / steps, 4)} if recorded else found
+
+
+def unrecorded_steps(runs: Sequence[Run]) -> dict[str, int]:
+    """Returns how many steps of all runs were not recorded though others were: reason → steps, the most first."""
+    return {reason: int(steps) for reason, steps in _summed(sources(runs), "unrecorded").most_common()}
+
+
+def _summed(several: Sequence[Run], name: str) -> Counter[str]:
+    """The sums of the numbers that the last progress events have under this name."""
+    total: Counter[str] = Counter()
+    for one in several:
+        total.update(one.samples[-1].get(name, {}))
+    return total
 
 
 def serving_intervals(runs: Iterable[Run]) -> list[Interval]:
@@ -217,13 +262,30 @@ def timeline(runs: Sequence[Sequence[Event]]) -> dict[str, list[float]]:
     for run in runs:
         times = np.array([clock.at(sample["time"]) for sample in run])
         for name, total in totals.items():
-            values = np.array([sample.get(name, 0) for sample in run], dtype=float)
             if name in LEVELS:  # a counter adds up by itself; a level is integrated over time
-                values = np.concatenate([[0.0], np.cumsum((values[1:] + values[:-1]) / 2 * np.diff(times))])
+                values = np.concatenate([[0.0], np.cumsum(_means(run, name) * np.diff(times))])
+            else:
+                values = np.array([sample.get(name, 0) for sample in run], dtype=float)
             total += np.diff(np.interp(edges, times, values))
     columns = {"seconds": (edges[1:] + edges[:-1]) / 2}
     columns |= {name: total / (edges[1] - edges[0]) for name, total in totals.items()}
     return {name: [round(float(value), 3) for value in column] for name, column in columns.items()}
+
+
+def _means(run: Sequence[Event], name: str) -> Any:
+    """The means of a level between each two of n events, [n - 1].
+
+    Slots in use are those of the steps: a sequence of a few steps begins and ends between two events.
+    """
+    levels = np.array([sample.get(name, 0) for sample in run], dtype=float)
+    means = (levels[1:] + levels[:-1]) / 2
+    if name != "slots_in_use" or "occupancy" not in run[-1]:
+        return means
+    steps = np.array([sample.get("steps", 0) for sample in run], dtype=float)
+    slots = np.array([sample.get("slots", 0) for sample in run], dtype=float)
+    used = np.diff(steps * [sample.get("occupancy", 0.0) for sample in run])
+    has_steps = (np.diff(steps) > 0) & (slots[1:] > 0)
+    return np.where(has_steps, np.clip(used / np.maximum(np.diff(steps), 1), 0, 1) * slots[1:], means)
 
 
 class ServingClock:
@@ -266,7 +328,7 @@ def marks(runs: Sequence[Run]) -> list[dict[str, Any]]:
     for (_, ended), (start, _) in pairwise(intervals):
         mark = {"kind": "resumed", "seconds": clock.at(start), "time": moment(start), "pause_seconds": start - ended}
         found.append(mark)
-    for source in sources(runs):
+    for source in _engines(runs):
         slots = [sample.get("slots", 0) for sample in source.samples]
         for sample, (before, after) in zip(source.samples[1:], pairwise(slots), strict=True):
             if 0 < after < before:

@@ -11,16 +11,15 @@ import yaml
 
 from ... import __version__
 from ..config import describe_settings
-from .advice import latest_config, latest_model
+from .advice import input_rows, latest_config, latest_model
 from .page_parts import Table
-from .page_results import errors, lengths, metric_text, samples, scores
+from .page_results import errors, interval_text, lengths, samples, scores, value_text
+from .page_runs import began, runs
 from .page_speed import speed, where_the_time_went
 from .page_template import environment, style
 from .summary import describe_sharing
-from .wording import count, counted, date, duration, moment, percent, rounded, shortened, size
+from .wording import count, counted, date, duration, large, moment, percent, rounded, shortened, size
 
-MOST_RUNS = 50
-"""Runs of the page: the latest ones."""
 MOST_FILES = 50
 SETTINGS_CHARACTERS = 20_000
 MACHINE = {"host": "host", "cpu": "processor", "cpus": "CPUs", "system": "system"}
@@ -32,7 +31,7 @@ def render(report: Mapping[str, Any]) -> str:
     name = report.get("name") or PurePath(report["output"]).name
     found = errors(report)
     tracks, tracks_note = where_the_time_went(report)
-    rows = sum(report["rows"].values())
+    rows = sum(input_rows(report).values())
     mark = "…" if not report["complete"] else "!" if found else "✓"
     return (
         environment()
@@ -52,7 +51,7 @@ def render(report: Mapping[str, Any]) -> str:
             tracks_note=tracks_note,
             **lengths(report),
             samples=samples(report),
-            runs=_runs(report["runs"]),
+            **runs(report),
             kernels=_kernels(report),
             machine=_machine(report),
             job=_job(report),
@@ -67,7 +66,7 @@ def render(report: Mapping[str, Any]) -> str:
 
 def _pills(report: Mapping[str, Any]) -> list[dict[str, str]]:
     """The state of the job in a few words each."""
-    number = report["rows"].get("error", 0)
+    number = input_rows(report).get("error", 0)
     outcome = report["runs"][-1]["outcome"] if report["runs"] else ""
     if report["complete"]:
         state = {"kind": "good", "text": "finished"}
@@ -83,51 +82,46 @@ def _pills(report: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _lead(report: Mapping[str, Any]) -> list[str]:
     """What ran on what, when and how long."""
-    model, runs = latest_model(report), report["runs"]
+    model, all_runs = latest_model(report), report["runs"]
     path = str(latest_config(report).get("model", {}).get("path") or model.get("model", "a model"))
     kinds = [str(model[key]) for key in ("version", "dtype", "quantization") if model.get(key)]
     named = PurePath(path).name + (f" ({', '.join(kinds)})" if kinds else "")
     place = model.get("device_name") or {"cpu": "the CPU"}.get(model.get("device", ""), model.get("device", ""))
-    hosts = [*dict.fromkeys(run["machine"]["host"] for run in runs if "host" in run.get("machine", {}))]
+    hosts = [*dict.fromkeys(run["machine"]["host"] for run in all_runs if "host" in run.get("machine", {}))]
+    workers = all_runs[-1].get("workers", {}) if all_runs else {}
+    if len(workers) > 1:
+        place = f"{place.partition(':')[0]} with {len(workers)} workers" if place else ""
     where = f" on {place}" if place else ""
-    where += f" of {hosts[0]}" if len(hosts) == 1 else f" of {len(hosts)} machines" if hosts else ""
+    where += f" on {hosts[0]}" if len(hosts) == 1 else f" on {len(hosts)} machines" if hosts else ""
     sources = [PurePath(str(file["file"])).name for file in report["job"].get("input", [])]
     source = sources[0] if len(sources) == 1 else counted(len(sources), "file")
     verb = "scored" if report["task"] == "score" else "completed"
     rows = f"{count(report['rows_planned'])} rows of {source}" if sources else counted(report["rows_planned"], "row")
     sentences = [f"{named}{where} {verb if report['complete'] else f'has not {verb} all of'} {rows}."]
-    if runs:
-        started, ended = (date(_moment(runs[index], key)) for index, key in ((0, "started"), (-1, "ended")))
+    if all_runs:
+        ends = [run["ended"] if isinstance(run["ended"], str) else moment(run["ended"]) for run in all_runs]
+        started, ended = date(began(all_runs[0])), date(max(ends))
         until = ended[11:] if started[:10] == ended[:10] else ended
         sentences.append(
-            f"{started} – {until}: {duration(report['serving_seconds'])} of serving in {counted(len(runs), 'run')}."
+            f"{started} – {until}: {duration(report['serving_seconds'])} of serving in {counted(len(all_runs), 'run')}."
         )
     return sentences
-
-
-def _moment(run: Mapping[str, Any], key: str) -> str:
-    """A time of a run in ISO 8601; earlier versions recorded seconds since 1970."""
-    value = run[key]
-    return value if isinstance(value, str) else moment(value)
 
 
 def _tiles(report: Mapping[str, Any]) -> list[dict[str, str]]:
     """The most important numbers."""
     tokens, seconds = report["tokens"], report["serving_seconds"]
     tiles = [
-        _tile(name.replace("_", " "), metric_text(name, one), "with a 95 % interval")
+        _tile(name.replace("_", " "), value_text(name, one["value"]), f"95 %: {interval_text(name, one)}")
         for name, one in _first_scores(report)
     ]
-    good, bad = (report["rows"].get(status, 0) for status in ("ok", "error"))
-    tiles.append(
-        _tile(
-            "rows ok",
-            count(good),
-            f"{counted(bad, 'error')}, {percent(bad / max(good + bad, 1))}" if bad else "no errors",
-        )
-    )
+    good, bad = (input_rows(report).get(status, 0) for status in ("ok", "error"))
+    several = report["rows"].get("ok", 0)
+    notes = [f"{counted(several, 'sample')}"] if several > good else []
+    notes.append(f"{counted(bad, 'error')}, {percent(bad / max(good + bad, 1))}" if bad else "no errors")
+    tiles.append(_tile("rows ok", count(good), "; ".join(notes)))
     kinds = {"prompt_tokens": "prompt tokens", "completion_tokens": "completion tokens", "num_tokens": "scored tokens"}
-    tiles += [_tile(kinds[name], count(number), _mean(report, name)) for name, number in tokens.items()]
+    tiles += [_tile(kinds[name], large(number), _mean(report, name)) for name, number in tokens.items()]
     kind = "scored" if report["task"] == "score" else "completion"
     made = {
         name: sum(run[f"{name}_tokens"] for run in report["runs"]) / seconds if seconds else 0
@@ -136,8 +130,8 @@ def _tiles(report: Mapping[str, Any]) -> list[dict[str, str]]:
     tiles.append(_tile(f"{kind} tokens/s", rounded(made[kind]), f"and {rounded(made['prompt'])} prompt tokens/s"))
     if describe_sharing(report):
         requested, computed = (report["prefixes"][name] for name in ("tokens_requested", "tokens_computed"))
-        ratio = f"shared prefixes: {requested / computed:.1f} times fewer"
-        tiles.append(_tile("prompt tokens saved", count(requested - computed), ratio))
+        ratio = f"{requested / computed:.1f} times fewer were computed"
+        tiles.append(_tile("prompt tokens saved", large(requested - computed), f"of {large(requested)}; {ratio}"))
     rows = sum(run["rows"] for run in report["runs"])
     speed = f"{rounded(rows / seconds)} rows/s" if seconds and rows else ""
     return [*tiles, _tile("time of serving", duration(seconds), speed)]
@@ -156,35 +150,6 @@ def _mean(report: Mapping[str, Any], name: str) -> str:
     found = report.get("lengths", {}).get(name)
     what = {"prompt_tokens": "row", "completion_tokens": "sample", "num_tokens": "text"}[name]
     return f"{rounded(found['mean'])} a {what}" if found else ""
-
-
-def _runs(runs: Sequence[Mapping[str, Any]]) -> Table:
-    """The runs, each with its workers below it."""
-    has_shards = len({run["shard"] for run in runs}) > 1
-    head = ["started", *(["shard"] if has_shards else []), "machine", "serving", "rows", "tokens/s", "outcome"]
-    rows: list[list[str]] = []
-    for run in runs[-MOST_RUNS:]:
-        rows.append(_run(run, date(_moment(run, "started")), has_shards))
-        for index, worker in run.get("workers", {}).items():
-            rows.append(_run(worker, f"worker {index}", has_shards))
-    left = len(runs) - MOST_RUNS
-    numbers = range(len(head) - 4, len(head) - 1)
-    return Table(head, rows, frozenset(numbers), f"and {count(left)} earlier runs: see report.json" if left > 0 else "")
-
-
-def _run(run: Mapping[str, Any], name: str, has_shards: bool) -> list[str]:
-    seconds = run["serving_seconds"]
-    made = max(run["completion_tokens"], run["scored_tokens"])
-    machine = [run.get("machine", {}).get("host"), run.get("model", {}).get("device")]
-    return [
-        name,
-        *([run["shard"]] if has_shards else []),
-        " · ".join(filter(None, machine)),
-        duration(seconds),
-        count(run["rows"]),
-        rounded(made / seconds) if seconds and made else "",
-        shortened(run["outcome"], 300),
-    ]
 
 
 def _kernels(report: Mapping[str, Any]) -> Table:

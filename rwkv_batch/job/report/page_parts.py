@@ -62,10 +62,11 @@ class Slice:
 
 @dataclass(frozen=True)
 class Bar:
-    """A divided bar with a title above it."""
+    """A divided bar with a title above it, and a table behind it."""
 
     title: str
     parts: Sequence[Slice]
+    table: Table | None = None
 
     @property
     def label(self) -> str:
@@ -73,7 +74,7 @@ class Bar:
         return "; ".join(part.tip for part in self.parts)
 
     @classmethod
-    def of(cls, title: str, values: Mapping[str, tuple[float, str]], rest: str = "") -> Bar:
+    def of(cls, title: str, values: Mapping[str, tuple[float, str]], rest: str = "", table: Table | None = None) -> Bar:
         """A bar of values, each with its colour by its place.
 
         Args:
@@ -86,4 +87,4 @@ class Bar:
             Slice(colours[name], round(100 * value / total, 2), f"{name}: {said}")
             for name, (value, said) in values.items()
         ]
-        return cls(title, slices)
+        return cls(title, slices, table)

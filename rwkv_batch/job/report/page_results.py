@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .advice import latest_config
+from .advice import input_rows, latest_config, letter_of
 from .charts import bar_chart, calibration_chart
 from .lengths import spread
 from .page_parts import Bar, Figure, Table
-from .score_conventions import shown_metric
 from .wording import count, counted, percent, rounded
 
 NORMAL_95 = 1.96
 """Standard errors on each side of a 95 % interval."""
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SHARES = ("accuracy", "accuracy_norm", "accuracy_bytes", "greedy_match")
 """Metrics that are shares of rows."""
+INTERVALS = (
+    "Intervals of shares are Wilson's; those of other metrics are 1.96 standard errors, from a bootstrap over rows. "
+    "They say how far chance in the choice of the rows may reach."
+)
 FOLDED_CHARACTERS = 300
 """A longer prompt of a sample is folded."""
 REASONS = {
@@ -28,7 +31,7 @@ REASONS = {
 }
 LENGTH_NAMES = {
     "prompt_tokens": "Prompt tokens of a row",
-    "completion_tokens": "Completion tokens of a row",
+    "completion_tokens": "Completion tokens of a sample",
     "num_tokens": "Scored tokens of a text",
 }
 
@@ -38,12 +41,18 @@ def scores(report: Mapping[str, Any]) -> dict[str, Any]:
     if not report["scores"] and "conventions" not in report:
         return {}
     rows = [
-        [_named(name), _value(name, metric["value"]), *_error(name, metric)]
+        [
+            _named(name),
+            value_text(name, metric["value"]),
+            interval_text(name, metric),
+            value_text(name, metric["stderr"]),
+            count(metric["rows"]) if "rows" in metric else "",
+        ]
         for name, metric in report["scores"].items()
     ]
     found: dict[str, Any] = {
-        "metrics": Table.of(["metric", "value", "standard error", "95 % interval"], rows, (1, 2, 3)),
-        "note": "" if rows else "No row has been scored yet, or no row has an answer.",
+        "metrics": Table.of(["metric", "value", "95 % interval", "standard error", "rows"], rows, (1, 2, 3, 4)),
+        "note": INTERVALS if rows else "No row has been scored yet, or no row has an answer.",
         "conventions": [
             (name.replace("_", " "), _plain(value)) for name, value in report.get("conventions", {}).items()
         ],
@@ -58,10 +67,20 @@ def scores(report: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def metric_text(name: str, metric: Mapping[str, float]) -> str:
-    """A metric with its 95 % interval: "61.3 % ± 2.1 %"."""
-    half = NORMAL_95 * metric["stderr"]
-    return f"{_value(name, metric['value'])} ± {_value(name, half)}" if metric["value"] < 1e6 else shown_metric(metric)
+def interval(name: str, metric: Mapping[str, float]) -> tuple[float, float]:
+    """The 95 % interval of a metric: of a share that of Wilson, of any other metric by the normal approximation."""
+    value, half, rows = metric["value"], NORMAL_95 * metric["stderr"], metric.get("rows", 0)
+    if name not in SHARES or not rows:
+        return max(value - half, 0.0), value + half
+    square = NORMAL_95**2 / rows
+    middle = (value + square / 2) / (1 + square)
+    half = math.sqrt(value * (1 - value) * square + square * square / 4) / (1 + square)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def interval_text(name: str, metric: Mapping[str, float]) -> str:
+    """The 95 % interval of a metric in words: "33.5 % to 46.9 %"."""
+    return " to ".join(value_text(name, end) for end in interval(name, metric))
 
 
 def errors(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +88,7 @@ def errors(report: Mapping[str, Any]) -> dict[str, Any]:
     found = report.get("error_rows") or {code: {"count": number} for code, number in report["errors"].items()}
     if not found:
         return {}
-    rows = sum(report["rows"].values())
+    rows = sum(input_rows(report).values())
     total = sum(one["count"] for one in found.values())
     codes = [
         {
@@ -164,7 +183,7 @@ def _of_choices(found: Mapping[str, Any]) -> list[Figure]:
 def _positions(positions: Sequence[Mapping[str, float]]) -> Figure:
     other = "answers" if "answers" in positions[0] else "expected_at_random"
     names = ["chosen by the model", "right answers" if other == "answers" else "chosen at random"]
-    bars = [(LETTERS[index], [one["chosen"], one[other]]) for index, one in enumerate(positions)]
+    bars = [(letter_of(index), [one["chosen"], one[other]]) for index, one in enumerate(positions)]
     rows = [[letter, *map(count, values)] for letter, values in bars]
     chart = bar_chart("choices by position", bars, names, unit="rows", axis="position of the choice")
     note = "a position that is chosen much more often than it is right shows a bias"
@@ -173,18 +192,17 @@ def _positions(positions: Sequence[Mapping[str, float]]) -> Figure:
 
 def _group(name: str, metrics: Mapping[str, Mapping[str, float]], columns: Sequence[str]) -> list[str]:
     rows = max((int(metric["rows"]) for metric in metrics.values()), default=0)
-    cells = [metric_text(column, metrics[column]) if column in metrics else "" for column in columns]
+    cells = [
+        f"{value_text(column, metrics[column]['value'])} ({interval_text(column, metrics[column])})"
+        if column in metrics
+        else ""
+        for column in columns
+    ]
     return [name[:FOLDED_CHARACTERS], count(rows), *cells]
 
 
-def _error(name: str, metric: Mapping[str, float]) -> list[str]:
-    value, half = metric["value"], NORMAL_95 * metric["stderr"]
-    low = max(value - half, 0.0)
-    high = min(value + half, 1.0) if name in SHARES else value + half
-    return [_value(name, metric["stderr"]), f"{_value(name, low)} to {_value(name, high)}"]
-
-
-def _value(name: str, value: float) -> str:
+def value_text(name: str, value: float) -> str:
+    """A value of a metric: "61.3 %" of a share, "5.231" of another one."""
     if name in SHARES:
         return f"{value * 100:.1f} %"
     return f"{value:.4g}" if value < 1e6 else f"{value:.3g}"
@@ -217,7 +235,7 @@ def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
         head.append(counted(sample["completion_tokens"], "token"))
     head += [str(sample["finish_reason"])] if "finish_reason" in sample else []
     if isinstance(best := sample.get("best_choice"), int):
-        head.append(f"best choice {LETTERS[best] if best < len(LETTERS) else best}")
+        head.append(f"best choice {letter_of(best)}")
     head += [{True: "right", False: "wrong"}[sample["correct"]]] if isinstance(sample.get("correct"), bool) else []
     if isinstance(logprob := sample.get("logprob"), float):
         head.append(f"log-likelihood {logprob:.2f}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .charts import time_chart
+from .charts import bar_chart, time_chart
 from .page_parts import Bar, Figure, Table
-from .phases import READING, SERVING, WRITING
+from .page_runs import EngineSpeed, engine_speeds
+from .phases import READING, SERVING, WRITING, Words
 from .run_status import RATES
 from .wording import count, counted, date, duration, percent, rounded
 
@@ -19,6 +21,8 @@ TRACKS = {
 }
 """Track → its title, and the words for its phases."""
 MOST_MARKS = 40
+MOST_ENGINES = 64
+"""Engines that have a bar each."""
 
 
 def speed(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,10 +30,20 @@ def speed(report: Mapping[str, Any]) -> dict[str, Any]:
     time = report["timeline"]
     if not time["seconds"]:
         return {}
-    marks = [{**mark, "text": _said(mark)} for mark in report.get("marks", [])][:MOST_MARKS]
+    known = report.get("marks", [])
+    marks = [{**mark, "text": _said(mark)} for mark in known[:MOST_MARKS]]
+    times = Counter(f"After {duration(mark['seconds'])} of serving: {mark['text']}" for mark in marks)
+    sentences = [f"{said}{f', {number} times' if number > 1 else ''}." for said, number in times.items()]
+    left = len(known) - len(marks)
+    engines = engine_speeds(report)
     return {
-        "figures": [_throughput(report, marks), _slots(report, marks)],
-        "marks": [f"After {duration(mark['seconds'])} of serving: {mark['text']}." for mark in marks],
+        "figures": [
+            _throughput(report, marks),
+            _slots(report, marks),
+            *([_engines(engines)] if len(engines) > 1 else []),
+        ],
+        "marks": [*sentences, *([f"And {count(left)} more: see report.json."] if left > 0 else [])],
+        "recordings": _recordings(report),
     }
 
 
@@ -38,14 +52,24 @@ def where_the_time_went(report: Mapping[str, Any]) -> tuple[list[Bar], str]:
     bars = []
     for track in report.get("phases", []):
         title, words = TRACKS[track["name"]]
+        total = sum(track["phases"].values()) or 1.0
+        spent = {words.get(phase, Words(phase, "")): seconds for phase, seconds in track["phases"].items()}
         values = {
-            words.get(phase, phase): (spent, f"{duration(spent)} ({percent(spent / track['seconds'])})")
-            for phase, spent in track["phases"].items()
+            word.name: (seconds, f"{duration(seconds)} ({percent(seconds / total)})") for word, seconds in spent.items()
         }
-        bars.append(Bar.of(title, values, rest=[*values][-1]))
+        rows = [
+            [word.name, duration(seconds), percent(seconds / total), word.meaning] for word, seconds in spent.items()
+        ]
+        table = Table(["phase", "time", "share", "what happens"], rows, frozenset({1, 2}))
+        bars.append(Bar.of(title, values, [*values][-1], table))
     loading = report.get("loading_seconds", 0.0)
     before = f"Before that, {duration(loading)} went into loading the model. " if loading >= 1 else ""
-    note = f"{before}Reading and writing have threads of their own: they cost time only where the model waits for them."
+    several = len(engine_speeds(report)) > 1
+    together = "The times of all workers and shards are added up. " if several else ""
+    note = (
+        f"{before}{together}Reading and writing have threads of their own: they cost time only where the model waits "
+        "for them."
+    )
     return bars, note if bars else ""
 
 
@@ -87,6 +111,34 @@ def _slots(report: Mapping[str, Any], marks: Sequence[Mapping[str, Any]]) -> Fig
         "that fit into one"
     )
     return Figure("Slots in use", chart, Table.of(["at", "slots in use", "slots"], rows, (1, 2)), note)
+
+
+def _engines(engines: Sequence[EngineSpeed]) -> Figure:
+    """The workers and shards side by side."""
+    shown = engines[:MOST_ENGINES]
+    rows = [[one.name, rounded(one.tokens), percent(one.slots), percent(min(one.waiting, 1.0))] for one in engines]
+    chart = bar_chart(
+        "tokens per second of each engine",
+        [(one.name, [one.tokens]) for one in shown],
+        ["tokens/s"],
+        unit="tokens/s",
+        axis="",
+    )
+    table = Table.of(["engine", "tokens/s", "slots in use", "waiting"], rows, (1, 2, 3))
+    return Figure("Tokens per second of each engine", chart, table, "of the latest run of each shard")
+
+
+def _recordings(report: Mapping[str, Any]) -> str:
+    """How many steps were replayed from recordings, and why others were not; "" where none was recorded."""
+    reasons, share = report.get("unrecorded_steps", {}), report["utilisation"].get("recorded", 0.0)
+    if not reasons and not share:
+        return ""
+    steps = sum(run["steps"] for run in report["runs"])
+    others = "; ".join(f"{counted(number, 'step')} in which a row {reason}" for reason, number in reasons.items())
+    return (
+        f"{percent(share)} of {counted(steps, 'step')} were replayed from recordings (CUDA graphs), which costs the "
+        f"CPU little time{f'. Not recorded: {others}' if others else ''}."
+    )
 
 
 def _said(mark: Mapping[str, Any]) -> str:

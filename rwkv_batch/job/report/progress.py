@@ -9,13 +9,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from ..output.writer import Counts
 from .display import LINE_SECONDS, ProgressKind, open_display
 from .events import memory
-from .run_status import RATES, RunStatus
+from .run_status import RATES, RunStatus, metric_values
+from .time_left import TimeLeft, in_words
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Progress:
         self._write_metrics = write_metrics
         self._start = time.monotonic()
         self._recent = deque([RunStatus()])
+        self._time_left = TimeLeft()
         self._due = {"metrics": 0.0, "sample": 0.0}
         self._progressed_at = 0.0
         self._display = open_display(kind, rows_total)
@@ -65,7 +67,7 @@ class Progress:
         self._thread = threading.Thread(target=self._watch, name="rwkv_batch-progress", daemon=True)
 
     def __enter__(self) -> Progress:
-        self._log("progress", **asdict(self._take()), phases=self._phases())
+        self._log("progress", **asdict(self._take()), phases=self._phases(), unrecorded=self._unrecorded())
         self._thread.start()
         return self
 
@@ -79,7 +81,7 @@ class Progress:
 
     def values(self) -> dict[str, float]:
         """The present values of the metrics. Any thread may call."""
-        return {"time": time.time(), **asdict(self._recent[-1])}
+        return metric_values(self._recent[-1], time.time())
 
     def _watch(self) -> None:
         while not self._ending.wait(TICK_SECONDS):
@@ -112,6 +114,7 @@ class Progress:
             completion_tokens=stats.completion_tokens,
             scored_tokens=self._counts.scored_tokens,
         )
+        status = replace(status, seconds_left=self._time_left.update(status, self._counts.lengths))
         last = self._recent[-1]
         if (last.steps, last.rows_committed) != (status.steps, status.rows_committed):
             self._progressed_at = status.seconds
@@ -125,7 +128,7 @@ class Progress:
             self._display.show(status, describe(status, self._recent[0], self._task), is_last=is_last)
         # The period grows with the run, so that a month of samples still fits into a report.
         if self._is_due("sample", status.seconds, period=status.seconds / 300):
-            self._log("progress", **asdict(status), phases=self._phases())
+            self._log("progress", **asdict(status), phases=self._phases(), unrecorded=self._unrecorded())
         if self._is_due("metrics", status.seconds, METRICS_SECONDS):
             try:
                 self._write_metrics(self.values())
@@ -136,6 +139,10 @@ class Progress:
         """The seconds of each phase of this run so far."""
         phases = {**self._stats().seconds(), "write": self._counts.wait_seconds}
         return {name: round(seconds, 3) for name, seconds in phases.items()}
+
+    def _unrecorded(self) -> dict[str, int]:
+        """The steps of this run that were not recorded, by the reason."""
+        return dict(self._stats().unrecorded_steps)
 
     def _is_due(self, name: str, now: float, period: float) -> bool:
         """Whether the time for a report has come. If so, the next one is due `period` seconds from now."""
@@ -164,15 +171,5 @@ def describe(status: RunStatus, earlier: RunStatus, task: str = "generate") -> s
     )
     return (
         f"errors {status.errors:,} | slots {status.slots_in_use}/{status.slots} | {' | '.join(rates)} | "
-        f"eta {_eta(status)} | committed {status.rows_committed:,}"
+        f"eta {in_words(status.seconds_left)} | committed {status.rows_committed:,}"
     )
-
-
-def _eta(status: RunStatus) -> str:
-    """The time left at this run's mean speed; "?" before the first row."""
-    made = status.rows_done - status.rows_resumed
-    if not made:
-        return "?"
-    seconds = int((status.rows_total - status.rows_done) * status.seconds / made)
-    hours, minutes = seconds // 3600, seconds // 60 % 60
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds % 60:02d}s"

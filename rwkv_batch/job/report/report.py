@@ -13,17 +13,20 @@ from typing import Any
 
 from ...errors import ConfigurationError
 from ...object_stores.urls import LOCAL, is_url
+from ..claim import read_claims
 from ..folders import STATE_SUFFIX, Folders, absolute, check_reachable
+from ..load import load_job
 from ..output.commit import READERS, UNREADABLE, part_name
 from ..output.open_storage import open_storage
 from ..output.storage import Storage
 from ..state import read_job
 from .advice import warnings_of
 from .choices import ChoiceSummary
+from .claims import settle
 from .error_codes import ERROR_CODES
 from .events import read_events
 from .examples import Examples
-from .history import Run, marks, serving_seconds, shared_prefixes, sources, timeline, utilisation
+from .history import Run, marks, serving_seconds, shared_prefixes, sources, timeline, unrecorded_steps, utilisation
 from .phases import tracks
 from .score_conventions import conventions, empty_summary, kind_of
 from .tally import LENGTHS, PartRows, Tally
@@ -55,18 +58,25 @@ def save(report: Report, storage: Storage, folders: Folders) -> None:
     """Writes a report into the state folder, as report.json and report.html."""
     from .page import render  # jinja2 is not needed before
 
-    plain = json.dumps(report, indent=1, ensure_ascii=False)
-    for name, text in (("report.json", plain), ("report.html", render(report))):
+    for name, text in (("report.json", as_json(report)), ("report.html", render(report))):
         storage.atomic_write(folders.file(name), text.encode(errors="backslashreplace"))
 
 
+def as_json(report: Report) -> str:
+    """Returns the content of report.json."""
+    return json.dumps(report, indent=1, ensure_ascii=False)
+
+
 def find_job(path: str) -> Folders:
-    """Returns the folders of a job, given its output folder or its state folder.
+    """Returns the folders of a job, given its output folder, its state folder or its job file.
 
     Raises:
-        ConfigurationError: `path` belongs to no job, or its object store cannot be read.
+        ConfigurationError: `path` belongs to no job, or its object store cannot be read; or the job file is wrong, or
+            the job has not run yet.
         ResumeError: job.json is damaged.
     """
+    if not is_url(path) and os.path.isfile(path):
+        return _find_job_of_file(path)
     path = absolute(path, "the folder") if is_url(path) else path.removeprefix(LOCAL)
     for state in (path, path.rstrip("/") + STATE_SUFFIX):
         storage = open_storage(state, state)
@@ -80,8 +90,21 @@ def find_job(path: str) -> Folders:
         return Folders(output if is_url(output) else os.path.normpath(os.path.join(state, output)), state)
     raise ConfigurationError(
         f"got {path!r}, expected a job's output folder or state folder, as output.path or run.state_dir of a job file "
-        f"names it (job.json is missing in {path!r} and in {path.rstrip('/') + STATE_SUFFIX!r})"
+        f"names it, or the job file (job.json is missing in {path!r} and in {path.rstrip('/') + STATE_SUFFIX!r})"
     )
+
+
+def _find_job_of_file(path: str) -> Folders:
+    """Returns the folders of the job that a job file describes."""
+    folders = Folders.of(load_job(path))
+    storage = open_storage(folders.state, folders.state)
+    check_reachable(Folders(folders.state, folders.state), storage)
+    if read_job(storage, folders.state) is None:
+        raise ConfigurationError(
+            f"{path}: this job has not run yet ({folders.file('job.json')} is missing); run it first, or give the "
+            "output folder of a run with other settings, such as a trial with --limit"
+        )
+    return find_job(folders.state)
 
 
 def collect(storage: Storage, folders: Folders) -> Report:
@@ -112,11 +135,12 @@ def collect(storage: Storage, folders: Folders) -> Report:
         **({"conventions": conventions(job["settings"])} if tally.scores is not None else {}),
         "prefixes": shared_prefixes(runs),
         "utilisation": utilisation(runs),
-        "runs": [run.describe() for run in runs],
+        "unrecorded_steps": unrecorded_steps(runs),
+        "runs": settle([run.describe() for run in runs], dict(read_claims(storage, folders.state))),
         "loading_seconds": sum(run.loading_seconds for run in runs),
         "serving_seconds": serving_seconds(runs),
         "phases": tracks(runs),
-        "timeline": timeline([source.samples for source in sources(runs)]),
+        "timeline": timeline([source.served for source in sources(runs)]),
         "marks": marks(runs),
         "job": job,
     }
@@ -183,6 +207,7 @@ def _counts(tally: Tally) -> dict[str, Any]:
     groups = {} if scores is None or scores.group_by is None else {"column": scores.group_by, "groups": scores.groups()}
     return {
         "rows": dict(tally.labels["status"]),
+        "input_rows": dict(tally.rows),
         "errors": dict(tally.labels["error_code"].most_common()),
         "finish_reasons": dict(tally.labels["finish_reason"].most_common()),
         "tokens": {name: tally.lengths[name].total for name in LENGTHS[tally.task]},

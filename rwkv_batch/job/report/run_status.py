@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from math import isnan, nan
 from typing import NamedTuple
 
 RATES = {"generate": ("prompt", "completion"), "score": ("prompt", "scored")}
@@ -34,6 +35,8 @@ class RunStatus:
         saved_seconds: estimate of the time that shared prefixes have saved.
         completion_tokens: tokens sampled.
         scored_tokens: tokens of continuations that have been scored.
+        seconds_left: estimate of the seconds until all rows are done, those included in which slots become empty at the
+            end; None while there is no basis for one.
     """
 
     seconds: float = 0.0
@@ -54,6 +57,16 @@ class RunStatus:
     saved_seconds: float = 0.0
     completion_tokens: int = 0
     scored_tokens: int = 0
+    seconds_left: float | None = None
+
+
+def metric_values(status: RunStatus, now: float) -> dict[str, float]:
+    """Returns the values of the metrics: the keys are those of `METRICS`.
+
+    Args:
+        now: in seconds since 1970.
+    """
+    return {name: nan if value is None else value for name, value in {"time": now, **asdict(status)}.items()}
 
 
 class Metric(NamedTuple):
@@ -84,8 +97,9 @@ METRICS = {
     "saved_seconds": Metric("saved_seconds", "gauge", "Estimate of the time that shared prefixes have saved."),
     "completion_tokens": Metric("completion_tokens_total", "counter", "Tokens sampled."),
     "scored_tokens": Metric("scored_tokens_total", "counter", "Tokens of continuations that have been scored."),
+    "seconds_left": Metric("remaining_seconds", "gauge", "Estimate of the time until all rows of the shard are done."),
 }
-"""Field of `RunStatus`, or "time" → its metric. Counters begin at 0 in each run."""
+"""Field of `RunStatus`, or "time" → its metric. Counters begin at 0 in each run. What is not known is NaN."""
 
 _FIELDS = {f"rwkv_batch_{metric.name}": field for field, metric in METRICS.items()}
 _SAMPLE = re.compile(r'(rwkv_batch_\w+)\{job="(?:[^"\\]|\\.)*",shard="\d+/\d+"\} (\S+)')
@@ -104,7 +118,8 @@ def prometheus(values: Mapping[str, float], job: str, shard: str) -> bytes:
     for field, metric in METRICS.items():
         name = f"rwkv_batch_{metric.name}"
         lines += [f"# HELP {name} {metric.help}", f"# TYPE {name} {metric.kind}"]
-        lines.append(f'{name}{{job="{quoted}",shard="{shard}"}} {values[field]!r}')
+        value = "NaN" if isnan(values[field]) else repr(values[field])
+        lines.append(f'{name}{{job="{quoted}",shard="{shard}"}} {value}')
     return ("\n".join(lines) + "\n").encode(errors="backslashreplace")
 
 

@@ -28,7 +28,7 @@ RESULTS = ("logprob", "is_greedy", "num_tokens", "num_bytes", "best_choice", *AC
 
 Kind = Literal["continuation", "choices", "document"]
 Metric = dict[str, float]
-"""The value of a metric and its standard error: "value" and "stderr"; of a group also "rows"."""
+"""A metric: "value", its standard error "stderr", and "rows", how many rows count."""
 
 
 class ScoreSummary:
@@ -52,6 +52,7 @@ class ScoreSummary:
         self.group_by = group_by
         self._kind = kind
         self._sums: dict[str, Any] = {}
+        self._counts: dict[str, int] = {}
         self._groups: dict[str, dict[str, Any]] = {}
         self._num_rows = 0
 
@@ -77,6 +78,7 @@ class ScoreSummary:
         ):
             known = ~(np.isnan(above) | np.isnan(below))
             sums = self._sums.setdefault(name, np.zeros((SAMPLES, 2)))
+            self._counts[name] = self._counts.get(name, 0) + int(np.count_nonzero(known))
             np.add.at(sums, rows[known] % SAMPLES, np.stack([above, below], 1)[known])
             if names is not None:
                 self._add_to_groups(name, names[known], above[known], below[known])
@@ -87,7 +89,11 @@ class ScoreSummary:
         for name, sums in self._sums.items():
             above, below = sums.sum(0)
             if below > 0:
-                found[name] = {"value": float(above / below), "stderr": _bootstrap_error(sums)}
+                found[name] = {
+                    "value": float(above / below),
+                    "stderr": _bootstrap_error(sums),
+                    "rows": self._counts[name],
+                }
         return self._finished(found)
 
     def groups(self) -> dict[str, dict[str, Metric]]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import isnan
 from typing import Any
 
 from ..claim import Claim
 from ..plan import Shard
+from .claims import OUTCOMES
 from .follow import Event
-from .history import COUNTERS, Run
+from .history import COUNTERS, UNKNOWN, Run
 from .wording import moment
 
 RATE_SECONDS = 60.0
 """Rates are those of the last minute."""
+SHORTEST = 1.0
+"""Seconds that are left while rows are."""
 RATED = {"rows_done": "rows", **{name: name for name in COUNTERS}}
 """Counter → the name of its rate."""
 SHOWN = ("rows_total", "rows_resumed", "rows_done", "rows_committed", "errors", "slots_in_use", "slots", "seconds")
@@ -28,6 +32,7 @@ class ShardStatus:
         metrics: the values of the shard's metrics.prom, which may be those of an earlier run; {} where there are none.
         claim: None where nobody has claimed the shard.
         claim_state: "alive", "stale" or "ended".
+        now: in seconds since 1970.
 
     Attributes:
         latest: the latest counters of the run; {} before it serves.
@@ -41,8 +46,10 @@ class ShardStatus:
         metrics: Mapping[str, float],
         claim: Claim | None,
         claim_state: str,
+        now: float,
     ) -> None:
         self.shard = shard
+        self._now = now
         self.is_running = claim_state == "alive"
         self._claim, self._claim_state = claim, claim_state
         self._events = events
@@ -83,11 +90,19 @@ class ShardStatus:
         return {name: (last.get(key, 0) - first.get(key, 0)) / seconds for key, name in RATED.items()}
 
     def seconds_left(self) -> float | None:
-        """Returns the seconds until all rows are done, at the rate of the last minute, or of the whole run where no row
-        was done in that minute; None where no row was done yet."""
+        """Returns the run's own estimate of the seconds until all rows are done, less the time since it was made; None
+        where there is none yet.
+
+        Of a run of an earlier version, which has none: at the rate of rows of the last minute, or of the whole run
+        where no row was done in that minute.
+        """
         left = self.latest.get("rows_total", 0) - self.latest.get("rows_done", 0)
         if self.latest and left <= 0:
             return 0.0
+        if "seconds_left" in self.latest:
+            known = self.latest["seconds_left"]
+            age = max(self._now - self.latest["time"], 0.0)
+            return None if known is None or isnan(known) else max(known - age, SHORTEST)
         rate = self.rates().get("rows", 0.0)
         if rate <= 0 and self.latest.get("seconds"):
             rate = (self.latest.get("rows_done", 0) - self.latest.get("rows_resumed", 0)) / self.latest["seconds"]
@@ -119,10 +134,8 @@ class ShardStatus:
 
     def _described_run(self, run: Run) -> dict[str, Any]:
         outcome = run.outcome
-        if outcome == "killed, or still running":
-            outcome = {"alive": "running", "stale": "suspended, or its machine is gone"}.get(
-                self._claim_state, "killed"
-            )
+        if outcome == UNKNOWN:
+            outcome = OUTCOMES.get(self._claim_state, "killed")
         return {
             "run": self._events[0]["run"],
             "outcome": outcome,

@@ -65,7 +65,7 @@ class JobWatch:
         codes, unreadable = self._errors.count([*published.values()], _publications(runs))
         shards = [
             ShardStatus(
-                shard, events, self._metrics(shard, names), claim, self._claims.state(claim, now) if claim else ""
+                shard, events, self._metrics(shard, names), claim, self._claims.state(claim, now) if claim else "", now
             )
             for shard, events, claim in _latest_runs(runs, claims)
         ]

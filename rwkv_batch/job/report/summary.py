@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .advice import input_rows
 from .run_status import RATES
 from .score_conventions import shown_metric
 from .wording import count, counted, duration, percent, rounded, shortened
 
 SHOWN_GROUPS = 100
 """Groups of rows that a terminal shows."""
+WARNING_WIDTH = 100
+"""Characters of a line of a warning."""
 WORTH_SAYING = 1.1
 """Shared prefixes are mentioned where so many times fewer prompt tokens were computed."""
 
 
 def summarise(report: Mapping[str, Any]) -> list[str]:
     """Returns the report in a few lines."""
-    parts, rows, tokens = report["parts"], report["rows"], report["tokens"]
+    parts, rows, tokens = report["parts"], input_rows(report), report["tokens"]
+    samples = report["rows"].get("ok", 0)
     used = report["utilisation"]
     none = "0" if report["complete"] else "none in parts yet"
     lines = [
         f"{report['output']}: {parts['published']} of {parts['planned']} parts, {counted(sum(rows.values()), 'row')}",
-        f"rows    {', '.join(f'{status} {count(number)}' for status, number in rows.items()) or none}",
+        f"rows    {', '.join(f'{status} {count(number)}' for status, number in rows.items()) or none}"
+        + (f" ({counted(samples, 'sample')})" if samples > rows.get("ok", 0) else ""),
     ]
     if not report["complete"] and report["runs"]:
         made, outcome = sum(run["rows"] for run in report["runs"]), report["runs"][-1]["outcome"]
@@ -36,11 +42,14 @@ def summarise(report: Mapping[str, Any]) -> list[str]:
     ]
     if sharing := describe_sharing(report):
         lines.append(f"shared  {sharing}")
-    lines += [f"score   {name} {shown_metric(metric)}" for name, metric in report["scores"].items()]
+    lines += [
+        f"score   {name} {shown_metric(metric)} ({counted(int(metric['rows']), 'row')})"
+        for name, metric in report["scores"].items()
+    ]
     lines += _groups(report)
     for name, error in report["damaged"].items():
         lines.append(f"damaged {name} cannot be read; start the job again to make it again ({error})")
-    return [*lines, *_errors(report)]
+    return [*lines, *_errors(report), *_warnings(report)]
 
 
 def speeds(report: Mapping[str, Any]) -> list[str]:
@@ -58,6 +67,14 @@ def describe_sharing(report: Mapping[str, Any]) -> str:
     return (
         f"{count(requested)} prompt tokens, {count(computed)} of them computed ({requested / computed:.1f} times fewer)"
     )
+
+
+def _warnings(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the report's warnings, each with what to do."""
+    for warning in report.get("warnings", ()):
+        first, *others = textwrap.wrap(f"{warning['found']} {warning['do']}", WARNING_WIDTH, break_on_hyphens=False)
+        yield f"warning {first}"
+        yield from (f"        {line}" for line in others)
 
 
 def _groups(report: Mapping[str, Any]) -> Iterator[str]:

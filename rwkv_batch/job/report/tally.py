@@ -60,6 +60,12 @@ class Tally:
         scores: collects metrics; None for another task than score.
         choices: collects what is shown of rows with choices; None where there are none.
         samples: how many rows to choose. They depend on the numbers of the rows only, not on the order of the parts.
+
+    Attributes:
+        labels: column → value → output rows with it.
+        rows: status → input rows with it. The samples of a row have the same one.
+        lengths: column → the numbers of tokens in it.
+        errors: error code → where its first rows are.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class Tally:
         self.scores = scores
         self.choices = choices
         self.labels: dict[str, Counter[str]] = {name: Counter() for name in LABELS}
+        self.rows: Counter[str] = Counter()
         self.lengths = {name: Lengths() for name in ALL_LENGTHS}
         self.errors: dict[str, list[Place]] = {}
         self._most_samples = samples
@@ -116,6 +123,9 @@ class Tally:
             offset, row = offset + results.num_rows, int(rows[-1]) if len(rows) else row
 
     def _count(self, results: pa.RecordBatch) -> None:
+        if "status" in results.schema.names:
+            firsts = results["status"].filter(pa.array(_samples(results) == 0))
+            self.rows.update({entry["values"]: entry["counts"] for entry in firsts.value_counts().to_pylist()})
         for name in set(LABELS).intersection(results.schema.names):
             counted = results[name].drop_null().value_counts().to_pylist()
             self.labels[name].update({entry["values"]: entry["counts"] for entry in counted})

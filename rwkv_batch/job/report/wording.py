@@ -18,6 +18,14 @@ def counted(number: int, noun: str) -> str:
     return f"{count(number)} {noun if number == 1 else f'{noun}s'}"
 
 
+def large(number: float) -> str:
+    """A number of things in few characters: "1,234,567", but "12.35 million" from ten million on."""
+    for size, unit in ((1e9, "billion"), (1e6, "million")):
+        if number >= size * (1 if unit == "billion" else 10):
+            return f"{number / size:,.4g} {unit}"
+    return count(number)
+
+
 def rounded(number: float) -> str:
     """A measured number with about three digits: "12,300", "45.6", "0.0123"."""
     if not number:

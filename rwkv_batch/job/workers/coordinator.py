@@ -34,6 +34,7 @@ from .messages import (
 )
 from .suspects import Suspects
 from .tally import Tally
+from .worker_log import WorkerLog
 
 LOOK_SECONDS = 0.5
 """The longest time until a signal, or a worker that hangs, is noticed."""
@@ -116,6 +117,7 @@ class Coordinator:
         self._unpublished = {unit.index for unit in missing}
         self._workers = workers
         self._log = log
+        self._worker_log = WorkerLog(self.tally, log)
         self._timeout = timeout
         self._check = check
         self._known: dict[int, _Known] = {}  # by the number of the worker
@@ -144,6 +146,7 @@ class Coordinator:
                 self._start(index)
             while self._unpublished and self.bad_row is None:
                 self._take_in()
+                self._worker_log.tick()
                 self._check()
                 self._hand_out()
                 self._replace_hanging()
@@ -152,6 +155,7 @@ class Coordinator:
             self._end(Stop())
             raise
         finally:
+            self._worker_log.end()
             self._workers.close()
 
     def _start(self, index: int) -> None:
@@ -189,7 +193,7 @@ class Coordinator:
                 known.in_flight.update(message.rows)
             case Committed():
                 del self._unit_ends[message.unit]
-                self.tally.commit(message)
+                self.tally.commit(worker.index, message)
             case Ask():
                 self._asking.append(known)
             case Begun() if message.unit in self._unpublished:  # else its `Published` was faster
@@ -207,6 +211,7 @@ class Coordinator:
                 self._log("worker", worker=worker.index, state="placed", host=message.host, pid=message.pid)
             case Ready():
                 known.is_ready = self._has_loaded = True
+                self.tally.start(worker.index)
                 self._log("worker", worker=worker.index, state="ready")
             case Left():
                 known.is_leaving = True
@@ -222,7 +227,7 @@ class Coordinator:
         if message.errors < len(message.rows):
             self._num_crashes = 0
         known.in_flight.difference_update(message.rows)
-        self.tally.add(message)
+        self.tally.add(known.worker.index, message)
         for unit, rows in groupby(message.rows, self._unit_of):
             self.tally.serve(unit, len(list(rows)))
 

@@ -77,11 +77,13 @@ class Served(NamedTuple):
     Args:
         errors: how many of them are errors.
         scored_tokens: tokens of their continuations.
+        lengths: tokens of each of their completions.
     """
 
     rows: list[int]
     errors: int
     scored_tokens: int
+    lengths: list[int] = []  # noqa: RUF012 - nobody changes it
 
 
 class Committed(NamedTuple):
@@ -119,9 +121,15 @@ class Event(NamedTuple):
 
 
 class Status(NamedTuple):
-    """The counters of the engine; None while the model is loaded. The worker sends one every second."""
+    """The counters of the worker, which sends them every second.
+
+    Args:
+        stats: of the engine; None while the model is loaded.
+        disk_seconds: how long the engine has waited for the disk.
+    """
 
     stats: EngineStats | None
+    disk_seconds: float = 0.0
 
 
 class Failed(NamedTuple):

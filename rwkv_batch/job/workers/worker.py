@@ -17,6 +17,7 @@ from ...errors import ConfigurationError, RwkvBatchError
 from ...message_process import sendable
 from ...rows import ErrorRow, Finished
 from ..fingerprint import differences
+from ..output.length_counts import completion_lengths
 from ..output.writer import scored_tokens
 from ..plan import Assignment, Unit
 from ..prepare import Prepared, prepare
@@ -139,7 +140,8 @@ class JobWorker:
     def _report(self, finished: list[Finished], prepared: Prepared, server: UnitServer) -> None:
         """Says which rows are finished. Commits an assignment of single rows when its last row is finished."""
         errors = [row for row in finished if isinstance(row, ErrorRow)]
-        self._send(Served([_number(row) for row in finished], len(errors), scored_tokens(finished)))
+        rows, lengths = [_number(row) for row in finished], completion_lengths(finished)
+        self._send(Served(rows, len(errors), scored_tokens(finished), lengths))
         if errors and prepared.job.run.on_row_error == "stop":
             self._send(BadRow(errors[0].row, errors[0].error))
             self.take(Stop())
@@ -169,7 +171,9 @@ class JobWorker:
             self._send(self._status())
 
     def _status(self) -> Status:
-        return Status(None if self._server is None else self._server.llm.stats())
+        if self._server is None:
+            return Status(None)
+        return Status(self._server.llm.stats(), self._server.writer.counts.wait_seconds)
 
 
 def prepare_again(start: Start) -> Prepared:

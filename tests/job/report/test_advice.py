@@ -26,10 +26,12 @@ def sound() -> dict[str, Any]:
         "complete": True,
         "damaged": {},
         "parts": {"published": 3, "planned": 3},
-        "rows": {"ok": 999, "error": 1},
+        "rows": {"ok": 2997, "error": 1},
+        "input_rows": {"ok": 999, "error": 1},
         "errors": {"null_prompt": 1},
         "finish_reasons": {"stop": 900, "length": 99, "repetition": 1},
-        "runs": [{"outcome": "finished", "model": {"backends": backends}, "config": config}],
+        "unrecorded_steps": {"asks for much": 90},
+        "runs": [{"outcome": "finished", "steps": 1000, "model": {"backends": backends}, "config": config}],
         "marks": [{"kind": "resumed"}],
         "serving_seconds": 3600.0,
         "phases": [{"name": "serving", "seconds": 3600.0, "phases": {"model": 3400.0, "input": 100.0, "write": 100.0}}],
@@ -38,11 +40,21 @@ def sound() -> dict[str, Any]:
     }
 
 
+BIAS = {"position": 2, "rows": 200, "chosen": 0.4, "expected": 0.25, "compared_with": "answers", "p_value": 1e-9}
 HALVED = {"kind": "halved", "slots_before": 128, "slots_after": 64}
 FOUND: dict[str, Change] = {
     "1 part cannot be read: part-1": lambda r: r.update(damaged={"part-1": "torn"}, complete=False),
     "1 of 3 parts are there": lambda r: r.update(complete=False, parts={"published": 1, "planned": 3}),
-    "9.1 % of the rows are errors, most of them null_prompt": lambda r: r.update(rows={"ok": 10, "error": 1}),
+    "9.1 % of the rows are errors, most of them null_prompt": lambda r: r.update(input_rows={"ok": 10, "error": 1}),
+    "50 % of the rows are errors": lambda r: (r.pop("input_rows"), r.update(rows={"ok": 1, "error": 1})),
+    "20 % of the steps were not replayed from recordings, and took more time of the CPU: steps in which a row asks for "
+    "much (15 %), or does more (5.0 %)": lambda r: r.update(unrecorded_steps={"asks for much": 150, "does more": 50}),
+    "The model chose position C in 40 % of 200 rows, and 25 % of the answers are there": lambda r: r.update(
+        choices={"position_bias": BIAS}
+    ),
+    "position C in 40 % of 200 rows, and at random it would be 25 %": lambda r: r.update(
+        choices={"position_bias": {**BIAS, "compared_with": "random"}}
+    ),
     "50 % of the completions were cut at max_tokens, which is 48": lambda r: r.update(
         finish_reasons={"stop": 5, "length": 5}
     ),
@@ -71,10 +83,27 @@ def test_a_sound_job_has_none() -> None:
 
 def test_a_failed_run_is_named_until_a_later_one_has_finished() -> None:
     report = sound()
-    report["runs"].append({"outcome": "RuntimeError: the engine exploded"})
+    report["runs"].append({"outcome": "RuntimeError: the engine exploded", "steps": 0})
     assert warnings_of(report) == []
     report["complete"] = False
     assert any("RuntimeError: the engine exploded" in warning["found"] for warning in warnings_of(report))
+
+
+def test_a_run_that_was_killed_or_still_runs() -> None:
+    """Nobody knows why a process was killed; one that runs, or may go on, has not failed."""
+    report = sound() | {"complete": False}
+    for outcome, expected in (("killed", 2), ("running", 1), ("suspended, or its machine is gone", 1)):
+        report["runs"][-1]["outcome"] = outcome
+        assert len(found := warnings_of(report)) == expected, found
+    report["runs"][-1]["outcome"] = "killed"
+    assert "its process was killed" in warnings_of(report)[1]["found"]
+
+
+def test_steps_that_score_are_never_recorded() -> None:
+    report = sound() | {"unrecorded_steps": {"scores tokens": 1000}}
+    assert len(warnings_of(report)) == 1
+    report["runs"][0]["model"]["backends"] = []
+    assert warnings_of(report | {"task": "score"}) == []
 
 
 def test_a_short_job_hears_nothing_of_speed() -> None:

@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from rwkv_batch.job.report.history import Run, ServingClock, marks, serving_seconds, sources, timeline, utilisation
+from rwkv_batch.job.report.history import (
+    Run,
+    ServingClock,
+    marks,
+    serving_seconds,
+    sources,
+    timeline,
+    unrecorded_steps,
+    utilisation,
+)
 from rwkv_batch.job.report.phases import tracks
 
 
@@ -90,3 +99,49 @@ def test_workers_without_progress_have_what_they_committed_and_the_time_since_th
     serving, writing = tracks([run])
     assert (serving["phases"], serving["seconds"]) == ({"model": 4.0, "other": 1.0}, 5.0)
     assert writing["phases"] == {"commit": 0.5, "idle": 4.5}
+
+
+def test_slots_in_use_are_those_of_the_steps_between_two_events() -> None:
+    """A sequence of a few steps begins and ends between two events: none runs at the events themselves."""
+    samples = [progress(100.0 + at, at) for at in (0.0, 5.0, 10.0)]
+    for sample, (steps, occupancy) in zip(samples, [(0, 0.0), (10, 0.5), (40, 0.8)], strict=True):
+        sample |= {"steps": steps, "occupancy": occupancy, "slots_in_use": 0}
+    shown = timeline([samples])["slots_in_use"]
+    assert shown[0] == pytest.approx(0.5 * 8) and shown[-1] == pytest.approx((40 * 0.8 - 10 * 0.5) / 30 * 8, abs=1e-3)
+    for sample in samples:
+        del sample["occupancy"]
+    assert not any(timeline([samples])["slots_in_use"]), "an earlier version has not counted them"
+
+
+def test_steps_that_were_not_recorded_add_up() -> None:
+    last = [
+        progress(110.0, 10.0, unrecorded={"b": 1, "a": 5}),
+        {**progress(110.0, 10.0, unrecorded={"b": 9}), "run": "z"},
+    ]
+    runs = Run.all_of([progress(100.0, 0.0, unrecorded={}), *last])
+    assert [*unrecorded_steps(runs).items()] == [("b", 10), ("a", 5)]
+    assert unrecorded_steps(Run.all_of([progress(0.0, 0.0)])) == {}
+
+
+def test_a_run_with_workers_serves_from_when_the_first_model_is_there() -> None:
+    """Its progress begins when the processes start."""
+    events = [progress(100.0 + at, at, slots=0 if at < 50 else 8) for at in (0.0, 25.0, 49.0, 55.0, 100.0)]
+    events.append(event("model", 150.0, worker=0, model={}))
+    (run,) = Run.all_of(sorted(events, key=lambda one: one["time"]))
+    assert run.serving_interval == (150.0, 200.0) and run.describe()["serving_seconds"] == 50.0
+    assert [sample["seconds"] for sample in run.served] == [49.0, 55.0, 100.0]
+    (alone,) = Run.all_of([one for one in events if one["event"] == "progress"])
+    assert alone.serving_interval == (100.0, 200.0) and len(alone.served) == 5
+
+
+def test_each_worker_has_its_phases_and_its_slots() -> None:
+    events = [progress(100.0, 0.0), event("model", 100.0, worker=0, model={})]
+    for worker, waited in ((0, 1.0), (1, 4.0)):
+        more: dict[str, Any] = {"worker": worker, "phases": {"input": waited, "model": 2.0}}
+        events += [{**progress(100.0 + at, at, **more), "event": "worker_progress"} for at in (0.0, 8.0)]
+    run = Run.all_of([*events, progress(110.0, 10.0, phases={"input": 5.0, "model": 4.0})])[0].describe()
+    assert [worker["phases"]["input"] for worker in run["workers"].values()] == [1.0, 4.0]
+    assert [worker["utilisation"]["slots"] for worker in run["workers"].values()] == [1.0, 1.0]
+    assert (run["phases"], run["rows"]) == ({"input": 5.0, "model": 4.0}, 10)
+    (serving,) = tracks(Run.all_of([*events, progress(110.0, 10.0, phases={"input": 5.0, "model": 4.0})]))
+    assert (serving["seconds"], serving["phases"]["other"]) == (16.0, 7.0)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
+from html import unescape
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
+from rwkv_batch.job.load import load_job
 from rwkv_batch.job.report.page import render
 
 from ..conftest import Job
@@ -109,6 +112,21 @@ def test_the_page_says_what_people_look_for(job: Job) -> None:
     assert not re.search(r"\d{10}\.\d|None|True|False|\d\.\d{6}", text.partition("Job and machine")[0])
 
 
+def test_the_settings_of_the_page_are_a_job_file(job: Job) -> None:
+    """Saved, it is the same job."""
+    job.set(sampling__stop=["\n\n", "é: #"], output__columns={"completion": "text"}, report__show_text=True)
+    assert job.input(prompt=["a", "b"]).run() == 0
+    report = json.loads((job.state / "report.json").read_text())
+    page = (job.state / "report.html").read_text()
+    (text,) = re.findall(r"makes the same job, or goes on with it.</p><pre>(.*?)</pre>", page, re.DOTALL)
+    file = job.folder / "again.yaml"
+    file.write_text(unescape(text))
+    config = load_job(str(file), ())
+    again = {**config.model_dump(exclude={"sampling"}), "sampling": asdict(config.sampling)}
+    assert json.loads(json.dumps(again)) == report["runs"][-1]["config"]
+    assert "batch_invariant" not in text, "the others have their defaults"
+
+
 def test_a_report_that_lacks_facts_renders(job: Job) -> None:
     """As of an earlier version: no phases, no error rows, no lengths, times in seconds; and of a job without runs."""
     assert job.input(prompt=["a", None]).run() == 3
@@ -123,6 +141,8 @@ def test_a_report_that_lacks_facts_renders(job: Job) -> None:
         "loading_seconds",
         "format",
         "name",
+        "input_rows",
+        "unrecorded_steps",
     ):
         del report[name]
     report["runs"][0] |= {"started": 1795647428.9, "ended": 1795647439.9}
@@ -139,6 +159,7 @@ def test_the_page_stays_small(job: Job) -> None:
     report = json.loads((job.state / "report.json").read_text())
     long = "lorem ipsum " * 80
     metric = {"rows": 9, "value": 0.5, "stderr": 0.1}
+    report["runs"][0]["workers"] = {index: {**report["runs"][0], "outcome": long[:300]} for index in range(64)}
     report["runs"] *= 500
     report["samples"] = [{"row": 1, "sample": 0, "prompt": long, "completion": long, "finish_reason": "stop"}] * 100
     report["score_groups"] = {

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -63,11 +64,12 @@ def test_a_line_says_everything() -> None:
         slots=320,
         prompt_tokens=301_000,
         completion_tokens=90_500,
+        seconds_left=299.3,
     )
     assert progress.describe(now, before) == (
-        "errors 7 | slots 318/320 | prompt 10,000 tok/s | completion 3,000 tok/s | eta 5m00s | committed 1,900"
+        "errors 7 | slots 318/320 | prompt 10,000 tok/s | completion 3,000 tok/s | eta 5 min | committed 1,900"
     )
-    assert "eta ?" in progress.describe(RunStatus(), RunStatus())
+    assert "eta measuring" in progress.describe(RunStatus(), RunStatus())
 
 
 def test_a_line_of_a_score_job_has_scored_tokens() -> None:
@@ -155,6 +157,14 @@ def test_progress_as_json_is_an_object_each_second(
     assert {(one["rows_done"], one["rows_total"]) for one in found} == {(10, 40)}
     watch(monkeypatch, Counts(done=10), Clock(ends_at=5), "none")
     assert capsys.readouterr().err == ""
+
+
+def test_steps_that_were_not_recorded_are_in_each_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    stats = fake_llm.Stats(unrecorded_steps=Counter({"asks for much": 3}))
+    monkeypatch.setattr(fake_llm, "Stats", lambda: stats)
+    events = watch(monkeypatch, Counts(), Clock(ends_at=2))
+    found = [fields["unrecorded"] for event, fields in events if event == "progress"]
+    assert len(found) >= 3 and all(one == {"asks for much": 3} for one in found)
 
 
 def test_an_engine_that_hangs_ends_the_process(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

@@ -38,7 +38,7 @@ def report_of(job: Job) -> dict[str, Any]:
 def test_report_counts_what_the_parts_hold(mixed: Job) -> None:
     assert mixed.run() == 3
     report, rows = report_of(mixed), mixed.rows()
-    assert report["rows"] == {"ok": 56, "error": 2}
+    assert (report["rows"], report["input_rows"]) == ({"ok": 56, "error": 2}, {"ok": 28, "error": 2})
     assert report["errors"] == {"null_prompt": 2}
     reasons = [row["finish_reason"] for row in rows]
     assert report["finish_reasons"] == {reason: reasons.count(reason) for reason in set(reasons)}
@@ -87,7 +87,10 @@ def test_report_says_what_sharing_saved_and_how_full_the_slots_were(
     out = capsys.readouterr().out
     assert f"shared  {2 * computed:,} prompt tokens, {computed:,} of them computed (2.0 times fewer)" in out
     assert f"slots in use {percent(report['utilisation']['slots'])}, tokens 25 % of" in out
-    assert f"<b>{computed:,}</b><span>shared prefixes: 2.0 times fewer" in (mixed.state / "report.html").read_text()
+    assert (
+        f"<b>{computed:,}</b><span>of {2 * computed:,}; 2.0 times fewer were computed"
+        in (mixed.state / "report.html").read_text()
+    )
 
 
 def test_report_of_a_score_job(job: Job) -> None:
@@ -168,7 +171,7 @@ def test_a_report_that_cannot_be_written_is_printed(
     capsys.readouterr()
     assert cli.main(["report", str(mixed.output)]) == 0
     printed = capsys.readouterr()
-    assert "3 of 3 parts, 58 rows" in printed.out
+    assert "3 of 3 parts, 30 rows" in printed.out and "ok 28, error 2 (56 samples)" in printed.out
     assert "report.json and report.html were not written" in printed.err
 
 
@@ -223,7 +226,7 @@ def test_the_report_command(mixed: Job, capsys: pytest.CaptureFixture[str]) -> N
     for path in (mixed.output, mixed.state, f"{mixed.output}/"):
         assert cli.main(["report", str(path), "--show", "2"]) == 0
         out = capsys.readouterr().out
-        assert "3 of 3 parts, 58 rows" in out and "errors  null_prompt 2" in out
+        assert "3 of 3 parts, 30 rows" in out and "errors  null_prompt 2" in out
         assert out.count("prompt: secret 0") == 2 and "secret 1" not in out
     assert report_of(mixed) == before
     assert cli.main(["report", str(mixed.folder)]) == 2

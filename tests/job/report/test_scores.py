@@ -14,7 +14,7 @@ import pytest
 
 from rwkv_batch import cli
 from rwkv_batch.job.report import scores as scores_of_jobs
-from rwkv_batch.job.report.page_results import metric_text
+from rwkv_batch.job.report.page_results import value_text
 from rwkv_batch.job.report.score_conventions import conventions, kind_of, shown_metric
 from rwkv_batch.job.report.scores import ScoreSummary
 
@@ -61,10 +61,11 @@ def test_accuracies_are_counted_where_the_answer_is_known(job: Job) -> None:
     for name, values in expected.items():
         share = sum(values) / len(values)
         assert scores[name]["value"] == pytest.approx(share)
+        assert scores[name]["rows"] == len(values)
         assert scores[name]["stderr"] == pytest.approx((share * (1 - share) / len(values)) ** 0.5, rel=0.15)
     for row in job.rows():
         assert row["correct"] == (None if row["answer"] is None else row["best_choice"] == row["answer"])
-    assert f"<b>{metric_text('accuracy', scores['accuracy'])}</b>" in (job.state / "report.html").read_text()
+    assert f"<b>{value_text('accuracy', scores['accuracy']['value'])}</b>" in (job.state / "report.html").read_text()
 
 
 def test_perplexities_and_bits_per_byte(job: Job, capsys: pytest.CaptureFixture[str]) -> None:

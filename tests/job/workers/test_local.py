@@ -95,7 +95,11 @@ def test_a_row_that_ends_its_process_is_an_error_row_and_all_others_are_served(j
     assert [row for row in rows if row["id"] != 33] == [row for row in expected if row["id"] != 33]
     assert [event["part"] for event in events(job, "publish")].count("part-00003-of-00008.parquet") == 1
     report = json.loads((job.state / "report.json").read_text())
-    assert report["runs"][0]["workers"].keys() == {"0", "1"}
+    (run,) = report["runs"]
+    assert run["workers"].keys() == {"0", "1"}
+    for name in ("rows", "steps", "completion_tokens"):
+        assert 0 < run[name] <= sum(worker[name] for worker in run["workers"].values()), "rows are served again"
+    assert all(worker["utilisation"]["slots"] > 0 and worker["phases"] for worker in run["workers"].values())
 
 
 def test_a_bad_row_ends_a_job_that_stops_at_one(job: Job) -> None:

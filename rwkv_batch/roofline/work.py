@@ -109,6 +109,18 @@ def _project(given: Mapping[str, Any], programs: int, longest: int) -> Work:
     return _product({**given, "K": given["C"]}, programs, longest)
 
 
+def _score(given: Mapping[str, Any], programs: int, longest: int) -> Work:
+    """Logits of rows, a part of the ids a program: the parts' products one after the other. None are stored."""
+    depth, part = given["C"], given["PART"]
+    return Work(
+        operations=2.0 * programs * given["ROWS"] * part * depth,
+        depth=depth,
+        iterations=-(-depth // given["DEPTH"]) * -(-part // given["IDS"]),
+        tile=(given["ROWS"], given["DEPTH"]),
+        is_product=True,
+    )
+
+
 def _shape(given: Mapping[str, Any], programs: int, longest: int) -> Work:
     return Work(sm_cycles=programs * given["TILE"] * LOGIT_INSTRUCTIONS / (32 * ISSUES))
 
@@ -124,6 +136,7 @@ _WORK: dict[str, Callable[[Mapping[str, Any], int, int], Work]] = {
     "project_kernel": _project,
     "wkv7_kernel": _recurrence,
     "wkv7.cu": _recurrence_cuda,
+    "score_kernel": _score,
     "shape_kernel": _shape,
     "select_kernel": _select,
 }

@@ -72,13 +72,14 @@ RATES: Mapping[str, float] = MappingProxyType(
     {
         "linear_kernel": 475 * TERA,
         "project_kernel": 475 * TERA,
+        "score_kernel": 475 * TERA,
         "mm8_kernel": 310 * TERA,
         "w8a8_kernel": 950 * TERA,
     }
 )
 """Operations/s of kernels whose large products are slower, or faster, than the library's bfloat16 products. H100,
-measured: int8.json at M = 1,024 and 8,192. `linear_kernel` and `project_kernel` have not been measured at such sizes:
-half of `w8a8`, whose operands have half the bytes."""
+measured: int8.json at M = 1,024 and 8,192. `linear_kernel`, `project_kernel` and `score_kernel` have not been measured
+at such sizes: half of `w8a8`, whose operands have half the bytes."""
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.runtime.jit import JITFunction
 
-from rwkv_batch.cuda_kernels.launch import Kernel
-from rwkv_batch.triton_kernels import launch as triton_launch
-
+from ..cuda_kernels.launch import Kernel
+from ..triton_kernels import launch as triton_launch
 from .accesses import accesses
 from .work import LIBRARY, NO_WORK, Work, work_of
 
@@ -73,7 +72,7 @@ class Launch:
         return sum(piece.num_bytes for piece in (*self.reads, *self.writes))
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes launches while it is active.
 
     Attributes:
@@ -83,7 +82,7 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.launches: list[Launch] = []
         self.layer: int | None = None
         self.longest = 1

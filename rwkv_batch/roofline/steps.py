@@ -1,35 +1,53 @@
-"""One step of the real engine with a model of published size, recorded without a device and without memory."""
+"""One step of the real engine with a model of any sizes, recorded without a device and without memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from unittest.mock import patch
 
 import torch
 
-from rwkv_batch import ops
-from rwkv_batch.engine.engine import Engine, EngineLimits
-from rwkv_batch.engine.request import Request
-from rwkv_batch.engine.sampler import Sampler
-from rwkv_batch.engine.slot_tables import Vocabulary
-from rwkv_batch.kernel_support.unsupported import UnsupportedReason
-from rwkv_batch.models.files.checkpoint import Checkpoint
-from rwkv_batch.models.files.stored import StoredTensor
-from rwkv_batch.models.model import Model, ModelFile
-from rwkv_batch.models.placement import Placement
-from rwkv_batch.models.random_weights import draws
-from rwkv_batch.sampling_params import SamplingParams
-from rwkv_batch.transfer import HostCopy
-
-from ..roofline import Sizes
+from .. import ops
+from ..engine.engine import Engine, EngineLimits
+from ..engine.request import Request
+from ..engine.sampler import Sampler
+from ..engine.slot_tables import Vocabulary
+from ..kernel_support.unsupported import UnsupportedReason
+from ..models.files.checkpoint import Checkpoint
+from ..models.files.stored import StoredTensor
+from ..models.model import Model, ModelFile
+from ..models.placement import Placement
+from ..sampling_params import SamplingParams
+from ..transfer import HostCopy
+from ..triton_kernels import launch as triton_launch
 from .launches import META, Launch, Recorder
 
 DTYPE = torch.bfloat16
+
+
+class Shapes(Hashable, Protocol):
+    """The shapes of a model's tensors."""
+
+    def tensor_shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+
+@dataclass(frozen=True)
+class StoredShapes:
+    """The shapes of the tensors of a checkpoint, whose weights are not read."""
+
+    tensors: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> StoredShapes:
+        return cls(tuple((name, checkpoint.shape(name)) for name in sorted(checkpoint.names)))
+
+    def tensor_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return dict(self.tensors)
 
 
 @dataclass(frozen=True)
@@ -37,24 +55,28 @@ class Step:
     """What a step computes: `decoding` rows of one token, and a chunk of each length in `prompts`.
 
     Args:
+        sizes: of the model.
         state_dtype: of the recurrent states.
         batch_invariant: as in a job's settings; jobs have it.
         quantization: of large matrices; None for bfloat16.
+        scored: tokens at the end of each prompt that are scored. Then nothing is sampled, and `decoding` is 0.
     """
 
-    sizes: Sizes
+    sizes: Shapes
     decoding: int
     prompts: tuple[int, ...] = ()
     state_dtype: torch.dtype = torch.float32
     batch_invariant: bool = False
     quantization: str | None = None
+    scored: int = 0
 
     @property
     def num_rows(self) -> int:
         return self.decoding + len(self.prompts)
 
 
-def record(step: Step) -> list[Launch]:
+@cache
+def record(step: Step) -> Sequence[Launch]:
     """Serves requests with a real engine until it makes this step; returns the launches of that step.
 
     A launch counts from the end of the step before, so that the admission of prompts belongs to the step.
@@ -64,7 +86,7 @@ def record(step: Step) -> list[Launch]:
         model = _model(step.sizes, step.state_dtype, step.batch_invariant, step.quantization)
         with recorder.recording(), _counted_layers(model, recorder):
             found = list(_steps(step, model, recorder))
-    return found[-1]
+    return tuple(found[-1])
 
 
 @contextmanager
@@ -76,16 +98,17 @@ def _no_device() -> Iterator[None]:
 
     with (
         patch.object(UnsupportedReason, "__call__", lambda *given, **named: None),
+        patch.object(triton_launch, "unsupported", lambda *given, **named: None),
         patch.object(HostCopy, "read", zeros),
     ):
         yield
 
 
 @cache
-def _model(sizes: Sizes, state_dtype: torch.dtype, batch_invariant: bool, quantization: str | None) -> Model:
+def _model(sizes: Shapes, state_dtype: torch.dtype, batch_invariant: bool, quantization: str | None) -> Model:
     dense = {
-        name: StoredTensor(torch.empty(draw.shape, dtype=DTYPE, device=META))
-        for name, draw in draws(sizes.architecture, sizes.letters).items()
+        name: StoredTensor(torch.empty(shape, dtype=DTYPE, device=META))
+        for name, shape in sizes.tensor_shapes().items()
     }
     file = ModelFile.open(Checkpoint(dense, (), path=Path("no file"), format="pth"))
     placement = Placement(META, DTYPE, quantization, state_dtype)
@@ -138,15 +161,15 @@ def _steps(step: Step, model: Model, recorder: Recorder) -> Iterator[list[Launch
         recorder.longest = max((*chunks, 1))
         return found
 
-    engine.scheduler.plan = planned
     recorder.launches.clear()
     requests = _Requests(step)
-    for _ in engine.run(requests):
-        requests.is_open = True
-        if is_wanted:
-            yield recorder.launches[:]
-        is_wanted = False
-        recorder.launches.clear()
+    with patch.object(engine.scheduler, "plan", planned):
+        for _ in engine.run(requests):
+            requests.is_open = True
+            if is_wanted:
+                yield recorder.launches[:]
+            is_wanted = False
+            recorder.launches.clear()
 
 
 class _Requests:
@@ -161,6 +184,7 @@ class _Requests:
         firsts = [(1, 4)] * step.decoding + [(1, 1)] * (len(step.prompts) if step.decoding else 0)
         self._groups = [group for group in (firsts, [(length, 1) for length in step.prompts]) if group]
         self._made = 0
+        self._scored = step.scored
         self.is_ended = False
 
     def has_ready(self, count: int) -> bool:
@@ -170,7 +194,14 @@ class _Requests:
         made = []
         for length, max_tokens in self._groups.pop(0) if self._groups and self.is_open else ():
             params = SamplingParams(max_tokens=max_tokens, temperature=1.0, top_p=0.85, ignore_eos=True)
-            made.append(Request(self._made, [1] * length, params, row=self._made))
+            made.append(self._request(length, params))
             self._made += 1
         self.is_open, self.is_ended = False, not self._groups
         return made
+
+    def _request(self, length: int, params: SamplingParams) -> Request:
+        if not self._scored:
+            return Request(self._made, [1] * length, params, row=self._made)
+        start = max(1, length + 1 - self._scored)
+        params = SamplingParams(max_tokens=0)
+        return Request(self._made, [1] * length, params, row=self._made, score_start=start, next_token_ids=(1,))

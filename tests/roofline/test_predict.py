@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.roofline import MODELS
-from benchmarks.roofline_parts.cards import CARDS, H100, H200, with_limits
-from benchmarks.roofline_parts.launches import Launch, Piece
-from benchmarks.roofline_parts.predict import predict
-from benchmarks.roofline_parts.traffic import necessary_bytes, traffic
-from benchmarks.roofline_parts.work import Work
+from benchmarks.roofline_parts.needed import necessary_bytes
+from rwkv_batch.roofline.cards import CARDS, H100, H200, with_limits
+from rwkv_batch.roofline.launches import Launch, Piece
+from rwkv_batch.roofline.predict import predict
+from rwkv_batch.roofline.traffic import traffic
+from rwkv_batch.roofline.work import Work
 
 ROOT = Path(__file__).parents[2]
 LIMITS = ROOT / "benchmarks" / "results" / "nvidia-h100-80gb-hbm3" / "limits.json"
@@ -30,21 +27,6 @@ LAUNCHES = {
 TIMES_NECESSARY = {"1.5B 256": 1.033, "1.5B 1024": 1.046, "7.2B 256": 1.017, "7.2B 1024": 1.074}
 """Bytes of memory that a decode step may move at most ÷ the necessary ones. The aim is 1.05."""
 MB = 10**6
-
-
-@pytest.fixture(scope="module")
-def recorded():
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    worker = Path(__file__).with_name("roofline_worker.py")
-    done = subprocess.run(
-        [sys.executable, worker],
-        cwd=ROOT,
-        env=environment | {"PYTHONPATH": str(ROOT)},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("name", LAUNCHES)

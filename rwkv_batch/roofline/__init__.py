@@ -1,0 +1,1 @@
+"""The prediction of a step's time: launches that the real code makes, a card's constants, and the sum over launches."""

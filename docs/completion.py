@@ -13,7 +13,7 @@ from typing import Any
 import shtab
 
 from rwkv_batch.cli import _parser as main_parser
-from rwkv_batch.commands.parsers import SHELLS
+from rwkv_batch.commands.job_parsers import SHELLS
 from rwkv_batch.job.report.error_codes import ERROR_CODES
 from rwkv_batch.measure.bench import _parser as bench_parser
 

@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 
 from rwkv_batch import cli
-from rwkv_batch.commands.parsers import SHELLS
+from rwkv_batch.commands.job_parsers import SHELLS
 from rwkv_batch.measure.bench import _parser as bench_parser
 
 ROOT = Path(__file__).parents[2]

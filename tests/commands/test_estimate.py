@@ -15,7 +15,7 @@ from job.conftest import Job
 from rwkv_batch import cli
 from rwkv_batch.commands.estimate import Options, estimate
 from rwkv_batch.commands.estimate_text import describe
-from rwkv_batch.commands.parsers import DEVICES
+from rwkv_batch.commands.job_parsers import DEVICES
 from rwkv_batch.errors import ConfigurationError
 from rwkv_batch.roofline.cards import CARDS
 

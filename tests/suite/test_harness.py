@@ -80,13 +80,22 @@ def test_settings_of_an_entry_reach_the_harness(evaluate: Any, llm: LLM, tmp_pat
     assert chat.settings["num_fewshot"] == {"local_choices": 1}
 
 
-def test_groups_samples_and_completions(evaluate: Any) -> None:
+def test_groups_samples_and_completions(evaluate: Any, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     group = evaluate("local_group")
     assert [(one.name, one.samples) for one in group.metrics] == [("acc", 12)]
     assert group.metrics[0].value == pytest.approx(np.mean(group.samples.values["acc"]))
     assert {one.split()[0] for one in group.samples.ids} == {"local_words", "local_choices"}
     assert [one.name for one in evaluate("local_samples").metrics] == ["exact_match first"]
+    served: list[Any] = []
+    serve = llm.serve
+
+    def watched(rows: Any) -> Any:
+        served.extend(rows)
+        return serve(served)
+
+    monkeypatch.setattr(llm, "serve", watched)
     assert len(evaluate("local_completions", gen_kwargs={"max_gen_toks": 2}).samples.ids) == 6
+    assert [row.params.max_tokens for row in served] == [2] * 6
 
 
 def test_what_the_harness_does_not_know_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

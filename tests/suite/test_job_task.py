@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ def test_a_job_runs_once_for_each_checkpoint(tmp_path: Path) -> None:
     assert Path(done.settings["output"]).parent == tmp_path / "out" / "jobs" / "rwkv-2"
     record = json.loads(Path(f"{done.settings['output']}.rwkv_batch/job.json").read_text())
     assert record["settings"]["sampling.n"] == 2
+    of_model = hashlib.sha256(b"/models/rwkv-2.pth None").hexdigest()  # as the fake engine computes it
+    assert record["settings"]["model.fingerprint"] == of_model
     assert done.metrics[0].name == "avg@2"
     assert done.samples is not None
     assert done.samples.ids == ["0", "1", "2"]

@@ -88,7 +88,7 @@ def test_a_job_in_an_object_store_equals_one_on_a_disk(
     for folder in (url, f"{url}/", f"{url}.rwkv_batch"):
         assert cli.main(["report", folder, "--show", "1"]) == 0
         shown = capsys.readouterr().out
-        assert f"{url}: 2 of 2 parts, 8 rows" in shown and "prompt_tokens: " in shown
+        assert f"{url}: 2 of 2 parts, 4 rows" in shown and "prompt_tokens: " in shown
     for folder in (url, f"{url}.rwkv_batch"):
         assert cli.main(["status", folder, "--json"]) == 0
         status = json.loads(capsys.readouterr().out)

@@ -41,20 +41,21 @@ class PeerProcess:
         module: of `benchmarks.peer_workers`.
         python: the interpreter that has the engine.
         log: file for what the engine prints.
+        root: the checkout whose worker runs.
 
     Raises:
         PeerFailed: the worker does not start.
     """
 
-    def __init__(self, module: str, python: str, task: Task, log: Path) -> None:
+    def __init__(self, module: str, python: str, task: Task, log: Path, root: Path = ROOT) -> None:
         self._log = log
-        environment = dict(os.environ) | {"OMP_NUM_THREADS": str(task.threads)}
+        environment = dict(os.environ) | {"OMP_NUM_THREADS": str(task.threads), "PYTHONPATH": str(root)}
         command = [python, "-m", f"benchmarks.peer_workers.{module}"]
         pipe = subprocess.PIPE
         with log.open("w") as file:
             try:
                 self._process = subprocess.Popen(
-                    command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, stderr=file, text=True
+                    command, cwd=root, env=environment, stdin=pipe, stdout=pipe, stderr=file, text=True
                 )
             except OSError as error:
                 raise PeerFailed(f"{python}: {error.strerror}") from error
@@ -63,6 +64,11 @@ class PeerProcess:
         except PeerFailed:
             self.close()
             raise
+
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
 
     def ask(self, question: dict[str, Any], seconds: float = POINT_SECONDS) -> dict[str, Any]:
         """Sends a question and returns the answer, which may be {"error": ...}.

@@ -23,12 +23,13 @@ from .products import (
     products,
 )
 from .recurrences import Heads, batches, check_recurrence, check_shift_lerp
+from .rows import check_layer_norm, check_take_rows
 from .sampling import SETTINGS, check_log_normalizer, check_sample, check_top_tokens
 from .target import CPU, Target
 
 DEMO = "demo"
 """In place of an op's name: the demo model."""
-COMPARED_ON_HOST = ("w8a8", "w8a16", "sample", "select", "top_tokens")
+COMPARED_ON_HOST = ("w8a8", "w8a16", "sample", "select", "top_tokens", "take_rows")
 """Ops that are compared with their definitions on the CPU: these definitions themselves are not checked."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -74,7 +75,7 @@ LARGE = ModelSizes(C=768, F=3072, V=65536)
 def cases(target: Target) -> Iterator[Case]:
     """The cases of a backend on a device: the whole model, and the ops that the backend implements."""
     yield from _demo(target)
-    makers = (_recurrences, _shifts, _products, _int8, _sampling)
+    makers = (_recurrences, _shifts, _rows, _products, _int8, _sampling)
     left_out = COMPARED_ON_HOST if target == Target("reference", CPU) else ()
     yield from (case for make in makers for case in make(target) if target.has(case.op) and case.op not in left_out)
 
@@ -130,6 +131,13 @@ def _shifts(target: Target) -> Iterator[Case]:
             for width, count, longest in sizes
         )
         yield Case(f"shift_lerp {name}", "shift_lerp", tuple(checks))
+
+
+def _rows(target: Target) -> Iterator[Case]:
+    for name, dtype in dtypes(target).items():
+        for op, check in {"layer_norm": check_layer_norm, "take_rows": check_take_rows}.items():
+            both = (partial(check, dtype=dtype, width=width, num_rows=rows) for width, rows in ((40, 6), (2048, 300)))
+            yield Case(f"{op} {name}", op, tuple(both))
 
 
 def _product(sizes: Sizes, use: str) -> Product:

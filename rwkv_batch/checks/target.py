@@ -15,6 +15,7 @@ from ..engine.sampler import Sampler
 from ..errors import BackendError
 from ..kernel_module import KernelModule
 from ..models.architecture import architectures
+from ..models.blocks import LAYER_NORM, TAKE_ROWS
 from ..models.matrices.quantization import QUANTIZATIONS, weight_format
 from ..models.scoring import LOG_NORMALIZER, SCORE
 from ..ops import Implementation, OpSpec, OpTable
@@ -30,7 +31,7 @@ class UnusableError(BackendError):
 def specs() -> dict[str, OpSpec]:
     """Every op of every model and of the sampler, by name."""
     found = [spec for architecture in architectures() for spec in architecture.ops]
-    found += [SCORE, LOG_NORMALIZER, *Sampler.OPS]
+    found += [TAKE_ROWS, LAYER_NORM, SCORE, LOG_NORMALIZER, *Sampler.OPS]
     found += [spec for name in QUANTIZATIONS for spec in weight_format(name).ops(CPU)]
     return {spec.name: spec for spec in found}
 

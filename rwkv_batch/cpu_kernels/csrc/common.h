@@ -125,10 +125,15 @@ static inline void head_norm(float* y, int n, const float* weight, const float* 
   for (int i = 0; i < n; ++i) y[i] = y[i] * scale * weight[i] + bias[i];
 }
 
+// Memory of `layer_norm`. A type of its own: its callers may keep vectors for each thread too.
+struct Widened {
+  std::vector<float> values;
+};
+
 // Layer norm of one row. Statistics are float32.
 template <typename T>
 static void layer_norm(const T* x, int64_t width, const T* weight, const T* bias, T* y) {
-  std::vector<float>& z = thread_object<std::vector<float>>();
+  std::vector<float>& z = thread_object<Widened>().values;
   z.resize(width);
   for (int64_t i = 0; i < width; ++i) z[i] = to_float(x[i]);
   const float mean = sum_of(z.data(), (int)width) / width;

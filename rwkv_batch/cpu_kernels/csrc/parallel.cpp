@@ -91,7 +91,7 @@ class Pool {
   std::atomic<int64_t> woken_at{0};  // when the owner last woke workers
   Contention contention;
   uint64_t generation = 0;
-  int64_t num_workers = 0;
+  int64_t num_workers = 0, most_workers = INT64_MAX;
 
   bool is_open() const { return ticket.load(std::memory_order_relaxed) & REMAINING; }
 
@@ -146,7 +146,7 @@ class Pool {
   void wake(int64_t count) {
     if (count <= 0 || num_asleep.load() == 0) return;
     woken_at.store(now_ns(), std::memory_order_relaxed);
-    const bool are_all = region_workers.load(std::memory_order_relaxed) == num_workers;
+    const bool are_all = region_workers.load(std::memory_order_relaxed) >= num_workers;
     pthread_mutex_lock(&mutex);
     for (int64_t i = 0; are_all && i < std::min(count, num_asleep.load()); ++i) pthread_cond_signal(&has_work);
     if (!are_all) pthread_cond_broadcast(&has_work);  // a signal could reach a worker that is not to help
@@ -182,13 +182,15 @@ class Pool {
     return nullptr;
   }
 
-  // Workers get no signals, which the program's own threads handle. Where no more threads can be started, there are
-  // fewer workers.
+  // Workers get no signals but those of their own faults: the program's own threads handle the others. Where no more
+  // threads can be started, there are fewer workers, also in later regions.
   void start_workers(int64_t wanted) {
+    wanted = std::min(wanted, most_workers);
     if (num_workers >= wanted) return;
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    sigset_t blocked, before;
+    sigfillset(&blocked);
+    for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP}) sigdelset(&blocked, fault);
+    pthread_sigmask(SIG_SETMASK, &blocked, &before);
     pthread_attr_t detached;
     pthread_attr_init(&detached);
     pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
@@ -197,6 +199,7 @@ class Pool {
       Start* start = new Start{this, num_workers};
       if (pthread_create(&thread, &detached, &Pool::start, start)) {
         delete start;
+        most_workers = num_workers;
         break;
       }
     }
@@ -209,13 +212,11 @@ class Pool {
 alignas(Pool) unsigned char place[sizeof(Pool)];
 Pool* make_pool() { return new (place) Pool; }
 
-Pool& pool() {
-  static Pool* const made = [] {
-    pthread_atfork(nullptr, nullptr, [] { make_pool(); });  // a forked process has no workers
-    return make_pool();
-  }();
-  return *made;
-}
+// Made when the library is loaded: a process that is forked while another thread makes it would wait for that thread.
+Pool* const pool = [] {
+  pthread_atfork(nullptr, nullptr, [] { make_pool(); });  // a forked process has no workers
+  return make_pool();
+}();
 
 thread_local int64_t threads_of_caller = 1;
 
@@ -225,14 +226,13 @@ int64_t region_threads() { return threads_of_caller; }
 
 extern "C" void set_region_threads(int32_t threads) { threads_of_caller = threads; }
 
-void run_region(int64_t count, int64_t chunk, RunTiles run, const void* task) {
+void run_region(int64_t count, int64_t chunk, RunTiles run, const void* task) noexcept {
   constexpr int64_t MOST_CHUNKS = 1 << 20;
   chunk = std::max(chunk, (count + MOST_CHUNKS - 1) / MOST_CHUNKS);
   if (threads_of_caller > 1 && count > chunk) {
-    Pool& shared = pool();
-    if (!shared.is_taken.exchange(true, std::memory_order_acquire)) {
-      shared.run(count, chunk, threads_of_caller, run, task);
-      shared.is_taken.store(false, std::memory_order_release);
+    if (!pool->is_taken.exchange(true, std::memory_order_acquire)) {
+      pool->run(count, chunk, threads_of_caller, run, task);
+      pool->is_taken.store(false, std::memory_order_release);
       return;
     }
   }

@@ -49,7 +49,8 @@ static void advance(const ShiftLerp& p, int64_t first, int64_t last) {
     } else {
       T* kept = (T*)p.shift + p.rows.slot[row] * p.slot_stride;
       interpolate<T>(p, token, kept);
-      normalize(p, start[row + 1] - 1, kept);
+      if (token == start[row + 1] - 1) std::copy_n(normed, p.width, kept);
+      else normalize(p, start[row + 1] - 1, kept);
     }
   }
 }

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from .engine.logprobs import top_tokens as _top_tokens
     from .engine.sample import sample as _sample
     from .engine.selection import select as _select
+    from .models.blocks import layer_norm as _layer_norm
     from .models.blocks import shift_lerp as _shift_lerp
+    from .models.blocks import take_rows as _take_rows
     from .models.matrices.low_rank import low_rank as _low_rank
     from .models.matrices.projection import project as _project
     from .models.rwkv4 import wkv4 as _wkv4
@@ -152,6 +154,8 @@ class OpTable:
         return all(choice.can_be_recorded for choice in self.choices)
 
     if TYPE_CHECKING:  # for editors and mypy: an op is called like its definition
+        take_rows = staticmethod(_take_rows)
+        layer_norm = staticmethod(_layer_norm)
         shift_lerp = staticmethod(_shift_lerp)
         low_rank = staticmethod(_low_rank)
         project = staticmethod(_project)

@@ -32,7 +32,7 @@ def usable_cores() -> int:
 
 
 def limit_threads() -> int:
-    """Limits the threads of torch and of the native kernels, which share a pool, to the number of usable cores.
+    """Limits the threads of torch to the number of usable cores, and so those of the native kernels, which use as many.
 
     Without the limit, a container with a quota of two cores on a machine of sixty-four starts sixty-four threads, which
     wait for each other most of the time. A smaller number, from OMP_NUM_THREADS or `torch.set_num_threads`, stays.

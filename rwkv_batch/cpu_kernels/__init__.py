@@ -1,1 +1,1 @@
-"""Native CPU kernels: C++ with OpenMP, one op a file. The system's compiler builds them when an engine needs them."""
+"""Native CPU kernels: C++ with a pool of threads, one op a file. The system's compiler builds them where needed."""

@@ -22,7 +22,7 @@ from ..kernel_support.ninja import built, escaped
 logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).with_name("csrc")
-FLAGS = "-std=c++17 -O3 -march=native -fopenmp -fPIC -fno-math-errno -fno-trapping-math"
+FLAGS = "-std=c++17 -O3 -march=native -fPIC -pthread -fno-math-errno -fno-trapping-math"
 FOLDER = "cpu_kernels"
 
 

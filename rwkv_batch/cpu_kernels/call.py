@@ -97,7 +97,14 @@ def pool_address(name: str, state: Tensor, shape: Sequence[int], dtype: torch.dt
     return state.data_ptr(), state.stride(0)
 
 
+def kernels() -> ctypes.CDLL:
+    """The library, whose kernels then use as many threads as torch's operations do in the calling thread."""
+    loaded = library()
+    loaded.set_region_threads(torch.get_num_threads())
+    return loaded
+
+
 def call(name: str, dtype: torch.dtype, kind: type[ctypes.Structure], rows: Any, **fields: Any) -> None:
     """Runs a kernel to its end. The tensors behind the addresses must live until then."""
     rows_struct = RowsStruct(rows.num_rows, rows.slot_index.data_ptr(), rows.cu_seqlens.data_ptr())
-    getattr(library(), f"{name}_{DTYPES[dtype]}")(ctypes.byref(kind(rows=rows_struct, **fields)))
+    getattr(kernels(), f"{name}_{DTYPES[dtype]}")(ctypes.byref(kind(rows=rows_struct, **fields)))

@@ -7,8 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from .build import library
-from .call import INT, address, pointers
+from .call import INT, address, kernels, pointers
 from .call import unsupported as unsupported_reason
 
 __all__ = ["log_normalizer", "unsupported_reason"]
@@ -25,5 +24,5 @@ def log_normalizer(logits: Tensor) -> Tensor:
     out = torch.empty(len(logits), dtype=torch.float64)
     start = address("logits", logits, logits.shape, torch.float32)
     arguments = Normalize(num_rows=len(logits), vocab=logits.shape[1], logits=start, out=out.data_ptr())
-    library().log_normalizer(ctypes.byref(arguments))
+    kernels().log_normalizer(ctypes.byref(arguments))
     return out

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .build import library
-from .call import DTYPES, INT, address, pointers
+from .call import DTYPES, INT, address, kernels, pointers
 
 ACTIVATIONS = {None: 0, "squared_relu": 1, "sigmoid": 2, "tanh": 3}
 
@@ -103,7 +103,7 @@ def multiply(name: str, dtype: torch.dtype, rows: int, products: Sequence[Produc
     """Runs the kernel `name` for inputs of `dtype` on several products that share their number of rows."""
     if rows:
         kinds = (Product * len(products))(*products)
-        getattr(library(), f"{name}_{DTYPES[dtype]}")(kinds, INT(len(products)), INT(rows))
+        getattr(kernels(), f"{name}_{DTYPES[dtype]}")(kinds, INT(len(products)), INT(rows))
 
 
 class Epilogue(NamedTuple):

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .build import library
-from .call import INT, address, pointers
+from .call import INT, address, kernels, pointers
 from .call import unsupported as unsupported_reason
 
 __all__ = ["sample", "unsupported_reason"]
@@ -82,7 +81,7 @@ def sample(logits: Tensor, slot_index: Tensor, tables: Any, ops: Any) -> tuple[T
         token_ids=token_ids.data_ptr(),
         logprobs=logprobs.data_ptr(),
     )
-    bad = library().sample_tokens(ctypes.byref(arguments))
+    bad = kernels().sample_tokens(ctypes.byref(arguments))
     if bad >= 0:
         raise ValueError(
             f"slot_index[{bad}]: got slot {int(slot_index[bad])}, expected one of {tables.num_slots} with fewer than "

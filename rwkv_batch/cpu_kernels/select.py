@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .build import library
-from .call import INT, address, pointers
+from .call import INT, address, kernels, pointers
 from .call import unsupported as unsupported_reason
 
 __all__ = ["select", "unsupported_reason"]
@@ -49,5 +48,5 @@ def select(logits: Tensor, filters: Any, uniform: Tensor, normalizer: Tensor | N
         token_ids=token_ids.data_ptr(),
         **given,
     )
-    library().select_tokens(ctypes.byref(arguments))
+    kernels().select_tokens(ctypes.byref(arguments))
     return token_ids

@@ -7,8 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from .build import library
-from .call import INT, address, pointers
+from .call import INT, address, kernels, pointers
 from .call import unsupported as unsupported_reason
 
 __all__ = ["top_tokens", "unsupported_reason"]
@@ -47,5 +46,5 @@ def top_tokens(logits: Tensor, rows: Tensor, token_ids: Tensor, count: int) -> t
         rank=rank.data_ptr(),
         top_ids=top_ids.data_ptr(),
     )
-    library().top_tokens(ctypes.byref(arguments))
+    kernels().top_tokens(ctypes.byref(arguments))
     return rank, top_ids

@@ -25,7 +25,7 @@ def wkv4(
 ) -> Tensor:
     """As the definition; products and state in float32. Slot -1 is padding: its output is 0, and no state changes."""
     shape, dtype, width = (rows.num_tokens, r.shape[1]), r.dtype, r.shape[1]
-    out = torch.zeros_like(r)
+    out = torch.empty_like(r)
     states = {name: pool_address(name, s, (width,), torch.float32) for name, s in (("aa", aa), ("bb", bb), ("pp", pp))}
     call(
         "wkv4",

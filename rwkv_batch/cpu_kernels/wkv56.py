@@ -28,7 +28,7 @@ def wkv56(
     num_heads, size = head.bonus.shape
     width, dtype = num_heads * size, r.dtype
     shape = (rows.num_tokens, width)
-    out = torch.zeros_like(r)
+    out = torch.empty_like(r)
     state_address, slot_stride = pool_address("state", state, (num_heads, size, size), torch.float32)
     call(
         "wkv56",

@@ -44,7 +44,7 @@ def wkv7(
     num_heads, size = head.r_k.shape
     width, dtype = num_heads * size, r.dtype
     shape = (rows.num_tokens, width)
-    out = torch.zeros_like(r)
+    out = torch.empty_like(r)
     state_address, slot_stride = pool_address("state", state, (num_heads, size, size), torch.float32)
     inputs = dict(zip(_INPUTS, (r, w, k, v, a, g, v_first, v_gate), strict=True))
     call(

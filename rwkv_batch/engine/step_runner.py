@@ -133,7 +133,7 @@ class EagerStep:
             stats.model_seconds += clock.lap()
             return StepResults(slots, None, scores)
         if step.sampled_index is not None:
-            hidden = hidden[step.sampled_index]
+            hidden = self._model.ops.take_rows(hidden, step.sampled_index)
         logits = self._model.logits(hidden, out=self.logits[: len(slots)])
         stats.model_seconds += clock.lap()
         self._sampler.reserve(slots)

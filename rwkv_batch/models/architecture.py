@@ -179,7 +179,7 @@ class Architecture(ABC):
         Returns:
             [M, C]: the residual stream after the last layer, before the output norm.
         """
-        x, first = self.embedding[token_ids], None
+        x, first = ops.take_rows(self.embedding, token_ids), None
         for i, s in enumerate(state):
             first = self.layer(i, x, first, token_ids, s, rows, ops)
         return x

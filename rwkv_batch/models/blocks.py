@@ -26,6 +26,17 @@ def layer_norm(x: Tensor, norm: Norm) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, LAYER_NORM_EPS)
 
 
+LAYER_NORM = OpSpec("layer_norm", layer_norm, optional=True, is_recorded=False)
+
+
+def take_rows(table: Tensor, index: Tensor) -> Tensor:
+    """The rows of a table [n, C] that an index [M] int64 names: [M, C]."""
+    return table[index]
+
+
+TAKE_ROWS = OpSpec("take_rows", take_rows, optional=True, is_recorded=False)
+
+
 def widened(x: Tensor) -> Tensor:
     """x in the dtype of recurrences: float64 stays float64, all other dtypes become float32."""
     return x if x.dtype == torch.float64 else x.float()

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import CheckpointError, ConfigurationError
 from ..ops import OpSpec, OpTable
 from .architecture import Architecture, LayerState, StateField, architectures, identify
-from .blocks import Norm, layer_norm
+from .blocks import LAYER_NORM, TAKE_ROWS, Norm
 from .files.checkpoint import Checkpoint
 from .files.state_file import load_state_file
 from .matrices.linear import RemoteLinear
@@ -41,7 +41,7 @@ class ModelFile:
     @property
     def ops(self) -> tuple[OpSpec, ...]:
         """The ops of a model whose matrices are dense."""
-        return (*self.architecture.ops, SCORE, LOG_NORMALIZER)
+        return (TAKE_ROWS, *self.architecture.ops, LAYER_NORM, SCORE, LOG_NORMALIZER)
 
     def ops_at(self, place: LayerPlacement, head_is_remote: bool = False) -> tuple[OpSpec, ...]:
         """The ops of the layers at a placement, and those of the head if the head has this placement.
@@ -51,7 +51,7 @@ class ModelFile:
         """
         scoring = scoring_op(place.quantization, head_is_remote)
         products = weight_format(place.quantization).ops(place.device)
-        return (*self.architecture.ops, scoring, LOG_NORMALIZER, *products)
+        return (TAKE_ROWS, *self.architecture.ops, LAYER_NORM, scoring, LOG_NORMALIZER, *products)
 
     def state_fields(self, placement: Placement, dtype: torch.dtype | None = None) -> tuple[StateField, ...]:
         """The state that a layer keeps for one sequence.
@@ -171,7 +171,7 @@ class Model:
     @torch.inference_mode()
     def score(self, hidden: Tensor, targets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities of `targets`, predicted by the rows `rows` of hidden [m, C]: `models.scoring.score`."""
-        x = layer_norm(hidden, self._norm)
+        x = self.ops.layer_norm(hidden, self._norm)
         return self.ops.score(x, self._head, targets, rows, self.ops)
 
     @torch.inference_mode()
@@ -181,7 +181,7 @@ class Model:
         Args:
             out: [n, V] float32, where the result is written.
         """
-        x = layer_norm(hidden, self._norm)
+        x = self.ops.layer_norm(hidden, self._norm)
         if out is None:
             return self._head(x, dtype=torch.float32)
         self._head.write(x, out)

@@ -40,13 +40,16 @@ class Pipeline:
         for device, dtype, layers in self._stages:
             here, ids = rows.on(device), token_ids.to(device)
             with current_device(device):
-                x = self._architecture.embedding[ids] if x is None else x.to(device, dtype)
+                x = self._embedded(ids) if x is None else x.to(device, dtype)
                 first = None if first is None else first.to(device, dtype)
                 for i in layers:
                     with self._arrived(i):
                         first = self._architecture.layer(i, x, first, ids, state[i], here, self._ops[i])
         assert x is not None
         return x.to(self._placement.device, self._placement.dtype)
+
+    def _embedded(self, token_ids: Tensor) -> Tensor:
+        return self._ops[0].take_rows(self._architecture.embedding, token_ids)
 
     def _arrived(self, i: int) -> AbstractContextManager[None]:
         """Context in which the matrices of layer i are on its device."""

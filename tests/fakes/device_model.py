@@ -5,6 +5,7 @@ from fakes.cuda import DEVICE
 from fakes.model import HashModel
 
 from rwkv_batch.engine.sampler import Sampler
+from rwkv_batch.models.blocks import TAKE_ROWS
 from rwkv_batch.models.placement import Placement
 from rwkv_batch.models.scoring import SCORE
 from rwkv_batch.ops import resolve
@@ -15,4 +16,4 @@ class HashModelOnDevice(HashModel):
 
     device = DEVICE
     placement = Placement(DEVICE, torch.float32, None)
-    ops = resolve((*Sampler.OPS, SCORE), "triton", torch.device("cpu"), torch.float32, {})
+    ops = resolve((*Sampler.OPS, SCORE, TAKE_ROWS), "triton", torch.device("cpu"), torch.float32, {})

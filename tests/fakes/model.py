@@ -19,6 +19,7 @@ from rwkv_batch.engine.sampler import Sampler
 from rwkv_batch.engine.slot_tables import Vocabulary
 from rwkv_batch.engine.source import Pulled
 from rwkv_batch.models.architecture import StateField
+from rwkv_batch.models.blocks import TAKE_ROWS
 from rwkv_batch.models.placement import Placement
 from rwkv_batch.models.rows import RecordedRows
 from rwkv_batch.models.scoring import SCORE
@@ -55,7 +56,7 @@ class HashModel(StandIn):
     """A model whose state is a running hash of the tokens. Its logits are pseudo-random numbers from that hash."""
 
     device = torch.device("cpu")
-    ops = resolve((*Sampler.OPS, SCORE), "auto", device, torch.float32, {})
+    ops = resolve((*Sampler.OPS, SCORE, TAKE_ROWS), "auto", device, torch.float32, {})
     placement = Placement(device, torch.float32, None)
     pipeline = None
     sizes = MappingProxyType({"L": 1, "V": VOCAB})

@@ -17,7 +17,7 @@ from mm8_reference import definition
 from tolerances import assert_close
 from torch import Tensor
 
-from rwkv_batch.cpu_kernels import build, linear, low_rank, mm8, products, w8a8, w8a16
+from rwkv_batch.cpu_kernels import build, call, linear, low_rank, mm8, products, w8a8, w8a16
 from rwkv_batch.models.matrices import product, w8a8_linear
 from rwkv_batch.models.matrices.linear import DenseLinear
 from rwkv_batch.models.matrices.low_rank import LowRank, LowRankPair
@@ -55,9 +55,9 @@ def processor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     if "v3" in flags and " avx2 " not in build._processor():
         pytest.skip("emulated with AVX2, which this processor lacks")
     out = tmp_path_factory.mktemp("products") / "products.so"
-    sources = [str(build.SOURCES / f"{name}.cpp") for name in ("linear", "mm8", "w8a8")]
+    sources = [str(build.SOURCES / f"{name}.cpp") for name in ("linear", "mm8", "w8a8", "parallel")]
     included = ["-include", str(Path(__file__).with_name("emulated_x86.h"))] if "EMULATE" in flags else []
-    common = "g++ -std=c++17 -fopenmp -fPIC -shared -fno-math-errno -fno-trapping-math -Wno-psabi"
+    common = "g++ -std=c++17 -pthread -fPIC -shared -fno-math-errno -fno-trapping-math -Wno-psabi"
     every = [*common.split(), *flags.split(), *sanitizers.active(), *included, *sources]
     subprocess.run([*every, "-o", str(out)], check=True)
     return ctypes.CDLL(str(out))
@@ -67,6 +67,7 @@ def processor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def on_processor(processor: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (products, linear, w8a8):
         monkeypatch.setattr(module, "library", lambda: processor)
+    monkeypatch.setattr(call, "library", lambda: processor)
 
 
 @cache

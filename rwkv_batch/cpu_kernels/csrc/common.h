@@ -1,11 +1,12 @@
 // Types and vectorizable mathematics that all kernels share. No torch headers.
 #pragma once
-#include <omp.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
+
+#include "parallel.h"
 
 struct bf16 {
   uint16_t bits;
@@ -75,22 +76,27 @@ struct Rows {
 
 // Neighboring parts of a state that a thread takes at a time: several, as their memory is adjacent, but few enough
 // that every thread gets at least two chunks.
-static inline int64_t chunk_size(int64_t parts) {
-  return std::clamp<int64_t>(parts / (2 * omp_get_max_threads()), 1, 4);
+static inline int64_t chunk_size(int64_t parts) { return std::clamp<int64_t>(parts / (2 * region_threads()), 1, 4); }
+
+// Zeros, the output of padding.
+template <typename T, typename Params>
+static void clear_head(const Params& p, int64_t row, int64_t head) {
+  for (int64_t token = p.rows.start[row]; token < p.rows.start[row + 1]; ++token)
+    std::fill_n((T*)p.out + (token * p.num_heads + head) * p.size, p.size, T{});
 }
 
 // Calls advance(token, head, state of the head) for every token of every row, in order. Heads run in parallel.
-template <typename Params, typename Advance>
+template <typename T, typename Params, typename Advance>
 static void for_each_head(const Params& p, Advance advance) {
   const int64_t chunk = chunk_size(p.rows.num_rows * p.num_heads);
-#pragma omp parallel for collapse(2) schedule(dynamic, chunk)
-  for (int64_t row = 0; row < p.rows.num_rows; ++row)
-    for (int64_t head = 0; head < p.num_heads; ++head) {
-      const int32_t slot = p.rows.slot[row];
-      if (slot < 0) continue;
-      float* state = p.state + slot * p.slot_stride + head * p.size * p.size;
-      for (int32_t token = p.rows.start[row]; token < p.rows.start[row + 1]; ++token) advance(token, head, state);
-    }
+  const auto advance_head = [&](int64_t tile) {
+    const int64_t row = tile / p.num_heads, head = tile % p.num_heads;
+    const int32_t slot = p.rows.slot[row];
+    if (slot < 0) return clear_head<T>(p, row, head);
+    float* state = p.state + slot * p.slot_stride + head * p.size * p.size;
+    for (int32_t token = p.rows.start[row]; token < p.rows.start[row + 1]; ++token) advance(token, head, state);
+  };
+  for_each_tile(p.rows.num_rows * p.num_heads, advance_head, chunk);
 }
 
 constexpr int MAX_HEAD = 256;
@@ -117,6 +123,24 @@ static inline void head_norm(float* y, int n, const float* weight, const float* 
   }
   const float scale = 1.0f / std::sqrt(sum_of(squares, n) / n + eps);
   for (int i = 0; i < n; ++i) y[i] = y[i] * scale * weight[i] + bias[i];
+}
+
+// Layer norm of one row. Statistics are float32.
+template <typename T>
+static void layer_norm(const T* x, int64_t width, const T* weight, const T* bias, T* y) {
+  std::vector<float>& z = thread_object<std::vector<float>>();
+  z.resize(width);
+  for (int64_t i = 0; i < width; ++i) z[i] = to_float(x[i]);
+  const float mean = sum_of(z.data(), (int)width) / width;
+  float partial[16] = {};
+  int64_t i = 0;
+  for (; i + 16 <= width; i += 16)
+    for (int j = 0; j < 16; ++j) partial[j] += (z[i + j] - mean) * (z[i + j] - mean);
+  for (int j = 0; j < 16 && i + j < width; ++j) partial[j] += (z[i + j] - mean) * (z[i + j] - mean);
+  float variance = 0;
+  for (int j = 0; j < 16; ++j) variance += partial[j];
+  const float scale = 1.0f / std::sqrt(variance / width + 1e-5f);
+  for (i = 0; i < width; ++i) y[i] = from_float<T>((z[i] - mean) * scale * to_float(weight[i]) + to_float(bias[i]));
 }
 
 #define FOR_EACH_DTYPE(DEFINE, NAME) \

@@ -119,11 +119,3 @@ static inline uint64_t at_least(const float* x, float limit) {
 #endif
   return bits;
 }
-
-// One object of each type for each thread, which keeps its memory from call to call. Not inlined, so that a caller
-// looks its address up once.
-template <typename T>
-__attribute__((noinline)) static T& thread_object() {
-  static thread_local T object;
-  return object;
-}

@@ -107,16 +107,12 @@ class Multiplication {
       const int64_t rows = std::min(block_rows, num_rows - first_row);
       const int64_t num_groups = number_groups(panels_per_tile(rows));
       const Block block = {first_row, rows, (rows + TILE_ROWS - 1) / TILE_ROWS, panels_per_tile(rows)};
-#pragma omp parallel
-      {
-#pragma omp for collapse(2) schedule(static)
-        for (int64_t i = 0; i < count; ++i)
-          for (int64_t row = 0; row < rows; ++row) prepare_row(block, i, row);
-        thread_local std::vector<float> buffer;  // sums of a group, then the decoded units of a panel
+      prepare(block);
+      for_each_tile(num_groups, [&](int64_t group) {
+        std::vector<float>& buffer = thread_object<std::vector<float>>();  // sums of a group, then decoded units
         buffer.resize(block.panels * rows * PANEL + BLOCK_UNITS * PANEL);
-#pragma omp for schedule(guided) nowait
-        for (int64_t group = 0; group < num_groups; ++group) run_group(block, group, buffer.data());
-      }
+        run_group(block, group, buffer.data());
+      });
     }
   }
 
@@ -164,6 +160,17 @@ class Multiplication {
       num_groups += (layout.panels + panels - 1) / panels;
     }
     return num_groups;
+  }
+
+  // Rows that are prepared in one thread, as waking another one would take longer: so many inputs of all products.
+  static constexpr int64_t INPUTS_TO_SHARE = 1 << 15;
+
+  void prepare(const Block& block) {
+    int64_t inputs = 0;
+    for (int64_t i = 0; i < count; ++i) inputs += products[i].inputs;
+    const int64_t chunk = std::max<int64_t>(1, INPUTS_TO_SHARE * count / inputs);
+    const auto prepare_tile = [&](int64_t tile) { prepare_row(block, tile / block.rows, tile % block.rows); };
+    for_each_tile(count * block.rows, prepare_tile, chunk);
   }
 
   void prepare_row(const Block& block, int64_t i, int64_t row) {

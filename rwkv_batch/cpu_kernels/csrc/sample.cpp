@@ -1,4 +1,5 @@
 // One sampling step of rows whose settings and history are in the slot tables. The definition is in engine/sample.py.
+#include "parallel.h"
 #include "select_row.h"
 
 struct Sample {
@@ -203,11 +204,6 @@ static bool is_valid(const Sample& p, int64_t slot) {
 extern "C" int32_t sample_tokens(const Sample* p) {
   for (int64_t i = 0; i < p->num_rows; ++i)
     if (p->slot_index[i] >= 0 && !is_valid(*p, p->slot_index[i])) return (int32_t)i;
-#pragma omp parallel if (p->num_rows > 1)
-  {
-    Sampler& sampler = thread_object<Sampler>();
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < p->num_rows; ++i) sampler.sample(*p, i);
-  }
+  for_each_tile(p->num_rows, [p](int64_t i) { thread_object<Sampler>().sample(*p, i); });
   return -1;
 }

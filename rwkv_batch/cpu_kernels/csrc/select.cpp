@@ -1,4 +1,5 @@
 // select_tokens: one token for each row. log_normalizer: the logarithm of each row's mass.
+#include "parallel.h"
 #include "select_row.h"
 
 struct Select {
@@ -18,28 +19,20 @@ struct Normalize {
 };
 
 extern "C" void select_tokens(const Select* p) {
-#pragma omp parallel if (p->num_rows > 1)
-  {
+  for_each_tile(p->num_rows, [p](int64_t i) {
     LogitsRow& row = thread_object<LogitsRow>();
     Selector& selector = thread_object<Selector>();
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < p->num_rows; ++i) {
-      const Filter filter = {p->temperature[i], p->filter_temperature[i], p->top_p[i], p->min_p[i], p->top_k[i],
-                             p->greedy[i],      p->untempered[i]};
-      row.read(p->logits + i * p->vocab, p->vocab);
-      p->token_ids[i] = selector.select(row, filter, p->uniform[i]);
-    }
-  }
+    const Filter filter = {p->temperature[i], p->filter_temperature[i], p->top_p[i], p->min_p[i], p->top_k[i],
+                           p->greedy[i],      p->untempered[i]};
+    row.read(p->logits + i * p->vocab, p->vocab);
+    p->token_ids[i] = selector.select(row, filter, p->uniform[i]);
+  });
 }
 
 extern "C" void log_normalizer(const Normalize* p) {
-#pragma omp parallel if (p->num_rows > 1)
-  {
+  for_each_tile(p->num_rows, [p](int64_t i) {
     LogitsRow& row = thread_object<LogitsRow>();
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < p->num_rows; ++i) {
-      row.read(p->logits + i * p->vocab, p->vocab);
-      p->out[i] = row.log_normalizer();
-    }
-  }
+    row.read(p->logits + i * p->vocab, p->vocab);
+    p->out[i] = row.log_normalizer();
+  });
 }

@@ -1,6 +1,4 @@
 // Layer norm, token shift and n interpolations in one pass over the tokens.
-#include <algorithm>
-
 #include "common.h"
 
 struct ShiftLerp {
@@ -13,22 +11,8 @@ struct ShiftLerp {
 };
 
 template <typename T>
-static void normalize(const ShiftLerp& p, int64_t token, float* z) {
-  const T* x = (const T*)p.x + token * p.width;
-  const T *weight = (const T*)p.weight, *bias = (const T*)p.bias;
-  for (int64_t i = 0; i < p.width; ++i) z[i] = to_float(x[i]);
-  const float mean = sum_of(z, (int)p.width) / p.width;
-  float partial[16] = {};
-  int64_t i = 0;
-  for (; i + 16 <= p.width; i += 16)
-    for (int j = 0; j < 16; ++j) partial[j] += (z[i + j] - mean) * (z[i + j] - mean);
-  for (int j = 0; j < 16 && i + j < p.width; ++j) partial[j] += (z[i + j] - mean) * (z[i + j] - mean);
-  float variance = 0;
-  for (int j = 0; j < 16; ++j) variance += partial[j];
-  const float scale = 1.0f / std::sqrt(variance / p.width + 1e-5f);
-  T* normed = (T*)p.normed + token * p.width;
-  for (i = 0; i < p.width; ++i)
-    normed[i] = from_float<T>((z[i] - mean) * scale * to_float(weight[i]) + to_float(bias[i]));
+static void normalize(const ShiftLerp& p, int64_t token, T* normed) {
+  layer_norm((const T*)p.x + token * p.width, p.width, (const T*)p.weight, (const T*)p.bias, normed);
 }
 
 template <typename T>
@@ -44,29 +28,39 @@ static void interpolate(const ShiftLerp& p, int64_t token, const T* previous) {
   }
 }
 
+// Tokens from `first` to `last` - 1. They wait for no other ones: the norm of the token before the first one is
+// computed here again, and whoever has the first token of a row, which needs what the slot holds, replaces that by the
+// norm of the row's last token.
 template <typename T>
-static void run(const ShiftLerp& p) {
-#pragma omp parallel
-  {
-    float* z = new float[p.width];
-#pragma omp for schedule(static)
-    for (int64_t token = 0; token < p.num_tokens; ++token) normalize<T>(p, token, z);
-    delete[] z;
-#pragma omp for schedule(static)
-    for (int64_t token = 0; token < p.num_tokens; ++token) {
-      const int64_t row = std::upper_bound(p.rows.start, p.rows.start + p.rows.num_rows + 1, token) - p.rows.start - 1;
-      const int32_t slot = p.rows.slot[row];
-      const T* self = (const T*)p.normed + token * p.width;
-      const T* kept = slot < 0 ? self : (const T*)p.shift + slot * p.slot_stride;
-      interpolate<T>(p, token, token > p.rows.start[row] ? self - p.width : kept);
-    }
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < p.rows.num_rows; ++row) {
-      if (p.rows.slot[row] < 0) continue;
-      const T* latest = (const T*)p.normed + (int64_t)(p.rows.start[row + 1] - 1) * p.width;
-      std::memcpy((T*)p.shift + p.rows.slot[row] * p.slot_stride, latest, p.width * sizeof(T));
+static void advance(const ShiftLerp& p, int64_t first, int64_t last) {
+  std::vector<T>& before = thread_object<std::vector<T>>();
+  before.resize(p.width);
+  const int32_t* start = p.rows.start;
+  int64_t row = std::upper_bound(start, start + p.rows.num_rows + 1, first) - start - 1;
+  for (int64_t token = first; token < last; ++token) {
+    while (token >= start[row + 1]) ++row;
+    T* normed = (T*)p.normed + token * p.width;
+    normalize(p, token, normed);
+    if (token > start[row]) {
+      if (token == first) normalize(p, token - 1, before.data());
+      interpolate<T>(p, token, token == first ? before.data() : normed - p.width);
+    } else if (p.rows.slot[row] < 0) {
+      interpolate<T>(p, token, normed);
+    } else {
+      T* kept = (T*)p.shift + p.rows.slot[row] * p.slot_stride;
+      interpolate<T>(p, token, kept);
+      normalize(p, start[row + 1] - 1, kept);
     }
   }
+}
+
+constexpr int64_t TILE_INPUTS = 1 << 14;
+
+template <typename T>
+static void run(const ShiftLerp& p) {
+  const int64_t length = std::max<int64_t>(1, TILE_INPUTS / p.width);
+  for_each_tile((p.num_tokens + length - 1) / length,
+                [&](int64_t tile) { advance<T>(p, tile * length, std::min((tile + 1) * length, p.num_tokens)); });
 }
 
 #define DEFINE(NAME, T) \

@@ -1,5 +1,6 @@
 // Ranks of tokens in their rows, and the most likely tokens there. The definition is in engine/logprobs.py.
 #include "logits_row.h"
+#include "parallel.h"
 
 struct TopTokens {
   int64_t num_tokens, vocab, count;
@@ -63,15 +64,11 @@ static void find_top(int64_t count, Ranking& r) {
 }
 
 extern "C" void top_tokens(const TopTokens* p) {
-#pragma omp parallel if (p->num_tokens > 1)
-  {
+  for_each_tile(p->num_tokens, [p](int64_t i) {
     Ranking& r = thread_object<Ranking>();
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < p->num_tokens; ++i) {
-      r.row.read_maxima(p->logits + p->rows[i] * p->vocab, p->vocab);
-      p->rank[i] = rank_of(p->token_ids[i], r.row);
-      if (p->count > 0) find_top(p->count, r);
-      for (int64_t k = 0; k < p->count; ++k) p->top_ids[i * p->count + k] = r.found[k].id;
-    }
-  }
+    r.row.read_maxima(p->logits + p->rows[i] * p->vocab, p->vocab);
+    p->rank[i] = rank_of(p->token_ids[i], r.row);
+    if (p->count > 0) find_top(p->count, r);
+    for (int64_t k = 0; k < p->count; ++k) p->top_ids[i * p->count + k] = r.found[k].id;
+  });
 }

@@ -66,7 +66,7 @@ static void advance(const Wkv7& p, int64_t token, int64_t head, float* __restric
 
 template <typename T>
 static void run(const Wkv7& p) {
-  for_each_head(p, [&p](int64_t token, int64_t head, float* state) {
+  for_each_head<T>(p, [&p](int64_t token, int64_t head, float* state) {
     if (p.size == 64) advance<T, 64>(p, token, head, state);
     else advance<T, 0>(p, token, head, state);
   });

@@ -38,7 +38,8 @@ function look(frame) {
     && e.getBoundingClientRect().right > view.innerWidth + 0.5).map(e => e.tagName + '.' + e.className);
   const squeezed = [...doc.body.querySelectorAll('table:not(.stacked) td:first-child')].filter(e =>
     e.getClientRects().length && e.innerText.length > 3 && e.getBoundingClientRect().width < 40).map(e => e.innerText);
-  return {squeezed: squeezed, width: view.innerWidth, needed: doc.documentElement.scrollWidth, wide: wide, low_contrast: low,
+  return {width: view.innerWidth, squeezed: squeezed, needed: doc.documentElement.scrollWidth, wide: wide,
+    low_contrast: low,
     background: view.getComputedStyle(doc.body).backgroundColor, scripts: doc.scripts.length, alerts: view.hits || 0,
     charts: doc.querySelectorAll('svg').length, texts: doc.body.innerText.length};
 }

@@ -36,7 +36,10 @@ function look(frame) {
   }
   const wide = [...doc.body.querySelectorAll('*')].filter(e => !e.closest('.scroll') && !e.closest('svg')
     && e.getBoundingClientRect().right > view.innerWidth + 0.5).map(e => e.tagName + '.' + e.className);
-  return {width: view.innerWidth, needed: doc.documentElement.scrollWidth, wide: wide, low_contrast: low,
+  const squeezed = [...doc.body.querySelectorAll('table:not(.stacked) td:first-child')].filter(e =>
+    e.getClientRects().length && e.innerText.length > 3 && e.getBoundingClientRect().width < 40).map(e => e.innerText);
+  return {width: view.innerWidth, squeezed: squeezed, needed: doc.documentElement.scrollWidth, wide: wide,
+    low_contrast: low,
     background: view.getComputedStyle(doc.body).backgroundColor, scripts: doc.scripts.length, alerts: view.hits || 0,
     charts: doc.querySelectorAll('svg').length, texts: doc.body.innerText.length};
 }
@@ -95,6 +98,7 @@ def check_pages(pages: Sequence[Path], folder: Path, scheme: str) -> list[dict[s
     for one in seen:
         assert one["needed"] <= one["width"] and not one["wide"], one
         assert not one["low_contrast"], one["low_contrast"]
+        assert not one["squeezed"], one["squeezed"]  # the name of a row is not broken into single letters
         assert (one["scripts"], one["alerts"]) == (0, 0)
         assert (int(re.findall(r"\d+", one["background"])[0]) < 60) == (scheme == "dark")
     return seen

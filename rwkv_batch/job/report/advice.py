@@ -56,8 +56,8 @@ def _of_results(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         codes = ", ".join([*report["errors"]][:3])
         yield (
             f"{percent(errors / rows)} of the rows are errors, most of them {codes}.",
-            "See the section about errors. Where a limit was too low, or a disk or a device has failed, rwkv-batch run "
-            "JOB.yaml --retry-errors serves these rows again. Where the input is wrong, mend it, and run the job into "
+            "Each error code is listed with its first rows. Where a limit was too low, or a disk or a device has failed, "
+            "rwkv-batch run JOB.yaml --retry-errors serves these rows again. Where the input is wrong, mend it, and run the job into "
             "another output.",
         )
     reasons = report["finish_reasons"]
@@ -65,7 +65,7 @@ def _of_results(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     cut, repeated = reasons.get("length", 0), reasons.get("repetition", 0)
     if good and cut / good > MANY_CUT:
         limit = _setting(report, "sampling", "max_tokens")
-        known = f" at max_tokens, which is {count(limit)} in the job file" if isinstance(limit, int) else ""
+        known = f" at max_tokens, which was {count(limit)}" if isinstance(limit, int) else ""
         yield (
             f"{percent(cut / good)} of the completions were cut{known}.",
             "If they should have ended by themselves, raise sampling.max_tokens, or set a stop string (sampling.stop).",

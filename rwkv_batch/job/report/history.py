@@ -275,16 +275,19 @@ def timeline(runs: Sequence[Sequence[Event]]) -> dict[str, list[float]]:
 def _means(run: Sequence[Event], name: str) -> Any:
     """The means of a level between each two of n events, [n - 1].
 
-    Slots in use are those of the steps: a sequence of a few steps begins and ends between two events.
+    Slots in use are those of the steps: a sequence of a few steps begins and ends between two events. Where there were
+    steps, the slots are those at the end, for both levels: so no more are in use than there are.
     """
     levels = np.array([sample.get(name, 0) for sample in run], dtype=float)
     means = (levels[1:] + levels[:-1]) / 2
-    if name != "slots_in_use" or "occupancy" not in run[-1]:
+    if "occupancy" not in run[-1]:
         return means
     steps = np.array([sample.get("steps", 0) for sample in run], dtype=float)
     slots = np.array([sample.get("slots", 0) for sample in run], dtype=float)
-    used = np.diff(steps * [sample.get("occupancy", 0.0) for sample in run])
     has_steps = (np.diff(steps) > 0) & (slots[1:] > 0)
+    if name == "slots":
+        return np.where(has_steps, slots[1:], means)
+    used = np.diff(steps * [sample.get("occupancy", 0.0) for sample in run])
     return np.where(has_steps, np.clip(used / np.maximum(np.diff(steps), 1), 0, 1) * slots[1:], means)
 
 

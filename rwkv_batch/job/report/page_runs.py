@@ -56,8 +56,11 @@ class EngineSpeed(NamedTuple):
 
 
 def engine_speeds(report: Mapping[str, Any]) -> list[EngineSpeed]:
-    """The engines of the latest run of each shard, side by side: tokens per second, and shares of slots and time."""
-    latest = {run["shard"]: run for run in report["runs"] if run["rows"]}
+    """The engines of the latest run of each shard, side by side: tokens per second, and shares of slots and time.
+
+    A run that has made no token, such as one that has only met error rows again, tells nothing of speed.
+    """
+    latest = {run["shard"]: run for run in report["runs"] if made(run)}
     found = []
     for shard, run in sorted(latest.items()):
         workers: Mapping[str, Run] = run.get("workers", {})

@@ -55,7 +55,7 @@ FOUND: dict[str, Change] = {
     "position C in 40 % of 200 rows, and at random it would be 25 %": lambda r: r.update(
         choices={"position_bias": {**BIAS, "compared_with": "random"}}
     ),
-    "50 % of the completions were cut at max_tokens, which is 48": lambda r: r.update(
+    "50 % of the completions were cut at max_tokens, which was 48": lambda r: r.update(
         finish_reasons={"stop": 5, "length": 5}
     ),
     "10 % of the completions were ended because they repeated": lambda r: r.update(
@@ -110,3 +110,12 @@ def test_a_short_job_hears_nothing_of_speed() -> None:
     report = sound() | {"serving_seconds": 5.0, "utilisation": {"slots": 0.1, "step_tokens": 0.9}}
     report["phases"][0]["phases"]["input"] = 3000.0
     assert warnings_of(report) == []
+
+
+def test_warnings_fit_the_terminal_as_well_as_the_page() -> None:
+    """No section is named, which only the page has, and no job file, as a setting may come from the command line."""
+    report = sound()
+    report.update(input_rows={"ok": 10, "error": 1}, finish_reasons={"length": 10})
+    said = [f"{one['found']} {one['do']}" for one in warnings_of(report)]
+    assert any("cut at max_tokens, which was 48." in text for text in said) and len(said) == 2
+    assert not any("section" in text or "job file" in text for text in said)

@@ -145,3 +145,11 @@ def test_each_worker_has_its_phases_and_its_slots() -> None:
     assert (run["phases"], run["rows"]) == ({"input": 5.0, "model": 4.0}, 10)
     (serving,) = tracks(Run.all_of([*events, progress(110.0, 10.0, phases={"input": 5.0, "model": 4.0})]))
     assert (serving["seconds"], serving["phases"]["other"]) == (16.0, 7.0)
+
+
+def test_no_more_slots_are_in_use_than_there_are_where_slots_appear_between_two_events() -> None:
+    """As of a run that starts before its workers have loaded the model."""
+    events = [progress(100.0, 0.0, slots=0), progress(110.0, 10.0, slots=32), progress(120.0, 20.0, slots=32)]
+    found = timeline([events])
+    assert max(found["slots_in_use"]) == 32.0
+    assert all(used <= slots for used, slots in zip(found["slots_in_use"], found["slots"], strict=True))

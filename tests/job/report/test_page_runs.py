@@ -52,6 +52,11 @@ def test_the_latest_run_of_each_shard_is_compared() -> None:
     assert runs(report)["runs"].head[1] == "shard"
 
 
+def test_a_run_that_met_only_error_rows_does_not_hide_the_speed_of_the_one_before() -> None:
+    found = engine_speeds({"runs": [run(100), run(0, rows=6)]})
+    assert [(one.name, one.tokens) for one in found] == [("shard 0/1", 10.0)]
+
+
 def test_a_run_of_an_earlier_version_has_neither_slots_nor_phases() -> None:
     old = run()
     del old["utilisation"], old["phases"], old["steps"]

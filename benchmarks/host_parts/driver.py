@@ -22,6 +22,7 @@ from rwkv_batch.engine.source import Pulled
 from rwkv_batch.engine.step_runner import StepRunner
 from rwkv_batch.job.output.writer import Writer
 from rwkv_batch.models.architecture import StateField
+from rwkv_batch.models.blocks import take_rows
 from rwkv_batch.models.model import Model
 from rwkv_batch.models.placement import Placement
 from rwkv_batch.ops import OpTable
@@ -80,7 +81,7 @@ class FreeModel:
         if case is not None and case.share_constrained:
             self._results = FreeResults(device, structured.VOCAB_SIZE, structured.texts())
             self.sizes = MappingProxyType({**self.sizes, "V": structured.VOCAB_SIZE})
-        self.ops = OpTable.of(**self._results.ops)
+        self.ops = OpTable.of(take_rows=take_rows, **self._results.ops)
 
     def forward(self, token_ids: Any, rows: Any, layers: Any) -> Any:
         return self._results.forward(token_ids, rows)

@@ -67,7 +67,14 @@ def test_every_op_that_a_backend_has_is_checked() -> None:
     for target in (INTERPRETED, NATIVE, Target("reference", GPU)):
         assert {case.op for case in cases(target)} == {DEMO} | {name for name in known if target.has(name)}
     not_compared_with_themselves = {case.op for case in cases(Target("reference", CPU))}
-    assert not_compared_with_themselves == {DEMO, *known} - {"w8a8", "w8a16", "sample", "select", "top_tokens", "take_rows"}
+    assert not_compared_with_themselves == {DEMO, *known} - {
+        "w8a8",
+        "w8a16",
+        "sample",
+        "select",
+        "top_tokens",
+        "take_rows",
+    }
 
 
 def spoiled(function: Callable[..., Any], spoil: Callable[[Any], Any]) -> Callable[..., Any]:

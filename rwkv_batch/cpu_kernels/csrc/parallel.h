@@ -4,8 +4,8 @@
 #include <cstdint>
 
 // Calls run(task, begin, end) for ranges of `chunk` tiles that together are those from 0 to count - 1, each once.
-// Returns when all have ended. A worker that has claimed no tile is not waited for. A task that throws ends the program:
-// other threads may still use what the calling thread would leave.
+// Returns when all have ended. A worker that has claimed no tile is not waited for. A task that throws ends the
+// program: other threads may still use what the calling thread would leave.
 typedef void (*RunTiles)(const void* task, int64_t begin, int64_t end);
 void run_region(int64_t count, int64_t chunk, RunTiles run, const void* task) noexcept;
 

@@ -48,14 +48,7 @@ class Checkpoints:
     def __init__(self, folder: str, say: Callable[[str], None]) -> None:
         self._file = os.path.join(folder, FILE)
         self._say = say
-        self._known: dict[str, Checkpoint] = {}
-        try:
-            recorded = json.loads(Path(self._file).read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # none yet, or one that a person has changed: checksums are computed again
-            recorded = []
-        for entry in recorded:
-            stamp = entry["stamp"]
-            self._known[entry["id"]] = Checkpoint(**{**entry, "stamp": None if stamp is None else tuple(stamp)})
+        self._known = {one.id: one for one in _recorded(self._file)}
 
     def open(self, path: str) -> Checkpoint:
         """The checkpoint of a path, with the checksum of its weights.
@@ -139,6 +132,17 @@ def stamp_of(path: str) -> Stamp | None:
     files = [path] if not os.path.isdir(path) else [entry.path for entry in os.scandir(path) if entry.is_file()]
     stats = [os.stat(file) for file in files]
     return sum(one.st_size for one in stats), max((one.st_mtime_ns for one in stats), default=0)
+
+
+def _recorded(path: str) -> list[Checkpoint]:
+    """The checkpoints of a file `models.json`; none where it is missing, or where a person has changed its form."""
+    try:
+        return [
+            Checkpoint(entry["id"], entry["path"], entry["sha256"], None if not entry["stamp"] else (*entry["stamp"],))
+            for entry in json.loads(Path(path).read_text(encoding="utf-8"))
+        ]
+    except (OSError, ValueError, KeyError, TypeError):  # checksums are computed again
+        return []
 
 
 class Arrivals:

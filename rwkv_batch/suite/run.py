@@ -9,6 +9,7 @@ from time import monotonic, sleep
 from typing import NamedTuple, Protocol
 
 from ..errors import ConfigurationError, RwkvBatchError, Stopped
+from ..job.report.wording import counted
 from ..job.stopping import StopSignals
 from .config import Suite
 from .messages import Answer, Check, Checked, Done, Ended, Evaluate, Failed, Interrupted
@@ -152,8 +153,9 @@ class SuiteRun:
             pairs = self.look()
         self.check_harness(pairs)
         self._say(
-            f"suite {self._suite.name}: {len(pairs) // len(self._suite.tasks)} checkpoints, {len(self._suite.tasks)} "
-            f"tasks; {sum(map(self.is_done, pairs))} of {len(pairs)} results are there"
+            f"suite {self._suite.name}: {counted(len(pairs) // len(self._suite.tasks), 'checkpoint')}, "
+            f"{counted(len(self._suite.tasks), 'task')}; {sum(map(self.is_done, pairs))} of {len(pairs)} results are "
+            "there"
         )
         os.makedirs(self._suite.output, exist_ok=True)
         self._checkpoints.save()

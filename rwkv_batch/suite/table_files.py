@@ -16,9 +16,10 @@ CSV_HEAD = (
     *("model", "task", "kind", "metric", "value", "low", "high", "samples", "higher_is_better", "seconds", "error"),
 )
 COMPARED = (
-    "Two models are compared at the samples that both have. p is how likely a difference of this size is where there "
-    "is none: by McNemar's exact test for values of 0 and 1, by random signs of the differences for others. Of many "
-    "tests some have a small p by chance; the adjusted p is for all tests of this table together, by Holm's method."
+    "Two models are compared at the samples that both have; perplexities by the logarithm of each sample. p is how "
+    "likely a difference of this size is where there is none: by McNemar's exact test for values of 0 and 1, by random "
+    "signs of the differences for others. Of many tests some have a small p by chance; the adjusted p is for all tests "
+    "of this table together, by Holm's method."
 )
 NO_TESTS = "No two models have samples of the same task in common."
 DIFFERENCE_HEAD = ("task", "A", "B", "samples", "B - A", "95 % interval", "A, B better", "p", "adjusted p")

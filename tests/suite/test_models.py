@@ -50,6 +50,16 @@ def test_a_name_with_brackets_is_a_file(tmp_path: Path) -> None:
     assert find_paths([path]) == ([path], [])
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["", "[", "null", "{}", "[1]", '[{"id": "x"}]', '[{"id": "x", "path": "x", "sha256": "x", "stamp": 1}]'],
+)
+def test_a_file_of_ids_in_another_form_counts_as_none(tmp_path: Path, content: str) -> None:
+    (path,) = write(tmp_path, "rwkv-5.pth")
+    (tmp_path / "models.json").write_text(content)
+    assert Checkpoints(str(tmp_path), silent).open(path).id == "rwkv-5"
+
+
 def test_ids_are_unique_and_stay(tmp_path: Path) -> None:
     paths = write(tmp_path, "a/rwkv-5.pth", "b/rwkv-5.pth", "c/b/rwkv-5.safetensors", "a/x y%.pth")
     known = Checkpoints(str(tmp_path), silent)

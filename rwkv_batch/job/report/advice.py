@@ -57,8 +57,8 @@ def _of_results(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield (
             f"{percent(errors / rows)} of the rows are errors, most of them {codes}.",
             "Each error code is listed with its first rows. Where a limit was too low, or a disk or a device has "
-            "failed, rwkv-batch run JOB.yaml --retry-errors serves these rows again. Where the input is wrong, mend it, "
-            "and run the job into another output.",
+            "failed, rwkv-batch run JOB.yaml --retry-errors serves these rows again. Where the input is wrong, mend "
+            "it, and run the job into another output.",
         )
     reasons = report["finish_reasons"]
     good = sum(number for reason, number in reasons.items() if reason != "error")

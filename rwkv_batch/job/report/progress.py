@@ -93,27 +93,8 @@ class Progress:
 
     def _take(self) -> RunStatus:
         """Takes the present status into the recent ones, and notes when the run last progressed."""
-        stats = self._stats()
-        status = RunStatus(
-            seconds=time.monotonic() - self._start,
-            rows_total=self._rows_total,
-            rows_resumed=self._counts.resumed,
-            rows_done=self._counts.done,
-            rows_committed=self._counts.committed,
-            errors=self._counts.errors,
-            slots_in_use=stats.running,
-            slots=stats.max_batch_size,
-            occupancy=stats.occupancy.mean,
-            steps=stats.steps,
-            recorded_steps=stats.recorded_steps,
-            step_tokens=stats.step_tokens,
-            max_batch_tokens=stats.max_batch_tokens,
-            requested_tokens=stats.requested_tokens,
-            prompt_tokens=stats.prompt_tokens,
-            saved_seconds=stats.saved_seconds,
-            completion_tokens=stats.completion_tokens,
-            scored_tokens=self._counts.scored_tokens,
-        )
+        status = RunStatus.of(time.monotonic() - self._start, self._counts, self._stats())
+        status = replace(status, rows_total=self._rows_total)
         status = replace(status, seconds_left=self._time_left.update(status, self._counts.lengths))
         last = self._recent[-1]
         if (last.steps, last.rows_committed) != (status.steps, status.rows_committed):

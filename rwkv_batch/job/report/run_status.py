@@ -6,7 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import isnan, nan
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from ..output.writer import Counts
 
 RATES = {"generate": ("prompt", "completion"), "score": ("prompt", "scored")}
 """Task → kinds of tokens, whose rates are shown."""
@@ -58,6 +61,29 @@ class RunStatus:
     completion_tokens: int = 0
     scored_tokens: int = 0
     seconds_left: float | None = None
+
+    @classmethod
+    def of(cls, seconds: float, counts: Counts, stats: Any) -> RunStatus:
+        """The status by the counters of rows and those of engines (`EngineStats`). It has no `rows_total`."""
+        return cls(
+            seconds=seconds,
+            rows_resumed=counts.resumed,
+            rows_done=counts.done,
+            rows_committed=counts.committed,
+            errors=counts.errors,
+            slots_in_use=stats.running,
+            slots=stats.max_batch_size,
+            occupancy=stats.occupancy.mean,
+            steps=stats.steps,
+            recorded_steps=stats.recorded_steps,
+            step_tokens=stats.step_tokens,
+            max_batch_tokens=stats.max_batch_tokens,
+            requested_tokens=stats.requested_tokens,
+            prompt_tokens=stats.prompt_tokens,
+            saved_seconds=stats.saved_seconds,
+            completion_tokens=stats.completion_tokens,
+            scored_tokens=counts.scored_tokens,
+        )
 
 
 def metric_values(status: RunStatus, now: float) -> dict[str, float]:

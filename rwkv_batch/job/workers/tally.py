@@ -64,25 +64,7 @@ class WorkerTally:
 
     def status(self) -> RunStatus:
         """The counters as those of a run of its own."""
-        stats, counts = self.stats_so_far(), self.counts
-        return RunStatus(
-            seconds=self.seconds,
-            rows_done=counts.done,
-            rows_committed=counts.committed,
-            errors=counts.errors,
-            slots_in_use=stats.running,
-            slots=stats.max_batch_size,
-            occupancy=stats.occupancy.mean,
-            steps=stats.steps,
-            recorded_steps=stats.recorded_steps,
-            step_tokens=stats.step_tokens,
-            max_batch_tokens=stats.max_batch_tokens,
-            requested_tokens=stats.requested_tokens,
-            prompt_tokens=stats.prompt_tokens,
-            saved_seconds=stats.saved_seconds,
-            completion_tokens=stats.completion_tokens,
-            scored_tokens=counts.scored_tokens,
-        )
+        return RunStatus.of(self.seconds, self.counts, self.stats_so_far())
 
     def phases(self) -> dict[str, float]:
         """The seconds of each phase."""

@@ -152,7 +152,8 @@ _thread = _Thread()
 @contextmanager
 def recorded_calls() -> Iterator[list[RecordedCall]]:
     """Records the calls of `run` that this thread makes inside the `with` block."""
-    _thread.calls = calls = []
+    calls: list[RecordedCall] = []
+    _thread.calls = calls
     try:
         yield calls
     finally:

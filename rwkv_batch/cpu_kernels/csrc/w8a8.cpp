@@ -44,11 +44,13 @@ struct Quantized {
   typedef Numbers Kind;
   typedef Scale Row;
   static Row prepare(const Product& p, const T* x, uint32_t* units) {
-    const float scale = scale_of(x, p.inputs, (float)p.levels);
+    const int64_t n = p.inputs;
+    const float levels = (float)p.levels;  // read once: a byte that is written could be a part of `p`
+    const float scale = scale_of(x, n, levels);
     typename Kind::Input* q = (typename Kind::Input*)units;
-    for (int64_t k = 0; k < p.inputs; ++k)
-      q[k] = (typename Kind::Input)(whole(to_float(x[k]) / scale, (float)p.levels) + Kind::INPUT_OFFSET);
-    for (int64_t k = p.inputs; k % Kind::INPUTS; ++k) q[k] = Kind::INPUT_OFFSET;
+    for (int64_t k = 0; k < n; ++k)
+      q[k] = (typename Kind::Input)(whole(to_float(x[k]) / scale, levels) + Kind::INPUT_OFFSET);
+    for (int64_t k = n; k % Kind::INPUTS; ++k) q[k] = Kind::INPUT_OFFSET;
     return {scale};
   }
   static ScaleAndSum channels(const Product& p, int64_t first, int n) {

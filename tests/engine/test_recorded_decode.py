@@ -28,6 +28,12 @@ FORMS = [(dtype, quantization) for dtype in ("float32", "bfloat16", "float16") f
 PROMPTS = [[(7 * row + i) % 96 + 1 for i in range(1 + row % 5)] for row in range(11)]
 
 
+@pytest.fixture(autouse=True)
+def has_no_matrix_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With them, bfloat16 products are torch's."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+
+
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[RecordedDecode]]:
     """The objects that tests make."""

@@ -18,6 +18,7 @@ if unavailable():
     pytest.skip(str(unavailable()), allow_module_level=True)
 
 from rwkv_batch.cpu_kernels import linear
+from rwkv_batch.cpu_kernels.call import recorded_calls
 from rwkv_batch.cpu_kernels.recording import Recording, record
 from rwkv_batch.cpu_kernels.take_rows import take_rows
 
@@ -119,9 +120,13 @@ def test_a_step_without_native_calls_is_not_recorded() -> None:
 
 def test_an_error_ends_the_recording() -> None:
     bad, good, out = torch.tensor([50]), torch.tensor([5]), torch.empty(1, 40)
+    with pytest.raises(IndexError), recorded_calls() as calls:
+        step(bad, out)
+    before = len(calls)
+    step(good, out)
+    assert len(calls) == before
     with pytest.raises(IndexError):
         record(lambda: step(bad, out), Arena(1 << 16))
-    step(good, out)
     recorded(lambda: step(good, out))
 
 

@@ -54,7 +54,7 @@ class RecordedDecode:
     @classmethod
     def of(cls, model: Model, pool: StatePool, logits: Tensor) -> RecordedDecode | None:
         """None where a model's steps cannot consist of native kernels."""
-        is_native = any(choice.backend == "cpu" for choice in model.ops.choices)
+        is_native = model.device.type == "cpu" and any(choice.backend == "cpu" for choice in model.ops.choices)
         return cls(model, pool, logits) if is_native and model.pipeline is None else None
 
     def serves(self, step: PackedStep) -> bool:

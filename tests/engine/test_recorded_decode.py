@@ -134,8 +134,10 @@ def test_the_definitions_are_not_recorded(checkpoint_file, made) -> None:
 
 
 def test_layers_in_several_places_are_not_recorded() -> None:
-    model: Any = SimpleNamespace(ops=SimpleNamespace(choices=[SimpleNamespace(backend="cpu")]), pipeline=object())
-    assert RecordedDecode.of(model, SimpleNamespace(num_slots=1), torch.empty(1, 1)) is None  # type: ignore[arg-type]
+    ops, logits = SimpleNamespace(choices=[SimpleNamespace(backend="cpu")]), torch.empty(1, 1)
+    model: Any = SimpleNamespace(ops=ops, pipeline=object(), device=torch.device("cpu"))
+    pool: Any = SimpleNamespace(num_slots=1)
+    assert RecordedDecode.of(model, pool, logits) is None
 
 
 def test_recordings_used_last_are_kept(checkpoint_file, monkeypatch, made, replays) -> None:

@@ -27,14 +27,15 @@ class Calls(ctypes.Structure):
 
 
 class Recording:
-    """The calls of a step. They read and write the memory that the step has used: whoever replays them owns it.
+    """The calls of a step. They read and write the memory that the step has used.
 
     Args:
         calls: in their order.
+        arena: has the step's own tensors. All others belong to the caller, who keeps them as long as the recording.
     """
 
-    def __init__(self, calls: Sequence[RecordedCall]) -> None:
-        self._calls = tuple(calls)
+    def __init__(self, calls: Sequence[RecordedCall], arena: Arena) -> None:
+        self._calls, self._arena = tuple(calls), arena
         self._array = (Call * len(calls))(
             *(Call(ctypes.cast(one.function, ctypes.c_void_p), ctypes.addressof(one.params)) for one in calls)
         )
@@ -61,8 +62,8 @@ class Recorded(NamedTuple):
 def record(run: Callable[[], None], arena: Arena) -> Recorded:
     """Runs a step, and records it if it consists of calls of native kernels only.
 
-    The step's own tensors are made in the arena. Memory is the only thing that torch may do in a step: tensors that are
-    made empty, and views. Any other operation of torch cannot be replayed. The step's results are right in any case.
+    The step's own tensors are made in the arena. Of torch's operations a step may have those that only make an empty
+    tensor or a view. Any other one cannot be replayed. The step's results are right in any case.
 
     Args:
         run: runs the step. It keeps none of the tensors that it makes.
@@ -73,10 +74,12 @@ def record(run: Callable[[], None], arena: Arena) -> Recorded:
     obstacle = watch.obstacle or ("" if calls else "no native kernel")
     if not arena.is_empty:
         obstacle = obstacle or "a tensor that is kept after the step"
-    return Recorded(None if obstacle else Recording(calls), obstacle)
+    return Recorded(None if obstacle else Recording(calls, arena), obstacle)
 
 
 _ALLOCATIONS = (torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.new_empty)
+_OF_NUMBERS = torch.ops.aten.lift_fresh
+"""Follows when a tensor is made of Python's numbers or of an array: a view of a tensor that is in no arena."""
 
 
 class _Watch(TorchDispatchMode):
@@ -95,7 +98,7 @@ class _Watch(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func.overloadpacket in _ALLOCATIONS:
             return self._moved(result)
-        if not func.is_view:
+        if not func.is_view or func.overloadpacket is _OF_NUMBERS:
             self.obstacle = self.obstacle or str(func)
         return result
 

@@ -54,7 +54,7 @@ class RecordedDecode:
     @classmethod
     def of(cls, model: Model, pool: StatePool, logits: Tensor) -> RecordedDecode | None:
         """None where a model's steps cannot consist of native kernels."""
-        is_native = any(choice.backend == "cpu" for choice in model.ops.choices)
+        is_native = model.device.type == "cpu" and any(choice.backend == "cpu" for choice in model.ops.choices)
         return cls(model, pool, logits) if is_native and model.pipeline is None else None
 
     def serves(self, step: PackedStep) -> bool:
@@ -87,19 +87,19 @@ class RecordedDecode:
         return self._logits[:count]
 
     def _record(self, step: PackedStep) -> None:
-        recording, self.obstacle = record(partial(self._launch, step), self._arena)
-        if recording is None:
-            self._recordings.clear()  # a tensor that is kept may lie where a recording writes
-            logger.info("decode steps are not recorded: %s", self.obstacle)
-            return
-        self._recordings[len(step.slots)] = recording
-        if len(self._recordings) > MOST_RECORDINGS:
-            self._recordings.popitem(last=False)
-
-    def _launch(self, step: PackedStep) -> None:
         count = len(step.slots)
         slot_index, position, deferred = torch.from_numpy(self._columns[:, :count])
         tensors = RowTensors(slot_index, self._ends[: count + 1], position, deferred, self._ends[:count])
         rows = Rows(step.slots, step.lengths, self._model.device, step.positions, step.deferred, tensors)
-        hidden = self._model.forward(torch.from_numpy(self._token_ids[:count]), rows, self._pool.layers)
-        self._model.logits(hidden, out=self._logits[:count])
+        launch = partial(self._launch, torch.from_numpy(self._token_ids[:count]), rows, self._logits[:count])
+        recording, self.obstacle = record(launch, self._arena)
+        if recording is None:
+            self._recordings.clear()  # a tensor that is kept may lie where a recording writes
+            logger.info("decode steps are not recorded: %s", self.obstacle)
+            return
+        self._recordings[count] = recording
+        if len(self._recordings) > MOST_RECORDINGS:
+            self._recordings.popitem(last=False)
+
+    def _launch(self, token_ids: Tensor, rows: Rows, logits: Tensor) -> None:
+        self._model.logits(self._model.forward(token_ids, rows, self._pool.layers), out=logits)

@@ -26,12 +26,17 @@ constexpr int TILE_ROWS = 4;
 #endif
 
 // Two vectors that are stored as they are multiplied.
-template <typename Vector>
-static inline void load_both(const void* w, Vector& low, Vector& high) {
-  low = ((const Vector*)w)[0];
-  high = ((const Vector*)w)[1];
+static inline void load_both(const void* w, Floats& low, Floats& high) {
+  low = ((const Floats*)w)[0];
+  high = ((const Floats*)w)[1];
   keep(low);
   keep(high);
+}
+static inline void load_both(const void* w, Ints& low, Ints& high) {
+  Floats first, second;
+  load_both(w, first, second);
+  low = (Ints)first;
+  high = (Ints)second;
 }
 
 // Weights that are decoded to floats: one input a unit, sums in float32, in the order of the inputs.

@@ -26,12 +26,16 @@ static inline void add_tile(const typename Kind::Unit* __restrict x, int64_t x_s
       for (int h = 0; h < 2; ++h)
         sum[p][r][h] = is_first ? Vector{} : *(const Vector*)(sums + p * sums_stride + r * PANEL + h * LANES);
   for (int64_t k = 0; k < units; ++k) {
-    Vector b[PANELS][2];
-    for (int p = 0; p < PANELS; ++p) Kind::load(w + p * w_stride + k * PANEL, b[p][0], b[p][1]);
-    for (int r = 0; r < ROWS; ++r) {
-      const Vector a = Kind::broadcast(x[r * x_stride + k]);
-      for (int p = 0; p < PANELS; ++p)
-        for (int h = 0; h < 2; ++h) sum[p][r][h] = Kind::add_product(sum[p][r][h], a, b[p][h]);
+    for (int p = 0; p < PANELS; ++p) {
+      // Inputs are read again for each panel: with 16 registers sums would be stored to make place for them.
+      if (ROWS > 1 && PANELS > 1) asm volatile("" ::: "memory");
+      Vector low, high;
+      Kind::load(w + p * w_stride + k * PANEL, low, high);
+      for (int r = 0; r < ROWS; ++r) {
+        const Vector a = Kind::broadcast(x[r * x_stride + k]);
+        sum[p][r][0] = Kind::add_product(sum[p][r][0], a, low);
+        sum[p][r][1] = Kind::add_product(sum[p][r][1], a, high);
+      }
     }
   }
   for (int p = 0; p < PANELS; ++p)

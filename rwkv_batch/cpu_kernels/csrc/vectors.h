@@ -62,8 +62,7 @@ static inline void store(f16* x, Floats y) {
 }
 
 // Holds a vector in a register: GCC would otherwise read it from memory again for each use.
-template <typename Vector>
-static inline void keep(Vector& x) {
+static inline void keep(Floats& x) {
 #if defined(__x86_64__)
   asm("" : "+v"(x));
 #elif defined(__aarch64__)

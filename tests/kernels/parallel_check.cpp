@@ -29,7 +29,7 @@ static bool are_right(unsigned seed, int regions) {
           for (int64_t i = 0; i < work; ++i) x = x * 1.0001;
           ++counts[tile];
         },
-        chunk);
+        chunk, rand_r(&seed) % 2 ? A_SHARE : ONE_CHUNK);
     for (int64_t tile = 0; tile < count; ++tile)
       if (counts[tile] != 1) return false;
   }

@@ -91,8 +91,8 @@ inline void AsFloat<int8_t>::load(const int8_t* w, Floats& low, Floats& high) {
 #endif
 }
 
-// bfloat16 by bfloat16 in one instruction: two inputs a unit, sums in float32. Products are exact. x86 rounds each sum to
-// the nearest float32, ARM to an odd one, with errors twice as large; both take subnormal numbers for zeros.
+// bfloat16 by bfloat16 in one instruction: two inputs a unit, sums in float32. Products are exact. x86 rounds each sum
+// to the nearest float32, ARM to an odd one, with errors twice as large; both take subnormal numbers for zeros.
 #if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 #define HAS_BF16_PAIRS 1
 struct Bf16Pairs {

@@ -14,8 +14,16 @@
 
 constexpr int64_t BLOCK_ROWS = 40 * TILE_ROWS, BLOCK_UNITS = 256;
 
+// The distance, in bytes, at which a tile prefetches the weights that it will read.
+constexpr int64_t AHEAD = 4096;
+
+template <int64_t BYTES>
+static inline void prefetch(const void* first) {
+  for (int64_t byte = 0; byte < BYTES; byte += 64) __builtin_prefetch((const char*)first + byte, 0, 3);
+}
+
 // sums[p][r] += x[r] w[p] for ROWS rows and PANELS panels, all held in registers.
-template <typename Kind, int ROWS, int PANELS>
+template <typename Kind, bool IS_IN_CACHE, int ROWS, int PANELS>
 static inline void add_tile(const typename Kind::Unit* __restrict x, int64_t x_stride,
                             const typename Kind::Weight* __restrict w, int64_t w_stride, int64_t units,
                             float* __restrict sums, int64_t sums_stride, bool is_first) {
@@ -29,8 +37,10 @@ static inline void add_tile(const typename Kind::Unit* __restrict x, int64_t x_s
     for (int p = 0; p < PANELS; ++p) {
       // Inputs are read again for each panel: with 16 registers sums would be stored to make place for them.
       if (ROWS > 1 && PANELS > 1) asm volatile("" ::: "memory");
+      const typename Kind::Weight* unit = w + p * w_stride + k * PANEL;
+      if constexpr (!IS_IN_CACHE) prefetch<sizeof(*unit) * PANEL>((const char*)unit + AHEAD);
       Vector low, high;
-      Kind::load(w + p * w_stride + k * PANEL, low, high);
+      Kind::load(unit, low, high);
       for (int r = 0; r < ROWS; ++r) {
         const Vector a = Kind::broadcast(x[r * x_stride + k]);
         sum[p][r][0] = Kind::add_product(sum[p][r][0], a, low);
@@ -70,18 +80,20 @@ constexpr int64_t panels_per_tile(int64_t rows) { return rows == 1 ? 4 : rows <=
 
 // add_tile for numbers of rows and panels that are known at run time only: rows <= ROWS, panels <=
 // panels_per_tile(rows).
-template <typename Kind, int ROWS = TILE_ROWS>
+template <typename Kind, bool IS_IN_CACHE, int ROWS = TILE_ROWS>
 static void multiply_tile(int64_t rows, int64_t panels, const typename Kind::Unit* x, int64_t x_stride,
                           const typename Kind::Weight* w, int64_t w_stride, int64_t units, float* sums,
                           int64_t sums_stride, bool is_first) {
   if constexpr (ROWS > 0) {
     if (rows != ROWS)
-      return multiply_tile<Kind, ROWS - 1>(rows, panels, x, x_stride, w, w_stride, units, sums, sums_stride, is_first);
+      return multiply_tile<Kind, IS_IN_CACHE, ROWS - 1>(rows, panels, x, x_stride, w, w_stride, units, sums,
+                                                        sums_stride, is_first);
     constexpr int MOST = panels_per_tile(ROWS);
-    if (panels == MOST) return add_tile<Kind, ROWS, MOST>(x, x_stride, w, w_stride, units, sums, sums_stride, is_first);
+    if (panels == MOST)
+      return add_tile<Kind, IS_IN_CACHE, ROWS, MOST>(x, x_stride, w, w_stride, units, sums, sums_stride, is_first);
     for (int64_t p = 0; p < panels; ++p)
-      add_tile<Kind, ROWS, 1>(x, x_stride, w + p * w_stride, w_stride, units, sums + p * sums_stride, sums_stride,
-                              is_first);
+      add_tile<Kind, IS_IN_CACHE, ROWS, 1>(x, x_stride, w + p * w_stride, w_stride, units, sums + p * sums_stride,
+                                           sums_stride, is_first);
   }
 }
 
@@ -112,7 +124,7 @@ class Multiplication {
       const int64_t num_groups = number_groups(panels_per_tile(rows));
       const Block block = {first_row, rows, (rows + TILE_ROWS - 1) / TILE_ROWS, panels_per_tile(rows)};
       prepare(block);
-      for_each_tile(num_groups, [&](int64_t group) {
+      for_each_even_tile(num_groups, [&](int64_t group) {
         std::vector<float>& buffer = thread_object<std::vector<float>>();  // sums of a group, then decoded units
         buffer.resize(block.panels * rows * PANEL + BLOCK_UNITS * PANEL);
         run_group(block, group, buffer.data());
@@ -174,7 +186,7 @@ class Multiplication {
     for (int64_t i = 0; i < count; ++i) inputs += products[i].inputs;
     const int64_t chunk = std::max<int64_t>(1, INPUTS_TO_SHARE * count / inputs);
     const auto prepare_tile = [&](int64_t tile) { prepare_row(block, tile / block.rows, tile % block.rows); };
-    for_each_tile(count * block.rows, prepare_tile, chunk);
+    for_each_even_tile(count * block.rows, prepare_tile, chunk);
   }
 
   void prepare_row(const Block& block, int64_t i, int64_t row) {
@@ -203,11 +215,11 @@ class Multiplication {
         const Unit* x = units + layout.first_unit + row * layout.stride + k;
         if (decodes) {
           prefetch_lines(weight + (k + block_length) * PANEL, t, block.tiles);
-          multiply_tile<Decoded>(size, 1, x, layout.stride, (const typename Decoded::Weight*)decoded, 0, block_length,
-                                 sums + row * PANEL, sums_stride, k == 0);
+          multiply_tile<Decoded, true>(size, 1, x, layout.stride, (const typename Decoded::Weight*)decoded, 0,
+                                       block_length, sums + row * PANEL, sums_stride, k == 0);
         } else {
-          multiply_tile<Kind>(size, panels, x, layout.stride, weight + k * PANEL, w_stride, block_length,
-                              sums + row * PANEL, sums_stride, k == 0);
+          multiply_tile<Kind, false>(size, panels, x, layout.stride, weight + k * PANEL, w_stride, block_length,
+                                     sums + row * PANEL, sums_stride, k == 0);
         }
         row += size;
       }

@@ -54,7 +54,7 @@ class Contention {
 class Pool {
  public:
   // Runs a region. Only the thread that has taken the pool calls it.
-  void run(int64_t count, int64_t chunk, int64_t threads, RunTiles run, const void* task) {
+  void run(int64_t count, int64_t chunk, int64_t threads, Claims claims, RunTiles run, const void* task) {
     const int64_t chunks = (count + chunk - 1) / chunk;
     start_workers(threads - 1);
     region_run.store(run, std::memory_order_relaxed);
@@ -62,6 +62,7 @@ class Pool {
     region_count.store(count, std::memory_order_relaxed);
     region_chunk.store(chunk, std::memory_order_relaxed);
     region_workers.store(threads - 1, std::memory_order_relaxed);
+    region_divisor.store(claims == A_SHARE ? 2 * threads : chunks, std::memory_order_relaxed);
     unfinished.store(chunks, std::memory_order_relaxed);
     generation += 1;
     ticket.store(generation << REMAINING_BITS | (uint64_t)chunks);  // publishes what is above
@@ -77,12 +78,13 @@ class Pool {
   static constexpr int REMAINING_BITS = 24;
   static constexpr uint64_t REMAINING = (1 << REMAINING_BITS) - 1;
 
-  // The number of the region, and how many of its chunks nobody has claimed. A thread claims one by counting down.
+  // The number of the region, and how many of its chunks nobody has claimed. A thread claims some by counting down.
   // As the number is part of the word, a claim succeeds for the region only that the thread has read the sizes of.
   alignas(64) std::atomic<uint64_t> ticket{0};
   std::atomic<RunTiles> region_run{nullptr};
   std::atomic<const void*> region_task{nullptr};
   std::atomic<int64_t> region_count{0}, region_chunk{1}, region_workers{0};
+  std::atomic<int64_t> region_divisor{1};  // a claim takes the chunks that are left, divided by this, at least one
   alignas(64) std::atomic<int64_t> unfinished{0};  // chunks of the region that are not computed
   std::atomic<bool> owner_sleeps{false};
   alignas(64) std::atomic<int64_t> num_asleep{0};
@@ -117,10 +119,12 @@ class Pool {
       const void* task = region_task.load(std::memory_order_relaxed);
       const int64_t count = region_count.load(std::memory_order_relaxed);
       const int64_t chunk = region_chunk.load(std::memory_order_relaxed);
-      if (!ticket.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel)) continue;
-      const int64_t end = count - ((int64_t)(seen & REMAINING) - 1) * chunk;
-      run(task, std::max<int64_t>(0, end - chunk), end);
-      if (unfinished.fetch_sub(1) == 1 && owner_sleeps.load()) {
+      const int64_t divisor = region_divisor.load(std::memory_order_relaxed);
+      const int64_t left = seen & REMAINING, claimed = std::max<int64_t>(1, left / divisor);
+      if (!ticket.compare_exchange_weak(seen, seen - claimed, std::memory_order_acq_rel)) continue;
+      const int64_t end = count - (left - claimed) * chunk;
+      run(task, std::max<int64_t>(0, end - claimed * chunk), end);
+      if (unfinished.fetch_sub(claimed) == claimed && owner_sleeps.load()) {
         pthread_mutex_lock(&mutex);
         pthread_cond_signal(&is_finished);
         pthread_mutex_unlock(&mutex);
@@ -160,11 +164,13 @@ class Pool {
       if (!spins_until(has_part, start, contention.is_seen(start) ? BUSY_WORKER_SPINS_NS : SPINS_NS)) {
         pthread_mutex_lock(&mutex);
         num_asleep.fetch_add(1);
-        while (!(ticket.load() & REMAINING) || index >= region_workers.load()) pthread_cond_wait(&has_work, &mutex);
+        bool has_slept = false;
+        for (; !(ticket.load() & REMAINING) || index >= region_workers.load(); has_slept = true)
+          pthread_cond_wait(&has_work, &mutex);
         num_asleep.fetch_sub(1);
         pthread_mutex_unlock(&mutex);
         const int64_t now = now_ns();
-        contention.see_delay(now - woken_at.load(std::memory_order_relaxed), now);
+        if (has_slept) contention.see_delay(now - woken_at.load(std::memory_order_relaxed), now);
       }
       work(index);
     }
@@ -226,12 +232,12 @@ int64_t region_threads() { return threads_of_caller; }
 
 extern "C" void set_region_threads(int32_t threads) { threads_of_caller = threads; }
 
-void run_region(int64_t count, int64_t chunk, RunTiles run, const void* task) noexcept {
+void run_region(int64_t count, int64_t chunk, Claims claims, RunTiles run, const void* task) noexcept {
   constexpr int64_t MOST_CHUNKS = 1 << 20;
   chunk = std::max(chunk, (count + MOST_CHUNKS - 1) / MOST_CHUNKS);
   if (threads_of_caller > 1 && count > chunk) {
     if (!pool->is_taken.exchange(true, std::memory_order_acquire)) {
-      pool->run(count, chunk, threads_of_caller, run, task);
+      pool->run(count, chunk, threads_of_caller, claims, run, task);
       pool->is_taken.store(false, std::memory_order_release);
       return;
     }

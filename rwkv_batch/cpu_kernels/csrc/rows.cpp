@@ -22,7 +22,7 @@ static void run(const LayerNorm& p) {
   const auto normalize = [&](int64_t row) {
     layer_norm((const T*)p.x + row * p.width, p.width, (const T*)p.weight, (const T*)p.bias, (T*)p.y + row * p.width);
   };
-  for_each_tile(p.num_rows, normalize, std::max<int64_t>(1, TILE / p.width));
+  for_each_even_tile(p.num_rows, normalize, std::max<int64_t>(1, TILE / p.width));
 }
 
 #define DEFINE(NAME, T) \
@@ -36,6 +36,6 @@ extern "C" int32_t take_rows(const TakeRows* p) {
   const auto copy = [p](int64_t i) {
     std::memcpy(p->out + i * p->row_bytes, p->table + p->index[i] * p->row_bytes, p->row_bytes);
   };
-  for_each_tile(p->num_rows, copy, std::max<int64_t>(1, TILE / p->row_bytes));
+  for_each_even_tile(p->num_rows, copy, std::max<int64_t>(1, TILE / p->row_bytes));
   return -1;
 }

@@ -101,7 +101,11 @@ struct Bf16Pairs {
   typedef Floats Vector;
   typedef Bf16Pairs Decoded;
   static constexpr int INPUTS = 2;
-  static Vector broadcast(uint32_t x) { return (Floats)(x - Words{}); }
+  static Vector broadcast(uint32_t x) {
+    Vector units = (Floats)(x - Words{});
+    keep(units);  // clang 16 does not end where it sees through the casts
+    return units;
+  }
   static Vector add_product(Vector sum, Vector x, Vector w) {
 #if defined(__AVX512BF16__)
     return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);

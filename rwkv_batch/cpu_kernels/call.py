@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
-from typing import Any
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -104,7 +106,55 @@ def kernels() -> ctypes.CDLL:
     return loaded
 
 
+def run(name: str, params: ctypes.Structure, *others: Any) -> int:
+    """Runs a kernel of a forward pass to its end. The tensors behind the addresses must live until then.
+
+    If this thread records calls, the call is added to the recording.
+
+    Args:
+        name: of the C function.
+        params: the struct that the function takes.
+        others: ctypes objects that `params` has the addresses of.
+
+    Returns:
+        0, or what is wrong with the inputs, as the kernel says it.
+    """
+    function = getattr(kernels(), name)
+    wrong: int = function(ctypes.byref(params))
+    if _thread.calls is not None:
+        _thread.calls.append(RecordedCall(function, params, others))
+    return wrong
+
+
 def call(name: str, dtype: torch.dtype, kind: type[ctypes.Structure], rows: Any, **fields: Any) -> None:
-    """Runs a kernel to its end. The tensors behind the addresses must live until then."""
+    """Runs a kernel whose struct begins with the rows."""
     rows_struct = RowsStruct(rows.num_rows, rows.slot_index.data_ptr(), rows.cu_seqlens.data_ptr())
-    getattr(kernels(), f"{name}_{DTYPES[dtype]}")(ctypes.byref(kind(rows=rows_struct, **fields)))
+    run(f"{name}_{DTYPES[dtype]}", kind(rows=rows_struct, **fields))
+
+
+class RecordedCall(NamedTuple):
+    """A call of a kernel, with everything that its struct has the addresses of, but for the tensors."""
+
+    function: Any
+    params: ctypes.Structure
+    others: tuple[Any, ...]
+
+
+class _Thread(threading.local):
+    """What a thread records."""
+
+    calls: list[RecordedCall] | None = None
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def recorded_calls() -> Iterator[list[RecordedCall]]:
+    """Records the calls of `run` that this thread makes inside the `with` block."""
+    calls: list[RecordedCall] = []
+    _thread.calls = calls
+    try:
+        yield calls
+    finally:
+        _thread.calls = None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .call import DTYPES, INT, address, kernels, pointers
+from .call import DTYPES, INT, address, pointers, run
 from .call import unsupported as unsupported_reason
 
 __all__ = ["layer_norm", "unsupported_reason"]
@@ -33,5 +33,5 @@ def layer_norm(x: Tensor, norm: Any) -> Tensor:
         bias=address("norm.bias", norm.bias, (width,), dtype),
         y=y.data_ptr(),
     )
-    getattr(kernels(), f"layer_norm_{DTYPES[dtype]}")(ctypes.byref(arguments))
+    run(f"layer_norm_{DTYPES[dtype]}", arguments)
     return y

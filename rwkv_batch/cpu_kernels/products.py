@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .build import library
-from .call import DTYPES, INT, address, kernels, pointers
+from .call import DTYPES, INT, address, pointers, run
 
 ACTIVATIONS = {None: 0, "squared_relu": 1, "sigmoid": 2, "tanh": 3}
 
@@ -30,6 +30,12 @@ class Product(ctypes.Structure):
         *pointers("gate", "out", "y"),
         ("y_is_float", INT),
     )
+
+
+class Products(ctypes.Structure):
+    """`Products` of csrc/product.h."""
+
+    _fields_ = (*pointers("products"), ("count", INT), ("rows", INT))
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +108,8 @@ def pack_int8(q: Tensor, inputs: int) -> PackedInt8:
 def multiply(name: str, dtype: torch.dtype, rows: int, products: Sequence[Product]) -> None:
     """Runs the kernel `name` for inputs of `dtype` on several products that share their number of rows."""
     if rows:
-        kinds = (Product * len(products))(*products)
-        getattr(kernels(), f"{name}_{DTYPES[dtype]}")(kinds, INT(len(products)), INT(rows))
+        array = (Product * len(products))(*products)
+        run(f"{name}_{DTYPES[dtype]}", Products(ctypes.addressof(array), len(products), rows), array)
 
 
 class Epilogue(NamedTuple):

@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from .call import INT, address, kernels, pointers
+from .call import INT, address, pointers, run
 from .call import unsupported as unsupported_reason
 
 __all__ = ["take_rows", "unsupported_reason"]
@@ -31,7 +31,6 @@ def take_rows(table: Tensor, index: Tensor) -> Tensor:
         index=address("index", index, (len(index),), torch.int64),
         out=out.data_ptr(),
     )
-    bad = kernels().take_rows(ctypes.byref(arguments))
-    if bad >= 0:
-        raise IndexError(f"index: got {int(index[bad])} at {bad}, expected 0 to {num_rows - 1}")
+    if bad := run("take_rows", arguments):
+        raise IndexError(f"index: got {int(index[bad - 1])} at {bad - 1}, expected 0 to {num_rows - 1}")
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -48,8 +49,8 @@ class MemoryPlan:
     slot: int
     """One slot: its state, ring of deferred updates and logits, and one snapshot of a shared prefix."""
     workspace: int
-    """Activations of the largest step, twice on a CUDA device: those of recorded steps have a memory pool of their own,
-    which all recordings share."""
+    """Activations of the largest step, and once more those of recorded steps, which have memory of their own that all
+    recordings share: on a CUDA device those of the largest step, on a CPU those of a decode step of all slots."""
     fixed: int
     """Compiled kernels, library workspaces, and the graphs of recorded steps."""
     max_batch_size: int
@@ -73,6 +74,15 @@ class MemoryPlan:
             f"{_size(self.workspace)} ({self.max_batch_tokens} tokens a step){kernels} = {_size(self.total)} "
             f"of {_size(self.available)} available{self.device and ' on ' + self.device}"
         )
+
+
+def activation_bytes(sizes: Mapping[str, int], tokens: int) -> int:
+    """Bytes of the activations of a step that are alive at the same time.
+
+    Args:
+        sizes: of the model, by their letters.
+    """
+    return 4 * tokens * (_TOKEN_ROWS * max(sizes["C"], sizes["A"]) + 3 * sizes["F"])
 
 
 class _DeviceBudget:
@@ -104,15 +114,14 @@ class _DeviceBudget:
     def plan(self, slots: int, tokens: int) -> MemoryPlan:
         """The memory plan for this many slots, and tokens of a step."""
         is_cuda = self._device.type == "cuda"
-        width = max(self._sizes["C"], self._sizes["A"])
-        activations = 4 * tokens * (_TOKEN_ROWS * width + 3 * self._sizes["F"])
+        activations = activation_bytes(self._sizes, tokens)
         top = _TOP_BYTES * min(slots, TOP_ROWS_AT_ONCE) * self._sizes["V"]
         graphs = _RECORDING_BYTES * len(RecordedSizes(slots, tokens)) if is_cuda else 0
         return MemoryPlan(
             available=self._available,
             weights=self._needs.weights,
             slot=self._needs.slot,
-            workspace=activations + (max(activations, top) if is_cuda else 0),
+            workspace=activations + (max(activations, top) if is_cuda else activation_bytes(self._sizes, slots)),
             fixed=_MODULE_BYTES + _LIBRARY_BYTES + graphs if is_cuda else 0,
             max_batch_size=slots,
             max_batch_tokens=tokens,

@@ -5,14 +5,16 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import torch
+from torch import Tensor
 
 from ..models.model import Model
 from ..transfer import Uploader
 from .launched_step import Scores, StepResults
 from .logprobs import TopLogprobs
+from .recorded_decode import RecordedDecode
 from .recorded_sizes import TOP_COUNTS
 from .recordings import Recordings
-from .sampler import Sampler
+from .sampler import Sampled, Sampler
 from .scheduler import Scheduler, StepPlan
 from .state_pool import StatePool
 from .stats import Clock, EngineStats
@@ -94,7 +96,7 @@ class StepRunner:
 
 
 class EagerStep:
-    """Launches a step of any shape, op by op.
+    """Launches a step of any shape: op by op, or on a CPU with the recording of a decode step.
 
     Args:
         times_forward: the model's call returns when the forward pass is done (a CPU), so that the call can be timed as
@@ -119,9 +121,12 @@ class EagerStep:
         self._times_forward = times_forward
         # One buffer for all steps: allocating tens of megabytes in each step costs more than filling them.
         self.logits = torch.empty(pool.num_slots, model.sizes["V"], device=model.device)
+        self._decode = RecordedDecode.of(model, pool, self.logits)
 
     def run(self, packed: PackedStep) -> StepResults:
         """Launches a step."""
+        if self._decode is not None and self._decode.serves(packed):
+            return self._run_decode(packed, self._decode)
         stats, clock = self._stats, Clock()
         step = build(packed, self._sampler.tables.last_token, self._uploader)
         stats.schedule_seconds += clock.lap()
@@ -136,14 +141,34 @@ class EagerStep:
             hidden = self._model.ops.take_rows(hidden, step.sampled_index)
         logits = self._model.logits(hidden, out=self.logits[: len(slots)])
         stats.model_seconds += clock.lap()
+        return StepResults(slots, self._draw(packed, logits, step.slot_index, step.top_index), scores)
+
+    def _run_decode(self, packed: PackedStep, decode: RecordedDecode) -> StepResults:
+        stats, clock = self._stats, Clock()
+        slot_index = decode.fill(packed, self._sampler.tables.last_token)
+        stats.schedule_seconds += clock.lap()
+        logits = decode.run(packed)
+        stats.model_seconds += clock.lap()
+        top_index = torch.from_numpy(packed.top_rows)
+        return StepResults(packed.slots, self._draw(packed, logits, slot_index, top_index), None)
+
+    def _draw(self, packed: PackedStep, logits: Tensor, slot_index: Tensor, top_index: Tensor) -> Sampled:
+        """Samples the next tokens.
+
+        Args:
+            logits: [n, V].
+            slot_index: [n] int32: slots of the rows that sample a token.
+            top_index: [m] int64: those of the n rows that return the most likely tokens.
+        """
+        slots, clock = packed.sampled_slots, Clock()
         self._sampler.reserve(slots)
         self._sampler.constrain(slots)
         clock.lap()  # the sampler counts this time
-        drawn = self._sampler.draw(logits, step.slot_index)
+        drawn = self._sampler.draw(logits, slot_index)
         top = None
         if len(packed.top_rows):
             count = self._sampler.most_asked(slots[packed.top_rows])
-            top = TopLogprobs(self._sampler.top(logits, step.top_index, *drawn, count))
+            top = TopLogprobs(self._sampler.top(logits, top_index, *drawn, count))
         sampled = self._sampler.copy_to_host(slots, *drawn, None, packed.top_rows, top)
-        stats.sample_seconds += clock.lap()
-        return StepResults(slots, sampled, scores)
+        self._stats.sample_seconds += clock.lap()
+        return sampled

@@ -59,7 +59,7 @@ class HashModel(StandIn):
     ops = resolve((*Sampler.OPS, SCORE, TAKE_ROWS), "auto", device, torch.float32, {})
     placement = Placement(device, torch.float32, None)
     pipeline = None
-    sizes = MappingProxyType({"L": 1, "V": VOCAB})
+    sizes = MappingProxyType({"L": 1, "V": VOCAB, "C": 1, "A": 1, "F": 1})
     file: Any = SimpleNamespace(
         sizes=sizes,
         state_fields=lambda placement, dtype: (StateField("hash", (1,), torch.int64),),

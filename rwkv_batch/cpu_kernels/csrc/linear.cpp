@@ -40,5 +40,5 @@ extern "C" int64_t panel_width() { return PANEL; }
 extern "C" int64_t has_bfloat16_pairs() { return HAS_BF16_PAIRS; }
 
 #define DEFINE(NAME, T) \
-  extern "C" void NAME(const Product* p, int64_t count, int64_t rows) { multiply<T, Dense<T, T>>(p, count, rows); }
+  extern "C" int32_t NAME(const void* p) { return multiply<T, Dense<T, T>>(*(const Products*)p), 0; }
 FOR_EACH_DTYPE(DEFINE, linear)

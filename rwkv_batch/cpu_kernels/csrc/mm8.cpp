@@ -40,5 +40,5 @@ struct Mm8 {
 };
 
 #define DEFINE(NAME, T) \
-  extern "C" void NAME(const Product* p, int64_t count, int64_t rows) { multiply<T, Mm8<T>>(p, count, rows); }
+  extern "C" int32_t NAME(const void* p) { return multiply<T, Mm8<T>>(*(const Products*)p), 0; }
 FOR_EACH_DTYPE(DEFINE, mm8)

@@ -232,6 +232,6 @@ class Multiplication {
 
 // Multiplies M rows with each of `count` weights.
 template <typename T, typename Form>
-static void multiply(const Product* products, int64_t count, int64_t num_rows) {
-  Multiplication<T, Form>(products, count, num_rows).run();
+static void multiply(const Products& p) {
+  Multiplication<T, Form>(p.products, p.count, p.rows).run();
 }

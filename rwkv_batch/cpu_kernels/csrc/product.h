@@ -22,6 +22,11 @@ struct Product {
   int64_t y_is_float;
 };
 
+struct Products {
+  const Product* products;  // [count]
+  int64_t count, rows;
+};
+
 // Applies an activation to a panel of results.
 static inline void activate(float* v, int64_t activation) {
   switch (activation) {

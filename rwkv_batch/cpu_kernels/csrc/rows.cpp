@@ -26,16 +26,18 @@ static void run(const LayerNorm& p) {
 }
 
 #define DEFINE(NAME, T) \
-  extern "C" void NAME(const LayerNorm* p) { run<T>(*p); }
+  extern "C" int32_t NAME(const void* p) { return run<T>(*(const LayerNorm*)p), 0; }
 FOR_EACH_DTYPE(DEFINE, layer_norm)
 
-// The first place of the index that is no row of the table, before anything is written; -1 if there is none.
-extern "C" int32_t take_rows(const TakeRows* p) {
-  for (int64_t i = 0; i < p->num_rows; ++i)
-    if (p->index[i] < 0 || p->index[i] >= p->table_rows) return (int32_t)i;
-  const auto copy = [p](int64_t i) {
-    std::memcpy(p->out + i * p->row_bytes, p->table + p->index[i] * p->row_bytes, p->row_bytes);
+static int32_t run(const TakeRows& p) {
+  for (int64_t i = 0; i < p.num_rows; ++i)
+    if (p.index[i] < 0 || p.index[i] >= p.table_rows) return (int32_t)i + 1;
+  const auto copy = [&p](int64_t i) {
+    std::memcpy(p.out + i * p.row_bytes, p.table + p.index[i] * p.row_bytes, p.row_bytes);
   };
-  for_each_even_tile(p->num_rows, copy, std::max<int64_t>(1, TILE / p->row_bytes));
-  return -1;
+  for_each_even_tile(p.num_rows, copy, std::max<int64_t>(1, TILE / p.row_bytes));
+  return 0;
 }
+
+// 1 + the first place of the index that is no row of the table, and then nothing is written; 0 if there is none.
+extern "C" int32_t take_rows(const void* p) { return run(*(const TakeRows*)p); }

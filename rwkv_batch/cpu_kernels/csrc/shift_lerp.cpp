@@ -65,5 +65,5 @@ static void run(const ShiftLerp& p) {
 }
 
 #define DEFINE(NAME, T) \
-  extern "C" void NAME(const ShiftLerp* p) { run<T>(*p); }
+  extern "C" int32_t NAME(const void* p) { return run<T>(*(const ShiftLerp*)p), 0; }
 FOR_EACH_DTYPE(DEFINE, shift_lerp)

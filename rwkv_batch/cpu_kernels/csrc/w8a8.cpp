@@ -68,14 +68,10 @@ struct Quantized {
 
 extern "C" int64_t int8_inputs() { return Int8::INPUTS; }
 
-#define DEFINE_W8A8(NAME, T)                                            \
-  extern "C" void NAME(const Product* p, int64_t count, int64_t rows) { \
-    multiply<T, Quantized<T, Int8>>(p, count, rows);                    \
-  }
+#define DEFINE_W8A8(NAME, T) \
+  extern "C" int32_t NAME(const void* p) { return multiply<T, Quantized<T, Int8>>(*(const Products*)p), 0; }
 FOR_EACH_DTYPE(DEFINE_W8A8, w8a8)
 
-#define DEFINE_W8A16(NAME, T)                                           \
-  extern "C" void NAME(const Product* p, int64_t count, int64_t rows) { \
-    multiply<T, Quantized<T, Int16ByInt8>>(p, count, rows);             \
-  }
+#define DEFINE_W8A16(NAME, T) \
+  extern "C" int32_t NAME(const void* p) { return multiply<T, Quantized<T, Int16ByInt8>>(*(const Products*)p), 0; }
 FOR_EACH_DTYPE(DEFINE_W8A16, w8a16)

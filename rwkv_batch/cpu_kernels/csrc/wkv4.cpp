@@ -49,5 +49,5 @@ static void run(const Wkv4& p) {
 }
 
 #define DEFINE(NAME, T) \
-  extern "C" void NAME(const Wkv4* p) { run<T>(*p); }
+  extern "C" int32_t NAME(const void* p) { return run<T>(*(const Wkv4*)p), 0; }
 FOR_EACH_DTYPE(DEFINE, wkv4)

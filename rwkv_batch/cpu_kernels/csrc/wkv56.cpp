@@ -58,5 +58,5 @@ static void run(const Wkv56& p) {
 }
 
 #define DEFINE(NAME, T) \
-  extern "C" void NAME(const Wkv56* p) { run<T>(*p); }
+  extern "C" int32_t NAME(const void* p) { return run<T>(*(const Wkv56*)p), 0; }
 FOR_EACH_DTYPE(DEFINE, wkv56)

@@ -73,5 +73,5 @@ static void run(const Wkv7& p) {
 }
 
 #define DEFINE(NAME, T) \
-  extern "C" void NAME(const Wkv7* p) { run<T>(*p); }
+  extern "C" int32_t NAME(const void* p) { return run<T>(*(const Wkv7*)p), 0; }
 FOR_EACH_DTYPE(DEFINE, wkv7)

@@ -13,15 +13,18 @@ extern "C" int64_t int8_inputs();
 extern "C" int64_t has_bfloat16_pairs();
 extern "C" void set_region_threads(int32_t threads);
 
-#define DECLARE_PRODUCT(NAME, T)                          \
-  extern "C" void NAME(const Product*, int64_t, int64_t); \
-  static void run_##NAME(const std::vector<Product>& p, int64_t rows) { NAME(p.data(), (int64_t)p.size(), rows); }
+typedef int32_t (*Kernel)(const void* arguments);
+
+#define DECLARE_PRODUCT(NAME, T) extern "C" int32_t NAME(const void*);
 FOR_EACH_DTYPE(DECLARE_PRODUCT, linear)
 FOR_EACH_DTYPE(DECLARE_PRODUCT, mm8)
 FOR_EACH_DTYPE(DECLARE_PRODUCT, w8a8)
 FOR_EACH_DTYPE(DECLARE_PRODUCT, w8a16)
 
-typedef void (*Kernel)(const std::vector<Product>&, int64_t rows);
+static void run(Kernel kernel, const std::vector<Product>& products, int64_t rows) {
+  const Products arguments = {products.data(), (int64_t)products.size(), rows};
+  kernel(&arguments);
+}
 
 static std::mt19937 dice(1);
 static int differences = 0;
@@ -111,7 +114,7 @@ static void check_linear(Kernel kernel, const char* what) {
   y[1] = out;
   products[1].activation = draw(LINEAR, TANH);
   products[1].gate = gate.data(), products[1].out = y[1].data();
-  kernel(products, rows);
+  run(kernel, products, rows);
   for (int i = 0; i < 2; ++i)
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t n = 0; n < shapes[i].outputs; ++n) {
@@ -142,7 +145,7 @@ static void check_mm8(Kernel kernel, const char* what) {
   p.inputs = inputs, p.outputs = outputs, p.x = x.data(), p.weight = packed.data(), p.y = y.data();
   p.scale = scale.data(), p.minimum = minimum.data();
   p.input_scale = input_scale.data(), p.input_minimum = input_minimum.data();
-  kernel({p}, rows);
+  run(kernel, {p}, rows);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t n = 0; n < outputs; ++n) {
       Sum sum;
@@ -172,7 +175,7 @@ static void check_integers(Kernel kernel, const char* what, bool is_w8a8) {
   p.inputs = inputs, p.outputs = outputs, p.x = x.data(), p.weight = packed.data(), p.y = y.data();
   p.scale = scale.data(), p.weight_sums = weight_sums.data();
   p.levels = is_w8a8 ? 127 : std::min<int64_t>(32767, INT32_MAX / (127 * inputs));
-  kernel({p}, rows);
+  run(kernel, {p}, rows);
   for (int64_t r = 0; r < rows; ++r) {
     float largest = 0;
     for (int64_t k = 0; k < inputs; ++k) largest = std::max(largest, std::abs(to_float(x[r * inputs + k])));
@@ -241,7 +244,7 @@ static std::vector<double> advance_head(const Wkv7& p, const Head& h, int64_t fi
 
 // Three rows of some tokens; the second row is padding.
 template <typename T>
-static void check_wkv7(void (*kernel)(const Wkv7*), const char* what) {
+static void check_wkv7(Kernel kernel, const char* what) {
   constexpr int64_t SIZES[] = {64, 31, 16, 3};
   const int64_t heads = draw(1, 3), size = SIZES[draw(0, 3)], width = heads * size, slots = 4;
   const int32_t slot[] = {2, -1, 0}, start[] = {0, 3, 5, 6};
@@ -293,11 +296,11 @@ static void check_wkv7(void (*kernel)(const Wkv7*), const char* what) {
   for (size_t i = 0; i < state.size(); ++i) check("state", 3, state[i], expected[i], bound_of<float>(expected[i], 20));
 }
 
-#define CHECK(NAME, T)                                      \
-  check_linear<T>(run_linear##NAME, "linear" #NAME);        \
-  check_mm8<T>(run_mm8##NAME, "mm8" #NAME);                 \
-  check_integers<T>(run_w8a8##NAME, "w8a8" #NAME, true);    \
-  check_integers<T>(run_w8a16##NAME, "w8a16" #NAME, false); \
+#define CHECK(NAME, T)                                  \
+  check_linear<T>(linear##NAME, "linear" #NAME);        \
+  check_mm8<T>(mm8##NAME, "mm8" #NAME);                 \
+  check_integers<T>(w8a8##NAME, "w8a8" #NAME, true);    \
+  check_integers<T>(w8a16##NAME, "w8a16" #NAME, false); \
   check_wkv7<T>(wkv7##NAME, "wkv7" #NAME);
 
 int main(int, char** arguments) {

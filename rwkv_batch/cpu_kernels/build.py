@@ -22,7 +22,9 @@ from ..kernel_support.ninja import built, escaped
 logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).with_name("csrc")
-FLAGS = "-std=c++17 -O3 -march=native -fPIC -pthread -fno-math-errno -fno-trapping-math"
+# On ARM clang has the one, on x86 the other; g++ has both.
+NATIVE = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+FLAGS = f"-std=c++17 -O3 {NATIVE} -fPIC -pthread -fno-math-errno -fno-trapping-math"
 FOLDER = "cpu_kernels"
 
 

@@ -40,6 +40,15 @@ static inline V emulated_dpbusd(V sum, V x, V w) {
 }
 
 template <typename V>
+static inline V emulated_dpwssd(V sum, V x, V w) {
+  return each_word<V>([&](int i) {
+    int32_t y = part<int32_t>(sum, i);
+    for (int j = 2 * i; j < 2 * i + 2; ++j) y += (int32_t)part<int16_t>(x, j) * part<int16_t>(w, j);
+    return y;
+  });
+}
+
+template <typename V>
 static inline __m512i emulated_cvtepi8_epi32(V v) {
   return each_word<__m512i>([&](int i) { return (int32_t)part<int8_t>(v, i); });
 }
@@ -87,11 +96,11 @@ static inline S emulated_dpbf16(S sum, V x, V w) {
 #if EMULATE == 256
 #define __AVXVNNI__ 1
 #define _mm256_dpbusd_avx_epi32 emulated_dpbusd
+#define _mm256_dpwssd_avx_epi32 emulated_dpwssd
 #else
 #define __AVX512F__ 1
 #define __AVX512BW__ 1
-#undef _mm512_set1_epi32
-#define _mm512_set1_epi32(x) ((__m512i)(Ints{} + (x)))
+#define asm(...)  // of registers that the processor lacks
 #define _mm512_cvtepi32_ps emulated_cvtepi32_ps
 #define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32
 #define _mm512_cvtepi8_epi16 emulated_cvtepi8_epi16
@@ -104,5 +113,6 @@ static inline S emulated_dpbf16(S sum, V x, V w) {
 #define __AVX512BF16__ 1
 #define __AVX512VNNI__ 1
 #define _mm512_dpbusd_epi32 emulated_dpbusd
+#define _mm512_dpwssd_epi32 emulated_dpwssd
 #define _mm512_dpbf16_ps emulated_dpbf16
 #endif

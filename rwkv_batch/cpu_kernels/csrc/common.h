@@ -6,13 +6,11 @@
 #include <cstring>
 #include <vector>
 
+#include "float16.h"
 #include "parallel.h"
 
 struct bf16 {
   uint16_t bits;
-};
-struct f16 {
-  _Float16 value;
 };
 
 static inline float to_float(float x) { return x; }
@@ -22,7 +20,6 @@ static inline float to_float(bf16 x) {
   std::memcpy(&y, &bits, 4);
   return y;
 }
-static inline float to_float(f16 x) { return (float)x.value; }
 
 template <typename T>
 static inline T from_float(float x);
@@ -39,7 +36,7 @@ inline bf16 from_float<bf16>(float x) {  // round to nearest even; NaN stays NaN
 }
 template <>
 inline f16 from_float<f16>(float x) {
-  return f16{(_Float16)x};
+  return to_float16(x);
 }
 
 // e^x with an error of about one unit in the last place, in operations that compilers vectorize.

@@ -4,6 +4,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if defined(__AVX512BW__)
@@ -30,6 +32,8 @@ static inline Floats load(const f16* x) {
   return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)x));
 #elif defined(__AVX__) && defined(__F16C__)
   return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)x));
+#elif defined(__aarch64__)
+  return (Floats)vcvt_f32_f16(vld1_f16((const float16_t*)x));
 #else
   Floats y;
   for (int i = 0; i < LANES; ++i) y[i] = to_float(x[i]);
@@ -50,7 +54,18 @@ static inline void store(f16* x, Floats y) {
   _mm256_storeu_si256((__m256i*)x, _mm512_cvtps_ph((__m512)y, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__AVX__) && defined(__F16C__)
   _mm_storeu_si128((__m128i*)x, _mm256_cvtps_ph((__m256)y, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__aarch64__)
+  vst1_f16((float16_t*)x, vcvt_f16_f32((float32x4_t)y));
 #else
   for (int i = 0; i < LANES; ++i) x[i] = from_float<f16>(y[i]);
+#endif
+}
+
+// Holds a vector in a register: GCC would otherwise read it from memory again for each use.
+static inline void keep(Floats& x) {
+#if defined(__x86_64__)
+  asm("" : "+v"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
 #endif
 }

@@ -1,4 +1,4 @@
-"""Probes in C++: the fastest read of memory, and the most products of 8-bit integers, that all threads reach together."""
+"""Probes in C++: the fastest read of memory, and the most products of 8-bit integers, that all threads reach."""
 
 from __future__ import annotations
 

@@ -34,18 +34,16 @@ static inline void add_tile(const typename Kind::Unit* __restrict x, int64_t x_s
       for (int h = 0; h < 2; ++h)
         sum[p][r][h] = is_first ? Vector{} : *(const Vector*)(sums + p * sums_stride + r * PANEL + h * LANES);
   for (int64_t k = 0; k < units; ++k) {
+    Vector b[PANELS][2];
     for (int p = 0; p < PANELS; ++p) {
-      // Inputs are read again for each panel: with 16 registers sums would be stored to make place for them.
-      if (ROWS > 1 && PANELS > 1) asm volatile("" ::: "memory");
       const typename Kind::Weight* unit = w + p * w_stride + k * PANEL;
       if constexpr (!IS_IN_CACHE) prefetch<sizeof(*unit) * PANEL>((const char*)unit + AHEAD);
-      Vector low, high;
-      Kind::load(unit, low, high);
-      for (int r = 0; r < ROWS; ++r) {
-        const Vector a = Kind::broadcast(x[r * x_stride + k]);
-        sum[p][r][0] = Kind::add_product(sum[p][r][0], a, low);
-        sum[p][r][1] = Kind::add_product(sum[p][r][1], a, high);
-      }
+      Kind::load(unit, b[p][0], b[p][1]);
+    }
+    for (int r = 0; r < ROWS; ++r) {
+      const Vector a = Kind::broadcast(x[r * x_stride + k]);
+      for (int p = 0; p < PANELS; ++p)
+        for (int h = 0; h < 2; ++h) sum[p][r][h] = Kind::add_product(sum[p][r][h], a, b[p][h]);
     }
   }
   for (int p = 0; p < PANELS; ++p)
@@ -75,8 +73,11 @@ static inline void prefetch_lines(const Weight* next, int64_t t, int64_t parts) 
     __builtin_prefetch((const char*)next + i * 64, 0, 2);
 }
 
-// A tile of few rows has few sums: several panels side by side keep the multipliers busy.
-constexpr int64_t panels_per_tile(int64_t rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+// A tile of few rows has few sums: several panels side by side keep the multipliers busy. Three rows by two panels take
+// more than 16 registers.
+constexpr int64_t panels_per_tile(int64_t rows) {
+  return rows == 1 ? 4 : rows == 2 || (rows == 3 && TILE_ROWS > 6) ? 2 : 1;
+}
 
 // add_tile for numbers of rows and panels that are known at run time only: rows <= ROWS, panels <=
 // panels_per_tile(rows).

@@ -48,6 +48,8 @@ from .workloads import FULL, QUICK, VOCAB_SIZE, Scale, checkpoint
 
 LOADS = ("quiet", "equal", "lower", "quota")
 LOWER_NICE = 10
+SHORT_STEPS = 32
+"""The largest batch size whose measurements have more steps."""
 QUOTA_CORES, QUOTA_PERIOD_US = 1.5, 100_000
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 ALL, ONE, BEFORE, LLAMA = "all threads", "one thread", "other commit", "llama.cpp"
@@ -172,9 +174,14 @@ def measure(
                 for variant, processes in contenders.items():
                     for batch_size in options.batch_sizes:
                         for name in list(processes)[:: -1 if number % 2 else 1]:
-                            rate = _rate(processes[name], batch_size, scale.decode_steps)
+                            rate = _rate(processes[name], batch_size, _steps(batch_size, scale))
                             result.add((load, variant, batch_size), name, rate)
     return result
+
+
+def _steps(batch_size: int, scale: Scale) -> int:
+    """Steps of a measurement: more of small batches, so that a start costs little of it."""
+    return scale.decode_steps * max(1, SHORT_STEPS // batch_size)
 
 
 def _rate(process: PeerProcess, batch_size: int, num_tokens: int) -> float:
@@ -224,7 +231,7 @@ def _started(
         threads=1 if name == ONE else options.threads,
         vocab_size=VOCAB_SIZE,
         batch_size=max(options.batch_sizes),
-        row_tokens=FULL.decode_steps + 1,
+        row_tokens=_steps(min(options.batch_sizes), FULL) + 1,
     )
     python = options.llama if is_llama else sys.executable
     root = before if name == BEFORE and before else ROOT

@@ -11,7 +11,8 @@ token.
     ragged     prompts of 64 and completions of 32 tokens on average, log-normal. Tokens of both count.
     score      tokens of prompts of 512 tokens, each scored.
 
-The machine's peak is the fastest matrix product and the fastest copy of the probes, which run before every round.
+The probes run before every round. The share of a peak is a rate divided by that round's fastest matrix product, or by
+its fastest read of memory: a decode step reads every weight, and reads and writes the states.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def main() -> None:
     _print_rates(rates, rounds)
     shares = share_rows(rates, {one.name: one.work for one in ours}, peaks)
     best = {name: max(one[name] for one in peaks) for name in peaks[0]}
-    print(f"\nshares of the machine's peak ({probes.say(best)}); median rates\n")
+    print(f"\nshares of the machine's peak (best probes: {probes.say(best)}); medians of the rounds\n")
     print(format_table(["", "", "matrix products", "memory"], shares))
     _print_splits(splits)
     print(f"\nthrough LLM with a stop string, {options.variants[-1]}, B={max(options.batch_sizes)}: ms of a step\n")

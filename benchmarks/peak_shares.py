@@ -65,18 +65,24 @@ class Work:
 
 
 def share_rows(rates: Rates, works: Mapping[str, Work], peaks: Sequence[probes.Peaks]) -> list[list[str]]:
-    """Makes table rows: contender, point, and the shares of the best peaks that its median rate reaches."""
+    """Makes table rows: contender, point, and the shares of the peaks that it reaches, medians of the rounds.
+
+    Args:
+        peaks: of each round.
+    """
     rows = []
     for name, work in works.items():
         for point, values in rates[name].items():
-            matrix, memory = work.matrix_rate(point, median(values)), work.memory_rate(point, median(values))
+            matrix, memory = ([rate(point, value) for value in values] for rate in (work.matrix_rate, work.memory_rate))
             # Some machines multiply float32 faster than the number format itself; then float32 is the peak.
-            shares = [_share(matrix, peaks, work.peak, "float32"), _share(memory, peaks, probes.COPY)]
+            shares = [_share(matrix, peaks, work.peak, "float32"), _share(memory, peaks, probes.READ)]
             if any(shares):
                 rows.append([name, str(point), *shares])
     return rows
 
 
-def _share(rate: float | None, peaks: Sequence[probes.Peaks], *names: str) -> str:
-    best = max(one[name] for one in peaks for name in names)
-    return f"{rate / best:.0%}" if rate is not None and best > 0 else ""
+def _share(rates: Sequence[float | None], peaks: Sequence[probes.Peaks], *names: str) -> str:
+    """The median of each round's rate divided by the best of the named peaks in that round; empty without either."""
+    best = [max(one[name] for name in names) for one in peaks]
+    shares = [rate / peak for rate, peak in zip(rates, best, strict=True) if rate is not None and peak > 0]
+    return f"{median(shares):.0%}" if shares else ""

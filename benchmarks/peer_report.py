@@ -100,7 +100,7 @@ def _versions(run: Run) -> str:
 
 
 def _probes(run: Run) -> str:
-    units = {**probes.MATRIX_UNITS, probes.COPY: "GB/s"}
+    units = {**probes.MATRIX_UNITS, probes.COPY: "GB/s", probes.READ: "GB/s"}
     words = [f"{name} {spread([one.peaks[name] for one in run.rounds])} {unit}" for name, unit in units.items()]
     return "machine, before each round: " + "; ".join(words)
 

@@ -1,4 +1,4 @@
-"""Probes of the machine's speed: matrix products and copies, measured within two seconds."""
+"""Probes of the machine's speed: matrix products, copies and reads, measured within three seconds."""
 
 from __future__ import annotations
 
@@ -8,29 +8,34 @@ from time import perf_counter
 
 import torch
 
+from . import native_probes
+
 SIDE, SMALL_SIDE = 1536, 192
 COPY_BYTES = 256 << 20
 SECONDS, LEAST_RUNS = 0.3, 4
 """Seconds of each probe, and its least number of runs. The fastest run counts."""
 
 MATRIX_UNITS = {"float32": "GFLOP/s", "bfloat16": "GFLOP/s", "int8": "Gop/s"}
-COPY = "copy"
+COPY, READ = "copy", "read"
 
 Peaks = dict[str, float]
 """Probe → rate. float32, bfloat16, int8: billions of operations a second in a large square product, 0 where torch has
-none. copy: GB/s, read and written."""
+none; int8 also in a loop of the native kernels' instruction, whichever is faster. copy: GB/s, read and written. read:
+GB/s of all threads together."""
 
 
 def peaks() -> Peaks:
     """Runs all probes one after another, with torch's number of threads."""
     found = {name: _products(name) for name in MATRIX_UNITS}
-    return {**found, COPY: _copy()}
+    threads = torch.get_num_threads()
+    found["int8"] = max(found["int8"], native_probes.int8_rate(threads))
+    return {**found, COPY: _copy(), READ: native_probes.read_rate(threads)}
 
 
 def say(found: Peaks) -> str:
     """Formats probes as one line."""
     words = [f"{name} {found[name]:.0f} {unit}" for name, unit in MATRIX_UNITS.items()]
-    return f"products {', '.join(words)}; copy {found[COPY]:.1f} GB/s"
+    return f"products {', '.join(words)}; copy {found[COPY]:.1f} GB/s, read {found[READ]:.1f} GB/s"
 
 
 def _products(name: str) -> float:

@@ -19,7 +19,7 @@ from benchmarks.workloads import QUICK, Point
 
 ROOT = Path(__file__).parents[2]
 
-PEAKS = {"float32": 100.0, "bfloat16": 200.0, "int8": 0.0, "copy": 20.0}
+PEAKS = {"float32": 100.0, "bfloat16": 200.0, "int8": 0.0, "copy": 20.0, "read": 20.0}
 ONE, MANY = Point("decode", 1), Point("decode", 8)
 
 

@@ -65,15 +65,17 @@ def test_bare_products_run(dtype):
         assert multiply(x).dtype == getattr(torch, dtype)
 
 
-def test_shares_of_the_best_peak():
+def test_shares_of_the_peaks_of_the_same_round():
     work = Work("bfloat16", token_operations=2 * 10**9, head_operations=10**9, matrix_bytes=10**9, state_bytes=10**8)
-    rates = {"ours": {Point("decode", 5): [10.0, 30.0, 20.0], Point("prefill", 1): [40.0], Point("ragged", 5): [40.0]}}
-    peaks = [{"bfloat16": 60.0, "float32": 1.0, "copy": 10.0}, {"bfloat16": 120.0, "float32": 2.0, "copy": 16.0}]
-    # 20 tokens/s are 60 Gop/s, and 4 steps/s of 1 GB of weights and 1 GB of states.
-    expected = [["ours", "decode B=5", "50%", "50%"], ["ours", "prefill B=1", "67%", ""]]
+    rates = {"ours": {Point("decode", 5): [10.0, 30.0, 20.0], Point("prefill", 1): [40.0] * 3}}
+    rates["ours"][Point("ragged", 5)] = [40.0] * 3
+    peaks = [{"bfloat16": one, "float32": 1.0, "read": 8.0} for one in (60.0, 100.0, 100.0)]
+    # The rounds decode 30, 90 and 60 Gop/s of 60, 100 and 100: 50, 90 and 60 %. They have 2, 6 and 4 steps/s of 1 GB of
+    # weights and 1 GB of states: 4, 12 and 8 GB/s of 8. Prompts have 80 Gop/s.
+    expected = [["ours", "decode B=5", "60%", "100%"], ["ours", "prefill B=1", "80%", ""]]
     assert share_rows(rates, {"ours": work}, peaks) == expected
-    slow = [{"bfloat16": 1.0, "float32": 120.0, "copy": 16.0}]
-    assert share_rows(rates, {"ours": work}, slow) == expected
+    float32_is_faster = [{"bfloat16": 1.0, "float32": one["bfloat16"], "read": 0.0} for one in peaks]
+    assert [row[2:] for row in share_rows(rates, {"ours": work}, float32_is_faster)] == [["60%", ""], ["80%", ""]]
 
 
 def test_versions_rehearse(tmp_path):

@@ -82,16 +82,32 @@ static void clear_head(const Params& p, int64_t row, int64_t head) {
     std::fill_n((T*)p.out + (token * p.num_heads + head) * p.size, p.size, T{});
 }
 
-// Calls advance(token, head, state of the head) for every token of every row, in order. Heads run in parallel.
+// Prefetches n floats.
+static inline void prefetch_row(const float* x, int n) {
+  for (int i = 0; i < n; i += 16) __builtin_prefetch(x + i, 1, 3);
+}
+
+// The state of a head, or null for padding and past the last row.
+template <typename Params>
+static inline float* state_of(const Params& p, int64_t row, int64_t head) {
+  if (row >= p.rows.num_rows || p.rows.slot[row] < 0) return nullptr;
+  return p.state + p.rows.slot[row] * p.slot_stride + head * p.size * p.size;
+}
+
+// Calls advance(token, head, state of the head, state that comes next) for every token of every row, in order. Heads
+// run in parallel. The state that comes next, of the next token or the next head, is there to be prefetched.
 template <typename T, typename Params, typename Advance>
 static void for_each_head(const Params& p, Advance advance) {
   const int64_t chunk = chunk_size(p.rows.num_rows * p.num_heads);
   const auto advance_head = [&](int64_t tile) {
     const int64_t row = tile / p.num_heads, head = tile % p.num_heads;
-    const int32_t slot = p.rows.slot[row];
-    if (slot < 0) return clear_head<T>(p, row, head);
-    float* state = p.state + slot * p.slot_stride + head * p.size * p.size;
-    for (int32_t token = p.rows.start[row]; token < p.rows.start[row + 1]; ++token) advance(token, head, state);
+    float* const state = state_of(p, row, head);
+    if (!state) return clear_head<T>(p, row, head);
+    const bool is_last = head + 1 == p.num_heads;
+    const float* next = is_last ? state_of(p, row + 1, 0) : state_of(p, row, head + 1);
+    const int32_t end = p.rows.start[row + 1];
+    for (int32_t token = p.rows.start[row]; token < end; ++token)
+      advance(token, head, state, token + 1 < end || !next ? state : next);
   };
   for_each_tile(p.rows.num_rows * p.num_heads, advance_head, chunk);
 }

@@ -14,7 +14,7 @@ struct Wkv56 {
 };
 
 template <typename T, int SIZE>
-static void advance(const Wkv56& p, int64_t token, int64_t head, float* __restrict state) {
+static void advance(const Wkv56& p, int64_t token, int64_t head, float* __restrict state, const float* next) {
   const int n = SIZE ? SIZE : (int)p.size;
   const int64_t offset = (token * p.num_heads + head) * n, first = head * n;
   const T *r_ = (const T*)p.r + offset, *k_ = (const T*)p.k + offset, *v_ = (const T*)p.v + offset;
@@ -35,6 +35,7 @@ static void advance(const Wkv56& p, int64_t token, int64_t head, float* __restri
   for (int k = 0; k < n; ++k) {
     const float d = decay[k], w = key[k], q = r[k];
     float* s = state + k * n;
+    prefetch_row(next + k * n, n);
     for (int v = 0; v < n; ++v) {
       y[v] += s[v] * q;
       s[v] = s[v] * d + value[v] * w;
@@ -51,9 +52,9 @@ static void advance(const Wkv56& p, int64_t token, int64_t head, float* __restri
 
 template <typename T>
 static void run(const Wkv56& p) {
-  for_each_head<T>(p, [&p](int64_t token, int64_t head, float* state) {
-    if (p.size == 64) advance<T, 64>(p, token, head, state);
-    else advance<T, 0>(p, token, head, state);
+  for_each_head<T>(p, [&p](int64_t token, int64_t head, float* state, const float* next) {
+    if (p.size == 64) advance<T, 64>(p, token, head, state, next);
+    else advance<T, 0>(p, token, head, state, next);
   });
 }
 

@@ -13,7 +13,7 @@ struct Wkv7 {
 };
 
 template <typename T, int SIZE>
-static void advance(const Wkv7& p, int64_t token, int64_t head, float* __restrict state) {
+static void advance(const Wkv7& p, int64_t token, int64_t head, float* __restrict state, const float* next) {
   const int n = SIZE ? SIZE : (int)p.size;
   const int64_t offset = (token * p.num_heads + head) * n, first = head * n;
   const T *r_ = (const T*)p.r + offset, *w_ = (const T*)p.w + offset, *k_ = (const T*)p.k + offset;
@@ -53,6 +53,7 @@ static void advance(const Wkv7& p, int64_t token, int64_t head, float* __restric
   for (int k = 0; k < n; ++k) {
     const float d = decay[k], b = -removal[k] * rate[k], w = key[k], q = r[k];
     float* s = state + k * n;
+    prefetch_row(next + k * n, n);
     for (int v = 0; v < n; ++v) {
       const float updated = s[v] * d + (removed[v] * b + value[v] * w);
       s[v] = updated;
@@ -66,9 +67,9 @@ static void advance(const Wkv7& p, int64_t token, int64_t head, float* __restric
 
 template <typename T>
 static void run(const Wkv7& p) {
-  for_each_head<T>(p, [&p](int64_t token, int64_t head, float* state) {
-    if (p.size == 64) advance<T, 64>(p, token, head, state);
-    else advance<T, 0>(p, token, head, state);
+  for_each_head<T>(p, [&p](int64_t token, int64_t head, float* state, const float* next) {
+    if (p.size == 64) advance<T, 64>(p, token, head, state, next);
+    else advance<T, 0>(p, token, head, state, next);
   });
 }
 

@@ -1,11 +1,13 @@
-"""Time of a decode step by part. The clocks are patched around functions of the library, which has no hooks."""
+"""Time of a decode step by part. The clocks are patched into the library, which has no hooks."""
 
 from __future__ import annotations
 
+import ctypes
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from statistics import median_low
 from time import perf_counter
@@ -13,6 +15,9 @@ from typing import Any
 from unittest.mock import patch
 
 from rwkv_batch import LLM
+from rwkv_batch.cpu_kernels.call import RecordedCall, kernels
+from rwkv_batch.cpu_kernels.products import Products
+from rwkv_batch.cpu_kernels.recording import Recording
 from rwkv_batch.engine.engine import Engine
 from rwkv_batch.measure.bench import Measurement, difference, measure, warm_up
 from rwkv_batch.measure.variants import Variant
@@ -131,7 +136,28 @@ def _clocks_in(model: Model) -> Iterator[_Clocks]:
             stack.enter_context(patch.object(kind, "__call__", timed_call))
         stack.enter_context(patch.object(model, "ops", OpTable(implementations, model.ops.choices)))
         stack.enter_context(patch.object(model, "logits", clocks.around(model.logits, lambda *_: "head")))
+        stack.enter_context(patch.object(Recording, "replay", partialmethod(_replay, clocks, model)))
         yield clocks
+
+
+def _replay(recording: Recording, clocks: _Clocks, model: Model) -> None:
+    """Replays a recorded step call by call, with a clock for each."""
+    calls = recording._calls
+    kernels()  # sets the number of threads
+    for call in calls:
+        start = perf_counter()
+        call.function(ctypes.byref(call.params))
+        part = "head" if call is calls[-1] else _part(call, model)
+        clocks.seconds[part] += perf_counter() - start
+
+
+def _part(call: RecordedCall, model: Model) -> str:
+    """The part of a step that a call belongs to. A low-rank pair has fewer numbers between its factors than x has."""
+    if isinstance(call.params, Products):
+        first = call.others[0][0]
+        return "op low_rank" if min(first.inputs, first.outputs) < model.sizes["C"] else "matrix products"
+    name = call.function.__name__.rpartition("_")[0]
+    return next((f"op {op}" for op in _timed_ops(model) if name.startswith(op[:4])), "rest of the model")
 
 
 def _kinds_of(base: Any) -> set[Any]:

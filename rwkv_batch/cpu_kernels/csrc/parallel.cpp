@@ -18,7 +18,7 @@ namespace {
 // How long a thread waits awake before it sleeps. Waking a thread costs some microseconds, on virtual machines some
 // tens, and the next region of a step mostly follows within a hundred. Where other programs want the processor, a
 // worker that is awake without work takes it from them, and is then itself among the first to lose it.
-constexpr int64_t SPINS_NS = 300000, BUSY_WORKER_SPINS_NS = 20000;
+constexpr int64_t SPINS_NS = 300000, BUSY_WORKER_SPINS_NS = 5000;
 // A thread that is this late had no processor. Other programs are assumed to run for a while after.
 constexpr int64_t DELAY_NS = 300000, BUSY_NS = 100000000;
 // Polls between two looks at the clock.

@@ -20,6 +20,7 @@ import pytest
 import torch
 from checkpoints import make_checkpoint, write_checkpoint
 from oracle import Oracle, OraclePool
+from quick_interpreter import replace_language_once
 from slow import kind_of
 
 CheckpointFile = Callable[..., Path]
@@ -84,6 +85,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     random.seed(0)
     numpy.random.seed(0)
     torch.manual_seed(0)
+    replace_language_once()
 
 
 @pytest.fixture(scope="session")

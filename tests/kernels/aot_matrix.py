@@ -34,19 +34,20 @@ def is_installed(version: str) -> bool:
     return (WHEELS / version / ".installed").exists()
 
 
-def compile_all(target: str, version: str | None = None, which: str = "all") -> list[dict[str, Any]]:
-    """The lines that `aot_worker.py` prints for all specializations, compiled in a separate process.
+def compile_all(target: str, version: str | None = None, whole: Sequence[str] = MODULES) -> list[dict[str, Any]]:
+    """The lines that `aot_worker.py` prints for specializations of all modules, compiled in a separate process.
 
     Args:
         target: one of `TARGETS`.
         version: of a Triton that the Makefile installed; None for the environment's own.
-        which: "all", or "probes" for one specialization of each kernel.
+        whole: modules of which all specializations are compiled; of the others one of each kernel.
     """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(CACHE)
     environment["PYTHONPATH"] = os.pathsep.join([*([str(WHEELS / version)] if version else []), str(ROOT)])
     backend, architecture, warp_size, *_ = TARGETS[target]
-    command = [sys.executable, str(WORKER), backend, architecture, str(warp_size), which, *MODULES]
+    chosen = [name if name in whole else f"{name}:probes" for name in MODULES]
+    command = [sys.executable, str(WORKER), backend, architecture, str(warp_size), *chosen]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\nended with {done.returncode}: {done.stderr[-3000:]}")

@@ -1,9 +1,10 @@
 """Compiles specializations of some kernel modules for one target, and prints what came out, a line of JSON each.
 
-    python aot_worker.py <backend> <architecture> <warp size> <all | probes> <module> ...
+    python aot_worker.py <backend> <architecture> <warp size> <module>[:probes] ...
 
 The Triton that this process imports compiles the kernels. A process that interprets kernels cannot compile them, so
-that this is one of its own. The line of a specialization that does not compile has an `error`.
+that this is one of its own. Of a module with `:probes` one specialization of each kernel is compiled. The line of a
+specialization that does not compile has an `error`.
 """
 
 from __future__ import annotations
@@ -103,9 +104,9 @@ def _count(text: str, instruction: re.Pattern[str], jump: re.Pattern[str]) -> di
 
 
 def main() -> None:
-    backend, architecture, warp_size, which, *modules = sys.argv[1:]
+    backend, architecture, warp_size, *chosen = sys.argv[1:]
     target = GPUTarget(backend, int(architecture) if architecture.isdigit() else architecture, int(warp_size))
-    for module in modules:
+    for module, _, which in (one.partition(":") for one in chosen):
         for spec in import_module(f"rwkv_batch.triton_kernels.{module}").specializations():
             if which == "probes" and not spec.is_probe:
                 continue

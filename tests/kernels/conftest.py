@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -81,11 +80,10 @@ def nearest_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def quick_interpreter() -> Iterator[None]:
-    """The interpreter replaces Triton's language anew at every call inside a kernel, and looks for overflow in every
-    sum. This fixture makes it replace once, and lets sums overflow, as some of `sample` do on purpose.
+def sums_may_overflow() -> Iterator[None]:
+    """The interpreter looks for overflow in every sum. This fixture lets sums overflow, as some of `sample` do on
+    purpose.
     """
-    from triton import language
     from triton.runtime import interpreter
 
     from rwkv_batch.triton_kernels.launch import is_interpreted
@@ -96,16 +94,11 @@ def quick_interpreter() -> Iterator[None]:
     if not is_interpreted():
         yield
         return
-    replace = interpreter._patch_lang
-    scope = replace(SimpleNamespace(__globals__={"tl": language, "core": language.core}))
-    interpreter._patch_lang = lambda function: SimpleNamespace(restore=lambda: None)
     builder = interpreter.interpreter_builder
     options = builder.options
     builder.options = dataclasses.replace(options, sanitize_overflow=False)
     yield
     builder.options = options
-    interpreter._patch_lang = replace
-    scope.restore()
 
 
 @pytest.fixture

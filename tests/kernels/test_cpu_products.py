@@ -39,13 +39,19 @@ PROCESSORS = {
 }
 """Flags that make a library as for another processor, whose instructions are emulated."""
 
+IN_SOAK = ("AVX-512",)
+"""Run by `make kernels`; its vectors and its steps without VNNI are also those of other processors here."""
+
 WHOLE_NUMBERS = {"w8a8": w8a8, "w8a16": w8a16}
 
 COUNTS = (1, 2, 3, 5, 13, 31, 100)
 """Numbers of rows that together use every kind of tile, with and without expanded weights."""
 
 
-@pytest.fixture(scope="session", params=PROCESSORS)
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(name, marks=[pytest.mark.soak] if name in IN_SOAK else []) for name in PROCESSORS],
+)
 def processor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     flags = PROCESSORS[request.param]
     if flags is None:

@@ -28,7 +28,7 @@ from rwkv_batch.triton_kernels import sample as module
 from rwkv_batch.triton_kernels import sample_cut
 from rwkv_batch.triton_kernels.sample import sample, unsupported_reason
 
-pytestmark = pytest.mark.usefixtures("quick_interpreter")
+pytestmark = pytest.mark.usefixtures("sums_may_overflow")
 
 
 @pytest.mark.parametrize("constants", [dict(CAP=32), dict(CAP=512)], ids=str)

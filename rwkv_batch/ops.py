@@ -73,13 +73,14 @@ class Implementation:
 
     Args:
         function: has the parameters and the results of the definition.
-        pack, rows_independent, writes_into, defers_writes: as in `kernel_module.OptionalMembers`.
+        pack, rows_independent, writes_into, has_epilogue, defers_writes: as in `kernel_module.OptionalMembers`.
     """
 
     function: Callable[..., Any]
     pack: Callable[[Tensor], Any] | None = None
     rows_independent: bool = False
     writes_into: bool = False
+    has_epilogue: bool = False
     defers_writes: bool = False
 
     def packed(self, weight: Tensor) -> Any:
@@ -94,6 +95,7 @@ class Implementation:
             getattr(module, "pack", None),
             getattr(module, "rows_independent", False),
             getattr(module, "writes_into", False),
+            getattr(module, "has_epilogue", False),
             getattr(module, "defers_writes", False),
         )
 

@@ -47,6 +47,9 @@ class OptionalMembers(Protocol):
     """
     writes_into: bool
     """The op's function takes `into`: a float32 tensor that the product is written to. Left out: False."""
+    has_epilogue: bool
+    """The op's function takes `activation`, `gate`, `out` and `dtype`, as `linear` does, where the op's definition does
+    not. Left out: False."""
     defers_writes: bool
     """The op's function takes `ring`: a state is not written at every token, see `Rwkv7`. Left out: False."""
 

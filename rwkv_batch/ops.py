@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .models.matrices.projection import project as _project
     from .models.rwkv4 import wkv4 as _wkv4
     from .models.rwkv5 import wkv5 as _wkv5
+    from .models.rwkv6 import ddlerp as _ddlerp
     from .models.rwkv6 import wkv6 as _wkv6
     from .models.rwkv7 import deep_embed as _deep_embed
     from .models.rwkv7 import wkv7 as _wkv7
@@ -73,13 +74,14 @@ class Implementation:
 
     Args:
         function: has the parameters and the results of the definition.
-        pack, rows_independent, writes_into, defers_writes: as in `kernel_module.OptionalMembers`.
+        pack, rows_independent, writes_into, has_epilogue, defers_writes: as in `kernel_module.OptionalMembers`.
     """
 
     function: Callable[..., Any]
     pack: Callable[[Tensor], Any] | None = None
     rows_independent: bool = False
     writes_into: bool = False
+    has_epilogue: bool = False
     defers_writes: bool = False
 
     def packed(self, weight: Tensor) -> Any:
@@ -94,6 +96,7 @@ class Implementation:
             getattr(module, "pack", None),
             getattr(module, "rows_independent", False),
             getattr(module, "writes_into", False),
+            getattr(module, "has_epilogue", False),
             getattr(module, "defers_writes", False),
         )
 
@@ -159,6 +162,7 @@ class OpTable:
         shift_lerp = staticmethod(_shift_lerp)
         low_rank = staticmethod(_low_rank)
         project = staticmethod(_project)
+        ddlerp = staticmethod(_ddlerp)
         deep_embed = staticmethod(_deep_embed)
         wkv4 = staticmethod(_wkv4)
         wkv5 = staticmethod(_wkv5)

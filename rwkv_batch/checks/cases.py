@@ -23,7 +23,7 @@ from .products import (
     products,
 )
 from .recurrences import Heads, batches, check_recurrence, check_shift_lerp
-from .rows import check_layer_norm, check_take_rows
+from .rows import check_ddlerp, check_layer_norm, check_take_rows
 from .sampling import SETTINGS, check_log_normalizer, check_sample, check_top_tokens
 from .target import CPU, Target
 
@@ -135,7 +135,7 @@ def _shifts(target: Target) -> Iterator[Case]:
 
 def _rows(target: Target) -> Iterator[Case]:
     for name, dtype in dtypes(target).items():
-        for op, check in {"layer_norm": check_layer_norm, "take_rows": check_take_rows}.items():
+        for op, check in {"layer_norm": check_layer_norm, "take_rows": check_take_rows, "ddlerp": check_ddlerp}.items():
             both = (partial(check, dtype=dtype, width=width, num_rows=rows) for width, rows in ((40, 6), (2048, 300)))
             yield Case(f"{op} {name}", op, tuple(both))
 

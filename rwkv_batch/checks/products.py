@@ -195,7 +195,7 @@ def check_deep_embed(target: Target, sizes: Sizes, dtype: torch.dtype, tokens: i
     normed = draw(target, tokens, sizes.C, dtype=dtype)
     token_ids = torch.randint(0, len(weights.table), (tokens,), device=target.device)
     with poisoned():
-        found = function(normed, token_ids, weights)
+        found = function(normed, token_ids, weights._replace(factors=_packed(weights.factors, target, dtype)))
     exact = DeepEmbed(weights.table.double(), _with(weights.factors, _in_float64), weights.s0.double())
     right = deep_embed_definition(normed.double(), token_ids, exact)
     checks.close(f"C={sizes.C}, M={tokens}", found, right, tolerance(dtype))
@@ -232,7 +232,7 @@ def _in_float64(one: Linear) -> Linear:
 
 
 def _packed(factors: LowRank, target: Target, dtype: torch.dtype) -> LowRank:
-    """The pairs as the target's `low_rank` takes them: with packed weights on a CPU."""
+    """The pairs as the target's `low_rank` and `deep_embed` take them: with packed weights on a CPU."""
     if target.backend != "cpu":
         return factors
     op = target.ops("linear", dtype).implementations["linear"]

@@ -9,10 +9,11 @@ from .call import address
 from .call import unsupported as unsupported_reason
 from .products import Epilogue, PackedWeight, multiply_rows, pack_panels
 
-__all__ = ["mm8", "pack", "rows_independent", "unsupported_reason", "writes_into"]
+__all__ = ["has_epilogue", "mm8", "pack", "rows_independent", "unsupported_reason", "writes_into"]
 
 rows_independent = True
 writes_into = True
+has_epilogue = True
 
 
 def pack(centred: Tensor) -> PackedWeight:
@@ -27,9 +28,16 @@ def mm8(
     my: Tensor,
     ry: Tensor,
     corrections: Tensor,
+    activation: str | None = None,
+    gate: Tensor | None = None,
+    out: Tensor | None = None,
+    dtype: torch.dtype | None = None,
     into: Tensor | None = None,
 ) -> Tensor:
-    """As the definition, with bytes from `pack`; products and sums are float32, corrections float64."""
+    """As the definition, then the epilogue of `linear`, with bytes from `pack`; rounded once.
+
+    Products and sums are float32, corrections float64.
+    """
     c_out, c_in = centred.shape
     address("corrections", corrections, (4, c_out), torch.float32)
     fields = {
@@ -38,4 +46,4 @@ def mm8(
         "input_scale": address("ry", ry, (c_in,), torch.float32),
         "input_minimum": address("my", my, (c_in,), torch.float32),
     }
-    return multiply_rows("mm8", x, centred, Epilogue(into=into), [fields])
+    return multiply_rows("mm8", x, centred, Epilogue(activation, gate, out, dtype, into), [fields])

@@ -65,6 +65,23 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, g: Tensor, w: Tensor, head: Head5, sta
     return (y * silu(widened(g))).to(r.dtype)
 
 
+def ddlerp(normed: Tensor, delta: Tensor, shares: Tensor, mix: Tensor) -> Tensor:
+    """Data-dependent interpolations of each token with the token before it: z + d * (shares[j] + mix[j]).
+
+    Args:
+        normed, delta: z and d of `shift_lerp`, [M, C].
+        shares: [n, M, C]: the part of the previous token's share that depends on the input; may be overwritten.
+        mix: [n, 1, C]: its constant part.
+
+    Returns:
+        [n, M, C].
+    """
+    return torch.addcmul(normed, delta, shares.add_(mix))
+
+
+DDLERP = OpSpec("ddlerp", ddlerp, optional=True, is_recorded=False)
+
+
 class TimeMix(NamedTuple):
     """The recurrent half of a v6 layer."""
 
@@ -143,7 +160,7 @@ class Rwkv6(MatrixStateArchitecture):
     """RWKV-6 (Finch)."""
 
     name = "rwkv6"
-    ops = (SHIFT_LERP, LINEAR, LOW_RANK, OpSpec("wkv6", wkv6))
+    ops = (SHIFT_LERP, LINEAR, LOW_RANK, DDLERP, OpSpec("wkv6", wkv6))
     schema = Schema(
         top=TOP,
         layer={
@@ -222,7 +239,7 @@ class Rwkv6(MatrixStateArchitecture):
         """Adds to x in place."""
         normed, delta, mixed = ops.shift_lerp(x, p.norm, p.mix_x, s.att_shift, rows, keep_parts=True)
         assert normed is not None and delta is not None
-        mixed = torch.addcmul(normed, delta, ops.low_rank(mixed, p.shares).add_(p.mix))
+        mixed = ops.ddlerp(normed, delta, ops.low_rank(mixed, p.shares), p.mix)
         r, k, v, g = p.projections(mixed[:4])
         (w,) = ops.low_rank(mixed[4:], p.decay)
         p.output(ops.wkv6(r, k, v, g, w, p.head, s.wkv, rows), out=x)

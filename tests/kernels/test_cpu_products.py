@@ -93,7 +93,7 @@ def served(form: str, weight: Tensor) -> Callable[..., Tensor]:
         return lambda x, **after: getattr(module, form)(x, packed_q, scale, **after)
     whole = Mm8Linear(quantize_mm8(weight))
     packed_bytes = mm8.pack(whole.weight)
-    return lambda x: mm8.mm8(x, packed_bytes, whole.rx, whole.my, whole.ry, whole.corrections)
+    return lambda x, **after: mm8.mm8(x, packed_bytes, whole.rx, whole.my, whole.ry, whole.corrections, **after)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -108,7 +108,7 @@ def test_dense_products(dtype: torch.dtype, c_out: int, c_in: int) -> None:
         assert_close(f"{rows} rows", y, x.double() @ weight.double().t(), dtype)
 
 
-@pytest.mark.parametrize("form", ["linear", *WHOLE_NUMBERS])
+@pytest.mark.parametrize("form", ["linear", "mm8", *WHOLE_NUMBERS])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", [None, "squared_relu", "sigmoid", "tanh"])
 def test_what_follows_a_product(form: str, dtype: torch.dtype, activation: Any) -> None:

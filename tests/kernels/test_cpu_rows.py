@@ -12,10 +12,11 @@ from kernels.shift_cases import Shift, garbage_in_new_tensors, live_tokens
 from tolerances import assert_close
 
 from rwkv_batch.cpu_kernels.build import unavailable
+from rwkv_batch.cpu_kernels.ddlerp import ddlerp
 from rwkv_batch.cpu_kernels.layer_norm import layer_norm
 from rwkv_batch.cpu_kernels.shift_lerp import shift_lerp
 from rwkv_batch.cpu_kernels.take_rows import take_rows
-from rwkv_batch.models import blocks
+from rwkv_batch.models import blocks, rwkv6
 from rwkv_batch.models.rows import RecordedRows, Rows
 
 CPU = torch.device("cpu")
@@ -95,6 +96,30 @@ def test_layer_norm(dtype: torch.dtype) -> None:
         exact = blocks.layer_norm(x.double(), blocks.Norm(*(part.double() for part in norm)))
         if num_rows:
             assert_close("normed", alone, exact, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ddlerp(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    for count, num_rows, width in ((5, 0, 8), (1, 1, 1), (5, 3, 33), (5, 40, 1000), (2, 3, 40000)):
+        shapes = (num_rows, width), (num_rows, width), (count, num_rows, width), (count, 1, width)
+        given = [torch.randn(shape).to(dtype) for shape in shapes]
+        exact = rwkv6.ddlerp(*(part.double() for part in given))
+        found = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(ddlerp(*(part.clone() for part in given)))
+        assert torch.equal(*found)
+        if num_rows:
+            assert_close(f"{num_rows} x {width}", found[0], exact, dtype)
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_ddlerp_refuses(which: int) -> None:
+    given = [torch.zeros(3, 8), torch.zeros(3, 8), torch.zeros(5, 3, 8), torch.zeros(5, 1, 8)]
+    given[which] = given[which].bfloat16() if which != 2 else torch.zeros(5, 8, 3).mT
+    with pytest.raises(ValueError, match=f"^{('normed', 'delta', 'shares', 'mix')[which]}: got"):
+        ddlerp(*given)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

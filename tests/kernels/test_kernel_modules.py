@@ -24,7 +24,7 @@ MODULES = [
     for path in sorted((PACKAGE / f"{backend}_kernels").glob("*.py"))
     if path.stem in specs()
 ]
-FACTS = ("rows_independent", "writes_into", "defers_writes")
+FACTS = ("rows_independent", "writes_into", "has_epilogue", "defers_writes")
 
 
 @pytest.fixture(params=MODULES, ids=".".join)
@@ -62,6 +62,8 @@ def test_members(served: tuple[str, str, ModuleType]) -> None:
     assert all(getattr(module, name) is True for name in facts)
     names = [p.name for p in parameters(getattr(module, op))]
     assert ("into" in names) == getattr(module, "writes_into", False)
+    added = set(names) - {p.name for p in parameters(specs()[op].definition)}
+    assert ({"activation", "gate", "out", "dtype"} <= added) == getattr(module, "has_epilogue", False)
     assert ("ring" in names) == getattr(module, "defers_writes", False)
 
 

@@ -1,5 +1,5 @@
-// Operations on single rows: layer norm, and copies of rows of a table.
-#include "common.h"
+// Operations on single rows: layer norm, copies of rows of a table, and interpolations.
+#include "vectors.h"
 
 struct LayerNorm {
   int64_t num_rows, width;
@@ -12,6 +12,12 @@ struct TakeRows {
   const char* table;     // [n, C]
   const int64_t* index;  // [M]
   char* out;             // [M, C]
+};
+
+struct Ddlerp {
+  int64_t count, num_rows, width;
+  const void *normed, *delta, *mix;  // [M, C], [M, C], [n, C]
+  void* shares;                      // [n, M, C]: replaced by the interpolations
 };
 
 // Bytes, or inputs, that one thread takes at a time.
@@ -28,6 +34,26 @@ static void run(const LayerNorm& p) {
 #define DEFINE(NAME, T) \
   extern "C" int32_t NAME(const void* p) { return run<T>(*(const LayerNorm*)p), 0; }
 FOR_EACH_DTYPE(DEFINE, layer_norm)
+
+template <typename T>
+static void run(const Ddlerp& p) {
+  const auto interpolate = [&p](int64_t tile) {
+    const T* normed = (const T*)p.normed + tile % p.num_rows * p.width;
+    const T* delta = (const T*)p.delta + tile % p.num_rows * p.width;
+    const T* mix = (const T*)p.mix + tile / p.num_rows * p.width;
+    T* shares = (T*)p.shares + tile * p.width;
+    int64_t i = 0;
+    for (; i + LANES <= p.width; i += LANES)
+      store(shares + i, load(normed + i) + load(delta + i) * (load(shares + i) + load(mix + i)));
+    for (; i < p.width; ++i)
+      shares[i] = from_float<T>(to_float(normed[i]) + to_float(delta[i]) * (to_float(shares[i]) + to_float(mix[i])));
+  };
+  for_each_even_tile(p.count * p.num_rows, interpolate, std::max<int64_t>(1, TILE / p.width));
+}
+
+#define DEFINE_DDLERP(NAME, T) \
+  extern "C" int32_t NAME(const void* p) { return run<T>(*(const Ddlerp*)p), 0; }
+FOR_EACH_DTYPE(DEFINE_DDLERP, ddlerp)
 
 static int32_t run(const TakeRows& p) {
   for (int64_t i = 0; i < p.num_rows; ++i)

@@ -237,6 +237,23 @@ def test_a_product_is_written_where_it_is_wanted(kind: str, writes_into: bool) -
     assert [one is y for one in written] == [True] * writes_into
 
 
+def test_the_epilogue_of_mm8_is_the_kernels_where_the_kernel_has_one() -> None:
+    weight, x, gate, out = quantize_mm8(random(30, 20)), random(5, 20, seed=1), random(5, 30), random(5, 30, seed=2)
+    after: list[Any] = []
+
+    def op(*args: Any) -> Tensor:
+        after[:] = args[6:]
+        return MM8_DEFINITION.function(*args[:6])
+
+    def multiply(has_epilogue: bool) -> Tensor:
+        return Mm8Linear(weight, op=Implementation(op, has_epilogue=has_epilogue))(x, "sigmoid", gate, out.clone())
+
+    product = multiply(has_epilogue=True)
+    assert after[0] == "sigmoid" and after[1] is gate and torch.equal(after[2], out) and after[3] is None
+    assert_close("epilogue", multiply(has_epilogue=False), out + torch.sigmoid(product) * gate, torch.float32)
+    assert not after
+
+
 @pytest.mark.parametrize("rows_independent", [False, True])
 def test_a_matrix_declares_whether_its_rows_are_independent(rows_independent: bool) -> None:
     dense, int8, whole = (make(replace(op, rows_independent=rows_independent)) for make, op in MAKERS.values())

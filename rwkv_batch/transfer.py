@@ -76,7 +76,7 @@ class Staging:
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         self._device = device
         is_cuda = device.type == "cuda"
-        self._buffers = [torch.zeros(shape, dtype=dtype, pin_memory=is_cuda) for _ in range(2)]
+        self._buffers = [torch.zeros(shape, dtype=dtype, device="cpu", pin_memory=is_cuda) for _ in range(2)]
         self._copied: list[torch.cuda.Event] = []
         if is_cuda:
             self._copied = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
@@ -105,7 +105,7 @@ class HostCopy:
         self._event: torch.cuda.Event | None = None
         self._tensor = tensor
         if tensor.is_cuda:
-            self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
             self._tensor.copy_(tensor, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record(torch.cuda.current_stream(tensor.device))

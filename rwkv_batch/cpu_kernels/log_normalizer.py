@@ -21,7 +21,7 @@ class Normalize(ctypes.Structure):
 
 def log_normalizer(logits: Tensor) -> Tensor:
     """As the definition. Sums of 64 numbers are float32; their sum is float64."""
-    out = torch.empty(len(logits), dtype=torch.float64)
+    out = torch.empty(len(logits), dtype=torch.float64, device="cpu")
     start = address("logits", logits, logits.shape, torch.float32)
     arguments = Normalize(num_rows=len(logits), vocab=logits.shape[1], logits=start, out=out.data_ptr())
     kernels().log_normalizer(ctypes.byref(arguments))

@@ -30,8 +30,8 @@ def low_rank(inputs: Tensor, p: Any) -> Tensor:
             )
         if not dtype == pair.down.weight.dtype == pair.up.weight.dtype:
             raise ValueError(f"pair {j}: got {pair.down.weight.dtype}, {pair.up.weight.dtype}, expected {dtype}")
-    hidden = torch.empty(rows * sum(pair.down.out_features for pair in p.pairs), dtype=dtype)
-    out = torch.empty(len(p.pairs), rows, out_features, dtype=dtype)
+    hidden = torch.empty(rows * sum(pair.down.out_features for pair in p.pairs), dtype=dtype, device="cpu")
+    out = torch.empty(len(p.pairs), rows, out_features, dtype=dtype, device="cpu")
     downs, ups = [], []
     between = hidden.data_ptr()
     for j, pair in enumerate(p.pairs):

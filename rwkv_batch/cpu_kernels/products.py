@@ -159,7 +159,7 @@ def multiply_rows(
     elif into is not None:
         y, wanted = into, torch.float32
     else:
-        y = torch.empty(shape, dtype=x.dtype if wanted == x.dtype else torch.float32)
+        y = torch.empty(shape, dtype=x.dtype if wanted == x.dtype else torch.float32, device="cpu")
     x_bytes, y_bytes = rows * c_in * x.itemsize, rows * c_out * y.itemsize
     after = {
         "activation": ACTIVATIONS[activation],

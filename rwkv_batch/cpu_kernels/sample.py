@@ -52,8 +52,8 @@ def sample(logits: Tensor, slot_index: Tensor, tables: Any, ops: Any) -> tuple[T
         uniform number is within about 1e-6 of a boundary.
     """
     num_rows, vocab = len(logits), tables.vocab_size
-    token_ids = torch.empty(num_rows, dtype=torch.int64)
-    logprobs = torch.empty(num_rows, dtype=torch.float64)
+    token_ids = torch.empty(num_rows, dtype=torch.int64, device="cpu")
+    logprobs = torch.empty(num_rows, dtype=torch.float64, device="cpu")
     slots = tables.num_slots + 1
     seen, biases, stops = tables.seen_ids.shape[1], tables.bias_ids.shape[1], tables.stops.shape[1]
     arguments = Sample(

@@ -38,7 +38,7 @@ class Select(ctypes.Structure):
 def select(logits: Tensor, filters: Any, uniform: Tensor, normalizer: Tensor | None = None) -> Tensor:
     """As the definition. `normalizer` is not used: the kernel sums the masses of all rows in any case."""
     num_rows, vocab = logits.shape
-    token_ids = torch.empty(num_rows, dtype=torch.int64)
+    token_ids = torch.empty(num_rows, dtype=torch.int64, device="cpu")
     given = {name: address(f"filters.{name}", getattr(filters, name), (num_rows,), t) for name, t in _FILTERS.items()}
     arguments = Select(
         num_rows=num_rows,

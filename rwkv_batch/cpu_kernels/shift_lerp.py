@@ -29,7 +29,7 @@ def shift_lerp(
     num_tokens, width = x.shape
     dtype, count = x.dtype, len(mix)
     normed, delta = torch.empty_like(x), torch.empty_like(x)
-    mixed = torch.empty(count, num_tokens, width, dtype=dtype)
+    mixed = torch.empty(count, num_tokens, width, dtype=dtype, device="cpu")
     shift_address, slot_stride = pool_address("shift", shift, (width,), dtype)
     call(
         "shift_lerp",

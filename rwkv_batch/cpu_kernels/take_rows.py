@@ -22,7 +22,7 @@ class TakeRows(ctypes.Structure):
 def take_rows(table: Tensor, index: Tensor) -> Tensor:
     """As the definition."""
     num_rows, width = table.shape
-    out = torch.empty(len(index), width, dtype=table.dtype)
+    out = torch.empty(len(index), width, dtype=table.dtype, device="cpu")
     arguments = TakeRows(
         table_rows=num_rows,
         num_rows=len(index),

@@ -34,8 +34,8 @@ def top_tokens(logits: Tensor, rows: Tensor, token_ids: Tensor, count: int) -> t
     for name, index, size in (("rows", rows, num_rows), ("token_ids", token_ids, vocab)):
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
             raise ValueError(f"{name}: got {int(index.min())} to {int(index.max())}, expected 0 to {size - 1}")
-    rank = torch.empty(len(rows), dtype=torch.int64)
-    top_ids = torch.empty(len(rows), count, dtype=torch.int64)
+    rank = torch.empty(len(rows), dtype=torch.int64, device="cpu")
+    top_ids = torch.empty(len(rows), count, dtype=torch.int64, device="cpu")
     arguments = TopTokens(
         num_tokens=len(rows),
         vocab=vocab,

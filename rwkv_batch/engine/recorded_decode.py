@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from functools import partial
 
 import numpy as np
@@ -19,9 +18,6 @@ from .state_pool import StatePool
 from .step_input import PackedStep
 
 logger = logging.getLogger(__name__)
-
-MOST_RECORDINGS = 64
-"""Batch sizes whose recordings are kept: those used last."""
 
 
 class RecordedDecode:
@@ -45,10 +41,10 @@ class RecordedDecode:
         self._model, self._pool, self._logits = model, pool, logits
         num_slots = pool.num_slots
         self._arena = Arena(activation_bytes(model.sizes, num_slots))
-        self._recordings: OrderedDict[int, Recording] = OrderedDict()
+        self._recordings: dict[int, Recording] = {}  # batch size → its recording
         self._token_ids = np.zeros(num_slots, np.int64)
         self._columns = np.zeros((3, num_slots), np.int32)  # slot index, position and deferred of `RowTensors`
-        self._ends = torch.arange(num_slots + 1, dtype=torch.int32)
+        self._ends = torch.arange(num_slots + 1, dtype=torch.int32, device="cpu")
         self.obstacle = ""
 
     @classmethod
@@ -80,7 +76,6 @@ class RecordedDecode:
         """Runs the step of `fill`. Returns its logits [B, V], a part of the buffer."""
         count = len(step.slots)
         if recording := self._recordings.get(count):
-            self._recordings.move_to_end(count)
             recording.replay()
         else:
             self._record(step)
@@ -98,8 +93,6 @@ class RecordedDecode:
             logger.info("decode steps are not recorded: %s", self.obstacle)
             return
         self._recordings[count] = recording
-        if len(self._recordings) > MOST_RECORDINGS:
-            self._recordings.popitem(last=False)
 
     def _launch(self, token_ids: Tensor, rows: Rows, logits: Tensor) -> None:
         self._model.logits(self._model.forward(token_ids, rows, self._pool.layers), out=logits)

@@ -34,7 +34,7 @@ class Vocabulary(NamedTuple):
     @classmethod
     def plain(cls, size: int) -> Vocabulary:
         """A vocabulary in which every id can be sampled and is counted."""
-        return cls(torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool))
+        return cls(torch.zeros(size, dtype=torch.bool, device="cpu"), torch.zeros(size, dtype=torch.bool, device="cpu"))
 
 
 class Float(IntEnum):
@@ -236,7 +236,7 @@ class _Settings(NamedTuple):
         untempered = params.top_p_order == "rwkv"
         mask = None
         if params.allowed_token_ids is not None:
-            allowed = torch.zeros(vocab_size, dtype=torch.bool)
+            allowed = torch.zeros(vocab_size, dtype=torch.bool, device="cpu")
             allowed[params.allowed_token_ids] = True
             mask = pack_bits(allowed).numpy()
         floats, integers = np.zeros(NUM_FLOATS), np.zeros(NUM_INTEGERS, np.int64)

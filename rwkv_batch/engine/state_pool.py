@@ -49,7 +49,7 @@ class StateLayout:
         Args:
             overrides: field name → one tensor for each layer, in place of the field's initial value.
         """
-        record = torch.zeros(1, self.record_bytes, dtype=torch.uint8)
+        record = torch.zeros(1, self.record_bytes, dtype=torch.uint8, device="cpu")
         views = self.views(record)
         for field in self.fields:
             views[field.name].fill_(field.initial_value)
@@ -83,7 +83,7 @@ class Record(tuple[Tensor, ...]):
 def _copy_to_host(part: Tensor) -> Tensor:
     if not part.is_cuda:
         return part.clone()
-    return torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part, non_blocking=True)
+    return torch.empty(part.shape, dtype=part.dtype, device="cpu", pin_memory=True).copy_(part, non_blocking=True)
 
 
 def pool_parts(
@@ -132,7 +132,9 @@ class StatePool:
         for (layout, _, ring_shape), block in zip(parts, self._blocks, strict=True):
             views = layout.views(block)
             if ring_shape is not None:
-                views["ring"] = torch.zeros(num_slots, layout.num_layers, *ring_shape, device=block.device)
+                views["ring"] = torch.zeros(
+                    num_slots, layout.num_layers, *ring_shape, dtype=torch.float32, device=block.device
+                )
             self.layers += [
                 LayerState(**{name: view[:, layer] for name, view in views.items()})
                 for layer in range(layout.num_layers)

@@ -120,7 +120,7 @@ class EagerStep:
         self._stats = stats
         self._times_forward = times_forward
         # One buffer for all steps: allocating tens of megabytes in each step costs more than filling them.
-        self.logits = torch.empty(pool.num_slots, model.sizes["V"], device=model.device)
+        self.logits = torch.empty(pool.num_slots, model.sizes["V"], dtype=torch.float32, device=model.device)
         self._decode = RecordedDecode.of(model, pool, self.logits)
 
     def run(self, packed: PackedStep) -> StepResults:

@@ -73,7 +73,7 @@ class LayerStream:
         if self._stream is not None:
             buffer.record_stream(self._stream)
         for part, part_buffer in zip(_matrices(matrix), _matrices(buffer), strict=True):
-            host = torch.empty(part.shape, dtype=part.dtype, pin_memory=self._is_cuda).copy_(part)
+            host = torch.empty(part.shape, dtype=part.dtype, device="cpu", pin_memory=self._is_cuda).copy_(part)
             copies.append(_Copy(host, part_buffer))
         self._layer_in = [None, None]
         return buffer

@@ -15,7 +15,6 @@ from versions import VERSIONS
 from rwkv_batch import LLM, SamplingParams
 from rwkv_batch.cpu_kernels.build import unavailable
 from rwkv_batch.cpu_kernels.recording import Recording
-from rwkv_batch.engine import recorded_decode
 from rwkv_batch.engine.recorded_decode import RecordedDecode
 
 if unavailable():
@@ -135,15 +134,43 @@ def test_layers_in_several_places_are_not_recorded() -> None:
     assert RecordedDecode.of(model, pool, logits) is None
 
 
-def test_recordings_used_last_are_kept(checkpoint_file, monkeypatch, made, replays) -> None:
-    """A recording that was dropped is made again."""
+def test_each_batch_size_is_recorded_once(checkpoint_file, monkeypatch, made) -> None:
+    """However many sizes there are: a step that is recorded takes longer than one that is not."""
+    path, settings = checkpoint_file("7.0", **SIZES), dict(max_batch_size=100, max_batch_tokens=200)
+    recorded = Counter[int]()
+    record = RecordedDecode._record
+
+    def counted(self: RecordedDecode, step: Any) -> None:
+        recorded[len(step.slots)] += 1
+        record(self, step)
+
+    monkeypatch.setattr(RecordedDecode, "_record", counted)
+    llm = load(path, **settings)
+    params = [SamplingParams(max_tokens=2 + row, ignore_eos=True, seed=row) for row in range(100)]
+    for _ in range(2):
+        llm.generate([{"prompt_token_ids": [1]}] * 100, params)
+    assert recorded == dict.fromkeys(range(1, 101), 1)
+
+
+@pytest.mark.parametrize("is_loaded_before", [False, True])
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, "meta"])
+def test_defaults_of_torch_do_not_matter(
+    default: Any, is_loaded_before: bool, checkpoint_file, monkeypatch, made, replays
+) -> None:
+    """The caller may have set another dtype or device for the tensors that it makes itself."""
     path = checkpoint_file("7.0", **SIZES)
     expected = unrecorded(path, monkeypatch)
-    monkeypatch.setattr(recorded_decode, "MOST_RECORDINGS", 2)
-    llm = load(path)
-    assert serve(llm) == expected == serve(llm)
-    assert len(made[0]._recordings) == 2
-    assert replays
+    llm = load(path) if is_loaded_before else None
+    try:
+        if isinstance(default, str):
+            torch.set_default_device(default)
+        else:
+            torch.set_default_dtype(default)
+        assert serve(llm or load(path)) == expected
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    assert made[0]._recordings and replays
 
 
 def test_the_number_of_threads_may_change(checkpoint_file, monkeypatch, replays) -> None:

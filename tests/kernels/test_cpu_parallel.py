@@ -17,29 +17,32 @@ from kernels import sanitizers
 from rwkv_batch.cpu_kernels import build, linear
 
 HERE = Path(__file__).parent
-REGIONS = 20_000
+REGIONS = 10_000
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
+PARTS = ["random", "forked", "extremes", "without threads"]
+
+
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_every_tile_is_computed_once(sanitizer: str, tmp_path: Path) -> None:
-    """Three threads begin regions of random sizes with random numbers of threads, and so does a forked process."""
+    """From three threads with random sizes, forked in a region, in extreme sizes, and without enough threads."""
     if sanitizers.active():
         pytest.skip("builds with sanitizers of its own")
     program = tmp_path / "check"
     sources = [str(HERE / "parallel_check.cpp"), str(build.SOURCES / "parallel.cpp")]
-    flags = ["-std=c++17", "-O1", "-pthread", f"-fsanitize={sanitizer}", "-I", str(build.SOURCES)]
+    flags = ["-std=c++17", "-O1", "-pthread", f"-fsanitize={sanitizer}", "-I", str(build.SOURCES), "-ldl"]
     if subprocess.run(["g++", *flags, *sources, "-o", str(program)], capture_output=True, check=False).returncode:
         pytest.skip(f"g++ has no sanitizer {sanitizer}")
     # Addresses are not randomized: the thread sanitizer cannot run where the kernel spreads them too widely.
     fixed = [setarch, platform.machine(), "-R"] if (setarch := shutil.which("setarch")) else []
     environment = {**os.environ, "TSAN_OPTIONS": "die_after_fork=0"}
-    done = subprocess.run(
-        [*fixed, str(program), str(REGIONS)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.stdout == "right\n", done.stderr
-    assert done.returncode == 0, done.stderr
+    for part in PARTS:
+        command = [*fixed, str(program), part, str(REGIONS)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.stdout == "right\n", (part, done.stderr)
+        assert done.returncode == 0, (part, done.stderr)
 
 
 def test_threads_are_as_many_as_torch_has() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 
@@ -176,3 +178,20 @@ def test_a_forked_process_replays() -> None:
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+
+
+def test_recording_imports_no_compiler() -> None:
+    """torch would import its own compiler for a dispatch mode, which takes seconds."""
+    script = """
+import sys, torch
+from rwkv_batch.cpu_kernels import linear
+from rwkv_batch.cpu_kernels.arena import Arena
+from rwkv_batch.cpu_kernels.recording import record
+weight, x = linear.pack(torch.randn(40, 32)), torch.randn(2, 32)
+def step():
+    linear.linear(x, weight)
+assert record(step, Arena(1 << 16)).recording
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
+import pytest
+
 from docs.pages import ROOT
 
 NUMBERS = (ROOT / "docs" / "explanation" / "numbers.md").read_text(encoding="utf-8")
@@ -15,13 +17,19 @@ PEERS = {
     "`rwkv` 0.8.32, fp32": "rwkv cpu fp32",
     "`rwkvserve` 0.1.0, fp32": "rwkvserve fp32",
     "llama.cpp F16": "llama.cpp F16",
+    "llama.cpp BF16": "llama.cpp BF16",
+    "llama.cpp Q8_0": "llama.cpp Q8_0",
     "llama.cpp Q4_0": "llama.cpp Q4_0",
     "llama.cpp Q4_0, embedding and head too": "llama.cpp Q4_0 pure",
     "float32": "rwkv_batch float32",
     "bfloat16": "rwkv_batch bfloat16",
     "bfloat16, `w8a8`": "rwkv_batch bfloat16+w8a8",
 }
-POINTS = [f"decode B={size}" for size in (1, 8, 32, 64, 128)] + ["prefill B=1", "prefill B=8"]
+BATCH_SIZES = {
+    "avx512": ("Beside other engines", (1, 2, 4, 8, 32, 128)),
+    "avx2": ("With AVX2 only", (1, 8, 32, 64, 128)),
+}
+"""End of a result file's name → its heading, and the batch sizes of its columns."""
 
 
 def result(name: str) -> Any:
@@ -36,14 +44,33 @@ def rows(text: str, title: str) -> Iterator[list[str]]:
         yield [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_peers() -> None:
-    measured = result("peers-rwkv7-0.1b-avx2")["tokens_per_second"]
-    shown = {name: cells for name, *cells in rows(NUMBERS, "Beside other engines")}
-    for name, contender in PEERS.items():
-        medians = [
-            f"{median(measured[contender][point]):.0f}" if point in measured[contender] else "" for point in POINTS
-        ]
-        assert shown[name] == medians, name
+@pytest.mark.parametrize("machine", BATCH_SIZES)
+def test_peers(machine: str) -> None:
+    title, sizes = BATCH_SIZES[machine]
+    measured = result(f"peers-rwkv7-0.1b-{machine}")["tokens_per_second"]
+    points = [*(f"decode B={size}" for size in sizes), "prefill B=1", "prefill B=8"]
+    shown = {name: cells for name, *cells in rows(NUMBERS, title) if "÷" not in name and "the same" not in name}
+    assert {"float32", "bfloat16", "bfloat16, `w8a8`"} < set(shown)
+    for name, cells in shown.items():
+        found = measured[PEERS[name]]
+        assert cells == [f"{median(found[point]):.0f}" if point in found else "" for point in points], name
+
+
+def test_ratios_to_peers() -> None:
+    """Medians of the ratios of each round."""
+    measured = result("peers-rwkv7-0.1b-avx512")
+    rates = measured["tokens_per_second"]
+    shown = {name: cells for name, *cells in rows(NUMBERS, "Beside other engines") if "÷" in name}
+    pairs = {
+        "bfloat16 ÷ llama.cpp BF16": ("rwkv_batch bfloat16", "llama.cpp BF16"),
+        "`w8a8` ÷ llama.cpp Q8_0": ("rwkv_batch bfloat16+w8a8", "llama.cpp Q8_0"),
+    }
+    for name, (own, other) in pairs.items():
+        found = [[a / b for a, b in zip(rates[own][p], rates[other][p], strict=True)] for p in rates[own]]
+        assert sorted(shown[name]) == sorted(f"{median(each):.2f}" for each in found)
+    best = measured["median_ratio_to_best_form"]["llama.cpp"]["rwkv_batch bfloat16+w8a8"]
+    found_best = sorted(f"{ratio:.2f}" for ratio in best.values())
+    assert sorted(shown["`w8a8` ÷ llama.cpp's best of the round"]) == found_best
 
 
 def test_the_readme_shows_the_same() -> None:
@@ -51,8 +78,31 @@ def test_the_readme_shows_the_same() -> None:
     names = {"`rwkv` 0.8.32, float32": "`rwkv` 0.8.32, fp32"}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name, *cells in rows(readme, "What it costs and gives"):
-        one, _, thirty_two, _, most, prefill, prefill_8 = numbers[names.get(name, name.removeprefix("rwkv_batch "))]
-        assert cells == [one, thirty_two, most, prefill_8 or f"{prefill} (one prompt)"], name
+        one, _, _, *decode, prefill, prefill_8 = numbers[names.get(name, name.removeprefix("rwkv_batch "))]
+        assert cells == [one, *decode, prefill_8 or f"{prefill} (one prompt)"], name
+
+
+def test_shares_of_what_bounds_a_decode_step() -> None:
+    measured = {(name, point): shares for name, point, *shares in result("engine-rwkv7-0.1b-avx512")["shares_of_peak"]}
+    for name, *cells in rows(NUMBERS, "What bounds a decode step on a CPU"):
+        form, _, of = name.partition(":")
+        variant = "rwkv_batch " + form.replace("`", "").replace(", ", "+")
+        points = [f"decode B={size}" for size in (1, 2, 4, 8, 32, 64, 128)]
+        found = [measured[variant, point][0 if "int8" in of else 1] for point in points]
+        assert cells == [share.replace("%", " %") for share in found], name
+
+
+def test_decoding_beside_other_programs() -> None:
+    page = (ROOT / "docs" / "explanation" / "kernels.md").read_text(encoding="utf-8")
+    shown = list(rows(page, "Threads of the native CPU kernels"))
+    for cells, measured in zip(shown, result("contention-avx512")["cells"], strict=True):
+        rates = measured["rates"]
+        names = ("all threads", "one thread", "other commit")
+        shares = [both / max(both, one) for both, one in zip(rates[names[0]], rates[names[1]], strict=True)]
+        variant = {"float32": "float32", "bfloat16+w8a8": "bfloat16, `w8a8`"}[measured["variant"]]
+        figures = [f"{median(rates[name]):.0f}" for name in names]
+        expected = [measured["load"], variant, str(measured["batch_size"]), *figures, f"{median(shares):.2f}"]
+        assert cells == expected
 
 
 def test_number_formats() -> None:

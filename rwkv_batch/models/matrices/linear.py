@@ -10,17 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...ops import Implementation
-from .product import LINEAR, LINEAR_DEFINITION, Activation, EpilogueLinear, Linear
+from .product import LINEAR, LINEAR_DEFINITION, Activation, Linear, OpLinear
 from .weight_format import MatrixReader, WeightFormat
 
 
-class DenseLinear(EpilogueLinear):
+class DenseLinear(OpLinear):
     """A weight [C_out, C_in] of any float dtype. The product is in that dtype, the result in the dtype of x.
 
     Args:
         weight: as `op` takes it: a tensor, or a packed weight with `shape`, `dtype` and `nbytes`.
         op: what serves `linear`.
     """
+
+    always_has_epilogue = True
 
     def __init__(self, weight: Any, op: Implementation = LINEAR_DEFINITION) -> None:
         super().__init__(op, weight, weight.shape)

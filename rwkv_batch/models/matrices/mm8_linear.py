@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...ops import Implementation, OpSpec
 from .mm8 import Mm8Weight
-from .product import Activation, EpilogueLinear, Linear, finish
+from .product import Linear, OpLinear
 from .weight_format import MatrixReader, WeightFormat
 
 _FEW_ROWS = 8
@@ -74,7 +74,7 @@ MM8 = OpSpec("mm8", mm8, optional=True)
 MM8_DEFINITION = Implementation(mm8)
 
 
-class Mm8Linear(EpilogueLinear):
+class Mm8Linear(OpLinear):
     """A weight in 8-bit form, one byte a weight. The epilogue is a part of `op` where `op` has one.
 
     Args:
@@ -103,18 +103,6 @@ class Mm8Linear(EpilogueLinear):
         packed = op.packed(keep(centred) if keep is not None else centred)
         super().__init__(op, packed, centred.shape, rx, my, ry, corrections)
         self.rx, self.my, self.ry, self.corrections = rx, my, ry, corrections
-
-    def __call__(
-        self,
-        x: Tensor,
-        activation: Activation | None = None,
-        gate: Tensor | None = None,
-        out: Tensor | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        if self._op.has_epilogue:
-            return super().__call__(x, activation, gate, out, dtype)
-        return finish(self.product(x), activation, gate, out, dtype)
 
 
 class Mm8Format(WeightFormat):

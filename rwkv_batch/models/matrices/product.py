@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -129,6 +129,8 @@ class Linear(ABC):
 class OpLinear(Linear):
     """A weight that one op multiplies: `op(x, weight, *parameters)`.
 
+    An op that computes the epilogue too takes `activation, gate, out, dtype` after the parameters.
+
     Args:
         op: what serves the op.
         weight: as the op takes it: a tensor, or a packed weight with `nbytes`.
@@ -136,12 +138,16 @@ class OpLinear(Linear):
         parameters: the tensors that the op takes after the weight, such as scales.
     """
 
+    always_has_epilogue: ClassVar[bool] = False
+    """Every implementation of the op computes the epilogue."""
+
     def __init__(self, op: Implementation, weight: Any, shape: Sequence[int], *parameters: Tensor) -> None:
         self.out_features, self.in_features = shape
         self.weight = weight
         self.nbytes = sum(part.nbytes for part in (weight, *parameters))
         self.rows_independent = op.rows_independent
         self._op, self._parameters = op, parameters
+        self._has_epilogue = self.always_has_epilogue or op.has_epilogue
 
     def product(self, x: Tensor) -> Tensor:
         y: Tensor = self._op.function(x, self.weight, *self._parameters)
@@ -153,10 +159,6 @@ class OpLinear(Linear):
         else:
             super().write(x, y)
 
-
-class EpilogueLinear(OpLinear):
-    """A weight whose op computes the epilogue too: `op(x, weight, *parameters, activation, gate, out, dtype)`."""
-
     def __call__(
         self,
         x: Tensor,
@@ -165,5 +167,7 @@ class EpilogueLinear(OpLinear):
         out: Tensor | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
+        if not self._has_epilogue:
+            return super().__call__(x, activation, gate, out, dtype)
         y: Tensor = self._op.function(x, self.weight, *self._parameters, activation, gate, out, dtype)
         return y

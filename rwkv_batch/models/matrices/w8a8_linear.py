@@ -15,7 +15,7 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ...ops import Implementation, OpSpec
 from .linear import StackedLinear
-from .product import Activation, EpilogueLinear, Linear, finish
+from .product import Activation, Linear, OpLinear, finish
 from .weight_format import MatrixReader, WeightFormat
 
 LEVELS = 127
@@ -124,7 +124,7 @@ W8A8 = OpSpec("w8a8", w8a8)
 W8A16 = OpSpec("w8a16", w8a16, optional=True)
 
 
-class W8A8Linear(EpilogueLinear):
+class W8A8Linear(OpLinear):
     """An int8 weight with a scale for each output channel, multiplied with inputs that are quantized row by row.
 
     Args:
@@ -132,6 +132,8 @@ class W8A8Linear(EpilogueLinear):
         op: what serves `w8a8` or `w8a16`.
         keep: moves q to where it is kept, before q is packed: see `LayerStream.keep`.
     """
+
+    always_has_epilogue = True
 
     def __init__(
         self, q: Tensor, scale: Tensor, op: Implementation, keep: Callable[[Tensor], Tensor] | None = None

@@ -87,9 +87,10 @@ static inline void prefetch_row(const float* x, int n) {
   for (int i = 0; i < n; i += 16) __builtin_prefetch(x + i, 1, 3);
 }
 
-// The state of a head, or null for padding and past the last row.
+// The state of a tile, which is one head of one row; null for padding and past the last row.
 template <typename Params>
-static inline float* state_of(const Params& p, int64_t row, int64_t head) {
+static inline float* state_of(const Params& p, int64_t tile) {
+  const int64_t row = tile / p.num_heads, head = tile % p.num_heads;
   if (row >= p.rows.num_rows || p.rows.slot[row] < 0) return nullptr;
   return p.state + p.rows.slot[row] * p.slot_stride + head * p.size * p.size;
 }
@@ -101,10 +102,9 @@ static void for_each_head(const Params& p, Advance advance) {
   const int64_t chunk = chunk_size(p.rows.num_rows * p.num_heads);
   const auto advance_head = [&](int64_t tile) {
     const int64_t row = tile / p.num_heads, head = tile % p.num_heads;
-    float* const state = state_of(p, row, head);
+    float* const state = state_of(p, tile);
     if (!state) return clear_head<T>(p, row, head);
-    const bool is_last = head + 1 == p.num_heads;
-    const float* next = is_last ? state_of(p, row + 1, 0) : state_of(p, row, head + 1);
+    const float* next = state_of(p, tile + 1);
     const int32_t end = p.rows.start[row + 1];
     for (int32_t token = p.rows.start[row]; token < end; ++token)
       advance(token, head, state, token + 1 < end || !next ? state : next);

@@ -1,5 +1,5 @@
-// The middle of DeepEmbed's gate: a vector of rank R times the matrix of the row's token. The products before and after
-// it, from C to R and from R to F, are products with dense weights.
+// The middle of DeepEmbed's gate: a vector of rank R times the matrix of the row's token. The product before it, from C
+// to R, and the product after it, from R to F, have dense weights and are calls of `linear`.
 #include "vectors.h"
 
 struct DeepEmbed {

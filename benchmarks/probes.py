@@ -1,4 +1,4 @@
-"""Probes of the machine's speed: matrix products, copies and reads, measured within three seconds."""
+"""Probes of the machine's speed: matrix products, copies and reads."""
 
 from __future__ import annotations
 

@@ -10,8 +10,10 @@ NOTHING = SimpleNamespace(restore=lambda: None)
 
 
 def replace_language_once() -> None:
-    """Does it if this process has imported the interpreter. A launch replaces the language for as long as it runs;
-    with this, the language stays replaced. A replacement takes longer than most functions of kernels.
+    """Replaces the language for the rest of the process. Does nothing where the interpreter is not imported.
+
+    The interpreter replaces the language at each call of a function, for as long as the call lasts. That takes longer
+    than most functions of kernels.
     """
     interpreter: Any = sys.modules.get("triton.runtime.interpreter")
     if interpreter is None or interpreter._patch_lang is _replaced:

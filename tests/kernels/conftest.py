@@ -109,3 +109,11 @@ def device_is_served() -> None:
 
     if reason := modules["linear"].unsupported_reason(DEVICE, torch.float32, {}):
         pytest.skip(reason)
+
+
+@pytest.fixture
+def same_number_of_threads_afterwards() -> Iterator[None]:
+    """For tests that change the number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,14 +20,10 @@ from rwkv_batch.ops import Implementation
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 WIDTH, VOCAB, OUT_WIDTH = 48, 11, 300
 
-pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
-
-
-@pytest.fixture(autouse=True)
-def same_number_of_threads_afterwards() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.skipif(unavailable() is not None, reason=str(unavailable())),
+    pytest.mark.usefixtures("same_number_of_threads_afterwards"),
+]
 
 
 def make(rank: int, dtype: torch.dtype) -> tuple[rwkv7.DeepEmbed, rwkv7.DeepEmbed]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,14 +23,10 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 WIDTHS = (1000, 6000, 20000)
 """Tiles of `shift_lerp` have 16, 2 and 1 tokens of these widths."""
 
-pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
-
-
-@pytest.fixture(autouse=True)
-def same_number_of_threads_afterwards() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.skipif(unavailable() is not None, reason=str(unavailable())),
+    pytest.mark.usefixtures("same_number_of_threads_afterwards"),
+]
 
 
 def random_rows(draw: random.Random) -> Rows:
